@@ -1,0 +1,1 @@
+"""The experiments that taugrid ships, one YAML each, as package data."""

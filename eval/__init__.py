@@ -1,0 +1,1 @@
+"""What quality means: features, statistics, tables and figures."""

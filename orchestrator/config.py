@@ -1,0 +1,323 @@
+"""The configuration: its sections as frozen pydantic models, and loading, merging with `--set`, validation and schema.
+
+Keys of `data`, `model`, `diffusion`, `train` and `sample` are hashed into the identities of models and cells
+(`grid.py`): a new key must come with a default that means "as before", and the default of an existing key never
+changes, because either would orphan every run that people have.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from orchestrator.errors import UserError
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A section of the config: immutable, unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Data(Section):
+    """The images that a model learns and that samples are compared with."""
+
+    name: Literal["digits"] = "digits"
+    """`digits`: scikit-learn's 1797 handwritten digits, grey 8x8."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        return {"digits": (1, 8, 8)}[self.name]
+
+
+class Unet(Section):
+    """Arguments of diffusers' `UNet2DModel`; the defaults are the DDPM U-Net's conventions, not diffusers' own."""
+
+    block_out_channels: list[Positive] = [128, 256, 256, 256]
+    layers_per_block: Positive = 2
+    down_block_types: list[str] = ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"]
+    up_block_types: list[str] = ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"]
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    norm_num_groups: Positive = 32
+    norm_eps: float = 1e-6
+    attention_head_dim: Positive | None = None
+    add_attention: bool = True
+    freq_shift: int = 1
+    flip_sin_to_cos: bool = False
+    downsample_padding: int = 0
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> "Unet":
+        levels = {len(self.block_out_channels), len(self.down_block_types), len(self.up_block_types)}
+        if len(levels) != 1:
+            raise ValueError("block_out_channels, down_block_types and up_block_types must have the same length")
+        uneven = [width for width in self.block_out_channels if width % self.norm_num_groups]
+        if uneven:
+            raise ValueError(f"block_out_channels {uneven} are no multiple of norm_num_groups {self.norm_num_groups}")
+        return self
+
+
+class Model(Section):
+    """The network: exactly one of `unet` (trained here) and `checkpoint` (a diffusers folder, loaded)."""
+
+    unet: Unet | None = None
+    checkpoint: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Model":
+        if self.unet is not None and self.checkpoint is not None:
+            raise ValueError("give either unet (to train a network) or checkpoint (to load one), not both")
+        return self
+
+
+class Diffusion(Section):
+    """The forward process. A key left `null` is a loaded checkpoint's own, or else `DIFFUSION_DEFAULTS`'."""
+
+    timesteps: Positive | None = None
+    schedule: Literal["linear", "scaled_linear", "cosine"] | None = None
+    beta_start: Annotated[float, Field(gt=0, lt=1)] | None = None
+    beta_end: Annotated[float, Field(gt=0, lt=1)] | None = None
+    prediction: Literal["epsilon"] | None = None
+
+
+class Train(Section):
+    """Training with L_simple (eq. 5, gamma = 1). `workers` and `checkpoint_every` change no result."""
+
+    steps: Positive = 100_000
+    batch_size: Positive = 128
+    """Global: the sum over all workers."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    gradient_clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of the gradient; null for none."""
+    flip: bool = False
+    """Random horizontal flips."""
+    seed: Seed | None = None
+    """Defaults to the top-level `seed`."""
+    workers: Positive = 1
+    checkpoint_every: Positive = 1_000
+
+
+class Sample(Section):
+    """How a cell is sampled. `eta` is a number, or `sigma_hat` for DDPM's larger variance."""
+
+    steps: Positive = 50
+    """S, the length of tau: the number of sampling steps."""
+    eta: Annotated[float, Field(ge=0, le=1)] | Literal["sigma_hat"] = 0.0
+    spacing: Literal["linear", "quadratic"] = "linear"
+    sampler: Literal["ddim"] = "ddim"
+    clip: Literal["none", "x0", "x0_and_eps"] | None = None
+    """null: a loaded pipeline's own, else `none`."""
+    weights: Literal["ema", "raw"] = "ema"
+    precision: Literal["float32"] = "float32"
+    num_samples: Positive = 1_000
+    """N. Not part of a cell's identity: raising it extends the cell."""
+    batch_size: Positive = 256
+    seed: Seed | None = None
+    """Defaults to the top-level `seed`."""
+    shard_evaluations: Positive = 50_000
+    """Network evaluations a shard is sized for."""
+
+
+class Evaluate(Section):
+    """How cells are scored."""
+
+    extractor: str | None = None
+    """Name of a feature extractor; null chooses by data (`digits-convnet` for digits)."""
+    weights: str | None = None
+    """Path of the extractor's weights, where it doesn't ship with taugrid."""
+    metrics: list[Literal["fid", "isc", "kid"]] = ["fid", "isc", "kid"]
+    batch_size: Positive = 250
+    isc_splits: Positive = 10
+    kid_subsets: Positive = 100
+    kid_subset_size: Positive = 1_000
+    """Reduced to N or to the reference's size where those are smaller, and recorded."""
+    seed: Seed = 2020
+    """Shuffles of IS and subsets of KID; torch-fidelity's default."""
+
+
+class Report(Section):
+    """What the tables and figures show."""
+
+    images_per_cell: Positive = 8
+    """Images of each cell in figures/samples.png."""
+
+
+class Cluster(Section):
+    """Where the work runs. Changes no result."""
+
+    workers: Positive | None = None
+    """Sampling and evaluation actors; null: as many as the cluster has room for."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    """null: 1 where the cluster has GPUs, else 0."""
+    max_attempts: Positive = 3
+    """A piece of work that failed this often is set aside and said; the rest goes on."""
+
+
+class Config(Section):
+    """An experiment: everything that `taugrid run` needs."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Seed = 0
+    data: Data = Data()
+    model: Model = Model()
+    diffusion: Diffusion = Diffusion()
+    train: Train = Train()
+    sample: Sample = Sample()
+    grid: list[dict[str, list[Any]]] = []
+    """A mapping of key -> list of values, or a list of such mappings whose products are joined. A bare key belongs to
+    `sample`; a dotted key (`diffusion.schedule`) makes further models."""
+    evaluate: Evaluate = Evaluate()
+    report: Report = Report()
+    cluster: Cluster = Cluster()
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _grid_is_a_list_of_mappings(cls, grid: Any) -> Any:
+        mappings = [grid] if isinstance(grid, Mapping) else grid
+        for mapping in mappings if isinstance(mappings, list) else []:
+            for key, values in mapping.items() if isinstance(mapping, Mapping) else []:
+                if not isinstance(values, list) or not values:
+                    raise ValueError(f"grid.{key} must be a list with at least one value, as in {key}: [{values}]")
+        return mappings
+
+
+DIFFUSION_DEFAULTS = Diffusion(timesteps=1000, schedule="linear", beta_start=1e-4, beta_end=2e-2, prediction="epsilon")
+GRID_SECTIONS = ("data", "model", "diffusion", "train")
+
+S = TypeVar("S", bound=Section)
+
+
+def validate(cls: type[S], values: Mapping[str, Any], where: str) -> S:
+    """`values` as a `cls`; `UserError` with one line per mistake, and a suggestion for an unknown key."""
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        lines = dict.fromkeys(_explain(cls, dict(e)) for e in error.errors(include_url=False))
+        raise UserError(f"{where}: " + "; ".join(lines)) from None
+
+
+def _explain(cls: type[BaseModel], error: dict[str, Any]) -> str:
+    path = [str(part) for part in error["loc"]]
+    if error["type"] == "extra_forbidden":
+        parent: type[BaseModel] | None = cls
+        for part in path[:-1]:
+            parent = _section_of(parent, part)
+        known = list(parent.model_fields) if parent else []
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {'.'.join(path)!r} ({hint})"
+    if error["type"] == "missing":
+        return f"{'.'.join(path)} is missing"
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    # A union reports each of its branches, named in the location after the field: the field is what people wrote.
+    field = [part for part in path if part.replace("_", "").isalnum() and part not in {"float", "int", "str"}]
+    given = "" if isinstance(error["input"], dict) else f", not {error['input']!r}"
+    return f"{'.'.join(field) or 'config'}: {message}{given}"
+
+
+def _section_of(parent: type[BaseModel] | None, name: str) -> type[BaseModel] | None:
+    field = parent.model_fields.get(name) if parent else None
+    if field is None:
+        return None
+    candidates = (field.annotation, *get_args(field.annotation))
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def find(name: str) -> Path:
+    """The file that `name` means: a path, a run directory, or the name of a config that taugrid ships.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{name} is a folder without config.json, so it is no run directory; give a config file")
+        return path / "config.json"
+    if path.is_file():
+        return path
+    shipped = {Path(str(entry)).stem: Path(str(entry)) for entry in files("configs").iterdir() if _is_yaml(entry.name)}
+    if Path(name).stem in shipped and name in (Path(name).stem, Path(name).name):
+        return shipped[Path(name).stem]
+    near = difflib.get_close_matches(Path(name).stem, shipped, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"shipped configs: {', '.join(sorted(shipped))}"
+    raise UserError(f"no config file, run directory or shipped config is called {name!r} ({hint})")
+
+
+def _is_yaml(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file; `UserError` where it can't be read as one."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"can't read {path}: {reason}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a mapping of sections (name:, data:, model:, ...), not {type(values).__name__}")
+    return values
+
+
+def merge(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """`values` with every `key.path=value` of `--set` applied; a value is read as YAML."""
+    merged: dict[str, Any] = json.loads(json.dumps(values))
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set takes key=value, as in --set sample.num_samples=2000, not {assignment!r}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {key}: {text!r} is no YAML value") from None
+        *parents, last = key.strip().split(".")
+        node = merged
+        if parents[:1] == ["grid"] and len(parents) > 1 or key.startswith("grid.") and key.count(".") > 1:
+            parents, last = ["grid"], key.strip().removeprefix("grid.")  # dotted grid keys name other sections
+        for parent in parents:
+            if not isinstance(node.get(parent), dict):
+                if isinstance(node.get(parent), list) and node[parent]:
+                    raise UserError(f"--set {key}: {parent} is a list here; give it whole, --set '{parent}=[{{...}}]'")
+                node[parent] = {}
+            node = node[parent]
+        node[last] = value
+    return merged
+
+
+def load(name: str, assignments: Sequence[str] = ()) -> Config:
+    """The config called `name` (see `find`) with `--set` assignments applied, validated, and seeds filled in.
+
+    Raises:
+        UserError: one line that says what is wrong, for a missing file, bad syntax, or an unknown key or bad value.
+    """
+    path = find(name)
+    config = validate(Config, merge(read(path), assignments), str(path))
+    return config.model_copy(
+        update={
+            "train": _with_seed(config.train, config.seed),
+            "sample": _with_seed(config.sample, config.seed),
+        }
+    )
+
+
+def _with_seed(section: S, seed: int) -> S:
+    return section if getattr(section, "seed", None) is not None else section.model_copy(update={"seed": seed})
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a config file, for editors."""
+    return Config.model_json_schema()
