@@ -269,7 +269,7 @@ def read(path: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise UserError(f"can't read {path}: {reason}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a mapping of sections (name:, data:, model:, ...), not {type(values).__name__}")
+        raise UserError(f"{path} must hold sections (name:, data:, model:, ...), not {type(values).__name__}")
     return values
 
 
@@ -286,8 +286,8 @@ def merge(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--set {key}: {text!r} is no YAML value") from None
         *parents, last = key.strip().split(".")
         node = merged
-        if parents[:1] == ["grid"] and len(parents) > 1 or key.startswith("grid.") and key.count(".") > 1:
-            parents, last = ["grid"], key.strip().removeprefix("grid.")  # dotted grid keys name other sections
+        if parents[:1] == ["grid"]:
+            parents, last = ["grid"], key.strip().removeprefix("grid.")  # a grid key may have dots of its own
         for parent in parents:
             if not isinstance(node.get(parent), dict):
                 if isinstance(node.get(parent), list) and node[parent]:

@@ -1,0 +1,393 @@
+"""Quality-versus-steps tables: every cell in long form, and pivoted as in the DDIM paper (rows eta, columns S).
+
+How a value is written: with an error, both get the decimals that show two significant digits of the error, but none
+are rounded left of the point (14.21 ± 0.32, 367 ± 12, 4.160 ± 0.012); without one, two decimals, or three significant
+digits where those are more (13.36, 0.00412). Never more than six decimals. A missing value is written as a dash.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+COLUMNS = (
+    "cell", "model", "sampler", "steps", "eta", "sigma", "spacing", "clip", "num_samples", "network_evaluations",
+    "fid", "fid_se", "fid_infinity", "isc_mean", "isc_std", "kid_mean", "kid_std", "precision", "recall", "seconds",
+    "protocol",
+)  # fmt: skip
+"""The columns of quality.csv; one for each other grid axis follows."""
+_FLOATS = frozenset(COLUMNS[COLUMNS.index("fid") : COLUMNS.index("protocol")]) | {"eta"}
+
+SIGMA_HAT = "σ̂"
+MISSING = "–"
+CONSOLE_WIDTH = 80
+"""Columns that every terminal and pipe has: rich's own width where it finds no terminal."""
+
+
+class Metric(NamedTuple):
+    """A column of scores that is tabulated: its name for people, which end is good, and what its error is."""
+
+    column: str
+    error: str | None
+    title: str
+    higher_is_better: bool = False
+    scale: float = 1.0
+    error_means: str = ""
+
+    @property
+    def heading(self) -> str:
+        """The title with the direction that is better."""
+        return f"{self.title} ({'higher' if self.higher_is_better else 'lower'} is better)"
+
+
+FID = Metric("fid", "fid_se", "FID", error_means="one standard error of sampling at this N")
+METRICS = (
+    FID,
+    Metric("fid_infinity", None, "FID extrapolated to infinite N"),
+    Metric("isc_mean", "isc_std", "Inception Score", True, error_means="the standard deviation over splits"),
+    Metric("kid_mean", "kid_std", "KID × 1000", scale=1000, error_means="the standard deviation over subsets"),
+    Metric("precision", None, "Precision", True),
+    Metric("recall", None, "Recall", True),
+)
+
+
+@dataclass(frozen=True)
+class Pivot:
+    """One table as in the paper: its index holds labels of eta, ascending, sigma_hat last; its columns S, ascending.
+
+    `values` and `errors` are float64 with NaN for what is missing. `settings` are what sets this pivot apart from its
+    siblings (empty where it has none), `notes` say what else differs from row to row.
+    """
+
+    settings: Mapping[str, str]
+    values: pd.DataFrame
+    errors: pd.DataFrame
+    notes: tuple[str, ...]
+
+    @property
+    def heading(self) -> str:
+        """The settings in a line, such as "diffusion.schedule = linear, clip = x0"."""
+        return ", ".join(f"{setting} = {value}" for setting, value in self.settings.items())
+
+
+class Entry(NamedTuple):
+    """A cell of a pivot as people read it; `error` is empty where there is none."""
+
+    value: str
+    error: str
+    best: bool
+
+    def joined(self, separator: str) -> str:
+        """Value and error with `separator` between them."""
+        return f"{self.value}{separator}{self.error}" if self.error else self.value
+
+
+def frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
+    """The long form: a row per cell in an order that does not depend on that of `rows`, columns as in the contract.
+
+    Integers stay integers, metrics are float64 with NaN for None, a list as the value of an axis becomes its JSON.
+
+    Raises:
+        KeyError: if a row lacks one of `COLUMNS`.
+    """
+    axes = sorted({key for row in rows for key in row} - set(COLUMNS))
+    order = [*axes, "model", "sampler", "spacing", "num_samples", "sigma", "eta", "steps", "clip", "cell"]
+    ordered = sorted(rows, key=lambda row: [_order(row.get(key)) for key in order])
+    contract = {column: _series(column, [row[column] for row in ordered]) for column in COLUMNS}
+    return pd.DataFrame(contract | {axis: _series(axis, [row.get(axis) for row in ordered]) for axis in axes})
+
+
+def _order(value: object) -> tuple[int, float, str]:
+    if value is None:
+        return (0, 0.0, "")
+    return (1, float(value), "") if isinstance(value, Real) else (2, 0.0, str(value))
+
+
+def _series(column: str, values: Sequence[object]) -> "pd.Series[Any]":
+    if column in _FLOATS:
+        return pd.Series(np.array(values, dtype=np.float64))
+    plain = [json.dumps(value) if isinstance(value, list | tuple | dict) else value for value in values]
+    series = pd.Series(plain, dtype=object)
+    return series if None in plain else series.infer_objects()  # which would make floats of integers beside a None
+
+
+def pivot(frame: pd.DataFrame, metric: str = "fid", error: str | None = "fid_se") -> list[Pivot]:
+    """`metric` and its `error` for each combination of the settings that vary besides eta and S.
+
+    A sampling setting that is a function of the row, as clip is in the paper (sigma_hat alone clips), sets no pivots
+    apart; settings that make another model, and N, always do.
+
+    Raises:
+        ValueError: if two cells would fall into one place.
+    """
+    if frame.empty:
+        return []
+    apart, by_row = _layout(frame)
+    groups = list(frame.groupby(apart, sort=False, dropna=False)) if apart else [((), frame)]
+    return [
+        Pivot(
+            settings={column: _text(group[column].iloc[0]) for column in apart},
+            values=_grid(group, metric),
+            errors=_grid(group, error),
+            notes=tuple(_row_note(group, column) for column in by_row),
+        )
+        for _, group in groups
+    ]
+
+
+def _layout(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Columns that set pivots apart, and columns that differ but follow from a pivot and its row."""
+
+    def follows(column: str, given: list[str]) -> bool:
+        known = frame.drop_duplicates(given) if given else frame.head(1)
+        return len(frame.drop_duplicates([*given, column])) == len(known)
+
+    axes = [column for column in frame.columns if column not in COLUMNS]
+    apart = [axis for axis in [*axes, "num_samples"] if ("." in axis or axis in COLUMNS) and not follows(axis, [])]
+    if not follows("model", apart):
+        apart.append("model")
+    by_row: list[str] = []
+    # Clip comes last: where it is a function of the row only within another setting, that one has been set apart.
+    for column in [*(axis for axis in axes if "." not in axis), "sampler", "spacing", "clip"]:
+        if not follows(column, []):
+            (by_row if follows(column, [*apart, "sigma", "eta"]) else apart).append(column)
+    return apart, by_row
+
+
+def _text(value: object) -> str:
+    return "not set" if value is None or value is pd.NA or value != value else str(value)
+
+
+def _labels(group: pd.DataFrame) -> "pd.Series[str]":
+    numbers = group["eta"].map(lambda eta: str(float(eta)))
+    return numbers.where(group["sigma"] != "sigma_hat", SIGMA_HAT)
+
+
+def _grid(group: pd.DataFrame, column: str | None) -> pd.DataFrame:
+    placed = group.assign(row=_labels(group)).sort_values(["sigma", "eta", "steps"])
+    twice = placed[placed.duplicated(["row", "steps"], keep=False)]
+    if len(twice):
+        place = f"eta {twice['row'].iloc[0]}, S = {twice['steps'].iloc[0]}"
+        raise ValueError(f"cells {twice['cell'].iloc[0]} and {twice['cell'].iloc[1]} are both at {place} of one table")
+    values = placed.assign(value=placed[column] if column else math.nan)
+    grid = values.pivot(index="row", columns="steps", values="value")
+    return grid.reindex(index=placed["row"].unique(), columns=sorted(grid.columns))
+
+
+def _row_note(group: pd.DataFrame, column: str) -> str:
+    """Which rows have which value of `column`, such as "clip: none (0.0, 0.2), x0_and_eps (σ̂)"."""
+    ordered = group.assign(row=_labels(group), value=group[column].map(_text)).sort_values(["sigma", "eta"])
+    rows = {str(value): ", ".join(part.unique()) for value, part in ordered.groupby("value", sort=False)["row"]}
+    return f"{column}: " + ", ".join(f"{v} ({labels})" if len(rows) > 1 else v for v, labels in rows.items())
+
+
+def _tabulated(frame: pd.DataFrame) -> list[Metric]:
+    """The metrics that some cell has; FID, all dashes, where no cell has any."""
+    return [metric for metric in METRICS if frame[metric.column].notna().any()] or [FID]
+
+
+def _entries(table: Pivot, metric: Metric) -> Iterator[tuple[str, list[Entry]]]:
+    """Each row's label and its cells; best is per column, and said only where there is something to choose from."""
+    values, errors = table.values * metric.scale, table.errors * metric.scale
+    best = (values.max() if metric.higher_is_better else values.min()).where(values.count() > 1)
+    for label in values.index:
+        row = zip(values.loc[label], errors.loc[label], best, strict=True)
+        yield str(label), [Entry(*_write_number(value, error), value == top) for value, error, top in row]
+
+
+def _write_number(value: float, error: float) -> tuple[str, str]:
+    """Value and "± error" by the rule in the module's docstring."""
+    if not math.isfinite(value):
+        return MISSING, ""
+    if not (math.isfinite(error) and error > 0):  # the spread of a single split or subset is 0: it tells nothing
+        return f"{value:.{max(2, _decimals(value, digits=3))}f}", ""
+    decimals = _decimals(error, digits=2)
+    return f"{value:.{decimals}f}", f"± {error:.{decimals}f}"
+
+
+def _decimals(number: float, digits: int) -> int:
+    """Decimals that show `digits` significant digits, at most 6; rounded first, as 0.0999 is 0.10 to two digits."""
+    exponent = int(f"{number:.{digits - 1}e}".split("e")[1]) if number else 0
+    return min(max(0, digits - 1 - exponent), 6)
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A section of GitHub's Markdown for each metric that some cell has, with a table for each pivot."""
+    blocks: list[str] = []
+    for metric in _tabulated(frame):
+        blocks.append(f"## {metric.heading}")
+        if metric.error and frame[metric.error].notna().any():
+            blocks.append(f"± is {metric.error_means}.")
+        for table in pivot(frame, metric.column, metric.error):
+            if table.settings:
+                blocks.append("### " + ", ".join(f"`{key}` = `{value}`" for key, value in table.settings.items()))
+            steps = [str(steps) for steps in table.values.columns]
+            lines = [["η \\ S", *steps], [":--", *["--:"] * len(steps)]]
+            for label, entries in _entries(table, metric):
+                lines.append([label, *(f"**{e.joined(' ')}**" if e.best else e.joined(" ") for e in entries)])
+            blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+            blocks += table.notes
+    return "\n\n".join(blocks) + "\n"
+
+
+_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_TEX |= {character: f"\\{character}" for character in "&%$#_{}"}
+_TEX |= {"±": r"$\pm$", "×": r"$\times$", "η": r"$\eta$", "–": "--", "σ": r"$\sigma$"}
+
+
+def _tex(text: str) -> str:
+    pieces = ("".join(_TEX.get(character, character) for character in piece) for piece in text.split(SIGMA_HAT))
+    return r"$\hat{\sigma}$".join(pieces)
+
+
+def latex(frame: pd.DataFrame) -> str:
+    r"""A `table` environment for each metric and pivot, for a document that loads booktabs."""
+    tables = [
+        _latex_table(table, metric, frame)
+        for metric in _tabulated(frame)
+        for table in pivot(frame, metric.column, metric.error)
+    ]
+    return "\n".join(["% Needs \\usepackage{booktabs}.", *tables])
+
+
+def _latex_table(table: Pivot, metric: Metric, frame: pd.DataFrame) -> str:
+    count = len(table.values.columns)
+    rows = []
+    for label, entries in _entries(table, metric):
+        bodies = (_tex(e.value) if e.value == MISSING else e.joined(" ").replace("±", r"\pm") for e in entries)
+        cells = (f"$\\mathbf{{{body}}}$" if e.best else f"${body}$" for e, body in zip(entries, bodies, strict=True))
+        rows.append(" & ".join([_tex(label), *(cell.replace("$--$", "--") for cell in cells)]) + r" \\")
+    means = f"± is {metric.error_means}" if table.errors.notna().any(axis=None) else ""
+    sizes = "N = " + _numbers(frame["num_samples"]) if "num_samples" not in table.settings else ""
+    caption = ". ".join(filter(None, [metric.heading, table.heading, sizes, means, *table.notes]))
+    return "\n".join([
+        r"\begin{table}",
+        r"  \centering",
+        f"  \\caption{{{_tex(caption)}.}}",
+        f"  \\begin{{tabular}}{{l{'r' * count}}}",
+        r"    \toprule",
+        f"    & \\multicolumn{{{count}}}{{c}}{{$S$}} \\\\",
+        f"    \\cmidrule(lr){{2-{count + 1}}}",
+        "    " + " & ".join([r"$\eta$", *map(str, table.values.columns)]) + r" \\",
+        r"    \midrule",
+        *(f"    {row}" for row in rows),
+        r"    \bottomrule",
+        r"  \end{tabular}",
+        r"\end{table}",
+        "",
+    ])  # fmt: skip
+
+
+def _numbers(values: "pd.Series[int]") -> str:
+    return " or ".join(str(value) for value in sorted(set(values)))
+
+
+def console(frame: pd.DataFrame) -> Group:
+    """The FID pivots, for `rich` to print; what is wider than 80 columns has errors below values, then is cut by S."""
+    parts: list[RenderableType] = []
+    for table in pivot(frame, FID.column, FID.error):
+        parts += [Text(": ".join(filter(None, [FID.heading, table.heading]))), *_console_tables(table)]
+        parts += [Text(note) for note in table.notes]
+    return Group(*parts)
+
+
+def _console_tables(pivoted: Pivot) -> Iterator[Table]:
+    rows = list(_entries(pivoted, FID))
+    steps = [str(steps) for steps in pivoted.values.columns]
+    corner, gap = "η \\ S", 2  # a space of padding, and one where the box has its divider
+    for separator in (" ", "\n"):
+        texts = [[entry.joined(separator) for entry in entries] for _, entries in rows]
+        widths = [gap + max(map(len, "\n".join(column).split("\n"))) for column in zip(steps, *texts, strict=True)]
+        if len(corner) + sum(widths) <= CONSOLE_WIDTH:
+            break
+    parts: list[list[int]] = [[]]
+    for i, width in enumerate(widths):
+        if parts[-1] and len(corner) + sum(widths[j] for j in parts[-1]) + width > CONSOLE_WIDTH:
+            parts.append([])
+        parts[-1].append(i)
+    for part in parts:
+        table = Table(corner, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for i in part:
+            table.add_column(steps[i], justify="right")
+        for (label, entries), row in zip(rows, texts, strict=True):
+            table.add_row(label, *(Text(row[i], style="bold" if entries[i].best else "") for i in part))
+        yield table
+
+
+def write(
+    rows: Sequence[Mapping[str, object]],
+    folder: Path,
+    protocols: Mapping[str, Mapping[str, object]],
+    notes: Sequence[str] = (),
+) -> None:
+    """quality.{csv,json,md,tex} in `folder`, each put in place whole; `protocols` spells out the rows' short hashes."""
+    table = frame(rows)
+    about = _about(table, protocols)
+    document = {"rows": table.to_dict("records"), "protocols": protocols, "notes": list(notes)}
+    listed = "\n".join(f"- {note}" for note in notes)
+    contents = {
+        "csv": table.to_csv(index=False, lineterminator="\n"),
+        "json": json.dumps(_without_nan(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "md": about + "\n\n" + markdown(table) + (f"\n## Notes\n\n{listed}\n" if notes else ""),
+        "tex": "".join(f"% {' '.join(line.split())}\n" for line in (about, *notes)) + latex(table),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix, text in contents.items():
+        with replacing(folder / f"quality.{suffix}") as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _about(frame: pd.DataFrame, protocols: Mapping[str, Mapping[str, object]]) -> str:
+    """One line: N, reference, extractor, and what ± and bold mean."""
+    spelled = [protocols[name] for name in dict.fromkeys(frame["protocol"]) if name in protocols]
+    parts = [f"N = {_numbers(frame['num_samples'])} samples per cell" if len(frame) else "no cell has been scored"]
+    for key in ("reference", "extractor"):
+        values = list(dict.fromkeys(_spell(protocol[key]) for protocol in spelled if protocol.get(key) is not None))
+        parts += [f"{key}: {' or '.join(values)}"] if values else []
+    parts.append(
+        "± beside FID is one standard error of sampling at this N (neither its bias nor the spread of trainings)"
+    )
+    parts.append("bold is the best of its column")
+    line = "; ".join(parts) + "."
+    return line[0].upper() + line[1:]
+
+
+def _spell(value: object) -> str:
+    """A protocol's value for people: mappings in a line, hashes cut to ten digits."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_spell(item)}" for key, item in value.items())
+    text = str(value)
+    return text[:10] if len(text) >= 32 and set(text) <= set("0123456789abcdef") else text
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    if isinstance(value, np.generic):
+        return _without_nan(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder that takes the place of `path` at the end, or vanishes on an error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

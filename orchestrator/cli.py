@@ -1,0 +1,269 @@
+"""The command line. Each command is a few lines over functions elsewhere, which it imports when it is called: `--help`
+must answer at once.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from orchestrator.errors import Exit, RunFailed, UserError
+
+if TYPE_CHECKING:
+    from orchestrator.config import Config
+    from orchestrator.grid import Plan
+    from orchestrator.rundir import RunDir
+
+
+class Opened:
+    """A command's config, its plan and its run directory."""
+
+    config: "Config"
+    plan: "Plan"
+    rundir: "RunDir"
+
+    def __init__(self, name: str, assignments: tuple[str, ...], out: str | None) -> None:
+        from orchestrator.config import load
+        from orchestrator.grid import plan
+        from orchestrator.rundir import RunDir
+
+        self.config = load(name, assignments)
+        self.plan = plan(self.config)
+        self.rundir = RunDir(_folder(name, out, self.config.name))
+
+
+def _folder(config: str, out: str | None, name: str) -> Path:
+    if out is None:
+        return Path(config) if Path(config).is_dir() else Path("runs") / name
+    if "://" in out:
+        raise UserError(f"--out {out}: this version writes to folders that all workers see, not yet to object stores")
+    if Path(out).exists() and not Path(out).is_dir():
+        raise UserError(f"--out {out} is a file; give a folder")
+    return Path(out)
+
+
+def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """CONFIG, --out and --set, as every command that takes a config has them."""
+    for option in (
+        click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML."),
+        click.option("--out", metavar="DIR", help="Run directory.  [default: runs/<name>]"),
+        click.argument("config"),
+    ):
+        command = option(command)
+    return command
+
+
+def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--address, --workers and --json, as every command that does work has them."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, and nothing else there."),
+        click.option("--workers", type=click.IntRange(1), help="Sets cluster.workers."),
+        click.option(
+            "--address", default="local", show_default=True, help="local (a Ray of its own), auto, or HOST:PORT."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON document on stdout, and nothing else there."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="taugrid")
+def cli() -> None:
+    """How good are a diffusion model's samples at S steps?
+
+    CONFIG is a file, the name of a shipped config (digits), or a run directory.
+    """
+
+
+@cli.command()
+@config_options
+@json_option
+def plan(config: str, out: str | None, assignments: tuple[str, ...], as_json: bool) -> None:
+    """Show what a run would do, and what is done already. Starts nothing."""
+    from orchestrator.inspection import describe
+    from orchestrator.text import plan_text
+
+    opened = Opened(config, assignments, out)
+    _print(describe(opened.config, opened.plan, opened.rundir), as_json, plan_text)
+
+
+@cli.command()
+@click.argument("directory", metavar="DIR")
+@json_option
+def status(directory: str, as_json: bool) -> None:
+    """Show how far a run is, from its directory alone."""
+    from orchestrator.inspection import describe
+    from orchestrator.text import plan_text
+
+    opened = _existing(directory)
+    _print(describe(opened.config, opened.plan, opened.rundir), as_json, plan_text)
+
+
+def _stage(name: str, stages: tuple[str, ...], text: str) -> None:
+    """Add the command `name`, which does `stages`."""
+
+    @config_options
+    @cluster_options
+    def command(
+        config: str,
+        out: str | None,
+        assignments: tuple[str, ...],
+        address: str,
+        workers: int | None,
+        as_json: bool,
+    ) -> None:
+        if workers is not None:
+            assignments = (*assignments, f"cluster.workers={workers}")
+        if address != "local" and not Path(_folder(config, out, "")).is_absolute():
+            raise UserError(f"with --address {address}, --out must be an absolute path that every node sees")
+        _work(Opened(config, assignments, out), stages, address, as_json)
+
+    command.__doc__ = text
+    cli.command(name)(command)
+
+
+_stage("run", ("train", "sample", "evaluate", "report"), "Do everything that is missing: train, sample, score, report.")
+_stage("train", ("train",), "Train the models of the config.")
+_stage("sample", ("sample",), "Sample every cell; models must be there.")
+_stage("evaluate", ("evaluate",), "Score the cells whose images are there.")
+_stage("report", ("report",), "Write tables and figures from the scores there are.")
+
+
+def _work(opened: Opened, stages: tuple[str, ...], address: str, as_json: bool) -> None:
+    from orchestrator.progress import Progress
+    from orchestrator.run import Run
+    from orchestrator.text import outcome_json, print_outcome
+
+    with Progress() as progress:
+        missing = Run(opened.config, opened.plan, opened.rundir, address, progress).do(stages)
+    if as_json:
+        click.echo(json.dumps(outcome_json(opened.rundir, missing), indent=2, allow_nan=False))
+    else:
+        print_outcome(opened.rundir, stages, missing)
+    if missing:
+        sys.exit(Exit.INCOMPLETE)
+
+
+@cli.command()
+@click.argument("directory", metavar="DIR")
+@json_option
+def verify(directory: str, as_json: bool) -> None:
+    """Re-read every file of a run and decode every image."""
+    from orchestrator.inspection import verify as verify_files
+    from orchestrator.progress import Progress
+
+    opened = _existing(directory)
+    total = sum(cell.settings.num_samples for cell in opened.plan.cells)
+    with Progress() as progress:
+        progress.begin("verifying", total, "images")
+        progress.started()
+        seen = 0
+
+        def tick(count: int) -> None:
+            nonlocal seen
+            seen += count
+            progress.update(seen)
+
+        damages = verify_files(opened.plan, opened.rundir, tick)
+    listed = [{"path": opened.rundir.relative(path), "reason": reason} for path, reason in damages]
+    if as_json:
+        click.echo(json.dumps({"dir": str(opened.rundir.root), "images": seen, "damaged": listed}, indent=2))
+    else:
+        for damage in listed:
+            click.echo(f"{damage['path']}: {damage['reason']}")
+        verdict = f"{len(listed)} files are damaged or missing" if listed else "everything is whole"
+        click.echo(f"{seen} images decoded; {verdict}", err=bool(listed))
+    if listed:
+        sys.exit(Exit.FAILED)
+
+
+@cli.command()
+@click.argument("directory", metavar="DIR")
+@click.argument("cell")
+@click.option("--to", "folder", required=True, metavar="FOLDER", help="A new or empty folder.")
+def export(directory: str, cell: str, folder: str) -> None:
+    """Write a cell's images as PNG files named by their index.
+
+    CELL is a cell's id, the name of its folder, or a beginning of these that fits one cell alone.
+    """
+    from orchestrator.inspection import export as export_images
+    from orchestrator.inspection import find_cell
+
+    opened = _existing(directory)
+    count = export_images(find_cell(opened.plan, cell), opened.rundir, Path(folder))
+    click.echo(f"{count} images in {folder}")
+
+
+@cli.group()
+def config() -> None:
+    """Look at a config."""
+
+
+@config.command()
+@click.argument("config")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML.")
+@json_option
+def show(config: str, assignments: tuple[str, ...], as_json: bool) -> None:
+    """Print the whole config, defaults filled in."""
+    import yaml
+
+    from orchestrator.config import load
+
+    values = load(config, assignments).model_dump(mode="json")
+    _print(values, as_json, lambda v: yaml.safe_dump(v, sort_keys=False, default_flow_style=None, width=100).rstrip())
+
+
+@config.command()
+def schema() -> None:
+    """Print the JSON schema of a config, for editors."""
+    from orchestrator.config import schema as config_schema
+
+    click.echo(json.dumps(config_schema(), indent=2))
+
+
+@config.command()
+@click.argument("config")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML.")
+def validate(config: str, assignments: tuple[str, ...]) -> None:
+    """Check a config, its grid included."""
+    opened = Opened(config, assignments, None)
+    click.echo(f"{config} is valid: {len(opened.plan.models)} models, {len(opened.plan.cells)} cells", err=True)
+
+
+def _existing(directory: str) -> Opened:
+    if not (Path(directory) / "config.json").is_file():
+        raise UserError(
+            f"{directory} is no run directory (it has no config.json); give the one that `taugrid run` made"
+        )
+    return Opened(directory, (), None)
+
+
+def _print(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:
+    click.echo(json.dumps(value, indent=2, allow_nan=False) if as_json else text(value))
+
+
+def main() -> NoReturn:
+    """Run a command; people's mistakes are one line on stderr, bugs a traceback."""
+    try:
+        cli.main(standalone_mode=False)
+        sys.exit(Exit.DONE)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except UserError as error:
+        click.echo(f"taugrid: {error}", err=True)
+        sys.exit(Exit.USAGE)
+    except RunFailed as error:
+        click.echo(f"taugrid: {error}", err=True)
+        sys.exit(Exit.FAILED)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("taugrid: interrupted; the same command goes on from here", err=True)
+        sys.exit(Exit.INTERRUPTED)

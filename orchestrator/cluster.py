@@ -1,0 +1,131 @@
+"""Connecting to Ray: a private cluster inside this process, or one that runs elsewhere, with safe defaults.
+
+Ray reads most of its environment when it is imported, so this module sets it first, and nothing else in the
+orchestrator imports Ray. What each variable is for: docs/architecture.md, "Ray".
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from orchestrator.config import Cluster
+from orchestrator.errors import RunFailed, UserError
+
+OBJECT_STORE_BYTES = 200 * 2**20
+"""Jobs and results are small and images go to files; Ray's own default would be 30 % of the machine's memory."""
+
+COMMON_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # silences the (raylet) lines that would break --json
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run` would ship the working directory by surprise
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # each report of a checkpoint waits for such a poll
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Set to 0, every server of an embedded cluster listens on 127.0.0.1 alone; it would refuse to join a remote one."""
+
+
+@contextmanager
+def connected(address: str, cluster: Cluster) -> Iterator[None]:
+    """A connection to Ray for as long as the block lasts.
+
+    Raises:
+        UserError: where the address can't be reached, or the cluster there has no token.
+    """
+    os.environ.update(COMMON_ENVIRONMENT)
+    if address == "local":
+        os.environ[LOOPBACK] = "0"
+        os.environ.pop("RAY_ADDRESS", None)
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # in memory alone; without it Ray writes a file
+        options: dict[str, Any] = {
+            "num_cpus": _embedded_cpus(cluster),
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+        }
+    else:
+        _require_token(address)
+        options = {"address": address}
+    import ray
+
+    try:
+        ray.init(log_to_driver=False, logging_level="error", configure_logging=True, **options)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        reason = (str(error).strip().splitlines() or ["no answer"])[0]
+        if address == "local":
+            raise RunFailed(f"Ray could not start here: {reason}") from error
+        raise UserError(f"no Ray cluster at --address {address}: {reason}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _embedded_cpus(cluster: Cluster) -> int:
+    """Ray's count of CPUs: those there are, or as many as the workers asked for (which then share them)."""
+    asked = (cluster.workers or 0) * cluster.cpus_per_worker
+    return max(available_cpus(), int(-(-asked // 1)))
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _require_token(address: str) -> None:
+    """Whoever reaches a Ray cluster without a token runs commands as its user (CVE-2023-48022)."""
+    has_token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    default_path = os.path.expanduser("~/.ray/auth_token")  # noqa: PTH111
+    on_loopback = address.startswith(("127.", "localhost:", "[::1]"))
+    if not (has_token or os.path.exists(default_path) or on_loopback):  # noqa: PTH110
+        raise UserError(
+            f"--address {address}: taugrid uses no cluster beyond this machine without a token, because anyone who "
+            "reaches an open one runs commands as you; start it with RAY_AUTH_MODE=token and set RAY_AUTH_TOKEN here"
+        )
+    if has_token:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def resources(cluster: Cluster) -> tuple[float, float]:
+    """(CPUs, GPUs) that one worker takes on the connected cluster."""
+    import ray
+
+    gpus = cluster.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+    return cluster.cpus_per_worker, gpus
+
+
+def training_resources(cluster: Cluster, workers: int) -> tuple[float, float]:
+    """(CPUs, GPUs) for each of `workers` training workers: without GPUs, its share of all CPUs."""
+    import ray
+
+    cpus, gpus = resources(cluster)
+    if gpus:
+        return cpus, gpus
+    return max(cpus, ray.cluster_resources().get("CPU", 0) // workers), 0.0
+
+
+def room(cluster: Cluster) -> int:
+    """How many workers to start: as many as were asked for, else as fit on the connected cluster.
+
+    Raises:
+        UserError: if not even one fits.
+    """
+    import ray
+
+    cpus, gpus = resources(cluster)
+    total = ray.cluster_resources()
+    fits = int(total.get("CPU", 0) // cpus)
+    if gpus:
+        fits = min(fits, int(total.get("GPU", 0) / gpus))
+    if fits < 1:
+        raise UserError(
+            f"no worker fits: each takes {cpus:g} CPUs and {gpus:g} GPUs, and the cluster has {total.get('CPU', 0):g} "
+            f"and {total.get('GPU', 0):g}; lower cluster.cpus_per_worker or cluster.gpus_per_worker"
+        )
+    return min(cluster.workers, fits) if cluster.workers else fits

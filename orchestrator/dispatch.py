@@ -1,0 +1,203 @@
+"""The scheduling policy as a pure state machine: no clock, no Ray, no files. Fed with events, asked for assignments.
+
+One queue holds every kind of work. A task is ready once all that it requires is done. Ready tasks go out by kind in
+the order of `KINDS` (so that extraction runs where sampling has none left to do), the costliest of a kind first. A
+task that fails, or whose worker dies, is queued again until it has failed `max_attempts` times; then it is
+quarantined and the rest goes on. When the queue is empty, an idle worker takes a second copy of the oldest task that
+runs much longer than its like: commits are idempotent, so whichever copy ends first counts.
+"""
+
+import heapq
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import NamedTuple
+
+KINDS = ("sample", "extract", "score")
+
+SPECULATION_SLOWNESS = 1.5
+"""A running task is duplicated once it takes this many times what its cost leads to expect from the tasks of its kind
+that are done. Duplicating at once would make every run's last task run twice on a machine whose cores share memory;
+waiting longer than about twice gives a straggler's time away (20x slow worker: docs/decisions.md)."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of work: `cost` in any unit that is proportional to time within its kind; `requires` names tasks."""
+
+    key: str
+    kind: str
+    cost: float
+    requires: frozenset[str] = frozenset()
+
+
+class Assignment(NamedTuple):
+    """`worker` is to do `task`; `speculative` if another worker is at it already."""
+
+    worker: str
+    task: Task
+    speculative: bool
+
+
+class _Running(NamedTuple):
+    key: str
+    since: float
+
+
+class Dispatcher:
+    """Who gets which work. Times are seconds on any one clock; they only serve to find stragglers.
+
+    Raises:
+        ValueError: if two tasks share a key, a kind is unknown, or a task requires one that isn't given.
+    """
+
+    def __init__(self, tasks: Iterable[Task], max_attempts: int = 3) -> None:
+        self._tasks: dict[str, Task] = {}
+        for task in tasks:
+            if task.key in self._tasks or task.kind not in KINDS:
+                raise ValueError(f"task {task.key!r} is given twice or of unknown kind {task.kind!r}")
+            self._tasks[task.key] = task
+        self._max_attempts = max_attempts
+        self._order = {key: place for place, key in enumerate(self._tasks)}
+        self._missing = {task.key: set(task.requires) for task in self._tasks.values()}
+        self._dependents: dict[str, list[str]] = {key: [] for key in self._tasks}
+        for task in self._tasks.values():
+            for requirement in task.requires:
+                if requirement not in self._tasks:
+                    raise ValueError(f"task {task.key!r} requires {requirement!r}, which is no task")
+                self._dependents[requirement].append(task.key)
+        self._queue: list[tuple[int, float, int, str]] = []
+        self._idle: dict[str, None] = {}  # an ordered set
+        self._running: dict[str, _Running] = {}
+        self._runners: dict[str, set[str]] = {}
+        self._paces: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        self.attempts: dict[str, int] = dict.fromkeys(self._tasks, 0)
+        self.done: set[str] = set()
+        self.quarantined: set[str] = set()
+        self._unreachable: set[str] = set()
+        for key, missing in self._missing.items():
+            if not missing:
+                self._enqueue(key)
+
+    @property
+    def finished(self) -> bool:
+        """Nothing is left that could still be done. Superfluous copies may still be running."""
+        return len(self.done) + len(self.quarantined) + len(self._unreachable) == len(self._tasks)
+
+    @property
+    def unreachable(self) -> set[str]:
+        """Tasks that can't be done because something that they require is quarantined."""
+        return set(self._unreachable)
+
+    @property
+    def running(self) -> Mapping[str, str]:
+        """Worker -> key of the task that it works on."""
+        return {worker: running.key for worker, running in self._running.items()}
+
+    @property
+    def workers(self) -> int:
+        """Number of workers that have joined and were not lost."""
+        return len(self._idle) + len(self._running)
+
+    def worker_joined(self, worker: str) -> None:
+        """`worker` is ready for work."""
+        if worker in self._idle or worker in self._running:
+            raise ValueError(f"worker {worker!r} joined twice")
+        self._idle[worker] = None
+
+    def assign(self, now: float) -> list[Assignment]:
+        """Work for every idle worker for which there is any; it counts as running from `now`."""
+        assignments = []
+        for worker in list(self._idle):
+            key, speculative = self._next_ready(), False
+            if key is None:
+                key, speculative = self._straggler(now), True
+            if key is None:
+                break
+            del self._idle[worker]
+            self._running[worker] = _Running(key, now)
+            self._runners.setdefault(key, set()).add(worker)
+            assignments.append(Assignment(worker, self._tasks[key], speculative))
+        return assignments
+
+    def succeeded(self, worker: str, now: float) -> bool:
+        """`worker` did its task. True if it was the first to do it."""
+        key, since = self._release(worker)
+        self._idle[worker] = None
+        if key in self.done:
+            return False
+        self.done.add(key)
+        if key in self.quarantined:  # given up, and then a copy that was still running made it after all
+            self.quarantined.discard(key)
+            self._unreachable = self._closure(self.quarantined)
+        task = self._tasks[key]
+        self._paces[task.kind].append((now - since) / max(task.cost, 1e-12))
+        for dependent in self._dependents[key]:
+            self._missing[dependent].discard(key)
+            if not self._missing[dependent]:
+                self._enqueue(dependent)
+        return True
+
+    def failed(self, worker: str) -> bool:
+        """`worker` failed at its task but lives. True if the task is now quarantined."""
+        key, _ = self._release(worker)
+        self._idle[worker] = None
+        return self._charge(key)
+
+    def worker_lost(self, worker: str) -> bool:
+        """`worker` is gone, and with it what it worked on. True if its task is now quarantined."""
+        if worker in self._idle:
+            del self._idle[worker]
+            return False
+        key, _ = self._release(worker)
+        return self._charge(key)
+
+    def _enqueue(self, key: str) -> None:
+        task = self._tasks[key]
+        heapq.heappush(self._queue, (KINDS.index(task.kind), -task.cost, self._order[key], key))
+
+    def _next_ready(self) -> str | None:
+        return heapq.heappop(self._queue)[-1] if self._queue else None
+
+    def _straggler(self, now: float) -> str | None:
+        late = [
+            (running.since, running.key)
+            for running in self._running.values()
+            if running.key not in self.done and len(self._runners[running.key]) == 1 and self._is_late(running, now)
+        ]
+        return min(late)[1] if late else None
+
+    def _is_late(self, running: _Running, now: float) -> bool:
+        task = self._tasks[running.key]
+        paces = self._paces[task.kind]
+        return bool(paces) and now - running.since > SPECULATION_SLOWNESS * median(paces) * task.cost
+
+    def _release(self, worker: str) -> _Running:
+        running = self._running.pop(worker)
+        self._runners[running.key].discard(worker)
+        return running
+
+    def _charge(self, key: str) -> bool:
+        """Count a failed attempt; queue the task again, unless a copy of it still runs or it failed too often."""
+        if key in self.done:
+            return False
+        self.attempts[key] += 1
+        if self._runners[key]:
+            return False
+        if self.attempts[key] < self._max_attempts:
+            self._enqueue(key)
+            return False
+        self.quarantined.add(key)
+        self._unreachable = self._closure(self.quarantined)
+        return True
+
+    def _closure(self, keys: set[str]) -> set[str]:
+        """All that requires any of `keys`, directly or not."""
+        found: set[str] = set()
+        frontier = list(keys)
+        while frontier:
+            for dependent in self._dependents[frontier.pop()]:
+                if dependent not in found:
+                    found.add(dependent)
+                    frontier.append(dependent)
+        return found

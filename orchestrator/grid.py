@@ -1,0 +1,270 @@
+"""From a config to models, cells and shards: frozen pure data, identities from content, no clock and no disk but the
+checkpoints that the config names.
+
+Ids are the first 10 hex digits of SHA-256 over canonical JSON of the values that differ from defaults, so that a new
+key orphans no old run. What enters them can never change: tests/unit/test_grid.py pins some.
+"""
+
+import difflib
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from orchestrator import checkpoints
+from orchestrator.checkpoints import Checkpoint
+from orchestrator.config import (
+    DIFFUSION_DEFAULTS,
+    GRID_SECTIONS,
+    Config,
+    Data,
+    Diffusion,
+    Sample,
+    Section,
+    Train,
+    Unet,
+    validate,
+)
+from orchestrator.config import Model as ModelSection
+from orchestrator.errors import UserError
+from workers.diffusion.timesteps import tau
+
+NOT_IDENTITY = {"train": {"workers", "checkpoint_every"}, "sample": {"num_samples"}}
+"""Keys that change no result (or, for `num_samples`, only how much there is of it)."""
+
+TABLE_KEYS = {"steps", "eta", "spacing", "sampler", "clip", "num_samples"}
+"""Grid keys that every quality table has a column for anyway."""
+
+SAMPLE_DEFAULTS = Sample(clip="none", seed=0)
+TRAIN_DEFAULTS = Train(seed=0)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network and its forward process: trained here from `unet` and `train`, or loaded from `checkpoint`."""
+
+    id: str
+    data: Data
+    diffusion: Diffusion
+    unet: Unet | None
+    train: Train | None
+    checkpoint: Checkpoint | None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        return self.checkpoint.image_shape if self.checkpoint else self.data.image_shape
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Images `start` to `stop` - 1 of one cell: a whole number of batches, except at the cell's end."""
+
+    cell: str
+    number: int
+    start: int
+    stop: int
+    evaluations: int
+
+    @property
+    def name(self) -> str:
+        """File name in the cell's folders."""
+        return f"part-{self.number:06d}.parquet"
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A model sampled with one group of settings."""
+
+    id: str
+    model: Model
+    settings: Sample
+    axes: dict[str, Any]
+    """Values of the grid keys that have no column of their own in the tables."""
+
+    @cached_property
+    def tau(self) -> tuple[int, ...]:
+        """The time steps, increasing, in 1..T."""
+        return tau(self.settings.spacing, self.settings.steps, _timesteps(self.model.diffusion))
+
+    @property
+    def name(self) -> str:
+        """Folder name: S0010-eta0.2-<id>, or S0010-sigma_hat-<id>."""
+        eta = self.settings.eta
+        return f"S{self.settings.steps:04d}-{eta if eta == 'sigma_hat' else f'eta{eta:g}'}-{self.id}"
+
+    @property
+    def shard_images(self) -> int:
+        """Images of a full shard: whole batches, about `shard_evaluations` network evaluations; not a function of N."""
+        per_batch = self.settings.batch_size * len(self.tau)
+        return self.settings.batch_size * max(1, self.settings.shard_evaluations // per_batch)
+
+    @cached_property
+    def shards(self) -> tuple[Shard, ...]:
+        """The cell's shards; they tile 0..N-1 in order."""
+        n, size = self.settings.num_samples, self.shard_images
+        bounds = [(start, min(start + size, n)) for start in range(0, n, size)]
+        return tuple(Shard(self.id, i, a, b, (b - a) * len(self.tau)) for i, (a, b) in enumerate(bounds))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a config asks for."""
+
+    models: tuple[Model, ...]
+    cells: tuple[Cell, ...]
+
+    @cached_property
+    def shards(self) -> tuple[Shard, ...]:
+        """All shards, longest first, as they are dispatched."""
+        every = (shard for cell in self.cells for shard in cell.shards)
+        return tuple(sorted(every, key=lambda shard: -shard.evaluations))
+
+    @property
+    def axes(self) -> list[str]:
+        """Grid keys without a table column of their own."""
+        return list(self.cells[0].axes)
+
+
+def identity(values: Mapping[str, Any]) -> str:
+    """The first 10 hex digits of SHA-256 over canonical JSON."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def plan(config: Config, read_checkpoint: Callable[[str], Checkpoint] = checkpoints.read) -> Plan:
+    """The models and cells of `config`, in the order of its grid.
+
+    Raises:
+        UserError: unknown grid key, bad value, S > T, a point named twice, a model without a source.
+    """
+    read_once: dict[str, Checkpoint] = {}
+
+    def read(path: str) -> Checkpoint:
+        if path not in read_once:
+            read_once[path] = read_checkpoint(path)
+        return read_once[path]
+
+    mappings = config.grid or [{}]
+    axes = [key for key in dict.fromkeys(key for mapping in mappings for key in mapping) if key not in TABLE_KEYS]
+    models: dict[str, Model] = {}
+    cells: dict[str, Cell] = {}
+    for point in _points(mappings):
+        sections = _sections_at(config, point)
+        model = _model(sections, read)
+        model = models.setdefault(model.id, model)
+        cell = _cell(model, sections, axes)
+        if cell.id in cells:
+            raise UserError(f"grid: the point {_describe(point)} is named twice; remove one of them")
+        cells[cell.id] = cell
+    return Plan(tuple(models.values()), tuple(cells.values()))
+
+
+def _points(mappings: list[dict[str, list[Any]]]) -> Iterator[dict[str, Any]]:
+    for mapping in mappings:
+        for values in itertools.product(*mapping.values()):
+            yield dict(zip(mapping, values, strict=True))
+
+
+def _describe(point: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in point.items()) or "(the only one)"
+
+
+def _sections_at(config: Config, point: Mapping[str, Any]) -> dict[str, Section]:
+    """The sections that make a model and a cell, with the grid point's values put in."""
+    sections: dict[str, Section] = {name: getattr(config, name) for name in (*GRID_SECTIONS, "sample")}
+    dumps = {name: section.model_dump() for name, section in sections.items()}
+    for key, value in point.items():
+        name, path = _locate(key)
+        node = dumps[name]
+        for part in path[:-1]:
+            if not isinstance(node.get(part), dict):
+                node[part] = {}
+            node = node[part]
+        node[path[-1]] = value
+    where = f"grid, at {_describe(point)}"
+    return {name: validate(type(section), dumps[name], f"{where}: {name}") for name, section in sections.items()}
+
+
+def _locate(key: str) -> tuple[str, list[str]]:
+    """(section, path in it) that a grid key means."""
+    head, *rest = key.split(".")
+    if rest and head in GRID_SECTIONS:
+        return head, rest
+    if not rest and head in Sample.model_fields:
+        return "sample", [head]
+    if head == "sample":
+        raise UserError(f"grid: keys of sample are written bare: {'.'.join(rest)!r}, not {key!r}")
+    near = difflib.get_close_matches(key, [*Sample.model_fields, *(f"{name}." for name in GRID_SECTIONS)], n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "a key of sample, or a dotted one such as diffusion.schedule"
+    raise UserError(f"grid: unknown key {key!r} ({hint})")
+
+
+def _model(sections: Mapping[str, Section], read: Callable[[str], Checkpoint]) -> Model:
+    data, source, diffusion, train = (sections[name] for name in GRID_SECTIONS)
+    assert isinstance(data, Data)
+    assert isinstance(source, ModelSection)
+    assert isinstance(diffusion, Diffusion)
+    assert isinstance(train, Train)
+    if source.checkpoint is not None:
+        checkpoint = read(source.checkpoint)
+        resolved = _filled(_filled(diffusion, checkpoint.diffusion), DIFFUSION_DEFAULTS)
+        content = {
+            "weights": checkpoint.weights_sha256,
+            "unet": checkpoint.unet_config,
+            "diffusion": _differing(resolved, DIFFUSION_DEFAULTS),
+        }
+        return Model(identity(content), data, resolved, None, None, checkpoint)
+    if source.unet is None:
+        raise UserError("model: give unet: {...} to train a network or checkpoint: FOLDER to load one")
+    resolved = _filled(diffusion, DIFFUSION_DEFAULTS)
+    content = {
+        "data": _differing(data, Data()),
+        "unet": _differing(source.unet, Unet()),
+        "diffusion": _differing(resolved, DIFFUSION_DEFAULTS),
+        "train": _differing(train, TRAIN_DEFAULTS, NOT_IDENTITY["train"]),
+    }
+    return Model(identity(content), data, resolved, source.unet, train, None)
+
+
+def _cell(model: Model, sections: Mapping[str, Section], axes: list[str]) -> Cell:
+    settings = sections["sample"]
+    assert isinstance(settings, Sample)
+    if settings.clip is None:
+        settings = settings.model_copy(update={"clip": (model.checkpoint.clip if model.checkpoint else None) or "none"})
+    if settings.steps > _timesteps(model.diffusion):
+        raise UserError(f"sample.steps: S = {settings.steps} is more than the model's T = {model.diffusion.timesteps}")
+    content = {"model": model.id, "sample": _differing(settings, SAMPLE_DEFAULTS, NOT_IDENTITY["sample"])}
+    resolved = {**sections, "sample": settings, "diffusion": model.diffusion}
+    return Cell(identity(content), model, settings, {key: _value_at(resolved, key) for key in axes})
+
+
+def _value_at(sections: Mapping[str, Section], key: str) -> Any:
+    name, path = _locate(key)
+    value: Any = sections[name].model_dump(mode="json")
+    for part in path:
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _filled(section: Diffusion, fallback: Diffusion) -> Diffusion:
+    given = {key: value for key, value in section.model_dump().items() if value is not None}
+    return fallback.model_copy(update=given)
+
+
+def _differing(section: Section, defaults: Section, without: Set[str] = frozenset()) -> dict[str, Any]:
+    values, base = section.model_dump(mode="json"), defaults.model_dump(mode="json")
+    return {key: value for key, value in values.items() if key not in without and value != base[key]}
+
+
+def _timesteps(diffusion: Diffusion) -> int:
+    assert diffusion.timesteps is not None, "a planned model's diffusion section is resolved"
+    return diffusion.timesteps

@@ -1,0 +1,42 @@
+"""Whether a config may be run in a directory that holds the work of an earlier one: it may add to it, not orphan it."""
+
+from typing import Any
+
+from orchestrator.config import GRID_SECTIONS, Config
+from orchestrator.errors import UserError
+from orchestrator.grid import Plan
+from orchestrator.rundir import RunDir, read_json
+
+MOST_DIFFERENCES = 4
+"""Differing keys that are named: beyond that it is another experiment, and a list would not help."""
+
+
+def check_extends(config: Config, plan: Plan, rundir: RunDir) -> None:
+    """Raise `UserError` if a cell with images in the directory is none of the plan's, saying what differs."""
+    planned = {cell.id for cell in plan.cells}
+    orphans = [name for cell, name in rundir.committed_cells().items() if cell not in planned]
+    if not orphans:
+        return
+    named = ", ".join(orphans[:2]) + (f" and {len(orphans) - 2} more" if len(orphans) > 2 else "")
+    differences = _differences(read_json(rundir.config) or {}, config.model_dump(mode="json"))
+    shown = "; ".join(differences[:MOST_DIFFERENCES]) or "the files of model.checkpoint are not those it was made with"
+    more = f" and {len(differences) - MOST_DIFFERENCES} more" if len(differences) > MOST_DIFFERENCES else ""
+    raise UserError(
+        f"{rundir.root} holds {named}, which this config does not have. What differs: {shown}{more}. "
+        f"Either undo that, or give another --out, or remove those folders under {rundir.samples}"
+    )
+
+
+def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Where two configs differ in what makes cells, as "key: old -> new"."""
+    if not before:
+        return []
+    old, new = _flat(before), _flat(after)
+    keys = [key for key in dict.fromkeys([*old, *new]) if key.split(".")[0] in (*GRID_SECTIONS, "sample", "grid")]
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): value}

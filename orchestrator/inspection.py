@@ -1,0 +1,165 @@
+"""What `plan`, `status`, `verify` and `export` say of a run, from the config and the disk alone."""
+
+from collections.abc import Callable, Iterable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config import Config
+from orchestrator.errors import UserError
+from orchestrator.grid import Cell, Model, Plan
+from orchestrator.rundir import Damage, RunDir, read_events, read_json
+from workers import images
+
+PNG_OVERHEAD_BYTES = 200
+"""Beyond raw pixels: PNG's chunks and a row's share of Parquet's columns and pages. A bound, for planning disks."""
+
+
+def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
+    """Everything that `plan` and `status` show, as plain data."""
+    rate = measured_rate(rundir)
+    cells = [_describe_cell(cell, rundir) for cell in plan.cells]
+    remaining = sum(cell["network_evaluations"] - cell["network_evaluations_done"] for cell in cells)
+    shape = plan.models[0].image_shape
+    return {
+        "name": config.name,
+        "dir": str(rundir.root),
+        "models": [_describe_model(model, rundir) for model in plan.models],
+        "cells": cells,
+        "shards": len(plan.shards),
+        "images": sum(cell.settings.num_samples for cell in plan.cells),
+        "network_evaluations": sum(shard.evaluations for shard in plan.shards),
+        "network_evaluations_remaining": remaining,
+        "bytes_at_most": sum(cell.settings.num_samples for cell in plan.cells) * (prod(shape) + PNG_OVERHEAD_BYTES),
+        "evaluations_per_second_and_worker": rate,
+        "worker_seconds_remaining": None if rate is None else round(remaining / rate, 1),
+    }
+
+
+def _describe_model(model: Model, rundir: RunDir) -> dict[str, Any]:
+    if model.checkpoint is not None:
+        return {"id": model.id, "source": model.checkpoint.path, "train_steps": 0, "ready": True}
+    steps = model.train.steps if model.train else 0
+    return {"id": model.id, "source": "trained here", "train_steps": steps, "ready": rundir.is_trained(model)}
+
+
+def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:
+    done = rundir.sampled(cell, None, checksums=False, on_damage=lambda damage: None)
+    images_done = sum(shard.images for shard in cell.shards if shard.number in done)
+    return {
+        "cell": cell.id,
+        "name": cell.name,
+        "model": cell.model.id,
+        "steps": cell.settings.steps,
+        "eta": cell.settings.eta,
+        **cell.axes,
+        "num_samples": cell.settings.num_samples,
+        "shards": len(cell.shards),
+        "shards_done": len(done),
+        "images_done": images_done,
+        "network_evaluations": cell.settings.num_samples * len(cell.tau),
+        "network_evaluations_done": images_done * len(cell.tau),
+        "scores": len(list(rundir.scores.glob(f"{cell.id}-*.json"))),
+    }
+
+
+def measured_rate(rundir: RunDir) -> float | None:
+    """Network evaluations per second of one worker, over all shards sampled here; null before any."""
+    shards = [event for event in read_events(rundir.events) if event["event"] == "shard"]
+    seconds = sum(event["seconds"] for event in shards)
+    return sum(event["evaluations"] for event in shards) / seconds if seconds else None
+
+
+def verify(plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> list[Damage]:
+    """Re-read every file of a run and decode every image; `tick(n)` after n images. Moves and changes nothing."""
+    found: list[Damage] = []
+    for model in plan.models:
+        found += _verify_model(model, rundir)
+    for cell in plan.cells:
+        found += _verify_samples(cell, rundir, tick)
+    for path in sorted(rundir.features.glob("*/*/part-*.parquet")):
+        try:
+            images.inspect(path)
+        except images.DamagedFile as error:
+            found.append(Damage(path, str(error)))
+    for path in sorted((*rundir.scores.glob("*.json"), rundir.tables / "quality.json", rundir.provenance)):
+        if path.exists() and read_json(path) is None:
+            found.append(Damage(path, "it is no JSON"))
+    return list(dict.fromkeys(found))
+
+
+def _verify_model(model: Model, rundir: RunDir) -> list[Damage]:
+    recorded = (read_json(rundir.provenance) or {}).get("models", {}).get(model.id, {})
+    found = []
+    for weights, sha256 in recorded.items():
+        try:
+            if rundir.weights_sha256(model, weights) != sha256:
+                found.append(Damage(rundir.unet_folder(model, weights), "its weights are not those that were recorded"))
+        except UserError:
+            found.append(Damage(rundir.unet_folder(model, weights), "missing"))
+    return found
+
+
+def _verify_samples(cell: Cell, rundir: RunDir, tick: Callable[[int], None]) -> list[Damage]:
+    found: list[Damage] = []
+    done = rundir.sampled(cell, None, checksums=False, on_damage=found.append)
+    for shard in cell.shards:
+        path = rundir.sample_part(cell, shard)
+        if shard.number not in done:
+            if not path.exists():
+                found.append(Damage(path, "missing"))
+            elif all(damage.path != path for damage in found):
+                found.append(Damage(path, "it holds fewer images than the config asks for"))
+            continue
+        try:
+            images.inspect(path)
+            for index, batch in images.read_images(path):
+                if batch.shape[1:] != cell.model.image_shape:
+                    raise images.DamagedFile(f"images are of shape {batch.shape[1:]}")
+                tick(len(index))
+        except (images.DamagedFile, ValueError) as error:
+            found.append(Damage(path, str(error).removeprefix(f"{path}: ")))
+    return found
+
+
+def find_cell(plan: Plan, name: str) -> Cell:
+    """The cell that `name` means: its id, its folder's name, or the beginning of one of these, if only one fits.
+
+    Raises:
+        UserError: if none or several fit.
+    """
+    fitting = [cell for cell in plan.cells if cell.id.startswith(name) or cell.name.startswith(name)]
+    exact = [cell for cell in fitting if name in (cell.id, cell.name)]
+    if len(exact or fitting) == 1:
+        return (exact or fitting)[0]
+    names = ", ".join(cell.name for cell in (fitting or plan.cells)[:6])
+    problem = "fits more than one cell" if fitting else "is no cell of this run"
+    raise UserError(f"{name!r} {problem}; choose one of: {names}{', ...' if len(fitting or plan.cells) > 6 else ''}")
+
+
+def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
+    """Write a cell's images as PNG files named by index; the bytes are those in Parquet. Returns how many.
+
+    Raises:
+        UserError: if the cell has no images yet, some are missing or damaged, or the folder is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--to {folder} is there already and not an empty folder; give a new one")
+    damages: list[Damage] = []
+    done = rundir.sampled(cell, None, checksums=True, on_damage=damages.append)
+    if damages or len(done) < len(cell.shards):
+        lacking = len(cell.shards) - len(done)
+        raise UserError(
+            f"{lacking} of {len(cell.shards)} shards of {cell.name} are missing or damaged; `taugrid run` first"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return sum(
+        _export_part(rundir.sample_part(cell, shard), range(shard.start, shard.stop), folder) for shard in cell.shards
+    )
+
+
+def _export_part(path: Path, wanted: Iterable[int], folder: Path) -> int:
+    pngs = images.read_png(path, wanted)
+    for index, png in pngs.items():
+        (folder / f"{index:07d}.png").write_bytes(png)
+    return len(pngs)

@@ -1,0 +1,169 @@
+"""Between the pool and the dispatcher: passes on what happened and who is to do what, writes events, shows progress."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from orchestrator.dispatch import Dispatcher
+from orchestrator.errors import RunFailed, UserError
+from orchestrator.pool import Done, Event, Failed, Joined, Lost, Pool
+from orchestrator.progress import Progress, quantity
+from orchestrator.rundir import Events
+from orchestrator.work import Piece
+from workers.jobs import Result, SampleJob, WorkerInfo
+
+LOSSES_WITHOUT_WORK = 5
+"""Workers lost with no work done in between, beyond as many as there are workers, before the run gives up: something is
+wrong with all of them (memory, a broken installation), and starting more would go on for ever."""
+
+POLL_SECONDS = 0.5
+"""How often the driver looks up while nothing happens: for Ctrl-C and stragglers."""
+
+
+class Loop:
+    """Runs `pieces` on `pool` until everything that can be done is done."""
+
+    def __init__(
+        self,
+        pieces: Mapping[str, Piece],
+        pool: Pool,
+        workers: int,
+        max_attempts: int,
+        progress: Progress,
+        events: Events,
+        log: Callable[[str, str], Path],
+    ) -> None:
+        self._pieces = pieces
+        self._pool = pool
+        self._workers = workers
+        self._progress = progress
+        self._events = events
+        self._log = log
+        self._dispatcher = Dispatcher((piece.task for piece in pieces.values()), max_attempts)
+        self._infos: dict[str, WorkerInfo] = {}
+        self._reasons: dict[str, str] = {}
+        self._losses = 0
+        self._done: Counter[str] = Counter()  # kind -> cost done
+        self._images = 0
+        self._totals: Counter[str] = Counter()
+        for piece in pieces.values():
+            self._totals[piece.task.kind] += int(piece.task.cost)
+
+    def run(self) -> dict[str, str]:
+        """Returns cell name -> reason, for the cells of which something could not be done.
+
+        Raises:
+            UserError: if a worker does not see the run directory. RunFailed: if workers die faster than they work.
+        """
+        self._announce()
+        for _ in range(self._workers):
+            self._pool.start()
+        while not self._dispatcher.finished:
+            for event in self._pool.events(POLL_SECONDS):
+                self._handle(event)
+            for worker, task, speculative in self._dispatcher.assign(time.monotonic()):
+                self._progress.started()
+                if speculative:
+                    self._events.add("duplicate", task=task.key, worker=worker)
+                self._pool.give(worker, self._pieces[task.key].job)
+            self._show()
+        self._progress.end()
+        return self._problems()
+
+    def _announce(self) -> None:
+        tasks = Counter(piece.task.kind for piece in self._pieces.values())
+        self._progress.say(
+            f"to do: {tasks['sample']} shards to sample ({quantity(self._totals['sample'])} network evaluations), "
+            f"{tasks['extract']} to extract, {tasks['score']} cells to score; starting {self._workers} workers"
+        )
+        if self._totals["sample"]:
+            self._progress.begin("sampling", self._totals["sample"], "network evaluations")
+        else:
+            self._progress.begin("evaluating", self._totals["extract"], "images")
+
+    def _show(self) -> None:
+        kind = "sample" if self._totals["sample"] else "extract"
+        if kind == "sample" and self._done["sample"] == self._totals["sample"]:
+            self._totals["sample"] = 0
+            self._images = 0
+            self._progress.begin("evaluating", self._totals["extract"], "images")
+            self._progress.started(self._done["extract"])
+            kind = "extract"
+        self._progress.update(self._done[kind], self._images, self._dispatcher.workers)
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Joined(worker, info):
+                self._infos[worker] = info
+                self._events.add("worker", worker=worker, node=info.node, device=info.device, versions=info.versions)
+                self._dispatcher.worker_joined(worker)
+            case Done(worker, result):
+                self._losses = 0
+                self._record(worker, result)
+            case Failed(worker, error, trace):
+                self._failed(worker, error, trace)
+            case Lost(worker, reason):
+                self._lost(worker, reason)
+
+    def _record(self, worker: str, result: Result) -> None:
+        piece = self._pieces[self._dispatcher.running[worker]]
+        first = self._dispatcher.succeeded(worker, time.monotonic())
+        if first:
+            self._done[piece.task.kind] += int(piece.task.cost)
+        info = self._infos[worker]
+        where = {"worker": worker, "node": info.node, "device": info.device}
+        seconds = round(result.seconds, 4)
+        if isinstance(piece.job, SampleJob):
+            self._images += result.images if first else 0
+            self._events.add(
+                "shard",
+                cell=piece.job.metadata["cell"],
+                path=Path(piece.job.path).name,
+                images=result.images,
+                evaluations=int(piece.task.cost),
+                seconds=seconds,
+                committed=first and result.first,
+                **where,
+            )
+        else:
+            self._events.add(piece.task.kind, task=piece.task.key, images=result.images, seconds=seconds, **where)
+
+    def _failed(self, worker: str, error: str, trace: str) -> None:
+        if worker not in self._infos:
+            if error.startswith("FileNotFoundError"):
+                raise UserError(f"{error.split(': ', 1)[-1]}; every worker must see the run directory at the same path")
+            raise RunFailed(f"a worker can't start: {error} (all of it: {self._log(worker, trace)})")
+        key = self._dispatcher.running[worker]
+        path = self._log(key, trace)
+        self._charge(key, f"{error} (all of it: {path})", self._dispatcher.failed(worker))
+
+    def _lost(self, worker: str, reason: str) -> None:
+        self._losses += 1
+        path = self._log(worker, reason)
+        self._events.add("lost", worker=worker, reason=reason)
+        if self._losses > self._workers + LOSSES_WITHOUT_WORK:
+            raise RunFailed(
+                f"{self._losses} workers were lost with no work done in between; the last: {reason} ({path})"
+            )
+        if worker in self._infos:
+            key = self._dispatcher.running.get(worker)
+            quarantined = self._dispatcher.worker_lost(worker)
+            self._charge(key or "nothing", f"{worker} is lost, another is started: {reason}", quarantined)
+        else:
+            self._progress.say(f"{worker} could not be started: {reason}")
+        self._pool.start()
+
+    def _charge(self, key: str, reason: str, quarantined: bool) -> None:
+        self._events.add("failed", task=key, reason=reason, quarantined=quarantined)
+        self._reasons[key] = reason
+        then = "given up after so many attempts, the rest goes on" if quarantined else "will be tried again"
+        self._progress.say(f"{key}: {reason}; {then}" if key in self._pieces else reason)
+
+    def _problems(self) -> dict[str, str]:
+        problems: dict[str, str] = {}
+        for key in sorted(self._dispatcher.quarantined):
+            cell = self._pieces[key].cell
+            names = [cell.name] if cell else [p.cell.name for p in self._pieces.values() if p.cell]
+            problems |= dict.fromkeys(names, f"{key}: {self._reasons[key]}")
+        return problems

@@ -1,0 +1,72 @@
+"""provenance.json: with which software, weights, data and machines a run's files were made."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from orchestrator.grid import Plan
+from orchestrator.protocol import Evaluation
+from orchestrator.rundir import RunDir, read_events, read_json, write_json
+
+PACKAGES = ("taugrid", "ray", "torch", "diffusers", "torch-fidelity", "pyarrow", "pandas", "numpy", "scipy", "pillow")
+
+
+def software() -> dict[str, Any]:
+    """Versions, and the commit of the checkout that taugrid runs from (null where it is no checkout)."""
+    return {
+        "python": sys.version.split()[0],
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    folder = Path(__file__).parent
+    if not (folder.parent / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def write(rundir: RunDir, plan: Plan, evaluation: Evaluation | None) -> None:
+    """Write what is known now; what an earlier session knew of data and extractor is kept."""
+    before = read_json(rundir.provenance) or {}
+    value: dict[str, Any] = {
+        **software(),
+        "models": {model.id: _weights(rundir, plan, model.id) for model in plan.models if rundir.is_trained(model)},
+        "dataset": before.get("dataset"),
+        "extractor": before.get("extractor"),
+        "machines": machines(rundir),
+    }
+    if evaluation is not None:
+        reference, extractor = evaluation.reference, evaluation.extractor
+        value["dataset"] = {"name": reference.data.name, "num_images": reference.num_images, "sha256": reference.sha256}
+        value["extractor"] = {"name": extractor.name, "weights_sha256": extractor.weights_sha256}
+    write_json(rundir.provenance, value)
+
+
+def _weights(rundir: RunDir, plan: Plan, model_id: str) -> Mapping[str, str]:
+    model = next(model for model in plan.models if model.id == model_id)
+    kinds = {cell.settings.weights for cell in plan.cells if cell.model.id == model_id}
+    return {kind: rundir.weights_sha256(model, kind) for kind in sorted(kinds)}
+
+
+def machines(rundir: RunDir) -> list[dict[str, str]]:
+    """Nodes and devices that workers of any session ran on."""
+    joined = (event for event in read_events(rundir.events) if event["event"] == "worker")
+    places = sorted({(event["node"], event["device"]) for event in joined})
+    return [{"node": node, "device": device} for node, device in places]

@@ -1,0 +1,126 @@
+"""From scores, events and samples on disk to tables and figures."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from eval import figures, tables
+from orchestrator.config import Config
+from orchestrator.grid import Cell, Plan, identity
+from orchestrator.protocol import Evaluation
+from orchestrator.rundir import RunDir, read_events, read_json
+from workers import images
+
+METRICS = ("fid", "fid_se", "fid_infinity", "isc_mean", "isc_std", "kid_mean", "kid_std", "precision", "recall")
+
+
+class Rows(NamedTuple):
+    """The rows of quality.csv, what their protocol hashes stand for, and remarks that belong under the table."""
+
+    rows: list[dict[str, Any]]
+    protocols: dict[str, Any]
+    notes: list[str]
+
+
+def write(config: Config, plan: Plan, rundir: RunDir, evaluation: Evaluation) -> None:
+    """Write tables/quality.* and figures/ from the scores that there are."""
+    rows, protocols, notes = collect(plan, rundir, evaluation)
+    tables.write(rows, rundir.tables, protocols, notes)
+    rundir.figures.mkdir(parents=True, exist_ok=True)
+    if rows:
+        figures.quality(tables.frame(rows), rundir.figures / "quality")
+    _write_samples(config, plan, rundir)
+
+
+def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
+    """The rows of all scored cells, in the order of the grid."""
+    seconds, devices = _from_events(rundir)
+    rows: list[dict[str, Any]] = []
+    protocols: dict[str, Any] = {}
+    notes: list[str] = []
+    for cell in plan.cells:
+        score = read_json(rundir.score(cell, evaluation.id(cell)))
+        if score is None:
+            continue
+        short = identity(score["protocol"])[:8]
+        protocols[short] = score["protocol"]
+        rows.append(_row(cell, score["metrics"], short, seconds.get(cell.id)))
+        notes += [f"{cell.name}: {note}" for note in score["notes"]]
+        if len(devices[cell.id]) > 1:
+            notes.append(f"{cell.name} is mixed: sampled on {', '.join(sorted(devices[cell.id]))}")
+    return Rows(rows, protocols, notes)
+
+
+def _row(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: float | None) -> dict[str, Any]:
+    settings = cell.settings
+    is_hat = settings.eta == "sigma_hat"
+    return {
+        "cell": cell.id,
+        "model": cell.model.id,
+        "sampler": settings.sampler,
+        "steps": settings.steps,
+        "eta": 1.0 if is_hat else settings.eta,
+        "sigma": "sigma_hat" if is_hat else "eta",
+        "spacing": settings.spacing,
+        "clip": settings.clip,
+        "num_samples": settings.num_samples,
+        "network_evaluations": len(cell.tau),
+        **{name: metrics.get(name) for name in METRICS},
+        "seconds": None if seconds is None else round(seconds, 3),
+        "protocol": protocol,
+        **cell.axes,
+    }
+
+
+def _from_events(rundir: RunDir) -> tuple[dict[str, float], dict[str, set[str]]]:
+    """Device seconds and device names by cell, each shard counted once: as it was last committed."""
+    last = {(e["cell"], e["path"]): e for e in read_events(rundir.events) if e["event"] == "shard" and e["committed"]}
+    seconds: dict[str, float] = defaultdict(float)
+    devices: dict[str, set[str]] = defaultdict(set)
+    for (cell, _), event in last.items():
+        seconds[cell] += event["seconds"]
+        devices[cell].add(event["device"])
+    return seconds, devices
+
+
+def _write_samples(config: Config, plan: Plan, rundir: RunDir) -> None:
+    """figures/samples.png, or one for each group of cells that differ in more than eta and S."""
+    groups: dict[str, dict[tuple[str, int], Any]] = defaultdict(dict)
+    for cell in plan.cells:
+        picture = _first_images(cell, rundir, config.report.images_per_cell)
+        if picture is not None:
+            eta = cell.settings.eta
+            key = ("sigma_hat" if eta == "sigma_hat" else f"{eta:g}", cell.settings.steps)
+            name = _group_name(cell)
+            if key in groups[name]:  # another clip or N at the same eta and S
+                name = f"{name}-{cell.id}" if (name := f"{name}-clip={cell.settings.clip}") in groups else name
+            groups[name][key] = picture
+    for name, pictures in groups.items():
+        stem = "samples" if len(groups) == 1 else f"samples-{name}"
+        figures.samples(pictures, rundir.figures / f"{stem}.png")
+
+
+def _group_name(cell: Cell) -> str:
+    others = [cell.settings.spacing, *(f"{key.split('.')[-1]}={value}" for key, value in cell.axes.items())]
+    text = "-".join([*others, cell.model.id])
+    return "".join(character if character.isalnum() or character in "=.-_" else "_" for character in text)
+
+
+def _first_images(cell: Cell, rundir: RunDir, count: int) -> Any:
+    """(count, H, W) or (count, H, W, 3) uint8 of the images 0 to count - 1; null where they are not all there."""
+    wanted = range(min(count, cell.settings.num_samples))
+    found: dict[int, bytes] = {}
+    for shard in cell.shards:
+        path = rundir.sample_part(cell, shard)
+        if shard.start >= wanted.stop or not path.exists():
+            break
+        try:
+            found |= images.read_png(path, wanted)
+        except images.DamagedFile:
+            return None
+    if len(found) < len(wanted):
+        return None
+    stack = np.stack([images.decode_png(found[i]) for i in wanted])
+    return stack[:, 0] if stack.shape[1] == 1 else stack.transpose(0, 2, 3, 1)

@@ -1,0 +1,184 @@
+"""The stages of a run: train, then sample and evaluate, then report. Each does what is missing on disk, only that.
+
+With nothing missing no cluster is started. What is missing is `work.py`'s, who does it `dispatch.py`'s, and the workers
+are `pool.py`'s; here they are put together, and people are told.
+"""
+
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Collection
+from contextlib import ExitStack
+from pathlib import Path
+
+from orchestrator import cluster, provenance, report
+from orchestrator.config import Config
+from orchestrator.errors import RunFailed
+from orchestrator.grid import Model, Plan
+from orchestrator.growth import check_extends
+from orchestrator.progress import Progress, duration
+from orchestrator.protocol import Evaluation, evaluation
+from orchestrator.rundir import Damage, Events, RunDir, write_json
+from orchestrator.work import Piece, Survey, missing
+
+STAGES = ("train", "sample", "evaluate", "report")
+
+POLL_SECONDS = 0.5
+"""How often the driver looks at a training's log, and for Ctrl-C."""
+
+
+class Run:
+    """One driver session on one run directory."""
+
+    def __init__(self, config: Config, plan: Plan, rundir: RunDir, address: str, progress: Progress) -> None:
+        self.config = config
+        self.plan = plan
+        self.rundir = rundir
+        self._address = address
+        self._progress = progress
+        self._cluster = ExitStack()
+        self._connected = False
+
+    def do(self, stages: Collection[str]) -> dict[str, str]:
+        """Do `stages`, which are some of `STAGES`, in that order.
+
+        Returns:
+            Name -> reason, for every cell that has no score (or, where only images were asked for, no images) now.
+
+        Raises:
+            UserError: what must be changed first; nothing was lost. RunFailed: a stage could not go on.
+        """
+        scoring = evaluation(self.config, self.plan) if "evaluate" in stages or "report" in stages else None
+        with self.rundir.lock(), self._cluster:
+            check_extends(self.config, self.plan, self.rundir)
+            write_json(self.rundir.config, self.config.model_dump(mode="json"))
+            self._events = Events(self.rundir.events)
+            self._events.add("session", stages=sorted(stages), **provenance.software())
+            try:
+                if "train" in stages:
+                    self._train()
+                problems: dict[str, str] = {}
+                if "sample" in stages or "evaluate" in stages:
+                    problems = self._work("sample" in stages, scoring if "evaluate" in stages else None)
+                unfinished = {} if set(stages) == {"train"} else missing(self.plan, self.rundir, scoring) | problems
+                if "report" in stages and scoring is not None:
+                    report.write(self.config, self.plan, self.rundir, scoring)
+                self._events.add("end", missing=unfinished)
+                return unfinished
+            finally:
+                provenance.write(self.rundir, self.plan, scoring)
+                self._events.close()
+
+    def _connect(self) -> None:
+        if not self._connected:
+            self._progress.say("starting Ray" if self._address == "local" else f"connecting to Ray at {self._address}")
+            self._cluster.enter_context(cluster.connected(self._address, self.config.cluster))
+            self._connected = True
+
+    def _train(self) -> None:
+        for model in self.plan.models:
+            if model.checkpoint is not None:
+                self._progress.say(describe_checkpoint(model))
+            elif not self.rundir.is_trained(model):
+                self._connect()
+                self._train_one(model)
+
+    def _train_one(self, model: Model) -> None:
+        from workers import training
+
+        assert model.train is not None
+        assert model.unet is not None
+        cpus, gpus = cluster.training_resources(self.config.cluster, model.train.workers)
+        models_dir = str(self.rundir.models)
+        spec = training.TrainingSpec(
+            model.data, model.unet, model.diffusion, model.train, model.id, models_dir, cpus, gpus
+        )
+        errors: list[BaseException] = []
+
+        def fit() -> None:
+            try:
+                training.train(spec)
+            except BaseException as error:
+                errors.append(error)
+
+        # In a thread of its own: fit() in the main thread would take over SIGINT and never give it back (ray.md).
+        thread = threading.Thread(target=fit, name=f"train-{model.id}", daemon=True)
+        began = time.monotonic()
+        self._events.add("train", model=model.id)
+        self._progress.begin(f"training {model.id}", model.train.steps, "steps")
+        thread.start()
+        loss = ""
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            if (at := training.progress(models_dir, model.id)) is not None:
+                loss = f"loss {at.loss:.4f}"
+                self._progress.started(at.step)
+                self._progress.update(at.step, workers=model.train.workers, note=loss)
+        self._progress.end()
+        if errors:
+            path = self._log(f"train-{model.id}", "".join(traceback.format_exception(errors[0])))
+            raise RunFailed(f"training of model {model.id} failed: {_last_line(errors[0])} (all of it: {path})")
+        seconds = time.monotonic() - began
+        self._events.add("trained", model=model.id, seconds=round(seconds, 3))
+        self._progress.say(f"trained model {model.id}: {model.train.steps} steps in {duration(seconds)}, {loss}")
+
+    def _work(self, sampling: bool, scoring: Evaluation | None) -> dict[str, str]:
+        survey = Survey(self.config, self.plan, self.rundir, scoring, self._set_aside)
+        pieces = {piece.task.key: piece for piece in survey.pieces(sampling)}
+        problems: dict[str, str] = {}
+        if pieces:
+            self._connect()
+            problems = self._dispatch(pieces)
+        if not problems:
+            self.rundir.remove_temporaries(self.plan.cells)
+        return problems
+
+    def _dispatch(self, pieces: dict[str, Piece]) -> dict[str, str]:
+        """Have workers do `pieces`. Returns cell name -> reason for what could not be done."""
+        from orchestrator.loop import Loop
+        from orchestrator.pool import Pool
+        from workers.actor import Worker
+
+        cpus, gpus = cluster.resources(self.config.cluster)
+        probe = self.rundir.root / f".probe.{uuid.uuid4().hex[:12]}.tmp"
+        probe.touch()
+        pool = Pool(Worker, (max(1, int(cpus)),), cpus, gpus, str(probe))
+        try:
+            workers = min(cluster.room(self.config.cluster), len(pieces))
+            attempts = self.config.cluster.max_attempts
+            return Loop(pieces, pool, workers, attempts, self._progress, self._events, self._log).run()
+        finally:
+            pool.close()
+            probe.unlink(missing_ok=True)
+
+    def _set_aside(self, damage: Damage) -> None:
+        target = self.rundir.set_aside(damage)
+        name = self.rundir.relative(damage.path)
+        self._events.add("damaged", path=name, reason=damage.reason, moved_to=self.rundir.relative(target))
+        self._progress.say(
+            f"damaged: {name} ({damage.reason}); moved to {self.rundir.relative(target)}, will be redone"
+        )
+
+    def _log(self, name: str, text: str) -> Path:
+        path = self.rundir.logs / f"{self._events.path.stem}-{name.replace('/', '-')}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text.rstrip() + "\n\n")
+        return path
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def describe_checkpoint(model: Model) -> str:
+    """What was taken from a loaded model's files, for people to check."""
+    assert model.checkpoint is not None
+    d, clip = model.diffusion, model.checkpoint.clip
+    source = "its scheduler" if clip else "no scheduler in it, so defaults"
+    return (
+        f"model {model.id}: loaded {model.checkpoint.path} ({source}: T = {d.timesteps}, {d.schedule} beta "
+        f"{d.beta_start:g} to {d.beta_end:g}, predicts {d.prediction}, clip {clip or 'none'})"
+    )

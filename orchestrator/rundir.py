@@ -1,0 +1,247 @@
+"""The run directory: its names, atomic writes, what is complete in it, and what is damaged.
+
+The truth is on disk: a shard is done when its file is in place and whole. No state lives anywhere else.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orchestrator.checkpoints import WEIGHTS_FILE, file_sha256
+from orchestrator.errors import UserError
+from orchestrator.grid import Cell, Model, Shard
+from workers import images
+
+
+class Damage(NamedTuple):
+    """A file that is not what it should be."""
+
+    path: Path
+    reason: str
+
+
+class RunDir:
+    """Names and states of the files under one run's folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.config = self.root / "config.json"
+        self.provenance = self.root / "provenance.json"
+        self.models = self.root / "models"
+        self.samples = self.root / "samples"
+        self.features = self.root / "features"
+        self.scores = self.root / "scores"
+        self.tables = self.root / "tables"
+        self.figures = self.root / "figures"
+        self.events = self.root / "events"
+        self.logs = self.root / "logs"
+        self.damaged = self.root / "damaged"
+
+    def relative(self, path: Path) -> str:
+        """`path` as seen from the run directory, for messages."""
+        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
+
+    def sample_part(self, cell: Cell, shard: Shard) -> Path:
+        """Where a shard's images lie."""
+        return self.samples / cell.name / shard.name
+
+    def feature_part(self, extractor: str, cell: Cell, shard: Shard) -> Path:
+        """Where a shard's features lie; `extractor` is its folder's name."""
+        return self.features / extractor / cell.name / shard.name
+
+    def reference_part(self, extractor: str, reference: str) -> Path:
+        """Where the reference's features lie."""
+        return self.features / extractor / reference / "part-000000.parquet"
+
+    def score(self, cell: Cell, evaluation: str) -> Path:
+        """Where a cell's score by one evaluation lies."""
+        return self.scores / f"{cell.id}-{evaluation}.json"
+
+    def unet_folder(self, model: Model, weights: str) -> Path:
+        """The network's folder of a model, trained here or loaded; `weights` is `ema` or `raw`."""
+        folder = Path(model.checkpoint.unet_folder) if model.checkpoint else self.models / model.id / "unet"
+        if weights == "raw":
+            folder = folder.with_name("unet_raw")
+        return folder
+
+    def is_trained(self, model: Model) -> bool:
+        """The model's network is there (a loaded one always is)."""
+        return model.checkpoint is not None or (self.models / model.id / "unet" / WEIGHTS_FILE).is_file()
+
+    def weights_sha256(self, model: Model, weights: str) -> str:
+        """SHA-256 of the file that holds a model's weights; `UserError` if there is none."""
+        return file_sha256(self.unet_folder(model, weights) / WEIGHTS_FILE)
+
+    def sample_metadata(self, cell: Cell) -> dict[str, Any]:
+        """The JSON blob in every sample file of a cell; the same however many samples there are."""
+        return {
+            "cell": cell.id,
+            "model": cell.model.id,
+            "settings": cell.settings.model_dump(mode="json", exclude={"num_samples"}),
+            "diffusion": cell.model.diffusion.model_dump(mode="json"),
+            "tau": list(cell.tau),
+            "weights_sha256": self.weights_sha256(cell.model, cell.settings.weights),
+        }
+
+    def sampled(
+        self, cell: Cell, metadata: dict[str, Any] | None, checksums: bool, on_damage: Callable[[Damage], None]
+    ) -> set[int]:
+        """Numbers of the cell's shards whose files are whole; damaged files are reported. A short file is not done.
+
+        `metadata` is what the files' blobs must say (null: anything). A file whose weights differ is a `UserError`:
+        images of two networks would end up in one cell.
+        """
+        done = set()
+        for shard in cell.shards:
+            path = self.sample_part(cell, shard)
+            part = _inspect(path, shard.start, checksums, on_damage)
+            if part is None:
+                continue
+            recorded = part.metadata.get("weights_sha256")
+            if metadata is not None and part.metadata != metadata:
+                if recorded != metadata["weights_sha256"]:
+                    raise UserError(
+                        f"{self.relative(path)} was made with weights {str(recorded)[:8]}, but {cell.model.id} now "
+                        f"has {metadata['weights_sha256'][:8]}; put the old weights back, remove "
+                        f"{self.relative(path.parent)}, or give another --out"
+                    )
+                on_damage(Damage(path, "its metadata is not this cell's"))
+            elif part.stop >= shard.stop:
+                done.add(shard.number)
+        return done
+
+    def extracted(self, extractor: str, cell: Cell, checksums: bool, on_damage: Callable[[Damage], None]) -> set[int]:
+        """Numbers of the cell's shards whose features are complete."""
+        done = set()
+        for shard in cell.shards:
+            part = _inspect(self.feature_part(extractor, cell, shard), shard.start, checksums, on_damage)
+            if part is not None and part.stop >= shard.stop:
+                done.add(shard.number)
+        return done
+
+    def set_aside(self, damage: Damage) -> Path:
+        """Move a damaged file to `damaged/`, under a name that tells where it was and doesn't clash."""
+        self.damaged.mkdir(parents=True, exist_ok=True)
+        name = self.relative(damage.path).replace(os.sep, "__")
+        target = next(p for i in range(10**6) if not (p := self.damaged / f"{i:04d}-{name}").exists())
+        damage.path.replace(target)
+        return target
+
+    def is_whole(self, path: Path, stop: int, on_damage: Callable[[Damage], None]) -> bool:
+        """A file with rows 0 to `stop` - 1 is there; a damaged one is reported."""
+        part = _inspect(path, 0, True, on_damage)
+        return part is not None and part.stop >= stop
+
+    def forget_derived(self, cell: Cell, shard: Shard) -> None:
+        """Remove what was computed from a shard that is gone: its features, and with them the cell's scores."""
+        features = list(self.features.glob(f"*/{cell.name}/{shard.name}"))
+        for path in features + (list(self.scores.glob(f"{cell.id}-*.json")) if features else []):
+            path.unlink(missing_ok=True)
+
+    def committed_cells(self) -> dict[str, str]:
+        """Cell id -> folder name, of every cell with at least one sample file in place."""
+        folders = sorted({path.parent for path in self.samples.glob("*/part-*.parquet")})
+        return {folder.name.rsplit("-", 1)[-1]: folder.name for folder in folders}
+
+    def remove_temporaries(self, cells: tuple[Cell, ...]) -> None:
+        """Remove what killed writers left behind in the folders of finished cells."""
+        for cell in cells:
+            for folder in (self.samples / cell.name, *self.features.glob(f"*/{cell.name}")):
+                for path in folder.glob(".*.tmp"):
+                    path.unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep a second driver out of this directory for as long as this one lives (a killed one lets go by itself)."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another taugrid command is at work in {self.root}; wait for it, stop it, or give another --out"
+                ) from None
+            except OSError:
+                pass  # some network file systems have no locks; commits are atomic and idempotent all the same
+            yield
+
+
+def _inspect(path: Path, start: int, checksums: bool, on_damage: Callable[[Damage], None]) -> images.Part | None:
+    try:
+        part = images.inspect(path, checksums)
+    except FileNotFoundError:
+        return None
+    except images.DamagedFile as error:
+        on_damage(Damage(path, str(error)))
+        return None
+    if part.start != start:
+        on_damage(Damage(path, f"it starts at image {part.start}, not {start}"))
+        return None
+    return part
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all; NaN is an error, because other readers refuse it."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any | None:
+    """A JSON file's value, or None where the file is missing or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and all in it, if it is there."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+class Events:
+    """events/NNNN.jsonl: what happened in one driver session, a line each, with the time in UTC."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        number = max((int(path.stem) for path in folder.glob("[0-9]*.jsonl")), default=0) + 1
+        self.path = folder / f"{number:04d}.jsonl"
+        self._file = self.path.open("x", encoding="utf-8", buffering=1)
+
+    def add(self, event: str, **values: Any) -> None:
+        """Append one event."""
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._file.write(json.dumps({"time": time, "event": event, **values}) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_events(folder: Path) -> Iterator[dict[str, Any]]:
+    """All events of all sessions, in order; a line cut short by a kill is passed over."""
+    for path in sorted(folder.glob("[0-9]*.jsonl")):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(event, dict):
+                yield event

@@ -1,0 +1,81 @@
+"""What commands print: plans and outcomes as text for people, outcomes as JSON for scripts."""
+
+from typing import Any
+
+from rich.console import Console
+
+from orchestrator.progress import duration, quantity
+from orchestrator.rundir import RunDir, read_json
+
+
+def plan_text(plan: dict[str, Any]) -> str:
+    """A plan or a status, from `inspection.describe`, as lines."""
+    lines = [f"{plan['name']} in {plan['dir']}", ""]
+    for model in plan["models"]:
+        if model["train_steps"]:
+            state = "trained" if model["ready"] else f"to be trained for {model['train_steps']:,} steps"
+        else:
+            state = f"loaded from {model['source']}"
+        lines.append(f"model {model['id']}: {state}")
+    width = max(len(cell["name"]) for cell in plan["cells"])
+    lines += ["", f"{'cell':{width}}  {'images':>16}  {'shards':>9}  evaluations  scored"]
+    for cell in plan["cells"]:
+        images = f"{cell['images_done']}/{cell['num_samples']}"
+        shards = f"{cell['shards_done']}/{cell['shards']}"
+        evaluations = quantity(cell["network_evaluations"])
+        scored = "yes" if cell["scores"] else "no"
+        lines.append(f"{cell['name']:{width}}  {images:>16}  {shards:>9}  {evaluations:>11}  {scored}")
+    remaining = plan["network_evaluations_remaining"]
+    lines += [
+        "",
+        f"{len(plan['models'])} models, {len(plan['cells'])} cells, {plan['shards']} shards, {plan['images']:,} images"
+        f", at most {quantity(plan['bytes_at_most'])}B of images",
+        f"network evaluations: {plan['network_evaluations']:,}, of which {remaining:,} remain",
+        f"expected time: {_expected(plan)}",
+    ]
+    return "\n".join(lines)
+
+
+def _expected(plan: dict[str, Any]) -> str:
+    seconds, rate = plan["worker_seconds_remaining"], plan["evaluations_per_second_and_worker"]
+    if not plan["network_evaluations_remaining"]:
+        return "nothing is left to sample"
+    if seconds is None:
+        return "unknown until measured (no run here has sampled a shard yet)"
+    return f"{duration(seconds)} of one worker's time, at the {quantity(rate)} network evaluations/s measured here"
+
+
+def outcome_json(rundir: RunDir, missing: dict[str, str]) -> dict[str, Any]:
+    """What `--json` prints after work."""
+    quality = read_json(rundir.tables / "quality.json") or {}
+    return {
+        "dir": str(rundir.root),
+        "status": "incomplete" if missing else "done",
+        "cells": quality.get("rows", []),
+        "missing": [{"cell": cell, "reason": reason} for cell, reason in missing.items()],
+    }
+
+
+def print_outcome(rundir: RunDir, stages: tuple[str, ...], missing: dict[str, str]) -> None:
+    """The table on stdout, and on stderr what is missing and where everything is."""
+    people = Console(stderr=True, highlight=False, soft_wrap=True)
+    if "report" in stages:
+        from eval import tables
+
+        rows = (read_json(rundir.tables / "quality.json") or {}).get("rows", [])
+        console = Console(highlight=False)
+        console.print(tables.console(tables.frame(rows)))
+    for cell, reason in list(missing.items())[:10]:
+        people.print(f"missing: {cell}: {reason}", markup=False)
+    if len(missing) > 10:
+        people.print(f"... and {len(missing) - 10} more cells")
+    if missing:
+        people.print("the same command tries again what is missing")
+    for name, path in (
+        ("models", rundir.models),
+        ("samples", rundir.samples),
+        ("table", rundir.tables / "quality.md"),
+        ("figures", rundir.figures),
+    ):
+        if path.exists():
+            people.print(f"{name + ':':9}{path}", markup=False)

@@ -1,0 +1,98 @@
+import json
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from orchestrator import config
+from workers import models
+from workers.diffusion import schedule
+
+UNET = config.Unet(
+    block_out_channels=[8, 16],
+    layers_per_block=1,
+    down_block_types=["DownBlock2D", "AttnDownBlock2D"],
+    up_block_types=["AttnUpBlock2D", "UpBlock2D"],
+    norm_num_groups=4,
+)
+
+
+def network(seed, layout=torch.contiguous_format):
+    torch.manual_seed(seed)
+    return models.build_unet(UNET, (1, 8, 8)).to(memory_format=layout)
+
+
+def test_a_saved_pipeline_is_read_by_diffusers_and_its_network_is_ours(tmp_path):
+    # In channels_last, as on a GPU: safetensors refuses tensors that are not contiguous.
+    raw, other = network(0, torch.channels_last), network(1)
+    models.save_pipeline(tmp_path, raw, models.ema_start(other), config.DIFFUSION_DEFAULTS)
+    pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path)
+    x = torch.randn(3, 1, 8, 8)
+    for folder, source in (("unet", other), ("unet_raw", raw)):
+        eps = models.eps_model(tmp_path / folder, "cpu")(x, 500)
+        torch.testing.assert_close(eps, source(x, 499).sample, rtol=0, atol=1e-6)
+    with torch.no_grad():
+        assert torch.equal(models.eps_model(tmp_path / "unet", "cpu")(x, 500), pipeline.unet(x, 499).sample)
+    assert pipeline(batch_size=2, num_inference_steps=2, output_type="np").images.shape == (2, 8, 8, 1)
+
+
+def test_files_hold_no_pickle(tmp_path):
+    models.save_pipeline(tmp_path, network(0), models.ema_start(network(0)), config.DIFFUSION_DEFAULTS)
+    suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".safetensors"}
+
+
+def test_eps_model_never_asks_the_hub(tmp_path):
+    with pytest.raises(OSError):
+        models.eps_model("google/ddpm-cifar10-32", "cpu")
+
+
+def test_time_may_differ_within_a_batch(tmp_path):
+    models.save_pipeline(tmp_path, network(0), models.ema_start(network(0)), config.DIFFUSION_DEFAULTS)
+    eps_theta = models.eps_model(tmp_path / "unet", "cpu")
+    x = torch.randn(2, 1, 8, 8)
+    together = eps_theta(x, torch.tensor([1, 1000]))
+    apart = torch.cat([eps_theta(x[:1], 1), eps_theta(x[1:], 1000)])
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-5)
+    assert (eps_theta(x, 1) - eps_theta(x, 1000)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])
+def test_the_saved_scheduler_has_our_alpha_bar(name):
+    diffusion = config.DIFFUSION_DEFAULTS.model_copy(update={"schedule": name, "beta_start": 3e-4, "timesteps": 500})
+    scheduler = diffusers.DDIMScheduler(**models.scheduler_config(diffusion))
+    ours = schedule.alpha_bar(name, 500, 3e-4, 2e-2)
+    np.testing.assert_allclose(scheduler.alphas_cumprod.numpy(), ours[1:], rtol=2e-4)
+    scheduler.set_timesteps(10)
+    assert scheduler.timesteps.tolist() == [500 * i // 10 - 1 for i in range(10, 0, -1)]
+
+
+def test_build_unet_passes_every_key_on(tmp_path):
+    values = {"freq_shift": 0, "flip_sin_to_cos": True, "norm_eps": 1e-5, "attention_head_dim": 4, "dropout": 0.1}
+    unet = models.build_unet(UNET.model_copy(update=values), (3, 16, 8))
+    unet.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    expected = UNET.model_dump() | values | {"in_channels": 3, "out_channels": 3, "sample_size": [16, 8]}
+    assert {key: written[key] for key in expected} == expected
+
+
+def test_the_average_follows_its_recurrence():
+    unet = network(0)
+    ema = models.ema_start(unet)
+    name, parameter = next(iter(unet.named_parameters()))
+    expected = parameter.detach().double().clone()
+    for step in range(30):
+        with torch.no_grad():
+            parameter.add_(1.0)
+        decay = models.ema_decay(step, 0.7)
+        models.ema_update(ema, unet, decay)
+        expected = decay * expected + (1 - decay) * parameter.detach().double()
+    torch.testing.assert_close(ema[name].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_decay_warms_up_to_its_setting():
+    assert models.ema_decay(0, 0.999) == 0.1
+    assert models.ema_decay(90, 0.999) == 0.91
+    assert models.ema_decay(10**6, 0.999) == 0.999
+    assert models.ema_decay(5, 0.0) == 0.0

@@ -1,0 +1,284 @@
+"""The statistics agree with torch-fidelity's, with themselves when merged in any order, and with repeated sampling."""
+
+from functools import reduce
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+
+from eval.statistics import (
+    SAMPLES_PER_DIMENSION,
+    Array,
+    InceptionSums,
+    Moments,
+    frechet_distance,
+    frechet_influence,
+    frechet_standard_error,
+    inception_splits,
+    kernel_distance,
+    kid_subset_size,
+    merge,
+    symmetric_root,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Matrices this small gain nothing from a second thread, and lose much where other work shares the cores."""
+    with threadpool_limits(limits=1):
+        yield
+
+
+def correlated(n: int, d: int, seed: int, shift: float = 0.0) -> Array:
+    """Features whose scales range over two orders of magnitude, each direction mixed into all."""
+    rng = np.random.default_rng(seed)
+    mixing = np.linalg.qr(np.random.default_rng(99).standard_normal((d, d)))[0] * np.geomspace(3, 0.03, d)
+    return rng.standard_normal((n, d)) @ mixing.T + shift + 2.0
+
+
+def torch_fidelity_fid(a: Array, b: Array) -> float:
+    statistics = [fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b)]
+    return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
+
+
+# Moments
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(1, 6), st.randoms(), st.integers(0, 2**32 - 1))
+def test_moments_merge_in_any_order_to_those_of_the_whole(sizes, d, random, seed):
+    features = np.random.default_rng(seed).standard_normal((sum(sizes), d)) * 3 + 50
+    parts = [Moments.of(part) for part in np.split(features, np.cumsum(sizes)[:-1])]
+    random.shuffle(parts)
+    merged, whole = reduce(merge, parts), Moments.of(features)
+    assert merged.n == whole.n
+    np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-10)
+    np.testing.assert_allclose(merged.scatter, whole.scatter, rtol=1e-10, atol=1e-10 * np.abs(whole.scatter).max())
+
+
+def test_covariance_is_numpys():
+    features = correlated(50, 7, seed=0)
+    np.testing.assert_allclose(Moments.of(features).covariance, np.cov(features, rowvar=False), rtol=1e-12, atol=1e-13)
+
+
+def test_moments_of_float32_are_accumulated_in_float64():
+    # A float32 mean of 100,000 values near 1000 is off by far more than 1e-9 of it.
+    features = np.random.default_rng(0).standard_normal((100_000, 2)).astype(np.float32) + np.float32(1000)
+    np.testing.assert_allclose(Moments.of(features).mean, features.astype(np.float64).mean(axis=0), rtol=1e-12)
+
+
+def test_moments_refuse_what_has_none():
+    with pytest.raises(ValueError, match="1 of 3 feature vectors hold nan"):
+        Moments.of(np.array([[1.0], [np.nan], [2.0]]))
+    with pytest.raises(ValueError, match="non-empty"):
+        Moments.of(np.empty((0, 4)))
+    with pytest.raises(ValueError, match="at least 2"):
+        _ = Moments.of(np.ones((1, 4))).covariance
+    with pytest.raises(ValueError, match="3 and 4 dimensions"):
+        merge(Moments.of(np.ones((2, 3))), Moments.of(np.ones((2, 4))))
+
+
+# Frechet distance
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.4])
+def test_frechet_distance_is_torch_fidelitys(shift):
+    a, b = correlated(400, 48, seed=1, shift=shift), correlated(500, 48, seed=2)
+    ours = frechet_distance(Moments.of(a), Moments.of(b))
+    assert ours == pytest.approx(torch_fidelity_fid(a, b), rel=1e-6)
+
+
+def test_frechet_distance_with_fewer_samples_than_features_is_torch_fidelitys():
+    a, b = correlated(20, 48, seed=1, shift=0.4), correlated(500, 48, seed=2)
+    ours = frechet_distance(Moments.of(a), Moments.of(b))
+    assert ours == pytest.approx(torch_fidelity_fid(a, b), rel=1e-6)
+
+
+def test_frechet_distance_of_gaussians_that_commute_has_the_textbook_value():
+    samples = Moments(11, np.array([1.0, 0.0]), 10 * np.diag([4.0, 9.0]))
+    reference = Moments(11, np.array([0.0, 2.0]), 10 * np.diag([1.0, 25.0]))
+    # |m - mu|^2 + sum of (s - r)^2 over standard deviations
+    assert frechet_distance(samples, reference) == pytest.approx(1 + 4 + 1 + 4, rel=1e-12)
+
+
+def test_kept_root_of_the_reference_changes_nothing():
+    samples, reference = Moments.of(correlated(90, 12, seed=1)), Moments.of(correlated(80, 12, seed=2))
+    root = symmetric_root(reference.covariance)
+    np.testing.assert_allclose(root @ root, reference.covariance, rtol=1e-10, atol=1e-12)
+    assert frechet_distance(samples, reference, root) == frechet_distance(samples, reference)
+
+
+def test_distance_to_itself_is_zero():
+    moments = Moments.of(correlated(300, 48, seed=1))
+    assert abs(frechet_distance(moments, moments)) < 1e-6 * np.trace(moments.covariance)
+
+
+def test_a_feature_that_never_varies_adds_nothing():
+    a, b = correlated(300, 12, seed=1, shift=0.3), correlated(300, 12, seed=2)
+    dead = np.zeros((300, 3))
+    with_dead = [Moments.of(np.hstack([x, dead])) for x in (a, b)]
+    assert frechet_distance(*with_dead) == pytest.approx(frechet_distance(Moments.of(a), Moments.of(b)), rel=1e-9)
+
+
+# Standard error
+
+
+def test_influence_is_the_derivative_of_the_distance():
+    """Adds a little weight to one sample and looks at FID: a finite difference knows nothing of the formula."""
+    features = correlated(200, 6, seed=1, shift=0.3)
+    samples, reference = Moments.of(features), Moments.of(correlated(300, 6, seed=2))
+    mean, covariance = samples.mean, samples.covariance
+
+    def distance_with(x: Array, weight: float) -> float:
+        moved = (1 - weight) * mean + weight * x
+        deviation = x - mean
+        spread = (1 - weight) * (covariance + weight * np.outer(deviation, deviation))
+        return frechet_distance(Moments(2, moved, spread), reference)  # with n = 2 the scatter is the covariance
+
+    weight = 1e-5
+    derivatives = [(distance_with(x, weight) - distance_with(x, -weight)) / (2 * weight) for x in features[:20]]
+    influence = frechet_influence(features, samples, reference)[:20]
+    # The derivative has mean zero over the samples, phi doesn't: they differ by one constant.
+    np.testing.assert_allclose(influence - influence[0], np.array(derivatives) - derivatives[0], rtol=1e-4, atol=1e-4)
+
+
+def test_standard_error_agrees_with_repeated_sampling():
+    """The scatter of FID over 300 fresh draws is the standard error that one draw gives.
+
+    The sd of 300 values is itself known to 1 / sqrt(600) = 4 %, and the mean of 20 estimates to less; the influence's
+    own bias at N / d = 60 is below 6 % in simulations. 18 % is more than 3 sigma of both away, and the seed is fixed.
+    A wrong factor (2, sqrt 2, or 1/N for 1/sqrt N) is far outside.
+    """
+    d, n, repeats = 16, 1000, 300
+    reference = Moments.of(correlated(20_000, d, seed=0))
+    root = symmetric_root(reference.covariance)
+    distances, errors = [], []
+    for repeat in range(repeats):
+        features = correlated(n, d, seed=100 + repeat, shift=0.2) * 1.1
+        samples = Moments.of(features)
+        distances.append(frechet_distance(samples, reference, root))
+        if repeat < 20:
+            errors.append(frechet_standard_error(features, samples, reference, root).value)
+    assert np.mean(errors) == pytest.approx(np.std(distances, ddof=1), rel=0.18)
+
+
+def test_standard_error_ignores_a_feature_that_never_varies():
+    a, b = correlated(500, 12, seed=1, shift=0.3), correlated(500, 12, seed=2)
+    expected = frechet_standard_error(a, Moments.of(a), Moments.of(b)).value
+    assert expected is not None
+    dead = np.zeros((500, 2))
+    a_dead, b_dead = np.hstack([a, dead]), np.hstack([b, dead])
+    assert frechet_standard_error(a_dead, Moments.of(a_dead), Moments.of(b_dead)).value == pytest.approx(expected)
+
+
+def test_standard_error_is_finite_where_only_one_side_varies():
+    a, b = correlated(500, 12, seed=1, shift=0.3), correlated(500, 12, seed=2)
+    alive, dead = np.random.default_rng(3).standard_normal((500, 1)), np.zeros((500, 1))
+    expected = frechet_standard_error(a, Moments.of(a), Moments.of(b)).value
+    # Dead in the samples: they say nothing of it, and the error is that of the rest.
+    samples, reference = np.hstack([a, dead]), np.hstack([b, alive])
+    dead_in_samples = frechet_standard_error(samples, Moments.of(samples), Moments.of(reference)).value
+    assert dead_in_samples == pytest.approx(expected, rel=1e-6)
+    # Dead in the reference: the samples' variance there counts in full, so the error grows.
+    samples, reference = np.hstack([a, alive]), np.hstack([b, dead])
+    dead_in_reference = frechet_standard_error(samples, Moments.of(samples), Moments.of(reference)).value
+    variance_error = np.square(alive - alive.mean()).std(ddof=1) / np.sqrt(500)
+    assert expected < dead_in_reference < expected + variance_error * 1.5
+
+
+def test_no_standard_error_without_enough_samples_for_each_feature():
+    reference = Moments.of(correlated(500, 12, seed=2))
+    enough = correlated(SAMPLES_PER_DIMENSION * 12, 12, seed=1)
+    assert frechet_standard_error(enough, Moments.of(enough), reference).reason is None
+    few = enough[:-1]
+    value, reason = frechet_standard_error(few, Moments.of(few), reference)
+    assert value is None
+    assert reason == "119 samples for 12 varying features: a standard error of FID needs 10 samples for each"
+    # Fewer samples than features: S is singular, which must not read as few varying features.
+    fewer = enough[:8]
+    assert frechet_standard_error(fewer, Moments.of(fewer), reference).value is None
+
+
+def test_no_standard_error_for_samples_that_are_all_the_same():
+    same = np.ones((200, 12))
+    value, reason = frechet_standard_error(same, Moments.of(same), Moments.of(correlated(500, 12, seed=2)))
+    assert (value, reason) == (None, "no feature varies both in the samples and in the reference")
+
+
+# Inception Score
+
+
+@pytest.mark.parametrize(("n", "splits", "seed"), [(1003, 10, 2020), (97, 7, 5), (50, 1, 0)])
+def test_inception_score_from_shuffled_shards_is_torch_fidelitys(n, splits, seed):
+    rng = np.random.default_rng(n)
+    logits = (rng.standard_normal((n, 10)) * 4).astype(np.float32)
+    split_of = inception_splits(n, splits, seed)
+    shards = np.array_split(rng.permutation(n), 6)
+    sums = reduce(InceptionSums.merge, [InceptionSums.of(logits[shard], split_of[shard], splits) for shard in shards])
+    theirs = isc_features_to_metric(torch.from_numpy(logits), splits, shuffle=True, rng_seed=seed)
+    assert sums.score().mean == pytest.approx(theirs[KEY_METRIC_ISC_MEAN], rel=1e-9)
+    assert sums.score().std == pytest.approx(theirs[KEY_METRIC_ISC_STD], rel=1e-9)
+
+
+def test_inception_score_of_certain_and_of_useless_classifiers():
+    split_of = inception_splits(100, 1, seed=0)
+    certain = np.eye(10)[np.arange(100) % 10] * 2000.0  # every other p underflows to zero: p log p must be 0 there
+    assert InceptionSums.of(certain, split_of, 1).score().mean == pytest.approx(10.0)
+    assert InceptionSums.of(np.zeros((100, 10)), split_of, 1).score() == pytest.approx((1.0, 0.0))
+
+
+def test_inception_score_refuses_what_it_cannot_divide():
+    with pytest.raises(ValueError, match="5 samples can't be divided into 10 splits"):
+        inception_splits(5, 10, seed=0)
+    with pytest.raises(ValueError, match="has no samples"):
+        InceptionSums.of(np.zeros((3, 10)), np.array([0, 0, 1]), 3).score()
+    with pytest.raises(ValueError, match="nan or infinity"):
+        InceptionSums.of(np.full((3, 10), np.nan), np.array([0, 1, 2]), 3)
+    with pytest.raises(ValueError, match="don't fit 4 samples"):
+        InceptionSums.of(np.zeros((3, 10)), np.array([0, 1, 2, 2]), 3)
+
+
+# KID
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.4])
+def test_kernel_distance_is_torch_fidelitys(shift):
+    a = correlated(300, 32, seed=1, shift=shift).astype(np.float32)
+    b = correlated(260, 32, seed=2).astype(np.float32)
+    ours = kernel_distance(a, b, subsets=20, subset_size=200, seed=2020)
+    theirs = kid_features_to_metric(
+        torch.from_numpy(a), torch.from_numpy(b), kid_subsets=20, kid_subset_size=200, rng_seed=2020, verbose=False
+    )
+    assert abs(ours.mean - theirs[KEY_METRIC_KID_MEAN]) < 1e-6 + 1e-4 * abs(ours.mean)
+    assert abs(ours.std - theirs[KEY_METRIC_KID_STD]) < 1e-6 + 1e-4 * ours.std
+    in_float64 = kid_features_to_metric(
+        *(torch.from_numpy(x).double() for x in (a, b)),
+        kid_subsets=20, kid_subset_size=200, rng_seed=2020, verbose=False,
+    )  # fmt: skip
+    assert ours.mean == pytest.approx(in_float64[KEY_METRIC_KID_MEAN], rel=1e-9, abs=1e-12)
+
+
+def test_kernel_distance_of_one_distribution_has_mean_zero():
+    # Unbiased: with the diagonal of the kernel left in, or a wrong divisor, the mean is of the order 1 / subset size.
+    a, b = correlated(4000, 4, seed=1), correlated(4000, 4, seed=2)
+    distance = kernel_distance(a, b, subsets=60, subset_size=100, seed=0)
+    diagonal = ((np.square(a).sum(axis=1) / 4 + 1) ** 3).mean() / 100
+    assert abs(distance.mean) < diagonal / 3
+
+
+def test_kernel_distance_subset_sizes():
+    assert kid_subset_size(1000, 300, 1797) == 300
+    assert kid_subset_size(1000, 50_000, 1797) == 1000
+    assert kid_subset_size(1000, 50_000, 900) == 900
+    a = correlated(30, 4, seed=1)
+    for size in (1, 31):
+        with pytest.raises(ValueError, match=f"subsets of {size} can't be drawn from 30 samples"):
+            kernel_distance(a, a, subsets=3, subset_size=size, seed=0)

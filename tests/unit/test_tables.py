@@ -1,0 +1,331 @@
+import io
+import json
+import math
+import random
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
+
+from eval import tables
+
+
+def cell(steps, eta, fid=None, fid_se=None, **others):
+    """A row of the contract with plausible settings; `eta` may be "sigma_hat"."""
+    sigma_hat = eta == "sigma_hat"
+    row = dict.fromkeys(tables.COLUMNS)
+    row |= {"cell": f"{steps:04d}-{eta}-{sorted(others.items())}", "model": "a1b2c3d4e5", "sampler": "ddim"}
+    row |= {"steps": steps, "eta": 1.0 if sigma_hat else eta, "sigma": "sigma_hat" if sigma_hat else "eta"}
+    row |= {"spacing": "linear", "clip": "none", "num_samples": 5000, "network_evaluations": 5000 * steps}
+    return row | {"fid": fid, "fid_se": fid_se, "seconds": 1.5, "protocol": f"p{steps}"} | others
+
+
+def paper_grid(**others):
+    """Four etas without clipping and sigma_hat with it, at S = 10 and 1000, as in the paper's table 1."""
+    scores = {0.0: (13.36, 4.04), 0.2: (14.04, 4.09), 0.5: (16.66, 4.29), 1.0: (41.07, 4.73)}
+    rows = [
+        cell(s, eta, fid, 0.1, **others)
+        for eta, pair in scores.items()
+        for s, fid in zip((10, 1000), pair, strict=True)
+    ]
+    clipped = {"clip": "x0_and_eps", **others}
+    return [*rows, cell(10, "sigma_hat", 367.43, 1.26, **clipped), cell(1000, "sigma_hat", 3.17, 0.012, **clipped)]
+
+
+def table_rows(markdown):
+    """The cells of every table line in `markdown`, without the rulers."""
+    lines = [line.strip("|").split("|") for line in markdown.splitlines() if line.startswith("|")]
+    return [[text.strip() for text in line] for line in lines if not line[0].strip().startswith(":-")]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_the_long_form_does_not_depend_on_the_order_in_which_cells_come(shuffler: random.Random):
+    rows = [row for schedule in ("linear", "cosine") for row in paper_grid(**{"diffusion.schedule": schedule})]
+    shuffled = shuffler.sample(rows, len(rows))
+    pd.testing.assert_frame_equal(tables.frame(shuffled), tables.frame(rows))
+
+
+def test_the_long_form_has_the_columns_and_types_of_the_contract():
+    frame = tables.frame(paper_grid(**{"train.steps": 400, "weights": "ema"}))
+    assert list(frame.columns) == [*tables.COLUMNS, "train.steps", "weights"]
+    assert frame["steps"].tolist() == [10, 1000] * 5
+    assert frame["sigma"].tolist() == ["eta"] * 8 + ["sigma_hat"] * 2
+    integers = ["steps", "num_samples", "network_evaluations", "train.steps"]
+    assert {str(frame[column].dtype) for column in integers} == {"int64"}
+    assert {str(frame[column].dtype) for column in ("eta", "fid", "kid_mean", "recall", "seconds")} == {"float64"}
+
+
+def test_csv_comes_back_through_pandas_with_its_types_and_exact_values(tmp_path):
+    rows = paper_grid(**{"train.steps": 400, "diffusion.schedule": "linear"})
+    rows[0] |= {"fid": 0.1 + 0.2, "kid_mean": 1e-7 / 3}
+    tables.write(rows, tmp_path, {})
+    back = pd.read_csv(tmp_path / "quality.csv")
+    pd.testing.assert_frame_equal(back, tables.frame(rows), check_exact=True, check_dtype=True)
+    assert set(back["clip"]) == {"none", "x0_and_eps"}  # a reader that takes "none" for a missing value loses it
+
+
+def test_json_is_strict_and_holds_rows_protocols_and_notes(tmp_path):
+    rows = [cell(10, 0.0, 14.2, float("nan")), cell(20, 0.0, None, None)]
+    protocols = {"p10": {"tau": (100, 1000), "reference": {"num_samples": 1797}, "threshold": math.inf}}
+    tables.write(rows, tmp_path, protocols, ["one cell is missing"])
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    document = json.loads((tmp_path / "quality.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    assert [row["fid"] for row in document["rows"]] == [14.2, None]
+    assert [row["fid_se"] for row in document["rows"]] == [None, None]
+    assert [row["steps"] for row in document["rows"]] == [10, 20]
+    assert isinstance(document["rows"][0]["steps"], int)
+    assert document["protocols"]["p10"] == {"tau": [100, 1000], "reference": {"num_samples": 1797}, "threshold": None}
+    assert document["notes"] == ["one cell is missing"]
+
+
+def test_axis_values_that_are_lists_or_missing_survive(tmp_path):
+    axis = "model.unet.block_out_channels"
+    rows = [
+        cell(10, 0.0, 2.0, model="m1", **{axis: [32, 64], "train.steps": 100}),
+        cell(10, 0.0, 1.0, model="m2", **{axis: [64, 64], "train.steps": None}),
+    ]
+    tables.write(rows, tmp_path, {})
+    assert (tmp_path / "quality.csv").read_text().splitlines()[1].endswith(',p10,"[32, 64]",100')
+    assert (tmp_path / "quality.csv").read_text().splitlines()[2].endswith(',p10,"[64, 64]",')
+    assert [pivot.settings for pivot in tables.pivot(tables.frame(rows))] == [
+        {axis: "[32, 64]", "train.steps": "100"},
+        {axis: "[64, 64]", "train.steps": "not set"},
+    ]
+
+
+def test_a_row_that_lacks_a_contract_column_is_refused():
+    row = cell(10, 0.0, 1.0)
+    del row["protocol"]
+    with pytest.raises(KeyError, match="protocol"):
+        tables.frame([row])
+
+
+def test_the_pivot_is_the_papers():
+    (pivot,) = tables.pivot(tables.frame(paper_grid()[::-1]))
+    assert list(pivot.values.index) == ["0.0", "0.2", "0.5", "1.0", "σ̂"]
+    assert list(pivot.values.columns) == [10, 1000]
+    assert pivot.values.loc["σ̂"].tolist() == [367.43, 3.17]
+    assert pivot.errors.loc["σ̂"].tolist() == [1.26, 0.012]
+    assert pivot.values.loc["1.0"].tolist() == [41.07, 4.73]  # sigma_hat has the same number as its eta
+
+
+def test_rows_stand_in_the_order_of_eta_whatever_steps_or_settings_they_have():
+    rows = [cell(20, 1.0, 4.0), cell(10, "sigma_hat", 9.0), cell(10, 0.0, 5.0, spacing="quadratic")]
+    (pivot,) = tables.pivot(tables.frame(rows))
+    assert list(pivot.values.index) == ["0.0", "1.0", "σ̂"]
+    assert pivot.notes == ("spacing: quadratic (0.0), linear (1.0, σ̂)",)
+
+
+def test_a_clip_that_goes_with_the_row_is_noted_and_splits_nothing():
+    (pivot,) = tables.pivot(tables.frame(paper_grid()))
+    assert pivot.settings == {}
+    assert pivot.notes == ("clip: none (0.0, 0.2, 0.5, 1.0), x0_and_eps (σ̂)",)
+
+
+def test_a_clip_that_is_crossed_with_eta_splits():
+    rows = [cell(10, eta, 5.0, clip=clip) for eta in (0.0, 1.0) for clip in ("none", "x0")]
+    pivots = tables.pivot(tables.frame([*rows, cell(10, "sigma_hat", 9.0, clip="x0")]))
+    assert [pivot.heading for pivot in pivots] == ["clip = none", "clip = x0"]
+    assert [list(pivot.values.index) for pivot in pivots] == [["0.0", "1.0"], ["0.0", "1.0", "σ̂"]]
+
+
+def test_a_clip_that_goes_with_the_row_within_each_model_is_noted_for_each():
+    linear = [cell(10, eta, 5.0, model="m1", clip="none", **{"model.checkpoint": "a"}) for eta in (0.0, 1.0)]
+    cosine = [cell(10, eta, 5.0, model="m2", clip="x0", **{"model.checkpoint": "b"}) for eta in (0.0, 1.0)]
+    pivots = tables.pivot(tables.frame([*linear, *cosine]))
+    assert [(pivot.heading, pivot.notes) for pivot in pivots] == [
+        ("model.checkpoint = a", ("clip: none",)),
+        ("model.checkpoint = b", ("clip: x0",)),
+    ]
+
+
+def test_each_schedule_and_spacing_has_its_own_pivot_and_models_are_named_by_their_axes():
+    rows = [
+        row
+        for model, schedule in (("m1", "linear"), ("m2", "cosine"))
+        for spacing in ("linear", "quadratic")
+        for row in paper_grid(model=model, spacing=spacing, **{"diffusion.schedule": schedule})
+    ]
+    assert [pivot.settings for pivot in tables.pivot(tables.frame(rows))] == [
+        {"diffusion.schedule": schedule, "spacing": spacing}
+        for schedule in ("cosine", "linear")
+        for spacing in ("linear", "quadratic")
+    ]
+
+
+def test_models_that_no_axis_tells_apart_are_named_by_their_ids():
+    rows = [cell(10, 0.0, 5.0, model="m1"), cell(10, 0.0, 6.0, model="m2")]
+    assert [pivot.settings for pivot in tables.pivot(tables.frame(rows))] == [{"model": "m1"}, {"model": "m2"}]
+
+
+def test_different_numbers_of_samples_never_share_a_table():
+    # FID falls with N, so the better of two cells may only be the larger one.
+    rows = [cell(10, 0.0, 5.0, num_samples=1000), cell(10, 1.0, 4.0, num_samples=5000)]
+    frame = tables.frame(rows)
+    assert [pivot.heading for pivot in tables.pivot(frame)] == ["num_samples = 1000", "num_samples = 5000"]
+    assert "**" not in tables.markdown(frame)
+
+
+def test_two_cells_in_one_place_are_an_error():
+    with pytest.raises(ValueError, match=r"cells first and second are both at eta 0\.2, S = 10 of one table"):
+        tables.pivot(tables.frame([cell(10, 0.2, 1.0, cell="first"), cell(10, 0.2, 2.0, cell="second")]))
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (14.2149, 0.3249, "14.21 ± 0.32"),
+        (4.16, 0.0123, "4.160 ± 0.012"),
+        (4.16, 0.0996, "4.16 ± 0.10"),  # two digits of 0.0996 are 0.10, not 0.100
+        (367.43, 1.26, "367.4 ± 1.3"),
+        (367.43, 12.6, "367 ± 13"),
+        (1367.43, 126.7, "1367 ± 127"),
+        (4.16, None, "4.16"),
+        (0.004123, None, "0.00412"),
+        (-2e-13, None, "-0.000000"),
+        (9.5, 0.0, "9.50"),
+        (None, 0.1, "–"),
+    ],
+)
+def test_how_a_number_is_written(value, error, text):
+    markdown = tables.markdown(tables.frame([cell(10, 0.0, value, error)]))
+    assert table_rows(markdown) == [["η \\ S", "10"], ["0.0", text]]
+
+
+def test_markdown_holds_the_paper_table_with_the_best_of_each_column_bold():
+    rows = paper_grid()
+    rows[3] |= {"fid": None, "fid_se": None}
+    assert table_rows(tables.markdown(tables.frame(rows))) == [
+        ["η \\ S", "10", "1000"],
+        ["0.0", "**13.36 ± 0.10**", "4.04 ± 0.10"],
+        ["0.2", "14.04 ± 0.10", "–"],
+        ["0.5", "16.66 ± 0.10", "4.29 ± 0.10"],
+        ["1.0", "41.07 ± 0.10", "4.73 ± 0.10"],
+        ["σ̂", "367.4 ± 1.3", "**3.170 ± 0.012**"],
+    ]
+
+
+def test_bold_follows_the_direction_of_each_metric_and_kid_is_scaled():
+    scores = {"isc_std": 0.05, "kid_std": 0.0002}
+    rows = [
+        cell(10, 0.0, 4.0, isc_mean=9.1, kid_mean=0.0012, **scores),
+        cell(10, 1.0, 5.0, isc_mean=8.4, kid_mean=0.0034, **scores),
+    ]
+    markdown = tables.markdown(tables.frame(rows))
+    headings = [line for line in markdown.splitlines() if line.startswith("#")]
+    assert headings == ["## FID (lower is better)", "## Inception Score (higher is better)",
+                        "## KID × 1000 (lower is better)"]  # fmt: skip
+    assert [row[1] for row in table_rows(markdown) if row[0] == "0.0"] == ["**4.00**", "**9.100 ± 0.050**",
+                                                                          "**1.20 ± 0.20**"]  # fmt: skip
+    assert [row[1] for row in table_rows(markdown) if row[0] == "1.0"] == ["5.00", "8.400 ± 0.050", "3.40 ± 0.20"]
+    assert "± is the standard deviation over splits." in markdown
+    assert "± is one standard error" not in markdown  # no FID here has one
+
+
+def test_ties_are_bold_together():
+    rows = table_rows(tables.markdown(tables.frame([cell(10, eta, 4.0) for eta in (0.0, 0.5)])))
+    assert [row[1] for row in rows[1:]] == ["**4.00**", "**4.00**"]
+
+
+def test_fid_that_nobody_asked_for_has_no_table_but_a_grid_without_scores_shows_dashes():
+    assert "## FID" not in tables.markdown(tables.frame([cell(10, 0.0, isc_mean=9.0)]))
+    assert table_rows(tables.markdown(tables.frame([cell(10, 0.0)]))) == [["η \\ S", "10"], ["0.0", "–"]]
+    assert table_rows(tables.markdown(tables.frame([]))) == []
+
+
+def test_latex_is_balanced_escaped_and_rectangular():
+    rows = paper_grid(**{"model.checkpoint": "runs/100%_{x}~&$^\\"})
+    rows.append(cell(10, 0.0, 1.0, model="other", **{"model.checkpoint": "b"}))
+    tex = tables.latex(tables.frame(rows))
+    assert tex.isascii()
+    assert tex.count(r"\begin{table}") == tex.count(r"\end{table}") == 2
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 2
+    assert r"runs/100\%\_\{x\}\textasciitilde{}\&\$\textasciicircum{}\textbackslash{}" in tex
+    assert r"x0\_and\_eps ($\hat{\sigma}$)" in tex
+    assert r"\begin{tabular}{lrr}" in tex
+    assert r"0.0 & $\mathbf{13.36 \pm 0.10}$ & $4.04 \pm 0.10$ \\" in tex
+    assert r"$\hat{\sigma}$ & $367.4 \pm 1.3$ & $\mathbf{3.170 \pm 0.012}$ \\" in tex
+    unescaped = tex.replace(r"\\", "").replace(r"\{", "").replace(r"\}", "").replace(r"\$", "")
+    assert unescaped.count("{") == unescaped.count("}")
+    assert unescaped.count("$") % 2 == 0
+
+
+def test_latex_writes_a_missing_cell_as_a_dash():
+    assert r"0.0 & -- & $4.00$ \\" in tables.latex(tables.frame([cell(10, 0.0), cell(20, 0.0, 4.0)]))
+
+
+def test_the_first_line_of_markdown_says_what_the_numbers_are(tmp_path):
+    reference = {"dataset": "digits", "split": "train", "content": "ab" * 32}
+    protocols = {
+        f"p{steps}": {"reference": reference, "extractor": "digits-convnet", "tau": list(range(steps))}
+        for steps in (10, 1000)
+    }
+    tables.write(paper_grid(), tmp_path, protocols, ["cell x is mixed: 2 kinds of device"])
+    text = (tmp_path / "quality.md").read_text(encoding="utf-8")
+    assert text.splitlines()[0].startswith(
+        "N = 5000 samples per cell; reference: dataset digits, split train, content ababababab; "
+        "extractor: digits-convnet; ± beside FID is one standard error of sampling at this N"
+    )
+    assert text.endswith("## Notes\n\n- cell x is mixed: 2 kinds of device\n")
+    first = (tmp_path / "quality.tex").read_text(encoding="utf-8").splitlines()[:2]
+    assert first[0].startswith("% N = 5000 samples per cell;")
+    assert first[1] == "% cell x is mixed: 2 kinds of device"
+
+
+def test_write_replaces_the_four_files_and_leaves_nothing_else(tmp_path):
+    folder = tmp_path / "run" / "tables"
+    tables.write([cell(10, 0.0, 1.0)], folder, {})
+    tables.write([cell(10, 0.0, 2.0)], folder, {})
+    assert sorted(path.name for path in folder.iterdir()) == [
+        f"quality.{kind}" for kind in ("csv", "json", "md", "tex")
+    ]
+    assert all("2.0" in path.read_text(encoding="utf-8") for path in folder.iterdir())
+
+
+def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_rubbish(tmp_path):
+    path = tmp_path / "quality.csv"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), tables.replacing(path) as temporary:  # noqa: PT012
+        temporary.write_text("half of the n")
+        assert temporary.parent == tmp_path
+        assert temporary.name.startswith(".")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def printed(frame):
+    pipe = io.StringIO()
+    Console(file=pipe, width=tables.CONSOLE_WIDTH).print(tables.console(frame))
+    return pipe.getvalue()
+
+
+def test_the_console_table_has_errors_beside_the_values_where_they_fit():
+    lines = printed(tables.frame(paper_grid())).splitlines()
+    assert lines[0] == "FID (lower is better)"
+    assert next(line.split() for line in lines if "σ̂" in line) == ["σ̂", "367.4", "±", "1.3", "3.170", "±", "0.012"]
+    assert lines[-1] == "clip: none (0.0, 0.2, 0.5, 1.0), x0_and_eps (σ̂)"
+
+
+@pytest.mark.parametrize("count", [5, 6, 8, 9, 20])
+def test_however_many_steps_the_console_shows_every_number_in_80_columns(count):
+    steps = [10 * 2**i for i in range(count)]
+    text = printed(tables.frame([cell(s, eta, 100.0 + s, 0.1234) for s in steps for eta in (0.0, "sigma_hat")]))
+    assert max(cell_len(line) for line in text.splitlines()) <= tables.CONSOLE_WIDTH
+    assert "…" not in text
+    words = text.split()
+    assert [words.count(f"{100.0 + s:.2f}") for s in steps] == [2] * count
+    assert words.count("0.12") == 2 * count
+
+
+def test_the_best_of_a_column_is_bold_in_the_terminal():
+    _, table, _ = tables.console(tables.frame(paper_grid())).renderables
+    values = {str(cell): str(cell.style) for column in list(table.columns)[1:] for cell in column.cells}
+    assert [text for text, style in values.items() if style == "bold"] == ["13.36 ± 0.10", "3.170 ± 0.012"]

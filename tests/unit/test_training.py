@@ -1,0 +1,145 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from orchestrator import config
+from orchestrator.errors import UserError
+from workers import data, training, training_loop
+from workers.training import TrainingSpec
+
+torch.set_num_threads(1)  # threads that wait for each other on a busy machine cost more than they bring here
+
+UNET = config.Unet(
+    block_out_channels=[8, 16],
+    layers_per_block=1,
+    down_block_types=["DownBlock2D", "AttnDownBlock2D"],
+    up_block_types=["AttnUpBlock2D", "UpBlock2D"],
+    norm_num_groups=4,
+    dropout=0.1,
+)
+
+
+def a_spec(folder, **train):
+    settings = {"steps": 6, "batch_size": 10, "seed": 3, "warmup_steps": 3, "learning_rate": 1e-3} | train
+    return TrainingSpec(
+        config.Data(), UNET, config.DIFFUSION_DEFAULTS, config.Train(**settings), "m", str(folder), 1.0, 0.0
+    )
+
+
+def run_loop(spec, state, log=None):
+    return training_loop._loop(spec, state, training_loop.Batches(spec, 0, 1, "cpu"), log, 0, 1)
+
+
+def weights(state):
+    return torch.cat([p.detach().flatten() for p in [*state.unet.parameters(), *state.ema.values()]])
+
+
+def test_slices_of_ranks_make_up_the_global_batch(tmp_path):
+    spec = a_spec(tmp_path, flip=True)
+    whole = training_loop.Batches(spec, 0, 1, "cpu")[5]
+    parts = [training_loop.Batches(spec, rank, 3, "cpu")[5] for rank in range(3)]
+    assert [len(part.t) for part in parts] == [3, 3, 4]
+    for got, want in zip(zip(*parts, strict=True), whole, strict=True):
+        assert torch.equal(torch.cat(got), want)
+
+
+def test_batches_are_noisy_images_of_the_dataset(tmp_path):
+    diffusion = config.DIFFUSION_DEFAULTS.model_copy(update={"timesteps": 1, "beta_start": 1e-12, "beta_end": 1e-12})
+    plain = training_loop.Batches(dataclasses.replace(a_spec(tmp_path), diffusion=diffusion), 0, 1, "cpu")[0]
+    flipped = training_loop.Batches(dataclasses.replace(a_spec(tmp_path, flip=True), diffusion=diffusion), 0, 1, "cpu")[
+        0
+    ]
+    known = {image.tobytes() for image in data.load_images(config.Data())}
+    pixels = ((plain.x_t + 1) * 127.5).round().byte()  # next to no noise was added
+    assert all(image.numpy().tobytes() in known for image in pixels)
+    mirrored = [torch.equal(f, p.flip(-1)) and not torch.equal(f, p) for f, p in _pairs(flipped, plain)]
+    same = [torch.equal(f, p) for f, p in _pairs(flipped, plain)]
+    assert all(m or s for m, s in zip(mirrored, same, strict=True))
+    assert any(mirrored)
+    assert any(same)
+
+
+def _pairs(a, b):
+    return [(((x + 1) * 127.5).round(), ((y + 1) * 127.5).round()) for x, y in zip(a.x_t, b.x_t, strict=True)]
+
+
+def test_a_checkpoint_holds_all_that_matters(tmp_path):
+    spec = a_spec(tmp_path)
+    straight = training_loop.new_state(spec, "cpu")
+    assert run_loop(spec, straight) is None
+
+    first = training_loop.new_state(spec, "cpu")
+    run_loop(a_spec(tmp_path, steps=4), first)
+    training_loop.save(first, tmp_path / "state.pt")
+    resumed = training_loop.new_state(a_spec(tmp_path, seed=99), "cpu")
+    training_loop.load(resumed, tmp_path / "state.pt")
+    assert resumed.step == 4
+    torch.manual_seed(1234)  # dropout must not lean on the generator's state
+    run_loop(spec, resumed)
+    assert torch.equal(weights(resumed), weights(straight))
+    assert resumed.seconds > first.seconds
+
+
+def test_warmup_clip_and_seed_matter(tmp_path):
+    def trained(**train):
+        spec = a_spec(tmp_path, **train)
+        state = training_loop.new_state(spec, "cpu")
+        run_loop(spec, state)
+        return weights(state)
+
+    variants = [{}, {"warmup_steps": 0}, {"gradient_clip": 1e-3}, {"gradient_clip": None}, {"seed": 4}]
+    results = [trained(**variant) for variant in variants]
+    assert torch.equal(results[0], trained())
+    for i, a in enumerate(results):
+        assert not any(torch.equal(a, b) for b in results[:i])
+
+
+def test_the_first_warmup_step_is_a_fraction_of_the_rate(tmp_path):
+    spec = a_spec(tmp_path, steps=1, warmup_steps=4, learning_rate=1e-3)
+    state = training_loop.new_state(spec, "cpu")
+    before = [p.detach().clone() for p in state.unet.parameters()]
+    run_loop(spec, state)
+    largest = max((p - b).abs().max().item() for p, b in zip(state.unet.parameters(), before, strict=True))
+    assert largest == pytest.approx(1e-3 / 4, rel=1e-2)  # Adam's first step moves each weight by the rate
+
+
+def test_a_loss_that_is_not_finite_stops_the_loop(tmp_path):
+    spec = a_spec(tmp_path, learning_rate=1e30, warmup_steps=0)
+    state = training_loop.new_state(spec, "cpu")
+    log = training_loop.Log(tmp_path / "log.jsonl", 0)
+    bad_step = run_loop(spec, state, log)
+    assert bad_step is not None
+    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in logged] == list(range(1, bad_step))
+
+
+def test_log_is_cut_back_to_the_checkpoint_and_progress_reads_its_end(tmp_path):
+    spec = a_spec(tmp_path)
+    path = spec.running / "log.jsonl"
+    assert training.progress(tmp_path, "m") is None
+    log = training_loop.Log(path, 0)
+    assert training.progress(tmp_path, "m") is None
+    for step in range(1, 301):
+        log.write(step, 1 / step, 0.1)
+    assert training.progress(tmp_path, "m") == (300, 1 / 300)
+    with path.open("a") as torn:
+        torn.write('{"step": 301, "lo')  # a kill cut the line off
+    assert training.progress(tmp_path, "m") == (300, 1 / 300)
+    training_loop.Log(path, 120).write(121, 0.5, 0.2)
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert steps == list(range(1, 122))
+
+
+def test_logged_steps_are_few_in_a_long_training():
+    logged = [step for step in range(1, 100_001) if training_loop.is_logged(step, 100_000)]
+    assert logged[:50] == list(range(1, 51))
+    assert logged[50:53] == [100, 200, 300]
+    assert logged[-1] == 100_000
+    assert training_loop.is_logged(7_777, 7_777)
+
+
+def test_more_workers_than_images_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"train.workers 3 is more than train.batch_size 2"):
+        training.train(a_spec(tmp_path, workers=3, batch_size=2))

@@ -1,0 +1,132 @@
+"""Noise as a pure function of (seed, sample, time): Philox4x32-10 in integer tensor arithmetic, on any device.
+
+Philox (Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3") turns a 128-bit counter and a
+64-bit key into four 32-bit words with no state between calls, so that no number depends on which others were drawn.
+Here the key says which stream (domain and seed) and the counter says where in it. Runs that people have on disk depend
+on every bit of this file: the golden values in its tests must never change.
+"""
+
+import hashlib
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MASK = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
+
+Words4 = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class TrainingDraws(NamedTuple):
+    """What a training step draws for each image of its batch besides the noise."""
+
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
+    """(B,) int64 in [0, num_images): which image."""
+    t: Tensor
+    """(B,) int64 in 1..T: the paper's time."""
+    flip: Tensor
+    """(B,) bool: whether to mirror the image, where flips are on."""
+
+
+def normal(seed: int, indices: Tensor, time: int, shape: tuple[int, ...], domain: str = "sample") -> Tensor:
+    """Standard normals for the samples `indices` at one time.
+
+    Element e of a sample, in C order, depends on (domain, seed, index, time, e) alone. Box and Muller's transform is
+    taken in float64 from words that are equal everywhere, so devices whose libraries differ in float64's last digits
+    agree after rounding to float32, save for a rare last bit (below 1e-6). No value exceeds sqrt(66 ln 2) = 6.76.
+
+    Args:
+        seed: any integer.
+        indices: (B,) int64 >= 0.
+        time: t in 1..T, or 0 for x_T; in training the step. Below 2^32.
+        shape: of one sample.
+        domain: a name for the purpose; other domains are other streams.
+
+    Returns:
+        (B, *shape) float32 on the device of `indices`.
+
+    Raises:
+        ValueError: if `time` is out of range.
+    """
+    dims = math.prod(shape)
+    w = words(seed, domain, indices, time, blocks=-(-dims // 4))
+    u = (w.double() + 0.5) * 2.0**-32  # exact in float64, and never 0 or 1
+    radius, angle = (-2 * u[:, 0::2].log()).sqrt(), 2 * math.pi * u[:, 1::2]
+    z = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).float()
+    return z.flatten(1)[:, :dims].reshape(len(indices), *shape)
+
+
+def training_draws(seed: int, step: int, positions: Tensor, num_images: int, timesteps: int) -> TrainingDraws:
+    """The image, time and flip for each of the `positions`, (B,) int64, in the global batch of a training step.
+
+    The noise that goes with them is `normal(seed, positions, step, shape, domain="train-eps")`.
+
+    Raises:
+        ValueError: if `step` is not in [0, 2^32).
+    """
+    w = words(seed, "train", positions, step, blocks=2).unbind(dim=1)
+    return TrainingDraws(
+        index=uniform_integers(w[0], w[1], num_images),
+        t=1 + uniform_integers(w[2], w[3], timesteps),
+        flip=(w[4] & 1).bool(),
+    )
+
+
+def uniform_integers(high: Tensor, low: Tensor, n: int) -> Tensor:
+    """floor(w n / 2^64) for the 64-bit w = (`high`, `low`): uniform in [0, n) up to n / 2^64.
+
+    Args:
+        high: int64 words in [0, 2^32).
+        low: as `high`.
+        n: at most 2^31, so that the products fit int64.
+    """
+    return (high * n + (low * n >> 32)) >> 32
+
+
+def words(seed: int, domain: str, a: Tensor, b: Tensor | int, blocks: int) -> Tensor:
+    """Raw random words: lane e % 4 of the block with counter (e // 4, b, a mod 2^32, a div 2^32) is word e.
+
+    Args:
+        seed: any integer.
+        domain: the stream's name.
+        a: (B,) int64 >= 0.
+        b: one number or (B,) int64, in [0, 2^32).
+        blocks: blocks of four words for each element of `a`.
+
+    Returns:
+        (B, 4 * blocks) int64 in [0, 2^32), on the device of `a`.
+
+    Raises:
+        ValueError: if `b` is a number out of range.
+    """
+    if isinstance(b, int):
+        if not 0 <= b <= MASK:
+            raise ValueError(f"time or step {b} is out of range; the noise is defined for 0 to 2^32 - 1")
+        b = torch.full((1,), b, dtype=torch.int64, device=a.device)
+    block = torch.arange(blocks, device=a.device)
+    # Of shapes (blocks,) and (B, 1): the first two of the ten rounds bring all four lanes to (B, blocks).
+    lanes = philox4x32((block, b[:, None], (a & MASK)[:, None], (a >> 32)[:, None]), stream_key(seed, domain))
+    return torch.stack(lanes, dim=-1).flatten(1)
+
+
+def stream_key(seed: int, domain: str) -> tuple[int, int]:
+    """The Philox key of a stream: the first 8 bytes of SHA-256 over its name, as two little-endian words."""
+    digest = hashlib.sha256(f"taugrid/{domain}/{seed}".encode()).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
+
+
+def philox4x32(counter: Words4, key: tuple[int, int]) -> Words4:
+    """Philox4x32-10 of `counter`: int64 tensors of 32-bit words, least significant first, which broadcast together."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        # A product of two words takes 64 unsigned bits. int64 wraps, which keeps every one; the shift extends the sign
+        # bit, which the mask takes off again.
+        p0, p1 = MULTIPLIERS[0] * c0, MULTIPLIERS[1] * c2
+        c0, c1, c2, c3 = (p1 >> 32 & MASK) ^ c1 ^ k0, p1 & MASK, (p0 >> 32 & MASK) ^ c3 ^ k1, p0 & MASK
+        k0, k1 = (k0 + WEYL[0]) & MASK, (k1 + WEYL[1]) & MASK
+    return c0, c1, c2, c3

@@ -1,0 +1,38 @@
+"""The forward process at one time, and its inversions for x0 and for eps."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def diffuse(x0: Tensor, eps: Tensor, alpha_bar_t: Tensor | float) -> Tensor:
+    """x_t = sqrt(alpha_t) x0 + sqrt(1 - alpha_t) eps, eq. 4.
+
+    Args:
+        x0: (B, ...) images, floating point.
+        eps: as `x0`, standard normal.
+        alpha_bar_t: (B,) one value for each image, float64 to keep 1 - alpha_t exact, or one number for all.
+    """
+    signal, noise = _scales(alpha_bar_t, x0)
+    return signal * x0 + noise * eps
+
+
+def predict_x0(x_t: Tensor, eps: Tensor, alpha_bar_t: Tensor | float) -> Tensor:
+    """f(x_t) = (x_t - sqrt(1 - alpha_t) eps) / sqrt(alpha_t), eq. 9; shapes as in `diffuse`."""
+    signal, noise = _scales(alpha_bar_t, x_t)
+    return (x_t - noise * eps) / signal
+
+
+def predict_eps(x_t: Tensor, x0: Tensor, alpha_bar_t: Tensor | float) -> Tensor:
+    """The eps for which eq. 9 gives `x0`: (x_t - sqrt(alpha_t) x0) / sqrt(1 - alpha_t); shapes as in `diffuse`."""
+    signal, noise = _scales(alpha_bar_t, x_t)
+    return (x_t - signal * x0) / noise
+
+
+def _scales(alpha_bar_t: Tensor | float, x: Tensor) -> tuple[Tensor, Tensor] | tuple[float, float]:
+    """sqrt(alpha_t) and sqrt(1 - alpha_t), computed in float64 and ready to multiply `x`."""
+    if not isinstance(alpha_bar_t, Tensor):
+        return math.sqrt(alpha_bar_t), math.sqrt(1 - alpha_bar_t)
+    per_image = alpha_bar_t.to(torch.float64).reshape(-1, *[1] * (x.ndim - 1))
+    return per_image.sqrt().to(x.dtype), (1 - per_image).sqrt().to(x.dtype)

@@ -1,0 +1,274 @@
+"""Images in [-1, 1] -> 8 bits -> PNG -> Parquet, and back. Imports no torch: the driver verifies files with it.
+
+A file holds one shard (or the features of one). It is written under a temporary name beginning with a dot in its own
+folder and committed in one step, so that a file in place is whole; page checksums tell whether it still is.
+"""
+
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+ROWS_PER_GROUP = 1024
+BYTES_PER_GROUP = 32 * 2**20
+"""A row group ends at whichever comes first, so that neither a writer nor a reader holds more than this in memory."""
+
+SETTING_FIELDS = (
+    ("seed", pa.int64()),
+    ("steps", pa.int32()),
+    ("eta", pa.float64()),
+    ("sigma", pa.string()),
+    ("spacing", pa.string()),
+    ("sampler", pa.string()),
+    ("clip", pa.string()),
+    ("cell", pa.string()),
+    ("model", pa.string()),
+)
+"""Every setting is a column, equal in all rows of a file, so that files of many cells can be read as one table."""
+
+HUGGINGFACE = json.dumps(
+    {
+        "info": {
+            "features": {"image": {"_type": "Image"}, "index": {"dtype": "int64", "_type": "Value"}}
+            | {
+                name: {"dtype": {"double": "float64"}.get(str(kind), str(kind)), "_type": "Value"}
+                for name, kind in SETTING_FIELDS
+            }
+        }
+    }
+).encode()
+"""Schema metadata by which `datasets` knows that the column holds pictures."""
+
+
+class DamagedFile(Exception):
+    """A file that can't be read back as what it should be; the message says why."""
+
+
+def to_uint8(x: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Values in [-1, 1] to 0..255, rounded to nearest (half to even); values outside are clipped.
+
+    guided-diffusion's `(x + 1) * 127.5` followed by a cast truncates instead: half a grey level darker on average.
+    """
+    grey = np.rint((x.astype(np.float32) + np.float32(1)) * np.float32(127.5))
+    result: NDArray[np.uint8] = np.clip(grey, 0, 255).astype(np.uint8)
+    return result
+
+
+def encode_png(image: NDArray[np.uint8]) -> bytes:
+    """A (C, H, W) image, C = 1 or 3, as PNG bytes. Always the same bytes for the same Pillow and zlib."""
+    pixels = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def decode_png(data: bytes) -> NDArray[np.uint8]:
+    """PNG bytes as a (C, H, W) uint8 image, C = 1 for grey and 3 for RGB.
+
+    Raises:
+        DamagedFile: if the bytes are no such PNG.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            pixels = np.asarray(picture)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DamagedFile(f"an image can't be decoded: {error}") from None
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def sample_schema(metadata: Mapping[str, Any]) -> pa.Schema:
+    """The schema of a sample file; `metadata` goes under the key `taugrid` as JSON."""
+    image = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+    fields = [pa.field("image", image), pa.field("index", pa.int64()), *(pa.field(*f) for f in SETTING_FIELDS)]
+    return pa.schema(fields, metadata={b"huggingface": HUGGINGFACE, b"taugrid": _canonical(metadata)})
+
+
+def feature_schema(metadata: Mapping[str, Any], dimensions: int, classes: int | None) -> pa.Schema:
+    """The schema of a feature file: index, features (float32, fixed size) and logits where there are any."""
+    fields = [pa.field("index", pa.int64()), pa.field("features", pa.list_(pa.float32(), dimensions))]
+    if classes is not None:
+        fields.append(pa.field("logits", pa.list_(pa.float32(), classes)))
+    return pa.schema(fields, metadata={b"taugrid": _canonical(metadata)})
+
+
+def _canonical(metadata: Mapping[str, Any]) -> bytes:
+    return json.dumps(metadata, sort_keys=True, separators=(",", ":")).encode()
+
+
+class PartWriter:
+    """Writes a Parquet file under a temporary name; `commit` puts it in place, leaving without it removes it."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._schema = schema
+        self._temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+        self._writer = pq.ParquetWriter(
+            self._temporary,
+            schema,
+            compression="none",  # PNG is compressed already, features don't compress
+            use_dictionary=[name for name, kind in SETTING_FIELDS],
+            write_page_index=True,
+            write_page_checksum=True,
+        )
+
+    def __enter__(self) -> "PartWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(Exception):
+            self._writer.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def write(self, columns: Mapping[str, Any]) -> None:
+        """Append one row group."""
+        arrays = [pa.array(columns[field.name], type=field.type) for field in self._schema]
+        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=ROWS_PER_GROUP)
+
+    def commit(self, replace: bool) -> bool:
+        """Put the file in place, atomically. False if a file was there first and `replace` is off; it is kept then."""
+        self._writer.close()
+        with self._temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        return put_in_place(self._temporary, self._path, replace)
+
+
+def put_in_place(temporary: Path, path: Path, replace: bool) -> bool:
+    """Give a finished file its name: by `os.link`, which never overwrites, or by a rename where `replace` is on."""
+    if replace:
+        temporary.replace(path)
+        return True
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:  # some network and object-store mounts refuse links; equal bytes make the race harmless
+        if path.exists():
+            return False
+        temporary.replace(path)
+    return True
+
+
+class SampleWriter:
+    """Encodes batches of one shard in order and writes them; row groups depend on the images alone, not on timing."""
+
+    def __init__(self, part: PartWriter, settings: Mapping[str, Any], start: int) -> None:
+        self._part = part
+        self._settings = settings
+        self._next = start
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+
+    def append(self, images: NDArray[np.uint8]) -> None:
+        """Add a (B, C, H, W) batch; the first of the shard has index `start`."""
+        for image in images:
+            png = encode_png(image)
+            if self._pending and self._pending_bytes + len(png) > BYTES_PER_GROUP:
+                self.flush()
+            self._pending.append(png)
+            self._pending_bytes += len(png)
+            if len(self._pending) == ROWS_PER_GROUP:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what is pending as a row group."""
+        count = len(self._pending)
+        if count:
+            index = range(self._next, self._next + count)
+            columns: dict[str, Any] = {
+                "image": [{"bytes": png, "path": f"{i:07d}.png"} for i, png in zip(index, self._pending, strict=True)],
+                "index": index,
+            }
+            columns |= {name: [self._settings[name]] * count for name, _ in SETTING_FIELDS}
+            self._part.write(columns)
+            self._next += count
+            self._pending, self._pending_bytes = [], 0
+
+
+class Part(NamedTuple):
+    """What a file's footer says: its rows are images `start` to `stop` - 1."""
+
+    start: int
+    stop: int
+    metadata: dict[str, Any]
+
+
+def inspect(path: Path, checksums: bool = True) -> Part:
+    """Check a sample or feature file: footer, that indices are consecutive, and (unless off) every page's checksum.
+
+    Raises:
+        DamagedFile: saying what is wrong. FileNotFoundError passes.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            blob = (file.schema_arrow.metadata or {}).get(b"taugrid")
+            metadata = json.loads(blob) if blob else {}
+            columns = None if checksums else ["index"]
+            groups = range(file.metadata.num_row_groups)
+            indices = [file.read_row_group(g, columns=columns).column("index").to_numpy() for g in groups]
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise DamagedFile(" ".join(str(error).split())) from None
+    index = np.concatenate(indices) if indices else np.zeros(0, np.int64)
+    if len(index) == 0 or not np.array_equal(index, np.arange(index[0], index[0] + len(index))):
+        raise DamagedFile("its indices are not consecutive")
+    return Part(int(index[0]), int(index[-1]) + 1, metadata)
+
+
+def read_images(path: Path, stop: int | None = None) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+    """Row group by row group: indices (B,) and images (B, C, H, W) uint8, of images with an index below `stop`.
+
+    Raises:
+        DamagedFile: if a checksum or an image is wrong.
+    """
+    for index, column in _read(path, "image"):
+        count = len(index) if stop is None else int(np.searchsorted(index, stop))
+        pngs = column.combine_chunks().field("bytes").to_pylist()[:count]
+        if count:
+            yield index[:count], np.stack([decode_png(png) for png in pngs])
+
+
+def read_png(path: Path, wanted: Iterable[int]) -> dict[int, bytes]:
+    """PNG bytes by index, for the wanted indices that the file holds."""
+    remaining = set(wanted)
+    found: dict[int, bytes] = {}
+    for index, column in _read(path, "image"):
+        rows = [row for row, i in enumerate(index) if int(i) in remaining]
+        pngs = column.combine_chunks().field("bytes")
+        found |= {int(index[row]): pngs[row].as_py() for row in rows}
+        if len(found) == len(remaining):
+            break
+    return found
+
+
+def read_features(path: Path, column: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Row group by row group: indices (B,) and the column `features` or `logits` as (B, d) float32."""
+    for index, values in _read(path, column):
+        flat = values.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        yield index, flat.reshape(len(index), -1)
+
+
+def _read(path: Path, column: str) -> Iterator[tuple[NDArray[np.int64], pa.ChunkedArray]]:
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for group in range(file.metadata.num_row_groups):
+                table = file.read_row_group(group, columns=["index", column])
+                yield table.column("index").to_numpy(), table.column(column)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise DamagedFile(f"{path}: {' '.join(str(error).split())}") from None

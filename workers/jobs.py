@@ -1,0 +1,73 @@
+"""What the driver hands to a worker, and what it gets back: plain data, small enough to travel inside a Ray message."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from eval.extractor_names import ExtractorSpec
+from orchestrator.config import Data, Diffusion, Evaluate, Sample
+
+
+@dataclass(frozen=True)
+class SampleJob:
+    """Sample images `start` to `stop` - 1 of a cell into a Parquet file."""
+
+    path: str
+    replace: bool
+    """Overwrite what is there: a shorter file of the same shard, from when `num_samples` was lower."""
+    start: int
+    stop: int
+    unet_folder: str
+    image_shape: tuple[int, int, int]
+    settings: Sample
+    diffusion: Diffusion
+    tau: tuple[int, ...]
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ExtractJob:
+    """Extract the features of one sample file, or (`sample_path` null) of the whole reference data set."""
+
+    path: str
+    replace: bool
+    sample_path: str | None
+    data: Data
+    extractor: ExtractorSpec
+    batch_size: int
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """Compute a cell's metrics from its feature files and write them as JSON."""
+
+    path: str
+    feature_paths: tuple[str, ...]
+    """In the order of sample indices."""
+    num_samples: int
+    reference_path: str
+    evaluate: Evaluate
+    header: dict[str, Any]
+    """What the score is of: written beside the metrics."""
+
+
+Job = SampleJob | ExtractJob | ScoreJob
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a worker says of a job it did. `seconds` is time on the device; `first` is false if the file was there."""
+
+    seconds: float
+    images: int
+    first: bool
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """Where a worker runs."""
+
+    node: str
+    device: str
+    pid: int
+    versions: dict[str, str]

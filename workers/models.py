@@ -1,0 +1,104 @@
+"""The network: diffusers' UNet2DModel, built from the config, loaded as eps_theta(x, t), averaged, and saved."""
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from orchestrator import config
+
+BETA_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+"""diffusers' names of our schedules."""
+
+
+def build_unet(unet: config.Unet, image_shape: tuple[int, int, int]) -> diffusers.UNet2DModel:
+    """A network with random weights, from torch's global generator, for images of (channels, height, width)."""
+    channels, height, width = image_shape
+    size = {"sample_size": (height, width), "in_channels": channels, "out_channels": channels}
+    return diffusers.UNet2DModel(**size, **unet.model_dump())
+
+
+def memory_format(device: str) -> torch.memory_format:
+    """The layout in which convolutions are fastest: on CPUs, group norm takes longer in `channels_last` (measured)."""
+    return torch.channels_last if device.startswith("cuda") else torch.contiguous_format
+
+
+def network_time(t: int | Tensor) -> int | Tensor:
+    """The index 0..T-1 that networks are trained with, from the paper's time t in 1..T: the one place of this shift."""
+    return t - 1
+
+
+def eps_model(folder: str | Path, device: str) -> Callable[[Tensor, int | Tensor], Tensor]:
+    """eps_theta(x, t) of the UNet2DModel in `folder` (its config and safetensors; nothing is unpickled), for inference.
+
+    The function takes x, (B, C, H, W) float32 on `device`, and the paper's t in 1..T, one number or (B,) int64, and
+    returns the predicted noise in the shape of x, an inference tensor.
+
+    Raises:
+        OSError: if the folder holds no such model.
+    """
+    layout = memory_format(device)
+    unet = diffusers.UNet2DModel.from_pretrained(
+        folder, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+    )
+    unet = unet.to(device=device, memory_format=layout).eval()
+
+    @torch.inference_mode()
+    def eps_theta(x: Tensor, t: int | Tensor) -> Tensor:
+        eps: Tensor = unet(x.contiguous(memory_format=layout), network_time(t), return_dict=False)[0]
+        return eps
+
+    return eps_theta
+
+
+def ema_start(unet: torch.nn.Module) -> dict[str, Tensor]:
+    """The moving average of a network's parameters before the first step: a copy of them, by name."""
+    return {name: parameter.detach().clone() for name, parameter in unet.named_parameters()}
+
+
+def ema_decay(step: int, decay: float) -> float:
+    """The decay at `step` = 0, 1, ...: (1 + step) / (10 + step) until `decay`, so that the start is soon forgotten."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+@torch.no_grad()
+def ema_update(ema: dict[str, Tensor], unet: torch.nn.Module, decay: float) -> None:
+    """One step of the average, in place: decay times what it was, plus (1 - decay) times the parameters."""
+    torch._foreach_lerp_(list(ema.values()), list(unet.parameters()), 1 - decay)
+
+
+def scheduler_config(diffusion: config.Diffusion) -> dict[str, Any]:
+    """Arguments of diffusers' DDIMScheduler for a resolved `diffusion` section and our sampler's settings.
+
+    `trailing` is our linear tau where S divides T; without clipping, and with alpha_0 = 1 after the last step.
+    """
+    assert diffusion.schedule is not None
+    return {
+        "num_train_timesteps": diffusion.timesteps,
+        "beta_schedule": BETA_SCHEDULES[diffusion.schedule],
+        "beta_start": diffusion.beta_start,
+        "beta_end": diffusion.beta_end,
+        "prediction_type": diffusion.prediction,
+        "clip_sample": False,
+        "set_alpha_to_one": True,
+        "timestep_spacing": "trailing",
+    }
+
+
+def save_pipeline(
+    folder: Path, unet: diffusers.UNet2DModel, ema: Mapping[str, Tensor], diffusion: config.Diffusion
+) -> None:
+    """Write what `diffusers.DDIMPipeline.from_pretrained(folder)` reads, in safetensors.
+
+    unet/ holds the averaged weights. The raw ones lie beside it in unet_raw/, which is no component of the pipeline.
+    """
+    raw = copy.deepcopy(unet).to(device="cpu", memory_format=torch.contiguous_format)
+    averaged = copy.deepcopy(raw)
+    averaged.load_state_dict({name: tensor.to("cpu") for name, tensor in ema.items()})
+    scheduler = diffusers.DDIMScheduler(**scheduler_config(diffusion))
+    diffusers.DDIMPipeline(unet=averaged, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
+    raw.save_pretrained(folder / "unet_raw", safe_serialization=True)

@@ -1,0 +1,76 @@
+"""Sampling one shard: batches through the sampler, while a second thread encodes and writes the batch before."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workers import images
+from workers.diffusion import noise, sampler, schedule
+from workers.jobs import Result, SampleJob
+
+EpsModel = Callable[[Tensor, int], Tensor]
+
+
+def sample_shard(job: SampleJob, eps_model: EpsModel, device: str) -> Result:
+    """Sample the job's images and commit its file. The same job gives the same images wherever and whenever it runs."""
+    settings, diffusion = job.settings, job.diffusion
+    assert diffusion.schedule
+    assert diffusion.timesteps
+    assert diffusion.beta_start
+    assert diffusion.beta_end
+    alpha_bar = schedule.alpha_bar(diffusion.schedule, diffusion.timesteps, diffusion.beta_start, diffusion.beta_end)
+    seconds = 0.0
+    schema = images.sample_schema(job.metadata)
+    with images.PartWriter(Path(job.path), schema) as part, ThreadPoolExecutor(1) as encoder:
+        writer = images.SampleWriter(part, _columns(job), job.start)
+        encoding: Future[None] | None = None
+        for start in range(job.start, job.stop, settings.batch_size):
+            began = time.perf_counter()
+            indices = torch.arange(start, min(start + settings.batch_size, job.stop), device=device)
+            x0 = sample_batch(eps_model, indices, job, alpha_bar)
+            batch = images.to_uint8(x0.cpu().numpy())  # waits for the device, so the clock below is the device's
+            seconds += time.perf_counter() - began
+            if encoding is not None:
+                encoding.result()  # at most one batch waits, so memory does not grow with the shard
+            encoding = encoder.submit(writer.append, batch)
+        if encoding is not None:
+            encoding.result()
+        writer.flush()
+        first = part.commit(job.replace)
+    return Result(seconds, job.stop - job.start, first)
+
+
+def sample_batch(eps_model: EpsModel, indices: Tensor, job: SampleJob, alpha_bar: NDArray[np.float64]) -> Tensor:
+    """x_0 of the samples `indices` (B,), int64, as (B, C, H, W) float32: a function of the cell, the seed and n."""
+    seed = job.settings.seed
+    assert seed is not None
+    return sampler.sample(
+        eps_model,
+        lambda t: noise.normal(seed, indices, t, job.image_shape),
+        alpha_bar,
+        job.tau,
+        job.settings.eta,
+        job.settings.clip or "none",
+    )
+
+
+def _columns(job: SampleJob) -> dict[str, object]:
+    settings = job.settings
+    is_hat = settings.eta == "sigma_hat"
+    return {
+        "seed": settings.seed,
+        "steps": settings.steps,
+        "eta": 1.0 if is_hat else settings.eta,
+        "sigma": "sigma_hat" if is_hat else "eta",
+        "spacing": settings.spacing,
+        "sampler": settings.sampler,
+        "clip": settings.clip,
+        "cell": job.metadata["cell"],
+        "model": job.metadata["model"],
+    }
