@@ -8,8 +8,8 @@ For images of 3x32x32 and 1x8x8 it times, in turns within each round:
 - `numpy`: numpy's Philox bit generator and ziggurat normals for each sample and time, on the CPU;
 - `network`: one evaluation of a U-Net in float32: google/ddpm-cifar10-32's shape for 3x32x32, a small one for 1x8x8.
 On the CPU it uses one thread, as a sampling actor on one core does, and CPU seconds, so that other load on the machine
-counts little; the network of 3x32x32 takes a smaller batch and its time is scaled up. Where there is a CUDA device, all of
-it runs there, and ours is compared with itself on the CPU: words for equality, normals by their largest difference.
+counts little; the network of 3x32x32 takes a smaller batch and its time is scaled up. Where there is a CUDA device, all
+of it runs there, and ours is compared with itself on the CPU: words for equality, normals by their largest difference.
 """
 
 import argparse

@@ -61,7 +61,7 @@ class DigitsConvnet(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc] 
                 f"{self.name} takes uint8 images of shape (B, 1, 8, 8) or (B, 3, 8, 8), "
                 f"not {str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}"
             )
-        features = self.network.features(_grey(images))
+        features = self.network.features(network_input(images))
         layers = {"64": features, "logits": self.network.classifier(features)}
         return tuple(layers[layer] for layer in self.features_list)
 
@@ -81,7 +81,8 @@ class DigitsConvnet(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc] 
         return False
 
 
-def _grey(images: Tensor) -> Tensor:
+def network_input(images: Tensor) -> Tensor:
+    """uint8 images (B, 1 or 3, 8, 8) as the network takes them: (B, 1, 8, 8) float32 in [-1, 1]."""
     # Whole levels by integer division: a mean of floats is exact on some devices only.
     if images.shape[1] == 3:
         images = (images.sum(1, keepdim=True, dtype=torch.int32) + 1).div(3, rounding_mode="floor")
@@ -89,7 +90,7 @@ def _grey(images: Tensor) -> Tensor:
 
 
 class DigitsNetwork(nn.Module):
-    """The network of digits-convnet: three convolutions and two linear layers, on (B, 1, 8, 8) float32 in [-1, 1]."""
+    """The network of digits-convnet: three convolutions and two linear layers, on what `network_input` gives."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()

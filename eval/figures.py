@@ -208,13 +208,15 @@ def samples_image(images: Mapping[tuple[str, int], NDArray[np.uint8]]) -> Image.
     font = _font()
     labels = [SIGMA_HAT if eta == "sigma_hat" else f"η = {eta}" for eta in etas]
     left = MARGIN + math.ceil(max(font.getlength(label) for label in labels)) + MARGIN
-    xs = [left + i * (width + BLOCK_GAP) for i in range(len(steps))]
+    titles = [f"S = {s}" for s in steps]
+    column = max(width, *(math.ceil(font.getlength(title)) for title in titles))
+    xs = [left + (column - width) // 2 + i * (column + BLOCK_GAP) for i in range(len(steps))]
     ys = [2 * MARGIN + FONT_SIZE + i * (height + BLOCK_GAP) for i in range(len(etas))]
     mode = "RGB" if any(block.mode == "RGB" for block in blocks.values()) else "L"
-    canvas = Image.new(mode, (xs[-1] + width + MARGIN, ys[-1] + height + MARGIN), "white")
+    canvas = Image.new(mode, (xs[-1] + (column + width) // 2 + MARGIN, ys[-1] + height + MARGIN), "white")
     draw = ImageDraw.Draw(canvas)
-    for x, s in zip(xs, steps, strict=True):
-        draw.text((x + width / 2, MARGIN + FONT_SIZE), f"S = {s}", fill="black", font=font, anchor="ms")
+    for x, title in zip(xs, titles, strict=True):
+        draw.text((x + width / 2, MARGIN + FONT_SIZE), title, fill="black", font=font, anchor="ms")
     for y, label in zip(ys, labels, strict=True):
         draw.text((left - MARGIN, y + height / 2), label, fill="black", font=font, anchor="rm")
     for (eta, s), block in blocks.items():

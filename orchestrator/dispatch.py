@@ -163,9 +163,13 @@ class Dispatcher:
         late = [
             (running.since, running.key)
             for running in self._running.values()
-            if running.key not in self.done and len(self._runners[running.key]) == 1 and self._is_late(running, now)
+            if running.key not in self.done and self._may_be_copied(running.key) and self._is_late(running, now)
         ]
         return min(late)[1] if late else None
+
+    def _may_be_copied(self, key: str) -> bool:
+        """One copy at a time, and none once the attempts are used up: copies that fail must come to an end too."""
+        return len(self._runners[key]) == 1 and self.attempts[key] < self._max_attempts
 
     def _is_late(self, running: _Running, now: float) -> bool:
         task = self._tasks[running.key]

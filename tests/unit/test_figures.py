@@ -98,11 +98,8 @@ def test_the_legend_lists_etas_in_order_once_and_covers_no_panel():
 def test_a_panel_for_each_combination_with_one_look_per_eta_and_a_common_scale():
     schedules = ("cosine", "linear", "sigmoid", "jsd")
     factors = dict(zip(schedules, (1, 2, 4, 8), strict=True))
-    figure = draw([
-        row
-        for schedule, factor in factors.items()
-        for row in grid(model=schedule, score=lambda s, eta, k=factor: k * fid(s, eta), **{"diffusion.schedule": schedule})
-    ])  # fmt: skip
+    rows = [row | {"model": s, "diffusion.schedule": s} for s in schedules for row in grid()]
+    figure = draw([row | {"fid": factors[row["model"]] * row["fid"]} for row in rows])
     assert len(figure.axes) == 4
     titles = [panel.get_title().splitlines()[0] for panel in figure.axes]
     assert titles == [f"diffusion.schedule = {s}" for s in sorted(schedules)]
@@ -227,6 +224,12 @@ def test_labels_stand_beside_rows_and_above_columns():
     assert (picture[: y - 2, x:] < 128).any()
     assert (picture[y : y + 98, : x - 2] < 128).any()
     assert (picture[y + 112 :, : x - 2] < 128).any()
+
+
+def test_labels_of_columns_do_not_run_into_each_other_where_cells_are_narrow():
+    picture = np.asarray(figures.samples_image({("0.0", s): digits(1) for s in (1000, 2000, 5000)}))
+    inked = np.flatnonzero((picture[: figures.MARGIN + figures.FONT_SIZE] < 128).any(axis=0))
+    assert np.count_nonzero(np.diff(inked) >= figures.BLOCK_GAP) == 2
 
 
 def test_missing_cells_stay_blank_and_colour_is_kept():

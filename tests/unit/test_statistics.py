@@ -207,6 +207,15 @@ def test_no_standard_error_without_enough_samples_for_each_feature():
     assert frechet_standard_error(fewer, Moments.of(fewer), reference).value is None
 
 
+def test_directions_that_never_vary_need_no_samples():
+    """12 varying directions in 16 features, mixed so that rounding fills the other 4 with eigenvalues near 1e-16."""
+    rotation = np.linalg.qr(np.random.default_rng(5).standard_normal((16, 16)))[0][:12]
+    a, b = correlated(125, 12, seed=1, shift=0.3), correlated(500, 12, seed=2)
+    expected = frechet_standard_error(a, Moments.of(a), Moments.of(b))
+    mixed = frechet_standard_error(a @ rotation, Moments.of(a @ rotation), Moments.of(b @ rotation))
+    assert mixed.value == pytest.approx(expected.value, rel=1e-4)
+
+
 def test_no_standard_error_for_samples_that_are_all_the_same():
     same = np.ones((200, 12))
     value, reason = frechet_standard_error(same, Moments.of(same), Moments.of(correlated(500, 12, seed=2)))
@@ -230,7 +239,8 @@ def test_inception_score_from_shuffled_shards_is_torch_fidelitys(n, splits, seed
 
 def test_inception_score_of_certain_and_of_useless_classifiers():
     split_of = inception_splits(100, 1, seed=0)
-    certain = np.eye(10)[np.arange(100) % 10] * 2000.0  # every other p underflows to zero: p log p must be 0 there
+    # Every other p underflows to zero, and two of the classes are never seen: p log p must be 0 there.
+    certain = np.eye(12)[np.arange(100) % 10] * 2000.0
     assert InceptionSums.of(certain, split_of, 1).score().mean == pytest.approx(10.0)
     assert InceptionSums.of(np.zeros((100, 10)), split_of, 1).score() == pytest.approx((1.0, 0.0))
 

@@ -1,0 +1,99 @@
+import importlib.resources
+
+import pytest
+import yaml
+
+from orchestrator.config import Config, find, load, merge, schema, validate
+from orchestrator.errors import UserError
+
+MINIMAL = {"name": "x", "model": {"unet": {}}}
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in importlib.resources.files("configs").iterdir() if p.name.endswith(".yaml")], ids=lambda p: p.name
+)
+def test_every_shipped_config_loads_and_plans(path):
+    from orchestrator.grid import plan
+
+    config = load(str(path))
+    assert config.name == path.name.removesuffix(".yaml")
+    assert plan(config).cells
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sampel": {}}, "'sampel' (did you mean 'sample'?)"),
+        ({"sample": {"step": 3}}, "'sample.step' (did you mean 'steps'?)"),
+        ({"model": {"unet": {"layer_per_block": 3}}}, "'model.unet.layer_per_block' (did you mean 'layers_per_block'?)"),
+        ({"sample": {"steps": 0}}, "sample.steps: greater than 0, not 0"),
+        ({"sample": {"eta": "sigma"}}, "sample.eta"),
+        ({"sample": {"eta": 1.5}}, "sample.eta"),
+        ({"sample": {"clip": "yes"}}, "sample.clip: 'none', 'x0' or 'x0_and_eps', not 'yes'"),
+        ({"name": "../x"}, "name"),
+        ({"seed": -1}, "seed"),
+        ({"grid": {"steps": 10}}, "grid.steps must be a list"),
+        ({"grid": {"steps": []}}, "grid.steps must be a list"),
+        ({"model": {"unet": {}, "checkpoint": "a"}}, "not both"),
+        ({"model": {"unet": {"block_out_channels": [8, 8]}}}, "same length"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(values, message):
+    with pytest.raises(UserError) as caught:
+        validate(Config, MINIMAL | values, "my.yaml")
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("my.yaml: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_set_takes_yaml_values_and_reaches_into_sections():
+    merged = merge(MINIMAL, ["grid.steps=[10, 20]", "sample.num_samples=5", "grid.diffusion.schedule=[linear, cosine]"])
+    assert merged["grid"] == {"steps": [10, 20], "diffusion.schedule": ["linear", "cosine"]}
+    assert merged["sample"] == {"num_samples": 5}
+    assert "sample" not in MINIMAL, "merging must not change what it was given"
+
+
+@pytest.mark.parametrize("assignment", ["sample.steps", "=3", "sample.steps=[1"])
+def test_a_malformed_set_is_refused(assignment):
+    with pytest.raises(UserError, match="--set"):
+        merge(MINIMAL, [assignment])
+
+
+def test_seeds_default_to_the_top_level_seed(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, "seed": 7, "train": {"seed": 3}}))
+    config = load(str(path))
+    assert (config.train.seed, config.sample.seed) == (3, 7)
+
+
+def test_a_config_is_found_by_path_by_name_and_by_run_directory(tmp_path):
+    assert find("digits") == find("digits.yaml")
+    (tmp_path / "config.json").write_text("{}")
+    assert find(str(tmp_path)) == tmp_path / "config.json"
+
+
+@pytest.mark.parametrize(("name", "hint"), [("digitz", "did you mean 'digits'"), ("nowhere/at/all.yaml", "no config file")])
+def test_a_missing_config_is_said_with_a_hint(name, hint):
+    with pytest.raises(UserError, match=hint):
+        find(name)
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2", "\x00"])
+def test_a_file_that_is_no_mapping_is_one_line(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_schema_describes_every_section():
+    assert set(schema()["properties"]) == set(Config.model_fields)
+
+
+def test_a_resolved_config_loads_as_itself(tmp_path):
+    """config.json of a run directory is a config: `taugrid run DIR` must mean the same experiment."""
+    config = load("digits")
+    path = tmp_path / "config.json"
+    path.write_text(config.model_dump_json())
+    assert load(str(path)) == config

@@ -1,0 +1,201 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.dispatch import SPECULATION_SLOWNESS, Dispatcher, Task
+
+
+def shard(number, cost=1.0):
+    return Task(f"sample/{number}", "sample", cost)
+
+
+def assigned(dispatcher, now=0.0):
+    return {worker: task.key for worker, task, _ in dispatcher.assign(now)}
+
+
+def with_workers(tasks, *workers, max_attempts=3):
+    dispatcher = Dispatcher(tasks, max_attempts)
+    for worker in workers:
+        dispatcher.worker_joined(worker)
+    return dispatcher
+
+
+def test_the_longest_goes_first_and_equals_in_order():
+    d = with_workers([shard(0, 1), shard(1, 9), shard(2, 9), shard(3, 5)], "a", "b", "c", "d")
+    assert assigned(d) == {"a": "sample/1", "b": "sample/2", "c": "sample/3", "d": "sample/0"}
+
+
+def test_extraction_waits_for_its_shard_and_runs_when_sampling_has_nothing_left():
+    extract = Task("extract/0", "extract", 100, frozenset({"sample/0"}))
+    d = with_workers([extract, shard(0), shard(1), shard(2)], "a")
+    order = []
+    while not d.finished:
+        order += assigned(d).values()
+        d.succeeded("a", 0)
+    assert order == ["sample/0", "sample/1", "sample/2", "extract/0"]
+
+
+def test_a_lost_workers_task_goes_to_another():
+    d = with_workers([shard(0), shard(1)], "a", "b")
+    assert assigned(d) == {"a": "sample/0", "b": "sample/1"}
+    assert d.worker_lost("a") is False
+    assert d.workers == 1
+    assert assigned(d) == {}, "b is busy"
+    d.succeeded("b", 1)
+    assert assigned(d, 1) == {"b": "sample/0"}
+
+
+def test_an_idle_worker_may_be_lost():
+    d = with_workers([shard(0)], "a", "b")
+    assigned(d)
+    assert d.worker_lost("b") is False
+    assert d.attempts["sample/0"] == 0
+
+
+def test_a_task_that_always_fails_is_set_aside_with_what_needs_it_and_the_rest_goes_on():
+    score = Task("score/0", "score", 1, frozenset({"extract/0"}))
+    extract = Task("extract/0", "extract", 1, frozenset({"sample/0"}))
+    d = with_workers([shard(0, 9), shard(1), extract, score], "a", max_attempts=2)
+    assert assigned(d) == {"a": "sample/0"}
+    assert d.failed("a") is False
+    assert assigned(d) == {"a": "sample/0"}
+    assert d.failed("a") is True
+    assert d.quarantined == {"sample/0"}
+    assert d.unreachable == {"extract/0", "score/0"}
+    assert not d.finished
+    assert assigned(d) == {"a": "sample/1"}
+    d.succeeded("a", 1)
+    assert d.finished
+
+
+def straggling():
+    """a has done a task of cost 1 in 1 s; b has been at another of cost 1 since 0 s, and nothing is queued."""
+    d = with_workers([shard(0), shard(1)], "a", "b")
+    assigned(d)
+    assert d.succeeded("a", 1.0)
+    return d
+
+
+def test_a_straggler_is_duplicated_once_and_the_first_to_end_counts():
+    d = straggling()
+    assert assigned(d, SPECULATION_SLOWNESS - 0.01) == {}, "not late yet"
+    assert assigned(d, SPECULATION_SLOWNESS + 0.01) == {"a": "sample/1"}
+    d.worker_joined("c")
+    assert assigned(d, 100) == {}, "two copies are enough"
+    assert d.succeeded("a", 100) is True
+    assert d.finished, "the slow copy is not waited for"
+    assert d.succeeded("b", 200) is False
+    assert d.done == {"sample/0", "sample/1"}
+
+
+def test_the_oldest_straggler_is_duplicated_first():
+    d = with_workers([shard(i) for i in range(4)], "a", "b")
+    assigned(d, 0.0)
+    d.worker_joined("c")
+    assert assigned(d, 0.5) == {"c": "sample/2"}
+    d.succeeded("a", 1.0)
+    assert assigned(d, 1.0) == {"a": "sample/3"}
+    d.succeeded("a", 2.0)
+    assert assigned(d, 50.0) == {"a": "sample/1"}
+
+
+def test_a_task_is_not_duplicated_while_others_are_queued():
+    d = with_workers([shard(0), shard(1), shard(2)], "a", "b")
+    assigned(d)
+    d.succeeded("a", 1.0)
+    assert assigned(d, 1000.0) == {"a": "sample/2"}
+
+
+def test_a_copy_that_fails_does_not_put_the_task_back_while_the_other_runs():
+    d = straggling()
+    assigned(d, 10)
+    assert d.failed("a") is False
+    d.worker_joined("c")
+    d.worker_lost("c")
+    assert d.attempts["sample/1"] == 1
+    assert d.succeeded("b", 20)
+    assert d.finished
+
+
+def test_both_copies_lost_puts_the_task_back_once():
+    d = straggling()
+    assigned(d, 10)
+    d.worker_lost("a")
+    d.worker_lost("b")
+    d.worker_joined("c")
+    d.worker_joined("d")
+    assert list(assigned(d, 20).values()) == ["sample/1"]
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [[shard(0), shard(0)], [Task("x", "paint", 1)], [Task("x", "sample", 1, frozenset({"nothing"}))]],
+    ids=["twice", "kind", "requirement"],
+)
+def test_an_impossible_plan_is_refused(tasks):
+    with pytest.raises(ValueError, match="task"):
+        Dispatcher(tasks)
+
+
+def test_two_thousand_shards_take_little_time_to_think_about():
+    d = with_workers([shard(i, i) for i in range(2000)], *(f"w{i}" for i in range(64)))
+    done = 0
+    now = 0.0
+    while not d.finished:
+        d.assign(now)
+        for worker in list(d.running):
+            now += 0.01
+            done += d.succeeded(worker, now)
+    assert done == 2000
+
+
+@st.composite
+def plans(draw):
+    """Some shards, each perhaps with its extraction, and perhaps a score of all extractions."""
+    tasks = [shard(i, draw(st.floats(0.1, 10))) for i in range(draw(st.integers(1, 8)))]
+    extracted = [t.key for t in tasks if draw(st.booleans())]
+    extracts = [Task(f"extract/{key}", "extract", 1, frozenset({key})) for key in extracted]
+    needed = frozenset(t.key for t in extracts)
+    return tasks + extracts + ([Task("score", "score", 1, needed)] if draw(st.booleans()) else [])
+
+
+@settings(max_examples=300)
+@given(tasks=plans(), data=st.data(), max_attempts=st.integers(1, 3))
+def test_whatever_happens_every_task_ends_and_no_rule_is_broken(tasks, data, max_attempts):
+    """Random successes, failures, losses and late workers, in any order: checked against the rules after each event."""
+    by_key = {task.key: task for task in tasks}
+    d = Dispatcher(tasks, max_attempts)
+    now, joined, succeeded, started = 0.0, 0, set(), []
+    for _ in range(400):
+        if d.finished:
+            break
+        now += data.draw(st.floats(0, 5))
+        if d.workers == 0 or (d.workers < 4 and data.draw(st.booleans())):
+            d.worker_joined(f"w{joined}")
+            joined += 1
+        for assignment in d.assign(now):
+            key = assignment.task.key
+            assert by_key[key].requires <= succeeded, "started before what it needs was done"
+            assert key not in succeeded, "done already"
+            others = [k for w, k in d.running.items() if k == key and w != assignment.worker]
+            assert len(others) == (1 if assignment.speculative else 0)
+            started.append(key)
+        if not d.running:
+            continue
+        worker = data.draw(st.sampled_from(sorted(d.running)))
+        key = d.running[worker]
+        match data.draw(st.sampled_from(["succeeds", "succeeds", "fails", "dies"])):
+            case "succeeds":
+                assert d.succeeded(worker, now) == (key not in succeeded)
+                succeeded.add(key)
+            case "fails":
+                d.failed(worker)
+            case "dies":
+                d.worker_lost(worker)
+        assert all(attempts <= max_attempts + 1 for attempts in d.attempts.values())
+        assert d.done == succeeded
+        assert not d.done & (d.quarantined | d.unreachable)
+    assert d.finished, "bounded attempts must come to an end"
+    assert d.done | d.quarantined | d.unreachable == set(by_key)
+    assert d.done <= set(started)
+    assert all(by_key[key].requires & (d.quarantined | d.unreachable) for key in d.unreachable)

@@ -1,0 +1,205 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator import checkpoints
+from orchestrator.config import Config, load, merge, validate
+from orchestrator.errors import UserError
+from orchestrator.grid import identity, plan
+
+UNET = {"block_out_channels": [8, 8], "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+BASE = {"name": "x", "model": {"unet": {**UNET, "norm_num_groups": 4}}}
+
+
+def planned(**sections):
+    config = validate(Config, BASE | sections, "test")
+    seeded = {"train": config.train.model_copy(update={"seed": 0}), "sample": config.sample.model_copy(update={"seed": 0})}
+    return plan(config.model_copy(update=seeded))
+
+
+def ids(p):
+    return [cell.id for cell in p.cells]
+
+
+def test_identities_never_change():
+    """People have runs under these names. If this fails, an edit has orphaned every run there is: undo the edit."""
+    p = planned(grid=[{"steps": [10], "eta": [0.2]}, {"steps": [10], "eta": ["sigma_hat"], "clip": ["x0_and_eps"]}])
+    assert [model.id for model in p.models] == ["3acdc323b9"]
+    assert [cell.name for cell in p.cells] == ["S0010-eta0.2-e224308b39", "S0010-sigma_hat-ed671f8a81"]
+
+
+def test_values_equal_to_defaults_do_not_enter_an_identity():
+    plain = planned()
+    spelled = planned(
+        sample={"steps": 50, "eta": 0, "clip": "none", "spacing": "linear"},
+        diffusion={"timesteps": 1000, "schedule": "linear"},
+        train={"learning_rate": "2e-4", "seed": 0},
+    )
+    assert ids(plain) == ids(spelled)
+    assert plain.models[0].id == spelled.models[0].id
+
+
+@pytest.mark.parametrize("section", [{"train": {"workers": 2, "checkpoint_every": 7}}, {"sample": {"num_samples": 7}},
+                                     {"cluster": {"workers": 3}}, {"evaluate": {"isc_splits": 3}}, {"name": "y"}])  # fmt: skip
+def test_what_changes_no_image_changes_no_identity(section):
+    assert ids(planned(**section)) == ids(planned())
+
+
+@pytest.mark.parametrize("section", [{"train": {"steps": 7}}, {"sample": {"batch_size": 7}}, {"sample": {"eta": 0.1}},
+                                     {"sample": {"weights": "raw"}}, {"diffusion": {"schedule": "cosine"}}])  # fmt: skip
+def test_what_changes_images_changes_the_identity(section):
+    assert ids(planned(**section)) != ids(planned())
+
+
+def test_a_grid_is_a_product_and_a_list_of_grids_their_union():
+    p = planned(grid=[{"steps": [5, 10], "eta": [0, 1]}, {"steps": [5, 10], "eta": ["sigma_hat"], "clip": ["x0"]}])
+    points = [(cell.settings.steps, cell.settings.eta, cell.settings.clip) for cell in p.cells]
+    assert points == [
+        (5, 0, "none"), (5, 1, "none"), (10, 0, "none"), (10, 1, "none"), (5, "sigma_hat", "x0"), (10, "sigma_hat", "x0"),
+    ]  # fmt: skip
+    assert len(p.models) == 1
+    assert p.axes == []
+
+
+def test_dotted_keys_make_models_and_each_is_made_once():
+    p = planned(grid={"diffusion.schedule": ["linear", "cosine"], "steps": [5, 10], "seed": [1, 2]})
+    assert [model.diffusion.schedule for model in p.models] == ["linear", "cosine"]
+    assert len(p.cells) == 8
+    assert p.axes == ["diffusion.schedule", "seed"]
+    assert p.cells[0].axes == {"diffusion.schedule": "linear", "seed": 1}
+
+
+def test_an_axis_named_in_one_mapping_alone_has_its_default_in_the_others():
+    p = planned(grid=[{"steps": [5]}, {"steps": [5], "diffusion.schedule": ["cosine"]}])
+    assert [cell.axes["diffusion.schedule"] for cell in p.cells] == ["linear", "cosine"]
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({"step": [1]}, "did you mean 'steps'"),
+        ({"sample.steps": [1]}, "written bare: 'steps'"),
+        ({"evaluate.seed": [1]}, "unknown key 'evaluate.seed'"),
+        ({"steps": [10, 10]}, "named twice"),
+        ([{"steps": [10], "eta": [0]}, {"steps": [10]}], "named twice"),
+        ({"train.workers": [1, 2]}, "named twice"),
+        ({"steps": [2000]}, "more than the model's T = 1000"),
+        ({"eta": [2]}, "eta"),
+        ({"diffusion.schedule": ["lineal"]}, "schedule"),
+    ],
+)
+def test_a_wrong_grid_is_one_line(grid, message):
+    with pytest.raises(UserError) as caught:
+        planned(grid=grid)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_needs_a_source():
+    with pytest.raises(UserError, match="unet"):
+        planned(model={})
+
+
+@given(
+    n=st.integers(1, 5000), more=st.integers(0, 5000), steps=st.integers(1, 1000),
+    batch=st.integers(1, 600), evaluations=st.integers(1, 10**6),
+)  # fmt: skip
+def test_shards_tile_the_cell_in_whole_batches_and_growing_moves_no_boundary(n, more, steps, batch, evaluations):
+    def shards(num_samples):
+        sample = {"steps": steps, "num_samples": num_samples, "batch_size": batch, "shard_evaluations": evaluations}
+        return planned(sample=sample).cells[0].shards
+
+    small, large = shards(n), shards(n + more)
+    assert [s.start for s in small] == [0, *(s.stop for s in small[:-1])]
+    assert small[-1].stop == n
+    assert all(s.start % batch == 0 and s.images > 0 for s in small)
+    assert small[:-1] == large[: len(small) - 1], "only the last shard may be redone when a cell grows"
+    assert small[-1].start == large[len(small) - 1].start
+
+
+def test_shards_are_sized_by_cost_and_dispatched_longest_first():
+    p = planned(sample={"num_samples": 3000, "batch_size": 100}, grid={"steps": [10, 100]})
+    assert [len(cell.shards) for cell in p.cells] == [1, 6]  # 5000 and 500 images for 50,000 evaluations
+    costs = [shard.evaluations for shard in p.shards]
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_canonical_json_ignores_order():
+    assert identity({"a": 1, "b": [1.0, None]}) == identity({"b": [1.0, None], "a": 1})
+    assert len(identity({})) == 10
+
+
+def checkpoint_folder(folder: Path, scheduler: dict | None = None, weights: bytes = b"w", **unet) -> Path:
+    (folder / "unet").mkdir(parents=True)
+    config = {"_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 1, "out_channels": 1} | unet
+    (folder / "unet/config.json").write_text(json.dumps(config))
+    (folder / "unet" / checkpoints.WEIGHTS_FILE).write_bytes(weights)
+    if scheduler is not None:
+        (folder / "scheduler").mkdir()
+        (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
+    return folder
+
+
+def test_a_checkpoint_is_known_by_its_content_not_its_path(tmp_path):
+    one = checkpoint_folder(tmp_path / "one", {"clip_sample": False})
+    same = checkpoint_folder(tmp_path / "same", {"clip_sample": False})
+    other = checkpoint_folder(tmp_path / "other", {"clip_sample": False}, weights=b"v")
+    names = [ids(planned(model={"checkpoint": str(folder)})) for folder in (one, same, other)]
+    assert names[0] == names[1] != names[2]
+    bare = planned(model={"checkpoint": str(one / "unet")})
+    assert ids(bare) == names[0], "a bare network with default settings is the same model"
+
+
+def test_a_scheduler_gives_its_settings_and_the_config_overrides_them(tmp_path):
+    scheduler = {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 500}
+    folder = checkpoint_folder(tmp_path / "c", scheduler)
+    cell = planned(model={"checkpoint": str(folder)}).cells[0]
+    assert (cell.model.diffusion.schedule, cell.model.diffusion.timesteps) == ("cosine", 500)
+    assert cell.settings.clip == "x0", "diffusers clips unless told otherwise"
+    assert cell.tau[-1] == 500
+    cell = planned(model={"checkpoint": str(folder)}, sample={"clip": "none"}, diffusion={"schedule": "linear"}).cells[0]
+    assert (cell.settings.clip, cell.model.diffusion.schedule, cell.model.diffusion.timesteps) == ("none", "linear", 500)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "unet", "message"),
+    [
+        ({"thresholding": True}, {}, "thresholding: True"),
+        ({"prediction_type": "v_prediction"}, {}, "prediction_type: v_prediction"),
+        ({"variance_type": "learned_range"}, {}, "variance_type"),
+        ({"trained_betas": [0.1]}, {}, "trained_betas"),
+        ({}, {"out_channels": 2}, "channels"),
+        ({}, {"sample_size": None}, "sample_size"),
+        ({}, {"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel"),
+    ],
+)
+def test_what_can_not_be_honoured_is_refused_by_name(tmp_path, scheduler, unet, message):
+    folder = checkpoint_folder(tmp_path / "c", scheduler, **unet)
+    with pytest.raises(UserError, match=message):
+        checkpoints.read(str(folder))
+
+
+def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="no folder"):
+        checkpoints.read(str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"config\.json"):
+        checkpoints.read(str(tmp_path / "empty"))
+
+
+def test_checkpoints_are_a_grid_axis(tmp_path):
+    folders = [str(checkpoint_folder(tmp_path / name, {}, weights=name.encode())) for name in ("a", "b")]
+    p = planned(model={}, grid={"model.checkpoint": folders, "steps": [5]})
+    assert len(p.models) == 2
+    assert [cell.axes["model.checkpoint"] for cell in p.cells] == folders
+
+
+def test_a_run_directory_config_plans_the_same_cells(tmp_path):
+    config = load("digits")
+    (tmp_path / "config.json").write_text(json.dumps(config.model_dump(mode="json")))
+    assert ids(plan(load(str(tmp_path)))) == ids(plan(config))
+    merged = merge(config.model_dump(mode="json"), ["sample.num_samples=7"])
+    assert ids(plan(validate(Config, merged, "x"))) == ids(plan(config))
