@@ -134,8 +134,8 @@ class PartWriter:
         self._temporary.unlink(missing_ok=True)
 
     def write(self, columns: Mapping[str, Any]) -> None:
-        """Append one row group."""
-        arrays = [pa.array(columns[field.name], type=field.type) for field in self._schema]
+        """Append one row group; a column is a sequence, or a (B, d) array for a list of fixed size."""
+        arrays = [_array(columns[field.name], field.type) for field in self._schema]
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=ROWS_PER_GROUP)
 
     def commit(self, replace: bool) -> bool:
@@ -144,6 +144,13 @@ class PartWriter:
         with self._temporary.open("rb") as file:
             os.fsync(file.fileno())
         return put_in_place(self._temporary, self._path, replace)
+
+
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_fixed_size_list(kind):
+        flat = pa.array(np.ascontiguousarray(values).reshape(-1), type=kind.value_type)
+        return pa.FixedSizeListArray.from_arrays(flat, kind.list_size)
+    return pa.array(values, type=kind)
 
 
 def put_in_place(temporary: Path, path: Path, replace: bool) -> bool:

@@ -26,6 +26,10 @@ ENVIRONMENT = {
 """Read by Ray Train when a run starts, and passed on to its processes; what the user has set wins."""
 
 
+class Hopeless(Exception):
+    """A training that would fail again in the same way, so that Ray Train must not repeat it: one line saying why."""
+
+
 class Progress(NamedTuple):
     """How far a training is."""
 
@@ -71,7 +75,8 @@ def train(spec: TrainingSpec) -> None:
 
     Raises:
         UserError: for more workers than images in a batch.
-        RunFailed: if the loss is not finite, or workers failed more often than they are replaced.
+        RunFailed: if the network can't be built, the loss is not finite, or workers failed more often than they are
+            replaced.
     """
     if spec.train.workers > spec.train.batch_size:
         raise UserError(f"train.workers {spec.train.workers} is more than train.batch_size {spec.train.batch_size}")
@@ -128,11 +133,7 @@ def _fit(spec: TrainingSpec) -> None:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise RunFailed(lines[-1].strip()) from error
     if result.return_value is not None:
-        raise RunFailed(
-            f"the loss of step {result.return_value} is not finite; lower train.learning_rate "
-            f"({spec.train.learning_rate:g}), raise train.warmup_steps ({spec.train.warmup_steps}), "
-            f"or set train.gradient_clip"
-        )
+        raise RunFailed(result.return_value)
 
 
 def _backend(workers: int) -> Any:
@@ -146,11 +147,15 @@ def _backend(workers: int) -> Any:
     return TorchConfig()
 
 
-def _work(loop_config: dict[str, Any]) -> int | None:
-    """What each worker does; the first one's return value is the run's."""
+def _work(loop_config: dict[str, Any]) -> str | None:
+    """What each worker does. Returns why the training is hopeless, if it is: Ray Train would repeat an exception."""
     from workers import training_loop
 
-    return training_loop.run(loop_config["spec"])
+    try:
+        training_loop.run(loop_config["spec"])
+    except Hopeless as error:
+        return str(error)
+    return None
 
 
 def _drop_torn_snapshot(running: Path) -> None:

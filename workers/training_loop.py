@@ -27,7 +27,7 @@ from workers import data, models
 from workers.diffusion import noise, schedule
 from workers.diffusion.objective import l_simple
 from workers.diffusion.process import diffuse
-from workers.training import TrainingSpec
+from workers.training import Hopeless, TrainingSpec
 
 LOGGED_AT_START = 50
 LOGGED_LINES = 1_000
@@ -95,13 +95,14 @@ class Log:
         self._file.write(json.dumps({"step": step, "loss": loss, "seconds": round(seconds, 3)}) + "\n")
 
 
-def run(spec: TrainingSpec) -> int | None:
-    """Train, and commit the model from rank 0. Returns the step whose loss was not finite, if one was.
+def run(spec: TrainingSpec) -> None:
+    """Train, and commit the model from rank 0.
 
-    Returning instead of raising keeps Ray Train from trying a hopeless training again.
+    Raises:
+        Hopeless: if the network can't be built, or the loss of a step is not finite.
     """
     if spec.final.is_dir():
-        return None  # a worker died after the commit, and Ray Train started the function again
+        return  # a worker died after the commit, and Ray Train started the function again
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = _device(spec)
@@ -111,17 +112,25 @@ def run(spec: TrainingSpec) -> int | None:
         with checkpoint.as_directory() as folder:
             load(state, Path(folder) / "state.pt")
     log = Log(spec.running / "log.jsonl", state.step) if rank == 0 else None
-    bad_step = _loop(spec, state, Batches(spec, rank, world_size, device), log, rank, world_size)
-    if bad_step is None and rank == 0:
+    _loop(spec, state, Batches(spec, rank, world_size, device), log, rank, world_size)
+    if rank == 0:
         _commit(spec, state)
-    return bad_step
 
 
 def new_state(spec: TrainingSpec, device: str) -> State:
-    """The state before the first step, a function of `train.seed` alone."""
+    """The state before the first step, a function of `train.seed` alone.
+
+    Raises:
+        Hopeless: if `model.unet` is no network for these images.
+    """
     assert spec.train.seed is not None
+    shape = spec.data.image_shape
     torch.manual_seed(spec.train.seed)
-    unet = models.build_unet(spec.unet, spec.data.image_shape)  # on the CPU, whose random numbers are the same anywhere
+    try:
+        unet = models.build_unet(spec.unet, shape)  # on the CPU, whose random numbers are the same anywhere
+        unet(torch.zeros(1, *shape), 0)
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise Hopeless(f"model.unet is no network for images of shape {shape}: {error}") from error
     unet = unet.to(device=device, memory_format=models.memory_format(device)).train()
     optimizer = torch.optim.Adam(unet.parameters(), lr=spec.train.learning_rate, fused=True)
     return State(unet, models.ema_start(unet), optimizer)
@@ -157,9 +166,7 @@ def is_logged(step: int, steps: int) -> bool:
     return step <= LOGGED_AT_START or step % max(1, steps // LOGGED_LINES) == 0 or step == steps
 
 
-def _loop(
-    spec: TrainingSpec, state: State, batches: Batches, log: Log | None, rank: int, world_size: int
-) -> int | None:
+def _loop(spec: TrainingSpec, state: State, batches: Batches, log: Log | None, rank: int, world_size: int) -> None:
     settings = spec.train
     network = _parallel(state.unet, batches) if world_size > 1 else state.unet
     began = time.perf_counter() - state.seconds
@@ -173,12 +180,14 @@ def _loop(
             continue  # reading the loss makes a device wait
         loss = _sum_over_ranks(local, world_size)
         if not math.isfinite(loss):
-            return state.step
+            raise Hopeless(
+                f"the loss of step {state.step} is not finite; lower train.learning_rate ({settings.learning_rate:g}), "
+                f"raise train.warmup_steps ({settings.warmup_steps}), or set train.gradient_clip"
+            )
         if logged and log is not None:
             log.write(state.step, loss, state.seconds)
         if due:
             _checkpoint(state, rank)
-    return None
 
 
 def _step(spec: TrainingSpec, state: State, network: Any, batch: Batch, rank: int, world_size: int) -> Tensor:

@@ -116,7 +116,7 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(uninterrupted, t
 
 
 def test_a_diverging_training_stops_with_one_line(tmp_path):
-    with pytest.raises(RunFailed, match=r"^the loss of step 2 is not finite; lower train.learning_rate \(1e\+30\)"):
+    with pytest.raises(RunFailed, match=r"^the loss of step 2 is not finite; lower train.learning_rate"):
         in_a_thread(a_spec(tmp_path, learning_rate=1e30)).result()
     assert not (tmp_path / SPEC.model_id).exists()
 

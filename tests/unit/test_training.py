@@ -7,7 +7,7 @@ import torch
 from orchestrator import config
 from orchestrator.errors import UserError
 from workers import data, training, training_loop
-from workers.training import TrainingSpec
+from workers.training import Hopeless, TrainingSpec
 
 torch.set_num_threads(1)  # threads that wait for each other on a busy machine cost more than they bring here
 
@@ -68,7 +68,7 @@ def _pairs(a, b):
 def test_a_checkpoint_holds_all_that_matters(tmp_path):
     spec = a_spec(tmp_path)
     straight = training_loop.new_state(spec, "cpu")
-    assert run_loop(spec, straight) is None
+    run_loop(spec, straight)
 
     first = training_loop.new_state(spec, "cpu")
     run_loop(a_spec(tmp_path, steps=4), first)
@@ -109,10 +109,30 @@ def test_a_loss_that_is_not_finite_stops_the_loop(tmp_path):
     spec = a_spec(tmp_path, learning_rate=1e30, warmup_steps=0)
     state = training_loop.new_state(spec, "cpu")
     log = training_loop.Log(tmp_path / "log.jsonl", 0)
-    bad_step = run_loop(spec, state, log)
-    assert bad_step is not None
+    with pytest.raises(Hopeless, match=r"the loss of step \d is not finite; lower train.learning_rate \(1e\+30\)"):
+        run_loop(spec, state, log)
     logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in logged] == list(range(1, bad_step))
+    assert [record["step"] for record in logged] == list(range(1, state.step))
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"down_block_types": ["DownBlock2D", "NoBlock2D"]}, "NoBlock2D does not exist"),
+        (
+            {
+                "block_out_channels": [8] * 5,
+                "down_block_types": ["DownBlock2D"] * 5,
+                "up_block_types": ["UpBlock2D"] * 5,
+            },
+            "",
+        ),
+    ],
+)
+def test_a_network_that_does_not_fit_is_said_at_once(tmp_path, keys, reason):
+    spec = dataclasses.replace(a_spec(tmp_path), unet=UNET.model_copy(update=keys))
+    with pytest.raises(Hopeless, match=rf"model.unet is no network for images of shape \(1, 8, 8\): .*{reason}"):
+        training_loop.new_state(spec, "cpu")
 
 
 def test_log_is_cut_back_to_the_checkpoint_and_progress_reads_its_end(tmp_path):

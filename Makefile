@@ -1,0 +1,37 @@
+# Each target makes the virtual environment that it needs; nothing but Python 3.11+ and make is expected.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint types chaos bench clean
+
+demo: $(STAMP)            ## train, sample and score the digits grid (minutes on a laptop)
+	$(BIN)/taugrid run configs/digits.yaml
+
+test: lint types          ## lint, types and tests
+	$(BIN)/pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+chaos: $(STAMP)           ## the long forms of the tests that kill things
+	$(BIN)/pytest -m "chaos or slow" --long
+
+bench: $(STAMP)           ## what docs/decisions.md quotes
+	$(BIN)/python -m benchmarks.noise
+	$(BIN)/python -m benchmarks.overhead
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "taugrid needs Python 3.11 or newer, and $(PYTHON) is older; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:                    ## remove the environment and caches; runs/ stays
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

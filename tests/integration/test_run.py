@@ -1,0 +1,313 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from taugrid import TINY, events, sample_files, scores, taugrid, write_config
+
+CELLS = 6
+SHARDS = 3 * 2 + 3 * 4
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory):
+    return write_config(tmp_path_factory.mktemp("config"))
+
+
+@pytest.fixture(scope="session")
+def finished(config, tmp_path_factory):
+    """A run that nothing disturbed; tests work on copies."""
+    root = tmp_path_factory.mktemp("finished") / "run"
+    done = taugrid("run", config, "--out", root, "--json")
+    (root.parent / "stdout").write_text(done.stdout)
+    return root
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_json_is_the_only_thing_on_stdout(finished):
+    document = json.loads((finished.parent / "stdout").read_text())
+    assert document["status"] == "done"
+    assert document["missing"] == []
+    assert document["dir"] == str(finished)
+    assert len(document["cells"]) == CELLS
+    row = next(row for row in document["cells"] if row["sigma"] == "sigma_hat" and row["steps"] == 4)
+    assert (row["eta"], row["clip"], row["num_samples"], row["network_evaluations"]) == (1.0, "x0_and_eps", 100, 4)
+    assert row["fid"] > 1
+    assert row["isc_mean"] > 1
+    assert row["seconds"] > 0
+
+
+def test_every_image_is_there_exactly_once(finished):
+    import pandas as pd
+
+    for folder in (finished / "samples").iterdir():
+        table = pd.read_parquet(folder)
+        assert sorted(table["index"]) == list(range(100))
+        assert table["cell"].nunique() == 1
+
+
+def test_cells_are_paired_by_the_same_noise(finished):
+    """At eta = 0 and 1 the same x_T is used: with one network images of one index resemble each other across cells."""
+    import numpy as np
+
+    from workers.images import read_images
+
+    def cell(pattern):
+        parts = sorted((finished / "samples").glob(f"{pattern}/*.parquet"))
+        return np.concatenate([batch for part in parts for _, batch in read_images(part)]).reshape(100, -1) / 255.0
+
+    a, b = cell("S0002-eta0-*"), cell("S0004-eta0-*")
+    same = np.abs(a - b).mean()
+    others = np.abs(a - np.roll(b, 1, axis=0)).mean()
+    assert same < 0.9 * others
+
+
+def test_the_same_command_again_starts_no_cluster_and_changes_nothing(config, copy):
+    before = sample_files(copy)
+    times = {path: path.stat().st_mtime_ns for path in copy.glob("s*/**/*") if path.is_file()}
+    done = taugrid("run", config, "--out", copy)
+    assert "starting Ray" not in done.stderr
+    assert [event["event"] for event in events(copy)] == ["session", "end"]
+    assert sample_files(copy) == before
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_a_run_directory_is_a_config(copy):
+    done = taugrid("run", copy, "--json")
+    assert json.loads(done.stdout)["dir"] == str(copy)
+
+
+def test_damaged_and_deleted_shards_alone_are_redone_to_the_same_bytes(config, copy):
+    before, scored = sample_files(copy), scores(copy)
+    cut, flipped, deleted = sorted(copy.glob("samples/*/part-000001.parquet"))[:3]
+    cut.write_bytes(cut.read_bytes()[:-100])
+    data = bytearray(flipped.read_bytes())
+    data[len(data) // 2] ^= 1
+    flipped.write_bytes(data)
+    deleted.unlink()
+    done = taugrid("run", config, "--out", copy)
+    assert sample_files(copy) == before
+    assert scores(copy) == scored
+    did = [event for event in events(copy) if event["event"] in ("shard", "extract", "score")]
+    assert sorted(event["event"] for event in did) == ["extract"] * 3 + ["score"] * 3 + ["shard"] * 3
+    assert {event["cell"] for event in did if event["event"] == "shard"} == {
+        path.parent.name.split("-")[-1] for path in (cut, flipped, deleted)
+    }
+    assert len(list((copy / "damaged").iterdir())) == 2
+    for path in (cut, flipped):
+        assert f"damaged: {path.relative_to(copy)}" in done.stderr
+
+
+def test_growing_the_grid_and_n_computes_only_what_is_new(config, finished, copy, tmp_path):
+    grid = [dict(TINY["grid"][0], steps=[2, 4, 8]), TINY["grid"][1]]
+    grow = ("--set", f"grid={json.dumps(grid)}", "--set", "sample.num_samples=150")
+    before = sample_files(copy)
+    taugrid("run", config, "--out", copy, *grow)
+    after = sample_files(copy)
+    shards = [event for event in events(copy) if event["event"] == "shard"]
+    # S = 2 goes from 64 + 36 to 64 + 64 + 22 images, S = 4 from 3 x 32 + 4 to 4 x 32 + 22, S = 8 is 9 x 16 + 6.
+    assert len(shards) == 3 * 2 + 3 * 2 + 2 * 10
+    last = {path.rsplit("/", 1)[0]: path for path in sorted(before)}
+    unchanged = [path for path in before if path not in last.values()]
+    assert all(after[path] == before[path] for path in unchanged)
+
+    fresh = tmp_path / "fresh"
+    shutil.copytree(finished / "models", fresh / "models")
+    taugrid("run", config, "--out", fresh, *grow)
+    assert sample_files(fresh) == after, "a run that grew has the files of one that was made at once"
+    assert {name: scores(copy)[name] for name in scores(fresh)} == scores(fresh)
+
+
+def test_fewer_samples_use_what_is_there(config, copy):
+    done = taugrid("run", config, "--out", copy, "--set", "sample.num_samples=90", "--json")
+    assert {row["num_samples"] for row in json.loads(done.stdout)["cells"]} == {90}
+    assert not [event for event in events(copy) if event["event"] == "shard"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("sample.spacing=quadratic", "sample.spacing: linear -> quadratic"),
+        ("train.steps=13", "train.steps: 12 -> 13"),
+        ("grid={steps: [2]}", "grid:"),
+    ],
+)
+def test_a_change_that_would_orphan_cells_is_refused(config, copy, change, named):
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    done = taugrid("run", config, "--out", copy, "--set", change, code=2)
+    assert named in done.stderr
+    assert "--out" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+def test_other_weights_under_a_cell_are_refused(config, copy):
+    from safetensors.torch import load_file, save_file
+
+    path = next(copy.glob("models/*/unet/*.safetensors"))
+    tensors = load_file(path)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, path)
+    done = taugrid("run", config, "--out", copy, code=2)
+    assert "made with weights" in done.stderr
+    assert taugrid("verify", copy, code=1).stdout.count("weights") == 1
+
+
+def test_one_worker_and_two_make_the_same_files(config, finished, tmp_path):
+    shutil.copytree(finished / "models", tmp_path / "one/models")
+    taugrid("run", config, "--out", tmp_path / "one", "--workers", 1)
+    assert sample_files(tmp_path / "one") == sample_files(finished)
+    assert scores(tmp_path / "one") == scores(finished)
+
+
+def test_another_batch_size_is_the_same_images(config, finished, tmp_path):
+    """Noise does not depend on batches; rounding may, so a grey level is allowed here and there."""
+    import numpy as np
+    import pandas as pd
+
+    from workers.images import decode_png
+
+    def pictures(root):
+        table = pd.concat(pd.read_parquet(folder) for folder in sorted((root / "samples").iterdir()))
+        table = table.sort_values(["steps", "sigma", "eta", "index"])
+        return np.stack([decode_png(image["bytes"]) for image in table["image"]]).astype(int)
+
+    shutil.copytree(finished / "models", tmp_path / "run/models")
+    taugrid("sample", config, "--out", tmp_path / "run", "--set", "sample.batch_size=7")
+    a, b = pictures(finished), pictures(tmp_path / "run")
+    assert a.shape == b.shape
+    assert np.abs(a - b).max() <= 1
+    assert (a != b).mean() < 0.001
+
+
+def test_stages_one_by_one_end_as_run_does(config, finished, tmp_path):
+    root = tmp_path / "run"
+    assert "not trained" in taugrid("sample", config, "--out", root, code=2).stderr
+    taugrid("train", config, "--out", root)
+    assert not (root / "samples").exists()
+    taugrid("sample", config, "--out", root)
+    assert not (root / "scores").exists()
+    assert sample_files(root) == sample_files(finished), "training is deterministic too"
+    taugrid("evaluate", config, "--out", root)
+    assert scores(root) == scores(finished)
+    assert not (root / "tables").exists()
+    taugrid("report", config, "--out", root)
+    quality = (root / "tables/quality.csv").read_text().splitlines()
+    expected = (finished / "tables/quality.csv").read_text().splitlines()
+    seconds = quality[0].split(",").index("seconds")
+    assert [[v for i, v in enumerate(line.split(",")) if i != seconds] for line in quality] == [
+        [v for i, v in enumerate(line.split(",")) if i != seconds] for line in expected
+    ]
+
+
+def test_two_schedules_are_two_models_in_one_table(config, tmp_path):
+    done = taugrid(
+        "run", config, "--out", tmp_path / "run", "--json",
+        "--set", "grid={diffusion.schedule: [linear, cosine], steps: [2], eta: [0.0, 1.0]}",
+    )  # fmt: skip
+    rows = json.loads(done.stdout)["cells"]
+    assert sorted((row["diffusion.schedule"], row["eta"]) for row in rows) == [
+        ("cosine", 0.0), ("cosine", 1.0), ("linear", 0.0), ("linear", 1.0),
+    ]  # fmt: skip
+    assert len({row["model"] for row in rows}) == 2
+    assert len(list((tmp_path / "run/models").iterdir())) == 2
+    text = (tmp_path / "run/tables/quality.md").read_text()
+    assert "cosine" in text
+    assert "linear" in text
+
+
+def test_a_diffusers_folder_is_sampled_in_place_of_training(config, finished, tmp_path):
+    """The trained model, loaded as one made elsewhere, gives the images of the run that trained it."""
+    import pyarrow.parquet as pq
+
+    folder = next((finished / "models").iterdir())
+    model = {"checkpoint": str(folder)}
+    path = write_config(tmp_path, model=model)
+    done = taugrid("run", path, "--out", tmp_path / "run")
+    assert f"loaded {folder}" in done.stderr
+    ours, theirs = (sorted(root.glob("samples/*/*.parquet")) for root in (tmp_path / "run", finished))
+    assert len(ours) == SHARDS
+    for a, b in zip(ours, theirs, strict=True):
+        assert pq.read_table(a)["image"].equals(pq.read_table(b)["image"])
+    assert not (tmp_path / "run/models").exists()
+
+
+def test_the_checkpoint_of_another_maker_is_sampled(tmp_path):
+    folder = Path(__file__).parents[3] / "shared/checkpoints/fashion-ddpm-28"
+    if not folder.is_dir():
+        pytest.skip("needs the checkpoint made with other software that lies beside the project")
+    path = write_config(tmp_path, model={"checkpoint": str(folder)}, sample={"num_samples": 4}, grid={"steps": [5]})
+    done = taugrid("sample", path, "--out", tmp_path / "run")
+    assert "clip x0" in done.stderr, "its scheduler clips, so its samples are clipped"
+    import pandas as pd
+
+    assert set(pd.read_parquet(tmp_path / "run/samples")["clip"]) == {"x0"}
+    assert "(1, 8, 8)" in taugrid("evaluate", path, "--out", tmp_path / "run", code=2).stderr
+
+
+def test_work_that_always_fails_is_given_up_and_the_rest_is_done(config, finished, tmp_path):
+    root = tmp_path / "run"
+    shutil.copytree(finished / "models", root / "models")
+    victim = next((finished / "samples").glob("S0002-eta0-*")).name
+    (root / "samples").mkdir()
+    (root / "samples" / victim).write_text("a file where a folder must be")
+    done = taugrid("run", config, "--out", root, "--json", code=4)
+    document = json.loads(done.stdout)
+    assert document["status"] == "incomplete"
+    assert [missing["cell"] for missing in document["missing"]] == [victim]
+    assert len(document["cells"]) == CELLS - 1
+    assert "given up" in done.stderr
+    traces = [path.read_text() for path in (root / "logs").iterdir()]
+    assert any("Traceback" in trace and "FileExistsError" in trace for trace in traces)
+    (root / "samples" / victim).unlink()
+    taugrid("run", config, "--out", root)
+    assert sample_files(root) == sample_files(finished)
+
+
+def test_plan_status_verify_and_export(config, finished, tmp_path):
+    plan = json.loads(taugrid("plan", config, "--out", tmp_path / "new", "--json").stdout)
+    assert plan["network_evaluations"] == 100 * (2 + 4) * 3 == plan["network_evaluations_remaining"]
+    assert plan["worker_seconds_remaining"] is None
+    assert "unknown until measured" in taugrid("plan", config, "--out", tmp_path / "new").stdout
+    assert not (tmp_path / "new").exists()
+    status = json.loads(taugrid("status", finished, "--json").stdout)
+    assert status["network_evaluations_remaining"] == 0
+    assert status["evaluations_per_second_and_worker"] > 0
+    assert "600 images decoded; everything is whole" in taugrid("verify", finished).stdout
+    taugrid("export", finished, "S0002-eta0-", "--to", tmp_path / "png")
+    files = sorted(path.name for path in (tmp_path / "png").iterdir())
+    assert files == [f"{i:07d}.png" for i in range(100)]
+    assert "not an empty folder" in taugrid("export", finished, "S0002-eta0-", "--to", tmp_path / "png", code=2).stderr
+    assert "more than one cell" in taugrid("export", finished, "S0002", "--to", tmp_path / "x", code=2).stderr
+
+
+def test_verify_lists_what_is_damaged_and_touches_nothing(copy):
+    part = next(copy.glob("samples/*/part-000000.parquet"))
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+    gone = next(copy.glob("samples/*/part-000001.parquet"))
+    gone.unlink()
+    done = taugrid("verify", copy, "--json", code=1)
+    assert {entry["path"] for entry in json.loads(done.stdout)["damaged"]} == {
+        str(path.relative_to(copy)) for path in (part, gone)
+    }
+    assert part.read_bytes() == bytes(data)
+
+
+def test_a_second_run_in_the_same_directory_waits_for_nobody(config, copy):
+    from orchestrator.rundir import RunDir
+
+    with RunDir(copy).lock():
+        assert "another taugrid command" in taugrid("run", config, "--out", copy, code=2).stderr
+
+
+def test_the_pipeline_that_a_run_leaves_is_diffusers_own(finished):
+    from diffusers import DDIMPipeline
+
+    pipeline = DDIMPipeline.from_pretrained(next((finished / "models").iterdir()))
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline(batch_size=2, num_inference_steps=2, output_type="np").images.shape == (2, 8, 8, 1)
