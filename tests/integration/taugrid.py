@@ -38,7 +38,9 @@ def write_config(folder: Path, **changes: Any) -> Path:
 
 def taugrid(*arguments: object, code: int = 0, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; fails the test if it ends otherwise than with `code`."""
-    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, check=False)
+    done = subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, check=False
+    )
     assert done.returncode == code, f"exit {done.returncode}, not {code}\n{done.stdout}\n{done.stderr}"
     return done
 

@@ -10,7 +10,9 @@ MINIMAL = {"name": "x", "model": {"unet": {}}}
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in importlib.resources.files("configs").iterdir() if p.name.endswith(".yaml")], ids=lambda p: p.name
+    "path",
+    [p for p in importlib.resources.files("configs").iterdir() if p.name.endswith(".yaml")],
+    ids=lambda p: p.name,
 )
 def test_every_shipped_config_loads_and_plans(path):
     from orchestrator.grid import plan
@@ -25,7 +27,10 @@ def test_every_shipped_config_loads_and_plans(path):
     [
         ({"sampel": {}}, "'sampel' (did you mean 'sample'?)"),
         ({"sample": {"step": 3}}, "'sample.step' (did you mean 'steps'?)"),
-        ({"model": {"unet": {"layer_per_block": 3}}}, "'model.unet.layer_per_block' (did you mean 'layers_per_block'?)"),
+        (
+            {"model": {"unet": {"layer_per_block": 3}}},
+            "'model.unet.layer_per_block' (did you mean 'layers_per_block'?)",
+        ),
         ({"sample": {"steps": 0}}, "sample.steps: greater than 0, not 0"),
         ({"sample": {"eta": "sigma"}}, "sample.eta"),
         ({"sample": {"eta": 1.5}}, "sample.eta"),
@@ -72,7 +77,9 @@ def test_a_config_is_found_by_path_by_name_and_by_run_directory(tmp_path):
     assert find(str(tmp_path)) == tmp_path / "config.json"
 
 
-@pytest.mark.parametrize(("name", "hint"), [("digitz", "did you mean 'digits'"), ("nowhere/at/all.yaml", "no config file")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("digitz", "did you mean 'digits'"), ("nowhere/at/all.yaml", "no config file")]
+)
 def test_a_missing_config_is_said_with_a_hint(name, hint):
     with pytest.raises(UserError, match=hint):
         find(name)

@@ -16,7 +16,10 @@ BASE = {"name": "x", "model": {"unet": {**UNET, "norm_num_groups": 4}}}
 
 def planned(**sections):
     config = validate(Config, BASE | sections, "test")
-    seeded = {"train": config.train.model_copy(update={"seed": 0}), "sample": config.sample.model_copy(update={"seed": 0})}
+    seeded = {
+        "train": config.train.model_copy(update={"seed": 0}),
+        "sample": config.sample.model_copy(update={"seed": 0}),
+    }
     return plan(config.model_copy(update=seeded))
 
 
@@ -42,14 +45,28 @@ def test_values_equal_to_defaults_do_not_enter_an_identity():
     assert plain.models[0].id == spelled.models[0].id
 
 
-@pytest.mark.parametrize("section", [{"train": {"workers": 2, "checkpoint_every": 7}}, {"sample": {"num_samples": 7}},
-                                     {"cluster": {"workers": 3}}, {"evaluate": {"isc_splits": 3}}, {"name": "y"}])  # fmt: skip
+SAME = [
+    {"train": {"workers": 2, "checkpoint_every": 7}},
+    {"sample": {"num_samples": 7}},
+    {"cluster": {"workers": 3}},
+    {"evaluate": {"isc_splits": 3}},
+    {"name": "y"},
+]
+OTHER = [
+    {"train": {"steps": 7}},
+    {"sample": {"batch_size": 7}},
+    {"sample": {"eta": 0.1}},
+    {"sample": {"weights": "raw"}},
+    {"diffusion": {"schedule": "cosine"}},
+]
+
+
+@pytest.mark.parametrize("section", SAME, ids=str)
 def test_what_changes_no_image_changes_no_identity(section):
     assert ids(planned(**section)) == ids(planned())
 
 
-@pytest.mark.parametrize("section", [{"train": {"steps": 7}}, {"sample": {"batch_size": 7}}, {"sample": {"eta": 0.1}},
-                                     {"sample": {"weights": "raw"}}, {"diffusion": {"schedule": "cosine"}}])  # fmt: skip
+@pytest.mark.parametrize("section", OTHER, ids=str)
 def test_what_changes_images_changes_the_identity(section):
     assert ids(planned(**section)) != ids(planned())
 
@@ -57,9 +74,8 @@ def test_what_changes_images_changes_the_identity(section):
 def test_a_grid_is_a_product_and_a_list_of_grids_their_union():
     p = planned(grid=[{"steps": [5, 10], "eta": [0, 1]}, {"steps": [5, 10], "eta": ["sigma_hat"], "clip": ["x0"]}])
     points = [(cell.settings.steps, cell.settings.eta, cell.settings.clip) for cell in p.cells]
-    assert points == [
-        (5, 0, "none"), (5, 1, "none"), (10, 0, "none"), (10, 1, "none"), (5, "sigma_hat", "x0"), (10, "sigma_hat", "x0"),
-    ]  # fmt: skip
+    numbers = [(steps, eta, "none") for steps in (5, 10) for eta in (0, 1)]
+    assert points == [*numbers, (5, "sigma_hat", "x0"), (10, "sigma_hat", "x0")]
     assert len(p.models) == 1
     assert p.axes == []
 
@@ -160,8 +176,14 @@ def test_a_scheduler_gives_its_settings_and_the_config_overrides_them(tmp_path):
     assert (cell.model.diffusion.schedule, cell.model.diffusion.timesteps) == ("cosine", 500)
     assert cell.settings.clip == "x0", "diffusers clips unless told otherwise"
     assert cell.tau[-1] == 500
-    cell = planned(model={"checkpoint": str(folder)}, sample={"clip": "none"}, diffusion={"schedule": "linear"}).cells[0]
-    assert (cell.settings.clip, cell.model.diffusion.schedule, cell.model.diffusion.timesteps) == ("none", "linear", 500)
+    cell = planned(model={"checkpoint": str(folder)}, sample={"clip": "none"}, diffusion={"schedule": "linear"}).cells[
+        0
+    ]
+    assert (cell.settings.clip, cell.model.diffusion.schedule, cell.model.diffusion.timesteps) == (
+        "none",
+        "linear",
+        500,
+    )
 
 
 @pytest.mark.parametrize(

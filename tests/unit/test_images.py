@@ -79,9 +79,13 @@ def test_a_commit_never_overwrites_unless_told_to(tmp_path):
 
 
 def test_an_error_while_writing_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError, match="boom"), images.PartWriter(tmp_path / "p", images.sample_schema({})) as part:
-        images.SampleWriter(part, SETTINGS, 0).append(pictures(3))
-        raise RuntimeError("boom")
+    def fail():
+        with images.PartWriter(tmp_path / "p", images.sample_schema({})) as part:
+            images.SampleWriter(part, SETTINGS, 0).append(pictures(3))
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        fail()
     assert list(tmp_path.iterdir()) == []
 
 

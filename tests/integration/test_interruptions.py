@@ -1,0 +1,141 @@
+"""Killing things on purpose: whatever dies, the same command ends with the same files."""
+
+import os
+import shutil
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from taugrid import Started, events, sample_files, scores, taugrid, worker_pids, write_config
+
+pytestmark = pytest.mark.chaos
+
+SLOW = {"train": {"steps": 40, "batch_size": 16, "checkpoint_every": 10},
+        "sample": {"num_samples": 512, "batch_size": 8, "shard_evaluations": 800},
+        "grid": {"steps": [50, 100], "eta": [0.0, 1.0]}}  # fmt: skip
+"""104 shards, small and many, so that a kill finds some done, some running and some waiting."""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return write_config(tmp_path_factory.mktemp("config"), **SLOW)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config, tmp_path_factory):
+    root = tmp_path_factory.mktemp("undisturbed") / "run"
+    taugrid("run", config, "--out", root)
+    return root
+
+
+@pytest.fixture
+def root(undisturbed, tmp_path):
+    """A run directory with the trained model alone."""
+    shutil.copytree(undisturbed / "models", tmp_path / "run/models")
+    return tmp_path / "run"
+
+
+def parts(root):
+    return list(root.glob("samples/*/part-*.parquet"))
+
+
+def more_than(count, root):
+    return len(parts(root)) > count
+
+
+def finish_and_compare(config, root, undisturbed):
+    taugrid("run", config, "--out", root)
+    assert sample_files(root) == sample_files(undisturbed)
+    assert scores(root) == scores(undisturbed)
+    assert not list(root.glob("**/.*.tmp")), "what killed writers left is removed"
+
+
+def test_a_killed_worker_is_replaced_and_its_shard_redone(config, undisturbed, root, tmp_path):
+    with Started(tmp_path / "log", "run", config, "--out", root) as run:
+        for enough in (10, 25):
+            run.wait_until(partial(more_than, enough, root))
+            os.kill(run.wait_until(lambda: worker_pids(run.process.pid))[-1], signal.SIGKILL)
+        run.wait(code=0)
+        assert "another is started" in run.output
+    assert sum(event["event"] == "lost" for event in events(root)) == 2
+    assert sample_files(root) == sample_files(undisturbed)
+    assert scores(root) == scores(undisturbed)
+
+
+def test_a_killed_driver_goes_on_with_the_same_command(config, undisturbed, root, tmp_path):
+    for _ in range(2):
+        with Started(tmp_path / "log", "run", config, "--out", root) as run:
+            run.wait_until(partial(more_than, len(parts(root)) + 5, root))
+            os.kill(run.process.pid, signal.SIGKILL)
+            run.process.wait()
+    finish_and_compare(config, root, undisturbed)
+
+
+def interrupt(run: Started) -> float:
+    """Ctrl-C as a terminal sends it: to the whole process group. Seconds until the end."""
+    began = time.monotonic()
+    os.killpg(run.process.pid, signal.SIGINT)
+    run.wait(code=130, timeout=30)
+    return time.monotonic() - began
+
+
+def test_ctrl_c_while_sampling(config, undisturbed, root, tmp_path):
+    with Started(tmp_path / "log", "run", config, "--out", root) as run:
+        run.wait_until(lambda: len(parts(root)) > 5)
+        assert interrupt(run) < 5
+        assert "the same command goes on" in run.output
+        assert "Traceback" not in run.output
+    finish_and_compare(config, root, undisturbed)
+
+
+def test_ctrl_c_while_training(config, undisturbed, tmp_path):
+    root = tmp_path / "run"
+    with Started(tmp_path / "log", "run", config, "--out", root, "--set", "train.checkpoint_every=1") as run:
+        run.wait_until(lambda: list(Path(root).glob("models/.training-*/*/checkpoint*")))
+        assert interrupt(run) < 5
+        assert "Traceback" not in run.output
+    finish_and_compare(config, root, undisturbed)
+
+
+def test_ctrl_c_while_ray_starts(config, tmp_path):
+    with Started(tmp_path / "log", "run", config, "--out", tmp_path / "run") as run:
+        run.wait_until(lambda: "starting Ray" in run.output)
+        assert interrupt(run) < 5
+        assert "Traceback" not in run.output
+
+
+def listening(pids: list[int]) -> set[str]:
+    """Local addresses (hex, as in /proc/net/tcp) that the processes listen on."""
+    inodes = set()
+    for pid in pids:
+        try:
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                target = str(link.readlink())
+                if target.startswith("socket:["):
+                    inodes.add(target[8:-1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:  # 0A: LISTEN
+                found.add(fields[1].rsplit(":", 1)[0])
+    return found
+
+
+def test_an_embedded_cluster_listens_on_loopback_alone_and_leaves_no_token(config, root, tmp_path):
+    from taugrid import descendants
+
+    token = Path.home() / ".ray/auth_token"
+    before = token.read_bytes() if token.exists() else None
+    with Started(tmp_path / "log", "run", config, "--out", root) as run:
+        run.wait_until(lambda: len(parts(root)) > 2)
+        addresses = listening([run.process.pid, *descendants(run.process.pid)])
+        interrupt(run)
+    loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+    assert addresses, "Ray's servers were not found"
+    assert addresses <= loopback
+    assert (token.read_bytes() if token.exists() else None) == before

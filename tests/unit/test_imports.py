@@ -1,0 +1,55 @@
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+HEAVY = ("torch", "ray", "diffusers", "torch_fidelity")
+
+
+def modules_after(code):
+    script = textwrap.dedent(code) + "\nimport sys; print('\\n'.join(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    return set(done.stderr.split())
+
+
+def command(*arguments):
+    return f"""
+        import sys
+        from orchestrator.cli import cli
+        sys.argv = ["taugrid", *{arguments!r}]
+        cli.main({list(arguments)!r}, standalone_mode=False)
+    """
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("plan", "digits"), ("config", "show", "digits"), ("config", "schema"), ("config", "validate", "digits")],
+    ids=" ".join,
+)
+def test_looking_imports_neither_torch_nor_ray(arguments):
+    modules = modules_after(command(*arguments))
+    assert "orchestrator.config" in modules
+    assert not modules & set(HEAVY)
+
+
+def test_status_imports_neither_torch_nor_ray(tmp_path):
+    from orchestrator.config import load
+
+    (tmp_path / "config.json").write_text(load("digits").model_dump_json())
+    modules = modules_after(command("status", str(tmp_path)))
+    assert "orchestrator.inspection" in modules
+    assert not modules & set(HEAVY)
+
+
+def test_help_imports_next_to_nothing():
+    """`--help` answers at once because of this; a clock in a test would measure the machine."""
+    modules = modules_after("from orchestrator.cli import cli\ncli.main(['--help'], standalone_mode=False)")
+    assert "click" in modules
+    assert not modules & {*HEAVY, "pydantic", "numpy", "pandas", "pyarrow", "rich", "yaml"}
+
+
+def test_the_driver_needs_no_torch_to_dispatch():
+    modules = modules_after("import orchestrator.run, orchestrator.loop, workers.actor")
+    assert "ray" in modules
+    assert not modules & {"torch", "diffusers", "torch_fidelity"}
