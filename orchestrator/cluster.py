@@ -22,7 +22,8 @@ COMMON_ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run` would ship the working directory by surprise
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # each report of a checkpoint waits for such a poll
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # an actor with no GPU must not see one either
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait bring a shared machine to a stop
 }
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Set to 0, every server of an embedded cluster listens on 127.0.0.1 alone; it would refuse to join a remote one."""

@@ -44,7 +44,7 @@ def _describe_model(model: Model, rundir: RunDir) -> dict[str, Any]:
 
 
 def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:
-    done = rundir.sampled(cell, None, checksums=False, on_damage=lambda damage: None)
+    done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None)
     images_done = sum(shard.images for shard in cell.shards if shard.number in done)
     return {
         "cell": cell.id,
@@ -102,7 +102,7 @@ def _verify_model(model: Model, rundir: RunDir) -> list[Damage]:
 
 def _verify_samples(cell: Cell, rundir: RunDir, tick: Callable[[int], None]) -> list[Damage]:
     found: list[Damage] = []
-    done = rundir.sampled(cell, None, checksums=False, on_damage=found.append)
+    done = rundir.sampled(cell, None, every_byte=False, on_damage=found.append)
     for shard in cell.shards:
         path = rundir.sample_part(cell, shard)
         if shard.number not in done:
@@ -146,7 +146,7 @@ def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--to {folder} is there already and not an empty folder; give a new one")
     damages: list[Damage] = []
-    done = rundir.sampled(cell, None, checksums=True, on_damage=damages.append)
+    done = rundir.sampled(cell, None, every_byte=True, on_damage=damages.append)
     if damages or len(done) < len(cell.shards):
         lacking = len(cell.shards) - len(done)
         raise UserError(

@@ -91,7 +91,7 @@ class RunDir:
         }
 
     def sampled(
-        self, cell: Cell, metadata: dict[str, Any] | None, checksums: bool, on_damage: Callable[[Damage], None]
+        self, cell: Cell, metadata: dict[str, Any] | None, every_byte: bool, on_damage: Callable[[Damage], None]
     ) -> set[int]:
         """Numbers of the cell's shards whose files are whole; damaged files are reported. A short file is not done.
 
@@ -101,7 +101,7 @@ class RunDir:
         done = set()
         for shard in cell.shards:
             path = self.sample_part(cell, shard)
-            part = _inspect(path, shard.start, checksums, on_damage)
+            part = _inspect(path, shard.start, every_byte, on_damage)
             if part is None:
                 continue
             recorded = part.metadata.get("weights_sha256")
@@ -117,11 +117,11 @@ class RunDir:
                 done.add(shard.number)
         return done
 
-    def extracted(self, extractor: str, cell: Cell, checksums: bool, on_damage: Callable[[Damage], None]) -> set[int]:
+    def extracted(self, extractor: str, cell: Cell, every_byte: bool, on_damage: Callable[[Damage], None]) -> set[int]:
         """Numbers of the cell's shards whose features are complete."""
         done = set()
         for shard in cell.shards:
-            part = _inspect(self.feature_part(extractor, cell, shard), shard.start, checksums, on_damage)
+            part = _inspect(self.feature_part(extractor, cell, shard), shard.start, every_byte, on_damage)
             if part is not None and part.stop >= shard.stop:
                 done.add(shard.number)
         return done
@@ -173,9 +173,9 @@ class RunDir:
             yield
 
 
-def _inspect(path: Path, start: int, checksums: bool, on_damage: Callable[[Damage], None]) -> images.Part | None:
+def _inspect(path: Path, start: int, every_byte: bool, on_damage: Callable[[Damage], None]) -> images.Part | None:
     try:
-        part = images.inspect(path, checksums)
+        part = images.inspect(path, every_byte)
     except FileNotFoundError:
         return None
     except images.DamagedFile as error:

@@ -61,7 +61,7 @@ class Survey:
                 f"model {cell.model.id} is not trained yet: `taugrid train` first, or `taugrid run` for all"
             )
         metadata = self.rundir.sample_metadata(cell)
-        done = self.rundir.sampled(cell, metadata, checksums=True, on_damage=self.on_damage)
+        done = self.rundir.sampled(cell, metadata, every_byte=True, on_damage=self.on_damage)
         for shard in cell.shards:
             if shard.number not in done and not self.rundir.sample_part(cell, shard).exists():
                 self.rundir.forget_derived(cell, shard)
@@ -92,7 +92,7 @@ class Survey:
     ) -> Iterator[Piece]:
         folder = evaluation.extractor_folder
         damages: list[Damage] = []
-        extracted = self.rundir.extracted(folder, cell, checksums=True, on_damage=damages.append)
+        extracted = self.rundir.extracted(folder, cell, every_byte=True, on_damage=damages.append)
         for damage in damages:
             self.on_damage(damage)
         score = self.rundir.score(cell, evaluation.id(cell))
@@ -151,7 +151,7 @@ def missing(plan: Plan, rundir: RunDir, evaluation: Evaluation | None) -> dict[s
     """Cell name -> what it lacks, for every cell without a score (or, with no `evaluation`, without all its images)."""
     lacking = {}
     for cell in plan.cells:
-        done = rundir.sampled(cell, None, checksums=False, on_damage=lambda damage: None)
+        done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None)
         if len(done) < len(cell.shards):
             lacking[cell.name] = f"{len(cell.shards) - len(done)} of {len(cell.shards)} shards are not sampled"
         elif evaluation is not None and read_json(rundir.score(cell, evaluation.id(cell))) is None:

@@ -1,9 +1,12 @@
 """Images in [-1, 1] -> 8 bits -> PNG -> Parquet, and back. Imports no torch: the driver verifies files with it.
 
 A file holds one shard (or the features of one). It is written under a temporary name beginning with a dot in its own
-folder and committed in one step, so that a file in place is whole; page checksums tell whether it still is.
+folder and committed in one step, so that a file in place is whole. Whether it still is, its seal tells: a SHA-256 of
+all its other bytes, in front of the footer, where readers of Parquet see nothing. Page checksums, which any reader can
+check, cover the pages alone: a bit that flips in a page's header, an index or the footer goes unnoticed by them.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -49,6 +52,11 @@ HUGGINGFACE = json.dumps(
     }
 ).encode()
 """Schema metadata by which `datasets` knows that the column holds pictures."""
+
+
+SEAL = b"taugrid.sha256:"
+TAIL_BYTES = 8
+"""Parquet ends with the footer's length (4 bytes, little-endian) and `PAR1`."""
 
 
 class DamagedFile(Exception):
@@ -141,9 +149,39 @@ class PartWriter:
     def commit(self, replace: bool) -> bool:
         """Put the file in place, atomically. False if a file was there first and `replace` is off; it is kept then."""
         self._writer.close()
-        with self._temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        _seal(self._temporary)
         return put_in_place(self._temporary, self._path, replace)
+
+
+def _seal(path: Path) -> None:
+    """Insert `SEAL` and the SHA-256 of all other bytes before the footer, and sync. Offsets in the footer point before
+    it, and the footer is found from the file's end, so the file stays as valid as it was.
+    """
+    with path.open("r+b") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+        size = file.tell()
+        file.seek(size - TAIL_BYTES)
+        footer = int.from_bytes(file.read(4), "little") + TAIL_BYTES
+        file.seek(size - footer)
+        end = file.read()
+        file.seek(size - footer)
+        file.write(SEAL + digest + end)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def check_seal(path: Path) -> None:
+    """Raise `DamagedFile` unless every byte of a file is as it was written."""
+    data = memoryview(path.read_bytes())
+    footer = int.from_bytes(data[-TAIL_BYTES:-4], "little") + TAIL_BYTES
+    length = len(SEAL) + 32
+    start = len(data) - footer - length
+    if len(data) < TAIL_BYTES or bytes(data[-4:]) != b"PAR1" or start < 0:
+        raise DamagedFile("its end is missing")
+    digest = hashlib.sha256(data[:start])
+    digest.update(data[start + length :])
+    if bytes(data[start : start + length]) != SEAL + digest.digest():
+        raise DamagedFile("its bytes are not those that were written")
 
 
 def _array(values: Any, kind: pa.DataType) -> pa.Array:
@@ -213,19 +251,20 @@ class Part(NamedTuple):
     metadata: dict[str, Any]
 
 
-def inspect(path: Path, checksums: bool = True) -> Part:
-    """Check a sample or feature file: footer, that indices are consecutive, and (unless off) every page's checksum.
+def inspect(path: Path, every_byte: bool = True) -> Part:
+    """Check a sample or feature file: its seal (unless `every_byte` is off), its footer, and that indices follow on.
 
     Raises:
         DamagedFile: saying what is wrong. FileNotFoundError passes.
     """
     try:
+        if every_byte:
+            check_seal(path)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             blob = (file.schema_arrow.metadata or {}).get(b"taugrid")
             metadata = json.loads(blob) if blob else {}
-            columns = None if checksums else ["index"]
             groups = range(file.metadata.num_row_groups)
-            indices = [file.read_row_group(g, columns=columns).column("index").to_numpy() for g in groups]
+            indices = [file.read_row_group(g, columns=["index"]).column("index").to_numpy() for g in groups]
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
