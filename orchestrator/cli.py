@@ -3,6 +3,7 @@ must answer at once.
 """
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -252,6 +253,7 @@ def _print(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:
 
 def main() -> NoReturn:
     """Run a command; people's mistakes are one line on stderr, bugs a traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems ask so; it means what Ctrl-C means
     try:
         cli.main(standalone_mode=False)
         sys.exit(Exit.DONE)

@@ -6,6 +6,7 @@ orchestrator imports Ray. What each variable is for: docs/architecture.md, "Ray"
 
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,8 +21,6 @@ COMMON_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # silences the (raylet) lines that would break --json
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run` would ship the working directory by surprise
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # each report of a checkpoint waits for such a poll
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # an actor with no GPU must not see one either
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait bring a shared machine to a stop
 }
@@ -53,6 +52,7 @@ def connected(address: str, cluster: Cluster) -> Iterator[None]:
         options = {"address": address}
     import ray
 
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(log_to_driver=False, logging_level="error", configure_logging=True, **options)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
@@ -60,6 +60,7 @@ def connected(address: str, cluster: Cluster) -> Iterator[None]:
         if address == "local":
             raise RunFailed(f"Ray could not start here: {reason}") from error
         raise UserError(f"no Ray cluster at --address {address}: {reason}") from error
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own, set in init, exits with 15
     try:
         yield
     finally:

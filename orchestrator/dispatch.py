@@ -17,8 +17,8 @@ KINDS = ("sample", "extract", "score")
 
 SPECULATION_SLOWNESS = 1.5
 """A running task is duplicated once it takes this many times what its cost leads to expect from the tasks of its kind
-that are done. Duplicating at once would make every run's last task run twice on a machine whose cores share memory;
-waiting longer than about twice gives a straggler's time away (20x slow worker: docs/decisions.md)."""
+that are done. Duplicating at once would run the last task of every healthy run twice, on cores that share their memory;
+the longer the wait, the more of a straggler's delay is kept (docs/decisions.md, "Stragglers")."""
 
 
 @dataclass(frozen=True)

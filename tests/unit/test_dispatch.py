@@ -99,6 +99,25 @@ def test_the_oldest_straggler_is_duplicated_first():
     assert assigned(d, 50.0) == {"a": "sample/1"}
 
 
+def simulated_seconds(tasks, speeds):
+    """Time until a dispatcher's work is done by workers of the given speeds, in cost per second."""
+    d = with_workers(tasks, *speeds)
+    now, ends = 0.0, {}
+    while not d.finished:
+        ends |= {worker: now + task.cost / speeds[worker] for worker, task, _ in d.assign(now)}
+        waking = [d._running[w].since + SPECULATION_SLOWNESS * 1.01 for w in ends]  # the driver looks up now and then
+        now = min(*ends.values(), *(t for t in waking if t > now), float("inf"))
+        for worker in [w for w, end in ends.items() if end <= now]:
+            del ends[worker]
+            d.succeeded(worker, now)
+    return now
+
+
+def test_a_worker_that_is_20_times_slower_costs_one_task_more_not_its_whole_time():
+    """Ten tasks of 1 s: the slow worker would end its first one after 20 s; the fast one has done all others after 9."""
+    assert simulated_seconds([shard(i) for i in range(10)], {"fast": 1.0, "slow": 0.05}) == pytest.approx(10.0)
+
+
 def test_a_task_is_not_duplicated_while_others_are_queued():
     d = with_workers([shard(0), shard(1), shard(2)], "a", "b")
     assigned(d)

@@ -1,0 +1,192 @@
+"""What taugrid costs beside the networks that it runs.
+
+    python -m benchmarks.overhead [--rounds 5] [--images 1000] [--shards 1000]
+
+- sampling stage: wall time of a grid through dispatcher, actors, sampler, PNG and Parquet, once the actors are up and
+  have loaded the network; over the time of the bare network forwards for the same batches, spread over as many
+  processes. With 1 and 2 workers, in turns; the ratio is that of the medians.
+- orchestrator: wall time for each shard when the work itself is empty.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from orchestrator import cluster
+from orchestrator.config import Config, load
+from orchestrator.grid import plan
+from orchestrator.loop import Loop
+from orchestrator.pool import Event, Joined, Pool
+from orchestrator.progress import Progress
+from orchestrator.rundir import Events, RunDir, remove_tree
+from orchestrator.work import Piece, Survey
+from workers.actor import Worker
+from workers.jobs import Job, Result, SampleJob, WorkerInfo
+
+
+class WarmPool(Pool):
+    """Holds back every `Joined` until the last worker is there, so that starting them is outside the loop's time."""
+
+    def warm(self, count: int) -> None:
+        for _ in range(count):
+            self.start()
+        self._held: list[Event] = []
+        while sum(isinstance(event, Joined) for event in self._held) < count:
+            self._held += super().events(1.0)
+
+    def events(self, timeout_seconds: float) -> Iterator[Event]:
+        held, self._held = self._held, []
+        yield from held or super().events(timeout_seconds)
+
+
+class WarmLoop(Loop):
+    """Takes a pool whose workers are there already."""
+
+    def _announce(self) -> None:
+        self._workers = 0
+
+
+class WarmWorker(Worker):
+    """Has loaded torch and a network before it says hello."""
+
+    def __init__(self, threads: int, unet_folder: str) -> None:
+        super().__init__(threads)
+        import workers.sampling  # noqa: F401
+
+        modified = max(path.stat().st_mtime for path in Path(unet_folder).iterdir())
+        self._eps_model(unet_folder, modified)
+
+
+class BareForwards(WarmWorker):
+    """The network alone: as many evaluations, of the same batches, with nothing around them."""
+
+    def do(self, job: Job) -> Result:
+        import torch
+
+        assert isinstance(job, SampleJob)
+        modified = max(path.stat().st_mtime for path in Path(job.unet_folder).iterdir())
+        eps_model = self._eps_model(job.unet_folder, modified)
+        began = time.perf_counter()
+        for start in range(job.start, job.stop, job.settings.batch_size):
+            x = torch.randn(min(job.settings.batch_size, job.stop - start), *job.image_shape)
+            for t in job.tau:
+                eps_model(x, t)
+        return Result(time.perf_counter() - began, job.stop - job.start, True)
+
+
+class Empty:
+    """Does nothing, at once."""
+
+    def hello(self, probe: str) -> WorkerInfo:
+        return WorkerInfo("here", "none", 0, {})
+
+    def do(self, job: Job) -> Result:
+        return Result(0.0, 0, True)
+
+
+def run_loop(actor: type, arguments: tuple[Any, ...], pieces: dict[str, Piece], workers: int, folder: Path) -> float:
+    """Seconds from the first assignment to the last commit."""
+    probe = folder / ".probe"
+    probe.touch()
+    pool = WarmPool(actor, arguments, 1, 0, str(probe))
+    pool.warm(workers)
+    events = Events(folder / "events")
+    began = time.perf_counter()
+    problems = WarmLoop(pieces, pool, workers, 3, Progress(), events, lambda name, text: folder).run()
+    seconds = time.perf_counter() - began
+    pool.close()
+    assert not problems, problems
+    return seconds
+
+
+def bare(pieces: dict[str, Piece], unet_folder: str, workers: int, folder: Path) -> float:
+    """Seconds of the slowest of `workers` processes, each timing its share of the forwards."""
+    loads = [0.0] * workers
+    shares: list[list[Job]] = [[] for _ in range(workers)]
+    for piece in sorted(pieces.values(), key=lambda piece: -piece.task.cost):
+        least = loads.index(min(loads))
+        loads[least] += piece.task.cost
+        shares[least].append(piece.job)
+    probe = folder / ".probe"
+    probe.touch()
+    actors = [ray.remote(BareForwards).options(num_cpus=1).remote(1, unet_folder) for _ in range(workers)]
+    ray.get([actor.hello.remote(str(probe)) for actor in actors])
+    results = [[actor.do.remote(job) for job in share] for actor, share in zip(actors, shares, strict=True)]
+    seconds = max(sum(result.seconds for result in ray.get(refs)) for refs in results)
+    for actor in actors:
+        ray.kill(actor)
+    return seconds
+
+
+def experiment(images: int) -> Config:
+    """The demo's network and kind of grid, smaller, in shards of about two seconds."""
+    return load(
+        "digits",
+        [
+            f"sample.num_samples={images}",
+            "sample.shard_evaluations=5000",
+            "grid={steps: [10, 20], eta: [0.0, 1.0]}",
+        ],
+    )
+
+
+def save_network(config: Config, folder: Path) -> RunDir:
+    """A run directory with an untrained network: time does not depend on weights."""
+    from workers import models
+
+    rundir = RunDir(folder)
+    for model in plan(config).models:
+        assert model.unet is not None
+        unet = models.build_unet(model.unet, model.image_shape)
+        models.save_pipeline(rundir.models / model.id, unet, models.ema_start(unet), model.diffusion)
+    return rundir
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--shards", type=int, default=1000)
+    arguments = parser.parse_args()
+    config = experiment(arguments.images)
+    planned = plan(config)
+    with tempfile.TemporaryDirectory() as name, cluster.connected("local", config.cluster):
+        folder = Path(name)
+        rundir = save_network(config, folder / "run")
+        unet_folder = str(rundir.unet_folder(planned.models[0], "ema"))
+
+        def pieces() -> dict[str, Piece]:
+            remove_tree(rundir.samples)
+            survey = Survey(config, planned, rundir, None, lambda damage: None)
+            return {piece.task.key: piece for piece in survey.pieces(sampling=True)}
+
+        for workers in (1, 2):
+            stage, forwards = [], []
+            for _ in range(arguments.rounds):
+                stage.append(run_loop(WarmWorker, (1, unet_folder), pieces(), workers, folder))
+                forwards.append(bare(pieces(), unet_folder, workers, folder))
+            ratio = statistics.median(stage) / statistics.median(forwards)
+            print(
+                f"{workers} workers: sampling stage {statistics.median(stage):.2f} s, bare forwards "
+                f"{statistics.median(forwards):.2f} s, ratio {ratio:.3f} (medians of {arguments.rounds})"
+            )
+        for workers in (1, 2):
+            some = list(pieces().values())
+            many = {}
+            for i in range(arguments.shards):
+                piece = some[i % len(some)]
+                task = piece.task.__class__(f"sample/{i}", "sample", 1.0)
+                many[task.key] = Piece(task, piece.job, piece.cell)
+            times = [run_loop(Empty, (), many, workers, folder) for _ in range(arguments.rounds)]
+            each = statistics.median(times) / arguments.shards * 1000
+            print(f"{workers} workers: {each:.2f} ms a shard with empty work, {arguments.shards} shards")
+
+
+if __name__ == "__main__":
+    main()
