@@ -73,8 +73,6 @@ def measured_rate(rundir: RunDir) -> float | None:
 def verify(plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> list[Damage]:
     """Re-read every file of a run and decode every image; `tick(n)` after n images. Moves and changes nothing."""
     found: list[Damage] = []
-    for model in plan.models:
-        found += _verify_model(model, rundir)
     for cell in plan.cells:
         found += _verify_samples(cell, rundir, tick)
     for path in sorted(rundir.features.glob("*/*/part-*.parquet")):
@@ -88,21 +86,13 @@ def verify(plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> list[Dama
     return list(dict.fromkeys(found))
 
 
-def _verify_model(model: Model, rundir: RunDir) -> list[Damage]:
-    recorded = (read_json(rundir.provenance) or {}).get("models", {}).get(model.id, {})
-    found = []
-    for weights, sha256 in recorded.items():
-        try:
-            if rundir.weights_sha256(model, weights) != sha256:
-                found.append(Damage(rundir.unet_folder(model, weights), "its weights are not those that were recorded"))
-        except UserError:
-            found.append(Damage(rundir.unet_folder(model, weights), "missing"))
-    return found
-
-
 def _verify_samples(cell: Cell, rundir: RunDir, tick: Callable[[int], None]) -> list[Damage]:
     found: list[Damage] = []
-    done = rundir.sampled(cell, None, every_byte=False, on_damage=found.append)
+    try:
+        metadata = rundir.sample_metadata(cell)
+        done = rundir.sampled(cell, metadata, every_byte=False, on_damage=found.append)
+    except UserError as error:
+        return [Damage(rundir.unet_folder(cell.model, cell.settings.weights), str(error))]
     for shard in cell.shards:
         path = rundir.sample_part(cell, shard)
         if shard.number not in done:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import click
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
 
@@ -94,7 +95,7 @@ class Pool:
         try:
             value = ray.get(ref)
         except RayTaskError as error:
-            return Failed(worker, _last_line(str(error.cause) or repr(error.cause), error), str(error))
+            return Failed(worker, _last_line(str(error.cause) or repr(error.cause), error), click.unstyle(str(error)))
         except RayActorError as error:
             return self._lost(worker, error)
         if worker in self._joining:

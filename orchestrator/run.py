@@ -56,6 +56,9 @@ class Run:
             self._events = Events(self.rundir.events)
             self._events.add("session", stages=sorted(stages), **provenance.software())
             try:
+                for model in self.plan.models:
+                    if model.checkpoint is not None:
+                        self._progress.say(describe_checkpoint(model))
                 if "train" in stages:
                     self._train()
                 problems: dict[str, str] = {}
@@ -64,10 +67,10 @@ class Run:
                 unfinished = {} if set(stages) == {"train"} else missing(self.plan, self.rundir, scoring) | problems
                 if "report" in stages and scoring is not None:
                     report.write(self.config, self.plan, self.rundir, scoring)
+                provenance.write(self.rundir, self.plan, scoring)
                 self._events.add("end", missing=unfinished)
                 return unfinished
             finally:
-                provenance.write(self.rundir, self.plan, scoring)
                 self._events.close()
 
     def _connect(self) -> None:
@@ -78,9 +81,7 @@ class Run:
 
     def _train(self) -> None:
         for model in self.plan.models:
-            if model.checkpoint is not None:
-                self._progress.say(describe_checkpoint(model))
-            elif not self.rundir.is_trained(model):
+            if not self.rundir.is_trained(model):
                 self._connect()
                 self._train_one(model)
 
@@ -127,6 +128,7 @@ class Run:
         survey = Survey(self.config, self.plan, self.rundir, scoring, self._set_aside)
         pieces = {piece.task.key: piece for piece in survey.pieces(sampling)}
         problems: dict[str, str] = {}
+        provenance.write(self.rundir, self.plan, scoring)
         if pieces:
             self._connect()
             problems = self._dispatch(pieces)

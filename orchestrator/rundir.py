@@ -176,7 +176,7 @@ class RunDir:
 def _inspect(path: Path, start: int, every_byte: bool, on_damage: Callable[[Damage], None]) -> images.Part | None:
     try:
         part = images.inspect(path, every_byte)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except images.DamagedFile as error:
         on_damage(Damage(path, str(error)))

@@ -255,7 +255,7 @@ def inspect(path: Path, every_byte: bool = True) -> Part:
     """Check a sample or feature file: its seal (unless `every_byte` is off), its footer, and that indices follow on.
 
     Raises:
-        DamagedFile: saying what is wrong. FileNotFoundError passes.
+        DamagedFile: saying what is wrong. FileNotFoundError and NotADirectoryError pass.
     """
     try:
         if every_byte:
@@ -265,7 +265,7 @@ def inspect(path: Path, every_byte: bool = True) -> Part:
             metadata = json.loads(blob) if blob else {}
             groups = range(file.metadata.num_row_groups)
             indices = [file.read_row_group(g, columns=["index"]).column("index").to_numpy() for g in groups]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise DamagedFile(" ".join(str(error).split())) from None

@@ -153,7 +153,7 @@ def test_other_weights_under_a_cell_are_refused(config, copy):
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, path)
     done = taugrid("run", config, "--out", copy, code=2)
     assert "made with weights" in done.stderr
-    assert taugrid("verify", copy, code=1).stdout.count("weights") == 1
+    assert "made with weights" in taugrid("verify", copy, code=1).stdout
 
 
 def test_one_worker_and_two_make_the_same_files(config, finished, tmp_path):
@@ -261,7 +261,8 @@ def test_work_that_always_fails_is_given_up_and_the_rest_is_done(config, finishe
     assert len(document["cells"]) == CELLS - 1
     assert "given up" in done.stderr
     traces = [path.read_text() for path in (root / "logs").iterdir()]
-    assert any("Traceback" in trace and "FileExistsError" in trace for trace in traces)
+    assert all("workers/sampling.py" in trace and "FileExistsError" in trace for trace in traces)
+    assert not any("\x1b" in trace for trace in traces)
     (root / "samples" / victim).unlink()
     taugrid("run", config, "--out", root)
     assert sample_files(root) == sample_files(finished)

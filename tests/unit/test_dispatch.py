@@ -105,7 +105,7 @@ def simulated_seconds(tasks, speeds):
     now, ends = 0.0, {}
     while not d.finished:
         ends |= {worker: now + task.cost / speeds[worker] for worker, task, _ in d.assign(now)}
-        waking = [d._running[w].since + SPECULATION_SLOWNESS * 1.01 for w in ends]  # the driver looks up now and then
+        waking = [d._running[w].since + SPECULATION_SLOWNESS * 1.01 for w in ends]  # the driver looks up
         now = min(*ends.values(), *(t for t in waking if t > now), float("inf"))
         for worker in [w for w, end in ends.items() if end <= now]:
             del ends[worker]
@@ -114,7 +114,7 @@ def simulated_seconds(tasks, speeds):
 
 
 def test_a_worker_that_is_20_times_slower_costs_one_task_more_not_its_whole_time():
-    """Ten tasks of 1 s: the slow worker would end its first one after 20 s; the fast one has done all others after 9."""
+    """Ten tasks of 1 s: the slow worker would need 20 s for its first; the fast one has done all others after 9."""
     assert simulated_seconds([shard(i) for i in range(10)], {"fast": 1.0, "slow": 0.05}) == pytest.approx(10.0)
 
 
