@@ -131,7 +131,7 @@ def new_state(spec: TrainingSpec, device: str) -> State:
         unet(torch.zeros(1, *shape), 0)
     except (ValueError, RuntimeError, TypeError) as error:
         raise Hopeless(f"model.unet is no network for images of shape {shape}: {error}") from error
-    unet = unet.to(device=device, memory_format=models.memory_format(device)).train()
+    unet = unet.to(device=device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(unet.parameters(), lr=spec.train.learning_rate, fused=True)
     return State(unet, models.ema_start(unet), optimizer)
 
