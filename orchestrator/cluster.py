@@ -22,15 +22,14 @@ COMMON_ENVIRONMENT = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # silences the (raylet) lines that would break --json
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run` would ship the working directory by surprise
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # an actor with no GPU must not see one either
-    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait bring a shared machine to a stop
 }
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Set to 0, every server of an embedded cluster listens on 127.0.0.1 alone; it would refuse to join a remote one."""
 
 
 @contextmanager
-def connected(address: str, cluster: Cluster) -> Iterator[None]:
-    """A connection to Ray for as long as the block lasts.
+def connected(address: str, cluster: Cluster, trainers: int = 0) -> Iterator[None]:
+    """A connection to Ray for as long as the block lasts; `trainers` is how many workers a training will have.
 
     Raises:
         UserError: where the address can't be reached, or the cluster there has no token.
@@ -42,7 +41,7 @@ def connected(address: str, cluster: Cluster) -> Iterator[None]:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # in memory alone; without it Ray writes a file
         options: dict[str, Any] = {
-            "num_cpus": _embedded_cpus(cluster),
+            "num_cpus": _embedded_cpus(cluster, trainers),
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
             "_node_ip_address": "127.0.0.1",
@@ -67,9 +66,9 @@ def connected(address: str, cluster: Cluster) -> Iterator[None]:
         ray.shutdown()
 
 
-def _embedded_cpus(cluster: Cluster) -> int:
-    """Ray's count of CPUs: those there are, or as many as the workers asked for (which then share them)."""
-    asked = (cluster.workers or 0) * cluster.cpus_per_worker
+def _embedded_cpus(cluster: Cluster, trainers: int) -> int:
+    """Ray's count of CPUs: those there are, or as many as the workers asked for need (which then share them)."""
+    asked = max(cluster.workers or 0, trainers) * cluster.cpus_per_worker
     return max(available_cpus(), int(-(-asked // 1)))
 
 

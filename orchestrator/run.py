@@ -76,7 +76,8 @@ class Run:
     def _connect(self) -> None:
         if not self._connected:
             self._progress.say("starting Ray" if self._address == "local" else f"connecting to Ray at {self._address}")
-            self._cluster.enter_context(cluster.connected(self._address, self.config.cluster))
+            trainers = max((model.train.workers for model in self.plan.models if model.train), default=0)
+            self._cluster.enter_context(cluster.connected(self._address, self.config.cluster, trainers))
             self._connected = True
 
     def _train(self) -> None:
