@@ -1,11 +1,12 @@
 """What a diffusers folder says about the model in it, read without torch: shapes, schedule, clipping, weights' hash."""
 
-import hashlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from eval.extractor_names import sha256
 from orchestrator.config import Diffusion
 from orchestrator.errors import UserError
 
@@ -62,19 +63,28 @@ def read(path: str) -> Checkpoint:
         path=path,
         unet_folder=str(unet.resolve()),
         unet_config={key: value for key, value in config.items() if not key.startswith("_")},
-        weights_sha256=file_sha256(unet / WEIGHTS_FILE),
+        weights_sha256=weights_sha256(unet / WEIGHTS_FILE),
         diffusion=_diffusion(scheduler, scheduler_file) if scheduler else Diffusion(),
         clip=None if scheduler is None else "x0" if scheduler.get("clip_sample", True) else "none",
     )
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+def weights_sha256(path: Path) -> str:
+    """SHA-256 of a file of weights, in hex; a file that has not changed since is not read again.
+
+    Raises:
+        UserError: if there is no such file.
+    """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
+        stat = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"there is no {path}; a model's weights must lie there as safetensors") from None
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, modified: int) -> str:
+    return sha256(path)
 
 
 def _json(path: Path) -> dict[str, Any]:

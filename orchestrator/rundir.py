@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orchestrator.checkpoints import WEIGHTS_FILE, file_sha256
+from orchestrator import checkpoints
+from orchestrator.checkpoints import WEIGHTS_FILE
 from orchestrator.errors import UserError
 from orchestrator.grid import Cell, Model, Shard
 from workers import images
@@ -77,7 +78,7 @@ class RunDir:
 
     def weights_sha256(self, model: Model, weights: str) -> str:
         """SHA-256 of the file that holds a model's weights; `UserError` if there is none."""
-        return file_sha256(self.unet_folder(model, weights) / WEIGHTS_FILE)
+        return checkpoints.weights_sha256(self.unet_folder(model, weights) / WEIGHTS_FILE)
 
     def sample_metadata(self, cell: Cell) -> dict[str, Any]:
         """The JSON blob in every sample file of a cell; the same however many samples there are."""
