@@ -9,6 +9,7 @@
 """
 
 import argparse
+import shutil
 import statistics
 import tempfile
 import time
@@ -24,7 +25,7 @@ from orchestrator.grid import plan
 from orchestrator.loop import Loop
 from orchestrator.pool import Event, Joined, Pool
 from orchestrator.progress import Progress
-from orchestrator.rundir import Events, RunDir, remove_tree
+from orchestrator.rundir import Events, RunDir
 from orchestrator.work import Piece, Survey
 from workers.actor import Worker
 from workers.jobs import Job, Result, SampleJob, WorkerInfo
@@ -84,7 +85,7 @@ class Empty:
     """Does nothing, at once."""
 
     def hello(self, probe: str) -> WorkerInfo:
-        return WorkerInfo("here", "none", 0, {})
+        return WorkerInfo("here", "none", {})
 
     def do(self, job: Job) -> Result:
         return Result(0.0, 0, True)
@@ -162,7 +163,7 @@ def main() -> None:
         unet_folder = str(rundir.unet_folder(planned.models[0], "ema"))
 
         def pieces() -> dict[str, Piece]:
-            remove_tree(rundir.samples)
+            shutil.rmtree(rundir.samples, ignore_errors=True)
             survey = Survey(config, planned, rundir, None, lambda damage: None)
             return {piece.task.key: piece for piece in survey.pieces(sampling=True)}
 

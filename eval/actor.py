@@ -1,7 +1,5 @@
 """What an evaluating worker does: features of a sample file or of the reference, and a cell's score."""
 
-import json
-import uuid
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, reduce
 from pathlib import Path
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 
 from eval import extractors, statistics
 from workers import data, images
+from workers.files import write_json
 from workers.jobs import ExtractJob, ScoreJob
 
 ROWS_AT_ONCE = 4096
@@ -82,8 +81,9 @@ def score(job: ScoreJob) -> int:
     features = _column(job.feature_paths, "features", job.num_samples)
     reference = _reference(job.reference_path, Path(job.reference_path).stat().st_mtime)
     metrics: dict[str, float] = {}
-    notes: list[str] = []
-    if "fid" in job.evaluate.metrics:
+    notes: list[str] = list(job.notes)
+    wanted = job.header["protocol"]["metrics"]
+    if "fid" in wanted:
         moments = _moments(features)
         metrics["fid"] = statistics.frechet_distance(moments, reference.moments, reference.root)
         error = statistics.frechet_standard_error(features, moments, reference.moments, reference.root)
@@ -91,10 +91,10 @@ def score(job: ScoreJob) -> int:
             metrics["fid_se"] = error.value
         else:
             notes.append(f"no fid_se: {error.reason}")
-    if "isc" in job.evaluate.metrics and "isc_splits" in job.header["protocol"]:
+    if "isc" in wanted:
         logits = _column(job.feature_paths, "logits", job.num_samples)
         metrics["isc_mean"], metrics["isc_std"] = _inception_score(logits, job)
-    if "kid" in job.evaluate.metrics:
+    if "kid" in wanted:
         kid = statistics.kernel_distance(
             features,
             reference.features,
@@ -103,7 +103,7 @@ def score(job: ScoreJob) -> int:
             job.evaluate.seed,
         )
         metrics["kid_mean"], metrics["kid_std"] = kid
-    _write(Path(job.path), {**job.header, "metrics": metrics, "notes": notes})
+    write_json(Path(job.path), {**job.header, "metrics": metrics, "notes": notes})
     return job.num_samples
 
 
@@ -130,10 +130,3 @@ def _inception_score(logits: Features, job: ScoreJob) -> statistics.MeanAndSprea
         for i in range(0, len(logits), ROWS_AT_ONCE)
     )
     return reduce(statistics.InceptionSums.merge, sums).score()
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)

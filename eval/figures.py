@@ -18,7 +18,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from eval.tables import FID, SIGMA_HAT, Pivot, pivot, replacing
+from eval.tables import FID, SIGMA_HAT, Pivot, pivot
+from workers.files import replacing
 
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 10, "legend.fontsize": 9,

@@ -7,9 +7,7 @@ digits where those are more (13.36, 0.00412). Never more than six decimals. A mi
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -21,6 +19,8 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from workers.files import replacing
 
 COLUMNS = (
     "cell", "model", "sampler", "steps", "eta", "sigma", "spacing", "clip", "num_samples", "network_evaluations",
@@ -380,14 +380,3 @@ def _without_nan(value: object) -> object:
     if isinstance(value, np.generic):
         return _without_nan(value.item())
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder that takes the place of `path` at the end, or vanishes on an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.extractor_names import sha256
-from orchestrator.config import Diffusion
+from orchestrator.config import Diffusion, validate
 from orchestrator.errors import UserError
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -57,6 +57,9 @@ def read(path: str) -> Checkpoint:
             f"model.checkpoint: {path} has {config['in_channels']} channels in and {config['out_channels']} out "
             "(learned variance?), but taugrid samples networks that predict noise alone"
         )
+    conditional = [key for key in ("num_class_embeds", "class_embed_type") if config.get(key) is not None]
+    if conditional:
+        raise UserError(f"model.checkpoint: {path} wants class labels ({conditional[0]}), which taugrid does not give")
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
     scheduler = _json(scheduler_file) if scheduler_file.is_file() else None
     return Checkpoint(
@@ -116,12 +119,11 @@ def _diffusion(scheduler: dict[str, Any], path: Path) -> Diffusion:
     if refused:
         raise UserError(f"model.checkpoint: taugrid can't honour {', '.join(refused)} of {path}")
     schedule = SCHEDULES[scheduler.get("beta_schedule", "linear")]
-    return Diffusion.model_validate(
-        {
-            "timesteps": scheduler.get("num_train_timesteps", 1000),
-            "schedule": schedule,
-            "beta_start": scheduler.get("beta_start", 1e-4),
-            "beta_end": scheduler.get("beta_end", 2e-2),
-            "prediction": "epsilon",
-        }
-    )
+    values = {
+        "timesteps": scheduler.get("num_train_timesteps", 1000),
+        "schedule": schedule,
+        "beta_start": scheduler.get("beta_start", 1e-4),
+        "beta_end": scheduler.get("beta_end", 2e-2),
+        "prediction": "epsilon",
+    }
+    return validate(Diffusion, values, f"model.checkpoint: {path}")

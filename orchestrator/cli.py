@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from orchestrator import __version__
 from orchestrator.errors import Exit, RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ class Opened:
         from orchestrator.rundir import RunDir
 
         self.config = load(name, assignments)
-        self.plan = plan(self.config)
         self.rundir = RunDir(_folder(name, out, self.config.name))
+        self.plan = plan(self.config, self.rundir.read_checkpoint)
 
 
 def _folder(config: str, out: str | None, name: str) -> Path:
@@ -76,7 +77,7 @@ json_option = click.option(
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="taugrid")
+@click.version_option(__version__)
 def cli() -> None:
     """How good are a diffusion model's samples at S steps?
 
@@ -144,12 +145,12 @@ def _work(opened: Opened, stages: tuple[str, ...], address: str, as_json: bool) 
     from orchestrator.text import outcome_json, print_outcome
 
     with Progress() as progress:
-        missing = Run(opened.config, opened.plan, opened.rundir, address, progress).do(stages)
+        outcome = Run(opened.config, opened.plan, opened.rundir, address, progress).do(stages)
     if as_json:
-        click.echo(json.dumps(outcome_json(opened.rundir, missing), indent=2, allow_nan=False))
+        click.echo(json.dumps(outcome_json(opened.rundir, outcome), indent=2, allow_nan=False))
     else:
-        print_outcome(opened.rundir, stages, missing)
-    if missing:
+        print_outcome(opened.rundir, outcome)
+    if outcome.missing:
         sys.exit(Exit.INCOMPLETE)
 
 

@@ -4,12 +4,14 @@ Ray reads most of its environment when it is imported, so this module sets it fi
 orchestrator imports Ray. What each variable is for: docs/architecture.md, "Ray".
 """
 
+import math
 import os
 import secrets
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from importlib.metadata import version
+from typing import Any, NamedTuple
 
 from orchestrator.config import Cluster
 from orchestrator.errors import RunFailed, UserError
@@ -21,7 +23,7 @@ COMMON_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # silences the (raylet) lines that would break --json
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run` would ship the working directory by surprise
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # an actor with no GPU must not see one either
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # an actor that was given no GPU must not see one
 }
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Set to 0, every server of an embedded cluster listens on 127.0.0.1 alone; it would refuse to join a remote one."""
@@ -54,7 +56,7 @@ def connected(address: str, cluster: Cluster, trainers: int = 0) -> Iterator[Non
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(log_to_driver=False, logging_level="error", configure_logging=True, **options)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         reason = (str(error).strip().splitlines() or ["no answer"])[0]
         if address == "local":
             raise RunFailed(f"Ray could not start here: {reason}") from error
@@ -87,28 +89,33 @@ def _require_token(address: str) -> None:
             f"--address {address}: taugrid uses no cluster beyond this machine without a token, because anyone who "
             "reaches an open one runs commands as you; start it with RAY_AUTH_MODE=token and set RAY_AUTH_TOKEN here"
         )
-    if has_token:
+    if has_token or os.path.exists(default_path):  # noqa: PTH110
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def resources(cluster: Cluster) -> tuple[float, float]:
-    """(CPUs, GPUs) that one worker takes on the connected cluster."""
-    import ray
-
+    """(CPUs, GPUs) that one worker takes on the connected cluster: a GPU where torch can use one."""
     gpus = cluster.gpus_per_worker
     if gpus is None:
-        gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+        torch_sees_gpus = not version("torch").endswith("+cpu")
+        gpus = 1.0 if torch_sees_gpus and _slots(0, 1) else 0.0
     return cluster.cpus_per_worker, gpus
 
 
-def training_resources(cluster: Cluster, workers: int) -> tuple[float, float]:
-    """(CPUs, GPUs) for each of `workers` training workers: without GPUs, its share of all CPUs."""
+def _nodes() -> list[dict[str, float]]:
     import ray
 
-    cpus, gpus = resources(cluster)
-    if gpus:
-        return cpus, gpus
-    return max(cpus, ray.cluster_resources().get("CPU", 0) // workers), 0.0
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _slots(cpus: float, gpus: float) -> int:
+    """How many workers of that size fit on the connected cluster's nodes; a worker can't be spread over two."""
+    total = 0.0
+    for node in _nodes():
+        by_cpu = node.get("CPU", 0) // cpus if cpus else math.inf
+        by_gpu = node.get("GPU", 0) // gpus if gpus else math.inf
+        total += min(by_cpu, by_gpu)
+    return int(total)
 
 
 def room(cluster: Cluster) -> int:
@@ -117,16 +124,35 @@ def room(cluster: Cluster) -> int:
     Raises:
         UserError: if not even one fits.
     """
-    import ray
-
     cpus, gpus = resources(cluster)
-    total = ray.cluster_resources()
-    fits = int(total.get("CPU", 0) // cpus)
-    if gpus:
-        fits = min(fits, int(total.get("GPU", 0) / gpus))
+    fits = _slots(cpus, gpus)
     if fits < 1:
         raise UserError(
-            f"no worker fits: each takes {cpus:g} CPUs and {gpus:g} GPUs, and the cluster has {total.get('CPU', 0):g} "
-            f"and {total.get('GPU', 0):g}; lower cluster.cpus_per_worker or cluster.gpus_per_worker"
+            f"no worker fits: each takes {cpus:g} CPUs and {gpus:g} GPUs, and no node of the cluster has that; "
+            "lower cluster.cpus_per_worker or cluster.gpus_per_worker"
         )
     return min(cluster.workers, fits) if cluster.workers else fits
+
+
+class Trainers(NamedTuple):
+    """How a model is trained on the connected cluster."""
+
+    workers: int
+    cpus: float
+    """Of each."""
+    gpus: float
+    """Of each."""
+
+
+def trainers(cluster: Cluster, workers: int) -> Trainers:
+    """Room for up to `workers` training workers; fewer where fewer fit, which changes no more than rounding.
+
+    Without GPUs each takes as many CPUs as there are for it.
+    """
+    cpus, gpus = resources(cluster)
+    room(cluster)
+    workers = min(workers, _slots(cpus, gpus))
+    if not gpus:
+        most = int(max(node.get("CPU", 0) for node in _nodes()))
+        cpus = next((float(c) for c in range(most, int(cpus), -1) if _slots(c, 0) >= workers), cpus)
+    return Trainers(workers, cpus, gpus)

@@ -24,7 +24,7 @@ Positive = Annotated[int, Field(gt=0)]
 class Section(BaseModel):
     """A section of the config: immutable, unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -107,6 +107,12 @@ class Train(Section):
     workers: Positive = 1
     checkpoint_every: Positive = 1_000
 
+    @model_validator(mode="after")
+    def _an_image_for_each_worker(self) -> "Train":
+        if self.workers > self.batch_size:
+            raise ValueError(f"workers {self.workers} is more than batch_size {self.batch_size}")
+        return self
+
 
 class Sample(Section):
     """How a cell is sampled. `eta` is a number, or `sigma_hat` for DDPM's larger variance."""
@@ -127,6 +133,16 @@ class Sample(Section):
     """Defaults to the top-level `seed`."""
     shard_evaluations: Positive = 50_000
     """Network evaluations a shard is sized for."""
+
+    @property
+    def sigma(self) -> str:
+        """`eta` or `sigma_hat`: which variance, as tables and samples have it."""
+        return "sigma_hat" if self.eta == "sigma_hat" else "eta"
+
+    @property
+    def eta_number(self) -> float:
+        """Eta as a number, as tables and samples have it: 1.0 for sigma_hat, whose direction is that of eta = 1."""
+        return 1.0 if isinstance(self.eta, str) else self.eta
 
 
 class Evaluate(Section):
@@ -305,13 +321,40 @@ def load(name: str, assignments: Sequence[str] = ()) -> Config:
         UserError: one line that says what is wrong, for a missing file, bad syntax, or an unknown key or bad value.
     """
     path = find(name)
-    config = validate(Config, merge(read(path), assignments), str(path))
+    values = read(path)
+    merged = merge(values, assignments)
+    if path.name == "config.json":
+        _follow_seed(values, merged)
+    config = _with_absolute_checkpoints(validate(Config, merged, str(path)))
     return config.model_copy(
         update={
             "train": _with_seed(config.train, config.seed),
             "sample": _with_seed(config.sample, config.seed),
         }
     )
+
+
+def _follow_seed(before: Mapping[str, Any], merged: dict[str, Any]) -> None:
+    """In a run directory's config the sections' seeds are filled in: those that were `seed` follow a new `seed`."""
+    for section in ("train", "sample"):
+        seed = before.get(section, {}).get("seed")
+        if before.get("seed", 0) != merged.get("seed", 0) and seed == before.get("seed", 0) == merged[section]["seed"]:
+            merged[section]["seed"] = None
+
+
+def _with_absolute_checkpoints(config: Config) -> Config:
+    """Folders of models as absolute paths, so that config.json means the same from everywhere."""
+    key = "model.checkpoint"
+    grid = [
+        {**mapping, key: [_absolute(value) for value in mapping[key]]} if key in mapping else mapping
+        for mapping in config.grid
+    ]
+    model = config.model.model_copy(update={"checkpoint": _absolute(config.model.checkpoint)})
+    return config.model_copy(update={"grid": grid, "model": model})
+
+
+def _absolute(path: Any) -> Any:
+    return str(Path(path).expanduser().absolute()) if isinstance(path, str) else path
 
 
 def _with_seed(section: S, seed: int) -> S:

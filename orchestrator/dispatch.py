@@ -3,7 +3,9 @@
 One queue holds every kind of work. A task is ready once all that it requires is done. Ready tasks go out by kind in
 the order of `KINDS` (so that extraction runs where sampling has none left to do), the costliest of a kind first. A
 task that fails, or whose worker dies, is queued again until it has failed `max_attempts` times; then it is
-quarantined and the rest goes on. When the queue is empty, an idle worker takes a second copy of the oldest task that
+quarantined and the rest goes on. While there are other workers, a
+task does not go back to one that failed it: a node that fails everything at once would else use up the attempts of the
+whole queue. When the queue is empty, an idle worker takes a second copy of the oldest task that
 runs much longer than its like: commits are idempotent, so whichever copy ends first counts.
 """
 
@@ -70,6 +72,7 @@ class Dispatcher:
         self._idle: dict[str, None] = {}  # an ordered set
         self._running: dict[str, _Running] = {}
         self._runners: dict[str, set[str]] = {}
+        self._failed_on: dict[str, set[str]] = {}
         self._paces: dict[str, list[float]] = {kind: [] for kind in KINDS}
         self.attempts: dict[str, int] = dict.fromkeys(self._tasks, 0)
         self.done: set[str] = set()
@@ -109,11 +112,11 @@ class Dispatcher:
         """Work for every idle worker for which there is any; it counts as running from `now`."""
         assignments = []
         for worker in list(self._idle):
-            key, speculative = self._next_ready(), False
-            if key is None:
+            key, speculative = self._next_ready(worker), False
+            if key is None and not self._queue:
                 key, speculative = self._straggler(now), True
             if key is None:
-                break
+                continue
             del self._idle[worker]
             self._running[worker] = _Running(key, now)
             self._runners.setdefault(key, set()).add(worker)
@@ -127,9 +130,6 @@ class Dispatcher:
         if key in self.done:
             return False
         self.done.add(key)
-        if key in self.quarantined:  # given up, and then a copy that was still running made it after all
-            self.quarantined.discard(key)
-            self._unreachable = self._closure(self.quarantined)
         task = self._tasks[key]
         self._paces[task.kind].append((now - since) / max(task.cost, 1e-12))
         for dependent in self._dependents[key]:
@@ -142,6 +142,7 @@ class Dispatcher:
         """`worker` failed at its task but lives. True if the task is now quarantined."""
         key, _ = self._release(worker)
         self._idle[worker] = None
+        self._failed_on.setdefault(key, set()).add(worker)
         return self._charge(key)
 
     def worker_lost(self, worker: str) -> bool:
@@ -156,8 +157,22 @@ class Dispatcher:
         task = self._tasks[key]
         heapq.heappush(self._queue, (KINDS.index(task.kind), -task.cost, self._order[key], key))
 
-    def _next_ready(self) -> str | None:
-        return heapq.heappop(self._queue)[-1] if self._queue else None
+    def _next_ready(self, worker: str) -> str | None:
+        """The first of the queue, passing over what `worker` failed at while others are there who did not."""
+        passed_over, found = [], None
+        while self._queue and found is None:
+            entry = heapq.heappop(self._queue)
+            if self._suits(worker, entry[-1]):
+                found = entry[-1]
+            else:
+                passed_over.append(entry)
+        for entry in passed_over:
+            heapq.heappush(self._queue, entry)
+        return found
+
+    def _suits(self, worker: str, key: str) -> bool:
+        failed_on = self._failed_on.get(key, set())
+        return worker not in failed_on or all(w in failed_on for w in (*self._idle, *self._running))
 
     def _straggler(self, now: float) -> str | None:
         late = [

@@ -225,6 +225,8 @@ def _model(sections: Mapping[str, Section], read: Callable[[str], Checkpoint]) -
         return Model(identity(content), data, resolved, None, None, checkpoint)
     if source.unet is None:
         raise UserError("model: give unet: {...} to train a network or checkpoint: FOLDER to load one")
+    if source.unet.dropout and train.workers > 1:
+        raise UserError("model.unet.dropout: masks depend on the number of workers, so it needs train.workers: 1")
     resolved = _filled(diffusion, DIFFUSION_DEFAULTS)
     content = {
         "data": _differing(data, Data()),

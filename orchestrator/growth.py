@@ -4,8 +4,9 @@ from typing import Any
 
 from orchestrator.config import GRID_SECTIONS, Config
 from orchestrator.errors import UserError
-from orchestrator.grid import Plan
-from orchestrator.rundir import RunDir, read_json
+from orchestrator.grid import NOT_IDENTITY, Plan
+from orchestrator.rundir import RunDir
+from workers.files import read_json
 
 MOST_DIFFERENCES = 4
 """Differing keys that are named: beyond that it is another experiment, and a list would not help."""
@@ -32,7 +33,9 @@ def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     if not before:
         return []
     old, new = _flat(before), _flat(after)
-    keys = [key for key in dict.fromkeys([*old, *new]) if key.split(".")[0] in (*GRID_SECTIONS, "sample", "grid")]
+    harmless = {f"{section}.{key}" for section, keys in NOT_IDENTITY.items() for key in keys}
+    sections = (*GRID_SECTIONS, "sample", "grid")
+    keys = [key for key in dict.fromkeys([*old, *new]) if key.split(".")[0] in sections and key not in harmless]
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from orchestrator.config import Config
 from orchestrator.errors import UserError
 from orchestrator.grid import Cell, Model, Plan
-from orchestrator.rundir import Damage, RunDir, read_events, read_json
+from orchestrator.rundir import Damage, RunDir, read_events
 from workers import images
+from workers.files import read_json
 
 PNG_OVERHEAD_BYTES = 200
 """Beyond raw pixels: PNG's chunks and a row's share of Parquet's columns and pages. A bound, for planning disks."""
@@ -59,8 +60,13 @@ def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:
         "images_done": images_done,
         "network_evaluations": cell.settings.num_samples * len(cell.tau),
         "network_evaluations_done": images_done * len(cell.tau),
-        "scores": len(list(rundir.scores.glob(f"{cell.id}-*.json"))),
+        "scored": any(_is_of_n(path, cell) for path in rundir.scores.glob(f"{cell.id}-*.json")),
     }
+
+
+def _is_of_n(score: Path, cell: Cell) -> bool:
+    """The score is of as many samples as the config asks for."""
+    return ((read_json(score) or {}).get("protocol") or {}).get("num_samples") == cell.settings.num_samples
 
 
 def measured_rate(rundir: RunDir) -> float | None:
@@ -80,6 +86,10 @@ def verify(plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> list[Dama
             images.inspect(path)
         except images.DamagedFile as error:
             found.append(Damage(path, str(error)))
+    scored = [cell for cell in plan.cells if any(rundir.scores.glob(f"{cell.id}-*.json"))]
+    found += [
+        Damage(rundir.scores / f"{cell.id}-*.json", "missing") for cell in plan.cells if scored and cell not in scored
+    ]
     for path in sorted((*rundir.scores.glob("*.json"), rundir.tables / "quality.json", rundir.provenance)):
         if path.exists() and read_json(path) is None:
             found.append(Damage(path, "it is no JSON"))
@@ -142,7 +152,10 @@ def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
         raise UserError(
             f"{lacking} of {len(cell.shards)} shards of {cell.name} are missing or damaged; `taugrid run` first"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"can't write to {folder}: {error.strerror}") from None
     return sum(
         _export_part(rundir.sample_part(cell, shard), range(shard.start, shard.stop), folder) for shard in cell.shards
     )

@@ -123,7 +123,7 @@ class Loop:
                 images=result.images,
                 evaluations=int(piece.task.cost),
                 seconds=seconds,
-                committed=first and result.first,
+                committed=first or result.first,
                 **where,
             )
         else:
@@ -157,7 +157,10 @@ class Loop:
     def _charge(self, key: str, reason: str, quarantined: bool) -> None:
         self._events.add("failed", task=key, reason=reason, quarantined=quarantined)
         self._reasons[key] = reason
-        then = "given up after so many attempts, the rest goes on" if quarantined else "will be tried again"
+        if key in self._dispatcher.done:
+            then = "another copy of it is done"
+        else:
+            then = "given up after so many attempts, the rest goes on" if quarantined else "will be tried again"
         self._progress.say(f"{key}: {reason}; {then}" if key in self._pieces else reason)
 
     def _problems(self) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from workers.jobs import Job, Result, WorkerInfo
 
@@ -64,11 +64,6 @@ class Pool:
         self._joining: set[str] = set()
         self._started = 0
 
-    @property
-    def size(self) -> int:
-        """Workers that are there or on their way."""
-        return len(self._handles)
-
     def start(self) -> None:
         """Start one more worker; a `Joined` or `Lost` follows."""
         worker = f"worker-{self._started}"
@@ -96,17 +91,17 @@ class Pool:
             value = ray.get(ref)
         except RayTaskError as error:
             return Failed(worker, _last_line(str(error.cause) or repr(error.cause), error), click.unstyle(str(error)))
-        except RayActorError as error:
+        except RayError as error:  # its process or node died, ran out of memory, could not be started, ...
             return self._lost(worker, error)
         if worker in self._joining:
             self._joining.discard(worker)
             return Joined(worker, value)
         return Done(worker, value)
 
-    def _lost(self, worker: str, error: RayActorError) -> Lost:
+    def _lost(self, worker: str, error: RayError) -> Lost:
         handle = self._handles.pop(worker)
         self._joining.discard(worker)
-        if isinstance(error, ActorUnavailableError):
+        if not isinstance(error, ActorDiedError):
             ray.kill(handle)  # it may or may not have run the job: let commits decide, and don't let it linger
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         detail = "its process ended" if isinstance(error, ActorDiedError) else "it can't be reached"

@@ -1,7 +1,6 @@
 """What a score is of, spelled out: everything that must match for two numbers to be comparable."""
 
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 from eval.extractor_names import ExtractorSpec, resolve
@@ -9,6 +8,7 @@ from eval.statistics import kid_subset_size
 from orchestrator.config import Config, Data
 from orchestrator.errors import UserError
 from orchestrator.grid import Cell, Plan, identity
+from orchestrator.versions import versions
 from workers import data as datasets
 
 VERSIONS = ("taugrid", "torch", "torch-fidelity", "numpy", "scipy")
@@ -42,15 +42,28 @@ class Evaluation:
         return f"{self.extractor.name}-{self.extractor.weights_sha256[:8]}"
 
     def settings(self, num_samples: int) -> dict[str, Any]:
-        """Metric settings as they apply at N, without those of metrics that can't be given."""
+        """The metrics that can be given at N, with their settings."""
         evaluate = self.config.evaluate
-        settings: dict[str, Any] = {"metrics": sorted(set(evaluate.metrics)), "seed": evaluate.seed}
-        if "isc" in evaluate.metrics and self.extractor.logits_layer and num_samples >= evaluate.isc_splits:
+        metrics = sorted(set(evaluate.metrics) - set(self.not_given(num_samples)))
+        settings: dict[str, Any] = {"metrics": metrics, "seed": evaluate.seed}
+        if "isc" in metrics:
             settings["isc_splits"] = evaluate.isc_splits
-        if "kid" in evaluate.metrics:
+        if "kid" in metrics:
             size = kid_subset_size(evaluate.kid_subset_size, num_samples, self.reference.num_images)
             settings |= {"kid_subsets": evaluate.kid_subsets, "kid_subset_size": size}
         return settings
+
+    def not_given(self, num_samples: int) -> dict[str, str]:
+        """Metric -> why it can't be given, for metrics that were asked for."""
+        evaluate = self.config.evaluate
+        reasons: dict[str, str] = {}
+        if num_samples < 2:
+            reasons |= dict.fromkeys(("fid", "kid"), "it needs at least 2 samples")
+        if not self.extractor.logits_layer:
+            reasons["isc"] = f"{self.extractor.name} has no layer of logits"
+        elif num_samples < evaluate.isc_splits:
+            reasons["isc"] = f"{num_samples} samples can't be divided into {evaluate.isc_splits} splits"
+        return {metric: reason for metric, reason in reasons.items() if metric in evaluate.metrics}
 
     def id(self, cell: Cell) -> str:
         """Names a cell's score file: what was measured against what, without versions (an upgrade keeps old scores)."""
@@ -82,7 +95,7 @@ class Evaluation:
                 "logits_layer": self.extractor.logits_layer,
             },
             **self.settings(cell.settings.num_samples),
-            "versions": {name: version(name) for name in VERSIONS},
+            "versions": versions(VERSIONS),
         }
 
 

@@ -3,13 +3,14 @@
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from orchestrator.grid import Plan
 from orchestrator.protocol import Evaluation
-from orchestrator.rundir import RunDir, read_events, read_json, write_json
+from orchestrator.rundir import RunDir, read_events
+from orchestrator.versions import versions
+from workers.files import read_json, write_json
 
 PACKAGES = ("taugrid", "ray", "torch", "diffusers", "torch-fidelity", "pyarrow", "pandas", "numpy", "scipy", "pillow")
 
@@ -18,17 +19,10 @@ def software() -> dict[str, Any]:
     """Versions, and the commit of the checkout that taugrid runs from (null where it is no checkout)."""
     return {
         "python": sys.version.split()[0],
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": versions(PACKAGES),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return None
 
 
 def _git(*arguments: str) -> str | None:

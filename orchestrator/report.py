@@ -10,8 +10,9 @@ from eval import figures, tables
 from orchestrator.config import Config
 from orchestrator.grid import Cell, Plan, identity
 from orchestrator.protocol import Evaluation
-from orchestrator.rundir import RunDir, read_events, read_json
+from orchestrator.rundir import RunDir, read_events
 from workers import images
+from workers.files import read_json
 
 METRICS = ("fid", "fid_se", "fid_infinity", "isc_mean", "isc_std", "kid_mean", "kid_std", "precision", "recall")
 
@@ -24,9 +25,9 @@ class Rows(NamedTuple):
     notes: list[str]
 
 
-def write(config: Config, plan: Plan, rundir: RunDir, evaluation: Evaluation) -> None:
+def write(config: Config, plan: Plan, rundir: RunDir, collected: Rows) -> None:
     """Write tables/quality.* and figures/ from the scores that there are."""
-    rows, protocols, notes = collect(plan, rundir, evaluation)
+    rows, protocols, notes = collected
     tables.write(rows, rundir.tables, protocols, notes)
     rundir.figures.mkdir(parents=True, exist_ok=True)
     if rows:
@@ -55,14 +56,13 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
 
 def _row(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: float | None) -> dict[str, Any]:
     settings = cell.settings
-    is_hat = settings.eta == "sigma_hat"
     return {
         "cell": cell.id,
         "model": cell.model.id,
         "sampler": settings.sampler,
         "steps": settings.steps,
-        "eta": 1.0 if is_hat else settings.eta,
-        "sigma": "sigma_hat" if is_hat else "eta",
+        "eta": settings.eta_number,
+        "sigma": settings.sigma,
         "spacing": settings.spacing,
         "clip": settings.clip,
         "num_samples": settings.num_samples,
@@ -87,24 +87,35 @@ def _from_events(rundir: RunDir) -> tuple[dict[str, float], dict[str, set[str]]]
 
 def _write_samples(config: Config, plan: Plan, rundir: RunDir) -> None:
     """figures/samples.png, or one for each group of cells that differ in more than eta and S."""
-    groups: dict[str, dict[tuple[str, int], Any]] = defaultdict(dict)
+    groups: dict[str, list[Cell]] = defaultdict(list)
     for cell in plan.cells:
-        picture = _first_images(cell, rundir, config.report.images_per_cell)
-        if picture is not None:
-            eta = cell.settings.eta
-            key = ("sigma_hat" if eta == "sigma_hat" else f"{eta:g}", cell.settings.steps)
-            name = _group_name(cell)
-            if key in groups[name]:  # another clip or N at the same eta and S
-                name = f"{name}-{cell.id}" if (name := f"{name}-clip={cell.settings.clip}") in groups else name
-            groups[name][key] = picture
-    for name, pictures in groups.items():
-        stem = "samples" if len(groups) == 1 else f"samples-{name}"
-        figures.samples(pictures, rundir.figures / f"{stem}.png")
+        groups[_group_name(cell, with_clip=False)].append(cell)
+    for name, cells in list(groups.items()):
+        if len({_place(cell) for cell in cells}) < len(cells):  # clip is an axis, not a property of the row
+            del groups[name]
+            for cell in cells:
+                groups[_group_name(cell, with_clip=True)].append(cell)
+    for stale in rundir.figures.glob("samples*.png"):
+        stale.unlink()
+    for name, cells in groups.items():
+        pictures = {_place(cell): _first_images(cell, rundir, config.report.images_per_cell) for cell in cells}
+        complete = {place: picture for place, picture in pictures.items() if picture is not None}
+        smallest = min((len(picture) for picture in complete.values()), default=0)
+        if complete:
+            stem = "samples" if len(groups) == 1 else f"samples-{name}"
+            same_length = {place: picture[:smallest] for place, picture in complete.items()}
+            figures.samples(same_length, rundir.figures / f"{stem}.png")
 
 
-def _group_name(cell: Cell) -> str:
-    others = [cell.settings.spacing, *(f"{key.split('.')[-1]}={value}" for key, value in cell.axes.items())]
-    text = "-".join([*others, cell.model.id])
+def _place(cell: Cell) -> tuple[str, int]:
+    eta = cell.settings.eta
+    return ("sigma_hat" if eta == "sigma_hat" else f"{eta:g}", cell.settings.steps)
+
+
+def _group_name(cell: Cell, with_clip: bool) -> str:
+    settings = cell.settings
+    others = [settings.spacing, *(f"{key.split('.')[-1]}={value}" for key, value in cell.axes.items())]
+    text = "-".join([*others, *([f"clip={settings.clip}"] if with_clip else []), cell.model.id])
     return "".join(character if character.isalnum() or character in "=.-_" else "_" for character in text)
 
 

@@ -11,21 +11,30 @@ import uuid
 from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from orchestrator import cluster, provenance, report
 from orchestrator.config import Config
-from orchestrator.errors import RunFailed
+from orchestrator.errors import RunFailed, UserError
 from orchestrator.grid import Model, Plan
 from orchestrator.growth import check_extends
 from orchestrator.progress import Progress, duration
 from orchestrator.protocol import Evaluation, evaluation
-from orchestrator.rundir import Damage, Events, RunDir, write_json
+from orchestrator.rundir import Damage, Events, RunDir
 from orchestrator.work import Piece, Survey, missing
-
-STAGES = ("train", "sample", "evaluate", "report")
+from workers.files import write_json
 
 POLL_SECONDS = 0.5
 """How often the driver looks at a training's log, and for Ctrl-C."""
+
+
+class Outcome(NamedTuple):
+    """How a session ended."""
+
+    missing: dict[str, str]
+    """Name -> reason, for every cell that has no score (or, where only images were asked for, not all images) now."""
+    rows: list[dict[str, Any]]
+    """The rows of quality.csv, where scores were asked for."""
 
 
 class Run:
@@ -40,11 +49,8 @@ class Run:
         self._cluster = ExitStack()
         self._connected = False
 
-    def do(self, stages: Collection[str]) -> dict[str, str]:
-        """Do `stages`, which are some of `STAGES`, in that order.
-
-        Returns:
-            Name -> reason, for every cell that has no score (or, where only images were asked for, no images) now.
+    def do(self, stages: Collection[str]) -> Outcome:
+        """Do `stages`, some of train, sample, evaluate and report, in that order.
 
         Raises:
             UserError: what must be changed first; nothing was lost. RunFailed: a stage could not go on.
@@ -56,22 +62,31 @@ class Run:
             self._events = Events(self.rundir.events)
             self._events.add("session", stages=sorted(stages), **provenance.software())
             try:
-                for model in self.plan.models:
-                    if model.checkpoint is not None:
-                        self._progress.say(describe_checkpoint(model))
-                if "train" in stages:
-                    self._train()
-                problems: dict[str, str] = {}
-                if "sample" in stages or "evaluate" in stages:
-                    problems = self._work("sample" in stages, scoring if "evaluate" in stages else None)
-                unfinished = {} if set(stages) == {"train"} else missing(self.plan, self.rundir, scoring) | problems
-                if "report" in stages and scoring is not None:
-                    report.write(self.config, self.plan, self.rundir, scoring)
-                provenance.write(self.rundir, self.plan, scoring)
-                self._events.add("end", missing=unfinished)
-                return unfinished
+                outcome = self._do(stages, scoring)
+                self._events.add("end", missing=outcome.missing)
+                return outcome
             finally:
                 self._events.close()
+
+    def _do(self, stages: Collection[str], scoring: Evaluation | None) -> Outcome:
+        for model in self.plan.models:
+            if model.checkpoint is not None:
+                self.rundir.record_checkpoint(model)
+                self._progress.say(describe_checkpoint(model))
+        if "train" in stages:
+            self._train()
+        problems: dict[str, str] = {}
+        if "sample" in stages or "evaluate" in stages:
+            problems = self._work("sample" in stages, scoring if "evaluate" in stages else None)
+        unfinished = {} if set(stages) == {"train"} else missing(self.plan, self.rundir, scoring) | problems
+        rows: list[dict[str, Any]] = []
+        if scoring is not None:
+            collected = report.collect(self.plan, self.rundir, scoring)
+            rows = collected.rows
+            if "report" in stages:
+                report.write(self.config, self.plan, self.rundir, collected)
+        provenance.write(self.rundir, self.plan, scoring)
+        return Outcome(unfinished, rows)
 
     def _connect(self) -> None:
         if not self._connected:
@@ -91,10 +106,14 @@ class Run:
 
         assert model.train is not None
         assert model.unet is not None
-        cpus, gpus = cluster.training_resources(self.config.cluster, model.train.workers)
+        folder = self.rundir.models / model.id
+        if folder.exists():
+            self._set_aside(Damage(folder, "its weights are missing"))
+        trainers = cluster.trainers(self.config.cluster, model.train.workers)
+        train = model.train.model_copy(update={"workers": trainers.workers})
         models_dir = str(self.rundir.models)
         spec = training.TrainingSpec(
-            model.data, model.unet, model.diffusion, model.train, model.id, models_dir, cpus, gpus
+            model.data, model.unet, model.diffusion, train, model.id, models_dir, trainers.cpus, trainers.gpus
         )
         errors: list[BaseException] = []
 
@@ -116,9 +135,11 @@ class Run:
             if (at := training.progress(models_dir, model.id)) is not None:
                 loss = f"loss {at.loss:.4f}"
                 self._progress.started(at.step)
-                self._progress.update(at.step, workers=model.train.workers, note=loss)
+                self._progress.update(at.step, workers=trainers.workers, note=loss)
         self._progress.end()
         if errors:
+            if isinstance(errors[0], UserError):
+                raise errors[0]
             path = self._log(f"train-{model.id}", "".join(traceback.format_exception(errors[0])))
             raise RunFailed(f"training of model {model.id} failed: {_last_line(errors[0])} (all of it: {path})")
         seconds = time.monotonic() - began

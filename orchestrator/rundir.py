@@ -6,19 +6,27 @@ The truth is on disk: a shard is done when its file is in place and whole. No st
 import fcntl
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator import checkpoints
-from orchestrator.checkpoints import WEIGHTS_FILE
+from orchestrator.checkpoints import WEIGHTS_FILE, Checkpoint
+from orchestrator.config import Diffusion
 from orchestrator.errors import UserError
 from orchestrator.grid import Cell, Model, Shard
 from workers import images
+from workers.files import read_json, write_json
+
+READERS = 8
+"""Files that are read at a time."""
+
+SAMPLE_IDENTITY = ("cell", "model", "weights_sha256")
+"""What a sample file must agree on. The id of a cell stands for its settings, so the blob may gain keys later."""
 
 
 class Damage(NamedTuple):
@@ -72,6 +80,24 @@ class RunDir:
             folder = folder.with_name("unet_raw")
         return folder
 
+    def record_checkpoint(self, model: Model) -> None:
+        """Write models/<id>/model.json: what a loaded model's own files said, in case they are gone later."""
+        assert model.checkpoint is not None
+        recorded = asdict(model.checkpoint) | {"diffusion": model.checkpoint.diffusion.model_dump()}
+        write_json(self.models / model.id / "model.json", recorded)
+
+    def read_checkpoint(self, path: str) -> Checkpoint:
+        """What a loaded model's files say or, where they are gone, what they said when it was sampled."""
+        try:
+            return checkpoints.read(path)
+        except UserError:
+            for file in self.models.glob("*/model.json"):
+                recorded = read_json(file)
+                if recorded and recorded["path"] == path:
+                    diffusion = Diffusion.model_validate(recorded.pop("diffusion"))
+                    return Checkpoint(**recorded, diffusion=diffusion)
+            raise
+
     def is_trained(self, model: Model) -> bool:
         """The model's network is there (a loaded one always is)."""
         return model.checkpoint is not None or (self.models / model.id / "unet" / WEIGHTS_FILE).is_file()
@@ -100,13 +126,12 @@ class RunDir:
         images of two networks would end up in one cell.
         """
         done = set()
-        for shard in cell.shards:
-            path = self.sample_part(cell, shard)
-            part = _inspect(path, shard.start, every_byte, on_damage)
+        paths = [self.sample_part(cell, shard) for shard in cell.shards]
+        for shard, path, part in zip(cell.shards, paths, _inspect_all(cell, paths, every_byte, on_damage), strict=True):
             if part is None:
                 continue
             recorded = part.metadata.get("weights_sha256")
-            if metadata is not None and part.metadata != metadata:
+            if metadata is not None and any(part.metadata.get(key) != metadata[key] for key in SAMPLE_IDENTITY):
                 if recorded != metadata["weights_sha256"]:
                     raise UserError(
                         f"{self.relative(path)} was made with weights {str(recorded)[:8]}, but {cell.model.id} now "
@@ -120,12 +145,9 @@ class RunDir:
 
     def extracted(self, extractor: str, cell: Cell, every_byte: bool, on_damage: Callable[[Damage], None]) -> set[int]:
         """Numbers of the cell's shards whose features are complete."""
-        done = set()
-        for shard in cell.shards:
-            part = _inspect(self.feature_part(extractor, cell, shard), shard.start, every_byte, on_damage)
-            if part is not None and part.stop >= shard.stop:
-                done.add(shard.number)
-        return done
+        paths = [self.feature_part(extractor, cell, shard) for shard in cell.shards]
+        parts = zip(cell.shards, _inspect_all(cell, paths, every_byte, on_damage), strict=True)
+        return {shard.number for shard, part in parts if part is not None and part.stop >= shard.stop}
 
     def set_aside(self, damage: Damage) -> Path:
         """Move a damaged file to `damaged/`, under a name that tells where it was and doesn't clash."""
@@ -143,7 +165,8 @@ class RunDir:
     def forget_derived(self, cell: Cell, shard: Shard) -> None:
         """Remove what was computed from a shard that is gone: its features, and with them the cell's scores."""
         features = list(self.features.glob(f"*/{cell.name}/{shard.name}"))
-        for path in features + (list(self.scores.glob(f"{cell.id}-*.json")) if features else []):
+        scores = list(self.scores.glob(f"{cell.id}-*.json")) if features else []
+        for path in scores + features:  # in this order: a kill in between leaves what will be found missing
             path.unlink(missing_ok=True)
 
     def committed_cells(self) -> dict[str, str]:
@@ -161,8 +184,12 @@ class RunDir:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep a second driver out of this directory for as long as this one lives (a killed one lets go by itself)."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("w") as file:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            opened = (self.root / ".lock").open("w")
+        except OSError as error:
+            raise UserError(f"can't write to {self.root}: {error.strerror}; give another --out") from None
+        with opened as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -172,6 +199,19 @@ class RunDir:
             except OSError:
                 pass  # some network file systems have no locks; commits are atomic and idempotent all the same
             yield
+
+
+def _inspect_all(
+    cell: Cell, paths: list[Path], every_byte: bool, on_damage: Callable[[Damage], None]
+) -> list[images.Part | None]:
+    """`_inspect` of a file for each shard, several at a time: reading and hashing leave Python's lock alone."""
+    damages: list[Damage] = []
+    starts = [shard.start for shard in cell.shards]
+    with ThreadPoolExecutor(READERS) as pool:
+        parts = list(pool.map(lambda path, start: _inspect(path, start, every_byte, damages.append), paths, starts))
+    for damage in sorted(damages):
+        on_damage(damage)
+    return parts
 
 
 def _inspect(path: Path, start: int, every_byte: bool, on_damage: Callable[[Damage], None]) -> images.Part | None:
@@ -186,35 +226,6 @@ def _inspect(path: Path, start: int, every_byte: bool, on_damage: Callable[[Dama
         on_damage(Damage(path, f"it starts at image {part.start}, not {start}"))
         return None
     return part
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all; NaN is an error, because other readers refuse it."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any | None:
-    """A JSON file's value, or None where the file is missing or no JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a folder and all in it, if it is there."""
-    shutil.rmtree(path, ignore_errors=True)
 
 
 class Events:

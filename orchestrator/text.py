@@ -1,11 +1,14 @@
 """What commands print: plans and outcomes as text for people, outcomes as JSON for scripts."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from orchestrator.progress import duration, quantity
-from orchestrator.rundir import RunDir, read_json
+from orchestrator.rundir import RunDir
+
+if TYPE_CHECKING:
+    from orchestrator.run import Outcome
 
 
 def plan_text(plan: dict[str, Any]) -> str:
@@ -23,7 +26,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         images = f"{cell['images_done']}/{cell['num_samples']}"
         shards = f"{cell['shards_done']}/{cell['shards']}"
         evaluations = quantity(cell["network_evaluations"])
-        scored = "yes" if cell["scores"] else "no"
+        scored = "yes" if cell["scored"] else "no"
         lines.append(f"{cell['name']:{width}}  {images:>16}  {shards:>9}  {evaluations:>11}  {scored}")
     remaining = plan["network_evaluations_remaining"]
     lines += [
@@ -31,7 +34,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"{len(plan['models'])} models, {len(plan['cells'])} cells, {plan['shards']} shards, {plan['images']:,} images"
         f", at most {quantity(plan['bytes_at_most'])}B of images",
         f"network evaluations: {plan['network_evaluations']:,}, of which {remaining:,} remain",
-        f"expected time: {_expected(plan)}",
+        f"expected time of sampling: {_expected(plan)}",
     ]
     return "\n".join(lines)
 
@@ -45,26 +48,24 @@ def _expected(plan: dict[str, Any]) -> str:
     return f"{duration(seconds)} of one worker's time, at the {quantity(rate)} network evaluations/s measured here"
 
 
-def outcome_json(rundir: RunDir, missing: dict[str, str]) -> dict[str, Any]:
+def outcome_json(rundir: RunDir, outcome: "Outcome") -> dict[str, Any]:
     """What `--json` prints after work."""
-    quality = read_json(rundir.tables / "quality.json") or {}
     return {
         "dir": str(rundir.root),
-        "status": "incomplete" if missing else "done",
-        "cells": quality.get("rows", []),
-        "missing": [{"cell": cell, "reason": reason} for cell, reason in missing.items()],
+        "status": "incomplete" if outcome.missing else "done",
+        "cells": outcome.rows,
+        "missing": [{"cell": cell, "reason": reason} for cell, reason in outcome.missing.items()],
     }
 
 
-def print_outcome(rundir: RunDir, stages: tuple[str, ...], missing: dict[str, str]) -> None:
+def print_outcome(rundir: RunDir, outcome: "Outcome") -> None:
     """The table on stdout, and on stderr what is missing and where everything is."""
     people = Console(stderr=True, highlight=False, soft_wrap=True)
-    if "report" in stages:
+    if outcome.rows:
         from eval import tables
 
-        rows = (read_json(rundir.tables / "quality.json") or {}).get("rows", [])
-        console = Console(highlight=False)
-        console.print(tables.console(tables.frame(rows)))
+        Console(highlight=False).print(tables.console(tables.frame(outcome.rows)))
+    missing = outcome.missing
     for cell, reason in list(missing.items())[:10]:
         people.print(f"missing: {cell}: {reason}", markup=False)
     if len(missing) > 10:

@@ -9,7 +9,8 @@ from orchestrator.dispatch import Task
 from orchestrator.errors import UserError
 from orchestrator.grid import Cell, Plan, Shard
 from orchestrator.protocol import Evaluation
-from orchestrator.rundir import Damage, RunDir, read_json
+from orchestrator.rundir import Damage, RunDir
+from workers.files import read_json
 from workers.jobs import ExtractJob, Job, SampleJob, ScoreJob
 
 REFERENCE_KEY = "extract/reference"
@@ -41,12 +42,16 @@ class Survey:
         Raises:
             UserError: if a model is not trained yet, or a cell holds samples of other weights.
         """
-        needs_reference = False
-        if self.evaluation is not None:
-            needs_reference = not self._has_reference(self.evaluation)
-            if needs_reference:
-                yield self._reference_piece(self.evaluation)
+        needs_reference = self.evaluation is not None and not self._has_reference(self.evaluation)
+        pieces = list(self._cell_pieces(sampling, needs_reference))
+        if self.evaluation is not None and any(REFERENCE_KEY in piece.task.requires for piece in pieces):
+            yield self._reference_piece(self.evaluation)
+        yield from pieces
+
+    def _cell_pieces(self, sampling: bool, needs_reference: bool) -> Iterator[Piece]:
         for cell in self.plan.cells:
+            if not sampling and not self.rundir.is_trained(cell.model):
+                continue
             sampled = self._sampled(cell)
             if sampling:
                 yield from self._sample_pieces(cell, sampled)
@@ -115,15 +120,17 @@ class Survey:
             needs = frozenset() if shard.number in sampled else frozenset({_key("sample", shard)})
             yield Piece(Task(_key("extract", shard), "extract", shard.images, needs), job, cell)
             requires.add(_key("extract", shard))
+        n = cell.settings.num_samples
         score_job = ScoreJob(
             path=str(score),
             feature_paths=tuple(str(self.rundir.feature_part(folder, cell, shard)) for shard in cell.shards),
-            num_samples=cell.settings.num_samples,
+            num_samples=n,
             reference_path=str(self.rundir.reference_part(folder, evaluation.reference.folder)),
             evaluate=self.config.evaluate,
             header={"cell": cell.id, "evaluation": evaluation.id(cell), "protocol": evaluation.protocol(cell)},
+            notes=tuple(f"no {metric}: {reason}" for metric, reason in evaluation.not_given(n).items()),
         )
-        yield Piece(Task(f"score/{cell.id}", "score", cell.settings.num_samples, frozenset(requires)), score_job, cell)
+        yield Piece(Task(f"score/{cell.id}", "score", n, frozenset(requires)), score_job, cell)
 
     def _has_reference(self, evaluation: Evaluation) -> bool:
         path = self.rundir.reference_part(evaluation.extractor_folder, evaluation.reference.folder)

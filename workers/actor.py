@@ -4,16 +4,15 @@ extraction takes: handing a device from a sampling process to an evaluating one 
 Torch is imported when an actor starts, not with this module: the driver, which only names the class, needs none.
 """
 
-import os
 import platform
 import time
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
 
+from orchestrator.versions import versions
 from workers.jobs import ExtractJob, Job, Result, SampleJob, WorkerInfo
 
 if TYPE_CHECKING:
@@ -32,9 +31,11 @@ class Worker:
         # TF32 is on by default for convolutions on NVIDIA GPUs; `sample.precision: float32` means float32.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True  # the same job gives the same bytes
         on_gpu = torch.cuda.is_available() and bool(ray.get_gpu_ids())
         self._device = "cuda" if on_gpu else "cpu"
-        self._device_name = torch.cuda.get_device_name() if on_gpu else f"cpu {platform.machine()}"
+        cpu = f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+        self._device_name = torch.cuda.get_device_name() if on_gpu else cpu
         self._eps_model = lru_cache(maxsize=2)(self._load_eps_model)
 
     def _load_eps_model(self, folder: str, modified: float) -> "EpsModel":
@@ -51,7 +52,7 @@ class Worker:
         node = ray.util.get_node_ip_address()
         if not Path(probe).is_file():
             raise FileNotFoundError(f"node {node} does not see {Path(probe).parent}")
-        return WorkerInfo(node, self._device_name, os.getpid(), {name: version(name) for name in VERSIONS})
+        return WorkerInfo(node, self._device_name, versions(VERSIONS))
 
     def do(self, job: Job) -> Result:
         """Do a job and commit its file."""

@@ -57,6 +57,7 @@ HUGGINGFACE = json.dumps(
 SEAL = b"taugrid.sha256:"
 TAIL_BYTES = 8
 """Parquet ends with the footer's length (4 bytes, little-endian) and `PAR1`."""
+CHUNK_BYTES = 2**20
 
 
 class DamagedFile(Exception):
@@ -172,15 +173,21 @@ def _seal(path: Path) -> None:
 
 def check_seal(path: Path) -> None:
     """Raise `DamagedFile` unless every byte of a file is as it was written."""
-    data = memoryview(path.read_bytes())
-    footer = int.from_bytes(data[-TAIL_BYTES:-4], "little") + TAIL_BYTES
-    length = len(SEAL) + 32
-    start = len(data) - footer - length
-    if len(data) < TAIL_BYTES or bytes(data[-4:]) != b"PAR1" or start < 0:
-        raise DamagedFile("its end is missing")
-    digest = hashlib.sha256(data[:start])
-    digest.update(data[start + length :])
-    if bytes(data[start : start + length]) != SEAL + digest.digest():
+    with path.open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - TAIL_BYTES))
+        tail = file.read()
+        footer = int.from_bytes(tail[:4], "little") + TAIL_BYTES
+        start = size - footer - len(SEAL) - hashlib.sha256().digest_size
+        if tail[4:] != b"PAR1" or start < 0:
+            raise DamagedFile("its end is missing")
+        file.seek(0)
+        digest = hashlib.sha256()
+        for offset in range(0, start, CHUNK_BYTES):
+            digest.update(file.read(min(CHUNK_BYTES, start - offset)))
+        seal = file.read(size - footer - start)
+        digest.update(file.read())
+    if seal != SEAL + digest.digest():
         raise DamagedFile("its bytes are not those that were written")
 
 

@@ -48,7 +48,9 @@ class ScoreJob:
     reference_path: str
     evaluate: Evaluate
     header: dict[str, Any]
-    """What the score is of: written beside the metrics."""
+    """What the score is of, `protocol` above all: written beside the metrics."""
+    notes: tuple[str, ...]
+    """Why a metric that was asked for is not given."""
 
 
 Job = SampleJob | ExtractJob | ScoreJob
@@ -69,5 +71,4 @@ class WorkerInfo:
 
     node: str
     device: str
-    pid: int
     versions: dict[str, str]

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator import config
+from orchestrator.checkpoints import SCHEDULES
+from workers.diffusion import schedule
 
-BETA_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+BETA_SCHEDULES = {ours: theirs for theirs, ours in SCHEDULES.items()}
 """diffusers' names of our schedules."""
 
 
@@ -20,6 +24,15 @@ def build_unet(unet: config.Unet, image_shape: tuple[int, int, int]) -> diffuser
     channels, height, width = image_shape
     size = {"sample_size": (height, width), "in_channels": channels, "out_channels": channels}
     return diffusers.UNet2DModel(**size, **unet.model_dump())
+
+
+def alpha_bar(diffusion: config.Diffusion) -> NDArray[np.float64]:
+    """The products alpha_0..alpha_T of a resolved `diffusion` section."""
+    assert diffusion.schedule is not None
+    assert diffusion.timesteps is not None
+    assert diffusion.beta_start is not None
+    assert diffusion.beta_end is not None
+    return schedule.alpha_bar(diffusion.schedule, diffusion.timesteps, diffusion.beta_start, diffusion.beta_end)
 
 
 def network_time(t: int | Tensor) -> int | Tensor:
@@ -43,6 +56,8 @@ def eps_model(folder: str | Path, device: str) -> Callable[[Tensor, int | Tensor
 
     @torch.inference_mode()
     def eps_theta(x: Tensor, t: int | Tensor) -> Tensor:
+        if isinstance(t, int):
+            t = torch.full((len(x),), t, device=x.device)  # made there: diffusers would copy a number to it each step
         eps: Tensor = unet(x.contiguous(memory_format=torch.channels_last), network_time(t), return_dict=False)[0]
         return eps
 

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers import images
-from workers.diffusion import noise, sampler, schedule
+from workers import images, models
+from workers.diffusion import noise, sampler
 from workers.jobs import Result, SampleJob
 
 EpsModel = Callable[[Tensor, int], Tensor]
@@ -19,12 +19,7 @@ EpsModel = Callable[[Tensor, int], Tensor]
 
 def sample_shard(job: SampleJob, eps_model: EpsModel, device: str) -> Result:
     """Sample the job's images and commit its file. The same job gives the same images wherever and whenever it runs."""
-    settings, diffusion = job.settings, job.diffusion
-    assert diffusion.schedule
-    assert diffusion.timesteps
-    assert diffusion.beta_start
-    assert diffusion.beta_end
-    alpha_bar = schedule.alpha_bar(diffusion.schedule, diffusion.timesteps, diffusion.beta_start, diffusion.beta_end)
+    settings, alpha_bar = job.settings, models.alpha_bar(job.diffusion)
     seconds = 0.0
     schema = images.sample_schema(job.metadata)
     with images.PartWriter(Path(job.path), schema) as part, ThreadPoolExecutor(1) as encoder:
@@ -62,12 +57,11 @@ def sample_batch(eps_model: EpsModel, indices: Tensor, job: SampleJob, alpha_bar
 
 def _columns(job: SampleJob) -> dict[str, object]:
     settings = job.settings
-    is_hat = settings.eta == "sigma_hat"
     return {
         "seed": settings.seed,
         "steps": settings.steps,
-        "eta": 1.0 if is_hat else settings.eta,
-        "sigma": "sigma_hat" if is_hat else "eta",
+        "eta": settings.eta_number,
+        "sigma": settings.sigma,
         "spacing": settings.spacing,
         "sampler": settings.sampler,
         "clip": settings.clip,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator import config
-from orchestrator.errors import RunFailed, UserError
+from orchestrator.errors import RunFailed
 
 MAX_WORKER_FAILURES = 3
 """Killed workers per run that are replaced; the same command again gives another three."""
@@ -74,12 +74,9 @@ def train(spec: TrainingSpec) -> None:
     Ray must be initialised. Call it outside the main thread: in it, Ray Train takes over SIGINT and keeps it.
 
     Raises:
-        UserError: for more workers than images in a batch.
         RunFailed: if the network can't be built, the loss is not finite, or workers failed more often than they are
             replaced.
     """
-    if spec.train.workers > spec.train.batch_size:
-        raise UserError(f"train.workers {spec.train.workers} is more than train.batch_size {spec.train.batch_size}")
     for leftover in Path(spec.models_dir).glob(f".{spec.model_id}.*.tmp"):
         shutil.rmtree(leftover)
     if not spec.final.is_dir():
@@ -149,9 +146,6 @@ def _backend(workers: int) -> Any:
 
 def _work(loop_config: dict[str, Any]) -> str | None:
     """What each worker does. Returns why the training is hopeless, if it is: Ray Train would repeat an exception."""
-    # Threads that spin while they wait for each other cost a step 1.5 s instead of 0.15 s where other processes want the
-    # same two cores. libgomp reads this when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from workers import training_loop
 
     try:

@@ -16,15 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffusers
-import numpy as np
 import ray.train
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, distributed
 
-from orchestrator import config
 from workers import data, models
-from workers.diffusion import noise, schedule
+from workers.diffusion import noise
 from workers.diffusion.objective import l_simple
 from workers.diffusion.process import diffuse
 from workers.training import Hopeless, TrainingSpec
@@ -64,7 +61,7 @@ class Batches:
         self._seed, self._flip, self._shape = spec.train.seed, spec.train.flip, spec.data.image_shape
         self._positions = torch.arange(rank * size // world_size, (rank + 1) * size // world_size, device=device)
         self._images = torch.from_numpy(data.load_images(spec.data)).to(device)
-        self._alpha_bar = torch.from_numpy(alpha_bar(spec.diffusion)).to(device)
+        self._alpha_bar = torch.from_numpy(models.alpha_bar(spec.diffusion)).to(device)
 
     def __getitem__(self, step: int) -> Batch:
         """The images of `step` = 0, 1, ... with noise added to them, eq. 4."""
@@ -152,15 +149,6 @@ def load(state: State, path: Path) -> None:
     state.step, state.seconds = saved["step"], saved["seconds"]
 
 
-def alpha_bar(diffusion: config.Diffusion) -> NDArray[np.float64]:
-    """The products alpha_0..alpha_T of a resolved `diffusion` section."""
-    assert diffusion.schedule is not None
-    assert diffusion.timesteps is not None
-    assert diffusion.beta_start is not None
-    assert diffusion.beta_end is not None
-    return schedule.alpha_bar(diffusion.schedule, diffusion.timesteps, diffusion.beta_start, diffusion.beta_end)
-
-
 def is_logged(step: int, steps: int) -> bool:
     """Whether `step` = 1, 2, ... of `steps` has a line in the log."""
     return step <= LOGGED_AT_START or step % max(1, steps // LOGGED_LINES) == 0 or step == steps
@@ -194,7 +182,7 @@ def _step(spec: TrainingSpec, state: State, network: Any, batch: Batch, rank: in
     """One step of Adam. Returns this rank's share of the loss: its sum over ranks is the mean over the global batch."""
     settings = spec.train
     if spec.unet.dropout > 0:
-        torch.manual_seed(_dropout_seed(settings.seed, state.step, rank))
+        torch.manual_seed(_dropout_seed(settings.seed, state.step))
     eps_predicted = network(batch.x_t, models.network_time(batch.t), return_dict=False)[0]
     share = l_simple(eps_predicted, batch.eps).sum() / settings.batch_size
     state.optimizer.zero_grad()
@@ -236,8 +224,8 @@ def _device(spec: TrainingSpec) -> str:
     return "cuda" if spec.gpus_per_worker else "cpu"
 
 
-def _dropout_seed(seed: int | None, step: int, rank: int) -> int:
-    digest = hashlib.sha256(f"taugrid/train-dropout/{seed}/{step}/{rank}".encode()).digest()
+def _dropout_seed(seed: int | None, step: int) -> int:
+    digest = hashlib.sha256(f"taugrid/train-dropout/{seed}/{step}".encode()).digest()
     return int.from_bytes(digest[:8], "little", signed=True)
 
 

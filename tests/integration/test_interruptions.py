@@ -73,18 +73,19 @@ def test_a_killed_driver_goes_on_with_the_same_command(config, undisturbed, root
     finish_and_compare(config, root, undisturbed)
 
 
-def interrupt(run: Started) -> float:
+def interrupt(run: Started, kind: signal.Signals = signal.SIGINT) -> float:
     """Ctrl-C as a terminal sends it: to the whole process group. Seconds until the end."""
     began = time.monotonic()
-    os.killpg(run.process.pid, signal.SIGINT)
+    os.killpg(run.process.pid, kind)
     run.wait(code=130, timeout=30)
     return time.monotonic() - began
 
 
-def test_ctrl_c_while_sampling(config, undisturbed, root, tmp_path):
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_an_interruption_while_sampling(config, undisturbed, root, tmp_path, kind):
     with Started(tmp_path / "log", "run", config, "--out", root) as run:
         run.wait_until(lambda: len(parts(root)) > 5)
-        assert interrupt(run) < 5
+        assert interrupt(run, kind) < 5
         assert "the same command goes on" in run.output
         assert "Traceback" not in run.output
     finish_and_compare(config, root, undisturbed)

@@ -232,7 +232,10 @@ def test_a_diffusers_folder_is_sampled_in_place_of_training(config, finished, tm
     assert len(ours) == SHARDS
     for a, b in zip(ours, theirs, strict=True):
         assert pq.read_table(a)["image"].equals(pq.read_table(b)["image"])
-    assert not (tmp_path / "run/models").exists()
+    assert [path.name for path in (tmp_path / "run/models").rglob("*") if path.is_file()] == ["model.json"]
+    shutil.copytree(folder, tmp_path / "moved")
+    shutil.move(tmp_path / "run", tmp_path / "elsewhere")
+    assert "6 cells" in taugrid("status", tmp_path / "elsewhere").stdout
 
 
 def test_the_checkpoint_of_another_maker_is_sampled(tmp_path):
@@ -246,6 +249,55 @@ def test_the_checkpoint_of_another_maker_is_sampled(tmp_path):
 
     assert set(pd.read_parquet(tmp_path / "run/samples")["clip"]) == {"x0"}
     assert "(1, 8, 8)" in taugrid("evaluate", path, "--out", tmp_path / "run", code=2).stderr
+
+
+def test_a_model_without_weights_is_moved_aside_and_trained_again(config, finished, copy):
+    next(copy.glob("models/*/unet/*.safetensors")).unlink()
+    done = taugrid("train", config, "--out", copy)
+    assert "its weights are missing" in done.stderr
+    ours, theirs = (next(root.glob("models/*/unet/*.safetensors")).read_bytes() for root in (copy, finished))
+    assert ours == theirs
+
+
+def test_a_single_sample_has_no_scores_but_is_no_failure(config, copy):
+    done = taugrid("run", config, "--out", copy, "--set", "sample.num_samples=1", "--json")
+    rows = json.loads(done.stdout)["cells"]
+    assert {row["fid"] for row in rows} == {row["isc_mean"] for row in rows} == {None}
+    assert "needs at least 2 samples" in (copy / "tables/quality.md").read_text()
+
+
+def test_evaluate_prints_the_rows_it_scored(config, copy):
+    for path in (copy / "scores").iterdir():
+        path.unlink()
+    shutil.rmtree(copy / "tables")
+    assert len(json.loads(taugrid("evaluate", config, "--out", copy, "--json").stdout)["cells"]) == CELLS
+
+
+def test_removed_features_are_not_missed_while_the_scores_are_there(config, copy):
+    shutil.rmtree(copy / "features")
+    assert "starting Ray" not in taugrid("run", config, "--out", copy).stderr
+
+
+def test_files_of_a_later_version_with_more_in_their_metadata_are_whole(config, copy):
+    """A key that a later version adds to the blob must not make every old file look damaged."""
+    import pyarrow.parquet as pq
+
+    from workers import images
+
+    path = next(copy.glob("samples/*/part-000000.parquet"))
+    table = pq.read_table(path)
+    blob = json.loads(table.schema.metadata[b"taugrid"])
+    with images.PartWriter(path, images.sample_schema(blob | {"invented_later": 1})) as part:
+        part.write({name: table[name].to_pylist() for name in table.column_names})
+        part.commit(replace=True)
+    assert "damaged" not in taugrid("run", config, "--out", copy).stderr
+
+
+def test_a_place_that_can_not_be_written_is_one_line(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file/below", "s3://bucket/x"):
+        done = taugrid("run", config, "--out", out, code=2)
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
 def test_work_that_always_fails_is_given_up_and_the_rest_is_done(config, finished, tmp_path):

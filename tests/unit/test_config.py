@@ -37,6 +37,8 @@ def test_every_shipped_config_loads_and_plans(path):
         ({"sample": {"clip": "yes"}}, "sample.clip: 'none', 'x0' or 'x0_and_eps', not 'yes'"),
         ({"name": "../x"}, "name"),
         ({"seed": -1}, "seed"),
+        ({"train": {"batch_size": 2, "workers": 3}}, "workers 3 is more than batch_size 2"),
+        ({"train": {"learning_rate": float("inf")}}, "train.learning_rate"),
         ({"grid": {"steps": 10}}, "grid.steps must be a list"),
         ({"grid": {"steps": []}}, "grid.steps must be a list"),
         ({"model": {"unet": {}, "checkpoint": "a"}}, "not both"),
@@ -96,6 +98,25 @@ def test_a_file_that_is_no_mapping_is_one_line(tmp_path, text):
 
 def test_the_schema_describes_every_section():
     assert set(schema()["properties"]) == set(Config.model_fields)
+
+
+def test_a_new_seed_reaches_the_sections_of_a_run_directory(tmp_path):
+    """config.json has the seeds filled in; `--set seed=5` must not be swallowed by them."""
+    path = tmp_path / "config.json"
+    path.write_text(load("digits").model_dump_json())
+    config = load(str(tmp_path), ["seed=5"])
+    assert (config.train.seed, config.sample.seed) == (5, 5)
+
+
+def test_a_checkpoint_means_the_same_folder_from_everywhere(tmp_path, monkeypatch):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        yaml.safe_dump({"name": "x", "grid": {"model.checkpoint": ["a", "b"]}, "model": {"checkpoint": "c"}})
+    )
+    monkeypatch.chdir(tmp_path)
+    config = load("c.yaml")
+    assert config.model.checkpoint == str(tmp_path / "c")
+    assert config.grid[0]["model.checkpoint"] == [str(tmp_path / "a"), str(tmp_path / "b")]
 
 
 def test_a_resolved_config_loads_as_itself(tmp_path):

@@ -68,6 +68,20 @@ def test_a_task_that_always_fails_is_set_aside_with_what_needs_it_and_the_rest_g
     assert d.finished
 
 
+def test_a_worker_that_fails_everything_at_once_does_not_use_up_the_attempts_of_the_queue():
+    """A broken GPU, a full disk, a missing file on one node: all tasks would be given up while a healthy one works."""
+    d = with_workers([shard(i) for i in range(50)], "healthy", "broken")
+    now = 0.0
+    while not d.finished:
+        now += 1
+        for worker, _, _ in d.assign(now):
+            if worker == "broken":
+                d.failed(worker)
+        if "healthy" in d.running:
+            d.succeeded("healthy", now)
+    assert len(d.done) == 50
+
+
 def straggling():
     """a has done a task of cost 1 in 1 s; b has been at another of cost 1 since 0 s, and nothing is queued."""
     d = with_workers([shard(0), shard(1)], "a", "b")

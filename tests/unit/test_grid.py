@@ -114,6 +114,11 @@ def test_a_wrong_grid_is_one_line(grid, message):
     assert "\n" not in str(caught.value)
 
 
+def test_dropout_masks_need_one_worker():
+    with pytest.raises(UserError, match="dropout"):
+        planned(model={"unet": {**BASE["model"]["unet"], "dropout": 0.1}}, train={"workers": 2})
+
+
 def test_a_model_needs_a_source():
     with pytest.raises(UserError, match="unet"):
         planned(model={})
@@ -194,6 +199,8 @@ def test_a_scheduler_gives_its_settings_and_the_config_overrides_them(tmp_path):
         ({"variance_type": "learned_range"}, {}, "variance_type"),
         ({"trained_betas": [0.1]}, {}, "trained_betas"),
         ({}, {"out_channels": 2}, "channels"),
+        ({}, {"num_class_embeds": 10}, "class labels"),
+        ({"num_train_timesteps": 0}, {}, "timesteps: greater than 0"),
         ({}, {"sample_size": None}, "sample_size"),
         ({}, {"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel"),
     ],

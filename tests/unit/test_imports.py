@@ -10,6 +10,7 @@ HEAVY = ("torch", "ray", "diffusers", "torch_fidelity")
 def modules_after(code):
     script = textwrap.dedent(code) + "\nimport sys; print('\\n'.join(sys.modules), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
     return set(done.stderr.split())
 
 

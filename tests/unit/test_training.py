@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from orchestrator import config
-from orchestrator.errors import UserError
 from workers import data, training, training_loop
 from workers.training import Hopeless, TrainingSpec
 
@@ -158,8 +157,3 @@ def test_logged_steps_are_few_in_a_long_training():
     assert logged[50:53] == [100, 200, 300]
     assert logged[-1] == 100_000
     assert training_loop.is_logged(7_777, 7_777)
-
-
-def test_more_workers_than_images_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"train.workers 3 is more than train.batch_size 2"):
-        training.train(a_spec(tmp_path, workers=3, batch_size=2))
