@@ -20,7 +20,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 chaos: $(STAMP)           ## the long forms of the tests that kill things
-	$(BIN)/pytest -m "chaos or slow" --long
+	$(BIN)/pytest -m chaos --long
 
 bench: $(STAMP)           ## what docs/decisions.md quotes
 	$(BIN)/python -m benchmarks.noise

@@ -127,7 +127,8 @@ class Loop:
                 **where,
             )
         else:
-            self._events.add(piece.task.kind, task=piece.task.key, images=result.images, seconds=seconds, **where)
+            work = {"task": piece.task.key, "images": result.images, "seconds": seconds, "committed": first}
+            self._events.add(piece.task.kind, **work, **where)
 
     def _failed(self, worker: str, error: str, trace: str) -> None:
         if worker not in self._infos:

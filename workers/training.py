@@ -111,7 +111,7 @@ def _fit(spec: TrainingSpec) -> None:
     trainer = DataParallelTrainer(
         _work,
         train_loop_config={"spec": spec},
-        backend_config=_backend(spec.train.workers),
+        backend_config=ray.train.BackendConfig(),  # the loop makes its own process group
         scaling_config=ray.train.ScalingConfig(
             num_workers=spec.train.workers, use_gpu=spec.gpus_per_worker > 0, resources_per_worker=resources
         ),
@@ -131,17 +131,6 @@ def _fit(spec: TrainingSpec) -> None:
         raise RunFailed(lines[-1].strip()) from error
     if result.return_value is not None:
         raise RunFailed(result.return_value)
-
-
-def _backend(workers: int) -> Any:
-    """How the workers talk. One worker talks to nobody: torch's process group would open a port to the network."""
-    if workers == 1:
-        from ray.train import BackendConfig
-
-        return BackendConfig()
-    from ray.train.torch import TorchConfig
-
-    return TorchConfig()
 
 
 def _work(loop_config: dict[str, Any]) -> str | None:

@@ -9,15 +9,21 @@ import json
 import math
 import os
 import shutil
+import sys
 import tempfile
 import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffusers
 import ray.train
+import ray.util
 import torch
+from ray.train.collective import broadcast_from_rank_zero
 from torch import Tensor, distributed
 
 from workers import data, models
@@ -109,9 +115,35 @@ def run(spec: TrainingSpec) -> None:
         with checkpoint.as_directory() as folder:
             load(state, Path(folder) / "state.pt")
     log = Log(spec.running / "log.jsonl", state.step) if rank == 0 else None
-    _loop(spec, state, Batches(spec, rank, world_size, device), log, rank, world_size)
+    with _process_group(spec, rank, world_size, device):
+        _loop(spec, state, Batches(spec, rank, world_size, device), log, rank, world_size)
     if rank == 0:
         _commit(spec, state)
+
+
+@contextmanager
+def _process_group(spec: TrainingSpec, rank: int, world_size: int, device: str) -> Iterator[None]:
+    """Lets the ranks talk, having met at a file in the run directory, a new one for each start.
+
+    Ray Train's own way to meet, torch's TCP store, listens on all interfaces of a machine, and gloo on the one that the
+    host's name resolves to. A cluster on loopback stays there.
+    """
+    if world_size == 1:
+        yield
+        return
+    if ray.util.get_node_ip_address() == "127.0.0.1":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
+    meeting = broadcast_from_rank_zero(f"meeting-{uuid.uuid4().hex[:12]}" if rank == 0 else None)
+    distributed.init_process_group(
+        "nccl" if device == "cuda" else "gloo",
+        init_method=f"file://{spec.running / str(meeting)}",
+        rank=rank,
+        world_size=world_size,
+    )
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
 
 
 def new_state(spec: TrainingSpec, device: str) -> State:

@@ -9,6 +9,7 @@ os.environ.update(
 )
 
 import pytest
+from taugrid import taugrid, write_config
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +20,17 @@ def ray_session():
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 * 2**20, log_to_driver=False)
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory):
+    return write_config(tmp_path_factory.mktemp("config"))
+
+
+@pytest.fixture(scope="session")
+def finished(config, tmp_path_factory):
+    """A run that nothing disturbed; tests work on copies."""
+    root = tmp_path_factory.mktemp("finished") / "run"
+    done = taugrid("run", config, "--out", root, "--json")
+    (root.parent / "stdout").write_text(done.stdout)
+    return root

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from taugrid import Started, events, sample_files, scores, taugrid, worker_pids, write_config
+from taugrid import Started, descendants, events, sample_files, scores, taugrid, worker_pids, write_config
 
 pytestmark = pytest.mark.chaos
 
@@ -64,8 +64,9 @@ def test_a_killed_worker_is_replaced_and_its_shard_redone(config, undisturbed, r
     assert scores(root) == scores(undisturbed)
 
 
-def test_a_killed_driver_goes_on_with_the_same_command(config, undisturbed, root, tmp_path):
-    for _ in range(2):
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_killed_driver_goes_on_with_the_same_command(config, undisturbed, root, tmp_path, kills):
+    for _ in range(kills):
         with Started(tmp_path / "log", "run", config, "--out", root) as run:
             run.wait_until(partial(more_than, len(parts(root)) + 5, root))
             os.kill(run.process.pid, signal.SIGKILL)
@@ -94,10 +95,22 @@ def test_an_interruption_while_sampling(config, undisturbed, root, tmp_path, kin
 def test_ctrl_c_while_training(config, undisturbed, tmp_path):
     root = tmp_path / "run"
     with Started(tmp_path / "log", "run", config, "--out", root, "--set", "train.checkpoint_every=1") as run:
-        run.wait_until(lambda: list(Path(root).glob("models/.training-*/*/checkpoint*")))
+        run.wait_until(lambda: list(Path(root).glob("models/.training-*/checkpoint*")))
         assert interrupt(run) < 5
         assert "Traceback" not in run.output
     finish_and_compare(config, root, undisturbed)
+
+
+def test_two_training_workers_listen_on_loopback_alone(config, tmp_path):
+    """torch's TCP store, Ray Train's default, listens on all interfaces."""
+    root = tmp_path / "run"
+    changes = ("--set", "train.workers=2", "--set", "train.steps=2000", "--set", "train.checkpoint_every=2000")
+    with Started(tmp_path / "log", "train", config, "--out", root, *changes) as run:
+        run.wait_until(lambda: any(path.stat().st_size for path in root.glob("models/.training-*/log.jsonl")))
+        addresses = listening([run.process.pid, *descendants(run.process.pid)])
+        assert interrupt(run) < 5
+    assert addresses
+    assert addresses <= LOOPBACK
 
 
 def test_ctrl_c_while_ray_starts(config, tmp_path):
@@ -105,6 +118,10 @@ def test_ctrl_c_while_ray_starts(config, tmp_path):
         run.wait_until(lambda: "starting Ray" in run.output)
         assert interrupt(run) < 5
         assert "Traceback" not in run.output
+
+
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+"""127.0.0.1, ::1 and ::ffff:127.0.0.1 as the kernel writes them."""
 
 
 def listening(pids: list[int]) -> set[str]:
@@ -128,15 +145,12 @@ def listening(pids: list[int]) -> set[str]:
 
 
 def test_an_embedded_cluster_listens_on_loopback_alone_and_leaves_no_token(config, root, tmp_path):
-    from taugrid import descendants
-
     token = Path.home() / ".ray/auth_token"
     before = token.read_bytes() if token.exists() else None
     with Started(tmp_path / "log", "run", config, "--out", root) as run:
         run.wait_until(lambda: len(parts(root)) > 2)
         addresses = listening([run.process.pid, *descendants(run.process.pid)])
         interrupt(run)
-    loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
     assert addresses, "Ray's servers were not found"
-    assert addresses <= loopback
+    assert addresses <= LOOPBACK
     assert (token.read_bytes() if token.exists() else None) == before

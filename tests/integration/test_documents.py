@@ -1,0 +1,45 @@
+"""Every command that README shows is run, on a tiny experiment in the place of the reader's own."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from taugrid import taugrid
+
+README = Path(__file__).parents[2] / "README.md"
+NOT_RUN_HERE = ("--address auto", "make ")
+"""A cluster that this machine would have to belong to; and make, which is what runs this."""
+
+
+def commands():
+    lines = re.findall(r"^ {4}(taugrid [^\n]+)$", README.read_text(), re.MULTILINE)
+    return [line.split(" #")[0].strip() for line in lines if not any(words in line for words in NOT_RUN_HERE)]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_of_the_readme_does_what_it_says(command, config, finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished, "runs/mine")
+    shutil.copytree(finished, "runs/tiny")
+    shutil.copy(config, "my.yaml")
+    words = shlex.split(command.replace("num_samples=20000", "num_samples=110"))[1:]
+    taugrid(*words)
+
+
+def test_the_readme_has_commands():
+    assert len(commands()) >= 6
+
+
+def test_the_readmes_config_is_one(tmp_path):
+    from orchestrator.config import Config, validate
+
+    text = re.search(r"^( {4}name: my-grid\n(?: {4}[^\n]*\n)+)", README.read_text(), re.MULTILINE)
+    assert text
+    import textwrap
+
+    import yaml
+
+    config = validate(Config, yaml.safe_load(textwrap.dedent(text[1])), "README")
+    assert len(config.grid) == 2
