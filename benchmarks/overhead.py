@@ -99,7 +99,7 @@ def run_loop(actor: type, arguments: tuple[Any, ...], pieces: dict[str, Piece], 
     pool.warm(workers)
     events = Events(folder / "events")
     began = time.perf_counter()
-    problems = WarmLoop(pieces, pool, workers, 3, Progress(), events, lambda name, text: folder).run()
+    problems = WarmLoop(pieces, pool, workers, True, 3, Progress(), events, lambda name, text: folder).run()
     seconds = time.perf_counter() - began
     pool.close()
     assert not problems, problems

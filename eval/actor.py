@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from eval import extractors, statistics
 from workers import data, images
-from workers.files import write_json
+from workers.files import write_sealed
 from workers.jobs import ExtractJob, ScoreJob
 
 ROWS_AT_ONCE = 4096
@@ -103,7 +103,7 @@ def score(job: ScoreJob) -> int:
             job.evaluate.seed,
         )
         metrics["kid_mean"], metrics["kid_std"] = kid
-    write_json(Path(job.path), {**job.header, "metrics": metrics, "notes": notes})
+    write_sealed(Path(job.path), {**job.header, "metrics": metrics, "notes": notes})
     return job.num_samples
 
 

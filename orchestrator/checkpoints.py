@@ -44,7 +44,7 @@ def read(path: str) -> Checkpoint:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise UserError(f"model.checkpoint: there is no folder {path!r}; give a diffusers folder")
+        raise UserError(f"model.checkpoint: no folder {path!r}; give a diffusers folder (nothing is downloaded)")
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
     config = _json(unet / "config.json")
     if config.get("_class_name") != "UNet2DModel":

@@ -38,6 +38,8 @@ class Opened:
 
 
 def _folder(config: str, out: str | None, name: str) -> Path:
+    if out == "":
+        raise UserError("--out is empty; give a folder")
     if out is None:
         return Path(config) if Path(config).is_dir() else Path("runs") / name
     if "://" in out:
@@ -90,10 +92,14 @@ def cli() -> None:
 @json_option
 def plan(config: str, out: str | None, assignments: tuple[str, ...], as_json: bool) -> None:
     """Show what a run would do, and what is done already. Starts nothing."""
+    from orchestrator.extractor import extractor
+    from orchestrator.growth import check_extends
     from orchestrator.inspection import describe
     from orchestrator.text import plan_text
 
     opened = Opened(config, assignments, out)
+    check_extends(opened.config, opened.plan, opened.rundir)
+    extractor(opened.config)
     _print(describe(opened.config, opened.plan, opened.rundir), as_json, plan_text)
 
 
@@ -256,7 +262,7 @@ def main() -> NoReturn:
     """Run a command; people's mistakes are one line on stderr, bugs a traceback."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems ask so; it means what Ctrl-C means
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="taugrid", standalone_mode=False)
         sys.exit(Exit.DONE)
     except click.ClickException as error:
         error.show()

@@ -19,6 +19,10 @@ from orchestrator.errors import UserError
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(gt=0)]
+DownBlock = Literal[
+    "DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "SkipDownBlock2D", "AttnSkipDownBlock2D"
+]
+UpBlock = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D"]
 
 
 class Section(BaseModel):
@@ -44,8 +48,8 @@ class Unet(Section):
 
     block_out_channels: list[Positive] = [128, 256, 256, 256]
     layers_per_block: Positive = 2
-    down_block_types: list[str] = ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"]
-    up_block_types: list[str] = ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"]
+    down_block_types: list[DownBlock] = ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"]
+    up_block_types: list[UpBlock] = ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"]
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     norm_num_groups: Positive = 32
     norm_eps: float = 1e-6
@@ -205,7 +209,8 @@ class Config(Section):
         for mapping in mappings if isinstance(mappings, list) else []:
             for key, values in mapping.items() if isinstance(mapping, Mapping) else []:
                 if not isinstance(values, list) or not values:
-                    raise ValueError(f"grid.{key} must be a list with at least one value, as in {key}: [{values}]")
+                    example = values if values and not isinstance(values, dict) else "value"
+                    raise ValueError(f"grid.{key} must be a list with at least one value, as in {key}: [{example}]")
         return mappings
 
 
@@ -220,27 +225,32 @@ def validate(cls: type[S], values: Mapping[str, Any], where: str) -> S:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        lines = dict.fromkeys(_explain(cls, dict(e)) for e in error.errors(include_url=False))
+        mistakes: dict[str, list[str]] = {}
+        for one in error.errors(include_url=False):
+            key, text = _explain(cls, dict(one))
+            mistakes.setdefault(key, []).append(text)
+        lines = (f"{key} {' or '.join(dict.fromkeys(texts))}" for key, texts in mistakes.items())
         raise UserError(f"{where}: " + "; ".join(lines)) from None
 
 
-def _explain(cls: type[BaseModel], error: dict[str, Any]) -> str:
+def _explain(cls: type[BaseModel], error: dict[str, Any]) -> tuple[str, str]:
+    """(key, what is wrong with it); the branches of a union give one each for the same key."""
     path = [str(part) for part in error["loc"]]
     if error["type"] == "extra_forbidden":
         parent: type[BaseModel] | None = cls
         for part in path[:-1]:
             parent = _section_of(parent, part)
         known = list(parent.model_fields) if parent else []
-        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(path[-1], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key {'.'.join(path)!r} ({hint})"
+        return f"unknown key {'.'.join(path)!r}", f"({hint})"
     if error["type"] == "missing":
-        return f"{'.'.join(path)} is missing"
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        return ".".join(path), "is missing"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     # A union reports each of its branches, named in the location after the field: the field is what people wrote.
     field = [part for part in path if part.replace("_", "").isalnum() and part not in {"float", "int", "str"}]
     given = "" if isinstance(error["input"], dict) else f", not {error['input']!r}"
-    return f"{'.'.join(field) or 'config'}: {message}{given}"
+    return f"{'.'.join(field) or 'config'}:", f"{message}{given}"
 
 
 def _section_of(parent: type[BaseModel] | None, name: str) -> type[BaseModel] | None:
@@ -284,6 +294,8 @@ def read(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"can't read {path}: {reason}") from None
+    if values is None:
+        raise UserError(f"{path} is empty; it must hold sections (name:, data:, model:, ...)")
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold sections (name:, data:, model:, ...), not {type(values).__name__}")
     return values

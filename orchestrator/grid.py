@@ -35,6 +35,9 @@ from workers.diffusion.timesteps import tau
 NOT_IDENTITY = {"train": {"workers", "checkpoint_every"}, "sample": {"num_samples"}}
 """Keys that change no result (or, for `num_samples`, only how much there is of it)."""
 
+NOT_CELLS = {"num_samples", "train.workers", "train.checkpoint_every"}
+"""The same, as keys of a grid."""
+
 TABLE_KEYS = {"steps", "eta", "spacing", "sampler", "clip", "num_samples"}
 """Grid keys that every quality table has a column for anyway."""
 
@@ -163,7 +166,9 @@ def plan(config: Config, read_checkpoint: Callable[[str], Checkpoint] = checkpoi
         model = models.setdefault(model.id, model)
         cell = _cell(model, sections, axes)
         if cell.id in cells:
-            raise UserError(f"grid: the point {_describe(point)} is named twice; remove one of them")
+            idle = sorted(NOT_CELLS & set(point))
+            hint = f" ({', '.join(idle)} makes no other cell)" if idle else ""
+            raise UserError(f"grid: the point {_describe(point)} is named twice{hint}; remove one of them")
         cells[cell.id] = cell
     return Plan(tuple(models.values()), tuple(cells.values()))
 

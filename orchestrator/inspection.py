@@ -10,7 +10,7 @@ from orchestrator.errors import UserError
 from orchestrator.grid import Cell, Model, Plan
 from orchestrator.rundir import Damage, RunDir, read_events
 from workers import images
-from workers.files import read_json
+from workers.files import read_json, read_sealed
 
 PNG_OVERHEAD_BYTES = 200
 """Beyond raw pixels: PNG's chunks and a row's share of Parquet's columns and pages. A bound, for planning disks."""
@@ -60,13 +60,15 @@ def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:
         "images_done": images_done,
         "network_evaluations": cell.settings.num_samples * len(cell.tau),
         "network_evaluations_done": images_done * len(cell.tau),
-        "scored": any(_is_of_n(path, cell) for path in rundir.scores.glob(f"{cell.id}-*.json")),
+        "scored": len(done) == len(cell.shards)
+        and any(_is_of_n(path, cell) for path in rundir.scores.glob(f"{cell.id}-*.json")),
     }
 
 
 def _is_of_n(score: Path, cell: Cell) -> bool:
     """The score is of as many samples as the config asks for."""
-    return ((read_json(score) or {}).get("protocol") or {}).get("num_samples") == cell.settings.num_samples
+    value = read_sealed(score)
+    return value is not None and value["protocol"]["num_samples"] == cell.settings.num_samples
 
 
 def measured_rate(rundir: RunDir) -> float | None:
@@ -90,7 +92,9 @@ def verify(plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> list[Dama
     found += [
         Damage(rundir.scores / f"{cell.id}-*.json", "missing") for cell in plan.cells if scored and cell not in scored
     ]
-    for path in sorted((*rundir.scores.glob("*.json"), rundir.tables / "quality.json", rundir.provenance)):
+    changed = [path for path in sorted(rundir.scores.glob("*.json")) if read_sealed(path) is None]
+    found += [Damage(path, "it is not what was written") for path in changed]
+    for path in (rundir.tables / "quality.json", rundir.provenance):
         if path.exists() and read_json(path) is None:
             found.append(Damage(path, "it is no JSON"))
     return list(dict.fromkeys(found))

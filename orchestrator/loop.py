@@ -17,6 +17,9 @@ LOSSES_WITHOUT_WORK = 5
 """Workers lost with no work done in between, beyond as many as there are workers, before the run gives up: something is
 wrong with all of them (memory, a broken installation), and starting more would go on for ever."""
 
+ALONE_SECONDS = 60.0
+"""Without any worker before people are told."""
+
 POLL_SECONDS = 0.5
 """How often the driver looks up while nothing happens: for Ctrl-C and stragglers."""
 
@@ -29,6 +32,7 @@ class Loop:
         pieces: Mapping[str, Piece],
         pool: Pool,
         workers: int,
+        embedded: bool,
         max_attempts: int,
         progress: Progress,
         events: Events,
@@ -37,6 +41,8 @@ class Loop:
         self._pieces = pieces
         self._pool = pool
         self._workers = workers
+        self._embedded = embedded
+        self._last_seen = time.monotonic()
         self._progress = progress
         self._events = events
         self._log = log
@@ -67,6 +73,7 @@ class Loop:
                 if speculative:
                     self._events.add("duplicate", task=task.key, worker=worker)
                 self._pool.give(worker, self._pieces[task.key].job)
+            self._say_if_alone()
             self._show()
         self._progress.end()
         return self._problems()
@@ -81,6 +88,15 @@ class Loop:
             self._progress.begin("sampling", self._totals["sample"], "network evaluations")
         else:
             self._progress.begin("evaluating", self._totals["extract"], "images")
+
+    def _say_if_alone(self) -> None:
+        """On a cluster that is full, or whose nodes are gone, nothing happens: say so."""
+        now = time.monotonic()
+        if self._dispatcher.workers:
+            self._last_seen = now
+        elif now - self._last_seen > ALONE_SECONDS:
+            self._last_seen = now
+            self._progress.say(f"no worker for {ALONE_SECONDS:.0f} s: the cluster is full, or starting one takes long")
 
     def _show(self) -> None:
         kind = "sample" if self._totals["sample"] else "extract"
@@ -103,7 +119,9 @@ class Loop:
                 self._record(worker, result)
             case Failed(worker, error, trace):
                 self._failed(worker, error, trace)
-            case Lost(worker, reason):
+            case Lost(worker, reason, with_its_node):
+                if with_its_node and self._embedded:
+                    raise RunFailed("the Ray on this machine has died (out of memory?); run the same command again")
                 self._lost(worker, reason)
 
     def _record(self, worker: str, result: Result) -> None:

@@ -1,5 +1,6 @@
 """The workers as Ray actors: starting them, giving them jobs, and hearing what became of those. Decides nothing."""
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -42,9 +43,13 @@ class Lost:
 
     worker: str
     reason: str
+    with_its_node: bool
 
 
 Event = Joined | Done | Failed | Lost
+
+NODE_DEATHS = ("node has died", "node has crashed", "node died")
+"""How Ray says, in the text of its errors alone, that an actor went with its node."""
 
 
 class Pool:
@@ -103,9 +108,10 @@ class Pool:
         self._joining.discard(worker)
         if not isinstance(error, ActorDiedError):
             ray.kill(handle)  # it may or may not have run the job: let commits decide, and don't let it linger
+        with_its_node = any(words in str(error) for words in NODE_DEATHS)
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        detail = "its process ended" if isinstance(error, ActorDiedError) else "it can't be reached"
-        return Lost(worker, f"{detail}: {lines[-1] if lines else 'no reason given'}")
+        said = textwrap.shorten(lines[-1] if lines else type(error).__name__, 160, placeholder=" ...")
+        return Lost(worker, said, with_its_node)
 
     def close(self) -> None:
         """End all workers, whatever they do."""

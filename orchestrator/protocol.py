@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from eval.extractor_names import ExtractorSpec, resolve
+from eval.extractor_names import ExtractorSpec
 from eval.statistics import kid_subset_size
 from orchestrator.config import Config, Data
 from orchestrator.errors import UserError
+from orchestrator.extractor import extractor
 from orchestrator.grid import Cell, Plan, identity
 from orchestrator.versions import versions
 from workers import data as datasets
@@ -110,12 +111,9 @@ def evaluation(config: Config, plan: Plan) -> Evaluation:
         if model.image_shape != model.data.image_shape:
             raise UserError(
                 f"data.name: {model.data.name} has images of {model.data.image_shape} (channels, height, width), but "
-                f"the model makes {model.image_shape}; choose the data that the model was trained on"
+                f"the model makes {model.image_shape}; choose its data, or only `taugrid sample` it"
             )
     data = config.data
-    try:
-        extractor = resolve(config.evaluate.extractor, data.name, config.evaluate.weights)
-    except ValueError as error:
-        raise UserError(f"evaluate: {error}") from None
+    spec = extractor(config)
     images = datasets.load_images(data)
-    return Evaluation(config, extractor, Reference(data, len(images), datasets.fingerprint(images)))
+    return Evaluation(config, spec, Reference(data, len(images), datasets.fingerprint(images)))

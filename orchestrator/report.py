@@ -12,7 +12,7 @@ from orchestrator.grid import Cell, Plan, identity
 from orchestrator.protocol import Evaluation
 from orchestrator.rundir import RunDir, read_events
 from workers import images
-from workers.files import read_json
+from workers.files import read_sealed
 
 METRICS = ("fid", "fid_se", "fid_infinity", "isc_mean", "isc_std", "kid_mean", "kid_std", "precision", "recall")
 
@@ -42,7 +42,7 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
     protocols: dict[str, Any] = {}
     notes: list[str] = []
     for cell in plan.cells:
-        score = read_json(rundir.score(cell, evaluation.id(cell)))
+        score = read_sealed(rundir.score(cell, evaluation.id(cell)))
         if score is None:
             continue
         short = identity(score["protocol"])[:8]

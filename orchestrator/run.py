@@ -171,7 +171,8 @@ class Run:
         try:
             workers = min(cluster.room(self.config.cluster), len(pieces))
             attempts = self.config.cluster.max_attempts
-            return Loop(pieces, pool, workers, attempts, self._progress, self._events, self._log).run()
+            embedded = self._address == "local"
+            return Loop(pieces, pool, workers, embedded, attempts, self._progress, self._events, self._log).run()
         finally:
             pool.close()
             probe.unlink(missing_ok=True)

@@ -133,10 +133,11 @@ class RunDir:
             recorded = part.metadata.get("weights_sha256")
             if metadata is not None and any(part.metadata.get(key) != metadata[key] for key in SAMPLE_IDENTITY):
                 if recorded != metadata["weights_sha256"]:
+                    now = metadata["weights_sha256"]
                     raise UserError(
-                        f"{self.relative(path)} was made with weights {str(recorded)[:8]}, but {cell.model.id} now "
-                        f"has {metadata['weights_sha256'][:8]}; put the old weights back, remove "
-                        f"{self.relative(path.parent)}, or give another --out"
+                        f"{self.relative(path)} was made with weights {str(recorded)[:8]}, but {cell.model.id} now has "
+                        f"{now[:8]}: replaced, or damaged. Put the old weights back (or remove models/{cell.model.id} to "
+                        f"train again), remove {self.relative(path.parent)}, or give another --out"
                     )
                 on_damage(Damage(path, "its metadata is not this cell's"))
             elif part.stop >= shard.stop:
@@ -176,6 +177,8 @@ class RunDir:
 
     def remove_temporaries(self, cells: tuple[Cell, ...]) -> None:
         """Remove what killed writers left behind in the folders of finished cells."""
+        for path in self.root.glob(".probe.*.tmp"):
+            path.unlink(missing_ok=True)
         for cell in cells:
             for folder in (self.samples / cell.name, *self.features.glob(f"*/{cell.name}")):
                 for path in folder.glob(".*.tmp"):

@@ -10,7 +10,7 @@ from orchestrator.errors import UserError
 from orchestrator.grid import Cell, Plan, Shard
 from orchestrator.protocol import Evaluation
 from orchestrator.rundir import Damage, RunDir
-from workers.files import read_json
+from workers.files import read_sealed
 from workers.jobs import ExtractJob, Job, SampleJob, ScoreJob
 
 REFERENCE_KEY = "extract/reference"
@@ -101,7 +101,10 @@ class Survey:
         for damage in damages:
             self.on_damage(damage)
         score = self.rundir.score(cell, evaluation.id(cell))
-        if not damages and len(sampled) == len(cell.shards) and read_json(score) is not None:
+        scored = read_sealed(score) is not None
+        if score.exists() and not scored:
+            self.on_damage(Damage(score, "it is not what was written"))
+        if not damages and len(sampled) == len(cell.shards) and scored:
             return  # features may have been removed to save space: the score is what they were for
         requires = {REFERENCE_KEY} if needs_reference else set()
         for shard in cell.shards:
@@ -161,6 +164,6 @@ def missing(plan: Plan, rundir: RunDir, evaluation: Evaluation | None) -> dict[s
         done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None)
         if len(done) < len(cell.shards):
             lacking[cell.name] = f"{len(cell.shards) - len(done)} of {len(cell.shards)} shards are not sampled"
-        elif evaluation is not None and read_json(rundir.score(cell, evaluation.id(cell))) is None:
+        elif evaluation is not None and read_sealed(rundir.score(cell, evaluation.id(cell))) is None:
             lacking[cell.name] = "sampled, but not scored"
     return lacking

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import hashlib
 import json
 import uuid
 from collections.abc import Iterator
@@ -30,5 +31,26 @@ def read_json(path: Path) -> Any | None:
     """A JSON file's value, or None where the file is missing or no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+    except (OSError, ValueError):
         return None
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """`write_json` of an object, with the SHA-256 of its canonical JSON under the key `sha256`."""
+    write_json(path, value | {SEAL: _digest(value)})
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """What `write_sealed` wrote, or None where the file is missing or anything in it has changed since."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        return None
+    seal = value.pop(SEAL, None)
+    return value if seal == _digest(value) else None
+
+
+SEAL = "sha256"
+
+
+def _digest(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -110,11 +110,11 @@ def descendants(pid: int) -> list[int]:
 
 def worker_pids(pid: int) -> list[int]:
     """Ray's sampling actors among the descendants of a driver."""
-    return [p for p in descendants(pid) if b"ray::Worker" in _command_line(p)]
+    return [p for p in descendants(pid) if "ray::Worker" in command_line(p)]
 
 
-def _command_line(pid: int) -> bytes:
+def command_line(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        return Path(f"/proc/{pid}/cmdline").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return b""
+        return ""

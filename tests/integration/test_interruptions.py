@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from taugrid import Started, descendants, events, sample_files, scores, taugrid, worker_pids, write_config
+from taugrid import Started, command_line, descendants, events, sample_files, scores, taugrid, worker_pids, write_config
 
 pytestmark = pytest.mark.chaos
 
@@ -135,6 +135,16 @@ def test_ctrl_c_while_two_workers_train_who_listen_on_loopback_alone(config, tmp
     taugrid("train", config, "--out", root, *settings)
     assert len(list(root.glob("models/*/unet/*.safetensors"))) == 1
     assert not list(root.glob("models/.training-*"))
+
+
+def test_when_ray_itself_dies_the_run_ends_and_says_so(config, root, tmp_path):
+    with Started(tmp_path / "log", "run", config, "--out", root) as run:
+        run.wait_until(partial(more_than, 2, root))
+        raylets = [pid for pid in descendants(run.process.pid) if "raylet/raylet" in command_line(pid)]
+        os.kill(raylets[0], signal.SIGKILL)
+        run.wait(code=1, timeout=60)
+        assert "the Ray on this machine has died" in run.output
+        assert "Traceback" not in run.output
 
 
 def test_sigterm_while_ray_starts(config, tmp_path):

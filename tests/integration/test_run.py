@@ -119,6 +119,7 @@ def test_growing_the_grid_and_n_computes_only_what_is_new(config, finished, copy
 )
 def test_a_change_that_would_orphan_cells_is_refused(config, copy, change, named):
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    assert named in taugrid("plan", config, "--out", copy, "--set", change, code=2).stderr
     done = taugrid("run", config, "--out", copy, "--set", change, code=2)
     assert named in done.stderr
     assert "--out" in done.stderr
@@ -252,6 +253,21 @@ def test_a_single_sample_has_no_scores_but_is_no_failure(config, copy):
     assert {row["num_samples"] for row in rows} == {1}
     assert {row["fid"] for row in rows} == {row["isc_mean"] for row in rows} == {None}
     assert "needs at least 2 samples" in (copy / "tables/quality.md").read_text()
+
+
+def test_damaged_scores_are_noticed_and_computed_again(config, copy):
+    before = scores(copy)
+    changed, wrong, folder = sorted((copy / "scores").iterdir())[:3]
+    changed.write_text(changed.read_text().replace('"num_samples": 100', '"num_samples": 101'))
+    wrong.write_text("{}")
+    folder.unlink()
+    folder.mkdir()
+    assert taugrid("verify", copy, code=1).stdout.count("not what was written") == 3
+    assert len(json.loads(taugrid("report", config, "--out", copy, "--json", code=4).stdout)["cells"]) == CELLS - 3
+    taugrid("status", copy)
+    taugrid("run", config, "--out", copy)
+    assert scores(copy) == before
+    assert len(list((copy / "damaged").iterdir())) == 3
 
 
 def test_removed_features_are_not_missed_while_the_scores_are_there(config, copy):
