@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -18,6 +19,8 @@ from orchestrator.errors import RunFailed, UserError
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Jobs and results are small and images go to files; Ray's own default would be 30 % of the machine's memory."""
+
+CONNECT_SECONDS = 10.0
 
 COMMON_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -50,6 +53,7 @@ def connected(address: str, cluster: Cluster, trainers: int = 0) -> Iterator[Non
         }
     else:
         _require_token(address)
+        _require_answer(address)
         options = {"address": address}
     import ray
 
@@ -77,6 +81,19 @@ def _embedded_cpus(cluster: Cluster, trainers: int) -> int:
 def available_cpus() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+        if address != "auto":
+            raise UserError(f"--address {address} is none of local, auto and HOST:PORT")
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(f"no Ray cluster at --address {address}: {error.strerror or error}") from None
 
 
 def _require_token(address: str) -> None:

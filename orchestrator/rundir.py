@@ -135,9 +135,9 @@ class RunDir:
                 if recorded != metadata["weights_sha256"]:
                     now = metadata["weights_sha256"]
                     raise UserError(
-                        f"{self.relative(path)} was made with weights {str(recorded)[:8]}, but {cell.model.id} now has "
-                        f"{now[:8]}: replaced, or damaged. Put the old weights back (or remove models/{cell.model.id} to "
-                        f"train again), remove {self.relative(path.parent)}, or give another --out"
+                        f"{self.relative(path)} was made with weights {str(recorded)[:8]}, but {cell.model.id} has "
+                        f"{now[:8]} now: replaced, or damaged. Put the old weights back (or remove that model "
+                        f"to train it again), remove {self.relative(path.parent)}, or give another --out"
                     )
                 on_damage(Damage(path, "its metadata is not this cell's"))
             elif part.stop >= shard.stop:
