@@ -13,7 +13,6 @@ from taugrid import Started, command_line, descendants, events, sample_files, sc
 pytestmark = pytest.mark.chaos
 
 SLOW = {
-    "train": {"steps": 20, "batch_size": 16, "checkpoint_every": 10},
     "sample": {"num_samples": 192, "batch_size": 8, "shard_evaluations": 320},
     "grid": {"steps": [20, 40], "eta": [0.0, 1.0]},
 }
@@ -21,14 +20,15 @@ SLOW = {
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def slow(tmp_path_factory):
     return write_config(tmp_path_factory.mktemp("config"), **SLOW)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(config, tmp_path_factory):
+def undisturbed(slow, finished, tmp_path_factory):
     root = tmp_path_factory.mktemp("undisturbed") / "run"
-    taugrid("run", config, "--out", root)
+    shutil.copytree(finished / "models", root / "models")
+    taugrid("run", slow, "--out", root)
     return root
 
 
@@ -47,16 +47,16 @@ def more_than(count, root):
     return len(parts(root)) > count
 
 
-def finish_and_compare(config, root, undisturbed):
-    taugrid("run", config, "--out", root)
+def finish_and_compare(slow, root, undisturbed):
+    taugrid("run", slow, "--out", root)
     assert sample_files(root) == sample_files(undisturbed)
     assert scores(root) == scores(undisturbed)
     assert not list(root.glob("**/.*.tmp")), "what killed writers left is removed"
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
-def test_a_killed_worker_is_replaced_and_its_shard_redone(config, undisturbed, root, tmp_path, kills):
-    with Started(tmp_path / "log", "run", config, "--out", root) as run:
+def test_a_killed_worker_is_replaced_and_its_shard_redone(slow, undisturbed, root, tmp_path, kills):
+    with Started(tmp_path / "log", "run", slow, "--out", root) as run:
         for kill in range(kills):
             run.wait_until(partial(more_than, 10 + 8 * kill, root))
             os.kill(run.wait_until(lambda: worker_pids(run.process.pid))[-1], signal.SIGKILL)
@@ -68,13 +68,13 @@ def test_a_killed_worker_is_replaced_and_its_shard_redone(config, undisturbed, r
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
-def test_a_killed_driver_goes_on_with_the_same_command(config, undisturbed, root, tmp_path, kills):
+def test_a_killed_driver_goes_on_with_the_same_command(slow, undisturbed, root, tmp_path, kills):
     for _ in range(kills):
-        with Started(tmp_path / "log", "run", config, "--out", root) as run:
+        with Started(tmp_path / "log", "run", slow, "--out", root) as run:
             run.wait_until(partial(more_than, len(parts(root)) + 5, root))
             os.kill(run.process.pid, signal.SIGKILL)
             run.process.wait()
-    finish_and_compare(config, root, undisturbed)
+    finish_and_compare(slow, root, undisturbed)
 
 
 def interrupt(run: Started, kind: signal.Signals = signal.SIGINT) -> float:
@@ -110,35 +110,35 @@ def listening(run: Started) -> set[str]:
     return found
 
 
-def test_ctrl_c_while_sampling_on_a_cluster_that_listens_on_loopback_alone(config, undisturbed, root, tmp_path):
+def test_ctrl_c_while_sampling_on_a_cluster_that_listens_on_loopback_alone(slow, undisturbed, root, tmp_path):
     token = Path.home() / ".ray/auth_token"
     before = token.read_bytes() if token.exists() else None
-    with Started(tmp_path / "log", "run", config, "--out", root) as run:
+    with Started(tmp_path / "log", "run", slow, "--out", root) as run:
         run.wait_until(partial(more_than, 5, root))
         assert listening(run) <= LOOPBACK
         assert interrupt(run) < 5
         assert "the same command goes on" in run.output
         assert "Traceback" not in run.output
     assert (token.read_bytes() if token.exists() else None) == before, "the token is in memory alone"
-    finish_and_compare(config, root, undisturbed)
+    finish_and_compare(slow, root, undisturbed)
 
 
-def test_ctrl_c_while_two_workers_train_who_listen_on_loopback_alone(config, tmp_path):
+def test_ctrl_c_while_two_workers_train_who_listen_on_loopback_alone(slow, tmp_path):
     """torch's TCP store, Ray Train's default, listens on all interfaces."""
     root = tmp_path / "run"
     settings = ("--set", "train.workers=2", "--set", "train.steps=300", "--set", "train.checkpoint_every=50")
-    with Started(tmp_path / "log", "train", config, "--out", root, *settings) as run:
+    with Started(tmp_path / "log", "train", slow, "--out", root, *settings) as run:
         run.wait_until(lambda: list(root.glob("models/.training-*/checkpoint*/state.pt")))
         assert listening(run) <= LOOPBACK
         assert interrupt(run) < 5
         assert "Traceback" not in run.output
-    taugrid("train", config, "--out", root, *settings)
+    taugrid("train", slow, "--out", root, *settings)
     assert len(list(root.glob("models/*/unet/*.safetensors"))) == 1
     assert not list(root.glob("models/.training-*"))
 
 
-def test_when_ray_itself_dies_the_run_ends_and_says_so(config, root, tmp_path):
-    with Started(tmp_path / "log", "run", config, "--out", root) as run:
+def test_when_ray_itself_dies_the_run_ends_and_says_so(slow, root, tmp_path):
+    with Started(tmp_path / "log", "run", slow, "--out", root) as run:
         run.wait_until(partial(more_than, 2, root))
         raylets = [pid for pid in descendants(run.process.pid) if "raylet/raylet" in command_line(pid)]
         os.kill(raylets[0], signal.SIGKILL)
@@ -147,8 +147,8 @@ def test_when_ray_itself_dies_the_run_ends_and_says_so(config, root, tmp_path):
         assert "Traceback" not in run.output
 
 
-def test_sigterm_while_ray_starts(config, tmp_path):
-    with Started(tmp_path / "log", "run", config, "--out", tmp_path / "run") as run:
+def test_sigterm_while_ray_starts(slow, tmp_path):
+    with Started(tmp_path / "log", "run", slow, "--out", tmp_path / "run") as run:
         run.wait_until(lambda: "starting Ray" in run.output)
         assert interrupt(run, signal.SIGTERM) < 5
         assert "Traceback" not in run.output
