@@ -17,9 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from orchestrator import cluster
+
+cluster.prepare_embedded()
+
 import ray
 
-from orchestrator import cluster
 from orchestrator.config import Config, load
 from orchestrator.grid import plan
 from orchestrator.loop import Loop

@@ -32,6 +32,17 @@ LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Set to 0, every server of an embedded cluster listens on 127.0.0.1 alone; it would refuse to join a remote one."""
 
 
+TOKEN = secrets.token_hex(32)
+"""Of embedded clusters of this process, in memory alone; without one Ray writes a file. Ray reads it once."""
+
+
+def prepare_embedded() -> None:
+    """Set the environment for embedded clusters. Must come before `import ray`."""
+    os.environ.update(COMMON_ENVIRONMENT)
+    os.environ.pop("RAY_ADDRESS", None)
+    os.environ.update({LOOPBACK: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN})
+
+
 @contextmanager
 def connected(address: str, cluster: Cluster, trainers: int = 0) -> Iterator[None]:
     """A connection to Ray for as long as the block lasts; `trainers` is how many workers a training will have.
@@ -39,12 +50,8 @@ def connected(address: str, cluster: Cluster, trainers: int = 0) -> Iterator[Non
     Raises:
         UserError: where the address can't be reached, or the cluster there has no token.
     """
-    os.environ.update(COMMON_ENVIRONMENT)
     if address == "local":
-        os.environ[LOOPBACK] = "0"
-        os.environ.pop("RAY_ADDRESS", None)
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # in memory alone; without it Ray writes a file
+        prepare_embedded()
         options: dict[str, Any] = {
             "num_cpus": _embedded_cpus(cluster, trainers),
             "include_dashboard": False,
@@ -52,6 +59,7 @@ def connected(address: str, cluster: Cluster, trainers: int = 0) -> Iterator[Non
             "_node_ip_address": "127.0.0.1",
         }
     else:
+        os.environ.update(COMMON_ENVIRONMENT)
         _require_token(address)
         _require_answer(address)
         options = {"address": address}
