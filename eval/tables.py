@@ -195,7 +195,13 @@ def _row_note(group: pd.DataFrame, column: str) -> str:
 
 def _tabulated(frame: pd.DataFrame) -> list[Metric]:
     """The metrics that some cell has; FID, all dashes, where no cell has any."""
-    return [metric for metric in METRICS if frame[metric.column].notna().any()] or [FID]
+    given = [metric for metric in METRICS if frame[metric.column].notna().any()]
+    return [_unscaled(metric) if frame[metric.column].max() >= 1 else metric for metric in given] or [FID]
+
+
+def _unscaled(metric: Metric) -> Metric:
+    """Without its factor, which is for the small KIDs of Inception's features; KID grows as the features' cube."""
+    return metric._replace(title=metric.title.split(" ×")[0], scale=1.0)
 
 
 def _entries(table: Pivot, metric: Metric) -> Iterator[tuple[str, list[Entry]]]:

@@ -229,6 +229,13 @@ def test_bold_follows_the_direction_of_each_metric_and_kid_is_scaled():
     assert "± is one standard error" not in markdown  # no FID here has one
 
 
+def test_a_large_kid_is_not_scaled():
+    """Of features that are no Inception's, KID may be in the tens: 45.5, not 45526 thousandths."""
+    markdown = tables.markdown(tables.frame([cell(10, 0.0, 4.0, kid_mean=45.526, kid_std=7.98)]))
+    assert "## KID (lower is better)" in markdown
+    assert table_rows(markdown)[-1] == ["0.0", "45.5 ± 8.0"]
+
+
 def test_ties_are_bold_together():
     rows = table_rows(tables.markdown(tables.frame([cell(10, eta, 4.0) for eta in (0.0, 0.5)])))
     assert [row[1] for row in rows[1:]] == ["**4.00**", "**4.00**"]
