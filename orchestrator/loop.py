@@ -52,6 +52,8 @@ class Loop:
         self._losses = 0
         self._done: Counter[str] = Counter()  # kind -> cost done
         self._images = 0
+        self._scored = 0
+        self._to_score = sum(piece.task.kind == "score" for piece in pieces.values())
         self._totals: Counter[str] = Counter()
         for piece in pieces.values():
             self._totals[piece.task.kind] += int(piece.task.cost)
@@ -106,7 +108,8 @@ class Loop:
             self._progress.begin("evaluating", self._totals["extract"], "images")
             self._progress.started(self._done["extract"])
             kind = "extract"
-        self._progress.update(self._done[kind], self._images, self._dispatcher.workers)
+        note = f"{self._scored} of {self._to_score} cells scored" if self._to_score else ""
+        self._progress.update(self._done[kind], self._images, self._dispatcher.workers, note)
 
     def _handle(self, event: Event) -> None:
         match event:
@@ -129,6 +132,7 @@ class Loop:
         first = self._dispatcher.succeeded(worker, time.monotonic())
         if first:
             self._done[piece.task.kind] += int(piece.task.cost)
+            self._scored += piece.task.kind == "score"
         info = self._infos[worker]
         where = {"worker": worker, "node": info.node, "device": info.device}
         seconds = round(result.seconds, 4)
