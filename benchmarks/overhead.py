@@ -23,15 +23,16 @@ cluster.prepare_embedded()
 
 import ray
 
-from orchestrator.config import Config, load
+from orchestrator.config import Config, Diffusion
+from orchestrator.configfile import load
 from orchestrator.grid import plan
 from orchestrator.loop import Loop
 from orchestrator.pool import Event, Joined, Pool
 from orchestrator.progress import Progress
 from orchestrator.rundir import Events, RunDir
 from orchestrator.work import Piece, Survey
-from workers.actor import Worker
-from workers.jobs import Job, Result, SampleJob, WorkerInfo
+from workers.actor import Worker, modified
+from workers.jobs import Job, Network, Result, SampleJob, WorkerInfo
 
 
 class WarmPool(Pool):
@@ -59,12 +60,11 @@ class WarmLoop(Loop):
 class WarmWorker(Worker):
     """Has loaded torch and a network before it says hello."""
 
-    def __init__(self, threads: int, unet_folder: str) -> None:
+    def __init__(self, threads: int, network: Network, diffusion: Diffusion) -> None:
         super().__init__(threads)
         import workers.sampling  # noqa: F401
 
-        modified = max(path.stat().st_mtime for path in Path(unet_folder).iterdir())
-        self._eps_model(unet_folder, modified)
+        self._network(network, diffusion, modified(network))
 
 
 class BareForwards(WarmWorker):
@@ -74,13 +74,12 @@ class BareForwards(WarmWorker):
         import torch
 
         assert isinstance(job, SampleJob)
-        modified = max(path.stat().st_mtime for path in Path(job.unet_folder).iterdir())
-        eps_model = self._eps_model(job.unet_folder, modified)
+        model = self._network(job.network, job.diffusion, modified(job.network))
         began = time.perf_counter()
         for start in range(job.start, job.stop, job.settings.batch_size):
             x = torch.randn(min(job.settings.batch_size, job.stop - start), *job.image_shape)
             for t in job.tau:
-                eps_model(x, t)
+                model(x, t)
         return Result(time.perf_counter() - began, job.stop - job.start, True)
 
 
@@ -109,7 +108,7 @@ def run_loop(actor: type, arguments: tuple[Any, ...], pieces: dict[str, Piece], 
     return seconds
 
 
-def bare(pieces: dict[str, Piece], unet_folder: str, workers: int, folder: Path) -> float:
+def bare(pieces: dict[str, Piece], arguments: tuple[Any, ...], workers: int, folder: Path) -> float:
     """Seconds of the slowest of `workers` processes, each timing its share of the forwards."""
     loads = [0.0] * workers
     shares: list[list[Job]] = [[] for _ in range(workers)]
@@ -119,7 +118,7 @@ def bare(pieces: dict[str, Piece], unet_folder: str, workers: int, folder: Path)
         shares[least].append(piece.job)
     probe = folder / ".probe"
     probe.touch()
-    actors = [ray.remote(BareForwards).options(num_cpus=1).remote(1, unet_folder) for _ in range(workers)]
+    actors = [ray.remote(BareForwards).options(num_cpus=1).remote(*arguments) for _ in range(workers)]
     ray.get([actor.hello.remote(str(probe)) for actor in actors])
     results = [[actor.do.remote(job) for job in share] for actor, share in zip(actors, shares, strict=True)]
     seconds = max(sum(result.seconds for result in ray.get(refs)) for refs in results)
@@ -163,7 +162,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, cluster.connected("local", config.cluster):
         folder = Path(name)
         rundir = save_network(config, folder / "run")
-        unet_folder = str(rundir.unet_folder(planned.models[0], "ema"))
+        warm = (1, rundir.network(planned.models[0], "ema"), planned.models[0].diffusion)
 
         def pieces() -> dict[str, Piece]:
             shutil.rmtree(rundir.samples, ignore_errors=True)
@@ -173,8 +172,8 @@ def main() -> None:
         for workers in (1, 2):
             stage, forwards = [], []
             for _ in range(arguments.rounds):
-                stage.append(run_loop(WarmWorker, (1, unet_folder), pieces(), workers, folder))
-                forwards.append(bare(pieces(), unet_folder, workers, folder))
+                stage.append(run_loop(WarmWorker, warm, pieces(), workers, folder))
+                forwards.append(bare(pieces(), warm, workers, folder))
             ratio = statistics.median(stage) / statistics.median(forwards)
             print(
                 f"{workers} workers: sampling stage {statistics.median(stage):.2f} s, bare forwards "

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,11 @@ from typing import NamedTuple
 DIGITS_CONVNET = "digits-convnet"
 INCEPTION = "inception-v3-compat"
 DINOV2 = "dinov2-vit-b-14"
+PIXELS = "pixels"
+"""The image itself as features, for data whose distances in pixels mean something: no weights, no classes."""
+
+DEFAULTS = {"digits": DIGITS_CONVNET, "gaussian": PIXELS, "two-points": PIXELS}
+"""Data set -> its extractor; Inception for any other."""
 
 DINOV2_HUB_REPOSITORY = "facebookresearch/dinov2"
 
@@ -73,7 +79,7 @@ class ExtractorSpec:
 
     name: str
     weights_path: str | None
-    """None: the weights that ship with taugrid, wherever it is installed."""
+    """None: the weights that ship with taugrid, wherever it is installed, or none at all (pixels)."""
     weights_sha256: str
     feature_layer: str
     logits_layer: str | None
@@ -84,20 +90,27 @@ class ExtractorSpec:
     """Width of the logits; None where there are none."""
 
 
-def resolve(name: str | None, data_name: str, weights: str | None) -> ExtractorSpec:
+def resolve(name: str | None, data_name: str, weights: str | None, image_shape: tuple[int, int, int]) -> ExtractorSpec:
     """The extractor that `evaluate.extractor` and `evaluate.weights` mean for the data set `data_name`.
 
-    `name` None chooses by data: digits-convnet for `digits`, else torch-fidelity's Inception. `weights` None is the
-    file that ships with taugrid, or the one that torch-fidelity has in torch's hub folder; nothing is downloaded.
+    `name` None chooses by data: digits-convnet for `digits`, pixels for distributions, else torch-fidelity's Inception.
+    `weights` None is the file that ships with taugrid, or the one that torch-fidelity has in torch's hub folder;
+    nothing is downloaded. `image_shape` is (channels, height, width).
 
     Raises:
         ValueError: one line, for an unknown name, a file of weights that is not there, or an extractor that takes none.
     """
-    chosen = name or (DIGITS_CONVNET if data_name == "digits" else INCEPTION)
+    chosen = name or DEFAULTS.get(data_name, INCEPTION)
+    if chosen == PIXELS:
+        if weights is not None:
+            raise ValueError(f"evaluate.weights: {PIXELS} has no weights; leave them out")
+        no_weights = hashlib.sha256(b"").hexdigest()
+        return ExtractorSpec(PIXELS, None, no_weights, PIXELS, None, math.prod(image_shape), None)
     if chosen not in KNOWN:
-        near = difflib.get_close_matches(chosen, KNOWN, n=1)
+        names = (*KNOWN, PIXELS)
+        near = difflib.get_close_matches(chosen, names, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "there is none of that name"
-        raise ValueError(f"unknown extractor {chosen!r} ({hint}; known: {', '.join(KNOWN)})")
+        raise ValueError(f"unknown extractor {chosen!r} ({hint}; known: {', '.join(names)})")
     known = KNOWN[chosen]
     path = _weights_path(chosen, known, weights)
     return ExtractorSpec(

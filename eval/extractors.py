@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from eval.extractor_names import DIGITS_CONVNET, DINOV2, INCEPTION, ExtractorSpec, sha256, shipped_weights
+from eval.extractor_names import DIGITS_CONVNET, DINOV2, INCEPTION, PIXELS, ExtractorSpec, sha256, shipped_weights
 
 UNPICKLED_BY_TORCH_FIDELITY = (INCEPTION, "vgg16")
 """Extractors whose files torch-fidelity opens with `weights_only=False`, which runs whatever code a file holds."""
@@ -119,12 +119,15 @@ class DigitsNetwork(nn.Module):
 def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
     """The extractor of `spec` on `device`: a function from uint8 images (B, C, H, W) to their `Extraction`.
 
-    One grey channel is repeated to three for torch-fidelity's extractors, as reading a grey PNG as RGB does.
+    `pixels` gives the grey levels as x / 127.5 - 1, flattened in C order. For torch-fidelity's extractors one grey
+    channel is repeated to three, as reading a grey PNG as RGB does.
 
     Raises:
         ValueError: one line, where the file of weights is missing here, is another than the one that was resolved,
             would run code, or doesn't fit the extractor.
     """
+    if spec.name == PIXELS:
+        return lambda images: Extraction(images.flatten(1).float() / 127.5 - 1, None)
     layers = [spec.feature_layer] + ([spec.logits_layer] if spec.logits_layer else [])
     path = shipped_weights() if spec.weights_path is None else Path(spec.weights_path)
     _check_weights(spec, path)

@@ -1,4 +1,4 @@
-"""Figures of a run: FID against S, and the samples themselves side by side."""
+"""Figures of a run as lines over S: FID, and the error of reconstructions."""
 
 import math
 import textwrap
@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps, style
@@ -15,9 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
+from eval import reconstruction
 from eval.tables import FID, SIGMA_HAT, Pivot, pivot
 from workers.files import replacing
 
@@ -37,11 +35,13 @@ DODGE = 0.024
 """Points of one S are spread over this part of the axis, in the order of eta, or their bars would hide one another."""
 FEWEST_TICKS = 5
 TITLE_WIDTH = 52
-"""Characters that fit above a panel."""
+"""Characters that fit above or below a panel."""
+LEGEND_LINE = 0.19
+"""Inches that a line of a legend below the panel takes."""
 
 
 class LineStyle(NamedTuple):
-    """How one eta is drawn, the same in every panel."""
+    """How one eta or setting is drawn, the same in every panel."""
 
     name: str
     shift: float
@@ -52,11 +52,7 @@ class LineStyle(NamedTuple):
 
 def quality(frame: pd.DataFrame, path_stem: Path) -> None:
     """`quality_figure(frame)` as `path_stem` + .png and .svg, put in place whole; equal input gives equal bytes."""
-    figure = quality_figure(frame)
-    with _plain_style():
-        for kind, metadata in {"png": {"Software": None}, "svg": {"Date": None}}.items():
-            with replacing(path_stem.with_name(f"{path_stem.name}.{kind}")) as temporary:
-                figure.savefig(temporary, format=kind, metadata=metadata)
+    _save(quality_figure(frame), path_stem)
 
 
 def quality_figure(frame: pd.DataFrame) -> Figure:
@@ -65,23 +61,61 @@ def quality_figure(frame: pd.DataFrame) -> Figure:
     A cell without an FID is left out of its line, as is one with an FID of 0 or less, which has no logarithm.
     """
     pivots = pivot(frame, FID.column, FID.error)
-    styles = _styles({label for table in pivots for label in table.values.index})
+    styles = _eta_styles({label for table in pivots for label in table.values.index})
     across = max(1, min(len(pivots), PANELS_ACROSS))
     down = max(1, math.ceil(len(pivots) / across))
     with _plain_style():
-        layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
-        figure = Figure(figsize=(1.3 + 3.6 * across, 0.3 + 3.1 * down), layout=layout)
-        scales = {"xscale": "log", "yscale": "log"}
-        panels = list(figure.subplots(down, across, sharey=True, squeeze=False, subplot_kw=scales).flat)
+        figure, panels = _panels(down, across)
         for panel in panels[max(1, len(pivots)) :]:
             panel.remove()
         for panel, table in zip(panels, pivots, strict=False):
             _draw(panel, table, styles)
         for panel in panels[::across]:
             panel.set_ylabel(FID.heading)
-        _mark_quality(panels[0])
-        _legend(figure, styles.values())
+        _mark_values(panels[0])
+        _legend(figure, styles.values(), "outside right upper")
+        _say_if_empty(figure, "no cell has an FID")
     return figure
+
+
+def reconstruction_error(frame: pd.DataFrame, path_stem: Path) -> None:
+    """`reconstruction_figure(frame)` as `path_stem` + .png and .svg, put in place whole; equal input, equal bytes."""
+    _save(reconstruction_figure(frame), path_stem)
+
+
+def reconstruction_figure(frame: pd.DataFrame) -> Figure:
+    """The error of `reconstruction.frame` against S, both logarithmic: a line for each setting, bars of ±1 se."""
+    table = reconstruction.pivot(frame)
+    labels = [str(label) for label in table.values.index]
+    styles = _ordered_styles({label: _legend_name(label) for label in labels}, _shifts(len(labels)))
+    with _plain_style():
+        figure, (panel,) = _panels(1, 1)
+        if labels:
+            _draw(panel, table, styles)
+        panel.set_ylabel(reconstruction.ERROR.title)
+        _mark_values(panel)
+        if len(labels) > 1:
+            # Below, and the figure higher: names of settings are long, and beside the panel they would narrow it.
+            lines = sum(look.name.count("\n") + 1 for look in styles.values())
+            figure.set_figheight(figure.get_figheight() + LEGEND_LINE * lines)
+            _legend(figure, styles.values(), "outside lower center")
+        _say_if_empty(figure, "no error has been measured")
+    return figure
+
+
+def _save(figure: Figure, path_stem: Path) -> None:
+    with _plain_style():
+        for kind, metadata in {"png": {"Software": None}, "svg": {"Date": None}}.items():
+            with replacing(path_stem.with_name(f"{path_stem.name}.{kind}")) as temporary:
+                figure.savefig(temporary, format=kind, metadata=metadata)
+
+
+def _panels(down: int, across: int) -> tuple[Figure, list[Axes]]:
+    """A figure and its panels row by row, with logarithmic axes and a common scale for the values."""
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    figure = Figure(figsize=(1.3 + 3.6 * across, 0.3 + 3.1 * down), layout=layout)
+    scales = {"xscale": "log", "yscale": "log"}
+    return figure, list(figure.subplots(down, across, sharey=True, squeeze=False, subplot_kw=scales).flat)
 
 
 def _plain_style() -> AbstractContextManager[None]:
@@ -89,19 +123,33 @@ def _plain_style() -> AbstractContextManager[None]:
     return cast(AbstractContextManager[None], style.context(STYLE, after_reset=True))
 
 
-def _styles(labels: Iterable[str]) -> dict[str, LineStyle]:
-    """Viridis from dark to light in the order of eta, so that colour reads as a scale; sigma_hat apart, and dashed."""
+def _eta_styles(labels: Iterable[str]) -> dict[str, LineStyle]:
+    """Colours from dark to light in the order of eta, so that they read as a scale; sigma_hat apart, and dashed."""
     given = set(labels)
     numbers = sorted(given - {SIGMA_HAT}, key=float)
-    shades = colormaps["viridis"](np.linspace(0.0, 0.82, max(2, len(numbers))))
-    shifts = DODGE * (np.linspace(-0.5, 0.5, len(given)) if len(given) > 1 else np.zeros(1))
-    styles = {
-        label: LineStyle(rf"$\eta$ = {label}", shifts[i], tuple(shades[i]), MARKERS[i % len(MARKERS)], "-")
-        for i, label in enumerate(numbers)
-    }
+    shifts = _shifts(len(given))
+    styles = _ordered_styles({label: rf"$\eta$ = {label}" for label in numbers}, shifts)
     if SIGMA_HAT in given:
         styles[SIGMA_HAT] = LineStyle(r"$\hat{\sigma}$", shifts[-1], SIGMA_HAT_COLOUR, "X", "--")
     return styles
+
+
+def _ordered_styles(names: Mapping[str, str], shifts: Sequence[float]) -> dict[str, LineStyle]:
+    """Viridis from dark to light in the order of `names`, which maps labels to what the legend calls them."""
+    shades = colormaps["viridis"](np.linspace(0.0, 0.82, max(2, len(names))))
+    return {
+        label: LineStyle(name, shifts[i], tuple(shades[i]), MARKERS[i % len(MARKERS)], "-")
+        for i, (label, name) in enumerate(names.items())
+    }
+
+
+def _shifts(count: int) -> list[float]:
+    return list(DODGE * np.linspace(-0.5, 0.5, count)) if count > 1 else [0.0] * count
+
+
+def _legend_name(label: str) -> str:
+    """A setting in lines that fit, in which a dollar sign is shown as it is."""
+    return textwrap.fill(label, TITLE_WIDTH).replace("$", r"\$")
 
 
 def _draw(panel: Axes, table: Pivot, styles: Mapping[str, LineStyle]) -> None:
@@ -147,7 +195,7 @@ def _mark_steps(panel: Axes, steps: Sequence[int]) -> float:
     return extent + 2 * margin
 
 
-def _mark_quality(panel: Axes) -> None:
+def _mark_values(panel: Axes) -> None:
     """Round numbers as ticks, also over a narrow range, where a logarithmic axis tends to have none."""
     low, high = panel.get_ylim()
     choices = [LogLocator(subs=subs, numticks=50) for subs in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))]
@@ -161,94 +209,18 @@ def _mark_quality(panel: Axes) -> None:
     panel.set_ylim(low, high)
 
 
-def _legend(figure: Figure, styles: Iterable[LineStyle]) -> None:
-    """One legend for all panels, outside of them, in the order of eta."""
+def _legend(figure: Figure, styles: Iterable[LineStyle], place: str) -> None:
+    """One legend for all panels, outside of them, in the order of the styles."""
     lines: dict[str, Any] = {}
     for panel in figure.axes:
         handles, names = panel.get_legend_handles_labels()
         lines |= dict(zip(names, handles, strict=True))
     names = [look.name for look in styles if look.name in lines]
     if names:
-        figure.legend([lines[name] for name in names], names, loc="outside right upper", frameon=False)
-    else:
+        figure.legend([lines[name] for name in names], names, loc=place, frameon=False)
+
+
+def _say_if_empty(figure: Figure, text: str) -> None:
+    if not any(panel.containers for panel in figure.axes):
         panel = figure.axes[0]
-        panel.text(0.5, 0.5, "no cell has an FID", transform=panel.transAxes, ha="center", backgroundcolor="white")
-
-
-TILE = 48
-"""Pixels that a small image is enlarged to, about: 8x8 becomes 48x48, 32x32 becomes 64x64."""
-LARGEST_TILE = 96
-"""Images above this are reduced, so that a grid of large ones stays a figure."""
-GAP, BLOCK_GAP, MARGIN, FONT_SIZE = 2, 14, 14, 19
-
-
-def samples(images: Mapping[tuple[str, int], NDArray[np.uint8]], path: Path) -> None:
-    """`samples_image(images)` as a PNG, put in place whole."""
-    with replacing(path) as temporary:
-        samples_image(images).save(temporary, format="PNG", optimize=True)
-
-
-def samples_image(images: Mapping[tuple[str, int], NDArray[np.uint8]]) -> Image.Image:
-    """Rows of eta and columns of S, in each cell the same n images as a block; cells that `images` lacks stay blank.
-
-    `images` maps (eta as in a config: "0.2" or "sigma_hat", S) to uint8 images (n, H, W), (n, H, W, 1) or (n, H, W, 3),
-    where n, H and W are the same in every cell and image i of each cell has the same sample index. The picture is grey
-    if all of them are, else RGB.
-
-    Raises:
-        ValueError: if there are no images, they differ in n, H or W, or a key is neither a number nor "sigma_hat".
-    """
-    sizes = {array.shape[:3] for array in images.values()}
-    if len(sizes) != 1 or 0 in next(iter(sizes)):
-        raise ValueError("every cell must have the same number of images, at least one, and all of the same size")
-    etas = sorted({eta for eta, _ in images}, key=lambda eta: math.inf if eta == "sigma_hat" else float(eta))
-    steps = sorted({steps for _, steps in images})
-    blocks = {cell: _block(array) for cell, array in images.items()}
-    width, height = next(iter(blocks.values())).size
-
-    font = _font()
-    labels = [SIGMA_HAT if eta == "sigma_hat" else f"η = {eta}" for eta in etas]
-    left = MARGIN + math.ceil(max(font.getlength(label) for label in labels)) + MARGIN
-    titles = [f"S = {s}" for s in steps]
-    column = max(width, *(math.ceil(font.getlength(title)) for title in titles))
-    xs = [left + (column - width) // 2 + i * (column + BLOCK_GAP) for i in range(len(steps))]
-    ys = [2 * MARGIN + FONT_SIZE + i * (height + BLOCK_GAP) for i in range(len(etas))]
-    mode = "RGB" if any(block.mode == "RGB" for block in blocks.values()) else "L"
-    canvas = Image.new(mode, (xs[-1] + (column + width) // 2 + MARGIN, ys[-1] + height + MARGIN), "white")
-    draw = ImageDraw.Draw(canvas)
-    for x, title in zip(xs, titles, strict=True):
-        draw.text((x + width / 2, MARGIN + FONT_SIZE), title, fill="black", font=font, anchor="ms")
-    for y, label in zip(ys, labels, strict=True):
-        draw.text((left - MARGIN, y + height / 2), label, fill="black", font=font, anchor="rm")
-    for (eta, s), block in blocks.items():
-        canvas.paste(block, (xs[steps.index(s)], ys[etas.index(eta)]))
-    return canvas
-
-
-def _font() -> ImageFont.FreeTypeFont:
-    """DejaVu Sans from matplotlib's own data: it is there on every machine, and has Greek letters."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", FONT_SIZE)
-
-
-def _block(images: NDArray[np.uint8]) -> Image.Image:
-    """The images of a cell in a block that is about as wide as two squares: 8 as 2 rows of 4."""
-    grey = images.ndim == 3 or images.shape[3] == 1
-    count, height, width = images.shape[:3]
-    down = math.isqrt(count)
-    across = math.ceil(count / down)
-    size = _tile_size(width, height)
-    resampling = Image.Resampling.NEAREST if size[0] >= width else Image.Resampling.LANCZOS
-    block = Image.new("L" if grey else "RGB", (across * (size[0] + GAP) - GAP, down * (size[1] + GAP) - GAP), "white")
-    for i, pixels in enumerate(images):
-        tile = Image.fromarray(pixels.reshape(height, width) if grey else pixels).resize(size, resampling)
-        block.paste(tile, (i % across * (size[0] + GAP), i // across * (size[1] + GAP)))
-    return block
-
-
-def _tile_size(width: int, height: int) -> tuple[int, int]:
-    """Whole multiples for small images, so that every pixel stays a square; large ones reduced to LARGEST_TILE."""
-    longest = max(width, height)
-    if longest > LARGEST_TILE:
-        return max(1, width * LARGEST_TILE // longest), max(1, height * LARGEST_TILE // longest)
-    factor = max(1, math.floor(TILE / longest + 0.5))
-    return width * factor, height * factor
+        panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", backgroundcolor="white")

@@ -28,7 +28,9 @@ COLUMNS = (
     "protocol",
 )  # fmt: skip
 """The columns of quality.csv; one for each other grid axis follows."""
-_FLOATS = frozenset(COLUMNS[COLUMNS.index("fid") : COLUMNS.index("protocol")]) | {"eta"}
+EXACT = "fid_exact"
+"""A column more, behind these, where an oracle's samples have a Frechet distance in closed form."""
+_FLOATS = frozenset(COLUMNS[COLUMNS.index("fid") : COLUMNS.index("protocol")]) | {"eta", EXACT}
 
 SIGMA_HAT = "σ̂"
 MISSING = "–"
@@ -55,6 +57,7 @@ class Metric(NamedTuple):
 FID = Metric("fid", "fid_se", "FID", error_means="one standard error of sampling at this N")
 METRICS = (
     FID,
+    Metric(EXACT, None, "FID in closed form, at infinite N"),
     Metric("fid_infinity", None, "FID extrapolated to infinite N"),
     Metric("isc_mean", "isc_std", "Inception Score", True, error_means="the standard deviation over splits"),
     Metric("kid_mean", "kid_std", "KID × 1000", scale=1000, error_means="the standard deviation over subsets"),
@@ -102,11 +105,13 @@ def frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     Raises:
         KeyError: if a row lacks one of `COLUMNS`.
     """
-    axes = sorted({key for row in rows for key in row} - set(COLUMNS))
+    given = {key for row in rows for key in row}
+    axes = sorted(given - {*COLUMNS, EXACT})
     order = [*axes, "model", "sampler", "spacing", "num_samples", "sigma", "eta", "steps", "clip", "cell"]
     ordered = sorted(rows, key=lambda row: [_order(row.get(key)) for key in order])
     contract = {column: _series(column, [row[column] for row in ordered]) for column in COLUMNS}
-    return pd.DataFrame(contract | {axis: _series(axis, [row.get(axis) for row in ordered]) for axis in axes})
+    others = [EXACT, *axes] if EXACT in given else axes
+    return pd.DataFrame(contract | {name: _series(name, [row.get(name) for row in ordered]) for name in others})
 
 
 def _order(value: object) -> tuple[int, float, str]:
@@ -154,7 +159,7 @@ def _layout(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
         known = frame.drop_duplicates(given) if given else frame.head(1)
         return len(frame.drop_duplicates([*given, column])) == len(known)
 
-    axes = [column for column in frame.columns if column not in COLUMNS]
+    axes = [column for column in frame.columns if column not in (*COLUMNS, EXACT)]
     apart = [axis for axis in [*axes, "num_samples"] if ("." in axis or axis in COLUMNS) and not follows(axis, [])]
     if not follows("model", apart):
         apart.append("model")
@@ -195,7 +200,7 @@ def _row_note(group: pd.DataFrame, column: str) -> str:
 
 def _tabulated(frame: pd.DataFrame) -> list[Metric]:
     """The metrics that some cell has; FID, all dashes, where no cell has any."""
-    given = [metric for metric in METRICS if frame[metric.column].notna().any()]
+    given = [metric for metric in METRICS if metric.column in frame and frame[metric.column].notna().any()]
     return [_unscaled(metric) if frame[metric.column].max() >= 1 else metric for metric in given] or [FID]
 
 

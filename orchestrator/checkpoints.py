@@ -12,7 +12,7 @@ from orchestrator.errors import UserError
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
-"""diffusers' `beta_schedule` -> ours."""
+"""diffusers' `beta_schedule` -> ours, as its DDIMScheduler has them (`sigmoid` is its DDPMScheduler's alone)."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,6 @@ def _diffusion(scheduler: dict[str, Any], path: Path) -> Diffusion:
         "trained_betas": scheduler.get("trained_betas") is not None,
         "thresholding": bool(scheduler.get("thresholding")),
         "rescale_betas_zero_snr": bool(scheduler.get("rescale_betas_zero_snr")),
-        "prediction_type": scheduler.get("prediction_type", "epsilon") != "epsilon",
         "variance_type": str(scheduler.get("variance_type", "")).startswith("learned"),
         "set_alpha_to_one": scheduler.get("set_alpha_to_one", True) is not True,
         "steps_offset": scheduler.get("steps_offset", 0) != 0,
@@ -124,6 +123,6 @@ def _diffusion(scheduler: dict[str, Any], path: Path) -> Diffusion:
         "schedule": schedule,
         "beta_start": scheduler.get("beta_start", 1e-4),
         "beta_end": scheduler.get("beta_end", 2e-2),
-        "prediction": "epsilon",
+        "prediction": scheduler.get("prediction_type", "epsilon"),
     }
     return validate(Diffusion, values, f"model.checkpoint: {path}")

@@ -28,7 +28,7 @@ class Opened:
     rundir: "RunDir"
 
     def __init__(self, name: str, assignments: tuple[str, ...], out: str | None) -> None:
-        from orchestrator.config import load
+        from orchestrator.configfile import load
         from orchestrator.grid import plan
         from orchestrator.rundir import RunDir
 
@@ -143,6 +143,20 @@ _stage("train", ("train",), "Train the models of the config.")
 _stage("sample", ("sample",), "Sample every cell; models must be there.")
 _stage("evaluate", ("evaluate",), "Score the cells whose images are there.")
 _stage("report", ("report",), "Write tables and figures from the scores there are.")
+_stage(
+    "reconstruct",
+    ("train", "reconstruct"),
+    """Encode held-out images to x_T and decode them again, with the grid's S steps each way (the paper's table 2).
+
+    Models that are missing are trained.""",
+)
+_stage(
+    "interpolate",
+    ("train", "interpolate"),
+    """Decode what lies between the x_T of samples, with the grid's S steps (the paper's figure 6).
+
+    Models that are missing are trained.""",
+)
 
 
 def _work(opened: Opened, stages: tuple[str, ...], address: str, as_json: bool) -> None:
@@ -223,7 +237,7 @@ def show(config: str, assignments: tuple[str, ...], as_json: bool) -> None:
     """Print the whole config, defaults filled in."""
     import yaml
 
-    from orchestrator.config import load
+    from orchestrator.configfile import load
 
     values = load(config, assignments).model_dump(mode="json")
     _print(values, as_json, lambda v: yaml.safe_dump(v, sort_keys=False, default_flow_style=None, width=100).rstrip())

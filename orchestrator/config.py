@@ -1,4 +1,4 @@
-"""The configuration: its sections as frozen pydantic models, and loading, merging with `--set`, validation and schema.
+"""The configuration: its sections as frozen pydantic models, their validation and their schema.
 
 Keys of `data`, `model`, `diffusion`, `train` and `sample` are hashed into the identities of models and cells
 (`grid.py`): a new key must come with a default that means "as before", and the default of an existing key never
@@ -6,19 +6,19 @@ changes, because either would orphan every run that people have.
 """
 
 import difflib
-import json
-from collections.abc import Mapping, Sequence
-from importlib.resources import files
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-import yaml
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from orchestrator.errors import UserError
+from workers.diffusion import schedule
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(gt=0)]
+Spacing = Literal["linear", "quadratic", "leading", "trailing", "linspace", "ermongroup-uniform", "ermongroup-quad"]
 DownBlock = Literal[
     "DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "SkipDownBlock2D", "AttnSkipDownBlock2D"
 ]
@@ -34,13 +34,30 @@ class Section(BaseModel):
 class Data(Section):
     """The images that a model learns and that samples are compared with."""
 
-    name: Literal["digits"] = "digits"
-    """`digits`: scikit-learn's 1797 handwritten digits, grey 8x8."""
+    name: Literal["digits", "gaussian", "two-points"] = "digits"
+    """`digits`: scikit-learn's 1797 handwritten digits, grey 8x8. `gaussian` and `two-points`: distributions whose
+    optimal eps is known (workers/diffusion/gaussian.py), of which 10,000 images are drawn."""
+    shape: tuple[Positive, Positive, Positive] | None = None
+    """[channels, height, width] of `gaussian` and `two-points`; null: [1, 8, 8]."""
+    split: Literal["all", "train", "test"] = "all"
+    """Which part: of digits, `train` is the first 1437 and `test` the last 360; of a distribution, `test` is other
+    draws."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image."""
-        return {"digits": (1, 8, 8)}[self.name]
+        return self.shape or (1, 8, 8)
+
+    @property
+    def held_out(self) -> "Data":
+        """What a model trained on this has not seen: the test split, if this is the training split; else this."""
+        return self.model_copy(update={"split": "test"}) if self.split == "train" else self
+
+    @model_validator(mode="after")
+    def _shape_is_free(self) -> "Data":
+        if self.name == "digits" and self.shape is not None:
+            raise ValueError("shape is for gaussian and two-points; digits are of shape [1, 8, 8]")
+        return self
 
 
 class Unet(Section):
@@ -71,15 +88,18 @@ class Unet(Section):
 
 
 class Model(Section):
-    """The network: exactly one of `unet` (trained here) and `checkpoint` (a diffusers folder, loaded)."""
+    """The network: exactly one of `unet` (trained here), `checkpoint` (a diffusers folder, loaded) and `oracle`."""
 
     unet: Unet | None = None
     checkpoint: str | None = None
+    oracle: Literal["gaussian", "two-points"] | None = None
+    """The optimal eps, in closed form, for the data of that name."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "Model":
-        if self.unet is not None and self.checkpoint is not None:
-            raise ValueError("give either unet (to train a network) or checkpoint (to load one), not both")
+        given = [key for key in ("unet", "checkpoint", "oracle") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of unet (to train a network), checkpoint (to load one) and oracle, not {given}")
         return self
 
 
@@ -87,14 +107,36 @@ class Diffusion(Section):
     """The forward process. A key left `null` is a loaded checkpoint's own, or else `DIFFUSION_DEFAULTS`'."""
 
     timesteps: Positive | None = None
-    schedule: Literal["linear", "scaled_linear", "cosine"] | None = None
+    schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid", "constant", "jsd"] | None = None
     beta_start: Annotated[float, Field(gt=0, lt=1)] | None = None
     beta_end: Annotated[float, Field(gt=0, lt=1)] | None = None
-    prediction: Literal["epsilon"] | None = None
+    prediction: Literal["epsilon", "sample", "v_prediction"] | None = None
+    """What the network predicts: the noise, the image, or v (Salimans & Ho 2022)."""
+
+    @property
+    def alpha_bar(self) -> NDArray[np.float64]:
+        """The products alpha_0..alpha_T, (T + 1,) float64, of a section in which nothing is null."""
+        assert self.schedule is not None
+        assert self.timesteps is not None
+        assert self.beta_start is not None
+        assert self.beta_end is not None
+        return schedule.alpha_bar(self.schedule, self.timesteps, self.beta_start, self.beta_end)
+
+
+class LossWeights(Section):
+    """Theorem 1's weights: of the variational bound J_sigma along tau, divided by their mean over t = 1..T."""
+
+    eta: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of eq. 16, which gives sigma along tau from its second time on."""
+    sigma_1: Annotated[float, Field(gt=0)] | Literal["sigma_hat"]
+    """sigma at tau's first time, where eq. 16 gives 0 and the weight is infinite: a number, or DDPM's larger one."""
+    steps: Positive | None = None
+    """Length of tau; null: all of 1..T."""
+    spacing: Literal["linear", "quadratic"] = "linear"
 
 
 class Train(Section):
-    """Training with L_simple (eq. 5, gamma = 1). `workers` and `checkpoint_every` change no result."""
+    """Training. `workers` and `checkpoint_every` change no result."""
 
     steps: Positive = 100_000
     batch_size: Positive = 128
@@ -104,6 +146,8 @@ class Train(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     gradient_clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest norm of the gradient; null for none."""
+    loss_weights: LossWeights | None = None
+    """null: L_simple, the mean square of what the network predicts (eq. 5 with gamma = 1 for epsilon)."""
     flip: bool = False
     """Random horizontal flips."""
     seed: Seed | None = None
@@ -124,7 +168,8 @@ class Sample(Section):
     steps: Positive = 50
     """S, the length of tau: the number of sampling steps."""
     eta: Annotated[float, Field(ge=0, le=1)] | Literal["sigma_hat"] = 0.0
-    spacing: Literal["linear", "quadratic"] = "linear"
+    spacing: Spacing | list[Positive] = "linear"
+    """How tau is chosen (workers/diffusion/timesteps.py), or tau itself: `steps` increasing times in 1..T."""
     sampler: Literal["ddim"] = "ddim"
     clip: Literal["none", "x0", "x0_and_eps"] | None = None
     """null: a loaded pipeline's own, else `none`."""
@@ -137,6 +182,11 @@ class Sample(Section):
     """Defaults to the top-level `seed`."""
     shard_evaluations: Positive = 50_000
     """Network evaluations a shard is sized for."""
+
+    @property
+    def spacing_name(self) -> str:
+        """The spacing as tables and samples have it: its name, or the times joined by commas."""
+        return self.spacing if isinstance(self.spacing, str) else ",".join(map(str, self.spacing))
 
     @property
     def sigma(self) -> str:
@@ -153,7 +203,7 @@ class Evaluate(Section):
     """How cells are scored."""
 
     extractor: str | None = None
-    """Name of a feature extractor; null chooses by data (`digits-convnet` for digits)."""
+    """Name of a feature extractor; null chooses by data (`digits-convnet` for digits, `pixels` for distributions)."""
     weights: str | None = None
     """Path of the extractor's weights, where it doesn't ship with taugrid."""
     metrics: list[Literal["fid", "isc", "kid"]] = ["fid", "isc", "kid"]
@@ -171,6 +221,10 @@ class Report(Section):
 
     images_per_cell: Positive = 8
     """Images of each cell in figures/samples.png."""
+    reconstructed_images: Positive = 1_000
+    """Images that `taugrid reconstruct` encodes and decodes: the first so many of those held out, or all."""
+    interpolated_pairs: Positive = 4
+    """Rows of figures/interpolations.png."""
 
 
 class Cluster(Section):
@@ -259,118 +313,6 @@ def _section_of(parent: type[BaseModel] | None, name: str) -> type[BaseModel] | 
         return None
     candidates = (field.annotation, *get_args(field.annotation))
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-
-
-def find(name: str) -> Path:
-    """The file that `name` means: a path, a run directory, or the name of a config that taugrid ships.
-
-    Raises:
-        UserError: if there is no such file.
-    """
-    path = Path(name)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"{name} is a folder without config.json, so it is no run directory; give a config file")
-        return path / "config.json"
-    if path.is_file():
-        return path
-    shipped = {Path(str(entry)).stem: Path(str(entry)) for entry in files("configs").iterdir() if _is_yaml(entry.name)}
-    if Path(name).stem in shipped and name in (Path(name).stem, Path(name).name):
-        return shipped[Path(name).stem]
-    near = difflib.get_close_matches(Path(name).stem, shipped, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"shipped configs: {', '.join(sorted(shipped))}"
-    raise UserError(f"no config file, run directory or shipped config is called {name!r} ({hint})")
-
-
-def _is_yaml(name: str) -> bool:
-    return name.endswith((".yaml", ".yml"))
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file; `UserError` where it can't be read as one."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"can't read {path}: {reason}") from None
-    if values is None:
-        raise UserError(f"{path} is empty; it must hold sections (name:, data:, model:, ...)")
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold sections (name:, data:, model:, ...), not {type(values).__name__}")
-    return values
-
-
-def merge(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """`values` with every `key.path=value` of `--set` applied; a value is read as YAML."""
-    merged: dict[str, Any] = json.loads(json.dumps(values))
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"--set takes key=value, as in --set sample.num_samples=2000, not {assignment!r}")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"--set {key}: {text!r} is no YAML value") from None
-        *parents, last = key.strip().split(".")
-        node = merged
-        if parents[:1] == ["grid"]:
-            parents, last = ["grid"], key.strip().removeprefix("grid.")  # a grid key may have dots of its own
-        for parent in parents:
-            if not isinstance(node.get(parent), dict):
-                if isinstance(node.get(parent), list) and node[parent]:
-                    raise UserError(f"--set {key}: {parent} is a list here; give it whole, --set '{parent}=[{{...}}]'")
-                node[parent] = {}
-            node = node[parent]
-        node[last] = value
-    return merged
-
-
-def load(name: str, assignments: Sequence[str] = ()) -> Config:
-    """The config called `name` (see `find`) with `--set` assignments applied, validated, and seeds filled in.
-
-    Raises:
-        UserError: one line that says what is wrong, for a missing file, bad syntax, or an unknown key or bad value.
-    """
-    path = find(name)
-    values = read(path)
-    merged = merge(values, assignments)
-    if path.name == "config.json":
-        _follow_seed(values, merged)
-    config = _with_absolute_checkpoints(validate(Config, merged, str(path)))
-    return config.model_copy(
-        update={
-            "train": _with_seed(config.train, config.seed),
-            "sample": _with_seed(config.sample, config.seed),
-        }
-    )
-
-
-def _follow_seed(before: Mapping[str, Any], merged: dict[str, Any]) -> None:
-    """In a run directory's config the sections' seeds are filled in: those that were `seed` follow a new `seed`."""
-    for section in ("train", "sample"):
-        seed = before.get(section, {}).get("seed")
-        if before.get("seed", 0) != merged.get("seed", 0) and seed == before.get("seed", 0) == merged[section]["seed"]:
-            merged[section]["seed"] = None
-
-
-def _with_absolute_checkpoints(config: Config) -> Config:
-    """Folders of models as absolute paths, so that config.json means the same from everywhere."""
-    key = "model.checkpoint"
-    grid = [
-        {**mapping, key: [_absolute(value) for value in mapping[key]]} if key in mapping else mapping
-        for mapping in config.grid
-    ]
-    model = config.model.model_copy(update={"checkpoint": _absolute(config.model.checkpoint)})
-    return config.model_copy(update={"grid": grid, "model": model})
-
-
-def _absolute(path: Any) -> Any:
-    return str(Path(path).expanduser().absolute()) if isinstance(path, str) else path
-
-
-def _with_seed(section: S, seed: int) -> S:
-    return section if getattr(section, "seed", None) is not None else section.model_copy(update={"seed": seed})
 
 
 def schema() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
-KINDS = ("sample", "extract", "score")
+KINDS = ("sample", "reconstruct", "interpolate", "extract", "score")
 
 SPECULATION_SLOWNESS = 1.5
 """A running task is duplicated once it takes this many times what its cost leads to expect from the tasks of its kind

@@ -8,6 +8,7 @@ from orchestrator.errors import UserError
 def extractor(config: Config) -> ExtractorSpec:
     """The feature extractor that a config means; `UserError` where there is none or its weights are missing."""
     try:
-        return resolve(config.evaluate.extractor, config.data.name, config.evaluate.weights)
+        evaluate, data = config.evaluate, config.data
+        return resolve(evaluate.extractor, data.name, evaluate.weights, data.image_shape)
     except ValueError as error:
         raise UserError(f"evaluate: {error}") from None

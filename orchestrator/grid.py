@@ -30,7 +30,7 @@ from orchestrator.config import (
 )
 from orchestrator.config import Model as ModelSection
 from orchestrator.errors import UserError
-from workers.diffusion.timesteps import tau
+from workers.diffusion.timesteps import remarks, tau
 
 NOT_IDENTITY = {"train": {"workers", "checkpoint_every"}, "sample": {"num_samples"}}
 """Keys that change no result (or, for `num_samples`, only how much there is of it)."""
@@ -47,7 +47,7 @@ TRAIN_DEFAULTS = Train(seed=0)
 
 @dataclass(frozen=True)
 class Model:
-    """A network and its forward process: trained here from `unet` and `train`, or loaded from `checkpoint`."""
+    """A network and its forward process: trained here (`unet`, `train`), loaded (`checkpoint`), or an `oracle`."""
 
     id: str
     data: Data
@@ -55,6 +55,8 @@ class Model:
     unet: Unet | None
     train: Train | None
     checkpoint: Checkpoint | None
+    oracle: str | None = None
+    """The oracle's name; it belongs to the distribution that `data` names."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -96,7 +98,7 @@ class Cell:
     @cached_property
     def tau(self) -> tuple[int, ...]:
         """The time steps, increasing, in 1..T."""
-        return tau(self.settings.spacing, self.settings.steps, _timesteps(self.model.diffusion))
+        return _tau(self.settings, self.model.diffusion)
 
     @property
     def name(self) -> str:
@@ -130,6 +132,13 @@ class Plan:
         """All shards, longest first, as they are dispatched."""
         every = (shard for cell in self.cells for shard in cell.shards)
         return tuple(sorted(every, key=lambda shard: -shard.evaluations))
+
+    @property
+    def remarks(self) -> list[str]:
+        """What people should know of the lists tau that they asked for."""
+        lists = {(cell.settings.spacing_name, cell.settings.steps, cell.tau): cell for cell in self.cells}
+        settings = [(cell.settings.spacing, cell.settings.steps, cell.tau) for cell in lists.values()]
+        return [remark for spacing, steps, times in settings for remark in remarks(spacing, steps, times)]
 
     @property
     def axes(self) -> list[str]:
@@ -227,12 +236,25 @@ def _model(sections: Mapping[str, Section], read: Callable[[str], Checkpoint]) -
             "unet": checkpoint.unet_config,
             "diffusion": _differing(resolved, DIFFUSION_DEFAULTS),
         }
+        _require_signal(resolved)
         return Model(identity(content), data, resolved, None, None, checkpoint)
+    resolved = _filled(diffusion, DIFFUSION_DEFAULTS)
+    _require_signal(resolved)
+    if source.oracle is not None:
+        if data.name != source.oracle:
+            raise UserError(f"model.oracle: {source.oracle} is the optimum for data.name: {source.oracle}; set both")
+        if resolved.prediction != "epsilon":
+            raise UserError(f"model.oracle predicts epsilon; leave diffusion.prediction out, not {resolved.prediction}")
+        content = {
+            "oracle": source.oracle,
+            "data": _differing(data, Data(name=source.oracle), {"split"}),
+            "diffusion": _differing(resolved, DIFFUSION_DEFAULTS),
+        }
+        return Model(identity(content), data, resolved, None, None, None, source.oracle)
     if source.unet is None:
-        raise UserError("model: give unet: {...} to train a network or checkpoint: FOLDER to load one")
+        raise UserError("model: give unet: {...} to train a network, checkpoint: FOLDER to load one, or oracle: NAME")
     if source.unet.dropout and train.workers > 1:
         raise UserError("model.unet.dropout: masks depend on the number of workers, so it needs train.workers: 1")
-    resolved = _filled(diffusion, DIFFUSION_DEFAULTS)
     content = {
         "data": _differing(data, Data()),
         "unet": _differing(source.unet, Unet()),
@@ -247,11 +269,19 @@ def _cell(model: Model, sections: Mapping[str, Section], axes: list[str]) -> Cel
     assert isinstance(settings, Sample)
     if settings.clip is None:
         settings = settings.model_copy(update={"clip": (model.checkpoint.clip if model.checkpoint else None) or "none"})
-    if settings.steps > _timesteps(model.diffusion):
-        raise UserError(f"sample.steps: S = {settings.steps} is more than the model's T = {model.diffusion.timesteps}")
-    content = {"model": model.id, "sample": _differing(settings, SAMPLE_DEFAULTS, NOT_IDENTITY["sample"])}
+    _tau(settings, model.diffusion)  # refused here, not when the first worker asks
     resolved = {**sections, "sample": settings, "diffusion": model.diffusion}
-    return Cell(identity(content), model, settings, {key: _value_at(resolved, key) for key in axes})
+    return Cell(_cell_id(model, settings), model, settings, {key: _value_at(resolved, key) for key in axes})
+
+
+def with_settings(cell: Cell, changes: Mapping[str, Any]) -> Cell:
+    """The cell of the same model with some of its settings changed."""
+    settings = cell.settings.model_copy(update=dict(changes))
+    return Cell(_cell_id(cell.model, settings), cell.model, settings, cell.axes)
+
+
+def _cell_id(model: Model, settings: Sample) -> str:
+    return identity({"model": model.id, "sample": _differing(settings, SAMPLE_DEFAULTS, NOT_IDENTITY["sample"])})
 
 
 def _value_at(sections: Mapping[str, Section], key: str) -> Any:
@@ -272,6 +302,17 @@ def _differing(section: Section, defaults: Section, without: Set[str] = frozense
     return {key: value for key, value in values.items() if key not in without and value != base[key]}
 
 
-def _timesteps(diffusion: Diffusion) -> int:
+def _require_signal(diffusion: Diffusion) -> None:
+    if diffusion.prediction == "epsilon" and diffusion.alpha_bar[-1] == 0:
+        raise UserError(
+            f"diffusion.schedule: {diffusion.schedule} leaves no signal at T (alpha_T = 0), where epsilon can't "
+            "tell x0: eq. 9 divides by zero; set diffusion.prediction: v_prediction (or sample), or another schedule"
+        )
+
+
+def _tau(settings: Sample, diffusion: Diffusion) -> tuple[int, ...]:
     assert diffusion.timesteps is not None, "a planned model's diffusion section is resolved"
-    return diffusion.timesteps
+    try:
+        return tau(settings.spacing, settings.steps, diffusion.timesteps)
+    except ValueError as error:
+        raise UserError(f"sample.steps, sample.spacing: {error}") from None

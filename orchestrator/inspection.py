@@ -31,6 +31,7 @@ def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
         "images": sum(cell.settings.num_samples for cell in plan.cells),
         "network_evaluations": sum(shard.evaluations for shard in plan.shards),
         "network_evaluations_remaining": remaining,
+        "remarks": plan.remarks,
         "bytes_at_most": sum(cell.settings.num_samples for cell in plan.cells) * (prod(shape) + PNG_OVERHEAD_BYTES),
         "evaluations_per_second_and_worker": rate,
         "worker_seconds_remaining": None if rate is None else round(remaining / rate, 1),
@@ -39,7 +40,9 @@ def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
 
 def _describe_model(model: Model, rundir: RunDir) -> dict[str, Any]:
     if model.checkpoint is not None:
-        return {"id": model.id, "source": model.checkpoint.path, "train_steps": 0, "ready": True}
+        return {"id": model.id, "source": f"loaded from {model.checkpoint.path}", "train_steps": 0, "ready": True}
+    if model.oracle is not None:
+        return {"id": model.id, "source": f"the {model.oracle} oracle", "train_steps": 0, "ready": True}
     steps = model.train.steps if model.train else 0
     return {"id": model.id, "source": "trained here", "train_steps": steps, "ready": rundir.is_trained(model)}
 

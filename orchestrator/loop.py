@@ -20,6 +20,15 @@ wrong with all of them (memory, a broken installation), and starting more would 
 ALONE_SECONDS = 60.0
 """Without any worker before people are told."""
 
+PHASES = {
+    "sample": ("sampling", "network evaluations"),
+    "reconstruct": ("reconstructing", "network evaluations"),
+    "interpolate": ("interpolating", "network evaluations"),
+    "extract": ("evaluating", "images"),
+    "score": ("scoring", "images"),
+}
+"""Kind of task -> what the progress line calls it, and the unit of its costs. The first with work left is shown."""
+
 POLL_SECONDS = 0.5
 """How often the driver looks up while nothing happens: for Ctrl-C and stragglers."""
 
@@ -54,6 +63,7 @@ class Loop:
         self._images = 0
         self._scored = 0
         self._to_score = sum(piece.task.kind == "score" for piece in pieces.values())
+        self._phase = ""
         self._totals: Counter[str] = Counter()
         for piece in pieces.values():
             self._totals[piece.task.kind] += int(piece.task.cost)
@@ -82,14 +92,18 @@ class Loop:
 
     def _announce(self) -> None:
         tasks = Counter(piece.task.kind for piece in self._pieces.values())
-        self._progress.say(
-            f"to do: {tasks['sample']} shards to sample ({quantity(self._totals['sample'])} network evaluations), "
-            f"{tasks['extract']} to extract, {tasks['score']} cells to score; starting {self._workers} workers"
-        )
-        if self._totals["sample"]:
-            self._progress.begin("sampling", self._totals["sample"], "network evaluations")
-        else:
-            self._progress.begin("evaluating", self._totals["extract"], "images")
+        evaluations = sum(self._totals[kind] for kind, (_, unit) in PHASES.items() if unit == "network evaluations")
+        things = {
+            "sample": "shards to sample",
+            "reconstruct": "shards to reconstruct",
+            "interpolate": "cells to interpolate",
+            "extract": "to extract",
+            "score": "cells to score",
+        }
+        listed = ", ".join(f"{tasks[kind]} {thing}" for kind, thing in things.items() if tasks[kind])
+        cost = f" ({quantity(evaluations)} network evaluations)" if evaluations else ""
+        self._progress.say(f"to do: {listed}{cost}; starting {self._workers} workers")
+        self._show()
 
     def _say_if_alone(self) -> None:
         """On a cluster that is full, or whose nodes are gone, nothing happens: say so."""
@@ -101,13 +115,14 @@ class Loop:
             self._progress.say(f"no worker for {ALONE_SECONDS:.0f} s: the cluster is full, or starting one takes long")
 
     def _show(self) -> None:
-        kind = "sample" if self._totals["sample"] else "extract"
-        if kind == "sample" and self._done["sample"] == self._totals["sample"]:
-            self._totals["sample"] = 0
+        kind = next((kind for kind in PHASES if self._done[kind] < self._totals[kind]), self._phase)
+        if kind != self._phase:
+            self._phase = kind
             self._images = 0
-            self._progress.begin("evaluating", self._totals["extract"], "images")
-            self._progress.started(self._done["extract"])
-            kind = "extract"
+            name, unit = PHASES[kind]
+            self._progress.begin(name, self._totals[kind], unit)
+            if self._dispatcher.workers:
+                self._progress.started(self._done[kind])
         note = f"{self._scored} of {self._to_score} cells scored" if self._to_score else ""
         self._progress.update(self._done[kind], self._images, self._dispatcher.workers, note)
 

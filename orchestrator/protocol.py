@@ -78,7 +78,7 @@ class Evaluation:
         return {
             "reference": {
                 "dataset": self.reference.data.name,
-                "split": "all",
+                "split": self.reference.data.split,
                 "num_images": self.reference.num_images,
                 "preprocessing": f"8 bits, {shape}",
                 "sha256": self.reference.sha256,

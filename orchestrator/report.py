@@ -2,16 +2,20 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from eval import figures, tables
+from eval import figures, pictures, tables
+from eval.extractor_names import PIXELS
 from orchestrator.config import Config
 from orchestrator.grid import Cell, Plan, identity
 from orchestrator.protocol import Evaluation
 from orchestrator.rundir import RunDir, read_events
 from workers import images
+from workers.diffusion import gaussian
 from workers.files import read_sealed
 
 METRICS = ("fid", "fid_se", "fid_infinity", "isc_mean", "isc_std", "kid_mean", "kid_std", "precision", "recall")
@@ -47,7 +51,8 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
             continue
         short = identity(score["protocol"])[:8]
         protocols[short] = score["protocol"]
-        rows.append(_row(cell, score["metrics"], short, seconds.get(cell.id)))
+        exact = {} if (value := _exact_fid(cell, evaluation)) is None else {tables.EXACT: value}
+        rows.append(_row(cell, score["metrics"], short, seconds.get(cell.id)) | exact)
         notes += [f"{cell.name}: {note}" for note in score["notes"]]
         if len(devices[cell.id]) > 1:
             notes.append(f"{cell.name} is mixed: sampled on {', '.join(sorted(devices[cell.id]))}")
@@ -63,7 +68,7 @@ def _row(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: float
         "steps": settings.steps,
         "eta": settings.eta_number,
         "sigma": settings.sigma,
-        "spacing": settings.spacing,
+        "spacing": settings.spacing_name,
         "clip": settings.clip,
         "num_samples": settings.num_samples,
         "network_evaluations": len(cell.tau),
@@ -72,6 +77,17 @@ def _row(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: float
         "protocol": protocol,
         **cell.axes,
     }
+
+
+def _exact_fid(cell: Cell, evaluation: Evaluation) -> float | None:
+    """The Frechet distance of a Gaussian oracle's samples from their data, both without end, on pixels in [-1, 1]."""
+    model, reference = cell.model, evaluation.reference.data
+    is_of_its_data = (model.oracle, model.image_shape) == (reference.name, reference.image_shape)
+    if model.oracle != "gaussian" or not is_of_its_data or evaluation.extractor.name != PIXELS:
+        return None
+    data = gaussian.gaussian(model.image_shape)
+    samples = gaussian.sampled(data, model.diffusion.alpha_bar, cell.tau, cell.settings.eta)
+    return gaussian.frechet_distance(samples, data)
 
 
 def _from_events(rundir: RunDir) -> tuple[dict[str, float], dict[str, set[str]]]:
@@ -86,7 +102,7 @@ def _from_events(rundir: RunDir) -> tuple[dict[str, float], dict[str, set[str]]]
 
 
 def _write_samples(config: Config, plan: Plan, rundir: RunDir) -> None:
-    """figures/samples.png, or one for each group of cells that differ in more than eta and S."""
+    """figures/samples.png and consistency.png, or one of each for cells that differ in more than eta and S."""
     groups: dict[str, list[Cell]] = defaultdict(list)
     for cell in plan.cells:
         groups[_group_name(cell, with_clip=False)].append(cell)
@@ -95,16 +111,24 @@ def _write_samples(config: Config, plan: Plan, rundir: RunDir) -> None:
             del groups[name]
             for cell in cells:
                 groups[_group_name(cell, with_clip=True)].append(cell)
-    for stale in rundir.figures.glob("samples*.png"):
+    for stale in (*rundir.figures.glob("samples*.png"), *rundir.figures.glob("consistency*.png")):
         stale.unlink()
     for name, cells in groups.items():
-        pictures = {_place(cell): _first_images(cell, rundir, config.report.images_per_cell) for cell in cells}
-        complete = {place: picture for place, picture in pictures.items() if picture is not None}
+        firsts = {_place(cell): _first_images(cell, rundir, config.report.images_per_cell) for cell in cells}
+        complete = {place: images for place, images in firsts.items() if images is not None}
         smallest = min((len(picture) for picture in complete.values()), default=0)
         if complete:
             stem = "samples" if len(groups) == 1 else f"samples-{name}"
             same_length = {place: picture[:smallest] for place, picture in complete.items()}
-            figures.samples(same_length, rundir.figures / f"{stem}.png")
+            pictures.samples(same_length, rundir.figures / f"{stem}.png")
+            _write_consistency(same_length, rundir.figures / f"{stem.replace('samples', 'consistency', 1)}.png")
+
+
+def _write_consistency(shown: Mapping[tuple[str, int], NDArray[np.uint8]], path: Path) -> None:
+    """Figure 5: the deterministic row alone, where there is more than one S to compare."""
+    by_steps = {steps: images for (eta, steps), images in shown.items() if eta == "0"}
+    if len(by_steps) > 1:
+        pictures.consistency(by_steps, path)
 
 
 def _place(cell: Cell) -> tuple[str, int]:
@@ -114,13 +138,13 @@ def _place(cell: Cell) -> tuple[str, int]:
 
 def _group_name(cell: Cell, with_clip: bool) -> str:
     settings = cell.settings
-    others = [settings.spacing, *(f"{key.split('.')[-1]}={value}" for key, value in cell.axes.items())]
+    others = [settings.spacing_name, *(f"{key.split('.')[-1]}={value}" for key, value in cell.axes.items())]
     text = "-".join([*others, *([f"clip={settings.clip}"] if with_clip else []), cell.model.id])
     return "".join(character if character.isalnum() or character in "=.-_" else "_" for character in text)
 
 
-def _first_images(cell: Cell, rundir: RunDir, count: int) -> Any:
-    """(count, H, W) or (count, H, W, 3) uint8 of the images 0 to count - 1; null where they are not all there."""
+def _first_images(cell: Cell, rundir: RunDir, count: int) -> NDArray[np.uint8] | None:
+    """(count, H, W) or (count, H, W, 3) of the images 0 to count - 1; null where they are not all there."""
     wanted = range(min(count, cell.settings.num_samples))
     found: dict[int, bytes] = {}
     for shard in cell.shards:
@@ -133,5 +157,4 @@ def _first_images(cell: Cell, rundir: RunDir, count: int) -> Any:
             return None
     if len(found) < len(wanted):
         return None
-    stack = np.stack([images.decode_png(found[i]) for i in wanted])
-    return stack[:, 0] if stack.shape[1] == 1 else stack.transpose(0, 2, 3, 1)
+    return images.to_pictures([images.decode_png(found[i]) for i in wanted])

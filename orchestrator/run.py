@@ -1,4 +1,6 @@
-"""The stages of a run: train, then sample and evaluate, then report. Each does what is missing on disk, only that.
+"""The stages of a run: train, then sample and evaluate (or reconstruct, or interpolate), then report.
+
+Each does what is missing on disk, only that.
 
 With nothing missing no cluster is started. What is missing is `work.py`'s, who does it `dispatch.py`'s, and the workers
 are `pool.py`'s; here they are put together, and people are told.
@@ -8,7 +10,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,11 +20,14 @@ from orchestrator.config import Config
 from orchestrator.errors import RunFailed, UserError
 from orchestrator.grid import Model, Plan
 from orchestrator.growth import check_extends
+from orchestrator.probes import Interpolate, Probe, Reconstruct
 from orchestrator.progress import Progress, duration
 from orchestrator.protocol import Evaluation, evaluation
 from orchestrator.rundir import Damage, Events, RunDir
 from orchestrator.work import Piece, Survey, missing
 from workers.files import write_json
+
+PROBES: dict[str, type[Reconstruct] | type[Interpolate]] = {"reconstruct": Reconstruct, "interpolate": Interpolate}
 
 POLL_SECONDS = 0.5
 """How often the driver looks at a training's log, and for Ctrl-C."""
@@ -50,7 +55,7 @@ class Run:
         self._connected = False
 
     def do(self, stages: Collection[str]) -> Outcome:
-        """Do `stages`, some of train, sample, evaluate and report, in that order.
+        """Do `stages`, some of train, sample, reconstruct, interpolate, evaluate and report, in that order.
 
         Raises:
             UserError: what must be changed first; nothing was lost. RunFailed: a stage could not go on.
@@ -69,6 +74,8 @@ class Run:
                 self._events.close()
 
     def _do(self, stages: Collection[str], scoring: Evaluation | None) -> Outcome:
+        for remark in self.plan.remarks:
+            self._progress.say(f"warning: {remark}")
         for model in self.plan.models:
             if model.checkpoint is not None:
                 self.rundir.record_checkpoint(model)
@@ -76,10 +83,17 @@ class Run:
         if "train" in stages:
             self._train()
         problems: dict[str, str] = {}
+        unfinished: dict[str, str] = {}
+        rows: list[dict[str, Any]] = []
         if "sample" in stages or "evaluate" in stages:
             problems = self._work("sample" in stages, scoring if "evaluate" in stages else None)
-        unfinished = {} if set(stages) == {"train"} else missing(self.plan, self.rundir, scoring) | problems
-        rows: list[dict[str, Any]] = []
+        if {"sample", "evaluate", "report"} & set(stages):
+            unfinished = missing(self.plan, self.rundir, scoring) | problems
+        for name in PROBES.keys() & set(stages):
+            probe: Probe = PROBES[name](self.config, self.plan, self.rundir)
+            problems = self._finish(probe.pieces(self._set_aside))
+            unfinished |= probe.missing() | problems
+            rows = probe.write()
         if scoring is not None:
             collected = report.collect(self.plan, self.rundir, scoring)
             rows = collected.rows
@@ -148,18 +162,23 @@ class Run:
 
     def _work(self, sampling: bool, scoring: Evaluation | None) -> dict[str, str]:
         survey = Survey(self.config, self.plan, self.rundir, scoring, self._set_aside)
-        pieces = {piece.task.key: piece for piece in survey.pieces(sampling)}
-        problems: dict[str, str] = {}
+        pieces = list(survey.pieces(sampling))
         provenance.write(self.rundir, self.plan, scoring)
-        if pieces:
-            self._connect()
-            problems = self._dispatch(pieces)
+        problems = self._finish(pieces)
         if not problems:
             self.rundir.remove_temporaries(self.plan.cells)
         return problems
 
+    def _finish(self, pieces: Iterable[Piece]) -> dict[str, str]:
+        """Do `pieces`, if there are any. Returns cell name -> reason for what could not be done."""
+        by_key = {piece.task.key: piece for piece in pieces}
+        if not by_key:
+            return {}
+        self._connect()
+        return self._dispatch(by_key)
+
     def _dispatch(self, pieces: dict[str, Piece]) -> dict[str, str]:
-        """Have workers do `pieces`. Returns cell name -> reason for what could not be done."""
+        """Have workers do `pieces`; as `_finish`."""
         from orchestrator.loop import Loop
         from orchestrator.pool import Pool
         from workers.actor import Worker

@@ -4,6 +4,7 @@ The truth is on disk: a shard is done when its file is in place and whole. No st
 """
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from orchestrator.errors import UserError
 from orchestrator.grid import Cell, Model, Shard
 from workers import images
 from workers.files import read_json, write_json
+from workers.jobs import Network, Oracle, SavedUnet
 
 READERS = 8
 """Files that are read at a time."""
@@ -47,6 +49,8 @@ class RunDir:
         self.samples = self.root / "samples"
         self.features = self.root / "features"
         self.scores = self.root / "scores"
+        self.reconstructions = self.root / "reconstructions"
+        self.interpolations = self.root / "interpolations"
         self.tables = self.root / "tables"
         self.figures = self.root / "figures"
         self.events = self.root / "events"
@@ -80,6 +84,10 @@ class RunDir:
             folder = folder.with_name("unet_raw")
         return folder
 
+    def network(self, model: Model, weights: str) -> Network:
+        """What a worker loads to run a model."""
+        return Oracle(model.data) if model.oracle else SavedUnet(str(self.unet_folder(model, weights)))
+
     def record_checkpoint(self, model: Model) -> None:
         """Write models/<id>/model.json: what a loaded model's own files said, in case they are gone later."""
         assert model.checkpoint is not None
@@ -99,11 +107,13 @@ class RunDir:
             raise
 
     def is_trained(self, model: Model) -> bool:
-        """The model's network is there (a loaded one always is)."""
-        return model.checkpoint is not None or (self.models / model.id / "unet" / WEIGHTS_FILE).is_file()
+        """The model's network is there (all but those trained here always are)."""
+        return model.train is None or (self.models / model.id / "unet" / WEIGHTS_FILE).is_file()
 
     def weights_sha256(self, model: Model, weights: str) -> str:
-        """SHA-256 of the file that holds a model's weights; `UserError` if there is none."""
+        """SHA-256 of the file that holds a model's weights, or of an oracle's name; `UserError` if there is no file."""
+        if model.oracle:
+            return hashlib.sha256(f"taugrid/oracle/{model.oracle}".encode()).hexdigest()
         return checkpoints.weights_sha256(self.unet_folder(model, weights) / WEIGHTS_FILE)
 
     def sample_metadata(self, cell: Cell) -> dict[str, Any]:
@@ -158,9 +168,9 @@ class RunDir:
         damage.path.replace(target)
         return target
 
-    def is_whole(self, path: Path, stop: int, on_damage: Callable[[Damage], None]) -> bool:
-        """A file with rows 0 to `stop` - 1 is there; a damaged one is reported."""
-        part = _inspect(path, 0, True, on_damage)
+    def is_whole(self, path: Path, stop: int, on_damage: Callable[[Damage], None], start: int = 0) -> bool:
+        """A file with rows `start` to `stop` - 1 is there; a damaged one is reported."""
+        part = _inspect(path, start, True, on_damage)
         return part is not None and part.stop >= stop
 
     def forget_derived(self, cell: Cell, shard: Shard) -> None:

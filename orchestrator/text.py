@@ -18,7 +18,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         if model["train_steps"]:
             state = "trained" if model["ready"] else f"to be trained for {model['train_steps']:,} steps"
         else:
-            state = f"loaded from {model['source']}"
+            state = model["source"]
         lines.append(f"model {model['id']}: {state}")
     width = max(len(cell["name"]) for cell in plan["cells"])
     lines += ["", f"{'cell':{width}}  {'images':>16}  {'shards':>9}  evaluations  scored"]
@@ -35,6 +35,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         f", at most {quantity(plan['bytes_at_most'])}B of images",
         f"network evaluations: {plan['network_evaluations']:,}, of which {remaining:,} remain",
         f"expected time of sampling: {_expected(plan)}",
+        *(f"warning: {remark}" for remark in plan["remarks"]),
     ]
     return "\n".join(lines)
 
@@ -61,10 +62,15 @@ def outcome_json(rundir: RunDir, outcome: "Outcome") -> dict[str, Any]:
 def print_outcome(rundir: RunDir, outcome: "Outcome") -> None:
     """The table on stdout, and on stderr what is missing and where everything is."""
     people = Console(stderr=True, highlight=False, soft_wrap=True)
-    if outcome.rows:
+    if outcome.rows and "fid" in outcome.rows[0]:
         from eval import tables
 
         Console(highlight=False).print(tables.console(tables.frame(outcome.rows)))
+    elif outcome.rows:
+        from eval import reconstruction
+
+        frame = reconstruction.frame(outcome.rows)
+        Console(highlight=False, soft_wrap=True).print(reconstruction.markdown(frame, ""), markup=False)
     missing = outcome.missing
     for cell, reason in list(missing.items())[:10]:
         people.print(f"missing: {cell}: {reason}", markup=False)
@@ -75,7 +81,7 @@ def print_outcome(rundir: RunDir, outcome: "Outcome") -> None:
     for name, path in (
         ("models", rundir.models),
         ("samples", rundir.samples),
-        ("table", rundir.tables / "quality.md"),
+        ("tables", rundir.tables),
         ("figures", rundir.figures),
     ):
         if path.exists():

@@ -83,7 +83,7 @@ class Survey:
                 replace=path.exists(),
                 start=shard.start,
                 stop=shard.stop,
-                unet_folder=str(self.rundir.unet_folder(cell.model, cell.settings.weights)),
+                network=self.rundir.network(cell.model, cell.settings.weights),
                 image_shape=cell.model.image_shape,
                 settings=cell.settings,
                 diffusion=cell.model.diffusion,

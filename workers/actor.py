@@ -12,11 +12,22 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from orchestrator.config import Diffusion
 from orchestrator.versions import versions
-from workers.jobs import ExtractJob, Job, Result, SampleJob, WorkerInfo
+from workers.jobs import (
+    ExtractJob,
+    InterpolateJob,
+    Job,
+    Network,
+    ReconstructJob,
+    Result,
+    SampleJob,
+    SavedUnet,
+    WorkerInfo,
+)
 
 if TYPE_CHECKING:
-    from workers.sampling import EpsModel
+    from workers.diffusion.sampler import Model
 
 VERSIONS = ("taugrid", "torch", "diffusers", "torch-fidelity", "pyarrow", "numpy", "pillow", "ray")
 
@@ -36,12 +47,12 @@ class Worker:
         self._device = "cuda" if on_gpu else "cpu"
         cpu = f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
         self._device_name = torch.cuda.get_device_name() if on_gpu else cpu
-        self._eps_model = lru_cache(maxsize=2)(self._load_eps_model)
+        self._network = lru_cache(maxsize=2)(self._load)
 
-    def _load_eps_model(self, folder: str, modified: float) -> "EpsModel":
+    def _load(self, network: Network, diffusion: Diffusion, modified: float) -> "Model":
         from workers import models
 
-        return models.eps_model(folder, self._device)
+        return models.load(network, diffusion, self._device)
 
     def hello(self, probe: str) -> WorkerInfo:
         """Where this is, once `probe` (a file that the driver made in the run directory) has been seen from here.
@@ -56,11 +67,8 @@ class Worker:
 
     def do(self, job: Job) -> Result:
         """Do a job and commit its file."""
-        if isinstance(job, SampleJob):
-            from workers.sampling import sample_shard
-
-            modified = max(path.stat().st_mtime for path in Path(job.unet_folder).iterdir())
-            return sample_shard(job, self._eps_model(job.unet_folder, modified), self._device)
+        if isinstance(job, SampleJob | ReconstructJob | InterpolateJob):
+            return self._run_network(job)
 
         from eval import actor as evaluation
 
@@ -70,3 +78,20 @@ class Worker:
         else:
             images, first = evaluation.score(job), True
         return Result(time.perf_counter() - began, images, first)
+
+    def _run_network(self, job: SampleJob | ReconstructJob | InterpolateJob) -> Result:
+        from workers import ode, sampling
+
+        model = self._network(job.network, job.diffusion, modified(job.network))
+        if isinstance(job, SampleJob):
+            return sampling.sample_shard(job, model, self._device)
+        if isinstance(job, ReconstructJob):
+            return ode.reconstruct(job, model, self._device)
+        return ode.interpolate(job, model, self._device)
+
+
+def modified(network: Network) -> float:
+    """When a network's files were last written: one that was replaced must be loaded anew."""
+    if isinstance(network, SavedUnet):
+        return max(path.stat().st_mtime for path in Path(network.folder).iterdir())
+    return 0.0

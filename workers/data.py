@@ -7,20 +7,49 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from orchestrator import config
+from workers.diffusion import gaussian
+from workers.images import to_uint8
 
 DIGITS_LEVELS = 16
 """scikit-learn's digits count the dark pixels of 4x4 blocks: whole numbers from 0 to 16."""
 
 
+DIGITS_TRAIN = 1437
+"""Images of the training split; the rest, 360, are by other writers, for the images are sorted by who wrote them."""
+
+DRAWN_IMAGES = 10_000
+"""Images of a distribution's data set."""
+
+
 def load_images(data: config.Data) -> NDArray[np.uint8]:
-    """All images that `data` names, in their published order.
+    """All images of the data set and split that `data` names, in their published order.
 
     Returns:
         (N, C, H, W) uint8, contiguous, of `data.image_shape`.
     """
-    counts = load_digits().images
-    images: NDArray[np.uint8] = np.rint(counts * (255 / DIGITS_LEVELS)).astype(np.uint8)
+    images = _digits(data.split) if data.name == "digits" else _drawn(data)
     return images.reshape(-1, *data.image_shape)
+
+
+def distribution(data: config.Data) -> gaussian.Gaussian | gaussian.TwoPoints:
+    """What the images of `data` are drawn from; ValueError where that is not known."""
+    if data.name == "gaussian":
+        return gaussian.gaussian(data.image_shape)
+    if data.name == "two-points":
+        return gaussian.two_points(data.image_shape)
+    raise ValueError(f"the distribution of {data.name} is not known")
+
+
+def _digits(split: str) -> NDArray[np.uint8]:
+    rows = {"all": slice(None), "train": slice(DIGITS_TRAIN), "test": slice(DIGITS_TRAIN, None)}[split]
+    counts = load_digits().images[rows]
+    images: NDArray[np.uint8] = np.rint(counts * (255 / DIGITS_LEVELS)).astype(np.uint8)
+    return images
+
+
+def _drawn(data: config.Data) -> NDArray[np.uint8]:
+    x = gaussian.draw(distribution(data), DRAWN_IMAGES, seed=1 if data.split == "test" else 0)
+    return to_uint8(x.astype(np.float32))
 
 
 def fingerprint(images: NDArray[np.uint8]) -> str:

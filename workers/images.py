@@ -11,7 +11,7 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -39,19 +39,6 @@ SETTING_FIELDS = (
     ("model", pa.string()),
 )
 """Every setting is a column, equal in all rows of a file, so that files of many cells can be read as one table."""
-
-HUGGINGFACE = json.dumps(
-    {
-        "info": {
-            "features": {"image": {"_type": "Image"}, "index": {"dtype": "int64", "_type": "Value"}}
-            | {
-                name: {"dtype": {"double": "float64"}.get(str(kind), str(kind)), "_type": "Value"}
-                for name, kind in SETTING_FIELDS
-            }
-        }
-    }
-).encode()
-"""Schema metadata by which `datasets` knows that the column holds pictures."""
 
 
 SEAL = b"taugrid.sha256:"
@@ -96,11 +83,31 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
+def to_pictures(batch: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """N images (C, H, W) as figures want them: (n, H, W) if they are grey, else (n, H, W, 3)."""
+    stack = np.stack(tuple(batch))
+    return stack[:, 0] if stack.shape[1] == 1 else stack.transpose(0, 2, 3, 1)
+
+
 def sample_schema(metadata: Mapping[str, Any]) -> pa.Schema:
     """The schema of a sample file; `metadata` goes under the key `taugrid` as JSON."""
+    return _schema_with_pictures(metadata, SETTING_FIELDS)
+
+
+def picture_schema(metadata: Mapping[str, Any], numbers: Sequence[str] = ()) -> pa.Schema:
+    """The schema of a file of pictures with a float64 column for each of `numbers`."""
+    return _schema_with_pictures(metadata, [(name, pa.float64()) for name in numbers])
+
+
+def _schema_with_pictures(metadata: Mapping[str, Any], columns: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
+    """Schema metadata under the key `huggingface` tells `datasets` that the first column holds pictures."""
     image = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
-    fields = [pa.field("image", image), pa.field("index", pa.int64()), *(pa.field(*f) for f in SETTING_FIELDS)]
-    return pa.schema(fields, metadata={b"huggingface": HUGGINGFACE, b"taugrid": _canonical(metadata)})
+    fields = [("image", image), ("index", pa.int64()), *columns]
+    features: dict[str, Any] = {"image": {"_type": "Image"}}
+    for name, kind in fields[1:]:
+        features[name] = {"dtype": {"double": "float64"}.get(str(kind), str(kind)), "_type": "Value"}
+    huggingface = json.dumps({"info": {"features": features}}).encode()
+    return pa.schema(fields, metadata={b"huggingface": huggingface, b"taugrid": _canonical(metadata)})
 
 
 def feature_schema(metadata: Mapping[str, Any], dimensions: int, classes: int | None) -> pa.Schema:
@@ -214,6 +221,19 @@ def put_in_place(temporary: Path, path: Path, replace: bool) -> bool:
     return True
 
 
+def pictures(batch: NDArray[np.uint8], start: int) -> dict[str, Any]:
+    """The columns `image` and `index` for a (B, C, H, W) batch, of which the first has index `start`."""
+    return _picture_columns([encode_png(image) for image in batch], start)
+
+
+def _picture_columns(pngs: Sequence[bytes], start: int) -> dict[str, Any]:
+    index = range(start, start + len(pngs))
+    return {
+        "image": [{"bytes": png, "path": f"{i:07d}.png"} for i, png in zip(index, pngs, strict=True)],
+        "index": index,
+    }
+
+
 class SampleWriter:
     """Encodes batches of one shard in order and writes them; row groups depend on the images alone, not on timing."""
 
@@ -239,11 +259,7 @@ class SampleWriter:
         """Write what is pending as a row group."""
         count = len(self._pending)
         if count:
-            index = range(self._next, self._next + count)
-            columns: dict[str, Any] = {
-                "image": [{"bytes": png, "path": f"{i:07d}.png"} for i, png in zip(index, self._pending, strict=True)],
-                "index": index,
-            }
+            columns = _picture_columns(self._pending, self._next)
             columns |= {name: [self._settings[name]] * count for name, _ in SETTING_FIELDS}
             self._part.write(columns)
             self._next += count
@@ -313,6 +329,12 @@ def read_features(path: Path, column: str) -> Iterator[tuple[NDArray[np.int64], 
     for index, values in _read(path, column):
         flat = values.combine_chunks().flatten().to_numpy(zero_copy_only=False)
         yield index, flat.reshape(len(index), -1)
+
+
+def read_numbers(path: Path, column: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """Row group by row group: indices (B,) and a column of numbers (B,) as float64."""
+    for index, values in _read(path, column):
+        yield index, values.to_numpy().astype(np.float64)
 
 
 def _read(path: Path, column: str) -> Iterator[tuple[NDArray[np.int64], pa.ChunkedArray]]:

@@ -8,6 +8,23 @@ from orchestrator.config import Data, Diffusion, Evaluate, Sample
 
 
 @dataclass(frozen=True)
+class SavedUnet:
+    """A `UNet2DModel` in a folder: its config and its weights."""
+
+    folder: str
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """The optimal eps for the distribution that `data` names."""
+
+    data: Data
+
+
+Network = SavedUnet | Oracle
+
+
+@dataclass(frozen=True)
 class SampleJob:
     """Sample images `start` to `stop` - 1 of a cell into a Parquet file."""
 
@@ -16,9 +33,43 @@ class SampleJob:
     """Overwrite what is there: a shorter file of the same shard, from when `num_samples` was lower."""
     start: int
     stop: int
-    unet_folder: str
+    network: Network
     image_shape: tuple[int, int, int]
     settings: Sample
+    diffusion: Diffusion
+    tau: tuple[int, ...]
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ReconstructJob:
+    """Encode and decode images `start` to `stop` - 1 of a data set, and write what comes back with its error."""
+
+    path: str
+    replace: bool
+    """Overwrite what is there: a shorter file of the same shard."""
+    start: int
+    stop: int
+    network: Network
+    data: Data
+    batch_size: int
+    diffusion: Diffusion
+    tau: tuple[int, ...]
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class InterpolateJob:
+    """Decode what lies between the x_T of samples 0, 1, 2, ...: `pairs` rows, and the square of the first two pairs."""
+
+    path: str
+    pairs: int
+    steps: int
+    """Points from one x_T to another, both included."""
+    network: Network
+    image_shape: tuple[int, int, int]
+    seed: int
+    batch_size: int
     diffusion: Diffusion
     tau: tuple[int, ...]
     metadata: dict[str, Any]
@@ -53,7 +104,7 @@ class ScoreJob:
     """Why a metric that was asked for is not given."""
 
 
-Job = SampleJob | ExtractJob | ScoreJob
+Job = SampleJob | ReconstructJob | InterpolateJob | ExtractJob | ScoreJob
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,19 @@
-"""The network: diffusers' UNet2DModel, built from the config, loaded as eps_theta(x, t), averaged, and saved."""
+"""The network: diffusers' UNet2DModel, built from the config, loaded as a function of (x, t), averaged, and saved."""
 
 import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import diffusers
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator import config
 from orchestrator.checkpoints import SCHEDULES
-from workers.diffusion import schedule
+from workers import data
+from workers.diffusion import gaussian, oracle, schedule
+from workers.jobs import Network, SavedUnet
 
 BETA_SCHEDULES = {ours: theirs for theirs, ours in SCHEDULES.items()}
 """diffusers' names of our schedules."""
@@ -26,42 +26,45 @@ def build_unet(unet: config.Unet, image_shape: tuple[int, int, int]) -> diffuser
     return diffusers.UNet2DModel(**size, **unet.model_dump())
 
 
-def alpha_bar(diffusion: config.Diffusion) -> NDArray[np.float64]:
-    """The products alpha_0..alpha_T of a resolved `diffusion` section."""
-    assert diffusion.schedule is not None
-    assert diffusion.timesteps is not None
-    assert diffusion.beta_start is not None
-    assert diffusion.beta_end is not None
-    return schedule.alpha_bar(diffusion.schedule, diffusion.timesteps, diffusion.beta_start, diffusion.beta_end)
+Time = TypeVar("Time", int, Tensor)
 
 
-def network_time(t: int | Tensor) -> int | Tensor:
+def network_time(t: Time) -> Time:
     """The index 0..T-1 that networks are trained with, from the paper's time t in 1..T: the one place of this shift."""
     return t - 1
 
 
-def eps_model(folder: str | Path, device: str) -> Callable[[Tensor, int | Tensor], Tensor]:
-    """eps_theta(x, t) of the UNet2DModel in `folder` (its config and safetensors; nothing is unpickled), for inference.
+def load(network: Network, diffusion: config.Diffusion, device: str) -> Callable[[Tensor, int], Tensor]:
+    """A network for inference on `device`, as a function of x, (B, C, H, W) float32, and the paper's t in 1..T.
 
-    The function takes x, (B, C, H, W) float32 on `device`, and the paper's t in 1..T, one number or (B,) int64, and
-    returns the predicted noise in the shape of x, an inference tensor.
+    It returns what the network predicts (`diffusion.prediction`), in the shape of x.
 
     Raises:
-        OSError: if the folder holds no such model.
+        OSError: if a folder holds no such network.
     """
+    if isinstance(network, SavedUnet):
+        return _unet(network.folder, device)
+    distribution = data.distribution(network.data)
+    if isinstance(distribution, gaussian.Gaussian):
+        return oracle.gaussian_eps(distribution, diffusion.alpha_bar, device)
+    return oracle.two_points_eps(distribution, diffusion.alpha_bar, device)
+
+
+def _unet(folder: str, device: str) -> Callable[[Tensor, int], Tensor]:
+    """The UNet2DModel in `folder`: its config and safetensors; nothing is unpickled."""
     unet = diffusers.UNet2DModel.from_pretrained(
         folder, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
     )
     unet = unet.to(device=device, memory_format=torch.channels_last).eval()
 
     @torch.inference_mode()
-    def eps_theta(x: Tensor, t: int | Tensor) -> Tensor:
-        if isinstance(t, int):
-            t = torch.full((len(x),), t, device=x.device)  # made there: diffusers would copy a number to it each step
-        eps: Tensor = unet(x.contiguous(memory_format=torch.channels_last), network_time(t), return_dict=False)[0]
-        return eps
+    def network(x: Tensor, t: int) -> Tensor:
+        # The times are made on the device: diffusers would copy a number to it each step.
+        index = torch.full((len(x),), network_time(t), device=x.device)
+        output: Tensor = unet(x.contiguous(memory_format=torch.channels_last), index, return_dict=False)[0]
+        return output
 
-    return eps_theta
+    return network
 
 
 def ema_start(unet: torch.nn.Module) -> dict[str, Tensor]:
@@ -83,14 +86,22 @@ def ema_update(ema: dict[str, Tensor], unet: torch.nn.Module, decay: float) -> N
 def scheduler_config(diffusion: config.Diffusion) -> dict[str, Any]:
     """Arguments of diffusers' DDIMScheduler for a resolved `diffusion` section and our sampler's settings.
 
-    `trailing` is our linear tau where S divides T; without clipping, and with alpha_0 = 1 after the last step.
+    `trailing` is our linear tau where S divides T; without clipping, and with alpha_0 = 1 after the last step. A
+    schedule that diffusers has no name for is given by its betas.
     """
     assert diffusion.schedule is not None
+    assert diffusion.timesteps is not None
+    assert diffusion.beta_start is not None
+    assert diffusion.beta_end is not None
+    range_of_beta = {"beta_start": diffusion.beta_start, "beta_end": diffusion.beta_end}
+    if diffusion.schedule in BETA_SCHEDULES:
+        betas: dict[str, Any] = {"beta_schedule": BETA_SCHEDULES[diffusion.schedule]}
+    else:
+        betas = {"trained_betas": schedule.betas(diffusion.schedule, diffusion.timesteps, **range_of_beta).tolist()}
     return {
         "num_train_timesteps": diffusion.timesteps,
-        "beta_schedule": BETA_SCHEDULES[diffusion.schedule],
-        "beta_start": diffusion.beta_start,
-        "beta_end": diffusion.beta_end,
+        **betas,
+        **range_of_beta,
         "prediction_type": diffusion.prediction,
         "clip_sample": False,
         "set_alpha_to_one": True,

@@ -1,7 +1,6 @@
 """Sampling one shard: batches through the sampler, while a second thread encodes and writes the batch before."""
 
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,16 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers import images, models
+from workers import images
 from workers.diffusion import noise, sampler
 from workers.jobs import Result, SampleJob
 
-EpsModel = Callable[[Tensor, int], Tensor]
 
-
-def sample_shard(job: SampleJob, eps_model: EpsModel, device: str) -> Result:
+def sample_shard(job: SampleJob, model: sampler.Model, device: str) -> Result:
     """Sample the job's images and commit its file. The same job gives the same images wherever and whenever it runs."""
-    settings, alpha_bar = job.settings, models.alpha_bar(job.diffusion)
+    settings, alpha_bar = job.settings, job.diffusion.alpha_bar
     seconds = 0.0
     schema = images.sample_schema(job.metadata)
     with images.PartWriter(Path(job.path), schema) as part, ThreadPoolExecutor(1) as encoder:
@@ -28,7 +25,7 @@ def sample_shard(job: SampleJob, eps_model: EpsModel, device: str) -> Result:
         for start in range(job.start, job.stop, settings.batch_size):
             began = time.perf_counter()
             indices = torch.arange(start, min(start + settings.batch_size, job.stop), device=device)
-            x0 = sample_batch(eps_model, indices, job, alpha_bar)
+            x0 = sample_batch(model, indices, job, alpha_bar)
             batch = images.to_uint8(x0.cpu().numpy())  # waits for the device, so the clock below is the device's
             seconds += time.perf_counter() - began
             if encoding is not None:
@@ -41,17 +38,18 @@ def sample_shard(job: SampleJob, eps_model: EpsModel, device: str) -> Result:
     return Result(seconds, job.stop - job.start, first)
 
 
-def sample_batch(eps_model: EpsModel, indices: Tensor, job: SampleJob, alpha_bar: NDArray[np.float64]) -> Tensor:
+def sample_batch(model: sampler.Model, indices: Tensor, job: SampleJob, alpha_bar: NDArray[np.float64]) -> Tensor:
     """x_0 of the samples `indices` (B,), int64, as (B, C, H, W) float32: a function of the cell, the seed and n."""
     seed = job.settings.seed
     assert seed is not None
     return sampler.sample(
-        eps_model,
+        model,
         lambda t: noise.normal(seed, indices, t, job.image_shape),
         alpha_bar,
         job.tau,
         job.settings.eta,
         job.settings.clip or "none",
+        job.diffusion.prediction or "epsilon",
     )
 
 
@@ -62,7 +60,7 @@ def _columns(job: SampleJob) -> dict[str, object]:
         "steps": settings.steps,
         "eta": settings.eta_number,
         "sigma": settings.sigma,
-        "spacing": settings.spacing,
+        "spacing": settings.spacing_name,
         "sampler": settings.sampler,
         "clip": settings.clip,
         "cell": job.metadata["cell"],

@@ -1,4 +1,4 @@
-"""The training loop that runs in each of Ray Train's workers: L_simple, Adam, a moving average, checkpoints.
+"""The training loop that runs in each of Ray Train's workers: the loss, Adam, a moving average, checkpoints.
 
 Every draw is a function of (train.seed, step, position in the global batch), so that neither the number of workers nor
 a restart changes what is learnt, save for the rounding of sums.
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import diffusers
 import ray.train
@@ -28,8 +28,8 @@ from torch import Tensor, distributed
 
 from workers import data, models
 from workers.diffusion import noise
-from workers.diffusion.objective import l_simple
 from workers.diffusion.process import diffuse
+from workers.loss import Batch, Loss
 from workers.training import Hopeless, TrainingSpec
 
 LOGGED_AT_START = 50
@@ -50,14 +50,6 @@ class State:
     """Time spent on them, over all attempts."""
 
 
-class Batch(NamedTuple):
-    """One rank's part of a step's global batch."""
-
-    x_t: Tensor
-    t: Tensor
-    eps: Tensor
-
-
 class Batches:
     """The batches of one rank: a contiguous slice of the positions 0..B-1, a function of the step."""
 
@@ -67,7 +59,7 @@ class Batches:
         self._seed, self._flip, self._shape = spec.train.seed, spec.train.flip, spec.data.image_shape
         self._positions = torch.arange(rank * size // world_size, (rank + 1) * size // world_size, device=device)
         self._images = torch.from_numpy(data.load_images(spec.data)).to(device)
-        self._alpha_bar = torch.from_numpy(models.alpha_bar(spec.diffusion)).to(device)
+        self._alpha_bar = torch.from_numpy(spec.diffusion.alpha_bar).to(device)
 
     def __getitem__(self, step: int) -> Batch:
         """The images of `step` = 0, 1, ... with noise added to them, eq. 4."""
@@ -77,7 +69,7 @@ class Batches:
         if self._flip:
             x0 = torch.where(draws.flip[:, None, None, None], x0.flip(-1), x0)
         eps = noise.normal(self._seed, self._positions, step, self._shape, domain="train-eps")
-        return Batch(diffuse(x0, eps, self._alpha_bar[draws.t]), draws.t, eps)
+        return Batch(diffuse(x0, eps, self._alpha_bar[draws.t]), draws.t, x0, eps)
 
 
 class Log:
@@ -115,8 +107,9 @@ def run(spec: TrainingSpec) -> None:
         with checkpoint.as_directory() as folder:
             load(state, Path(folder) / "state.pt")
     log = Log(spec.running / "log.jsonl", state.step) if rank == 0 else None
+    loss = Loss(spec.diffusion, spec.train.loss_weights, device)
     with _process_group(spec, rank, world_size, device):
-        _loop(spec, state, Batches(spec, rank, world_size, device), log, rank, world_size)
+        _loop(spec, state, Batches(spec, rank, world_size, device), loss, log, rank, world_size)
     if rank == 0:
         _commit(spec, state)
 
@@ -186,12 +179,14 @@ def is_logged(step: int, steps: int) -> bool:
     return step <= LOGGED_AT_START or step % max(1, steps // LOGGED_LINES) == 0 or step == steps
 
 
-def _loop(spec: TrainingSpec, state: State, batches: Batches, log: Log | None, rank: int, world_size: int) -> None:
+def _loop(
+    spec: TrainingSpec, state: State, batches: Batches, loss_of: Loss, log: Log | None, rank: int, world_size: int
+) -> None:
     settings = spec.train
     network = _parallel(state.unet, batches) if world_size > 1 else state.unet
     began = time.perf_counter() - state.seconds
     while state.step < settings.steps:
-        local = _step(spec, state, network, batches[state.step], rank, world_size)
+        local = _step(spec, state, network, batches[state.step], loss_of, world_size)
         state.step += 1
         state.seconds = time.perf_counter() - began
         logged = is_logged(state.step, settings.steps)
@@ -210,13 +205,13 @@ def _loop(spec: TrainingSpec, state: State, batches: Batches, log: Log | None, r
             _checkpoint(state, rank)
 
 
-def _step(spec: TrainingSpec, state: State, network: Any, batch: Batch, rank: int, world_size: int) -> Tensor:
+def _step(spec: TrainingSpec, state: State, network: Any, batch: Batch, loss_of: Loss, world_size: int) -> Tensor:
     """One step of Adam. Returns this rank's share of the loss: its sum over ranks is the mean over the global batch."""
     settings = spec.train
     if spec.unet.dropout > 0:
         torch.manual_seed(_dropout_seed(settings.seed, state.step))
-    eps_predicted = network(batch.x_t, models.network_time(batch.t), return_dict=False)[0]
-    share = l_simple(eps_predicted, batch.eps).sum() / settings.batch_size
+    output = network(batch.x_t, models.network_time(batch.t), return_dict=False)[0]
+    share = loss_of(output, batch).sum() / settings.batch_size
     state.optimizer.zero_grad()
     torch.autograd.backward(share * world_size)  # DDP takes the mean over ranks, where the shares want a sum
     if settings.gradient_clip is not None:

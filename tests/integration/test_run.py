@@ -149,12 +149,12 @@ def test_another_batch_size_is_the_same_images(finished, tmp_path):
     """Noise does not depend on batches; rounding may, so a grey level is allowed here and there."""
     import numpy as np
 
-    from orchestrator.config import load
+    from orchestrator.configfile import load
     from orchestrator.grid import plan
     from orchestrator.rundir import RunDir
     from orchestrator.work import Survey
     from workers.images import read_images
-    from workers.models import eps_model
+    from workers.models import load as load_network
     from workers.sampling import sample_shard
 
     def pictures(batch_size):
@@ -163,7 +163,7 @@ def test_another_batch_size_is_the_same_images(finished, tmp_path):
         shutil.copytree(finished / "models", rundir.models)
         found = {}
         for piece in Survey(config, plan(config), rundir, None, lambda damage: None).pieces(sampling=True):
-            sample_shard(piece.job, eps_model(piece.job.unet_folder, "cpu"), "cpu")
+            sample_shard(piece.job, load_network(piece.job.network, piece.job.diffusion, "cpu"), "cpu")
             place = (piece.job.settings.steps, str(piece.job.settings.eta))
             found[place] = np.concatenate([batch for _, batch in read_images(Path(piece.job.path))])
         return np.concatenate([found[place] for place in sorted(found)]).astype(int)

@@ -97,7 +97,7 @@ def test_every_feature_varies_over_the_digits(all_digits):
 
 def test_distance_grows_with_damage(all_digits):
     """FID of digits-convnet features orders pictures as a person would: digits, then ever noisier digits."""
-    extract = load(resolve(None, "digits", None), "cpu")
+    extract = load(resolve(None, "digits", None, (1, 8, 8)), "cpu")
     reference = Moments.of(extract(all_digits[:900]).features.numpy())
     noise = torch.randn(897, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     distances = [
@@ -165,7 +165,7 @@ def test_torch_fidelity_recomputes_our_numbers_from_png_files(all_digits, tmp_pa
         save_cpu_ram=True,
         verbose=False,
     )
-    extract = load(resolve(None, "digits", None), "cpu")
+    extract = load(resolve(None, "digits", None, (1, 8, 8)), "cpu")
     samples, reference = (extract(images) for images in halves.values())
     ours = frechet_distance(Moments.of(samples.features.numpy()), Moments.of(reference.features.numpy()))
     assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
@@ -178,7 +178,7 @@ def test_torch_fidelity_recomputes_our_numbers_from_png_files(all_digits, tmp_pa
 
 def test_resolving_a_name_imports_no_torch():
     code = (
-        "import sys; from eval.extractor_names import resolve; spec = resolve(None, 'digits', None); "
+        "import sys; from eval.extractor_names import resolve; spec = resolve(None, 'digits', None, (1, 8, 8)); "
         "assert not {'torch', 'torch_fidelity'} & set(sys.modules); print(spec.name, spec.weights_sha256)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -187,9 +187,9 @@ def test_resolving_a_name_imports_no_torch():
 
 def test_unknown_extractor_gets_a_suggestion():
     with pytest.raises(ValueError, match=r"unknown extractor 'inception-v3' \(did you mean 'inception-v3-compat'\?"):
-        resolve("inception-v3", "digits", None)
+        resolve("inception-v3", "digits", None, (1, 8, 8))
     with pytest.raises(ValueError, match="known: digits-convnet, inception-v3-compat, vgg16"):
-        resolve("zzz", "digits", None)
+        resolve("zzz", "digits", None, (1, 8, 8))
 
 
 def test_layers_and_files_are_torch_fidelitys():
@@ -206,17 +206,17 @@ def test_layers_and_files_are_torch_fidelitys():
 def test_weights_that_are_not_here_are_refused_with_the_ways_out(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ValueError) as error:
-        resolve(None, "photographs", None)
+        resolve(None, "photographs", None, (3, 32, 32))
     message = str(error.value)
     place = tmp_path / "hub" / "checkpoints" / Path(URL_INCEPTION_V3).name
     assert all(part in message for part in (URL_INCEPTION_V3, str(place), "evaluate.weights: PATH"))
     assert "\n" not in message
     with pytest.raises(ValueError, match=r"evaluate.weights: there is no file .*absent.pth"):
-        resolve(INCEPTION, "photographs", str(tmp_path / "absent.pth"))
+        resolve(INCEPTION, "photographs", str(tmp_path / "absent.pth"), (3, 32, 32))
     with pytest.raises(ValueError, match=r"torch.hub.load\('facebookresearch/dinov2', 'dinov2_vitb14'\)"):
-        resolve("dinov2-vit-b-14", "photographs", None)
+        resolve("dinov2-vit-b-14", "photographs", None, (3, 32, 32))
     with pytest.raises(ValueError, match="takes no weights path"):
-        resolve("dinov2-vit-b-14", "photographs", str(shipped_weights()))
+        resolve("dinov2-vit-b-14", "photographs", str(shipped_weights()), (3, 32, 32))
 
 
 @pytest.mark.parametrize("variables", [{}, {"XDG_CACHE_HOME": "~/elsewhere"}, {"TORCH_HOME": "~/torch-home"}])
@@ -233,7 +233,7 @@ def test_weights_that_torch_fidelity_has_cached_are_found(tmp_path, monkeypatch)
     place = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
     place.parent.mkdir(parents=True)
     place.write_bytes(b"weights")
-    spec = resolve(INCEPTION, "photographs", None)
+    spec = resolve(INCEPTION, "photographs", None, (3, 32, 32))
     assert (spec.weights_path, spec.weights_sha256) == (str(place), sha256(place))
     assert (spec.feature_layer, spec.logits_layer, spec.dimensions) == ("2048", "logits_unbiased", 2048)
 
@@ -263,7 +263,7 @@ def inception_file(tmp_path_factory) -> Path:
 
 
 def test_inception_gives_torch_fidelitys_features(inception_file, all_digits):
-    spec = resolve(INCEPTION, "photographs", str(inception_file))
+    spec = resolve(INCEPTION, "photographs", str(inception_file), (3, 32, 32))
     images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     theirs = torch_fidelity.utils.create_feature_extractor(
         INCEPTION, ["2048", "logits_unbiased"], cuda=False, feature_extractor_weights_path=str(inception_file),
@@ -294,7 +294,7 @@ class _Malicious:
 def test_weights_that_would_run_code_are_refused(tmp_path):
     trace, weights = tmp_path / "trace", tmp_path / "weights.pth"
     torch.save({"conv": _Malicious(trace)}, weights)
-    spec = resolve(INCEPTION, "photographs", str(weights))
+    spec = resolve(INCEPTION, "photographs", str(weights), (3, 32, 32))
     with pytest.raises(ValueError, match=r"weights.pth is no file of plain tensors"):
         load(spec, "cpu")
     assert not trace.exists()
@@ -306,16 +306,16 @@ def test_weights_of_another_extractor_are_refused(tmp_path):
     weights = tmp_path / "other.pth"
     torch.save({"conv": torch.zeros(3)}, weights)
     with pytest.raises(ValueError, match=r"other.pth holds no weights of inception-v3-compat: .*Missing key"):
-        load(resolve(INCEPTION, "photographs", str(weights)), "cpu")
+        load(resolve(INCEPTION, "photographs", str(weights), (3, 32, 32)), "cpu")
     with pytest.raises(ValueError, match=r"other.pth holds no weights of digits-convnet"):
-        load(resolve(DIGITS_CONVNET, "digits", str(weights)), "cpu")
+        load(resolve(DIGITS_CONVNET, "digits", str(weights), (1, 8, 8)), "cpu")
 
 
 def test_weights_other_than_those_resolved_are_refused(tmp_path):
     copy = tmp_path / "own.safetensors"
     copy.write_bytes(shipped_weights().read_bytes())
-    spec = resolve(DIGITS_CONVNET, "digits", str(copy))
-    assert spec == replace(resolve(None, "digits", None), weights_path=str(copy))
+    spec = resolve(DIGITS_CONVNET, "digits", str(copy), (1, 8, 8))
+    assert spec == replace(resolve(None, "digits", None, (1, 8, 8)), weights_path=str(copy))
     load(spec, "cpu")
     copy.write_bytes(b"changed meanwhile")
     with pytest.raises(ValueError, match="SHA-256"):
@@ -326,7 +326,7 @@ def test_weights_other_than_those_resolved_are_refused(tmp_path):
 
 
 def test_extractor_without_logits_gives_none(all_digits):
-    shipped = resolve(None, "digits", None)
+    shipped = resolve(None, "digits", None, (1, 8, 8))
     without = replace(shipped, logits_layer=None, classes=None)
     extraction = load(without, "cpu")(all_digits[:2])
     assert extraction.logits is None

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
-from eval import figures, tables
+from eval import figures, reconstruction, tables
 
 STEPS = (10, 20, 50, 100, 1000)
 ETAS = (0.0, 0.2, 0.5, 1.0, "sigma_hat")
@@ -173,100 +173,82 @@ def test_figures_leave_matplotlibs_settings_alone_and_need_neither_pyplot_nor_to
     program = (
         "import sys, pathlib, matplotlib\n"
         "matplotlib.rcParams['font.size'] = 33\n"
-        "from eval import figures, tables\n"
+        "from eval import figures, pictures, reconstruction, tables\n"
         "figures.quality(tables.frame([]), pathlib.Path(sys.argv[1]) / 'quality')\n"
+        "figures.reconstruction_error(reconstruction.frame([]), pathlib.Path(sys.argv[1]) / 'error')\n"
         "assert matplotlib.rcParams['font.size'] == 33\n"
         "assert not {'torch', 'ray', 'matplotlib.pyplot'} & set(sys.modules), sorted(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
 
 
-def digits(count=8, shape=(8, 8), seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
+ERRORS = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 1000: 0.0001}
 
 
-def find(picture, tile):
-    """Corners (x, y) at which `tile` stands in `picture`, pixel for pixel."""
-    height, width = tile.shape[:2]
-    windows = np.lib.stride_tricks.sliding_window_view(picture, (height, width, *picture.shape[2:]))
-    candidates = np.argwhere(
-        (windows[..., 0, 0] == tile[0, 0]) if picture.ndim == 2 else windows[:, :, 0, 0, 0, 0] >= 0
-    )
-    return [(int(c[1]), int(c[0])) for c in candidates if (picture[c[0] :, c[1] :][:height, :width] == tile).all()]
+def reconstructions(factor=1.0, **others):
+    """Rows as of table 2 of the paper, times `factor`, with a standard error of 5 percent."""
+    row = {"model": "m", "weights": "ema", "spacing": "linear", "num_images": 1000, "mse_8bit": 1.0, "seconds": 1.0}
+    return [
+        row | {"steps": s, "network_evaluations": 2 * s, "mse": factor * e, "mse_se": 0.05 * factor * e} | others
+        for s, e in ERRORS.items()
+    ]
 
 
-def test_samples_stand_in_rows_of_eta_and_columns_of_steps_enlarged_without_blur(tmp_path):
-    etas, steps = ("0.0", "0.2", "1.0", "sigma_hat"), (10, 50, 1000)
-    cells = {(eta, s): digits(seed=10 * i + s) for i, eta in enumerate(etas) for s in steps}
-    backwards = dict(reversed(cells.items()))
-    figures.samples(backwards, tmp_path / "samples.png")
-    assert [path.name for path in tmp_path.iterdir()] == ["samples.png"]
-    with Image.open(tmp_path / "samples.png") as image:
-        assert image.mode == "L"
-        picture = np.asarray(image)
-    corners = {}
-    for key, images in cells.items():
-        places = [find(picture, pixels.repeat(6, axis=0).repeat(6, axis=1)) for pixels in images]
-        assert [len(place) for place in places] == [1] * 8
-        (x0, y0) = places[0][0]
-        assert [(x - x0, y - y0) for ((x, y),) in places] == [(50 * (i % 4), 50 * (i // 4)) for i in range(8)]
-        corners[key] = (x0, y0)
-    for i, eta in enumerate(etas):
-        for j, s in enumerate(steps):
-            assert corners[eta, s] == (corners["0.0", steps[j]][0], corners[etas[i], 10][1])
-    assert [corners["0.0", s][0] for s in steps] == sorted(corners["0.0", s][0] for s in steps)
-    assert [corners[eta, 10][1] for eta in etas] == sorted(corners[eta, 10][1] for eta in etas)
+def draw_errors(rows):
+    figure = figures.reconstruction_figure(reconstruction.frame(rows))
+    figure.draw_without_rendering()
+    return figure
 
 
-def test_labels_stand_beside_rows_and_above_columns():
-    picture = np.asarray(figures.samples_image({("0.0", 10): digits(seed=1), ("sigma_hat", 10): digits(seed=2)}))
-    (x, y), = find(picture, digits(seed=1)[0].repeat(6, axis=0).repeat(6, axis=1))  # fmt: skip
-    assert (picture[: y - 2, x:] < 128).any()
-    assert (picture[y : y + 98, : x - 2] < 128).any()
-    assert (picture[y + 112 :, : x - 2] < 128).any()
+def test_reconstruction_errors_of_one_setting_are_a_line_with_bars_in_thousandths():
+    figure = draw_errors(reconstructions())
+    (panel,) = figure.axes
+    (line, _, (stems,)) = bars(panel)["Error"].lines
+    assert line.get_xdata(orig=False).tolist() == [10, 20, 50, 100, 1000]
+    np.testing.assert_allclose(line.get_ydata(orig=False), [14, 6.5, 2.3, 0.9, 0.1])
+    ends = np.array([segment[:, 1] for segment in stems.get_segments()])
+    np.testing.assert_allclose(ends, np.outer([14, 6.5, 2.3, 0.9, 0.1], [0.95, 1.05]))
+    assert (panel.get_xscale(), panel.get_yscale()) == ("log", "log")
+    assert panel.get_ylabel() == "Reconstruction error × 1000"
+    assert panel.get_title() == "weights = ema, spacing = linear, num_images = 1000"
+    assert not figure.legends
 
 
-def test_labels_of_columns_do_not_run_into_each_other_where_cells_are_narrow():
-    picture = np.asarray(figures.samples_image({("0.0", s): digits(1) for s in (1000, 2000, 5000)}))
-    inked = np.flatnonzero((picture[: figures.MARGIN + figures.FONT_SIZE] < 128).any(axis=0))
-    assert np.count_nonzero(np.diff(inked) >= figures.BLOCK_GAP) == 2
+def test_each_setting_of_a_reconstruction_has_its_line_and_the_legend_leaves_room_for_the_panel():
+    long = "runs/a$_$/a-checkpoint-with-a-long-name"  # as mathematics, "$_$" does not parse
+    rows = [
+        row
+        for model, factor in ((long, 1.0), ("b", 3.0))
+        for row in reconstructions(factor, model=model, **{"model.checkpoint": model})
+    ]
+    figure = draw_errors(rows)
+    (panel,) = figure.axes
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names[0] == "model.checkpoint = b"
+    assert names[1].replace("\n", "").replace(" ", "") == f"model.checkpoint={long}".replace("$", r"\$")
+    for name, factor in zip(names, (3.0, 1.0), strict=True):
+        np.testing.assert_allclose(
+            bars(panel)[name].lines[0].get_ydata(orig=False), 1000 * factor * np.array(list(ERRORS.values()))
+        )
+    assert not legend.get_window_extent().overlaps(panel.get_tightbbox())
+    assert legend.get_window_extent().width <= figure.bbox.width
+    alone = draw_errors(reconstructions()).axes[0].get_window_extent()
+    assert panel.get_window_extent().width > 0.95 * alone.width
+    assert panel.get_window_extent().height > 0.8 * alone.height
 
 
-def test_missing_cells_stay_blank_and_colour_is_kept():
-    colour = digits(4, (32, 32, 3), seed=1)
-    image = figures.samples_image({("0.0", 10): colour, ("1.0", 20): digits(4, (32, 32, 3), seed=2)})
-    assert image.mode == "RGB"
-    picture = np.asarray(image)
-    block = 2 * 64 + 2
-    tile = colour[0].repeat(2, axis=0).repeat(2, axis=1)
-    y, x = next((y, x) for y in range(60) for x in range(150) if (picture[y : y + 64, x : x + 64] == tile).all())
-    assert (picture[y : y + block, x + block + 4 :] == 255).all()  # eta 0.0, S = 20
-    assert not (picture[y : y + block, x : x + block] == 255).all()
+@pytest.mark.parametrize("rows", [[], reconstructions(mse=None)], ids=["no rows", "no errors"])
+def test_a_figure_without_any_error_says_so(rows):
+    (panel,) = draw_errors(rows).axes
+    assert [text.get_text() for text in panel.texts] == ["no error has been measured"]
 
 
-def test_large_images_are_reduced_and_a_column_of_grey_channels_is_grey():
-    image = figures.samples_image({("0.0", 10): digits(1, (256, 128, 1))})
-    assert image.mode == "L"
-    assert image.height < 200
-
-
-@pytest.mark.parametrize(
-    "images",
-    [
-        {},
-        {("0.0", 10): digits(8), ("0.0", 20): digits(4)},
-        {("0.0", 10): digits(0)},
-        {("0.0", 10): digits(8), ("0.0", 20): digits(8, (4, 4))},
-        {("ddim", 10): digits(8)},
-    ],
-    ids=["none", "other n", "n = 0", "other size", "no eta"],
-)
-def test_images_that_make_no_grid_are_refused(images):
-    with pytest.raises(ValueError):
-        figures.samples_image(images)
-
-
-def test_the_picture_of_a_full_grid_is_a_small_file(tmp_path):
-    cells = {(str(eta), s): digits(seed=i * 10 + j) for i, eta in enumerate(ETAS) for j, s in enumerate(STEPS)}
-    figures.samples(cells, tmp_path / "samples.png")
-    assert (tmp_path / "samples.png").stat().st_size < 2_000_000
+def test_the_figure_of_errors_is_written_whole_and_equal_for_equal_input(tmp_path):
+    rows = [*reconstructions(), *reconstructions(2.0, spacing="quadratic")]
+    for name, given in (("first", rows), ("second", rows[::-1])):
+        figures.reconstruction_error(reconstruction.frame(given), tmp_path / name / "reconstruction-error")
+    names = ["reconstruction-error.png", "reconstruction-error.svg"]
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import checkpoints
-from orchestrator.config import Config, load, merge, validate
+from orchestrator.config import Config, validate
+from orchestrator.configfile import load, merge
 from orchestrator.errors import UserError
 from orchestrator.grid import identity, plan
 
@@ -103,7 +104,7 @@ def test_an_axis_named_in_one_mapping_alone_has_its_default_in_the_others():
         ([{"steps": [10], "eta": [0]}, {"steps": [10]}], "named twice"),
         ({"train.workers": [1, 2]}, "train.workers makes no other cell"),
         ({"num_samples": [1, 2]}, "num_samples makes no other cell"),
-        ({"steps": [2000]}, "more than the model's T = 1000"),
+        ({"steps": [2000]}, "can't be chosen out of 1000 time steps"),
         ({"eta": [2]}, "eta"),
         ({"diffusion.schedule": ["lineal"]}, "schedule"),
     ],
@@ -196,7 +197,7 @@ def test_a_scheduler_gives_its_settings_and_the_config_overrides_them(tmp_path):
     ("scheduler", "unet", "message"),
     [
         ({"thresholding": True}, {}, "thresholding: True"),
-        ({"prediction_type": "v_prediction"}, {}, "prediction_type: v_prediction"),
+        ({"prediction_type": "flow"}, {}, "prediction: must be 'epsilon', 'sample' or 'v_prediction'"),
         ({"variance_type": "learned_range"}, {}, "variance_type"),
         ({"trained_betas": [0.1]}, {}, "trained_betas"),
         ({}, {"out_channels": 2}, "channels"),

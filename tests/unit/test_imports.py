@@ -35,7 +35,7 @@ def test_looking_imports_neither_torch_nor_ray(arguments):
 
 
 def test_status_imports_neither_torch_nor_ray(tmp_path):
-    from orchestrator.config import load
+    from orchestrator.configfile import load
 
     (tmp_path / "config.json").write_text(load("digits").model_dump_json())
     modules = modules_after(command("status", str(tmp_path)))

@@ -8,6 +8,7 @@ import torch
 from orchestrator import config
 from workers import models
 from workers.diffusion import schedule
+from workers.jobs import Oracle, SavedUnet
 
 UNET = config.Unet(
     block_out_channels=[8, 16],
@@ -16,6 +17,10 @@ UNET = config.Unet(
     up_block_types=["AttnUpBlock2D", "UpBlock2D"],
     norm_num_groups=4,
 )
+
+
+def load(folder):
+    return models.load(SavedUnet(str(folder)), config.DIFFUSION_DEFAULTS, "cpu")
 
 
 def network(seed, layout=torch.contiguous_format):
@@ -30,10 +35,10 @@ def test_a_saved_pipeline_is_read_by_diffusers_and_its_network_is_ours(tmp_path)
     pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path)
     x = torch.randn(3, 1, 8, 8)
     for folder, source in (("unet", other), ("unet_raw", raw)):
-        eps = models.eps_model(tmp_path / folder, "cpu")(x, 500)
+        eps = load(tmp_path / folder)(x, 500)
         torch.testing.assert_close(eps, source(x, 499).sample, rtol=0, atol=1e-6)
     with torch.no_grad():
-        ours, theirs = models.eps_model(tmp_path / "unet", "cpu")(x, 500), pipeline.unet(x, 499).sample
+        ours, theirs = load(tmp_path / "unet")(x, 500), pipeline.unet(x, 499).sample
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)  # the layouts in memory differ
     assert pipeline(batch_size=2, num_inference_steps=2, output_type="np").images.shape == (2, 8, 8, 1)
 
@@ -44,19 +49,27 @@ def test_files_hold_no_pickle(tmp_path):
     assert suffixes == {".json", ".safetensors"}
 
 
-def test_eps_model_never_asks_the_hub(tmp_path):
+def test_a_name_on_the_hub_is_never_asked_for():
     with pytest.raises(OSError):
-        models.eps_model("google/ddpm-cifar10-32", "cpu")
+        load("google/ddpm-cifar10-32")
 
 
-def test_time_may_differ_within_a_batch(tmp_path):
+def test_a_network_is_asked_at_the_papers_time(tmp_path):
     models.save_pipeline(tmp_path, network(0), models.ema_start(network(0)), config.DIFFUSION_DEFAULTS)
-    eps_theta = models.eps_model(tmp_path / "unet", "cpu")
     x = torch.randn(2, 1, 8, 8)
-    together = eps_theta(x, torch.tensor([1, 1000]))
-    apart = torch.cat([eps_theta(x[:1], 1), eps_theta(x[1:], 1000)])
-    torch.testing.assert_close(together, apart, rtol=0, atol=1e-5)
-    assert (eps_theta(x, 1) - eps_theta(x, 1000)).abs().max() > 1e-3
+    with torch.no_grad():
+        for t in (1, 1000):
+            torch.testing.assert_close(load(tmp_path / "unet")(x, t), network(0)(x, t - 1).sample, rtol=0, atol=1e-6)
+
+
+def test_an_oracle_is_a_network_too():
+    """Far from the data at little noise, eps points back to it: x = mean + a lot gives a large positive eps."""
+    for name in ("gaussian", "two-points"):
+        oracle = models.load(Oracle(config.Data(name=name, shape=(1, 4, 4))), config.DIFFUSION_DEFAULTS, "cpu")
+        eps = oracle(torch.full((3, 1, 4, 4), 5.0), 100)
+        assert eps.shape == (3, 1, 4, 4)
+        assert eps.dtype == torch.float32
+        assert eps.min() > 1
 
 
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])

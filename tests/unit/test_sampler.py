@@ -1,49 +1,75 @@
-"""The sampler against a float64 loop written from the paper, DDPM's posterior and diffusers' DDIMScheduler."""
+"""The sampler against float64 loops written from the paper, with none of its code, and against DDPM's posterior."""
+
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.diffusion.noise import normal
-from workers.diffusion.sampler import coefficients, sample, sigma, sigma_hat, step
+from workers.diffusion.process import Prediction
+from workers.diffusion.sampler import coefficients, decode, encode, sample, sigma, sigma_hat, step
 from workers.diffusion.schedule import alpha_bar
 from workers.diffusion.timesteps import tau
 
 ALPHA = alpha_bar("linear", 1000, 1e-4, 2e-2)
+JSD = alpha_bar("jsd", 1000, 0.0, 0.0)
 SHAPE = (2, 3, 3)
 INDICES = torch.arange(5)
 ETAS = [0.0, 0.2, 0.5, 1.0, "sigma_hat"]
 CLIPS = ["none", "x0", "x0_and_eps"]
+PREDICTIONS = ["epsilon", "sample", "v_prediction"]
+PATHS = {
+    "linear": tau("linear", 30, 1000),  # 30 does not divide 1000
+    "quadratic": tau("quadratic", 30, 1000),
+    "leading": tau("leading", 10, 1000),  # ends at 901
+    "ermongroup-quad": tau("ermongroup-quad", 50, 1000),  # starts with 1, 1, 2, 3 and ends at 801
+    "list": (3, 4, 250, 999),
+}
 TIMES = st.integers(2, 1000).flatmap(lambda t: st.tuples(st.just(t), st.integers(1, t - 1)))
 
 
+@cache
 def noise(t):
     return normal(3, INDICES, t, SHAPE)
 
 
-def oracle_eps(x, t):
+def noise64(t):
+    return noise(t).double()
+
+
+def oracle_eps(x, a):
     """The best eps for data N(0.3, 1.5^2): wide enough that clipping to [-1, 1] acts on many pixels."""
-    a = ALPHA[t]
-    return np.sqrt(1 - a) * (x - np.sqrt(a) * 0.3) / (a * 1.5**2 + 1 - a)
+    return (1 - a) ** 0.5 * (x - a**0.5 * 0.3) / (a * 1.5**2 + 1 - a)
 
 
-def nonlinear_eps(x, t):
-    """An eps that is no affine function of x and depends on t beyond alpha, as a network's."""
-    tanh = torch.tanh if isinstance(x, torch.Tensor) else np.tanh
-    return oracle_eps(x, t) + 0.1 * np.sin(t / 100) * tanh(x)
+def network(prediction):
+    """A model that is no affine function of x and depends on t beyond alpha, as a network's, for torch and numpy."""
+
+    def model(x, t):
+        a = ALPHA[t]
+        eps = oracle_eps(x, a) + 0.1 * np.sin(t / 100) * (torch.tanh if isinstance(x, torch.Tensor) else np.tanh)(x)
+        x0 = (x - (1 - a) ** 0.5 * eps) / a**0.5
+        return {"epsilon": eps, "sample": x0, "v_prediction": a**0.5 * eps - (1 - a) ** 0.5 * x0}[prediction]
+
+    return model
 
 
-def paper_loop(eps_function, times, eta, clip):
-    """Section 4 of the paper in numpy's float64, with none of the sampler's code."""
+def paper_loop(model, times, eta, clip, prediction="epsilon", alpha=ALPHA):
+    """Section 4 of the paper in numpy's float64."""
     x = noise(0).double().numpy()
     for i in range(len(times), 0, -1):
-        a, a_prev = ALPHA[times[i - 1]], ALPHA[times[i - 2]] if i > 1 else 1.0
+        a, a_prev = alpha[times[i - 1]], alpha[times[i - 2]] if i > 1 else 1.0
         variance = (1 - a_prev) / (1 - a) * (1 - a / a_prev) * (1.0 if eta == "sigma_hat" else eta) ** 2
-        eps = eps_function(x, times[i - 1])
-        x0 = (x - np.sqrt(1 - a) * eps) / np.sqrt(a)
+        output = model(x, times[i - 1])
+        if prediction == "epsilon":
+            eps, x0 = output, (x - np.sqrt(1 - a) * output) / np.sqrt(a)
+        elif prediction == "sample":
+            eps, x0 = (x - np.sqrt(a) * output) / np.sqrt(1 - a), output
+        else:  # x and v are x0 and eps, turned by the angle whose cosine is sqrt(a)
+            eps, x0 = np.sqrt(1 - a) * x + np.sqrt(a) * output, np.sqrt(a) * x - np.sqrt(1 - a) * output
         if clip != "none":
             x0 = np.minimum(np.maximum(x0, -1), 1)
         if clip == "x0_and_eps":
@@ -55,53 +81,51 @@ def paper_loop(eps_function, times, eta, clip):
     return x
 
 
-@pytest.mark.parametrize("eps_function", [oracle_eps, nonlinear_eps])
+def encoding_loop(model, x, times, alpha=ALPHA):
+    """Eq. 13 upwards in the paper's variables, an Euler step of (14) with eps at the time the step leads to."""
+    sigmas = np.sqrt((1 - alpha) / alpha)
+    x_bar, s = x, 0
+    for t in times:
+        x_bar = x_bar + (sigmas[t] - sigmas[s]) * model(x_bar / np.sqrt(sigmas[s] ** 2 + 1), t)
+        s = t
+    return x_bar * np.sqrt(alpha[s])
+
+
+def largest(difference, relative_to):
+    return np.abs(np.asarray(difference)).max() / np.abs(np.asarray(relative_to)).max()
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("eta", ETAS)
-@pytest.mark.parametrize("spacing", ["linear", "quadratic"])
-def test_agrees_with_a_float64_loop(spacing, eta, clip, eps_function):
-    times = tau(spacing, 30, 1000)  # 30 does not divide 1000
-    x0 = sample(eps_function, noise, ALPHA, times, eta, clip)
-    expected = paper_loop(eps_function, times, eta, clip)
-    assert x0.dtype == torch.float32
-    assert np.abs(x0.numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_agrees_with_a_float64_loop(prediction, eta, clip, path):
+    model, times = network(prediction), PATHS[path]
+    expected = paper_loop(model, times, eta, clip, prediction)
+    exact = sample(model, noise64, ALPHA, times, eta, clip, prediction)
+    assert largest(exact.numpy() - expected, expected) <= 1e-11
+    images = sample(model, noise, ALPHA, times, eta, clip, prediction)
+    assert images.dtype == torch.float32
+    assert largest(images.numpy() - expected, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("eta", ETAS)
+@pytest.mark.parametrize("clip", CLIPS)
+def test_all_predictions_of_one_network_give_the_same_images(clip, eta):
+    """`network` says the same about x0 in all three ways, so this holds whatever the loop above makes of them."""
+    images = [sample(network(p), noise64, ALPHA, PATHS["linear"], eta, clip, p) for p in PREDICTIONS]
+    for other in images[1:]:
+        assert largest(images[0] - other, other) <= 1e-11
 
 
 def test_settings_change_the_result():
     """The agreement above would mean little if the settings made no difference to these functions."""
-    results = [sample(nonlinear_eps, noise, ALPHA, tau("linear", 30, 1000), eta, c) for eta in ETAS for c in CLIPS]
-    results.append(sample(nonlinear_eps, noise, ALPHA, tau("quadratic", 30, 1000), 0.0, "none"))
+    model = network("epsilon")
+    results = [sample(model, noise, ALPHA, PATHS["linear"], eta, clip) for eta in ETAS for clip in CLIPS]
+    results += [sample(model, noise, ALPHA, times, 0.0, "none") for path, times in PATHS.items() if path != "linear"]
+    results += [sample(model, noise, ALPHA, PATHS["linear"], 0.0, "none", p) for p in PREDICTIONS[1:]]
     distances = [(a - b).abs().max() for i, a in enumerate(results) for b in results[:i]]
     assert min(distances) > 1e-3
-
-
-@pytest.mark.parametrize("steps", [1, 10, 250])
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("clip", CLIPS)
-def test_agrees_with_diffusers(steps, eta, clip):
-    """With `trailing` and S dividing T, diffusers takes the right times; float64 leaves rounding out of it."""
-    scheduler = DDIMScheduler(clip_sample=clip != "none", timestep_spacing="trailing")
-    scheduler.alphas_cumprod = torch.from_numpy(ALPHA[1:])
-    scheduler.final_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64)
-    scheduler.set_timesteps(steps)
-    x = noise(0).double()
-    for index in scheduler.timesteps.tolist():
-        eps, z = nonlinear_eps(x, index + 1), noise(index + 1).double()
-        kept = clip == "x0_and_eps"
-        x = scheduler.step(eps, index, x, eta, use_clipped_model_output=kept, variance_noise=z).prev_sample
-    ours = sample(nonlinear_eps, lambda t: noise(t).double(), ALPHA, tau("linear", steps, 1000), eta, clip)
-    assert (ours - x).abs().max() <= 1e-9 * x.abs().max()
-
-
-def test_agrees_with_diffusers_as_it_comes():
-    """In float32, with diffusers' own float32 alphas: 1 - alpha_1 = 1e-4 has there three digits less."""
-    scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
-    scheduler.set_timesteps(50)
-    x = noise(0)
-    for index in scheduler.timesteps.tolist():
-        x = scheduler.step(nonlinear_eps(x, index + 1), index, x, 1.0, variance_noise=noise(index + 1)).prev_sample
-    ours = sample(nonlinear_eps, noise, ALPHA, tau("linear", 50, 1000), 1.0, "none")
-    assert (ours - x).abs().max() <= 1e-4 * x.abs().max()
 
 
 @given(TIMES)
@@ -111,11 +135,11 @@ def test_eta_one_is_the_ddpm_posterior(times):
     beta = 1 - a / a_prev
     assert sigma(a, a_prev, 1.0) ** 2 == pytest.approx((1 - a_prev) / (1 - a) * beta, rel=1e-9)
     assert sigma_hat(a, a_prev) ** 2 == pytest.approx(beta, rel=1e-9)
-    x0, eps, zero = (torch.full((1, 1, 1, 1), v, dtype=torch.float64) for v in (0.7, -1.2, 0.0))
+    x0, eps = (torch.full((1, 1, 1, 1), v, dtype=torch.float64) for v in (0.7, -1.2))
     x = a**0.5 * x0 + (1 - a) ** 0.5 * eps
     posterior_mean = a_prev**0.5 * beta / (1 - a) * x0 + (1 - beta) ** 0.5 * (1 - a_prev) / (1 - a) * x
     for eta in (1.0, "sigma_hat"):
-        mean = step(x, eps, zero, coefficients(a, a_prev, eta), "none")
+        mean = step(Prediction(x0, eps), None, coefficients(a, a_prev, eta))
         assert mean.item() == pytest.approx(posterior_mean.item(), rel=1e-7)
 
 
@@ -124,6 +148,7 @@ def test_every_eta_keeps_the_marginals(times, eta):
     """Lemma 1: the noise that is kept and the noise that is added make up 1 - alpha of the earlier time."""
     a, a_prev = float(ALPHA[times[0]]), float(ALPHA[times[1]])
     c = coefficients(a, a_prev, eta)
+    assert c.signal == a_prev**0.5
     assert c.direction**2 + c.noise**2 == pytest.approx(1 - a_prev, rel=1e-9)
 
 
@@ -131,17 +156,38 @@ def test_every_eta_keeps_the_marginals(times, eta):
 def test_calls_model_and_noise_at_the_papers_times(eta):
     times, model_calls, noise_calls = tau("linear", 4, 1000), [], []
 
-    def eps_model(x, t):
+    def model(x, t):
         model_calls.append(t)
-        return oracle_eps(x, t)
+        return network("epsilon")(x, t)
 
     def recorded(t):
         noise_calls.append(t)
         return noise(t)
 
-    sample(eps_model, recorded, ALPHA, times, eta, "none")
+    sample(model, recorded, ALPHA, times, eta, "none")
     assert model_calls == [1000, 750, 500, 250]
     assert noise_calls == ([0] if eta == 0.0 else [0, 1000, 750, 500])
+
+
+@pytest.mark.parametrize("clip", ["none", "x0_and_eps"])
+@pytest.mark.parametrize("eta", ETAS)
+def test_a_repeated_time_stays_where_it_is_and_draws_no_noise(eta, clip):
+    """With clip `x0` it would move: eps is kept there, so that x0 and eps no longer make up x."""
+    model_calls, noise_calls = [], []
+
+    def model(x, t):
+        model_calls.append(t)
+        return network("epsilon")(x, t)
+
+    def recorded(t):
+        noise_calls.append(t)
+        return noise64(t)
+
+    repeated = sample(model, recorded, ALPHA, (1, 1, 1, 400, 400, 1000), eta, clip)
+    once = sample(network("epsilon"), noise64, ALPHA, (1, 400, 1000), eta, clip)
+    assert model_calls == [1000, 400, 400, 1, 1, 1]
+    assert noise_calls == ([0] if eta == 0.0 else [0, 1000, 400])
+    assert largest(repeated - once, once) <= 1e-12
 
 
 @pytest.mark.parametrize("eta", ETAS)
@@ -156,6 +202,83 @@ def test_perfect_eps_returns_the_image(eta):
     torch.testing.assert_close(x0, image.expand_as(x0), rtol=1e-4, atol=1e-4)
 
 
+def jsd_network(prediction):
+    """As `network`, from its x0, which is all that there is to predict where alpha is 0."""
+
+    def model(x, t):
+        a = JSD[t]
+        tanh = torch.tanh if isinstance(x, torch.Tensor) else np.tanh
+        x0 = 0.3 + a**0.5 * 1.5**2 * (x - a**0.5 * 0.3) / (a * 1.5**2 + 1 - a) + 0.1 * a * np.sin(t / 100) * tanh(x)
+        return x0 if prediction == "sample" else (a**0.5 * x - x0) / (1 - a) ** 0.5
+
+    return model
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("eta", ETAS)
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
+def test_a_schedule_that_ends_at_zero_works_without_eps(prediction, eta, clip):
+    """Where alpha_T = 0, x_T says nothing about x_0: the prediction there is the mean, whatever the noise."""
+    model = jsd_network(prediction)
+    for times in (tau("linear", 20, 1000), tau("quadratic", 20, 1000)):
+        images = sample(model, noise, JSD, times, eta, clip, prediction)
+        expected = paper_loop(model, times, eta, clip, prediction, JSD)
+        assert largest(images.numpy() - expected, expected) <= 1e-5
+    at_once = sample(model, noise, JSD, (1000,), eta, clip, prediction)
+    torch.testing.assert_close(at_once, torch.full_like(at_once, 0.3))
+
+
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
+def test_a_schedule_that_ends_at_zero_can_be_encoded(prediction):
+    x_T = encode(jsd_network(prediction), noise64(7), JSD, tau("linear", 20, 1000), prediction)
+    assert x_T.isfinite().all()
+    assert decode(jsd_network(prediction), x_T, JSD, tau("linear", 20, 1000), prediction).isfinite().all()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_encoding_agrees_with_a_float64_loop(path):
+    images, times = noise64(7), PATHS[path]
+    expected = encoding_loop(network("epsilon"), images.numpy(), times)
+    exact = encode(network("epsilon"), images, ALPHA, times)
+    assert largest(exact.numpy() - expected, expected) <= 1e-11
+    assert largest(encode(network("epsilon"), images.float(), ALPHA, times).numpy() - expected, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
+def test_encoding_takes_eps_at_the_time_it_asks_for(prediction):
+    """The network sees x as an x_t of the target time, so its x0 or v means the eps that goes with that time."""
+
+    def eps_model(x, t):
+        a, output = ALPHA[t], network(prediction)(x, t)
+        if prediction == "sample":
+            return (x - a**0.5 * output) / (1 - a) ** 0.5
+        return a**0.5 * output + (1 - a) ** 0.5 * x
+
+    expected = encoding_loop(eps_model, noise64(7).numpy(), PATHS["linear"])
+    exact = encode(network(prediction), noise64(7), ALPHA, PATHS["linear"], prediction)
+    assert largest(exact.numpy() - expected, expected) <= 1e-11
+
+
+def test_reconstruction_error_falls_with_the_number_of_steps():
+    """Table 2's experiment: Euler steps up and down leave an error of first order in 1/S."""
+    images = noise64(7).clamp(-1, 1)
+    errors = []
+    for steps in (10, 50, 100, 200):
+        times = tau("linear", steps, 1000)
+        x_T = encode(network("epsilon"), images, ALPHA, times)
+        errors.append((decode(network("epsilon"), x_T, ALPHA, times) - images).square().mean().sqrt().item())
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] < 0.1
+    assert errors[-2] / errors[-1] == pytest.approx(2, rel=0.05)
+
+
+def test_decoding_is_sampling_without_noise():
+    x_T = noise(0)
+    for prediction in PREDICTIONS:
+        expected = sample(network(prediction), noise, ALPHA, PATHS["list"], 0.0, "none", prediction)
+        assert torch.equal(decode(network(prediction), x_T, ALPHA, PATHS["list"], prediction), expected)
+
+
 def test_unknown_clip_is_named():
     with pytest.raises(ValueError, match=r"'x_0'.*none, x0, x0_and_eps"):
-        sample(oracle_eps, noise, ALPHA, (1000,), 0.0, "x_0")
+        sample(network("epsilon"), noise, ALPHA, (1000,), 0.0, "x_0")

@@ -1,39 +1,50 @@
-"""Schedules against diffusers' tables, which are float32."""
+"""Schedules by their definitions and against diffusers' tables, which are float32."""
+
+import math
 
 import numpy as np
 import pytest
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
+from hypothesis import given
+from hypothesis import strategies as st
 
-from workers.diffusion.schedule import alpha_bar
+from workers.diffusion.schedule import SCHEDULES, alpha_bar, betas
 
-DIFFUSERS_NAMES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+DIFFUSERS_NAMES = {
+    "linear": "linear",
+    "scaled_linear": "scaled_linear",
+    "cosine": "squaredcos_cap_v2",
+    "sigmoid": "sigmoid",
+}
+SETTINGS = [(1000, 1e-4, 2e-2), (1000, 0.00085, 0.012), (50, 2e-3, 0.4)]
+
+
+def diffusers_scheduler(schedule, timesteps, beta_start, beta_end):
+    cls = DDPMScheduler if schedule == "sigmoid" else DDIMScheduler  # DDIMScheduler has no sigmoid
+    return cls(timesteps, beta_start, beta_end, DIFFUSERS_NAMES[schedule])
 
 
 @pytest.mark.parametrize("schedule", DIFFUSERS_NAMES)
-@pytest.mark.parametrize(
-    ("timesteps", "beta_start", "beta_end"), [(1000, 1e-4, 2e-2), (1000, 0.00085, 0.012), (50, 2e-3, 0.4)]
-)
-def test_agrees_with_diffusers(schedule, timesteps, beta_start, beta_end):
-    scheduler = DDIMScheduler(
-        num_train_timesteps=timesteps,
-        beta_schedule=DIFFUSERS_NAMES[schedule],
-        beta_start=beta_start,
-        beta_end=beta_end,
-    )
-    ours = alpha_bar(schedule, timesteps, beta_start, beta_end)
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_agrees_with_diffusers(schedule, settings):
+    scheduler = diffusers_scheduler(schedule, *settings)
+    # Ours are exact to 1e-16; the others are differences from 1, or linspaces, in float32's 6e-8.
+    np.testing.assert_allclose(betas(schedule, *settings), scheduler.betas.numpy(), rtol=1e-6, atol=1e-7)
     # T roundings of float32 in a product. The last cosine beta, 0.999, keeps 1e-3 of its alpha: 6e-8 / 1e-3 more.
-    np.testing.assert_allclose(ours[1:], scheduler.alphas_cumprod.numpy(), rtol=1e-4)
+    np.testing.assert_allclose(alpha_bar(schedule, *settings)[1:], scheduler.alphas_cumprod.numpy(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("schedule", DIFFUSERS_NAMES)
-@pytest.mark.parametrize("timesteps", [1, 2, 1000])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("timesteps", [1, 2, 3, 1000])
 def test_has_a_one_in_front_and_decreases(schedule, timesteps):
     ours = alpha_bar(schedule, timesteps, 1e-4, 2e-2)
+    assert betas(schedule, timesteps, 1e-4, 2e-2).shape == (timesteps,)
     assert ours.shape == (timesteps + 1,)
-    assert ours.dtype == np.float64
+    assert ours.dtype == betas(schedule, timesteps, 1e-4, 2e-2).dtype == np.float64
     assert ours[0] == 1.0
     assert np.all(np.diff(ours) < 0)
-    assert ours[-1] > 0
+    assert (ours[-1] == 0.0) == (schedule == "jsd")
+    assert ours[-2] > 0
 
 
 def test_linear_schedule_of_the_paper_by_its_definition():
@@ -44,6 +55,35 @@ def test_linear_schedule_of_the_paper_by_its_definition():
         assert ours[s] == pytest.approx(product, rel=1e-12)
 
 
-def test_unknown_schedule_is_named():
-    with pytest.raises(ValueError, match=r"'sigmoid'.*linear, scaled_linear, cosine"):
-        alpha_bar("sigmoid", 1000, 1e-4, 2e-2)
+def test_sigmoid_by_its_definition():
+    ours = betas("sigmoid", 101, 1e-4, 2e-2)
+    for i in range(101):
+        logistic = 0.5 * (1 + math.tanh((-6 + 12 * i / 100) / 2))
+        assert ours[i] == pytest.approx(1e-4 + logistic * (2e-2 - 1e-4), rel=1e-12)
+
+
+@given(st.integers(1, 5000))
+def test_jsd_falls_linearly_to_exactly_zero(timesteps):
+    """The product telescopes: (T-1)/T (T-2)/(T-1) ... = (T-t)/T."""
+    ours = alpha_bar("jsd", timesteps, 1e-4, 2e-2)
+    np.testing.assert_allclose(ours, (timesteps - np.arange(timesteps + 1)) / timesteps, rtol=0, atol=1e-12)
+    assert ours[-1] == 0.0
+
+
+def test_constant_is_a_power_of_beta_end():
+    np.testing.assert_allclose(alpha_bar("constant", 1000, 1e-4, 2e-2), 0.98 ** np.arange(1001), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "ignored"), [("constant", "start"), ("cosine", "both"), ("jsd", "both"), ("sigmoid", "neither")]
+)
+def test_takes_no_notice_of_the_betas_it_says(schedule, ignored):
+    ours = betas(schedule, 10, 1e-4, 2e-2)
+    assert np.array_equal(ours, betas(schedule, 10, 2e-4, 2e-2)) == (ignored != "neither")
+    assert np.array_equal(ours, betas(schedule, 10, 1e-4, 3e-2)) == (ignored == "both")
+
+
+@pytest.mark.parametrize("function", [betas, alpha_bar])
+def test_unknown_schedule_is_named(function):
+    with pytest.raises(ValueError, match=r"'quad'.*linear, scaled_linear, cosine, sigmoid, constant, jsd"):
+        function("quad", 1000, 1e-4, 2e-2)

@@ -1,14 +1,17 @@
-"""Properties of tau, and the values of a few that are easy to check by hand."""
+"""Properties of tau, its values where they are easy to check by hand, and diffusers' time steps for every S and T."""
 
 from itertools import pairwise
 
 import pytest
+from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from workers.diffusion.timesteps import tau
+from workers.diffusion.timesteps import SPACINGS, remarks, tau
 
-SPACINGS = st.sampled_from(["linear", "quadratic"])
+PAPER = ["linear", "quadratic"]
+DIFFUSERS = ["leading", "trailing", "linspace"]
+REGULAR = st.sampled_from(PAPER + DIFFUSERS)
 
 
 @st.composite
@@ -17,22 +20,67 @@ def steps_and_timesteps(draw):
     return draw(st.integers(1, timesteps)), timesteps
 
 
-@given(SPACINGS, steps_and_timesteps())
+@given(REGULAR, steps_and_timesteps())
 @example("quadratic", (100, 1000))  # floor(c i^2) starts with three zeros here
 @example("quadratic", (999, 1000))
 @example("linear", (30, 1000))
-def test_is_increasing_of_length_s_and_ends_at_t(spacing, sizes):
+@example("trailing", (61, 1000))
+def test_is_increasing_and_of_length_s(spacing, sizes):
     steps, timesteps = sizes
     times = tau(spacing, steps, timesteps)
     assert len(times) == steps
     assert times[0] >= 1
+    assert times[-1] <= timesteps
     assert all(a < b for a, b in pairwise(times))
-    assert times[-1] == timesteps
+    assert all(type(t) is int for t in times)
+    assert remarks(spacing, steps, times) == []
+    if spacing in {"linear", "quadratic", "trailing"} or (spacing == "linspace" and steps > 1):
+        assert times[-1] == timesteps
+    if spacing in {"leading", "linspace"}:
+        assert times[0] == 1
 
 
-@given(SPACINGS, st.integers(1, 3000))
+@given(REGULAR, st.integers(1, 3000))
 def test_is_the_identity_at_full_length(spacing, timesteps):
     assert tau(spacing, timesteps, timesteps) == tuple(range(1, timesteps + 1))
+
+
+def diffusers_times(cls, spacing, steps, timesteps):
+    """diffusers' time steps as the paper's times, without the index -1 that `trailing` has for some S."""
+    scheduler = cls(num_train_timesteps=timesteps, timestep_spacing=spacing)
+    scheduler.set_timesteps(steps)
+    times = sorted(index + 1 for index in scheduler.timesteps.tolist())
+    if len(times) > steps:
+        assert (spacing, times[0]) == ("trailing", 0)  # no time of the model's: index -1 would be its last
+    return tuple(times[-steps:])
+
+
+@given(st.sampled_from(DIFFUSERS), steps_and_timesteps(), st.sampled_from([DDIMScheduler, DDPMScheduler]))
+@example("trailing", (16, 1000), DDIMScheduler)  # 1000 - i 62.5: every second value lies between two integers
+@example("trailing", (48, 1000), DDPMScheduler)
+@example("linspace", (55, 1000), DDIMScheduler)  # 18.5 i
+@example("linspace", (7, 10), DDPMScheduler)  # 1.5 i
+@example("leading", (30, 1000), DDIMScheduler)
+@example("trailing", (61, 1000), DDIMScheduler)  # diffusers has 62 here
+@example("trailing", (13, 15), DDPMScheduler)
+def test_is_diffusers_index_plus_one(spacing, sizes, cls):
+    assert tau(spacing, *sizes) == diffusers_times(cls, spacing, *sizes)
+
+
+@pytest.mark.parametrize("spacing", DIFFUSERS)
+def test_is_diffusers_index_plus_one_for_every_s_of_the_papers_t(spacing):
+    for steps in range(1, 1001):
+        assert tau(spacing, steps, 1000) == diffusers_times(DDIMScheduler, spacing, steps, 1000)
+
+
+@given(st.sampled_from(["leading", "trailing"]), steps_and_timesteps())
+def test_is_the_inverse_schedulers_index_plus_one(spacing, sizes):
+    assert tau(spacing, *sizes) == diffusers_times(DDIMInverseScheduler, spacing, *sizes)
+
+
+@given(st.integers(1, 100), st.integers(1, 50))
+def test_trailing_is_linear_where_s_divides_t(steps, factor):
+    assert tau("trailing", steps, steps * factor) == tau("linear", steps, steps * factor)
 
 
 def test_values():
@@ -41,14 +89,80 @@ def test_values():
     assert tau("quadratic", 10, 1000) == (10, 40, 90, 160, 250, 360, 490, 640, 810, 1000)
     # 1000 i^2 / 100^2 = i^2 / 10 lies below i up to i = 10.
     assert tau("quadratic", 100, 1000)[:12] == (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14)
+    assert tau("leading", 3, 1000) == (1, 334, 667)
+    assert tau("trailing", 3, 1000) == (333, 667, 1000)
+    assert tau("linspace", 3, 1000) == (1, 501, 1000)  # index 499.5, half to even
+    assert tau("linspace", 1, 1000) == (1,)
+
+
+def test_ermongroup_uniform_is_a_range():
+    """range(0, T, T // S) in indices: it ends before T, and 33 does not fit into 1000 thirty times but 31."""
+    assert tau("ermongroup-uniform", 10, 1000) == (1, 101, 201, 301, 401, 501, 601, 701, 801, 901)
+    times = tau("ermongroup-uniform", 30, 1000)
+    assert times == tuple(1 + 33 * i for i in range(31))
+    assert remarks("ermongroup-uniform", 10, tau("ermongroup-uniform", 10, 1000)) == []
+    assert remarks("ermongroup-uniform", 30, times) == [
+        "spacing ermongroup-uniform gives 31 time steps for steps 30: 31 network evaluations for each image, not 30"
+    ]
+
+
+def test_ermongroup_quad_repeats_times_and_ends_at_four_fifths():
+    """int(s)^2 steps of linspace(0, sqrt(800), S): with S = 10 they are 9.876 i^2, with S = 100 0.0816 i^2."""
+    assert tau("ermongroup-quad", 10, 1000) == (1, 10, 40, 89, 159, 247, 356, 484, 633, 801)
+    assert remarks("ermongroup-quad", 10, tau("ermongroup-quad", 10, 1000)) == []
+    times = tau("ermongroup-quad", 100, 1000)
+    assert times[:9] == (1, 1, 1, 1, 2, 3, 3, 4, 6)
+    assert times[-1] == 801
+    assert remarks("ermongroup-quad", 100, times) == [
+        "spacing ermongroup-quad repeats times for steps 100: "
+        "100 network evaluations for each image, at 96 different times"
+    ]
+
+
+@given(steps_and_timesteps())
+def test_ermongroup_times_never_fall_and_stay_inside(sizes):
+    steps, timesteps = sizes
+    for spacing in ("ermongroup-uniform", "ermongroup-quad"):
+        times = tau(spacing, steps, timesteps)
+        assert len(times) >= steps
+        assert times[0] == 1
+        assert times[-1] <= timesteps
+        assert all(a <= b for a, b in pairwise(times))
+        assert all(type(t) is int for t in times)
+        assert len(remarks(spacing, steps, times)) == (len(times) != steps) + (len(set(times)) != len(times))
+
+
+@given(st.sets(st.integers(1, 1000), min_size=1))
+def test_a_list_of_times_is_taken_as_it_is(times):
+    assert tau(sorted(times), len(times), 1000) == tuple(sorted(times))
+
+
+@pytest.mark.parametrize(
+    ("times", "steps", "message"),
+    [
+        ([1, 500, 1000], 4, "the spacing lists 3 times but steps is 4; set steps to 3"),
+        ([0, 500], 2, r"the spacing lists time 0; times must be in 1\.\.1000"),
+        ([500, 1001], 2, r"the spacing lists time 1001; times must be in 1\.\.1000"),
+        ([1, 1, 3], 3, "the spacing lists 1 before 1; list each time once, in increasing order"),
+        ([1000, 1], 2, "the spacing lists 1000 before 1; list each time once, in increasing order"),
+    ],
+)
+def test_a_list_that_is_no_tau_is_refused(times, steps, message):
+    with pytest.raises(ValueError, match=rf"^{message}$"):
+        tau(times, steps, 1000)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])
-def test_impossible_number_of_steps_is_refused(steps):
+@pytest.mark.parametrize("spacing", [*SPACINGS, []])
+def test_impossible_number_of_steps_is_refused(spacing, steps):
     with pytest.raises(ValueError, match=rf"^{steps} sampling steps can't be chosen out of 1000 .*$"):
-        tau("linear", steps, 1000)
+        tau(spacing, steps, 1000)
 
 
 def test_unknown_spacing_is_named():
-    with pytest.raises(ValueError, match=r"'uniform'.*linear, quadratic"):
+    with pytest.raises(ValueError, match=r"'uniform'.*linear, quadratic, leading, trailing, linspace"):
         tau("uniform", 10, 1000)
+
+
+def test_every_name_is_known():
+    assert len({tau(spacing, 30, 1000) for spacing in SPACINGS}) == len(SPACINGS)

@@ -1,9 +1,21 @@
-"""The forward process at one time, and its inversions for x0 and for eps."""
+"""The forward process at one time, and what a network's output says about x0 and eps."""
 
 import math
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+"""What a network predicts: the noise, the image x0, or v = sqrt(alpha_t) eps - sqrt(1 - alpha_t) x0 (Salimans & Ho
+2022, appendix D). The names are diffusers'."""
+
+
+class Prediction(NamedTuple):
+    """The image and the noise that a network sees in x_t; x_t = sqrt(alpha_t) x0 + sqrt(1 - alpha_t) eps."""
+
+    x0: Tensor
+    eps: Tensor
 
 
 def diffuse(x0: Tensor, eps: Tensor, alpha_bar_t: Tensor | float) -> Tensor:
@@ -28,6 +40,31 @@ def predict_eps(x_t: Tensor, x0: Tensor, alpha_bar_t: Tensor | float) -> Tensor:
     """The eps for which eq. 9 gives `x0`: (x_t - sqrt(alpha_t) x0) / sqrt(1 - alpha_t); shapes as in `diffuse`."""
     signal, noise = _scales(alpha_bar_t, x_t)
     return (x_t - signal * x0) / noise
+
+
+def velocity(x0: Tensor, eps: Tensor, alpha_bar_t: Tensor | float) -> Tensor:
+    """V = sqrt(alpha_t) eps - sqrt(1 - alpha_t) x0 (Salimans & Ho 2022, appendix D); shapes as in `diffuse`."""
+    signal, noise = _scales(alpha_bar_t, x0)
+    return signal * eps - noise * x0
+
+
+def predicted(output: Tensor, x_t: Tensor, alpha_bar_t: Tensor | float, prediction: PredictionType) -> Prediction:
+    """The x0 and eps that a network's `output` for `x_t` means; shapes as in `diffuse`.
+
+    Only `epsilon` divides by sqrt(alpha_t), so the others work where alpha_T is 0; `sample` divides by
+    sqrt(1 - alpha_t).
+
+    Raises:
+        ValueError: for an unknown `prediction`.
+    """
+    if prediction == "epsilon":
+        return Prediction(predict_x0(x_t, output, alpha_bar_t), output)
+    if prediction == "sample":
+        return Prediction(output, predict_eps(x_t, output, alpha_bar_t))
+    if prediction == "v_prediction":
+        signal, noise = _scales(alpha_bar_t, x_t)
+        return Prediction(signal * x_t - noise * output, signal * output + noise * x_t)
+    raise ValueError(f"unknown prediction {prediction!r}; known: epsilon, sample, v_prediction")
 
 
 def _scales(alpha_bar_t: Tensor | float, x: Tensor) -> tuple[Tensor, Tensor] | tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The sampler of the DDIM paper: eq. 12 along tau, from x_T down to x_0."""
+"""The sampler of the DDIM paper: one update, eq. 12, that samples, decodes and encodes along tau."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,18 +10,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.diffusion.process import predict_eps, predict_x0
+from workers.diffusion.process import Prediction, PredictionType, predict_eps, predict_x0, predicted
+
+Model = Callable[[Tensor, int], Tensor]
+"""A network's output for x, (B, C, H, W), and the paper's t in 1..T: eps, x0 or v, in the shape of x."""
+
+Eta = float | Literal["sigma_hat"]
 
 
 class Coefficients(NamedTuple):
-    """The numbers of one step from tau_i to tau_{i-1}, in float64."""
+    """What eq. 12 multiplies x0, eps and z by, in float64."""
 
-    alpha_t: float
-    alpha_prev: float
+    signal: float
+    """sqrt(alpha) of the time that the step leads to."""
     direction: float
-    """sqrt(1 - alpha_prev - sigma^2), which multiplies eps."""
+    """sqrt(1 - alpha - sigma^2)."""
     noise: float
-    """What multiplies z; 0 in the last step."""
+    """sigma; 0 in the last step."""
 
 
 def sigma(alpha_t: float, alpha_prev: float, eta: float) -> float:
@@ -34,65 +39,108 @@ def sigma_hat(alpha_t: float, alpha_prev: float) -> float:
     return math.sqrt(1 - alpha_t / alpha_prev)
 
 
-def coefficients(alpha_t: float, alpha_prev: float, eta: float | Literal["sigma_hat"]) -> Coefficients:
+def coefficients(alpha_t: float, alpha_prev: float, eta: Eta) -> Coefficients:
     """The coefficients of eq. 12. With sigma-hat the direction stays that of eta = 1; the last step adds no noise."""
     sigma_t = sigma(alpha_t, alpha_prev, 1.0 if eta == "sigma_hat" else eta)
     direction = math.sqrt(max(0.0, 1 - alpha_prev - sigma_t**2))  # rounding can take a zero below zero
     is_last = alpha_prev == 1.0
     noise = sigma_hat(alpha_t, alpha_prev) if eta == "sigma_hat" and not is_last else sigma_t
-    return Coefficients(alpha_t, alpha_prev, direction, noise)
+    return Coefficients(math.sqrt(alpha_prev), direction, noise)
 
 
-def step(x: Tensor, eps: Tensor, z: Tensor | None, c: Coefficients, clip: str) -> Tensor:
-    """x_{tau_{i-1}} from x_{tau_i}, eq. 12.
+def step(at: Prediction, z: Tensor | None, c: Coefficients) -> Tensor:
+    """X at the next time of the path, eq. 12.
 
     Args:
-        x: (B, C, H, W) float32, x_{tau_i}.
-        eps: as `x`, eps_theta(x_{tau_i}).
-        z: as `x`, standard normal; None where the step adds no noise.
+        at: what the network sees in x: x0 and eps, (B, C, H, W).
+        z: as x, standard normal; None where the step adds no noise.
         c: the coefficients of the step.
-        clip: `none`; `x0`: the predicted x0 is clipped to [-1, 1], eps kept; `x0_and_eps`: eps is recomputed from it.
+    """
+    x_next = c.signal * at.x0 + c.direction * at.eps
+    return x_next if z is None else x_next + c.noise * z
+
+
+def clipped(at: Prediction, x: Tensor, alpha_t: float, clip: str) -> Prediction:
+    """The prediction at x after clipping.
+
+    `none` leaves it; `x0` clips the predicted x0 to [-1, 1] and keeps eps, as diffusers' default; `x0_and_eps` also
+    takes the eps that leads from the clipped x0 to x, as DDPM's posterior mean does.
 
     Raises:
         ValueError: for an unknown `clip`.
     """
-    x0 = predict_x0(x, eps, c.alpha_t)  # eq. 9
-    if clip in ("x0", "x0_and_eps"):
-        x0 = x0.clamp(-1, 1)
-    elif clip != "none":
-        raise ValueError(f"unknown clip {clip!r}; known: none, x0, x0_and_eps")
+    if clip == "none":
+        return at
+    x0 = at.x0.clamp(-1, 1)
+    if clip == "x0":
+        return Prediction(x0, at.eps)
     if clip == "x0_and_eps":
-        eps = predict_eps(x, x0, c.alpha_t)
-    x_prev = math.sqrt(c.alpha_prev) * x0 + c.direction * eps
-    return x_prev if z is None else x_prev + c.noise * z
+        return Prediction(x0, predict_eps(x, x0, alpha_t))
+    raise ValueError(f"unknown clip {clip!r}; known: none, x0, x0_and_eps")
 
 
 @torch.no_grad()
 def sample(
-    eps_model: Callable[[Tensor, int], Tensor],
+    model: Model,
     noise: Callable[[int], Tensor],
     alpha_bar: NDArray[np.float64],
     tau: Sequence[int],
-    eta: float | Literal["sigma_hat"],
+    eta: Eta,
     clip: str,
+    prediction: PredictionType = "epsilon",
 ) -> Tensor:
     """Images from x_T by one step for each time in tau.
 
     Args:
-        eps_model: eps_theta(x, t) with the paper's t in 1..T, not a network's index t - 1.
+        model: the network; it is asked at the times of tau alone.
         noise: `noise(0)` is x_T, (B, C, H, W) float32; `noise(t)` the z of the step that starts at time t, asked for
             only where that step adds noise.
         alpha_bar: (T + 1,) with `alpha_bar[0] == 1`.
-        tau: increasing times in 1..T.
+        tau: increasing times in 1..T; a time that comes twice is a step that stays where it is.
         eta: the scale of eq. 16, or `sigma_hat`.
-        clip: as in `step`.
+        clip: as in `clipped`.
+        prediction: what the network predicts.
 
     Returns:
         (B, C, H, W) float32, x_0.
     """
     x = noise(0)
     for t_prev, t in reversed(list(pairwise([0, *tau]))):
-        c = coefficients(float(alpha_bar[t]), float(alpha_bar[t_prev]), eta)
-        z = noise(t) if c.noise > 0 else None
-        x = step(x, eps_model(x, t), z, c, clip)
+        alpha_t, alpha_prev = float(alpha_bar[t]), float(alpha_bar[t_prev])
+        c = coefficients(alpha_t, alpha_prev, eta)
+        at = clipped(predicted(model(x, t), x, alpha_t, prediction), x, alpha_t, clip)
+        x = step(at, noise(t) if c.noise > 0 else None, c)
+    return x
+
+
+def decode(
+    model: Model,
+    x_T: Tensor,
+    alpha_bar: NDArray[np.float64],
+    tau: Sequence[int],
+    prediction: PredictionType = "epsilon",
+) -> Tensor:
+    """x_0 from a given x_T, (B, C, H, W), by the ODE of eq. 14 downwards: `sample` with eta = 0 and no clipping."""
+    return sample(model, lambda _: x_T, alpha_bar, tau, 0.0, "none", prediction)
+
+
+@torch.no_grad()
+def encode(
+    model: Model,
+    x0: Tensor,
+    alpha_bar: NDArray[np.float64],
+    tau: Sequence[int],
+    prediction: PredictionType = "epsilon",
+) -> Tensor:
+    """x_T of given images by the ODE of eq. 14 upwards, in Euler steps of eq. 13 with eps at the step's target time.
+
+    At the source time, as eq. 13 is printed, the first step would ask the network at t = 0, which it was never trained
+    for. Arguments are as in `sample`, `x0` (B, C, H, W); nothing is clipped.
+    """
+    x = x0
+    for s, t in pairwise([0, *tau]):
+        alpha_s, alpha_t = float(alpha_bar[s]), float(alpha_bar[t])
+        eps = predicted(model(x, t), x, alpha_t, prediction).eps
+        ahead = Coefficients(math.sqrt(alpha_t), math.sqrt(1 - alpha_t), noise=0.0)
+        x = step(Prediction(predict_x0(x, eps, alpha_s), eps), None, ahead)
     return x

@@ -1,33 +1,59 @@
-"""Noise schedules: the cumulative products alpha_bar of the forward process, in float64 and without torch."""
+"""Noise schedules: the betas of the forward process and their cumulative products, in float64 and without torch."""
 
 import math
 
 import numpy as np
 from numpy.typing import NDArray
 
+SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid", "constant", "jsd")
+"""The names that `betas` knows."""
+
 MAX_BETA = 0.999
 """Nichol & Dhariwal's bound on a cosine schedule's beta: without it alpha_bar_T is 0, and eq. 9 divides by its root."""
 
 
-def alpha_bar(schedule: str, timesteps: int, beta_start: float, beta_end: float) -> NDArray[np.float64]:
-    """The products alpha_t = prod_{s<=t} (1 - beta_s) for t = 0..T, so that `alpha_bar[0] == 1`.
+def betas(schedule: str, timesteps: int, beta_start: float, beta_end: float) -> NDArray[np.float64]:
+    """The variances beta_1..beta_T that the forward process adds step by step.
 
-    `linear` is Ho et al. 2020, `scaled_linear` is Stable Diffusion's (linear in the root of beta), `cosine` is
-    Nichol & Dhariwal 2021, eq. 17, which takes no notice of `beta_start` and `beta_end`.
+    - `linear`: from `beta_start` to `beta_end`, Ho et al. 2020.
+    - `scaled_linear`: linear in the root of beta, Stable Diffusion's.
+    - `cosine`: Nichol & Dhariwal 2021, eq. 17; takes no notice of `beta_start` and `beta_end`.
+    - `sigmoid`: a logistic curve from -6 to 6, scaled to lie between `beta_start` and `beta_end`; GeoDiff's (Xu et al.
+      2022), diffusers' DDPMScheduler has it.
+    - `constant`: `beta_end` in each step, `const` in Ho et al.'s code; takes no notice of `beta_start`.
+    - `jsd`: 1/T, 1/(T-1), ..., 1 (Sohl-Dickstein et al. 2015), so that alpha_t falls linearly, to exactly 0 at T; takes
+      no notice of `beta_start` and `beta_end`.
 
     Returns:
-        (T + 1,) float64, strictly decreasing.
+        (T,) float64; entry i is beta at time i + 1.
 
     Raises:
         ValueError: for an unknown schedule.
     """
+    T = timesteps
     if schedule == "linear":
-        beta = np.linspace(beta_start, beta_end, timesteps)
-    elif schedule == "scaled_linear":
-        beta = np.linspace(math.sqrt(beta_start), math.sqrt(beta_end), timesteps) ** 2
-    elif schedule == "cosine":
-        f = np.cos((np.arange(timesteps + 1) / timesteps + 0.008) / 1.008 * math.pi / 2) ** 2
-        beta = np.minimum(1 - f[1:] / f[:-1], MAX_BETA)
-    else:
-        raise ValueError(f"unknown schedule {schedule!r}; known: linear, scaled_linear, cosine")
-    return np.concatenate([[1.0], np.cumprod(1 - beta)])
+        return np.linspace(beta_start, beta_end, T)
+    if schedule == "scaled_linear":
+        return np.square(np.linspace(math.sqrt(beta_start), math.sqrt(beta_end), T))
+    if schedule == "cosine":
+        f = np.square(np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * math.pi / 2))
+        return np.minimum(1 - f[1:] / f[:-1], MAX_BETA)
+    if schedule == "sigmoid":
+        return beta_start + (beta_end - beta_start) / (1 + np.exp(-np.linspace(-6, 6, T)))
+    if schedule == "constant":
+        return np.full(T, beta_end, dtype=np.float64)
+    if schedule == "jsd":
+        return 1 / np.arange(T, 0, -1)
+    raise ValueError(f"unknown schedule {schedule!r}; known: {', '.join(SCHEDULES)}")
+
+
+def alpha_bar(schedule: str, timesteps: int, beta_start: float, beta_end: float) -> NDArray[np.float64]:
+    """The products alpha_t = prod_{s<=t} (1 - beta_s) for t = 0..T, so that `alpha_bar[0] == 1`; see `betas`.
+
+    Returns:
+        (T + 1,) float64, strictly decreasing, positive but for the last of `jsd`, which is exactly 0.
+
+    Raises:
+        ValueError: for an unknown schedule.
+    """
+    return np.concatenate([[1.0], np.cumprod(1 - betas(schedule, timesteps, beta_start, beta_end))])

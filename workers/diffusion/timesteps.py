@@ -1,20 +1,91 @@
-"""The sub-sequences tau of 1..T that a sampler visits, in integers."""
+"""The sub-sequences tau of 1..T that a sampler visits: the paper's, diffusers', ermongroup's, or one's own."""
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+SPACINGS = ("linear", "quadratic", "leading", "trailing", "linspace", "ermongroup-uniform", "ermongroup-quad")
+"""The names that `tau` knows."""
 
 
-def tau(spacing: str, steps: int, timesteps: int) -> tuple[int, ...]:
-    """The S = `steps` times that are visited out of 1..T (T = `timesteps`), increasing and ending at T.
+def tau(spacing: str | Sequence[int], steps: int, timesteps: int) -> tuple[int, ...]:
+    """The times that are visited out of 1..T (T = `timesteps`), increasing: S = `steps` of them but for ermongroup's.
 
-    Appendix D.2 of the DDIM paper, floor(c i) and floor(c i^2), in integers and with c such that tau_S = T exactly.
-    As printed the quadratic one can start with zeros; the lower bound i makes its values distinct and positive.
+    - `linear`, `quadratic`: appendix D.2 of the DDIM paper, floor(c i) and floor(c i^2), in integers and with c such
+      that tau_S = T exactly. As printed the quadratic one can start with zeros; the lower bound i makes its values
+      distinct and positive.
+    - `leading`, `trailing`, `linspace`: `timestep_spacing` of diffusers' DDIMScheduler and DDPMScheduler with
+      `steps_offset` 0. `trailing` and, for S > 1, `linspace` end at T; `leading` starts at 1.
+    - `ermongroup-uniform`, `ermongroup-quad`: `skip_type` of the DDIM authors' released code, verbatim. The first can
+      have more than S entries; the second ends near 0.8 T and can visit a time more than once. See `remarks`.
+    - a sequence: those times themselves.
 
     Raises:
-        ValueError: unless 1 <= S <= T, and for an unknown spacing.
+        ValueError: unless 1 <= S <= T; for an unknown spacing; for a sequence that isn't S increasing times in 1..T.
     """
     S, T = steps, timesteps
     if not 1 <= S <= T:
         raise ValueError(f"{S} sampling steps can't be chosen out of {T} time steps; steps must be in 1..{T}")
+    if not isinstance(spacing, str):
+        return _listed(spacing, S, T)
     if spacing == "linear":
         return tuple(T * i // S for i in range(1, S + 1))
     if spacing == "quadratic":
         return tuple(max(i, T * i * i // (S * S)) for i in range(1, S + 1))
-    raise ValueError(f"unknown spacing {spacing!r}; known: linear, quadratic")
+    if spacing == "leading":
+        return _times_of(i * (T // S) for i in range(S))
+    if spacing == "trailing":
+        return _trailing(S, T)
+    if spacing == "linspace":
+        return _times_of(np.linspace(0, T - 1, S).round().astype(np.int64).tolist())
+    if spacing == "ermongroup-uniform":
+        return _times_of(range(0, T, T // S))
+    if spacing == "ermongroup-quad":
+        return _times_of(int(s) for s in np.linspace(0, np.sqrt(T * 0.8), S) ** 2)
+    raise ValueError(f"unknown spacing {spacing!r}; known: {', '.join(SPACINGS)}, or a list of times")
+
+
+def remarks(spacing: str | Sequence[int], steps: int, tau: Sequence[int]) -> list[str]:
+    """What a person who asked for `steps` steps should hear about the `tau` that came of it: a line for each point."""
+    lines = []
+    if len(tau) != steps:
+        lines.append(
+            f"spacing {spacing} gives {len(tau)} time steps for steps {steps}: "
+            f"{len(tau)} network evaluations for each image, not {steps}"
+        )
+    different = len(set(tau))
+    if different != len(tau):
+        lines.append(
+            f"spacing {spacing} repeats times for steps {steps}: "
+            f"{len(tau)} network evaluations for each image, at {different} different times"
+        )
+    return lines
+
+
+def _times_of(indices: Iterable[int]) -> tuple[int, ...]:
+    """The paper's times, from indices that count from 0."""
+    return tuple(index + 1 for index in indices)
+
+
+def _trailing(S: int, T: int) -> tuple[int, ...]:
+    """round(T - i T/S), halves as diffusers' `np.round(np.arange(T, 0, -T / S))` happens to round them.
+
+    So the stride is the one that `arange` takes, with its rounding error. For some S, as 61 of T = 1000, that `arange`
+    has an entry too many, next to 0, which diffusers takes for a time before the first; here there are always S.
+    """
+    stride = T - (T - T / S)
+    return tuple(round(T - i * stride) for i in reversed(range(S)))
+
+
+def _listed(times: Sequence[int], S: int, T: int) -> tuple[int, ...]:
+    """`times`, if they are a tau of length S in 1..T."""
+    if len(times) != S:
+        raise ValueError(f"the spacing lists {len(times)} times but steps is {S}; set steps to {len(times)}")
+    outside = [t for t in times if not 1 <= t <= T]
+    if outside:
+        raise ValueError(f"the spacing lists time {outside[0]}; times must be in 1..{T}")
+    for before, after in pairwise(times):
+        if after <= before:
+            raise ValueError(f"the spacing lists {before} before {after}; list each time once, in increasing order")
+    return tuple(times)

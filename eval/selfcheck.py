@@ -1,0 +1,266 @@
+"""The judge of `taugrid selfcheck`: a cell's images against a float64 loop of the paper and against the closed form.
+
+Nothing here uses the sampler, the noise, the oracle or the statistics of a run: whatever they share with the judge is
+the paper, the definition of the noise and the data. Statistics alone would let small faults pass, so that every image
+is recomputed; the recomputation alone would let a wrong table pass.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.diffusion.gaussian import Gaussian, TwoPoints, expected_fid, rounded, sampled
+
+Array = NDArray[np.float64]
+
+DIFFERING_SHARE = 0.002
+"""Largest share of pixels that may be off by one grey level. float32 took up to 1.3 in 10,000 across the border between
+two levels, in 96 cells of 5 to 20 steps and 4x4 or 8x8 pixels. TF32 in the oracle's products would take 40 to 310 in
+10,000, and rounding by truncation half of all."""
+
+Z_LIMIT = 5.0
+"""Largest |z|: a normal one is beyond it once in 1.7 million, so that a grid of 100 cells with three each fails by
+chance for one seed in some 6,000."""
+
+FID_TOLERANCE = 2e-6
+"""Largest relative error of the table's FID. The float32 of its features moved it by up to 2.6e-7 in those cells that
+are Gaussian; covariances divided by N instead of N - 1 moved it by 8e-4 at N = 512."""
+
+ROWS_AT_ONCE = 4096
+"""Images that are recomputed at a time, so that memory does not grow with N."""
+
+
+@dataclass(frozen=True, eq=False)
+class CellSettings:
+    """The settings that determine a cell's images."""
+
+    data: Gaussian | TwoPoints
+    alpha_bar: Array
+    """(T + 1,) with `alpha_bar[0] == 1`."""
+    tau: Sequence[int]
+    """Increasing times in 1..T."""
+    eta: float | Literal["sigma_hat"]
+    clip: str
+    seed: int
+    num_samples: int
+
+
+class Comparison(NamedTuple):
+    """A number of the run beside the one that it should be near, and how far it is off in standard deviations."""
+
+    measured: float
+    exact: float
+    z: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found of a cell. No `problems` means that all is well."""
+
+    differing_share: float
+    """The share of pixels that differ from the recomputed ones."""
+    largest_difference: int
+    """In grey levels."""
+    mean: Comparison | None
+    """Of the means: the whitened error's squared length by N, which should be d. None for two points, as the others."""
+    covariance: Comparison | None
+    """Of the covariances: (N - 1) / 2 times the whitened error's squared norm, which should be d (d + 1) / 2."""
+    fid: Comparison | None
+    """The table's FID beside its expectation at this N."""
+    recomputed_fid: float | None
+    """FID from the judge's own moments of the images."""
+    problems: tuple[str, ...]
+    """A line for each."""
+
+
+def judge(
+    images: NDArray[np.uint8],
+    index: NDArray[np.int64],
+    cell: CellSettings,
+    fid: float | None = None,
+    reference: NDArray[np.uint8] | None = None,
+) -> Verdict:
+    """Judge one cell by its images.
+
+    Moments, FID and the search for equal images are for Gaussian data alone: the images of two points lie on one curve,
+    so that many of a cell's are equal after rounding.
+
+    Args:
+        images: (n, C, H, W), as they lie in the files, in any order.
+        index: (n,), which sample each of them says it is.
+        cell: what they were to be made with.
+        fid: what the run's table says, from features uint8 / 127.5 - 1.
+        reference: (M, C, H, W), the images that `fid` compares with.
+
+    Raises:
+        ValueError: for a Gaussian cell without `fid` or `reference`.
+    """
+    problems = index_problems(index, cell.num_samples)
+    difference = np.abs(images.reshape(len(images), -1).astype(np.int64) - recomputed(index, cell))
+    share, largest = float((difference > 0).mean()), int(difference.max())
+    if largest > 1:
+        off = int((difference > 1).any(axis=1).sum())
+        problems.append(f"{off} of {len(images)} images are not those of (seed, n): off by up to {largest} grey levels")
+    elif share > DIFFERING_SHARE:
+        problems.append(f"{share:.1%} of pixels are off by one grey level; rounding explains {DIFFERING_SHARE:.1%}")
+    if isinstance(cell.data, TwoPoints):
+        return Verdict(share, largest, None, None, None, None, tuple(problems))
+    if fid is None or reference is None:
+        raise ValueError("a Gaussian cell is judged with the FID of the table and the reference's images")
+    problems += equal_images(images, index)
+    exact = rounded(sampled(cell.data, cell.alpha_bar, cell.tau, cell.eta))
+    found, known = _Moments.of(images), _Moments.of(reference)
+    mean, covariance = _compare_mean(found, exact), _compare_covariance(found, exact)
+    expected = expected_fid(exact, rounded(cell.data), found.n, known.n)
+    compared = Comparison(fid, expected.mean, (fid - expected.mean) / expected.sd)
+    problems += _beyond_limit({"mean": mean, "covariance": covariance, "FID": compared})
+    again = _frechet_distance(found, known)
+    if not abs(fid - again) <= FID_TOLERANCE * again:
+        problems.append(f"the table's FID is {fid:.8g}, that of the images on disk {again:.8g}")
+    return Verdict(share, largest, mean, covariance, compared, again, tuple(problems))
+
+
+def reference_problems(reference: NDArray[np.uint8], data: Gaussian) -> list[str]:
+    """Lines that say where the moments of the reference's images, (M, C, H, W), are not those of `data`."""
+    found, exact = _Moments.of(reference), rounded(data)
+    comparisons = {"mean": _compare_mean(found, exact), "covariance": _compare_covariance(found, exact)}
+    return [f"reference: {line}" for line in _beyond_limit(comparisons)]
+
+
+def _beyond_limit(comparisons: Mapping[str, Comparison]) -> list[str]:
+    return [
+        f"{name}: {measured:.6g} where {exact:.6g} is expected, z = {z:.1f}"
+        for name, (measured, exact, z) in comparisons.items()
+        if not abs(z) <= Z_LIMIT  # so that nan is beyond it
+    ]
+
+
+def index_problems(index: NDArray[np.int64], num_samples: int) -> list[str]:
+    """Lines that say which of 0..N-1 are not there exactly once, and what else is."""
+    counts = Counter(index.tolist())
+    kinds = {
+        "missing": sorted(set(range(num_samples)) - set(counts)),
+        "there more than once": sorted(n for n, count in counts.items() if count > 1),
+        f"outside 0..{num_samples - 1}": sorted(n for n in counts if not 0 <= n < num_samples),
+    }
+    return [f"{len(which)} indices are {kind}, the first is {which[0]}" for kind, which in kinds.items() if which]
+
+
+def equal_images(images: NDArray[np.uint8], index: NDArray[np.int64]) -> list[str]:
+    """A line that says how many images are equal to an earlier one, if any."""
+    first: dict[bytes, int] = {}
+    equal = [
+        (earlier, n)
+        for n, image in zip(index.tolist(), images, strict=True)
+        if (earlier := first.setdefault(hashlib.sha256(image.tobytes()).digest(), n)) != n
+    ]
+    return [f"{len(equal)} images are equal to others, first {equal[0][0]} and {equal[0][1]}"] if equal else []
+
+
+def recomputed(index: NDArray[np.int64], cell: CellSettings) -> NDArray[np.int64]:
+    """The grey levels (n, d) of the samples `index`, (n,), in float64 from section 4 of the paper."""
+    parts = [_recomputed(index[start : start + ROWS_AT_ONCE], cell) for start in range(0, len(index), ROWS_AT_ONCE)]
+    return np.concatenate(parts)
+
+
+def _recomputed(index: NDArray[np.int64], cell: CellSettings) -> NDArray[np.int64]:
+    dims = cell.data.points.shape[1] if isinstance(cell.data, TwoPoints) else len(cell.data.mean)
+    x = standard_normals(cell.seed, index, 0, dims)
+    for i in range(len(cell.tau), 0, -1):
+        t, a = cell.tau[i - 1], cell.alpha_bar[cell.tau[i - 1]]
+        a_prev = cell.alpha_bar[cell.tau[i - 2]] if i > 1 else 1.0
+        x0 = _expected_x0(cell.data, x, a)
+        eps = (x - np.sqrt(a) * x0) / np.sqrt(1 - a)
+        if cell.clip != "none":
+            x0 = np.minimum(np.maximum(x0, -1), 1)
+        if cell.clip == "x0_and_eps":
+            eps = (x - np.sqrt(a) * x0) / np.sqrt(1 - a)
+        eta = 1.0 if cell.eta == "sigma_hat" else cell.eta
+        variance = eta**2 * (1 - a_prev) / (1 - a) * (1 - a / a_prev)  # eq. 16
+        x = np.sqrt(a_prev) * x0 + np.sqrt(max(1 - a_prev - variance, 0)) * eps  # eq. 12
+        if cell.eta == "sigma_hat":
+            variance = 1 - a / a_prev
+        if i > 1 and variance > 0:
+            x += np.sqrt(variance) * standard_normals(cell.seed, index, t, dims)
+    return np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.int64)
+
+
+def _expected_x0(data: Gaussian | TwoPoints, x: Array, a: float) -> Array:
+    """E[x_0 | x_t] by Bayes, (n, d): of a Gaussian by regression on x_t, of two points by their posterior weights."""
+    posterior: Array
+    if isinstance(data, Gaussian):
+        covariance = data.covariance
+        gain = np.linalg.solve(a * covariance + (1 - a) * np.eye(len(covariance)), np.sqrt(a) * covariance)
+        posterior = data.mean + (x - np.sqrt(a) * data.mean) @ gain
+    else:
+        distances = np.square(x[:, None] - np.sqrt(a) * data.points).sum(axis=2)
+        log_weights = np.log(data.weights) - distances / (2 * (1 - a))
+        weights = np.exp(log_weights - log_weights.max(axis=1, keepdims=True))
+        posterior = weights @ data.points / weights.sum(axis=1, keepdims=True)
+    return posterior
+
+
+def standard_normals(seed: int, index: NDArray[np.int64], time: int, dims: int) -> Array:
+    """The noise of the samples `index` at `time`, (n, dims), from its definition in `workers/diffusion/noise.py`.
+
+    Philox4x32-10 with counter (block, time, index mod 2^32, index div 2^32), its key being the first 8 bytes of a
+    SHA-256; pairs of words to pairs of normals by Box and Muller, rounded to float32.
+    """
+    digest = hashlib.sha256(f"taugrid/sample/{seed}".encode()).digest()
+    key = np.frombuffer(digest[:8], dtype="<u4").astype(np.uint64)
+    n = index.astype(np.uint64)[:, None]
+    block = np.arange(-(-dims // 4), dtype=np.uint64)
+    word, low = np.uint64(32), np.uint64(0xFFFFFFFF)
+    counter = list(np.broadcast_arrays(block, np.uint64(time), n & low, n >> word))
+    for _ in range(10):
+        left, right = np.uint64(0xD2511F53) * counter[0], np.uint64(0xCD9E8D57) * counter[2]
+        counter = [right >> word ^ counter[1] ^ key[0], right & low, left >> word ^ counter[3] ^ key[1], left & low]
+        key = key + np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64) & low
+    u = (np.stack(counter, axis=2).reshape(len(index), -1, 2) + 0.5) / 2**32
+    radius, angle = np.sqrt(-2 * np.log(u[..., 0])), 2 * np.pi * u[..., 1]
+    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2).reshape(len(index), -1)
+    return pairs[:, :dims].astype(np.float32).astype(np.float64)
+
+
+class _Moments(NamedTuple):
+    n: int
+    mean: Array
+    covariance: Array
+
+    @classmethod
+    def of(cls, images: NDArray[np.uint8]) -> "_Moments":
+        pixels = images.reshape(len(images), -1) / 127.5 - 1
+        return cls(len(pixels), pixels.mean(axis=0), np.cov(pixels, rowvar=False))
+
+
+def _compare_mean(found: _Moments, exact: Gaussian) -> Comparison:
+    """N |Sigma^(-1/2) (m - mean)|^2 follows chi-square with d degrees, whose cube root is nearly normal (Wilson &
+    Hilferty 1931)."""
+    error = exact.eigenvectors.T @ (found.mean - exact.mean)
+    d = len(error)
+    square = found.n * float((np.square(error) / exact.eigenvalues).sum())
+    z = ((square / d) ** (1 / 3) - (1 - 2 / (9 * d))) / np.sqrt(2 / (9 * d))
+    return Comparison(square, d, float(z))
+
+
+def _compare_covariance(found: _Moments, exact: Gaussian) -> Comparison:
+    """(N - 1) / 2 tr (Sigma^(-1/2) S Sigma^(-1/2) - I)^2 has mean d (d + 1) / 2 and, N and d growing together, variance
+    d^2 (1 + 2 d / N) (Ledoit & Wolf 2002)."""
+    root = exact.eigenvectors / np.sqrt(exact.eigenvalues)
+    d = len(exact.mean)
+    square = (found.n - 1) / 2 * float(np.square(root.T @ found.covariance @ root - np.eye(d)).sum())
+    mean = d * (d + 1) / 2
+    return Comparison(square, mean, (square - mean) / (d * np.sqrt(1 + 2 * d / found.n)))
+
+
+def _frechet_distance(a: _Moments, b: _Moments) -> float:
+    """|m_a - m_b|^2 + tr A + tr B - 2 tr (A B)^1/2; L^T A L has the eigenvalues of A B where B = L L^T."""
+    factor = np.linalg.cholesky(b.covariance)
+    eigenvalues = np.linalg.eigvalsh(factor.T @ a.covariance @ factor)
+    traces = np.trace(a.covariance) + np.trace(b.covariance)
+    return float(np.square(a.mean - b.mean).sum() + traces - 2 * np.sqrt(np.maximum(eigenvalues, 0)).sum())

@@ -1,0 +1,249 @@
+"""Data of which everything is known: the draws, the best eps, and the closed form of what the sampler makes of them.
+
+Inputs of the statistical tests are fixed, so one that passes once passes always; tolerances are at least four standard
+errors, so that chance would not explain a failure after a change of the inputs either.
+"""
+
+import hashlib
+from dataclasses import replace
+from itertools import product
+from math import erfc, sqrt
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from eval import statistics
+from workers.diffusion.gaussian import (
+    Gaussian,
+    draw,
+    expected_fid,
+    frechet_distance,
+    gaussian,
+    rounded,
+    sampled,
+    two_points,
+)
+from workers.diffusion.objective import l_simple
+from workers.diffusion.oracle import gaussian_eps, two_points_eps
+from workers.diffusion.process import diffuse
+from workers.diffusion.sampler import decode, sample
+from workers.diffusion.schedule import alpha_bar
+from workers.diffusion.timesteps import tau
+from workers.images import to_uint8
+
+ALPHA = alpha_bar("linear", 1000, 1e-4, 2e-2)
+SHAPE = (2, 2, 3)
+DATA = gaussian(SHAPE)
+POINTS = two_points(SHAPE)
+ETAS = [0.0, 0.5, 1.0, "sigma_hat"]
+
+
+def test_gaussian_is_what_it_says():
+    mean, covariance = DATA.mean.reshape(SHAPE), DATA.covariance.reshape(*SHAPE, *SHAPE)
+    assert mean[0, 0, 0] == -0.1
+    assert mean[1, 1, 2] == 0.1
+    assert (np.diff(DATA.mean) > 0).all()
+    for c, i, j, d, k, l in product(range(2), range(2), range(3), repeat=2):  # noqa: E741
+        expected = 0.1**2 * 0.5 ** abs(i - k) * 0.6 ** abs(j - l) if c == d else 0.0
+        assert covariance[c, i, j, d, k, l] == pytest.approx(expected, abs=1e-15)
+
+
+def test_draws_have_the_moments():
+    n, draws = 20_000, draw(DATA, 20_000, seed=1)
+    z_mean = (draws.mean(axis=0) - DATA.mean) / np.sqrt(np.diag(DATA.covariance) / n)
+    c = DATA.covariance
+    z_covariance = (np.cov(draws, rowvar=False) - c) / np.sqrt((c**2 + np.outer(np.diag(c), np.diag(c))) / n)
+    assert np.abs(z_mean).max() < 4
+    assert np.abs(z_covariance).max() < 4.5
+
+
+def test_draws_of_two_points_have_the_weights():
+    draws = draw(POINTS, 10_000, seed=1)
+    first = (draws == POINTS.points[0]).all(axis=1)
+    assert ((draws == POINTS.points[1]).all(axis=1) | first).all()
+    assert first.mean() == pytest.approx(0.4, abs=4 * sqrt(0.4 * 0.6 / 10_000))
+
+
+@pytest.mark.parametrize(
+    ("data", "digest"),
+    [
+        (gaussian((1, 8, 8)), "ed4d1a99e8583a86"),
+        (two_points((1, 8, 8)), "a6a6228d6613da76"),
+    ],
+)
+def test_8_bit_draws_never_change(data, digest):
+    """They are data sets, and runs on disk depend on them."""
+    images = to_uint8(draw(data, 1000, seed=0))
+    assert hashlib.sha256(images.tobytes()).hexdigest()[:16] == digest
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8)])
+def test_one_image_in_a_million_is_clipped_at_most(shape):
+    data = gaussian(shape)
+    cells = product(("linear", "quadratic"), (5, 10, 20, 50, 1000), ETAS)
+    for pixels in [data, *(sampled(data, ALPHA, tau(spacing, s, 1000), eta) for spacing, s, eta in cells)]:
+        scale = np.sqrt(2 * np.square(pixels.eigenvectors) @ pixels.eigenvalues)
+        tails = [erfc((1 - m) / s) / 2 + erfc((1 + m) / s) / 2 for m, s in zip(pixels.mean, scale, strict=True)]
+        assert sum(tails) < 1e-6
+
+
+@pytest.mark.parametrize("t", [1, 50, 500, 1000])
+def test_gaussian_eps_is_the_conditional_expectation(t):
+    """E[eps | x_t] from the joint normal distribution of x_0 and eps, with full matrices."""
+    a, d = ALPHA[t], len(DATA.mean)
+    joint = np.block([[DATA.covariance, np.zeros((d, d))], [np.zeros((d, d)), np.eye(d)]])
+    to_x_t, to_eps = np.hstack([sqrt(a) * np.eye(d), sqrt(1 - a) * np.eye(d)]), np.eye(2 * d)[d:]
+    regression = to_eps @ joint @ to_x_t.T @ np.linalg.inv(to_x_t @ joint @ to_x_t.T)
+    x = np.random.default_rng(0).standard_normal((5, d))
+    expected = (x - sqrt(a) * DATA.mean) @ regression.T
+    exact = gaussian_eps(DATA, ALPHA, "cpu", torch.float64)(torch.from_numpy(x).reshape(5, *SHAPE), t)
+    np.testing.assert_allclose(exact.flatten(1).numpy(), expected, rtol=1e-10, atol=1e-12)
+    single = gaussian_eps(DATA, ALPHA, "cpu")(torch.from_numpy(x).float().reshape(5, *SHAPE), t)
+    assert single.dtype == torch.float32
+    np.testing.assert_allclose(single.flatten(1).numpy(), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("t", [1, 50, 500, 1000])
+def test_two_points_eps_is_the_conditional_expectation(t):
+    """Bayes with scipy's densities; x is near the points, where both of them count, and far out."""
+    a = ALPHA[t]
+    near = sqrt(a) * POINTS.points.mean(axis=0) + sqrt(1 - a) * np.random.default_rng(0).standard_normal((20, 12)) / 9
+    x = np.concatenate([near, [[30.0] * 12, [-30.0] * 12]]).astype(np.float32).astype(np.float64)
+    covariance = (1 - a) * np.eye(12)
+    logs = [stats.multivariate_normal(sqrt(a) * point, covariance).logpdf(x) for point in POINTS.points]
+    joint = np.stack(logs, axis=1) + np.log([0.4, 0.6])
+    weights = np.exp(joint - joint.max(axis=1, keepdims=True))
+    x0 = weights @ POINTS.points / weights.sum(axis=1, keepdims=True)
+    expected = (x - sqrt(a) * x0) / sqrt(1 - a)
+    exact = two_points_eps(POINTS, ALPHA, "cpu", torch.float64)(torch.from_numpy(x).reshape(22, *SHAPE), t)
+    np.testing.assert_allclose(exact.flatten(1).numpy(), expected, rtol=1e-9, atol=1e-9)
+    single = two_points_eps(POINTS, ALPHA, "cpu")(torch.from_numpy(x).float().reshape(22, *SHAPE), t)
+    np.testing.assert_allclose(single.flatten(1).numpy(), expected, rtol=0, atol=1e-4 / sqrt(1 - a))
+
+
+@pytest.mark.parametrize("data", [DATA, POINTS], ids=["gaussian", "two points"])
+@pytest.mark.parametrize("t", [50, 400])
+def test_no_other_eps_has_a_lower_loss(data, t):
+    """L_simple, on the same images and noise, of the oracle and of functions near it."""
+    oracle = (gaussian_eps if isinstance(data, Gaussian) else two_points_eps)(data, ALPHA, "cpu", torch.float64)
+    x0 = torch.from_numpy(draw(data, 10_000, seed=2)).reshape(-1, *SHAPE)
+    eps = torch.from_numpy(np.random.RandomState(3).standard_normal(x0.shape))
+    x_t = diffuse(x0, eps, float(ALPHA[t]))
+    loss = l_simple(oracle(x_t, t), eps).mean()
+    others = [
+        1.1 * oracle(x_t, t),
+        0.9 * oracle(x_t, t),
+        oracle(x_t, t) + 0.1,
+        oracle(x_t, t - 10),
+        oracle(x_t, t + 10),
+        oracle(x_t.flip(-1), t).flip(-1),
+        oracle(x_t.flip(1), t).flip(1),
+        oracle(x_t, t) + 0.03 * x_t**2,
+    ]
+    assert all(l_simple(other, eps).mean() > loss for other in others)
+
+
+@pytest.mark.parametrize("spacing", ["linear", "quadratic"])
+@pytest.mark.parametrize("eta", ETAS)
+@pytest.mark.parametrize("steps", [1, 7, 20])
+def test_closed_form_of_the_samples_is_exact(steps, eta, spacing):
+    """The sampler is affine in its noise; fed with unit vectors at one time after the other it shows its matrices."""
+    times, d = tau(spacing, steps, 1000), len(DATA.mean)
+    model = gaussian_eps(DATA, ALPHA, "cpu", torch.float64)
+
+    def run(time_of_units):
+        units = torch.cat([torch.zeros(1, d), torch.eye(d)]).double().reshape(-1, *SHAPE)
+        x0 = sample(model, lambda t: units * (t == time_of_units), ALPHA, times, eta, "none").flatten(1).numpy()
+        return x0[0], (x0[1:] - x0[0]).T
+
+    responses = {t: run(t) for t in (0, *times)}
+    mean = responses[0][0]
+    covariance = sum(matrix @ matrix.T for _, matrix in responses.values())
+    exact = sampled(DATA, ALPHA, times, eta)
+    np.testing.assert_allclose(exact.mean, mean, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(exact.covariance, covariance, rtol=0, atol=1e-12)
+
+
+def test_settings_change_the_closed_form():
+    """The agreement above would mean little if the settings made no difference."""
+    cells = [(spacing, s, eta) for spacing in ("linear", "quadratic") for s in (5, 20) for eta in ETAS]
+    distances = [frechet_distance(sampled(DATA, ALPHA, tau(sp, s, 1000), eta), DATA) for sp, s, eta in cells]
+    assert min(np.diff(np.sort(distances))) > 1e-5
+
+
+def test_error_of_the_ode_falls_like_one_over_s():
+    """Eq. 14 for a Gaussian: along each eigenvector, xbar - m is proportional to sqrt(l + sigma^2).
+
+    A quadratic tau makes the first steps equal in sigma, which grows like sqrt(t); a linear one gives log(S) / S. The
+    schedule is the paper's in steps a hundredth as long, so that tau is not rounded to integers too coarsely.
+    """
+    T = 100_000
+    alpha = alpha_bar("linear", T, 1e-6, 2e-4)
+    model = gaussian_eps(DATA, alpha, "cpu", torch.float64)
+    x_T = torch.from_numpy(np.random.RandomState(0).standard_normal((50, *SHAPE)))
+    start = (x_T.flatten(1).numpy() / sqrt(alpha[T]) - DATA.mean) @ DATA.eigenvectors
+    shrunk = start * np.sqrt(DATA.eigenvalues / (DATA.eigenvalues + (1 - alpha[T]) / alpha[T]))
+    exact = DATA.mean + shrunk @ DATA.eigenvectors.T
+    sizes = np.array([40, 80, 160, 320])
+    x0 = [decode(model, x_T, alpha, tau("quadratic", s, T)).flatten(1).numpy() for s in sizes]
+    errors = [np.abs(x - exact).max() for x in x0]
+    orders = np.diff(np.log(errors)) / np.diff(np.log(sizes))
+    assert errors[-1] < 0.01
+    assert ((orders > -1.05) & (orders < -0.95)).all()
+
+
+def test_frechet_distance_is_the_general_one():
+    a, b = sampled(DATA, ALPHA, tau("linear", 10, 1000), 0.5), DATA
+    general = statistics.frechet_distance(*(statistics.Moments(2, g.mean, g.covariance) for g in (a, b)))
+    assert frechet_distance(a, b) == pytest.approx(general, rel=1e-10)
+    with pytest.raises(ValueError, match="eigenvectors in common"):
+        frechet_distance(gaussian((1, 3, 2)), gaussian((1, 2, 3)))
+
+
+def fid_of_draws(source, data, n, m, repeats):
+    """The eval package's FID between draws of `source` and of `data`."""
+    stream = np.random.RandomState(4)
+
+    def moments(g, count):
+        normals = stream.standard_normal((count, len(g.mean)))
+        return statistics.Moments.of(g.mean + normals * np.sqrt(g.eigenvalues) @ g.eigenvectors.T)
+
+    return np.array([statistics.frechet_distance(moments(source, n), moments(data, m)) for _ in range(repeats)])
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+@pytest.mark.parametrize(("n", "m"), [(500, 2000), (2000, 500)])
+def test_expected_fid_of_sampled_cells(n, m, steps):
+    data = gaussian((1, 4, 4))
+    source = sampled(data, ALPHA, tau("linear", steps, 1000), "sigma_hat")
+    fids, expected = fid_of_draws(source, data, n, m, repeats=150), expected_fid(source, data, n, m)
+    assert fids.mean() == pytest.approx(expected.mean, abs=4 * expected.sd / sqrt(150))
+    assert fids.std() == pytest.approx(expected.sd, rel=0.25)  # its own standard error is 6 %
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.05])
+def test_expected_fid_of_means_apart_and_of_one_distribution(shift):
+    """Of one distribution, FID is all second order; of two means, nearly all is the first order of the means."""
+    data, n = gaussian((1, 2, 2)), 1000
+    source = replace(data, mean=data.mean + shift)
+    fids, expected = fid_of_draws(source, data, n, n, repeats=2000), expected_fid(source, data, n, n)
+    print(fids.mean() / expected.mean - 1, (fids.mean() - expected.mean) / expected.sd, fids.std() / expected.sd)
+    assert fids.mean() == pytest.approx(expected.mean, abs=4 * expected.sd / sqrt(2000))
+    assert fids.std() == pytest.approx(expected.sd, rel=0.06)
+
+
+def test_rounding_acts_as_independent_noise():
+    """In the cell whose pixels vary least; draws and rounded draws are paired, which leaves little of their scatter."""
+    data = gaussian((1, 4, 4))
+    narrow = sampled(data, ALPHA, tau("linear", 5, 1000), 0.0)
+    draws = draw(narrow, 200_000, seed=5)
+    images = to_uint8(draws) / 127.5 - 1
+    added = np.cov(images, rowvar=False) - np.cov(draws, rowvar=False)
+    expected = rounded(narrow).covariance - narrow.covariance
+    noise = expected[0, 0]
+    assert noise == pytest.approx((2 / 255) ** 2 / 12)
+    assert np.diag(added).mean() == pytest.approx(noise, rel=0.02)
+    assert np.abs(added - expected).max() < 0.1 * noise
+    assert np.abs((images - draws).mean(axis=0)).max() < 4 * sqrt(noise / 200_000)

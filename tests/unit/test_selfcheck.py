@@ -1,0 +1,452 @@
+"""The judge of `taugrid selfcheck` passes what is right and finds what is planted in the functions that a run uses.
+
+Seeds are fixed: a cell that passes here passes always.
+"""
+
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from math import sqrt
+
+import numpy as np
+import pytest
+import torch
+
+from eval import selfcheck, statistics
+from eval.selfcheck import CellSettings, judge
+from workers import images
+from workers.diffusion import noise, oracle, sampler, schedule
+from workers.diffusion.gaussian import Gaussian, draw, gaussian, two_points
+from workers.diffusion.timesteps import tau
+
+ALPHA = schedule.alpha_bar("linear", 1000, 1e-4, 2e-2)
+SHAPE = (2, 4, 4)
+N, BATCH = 512, 128
+DATA, POINTS = gaussian(SHAPE), two_points(SHAPE)
+
+
+def settings(data=DATA, steps=10, eta=1.0, clip="none", spacing="linear", num_samples=N):
+    return CellSettings(data, ALPHA, tau(spacing, steps, 1000), eta, clip, 11, num_samples)
+
+
+def features(pixels):
+    return pixels.reshape(len(pixels), -1).astype(np.float32) / np.float32(127.5) - 1
+
+
+@cache
+def reference(seed=0):
+    return images.to_uint8(draw(DATA, 10_000, seed)).reshape(-1, *SHAPE)
+
+
+class Run:
+    """One cell by the functions that a real run calls; each method is a place for a fault."""
+
+    def __init__(self, cell, reference_seed=0):
+        self.cell = cell
+        self.reference = reference(reference_seed)
+
+    def eps(self, x, t):
+        build = oracle.gaussian_eps if isinstance(self.cell.data, Gaussian) else oracle.two_points_eps
+        return build(self.cell.data, self.cell.alpha_bar, "cpu")(x, t)
+
+    def noise(self, indices, t):
+        return noise.normal(self.cell.seed, indices, t, SHAPE)
+
+    def batch(self, indices):
+        c = self.cell
+        return sampler.sample(self.eps, lambda t: self.noise(indices, t), c.alpha_bar, c.tau, c.eta, c.clip).numpy()
+
+    def pixels(self, indices):
+        return images.to_uint8(self.batch(indices))
+
+    def files(self):
+        starts = range(0, self.cell.num_samples, BATCH)
+        parts = [self.pixels(torch.arange(start, min(start + BATCH, self.cell.num_samples))) for start in starts]
+        return np.concatenate(parts), np.arange(self.cell.num_samples)
+
+    def fid(self, pixels):
+        moments = [statistics.Moments.of(part) for part in np.array_split(features(pixels), 3)]
+        merged = statistics.merge(statistics.merge(moments[0], moments[1]), moments[2])
+        return statistics.frechet_distance(merged, statistics.Moments.of(features(self.reference)))
+
+    def verdict(self):
+        pixels, index = self.files()
+        return judge(pixels, index, self.cell, self.fid(pixels), self.reference)
+
+
+HEALTHY = [
+    *(settings(steps=s, eta=eta) for s in (5, 20) for eta in (0.0, 0.5, 1.0, "sigma_hat")),
+    *(settings(steps=10, eta=eta, spacing="quadratic", clip="x0_and_eps") for eta in (0.0, "sigma_hat")),
+    *(
+        settings(POINTS, s, eta, clip)
+        for s in (10, 20)
+        for eta in (0.0, 1.0, "sigma_hat")
+        for clip in ("none", "x0", "x0_and_eps")
+    ),
+]
+
+
+def z_scores(verdict):
+    return [comparison.z for comparison in (verdict.mean, verdict.covariance, verdict.fid)]
+
+
+def test_a_healthy_grid_passes():
+    for cell in HEALTHY:
+        verdict = Run(cell).verdict()
+        assert verdict.problems == ()
+        assert verdict.largest_difference <= 1
+        assert verdict.differing_share <= 5e-4
+        if isinstance(cell.data, Gaussian):
+            assert max(map(abs, z_scores(verdict))) < 3.5
+
+
+def test_z_scores_are_standard_normal():
+    """Over 100 seeds and references, in the cell where rounding is coarsest."""
+    cell = settings(steps=5, eta=0.0)
+    z = np.array([z_scores(Run(replace(cell, seed=seed), reference_seed=seed).verdict()) for seed in range(100)])
+    assert (np.abs(z.mean(axis=0)) < 0.4).all()  # their standard errors are 0.1 and 0.07
+    assert ((z.std(axis=0) > 0.75) & (z.std(axis=0) < 1.25)).all()
+
+
+FAULTS = {}
+
+
+def fault(*cells):
+    """Register a subclass of `Run`, or a function that plants something by monkeypatch, with the cells that show it."""
+
+    def register(planted):
+        FAULTS.update({f"{planted.__name__}-{i}": (planted, cell) for i, cell in enumerate(cells)})
+        return planted
+
+    return register
+
+
+def coefficients_with(change):
+    real = sampler.coefficients
+    return lambda a, a_prev, eta: change(a, a_prev, eta, real(a, a_prev, eta))
+
+
+@fault(settings(eta="sigma_hat"))
+def sigma_hat_in_the_direction_too(monkeypatch):
+    def change(a, a_prev, eta, c):
+        return c._replace(direction=sqrt(max(0.0, 1 - a_prev - c.noise**2)))
+
+    monkeypatch.setattr(sampler, "coefficients", coefficients_with(change))
+
+
+@fault(settings(eta="sigma_hat"))
+def sigma_hat_taken_for_eta_one(monkeypatch):
+    monkeypatch.setattr(sampler, "sigma_hat", lambda a, a_prev: sampler.sigma(a, a_prev, 1.0))
+
+
+@fault(settings(eta="sigma_hat"))
+def sigma_hat_adds_noise_in_the_last_step(monkeypatch):
+    def change(a, a_prev, eta, c):
+        return c._replace(noise=sqrt(1 - a / a_prev))
+
+    monkeypatch.setattr(sampler, "coefficients", coefficients_with(change))
+
+
+@fault(settings(eta=0.5))
+def eta_squared(monkeypatch):
+    real = sampler.sigma
+    monkeypatch.setattr(sampler, "sigma", lambda a, a_prev, eta: real(a, a_prev, eta**2))
+
+
+@fault(settings(steps=20))
+def last_step_dropped(monkeypatch):
+    monkeypatch.setattr(sampler, "pairwise", lambda times: list(pairwise(times))[1:])
+
+
+@fault(settings(steps=20))
+def alpha_of_the_last_step(monkeypatch):
+    """As with diffusers' `set_alpha_to_one=False`."""
+
+    def change(a, a_prev, eta, c):
+        return c._replace(signal=sqrt(ALPHA[1]), direction=sqrt(1 - ALPHA[1])) if a_prev == 1 else c
+
+    monkeypatch.setattr(sampler, "coefficients", coefficients_with(change))
+
+
+@fault(settings())
+class OtherTimeOfTheNetwork(Run):
+    def eps(self, x, t):
+        return super().eps(x, t - 1)
+
+
+@fault(settings())
+class TimesOneTooEarly(Run):
+    def batch(self, indices):
+        shifted = replace(self.cell, tau=[t - 1 for t in self.cell.tau])
+        return Run(shifted).batch(indices)
+
+
+@fault(settings())
+class TruncatedTimes(Run):
+    """ermongroup's range(0, T, T // S), which ends before T."""
+
+    def batch(self, indices):
+        return Run(replace(self.cell, tau=[t - 99 for t in self.cell.tau])).batch(indices)
+
+
+@fault(settings(eta=0.0), settings())
+class XTKeyedByT(Run):
+    """With eta = 1 little of x_T is left in x_0: nothing but the share of pixels shows it."""
+
+    def noise(self, indices, t):
+        return super().noise(indices, t if t > 0 else 1000)
+
+
+@fault(settings())
+class NoiseReusedBetweenSteps(Run):
+    def noise(self, indices, t):
+        return super().noise(indices, min(t, 1))
+
+
+@fault(settings())
+class NoiseKeyedByTheTimeItLeadsTo(Run):
+    def noise(self, indices, t):
+        return super().noise(indices, t and t - 100)
+
+
+@fault(settings())
+class SeedOffByRank(Run):
+    def noise(self, indices, t):
+        return noise.normal(self.cell.seed + int(indices[0]) // BATCH % 2, indices, t, SHAPE)
+
+
+@fault(settings())
+class NoiseOfThePlaceInTheBatch(Run):
+    def noise(self, indices, t):
+        return super().noise(indices % BATCH, t)
+
+
+@fault(settings())
+class NoiseOfTheNextIndex(Run):
+    def noise(self, indices, t):
+        return super().noise(indices + 1, t)
+
+
+@fault(settings())
+class HalfPrecisionNetwork(Run):
+    def eps(self, x, t):
+        return super().eps(x.bfloat16().float(), t).bfloat16().float()
+
+
+@fault(settings(POINTS, steps=20, clip="none"))
+class ClipX0ForNone(Run):
+    def batch(self, indices):
+        return Run(replace(self.cell, clip="x0")).batch(indices)
+
+
+@fault(settings(POINTS, steps=20, clip="x0_and_eps"))
+class ClipX0ForX0AndEps(Run):
+    def batch(self, indices):
+        return Run(replace(self.cell, clip="x0")).batch(indices)
+
+
+@fault(settings(POINTS, steps=20, clip="x0"))
+class ClipNoneForX0(Run):
+    def batch(self, indices):
+        return Run(replace(self.cell, clip="none")).batch(indices)
+
+
+@fault(settings(POINTS, steps=20, clip="x0"))
+def clip_at_another_bound(monkeypatch):
+    real = torch.Tensor.clamp
+    monkeypatch.setattr(torch.Tensor, "clamp", lambda x, low, high: real(x, low * 1.05, high * 1.05))
+
+
+@fault(settings())
+def rounding_by_truncation(monkeypatch):
+    monkeypatch.setattr(images, "to_uint8", lambda x: np.clip((x + 1) * 127.5, 0, 255).astype(np.uint8))
+
+
+@fault(settings())
+def rounding_to_256_levels(monkeypatch):
+    monkeypatch.setattr(images, "to_uint8", lambda x: np.clip((x + 1) * 128, 0, 255).astype(np.uint8))
+
+
+@fault(settings())
+class RowsAndColumnsSwapped(Run):
+    def pixels(self, indices):
+        return super().pixels(indices).swapaxes(2, 3)
+
+
+@fault(settings())
+class ChannelsSwapped(Run):
+    def pixels(self, indices):
+        return super().pixels(indices)[:, ::-1]
+
+
+@fault(settings())
+class ShardTwice(Run):
+    def files(self):
+        pixels, index = super().files()
+        return np.concatenate([pixels, pixels[-BATCH:]]), np.concatenate([index, index[-BATCH:]])
+
+
+@fault(settings())
+class ShardMissing(Run):
+    def files(self):
+        pixels, index = super().files()
+        return pixels[BATCH:], index[BATCH:]
+
+
+@fault(settings())
+class ShardUnderTwoNames(Run):
+    def files(self):
+        pixels, index = super().files()
+        return np.concatenate([pixels[:-BATCH], pixels[:BATCH]]), index
+
+
+@fault(settings())
+class HalfOfTheImagesDoubled(Run):
+    def files(self):
+        pixels, index = super().files()
+        return np.concatenate([pixels[: N // 2]] * 2), index
+
+
+@fault(settings())
+class IndexFromOne(Run):
+    def files(self):
+        pixels, index = super().files()
+        return pixels, index + 1
+
+
+@fault(settings())
+class TwoImagesExchanged(Run):
+    def files(self):
+        pixels, index = super().files()
+        pixels[[3, 400]] = pixels[[400, 3]]
+        return pixels, index
+
+
+@fault(settings(eta=0.5))
+class ImagesOfAnotherCell(Run):
+    def files(self):
+        return Run(replace(self.cell, eta=0.2)).files()
+
+
+@fault(settings())
+class OnePixelOfOneImage(Run):
+    def files(self):
+        pixels, index = super().files()
+        pixels[100, 0, 1, 2] += 2
+        return pixels, index
+
+
+@fault(settings())
+def covariance_by_the_number_of_another_cell(monkeypatch):
+    real = statistics.Moments.covariance.fget
+
+    def covariance(self):
+        return self.scatter / 599 if self.n == N else real(self)
+
+    monkeypatch.setattr(statistics.Moments, "covariance", property(covariance))
+
+
+@fault(settings())
+def covariance_by_n(monkeypatch):
+    monkeypatch.setattr(statistics.Moments, "covariance", property(lambda self: self.scatter / self.n))
+
+
+@fault(settings())
+def means_merged_without_their_numbers(monkeypatch):
+    real = statistics.merge
+    monkeypatch.setattr(
+        statistics,
+        "merge",
+        lambda a, b: replace(real(a, b), mean=(a.mean + b.mean) / 2),
+    )
+
+
+@fault(settings())
+class FidOfAnotherCell(Run):
+    def fid(self, pixels):
+        return super().fid(Run(settings(steps=11)).files()[0])
+
+
+@fault(settings())
+class FidWithoutOneShard(Run):
+    def fid(self, pixels):
+        return super().fid(pixels[BATCH:])
+
+
+def planted_verdict(name, monkeypatch):
+    planted, cell = FAULTS[name]
+    if isinstance(planted, type):
+        return planted(cell).verdict()
+    planted(monkeypatch)
+    return Run(cell).verdict()
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_found(name, monkeypatch):
+    verdict = planted_verdict(name, monkeypatch)
+    assert verdict.problems
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "TimesOneTooEarly-0",
+        "eta_squared-0",
+        "NoiseKeyedByTheTimeItLeadsTo-0",
+        "SeedOffByRank-0",
+        "ImagesOfAnotherCell-0",
+        "rounding_by_truncation-0",
+        "covariance_by_n-0",
+    ],
+)
+def test_statistics_alone_would_miss_it(name, monkeypatch):
+    """Why every image is recomputed, and FID too."""
+    assert max(map(abs, z_scores(planted_verdict(name, monkeypatch)))) < 4
+
+
+@pytest.mark.parametrize(("seed", "time"), [(0, 0), (-3, 1000), (2**63, 2**32 - 1)])
+def test_the_judges_noise_is_that_of_runs(seed, time):
+    index = np.array([0, 1, 2**31, 2**32 - 1, 2**32, 2**62 + 5])
+    ours = noise.normal(seed, torch.from_numpy(index), time, (3, 5)).flatten(1).numpy()
+    np.testing.assert_allclose(selfcheck.standard_normals(seed, index, time, 15), ours, rtol=1.2e-7, atol=0)
+
+
+def test_recomputing_in_parts_changes_nothing():
+    cell = settings(steps=2, num_samples=5000)
+    whole = selfcheck.recomputed(np.arange(5000), cell)
+    assert whole.shape == (5000, 32)
+    np.testing.assert_array_equal(whole[4090:4100], selfcheck.recomputed(np.arange(4090, 4100), cell))
+
+
+def test_order_of_the_images_does_not_matter():
+    run = Run(settings())
+    pixels, index = run.files()
+    order = np.random.RandomState(0).permutation(N)
+    assert judge(pixels[order], index[order], run.cell, run.fid(pixels), reference()).problems == ()
+
+
+def test_problems_are_lines_for_people():
+    pixels, index = Run(settings()).files()
+    pixels[7, 0, 0, 0] ^= 16
+    index = np.where(index == 5, 4, index)
+    verdict = judge(pixels, index, settings(), 1.0, reference())
+    assert verdict.problems[:3] == (
+        "1 indices are missing, the first is 5",
+        "1 indices are there more than once, the first is 4",
+        "2 of 512 images are not those of (seed, n): off by up to 16 grey levels",
+    )
+    assert verdict.problems[3].startswith("FID: 1 where 0.138")
+    assert verdict.problems[4].startswith("the table's FID is 1, that of the images on disk 0.137")
+
+
+def test_a_gaussian_cell_needs_its_fid():
+    pixels, index = Run(settings()).files()
+    with pytest.raises(ValueError, match="with the FID of the table"):
+        judge(pixels, index, settings())
+
+
+def test_reference_of_other_data_is_found():
+    assert selfcheck.reference_problems(reference(), DATA) == []
+    truncated = np.clip((draw(DATA, 10_000, seed=0) + 1) * 127.5, 0, 255).astype(np.uint8)
+    for other in (truncated, reference().swapaxes(2, 3), np.concatenate([reference()[:5000]] * 2)):
+        assert selfcheck.reference_problems(other, DATA)

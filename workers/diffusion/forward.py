@@ -1,0 +1,70 @@
+"""The forward processes of the DDIM paper as linear-Gaussian conditionals, in plain float64 numbers.
+
+Every dimension of an image is treated alike and apart from the others, so three numbers say all about a conditional.
+The arguments are values of alpha_bar at two times s < t, `alpha_prev` at s and `alpha_t` at t; with the neighbours of a
+sub-sequence tau instead of t - 1 and t the same formulas hold (appendix C.1). 0 <= alpha_t <= alpha_prev <= 1, and
+alpha_t < 1.
+"""
+
+import math
+from typing import NamedTuple
+
+ROUNDING = 1e-12
+"""How far sigma^2 may go above 1 - alpha_prev, relative to it: a sigma at the bound is a rounded root."""
+
+
+class Conditional(NamedTuple):
+    """N(from_x0 * x_0 + from_state * y, variance * I), where y is the other state that is conditioned on."""
+
+    from_x0: float
+    from_state: float
+    """0 where x_0 alone is conditioned on."""
+    variance: float
+
+
+def marginal(alpha_t: float) -> Conditional:
+    """q(x_t | x_0), eq. 4; also the star of appendix C.1, eq. 53."""
+    return Conditional(math.sqrt(alpha_t), 0.0, 1 - alpha_t)
+
+
+def markov_step(alpha_t: float, alpha_prev: float) -> Conditional:
+    """q(x_t | x_{t-1}), DDPM's forward step, in which x_0 has no part."""
+    return Conditional(0.0, math.sqrt(alpha_t / alpha_prev), 1 - alpha_t / alpha_prev)
+
+
+def posterior(alpha_t: float, alpha_prev: float, sigma: float) -> Conditional:
+    """q_sigma(x_{t-1} | x_t, x_0), eq. 7, for any sigma that leaves the root real.
+
+    Raises:
+        ValueError: unless sigma^2 <= 1 - alpha_prev.
+    """
+    from_state = math.sqrt(_kept(alpha_prev, sigma) / (1 - alpha_t))
+    return Conditional(math.sqrt(alpha_prev) - from_state * math.sqrt(alpha_t), from_state, sigma**2)
+
+
+def forward_step(alpha_t: float, alpha_prev: float, sigma: float) -> Conditional:
+    """q_sigma(x_t | x_{t-1}, x_0), eq. 8 in closed form: Bayes' rule for the Gaussians of eqs. 4 and 7.
+
+    Given x_0, x_t and x_{t-1} have covariance sqrt((1 - alpha_t) (1 - alpha_prev - sigma^2)), and the regression of x_t
+    on x_{t-1} is that over x_{t-1}'s variance, 1 - alpha_prev. With sigma = 0 the step is deterministic. With
+    alpha_prev = 1 the state is x_0 itself, the limit depends on the path, and the answer is eq. 4 with no weight on it.
+
+    Raises:
+        ValueError: unless sigma^2 <= 1 - alpha_prev.
+    """
+    kept = _kept(alpha_prev, sigma)
+    if alpha_prev == 1:
+        return marginal(alpha_t)
+    from_state = math.sqrt((1 - alpha_t) * kept) / (1 - alpha_prev)
+    from_x0 = math.sqrt(alpha_t) - from_state * math.sqrt(alpha_prev)
+    return Conditional(from_x0, from_state, (1 - alpha_t) * sigma**2 / (1 - alpha_prev))
+
+
+def _kept(alpha_prev: float, sigma: float) -> float:
+    """1 - alpha_prev - sigma^2, the variance that x_{t-1} takes over from x_t."""
+    bound = 1 - alpha_prev
+    if not sigma**2 <= bound * (1 + ROUNDING):
+        raise ValueError(
+            f"sigma = {sigma:g} is too large: eq. 7 needs sigma^2 <= 1 - alpha_prev, so sigma <= {math.sqrt(bound):g}"
+        )
+    return max(0.0, bound - sigma**2)

@@ -1,0 +1,51 @@
+"""Interpolation between samples in the space of x_T, section 5.3 of the paper."""
+
+import torch
+from torch import Tensor
+
+
+def slerp(a: Tensor, b: Tensor, fractions: Tensor) -> Tensor:
+    """Spherical interpolation, eq. 67: sin((1 - u) theta) / sin(theta) a + sin(u theta) / sin(theta) b.
+
+    theta is the angle between a and b. What lies between two standard normals so has a norm like theirs, which a
+    straight line's middle has not; and the network has seen no other norms at T.
+
+    Args:
+        a: (*shape) floating point, not parallel to b.
+        b: as `a`.
+        fractions: (k,) in [0, 1], u.
+
+    Returns:
+        (k, *shape), from a at u = 0 to b at u = 1.
+    """
+    x, y = a.double().flatten(), b.double().flatten()
+    theta = torch.arccos(torch.dot(x, y) / (x.norm() * y.norm()))
+    u = fractions.double()[:, None]
+    between = (torch.sin((1 - u) * theta) * x + torch.sin(u * theta) * y) / torch.sin(theta)
+    return between.reshape(-1, *a.shape).to(a.dtype)
+
+
+def rows(x_T: Tensor, steps: int) -> Tensor:
+    """Between x_T 0 and 1, between 2 and 3, and so on, figure 6.
+
+    Args:
+        x_T: (2 r, *shape).
+        steps: k, points of each row, its ends included.
+
+    Returns:
+        (r, k, *shape).
+    """
+    u = torch.linspace(0, 1, steps, dtype=torch.float64, device=x_T.device)
+    return torch.stack([slerp(a, b, u) for a, b in zip(x_T[0::2], x_T[1::2], strict=True)])
+
+
+def square(x_T: Tensor, steps: int) -> Tensor:
+    """Within two pairs and then across, appendix D.5: (k, k, *shape), with the corners x_T 0, 1 (above), 2, 3 (below).
+
+    Args:
+        x_T: (4, *shape).
+        steps: k.
+    """
+    u = torch.linspace(0, 1, steps, dtype=torch.float64, device=x_T.device)
+    above, below = slerp(x_T[0], x_T[1], u), slerp(x_T[2], x_T[3], u)
+    return torch.stack([slerp(a, b, u) for a, b in zip(above, below, strict=True)], dim=1)

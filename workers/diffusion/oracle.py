@@ -1,0 +1,59 @@
+"""The best eps there is for data of which everything is known, E[eps | x_t], with the interface of a network."""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workers.diffusion.gaussian import Gaussian, TwoPoints
+from workers.diffusion.process import predict_eps
+from workers.diffusion.sampler import Model
+
+
+def gaussian_eps(
+    data: Gaussian, alpha_bar: NDArray[np.float64], device: str, dtype: torch.dtype = torch.float32
+) -> Model:
+    """eps(x, t) = sqrt(1 - a) (a Sigma + (1 - a) I)^-1 (x - sqrt(a) m), a = alpha_bar[t], in Sigma's eigenbasis.
+
+    Args:
+        data: N(m, Sigma) over C * H * W pixels.
+        alpha_bar: (T + 1,) with `alpha_bar[0] == 1`.
+        device: where x will be.
+        dtype: of x, and what is computed in.
+
+    Returns:
+        A function of x (B, C, H, W) and of t in 1..T, with a result like x.
+    """
+    a = alpha_bar[:, None]
+    vectors = torch.tensor(data.eigenvectors, dtype=dtype, device=device)
+    slopes = torch.tensor(np.sqrt(1 - a) / (a * data.eigenvalues + 1 - a), dtype=dtype, device=device)
+    means = torch.tensor(np.sqrt(a) * data.mean, dtype=dtype, device=device)
+
+    def eps(x: Tensor, t: int) -> Tensor:
+        return (((x.flatten(1) - means[t]) @ vectors * slopes[t]) @ vectors.T).reshape(x.shape)
+
+    return eps
+
+
+def two_points_eps(
+    data: TwoPoints, alpha_bar: NDArray[np.float64], device: str, dtype: torch.dtype = torch.float32
+) -> Model:
+    """eps(x, t) = (x - sqrt(a) E[x0 | x]) / sqrt(1 - a), a = alpha_bar[t], with E[x0 | x] = w p + (1 - w) q.
+
+    w is the posterior weight of the point p: a softmax of two, so a sigmoid of the log-odds
+    log(w_p / w_q) + sqrt(a) / (1 - a) (p - q).(x - sqrt(a) (p + q) / 2), in which |x|^2 has cancelled.
+    Arguments and result are as in `gaussian_eps`.
+    """
+    p, q = torch.tensor(data.points, dtype=dtype, device=device)
+    prior = math.log(data.weights[0] / data.weights[1])
+
+    def eps(x: Tensor, t: int) -> Tensor:
+        a = float(alpha_bar[t])
+        flat = x.flatten(1)
+        log_odds = prior + math.sqrt(a) / (1 - a) * ((flat - math.sqrt(a) / 2 * (p + q)) @ (p - q))
+        x0 = q + log_odds.sigmoid()[:, None] * (p - q)
+        return predict_eps(flat, x0, a).reshape(x.shape)
+
+    return eps
