@@ -130,8 +130,7 @@ def _stage(name: str, stages: tuple[str, ...], text: str) -> None:
     ) -> None:
         if workers is not None:
             assignments = (*assignments, f"cluster.workers={workers}")
-        if address != "local" and not Path(_folder(config, out, "")).is_absolute():
-            raise UserError(f"with --address {address}, --out must be an absolute path that every node sees")
+        _require_shared(_folder(config, out, ""), address)
         _work(Opened(config, assignments, out), stages, address, as_json)
 
     command.__doc__ = text
@@ -159,6 +158,11 @@ _stage(
 )
 
 
+def _require_shared(out: str | Path, address: str) -> None:
+    if address != "local" and not Path(out).is_absolute():
+        raise UserError(f"with --address {address}, --out must be an absolute path that every node sees")
+
+
 def _work(opened: Opened, stages: tuple[str, ...], address: str, as_json: bool) -> None:
     from orchestrator.progress import Progress
     from orchestrator.run import Run
@@ -172,6 +176,48 @@ def _work(opened: Opened, stages: tuple[str, ...], address: str, as_json: bool) 
         print_outcome(opened.rundir, outcome)
     if outcome.missing:
         sys.exit(Exit.INCOMPLETE)
+
+
+@cli.command()
+@click.option("--out", metavar="DIR", help="Keep the run here.  [default: a temporary folder]")
+@cluster_options
+def selfcheck(out: str | None, address: str, workers: int | None, as_json: bool) -> None:
+    """Run samples whose every pixel and distribution is known through the whole system, and judge them.
+
+    Exits 1 if anything disagrees: with a float64 loop of the paper, image by image, or with the closed form.
+    """
+    from contextlib import ExitStack
+    from tempfile import TemporaryDirectory
+
+    with ExitStack() as stack:
+        if out is None:
+            if address != "local":
+                raise UserError(f"with --address {address}, give --out: an absolute path that every node sees")
+            out = stack.enter_context(TemporaryDirectory(prefix="taugrid-selfcheck-"))
+        _selfcheck(out, address, workers, as_json)
+
+
+def _selfcheck(out: str, address: str, workers: int | None, as_json: bool) -> None:
+    from orchestrator import selfcheck
+    from orchestrator.progress import Progress
+    from orchestrator.run import Run
+    from orchestrator.text import print_selfcheck
+
+    _require_shared(out, address)
+    opened = Opened("selfcheck", () if workers is None else (f"cluster.workers={workers}",), out)
+    with Progress() as progress:
+        missing = Run(opened.config, opened.plan, opened.rundir, address, progress).do(("sample", "evaluate")).missing
+        if missing:
+            name, reason = next(iter(missing.items()))
+            raise RunFailed(f"{len(missing)} cells could not be made, so nothing was judged; {name}: {reason}")
+        findings = selfcheck.judge_run(opened.config, opened.plan, opened.rundir, progress)
+    if as_json:
+        click.echo(json.dumps(selfcheck.as_json(findings, opened.rundir), indent=2, allow_nan=False))
+    else:
+        print_selfcheck(findings)
+    if findings.problems:
+        raise RunFailed(f"selfcheck found {len(findings.problems)} things wrong")
+    click.echo(f"selfcheck: {len(findings.judgements)} cells agree with the paper", err=True)
 
 
 @cli.command()

@@ -2,13 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
 
 from orchestrator.progress import duration, quantity
 from orchestrator.rundir import RunDir
 
 if TYPE_CHECKING:
     from orchestrator.run import Outcome
+    from orchestrator.selfcheck import Findings
 
 
 def plan_text(plan: dict[str, Any]) -> str:
@@ -47,6 +50,46 @@ def _expected(plan: dict[str, Any]) -> str:
     if seconds is None:
         return "unknown until measured (no run here has sampled a shard yet)"
     return f"{duration(seconds)} of one worker's time, at the {quantity(rate)} network evaluations/s measured here"
+
+
+SELFCHECK_WIDTH = 90
+"""Columns of the table where everything in it is long."""
+
+
+def selfcheck_table(findings: "Findings") -> RenderableType:
+    """Measured, exact and z of every cell; a cell of two points has no closed form, and is judged image by image."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("")
+    table.add_column("data")
+    for heading in ("S", "η", "off", "FID", "exact", "z", "z mean", "z cov."):
+        table.add_column(heading, justify="right")
+    for column in table.columns:
+        column.no_wrap = True
+    for cell, verdict in findings.judgements:
+        settings, fid = cell.settings, verdict.fid
+        apart = [settings.spacing_name] * (settings.spacing != "linear") + [settings.clip] * (settings.clip != "none")
+        eta = "σ̂" if settings.sigma == "sigma_hat" else f"{settings.eta_number:g}"
+        numbers = ["–"] * 5
+        if fid is not None and verdict.mean is not None and verdict.covariance is not None:
+            z_scores = (fid.z, verdict.mean.z, verdict.covariance.z)
+            numbers = [f"{fid.measured:.4f}", f"{fid.exact:.4f}", *(f"{z:+.1f}" for z in z_scores)]
+        name = " ".join([cell.model.data.name, *map(str, apart)])
+        off = f"{verdict.differing_share * 1e6:.0f}"
+        table.add_row("WRONG" if verdict.problems else "ok", name, str(settings.steps), eta, off, *numbers)
+    return table
+
+
+def print_selfcheck(findings: "Findings") -> None:
+    """The table on stdout, what is wrong and what the columns are on stderr."""
+    people = Console(stderr=True, highlight=False, soft_wrap=True)
+    to_read = Console(highlight=False)
+    to_read.print(selfcheck_table(findings), width=max(SELFCHECK_WIDTH, to_read.width))
+    people.print(
+        "off: pixels in a million that differ from a float64 loop, by one grey level where all is well; exact: the FID "
+        "to expect at this N, in closed form; z: deviations from the closed form in standard errors"
+    )
+    for problem in findings.problems:
+        people.print(f"wrong: {problem}", markup=False)
 
 
 def outcome_json(rundir: RunDir, outcome: "Outcome") -> dict[str, Any]:

@@ -11,6 +11,7 @@ from math import sqrt
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 from eval import selfcheck, statistics
 from eval.selfcheck import CellSettings, judge
@@ -23,6 +24,16 @@ ALPHA = schedule.alpha_bar("linear", 1000, 1e-4, 2e-2)
 SHAPE = (2, 4, 4)
 N, BATCH = 512, 128
 DATA, POINTS = gaussian(SHAPE), two_points(SHAPE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for each other on a busy machine cost more than they bring with arrays this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(limits=1):
+        yield
+    torch.set_num_threads(before)
 
 
 def settings(data=DATA, steps=10, eta=1.0, clip="none", spacing="linear", num_samples=N):

@@ -1,0 +1,92 @@
+"""`taugrid selfcheck`: samples whose every pixel and distribution is known, made by the whole system and judged."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.selfcheck import CellSettings, Verdict, judge, reference_problems
+from orchestrator.config import Config
+from orchestrator.grid import Cell, Plan
+from orchestrator.progress import Progress
+from orchestrator.protocol import evaluation
+from orchestrator.report import collect
+from orchestrator.rundir import RunDir
+from workers import data, images
+from workers.diffusion.gaussian import Gaussian
+
+
+class Judgement(NamedTuple):
+    """A cell and what was found of it."""
+
+    cell: Cell
+    verdict: Verdict
+
+
+class Findings(NamedTuple):
+    """What was found of a run."""
+
+    judgements: list[Judgement]
+    reference_problems: list[str]
+
+    @property
+    def problems(self) -> list[str]:
+        """A line for each."""
+        of_cells = [f"{cell.name}: {line}" for cell, verdict in self.judgements for line in verdict.problems]
+        return [*self.reference_problems, *of_cells]
+
+
+def judge_run(config: Config, plan: Plan, rundir: RunDir, progress: Progress) -> Findings:
+    """Judge every cell of a finished run of oracles, by its files and by the FID in its table."""
+    rows = {row["cell"]: row for row in collect(plan, rundir, evaluation(config, plan)).rows}
+    reference, judgements = data.load_images(config.data), []
+    progress.begin("judging", len(plan.cells), "cells")
+    progress.started()
+    for count, cell in enumerate(plan.cells):
+        judgements.append(Judgement(cell, _judge(cell, rundir, rows[cell.id]["fid"], reference)))
+        progress.update(count + 1)
+    progress.end()
+    known = data.distribution(config.data)
+    assert isinstance(known, Gaussian)
+    return Findings(judgements, reference_problems(reference, known))
+
+
+def _judge(cell: Cell, rundir: RunDir, fid: float, reference: NDArray[np.uint8]) -> Verdict:
+    parts = [part for shard in cell.shards for part in images.read_images(rundir.sample_part(cell, shard))]
+    index, pictures = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    assert cell.settings.seed is not None
+    settings = CellSettings(
+        data=data.distribution(cell.model.data),
+        alpha_bar=cell.model.diffusion.alpha_bar,
+        tau=cell.tau,
+        eta=cell.settings.eta,
+        clip=cell.settings.clip or "none",
+        seed=cell.settings.seed,
+        num_samples=cell.settings.num_samples,
+    )
+    return judge(pictures, index, settings, fid, reference)
+
+
+def as_json(findings: Findings, rundir: RunDir) -> dict[str, Any]:
+    """The findings as plain data."""
+    return {
+        "dir": str(rundir.root),
+        "status": "failed" if findings.problems else "done",
+        "cells": [_as_json(*judgement) for judgement in findings.judgements],
+        "problems": findings.problems,
+    }
+
+
+def _as_json(cell: Cell, verdict: Verdict) -> dict[str, Any]:
+    comparisons = {"fid": verdict.fid, "mean": verdict.mean, "covariance": verdict.covariance}
+    return {
+        "cell": cell.id,
+        "name": cell.name,
+        "data": cell.model.data.name,
+        "spacing": cell.settings.spacing_name,
+        "clip": cell.settings.clip,
+        "differing_share": verdict.differing_share,
+        "largest_difference": verdict.largest_difference,
+        **{name: None if given is None else given._asdict() for name, given in comparisons.items()},
+        "problems": list(verdict.problems),
+    }

@@ -1,0 +1,60 @@
+"""`taugrid selfcheck` as people run it: it passes, and a fault in the workers alone makes it fail."""
+
+import json
+import os
+import subprocess
+
+import pytest
+from taugrid import COMMAND, taugrid
+
+FAULT = """
+import sys
+
+if any("default_worker" in argument for argument in sys.orig_argv):  # Ray's workers, not the driver
+    import workers.diffusion.sampler as sampler
+
+    sampler.sigma_hat = lambda alpha_t, alpha_prev: 1.01 * (1 - alpha_t / alpha_prev) ** 0.5
+"""
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory):
+    root = tmp_path_factory.mktemp("selfcheck") / "run"
+    return json.loads(taugrid("selfcheck", "--out", root, "--json").stdout), root
+
+
+def test_a_sound_system_passes(checked):
+    findings, root = checked
+    assert findings["status"] == "done"
+    assert findings["problems"] == []
+    assert len(findings["cells"]) == 32
+    assert all(cell["largest_difference"] <= 1 for cell in findings["cells"])
+    known = [cell for cell in findings["cells"] if cell["data"] == "gaussian"]
+    assert len(known) == 14
+    assert max(abs(cell[name]["z"]) for cell in known for name in ("fid", "mean", "covariance")) < 5
+    # The FID of different cells is told apart by far: agreement is no matter of wide errors.
+    exact = {cell["name"]: cell["fid"]["exact"] for cell in known}
+    assert max(exact.values()) / min(exact.values()) > 5
+    assert len(list(root.glob("samples/*/part-*.parquet"))) > len(findings["cells"])
+
+
+def test_a_finished_selfcheck_is_judged_again_without_being_made_again(checked):
+    _, root = checked
+    done = taugrid("selfcheck", "--out", root)
+    assert "starting Ray" not in done.stderr
+    assert "32 cells agree" in done.stderr
+    assert sum(line.split()[:1] == ["ok"] for line in done.stdout.splitlines()) == 32
+
+
+def test_a_fault_in_the_workers_is_found(tmp_path):
+    """One percent in sigma-hat's coefficient, planted in the actors: the driver judges with its own code."""
+    (tmp_path / "sitecustomize.py").write_text(FAULT)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*COMMAND, "selfcheck"], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1, done.stderr
+    wrong = [line for line in done.stderr.splitlines() if line.startswith("wrong: ")]
+    assert wrong
+    assert all("sigma_hat" in line for line in wrong), "cells with a numeric eta are not touched by it"
+    assert done.stdout.count("WRONG") == 9

@@ -1,0 +1,250 @@
+"""Parity with diffusers' schedulers over whole trajectories, on an oracle and on networks that have learned.
+
+The same noise goes into both. An untrained network would prove nothing: its trajectories explode, so that a fault
+drowns in float32's rounding and every pixel saturates.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler
+
+from orchestrator import config
+from workers.data import load_images
+from workers.diffusion.noise import normal
+from workers.diffusion.process import diffuse
+from workers.diffusion.sampler import encode, sample
+from workers.diffusion.schedule import alpha_bar
+from workers.diffusion.timesteps import tau
+from workers.images import to_uint8
+from workers.models import build_unet, network_time
+
+ALPHA = alpha_bar("linear", 1000, 1e-4, 2e-2)
+SHAPE = (1, 8, 8)
+ETAS = [0.0, 0.5, 1.0]
+CLIPS = ["none", "x0", "x0_and_eps"]
+PREDICTIONS = ["epsilon", "sample", "v_prediction"]
+VARIANCES = {"fixed_small": 1.0, "fixed_large": "sigma_hat"}
+PATHS = [("leading", 10), ("trailing", 10), ("trailing", 50)]
+"""S divides T, where DDIMScheduler's prev = t - T // S is the time before in its own list."""
+CHECKPOINT = Path(__file__).parents[3] / "shared" / "checkpoints" / "fashion-ddpm-28"
+
+
+@cache
+def noise(t, shape=SHAPE):
+    return normal(11, torch.arange(6), t, shape)
+
+
+def oracle(prediction="epsilon"):
+    """The best prediction for data N(0.3, 1.5^2), at diffusers' time index: many pixels lie outside [-1, 1]."""
+
+    def model(x, index):
+        a = ALPHA[index + 1]
+        deviation = (x - a**0.5 * 0.3) / (a * 1.5**2 + 1 - a)
+        eps, x0 = (1 - a) ** 0.5 * deviation, 0.3 + a**0.5 * 1.5**2 * deviation
+        return {"epsilon": eps, "sample": x0, "v_prediction": a**0.5 * eps - (1 - a) ** 0.5 * x0}[prediction]
+
+    return model
+
+
+def train():
+    """A small U-Net after 300 steps on the digits. Late times come more often: an error there grows most, by eq. 9."""
+    torch.manual_seed(0)
+    unet = build_unet(
+        config.Unet(
+            block_out_channels=[16, 16],
+            layers_per_block=1,
+            down_block_types=["DownBlock2D", "DownBlock2D"],
+            up_block_types=["UpBlock2D", "UpBlock2D"],
+            norm_num_groups=8,
+            add_attention=False,
+        ),
+        SHAPE,
+    )
+    images = torch.from_numpy(load_images(config.Data())).float() / 127.5 - 1
+    alphas = torch.from_numpy(ALPHA)
+    optimizer = torch.optim.Adam(unet.parameters(), lr=5e-3)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=300)
+
+    def loss(t):
+        x0 = images[torch.randint(len(images), t.shape)]
+        eps = torch.randn_like(x0)
+        return (unet(diffuse(x0, eps, alphas[t]), network_time(t)).sample - eps).square().mean()
+
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss(1 + (1000 * torch.rand(32).sqrt()).long().clamp(max=999)).backward()
+        optimizer.step()
+        decay.step()
+    with torch.no_grad():
+        return unet.eval(), loss(torch.randint(1, 1001, (1000,))).item()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    unet, loss = train()
+    torch.set_num_threads(threads)
+    assert loss < 0.25  # 1 is what eps = 0 would have
+
+    @torch.no_grad()
+    def model(x, index):
+        return unet(x, index).sample
+
+    for eta in ETAS:
+        images = sample(ours(model), noise, ALPHA, tau("linear", 10, 1000), eta, "none")
+        assert images.abs().max() < 15  # 1 / sqrt(alpha_T) = 157 times x_T's 3 where nothing was learned
+        assert (images.abs() < 1).float().mean() > 0.4  # so that 8 bits can tell something
+    return model
+
+
+@pytest.fixture(scope="module", params=["oracle", "trained"])
+def eps_model(request):
+    return oracle() if request.param == "oracle" else request.getfixturevalue("trained")
+
+
+def ours(model):
+    return lambda x, t: model(x, network_time(t))
+
+
+def prepared(scheduler, steps, exact=True):
+    """`exact` gives diffusers our alphas in float64: in its own float32 a rounding of 6e-8 in alpha is one of 6e-4 in
+    1 - alpha_1 = 1e-4, and that of its tables, not of its formulas, would be what is compared. Images are float32."""
+    if exact:
+        scheduler.alphas_cumprod = torch.from_numpy(ALPHA[1:])
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def by_ddim(model, scheduler, eta, clip, x, noise=noise):
+    for index in scheduler.timesteps.tolist():
+        kept, z = clip == "x0_and_eps", noise(index + 1)
+        x = scheduler.step(model(x, index), index, x, eta, use_clipped_model_output=kept, variance_noise=z).prev_sample
+    return x
+
+
+def by_ddpm(model, scheduler, x, generator):
+    for index in scheduler.timesteps.tolist():
+        x = scheduler.step(model(x, index), index, x, generator=generator).prev_sample
+    return x
+
+
+def as_drawn(x_T, generator):
+    """DDPMScheduler draws z itself, one for each step but the last: the same generator gives us the same in turn."""
+    return lambda t: torch.randn(x_T.shape, generator=generator) if t else x_T
+
+
+def assert_same(ours, theirs, tolerance=1e-5):
+    assert ours.dtype == theirs.dtype == torch.float32
+    assert (ours - theirs).abs().max() <= tolerance * max(1, theirs.abs().max())
+    levels = to_uint8(ours.numpy()).astype(int) - to_uint8(theirs.numpy())
+    assert np.abs(levels).max() <= 1
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("eta", ETAS)
+@pytest.mark.parametrize("clip", CLIPS)
+def test_ddim(eps_model, clip, eta, path):
+    spacing, steps = path
+    scheduler = prepared(DDIMScheduler(clip_sample=clip != "none", timestep_spacing=spacing), steps)
+    theirs = by_ddim(eps_model, scheduler, eta, clip, noise(0))
+    assert_same(sample(ours(eps_model), noise, ALPHA, tau(spacing, steps, 1000), eta, clip), theirs)
+
+
+@pytest.mark.parametrize("path", [*PATHS, ("trailing", 1), ("leading", 1000)])
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_ddim_in_float64(prediction, clip, path):
+    """With images in float64 too there is next to no rounding, and no fault is too small to be seen."""
+    (spacing, steps), model = path, oracle(prediction)
+    scheduler = DDIMScheduler(clip_sample=clip != "none", timestep_spacing=spacing, prediction_type=prediction)
+    scheduler.final_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64)
+    for eta in ETAS:
+        theirs = by_ddim(model, prepared(scheduler, steps), eta, clip, noise(0).double(), lambda t: noise(t).double())
+        images = sample(
+            ours(model), lambda t: noise(t).double(), ALPHA, tau(spacing, steps, 1000), eta, clip, prediction
+        )
+        assert (images - theirs).abs().max() <= 1e-11 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("prediction", PREDICTIONS[1:])
+def test_ddim_with_other_predictions(prediction, clip, path):
+    (spacing, steps), model = path, oracle(prediction)
+    scheduler = DDIMScheduler(clip_sample=clip != "none", timestep_spacing=spacing, prediction_type=prediction)
+    for eta in ETAS:
+        theirs = by_ddim(model, prepared(scheduler, steps), eta, clip, noise(0))
+        assert_same(sample(ours(model), noise, ALPHA, tau(spacing, steps, 1000), eta, clip, prediction), theirs)
+
+
+@pytest.mark.parametrize("steps", [10, 50])
+@pytest.mark.parametrize("clip", ["none", "x0_and_eps"])
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_ddpm(eps_model, variance, clip, steps):
+    """DDPM's posterior mean is that of eta = 1 with the eps of the clipped x0; index 0 comes last, without noise."""
+    scheduler = prepared(DDPMScheduler(variance_type=variance, clip_sample=clip != "none"), steps)
+    theirs = by_ddpm(eps_model, scheduler, noise(0), torch.Generator().manual_seed(5))
+    drawn = as_drawn(noise(0), torch.Generator().manual_seed(5))
+    assert_same(sample(ours(eps_model), drawn, ALPHA, tau("leading", steps, 1000), VARIANCES[variance], clip), theirs)
+
+
+@pytest.mark.parametrize("steps", [10, 1000])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_ddpm_with_every_prediction(variance, prediction, steps):
+    model = oracle(prediction)
+    scheduler = prepared(DDPMScheduler(variance_type=variance, prediction_type=prediction), steps)
+    theirs = by_ddpm(model, scheduler, noise(0), torch.Generator().manual_seed(6))
+    drawn = as_drawn(noise(0), torch.Generator().manual_seed(6))
+    times, eta = tau("leading", steps, 1000), VARIANCES[variance]
+    assert_same(sample(ours(model), drawn, ALPHA, times, eta, "x0_and_eps", prediction), theirs)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_inverse_ddim(eps_model, path):
+    """From index -T/S, alpha = 1, to T/S - 1 and so on: eps is asked for at the time that a step leads to, as ours."""
+    spacing, steps = path
+    scheduler = prepared(DDIMInverseScheduler(clip_sample=False, timestep_spacing=spacing), steps)
+    images = noise(7).clamp(-1, 1)
+    x = images
+    for index in scheduler.timesteps.tolist():
+        x = scheduler.step(eps_model(x, index), index, x).prev_sample
+    assert_same(encode(ours(eps_model), images, ALPHA, tau(spacing, steps, 1000)), x)
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("steps", [10, 1000])
+def test_ddim_as_it_comes(clip, steps):
+    """With diffusers' own float32 alphas: what people will see, and where the digits of 1 - alpha_1 are missed."""
+    scheduler = prepared(DDIMScheduler(clip_sample=clip != "none", timestep_spacing="trailing"), steps, exact=False)
+    theirs = by_ddim(oracle(), scheduler, 1.0, clip, noise(0))
+    images = sample(ours(oracle()), noise, ALPHA, tau("trailing", steps, 1000), 1.0, clip)
+    assert_same(images, theirs, tolerance=1e-4)
+
+
+@pytest.mark.skipif(not CHECKPOINT.exists(), reason="no checkpoint of somebody else's beside the repository")
+def test_a_checkpoint_with_its_own_scheduler():
+    """Its settings are `leading`, clipping, fixed_small: eta = 1 with x0 and eps clipped; as DDIM, eps is kept."""
+    unet = diffusers.UNet2DModel.from_pretrained(CHECKPOINT / "unet", low_cpu_mem_usage=False).eval()
+    x_T = noise(0, (1, 28, 28))[:3]
+
+    @torch.no_grad()
+    def model(x, index):
+        return unet(x, index).sample
+
+    scheduler = prepared(DDPMScheduler.from_pretrained(CHECKPOINT / "scheduler"), 10)
+    theirs = by_ddpm(model, scheduler, x_T, torch.Generator().manual_seed(5))
+    drawn = as_drawn(x_T, torch.Generator().manual_seed(5))
+    assert_same(sample(ours(model), drawn, ALPHA, tau("leading", 10, 1000), 1.0, "x0_and_eps"), theirs)
+
+    scheduler = prepared(DDIMScheduler.from_pretrained(CHECKPOINT / "scheduler"), 10)
+    theirs = by_ddim(model, scheduler, 0.0, "x0", x_T)
+    images = sample(ours(model), lambda _: x_T, ALPHA, tau("leading", 10, 1000), 0.0, "x0")
+    assert_same(images, theirs)
+    assert (images.abs() < 1).float().mean() > 0.2
