@@ -80,14 +80,14 @@ def _row(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: float
 
 
 def _exact_fid(cell: Cell, evaluation: Evaluation) -> float | None:
-    """The Frechet distance of a Gaussian oracle's samples from their data, both without end, on pixels in [-1, 1]."""
+    """The Frechet distance of a Gaussian oracle's samples from their data, both of 8 bits and without end."""
     model, reference = cell.model, evaluation.reference.data
     is_of_its_data = (model.oracle, model.image_shape) == (reference.name, reference.image_shape)
     if model.oracle != "gaussian" or not is_of_its_data or evaluation.extractor.name != PIXELS:
         return None
     data = gaussian.gaussian(model.image_shape)
     samples = gaussian.sampled(data, model.diffusion.alpha_bar, cell.tau, cell.settings.eta)
-    return gaussian.frechet_distance(samples, data)
+    return gaussian.frechet_distance(gaussian.rounded(samples), gaussian.rounded(data))
 
 
 def _from_events(rundir: RunDir) -> tuple[dict[str, float], dict[str, set[str]]]:

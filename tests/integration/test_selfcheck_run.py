@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 
+import pandas as pd
 import pytest
 from taugrid import COMMAND, taugrid
 
@@ -58,3 +59,18 @@ def test_a_fault_in_the_workers_is_found(tmp_path):
     assert wrong
     assert all("sigma_hat" in line for line in wrong), "cells with a numeric eta are not touched by it"
     assert done.stdout.count("WRONG") == 9
+
+
+def test_rows_of_a_gaussian_have_their_exact_fid_beside_the_measured(checked):
+    """`report` on what selfcheck made. FID at infinite N is below what N = 1000 leads to expect."""
+    findings, root = checked
+    taugrid("report", root)
+    table = pd.read_csv(root / "tables" / "quality.csv").set_index("cell")
+    for cell in findings["cells"]:
+        exact = table.loc[cell["cell"], "fid_exact"]
+        if cell["data"] == "gaussian":
+            assert 0 < cell["fid"]["exact"] - exact < 0.004
+            assert table.loc[cell["cell"], "fid"] == cell["fid"]["measured"]
+        else:
+            assert pd.isna(exact)
+    assert "FID in closed form" in (root / "tables" / "quality.md").read_text()

@@ -52,7 +52,7 @@ def oracle(prediction="epsilon"):
 
 
 def train():
-    """A small U-Net after 300 steps on the digits. Late times come more often: an error there grows most, by eq. 9."""
+    """A small U-Net after 200 steps on the digits. Late times come more often: an error there grows most, by eq. 9."""
     torch.manual_seed(0)
     unet = build_unet(
         config.Unet(
@@ -67,15 +67,15 @@ def train():
     )
     images = torch.from_numpy(load_images(config.Data())).float() / 127.5 - 1
     alphas = torch.from_numpy(ALPHA)
-    optimizer = torch.optim.Adam(unet.parameters(), lr=5e-3)
-    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=300)
+    optimizer = torch.optim.Adam(unet.parameters(), lr=1e-2)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=200)
 
     def loss(t):
         x0 = images[torch.randint(len(images), t.shape)]
         eps = torch.randn_like(x0)
         return (unet(diffuse(x0, eps, alphas[t]), network_time(t)).sample - eps).square().mean()
 
-    for _ in range(300):
+    for _ in range(200):
         optimizer.zero_grad()
         loss(1 + (1000 * torch.rand(32).sqrt()).long().clamp(max=999)).backward()
         optimizer.step()
@@ -84,12 +84,18 @@ def train():
         return unet.eval(), loss(torch.randint(1, 1001, (1000,))).item()
 
 
-@pytest.fixture(scope="module")
-def trained():
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks as small as these lose far more by sharing out their work than they gain."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    unet, loss = train()
+    yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def trained(one_thread):
+    unet, loss = train()
     assert loss < 0.25  # 1 is what eps = 0 would have
 
     @torch.no_grad()
@@ -136,7 +142,7 @@ def by_ddpm(model, scheduler, x, generator):
 
 def as_drawn(x_T, generator):
     """DDPMScheduler draws z itself, one for each step but the last: the same generator gives us the same in turn."""
-    return lambda t: torch.randn(x_T.shape, generator=generator) if t else x_T
+    return lambda t: torch.randn(x_T.shape, generator=generator, dtype=x_T.dtype) if t else x_T
 
 
 def assert_same(ours, theirs, tolerance=1e-5):
@@ -156,14 +162,13 @@ def test_ddim(eps_model, clip, eta, path):
     assert_same(sample(ours(eps_model), noise, ALPHA, tau(spacing, steps, 1000), eta, clip), theirs)
 
 
-@pytest.mark.parametrize("path", [*PATHS, ("trailing", 1), ("leading", 1000)])
+@pytest.mark.parametrize("path", [*PATHS, ("trailing", 1), ("leading", 250)])
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_ddim_in_float64(prediction, clip, path):
     """With images in float64 too there is next to no rounding, and no fault is too small to be seen."""
     (spacing, steps), model = path, oracle(prediction)
     scheduler = DDIMScheduler(clip_sample=clip != "none", timestep_spacing=spacing, prediction_type=prediction)
-    scheduler.final_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64)
     for eta in ETAS:
         theirs = by_ddim(model, prepared(scheduler, steps), eta, clip, noise(0).double(), lambda t: noise(t).double())
         images = sample(
@@ -194,7 +199,7 @@ def test_ddpm(eps_model, variance, clip, steps):
     assert_same(sample(ours(eps_model), drawn, ALPHA, tau("leading", steps, 1000), VARIANCES[variance], clip), theirs)
 
 
-@pytest.mark.parametrize("steps", [10, 1000])
+@pytest.mark.parametrize("steps", [10, 250])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_ddpm_with_every_prediction(variance, prediction, steps):
@@ -229,22 +234,30 @@ def test_ddim_as_it_comes(clip, steps):
 
 
 @pytest.mark.skipif(not CHECKPOINT.exists(), reason="no checkpoint of somebody else's beside the repository")
-def test_a_checkpoint_with_its_own_scheduler():
-    """Its settings are `leading`, clipping, fixed_small: eta = 1 with x0 and eps clipped; as DDIM, eps is kept."""
-    unet = diffusers.UNet2DModel.from_pretrained(CHECKPOINT / "unet", low_cpu_mem_usage=False).eval()
-    x_T = noise(0, (1, 28, 28))[:3]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_checkpoint_with_its_own_scheduler(dtype):
+    """Its settings are `leading`, clipping and fixed_small: as DDPM eta = 1 with x0 and eps clipped, as DDIM x0 alone.
+
+    DDPM's posterior in float64, as DDPM and we write it differently: of four batches of x_T this network took that
+    difference from rounding to 2.5e-5 in one where it was computed in float32, to 8e-14 at most in float64.
+    """
+    folder = {"pretrained_model_name_or_path": CHECKPOINT, "torch_dtype": dtype, "low_cpu_mem_usage": False}
+    unet = diffusers.UNet2DModel.from_pretrained(**folder, subfolder="unet").eval()
+    x_T = noise(0, (1, 28, 28))[:2].to(dtype)
+    times = tau("leading", 10, 1000)
 
     @torch.no_grad()
     def model(x, index):
         return unet(x, index).sample
 
-    scheduler = prepared(DDPMScheduler.from_pretrained(CHECKPOINT / "scheduler"), 10)
-    theirs = by_ddpm(model, scheduler, x_T, torch.Generator().manual_seed(5))
-    drawn = as_drawn(x_T, torch.Generator().manual_seed(5))
-    assert_same(sample(ours(model), drawn, ALPHA, tau("leading", 10, 1000), 1.0, "x0_and_eps"), theirs)
-
-    scheduler = prepared(DDIMScheduler.from_pretrained(CHECKPOINT / "scheduler"), 10)
-    theirs = by_ddim(model, scheduler, 0.0, "x0", x_T)
-    images = sample(ours(model), lambda _: x_T, ALPHA, tau("leading", 10, 1000), 0.0, "x0")
-    assert_same(images, theirs)
+    if dtype == torch.float32:
+        scheduler = prepared(DDIMScheduler.from_pretrained(CHECKPOINT / "scheduler"), 10)
+        theirs = by_ddim(model, scheduler, 0.0, "x0", x_T, lambda t: None)
+        images = sample(ours(model), lambda _: x_T, ALPHA, times, 0.0, "x0")
+        assert_same(images, theirs)
+    else:
+        scheduler = prepared(DDPMScheduler.from_pretrained(CHECKPOINT / "scheduler"), 10)
+        theirs = by_ddpm(model, scheduler, x_T, torch.Generator().manual_seed(5))
+        images = sample(ours(model), as_drawn(x_T, torch.Generator().manual_seed(5)), ALPHA, times, 1.0, "x0_and_eps")
+        assert (images - theirs).abs().max() <= 1e-10
     assert (images.abs() < 1).float().mean() > 0.2

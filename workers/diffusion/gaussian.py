@@ -20,8 +20,9 @@ GREY_LEVEL = 2 / 255
 
 STANDARD_DEVIATION, LARGEST_MEAN = 0.1, 0.1
 """Of the pixels of `gaussian`. Narrow enough for less than one image in a million to have a value beyond [-1, 1], in
-the data and in the samples of every eta, sigma-hat and spacing from 5 steps on up to 3x8x8 (sigma-hat along a quadratic
-tau comes closest), wide enough, at 13 grey levels, for rounding to 8 bits to act as independent noise (`rounded`)."""
+the data and in the samples of every eta and sigma-hat along a linear or quadratic tau of 5 steps or more, up to 3x8x8
+(sigma-hat with a quadratic tau of 5 comes closest, at 4e-7); wide enough, at 13 grey levels, for rounding to 8 bits to
+act as independent noise (`rounded`)."""
 
 ROW_CORRELATION, COLUMN_CORRELATION = 0.5, 0.6
 """Between vertical and horizontal neighbours of `gaussian`; unequal, so that a transposed image is another image."""
@@ -84,7 +85,7 @@ def gaussian(shape: tuple[int, int, int]) -> Gaussian:
 
 
 def two_points(shape: tuple[int, int, int]) -> TwoPoints:
-    """The pair of points for images of `shape` (C, H, W): `gaussian`'s mean plus and minus half their difference."""
+    """The points for images of `shape` (C, H, W): on both sides of the mean of `gaussian`, but for the first pixel."""
     middle = _ramp(shape)
     half = SPREAD / 2 * DECAY ** np.arange(len(middle))
     points = np.stack([middle + half, middle - half])
