@@ -203,6 +203,18 @@ def test_layers_and_files_are_torch_fidelitys():
     assert MODEL_METADATA["clip-vit-b-32"]["hash"] in (KNOWN["clip-vit-b-32"].cached_as or "")
 
 
+def test_pixels_are_grey_levels_in_c_order():
+    spec = resolve(None, "gaussian", None, (3, 2, 5))
+    assert (spec.name, spec.dimensions, spec.logits_layer, spec.classes) == ("pixels", 30, None, None)
+    images = torch.arange(60, dtype=torch.uint8).reshape(2, 3, 2, 5) * 4
+    features, logits = load(spec, "cpu")(images)
+    assert logits is None
+    assert features.dtype == torch.float32
+    np.testing.assert_allclose(features.numpy(), np.arange(60).reshape(2, 30) * 4 / 127.5 - 1, atol=1e-7)
+    with pytest.raises(ValueError, match="pixels has no weights"):
+        resolve("pixels", "digits", "some/file", (1, 8, 8))
+
+
 def test_weights_that_are_not_here_are_refused_with_the_ways_out(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ValueError) as error:

@@ -10,6 +10,7 @@ from orchestrator.config import Config, validate
 from orchestrator.configfile import load, merge
 from orchestrator.errors import UserError
 from orchestrator.grid import identity, plan
+from orchestrator.probes import ode_cells
 
 UNET = {"block_out_channels": [8, 8], "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
 BASE = {"name": "x", "model": {"unet": {**UNET, "norm_num_groups": 4}}}
@@ -226,6 +227,72 @@ def test_checkpoints_are_a_grid_axis(tmp_path):
     p = planned(model={}, grid={"model.checkpoint": folders, "steps": [5]})
     assert len(p.models) == 2
     assert [cell.axes["model.checkpoint"] for cell in p.cells] == folders
+
+
+def test_an_oracle_is_a_model_of_its_data():
+    data = {"name": "gaussian", "shape": [1, 4, 4]}
+    p = planned(model={"oracle": "gaussian"}, data=data, grid={"steps": [5, 10]})
+    [model] = p.models
+    assert (model.oracle, model.train, model.unet, model.image_shape) == ("gaussian", None, None, (1, 4, 4))
+    split = planned(model={"oracle": "gaussian"}, data=data | {"split": "test"})
+    assert split.models[0].id == model.id, "an oracle is trained on no split"
+    others = [
+        planned(model={"oracle": "gaussian"}, data={"name": "gaussian", "shape": [1, 4, 2]}),
+        planned(model={"oracle": "gaussian"}, data=data, diffusion={"schedule": "cosine"}),
+        planned(model={"oracle": "two-points"}, data=data | {"name": "two-points"}),
+    ]
+    assert len({model.id, *(other.models[0].id for other in others)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"model": {"oracle": "gaussian"}}, "model.oracle: gaussian is the optimum for data.name: gaussian"),
+        (
+            {"model": {"oracle": "gaussian"}, "data": {"name": "gaussian"}, "diffusion": {"prediction": "sample"}},
+            "model.oracle predicts epsilon",
+        ),
+        ({"diffusion": {"schedule": "jsd"}}, "jsd leaves no signal at T"),
+        ({"sample": {"spacing": [10, 5], "steps": 2}}, "sample.spacing"),
+        ({"sample": {"spacing": [10, 50], "steps": 3}}, "sample.spacing"),
+        ({"sample": {"spacing": [10, 2000], "steps": 2}}, "sample.spacing"),
+        ({"data": {"shape": [1, 8, 8]}}, "digits are of shape"),
+        ({"train": {"loss_weights": {"eta": 0, "sigma_1": 0.1}}}, "train.loss_weights.eta"),
+        ({"train": {"loss_weights": {"eta": 1}}}, "train.loss_weights.sigma_1 is missing"),
+    ],
+)
+def test_what_the_mathematics_does_not_allow_is_one_line(sections, message):
+    with pytest.raises(UserError) as caught:
+        planned(**sections)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_jsd_is_allowed_where_the_network_predicts_v():
+    assert planned(diffusion={"schedule": "jsd", "prediction": "v_prediction"}).cells
+
+
+def test_times_may_be_listed():
+    p = planned(grid={"steps": [3], "spacing": [[1, 10, 999], [2, 20, 1000], "leading"]})
+    assert [cell.tau for cell in p.cells] == [(1, 10, 999), (2, 20, 1000), (1, 334, 667)]
+    assert len(set(ids(p))) == 3
+    assert [cell.settings.spacing_name for cell in p.cells] == ["1,10,999", "2,20,1000", "leading"]
+
+
+def test_network_evaluations_are_those_that_are_made():
+    """The released code's uniform spacing makes 31 steps for S = 30; people hear of it, and the plan prices 31."""
+    p = planned(grid={"steps": [30], "spacing": ["ermongroup-uniform", "ermongroup-quad"]}, sample={"num_samples": 10})
+    assert [len(cell.tau) for cell in p.cells] == [31, 30]
+    assert sum(shard.evaluations for shard in p.cells[0].shards) == 310
+    assert [("31" in remark, "repeats" in remark) for remark in p.remarks] == [(True, False), (False, True)]
+
+
+def test_cells_that_differ_in_eta_and_clip_share_one_path_of_the_ode():
+    p = planned(grid={"steps": [5, 10], "eta": [0.0, 1.0, "sigma_hat"], "clip": ["none", "x0"]})
+    cells = ode_cells(p, 7)
+    assert [(c.settings.steps, c.settings.eta, c.settings.clip) for c in cells] == [(5, 0.0, "none"), (10, 0.0, "none")]
+    plain = next(c for c in p.cells if c.settings.steps == 5 and c.settings.eta == 0 and c.settings.clip == "none")
+    assert cells[0].id == plain.id, "the deterministic cell itself"
 
 
 def test_a_run_directory_config_plans_the_same_cells(tmp_path):
