@@ -4,10 +4,10 @@ import json
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from eval.tables import Metric, Pivot, _entries, _order, _series, _text, _without_nan
+from eval.rows import as_text, series, sort_key, without_nan
+from eval.tables import Metric, Pivot, entries
 from workers.files import replacing
 
 COLUMNS = (
@@ -38,13 +38,10 @@ def frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     """
     axes = sorted({key for row in rows for key in row} - set(COLUMNS))
     order = [*axes, "model", "weights", "spacing", "num_images", "steps"]
-    ordered = sorted(rows, key=lambda row: [_order(row.get(key)) for key in order])
+    ordered = sorted(rows, key=lambda row: [sort_key(row.get(key)) for key in order])
     values = {column: [row[column] for row in ordered] for column in COLUMNS}
     values |= {axis: [row.get(axis) for row in ordered] for axis in axes}
-    return pd.DataFrame({
-        column: pd.Series(np.array(listed, dtype=np.float64)) if column in _FLOATS else _series(column, listed)
-        for column, listed in values.items()
-    })  # fmt: skip
+    return pd.DataFrame({column: series(listed, column in _FLOATS) for column, listed in values.items()})
 
 
 def pivot(frame: pd.DataFrame) -> Pivot:
@@ -78,7 +75,7 @@ def pivot(frame: pd.DataFrame) -> Pivot:
 
 
 def _named(columns: Sequence[str], record: Mapping[Hashable, object]) -> str:
-    return ", ".join(f"{column} = {_text(record[column])}" for column in columns)
+    return ", ".join(f"{column} = {as_text(record[column])}" for column in columns)
 
 
 def markdown(frame: pd.DataFrame, about: str) -> str:
@@ -86,8 +83,8 @@ def markdown(frame: pd.DataFrame, about: str) -> str:
     table = pivot(frame)
     steps = [str(steps) for steps in table.values.columns]
     lines = [["S", *steps], [":--", *["--:"] * len(steps)]]
-    for label, entries in _entries(table, ERROR):
-        cells = [f"**{e.joined(' ')}**" if e.best else e.joined(" ") for e in entries]
+    for label, row in entries(table, ERROR):
+        cells = [f"**{e.joined(' ')}**" if e.best else e.joined(" ") for e in row]
         lines.append([label.replace("|", r"\|"), *cells])
     meanings = [LEGEND]
     if table.errors.notna().any(axis=None):
@@ -112,7 +109,7 @@ def write(rows: Sequence[Mapping[str, object]], folder: Path, about: str, notes:
     listed = "\n".join(f"- {note}" for note in notes)
     contents = {
         "csv": table.to_csv(index=False, lineterminator="\n"),
-        "json": json.dumps(_without_nan(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "json": json.dumps(without_nan(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         "md": markdown(table, about) + (f"\n## Notes\n\n{listed}\n" if notes else ""),
     }
     for suffix, text in contents.items():

@@ -9,17 +9,16 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from eval.rows import as_text, series, sort_key, without_nan
 from workers.files import replacing
 
 COLUMNS = (
@@ -108,24 +107,11 @@ def frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     given = {key for row in rows for key in row}
     axes = sorted(given - {*COLUMNS, EXACT})
     order = [*axes, "model", "sampler", "spacing", "num_samples", "sigma", "eta", "steps", "clip", "cell"]
-    ordered = sorted(rows, key=lambda row: [_order(row.get(key)) for key in order])
-    contract = {column: _series(column, [row[column] for row in ordered]) for column in COLUMNS}
+    ordered = sorted(rows, key=lambda row: [sort_key(row.get(key)) for key in order])
+    values: dict[str, list[object]] = {column: [row[column] for row in ordered] for column in COLUMNS}
     others = [EXACT, *axes] if EXACT in given else axes
-    return pd.DataFrame(contract | {name: _series(name, [row.get(name) for row in ordered]) for name in others})
-
-
-def _order(value: object) -> tuple[int, float, str]:
-    if value is None:
-        return (0, 0.0, "")
-    return (1, float(value), "") if isinstance(value, Real) else (2, 0.0, str(value))
-
-
-def _series(column: str, values: Sequence[object]) -> "pd.Series[Any]":
-    if column in _FLOATS:
-        return pd.Series(np.array(values, dtype=np.float64))
-    plain = [json.dumps(value) if isinstance(value, list | tuple | dict) else value for value in values]
-    series = pd.Series(plain, dtype=object)
-    return series if None in plain else series.infer_objects()  # which would make floats of integers beside a None
+    values |= {name: [row.get(name) for row in ordered] for name in others}
+    return pd.DataFrame({name: series(listed, name in _FLOATS) for name, listed in values.items()})
 
 
 def pivot(frame: pd.DataFrame, metric: str = "fid", error: str | None = "fid_se") -> list[Pivot]:
@@ -143,7 +129,7 @@ def pivot(frame: pd.DataFrame, metric: str = "fid", error: str | None = "fid_se"
     groups = list(frame.groupby(apart, sort=False, dropna=False)) if apart else [((), frame)]
     return [
         Pivot(
-            settings={column: _text(group[column].iloc[0]) for column in apart},
+            settings={column: as_text(group[column].iloc[0]) for column in apart},
             values=_grid(group, metric),
             errors=_grid(group, error),
             notes=tuple(_row_note(group, column) for column in by_row),
@@ -171,10 +157,6 @@ def _layout(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     return apart, by_row
 
 
-def _text(value: object) -> str:
-    return "not set" if value is None or value is pd.NA or value != value else str(value)
-
-
 def _labels(group: pd.DataFrame) -> "pd.Series[str]":
     numbers = group["eta"].map(lambda eta: str(float(eta)))
     return numbers.where(group["sigma"] != "sigma_hat", SIGMA_HAT)
@@ -193,7 +175,7 @@ def _grid(group: pd.DataFrame, column: str | None) -> pd.DataFrame:
 
 def _row_note(group: pd.DataFrame, column: str) -> str:
     """Which rows have which value of `column`, such as "clip: none (0.0, 0.2), x0_and_eps (σ̂)"."""
-    ordered = group.assign(row=_labels(group), value=group[column].map(_text)).sort_values(["sigma", "eta"])
+    ordered = group.assign(row=_labels(group), value=group[column].map(as_text)).sort_values(["sigma", "eta"])
     rows = {str(value): ", ".join(part.unique()) for value, part in ordered.groupby("value", sort=False)["row"]}
     return f"{column}: " + ", ".join(f"{v} ({labels})" if len(rows) > 1 else v for v, labels in rows.items())
 
@@ -209,7 +191,7 @@ def _unscaled(metric: Metric) -> Metric:
     return metric._replace(title=metric.title.split(" ×")[0], scale=1.0)
 
 
-def _entries(table: Pivot, metric: Metric) -> Iterator[tuple[str, list[Entry]]]:
+def entries(table: Pivot, metric: Metric) -> Iterator[tuple[str, list[Entry]]]:
     """Each row's label and its cells; best is per column, and said only where there is something to choose from."""
     values, errors = table.values * metric.scale, table.errors * metric.scale
     best = (values.max() if metric.higher_is_better else values.min()).where(values.count() > 1)
@@ -246,8 +228,8 @@ def markdown(frame: pd.DataFrame) -> str:
                 blocks.append("### " + ", ".join(f"`{key}` = `{value}`" for key, value in table.settings.items()))
             steps = [str(steps) for steps in table.values.columns]
             lines = [["η \\ S", *steps], [":--", *["--:"] * len(steps)]]
-            for label, entries in _entries(table, metric):
-                lines.append([label, *(f"**{e.joined(' ')}**" if e.best else e.joined(" ") for e in entries)])
+            for label, row in entries(table, metric):
+                lines.append([label, *(f"**{e.joined(' ')}**" if e.best else e.joined(" ") for e in row)])
             blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
             blocks += table.notes
     return "\n\n".join(blocks) + "\n"
@@ -276,9 +258,9 @@ def latex(frame: pd.DataFrame) -> str:
 def _latex_table(table: Pivot, metric: Metric, frame: pd.DataFrame) -> str:
     count = len(table.values.columns)
     rows = []
-    for label, entries in _entries(table, metric):
-        bodies = (_tex(e.value) if e.value == MISSING else e.joined(" ").replace("±", r"\pm") for e in entries)
-        cells = (f"$\\mathbf{{{body}}}$" if e.best else f"${body}$" for e, body in zip(entries, bodies, strict=True))
+    for label, row in entries(table, metric):
+        bodies = (_tex(e.value) if e.value == MISSING else e.joined(" ").replace("±", r"\pm") for e in row)
+        cells = (f"$\\mathbf{{{body}}}$" if e.best else f"${body}$" for e, body in zip(row, bodies, strict=True))
         rows.append(" & ".join([_tex(label), *(cell.replace("$--$", "--") for cell in cells)]) + r" \\")
     means = f"± is {metric.error_means}" if table.errors.notna().any(axis=None) else ""
     sizes = "N = " + _numbers(frame["num_samples"]) if "num_samples" not in table.settings else ""
@@ -315,11 +297,11 @@ def console(frame: pd.DataFrame) -> Group:
 
 
 def _console_tables(pivoted: Pivot) -> Iterator[Table]:
-    rows = list(_entries(pivoted, FID))
+    rows = list(entries(pivoted, FID))
     steps = [str(steps) for steps in pivoted.values.columns]
     corner, gap = "η \\ S", 2  # a space of padding, and one where the box has its divider
     for separator in (" ", "\n"):
-        texts = [[entry.joined(separator) for entry in entries] for _, entries in rows]
+        texts = [[entry.joined(separator) for entry in row] for _, row in rows]
         widths = [gap + max(map(len, "\n".join(column).split("\n"))) for column in zip(steps, *texts, strict=True)]
         if len(corner) + sum(widths) <= CONSOLE_WIDTH:
             break
@@ -332,8 +314,8 @@ def _console_tables(pivoted: Pivot) -> Iterator[Table]:
         table = Table(corner, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for i in part:
             table.add_column(steps[i], justify="right")
-        for (label, entries), row in zip(rows, texts, strict=True):
-            table.add_row(label, *(Text(row[i], style="bold" if entries[i].best else "") for i in part))
+        for (label, row), written in zip(rows, texts, strict=True):
+            table.add_row(label, *(Text(written[i], style="bold" if row[i].best else "") for i in part))
         yield table
 
 
@@ -350,7 +332,7 @@ def write(
     listed = "\n".join(f"- {note}" for note in notes)
     contents = {
         "csv": table.to_csv(index=False, lineterminator="\n"),
-        "json": json.dumps(_without_nan(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "json": json.dumps(without_nan(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         "md": about + "\n\n" + markdown(table) + (f"\n## Notes\n\n{listed}\n" if notes else ""),
         "tex": "".join(f"% {' '.join(line.split())}\n" for line in (about, *notes)) + latex(table),
     }
@@ -381,13 +363,3 @@ def _spell(value: object) -> str:
         return ", ".join(f"{key} {_spell(item)}" for key, item in value.items())
     text = str(value)
     return text[:10] if len(text) >= 32 and set(text) <= set("0123456789abcdef") else text
-
-
-def _without_nan(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {str(key): _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    if isinstance(value, np.generic):
-        return _without_nan(value.item())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
