@@ -1,5 +1,6 @@
 """What `plan`, `status`, `verify` and `export` say of a run, from the config and the disk alone."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from math import prod
 from pathlib import Path
@@ -86,7 +87,8 @@ def verify(plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> list[Dama
     found: list[Damage] = []
     for cell in plan.cells:
         found += _verify_samples(cell, rundir, tick)
-    for path in sorted(rundir.features.glob("*/*/part-*.parquet")):
+    derived = [rundir.reconstructions.glob("*/part-*.parquet"), rundir.interpolations.glob("*/part-*.parquet")]
+    for path in sorted(itertools.chain(rundir.features.glob("*/*/part-*.parquet"), *derived)):
         try:
             images.inspect(path)
         except images.DamagedFile as error:

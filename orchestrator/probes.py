@@ -106,6 +106,8 @@ class Reconstruct:
             return rows
         reconstruction.write(rows, self.rundir.tables, self._about())
         figures.reconstruction_error(reconstruction.frame(rows), self.rundir.figures / "reconstruction-error")
+        for stale in self.rundir.figures.glob("reconstructions*.png"):
+            stale.unlink()
         originals = images.to_pictures(data.load_images(self.config.data.held_out)[:PICTURES])
         for group, by_steps in rebuilt.items():
             name = "reconstructions" if len(rebuilt) == 1 else f"reconstructions-{group}"

@@ -164,18 +164,18 @@ class Run:
         survey = Survey(self.config, self.plan, self.rundir, scoring, self._set_aside)
         pieces = list(survey.pieces(sampling))
         provenance.write(self.rundir, self.plan, scoring)
-        problems = self._finish(pieces)
-        if not problems:
-            self.rundir.remove_temporaries(self.plan.cells)
-        return problems
+        return self._finish(pieces)
 
     def _finish(self, pieces: Iterable[Piece]) -> dict[str, str]:
         """Do `pieces`, if there are any. Returns cell name -> reason for what could not be done."""
         by_key = {piece.task.key: piece for piece in pieces}
-        if not by_key:
-            return {}
-        self._connect()
-        return self._dispatch(by_key)
+        problems: dict[str, str] = {}
+        if by_key:
+            self._connect()
+            problems = self._dispatch(by_key)
+        if not problems:
+            self.rundir.remove_temporaries()
+        return problems
 
     def _dispatch(self, pieces: dict[str, Piece]) -> dict[str, str]:
         """Have workers do `pieces`; as `_finish`."""

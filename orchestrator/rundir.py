@@ -185,14 +185,11 @@ class RunDir:
         folders = sorted({path.parent for path in self.samples.glob("*/part-*.parquet")})
         return {folder.name.rsplit("-", 1)[-1]: folder.name for folder in folders}
 
-    def remove_temporaries(self, cells: tuple[Cell, ...]) -> None:
-        """Remove what killed writers left behind in the folders of finished cells."""
-        for path in self.root.glob(".probe.*.tmp"):
-            path.unlink(missing_ok=True)
-        for cell in cells:
-            for folder in (self.samples / cell.name, *self.features.glob(f"*/{cell.name}")):
-                for path in folder.glob(".*.tmp"):
-                    path.unlink(missing_ok=True)
+    def remove_temporaries(self) -> None:
+        """Remove what killed writers left behind; for when no writer is at work."""
+        for folder in (".", "samples/*", "features/*/*", "reconstructions/*", "interpolations/*"):
+            for path in self.root.glob(f"{folder}/.*.tmp"):
+                path.unlink(missing_ok=True)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -110,10 +110,8 @@ def print_outcome(rundir: RunDir, outcome: "Outcome") -> None:
 
         Console(highlight=False).print(tables.console(tables.frame(outcome.rows)))
     elif outcome.rows:
-        from eval import reconstruction
-
-        frame = reconstruction.frame(outcome.rows)
-        Console(highlight=False, soft_wrap=True).print(reconstruction.markdown(frame, ""), markup=False)
+        text = (rundir.tables / "reconstruction.md").read_text(encoding="utf-8")
+        Console(highlight=False, soft_wrap=True).print(text, markup=False)
     missing = outcome.missing
     for cell, reason in list(missing.items())[:10]:
         people.print(f"missing: {cell}: {reason}", markup=False)
