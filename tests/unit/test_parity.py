@@ -119,8 +119,8 @@ def ours(model):
 
 
 def prepared(scheduler, steps, exact=True):
-    """`exact` gives diffusers our alphas in float64: in its own float32 a rounding of 6e-8 in alpha is one of 6e-4 in
-    1 - alpha_1 = 1e-4, and that of its tables, not of its formulas, would be what is compared. Images are float32."""
+    """`exact` gives diffusers our alphas in float64. Rounded to float32, as its own are, alpha_1 leaves a 1 - alpha_1
+    that is off by 1.7e-4 of itself: its tables, not its formulas, would be what is compared. Images are float32."""
     if exact:
         scheduler.alphas_cumprod = torch.from_numpy(ALPHA[1:])
     scheduler.set_timesteps(steps)
@@ -213,7 +213,8 @@ def test_ddpm_with_every_prediction(variance, prediction, steps):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_inverse_ddim(eps_model, path):
-    """From index -T/S, alpha = 1, to T/S - 1 and so on: eps is asked for at the time that a step leads to, as ours."""
+    """Its indices are our tau - 1 in both spacings: a step starts at index - T/S, which is alpha = 1 below 0, and leads
+    to index, where eps is asked for, as ours."""
     spacing, steps = path
     scheduler = prepared(DDIMInverseScheduler(clip_sample=False, timestep_spacing=spacing), steps)
     images = noise(7).clamp(-1, 1)

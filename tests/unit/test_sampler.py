@@ -25,7 +25,7 @@ PATHS = {
     "linear": tau("linear", 30, 1000),  # 30 does not divide 1000
     "quadratic": tau("quadratic", 30, 1000),
     "leading": tau("leading", 10, 1000),  # ends at 901
-    "ermongroup-quad": tau("ermongroup-quad", 50, 1000),  # starts with 1, 1, 2, 3 and ends at 801
+    "ermongroup-quad": tau("ermongroup-quad", 30, 1000),  # starts with 1, 1, 4 and ends at 801
     "list": (3, 4, 250, 999),
 }
 TIMES = st.integers(2, 1000).flatmap(lambda t: st.tuples(st.just(t), st.integers(1, t - 1)))

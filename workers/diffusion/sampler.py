@@ -96,7 +96,8 @@ def sample(
         noise: `noise(0)` is x_T, (B, C, H, W) float32; `noise(t)` the z of the step that starts at time t, asked for
             only where that step adds noise.
         alpha_bar: (T + 1,) with `alpha_bar[0] == 1`.
-        tau: increasing times in 1..T; a time that comes twice is a step that stays where it is.
+        tau: times in 1..T that never fall; one that comes twice is a step that stays where it is (but for clip `x0`,
+            with which x0 and eps no longer make up x).
         eta: the scale of eq. 16, or `sigma_hat`.
         clip: as in `clipped`.
         prediction: what the network predicts.
