@@ -9,8 +9,8 @@ import pytest
 from taugrid import taugrid
 
 README = Path(__file__).parents[2] / "README.md"
-NOT_RUN_HERE = ("--address auto", "make ")
-"""A cluster that this machine would have to belong to; and make, which is what runs this."""
+NOT_RUN_HERE = ("--address auto", "make ", "selfcheck")
+"""A cluster that this machine would have to belong to; make, which is what runs this; test_selfcheck_run.py's."""
 
 
 def commands():
