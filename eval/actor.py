@@ -37,7 +37,7 @@ def extract(job: ExtractJob, device: str) -> tuple[int, bool]:
     count = 0
     with images.PartWriter(Path(job.path), images.feature_schema(job.metadata, *dimensions)) as part:
         for index, batch in _batches(job):
-            chunks = [extractor(chunk) for chunk in torch.split(torch.from_numpy(batch), job.batch_size)]
+            chunks = [extractor(chunk) for chunk in torch.split(torch.tensor(batch), job.batch_size)]
             columns: dict[str, Any] = {"index": index, "features": torch.cat([c.features for c in chunks]).numpy()}
             if job.extractor.classes is not None:
                 columns["logits"] = torch.cat([c.logits for c in chunks if c.logits is not None]).numpy()

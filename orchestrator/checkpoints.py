@@ -6,13 +6,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from eval.extractor_names import sha256
 from orchestrator.config import Diffusion, validate
 from orchestrator.errors import UserError
+from workers.diffusion import schedule
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
-"""diffusers' `beta_schedule` -> ours, as its DDIMScheduler has them (`sigmoid` is its DDPMScheduler's alone)."""
+SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
+"""diffusers' `beta_schedule` -> ours."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,6 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _diffusion(scheduler: dict[str, Any], path: Path) -> Diffusion:
     unsupported = {
-        "trained_betas": scheduler.get("trained_betas") is not None,
         "thresholding": bool(scheduler.get("thresholding")),
         "rescale_betas_zero_snr": bool(scheduler.get("rescale_betas_zero_snr")),
         "variance_type": str(scheduler.get("variance_type", "")).startswith("learned"),
@@ -113,16 +115,27 @@ def _diffusion(scheduler: dict[str, Any], path: Path) -> Diffusion:
         "clip_sample_range": bool(scheduler.get("clip_sample", True))
         and scheduler.get("clip_sample_range", 1.0) != 1.0,
         "beta_schedule": scheduler.get("beta_schedule", "linear") not in SCHEDULES,
+        "trained_betas": scheduler.get("trained_betas") is not None and _named_schedule(scheduler) is None,
     }
-    refused = [f"{key}: {scheduler.get(key)}" for key, refuse in unsupported.items() if refuse]
+    refused = [f"{key}: {str(scheduler.get(key))[:40]}" for key, refuse in unsupported.items() if refuse]
     if refused:
         raise UserError(f"model.checkpoint: taugrid can't honour {', '.join(refused)} of {path}")
-    schedule = SCHEDULES[scheduler.get("beta_schedule", "linear")]
+    named = _named_schedule(scheduler) if scheduler.get("trained_betas") is not None else None
     values = {
         "timesteps": scheduler.get("num_train_timesteps", 1000),
-        "schedule": schedule,
+        "schedule": named or SCHEDULES[scheduler.get("beta_schedule", "linear")],
         "beta_start": scheduler.get("beta_start", 1e-4),
         "beta_end": scheduler.get("beta_end", 2e-2),
         "prediction": scheduler.get("prediction_type", "epsilon"),
     }
     return validate(Diffusion, values, f"model.checkpoint: {path}")
+
+
+def _named_schedule(scheduler: dict[str, Any]) -> str | None:
+    """The schedule of ours that a list of betas is, as `models.save_pipeline` writes those without a name there."""
+    given = scheduler["trained_betas"]
+    start, end = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 2e-2)
+    for name in schedule.SCHEDULES:
+        if np.array_equal(schedule.betas(name, len(given), start, end), given):
+            return name
+    return None

@@ -83,7 +83,7 @@ json_option = click.option(
 def cli() -> None:
     """How good are a diffusion model's samples at S steps?
 
-    CONFIG is a file, the name of a shipped config (digits), or a run directory.
+    CONFIG is a file, the name of a shipped config (digits, gaussian), or a run directory.
     """
 
 
@@ -202,9 +202,13 @@ def _selfcheck(out: str, address: str, workers: int | None, as_json: bool) -> No
     from orchestrator.progress import Progress
     from orchestrator.run import Run
     from orchestrator.text import print_selfcheck
+    from workers.files import read_json
 
     _require_shared(out, address)
     opened = Opened("selfcheck", () if workers is None else (f"cluster.workers={workers}",), out)
+    there = read_json(opened.rundir.config)
+    if there is not None and there.get("name") != opened.config.name:
+        raise UserError(f"--out {out} holds another run; give an empty folder, or one of an earlier selfcheck")
     with Progress() as progress:
         missing = Run(opened.config, opened.plan, opened.rundir, address, progress).do(("sample", "evaluate")).missing
         if missing:

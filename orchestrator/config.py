@@ -15,10 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from orchestrator.errors import UserError
 from workers.diffusion import schedule
+from workers.diffusion.forward import sigma_hat
+from workers.diffusion.timesteps import tau
+from workers.diffusion.variational import theorem1_sigma, theorem1_weights
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(gt=0)]
 Spacing = Literal["linear", "quadratic", "leading", "trailing", "linspace", "ermongroup-uniform", "ermongroup-quad"]
+Times = Annotated[list[Annotated[int, Field(gt=0, strict=True)]], Field(min_length=1)]
 DownBlock = Literal[
     "DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "SkipDownBlock2D", "AttnSkipDownBlock2D"
 ]
@@ -57,6 +61,8 @@ class Data(Section):
     def _shape_is_free(self) -> "Data":
         if self.name == "digits" and self.shape is not None:
             raise ValueError("shape is for gaussian and two-points; digits are of shape [1, 8, 8]")
+        if self.shape is not None and self.shape[0] not in (1, 3):
+            raise ValueError(f"shape must have 1 channel (grey) or 3 (RGB) in front, not {self.shape[0]}")
         return self
 
 
@@ -114,6 +120,12 @@ class Diffusion(Section):
     """What the network predicts: the noise, the image, or v (Salimans & Ho 2022)."""
 
     @property
+    def predicts(self) -> Literal["epsilon", "sample", "v_prediction"]:
+        """`prediction` of a section in which nothing is null."""
+        assert self.prediction is not None
+        return self.prediction
+
+    @property
     def alpha_bar(self) -> NDArray[np.float64]:
         """The products alpha_0..alpha_T, (T + 1,) float64, of a section in which nothing is null."""
         assert self.schedule is not None
@@ -132,7 +144,23 @@ class LossWeights(Section):
     """sigma at tau's first time, where eq. 16 gives 0 and the weight is infinite: a number, or DDPM's larger one."""
     steps: Positive | None = None
     """Length of tau; null: all of 1..T."""
-    spacing: Literal["linear", "quadratic"] = "linear"
+    spacing: Spacing | Times = "linear"
+    """As in `sample`, but tau must end at T and name no time twice."""
+
+    def gamma(self, alpha_bar: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The weights for t = 0..T, (T + 1,), divided by their mean over 1..T.
+
+        So the gradient keeps its scale, and with it `learning_rate` and `gradient_clip` their meaning.
+
+        Raises:
+            ValueError: if there are no such weights.
+        """
+        timesteps = len(alpha_bar) - 1
+        times = tau(self.spacing, self.steps or timesteps, timesteps)
+        first = sigma_hat(float(alpha_bar[times[0]]), 1.0) if self.sigma_1 == "sigma_hat" else self.sigma_1
+        gamma = theorem1_weights(alpha_bar, times, theorem1_sigma(alpha_bar, times, self.eta, first))
+        normalised: NDArray[np.float64] = gamma / gamma[1:].mean()
+        return normalised
 
 
 class Train(Section):
@@ -168,7 +196,7 @@ class Sample(Section):
     steps: Positive = 50
     """S, the length of tau: the number of sampling steps."""
     eta: Annotated[float, Field(ge=0, le=1)] | Literal["sigma_hat"] = 0.0
-    spacing: Spacing | list[Positive] = "linear"
+    spacing: Spacing | Times = "linear"
     """How tau is chosen (workers/diffusion/timesteps.py), or tau itself: `steps` increasing times in 1..T."""
     sampler: Literal["ddim"] = "ddim"
     clip: Literal["none", "x0", "x0_and_eps"] | None = None
@@ -224,7 +252,7 @@ class Report(Section):
     reconstructed_images: Positive = 1_000
     """Images that `taugrid reconstruct` encodes and decodes: the first so many of those held out, or all."""
     interpolated_pairs: Positive = 4
-    """Rows of figures/interpolations.png."""
+    """Rows of figures/interpolations-<cell>.png."""
 
 
 class Cluster(Section):

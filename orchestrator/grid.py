@@ -9,10 +9,12 @@ import difflib
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from orchestrator import checkpoints
 from orchestrator.checkpoints import Checkpoint
@@ -40,6 +42,9 @@ NOT_CELLS = {"num_samples", "train.workers", "train.checkpoint_every"}
 
 TABLE_KEYS = {"steps", "eta", "spacing", "sampler", "clip", "num_samples"}
 """Grid keys that every quality table has a column for anyway."""
+
+LONGEST_NAME = 100
+"""Characters of a figure's name that are made of settings: file systems end at 255, and a list of times can be long."""
 
 SAMPLE_DEFAULTS = Sample(clip="none", seed=0)
 TRAIN_DEFAULTS = Train(seed=0)
@@ -152,6 +157,14 @@ def identity(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
+def name_of(parts: Iterable[Any]) -> str:
+    """`parts` as part of a file's name, or a hash of them where that would be too long for one."""
+    text = "-".join(map(str, parts))
+    if len(text) > LONGEST_NAME:
+        return identity({"parts": text})
+    return "".join(character if character.isalnum() or character in "=.-_" else "_" for character in text)
+
+
 def plan(config: Config, read_checkpoint: Callable[[str], Checkpoint] = checkpoints.read) -> Plan:
     """The models and cells of `config`, in the order of its grid.
 
@@ -228,6 +241,7 @@ def _model(sections: Mapping[str, Section], read: Callable[[str], Checkpoint]) -
     assert isinstance(source, ModelSection)
     assert isinstance(diffusion, Diffusion)
     assert isinstance(train, Train)
+    content: dict[str, Any]
     if source.checkpoint is not None:
         checkpoint = read(source.checkpoint)
         resolved = _filled(_filled(diffusion, checkpoint.diffusion), DIFFUSION_DEFAULTS)
@@ -247,12 +261,13 @@ def _model(sections: Mapping[str, Section], read: Callable[[str], Checkpoint]) -
             raise UserError(f"model.oracle predicts epsilon; leave diffusion.prediction out, not {resolved.prediction}")
         content = {
             "oracle": source.oracle,
-            "data": _differing(data, Data(name=source.oracle), {"split"}),
+            "shape": list(data.image_shape),
             "diffusion": _differing(resolved, DIFFUSION_DEFAULTS),
         }
         return Model(identity(content), data, resolved, None, None, None, source.oracle)
     if source.unet is None:
         raise UserError("model: give unet: {...} to train a network, checkpoint: FOLDER to load one, or oracle: NAME")
+    _check_loss_weights(train, resolved)
     if source.unet.dropout and train.workers > 1:
         raise UserError("model.unet.dropout: masks depend on the number of workers, so it needs train.workers: 1")
     content = {
@@ -275,9 +290,10 @@ def _cell(model: Model, sections: Mapping[str, Section], axes: list[str]) -> Cel
 
 
 def with_settings(cell: Cell, changes: Mapping[str, Any]) -> Cell:
-    """The cell of the same model with some of its settings changed."""
+    """The cell of the same model with some of its settings changed, which are no axes of it any more."""
     settings = cell.settings.model_copy(update=dict(changes))
-    return Cell(_cell_id(cell.model, settings), cell.model, settings, cell.axes)
+    axes = {key: value for key, value in cell.axes.items() if key not in changes}
+    return Cell(_cell_id(cell.model, settings), cell.model, settings, axes)
 
 
 def _cell_id(model: Model, settings: Sample) -> str:
@@ -303,11 +319,26 @@ def _differing(section: Section, defaults: Section, without: Set[str] = frozense
 
 
 def _require_signal(diffusion: Diffusion) -> None:
-    if diffusion.prediction == "epsilon" and diffusion.alpha_bar[-1] == 0:
+    alpha_bar = diffusion.alpha_bar
+    if alpha_bar[-2] <= 0 or (np.diff(alpha_bar) >= 0).any():
+        raise UserError(
+            f"diffusion: with {diffusion.schedule} betas from {diffusion.beta_start:g} to {diffusion.beta_end:g} and "
+            f"timesteps {diffusion.timesteps}, alpha does not fall from step to step, or reaches 0 before the last: "
+            "choose other betas or fewer timesteps"
+        )
+    if diffusion.prediction == "epsilon" and alpha_bar[-1] == 0:
         raise UserError(
             f"diffusion.schedule: {diffusion.schedule} leaves no signal at T (alpha_T = 0), where epsilon can't "
             "tell x0: eq. 9 divides by zero; set diffusion.prediction: v_prediction (or sample), or another schedule"
         )
+
+
+def _check_loss_weights(train: Train, diffusion: Diffusion) -> None:
+    if train.loss_weights is not None:
+        try:
+            train.loss_weights.gamma(diffusion.alpha_bar)
+        except ValueError as error:
+            raise UserError(f"train.loss_weights: {error}") from None
 
 
 def _tau(settings: Sample, diffusion: Diffusion) -> tuple[int, ...]:

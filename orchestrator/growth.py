@@ -20,7 +20,7 @@ def check_extends(config: Config, plan: Plan, rundir: RunDir) -> None:
         return
     named = ", ".join(orphans[:2]) + (f" and {len(orphans) - 2} more" if len(orphans) > 2 else "")
     differences = _differences(read_json(rundir.config) or {}, config.model_dump(mode="json"))
-    shown = "; ".join(differences[:MOST_DIFFERENCES]) or "the files of model.checkpoint are not those it was made with"
+    shown = "; ".join(differences[:MOST_DIFFERENCES]) or "its model (the checkpoint's files, or taugrid itself)"
     more = f" and {len(differences) - MOST_DIFFERENCES} more" if len(differences) > MOST_DIFFERENCES else ""
     raise UserError(
         f"{rundir.root} holds {named}, which this config does not have. What differs: {shown}{more}. "

@@ -100,6 +100,16 @@ class Evaluation:
         }
 
 
+def check_shapes(plan: Plan) -> None:
+    """Raise `UserError` if a model makes images of another shape than its data set's."""
+    for model in plan.models:
+        if model.image_shape != model.data.image_shape:
+            raise UserError(
+                f"data.name: {model.data.name} has images of {model.data.image_shape} (channels, height, width), but "
+                f"the model makes {model.image_shape}; choose its data, or only `taugrid sample` it"
+            )
+
+
 def evaluation(config: Config, plan: Plan) -> Evaluation:
     """How `config` scores the cells of `plan`; opens the reference and the extractor's weights, so that what is wrong
     with them is said before any accelerator time.
@@ -107,12 +117,7 @@ def evaluation(config: Config, plan: Plan) -> Evaluation:
     Raises:
         UserError: unknown extractor, missing weights, images of another shape than the reference's.
     """
-    for model in plan.models:
-        if model.image_shape != model.data.image_shape:
-            raise UserError(
-                f"data.name: {model.data.name} has images of {model.data.image_shape} (channels, height, width), but "
-                f"the model makes {model.image_shape}; choose its data, or only `taugrid sample` it"
-            )
+    check_shapes(plan)
     data = config.data
     spec = extractor(config)
     images = datasets.load_images(data)

@@ -11,12 +11,18 @@ from numpy.typing import NDArray
 from eval import figures, pictures, tables
 from eval.extractor_names import PIXELS
 from orchestrator.config import Config
-from orchestrator.grid import Cell, Plan, identity
+from orchestrator.grid import Cell, Plan, identity, name_of
 from orchestrator.protocol import Evaluation
 from orchestrator.rundir import RunDir, read_events
 from workers import images
 from workers.diffusion import gaussian
 from workers.files import read_sealed
+
+LARGEST_SHARE_BEYOND_1 = 1e-6
+"""Of a Gaussian's images: 8 bits clip those pixels, which closed forms know nothing of."""
+
+NAMED_CELLS = 4
+"""Cells that a note under the table names; more are counted."""
 
 METRICS = ("fid", "fid_se", "fid_infinity", "isc_mean", "isc_std", "kid_mean", "kid_std", "precision", "recall")
 
@@ -44,7 +50,7 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
     seconds, devices = _from_events(rundir)
     rows: list[dict[str, Any]] = []
     protocols: dict[str, Any] = {}
-    notes: list[str] = []
+    cells_of: dict[str, list[str]] = defaultdict(list)  # note -> names
     for cell in plan.cells:
         score = read_sealed(rundir.score(cell, evaluation.id(cell)))
         if score is None:
@@ -53,10 +59,19 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
         protocols[short] = score["protocol"]
         exact = {} if (value := _exact_fid(cell, evaluation)) is None else {tables.EXACT: value}
         rows.append(_row(cell, score["metrics"], short, seconds.get(cell.id)) | exact)
-        notes += [f"{cell.name}: {note}" for note in score["notes"]]
+        for note in score["notes"]:
+            cells_of[note].append(cell.name)
         if len(devices[cell.id]) > 1:
-            notes.append(f"{cell.name} is mixed: sampled on {', '.join(sorted(devices[cell.id]))}")
-    return Rows(rows, protocols, notes)
+            cells_of[f"mixed: sampled on {', '.join(sorted(devices[cell.id]))}"].append(cell.name)
+    notes = [f"{_listed(names, len(rows))}: {note}" for note, names in cells_of.items()]
+    return Rows(rows, protocols, [*plan.remarks, *notes])
+
+
+def _listed(names: list[str], cells: int) -> str:
+    if len(names) == cells:
+        return "every cell"
+    more = len(names) - NAMED_CELLS
+    return ", ".join(names[:NAMED_CELLS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _row(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: float | None) -> dict[str, Any]:
@@ -85,8 +100,12 @@ def _exact_fid(cell: Cell, evaluation: Evaluation) -> float | None:
     is_of_its_data = (model.oracle, model.image_shape) == (reference.name, reference.image_shape)
     if model.oracle != "gaussian" or not is_of_its_data or evaluation.extractor.name != PIXELS:
         return None
+    if cell.settings.clip != "none":
+        return None  # a step that clips is not affine
     data = gaussian.gaussian(model.image_shape)
     samples = gaussian.sampled(data, model.diffusion.alpha_bar, cell.tau, cell.settings.eta)
+    if max(map(gaussian.share_beyond_1, (samples, data))) > LARGEST_SHARE_BEYOND_1:
+        return None
     return gaussian.frechet_distance(gaussian.rounded(samples), gaussian.rounded(data))
 
 
@@ -139,8 +158,7 @@ def _place(cell: Cell) -> tuple[str, int]:
 def _group_name(cell: Cell, with_clip: bool) -> str:
     settings = cell.settings
     others = [settings.spacing_name, *(f"{key.split('.')[-1]}={value}" for key, value in cell.axes.items())]
-    text = "-".join([*others, *([f"clip={settings.clip}"] if with_clip else []), cell.model.id])
-    return "".join(character if character.isalnum() or character in "=.-_" else "_" for character in text)
+    return name_of([*others, *([f"clip={settings.clip}"] if with_clip else []), cell.model.id])
 
 
 def _first_images(cell: Cell, rundir: RunDir, count: int) -> NDArray[np.uint8] | None:

@@ -20,14 +20,14 @@ from orchestrator.config import Config
 from orchestrator.errors import RunFailed, UserError
 from orchestrator.grid import Model, Plan
 from orchestrator.growth import check_extends
-from orchestrator.probes import Interpolate, Probe, Reconstruct
+from orchestrator.ode_work import Interpolate, OdeWork, Reconstruct
 from orchestrator.progress import Progress, duration
 from orchestrator.protocol import Evaluation, evaluation
 from orchestrator.rundir import Damage, Events, RunDir
 from orchestrator.work import Piece, Survey, missing
 from workers.files import write_json
 
-PROBES: dict[str, type[Reconstruct] | type[Interpolate]] = {"reconstruct": Reconstruct, "interpolate": Interpolate}
+ODE_WORK: dict[str, type[Reconstruct] | type[Interpolate]] = {"reconstruct": Reconstruct, "interpolate": Interpolate}
 
 POLL_SECONDS = 0.5
 """How often the driver looks at a training's log, and for Ctrl-C."""
@@ -39,7 +39,9 @@ class Outcome(NamedTuple):
     missing: dict[str, str]
     """Name -> reason, for every cell that has no score (or, where only images were asked for, not all images) now."""
     rows: list[dict[str, Any]]
-    """The rows of quality.csv, where scores were asked for."""
+    """The rows of the table that the stages lead to."""
+    table: str
+    """Its name: `quality`, `reconstruction` or `interpolation`; empty where there is none."""
 
 
 class Run:
@@ -80,27 +82,33 @@ class Run:
             if model.checkpoint is not None:
                 self.rundir.record_checkpoint(model)
                 self._progress.say(describe_checkpoint(model))
+        kinds = [ODE_WORK[name] for name in stages if name in ODE_WORK]
+        ode_work: list[OdeWork] = [kind(self.config, self.plan, self.rundir) for kind in kinds]
+        for work in ode_work:
+            work.check()
         if "train" in stages:
             self._train()
+        if set(stages) == {"train"}:
+            self._progress.say("every model of this config is there")
         problems: dict[str, str] = {}
         unfinished: dict[str, str] = {}
         rows: list[dict[str, Any]] = []
+        table = ""
         if "sample" in stages or "evaluate" in stages:
             problems = self._work("sample" in stages, scoring if "evaluate" in stages else None)
         if {"sample", "evaluate", "report"} & set(stages):
             unfinished = missing(self.plan, self.rundir, scoring) | problems
-        for name in PROBES.keys() & set(stages):
-            probe: Probe = PROBES[name](self.config, self.plan, self.rundir)
-            problems = self._finish(probe.pieces(self._set_aside))
-            unfinished |= probe.missing() | problems
-            rows = probe.write()
+        for work in ode_work:
+            problems = self._finish(work.pieces(self._set_aside))
+            unfinished |= work.missing() | problems
+            rows, table = work.write(), work.table
         if scoring is not None:
             collected = report.collect(self.plan, self.rundir, scoring)
-            rows = collected.rows
+            rows, table = collected.rows, "quality"
             if "report" in stages:
                 report.write(self.config, self.plan, self.rundir, collected)
         provenance.write(self.rundir, self.plan, scoring)
-        return Outcome(unfinished, rows)
+        return Outcome(unfinished, rows, table)
 
     def _connect(self) -> None:
         if not self._connected:

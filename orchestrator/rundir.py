@@ -113,7 +113,7 @@ class RunDir:
     def weights_sha256(self, model: Model, weights: str) -> str:
         """SHA-256 of the file that holds a model's weights, or of an oracle's name; `UserError` if there is no file."""
         if model.oracle:
-            return hashlib.sha256(f"taugrid/oracle/{model.oracle}".encode()).hexdigest()
+            return hashlib.sha256(f"taugrid/oracle/{model.oracle}/{model.image_shape}".encode()).hexdigest()
         return checkpoints.weights_sha256(self.unet_folder(model, weights) / WEIGHTS_FILE)
 
     def sample_metadata(self, cell: Cell) -> dict[str, Any]:

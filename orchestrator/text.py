@@ -105,11 +105,15 @@ def outcome_json(rundir: RunDir, outcome: "Outcome") -> dict[str, Any]:
 def print_outcome(rundir: RunDir, outcome: "Outcome") -> None:
     """The table on stdout, and on stderr what is missing and where everything is."""
     people = Console(stderr=True, highlight=False, soft_wrap=True)
-    if outcome.rows and "fid" in outcome.rows[0]:
+    if outcome.rows and outcome.table == "quality":
         from eval import tables
 
         Console(highlight=False).print(tables.console(tables.frame(outcome.rows)))
-    elif outcome.rows:
+        if any(tables.EXACT in row for row in outcome.rows):
+            people.print("FID in closed form, at infinite N, is in the tables beside the measured one (fid_exact)")
+    elif outcome.rows and outcome.table == "interpolation":
+        people.print(f"{len({row['cell'] for row in outcome.rows})} cells interpolated: figures/interpolation*.png")
+    elif outcome.rows and outcome.table == "reconstruction":
         text = (rundir.tables / "reconstruction.md").read_text(encoding="utf-8")
         Console(highlight=False, soft_wrap=True).print(text, markup=False)
     missing = outcome.missing

@@ -1,6 +1,7 @@
 """Datasets, as 8-bit images in memory. Imports no torch: the driver takes fingerprints and references from here."""
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +22,17 @@ DRAWN_IMAGES = 10_000
 """Images of a distribution's data set."""
 
 
+@lru_cache(maxsize=4)
 def load_images(data: config.Data) -> NDArray[np.uint8]:
     """All images of the data set and split that `data` names, in their published order.
 
     Returns:
-        (N, C, H, W) uint8, contiguous, of `data.image_shape`.
+        (N, C, H, W) uint8, contiguous, of `data.image_shape`; kept for the next call, so it can't be written to.
     """
-    images = _digits(data.split) if data.name == "digits" else _drawn(data)
-    return images.reshape(-1, *data.image_shape)
+    found = _digits(data.split) if data.name == "digits" else _drawn(data)
+    images = found.reshape(-1, *data.image_shape)
+    images.flags.writeable = False
+    return images
 
 
 def distribution(data: config.Data) -> gaussian.Gaussian | gaussian.TwoPoints:

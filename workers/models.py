@@ -15,8 +15,8 @@ from workers import data
 from workers.diffusion import gaussian, oracle, schedule
 from workers.jobs import Network, SavedUnet
 
-BETA_SCHEDULES = {ours: theirs for theirs, ours in SCHEDULES.items()}
-"""diffusers' names of our schedules."""
+BETA_SCHEDULES = {ours: theirs for theirs, ours in SCHEDULES.items() if theirs != "sigmoid"}
+"""DDIMScheduler's names of our schedules; `sigmoid` is DDPMScheduler's alone."""
 
 
 def build_unet(unet: config.Unet, image_shape: tuple[int, int, int]) -> diffusers.UNet2DModel:

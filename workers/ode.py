@@ -19,13 +19,13 @@ def reconstruct(job: ReconstructJob, model: sampler.Model, device: str) -> Resul
     of the picture that is kept.
     """
     originals = data.load_images(job.data)[job.start : job.stop]
-    alpha_bar, prediction = job.diffusion.alpha_bar, job.diffusion.prediction or "epsilon"
+    alpha_bar, prediction = job.diffusion.alpha_bar, job.diffusion.predicts
     seconds, first_row = 0.0, job.start
     with images.PartWriter(Path(job.path), images.picture_schema(job.metadata, ("mse", "mse_8bit"))) as part:
         for start in range(0, len(originals), job.batch_size):
             batch = originals[start : start + job.batch_size]
             began = time.perf_counter()
-            x0 = torch.from_numpy(batch).to(device).float() / 127.5 - 1
+            x0 = torch.tensor(batch, device=device).float() / 127.5 - 1
             x_T = sampler.encode(model, x0, alpha_bar, job.tau, prediction)
             rebuilt = sampler.decode(model, x_T, alpha_bar, job.tau, prediction)
             mse = ((rebuilt - x0).double() / 2).square().flatten(1).mean(dim=1).cpu().numpy()
@@ -41,13 +41,12 @@ def reconstruct(job: ReconstructJob, model: sampler.Model, device: str) -> Resul
 
 def interpolate(job: InterpolateJob, model: sampler.Model, device: str) -> Result:
     """Decode the job's rows and square of x_T and commit the pictures: the rows one after another, then the square."""
-    x_T = points(job, device)
+    x_T, alpha_bar, prediction = points(job, device), job.diffusion.alpha_bar, job.diffusion.predicts
     seconds, first_row = 0.0, 0
     with images.PartWriter(Path(job.path), images.picture_schema(job.metadata)) as part:
         for batch in torch.split(x_T, job.batch_size):
             began = time.perf_counter()
-            prediction = job.diffusion.prediction or "epsilon"
-            x0 = sampler.decode(model, batch, job.diffusion.alpha_bar, job.tau, prediction)
+            x0 = sampler.decode(model, batch, alpha_bar, job.tau, prediction)
             pixels = images.to_uint8(x0.cpu().numpy())
             seconds += time.perf_counter() - began
             part.write(images.pictures(pixels, first_row))

@@ -49,7 +49,7 @@ def sample_batch(model: sampler.Model, indices: Tensor, job: SampleJob, alpha_ba
         job.tau,
         job.settings.eta,
         job.settings.clip or "none",
-        job.diffusion.prediction or "epsilon",
+        job.diffusion.predicts,
     )
 
 

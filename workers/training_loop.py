@@ -58,7 +58,7 @@ class Batches:
         size = spec.train.batch_size
         self._seed, self._flip, self._shape = spec.train.seed, spec.train.flip, spec.data.image_shape
         self._positions = torch.arange(rank * size // world_size, (rank + 1) * size // world_size, device=device)
-        self._images = torch.from_numpy(data.load_images(spec.data)).to(device)
+        self._images = torch.tensor(data.load_images(spec.data), device=device)
         self._alpha_bar = torch.from_numpy(spec.diffusion.alpha_bar).to(device)
 
     def __getitem__(self, step: int) -> Batch:
@@ -107,9 +107,8 @@ def run(spec: TrainingSpec) -> None:
         with checkpoint.as_directory() as folder:
             load(state, Path(folder) / "state.pt")
     log = Log(spec.running / "log.jsonl", state.step) if rank == 0 else None
-    loss = Loss(spec.diffusion, spec.train.loss_weights, device)
     with _process_group(spec, rank, world_size, device):
-        _loop(spec, state, Batches(spec, rank, world_size, device), loss, log, rank, world_size)
+        _loop(spec, state, Batches(spec, rank, world_size, device), log, rank, world_size)
     if rank == 0:
         _commit(spec, state)
 
@@ -179,10 +178,9 @@ def is_logged(step: int, steps: int) -> bool:
     return step <= LOGGED_AT_START or step % max(1, steps // LOGGED_LINES) == 0 or step == steps
 
 
-def _loop(
-    spec: TrainingSpec, state: State, batches: Batches, loss_of: Loss, log: Log | None, rank: int, world_size: int
-) -> None:
+def _loop(spec: TrainingSpec, state: State, batches: Batches, log: Log | None, rank: int, world_size: int) -> None:
     settings = spec.train
+    loss_of = Loss(spec.diffusion, settings.loss_weights, str(next(state.unet.parameters()).device))
     network = _parallel(state.unet, batches) if world_size > 1 else state.unet
     began = time.perf_counter() - state.seconds
     while state.step < settings.steps:

@@ -9,7 +9,7 @@ import pytest
 from taugrid import taugrid
 
 README = Path(__file__).parents[2] / "README.md"
-NOT_RUN_HERE = ("--address auto", "make ", "selfcheck")
+NOT_RUN_HERE = ("--address auto", "make ", "taugrid selfcheck")
 """A cluster that this machine would have to belong to; make, which is what runs this; test_selfcheck_run.py's."""
 
 

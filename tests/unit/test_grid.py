@@ -10,7 +10,7 @@ from orchestrator.config import Config, validate
 from orchestrator.configfile import load, merge
 from orchestrator.errors import UserError
 from orchestrator.grid import identity, plan
-from orchestrator.probes import ode_cells
+from orchestrator.ode_work import ode_cells
 
 UNET = {"block_out_channels": [8, 8], "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
 BASE = {"name": "x", "model": {"unet": {**UNET, "norm_num_groups": 4}}}
@@ -259,6 +259,14 @@ def test_an_oracle_is_a_model_of_its_data():
         ({"data": {"shape": [1, 8, 8]}}, "digits are of shape"),
         ({"train": {"loss_weights": {"eta": 0, "sigma_1": 0.1}}}, "train.loss_weights.eta"),
         ({"train": {"loss_weights": {"eta": 1}}}, "train.loss_weights.sigma_1 is missing"),
+        ({"train": {"loss_weights": {"sigma_1": 0.1, "steps": 2000}}}, "train.loss_weights: 2000 sampling steps"),
+        (
+            {"train": {"loss_weights": {"sigma_1": 0.1, "spacing": "leading", "steps": 10}}},
+            "train.loss_weights: Theorem 1 needs",
+        ),
+        ({"diffusion": {"schedule": "constant", "beta_end": 0.9}}, "reaches 0 before the last"),
+        ({"diffusion": {"beta_start": 1e-17}}, "alpha does not fall"),
+        ({"data": {"name": "gaussian", "shape": [2, 8, 8]}}, "1 channel (grey) or 3 (RGB)"),
     ],
 )
 def test_what_the_mathematics_does_not_allow_is_one_line(sections, message):
@@ -289,7 +297,7 @@ def test_network_evaluations_are_those_that_are_made():
 
 def test_cells_that_differ_in_eta_and_clip_share_one_path_of_the_ode():
     p = planned(grid={"steps": [5, 10], "eta": [0.0, 1.0, "sigma_hat"], "clip": ["none", "x0"]})
-    cells = ode_cells(p, 7)
+    cells = ode_cells(p, num_samples=7)
     assert [(c.settings.steps, c.settings.eta, c.settings.clip) for c in cells] == [(5, 0.0, "none"), (10, 0.0, "none")]
     plain = next(c for c in p.cells if c.settings.steps == 5 and c.settings.eta == 0 and c.settings.clip == "none")
     assert cells[0].id == plain.id, "the deterministic cell itself"

@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from orchestrator import config
-from workers.diffusion.objective import theorem1_sigma, theorem1_weights
 from workers.diffusion.process import diffuse, velocity
-from workers.loss import Batch, Loss, loss_weights
-from workers.training import Hopeless
+from workers.diffusion.variational import theorem1_sigma, theorem1_weights
+from workers.loss import Batch, Loss
 
 ALPHA_BAR = config.DIFFUSION_DEFAULTS.alpha_bar
 WEIGHTS = config.LossWeights(eta=0.7, sigma_1="sigma_hat", steps=20, spacing="quadratic")
@@ -53,23 +52,18 @@ def test_weights_act_on_eps_whatever_is_predicted():
     said = outputs(batch, batch.x0 + 0.1)
     losses = [Loss(diffusion(prediction), WEIGHTS, "cpu")(said[prediction], batch) for prediction in said]
     error = (said["epsilon"] - batch.eps).square().flatten(1).mean(dim=1)
-    expected = error * torch.from_numpy(loss_weights(WEIGHTS, ALPHA_BAR))[batch.t].float()
+    expected = error * torch.from_numpy(WEIGHTS.gamma(ALPHA_BAR))[batch.t].float()
     for loss in losses:
         torch.testing.assert_close(loss, expected, rtol=2e-3, atol=0)
 
 
 def test_weights_are_theorem_1s_over_their_mean():
-    found = loss_weights(config.LossWeights(eta=1.0, sigma_1=0.05), ALPHA_BAR)
+    found = config.LossWeights(eta=1.0, sigma_1=0.05).gamma(ALPHA_BAR)
     times = range(1, 1001)
     exact = theorem1_weights(ALPHA_BAR, times, theorem1_sigma(ALPHA_BAR, times, 1.0, 0.05))
     np.testing.assert_allclose(found, exact / exact[1:].mean(), rtol=1e-12)
     assert found[1:].mean() == pytest.approx(1.0)
     assert found[1:].max() / found[1:].min() > 10
-    by_word = loss_weights(config.LossWeights(sigma_1="sigma_hat"), ALPHA_BAR)
+    by_word = config.LossWeights(sigma_1="sigma_hat").gamma(ALPHA_BAR)
     first = (1 - ALPHA_BAR[1]) / (2 * (1 - ALPHA_BAR[1]) * ALPHA_BAR[1])  # sigma-hat_1^2 = 1 - alpha_1
     assert by_word[1] / by_word[500] == pytest.approx(first / exact[500], rel=1e-9)
-
-
-def test_weights_that_do_not_exist_are_one_line():
-    with pytest.raises(Hopeless, match=r"train\.loss_weights: 2000 sampling steps"):
-        loss_weights(config.LossWeights(sigma_1=0.1, steps=2000), ALPHA_BAR)

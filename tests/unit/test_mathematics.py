@@ -12,7 +12,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from workers.diffusion.sampler import coefficients, sigma, sigma_hat
+from workers.diffusion.forward import sigma, sigma_hat
+from workers.diffusion.sampler import coefficients
 from workers.diffusion.schedule import alpha_bar
 from workers.diffusion.timesteps import tau
 

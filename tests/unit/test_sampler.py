@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers.diffusion.forward import sigma, sigma_hat
 from workers.diffusion.noise import normal
 from workers.diffusion.process import Prediction
-from workers.diffusion.sampler import coefficients, decode, encode, sample, sigma, sigma_hat, step
+from workers.diffusion.sampler import coefficients, decode, encode, sample, step
 from workers.diffusion.schedule import alpha_bar
 from workers.diffusion.timesteps import tau
 

@@ -6,7 +6,6 @@ import torch
 
 from orchestrator import config
 from workers import data, training, training_loop
-from workers.loss import Loss
 from workers.training import Hopeless, TrainingSpec
 
 torch.set_num_threads(1)  # threads that wait for each other on a busy machine cost more than they bring here
@@ -29,8 +28,7 @@ def a_spec(folder, **train):
 
 
 def run_loop(spec, state, log=None):
-    batches, loss = training_loop.Batches(spec, 0, 1, "cpu"), Loss(spec.diffusion, spec.train.loss_weights, "cpu")
-    return training_loop._loop(spec, state, batches, loss, log, 0, 1)
+    return training_loop._loop(spec, state, training_loop.Batches(spec, 0, 1, "cpu"), log, 0, 1)
 
 
 def weights(state):

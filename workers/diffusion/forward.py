@@ -1,4 +1,4 @@
-"""The forward processes of the DDIM paper as linear-Gaussian conditionals, in plain float64 numbers.
+"""The forward processes of the DDIM paper as linear-Gaussian conditionals, and eq. 16's sigma, in plain numbers.
 
 Every dimension of an image is treated alike and apart from the others, so three numbers say all about a conditional.
 The arguments are values of alpha_bar at two times s < t, `alpha_prev` at s and `alpha_t` at t; with the neighbours of a
@@ -58,6 +58,16 @@ def forward_step(alpha_t: float, alpha_prev: float, sigma: float) -> Conditional
     from_state = math.sqrt((1 - alpha_t) * kept) / (1 - alpha_prev)
     from_x0 = math.sqrt(alpha_t) - from_state * math.sqrt(alpha_prev)
     return Conditional(from_x0, from_state, (1 - alpha_t) * sigma**2 / (1 - alpha_prev))
+
+
+def sigma(alpha_t: float, alpha_prev: float, eta: float) -> float:
+    """The standard deviation of a step's noise, eq. 16: eta = 0 is DDIM, eta = 1 is DDPM."""
+    return eta * math.sqrt((1 - alpha_prev) / (1 - alpha_t)) * math.sqrt(1 - alpha_t / alpha_prev)
+
+
+def sigma_hat(alpha_t: float, alpha_prev: float) -> float:
+    """DDPM's larger standard deviation, the sigma-hat below eq. 16."""
+    return math.sqrt(1 - alpha_t / alpha_prev)
 
 
 def _kept(alpha_prev: float, sigma: float) -> float:

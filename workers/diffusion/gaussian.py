@@ -123,6 +123,16 @@ def rounded(pixels: Gaussian) -> Gaussian:
     return replace(pixels, eigenvalues=pixels.eigenvalues + GREY_LEVEL**2 / 12)
 
 
+def share_beyond_1(pixels: Gaussian) -> float:
+    """A bound on the share of images with a pixel outside of [-1, 1]: the sum over pixels of its probability."""
+    deviations = np.sqrt(np.square(pixels.eigenvectors) @ pixels.eigenvalues)
+    return float(sum(
+        math.erfc((1 - side * m) / (sd * math.sqrt(2))) / 2
+        for m, sd in zip(pixels.mean.tolist(), deviations.tolist(), strict=True)
+        for side in (-1, 1)
+    ))  # fmt: skip
+
+
 def sampled(data: Gaussian, alpha_bar: Array, tau: Sequence[int], eta: float | Literal["sigma_hat"]) -> Gaussian:
     """The distribution of x_0 under eqs. 9, 12 and 16 with the best eps for `data` and x_T from N(0, I).
 

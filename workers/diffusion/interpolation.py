@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+PARALLEL = 1e-7
+"""sin(theta) below which two directions are one to float64's cosine."""
+
 
 def slerp(a: Tensor, b: Tensor, fractions: Tensor) -> Tensor:
     """Spherical interpolation, eq. 67: sin((1 - u) theta) / sin(theta) a + sin(u theta) / sin(theta) b.
@@ -11,7 +14,7 @@ def slerp(a: Tensor, b: Tensor, fractions: Tensor) -> Tensor:
     straight line's middle has not; and the network has seen no other norms at T.
 
     Args:
-        a: (*shape) floating point, not parallel to b.
+        a: (*shape) floating point. Where it is parallel to b there is no arc, and the straight line is taken.
         b: as `a`.
         fractions: (k,) in [0, 1], u.
 
@@ -19,8 +22,10 @@ def slerp(a: Tensor, b: Tensor, fractions: Tensor) -> Tensor:
         (k, *shape), from a at u = 0 to b at u = 1.
     """
     x, y = a.double().flatten(), b.double().flatten()
-    theta = torch.arccos(torch.dot(x, y) / (x.norm() * y.norm()))
+    theta = torch.arccos((torch.dot(x, y) / (x.norm() * y.norm())).clamp(-1, 1))
     u = fractions.double()[:, None]
+    if torch.sin(theta) < PARALLEL:
+        return ((1 - u) * x + u * y).reshape(-1, *a.shape).to(a.dtype)
     between = (torch.sin((1 - u) * theta) * x + torch.sin(u * theta) * y) / torch.sin(theta)
     return between.reshape(-1, *a.shape).to(a.dtype)
 

@@ -1,14 +1,6 @@
-"""The training objective L_gamma, and the weights gamma that make it the variational J_sigma of Theorem 1."""
+"""The training objective L_gamma; the weights that make it Theorem 1's J_sigma are variational.py's."""
 
-from collections.abc import Sequence
-from itertools import pairwise
-
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
-
-from workers.diffusion.forward import posterior
-from workers.diffusion.sampler import sigma as sigma_of_eta
 
 
 def l_gamma(eps_predicted: Tensor, eps: Tensor, gamma: Tensor | float) -> Tensor:
@@ -25,77 +17,15 @@ def l_gamma(eps_predicted: Tensor, eps: Tensor, gamma: Tensor | float) -> Tensor
     Returns:
         (B,) losses in the dtype of `eps`; the mean over images is left to the caller, who knows the global batch.
     """
-    error = (eps_predicted - eps).square().flatten(1).mean(dim=1)
+    error = mean_square(eps_predicted, eps)
     return error * (gamma.to(error) if isinstance(gamma, Tensor) else gamma)
+
+
+def mean_square(predicted: Tensor, target: Tensor) -> Tensor:
+    """(B,) squared errors of (B, ...), averaged over dimensions."""
+    return (predicted - target).square().flatten(1).mean(dim=1)
 
 
 def l_simple(eps_predicted: Tensor, eps: Tensor) -> Tensor:
     """DDPM's L_simple: `l_gamma` with gamma = 1."""
     return l_gamma(eps_predicted, eps, 1.0)
-
-
-def theorem1_weights(
-    alpha_bar: NDArray[np.float64], tau: Sequence[int], sigma: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """The gamma for which J_sigma of eq. 11, or of appendix C.1 along tau, is L_gamma plus a constant (Theorem 1).
-
-    A chain factor's KL is one of two Gaussians with equal covariance, whose means differ by eq. 7's share of x_0 times
-    x_0 - f(x_t). Where x_0 is itself what is predicted, at tau_1 and off tau, that share is 1. These are the exact
-    weights; the 1 / (2 d sigma^2 alpha) of the paper's proof are not.
-
-    Args:
-        alpha_bar: (T + 1,) with `alpha_bar[0] == 1`.
-        tau: strictly increasing times in 1..T that end at T; all of them for eq. 11.
-        sigma: (T + 1,) by the paper's t, `sigma[0]` unused: eq. 7's at tau_i for i >= 2, elsewhere that of
-            p(x_0 | x_t) = N(f(x_t), sigma_t^2 I).
-
-    Returns:
-        (T + 1,) float64 by the paper's t, with gamma[0] = 0, for squared errors summed over dimensions.
-
-    Raises:
-        ValueError: for another tau, for a sigma_t that is not above 0 or too large for eq. 7, and where alpha_T is 0.
-    """
-    T = len(alpha_bar) - 1
-    if any(t <= s for s, t in pairwise([0, *tau])) or not tau or tau[-1] != T:
-        raise ValueError(f"Theorem 1 needs times that increase strictly from above 0 to {T}; tau is {list(tau)}")
-    if alpha_bar[T] <= 0:
-        raise ValueError("alpha_T is 0, where Theorem 1's weight is infinite; choose a schedule that ends above 0")
-    gamma = np.zeros(T + 1)
-    time_before = {t: s for s, t in pairwise(tau)}
-    for t in range(1, T + 1):
-        alpha_t, sigma_t = float(alpha_bar[t]), float(sigma[t])
-        if not sigma_t > 0:
-            raise ValueError(
-                f"sigma is {sigma_t:g} at t = {t}, where Theorem 1's weight is infinite; take eta > 0 and sigma_1 > 0"
-            )
-        chained = t in time_before
-        share_of_x0 = posterior(alpha_t, float(alpha_bar[time_before[t]]), sigma_t).from_x0 if chained else 1.0
-        gamma[t] = share_of_x0**2 * (1 - alpha_t) / (2 * sigma_t**2 * alpha_t)
-    return gamma
-
-
-def theorem1_sigma(
-    alpha_bar: NDArray[np.float64], tau: Sequence[int], eta: float, sigma_1: float
-) -> NDArray[np.float64]:
-    """A sigma for every time, for `theorem1_weights`: eq. 16 along tau where it is not 0, and free settings elsewhere.
-
-    Eq. 16 is 0 at tau_1 for every eta, so that one is given. Off tau the paper leaves sigma_t free. Here it is eq. 14's
-    sqrt((1 - alpha_t) / alpha_t), the uncertainty of x_0 that x_t alone leaves, which makes gamma_t = 1/2. DDPM's
-    sigma-hat would make it grow without bound: to 6e5 at t = 999 of the linear schedule.
-
-    Args:
-        alpha_bar: (T + 1,) with `alpha_bar[0] == 1`.
-        tau: strictly increasing times in 1..T that end at T.
-        eta: the scale of eq. 16; the weights need it in (0, 1] if tau has more than one time.
-        sigma_1: the standard deviation of p(x_0 | x_{tau_1}), above 0.
-
-    Returns:
-        (T + 1,) float64 by the paper's t, with 0 at t = 0.
-    """
-    sigma = np.zeros(len(alpha_bar))
-    off_tau = np.setdiff1d(np.arange(1, len(alpha_bar)), tau)
-    sigma[off_tau] = np.sqrt((1 - alpha_bar[off_tau]) / alpha_bar[off_tau])
-    sigma[tau[0]] = sigma_1
-    for s, t in pairwise(tau):
-        sigma[t] = sigma_of_eta(float(alpha_bar[t]), float(alpha_bar[s]), eta)
-    return sigma

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from workers.diffusion.forward import sigma, sigma_hat
 from workers.diffusion.process import Prediction, PredictionType, predict_eps, predict_x0, predicted
 
 Model = Callable[[Tensor, int], Tensor]
@@ -27,16 +28,6 @@ class Coefficients(NamedTuple):
     """sqrt(1 - alpha - sigma^2)."""
     noise: float
     """sigma; 0 in the last step."""
-
-
-def sigma(alpha_t: float, alpha_prev: float, eta: float) -> float:
-    """The standard deviation of a step's noise, eq. 16: eta = 0 is DDIM, eta = 1 is DDPM."""
-    return eta * math.sqrt((1 - alpha_prev) / (1 - alpha_t)) * math.sqrt(1 - alpha_t / alpha_prev)
-
-
-def sigma_hat(alpha_t: float, alpha_prev: float) -> float:
-    """DDPM's larger standard deviation, the sigma-hat below eq. 16."""
-    return math.sqrt(1 - alpha_t / alpha_prev)
 
 
 def coefficients(alpha_t: float, alpha_prev: float, eta: Eta) -> Coefficients:

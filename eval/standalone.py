@@ -1,0 +1,286 @@
+"""Scores of samples that were made elsewhere, against any reference, in this process and with no run directory."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from eval import extractors, metrics
+from eval import reference as references
+from eval.extractor_names import PIXELS, ExtractorSpec
+from eval.metrics import Features, Settings
+from eval.reference import MomentsFile, Reference
+from eval.sources import Source, batches
+
+Extractor = Callable[[torch.Tensor], extractors.Extraction]
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many images are done, and of how many."""
+
+PUBLISHED_SAMPLES = 50_000
+"""The number of samples behind most published FIDs, and behind references of which only moments are known."""
+
+BYTES_IN_MEMORY = 2**28
+"""Features beyond this go to a file without a name, which vanishes with the process: memory does not grow with N."""
+
+
+def _no_progress(what: str, done: int, total: int) -> None:
+    pass
+
+
+def evaluate(
+    samples: Source,
+    reference: Source | MomentsFile,
+    extractor: ExtractorSpec,
+    settings: Settings,
+    *,
+    versions: Mapping[str, str],
+    device: str = "cpu",
+    batch_size: int = 250,
+    cache: Path | None = None,
+    progress: Progress = _no_progress,
+) -> dict[str, Any]:
+    """Score `samples` against `reference`.
+
+    Args:
+        samples: the images to judge.
+        reference: real images, or their mean and covariance in the same extractor's features.
+        extractor: see `eval.extractor_names.resolve`; for the shape of the samples.
+        settings: the metrics that are wanted, and how. One that can't be given is left out, with the reason.
+        versions: of software, for the protocol.
+        device: where the extractor runs, as torch names it.
+        batch_size: images that the extractor gets at once.
+        cache: folder in which the reference's statistics are kept, and its features where KID or precision and recall
+            ask for them; None keeps nothing.
+        progress: told of each batch.
+
+    Returns:
+        `samples` and `reference` (kind, path, num_images, sha256), `metrics` (as the columns of quality.csv), `notes`
+        (why a number is not there), `warnings` (what puts a fair comparison at risk), `protocol` (the fields of a run's
+        protocol; null for what is not known of images made elsewhere).
+
+    Raises:
+        ValueError: one line, where nothing that is wanted can be given, the extractor doesn't fit the images, the
+            reference or its weights, features hold nan or infinity, images changed meanwhile, or `cache` can't be made.
+        workers.images.DamagedFile: for an image or a file that can't be read.
+    """
+    left, reasons = metrics.feasible(settings, extractor, samples.num_images, _num_images(reference))
+    _require_fit(samples, reference, extractor, left, reasons)
+    if cache is not None:
+        _make_folder(cache)
+    if device.startswith("cuda"):
+        torch.backends.cudnn.allow_tf32 = False  # on by default for convolutions, and part of the protocol
+        torch.backends.cuda.matmul.allow_tf32 = False
+    extract = extractors.load(extractor, device)
+    compared = _reference(reference, extractor, extract, left, batch_size, cache, progress)
+    with ExitStack() as stack:
+        features = stack.enter_context(Spool())
+        logits = stack.enter_context(Spool()) if "isc" in left.metrics else None
+        for extraction in _extractions(samples, extract, batch_size, "samples", progress):
+            features.append(extraction.features.numpy())
+            if logits is not None and extraction.logits is not None:
+                logits.append(extraction.logits.numpy())
+        scores = metrics.score(
+            features.chunks, None if logits is None else logits.chunks, samples.num_images, compared, left
+        )
+    return {
+        "samples": _identity(samples),
+        "reference": _identity(reference),
+        "metrics": scores.values,
+        "notes": [*(f"no {metric}: {reason}" for metric, reason in reasons.items()), *scores.notes],
+        "warnings": warnings(samples, reference, extractor),
+        "protocol": protocol(samples, reference, extractor, left, versions),
+    }
+
+
+def _num_images(reference: Source | MomentsFile) -> int | None:
+    return reference.num_images if isinstance(reference, Source) else None
+
+
+def _require_fit(
+    samples: Source,
+    reference: Source | MomentsFile,
+    extractor: ExtractorSpec,
+    settings: Settings,
+    reasons: Mapping[str, str],
+) -> None:
+    if not settings.metrics:
+        told = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
+        raise ValueError(f"none of the metrics can be given ({told})")
+    if isinstance(reference, MomentsFile) and reference.dimensions != extractor.dimensions:
+        raise ValueError(
+            f"{reference.path} has moments of {reference.dimensions} features, but {extractor.name} gives "
+            f"{extractor.dimensions}: name the extractor that they were made with, or give images as the reference"
+        )
+    if isinstance(reference, Source) and extractor.name == PIXELS and reference.shape != samples.shape:
+        raise ValueError(
+            f"{PIXELS} compares images of one shape only: samples are {_shape(samples)}, the reference "
+            f"{_shape(reference)}; choose another extractor"
+        )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"can't keep references in {folder}: {error.strerror}; choose another folder") from None
+
+
+def _reference(
+    reference: Source | MomentsFile,
+    spec: ExtractorSpec,
+    extract: Extractor,
+    settings: Settings,
+    batch_size: int,
+    cache: Path | None,
+    progress: Progress,
+) -> Reference:
+    if isinstance(reference, MomentsFile):
+        key = references.cache_key(reference.sha256, spec, "moments")
+        statistics = references.load_or_compute(cache, key, lambda: references.read_moments(reference))
+        return Reference(statistics.moments, statistics.root, None)
+
+    def features() -> Iterator[Features]:
+        for extraction in _extractions(reference, extract, batch_size, "reference", progress):
+            yield extraction.features.numpy()
+
+    key, count = references.cache_key(reference.sha256, spec, _preprocessing(reference)), reference.num_images
+    if not metrics.NEED_REFERENCE_FEATURES & set(settings.metrics):
+        statistics = references.load_or_compute(cache, key, lambda: metrics.moments(features(), count))
+        return Reference(statistics.moments, statistics.root, count)
+    if cache is None:
+        held = np.concatenate(list(features()))
+    else:
+        held = references.read_features(references.cached_features(cache, key, count, features))
+    statistics = references.load_or_compute(cache, key, lambda: metrics.moments([held], count))
+    return Reference(statistics.moments, statistics.root, count, lambda: held)
+
+
+def _extractions(
+    source: Source, extract: Extractor, batch_size: int, what: str, progress: Progress
+) -> Iterator[extractors.Extraction]:
+    done = 0
+    for _, images in batches(source, batch_size):
+        yield extract(torch.from_numpy(images))
+        done += len(images)
+        progress(what, done, source.num_images)
+
+
+class Spool:
+    """Feature vectors that are written once and read in order, as often as wanted; in memory as long as they are few.
+
+    A standard error of FID needs a second look at the features, and extracting them twice would take twice the time.
+    """
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(BYTES_IN_MEMORY)
+        self._dimensions = 0
+
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def append(self, chunk: Features) -> None:
+        """Add (n, d) float32; d is the same for all."""
+        self._dimensions = chunk.shape[1]
+        self._file.write(np.ascontiguousarray(chunk, dtype=np.float32).tobytes())
+
+    def chunks(self) -> Iterator[Features]:
+        """Everything from the beginning, (n, d) float32, n at most `ROWS_AT_ONCE`."""
+        bytes_at_once = metrics.ROWS_AT_ONCE * self._dimensions * np.float32().nbytes
+        self._file.seek(0)
+        while data := self._file.read(bytes_at_once):
+            yield np.frombuffer(data, np.float32).reshape(-1, self._dimensions)
+
+
+def warnings(samples: Source, reference: Source | MomentsFile, extractor: ExtractorSpec) -> list[str]:
+    """What puts a fair comparison at risk, a line each."""
+    found = [f"samples: {warning}" for warning in samples.warnings]
+    if isinstance(reference, Source):
+        found += [f"reference: {warning}" for warning in reference.warnings]
+        found += _warnings_of_both(samples, reference)
+    elif samples.num_images != PUBLISHED_SAMPLES:
+        found.append(
+            f"{samples.num_images} samples, where most published FIDs are of {PUBLISHED_SAMPLES}: FID depends on N"
+        )
+    counts = {"samples": samples.num_images, "references": _num_images(reference)}
+    for side, count in counts.items():
+        if count is not None and count <= extractor.dimensions:
+            found.append(
+                f"{count} {side} for {extractor.dimensions} features: their covariance is singular, and FID says little"
+            )
+    return found
+
+
+def _warnings_of_both(samples: Source, reference: Source) -> list[str]:
+    found = []
+    if samples.sha256 == reference.sha256:
+        found.append("samples and reference are the same images")
+    if samples.shape != reference.shape:
+        found.append(
+            f"samples are {_shape(samples)}, the reference {_shape(reference)}: the extractor sees different resizing, "
+            "or grey against colour"
+        )
+    if samples.num_images != reference.num_images:
+        found.append(
+            f"{samples.num_images} samples against {reference.num_images} references: compare FID only with others of "
+            "the same N against the same reference"
+        )
+    return found
+
+
+def _shape(source: Source) -> str:
+    return "x".join(str(side) for side in source.shape)
+
+
+def _preprocessing(source: Source) -> str:
+    return f"8 bits, {_shape(source)}"
+
+
+def _identity(side: Source | MomentsFile) -> dict[str, Any]:
+    fields = asdict(side)
+    kept = {key: fields.get(key) for key in ("path", "dataset", "num_images", "sha256")}
+    return {"kind": fields.get("kind", "moments"), **kept}
+
+
+def protocol(
+    samples: Source,
+    reference: Source | MomentsFile,
+    extractor: ExtractorSpec,
+    settings: Settings,
+    versions: Mapping[str, str],
+) -> dict[str, Any]:
+    """The fields of `orchestrator.protocol`, null where images made elsewhere don't tell."""
+    dataset, split = None, None
+    if isinstance(reference, Source) and reference.dataset is not None:
+        dataset, split = reference.dataset.split("-")
+    return {
+        "reference": {
+            "dataset": dataset,
+            "split": split,
+            "num_images": _num_images(reference),
+            "preprocessing": _preprocessing(reference) if isinstance(reference, Source) else None,
+            "sha256": reference.sha256,
+        },
+        "num_samples": samples.num_images,
+        "weights": None,
+        "tau": None,
+        "clip": None,
+        "precision": None,
+        "rounding": None,
+        "extractor": {
+            "name": extractor.name,
+            "weights_sha256": extractor.weights_sha256,
+            "feature_layer": extractor.feature_layer,
+            "logits_layer": extractor.logits_layer,
+        },
+        **settings.protocol(),
+        "versions": dict(versions),
+    }
