@@ -315,7 +315,12 @@ def _filled(section: Diffusion, fallback: Diffusion) -> Diffusion:
 
 def _differing(section: Section, defaults: Section, without: Set[str] = frozenset()) -> dict[str, Any]:
     values, base = section.model_dump(mode="json"), defaults.model_dump(mode="json")
-    return {key: value for key, value in values.items() if key not in without and value != base[key]}
+    differing = {key: value for key, value in values.items() if key not in without and value != base[key]}
+    for key in differing:
+        inner = getattr(section, key)
+        if isinstance(inner, Section):  # its defaults must not enter either: it may gain keys
+            differing[key] = inner.model_dump(mode="json", exclude_defaults=True)
+    return differing
 
 
 def _require_signal(diffusion: Diffusion) -> None:

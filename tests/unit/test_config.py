@@ -1,11 +1,15 @@
 import importlib.resources
+from typing import get_args
 
 import pytest
 import yaml
 
-from orchestrator.config import Config, schema, validate
+from orchestrator.config import Config, Diffusion, Spacing, validate
+from orchestrator.config import schema as config_schema
 from orchestrator.configfile import find, load, merge
 from orchestrator.errors import UserError
+from workers.diffusion import schedule, timesteps
+from workers.diffusion.process import PredictionType
 
 MINIMAL = {"name": "x", "model": {"unet": {}}}
 
@@ -101,8 +105,14 @@ def test_a_file_that_is_no_mapping_is_one_line(tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
+def test_names_are_those_of_the_mathematics():
+    assert get_args(Spacing) == timesteps.SPACINGS
+    assert get_args(get_args(Diffusion.model_fields["schedule"].annotation)[0]) == schedule.SCHEDULES
+    assert get_args(get_args(Diffusion.model_fields["prediction"].annotation)[0]) == get_args(PredictionType)
+
+
 def test_the_schema_describes_every_section():
-    assert set(schema()["properties"]) == set(Config.model_fields)
+    assert set(config_schema()["properties"]) == set(Config.model_fields)
 
 
 def test_a_new_seed_reaches_the_sections_of_a_run_directory(tmp_path):

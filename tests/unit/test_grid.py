@@ -36,6 +36,22 @@ def test_identities_never_change():
     assert [cell.name for cell in p.cells] == ["S0010-eta0.2-e224308b39", "S0010-sigma_hat-ed671f8a81"]
 
 
+@pytest.mark.parametrize(("sections", "model", "cell"), [
+    ({"model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [3, 4, 4]}}, "f26d713d20", "ee9543e79e"),
+    ({"model": {"oracle": "two-points"}, "data": {"name": "two-points"}}, "ea13e3cb25", "379df747a3"),
+    ({"data": {"split": "train"}}, "c97e76902b", "546f5dc647"),
+    ({"data": {"name": "gaussian", "shape": [3, 4, 4]}}, "ea86af1bda", "f687496a85"),
+    ({"diffusion": {"schedule": "jsd", "prediction": "v_prediction"}}, "12661fe82a", "48de6821e5"),
+    ({"train": {"loss_weights": {"sigma_1": "sigma_hat", "eta": 0.5, "spacing": "quadratic"}}}, "df8dbe5970", "5ec73d06a8"),
+    ({"sample": {"spacing": [1, 10, 100], "steps": 3}}, "3acdc323b9", "f29e517e7a"),
+    ({"sample": {"spacing": "ermongroup-quad"}}, "3acdc323b9", "58007e7d61"),
+])  # fmt: skip
+def test_identities_of_later_keys_never_change(sections, model, cell):
+    """As above."""
+    p = planned(**sections)
+    assert (p.models[0].id, p.cells[0].id) == (model, cell)
+
+
 def test_values_equal_to_defaults_do_not_enter_an_identity():
     plain = planned()
     spelled = planned(
@@ -200,7 +216,7 @@ def test_a_scheduler_gives_its_settings_and_the_config_overrides_them(tmp_path):
         ({"thresholding": True}, {}, "thresholding: True"),
         ({"prediction_type": "flow"}, {}, "prediction: must be 'epsilon', 'sample' or 'v_prediction'"),
         ({"variance_type": "learned_range"}, {}, "variance_type"),
-        ({"trained_betas": [0.1]}, {}, "trained_betas"),
+        ({"trained_betas": [0.1, 0.2, 0.15]}, {}, "trained_betas"),
         ({}, {"out_channels": 2}, "channels"),
         ({}, {"num_class_embeds": 10}, "class labels"),
         ({"num_train_timesteps": 0}, {}, "timesteps: must be greater than 0"),

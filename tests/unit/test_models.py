@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator import config
+from orchestrator import checkpoints, config
 from workers import models
 from workers.diffusion import schedule
 from workers.jobs import Oracle, SavedUnet
@@ -70,6 +70,16 @@ def test_an_oracle_is_a_network_too():
         assert eps.shape == (3, 1, 4, 4)
         assert eps.dtype == torch.float32
         assert eps.min() > 1
+
+
+@pytest.mark.parametrize("name", schedule.SCHEDULES)
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_a_saved_pipeline_is_read_back_as_the_same_diffusion(tmp_path, name, prediction):
+    """diffusers' DDIMScheduler has no name for half of them: they are written as betas, and known again by these."""
+    changes = {"schedule": name, "timesteps": 50, "beta_end": 0.1, "prediction": prediction}
+    diffusion = config.DIFFUSION_DEFAULTS.model_copy(update=changes)
+    models.save_pipeline(tmp_path, network(0), models.ema_start(network(0)), diffusion)
+    assert checkpoints.read(str(tmp_path)).diffusion == diffusion
 
 
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])
