@@ -42,7 +42,7 @@ def test_identities_never_change():
     ({"data": {"split": "train"}}, "c97e76902b", "546f5dc647"),
     ({"data": {"name": "gaussian", "shape": [3, 4, 4]}}, "ea86af1bda", "f687496a85"),
     ({"diffusion": {"schedule": "jsd", "prediction": "v_prediction"}}, "12661fe82a", "48de6821e5"),
-    ({"train": {"loss_weights": {"sigma_1": "sigma_hat", "eta": 0.5, "spacing": "quadratic"}}}, "df8dbe5970", "5ec73d06a8"),
+    ({"train": {"loss_weights": {"sigma_1": "sigma_hat", "steps": 20}}}, "184bfad426", "ec6095b884"),
     ({"sample": {"spacing": [1, 10, 100], "steps": 3}}, "3acdc323b9", "f29e517e7a"),
     ({"sample": {"spacing": "ermongroup-quad"}}, "3acdc323b9", "58007e7d61"),
 ])  # fmt: skip
