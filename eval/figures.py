@@ -16,6 +16,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from eval import reconstruction
+from eval.rows import Protocol
 from eval.tables import FID, SIGMA_HAT, Pivot, pivot
 from workers.files import replacing
 
@@ -50,17 +51,19 @@ class LineStyle(NamedTuple):
     dashes: str
 
 
-def quality(frame: pd.DataFrame, path_stem: Path) -> None:
-    """`quality_figure(frame)` as `path_stem` + .png and .svg, put in place whole; equal input gives equal bytes."""
-    _save(quality_figure(frame), path_stem)
+def quality(frame: pd.DataFrame, path_stem: Path, protocols: Mapping[str, Protocol] = {}) -> None:
+    """`quality_figure` as `path_stem` + .png and .svg, put in place whole; equal input gives equal bytes."""
+    _save(quality_figure(frame, protocols), path_stem)
 
 
-def quality_figure(frame: pd.DataFrame) -> Figure:
+def quality_figure(frame: pd.DataFrame, protocols: Mapping[str, Protocol] = {}) -> Figure:
     """FID against S, both logarithmic: a line for each eta, bars of ±1 standard error, a panel for each pivot.
+
+    `protocols` spells out the rows' hashes: cells that are not comparable share no panel.
 
     A cell without an FID is left out of its line, as is one with an FID of 0 or less, which has no logarithm.
     """
-    pivots = pivot(frame, FID.column, FID.error)
+    pivots = pivot(frame, FID.column, FID.error, protocols)
     styles = _eta_styles({label for table in pivots for label in table.values.index})
     across = max(1, min(len(pivots), PANELS_ACROSS))
     down = max(1, math.ceil(len(pivots) / across))

@@ -1,10 +1,13 @@
-"""What every table shares: the order of rows, dtypes of columns, JSON without NaN, values as text."""
+"""What every table shares: the order of rows, dtypes of columns, JSON without NaN, values as text, and which rows may
+stand in one."""
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -40,3 +43,109 @@ def without_nan(value: object) -> object:
     if isinstance(value, np.generic):
         return without_nan(value.item())
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Protocol = Mapping[str, object]
+
+COMPARED = frozenset({"tau", "clip", "weights"})
+"""Fields of a protocol that a comparison is about: what a grid varies on purpose, from cell to cell. All others must
+agree, for each moves a score by itself: reference, N, extractor, precision, rounding, metric settings, seeds, versions.
+A field that is not known here must agree too."""
+
+CELLS_NAMED = 3
+"""How many cells a message names for each value; the rest are counted."""
+
+
+def kind(protocol: Protocol) -> str:
+    """A short hash of all that must agree: two numbers are comparable where their kinds are equal."""
+    text = json.dumps(dict(_must_agree(protocol)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def disagreements(protocols: Mapping[str, Protocol]) -> dict[str, dict[str, list[str]]]:
+    """Field -> value -> the names in `protocols` that have it, for each field that must agree and does not.
+
+    Nested fields are joined by dots ("versions.torch"), values are as people read them, hashes cut to ten digits.
+    """
+    flat = {name: dict(_must_agree(protocol)) for name, protocol in protocols.items()}
+    fields = sorted({field for values in flat.values() for field in values})
+    found: dict[str, dict[str, list[str]]] = {}
+    for field in fields:
+        if len({values.get(field) for values in flat.values()}) > 1:
+            by_value: dict[str, list[str]] = defaultdict(list)
+            for name, values in flat.items():
+                by_value[_shown(values.get(field))].append(name)
+            found[field] = dict(by_value)
+    return found
+
+
+def _must_agree(protocol: Protocol, path: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted names, and values as JSON."""
+    for key, value in protocol.items():
+        if not path and key in COMPARED:
+            continue
+        if isinstance(value, Mapping):
+            yield from _must_agree(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", json.dumps(without_nan(value), sort_keys=True)
+
+
+def _shown(text: str | None) -> str:
+    return "not set" if text is None else shortened(text.strip('"'))
+
+
+def shortened(text: str) -> str:
+    """The first ten digits of a hash; other text as it is."""
+    return text[:10] if len(text) >= 32 and set(text) <= set("0123456789abcdef") else text
+
+
+class Joined(NamedTuple):
+    """What is to be said where rows were joined in spite of their protocols."""
+
+    notes: list[str]
+    cells: frozenset[str]
+    """Those that are of another kind than most, to be marked."""
+
+
+def check_joinable(
+    rows: Sequence[Mapping[str, Any]], protocols: Mapping[str, Protocol], override: bool = False
+) -> Joined:
+    """Make sure that the numbers of `rows` may stand in one table or figure.
+
+    Rows of different N are judged apart, for tables and figures never join those.
+
+    Args:
+        rows: of quality.csv, of which `cell`, `num_samples` and `protocol` are read.
+        protocols: what the rows' `protocol` stand for.
+        override: join what is not comparable, and say so.
+
+    Raises:
+        ValueError: if protocols differ in what must agree, naming fields, values and cells.
+        KeyError: if a row's protocol is not spelled out.
+    """
+    notes: list[str] = []
+    cells: set[str] = set()
+    for size in sorted({row["num_samples"] for row in rows}):
+        spelled = {row["cell"]: protocols[row["protocol"]] for row in rows if row["num_samples"] == size}
+        differing = disagreements(spelled)
+        if not differing:
+            continue
+        told = "; ".join(_told(field, values) for field, values in differing.items())
+        if not override:
+            raise ValueError(f"rows of different protocols can't be joined: {told}")
+        notes.append(f"joined although protocols differ: {told}")
+        kinds = {cell: kind(protocol) for cell, protocol in spelled.items()}
+        usual = Counter(kinds.values()).most_common(1)[0][0]
+        cells |= {cell for cell, its in kinds.items() if its != usual}
+    return Joined(notes, frozenset(cells))
+
+
+def _told(field: str, by_value: Mapping[str, Sequence[str]]) -> str:
+    """Such as "versions.torch is 2.9.1 (cells a, b), 2.10.0 (cell c)"."""
+    return f"{field} is " + ", ".join(f"{value} ({_named(cells)})" for value, cells in by_value.items())
+
+
+def _named(cells: Sequence[str]) -> str:
+    named = ", ".join(cells[:CELLS_NAMED])
+    more = f" and {len(cells) - CELLS_NAMED} more" if len(cells) > CELLS_NAMED else ""
+    return f"cell{'s' if len(cells) > 1 else ''} {named}{more}"

@@ -16,6 +16,7 @@ from eval.extractor_names import PIXELS, ExtractorSpec
 from eval.metrics import Features, Settings
 from eval.reference import MomentsFile, Reference
 from eval.sources import Source, batches
+from eval.statistics import ROWS_AT_ONCE
 
 Extractor = Callable[[torch.Tensor], extractors.Extraction]
 
@@ -178,7 +179,7 @@ class Spool:
     """
 
     def __init__(self) -> None:
-        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(BYTES_IN_MEMORY)
+        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(BYTES_IN_MEMORY)  # noqa: SIM115, for this is one
         self._dimensions = 0
 
     def __enter__(self) -> "Spool":
@@ -194,7 +195,7 @@ class Spool:
 
     def chunks(self) -> Iterator[Features]:
         """Everything from the beginning, (n, d) float32, n at most `ROWS_AT_ONCE`."""
-        bytes_at_once = metrics.ROWS_AT_ONCE * self._dimensions * np.float32().nbytes
+        bytes_at_once = ROWS_AT_ONCE * self._dimensions * np.float32().nbytes
         self._file.seek(0)
         while data := self._file.read(bytes_at_once):
             yield np.frombuffer(data, np.float32).reshape(-1, self._dimensions)

@@ -28,6 +28,13 @@ ROWS_AT_ONCE = 4096
 """Rows of features that are centred in float64 at a time, so that 50,000 x 2048 need no second copy in memory."""
 
 
+def require_finite(features: NDArray[np.floating[Any]]) -> None:
+    """ValueError, with their number, where vectors of `features` (n, d) hold nan or infinity."""
+    damaged = np.count_nonzero(~np.isfinite(features).all(axis=1))
+    if damaged:
+        raise ValueError(f"{damaged} of {len(features)} feature vectors hold nan or infinity")
+
+
 @dataclass(frozen=True, eq=False)
 class Moments:
     """Number, mean (d,) and scatter (d, d), the sum of centred outer products, of n feature vectors."""
@@ -46,9 +53,7 @@ class Moments:
         values = np.asarray(features, dtype=np.float64)
         if values.ndim != 2 or not values.size:
             raise ValueError(f"features must be a non-empty (n, d) array, not of shape {values.shape}")
-        if not np.isfinite(values).all():
-            raise ValueError(f"{np.count_nonzero(~np.isfinite(values).all(axis=1))} of {len(values)} feature vectors "
-                             "hold nan or infinity")  # fmt: skip
+        require_finite(values)
         mean = values.mean(axis=0)
         centred = values - mean
         return cls(len(values), mean, centred.T @ centred)
@@ -85,10 +90,7 @@ def frechet_distance(samples: Moments, reference: Moments, root: Array | None = 
     reference's covariance M. `root` (d, d) is `symmetric_root(reference.covariance)`, where it was kept.
     """
     root = symmetric_root(reference.covariance) if root is None else root
-    eigenvalues = np.linalg.eigvalsh(_product(root, samples.covariance))
-    difference = samples.mean - reference.mean
-    traces = np.trace(samples.covariance) + np.trace(reference.covariance)
-    return float(difference @ difference + traces - 2 * np.sqrt(np.clip(eigenvalues, 0, None)).sum())
+    return _distance(samples, reference, np.linalg.eigvalsh(_product(root, samples.covariance)))
 
 
 def _product(root: Array, covariance: Array) -> Array:
@@ -97,73 +99,92 @@ def _product(root: Array, covariance: Array) -> Array:
     return symmetric
 
 
-def frechet_influence(
-    features: NDArray[np.floating[Any]], samples: Moments, reference: Moments, root: Array | None = None
-) -> Array:
-    """How far each sample moves FID, phi (n,), up to a constant: what standard errors are made of.
+def _distance(samples: Moments, reference: Moments, eigenvalues: NDArray[np.floating[Any]]) -> float:
+    difference = samples.mean - reference.mean
+    traces = np.trace(samples.covariance) + np.trace(reference.covariance)
+    return float(difference @ difference + traces - 2 * np.sqrt(np.clip(eigenvalues, 0, None)).sum())
 
-    phi(x) = 2 (m - mu)^T (x - m) + (x - m)^T (I - T) (x - m), with T = R (R S R)^(-1/2) R, is the derivative of FID
-    towards a sample x at (m, S), with the reference (mu, M) fixed and R the root of M. Where R S R is singular (a
-    feature that never varies) the inverse is the pseudo-inverse: no sample leads out of the range of S.
+
+@dataclass(frozen=True, eq=False)
+class Frechet:
+    """FID of a set of samples, and how far each of them moves it: made from moments, then applied in any chunks."""
+
+    distance: float
+    """`frechet_distance`, from the same eigenvalues."""
+    num_samples: int
+    mean: Array
+    """(d,): the samples' mean m."""
+    difference: Array
+    """(d,): m - mu."""
+    transport_factor: Array
+    """F (d, r), with F F^T = T; r is the number of directions in which both distributions vary."""
+
+    @classmethod
+    def of(cls, samples: Moments, reference: Moments, root: Array | None = None) -> "Frechet":
+        """The distance of `samples` from `reference`; `root` as for `frechet_distance`.
+
+        Where R S R is singular (a feature that never varies) its inverse root is the pseudo-inverse's: no sample leads
+        out of the range of S.
+        """
+        root = symmetric_root(reference.covariance) if root is None else root
+        eigenvalues, vectors = np.linalg.eigh(_product(root, samples.covariance))
+        kept = eigenvalues > RANGE_TOLERANCE * max(float(eigenvalues[-1]), 0.0)
+        factor = root @ (vectors[:, kept] * eigenvalues[kept] ** -0.25)
+        distance = _distance(samples, reference, eigenvalues)
+        return cls(distance, samples.n, samples.mean, samples.mean - reference.mean, factor)
+
+    def influence(self, features: NDArray[np.floating[Any]]) -> Array:
+        """Return phi (n,) float64 of some of the samples, `features` (n, d): what standard errors are made of.
+
+        phi(x) = 2 (m - mu)^T (x - m) + (x - m)^T (I - T) (x - m), with T = R (R S R)^(-1/2) R, is up to a constant the
+        derivative of FID towards a sample x at (m, S), the reference (mu, M) being fixed and R the root of M.
+        """
+        influence = np.empty(len(features))
+        for start in range(0, len(features), ROWS_AT_ONCE):
+            centred = features[start : start + ROWS_AT_ONCE].astype(np.float64) - self.mean
+            transported = centred @ self.transport_factor
+            quadratic = np.square(centred).sum(axis=1) - np.square(transported).sum(axis=1)
+            influence[start : start + ROWS_AT_ONCE] = 2 * centred @ self.difference + quadratic
+        return influence
+
+    @property
+    def no_standard_error(self) -> str | None:
+        """Why these samples give FID no standard error; None where they give one, see `SAMPLES_PER_DIMENSION`.
+
+        A difference has one where both of its cells have.
+        """
+        dimensions = self.transport_factor.shape[1]
+        if dimensions == 0:
+            return "no feature varies both in the samples and in the reference"
+        if self.num_samples < SAMPLES_PER_DIMENSION * dimensions:
+            return (
+                f"{self.num_samples} samples for {dimensions} varying features: a standard error of FID needs "
+                f"{SAMPLES_PER_DIMENSION} samples for each"
+            )
+        return None
+
+
+def standard_error(influence: Array) -> float:
+    """sd(phi) / sqrt(N) for `influence` (N,) of all samples: the error of FID from drawing these N.
+
+    It is neither FID's bias at this N nor the spread between trainings, and the reference counts as fixed.
+    """
+    return float(influence.std(ddof=1) / np.sqrt(len(influence)))
+
+
+def difference_standard_error(influence_a: Array, influence_b: Array) -> float:
+    """sd(phi_a - phi_b) / sqrt(N): the error of FID_a - FID_b where sample n of both cells came of the same noise.
 
     Args:
-        features: (n, d), the samples that `samples` are the moments of.
-        samples: their moments m, S.
-        reference: the reference's moments mu, M.
-        root: (d, d) `symmetric_root(reference.covariance)`, where it was kept.
+        influence_a: (N,), of one cell's samples in the order of their indices.
+        influence_b: (N,), of the other's, with the same indices.
+
+    Raises:
+        ValueError: for unequal numbers of samples, which can't be paired.
     """
-    return _influence(features, samples, reference, _transport_factor(samples, reference, root))
-
-
-def _transport_factor(samples: Moments, reference: Moments, root: Array | None) -> Array:
-    """F (d, r) with T = F F^T, r being the rank of R S R."""
-    root = symmetric_root(reference.covariance) if root is None else root
-    eigenvalues, vectors = np.linalg.eigh(_product(root, samples.covariance))
-    kept = eigenvalues > RANGE_TOLERANCE * max(float(eigenvalues[-1]), 0.0)
-    factor: Array = root @ (vectors[:, kept] * eigenvalues[kept] ** -0.25)
-    return factor
-
-
-def _influence(
-    features: NDArray[np.floating[Any]], samples: Moments, reference: Moments, transport_factor: Array
-) -> Array:
-    difference = samples.mean - reference.mean
-    influence = np.empty(len(features))
-    for start in range(0, len(features), ROWS_AT_ONCE):
-        centred = features[start : start + ROWS_AT_ONCE].astype(np.float64) - samples.mean
-        transported = centred @ transport_factor
-        quadratic = np.square(centred).sum(axis=1) - np.square(transported).sum(axis=1)
-        influence[start : start + ROWS_AT_ONCE] = 2 * centred @ difference + quadratic
-    return influence
-
-
-class StandardError(NamedTuple):
-    """A standard error, or the reason why there is none."""
-
-    value: float | None
-    reason: str | None
-
-
-def frechet_standard_error(
-    features: NDArray[np.floating[Any]], samples: Moments, reference: Moments, root: Array | None = None
-) -> StandardError:
-    """sd(phi) / sqrt(N): the error of FID from drawing these N samples, with the reference fixed.
-
-    It is neither FID's bias at this N nor the spread between trainings. Arguments are those of `frechet_influence`.
-    Without `SAMPLES_PER_DIMENSION` samples for each direction that varies there is a reason instead of a value.
-    """
-    factor = _transport_factor(samples, reference, root)
-    dimensions = factor.shape[1]
-    if dimensions == 0:
-        return StandardError(None, "no feature varies both in the samples and in the reference")
-    if samples.n < SAMPLES_PER_DIMENSION * dimensions:
-        return StandardError(
-            None,
-            f"{samples.n} samples for {dimensions} varying features: a standard error of FID needs "
-            f"{SAMPLES_PER_DIMENSION} samples for each",
-        )
-    influence = _influence(features, samples, reference, factor)
-    return StandardError(float(influence.std(ddof=1) / np.sqrt(len(influence))), None)
+    if influence_a.shape != influence_b.shape:
+        raise ValueError(f"{len(influence_a)} and {len(influence_b)} samples can't be paired")
+    return standard_error(influence_a - influence_b)
 
 
 class MeanAndSpread(NamedTuple):
@@ -253,8 +274,9 @@ def kernel_distance(
         seed: of NumPy's legacy generator.
 
     Raises:
-        ValueError: for a subset size out of that range.
+        ValueError: for a subset size out of that range, or for features that are not finite.
     """
+    require_finite(features)
     if not 2 <= subset_size <= min(len(features), len(reference_features)):
         raise ValueError(
             f"KID subsets of {subset_size} can't be drawn from {len(features)} samples and "

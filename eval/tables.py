@@ -3,12 +3,18 @@
 How a value is written: with an error, both get the decimals that show two significant digits of the error, but none
 are rounded left of the point (14.21 ± 0.32, 367 ± 12, 4.160 ± 0.012); without one, two decimals, or three significant
 digits where those are more (13.36, 0.00412). Never more than six decimals. A missing value is written as a dash.
+
+`protocols`, wherever it is an argument, spells out the rows' short hashes: rows that differ in what must agree get
+tables of their own. `indistinguishable` are cells whose FID can't be told from the best of its column (see
+eval/differences.py), `joined` those of another kind of protocol that shall share a table all the same (see
+`eval.rows.check_joinable`); both are marked.
 """
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +24,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from eval.rows import as_text, series, sort_key, without_nan
+from eval.rows import Protocol, as_text, disagreements, kind, series, shortened, sort_key, without_nan
 from workers.files import replacing
 
 COLUMNS = (
@@ -33,6 +39,17 @@ _FLOATS = frozenset(COLUMNS[COLUMNS.index("fid") : COLUMNS.index("protocol")]) |
 
 SIGMA_HAT = "σ̂"
 MISSING = "–"
+Z_95 = 1.96
+"""|z| from which a difference counts as one: chance gets there 1 time in 20 where there is none. Nothing is corrected
+for the number of values in a column, nor for its best having been picked as such."""
+INDISTINGUISHABLE = "≈"
+JOINED = "‡"
+MEANINGS = {
+    INDISTINGUISHABLE: "not distinguishable from the best of its column: "
+    f"|z| < {Z_95} for the paired difference of FID (values without ± are not tested)",
+    JOINED: "of another protocol than most, see the notes",
+}
+"""The marks behind values, and what the lines under a table say of them."""
 CONSOLE_WIDTH = 80
 """Columns that every terminal and pipe has: rich's own width where it finds no terminal."""
 
@@ -69,14 +86,17 @@ METRICS = (
 class Pivot:
     """One table as in the paper: its index holds labels of eta, ascending, sigma_hat last; its columns S, ascending.
 
-    `values` and `errors` are float64 with NaN for what is missing. `settings` are what sets this pivot apart from its
-    siblings (empty where it has none), `notes` say what else differs from row to row.
+    `values` and `errors` are float64 with NaN for what is missing, `cells` the ids likewise. `settings` are what sets
+    this pivot apart from its siblings (empty where it has none), `notes` say what else differs from row to row, `marks`
+    are what stands behind the value of a cell.
     """
 
     settings: Mapping[str, str]
     values: pd.DataFrame
     errors: pd.DataFrame
     notes: tuple[str, ...]
+    cells: pd.DataFrame = field(default_factory=pd.DataFrame)
+    marks: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def heading(self) -> str:
@@ -85,11 +105,12 @@ class Pivot:
 
 
 class Entry(NamedTuple):
-    """A cell of a pivot as people read it; `error` is empty where there is none."""
+    """A cell of a pivot as people read it; `error` and `mark` are empty where there is none."""
 
     value: str
     error: str
     best: bool
+    mark: str = ""
 
     def joined(self, separator: str) -> str:
         """Value and error with `separator` between them."""
@@ -114,17 +135,26 @@ def frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     return pd.DataFrame({name: series(listed, name in _FLOATS) for name, listed in values.items()})
 
 
-def pivot(frame: pd.DataFrame, metric: str = "fid", error: str | None = "fid_se") -> list[Pivot]:
+def pivot(
+    frame: pd.DataFrame,
+    metric: str = "fid",
+    error: str | None = "fid_se",
+    protocols: Mapping[str, Protocol] = {},
+) -> list[Pivot]:
     """`metric` and its `error` for each combination of the settings that vary besides eta and S.
 
     A sampling setting that is a function of the row, as clip is in the paper (sigma_hat alone clips), sets no pivots
-    apart; settings that make another model, and N, always do.
+    apart; settings that make another model, and N, always do. Where more than one kind of protocol is left within
+    those, the setting "protocol" is its short hash, and a note tells what is particular to it.
 
     Raises:
         ValueError: if two cells would fall into one place.
     """
     if frame.empty:
         return []
+    kinds = {name: kind(protocol) for name, protocol in protocols.items()}
+    told = _kind_notes(frame, protocols)
+    frame = frame.assign(protocol=frame["protocol"].map(lambda name: kinds.get(name, "unknown")))
     apart, by_row = _layout(frame)
     groups = list(frame.groupby(apart, sort=False, dropna=False)) if apart else [((), frame)]
     return [
@@ -132,10 +162,23 @@ def pivot(frame: pd.DataFrame, metric: str = "fid", error: str | None = "fid_se"
             settings={column: as_text(group[column].iloc[0]) for column in apart},
             values=_grid(group, metric),
             errors=_grid(group, error),
-            notes=tuple(_row_note(group, column) for column in by_row),
+            notes=(*(_row_note(group, column) for column in by_row), *told.get(group["protocol"].iloc[0], [])),
+            cells=_grid(group, "cell"),
         )
         for _, group in groups
     ]
+
+
+def _kind_notes(frame: pd.DataFrame, protocols: Mapping[str, Protocol]) -> dict[str, list[str]]:
+    """Kind -> a note of what sets it apart from the others of its N, such as "protocol: versions.torch 2.9.1"."""
+    particular: dict[str, list[str]] = defaultdict(list)
+    for _, group in frame.groupby("num_samples"):
+        kinds = {kind(protocols[name]): protocols[name] for name in group["protocol"].unique() if name in protocols}
+        for name, by_value in disagreements(kinds).items():
+            for value, having in by_value.items():
+                for each in having:
+                    particular[each].append(f"{name} {value}")
+    return {each: [f"protocol: {', '.join(fields)}"] for each, fields in particular.items()}
 
 
 def _layout(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
@@ -154,6 +197,9 @@ def _layout(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     for column in [*(axis for axis in axes if "." not in axis), "sampler", "spacing", "clip"]:
         if not follows(column, []):
             (by_row if follows(column, [*apart, "sigma", "eta"]) else apart).append(column)
+    # Last of all: N, and settings such as a precision, explain a protocol of another kind better than its hash.
+    if not follows("protocol", apart):
+        apart.append("protocol")
     return apart, by_row
 
 
@@ -194,13 +240,38 @@ def _unscaled(metric: Metric) -> Metric:
 def entries(table: Pivot, metric: Metric) -> Iterator[tuple[str, list[Entry]]]:
     """Each row's label and its cells; best is per column, and said only where there is something to choose from."""
     values, errors = table.values * metric.scale, table.errors * metric.scale
+    cells = table.cells.reindex(index=values.index, columns=values.columns)
     best = (values.max() if metric.higher_is_better else values.min()).where(values.count() > 1)
     for label in values.index:
-        row = zip(values.loc[label], errors.loc[label], best, strict=True)
-        yield str(label), [Entry(*_write_number(value, error), value == top) for value, error, top in row]
+        row = zip(values.loc[label], errors.loc[label], best, cells.loc[label], strict=True)
+        yield str(label), [_entry(*placed, table.marks) for placed in row]
 
 
-def _write_number(value: float, error: float) -> tuple[str, str]:
+def _entry(value: float, error: float, best: float, cell: str, marks: Mapping[str, str]) -> Entry:
+    return Entry(*write_number(value, error), value == best, marks.get(cell, "") if math.isfinite(value) else "")
+
+
+def _marked(
+    frame: pd.DataFrame,
+    metric: Metric,
+    protocols: Mapping[str, Protocol],
+    indistinguishable: Set[str],
+    joined: Set[str],
+) -> list[Pivot]:
+    """The pivots of `metric` with marks: FID alone has a test."""
+    marks: dict[str, str] = dict.fromkeys(indistinguishable, INDISTINGUISHABLE) if metric.column == FID.column else {}
+    marks |= {cell: marks.get(cell, "") + JOINED for cell in joined}
+    pivots = pivot(frame, metric.column, metric.error, {} if joined else protocols)
+    return [replace(table, marks=marks) for table in pivots]
+
+
+def _legend(tables: Sequence[Pivot], metric: Metric) -> list[str]:
+    """A line for each mark that is in one of the tables."""
+    seen = {mark for table in tables for _, row in entries(table, metric) for entry in row for mark in entry.mark}
+    return [f"{mark} {meaning}." for mark, meaning in MEANINGS.items() if mark in seen]
+
+
+def write_number(value: float, error: float) -> tuple[str, str]:
     """Value and "± error" by the rule in the module's docstring."""
     if not math.isfinite(value):
         return MISSING, ""
@@ -216,28 +287,38 @@ def _decimals(number: float, digits: int) -> int:
     return min(max(0, digits - 1 - exponent), 6)
 
 
-def markdown(frame: pd.DataFrame) -> str:
+def markdown(
+    frame: pd.DataFrame,
+    protocols: Mapping[str, Protocol] = {},
+    indistinguishable: Set[str] = frozenset(),
+    joined: Set[str] = frozenset(),
+) -> str:
     """A section of GitHub's Markdown for each metric that some cell has, with a table for each pivot."""
     blocks: list[str] = []
     for metric in _tabulated(frame):
         blocks.append(f"## {metric.heading}")
         if metric.error and frame[metric.error].notna().any():
             blocks.append(f"± is {metric.error_means}.")
-        for table in pivot(frame, metric.column, metric.error):
+        tables = _marked(frame, metric, protocols, indistinguishable, joined)
+        for table in tables:
             if table.settings:
                 blocks.append("### " + ", ".join(f"`{key}` = `{value}`" for key, value in table.settings.items()))
             steps = [str(steps) for steps in table.values.columns]
             lines = [["η \\ S", *steps], [":--", *["--:"] * len(steps)]]
             for label, row in entries(table, metric):
-                lines.append([label, *(f"**{e.joined(' ')}**" if e.best else e.joined(" ") for e in row)])
+                texts = (f"**{e.joined(' ')}**" if e.best else e.joined(" ") for e in row)
+                lines.append([label, *(f"{text} {e.mark}".rstrip() for text, e in zip(texts, row, strict=True))])
             blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
             blocks += table.notes
+        blocks += _legend(tables, metric)
     return "\n\n".join(blocks) + "\n"
 
 
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _TEX |= {character: f"\\{character}" for character in "&%$#_{}"}
 _TEX |= {"±": r"$\pm$", "×": r"$\times$", "η": r"$\eta$", "–": "--", "σ": r"$\sigma$"}
+_TEX |= {character: f"${character}$" for character in "|<>"}  # in text, the old font encoding has others in their place
+_TEX |= {INDISTINGUISHABLE: r"$\approx$", JOINED: r"$\ddagger$"}
 
 
 def _tex(text: str) -> str:
@@ -245,12 +326,17 @@ def _tex(text: str) -> str:
     return r"$\hat{\sigma}$".join(pieces)
 
 
-def latex(frame: pd.DataFrame) -> str:
+def latex(
+    frame: pd.DataFrame,
+    protocols: Mapping[str, Protocol] = {},
+    indistinguishable: Set[str] = frozenset(),
+    joined: Set[str] = frozenset(),
+) -> str:
     r"""A `table` environment for each metric and pivot, for a document that loads booktabs."""
     tables = [
         _latex_table(table, metric, frame)
         for metric in _tabulated(frame)
-        for table in pivot(frame, metric.column, metric.error)
+        for table in _marked(frame, metric, protocols, indistinguishable, joined)
     ]
     return "\n".join(["% Needs \\usepackage{booktabs}.", *tables])
 
@@ -259,12 +345,11 @@ def _latex_table(table: Pivot, metric: Metric, frame: pd.DataFrame) -> str:
     count = len(table.values.columns)
     rows = []
     for label, row in entries(table, metric):
-        bodies = (_tex(e.value) if e.value == MISSING else e.joined(" ").replace("±", r"\pm") for e in row)
-        cells = (f"$\\mathbf{{{body}}}$" if e.best else f"${body}$" for e, body in zip(row, bodies, strict=True))
-        rows.append(" & ".join([_tex(label), *(cell.replace("$--$", "--") for cell in cells)]) + r" \\")
+        rows.append(" & ".join([_tex(label), *map(_latex_entry, row)]) + r" \\")
     means = f"± is {metric.error_means}" if table.errors.notna().any(axis=None) else ""
     sizes = "N = " + _numbers(frame["num_samples"]) if "num_samples" not in table.settings else ""
-    caption = ". ".join(filter(None, [metric.heading, table.heading, sizes, means, *table.notes]))
+    legend = (line.rstrip(".") for line in _legend([table], metric))
+    caption = ". ".join(filter(None, [metric.heading, table.heading, sizes, means, *table.notes, *legend]))
     return "\n".join([
         r"\begin{table}",
         r"  \centering",
@@ -283,26 +368,41 @@ def _latex_table(table: Pivot, metric: Metric, frame: pd.DataFrame) -> str:
     ])  # fmt: skip
 
 
+def _latex_entry(entry: Entry) -> str:
+    if entry.value == MISSING:
+        return _tex(MISSING)
+    body = entry.joined(" ").replace("±", r"\pm")
+    # A mark of no width leaves the digits of a column one below the other.
+    mark = f"\\rlap{{$^{{{_tex(entry.mark).replace('$', '')}}}$}}" if entry.mark else ""
+    return (f"$\\mathbf{{{body}}}$" if entry.best else f"${body}$") + mark
+
+
 def _numbers(values: "pd.Series[int]") -> str:
     return " or ".join(str(value) for value in sorted(set(values)))
 
 
-def console(frame: pd.DataFrame) -> Group:
+def console(
+    frame: pd.DataFrame,
+    protocols: Mapping[str, Protocol] = {},
+    indistinguishable: Set[str] = frozenset(),
+    joined: Set[str] = frozenset(),
+) -> Group:
     """The FID pivots, for `rich` to print; what is wider than 80 columns has errors below values, then is cut by S."""
     parts: list[RenderableType] = []
-    for table in pivot(frame, FID.column, FID.error):
+    tables = _marked(frame, FID, protocols, indistinguishable, joined)
+    for table in tables:
         parts += [Text(": ".join(filter(None, [FID.heading, table.heading]))), *_console_tables(table)]
         parts += [Text(note) for note in table.notes]
-    return Group(*parts)
+    return Group(*parts, *map(Text, _legend(tables, FID)))
 
 
 def _console_tables(pivoted: Pivot) -> Iterator[Table]:
-    rows = list(entries(pivoted, FID))
+    labels, rows = zip(*entries(pivoted, FID), strict=True)
     steps = [str(steps) for steps in pivoted.values.columns]
     corner, gap = "η \\ S", 2  # a space of padding, and one where the box has its divider
     for separator in (" ", "\n"):
-        texts = [[entry.joined(separator) for entry in row] for _, row in rows]
-        widths = [gap + max(map(len, "\n".join(column).split("\n"))) for column in zip(steps, *texts, strict=True)]
+        columns = [_aligned(head, column, separator) for head, *column in zip(steps, *rows, strict=True)]
+        widths = [gap + len(column[0]) for column in columns]
         if len(corner) + sum(widths) <= CONSOLE_WIDTH:
             break
     parts: list[list[int]] = [[]]
@@ -313,28 +413,42 @@ def _console_tables(pivoted: Pivot) -> Iterator[Table]:
     for part in parts:
         table = Table(corner, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for i in part:
-            table.add_column(steps[i], justify="right")
-        for (label, row), written in zip(rows, texts, strict=True):
-            table.add_row(label, *(Text(written[i], style="bold" if row[i].best else "") for i in part))
+            table.add_column(columns[i][0])
+        for k, label in enumerate(labels):
+            table.add_row(label, *(Text(columns[i][k + 1], style="bold" if rows[k][i].best else "") for i in part))
         yield table
+
+
+def _aligned(head: str, column: Sequence[Entry], separator: str) -> list[str]:
+    """The head and the entries of a column, of one width: digits end at the same place, and marks stand behind it."""
+    room = max(len(entry.mark) for entry in column)
+    blocks = [(head, ""), *((entry.joined(separator), entry.mark) for entry in column)]
+    width = max(len(line) for text, _ in blocks for line in text.split("\n"))
+    return [
+        "\n".join(line.rjust(width) for line in text.split("\n")) + (f" {mark.ljust(room)}" if room else "")
+        for text, mark in blocks
+    ]
 
 
 def write(
     rows: Sequence[Mapping[str, object]],
     folder: Path,
-    protocols: Mapping[str, Mapping[str, object]],
+    protocols: Mapping[str, Protocol],
     notes: Sequence[str] = (),
+    indistinguishable: Set[str] = frozenset(),
+    joined: Set[str] = frozenset(),
 ) -> None:
-    """quality.{csv,json,md,tex} in `folder`, each put in place whole; `protocols` spells out the rows' short hashes."""
+    """quality.{csv,json,md,tex} in `folder`, each put in place whole; `notes` go under the tables."""
     table = frame(rows)
     about = _about(table, protocols)
+    marked = (protocols, indistinguishable, joined)
     document = {"rows": table.to_dict("records"), "protocols": protocols, "notes": list(notes)}
     listed = "\n".join(f"- {note}" for note in notes)
     contents = {
         "csv": table.to_csv(index=False, lineterminator="\n"),
         "json": json.dumps(without_nan(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        "md": about + "\n\n" + markdown(table) + (f"\n## Notes\n\n{listed}\n" if notes else ""),
-        "tex": "".join(f"% {' '.join(line.split())}\n" for line in (about, *notes)) + latex(table),
+        "md": about + "\n\n" + markdown(table, *marked) + (f"\n## Notes\n\n{listed}\n" if notes else ""),
+        "tex": "".join(f"% {' '.join(line.split())}\n" for line in (about, *notes)) + latex(table, *marked),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, text in contents.items():
@@ -342,7 +456,7 @@ def write(
             temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _about(frame: pd.DataFrame, protocols: Mapping[str, Mapping[str, object]]) -> str:
+def _about(frame: pd.DataFrame, protocols: Mapping[str, Protocol]) -> str:
     """One line: N, reference, extractor, and what ± and bold mean."""
     spelled = [protocols[name] for name in dict.fromkeys(frame["protocol"]) if name in protocols]
     parts = [f"N = {_numbers(frame['num_samples'])} samples per cell" if len(frame) else "no cell has been scored"]
@@ -361,5 +475,4 @@ def _spell(value: object) -> str:
     """A protocol's value for people: mappings in a line, hashes cut to ten digits."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_spell(item)}" for key, item in value.items())
-    text = str(value)
-    return text[:10] if len(text) >= 32 and set(text) <= set("0123456789abcdef") else text
+    return shortened(str(value))

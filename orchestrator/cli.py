@@ -128,10 +128,7 @@ def _stage(name: str, stages: tuple[str, ...], text: str) -> None:
         workers: int | None,
         as_json: bool,
     ) -> None:
-        if workers is not None:
-            assignments = (*assignments, f"cluster.workers={workers}")
-        _require_shared(_folder(config, out, ""), address)
-        _work(Opened(config, assignments, out), stages, address, as_json)
+        _run_stages(config, out, assignments, address, workers, stages, as_json)
 
     command.__doc__ = text
     cli.command(name)(command)
@@ -140,7 +137,70 @@ def _stage(name: str, stages: tuple[str, ...], text: str) -> None:
 _stage("run", ("train", "sample", "evaluate", "report"), "Do everything that is missing: train, sample, score, report.")
 _stage("train", ("train",), "Train the models of the config.")
 _stage("sample", ("sample",), "Sample every cell; models must be there.")
-_stage("evaluate", ("evaluate",), "Score the cells whose images are there.")
+
+
+@cli.command()
+@click.argument("config", required=False)
+@click.option("--out", metavar="DIR", help="Run directory.  [default: runs/<name>]")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML.")
+@click.option("--samples", metavar="PATH", help="Score these images instead: a folder, an .npz, Parquet.")
+@click.option("--reference", metavar="PATH", help="What --samples are compared with; also an .npz of mu and sigma.")
+@click.option("--extractor", metavar="NAME", help="For --samples.  [default: inception-v3-compat]")
+@click.option("--weights", metavar="FILE", help="For --samples: the extractor's weights.")
+@click.option("--metrics", metavar="LIST", help="Of fid,isc,kid,prc,fid_infinity.  [default: fid,isc,kid]")
+@cluster_options
+def evaluate(
+    config: str | None,
+    out: str | None,
+    assignments: tuple[str, ...],
+    address: str,
+    workers: int | None,
+    as_json: bool,
+    **elsewhere: str | None,
+) -> None:
+    """Score the cells of CONFIG whose images are there, or with --samples images that were made elsewhere."""
+    given = {key: value for key, value in elsewhere.items() if value is not None}
+    if config is None:
+        if not {"samples", "reference"} <= given.keys():
+            raise UserError("give a CONFIG, or --samples PATH and --reference PATH for images made elsewhere")
+        _score_elsewhere(given, assignments, as_json)
+        return
+    if given:
+        raise UserError(f"--{next(iter(given))} is for images made elsewhere; a CONFIG says it in its section evaluate")
+    _run_stages(config, out, assignments, address, workers, ("evaluate",), as_json)
+
+
+def _score_elsewhere(given: dict[str, str], assignments: tuple[str, ...], as_json: bool) -> None:
+    from orchestrator.elsewhere import score_images
+    from orchestrator.progress import Progress
+    from orchestrator.text import scores_text
+
+    section: dict[str, Any] = {key: given[key] for key in ("extractor", "weights") if key in given}
+    if "metrics" in given:
+        section["metrics"] = given["metrics"].split(",")
+    with Progress() as progress:
+        scores = score_images(given["samples"], given["reference"], section, assignments, progress)
+    _print(scores, as_json, scores_text)
+
+
+@cli.command()
+@click.argument("directory", metavar="DIR")
+@click.argument("cell_a", metavar="CELL")
+@click.argument("cell_b", metavar="CELL")
+@click.option("--join", is_flag=True, help="Compare although protocols differ or no noise is shared, and say so.")
+@json_option
+def compare(directory: str, cell_a: str, cell_b: str, join: bool, as_json: bool) -> None:
+    """The difference of two cells' FID, the second's minus the first's, with its paired standard error.
+
+    CELL is a cell's id, the name of its folder, or a beginning of these that fits one cell alone.
+    """
+    from eval.differences import line
+    from orchestrator.inspection import compare as compare_cells
+
+    opened = _existing(directory)
+    _print(compare_cells(opened.config, opened.plan, opened.rundir, cell_a, cell_b, join), as_json, line)
+
+
 _stage("report", ("report",), "Write tables and figures from the scores there are.")
 _stage(
     "reconstruct",
@@ -156,6 +216,21 @@ _stage(
 
     Models that are missing are trained.""",
 )
+
+
+def _run_stages(
+    config: str,
+    out: str | None,
+    assignments: tuple[str, ...],
+    address: str,
+    workers: int | None,
+    stages: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    if workers is not None:
+        assignments = (*assignments, f"cluster.workers={workers}")
+    _require_shared(_folder(config, out, ""), address)
+    _work(Opened(config, assignments, out), stages, address, as_json)
 
 
 def _require_shared(out: str | Path, address: str) -> None:

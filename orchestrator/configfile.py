@@ -89,7 +89,7 @@ def load(name: str, assignments: Sequence[str] = ()) -> Config:
     merged = merge(values, assignments)
     if path.name == "config.json":
         _follow_seed(values, merged)
-    config = _with_absolute_checkpoints(validate(Config, merged, str(path)))
+    config = _with_absolute_paths(validate(Config, merged, str(path)))
     return config.model_copy(
         update={
             "train": _with_seed(config.train, config.seed),
@@ -106,15 +106,18 @@ def _follow_seed(before: Mapping[str, Any], merged: dict[str, Any]) -> None:
             merged[section]["seed"] = None
 
 
-def _with_absolute_checkpoints(config: Config) -> Config:
-    """Folders of models as absolute paths, so that config.json means the same from everywhere."""
+def _with_absolute_paths(config: Config) -> Config:
+    """Models and references as absolute paths, so that config.json means the same from everywhere."""
     key = "model.checkpoint"
     grid = [
         {**mapping, key: [_absolute(value) for value in mapping[key]]} if key in mapping else mapping
         for mapping in config.grid
     ]
     model = config.model.model_copy(update={"checkpoint": _absolute(config.model.checkpoint)})
-    return config.model_copy(update={"grid": grid, "model": model})
+    evaluate, reference = config.evaluate, config.evaluate.reference
+    if isinstance(reference, str) and Path(reference).expanduser().exists():  # else a data set's name
+        evaluate = evaluate.model_copy(update={"reference": _absolute(reference)})
+    return config.model_copy(update={"grid": grid, "model": model, "evaluate": evaluate})
 
 
 def _absolute(path: Any) -> Any:

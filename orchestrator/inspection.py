@@ -146,6 +146,28 @@ def find_cell(plan: Plan, name: str) -> Cell:
     raise UserError(f"{name!r} {problem}; choose one of: {names}{', ...' if len(fitting or plan.cells) > 6 else ''}")
 
 
+def compare(config: Config, plan: Plan, rundir: RunDir, name_a: str, name_b: str, join: bool) -> dict[str, Any]:
+    """A row of differences.csv for any two cells of a run.
+
+    Raises:
+        UserError: if there is no such cell, one has no FID, or (without `join`) they can't be compared.
+    """
+    from eval.differences import pair
+    from orchestrator.protocol import evaluation
+    from orchestrator.report import collect
+
+    cells = [find_cell(plan, name) for name in (name_a, name_b)]
+    collected = collect(plan, rundir, evaluation(config, plan))
+    rows = {row["cell"]: row for row in collected.rows}
+    unscored = [cell.name for cell in cells if cell.id not in rows]
+    if unscored:
+        raise UserError(f"{unscored[0]} has no score; `taugrid run` first")
+    try:
+        return pair(rows[cells[0].id], rows[cells[1].id], collected.evidence, join)
+    except ValueError as error:
+        raise UserError(f"{error} (--join compares them all the same)") from None
+
+
 def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
     """Write a cell's images as PNG files named by index; the bytes are those in Parquet. Returns how many.
 

@@ -4,29 +4,56 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.extractor_names import ExtractorSpec
-from eval.statistics import kid_subset_size
-from orchestrator.config import Config, Data
+from eval.metrics import Feasible, Settings, feasible
+from eval.reference import MomentsFile, cache_key, open_reference
+from eval.sources import Source
+from orchestrator.config import Config, Data, Evaluate
 from orchestrator.errors import UserError
 from orchestrator.extractor import extractor
-from orchestrator.grid import Cell, Plan, identity
+from orchestrator.grid import Cell, Plan, identity, name_of
 from orchestrator.versions import versions
 from workers import data as datasets
+from workers.images import DamagedFile
 
 VERSIONS = ("taugrid", "torch", "torch-fidelity", "numpy", "scipy")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The real images that samples are compared with, known by their content."""
+    """What samples are compared with, known by its content: a data set, images elsewhere, or moments alone."""
 
-    data: Data
-    num_images: int
+    given: Data | Source | MomentsFile
+    num_images: int | None
+    """null: not known."""
     sha256: str
+    shape: tuple[int, int, int] | None
+    """(channels, height, width) of its images; null: not known."""
 
     @property
     def folder(self) -> str:
         """Name of the folder of its features, beside those of the cells."""
         return f"reference-{self.sha256[:10]}"
+
+    @property
+    def preprocessing(self) -> str | None:
+        """How its images reach the extractor."""
+        return None if self.shape is None else f"8 bits, {'x'.join(str(side) for side in self.shape)}"
+
+    def describe(self) -> dict[str, Any]:
+        """The fields of a row's protocol."""
+        dataset: str | None = None
+        split: str | None = None
+        if isinstance(self.given, Data):
+            dataset, split = self.given.name, self.given.split
+        elif isinstance(self.given, Source) and self.given.dataset is not None:
+            dataset, split = self.given.dataset.rsplit("-", 1)
+        return {
+            "dataset": dataset,
+            "split": split,
+            "num_images": self.num_images,
+            "preprocessing": self.preprocessing,
+            "sha256": self.sha256,
+        }
 
 
 @dataclass(frozen=True)
@@ -40,49 +67,28 @@ class Evaluation:
     @property
     def extractor_folder(self) -> str:
         """Name of the folder of features: the extractor and the first 8 digits of its weights' hash."""
-        return f"{self.extractor.name}-{self.extractor.weights_sha256[:8]}"
+        return f"{name_of([self.extractor.name])}-{self.extractor.weights_sha256[:8]}"
 
-    def settings(self, num_samples: int) -> dict[str, Any]:
-        """The metrics that can be given at N, with their settings."""
-        evaluate = self.config.evaluate
-        metrics = sorted(set(evaluate.metrics) - set(self.not_given(num_samples)))
-        settings: dict[str, Any] = {"metrics": metrics, "seed": evaluate.seed}
-        if "isc" in metrics:
-            settings["isc_splits"] = evaluate.isc_splits
-        if "kid" in metrics:
-            size = kid_subset_size(evaluate.kid_subset_size, num_samples, self.reference.num_images)
-            settings |= {"kid_subsets": evaluate.kid_subsets, "kid_subset_size": size}
-        return settings
+    @property
+    def reference_key(self) -> str:
+        """Names the reference's statistics by all that determines them."""
+        return cache_key(self.reference.sha256, self.extractor, self.reference.preprocessing or "moments")
 
-    def not_given(self, num_samples: int) -> dict[str, str]:
-        """Metric -> why it can't be given, for metrics that were asked for."""
-        evaluate = self.config.evaluate
-        reasons: dict[str, str] = {}
-        if num_samples < 2:
-            reasons |= dict.fromkeys(("fid", "kid"), "it needs at least 2 samples")
-        if not self.extractor.logits_layer:
-            reasons["isc"] = f"{self.extractor.name} has no layer of logits"
-        elif num_samples < evaluate.isc_splits:
-            reasons["isc"] = f"{num_samples} samples can't be divided into {evaluate.isc_splits} splits"
-        return {metric: reason for metric, reason in reasons.items() if metric in evaluate.metrics}
+    def feasible(self, num_samples: int) -> Feasible:
+        """The metrics that can be given at N with their settings, and why others can't."""
+        return feasible(settings(self.config.evaluate), self.extractor, num_samples, self.reference.num_images)
 
     def id(self, cell: Cell) -> str:
         """Names a cell's score file: what was measured against what, without versions (an upgrade keeps old scores)."""
         n = cell.settings.num_samples
         extractor = {"name": self.extractor.name, "weights": self.extractor.weights_sha256}
-        return identity({"reference": self.reference.sha256, "N": n, "extractor": extractor, **self.settings(n)})
+        settings = self.feasible(n).settings.protocol()
+        return identity({"reference": self.reference.sha256, "N": n, "extractor": extractor, **settings})
 
     def protocol(self, cell: Cell) -> dict[str, Any]:
         """The fields of a row's protocol."""
-        shape = "x".join(str(side) for side in cell.model.image_shape)
         return {
-            "reference": {
-                "dataset": self.reference.data.name,
-                "split": self.reference.data.split,
-                "num_images": self.reference.num_images,
-                "preprocessing": f"8 bits, {shape}",
-                "sha256": self.reference.sha256,
-            },
+            "reference": self.reference.describe(),
             "num_samples": cell.settings.num_samples,
             "weights": cell.settings.weights,
             "tau": list(cell.tau),
@@ -95,9 +101,21 @@ class Evaluation:
                 "feature_layer": self.extractor.feature_layer,
                 "logits_layer": self.extractor.logits_layer,
             },
-            **self.settings(cell.settings.num_samples),
+            **self.feasible(cell.settings.num_samples).settings.protocol(),
             "versions": versions(VERSIONS),
         }
+
+
+def settings(evaluate: Evaluate) -> Settings:
+    """What `evaluate` asks for, as the metrics take it."""
+    return Settings(
+        metrics=tuple(evaluate.metrics),
+        seed=evaluate.seed,
+        isc_splits=evaluate.isc_splits,
+        kid_subsets=evaluate.kid_subsets,
+        kid_subset_size=evaluate.kid_subset_size,
+        prc_neighborhood=evaluate.prc_neighborhood,
+    )
 
 
 def check_shapes(plan: Plan) -> None:
@@ -115,10 +133,33 @@ def evaluation(config: Config, plan: Plan) -> Evaluation:
     with them is said before any accelerator time.
 
     Raises:
-        UserError: unknown extractor, missing weights, images of another shape than the reference's.
+        UserError: unknown extractor, missing weights, a reference that can't be read, or images of another shape.
     """
-    check_shapes(plan)
-    data = config.data
+    reference = _reference(config)
+    for model in plan.models:
+        if reference.shape is not None and model.image_shape != reference.shape:
+            raise UserError(
+                f"the reference has images of {reference.shape} (channels, height, width), but a model makes "
+                f"{model.image_shape}; choose its data or evaluate.reference, or only `taugrid sample` it"
+            )
     spec = extractor(config)
-    images = datasets.load_images(data)
-    return Evaluation(config, spec, Reference(data, len(images), datasets.fingerprint(images)))
+    if isinstance(reference.given, MomentsFile) and reference.given.dimensions != spec.dimensions:
+        raise UserError(
+            f"evaluate.reference: {reference.given.path} has moments of {reference.given.dimensions} features, but "
+            f"{spec.name} gives {spec.dimensions}; set evaluate.extractor to the one that they were made with"
+        )
+    return Evaluation(config, spec, reference)
+
+
+def _reference(config: Config) -> Reference:
+    given = config.data if config.evaluate.reference is None else config.evaluate.reference
+    if isinstance(given, Data):
+        images = datasets.load_images(given)
+        return Reference(given, len(images), datasets.fingerprint(images), given.image_shape)
+    try:
+        opened = open_reference(given)
+    except (ValueError, DamagedFile) as error:
+        raise UserError(f"evaluate.reference: {error}") from None
+    if isinstance(opened, MomentsFile):
+        return Reference(opened, None, opened.sha256, None)
+    return Reference(opened, opened.num_images, opened.sha256, opened.shape)

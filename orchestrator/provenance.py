@@ -48,7 +48,7 @@ def write(rundir: RunDir, plan: Plan, evaluation: Evaluation | None) -> None:
     }
     if evaluation is not None:
         reference, extractor = evaluation.reference, evaluation.extractor
-        value["dataset"] = {"name": reference.data.name, "num_images": reference.num_images, "sha256": reference.sha256}
+        value["dataset"] = reference.describe()
         value["extractor"] = {"name": extractor.name, "weights_sha256": extractor.weights_sha256}
     write_json(rundir.provenance, value)
 

@@ -1,22 +1,27 @@
 """From scores, events and samples on disk to tables and figures."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval import figures, pictures, tables
+from eval import differences, figures, pictures, tables
+from eval.differences import Evidence
 from eval.extractor_names import PIXELS
-from orchestrator.config import Config
+from orchestrator.config import Config, Data
 from orchestrator.grid import Cell, Plan, identity, name_of
 from orchestrator.protocol import Evaluation
 from orchestrator.rundir import RunDir, read_events
 from workers import images
 from workers.diffusion import gaussian
 from workers.files import read_sealed
+
+NO_ERROR = "no fid_se"
+"""How the note begins that says why a cell's FID has no standard error."""
+NO_INFLUENCE = "it was scored by an earlier version; remove its score to have it computed anew"
 
 LARGEST_SHARE_BEYOND_1 = 1e-6
 """Of a Gaussian's images: 8 bits clip those pixels, which closed forms know nothing of."""
@@ -28,20 +33,23 @@ METRICS = ("fid", "fid_se", "fid_infinity", "isc_mean", "isc_std", "kid_mean", "
 
 
 class Rows(NamedTuple):
-    """The rows of quality.csv, what their protocol hashes stand for, and remarks that belong under the table."""
+    """The rows of quality.csv, remarks that belong under the table, and what comparisons need besides."""
 
     rows: list[dict[str, Any]]
-    protocols: dict[str, Any]
     notes: list[str]
+    evidence: Evidence
+    """Protocols by the rows' short hashes, the samples' influences, and which cells share their noise."""
 
 
 def write(config: Config, plan: Plan, rundir: RunDir, collected: Rows) -> None:
     """Write tables/quality.* and figures/ from the scores that there are."""
-    rows, protocols, notes = collected
-    tables.write(rows, rundir.tables, protocols, notes)
+    rows, notes, evidence = collected
+    alike = differences.indistinguishable(rows, evidence) if rows else frozenset()
+    tables.write(rows, rundir.tables, evidence.protocols, notes, alike)
+    differences.write(differences.differences(rows, evidence) if rows else [], rundir.tables)
     rundir.figures.mkdir(parents=True, exist_ok=True)
     if rows:
-        figures.quality(tables.frame(rows), rundir.figures / "quality")
+        figures.quality(tables.frame(rows), rundir.figures / "quality", evidence.protocols)
     _write_samples(config, plan, rundir)
 
 
@@ -50,6 +58,9 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
     seconds, devices = _from_events(rundir)
     rows: list[dict[str, Any]] = []
     protocols: dict[str, Any] = {}
+    influences: dict[str, NDArray[np.float64]] = {}
+    pairings: dict[str, Hashable] = {}
+    reasons: dict[str, str] = {}
     cells_of: dict[str, list[str]] = defaultdict(list)  # note -> names
     for cell in plan.cells:
         score = read_sealed(rundir.score(cell, evaluation.id(cell)))
@@ -61,10 +72,27 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
         rows.append(_row(cell, score["metrics"], short, seconds.get(cell.id)) | exact)
         for note in score["notes"]:
             cells_of[note].append(cell.name)
+        pairings[cell.id] = (cell.settings.seed, cell.model.image_shape)
+        influence = _influence(rundir.influence(cell, evaluation.id(cell)), cell.settings.num_samples)
+        if influence is not None:
+            influences[cell.id] = influence
+        else:
+            reasons[cell.id] = next((note for note in score["notes"] if note.startswith(NO_ERROR)), NO_INFLUENCE)
         if len(devices[cell.id]) > 1:
             cells_of[f"mixed: sampled on {', '.join(sorted(devices[cell.id]))}"].append(cell.name)
     notes = [f"{_listed(names, len(rows))}: {note}" for note, names in cells_of.items()]
-    return Rows(rows, protocols, [*plan.remarks, *notes])
+    return Rows(rows, [*plan.remarks, *notes], Evidence(influences, pairings, protocols, reasons))
+
+
+def _influence(path: Path, num_samples: int) -> NDArray[np.float64] | None:
+    """How far each sample moves FID, (N,); null where the file is not there or not whole."""
+    try:
+        images.inspect(path)
+        parts = [values for _, values in images.read_numbers(path, "influence")]
+    except (FileNotFoundError, images.DamagedFile):
+        return None
+    found = np.concatenate(parts)
+    return found if len(found) == num_samples else None
 
 
 def _listed(names: list[str], cells: int) -> str:
@@ -96,8 +124,11 @@ def _row(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: float
 
 def _exact_fid(cell: Cell, evaluation: Evaluation) -> float | None:
     """The Frechet distance of a Gaussian oracle's samples from their data, both of 8 bits and without end."""
-    model, reference = cell.model, evaluation.reference.data
-    is_of_its_data = (model.oracle, model.image_shape) == (reference.name, reference.image_shape)
+    model, reference = cell.model, evaluation.reference.given
+    is_of_its_data = isinstance(reference, Data) and (model.oracle, model.image_shape) == (
+        reference.name,
+        reference.image_shape,
+    )
     if model.oracle != "gaussian" or not is_of_its_data or evaluation.extractor.name != PIXELS:
         return None
     if cell.settings.clip != "none":

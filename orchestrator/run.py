@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator import cluster, provenance, report
 from orchestrator.config import Config
@@ -26,6 +26,9 @@ from orchestrator.protocol import Evaluation, evaluation
 from orchestrator.rundir import Damage, Events, RunDir
 from orchestrator.work import Piece, Survey, missing
 from workers.files import write_json
+
+if TYPE_CHECKING:
+    from eval.differences import Evidence
 
 ODE_WORK: dict[str, type[Reconstruct] | type[Interpolate]] = {"reconstruct": Reconstruct, "interpolate": Interpolate}
 
@@ -42,6 +45,8 @@ class Outcome(NamedTuple):
     """The rows of the table that the stages lead to."""
     table: str
     """Its name: `quality`, `reconstruction` or `interpolation`; empty where there is none."""
+    evidence: "Evidence | None"
+    """Of the quality table: what tells its cells apart."""
 
 
 class Run:
@@ -93,7 +98,7 @@ class Run:
         problems: dict[str, str] = {}
         unfinished: dict[str, str] = {}
         rows: list[dict[str, Any]] = []
-        table = ""
+        table, evidence = "", None
         if "sample" in stages or "evaluate" in stages:
             problems = self._work("sample" in stages, scoring if "evaluate" in stages else None)
         if {"sample", "evaluate", "report"} & set(stages):
@@ -104,11 +109,11 @@ class Run:
             rows, table = work.write(), work.table
         if scoring is not None:
             collected = report.collect(self.plan, self.rundir, scoring)
-            rows, table = collected.rows, "quality"
+            rows, table, evidence = collected.rows, "quality", collected.evidence
             if "report" in stages:
                 report.write(self.config, self.plan, self.rundir, collected)
         provenance.write(self.rundir, self.plan, scoring)
-        return Outcome(unfinished, rows, table)
+        return Outcome(unfinished, rows, table, evidence)
 
     def _connect(self) -> None:
         if not self._connected:
@@ -172,7 +177,12 @@ class Run:
         survey = Survey(self.config, self.plan, self.rundir, scoring, self._set_aside)
         pieces = list(survey.pieces(sampling))
         provenance.write(self.rundir, self.plan, scoring)
-        return self._finish(pieces)
+        problems = self._finish(pieces)
+        if scoring is not None and not self.config.evaluate.keep_features:
+            for cell in self.plan.cells:
+                if self.rundir.score(cell, scoring.id(cell)).exists():
+                    self.rundir.remove_features(scoring.extractor_folder, cell)
+        return problems
 
     def _finish(self, pieces: Iterable[Piece]) -> dict[str, str]:
         """Do `pieces`, if there are any. Returns cell name -> reason for what could not be done."""

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -76,6 +77,14 @@ class RunDir:
     def score(self, cell: Cell, evaluation: str) -> Path:
         """Where a cell's score by one evaluation lies."""
         return self.scores / f"{cell.id}-{evaluation}.json"
+
+    def influence(self, cell: Cell, evaluation: str) -> Path:
+        """Where it lies how far each sample moves the FID of that score."""
+        return self.score(cell, evaluation).with_suffix(".parquet")
+
+    def remove_features(self, extractor: str, cell: Cell) -> None:
+        """Remove a cell's features."""
+        shutil.rmtree(self.features / extractor / cell.name, ignore_errors=True)
 
     def unet_folder(self, model: Model, weights: str) -> Path:
         """The network's folder of a model, trained here or loaded; `weights` is `ema` or `raw`."""
@@ -176,7 +185,7 @@ class RunDir:
     def forget_derived(self, cell: Cell, shard: Shard) -> None:
         """Remove what was computed from a shard that is gone: its features, and with them the cell's scores."""
         features = list(self.features.glob(f"*/{cell.name}/{shard.name}"))
-        scores = list(self.scores.glob(f"{cell.id}-*.json")) if features else []
+        scores = list(self.scores.glob(f"{cell.id}-*")) if features else []
         for path in scores + features:  # in this order: a kill in between leaves what will be found missing
             path.unlink(missing_ok=True)
 

@@ -1,5 +1,6 @@
 """What commands print: plans and outcomes as text for people, outcomes as JSON for scripts."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -92,6 +93,27 @@ def print_selfcheck(findings: "Findings") -> None:
         people.print(f"wrong: {problem}", markup=False)
 
 
+def scores_text(scores: dict[str, Any]) -> str:
+    """Scores of images made elsewhere, from `eval.standalone.evaluate`, as lines."""
+    from eval.tables import METRICS, write_number
+
+    values = scores["metrics"]
+    lines = []
+    for metric in METRICS:
+        if metric.column in values:
+            error = values.get(metric.error, math.nan) if metric.error else math.nan
+            value, spread = write_number(values[metric.column], error)
+            means = f"   (± is {metric.error_means})" if spread else ""
+            lines.append(f"{metric.heading.replace(' × 1000', '')}: {f'{value} {spread}'.rstrip()}{means}")
+    for side in ("samples", "reference"):
+        about = scores[side]
+        count = "moments" if about["num_images"] is None else f"{about['num_images']} images"
+        lines.append(f"{side}: {about['dataset'] or about['path']} ({count}, SHA-256 {about['sha256'][:10]})")
+    extractor = scores["protocol"]["extractor"]
+    lines.append(f"extractor: {extractor['name']}, weights {extractor['weights_sha256'][:10]}")
+    return "\n".join([*lines, *scores["notes"], *(f"warning: {warning}" for warning in scores["warnings"])])
+
+
 def outcome_json(rundir: RunDir, outcome: "Outcome") -> dict[str, Any]:
     """What `--json` prints after work."""
     return {
@@ -106,9 +128,11 @@ def print_outcome(rundir: RunDir, outcome: "Outcome") -> None:
     """The table on stdout, and on stderr what is missing and where everything is."""
     people = Console(stderr=True, highlight=False, soft_wrap=True)
     if outcome.rows and outcome.table == "quality":
-        from eval import tables
+        from eval import differences, tables
 
-        Console(highlight=False).print(tables.console(tables.frame(outcome.rows)))
+        assert outcome.evidence is not None
+        alike = differences.indistinguishable(outcome.rows, outcome.evidence)
+        Console(highlight=False).print(tables.console(tables.frame(outcome.rows), outcome.evidence.protocols, alike))
         if any(tables.EXACT in row for row in outcome.rows):
             people.print("FID in closed form, at infinite N, is in the tables beside the measured one (fid_exact)")
     elif outcome.rows and outcome.table == "interpolation":

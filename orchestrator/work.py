@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from eval.reference import MomentsFile
 from orchestrator.config import Config
 from orchestrator.dispatch import Task
 from orchestrator.errors import UserError
@@ -11,7 +12,7 @@ from orchestrator.grid import Cell, Plan, Shard
 from orchestrator.protocol import Evaluation
 from orchestrator.rundir import Damage, RunDir
 from workers.files import read_sealed
-from workers.jobs import ExtractJob, Job, SampleJob, ScoreJob
+from workers.jobs import ExtractJob, Job, ReferenceFiles, SampleJob, ScoreJob
 
 REFERENCE_KEY = "extract/reference"
 
@@ -42,7 +43,7 @@ class Survey:
         Raises:
             UserError: if a model is not trained yet, or a cell holds samples of other weights.
         """
-        needs_reference = self.evaluation is not None and not self._has_reference(self.evaluation)
+        needs_reference = self.evaluation is not None and self._lacks_reference(self.evaluation)
         pieces = list(self._cell_pieces(sampling, needs_reference))
         if self.evaluation is not None and any(REFERENCE_KEY in piece.task.requires for piece in pieces):
             yield self._reference_piece(self.evaluation)
@@ -114,8 +115,7 @@ class Survey:
             job = ExtractJob(
                 path=str(path),
                 replace=path.exists(),
-                sample_path=str(self.rundir.sample_part(cell, shard)),
-                data=evaluation.reference.data,
+                images=str(self.rundir.sample_part(cell, shard)),
                 extractor=evaluation.extractor,
                 batch_size=self.config.evaluate.batch_size,
                 metadata={"cell": cell.id, "extractor": folder},
@@ -124,28 +124,39 @@ class Survey:
             yield Piece(Task(_key("extract", shard), "extract", shard.images, needs), job, cell)
             requires.add(_key("extract", shard))
         n = cell.settings.num_samples
+        settings, reasons = evaluation.feasible(n)
         score_job = ScoreJob(
             path=str(score),
+            influence_path=str(self.rundir.influence(cell, evaluation.id(cell))),
             feature_paths=tuple(str(self.rundir.feature_part(folder, cell, shard)) for shard in cell.shards),
             num_samples=n,
-            reference_path=str(self.rundir.reference_part(folder, evaluation.reference.folder)),
-            evaluate=self.config.evaluate,
+            reference=self._reference_files(evaluation),
+            settings=settings,
             header={"cell": cell.id, "evaluation": evaluation.id(cell), "protocol": evaluation.protocol(cell)},
-            notes=tuple(f"no {metric}: {reason}" for metric, reason in evaluation.not_given(n).items()),
+            notes=tuple(f"no {metric}: {reason}" for metric, reason in reasons.items()),
         )
         yield Piece(Task(f"score/{cell.id}", "score", n, frozenset(requires)), score_job, cell)
 
-    def _has_reference(self, evaluation: Evaluation) -> bool:
+    def _lacks_reference(self, evaluation: Evaluation) -> bool:
+        if evaluation.reference.num_images is None:
+            return False  # moments are read as they are
         path = self.rundir.reference_part(evaluation.extractor_folder, evaluation.reference.folder)
-        return self.rundir.is_whole(path, evaluation.reference.num_images, self.on_damage)
+        return not self.rundir.is_whole(path, evaluation.reference.num_images, self.on_damage)
+
+    def _reference_files(self, evaluation: Evaluation) -> ReferenceFiles:
+        reference = evaluation.reference
+        path = self.rundir.reference_part(evaluation.extractor_folder, reference.folder)
+        moments = reference.given if isinstance(reference.given, MomentsFile) else None
+        return ReferenceFiles(moments or str(path), reference.num_images, str(path.parent), evaluation.reference_key)
 
     def _reference_piece(self, evaluation: Evaluation) -> Piece:
         folder, reference = evaluation.extractor_folder, evaluation.reference
+        assert not isinstance(reference.given, MomentsFile)
+        assert reference.num_images is not None
         job = ExtractJob(
             path=str(self.rundir.reference_part(folder, reference.folder)),
             replace=False,
-            sample_path=None,
-            data=reference.data,
+            images=reference.given,
             extractor=evaluation.extractor,
             batch_size=self.config.evaluate.batch_size,
             metadata={"reference": reference.sha256, "extractor": folder},

@@ -118,6 +118,12 @@ def feature_schema(metadata: Mapping[str, Any], dimensions: int, classes: int | 
     return pa.schema(fields, metadata={b"taugrid": _canonical(metadata)})
 
 
+def number_schema(metadata: Mapping[str, Any], names: Sequence[str]) -> pa.Schema:
+    """The schema of a file of numbers: index, and a float64 column for each of `names`."""
+    fields = [("index", pa.int64()), *((name, pa.float64()) for name in names)]
+    return pa.schema(fields, metadata={b"taugrid": _canonical(metadata)})
+
+
 def _canonical(metadata: Mapping[str, Any]) -> bytes:
     return json.dumps(metadata, sort_keys=True, separators=(",", ":")).encode()
 

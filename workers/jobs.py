@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.extractor_names import ExtractorSpec
-from orchestrator.config import Data, Diffusion, Evaluate, Sample
+from eval.metrics import Settings
+from eval.reference import MomentsFile
+from eval.sources import Source
+from orchestrator.config import Data, Diffusion, Sample
 
 
 @dataclass(frozen=True)
@@ -77,27 +80,41 @@ class InterpolateJob:
 
 @dataclass(frozen=True)
 class ExtractJob:
-    """Extract the features of one sample file, or (`sample_path` null) of the whole reference data set."""
+    """Extract the features of one sample file (its path), or of a whole reference: a data set, or images elsewhere."""
 
     path: str
     replace: bool
-    sample_path: str | None
-    data: Data
+    images: str | Data | Source
     extractor: ExtractorSpec
     batch_size: int
     metadata: dict[str, Any]
 
 
 @dataclass(frozen=True)
+class ReferenceFiles:
+    """Where a worker finds what samples are compared with."""
+
+    features: str | MomentsFile
+    """A feature file, or only a mean and a covariance."""
+    num_images: int | None
+    """null: not known."""
+    cache: str
+    """Folder for its statistics."""
+    key: str
+    """Their name there."""
+
+
+@dataclass(frozen=True)
 class ScoreJob:
-    """Compute a cell's metrics from its feature files and write them as JSON."""
+    """Compute a cell's metrics from its feature files and write them as JSON, and its samples' influence beside it."""
 
     path: str
+    influence_path: str
     feature_paths: tuple[str, ...]
     """In the order of sample indices."""
     num_samples: int
-    reference_path: str
-    evaluate: Evaluate
+    reference: ReferenceFiles
+    settings: Settings
     header: dict[str, Any]
     """What the score is of, `protocol` above all: written beside the metrics."""
     notes: tuple[str, ...]

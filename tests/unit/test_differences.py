@@ -159,8 +159,10 @@ def test_whatever_must_agree_is_named(changes, named):
 def test_tau_clip_and_weights_are_what_comparisons_are_about():
     rows = [cell("a"), cell("b", 50, 0.5, weights="raw", clip="x0", protocol="other")]
     spelled = {"10-none": protocol(), "other": protocol(50, "x0", weights="raw")}
-    found = differences.pair(*rows, evidence(rows, {"a": spread(1.0), "b": spread(0.5)}, protocols=spelled))
+    known = evidence(rows, {"a": spread(1.0), "b": spread(0.5)}, protocols=spelled)
+    found = differences.pair(*rows, known)
     assert (found["along"], found["joined"], found["se"]) == ("", False, pytest.approx(0.5))
+    assert differences.pair(*rows, known, override=True) == found  # there is nothing to override
     assert found["others"] == "clip: none -> x0, weights: not set -> raw"
 
 
@@ -225,6 +227,7 @@ def test_marks_are_per_column_and_pivot_and_spare_what_has_no_test():
         cell("no-error", 20, 0.5, 3.05), cell("unpaired", 20, "sigma_hat", 3.05),
         cell("alone", 50, 0.0, 1.0), cell("no-score", 50, 1.0, None),
         cell("tie", 100, 0.0, 2.0), cell("other-tie", 100, 1.0, 2.0),
+        cell("worst", 200, 0.0, 9.0), cell("last-best", 200, 1.0, 1.0),
     ]  # fmt: skip
     rows += [cell(f"{row['cell']}-2", row["steps"], row["eta"], 7.0 + row["steps"] * row["eta"],
                   model="m2", **{"train.steps": 2}) for row in rows[:2]]  # fmt: skip
@@ -275,14 +278,15 @@ def test_csv_reads_back_and_does_not_depend_on_the_order_of_rows(tmp_path):
 
 def test_the_list_is_readable_and_says_each_reason_once(tmp_path):
     rows = grid()
-    influences = {row["cell"]: spread(0.1 * row["steps"]) for row in rows if row["eta"] != 0.0}
+    influences = {row["cell"]: spread((0.1 + (row["sigma"] == "sigma_hat")) * row["steps"])
+                  for row in rows if row["eta"] != 0.0}  # fmt: skip
     reasons = dict.fromkeys(("10/0.0", "20/0.0", "50/0.0"), "too few samples")
     differences.write(differences.differences(rows, evidence(rows, influences, reasons=reasons)), tmp_path)
     lines = (tmp_path / "differences.md").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "# Differences of FID"
     assert lines.index("Along S:") < lines.index("- S 10 -> 20 at eta 0: -10.00") < lines.index("Along eta:")
     assert "- S 10 -> 50 at eta 1: -30.0 ± 4.0, z = -7.5" in lines
-    assert "- eta 1 -> σ̂ at S 50, clip: none -> x0_and_eps: +4.00" in lines  # the very same influences: no error
+    assert "- eta 1 -> σ̂ at S 50, clip: none -> x0_and_eps: +4 ± 50, z = +0.1 ≈" in lines
     assert lines.count("- no standard error: too few samples") == 1
 
 

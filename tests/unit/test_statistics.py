@@ -15,15 +15,16 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, k
 from eval.statistics import (
     SAMPLES_PER_DIMENSION,
     Array,
+    Frechet,
     InceptionSums,
     Moments,
+    difference_standard_error,
     frechet_distance,
-    frechet_influence,
-    frechet_standard_error,
     inception_splits,
     kernel_distance,
     kid_subset_size,
     merge,
+    standard_error,
     symmetric_root,
 )
 
@@ -145,51 +146,50 @@ def test_influence_is_the_derivative_of_the_distance():
 
     weight = 1e-5
     derivatives = [(distance_with(x, weight) - distance_with(x, -weight)) / (2 * weight) for x in features[:20]]
-    influence = frechet_influence(features, samples, reference)[:20]
+    influence = Frechet.of(samples, reference).influence(features[:20])
     # The derivative has mean zero over the samples, phi doesn't: they differ by one constant.
     np.testing.assert_allclose(influence - influence[0], np.array(derivatives) - derivatives[0], rtol=1e-4, atol=1e-4)
 
 
-def test_standard_error_agrees_with_repeated_sampling():
-    """The scatter of FID over 300 fresh draws is the standard error that one draw gives.
+def test_influence_does_not_depend_on_the_chunks_it_is_made_in():
+    features = correlated(9000, 6, seed=1, shift=0.3).astype(np.float32)
+    frechet = Frechet.of(Moments.of(features), Moments.of(correlated(300, 6, seed=2)))
+    whole = frechet.influence(features)
+    assert whole.shape == (9000,)
+    assert whole.dtype == np.float64
+    in_chunks = [frechet.influence(chunk) for chunk in np.split(features, [1, 500, 4097])]
+    np.testing.assert_allclose(np.concatenate(in_chunks), whole, rtol=1e-12, atol=1e-12)
 
-    The sd of 300 values is itself known to 1 / sqrt(600) = 4 %, and the mean of 20 estimates to less; the influence's
-    own bias at N / d = 60 is below 6 % in simulations. 18 % is more than 3 sigma of both away, and the seed is fixed.
-    A wrong factor (2, sqrt 2, or 1/N for 1/sqrt N) is far outside.
-    """
-    d, n, repeats = 16, 1000, 300
-    reference = Moments.of(correlated(20_000, d, seed=0))
+
+@pytest.mark.parametrize("n", [400, 20])
+def test_distance_beside_the_influence_is_frechet_distance(n):
+    samples, reference = Moments.of(correlated(n, 48, seed=1, shift=0.3)), Moments.of(correlated(500, 48, seed=2))
+    expected = frechet_distance(samples, reference)
+    assert Frechet.of(samples, reference).distance == pytest.approx(expected, rel=1e-7)
     root = symmetric_root(reference.covariance)
-    distances, errors = [], []
-    for repeat in range(repeats):
-        features = correlated(n, d, seed=100 + repeat, shift=0.2) * 1.1
-        samples = Moments.of(features)
-        distances.append(frechet_distance(samples, reference, root))
-        if repeat < 20:
-            errors.append(frechet_standard_error(features, samples, reference, root).value)
-    assert np.mean(errors) == pytest.approx(np.std(distances, ddof=1), rel=0.18)
+    assert Frechet.of(samples, reference, root).distance == pytest.approx(expected, rel=1e-7)
+
+
+def error_of(features: Array, reference: Array) -> float:
+    frechet = Frechet.of(Moments.of(features), Moments.of(reference))
+    assert frechet.no_standard_error is None
+    return standard_error(frechet.influence(features))
 
 
 def test_standard_error_ignores_a_feature_that_never_varies():
     a, b = correlated(500, 12, seed=1, shift=0.3), correlated(500, 12, seed=2)
-    expected = frechet_standard_error(a, Moments.of(a), Moments.of(b)).value
-    assert expected is not None
     dead = np.zeros((500, 2))
-    a_dead, b_dead = np.hstack([a, dead]), np.hstack([b, dead])
-    assert frechet_standard_error(a_dead, Moments.of(a_dead), Moments.of(b_dead)).value == pytest.approx(expected)
+    assert error_of(np.hstack([a, dead]), np.hstack([b, dead])) == pytest.approx(error_of(a, b))
 
 
 def test_standard_error_is_finite_where_only_one_side_varies():
     a, b = correlated(500, 12, seed=1, shift=0.3), correlated(500, 12, seed=2)
     alive, dead = np.random.default_rng(3).standard_normal((500, 1)), np.zeros((500, 1))
-    expected = frechet_standard_error(a, Moments.of(a), Moments.of(b)).value
+    expected = error_of(a, b)
     # Dead in the samples: they say nothing of it, and the error is that of the rest.
-    samples, reference = np.hstack([a, dead]), np.hstack([b, alive])
-    dead_in_samples = frechet_standard_error(samples, Moments.of(samples), Moments.of(reference)).value
-    assert dead_in_samples == pytest.approx(expected, rel=1e-6)
+    assert error_of(np.hstack([a, dead]), np.hstack([b, alive])) == pytest.approx(expected, rel=1e-6)
     # Dead in the reference: the samples' variance there counts in full, so the error grows.
-    samples, reference = np.hstack([a, alive]), np.hstack([b, dead])
-    dead_in_reference = frechet_standard_error(samples, Moments.of(samples), Moments.of(reference)).value
+    dead_in_reference = error_of(np.hstack([a, alive]), np.hstack([b, dead]))
     variance_error = np.square(alive - alive.mean()).std(ddof=1) / np.sqrt(500)
     assert expected < dead_in_reference < expected + variance_error * 1.5
 
@@ -197,29 +197,29 @@ def test_standard_error_is_finite_where_only_one_side_varies():
 def test_no_standard_error_without_enough_samples_for_each_feature():
     reference = Moments.of(correlated(500, 12, seed=2))
     enough = correlated(SAMPLES_PER_DIMENSION * 12, 12, seed=1)
-    assert frechet_standard_error(enough, Moments.of(enough), reference).reason is None
-    few = enough[:-1]
-    value, reason = frechet_standard_error(few, Moments.of(few), reference)
-    assert value is None
-    assert reason == "119 samples for 12 varying features: a standard error of FID needs 10 samples for each"
+    assert Frechet.of(Moments.of(enough), reference).no_standard_error is None
+    assert Frechet.of(Moments.of(enough[:-1]), reference).no_standard_error == (
+        "119 samples for 12 varying features: a standard error of FID needs 10 samples for each"
+    )
     # Fewer samples than features: S is singular, which must not read as few varying features.
-    fewer = enough[:8]
-    assert frechet_standard_error(fewer, Moments.of(fewer), reference).value is None
+    assert Frechet.of(Moments.of(enough[:8]), reference).no_standard_error is not None
 
 
 def test_directions_that_never_vary_need_no_samples():
     """12 varying directions in 16 features, mixed so that rounding fills the other 4 with eigenvalues near 1e-16."""
     rotation = np.linalg.qr(np.random.default_rng(5).standard_normal((16, 16)))[0][:12]
     a, b = correlated(125, 12, seed=1, shift=0.3), correlated(500, 12, seed=2)
-    expected = frechet_standard_error(a, Moments.of(a), Moments.of(b))
-    mixed = frechet_standard_error(a @ rotation, Moments.of(a @ rotation), Moments.of(b @ rotation))
-    assert mixed.value == pytest.approx(expected.value, rel=1e-4)
+    assert error_of(a @ rotation, b @ rotation) == pytest.approx(error_of(a, b), rel=1e-4)
 
 
 def test_no_standard_error_for_samples_that_are_all_the_same():
-    same = np.ones((200, 12))
-    value, reason = frechet_standard_error(same, Moments.of(same), Moments.of(correlated(500, 12, seed=2)))
-    assert (value, reason) == (None, "no feature varies both in the samples and in the reference")
+    frechet = Frechet.of(Moments.of(np.ones((200, 12))), Moments.of(correlated(500, 12, seed=2)))
+    assert frechet.no_standard_error == "no feature varies both in the samples and in the reference"
+
+
+def test_cells_of_unequal_size_are_not_paired():
+    with pytest.raises(ValueError, match="3 and 1 samples can't be paired"):
+        difference_standard_error(np.arange(3.0), np.arange(1.0))
 
 
 # Inception Score
@@ -292,3 +292,10 @@ def test_kernel_distance_subset_sizes():
     for size in (1, 31):
         with pytest.raises(ValueError, match=f"subsets of {size} can't be drawn from 30 samples"):
             kernel_distance(a, a, subsets=3, subset_size=size, seed=0)
+
+
+def test_kernel_distance_refuses_features_that_are_not_finite():
+    a = correlated(30, 4, seed=1)
+    a[3, 2] = np.inf
+    with pytest.raises(ValueError, match="1 of 30 feature vectors hold nan or infinity"):
+        kernel_distance(a, correlated(30, 4, seed=2), subsets=3, subset_size=10, seed=0)

@@ -11,6 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from eval import tables
+from eval.rows import check_joinable, disagreements, kind
 
 
 def cell(steps, eta, fid=None, fid_se=None, **others):
@@ -308,9 +309,9 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_rubbish(tmp_path
     assert list(tmp_path.iterdir()) == [path]
 
 
-def printed(frame):
+def printed(frame, *given, **marks):
     pipe = io.StringIO()
-    Console(file=pipe, width=tables.CONSOLE_WIDTH).print(tables.console(frame))
+    Console(file=pipe, width=tables.CONSOLE_WIDTH).print(tables.console(frame, *given, **marks))
     return pipe.getvalue()
 
 
@@ -336,3 +337,185 @@ def test_the_best_of_a_column_is_bold_in_the_terminal():
     _, table, _ = tables.console(tables.frame(paper_grid())).renderables
     values = {str(cell): str(cell.style) for column in list(table.columns)[1:] for cell in column.cells}
     assert [text for text, style in values.items() if style == "bold"] == ["13.36 ± 0.10", "3.170 ± 0.012"]
+
+
+LEGEND = "≈ not distinguishable from the best of its column: |z| < 1.96 for the paired difference of FID"
+"""The beginning of the line under a table that has marks."""
+
+
+def marked_grid():
+    """The paper's grid, with two cells of its first column that shall be marked."""
+    rows = paper_grid(isc_mean=9.0, isc_std=0.1)
+    marked = {row["cell"] for row in rows if row["steps"] == 10 and row["eta"] in (0.2, 0.5)}
+    return rows, marked
+
+
+def test_markdown_marks_exactly_the_given_cells_and_only_their_fid():
+    rows, marked = marked_grid()
+    text = tables.markdown(tables.frame(rows), indistinguishable=marked)
+    assert [row[1] for row in table_rows(text)[1:6]] == [
+        "**13.36 ± 0.10**", "14.04 ± 0.10 ≈", "16.66 ± 0.10 ≈", "41.07 ± 0.10", "367.4 ± 1.3",
+    ]  # fmt: skip
+    assert text.count("≈") == 3  # two values and the line that explains them
+    fid, isc = text.split("## Inception Score")
+    assert fid.strip().splitlines()[-1].startswith(LEGEND)
+    assert "≈" not in isc
+
+
+def test_without_marks_nothing_is_said_of_them():
+    rows, _ = marked_grid()
+    assert "≈" not in tables.markdown(tables.frame(rows)) + tables.latex(tables.frame(rows))
+    assert "≈" not in printed(tables.frame(rows))
+
+
+def test_latex_marks_take_no_width_and_are_explained_in_the_caption():
+    rows, marked = marked_grid()
+    tex = tables.latex(tables.frame(rows), indistinguishable=marked)
+    assert tex.isascii()
+    assert r"0.2 & $14.04 \pm 0.10$\rlap{$^{\approx}$} & $4.09 \pm 0.10$ \\" in tex
+    captions = [line for line in tex.splitlines() if r"\caption" in line]
+    assert [r"$\approx$ not distinguishable from the best of its column" in line for line in captions] == [True, False]
+    assert "$|$z$|$ $<$ 1.96" in captions[0]
+    for line in tex.splitlines():
+        bare = line.replace(r"\$", "")
+        assert bare.count("$") % 2 == 0
+        assert bare.count("{") == bare.count("}")
+
+
+def test_marks_in_the_terminal_stand_behind_digits_that_stay_aligned():
+    rows, marked = marked_grid()
+    lines = printed(tables.frame(rows), indistinguishable=marked).splitlines()
+    assert [line.rstrip() for line in lines[3:8]] == [
+        "0.0    13.36 ± 0.10      4.04 ± 0.10",
+        "0.2    14.04 ± 0.10 ≈    4.09 ± 0.10",
+        "0.5    16.66 ± 0.10 ≈    4.29 ± 0.10",
+        "1.0    41.07 ± 0.10      4.73 ± 0.10",
+        "σ̂       367.4 ± 1.3    3.170 ± 0.012",
+    ]
+    assert any(line.startswith("≈ not distinguishable") for line in lines)
+
+
+@pytest.mark.parametrize("count", [4, 5, 6, 7, 8])
+def test_marks_fit_into_80_columns_too(count):
+    rows = [cell(10 * 2**i, eta, 100.0 + i, 0.1234) for i in range(count) for eta in (0.0, "sigma_hat")]
+    text = printed(tables.frame(rows), indistinguishable={row["cell"] for row in rows if row["eta"] == 1.0})
+    assert max(cell_len(line) for line in text.splitlines()) <= tables.CONSOLE_WIDTH
+    assert text.count(" 0.12 ≈") == count  # none is folded below its value
+    assert "…" not in text
+
+
+def test_a_score_that_is_missing_bears_no_mark():
+    rows = [cell(10, 0.0, 4.0), cell(10, 1.0, None, cell="none")]
+    text = tables.markdown(tables.frame(rows), indistinguishable={"none"}, joined={"none"})
+    assert table_rows(text)[-1] == ["1.0", "–"]
+    assert "≈" not in text
+    assert "‡" not in text
+
+
+def upgraded():
+    """The paper's grid, its cells of S = 10 scored before an upgrade of torch and those of S = 1000 after it."""
+    rows = paper_grid()
+    spelled = {
+        f"p{steps}": {"tau": [steps], "seed": 1, "versions": {"torch": torch}}
+        for steps, torch in ((10, "2.9.1"), (1000, "2.10.0"))
+    }
+    return rows, spelled
+
+
+def test_rows_of_other_versions_get_pivots_of_their_own_that_say_what_differs():
+    rows, spelled = upgraded()
+    pivots = tables.pivot(tables.frame(rows), protocols=spelled)
+    by_steps = {int(pivot.values.columns[0]): pivot for pivot in pivots}
+    assert {steps: pivot.settings for steps, pivot in by_steps.items()} == {
+        10: {"protocol": kind(spelled["p10"])}, 1000: {"protocol": kind(spelled["p1000"])},
+    }  # fmt: skip
+    assert by_steps[10].notes[-1] == "protocol: versions.torch 2.9.1"
+    assert by_steps[1000].notes[-1] == "protocol: versions.torch 2.10.0"
+    for text in (tables.markdown(tables.frame(rows), spelled), tables.latex(tables.frame(rows), spelled)):
+        assert text.count("versions.torch 2.9.1") == text.count("versions.torch 2.10.0") == 1
+    assert printed(tables.frame(rows), spelled).count("FID (lower is better): protocol = ") == 2
+
+
+def test_tau_clip_and_weights_set_no_pivots_apart_and_neither_does_an_n_that_does_already():
+    rows = [cell(10, 0.0, 5.0, protocol="a"), cell(20, 0.5, 4.0, protocol="b")]
+    spelled = {"a": {"tau": [1], "clip": "none", "weights": "raw", "num_samples": 5000}}
+    spelled["b"] = {"tau": [1, 2], "clip": "x0", "weights": "ema", "num_samples": 5000}
+    assert [pivot.settings for pivot in tables.pivot(tables.frame(rows), protocols=spelled)] == [{}]
+    rows.append(cell(10, 0.0, 5.0, num_samples=9, protocol="c"))
+    spelled["c"] = spelled["a"] | {"num_samples": 9, "metrics": ["fid"]}
+    pivots = tables.pivot(tables.frame(rows), protocols=spelled)
+    assert [pivot.heading for pivot in pivots] == ["num_samples = 9", "num_samples = 5000"]
+    assert [pivot.notes for pivot in pivots] == [(), ()]
+
+
+def test_written_tables_hold_marks_and_pivots_apart(tmp_path):
+    rows, spelled = upgraded()
+    marked = {row["cell"] for row in rows if row["steps"] == 10 and row["eta"] == 0.2}
+    tables.write(rows, tmp_path, spelled, indistinguishable=marked)
+    for kind_of_file, mark in (("md", "14.04 ± 0.10 ≈"), ("tex", r"$14.04 \pm 0.10$\rlap{$^{\approx}$}")):
+        text = (tmp_path / f"quality.{kind_of_file}").read_text(encoding="utf-8")
+        assert mark in text
+        assert text.count("protocol: versions.torch") == 2
+    back = pd.read_csv(tmp_path / "quality.csv")
+    pd.testing.assert_frame_equal(back, tables.frame(rows))  # the data knows no marks and keeps the rows' own hashes
+
+
+def test_an_override_joins_with_a_mark_at_every_metric_of_the_fewer():
+    rows, spelled = upgraded()
+    rows.append(cell(20, 0.0, 9.0, protocol="p10", isc_mean=8.0))
+    rows[1]["isc_mean"] = 8.5
+    joining = check_joinable(rows, spelled, override=True)
+    text = tables.markdown(tables.frame(rows), spelled, joined=joining.cells)
+    assert table_rows(text)[:2] == [
+        ["η \\ S", "10", "20", "1000"],
+        ["0.0", "**13.36 ± 0.10**", "9.00", "4.04 ± 0.10 ‡"],
+    ]
+    assert "**3.170 ± 0.012** ‡" in text
+    assert "| 0.0 | – | 8.00 | 8.50 ‡ |" in text
+    assert "protocol =" not in text
+    assert "‡ of another protocol than most" in text
+    both = tables.markdown(tables.frame(rows), spelled, {rows[1]["cell"]}, joining.cells)
+    assert "| 4.04 ± 0.10 ≈‡ |" in both
+    assert r"\rlap{$^{\approx\ddagger}$}" in tables.latex(tables.frame(rows), spelled, {rows[1]["cell"]}, joining.cells)
+
+
+def test_rows_that_must_not_be_joined_are_refused_with_fields_values_and_cells():
+    rows = [cell(10 * i, 0.0, 5.0, cell=f"c{i}", protocol="new" if i == 3 else "old") for i in range(1, 7)]
+    reference = {"split": "train", "sha256": "ab" * 32}
+    spelled = {
+        "old": {"reference": reference, "versions": {"torch": "2.9.1"}},
+        "new": {"reference": reference | {"sha256": "cd" * 32}, "versions": {"torch": "2.10.0"}},
+    }
+    with pytest.raises(ValueError) as refusal:
+        check_joinable(rows, spelled)
+    told = (
+        "reference.sha256 is ababababab (cells c1, c2, c4 and 2 more), cdcdcdcdcd (cell c3); "
+        "versions.torch is 2.9.1 (cells c1, c2, c4 and 2 more), 2.10.0 (cell c3)"
+    )
+    assert str(refusal.value) == f"rows of different protocols can't be joined: {told}"
+    joining = check_joinable(rows, spelled, override=True)
+    assert joining.notes == [f"joined although protocols differ: {told}"]
+    assert joining.cells == {"c3"}
+
+
+def test_rows_that_agree_where_they_must_or_have_another_n_are_joinable():
+    rows = [cell(10, 0.0, 5.0, protocol="a"), cell(20, 0.0, 5.0, protocol="b")]
+    rows.append(cell(10, 0.0, 5.0, num_samples=9, protocol="c"))
+    spelled = {"a": {"tau": [1], "num_samples": 5000}, "b": {"tau": [2], "num_samples": 5000}}
+    spelled["c"] = {"tau": [1], "num_samples": 9}
+    for override in (False, True):
+        assert check_joinable(rows, spelled, override) == ([], frozenset())
+    with pytest.raises(KeyError):
+        check_joinable(rows, {})
+
+
+def test_the_kind_of_a_protocol_is_all_but_tau_clip_and_weights():
+    base = {"tau": [1], "clip": "none", "weights": "ema", "seed": 1, "reference": {"tau": 1, "split": "train"}}
+    same = {"weights": "raw", "reference": {"split": "train", "tau": 1}, "seed": 1, "clip": "x0", "tau": [2, 3]}
+    assert kind(base) == kind(same)
+    assert disagreements({"x": base, "y": same}) == {}
+    # Only at the top level: a "tau" within another field is another thing.
+    assert disagreements({"x": base, "y": base | {"reference": {"tau": 2, "split": "train"}}}) == {
+        "reference.tau": {"1": ["x"], "2": ["y"]}
+    }
+    assert disagreements({"x": base, "y": base | {"unheard_of": 0}}) == {"unheard_of": {"not set": ["x"], "0": ["y"]}}

@@ -1,0 +1,110 @@
+"""Precision and recall are torch-fidelity's, whatever the blocks, and refuse what has no neighbours."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+from eval import neighbours
+from eval.neighbours import ball_radii, precision_recall
+
+Features = NDArray[np.float32]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    with threadpool_limits(limits=1):
+        yield
+
+
+def gaussian(n: int, d: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> Features:
+    return (np.random.default_rng(seed).standard_normal((n, d)) * scale + shift).astype(np.float32)
+
+
+def torch_fidelitys(
+    features: Features, reference: Features, neighbourhood: int, **settings: object
+) -> tuple[float, float]:
+    theirs = prc_features_to_metric(
+        torch.from_numpy(features),
+        torch.from_numpy(reference),
+        prc_neighborhood=neighbourhood,
+        verbose=False,
+        **settings,
+    )
+    return theirs[KEY_METRIC_PRECISION], theirs[KEY_METRIC_RECALL]
+
+
+# Narrow samples have high precision and low recall, wide ones the reverse: swapped sides would show.
+@pytest.mark.parametrize(("scale", "shift"), [(0.6, 0.0), (1.5, 0.0), (1.0, 0.3)])
+@pytest.mark.parametrize("neighbourhood", [1, 3, 5])
+def test_precision_and_recall_are_torch_fidelitys(scale, shift, neighbourhood):
+    features, reference = gaussian(700, 12, 1, scale, shift), gaussian(500, 12, 2)
+    ours = precision_recall(features, reference, neighbourhood)
+    theirs = torch_fidelitys(features, reference, neighbourhood)
+    assert ours.precision == pytest.approx(theirs[0], abs=1 / 700)
+    assert ours.recall == pytest.approx(theirs[1], abs=1 / 500)
+    assert abs(ours.precision - ours.recall) > 0.05 or scale == 1.0
+
+
+@pytest.mark.parametrize("blocks", [1, 10 * 700, 499 * 700])
+def test_blocks_change_nothing(monkeypatch, blocks):
+    """Rows of one at a time, of a few, and all but one: a block's last rows must neither be lost nor counted twice."""
+    features, reference = gaussian(700, 12, 1, 0.8), gaussian(500, 12, 2)
+    whole = precision_recall(features, reference, 3)
+    monkeypatch.setattr(neighbours, "DISTANCES_AT_ONCE", blocks)
+    in_blocks = precision_recall(features, reference, 3)
+    assert in_blocks.precision == pytest.approx(whole.precision, abs=1 / 700)
+    assert in_blocks.recall == pytest.approx(whole.recall, abs=1 / 500)
+    by_parts = torch_fidelitys(features, reference, 3, prc_batch_size=64, save_cpu_ram=True)
+    assert in_blocks == pytest.approx(by_parts, abs=1 / 500)
+
+
+def test_kept_radii_of_the_reference_change_nothing():
+    features, reference = gaussian(300, 8, 1, 0.8), gaussian(200, 8, 2)
+    assert precision_recall(features, reference, 3, ball_radii(reference, 3)) == precision_recall(
+        features, reference, 3
+    )
+
+
+def test_values_that_can_be_counted_by_hand():
+    """On a line: reference 0, 1, 2, 10 with k = 1 has radii 1, 1, 1, 8; samples -1, 2.5, 30 have 3.5, 3.5, 27.5.
+
+    -1 lies on the surface of the ball of 0 and 2.5 in that of 2, 30 in none. Of the reference all but none is within
+    3.5 of -1 or 2.5, or within 27.5 of 30: 10 is 20 away from 30, so all four are.
+    """
+    reference = np.array([[0.0], [1.0], [2.0], [10.0]])
+    samples = np.array([[-1.0], [2.5], [30.0]])
+    np.testing.assert_array_equal(ball_radii(reference, 1), [1, 1, 1, 8])
+    np.testing.assert_array_equal(ball_radii(samples, 1), [3.5, 3.5, 27.5])
+    assert precision_recall(samples, reference, 1) == pytest.approx((2 / 3, 1.0))
+    assert precision_recall(reference, samples, 1) == pytest.approx((1.0, 2 / 3))
+    # Without the far sample's wide ball 10 is out of reach.
+    assert precision_recall(samples[:2], reference, 1) == pytest.approx((1.0, 3 / 4))
+
+
+def test_sets_apart_and_sets_alike():
+    reference = gaussian(60, 4, 1)
+    assert precision_recall(reference, reference, 3) == (1.0, 1.0)
+    assert precision_recall(gaussian(50, 4, 2, shift=100.0), reference, 3) == (0.0, 0.0)
+
+
+def test_too_few_samples_for_the_neighbourhood_are_refused():
+    few, many = gaussian(3, 4, 1), gaussian(50, 4, 2)
+    for features, reference in ((few, many), (many, few)):
+        with pytest.raises(ValueError, match=r"3 feature vectors have no neighbour number 3: .* at least .* 4 vectors"):
+            precision_recall(features, reference, 3)
+    assert precision_recall(few, many, 2) is not None
+    with pytest.raises(ValueError, match="no neighbour number 0"):
+        ball_radii(many, 0)
+
+
+def test_features_that_cannot_be_compared_are_refused():
+    features, reference = gaussian(30, 4, 1), gaussian(30, 5, 2)
+    with pytest.raises(ValueError, match="4 features of a sample can't be compared with 5 of the reference"):
+        precision_recall(features, reference, 3)
+    features[7, 1] = np.nan
+    for pair in ((features, reference[:, :4].copy()), (reference[:, :4].copy(), features)):
+        with pytest.raises(ValueError, match="1 of 30 feature vectors hold nan or infinity"):
+            precision_recall(*pair, 3)

@@ -1,0 +1,184 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from eval import reference as references
+from eval.extractor_names import ExtractorSpec
+from eval.readers import SourceError
+from eval.reference import MomentsFile, Reference, cache_key, load_or_compute, open_reference, read_moments
+from eval.sources import Source
+from eval.statistics import Frechet, Moments, frechet_distance, symmetric_root
+from workers.images import DamagedFile
+
+SPEC = ExtractorSpec("pixels", None, "0" * 64, "pixels", None, 4, None)
+
+
+def features(count=50, dimensions=4, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, dimensions)).astype(np.float32)
+
+
+def moments_file(path, **arrays):
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def never():
+    raise AssertionError("computed although it was cached")
+
+
+def test_statistics_are_computed_once(tmp_path):
+    moments = Moments.of(features())
+    first = load_or_compute(tmp_path, "k", lambda: moments)
+    assert np.array_equal(first.root, symmetric_root(moments.covariance))
+    again = load_or_compute(tmp_path, "k", never)
+    assert again.moments.n == 50
+    for one, other in [(first.moments.mean, again.moments.mean), (first.moments.scatter, again.moments.scatter),
+                       (first.root, again.root)]:  # fmt: skip
+        assert np.array_equal(one, other)
+    assert [path.name for path in tmp_path.iterdir()] == ["k.npz"], "no temporary file is left"
+    with pytest.raises(AssertionError):
+        load_or_compute(tmp_path, "another", never)
+
+
+def test_without_a_folder_nothing_is_kept(tmp_path):
+    load_or_compute(None, "k", lambda: Moments.of(features()))
+    with pytest.raises(AssertionError):
+        load_or_compute(None, "k", never)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
+def test_a_cached_file_with_one_wrong_bit_is_computed_anew(tmp_path, share):
+    moments = Moments.of(features(dimensions=12))
+    expected = load_or_compute(tmp_path, "k", lambda: moments)
+    path = tmp_path / "k.npz"
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * share)] ^= 0x10
+    path.write_bytes(data)
+    calls = []
+    found = load_or_compute(tmp_path, "k", lambda: calls.append(1) or moments)
+    assert np.array_equal(found.root, expected.root)
+    assert np.array_equal(found.moments.scatter, moments.scatter)
+    if calls:
+        load_or_compute(tmp_path, "k", never)
+
+
+def test_a_cached_file_of_other_values_is_computed_anew(tmp_path):
+    """A whole `.npz` that numpy reads without complaint, but whose values are not those that were sealed."""
+    moments = Moments.of(features())
+    load_or_compute(tmp_path, "k", lambda: moments)
+    with np.load(tmp_path / "k.npz") as file:
+        arrays = dict(file)
+    np.savez(tmp_path / "k.npz", **{**arrays, "mean": arrays["mean"] + 1})
+    assert np.array_equal(load_or_compute(tmp_path, "k", lambda: moments).moments.mean, moments.mean)
+    (tmp_path / "k.npz").write_bytes(b"")
+    assert np.array_equal(load_or_compute(tmp_path, "k", lambda: moments).moments.mean, moments.mean)
+    load_or_compute(tmp_path, "k", never)
+
+
+def test_a_key_changes_with_all_that_determines_features_and_with_nothing_else():
+    key = cache_key("a", SPEC, "8 bits, 3x8x8")
+    others = {
+        cache_key("b", SPEC, "8 bits, 3x8x8"),
+        cache_key("a", SPEC, "8 bits, 1x8x8"),
+        cache_key("a", replace(SPEC, name="vgg16"), "8 bits, 3x8x8"),
+        cache_key("a", replace(SPEC, weights_sha256="1" * 64), "8 bits, 3x8x8"),
+        cache_key("a", replace(SPEC, feature_layer="64"), "8 bits, 3x8x8"),
+    }
+    assert len(others | {key}) == 6
+    assert cache_key("a", replace(SPEC, weights_path="moved"), "8 bits, 3x8x8") == key
+
+
+def test_features_of_a_reference_are_extracted_once(tmp_path):
+    values = features(30)
+    path = references.cached_features(tmp_path, "k", 30, lambda: [values[:7], values[7:]])
+    assert np.array_equal(references.read_features(path), values)
+    assert references.cached_features(tmp_path, "k", 30, never) == path
+    data = bytearray(path.read_bytes())
+    data[200] ^= 1
+    path.write_bytes(data)
+    references.cached_features(tmp_path, "k", 30, lambda: [values])
+    assert np.array_equal(references.read_features(path), values)
+    with pytest.raises(AssertionError):
+        references.cached_features(tmp_path, "k", 31, never)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_file_of_moments_gives_the_distance_of_its_features(tmp_path, dtype):
+    """pytorch-fid's and EDM's form: np.mean and np.cov of the features."""
+    real, samples = features(200, seed=1), Moments.of(features(100, seed=2) + 1)
+    mean, covariance = real.mean(0, dtype=np.float64), np.cov(real, rowvar=False)
+    path = moments_file(tmp_path / "a.npz", mu=mean.astype(dtype), sigma=covariance.astype(dtype))
+    file = open_reference(path)
+    assert isinstance(file, MomentsFile)
+    assert (file.path, file.dimensions) == (path, 4)
+    distance = frechet_distance(samples, read_moments(file))
+    expected = Frechet.of(samples, Moments.of(real)).distance
+    assert distance == pytest.approx(expected, rel=1e-12 if dtype is np.float64 else 1e-5)
+
+
+def test_a_reference_without_features_says_so():
+    moments = Moments.of(features())
+    with pytest.raises(ValueError, match="only its mean and covariance"):
+        Reference(moments, symmetric_root(moments.covariance), None).ball_radii(3)
+
+
+def test_features_are_loaded_once_and_radii_computed_once():
+    values, loads = features(20), []
+    moments = Moments.of(values)
+    reference = Reference(moments, moments.scatter, 20, lambda: loads.append(1) or values)
+    assert reference.ball_radii(3) is reference.ball_radii(3)
+    assert not np.array_equal(reference.ball_radii(3), reference.ball_radii(2))
+    assert reference.features is values
+    assert len(loads) == 1
+
+
+def test_images_come_before_moments(tmp_path):
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    path = moments_file(tmp_path / "a.npz", arr_0=images, mu=np.zeros(4), sigma=np.eye(4))
+    assert isinstance(open_reference(path), Source)
+
+
+NOT_SYMMETRIC = np.eye(3) + np.triu(np.ones((3, 3)))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "part"),
+    [
+        ({"mu": np.zeros(3)}, "no sigma"),
+        ({"sigma": np.eye(3)}, "no mu"),
+        ({"mean": np.zeros(3)}, "no images arr_0"),
+        ({"mu": np.zeros(3), "sigma": np.eye(4)}, "(4, 4)"),
+        ({"mu": np.zeros((3, 3)), "sigma": np.eye(3)}, "(3, 3)"),
+        ({"mu": np.zeros(3, int), "sigma": np.eye(3)}, "int64"),
+        ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "nan"),
+        ({"mu": np.zeros(3), "sigma": NOT_SYMMETRIC}, "not symmetric"),
+    ],
+)
+def test_what_are_no_moments_is_refused(tmp_path, arrays, part):
+    path = moments_file(tmp_path / "a.npz", **arrays)
+    with pytest.raises(SourceError) as caught:
+        open_reference(path)
+    assert path in str(caught.value)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_pickles_and_torn_files_are_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, mu=np.array([{}]), sigma=np.eye(1))
+    with pytest.raises(DamagedFile, match="can't be read"):
+        open_reference(str(path))
+    np.savez(path, mu=np.zeros(100), sigma=np.eye(100))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-30])
+    with pytest.raises(DamagedFile, match="no whole"):
+        open_reference(str(path))
+    path.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+    with pytest.raises(DamagedFile, match="can't be read"):
+        open_reference(str(path))
+
+
+def test_the_default_cache_is_the_users(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert references.default_cache() == tmp_path / "taugrid" / "references"

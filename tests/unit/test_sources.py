@@ -1,0 +1,391 @@
+import io
+import pickle
+import struct
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from eval import readers
+from eval.readers import SourceError
+from eval.sources import batches, open_source
+from workers import images
+from workers.data import fingerprint
+from workers.images import DamagedFile
+
+SETTINGS = {
+    "seed": 3, "steps": 10, "eta": 1.0, "sigma": "eta", "spacing": "linear", "sampler": "ddim", "clip": "none",
+    "cell": "0123456789", "model": "abcdef0123",
+}  # fmt: skip
+
+
+def pictures(count=100, channels=3, size=8, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, channels, size, size), dtype=np.uint8)
+
+
+def as_folder(folder, batch, start=0):
+    folder.mkdir(exist_ok=True)
+    for i, image in enumerate(batch):
+        (folder / f"{start + i:07d}.png").write_bytes(images.encode_png(image))
+    return str(folder)
+
+
+def as_npz(path, batch):
+    np.savez(path, batch.transpose(0, 2, 3, 1))
+    return str(path)
+
+
+def as_shard(path, batch, start=0):
+    with images.PartWriter(path, images.sample_schema({"cell": "0123456789"})) as part:
+        writer = images.SampleWriter(part, SETTINGS, start)
+        writer.append(batch)
+        writer.flush()
+        part.commit(replace=False)
+    return str(path)
+
+
+def as_huggingface(path, batch, column="img"):
+    rows = [{"bytes": images.encode_png(image), "path": None} for image in batch]
+    pq.write_table(pa.table({"label": [0] * len(batch), column: rows}), path)
+    return str(path)
+
+
+def file_bytes(image, kind="PNG"):
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+def read(source, size=32):
+    parts = list(batches(source, size))
+    assert [len(part.indices) for part in parts[:-1]] == [size] * (len(parts) - 1)
+    assert np.array_equal(np.concatenate([part.indices for part in parts]), np.arange(source.num_images))
+    return np.concatenate([part.images for part in parts])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_same_images_are_the_same_source_however_they_are_kept(tmp_path, channels):
+    """Their identity is that of workers.data.fingerprint, so that of a run's reference too."""
+    batch = pictures(2 * readers.IMAGES_AT_ONCE * readers.THREADS + 5, channels)
+    places = {
+        "folder": as_folder(tmp_path / "folder", batch),
+        "npz": as_npz(tmp_path / "samples.npz", batch),
+        "shard": as_shard(tmp_path / "shard.parquet", batch),
+        "huggingface": as_huggingface(tmp_path / "data.parquet", batch),
+    }
+    for place in places.values():
+        source = open_source(place)
+        assert (source.num_images, source.shape, source.sha256) == (len(batch), batch.shape[1:], fingerprint(batch))
+        assert source.warnings == ()
+        assert pickle.loads(pickle.dumps(source)) == source, "it travels in a message"
+        assert np.array_equal(read(source), batch)
+
+
+def test_identity_is_of_pixels_in_order_alone(tmp_path):
+    batch = pictures(5)
+    source = open_source(as_folder(tmp_path / "a", batch))
+    renamed = open_source(as_folder(tmp_path / "b", batch, start=500))
+    assert renamed.sha256 == source.sha256
+    for path in (tmp_path / "b").iterdir():
+        path.write_bytes(file_bytes(Image.open(path)) + b"trailing bytes")
+    assert open_source(str(tmp_path / "b")).sha256 == source.sha256, "other bytes, the same pixels"
+    assert open_source(as_folder(tmp_path / "c", batch[::-1])).sha256 != source.sha256
+    changed = batch.copy()
+    changed[4, 2, 7, 7] ^= 1
+    assert open_source(as_folder(tmp_path / "d", changed)).sha256 != source.sha256
+
+
+@given(count=st.integers(1, 70), size=st.integers(1, 80))
+def test_batches_hold_every_image_once_and_in_order(tmp_path_factory, count, size):
+    batch = pictures(count, 1, 2)
+    source = open_source(as_npz(tmp_path_factory.mktemp("npz") / "a.npz", batch))
+    assert np.array_equal(read(source, size), batch)
+
+
+def test_threads_that_end_out_of_order_change_no_order():
+    """Later chunks are done first here; a reader that yields what is done first would mix the images."""
+    from threading import Event
+
+    done = Event()
+
+    def work(item):
+        if item == 0:
+            assert done.wait(timeout=60), "nothing ran beside the first chunk"
+        else:
+            done.set()
+        return [readers.Picture(str(item), np.zeros((1, 1, 1), np.uint8), lossy=False)]
+
+    if readers.THREADS == 1:
+        pytest.skip("one core: one thread")
+    assert [picture.name for picture in readers.ahead(work, range(40))] == [str(i) for i in range(40)]
+
+
+def test_decoding_ahead_is_bounded():
+    started = []
+
+    def work(item):
+        started.append(item)
+        return [readers.Picture(str(item), np.zeros((1, 1, 1), np.uint8), lossy=False)]
+
+    stream = readers.ahead(work, range(10_000))
+    next(stream)
+    stream.close()
+    assert len(started) <= 4 * readers.THREADS
+
+
+def test_shards_are_taken_by_index_and_other_parquet_by_name(tmp_path):
+    batch = pictures(30)
+    ours = tmp_path / "cell"
+    ours.mkdir()
+    as_shard(ours / "part-b.parquet", batch[:12], start=0)
+    as_shard(ours / "part-a.parquet", batch[12:], start=12)
+    assert np.array_equal(read(open_source(str(ours))), batch)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    as_huggingface(theirs / "b.parquet", batch[:12])
+    as_huggingface(theirs / "a.parquet", batch[12:])
+    assert np.array_equal(read(open_source(str(theirs))), np.concatenate([batch[12:], batch[:12]]))
+
+
+def test_a_parquet_column_of_plain_bytes_is_taken(tmp_path):
+    batch = pictures(3)
+    table = pa.table({"png": pa.array([images.encode_png(image) for image in batch], pa.large_binary())})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert np.array_equal(read(open_source(str(tmp_path / "a.parquet"))), batch)
+
+
+def test_folders_are_read_as_torch_fidelity_reads_them(tmp_path):
+    """Not recursively, by extension in any case, sorted by real path."""
+    from torch_fidelity.utils import glob_samples_paths
+
+    folder = tmp_path / "folder"
+    batch = pictures(4)
+    as_folder(folder, batch[:2], start=5)
+    (folder / "9.PNG").write_bytes(images.encode_png(batch[2]))
+    (folder / "notes.txt").write_text("none")
+    as_folder(folder / "sub", batch)
+    (tmp_path / "0.png").write_bytes(images.encode_png(batch[3]))
+    (folder / "z.png").symlink_to(tmp_path / "0.png")
+    theirs = glob_samples_paths(str(folder), samples_find_deep=False, samples_find_ext="png,jpg,jpeg", verbose=False)
+    assert readers.files(folder, readers.EXTENSIONS) == theirs
+    source = open_source(str(folder))
+    assert np.array_equal(read(source), batch[[3, 0, 1, 2]])
+    assert len(source.warnings) == 1
+    assert "subfolders" in source.warnings[0]
+
+
+def test_jpeg_is_taken_with_a_warning_whatever_it_is_called(tmp_path):
+    as_folder(tmp_path, pictures(3))
+    picture = Image.fromarray(pictures(1)[0].transpose(1, 2, 0))
+    (tmp_path / "x.png").write_bytes(file_bytes(picture, "JPEG"))
+    source = open_source(str(tmp_path))
+    assert source.num_images == 4
+    assert source.warnings[0].startswith(f"1 of 4 images in {tmp_path} are JPEG")
+
+
+def test_a_reference_of_guided_diffusion_is_taken_for_its_images(tmp_path):
+    """Its mu and sigma are of the training set, its images 10,000 of these, so the two are not the same reference."""
+    batch = pictures(3)
+    np.savez(tmp_path / "a.npz", arr_0=batch.transpose(0, 2, 3, 1), mu=np.zeros(4), sigma=np.eye(4))
+    source = open_source(str(tmp_path / "a.npz"))
+    assert np.array_equal(read(source), batch)
+    assert "mu and sigma" in source.warnings[0]
+
+
+def test_splits_in_one_folder_are_said(tmp_path):
+    for split in ("test", "train"):
+        as_huggingface(tmp_path / f"{split}-00000-of-00001.parquet", pictures(2))
+    assert "splits test, train" in open_source(str(tmp_path)).warnings[0]
+
+
+def refused(path, error, *parts):
+    with pytest.raises(error) as caught:
+        open_source(str(path))
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+
+
+def test_a_truncated_picture_is_named(tmp_path):
+    as_folder(tmp_path, pictures(40, size=64))
+    damaged = tmp_path / "0000037.png"
+    damaged.write_bytes(damaged.read_bytes()[:2000])
+    refused(tmp_path, DamagedFile, str(damaged), "truncated")
+    damaged.write_bytes(b"no picture")
+    refused(tmp_path, DamagedFile, str(damaged), "no PNG or JPEG")
+    damaged.write_bytes(b"")
+    refused(tmp_path, DamagedFile, str(damaged))
+
+
+def test_mixed_sizes_and_mixed_colours_name_two_files(tmp_path):
+    sizes = tmp_path / "sizes"
+    as_folder(sizes, pictures(40))
+    as_folder(sizes, pictures(2, size=9), start=38)
+    refused(sizes, SourceError, f"{sizes}/0000000.png is RGB of 8x8", f"{sizes}/0000038.png is RGB of 9x9")
+    colours = tmp_path / "colours"
+    as_folder(colours, pictures(2))
+    as_folder(colours, pictures(1, channels=1), start=1)
+    refused(colours, SourceError, "0000000.png is RGB", "0000001.png is grey")
+
+
+def png_of_16_bits(colour_type, channels):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 2, 2, 16, colour_type, 0, 0, 0)
+    rows = (b"\0" + bytes(2 * 2 * channels)) * 2
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "mode"),
+    [
+        (file_bytes(Image.new("RGBA", (2, 2))), "RGBA"),
+        (file_bytes(Image.new("P", (2, 2))), "P"),
+        (file_bytes(Image.new("LA", (2, 2))), "LA"),
+        (file_bytes(Image.new("1", (2, 2))), "1"),
+        (file_bytes(Image.new("CMYK", (2, 2)), "JPEG"), "CMYK"),
+        (png_of_16_bits(0, 1), "16-bit I"),
+        (png_of_16_bits(2, 3), "16-bit RGB"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_other_kinds_of_pictures_are_refused(tmp_path, data, mode):
+    """Pillow opens 16-bit RGB as 8-bit RGB without a word."""
+    (tmp_path / "a.png").write_bytes(data)
+    refused(tmp_path, SourceError, f"{tmp_path}/a.png", f"mode {mode};", "8-bit grey (L) and RGB")
+
+
+def test_what_is_no_source_is_refused(tmp_path):
+    refused(tmp_path / "none", SourceError, "there is no", "cifar10-train")
+    refused(tmp_path, SourceError, f"{tmp_path} holds no .png")
+    (tmp_path / "a.txt").write_text("")
+    refused(tmp_path / "a.txt", SourceError, "no source of images")
+    as_folder(tmp_path / "deeper", pictures(1))
+    refused(tmp_path, SourceError, "subfolders only", str(tmp_path / "deeper"))
+    as_shard(tmp_path / "deeper" / "a.parquet", pictures(1))
+    refused(tmp_path / "deeper", SourceError, "1 images and 1 Parquet files")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "parts"),
+    [
+        ({"mu": np.zeros(2), "sigma": np.eye(2)}, ["no images arr_0", "a reference, not samples"]),
+        ({"images": np.zeros((1, 2, 2, 3), np.uint8)}, ["no images arr_0", "['images']"]),
+        ({"arr_0": np.zeros((1, 2, 2, 3), np.float32)}, ["float32", "taken is uint8"]),
+        ({"arr_0": np.zeros((1, 3, 4, 4), np.uint8)}, ["(1, 3, 4, 4)", "(N, height, width, 1 or 3)"]),
+        ({"arr_0": np.zeros((0, 4, 4, 3), np.uint8)}, ["(0, 4, 4, 3)"]),
+        ({"arr_0": np.array([{}])}, ["object"]),
+        ({"arr_0": np.asfortranarray(np.ones((5, 4, 4, 3), np.uint8))}, ["Fortran"]),
+    ],
+)
+def test_other_npz_are_refused(tmp_path, arrays, parts):
+    np.savez(tmp_path / "a.npz", **arrays)
+    refused(tmp_path / "a.npz", SourceError, str(tmp_path / "a.npz"), *parts)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_npz_is_named(tmp_path, save):
+    path = tmp_path / "a.npz"
+    save(path, pictures(200).transpose(0, 2, 3, 1))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    refused(path, DamagedFile, str(path))
+    path.write_bytes(data[:-100])
+    refused(path, DamagedFile, str(path), "no whole .npz")
+
+
+def test_other_parquet_is_refused(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"label": [1], "text": ["a"]}), path)
+    refused(path, SourceError, str(path), "no column of pictures", "['label', 'text']")
+    pq.write_table(pa.table({"a": [b""], "b": [b""]}), path)
+    refused(path, SourceError, str(path), "['a', 'b']")
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), path)
+    refused(path, SourceError, str(path), "no rows")
+    pq.write_table(pa.table({"image": [images.encode_png(pictures(1)[0]), None]}), path)
+    refused(path, SourceError, f"{path} row 1", "no bytes")
+    png = images.encode_png(pictures(1, size=64)[0])
+    pq.write_table(pa.table({"image": [png, png[:1000]]}), path)
+    refused(path, DamagedFile, f"{path} row 1", "truncated")
+    path.write_bytes(path.read_bytes()[:-10])
+    refused(path, DamagedFile, str(path))
+
+
+def test_shards_of_two_cells_in_one_folder_are_refused(tmp_path):
+    as_shard(tmp_path / "a.parquet", pictures(5), start=0)
+    as_shard(tmp_path / "b.parquet", pictures(5), start=4)
+    refused(tmp_path, SourceError, "a.parquet", "b.parquet", "both hold index 4")
+
+
+def test_images_that_change_after_they_were_opened_are_found_out(tmp_path):
+    batch = pictures(5)
+    source = open_source(as_folder(tmp_path / "a", batch))
+    (tmp_path / "a" / "0000004.png").write_bytes(images.encode_png(batch[0]))
+    with pytest.raises(SourceError, match="have changed"):
+        list(batches(source, 2))
+
+
+def test_a_data_set_that_is_not_here_says_where_to_put_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    root = tmp_path / "fidelity_datasets"
+    refused("cifar10-train", SourceError, "cifar-10-python.tar.gz", str(root / "cifar-10-batches-py"))
+    refused("stl10-test", SourceError, "stl10_binary.tar.gz", str(root / "stl10_binary"))
+
+
+def test_the_names_are_torch_fidelitys_and_its_folder_is_searched(tmp_path, monkeypatch):
+    import torch
+    from torch_fidelity.registry import DATASETS_REGISTRY
+
+    assert set(readers.DATASETS) <= set(DATASETS_REGISTRY)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert torch.hub._get_torch_home() == str(tmp_path)
+
+
+def test_a_data_set_is_read_as_torch_fidelity_reads_it(tmp_path, monkeypatch):
+    """A file in CIFAR-10's form, written here: only the checksum that torchvision expects is replaced."""
+    import hashlib
+
+    from torchvision.datasets import CIFAR10
+
+    batch = pictures(70, size=32)
+    folder = tmp_path / "fidelity_datasets" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    contents = {
+        "test_batch": {"data": batch.reshape(70, -1), "labels": [0] * 70},
+        "batches.meta": {"label_names": ["a"]},
+    }
+    md5 = {}
+    for name, content in contents.items():
+        data = pickle.dumps(content)
+        (folder / name).write_bytes(data)
+        md5[name] = hashlib.md5(data).hexdigest()
+    monkeypatch.setattr(CIFAR10, "train_list", [])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5["batches.meta"]})
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    source = open_source("cifar10-val")
+    assert (source.kind, source.dataset, source.sha256) == ("dataset", "cifar10-val", fingerprint(batch))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "elsewhere"))
+    assert np.array_equal(read(source), batch), "a source knows where it lies"
+    moved = replace(source, path=str(tmp_path))
+    with pytest.raises(SourceError, match="cifar10-val is not in"):
+        list(batches(moved, 2))
+
+
+def test_sources_import_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, eval.sources, eval.reference, eval.metrics; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert "eval.sources" in done.stdout.split()
+    assert not {"torch", "ray", "diffusers", "torchvision"} & set(done.stdout.split())

@@ -1,0 +1,379 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval import extractors, metrics, standalone, statistics
+from eval.extractor_names import DIGITS_CONVNET, PIXELS, ExtractorSpec, resolve
+from eval.extrapolation import fid_infinity
+from eval.metrics import Settings, feasible
+from eval.neighbours import precision_recall
+from eval.reference import Reference, open_reference
+from eval.sources import open_source
+from eval.standalone import Spool, evaluate
+from eval.statistics import Frechet, Moments
+from orchestrator.config import Data
+from workers import images
+from workers.data import load_images
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+VERSIONS = {"taugrid": "0"}
+ALL = Settings(metrics=metrics.METRICS, kid_subsets=10, kid_subset_size=100)
+SAMPLES = 700
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_images(Data())
+
+
+@pytest.fixture(scope="module")
+def cell(digits):
+    """Digits with noise, as a cell's samples may look."""
+    noise = np.random.default_rng(0).normal(0, 60, (SAMPLES, *digits.shape[1:]))
+    return np.clip(np.rint(digits[:SAMPLES] + noise), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def spec():
+    return resolve(DIGITS_CONVNET, "digits", None, (1, 8, 8))
+
+
+def as_folder(folder, batch):
+    folder.mkdir()
+    for i, image in enumerate(batch):
+        (folder / f"{i:07d}.png").write_bytes(images.encode_png(image))
+    return open_source(str(folder))
+
+
+def as_npz(path, batch):
+    np.savez(path, batch.transpose(0, 2, 3, 1))
+    return open_source(str(path))
+
+
+def as_shard(path, batch):
+    settings = dict.fromkeys(("sigma", "spacing", "sampler", "clip", "cell", "model"), "") | {
+        "seed": 0, "steps": 1, "eta": 0.0,
+    }  # fmt: skip
+    with images.PartWriter(path, images.sample_schema({})) as part:
+        writer = images.SampleWriter(part, settings, 0)
+        writer.append(batch)
+        writer.flush()
+        part.commit(replace=False)
+    return open_source(str(path))
+
+
+def expected(spec, cell, digits, settings):
+    """The same metrics by eval.statistics and its neighbours, each from whole arrays."""
+    extract = extractors.load(spec, "cpu")
+    samples, reference = extract(torch.tensor(cell)), extract(torch.tensor(digits)).features.numpy()
+    features = samples.features.numpy()
+    moments, reference_moments = Moments.of(features), Moments.of(reference)
+    influence = Frechet.of(moments, reference_moments).influence(features)
+    split_of = statistics.inception_splits(len(cell), settings.isc_splits, settings.seed)
+    sums = statistics.InceptionSums.of(samples.logits.numpy(), split_of, settings.isc_splits)
+    kid = statistics.kernel_distance(features, reference, settings.kid_subsets, settings.kid_subset_size, settings.seed)
+    precision, recall = precision_recall(features, reference, settings.prc_neighborhood)
+    return {
+        "fid": statistics.frechet_distance(moments, reference_moments),
+        "fid_se": statistics.standard_error(influence),
+        "isc_mean": sums.score().mean,
+        "isc_std": sums.score().std,
+        "kid_mean": kid.mean,
+        "kid_std": kid.std,
+        "precision": precision,
+        "recall": recall,
+        "fid_infinity": fid_infinity(features, reference_moments, seed=settings.seed),
+    }
+
+
+def test_an_exported_cell_scores_as_eval_statistics_says(tmp_path, spec, cell, digits):
+    samples, reference = as_folder(tmp_path / "cell", cell), as_shard(tmp_path / "digits.parquet", digits)
+    seen = []
+    result = evaluate(
+        samples, reference, spec, ALL, versions=VERSIONS, cache=tmp_path / "cache",
+        progress=lambda what, done, total: seen.append((what, done, total)),
+    )  # fmt: skip
+    wanted = expected(spec, cell, digits, ALL)
+    assert set(result["metrics"]) == set(wanted)
+    assert result["metrics"] == pytest.approx(wanted, rel=1e-6)
+    assert result["metrics"]["fid"] > 0.1
+    assert result["notes"] == []
+    assert seen[-1] == ("samples", SAMPLES, SAMPLES)
+    assert ("reference", len(digits), len(digits)) in seen
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_torch_fidelity_gives_the_same_numbers_for_the_same_folders(tmp_path, spec, cell, digits):
+    """KID and the Inception Score depend on the order, which here is that of 0.png, 1.png, 10.png, 100.png, ..."""
+    import torch_fidelity
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+    if DIGITS_CONVNET not in FEATURE_EXTRACTORS_REGISTRY:
+        torch_fidelity.register_feature_extractor(DIGITS_CONVNET, extractors.DigitsConvnet)
+    folders = {"cell": cell, "digits": digits}
+    for name, batch in folders.items():
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(batch):
+            (tmp_path / name / f"{i}.png").write_bytes(images.encode_png(image))
+    samples, reference = (open_source(str(tmp_path / name)) for name in folders)
+    ours = evaluate(samples, reference, spec, replace(ALL, metrics=("fid", "isc", "kid", "prc")), versions=VERSIONS)
+    theirs = torch_fidelity.calculate_metrics(
+        input1=samples.path, input2=reference.path, feature_extractor=DIGITS_CONVNET, fid=True, isc=True, kid=True,
+        prc=True, kid_subsets=ALL.kid_subsets, kid_subset_size=ALL.kid_subset_size, cuda=False, cache=False,
+        save_cpu_ram=True, verbose=False,
+    )  # fmt: skip
+    found = ours["metrics"]
+    assert found["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
+    assert found["isc_mean"] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
+    assert found["isc_std"] == pytest.approx(theirs["inception_score_std"], rel=1e-4)
+    assert found["kid_mean"] == pytest.approx(theirs["kernel_inception_distance_mean"], abs=1e-5, rel=1e-3)
+    assert found["precision"] == pytest.approx(theirs["precision"], abs=2 / SAMPLES)
+    assert found["recall"] == pytest.approx(theirs["recall"], abs=2 / SAMPLES)
+    assert 0.05 < found["precision"] < 0.95, "neither all in nor all out"
+
+
+def test_the_same_images_give_the_same_numbers_however_they_are_kept(tmp_path, spec, cell, digits):
+    references = [as_folder(tmp_path / "digits", digits), as_npz(tmp_path / "d.npz", digits)]
+    samples = [as_npz(tmp_path / "a.npz", cell), as_shard(tmp_path / "a.parquet", cell)]
+    one, other = (evaluate(s, r, spec, ALL, versions=VERSIONS) for s, r in zip(samples, references, strict=True))
+    assert one["metrics"] == other["metrics"]
+    assert one["protocol"] == other["protocol"]
+    assert one["samples"]["sha256"] == other["samples"]["sha256"]
+
+
+def test_a_cached_reference_gives_the_same_numbers_and_is_not_extracted_again(tmp_path, spec, cell, digits):
+    samples, reference = as_npz(tmp_path / "a.npz", cell), as_npz(tmp_path / "d.npz", digits)
+    for settings in (Settings(metrics=("fid", "isc")), ALL):
+        seen = []
+        first, second = (
+            evaluate(samples, reference, spec, settings, versions=VERSIONS, cache=tmp_path / "cache",
+                     progress=lambda what, *_: seen.append(what))  # noqa: B023, called before the loop goes on
+            for _ in range(2)
+        )  # fmt: skip
+        assert first == second
+        batches = -(-len(digits) // 250)
+        assert seen.count("reference") == batches
+    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".npz", ".parquet"]
+
+
+def test_numbers_depend_on_no_batch_size(tmp_path, spec, cell, digits):
+    samples, reference = as_npz(tmp_path / "a.npz", cell), as_npz(tmp_path / "d.npz", digits)
+    one, other = (
+        evaluate(samples, reference, spec, ALL, versions=VERSIONS, batch_size=size)["metrics"] for size in (64, 700)
+    )
+    assert one == pytest.approx(other, rel=1e-5)  # the network's own rounding may depend on the batch
+
+
+def test_moments_alone_give_fid_and_say_why_not_the_rest(tmp_path, spec, cell, digits):
+    reference = as_npz(tmp_path / "d.npz", digits)
+    features = extractors.load(spec, "cpu")(torch.tensor(digits)).features.numpy().astype(np.float64)
+    np.savez(tmp_path / "stats.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False))
+    samples = as_npz(tmp_path / "a.npz", cell)
+    whole = evaluate(samples, reference, spec, ALL, versions=VERSIONS)
+    result = evaluate(
+        samples, open_reference(str(tmp_path / "stats.npz")), spec, ALL, versions=VERSIONS, cache=tmp_path / "cache"
+    )
+    given = {"fid", "fid_se", "isc_mean", "isc_std", "fid_infinity"}
+    assert result["metrics"] == pytest.approx({k: whole["metrics"][k] for k in given}, rel=1e-9)
+    assert result["notes"] == [f"no {m}: of the reference only mean and covariance are known" for m in ("kid", "prc")]
+    assert result["reference"]["num_images"] is None
+    assert result["protocol"]["reference"]["num_images"] is None
+    assert result["protocol"]["metrics"] == ["fid", "fid_infinity", "isc"]
+    assert any("most published FIDs" in warning for warning in result["warnings"])
+
+
+def test_moments_of_another_extractor_are_refused_before_anything_runs(tmp_path, spec, cell):
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    samples = as_npz(tmp_path / "a.npz", cell[:10])
+    missing = replace(spec, weights_path=str(tmp_path / "none"))
+    with pytest.raises(ValueError, match=r"stats.npz has moments of 2048 features, but digits-convnet gives 64"):
+        evaluate(samples, open_reference(str(tmp_path / "stats.npz")), missing, Settings(), versions=VERSIONS)
+
+
+def test_the_protocol_has_the_fields_of_a_runs(tmp_path, spec, cell):
+    from orchestrator.configfile import load
+    from orchestrator.grid import plan
+    from orchestrator.protocol import evaluation
+
+    config = load("digits")
+    planned = plan(config)
+    theirs = evaluation(config, planned).protocol(planned.cells[0])
+    wanted = Settings(tuple(theirs["metrics"]))
+    samples, reference = as_npz(tmp_path / "a.npz", cell), as_npz(tmp_path / "d.npz", load_images(config.data))
+    ours = evaluate(samples, reference, spec, wanted, versions=theirs["versions"])["protocol"]
+    assert set(ours) == set(theirs)
+    for field in ("extractor", "versions", "seed", "isc_splits", "kid_subsets"):
+        assert ours[field] == theirs[field]
+    unknown = {"dataset": None, "split": None}
+    assert ours["reference"] == theirs["reference"] | unknown
+
+
+def test_risks_are_said(tmp_path, spec, cell, digits):
+    samples = as_npz(tmp_path / "a.npz", cell[:40])
+    coloured = as_npz(tmp_path / "b.npz", np.repeat(digits[:40], 3, axis=1))
+
+    def found(one, other):
+        return " | ".join(standalone.warnings(one, other, spec))
+
+    assert "40 samples for 64 features" in found(samples, coloured)
+    assert "40 references for 64 features" in found(samples, coloured)
+    assert "samples are 1x8x8, the reference 3x8x8" in found(samples, coloured)
+    assert "same images" in found(samples, samples)
+    assert "same images" not in found(samples, coloured)
+    every = as_npz(tmp_path / "c.npz", digits)
+    assert f"40 samples against {len(digits)} references" in found(samples, every)
+    clean = as_npz(tmp_path / "d.npz", digits[::-1])
+    assert standalone.warnings(every, clean, spec) == []
+    lossy = replace(samples, warnings=("JPEG",))
+    assert "samples: JPEG" in found(lossy, every)
+    assert "reference: JPEG" in found(every, lossy)
+
+
+def test_what_cannot_be_given_is_said(tmp_path, spec, cell, digits):
+    pixels = resolve(PIXELS, "digits", None, (1, 8, 8))
+    samples, reference = as_npz(tmp_path / "a.npz", cell[:60]), as_npz(tmp_path / "d.npz", digits)
+    result = evaluate(samples, reference, pixels, ALL, versions=VERSIONS)
+    assert [note.split(":")[0] for note in result["notes"]] == ["no isc", "no fid_infinity", "no fid_se"]
+    assert result["protocol"]["kid_subset_size"] == 60, "reduced, and recorded"
+    assert set(result["metrics"]) == {"fid", "kid_mean", "kid_std", "precision", "recall"}
+    with pytest.raises(ValueError, match=r"none of the metrics can be given \(isc: pixels has no layer of logits\)"):
+        evaluate(samples, reference, pixels, Settings(("isc",)), versions=VERSIONS)
+    one = as_npz(tmp_path / "one.npz", cell[:1])
+    with pytest.raises(ValueError, match="at least 2 images on both sides"):
+        evaluate(one, reference, spec, Settings(), versions=VERSIONS)
+    with pytest.raises(ValueError, match="no metric ppl; known are fid"):
+        evaluate(samples, reference, pixels, Settings(("ppl",)), versions=VERSIONS)
+    coloured = as_npz(tmp_path / "b.npz", np.repeat(digits[:40], 3, axis=1))
+    with pytest.raises(ValueError, match="samples are 1x8x8, the reference 3x8x8"):
+        evaluate(samples, coloured, pixels, Settings(), versions=VERSIONS)
+
+
+def test_a_cache_that_cannot_be_made_is_refused(tmp_path, spec, cell):
+    samples = as_npz(tmp_path / "a.npz", cell)
+    with pytest.raises(ValueError, match="can't keep references"):
+        evaluate(samples, samples, spec, Settings(), versions=VERSIONS, cache=tmp_path / "a.npz" / "cache")
+
+
+def test_images_that_the_extractor_does_not_take_are_refused(tmp_path, spec):
+    samples = as_npz(tmp_path / "a.npz", np.zeros((20, 3, 9, 9), np.uint8))
+    with pytest.raises(ValueError, match="takes uint8 images of shape"):
+        evaluate(samples, samples, spec, Settings(), versions=VERSIONS)
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "num_reference", "classes", "left"),
+    [
+        (2000, 2000, 10, ("fid", "isc", "kid", "prc", "fid_infinity")),
+        (2000, None, 10, ("fid", "isc", "fid_infinity")),
+        (2000, 1, 10, ("isc", "fid_infinity")),
+        (2000, 3, 10, ("fid", "isc", "kid", "fid_infinity")),
+        (3, 2000, None, ("fid", "kid")),
+        (4, 2000, None, ("fid", "kid", "prc")),
+        (1, 2000, 10, ()),
+    ],
+)
+def test_what_is_feasible_follows_from_the_numbers_of_images(num_samples, num_reference, classes, left):
+    spec = ExtractorSpec("own", None, "", "f", "logits" if classes else None, 64, classes)
+    settings, reasons = feasible(Settings(metrics.METRICS), spec, num_samples, num_reference)
+    assert settings.metrics == left
+    assert set(reasons) == set(metrics.METRICS) - set(left)
+
+
+FEATURES = np.random.default_rng(1).normal(size=(9000, 6)).astype(np.float32)
+
+
+@given(cuts=st.lists(st.integers(0, 9000), max_size=8))
+def test_runs_depend_on_no_cut_of_the_stream(cuts):
+    chunks = np.split(FEATURES, sorted(cuts))
+    runs = list(metrics.runs(chunks, 9000))
+    assert [len(run) for run in runs] == [4096, 4096, 808]
+    assert np.array_equal(np.concatenate(runs), FEATURES)
+
+
+@pytest.mark.parametrize("count", [8999, 9001])
+def test_a_stream_of_another_length_is_refused(count):
+    with pytest.raises(ValueError, match=f"9000 feature vectors where {count} were expected"):
+        list(metrics.runs([FEATURES], count))
+
+
+def scored(features, reference_features, chunk, settings):
+    moments = Moments.of(reference_features)
+    reference = Reference(
+        moments, statistics.symmetric_root(moments.covariance), len(reference_features), lambda: reference_features
+    )
+
+    def stream():
+        return iter([features[i : i + chunk] for i in range(0, len(features), chunk)])
+
+    return metrics.score(stream, stream, len(features), reference, settings)
+
+
+@pytest.mark.parametrize("wanted", [("fid", "isc"), metrics.METRICS], ids=["streamed", "held"])
+def test_streams_give_what_whole_arrays_give_bit_for_bit(wanted):
+    """However the streams are cut; prc goes through a fifth of the samples, for its time grows with the square."""
+    count = 9000 if "prc" not in wanted else 1800
+    features, reference = FEATURES[:count], FEATURES[::-5] * 1.1 + 0.1
+    settings = Settings(wanted, kid_subsets=3)
+    one, other, whole = (scored(features, reference, chunk, settings) for chunk in (97, 5000, count))
+    assert one.values == other.values == whole.values
+    assert np.array_equal(one.influence, whole.influence)
+    direct = Frechet.of(Moments.of(features), Moments.of(reference)).influence(features)
+    assert whole.influence == pytest.approx(direct, rel=1e-9, abs=1e-9)
+    assert whole.values["fid_se"] == pytest.approx(statistics.standard_error(direct), rel=1e-9)
+    assert whole.influence.shape == (count,)
+    split_of = statistics.inception_splits(count, settings.isc_splits, settings.seed)
+    inception = statistics.InceptionSums.of(features, split_of, settings.isc_splits).score()
+    assert (whole.values["isc_mean"], whole.values["isc_std"]) == pytest.approx(inception, rel=1e-9)
+
+
+def test_no_influence_where_there_is_no_standard_error():
+    scores = scored(FEATURES[:59], FEATURES, 10, Settings(("fid",)))
+    assert scores.influence is None
+    assert "fid_se" not in scores.values
+    assert scores.notes[0].startswith("no fid_se: 59 samples for 6 varying features")
+
+
+def test_features_that_are_not_finite_are_refused():
+    damaged = FEATURES.copy()
+    damaged[7000, 3] = np.nan
+    with pytest.raises(ValueError, match="1 of 4096 feature vectors hold nan"):
+        scored(damaged, FEATURES, 1000, Settings(("fid",)))
+    with pytest.raises(ValueError, match="nan"):
+        scored(damaged, FEATURES, 1000, Settings(("kid",)))
+
+
+def test_a_spool_reads_back_what_was_written_as_often_as_wanted(monkeypatch):
+    monkeypatch.setattr(standalone, "BYTES_IN_MEMORY", 1000)  # beyond it, a file
+    with Spool() as spool:
+        for start in range(0, 9000, 700):
+            spool.append(FEATURES[start : start + 700])
+        for _ in range(2):
+            assert np.array_equal(np.concatenate(list(spool.chunks())), FEATURES)
+        assert spool._file._rolled
+
+
+def test_fid_and_isc_take_no_memory_that_grows_with_n():
+    """What is allocated at once stays below two runs of float64, for 1 or 40 times as many features."""
+    import tracemalloc
+
+    chunk = np.random.default_rng(0).normal(size=(4096, 32)).astype(np.float32)
+    moments = Moments.of(chunk)
+    reference = Reference(moments, statistics.symmetric_root(moments.covariance), 4096)
+    peaks = []
+    for repeats in (2, 40):
+
+        def stream(repeats=repeats):
+            return (chunk for _ in range(repeats))
+
+        tracemalloc.start()
+        metrics.score(stream, stream, 4096 * repeats, reference, Settings(("fid", "isc")))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    influence_and_splits = 38 * 4096 * 8 * 6
+    assert peaks[1] - peaks[0] < influence_and_splits < 38 * chunk.nbytes / 2
