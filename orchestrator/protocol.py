@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.extractor_names import ExtractorSpec
-from eval.metrics import Feasible, Settings, feasible
+from eval.metrics import Feasible, Settings, describe_extractor, feasible
 from eval.reference import MomentsFile, cache_key, open_reference
 from eval.sources import Source
 from orchestrator.config import Config, Data, Evaluate
@@ -95,12 +95,7 @@ class Evaluation:
             "clip": cell.settings.clip,
             "precision": f"{cell.settings.precision}, no TF32",
             "rounding": "8 bits, to nearest",
-            "extractor": {
-                "name": self.extractor.name,
-                "weights_sha256": self.extractor.weights_sha256,
-                "feature_layer": self.extractor.feature_layer,
-                "logits_layer": self.extractor.logits_layer,
-            },
+            "extractor": describe_extractor(self.extractor),
             **self.feasible(cell.settings.num_samples).settings.protocol(),
             "versions": versions(VERSIONS),
         }
