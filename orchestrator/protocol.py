@@ -66,8 +66,9 @@ class Evaluation:
 
     @property
     def extractor_folder(self) -> str:
-        """Name of the folder of features: the extractor and the first 8 digits of its weights' hash."""
-        return f"{name_of([self.extractor.name])}-{self.extractor.weights_sha256[:8]}"
+        """Name of the folder of features: the extractor and 8 digits of the hash of its weights, and of its source."""
+        hashes = [self.extractor.weights_sha256, self.extractor.source_sha256 or ""]
+        return name_of([self.extractor.name, *(digest[:8] for digest in hashes if digest)])
 
     @property
     def reference_key(self) -> str:
@@ -82,6 +83,8 @@ class Evaluation:
         """Names a cell's score file: what was measured against what, without versions (an upgrade keeps old scores)."""
         n = cell.settings.num_samples
         extractor = {"name": self.extractor.name, "weights": self.extractor.weights_sha256}
+        if self.extractor.source_sha256 is not None:
+            extractor["source"] = self.extractor.source_sha256
         settings = self.feasible(n).settings.protocol()
         return identity({"reference": self.reference.sha256, "N": n, "extractor": extractor, **settings})
 

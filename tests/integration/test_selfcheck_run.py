@@ -2,11 +2,16 @@
 
 import json
 import os
+import shutil
 import subprocess
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from taugrid import COMMAND, taugrid
+
+from workers import images
+from workers.files import read_sealed, write_sealed
 
 FAULT = """
 import sys
@@ -45,6 +50,55 @@ def test_a_finished_selfcheck_is_judged_again_without_being_made_again(checked):
     assert "starting Ray" not in done.stderr
     assert "32 cells agree" in done.stderr
     assert sum(line.split()[:1] == ["ok"] for line in done.stdout.splitlines()) == 32
+
+
+def rewrite(path, change):
+    """Let `change` act on the list of a file's PNGs, and write it again as a worker would: its seal is right."""
+    table = pq.read_table(path)
+    columns = {name: table.column(name).to_pylist() for name in table.column_names}
+    pngs = [image["bytes"] for image in columns["image"]]
+    change(pngs)
+    columns["image"] = [image | {"bytes": png} for image, png in zip(columns["image"], pngs, strict=True)]
+    with images.PartWriter(path, table.schema) as part:
+        part.write(columns)
+        part.commit(replace=True)
+    images.check_seal(path)
+
+
+def swap(pngs):
+    pngs[3], pngs[40] = pngs[40], pngs[3]
+
+
+def double(pngs):
+    pngs[3] = pngs[40]
+
+
+def test_what_is_wrong_on_disk_under_a_right_seal_is_found(checked, tmp_path):
+    """In three cells, and in those alone; everything is there, so that no worker is asked for."""
+    findings, root = checked
+    copy = shutil.copytree(root, tmp_path / "run")
+    swapped, doubled, scored = [cell for cell in findings["cells"] if cell["data"] == "gaussian"][5:8]
+    rewrite(copy / "samples" / swapped["name"] / "part-000001.parquet", swap)
+    rewrite(copy / "samples" / doubled["name"] / "part-000000.parquet", double)
+    [path] = copy.glob(f"scores/{scored['cell']}-*.json")
+    score = read_sealed(path)
+    score["metrics"]["fid"] *= 1 + 1e-4
+    write_sealed(path, score)
+
+    done = taugrid("selfcheck", "--out", copy, code=1)
+    assert "starting Ray" not in done.stderr
+    wrong = [line.removeprefix("wrong: ") for line in done.stderr.splitlines() if line.startswith("wrong: ")]
+    expected = [
+        f"{swapped['name']}: 2 of 1000 images are not those of (seed, n)",
+        f"{doubled['name']}: 1 of 1000 images are not those of (seed, n)",
+        f"{doubled['name']}: 1 images are equal to others, first 3 and 40",
+        f"{doubled['name']}: the table's FID is",
+        f"{scored['name']}: the table's FID is {score['metrics']['fid']:.8g}",
+    ]
+    assert len(wrong) == len(expected), wrong
+    for line, start in zip(wrong, expected, strict=True):
+        assert line.startswith(start)
+    assert done.stdout.count("WRONG") == 3
 
 
 def test_a_fault_in_the_workers_is_found(tmp_path):

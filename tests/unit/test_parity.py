@@ -17,11 +17,13 @@ from orchestrator import config
 from workers.data import load_images
 from workers.diffusion.noise import normal
 from workers.diffusion.process import diffuse
-from workers.diffusion.sampler import encode, sample
+from workers.diffusion.sampler import decode, encode, sample
 from workers.diffusion.schedule import alpha_bar
 from workers.diffusion.timesteps import tau
 from workers.images import to_uint8
 from workers.models import build_unet, network_time
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ALPHA = alpha_bar("linear", 1000, 1e-4, 2e-2)
 SHAPE = (1, 8, 8)
@@ -82,15 +84,6 @@ def train():
         decay.step()
     with torch.no_grad():
         return unet.eval(), loss(torch.randint(1, 1001, (1000,))).item()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks as small as these lose far more by sharing out their work than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +215,18 @@ def test_inverse_ddim(eps_model, path):
     for index in scheduler.timesteps.tolist():
         x = scheduler.step(eps_model(x, index), index, x).prev_sample
     assert_same(encode(ours(eps_model), images, ALPHA, tau(spacing, steps, 1000)), x)
+
+
+def test_a_trained_networks_reconstructions_come_nearer_with_more_steps(trained):
+    """The paper's table 2: the error of encoding and decoding falls with S, both being Euler steps of one ODE."""
+    x0 = torch.from_numpy(load_images(config.Data())[:64]).float() / 127.5 - 1
+    errors = []
+    for steps in (10, 20, 50):
+        times = tau("linear", steps, 1000)
+        rebuilt = decode(ours(trained), encode(ours(trained), x0, ALPHA, times), ALPHA, times)
+        errors.append(((rebuilt - x0) / 2).square().mean().item())
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[0] > 2 * errors[2]
 
 
 @pytest.mark.parametrize("clip", CLIPS)

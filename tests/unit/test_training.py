@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 
@@ -6,9 +7,10 @@ import torch
 
 from orchestrator import config
 from workers import data, training, training_loop
+from workers.diffusion.process import velocity
 from workers.training import Hopeless, TrainingSpec
 
-torch.set_num_threads(1)  # threads that wait for each other on a busy machine cost more than they bring here
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 UNET = config.Unet(
     block_out_channels=[8, 16],
@@ -102,6 +104,74 @@ def test_the_first_warmup_step_is_a_fraction_of_the_rate(tmp_path):
     run_loop(spec, state)
     largest = max((p - b).abs().max().item() for p, b in zip(state.unet.parameters(), before, strict=True))
     assert largest == pytest.approx(1e-3 / 4, rel=1e-2)  # Adam's first step moves each weight by the rate
+
+
+def steady(folder, prediction="epsilon", **train):
+    """A spec without dropout, whose network predicts `prediction`."""
+    unet = UNET.model_copy(update={"dropout": 0.0})
+    diffusion = config.DIFFUSION_DEFAULTS.model_copy(update={"prediction": prediction})
+    return dataclasses.replace(a_spec(folder, **train), unet=unet, diffusion=diffusion)
+
+
+def logged_losses(spec, state):
+    run_loop(spec, state, training_loop.Log(spec.running / "log.jsonl", 0))
+    return [json.loads(line)["loss"] for line in (spec.running / "log.jsonl").read_text().splitlines()]
+
+
+def test_steps_weigh_times_by_theorem_1(tmp_path):
+    """Steps made by hand, as the paper's eq. 5 has them: gamma_t |eps_theta(x_t, t) - eps|^2, here per dimension."""
+    loss_weights = config.LossWeights(eta=0.5, sigma_1=0.1)
+    gamma = torch.from_numpy(loss_weights.gamma(config.DIFFUSION_DEFAULTS.alpha_bar)).float()
+    spec = steady(tmp_path, steps=3, loss_weights=loss_weights)
+    state = training_loop.new_state(spec, "cpu")
+    unet = copy.deepcopy(state.unet)
+    optimizer = torch.optim.Adam(unet.parameters())
+    losses = []
+    for step in range(3):
+        batch = training_loop.Batches(spec, 0, 1, "cpu")[step]
+        errors = (unet(batch.x_t, batch.t - 1).sample - batch.eps).square().mean(dim=(1, 2, 3))
+        loss = (gamma[batch.t] * errors).mean()
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = 1e-3 * (step + 1) / 3  # the warmup
+        optimizer.step()
+    assert logged_losses(spec, state) == pytest.approx(losses, rel=1e-4)
+    by_hand, before = (torch.cat([p.detach().flatten() for p in network.parameters()])
+                       for network in (unet, training_loop.new_state(spec, "cpu").unet))  # fmt: skip
+    found = weights(state)[: len(by_hand)]
+    assert (found - by_hand).norm() < 0.01 * (by_hand - before).norm()
+    plain = training_loop.new_state(spec, "cpu")
+    run_loop(steady(tmp_path, steps=3), plain)
+    assert (weights(plain)[: len(by_hand)] - by_hand).norm() > 0.1 * (by_hand - before).norm()
+
+
+def test_a_network_learns_what_it_is_to_predict(tmp_path):
+    """Of three that differ in `diffusion.prediction` alone, each is best at its own on draws that none has seen."""
+    held_out = training_loop.Batches(steady(tmp_path, batch_size=200), 0, 1, "cpu")[10**6]
+    errors = {}
+    for prediction in targets(held_out):
+        spec = steady(tmp_path / prediction, prediction, steps=20, learning_rate=1e-2)
+        state = training_loop.new_state(spec, "cpu")
+        first = training_loop.Batches(spec, 0, 1, "cpu")[0]
+        before = errors_of(state.unet, first)[prediction]
+        assert logged_losses(spec, state)[0] == pytest.approx(before, rel=1e-4)
+        errors[prediction] = errors_of(state.unet, held_out)
+    for name in targets(held_out):
+        assert min(errors, key=lambda prediction: errors[prediction][name]) == name
+
+
+def targets(batch):
+    alpha_t = torch.from_numpy(config.DIFFUSION_DEFAULTS.alpha_bar)[batch.t]
+    return {"epsilon": batch.eps, "sample": batch.x0, "v_prediction": velocity(batch.x0, batch.eps, alpha_t)}
+
+
+@torch.no_grad()
+def errors_of(unet, batch):
+    """How far its output is from each target, on the mean."""
+    output = unet(batch.x_t, batch.t - 1).sample
+    return {name: (output - target).square().mean().item() for name, target in targets(batch).items()}
 
 
 def test_a_loss_that_is_not_finite_stops_the_loop(tmp_path):

@@ -1,0 +1,241 @@
+"""`reconstruct` from a plan to its table without Ray: what is missing, which images are compared, what is said of them.
+
+Networks are untrained or oracles: nothing here depends on how good a reconstruction is.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from orchestrator.config import DIFFUSION_DEFAULTS, Config, Data, Unet, validate
+from orchestrator.errors import UserError
+from orchestrator.grid import plan
+from orchestrator.ode_work import Reconstruct
+from orchestrator.rundir import RunDir
+from workers import data, images, models, ode
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+UNET = {
+    "block_out_channels": [8, 8],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "down_block_types": ["DownBlock2D"] * 2,
+    "up_block_types": ["UpBlock2D"] * 2,
+    "add_attention": False,
+}
+GAUSSIAN = {"model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
+
+
+def reconstruct(root, count, **sections):
+    """The work of a config that asks for `count` images; shards of S = 2 hold 8 of them."""
+    values = {
+        "name": "x",
+        "model": {"unet": UNET},
+        "sample": {"steps": 2, "batch_size": 4, "shard_evaluations": 16, "seed": 0},
+        "train": {"seed": 0},
+        "report": {"reconstructed_images": count},
+    }
+    config = validate(Config, values | sections, "test")
+    return Reconstruct(config, plan(config), RunDir(root))
+
+
+def save_networks(work, seed=1):
+    """An untrained network in the place of each model that would be trained."""
+    for model in work.plan.models:
+        if model.unet is not None:
+            save_network(work.rundir.models / model.id, model.unet, model.image_shape, seed)
+
+
+def save_network(folder: Path, unet, shape, seed=1):
+    torch.manual_seed(seed)
+    network = models.build_unet(unet, shape)
+    models.save_pipeline(folder, network, models.ema_start(network), DIFFUSION_DEFAULTS)
+
+
+def do(work):
+    """Do what is missing, as workers would. Returns the pieces."""
+    pieces = list(work.pieces(work.rundir.set_aside))
+    for piece in pieces:
+        network = models.load(piece.job.network, piece.job.diffusion, "cpu")
+        assert ode.reconstruct(piece.job, network, "cpu").first
+    assert work.missing() == {}
+    return pieces
+
+
+def done(root, count, **sections):
+    work = reconstruct(root, count, **sections)
+    do(work)
+    return work
+
+
+def files(work):
+    return {path.name: path.read_bytes() for path in sorted(work.rundir.reconstructions.glob("*/part-*.parquet"))}
+
+
+def errors_of(path, of):
+    """(mse_8bit as the file says, and as its pictures differ from the images `of` at their indices)."""
+    listed = np.concatenate([part for _, part in images.read_numbers(path, "mse_8bit")])
+    parts = list(images.read_images(path))
+    kept = np.concatenate([batch for _, batch in parts]).astype(float)
+    index = np.concatenate([i for i, _ in parts])
+    return listed, (((kept - of[index]) / 255) ** 2).reshape(len(kept), -1).mean(axis=1)
+
+
+def test_raising_the_number_replaces_the_short_shard(tmp_path):
+    done(tmp_path / "run", 12, **GAUSSIAN)
+    work = reconstruct(tmp_path / "run", 20, **GAUSSIAN)
+    [cell] = work.missing()
+    assert work.missing() == {cell: "2 of 3 shards are not reconstructed"}, "12 images: 8, and 4 of the second 8"
+    assert work.write() == []
+    before = files(work)
+    pieces = do(work)
+    assert [(piece.job.start, piece.job.stop, piece.job.replace) for piece in pieces] == [
+        (8, 16, True),
+        (16, 20, False),
+    ]
+    afresh = done(tmp_path / "afresh", 20, **GAUSSIAN)
+    assert files(work) == files(afresh)
+    assert files(work)["part-000000.parquet"] == before["part-000000.parquet"]
+    assert work.write() == afresh.write()
+    assert work.write()[0]["num_images"] == 20
+
+
+def test_a_cell_that_lacks_a_shard_has_no_row_and_the_table_says_so(tmp_path):
+    grid = {"grid": {"steps": [2, 4]}, **GAUSSIAN}
+    work = done(tmp_path, 8, **grid)
+    assert [row["steps"] for row in work.write()] == [2, 4]
+    [lost, *_] = tmp_path.glob("reconstructions/S0004-*/part-000000.parquet")
+    lost.unlink()
+    assert [row["steps"] for row in work.write()] == [2]
+    assert "is left out: 1 of 2 shards are not reconstructed" in (tmp_path / "tables/reconstruction.md").read_text()
+
+
+def test_lowering_the_number_does_nothing_again(tmp_path):
+    many = done(tmp_path / "run", 20, **GAUSSIAN)
+    fewer = reconstruct(tmp_path / "run", 12, **GAUSSIAN)
+    assert fewer.missing() == {}
+    assert do(fewer) == []
+    [row], [all_of_them] = fewer.write(), many.write()
+    [afresh] = done(tmp_path / "afresh", 12, **GAUSSIAN).write()
+    assert row == afresh
+    assert row["num_images"] == 12
+    assert row["mse"] != all_of_them["mse"]
+
+
+def test_files_of_other_weights_are_not_taken(tmp_path):
+    work = reconstruct(tmp_path, 8)
+    save_networks(work, seed=1)
+    do(work)
+    [old] = work.write()
+    save_networks(work, seed=2)
+    assert list(work.missing().values()) == ["1 of 1 shards are not reconstructed"]
+    assert work.write() == []
+    [piece] = do(work)
+    assert not piece.job.replace
+    [new] = work.write()
+    assert new["mse"] != old["mse"]
+    save_networks(work, seed=1)
+    assert do(work) == [], "the old weights' files are kept"
+    assert work.write() == [old]
+
+
+def test_the_360_held_out_digits_are_reconstructed(tmp_path):
+    work = reconstruct(tmp_path, 1000, data={"split": "train"},
+                       sample={"steps": 1, "batch_size": 360, "shard_evaluations": 1, "seed": 0})  # fmt: skip
+    save_networks(work)
+    do(work)
+    [row] = work.write()
+    assert row["num_images"] == 360
+    [path] = tmp_path.glob("reconstructions/*/part-*.parquet")
+    test, everything = (data.load_images(Data(split=split)) for split in ("test", "all"))
+    np.testing.assert_array_equal(test, everything[1437:])
+    np.testing.assert_allclose(*errors_of(path, test))
+    assert row["mse_8bit"] == pytest.approx(errors_of(path, test)[1].mean())
+
+
+def test_models_of_different_data_reconstruct_their_own(tmp_path):
+    grid = [
+        {"model.oracle": ["gaussian"], "data.name": ["gaussian"]},
+        {"model.oracle": ["two-points"], "data.name": ["two-points"], "data.split": ["train"]},
+    ]
+    work = done(tmp_path, 6, model={}, data=GAUSSIAN["data"], grid=grid)
+    rows = work.write()
+    own = [Data(name="gaussian", shape=(1, 4, 4)), Data(name="two-points", shape=(1, 4, 4), split="test")]
+    for row, cell, section in zip(rows, work.plan.cells, own, strict=True):
+        [path] = tmp_path.glob(f"reconstructions/*-{cell.id}-*/part-*.parquet")
+        listed, found = errors_of(path, data.load_images(section))
+        np.testing.assert_allclose(listed, found)
+        assert row["mse_8bit"] == pytest.approx(found.mean())
+    assert len(list((tmp_path / "figures").glob("reconstructions-*.png"))) == 2
+
+
+def test_a_long_list_of_times_makes_no_name_too_long(tmp_path):
+    times = list(range(5, 1000, 10))
+    work = done(tmp_path, 2, **GAUSSIAN, grid={"steps": [100], "spacing": ["linear", times]})
+    assert [row["spacing"] for row in work.write()] == ["linear", ",".join(map(str, times))]
+    figures = tmp_path / "figures"
+    assert len(list(figures.glob("reconstructions-*.png"))) == 2
+    assert {path.name for path in figures.glob("reconstruction-error.*")} == {
+        "reconstruction-error.png",
+        "reconstruction-error.svg",
+    }
+    assert max(len(path.name) for path in tmp_path.rglob("*")) < 150
+
+
+def test_a_loaded_model_of_another_shape_is_refused_in_one_line(tmp_path):
+    save_network(tmp_path / "loaded", Unet(**UNET), (3, 4, 4))
+    work = reconstruct(tmp_path / "run", 8, model={"checkpoint": str(tmp_path / "loaded")})
+    with pytest.raises(UserError) as caught:
+        work.check()
+    assert "has images of (1, 8, 8)" in str(caught.value)
+    assert "the model makes (3, 4, 4)" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    reconstruct(tmp_path / "run", 8).check()
+
+
+def test_seeds_make_one_row(tmp_path):
+    work = done(tmp_path, 4, **GAUSSIAN, grid={"seed": [1, 2], "steps": [2, 4]})
+    rows = work.write()
+    assert [row["steps"] for row in rows] == [2, 4]
+    assert all("seed" not in row for row in rows)
+    assert "seed" not in (tmp_path / "tables/reconstruction.csv").read_text()
+
+
+def test_the_table_says_what_its_images_are_to_each_network(tmp_path):
+    save_network(tmp_path / "loaded", Unet(**UNET), (1, 8, 8))
+    grid = [
+        {"model.oracle": ["gaussian"], "data.name": ["gaussian"]},
+        {"model.checkpoint": [str(tmp_path / "loaded")]},
+        {"model.unet": [UNET], "data.split": ["train"]},
+        {"model.unet": [UNET]},
+    ]
+    work = reconstruct(tmp_path / "run", 2, model={}, grid=grid)
+    save_networks(work)
+    do(work)
+    assert len(work.write()) == 4
+    text = (tmp_path / "run/tables/reconstruction.md").read_text()
+    for sentence in (
+        "Images: gaussian, split all, draws from the distribution that the oracle knows.",
+        "Images: digits, split all, of which the loaded model may have been trained on some.",
+        "Images: digits, split test, held out from training.",
+        "Images: digits, split all, which the network was trained on (data.split: train holds some out).",
+    ):
+        assert text.count(sentence) == 1
+    assert text.count("Images: ") == 4
+
+
+def test_a_damaged_file_is_one_piece_again(tmp_path):
+    work = done(tmp_path, 20, **GAUSSIAN)
+    before, rows = files(work), work.write()
+    [path] = tmp_path.glob("reconstructions/*/part-000001.parquet")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    [piece] = do(work)
+    assert (piece.task.key.rsplit("/", 1)[1], piece.job.start, piece.job.replace) == ("1", 8, False)
+    assert [path.read_bytes() for path in (tmp_path / "damaged").iterdir()] == [content]
+    assert files(work) == before
+    assert work.write() == rows

@@ -1,0 +1,118 @@
+"""Jobs read a network as what it predicts: `diffusion.prediction` of the config reaches the sampler."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from orchestrator import config
+from orchestrator.grid import plan
+from orchestrator.ode_work import Interpolate, Reconstruct
+from orchestrator.rundir import RunDir
+from orchestrator.work import Survey
+from workers import data, images, models, ode
+from workers.diffusion import noise, sampler
+from workers.sampling import sample_shard
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+UNET = {
+    "block_out_channels": [8, 8],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "down_block_types": ["DownBlock2D"] * 2,
+    "up_block_types": ["UpBlock2D"] * 2,
+    "add_attention": False,
+}
+SHAPE, SEED, N = (1, 8, 8), 5, 10
+READINGS = ["epsilon", "sample", "v_prediction"]
+
+
+class Job(NamedTuple):
+    """A job of the plan, the network that it names, loaded as a worker does, and what the sampler wants beside it."""
+
+    job: object
+    network: sampler.Model
+    alpha_bar: np.ndarray
+    tau: tuple[int, ...]
+
+
+@pytest.fixture(scope="module", params=READINGS)
+def run(request, one_thread, tmp_path_factory):
+    """A config whose untrained network predicts `request.param`, its plan, and its run directory with the network."""
+    values = {
+        "name": "x",
+        "model": {"unet": UNET},
+        "diffusion": {"prediction": request.param},
+        "train": {"seed": 0},
+        "sample": {"steps": 4, "eta": 0.5, "num_samples": N, "batch_size": 4, "seed": SEED},
+        "report": {"reconstructed_images": N, "interpolated_pairs": 1},
+    }
+    loaded = config.validate(config.Config, values, "test")
+    planned, rundir = plan(loaded), RunDir(tmp_path_factory.mktemp("run"))
+    [model] = planned.models
+    torch.manual_seed(3)
+    unet = models.build_unet(model.unet, SHAPE)
+    models.save_pipeline(rundir.models / model.id, unet, models.ema_start(unet), model.diffusion)
+    return loaded, planned, rundir
+
+
+def the_only_job(pieces):
+    [piece] = pieces
+    network = models.load(piece.job.network, piece.job.diffusion, "cpu")
+    return Job(piece.job, network, config.DIFFUSION_DEFAULTS.alpha_bar, piece.job.tau)
+
+
+def pictures(job):
+    parts = list(images.read_images(job.path))
+    assert np.concatenate([index for index, _ in parts]).tolist() == list(range(sum(len(i) for i, _ in parts)))
+    return np.concatenate([batch for _, batch in parts]).astype(int)
+
+
+def assert_read_as(run, found, by_reading):
+    """`found` are the pictures of this config's reading of the network, and of no other."""
+    for reading, x0 in by_reading.items():
+        difference = np.abs(found - images.to_uint8(x0.numpy()))
+        if reading == run[0].diffusion.prediction:
+            assert difference.max() <= 1
+        else:
+            assert difference.mean() > 10
+
+
+def test_a_shard_is_sampled_by_what_the_network_predicts(run):
+    job, network, alpha_bar, times = the_only_job(Survey(*run, None, pytest.fail).pieces(sampling=True))
+    sample_shard(job, network, "cpu")
+
+    def z(t):
+        return noise.normal(SEED, torch.arange(N), t, SHAPE)
+
+    by_reading = {r: sampler.sample(network, z, alpha_bar, times, 0.5, "none", r) for r in READINGS}
+    assert_read_as(run, pictures(job), by_reading)
+
+
+def test_images_are_encoded_and_decoded_by_what_the_network_predicts(run):
+    job, network, alpha_bar, times = the_only_job(Reconstruct(*run).pieces(pytest.fail))
+    ode.reconstruct(job, network, "cpu")
+    x0 = torch.tensor(data.load_images(config.Data())[:N]).float() / 127.5 - 1
+    mse = np.concatenate([part for _, part in images.read_numbers(job.path, "mse")])
+    for reading in READINGS:
+        rebuilt = sampler.decode(
+            network, sampler.encode(network, x0, alpha_bar, times, reading), alpha_bar, times, reading
+        )
+        expected = ((rebuilt - x0) / 2).square().flatten(1).mean(dim=1).numpy()
+        if reading == run[0].diffusion.prediction:
+            np.testing.assert_allclose(mse, expected, rtol=1e-3)
+            assert np.abs(pictures(job) - images.to_uint8(rebuilt.numpy())).max() <= 1
+        else:
+            assert (np.abs(mse / expected - 1) > 0.1).all()
+
+
+def test_what_lies_between_is_decoded_by_what_the_network_predicts(run):
+    job, network, alpha_bar, times = the_only_job(Interpolate(*run).pieces(pytest.fail))
+    job = replace(job, batch_size=50)
+    ode.interpolate(job, network, "cpu")
+    x_T = ode.points(job, "cpu")[::11]
+    by_reading = {r: sampler.decode(network, x_T, alpha_bar, times, r) for r in READINGS}
+    assert_read_as(run, pictures(job)[::11], by_reading)
