@@ -248,7 +248,7 @@ def _work(opened: Opened, stages: tuple[str, ...], address: str, as_json: bool) 
     if as_json:
         click.echo(json.dumps(outcome_json(opened.rundir, outcome), indent=2, allow_nan=False))
     else:
-        print_outcome(opened.rundir, outcome)
+        print_outcome(opened.rundir, outcome, opened.config.report.join_protocols)
     if outcome.missing:
         sys.exit(Exit.INCOMPLETE)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from eval import differences, figures, pictures, tables
 from eval.differences import Evidence
 from eval.extractor_names import PIXELS
+from eval.rows import Joined, check_joinable
 from orchestrator.config import Config, Data
 from orchestrator.grid import Cell, Plan, identity, name_of
 from orchestrator.protocol import Evaluation
@@ -44,12 +45,14 @@ class Rows(NamedTuple):
 def write(config: Config, plan: Plan, rundir: RunDir, collected: Rows) -> None:
     """Write tables/quality.* and figures/ from the scores that there are."""
     rows, notes, evidence = collected
-    alike = differences.indistinguishable(rows, evidence) if rows else frozenset()
-    tables.write(rows, rundir.tables, evidence.protocols, notes, alike)
+    joining = config.report.join_protocols
+    joined = check_joinable(rows, evidence.protocols, override=True) if joining else Joined([], frozenset())
+    alike = differences.indistinguishable(rows, evidence, joining) if rows else frozenset()
+    tables.write(rows, rundir.tables, evidence.protocols, [*joined.notes, *notes], alike, joined.cells)
     differences.write(differences.differences(rows, evidence) if rows else [], rundir.tables)
     rundir.figures.mkdir(parents=True, exist_ok=True)
     if rows:
-        figures.quality(tables.frame(rows), rundir.figures / "quality", evidence.protocols)
+        figures.quality(tables.frame(rows), rundir.figures / "quality", {} if joining else evidence.protocols)
     _write_samples(config, plan, rundir)
 
 

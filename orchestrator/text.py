@@ -124,15 +124,18 @@ def outcome_json(rundir: RunDir, outcome: "Outcome") -> dict[str, Any]:
     }
 
 
-def print_outcome(rundir: RunDir, outcome: "Outcome") -> None:
+def print_outcome(rundir: RunDir, outcome: "Outcome", join_protocols: bool = False) -> None:
     """The table on stdout, and on stderr what is missing and where everything is."""
     people = Console(stderr=True, highlight=False, soft_wrap=True)
     if outcome.rows and outcome.table == "quality":
         from eval import differences, tables
+        from eval.rows import check_joinable
 
         assert outcome.evidence is not None
-        alike = differences.indistinguishable(outcome.rows, outcome.evidence)
-        Console(highlight=False).print(tables.console(tables.frame(outcome.rows), outcome.evidence.protocols, alike))
+        protocols = outcome.evidence.protocols
+        alike = differences.indistinguishable(outcome.rows, outcome.evidence, join_protocols)
+        joined = check_joinable(outcome.rows, protocols, override=True).cells if join_protocols else frozenset()
+        Console(highlight=False).print(tables.console(tables.frame(outcome.rows), protocols, alike, joined))
         if any(tables.EXACT in row for row in outcome.rows):
             people.print("FID in closed form, at infinite N, is in the tables beside the measured one (fid_exact)")
     elif outcome.rows and outcome.table == "interpolation":

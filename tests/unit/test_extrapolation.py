@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_limits
 
 from eval.extrapolation import POINTS, fid_infinity, no_extrapolation, subset_sizes
 from eval.statistics import Array, Moments, frechet_distance, symmetric_root
@@ -11,10 +10,7 @@ D = 8
 SCALES = np.geomspace(2, 0.5, D)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    with threadpool_limits(limits=1):
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def exact_reference() -> Moments:

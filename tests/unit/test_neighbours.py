@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from eval import neighbours
@@ -13,10 +12,7 @@ from eval.neighbours import ball_radii, precision_recall
 Features = NDArray[np.float32]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    with threadpool_limits(limits=1):
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def gaussian(n: int, d: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> Features:

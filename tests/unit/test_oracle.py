@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from threadpoolctl import threadpool_limits
 
 from eval import statistics
 from workers.diffusion.gaussian import (
@@ -42,14 +41,7 @@ POINTS = two_points(SHAPE)
 ETAS = [0.0, 0.5, 1.0, "sigma_hat"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other on a busy machine cost more than they bring with arrays this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(limits=1):
-        yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_gaussian_is_what_it_says():
