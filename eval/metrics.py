@@ -66,6 +66,17 @@ class Settings:
         return fields
 
 
+def describe_extractor(extractor: ExtractorSpec) -> dict[str, Any]:
+    """What a row's protocol says of the extractor."""
+    fields = {
+        "name": extractor.name,
+        "weights_sha256": extractor.weights_sha256,
+        "feature_layer": extractor.feature_layer,
+        "logits_layer": extractor.logits_layer,
+    }
+    return fields if extractor.source_sha256 is None else {**fields, "source_sha256": extractor.source_sha256}
+
+
 class Feasible(NamedTuple):
     """The settings that are left, and metric -> why it can't be given."""
 

@@ -144,6 +144,7 @@ def cache_key(content_sha256: str, extractor: ExtractorSpec, preprocessing: str)
         "content": content_sha256,
         "extractor": extractor.name,
         "weights": extractor.weights_sha256,
+        "source": extractor.source_sha256,
         "layer": extractor.feature_layer,
         "preprocessing": preprocessing,
     }

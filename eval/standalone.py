@@ -276,12 +276,7 @@ def protocol(
         "clip": None,
         "precision": None,
         "rounding": None,
-        "extractor": {
-            "name": extractor.name,
-            "weights_sha256": extractor.weights_sha256,
-            "feature_layer": extractor.feature_layer,
-            "logits_layer": extractor.logits_layer,
-        },
+        "extractor": metrics.describe_extractor(extractor),
         **settings.protocol(),
         "versions": dict(versions),
     }

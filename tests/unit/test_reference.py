@@ -84,8 +84,9 @@ def test_a_key_changes_with_all_that_determines_features_and_with_nothing_else()
         cache_key("a", replace(SPEC, name="vgg16"), "8 bits, 3x8x8"),
         cache_key("a", replace(SPEC, weights_sha256="1" * 64), "8 bits, 3x8x8"),
         cache_key("a", replace(SPEC, feature_layer="64"), "8 bits, 3x8x8"),
+        cache_key("a", replace(SPEC, source_sha256="1" * 64), "8 bits, 3x8x8"),
     }
-    assert len(others | {key}) == 6
+    assert len(others | {key}) == 7
     assert cache_key("a", replace(SPEC, weights_path="moved"), "8 bits, 3x8x8") == key
 
 

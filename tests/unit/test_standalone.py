@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval import extractors, metrics, standalone, statistics
+from eval.convnets import DigitsConvnet
 from eval.extractor_names import DIGITS_CONVNET, PIXELS, ExtractorSpec, resolve
 from eval.extrapolation import fid_infinity
 from eval.metrics import Settings, feasible
@@ -115,7 +116,7 @@ def test_torch_fidelity_gives_the_same_numbers_for_the_same_folders(tmp_path, sp
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
     if DIGITS_CONVNET not in FEATURE_EXTRACTORS_REGISTRY:
-        torch_fidelity.register_feature_extractor(DIGITS_CONVNET, extractors.DigitsConvnet)
+        torch_fidelity.register_feature_extractor(DIGITS_CONVNET, DigitsConvnet)
     folders = {"cell": cell, "digits": digits}
     for name, batch in folders.items():
         (tmp_path / name).mkdir()

@@ -1,0 +1,170 @@
+"""What evaluation costs, torch-fidelity's and taugrid's, in turns within each round.
+
+    python -m benchmarks.evaluation [--images 200] [--rounds 3] [--samples 5000] [--cells 3] [--threads 1]
+
+- extraction: images per second from a folder of 32x32 PNG files to Inception's features and logits, decoding included.
+  The same weights, drawn from a seed, on both sides; each side as it is used, with its own batches and decoders
+  (torch-fidelity: 64 and 4 processes; taugrid: 250 and threads). The largest difference of a feature is printed, too.
+- metrics: seconds per cell from given features of 2048 dimensions and 1008 logits to FID, IS and KID (100 subsets of
+  1000), many cells sharing one reference. Neither side's time holds the reference's own statistics.
+
+Medians over rounds or cells, and the ratios of medians.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch_fidelity
+from PIL import Image
+from torch import Tensor, nn
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.utils import create_feature_extractor, extract_featuresdict_from_input_id
+
+from eval import metrics
+from eval.extractor_names import INCEPTION, resolve
+from eval.extractors import load
+from eval.reference import Reference
+from eval.sources import batches, open_source
+from eval.statistics import symmetric_root
+
+LAYERS = ["2048", "logits_unbiased"]
+DIMENSIONS, CLASSES = 2048, 1008
+BATCH_SIZE = 250
+"""taugrid's default; torch-fidelity keeps its own."""
+
+Way = Callable[[], object]
+
+
+class Blank(torch_fidelity.FeatureExtractorInceptionV3):
+    """torch-fidelity's Inception as its layers are born: it has no way to make one without a file of weights."""
+
+    def load_state_dict(self, *_: object, **__: object) -> None:
+        pass
+
+
+def draw_weights(path: Path) -> None:
+    """Kaiming-normal weights: torch's default gives the same features for all images."""
+    torch.save({}, path)
+    torch.manual_seed(0)
+    network = Blank(INCEPTION, LAYERS, feature_extractor_weights_path=str(path))
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    torch.save(network.state_dict(), path)
+
+
+def draw_images(folder: Path, count: int) -> None:
+    """Blots of colour with some noise, as PNG files."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for index in range(count):
+        blots = random.integers(0, 256, (4, 4, 3)).repeat(8, axis=0).repeat(8, axis=1)
+        pixels = (blots + random.normal(0, 10, blots.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:06d}.png")
+
+
+def in_turns(ways: dict[str, Way], rounds: int) -> dict[str, float]:
+    """Median seconds of each way."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def time_extraction(folder: Path, images: int, rounds: int) -> None:
+    weights, pictures = folder / "inception.pth", folder / "images"
+    draw_weights(weights)
+    draw_images(pictures, images)
+    theirs = create_feature_extractor(
+        INCEPTION, LAYERS, cuda=False, feature_extractor_weights_path=str(weights), verbose=False
+    )
+    ours = load(resolve(INCEPTION, "any", str(weights), (3, 32, 32)), "cpu")
+
+    def torch_fidelity_way() -> Tensor:
+        found = extract_featuresdict_from_input_id(1, theirs, input1=str(pictures), cuda=False, verbose=False)
+        return found["2048"]
+
+    def taugrid_way() -> Tensor:
+        source = open_source(str(pictures))
+        found = [ours(torch.from_numpy(images)).features for _, images in batches(source, BATCH_SIZE)]
+        return torch.cat(found)
+
+    expected, features = torch_fidelity_way(), taugrid_way()
+    difference = float((expected - features).abs().max())
+    spread = float(expected.std(dim=0).median())
+    seconds = in_turns({"torch-fidelity": torch_fidelity_way, "taugrid": taugrid_way}, rounds)
+    rates = {name: images / each for name, each in seconds.items()}
+    print(f"extraction of {images} images: torch-fidelity {rates['torch-fidelity']:.2f} images/s, taugrid "
+          f"{rates['taugrid']:.2f}, ratio {rates['taugrid'] / rates['torch-fidelity']:.2f} (medians of {rounds}); "
+          f"features differ by at most {difference:.1e}, their median std is {spread:.2f}")  # fmt: skip
+
+
+def time_metrics(samples: int, cells: int) -> None:
+    random = np.random.default_rng(0)
+    scale = np.geomspace(1, 0.05, DIMENSIONS)
+
+    def features() -> metrics.Features:
+        return (np.abs(random.normal(size=(samples, DIMENSIONS))) * scale).astype(np.float32)
+
+    reference_features = features()
+    moments = metrics.moments([reference_features], samples)
+    began = time.perf_counter()
+    root = symmetric_root(moments.covariance)
+    root_seconds = time.perf_counter() - began
+    reference = Reference(moments, root, samples, lambda: reference_features)
+    reference_tensor = torch.from_numpy(reference_features)
+    reference_statistics = fid_features_to_statistics(reference_tensor)
+    settings = {name: metrics.Settings(metrics=(name,)) for name in ("fid", "isc", "kid")}
+    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
+    for _ in range(cells):
+        cell, logits = features(), random.normal(0, 3, (samples, CLASSES)).astype(np.float32)
+        theirs: dict[str, Way] = {
+            "fid": lambda: fid_statistics_to_metric(
+                fid_features_to_statistics(torch.from_numpy(cell)), reference_statistics, verbose=False  # noqa: B023
+            ),
+            "isc": lambda: isc_features_to_metric(torch.from_numpy(logits)),  # noqa: B023
+            "kid": lambda: kid_features_to_metric(torch.from_numpy(cell), reference_tensor, verbose=False),  # noqa: B023
+        }  # fmt: skip
+        for name, setting in settings.items():
+            ours = lambda: metrics.score(lambda: iter([cell]), lambda: iter([logits]), samples, reference, setting)  # noqa
+            seconds[name].append(in_turns({"theirs": theirs[name], "ours": ours}, 1))
+    totals = {side: 0.0 for side in ("theirs", "ours")}
+    for name, cells_seconds in seconds.items():
+        median = {side: statistics.median(each[side] for each in cells_seconds) for side in totals}
+        totals = {side: totals[side] + median[side] for side in totals}
+        print(f"{name}: torch-fidelity {median['theirs']:.2f} s a cell, taugrid {median['ours']:.2f}, ratio "
+              f"{median['theirs'] / median['ours']:.2f}")  # fmt: skip
+    print(f"metrics of {cells} cells of {samples} samples, {DIMENSIONS} dimensions: torch-fidelity "
+          f"{totals['theirs']:.2f} s a cell, taugrid {totals['ours']:.2f}, ratio "
+          f"{totals['theirs'] / totals['ours']:.2f}; once for all cells, the reference's root: {root_seconds:.1f} s")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=5000)
+    parser.add_argument("--cells", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="of torch; NumPy takes OMP_NUM_THREADS")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(f"{os.cpu_count()} cores, {arguments.threads} threads of torch")
+    with tempfile.TemporaryDirectory() as folder:
+        time_extraction(Path(folder), arguments.images, arguments.rounds)
+    time_metrics(arguments.samples, arguments.cells)
+
+
+if __name__ == "__main__":
+    main()

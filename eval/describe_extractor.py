@@ -1,0 +1,125 @@
+"""What one's own feature extractor gives: `python -m eval.describe_extractor package.module:Class C H W` prints JSON.
+
+It runs in a process of its own (`eval.extractor_names.resolve`), because the class needs torch and the driver has none.
+"""
+
+import argparse
+import hashlib
+import importlib
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch_fidelity
+
+IMAGES = 2
+"""How many images the extractor is tried on."""
+
+NOT_ONES_OWN = {*sys.stdlib_module_names, "torch", "torch_fidelity"}
+"""Packages whose classes are no part of an extractor's identity."""
+
+LOGITS = "logits"
+"""One's own `isc` layer counts as a classifier's logits if this is in its name. torch-fidelity asks every extractor for
+an `isc` layer, so that having one says nothing, and an Inception Score of mere features means nothing."""
+
+
+class Description(NamedTuple):
+    """The fields of an `ExtractorSpec` that only the class itself knows."""
+
+    feature_layer: str
+    logits_layer: str | None
+    dimensions: int
+    classes: int | None
+    source_sha256: str
+
+
+def describe(name: str, weights: str | None, image_shape: tuple[int, int, int]) -> Description:
+    """The layers and widths of the class `name` (`package.module:Class`), tried on noise of `image_shape` (C, H, W).
+
+    FID, KID and precision/recall are computed from one layer, the class's default for `fid`. Grey images are given as
+    RGB, as torch-fidelity does.
+
+    Raises:
+        TypeError: if it is no `FeatureExtractorBase`, or gives anything but a float (B, d) for each layer.
+        ValueError: if its default layers for `fid`, `kid` and `prc` differ.
+    """
+    extractor_class = own_class(name)
+    defaults = {metric: _default_layer(extractor_class, metric) for metric in ("fid", "kid", "prc", "isc")}
+    feature_layer, logits_layer = defaults["fid"], defaults["isc"]
+    if feature_layer is None or {defaults["kid"], defaults["prc"]} - {feature_layer, None}:
+        raise ValueError(f"the default layers of fid, kid and prc must be one and the same, not {defaults}")
+    if logits_layer is not None and LOGITS not in logits_layer:
+        logits_layer = None
+    layers = layers_read(feature_layer, logits_layer)
+    module = extractor_class(name, layers, feature_extractor_weights_path=weights, verbose=False)
+    noise = torch.randint(256, (IMAGES, 3, *image_shape[1:]), dtype=torch.uint8)
+    with torch.inference_mode():
+        outputs = module.eval()(noise)
+    if not isinstance(outputs, tuple) or len(outputs) != len(layers) or not all(map(_is_batch, outputs)):
+        shapes = [getattr(output, "shape", type(output).__name__) for output in outputs]
+        raise TypeError(f"forward must return a tuple of one float (B, d) for each of {layers}, not {shapes}")
+    widths = {layer: output.shape[1] for layer, output in zip(layers, outputs, strict=True)}
+    classes = widths[logits_layer] if logits_layer else None
+    return Description(feature_layer, logits_layer, widths[feature_layer], classes, source_sha256(extractor_class))
+
+
+def layers_read(feature_layer: str, logits_layer: str | None) -> list[str]:
+    """What to ask an extractor for: features, and logits if there are any; one layer may be both."""
+    return [feature_layer] if logits_layer in (None, feature_layer) else [feature_layer, str(logits_layer)]
+
+
+def own_class(name: str) -> Any:
+    """The class that `package.module:Class` names; TypeError if it is no `torch_fidelity.FeatureExtractorBase`."""
+    module, _, attribute = name.partition(":")
+    found = getattr(importlib.import_module(module), attribute)
+    if not (isinstance(found, type) and issubclass(found, torch_fidelity.FeatureExtractorBase)):
+        raise TypeError(f"{name} is no subclass of torch_fidelity.FeatureExtractorBase")
+    return found
+
+
+def source_sha256(extractor_class: type) -> str:
+    """SHA-256 over those of the source files of the class and of its bases, without torch's and Python's own.
+
+    What these files import is not seen.
+    """
+    own = [base for base in extractor_class.__mro__ if base.__module__.partition(".")[0] not in NOT_ONES_OWN]
+    files = dict.fromkeys(inspect.getfile(base) for base in own)
+    digests = [hashlib.sha256(Path(file).read_bytes()).digest() for file in files]
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _default_layer(extractor_class: Any, metric: str) -> str | None:
+    try:
+        layer: str = extractor_class.get_default_feature_layer_for_metric(metric)
+    except KeyError:
+        return None
+    return layer
+
+
+def _is_batch(output: object) -> bool:
+    return (
+        isinstance(output, torch.Tensor)
+        and output.is_floating_point()
+        and output.dim() == 2
+        and len(output) == IMAGES
+        and output.shape[1] > 0
+    )
+
+
+def main() -> None:
+    """Prints the description as JSON, in the last line."""
+    parser = argparse.ArgumentParser(description="Print what a feature extractor gives, as JSON.")
+    parser.add_argument("name", help="package.module:Class")
+    parser.add_argument("shape", type=int, nargs=3, metavar="SIDE", help="channels, height and width of an image")
+    parser.add_argument("--weights", help="its file of weights")
+    arguments = parser.parse_args()
+    sys.path.append(str(Path.cwd()))  # Ray's workers, too, import from the driver's folder
+    channels, height, width = arguments.shape
+    print(json.dumps(describe(arguments.name, arguments.weights, (channels, height, width))._asdict()))
+
+
+if __name__ == "__main__":
+    main()

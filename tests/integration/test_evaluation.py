@@ -1,0 +1,448 @@
+"""Evaluation as people ask for it: of a run, later and in other ways, and of images made elsewhere; its refusals."""
+
+import json
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from taugrid import events, scores, taugrid, write_config
+
+from eval import actor
+from orchestrator import cli
+from orchestrator.config import Data
+from orchestrator.configfile import load
+from orchestrator.grid import plan
+from orchestrator.protocol import evaluation
+from orchestrator.rundir import RunDir
+from orchestrator.work import Survey
+from workers import images
+from workers.data import load_images
+from workers.files import read_sealed, write_sealed
+from workers.jobs import ExtractJob
+
+ORACLE = {
+    "data": {"name": "gaussian", "shape": [1, 8, 8]},
+    "model": {"oracle": "gaussian"},
+    "sample": {"num_samples": 700, "batch_size": 350},
+    "grid": {"steps": [5, 10], "eta": [0.0, 1.0]},
+    "evaluate": {"metrics": ["fid"]},
+}
+"""Samples of 64 features, enough of them for standard errors."""
+
+MORE = (
+    "--set", "evaluate.metrics=[fid, isc, kid, prc, fid_infinity]",
+    "--set", "evaluate.kid_subsets=3",
+    "--set", "evaluate.keep_features=false",
+)  # fmt: skip
+
+DIGITS = ("--extractor", "digits-convnet")
+
+
+@pytest.fixture(scope="module")
+def oracle_config(tmp_path_factory):
+    return write_config(tmp_path_factory.mktemp("config"), **ORACLE)
+
+
+@pytest.fixture(scope="module")
+def oracle(oracle_config, tmp_path_factory):
+    root = tmp_path_factory.mktemp("oracle") / "run"
+    taugrid("run", oracle_config, "--out", root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def more(oracle_config, oracle, tmp_path_factory):
+    """The oracle's run, asked for more metrics later; features are no longer to be kept."""
+    root = shutil.copytree(oracle, tmp_path_factory.mktemp("more") / "run")
+    taugrid("run", oracle_config, "--out", root, *MORE)
+    return root
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def oracle_copy(oracle, tmp_path):
+    return Path(shutil.copytree(oracle, tmp_path / "run"))
+
+
+@pytest.fixture
+def here(monkeypatch, capsys, tmp_path):
+    """Runs a command that starts no cluster in this process, where torch is imported once for all of them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(*arguments, code=0):
+        monkeypatch.setattr(sys, "argv", ["taugrid", *map(str, arguments)])
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as end:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        printed = capsys.readouterr()
+        assert end.value.code == code, printed.err
+        return printed
+
+    return run
+
+
+@pytest.fixture
+def refused(here):
+    """Runs `taugrid evaluate` and returns the one line with which it refuses."""
+
+    def run(samples, reference, *arguments):
+        error = here("evaluate", "--samples", samples, "--reference", reference, *arguments, code=2).err
+        *before, last = error.strip().splitlines()
+        assert last.startswith("taugrid: "), error
+        assert not any(line.startswith(("Traceback", "taugrid: ")) for line in before), error
+        return last
+
+    return run
+
+
+def write_folder(folder, batch):
+    folder.mkdir()
+    for i, image in enumerate(batch):
+        (folder / f"{i:04d}.png").write_bytes(images.encode_png(image))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory):
+    """The 360 held-out digits as a folder of PNG files."""
+    return write_folder(tmp_path_factory.mktemp("digits") / "test", load_images(Data(split="test")))
+
+
+@pytest.fixture
+def few(tmp_path):
+    """A folder of 12 digits, for a test to spoil."""
+    return write_folder(tmp_path / "few", load_images(Data())[:12])
+
+
+def table(root):
+    return pd.read_csv(root / "tables/quality.csv").set_index("cell")
+
+
+def differences(root):
+    return pd.read_csv(root / "tables/differences.csv")
+
+
+# Asked for later
+
+
+def test_metrics_asked_for_later_extract_nothing_again(oracle, more):
+    did = [event for event in events(more) if event["event"] in ("shard", "extract", "score")]
+    assert [event["event"] for event in did] == ["score"] * 4
+    before, after = table(oracle), table(more)
+    assert before[["precision", "kid_mean", "fid_infinity"]].isna().all(axis=None)
+    assert after[["precision", "recall", "kid_mean", "kid_std", "fid_infinity"]].notna().all(axis=None)
+    assert after["fid"].tolist() == before["fid"].tolist()
+    assert after["fid_se"].tolist() == before["fid_se"].tolist()
+    assert ((after["fid_infinity"] - after["fid_exact"]).abs() < 4 * after["fid_se"]).all()
+    assert (after["fid_infinity"] < after["fid"]).all(), "the bias of N is upwards"
+
+
+def test_what_can_not_be_given_is_said_once_under_the_table(more):
+    assert table(more)["isc_mean"].isna().all()
+    assert (more / "tables/quality.md").read_text().count("no isc: pixels has no layer of logits") == 1
+
+
+def test_a_kid_subset_size_above_n_is_reduced_and_recorded(more):
+    protocols = json.loads((more / "tables/quality.json").read_text())["protocols"].values()
+    assert {protocol["kid_subset_size"] for protocol in protocols} == {700}
+
+
+def test_features_are_removed_once_scored_and_nobody_misses_them(oracle_config, oracle, more, tmp_path):
+    root = Path(shutil.copytree(more, tmp_path / "run"))
+    [folder] = (root / "features").iterdir()
+    assert [path.name.split("-")[0] for path in folder.iterdir()] == ["reference"]
+    done = taugrid("run", oracle_config, "--out", root, *MORE)
+    assert "starting Ray" not in done.stderr
+    assert scores(root) == scores(more)
+    done = taugrid("run", oracle_config, "--out", root)
+    assert "starting Ray" not in done.stderr, "the scores of before are there"
+    for name in ("quality.csv", "quality.md", "differences.csv"):
+        assert (root / "tables" / name).read_bytes() == (oracle / "tables" / name).read_bytes()
+
+
+def test_a_run_and_the_same_images_elsewhere_have_the_same_numbers(more, here, tmp_path):
+    """Parquet as a run leaves it, against the reference's images in an .npz."""
+    np.savez(tmp_path / "reference.npz", load_images(Data(name="gaussian", shape=(1, 8, 8))).transpose(0, 2, 3, 1))
+    [folder] = (more / "samples").glob("S0005-eta1-*")
+    asked = ("--extractor", "pixels", "--metrics", "fid,kid,prc,fid_infinity", "--set", "evaluate.kid_subsets=3")
+    done = here("evaluate", "--samples", folder, "--reference", tmp_path / "reference.npz", *asked, "--json")
+    found = json.loads(done.out)
+    row = table(more).loc[folder.name.rsplit("-", 1)[1]]
+    assert len(found["metrics"]) == 7
+    assert found["metrics"] == pytest.approx({name: row[name] for name in found["metrics"]}, rel=1e-9)
+
+
+# Other references
+
+
+def score_here(root, *assignments):
+    """Does in this process what workers would. Returns (the row by cell, what was extracted)."""
+    config = load(str(root), assignments)
+    survey = Survey(config, plan(config), RunDir(root), evaluation(config, plan(config)), pytest.fail)
+    extracted = []
+    for piece in survey.pieces(sampling=False):
+        if isinstance(piece.job, ExtractJob):
+            extracted.append(piece.task.key)
+            actor.extract(piece.job, "cpu")
+        else:
+            actor.score(piece.job)
+    sets = [word for assignment in assignments for word in ("--set", assignment)]
+    done = taugrid("run", root, *sets, "--json")
+    assert "starting Ray" not in done.stderr, "all was done"
+    return {row["cell"]: row for row in json.loads(done.stdout)["cells"]}, extracted
+
+
+def test_a_folder_is_the_reference_that_its_images_are(finished, copy, held_out, here):
+    """Held-out digits, by name and as files: one reference, whose features are extracted once."""
+    rows, extracted = score_here(copy, "evaluate.reference={name: digits, split: test}")
+    assert extracted == ["extract/reference"]
+    assert all(rows[cell]["fid"] != fid for cell, fid in table(finished)["fid"].items())
+    again, extracted = score_here(copy, f"evaluate.reference={held_out}")
+    assert extracted == []
+    assert again == rows
+    [folder] = (copy / "samples").glob("S0004-eta1-*")
+    settings = ("isc_splits=5", "kid_subsets=4", "kid_subset_size=50")
+    sets = [word for setting in settings for word in ("--set", f"evaluate.{setting}")]
+    elsewhere = json.loads(
+        here("evaluate", "--samples", folder, "--reference", held_out, *DIGITS, *sets, "--json").out
+    )["metrics"]
+    row = rows[folder.name.rsplit("-", 1)[1]]
+    assert elsewhere == pytest.approx({name: row[name] for name in elsewhere}, rel=1e-6)
+
+
+def test_a_reference_of_moments_gives_fid_alone(finished, copy, tmp_path):
+    """The moments of the digits' features, as pytorch-fid would keep them: the same FID, and no KID."""
+    [path] = finished.glob("features/*/reference-*/part-*.parquet")
+    features = np.concatenate([values for _, values in images.read_features(path, "features")]).astype(np.float64)
+    np.savez(tmp_path / "moments.npz", mu=features.mean(axis=0), sigma=np.cov(features, rowvar=False))
+    rows, extracted = score_here(copy, f"evaluate.reference={tmp_path / 'moments.npz'}")
+    assert extracted == []
+    for cell, expected in table(finished).iterrows():
+        assert rows[cell]["fid"] == pytest.approx(expected["fid"], rel=1e-9)
+        assert rows[cell]["isc_mean"] == pytest.approx(expected["isc_mean"], rel=1e-12)
+        assert rows[cell]["kid_mean"] is None
+    assert "no kid: of the reference only mean and covariance are known" in (copy / "tables/quality.md").read_text()
+
+
+def test_moments_of_another_extractor_are_refused_before_any_work(copy, here, refused, held_out, tmp_path):
+    np.savez(tmp_path / "moments.npz", mu=np.zeros(5), sigma=np.eye(5))
+    error = here("run", copy, "--set", f"evaluate.reference={tmp_path / 'moments.npz'}", code=2).err
+    assert "has moments of 5 features, but digits-convnet gives 64" in error
+    assert len(error.strip().splitlines()) == 1
+    assert "has moments of 5 features" in refused(held_out, tmp_path / "moments.npz", *DIGITS)
+
+
+# Differences
+
+
+def test_neighbours_in_the_table_have_their_differences(oracle):
+    rows, found = table(oracle), differences(oracle)
+    pairs = {
+        (along, *((rows.loc[cell, "steps"], rows.loc[cell, "eta"]) for cell in (a, b)))
+        for along, a, b in zip(found["along"], found["cell_a"], found["cell_b"], strict=True)
+    }
+    assert pairs == {
+        ("steps", (5, 0), (10, 0)), ("steps", (5, 1), (10, 1)), ("eta", (5, 0), (5, 1)), ("eta", (10, 0), (10, 1)),
+    }  # fmt: skip
+    fid, fid_se = rows["fid"], rows["fid_se"]
+    for row in found.itertuples():
+        assert row.difference == fid[row.cell_b] - fid[row.cell_a]
+        assert row.se > 0
+        assert row.z == pytest.approx(row.difference / row.se)
+    deterministic = found[(found["along"] == "steps") & (found["eta_a"] == 0)].iloc[0]
+    unpaired = np.hypot(fid_se[deterministic["cell_a"]], fid_se[deterministic["cell_b"]])
+    assert deterministic["se"] < 0.3 * unpaired, "all their noise is the same, and cancels"
+    assert found[["note", "settings", "others"]].isna().all(axis=None)
+    assert "S 5 -> 10 at eta 0: -0.15" in (oracle / "tables/differences.md").read_text()
+
+
+def test_too_few_samples_for_an_error_are_said_with_the_difference(finished):
+    found = differences(finished)
+    assert len(found) == 7
+    assert found[["se", "z"]].isna().all(axis=None)
+    assert found["note"].str.contains("100 samples for 64 varying features").all()
+    [clipped] = found.loc[found["others"].notna() & (found["steps_a"] == 2), "others"]
+    assert clipped == "clip: none -> x0_and_eps"
+
+
+def test_compare_takes_any_two_cells(oracle, here):
+    first, second = "S0005-eta0-", "S0010-eta1-"
+    rows = table(oracle)
+    cells = [path.name.rsplit("-", 1)[1] for name in (first, second) for path in oracle.glob(f"samples/{name}*")]
+    difference = rows.loc[cells[1], "fid"] - rows.loc[cells[0], "fid"]
+    line = here("compare", oracle, first, second).out
+    assert line.startswith(f"S 5, eta 0 -> S 10, eta 1: {difference:.3f}"[:-1])
+    found = json.loads(here("compare", oracle, first, cells[1], "--json").out)
+    assert (found["cell_a"], found["cell_b"], found["difference"]) == (*cells, difference)
+    assert found["se"] > 0
+    for name in ("S0099", "S0005"):
+        error = here("compare", oracle, name, second, code=2).err
+        assert len(error.strip().splitlines()) == 1
+        assert f"{name!r}" in error
+    assert "is no run directory" in here("compare", oracle / "tables", first, second, code=2).err
+
+
+def test_lost_and_damaged_influences_take_the_errors_of_differences_alone(oracle, oracle_copy, here):
+    lost, cut = sorted(oracle_copy.glob("scores/*.parquet"))[:2]
+    lost.unlink()
+    cut.write_bytes(cut.read_bytes()[:-50])
+    here("report", oracle_copy)
+    assert (oracle_copy / "tables/quality.csv").read_bytes() == (oracle / "tables/quality.csv").read_bytes()
+    gone = {path.name.split("-")[0] for path in (lost, cut)}
+    before, after = differences(oracle), differences(oracle_copy)
+    assert after["difference"].tolist() == before["difference"].tolist()
+    without = after["cell_a"].isin(gone) | after["cell_b"].isin(gone)
+    assert 0 < without.sum() <= 4
+    assert after.loc[without, ["se", "z"]].isna().all(axis=None)
+    assert after.loc[without, "note"].str.startswith("no standard error: ").all()
+    assert after.loc[~without, "se"].tolist() == before.loc[~without, "se"].tolist()
+
+
+def test_scores_of_another_version_stand_apart_and_are_not_compared_unless_told_to(oracle, oracle_copy, here):
+    """As after an upgrade of torch, when the grid has grown: scores of before stay."""
+    old = [path.name.rsplit("-", 1)[1] for path in oracle_copy.glob("samples/S0005-*")]
+    for path in oracle_copy.glob("scores/*.json"):
+        if path.name.split("-")[0] in old:
+            score = read_sealed(path)
+            score["protocol"]["versions"]["torch"] = "2.9.1"
+            write_sealed(path, score)
+    here("report", oracle_copy)
+    text = (oracle_copy / "tables/quality.md").read_text()
+    assert "2.9.1" in text
+    assert not [line for line in text.splitlines() if line.startswith("| η") and "5 | 10" in line], "no common columns"
+    assert set(differences(oracle_copy)["along"]) == {"eta"}
+    pair = ("S0005-eta0-", "S0010-eta0-")
+    error = here("compare", oracle_copy, *pair, code=2).err
+    assert "versions.torch is 2.9.1 and " in error
+    assert "--join" in error
+    assert len(error.strip().splitlines()) == 1
+    joined = json.loads(here("compare", oracle_copy, *pair, "--join", "--json").out)
+    assert joined["joined"]
+    assert "joined although versions.torch is 2.9.1" in joined["note"]
+    expected = json.loads(here("compare", oracle, *pair, "--json").out)
+    assert (joined["difference"], joined["se"]) == (expected["difference"], expected["se"])
+
+
+# Refusals
+
+
+def test_missing_weights_are_refused_with_the_ways_out(refused, few, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there: no network
+    line = refused(few, few)
+    place = tmp_path / "torch/hub/checkpoints/weights-inception-2015-12-05-6726825d.pth"
+    assert all(part in line for part in ("inception-v3-compat", "https://github.com/", str(place), "evaluate.weights"))
+    assert f"there is no file {tmp_path / 'absent.pth'}" in refused(few, few, "--weights", tmp_path / "absent.pth")
+
+
+@pytest.mark.parametrize("extractor", ["inception-v3-compat", "vgg16", "digits-convnet"])
+@pytest.mark.parametrize("content", [b"", b"abc", b"no weights, but a text\n", b'{"a": 1}', bytes(1000)])
+def test_wrong_weights_are_refused_by_name(refused, few, tmp_path, extractor, content):
+    (tmp_path / "wrong.pth").write_bytes(content)
+    assert "wrong.pth" in refused(few, few, "--extractor", extractor, "--weights", tmp_path / "wrong.pth")
+
+
+def test_weights_of_another_network_are_refused(refused, few, tmp_path):
+    import torch
+
+    torch.save({"conv": torch.zeros(3)}, tmp_path / "other.pth")
+    assert "other.pth holds no weights of inception" in refused(few, few, "--weights", tmp_path / "other.pth")
+
+
+def test_truncated_images_are_named(refused, few, held_out):
+    path = few / "0007.png"
+    path.write_bytes(path.read_bytes()[:-30])
+    assert str(path) in refused(few, held_out, *DIGITS)
+    assert str(path) in refused(held_out, few, *DIGITS)
+    path.write_bytes(b"")
+    assert str(path) in refused(few, held_out, *DIGITS)
+
+
+@pytest.mark.parametrize(("shape", "said"), [((9, 8), "grey of 9x8"), ((8, 8, 3), "RGB of 8x8")])
+def test_images_of_two_kinds_are_refused(refused, few, held_out, shape, said):
+    Image.fromarray(np.zeros(shape, np.uint8)).save(few / "0007.png")
+    line = refused(few, held_out, *DIGITS)
+    assert said in line
+    assert str(few / "0007.png") in line
+
+
+def test_places_without_images_are_refused(refused, few, held_out, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("")
+    for place, said in (("empty", "holds no .png"), ("nowhere", "there is no"), ("text.txt", "is no source of images")):
+        assert said in refused(tmp_path / place, held_out, *DIGITS)
+        assert said in refused(few, tmp_path / place, *DIGITS)
+
+
+def test_a_single_image_is_refused(refused, few, held_out, tmp_path):
+    one = write_folder(tmp_path / "one", load_images(Data())[:1])
+    assert "at least 2 images on both sides" in refused(one, held_out, *DIGITS)
+    assert "at least 2 images on both sides" in refused(few, one, *DIGITS, "--metrics", "fid,kid")
+
+
+def test_an_extractor_without_logits_gives_no_inception_score(refused, here, few, held_out):
+    pixels = ("--extractor", "pixels", "--metrics")
+    assert "isc: pixels has no layer of logits" in refused(few, held_out, *pixels, "isc")
+    found = json.loads(here("evaluate", "--samples", few, "--reference", held_out, *pixels, "isc,fid", "--json").out)
+    assert set(found["metrics"]) == {"fid"}
+    assert "no isc: pixels has no layer of logits" in found["notes"]
+
+
+def test_a_kid_subset_size_above_n_elsewhere_is_reduced_and_recorded(here, few, held_out):
+    asked = (*DIGITS, "--metrics", "kid", "--set", "evaluate.kid_subset_size=1000")
+    found = json.loads(here("evaluate", "--samples", few, "--reference", held_out, *asked, "--json").out)
+    assert found["protocol"]["kid_subset_size"] == 12
+    assert np.isfinite(found["metrics"]["kid_mean"])
+
+
+OWN = '''
+import torch
+import torch_fidelity
+
+
+class Nan(torch_fidelity.FeatureExtractorBase):
+    """Gives nan for images that are not all black."""
+
+    def __init__(self, name, features_list, **_):
+        super().__init__(name, features_list)
+
+    def forward(self, images):
+        mean = images.flatten(1).float().mean(dim=1, keepdim=True)
+        return (torch.where(mean > 0, torch.nan, mean).expand(-1, 3),)
+
+    @staticmethod
+    def get_provided_features_list():
+        return ("mean",)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric):
+        return "mean"
+'''
+
+
+def test_features_that_are_nan_are_refused(refused, few, monkeypatch, tmp_path):
+    (tmp_path / "own_extractor_of_a_test.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    black = write_folder(tmp_path / "black", np.zeros((5, 1, 8, 8), np.uint8))
+    line = refused(few, black, "--extractor", "own_extractor_of_a_test:Nan", "--metrics", "fid")
+    assert "12 of 12 feature vectors hold nan or infinity" in line
+
+
+def test_keys_and_metrics_that_there_are_not_are_refused(refused, here, few, held_out):
+    assert "'fud'" in refused(few, held_out, *DIGITS, "--metrics", "fid,fud")
+    assert "--set sample" in refused(few, held_out, *DIGITS, "--set", "sample.steps=5")
+    assert "isc_split" in refused(few, held_out, *DIGITS, "--set", "evaluate.isc_split=5")
+    assert "--reference PATH" in here("evaluate", "--samples", few, code=2).err

@@ -1,0 +1,267 @@
+"""A run's table, `taugrid evaluate` on its exported images, and torch-fidelity itself: the same numbers.
+
+On the way an evaluation is killed, and ends without extracting anything twice.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch_fidelity
+from PIL import Image
+from taugrid import COMMAND, TINY, Started, command_line, descendants, events, taugrid, write_config
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+from eval.convnets import DigitsConvnet
+from eval.extractor_names import DIGITS_CONVNET, INCEPTION
+from orchestrator.config import Data
+from workers import images
+from workers.data import load_images
+
+N = 100
+
+SPLITS, SUBSETS, SUBSET_SIZE = (TINY["evaluate"][key] for key in ("isc_splits", "kid_subsets", "kid_subset_size"))
+
+SETTINGS = (
+    "--metrics", "fid,isc,kid,prc",
+    "--set", f"evaluate.isc_splits={SPLITS}",
+    "--set", f"evaluate.kid_subsets={SUBSETS}",
+    "--set", f"evaluate.kid_subset_size={SUBSET_SIZE}",
+)  # fmt: skip
+
+THEIR_SETTINGS = (
+    "--isc-splits", SPLITS, "--kid-subsets", SUBSETS, "--kid-subset-size", SUBSET_SIZE,
+    "--isc", "--fid", "--kid", "--prc", "--cpu", "--json", "--silent", "--save-cpu-ram",
+)  # fmt: skip
+
+THEIR_NAMES = {
+    "fid": "frechet_inception_distance",
+    "isc_mean": "inception_score_mean",
+    "isc_std": "inception_score_std",
+    "kid_mean": "kernel_inception_distance_mean",
+    "kid_std": "kernel_inception_distance_std",
+    "precision": "precision",
+    "recall": "recall",
+}
+
+
+def assert_agree(ours, theirs):
+    """What the two promise each other: torch-fidelity's KID is of float32, and a rounded distance moves a neighbour."""
+    theirs = {name: theirs[key] for name, key in THEIR_NAMES.items()}
+    assert ours["fid"] == pytest.approx(theirs["fid"], rel=1e-4)
+    assert ours["isc_mean"] == pytest.approx(theirs["isc_mean"], rel=1e-6)
+    assert ours["isc_std"] == pytest.approx(theirs["isc_std"], rel=1e-3)
+    for name in ("kid_mean", "kid_std"):
+        assert abs(ours[name] - theirs[name]) <= 1e-5 + 1e-3 * abs(theirs[name])
+    for name in ("precision", "recall"):
+        assert abs(ours[name] - theirs[name]) <= 2 / N
+    assert ours["fid"] > 1
+    assert 0 < ours["precision"] < 1, "some are in and some are out"
+    assert 0 < ours["recall"] < 1
+
+
+@pytest.fixture(scope="module")
+def exported(finished, tmp_path_factory):
+    """Two cells of a run as people take them elsewhere: samples and, as if it were real, what to compare them with."""
+    folder = tmp_path_factory.mktemp("exported")
+    taugrid("export", finished, "S0002-eta0-", "--to", folder / "samples")
+    taugrid("export", finished, "S0002-sigma_hat-", "--to", folder / "reference")
+    return folder
+
+
+def row_of(root, name):
+    [cell] = [path.name.rsplit("-", 1)[1] for path in root.glob(f"samples/{name}*")]
+    return pd.read_csv(root / "tables/quality.csv").set_index("cell").loc[cell]
+
+
+# digits-convnet, through torch-fidelity's Python function
+
+
+def test_table_command_and_torch_fidelity_agree_on_digits(finished, exported, tmp_path):
+    """The whole of the digits as the reference, as in the run."""
+    (tmp_path / "digits").mkdir()
+    for i, image in enumerate(load_images(Data())):
+        (tmp_path / "digits" / f"{i:04d}.png").write_bytes(images.encode_png(image))
+    samples, reference = str(exported / "samples"), str(tmp_path / "digits")
+    asked = ("--samples", samples, "--reference", reference, "--extractor", DIGITS_CONVNET, *SETTINGS, "--json")
+    done = subprocess.run(
+        [*COMMAND, "evaluate", *asked], env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    ours = json.loads(done.stdout)["metrics"]
+    row = row_of(finished, "S0002-eta0-")
+    for name in ("fid", "isc_mean", "isc_std", "kid_mean", "kid_std"):
+        assert ours[name] == pytest.approx(row[name], rel=1e-6)
+    if DIGITS_CONVNET not in FEATURE_EXTRACTORS_REGISTRY:
+        torch_fidelity.register_feature_extractor(DIGITS_CONVNET, DigitsConvnet)
+    theirs = torch_fidelity.calculate_metrics(
+        input1=samples, input2=reference, feature_extractor=DIGITS_CONVNET, fid=True, isc=True, kid=True, prc=True,
+        isc_splits=SPLITS, kid_subsets=SUBSETS, kid_subset_size=SUBSET_SIZE, cuda=False, cache=False,
+        save_cpu_ram=True, verbose=False,
+    )  # fmt: skip
+    assert_agree(ours, theirs)
+
+
+# Inception, through the command `fidelity`
+
+
+class Blank(torch_fidelity.FeatureExtractorInceptionV3):
+    """torch-fidelity's Inception as its layers are born: it has no way to make one without a file of weights."""
+
+    def load_state_dict(self, *_, **__):
+        return None
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Inception weights of Kaiming-normal noise: torch's default gives the same features for all images."""
+    folder = tmp_path_factory.mktemp("inception")
+    torch.save({}, folder / "empty.pth")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        blank = Blank(INCEPTION, ["2048"], feature_extractor_weights_path=str(folder / "empty.pth"))
+        for parameter in blank.parameters():
+            if parameter.dim() == 4:
+                torch.nn.init.kaiming_normal_(parameter)
+    torch.save(blank.state_dict(), folder / "inception.pth")
+    return folder / "inception.pth"
+
+
+class Resumed(NamedTuple):
+    """A run whose evaluation was killed, and then done with the same command."""
+
+    root: Path
+    present: dict[str, int]
+    """Extract task -> when its file was written, of what was there between the two."""
+
+
+def extracted(root):
+    """Extract task -> when its file was written, of the files that are in place."""
+    found = {}
+    for path in root.glob("features/*/*/part-*.parquet"):
+        folder, number = path.parent.name, int(path.stem.removeprefix("part-"))
+        task = "reference" if folder.startswith("reference-") else f"{folder.rsplit('-', 1)[1]}/{number}"
+        found[f"extract/{task}"] = path.stat().st_mtime_ns
+    return found
+
+
+def wait_until_gone(pids):
+    """Workers whose driver was killed may still put in place what they were at."""
+    end = time.monotonic() + 60
+    while any(command_line(pid) for pid in pids):  # a zombie has none
+        assert time.monotonic() < end, [command_line(pid) for pid in pids]
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def resumed(finished, exported, weights, tmp_path_factory):
+    """The exported cell again, from the same weights, scored by Inception against the exported reference."""
+    folder = tmp_path_factory.mktemp("resumed")
+    root = folder / "run"
+    path = write_config(
+        folder,
+        model={"checkpoint": str(next((finished / "models").iterdir()))},
+        grid={"steps": [2], "eta": [0.0]},
+        sample={"num_samples": N, "batch_size": 16, "shard_evaluations": 32},
+        evaluate=TINY["evaluate"]
+        | {
+            "extractor": INCEPTION,
+            "weights": str(weights),
+            "reference": str(exported / "reference"),
+            "metrics": ["fid", "isc", "kid", "prc"],
+        },
+    )
+    with Started(folder / "log", "run", path, "--out", root) as run:
+        run.wait_until(lambda: len(extracted(root)) >= 2)
+        workers = descendants(run.process.pid)
+        os.kill(run.process.pid, signal.SIGKILL)
+        run.process.wait()
+        wait_until_gone(workers)
+    present = extracted(root)
+    taugrid("run", path, "--out", root)
+    return Resumed(root, present)
+
+
+def test_a_killed_evaluation_extracts_nothing_twice(resumed):
+    tasks = ["extract/reference"] + [f"extract/{row_of(resumed.root, 'S0002-eta0-').name}/{i}" for i in range(7)]
+    assert 2 <= len(resumed.present) < len(tasks), "the kill came in the middle"
+    after = extracted(resumed.root)
+    assert sorted(after) == sorted(tasks)
+    assert {task: after[task] for task in resumed.present} == resumed.present, "what was there was left alone"
+    did = [e["task"] for e in events(resumed.root) if e["event"] == "extract" and e["committed"]]
+    assert sorted(did) == sorted(set(tasks) - set(resumed.present))
+    assert not list(resumed.root.glob("**/.*.tmp"))
+
+
+def test_features_of_the_seeded_network_vary(resumed):
+    [cell] = resumed.root.glob("features/*/S0002-eta0-*")
+    features = np.concatenate([v for p in sorted(cell.iterdir()) for _, v in images.read_features(p, "features")])
+    assert features.shape == (N, 2048)
+    assert features.std(axis=0).mean() > 0.01
+
+
+def commands(samples, reference, weights, cache):
+    """(ours, theirs): `taugrid evaluate` and `fidelity` on two folders, at the same time, each on one core."""
+    ours = [
+        *COMMAND,
+        "evaluate",
+        "--samples",
+        samples,
+        "--reference",
+        reference,
+        "--weights",
+        weights,
+        *SETTINGS,
+        "--json",
+    ]
+    theirs = [
+        sys.executable, "-m", "torch_fidelity.fidelity", "--input1", samples, "--input2", reference,
+        "--feature-extractor", INCEPTION, "--feature-extractor-weights-path", weights, *THEIR_SETTINGS,
+        "--cache-root", cache, "--input2-cache-name", "reference",
+    ]  # fmt: skip
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+    def run(command):
+        done = subprocess.run(
+            list(map(str, command)), env=environment, capture_output=True, text=True, timeout=400, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    with ThreadPoolExecutor(2) as pool:
+        return tuple(pool.map(run, (ours, theirs)))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def test_table_command_and_fidelity_agree_on_grey_images(resumed, exported, weights, cache):
+    ours, theirs = commands(exported / "samples", exported / "reference", weights, cache)
+    assert_agree(ours["metrics"], theirs)
+    row = row_of(resumed.root, "S0002-eta0-")
+    # Convolutions of other batches round differently.
+    assert row["fid"] == pytest.approx(ours["metrics"]["fid"], rel=1e-5)
+    assert_agree(row, theirs)
+
+
+def test_command_and_fidelity_agree_on_rgb_images(exported, weights, cache, tmp_path):
+    """Every sample in a colour of its own, against the grey reference; both keep what they know of that."""
+    colours = np.random.default_rng(0)
+    for path in (exported / "samples").iterdir():
+        grey = np.asarray(Image.open(path))[..., None]
+        Image.fromarray(np.rint(grey * colours.uniform(0.9, 1, 3)).astype(np.uint8)).save(tmp_path / path.name)
+    ours, theirs = commands(tmp_path, exported / "reference", weights, cache)
+    assert_agree(ours["metrics"], theirs)
+    assert any("grey against colour" in warning for warning in ours["warnings"])

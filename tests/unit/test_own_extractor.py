@@ -1,0 +1,213 @@
+"""One's own `FeatureExtractorBase`: what it gives is found out in another process, and it is known by its content."""
+
+import hashlib
+import importlib
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+import torch_fidelity
+from safetensors.torch import save_file
+
+from eval.describe_extractor import Description, describe, own_class
+from eval.extractor_names import ExtractorSpec, resolve, sha256
+from eval.extractors import load
+from eval.metrics import Settings, feasible
+from eval.statistics import Moments
+
+SOURCE = """
+import torch
+from torch_fidelity import FeatureExtractorBase
+from safetensors.torch import load_file
+
+class Means(FeatureExtractorBase):
+    LAYERS = {"isc": "my_logits", "fid": "means", "kid": "means", "prc": "means"}
+
+    def __init__(self, name, features_list, feature_extractor_weights_path=None, **kwargs):
+        super().__init__(name, features_list)
+        path = feature_extractor_weights_path
+        self.scale = torch.ones(1) if path is None else load_file(path)["scale"]
+
+    def layers(self, images):
+        means = images.double().mean((2, 3)) * self.scale
+        return {"means": means, "my_logits": means[:, :2] - 1, "head": means}
+
+    def forward(self, images):
+        assert images.shape[1] == 3
+        layers = self.layers(images)
+        return tuple(layers[layer] for layer in self.features_list)
+
+    @staticmethod
+    def get_provided_features_list():
+        return "means", "my_logits", "head"
+
+    @classmethod
+    def get_default_feature_layer_for_metric(cls, metric):
+        return cls.LAYERS[metric]
+
+class NoLogits(Means):
+    LAYERS = Means.LAYERS | {"isc": "head"}
+
+class OldFidelity(Means):
+    LAYERS = {"fid": "means", "kid": "means"}  # 0.3 knew no prc
+
+class OnlyLogits(Means):
+    LAYERS = dict.fromkeys(("isc", "fid", "kid", "prc"), "my_logits")
+
+class TwoLayers(Means):
+    LAYERS = Means.LAYERS | {"kid": "head"}
+
+class Pictures(Means):
+    def layers(self, images):
+        return dict.fromkeys(("means", "my_logits"), images.float())
+
+class Nan(Means):
+    def layers(self, images):
+        layers = super().layers(images)
+        return layers | {"means": layers["means"] / layers["means"]}
+
+class Failing(Means):
+    def __init__(self, *arguments, **kwargs):
+        print("a line on the way")
+        raise OSError("no such thing\\nin two lines")
+
+class NoExtractor:
+    pass
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, with a package of the user's in it, and one that has the name of taugrid's."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("")
+    (tmp_path / "mine" / "networks.py").write_text(SOURCE)
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "__init__.py").write_text("raise ImportError('the wrong eval')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    forget()
+
+
+def spec_of(name, module="mine.networks"):
+    """What `resolve` makes of a class without weights, without the seconds that another process takes."""
+    full_name = f"{module}:{name}"
+    description = describe(full_name, None, (3, 5, 5))
+    return ExtractorSpec(full_name, None, description.source_sha256, **description._asdict())
+
+
+def forget():
+    """A machine that has not imported the user's modules."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+def test_own_class_is_described_by_another_process(folder):
+    spec = resolve("mine.networks:Means", "any", None, (3, 5, 5))
+    source = hashlib.sha256(hashlib.sha256(SOURCE.encode()).digest()).hexdigest()
+    assert (spec.feature_layer, spec.logits_layer, spec.dimensions, spec.classes) == ("means", "my_logits", 3, 2)
+    assert (spec.weights_path, spec.weights_sha256, spec.source_sha256) == (None, source, source)
+    assert "mine" not in sys.modules
+    images = torch.randint(256, (4, 3, 5, 5), dtype=torch.uint8)
+    features, logits = load(spec, "cpu")(images)
+    assert (features.dtype, logits.dtype) == (torch.float32, torch.float32)
+    assert torch.allclose(features, images.float().mean((2, 3)))
+    assert torch.equal(logits, features[:, :2] - 1)
+
+
+def test_own_weights_are_passed_on_and_make_the_identity(folder):
+    save_file({"scale": torch.tensor([2.0])}, folder / "scale.safetensors")
+    spec = resolve("mine.networks:Means", "any", "scale.safetensors", (1, 5, 5))
+    assert spec.weights_path == str(folder / "scale.safetensors")
+    assert spec.weights_sha256 == sha256(folder / "scale.safetensors") != spec.source_sha256
+    grey = torch.randint(256, (4, 1, 5, 5), dtype=torch.uint8)
+    expected = (2 * grey.double().mean((2, 3))).expand(-1, 3).float()
+    assert torch.allclose(load(spec, "cpu")(grey).features, expected)  # given as RGB, as torch-fidelity does
+    save_file({"scale": torch.tensor([3.0])}, folder / "scale.safetensors")
+    with pytest.raises(ValueError, match="SHA-256"):
+        load(spec, "cpu")
+    with pytest.raises(ValueError, match=r"evaluate.weights: there is no file .*absent"):
+        resolve("mine.networks:Means", "any", "absent", (1, 5, 5))
+
+
+def test_source_that_differs_where_the_work_is_done_is_refused(folder):
+    spec = spec_of("Means")
+    (folder / "mine" / "networks.py").write_text(SOURCE.replace("mean((2, 3))", "amax((2, 3))"))
+    forget()
+    with pytest.raises(ValueError, match="other source code on this machine"):
+        load(spec, "cpu")
+    changed = spec_of("Means")
+    assert changed.weights_sha256 != spec.weights_sha256
+    load(changed, "cpu")
+
+
+def test_source_of_a_base_class_counts(folder):
+    """A class of two lines that inherits everything changes when what it inherits does."""
+    (folder / "mine" / "derived.py").write_text("from mine.networks import Means\nclass Derived(Means):\n    pass\n")
+    before = spec_of("Derived", "mine.derived").source_sha256
+    (folder / "mine" / "networks.py").write_text(SOURCE + "\n# changed\n")
+    forget()
+    assert spec_of("Derived", "mine.derived").source_sha256 != before
+
+
+@pytest.mark.parametrize(
+    ("name", "feature_layer", "logits_layer"),
+    [("NoLogits", "means", None), ("OldFidelity", "means", None), ("OnlyLogits", "my_logits", "my_logits")],
+)
+def test_layers_of_own_class(folder, name, feature_layer, logits_layer):
+    description = describe(f"mine.networks:{name}", None, (3, 5, 5))
+    width = 3 if feature_layer == "means" else 2
+    classes = None if logits_layer is None else 2
+    expected = Description(feature_layer, logits_layer, width, classes, description.source_sha256)
+    assert description == expected
+
+
+def test_inception_score_is_not_given_without_logits(folder):
+    spec = spec_of("NoLogits")
+    wanted = feasible(Settings(), spec, 100, 100)
+    assert wanted.reasons == {"isc": "mine.networks:NoLogits has no layer of logits"}
+    assert "isc" not in wanted.settings.metrics
+    assert load(spec, "cpu")(torch.zeros(2, 3, 5, 5, dtype=torch.uint8)).logits is None
+
+
+def test_one_layer_can_be_both(folder):
+    features, logits = load(spec_of("OnlyLogits"), "cpu")(torch.randint(256, (4, 3, 5, 5), dtype=torch.uint8))
+    assert features.shape == (4, 2)
+    assert torch.equal(features, logits)
+
+
+def test_features_that_are_no_numbers_are_refused(folder):
+    images = torch.tensor([1, 0, 2, 0], dtype=torch.uint8)[:, None, None, None].expand(4, 3, 5, 5)
+    features = load(spec_of("Nan"), "cpu")(images).features
+    with pytest.raises(ValueError, match="2 of 4 feature vectors hold nan or infinity"):
+        Moments.of(features.numpy())
+
+
+def test_what_is_wrong_is_said_in_one_line(folder):
+    name = "mine.networks:Failing"
+    with pytest.raises(ValueError) as error:
+        resolve(name, "any", None, (3, 5, 5))
+    where = f"python -m eval.describe_extractor {name} 3 5 5"
+    assert str(error.value) == f"the extractor {name} can't be used: in two lines (where that comes from: {where})"
+
+
+def test_classes_that_torch_fidelity_would_read_otherwise_are_refused(folder):
+    with pytest.raises(ValueError, match="layers of fid, kid and prc must be one and the same"):
+        describe("mine.networks:TwoLayers", None, (3, 5, 5))
+    with pytest.raises(TypeError, match=r"mine.networks:NoExtractor is no subclass of torch_fidelity.Feature"):
+        own_class("mine.networks:NoExtractor")
+    with pytest.raises(TypeError, match=r"one float \(B, d\) for each of \['means', 'my_logits'\]"):
+        describe("mine.networks:Pictures", None, (3, 5, 5))
+
+
+def test_torch_fidelity_takes_the_same_class(folder):
+    """What taugrid reads is what torch-fidelity would: the class as it is, no wrapper."""
+    own = own_class("mine.networks:Means")
+    assert issubclass(own, torch_fidelity.FeatureExtractorBase)
+    images = torch.randint(256, (4, 3, 5, 5), dtype=torch.uint8)
+    spec = replace(spec_of("Means"), logits_layer=None, classes=None)
+    theirs = own("any-name", ["means"], cuda=False)(images)[0]
+    assert torch.equal(load(spec, "cpu")(images).features, theirs.float())
