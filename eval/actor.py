@@ -87,6 +87,9 @@ def score(job: ScoreJob) -> int:
         _write_influence(job, scores.influence)  # before the score, which says that all is there
     header = {**job.header, "metrics": scores.values, "notes": [*job.notes, *scores.notes]}
     write_sealed(Path(job.path), header)
+    if not job.keep_features:
+        for path in job.feature_paths:
+            Path(path).unlink(missing_ok=True)
     return job.num_samples
 
 

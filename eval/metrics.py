@@ -78,10 +78,11 @@ def describe_extractor(extractor: ExtractorSpec) -> dict[str, Any]:
 
 
 class Feasible(NamedTuple):
-    """The settings that are left, and metric -> why it can't be given."""
+    """The settings that are left, metric -> why it can't be given, and what was changed."""
 
     settings: Settings
     reasons: dict[str, str]
+    remarks: list[str]
 
 
 def feasible(wanted: Settings, extractor: ExtractorSpec, num_samples: int, num_reference: int | None) -> Feasible:
@@ -112,9 +113,15 @@ def feasible(wanted: Settings, extractor: ExtractorSpec, num_samples: int, num_r
         reasons["fid_infinity"] = no_infinity
     metrics = tuple(metric for metric in METRICS if metric in wanted.metrics and metric not in reasons)
     subset_size = kid_subset_size(wanted.kid_subset_size, num_samples, fewest)
+    remarks = []
+    if "kid" in metrics and subset_size < wanted.kid_subset_size:
+        remarks.append(
+            f"kid_subset_size is {subset_size} here, not {wanted.kid_subset_size}: there are no more images on one side"
+        )
     return Feasible(
         replace(wanted, metrics=metrics, kid_subset_size=subset_size),
         {metric: reasons[metric] for metric in METRICS if metric in reasons and metric in wanted.metrics},
+        remarks,
     )
 
 

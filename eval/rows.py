@@ -52,6 +52,9 @@ COMPARED = frozenset({"tau", "clip", "weights"})
 agree, for each moves a score by itself: reference, N, extractor, precision, rounding, metric settings, seeds, versions.
 A field that is not known here must agree too."""
 
+LABELS = frozenset({"reference.dataset", "reference.split"})
+"""What a reference is called: its content, `reference.sha256`, is what must agree."""
+
 CELLS_NAMED = 3
 """How many cells a message names for each value; the rest are counted."""
 
@@ -82,7 +85,7 @@ def disagreements(protocols: Mapping[str, Protocol]) -> dict[str, dict[str, list
 def _must_agree(protocol: Protocol, path: str = "") -> Iterator[tuple[str, str]]:
     """Dotted names, and values as JSON."""
     for key, value in protocol.items():
-        if not path and key in COMPARED:
+        if (not path and key in COMPARED) or f"{path}{key}" in LABELS:
             continue
         if isinstance(value, Mapping):
             yield from _must_agree(value, f"{path}{key}.")

@@ -70,7 +70,7 @@ def evaluate(
             reference or its weights, features hold nan or infinity, images changed meanwhile, or `cache` can't be made.
         workers.images.DamagedFile: for an image or a file that can't be read.
     """
-    left, reasons = metrics.feasible(settings, extractor, samples.num_images, _num_images(reference))
+    left, reasons, remarks = metrics.feasible(settings, extractor, samples.num_images, _num_images(reference))
     _require_fit(samples, reference, extractor, left, reasons)
     if cache is not None:
         _make_folder(cache)
@@ -93,7 +93,7 @@ def evaluate(
         "samples": _identity(samples),
         "reference": _identity(reference),
         "metrics": scores.values,
-        "notes": [*(f"no {metric}: {reason}" for metric, reason in reasons.items()), *scores.notes],
+        "notes": [*(f"no {metric}: {reason}" for metric, reason in reasons.items()), *remarks, *scores.notes],
         "warnings": warnings(samples, reference, extractor),
         "protocol": protocol(samples, reference, extractor, left, versions),
     }

@@ -39,6 +39,8 @@ _FLOATS = frozenset(COLUMNS[COLUMNS.index("fid") : COLUMNS.index("protocol")]) |
 
 SIGMA_HAT = "σ̂"
 MISSING = "–"
+ROUNDING = 1e-9
+"""A spread below this share of its value is rounding: of subsets that are all the whole set, say."""
 Z_95 = 1.96
 """|z| from which a difference counts as one: chance gets there 1 time in 20 where there is none. Nothing is corrected
 for the number of values in a column, nor for its best having been picked as such."""
@@ -275,7 +277,8 @@ def write_number(value: float, error: float) -> tuple[str, str]:
     """Value and "± error" by the rule in the module's docstring."""
     if not math.isfinite(value):
         return MISSING, ""
-    if not (math.isfinite(error) and error > 0):  # the spread of a single split or subset is 0: it tells nothing
+    # The spread of a single split is 0, and of subsets that are all the whole set next to it: it tells nothing.
+    if not (math.isfinite(error) and error > ROUNDING * abs(value)):
         return f"{value:.{max(2, _decimals(value, digits=3))}f}", ""
     decimals = _decimals(error, digits=2)
     return f"{value:.{decimals}f}", f"± {error:.{decimals}f}"

@@ -163,6 +163,8 @@ def evaluate(
     if config is None:
         if not {"samples", "reference"} <= given.keys():
             raise UserError("give a CONFIG, or --samples PATH and --reference PATH for images made elsewhere")
+        if out is not None or workers is not None or address != "local":
+            raise UserError("--out, --workers and --address are for a run; images made elsewhere are scored right here")
         _score_elsewhere(given, assignments, as_json)
         return
     if given:
@@ -177,7 +179,7 @@ def _score_elsewhere(given: dict[str, str], assignments: tuple[str, ...], as_jso
 
     section: dict[str, Any] = {key: given[key] for key in ("extractor", "weights") if key in given}
     if "metrics" in given:
-        section["metrics"] = given["metrics"].split(",")
+        section["metrics"] = [name.strip() for name in given["metrics"].split(",")]
     with Progress() as progress:
         scores = score_images(given["samples"], given["reference"], section, assignments, progress)
     _print(scores, as_json, scores_text)

@@ -28,6 +28,8 @@ def score_images(
     if others:
         raise UserError(f"--set {others[0]}: images made elsewhere have no such section; set keys of evaluate")
     section = validate(Evaluate, values["evaluate"], "evaluate")
+    if section.reference is not None or not section.keep_features:
+        raise UserError("--set evaluate.reference, evaluate.keep_features: for a run; give --reference PATH here")
     try:
         progress.say("reading images")
         found, compared = open_source(samples), open_reference(reference)

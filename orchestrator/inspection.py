@@ -88,6 +88,7 @@ def verify(plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> list[Dama
     for cell in plan.cells:
         found += _verify_samples(cell, rundir, tick)
     derived = [rundir.reconstructions.glob("*/part-*.parquet"), rundir.interpolations.glob("*/part-*.parquet")]
+    derived.append(rundir.scores.glob("*.parquet"))
     for path in sorted(itertools.chain(rundir.features.glob("*/*/part-*.parquet"), *derived)):
         try:
             images.inspect(path)

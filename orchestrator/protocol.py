@@ -15,6 +15,9 @@ from orchestrator.versions import versions
 from workers import data as datasets
 from workers.images import DamagedFile
 
+MANY = 10**9
+"""As many samples as any metric needs."""
+
 VERSIONS = ("taugrid", "torch", "torch-fidelity", "numpy", "scipy")
 
 
@@ -146,7 +149,12 @@ def evaluation(config: Config, plan: Plan) -> Evaluation:
             f"evaluate.reference: {reference.given.path} has moments of {reference.given.dimensions} features, but "
             f"{spec.name} gives {spec.dimensions}; set evaluate.extractor to the one that they were made with"
         )
-    return Evaluation(config, spec, reference)
+    found = Evaluation(config, spec, reference)
+    left, reasons, _ = found.feasible(MANY)
+    if not left.metrics:
+        told = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
+        raise UserError(f"evaluate.metrics: none of them can be given at any N ({told})")
+    return found
 
 
 def _reference(config: Config) -> Reference:

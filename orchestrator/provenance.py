@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from eval.metrics import describe_extractor
 from orchestrator.grid import Plan
 from orchestrator.protocol import Evaluation
 from orchestrator.rundir import RunDir, read_events
 from orchestrator.versions import versions
+from workers.data import fingerprint, load_images
 from workers.files import read_json, write_json
 
 PACKAGES = ("taugrid", "ray", "torch", "diffusers", "torch-fidelity", "pyarrow", "pandas", "numpy", "scipy", "pillow")
@@ -43,13 +45,21 @@ def write(rundir: RunDir, plan: Plan, evaluation: Evaluation | None) -> None:
         **software(),
         "models": {model.id: _weights(rundir, plan, model.id) for model in plan.models if rundir.is_trained(model)},
         "dataset": before.get("dataset"),
+        "reference": before.get("reference"),
         "extractor": before.get("extractor"),
         "machines": machines(rundir),
     }
     if evaluation is not None:
         reference, extractor = evaluation.reference, evaluation.extractor
-        value["dataset"] = reference.describe()
-        value["extractor"] = {"name": extractor.name, "weights_sha256": extractor.weights_sha256}
+        images = load_images(evaluation.config.data)
+        value["dataset"] = {
+            "name": evaluation.config.data.name,
+            "split": evaluation.config.data.split,
+            "num_images": len(images),
+            "sha256": fingerprint(images),
+        }
+        value["reference"] = reference.describe()
+        value["extractor"] = describe_extractor(extractor)
     write_json(rundir.provenance, value)
 
 

@@ -22,7 +22,7 @@ from workers.files import read_sealed
 
 NO_ERROR = "no fid_se"
 """How the note begins that says why a cell's FID has no standard error."""
-NO_INFLUENCE = "it was scored by an earlier version; remove its score to have it computed anew"
+NO_INFLUENCE = "its samples' influences are not there or not whole; `taugrid evaluate` computes them"
 
 LARGEST_SHARE_BEYOND_1 = 1e-6
 """Of a Gaussian's images: 8 bits clip those pixels, which closed forms know nothing of."""

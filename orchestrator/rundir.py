@@ -22,7 +22,7 @@ from orchestrator.config import Diffusion
 from orchestrator.errors import UserError
 from orchestrator.grid import Cell, Model, Shard
 from workers import images
-from workers.files import read_json, write_json
+from workers.files import read_json, read_sealed, write_json
 from workers.jobs import Network, Oracle, SavedUnet
 
 READERS = 8
@@ -183,10 +183,14 @@ class RunDir:
         return part is not None and part.stop >= stop
 
     def forget_derived(self, cell: Cell, shard: Shard) -> None:
-        """Remove what was computed from a shard that is gone: its features, and with them the cell's scores."""
-        features = list(self.features.glob(f"*/{cell.name}/{shard.name}"))
-        scores = list(self.scores.glob(f"{cell.id}-*")) if features else []
-        for path in scores + features:  # in this order: a kill in between leaves what will be found missing
+        """Remove what was computed from a shard that is gone: its features, and the scores that it was part of."""
+        scores = []
+        for path in self.scores.glob(f"{cell.id}-*.json"):
+            score = read_sealed(path)
+            if score is None or score["protocol"]["num_samples"] > shard.start:
+                scores += [path, path.with_suffix(".parquet")]
+        # Scores first: a kill in between leaves what will be found missing.
+        for path in [*scores, *self.features.glob(f"*/{cell.name}/{shard.name}")]:
             path.unlink(missing_ok=True)
 
     def committed_cells(self) -> dict[str, str]:
@@ -196,7 +200,7 @@ class RunDir:
 
     def remove_temporaries(self) -> None:
         """Remove what killed writers left behind; for when no writer is at work."""
-        for folder in (".", "samples/*", "features/*/*", "reconstructions/*", "interpolations/*"):
+        for folder in (".", "samples/*", "features/*/*", "scores", "reconstructions/*", "interpolations/*"):
             for path in self.root.glob(f"{folder}/.*.tmp"):
                 path.unlink(missing_ok=True)
 

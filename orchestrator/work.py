@@ -101,10 +101,14 @@ class Survey:
         extracted = self.rundir.extracted(folder, cell, every_byte=True, on_damage=damages.append)
         for damage in damages:
             self.on_damage(damage)
-        score = self.rundir.score(cell, evaluation.id(cell))
-        scored = read_sealed(score) is not None
-        if score.exists() and not scored:
+        score, n = self.rundir.score(cell, evaluation.id(cell)), cell.settings.num_samples
+        value = read_sealed(score)
+        if score.exists() and value is None:
             self.on_damage(Damage(score, "it is not what was written"))
+        influence = self.rundir.influence(cell, evaluation.id(cell))
+        scored = value is not None and (
+            "fid_se" not in value["metrics"] or self.rundir.is_whole(influence, n, self.on_damage)
+        )
         if not damages and len(sampled) == len(cell.shards) and scored:
             return  # features may have been removed to save space: the score is what they were for
         requires = {REFERENCE_KEY} if needs_reference else set()
@@ -123,17 +127,17 @@ class Survey:
             needs = frozenset() if shard.number in sampled else frozenset({_key("sample", shard)})
             yield Piece(Task(_key("extract", shard), "extract", shard.images, needs), job, cell)
             requires.add(_key("extract", shard))
-        n = cell.settings.num_samples
-        settings, reasons = evaluation.feasible(n)
+        settings, reasons, remarks = evaluation.feasible(n)
         score_job = ScoreJob(
             path=str(score),
-            influence_path=str(self.rundir.influence(cell, evaluation.id(cell))),
+            influence_path=str(influence),
             feature_paths=tuple(str(self.rundir.feature_part(folder, cell, shard)) for shard in cell.shards),
             num_samples=n,
             reference=self._reference_files(evaluation),
             settings=settings,
             header={"cell": cell.id, "evaluation": evaluation.id(cell), "protocol": evaluation.protocol(cell)},
-            notes=tuple(f"no {metric}: {reason}" for metric, reason in reasons.items()),
+            notes=(*(f"no {metric}: {reason}" for metric, reason in reasons.items()), *remarks),
+            keep_features=self.config.evaluate.keep_features,
         )
         yield Piece(Task(f"score/{cell.id}", "score", n, frozenset(requires)), score_job, cell)
 

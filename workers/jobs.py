@@ -119,6 +119,8 @@ class ScoreJob:
     """What the score is of, `protocol` above all: written beside the metrics."""
     notes: tuple[str, ...]
     """Why a metric that was asked for is not given."""
+    keep_features: bool
+    """False: remove the feature files once the score is in place."""
 
 
 Job = SampleJob | ReconstructJob | InterpolateJob | ExtractJob | ScoreJob
