@@ -41,6 +41,8 @@ DIMENSIONS, CLASSES = 2048, 1008
 BATCH_SIZE = 250
 """taugrid's default; torch-fidelity keeps its own."""
 
+THEIRS, OURS = "torch-fidelity", "taugrid"
+
 Way = Callable[[], object]
 
 
@@ -98,57 +100,74 @@ def time_extraction(folder: Path, images: int, rounds: int) -> None:
 
     def taugrid_way() -> Tensor:
         source = open_source(str(pictures))
-        found = [ours(torch.from_numpy(images)).features for _, images in batches(source, BATCH_SIZE)]
+        found = [ours(torch.from_numpy(batch)).features for _, batch in batches(source, BATCH_SIZE)]
         return torch.cat(found)
 
     expected, features = torch_fidelity_way(), taugrid_way()
     difference = float((expected - features).abs().max())
     spread = float(expected.std(dim=0).median())
-    seconds = in_turns({"torch-fidelity": torch_fidelity_way, "taugrid": taugrid_way}, rounds)
-    rates = {name: images / each for name, each in seconds.items()}
-    print(f"extraction of {images} images: torch-fidelity {rates['torch-fidelity']:.2f} images/s, taugrid "
-          f"{rates['taugrid']:.2f}, ratio {rates['taugrid'] / rates['torch-fidelity']:.2f} (medians of {rounds}); "
+    seconds = in_turns({THEIRS: torch_fidelity_way, OURS: taugrid_way}, rounds)
+    theirs_rate, ours_rate = images / seconds[THEIRS], images / seconds[OURS]
+    print(f"extraction of {images} images: {THEIRS} {theirs_rate:.2f} images/s, {OURS} {ours_rate:.2f}, ratio "
+          f"{ours_rate / theirs_rate:.2f} (medians of {rounds}); "
           f"features differ by at most {difference:.1e}, their median std is {spread:.2f}")  # fmt: skip
+
+
+def draw_features(random: np.random.Generator, samples: int) -> metrics.Features:
+    """Non-negative, as Inception's, with variances that fall by a factor of 400."""
+    scale = np.geomspace(1, 0.05, DIMENSIONS)
+    return (np.abs(random.normal(size=(samples, DIMENSIONS))) * scale).astype(np.float32)
+
+
+def ways_of_cell(
+    features: metrics.Features, logits: metrics.Features, reference: Reference, reference_statistics: object
+) -> dict[str, dict[str, Way]]:
+    """Metric -> both ways to compute it for a cell."""
+    tensor, logits_tensor = torch.from_numpy(features), torch.from_numpy(logits)
+    reference_tensor = torch.from_numpy(reference.features)
+
+    def theirs_fid() -> object:
+        return fid_statistics_to_metric(fid_features_to_statistics(tensor), reference_statistics, verbose=False)
+
+    def ours(metric: str) -> Way:
+        settings = metrics.Settings(metrics=(metric,))
+        return lambda: metrics.score(
+            lambda: iter([features]), lambda: iter([logits]), len(features), reference, settings
+        )  # fmt: skip
+
+    return {
+        "fid": {THEIRS: theirs_fid, OURS: ours("fid")},
+        "isc": {THEIRS: lambda: isc_features_to_metric(logits_tensor), OURS: ours("isc")},
+        "kid": {
+            THEIRS: lambda: kid_features_to_metric(tensor, reference_tensor, verbose=False),
+            OURS: ours("kid"),
+        },
+    }
 
 
 def time_metrics(samples: int, cells: int) -> None:
     random = np.random.default_rng(0)
-    scale = np.geomspace(1, 0.05, DIMENSIONS)
-
-    def features() -> metrics.Features:
-        return (np.abs(random.normal(size=(samples, DIMENSIONS))) * scale).astype(np.float32)
-
-    reference_features = features()
+    reference_features = draw_features(random, samples)
     moments = metrics.moments([reference_features], samples)
-    began = time.perf_counter()
-    root = symmetric_root(moments.covariance)
-    root_seconds = time.perf_counter() - began
-    reference = Reference(moments, root, samples, lambda: reference_features)
-    reference_tensor = torch.from_numpy(reference_features)
-    reference_statistics = fid_features_to_statistics(reference_tensor)
-    settings = {name: metrics.Settings(metrics=(name,)) for name in ("fid", "isc", "kid")}
-    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
+    reference = Reference(moments, symmetric_root(moments.covariance), samples, lambda: reference_features)
+    reference_statistics = fid_features_to_statistics(torch.from_numpy(reference_features))
+    times: dict[str, list[dict[str, float]]] = {}
     for _ in range(cells):
-        cell, logits = features(), random.normal(0, 3, (samples, CLASSES)).astype(np.float32)
-        theirs: dict[str, Way] = {
-            "fid": lambda: fid_statistics_to_metric(
-                fid_features_to_statistics(torch.from_numpy(cell)), reference_statistics, verbose=False  # noqa: B023
-            ),
-            "isc": lambda: isc_features_to_metric(torch.from_numpy(logits)),  # noqa: B023
-            "kid": lambda: kid_features_to_metric(torch.from_numpy(cell), reference_tensor, verbose=False),  # noqa: B023
-        }  # fmt: skip
-        for name, setting in settings.items():
-            ours = lambda: metrics.score(lambda: iter([cell]), lambda: iter([logits]), samples, reference, setting)  # noqa
-            seconds[name].append(in_turns({"theirs": theirs[name], "ours": ours}, 1))
-    totals = {side: 0.0 for side in ("theirs", "ours")}
-    for name, cells_seconds in seconds.items():
-        median = {side: statistics.median(each[side] for each in cells_seconds) for side in totals}
-        totals = {side: totals[side] + median[side] for side in totals}
-        print(f"{name}: torch-fidelity {median['theirs']:.2f} s a cell, taugrid {median['ours']:.2f}, ratio "
-              f"{median['theirs'] / median['ours']:.2f}")  # fmt: skip
-    print(f"metrics of {cells} cells of {samples} samples, {DIMENSIONS} dimensions: torch-fidelity "
-          f"{totals['theirs']:.2f} s a cell, taugrid {totals['ours']:.2f}, ratio "
-          f"{totals['theirs'] / totals['ours']:.2f}; once for all cells, the reference's root: {root_seconds:.1f} s")  # fmt: skip
+        logits = random.normal(0, 3, (samples, CLASSES)).astype(np.float32)
+        ways = ways_of_cell(draw_features(random, samples), logits, reference, reference_statistics)
+        for metric, both in ways.items():
+            times.setdefault(metric, []).append(in_turns(both, 1))
+    totals = dict.fromkeys((THEIRS, OURS), 0.0)
+    for metric, each in times.items():
+        seconds = {side: statistics.median(cell[side] for cell in each) for side in totals}
+        totals = {side: totals[side] + seconds[side] for side in totals}
+        report(metric, seconds)
+    report(f"all, {samples} samples of {DIMENSIONS} dimensions (medians of {cells} cells)", totals)
+
+
+def report(what: str, seconds: dict[str, float]) -> None:
+    ratio = seconds[THEIRS] / seconds[OURS]
+    print(f"{what}: {THEIRS} {seconds[THEIRS]:.2f} s a cell, {OURS} {seconds[OURS]:.2f}, ratio {ratio:.2f}")
 
 
 def main() -> None:

@@ -34,6 +34,10 @@ DINOV2_HUB_REPOSITORY = "facebookresearch/dinov2"
 DOWNLOAD_TIMEOUT_SECONDS = 10.0
 """For a connection, and for a silence in the middle of a download: without a network one should hear of it soon."""
 
+DESCRIBE_TIMEOUT_SECONDS = 300.0
+"""For one's own class to be loaded and tried in another process; enough to download some weights, not to wait for ever.
+"""
+
 
 class Known(NamedTuple):
     """An extractor as its library describes it; `url` and `cached_as` are None where the weights ship with taugrid."""
@@ -99,7 +103,8 @@ class ExtractorSpec:
     weights_path: str | None
     """None: the weights that ship with taugrid, wherever it is installed, or none at all."""
     weights_sha256: str
-    """Of the file of weights. Without one: of the class's source (`source_sha256`), or of nothing (pixels)."""
+    """Of the file of weights. Without one: of all that one's own class loaded, the weights that it found by itself
+    included (`eval.describe_extractor.Description.content_sha256`), or of nothing (pixels)."""
     feature_layer: str
     logits_layer: str | None
     """None: no logits, so no Inception Score."""
@@ -108,7 +113,8 @@ class ExtractorSpec:
     classes: int | None
     """Width of the logits; None where there are none."""
     source_sha256: str | None = None
-    """Of the source files of one's own class and its bases, see `eval.describe_extractor`; None for all others."""
+    """Of the source files of one's own class, its bases and what they import, see `eval.describe_extractor`; None for
+    all others."""
 
 
 def resolve(name: str | None, data_name: str, weights: str | None, image_shape: tuple[int, int, int]) -> ExtractorSpec:
@@ -167,14 +173,22 @@ def _own(name: str, weights: str | None, image_shape: tuple[int, int, int]) -> E
     if path is not None:
         arguments += ["--weights", str(path)]
     # -P: without it a folder `eval` in the current one would be taken for taugrid's.
-    done = subprocess.run([sys.executable, "-P", *arguments], capture_output=True, text=True, check=False)
+    whole = [sys.executable, "-P", *arguments]
+    command = shlex.join(["python", *arguments])
+    try:
+        done = subprocess.run(whole, capture_output=True, text=True, check=False, timeout=DESCRIBE_TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise ValueError(
+            f"the extractor {name} took more than {DESCRIBE_TIMEOUT_SECONDS:.0f} seconds to load and to give features "
+            f"of two images; see what it does: {command}"
+        ) from None
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        command = shlex.join(["python", *arguments])
         raise ValueError(f"the extractor {name} can't be used: {reason} (where that comes from: {command})")
     description = json.loads(done.stdout.splitlines()[-1])  # the class may print, too
+    content = description.pop("content_sha256")
     if path is None:
-        return ExtractorSpec(name, None, description["source_sha256"], **description)
+        return ExtractorSpec(name, None, content, **description)
     return ExtractorSpec(name, str(path), sha256(path), **description)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from eval.extractor_names import ExtractorSpec
 from eval.extrapolation import fid_infinity, no_extrapolation
+from eval.kernel import kernel_distance, kid_subset_size
 from eval.reference import Reference
 from eval.statistics import (
     ROWS_AT_ONCE,
@@ -22,8 +23,6 @@ from eval.statistics import (
     MeanAndSpread,
     Moments,
     inception_splits,
-    kernel_distance,
-    kid_subset_size,
     merge,
     standard_error,
 )
@@ -170,7 +169,12 @@ def score(
         values["isc_mean"], values["isc_std"] = inception_score(logits(), num_samples, settings)
     if "kid" in settings.metrics:
         values["kid_mean"], values["kid_std"] = kernel_distance(
-            held, reference.features, settings.kid_subsets, settings.kid_subset_size, settings.seed
+            held,
+            reference.features,
+            settings.kid_subsets,
+            settings.kid_subset_size,
+            settings.seed,
+            reference.kernel_sums,
         )
     if "prc" in settings.metrics:
         from eval.neighbours import precision_recall

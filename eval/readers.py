@@ -5,14 +5,16 @@ torch-fidelity is read.
 """
 
 import io
+import lzma
 import os
 import re
+import struct
 import zipfile
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import pairwise
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
@@ -43,6 +45,10 @@ PNG_DEPTH_AT = 24
 
 NPZ_IMAGES = "arr_0"
 """The name that numpy.savez gives to its first array; guided-diffusion's samples are kept under it."""
+
+NPZ_ERRORS = (OSError, ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+"""What zipfile and numpy raise for a damaged `.npz`: a wrong bit can make an array encrypted, or of another
+compression, or of a later version of zip (NotImplementedError, which is a RuntimeError)."""
 
 SPLIT_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}")
 """How Hugging Face names the files of a split."""
@@ -144,13 +150,11 @@ def _decode_files(paths: Sequence[str]) -> list[Picture]:
 
 def npz_reader(path: Path) -> Reader:
     """The images `arr_0` (N, H, W, C) of an `.npz`, read a few at a time."""
-    with _open_npz(path) as archive:
-        names = [name.removesuffix(".npy") for name in archive.namelist()]
-        if NPZ_IMAGES not in names:
-            hint = "; mu and sigma can be a reference, not samples" if {"mu", "sigma"} <= set(names) else ""
-            raise SourceError(f"{path} has no images {NPZ_IMAGES} (N, height, width, channels), only {names}{hint}")
-        with archive.open(f"{NPZ_IMAGES}.npy") as file:
-            count, *shape = _npy_shape(path, file)
+    try:
+        names, (count, *shape) = _npz_header(path)
+    except SourceError:
+        require_whole_npz(path)  # what looks like another file may be a damaged one
+        raise
     warnings: tuple[str, ...] = ()
     if {"mu", "sigma"} <= set(names):
         # guided-diffusion's references: statistics of a whole training set beside 10,000 images of it
@@ -158,20 +162,40 @@ def npz_reader(path: Path) -> Reader:
     return Reader(count, lambda: _npz_pictures(path, count, tuple(shape)), warnings)
 
 
-def _open_npz(path: Path) -> zipfile.ZipFile:
+def require_whole_npz(path: Path) -> None:
+    """Raise `DamagedFile` unless `path` is an `.npz` whose arrays have their checksums."""
+    with _damage(path), zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} can't be read")
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Makes a `DamagedFile` of what zipfile and numpy raise."""
     try:
-        return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
+        yield
+    except SourceError:
+        raise
+    except NPZ_ERRORS as error:
         raise DamagedFile(f"{path} is no whole .npz: {_one_line(error)}") from None
 
 
+def _npz_header(path: Path) -> tuple[list[str], tuple[int, ...]]:
+    """The names of the arrays in an `.npz`, and the shape of its images."""
+    with _damage(path), zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        if NPZ_IMAGES not in names:
+            hint = "; mu and sigma can be a reference, not samples" if {"mu", "sigma"} <= set(names) else ""
+            raise SourceError(f"{path} has no images {NPZ_IMAGES} (N, height, width, channels), only {names}{hint}")
+        with archive.open(f"{NPZ_IMAGES}.npy") as file:
+            return names, _npy_shape(path, file)
+
+
 def _npy_shape(path: Path, file: IO[bytes]) -> tuple[int, ...]:
-    try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, columns_first, dtype = read(file)
-    except (ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise DamagedFile(f"{path}: {NPZ_IMAGES} can't be read: {_one_line(error)}") from None
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, columns_first, dtype = read(file)
     if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape or columns_first:
         order = " in Fortran's order" if columns_first else ""
         raise SourceError(
@@ -183,19 +207,18 @@ def _npy_shape(path: Path, file: IO[bytes]) -> tuple[int, ...]:
 
 def _npz_pictures(path: Path, count: int, shape: tuple[int, ...]) -> Iterator[Picture]:
     size = int(np.prod(shape))
-    with _open_npz(path) as archive, archive.open(f"{NPZ_IMAGES}.npy") as file:
+    with _damage(path), zipfile.ZipFile(path) as archive, archive.open(f"{NPZ_IMAGES}.npy") as file:
         _npy_shape(path, file)
         for start in range(0, count, IMAGES_AT_ONCE):
             wanted = min(IMAGES_AT_ONCE, count - start) * size
-            try:
-                data = file.read(wanted)
-            except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-                raise DamagedFile(f"{path}: {NPZ_IMAGES} can't be read: {_one_line(error)}") from None
+            data = file.read(wanted)
             if len(data) < wanted:
                 raise DamagedFile(f"{path}: {NPZ_IMAGES} ends before image {start + len(data) // size} of {count}")
             images = np.frombuffer(data, np.uint8).reshape(-1, *shape)
             for offset, image in enumerate(images):
                 yield Picture(f"{path} image {start + offset}", image.transpose(2, 0, 1), lossy=False)
+        if file.read(1):  # only at its end is an array's checksum known
+            raise DamagedFile(f"{path}: {NPZ_IMAGES} goes on after its {count} images")
 
 
 class Table(NamedTuple):
@@ -213,17 +236,28 @@ def parquet_reader(path: Path) -> Reader:
     tables = [_table(p) for p in paths]
     if all(table.ends is not None for table in tables):
         tables.sort(key=lambda table: table.ends or (0, 0))
-        for one, other in pairwise(tables):
-            if one.ends and other.ends and one.ends[1] >= other.ends[0]:
-                raise SourceError(
-                    f"{one.path} and {other.path} both hold index {other.ends[0]}: give the files of one cell"
-                )
+        _require_one_cell(path, tables)
     splits = sorted({match[1] for p in paths if (match := SPLIT_NAME.match(Path(p).name))})
     warnings = (f"{path} holds the splits {', '.join(splits)}, and all are taken",) if len(splits) > 1 else ()
     count = sum(table.rows for table in tables)
     if not count:
         raise SourceError(f"{path} holds no rows")
     return Reader(count, lambda: ahead(_decode_rows, _rows(tables)), warnings)
+
+
+def _require_one_cell(path: Path, tables: Sequence[Table]) -> None:
+    """SourceError unless the rows of these files, sorted, have the indices 0, 1, 2 and so on: none twice, none missing.
+
+    Whether images are missing at the end can't be seen; within a file, `_table` has looked.
+    """
+    before, stop = "", 0
+    for table in tables:
+        first, last = table.ends or (stop, stop)
+        if first < stop:
+            raise SourceError(f"{before} and {table.path} both hold index {first}: give the files of one cell")
+        if first > stop:
+            raise SourceError(f"{path} lacks the images of index {stop} to {first - 1}: give all files of a cell")
+        before, stop = table.path, last + 1
 
 
 def _decode_rows(rows: Sequence[Encoded]) -> list[Picture]:
@@ -238,9 +272,11 @@ def _table(path: str) -> Table:
             index = file.read(columns=["index"]).column("index").to_numpy() if ours and rows else None
     except (pa.ArrowException, OSError) as error:
         raise DamagedFile(f"{path} can't be read: {_one_line(error)}") from None
-    if index is not None and (np.diff(index) <= 0).any():
-        raise SourceError(f"{path}: its rows are not sorted by index")
-    return Table(path, _image_column(path, schema), rows, None if index is None else (int(index[0]), int(index[-1])))
+    ends = None if index is None else (int(index[0]), int(index[-1]))
+    if index is not None and (np.diff(index) != 1).any():
+        at = int(np.flatnonzero(np.diff(index) != 1)[0])
+        raise SourceError(f"{path}: index {index[at]} is followed by {index[at + 1]}, not by the next")
+    return Table(path, _image_column(path, schema), rows, ends)
 
 
 def _image_column(path: str, schema: pa.Schema) -> str:

@@ -7,9 +7,7 @@ extractor, its weights and layer, and the preprocessing. Imports no torch before
 import hashlib
 import json
 import os
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -20,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.extractor_names import ExtractorSpec, sha256
-from eval.readers import NPZ_IMAGES, SourceError
+from eval.readers import NPZ_ERRORS, NPZ_IMAGES, SourceError, require_whole_npz
 from eval.sources import Source, open_source
 from eval.statistics import Array, Moments, symmetric_root
 from workers import images
@@ -35,6 +33,10 @@ CACHE_FORMAT = 1
 ASYMMETRY = 1e-6
 """How far a covariance from a file may be from symmetric, as a share of its largest entry: float32 was used by some."""
 
+NEGATIVITY = 1e-4
+"""How far below 0 an eigenvalue of a covariance from a file may be, as a share of the largest. Rounding entries to
+float32 moves eigenvalues by at most 6e-8 sqrt(d) of it, 3e-6 at d = 2048; summing in float32 by more."""
+
 
 @dataclass(frozen=True, eq=False)
 class Reference:
@@ -48,6 +50,8 @@ class Reference:
     load_features: Callable[[], Features] | None = None
     """(m, d) float32 in the reference's order; None where they can't be had or were not asked for."""
     _radii: dict[int, Any] = field(default_factory=dict)
+    kernel_sums: dict[Hashable, Array] = field(default_factory=dict)
+    """Kept by `eval.kernel.kernel_distance`: the reference's own part of KID."""
 
     @cached_property
     def features(self) -> Features:
@@ -101,10 +105,8 @@ def read_moments(file: MomentsFile) -> Moments:
 
 
 def _load(path: Path) -> Any:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise DamagedFile(f"{path} is no whole .npz: {' '.join(str(error).split())}") from None
+    require_whole_npz(path)
+    return np.load(path, allow_pickle=False)
 
 
 def _mean_and_covariance(path: Path, arrays: Any) -> tuple[Array, Array]:
@@ -113,18 +115,28 @@ def _mean_and_covariance(path: Path, arrays: Any) -> tuple[Array, Array]:
         raise SourceError(f"{path} has no {missing.pop()}; a reference of moments holds mu (d,) and sigma (d, d)")
     try:
         mean, covariance = arrays["mu"], arrays["sigma"]
-    except (ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
+    except NPZ_ERRORS as error:
         raise DamagedFile(f"{path}: mu or sigma can't be read: {' '.join(str(error).split())}") from None
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or mean.dtype.kind + covariance.dtype.kind != "ff":
+    if (
+        mean.ndim != 1
+        or not len(mean)
+        or covariance.shape != (len(mean), len(mean))
+        or mean.dtype.kind + covariance.dtype.kind != "ff"
+    ):
         raise SourceError(
             f"{path}: mu is {mean.dtype} of shape {mean.shape} and sigma {covariance.dtype} of shape "
-            f"{covariance.shape}; taken are floats of shapes (d,) and (d, d)"
+            f"{covariance.shape}; taken are floats of shapes (d,) and (d, d), d > 0"
         )
     mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise SourceError(f"{path}: mu or sigma holds nan or infinity")
     if np.abs(covariance - covariance.T).max() > ASYMMETRY * np.abs(covariance).max():
         raise SourceError(f"{path}: sigma is not symmetric, so it is no covariance")
+    eigenvalues = np.linalg.eigvalsh(covariance)
+    if eigenvalues[0] < -NEGATIVITY * np.abs(eigenvalues).max():
+        raise SourceError(
+            f"{path}: sigma has eigenvalues from {eigenvalues[0]:.3g} to {eigenvalues[-1]:.3g}, so it is no covariance"
+        )
     return mean, covariance
 
 
@@ -195,10 +207,10 @@ def _write(path: Path, statistics: Statistics) -> None:
 
 def _read(path: Path) -> Statistics | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with _load(path) as file:
             statistics = Statistics(Moments(int(file["n"]), file["mean"], file["scatter"]), file["root"])
             whole = str(file["sha256"]) == _checksum(_arrays(statistics))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (DamagedFile, KeyError, *NPZ_ERRORS):
         return None
     return statistics if whole else None
 

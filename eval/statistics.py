@@ -1,7 +1,7 @@
-"""What is computed from features: mergeable moments, Frechet distance and its standard error, Inception Score, KID.
+"""What is computed from features: mergeable moments, Frechet distance and its standard error, Inception Score.
 
-Everything is float64. FID is Heusel et al. 2017, the Inception Score Salimans et al. 2016, KID Binkowski et al. 2018;
-splits, subsets and estimators are torch-fidelity's, so that its numbers for the same features are ours.
+Everything is float64. FID is Heusel et al. 2017, the Inception Score Salimans et al. 2016; splits and estimators are
+torch-fidelity's, so that its numbers for the same features are ours. KID is kernel.py's.
 """
 
 from dataclasses import dataclass
@@ -105,6 +105,12 @@ def _distance(samples: Moments, reference: Moments, eigenvalues: NDArray[np.floa
     return float(difference @ difference + traces - 2 * np.sqrt(np.clip(eigenvalues, 0, None)).sum())
 
 
+def _kept(eigenvalues: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+    """Which of the ascending eigenvalues are more than rounding."""
+    kept: NDArray[np.bool_] = eigenvalues > RANGE_TOLERANCE * max(float(eigenvalues[-1]), 0.0)
+    return kept
+
+
 @dataclass(frozen=True, eq=False)
 class Frechet:
     """FID of a set of samples, and how far each of them moves it: made from moments, then applied in any chunks."""
@@ -116,8 +122,10 @@ class Frechet:
     """(d,): the samples' mean m."""
     difference: Array
     """(d,): m - mu."""
-    transport_factor: Array
-    """F (d, r), with F F^T = T; r is the number of directions in which both distributions vary."""
+    dimensions: int
+    """r, the number of directions in which both distributions vary."""
+    transport_factor: Array | None
+    """F (d, r), with F F^T = T; None where N is too small for a standard error, which is what it is for."""
 
     @classmethod
     def of(cls, samples: Moments, reference: Moments, root: Array | None = None) -> "Frechet":
@@ -127,11 +135,19 @@ class Frechet:
         out of the range of S.
         """
         root = symmetric_root(reference.covariance) if root is None else root
-        eigenvalues, vectors = np.linalg.eigh(_product(root, samples.covariance))
-        kept = eigenvalues > RANGE_TOLERANCE * max(float(eigenvalues[-1]), 0.0)
+        product = _product(root, samples.covariance)
+        difference = samples.mean - reference.mean
+        if samples.n < SAMPLES_PER_DIMENSION * len(root):  # eigenvectors take 2.6 times as long as eigenvalues alone
+            eigenvalues = np.linalg.eigvalsh(product)
+            dimensions = int(_kept(eigenvalues).sum())
+            if samples.n < SAMPLES_PER_DIMENSION * dimensions:
+                distance = _distance(samples, reference, eigenvalues)
+                return cls(distance, samples.n, samples.mean, difference, dimensions, None)
+        eigenvalues, vectors = np.linalg.eigh(product)
+        kept = _kept(eigenvalues)
         factor = root @ (vectors[:, kept] * eigenvalues[kept] ** -0.25)
         distance = _distance(samples, reference, eigenvalues)
-        return cls(distance, samples.n, samples.mean, samples.mean - reference.mean, factor)
+        return cls(distance, samples.n, samples.mean, difference, int(kept.sum()), factor)
 
     def influence(self, features: NDArray[np.floating[Any]]) -> Array:
         """Return phi (n,) float64 of some of the samples, `features` (n, d): what standard errors are made of.
@@ -139,6 +155,8 @@ class Frechet:
         phi(x) = 2 (m - mu)^T (x - m) + (x - m)^T (I - T) (x - m), with T = R (R S R)^(-1/2) R, is up to a constant the
         derivative of FID towards a sample x at (m, S), the reference (mu, M) being fixed and R the root of M.
         """
+        if self.transport_factor is None:
+            raise ValueError(f"no influence is known: {self.no_standard_error}")
         influence = np.empty(len(features))
         for start in range(0, len(features), ROWS_AT_ONCE):
             centred = features[start : start + ROWS_AT_ONCE].astype(np.float64) - self.mean
@@ -153,12 +171,11 @@ class Frechet:
 
         A difference has one where both of its cells have.
         """
-        dimensions = self.transport_factor.shape[1]
-        if dimensions == 0:
+        if self.dimensions == 0:
             return "no feature varies both in the samples and in the reference"
-        if self.num_samples < SAMPLES_PER_DIMENSION * dimensions:
+        if self.num_samples < SAMPLES_PER_DIMENSION * self.dimensions:
             return (
-                f"{self.num_samples} samples for {dimensions} varying features: a standard error of FID needs "
+                f"{self.num_samples} samples for {self.dimensions} varying features: a standard error of FID needs "
                 f"{SAMPLES_PER_DIMENSION} samples for each"
             )
         return None
@@ -250,54 +267,3 @@ class InceptionSums:
         marginal = self.probabilities / self.counts[:, None]
         scores = np.exp(self.negative_entropies / self.counts - xlogy(marginal, marginal).sum(axis=1))
         return MeanAndSpread(float(scores.mean()), float(scores.std()))
-
-
-def kid_subset_size(requested: int, num_samples: int, num_reference: int) -> int:
-    """The subset size that can be drawn from both sides without repetition: record it with the number."""
-    return min(requested, num_samples, num_reference)
-
-
-def kernel_distance(
-    features: NDArray[np.floating[Any]],
-    reference_features: NDArray[np.floating[Any]],
-    subsets: int,
-    subset_size: int,
-    seed: int,
-) -> MeanAndSpread:
-    """KID: unbiased MMD^2 with the kernel (x . y / d + 1)^3, over `subsets` pairs of subsets drawn as torch-fidelity's.
-
-    Args:
-        features: (n, d), in the order of the samples' indices, on which the draws depend.
-        reference_features: (m, d), in the reference's order.
-        subsets: how many pairs of subsets.
-        subset_size: of each, from 2 to the smaller of n and m; see `kid_subset_size`.
-        seed: of NumPy's legacy generator.
-
-    Raises:
-        ValueError: for a subset size out of that range, or for features that are not finite.
-    """
-    require_finite(features)
-    if not 2 <= subset_size <= min(len(features), len(reference_features)):
-        raise ValueError(
-            f"KID subsets of {subset_size} can't be drawn from {len(features)} samples and "
-            f"{len(reference_features)} references; a subset has at least 2"
-        )
-    draw = np.random.RandomState(seed)
-    distances = np.empty(subsets)
-    for i in range(subsets):
-        x = features[draw.choice(len(features), subset_size, replace=False)].astype(np.float64)
-        y = reference_features[draw.choice(len(reference_features), subset_size, replace=False)].astype(np.float64)
-        distances[i] = _squared_mmd(x, y)
-    return MeanAndSpread(float(distances.mean()), float(distances.std()))
-
-
-def _squared_mmd(x: Array, y: Array) -> float:
-    """Unbiased MMD^2 of x, y (m, d): means of the kernel over pairs, without a point's pair with itself."""
-    m = len(x)
-    within = sum(kernel.sum() - np.trace(kernel) for kernel in (_kernel(x, x), _kernel(y, y)))
-    return float(within / (m * (m - 1)) - 2 * _kernel(x, y).mean())
-
-
-def _kernel(x: Array, y: Array) -> Array:
-    base: Array = x @ y.T / x.shape[1] + 1
-    return base * base * base  # numpy's ** 3 is many times slower

@@ -39,6 +39,8 @@ _FLOATS = frozenset(COLUMNS[COLUMNS.index("fid") : COLUMNS.index("protocol")]) |
 
 SIGMA_HAT = "σ̂"
 MISSING = "–"
+NOTHING = 5e-7
+"""Below this no digit of a value is written."""
 ROUNDING = 1e-9
 """A spread below this share of its value is rounding: of subsets that are all the whole set, say."""
 Z_95 = 1.96
@@ -275,6 +277,7 @@ def _legend(tables: Sequence[Pivot], metric: Metric) -> list[str]:
 
 def write_number(value: float, error: float) -> tuple[str, str]:
     """Value and "± error" by the rule in the module's docstring."""
+    value = 0.0 if abs(value) < NOTHING else value  # not "-0.000000"
     if not math.isfinite(value):
         return MISSING, ""
     # The spread of a single split is 0, and of subsets that are all the whole set next to it: it tells nothing.

@@ -162,7 +162,7 @@ def compare(config: Config, plan: Plan, rundir: RunDir, name_a: str, name_b: str
     rows = {row["cell"]: row for row in collected.rows}
     unscored = [cell.name for cell in cells if cell.id not in rows]
     if unscored:
-        raise UserError(f"{unscored[0]} has no score; `taugrid run` first")
+        raise UserError(f"{unscored[0]} has no whole score; `taugrid evaluate` computes it")
     try:
         return pair(rows[cells[0].id], rows[cells[1].id], collected.evidence, join)
     except ValueError as error:

@@ -20,7 +20,7 @@ from workers import images
 from workers.diffusion import gaussian
 from workers.files import read_sealed
 
-NO_ERROR = "no fid_se"
+NO_ERROR = "no fid_se: "
 """How the note begins that says why a cell's FID has no standard error."""
 NO_INFLUENCE = "its samples' influences are not there or not whole; `taugrid evaluate` computes them"
 
@@ -80,7 +80,8 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
         if influence is not None:
             influences[cell.id] = influence
         else:
-            reasons[cell.id] = next((note for note in score["notes"] if note.startswith(NO_ERROR)), NO_INFLUENCE)
+            said = (note.removeprefix(NO_ERROR) for note in score["notes"] if note.startswith(NO_ERROR))
+            reasons[cell.id] = next(said, NO_INFLUENCE)
         if len(devices[cell.id]) > 1:
             cells_of[f"mixed: sampled on {', '.join(sorted(devices[cell.id]))}"].append(cell.name)
     notes = [f"{_listed(names, len(rows))}: {note}" for note, names in cells_of.items()]

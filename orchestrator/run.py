@@ -112,6 +112,8 @@ class Run:
             rows, table, evidence = collected.rows, "quality", collected.evidence
             if "report" in stages:
                 report.write(self.config, self.plan, self.rundir, collected)
+        if "evaluate" in stages and "report" not in stages:
+            self._progress.say("tables and figures are as they were: `taugrid report` writes them anew")
         provenance.write(self.rundir, self.plan, scoring)
         return Outcome(unfinished, rows, table, evidence)
 

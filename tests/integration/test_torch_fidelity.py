@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch_fidelity
 from PIL import Image
-from taugrid import COMMAND, TINY, Started, command_line, descendants, events, taugrid, write_config
+from taugrid import COMMAND, TINY, Started, command_line, events, taugrid, worker_pids, write_config
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from eval.convnets import DigitsConvnet
@@ -183,7 +183,7 @@ def resumed(finished, exported, weights, tmp_path_factory):
     )
     with Started(folder / "log", "run", path, "--out", root) as run:
         run.wait_until(lambda: len(extracted(root)) >= 2)
-        workers = descendants(run.process.pid)
+        workers = worker_pids(run.process.pid)
         os.kill(run.process.pid, signal.SIGKILL)
         run.process.wait()
         wait_until_gone(workers)
@@ -233,7 +233,7 @@ def commands(samples, reference, weights, cache):
 
     def run(command):
         done = subprocess.run(
-            list(map(str, command)), env=environment, capture_output=True, text=True, timeout=400, check=False
+            list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600, check=False
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -261,7 +261,7 @@ def test_command_and_fidelity_agree_on_rgb_images(exported, weights, cache, tmp_
     colours = np.random.default_rng(0)
     for path in (exported / "samples").iterdir():
         grey = np.asarray(Image.open(path))[..., None]
-        Image.fromarray(np.rint(grey * colours.uniform(0.9, 1, 3)).astype(np.uint8)).save(tmp_path / path.name)
+        Image.fromarray(np.rint(grey * colours.uniform(0.7, 1, 3)).astype(np.uint8)).save(tmp_path / path.name)
     ours, theirs = commands(tmp_path, exported / "reference", weights, cache)
     assert_agree(ours["metrics"], theirs)
     assert any("grey against colour" in warning for warning in ours["warnings"])

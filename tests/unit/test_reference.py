@@ -47,20 +47,48 @@ def test_without_a_folder_nothing_is_kept(tmp_path):
         load_or_compute(None, "k", never)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
-def test_a_cached_file_with_one_wrong_bit_is_computed_anew(tmp_path, share):
-    moments = Moments.of(features(dimensions=12))
+def wrong_bits(data, count, seed=0):
+    """`data` with one wrong bit, `count` times: anywhere, and more often in zip's own records at the end."""
+    generator = np.random.default_rng(seed)
+    records = data.index(b"PK\x01\x02")
+    for position in [
+        *generator.integers(len(data), size=count // 2),
+        *generator.integers(records, len(data), count // 2),
+    ]:
+        wrong = bytearray(data)
+        wrong[position] ^= 1 << int(generator.integers(8))
+        yield bytes(wrong)
+
+
+def test_a_cached_file_with_one_wrong_bit_is_computed_anew(tmp_path):
+    """Bits in zip's records make an array encrypted, or of a compression that zipfile doesn't know."""
+    moments = Moments.of(features(dimensions=2))
     expected = load_or_compute(tmp_path, "k", lambda: moments)
-    path = tmp_path / "k.npz"
-    data = bytearray(path.read_bytes())
-    data[int(len(data) * share)] ^= 0x10
-    path.write_bytes(data)
-    calls = []
-    found = load_or_compute(tmp_path, "k", lambda: calls.append(1) or moments)
-    assert np.array_equal(found.root, expected.root)
-    assert np.array_equal(found.moments.scatter, moments.scatter)
-    if calls:
+    path, calls = tmp_path / "k.npz", []
+    for wrong in wrong_bits(path.read_bytes(), 600):
+        path.write_bytes(wrong)
+        found = load_or_compute(tmp_path, "k", lambda: calls.append(1) or moments)
+        assert np.array_equal(found.root, expected.root)
+        assert np.array_equal(found.moments.scatter, moments.scatter)
         load_or_compute(tmp_path, "k", never)
+    assert len(calls) > 300, "most of the bits matter"
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_moments_with_one_wrong_bit_are_refused_or_are_the_same(tmp_path, save):
+    path = tmp_path / "a.npz"
+    save(path, mu=np.arange(3.0), sigma=np.eye(3))
+    refused = 0
+    for wrong in wrong_bits(path.read_bytes(), 600):
+        path.write_bytes(wrong)
+        try:
+            moments = read_moments(open_reference(str(path)))
+        except (DamagedFile, SourceError) as error:  # one bit can hide sigma in a comment of mu
+            refused += str(path) in str(error)
+        else:
+            assert np.array_equal(moments.mean, np.arange(3))
+            assert np.array_equal(moments.covariance, np.eye(3))
+    assert refused > 300, "most of the bits matter, and the file is named"
 
 
 def test_a_cached_file_of_other_values_is_computed_anew(tmp_path):
@@ -154,6 +182,9 @@ NOT_SYMMETRIC = np.eye(3) + np.triu(np.ones((3, 3)))
         ({"mu": np.zeros(3, int), "sigma": np.eye(3)}, "int64"),
         ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "nan"),
         ({"mu": np.zeros(3), "sigma": NOT_SYMMETRIC}, "not symmetric"),
+        ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, "d > 0"),
+        ({"mu": np.zeros(3), "sigma": -np.eye(3)}, "eigenvalues from -1 to -1"),
+        ({"mu": np.zeros(3), "sigma": np.diag([1, 2, -0.01])}, "eigenvalues from -0.01 to 2"),
     ],
 )
 def test_what_are_no_moments_is_refused(tmp_path, arrays, part):
@@ -163,6 +194,25 @@ def test_what_are_no_moments_is_refused(tmp_path, arrays, part):
     assert path in str(caught.value)
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_covariances_of_no_full_rank_and_rounded_are_taken(tmp_path):
+    """Fewer images than dimensions, in float32: eigenvalues that should be 0 are negative."""
+    covariance = np.cov(features(20, 64), rowvar=False).astype(np.float32)
+    assert np.linalg.eigvalsh(covariance.astype(np.float64))[0] < 0
+    for sigma in (covariance, np.zeros((64, 64))):
+        path = moments_file(tmp_path / "a.npz", mu=np.zeros(64), sigma=sigma)
+        assert isinstance(open_reference(path), MomentsFile)
+
+
+def test_what_is_no_npz_is_refused(tmp_path):
+    """`np.load` ends with an EOFError for an empty file, and takes a `.npy` whatever it is called."""
+    np.save(tmp_path / "array.npy", np.eye(3))
+    for content in (b"", b"no zip", (tmp_path / "array.npy").read_bytes()):
+        (tmp_path / "a.npz").write_bytes(content)
+        with pytest.raises(DamagedFile, match=r"a\.npz is no whole \.npz") as caught:
+            open_reference(str(tmp_path / "a.npz"))
+        assert "\n" not in str(caught.value)
 
 
 def test_pickles_and_torn_files_are_refused(tmp_path):

@@ -303,6 +303,34 @@ def test_a_damaged_npz_is_named(tmp_path, save):
     refused(path, DamagedFile, str(path), "no whole .npz")
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_npz_with_one_wrong_bit_is_named_or_is_the_same(tmp_path, save):
+    """Wherever the bit is: one in numpy's header makes the array shorter, one in zip's records makes it encrypted."""
+    path, generator = tmp_path / "a.npz", np.random.default_rng(0)
+    save(path, pictures(3, size=4).transpose(0, 2, 3, 1))
+    whole, source, messages = path.read_bytes(), open_source(str(path)), []
+    for position in generator.integers(len(whole), size=600):
+        wrong = bytearray(whole)
+        wrong[position] ^= 1 << int(generator.integers(8))
+        path.write_bytes(wrong)
+        try:
+            assert open_source(str(path)).sha256 == source.sha256
+        except DamagedFile as error:
+            messages.append(str(error))
+    assert len(messages) > 300, "most of the bits matter"
+    assert all(str(path) in message and "\n" not in message for message in messages)
+
+
+def test_a_header_that_says_fewer_images_than_there_are_is_found_out(tmp_path):
+    """An array's checksum is looked at only at its end, which a reader of the first 100 images never sees."""
+    path = tmp_path / "a.npz"
+    np.savez(path, pictures(200).transpose(0, 2, 3, 1))
+    data = path.read_bytes()
+    assert data.count(b"(200, 8, 8, 3)") == 1
+    path.write_bytes(data.replace(b"(200, 8, 8, 3)", b"(100, 8, 8, 3)"))
+    refused(path, DamagedFile, str(path))
+
+
 def test_other_parquet_is_refused(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"label": [1], "text": ["a"]}), path)
@@ -324,6 +352,24 @@ def test_shards_of_two_cells_in_one_folder_are_refused(tmp_path):
     as_shard(tmp_path / "a.parquet", pictures(5), start=0)
     as_shard(tmp_path / "b.parquet", pictures(5), start=4)
     refused(tmp_path, SourceError, "a.parquet", "b.parquet", "both hold index 4")
+
+
+def test_shards_that_are_missing_are_said(tmp_path):
+    for start in (0, 5, 10):
+        as_shard(tmp_path / f"{start}.parquet", pictures(5), start)
+    assert open_source(str(tmp_path)).num_images == 15
+    (tmp_path / "5.parquet").unlink()
+    refused(tmp_path, SourceError, str(tmp_path), "lacks the images of index 5 to 9")
+    (tmp_path / "0.parquet").unlink()
+    refused(tmp_path, SourceError, "lacks the images of index 0 to 9")
+    refused(tmp_path / "10.parquet", SourceError, "lacks the images of index 0 to 9")
+
+
+def test_rows_that_are_missing_in_a_shard_are_said(tmp_path):
+    table = pq.read_table(as_shard(tmp_path / "a.parquet", pictures(9)))
+    for rows, part in ([0, 1, 2, 5, 6], "index 2 is followed by 5"), ([0, 2, 1], "index 0 is followed by 2"):
+        pq.write_table(table.take(rows), tmp_path / "a.parquet")
+        refused(tmp_path / "a.parquet", SourceError, "a.parquet", part)
 
 
 def test_images_that_change_after_they_were_opened_are_found_out(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval import extractors, metrics, standalone, statistics
+from eval import extractors, kernel, metrics, standalone, statistics
 from eval.convnets import DigitsConvnet
 from eval.extractor_names import DIGITS_CONVNET, PIXELS, ExtractorSpec, resolve
 from eval.extrapolation import fid_infinity
@@ -78,7 +78,7 @@ def expected(spec, cell, digits, settings):
     influence = Frechet.of(moments, reference_moments).influence(features)
     split_of = statistics.inception_splits(len(cell), settings.isc_splits, settings.seed)
     sums = statistics.InceptionSums.of(samples.logits.numpy(), split_of, settings.isc_splits)
-    kid = statistics.kernel_distance(features, reference, settings.kid_subsets, settings.kid_subset_size, settings.seed)
+    kid = kernel.kernel_distance(features, reference, settings.kid_subsets, settings.kid_subset_size, settings.seed)
     precision, recall = precision_recall(features, reference, settings.prc_neighborhood)
     return {
         "fid": statistics.frechet_distance(moments, reference_moments),

@@ -11,6 +11,7 @@ from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
+from eval.kernel import kernel_distance, kid_subset_size, pair_sums
 from eval.statistics import (
     SAMPLES_PER_DIMENSION,
     Array,
@@ -20,8 +21,6 @@ from eval.statistics import (
     difference_standard_error,
     frechet_distance,
     inception_splits,
-    kernel_distance,
-    kid_subset_size,
     merge,
     standard_error,
     symmetric_root,
@@ -265,7 +264,9 @@ def test_kernel_distance_is_torch_fidelitys(shift):
         *(torch.from_numpy(x).double() for x in (a, b)),
         kid_subsets=20, kid_subset_size=200, rng_seed=2020, verbose=False,
     )  # fmt: skip
-    assert ours.mean == pytest.approx(in_float64[KEY_METRIC_KID_MEAN], rel=1e-9, abs=1e-12)
+    assert ours.mean == pytest.approx(in_float64[KEY_METRIC_KID_MEAN], rel=2e-6), "inner products are in float32"
+    exact = kernel_distance(a.astype(np.float64), b.astype(np.float64), subsets=20, subset_size=200, seed=2020)
+    assert exact.mean == pytest.approx(in_float64[KEY_METRIC_KID_MEAN], rel=1e-9, abs=1e-12)
 
 
 def test_kernel_distance_of_one_distribution_has_mean_zero():
@@ -291,3 +292,28 @@ def test_kernel_distance_refuses_features_that_are_not_finite():
     a[3, 2] = np.inf
     with pytest.raises(ValueError, match="1 of 30 feature vectors hold nan or infinity"):
         kernel_distance(a, correlated(30, 4, seed=2), subsets=3, subset_size=10, seed=0)
+
+
+@pytest.mark.parametrize("size", [5, 30])
+def test_pairs_are_counted_alike_one_by_one_and_in_subsets(size):
+    """30 of 40 in 10 subsets: each pair is computed once; 5 of 40: subset by subset. Both against plain loops."""
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(40, 6)), rng.normal(size=(40, 6))
+    of_x, of_y = ([rng.choice(40, size, replace=False) for _ in range(10)] for _ in range(2))
+    kernel = (x @ y.T / 6 + 1) ** 3
+    np.testing.assert_allclose(
+        pair_sums(x, y, of_x, of_y), [kernel[np.ix_(a, b)].sum() for a, b in zip(of_x, of_y, strict=True)], rtol=1e-12
+    )
+    own = (x @ x.T / 6 + 1) ** 3
+    np.fill_diagonal(own, 0)
+    np.testing.assert_allclose(pair_sums(x, x, of_x, of_x), [own[np.ix_(a, a)].sum() for a in of_x], rtol=1e-12)
+
+
+def test_what_is_kept_of_the_reference_changes_nothing():
+    rng = np.random.default_rng(4)
+    a, b, reference = (rng.normal(size=(50, 4)) for _ in range(3))
+    kept = {}
+    for samples in (a, b, a[:40], a):
+        with_kept = kernel_distance(samples, reference, subsets=5, subset_size=20, seed=1, kept=kept)
+        assert with_kept == kernel_distance(samples, reference, subsets=5, subset_size=20, seed=1)
+    assert len(kept) == 2, "one for each N: draws depend on it"
