@@ -25,6 +25,7 @@ chaos: $(STAMP)           ## the long forms of the tests that kill things
 bench: $(STAMP)           ## what docs/decisions.md quotes
 	$(BIN)/python -m benchmarks.noise
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.evaluation
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
