@@ -45,6 +45,11 @@ def taugrid(*arguments: object, code: int = 0, timeout: float = 240) -> subproce
     return done
 
 
+def heed_ctrl_c() -> None:
+    """Tests that a shell started in the background ignore SIGINT, and their children with them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Started:
     """A command that runs while the test does something to it."""
 
@@ -52,7 +57,11 @@ class Started:
         self._log = log
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                [*COMMAND, *map(str, arguments)], stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+                [*COMMAND, *map(str, arguments)],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=heed_ctrl_c,
             )
 
     def __enter__(self) -> "Started":

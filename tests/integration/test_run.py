@@ -252,7 +252,7 @@ def test_a_single_sample_has_no_scores_but_is_no_failure(config, copy):
     rows = json.loads(done.stdout)["cells"]
     assert {row["num_samples"] for row in rows} == {1}
     assert {row["fid"] for row in rows} == {row["isc_mean"] for row in rows} == {None}
-    assert "needs at least 2 samples" in (copy / "tables/quality.md").read_text()
+    assert "needs at least 2 images" in (copy / "tables/quality.md").read_text()
 
 
 def test_damaged_scores_are_noticed_and_computed_again(config, copy):
