@@ -28,8 +28,8 @@ class Checkpoint:
     weights_sha256: str
     diffusion: Diffusion
     """Keys that the scheduler's config gives; the others are null."""
-    clip: str | None
-    """The scheduler's clip mode; null without a scheduler."""
+    sample: dict[str, Any]
+    """Keys of `sample` that the scheduler's config gives; none without a scheduler."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -71,7 +71,7 @@ def read(path: str) -> Checkpoint:
         unet_config={key: value for key, value in config.items() if not key.startswith("_")},
         weights_sha256=weights_sha256(unet / WEIGHTS_FILE),
         diffusion=_diffusion(scheduler, scheduler_file) if scheduler else Diffusion(),
-        clip=None if scheduler is None else "x0" if scheduler.get("clip_sample", True) else "none",
+        sample={} if scheduler is None else {"clip": "x0" if scheduler.get("clip_sample", True) else "none"},
     )
 
 

@@ -7,6 +7,7 @@ changes, because either would orphan every run that people have.
 
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -38,32 +39,76 @@ class Section(BaseModel):
 class Data(Section):
     """The images that a model learns and that samples are compared with."""
 
-    name: Literal["digits", "gaussian", "two-points"] = "digits"
+    name: Literal[
+        "digits", "gaussian", "two-points", "fashion-mnist", "cifar10", "celeba", "lsun", "folder", "parquet"
+    ] = "digits"
     """`digits`: scikit-learn's 1797 handwritten digits, grey 8x8. `gaussian` and `two-points`: distributions whose
-    optimal eps is known (workers/diffusion/gaussian.py), of which 10,000 images are drawn."""
+    optimal eps is known (workers/diffusion/gaussian.py), of which 10,000 images are drawn. `fashion-mnist`, `cifar10`,
+    `celeba`, `lsun`: those data sets, from `root`. `folder`: all PNG and JPEG files below `root`. `parquet`: the image
+    column of Parquet files, such as Hugging Face's image data sets."""
     shape: tuple[Positive, Positive, Positive] | None = None
-    """[channels, height, width] of `gaussian` and `two-points`; null: [1, 8, 8]."""
-    split: Literal["all", "train", "test"] = "all"
+    """[channels, height, width]. Of `folder` and `parquet` it must be said; null: [1, 8, 8] for `gaussian` and
+    `two-points`, [3, 64, 64] for `celeba`, [3, 256, 256] for `lsun`. Larger images are resized and cropped to it."""
+    split: Literal["all", "train", "validation", "test"] = "all"
     """Which part: of digits, `train` is the first 1437 and `test` the last 360; of a distribution, `test` is other
-    draws."""
+    draws; of a folder, the subfolder of that name; of Parquet, the files whose names begin with it."""
+    category: str | None = None
+    """Of `lsun`: bedroom, church_outdoor, ..."""
+    limit: Positive | None = None
+    """Only the first so many images; null: all."""
+    root: str | None = None
+    """Where the files are; null: where they usually are (workers/datasets.py). Not part of any identity: the images
+    are."""
+    download: bool = False
+    """Download what is missing, where its publishers allow that."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image."""
-        return self.shape or (1, 8, 8)
+        return self.shape or FIXED_SHAPES.get(self.name) or DEFAULT_SHAPES[self.name]
 
     @property
     def held_out(self) -> "Data":
         """What a model trained on this has not seen: the test split, if this is the training split; else this."""
-        return self.model_copy(update={"split": "test"}) if self.split == "train" else self
+        if self.split != "train":
+            return self
+        return self.model_copy(update={"split": "validation" if self.name == "lsun" else "test"})
+
+    @field_validator("root")
+    @classmethod
+    def _root_is_absolute(cls, root: str | None) -> str | None:
+        if root is None or "://" in root:
+            return root
+        return str(Path(root).expanduser().absolute())  # Ray's workers change directory
 
     @model_validator(mode="after")
     def _shape_is_free(self) -> "Data":
-        if self.name == "digits" and self.shape is not None:
-            raise ValueError("shape is for gaussian and two-points; digits are of shape [1, 8, 8]")
+        if self.name in FIXED_SHAPES and self.shape is not None:
+            raise ValueError(f"shape is not for {self.name}, whose images are of shape {list(FIXED_SHAPES[self.name])}")
+        if self.name in ("folder", "parquet") and (self.shape is None or self.root is None):
+            raise ValueError(f"{self.name} needs root, where the images are, and shape: [channels, height, width]")
         if self.shape is not None and self.shape[0] not in (1, 3):
             raise ValueError(f"shape must have 1 channel (grey) or 3 (RGB) in front, not {self.shape[0]}")
         return self
+
+    @model_validator(mode="after")
+    def _keys_fit_the_name(self) -> "Data":
+        if (self.name == "lsun") != (self.category is not None):
+            raise ValueError("lsun needs category (bedroom, church_outdoor, ...), and nothing else has one")
+        if self.split not in SPLITS.get(self.name, ("all", "train", "validation", "test")):
+            raise ValueError(f"split of {self.name} must be one of {', '.join(SPLITS[self.name])}, not {self.split}")
+        if self.name in ("digits", "gaussian", "two-points") and (self.root is not None or self.download):
+            raise ValueError(f"root and download are not for {self.name}, which comes with taugrid")
+        return self
+
+
+FIXED_SHAPES = {"digits": (1, 8, 8), "fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+DEFAULT_SHAPES = {"gaussian": (1, 8, 8), "two-points": (1, 8, 8), "celeba": (3, 64, 64), "lsun": (3, 256, 256)}
+SPLITS = {
+    **dict.fromkeys(("digits", "gaussian", "two-points", "fashion-mnist", "cifar10"), ("all", "train", "test")),
+    "lsun": ("train", "validation"),
+}
+"""The splits of data sets that don't have all of them."""
 
 
 class Unet(Section):
@@ -94,18 +139,27 @@ class Unet(Section):
 
 
 class Model(Section):
-    """The network: exactly one of `unet` (trained here), `checkpoint` (a diffusers folder, loaded) and `oracle`."""
+    """The network: exactly one of `unet` (trained here), `checkpoint` and `callable` (made elsewhere) and `oracle`."""
 
     unet: Unet | None = None
     checkpoint: str | None = None
+    """A diffusers folder (a pipeline's, or a bare UNet2DModel's), or a model's id on the Hugging Face hub."""
+    callable: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
+    """One's own network, `package.module:function`: the function is called once, and returns a function of x and t."""
+    weights: str | None = None
+    """A file of weights for `callable`, whose function is called with its path."""
     oracle: Literal["gaussian", "two-points"] | None = None
     """The optimal eps, in closed form, for the data of that name."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "Model":
-        given = [key for key in ("unet", "checkpoint", "oracle") if getattr(self, key) is not None]
+        given = [key for key in ("unet", "checkpoint", "callable", "oracle") if getattr(self, key) is not None]
         if len(given) > 1:
-            raise ValueError(f"give one of unet (to train a network), checkpoint (to load one) and oracle, not {given}")
+            raise ValueError(
+                f"give one of unet (to train a network), checkpoint (to load one), callable and oracle, not {given}"
+            )
+        if self.weights is not None and self.callable is None:
+            raise ValueError("weights are for callable; a checkpoint's lie in its folder")
         return self
 
 
@@ -118,6 +172,12 @@ class Diffusion(Section):
     beta_end: Annotated[float, Field(gt=0, lt=1)] | None = None
     prediction: Literal["epsilon", "sample", "v_prediction"] | None = None
     """What the network predicts: the noise, the image, or v (Salimans & Ho 2022)."""
+    trained_betas: list[Annotated[float, Field(gt=0, le=1)]] | None = None
+    """beta_1..beta_T themselves, in place of `schedule`, `beta_start` and `beta_end`."""
+    rescale_betas_zero_snr: bool | None = None
+    """Shift and scale sqrt(alpha) so that no signal is left at T (Lin et al. 2024, algorithm 1)."""
+    set_alpha_to_one: bool | None = None
+    """alpha_0 = 1, as in the paper; false: alpha_0 = alpha_1, so that the last step leads nowhere (diffusers' name)."""
 
     @property
     def predicts(self) -> Literal["epsilon", "sample", "v_prediction"]:
@@ -164,29 +224,59 @@ class LossWeights(Section):
 
 
 class Train(Section):
-    """Training. `workers` and `checkpoint_every` change no result."""
+    """Training. `workers`, `checkpoint_every` and `tensorboard` change no result."""
 
     steps: Positive = 100_000
     batch_size: Positive = 128
     """Global: the sum over all workers."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of adamw: decoupled from the gradient (Loshchilov & Hutter 2019)."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up. `cosine` falls to 0 at the last step (Loshchilov & Hutter 2017, without restarts)."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the rate rises linearly to `learning_rate`."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    ema_warmup: bool = True
+    """The average's decay at step n = 0, 1, ... is at most (1 + n) / (10 + n), so that the start is soon forgotten."""
     gradient_clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest norm of the gradient; null for none."""
     loss_weights: LossWeights | None = None
     """null: L_simple, the mean square of what the network predicts (eq. 5 with gamma = 1 for epsilon)."""
     flip: bool = False
     """Random horizontal flips."""
+    antithetic: bool = False
+    """Times in pairs t, T + 1 - t: half of them drawn, each as often as before, and the loss varies less."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: the network runs under autocast; weights, the loss and the average stay float32."""
+    compile: bool = False
+    """torch.compile: minutes at the start, then faster steps. It moves the last digits, as `channels_last` does."""
+    channels_last: bool = True
+    """The memory format of convolutions."""
     seed: Seed | None = None
     """Defaults to the top-level `seed`."""
-    workers: Positive = 1
+    workers: Positive | tuple[Positive, Positive] = 1
+    """Training processes; [least, most]: as many as there is room for, and anew when that changes (elastic)."""
     checkpoint_every: Positive = 1_000
+    tensorboard: bool = False
+    """Write what log.jsonl holds for TensorBoard too, beside it (`taugrid[tensorboard]`)."""
+
+    @property
+    def most_workers(self) -> int:
+        """The number of workers, or the largest."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @model_validator(mode="after")
     def _an_image_for_each_worker(self) -> "Train":
-        if self.workers > self.batch_size:
-            raise ValueError(f"workers {self.workers} is more than batch_size {self.batch_size}")
+        if self.most_workers > self.batch_size:
+            raise ValueError(f"workers {self.most_workers} is more than batch_size {self.batch_size}")
+        if not isinstance(self.workers, int) and self.workers[0] > self.workers[1]:
+            raise ValueError(f"workers is [least, most], not {list(self.workers)}")
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ValueError("weight_decay is for optimizer: adamw")
+        if self.warmup_steps >= self.steps and self.learning_rate_schedule == "cosine":
+            raise ValueError(f"warmup_steps {self.warmup_steps} leaves none of {self.steps} steps to the cosine")
         return self
 
 
@@ -201,6 +291,10 @@ class Sample(Section):
     sampler: Literal["ddim"] = "ddim"
     clip: Literal["none", "x0", "x0_and_eps"] | None = None
     """null: a loaded pipeline's own, else `none`."""
+    clip_range: Annotated[float, Field(gt=0)] | None = None
+    """x_0 is clipped to [-clip_range, clip_range]; null: a loaded pipeline's own, else 1."""
+    steps_offset: Annotated[int, Field(ge=0)] | None = None
+    """Added to the times of the spacing `leading`, as in diffusers; null: a loaded pipeline's own, else 0."""
     weights: Literal["ema", "raw"] = "ema"
     precision: Literal["float32"] = "float32"
     num_samples: Positive = 1_000
@@ -306,7 +400,15 @@ class Config(Section):
         return mappings
 
 
-DIFFUSION_DEFAULTS = Diffusion(timesteps=1000, schedule="linear", beta_start=1e-4, beta_end=2e-2, prediction="epsilon")
+DIFFUSION_DEFAULTS = Diffusion(
+    timesteps=1000,
+    schedule="linear",
+    beta_start=1e-4,
+    beta_end=2e-2,
+    prediction="epsilon",
+    rescale_betas_zero_snr=False,
+    set_alpha_to_one=True,
+)
 GRID_SECTIONS = ("data", "model", "diffusion", "train")
 
 S = TypeVar("S", bound=Section)

@@ -34,10 +34,14 @@ from orchestrator.config import Model as ModelSection
 from orchestrator.errors import UserError
 from workers.diffusion.timesteps import remarks, tau
 
-NOT_IDENTITY = {"train": {"workers", "checkpoint_every"}, "sample": {"num_samples"}}
+NOT_IDENTITY = {
+    "data": {"root", "download"},
+    "train": {"workers", "checkpoint_every", "tensorboard"},
+    "sample": {"num_samples"},
+}
 """Keys that change no result (or, for `num_samples`, only how much there is of it)."""
 
-NOT_CELLS = {"num_samples", "train.workers", "train.checkpoint_every"}
+NOT_CELLS = {"num_samples"} | {f"{name}.{key}" for name in ("data", "train") for key in NOT_IDENTITY[name]}
 """The same, as keys of a grid."""
 
 TABLE_KEYS = {"steps", "eta", "spacing", "sampler", "clip", "num_samples"}
@@ -46,7 +50,7 @@ TABLE_KEYS = {"steps", "eta", "spacing", "sampler", "clip", "num_samples"}
 LONGEST_NAME = 100
 """Characters of a figure's name that are made of settings: file systems end at 255, and a list of times can be long."""
 
-SAMPLE_DEFAULTS = Sample(clip="none", seed=0)
+SAMPLE_DEFAULTS = Sample(clip="none", clip_range=1.0, steps_offset=0, seed=0)
 TRAIN_DEFAULTS = Train(seed=0)
 
 
@@ -268,10 +272,10 @@ def _model(sections: Mapping[str, Section], read: Callable[[str], Checkpoint]) -
     if source.unet is None:
         raise UserError("model: give unet: {...} to train a network, checkpoint: FOLDER to load one, or oracle: NAME")
     _check_loss_weights(train, resolved)
-    if source.unet.dropout and train.workers > 1:
+    if source.unet.dropout and train.most_workers > 1:
         raise UserError("model.unet.dropout: masks depend on the number of workers, so it needs train.workers: 1")
     content = {
-        "data": _differing(data, Data()),
+        "data": _differing(data, Data(), NOT_IDENTITY["data"]),
         "unet": _differing(source.unet, Unet()),
         "diffusion": _differing(resolved, DIFFUSION_DEFAULTS),
         "train": _differing(train, TRAIN_DEFAULTS, NOT_IDENTITY["train"]),
@@ -282,11 +286,22 @@ def _model(sections: Mapping[str, Section], read: Callable[[str], Checkpoint]) -
 def _cell(model: Model, sections: Mapping[str, Section], axes: list[str]) -> Cell:
     settings = sections["sample"]
     assert isinstance(settings, Sample)
-    if settings.clip is None:
-        settings = settings.model_copy(update={"clip": (model.checkpoint.clip if model.checkpoint else None) or "none"})
+    settings = _resolved(settings, model.checkpoint)
     _tau(settings, model.diffusion)  # refused here, not when the first worker asks
     resolved = {**sections, "sample": settings, "diffusion": model.diffusion}
     return Cell(_cell_id(model, settings), model, settings, {key: _value_at(resolved, key) for key in axes})
+
+
+def _resolved(settings: Sample, checkpoint: Checkpoint | None) -> Sample:
+    """`settings` with what they leave to a loaded pipeline; what can play no part has its default, and so one id."""
+    theirs = checkpoint.sample if checkpoint else {}
+    own = {key: value for key, value in theirs.items() if getattr(settings, key) is None}
+    defaults = {key: getattr(SAMPLE_DEFAULTS, key) for key in ("clip", "clip_range", "steps_offset")}
+    missing = {key: value for key, value in defaults.items() if getattr(settings, key) is None}
+    found = settings.model_copy(update=missing | own)
+    idle = {"clip_range": 1.0} if found.clip == "none" else {}
+    idle |= {} if found.spacing == "leading" else {"steps_offset": 0}
+    return found.model_copy(update=idle)
 
 
 def with_settings(cell: Cell, changes: Mapping[str, Any]) -> Cell:
@@ -349,6 +364,6 @@ def _check_loss_weights(train: Train, diffusion: Diffusion) -> None:
 def _tau(settings: Sample, diffusion: Diffusion) -> tuple[int, ...]:
     assert diffusion.timesteps is not None, "a planned model's diffusion section is resolved"
     try:
-        return tau(settings.spacing, settings.steps, diffusion.timesteps)
+        return tau(settings.spacing, settings.steps, diffusion.timesteps, settings.steps_offset or 0)
     except ValueError as error:
         raise UserError(f"sample.steps, sample.spacing: {error}") from None

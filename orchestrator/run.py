@@ -120,7 +120,7 @@ class Run:
     def _connect(self) -> None:
         if not self._connected:
             self._progress.say("starting Ray" if self._address == "local" else f"connecting to Ray at {self._address}")
-            trainers = max((model.train.workers for model in self.plan.models if model.train), default=0)
+            trainers = max((model.train.most_workers for model in self.plan.models if model.train), default=0)
             self._cluster.enter_context(cluster.connected(self._address, self.config.cluster, trainers))
             self._connected = True
 
@@ -138,7 +138,7 @@ class Run:
         folder = self.rundir.models / model.id
         if folder.exists():
             self._set_aside(Damage(folder, "its weights are missing"))
-        trainers = cluster.trainers(self.config.cluster, model.train.workers)
+        trainers = cluster.trainers(self.config.cluster, model.train.most_workers)
         train = model.train.model_copy(update={"workers": trainers.workers})
         models_dir = str(self.rundir.models)
         spec = training.TrainingSpec(
@@ -240,7 +240,7 @@ def _last_line(error: BaseException) -> str:
 def describe_checkpoint(model: Model) -> str:
     """What was taken from a loaded model's files, for people to check."""
     assert model.checkpoint is not None
-    d, clip = model.diffusion, model.checkpoint.clip
+    d, clip = model.diffusion, model.checkpoint.sample.get("clip")
     source = "its scheduler" if clip else "no scheduler in it, so defaults"
     return (
         f"model {model.id}: loaded {model.checkpoint.path} ({source}: T = {d.timesteps}, {d.schedule} beta "

@@ -1,6 +1,7 @@
 """Datasets, as 8-bit images in memory. Imports no torch: the driver takes fingerprints and references from here."""
 
 import hashlib
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from orchestrator import config
+from workers import datasets
 from workers.diffusion import gaussian
 from workers.images import to_uint8
 
@@ -29,8 +31,7 @@ def load_images(data: config.Data) -> NDArray[np.uint8]:
     Returns:
         (N, C, H, W) uint8, contiguous, of `data.image_shape`; kept for the next call, so it can't be written to.
     """
-    found = _digits(data.split) if data.name == "digits" else _drawn(data)
-    images = found.reshape(-1, *data.image_shape)
+    images = READERS[data.name](data).reshape(-1, *data.image_shape)[: data.limit]
     images.flags.writeable = False
     return images
 
@@ -44,8 +45,8 @@ def distribution(data: config.Data) -> gaussian.Gaussian | gaussian.TwoPoints:
     raise ValueError(f"the distribution of {data.name} is not known")
 
 
-def _digits(split: str) -> NDArray[np.uint8]:
-    rows = {"all": slice(None), "train": slice(DIGITS_TRAIN), "test": slice(DIGITS_TRAIN, None)}[split]
+def _digits(data: config.Data) -> NDArray[np.uint8]:
+    rows = {"all": slice(None), "train": slice(DIGITS_TRAIN), "test": slice(DIGITS_TRAIN, None)}[data.split]
     counts = load_digits().images[rows]
     images: NDArray[np.uint8] = np.rint(counts * (255 / DIGITS_LEVELS)).astype(np.uint8)
     return images
@@ -54,6 +55,14 @@ def _digits(split: str) -> NDArray[np.uint8]:
 def _drawn(data: config.Data) -> NDArray[np.uint8]:
     x = gaussian.draw(distribution(data), DRAWN_IMAGES, seed=1 if data.split == "test" else 0)
     return to_uint8(x.astype(np.float32))
+
+
+READERS: dict[str, Callable[[config.Data], NDArray[np.uint8]]] = {
+    "digits": _digits,
+    "gaussian": _drawn,
+    "two-points": _drawn,
+    "fashion-mnist": datasets.fashion_mnist,
+}
 
 
 def fingerprint(images: NDArray[np.uint8]) -> str:

@@ -272,7 +272,7 @@ def test_an_oracle_is_a_model_of_its_data():
         ({"sample": {"spacing": [10, 5], "steps": 2}}, "sample.spacing"),
         ({"sample": {"spacing": [10, 50], "steps": 3}}, "sample.spacing"),
         ({"sample": {"spacing": [10, 2000], "steps": 2}}, "sample.spacing"),
-        ({"data": {"shape": [1, 8, 8]}}, "digits are of shape"),
+        ({"data": {"shape": [1, 8, 8]}}, "shape is not for digits"),
         ({"train": {"loss_weights": {"eta": 0, "sigma_1": 0.1}}}, "train.loss_weights.eta"),
         ({"train": {"loss_weights": {"eta": 1}}}, "train.loss_weights.sigma_1 is missing"),
         ({"train": {"loss_weights": {"sigma_1": 0.1, "steps": 2000}}}, "train.loss_weights: 2000 sampling steps"),

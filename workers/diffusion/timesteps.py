@@ -9,20 +9,21 @@ SPACINGS = ("linear", "quadratic", "leading", "trailing", "linspace", "ermongrou
 """The names that `tau` knows."""
 
 
-def tau(spacing: str | Sequence[int], steps: int, timesteps: int) -> tuple[int, ...]:
+def tau(spacing: str | Sequence[int], steps: int, timesteps: int, steps_offset: int = 0) -> tuple[int, ...]:
     """The times that are visited out of 1..T (T = `timesteps`), increasing: S = `steps` of them but for ermongroup's.
 
     - `linear`, `quadratic`: appendix D.2 of the DDIM paper, floor(c i) and floor(c i^2), in integers and with c such
       that tau_S = T exactly. As printed the quadratic one can start with zeros; the lower bound i makes its values
       distinct and positive.
-    - `leading`, `trailing`, `linspace`: `timestep_spacing` of diffusers' DDIMScheduler and DDPMScheduler with
-      `steps_offset` 0. `trailing` and, for S > 1, `linspace` end at T; `leading` starts at 1.
+    - `leading`, `trailing`, `linspace`: `timestep_spacing` of diffusers' DDIMScheduler and DDPMScheduler. `trailing`
+      and, for S > 1, `linspace` end at T; `leading` starts at 1 + `steps_offset`, which the others take no notice of.
     - `ermongroup-uniform`, `ermongroup-quad`: `skip_type` of the DDIM authors' released code, verbatim. The first can
       have more than S entries; the second ends near 0.8 T and can visit a time more than once. See `remarks`.
     - a sequence: those times themselves.
 
     Raises:
-        ValueError: unless 1 <= S <= T; for an unknown spacing; for a sequence that isn't S increasing times in 1..T.
+        ValueError: unless 1 <= S <= T; for an unknown spacing; for a sequence that isn't S increasing times in 1..T;
+            for an offset that leads beyond T.
     """
     S, T = steps, timesteps
     if not 1 <= S <= T:
@@ -34,7 +35,7 @@ def tau(spacing: str | Sequence[int], steps: int, timesteps: int) -> tuple[int, 
     if spacing == "quadratic":
         return tuple(max(i, T * i * i // (S * S)) for i in range(1, S + 1))
     if spacing == "leading":
-        return _times_of(i * (T // S) for i in range(S))
+        return _leading(S, T, steps_offset)
     if spacing == "trailing":
         return _trailing(S, T)
     if spacing == "linspace":
@@ -66,6 +67,13 @@ def remarks(spacing: str | Sequence[int], steps: int, tau: Sequence[int]) -> lis
 def _times_of(indices: Iterable[int]) -> tuple[int, ...]:
     """The paper's times, from indices that count from 0."""
     return tuple(index + 1 for index in indices)
+
+
+def _leading(S: int, T: int, offset: int) -> tuple[int, ...]:
+    times = _times_of(i * (T // S) + offset for i in range(S))
+    if times[-1] > T:
+        raise ValueError(f"steps_offset {offset} leads beyond T = {T} for {S} steps of spacing leading")
+    return times
 
 
 def _trailing(S: int, T: int) -> tuple[int, ...]:
