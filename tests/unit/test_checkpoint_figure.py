@@ -1,0 +1,160 @@
+"""The ablation over checkpoints: figures/checkpoints.*"""
+
+import numpy as np
+import pytest
+from matplotlib.container import ErrorbarContainer
+
+from eval import figures, tables
+from eval.differences import Evidence
+from orchestrator import report
+from orchestrator.checkpoints import Checkpoint
+from orchestrator.config import Config, Diffusion, validate
+from orchestrator.grid import plan
+from orchestrator.rundir import RunDir
+
+ORDER = ["/models/run/step-5000", "/models/run/step-10000", "org/name-256"]
+STEPS = (10, 50)
+
+
+def fid(checkpoint, steps, eta):
+    return 3 + (40 if eta == "sigma_hat" else 5 + 10 * eta) * 10 / steps * (3 - ORDER.index(checkpoint))
+
+
+def cells(etas=(0.0,), order=ORDER, score=fid, **others):
+    rows = []
+    for checkpoint in order:
+        for eta in etas:
+            for steps in STEPS:
+                row = dict.fromkeys(tables.COLUMNS)
+                row |= {"cell": f"{checkpoint} {steps} {eta} {others}", "model": checkpoint, "sampler": "ddim"}
+                row |= {"steps": steps, "eta": 1.0 if eta == "sigma_hat" else eta, "spacing": "linear", "clip": "none"}
+                row |= {"sigma": "sigma_hat" if eta == "sigma_hat" else "eta", "num_samples": 100, "protocol": "p"}
+                value = score(checkpoint, steps, eta)
+                row |= {"fid": value, "fid_se": None if value is None else value / 20, "model.checkpoint": checkpoint}
+                rows.append(row | others)
+    return rows
+
+
+def draw(rows, order=ORDER):
+    figure = figures.checkpoints_figure(tables.frame(rows), order)
+    figure.draw_without_rendering()
+    return figure
+
+
+def lines(panel):
+    bars = (container for container in panel.containers if isinstance(container, ErrorbarContainer))
+    return {container.get_label(): container for container in bars}
+
+
+def names(panel):
+    return [label.get_text() for label in panel.get_xticklabels()]
+
+
+def test_a_line_for_each_length_over_the_checkpoints_in_the_order_of_the_grid():
+    """As the frame has them, step-10000 would come before step-5000."""
+    (panel,) = draw(cells()).axes
+    assert names(panel) == ["step-5000", "step-10000", "name-256"]
+    assert list(lines(panel)) == ["$S$ = 10", "$S$ = 50"]
+    for steps in STEPS:
+        line, _, (stems,) = lines(panel)[f"$S$ = {steps}"].lines
+        expected = np.array([fid(checkpoint, steps, 0.0) for checkpoint in ORDER])
+        np.testing.assert_allclose(line.get_ydata(orig=False), expected)
+        np.testing.assert_allclose(line.get_xdata(orig=False), [0, 1, 2], atol=0.05)
+        ends = np.array([segment[:, 1] for segment in stems.get_segments()])
+        np.testing.assert_allclose(ends, np.stack([0.95 * expected, 1.05 * expected], axis=1))
+    assert (panel.get_yscale(), panel.get_ylabel(), panel.get_title()) == ("log", "FID (lower is better)", "η = 0.0")
+
+
+def test_a_panel_for_each_eta_and_one_legend():
+    figure = draw(cells(etas=(0.0, 0.5, "sigma_hat")))
+    assert [panel.get_title() for panel in figure.axes] == ["η = 0.0", "η = 0.5", f"η = {tables.SIGMA_HAT}"]
+    assert len({panel.get_ylim() for panel in figure.axes}) == 1
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["$S$ = 10", "$S$ = 50"]
+    found = lines(figure.axes[2])["$S$ = 10"].lines[0].get_ydata(orig=False)
+    np.testing.assert_allclose(found, [fid(checkpoint, 10, "sigma_hat") for checkpoint in ORDER])
+
+
+def test_what_differs_in_more_than_the_checkpoint_has_a_panel_of_its_own():
+    figure = draw([*cells(num_samples=100), *cells(num_samples=200)])
+    assert [panel.get_title() for panel in figure.axes] == ["η = 0.0, num_samples = 100", "η = 0.0, num_samples = 200"]
+
+
+def test_a_checkpoint_without_an_fid_leaves_a_gap():
+    missing = cells(score=lambda checkpoint, s, eta: None if checkpoint == ORDER[1] else fid(checkpoint, s, eta))
+    (panel,) = draw(missing).axes
+    line = lines(panel)["$S$ = 10"].lines[0]
+    assert np.isnan(line.get_ydata(orig=False)).tolist() == [False, True, False]
+    (panel,) = draw(cells(order=ORDER[:1])).axes
+    assert names(panel) == ["step-5000", "step-10000", "name-256"], "those that are not scored yet keep their place"
+
+
+@pytest.mark.parametrize("rows", [[], cells(score=lambda *_: None)], ids=["no cells", "no scores"])
+def test_a_figure_without_any_fid_says_so(rows):
+    figure = figures.checkpoints_figure(tables.frame(rows) if rows else tables.frame(cells()).head(0), ORDER)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["no cell has an FID"]
+
+
+@pytest.mark.parametrize(
+    ("paths", "short"),
+    [
+        (["a/b/c", "a/b/d"], ["c", "d"]),
+        (["/x/run-1/unet", "/x/run-2/unet"], ["run-1/unet", "run-2/unet"]),
+        (["/a/m", "/b/m", "/b/n"], ["a/m", "b/m", "b/n"]),
+        (["m", "/m"], ["m", "/m"]),
+        ([], []),
+    ],
+)
+def test_names_are_as_short_as_they_can_be(paths, short):
+    assert figures.short_names(paths) == short
+
+
+def test_long_names_and_dollar_signs_leave_the_panel_its_size():
+    long = [
+        "/models/a$_$/epoch-1",
+        "/models/b$_$/epoch-1",
+        "a-checkpoint-with-quite-a-long-name-of-56-characters-in-all",
+    ]
+    rows = cells(order=long, score=lambda *_: 5.0)
+    panel, short = draw(rows, long).axes[0], draw(cells()).axes[0]
+    assert names(panel)[0] == r"a\$_\$/epoch-1"
+    assert panel.get_window_extent().height > 0.8 * short.get_window_extent().height
+
+
+def test_files_are_equal_for_equal_input(tmp_path):
+    for name, rows in (("first", cells()), ("second", cells()[::-1])):
+        (tmp_path / name).mkdir()
+        figures.checkpoints(tables.frame(rows), ORDER, tmp_path / name / "checkpoints")
+    for kind in ("png", "svg"):
+        first, second = ((tmp_path / name / f"checkpoints.{kind}").read_bytes() for name in ("first", "second"))
+        assert first == second
+
+
+def loaded(path):
+    unet = {"sample_size": 8, "in_channels": 1, "out_channels": 1}
+    return Checkpoint(path, f"{path}/unet", unet, path[-8:].rjust(64, "0"), Diffusion(), {})
+
+
+def test_a_report_draws_it_where_the_grid_has_the_axis_and_nowhere_else(tmp_path):
+    rundir = RunDir(tmp_path)
+    grid = [{"model.checkpoint": ORDER, "steps": list(STEPS), "eta": [0.0]}]
+    config = validate(Config, {"name": "x", "grid": grid, "sample": {"seed": 0}}, "test")
+    planned = plan(config, loaded)
+    rows = [row | {"cell": cell.id, "model": cell.model.id} for cell, row in zip(planned.cells, cells(), strict=True)]
+    protocols = {"p": {"reference": {"dataset": "digits"}, "num_samples": 100}}
+    evidence = Evidence({}, {row["cell"]: 0 for row in rows}, protocols, {row["cell"]: "none" for row in rows})
+    report.write(config, planned, rundir, report.Rows(rows, [], evidence))
+    assert {"checkpoints.png", "checkpoints.svg"} <= {path.name for path in rundir.figures.iterdir()}
+    one = config.model_copy(update={"grid": [{"model.checkpoint": ORDER[:1], "steps": list(STEPS)}]})
+    few = [row for row in rows if row["model.checkpoint"] == ORDER[0]]
+    report.write(one, plan(one, loaded), rundir, report.Rows(few, [], evidence))
+    assert not list(rundir.figures.glob("checkpoints.*")), "one checkpoint is no ablation, and the old figure is stale"
+
+
+def test_the_table_has_a_section_for_each_checkpoint_named_in_full(tmp_path):
+    tables.write(cells(etas=(0.0, 0.5)), tmp_path, {})
+    text = (tmp_path / "quality.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("### ")] == [
+        f"### `model.checkpoint` = `{checkpoint}`" for checkpoint in sorted(ORDER)
+    ]
+    assert "`model` =" not in text, "the checkpoint says it"

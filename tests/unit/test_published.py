@@ -1,0 +1,327 @@
+"""The paper's numbers beside a run's, and what is said to differ: of nothing, and of each thing alone."""
+
+import csv
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from eval import published, tables
+from eval.differences import Evidence
+from eval.published import Encoded, Network
+from eval.sources import Source
+from orchestrator import ode_work, report
+from orchestrator.config import Config, Data, validate
+from orchestrator.grid import plan
+from orchestrator.protocol import Reference
+from orchestrator.rundir import RunDir
+from workers.diffusion.timesteps import tau
+
+SHARED = Path(__file__).parents[3] / "shared" / "tables"
+NAMES = {"bedroom": "lsun/bedroom", "church": "lsun/church_outdoor"}
+INCEPTION = {
+    "name": "inception-v3-compat",
+    "weights_sha256": "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49",
+}
+CIFAR10 = {"dataset": "cifar10", "split": "train", "num_images": 50_000, "preprocessing": "8 bits, 3x32x32"}
+LSUN = {"dataset": "lsun/bedroom", "split": "train", "num_images": 50_000, "preprocessing": "8 bits, 3x256x256"}
+OF_THE_AUTHORS = Network("google/ddpm-cifar10-32", None)
+BEDROOM = Network("google/ddpm-ema-bedroom-256", None)
+TEST_SET = {"spacing": "linear", "num_images": 10_000, "weights": "ema", "model": "m", "mse_se": None}
+
+
+def row(steps=100, eta=0.0, fid=4.3, **others):
+    sigma = "sigma_hat" if eta == "sigma_hat" else "eta"
+    found = dict.fromkeys(tables.COLUMNS) | {"cell": f"{steps}-{eta}", "model": "m", "sampler": "ddim"}
+    found |= {"steps": steps, "sigma": sigma, "eta": 1.0 if eta == "sigma_hat" else eta, "spacing": "quadratic"}
+    return found | {"clip": "none", "num_samples": 50_000, "fid": fid, "fid_se": 0.02, "protocol": "p"} | others
+
+
+def protocol(steps=100, spacing="quadratic", reference=CIFAR10, **others):
+    found = {"reference": reference, "num_samples": 50_000, "weights": "ema", "tau": list(tau(spacing, steps, 1000))}
+    return found | {"clip": "none", "extractor": INCEPTION} | others
+
+
+def beside(ours, of, network=OF_THE_AUTHORS):
+    return published.beside([ours], {"p": of}, {"m": network})
+
+
+def differing(ours, of, network=OF_THE_AUTHORS):
+    [found] = beside(ours, of, network)
+    return list(found.differs)
+
+
+def test_the_shipped_numbers_are_those_of_the_papers_tables():
+    if not SHARED.is_dir():
+        pytest.skip("the digest of the paper is not beside this checkout")
+    expected = set()
+    for number in ("1", "3"):
+        for line in csv.DictReader((SHARED / f"ddim_table{number}.csv").open()):
+            eta = {"ddpm": "1.0", "sigma_hat": "1.0"}.get(line["eta"], line["eta"])
+            sigma = "sigma_hat" if line["eta"] == "sigma_hat" else "eta"
+            dataset = NAMES.get(line["dataset"], line["dataset"])
+            expected.add((number, dataset, sigma, eta, line["S"], line["fid"]))
+    lines = csv.DictReader((published.FOLDER / "fid.csv").open())
+    ours = [tuple(line[key] for key in ("table", "dataset", "sigma", "eta", "steps", "fid")) for line in lines]
+    assert set(ours) == expected
+    assert len(ours) == 68
+    ours = [(line["S"], line["reconstruction_error"]) for line in csv.DictReader((SHARED / "ddim_table2.csv").open())]
+    shipped = csv.DictReader((published.FOLDER / "reconstruction.csv").open())
+    assert [(line["steps"], line["mse"]) for line in shipped] == ours
+
+
+def test_nothing_is_said_to_differ_where_all_that_is_known_agrees():
+    [found] = beside(row(), protocol())
+    assert (found.table, found.published, found.ours, found.standard_error) == ("1", "4.16", 4.3, 0.02)
+    assert found.difference == pytest.approx(0.14)
+    assert found.differs == ()
+    assert "4.26" in found.note, "the author's own rerun belongs beside it"
+    assert differing(row(), protocol(), Network("google/ddpm-cifar10-32@main", None)) == []
+    assert differing(row(1000, spacing="linear"), protocol(1000, "linear")) == [], "at S = T all spacings are one"
+
+
+OTHER_WEIGHTS = {"name": "inception-v3-compat", "weights_sha256": "0" * 64}
+CONVNET = {"name": "fashion-convnet", "weights_sha256": "6726825d"}
+
+
+@pytest.mark.parametrize(
+    ("ours", "of", "network", "said"),
+    [
+        (
+            row(spacing="linear"),
+            protocol(spacing="linear"),
+            None,
+            "spacing linear (10 to 1000), not quadratic (1 to 1000)",
+        ),
+        (
+            row(spacing="ermongroup-quad"),
+            protocol(spacing="ermongroup-quad"),
+            None,
+            "spacing ermongroup-quad (1 to 801), not quadratic (1 to 1000)",
+        ),
+        (
+            row(10, spacing="1,2,3,4,5,6,7,8,9,10"),
+            protocol(10, tau=list(range(1, 11))),
+            None,
+            "spacing listed times (1 to 10), not quadratic (10 to 1000)",
+        ),
+        (row(), protocol(clip="x0"), None, "clip x0, not none"),
+        (row(eta="sigma_hat"), protocol(clip="none"), None, "clip none, not x0_and_eps"),
+        (row(), protocol(num_samples=1_000), None, "N = 1,000, not 50,000"),
+        (
+            row(),
+            protocol(extractor=CONVNET),
+            None,
+            "extractor fashion-convnet, not inception-v3-compat: FID is on another scale",
+        ),
+        (
+            row(),
+            protocol(extractor=OTHER_WEIGHTS),
+            None,
+            "extractor inception-v3-compat has other weights than the published ones",
+        ),
+        (
+            row(),
+            protocol(reference=CIFAR10 | {"num_images": 10_000}),
+            None,
+            "reference of 10,000 images, fewer than 50,000",
+        ),
+        (
+            row(),
+            protocol(reference=CIFAR10 | {"preprocessing": "8 bits, 3x64x64"}),
+            None,
+            "images of 3x64x64, not 3x32x32",
+        ),
+        (row(), protocol(weights="raw"), None, "raw weights, not averaged ones (EMA)"),
+        (row(), protocol(), Network("trained here", None), "network: trained here, not google/ddpm-cifar10-32"),
+        (
+            row(),
+            protocol(),
+            Network("google/ddpm-cifar10-32", "cosine betas, T = 1000"),
+            "forward process: cosine betas, T = 1000, not linear betas from 0.0001 to 0.02, T = 1000",
+        ),
+    ],
+)
+def test_each_thing_that_differs_is_said_and_nothing_else(ours, of, network, said):
+    assert differing(ours, of, network or OF_THE_AUTHORS) == [said]
+
+
+def test_a_test_set_as_reference_is_said_with_what_is_known_of_it():
+    [said] = differing(row(), protocol(reference=CIFAR10 | {"split": "test", "num_images": 60_000}))
+    assert said.startswith("reference is split test, not train (the paper does not name its reference; against")
+
+
+def test_everything_that_differs_is_listed():
+    of = protocol(10, "linear", CIFAR10 | {"split": "test", "num_images": 10_000}, clip="x0", weights="raw")
+    network = Network("trained here", "cosine betas, T = 500")
+    of |= {"num_samples": 100, "extractor": CONVNET}
+    assert len(differing(row(10, spacing="linear"), of, network)) == 9
+
+
+def test_celebas_network_is_not_on_the_hub():
+    celeba = {"dataset": "celeba", "split": "train", "num_images": 162_770, "preprocessing": "8 bits, 3x64x64"}
+    of = protocol(100, "linear", celeba)
+    said = "network: mine, not the weights of the authors, which are not on the hub"
+    assert differing(row(spacing="linear"), of, Network("mine", None)) == [said]
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [row(30), row(eta=0.3), row(sampler="dpm-solver"), row(fid=None), row(fid=float("nan")), row(500, "sigma_hat")],
+    ids=["S", "eta", "sampler", "no FID", "nan", "both"],
+)
+def test_what_was_not_published_has_no_counterpart(ours):
+    assert beside(ours, protocol()) == []
+
+
+@pytest.mark.parametrize("dataset", ["digits", "lsun/cat", "cifar100", None])
+def test_another_data_set_has_no_counterpart(dataset):
+    assert beside(row(), protocol(reference=CIFAR10 | {"dataset": dataset})) == []
+
+
+def test_the_ddpm_of_table_3_is_eta_1_with_clipping():
+    of = protocol(1000, "linear", LSUN, clip="x0_and_eps")
+    [found] = beside(row(1000, 1.0, spacing="linear"), of, BEDROOM)
+    assert (found.table, found.published, found.differs) == ("3", "6.36", ())
+    assert beside(row(1000, 0.0, spacing="linear"), of, BEDROOM) == []
+    assert beside(row(1000, "sigma_hat", spacing="linear"), of, BEDROOM) == []
+
+
+def test_references_are_known_by_the_names_that_protocols_give_them():
+    lsun = Reference(
+        Data(name="lsun", category="church_outdoor", split="train", limit=50_000), 50_000, "0", (3, 256, 256)
+    )
+    network = Network("google/ddpm-ema-church-256", None)
+    [found] = beside(row(spacing="linear"), protocol(100, "linear", lsun.describe()), network)
+    assert (found.published, found.differs) == ("10.58", ())
+    of_torch_fidelity = Source("dataset", "/x", "cifar10-train", 50_000, (3, 32, 32), "0", ())
+    assert differing(row(), protocol(reference=Reference(of_torch_fidelity, 50_000, "0", (3, 32, 32)).describe())) == []
+
+
+def encoded(spacing="linear", steps=100, dataset="cifar10", split="test", network=OF_THE_AUTHORS):
+    return Encoded(dataset, split, tau(spacing, steps, 1000), network)
+
+
+def reconstruction(steps=100, mse=0.001, **others):
+    return TEST_SET | {"steps": steps, "mse": mse} | others
+
+
+@pytest.mark.parametrize(
+    ("ours", "of", "said"),
+    [
+        (reconstruction(), encoded(), []),
+        (reconstruction(spacing="quadratic"), encoded("quadratic"), []),
+        (
+            reconstruction(spacing="leading"),
+            encoded("leading"),
+            ["spacing leading (1 to 991), not quadratic (1 to 1000)"],
+        ),
+        (reconstruction(num_images=1_000), encoded(), ["1,000 of the 10,000 test images"]),
+        (reconstruction(weights="raw"), encoded(), ["raw weights, not averaged ones (EMA)"]),
+        (
+            reconstruction(),
+            encoded(network=Network("trained here", None)),
+            ["network: trained here, not google/ddpm-cifar10-32"],
+        ),
+    ],
+)
+def test_table_2_stands_beside_reconstructions(ours, of, said):
+    [found] = published.beside_reconstructions([ours], [of])
+    assert (found.table, found.published, found.metric) == ("2", "0.0009", "mse")
+    assert found.difference == pytest.approx(0.0001)
+    assert list(found.differs) == [published.SOURCE_TIME, *said], "taugrid's own way up always differs from eq. 13"
+
+
+@pytest.mark.parametrize("of", [encoded(split="train"), encoded(dataset="digits")], ids=["train", "digits"])
+def test_table_2_is_of_cifar10s_test_set_alone(of):
+    assert published.beside_reconstructions([reconstruction()], [of]) == []
+
+
+def mixed():
+    """Two cells that share that they were trained here, and of which one has another spacing."""
+    rows = [row(100), row(50, fid=4.9, spacing="linear", protocol="q")]
+    of = {"p": protocol(num_samples=1_000), "q": protocol(50, "linear", num_samples=1_000)}
+    return published.beside(rows, of, {"m": Network("trained | here", None)})
+
+
+def test_markdown_says_once_what_differs_everywhere():
+    text = published.markdown(mixed())
+    assert text.count("N = 1,000, not 50,000") == 1
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert lines[0] == "| η | S | paper | ours | difference | what else differs |"
+    assert lines[2] == "| 0.0 | 100 | 4.16 | 4.300 ± 0.020 | +0.14 | – |"
+    assert lines[3] == (
+        "| 0.0 | 50 | 4.67 | 4.900 ± 0.020 | +0.23 | spacing linear (20 to 1000), not quadratic (1 to 1000) |"
+    )
+    assert "- η = 0.0, S = 100: its author's own rerun" in text
+    assert "the paper does not name its reference" in text
+
+
+def test_markdown_says_where_nothing_differs():
+    text = published.markdown(beside(row(), protocol()))
+    assert "Nothing that is known differs from the paper's protocol." in text
+    assert "Unlike the paper" not in text
+
+
+def test_cells_at_one_place_are_told_apart():
+    rows = [row(cell="a"), row(cell="b", protocol="raw")]
+    found = published.beside(rows, {"p": protocol(), "raw": protocol(weights="raw")}, {"m": OF_THE_AUTHORS})
+    lines = [line for line in published.markdown(found).splitlines() if line.startswith("| 0.0")]
+    assert [line.split(" | ")[-1] for line in lines] == ["a |", "b |"]
+
+
+def test_tables_in_markdown_survive_a_bar_in_a_path():
+    rows = [row(100), row(50, model="n")]
+    networks = {"m": OF_THE_AUTHORS, "n": Network("a|b", None)}
+    found = published.beside(rows, {"p": protocol()}, networks)
+    assert r"network: a\|b" in published.markdown(found)
+
+
+def test_the_csv_has_numbers_and_a_list_in_words(tmp_path):
+    published.write(mixed(), tmp_path, "published")
+    back = pd.read_csv(tmp_path / "published.csv")
+    assert back["published"].tolist() == [4.16, 4.67]
+    assert back["difference"].tolist() == pytest.approx([0.14, 0.23])
+    assert back["differs"][0] == "N = 1,000, not 50,000; network: trained | here, not google/ddpm-cifar10-32"
+    published.write([], tmp_path, "published")
+    assert not list(tmp_path.iterdir()), "those of an earlier run mean nothing any more"
+
+
+def config_of(**sections):
+    model = {"unet": {"block_out_channels": [8], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"],
+                      "norm_num_groups": 4}}  # fmt: skip
+    values = {"name": "x", "data": {"name": "cifar10", "split": "train"}, "model": model} | sections
+    return validate(Config, values | {"train": {"seed": 0}}, "test")
+
+
+def test_a_report_has_them_and_points_to_them_and_forgets_those_of_another_grid(tmp_path):
+    config = config_of(sample={"seed": 0, "spacing": "quadratic", "steps": 100})
+    planned, rundir = plan(config), RunDir(tmp_path)
+    [cell] = planned.cells
+    ours = row(cell=cell.id, model=cell.model.id)
+    evidence = Evidence({}, {cell.id: (0, (3, 32, 32))}, {"p": protocol()}, {cell.id: "none"})
+    report.write(config, planned, rundir, report.Rows([ours], [], evidence))
+    assert "network: trained here" in (rundir.tables / "published.md").read_text()
+    assert "- the paper's numbers stand beside 1 of these in published.md" in (rundir.tables / "quality.md").read_text()
+    report.write(config, planned, rundir, report.Rows([], [], evidence))
+    assert not list(rundir.tables.glob("published.*"))
+    assert "published.md" not in (rundir.tables / "quality.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("diffusion", "process"),
+    [
+        ({}, None),
+        ({"schedule": "cosine"}, "cosine betas from 0.0001 to 0.02, T = 1000"),
+        ({"timesteps": 500}, "linear betas from 0.0001 to 0.02, T = 500"),
+    ],
+)
+def test_a_model_trained_here_is_said_to_be_with_its_forward_process(diffusion, process):
+    [model] = plan(config_of(diffusion=diffusion)).models
+    assert report.network(model) == Network("trained here", process)
+
+
+def test_reconstructions_are_of_what_was_held_out():
+    [cell] = ode_work.ode_cells(plan(config_of(sample={"seed": 0, "steps": 20})))
+    found = ode_work._encoded(cell)
+    assert (found.dataset, found.split, found.tau[-1]) == ("cifar10", "test", 1000)

@@ -1,0 +1,111 @@
+"""Every experiment in configs/ loads, and costs what its own comment says."""
+
+import importlib.resources
+import re
+
+import pytest
+
+from orchestrator.checkpoints import Checkpoint
+from orchestrator.config import Data, Diffusion
+from orchestrator.configfile import load
+from orchestrator.grid import plan
+from orchestrator.inspection import describe
+from orchestrator.rundir import RunDir
+
+NAMES = sorted(p.name for p in importlib.resources.files("configs").iterdir() if p.name.endswith(".yaml"))
+OF_THE_PAPER = {
+    "cifar10-table1.yaml": ("cifar10", "quadratic", 25),
+    "celeba-table1.yaml": ("celeba", "linear", 25),
+    "bedroom-table3.yaml": ("lsun/bedroom", "linear", 9),
+    "church-table3.yaml": ("lsun/church_outdoor", "linear", 9),
+}
+"""The data set, the spacing, and how many cells the table has."""
+
+
+def text(name):
+    return (importlib.resources.files("configs") / name).read_text(encoding="utf-8")
+
+
+def hub_checkpoint(path):
+    """What google/ddpm-ema-church-256 says of itself; bedroom's is built alike."""
+    down = [*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"]
+    up = ["UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4]
+    unet = {"sample_size": 256, "in_channels": 3, "out_channels": 3, "layers_per_block": 2, "down_block_types": down}
+    unet |= {"up_block_types": up, "block_out_channels": [128, 128, 256, 256, 512, 512]}
+    diffusion = Diffusion(timesteps=1000, schedule="linear", beta_start=1e-4, beta_end=2e-2, prediction="epsilon")
+    return Checkpoint(path, f"{path}/unet", unet, "0" * 64, diffusion, {"clip": "x0"})
+
+
+def planned(name, *assignments):
+    config = load(name, assignments)
+    return config, plan(config, hub_checkpoint)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_costs_what_its_comment_says(name, tmp_path):
+    config, found = planned(name)
+    assert config.name == name.removesuffix(".yaml")
+    cost = text(name).partition("Cost:")[2]
+    said = re.search(r"([\d,]+) (?:network )?evaluations", cost)
+    assert said, "a config begins with what it costs"
+    assert describe(config, found, RunDir(tmp_path))["network_evaluations"] == int(said[1].replace(",", ""))
+    steps = re.search(r"([\d,]+) training steps", cost)
+    trained = {f"{model.train.steps:,}" for model in found.models if model.train}
+    assert trained == ({steps[1]} if steps else set())
+
+
+def test_the_configs_of_the_paper_are_there():
+    assert set(OF_THE_PAPER) | {"fashion-mnist.yaml", "digits.yaml", "gaussian.yaml"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", OF_THE_PAPER)
+def test_a_config_of_the_paper_has_its_protocol(name):
+    dataset, spacing, cells = OF_THE_PAPER[name]
+    config, found = planned(name)
+    reference = config.evaluate.reference
+    assert isinstance(reference, Data), "the reference is named"
+    assert (reference.full_name, reference.split) == (dataset, "train")
+    assert config.evaluate.extractor == "inception-v3-compat"
+    assert len(found.cells) == cells
+    assert {cell.settings.spacing for cell in found.cells} == {spacing}
+    assert {cell.settings.num_samples for cell in found.cells} == {50_000}
+    shape = found.models[0].image_shape
+    assert shape == config.data.image_shape == reference.image_shape
+
+
+@pytest.mark.parametrize("name", OF_THE_PAPER)
+def test_every_cell_of_a_published_table_is_in_its_config_and_clips_alike(name):
+    """The clipping too: it must not be left to the loaded pipeline, whose own is x0."""
+    from eval.published import FOLDER
+
+    dataset = OF_THE_PAPER[name][0]
+    lines = [line.split(",") for line in (FOLDER / "fid.csv").read_text().splitlines()]
+    published = {(sigma, float(eta), int(s), clip) for _, d, sigma, eta, s, _, _, clip, *_ in lines[1:] if d == dataset}
+    settings = [cell.settings for cell in planned(name)[1].cells]
+    assert {(of.sigma, of.eta_number, of.steps, of.clip) for of in settings} == published
+
+
+@pytest.mark.parametrize("name", OF_THE_PAPER)
+def test_the_released_codes_spacing_is_there_to_be_chosen(name):
+    alternative = re.search(r"^ +# spacing: (ermongroup-[a-z]+)$", text(name), re.MULTILINE)
+    assert alternative
+    of_the_paper, of_the_code = planned(name)[1], planned(name, f"sample.spacing={alternative[1]}")[1]
+    assert {cell.tau[0] for cell in of_the_code.cells} == {1}, "both kinds begin at index 0"
+    assert not {cell.id for cell in of_the_paper.cells} & {cell.id for cell in of_the_code.cells}
+
+
+@pytest.mark.parametrize("name", ["cifar10-table1.yaml", "celeba-table1.yaml"])
+def test_attention_is_where_images_are_16_pixels_wide(name):
+    config, found = planned(name)
+    unet = found.models[0].unet
+    levels = [config.data.image_shape[1] >> level for level in range(len(unet.block_out_channels))]
+    assert [side for side, kind in zip(levels, unet.down_block_types, strict=True) if "Attn" in kind] == [16]
+    assert [side for side, kind in zip(levels[::-1], unet.up_block_types, strict=True) if "Attn" in kind] == [16]
+    assert (unet.dropout, found.models[0].train.most_workers) == (0.1, 1)
+
+
+def test_the_hubs_network_for_cifar10_takes_the_place_of_training():
+    assert "\n#  checkpoint: google/ddpm-cifar10-32\n" in text("cifar10-table1.yaml")
+    config = load("cifar10-table1.yaml", ["model={checkpoint: google/ddpm-cifar10-32}"])
+    [model] = plan(config, hub_checkpoint).models
+    assert model.train is None
