@@ -9,8 +9,9 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)            ## train, sample and score the digits grid (minutes on a laptop)
 	$(BIN)/taugrid run configs/digits.yaml
 
+# Two processes, a file of tests each: Ray's starts leave a core idle for most of the time.
 test: lint types          ## lint, types and tests
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

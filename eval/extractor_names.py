@@ -3,19 +3,16 @@
 import difflib
 import hashlib
 import http.client
-import json
 import math
 import os
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from workers.another_process import ask
 from workers.files import replacing
 
 DIGITS_CONVNET = "digits-convnet"
@@ -169,23 +166,12 @@ def _known(name: str) -> Known:
 def _own(name: str, weights: str | None, image_shape: tuple[int, int, int]) -> ExtractorSpec:
     """Asks another process, because the class needs torch, and this one may only be looking."""
     path = None if weights is None else _given(weights)
-    arguments = ["-m", "eval.describe_extractor", name, *map(str, image_shape)]
+    arguments = [name, *map(str, image_shape)]
     if path is not None:
         arguments += ["--weights", str(path)]
-    # -P: without it a folder `eval` in the current one would be taken for taugrid's.
-    whole = [sys.executable, "-P", *arguments]
-    command = shlex.join(["python", *arguments])
-    try:
-        done = subprocess.run(whole, capture_output=True, text=True, check=False, timeout=DESCRIBE_TIMEOUT_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise ValueError(
-            f"the extractor {name} took more than {DESCRIBE_TIMEOUT_SECONDS:.0f} seconds to load and to give features "
-            f"of two images; see what it does: {command}"
-        ) from None
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise ValueError(f"the extractor {name} can't be used: {reason} (where that comes from: {command})")
-    description = json.loads(done.stdout.splitlines()[-1])  # the class may print, too
+    trial = "load and to give features of two images"
+    subject = f"the extractor {name}"
+    description = ask("eval.describe_extractor", arguments, subject, trial, DESCRIBE_TIMEOUT_SECONDS)
     content = description.pop("content_sha256")
     if path is None:
         return ExtractorSpec(name, None, content, **description)

@@ -1,11 +1,13 @@
-"""Figures of a run as lines over S: FID, and the error of reconstructions."""
+"""Figures of a run: FID over S and over checkpoints, the error of reconstructions over S, the loss of training."""
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
 
 from eval import reconstruction
 from eval.rows import Protocol
@@ -28,6 +31,8 @@ STYLE: dict[str, Any] = {
 }  # fmt: skip
 """The salt fixes the ids within an SVG."""
 
+CHECKPOINT = "model.checkpoint"
+"""The grid key, and so the column, whose values `checkpoints` has from left to right."""
 MARKERS = "osD^vP<>phd*"
 SIGMA_HAT_COLOUR = "#d55e00"
 """Vermilion of the Okabe-Ito palette: apart from all of viridis for every common kind of colour vision."""
@@ -37,8 +42,18 @@ DODGE = 0.024
 FEWEST_TICKS = 5
 TITLE_WIDTH = 52
 """Characters that fit above or below a panel."""
+SMOOTHING = 1.25
+"""The running mean of a loss goes from so many times a step to so small a part of it."""
+NAME_WIDTH = 26
+"""Characters in a line of a checkpoint's name, below a panel."""
+CHARACTER_HEIGHT = 0.036
+"""Inches that a character of such a name takes downwards, at its angle."""
 LEGEND_LINE = 0.19
 """Inches that a line of a legend below the panel takes."""
+
+
+Values = NDArray[np.float64]
+Table = TypeVar("Table")
 
 
 class LineStyle(NamedTuple):
@@ -49,6 +64,17 @@ class LineStyle(NamedTuple):
     colour: str | tuple[float, ...]
     marker: str
     dashes: str
+
+
+Styles = Mapping[str, LineStyle]
+
+
+class Ablation(NamedTuple):
+    """One panel of `checkpoints`: FID and its standard error by S (index, ascending) and checkpoint (columns)."""
+
+    heading: str
+    values: pd.DataFrame
+    errors: pd.DataFrame
 
 
 def quality(frame: pd.DataFrame, path_stem: Path, protocols: Mapping[str, Protocol] = {}) -> None:
@@ -65,20 +91,103 @@ def quality_figure(frame: pd.DataFrame, protocols: Mapping[str, Protocol] = {}) 
     """
     pivots = pivot(frame, FID.column, FID.error, protocols)
     styles = _eta_styles({label for table in pivots for label in table.values.index})
-    across = max(1, min(len(pivots), PANELS_ACROSS))
-    down = max(1, math.ceil(len(pivots) / across))
+    return _fid_figure(pivots, _draw, styles, "log")
+
+
+def checkpoints(
+    frame: pd.DataFrame, order: Sequence[str], path_stem: Path, protocols: Mapping[str, Protocol] = {}
+) -> None:
+    """`checkpoints_figure` as `path_stem` + .png and .svg, put in place whole; equal input gives equal bytes."""
+    _save(checkpoints_figure(frame, order, protocols), path_stem)
+
+
+def checkpoints_figure(frame: pd.DataFrame, order: Sequence[str], protocols: Mapping[str, Protocol] = {}) -> Figure:
+    """FID over checkpoints: a line for each S, bars of ±1 standard error, a panel for each eta of each pivot.
+
+    Args:
+        frame: of the quality table, with the column `CHECKPOINT`.
+        order: its values from left to right, as the grid has them.
+        protocols: spell out the rows' hashes: cells that are not comparable share no panel.
+    """
+    tables = _over_checkpoints(frame, order, pivot(frame, FID.column, FID.error, protocols))
+    lengths = sorted({steps for table in tables for steps in table.values.index})
+    styles = _ordered_styles({str(steps): f"$S$ = {steps}" for steps in lengths}, _shifts(len(lengths)))
+    figure = _fid_figure(tables, _draw_over_checkpoints, styles, "linear")
+    # Names of checkpoints are long, and below a panel they would take its height.
+    longest = max(map(len, short_names(order)), default=0)
+    rows = math.ceil(len(tables) / PANELS_ACROSS)
+    figure.set_figheight(figure.get_figheight() + rows * CHARACTER_HEIGHT * min(longest, NAME_WIDTH))
+    return figure
+
+
+def _fid_figure(
+    tables: Sequence[Table], draw: Callable[[Axes, Table, Styles], None], styles: Styles, x_scale: str
+) -> Figure:
+    """A panel for each of `tables`, with one scale for FID and one legend."""
+    across = max(1, min(len(tables), PANELS_ACROSS))
+    down = max(1, math.ceil(len(tables) / across))
     with _plain_style():
-        figure, panels = _panels(down, across)
-        for panel in panels[max(1, len(pivots)) :]:
+        figure, panels = _panels(down, across, x_scale)
+        for panel in panels[max(1, len(tables)) :]:
             panel.remove()
-        for panel, table in zip(panels, pivots, strict=False):
-            _draw(panel, table, styles)
+        for panel, table in zip(panels, tables, strict=False):
+            draw(panel, table, styles)
         for panel in panels[::across]:
             panel.set_ylabel(FID.heading)
         _mark_values(panels[0])
         _legend(figure, styles.values(), "outside right upper")
         _say_if_empty(figure, "no cell has an FID")
     return figure
+
+
+def _over_checkpoints(frame: pd.DataFrame, order: Sequence[str], pivots: Sequence[Pivot]) -> list[Ablation]:
+    """One for each eta of the pivots that differ in nothing but their checkpoint."""
+    shown = frame[frame[CHECKPOINT].isin(order)]
+    checkpoint_of = dict(zip(shown["cell"], shown[CHECKPOINT], strict=True))
+    points: list[dict[str, Any]] = []
+    for table in pivots:
+        shared = replace(table, settings={key: value for key, value in table.settings.items() if key != CHECKPOINT})
+        for label, steps in product(table.cells.index, table.cells.columns):
+            if (cell := table.cells.at[label, steps]) in checkpoint_of:
+                heading = ", ".join(filter(None, [f"η = {label}", shared.heading]))
+                number: dict[str, Any] = {"fid": table.values.at[label, steps], "error": table.errors.at[label, steps]}
+                points.append({"heading": heading, "steps": steps, "checkpoint": checkpoint_of[cell], **number})
+    if not points:
+        return []
+    return [
+        Ablation(str(heading), *(_by_steps(part, column).reindex(columns=list(order)) for column in ("fid", "error")))
+        for heading, part in pd.DataFrame(points).groupby("heading", sort=False)
+    ]
+
+
+def _by_steps(points: pd.DataFrame, column: str) -> pd.DataFrame:
+    return points.pivot(index="steps", columns="checkpoint", values=column)
+
+
+def _draw_over_checkpoints(panel: Axes, table: Ablation, styles: Styles) -> None:
+    names = short_names([str(checkpoint) for checkpoint in table.values.columns])
+    places = np.arange(len(names), dtype=np.float64)
+    for steps in table.values.index:
+        look, value = styles[str(steps)], table.values.loc[steps]
+        if (value > 0).any():
+            # A gap where there is none: a line would say that the checkpoint before leads to the one behind.
+            shown = value.where(value > 0).to_numpy()
+            _draw_line(panel, places + look.shift * len(names), shown, table.errors.loc[steps].to_numpy(), look)
+    panel.set_title(textwrap.fill(table.heading, TITLE_WIDTH), parse_math=False)
+    panel.set_xlabel("checkpoint")
+    panel.set_xlim(-0.5, len(names) - 0.5)
+    lines = [textwrap.fill(name, NAME_WIDTH).replace("$", r"\$") for name in names]
+    panel.set_xticks(places, lines, rotation=30, ha="right", rotation_mode="anchor")
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The last part of each path, with as many of those before it as tell it from the others."""
+    parts = [Path(path).parts for path in paths]
+    for count in range(1, max(map(len, parts), default=0)):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(set(paths)):
+            return names
+    return list(paths)
 
 
 def reconstruction_error(frame: pd.DataFrame, path_stem: Path) -> None:
@@ -106,6 +215,41 @@ def reconstruction_figure(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+def losses(curves: Mapping[str, pd.DataFrame], path_stem: Path) -> None:
+    """`losses_figure(curves)` as `path_stem` + .png and .svg, put in place whole; equal input gives equal bytes."""
+    _save(losses_figure(curves), path_stem)
+
+
+def losses_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
+    """The loss of trainings against the step, both logarithmic: light as it was logged, dark its running mean.
+
+    Args:
+        curves: the columns `step` and `loss` of log.jsonl, by what the legend calls the model.
+    """
+    styles = _ordered_styles({name: _legend_name(name) for name in curves}, _shifts(len(curves)))
+    with _plain_style():
+        figure, (panel,) = _panels(1, 1)
+        for name, log in curves.items():
+            step, loss, colour = log["step"].to_numpy(), log["loss"].to_numpy(), styles[name].colour
+            panel.plot(step, loss, color=colour, linewidth=0.6, alpha=0.3)
+            panel.plot(step, _running_mean(step, loss), color=colour, linewidth=1.5, label=styles[name].name)
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        panel.set_xlabel("training step")
+        panel.set_ylabel("loss")
+        _mark_values(panel)
+        figure.set_figheight(figure.get_figheight() + LEGEND_LINE * len(curves))
+        _legend(figure, styles.values(), "outside lower center")
+    return figure
+
+
+def _running_mean(step: NDArray[np.int64], loss: NDArray[np.float64]) -> NDArray[np.float64]:
+    """At each of the increasing steps the mean over those within a factor of `SMOOTHING` of it: even in log."""
+    sums = np.concatenate([[0.0], loss.cumsum()])
+    first, end = np.searchsorted(step, step / SMOOTHING), np.searchsorted(step, step * SMOOTHING, side="right")
+    mean: NDArray[np.float64] = (sums[end] - sums[first]) / (end - first)
+    return mean
+
+
 def _save(figure: Figure, path_stem: Path) -> None:
     with _plain_style():
         for kind, metadata in {"png": {"Software": None}, "svg": {"Date": None}}.items():
@@ -113,11 +257,11 @@ def _save(figure: Figure, path_stem: Path) -> None:
                 figure.savefig(temporary, format=kind, metadata=metadata)
 
 
-def _panels(down: int, across: int) -> tuple[Figure, list[Axes]]:
-    """A figure and its panels row by row, with logarithmic axes and a common scale for the values."""
+def _panels(down: int, across: int, x_scale: str = "log") -> tuple[Figure, list[Axes]]:
+    """A figure and its panels row by row, with a common logarithmic scale for the values."""
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
     figure = Figure(figsize=(1.3 + 3.6 * across, 0.3 + 3.1 * down), layout=layout)
-    scales = {"xscale": "log", "yscale": "log"}
+    scales = {"xscale": x_scale, "yscale": "log"}
     return figure, list(figure.subplots(down, across, sharey=True, squeeze=False, subplot_kw=scales).flat)
 
 
@@ -155,7 +299,7 @@ def _legend_name(label: str) -> str:
     return textwrap.fill(label, TITLE_WIDTH).replace("$", r"\$")
 
 
-def _draw(panel: Axes, table: Pivot, styles: Mapping[str, LineStyle]) -> None:
+def _draw(panel: Axes, table: Pivot, styles: Styles) -> None:
     steps = [int(steps) for steps in table.values.columns]
     lines = [textwrap.fill(line, TITLE_WIDTH) for line in (table.heading, *table.notes) if line]
     panel.set_title("\n".join(lines), parse_math=False)  # a path may hold a dollar sign
@@ -166,21 +310,27 @@ def _draw(panel: Axes, table: Pivot, styles: Mapping[str, LineStyle]) -> None:
         shown = value[value > 0]
         if shown.empty:
             continue
-        panel.errorbar(
-            shown.index.to_numpy() * math.exp(span * look.shift),
-            shown,
-            yerr=table.errors.loc[label, shown.index].fillna(0.0),
-            label=look.name,
-            color=look.colour,
-            marker=look.marker,
-            linestyle=look.dashes,
-            linewidth=1.3,
-            markersize=5,
-            markeredgecolor="white",
-            markeredgewidth=0.5,
-            elinewidth=1.0,
-            capsize=2.5,
-        )
+        positions = shown.index.to_numpy() * math.exp(span * look.shift)
+        _draw_line(panel, positions, shown.to_numpy(), table.errors.loc[label, shown.index].to_numpy(), look)
+
+
+def _draw_line(panel: Axes, positions: Values, values: Values, errors: Values, look: LineStyle) -> None:
+    """Points joined by a line, with bars; an error that is NaN has none."""
+    panel.errorbar(
+        positions,
+        values,
+        yerr=np.nan_to_num(errors),
+        label=look.name,
+        color=look.colour,
+        marker=look.marker,
+        linestyle=look.dashes,
+        linewidth=1.3,
+        markersize=5,
+        markeredgecolor="white",
+        markeredgewidth=0.5,
+        elinewidth=1.0,
+        capsize=2.5,
+    )
 
 
 def _mark_steps(panel: Axes, steps: Sequence[int]) -> float:

@@ -173,7 +173,7 @@ def _recomputed(index: NDArray[np.int64], cell: CellSettings) -> NDArray[np.int6
     x = standard_normals(cell.seed, index, 0, dims)
     for i in range(len(cell.tau), 0, -1):
         t, a = cell.tau[i - 1], cell.alpha_bar[cell.tau[i - 1]]
-        a_prev = cell.alpha_bar[cell.tau[i - 2]] if i > 1 else 1.0
+        a_prev = cell.alpha_bar[cell.tau[i - 2] if i > 1 else 0]
         x0 = _expected_x0(cell.data, x, a)
         eps = (x - np.sqrt(a) * x0) / np.sqrt(1 - a)
         if cell.clip != "none":

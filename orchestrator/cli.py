@@ -34,7 +34,8 @@ class Opened:
 
         self.config = load(name, assignments)
         self.rundir = RunDir(_folder(name, out, self.config.name))
-        self.plan = plan(self.config, self.rundir.read_checkpoint)
+        rundir = self.rundir
+        self.plan = plan(self.config, rundir.read_checkpoint, rundir.describe_network, rundir.fingerprint)
 
 
 def _folder(config: str, out: str | None, name: str) -> Path:

@@ -162,21 +162,34 @@ def room(cluster: Cluster) -> int:
 class Trainers(NamedTuple):
     """How a model is trained on the connected cluster."""
 
-    workers: int
+    workers: int | tuple[int, int]
+    """How many, or the least and the most."""
     cpus: float
     """Of each."""
     gpus: float
     """Of each."""
 
 
-def trainers(cluster: Cluster, workers: int) -> Trainers:
+def trainers(cluster: Cluster, workers: int | tuple[int, int]) -> Trainers:
     """Room for up to `workers` training workers; fewer where fewer fit, which changes no more than rounding.
 
-    Without GPUs each takes as many CPUs as there are for it.
+    Without GPUs each takes as many CPUs as there are for it. Of [least, most] it is left to Ray Train how many there
+    are, now and later; each takes what `cluster` says, so that there is room for one wherever there is as much.
+
+    Raises:
+        UserError: if not even one fits, or not even the least.
     """
     cpus, gpus = resources(cluster)
     room(cluster)
-    workers = min(workers, _slots(cpus, gpus))
+    fits = _slots(cpus, gpus)
+    if not isinstance(workers, int):
+        if fits < workers[0]:
+            raise UserError(
+                f"train.workers: {list(workers)} needs room for {workers[0]}, and {fits} of {cpus:g} CPUs and {gpus:g} "
+                "GPUs fit on the connected cluster; lower it or cluster.cpus_per_worker, or add nodes"
+            )
+        return Trainers(workers, cpus, gpus)
+    workers = min(workers, fits)
     if not gpus:
         most = int(max(node.get("CPU", 0) for node in _nodes()))
         cpus = next((float(c) for c in range(most, int(cpus), -1) if _slots(c, 0) >= workers), cpus)

@@ -68,6 +68,11 @@ class Data(Section):
         return self.shape or FIXED_SHAPES.get(self.name) or DEFAULT_SHAPES[self.name]
 
     @property
+    def full_name(self) -> str:
+        """`name`, of LSUN with its category: lsun/bedroom."""
+        return f"{self.name}/{self.category}" if self.category else self.name
+
+    @property
     def held_out(self) -> "Data":
         """What a model trained on this has not seen: the test split, if this is the training split; else this."""
         if self.split != "train":
@@ -172,8 +177,8 @@ class Diffusion(Section):
     beta_end: Annotated[float, Field(gt=0, lt=1)] | None = None
     prediction: Literal["epsilon", "sample", "v_prediction"] | None = None
     """What the network predicts: the noise, the image, or v (Salimans & Ho 2022)."""
-    trained_betas: list[Annotated[float, Field(gt=0, le=1)]] | None = None
-    """beta_1..beta_T themselves, in place of `schedule`, `beta_start` and `beta_end`."""
+    trained_betas: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] | None = None
+    """beta_1..beta_T themselves, in place of `schedule`, `beta_start` and `beta_end`, which then stay null."""
     rescale_betas_zero_snr: bool | None = None
     """Shift and scale sqrt(alpha) so that no signal is left at T (Lin et al. 2024, algorithm 1)."""
     set_alpha_to_one: bool | None = None
@@ -186,13 +191,43 @@ class Diffusion(Section):
         return self.prediction
 
     @property
+    def named_betas(self) -> str:
+        """The betas in a few words, of a section in which nothing is null."""
+        if self.trained_betas is not None:
+            return f"{len(self.trained_betas)} trained_betas"
+        return f"{self.schedule} betas from {self.beta_start:g} to {self.beta_end:g}"
+
+    @property
     def alpha_bar(self) -> NDArray[np.float64]:
-        """The products alpha_0..alpha_T, (T + 1,) float64, of a section in which nothing is null."""
-        assert self.schedule is not None
-        assert self.timesteps is not None
-        assert self.beta_start is not None
-        assert self.beta_end is not None
-        return schedule.alpha_bar(self.schedule, self.timesteps, self.beta_start, self.beta_end)
+        """alpha_0..alpha_T, (T + 1,) float64, of a section in which nothing is null.
+
+        Raises:
+            ValueError: if betas that can't be rescaled are to be.
+        """
+        if self.trained_betas is not None:
+            alpha_bar = schedule.products(np.array(self.trained_betas))
+        else:
+            assert self.schedule is not None
+            assert self.timesteps is not None
+            assert self.beta_start is not None
+            assert self.beta_end is not None
+            alpha_bar = schedule.alpha_bar(self.schedule, self.timesteps, self.beta_start, self.beta_end)
+        if self.rescale_betas_zero_snr:
+            alpha_bar = schedule.rescaled_to_zero_snr(alpha_bar)
+        if self.set_alpha_to_one is False:
+            alpha_bar[0] = alpha_bar[1]
+        return alpha_bar
+
+    @model_validator(mode="after")
+    def _one_source_of_betas(self) -> "Diffusion":
+        given = [key for key in OF_A_SCHEDULE if getattr(self, key) is not None]
+        if self.trained_betas is not None and given:
+            raise ValueError(f"trained_betas take the place of {' and '.join(given)}; give the one or the other")
+        return self
+
+
+OF_A_SCHEDULE = ("schedule", "beta_start", "beta_end")
+"""Keys of `diffusion` that `trained_betas` take the place of."""
 
 
 class LossWeights(Section):

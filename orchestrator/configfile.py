@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from orchestrator import hub
 from orchestrator.config import Config, S, validate
 from orchestrator.errors import UserError
 
@@ -108,16 +109,24 @@ def _follow_seed(before: Mapping[str, Any], merged: dict[str, Any]) -> None:
 
 def _with_absolute_paths(config: Config) -> Config:
     """Models and references as absolute paths, so that config.json means the same from everywhere."""
-    key = "model.checkpoint"
+    absolute = {"model.checkpoint": _absolute_model, "model.weights": _absolute}
     grid = [
-        {**mapping, key: [_absolute(value) for value in mapping[key]]} if key in mapping else mapping
-        for mapping in config.grid
+        {key: [absolute[key](value) for value in values] if key in absolute else values for key, values in point.items()}
+        for point in config.grid
     ]
-    model = config.model.model_copy(update={"checkpoint": _absolute(config.model.checkpoint)})
+    source = config.model
+    own = {"checkpoint": _absolute_model(source.checkpoint), "weights": _absolute(source.weights)}
+    model = source.model_copy(update=own)
     evaluate, reference = config.evaluate, config.evaluate.reference
     if isinstance(reference, str) and Path(reference).expanduser().exists():  # else a data set's name
         evaluate = evaluate.model_copy(update={"reference": _absolute(reference)})
     return config.model_copy(update={"grid": grid, "model": model, "evaluate": evaluate})
+
+
+def _absolute_model(path: Any) -> Any:
+    """An id of the hub stays one, unless a folder of that name is here."""
+    is_on_hub = isinstance(path, str) and hub.is_id(path) and not Path(path).exists()
+    return path if is_on_hub else _absolute(path)
 
 
 def _absolute(path: Any) -> Any:

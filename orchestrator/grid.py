@@ -11,16 +11,17 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 
-from orchestrator import checkpoints
+from orchestrator import checkpoints, own_network
 from orchestrator.checkpoints import Checkpoint
 from orchestrator.config import (
     DIFFUSION_DEFAULTS,
     GRID_SECTIONS,
+    OF_A_SCHEDULE,
     Config,
     Data,
     Diffusion,
@@ -32,6 +33,7 @@ from orchestrator.config import (
 )
 from orchestrator.config import Model as ModelSection
 from orchestrator.errors import UserError
+from orchestrator.own_network import OwnNetwork
 from workers.diffusion.timesteps import remarks, tau
 
 NOT_IDENTITY = {
@@ -40,6 +42,9 @@ NOT_IDENTITY = {
     "sample": {"num_samples"},
 }
 """Keys that change no result (or, for `num_samples`, only how much there is of it)."""
+
+UNPUBLISHED = ("folder", "parquet")
+"""Data sets whose name says nothing of their images."""
 
 NOT_CELLS = {"num_samples"} | {f"{name}.{key}" for name in ("data", "train") for key in NOT_IDENTITY[name]}
 """The same, as keys of a grid."""
@@ -56,7 +61,7 @@ TRAIN_DEFAULTS = Train(seed=0)
 
 @dataclass(frozen=True)
 class Model:
-    """A network and its forward process: trained here (`unet`, `train`), loaded (`checkpoint`), or an `oracle`."""
+    """A network and its forward process: trained here (`unet`, `train`), or a `checkpoint`, an `oracle` or `own`."""
 
     id: str
     data: Data
@@ -66,6 +71,8 @@ class Model:
     checkpoint: Checkpoint | None
     oracle: str | None = None
     """The oracle's name; it belongs to the distribution that `data` names."""
+    own: OwnNetwork | None = None
+    """What `model.callable` returns."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -169,7 +176,26 @@ def name_of(parts: Iterable[Any]) -> str:
     return "".join(character if character.isalnum() or character in "=.-_" else "_" for character in text)
 
 
-def plan(config: Config, read_checkpoint: Callable[[str], Checkpoint] = checkpoints.read) -> Plan:
+DescribeNetwork = Callable[[str, str | None, tuple[int, int, int], int], OwnNetwork]
+"""As `own_network.describe`."""
+
+Fingerprint = Callable[[Data], str]
+"""As `content_fingerprint`."""
+
+
+def content_fingerprint(data: Data) -> str:
+    """SHA-256 of a data set's images, which are read for it; `UserError` where they are missing."""
+    from workers import data as datasets  # which takes a second to import, and few configs need it here
+
+    return datasets.content_fingerprint(data)
+
+
+def plan(
+    config: Config,
+    read_checkpoint: Callable[[str], Checkpoint] = checkpoints.read,
+    describe_network: DescribeNetwork = own_network.describe,
+    fingerprint: Fingerprint = content_fingerprint,
+) -> Plan:
     """The models and cells of `config`, in the order of its grid.
 
     Raises:
@@ -182,13 +208,14 @@ def plan(config: Config, read_checkpoint: Callable[[str], Checkpoint] = checkpoi
             read_once[path] = read_checkpoint(path)
         return read_once[path]
 
+    describe_once = cache(describe_network)
     mappings = config.grid or [{}]
     axes = [key for key in dict.fromkeys(key for mapping in mappings for key in mapping) if key not in TABLE_KEYS]
     models: dict[str, Model] = {}
     cells: dict[str, Cell] = {}
     for point in _points(mappings):
         sections = _sections_at(config, point)
-        model = _model(sections, read)
+        model = _model(sections, read, describe_once, fingerprint)
         model = models.setdefault(model.id, model)
         cell = _cell(model, sections, axes)
         if cell.id in cells:
@@ -239,7 +266,12 @@ def _locate(key: str) -> tuple[str, list[str]]:
     raise UserError(f"grid: unknown key {key!r} ({hint})")
 
 
-def _model(sections: Mapping[str, Section], read: Callable[[str], Checkpoint]) -> Model:
+def _model(
+    sections: Mapping[str, Section],
+    read: Callable[[str], Checkpoint],
+    describe_network: DescribeNetwork,
+    fingerprint: Fingerprint,
+) -> Model:
     data, source, diffusion, train = (sections[name] for name in GRID_SECTIONS)
     assert isinstance(data, Data)
     assert isinstance(source, ModelSection)
@@ -269,13 +301,27 @@ def _model(sections: Mapping[str, Section], read: Callable[[str], Checkpoint]) -
             "diffusion": _differing(resolved, DIFFUSION_DEFAULTS),
         }
         return Model(identity(content), data, resolved, None, None, None, source.oracle)
+    if source.callable is not None:
+        assert resolved.timesteps is not None
+        own = describe_network(source.callable, source.weights, data.image_shape, resolved.timesteps)
+        content = {
+            "callable": own.callable,
+            "source": own.source_sha256,
+            "weights": own.weights_sha256,
+            "shape": list(own.image_shape),
+            "diffusion": _differing(resolved, DIFFUSION_DEFAULTS),
+        }
+        return Model(identity(content), data, resolved, None, None, None, own=own)
     if source.unet is None:
-        raise UserError("model: give unet: {...} to train a network, checkpoint: FOLDER to load one, or oracle: NAME")
+        raise UserError(
+            "model: give unet: {...} to train a network, checkpoint: FOLDER to load one, callable: MODULE:FUNCTION for "
+            "one's own, or oracle: NAME"
+        )
     _check_loss_weights(train, resolved)
     if source.unet.dropout and train.most_workers > 1:
         raise UserError("model.unet.dropout: masks depend on the number of workers, so it needs train.workers: 1")
     content = {
-        "data": _differing(data, Data(), NOT_IDENTITY["data"]),
+        "data": _data_content(data, fingerprint),
         "unet": _differing(source.unet, Unet()),
         "diffusion": _differing(resolved, DIFFUSION_DEFAULTS),
         "train": _differing(train, TRAIN_DEFAULTS, NOT_IDENTITY["train"]),
@@ -283,9 +329,18 @@ def _model(sections: Mapping[str, Section], read: Callable[[str], Checkpoint]) -
     return Model(identity(content), data, resolved, source.unet, train, None)
 
 
+def _data_content(data: Data, fingerprint: Fingerprint) -> dict[str, Any]:
+    """What a model was trained on: the name says it of a published data set, of others only the images do."""
+    if data.name in UNPUBLISHED:
+        return {"name": data.name, "shape": list(data.image_shape), "sha256": fingerprint(data)}
+    return _differing(data, Data(), NOT_IDENTITY["data"])
+
+
 def _cell(model: Model, sections: Mapping[str, Section], axes: list[str]) -> Cell:
     settings = sections["sample"]
     assert isinstance(settings, Sample)
+    if model.own is not None and settings.weights != "ema":
+        raise UserError(f"sample.weights: {settings.weights}, but one's own network has one set of them; leave it out")
     settings = _resolved(settings, model.checkpoint)
     _tau(settings, model.diffusion)  # refused here, not when the first worker asks
     resolved = {**sections, "sample": settings, "diffusion": model.diffusion}
@@ -294,6 +349,11 @@ def _cell(model: Model, sections: Mapping[str, Section], axes: list[str]) -> Cel
 
 def _resolved(settings: Sample, checkpoint: Checkpoint | None) -> Sample:
     """`settings` with what they leave to a loaded pipeline; what can play no part has its default, and so one id."""
+    if settings.weights == "raw" and checkpoint is not None and checkpoint.raw_folder is None:
+        raise UserError(
+            f"sample.weights: raw, but {checkpoint.path} has no unet_raw/ beside unet/, as pipelines that taugrid "
+            "trained have; set sample.weights: ema, which is the network that is there"
+        )
     theirs = checkpoint.sample if checkpoint else {}
     own = {key: value for key, value in theirs.items() if getattr(settings, key) is None}
     defaults = {key: getattr(SAMPLE_DEFAULTS, key) for key in ("clip", "clip_range", "steps_offset")}
@@ -306,7 +366,7 @@ def _resolved(settings: Sample, checkpoint: Checkpoint | None) -> Sample:
 
 def with_settings(cell: Cell, changes: Mapping[str, Any]) -> Cell:
     """The cell of the same model with some of its settings changed, which are no axes of it any more."""
-    settings = cell.settings.model_copy(update=dict(changes))
+    settings = _resolved(cell.settings.model_copy(update=dict(changes)), cell.model.checkpoint)
     axes = {key: value for key, value in cell.axes.items() if key not in changes}
     return Cell(_cell_id(cell.model, settings), cell.model, settings, axes)
 
@@ -324,8 +384,20 @@ def _value_at(sections: Mapping[str, Section], key: str) -> Any:
 
 
 def _filled(section: Diffusion, fallback: Diffusion) -> Diffusion:
+    """`section` with what it leaves null from `fallback`, where a schedule and a list of betas replace each other."""
     given = {key: value for key, value in section.model_dump().items() if value is not None}
-    return fallback.model_copy(update=given)
+    replaced: dict[str, Any] = {}
+    if section.trained_betas is not None:
+        replaced = {**dict.fromkeys(OF_A_SCHEDULE), "timesteps": len(section.trained_betas)}
+    elif given.keys() & set(OF_A_SCHEDULE):
+        replaced = {"trained_betas": None}
+    filled = fallback.model_copy(update=replaced | given)
+    if filled.trained_betas is not None and filled.timesteps != len(filled.trained_betas):
+        raise UserError(
+            f"diffusion.timesteps: {filled.timesteps}, but there are {len(filled.trained_betas)} trained_betas; leave "
+            "timesteps out, or give a schedule in place of them"
+        )
+    return filled
 
 
 def _differing(section: Section, defaults: Section, without: Set[str] = frozenset()) -> dict[str, Any]:
@@ -339,17 +411,22 @@ def _differing(section: Section, defaults: Section, without: Set[str] = frozense
 
 
 def _require_signal(diffusion: Diffusion) -> None:
-    alpha_bar = diffusion.alpha_bar
-    if alpha_bar[-2] <= 0 or (np.diff(alpha_bar) >= 0).any():
+    try:
+        alpha_bar = diffusion.alpha_bar
+    except ValueError as error:
+        raise UserError(f"diffusion: {error}") from None
+    ends_at_1 = diffusion.set_alpha_to_one is False  # alpha_0 = alpha_1 then
+    if alpha_bar[-2] <= 0 or (np.diff(alpha_bar[int(ends_at_1) :]) >= 0).any():
         raise UserError(
-            f"diffusion: with {diffusion.schedule} betas from {diffusion.beta_start:g} to {diffusion.beta_end:g} and "
-            f"timesteps {diffusion.timesteps}, alpha does not fall from step to step, or reaches 0 before the last: "
-            "choose other betas or fewer timesteps"
+            f"diffusion: with {diffusion.named_betas} and timesteps {diffusion.timesteps}, alpha does not fall from "
+            "step to step, or reaches 0 before the last: choose other betas or fewer timesteps"
         )
     if diffusion.prediction == "epsilon" and alpha_bar[-1] == 0:
+        cause = f"schedule: {diffusion.schedule}" if diffusion.schedule else "trained_betas"
+        cause = "rescale_betas_zero_snr" if diffusion.rescale_betas_zero_snr else cause
         raise UserError(
-            f"diffusion.schedule: {diffusion.schedule} leaves no signal at T (alpha_T = 0), where epsilon can't "
-            "tell x0: eq. 9 divides by zero; set diffusion.prediction: v_prediction (or sample), or another schedule"
+            f"diffusion.{cause} leaves no signal at T (alpha_T = 0), where epsilon can't tell x0: eq. 9 divides by "
+            "zero; set diffusion.prediction: v_prediction (or sample), or another schedule"
         )
 
 

@@ -8,6 +8,8 @@ from orchestrator.grid import NOT_IDENTITY, Plan
 from orchestrator.rundir import RunDir
 from workers.files import read_json
 
+WHAT_NO_KEY_SAYS = "the files of its checkpoint, own network or data, or taugrid itself"
+
 MOST_DIFFERENCES = 4
 """Differing keys that are named: beyond that it is another experiment, and a list would not help."""
 
@@ -20,7 +22,7 @@ def check_extends(config: Config, plan: Plan, rundir: RunDir) -> None:
         return
     named = ", ".join(orphans[:2]) + (f" and {len(orphans) - 2} more" if len(orphans) > 2 else "")
     differences = _differences(read_json(rundir.config) or {}, config.model_dump(mode="json"))
-    shown = "; ".join(differences[:MOST_DIFFERENCES]) or "its model (the checkpoint's files, or taugrid itself)"
+    shown = "; ".join(differences[:MOST_DIFFERENCES]) or WHAT_NO_KEY_SAYS
     more = f" and {len(differences) - MOST_DIFFERENCES} more" if len(differences) > MOST_DIFFERENCES else ""
     raise UserError(
         f"{rundir.root} holds {named}, which this config does not have. What differs: {shown}{more}. "

@@ -42,6 +42,8 @@ def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
 def _describe_model(model: Model, rundir: RunDir) -> dict[str, Any]:
     if model.checkpoint is not None:
         return {"id": model.id, "source": f"loaded from {model.checkpoint.path}", "train_steps": 0, "ready": True}
+    if model.own is not None:
+        return {"id": model.id, "source": f"one's own, {model.own.callable}", "train_steps": 0, "ready": True}
     if model.oracle is not None:
         return {"id": model.id, "source": f"the {model.oracle} oracle", "train_steps": 0, "ready": True}
     steps = model.train.steps if model.train else 0
@@ -112,7 +114,7 @@ def _verify_samples(cell: Cell, rundir: RunDir, tick: Callable[[int], None]) -> 
         metadata = rundir.sample_metadata(cell)
         done = rundir.sampled(cell, metadata, every_byte=False, on_damage=found.append)
     except UserError as error:
-        return [Damage(rundir.unet_folder(cell.model, cell.settings.weights), str(error))]
+        return [Damage(rundir.weights_file(cell.model, cell.settings.weights), str(error))]
     for shard in cell.shards:
         path = rundir.sample_part(cell, shard)
         if shard.number not in done:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from orchestrator.checkpoints import WrongWeights
 from orchestrator.dispatch import Dispatcher
 from orchestrator.errors import RunFailed, UserError
 from orchestrator.pool import Done, Event, Failed, Joined, Lost, Pool
@@ -72,7 +73,8 @@ class Loop:
         """Returns cell name -> reason, for the cells of which something could not be done.
 
         Raises:
-            UserError: if a worker does not see the run directory. RunFailed: if workers die faster than they work.
+            UserError: if a worker does not see the run directory, or a network's weights are not its own.
+            RunFailed: if workers die faster than they work.
         """
         self._announce()
         for _ in range(self._workers):
@@ -174,6 +176,8 @@ class Loop:
             raise RunFailed(f"a worker can't start: {error} (all of it: {self._log(worker, trace)})")
         key = self._dispatcher.running[worker]
         path = self._log(key, trace)
+        if error.startswith(f"{WrongWeights.__name__}: "):
+            raise UserError(error.split(": ", 1)[-1])
         self._charge(key, f"{error} (all of it: {path})", self._dispatcher.failed(worker))
 
     def _lost(self, worker: str, reason: str) -> None:

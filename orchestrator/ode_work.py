@@ -6,7 +6,7 @@ Both follow the ODE (eta = 0, nothing clipped), so that cells which differ in et
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from orchestrator.rundir import Damage, RunDir, read_events
 from orchestrator.work import Piece
 from workers import data, images
 from workers.jobs import InterpolateJob, ReconstructJob
+
+if TYPE_CHECKING:
+    from eval import published
 
 PICTURES = 12
 """Images across figures/reconstructions.png."""
@@ -73,8 +76,10 @@ class Reconstruct:
     table: str = "reconstruction"
 
     def check(self) -> None:
-        """Raise `UserError` if a model makes images of another shape than its data set's."""
+        """Raise `UserError` if a model makes images of another shape than its data set's, or that is not here."""
         check_shapes(self.plan)
+        for model in self.plan.models:
+            data.load_images(model.data.held_out)
 
     def pieces(self, on_damage: OnDamage) -> Iterator[Piece]:
         """A piece for each shard whose file is missing."""
@@ -108,14 +113,17 @@ class Reconstruct:
 
     def write(self) -> list[dict[str, Any]]:
         """tables/reconstruction.* and figures/reconstruction*."""
-        from eval import figures, pictures, reconstruction
+        from eval import figures, pictures, published, reconstruction
 
         lacking = self.missing()
         cells = [cell for cell in self._cells() if cell.name not in lacking]
         rows = [self._row(cell, [place.path for place in self._places([cell])]) for cell in cells]
+        beside = published.beside_reconstructions(rows, [_encoded(cell) for cell in cells])
+        published.write(beside, self.rundir.tables, "reconstruction-published")
         if not rows:
             return rows
         notes = [f"{name} is left out: {reason}" for name, reason in lacking.items()]
+        notes += published.pointer(beside, "reconstruction-published")
         reconstruction.write(rows, self.rundir.tables, self._about(cells), notes)
         figures.reconstruction_error(reconstruction.frame(rows), self.rundir.figures / "reconstruction-error")
         groups: dict[str, list[Cell]] = {}
@@ -148,7 +156,7 @@ class Reconstruct:
                 yield Place(cell, shard, folder / shard.name)
 
     def _source(self, cell: Cell) -> dict[str, str]:
-        content = data.fingerprint(data.load_images(cell.model.data.held_out))
+        content = data.content_fingerprint(cell.model.data.held_out)
         return {"data": content, "weights_sha256": self.rundir.weights_sha256(cell.model, cell.settings.weights)}
 
     def _is_whole(self, place: Place, on_damage: OnDamage) -> bool:
@@ -188,7 +196,7 @@ class Reconstruct:
                 seen = "held out from training"
             else:
                 seen = "which the network was trained on (data.split: train holds some out)"
-            sentences.append(f"Images: {section.held_out.name}, split {section.held_out.split}, {seen}.")
+            sentences.append(f"Images: {section.held_out.full_name}, split {section.held_out.split}, {seen}.")
         return " ".join(dict.fromkeys(sentences))
 
 
@@ -292,6 +300,15 @@ def first_pictures(paths: list[Path], count: int) -> NDArray[np.uint8]:
         if len(found) < count:
             found |= images.read_png(path, range(count))
     return images.to_pictures([images.decode_png(found[i]) for i in sorted(found)])
+
+
+def _encoded(cell: Cell) -> "published.Encoded":
+    """What a cell's reconstructions are of, for a published number to stand beside them."""
+    from eval import published
+    from orchestrator.report import network
+
+    images = cell.model.data.held_out
+    return published.Encoded(images.full_name, images.split, cell.tau, network(cell.model))
 
 
 def _group(cell: Cell) -> str:

@@ -7,7 +7,7 @@ from eval.extractor_names import ExtractorSpec
 from eval.metrics import Feasible, Settings, describe_extractor, feasible
 from eval.reference import MomentsFile, cache_key, open_reference
 from eval.sources import Source
-from orchestrator.config import Config, Data, Evaluate
+from orchestrator.config import Config, Data, Evaluate, Sample
 from orchestrator.errors import UserError
 from orchestrator.extractor import extractor
 from orchestrator.grid import Cell, Plan, identity, name_of
@@ -47,7 +47,7 @@ class Reference:
         dataset: str | None = None
         split: str | None = None
         if isinstance(self.given, Data):
-            dataset, split = self.given.name, self.given.split
+            dataset, split = self.given.full_name, self.given.split
         elif isinstance(self.given, Source) and self.given.dataset is not None:
             dataset, split = self.given.dataset.rsplit("-", 1)
         return {
@@ -98,13 +98,18 @@ class Evaluation:
             "num_samples": cell.settings.num_samples,
             "weights": cell.settings.weights,
             "tau": list(cell.tau),
-            "clip": cell.settings.clip,
+            "clip": describe_clip(cell.settings),
             "precision": f"{cell.settings.precision}, no TF32",
             "rounding": "8 bits, to nearest",
             "extractor": describe_extractor(self.extractor),
             **self.feasible(cell.settings.num_samples).settings.protocol(),
             "versions": versions(VERSIONS),
         }
+
+
+def describe_clip(sample: Sample) -> str | None:
+    """How x_0 is clipped, with the range if it is not the usual one."""
+    return sample.clip if sample.clip_range in (None, 1.0) else f"{sample.clip} to +-{sample.clip_range:g}"
 
 
 def settings(evaluate: Evaluate) -> Settings:
@@ -161,7 +166,7 @@ def _reference(config: Config) -> Reference:
     given = config.data if config.evaluate.reference is None else config.evaluate.reference
     if isinstance(given, Data):
         images = datasets.load_images(given)
-        return Reference(given, len(images), datasets.fingerprint(images), given.image_shape)
+        return Reference(given, len(images), datasets.content_fingerprint(given), given.image_shape)
     try:
         opened = open_reference(given)
     except (ValueError, DamagedFile) as error:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from eval.metrics import describe_extractor
+from orchestrator.config import Data
 from orchestrator.grid import Plan
 from orchestrator.protocol import Evaluation
 from orchestrator.rundir import RunDir, read_events
 from orchestrator.versions import versions
-from workers.data import fingerprint, load_images
+from workers.data import content_fingerprint, load_images
 from workers.files import read_json, write_json
 
 PACKAGES = ("taugrid", "ray", "torch", "diffusers", "torch-fidelity", "pyarrow", "pandas", "numpy", "scipy", "pillow")
@@ -44,23 +45,35 @@ def write(rundir: RunDir, plan: Plan, evaluation: Evaluation | None) -> None:
     value: dict[str, Any] = {
         **software(),
         "models": {model.id: _weights(rundir, plan, model.id) for model in plan.models if rundir.is_trained(model)},
-        "dataset": before.get("dataset"),
+        "dataset": _dataset(rundir, plan, evaluation, before),
         "reference": before.get("reference"),
         "extractor": before.get("extractor"),
         "machines": machines(rundir),
     }
     if evaluation is not None:
         reference, extractor = evaluation.reference, evaluation.extractor
-        images = load_images(evaluation.config.data)
-        value["dataset"] = {
-            "name": evaluation.config.data.name,
-            "split": evaluation.config.data.split,
-            "num_images": len(images),
-            "sha256": fingerprint(images),
-        }
         value["reference"] = reference.describe()
         value["extractor"] = describe_extractor(extractor)
     write_json(rundir.provenance, value)
+
+
+def _dataset(
+    rundir: RunDir, plan: Plan, evaluation: Evaluation | None, before: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
+    """The config's data set, if a model was trained on it or samples are compared with it: else it need not be here."""
+    if evaluation is not None and evaluation.reference.given == evaluation.config.data:
+        return _describe(evaluation.config.data)
+    known = before.get("models") or {}
+    for model in plan.models:
+        if model.train is not None and rundir.is_trained(model) and model.id not in known:
+            return _describe(model.data)
+    recorded: Mapping[str, Any] | None = before.get("dataset")
+    return recorded
+
+
+def _describe(data: Data) -> dict[str, Any]:
+    found = {"num_images": len(load_images(data)), "sha256": content_fingerprint(data)}
+    return data.model_dump(mode="json", exclude={"download"}) | found
 
 
 def _weights(rundir: RunDir, plan: Plan, model_id: str) -> Mapping[str, str]:

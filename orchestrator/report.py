@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from eval import differences, figures, pictures, tables
+from eval import differences, figures, pictures, published, tables
 from eval.differences import Evidence
 from eval.extractor_names import PIXELS
 from eval.rows import Joined, check_joinable
-from orchestrator.config import Config, Data
-from orchestrator.grid import Cell, Plan, identity, name_of
+from orchestrator.config import DIFFUSION_DEFAULTS, Config, Data
+from orchestrator.grid import Cell, Model, Plan, identity, name_of
 from orchestrator.protocol import Evaluation
 from orchestrator.rundir import RunDir, read_events
 from workers import images
@@ -29,6 +30,9 @@ LARGEST_SHARE_BEYOND_1 = 1e-6
 
 NAMED_CELLS = 4
 """Cells that a note under the table names; more are counted."""
+
+TRAINED_SECTIONS = ("data", "model", "diffusion", "train")
+"""Sections of the config whose grid keys make another model."""
 
 METRICS = ("fid", "fid_se", "fid_infinity", "isc_mean", "isc_std", "kid_mean", "kid_std", "precision", "recall")
 
@@ -48,12 +52,44 @@ def write(config: Config, plan: Plan, rundir: RunDir, collected: Rows) -> None:
     joining = config.report.join_protocols
     joined = check_joinable(rows, evidence.protocols, override=True) if joining else Joined([], frozenset())
     alike = differences.indistinguishable(rows, evidence, joining) if rows else frozenset()
-    tables.write(rows, rundir.tables, evidence.protocols, [*joined.notes, *notes], alike, joined.cells)
+    beside = published.beside(rows, evidence.protocols, {model.id: network(model) for model in plan.models})
+    published.write(beside, rundir.tables, "published")
+    notes = [*joined.notes, *notes, *published.pointer(beside, "published")]
+    tables.write(rows, rundir.tables, evidence.protocols, notes, alike, joined.cells)
     differences.write(differences.differences(rows, evidence) if rows else [], rundir.tables)
     rundir.figures.mkdir(parents=True, exist_ok=True)
     if rows:
         figures.quality(tables.frame(rows), rundir.figures / "quality", {} if joining else evidence.protocols)
+    _write_checkpoints(plan, rundir, rows, {} if joining else evidence.protocols)
     _write_samples(config, plan, rundir)
+    write_losses(plan, rundir)
+
+
+def write_losses(plan: Plan, rundir: RunDir) -> None:
+    """Write figures/loss, if a model of the plan has been trained here."""
+    if curves := loss_curves(plan, rundir):
+        figures.losses(curves, rundir.figures / "loss")
+
+
+def loss_curves(plan: Plan, rundir: RunDir) -> dict[str, pd.DataFrame]:
+    """The logs of the models that were trained here, each by its id and what sets it apart in the grid."""
+    curves: dict[str, pd.DataFrame] = {}
+    for cell in plan.cells:
+        log = rundir.models / cell.model.id / "train" / "log.jsonl"
+        if cell.model.train is not None and log.is_file():
+            of_model = {key: value for key, value in cell.axes.items() if key.split(".")[0] in TRAINED_SECTIONS}
+            name = ", ".join([*(f"{key} = {value}" for key, value in of_model.items()), cell.model.id])
+            curves[name] = pd.read_json(log, lines=True)
+    return curves
+
+
+def network(model: Model) -> published.Network:
+    """Whose weights a model's samples are made with, as is said where published numbers stand beside them."""
+    ours, theirs = model.diffusion.alpha_bar, DIFFUSION_DEFAULTS.alpha_bar
+    is_the_papers = ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=1e-6, atol=0)
+    process = None if is_the_papers else f"{model.diffusion.named_betas}, T = {model.diffusion.timesteps}"
+    elsewhere = model.checkpoint.path if model.checkpoint else model.own.callable if model.own else None
+    return published.Network(elsewhere or "trained here", process)
 
 
 def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
@@ -153,6 +189,19 @@ def _from_events(rundir: RunDir) -> tuple[dict[str, float], dict[str, set[str]]]
         seconds[cell] += event["seconds"]
         devices[cell].add(event["device"])
     return seconds, devices
+
+
+def _write_checkpoints(
+    plan: Plan, rundir: RunDir, rows: list[dict[str, Any]], protocols: Mapping[str, Mapping[str, object]]
+) -> None:
+    """figures/checkpoints.*, where the grid has several."""
+    order = list(dict.fromkeys(cell.axes.get(figures.CHECKPOINT) for cell in plan.cells))
+    loaded = [checkpoint for checkpoint in order if checkpoint is not None]
+    if rows and len(loaded) > 1:
+        figures.checkpoints(tables.frame(rows), loaded, rundir.figures / "checkpoints", protocols)
+        return
+    for suffix in ("png", "svg"):
+        (rundir.figures / f"checkpoints.{suffix}").unlink(missing_ok=True)
 
 
 def _write_samples(config: Config, plan: Plan, rundir: RunDir) -> None:

@@ -25,6 +25,7 @@ from orchestrator.progress import Progress, duration
 from orchestrator.protocol import Evaluation, evaluation
 from orchestrator.rundir import Damage, Events, RunDir
 from orchestrator.work import Piece, Survey, missing
+from workers.data import load_images
 from workers.files import write_json
 
 if TYPE_CHECKING:
@@ -68,6 +69,9 @@ class Run:
             UserError: what must be changed first; nothing was lost. RunFailed: a stage could not go on.
         """
         scoring = evaluation(self.config, self.plan) if "evaluate" in stages or "report" in stages else None
+        for model in self.plan.models:
+            if "train" in stages and not self.rundir.is_trained(model):
+                load_images(model.data)  # refused here, not when the first worker asks
         with self.rundir.lock(), self._cluster:
             check_extends(self.config, self.plan, self.rundir)
             write_json(self.rundir.config, self.config.model_dump(mode="json"))
@@ -87,6 +91,9 @@ class Run:
             if model.checkpoint is not None:
                 self.rundir.record_checkpoint(model)
                 self._progress.say(describe_checkpoint(model))
+            if model.own is not None:
+                self.rundir.record_own(model)
+                self._progress.say(describe_own(model))
         kinds = [ODE_WORK[name] for name in stages if name in ODE_WORK]
         ode_work: list[OdeWork] = [kind(self.config, self.plan, self.rundir) for kind in kinds]
         for work in ode_work:
@@ -138,7 +145,7 @@ class Run:
         folder = self.rundir.models / model.id
         if folder.exists():
             self._set_aside(Damage(folder, "its weights are missing"))
-        trainers = cluster.trainers(self.config.cluster, model.train.most_workers)
+        trainers = cluster.trainers(self.config.cluster, model.train.workers)
         train = model.train.model_copy(update={"workers": trainers.workers})
         models_dir = str(self.rundir.models)
         spec = training.TrainingSpec(
@@ -164,7 +171,7 @@ class Run:
             if (at := training.progress(models_dir, model.id)) is not None:
                 loss = f"loss {at.loss:.4f}"
                 self._progress.started(at.step)
-                self._progress.update(at.step, workers=trainers.workers, note=loss)
+                self._progress.update(at.step, workers=at.workers, note=loss)
         self._progress.end()
         if errors:
             if isinstance(errors[0], UserError):
@@ -174,6 +181,7 @@ class Run:
         seconds = time.monotonic() - began
         self._events.add("trained", model=model.id, seconds=round(seconds, 3))
         self._progress.say(f"trained model {model.id}: {model.train.steps} steps in {duration(seconds)}, {loss}")
+        report.write_losses(self.plan, self.rundir)
 
     def _work(self, sampling: bool, scoring: Evaluation | None) -> dict[str, str]:
         survey = Survey(self.config, self.plan, self.rundir, scoring, self._set_aside)
@@ -238,11 +246,34 @@ def _last_line(error: BaseException) -> str:
 
 
 def describe_checkpoint(model: Model) -> str:
-    """What was taken from a loaded model's files, for people to check."""
-    assert model.checkpoint is not None
-    d, clip = model.diffusion, model.checkpoint.sample.get("clip")
-    source = "its scheduler" if clip else "no scheduler in it, so defaults"
+    """What was taken from a loaded model's files, for people to check, and what the config has in its place."""
+    checkpoint, d = model.checkpoint, model.diffusion
+    assert checkpoint is not None
+    theirs = {key: value for key, value in checkpoint.diffusion.model_dump().items() if value is not None}
+    changed = [key for key, value in theirs.items() if getattr(d, key) != value]
+    clip, clip_range = checkpoint.sample.get("clip", "none"), checkpoint.sample.get("clip_range", 1.0)
+    said = [
+        f"T = {d.timesteps}",
+        d.named_betas,
+        "rescaled to zero SNR" * bool(d.rescale_betas_zero_snr),
+        f"predicts {d.prediction}",
+        "alpha_0 = alpha_1" * (d.set_alpha_to_one is False),
+        f"clip {clip}" + f" to +-{clip_range:g}" * (clip != "none" and clip_range != 1),
+        f"steps_offset {checkpoint.sample.get('steps_offset')}" * bool(checkpoint.sample.get("steps_offset")),
+        f"diffusion.{', '.join(changed)} by the config" * bool(changed),
+    ]
+    source = "its scheduler" if checkpoint.sample else "no scheduler in it, so defaults"
+    at = f" at commit {checkpoint.commit[:10]}" if checkpoint.commit else ""
+    return f"model {model.id}: loaded {checkpoint.path}{at} ({source}: {', '.join(filter(None, said))})"
+
+
+def describe_own(model: Model) -> str:
+    """What one's own network is, for people to check."""
+    own, d = model.own, model.diffusion
+    assert own is not None
+    weights = f" with {own.weights}" if own.weights else ""
+    now = f"; that was when it was sampled, but now {own.unusable}" if own.unusable else ""
     return (
-        f"model {model.id}: loaded {model.checkpoint.path} ({source}: T = {d.timesteps}, {d.schedule} beta "
-        f"{d.beta_start:g} to {d.beta_end:g}, predicts {d.prediction}, clip {clip or 'none'})"
+        f"model {model.id}: {own.callable}{weights} returned {own.summary} (T = {d.timesteps}, {d.named_betas}, "
+        f"predicts {d.prediction}){now}"
     )

@@ -16,11 +16,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orchestrator import checkpoints
+from orchestrator import checkpoints, own_network
 from orchestrator.checkpoints import WEIGHTS_FILE, Checkpoint
-from orchestrator.config import Diffusion
+from orchestrator.config import Data, Diffusion
 from orchestrator.errors import UserError
-from orchestrator.grid import Cell, Model, Shard
+from orchestrator.grid import Cell, Model, Shard, content_fingerprint
+from orchestrator.own_network import OwnNetwork
 from workers import images
 from workers.files import read_json, read_sealed, write_json
 from workers.jobs import Network, Oracle, SavedUnet
@@ -88,13 +89,26 @@ class RunDir:
 
     def unet_folder(self, model: Model, weights: str) -> Path:
         """The network's folder of a model, trained here or loaded; `weights` is `ema` or `raw`."""
-        folder = Path(model.checkpoint.unet_folder) if model.checkpoint else self.models / model.id / "unet"
-        if weights == "raw":
-            folder = folder.with_name("unet_raw")
-        return folder
+        if model.checkpoint is None:
+            return self.models / model.id / ("unet_raw" if weights == "raw" else "unet")
+        folder = model.checkpoint.raw_folder if weights == "raw" else model.checkpoint.unet_folder
+        assert folder is not None, "a plan has no raw weights of a checkpoint without them"
+        return Path(folder)
+
+    def weights_file(self, model: Model, weights: str) -> Path:
+        """The file of a model's weights; of one's own network without one, and of an oracle, where it is told."""
+        if model.own is not None and model.own.weights is not None:
+            return Path(model.own.weights)
+        if model.own is not None or model.oracle is not None:
+            return self.models / model.id / "model.json"
+        return checkpoints.weights_file(self.unet_folder(model, weights))
 
     def network(self, model: Model, weights: str) -> Network:
-        """What a worker loads to run a model."""
+        """What a worker loads to run a model; `UserError` if one's own network can't be had any more."""
+        if model.own is not None:
+            if model.own.unusable is not None:
+                raise UserError(model.own.unusable)
+            return model.own
         return Oracle(model.data) if model.oracle else SavedUnet(str(self.unet_folder(model, weights)))
 
     def record_checkpoint(self, model: Model) -> None:
@@ -103,27 +117,75 @@ class RunDir:
         recorded = asdict(model.checkpoint) | {"diffusion": model.checkpoint.diffusion.model_dump()}
         write_json(self.models / model.id / "model.json", recorded)
 
-    def read_checkpoint(self, path: str) -> Checkpoint:
-        """What a loaded model's files say or, where they are gone, what they said when it was sampled."""
+    def record_own(self, model: Model) -> None:
+        """The same for one's own network."""
+        assert model.own is not None
+        if model.own.unusable is None:
+            write_json(self.models / model.id / "model.json", asdict(model.own))
+
+    def describe_network(
+        self, name: str, weights: str | None, image_shape: tuple[int, int, int], timesteps: int
+    ) -> OwnNetwork:
+        """What one's own network is (`own_network.describe`) or, where it can't be used now, what it was."""
         try:
-            return checkpoints.read(path)
-        except UserError:
+            return own_network.describe(name, weights, image_shape, timesteps)
+        except UserError as error:
+            path = own_network.weights_path(weights)
+            wanted = {"callable": name, "weights": path and str(path), "image_shape": list(image_shape)}
             for file in self.models.glob("*/model.json"):
                 recorded = read_json(file)
-                if recorded and recorded["path"] == path:
-                    diffusion = Diffusion.model_validate(recorded.pop("diffusion"))
-                    return Checkpoint(**recorded, diffusion=diffusion)
+                if recorded and wanted.items() <= recorded.items():
+                    return OwnNetwork(**{**recorded, "image_shape": image_shape, "unusable": str(error)})
             raise
+
+    def fingerprint(self, data: Data) -> str:
+        """SHA-256 of a data set's images or, where they are gone, what it was when a model was trained on them."""
+        try:
+            return content_fingerprint(data)
+        except UserError:
+            recorded = (read_json(self.provenance) or {}).get("dataset") or {}
+            section = data.model_dump(mode="json", exclude={"download"})
+            if recorded and section.items() <= recorded.items():
+                return str(recorded["sha256"])
+            raise
+
+    def read_checkpoint(self, path: str) -> Checkpoint:
+        """What a loaded model's files say or, where they are gone, what they said when it was sampled.
+
+        Of a repository on the hub the commit stays the one that was sampled first.
+        """
+        recorded = self._recorded_checkpoint(path)
+        try:
+            return checkpoints.read(path, recorded.commit if recorded else None)
+        except UserError:
+            if recorded is None:
+                raise
+            return recorded
+
+    def _recorded_checkpoint(self, path: str) -> Checkpoint | None:
+        for file in self.models.glob("*/model.json"):
+            recorded = read_json(file)
+            if recorded and recorded.get("path") == path:
+                if "clip" in recorded:  # written before there were other keys of `sample`
+                    recorded["sample"] = {"clip": recorded.pop("clip")}
+                return Checkpoint(**recorded | {"diffusion": Diffusion.model_validate(recorded["diffusion"])})
+        return None
 
     def is_trained(self, model: Model) -> bool:
         """The model's network is there (all but those trained here always are)."""
         return model.train is None or (self.models / model.id / "unet" / WEIGHTS_FILE).is_file()
 
     def weights_sha256(self, model: Model, weights: str) -> str:
-        """SHA-256 of the file that holds a model's weights, or of an oracle's name; `UserError` if there is no file."""
+        """SHA-256 of the file that holds a model's weights, or of what stands for it; `UserError` if there is no file.
+
+        Of one's own network without a file it is all that was loaded, of an oracle its name.
+        """
+        if model.own is not None:
+            path = model.own.weights
+            return model.own.weights_sha256 if path is None else own_network.weights_sha256(Path(path))
         if model.oracle:
             return hashlib.sha256(f"taugrid/oracle/{model.oracle}/{model.image_shape}".encode()).hexdigest()
-        return checkpoints.weights_sha256(self.unet_folder(model, weights) / WEIGHTS_FILE)
+        return checkpoints.weights_sha256(self.weights_file(model, weights))
 
     def sample_metadata(self, cell: Cell) -> dict[str, Any]:
         """The JSON blob in every sample file of a cell; the same however many samples there are."""

@@ -1,6 +1,5 @@
-"""Datasets, as 8-bit images in memory. Imports no torch: the driver takes fingerprints and references from here."""
+"""Datasets, as 8-bit images. The driver takes fingerprints and references from here, so torch is for CIFAR-10 alone."""
 
-import hashlib
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -10,6 +9,7 @@ from sklearn.datasets import load_digits
 
 from orchestrator import config
 from workers import datasets
+from workers.decoding import Decoded, decoded, digest_of_shape
 from workers.diffusion import gaussian
 from workers.images import to_uint8
 
@@ -24,16 +24,39 @@ DRAWN_IMAGES = 10_000
 """Images of a distribution's data set."""
 
 
-@lru_cache(maxsize=4)
+FINGERPRINT_ROWS = 1024
+"""Images that a fingerprint is brought into memory for at a time."""
+
+
 def load_images(data: config.Data) -> NDArray[np.uint8]:
     """All images of the data set and split that `data` names, in their published order.
 
     Returns:
-        (N, C, H, W) uint8, contiguous, of `data.image_shape`; kept for the next call, so it can't be written to.
+        (N, C, H, W) uint8, contiguous, of `data.image_shape`; kept for the next call, so it can't be written to. Where
+        images had to be decoded, a map of a file.
+
+    Raises:
+        UserError: if they are missing or damaged, saying how to get them.
     """
+    return _load(data).images
+
+
+def content_fingerprint(data: config.Data) -> str:
+    """`fingerprint` of `load_images`; that of images which were decoded once is not computed anew.
+
+    Raises:
+        UserError: as `load_images`.
+    """
+    return _load(data).fingerprint
+
+
+@lru_cache(maxsize=4)
+def _load(data: config.Data) -> Decoded:
+    if data.name in datasets.ENCODED:
+        return decoded(data, datasets.ENCODED[data.name](data), datasets.decoded_folder())
     images = READERS[data.name](data).reshape(-1, *data.image_shape)[: data.limit]
     images.flags.writeable = False
-    return images
+    return Decoded(images, fingerprint(images))
 
 
 def distribution(data: config.Data) -> gaussian.Gaussian | gaussian.TwoPoints:
@@ -61,12 +84,13 @@ READERS: dict[str, Callable[[config.Data], NDArray[np.uint8]]] = {
     "digits": _digits,
     "gaussian": _drawn,
     "two-points": _drawn,
-    "fashion-mnist": datasets.fashion_mnist,
+    **datasets.READERS,
 }
 
 
 def fingerprint(images: NDArray[np.uint8]) -> str:
     """The identity of a dataset by content: SHA-256, in hex, of the shape (as int64, little-endian) and the bytes."""
-    digest = hashlib.sha256(np.array(images.shape, dtype="<i8").tobytes())
-    digest.update(np.ascontiguousarray(images).tobytes())
-    return digest.hexdigest()
+    digest = digest_of_shape(images.shape)
+    for start in range(0, len(images), FINGERPRINT_ROWS):
+        digest.update(np.ascontiguousarray(images[start : start + FINGERPRINT_ROWS]).tobytes())
+    return str(digest.hexdigest())

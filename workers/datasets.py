@@ -1,21 +1,37 @@
 """Published data sets, folders and Parquet files, as 8-bit images: where their files are, and how they are read.
 
-Imports neither torch nor torchvision, unless a data set is read that only torchvision can read.
+Small ones are read whole (`READERS`); those whose images must be decoded are described for `decoding.py` (`ENCODED`).
+Imports neither torch nor torchvision, unless one of them is needed to read or download a data set.
 """
 
 import gzip
 import hashlib
+import io
 import math
 import os
+import re
 import struct
+import sys
 import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
+from fnmatch import fnmatchcase
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from eval import readers
+from eval.readers import Picture, SourceError
+from orchestrator import hub
 from orchestrator.config import Data
 from orchestrator.errors import UserError
+from workers.decoding import Encoded, locked
+from workers.images import DamagedFile
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its files."""
@@ -31,10 +47,33 @@ FASHION_MNIST_SHA256 = {
 IDX_UINT8_3D = 0x00000803
 """The first four bytes of an IDX file of bytes in three dimensions."""
 
+CELEBA_SIZE = (218, 178)
+CELEBA_ROWS, CELEBA_COLUMNS = slice(57, 185), slice(25, 153)
+"""The 128x128 pixels of an aligned CelebA image, height x width as above, that the DDIM authors' code takes."""
+
+CELEBA_PARTITIONS = {"train": ("0",), "validation": ("1",), "test": ("2",), "all": ("0", "1", "2")}
+"""How list_eval_partition.txt writes a split."""
+
+HUB_ROOT = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<folder>.+?))?/?")
+"""As huggingface_hub's file system writes it; a slash within a revision is %2F."""
+
 
 def default_root() -> Path:
     """Where data sets are downloaded to, and looked for, unless `data.root` says otherwise."""
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "taugrid" / "datasets"
+    return _user_cache() / "datasets"
+
+
+def decoded_folder() -> Path:
+    """Where decoded images are kept."""
+    return _user_cache() / "decoded"
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "taugrid"
+
+
+def _root(data: Data) -> Path:
+    return default_root() if data.root is None else Path(data.root)
 
 
 def fashion_mnist(data: Data) -> NDArray[np.uint8]:
@@ -58,16 +97,19 @@ def _fashion_mnist_split(path: Path, split: str) -> NDArray[np.uint8]:
 
 
 def _fashion_mnist_file(data: Data, split: str) -> Path:
-    root = default_root() if data.root is None else Path(data.root)
+    root, name = _root(data), FASHION_MNIST_FILES[split]
     folders = [root, root / "FashionMNIST" / "raw", *([DEBIAN_FASHION_MNIST] if data.root is None else [])]
-    name = FASHION_MNIST_FILES[split]
-    for path in (folder / f"{name}{ending}" for folder in folders for ending in (".gz", "")):
-        if path.is_file():
-            return path
-    raise UserError(
-        f"data: Fashion-MNIST is not here ({name}.gz in none of {', '.join(map(str, folders))}): set data.root to a "
-        "folder of its IDX files, or data.download: true, or install Debian's package dataset-fashion-mnist"
-    )
+    candidates = [folder / f"{name}{ending}" for folder in folders for ending in (".gz", "")]
+    found = next(filter(Path.is_file, candidates), None)
+    if found is None and data.download:
+        _download("FashionMNIST", root)
+        found = next(filter(Path.is_file, candidates), None)
+    if found is None:
+        raise UserError(
+            f"data: Fashion-MNIST is not here ({name}.gz in none of {', '.join(map(str, folders))}): set data.root to "
+            "a folder of its IDX files, or data.download: true, or install Debian's package dataset-fashion-mnist"
+        )
+    return found
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -88,3 +130,260 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     if kind != IDX_UINT8_3D or len(content) != 16 + math.prod(shape):
         raise UserError(f"data: {path} is no whole IDX file of images: get it anew")
     return np.frombuffer(content, np.uint8, offset=16).reshape(shape)
+
+
+def cifar10(data: Data) -> NDArray[np.uint8]:
+    """The images of CIFAR-10, (N, 3, 32, 32) uint8, through torchvision, which knows its files' MD5.
+
+    Raises:
+        UserError: if a file is missing or not as published, saying how to get it.
+    """
+    from torchvision.datasets import CIFAR10
+
+    root = _root(data)
+    images = _read_cifar10(root, data.split)
+    if images is None and data.download:
+        _download("CIFAR10", root)
+        images = _read_cifar10(root, data.split)
+    if images is None:
+        folder = root / CIFAR10.base_folder
+        fault = f"the files in {folder} are not all there as published" if folder.is_dir() else f"there is no {folder}"
+        raise UserError(
+            f"data: CIFAR-10 is not here ({fault}): set data.root to the folder that {CIFAR10.filename} was unpacked "
+            f"in ({CIFAR10.url}), or data.download: true"
+        )
+    return images
+
+
+def _read_cifar10(root: Path, split: str) -> NDArray[np.uint8] | None:
+    from torchvision.datasets import CIFAR10
+
+    parts = {"train": (True,), "test": (False,), "all": (True, False)}[split]
+    try:
+        images = np.concatenate([CIFAR10(str(root), train=train).data for train in parts])
+    except RuntimeError:  # torchvision's, for a file that is missing or not as published
+        return None
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+
+def celeba(data: Data) -> Encoded:
+    """The aligned images of CelebA, cut to 128x128, in the order of list_eval_partition.txt.
+
+    They lie as torchvision lays them out, in `root`/celeba, or in `root` itself.
+
+    Raises:
+        UserError: if they are not there, saying how to get them.
+    """
+    root = _root(data)
+    candidates = [root / "celeba", root]
+    found = next(filter(_holds_celeba, candidates), None)
+    if found is None and data.download:
+        if find_spec("gdown") is None:
+            raise UserError("data: CelebA lies at Google Drive: pip install 'taugrid[celeba]' to download it")
+        _download("CelebA", root)
+        found = next(filter(_holds_celeba, candidates), None)
+    if found is None:
+        raise UserError(
+            f"data: CelebA is not here (list_eval_partition.txt and img_align_celeba/ in neither of {candidates[0]}, "
+            f"{root}): set data.root to where they are, or data.download: true (Google Drive has a daily limit; by "
+            "hand: https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html)"
+        )
+    partition = found / "list_eval_partition.txt"
+    lines = [line.split() for line in partition.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if any(len(line) != 2 or line[1] not in CELEBA_PARTITIONS["all"] for line in lines):
+        raise UserError(f"data: {partition} is not CelebA's (lines of a file's name and 0, 1 or 2): get it anew")
+    names = [name for name, partition in lines if partition in CELEBA_PARTITIONS[data.split]]
+    paths = [found / "img_align_celeba" / name for name in names]
+    return Encoded(found, [partition, *paths], len(paths), lambda: paths, _decode_celeba)
+
+
+def _holds_celeba(folder: Path) -> bool:
+    return (folder / "list_eval_partition.txt").is_file() and (folder / "img_align_celeba").is_dir()
+
+
+def _decode_celeba(path: Path) -> Picture:
+    picture = _decode_file(path)
+    if picture.pixels.shape[1:] != CELEBA_SIZE:
+        height, width = picture.pixels.shape[1:]
+        raise SourceError(f"{path} is {height}x{width}, but the aligned images of CelebA are 218x178: take those")
+    return picture._replace(pixels=picture.pixels[:, CELEBA_ROWS, CELEBA_COLUMNS])
+
+
+def lsun(data: Data) -> Encoded:
+    """The images of a category of LSUN, in the order of its LMDB's keys, as torchvision gives them.
+
+    torchvision itself keeps a pickle of the keys in the current folder, under a name that two databases can share.
+
+    Raises:
+        UserError: if its database or the module lmdb is missing, saying how to get it.
+    """
+    part = {"train": "train", "validation": "val"}[data.split]
+    folder = _root(data) / f"{data.category}_{part}_lmdb"
+    if not (folder / "data.mdb").is_file():
+        raise UserError(
+            f"data: LSUN's {data.category} is not here (no {folder}/data.mdb): get {folder.name} with the script of "
+            "https://github.com/fyu/lsun, unpack it, and set data.root to the folder that it is in (taugrid does not "
+            "download LSUN)"
+        )
+    if find_spec("lmdb") is None:
+        raise UserError("data: LSUN's databases need the module lmdb: pip install 'taugrid[lsun]'")
+    import lmdb
+
+    try:
+        with lmdb.open(str(folder), readonly=True, lock=False) as database:
+            count = database.stat()["entries"]
+    except lmdb.Error as error:
+        raise UserError(f"data: {folder} is no whole LMDB ({error}): get it anew") from None
+    return Encoded(folder, [folder / "data.mdb"], count, partial(_lmdb_values, folder), _decode_lsun)
+
+
+def _lmdb_values(folder: Path) -> Iterator[tuple[str, bytes]]:
+    import lmdb
+
+    try:
+        with (
+            lmdb.open(str(folder), readonly=True, lock=False, readahead=False) as database,
+            database.begin() as transaction,
+        ):
+            for key, value in transaction.cursor():
+                yield f"{folder} {key.decode(errors='replace')}", value
+    except lmdb.Error as error:
+        raise DamagedFile(f"{folder} can't be read: {error}") from None
+
+
+def _decode_lsun(item: tuple[str, bytes]) -> Picture:
+    """LSUN's images are WebP."""
+    name, content = item
+    try:
+        with Image.open(io.BytesIO(content), formats=("WEBP", "JPEG", "PNG")) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DamagedFile(f"{name} can't be decoded: {' '.join(str(error).split())}") from None
+    return Picture(name, pixels.transpose(2, 0, 1), lossy=True)
+
+
+def folder(data: Data) -> Encoded:
+    """The PNG and JPEG files below `root`, or below its subfolder for a split, sorted by path.
+
+    Linked subfolders are not entered; names that begin with a dot are passed over.
+
+    Raises:
+        UserError: if there are none.
+    """
+    root = _root(data) if data.split == "all" else _root(data) / data.split
+    if not root.is_dir():
+        ways = "set data.root to the folder" + ("" if data.split == "all" else " above it, or data.split: all")
+        raise UserError(f"data: there is no folder {root}: {ways}")
+    paths = _below(root, [f"*{ending}" for ending in readers.EXTENSIONS])
+    if not paths:
+        raise UserError(f"data: {root} and its subfolders hold no .png, .jpg or .jpeg: set data.root to where they are")
+    return Encoded(root, paths, len(paths), lambda: paths, _decode_file)
+
+
+def _below(root: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files below `root` whose relative path fits one of `patterns`, in lower case, sorted by it."""
+    found = []
+    for parent, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            relative = (Path(parent) / name).relative_to(root).as_posix()
+            if not name.startswith(".") and _fits(relative, patterns):
+                found.append(relative)
+    return [root / relative for relative in sorted(found)]
+
+
+def _fits(relative: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(relative.lower(), pattern) for pattern in patterns)
+
+
+def _decode_file(path: Path) -> Picture:
+    return readers.decode(str(path), path.read_bytes())
+
+
+def parquet(data: Data) -> Encoded:
+    """The image column of Parquet files, by path, then row: `root` is a file, a folder, or hf://datasets/ORG/NAME.
+
+    Of a split are the files named SPLIT.parquet or SPLIT-*.parquet and those in a folder of its name, as Hugging Face
+    writes and finds them.
+
+    Raises:
+        UserError: if there are none, or one can't be read.
+    """
+    patterns = _parquet_patterns(data.split)
+    root = _hub_folder(data, patterns) if "://" in str(data.root) else _root(data)
+    if root.is_file():
+        root, paths = root.parent, [root] if _fits(root.name, patterns) else []
+    else:
+        paths = _below(root, patterns)
+    if not paths:
+        wanted = "*.parquet" if data.split == "all" else f"{data.split}.parquet or {data.split}-*.parquet"
+        hint = "" if data.split == "all" else ", or data.split: all"
+        raise UserError(f"data: there is no {wanted} in {data.root}: set data.root to a folder with some{hint}")
+    try:
+        tables = [readers.parquet_reader(path) for path in paths]
+    except (SourceError, DamagedFile) as error:
+        raise UserError(f"data: {error}") from None
+
+    def pictures() -> Iterator[Picture]:
+        for table in tables:
+            yield from table.pictures()
+
+    return Encoded(root, paths, sum(table.num_images for table in tables), pictures, lambda picture: picture)
+
+
+def _parquet_patterns(split: str) -> list[str]:
+    """What relative paths of a split's files look like; in these a star stands for slashes too."""
+    if split == "all":
+        return ["*.parquet"]
+    names = [f"{split}.parquet", f"{split}-*.parquet", f"{split}/*.parquet"]
+    return [*names, *(f"*/{name}" for name in names)]
+
+
+def _hub_folder(data: Data, patterns: Sequence[str]) -> Path:
+    """The folder in Hugging Face's cache that holds a data set's Parquet files, downloaded if that is wanted.
+
+    What is there already is taken as it is, so that a data set doesn't change between two commands.
+    """
+    match = HUB_ROOT.fullmatch(str(data.root))
+    revision = match and match["revision"] and unquote(match["revision"])
+    identifier = "" if match is None else match["repo"] + (f"@{revision}" if revision else "")
+    if match is None or not hub.is_id(identifier):
+        raise UserError(
+            f"data.root: {data.root} is neither a path nor hf://datasets/ORG/NAME, with @REVISION or /FOLDER behind it"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    within = f"{match['folder']}/" if match["folder"] else ""
+    wanted = [f"{within}{pattern}" for pattern in patterns]
+    try:
+        snapshot = Path(
+            snapshot_download(
+                match["repo"], repo_type="dataset", revision=revision, allow_patterns=wanted, local_files_only=True
+            )
+        )
+    except LocalEntryNotFoundError:
+        if not data.download:
+            raise UserError(
+                f"data: {data.root} is not in Hugging Face's cache: set data.download: true, or data.root to a folder "
+                "of its Parquet files"
+            ) from None
+        snapshot = hub.snapshot(identifier, wanted, "data.root", kind="dataset")
+    return snapshot / within
+
+
+def _download(name: str, root: Path) -> None:
+    """Have torchvision download what it calls `name` to `root`; other processes that want it wait."""
+    from torchvision import datasets
+
+    try:
+        with locked(root / f".{name}.lock"), redirect_stdout(sys.stderr):
+            getattr(datasets, name)(str(root), download=True)
+    except Exception as error:  # urllib's, gdown's, requests', torchvision's own, the operating system's
+        raise UserError(
+            f"data: {name} can't be downloaded to {root}: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+
+
+READERS: dict[str, Callable[[Data], NDArray[np.uint8]]] = {"fashion-mnist": fashion_mnist, "cifar10": cifar10}
+ENCODED: dict[str, Callable[[Data], Encoded]] = {"celeba": celeba, "lsun": lsun, "folder": folder, "parquet": parquet}

@@ -55,7 +55,12 @@ def to_uint8(x: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Values in [-1, 1] to 0..255, rounded to nearest (half to even); values outside are clipped.
 
     guided-diffusion's `(x + 1) * 127.5` followed by a cast truncates instead: half a grey level darker on average.
+
+    Raises:
+        ValueError: if a value is no number; a cast would make it some grey level without a word.
     """
+    if np.isnan(x).any():
+        raise ValueError("the network gave nan: images of it would mean nothing")
     grey = np.rint((x.astype(np.float32) + np.float32(1)) * np.float32(127.5))
     result: NDArray[np.uint8] = np.clip(grey, 0, 255).astype(np.uint8)
     return result

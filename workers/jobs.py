@@ -8,6 +8,7 @@ from eval.metrics import Settings
 from eval.reference import MomentsFile
 from eval.sources import Source
 from orchestrator.config import Data, Diffusion, Sample
+from orchestrator.own_network import OwnNetwork
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Oracle:
     data: Data
 
 
-Network = SavedUnet | Oracle
+Network = SavedUnet | Oracle | OwnNetwork
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The network: diffusers' UNet2DModel, built from the config, loaded as a function of (x, t), averaged, and saved."""
 
 import copy
-from collections.abc import Callable, Mapping
+import pickle
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,9 +10,10 @@ import diffusers
 import torch
 from torch import Tensor
 
-from orchestrator import config
-from orchestrator.checkpoints import SCHEDULES
-from workers import data
+from orchestrator import checkpoints, config
+from orchestrator.checkpoints import MOST_NAMED, SCHEDULES, WrongWeights
+from orchestrator.own_network import OwnNetwork
+from workers import data, own_network
 from workers.diffusion import gaussian, oracle, schedule
 from workers.jobs import Network, SavedUnet
 
@@ -40,10 +42,14 @@ def load(network: Network, diffusion: config.Diffusion, device: str) -> Callable
     It returns what the network predicts (`diffusion.prediction`), in the shape of x.
 
     Raises:
-        OSError: if a folder holds no such network.
+        OSError: if a folder holds no such network. WrongWeights: if its weights are not its own.
+        own_network.UnusableNetwork: if one's own is not what was planned; so does a call of it, see `checked` there.
     """
     if isinstance(network, SavedUnet):
         return _unet(network.folder, device)
+    if isinstance(network, OwnNetwork):
+        own = own_network.load(network, device)
+        return lambda x, t: own(x, torch.full((len(x),), network_time(t), device=x.device))
     distribution = data.distribution(network.data)
     if isinstance(distribution, gaussian.Gaussian):
         return oracle.gaussian_eps(distribution, diffusion.alpha_bar, device)
@@ -51,10 +57,8 @@ def load(network: Network, diffusion: config.Diffusion, device: str) -> Callable
 
 
 def _unet(folder: str, device: str) -> Callable[[Tensor, int], Tensor]:
-    """The UNet2DModel in `folder`: its config and safetensors; nothing is unpickled."""
-    unet = diffusers.UNet2DModel.from_pretrained(
-        folder, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-    )
+    """The UNet2DModel in `folder`: its config and its weights, of which nothing but tensors is unpickled."""
+    unet = _from_folder(Path(folder))
     unet = unet.to(device=device, memory_format=torch.channels_last).eval()
 
     @torch.inference_mode()
@@ -67,14 +71,53 @@ def _unet(folder: str, device: str) -> Callable[[Tensor, int], Tensor]:
     return network
 
 
+def _from_folder(folder: Path) -> diffusers.UNet2DModel:
+    file = checkpoints.weights_file(folder)
+    is_pickled = file.name != checkpoints.WEIGHTS_FILE
+    if is_pickled:
+        _require_tensors(file)
+    try:
+        unet, found = diffusers.UNet2DModel.from_pretrained(
+            folder,
+            torch_dtype=torch.float32,
+            use_safetensors=not is_pickled,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            ignore_mismatched_sizes=True,  # they are refused below, with the others
+            output_loading_info=True,
+        )
+    except ValueError as error:
+        raise WrongWeights(f"{folder}/config.json makes no UNet2DModel: {' '.join(str(error).split())}") from error
+    shapes = [f"{name} {list(theirs)}, not {list(ours)}" for name, theirs, ours in found["mismatched_keys"]]
+    wrong = {"lacks": found["missing_keys"], "has besides": found["unexpected_keys"], "has of another shape": shapes}
+    told = [f"{verb} {_some(names)}" for verb, names in wrong.items() if names]
+    if told:
+        raise WrongWeights(f"{file} does not fit the config.json beside it: it {'; '.join(told)}")
+    return unet
+
+
+def _require_tensors(file: Path) -> None:
+    try:
+        torch.load(file, map_location="meta", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise WrongWeights(
+            f"{file} is damaged, or holds more than tensors, which would be run: it was not opened; get safetensors"
+        ) from error
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(sorted(names)[:MOST_NAMED]) + more
+
+
 def ema_start(unet: torch.nn.Module) -> dict[str, Tensor]:
     """The moving average of a network's parameters before the first step: a copy of them, by name."""
     return {name: parameter.detach().clone() for name, parameter in unet.named_parameters()}
 
 
-def ema_decay(step: int, decay: float) -> float:
-    """The decay at `step` = 0, 1, ...: (1 + step) / (10 + step) until `decay`, so that the start is soon forgotten."""
-    return min(decay, (1 + step) / (10 + step))
+def ema_decay(step: int, decay: float, warmup: bool = True) -> float:
+    """The decay at `step` = 0, 1, ...: `decay`, and with `warmup` at most (1 + step) / (10 + step)."""
+    return min(decay, (1 + step) / (10 + step)) if warmup else decay
 
 
 @torch.no_grad()
@@ -86,25 +129,25 @@ def ema_update(ema: dict[str, Tensor], unet: torch.nn.Module, decay: float) -> N
 def scheduler_config(diffusion: config.Diffusion) -> dict[str, Any]:
     """Arguments of diffusers' DDIMScheduler for a resolved `diffusion` section and our sampler's settings.
 
-    `trailing` is our linear tau where S divides T; without clipping, and with alpha_0 = 1 after the last step. A
-    schedule that diffusers has no name for is given by its betas.
+    `trailing` is our linear tau where S divides T; without clipping. A schedule that diffusers has no name for is given
+    by its betas.
     """
-    assert diffusion.schedule is not None
     assert diffusion.timesteps is not None
-    assert diffusion.beta_start is not None
-    assert diffusion.beta_end is not None
-    range_of_beta = {"beta_start": diffusion.beta_start, "beta_end": diffusion.beta_end}
-    if diffusion.schedule in BETA_SCHEDULES:
-        betas: dict[str, Any] = {"beta_schedule": BETA_SCHEDULES[diffusion.schedule]}
+    betas: dict[str, Any] = {"beta_start": diffusion.beta_start, "beta_end": diffusion.beta_end}
+    if diffusion.trained_betas is not None:
+        betas = {"trained_betas": list(diffusion.trained_betas)}
+    elif diffusion.schedule in BETA_SCHEDULES:
+        betas["beta_schedule"] = BETA_SCHEDULES[diffusion.schedule]
     else:
-        betas = {"trained_betas": schedule.betas(diffusion.schedule, diffusion.timesteps, **range_of_beta).tolist()}
+        assert diffusion.schedule is not None
+        betas["trained_betas"] = schedule.betas(diffusion.schedule, diffusion.timesteps, **betas).tolist()
     return {
         "num_train_timesteps": diffusion.timesteps,
         **betas,
-        **range_of_beta,
         "prediction_type": diffusion.prediction,
+        "rescale_betas_zero_snr": diffusion.rescale_betas_zero_snr,
+        "set_alpha_to_one": diffusion.set_alpha_to_one,
         "clip_sample": False,
-        "set_alpha_to_one": True,
         "timestep_spacing": "trailing",
     }
 

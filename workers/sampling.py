@@ -50,6 +50,7 @@ def sample_batch(model: sampler.Model, indices: Tensor, job: SampleJob, alpha_ba
         job.settings.eta,
         job.settings.clip or "none",
         job.diffusion.predicts,
+        job.settings.clip_range or 1.0,
     )
 
 

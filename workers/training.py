@@ -3,6 +3,7 @@
 The loop itself is in `training_loop.py`, which only the workers import, so that the driver needs no torch for it.
 """
 
+import importlib.util
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator import config
-from orchestrator.errors import RunFailed
+from orchestrator.errors import RunFailed, UserError
 
 MAX_WORKER_FAILURES = 3
 """Killed workers per run that are replaced; the same command again gives another three."""
@@ -36,6 +37,7 @@ class Progress(NamedTuple):
     step: int
     """Steps done."""
     loss: float
+    workers: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class TrainingSpec:
 
     @property
     def running(self) -> Path:
-        """Ray Train's folder while the training runs: checkpoints and the live log."""
+        """Ray Train's folder while the training runs: checkpoints, the live log and TensorBoard's files."""
         return running_folder(self.models_dir, self.model_id)
 
 
@@ -74,9 +76,12 @@ def train(spec: TrainingSpec) -> None:
     Ray must be initialised. Call it outside the main thread: in it, Ray Train takes over SIGINT and keeps it.
 
     Raises:
+        UserError: if TensorBoard is asked for and not installed.
         RunFailed: if the network can't be built, the loss is not finite, or workers failed more often than they are
             replaced.
     """
+    if spec.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("train.tensorboard needs the package tensorboard; pip install 'taugrid[tensorboard]'")
     for leftover in Path(spec.models_dir).glob(f".{spec.model_id}.*.tmp"):
         shutil.rmtree(leftover)
     if not spec.final.is_dir():
@@ -96,7 +101,7 @@ def progress(models_dir: str | Path, model_id: str) -> Progress | None:
     if not whole_lines:
         return None
     record = json.loads(whole_lines[-1])
-    return Progress(record["step"], record["loss"])
+    return Progress(record["step"], record["loss"], record["workers"])
 
 
 def _fit(spec: TrainingSpec) -> None:

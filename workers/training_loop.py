@@ -1,11 +1,10 @@
-"""The training loop that runs in each of Ray Train's workers: the loss, Adam, a moving average, checkpoints.
+"""The training loop that runs in each of Ray Train's workers: the loss, the optimizer, an average, checkpoints.
 
 Every draw is a function of (train.seed, step, position in the global batch), so that neither the number of workers nor
 a restart changes what is learnt, save for the rounding of sums.
 """
 
 import hashlib
-import json
 import math
 import os
 import shutil
@@ -17,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import ray.train
@@ -26,15 +25,20 @@ import torch
 from ray.train.collective import broadcast_from_rank_zero
 from torch import Tensor, distributed
 
+from orchestrator import config
 from workers import data, models
 from workers.diffusion import noise
 from workers.diffusion.process import diffuse
 from workers.loss import Batch, Loss
 from workers.training import Hopeless, TrainingSpec
+from workers.training_log import Log, Record, events_folder
 
 LOGGED_AT_START = 50
 LOGGED_LINES = 1_000
 """The first 50 steps are logged, and from then on about a thousand more, however long the training is."""
+
+DEVICE_BYTES = 4 * 2**30
+"""Data sets up to this lie on the device; of larger ones each batch is moved there, from a map of a file."""
 
 
 @dataclass
@@ -43,11 +47,20 @@ class State:
 
     unet: diffusers.UNet2DModel
     ema: dict[str, Tensor]
-    optimizer: torch.optim.Adam
+    optimizer: torch.optim.Optimizer
     step: int = 0
     """Steps done."""
     seconds: float = 0.0
     """Time spent on them, over all attempts."""
+
+
+class Step(NamedTuple):
+    """What a step leaves on the device, for whoever wants to read it."""
+
+    loss: Tensor
+    """This rank's share: the sum over ranks is the mean over the global batch."""
+    gradient_norm: Tensor
+    """Of the global batch's loss, before clipping."""
 
 
 class Batches:
@@ -57,44 +70,34 @@ class Batches:
         assert spec.train.seed is not None
         size = spec.train.batch_size
         self._seed, self._flip, self._shape = spec.train.seed, spec.train.flip, spec.data.image_shape
+        self._antithetic = spec.train.antithetic
         self._positions = torch.arange(rank * size // world_size, (rank + 1) * size // world_size, device=device)
-        self._images = torch.tensor(data.load_images(spec.data), device=device)
+        self._images = data.load_images(spec.data)
+        fits = device != "cpu" and self._images.nbytes <= DEVICE_BYTES
+        self._on_device = torch.tensor(self._images, device=device) if fits else None
         self._alpha_bar = torch.from_numpy(spec.diffusion.alpha_bar).to(device)
 
     def __getitem__(self, step: int) -> Batch:
         """The images of `step` = 0, 1, ... with noise added to them, eq. 4."""
         timesteps = len(self._alpha_bar) - 1
-        draws = noise.training_draws(self._seed, step, self._positions, len(self._images), timesteps)
-        x0 = self._images[draws.index].float() / 127.5 - 1
+        draws = noise.training_draws(self._seed, step, self._positions, len(self._images), timesteps, self._antithetic)
+        x0 = self._pixels(draws.index).float() / 127.5 - 1
         if self._flip:
             x0 = torch.where(draws.flip[:, None, None, None], x0.flip(-1), x0)
         eps = noise.normal(self._seed, self._positions, step, self._shape, domain="train-eps")
         return Batch(diffuse(x0, eps, self._alpha_bar[draws.t]), draws.t, x0, eps)
 
-
-class Log:
-    """log.jsonl: a line of step, loss and seconds for each logged step."""
-
-    def __init__(self, path: Path, done: int) -> None:
-        """Go on after step `done`: lines of later steps, which will be done again, are cut off."""
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(path)
-        self._file = path.open("a", buffering=1)  # a line is one write
-
-    def write(self, step: int, loss: float, seconds: float) -> None:
-        """Add a line."""
-        self._file.write(json.dumps({"step": step, "loss": loss, "seconds": round(seconds, 3)}) + "\n")
+    def _pixels(self, index: Tensor) -> Tensor:
+        if self._on_device is not None:
+            return self._on_device[index]
+        return torch.from_numpy(self._images[index.cpu().numpy()]).to(index.device)
 
 
 def run(spec: TrainingSpec) -> None:
     """Train, and commit the model from rank 0.
 
     Raises:
-        Hopeless: if the network can't be built, or the loss of a step is not finite.
+        Hopeless: if the network can't be built, or the training diverges.
     """
     if spec.final.is_dir():
         return  # a worker died after the commit, and Ray Train started the function again
@@ -106,7 +109,7 @@ def run(spec: TrainingSpec) -> None:
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             load(state, Path(folder) / "state.pt")
-    log = Log(spec.running / "log.jsonl", state.step) if rank == 0 else None
+    log = Log(spec.running, state.step, spec.train.tensorboard) if rank == 0 else None
     with _process_group(spec, rank, world_size, device):
         _loop(spec, state, Batches(spec, rank, world_size, device), log, rank, world_size)
     if rank == 0:
@@ -152,9 +155,16 @@ def new_state(spec: TrainingSpec, device: str) -> State:
         unet(torch.zeros(1, *shape), 0)
     except (ValueError, RuntimeError, TypeError) as error:
         raise Hopeless(f"model.unet is no network for images of shape {shape}: {error}") from error
-    unet = unet.to(device=device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.Adam(unet.parameters(), lr=spec.train.learning_rate, fused=True)
-    return State(unet, models.ema_start(unet), optimizer)
+    memory_format = torch.channels_last if spec.train.channels_last else torch.contiguous_format
+    unet = unet.to(device=device, memory_format=memory_format).train()
+    return State(unet, models.ema_start(unet), _optimizer(spec.train, unet))
+
+
+def _optimizer(settings: config.Train, unet: diffusers.UNet2DModel) -> torch.optim.Optimizer:
+    if settings.optimizer == "adamw":
+        decay = settings.weight_decay
+        return torch.optim.AdamW(unet.parameters(), lr=settings.learning_rate, weight_decay=decay, fused=True)
+    return torch.optim.Adam(unet.parameters(), lr=settings.learning_rate, fused=True)
 
 
 def save(state: State, path: Path) -> None:
@@ -178,60 +188,115 @@ def is_logged(step: int, steps: int) -> bool:
     return step <= LOGGED_AT_START or step % max(1, steps // LOGGED_LINES) == 0 or step == steps
 
 
+def learning_rate(step: int, settings: config.Train) -> float:
+    """The rate at `step` = 0, 1, ...: it rises linearly over the warm-up, and then stays or falls along a cosine.
+
+    `cosine`: at the k-th of the K steps after the warm-up, the rate times (1 + cos(pi k / K)) / 2, which is 0 at the
+    last (Loshchilov & Hutter 2017, "SGDR", eq. 5, without restarts and down to 0).
+    """
+    rate = settings.learning_rate * min(1.0, (step + 1) / max(1, settings.warmup_steps))
+    k, K = step + 1 - settings.warmup_steps, settings.steps - settings.warmup_steps
+    if settings.learning_rate_schedule == "cosine" and k > 0:
+        rate *= (1 + math.cos(math.pi * k / K)) / 2
+    return rate
+
+
 def _loop(spec: TrainingSpec, state: State, batches: Batches, log: Log | None, rank: int, world_size: int) -> None:
     settings = spec.train
     loss_of = Loss(spec.diffusion, settings.loss_weights, str(next(state.unet.parameters()).device))
-    network = _parallel(state.unet, batches) if world_size > 1 else state.unet
+    network = _network(settings, state.unet, batches, world_size)
     began = time.perf_counter() - state.seconds
+    checkpointed = state.step
     while state.step < settings.steps:
-        local = _step(spec, state, network, batches[state.step], loss_of, world_size)
+        rate = learning_rate(state.step, settings)
+        step = _step(spec, state, network, batches[state.step], loss_of, rate, world_size)
         state.step += 1
         state.seconds = time.perf_counter() - began
-        logged = is_logged(state.step, settings.steps)
-        due = state.step % settings.checkpoint_every == 0 and state.step < settings.steps
+        logged, last = is_logged(state.step, settings.steps), state.step == settings.steps
+        due = state.step % settings.checkpoint_every == 0 and not last
         if not logged and not due:
             continue  # reading the loss makes a device wait
-        loss = _sum_over_ranks(local, world_size)
-        if not math.isfinite(loss):
-            raise Hopeless(
-                f"the loss of step {state.step} is not finite; lower train.learning_rate ({settings.learning_rate:g}), "
-                f"raise train.warmup_steps ({settings.warmup_steps}), or set train.gradient_clip"
-            )
+        loss = _sum_over_ranks(step.loss, world_size)
+        record = Record(state.step, loss, rate, step.gradient_norm.item(), world_size, state.seconds)
+        if (found := _not_finite(record, state if due or last else None)) is not None:
+            raise Hopeless(_diverged(spec, found, checkpointed))
         if logged and log is not None:
-            log.write(state.step, loss, state.seconds)
+            log.write(record)
         if due:
             _checkpoint(state, rank)
+            checkpointed = state.step
 
 
-def _step(spec: TrainingSpec, state: State, network: Any, batch: Batch, loss_of: Loss, world_size: int) -> Tensor:
-    """One step of Adam. Returns this rank's share of the loss: its sum over ranks is the mean over the global batch."""
+def _step(
+    spec: TrainingSpec, state: State, network: Any, batch: Batch, loss_of: Loss, rate: float, world_size: int
+) -> Step:
+    """One step of the optimizer and of the average. Reads nothing from the device."""
     settings = spec.train
     if spec.unet.dropout > 0:
         torch.manual_seed(_dropout_seed(settings.seed, state.step))
-    output = network(batch.x_t, models.network_time(batch.t), return_dict=False)[0]
-    share = loss_of(output, batch).sum() / settings.batch_size
+    share = loss_of(_output(settings, network, batch), batch).sum() / settings.batch_size
     state.optimizer.zero_grad()
     torch.autograd.backward(share * world_size)  # DDP takes the mean over ranks, where the shares want a sum
-    if settings.gradient_clip is not None:
-        torch.nn.utils.clip_grad_norm_(state.unet.parameters(), settings.gradient_clip)
-    warmup = min(1.0, (state.step + 1) / max(1, settings.warmup_steps))
+    most = math.inf if settings.gradient_clip is None else settings.gradient_clip
+    gradient_norm = torch.nn.utils.clip_grad_norm_(state.unet.parameters(), most)
     for group in state.optimizer.param_groups:
-        group["lr"] = settings.learning_rate * warmup
+        group["lr"] = rate
     state.optimizer.step()
-    models.ema_update(state.ema, state.unet, models.ema_decay(state.step, settings.ema_decay))
-    return share.detach()
+    models.ema_update(state.ema, state.unet, models.ema_decay(state.step, settings.ema_decay, settings.ema_warmup))
+    return Step(share.detach(), gradient_norm)
 
 
-def _parallel(unet: diffusers.UNet2DModel, batches: Batches) -> Any:
-    """`unet` in DDP, whose gradients are means over ranks.
+def _output(settings: config.Train, network: Any, batch: Batch) -> Tensor:
+    """The network's output, float32 in any `precision`. bf16 has float32's range, so the loss needs no scaling."""
+    with torch.autocast(batch.x_t.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        output: Tensor = network(batch.x_t, models.network_time(batch.t), return_dict=False)[0]
+    return output.float()
+
+
+def _network(settings: config.Train, unet: diffusers.UNet2DModel, batches: Batches, world_size: int) -> Any:
+    """`unet`, with `compile` compiled in place; several ranks have it in DDP, whose gradients are means over them.
+
+    Compiled within DDP, as torch advises (torch.compiler, "Where to apply torch.compile?").
 
     DDP orders its buckets anew after the first backward pass, which changes the order of sums. A pass that counts for
     nothing comes first, so that a resumed training has the same buckets at each step as one that was not cut off.
     """
+    if settings.compile:
+        unet.compile()
+    if world_size == 1:
+        return unet
     network = torch.nn.parallel.DistributedDataParallel(unet)
-    batch = batches[0]
-    network(batch.x_t, models.network_time(batch.t), return_dict=False)[0].sum().backward()
+    torch.autograd.backward(_output(settings, network, batches[0]).sum())
     return network
+
+
+def _not_finite(record: Record, to_be_kept: State | None) -> str | None:
+    """What has NaN or infinity in it, if anything has. A step's loss can be finite and what it leaves behind not."""
+    if not math.isfinite(record.loss):
+        return f"the loss of step {record.step} is"
+    if not math.isfinite(record.gradient_norm):
+        return f"the gradient of step {record.step} is"
+    if to_be_kept is not None:
+        moments = [value for values in to_be_kept.optimizer.state.values() for value in values.values()]
+        kept = [*to_be_kept.unet.parameters(), *to_be_kept.ema.values(), *moments]
+        if not torch.stack([tensor.isfinite().all() for tensor in kept]).all():
+            return f"the weights after step {record.step} are"
+    return None
+
+
+def _diverged(spec: TrainingSpec, what: str, checkpointed: int) -> str:
+    """The line for people: what was seen, what to change, and what is left."""
+    settings = spec.train
+    clip = "set train.gradient_clip"
+    if settings.gradient_clip is not None:
+        clip = f"lower train.gradient_clip ({settings.gradient_clip:g})"
+    left = "there is no checkpoint from before"
+    if checkpointed:
+        left = f"its last good checkpoint, of step {checkpointed}, stays in {spec.running}"
+    return (
+        f"{what} not finite; lower train.learning_rate ({settings.learning_rate:g}), raise train.warmup_steps "
+        f"({settings.warmup_steps}), or {clip}, which makes it another model that starts anew; {left}"
+    )
 
 
 def _sum_over_ranks(share: Tensor, world_size: int) -> float:
@@ -269,5 +334,7 @@ def _commit(spec: TrainingSpec, state: State) -> None:
     temporary = spec.final.with_name(f".{spec.model_id}.{os.getpid()}.tmp")
     models.save_pipeline(temporary, state.unet, state.ema, spec.diffusion)
     (temporary / "train").mkdir()
-    shutil.copyfile(spec.running / "log.jsonl", temporary / "train" / "log.jsonl")
+    events = events_folder(spec.running).iterdir() if spec.train.tensorboard else ()
+    for path in (spec.running / "log.jsonl", *events):
+        shutil.copyfile(path, temporary / "train" / path.name)
     temporary.rename(spec.final)

@@ -8,6 +8,8 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
 )
 
+import fcntl
+
 import pytest
 from taugrid import taugrid, write_config
 
@@ -28,9 +30,14 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def finished(config, tmp_path_factory):
-    """A run that nothing disturbed; tests work on copies."""
-    root = tmp_path_factory.mktemp("finished") / "run"
-    done = taugrid("run", config, "--out", root, "--json")
-    (root.parent / "stdout").write_text(done.stdout)
+def finished(config, tmp_path_factory, worker_id):
+    """A run that nothing disturbed, made once for all of xdist's processes; tests work on copies."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base if worker_id == "master" else base.parent) / "finished" / "run"
+    root.parent.mkdir(exist_ok=True)
+    with (root.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root.parent / "stdout").exists():
+            done = taugrid("run", config, "--out", root, "--json")
+            (root.parent / "stdout").write_text(done.stdout)
     return root

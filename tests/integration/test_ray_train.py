@@ -1,18 +1,23 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import diffusers
 import pytest
 import torch
+from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
+from taugrid import Started, command_line, descendants, taugrid, write_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from orchestrator import config
-from orchestrator.errors import RunFailed
+from orchestrator import cluster, config
+from orchestrator.errors import RunFailed, UserError
 from workers import training
 from workers.training import TrainingSpec
 
@@ -49,8 +54,19 @@ def in_a_thread(spec):
 
 
 def log_of(folder):
-    lines = (folder / SPEC.model_id / "train" / "log.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    return records(folder / SPEC.model_id / "train" / "log.jsonl")
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def losses_of(folder):
+    return [record["loss"] for record in log_of(folder)]
+
+
+def files_of_weights(model):
+    return [(model / name / WEIGHTS).read_bytes() for name in ("unet", "unet_raw")]
 
 
 @pytest.fixture(scope="module")
@@ -89,36 +105,148 @@ def test_a_trained_model_is_not_trained_again(uninterrupted):
     assert time.monotonic() - began < 1  # Ray Train needs seconds to start anything
 
 
-def test_two_workers_learn_what_one_learns(uninterrupted, tmp_path):
+@pytest.fixture(scope="module")
+def uninterrupted_of_two(ray_session, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted_of_two")
+    in_a_thread(a_spec(folder, workers=2)).result()
+    return folder
+
+
+def test_two_workers_learn_what_one_learns(uninterrupted, uninterrupted_of_two):
     # 15 images in a batch are 7 and 8: unweighted means of the two would be off by percents.
-    in_a_thread(a_spec(tmp_path, workers=2, steps=50)).result()
-    one, two = ([record["loss"] for record in log_of(folder)[:50]] for folder in (uninterrupted, tmp_path))
-    assert two == pytest.approx(one, rel=1e-4)
+    one, two = losses_of(uninterrupted), losses_of(uninterrupted_of_two)
+    assert two[:50] == pytest.approx(one[:50], rel=1e-4)
+    assert {record["workers"] for record in log_of(uninterrupted_of_two)} == {2}
 
 
-def test_a_killed_worker_is_replaced_and_the_result_is_the_same(uninterrupted, tmp_path):
-    spec = a_spec(tmp_path)
+class Killed(NamedTuple):
+    """A training one of whose workers was killed on the way."""
+
+    folder: Path
+    """What it made all the same."""
+    at_the_kill: Path
+    """A copy of its folder from then."""
+
+
+def with_a_kill(folder, workers):
+    """Kill the last rank, once there is a checkpoint."""
+    spec = a_spec(folder / "models", workers=workers)
     log = spec.running / "log.jsonl"
     running = in_a_thread(spec)
-    _wait(lambda: (at := training.progress(tmp_path, spec.model_id)) is not None and at.step >= 65, running)
-    before = log.stat().st_ino
-    os.kill(_holder(log), signal.SIGKILL)
-    _wait(lambda: log.stat().st_ino != before, running)  # the new worker has cut the log back
-    resumed_at = training.progress(tmp_path, spec.model_id)
+    _wait(
+        lambda: _has_checkpoint(spec.running) and training.progress(spec.models_dir, spec.model_id).step >= 65, running
+    )
+    before, first = log.stat().st_ino, _holder(log)
+    others = [pid for pid in descendants(os.getpid()) if "RayTrainWorker" in command_line(pid) and pid != first]
+    os.kill(others[0] if workers > 1 else first, signal.SIGKILL)
+    shutil.copytree(spec.running, folder / "at_the_kill" / spec.running.name)
+    _wait(lambda: log.stat().st_ino != before, running)  # the new workers have cut the log back
+    resumed_at = training.progress(spec.models_dir, spec.model_id)
     assert resumed_at is not None
     assert resumed_at.step >= 30
     running.result()
-    for name in ("unet", "unet_raw"):
-        killed, straight = (folder / SPEC.model_id / name / WEIGHTS for folder in (tmp_path, uninterrupted))
-        assert killed.read_bytes() == straight.read_bytes()
-    assert [r | {"seconds": 0} for r in log_of(tmp_path)] == [r | {"seconds": 0} for r in log_of(uninterrupted)]
-    assert [path.name for path in tmp_path.iterdir()] == [SPEC.model_id]
+    return Killed(folder / "models", folder / "at_the_kill")
+
+
+@pytest.fixture(scope="module")
+def killed(ray_session, tmp_path_factory):
+    return with_a_kill(tmp_path_factory.mktemp("killed"), workers=1)
+
+
+def same_as(straight, folder):
+    assert files_of_weights(folder / SPEC.model_id) == files_of_weights(straight / SPEC.model_id)
+    assert [r | {"seconds": 0} for r in log_of(folder)] == [r | {"seconds": 0} for r in log_of(straight)]
+    assert [path.name for path in folder.iterdir()] == [SPEC.model_id]
+
+
+def test_a_killed_worker_is_replaced_and_the_result_is_the_same(uninterrupted, killed):
+    same_as(uninterrupted, killed.folder)
+
+
+def test_one_of_two_workers_is_killed_and_the_result_is_the_same(uninterrupted_of_two, tmp_path):
+    same_as(uninterrupted_of_two, with_a_kill(tmp_path, workers=2).folder)
+
+
+def test_a_training_goes_on_with_as_many_workers_as_there_is_room_for(uninterrupted, killed):
+    """From a checkpoint of one worker, with two of at most three: the losses stay the same up to rounding."""
+    in_a_thread(a_spec(killed.at_the_kill, workers=(1, 3))).result()
+    workers = [record["workers"] for record in log_of(killed.at_the_kill)]
+    assert workers in [[1] * done + [2] * (120 - done) for done in (30, 60)]
+    # Two ways of adding up drift apart step by step: the last losses are the least alike.
+    assert losses_of(killed.at_the_kill) == pytest.approx(losses_of(uninterrupted), rel=1e-3)
+
+
+def test_room_for_the_least_is_enough_and_less_is_said(ray_session):
+    section = config.Cluster(cpus_per_worker=1, gpus_per_worker=0)
+    assert cluster.trainers(section, (1, 3)) == ((1, 3), 1, 0)
+    assert cluster.trainers(section, 3) == (2, 1, 0)
+    with pytest.raises(UserError, match=r"^train.workers: \[3, 4\] needs room for 3, and 2 of 1 CPUs and 0 GPUs fit"):
+        cluster.trainers(section, (3, 4))
+
+
+def test_a_killed_driver_leaves_what_the_same_command_ends(uninterrupted_of_two, tmp_path):
+    path, root = a_config(tmp_path), tmp_path / "run"
+    options = ("--out", root, "--set", "train.workers=2", "--set", "train.tensorboard=true")
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(cpus)[:2])  # so that each worker has one thread, as in the other tests
+    try:
+        with Started(tmp_path / "log", "train", path, *options) as run:
+            (folder,) = run.wait_until(lambda: list(root.glob("models/.training-*")))
+            run.wait_until(lambda: _has_checkpoint(folder))
+            os.kill(run.process.pid, signal.SIGKILL)
+            run.process.wait()
+            before = records(folder / "log.jsonl")[:30]
+        taugrid("train", path, *options)
+    finally:
+        os.sched_setaffinity(0, cpus)
+    (model,) = (root / "models").iterdir()
+    assert files_of_weights(model) == files_of_weights(uninterrupted_of_two / SPEC.model_id)
+    log = records(model / "train" / "log.jsonl")
+    assert log[:30] == before, "it went on, it did not start anew"
+    shown = EventAccumulator(str(model / "train")).Reload().Scalars("loss")
+    assert [event.step for event in shown] == list(range(1, 121))
+    assert {path.name for path in (root / "figures").iterdir()} == {"loss.png", "loss.svg"}
+
+
+def a_config(folder, **train):
+    settings = SPEC.train.model_copy(update=train).model_dump(mode="json", exclude_unset=True)
+    return write_config(folder, data={"name": "digits"}, model={"unet": SPEC.unet.model_dump()}, train=settings)
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+def test_an_elastic_training_grows_with_the_cluster(uninterrupted, tmp_path):
+    """Ray Train considers it every minute, with a list of nodes that is anew every 20 seconds."""
+    path, root = a_config(tmp_path, steps=100_000, checkpoint_every=200, workers=(1, 2)), tmp_path / "run"
+    node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 100 * 2**20}
+    ours = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+    try:
+        with Started(tmp_path / "log", "train", path, "--out", root, "--address", ours.address) as run:
+            (log,) = run.wait_until(lambda: list(root.glob("models/.training-*/log.jsonl")))
+            run.wait_until(lambda: len(records(log)) > 50)
+            assert {record["workers"] for record in records(log)} == {1}
+            ours.add_node(**node)
+            run.wait_until(lambda: records(log)[-1]["workers"] == 2, timeout=300)
+            of_both = records(log)
+    finally:
+        ours.shutdown()
+    steps = [record["step"] for record in of_both]
+    assert steps == [*range(1, 51), *range(100, steps[-1] + 1, 100)]
+    assert [record["loss"] for record in of_both[:50]] == pytest.approx(losses_of(uninterrupted)[:50], rel=1e-4)
 
 
 def test_a_diverging_training_stops_with_one_line(tmp_path):
     with pytest.raises(RunFailed, match=r"^the loss of step 2 is not finite; lower train.learning_rate"):
         in_a_thread(a_spec(tmp_path, learning_rate=1e30)).result()
     assert not (tmp_path / SPEC.model_id).exists()
+
+
+def _has_checkpoint(folder):
+    """Ray Train's list of checkpoints is whole and has one."""
+    try:
+        return bool(json.loads((folder / "checkpoint_manager_snapshot.json").read_bytes())["checkpoint_results"])
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def _wait(condition, running, seconds=60):

@@ -111,11 +111,14 @@ def test_a_new_seed_reaches_the_sections_of_a_run_directory(tmp_path):
 
 def test_a_checkpoint_means_the_same_folder_from_everywhere(tmp_path, monkeypatch):
     path = tmp_path / "c.yaml"
-    path.write_text("name: x\nmodel: {checkpoint: c}\ngrid: {model.checkpoint: [a, b]}")
+    path.write_text("name: x\nmodel: {checkpoint: c}\ngrid: {model.checkpoint: [a, b, on/hub@v1, here/too]}")
+    (tmp_path / "here" / "too").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     config = load("c.yaml")
     assert config.model.checkpoint == str(tmp_path / "c")
-    assert config.grid[0]["model.checkpoint"] == [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert config.grid[0]["model.checkpoint"] == [
+        *(str(tmp_path / name) for name in ("a", "b")), "on/hub@v1", str(tmp_path / "here" / "too")
+    ]  # fmt: skip
 
 
 def test_a_resolved_config_loads_as_itself(tmp_path):

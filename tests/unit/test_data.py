@@ -1,12 +1,29 @@
+import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 
-from orchestrator import config
-from workers import data
+from orchestrator import config, provenance
+from orchestrator.errors import UserError
+from orchestrator.grid import plan
+from orchestrator.ode_work import Reconstruct
+from orchestrator.progress import Progress
+from orchestrator.protocol import Reference, evaluation
+from orchestrator.run import Run
+from orchestrator.rundir import RunDir
+from workers import data, training_loop
+from workers.training import TrainingSpec
+
+CHECKPOINT = Path(__file__).parents[3] / "shared" / "checkpoints" / "fashion-ddpm-28"
+
+UNET = {"block_out_channels": [8, 8], "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
 
 
 def test_digits_span_the_grey_levels_and_keep_their_order():
@@ -55,3 +72,144 @@ def test_fingerprint_is_of_shape_and_content():
 def test_the_drivers_modules_import_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Data sets in a run
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """A folder of 12 grey images, 8x8, and a cache of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data._load.cache_clear()
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)):
+        Image.fromarray(image).save(folder / f"{i:02d}.png")
+    return folder
+
+
+def of_folder(root, **keys):
+    return {"name": "folder", "root": str(root), "shape": [1, 8, 8]} | keys
+
+
+def planned(section, **sections):
+    values = {"name": "x", "data": section, "model": {"unet": {**UNET, "norm_num_groups": 4}}, "train": {"seed": 0}}
+    settings = config.validate(config.Config, values | sections, "test")
+    return settings, plan(settings)
+
+
+def model_id(section):
+    return planned(section)[1].models[0].id
+
+
+def test_a_model_of_ones_own_images_is_known_by_their_pixels(pictures, tmp_path):
+    here = model_id(of_folder(pictures))
+    (tmp_path / "there").mkdir()
+    for path in pictures.iterdir():
+        shutil.copy(path, tmp_path / "there" / f"renamed-{path.name}")
+    assert model_id(of_folder(tmp_path / "there")) == here
+    (tmp_path / "split").mkdir()
+    shutil.copytree(pictures, tmp_path / "split" / "train")
+    assert model_id(of_folder(tmp_path / "split", split="train")) == here
+    assert model_id(of_folder(pictures, limit=11)) != here
+    (tmp_path / "there" / "renamed-00.png").unlink()
+    data._load.cache_clear()
+    assert model_id(of_folder(tmp_path / "there")) != here
+
+
+def test_identities_of_models_of_ones_own_images_never_change():
+    """As in test_grid.py: people have runs under these names."""
+    section = config.Data.model_validate(of_folder("/pictures"))
+    found = plan(planned({"name": "digits"})[0].model_copy(update={"data": section}), fingerprint=lambda _: "ab" * 32)
+    assert found.models[0].id == "eb2d215fd6"
+
+
+def test_a_published_data_set_is_known_by_its_name_wherever_it_lies():
+    known = {model_id({"name": "fashion-mnist"} | keys) for keys in ({}, {"root": "/a"}, {"download": True})}
+    assert len(known) == 1, "and it need not be here to be planned"
+    others = {model_id({"name": "fashion-mnist"} | keys) for keys in ({"split": "train"}, {"limit": 9})}
+    assert len(known | others) == 3
+
+
+def test_a_missing_folder_is_refused_when_a_run_is_planned():
+    with pytest.raises(UserError, match="there is no folder /nowhere"):
+        planned(of_folder("/nowhere"))
+
+
+def missing():
+    return {"name": "fashion-mnist", "root": "/nowhere"}
+
+
+@pytest.mark.parametrize("stages", [("train",), ("train", "sample"), ("train", "sample", "evaluate", "report")])
+def test_missing_data_is_refused_before_anything_is_started(stages, tmp_path):
+    settings, found = planned(missing())
+    with pytest.raises(UserError, match=r"Fashion-MNIST is not here .*/nowhere.* set data\.root"):
+        Run(settings, found, RunDir(tmp_path / "run"), "local", Progress()).do(stages)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_split_that_is_missing_is_refused_before_it_is_reconstructed(pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "split" / "train")
+    settings, found = planned(of_folder(tmp_path / "split", split="train"))
+    with pytest.raises(UserError, match=r"there is no folder .*/split/test"):
+        Reconstruct(settings, found, RunDir(tmp_path)).check()
+
+
+@pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="needs the checkpoint in ../shared")
+def test_a_loaded_model_that_is_compared_with_other_images_needs_no_data_set(tmp_path):
+    (tmp_path / "real").mkdir()
+    for i in range(12):
+        Image.fromarray(np.full((28, 28), i, np.uint8)).save(tmp_path / "real" / f"{i:02d}.png")
+    reference = {"reference": str(tmp_path / "real"), "metrics": ["fid"]}
+    settings, found = planned(missing(), model={"checkpoint": str(CHECKPOINT)}, evaluate=reference)
+    provenance.write(RunDir(tmp_path), found, evaluation(settings, found))
+    written = json.loads((tmp_path / "provenance.json").read_text())
+    assert written["dataset"] is None
+    assert written["reference"]["num_images"] == 12
+
+
+def test_provenance_names_the_data_that_a_model_was_trained_on(pictures, tmp_path):
+    _, found = planned(of_folder(pictures))
+    rundir = RunDir(tmp_path / "run")
+    weights = rundir.models / found.models[0].id / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    provenance.write(rundir, found, None)
+    written = json.loads(rundir.provenance.read_text())["dataset"]
+    sha256 = data.content_fingerprint(found.models[0].data)
+    expected = {"name": "folder", "split": "all", "root": str(pictures), "num_images": 12, "sha256": sha256}
+    assert expected.items() <= written.items()
+    shutil.rmtree(pictures)
+    data._load.cache_clear()
+    provenance.write(rundir, found, None)
+    assert json.loads(rundir.provenance.read_text())["dataset"] == written, "what is recorded is not read again"
+
+
+def test_a_protocol_tells_categories_apart_and_names_no_path():
+    section = config.Data(name="lsun", category="bedroom", split="validation")
+    described = Reference(section, 300, "ab" * 32, section.image_shape).describe()
+    assert (described["dataset"], described["split"]) == ("lsun/bedroom", "validation")
+    section = config.Data.model_validate(of_folder("/home/me"))
+    assert "/home/me" not in json.dumps(Reference(section, 12, "ab" * 32, section.image_shape).describe())
+
+
+def test_batches_are_the_same_wherever_the_images_lie(pictures, tmp_path, monkeypatch):
+    """On the device, or on the host because they are too large for it; a CPU's are never copied."""
+    section = config.Data.model_validate(of_folder(pictures))
+    unet = config.Unet.model_validate({**UNET, "norm_num_groups": 4})
+    settings = config.Train(batch_size=32, seed=3)
+    spec = TrainingSpec(section, unet, config.DIFFUSION_DEFAULTS, settings, "m", str(tmp_path), 1.0, 0.0)
+    shared = training_loop.Batches(spec, 0, 1, "cpu")
+    assert np.shares_memory(shared._images, data.load_images(section))
+    assert shared._on_device is None
+    device = "cpu:0"  # another name of the CPU, which is treated as a device with memory of its own
+    on_device = training_loop.Batches(spec, 0, 1, device)
+    assert on_device._on_device is not None
+    monkeypatch.setattr(training_loop, "DEVICE_BYTES", 12 * 64 - 1)
+    too_large = training_loop.Batches(spec, 0, 1, device)
+    assert too_large._on_device is None
+    for batches in (on_device, too_large):
+        assert all(torch.equal(a, b) for a, b in zip(batches[7], shared[7], strict=True))
+    mean = data.load_images(section).mean() / 127.5 - 1
+    assert float(torch.cat([shared[step].x0 for step in range(200)]).mean()) == pytest.approx(mean, abs=0.02)

@@ -1,9 +1,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from orchestrator import checkpoints
 from orchestrator.config import Config, validate
@@ -176,7 +178,9 @@ def checkpoint_folder(folder: Path, scheduler: dict | None = None, weights: byte
     (folder / "unet").mkdir(parents=True)
     config = {"_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 1, "out_channels": 1} | unet
     (folder / "unet/config.json").write_text(json.dumps(config))
-    (folder / "unet" / checkpoints.WEIGHTS_FILE).write_bytes(weights)
+    ends = {"conv_in.weight": np.zeros((8, config["in_channels"], 3, 3)),
+            "conv_out.weight": np.zeros((config["out_channels"], 8, 3, 3))}  # fmt: skip
+    save_file(ends | {"others": np.frombuffer(weights, np.uint8)}, folder / "unet" / checkpoints.WEIGHTS_FILE)
     if scheduler is not None:
         (folder / "scheduler").mkdir()
         (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
@@ -216,7 +220,7 @@ def test_a_scheduler_gives_its_settings_and_the_config_overrides_them(tmp_path):
         ({"thresholding": True}, {}, "thresholding: True"),
         ({"prediction_type": "flow"}, {}, "prediction: must be 'epsilon', 'sample' or 'v_prediction'"),
         ({"variance_type": "learned_range"}, {}, "variance_type"),
-        ({"trained_betas": [0.1, 0.2, 0.15]}, {}, "trained_betas"),
+        ({"trained_betas": [0.1, 0.2, 1.5]}, {}, "trained_betas"),
         ({}, {"out_channels": 2}, "channels"),
         ({}, {"num_class_embeds": 10}, "class labels"),
         ({"num_train_timesteps": 0}, {}, "timesteps: must be greater than 0"),

@@ -27,6 +27,15 @@ def write(path, batch, start=0, batches=1, replace=False, metadata=None):
         return part.commit(replace)
 
 
+def test_what_is_no_number_is_no_grey_level():
+    x = np.zeros((2, 1, 2, 2), np.float32)
+    x[0, 0, 0, 1] = np.inf
+    assert images.to_uint8(x)[0].tolist() == [[[128, 255], [128, 128]]]
+    x[1, 0, 1, 1] = np.nan
+    with pytest.raises(ValueError, match="the network gave nan"):
+        images.to_uint8(x)
+
+
 def test_rounding_is_to_nearest_and_clips():
     """Trap 11: truncating instead of rounding is half a grey level darker on average."""
     levels = np.arange(256)

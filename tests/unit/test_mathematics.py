@@ -108,7 +108,7 @@ def test_no_noise_in_the_last_step(t):
     """Eq. 16 is 0 where alpha_{t-1} is 1; sigma-hat is not, and the sampler leaves it out."""
     assert [sigma(float(ALPHA[t]), 1.0, eta) for eta in (0.0, 0.5, 1.0)] == [0, 0, 0]
     assert sigma_hat(float(ALPHA[t]), 1.0) > 0.009
-    assert all(coefficients(float(ALPHA[t]), 1.0, eta) == (1, 0, 0) for eta in (0.0, 0.5, 1.0, "sigma_hat"))
+    assert all(coefficients(float(ALPHA[t]), 1.0, eta, True) == (1, 0, 0) for eta in (0.0, 0.5, 1.0, "sigma_hat"))
 
 
 @pytest.mark.parametrize(("spacing", "last", "std"), [("trailing", 99, 0.32), ("leading", 0, 0.0)])

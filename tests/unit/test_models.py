@@ -78,8 +78,26 @@ def test_a_saved_pipeline_is_read_back_as_the_same_diffusion(tmp_path, name, pre
     """diffusers' DDIMScheduler has no name for half of them: they are written as betas, and known again by these."""
     changes = {"schedule": name, "timesteps": 50, "beta_end": 0.1, "prediction": prediction}
     diffusion = config.DIFFUSION_DEFAULTS.model_copy(update=changes)
-    models.save_pipeline(tmp_path, network(0), models.ema_start(network(0)), diffusion)
-    assert checkpoints.read(str(tmp_path)).diffusion == diffusion
+    assert read_back(tmp_path, diffusion) == diffusion
+
+
+def read_back(folder, diffusion):
+    models.save_pipeline(folder, network(0), models.ema_start(network(0)), diffusion)
+    return checkpoints.read(str(folder)).diffusion
+
+
+@pytest.mark.parametrize("betas", [{}, {"trained_betas": (0.1, 0.3, 0.2), "timesteps": 3}], ids=["linear", "listed"])
+@pytest.mark.parametrize("rescaled", [False, True])
+@pytest.mark.parametrize("to_one", [False, True])
+def test_so_are_its_other_keys(tmp_path, betas, rescaled, to_one):
+    """And diffusers, which is given the same keys, has the same alphas."""
+    changes = {"rescale_betas_zero_snr": rescaled, "set_alpha_to_one": to_one, "prediction": "v_prediction", **betas}
+    no_schedule = dict.fromkeys(config.OF_A_SCHEDULE) if betas else {}
+    diffusion = config.DIFFUSION_DEFAULTS.model_copy(update=changes | no_schedule)
+    assert read_back(tmp_path, diffusion) == diffusion
+    scheduler = diffusers.DDIMScheduler.from_pretrained(tmp_path / "scheduler")
+    theirs = [scheduler.final_alpha_cumprod, *scheduler.alphas_cumprod]
+    np.testing.assert_allclose(theirs, diffusion.alpha_bar, rtol=2e-4, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])

@@ -4,6 +4,8 @@ The same noise goes into both. An untrained network would prove nothing: its tra
 drowns in float32's rounding and every pixel saturates.
 """
 
+import math
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +16,8 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler
 
 from orchestrator import config
+from orchestrator.grid import plan
+from workers import models
 from workers.data import load_images
 from workers.diffusion.noise import normal
 from workers.diffusion.process import diffuse
@@ -21,6 +25,7 @@ from workers.diffusion.sampler import decode, encode, sample
 from workers.diffusion.schedule import alpha_bar
 from workers.diffusion.timesteps import tau
 from workers.images import to_uint8
+from workers.jobs import SavedUnet
 from workers.models import build_unet, network_time
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,6 +39,9 @@ VARIANCES = {"fixed_small": 1.0, "fixed_large": "sigma_hat"}
 PATHS = [("leading", 10), ("trailing", 10), ("trailing", 50)]
 """S divides T, where DDIMScheduler's prev = t - T // S is the time before in its own list."""
 CHECKPOINT = Path(__file__).parents[3] / "shared" / "checkpoints" / "fashion-ddpm-28"
+needs_checkpoint = pytest.mark.skipif(
+    not CHECKPOINT.exists(), reason="no checkpoint of somebody else's beside the repository"
+)
 
 
 @cache
@@ -41,11 +49,11 @@ def noise(t, shape=SHAPE):
     return normal(11, torch.arange(6), t, shape)
 
 
-def oracle(prediction="epsilon"):
+def oracle(prediction="epsilon", alpha=ALPHA):
     """The best prediction for data N(0.3, 1.5^2), at diffusers' time index: many pixels lie outside [-1, 1]."""
 
     def model(x, index):
-        a = ALPHA[index + 1]
+        a = alpha[index + 1]
         deviation = (x - a**0.5 * 0.3) / (a * 1.5**2 + 1 - a)
         eps, x0 = (1 - a) ** 0.5 * deviation, 0.3 + a**0.5 * 1.5**2 * deviation
         return {"epsilon": eps, "sample": x0, "v_prediction": a**0.5 * eps - (1 - a) ** 0.5 * x0}[prediction]
@@ -239,7 +247,7 @@ def test_ddim_as_it_comes(clip, steps):
     assert_same(images, theirs, tolerance=1e-4)
 
 
-@pytest.mark.skipif(not CHECKPOINT.exists(), reason="no checkpoint of somebody else's beside the repository")
+@needs_checkpoint
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_checkpoint_with_its_own_scheduler(dtype):
     """Its settings are `leading`, clipping and fixed_small: as DDPM eta = 1 with x0 and eps clipped, as DDIM x0 alone.
@@ -267,3 +275,121 @@ def test_a_checkpoint_with_its_own_scheduler(dtype):
         images = sample(ours(model), as_drawn(x_T, torch.Generator().manual_seed(5)), ALPHA, times, 1.0, "x0_and_eps")
         assert (images - theirs).abs().max() <= 1e-10
     assert (images.abs() < 1).float().mean() > 0.2
+
+
+def planned_cell(folder, **sections):
+    """The only cell of a config, seeded as a file of it would be."""
+    sections["sample"] = {"seed": 0, **sections.get("sample", {})}
+    values = {"name": "x", "model": {"checkpoint": str(folder)}, **sections}
+    [cell] = plan(config.validate(config.Config, values, "test")).cells
+    return cell
+
+
+def sampled(cell, model, noise):
+    """As `workers.sampling.sample_batch` samples a cell."""
+    settings, diffusion = cell.settings, cell.model.diffusion
+    clip = (settings.clip, diffusion.predicts, settings.clip_range)
+    return sample(model, noise, diffusion.alpha_bar, cell.tau, settings.eta, *clip)
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory):
+    """All forms of one model: name -> (folder, what its config must say because the folder does not)."""
+    bare, beside = (tmp_path_factory.mktemp(name) for name in ("bare", "beside"))
+    network = [*(CHECKPOINT / "unet").iterdir()]
+    for folder, files in ((bare, network), (beside, [*network, CHECKPOINT / "scheduler" / "scheduler_config.json"])):
+        for file in files:
+            shutil.copyfile(file, folder / file.name)
+    return {"pipeline": (CHECKPOINT, {}), "beside": (beside, {}), "bare": (bare, {"clip": "x0"})}
+
+
+@needs_checkpoint
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("form", ["pipeline", "bare", "beside"])
+def test_a_loaded_checkpoint_and_its_pipeline_make_the_same_images(forms, form, spacing):
+    """From the folder to 8 bits, diffusers through its own DDIMPipeline, each with its own tables of alpha."""
+    folder, settings = forms[form]
+    cell = planned_cell(folder, sample={"steps": 10, "spacing": spacing, **settings})
+    assert cell.settings.clip == "x0"
+    pipeline = diffusers.DDIMPipeline.from_pretrained(CHECKPOINT, low_cpu_mem_usage=False)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing=spacing)
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = {"batch_size": 4, "num_inference_steps": 10, "eta": 0.0, "output_type": "np"}
+    floats = pipeline(**drawn, generator=torch.Generator().manual_seed(3)).images
+    pictures = pipeline.numpy_to_pil(floats)
+    assert [index + 1 for index in pipeline.scheduler.timesteps.tolist()] == [*reversed(cell.tau)]
+    x_T = torch.randn((4, 1, 28, 28), generator=torch.Generator().manual_seed(3))
+    model = models.load(SavedUnet(cell.model.checkpoint.unet_folder), cell.model.diffusion, "cpu")
+    x0 = sampled(cell, model, lambda _: x_T).numpy()
+    theirs = floats.transpose(0, 3, 1, 2) * 2 - 1  # its last x is clipped already, so its clamp to [0, 1] hides nothing
+    assert np.abs(x0 - theirs).max() <= 1e-4 * np.abs(theirs).max()
+    levels = to_uint8(x0).astype(int)[:, 0] - np.stack([np.asarray(picture) for picture in pictures])
+    assert np.abs(levels).max() <= 1
+    assert x0.std() > 0.3
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, one_thread):
+    """A network's folder, for plans: what is sampled here is the oracle."""
+    folder = tmp_path_factory.mktemp("network") / "unet"
+    sizes = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (8,), "norm_num_groups": 4}
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "layers_per_block": 1}
+    diffusers.UNet2DModel(**sizes, **blocks).save_pretrained(folder)
+    return folder
+
+
+SCHEDULERS = {
+    "as it is": {},
+    "alpha_0 = alpha_1": {"set_alpha_to_one": False},
+    "offset": {"steps_offset": 1},
+    "offset, alpha_0 = alpha_1, as Stable Diffusion's": {"steps_offset": 1, "set_alpha_to_one": False},
+    "wider clip": {"clip_sample_range": 2.0},
+    "narrower clip": {"clip_sample_range": 0.5},
+    "no clip": {"clip_sample": False},
+    "betas": {"trained_betas": [2e-4 * (50 + abs(i - 500)) / 10 for i in range(1000)]},
+    "no signal at T": {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+    "all": {
+        "rescale_betas_zero_snr": True,
+        "prediction_type": "sample",
+        "clip_sample_range": 1.5,
+        "steps_offset": 1,
+        "set_alpha_to_one": False,
+        "beta_schedule": "scaled_linear",
+    },
+}
+
+
+def rough(cell):
+    """The oracle of a cell's process and something that it is not, without which the last steps would hardly matter."""
+    best = oracle(cell.model.diffusion.predicts, cell.model.diffusion.alpha_bar)
+    return lambda x, index: best(x, index) + 0.5 * math.cos(index / 100) * torch.tanh(x)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("arguments", SCHEDULERS.values(), ids=SCHEDULERS)
+def test_what_a_scheduler_may_ask_for(weights, tmp_path, arguments, spacing):
+    """From the scheduler's own file through the plan to the images, beside diffusers' DDIMScheduler.
+
+    Not at eta = 1, where theirs takes the root of a zero that rounding may have taken below zero, and returns nan.
+    """
+    folder = shutil.copytree(weights, tmp_path / "unet").parent
+    scheduler = DDIMScheduler(**arguments, timestep_spacing=spacing)
+    scheduler.save_pretrained(folder / "scheduler")
+    for eta in (0.0, 0.5, 0.9):
+        cell = planned_cell(folder, sample={"steps": 10, "spacing": spacing, "eta": eta})
+        scheduler.set_timesteps(10)
+        assert [index + 1 for index in scheduler.timesteps.tolist()] == [*reversed(cell.tau)]
+        theirs = by_ddim(rough(cell), scheduler, eta, cell.settings.clip, noise(0))
+        assert_same(sampled(cell, ours(rough(cell)), noise), theirs, tolerance=1e-4)
+
+
+def test_what_a_scheduler_may_ask_for_changes_the_images(weights, tmp_path):
+    """The agreement above would mean little if the settings made no difference to what is sampled."""
+    images = []
+    for name, arguments in SCHEDULERS.items():
+        folder = shutil.copytree(weights, tmp_path / name / "unet").parent
+        DDIMScheduler(**arguments).save_pretrained(folder / "scheduler")
+        cell = planned_cell(folder, sample={"steps": 10, "spacing": "leading"})
+        images.append(sampled(cell, ours(rough(cell)), noise))
+    distances = [(a - b).abs().max() for i, a in enumerate(images) for b in images[:i]]
+    assert min(distances) > 2e-3

@@ -58,11 +58,11 @@ def network(prediction):
     return model
 
 
-def paper_loop(model, times, eta, clip, prediction="epsilon", alpha=ALPHA):
+def paper_loop(model, times, eta, clip, prediction="epsilon", alpha=ALPHA, clip_range=1):
     """Section 4 of the paper in numpy's float64."""
     x = noise(0).double().numpy()
     for i in range(len(times), 0, -1):
-        a, a_prev = alpha[times[i - 1]], alpha[times[i - 2]] if i > 1 else 1.0
+        a, a_prev = alpha[times[i - 1]], alpha[times[i - 2] if i > 1 else 0]
         variance = (1 - a_prev) / (1 - a) * (1 - a / a_prev) * (1.0 if eta == "sigma_hat" else eta) ** 2
         output = model(x, times[i - 1])
         if prediction == "epsilon":
@@ -72,11 +72,11 @@ def paper_loop(model, times, eta, clip, prediction="epsilon", alpha=ALPHA):
         else:  # x and v are x0 and eps, turned by the angle whose cosine is sqrt(a)
             eps, x0 = np.sqrt(1 - a) * x + np.sqrt(a) * output, np.sqrt(a) * x - np.sqrt(1 - a) * output
         if clip != "none":
-            x0 = np.minimum(np.maximum(x0, -1), 1)
+            x0 = np.minimum(np.maximum(x0, -clip_range), clip_range)
         if clip == "x0_and_eps":
             eps = (x - np.sqrt(a) * x0) / np.sqrt(1 - a)
         x = np.sqrt(a_prev) * x0 + np.sqrt(1 - a_prev - variance) * eps
-        if i > 1:
+        if i > 1 or (a_prev < 1 and eta != "sigma_hat"):
             scale = np.sqrt(1 - a / a_prev) if eta == "sigma_hat" else np.sqrt(variance)
             x = x + scale * noise(times[i - 1]).double().numpy()
     return x
@@ -108,6 +108,36 @@ def test_agrees_with_a_float64_loop(prediction, eta, clip, path):
     images = sample(model, noise, ALPHA, times, eta, clip, prediction)
     assert images.dtype == torch.float32
     assert largest(images.numpy() - expected, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("clip_range", [0.5, 2.0])
+@pytest.mark.parametrize("clip", CLIPS[1:])
+def test_clipping_to_another_range_agrees_with_a_float64_loop(clip, clip_range):
+    model, times = network("epsilon"), PATHS["linear"]
+    expected = paper_loop(model, times, 0.5, clip, clip_range=clip_range)
+    exact = sample(model, noise64, ALPHA, times, 0.5, clip, clip_range=clip_range)
+    assert largest(exact.numpy() - expected, expected) <= 1e-11
+    assert exact.abs().max() == clip_range, "the last step returns x0"
+    usual = sample(model, noise64, ALPHA, times, 0.5, clip)
+    assert (exact - usual).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("eta", ETAS)
+def test_sigma_hat_adds_no_noise_in_a_last_step_that_ends_at_alpha_1(eta, path):
+    """diffusers' `set_alpha_to_one: false`. With an eta eq. 16 has some noise there, unless it leads nowhere."""
+    alpha, times, calls = ALPHA.copy(), PATHS[path], []
+    alpha[0] = alpha[1]
+
+    def recorded(t):
+        calls.append(t)
+        return noise64(t)
+
+    exact = sample(network("epsilon"), recorded, alpha, times, eta, "none")
+    expected = paper_loop(network("epsilon"), times, eta, "none", alpha=alpha)
+    assert largest(exact.numpy() - expected, expected) <= 1e-11
+    assert (calls[-1] == times[0]) == (eta not in (0.0, "sigma_hat") and times[0] > 1)
+    assert largest(exact - sample(network("epsilon"), noise64, ALPHA, times, eta, "none"), expected) > 1e-7
 
 
 @pytest.mark.parametrize("eta", ETAS)

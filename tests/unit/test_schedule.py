@@ -4,11 +4,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.diffusion.schedule import SCHEDULES, alpha_bar, betas
+from orchestrator.config import DIFFUSION_DEFAULTS, Diffusion
+from workers.diffusion.schedule import SCHEDULES, alpha_bar, betas, products, rescaled_to_zero_snr
 
 DIFFUSERS_NAMES = {
     "linear": "linear",
@@ -87,3 +90,45 @@ def test_takes_no_notice_of_the_betas_it_says(schedule, ignored):
 def test_unknown_schedule_is_named(function):
     with pytest.raises(ValueError, match=r"'quad'.*linear, scaled_linear, cosine, sigmoid, constant, jsd"):
         function("quad", 1000, 1e-4, 2e-2)
+
+
+@pytest.mark.parametrize("settings", [("linear", 1000, 1e-4, 2e-2), ("scaled_linear", 1000, 0.00085, 0.012)])
+def test_rescaling_agrees_with_diffusers(settings):
+    """In its own float64, without the roundings of its float32."""
+    theirs = 1 - rescale_zero_terminal_snr(torch.from_numpy(betas(*settings)))
+    ours = rescaled_to_zero_snr(alpha_bar(*settings))
+    np.testing.assert_allclose(ours[1:], np.cumprod(theirs.numpy()), rtol=1e-10)
+    assert ours[-1] == 0.0
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_rescaling_by_its_definition(schedule):
+    """Algorithm 1 of Lin et al. 2024: an affine map of sqrt(alpha) that keeps the first and takes the last to 0."""
+    before = alpha_bar(schedule, 50, 1e-3, 0.1)
+    ours = rescaled_to_zero_snr(before)
+    assert (ours[0], ours[-1]) == (1.0, 0.0)
+    assert ours[1] == pytest.approx(before[1], rel=1e-14)
+    slopes = np.diff(np.sqrt(ours[1:])) / np.diff(np.sqrt(before[1:]))
+    np.testing.assert_allclose(slopes, slopes[0], rtol=1e-9)
+    np.testing.assert_allclose(rescaled_to_zero_snr(ours), ours, rtol=1e-14)
+    assert np.array_equal(before, alpha_bar(schedule, 50, 1e-3, 0.1)), "its argument is left as it was"
+
+
+def test_one_time_can_not_be_rescaled():
+    with pytest.raises(ValueError, match="one time step"):
+        rescaled_to_zero_snr(np.array([1.0, 0.9]))
+
+
+def test_products_by_their_definition():
+    np.testing.assert_allclose(products(np.array([0.1, 0.5, 1.0])), [1, 0.9, 0.45, 0], rtol=1e-15)
+
+
+def test_a_section_of_the_config_puts_its_keys_together():
+    """A list of betas or a schedule, then the rescaling, then alpha_0."""
+    trained = Diffusion(trained_betas=(0.1, 0.2, 0.3), timesteps=3, prediction="sample")
+    np.testing.assert_allclose(trained.alpha_bar, [1, 0.9, 0.72, 0.504], rtol=1e-15)
+    both = trained.model_copy(update={"rescale_betas_zero_snr": True, "set_alpha_to_one": False})
+    np.testing.assert_allclose(both.alpha_bar, rescaled_to_zero_snr(trained.alpha_bar) * [0.9, 1, 1, 1], rtol=1e-14)
+    ends_at_1 = DIFFUSION_DEFAULTS.model_copy(update={"set_alpha_to_one": False}).alpha_bar
+    assert ends_at_1[0] == ends_at_1[1] == pytest.approx(1 - 1e-4)
+    assert np.array_equal(ends_at_1[1:], DIFFUSION_DEFAULTS.alpha_bar[1:])

@@ -142,7 +142,7 @@ def fault(cell, *, finds):
 
 def coefficients_with(change):
     real = sampler.coefficients
-    return lambda a, a_prev, eta: change(a, a_prev, eta, real(a, a_prev, eta))
+    return lambda a, a_prev, eta, is_last: change(a, a_prev, eta, real(a, a_prev, eta, is_last))
 
 
 @fault(settings(eta="sigma_hat"), finds=[ALL_IMAGES])

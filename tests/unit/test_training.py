@@ -1,14 +1,21 @@
 import copy
 import dataclasses
 import json
+import math
+import sys
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from orchestrator import config
-from workers import data, training, training_loop
+from orchestrator.errors import UserError
+from workers import data, models, training, training_log, training_loop
+from workers.diffusion import noise
 from workers.diffusion.process import velocity
+from workers.jobs import SavedUnet
 from workers.training import Hopeless, TrainingSpec
+from workers.training_log import Log, Record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -106,6 +113,121 @@ def test_the_first_warmup_step_is_a_fraction_of_the_rate(tmp_path):
     assert largest == pytest.approx(1e-3 / 4, rel=1e-2)  # Adam's first step moves each weight by the rate
 
 
+def test_the_rate_rises_and_then_stays_or_falls_to_0_along_a_cosine():
+    def rates(**keys):
+        settings = config.Train(steps=10, learning_rate=0.5, **keys)
+        return [training_loop.learning_rate(step, settings) for step in range(10)]
+
+    assert rates() == [0.5] * 10
+    assert rates(warmup_steps=4) == [0.125, 0.25, 0.375] + [0.5] * 7
+    falling = [0.25 * (1 + math.cos(math.pi * k / 6)) for k in range(7)]
+    assert rates(warmup_steps=4, learning_rate_schedule="cosine") == pytest.approx([0.125, 0.25, 0.375, *falling])
+    assert falling[3] == pytest.approx(0.25)
+    assert rates(learning_rate_schedule="cosine")[-1] == 0
+
+
+def test_adamw_shrinks_the_weights_apart_from_the_gradient(tmp_path):
+    """Adam's update and the decay add up: w <- w - rate (update + decay w)."""
+    adam, adamw, no_decay = (
+        trained(tmp_path, steps=1, warmup_steps=0, **keys)
+        for keys in ({}, {"optimizer": "adamw", "weight_decay": 0.1}, {"optimizer": "adamw"})
+    )
+    assert torch.equal(weights(no_decay), weights(adam))
+    for start, a, b in zip(*(s.unet.parameters() for s in (start_of(tmp_path), adam, adamw)), strict=True):
+        torch.testing.assert_close(a - b, 1e-3 * 0.1 * start, rtol=0, atol=2e-7)
+
+
+def trained(folder, **train):
+    spec = a_spec(folder, **train)
+    state = training_loop.new_state(spec, "cpu")
+    run_loop(spec, state)
+    return state
+
+
+def start_of(folder):
+    return training_loop.new_state(a_spec(folder), "cpu")
+
+
+def test_without_ema_warmup_the_average_stays_near_the_start(tmp_path):
+    plain = trained(tmp_path, steps=1, ema_decay=0.75, ema_warmup=False)
+    pairs = zip(start_of(tmp_path).unet.parameters(), plain.unet.parameters(), plain.ema.values(), strict=True)
+    for start, now, average in pairs:
+        torch.testing.assert_close(average, 0.75 * start + 0.25 * now, rtol=0, atol=1e-6)
+    assert [models.ema_decay(step, 0.75, warmup=True) for step in (0, 99)] == [0.1, 0.75]
+    assert [models.ema_decay(step, 0.75, warmup=False) for step in (0, 99)] == [0.75, 0.75]
+
+
+def test_antithetic_times_are_pairs_whatever_the_ranks(tmp_path):
+    """15 positions over 4 ranks: some start at an odd one, and the last has no partner."""
+    diffusion = config.DIFFUSION_DEFAULTS.model_copy(update={"timesteps": 20})
+    plain, paired = (
+        dataclasses.replace(a_spec(tmp_path, batch_size=15, antithetic=antithetic), diffusion=diffusion)
+        for antithetic in (False, True)
+    )
+    for step in range(20):
+        independent, whole = (training_loop.Batches(spec, 0, 1, "cpu")[step] for spec in (plain, paired))
+        assert torch.equal(whole.t[0::2], independent.t[0::2])
+        assert torch.equal(whole.t[1::2], 21 - whole.t[0:-1:2])
+        assert torch.equal(whole.x0, independent.x0)
+        assert torch.equal(whole.eps, independent.eps)
+        parts = [training_loop.Batches(paired, rank, 4, "cpu")[step] for rank in range(4)]
+        assert torch.equal(torch.cat([part.t for part in parts]), whole.t)
+    odd = noise.training_draws(3, 7, torch.arange(1, 1001, 2), 10, 20, antithetic=True).t
+    assert (odd.min(), odd.max()) == (1, 20)
+
+
+@pytest.mark.parametrize("keys", [{"channels_last": False}, {"precision": "bf16"}])
+def test_formats_of_the_network_change_the_last_digits_alone(tmp_path, keys):
+    """Of bf16, whose numbers have 8 bits, those are the losses' third. What is kept is float32 all the same."""
+    start = training_loop.new_state(steady(tmp_path), "cpu")
+    expected = logged_losses(steady(tmp_path), start)
+    state = training_loop.new_state(steady(tmp_path, **keys), "cpu")
+    losses = logged_losses(steady(tmp_path, **keys), state)
+    assert losses == pytest.approx(expected, rel=2e-2 if "precision" in keys else 1e-4)
+    assert losses != expected
+    moments = [value for values in state.optimizer.state.values() for value in values.values()]
+    assert {t.dtype for t in [*state.unet.parameters(), *state.ema.values(), *moments]} == {torch.float32}
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same_and_is_saved_as_any_other(tmp_path):
+    """The C++ compiler takes half a minute for even this network."""
+    levels = {"block_out_channels": [4], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+    unet = UNET.model_copy(update={**levels, "dropout": 0.0, "add_attention": False})
+    plain, spec = (dataclasses.replace(a_spec(tmp_path, compile=compiled), unet=unet) for compiled in (False, True))
+    other, state = (training_loop.new_state(spec, "cpu") for _ in range(2))
+    expected, losses = logged_losses(plain, other), logged_losses(spec, state)
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert losses != expected
+    training_loop.save(state, tmp_path / "state.pt")
+    training_loop.load(other, tmp_path / "state.pt")
+    assert torch.equal(weights(other), weights(state))
+    training_loop._commit(spec, state)
+    raw = models.load(SavedUnet(str(spec.final / "unet_raw")), spec.diffusion, "cpu")
+    x = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(raw(x, 500), other.unet.eval()(x, 499).sample, rtol=0, atol=1e-5)
+
+
+def test_the_logged_gradient_norm_is_that_before_clipping(tmp_path):
+    spec = steady(tmp_path, steps=1, gradient_clip=1e-3)
+    state = training_loop.new_state(spec, "cpu")
+    unet, batch = copy.deepcopy(state.unet), training_loop.Batches(spec, 0, 1, "cpu")[0]
+    (unet(batch.x_t, batch.t - 1).sample - batch.eps).square().mean().backward()
+    norm = torch.cat([p.grad.flatten() for p in unet.parameters()]).norm().item()
+    (loss,) = logged_losses(spec, state)
+    (record,) = log_of(spec)
+    assert record == {
+        "step": 1,
+        "loss": loss,
+        "learning_rate": pytest.approx(1e-3 / 3),
+        "gradient_norm": pytest.approx(norm, rel=1e-4),
+        "workers": 1,
+        "seconds": pytest.approx(state.seconds, abs=1e-3),
+    }
+    assert norm > 1e-3
+
+
 def steady(folder, prediction="epsilon", **train):
     """A spec without dropout, whose network predicts `prediction`."""
     unet = UNET.model_copy(update={"dropout": 0.0})
@@ -114,8 +236,12 @@ def steady(folder, prediction="epsilon", **train):
 
 
 def logged_losses(spec, state):
-    run_loop(spec, state, training_loop.Log(spec.running / "log.jsonl", 0))
-    return [json.loads(line)["loss"] for line in (spec.running / "log.jsonl").read_text().splitlines()]
+    run_loop(spec, state, Log(spec.running, 0, tensorboard=False))
+    return [record["loss"] for record in log_of(spec)]
+
+
+def log_of(spec):
+    return [json.loads(line) for line in (spec.running / "log.jsonl").read_text().splitlines()]
 
 
 def test_steps_weigh_times_by_theorem_1(tmp_path):
@@ -177,11 +303,31 @@ def errors_of(unet, batch):
 def test_a_loss_that_is_not_finite_stops_the_loop(tmp_path):
     spec = a_spec(tmp_path, learning_rate=1e30, warmup_steps=0)
     state = training_loop.new_state(spec, "cpu")
-    log = training_loop.Log(tmp_path / "log.jsonl", 0)
-    with pytest.raises(Hopeless, match=r"the loss of step \d is not finite; lower train.learning_rate \(1e\+30\)"):
-        run_loop(spec, state, log)
-    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in logged] == list(range(1, state.step))
+    message = r"^the loss of step \d is not finite; lower train.learning_rate \(1e\+30\).* no checkpoint from before$"
+    with pytest.raises(Hopeless, match=message):
+        run_loop(spec, state, Log(spec.running, 0, tensorboard=False))
+    assert [record["step"] for record in log_of(spec)] == list(range(1, state.step))
+
+
+@pytest.mark.parametrize("keys", [{"steps": 1}, {"steps": 2, "checkpoint_every": 1}])
+def test_weights_that_are_not_finite_are_never_kept(tmp_path, keys):
+    """The loss of a step is that before its update. (A checkpoint outside of Ray Train would be another error.)"""
+    spec = a_spec(tmp_path, learning_rate=1e39, warmup_steps=0, **keys)
+    with pytest.raises(Hopeless, match=r"^the weights after step 1 are not finite"):
+        run_loop(spec, training_loop.new_state(spec, "cpu"))
+
+
+@pytest.mark.parametrize("gradient_clip", [1.0, None])
+def test_a_gradient_that_is_not_finite_stops_the_loop_and_the_line_names_what_is_left(tmp_path, gradient_clip):
+    spec = steady(tmp_path, gradient_clip=gradient_clip)
+    state = training_loop.new_state(spec, "cpu")
+    state.step = 4
+    with torch.no_grad():
+        state.unet.conv_out.weight.fill_(1e17)  # the loss is 1e34, the gradient of the layers before it 1e34 times more
+    clip = r"lower train.gradient_clip \(1\)" if gradient_clip else "set train.gradient_clip"
+    left = f"its last good checkpoint, of step 4, stays in {spec.running}"
+    with pytest.raises(Hopeless, match=rf"^the gradient of step 5 is not finite;.* or {clip}, .*{left}$"):
+        run_loop(spec, state)
 
 
 @pytest.mark.parametrize(
@@ -208,17 +354,40 @@ def test_log_is_cut_back_to_the_checkpoint_and_progress_reads_its_end(tmp_path):
     spec = a_spec(tmp_path)
     path = spec.running / "log.jsonl"
     assert training.progress(tmp_path, "m") is None
-    log = training_loop.Log(path, 0)
+    log = Log(spec.running, 0, tensorboard=False)
     assert training.progress(tmp_path, "m") is None
     for step in range(1, 301):
-        log.write(step, 1 / step, 0.1)
-    assert training.progress(tmp_path, "m") == (300, 1 / 300)
+        log.write(Record(step, 1 / step, 1e-3, 0.3, 2, 0.1))
+    assert training.progress(tmp_path, "m") == (300, 1 / 300, 2)
     with path.open("a") as torn:
         torn.write('{"step": 301, "lo')  # a kill cut the line off
-    assert training.progress(tmp_path, "m") == (300, 1 / 300)
-    training_loop.Log(path, 120).write(121, 0.5, 0.2)
-    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
-    assert steps == list(range(1, 122))
+    assert training.progress(tmp_path, "m") == (300, 1 / 300, 2)
+    Log(spec.running, 120, tensorboard=False).write(Record(121, 0.5, 1e-3, 0.3, 1, 0.2))
+    assert [record["step"] for record in log_of(spec)] == list(range(1, 122))
+
+
+def test_tensorboard_has_each_logged_step_once_after_a_restart_too(tmp_path):
+    spec = a_spec(tmp_path, tensorboard=True)
+    state = training_loop.new_state(spec, "cpu")
+    run_loop(a_spec(tmp_path, steps=4), state, Log(spec.running, 0, spec.train.tensorboard))
+    training_loop.save(state, tmp_path / "state.pt")
+    run_loop(spec, state, Log(spec.running, 4, spec.train.tensorboard))  # a kill takes these two steps
+    state = training_loop.new_state(spec, "cpu")
+    training_loop.load(state, tmp_path / "state.pt")
+    run_loop(spec, state, Log(spec.running, 4, spec.train.tensorboard))
+    training_loop._commit(spec, state)
+    shown = EventAccumulator(str(spec.final / "train")).Reload()
+    assert set(shown.Tags()["scalars"]) == set(training_log.SCALARS)
+    for name in training_log.SCALARS:
+        events = [(event.step, event.value) for event in shown.Scalars(name)]
+        assert events == [(record["step"], pytest.approx(record[name])) for record in log_of(spec)]
+    assert len(list((spec.final / "train").glob("events.out.tfevents.*"))) == 3
+
+
+def test_tensorboard_that_is_not_installed_is_said_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(UserError, match=r"pip install 'taugrid\[tensorboard\]'"):
+        training.train(a_spec(tmp_path, tensorboard=True))
 
 
 def test_logged_steps_are_few_in_a_long_training():

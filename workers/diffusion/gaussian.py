@@ -141,16 +141,16 @@ def sampled(data: Gaussian, alpha_bar: Array, tau: Sequence[int], eta: float | L
 
     Args:
         data: what the images are drawn from.
-        alpha_bar: (T + 1,) with `alpha_bar[0] == 1`.
+        alpha_bar: (T + 1,) with `alpha_bar[0] == 1`, or `alpha_bar[1]`.
         tau: increasing times in 1..T.
         eta: the scale of eq. 16, or `sigma_hat`: eta = 1 with the larger noise, and none in the last step.
     """
     m = data.eigenvectors.T @ data.mean
     mean, variance = np.zeros_like(m), np.ones_like(m)
     for i in reversed(range(len(tau))):
-        a, a_prev = alpha_bar[tau[i]], alpha_bar[tau[i - 1]] if i > 0 else 1.0
+        a, a_prev = alpha_bar[tau[i]], alpha_bar[tau[i - 1] if i > 0 else 0]
         sigma = np.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev)) * (1.0 if eta == "sigma_hat" else eta)
-        noise = np.sqrt(1 - a / a_prev) if eta == "sigma_hat" and i > 0 else sigma
+        noise = sigma if eta != "sigma_hat" else np.sqrt(1 - a / a_prev) if i > 0 else 0.0
         slope = np.sqrt(1 - a) / (a * data.eigenvalues + 1 - a)  # of eps in x
         per_eps = np.sqrt(np.maximum(1 - a_prev - sigma**2, 0)) - np.sqrt(a_prev * (1 - a) / a)
         gain, shift = np.sqrt(a_prev / a) + per_eps * slope, -per_eps * slope * np.sqrt(a)

@@ -60,20 +60,25 @@ def normal(seed: int, indices: Tensor, time: int, shape: tuple[int, ...], domain
     return z.flatten(1)[:, :dims].reshape(len(indices), *shape)
 
 
-def training_draws(seed: int, step: int, positions: Tensor, num_images: int, timesteps: int) -> TrainingDraws:
+def training_draws(
+    seed: int, step: int, positions: Tensor, num_images: int, timesteps: int, antithetic: bool = False
+) -> TrainingDraws:
     """The image, time and flip for each of the `positions`, (B,) int64, in the global batch of a training step.
 
-    The noise that goes with them is `normal(seed, positions, step, shape, domain="train-eps")`.
+    The noise that goes with them is `normal(seed, positions, step, shape, domain="train-eps")`. With `antithetic`, the
+    time at position 2k + 1 is T + 1 - t, where t is that at 2k, as in the released code of the DDIM paper.
 
     Raises:
         ValueError: if `step` is not in [0, 2^32).
     """
     w = words(seed, "train", positions, step, blocks=2).unbind(dim=1)
-    return TrainingDraws(
-        index=uniform_integers(w[0], w[1], num_images),
-        t=1 + uniform_integers(w[2], w[3], timesteps),
-        flip=(w[4] & 1).bool(),
-    )
+    t = 1 + uniform_integers(w[2], w[3], timesteps)
+    if antithetic:
+        odd = positions % 2
+        w_even = words(seed, "train", positions - odd, step, blocks=1).unbind(dim=1)  # perhaps another rank's
+        t_even = 1 + uniform_integers(w_even[2], w_even[3], timesteps)
+        t = torch.where(odd.bool(), timesteps + 1 - t_even, t)
+    return TrainingDraws(index=uniform_integers(w[0], w[1], num_images), t=t, flip=(w[4] & 1).bool())
 
 
 def uniform_integers(high: Tensor, low: Tensor, n: int) -> Tensor:

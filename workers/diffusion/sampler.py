@@ -27,15 +27,19 @@ class Coefficients(NamedTuple):
     direction: float
     """sqrt(1 - alpha - sigma^2)."""
     noise: float
-    """sigma; 0 in the last step."""
+    """sigma; 0 in the last step where alpha_0 = 1, and with sigma-hat."""
 
 
-def coefficients(alpha_t: float, alpha_prev: float, eta: Eta) -> Coefficients:
-    """The coefficients of eq. 12. With sigma-hat the direction stays that of eta = 1; the last step adds no noise."""
+def coefficients(alpha_t: float, alpha_prev: float, eta: Eta, is_last: bool = False) -> Coefficients:
+    """The coefficients of eq. 12. With sigma-hat the direction stays that of eta = 1, and the last step adds no noise.
+
+    With an eta it adds none by eq. 16 where alpha_0 = 1; where alpha_0 = alpha_1 it can, as diffusers' does.
+    """
     sigma_t = sigma(alpha_t, alpha_prev, 1.0 if eta == "sigma_hat" else eta)
     direction = math.sqrt(max(0.0, 1 - alpha_prev - sigma_t**2))  # rounding can take a zero below zero
-    is_last = alpha_prev == 1.0
-    noise = sigma_hat(alpha_t, alpha_prev) if eta == "sigma_hat" and not is_last else sigma_t
+    noise = sigma_t
+    if eta == "sigma_hat":
+        noise = 0.0 if is_last else sigma_hat(alpha_t, alpha_prev)
     return Coefficients(math.sqrt(alpha_prev), direction, noise)
 
 
@@ -51,18 +55,18 @@ def step(at: Prediction, z: Tensor | None, c: Coefficients) -> Tensor:
     return x_next if z is None else x_next + c.noise * z
 
 
-def clipped(at: Prediction, x: Tensor, alpha_t: float, clip: str) -> Prediction:
+def clipped(at: Prediction, x: Tensor, alpha_t: float, clip: str, clip_range: float) -> Prediction:
     """The prediction at x after clipping.
 
-    `none` leaves it; `x0` clips the predicted x0 to [-1, 1] and keeps eps, as diffusers' default; `x0_and_eps` also
-    takes the eps that leads from the clipped x0 to x, as DDPM's posterior mean does.
+    `none` leaves it; `x0` clips the predicted x0 to [-clip_range, clip_range] and keeps eps, as diffusers' default;
+    `x0_and_eps` also takes the eps that leads from the clipped x0 to x, as DDPM's posterior mean does.
 
     Raises:
         ValueError: for an unknown `clip`.
     """
     if clip == "none":
         return at
-    x0 = at.x0.clamp(-1, 1)
+    x0 = at.x0.clamp(-clip_range, clip_range)
     if clip == "x0":
         return Prediction(x0, at.eps)
     if clip == "x0_and_eps":
@@ -79,6 +83,7 @@ def sample(
     eta: Eta,
     clip: str,
     prediction: PredictionType = "epsilon",
+    clip_range: float = 1.0,
 ) -> Tensor:
     """Images from x_T by one step for each time in tau.
 
@@ -86,12 +91,13 @@ def sample(
         model: the network; it is asked at the times of tau alone.
         noise: `noise(0)` is x_T, (B, C, H, W) float32; `noise(t)` the z of the step that starts at time t, asked for
             only where that step adds noise.
-        alpha_bar: (T + 1,) with `alpha_bar[0] == 1`.
+        alpha_bar: (T + 1,) with `alpha_bar[0] == 1`, or `alpha_bar[1]`, with which the last step ends at time 1.
         tau: times in 1..T that never fall; one that comes twice is a step that stays where it is (but for clip `x0`,
             with which x0 and eps no longer make up x).
         eta: the scale of eq. 16, or `sigma_hat`.
         clip: as in `clipped`.
         prediction: what the network predicts.
+        clip_range: as in `clipped`.
 
     Returns:
         (B, C, H, W) float32, x_0.
@@ -99,8 +105,8 @@ def sample(
     x = noise(0)
     for t_prev, t in reversed(list(pairwise([0, *tau]))):
         alpha_t, alpha_prev = float(alpha_bar[t]), float(alpha_bar[t_prev])
-        c = coefficients(alpha_t, alpha_prev, eta)
-        at = clipped(predicted(model(x, t), x, alpha_t, prediction), x, alpha_t, clip)
+        c = coefficients(alpha_t, alpha_prev, eta, is_last=t_prev == 0)
+        at = clipped(predicted(model(x, t), x, alpha_t, prediction), x, alpha_t, clip, clip_range)
         x = step(at, noise(t) if c.noise > 0 else None, c)
     return x
 

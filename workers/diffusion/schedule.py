@@ -56,4 +56,27 @@ def alpha_bar(schedule: str, timesteps: int, beta_start: float, beta_end: float)
     Raises:
         ValueError: for an unknown schedule.
     """
-    return np.concatenate([[1.0], np.cumprod(1 - betas(schedule, timesteps, beta_start, beta_end))])
+    return products(betas(schedule, timesteps, beta_start, beta_end))
+
+
+def products(betas: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The products alpha_t = prod_{s<=t} (1 - beta_s) for t = 0..T, (T + 1,) float64, of betas (T,)."""
+    return np.concatenate([[1.0], np.cumprod(1 - betas)])
+
+
+def rescaled_to_zero_snr(alpha_bar: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`alpha_bar` with no signal left at T: Lin et al. 2024, algorithm 1.
+
+    sqrt(alpha_t), t = 1..T, is shifted to 0 at T and scaled to keep its value at 1.
+
+    Returns:
+        (T + 1,) float64, as `alpha_bar`; 1 at t = 0, and exactly 0 at T.
+
+    Raises:
+        ValueError: for T = 1, which leaves nothing to keep.
+    """
+    root = np.sqrt(alpha_bar[1:])
+    if len(root) < 2:
+        raise ValueError("one time step can't be rescaled to zero SNR (rescale_betas_zero_snr): give more timesteps")
+    rescaled = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+    return np.concatenate([[1.0], np.square(rescaled)])

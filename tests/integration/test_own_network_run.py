@@ -1,0 +1,89 @@
+"""docs/own-network.md as a reader follows it: its files, then its commands, with fewer samples."""
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from taugrid import taugrid
+
+from eval.extractor_names import sha256
+from orchestrator.config import DIFFUSION_DEFAULTS
+from workers import images
+from workers.diffusion import noise, sampler
+
+PAGE = Path(__file__).parents[2] / "docs" / "own-network.md"
+SMALLER = {
+    "sample.num_samples": 60,
+    "grid": "[{steps: [5, 10], eta: [0.0]}]",
+    "evaluate.isc_splits": 2,
+    "evaluate.kid_subsets": 2,
+    "evaluate.kid_subset_size": 20,
+    "cluster.workers": 1,
+}
+
+
+def files():
+    """Name -> text of each file that the page shows: what a line that names it and ends in a colon introduces."""
+    blocks = re.findall(r"`(\w+\.(?:py|yaml))`[^\n]*:\n\n((?: {4}[^\n]*\n|\n)+)", PAGE.read_text())
+    return {name: textwrap.dedent(text) for name, text in blocks}
+
+
+def commands():
+    return re.findall(r"^ {4}(taugrid [^\n]+)$", PAGE.read_text(), re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the page's files, where its training has been run."""
+    path = tmp_path_factory.mktemp("own")
+    for name, text in files().items():
+        (path / name).write_text(text)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # two that wait for each other take minutes on a busy machine
+    subprocess.run([sys.executable, "train_my_network.py"], cwd=path, check=True, timeout=120, env=one_thread)
+    return path
+
+
+def test_the_page_is_complete():
+    assert set(files()) == {"my_network.py", "my_network.yaml", "train_my_network.py"}
+    assert len(files()["my_network.py"].splitlines()) <= 32, "short enough to be read"
+    assert [command.split()[1] for command in commands()] == ["plan", "run"]
+
+
+def test_the_pages_commands_work(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    smaller = [word for key, value in SMALLER.items() for word in ("--set", f"{key}={value}")]
+    for command in commands():
+        taugrid(*shlex.split(command)[1:], *smaller)
+    root = folder / "runs" / "my-network"
+    table = pd.read_csv(root / "tables" / "quality.csv")
+    assert table["steps"].tolist() == [5, 10]
+    assert table["fid"].notna().all()
+    for row in table.itertuples():
+        [part] = root.glob(f"samples/*-{row.cell}/*.parquet")
+        assert images.inspect(part).metadata["weights_sha256"] == sha256(folder / "my_network.pt")
+        drawn = np.concatenate([batch for _, batch in images.read_images(part)])
+        assert np.abs(by_hand(folder, row.steps).astype(int) - drawn).max() <= 1
+
+
+def by_hand(folder, steps):
+    """The 60 images, (60, 1, 8, 8) uint8, of the network that was trained, asked at the indices it was trained with."""
+    spec = importlib.util.spec_from_file_location("my_network", folder / "my_network.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    network = module.load(folder / "my_network.pt")
+    times = [1000 * i // steps for i in range(1, steps + 1)]
+    x_T = noise.normal(0, torch.arange(60), 0, (1, 8, 8))
+
+    def predicted(x, t):
+        return network(x, torch.full((len(x),), t - 1))
+
+    return images.to_uint8(sampler.decode(predicted, x_T, DIFFUSION_DEFAULTS.alpha_bar, times).numpy())

@@ -1,0 +1,440 @@
+"""What is taken from folders that diffusers wrote, and what is refused: with diffusers' own classes, and a hub."""
+
+import inspect
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, PNDMScheduler, UNet2DModel
+from hub import commit, serving
+from safetensors.torch import load_file, save_file
+
+from orchestrator import checkpoints, config
+from orchestrator.checkpoints import PICKLED_WEIGHTS_FILE, SCHEDULERS, WEIGHTS_FILE, WrongWeights
+from orchestrator.config import DIFFUSION_DEFAULTS, Config, Diffusion, validate
+from orchestrator.errors import UserError
+from orchestrator.grid import plan
+from orchestrator.protocol import describe_clip
+from orchestrator.run import describe_checkpoint
+from orchestrator.rundir import RunDir
+from workers import models
+from workers.jobs import SavedUnet
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+UNET = {
+    "sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "block_out_channels": (8, 8),
+    "down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
+    "norm_num_groups": 4, "attention_head_dim": 4,
+}  # fmt: skip
+BETAS = [0.01 * (1 + i % 3) for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, one_thread):
+    """A bare folder with a network."""
+    folder = tmp_path_factory.mktemp("saved") / "unet"
+    torch.manual_seed(0)
+    UNet2DModel(**UNET).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def pipeline(saved, tmp_path):
+    """A function that makes a pipeline folder of that network and a scheduler, or a scheduler's config."""
+
+    def make(scheduler=None, name="pipeline"):
+        folder = tmp_path / name
+        shutil.copytree(saved, folder / "unet")
+        if isinstance(scheduler, dict):
+            (folder / "scheduler").mkdir()
+            (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
+        elif scheduler is not None:
+            scheduler.save_pretrained(folder / "scheduler")
+        return folder
+
+    return make
+
+
+def planned(folder, read=checkpoints.read, **sections):
+    sections = {"name": "x", "sample": {}, **sections}
+    sections["sample"] = {"seed": 0, "steps": 5, **sections["sample"]}
+    return plan(validate(Config, sections | {"model": {"checkpoint": str(folder)}}, "test"), read)
+
+
+def refusal(function, *arguments, **named):
+    with pytest.raises(UserError) as caught:
+        function(*arguments, **named)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' use of NumPy
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_what_a_schedulers_config_leaves_out_is_what_its_class_has(pipeline, name):
+    scheduler_class = getattr(diffusers, name)
+    arguments = inspect.signature(scheduler_class.__init__).parameters
+    if "num_train_timesteps" not in arguments:
+        pytest.skip(f"{name} needs a package that is not here")
+    defaults = {key: value.default for key, value in arguments.items() if value.default is not value.empty}
+    in_full = checkpoints.read(str(pipeline({"_class_name": name, **defaults}, "full")))
+    in_short = checkpoints.read(str(pipeline({"_class_name": name}, "short")))
+    assert (in_short.diffusion, in_short.sample) == (in_full.diffusion, in_full.sample)
+    assert in_short.sample["clip"] == ("x0" if defaults.get("clip_sample") else "none")
+    resolved = planned(pipeline({"_class_name": name}, "planned")).models[0].diffusion
+    theirs = scheduler_class().alphas_cumprod.numpy()
+    np.testing.assert_allclose(resolved.alpha_bar[1:], theirs, rtol=2e-4)
+
+
+def test_everything_that_a_scheduler_says_is_taken_and_the_config_overrides_it(pipeline):
+    scheduler = DDIMScheduler(
+        num_train_timesteps=500, beta_start=1e-3, beta_schedule="scaled_linear", prediction_type="v_prediction",
+        clip_sample_range=2.0, set_alpha_to_one=False, steps_offset=1, rescale_betas_zero_snr=True,
+    )  # fmt: skip
+    folder = pipeline(scheduler)
+    [cell] = planned(folder, sample={"spacing": "leading"}).cells
+    assert cell.model.diffusion == Diffusion(
+        timesteps=500, schedule="scaled_linear", beta_start=1e-3, beta_end=2e-2, prediction="v_prediction",
+        rescale_betas_zero_snr=True, set_alpha_to_one=False,
+    )  # fmt: skip
+    assert (cell.settings.clip, cell.settings.clip_range, cell.settings.steps_offset) == ("x0", 2.0, 1)
+    assert cell.tau == (2, 102, 202, 302, 402)
+    assert describe_clip(cell.settings) == "x0 to +-2"
+    told = describe_checkpoint(cell.model)
+    for part in ("T = 500", "scaled_linear", "v_prediction", "zero SNR", "alpha_0 = alpha_1", "+-2", "steps_offset 1"):
+        assert part in told
+    overridden = {"schedule": "cosine", "rescale_betas_zero_snr": False, "set_alpha_to_one": True}
+    settings = {"spacing": "leading", "clip": "x0_and_eps", "clip_range": 1, "steps_offset": 0}
+    [cell] = planned(folder, diffusion=overridden, sample=settings).cells
+    assert cell.model.diffusion.model_dump(include=set(overridden)) == overridden
+    assert cell.model.diffusion.beta_start == 1e-3, "what the config leaves out is still theirs"
+    assert (cell.settings.clip, cell.settings.clip_range, cell.tau[0]) == ("x0_and_eps", 1, 1)
+    assert describe_clip(cell.settings) == "x0_and_eps"
+    changed = "diffusion.schedule, rescale_betas_zero_snr, set_alpha_to_one by the config"
+    assert changed in describe_checkpoint(cell.model)
+
+
+def test_settings_that_play_no_part_make_no_other_cell(pipeline):
+    folder = pipeline(DDIMScheduler(clip_sample=False, clip_sample_range=2.0, steps_offset=1))
+    plain = planned(pipeline(DDIMScheduler(clip_sample=False), "plain")).cells[0]
+    assert planned(folder).cells[0].id == plain.id
+    assert planned(folder, sample={"spacing": "leading"}).cells[0].settings.steps_offset == 1
+    assert planned(folder, sample={"clip": "x0"}).cells[0].settings.clip_range == 2.0
+
+
+def test_betas_of_ones_own_are_taken_as_they_are(pipeline):
+    [model] = planned(pipeline(DDIMScheduler(len(BETAS), trained_betas=BETAS))).models
+    assert model.diffusion.trained_betas == tuple(BETAS)
+    assert model.diffusion.timesteps == len(BETAS)
+    np.testing.assert_allclose(model.diffusion.alpha_bar, [1, *np.cumprod(1 - np.array(BETAS))], rtol=1e-15)
+    assert "40 trained_betas" in describe_checkpoint(model)
+    assert hash(model.diffusion) is not None, "a worker keeps networks by it"
+
+
+def test_a_schedule_of_the_configs_takes_the_place_of_trained_betas(pipeline):
+    folder = pipeline(DDIMScheduler(len(BETAS), trained_betas=BETAS))
+    [model] = planned(folder, diffusion={"beta_end": 0.1}).models
+    assert model.diffusion == DIFFUSION_DEFAULTS.model_copy(update={"timesteps": 40, "beta_end": 0.1})
+    [other] = planned(pipeline(DDIMScheduler(), "other"), diffusion={"trained_betas": BETAS}).models
+    assert (other.diffusion.trained_betas, other.diffusion.timesteps) == (tuple(BETAS), 40)
+    assert (other.diffusion.schedule, other.diffusion.beta_end) == (None, None)
+    assert other.id == planned(folder).models[0].id, "the same process, whoever gave it"
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "diffusion", "message"),
+    [
+        ({"trained_betas": BETAS}, {"timesteps": 10}, "diffusion.timesteps: 10, but there are 40 trained_betas"),
+        ({"trained_betas": BETAS, "num_train_timesteps": 50}, {}, "is 50, but trained_betas are 40"),
+        ({}, {"trained_betas": BETAS, "timesteps": 10}, "diffusion.timesteps: 10, but there are 40 trained_betas"),
+        ({}, {"trained_betas": BETAS, "schedule": "cosine"}, "diffusion: trained_betas take the place of schedule"),
+        ({"rescale_betas_zero_snr": True}, {}, "rescale_betas_zero_snr leaves no signal at T"),
+        ({"trained_betas": [0.1, 1.0]}, {}, "diffusion.trained_betas leaves no signal at T"),
+        ({"trained_betas": [0.1, 1e-17, 0.2]}, {}, "3 trained_betas and timesteps 3, alpha does not fall"),
+        ({"num_train_timesteps": 1, "rescale_betas_zero_snr": True}, {}, "one time step can't be rescaled"),
+    ],
+)
+def test_contradictions_are_one_line(pipeline, scheduler, diffusion, message):
+    assert message in refusal(planned, pipeline(scheduler), diffusion=diffusion, sample={"steps": 1})
+
+
+def test_what_is_refused_of_a_scheduler_can_be_overridden_where_the_config_has_a_key(pipeline):
+    folder = pipeline(DDIMScheduler(rescale_betas_zero_snr=True))
+    assert planned(folder, diffusion={"rescale_betas_zero_snr": False}).models[0].diffusion == DIFFUSION_DEFAULTS
+    assert planned(folder, diffusion={"prediction": "v_prediction"}).models[0].diffusion.alpha_bar[-1] == 0
+
+
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "ScoreSdeVeScheduler", "My"])
+def test_other_forward_processes_are_refused_by_name(pipeline, name):
+    assert name in refusal(checkpoints.read, str(pipeline({"_class_name": name})))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"thresholding": True},
+        {"variance_type": "learned_range"},
+        {"beta_schedule": "laplace"},
+        {"predict_epsilon": False},
+        {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True},
+    ],
+    ids=lambda values: [*values][-1],
+)
+def test_settings_that_can_not_be_honoured_are_refused_by_name(pipeline, values):
+    assert f"{[*values][-1]}: " in refusal(checkpoints.read, str(pipeline(values)))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"clip_sample_range": 0}, "clip_range: must be greater than 0, not 0"),
+        ({"steps_offset": -1}, "steps_offset: must be greater than or equal to 0"),
+        ({"trained_betas": []}, "trained_betas"),
+        ({"beta_start": "small"}, "beta_start"),
+        ({"set_alpha_to_one": 2}, "set_alpha_to_one"),
+    ],
+)
+def test_wrong_values_are_one_line_that_names_the_file(pipeline, values, message):
+    line = refusal(checkpoints.read, str(pipeline(values)))
+    assert message in line
+    assert "scheduler_config.json" in line
+
+
+def test_all_forms_of_folders_are_read(pipeline, saved, tmp_path):
+    scheduler = PNDMScheduler(num_train_timesteps=100)
+    in_pipeline = checkpoints.read(str(pipeline(scheduler)))
+    assert in_pipeline.diffusion.set_alpha_to_one is False, "PNDM's default"
+    bare = shutil.copytree(saved, tmp_path / "bare")
+    assert checkpoints.read(str(bare)).diffusion == Diffusion()
+    assert checkpoints.read(str(bare)).sample == {}
+    scheduler.save_pretrained(bare)  # as google/ddpm-cifar10-32 is laid out
+    (bare / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "UNet2DModel"], "_class_name": "P"}))
+    beside = checkpoints.read(str(bare))
+    assert (beside.diffusion, beside.sample) == (in_pipeline.diffusion, in_pipeline.sample)
+    assert planned(bare).models[0].id == planned(in_pipeline.path).models[0].id
+
+
+@pytest.mark.parametrize(
+    ("index", "unet", "message"),
+    [
+        ({"vqvae": ["diffusers", "VQModel"], "unet": ["diffusers", "UNet2DModel"]}, {}, "has vqvae beside its unet"),
+        ({}, {"out_channels": 2}, "1 channels in and 2 out (learned variance?)"),
+        ({}, {"num_class_embeds": 10}, "num_class_embeds"),
+        ({}, {"time_embedding_type": "fourier"}, "fourier"),
+        ({}, {"in_channels": 3, "out_channels": 3}, "has in_channels 1, but the config.json beside it 3"),
+    ],
+)
+def test_networks_that_can_not_be_sampled_are_one_line(pipeline, index, unet, message):
+    folder = pipeline()
+    (folder / "model_index.json").write_text(json.dumps(index))
+    file = folder / "unet/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | unet))
+    assert message in refusal(checkpoints.read, str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("diffusion_pytorch_model.fp16.safetensors", "only diffusion_pytorch_model.fp16.safetensors"),
+        ("diffusion_pytorch_model-00001-of-00002.safetensors", "in one file"),
+        ("model.ckpt", "only model.ckpt"),
+    ],
+)
+def test_other_files_of_weights_are_one_line(pipeline, name, message):
+    folder = pipeline() / "unet"
+    (folder / WEIGHTS_FILE).rename(folder / name)
+    assert message in refusal(checkpoints.read, str(folder))
+
+
+def test_damaged_and_divided_weights_are_one_line(pipeline):
+    folder = pipeline() / "unet"
+    whole = (folder / WEIGHTS_FILE).read_bytes()
+    for content in (whole[: len(whole) // 2], b"version https://git-lfs.github.com/spec/v1\noid sha256:0", b""):
+        (folder / WEIGHTS_FILE).write_bytes(content)
+        assert "no whole file of safetensors" in refusal(checkpoints.read, str(folder))
+    (folder / WEIGHTS_FILE).write_bytes(whole)
+    (folder / f"{WEIGHTS_FILE}.index.json").write_text("{}")
+    assert "in several files" in refusal(checkpoints.read, str(folder))
+
+
+def loaded(folder):
+    return models.load(SavedUnet(str(folder)), DIFFUSION_DEFAULTS, "cpu")
+
+
+def as_pickle(folder):
+    torch.save(load_file(folder / WEIGHTS_FILE), folder / PICKLED_WEIGHTS_FILE)
+    return folder
+
+
+def test_pickled_tensors_are_read_where_there_is_no_safetensors(pipeline, tmp_path):
+    folder = as_pickle(pipeline() / "unet")
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected, both = loaded(folder)(x, 500), checkpoints.read(str(folder)).weights_sha256
+    (folder / WEIGHTS_FILE).unlink()
+    assert torch.equal(loaded(folder)(x, 500), expected)
+    [model] = planned(folder).models
+    assert RunDir(tmp_path).weights_sha256(model, "ema") == model.checkpoint.weights_sha256 != both
+
+
+class Malicious:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (Path.touch, (self.marker,))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_a_pickle_of_more_than_tensors_is_refused_and_not_run(pipeline, tmp_path, write):
+    folder, marker = pipeline() / "unet", tmp_path / "it was run"
+    tensors = load_file(folder / WEIGHTS_FILE)
+    (folder / WEIGHTS_FILE).unlink()
+    write(tensors | {"x": Malicious(marker)}, folder / PICKLED_WEIGHTS_FILE)
+    assert planned(folder).models, "only a worker opens it"
+    with pytest.raises(WrongWeights, match="more than tensors"):
+        loaded(folder)
+    assert not marker.exists()
+    Malicious(marker).__reduce__()[0](marker)
+    assert marker.exists(), "it would have been seen"
+
+
+def without(tensors):
+    tensors.pop("conv_in.bias")
+
+
+def with_more(tensors):
+    tensors["extra.weight"] = torch.zeros(1)
+
+
+def with_another_shape(tensors):
+    tensors["mid_block.resnets.0.conv1.weight"] = torch.zeros(8, 8, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without, "lacks conv_in.bias"),
+        (with_more, "has besides extra.weight"),
+        (with_another_shape, "of another shape mid_block.resnets.0.conv1.weight [8, 8, 1, 1], not [8, 8, 3, 3]"),
+    ],
+)
+def test_weights_of_another_network_are_one_line(pipeline, change, message):
+    """diffusers itself warns, and goes on with whatever lies in memory."""
+    folder = pipeline() / "unet"
+    tensors = load_file(folder / WEIGHTS_FILE)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS_FILE)
+    checkpoints.read(str(folder))
+    assert message in refusal(loaded, folder)
+
+
+def test_a_config_that_makes_no_network_is_one_line(pipeline):
+    file = pipeline() / "unet/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"up_block_types": ["UpBlock2D"]}))
+    assert "makes no UNet2DModel: Must provide" in refusal(loaded, file.parent)
+
+
+def test_raw_weights_are_those_of_unet_raw(tmp_path):
+    unet = config.Unet(**{key: value for key, value in UNET.items() if key in config.Unet.model_fields})
+    torch.manual_seed(0)
+    raw, ema = (models.build_unet(unet, (1, 8, 8)) for _ in range(2))
+    models.save_pipeline(tmp_path / "p", raw, models.ema_start(ema), DIFFUSION_DEFAULTS)
+    found, rundir = planned(tmp_path / "p", grid={"weights": ["ema", "raw"]}), RunDir(tmp_path)
+    assert len(found.models) == 1
+    assert [cell.axes for cell in found.cells] == [{"weights": "ema"}, {"weights": "raw"}]
+    x = torch.randn(2, 1, 8, 8)
+    hashes = set()
+    for cell, network in zip(found.cells, (ema, raw), strict=True):
+        hashes.add(rundir.sample_metadata(cell)["weights_sha256"])
+        output = models.load(rundir.network(cell.model, cell.settings.weights), cell.model.diffusion, "cpu")(x, 7)
+        torch.testing.assert_close(output, network(x, 6).sample, rtol=0, atol=1e-6)
+    assert len(hashes) == 2
+
+
+def test_raw_weights_of_a_model_made_elsewhere_are_refused_when_it_is_planned(pipeline):
+    assert "has no unet_raw/" in refusal(planned, pipeline(), sample={"weights": "raw"})
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler(40, trained_betas=BETAS), DDIMScheduler(steps_offset=1), None])
+def test_a_run_goes_on_knowing_of_a_model_that_is_gone(pipeline, tmp_path, scheduler):
+    folder, rundir = pipeline(scheduler), RunDir(tmp_path / "run")
+    [before] = planned(folder, read=rundir.read_checkpoint).models
+    rundir.record_checkpoint(before)
+    shutil.rmtree(folder)
+    assert planned(folder, read=rundir.read_checkpoint).models == (before,)
+
+
+def test_a_record_of_an_earlier_version_is_read(pipeline, tmp_path):
+    folder, rundir = pipeline(DDIMScheduler()), RunDir(tmp_path / "run")
+    before = planned(folder)
+    rundir.record_checkpoint(before.models[0])
+    file = rundir.models / before.models[0].id / "model.json"
+    recorded = json.loads(file.read_text())
+    kept = ("path", "unet_folder", "unet_config", "weights_sha256")
+    old = {"timesteps": 1000, "schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "prediction": "epsilon"}
+    file.write_text(json.dumps({**{key: recorded[key] for key in kept}, "clip": "x0", "diffusion": old}))
+    shutil.rmtree(folder)
+    assert planned(folder, read=rundir.read_checkpoint).cells[0].id == before.cells[0].id
+
+
+def test_a_model_on_the_hub_is_downloaded_once_and_then_found_without_it(pipeline, tmp_path, monkeypatch, capsys):
+    folder = pipeline(DDIMScheduler(num_train_timesteps=500))
+    as_pickle(folder / "unet")
+    (folder / "README.md").write_text("not wanted")
+    with serving({"models/someone/something": folder}, tmp_path / "cache", monkeypatch) as requests:
+        first = checkpoints.read("someone/something")
+        paths = {line.rsplit("/", 1)[-1] for line in requests if line.startswith("GET") and "/resolve/" in line}
+        assert paths == {"config.json", WEIGHTS_FILE, "scheduler_config.json"}
+    here = checkpoints.read(str(folder))
+    assert (first.commit, first.weights_sha256) == (commit(folder), here.weights_sha256)
+    assert (first.diffusion, first.sample) == (here.diffusion, here.sample)
+    assert f"someone/something at commit {commit(folder)[:10]}" in describe_checkpoint(
+        planned("someone/something").models[0]
+    )
+    assert checkpoints.read("someone/something") == first, "the server is gone"
+    assert planned("someone/something").models[0].id == planned(folder).models[0].id
+    assert loaded(first.unet_folder)(torch.zeros(1, 1, 8, 8), 1).shape == (1, 1, 8, 8)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_pickle_on_the_hub_is_taken_where_there_is_nothing_else(pipeline, tmp_path, monkeypatch):
+    folder = as_pickle(pipeline(DDIMScheduler()) / "unet")
+    (folder / WEIGHTS_FILE).unlink()
+    with serving({"models/someone/something": folder}, tmp_path / "cache", monkeypatch):
+        assert (Path(checkpoints.read("someone/something").unet_folder) / PICKLED_WEIGHTS_FILE).is_file()
+    assert checkpoints.read("someone/something").weights_sha256 == checkpoints.read(str(folder)).weights_sha256
+
+
+def test_a_run_keeps_to_the_commit_that_it_began_with(pipeline, tmp_path, monkeypatch):
+    folder, rundir = pipeline(DDIMScheduler()), RunDir(tmp_path / "run")
+    with serving({"models/someone/something": folder}, tmp_path / "cache", monkeypatch) as requests:
+        [before] = planned("someone/something", read=rundir.read_checkpoint).models
+        rundir.record_checkpoint(before)
+        assert json.loads((rundir.models / before.id / "model.json").read_text())["commit"] == commit(folder)
+        DDIMScheduler(num_train_timesteps=500).save_pretrained(folder / "scheduler")
+        assert planned("someone/something").models[0].diffusion.timesteps == 500, "a new run has the new one"
+        requests.clear()
+        assert planned("someone/something", read=rundir.read_checkpoint).models == (before,)
+        assert requests == []
+
+
+def test_what_the_hub_can_not_give_is_one_line(pipeline, tmp_path, monkeypatch):
+    with serving({"models/someone/something": pipeline()}, tmp_path / "cache", monkeypatch):
+        line = refusal(checkpoints.read, "someone/else")
+        assert "someone/else is no folder" in line
+        assert "nothing of that name" in line
+        assert "no such revision" in refusal(checkpoints.read, "someone/something@v2")
+    line = refusal(checkpoints.read, "someone/something")
+    assert "ConnectError" in line
+    assert f"the cache {tmp_path / 'cache'} does not hold all of it" in line
+
+
+@pytest.mark.parametrize("path", ["somewhere", "./some/where", "/some/where/else", "../where", "a b/c"])
+def test_what_is_no_id_is_not_asked_for(path):
+    assert "no folder" in refusal(checkpoints.read, path)

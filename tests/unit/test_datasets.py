@@ -1,0 +1,459 @@
+"""Data sets from their files to pixels. Every file here is written by the test, but for Fashion-MNIST's."""
+
+import gzip
+import hashlib
+import io
+import pickle
+import shutil
+import struct
+import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import hub
+import lmdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torchvision
+from PIL import Image
+
+from orchestrator.config import Data
+from orchestrator.errors import UserError
+from workers import data, datasets, images
+
+FASHION = Path(__file__).parents[3] / "shared" / "data" / "fashion-mnist"
+needs_fashion = pytest.mark.skipif(not FASHION.is_dir(), reason="needs Fashion-MNIST's files in ../shared")
+
+NOWHERE = "http://127.0.0.1:9/"
+"""Nothing listens on the port `discard`."""
+
+
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path, monkeypatch):
+    """A cache of the test's own, and nothing remembered from other tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data._load.cache_clear()
+    return tmp_path / "cache" / "taugrid"
+
+
+def refused(section):
+    """The line with which a data set is refused."""
+    with pytest.raises(UserError) as error:
+        data.load_images(section)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def write_picture(path, pixels, **options):
+    """(C, H, W) as the file that the name's ending says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(
+        path, **options
+    )
+
+
+# Fashion-MNIST
+
+
+def fashion(root, **keys):
+    return Data(name="fashion-mnist", root=None if root is None else str(root), **keys)
+
+
+@needs_fashion
+def test_fashion_mnist_from_a_folder_of_idx_files():
+    train, test = (data.load_images(fashion(FASHION, split=split)) for split in ("train", "test"))
+    assert (train.shape, test.shape) == ((60_000, 1, 28, 28), (10_000, 1, 28, 28))
+    assert float(train.mean()) == pytest.approx(72.94, abs=0.01)  # as its users know it: 0.2860 of 255
+    whole = data.load_images(fashion(FASHION, limit=60_001))
+    assert np.array_equal(whole[:-1], train)
+    assert np.array_equal(whole[-1], test[0])
+
+
+@needs_fashion
+@pytest.mark.parametrize("layout", ["debian", "torchvision", "unpacked"])
+def test_fashion_mnist_is_found_where_others_put_it(layout, tmp_path, monkeypatch):
+    packed = FASHION / "t10k-images-idx3-ubyte.gz"
+    if layout == "debian":
+        monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", FASHION)
+        section = fashion(None, split="test")
+    else:
+        raw = tmp_path / "FashionMNIST" / "raw"
+        raw.mkdir(parents=True)
+        if layout == "torchvision":
+            shutil.copy(packed, raw)
+        else:
+            (raw / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
+        section = fashion(tmp_path, split="test")
+    assert data.content_fingerprint(section).startswith("1c859e5bc2109f47")
+
+
+def test_fashion_mnist_that_is_not_there_says_how_to_get_it(tmp_path, user_cache, monkeypatch):
+    monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
+    for root, place in ((None, user_cache / "datasets"), (tmp_path / "mine", tmp_path / "mine")):
+        line = refused(fashion(root))
+        assert "train-images-idx3-ubyte.gz" in line
+        assert str(place) in line
+        assert ("debian" in line.split(":")[1]) == (root is None), "a root that is given is the only place"
+        for way in ("data.root", "data.download: true", "dataset-fashion-mnist"):
+            assert way in line
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (struct.pack(">IIII", 0x803, 2, 28, 28) + bytes(2 * 28 * 28), "MNIST's, perhaps"),
+        (struct.pack(">IIII", 0x803, 3, 28, 28) + bytes(2 * 28 * 28), "no whole IDX file"),
+        (struct.pack(">II", 0x801, 2) + bytes(2), "no IDX file of images"),
+        (b"", "no IDX file of images"),
+    ],
+)
+def test_other_idx_files_are_refused(content, said, tmp_path):
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(content)
+    line = refused(fashion(tmp_path, split="test"))
+    assert said in line
+    assert str(tmp_path) in line
+
+
+@needs_fashion
+def test_a_fashion_mnist_cut_short_is_named(tmp_path):
+    path = tmp_path / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes((FASHION / path.name).read_bytes()[:-1000])
+    assert f"{path} can't be read" in refused(fashion(tmp_path, split="test"))
+
+
+@needs_fashion
+def test_fashion_mnist_is_downloaded_once(tmp_path, monkeypatch):
+    asked = []
+
+    class Server(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            asked.append(self.path)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, directory=str(FASHION))) as server:
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        mirror = f"http://127.0.0.1:{server.server_port}/"
+        monkeypatch.setattr(torchvision.datasets.FashionMNIST, "mirrors", [mirror])
+        packed_here = [(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in FASHION.glob("*.gz")]
+        monkeypatch.setattr(torchvision.datasets.FashionMNIST, "resources", packed_here)
+        found = data.load_images(fashion(tmp_path, split="test", download=True))
+        server.shutdown()
+    assert "/t10k-images-idx3-ubyte.gz" in asked
+    data._load.cache_clear()
+    again = data.load_images(fashion(tmp_path, split="test", download=True))  # no server any more
+    assert np.array_equal(found, again)
+
+
+# CIFAR-10
+
+
+@pytest.fixture
+def cifar10(tmp_path, monkeypatch):
+    """Batches of 3 random images in CIFAR-10's format; torchvision is told their MD5s in place of the real ones."""
+    kind, folder, written = torchvision.datasets.CIFAR10, tmp_path / "cifar-10-batches-py", {}
+    folder.mkdir()
+
+    def write(name, value):
+        (folder / name).write_bytes(pickle.dumps(value))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    for files in ("train_list", "test_list"):
+        names = [name for name, _ in getattr(kind, files)]
+        written |= {name: noise(3, 3, 32, 32, seed=len(written) + i) for i, name in enumerate(names)}
+        batches = [write(name, {"data": written[name].reshape(3, 3072), "labels": [0] * 3}) for name in names]
+        monkeypatch.setattr(kind, files, batches)
+    name, md5 = write("batches.meta", {"label_names": ["x"]})
+    monkeypatch.setattr(kind, "meta", {"filename": name, "key": "label_names", "md5": md5})
+    return written
+
+
+def test_cifar10_has_its_channels_in_front_and_its_batches_in_order(cifar10, tmp_path):
+    whole, train, test = (
+        data.load_images(Data(name="cifar10", root=str(tmp_path), split=split)) for split in ("all", "train", "test")
+    )
+    assert np.array_equal(train, np.concatenate([cifar10[f"data_batch_{i}"] for i in range(1, 6)]))
+    assert np.array_equal(test, cifar10["test_batch"])
+    assert np.array_equal(whole, np.concatenate([train, test]))
+    assert whole.flags.c_contiguous
+
+
+def test_cifar10_that_is_missing_or_damaged_says_how_to_get_it(cifar10, tmp_path):
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"")
+    damaged, missing = refused(Data(name="cifar10", root=str(tmp_path))), refused(Data(name="cifar10"))
+    assert f"the files in {tmp_path}/cifar-10-batches-py are not all there as published" in damaged
+    assert "there is no " in missing
+    assert all("data.download: true" in line and "cifar-10-python.tar.gz" in line for line in (damaged, missing))
+
+
+@pytest.mark.parametrize(
+    ("kind", "attribute", "value"), [("FashionMNIST", "mirrors", [NOWHERE]), ("CIFAR10", "url", f"{NOWHERE}x.tar.gz")]
+)
+def test_a_download_without_a_network_is_one_line(kind, attribute, value, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(getattr(torchvision.datasets, kind), attribute, value)
+    name = {"FashionMNIST": "fashion-mnist", "CIFAR10": "cifar10"}[kind]
+    line = refused(Data(name=name, root=str(tmp_path / "new"), download=True))
+    assert f"{kind} can't be downloaded to {tmp_path}/new: " in line
+    assert capsys.readouterr().out == "", "stdout belongs to --json"
+
+
+# CelebA
+
+
+@pytest.fixture
+def celeba(tmp_path):
+    """Seven images in torchvision's layout; PNG in files that are called .jpg, so that pixels can be compared."""
+    folder, pixels, lines = tmp_path / "celeba", {}, []
+    for i, partition in enumerate("0102001"):
+        name = f"{i + 1:06d}.jpg"
+        pixels[name] = noise(3, 218, 178, seed=i)
+        write_picture(folder / "img_align_celeba" / name, pixels[name], format="PNG")
+        lines.append(f"{name} {partition}\n")
+    (folder / "list_eval_partition.txt").write_text("".join(lines))
+    return pixels
+
+
+def test_celeba_is_cut_as_the_paper_does(celeba, tmp_path):
+    """Rows 57 to 184 and columns 25 to 152, as paper.md says; then halved."""
+    section = Data(name="celeba", root=str(tmp_path), shape=(3, 128, 128))
+    cut = np.stack([pixels[:, 57:185, 25:153] for pixels in celeba.values()])
+    assert np.array_equal(data.load_images(section), cut)
+    halved = data.load_images(section.model_copy(update={"shape": None}))
+    assert halved.shape == (7, 3, 64, 64)
+    expected = Image.fromarray(cut[0].transpose(1, 2, 0)).resize((64, 64), Image.Resampling.BILINEAR)
+    assert np.array_equal(halved[0].transpose(1, 2, 0), np.asarray(expected))
+
+
+def test_celeba_has_its_own_splits(celeba, tmp_path):
+    names = list(celeba)
+    for split, numbers in {"train": (0, 2, 4, 5), "validation": (1, 6), "test": (3,)}.items():
+        found = data.load_images(Data(name="celeba", root=str(tmp_path / "celeba"), split=split, shape=(3, 128, 128)))
+        assert np.array_equal(found, np.stack([celeba[names[i]][:, 57:185, 25:153] for i in numbers]))
+    assert Data(name="celeba", split="train").held_out.split == "test"
+
+
+def test_celeba_that_is_not_there_or_not_whole_is_refused(celeba, tmp_path, monkeypatch):
+    line = refused(Data(name="celeba", root=str(tmp_path / "x")))
+    assert f"{tmp_path}/x/celeba" in line
+    assert "data.download: true" in line
+    write_picture(tmp_path / "celeba" / "img_align_celeba" / "000004.jpg", noise(3, 100, 100))
+    assert "000004.jpg is 100x100, but the aligned images of CelebA are 218x178" in refused(
+        Data(name="celeba", root=str(tmp_path))
+    )
+    (tmp_path / "celeba" / "img_align_celeba" / "000004.jpg").unlink()
+    assert "000004.jpg can't be used (No such file" in refused(Data(name="celeba", root=str(tmp_path), limit=6))
+    (tmp_path / "celeba" / "list_eval_partition.txt").write_text("202599\n000001.jpg 0\n")
+    assert "is not CelebA's" in refused(Data(name="celeba", root=str(tmp_path), limit=5))
+
+
+def test_celeba_without_a_way_to_download_it_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", NOWHERE)
+    line = refused(Data(name="celeba", root=str(tmp_path), download=True))
+    assert f"CelebA can't be downloaded to {tmp_path}: " in line
+    monkeypatch.setitem(sys.modules, "gdown", None)
+    assert "pip install 'taugrid[celeba]'" in refused(Data(name="celeba", root=str(tmp_path), download=True))
+
+
+# LSUN
+
+
+@pytest.fixture
+def lsun(tmp_path):
+    """A database of WebP, as LSUN's are, with a JPEG and a grey PNG among them; the keys are not written in order."""
+    pixels = [noise(3, 40, 64, seed=0), noise(3, 70, 32, seed=1), noise(3, 33, 33, seed=2), noise(1, 32, 50, seed=3)]
+    with (
+        lmdb.open(str(tmp_path / "church_outdoor_val_lmdb"), map_size=2**24) as database,
+        database.begin(write=True) as transaction,
+    ):
+        for key, image, kind in zip(("b", "d", "a", "c"), pixels, ("WEBP", "WEBP", "JPEG", "PNG"), strict=True):
+            buffer = io.BytesIO()
+            Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(buffer, format=kind)
+            transaction.put(key.encode(), buffer.getvalue())
+    return Data(name="lsun", category="church_outdoor", split="validation", root=str(tmp_path), shape=(3, 32, 32))
+
+
+def test_lsun_is_what_torchvision_gives(lsun, tmp_path, monkeypatch):
+    found = data.load_images(lsun)
+    monkeypatch.chdir(tmp_path)  # where torchvision leaves its pickle
+    size = torchvision.transforms.Compose([torchvision.transforms.Resize(32), torchvision.transforms.CenterCrop(32)])
+    theirs = torchvision.datasets.LSUN(str(tmp_path), classes=["church_outdoor_val"], transform=size)
+    pixels = np.stack([np.asarray(picture) for picture, _ in theirs]).transpose(0, 3, 1, 2)
+    assert np.array_equal(found, pixels)
+
+
+def test_lsun_without_its_database_or_lmdb_says_how_to_get_them(lsun, tmp_path, monkeypatch):
+    line = refused(lsun.model_copy(update={"split": "train"}))
+    assert f"no {tmp_path}/church_outdoor_train_lmdb/data.mdb" in line
+    assert "https://github.com/fyu/lsun" in line
+    monkeypatch.setitem(sys.modules, "lmdb", None)
+    assert "pip install 'taugrid[lsun]'" in refused(lsun)
+
+
+def test_a_damaged_lsun_is_one_line(lsun, tmp_path):
+    folder = tmp_path / "church_outdoor_val_lmdb"
+    with lmdb.open(str(folder), map_size=2**24) as database, database.begin(write=True) as transaction:
+        transaction.put(b"bb", b"no picture")
+    assert f"{folder} bb can't be decoded" in refused(lsun)
+    (folder / "data.mdb").write_bytes(bytes(8192))
+    assert f"{folder} is no whole LMDB" in refused(lsun)
+
+
+# A folder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of grey and RGB images in subfolders, and what is to be passed over."""
+    root, pixels = tmp_path / "pictures", {}
+    for i, name in enumerate(["b.png", "train/2.PNG", "train/deep/1.png", "test/x.png", "a-grey.png"]):
+        pixels[name] = noise(1 if "grey" in name else 3, 6, 7, seed=i)
+        write_picture(root / name, pixels[name])
+    (root / "notes.txt").write_text("no image")
+    (root / "._b.png").write_bytes(b"what a Mac leaves")
+    (root / ".thumbnails").mkdir()
+    (root / ".thumbnails" / "b.png").write_bytes(b"")
+    return root, pixels
+
+
+def of_folder(root, **keys):
+    return Data(**{"name": "folder", "root": str(root), "shape": (3, 6, 7)} | keys)
+
+
+def test_a_folder_is_searched_and_sorted_by_path(pictures):
+    root, pixels = pictures
+    found = data.load_images(of_folder(root))
+    for image, name in zip(
+        found, ["a-grey.png", "b.png", "test/x.png", "train/2.PNG", "train/deep/1.png"], strict=True
+    ):
+        assert np.array_equal(image, np.broadcast_to(pixels[name], (3, 6, 7))), name
+    train = data.load_images(of_folder(root, split="train"))
+    assert np.array_equal(train, found[3:])
+    assert np.array_equal(data.load_images(of_folder(root, limit=2)), found[:2])
+
+
+def test_jpeg_files_are_taken_as_pillow_decodes_them(tmp_path):
+    write_picture(tmp_path / "x.jpeg", noise(3, 16, 16), quality=90)
+    with Image.open(tmp_path / "x.jpeg") as picture:
+        expected = np.asarray(picture).transpose(2, 0, 1)
+    assert np.array_equal(data.load_images(of_folder(tmp_path, shape=(3, 16, 16)))[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"shape": (1, 6, 7)}, "b.png is RGB, but data.shape asks for 1 channel"),
+        ({"shape": (3, 7, 7)}, "a-grey.png is 6x7, smaller than the 7x7 of data.shape"),
+        ({"split": "validation"}, "pictures/validation: set data.root to the folder above it, or data.split: all"),
+        ({"root": "/nowhere"}, "there is no folder /nowhere"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(pictures, keys, said):
+    assert said in refused(of_folder(**{"root": pictures[0]} | keys))
+
+
+def test_an_empty_folder_and_a_damaged_file_are_named(pictures, tmp_path):
+    root, _ = pictures
+    (tmp_path / "empty").mkdir()
+    assert "hold no .png, .jpg or .jpeg" in refused(of_folder(tmp_path / "empty"))
+    path = root / "test" / "x.png"
+    path.write_bytes(path.read_bytes()[:60])
+    assert f"{path} can't be decoded" in refused(of_folder(root))
+
+
+# Parquet
+
+
+def write_parquet(path, batch):
+    """Images as Hugging Face's `datasets` writes them, beside a column of labels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    column = [{"bytes": images.encode_png(image), "path": None} for image in batch]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"label": range(len(batch)), "image": pa.array(column, kind)}), path)
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """A data set as Hugging Face lays it out: (its folder, its training images, its test images)."""
+    train, test, root = noise(40, 3, 6, 7), noise(3, 3, 6, 7, seed=1), tmp_path / "tables"
+    write_parquet(root / "data" / "train-00000-of-00002.parquet", train[:35])
+    write_parquet(root / "data" / "train-00001-of-00002.parquet", train[35:])
+    write_parquet(root / "data" / "test-00000-of-00001.parquet", test)
+    (root / "README.md").write_text("A card.")
+    return root, train, test
+
+
+def of_parquet(root, **keys):
+    return Data(**{"name": "parquet", "root": str(root), "shape": (3, 6, 7)} | keys)
+
+
+def test_parquet_files_are_taken_by_split_and_in_order(tables):
+    root, train, test = tables
+    assert np.array_equal(data.load_images(of_parquet(root, split="train")), train)
+    assert np.array_equal(data.load_images(of_parquet(root, split="test")), test)
+    assert np.array_equal(data.load_images(of_parquet(root)), np.concatenate([test, train]))
+    assert np.array_equal(data.load_images(of_parquet(root, split="train", limit=36)), train[:36])
+
+
+@pytest.mark.parametrize("name", ["test.parquet", "test-00000.parquet", "default/test/0000.parquet"])
+def test_a_split_is_known_by_the_name_of_its_file_or_folder(name, tmp_path):
+    write_parquet(tmp_path / name, noise(2, 1, 6, 7))
+    write_parquet(tmp_path / "latest-0.parquet", noise(5, 1, 6, 7))
+    assert len(data.load_images(of_parquet(tmp_path, split="test"))) == 2
+
+
+def test_one_parquet_file_can_be_named(tables):
+    file = tables[0] / "data" / "test-00000-of-00001.parquet"
+    assert len(data.load_images(of_parquet(file))) == len(data.load_images(of_parquet(file, split="test"))) == 3
+    assert "there is no train.parquet or train-*.parquet in " in refused(of_parquet(file, split="train"))
+
+
+def test_parquet_that_is_missing_or_damaged_is_refused(tables, tmp_path):
+    root, _, _ = tables
+    assert "there is no validation.parquet or validation-*.parquet" in refused(of_parquet(root, split="validation"))
+    assert "there is no *.parquet in" in refused(of_parquet(tmp_path / "none"))
+    path = root / "data" / "test-00000-of-00001.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert f"{path} can't be read" in refused(of_parquet(root, split="test"))
+    pq.write_table(pa.table({"label": [1]}), path)
+    assert "has no column of pictures" in refused(of_parquet(path))
+
+
+# The hub
+
+
+def test_a_data_set_of_the_hub_is_downloaded_once_and_only_the_split(tables, tmp_path, monkeypatch):
+    root, train, test = tables
+    section = of_parquet("hf://datasets/org/clothes", split="train")
+    cache = tmp_path / "hub"
+    with hub.serving({"datasets/org/clothes": root}, cache, monkeypatch) as requests:
+        line = refused(section)
+        assert "hf://datasets/org/clothes is not in Hugging Face's cache: set data.download: true" in line
+        assert requests == [], "nothing is asked for unless download says so"
+        download = section.model_copy(update={"download": True})
+        assert np.array_equal(data.load_images(download), train)
+        assert {Path(r).name for r in requests if r.startswith("GET") and "/resolve/" in r} == {
+            f"train-0000{i}-of-00002.parquet" for i in range(2)
+        }
+        at_commit = of_parquet(f"hf://datasets/org/clothes@{hub.commit(root)}/data", split="test", download=True)
+        assert np.array_equal(data.load_images(at_commit), test)
+    requests.clear()
+    for known in (section, download):
+        data._load.cache_clear()
+        assert np.array_equal(data.load_images(known), train), "no hub is needed any more"
+    assert requests == []
+
+
+def test_what_the_hub_does_not_have_is_one_line(tables, tmp_path, monkeypatch):
+    with hub.serving({"datasets/org/clothes": tables[0]}, tmp_path / "hub", monkeypatch):
+        assert "org/shoes" in refused(of_parquet("hf://datasets/org/shoes", download=True))
+        none = refused(of_parquet("hf://datasets/org/clothes", split="validation", download=True))
+        assert "there is no validation.parquet" in none
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", NOWHERE.rstrip("/"))
+    assert "org/hats" in refused(of_parquet("hf://datasets/org/hats", download=True))
+    assert "neither a path nor hf://datasets/ORG/NAME" in refused(of_parquet("s3://bucket/x"))

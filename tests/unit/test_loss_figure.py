@@ -1,0 +1,73 @@
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgba
+
+from eval import figures
+from orchestrator import report
+from orchestrator.config import Config, validate
+from orchestrator.grid import plan
+from orchestrator.rundir import RunDir
+from workers.training_log import Log, Record
+from workers.training_loop import is_logged
+
+
+def a_log(steps, noise=0.0):
+    logged = np.array([step for step in range(1, steps + 1) if is_logged(step, steps)])
+    return pd.DataFrame({"step": logged, "loss": 2 * logged**-0.5 * (1 + noise * (-1.0) ** np.arange(len(logged)))})
+
+
+def test_each_model_has_a_light_line_as_logged_and_a_dark_one_that_is_smooth():
+    logs = {"first": a_log(2000, noise=0.3), "second": a_log(60_000)}
+    figure = figures.losses_figure(logs)
+    figure.draw_without_rendering()
+    (panel,) = figure.axes
+    assert (panel.get_xscale(), panel.get_yscale()) == ("log", "log")
+    light, dark = panel.lines[0::2], panel.lines[1::2]
+    for raw, smooth, log in zip(light, dark, logs.values(), strict=True):
+        np.testing.assert_array_equal(raw.get_ydata(), log["loss"])
+        np.testing.assert_array_equal(smooth.get_xdata(), log["step"])
+        assert raw.get_alpha() < 0.5
+        assert to_rgba(raw.get_color()) == to_rgba(smooth.get_color())
+        falling = 2 * log["step"] ** -0.5
+        late = log["step"].between(100, log["step"].iloc[-1] / figures.SMOOTHING)
+        np.testing.assert_allclose(smooth.get_ydata()[late], falling[late], rtol=0.06)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["first", "second"]
+
+
+def test_the_running_mean_is_over_the_steps_within_a_factor():
+    figure = figures.losses_figure({"m": pd.DataFrame({"step": [4, 5, 6, 7, 100], "loss": [1.0, 2.0, 6.0, 10.0, 5.0]})})
+    mean = figure.axes[0].lines[1].get_ydata()
+    np.testing.assert_allclose(mean, [1.5, 3.0, 6.0, 8.0, 5.0])  # 5 is within 1.25 of 4 and of 6, and 7 of 6
+
+
+@pytest.fixture
+def run(tmp_path):
+    unet = {"block_out_channels": [8], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+    grid = {"train.steps": [60, 70], "steps": [10, 20], "weights": ["ema", "raw"]}
+    config = validate(Config, {"name": "t", "model": {"unet": unet | {"norm_num_groups": 4}}, "grid": grid}, "test")
+    return plan(config), RunDir(tmp_path)
+
+
+def test_a_report_draws_the_models_that_are_trained(run):
+    planned, rundir = run
+    report.write_losses(planned, rundir)
+    assert not rundir.figures.exists()
+    first, second = planned.models
+    for model, loss in ((first, 0.5), (second, 0.25)):
+        Log(rundir.models / model.id / "train", 0, tensorboard=False).write(Record(1, loss, 1e-3, 1.0, 1, 0.1))
+    report.write_losses(planned, rundir)
+    assert {path.name for path in rundir.figures.iterdir()} == {"loss.png", "loss.svg"}
+    curves = report.loss_curves(planned, rundir)
+    assert {name: log["loss"].tolist() for name, log in curves.items()} == {
+        f"train.steps = 60, {first.id}": [0.5],
+        f"train.steps = 70, {second.id}": [0.25],
+    }
+
+
+def test_the_figure_is_written_whole_and_equal_for_equal_input(tmp_path):
+    for name in ("first", "second"):
+        figures.losses({"m": a_log(300, noise=0.1)}, tmp_path / name / "loss")
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["loss.png", "loss.svg"]
+    for name in ("loss.png", "loss.svg"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()

@@ -1,0 +1,482 @@
+"""`model.callable`: what it returns is tried and known by its content, and mistakes are said in one line."""
+
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eval.extractor_names import sha256
+from orchestrator import own_network as planning
+from orchestrator.config import DIFFUSION_DEFAULTS, Config, Data, validate
+from orchestrator.errors import UserError
+from orchestrator.grid import plan
+from orchestrator.ode_work import Interpolate, Reconstruct
+from orchestrator.own_network import OwnNetwork
+from orchestrator.rundir import RunDir
+from workers import actor, images, models
+from workers.describe_network import describe
+from workers.diffusion import sampler
+from workers.jobs import SampleJob
+from workers.own_network import UnusableNetwork, checked, for_inference, load, make, tensors
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SOURCE = """
+import torch
+from torch import nn
+
+class Scaled(nn.Module):
+    def __init__(self, scale=0.5):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+        self.times = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(self.times.weight, 0.001)
+        self.dropout = nn.Dropout(0.5)
+    def forward(self, x, t):
+        return self.dropout(self.scale * x + self.times(t[:, None].float())[..., None, None])
+
+def scaled(weights=None):
+    network = Scaled()
+    if weights is not None:
+        network.load_state_dict(torch.load(weights, weights_only=True))
+    return network
+
+def needs_weights(weights):
+    return scaled(weights)
+
+def plain():
+    network = Scaled().eval()
+    return lambda x, t: network(x, t)
+
+def double():
+    return lambda x, t: x.double()
+
+def gradient():
+    def network(x, t):
+        with torch.enable_grad():
+            x = x.clone().requires_grad_()
+            return torch.autograd.grad((x**2).sum() / 2, x)[0]
+    return network
+
+def finds():
+    return scaled("found.pt")
+
+def returning(change):
+    return lambda: lambda x, t: change(x, t)
+
+class Output:
+    def __init__(self, sample):
+        self.sample = sample
+
+def failing():
+    raise OSError("no such thing\\nin two lines")
+
+def failing_network():
+    def network(x, t):
+        raise RuntimeError("shapes cannot be multiplied")
+    return network
+
+def norm():
+    norm = nn.BatchNorm2d(1)
+    return lambda x, t: norm(x)
+
+def in_place(x, t):
+    return x.mul_(0.5)
+
+class Random(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(8, 8)
+    def forward(self, x, t):
+        return self.mix(x)
+
+def seeded():
+    torch.manual_seed(0)
+    return Random()
+
+def random_buffer():
+    network = Scaled()
+    network.register_buffer("table", torch.randn(8, 8), persistent=False)
+    network.forward = lambda x, t: network.table * x
+    return network
+
+MODULE = Scaled()
+NUMBER = 3
+tuple_ = returning(lambda x, t: (x, t))
+output = returning(lambda x, t: Output(x))
+shape = returning(lambda x, t: x[:, :, 1:])
+variance = returning(lambda x, t: torch.cat([x, x], dim=1))
+half = returning(lambda x, t: x.half())
+bfloat = returning(lambda x, t: x.bfloat16())
+integer = returning(lambda x, t: x.long())
+complex_ = returning(lambda x, t: x.to(torch.complex64))
+nan = returning(lambda x, t: x / 0 * 0)
+overwritten = returning(in_place)
+one_time = returning(lambda x, t: x + t[0])
+dropout = returning(lambda x, t: nn.functional.dropout(x))
+nothing = lambda: None
+class_ = lambda: Scaled
+"""
+
+SHAPE = (1, 8, 8)
+T = 1000
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, with a module of the user's in it."""
+    (tmp_path / "mine.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    forget()
+
+
+def forget():
+    """A machine that has not imported the user's modules."""
+    import importlib
+
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("mine", "helper")]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+def described(name, weights=None, shape=SHAPE, timesteps=T):
+    """`planning.describe` without the seconds that another process takes."""
+    found = describe(name, None if weights is None else str(weights), shape, timesteps)._asdict()
+    content = found.pop("content_sha256")
+    path = None if weights is None else str(planning.weights_path(weights))
+    return OwnNetwork(name, path, sha256(Path(path)) if path else content, image_shape=shape, **found)
+
+
+def save_weights(path, scale):
+    torch.save({"scale": torch.tensor(scale), "times.weight": torch.zeros(1, 1)}, path)
+    return path
+
+
+def planned(describe_network=described, **sections):
+    values = {"name": "x", "model": {"callable": "mine:scaled"}, "sample": {"num_samples": 4, "seed": 0}} | sections
+    return plan(validate(Config, values, "test"), describe_network=describe_network)
+
+
+def test_another_process_tries_the_network(folder):
+    weights = save_weights(folder / "scale.pt", 0.25)
+    found = planning.describe("mine:scaled", "scale.pt", SHAPE, T)
+    assert found == described("mine:scaled", weights)
+    assert found.weights_sha256 == sha256(weights)
+    assert found.summary == "Scaled, 2 parameters"
+
+
+def test_what_is_wrong_is_said_in_one_line(folder):
+    with pytest.raises(UserError) as error:
+        planning.describe("mine:shape", None, SHAPE, T)
+    told = "the network of mine:shape returned the shape (2, 1, 7, 8) for x of shape (2, 1, 8, 8), which it must keep"
+    where = "python -m workers.describe_network mine:shape 1 8 8 1000"
+    assert str(error.value) == f"model.callable: mine:shape can't be used: {told} (where that comes from: {where})"
+    with pytest.raises(UserError) as error:
+        planning.describe("mine:failing", None, SHAPE, T)
+    assert str(error.value).startswith("model.callable: mine:failing can't be used: in two lines (where")
+    with pytest.raises(UserError, match=r"^model.weights: there is no file .*absent.pt$"):
+        planning.describe("mine:scaled", "absent.pt", SHAPE, T)
+
+
+def test_a_network_that_does_not_come_to_an_end_is_given_up(folder, monkeypatch):
+    monkeypatch.setattr(planning, "DESCRIBE_TIMEOUT_SECONDS", 0.2)
+    with pytest.raises(UserError, match=r"^model.callable: mine:scaled took more than 0 seconds to be loaded"):
+        planning.describe("mine:scaled", None, SHAPE, T)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("tuple_", r"returned a tuple, no tensor: return the tensor alone$"),
+        ("output", r"returned an Output, no tensor: return its \.sample$"),
+        ("shape", r"the shape \(2, 1, 7, 8\) for x of shape \(2, 1, 8, 8\), which it must keep$"),
+        ("variance", r"the shape \(2, 2, 8, 8\) .* \(a learned variance\? return only \[:, :1\]\)$"),
+        ("half", r"torch.float16, but must return torch.float32; end it with \.float\(\) if half precision is meant$"),
+        ("bfloat", r"torch.bfloat16, but must return torch.float32; end it with"),
+        ("integer", r"torch.int64, but must return torch.float32$"),
+        ("complex_", r"torch.complex64, but must return torch.float32$"),
+        ("nan", r"nan or infinity for noise, at t = \[0, 999\]$"),
+        ("overwritten", r"changed x in place"),
+        ("one_time", r"something else for an image alone than in a batch"),
+        ("norm", r"batch norm in training mode"),
+        ("dropout", r"two different outputs for the same x and t"),
+        ("Random", r"two different networks when it was called twice"),
+        ("random_buffer", r"two different networks when it was called twice"),
+        ("nothing", r"mine:nothing returned a NoneType, no network: return an nn.Module, or a function"),
+        ("class_", r"mine:class_ returned a type, no network"),
+        ("MODULE", r"mine:MODULE is a Scaled, but must be a function that returns the network"),
+        ("NUMBER", r"mine:NUMBER is an int, but must be a function"),
+        ("scaledd", r"the module mine has no 'scaledd' \(did you mean 'scaled'\?\)"),
+        (
+            "needs_weights",
+            r"with no argument \(model.weights is not set\), but: missing a required argument: 'weights'",
+        ),
+    ],
+)
+def test_a_network_that_can_not_be_used_is_refused(folder, name, told):
+    with pytest.raises(UnusableNetwork, match=told) as error:
+        describe(f"mine:{name}", None, SHAPE, T)
+    assert "\n" not in str(error.value)
+
+
+def test_what_can_not_be_imported_is_told_from_what_it_lacks_itself(folder):
+    with pytest.raises(UnusableNetwork, match=r"there is no module 'mien', neither in the current folder /.* nor on"):
+        describe("mien:scaled", None, SHAPE, T)
+    (folder / "mine.py").write_text("import no_such_library\n")
+    with pytest.raises(ModuleNotFoundError, match="No module named 'no_such_library'"):
+        describe("mine:scaled", None, SHAPE, T)
+
+
+def test_a_function_that_takes_no_weights_is_told_so(folder):
+    with pytest.raises(UnusableNetwork, match=r"one, the path model.weights, but: too many positional arguments"):
+        make("mine:plain", "some.pt")
+
+
+def test_the_users_own_error_is_left_as_it_is(folder):
+    with pytest.raises(RuntimeError, match=r"^shapes cannot be multiplied$"):
+        describe("mine:failing_network", None, SHAPE, T)
+
+
+def test_random_weights_that_are_seeded_are_the_same_everywhere(folder):
+    found = described("mine:seeded")
+    assert found == described("mine:seeded")
+    load(found, "cpu")
+
+
+def test_a_module_is_set_to_inference_and_asked_at_the_index_before_t(folder):
+    """Dropout is off, and the paper's t = 7 has the index 6 that DDPM networks are trained with."""
+    network = models.load(described("mine:scaled"), DIFFUSION_DEFAULTS, "cpu")
+    x = torch.randn(3, *SHAPE)
+    output = network(x, 7)
+    assert torch.allclose(output, 0.5 * x + 0.006)
+    assert output.is_inference()
+
+
+def test_plain_functions_are_left_alone(folder):
+    x = torch.randn(3, *SHAPE)
+    plain = models.load(described("mine:plain"), DIFFUSION_DEFAULTS, "cpu")
+    assert torch.allclose(plain(x, 7), 0.5 * x + 0.006)
+    double = models.load(described("mine:double"), DIFFUSION_DEFAULTS, "cpu")(x, 7)
+    assert double.dtype == torch.float32
+    gradient = models.load(described("mine:gradient"), DIFFUSION_DEFAULTS, "cpu")
+    with torch.no_grad():  # as the sampler does
+        assert torch.allclose(gradient(x, 7), x)
+
+
+def test_a_wrong_output_at_work_is_said_in_one_line():
+    x = torch.zeros(5, 3, 4, 4)
+    network = for_inference(lambda x, t: x[:1], "mine:late", "cpu")
+    with pytest.raises(UnusableNetwork, match=r"^the network of mine:late returned the shape \(1, 3, 4, 4\) for x of "):
+        network(x, torch.zeros(5, dtype=torch.int64))
+    with pytest.raises(UnusableNetwork, match=r"returned a tensor on meta for x on cpu$"):
+        checked(x.to("meta"), x, "mine:late")
+
+
+def test_other_source_weights_or_tensors_where_the_work_is_done_are_refused(folder):
+    found = described("mine:scaled", save_weights(folder / "scale.pt", 0.25))
+    x = torch.ones(1, *SHAPE)
+    assert load(found, "cpu")(x, torch.zeros(1, dtype=torch.int64)).unique().tolist() == [0.25]
+    save_weights(folder / "scale.pt", 0.5)
+    with pytest.raises(UnusableNetwork, match=r"scale.pt has SHA-256 \w{12}... here, not \w{12}... as planned"):
+        load(found, "cpu")
+    (folder / "scale.pt").unlink()
+    with pytest.raises(UnusableNetwork, match=r"there is no file .*scale.pt on this machine"):
+        load(found, "cpu")
+    save_weights(folder / "found.pt", 0.25)
+    found = described("mine:finds")
+    load(found, "cpu")
+    save_weights(folder / "found.pt", 0.5)
+    with pytest.raises(UnusableNetwork, match="mine:finds returns other weights on this machine"):
+        load(found, "cpu")
+    (folder / "mine.py").write_text(SOURCE + "\n# changed\n")
+    forget()
+    with pytest.raises(UnusableNetwork, match="mine:finds has other source code on this machine"):
+        load(found, "cpu")
+
+
+class Holder:
+    """An object that holds a network, and gives it as itself or as a method."""
+
+    def __init__(self):
+        self.network = torch.nn.Linear(2, 1, bias=False)
+
+    def __call__(self, x, t):
+        return self.network(x)
+
+    def predict(self, x, t):
+        return self.network(x)
+
+
+def test_tensors_that_a_plain_function_holds_are_found():
+    holder, table = Holder(), torch.zeros(3)
+    assert set(tensors(holder)) == set(tensors(holder.predict)) == {"network.weight"}
+    network = holder.network
+    assert set(tensors(lambda x, t: network(x) + table)) == {"network.weight", "table"}
+    assert set(tensors(network)) == set(tensors(network.forward).keys() - {"self.weight"}) | {"weight"}
+    assert tensors(lambda x, t: x) == {}
+
+
+def test_identity_is_the_content_and_no_path(folder):
+    one = save_weights(folder / "one.pt", 0.25)
+    (folder / "elsewhere").mkdir()
+    same, other = save_weights(folder / "elsewhere" / "same.pt", 0.25), save_weights(folder / "other.pt", 0.5)
+    same.write_bytes(one.read_bytes())
+
+    def model_id(weights=None, name="mine:scaled", **sections):
+        model = {"callable": name} | ({} if weights is None else {"weights": str(weights)})
+        return planned(model=model, **sections).models[0].id
+
+    first = model_id(one)
+    assert model_id(same) == first
+    assert model_id(one, data={"name": "digits", "split": "test"}) == first, "it was not trained here"
+    assert model_id(one, diffusion={"timesteps": 1000}) == first, "the default said aloud"
+    different = [
+        model_id(other),
+        model_id(),
+        model_id(one, name="mine:needs_weights"),
+        model_id(one, diffusion={"timesteps": 500}),
+        model_id(one, diffusion={"prediction": "sample"}),
+        model_id(one, data={"name": "fashion-mnist"}),
+    ]
+    assert len({first, *different}) == 1 + len(different)
+    (folder / "mine.py").write_text("from helper import SCALE\n" + SOURCE)
+    (folder / "helper.py").write_text("SCALE = 1\n")
+    forget()
+    changed = model_id(one)
+    (folder / "helper.py").write_text("SCALE = 2\n")
+    forget()
+    assert len({first, changed, model_id(one)}) == 3
+
+
+@pytest.mark.parametrize("name", ["finds", "held"])
+def test_weights_that_are_found_without_being_given_count(folder, name):
+    held = "\ndef held():\n    network = finds().eval()\n    return lambda x, t: network(x, t)\n"
+    (folder / "mine.py").write_text(SOURCE + held)
+
+    def found(scale):
+        save_weights(folder / "found.pt", scale)
+        return planned(model={"callable": f"mine:{name}"}).models[0].id
+
+    assert found(0.25) == found(0.25) != found(0.5)
+
+
+def test_the_id_of_a_network_is_pinned():
+    """Whoever changes what enters it orphans every run with a network of one's own."""
+
+    def fixed(name, weights, shape, timesteps):
+        return OwnNetwork(name, weights, "a" * 64, "b" * 64, "c" * 64, shape, "Net, 3 parameters")
+
+    p = planned(fixed, model={"callable": "a.b:c"}, diffusion={"schedule": "cosine"})
+    assert [(model.id, model.image_shape) for model in p.models] == [("537c674d16", SHAPE)]
+
+
+def test_a_network_is_described_once_however_long_the_grid(folder):
+    calls = []
+
+    def counting(*arguments):
+        calls.append(arguments)
+        return described(*arguments)
+
+    grid = {"steps": [2, 4], "eta": [0.0, 1.0], "diffusion.timesteps": [500, 1000]}
+    p = planned(counting, grid=[grid])
+    assert (len(p.models), len(p.cells)) == (2, 8)
+    assert calls == [("mine:scaled", None, SHAPE, 500), ("mine:scaled", None, SHAPE, 1000)]
+
+
+def test_raw_weights_are_refused(folder):
+    with pytest.raises(UserError, match=r"sample.weights: raw, but one's own network has one set"):
+        planned(sample={"weights": "raw", "seed": 0})
+
+
+def sample(p, rundir, settings=None):
+    """Sample a plan's one cell as a worker does."""
+    [cell] = p.cells
+    [shard] = cell.shards
+    network = rundir.network(cell.model, "ema")
+    path = rundir.sample_part(cell, shard)
+    job = SampleJob(
+        str(path), False, shard.start, shard.stop, network, cell.model.image_shape, cell.settings,
+        cell.model.diffusion, cell.tau, rundir.sample_metadata(cell),
+    )  # fmt: skip
+    assert actor.modified(network) == 0.0
+    from workers.sampling import sample_shard
+
+    sample_shard(job, models.load(network, cell.model.diffusion, "cpu"), "cpu")
+    return path
+
+
+def test_weights_that_were_replaced_after_sampling_are_refused(folder):
+    weights = save_weights(folder / "scale.pt", 0.25)
+    p = planned(
+        model={"callable": "mine:scaled", "weights": "scale.pt"}, sample={"num_samples": 4, "steps": 2, "seed": 0}
+    )
+    rundir = RunDir(folder / "run")
+    path = sample(p, rundir)
+    [cell] = p.cells
+    assert images.inspect(path).metadata["weights_sha256"] == sha256(weights)
+    assert rundir.sampled(cell, rundir.sample_metadata(cell), True, pytest.fail) == {0}
+    save_weights(folder / "scale.pt", 0.5)
+    with pytest.raises(UserError, match=r"was made with weights \w{8}, but \w{10} has \w{8} now"):
+        rundir.sampled(cell, rundir.sample_metadata(cell), True, pytest.fail)
+    (folder / "scale.pt").unlink()
+    with pytest.raises(UserError, match=r"model.weights: there is no file"):
+        rundir.sample_metadata(cell)
+    assert rundir.weights_file(cell.model, "ema") == weights
+
+
+def test_a_run_can_be_looked_at_when_its_weights_are_gone(folder):
+    """It is as recorded, but nothing can be run with it."""
+    save_weights(folder / "scale.pt", 0.25)
+    rundir, model = RunDir(folder / "run"), {"callable": "mine:scaled", "weights": "scale.pt"}
+    [before] = planned(model=model).models
+    rundir.record_own(before)
+    record = (rundir.models / before.id / "model.json").read_text()
+    (folder / "scale.pt").unlink()
+    [after] = planned(rundir.describe_network, model=model).models
+    assert (after.id, after.image_shape) == (before.id, SHAPE)
+    assert after.own is not None
+    assert replace(after.own, unusable=None) == before.own
+    with pytest.raises(UserError, match=r"^model.weights: there is no file .*scale.pt$"):
+        rundir.network(after, "ema")
+    rundir.record_own(after)
+    assert (rundir.models / before.id / "model.json").read_text() == record
+    assert json.loads(record) == json.loads(json.dumps(asdict(before.own)))
+    with pytest.raises(UserError, match=r"^model.weights: there is no file"):
+        planned(rundir.describe_network, model=model, data={"name": "fashion-mnist"})
+
+
+def test_reconstruction_and_interpolation_go_through_it(folder):
+    from workers import ode
+
+    config = validate(
+        Config,
+        {
+            "name": "x", "model": {"callable": "mine:scaled"}, "sample": {"steps": 4, "seed": 0},
+            "report": {"reconstructed_images": 5, "interpolated_pairs": 1},
+        },
+        "test",
+    )  # fmt: skip
+    p, rundir = plan(config, describe_network=described), RunDir(folder / "run")
+    network = models.load(rundir.network(p.models[0], "ema"), p.models[0].diffusion, "cpu")
+    [rebuilt] = [piece.job for piece in Reconstruct(config, p, rundir).pieces(pytest.fail)]
+    assert ode.reconstruct(rebuilt, network, "cpu").images == 5
+    from workers import data
+
+    x0 = torch.tensor(data.load_images(Data())[:5]).float() / 127.5 - 1
+    alpha_bar = p.models[0].diffusion.alpha_bar
+
+    def by_hand(x, t):
+        return 0.5 * x + 0.001 * (t - 1)
+
+    x_t = sampler.encode(by_hand, x0, alpha_bar, p.cells[0].tau)
+    error = ((sampler.decode(by_hand, x_t, alpha_bar, p.cells[0].tau) - x0) / 2).square().flatten(1).mean(1)
+    read = np.concatenate([values for _, values in images.read_numbers(rundir.root / rebuilt.path, "mse")])
+    assert read == pytest.approx(error.numpy(), rel=1e-4)
+    [between] = [piece.job for piece in Interpolate(config, p, rundir).pieces(pytest.fail)]
+    assert ode.interpolate(between, network, "cpu").images == 11 + 11**2
