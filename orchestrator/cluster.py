@@ -53,6 +53,7 @@ def connected(address: str, cluster: Cluster, trainers: int = 0) -> Iterator[Non
     if address == "local":
         prepare_embedded()
         options: dict[str, Any] = {
+            "address": "local",  # without it Ray joins a cluster that `ray start` began on this machine
             "num_cpus": _embedded_cpus(cluster, trainers),
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,

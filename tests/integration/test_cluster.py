@@ -38,10 +38,8 @@ def cluster(tmp_path_factory):
         options = ["--num-cpus=2", "--include-dashboard=false", "--node-ip-address=127.0.0.1"]
         head = subprocess.Popen([*ray, *options], stdout=subprocess.DEVNULL, start_new_session=True)
         end = time.monotonic() + 60
-        while time.monotonic() < end and head.poll() is None:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
+        started = Path(environment["RAY_TMPDIR"], "ray", "ray_current_cluster")  # the last thing that it writes
+        while time.monotonic() < end and head.poll() is None and not started.exists():
             time.sleep(0.2)
         yield f"127.0.0.1:{port}"
         head.terminate()
@@ -56,6 +54,12 @@ def test_a_run_on_a_cluster_elsewhere_has_the_same_files(cluster, config, finish
     taugrid("run", config, "--out", tmp_path / "run", "--address", cluster)
     assert sample_files(tmp_path / "run") == sample_files(finished)
     assert sum(event["event"] == "worker" for event in events(tmp_path / "run")) == 2
+
+
+def test_a_local_run_leaves_a_cluster_of_this_machine_alone(cluster, tmp_path):
+    """Ray by itself joins a cluster that `ray start` began here, and refuses the CPUs that a private one is given."""
+    one_cell = ("--set", "grid=[]", "--set", "sample.num_samples=8", "--set", "evaluate.metrics=[fid]")
+    taugrid("sample", "gaussian", "--out", tmp_path / "run", *one_cell)
 
 
 def test_a_cluster_elsewhere_needs_a_folder_that_all_see(cluster, config):

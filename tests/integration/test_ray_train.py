@@ -172,8 +172,7 @@ def test_a_training_goes_on_with_as_many_workers_as_there_is_room_for(uninterrup
     in_a_thread(a_spec(killed.at_the_kill, workers=(1, 3))).result()
     workers = [record["workers"] for record in log_of(killed.at_the_kill)]
     assert workers in [[1] * done + [2] * (120 - done) for done in (30, 60)]
-    # Two ways of adding up drift apart step by step: the last losses are the least alike.
-    assert losses_of(killed.at_the_kill) == pytest.approx(losses_of(uninterrupted), rel=1e-3)
+    assert losses_of(killed.at_the_kill) == pytest.approx(losses_of(uninterrupted), rel=1e-4)
 
 
 def test_room_for_the_least_is_enough_and_less_is_said(ray_session):
