@@ -298,6 +298,11 @@ class Train(Section):
     """Write what log.jsonl holds for TensorBoard too, beside it (`taugrid[tensorboard]`)."""
 
     @property
+    def fewest_workers(self) -> int:
+        """The number of workers, or the smallest."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
     def most_workers(self) -> int:
         """The number of workers, or the largest."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]

@@ -127,7 +127,7 @@ class Run:
     def _connect(self) -> None:
         if not self._connected:
             self._progress.say("starting Ray" if self._address == "local" else f"connecting to Ray at {self._address}")
-            trainers = max((model.train.most_workers for model in self.plan.models if model.train), default=0)
+            trainers = max((model.train.fewest_workers for model in self.plan.models if model.train), default=0)
             self._cluster.enter_context(cluster.connected(self._address, self.config.cluster, trainers))
             self._connected = True
 

@@ -101,7 +101,7 @@ def progress(models_dir: str | Path, model_id: str) -> Progress | None:
     if not whole_lines:
         return None
     record = json.loads(whole_lines[-1])
-    return Progress(record["step"], record["loss"], record["workers"])
+    return Progress(record["step"], record["loss"], record.get("workers", 1))  # it was not always written
 
 
 def _fit(spec: TrainingSpec) -> None:

@@ -61,6 +61,12 @@ def records(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def steps_of(path):
+    """The last step of a log that is being written; 0 before the first."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
+
+
 def losses_of(folder):
     return [record["loss"] for record in log_of(folder)]
 
@@ -128,43 +134,26 @@ class Killed(NamedTuple):
     """A copy of its folder from then."""
 
 
-def with_a_kill(folder, workers):
-    """Kill the last rank, once there is a checkpoint."""
-    spec = a_spec(folder / "models", workers=workers)
+@pytest.fixture(scope="module")
+def killed(ray_session, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("killed")
+    spec = a_spec(folder / "models")
     log = spec.running / "log.jsonl"
     running = in_a_thread(spec)
-    _wait(
-        lambda: _has_checkpoint(spec.running) and training.progress(spec.models_dir, spec.model_id).step >= 65, running
-    )
-    before, first = log.stat().st_ino, _holder(log)
-    others = [pid for pid in descendants(os.getpid()) if "RayTrainWorker" in command_line(pid) and pid != first]
-    os.kill(others[0] if workers > 1 else first, signal.SIGKILL)
+    _wait(lambda: _has_checkpoint(spec.running) and steps_of(log) >= 65, running)
+    before = log.stat().st_ino
+    os.kill(_holder(log), signal.SIGKILL)
     shutil.copytree(spec.running, folder / "at_the_kill" / spec.running.name)
-    _wait(lambda: log.stat().st_ino != before, running)  # the new workers have cut the log back
-    resumed_at = training.progress(spec.models_dir, spec.model_id)
-    assert resumed_at is not None
-    assert resumed_at.step >= 30
+    _wait(lambda: log.stat().st_ino != before, running)  # the new worker has cut the log back
+    assert steps_of(log) >= 30
     running.result()
     return Killed(folder / "models", folder / "at_the_kill")
 
 
-@pytest.fixture(scope="module")
-def killed(ray_session, tmp_path_factory):
-    return with_a_kill(tmp_path_factory.mktemp("killed"), workers=1)
-
-
-def same_as(straight, folder):
-    assert files_of_weights(folder / SPEC.model_id) == files_of_weights(straight / SPEC.model_id)
-    assert [r | {"seconds": 0} for r in log_of(folder)] == [r | {"seconds": 0} for r in log_of(straight)]
-    assert [path.name for path in folder.iterdir()] == [SPEC.model_id]
-
-
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same(uninterrupted, killed):
-    same_as(uninterrupted, killed.folder)
-
-
-def test_one_of_two_workers_is_killed_and_the_result_is_the_same(uninterrupted_of_two, tmp_path):
-    same_as(uninterrupted_of_two, with_a_kill(tmp_path, workers=2).folder)
+    assert files_of_weights(killed.folder / SPEC.model_id) == files_of_weights(uninterrupted / SPEC.model_id)
+    assert [r | {"seconds": 0} for r in log_of(killed.folder)] == [r | {"seconds": 0} for r in log_of(uninterrupted)]
+    assert [path.name for path in killed.folder.iterdir()] == [SPEC.model_id]
 
 
 def test_a_training_goes_on_with_as_many_workers_as_there_is_room_for(uninterrupted, killed):
@@ -183,25 +172,33 @@ def test_room_for_the_least_is_enough_and_less_is_said(ray_session):
         cluster.trainers(section, (3, 4))
 
 
-def test_a_killed_driver_leaves_what_the_same_command_ends(uninterrupted_of_two, tmp_path):
+def test_one_of_two_workers_and_then_the_driver_are_killed_and_the_result_is_the_same(uninterrupted_of_two, tmp_path):
     path, root = a_config(tmp_path), tmp_path / "run"
     options = ("--out", root, "--set", "train.workers=2", "--set", "train.tensorboard=true")
     cpus = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(cpus)[:2])  # so that each worker has one thread, as in the other tests
     try:
         with Started(tmp_path / "log", "train", path, *options) as run:
-            (folder,) = run.wait_until(lambda: list(root.glob("models/.training-*")))
-            run.wait_until(lambda: _has_checkpoint(folder))
+            (log,) = run.wait_until(lambda: list(root.glob("models/.training-*/log.jsonl")))
+            run.wait_until(lambda: _has_checkpoint(log.parent) and steps_of(log) > 30)
+            before, first = log.stat().st_ino, _holder(log)
+            workers = [pid for pid in descendants(run.process.pid) if "RayTrainWorker" in command_line(pid)]
+            (other,) = set(workers) - {first}
+            os.kill(other, signal.SIGKILL)
+            run.wait_until(lambda: log.stat().st_ino != before)
+            resumed_at = steps_of(log)
+            assert resumed_at >= 30
+            run.wait_until(lambda: steps_of(log) > resumed_at)
             os.kill(run.process.pid, signal.SIGKILL)
             run.process.wait()
-            before = records(folder / "log.jsonl")[:30]
+            kept = records(log)[:30]
         taugrid("train", path, *options)
     finally:
         os.sched_setaffinity(0, cpus)
     (model,) = (root / "models").iterdir()
     assert files_of_weights(model) == files_of_weights(uninterrupted_of_two / SPEC.model_id)
     log = records(model / "train" / "log.jsonl")
-    assert log[:30] == before, "it went on, it did not start anew"
+    assert log[:30] == kept, "it went on, it did not start anew"
     shown = EventAccumulator(str(model / "train")).Reload().Scalars("loss")
     assert [event.step for event in shown] == list(range(1, 121))
     assert {path.name for path in (root / "figures").iterdir()} == {"loss.png", "loss.svg"}
