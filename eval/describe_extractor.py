@@ -6,7 +6,6 @@ It runs in a process of its own (`eval.extractor_names.resolve`), because the cl
 import argparse
 import importlib
 import inspect
-import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import torch
 import torch_fidelity
 
 from workers import own_code
+from workers.another_process import reply
 
 IMAGES = 2
 """How many images the extractor is tried on."""
@@ -109,7 +109,7 @@ def _is_batch(output: object) -> bool:
 
 
 def main() -> None:
-    """Prints the description as JSON, in the last line."""
+    """Prints the description as JSON."""
     parser = argparse.ArgumentParser(description="Print what a feature extractor gives, as JSON.")
     parser.add_argument("name", help="package.module:Class")
     parser.add_argument("shape", type=int, nargs=3, metavar="SIDE", help="channels, height and width of an image")
@@ -117,7 +117,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sys.path.append(str(Path.cwd()))  # Ray's workers, too, import from the driver's folder
     channels, height, width = arguments.shape
-    print(json.dumps(describe(arguments.name, arguments.weights, (channels, height, width))._asdict()))
+    reply(describe(arguments.name, arguments.weights, (channels, height, width))._asdict())
 
 
 if __name__ == "__main__":

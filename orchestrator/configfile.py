@@ -111,7 +111,10 @@ def _with_absolute_paths(config: Config) -> Config:
     """Models and references as absolute paths, so that config.json means the same from everywhere."""
     absolute = {"model.checkpoint": _absolute_model, "model.weights": _absolute}
     grid = [
-        {key: [absolute[key](value) for value in values] if key in absolute else values for key, values in point.items()}
+        {
+            key: [absolute[key](value) for value in values] if key in absolute else values
+            for key, values in point.items()
+        }
         for point in config.grid
     ]
     source = config.model

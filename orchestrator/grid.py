@@ -308,6 +308,7 @@ def _model(
             "callable": own.callable,
             "source": own.source_sha256,
             "weights": own.weights_sha256,
+            "tensors": own.tensors_sha256,  # the function may read more than the one file that it is given
             "shape": list(own.image_shape),
             "diffusion": _differing(resolved, DIFFUSION_DEFAULTS),
         }
@@ -355,7 +356,7 @@ def _resolved(settings: Sample, checkpoint: Checkpoint | None) -> Sample:
             "trained have; set sample.weights: ema, which is the network that is there"
         )
     theirs = checkpoint.sample if checkpoint else {}
-    own = {key: value for key, value in theirs.items() if getattr(settings, key) is None}
+    own = {key: value for key, value in theirs.items() if getattr(settings, key) is None and value is not None}
     defaults = {key: getattr(SAMPLE_DEFAULTS, key) for key in ("clip", "clip_range", "steps_offset")}
     missing = {key: value for key, value in defaults.items() if getattr(settings, key) is None}
     found = settings.model_copy(update=missing | own)

@@ -8,6 +8,7 @@ from typing import Any
 
 from eval.metrics import describe_extractor
 from orchestrator.config import Data
+from orchestrator.errors import UserError
 from orchestrator.grid import Plan
 from orchestrator.protocol import Evaluation
 from orchestrator.rundir import RunDir, read_events
@@ -63,11 +64,14 @@ def _dataset(
     """The config's data set, if a model was trained on it or samples are compared with it: else it need not be here."""
     if evaluation is not None and evaluation.reference.given == evaluation.config.data:
         return _describe(evaluation.config.data)
+    recorded: Mapping[str, Any] | None = before.get("dataset")
     known = before.get("models") or {}
     for model in plan.models:
         if model.train is not None and rundir.is_trained(model) and model.id not in known:
-            return _describe(model.data)
-    recorded: Mapping[str, Any] | None = before.get("dataset")
+            try:
+                return _describe(model.data)
+            except UserError:
+                return recorded  # trained elsewhere, or the images are gone: nothing that is done now needs them
     return recorded
 
 

@@ -167,7 +167,9 @@ class RunDir:
             recorded = read_json(file)
             if recorded and recorded.get("path") == path:
                 if "clip" in recorded:  # written before there were other keys of `sample`
-                    recorded["sample"] = {"clip": recorded.pop("clip")}
+                    clip = recorded.pop("clip")
+                    raw = Path(recorded["unet_folder"]).with_name("unet_raw")
+                    recorded |= {"sample": {"clip": clip} if clip else {}, "raw_folder": str(raw)}
                 return Checkpoint(**recorded | {"diffusion": Diffusion.model_validate(recorded["diffusion"])})
         return None
 

@@ -5,7 +5,6 @@ none.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from workers import own_code
+from workers.another_process import reply
 from workers.own_network import Network, UnusableNetwork, for_inference, make, source_sha256, tensors
 
 TOLERANCE = 0.05
@@ -103,7 +103,7 @@ def _summary(made: Any) -> str:
 
 
 def main() -> None:
-    """Prints the description as JSON, in the last line; what is wrong with the network in one line on stderr."""
+    """Prints the description as JSON; what is wrong with the network in one line on stderr."""
     parser = argparse.ArgumentParser(description="Print what one's own network is, as JSON.")
     parser.add_argument("name", help="package.module:function")
     parser.add_argument("shape", type=int, nargs=3, metavar="SIDE", help="channels, height and width of an image")
@@ -116,7 +116,7 @@ def main() -> None:
         found = describe(arguments.name, arguments.weights, (channels, height, width), arguments.timesteps)
     except UnusableNetwork as error:
         sys.exit(str(error))
-    print(json.dumps(found._asdict()))
+    reply(found._asdict())
 
 
 if __name__ == "__main__":

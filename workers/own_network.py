@@ -35,10 +35,10 @@ def load(own: OwnNetwork, device: str) -> Network:
     if own.weights is not None:
         _check_weights(Path(own.weights), own.weights_sha256)
     made = make(own.callable, own.weights)
-    if own.weights is None and own_code.tensors_sha256(tensors(made)) != own.tensors_sha256:
+    if own_code.tensors_sha256(tensors(made)) != own.tensors_sha256:
         raise UnusableNetwork(
             f"{own.callable} returns other weights on this machine than where the run was started; have it load them "
-            "from a file that every worker sees, and give that as model.weights"
+            "from files that every worker sees"
         )
     return for_inference(made, own.callable, device)
 

@@ -354,6 +354,22 @@ def test_identity_is_the_content_and_no_path(folder):
     assert len({first, changed, model_id(one)}) == 3
 
 
+def test_what_the_function_reads_besides_its_file_counts(folder):
+    """A file of weights can name others, or settings beside it change what is made of it."""
+    weights = save_weights(folder / "one.pt", 0.25)
+    (folder / "mine.py").write_text(
+        SOURCE + "\ndef with_settings(weights):\n    network = needs_weights(weights)\n"
+        "    network.register_buffer('factor', torch.tensor(float(open('scale.txt').read())))\n"
+        "    print('made', end='')\n    return network\n"
+    )
+
+    def found(scale):
+        (folder / "scale.txt").write_text(scale)
+        return planned(model={"callable": "mine:with_settings", "weights": str(weights)}).models[0].id
+
+    assert found("1") == found("1") != found("2")
+
+
 @pytest.mark.parametrize("name", ["finds", "held"])
 def test_weights_that_are_found_without_being_given_count(folder, name):
     held = "\ndef held():\n    network = finds().eval()\n    return lambda x, t: network(x, t)\n"
@@ -373,7 +389,7 @@ def test_the_id_of_a_network_is_pinned():
         return OwnNetwork(name, weights, "a" * 64, "b" * 64, "c" * 64, shape, "Net, 3 parameters")
 
     p = planned(fixed, model={"callable": "a.b:c"}, diffusion={"schedule": "cosine"})
-    assert [(model.id, model.image_shape) for model in p.models] == [("537c674d16", SHAPE)]
+    assert [(model.id, model.image_shape) for model in p.models] == [("203c3fd23f", SHAPE)]
 
 
 def test_a_network_is_described_once_however_long_the_grid(folder):
