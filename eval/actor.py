@@ -55,7 +55,8 @@ def _batches(job: ExtractJob) -> Iterator[Batch]:
     elif isinstance(job.images, Source):
         yield from batches(job.images, images.ROWS_PER_GROUP)
     else:
-        reference = data.load_images(job.images)
+        assert job.images_sha256 is not None
+        reference = data.load_known_images(job.images, job.images_sha256)
         for start in range(0, len(reference), images.ROWS_PER_GROUP):
             batch = reference[start : start + images.ROWS_PER_GROUP]
             yield np.arange(start, start + len(batch)), batch

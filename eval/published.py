@@ -114,7 +114,7 @@ def _beside(row: Mapping[str, Any], protocol: Mapping[str, Any], networks: Mappi
         *_count_differs(protocol["num_samples"]),
         *_extractor_differs(protocol["extractor"]),
         *_reference_differs(protocol["reference"], dataset),
-        *_network_differs(networks[row["model"]], dataset["checkpoint"], protocol["weights"]),
+        *_network_differs(networks[row["model"]], dataset, protocol["weights"]),
     ]
     return Beside(
         table=number["table"],
@@ -151,7 +151,7 @@ def _beside_reconstruction(row: Mapping[str, Any], encoded: Encoded) -> Beside |
         SOURCE_TIME,
         *(times[0] if all(times) else []),
         *([f"{images:,} of the {TEST_IMAGES:,} test images"] if images != TEST_IMAGES else []),
-        *_network_differs(encoded.network, _dataset(number["dataset"])["checkpoint"], row["weights"]),
+        *_network_differs(encoded.network, _dataset(number["dataset"]), row["weights"]),
     ]
     return Beside(
         table=number["table"],
@@ -197,16 +197,18 @@ def _extractor_differs(extractor: Mapping[str, Any]) -> list[str]:
 def _reference_differs(reference: Mapping[str, Any], dataset: Mapping[str, str]) -> Iterator[str]:
     if reference["split"] != "train":
         yield f"reference is split {reference['split']}, not train ({dataset['reference']})"
-    # No training set here is smaller, so fewer are a part that someone chose.
-    if reference["num_images"] < NUM_SAMPLES:
-        yield f"reference of {reference['num_images']:,} images, fewer than {NUM_SAMPLES:,}"
+    if reference["num_images"] != int(dataset["train_images"]):
+        yield f"reference of {reference['num_images']:,} images; the training set has {int(dataset['train_images']):,}"
     if not reference["preprocessing"].endswith(f" {dataset['shape']}"):
         yield f"images of {reference['preprocessing'].split()[-1]}, not {dataset['shape']}"
 
 
-def _network_differs(network: Network, theirs: str, weights: str) -> Iterator[str]:
+def _network_differs(network: Network, dataset: Mapping[str, str], weights: str) -> Iterator[str]:
+    theirs = dataset["checkpoint"]
     if network.source.partition("@")[0] != theirs:  # the hub's id may name a revision
         yield f"network: {network.source}, not {theirs or 'the weights of the authors, which are not on the hub'}"
+    elif note := dataset["checkpoint_note"]:
+        yield note
     if weights != "ema":
         yield f"{weights} weights, not averaged ones (EMA)"
     if network.process is not None:

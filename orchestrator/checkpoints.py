@@ -171,6 +171,7 @@ def _check_network(path: str, unet: Path, config: dict[str, Any]) -> None:
     for key in ("sample_size", "in_channels", "out_channels"):
         if config.get(key) is None:
             raise UserError(f"model.checkpoint: {unet / 'config.json'} has no {key!r}, so the images' shape is unknown")
+        _check_counts(unet / "config.json", key, config[key])
     channels = (config["in_channels"], config["out_channels"])
     if channels[0] != channels[1]:
         reason = "learned variance" if channels[1] == 2 * channels[0] else "a condition, or another output"
@@ -185,6 +186,14 @@ def _check_network(path: str, unet: Path, config: dict[str, Any]) -> None:
         raise UserError(
             f"model.checkpoint: {path} wants noise levels (time_embedding_type: fourier), but taugrid gives time steps"
         )
+
+
+def _check_counts(path: Path, key: str, value: Any) -> None:
+    """Refuse what is no count of pixels or channels; `sample_size` may be [height, width]."""
+    counts = value if key == "sample_size" and isinstance(value, list) and len(value) == 2 else [value]
+    if not all(type(count) is int and count > 0 for count in counts):
+        wanted = "a whole number, or [height, width]" if key == "sample_size" else "a whole number"
+        raise UserError(f"model.checkpoint: {path}: {key} must be {wanted}, not {json.dumps(value)}")
 
 
 def weights_file(folder: Path) -> Path:
@@ -257,6 +266,9 @@ def _json(path: Path) -> dict[str, Any]:
 def _scheduler(path: Path) -> tuple[Diffusion, dict[str, Any]]:
     """The keys of `diffusion` and of `sample` that a scheduler's config gives; what it leaves out, its class does."""
     values = _json(path)
+    for key in ("_class_name", "beta_schedule"):
+        if not isinstance(values.get(key), str | None):
+            raise UserError(f"model.checkpoint: {path}: {key} must be a name, not {json.dumps(values[key])}")
     name = values.get("_class_name", "DDPMScheduler")
     if name not in SCHEDULERS:
         raise UserError(
@@ -267,6 +279,7 @@ def _scheduler(path: Path) -> tuple[Diffusion, dict[str, Any]]:
         "thresholding": bool(values.get("thresholding")),
         "variance_type": str(values.get("variance_type")).startswith("learned"),
         "use_flow_sigmas": bool(values.get("use_flow_sigmas")),
+        "timestep_type": values.get("timestep_type") == "continuous",  # the network is asked with log sigma
         "predict_epsilon": values.get("predict_epsilon") is False and "prediction_type" not in values,
         "beta_schedule": values.get("trained_betas") is None and values.get("beta_schedule", "linear") not in SCHEDULES,
     }
@@ -296,18 +309,23 @@ def _diffusion(scheduler: dict[str, Any], path: Path) -> Diffusion:
     found = listed.model_copy(update={"timesteps": listed.timesteps or len(betas)})
     if found.timesteps != len(betas):
         raise UserError(f"{where}: num_train_timesteps is {found.timesteps}, but trained_betas are {len(betas)}")
-    by_name["schedule"] = _named_schedule(betas, by_name)
-    return found if by_name["schedule"] is None else found.model_copy(update=by_name | {"trained_betas": None})
+    beside = validate(Diffusion, _given(by_name), where)
+    if (named := _named_schedule(betas, beside)) is None:
+        return found
+    by_name = beside.model_dump(include=set(by_name)) | {"schedule": named}
+    return found.model_copy(update=by_name | {"trained_betas": None})
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _named_schedule(betas: list[float], range_of_beta: dict[str, Any]) -> str | None:
+def _named_schedule(betas: list[float], beside: Diffusion) -> str | None:
     """The schedule of ours that a list of betas is, as `models.save_pipeline` writes those without a name there."""
+    if beside.beta_start is None or beside.beta_end is None:
+        return None
     for name in schedule.SCHEDULES:
-        ours = schedule.betas(name, len(betas), range_of_beta["beta_start"], range_of_beta["beta_end"])
+        ours = schedule.betas(name, len(betas), beside.beta_start, beside.beta_end)
         if np.array_equal(ours, betas):
             return name
     return None
@@ -319,4 +337,5 @@ def _sample(scheduler: dict[str, Any], path: Path) -> dict[str, Any]:
         "clip_range": scheduler["clip_sample_range"],
         "steps_offset": scheduler["steps_offset"],
     }
-    return validate(Sample, values, f"model.checkpoint: {path}").model_dump(include=set(values))
+    given = _given(values)
+    return validate(Sample, given, f"model.checkpoint: {path}").model_dump(include=set(given))

@@ -74,10 +74,10 @@ class Data(Section):
 
     @property
     def held_out(self) -> "Data":
-        """What a model trained on this has not seen: the test split, if this is the training split; else this."""
+        """What a model trained on this has not seen: the whole test split, if this is the training split; else this."""
         if self.split != "train":
             return self
-        return self.model_copy(update={"split": "validation" if self.name == "lsun" else "test"})
+        return self.model_copy(update={"split": "validation" if self.name == "lsun" else "test", "limit": None})
 
     @field_validator("root")
     @classmethod
@@ -104,6 +104,8 @@ class Data(Section):
             raise ValueError(f"split of {self.name} must be one of {', '.join(SPLITS[self.name])}, not {self.split}")
         if self.name in ("digits", "gaussian", "two-points") and (self.root is not None or self.download):
             raise ValueError(f"root and download are not for {self.name}, which comes with taugrid")
+        if self.name != "parquet" and "://" in (self.root or ""):
+            raise ValueError(f"root of {self.name} must be a folder, not {self.root}; hf:// is for parquet")
         return self
 
 
@@ -196,6 +198,21 @@ class Diffusion(Section):
         if self.trained_betas is not None:
             return f"{len(self.trained_betas)} trained_betas"
         return f"{self.schedule} betas from {self.beta_start:g} to {self.beta_end:g}"
+
+    @property
+    def in_words(self) -> str:
+        """The process and the prediction in a few words, of a section in which nothing is null.
+
+        What is usual goes without saying: alpha_0 = 1, no rescaling, a network that predicts epsilon.
+        """
+        said = [
+            self.named_betas,
+            f"T = {self.timesteps}",
+            "rescaled to zero SNR" * bool(self.rescale_betas_zero_snr),
+            "alpha_0 = alpha_1" * (self.set_alpha_to_one is False),
+            f"predicts {self.prediction}" * (self.prediction != "epsilon"),
+        ]
+        return ", ".join(filter(None, said))
 
     @property
     def alpha_bar(self) -> NDArray[np.float64]:

@@ -86,8 +86,9 @@ def loss_curves(plan: Plan, rundir: RunDir) -> dict[str, pd.DataFrame]:
 def network(model: Model) -> published.Network:
     """Whose weights a model's samples are made with, as is said where published numbers stand beside them."""
     ours, theirs = model.diffusion.alpha_bar, DIFFUSION_DEFAULTS.alpha_bar
-    is_the_papers = ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=1e-6, atol=0)
-    process = None if is_the_papers else f"{model.diffusion.named_betas}, T = {model.diffusion.timesteps}"
+    same_alpha = ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=1e-6, atol=0)
+    is_the_papers = same_alpha and model.diffusion.prediction == DIFFUSION_DEFAULTS.prediction
+    process = None if is_the_papers else model.diffusion.in_words
     elsewhere = model.checkpoint.path if model.checkpoint else model.own.callable if model.own else None
     return published.Network(elsewhere or "trained here", process)
 

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator import cluster, provenance, report
-from orchestrator.config import Config
+from orchestrator.config import Config, Sample
 from orchestrator.errors import RunFailed, UserError
 from orchestrator.grid import Model, Plan
 from orchestrator.growth import check_extends
 from orchestrator.ode_work import Interpolate, OdeWork, Reconstruct
 from orchestrator.progress import Progress, duration
-from orchestrator.protocol import Evaluation, evaluation
+from orchestrator.protocol import Evaluation, describe_clip, evaluation
 from orchestrator.rundir import Damage, Events, RunDir
 from orchestrator.work import Piece, Survey, missing
-from workers.data import load_images
+from workers.data import content_fingerprint, load_images
 from workers.files import write_json
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ class Run:
         for model in self.plan.models:
             if model.checkpoint is not None:
                 self.rundir.record_checkpoint(model)
-                self._progress.say(describe_checkpoint(model))
+                settings = [cell.settings for cell in self.plan.cells if cell.model.id == model.id]
+                self._progress.say(describe_checkpoint(model, settings))
             if model.own is not None:
                 self.rundir.record_own(model)
                 self._progress.say(describe_own(model))
@@ -149,7 +150,15 @@ class Run:
         train = model.train.model_copy(update={"workers": trainers.workers})
         models_dir = str(self.rundir.models)
         spec = training.TrainingSpec(
-            model.data, model.unet, model.diffusion, train, model.id, models_dir, trainers.cpus, trainers.gpus
+            data=model.data,
+            data_sha256=content_fingerprint(model.data),
+            unet=model.unet,
+            diffusion=model.diffusion,
+            train=train,
+            model_id=model.id,
+            models_dir=models_dir,
+            cpus_per_worker=trainers.cpus,
+            gpus_per_worker=trainers.gpus,
         )
         errors: list[BaseException] = []
 
@@ -245,26 +254,35 @@ def _last_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def describe_checkpoint(model: Model) -> str:
-    """What was taken from a loaded model's files, for people to check, and what the config has in its place."""
+def describe_checkpoint(model: Model, settings: Collection[Sample]) -> str:
+    """What was taken from a loaded model's files, for people to check, and what the config has in its place.
+
+    `settings` are those of the model's cells.
+    """
     checkpoint, d = model.checkpoint, model.diffusion
     assert checkpoint is not None
     theirs = {key: value for key, value in checkpoint.diffusion.model_dump().items() if value is not None}
     changed = [key for key, value in theirs.items() if getattr(d, key) != value]
-    clip, clip_range = checkpoint.sample.get("clip", "none"), checkpoint.sample.get("clip_range", 1.0)
+    sample = Sample(**checkpoint.sample)
+    clip = (None if sample.clip == "none" else describe_clip(sample)) or "none"
+    offsets = [str(of.steps_offset) for of in settings if of.spacing == "leading"]  # elsewhere it plays no part
+    offset = str(sample.steps_offset or 0)
     said = [
-        f"T = {d.timesteps}",
-        d.named_betas,
-        "rescaled to zero SNR" * bool(d.rescale_betas_zero_snr),
-        f"predicts {d.prediction}",
-        "alpha_0 = alpha_1" * (d.set_alpha_to_one is False),
-        f"clip {clip}" + f" to +-{clip_range:g}" * (clip != "none" and clip_range != 1),
-        f"steps_offset {checkpoint.sample.get('steps_offset')}" * bool(checkpoint.sample.get("steps_offset")),
+        d.in_words,
+        "predicts epsilon" * (d.prediction == "epsilon"),
         f"diffusion.{', '.join(changed)} by the config" * bool(changed),
+        f"clip {_and_by_the_config(clip, map(describe_clip, settings))}",
+        f"steps_offset {_and_by_the_config(offset, offsets)}" * (bool(offsets) and {offset, *offsets} != {"0"}),
     ]
     source = "its scheduler" if checkpoint.sample else "no scheduler in it, so defaults"
     at = f" at commit {checkpoint.commit[:10]}" if checkpoint.commit else ""
     return f"model {model.id}: loaded {checkpoint.path}{at} ({source}: {', '.join(filter(None, said))})"
+
+
+def _and_by_the_config(theirs: str, ours: Iterable[str | None]) -> str:
+    """A setting of a loaded pipeline, followed by those that cells have, if any cell has another."""
+    used = [value for value in dict.fromkeys(ours) if value is not None]
+    return theirs if set(used) <= {theirs} else f"{theirs} ({', '.join(used)} by the config)"
 
 
 def describe_own(model: Model) -> str:
@@ -273,7 +291,4 @@ def describe_own(model: Model) -> str:
     assert own is not None
     weights = f" with {own.weights}" if own.weights else ""
     now = f"; that was when it was sampled, but now {own.unusable}" if own.unusable else ""
-    return (
-        f"model {model.id}: {own.callable}{weights} returned {own.summary} (T = {d.timesteps}, {d.named_betas}, "
-        f"predicts {d.prediction}){now}"
-    )
+    return f"model {model.id}: {own.callable}{weights} returned {own.summary} ({d.in_words}){now}"

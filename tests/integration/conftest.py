@@ -19,7 +19,8 @@ def ray_session():
     """One embedded Ray cluster with 2 CPUs for all tests of a session."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 * 2**20, log_to_driver=False)
+    options = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 200 * 2**20, "log_to_driver": False}
+    ray.init("local", **options)
     yield ray
     ray.shutdown()
 

@@ -2,10 +2,12 @@
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -21,26 +23,33 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster():
     """The address of a head node with a token, in a process of its own."""
+    folder = tempfile.mkdtemp(prefix="taugrid-")  # a short name: sockets in it may have 107 characters in all
     environment = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_TMPDIR": str(tmp_path_factory.mktemp("ray", numbered=False).parent),
+        "RAY_TMPDIR": folder,
     }
     port = free_port()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
         ray = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
-        options = ["--num-cpus=2", "--include-dashboard=false", "--node-ip-address=127.0.0.1"]
+        options = [
+            "--num-cpus=2",
+            "--include-dashboard=false",
+            "--node-ip-address=127.0.0.1",
+            f"--ray-client-server-port={free_port()}",
+        ]
         head = subprocess.Popen([*ray, *options], stdout=subprocess.DEVNULL, start_new_session=True)
         end = time.monotonic() + 60
-        started = Path(environment["RAY_TMPDIR"], "ray", "ray_current_cluster")  # the last thing that it writes
+        started = Path(folder, "ray", "ray_current_cluster")  # the last thing that it writes
         while time.monotonic() < end and head.poll() is None and not started.exists():
             time.sleep(0.2)
+        assert started.exists(), f"Ray's head did not start: exit {head.poll()}"
         yield f"127.0.0.1:{port}"
         head.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -48,6 +57,7 @@ def cluster(tmp_path_factory):
         with suppress(ProcessLookupError):
             os.killpg(head.pid, signal.SIGKILL)
         head.wait()
+    shutil.rmtree(folder, ignore_errors=True)  # its children may be at their last words
 
 
 def test_a_run_on_a_cluster_elsewhere_has_the_same_files(cluster, config, finished, tmp_path):

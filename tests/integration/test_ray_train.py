@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from orchestrator import cluster, config
 from orchestrator.errors import RunFailed, UserError
-from workers import training
+from workers import data, training
 from workers.training import TrainingSpec
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -26,6 +26,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SPEC = TrainingSpec(
     data=config.Data(),
+    data_sha256=data.content_fingerprint(config.Data()),
     unet=config.Unet(
         block_out_channels=[16, 16],
         layers_per_block=1,

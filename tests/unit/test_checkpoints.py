@@ -105,7 +105,7 @@ def test_everything_that_a_scheduler_says_is_taken_and_the_config_overrides_it(p
     assert (cell.settings.clip, cell.settings.clip_range, cell.settings.steps_offset) == ("x0", 2.0, 1)
     assert cell.tau == (2, 102, 202, 302, 402)
     assert describe_clip(cell.settings) == "x0 to +-2"
-    told = describe_checkpoint(cell.model)
+    told = describe_checkpoint(cell.model, [cell.settings])
     for part in ("T = 500", "scaled_linear", "v_prediction", "zero SNR", "alpha_0 = alpha_1", "+-2", "steps_offset 1"):
         assert part in told
     overridden = {"schedule": "cosine", "rescale_betas_zero_snr": False, "set_alpha_to_one": True}
@@ -115,8 +115,24 @@ def test_everything_that_a_scheduler_says_is_taken_and_the_config_overrides_it(p
     assert cell.model.diffusion.beta_start == 1e-3, "what the config leaves out is still theirs"
     assert (cell.settings.clip, cell.settings.clip_range, cell.tau[0]) == ("x0_and_eps", 1, 1)
     assert describe_clip(cell.settings) == "x0_and_eps"
-    changed = "diffusion.schedule, rescale_betas_zero_snr, set_alpha_to_one by the config"
-    assert changed in describe_checkpoint(cell.model)
+    told = describe_checkpoint(cell.model, [cell.settings])
+    assert "diffusion.schedule, rescale_betas_zero_snr, set_alpha_to_one by the config" in told
+    assert told.endswith("clip x0 to +-2 (x0_and_eps by the config), steps_offset 1 (0 by the config))")
+
+
+def test_the_clipping_that_is_told_is_the_cells(pipeline):
+    folder = pipeline(DDIMScheduler(clip_sample_range=2.0, steps_offset=1))
+
+    def told(**sample):
+        found = planned(folder, **sample)
+        return describe_checkpoint(found.models[0], [cell.settings for cell in found.cells]).partition("clip ")[2]
+
+    assert told() == "x0 to +-2)", "steps_offset plays no part in the spacing linear"
+    assert told(grid={"clip": ["none", "x0_and_eps"]}) == "x0 to +-2 (none, x0_and_eps to +-2 by the config))"
+    assert told(sample={"spacing": "leading"}) == "x0 to +-2, steps_offset 1)"
+    plain = planned(pipeline(name="bare"), sample={"spacing": "leading", "clip": "x0", "steps_offset": 1})
+    told = describe_checkpoint(plain.models[0], [plain.cells[0].settings])
+    assert told.endswith("clip none (x0 by the config), steps_offset 0 (1 by the config))")
 
 
 def test_settings_that_play_no_part_make_no_other_cell(pipeline):
@@ -132,7 +148,7 @@ def test_betas_of_ones_own_are_taken_as_they_are(pipeline):
     assert model.diffusion.trained_betas == tuple(BETAS)
     assert model.diffusion.timesteps == len(BETAS)
     np.testing.assert_allclose(model.diffusion.alpha_bar, [1, *np.cumprod(1 - np.array(BETAS))], rtol=1e-15)
-    assert "40 trained_betas" in describe_checkpoint(model)
+    assert "40 trained_betas" in describe_checkpoint(model, [])
     assert hash(model.diffusion) is not None, "a worker keeps networks by it"
 
 
@@ -182,6 +198,7 @@ def test_other_forward_processes_are_refused_by_name(pipeline, name):
         {"beta_schedule": "laplace"},
         {"predict_epsilon": False},
         {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True},
+        {"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"},
     ],
     ids=lambda values: [*values][-1],
 )
@@ -197,12 +214,29 @@ def test_settings_that_can_not_be_honoured_are_refused_by_name(pipeline, values)
         ({"trained_betas": []}, "trained_betas"),
         ({"beta_start": "small"}, "beta_start"),
         ({"set_alpha_to_one": 2}, "set_alpha_to_one"),
+        ({"beta_schedule": ["linear"]}, 'beta_schedule must be a name, not ["linear"]'),
+        ({"_class_name": ["DDPMScheduler"]}, '_class_name must be a name, not ["DDPMScheduler"]'),
+        ({"trained_betas": BETAS, "beta_start": "small"}, "beta_start: must be a valid number"),
+        ({"trained_betas": BETAS, "beta_start": -1}, "beta_start: must be greater than 0, not -1"),
+        ({"trained_betas": BETAS, "beta_end": [0.1]}, "beta_end: must be a valid number"),
     ],
 )
 def test_wrong_values_are_one_line_that_names_the_file(pipeline, values, message):
     line = refusal(checkpoints.read, str(pipeline(values)))
     assert message in line
     assert "scheduler_config.json" in line
+
+
+def test_what_a_schedulers_config_holds_as_null_is_as_if_it_were_not_there(pipeline):
+    nulls = ("clip_sample_range", "steps_offset", "num_train_timesteps", "beta_start", "set_alpha_to_one")
+    found = checkpoints.read(str(pipeline({"clip_sample": True, **dict.fromkeys(nulls)})))
+    assert found.sample == {"clip": "x0"}
+    assert found.diffusion.model_dump(exclude_none=True) == {
+        "timesteps": 1000, "schedule": "linear", "beta_end": 2e-2, "prediction": "epsilon",
+        "rescale_betas_zero_snr": False,
+    }  # fmt: skip
+    betas = checkpoints.read(str(pipeline({"trained_betas": BETAS, "beta_start": None}, "betas")))
+    assert betas.diffusion.trained_betas == tuple(BETAS)
 
 
 def test_all_forms_of_folders_are_read(pipeline, saved, tmp_path):
@@ -224,6 +258,12 @@ def test_all_forms_of_folders_are_read(pipeline, saved, tmp_path):
     [
         ({"vqvae": ["diffusers", "VQModel"], "unet": ["diffusers", "UNet2DModel"]}, {}, "has vqvae beside its unet"),
         ({}, {"out_channels": 2}, "1 channels in and 2 out (learned variance?)"),
+        ({}, {"sample_size": [8]}, "unet/config.json: sample_size must be a whole number, or [height, width], not [8]"),
+        ({}, {"sample_size": "8"}, 'unet/config.json: sample_size must be a whole number, or [height, width], not "8"'),
+        ({}, {"sample_size": [8, 0]}, "sample_size must be a whole number, or [height, width], not [8, 0]"),
+        ({}, {"in_channels": "1"}, 'unet/config.json: in_channels must be a whole number, not "1"'),
+        ({}, {"in_channels": [1, 1]}, "in_channels must be a whole number, not [1, 1]"),
+        ({}, {"out_channels": True}, "unet/config.json: out_channels must be a whole number, not true"),
         ({}, {"num_class_embeds": 10}, "num_class_embeds"),
         ({}, {"time_embedding_type": "fourier"}, "fourier"),
         ({}, {"in_channels": 3, "out_channels": 3}, "has in_channels 1, but the config.json beside it 3"),
@@ -395,7 +435,7 @@ def test_a_model_on_the_hub_is_downloaded_once_and_then_found_without_it(pipelin
     assert (first.commit, first.weights_sha256) == (commit(folder), here.weights_sha256)
     assert (first.diffusion, first.sample) == (here.diffusion, here.sample)
     assert f"someone/something at commit {commit(folder)[:10]}" in describe_checkpoint(
-        planned("someone/something").models[0]
+        planned("someone/something").models[0], []
     )
     assert checkpoints.read("someone/something") == first, "the server is gone"
     assert planned("someone/something").models[0].id == planned(folder).models[0].id

@@ -38,6 +38,8 @@ MINIMAL = {"name": "x", "model": {"unet": {}}}
         ({"grid": {"steps": []}}, "grid.steps must be a list"),
         ({"model": {"unet": {}, "checkpoint": "a"}}, "give one of unet"),
         ({"model": {"unet": {"block_out_channels": [8, 8]}}}, "same length"),
+        ({"data": {"name": "cifar10", "root": "hf://datasets/a/b"}}, "root of cifar10 must be a folder, not hf://"),
+        ({"data": {"name": "folder", "root": "s3://a", "shape": [3, 8, 8]}}, "root of folder must be a folder, not s3"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(values, message):

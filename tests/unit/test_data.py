@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from eval import actor, extractor_names
 from orchestrator import config, provenance
 from orchestrator.errors import UserError
 from orchestrator.grid import plan
@@ -18,8 +19,9 @@ from orchestrator.progress import Progress
 from orchestrator.protocol import Reference, evaluation
 from orchestrator.run import Run
 from orchestrator.rundir import RunDir
-from workers import data, training_loop
-from workers.training import TrainingSpec
+from workers import data, ode, training_loop
+from workers.jobs import ExtractJob, ReconstructJob, SavedUnet
+from workers.training import Hopeless, TrainingSpec
 
 CHECKPOINT = Path(__file__).parents[3] / "shared" / "checkpoints" / "fashion-ddpm-28"
 
@@ -39,7 +41,8 @@ def test_splits_of_digits_are_whole_and_apart():
     whole, train, test = (data.load_images(config.Data(split=split)) for split in ("all", "train", "test"))
     np.testing.assert_array_equal(np.concatenate([train, test]), whole)
     assert len(test) == 360
-    assert config.Data(split="train").held_out == config.Data(split="test")
+    assert config.Data(split="train", limit=9).held_out == config.Data(split="test"), "a limit is of what is learned"
+    assert config.Data(split="test", limit=9).held_out.limit == 9
     assert config.Data().held_out == config.Data(), "nothing is held out: what there is is reconstructed"
 
 
@@ -199,7 +202,8 @@ def test_batches_are_the_same_wherever_the_images_lie(pictures, tmp_path, monkey
     section = config.Data.model_validate(of_folder(pictures))
     unet = config.Unet.model_validate({**UNET, "norm_num_groups": 4})
     settings = config.Train(batch_size=32, seed=3)
-    spec = TrainingSpec(section, unet, config.DIFFUSION_DEFAULTS, settings, "m", str(tmp_path), 1.0, 0.0)
+    sha256 = data.content_fingerprint(section)
+    spec = TrainingSpec(section, sha256, unet, config.DIFFUSION_DEFAULTS, settings, "m", str(tmp_path), 1.0, 0.0)
     shared = training_loop.Batches(spec, 0, 1, "cpu")
     assert np.shares_memory(shared._images, data.load_images(section))
     assert shared._on_device is None
@@ -213,3 +217,25 @@ def test_batches_are_the_same_wherever_the_images_lie(pictures, tmp_path, monkey
         assert all(torch.equal(a, b) for a, b in zip(batches[7], shared[7], strict=True))
     mean = data.load_images(section).mean() / 127.5 - 1
     assert float(torch.cat([shared[step].x0 for step in range(200)]).mean()) == pytest.approx(mean, abs=0.02)
+
+
+def test_a_worker_refuses_images_that_are_not_the_drivers(pictures, tmp_path):
+    """A folder at the same path on another node can hold others, and ids and keys are of the driver's."""
+    section = config.Data.model_validate(of_folder(pictures))
+    here, there = data.content_fingerprint(section), "ab" * 32
+    said = rf"^data: node .* other images of folder in {pictures} \(SHA-256 {here[:8]}\) than the driver \(abababab\)"
+    assert data.load_known_images(section, here) is data.load_images(section)
+    network, diffusion = SavedUnet("unused"), config.DIFFUSION_DEFAULTS
+    reconstruct = ReconstructJob(str(tmp_path / "a"), False, 0, 9, network, section, there, 4, diffusion, (1, 2), {})
+    with pytest.raises(UserError, match=said):
+        ode.reconstruct(reconstruct, lambda x, t: x, "cpu")
+    pixels = extractor_names.resolve("pixels", "folder", None, section.image_shape)
+    extract = ExtractJob(str(tmp_path / "b"), False, section, there, pixels, 4, {})
+    with pytest.raises(UserError, match=said):
+        actor.extract(extract, "cpu")
+    unet = config.Unet.model_validate({**UNET, "norm_num_groups": 4})
+    spec = TrainingSpec(section, there, unet, diffusion, config.Train(seed=0), "m", str(tmp_path), 1.0, 0.0)
+    with pytest.raises(Hopeless, match=said):  # which Ray Train does not repeat
+        training_loop._batches(spec, 0, 1, "cpu")
+    with pytest.raises(UserError, match=r"images of digits in its packages .* than the driver \(abababab\)"):
+        data.load_known_images(config.Data(), there)

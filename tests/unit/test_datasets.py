@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Thread
 
 import hub
+import huggingface_hub
 import lmdb
 import numpy as np
 import pyarrow as pa
@@ -207,7 +208,7 @@ def test_a_download_without_a_network_is_one_line(kind, attribute, value, tmp_pa
 
 
 @pytest.fixture
-def celeba(tmp_path):
+def celeba(tmp_path, monkeypatch):
     """Seven images in torchvision's layout; PNG in files that are called .jpg, so that pixels can be compared."""
     folder, pixels, lines = tmp_path / "celeba", {}, []
     for i, partition in enumerate("0102001"):
@@ -216,6 +217,7 @@ def celeba(tmp_path):
         write_picture(folder / "img_align_celeba" / name, pixels[name], format="PNG")
         lines.append(f"{name} {partition}\n")
     (folder / "list_eval_partition.txt").write_text("".join(lines))
+    monkeypatch.setattr(datasets, "CELEBA_IMAGES", {"train": 4, "validation": 2, "test": 1})
     return pixels
 
 
@@ -247,9 +249,19 @@ def test_celeba_that_is_not_there_or_not_whole_is_refused(celeba, tmp_path, monk
         Data(name="celeba", root=str(tmp_path))
     )
     (tmp_path / "celeba" / "img_align_celeba" / "000004.jpg").unlink()
-    assert "000004.jpg can't be used (No such file" in refused(Data(name="celeba", root=str(tmp_path), limit=6))
+    line = refused(Data(name="celeba", root=str(tmp_path), limit=6))
+    assert "000004.jpg can't be used (No such file or directory); get it anew, or remove it" in line
     (tmp_path / "celeba" / "list_eval_partition.txt").write_text("202599\n000001.jpg 0\n")
     assert "is not CelebA's" in refused(Data(name="celeba", root=str(tmp_path), limit=5))
+
+
+def test_other_images_are_not_taken_for_celebas(celeba, tmp_path, monkeypatch):
+    """Models go by the name alone, so that it must be all of CelebA, whatever part of it is used."""
+    monkeypatch.undo()
+    for split, here, published in (("all", 7, 202_599), ("train", 4, 162_770), ("test", 1, 19_962)):
+        line = refused(Data(name="celeba", root=str(tmp_path), split=split, limit=1))
+        assert f"list_eval_partition.txt has {here} images of celeba's split {split}" in line
+        assert f"published with {published}: " in line
 
 
 def test_celeba_without_a_way_to_download_it_is_one_line(tmp_path, monkeypatch):
@@ -264,7 +276,7 @@ def test_celeba_without_a_way_to_download_it_is_one_line(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def lsun(tmp_path):
+def lsun(tmp_path, monkeypatch):
     """A database of WebP, as LSUN's are, with a JPEG and a grey PNG among them; the keys are not written in order."""
     pixels = [noise(3, 40, 64, seed=0), noise(3, 70, 32, seed=1), noise(3, 33, 33, seed=2), noise(1, 32, 50, seed=3)]
     with (
@@ -275,6 +287,7 @@ def lsun(tmp_path):
             buffer = io.BytesIO()
             Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(buffer, format=kind)
             transaction.put(key.encode(), buffer.getvalue())
+    monkeypatch.setattr(datasets, "LSUN_VALIDATION", 4)
     return Data(name="lsun", category="church_outdoor", split="validation", root=str(tmp_path), shape=(3, 32, 32))
 
 
@@ -295,7 +308,22 @@ def test_lsun_without_its_database_or_lmdb_says_how_to_get_them(lsun, tmp_path, 
     assert "pip install 'taugrid[lsun]'" in refused(lsun)
 
 
-def test_a_damaged_lsun_is_one_line(lsun, tmp_path):
+def test_other_images_are_not_taken_for_lsuns(lsun, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "LSUN_VALIDATION", 300)
+    line = refused(lsun.model_copy(update={"limit": 2}))
+    assert "church_outdoor_val_lmdb has 4 images of lsun/church_outdoor's split validation" in line
+    assert "published with 300" in line
+    for category, taken in (("bedroom", False), ("cat", True)):
+        shutil.copytree(tmp_path / "church_outdoor_val_lmdb", tmp_path / f"{category}_train_lmdb")
+        section = lsun.model_copy(update={"category": category, "split": "train"})
+        if taken:  # how many there are of the others is not known here
+            assert len(data.load_images(section)) == 4
+        else:
+            assert "published with 3033042" in refused(section)
+
+
+def test_a_damaged_lsun_is_one_line(lsun, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "LSUN_VALIDATION", 5)
     folder = tmp_path / "church_outdoor_val_lmdb"
     with lmdb.open(str(folder), map_size=2**24) as database, database.begin(write=True) as transaction:
         transaction.put(b"bb", b"no picture")
@@ -366,6 +394,12 @@ def test_an_empty_folder_and_a_damaged_file_are_named(pictures, tmp_path):
     assert f"{path} can't be decoded" in refused(of_folder(root))
 
 
+def test_a_link_that_leads_nowhere_is_named_with_the_way_out(pictures):
+    root, _ = pictures
+    (root / "c.png").symlink_to(root / "gone.png")
+    assert "c.png can't be used (No such file or directory); get it anew, or remove it" in refused(of_folder(root))
+
+
 # Parquet
 
 
@@ -413,6 +447,17 @@ def test_one_parquet_file_can_be_named(tables):
     assert "there is no train.parquet or train-*.parquet in " in refused(of_parquet(file, split="train"))
 
 
+def test_a_split_of_which_a_file_is_missing_is_refused(tables):
+    root, _, test = tables
+    (root / "data" / "train-00000-of-00002.parquet").unlink()
+    for split in ("train", "all"):
+        line = refused(of_parquet(root, split=split))
+        assert f"{root}/data has 1 of the 2 files train-*-of-00002, not number 0: get what is missing" in line
+    assert np.array_equal(data.load_images(of_parquet(root, split="test")), test), "which is whole"
+    named = of_parquet(root / "data" / "train-00001-of-00002.parquet")
+    assert len(data.load_images(named)) == 5, "one file that is named is what is wanted"
+
+
 def test_parquet_that_is_missing_or_damaged_is_refused(tables, tmp_path):
     root, _, _ = tables
     assert "there is no validation.parquet or validation-*.parquet" in refused(of_parquet(root, split="validation"))
@@ -433,7 +478,7 @@ def test_a_data_set_of_the_hub_is_downloaded_once_and_only_the_split(tables, tmp
     cache = tmp_path / "hub"
     with hub.serving({"datasets/org/clothes": root}, cache, monkeypatch) as requests:
         line = refused(section)
-        assert "hf://datasets/org/clothes is not in Hugging Face's cache: set data.download: true" in line
+        assert "org/clothes is not in Hugging Face's cache, or not all of it: set data.download: true" in line
         assert requests == [], "nothing is asked for unless download says so"
         download = section.model_copy(update={"download": True})
         assert np.array_equal(data.load_images(download), train)
@@ -447,6 +492,24 @@ def test_a_data_set_of_the_hub_is_downloaded_once_and_only_the_split(tables, tmp
         data._load.cache_clear()
         assert np.array_equal(data.load_images(known), train), "no hub is needed any more"
     assert requests == []
+
+
+def test_a_cache_with_a_part_of_a_data_set_is_completed_at_its_commit(tables, tmp_path, monkeypatch):
+    """As `hf_hub_download` leaves it, without a list of the files: only the hub knows what is missing."""
+    root, train, test = tables
+    cache, first = tmp_path / "hub", "data/train-00000-of-00002.parquet"
+    known = of_parquet("hf://datasets/org/clothes", split="train")
+    download = known.model_copy(update={"download": True})
+    with hub.serving({"datasets/org/clothes": root}, cache, monkeypatch) as requests:
+        huggingface_hub.hf_hub_download("org/clothes", first, repo_type="dataset", cache_dir=cache)
+        assert "has 1 of the 2 files train-*-of-00002, not number 1" in refused(known)
+        assert np.array_equal(data.load_images(download), train)
+        line = refused(known.model_copy(update={"split": "test"}))
+        assert "is not in Hugging Face's cache, or not all of it: set data.download: true" in line
+        requests.clear()
+        assert np.array_equal(data.load_images(download.model_copy(update={"split": "test"})), test)
+    asked = [request for request in requests if "/resolve/" not in request]
+    assert asked == [], "the commit is kept to: what the hub has now may be another"
 
 
 def test_what_the_hub_does_not_have_is_one_line(tables, tmp_path, monkeypatch):

@@ -65,6 +65,19 @@ def test_values_equal_to_defaults_do_not_enter_an_identity():
     assert plain.models[0].id == spelled.models[0].id
 
 
+@pytest.mark.parametrize(
+    ("section", "usual", "other"),
+    [
+        ({"name": "celeba"}, [3, 64, 64], [3, 32, 32]),
+        ({"name": "lsun", "category": "bedroom", "split": "train"}, [3, 256, 256], [3, 128, 128]),
+    ],
+)
+def test_the_usual_shape_of_images_makes_no_other_model(section, usual, other):
+    plain, said, resized = (planned(data=section | keys) for keys in ({}, {"shape": usual}, {"shape": other}))
+    assert ids(plain) == ids(said)
+    assert plain.models[0].id == said.models[0].id != resized.models[0].id
+
+
 SAME = [
     {"train": {"workers": 2, "checkpoint_every": 7}},
     {"sample": {"num_samples": 7}},

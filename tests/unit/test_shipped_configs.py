@@ -1,16 +1,19 @@
 """Every experiment in configs/ loads, and costs what its own comment says."""
 
 import importlib.resources
+import math
 import re
+from pathlib import Path
 
 import pytest
 
 from orchestrator.checkpoints import Checkpoint
-from orchestrator.config import Data, Diffusion
+from orchestrator.config import Data, Diffusion, Model
 from orchestrator.configfile import load
 from orchestrator.grid import plan
 from orchestrator.inspection import describe
 from orchestrator.rundir import RunDir
+from workers.datasets import decoded_folder
 
 NAMES = sorted(p.name for p in importlib.resources.files("configs").iterdir() if p.name.endswith(".yaml"))
 OF_THE_PAPER = {
@@ -104,8 +107,22 @@ def test_attention_is_where_images_are_16_pixels_wide(name):
     assert (unet.dropout, found.models[0].train.most_workers) == (0.1, 1)
 
 
-def test_the_hubs_network_for_cifar10_takes_the_place_of_training():
-    assert "\n#  checkpoint: google/ddpm-cifar10-32\n" in text("cifar10-table1.yaml")
-    config = load("cifar10-table1.yaml", ["model={checkpoint: google/ddpm-cifar10-32}"])
+def test_the_hubs_network_for_cifar10_takes_the_place_of_training(tmp_path):
+    """Edited as the comment says: the block above goes, the line comes."""
+    without, blocks = re.subn(r"^model:\n(  .*\n)+", "", text("cifar10-table1.yaml"), flags=re.MULTILINE)
+    edited, lines = re.subn(r"^# (model: .*  # in place of the block above)$", r"\1", without, flags=re.MULTILINE)
+    assert (blocks, lines) == (1, 1)
+    (tmp_path / "edited.yaml").write_text(edited)
+    config = load(str(tmp_path / "edited.yaml"), [])
+    assert config.model == Model(checkpoint="google/ddpm-cifar10-32")
     [model] = plan(config, hub_checkpoint).models
     assert model.train is None
+
+
+@pytest.mark.parametrize("name", ["bedroom-table3.yaml", "church-table3.yaml"])
+def test_the_disk_that_decoded_images_need_is_said(name):
+    said = re.search(r"([\d.]+) GB\s*(?:# )?on the\s*(?:# )?disk of each node, in ~/.cache/(\S+)\. ", text(name))
+    assert said, "a config says what its images take"
+    images = load(name, []).evaluate.reference
+    assert float(said[1]) == round(images.limit * math.prod(images.image_shape) / 1e9, 1)
+    assert decoded_folder().parts[-2:] == Path(said[2]).parts

@@ -32,7 +32,15 @@ UNET = config.Unet(
 def a_spec(folder, **train):
     settings = {"steps": 6, "batch_size": 10, "seed": 3, "warmup_steps": 3, "learning_rate": 1e-3} | train
     return TrainingSpec(
-        config.Data(), UNET, config.DIFFUSION_DEFAULTS, config.Train(**settings), "m", str(folder), 1.0, 0.0
+        config.Data(),
+        data.content_fingerprint(config.Data()),
+        UNET,
+        config.DIFFUSION_DEFAULTS,
+        config.Train(**settings),
+        "m",
+        str(folder),
+        1.0,
+        0.0,
     )
 
 
