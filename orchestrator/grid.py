@@ -19,6 +19,7 @@ import numpy as np
 from orchestrator import checkpoints, own_network
 from orchestrator.checkpoints import Checkpoint
 from orchestrator.config import (
+    DEFAULT_SHAPES,
     DIFFUSION_DEFAULTS,
     GRID_SECTIONS,
     OF_A_SCHEDULE,
@@ -45,6 +46,9 @@ NOT_IDENTITY = {
 
 UNPUBLISHED = ("folder", "parquet")
 """Data sets whose name says nothing of their images."""
+
+RESIZED = ("celeba", "lsun")
+"""Published data sets of any shape, of which the usual one is the same said or not (of a distribution it never was)."""
 
 NOT_CELLS = {"num_samples"} | {f"{name}.{key}" for name in ("data", "train") for key in NOT_IDENTITY[name]}
 """The same, as keys of a grid."""
@@ -334,6 +338,8 @@ def _data_content(data: Data, fingerprint: Fingerprint) -> dict[str, Any]:
     """What a model was trained on: the name says it of a published data set, of others only the images do."""
     if data.name in UNPUBLISHED:
         return {"name": data.name, "shape": list(data.image_shape), "sha256": fingerprint(data)}
+    if data.name in RESIZED and data.shape == DEFAULT_SHAPES[data.name]:
+        data = data.model_copy(update={"shape": None})
     return _differing(data, Data(), NOT_IDENTITY["data"])
 
 

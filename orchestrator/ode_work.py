@@ -95,6 +95,7 @@ class Reconstruct:
                 stop=shard.stop,
                 network=self.rundir.network(cell.model, cell.settings.weights),
                 data=cell.model.data.held_out,
+                data_sha256=data.content_fingerprint(cell.model.data.held_out),
                 batch_size=cell.settings.batch_size,
                 diffusion=cell.model.diffusion,
                 tau=cell.tau,

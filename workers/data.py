@@ -1,5 +1,6 @@
 """Datasets, as 8-bit images. The driver takes fingerprints and references from here, so torch is for CIFAR-10 alone."""
 
+import platform
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from orchestrator import config
+from orchestrator.errors import UserError
 from workers import datasets
 from workers.decoding import Decoded, decoded, digest_of_shape
 from workers.diffusion import gaussian
@@ -39,6 +41,26 @@ def load_images(data: config.Data) -> NDArray[np.uint8]:
         UserError: if they are missing or damaged, saying how to get them.
     """
     return _load(data).images
+
+
+def load_known_images(data: config.Data, sha256: str) -> NDArray[np.uint8]:
+    """`load_images` on a worker, of whose node it is not known whether its images are the driver's.
+
+    Args:
+        data: as of `load_images`.
+        sha256: their `content_fingerprint` on the driver.
+
+    Raises:
+        UserError: as `load_images`, and if they are other images.
+    """
+    found = _load(data)
+    if found.fingerprint != sha256:
+        place = "its packages" if data.name in BUNDLED else data.root or datasets.default_root()
+        raise UserError(
+            f"data: node {platform.node()} has other images of {data.full_name} in {place} (SHA-256 "
+            f"{found.fingerprint[:8]}) than the driver ({sha256[:8]}): put the driver's there"
+        )
+    return found.images
 
 
 def content_fingerprint(data: config.Data) -> str:
@@ -80,12 +102,12 @@ def _drawn(data: config.Data) -> NDArray[np.uint8]:
     return to_uint8(x.astype(np.float32))
 
 
-READERS: dict[str, Callable[[config.Data], NDArray[np.uint8]]] = {
+BUNDLED: dict[str, Callable[[config.Data], NDArray[np.uint8]]] = {
     "digits": _digits,
     "gaussian": _drawn,
     "two-points": _drawn,
-    **datasets.READERS,
 }
+READERS = BUNDLED | datasets.READERS
 
 
 def fingerprint(images: NDArray[np.uint8]) -> str:

@@ -54,6 +54,18 @@ CELEBA_ROWS, CELEBA_COLUMNS = slice(57, 185), slice(25, 153)
 CELEBA_PARTITIONS = {"train": ("0",), "validation": ("1",), "test": ("2",), "all": ("0", "1", "2")}
 """How list_eval_partition.txt writes a split."""
 
+CELEBA_IMAGES = {"train": 162_770, "validation": 19_867, "test": 19_962}
+"""Images of each split, as published."""
+
+LSUN_TRAIN = {"bedroom": 3_033_042, "church_outdoor": 126_227}
+"""Images of a category's training split, as published (Yu et al. 2015); of other categories any are taken."""
+
+LSUN_VALIDATION = 300
+"""Images of any category's validation split."""
+
+SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\b.*")
+"""How Hugging Face names the files of a split, with or without a hash behind."""
+
 HUB_ROOT = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<folder>.+?))?/?")
 """As huggingface_hub's file system writes it; a slash within a revision is %2F."""
 
@@ -172,7 +184,7 @@ def celeba(data: Data) -> Encoded:
     They lie as torchvision lays them out, in `root`/celeba, or in `root` itself.
 
     Raises:
-        UserError: if they are not there, saying how to get them.
+        UserError: if they are not there, or not as many as were published, saying how to get them.
     """
     root = _root(data)
     candidates = [root / "celeba", root]
@@ -194,7 +206,18 @@ def celeba(data: Data) -> Encoded:
         raise UserError(f"data: {partition} is not CelebA's (lines of a file's name and 0, 1 or 2): get it anew")
     names = [name for name, partition in lines if partition in CELEBA_PARTITIONS[data.split]]
     paths = [found / "img_align_celeba" / name for name in names]
+    published = sum(CELEBA_IMAGES.values()) if data.split == "all" else CELEBA_IMAGES[data.split]
+    _require_published(data, len(paths), published, partition)
     return Encoded(found, [partition, *paths], len(paths), lambda: paths, _decode_celeba)
+
+
+def _require_published(data: Data, count: int, published: int | None, path: Path) -> None:
+    """UserError unless there are as many images, before `data.limit`, as in the data set whose name models go by."""
+    if published is not None and count != published:
+        raise UserError(
+            f"data: {path} has {count} images of {data.full_name}'s split {data.split}, which was published with "
+            f"{published}: get it anew; a part of it is data.limit, and other images are data.name: folder"
+        )
 
 
 def _holds_celeba(folder: Path) -> bool:
@@ -215,7 +238,7 @@ def lsun(data: Data) -> Encoded:
     torchvision itself keeps a pickle of the keys in the current folder, under a name that two databases can share.
 
     Raises:
-        UserError: if its database or the module lmdb is missing, saying how to get it.
+        UserError: if its database or the module lmdb is missing, or images of it are, saying how to get it.
     """
     part = {"train": "train", "validation": "val"}[data.split]
     folder = _root(data) / f"{data.category}_{part}_lmdb"
@@ -234,6 +257,8 @@ def lsun(data: Data) -> Encoded:
             count = database.stat()["entries"]
     except lmdb.Error as error:
         raise UserError(f"data: {folder} is no whole LMDB ({error}): get it anew") from None
+    published = LSUN_VALIDATION if part == "val" else LSUN_TRAIN.get(str(data.category))
+    _require_published(data, count, published, folder)
     return Encoded(folder, [folder / "data.mdb"], count, partial(_lmdb_values, folder), _decode_lsun)
 
 
@@ -307,7 +332,7 @@ def parquet(data: Data) -> Encoded:
     writes and finds them.
 
     Raises:
-        UserError: if there are none, or one can't be read.
+        UserError: if there are none, one of X-00000-of-0000N is missing, or one can't be read.
     """
     patterns = _parquet_patterns(data.split)
     root = _hub_folder(data, patterns) if "://" in str(data.root) else _root(data)
@@ -315,6 +340,7 @@ def parquet(data: Data) -> Encoded:
         root, paths = root.parent, [root] if _fits(root.name, patterns) else []
     else:
         paths = _below(root, patterns)
+        _require_all_shards(paths)
     if not paths:
         wanted = "*.parquet" if data.split == "all" else f"{data.split}.parquet or {data.split}-*.parquet"
         hint = "" if data.split == "all" else ", or data.split: all"
@@ -331,6 +357,21 @@ def parquet(data: Data) -> Encoded:
     return Encoded(root, paths, sum(table.num_images for table in tables), pictures, lambda picture: picture)
 
 
+def _require_all_shards(paths: Sequence[Path]) -> None:
+    numbers: dict[tuple[Path, str, int], set[int]] = {}
+    for path in paths:
+        if match := SHARD_NAME.fullmatch(path.name):
+            key = path.parent, match["split"], int(match["count"])
+            numbers.setdefault(key, set()).add(int(match["number"]))
+    for (folder, split, count), found in numbers.items():
+        missing = sorted(set(range(count)) - found)
+        if missing:
+            raise UserError(
+                f"data: {folder} has {count - len(missing)} of the {count} files {split}-*-of-{count:05d}, not number "
+                f"{missing[0]}: get what is missing (data.download: true, from hf://), or set data.root to one file"
+            )
+
+
 def _parquet_patterns(split: str) -> list[str]:
     """What relative paths of a split's files look like; in these a star stands for slashes too."""
     if split == "all":
@@ -342,7 +383,8 @@ def _parquet_patterns(split: str) -> list[str]:
 def _hub_folder(data: Data, patterns: Sequence[str]) -> Path:
     """The folder in Hugging Face's cache that holds a data set's Parquet files, downloaded if that is wanted.
 
-    What is there already is taken as it is, so that a data set doesn't change between two commands.
+    The commit that the cache knows is kept to, so that a data set doesn't change between two commands. With `download`
+    the hub is asked for what the cache lacks of it, and for a list of its files where the cache has none.
     """
     match = HUB_ROOT.fullmatch(str(data.root))
     revision = match and match["revision"] and unquote(match["revision"])
@@ -351,25 +393,32 @@ def _hub_folder(data: Data, patterns: Sequence[str]) -> Path:
         raise UserError(
             f"data.root: {data.root} is neither a path nor hf://datasets/ORG/NAME, with @REVISION or /FOLDER behind it"
         )
+    within = f"{match['folder']}/" if match["folder"] else ""
+    wanted = [f"{within}{pattern}" for pattern in patterns]
+    cached = _cached_snapshot(match["repo"], revision, [] if data.download else wanted)
+    if data.download:
+        commit = None if cached is None else cached.name
+        cached = hub.snapshot(identifier, wanted, "data.root", commit, kind="dataset")
+    elif cached is None:
+        raise UserError(
+            f"data: {data.root} is not in Hugging Face's cache, or not all of it: set data.download: true, or "
+            "data.root to a folder of its Parquet files"
+        )
+    return cached / within
+
+
+def _cached_snapshot(repository: str, revision: str | None, wanted: list[str]) -> Path | None:
+    """The folder, named by its commit, in Hugging Face's cache; None if it is known to lack some of the files."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    within = f"{match['folder']}/" if match["folder"] else ""
-    wanted = [f"{within}{pattern}" for pattern in patterns]
     try:
-        snapshot = Path(
-            snapshot_download(
-                match["repo"], repo_type="dataset", revision=revision, allow_patterns=wanted, local_files_only=True
-            )
+        folder = snapshot_download(
+            repository, repo_type="dataset", revision=revision, allow_patterns=wanted, local_files_only=True
         )
     except LocalEntryNotFoundError:
-        if not data.download:
-            raise UserError(
-                f"data: {data.root} is not in Hugging Face's cache: set data.download: true, or data.root to a folder "
-                "of its Parquet files"
-            ) from None
-        snapshot = hub.snapshot(identifier, wanted, "data.root", kind="dataset")
-    return snapshot / within
+        return None
+    return Path(folder)
 
 
 def _download(name: str, root: Path) -> None:

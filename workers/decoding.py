@@ -75,8 +75,9 @@ def decoded(data: Data, encoded: Encoded, cache: Path) -> Decoded:
         raise UserError(f"data: {error}") from None
     except OSError as error:
         place = Path(error.filename or cache)
-        hint = "; set XDG_CACHE_HOME to keep decoded images elsewhere" if place.is_relative_to(cache) else ""
-        raise UserError(f"data: {place} can't be used ({error.strerror or error}){hint}") from None
+        in_cache = place.is_relative_to(cache)
+        way = "set XDG_CACHE_HOME to keep decoded images elsewhere" if in_cache else "get it anew, or remove it"
+        raise UserError(f"data: {place} can't be used ({error.strerror or error}); {way}") from None
     assert found is not None, "it was written under the lock"
     return found
 

@@ -56,6 +56,8 @@ class ReconstructJob:
     stop: int
     network: Network
     data: Data
+    data_sha256: str
+    """Of its images on the driver."""
     batch_size: int
     diffusion: Diffusion
     tau: tuple[int, ...]
@@ -86,6 +88,8 @@ class ExtractJob:
     path: str
     replace: bool
     images: str | Data | Source
+    images_sha256: str | None
+    """Of a reference's images on the driver, which those of a data set must be; null: images of this run."""
     extractor: ExtractorSpec
     batch_size: int
     metadata: dict[str, Any]

@@ -18,7 +18,7 @@ def reconstruct(job: ReconstructJob, model: sampler.Model, device: str) -> Resul
     An image's error is the mean square over its dimensions, on pixels scaled to [0, 1]: `mse` of the floats, `mse_8bit`
     of the picture that is kept.
     """
-    originals = data.load_images(job.data)[job.start : job.stop]
+    originals = data.load_known_images(job.data, job.data_sha256)[job.start : job.stop]
     alpha_bar, prediction = job.diffusion.alpha_bar, job.diffusion.predicts
     seconds, first_row = 0.0, job.start
     with images.PartWriter(Path(job.path), images.picture_schema(job.metadata, ("mse", "mse_8bit"))) as part:

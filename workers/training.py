@@ -45,6 +45,8 @@ class TrainingSpec:
     """A model to train and the means; `diffusion` and `train` are resolved, with no key left `null`."""
 
     data: config.Data
+    data_sha256: str
+    """Of its images on the driver: `workers.data.content_fingerprint`."""
     unet: config.Unet
     diffusion: config.Diffusion
     train: config.Train

@@ -26,6 +26,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from torch import Tensor, distributed
 
 from orchestrator import config
+from orchestrator.errors import UserError
 from workers import data, models
 from workers.diffusion import noise
 from workers.diffusion.process import diffuse
@@ -72,7 +73,7 @@ class Batches:
         self._seed, self._flip, self._shape = spec.train.seed, spec.train.flip, spec.data.image_shape
         self._antithetic = spec.train.antithetic
         self._positions = torch.arange(rank * size // world_size, (rank + 1) * size // world_size, device=device)
-        self._images = data.load_images(spec.data)
+        self._images = data.load_known_images(spec.data, spec.data_sha256)
         fits = device != "cpu" and self._images.nbytes <= DEVICE_BYTES
         self._on_device = torch.tensor(self._images, device=device) if fits else None
         self._alpha_bar = torch.from_numpy(spec.diffusion.alpha_bar).to(device)
@@ -97,7 +98,7 @@ def run(spec: TrainingSpec) -> None:
     """Train, and commit the model from rank 0.
 
     Raises:
-        Hopeless: if the network can't be built, or the training diverges.
+        Hopeless: if the network can't be built, a node lacks the driver's images, or the training diverges.
     """
     if spec.final.is_dir():
         return  # a worker died after the commit, and Ray Train started the function again
@@ -111,7 +112,7 @@ def run(spec: TrainingSpec) -> None:
             load(state, Path(folder) / "state.pt")
     log = Log(spec.running, state.step, spec.train.tensorboard) if rank == 0 else None
     with _process_group(spec, rank, world_size, device):
-        _loop(spec, state, Batches(spec, rank, world_size, device), log, rank, world_size)
+        _loop(spec, state, _batches(spec, rank, world_size, device), log, rank, world_size)
     if rank == 0:
         _commit(spec, state)
 
@@ -139,6 +140,22 @@ def _process_group(spec: TrainingSpec, rank: int, world_size: int, device: str) 
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def _batches(spec: TrainingSpec, rank: int, world_size: int, device: str) -> Batches:
+    """`Batches` of one rank. If a rank lacks the images all of them stop, for none can go on without it."""
+    batches, fault = None, None
+    try:
+        batches = Batches(spec, rank, world_size, device)
+    except UserError as error:
+        fault = str(error)
+    faults = [fault] * world_size
+    if world_size > 1:
+        distributed.all_gather_object(faults, fault)
+    if any(faults):
+        raise Hopeless(next(filter(None, faults)))
+    assert batches is not None
+    return batches
 
 
 def new_state(spec: TrainingSpec, device: str) -> State:
