@@ -308,8 +308,8 @@ def _encoded(cell: Cell) -> "published.Encoded":
     from eval import published
     from orchestrator.report import network
 
-    images = cell.model.data.held_out
-    return published.Encoded(images.full_name, images.split, cell.tau, network(cell.model))
+    held_out = cell.model.data.held_out
+    return published.Encoded(held_out.full_name, held_out.split, cell.tau, network(cell.model))
 
 
 def _group(cell: Cell) -> str:

@@ -66,15 +66,21 @@ def write(config: Config, plan: Plan, rundir: RunDir, collected: Rows) -> None:
 
 
 def write_losses(plan: Plan, rundir: RunDir) -> None:
-    """Write figures/loss, if a model of the plan has been trained here."""
+    """Write figures/loss if a model of the plan has been trained here, else remove what is there of others."""
     if curves := loss_curves(plan, rundir):
         figures.losses(curves, rundir.figures / "loss")
+    else:
+        for stale in rundir.figures.glob("loss.*"):
+            stale.unlink()
 
 
 def loss_curves(plan: Plan, rundir: RunDir) -> dict[str, pd.DataFrame]:
     """The logs of the models that were trained here, each by its id and what sets it apart in the grid."""
     curves: dict[str, pd.DataFrame] = {}
+    first: dict[str, Cell] = {}
     for cell in plan.cells:
+        first.setdefault(cell.model.id, cell)
+    for cell in first.values():
         log = rundir.models / cell.model.id / "train" / "log.jsonl"
         if cell.model.train is not None and log.is_file():
             of_model = {key: value for key, value in cell.axes.items() if key.split(".")[0] in TRAINED_SECTIONS}

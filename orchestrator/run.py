@@ -25,6 +25,7 @@ from orchestrator.progress import Progress, duration
 from orchestrator.protocol import Evaluation, describe_clip, evaluation
 from orchestrator.rundir import Damage, Events, RunDir
 from orchestrator.work import Piece, Survey, missing
+from workers import training
 from workers.data import content_fingerprint, load_images
 from workers.files import write_json
 
@@ -35,6 +36,9 @@ ODE_WORK: dict[str, type[Reconstruct] | type[Interpolate]] = {"reconstruct": Rec
 
 POLL_SECONDS = 0.5
 """How often the driver looks at a training's log, and for Ctrl-C."""
+
+STANDSTILL_SECONDS = 120.0
+"""Without a logged step, after which people are told what an elastic training may wait for: Ray Train does not say."""
 
 
 class Outcome(NamedTuple):
@@ -71,6 +75,8 @@ class Run:
         scoring = evaluation(self.config, self.plan) if "evaluate" in stages or "report" in stages else None
         for model in self.plan.models:
             if "train" in stages and not self.rundir.is_trained(model):
+                assert model.train is not None
+                training.check(model.train)
                 load_images(model.data)  # refused here, not when the first worker asks
         with self.rundir.lock(), self._cluster:
             check_extends(self.config, self.plan, self.rundir)
@@ -137,10 +143,11 @@ class Run:
             if not self.rundir.is_trained(model):
                 self._connect()
                 self._train_one(model)
+            elif model.train is not None:
+                training.remove_leftovers(self.rundir.models, model.id)  # of a driver that was killed after the commit
+        report.write_losses(self.plan, self.rundir)
 
     def _train_one(self, model: Model) -> None:
-        from workers import training
-
         assert model.train is not None
         assert model.unet is not None
         folder = self.rundir.models / model.id
@@ -148,7 +155,6 @@ class Run:
             self._set_aside(Damage(folder, "its weights are missing"))
         trainers = cluster.trainers(self.config.cluster, model.train.workers)
         train = model.train.model_copy(update={"workers": trainers.workers})
-        models_dir = str(self.rundir.models)
         spec = training.TrainingSpec(
             data=model.data,
             data_sha256=content_fingerprint(model.data),
@@ -156,7 +162,7 @@ class Run:
             diffusion=model.diffusion,
             train=train,
             model_id=model.id,
-            models_dir=models_dir,
+            models_dir=str(self.rundir.models),
             cpus_per_worker=trainers.cpus,
             gpus_per_worker=trainers.gpus,
         )
@@ -174,13 +180,7 @@ class Run:
         self._events.add("train", model=model.id)
         self._progress.begin(f"training {model.id}", model.train.steps, "steps")
         thread.start()
-        loss = ""
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)
-            if (at := training.progress(models_dir, model.id)) is not None:
-                loss = f"loss {at.loss:.4f}"
-                self._progress.started(at.step)
-                self._progress.update(at.step, workers=at.workers, note=loss)
+        self._watch(thread, model)
         self._progress.end()
         if errors:
             if isinstance(errors[0], UserError):
@@ -189,8 +189,29 @@ class Run:
             raise RunFailed(f"training of model {model.id} failed: {_last_line(errors[0])} (all of it: {path})")
         seconds = time.monotonic() - began
         self._events.add("trained", model=model.id, seconds=round(seconds, 3))
-        self._progress.say(f"trained model {model.id}: {model.train.steps} steps in {duration(seconds)}, {loss}")
-        report.write_losses(self.plan, self.rundir)
+        at = training.progress(self.rundir.models, model.id)
+        assert at is not None, "the last step is always logged"
+        self._progress.say(f"trained model {model.id}: {at.step} steps in {duration(seconds)}, loss {at.loss:.4f}")
+
+    def _watch(self, thread: threading.Thread, model: Model) -> None:
+        """Show how far a training is until its thread ends."""
+        assert model.train is not None
+        elastic = not isinstance(model.train.workers, int)
+        step, changed, said = 0, time.monotonic(), False
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            if (at := training.progress(self.rundir.models, model.id)) is not None:
+                self._progress.started(at.step)
+                self._progress.update(at.step, workers=at.workers, note=f"loss {at.loss:.4f}")
+                if at.step != step:
+                    step, changed = at.step, time.monotonic()
+            if elastic and not said and time.monotonic() - changed > STANDSTILL_SECONDS:
+                said = True
+                least = f"{model.train.fewest_workers} worker{'s' * (model.train.fewest_workers > 1)}"
+                self._progress.say(
+                    f"training {model.id}: no step logged for {duration(STANDSTILL_SECONDS)}; it waits as long as the "
+                    f"cluster has no room for {least}"
+                )
 
     def _work(self, sampling: bool, scoring: Evaluation | None) -> dict[str, str]:
         survey = Survey(self.config, self.plan, self.rundir, scoring, self._set_aside)

@@ -6,13 +6,17 @@ The loop itself is in `training_loop.py`, which only the workers import, so that
 import importlib.util
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator import config
 from orchestrator.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from ray.train import TrainingFailedError
 
 MAX_WORKER_FAILURES = 3
 """Killed workers per run that are replaced; the same command again gives another three."""
@@ -25,6 +29,11 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process whose warnings the loop would make no use of
 }
 """Read by Ray Train when a run starts, and passed on to its processes; what the user has set wins."""
+
+COLLATERAL = re.compile(
+    r"gloo|nccl|DistBackendError|DistNetworkError|DistStoreError|connection (closed|reset|refused)", re.I
+)
+"""What the error of a worker says that failed because another one did."""
 
 
 class Hopeless(Exception):
@@ -72,38 +81,66 @@ def running_folder(models_dir: str | Path, model_id: str) -> Path:
     return Path(models_dir) / f".training-{model_id}"
 
 
+def check(settings: config.Train) -> None:
+    """Raise `UserError` if TensorBoard is asked for and not installed."""
+    if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("train.tensorboard needs the package tensorboard; pip install 'taugrid[tensorboard]'")
+
+
+def remove_leftovers(models_dir: str | Path, model_id: str) -> None:
+    """Remove what kills left behind, once no training of that model runs: half a commit and, after it, the training."""
+    for leftover in Path(models_dir).glob(f".{model_id}.*.tmp"):
+        shutil.rmtree(leftover)
+    if (Path(models_dir) / model_id).is_dir():
+        shutil.rmtree(running_folder(models_dir, model_id), ignore_errors=True)
+
+
 def train(spec: TrainingSpec) -> None:
     """Train the model unless it is there; a training that was cut off goes on from its last checkpoint.
 
     Ray must be initialised. Call it outside the main thread: in it, Ray Train takes over SIGINT and keeps it.
 
     Raises:
-        UserError: if TensorBoard is asked for and not installed.
         RunFailed: if the network can't be built, the loss is not finite, or workers failed more often than they are
             replaced.
     """
-    if spec.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("train.tensorboard needs the package tensorboard; pip install 'taugrid[tensorboard]'")
-    for leftover in Path(spec.models_dir).glob(f".{spec.model_id}.*.tmp"):
-        shutil.rmtree(leftover)
+    remove_leftovers(spec.models_dir, spec.model_id)
     if not spec.final.is_dir():
         _drop_torn_snapshot(spec.running)
         _fit(spec)
-    shutil.rmtree(spec.running, ignore_errors=True)
+        remove_leftovers(spec.models_dir, spec.model_id)
 
 
 def progress(models_dir: str | Path, model_id: str) -> Progress | None:
-    """The last logged step of a training that is not finished; None before the first."""
+    """The last logged step of a training, which may be finished; None before the first."""
+    committed = Path(models_dir) / model_id / "train" / "log.jsonl"
+    running = running_folder(models_dir, model_id) / "log.jsonl"
+    records = whole_lines(committed, of_the_end=4096) or whole_lines(running, of_the_end=4096)
+    if not records:
+        return None
+    last = records[-1]
+    return Progress(last["step"], last["loss"], last.get("workers", 1))  # it was not always written
+
+
+def whole_lines(log: Path, of_the_end: int | None = None) -> list[dict[str, Any]]:
+    """The steps in a log.jsonl, or in so many bytes of its end; none if there is no such file.
+
+    What is no whole line of JSON is passed over: a kill leaves half a line, and a power loss can leave NULs.
+    """
     try:
-        with (running_folder(models_dir, model_id) / "log.jsonl").open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
-            whole_lines = log.read().split(b"\n")[:-1]
+        with log.open("rb") as file:
+            if of_the_end is not None:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - of_the_end))
+            lines = file.read().split(b"\n")[:-1]
     except FileNotFoundError:
-        return None
-    if not whole_lines:
-        return None
-    record = json.loads(whole_lines[-1])
-    return Progress(record["step"], record["loss"], record.get("workers", 1))  # it was not always written
+        return []
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
 
 
 def _fit(spec: TrainingSpec) -> None:
@@ -134,10 +171,26 @@ def _fit(spec: TrainingSpec) -> None:
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise RunFailed(lines[-1].strip()) from error
+        raise RunFailed(_in_one_line(error)) from error
     if result.return_value is not None:
         raise RunFailed(result.return_value)
+
+
+def _in_one_line(error: "TrainingFailedError") -> str:
+    """What the workers' errors end in, with their ranks; without those that only say that another worker failed."""
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    if not isinstance(error, WorkerGroupError) or not error.worker_failures:
+        return _last_line(error)
+    ranks: dict[str, list[str]] = {}
+    for rank, failure in sorted(error.worker_failures.items()):
+        ranks.setdefault(_last_line(failure), []).append(str(rank))
+    causes = [line for line in ranks if not COLLATERAL.search(line)] or list(ranks)
+    return "; ".join(f"{line} (worker {', '.join(ranks[line])})" for line in causes)
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def _work(loop_config: dict[str, Any]) -> str | None:
@@ -154,7 +207,7 @@ def _work(loop_config: dict[str, Any]) -> str | None:
 def _drop_torn_snapshot(running: Path) -> None:
     """Remove Ray Train's list of checkpoints if a kill cut off its writing, which is not atomic.
 
-    Ray Train refuses to start with it. Without it the training starts from scratch, to the same result.
+    Ray Train refuses to start with it. Without it the workers look for the newest checkpoint themselves.
     """
     snapshot = running / "checkpoint_manager_snapshot.json"
     try:

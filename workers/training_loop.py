@@ -7,6 +7,7 @@ a restart changes what is learnt, save for the rounding of sums.
 import hashlib
 import math
 import os
+import pickle
 import shutil
 import sys
 import tempfile
@@ -98,7 +99,8 @@ def run(spec: TrainingSpec) -> None:
     """Train, and commit the model from rank 0.
 
     Raises:
-        Hopeless: if the network can't be built, a node lacks the driver's images, or the training diverges.
+        Hopeless: if the network can't be built, a node lacks the driver's images or TensorBoard, or the training
+            diverges.
     """
     if spec.final.is_dir():
         return  # a worker died after the commit, and Ray Train started the function again
@@ -106,15 +108,42 @@ def run(spec: TrainingSpec) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = _device(spec)
     state = new_state(spec, device)
+    _resume(spec, state, rank)
+    batches, log, fault = None, None, None
+    try:
+        batches = _batches(spec, rank, world_size, device)
+        log = Log(spec.running, state.step, spec.train.tensorboard) if rank == 0 else None
+    except Hopeless as error:
+        fault = str(error)
+    with _process_group(spec, rank, world_size, device):
+        _stop_together(fault, world_size)
+        assert batches is not None
+        _loop(spec, state, batches, log, rank, world_size)
+    if rank == 0:
+        _commit(spec, state)
+
+
+def _resume(spec: TrainingSpec, state: State, rank: int) -> None:
+    """Restore the last checkpoint, if there is one: the one that Ray Train knows, else the newest whole one."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             load(state, Path(folder) / "state.pt")
-    log = Log(spec.running, state.step, spec.train.tensorboard) if rank == 0 else None
-    with _process_group(spec, rank, world_size, device):
-        _loop(spec, state, _batches(spec, rank, world_size, device), log, rank, world_size)
-    if rank == 0:
-        _commit(spec, state)
+        return
+    newest = broadcast_from_rank_zero(newest_checkpoint(spec.running) if rank == 0 else None)
+    if newest is not None:
+        load(state, newest)
+
+
+def newest_checkpoint(running: Path) -> Path | None:
+    """The last file in Ray Train's folder that `load` can read; a kill can have cut off the writing of some."""
+    for path in sorted(running.glob("checkpoint_*/state.pt"), reverse=True):  # Ray Train names them by the time
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError):
+            continue
+        return path
+    return None
 
 
 @contextmanager
@@ -123,6 +152,9 @@ def _process_group(spec: TrainingSpec, rank: int, world_size: int, device: str) 
 
     Ray Train's own way to meet, torch's TCP store, listens on all interfaces of a machine, and gloo on the one that the
     host's name resolves to. A cluster on loopback stays there.
+
+    A rank that fails leaves the group be: the others wait until Ray Train ends them, where its end would make each of
+    them fail too, and its error one among theirs.
     """
     if world_size == 1:
         yield
@@ -136,26 +168,25 @@ def _process_group(spec: TrainingSpec, rank: int, world_size: int, device: str) 
         rank=rank,
         world_size=world_size,
     )
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
+    yield
+    distributed.destroy_process_group()
 
 
 def _batches(spec: TrainingSpec, rank: int, world_size: int, device: str) -> Batches:
-    """`Batches` of one rank. If a rank lacks the images all of them stop, for none can go on without it."""
-    batches, fault = None, None
+    """`Batches` of one rank; outside of the process group, which would not wait for a node that decodes for long."""
     try:
-        batches = Batches(spec, rank, world_size, device)
+        return Batches(spec, rank, world_size, device)
     except UserError as error:
-        fault = str(error)
+        raise Hopeless(str(error)) from error
+
+
+def _stop_together(fault: str | None, world_size: int) -> None:
+    """If a rank has a `fault`, all of them stop, for none can go on without it."""
     faults = [fault] * world_size
     if world_size > 1:
         distributed.all_gather_object(faults, fault)
     if any(faults):
         raise Hopeless(next(filter(None, faults)))
-    assert batches is not None
-    return batches
 
 
 def new_state(spec: TrainingSpec, device: str) -> State:
@@ -348,7 +379,7 @@ def _checkpoint(state: State, rank: int) -> None:
 
 def _commit(spec: TrainingSpec, state: State) -> None:
     """Put the pipeline folder and the log in place, in one step."""
-    temporary = spec.final.with_name(f".{spec.model_id}.{os.getpid()}.tmp")
+    temporary = spec.final.with_name(f".{spec.model_id}.{uuid.uuid4().hex[:12]}.tmp")
     models.save_pipeline(temporary, state.unet, state.ema, spec.diffusion)
     (temporary / "train").mkdir()
     events = events_folder(spec.running).iterdir() if spec.train.tensorboard else ()
