@@ -129,6 +129,11 @@ def _downloaded(path: str, commit: str | None) -> Path:
 def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
     in_pipeline = (folder / "unet").is_dir()
     unet = folder / "unet" if in_pipeline else folder
+    if not (unet / "config.json").is_file():
+        raise UserError(
+            f"model.checkpoint: {path} is no diffusers model: there is neither {folder / 'unet' / 'config.json'} nor "
+            f"{folder / 'config.json'}"
+        )
     config = _json(unet / "config.json")
     _check_components(path, folder / "model_index.json")
     _check_network(path, unet, config)
@@ -136,6 +141,12 @@ def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
     digest = weights_sha256(weights)
     _check_whole(weights, config)
     places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
+    named = _json(folder / "model_index.json").get("scheduler") if (folder / "model_index.json").is_file() else None
+    if named and not any(place.is_file() for place in places):
+        raise UserError(
+            f"model.checkpoint: {path} names a scheduler in model_index.json, but there is no {places[0]}, so that its "
+            "noise schedule is not known; put it there, or give the unet folder alone and set diffusion"
+        )
     diffusion, sample = next((_scheduler(place) for place in places if place.is_file()), (Diffusion(), {}))
     raw = folder / "unet_raw"
     return Checkpoint(

@@ -322,14 +322,14 @@ def verify(directory: str, as_json: bool) -> None:
             seen += count
             progress.update(seen)
 
-        damages = verify_files(opened.plan, opened.rundir, tick)
+        damages = verify_files(opened.config, opened.plan, opened.rundir, tick)
     listed = [{"path": opened.rundir.relative(path), "reason": reason} for path, reason in damages]
     if as_json:
         click.echo(json.dumps({"dir": str(opened.rundir.root), "images": seen, "damaged": listed}, indent=2))
     else:
         for damage in listed:
             click.echo(f"{damage['path']}: {damage['reason']}")
-        verdict = f"{len(listed)} files are damaged or missing" if listed else "everything is whole"
+        verdict = f"{len(listed)} things are damaged, changed or missing" if listed else "everything is whole"
         click.echo(f"{seen} images decoded; {verdict}", err=bool(listed))
     if listed:
         sys.exit(Exit.FAILED)

@@ -6,6 +6,7 @@ changes, because either would orphan every run that people have.
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -151,12 +152,19 @@ class Model(Section):
     unet: Unet | None = None
     checkpoint: str | None = None
     """A diffusers folder (a pipeline's, or a bare UNet2DModel's), or a model's id on the Hugging Face hub."""
-    callable: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
+    callable: str | None = None
     """One's own network, `package.module:function`: the function is called once, and returns a function of x and t."""
     weights: str | None = None
     """A file of weights for `callable`, whose function is called with its path."""
     oracle: Literal["gaussian", "two-points"] | None = None
     """The optimal eps, in closed form, for the data of that name."""
+
+    @field_validator("callable")
+    @classmethod
+    def _names_a_function(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[\w.]+:\w+", name):
+            raise ValueError("write module:function, as in my_network:load")
+        return name
 
     @model_validator(mode="after")
     def _one_source(self) -> "Model":

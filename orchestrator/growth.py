@@ -16,18 +16,23 @@ MOST_DIFFERENCES = 4
 
 def check_extends(config: Config, plan: Plan, rundir: RunDir) -> None:
     """Raise `UserError` if a cell with images in the directory is none of the plan's, saying what differs."""
+    if (said := orphans_in_words(config, plan, rundir)) is not None:
+        raise UserError(
+            f"{said}. Either undo that, or give another --out, or remove those folders under {rundir.samples}"
+        )
+
+
+def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
+    """Which cells have images in the directory and are none of the plan's, and why; None where there are none."""
     planned = {cell.id for cell in plan.cells}
     orphans = [name for cell, name in rundir.committed_cells().items() if cell not in planned]
     if not orphans:
-        return
+        return None
     named = ", ".join(orphans[:2]) + (f" and {len(orphans) - 2} more" if len(orphans) > 2 else "")
     differences = _differences(read_json(rundir.config) or {}, config.model_dump(mode="json"))
     shown = "; ".join(differences[:MOST_DIFFERENCES]) or WHAT_NO_KEY_SAYS
     more = f" and {len(differences) - MOST_DIFFERENCES} more" if len(differences) > MOST_DIFFERENCES else ""
-    raise UserError(
-        f"{rundir.root} holds {named}, which this config does not have. What differs: {shown}{more}. "
-        f"Either undo that, or give another --out, or remove those folders under {rundir.samples}"
-    )
+    return f"{rundir.root} holds {named}, which this config does not have. What differs: {shown}{more}"
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

@@ -9,8 +9,9 @@ from typing import Any
 from orchestrator.config import Config
 from orchestrator.errors import UserError
 from orchestrator.grid import Cell, Model, Plan
+from orchestrator.growth import orphans_in_words
 from orchestrator.rundir import Damage, RunDir, read_events
-from workers import images
+from workers import images, training
 from workers.files import read_json, read_sealed
 
 PNG_OVERHEAD_BYTES = 200
@@ -32,7 +33,7 @@ def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
         "images": sum(cell.settings.num_samples for cell in plan.cells),
         "network_evaluations": sum(shard.evaluations for shard in plan.shards),
         "network_evaluations_remaining": remaining,
-        "remarks": plan.remarks,
+        "remarks": [*plan.remarks, *filter(None, [orphans_in_words(config, plan, rundir)])],
         "bytes_at_most": sum(cell.settings.num_samples for cell in plan.cells) * (prod(shape) + PNG_OVERHEAD_BYTES),
         "evaluations_per_second_and_worker": rate,
         "worker_seconds_remaining": None if rate is None else round(remaining / rate, 1),
@@ -40,14 +41,18 @@ def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
 
 
 def _describe_model(model: Model, rundir: RunDir) -> dict[str, Any]:
+    if model.train is not None:
+        ready = rundir.is_trained(model)
+        at = training.progress(rundir.models, model.id)
+        done = model.train.steps if ready else at.step if at else 0
+        steps = {"train_steps": model.train.steps, "train_steps_done": done, "ready": ready}
+        return {"id": model.id, "source": "trained here", **steps}
+    source = f"the {model.oracle} oracle"
     if model.checkpoint is not None:
-        return {"id": model.id, "source": f"loaded from {model.checkpoint.path}", "train_steps": 0, "ready": True}
-    if model.own is not None:
-        return {"id": model.id, "source": f"one's own, {model.own.callable}", "train_steps": 0, "ready": True}
-    if model.oracle is not None:
-        return {"id": model.id, "source": f"the {model.oracle} oracle", "train_steps": 0, "ready": True}
-    steps = model.train.steps if model.train else 0
-    return {"id": model.id, "source": "trained here", "train_steps": steps, "ready": rundir.is_trained(model)}
+        source = f"loaded from {model.checkpoint.path} ({model.diffusion.in_words})"
+    elif model.own is not None:
+        source = f"one's own, {model.own.callable} ({model.diffusion.in_words})"
+    return {"id": model.id, "source": source, "train_steps": 0, "train_steps_done": 0, "ready": True}
 
 
 def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:
@@ -84,9 +89,16 @@ def measured_rate(rundir: RunDir) -> float | None:
     return sum(event["evaluations"] for event in shards) / seconds if seconds else None
 
 
-def verify(plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> list[Damage]:
+def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> list[Damage]:
     """Re-read every file of a run and decode every image; `tick(n)` after n images. Moves and changes nothing."""
     found: list[Damage] = []
+    if (said := orphans_in_words(config, plan, rundir)) is not None:
+        found.append(Damage(rundir.samples, said))
+    planned = {cell.id for cell in plan.cells}
+    for cell_id, name in rundir.committed_cells().items():
+        if cell_id not in planned:
+            for path in sorted((rundir.samples / name).glob("part-*.parquet")):
+                found += _verify_images(path, None, tick)
     for cell in plan.cells:
         found += _verify_samples(cell, rundir, tick)
     derived = [rundir.reconstructions.glob("*/part-*.parquet"), rundir.interpolations.glob("*/part-*.parquet")]
@@ -109,29 +121,38 @@ def verify(plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> list[Dama
 
 
 def _verify_samples(cell: Cell, rundir: RunDir, tick: Callable[[int], None]) -> list[Damage]:
+    if not rundir.is_trained(cell.model):
+        return [Damage(rundir.models / cell.model.id, "not trained yet; `taugrid run` goes on")]
     found: list[Damage] = []
+    metadata: dict[str, Any] | None = None
     try:
         metadata = rundir.sample_metadata(cell)
         done = rundir.sampled(cell, metadata, every_byte=False, on_damage=found.append)
-    except UserError as error:
-        return [Damage(rundir.weights_file(cell.model, cell.settings.weights), str(error))]
+    except UserError as error:  # of the weights: the images can be read without them
+        found.append(Damage(rundir.weights_file(cell.model, cell.settings.weights), str(error)))
+        done = rundir.sampled(cell, None, every_byte=False, on_damage=found.append)
     for shard in cell.shards:
         path = rundir.sample_part(cell, shard)
-        if shard.number not in done:
-            if not path.exists():
-                found.append(Damage(path, "missing"))
-            elif all(damage.path != path for damage in found):
-                found.append(Damage(path, "it holds fewer images than the config asks for"))
-            continue
-        try:
-            images.inspect(path)
-            for index, batch in images.read_images(path):
-                if batch.shape[1:] != cell.model.image_shape:
-                    raise images.DamagedFile(f"images are of shape {batch.shape[1:]}")
-                tick(len(index))
-        except (images.DamagedFile, ValueError) as error:
-            found.append(Damage(path, str(error).removeprefix(f"{path}: ")))
+        if shard.number in done:
+            found += _verify_images(path, cell.model.image_shape, tick)
+        elif not path.exists():
+            found.append(Damage(path, "missing"))
+        elif all(damage.path != path for damage in found):
+            found.append(Damage(path, "it holds fewer images than the config asks for"))
     return found
+
+
+def _verify_images(path: Path, shape: tuple[int, int, int] | None, tick: Callable[[int], None]) -> list[Damage]:
+    """Decode every image of a file; `shape` is (channels, height, width), or None where that is not known."""
+    try:
+        images.inspect(path)
+        for index, batch in images.read_images(path):
+            if shape is not None and batch.shape[1:] != shape:
+                raise images.DamagedFile(f"images are of shape {batch.shape[1:]}")
+            tick(len(index))
+    except (images.DamagedFile, ValueError) as error:
+        return [Damage(path, str(error).removeprefix(f"{path}: "))]
+    return []
 
 
 def find_cell(plan: Plan, name: str) -> Cell:

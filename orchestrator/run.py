@@ -174,6 +174,13 @@ class Run:
             except BaseException as error:
                 errors.append(error)
 
+        if (at := training.progress(self.rundir.models, model.id)) is not None:
+            kept = (
+                "its last checkpoint" if any(spec.running.glob("checkpoint_*")) else "the start: it has no checkpoint"
+            )
+            self._progress.say(
+                f"the training of model {model.id} was cut off at step {at.step}; it goes on from {kept}"
+            )
         # In a thread of its own: fit() in the main thread would take over SIGINT and never give it back (ray.md).
         thread = threading.Thread(target=fit, name=f"train-{model.id}", daemon=True)
         began = time.monotonic()

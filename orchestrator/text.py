@@ -20,7 +20,8 @@ def plan_text(plan: dict[str, Any]) -> str:
     lines = [f"{plan['name']} in {plan['dir']}", ""]
     for model in plan["models"]:
         if model["train_steps"]:
-            state = "trained" if model["ready"] else f"to be trained for {model['train_steps']:,} steps"
+            done = f", of which {model['train_steps_done']:,} are done" * bool(model["train_steps_done"])
+            state = "trained" if model["ready"] else f"to be trained for {model['train_steps']:,} steps{done}"
         else:
             state = model["source"]
         lines.append(f"model {model['id']}: {state}")

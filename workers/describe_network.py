@@ -6,6 +6,7 @@ none.
 
 import argparse
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from workers import own_code
 from workers.another_process import reply
 from workers.own_network import Network, UnusableNetwork, for_inference, make, source_sha256, tensors
+
+LONGEST_REASON = 200
+"""Characters of an exception's text that are shown."""
 
 TOLERANCE = 0.05
 """Of the largest output: what one image's prediction may differ by when it is computed again or in another batch.
@@ -116,6 +120,9 @@ def main() -> None:
         found = describe(arguments.name, arguments.weights, (channels, height, width), arguments.timesteps)
     except UnusableNetwork as error:
         sys.exit(str(error))
+    except Exception as error:  # of one's own code: where it is from, and then what it is in one line
+        traceback.print_exc()
+        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST_REASON]}")
     reply(found._asdict())
 
 

@@ -3,10 +3,14 @@
 import re
 import shlex
 import shutil
+import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 from taugrid import taugrid
+
+from orchestrator.config import Config, Train, validate
 
 README = Path(__file__).parents[2] / "README.md"
 NOT_RUN_HERE = ("--address auto", "make ", "taugrid selfcheck")
@@ -36,14 +40,15 @@ def test_the_readme_has_commands():
     assert len(commands()) >= 6
 
 
-def test_the_readmes_config_is_one(tmp_path):
-    from orchestrator.config import Config, validate
+def test_the_readmes_settings_of_training_are_some():
+    text = re.search(r"^ +(train: \{[^}]+\}[^}]+\})$", README.read_text(), re.MULTILINE)
+    assert text
+    train = validate(Train, yaml.safe_load(text[1])["train"], "README")
+    assert set(train.model_dump(exclude_defaults=True)) >= {"precision", "loss_weights", "optimizer", "workers"}
 
+
+def test_the_readmes_config_is_one(tmp_path):
     text = re.search(r"^( {4}name: my-grid\n(?: {4}[^\n]*\n)+)", README.read_text(), re.MULTILINE)
     assert text
-    import textwrap
-
-    import yaml
-
     config = validate(Config, yaml.safe_load(textwrap.dedent(text[1])), "README")
     assert len(config.grid) == 2

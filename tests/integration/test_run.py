@@ -135,7 +135,21 @@ def test_other_weights_under_a_cell_are_refused(config, copy):
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, path)
     done = taugrid("run", config, "--out", copy, code=2)
     assert "made with weights" in done.stderr
-    assert "made with weights" in taugrid("verify", copy, code=1).stdout
+    verified = taugrid("verify", copy, code=1)
+    assert "made with weights" in verified.stdout
+    assert "600 images decoded" in verified.stderr, "the images can be read without the weights"
+
+
+def test_images_that_are_of_no_cell_any_more_are_said_and_read(copy):
+    """As after an edit of one's own network, or of a checkpoint's files."""
+    recorded = json.loads((copy / "config.json").read_text())
+    recorded["train"]["learning_rate"] *= 2
+    (copy / "config.json").write_text(json.dumps(recorded))
+    assert "which this config does not have" in taugrid("status", copy).stdout
+    verified = taugrid("verify", copy, code=1)
+    assert "which this config does not have" in verified.stdout
+    assert "not trained yet" in verified.stdout
+    assert "600 images decoded" in verified.stderr
 
 
 def test_one_worker_and_two_make_the_same_files(config, finished, tmp_path):

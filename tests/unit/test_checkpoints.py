@@ -74,6 +74,13 @@ def refusal(function, *arguments, **named):
     return str(caught.value)
 
 
+def test_a_folder_that_is_no_model_and_one_without_its_scheduler_are_one_line(pipeline):
+    folder = pipeline()
+    assert "is no diffusers model: there is neither" in refusal(checkpoints.read, str(folder.parent))
+    (folder / "model_index.json").write_text(json.dumps({"scheduler": ["diffusers", "DDIMScheduler"]}))
+    assert "names a scheduler in model_index.json" in refusal(checkpoints.read, str(folder))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' use of NumPy
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_what_a_schedulers_config_leaves_out_is_what_its_class_has(pipeline, name):
