@@ -6,7 +6,8 @@ drawing these samples, neither FID's bias at this N, which is the same for both,
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -25,8 +26,9 @@ COLUMNS = (
     "cell_a", "cell_b", "along", "settings", "steps_a", "eta_a", "sigma_a", "steps_b", "eta_b", "sigma_b", "others",
     "fid_a", "fid_b", "difference", "se", "z", "num_samples", "protocol_a", "protocol_b", "joined", "note",
 )  # fmt: skip
-"""The columns of differences.csv: `settings` is the heading of the pivot that both cells stand in, `others` what
-differs besides S and eta, `difference` is b - a, `note` says why an error is missing or what was joined."""
+"""The columns of differences.csv: `along` is steps, eta or the setting in which the cells' pivots differ, `settings`
+the heading that their pivots share, `others` what differs besides S and eta, `difference` is b - a, `note` says why an
+error is missing or what was joined. Checkpoints have their short names."""
 _FLOATS = frozenset({"eta_a", "eta_b", "fid_a", "fid_b", "difference", "se", "z"})
 
 ABOUT = (
@@ -39,6 +41,9 @@ HEADINGS = {"steps": "Along S:", "eta": "Along eta:", "": "Other pairs:"}
 
 ROUNDING = 1e-9
 """A standard error below this share of the cells' own is that of the same samples twice, such as any eta at S = 1."""
+
+NOT_AXES = frozenset({"model", "num_samples", "protocol"})
+"""Settings of pivots that make no neighbours: ids have no order, FIDs of other N or protocols are not comparable."""
 
 NOT_SETTINGS = frozenset({*tables.COLUMNS, tables.EXACT}) - {"model", "sampler", "spacing", "clip", "num_samples"}
 """Columns that are no settings, and S and eta, which are told on their own."""
@@ -67,31 +72,66 @@ class Paired(NamedTuple):
     note: str
 
 
-def differences(rows: Sequence[Mapping[str, Any]], evidence: Evidence) -> list[dict[str, Any]]:
-    """Rows of `COLUMNS` for neighbours with an FID: along S at fixed eta, then along eta, sigma_hat last, at fixed S.
+class Line(NamedTuple):
+    """Scored cells that differ in one thing, in its order; those next to each other are neighbours."""
 
-    Neighbours stand in one pivot of eval/tables.py, so N and what must agree of their protocols are the same, and along
-    eta a setting such as clip may differ only where it follows from the row. Cells that share no noise make no pair.
+    along: str
+    settings: str
+    cells: list[str]
+
+
+def differences(rows: Sequence[Mapping[str, Any]], evidence: Evidence) -> list[dict[str, Any]]:
+    """Rows of `COLUMNS` for neighbours with an FID: along S at fixed eta, then along eta, sigma_hat last, at fixed S,
+    and then, at fixed S and eta, along each other setting that sets pivots of eval/tables.py apart.
+
+    Neighbours are of one pivot, or of two that differ in one setting, so along eta a setting such as clip may differ
+    only where it follows from the row. Cells that `pair` refuses, such as those that share no noise, make no pair.
 
     Args:
-        rows: of quality.csv, in any order.
+        rows: of quality.csv, in the order of the grid; it is that of the neighbours along those other settings.
         evidence: covers the cells and protocols of all rows.
 
     Raises:
         ValueError: if a cell has not as many influences as samples.
         KeyError: if a cell has no pairing, or a protocol is not spelled out.
     """
-    by_cell = {row["cell"]: row for row in rows}
-    found: list[dict[str, Any]] = []
-    for table in _pivots(rows, evidence.protocols):
-        scored = table.cells.where(table.values.notna())
-        lines = [("steps", line) for _, line in scored.iterrows()] + [("eta", line) for _, line in scored.items()]
-        for along, line in lines:
-            cells = [str(cell) for cell in line.dropna()]
-            for a, b in pairwise(cells):
-                if evidence.pairings[a] == evidence.pairings[b]:
-                    found.append(pair(by_cell[a], by_cell[b], evidence) | {"along": along, "settings": table.heading})
-    return found
+    names = tables.short_checkpoints(row.get(tables.CHECKPOINT) for row in rows)
+    by_cell = {
+        row["cell"]: {key: names.get(value, value) if key == tables.CHECKPOINT else value for key, value in row.items()}
+        for row in rows
+    }
+    pivots = _pivots(rows, evidence.protocols)
+    return [
+        pair(by_cell[a], by_cell[b], evidence) | {"along": line.along, "settings": line.settings}
+        for line in (*_within(pivots), *_between(pivots, {cell: place for place, cell in enumerate(by_cell)}))
+        for a, b in pairwise(line.cells)
+        if not _obstacles(by_cell[a], by_cell[b], evidence)
+    ]
+
+
+def _within(pivots: Sequence[tables.Pivot]) -> Iterator[Line]:
+    """Along S and along eta."""
+    for table in pivots:
+        scored = _scored(table)
+        yield from (Line("steps", table.heading, list(line.dropna())) for _, line in scored.iterrows())
+        yield from (Line("eta", table.heading, list(line.dropna())) for _, line in scored.items())
+
+
+def _between(pivots: Sequence[tables.Pivot], order: Mapping[str, int]) -> Iterator[Line]:
+    """Along each other setting, its cells in `order`, which has the places of all cells."""
+    for setting in dict.fromkeys(setting for table in pivots for setting in table.settings if setting not in NOT_AXES):
+        lines: dict[tuple[str, Hashable, Hashable], list[str]] = defaultdict(list)
+        for table in pivots:
+            for label, line in _scored(table).iterrows():
+                for steps, cell in line.dropna().items():
+                    lines[table.heading_without(setting), label, steps].append(cell)
+        for (heading, *_), cells in lines.items():
+            yield Line(setting, heading, sorted(cells, key=order.__getitem__))
+
+
+def _scored(table: tables.Pivot) -> pd.DataFrame:
+    """The cells of a pivot that have a value, NaN in the place of others."""
+    return table.cells.where(table.values.notna())
 
 
 def pair(
@@ -226,10 +266,11 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         groups.setdefault((row["settings"], row["along"]), []).append(f"- {line(row)}")
     heading = ""
     for (settings, along), lines in groups.items():
-        if settings != heading:
-            blocks.append(f"## {settings}")
-            heading = settings
-        blocks += [HEADINGS[along], "\n".join(lines)]
+        title = settings if along in HEADINGS else ": ".join(filter(None, [f"Along {along}", settings]))
+        if title != heading:
+            blocks.append(f"## {title}")
+            heading = title
+        blocks += [*filter(None, [HEADINGS.get(along)]), "\n".join(lines)]
     notes = list(dict.fromkeys(row["note"] for row in rows if row["note"]))
     if notes:
         blocks += ["## Notes", "\n".join(f"- {note}" for note in notes)]

@@ -4,7 +4,6 @@ import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from eval import reconstruction
 from eval.rows import Protocol
-from eval.tables import FID, SIGMA_HAT, Pivot, pivot
+from eval.tables import CHECKPOINT, FID, SIGMA_HAT, Pivot, pivot, short_names
 from workers.files import replacing
 
 STYLE: dict[str, Any] = {
@@ -31,8 +30,6 @@ STYLE: dict[str, Any] = {
 }  # fmt: skip
 """The salt fixes the ids within an SVG."""
 
-CHECKPOINT = "model.checkpoint"
-"""The grid key, and so the column, whose values `checkpoints` has from left to right."""
 MARKERS = "osD^vP<>phd*"
 SIGMA_HAT_COLOUR = "#d55e00"
 """Vermilion of the Okabe-Ito palette: apart from all of viridis for every common kind of colour vision."""
@@ -40,6 +37,8 @@ PANELS_ACROSS = 3
 DODGE = 0.024
 """Points of one S are spread over this part of the axis, in the order of eta, or their bars would hide one another."""
 FEWEST_TICKS = 5
+LEAST_SPAN = 1.1
+"""The axis of values reaches at least so many times its lower end, or nearly equal values would look far apart."""
 TITLE_WIDTH = 52
 """Characters that fit above or below a panel."""
 SMOOTHING = 1.25
@@ -146,10 +145,10 @@ def _over_checkpoints(frame: pd.DataFrame, order: Sequence[str], pivots: Sequenc
     checkpoint_of = dict(zip(shown["cell"], shown[CHECKPOINT], strict=True))
     points: list[dict[str, Any]] = []
     for table in pivots:
-        shared = replace(table, settings={key: value for key, value in table.settings.items() if key != CHECKPOINT})
+        shared = table.heading_without(CHECKPOINT)
         for label, steps in product(table.cells.index, table.cells.columns):
             if (cell := table.cells.at[label, steps]) in checkpoint_of:
-                heading = ", ".join(filter(None, [f"η = {label}", shared.heading]))
+                heading = ", ".join(filter(None, [f"η = {label}", shared]))
                 number: dict[str, Any] = {"fid": table.values.at[label, steps], "error": table.errors.at[label, steps]}
                 points.append({"heading": heading, "steps": steps, "checkpoint": checkpoint_of[cell], **number})
     if not points:
@@ -178,16 +177,6 @@ def _draw_over_checkpoints(panel: Axes, table: Ablation, styles: Styles) -> None
     panel.set_xlim(-0.5, len(names) - 0.5)
     lines = [textwrap.fill(name, NAME_WIDTH).replace("$", r"\$") for name in names]
     panel.set_xticks(places, lines, rotation=30, ha="right", rotation_mode="anchor")
-
-
-def short_names(paths: Sequence[str]) -> list[str]:
-    """The last part of each path, with as many of those before it as tell it from the others."""
-    parts = [Path(path).parts for path in paths]
-    for count in range(1, max(map(len, parts), default=0)):
-        names = ["/".join(part[-count:]) for part in parts]
-        if len(set(names)) == len(set(paths)):
-            return names
-    return list(paths)
 
 
 def reconstruction_error(frame: pd.DataFrame, path_stem: Path) -> None:
@@ -315,11 +304,11 @@ def _draw(panel: Axes, table: Pivot, styles: Styles) -> None:
 
 
 def _draw_line(panel: Axes, positions: Values, values: Values, errors: Values, look: LineStyle) -> None:
-    """Points joined by a line, with bars; an error that is NaN has none."""
+    """Points joined by a line, with bars; an error that is NaN has none, nor has the legend where all are."""
     panel.errorbar(
         positions,
         values,
-        yerr=np.nan_to_num(errors),
+        yerr=None if np.isnan(errors).all() else np.nan_to_num(errors),
         label=look.name,
         color=look.colour,
         marker=look.marker,
@@ -349,8 +338,13 @@ def _mark_steps(panel: Axes, steps: Sequence[int]) -> float:
 
 
 def _mark_values(panel: Axes) -> None:
-    """Round numbers as ticks, also over a narrow range, where a logarithmic axis tends to have none."""
+    """Round numbers as ticks, also over a narrow range, where a logarithmic axis tends to have none.
+
+    Where the values are nearly equal, the range is widened to `LEAST_SPAN`.
+    """
     low, high = panel.get_ylim()
+    widening = math.sqrt(max(1.0, LEAST_SPAN * low / high))
+    low, high = low / widening, high * widening
     choices = [LogLocator(subs=subs, numticks=50) for subs in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))]
     for locator in [*choices, MaxNLocator(7, steps=[1, 2, 5, 10])]:
         ticks = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]

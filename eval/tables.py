@@ -13,7 +13,7 @@ eval/differences.py), `joined` those of another kind of protocol that shall shar
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +33,8 @@ COLUMNS = (
     "protocol",
 )  # fmt: skip
 """The columns of quality.csv; one for each other grid axis follows."""
+CHECKPOINT = "model.checkpoint"
+"""The grid key, and so the column, of loaded networks: their order is the grid's, for names have none of their own."""
 EXACT = "fid_exact"
 """A column more, behind these, where an oracle's samples have a Frechet distance in closed form."""
 _FLOATS = frozenset(COLUMNS[COLUMNS.index("fid") : COLUMNS.index("protocol")]) | {"eta", EXACT}
@@ -91,8 +93,8 @@ class Pivot:
     """One table as in the paper: its index holds labels of eta, ascending, sigma_hat last; its columns S, ascending.
 
     `values` and `errors` are float64 with NaN for what is missing, `cells` the ids likewise. `settings` are what sets
-    this pivot apart from its siblings (empty where it has none), `notes` say what else differs from row to row, `marks`
-    are what stands behind the value of a cell.
+    this pivot apart from its siblings (empty where it has none; checkpoints by their short names), `notes` say what
+    else differs from row to row, `marks` are what stands behind the value of a cell.
     """
 
     settings: Mapping[str, str]
@@ -105,7 +107,11 @@ class Pivot:
     @property
     def heading(self) -> str:
         """The settings in a line, such as "diffusion.schedule = linear, clip = x0"."""
-        return ", ".join(f"{setting} = {value}" for setting, value in self.settings.items())
+        return self.heading_without()
+
+    def heading_without(self, *left_out: str) -> str:
+        """The heading that is shared with pivots that differ from this one in the settings `left_out` alone."""
+        return ", ".join(f"{setting} = {value}" for setting, value in self.settings.items() if setting not in left_out)
 
 
 class Entry(NamedTuple):
@@ -122,8 +128,9 @@ class Entry(NamedTuple):
 
 
 def frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
-    """The long form: a row per cell in an order that does not depend on that of `rows`, columns as in the contract.
+    """The long form: a row per cell, sorted by its settings, columns as in the contract.
 
+    Checkpoints stand in the order in which `rows` first has them; else the order of `rows` plays no part.
     Integers stay integers, metrics are float64 with NaN for None, a list as the value of an axis becomes its JSON.
 
     Raises:
@@ -132,7 +139,13 @@ def frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     given = {key for row in rows for key in row}
     axes = sorted(given - {*COLUMNS, EXACT})
     order = [*axes, "model", "sampler", "spacing", "num_samples", "sigma", "eta", "steps", "clip", "cell"]
-    ordered = sorted(rows, key=lambda row: [sort_key(row.get(key)) for key in order])
+    places = {name: place for place, name in enumerate(dict.fromkeys(row.get(CHECKPOINT) for row in rows))}
+
+    def ranks(row: Mapping[str, object]) -> list[tuple[int, float, str]]:
+        ranked = {**row, CHECKPOINT: places[row.get(CHECKPOINT)]}
+        return [sort_key(ranked.get(key)) for key in order]
+
+    ordered = sorted(rows, key=ranks)
     values: dict[str, list[object]] = {column: [row[column] for row in ordered] for column in COLUMNS}
     others = [EXACT, *axes] if EXACT in given else axes
     values |= {name: [row.get(name) for row in ordered] for name in others}
@@ -159,6 +172,9 @@ def pivot(
     kinds = {name: kind(protocol) for name, protocol in protocols.items()}
     told = _kind_notes(frame, protocols)
     frame = frame.assign(protocol=frame["protocol"].map(lambda name: kinds.get(name, "unknown")))
+    if CHECKPOINT in frame:
+        names = short_checkpoints(frame[CHECKPOINT])
+        frame = frame.assign(**{CHECKPOINT: frame[CHECKPOINT].map(lambda path: names.get(path, path))})
     apart, by_row = _layout(frame)
     groups = list(frame.groupby(apart, sort=False, dropna=False)) if apart else [((), frame)]
     return [
@@ -171,6 +187,22 @@ def pivot(
         )
         for _, group in groups
     ]
+
+
+def short_checkpoints(checkpoints: Iterable[object]) -> dict[str, str]:
+    """Each of `checkpoints` that is set, a path or a name, and the short name that tells it from the others."""
+    given = list(dict.fromkeys(checkpoint for checkpoint in checkpoints if isinstance(checkpoint, str)))
+    return dict(zip(given, short_names(given), strict=True))
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The last part of each path, with as many of those before it as tell it from the others."""
+    parts = [Path(path).parts for path in paths]
+    for count in range(1, max(map(len, parts), default=0)):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(set(paths)):
+            return names
+    return list(paths)
 
 
 def _kind_notes(frame: pd.DataFrame, protocols: Mapping[str, Protocol]) -> dict[str, list[str]]:

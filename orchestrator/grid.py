@@ -53,8 +53,8 @@ RESIZED = ("celeba", "lsun")
 NOT_CELLS = {"num_samples"} | {f"{name}.{key}" for name in ("data", "train") for key in NOT_IDENTITY[name]}
 """The same, as keys of a grid."""
 
-TABLE_KEYS = {"steps", "eta", "spacing", "sampler", "clip", "num_samples"}
-"""Grid keys that every quality table has a column for anyway."""
+TABLE_KEYS = {"steps", "eta", "spacing", "sampler", "clip", "num_samples", "precision"}
+"""Grid keys that every quality table has a column for anyway, and `precision`, whose name is a metric's there."""
 
 LONGEST_NAME = 100
 """Characters of a figure's name that are made of settings: file systems end at 255, and a list of times can be long."""

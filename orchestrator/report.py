@@ -202,7 +202,7 @@ def _write_checkpoints(
     plan: Plan, rundir: RunDir, rows: list[dict[str, Any]], protocols: Mapping[str, Mapping[str, object]]
 ) -> None:
     """figures/checkpoints.*, where the grid has several."""
-    order = list(dict.fromkeys(cell.axes.get(figures.CHECKPOINT) for cell in plan.cells))
+    order = list(dict.fromkeys(cell.axes.get(tables.CHECKPOINT) for cell in plan.cells))
     loaded = [checkpoint for checkpoint in order if checkpoint is not None]
     if rows and len(loaded) > 1:
         figures.checkpoints(tables.frame(rows), loaded, rundir.figures / "checkpoints", protocols)
@@ -214,13 +214,14 @@ def _write_checkpoints(
 def _write_samples(config: Config, plan: Plan, rundir: RunDir) -> None:
     """figures/samples.png and consistency.png, or one of each for cells that differ in more than eta and S."""
     groups: dict[str, list[Cell]] = defaultdict(list)
+    checkpoints = tables.short_checkpoints(cell.axes.get(tables.CHECKPOINT) for cell in plan.cells)
     for cell in plan.cells:
-        groups[_group_name(cell, with_clip=False)].append(cell)
+        groups[_group_name(cell, checkpoints, with_clip=False)].append(cell)
     for name, cells in list(groups.items()):
         if len({_place(cell) for cell in cells}) < len(cells):  # clip is an axis, not a property of the row
             del groups[name]
             for cell in cells:
-                groups[_group_name(cell, with_clip=True)].append(cell)
+                groups[_group_name(cell, checkpoints, with_clip=True)].append(cell)
     for stale in (*rundir.figures.glob("samples*.png"), *rundir.figures.glob("consistency*.png")):
         stale.unlink()
     for name, cells in groups.items():
@@ -246,9 +247,11 @@ def _place(cell: Cell) -> tuple[str, int]:
     return ("sigma_hat" if eta == "sigma_hat" else f"{eta:g}", cell.settings.steps)
 
 
-def _group_name(cell: Cell, with_clip: bool) -> str:
-    settings = cell.settings
-    others = [settings.spacing_name, *(f"{key.split('.')[-1]}={value}" for key, value in cell.axes.items())]
+def _group_name(cell: Cell, checkpoints: Mapping[str, str], with_clip: bool) -> str:
+    settings, axes = cell.settings, dict(cell.axes)
+    if (checkpoint := axes.get(tables.CHECKPOINT)) is not None:
+        axes[tables.CHECKPOINT] = checkpoints[checkpoint]
+    others = [settings.spacing_name, *(f"{key.split('.')[-1]}={value}" for key, value in axes.items())]
     return name_of([*others, *([f"clip={settings.clip}"] if with_clip else []), cell.model.id])
 
 

@@ -1,6 +1,8 @@
 """What commands print: plans and outcomes as text for people, outcomes as JSON for scripts."""
 
 import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -125,6 +127,16 @@ def outcome_json(rundir: RunDir, outcome: "Outcome") -> dict[str, Any]:
     }
 
 
+def without_error(rows: Sequence[Mapping[str, Any]], reasons: Mapping[str, str]) -> list[str]:
+    """Why FIDs stand without ±: a line for each reason in `reasons`, which are by cell, and how many cells have it."""
+    scored = [row for row in rows if row["fid"] is not None]
+    found = Counter(reasons[row["cell"]] for row in scored if row["fid_se"] is None and row["cell"] in reasons)
+    return [
+        f"no ± for {'every FID' if count == len(scored) else f'{count} of {len(scored)} FIDs'}: {reason}"
+        for reason, count in found.items()
+    ]
+
+
 def print_outcome(rundir: RunDir, outcome: "Outcome", join_protocols: bool = False) -> None:
     """The table on stdout, and on stderr what is missing and where everything is."""
     people = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -137,6 +149,8 @@ def print_outcome(rundir: RunDir, outcome: "Outcome", join_protocols: bool = Fal
         alike = differences.indistinguishable(outcome.rows, outcome.evidence, join_protocols)
         joined = check_joinable(outcome.rows, protocols, override=True).cells if join_protocols else frozenset()
         Console(highlight=False).print(tables.console(tables.frame(outcome.rows), protocols, alike, joined))
+        for remark in without_error(outcome.rows, outcome.evidence.reasons):
+            people.print(remark, markup=False)
         if any(tables.EXACT in row for row in outcome.rows):
             people.print("FID in closed form, at infinite N, is in the tables beside the measured one (fid_exact)")
     elif outcome.rows and outcome.table == "interpolation":

@@ -11,6 +11,7 @@ from orchestrator.checkpoints import Checkpoint
 from orchestrator.config import Config, Diffusion, validate
 from orchestrator.grid import plan
 from orchestrator.rundir import RunDir
+from workers import images
 
 ORDER = ["/models/run/step-5000", "/models/run/step-10000", "org/name-256"]
 STEPS = (10, 50)
@@ -95,20 +96,6 @@ def test_a_figure_without_any_fid_says_so(rows):
     assert [text.get_text() for text in figure.axes[0].texts] == ["no cell has an FID"]
 
 
-@pytest.mark.parametrize(
-    ("paths", "short"),
-    [
-        (["a/b/c", "a/b/d"], ["c", "d"]),
-        (["/x/run-1/unet", "/x/run-2/unet"], ["run-1/unet", "run-2/unet"]),
-        (["/a/m", "/b/m", "/b/n"], ["a/m", "b/m", "b/n"]),
-        (["m", "/m"], ["m", "/m"]),
-        ([], []),
-    ],
-)
-def test_names_are_as_short_as_they_can_be(paths, short):
-    assert figures.short_names(paths) == short
-
-
 def test_long_names_and_dollar_signs_leave_the_panel_its_size():
     long = [
         "/models/a$_$/epoch-1",
@@ -151,10 +138,32 @@ def test_a_report_draws_it_where_the_grid_has_the_axis_and_nowhere_else(tmp_path
     assert not list(rundir.figures.glob("checkpoints.*")), "one checkpoint is no ablation, and the old figure is stale"
 
 
-def test_the_table_has_a_section_for_each_checkpoint_named_in_full(tmp_path):
+def test_a_section_of_the_table_and_a_panel_for_each_checkpoint_in_the_order_of_the_grid(tmp_path):
     tables.write(cells(etas=(0.0, 0.5)), tmp_path, {})
     text = (tmp_path / "quality.md").read_text()
     assert [line for line in text.splitlines() if line.startswith("### ")] == [
-        f"### `model.checkpoint` = `{checkpoint}`" for checkpoint in sorted(ORDER)
+        f"### `model.checkpoint` = `{name}`" for name in ("step-5000", "step-10000", "name-256")
     ]
     assert "`model` =" not in text, "the checkpoint says it"
+    panels = figures.quality_figure(tables.frame(cells(etas=(0.0, 0.5)))).axes
+    assert [panel.get_title() for panel in panels] == [
+        f"model.checkpoint = {name}" for name in ("step-5000", "step-10000", "name-256")
+    ]
+
+
+def test_pictures_of_samples_are_named_by_the_short_names_of_checkpoints(tmp_path):
+    grid = [{"model.checkpoint": ORDER, "steps": list(STEPS)}]
+    config = validate(Config, {"name": "x", "grid": grid, "sample": {"num_samples": 2, "seed": 0}}, "test")
+    planned, rundir = plan(config, loaded), RunDir(tmp_path)
+    for cell in planned.cells:
+        for shard in cell.shards:
+            white = np.full((shard.stop - shard.start, 1, 8, 8), 255, dtype=np.uint8)
+            with images.PartWriter(rundir.sample_part(cell, shard), images.picture_schema({})) as part:
+                part.write(images.pictures(white, shard.start))
+                part.commit(replace=False)
+    report.write(config, planned, rundir, report.Rows([], [], Evidence({}, {}, {})))
+    expected = [
+        f"samples-linear-checkpoint={name}-{model.id}.png"
+        for name, model in zip(("step-5000", "step-10000", "name-256"), planned.models, strict=True)
+    ]
+    assert sorted(path.name for path in rundir.figures.glob("samples*")) == sorted(expected)

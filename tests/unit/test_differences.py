@@ -126,7 +126,45 @@ def test_settings_that_set_pivots_apart_are_told_with_each_pair():
     assert [(row["cell_a"], row["cell_b"], row["settings"]) for row in found] == [
         ("10linear", "20linear", "spacing = linear"),
         ("10quadratic", "20quadratic", "spacing = quadratic"),
+        ("10linear", "10quadratic", ""),
+        ("20linear", "20quadratic", ""),
     ]
+
+
+def test_cells_that_differ_in_one_other_axis_are_neighbours_in_the_order_of_the_grid(tmp_path):
+    checkpoints = ["/runs/a/step-5000", "/runs/a/step-10000"]
+    rows = [
+        cell(f"{path[-5:]}{weights}", model=path, **{"model.checkpoint": path}, weights=weights, protocol=weights)
+        for path in checkpoints
+        for weights in ("raw", "ema", "other")
+    ]
+    rows[4]["fid"] = None
+    spelled = {weights: protocol(weights=weights) for weights in ("raw", "ema", "other")}
+    influences = {row["cell"]: spread(0.2 + 0.1 * i) for i, row in enumerate(rows)}
+    found = differences.differences(rows, evidence(rows, influences, protocols=spelled))
+    # The weights in the order in which the rows have them, over the gap; the two that differ in both are no pair.
+    assert [(row["along"], row["settings"], row["cell_a"], row["cell_b"]) for row in found] == [
+        ("model.checkpoint", "weights = other", "-5000other", "10000other"),
+        ("model.checkpoint", "weights = raw", "-5000raw", "10000raw"),
+        ("weights", "model.checkpoint = step-5000", "-5000raw", "-5000ema"),
+        ("weights", "model.checkpoint = step-5000", "-5000ema", "-5000other"),
+        ("weights", "model.checkpoint = step-10000", "10000raw", "10000other"),
+    ]  # fmt: skip
+    assert found[0]["others"] == "model.checkpoint: step-5000 -> step-10000"
+    assert [row["se"] for row in found] == pytest.approx([0.3, 0.3, 0.1, 0.1, 0.2])
+    differences.write(found, tmp_path)
+    text = (tmp_path / "differences.md").read_text(encoding="utf-8")
+    assert "## Along weights: model.checkpoint = step-5000\n\n- S 10 at eta 0, weights: raw -> ema: " in text
+
+
+def test_an_axis_that_moves_what_must_agree_makes_no_neighbours(tmp_path):
+    rows = [cell(name, rounding=name, protocol=name) for name in ("nearest", "down")]
+    spelled = {name: protocol(rounding=name) for name in ("nearest", "down")}
+    assert differences.differences(rows, evidence(rows, {}, protocols=spelled)) == []
+    alike = evidence(rows, {}, protocols=dict.fromkeys(spelled, protocol()))
+    differences.write(differences.differences(rows, alike), tmp_path)
+    lines = (tmp_path / "differences.md").read_text(encoding="utf-8").splitlines()
+    assert lines[-7:-4] == ["## Along rounding", "", "- S 10 at eta 0, rounding: nearest -> down: 0.00"]
 
 
 def test_cells_of_other_versions_are_no_neighbours_and_refused_by_name():

@@ -1,8 +1,10 @@
+import math
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
@@ -117,11 +119,32 @@ def test_cells_without_a_positive_fid_are_left_out_of_their_line():
 
 
 def test_a_cell_without_a_standard_error_is_drawn_with_no_bar():
-    rows = [row | {"fid_se": None} for row in grid(etas=(0.0,))]
+    rows = [row | ({"fid_se": None} if row["steps"] < 50 else {}) for row in grid(etas=(0.0,))]
     (panel,) = draw(rows).axes
     line, _, (stems,) = bars(panel)[r"$\eta$ = 0.0"].lines
     np.testing.assert_allclose(line.get_ydata(orig=False), [fid(s, 0.0) for s in STEPS])
-    assert all(np.ptp(segment[:, 1]) == 0 for segment in stems.get_segments())
+    assert [bool(np.ptp(segment[:, 1])) for segment in stems.get_segments()] == [False, False, True, True, True]
+
+
+def test_where_no_cell_has_a_standard_error_the_legend_has_no_bars_either():
+    rows = [row | {"fid_se": None} for row in grid(etas=(0.0, 1.0))]
+    figure = draw(rows)
+    for container in bars(figure.axes[0]).values():
+        line, caps, stems = container.lines
+        assert len(line.get_ydata(orig=False)) == len(STEPS)
+        assert (caps, stems) == ((), ())
+    assert not figure.legends[0].findobj(LineCollection)
+    assert draw(grid(etas=(0.0, 1.0))).legends[0].findobj(LineCollection)
+
+
+def test_nearly_equal_values_do_not_look_far_apart():
+    values = {10: 78.524, 20: 78.536}
+    (panel,) = draw(grid(etas=(0.0,), steps=(10, 20), score=lambda s, _: values[s], error=1e-5)).axes
+    low, high = panel.get_ylim()
+    assert high / low == pytest.approx(figures.LEAST_SPAN)
+    assert low < 78.524 < 78.536 < high
+    assert math.sqrt(low * high) == pytest.approx(78.53, abs=0.01)
+    assert len(tick_labels(panel.yaxis)) >= 4
 
 
 @pytest.mark.parametrize(

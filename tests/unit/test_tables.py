@@ -11,7 +11,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from eval import tables
+from eval.differences import Evidence
 from eval.rows import check_joinable, disagreements, kind
+from orchestrator.run import Outcome
+from orchestrator.rundir import RunDir
+from orchestrator.text import print_outcome
 
 
 def cell(steps, eta, fid=None, fid_se=None, **others):
@@ -161,6 +165,53 @@ def test_each_schedule_and_spacing_has_its_own_pivot_and_models_are_named_by_the
     ]
 
 
+def test_checkpoints_keep_the_order_and_the_data_the_full_names_that_they_are_given_with(tmp_path):
+    """Sorted by path, step-10000 would come before step-5000; numbers and other names stay sorted."""
+    given = ["/runs/a/step-5000", "/runs/a/step-10000", "/runs/a/best"]
+    rows = [
+        cell(10, eta, 5.0, model=path, **{"model.checkpoint": path, "weights": weights})
+        for path in given
+        for weights in ("raw", "ema")
+        for eta in (1.0, 0.0)
+    ]
+    tables.write(rows, tmp_path, {})
+    assert pd.read_csv(tmp_path / "quality.csv")["model.checkpoint"].unique().tolist() == given
+    headings = [
+        f"model.checkpoint = {name}, weights = {weights}"
+        for name in ("step-5000", "step-10000", "best")
+        for weights in ("ema", "raw")
+    ]
+    pivots = tables.pivot(tables.frame(rows))
+    assert [pivot.heading for pivot in pivots] == headings
+    assert [list(pivot.values.index) for pivot in pivots] == [["0.0", "1.0"]] * 6
+    sections = [line for line in printed(tables.frame(rows)).splitlines() if line.startswith("FID")]
+    assert sections == [f"FID (lower is better): {heading}" for heading in headings]
+    tables.write(rows[::-1], tmp_path, {})
+    assert pd.read_csv(tmp_path / "quality.csv")["model.checkpoint"].unique().tolist() == given[::-1]
+
+
+def test_checkpoints_of_one_name_and_one_that_is_not_set_stay_apart():
+    given = [None, "/runs/a/unet", "/runs/b/unet"]
+    rows = [cell(10, 0.0, 5.0, model=str(path), **{"model.checkpoint": path}) for path in given]
+    assert [pivot.heading for pivot in tables.pivot(tables.frame(rows))] == [
+        "model.checkpoint = not set", "model.checkpoint = a/unet", "model.checkpoint = b/unet"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("paths", "short"),
+    [
+        (["a/b/c", "a/b/d"], ["c", "d"]),
+        (["/x/run-1/unet", "/x/run-2/unet"], ["run-1/unet", "run-2/unet"]),
+        (["/a/m", "/b/m", "/b/n"], ["a/m", "b/m", "b/n"]),
+        (["m", "/m"], ["m", "/m"]),
+        ([], []),
+    ],
+)
+def test_names_are_as_short_as_they_can_be(paths, short):
+    assert tables.short_names(paths) == short
+
+
 def test_models_that_no_axis_tells_apart_are_named_by_their_ids():
     rows = [cell(10, 0.0, 5.0, model="m1"), cell(10, 0.0, 6.0, model="m2")]
     assert [pivot.settings for pivot in tables.pivot(tables.frame(rows))] == [{"model": "m1"}, {"model": "m2"}]
@@ -249,8 +300,8 @@ def test_fid_that_nobody_asked_for_has_no_table_but_a_grid_without_scores_shows_
 
 
 def test_latex_is_balanced_escaped_and_rectangular():
-    rows = paper_grid(**{"model.checkpoint": "runs/100%_{x}~&$^\\"})
-    rows.append(cell(10, 0.0, 1.0, model="other", **{"model.checkpoint": "b"}))
+    rows = paper_grid(**{"data.root": "runs/100%_{x}~&$^\\"})
+    rows.append(cell(10, 0.0, 1.0, model="other", **{"data.root": "b"}))
     tex = tables.latex(tables.frame(rows))
     assert tex.isascii()
     assert tex.count(r"\begin{table}") == tex.count(r"\end{table}") == 2
@@ -331,6 +382,20 @@ def test_however_many_steps_the_console_shows_every_number_in_80_columns(count):
     words = text.split()
     assert [words.count(f"{100.0 + s:.2f}") for s in steps] == [2] * count
     assert words.count("0.12") == 2 * count
+
+
+def test_the_terminal_says_once_why_there_is_no_standard_error(tmp_path, capsys):
+    rows = [cell(s, 0.0, 5.0, 0.1 if s == 50 else None) for s in (10, 20, 50)] + [cell(100, 0.0)]
+    spelled = {row["protocol"]: {"seed": 1} for row in rows}
+    few = "100 samples for 64 varying features [2 for each]"
+    for scored, said in ((rows, "2 of 3 FIDs"), (rows[:2], "every FID")):
+        evidence = Evidence({}, {row["cell"]: 0 for row in rows}, spelled, {row["cell"]: few for row in rows})
+        print_outcome(RunDir(tmp_path), Outcome({}, scored, "quality", evidence))
+        printed_to = capsys.readouterr()
+        assert printed_to.err.splitlines() == [f"no ± for {said}: {few}"]
+        assert few not in printed_to.out
+    print_outcome(RunDir(tmp_path), Outcome({}, rows[2:3], "quality", evidence))
+    assert capsys.readouterr().err == ""
 
 
 def test_the_best_of_a_column_is_bold_in_the_terminal():
