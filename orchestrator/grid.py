@@ -54,7 +54,7 @@ NOT_CELLS = {"num_samples"} | {f"{name}.{key}" for name in ("data", "train") for
 """The same, as keys of a grid."""
 
 TABLE_KEYS = {"steps", "eta", "spacing", "sampler", "clip", "num_samples", "precision"}
-"""Grid keys that every quality table has a column for anyway, and `precision`, whose name is a metric's there."""
+"""Grid keys that every quality table has a column for anyway, and `precision`: there a metric has that name."""
 
 LONGEST_NAME = 100
 """Characters of a figure's name that are made of settings: file systems end at 255, and a list of times can be long."""

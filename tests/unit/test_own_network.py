@@ -179,7 +179,9 @@ def test_what_is_wrong_is_said_in_one_line(folder):
     assert str(error.value) == f"model.callable: mine:shape can't be used: {told} (where that comes from: {where})"
     with pytest.raises(UserError) as error:
         planning.describe("mine:failing", None, SHAPE, T)
-    assert str(error.value).startswith("model.callable: mine:failing can't be used: OSError: no such thing in two lines (where")
+    assert str(error.value).startswith(
+        "model.callable: mine:failing can't be used: OSError: no such thing in two lines (where"
+    )
     with pytest.raises(UserError, match=r"^model.weights: there is no file .*absent.pt$"):
         planning.describe("mine:scaled", "absent.pt", SHAPE, T)
 
