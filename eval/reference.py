@@ -6,7 +6,6 @@ extractor, its weights and layer, and the preprocessing. Imports no torch before
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +21,7 @@ from eval.readers import NPZ_ERRORS, NPZ_IMAGES, SourceError, require_whole_npz
 from eval.sources import Source, open_source
 from eval.statistics import Array, Moments, symmetric_root
 from workers import images
-from workers.files import replacing
+from workers.files import replacing, user_cache
 from workers.images import DamagedFile
 
 Features = NDArray[np.float32]
@@ -142,7 +141,7 @@ def _mean_and_covariance(path: Path, arrays: Any) -> tuple[Array, Array]:
 
 def default_cache() -> Path:
     """The folder of cached references where none is given: `taugrid/references` in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "taugrid" / "references"
+    return user_cache() / "references"
 
 
 def cache_key(content_sha256: str, extractor: ExtractorSpec, preprocessing: str) -> str:

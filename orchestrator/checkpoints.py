@@ -135,14 +135,14 @@ def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
             f"{folder / 'config.json'}"
         )
     config = _json(unet / "config.json")
-    _check_components(path, folder / "model_index.json")
+    index = _json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    _check_components(path, index)
     _check_network(path, unet, config)
     weights = weights_file(unet)
     digest = weights_sha256(weights)
     _check_whole(weights, config)
     places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
-    named = _json(folder / "model_index.json").get("scheduler") if (folder / "model_index.json").is_file() else None
-    if named and not any(place.is_file() for place in places):
+    if index.get("scheduler") and not any(place.is_file() for place in places):
         raise UserError(
             f"model.checkpoint: {path} names a scheduler in model_index.json, but there is no {places[0]}, so that its "
             "noise schedule is not known; put it there, or give the unet folder alone and set diffusion"
@@ -161,9 +161,8 @@ def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
     )
 
 
-def _check_components(path: str, index: Path) -> None:
+def _check_components(path: str, components: dict[str, Any]) -> None:
     """Refuse a pipeline of which the network is only a part: one of latents makes no images."""
-    components = _json(index) if index.is_file() else {}
     others = [
         name
         for name, library in components.items()

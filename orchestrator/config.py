@@ -103,6 +103,8 @@ class Data(Section):
             raise ValueError("lsun needs category (bedroom, church_outdoor, ...), and nothing else has one")
         if self.split not in SPLITS.get(self.name, ("all", "train", "validation", "test")):
             raise ValueError(f"split of {self.name} must be one of {', '.join(SPLITS[self.name])}, not {self.split}")
+        if self.name in ("folder", "lsun") and self.download:
+            raise ValueError(f"download is not for {self.name}: taugrid does not download it; set root to where it is")
         if self.name in ("digits", "gaussian", "two-points") and (self.root is not None or self.download):
             raise ValueError(f"root and download are not for {self.name}, which comes with taugrid")
         if self.name != "parquet" and "://" in (self.root or ""):

@@ -20,3 +20,9 @@ class UserError(Exception):
 
 class RunFailed(Exception):
     """A stage could not go on for a reason that is no bug of the driver: one line, exit 1; details are in `logs/`."""
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error's text that says something, or else what it is: of a traceback, the error itself."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -9,6 +9,7 @@ from orchestrator.rundir import RunDir
 from workers.files import read_json
 
 WHAT_NO_KEY_SAYS = "the files of its checkpoint, own network or data, or taugrid itself"
+"""What has changed where a cell is gone and all keys are as they were."""
 
 MOST_DIFFERENCES = 4
 """Differing keys that are named: beyond that it is another experiment, and a list would not help."""

@@ -9,6 +9,7 @@ import click
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
+from orchestrator.errors import last_line
 from workers.jobs import Job, Result, WorkerInfo
 
 
@@ -109,8 +110,7 @@ class Pool:
         if not isinstance(error, ActorDiedError):
             ray.kill(handle)  # it may or may not have run the job: let commits decide, and don't let it linger
         with_its_node = any(words in str(error) for words in NODE_DEATHS)
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        said = textwrap.shorten(lines[-1] if lines else type(error).__name__, 160, placeholder=" ...")
+        said = textwrap.shorten(last_line(error), 160, placeholder=" ...")
         return Lost(worker, said, with_its_node)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from eval import differences, figures, pictures, published, tables
 from eval.differences import Evidence
 from eval.extractor_names import PIXELS
 from eval.rows import Joined, check_joinable
-from orchestrator.config import DIFFUSION_DEFAULTS, Config, Data
+from orchestrator.config import DIFFUSION_DEFAULTS, GRID_SECTIONS, Config, Data
 from orchestrator.grid import Cell, Model, Plan, identity, name_of
 from orchestrator.protocol import Evaluation
 from orchestrator.rundir import RunDir, read_events
@@ -30,9 +30,6 @@ LARGEST_SHARE_BEYOND_1 = 1e-6
 
 NAMED_CELLS = 4
 """Cells that a note under the table names; more are counted."""
-
-TRAINED_SECTIONS = ("data", "model", "diffusion", "train")
-"""Sections of the config whose grid keys make another model."""
 
 METRICS = ("fid", "fid_se", "fid_infinity", "isc_mean", "isc_std", "kid_mean", "kid_std", "precision", "recall")
 
@@ -83,7 +80,7 @@ def loss_curves(plan: Plan, rundir: RunDir) -> dict[str, pd.DataFrame]:
     for cell in first.values():
         log = rundir.models / cell.model.id / "train" / "log.jsonl"
         if cell.model.train is not None and log.is_file():
-            of_model = {key: value for key, value in cell.axes.items() if key.split(".")[0] in TRAINED_SECTIONS}
+            of_model = {key: value for key, value in cell.axes.items() if key.split(".")[0] in GRID_SECTIONS}
             name = ", ".join([*(f"{key} = {value}" for key, value in of_model.items()), cell.model.id])
             curves[name] = pd.read_json(log, lines=True)
     return curves

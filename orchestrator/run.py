@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator import cluster, provenance, report
 from orchestrator.config import Config, Sample
-from orchestrator.errors import RunFailed, UserError
+from orchestrator.errors import RunFailed, UserError, last_line
 from orchestrator.grid import Model, Plan
 from orchestrator.growth import check_extends
 from orchestrator.ode_work import Interpolate, OdeWork, Reconstruct
@@ -175,12 +175,9 @@ class Run:
                 errors.append(error)
 
         if (at := training.progress(self.rundir.models, model.id)) is not None:
-            kept = (
-                "its last checkpoint" if any(spec.running.glob("checkpoint_*")) else "the start: it has no checkpoint"
-            )
-            self._progress.say(
-                f"the training of model {model.id} was cut off at step {at.step}; it goes on from {kept}"
-            )
+            has_checkpoint = any(spec.running.glob("checkpoint_*"))
+            place = "its last checkpoint" if has_checkpoint else "the start: it has no checkpoint"
+            self._progress.say(f"the training of {model.id} was cut off at step {at.step}; it goes on from {place}")
         # In a thread of its own: fit() in the main thread would take over SIGINT and never give it back (ray.md).
         thread = threading.Thread(target=fit, name=f"train-{model.id}", daemon=True)
         began = time.monotonic()
@@ -193,7 +190,7 @@ class Run:
             if isinstance(errors[0], UserError):
                 raise errors[0]
             path = self._log(f"train-{model.id}", "".join(traceback.format_exception(errors[0])))
-            raise RunFailed(f"training of model {model.id} failed: {_last_line(errors[0])} (all of it: {path})")
+            raise RunFailed(f"training of model {model.id} failed: {last_line(errors[0])} (all of it: {path})")
         seconds = time.monotonic() - began
         self._events.add("trained", model=model.id, seconds=round(seconds, 3))
         at = training.progress(self.rundir.models, model.id)
@@ -275,11 +272,6 @@ class Run:
         with path.open("a", encoding="utf-8") as file:
             file.write(text.rstrip() + "\n\n")
         return path
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def describe_checkpoint(model: Model, settings: Collection[Sample]) -> str:

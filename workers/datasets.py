@@ -31,6 +31,7 @@ from orchestrator import hub
 from orchestrator.config import Data
 from orchestrator.errors import UserError
 from workers.decoding import Encoded, locked
+from workers.files import user_cache
 from workers.images import DamagedFile
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -72,16 +73,12 @@ HUB_ROOT = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]
 
 def default_root() -> Path:
     """Where data sets are downloaded to, and looked for, unless `data.root` says otherwise."""
-    return _user_cache() / "datasets"
+    return user_cache() / "datasets"
 
 
 def decoded_folder() -> Path:
     """Where decoded images are kept."""
-    return _user_cache() / "decoded"
-
-
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "taugrid"
+    return user_cache() / "decoded"
 
 
 def _root(data: Data) -> Path:

@@ -2,11 +2,17 @@
 
 import hashlib
 import json
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+def user_cache() -> Path:
+    """Taugrid's folder in the user's cache: data sets, decoded images, statistics of references."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "taugrid"
 
 
 @contextmanager

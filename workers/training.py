@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator import config
-from orchestrator.errors import RunFailed, UserError
+from orchestrator.errors import RunFailed, UserError, last_line
 
 if TYPE_CHECKING:
     from ray.train import TrainingFailedError
@@ -181,16 +181,12 @@ def _in_one_line(error: "TrainingFailedError") -> str:
     from ray.train.v2.api.exceptions import WorkerGroupError
 
     if not isinstance(error, WorkerGroupError) or not error.worker_failures:
-        return _last_line(error)
+        return last_line(error)
     ranks: dict[str, list[str]] = {}
     for rank, failure in sorted(error.worker_failures.items()):
-        ranks.setdefault(_last_line(failure), []).append(str(rank))
+        ranks.setdefault(last_line(failure), []).append(str(rank))
     causes = [line for line in ranks if not COLLATERAL.search(line)] or list(ranks)
     return "; ".join(f"{line} (worker {', '.join(ranks[line])})" for line in causes)
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def _work(loop_config: dict[str, Any]) -> str | None:

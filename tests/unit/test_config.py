@@ -38,6 +38,7 @@ MINIMAL = {"name": "x", "model": {"unet": {}}}
         ({"grid": {"steps": []}}, "grid.steps must be a list"),
         ({"model": {"unet": {}, "checkpoint": "a"}}, "give one of unet"),
         ({"model": {"unet": {"block_out_channels": [8, 8]}}}, "same length"),
+        ({"data": {"name": "folder", "root": "a", "shape": [1, 8, 8], "download": True}}, "download is not for folder"),
         ({"data": {"name": "cifar10", "root": "hf://datasets/a/b"}}, "root of cifar10 must be a folder, not hf://"),
         ({"data": {"name": "folder", "root": "s3://a", "shape": [3, 8, 8]}}, "root of folder must be a folder, not s3"),
     ],

@@ -20,6 +20,7 @@ from orchestrator.protocol import Reference, evaluation
 from orchestrator.run import Run
 from orchestrator.rundir import RunDir
 from workers import data, ode, training_loop
+from workers.files import write_json
 from workers.jobs import ExtractJob, ReconstructJob, SavedUnet
 from workers.training import Hopeless, TrainingSpec
 
@@ -59,6 +60,17 @@ def test_a_distribution_is_a_data_set_of_draws(name):
     assert data.fingerprint(images) != data.fingerprint(others)
     with pytest.raises(ValueError, match="digits is not known"):
         data.distribution(config.Data())
+
+
+def test_a_run_knows_images_that_are_gone_by_what_it_recorded(tmp_path):
+    """Else its models would have no id any more, and `status` nothing to say."""
+    section = config.Data(name="folder", root=str(tmp_path / "gone"), shape=(1, 8, 8))
+    rundir = RunDir(tmp_path / "run")
+    recorded = section.model_dump(mode="json", exclude={"download"}) | {"num_images": 3, "sha256": "ab" * 32}
+    write_json(rundir.provenance, {"dataset": recorded})
+    assert rundir.fingerprint(section) == "ab" * 32
+    with pytest.raises(UserError, match="there is no folder"):
+        rundir.fingerprint(section.model_copy(update={"limit": 2}))
 
 
 def test_fingerprint_is_of_shape_and_content():
