@@ -29,12 +29,12 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.utils import create_feature_extractor, extract_featuresdict_from_input_id
 
-from eval import metrics
-from eval.extractor_names import INCEPTION, resolve
-from eval.extractors import load
-from eval.reference import Reference
-from eval.sources import batches, open_source
-from eval.statistics import symmetric_root
+from taugrid.eval.features.load import load
+from taugrid.eval.features.names import INCEPTION, resolve
+from taugrid.eval.metrics import score as metrics
+from taugrid.eval.metrics.statistics import symmetric_root
+from taugrid.eval.reference import Reference
+from taugrid.eval.sources import batches, open_source
 
 LAYERS = ["2048", "logits_unbiased"]
 DIMENSIONS, CLASSES = 2048, 1008

@@ -22,7 +22,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from workers.diffusion.noise import normal, stream_key, words
+from taugrid.workers.diffusion.noise import normal, stream_key, words
 
 SEED = 20
 Shape = tuple[int, int, int]

@@ -17,22 +17,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator import cluster
+from taugrid.orchestrator.dispatch import cluster
 
 cluster.prepare_embedded()
 
 import ray
 
-from orchestrator.config import Config, Diffusion
-from orchestrator.configfile import load
-from orchestrator.grid import plan
-from orchestrator.loop import Loop
-from orchestrator.pool import Event, Joined, Pool
-from orchestrator.progress import Progress
-from orchestrator.rundir import Events, RunDir
-from orchestrator.work import Piece, Survey
-from workers.actor import Worker, modified
-from workers.jobs import Job, Network, Result, SampleJob, WorkerInfo
+from taugrid.config.load import load
+from taugrid.config.sections import Config, Diffusion
+from taugrid.jobs import Job, Network, Result, SampleJob, WorkerInfo
+from taugrid.orchestrator.cli.progress import Progress
+from taugrid.orchestrator.dispatch.loop import Loop
+from taugrid.orchestrator.dispatch.pool import Event, Joined, Pool
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.rundir.directory import Events, RunDir
+from taugrid.orchestrator.work.survey import Piece, Survey
+from taugrid.workers.actor import Worker, modified
 
 
 class WarmPool(Pool):
@@ -62,7 +62,6 @@ class WarmWorker(Worker):
 
     def __init__(self, threads: int, network: Network, diffusion: Diffusion) -> None:
         super().__init__(threads)
-        import workers.sampling  # noqa: F401
 
         self._network(network, diffusion, modified(network))
 
@@ -141,7 +140,7 @@ def experiment(images: int) -> Config:
 
 def save_network(config: Config, folder: Path) -> RunDir:
     """A run directory with an untrained network: time does not depend on weights."""
-    from workers import models
+    from taugrid.workers.network import unet as models
 
     rundir = RunDir(folder)
     for model in plan(config).models:

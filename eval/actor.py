@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval import extractors, metrics
-from eval.metrics import Features, Stream
-from eval.reference import MomentsFile, Reference, load_or_compute, read_features, read_moments
-from eval.sources import Source, batches
-from workers import data, images
-from workers.files import write_sealed
-from workers.jobs import ExtractJob, ReferenceFiles, ScoreJob
+from taugrid import parquet as images
+from taugrid.eval.features import load as extractors
+from taugrid.eval.metrics import score as metrics
+from taugrid.eval.metrics.score import Features, Stream
+from taugrid.eval.reference import MomentsFile, Reference, load_or_compute, read_features, read_moments
+from taugrid.eval.sources import Source, batches
+from taugrid.jobs import ExtractJob, ReferenceFiles, ScoreJob
+from taugrid.storage import write_sealed
+from taugrid.workers.data import load as data
 
 load_extractor = lru_cache(maxsize=1)(extractors.load)
 
@@ -28,7 +30,7 @@ def extract(job: ExtractJob, device: str) -> tuple[int, bool]:
         The number of images, and whether this was the first commit of the file.
 
     Raises:
-        workers.images.DamagedFile: if the images can't be read.
+        taugrid.parquet.DamagedFile: if the images can't be read.
         ValueError: if the extractor does not take such images.
     """
     extractor = load_extractor(job.extractor, device)

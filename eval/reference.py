@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.extractor_names import ExtractorSpec, sha256
-from eval.readers import NPZ_ERRORS, NPZ_IMAGES, SourceError, require_whole_npz
-from eval.sources import Source, open_source
-from eval.statistics import Array, Moments, symmetric_root
-from workers import images
-from workers.files import replacing, user_cache
-from workers.images import DamagedFile
+from taugrid import parquet as images
+from taugrid.eval.features.names import ExtractorSpec, sha256
+from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
+from taugrid.eval.sources import Source, open_source
+from taugrid.parquet import DamagedFile
+from taugrid.storage import replacing, user_cache
+from taugrid.workers.data.readers import NPZ_ERRORS, NPZ_IMAGES, SourceError, require_whole_npz
 
 Features = NDArray[np.float32]
 
@@ -50,7 +50,7 @@ class Reference:
     """(m, d) float32 in the reference's order; None where they can't be had or were not asked for."""
     _radii: dict[int, Any] = field(default_factory=dict)
     kernel_sums: dict[Hashable, Array] = field(default_factory=dict)
-    """Kept by `eval.kernel.kernel_distance`: the reference's own part of KID."""
+    """Kept by `eval.metrics.kernel.kernel_distance`: the reference's own part of KID."""
 
     @cached_property
     def features(self) -> Features:
@@ -60,9 +60,9 @@ class Reference:
         return self.load_features()
 
     def ball_radii(self, neighbourhood: int) -> Any:
-        """`eval.neighbours.ball_radii` of the reference, a tensor (m,), computed once for all samples."""
+        """`eval.metrics.neighbours.ball_radii` of the reference, a tensor (m,), computed once for all samples."""
         if neighbourhood not in self._radii:
-            from eval.neighbours import ball_radii
+            from taugrid.eval.metrics.neighbours import ball_radii
 
             self._radii[neighbourhood] = ball_radii(self.features, neighbourhood)
         return self._radii[neighbourhood]
@@ -84,7 +84,7 @@ def open_reference(path: str) -> Source | MomentsFile:
     An `.npz` with both (guided-diffusion's) is taken for its images, which any extractor can see.
 
     Raises:
-        eval.readers.SourceError, workers.images.DamagedFile: as `open_source`, and for a mean and covariance that are
+        workers.data.readers.SourceError, parquet.DamagedFile: as `open_source`, and for a mean and covariance that are
             of no distribution.
     """
     file = Path(path).expanduser().absolute()

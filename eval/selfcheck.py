@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.diffusion.gaussian import Gaussian, TwoPoints, expected_fid, rounded, sampled
+from taugrid.workers.diffusion.gaussian import Gaussian, TwoPoints, expected_fid, rounded, sampled
 
 Array = NDArray[np.float64]
 

@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eval import readers
-from eval.extractor_names import torch_hub_folder
-from eval.readers import Picture, Reader, SourceError
+from taugrid.eval.features.names import torch_hub_folder
+from taugrid.workers.data import readers
+from taugrid.workers.data.readers import Picture, Reader, SourceError
 
 Kind = Literal["folder", "npz", "parquet", "dataset"]
 
@@ -36,7 +36,7 @@ class Source:
     shape: tuple[int, int, int]
     """(channels, height, width), the same for all images."""
     sha256: str
-    """`workers.data.fingerprint` of all images: SHA-256 of the shape (N, C, H, W) and the pixels, in order."""
+    """`workers.data.load.fingerprint` of all images: SHA-256 of the shape (N, C, H, W) and the pixels, in order."""
     warnings: tuple[str, ...]
     """What puts a fair comparison at risk."""
 
@@ -56,8 +56,8 @@ def open_source(path: str) -> Source:
     others: by file name, then row), or, where there is no such path, the name of a data set of torch-fidelity.
 
     Raises:
-        eval.readers.SourceError: for anything that is no set of 8-bit grey or RGB images of one size.
-        workers.images.DamagedFile: for an image or a file that can't be read, naming it.
+        workers.data.readers.SourceError: for anything that is no set of 8-bit grey or RGB images of one size.
+        taugrid.parquet.DamagedFile: for an image or a file that can't be read, naming it.
     """
     kind, found, dataset = _locate(path)
     reader = _reader(kind, found, dataset)
@@ -82,8 +82,9 @@ def batches(source: Source, size: int) -> Iterator[Batch]:
     """All images of `source` in order, `size` at a time; threads decode ahead, a bounded number of images.
 
     Raises:
-        eval.readers.SourceError: also if the images are no longer those that were opened, which is known at the end.
-        workers.images.DamagedFile: for an image or a file that can't be read.
+        workers.data.readers.SourceError: also if the images are no longer those that were opened, which is known at the
+            end.
+        taugrid.parquet.DamagedFile: for an image or a file that can't be read.
     """
     reader = _reader(source.kind, Path(source.path), source.dataset)
     pictures = _alike(reader.pictures())

@@ -10,13 +10,14 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from eval import extractors, metrics
-from eval import reference as references
-from eval.extractor_names import PIXELS, ExtractorSpec
-from eval.metrics import Features, Settings
-from eval.reference import MomentsFile, Reference
-from eval.sources import Source, batches
-from eval.statistics import ROWS_AT_ONCE
+from taugrid.eval import reference as references
+from taugrid.eval.features import load as extractors
+from taugrid.eval.features.names import PIXELS, ExtractorSpec
+from taugrid.eval.metrics import score as metrics
+from taugrid.eval.metrics.score import Features, Settings
+from taugrid.eval.metrics.statistics import ROWS_AT_ONCE
+from taugrid.eval.reference import MomentsFile, Reference
+from taugrid.eval.sources import Source, batches
 
 Extractor = Callable[[torch.Tensor], extractors.Extraction]
 
@@ -51,7 +52,7 @@ def evaluate(
     Args:
         samples: the images to judge.
         reference: real images, or their mean and covariance in the same extractor's features.
-        extractor: see `eval.extractor_names.resolve`; for the shape of the samples.
+        extractor: see `eval.features.names.resolve`; for the shape of the samples.
         settings: the metrics that are wanted, and how. One that can't be given is left out, with the reason.
         versions: of software, for the protocol.
         device: where the extractor runs, as torch names it.
@@ -68,7 +69,7 @@ def evaluate(
     Raises:
         ValueError: one line, where nothing that is wanted can be given, the extractor doesn't fit the images, the
             reference or its weights, features hold nan or infinity, images changed meanwhile, or `cache` can't be made.
-        workers.images.DamagedFile: for an image or a file that can't be read.
+        taugrid.parquet.DamagedFile: for an image or a file that can't be read.
     """
     left, reasons, remarks = metrics.feasible(settings, extractor, samples.num_images, _num_images(reference))
     _require_fit(samples, reference, extractor, left, reasons)
@@ -258,7 +259,7 @@ def protocol(
     settings: Settings,
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The fields of `orchestrator.protocol`, null where images made elsewhere don't tell."""
+    """The fields of `orchestrator.plan.evaluation`, null where images made elsewhere don't tell."""
     dataset, split = None, None
     if isinstance(reference, Source) and reference.dataset is not None:
         dataset, split = reference.dataset.split("-")

@@ -1,3 +1,1 @@
-"""The control plane: configuration, planning, dispatch, the run directory and the command line. Imports no torch."""
-
-__version__ = "0.1.0"
+"""The control plane: planning, dispatch, the run directory, reports and the command line. Imports no torch."""

@@ -6,13 +6,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config import Config
-from orchestrator.errors import UserError
-from orchestrator.grid import Cell, Model, Plan
-from orchestrator.growth import orphans_in_words
-from orchestrator.rundir import Damage, RunDir, read_events
-from workers import images, training
-from workers.files import read_json, read_sealed
+from taugrid import parquet as images
+from taugrid.config.sections import Config
+from taugrid.errors import UserError
+from taugrid.orchestrator.plan.extension import orphans_in_words
+from taugrid.orchestrator.plan.grid import Cell, Model, Plan
+from taugrid.orchestrator.rundir.directory import Damage, RunDir, read_events
+from taugrid.storage import read_json, read_sealed
+from taugrid.workers.training import fit as training
 
 PNG_OVERHEAD_BYTES = 200
 """Beyond raw pixels: PNG's chunks and a row's share of Parquet's columns and pages. A bound, for planning disks."""
@@ -176,9 +177,9 @@ def compare(config: Config, plan: Plan, rundir: RunDir, name_a: str, name_b: str
     Raises:
         UserError: if there is no such cell, one has no FID, or (without `join`) they can't be compared.
     """
-    from eval.differences import pair
-    from orchestrator.protocol import evaluation
-    from orchestrator.report import collect
+    from taugrid.eval.tables.differences import pair
+    from taugrid.orchestrator.plan.evaluation import evaluation
+    from taugrid.orchestrator.report.quality import collect
 
     cells = [find_cell(plan, name) for name in (name_a, name_b)]
     collected = collect(plan, rundir, evaluation(config, plan))

@@ -5,15 +5,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.selfcheck import CellSettings, Verdict, judge, reference_problems
-from orchestrator.config import Config
-from orchestrator.grid import Cell, Plan
-from orchestrator.progress import Progress
-from orchestrator.protocol import evaluation
-from orchestrator.report import collect
-from orchestrator.rundir import RunDir
-from workers import data, images
-from workers.diffusion.gaussian import Gaussian
+from taugrid import parquet as images
+from taugrid.config.sections import Config
+from taugrid.eval.selfcheck import CellSettings, Verdict, judge, reference_problems
+from taugrid.orchestrator.cli.progress import Progress
+from taugrid.orchestrator.plan.evaluation import evaluation
+from taugrid.orchestrator.plan.grid import Cell, Plan
+from taugrid.orchestrator.report.quality import collect
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.workers.data import load as data
+from taugrid.workers.diffusion.gaussian import Gaussian
 
 
 class Judgement(NamedTuple):

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from orchestrator.config import Diffusion
-from orchestrator.versions import versions
-from workers.jobs import (
+from taugrid.config.sections import Diffusion
+from taugrid.jobs import (
     ExtractJob,
     InterpolateJob,
     Job,
@@ -25,9 +24,10 @@ from workers.jobs import (
     SavedUnet,
     WorkerInfo,
 )
+from taugrid.versions import versions
 
 if TYPE_CHECKING:
-    from workers.diffusion.sampler import Model
+    from taugrid.workers.samplers.ddim import Model
 
 VERSIONS = ("taugrid", "torch", "diffusers", "torch-fidelity", "pyarrow", "numpy", "pillow", "ray")
 
@@ -50,7 +50,7 @@ class Worker:
         self._network = lru_cache(maxsize=2)(self._load)
 
     def _load(self, network: Network, diffusion: Diffusion, modified: float) -> "Model":
-        from workers import models
+        from taugrid.workers.network import unet as models
 
         return models.load(network, diffusion, self._device)
 
@@ -70,7 +70,7 @@ class Worker:
         if isinstance(job, SampleJob | ReconstructJob | InterpolateJob):
             return self._run_network(job)
 
-        from eval import actor as evaluation
+        from taugrid.eval import actor as evaluation
 
         began = time.perf_counter()
         if isinstance(job, ExtractJob):
@@ -80,7 +80,8 @@ class Worker:
         return Result(time.perf_counter() - began, images, first)
 
     def _run_network(self, job: SampleJob | ReconstructJob | InterpolateJob) -> Result:
-        from workers import ode, sampling
+        from taugrid.workers import ode
+        from taugrid.workers import sample as sampling
 
         model = self._network(job.network, job.diffusion, modified(job.network))
         if isinstance(job, SampleJob):

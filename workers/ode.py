@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers import data, images
-from workers.diffusion import interpolation, noise, sampler
-from workers.jobs import InterpolateJob, ReconstructJob, Result
+from taugrid import parquet as images
+from taugrid.jobs import InterpolateJob, ReconstructJob, Result
+from taugrid.workers.data import load as data
+from taugrid.workers.diffusion import interpolation, noise
+from taugrid.workers.samplers import ddim as sampler
 
 
 def reconstruct(job: ReconstructJob, model: sampler.Model, device: str) -> Result:

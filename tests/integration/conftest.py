@@ -11,7 +11,7 @@ os.environ.update(
 import fcntl
 
 import pytest
-from taugrid import taugrid, write_config
+from command import taugrid, write_config
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from taugrid import events, sample_files, taugrid
+from command import events, sample_files, taugrid
 
 
 def free_port() -> int:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from taugrid import taugrid
+from command import taugrid
 
-from orchestrator.config import Config, Train, validate
+from taugrid.config.sections import Config, Train, validate
 
 README = Path(__file__).parents[2] / "README.md"
 NOT_RUN_HERE = ("--address auto", "make ", "taugrid selfcheck")

@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from command import events, scores, taugrid, write_config
 from PIL import Image
-from taugrid import events, scores, taugrid, write_config
 
-from eval import actor
-from orchestrator import cli
-from orchestrator.config import Data
-from orchestrator.configfile import load
-from orchestrator.grid import plan
-from orchestrator.protocol import evaluation
-from orchestrator.rundir import RunDir
-from orchestrator.work import Survey
-from workers import images
-from workers.data import load_images
-from workers.files import read_sealed, write_sealed
-from workers.jobs import ExtractJob
+from taugrid import parquet as images
+from taugrid.config.load import load
+from taugrid.config.sections import Data
+from taugrid.eval import actor
+from taugrid.jobs import ExtractJob
+from taugrid.orchestrator.cli import main as cli
+from taugrid.orchestrator.plan.evaluation import evaluation
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.work.survey import Survey
+from taugrid.storage import read_sealed, write_sealed
+from taugrid.workers.data.load import load_images
 
 ORACLE = {
     "data": {"name": "gaussian", "shape": [1, 8, 8]},

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from taugrid import Started, command_line, descendants, events, sample_files, scores, taugrid, worker_pids, write_config
+from command import Started, command_line, descendants, events, sample_files, scores, taugrid, worker_pids, write_config
 
 pytestmark = pytest.mark.chaos
 

@@ -8,14 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from taugrid import events, taugrid
+from command import events, taugrid
 
-from orchestrator.config import Data
-from orchestrator.configfile import load
-from orchestrator.grid import plan
-from orchestrator.rundir import RunDir
-from workers import data, images, models
-from workers.diffusion import sampler
+from taugrid import parquet as images
+from taugrid.config.load import load
+from taugrid.config.sections import Data
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.workers.data import load as data
+from taugrid.workers.network import unet as models
+from taugrid.workers.samplers import ddim as sampler
 
 IMAGES = 40
 

@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from taugrid import taugrid
+from command import taugrid
 
-from eval.extractor_names import sha256
-from orchestrator.config import DIFFUSION_DEFAULTS
-from workers import images
-from workers.diffusion import noise, sampler
+from taugrid import parquet as images
+from taugrid.config.sections import DIFFUSION_DEFAULTS
+from taugrid.eval.features.names import sha256
+from taugrid.workers.diffusion import noise
+from taugrid.workers.samplers import ddim as sampler
 
 PAGE = Path(__file__).parents[2] / "docs" / "own-network.md"
 SMALLER = {

@@ -12,17 +12,19 @@ from typing import NamedTuple
 import diffusers
 import pytest
 import torch
+from command import Started, command_line, descendants, taugrid, write_config
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
-from taugrid import Started, command_line, descendants, taugrid, write_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from orchestrator import cluster, config
-from orchestrator.configfile import load
-from orchestrator.errors import RunFailed, UserError
-from orchestrator.grid import plan
-from workers import data, training
-from workers.training import TrainingSpec
+from taugrid.config import sections as config
+from taugrid.config.load import load
+from taugrid.errors import RunFailed, UserError
+from taugrid.orchestrator.dispatch import cluster
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.workers.data import load as data
+from taugrid.workers.training import fit as training
+from taugrid.workers.training.fit import TrainingSpec
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from workers import images
+from taugrid import parquet as images
 
 SETTINGS = {
     "seed": 0, "steps": 10, "eta": 0.2, "sigma": "eta", "spacing": "linear", "sampler": "ddim",

@@ -3,7 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from taugrid import TINY, events, sample_files, scores, taugrid, write_config
+from command import TINY, events, sample_files, scores, taugrid, write_config
 
 CELLS = 6
 SHARDS = 3 * 2 + 3 * 4
@@ -40,7 +40,7 @@ def test_cells_are_paired_by_the_same_noise(finished):
     """At eta = 0 and 1 the same x_T is used: with one network images of one index resemble each other across cells."""
     import numpy as np
 
-    from workers.images import read_images
+    from taugrid.parquet import read_images
 
     def cell(pattern):
         parts = sorted((finished / "samples").glob(f"{pattern}/*.parquet"))
@@ -163,13 +163,13 @@ def test_another_batch_size_is_the_same_images(finished, tmp_path):
     """Noise does not depend on batches; rounding may, so a grey level is allowed here and there."""
     import numpy as np
 
-    from orchestrator.configfile import load
-    from orchestrator.grid import plan
-    from orchestrator.rundir import RunDir
-    from orchestrator.work import Survey
-    from workers.images import read_images
-    from workers.models import load as load_network
-    from workers.sampling import sample_shard
+    from taugrid.config.load import load
+    from taugrid.orchestrator.plan.grid import plan
+    from taugrid.orchestrator.rundir.directory import RunDir
+    from taugrid.orchestrator.work.survey import Survey
+    from taugrid.parquet import read_images
+    from taugrid.workers.network.unet import load as load_network
+    from taugrid.workers.sample import sample_shard
 
     def pictures(batch_size):
         config = load(str(finished), [f"sample.batch_size={batch_size}", "sample.shard_evaluations=10000"])
@@ -293,7 +293,7 @@ def test_files_of_a_later_version_with_more_in_their_metadata_are_whole(config, 
     """A key that a later version adds to the blob must not make every old file look damaged."""
     import pyarrow.parquet as pq
 
-    from workers import images
+    from taugrid import parquet as images
 
     path = next(copy.glob("samples/*/part-000000.parquet"))
     table = pq.read_table(path)
@@ -324,7 +324,7 @@ def test_work_that_always_fails_is_given_up_and_the_rest_is_done(config, finishe
     assert len(document["cells"]) == CELLS - 1
     assert "given up" in done.stderr
     traces = [path.read_text() for path in (root / "logs").iterdir()]
-    assert all("workers/sampling.py" in trace and "FileExistsError" in trace for trace in traces)
+    assert all("workers/sample.py" in trace and "FileExistsError" in trace for trace in traces)
     assert not any("\x1b" in trace for trace in traces)
 
 
@@ -360,7 +360,7 @@ def test_verify_lists_what_is_damaged_and_touches_nothing(copy):
 
 
 def test_a_second_run_in_the_same_directory_waits_for_nobody(config, copy):
-    from orchestrator.rundir import RunDir
+    from taugrid.orchestrator.rundir.directory import RunDir
 
     with RunDir(copy).lock():
         assert "another taugrid command" in taugrid("run", config, "--out", copy, code=2).stderr

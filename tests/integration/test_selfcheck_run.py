@@ -8,16 +8,16 @@ import subprocess
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from taugrid import COMMAND, taugrid
+from command import COMMAND, taugrid
 
-from workers import images
-from workers.files import read_sealed, write_sealed
+from taugrid import parquet as images
+from taugrid.storage import read_sealed, write_sealed
 
 FAULT = """
 import sys
 
 if any("default_worker" in argument for argument in sys.orig_argv):  # Ray's workers, not the driver
-    import workers.diffusion.sampler as sampler
+    import taugrid.workers.samplers.ddim as sampler
 
     sampler.sigma_hat = lambda alpha_t, alpha_prev: 1.01 * (1 - alpha_t / alpha_prev) ** 0.5
 """

@@ -18,15 +18,15 @@ import pandas as pd
 import pytest
 import torch
 import torch_fidelity
+from command import COMMAND, TINY, Started, command_line, events, taugrid, worker_pids, write_config
 from PIL import Image
-from taugrid import COMMAND, TINY, Started, command_line, events, taugrid, worker_pids, write_config
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from eval.convnets import DigitsConvnet
-from eval.extractor_names import DIGITS_CONVNET, INCEPTION
-from orchestrator.config import Data
-from workers import images
-from workers.data import load_images
+from taugrid import parquet as images
+from taugrid.config.sections import Data
+from taugrid.eval.features.convnets import DigitsConvnet
+from taugrid.eval.features.names import DIGITS_CONVNET, INCEPTION
+from taugrid.workers.data.load import load_images
 
 N = 100
 

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
 
-from eval import figures, tables
-from eval.differences import Evidence
-from orchestrator import report
-from orchestrator.checkpoints import Checkpoint
-from orchestrator.config import Config, Diffusion, validate
-from orchestrator.grid import plan
-from orchestrator.rundir import RunDir
-from workers import images
+from taugrid import parquet as images
+from taugrid.config.sections import Config, Diffusion, validate
+from taugrid.eval.figures import charts as figures
+from taugrid.eval.tables import quality as tables
+from taugrid.eval.tables.differences import Evidence
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.report import quality as report
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.workers.network.checkpoint import Checkpoint
 
 ORDER = ["/models/run/step-5000", "/models/run/step-10000", "org/name-256"]
 STEPS = (10, 50)

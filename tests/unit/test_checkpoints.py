@@ -14,16 +14,17 @@ from diffusers import DDIMScheduler, PNDMScheduler, UNet2DModel
 from hub import commit, serving
 from safetensors.torch import load_file, save_file
 
-from orchestrator import checkpoints, config
-from orchestrator.checkpoints import PICKLED_WEIGHTS_FILE, SCHEDULERS, WEIGHTS_FILE, WrongWeights
-from orchestrator.config import DIFFUSION_DEFAULTS, Config, Diffusion, validate
-from orchestrator.errors import UserError
-from orchestrator.grid import plan
-from orchestrator.protocol import describe_clip
-from orchestrator.run import describe_checkpoint
-from orchestrator.rundir import RunDir
-from workers import models
-from workers.jobs import SavedUnet
+from taugrid.config import sections as config
+from taugrid.config.sections import DIFFUSION_DEFAULTS, Config, Diffusion, validate
+from taugrid.errors import UserError
+from taugrid.jobs import SavedUnet
+from taugrid.orchestrator.plan.evaluation import describe_clip
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.session import describe_checkpoint
+from taugrid.workers.network import checkpoint as checkpoints
+from taugrid.workers.network import unet as models
+from taugrid.workers.network.checkpoint import PICKLED_WEIGHTS_FILE, SCHEDULERS, WEIGHTS_FILE, WrongWeights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -3,12 +3,12 @@ from typing import get_args
 import pytest
 import yaml
 
-from orchestrator.config import Config, Diffusion, Spacing, validate
-from orchestrator.config import schema as config_schema
-from orchestrator.configfile import find, load, merge
-from orchestrator.errors import UserError
-from workers.diffusion import schedule, timesteps
-from workers.diffusion.process import PredictionType
+from taugrid.config.load import find, load, merge
+from taugrid.config.sections import Config, Diffusion, Spacing, validate
+from taugrid.config.sections import schema as config_schema
+from taugrid.errors import UserError
+from taugrid.workers.diffusion import schedule, timesteps
+from taugrid.workers.diffusion.process import PredictionType
 
 MINIMAL = {"name": "x", "model": {"unet": {}}}
 

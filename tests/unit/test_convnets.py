@@ -5,20 +5,20 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import convnet_training as training
+import make_digits_convnet as digits_script
 import numpy as np
 import pytest
 import torch
 import torch_fidelity
+from make_fashion_convnet import read_fashion, read_idx
 from PIL import Image
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-import eval.weights.make_digits_convnet as digits_script
-from eval.convnets import CONVNETS, DigitsConvnet, FashionConvnet, network_input
-from eval.extractor_names import DIGITS_CONVNET, FASHION_CONVNET, resolve, sha256, shipped_weights
-from eval.extractors import load
-from eval.statistics import InceptionSums, Moments, frechet_distance, inception_splits
-from eval.weights import training
-from eval.weights.make_fashion_convnet import read_fashion, read_idx
+from taugrid.eval.features.convnets import CONVNETS, DigitsConvnet, FashionConvnet, network_input
+from taugrid.eval.features.load import load
+from taugrid.eval.features.names import DIGITS_CONVNET, FASHION_CONVNET, resolve, sha256, shipped_weights
+from taugrid.eval.metrics.statistics import InceptionSums, Moments, frechet_distance, inception_splits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,19 +10,23 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from eval import actor, extractor_names
-from orchestrator import config, provenance
-from orchestrator.errors import UserError
-from orchestrator.grid import plan
-from orchestrator.ode_work import Reconstruct
-from orchestrator.progress import Progress
-from orchestrator.protocol import Reference, evaluation
-from orchestrator.run import Run
-from orchestrator.rundir import RunDir
-from workers import data, ode, training_loop
-from workers.files import write_json
-from workers.jobs import ExtractJob, ReconstructJob, SavedUnet
-from workers.training import Hopeless, TrainingSpec
+from taugrid.config import sections as config
+from taugrid.errors import UserError
+from taugrid.eval import actor
+from taugrid.eval.features import names as extractor_names
+from taugrid.jobs import ExtractJob, ReconstructJob, SavedUnet
+from taugrid.orchestrator.cli.progress import Progress
+from taugrid.orchestrator.plan.evaluation import Reference, evaluation
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.rundir import provenance
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.work.ode import Reconstruct
+from taugrid.storage import write_json
+from taugrid.workers import ode
+from taugrid.workers.data import load as data
+from taugrid.workers.training import loop as training_loop
+from taugrid.workers.training.fit import Hopeless, TrainingSpec
 
 CHECKPOINT = Path(__file__).parents[3] / "shared" / "checkpoints" / "fashion-ddpm-28"
 
@@ -83,7 +87,9 @@ def test_fingerprint_is_of_shape_and_content():
     assert len(others | {fingerprint}) == 4
 
 
-@pytest.mark.parametrize("module", ["workers.data", "workers.training", "orchestrator.selfcheck"])
+@pytest.mark.parametrize(
+    "module", ["taugrid.workers.data.load", "taugrid.workers.training.fit", "taugrid.orchestrator.selfcheck"]
+)
 def test_the_drivers_modules_import_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -22,9 +22,11 @@ import pytest
 import torchvision
 from PIL import Image
 
-from orchestrator.config import Data
-from orchestrator.errors import UserError
-from workers import data, datasets, images
+from taugrid import parquet as images
+from taugrid.config.sections import Data
+from taugrid.errors import UserError
+from taugrid.workers.data import datasets
+from taugrid.workers.data import load as data
 
 FASHION = Path(__file__).parents[3] / "shared" / "data" / "fashion-mnist"
 needs_fashion = pytest.mark.skipif(not FASHION.is_dir(), reason="needs Fashion-MNIST's files in ../shared")

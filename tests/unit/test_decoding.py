@@ -13,10 +13,11 @@ import pytest
 import torchvision
 from PIL import Image
 
-from eval.readers import Picture, SourceError
-from orchestrator.config import Data
-from orchestrator.errors import UserError
-from workers import data, datasets, decoding
+from taugrid.config.sections import Data
+from taugrid.errors import UserError
+from taugrid.workers.data import datasets, decoding
+from taugrid.workers.data import load as data
+from taugrid.workers.data.readers import Picture, SourceError
 
 
 def noise(*shape, seed=0):

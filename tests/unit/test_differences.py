@@ -4,15 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval import differences, tables
-from eval.differences import Evidence
-from eval.statistics import Frechet, Moments
+from taugrid.eval.metrics.statistics import Frechet, Moments
+from taugrid.eval.tables import differences
+from taugrid.eval.tables import quality as tables
+from taugrid.eval.tables.differences import Evidence
 
 N = 400
 
 
 def protocol(steps=10, clip="none", torch="2.9.1", **others):
-    """As orchestrator/protocol.py spells one out, cut to what matters here."""
+    """As orchestrator/plan/evaluation.py spells one out, cut to what matters here."""
     reference = {"dataset": "digits", "split": "train", "sha256": "ab" * 32}
     fields = {
         "reference": reference,

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.dispatch import SPECULATION_SLOWNESS, Dispatcher, Task
+from taugrid.orchestrator.dispatch.policy import SPECULATION_SLOWNESS, Dispatcher, Task
 
 
 def shard(number, cost=1.0):

@@ -19,8 +19,9 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torchvision.models import VGG16_Weights
 
-from eval.convnets import CONVNETS
-from eval.extractor_names import (
+from taugrid.eval.features.convnets import CONVNETS
+from taugrid.eval.features.load import load
+from taugrid.eval.features.names import (
     CLIP,
     DIGITS_CONVNET,
     FASHION_CONVNET,
@@ -31,8 +32,7 @@ from eval.extractor_names import (
     shipped_weights,
     torch_hub_folder,
 )
-from eval.extractors import load
-from eval.metrics import Settings, feasible
+from taugrid.eval.metrics.score import Settings, feasible
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,7 +66,7 @@ def hub(tmp_path, monkeypatch) -> Path:
 
 def test_resolving_a_name_imports_no_torch():
     code = (
-        "import sys; from eval.extractor_names import resolve; spec = resolve(None, 'digits', None, (1, 8, 8)); "
+        "import sys; from taugrid.eval.features.names import resolve; spec = resolve(None, 'digits', None, (1, 8, 8)); "
         "assert not {'torch', 'torch_fidelity'} & set(sys.modules); print(spec.name, spec.weights_sha256)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

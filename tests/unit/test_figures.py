@@ -8,7 +8,9 @@ from matplotlib.collections import LineCollection
 from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
-from eval import figures, reconstruction, tables
+from taugrid.eval.figures import charts as figures
+from taugrid.eval.tables import quality as tables
+from taugrid.eval.tables import reconstruction
 
 STEPS = (10, 20, 50, 100, 1000)
 ETAS = (0.0, 0.2, 0.5, 1.0, "sigma_hat")
@@ -196,7 +198,8 @@ def test_figures_leave_matplotlibs_settings_alone_and_need_neither_pyplot_nor_to
     program = (
         "import sys, pathlib, matplotlib\n"
         "matplotlib.rcParams['font.size'] = 33\n"
-        "from eval import figures, pictures, reconstruction, tables\n"
+        "from taugrid.eval.figures import charts as figures, pictures\n"
+        "from taugrid.eval.tables import quality as tables, reconstruction\n"
         "figures.quality(tables.frame([]), pathlib.Path(sys.argv[1]) / 'quality')\n"
         "figures.reconstruction_error(reconstruction.frame([]), pathlib.Path(sys.argv[1]) / 'error')\n"
         "assert matplotlib.rcParams['font.size'] == 33\n"

@@ -9,10 +9,10 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from workers.diffusion.forward import forward_step, marginal, markov_step, posterior, sigma
-from workers.diffusion.process import Prediction, predict_eps
-from workers.diffusion.sampler import coefficients, step
-from workers.diffusion.schedule import alpha_bar
+from taugrid.workers.diffusion.forward import forward_step, marginal, markov_step, posterior, sigma
+from taugrid.workers.diffusion.process import Prediction, predict_eps
+from taugrid.workers.diffusion.schedule import alpha_bar
+from taugrid.workers.samplers.ddim import coefficients, step
 
 SCHEDULES = {name: alpha_bar(name, 1000, 1e-4, 2e-2) for name in ("linear", "cosine", "scaled_linear")}
 LINEAR = SCHEDULES["linear"]

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from orchestrator import checkpoints
-from orchestrator.config import Config, validate
-from orchestrator.configfile import load, merge
-from orchestrator.errors import UserError
-from orchestrator.grid import identity, plan
-from orchestrator.ode_work import ode_cells
+from taugrid.config.load import load, merge
+from taugrid.config.sections import Config, validate
+from taugrid.errors import UserError
+from taugrid.orchestrator.plan.grid import identity, plan
+from taugrid.orchestrator.work.ode import ode_cells
+from taugrid.workers.network import checkpoint as checkpoints
 
 UNET = {"block_out_channels": [8, 8], "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
 BASE = {"name": "x", "model": {"unet": {**UNET, "norm_num_groups": 4}}}

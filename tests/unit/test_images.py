@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers import images
+from taugrid import parquet as images
 
 SETTINGS = {
     "seed": 3, "steps": 10, "eta": 1.0, "sigma": "sigma_hat", "spacing": "linear", "sampler": "ddim",

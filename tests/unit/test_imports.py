@@ -17,7 +17,7 @@ def modules_after(code):
 def command(*arguments):
     return f"""
         import sys
-        from orchestrator.cli import cli
+        from taugrid.orchestrator.cli.main import cli
         sys.argv = ["taugrid", *{arguments!r}]
         cli.main({list(arguments)!r}, standalone_mode=False)
     """
@@ -30,27 +30,31 @@ def command(*arguments):
 )
 def test_looking_imports_neither_torch_nor_ray(arguments):
     modules = modules_after(command(*arguments))
-    assert "orchestrator.config" in modules
+    assert "taugrid.config.sections" in modules
     assert not modules & set(HEAVY)
 
 
 def test_status_imports_neither_torch_nor_ray(tmp_path):
-    from orchestrator.configfile import load
+    from taugrid.config.load import load
 
     (tmp_path / "config.json").write_text(load("digits").model_dump_json())
     modules = modules_after(command("status", str(tmp_path)))
-    assert "orchestrator.inspection" in modules
+    assert "taugrid.orchestrator.inspection" in modules
     assert not modules & set(HEAVY)
 
 
 def test_help_imports_next_to_nothing():
     """`--help` answers at once because of this; a clock in a test would measure the machine."""
-    modules = modules_after("from orchestrator.cli import cli\ncli.main(['--help'], standalone_mode=False)")
+    modules = modules_after(
+        "from taugrid.orchestrator.cli.main import cli\ncli.main(['--help'], standalone_mode=False)"
+    )
     assert "click" in modules
     assert not modules & {*HEAVY, "pydantic", "numpy", "pandas", "pyarrow", "rich", "yaml"}
 
 
 def test_the_driver_needs_no_torch_to_dispatch():
-    modules = modules_after("import orchestrator.run, orchestrator.loop, workers.actor")
+    modules = modules_after(
+        "import taugrid.orchestrator.session, taugrid.orchestrator.dispatch.loop, taugrid.workers.actor"
+    )
     assert "ray" in modules
     assert not modules & {"torch", "diffusers", "torch_fidelity"}

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from workers.diffusion.interpolation import rows, slerp, square
+from taugrid.workers.diffusion.interpolation import rows, slerp, square
 
 
 def draws(count, seed=0):

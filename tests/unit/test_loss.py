@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator import config
-from workers.diffusion.process import diffuse, velocity
-from workers.diffusion.variational import theorem1_sigma, theorem1_weights
-from workers.loss import Batch, Loss
+from taugrid.config import sections as config
+from taugrid.workers.diffusion.process import diffuse, velocity
+from taugrid.workers.diffusion.variational import theorem1_sigma, theorem1_weights
+from taugrid.workers.training.loss import Batch, Loss
 
 ALPHA_BAR = config.DIFFUSION_DEFAULTS.alpha_bar
 WEIGHTS = config.LossWeights(eta=0.7, sigma_1="sigma_hat", steps=20, spacing="quadratic")

@@ -3,13 +3,13 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
 
-from eval import figures
-from orchestrator import report
-from orchestrator.config import Config, validate
-from orchestrator.grid import plan
-from orchestrator.rundir import RunDir
-from workers.training_log import Log, Record
-from workers.training_loop import is_logged
+from taugrid.config.sections import Config, validate
+from taugrid.eval.figures import charts as figures
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.report import quality as report
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.workers.training.log import Log, Record
+from taugrid.workers.training.loop import is_logged
 
 
 def a_log(steps, noise=0.0):

@@ -12,10 +12,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from workers.diffusion.forward import sigma, sigma_hat
-from workers.diffusion.sampler import coefficients
-from workers.diffusion.schedule import alpha_bar
-from workers.diffusion.timesteps import tau
+from taugrid.workers.diffusion.forward import sigma, sigma_hat
+from taugrid.workers.diffusion.schedule import alpha_bar
+from taugrid.workers.diffusion.timesteps import tau
+from taugrid.workers.samplers.ddim import coefficients
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "mathematics.md"
@@ -65,7 +65,8 @@ def test_tests_exist(path):
 
 def test_functions_exist():
     for path, name in named_functions():
-        module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        name_in_repository = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        module = importlib.import_module(f"taugrid.{name_in_repository.removeprefix('taugrid.')}")
         assert inspect.getsourcefile(module) == str(path)
         assert getattr(module, name).__module__ == module.__name__, f"{name} is not defined in {path.name}"
 

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator import checkpoints, config
-from workers import models
-from workers.diffusion import schedule
-from workers.jobs import Oracle, SavedUnet
+from taugrid.config import sections as config
+from taugrid.jobs import Oracle, SavedUnet
+from taugrid.workers.diffusion import schedule
+from taugrid.workers.network import checkpoint as checkpoints
+from taugrid.workers.network import unet as models
 
 UNET = config.Unet(
     block_out_channels=[8, 16],

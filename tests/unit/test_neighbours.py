@@ -6,8 +6,8 @@ import torch
 from numpy.typing import NDArray
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from eval import neighbours
-from eval.neighbours import ball_radii, precision_recall
+from taugrid.eval.metrics import neighbours
+from taugrid.eval.metrics.neighbours import ball_radii, precision_recall
 
 Features = NDArray[np.float32]
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from workers.diffusion.noise import normal, philox4x32, stream_key, training_draws, uniform_integers, words
+from taugrid.workers.diffusion.noise import normal, philox4x32, stream_key, training_draws, uniform_integers, words
 
 WORD = st.integers(0, 2**32 - 1)
 SEED = st.sampled_from([0, 1, 12345, 2**63 - 1])

@@ -16,11 +16,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.polynomial.hermite_e import hermegauss
 
-from workers.diffusion.forward import sigma_hat
-from workers.diffusion.objective import l_gamma, l_simple
-from workers.diffusion.schedule import alpha_bar
-from workers.diffusion.timesteps import tau
-from workers.diffusion.variational import theorem1_sigma, theorem1_weights
+from taugrid.workers.diffusion.forward import sigma_hat
+from taugrid.workers.diffusion.objective import l_gamma, l_simple
+from taugrid.workers.diffusion.schedule import alpha_bar
+from taugrid.workers.diffusion.timesteps import tau
+from taugrid.workers.diffusion.variational import theorem1_sigma, theorem1_weights
 
 D = 2
 DATA = np.array([[0.8, -0.3], [-0.5, 0.4]])

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.config import DIFFUSION_DEFAULTS, Config, Data, Unet, validate
-from orchestrator.errors import UserError
-from orchestrator.grid import plan
-from orchestrator.ode_work import Reconstruct
-from orchestrator.rundir import RunDir
-from workers import data, images, models, ode
+from taugrid import parquet as images
+from taugrid.config.sections import DIFFUSION_DEFAULTS, Config, Data, Unet, validate
+from taugrid.errors import UserError
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.work.ode import Reconstruct
+from taugrid.workers import ode
+from taugrid.workers.data import load as data
+from taugrid.workers.network import unet as models
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

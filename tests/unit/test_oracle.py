@@ -14,8 +14,9 @@ import pytest
 import torch
 from scipy import stats
 
-from eval import statistics
-from workers.diffusion.gaussian import (
+from taugrid.eval.metrics import statistics
+from taugrid.parquet import to_uint8
+from taugrid.workers.diffusion.gaussian import (
     Gaussian,
     draw,
     expected_fid,
@@ -26,13 +27,12 @@ from workers.diffusion.gaussian import (
     share_beyond_1,
     two_points,
 )
-from workers.diffusion.objective import l_simple
-from workers.diffusion.oracle import gaussian_eps, two_points_eps
-from workers.diffusion.process import diffuse
-from workers.diffusion.sampler import decode, sample
-from workers.diffusion.schedule import alpha_bar
-from workers.diffusion.timesteps import tau
-from workers.images import to_uint8
+from taugrid.workers.diffusion.objective import l_simple
+from taugrid.workers.diffusion.oracle import gaussian_eps, two_points_eps
+from taugrid.workers.diffusion.process import diffuse
+from taugrid.workers.diffusion.schedule import alpha_bar
+from taugrid.workers.diffusion.timesteps import tau
+from taugrid.workers.samplers.ddim import decode, sample
 
 ALPHA = alpha_bar("linear", 1000, 1e-4, 2e-2)
 SHAPE = (2, 2, 3)

@@ -10,12 +10,12 @@ import torch
 import torch_fidelity
 from safetensors.torch import save_file
 
-from eval import extractor_names
-from eval.describe_extractor import Description, describe, own_class
-from eval.extractor_names import ExtractorSpec, resolve, sha256
-from eval.extractors import load
-from eval.metrics import Settings, feasible
-from eval.statistics import Moments
+from taugrid.eval.features import names as extractor_names
+from taugrid.eval.features.custom import Description, describe, own_class
+from taugrid.eval.features.load import load
+from taugrid.eval.features.names import ExtractorSpec, resolve, sha256
+from taugrid.eval.metrics.score import Settings, feasible
+from taugrid.eval.metrics.statistics import Moments
 
 SOURCE = """
 import torch
@@ -272,7 +272,7 @@ def test_what_is_wrong_is_said_in_one_line(folder):
     name = "mine.networks:Failing"
     with pytest.raises(ValueError) as error:
         resolve(name, "any", None, (3, 5, 5))
-    where = f"python -m eval.describe_extractor {name} 3 5 5"
+    where = f"python -m taugrid.eval.features.custom {name} 3 5 5"
     assert str(error.value) == f"the extractor {name} can't be used: in two lines (where that comes from: {where})"
 
 

@@ -9,19 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from eval.extractor_names import sha256
-from orchestrator import own_network as planning
-from orchestrator.config import DIFFUSION_DEFAULTS, Config, Data, validate
-from orchestrator.errors import UserError
-from orchestrator.grid import plan
-from orchestrator.ode_work import Interpolate, Reconstruct
-from orchestrator.own_network import OwnNetwork
-from orchestrator.rundir import RunDir
-from workers import actor, images, models
-from workers.describe_network import describe
-from workers.diffusion import sampler
-from workers.jobs import SampleJob
-from workers.own_network import UnusableNetwork, checked, for_inference, load, make, tensors
+from taugrid import parquet as images
+from taugrid.config.sections import DIFFUSION_DEFAULTS, Config, Data, validate
+from taugrid.errors import UserError
+from taugrid.eval.features.names import sha256
+from taugrid.jobs import SampleJob
+from taugrid.orchestrator.plan import custom as planning
+from taugrid.orchestrator.plan.custom import OwnNetwork
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.work.ode import Interpolate, Reconstruct
+from taugrid.workers import actor
+from taugrid.workers.network import unet as models
+from taugrid.workers.network.custom import UnusableNetwork, checked, for_inference, load, make, tensors
+from taugrid.workers.network.describe import describe
+from taugrid.workers.samplers import ddim as sampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -175,7 +177,7 @@ def test_what_is_wrong_is_said_in_one_line(folder):
     with pytest.raises(UserError) as error:
         planning.describe("mine:shape", None, SHAPE, T)
     told = "the network of mine:shape returned the shape (2, 1, 7, 8) for x of shape (2, 1, 8, 8), which it must keep"
-    where = "python -m workers.describe_network mine:shape 1 8 8 1000"
+    where = "python -m taugrid.workers.network.describe mine:shape 1 8 8 1000"
     assert str(error.value) == f"model.callable: mine:shape can't be used: {told} (where that comes from: {where})"
     with pytest.raises(UserError) as error:
         planning.describe("mine:failing", None, SHAPE, T)
@@ -423,7 +425,7 @@ def sample(p, rundir, settings=None):
         cell.model.diffusion, cell.tau, rundir.sample_metadata(cell),
     )  # fmt: skip
     assert actor.modified(network) == 0.0
-    from workers.sampling import sample_shard
+    from taugrid.workers.sample import sample_shard
 
     sample_shard(job, models.load(network, cell.model.diffusion, "cpu"), "cpu")
     return path
@@ -470,7 +472,7 @@ def test_a_run_can_be_looked_at_when_its_weights_are_gone(folder):
 
 
 def test_reconstruction_and_interpolation_go_through_it(folder):
-    from workers import ode
+    from taugrid.workers import ode
 
     config = validate(
         Config,
@@ -484,7 +486,7 @@ def test_reconstruction_and_interpolation_go_through_it(folder):
     network = models.load(rundir.network(p.models[0], "ema"), p.models[0].diffusion, "cpu")
     [rebuilt] = [piece.job for piece in Reconstruct(config, p, rundir).pieces(pytest.fail)]
     assert ode.reconstruct(rebuilt, network, "cpu").images == 5
-    from workers import data
+    from taugrid.workers.data import load as data
 
     x0 = torch.tensor(data.load_images(Data())[:5]).float() / 127.5 - 1
     alpha_bar = p.models[0].diffusion.alpha_bar

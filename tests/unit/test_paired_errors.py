@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from eval.statistics import Array, Frechet, Moments, difference_standard_error, standard_error, symmetric_root
+from taugrid.eval.metrics.statistics import (
+    Array,
+    Frechet,
+    Moments,
+    difference_standard_error,
+    standard_error,
+    symmetric_root,
+)
 
 D, N, REPEATS = 8, 1000, 800
 WITHIN_95_PERCENT = 1.959964

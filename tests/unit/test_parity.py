@@ -15,18 +15,18 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler
 
-from orchestrator import config
-from orchestrator.grid import plan
-from workers import models
-from workers.data import load_images
-from workers.diffusion.noise import normal
-from workers.diffusion.process import diffuse
-from workers.diffusion.sampler import decode, encode, sample
-from workers.diffusion.schedule import alpha_bar
-from workers.diffusion.timesteps import tau
-from workers.images import to_uint8
-from workers.jobs import SavedUnet
-from workers.models import build_unet, network_time
+from taugrid.config import sections as config
+from taugrid.jobs import SavedUnet
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.parquet import to_uint8
+from taugrid.workers.data.load import load_images
+from taugrid.workers.diffusion.noise import normal
+from taugrid.workers.diffusion.process import diffuse
+from taugrid.workers.diffusion.schedule import alpha_bar
+from taugrid.workers.diffusion.timesteps import tau
+from taugrid.workers.network import unet as models
+from taugrid.workers.network.unet import build_unet, network_time
+from taugrid.workers.samplers.ddim import decode, encode, sample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -286,7 +286,7 @@ def planned_cell(folder, **sections):
 
 
 def sampled(cell, model, noise):
-    """As `workers.sampling.sample_batch` samples a cell."""
+    """As `workers.sample.sample_batch` samples a cell."""
     settings, diffusion = cell.settings, cell.model.diffusion
     clip = (settings.clip, diffusion.predicts, settings.clip_range)
     return sample(model, noise, diffusion.alpha_bar, cell.tau, settings.eta, *clip)

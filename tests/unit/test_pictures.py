@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from eval import pictures
+from taugrid.eval.figures import pictures
 
 ETAS = ("0.0", "0.2", "0.5", "1.0", "sigma_hat")
 STEPS = (10, 20, 50, 100, 1000)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from workers.diffusion.process import diffuse, predict_eps, predict_x0, predicted, velocity
-from workers.diffusion.schedule import alpha_bar
+from taugrid.workers.diffusion.process import diffuse, predict_eps, predict_x0, predicted, velocity
+from taugrid.workers.diffusion.schedule import alpha_bar
 
 
 def images(seed, batch=4):

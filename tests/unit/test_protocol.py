@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 
-from orchestrator.config import Config, validate
-from orchestrator.errors import UserError
-from orchestrator.grid import plan
-from orchestrator.protocol import evaluation
-from orchestrator.rundir import RunDir
-from workers.files import read_sealed, write_sealed
+from taugrid.config.sections import Config, validate
+from taugrid.errors import UserError
+from taugrid.orchestrator.plan.evaluation import evaluation
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.storage import read_sealed, write_sealed
 
 ORACLE = {
     "name": "x",

@@ -6,16 +6,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from eval import published, tables
-from eval.differences import Evidence
-from eval.published import Encoded, Network
-from eval.sources import Source
-from orchestrator import ode_work, report
-from orchestrator.config import Config, Data, validate
-from orchestrator.grid import plan
-from orchestrator.protocol import Reference
-from orchestrator.rundir import RunDir
-from workers.diffusion.timesteps import tau
+from taugrid.config.sections import Config, Data, validate
+from taugrid.eval.sources import Source
+from taugrid.eval.tables import published
+from taugrid.eval.tables import quality as tables
+from taugrid.eval.tables.differences import Evidence
+from taugrid.eval.tables.published import Encoded, Network
+from taugrid.orchestrator.plan.evaluation import Reference
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.report import quality as report
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.work import ode as ode_work
+from taugrid.workers.diffusion.timesteps import tau
 
 SHARED = Path(__file__).parents[3] / "shared" / "tables"
 NAMES = {"bedroom": "lsun/bedroom", "church": "lsun/church_outdoor"}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval import reconstruction
+from taugrid.eval.tables import reconstruction
 
 ABOUT = "Images 0 to 999 of CIFAR10's test split; the network was trained on the train split."
 PAPER = {10: 0.014, 20: 0.0065, 1000: 0.0001}

@@ -3,13 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eval import reference as references
-from eval.extractor_names import ExtractorSpec
-from eval.readers import SourceError
-from eval.reference import MomentsFile, Reference, cache_key, load_or_compute, open_reference, read_moments
-from eval.sources import Source
-from eval.statistics import Frechet, Moments, frechet_distance, symmetric_root
-from workers.images import DamagedFile
+from taugrid.eval import reference as references
+from taugrid.eval.features.names import ExtractorSpec
+from taugrid.eval.metrics.statistics import Frechet, Moments, frechet_distance, symmetric_root
+from taugrid.eval.reference import MomentsFile, Reference, cache_key, load_or_compute, open_reference, read_moments
+from taugrid.eval.sources import Source
+from taugrid.parquet import DamagedFile
+from taugrid.workers.data.readers import SourceError
 
 SPEC = ExtractorSpec("pixels", None, "0" * 64, "pixels", None, 4, None)
 

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.diffusion.forward import sigma, sigma_hat
-from workers.diffusion.noise import normal
-from workers.diffusion.process import Prediction
-from workers.diffusion.sampler import coefficients, decode, encode, sample, step
-from workers.diffusion.schedule import alpha_bar
-from workers.diffusion.timesteps import tau
+from taugrid.workers.diffusion.forward import sigma, sigma_hat
+from taugrid.workers.diffusion.noise import normal
+from taugrid.workers.diffusion.process import Prediction
+from taugrid.workers.diffusion.schedule import alpha_bar
+from taugrid.workers.diffusion.timesteps import tau
+from taugrid.workers.samplers.ddim import coefficients, decode, encode, sample, step
 
 ALPHA = alpha_bar("linear", 1000, 1e-4, 2e-2)
 JSD = alpha_bar("jsd", 1000, 0.0, 0.0)

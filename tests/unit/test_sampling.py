@@ -7,14 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator import config
-from orchestrator.grid import plan
-from orchestrator.ode_work import Interpolate, Reconstruct
-from orchestrator.rundir import RunDir
-from orchestrator.work import Survey
-from workers import data, images, models, ode
-from workers.diffusion import noise, sampler
-from workers.sampling import sample_shard
+from taugrid import parquet as images
+from taugrid.config import sections as config
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.work.ode import Interpolate, Reconstruct
+from taugrid.orchestrator.work.survey import Survey
+from taugrid.workers import ode
+from taugrid.workers.data import load as data
+from taugrid.workers.diffusion import noise
+from taugrid.workers.network import unet as models
+from taugrid.workers.sample import sample_shard
+from taugrid.workers.samplers import ddim as sampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

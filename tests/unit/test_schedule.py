@@ -10,8 +10,8 @@ from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.config import DIFFUSION_DEFAULTS, Diffusion
-from workers.diffusion.schedule import SCHEDULES, alpha_bar, betas, products, rescaled_to_zero_snr
+from taugrid.config.sections import DIFFUSION_DEFAULTS, Diffusion
+from taugrid.workers.diffusion.schedule import SCHEDULES, alpha_bar, betas, products, rescaled_to_zero_snr
 
 DIFFUSERS_NAMES = {
     "linear": "linear",

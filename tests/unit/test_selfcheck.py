@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from eval import selfcheck, statistics
-from eval.selfcheck import CellSettings, judge
-from workers import images
-from workers.diffusion import noise, oracle, sampler, schedule
-from workers.diffusion.gaussian import Gaussian, draw, gaussian, two_points
-from workers.diffusion.timesteps import tau
+from taugrid import parquet as images
+from taugrid.eval import selfcheck
+from taugrid.eval.metrics import statistics
+from taugrid.eval.selfcheck import CellSettings, judge
+from taugrid.workers.diffusion import noise, oracle, schedule
+from taugrid.workers.diffusion.gaussian import Gaussian, draw, gaussian, two_points
+from taugrid.workers.diffusion.timesteps import tau
+from taugrid.workers.samplers import ddim as sampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoints import Checkpoint
-from orchestrator.config import Data, Diffusion, Model
-from orchestrator.configfile import load
-from orchestrator.grid import plan
-from orchestrator.inspection import describe
-from orchestrator.rundir import RunDir
-from workers.datasets import decoded_folder
+from taugrid.config.load import load
+from taugrid.config.sections import Data, Diffusion, Model
+from taugrid.orchestrator.inspection import describe
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.workers.data.datasets import decoded_folder
+from taugrid.workers.network.checkpoint import Checkpoint
 
-NAMES = sorted(p.name for p in importlib.resources.files("configs").iterdir() if p.name.endswith(".yaml"))
+NAMES = sorted(p.name for p in importlib.resources.files("taugrid.configs").iterdir() if p.name.endswith(".yaml"))
 OF_THE_PAPER = {
     "cifar10-table1.yaml": ("cifar10", "quadratic", 25),
     "celeba-table1.yaml": ("celeba", "linear", 25),
@@ -26,7 +26,7 @@ OF_THE_PAPER = {
 
 
 def text(name):
-    return (importlib.resources.files("configs") / name).read_text(encoding="utf-8")
+    return (importlib.resources.files("taugrid.configs") / name).read_text(encoding="utf-8")
 
 
 def hub_checkpoint(path):
@@ -79,7 +79,7 @@ def test_a_config_of_the_paper_has_its_protocol(name):
 @pytest.mark.parametrize("name", OF_THE_PAPER)
 def test_every_cell_of_a_published_table_is_in_its_config_and_clips_alike(name):
     """The clipping too: it must not be left to the loaded pipeline, whose own is x0."""
-    from eval.published import FOLDER
+    from taugrid.eval.tables.published import FOLDER
 
     dataset = OF_THE_PAPER[name][0]
     lines = [line.split(",") for line in (FOLDER / "fid.csv").read_text().splitlines()]

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from eval import readers
-from eval.readers import SourceError
-from eval.sources import batches, open_source
-from workers import images
-from workers.data import fingerprint
-from workers.images import DamagedFile
+from taugrid import parquet as images
+from taugrid.eval.sources import batches, open_source
+from taugrid.parquet import DamagedFile
+from taugrid.workers.data import readers
+from taugrid.workers.data.load import fingerprint
+from taugrid.workers.data.readers import SourceError
 
 SETTINGS = {
     "seed": 3, "steps": 10, "eta": 1.0, "sigma": "eta", "spacing": "linear", "sampler": "ddim", "clip": "none",
@@ -71,7 +71,7 @@ def read(source, size=32):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_same_images_are_the_same_source_however_they_are_kept(tmp_path, channels):
-    """Their identity is that of workers.data.fingerprint, so that of a run's reference too."""
+    """Their identity is that of taugrid.workers.data.load.fingerprint, so that of a run's reference too."""
     batch = pictures(2 * readers.IMAGES_AT_ONCE * readers.THREADS + 5, channels)
     places = {
         "folder": as_folder(tmp_path / "folder", batch),
@@ -431,7 +431,7 @@ def test_sources_import_no_torch():
     import subprocess
     import sys
 
-    code = "import sys, eval.sources, eval.reference, eval.metrics; print(*sys.modules)"
+    code = "import sys, taugrid.eval.sources, taugrid.eval.reference, taugrid.eval.metrics.score; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
-    assert "eval.sources" in done.stdout.split()
+    assert "taugrid.eval.sources" in done.stdout.split()
     assert not {"torch", "ray", "diffusers", "torchvision"} & set(done.stdout.split())

@@ -7,19 +7,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval import extractors, kernel, metrics, standalone, statistics
-from eval.convnets import DigitsConvnet
-from eval.extractor_names import DIGITS_CONVNET, PIXELS, ExtractorSpec, resolve
-from eval.extrapolation import fid_infinity
-from eval.metrics import Settings, feasible
-from eval.neighbours import precision_recall
-from eval.reference import Reference, open_reference
-from eval.sources import open_source
-from eval.standalone import Spool, evaluate
-from eval.statistics import Frechet, Moments
-from orchestrator.config import Data
-from workers import images
-from workers.data import load_images
+from taugrid import parquet as images
+from taugrid.config.sections import Data
+from taugrid.eval import standalone
+from taugrid.eval.features import load as extractors
+from taugrid.eval.features.convnets import DigitsConvnet
+from taugrid.eval.features.names import DIGITS_CONVNET, PIXELS, ExtractorSpec, resolve
+from taugrid.eval.metrics import kernel, statistics
+from taugrid.eval.metrics import score as metrics
+from taugrid.eval.metrics.extrapolation import fid_infinity
+from taugrid.eval.metrics.neighbours import precision_recall
+from taugrid.eval.metrics.score import Settings, feasible
+from taugrid.eval.metrics.statistics import Frechet, Moments
+from taugrid.eval.reference import Reference, open_reference
+from taugrid.eval.sources import open_source
+from taugrid.eval.standalone import Spool, evaluate
+from taugrid.workers.data.load import load_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -70,7 +73,7 @@ def as_shard(path, batch):
 
 
 def expected(spec, cell, digits, settings):
-    """The same metrics by eval.statistics and its neighbours, each from whole arrays."""
+    """The same metrics by taugrid.eval.metrics.statistics and its neighbours, each from whole arrays."""
     extract = extractors.load(spec, "cpu")
     samples, reference = extract(torch.tensor(cell)), extract(torch.tensor(digits)).features.numpy()
     features = samples.features.numpy()
@@ -198,9 +201,9 @@ def test_moments_of_another_extractor_are_refused_before_anything_runs(tmp_path,
 
 
 def test_the_protocol_has_the_fields_of_a_runs(tmp_path, spec, cell):
-    from orchestrator.configfile import load
-    from orchestrator.grid import plan
-    from orchestrator.protocol import evaluation
+    from taugrid.config.load import load
+    from taugrid.orchestrator.plan.evaluation import evaluation
+    from taugrid.orchestrator.plan.grid import plan
 
     config = load("digits")
     planned = plan(config)

@@ -11,8 +11,8 @@ from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
-from eval.kernel import kernel_distance, kid_subset_size, pair_sums
-from eval.statistics import (
+from taugrid.eval.metrics.kernel import kernel_distance, kid_subset_size, pair_sums
+from taugrid.eval.metrics.statistics import (
     SAMPLES_PER_DIMENSION,
     Array,
     Frechet,

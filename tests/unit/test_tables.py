@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from eval import tables
-from eval.differences import Evidence
-from eval.rows import check_joinable, disagreements, kind
-from orchestrator.run import Outcome
-from orchestrator.rundir import RunDir
-from orchestrator.text import print_outcome
+from taugrid.eval.tables import quality as tables
+from taugrid.eval.tables.differences import Evidence
+from taugrid.eval.tables.rows import check_joinable, disagreements, kind
+from taugrid.orchestrator.cli.text import print_outcome
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.session import Outcome
 
 
 def cell(steps, eta, fid=None, fid_se=None, **others):

@@ -7,7 +7,7 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from workers.diffusion.timesteps import SPACINGS, remarks, tau
+from taugrid.workers.diffusion.timesteps import SPACINGS, remarks, tau
 
 PAPER = ["linear", "quadratic"]
 DIFFUSERS = ["leading", "trailing", "linspace"]

@@ -14,18 +14,24 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from orchestrator import config, report, run
-from orchestrator.errors import UserError
-from orchestrator.grid import plan
-from orchestrator.progress import Progress
-from orchestrator.run import Run
-from orchestrator.rundir import RunDir
-from workers import data, models, training, training_log, training_loop
-from workers.diffusion import noise
-from workers.diffusion.process import velocity
-from workers.jobs import SavedUnet
-from workers.training import Hopeless, TrainingSpec
-from workers.training_log import Log, Record
+from taugrid.config import sections as config
+from taugrid.errors import UserError
+from taugrid.jobs import SavedUnet
+from taugrid.orchestrator import session as run
+from taugrid.orchestrator.cli.progress import Progress
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.report import quality as report
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.session import Run
+from taugrid.workers.data import load as data
+from taugrid.workers.diffusion import noise
+from taugrid.workers.diffusion.process import velocity
+from taugrid.workers.network import unet as models
+from taugrid.workers.training import fit as training
+from taugrid.workers.training import log as training_log
+from taugrid.workers.training import loop as training_loop
+from taugrid.workers.training.fit import Hopeless, TrainingSpec
+from taugrid.workers.training.log import Log, Record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.diffusion.gaussian import Gaussian, TwoPoints
-from workers.diffusion.process import predict_eps
-from workers.diffusion.sampler import Model
+from taugrid.workers.diffusion.gaussian import Gaussian, TwoPoints
+from taugrid.workers.diffusion.process import predict_eps
+from taugrid.workers.samplers.ddim import Model
 
 
 def gaussian_eps(

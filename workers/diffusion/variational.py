@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.diffusion.forward import posterior
-from workers.diffusion.forward import sigma as sigma_of_eta
+from taugrid.workers.diffusion.forward import posterior
+from taugrid.workers.diffusion.forward import sigma as sigma_of_eta
 
 
 def theorem1_weights(

@@ -1,0 +1,1 @@
+"""Feature extractors: by name, torch-fidelity's, ours, and custom ones."""

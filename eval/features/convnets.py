@@ -1,0 +1,140 @@
+"""Small classifiers of grey images, whose weights ship with taugrid, as torch-fidelity extractors."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch_fidelity
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from taugrid.eval.features.names import DIGITS_CONVNET, FASHION_CONVNET, KNOWN, shipped_weights
+
+
+class Architecture(NamedTuple):
+    """What differs between the networks."""
+
+    side: int
+    """Height and width of an image."""
+    halved_after: tuple[int, ...]
+    """Which of the convolutions, counted from 1, are followed by an average over blocks of 2x2."""
+
+
+def _architecture(name: str, *halved_after: int) -> Architecture:
+    side = KNOWN[name].image_side
+    assert side is not None
+    return Architecture(side, halved_after)
+
+
+ARCHITECTURES = {
+    DIGITS_CONVNET: _architecture(DIGITS_CONVNET, 2, 3),
+    FASHION_CONVNET: _architecture(FASHION_CONVNET, 1, 2),
+}
+
+
+class Convnet(nn.Module):
+    """Three convolutions and two linear layers, on what `network_input` gives."""
+
+    def __init__(self, architecture: Architecture, dropout: float = 0.0) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels, side = 1, architecture.side
+        for place, wider in enumerate((32, 64, 64), start=1):
+            layers += [nn.Conv2d(channels, wider, 3, padding=1), nn.SiLU()]
+            if place in architecture.halved_after:
+                layers.append(nn.AvgPool2d(2))
+                side //= 2
+            channels = wider
+        layers += [nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels * side**2, 64), nn.SiLU()]
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, 10) of (B, 1, side, side) float32 `images`."""
+        logits: Tensor = self.classifier(self.features(images))
+        return logits
+
+
+def network_input(images: Tensor) -> Tensor:
+    """uint8 images (B, 1 or 3, H, W) as the networks take them: (B, 1, H, W) float32 in [-1, 1]."""
+    # Whole levels by integer division: a mean of floats is exact on some devices only.
+    if images.shape[1] == 3:
+        images = (images.sum(1, keepdim=True, dtype=torch.int32) + 1).div(3, rounding_mode="floor")
+    return images.float() / 127.5 - 1
+
+
+class ConvnetExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity has no types
+    """A `Convnet` as a torch-fidelity extractor: layers `64` (B, 64) and `logits` (B, 10).
+
+    Takes uint8 images (B, 1, side, side), or (B, 3, side, side), of which it sees the channels' mean rounded to a whole
+    grey level: a grey picture that was saved as RGB gives exactly the features of the grey one. `64` is the last layer
+    before the classifier, after SiLU, which unlike ReLU leaves no feature constant.
+
+    Raises:
+        ValueError: for images of another shape or dtype, for an unknown layer, or weights that don't fit.
+    """
+
+    shipped_as: ClassVar[str]
+    """The name under which its weights ship with taugrid."""
+
+    def __init__(
+        self,
+        name: str | None = None,
+        features_list: Sequence[str] = ("64", "logits"),
+        feature_extractor_weights_path: str | None = None,
+        feature_extractor_internal_dtype: str | None = None,
+        **_: Any,
+    ) -> None:
+        super().__init__(name or self.shipped_as, list(features_list))
+        if feature_extractor_internal_dtype not in (None, "float32"):
+            raise ValueError(f"{self.name} computes in float32, not {feature_extractor_internal_dtype}")
+        architecture = ARCHITECTURES[self.shipped_as]
+        self.side = architecture.side
+        self.network = Convnet(architecture)
+        self.network.load_state_dict(load_file(feature_extractor_weights_path or shipped_weights(self.shipped_as)))
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The requested layers of (B, 1 or 3, side, side) uint8 `images`, in the order of the request."""
+        shapes = [(channels, self.side, self.side) for channels in (1, 3)]
+        if images.dtype != torch.uint8 or images.dim() != 4 or tuple(images.shape[1:]) not in shapes:
+            raise ValueError(
+                f"{self.name} takes uint8 images of shape (B, 1, {self.side}, {self.side}) or "
+                f"(B, 3, {self.side}, {self.side}), "
+                f"not {str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}"
+            )
+        features = self.network.features(network_input(images))
+        layers = {"64": features, "logits": self.network.classifier(features)}
+        return tuple(layers[layer] for layer in self.features_list)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        """The names of the layers."""
+        return "64", "logits"
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        """The layer that torch-fidelity reads for `isc`, `fid`, `kid` or `prc`."""
+        return {"isc": "logits", "fid": "64", "kid": "64", "prc": "64"}[metric]
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        """False: a network this small gains nothing from torch.compile."""
+        return False
+
+
+class DigitsConvnet(ConvnetExtractor):
+    """Classifies grey 8x8 digits."""
+
+    shipped_as = DIGITS_CONVNET
+
+
+class FashionConvnet(ConvnetExtractor):
+    """Classifies grey 28x28 pictures of clothes, as in Fashion-MNIST."""
+
+    shipped_as = FASHION_CONVNET
+
+
+CONVNETS: dict[str, type[ConvnetExtractor]] = {c.shipped_as: c for c in (DigitsConvnet, FashionConvnet)}
+"""Name -> class: what `torch_fidelity.register_feature_extractor` takes."""

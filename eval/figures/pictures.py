@@ -1,0 +1,197 @@
+"""Pictures of samples side by side: grids of image tiles with labelled rows and columns."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from taugrid.eval.tables.quality import SIGMA_HAT
+from taugrid.storage import replacing
+
+TILE = 48
+"""Pixels that a small image is enlarged to, about: 8x8 becomes 48x48, 32x32 becomes 64x64."""
+LARGEST_TILE = 96
+"""Images above this are reduced, so that a grid of large ones stays a figure."""
+GAP, BLOCK_GAP, MARGIN, FONT_SIZE = 2, 14, 14, 19
+
+
+def samples(images: Mapping[tuple[str, int], NDArray[np.uint8]], path: Path) -> None:
+    """Rows of eta and columns of S, in each cell the same n images as a block; cells that `images` lacks stay blank.
+
+    Like every picture of this module it is a PNG, put in place whole, equal bytes for equal input; grey if all images
+    are, else RGB.
+
+    Args:
+        images: (eta as in a config: "0.2" or "sigma_hat", S) -> uint8 images (n, H, W), (n, H, W, 1) or (n, H, W, 3),
+            where n, H and W are the same in every cell and image i of each cell has the same sample index.
+        path: of the PNG.
+
+    Raises:
+        ValueError: if there are no images, they differ in n, H or W, or a key is neither a number nor "sigma_hat".
+    """
+    _check_sizes(images.values())
+    etas = sorted({eta for eta, _ in images}, key=lambda eta: math.inf if eta == "sigma_hat" else float(eta))
+    steps = sorted({steps for _, steps in images})
+    blocks = {(etas.index(eta), steps.index(s)): _block(array) for (eta, s), array in images.items()}
+    labels = [SIGMA_HAT if eta == "sigma_hat" else f"η = {eta}" for eta in etas]
+    _save(_grid(blocks, labels, [f"S = {s}" for s in steps], BLOCK_GAP), path)
+
+
+def consistency(images: Mapping[int, NDArray[np.uint8]], path: Path) -> None:
+    """A row for each S, ascending, and a column for each x_T: the paper's figure 5.
+
+    Args:
+        images: S -> (n, H, W) or (n, H, W, 3), where image i of every S comes from the x_T of sample i.
+        path: of the PNG.
+
+    Raises:
+        ValueError: if there are no images, or they differ in n, H or W.
+    """
+    steps = sorted(images)
+    rows = [images[s] for s in steps]
+    _save(_rows(rows, [f"S = {s}" for s in steps], _indices(rows), corner="sample"), path)
+
+
+def reconstructions(originals: NDArray[np.uint8], rebuilt: Mapping[int, NDArray[np.uint8]], path: Path) -> None:
+    """The original images, and below them what encoding and decoding with S steps makes of each, S ascending.
+
+    Args:
+        originals: (n, H, W) or (n, H, W, 3).
+        rebuilt: S -> as `originals`, in the same order.
+        path: of the PNG.
+
+    Raises:
+        ValueError: if there are no images, or they differ in n, H or W.
+    """
+    steps = sorted(rebuilt)
+    rows = [originals, *(rebuilt[s] for s in steps)]
+    _save(_rows(rows, ["original", *(f"S = {s}" for s in steps)], _indices(rows), corner="image"), path)
+
+
+def interpolations(rows: NDArray[np.uint8], path: Path) -> None:
+    """A row for each pair of x_T, a column for each fraction of the way from one to the other, eq. 67.
+
+    Args:
+        rows: (r, k, H, W) or (r, k, H, W, 3); row i leads from sample 2 i to sample 2 i + 1 in equal parts.
+        path: of the PNG.
+
+    Raises:
+        ValueError: if there are no images, or k is below 2.
+    """
+    labels = [f"{2 * i} → {2 * i + 1}" for i in range(len(rows))]
+    _save(_rows(list(rows), labels, _fractions(rows.shape[1])), path)
+
+
+def interpolation_grid(images: NDArray[np.uint8], path: Path) -> None:
+    """The grid of two pairs of x_T: its first row leads from sample 0 to 1, its last from sample 2 to 3.
+
+    Args:
+        images: (k, k, H, W) or (k, k, H, W, 3): down the column is the way from the first row's x_T to the last's.
+        path: of the PNG.
+
+    Raises:
+        ValueError: if the grid is no square, or k is below 2.
+    """
+    down, across = images.shape[:2]
+    if down != across:
+        raise ValueError(f"a grid of two pairs has as many rows as columns, not {down} x {across}")
+    fractions = _fractions(across)
+    _save(_rows(list(images), ["0 → 1", *fractions[1:-1], "2 → 3"], fractions), path)
+
+
+def _rows(
+    rows: Sequence[NDArray[np.uint8]], labels: Sequence[str], titles: Sequence[str], corner: str = ""
+) -> Image.Image:
+    """A grid with a row for each of `rows` and an image in each place."""
+    _check_sizes(rows)
+    blocks = {(i, j): _block(row[j : j + 1]) for i, row in enumerate(rows) for j in range(len(row))}
+    return _grid(blocks, labels, titles, GAP, corner)
+
+
+def _indices(rows: Sequence[NDArray[np.uint8]]) -> list[str]:
+    return [str(index) for index in range(max(map(len, rows), default=0))]
+
+
+def _fractions(count: int) -> list[str]:
+    """Where `count` equal parts of the way from 0 to 1 stand, as text."""
+    if count < 2:
+        raise ValueError(f"an interpolation has at least its two ends, not {count} images")
+    return [f"{i / (count - 1):.2g}" for i in range(count)]
+
+
+def _check_sizes(arrays: Iterable[NDArray[np.uint8]]) -> None:
+    sizes = {array.shape[:3] for array in arrays}
+    if len(sizes) != 1 or 0 in next(iter(sizes)):
+        found = " and ".join(" x ".join(map(str, size)) for size in sorted(sizes)) or "none"
+        raise ValueError(
+            "every cell or row must have the same number of images, at least one, and all of the same size; "
+            f"found (images x height x width) {found}"
+        )
+
+
+def _grid(
+    blocks: Mapping[tuple[int, int], Image.Image],
+    labels: Sequence[str],
+    titles: Sequence[str],
+    gap: int,
+    corner: str = "",
+) -> Image.Image:
+    """Blocks of one size at their (row, column), with row labels on the left, column titles above, and `gap` between.
+
+    A column is as wide as its block or the widest title, whichever is more. `corner` says what the titles count.
+    """
+    font = _font()
+    width, height = next(iter(blocks.values())).size
+    left = MARGIN + math.ceil(max(font.getlength(label) for label in (*labels, corner))) + MARGIN
+    column = max(width, *(math.ceil(font.getlength(title)) for title in titles))
+    xs = [left + (column - width) // 2 + i * (column + gap) for i in range(len(titles))]
+    ys = [2 * MARGIN + FONT_SIZE + i * (height + gap) for i in range(len(labels))]
+    mode = "RGB" if any(block.mode == "RGB" for block in blocks.values()) else "L"
+    canvas = Image.new(mode, (xs[-1] + (column + width) // 2 + MARGIN, ys[-1] + height + MARGIN), "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.text((left - MARGIN, MARGIN + FONT_SIZE), corner, fill="black", font=font, anchor="rs")
+    for x, title in zip(xs, titles, strict=True):
+        draw.text((x + width / 2, MARGIN + FONT_SIZE), title, fill="black", font=font, anchor="ms")
+    for y, label in zip(ys, labels, strict=True):
+        draw.text((left - MARGIN, y + height / 2), label, fill="black", font=font, anchor="rm")
+    for (i, j), block in blocks.items():
+        canvas.paste(block, (xs[j], ys[i]))
+    return canvas
+
+
+def _block(images: NDArray[np.uint8]) -> Image.Image:
+    """The n images in a block that is about as wide as two squares: 8 as 2 rows of 4."""
+    grey = images.ndim == 3 or images.shape[3] == 1
+    count, height, width = images.shape[:3]
+    down = math.isqrt(count)
+    across = math.ceil(count / down)
+    size = _tile_size(width, height)
+    resampling = Image.Resampling.NEAREST if size[0] >= width else Image.Resampling.LANCZOS
+    block = Image.new("L" if grey else "RGB", (across * (size[0] + GAP) - GAP, down * (size[1] + GAP) - GAP), "white")
+    for i, pixels in enumerate(images):
+        tile = Image.fromarray(pixels.reshape(height, width) if grey else pixels).resize(size, resampling)
+        block.paste(tile, (i % across * (size[0] + GAP), i // across * (size[1] + GAP)))
+    return block
+
+
+def _tile_size(width: int, height: int) -> tuple[int, int]:
+    """Whole multiples for small images, so that every pixel stays a square; large ones reduced to LARGEST_TILE."""
+    longest = max(width, height)
+    if longest > LARGEST_TILE:
+        return max(1, width * LARGEST_TILE // longest), max(1, height * LARGEST_TILE // longest)
+    factor = max(1, math.floor(TILE / longest + 0.5))
+    return width * factor, height * factor
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    """DejaVu Sans from matplotlib's own data: it is there on every machine, and has Greek letters."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", FONT_SIZE)
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG", optimize=True)

@@ -1,0 +1,104 @@
+"""KID (Binkowski et al. 2018): the squared maximum mean discrepancy of subsets, drawn as torch-fidelity draws them."""
+
+from collections.abc import Hashable, MutableMapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taugrid.eval.metrics.statistics import Array, MeanAndSpread, require_finite
+
+Features = NDArray[np.floating[Any]]
+Draws = Sequence[NDArray[np.int64]]
+
+ROWS_AT_ONCE = 1000
+"""Rows of a kernel matrix in memory at a time."""
+
+
+def kid_subset_size(requested: int, num_samples: int, num_reference: int) -> int:
+    """The subset size that can be drawn from both sides without repetition: record it with the number."""
+    return min(requested, num_samples, num_reference)
+
+
+def kernel_distance(
+    features: Features,
+    reference_features: Features,
+    subsets: int,
+    subset_size: int,
+    seed: int,
+    kept: MutableMapping[Hashable, Array] | None = None,
+) -> MeanAndSpread:
+    """KID: unbiased MMD^2 with the kernel (x . y / d + 1)^3, over `subsets` pairs of subsets drawn as torch-fidelity's.
+
+    Inner products are in the features' own type, powers and sums in float64.
+
+    Args:
+        features: (n, d), in the order of the samples' indices, on which the draws depend.
+        reference_features: (m, d), in the reference's order.
+        subsets: how many pairs of subsets.
+        subset_size: of each, from 2 to the smaller of n and m; see `kid_subset_size`.
+        seed: of NumPy's legacy generator.
+        kept: where the reference's own part is kept from cell to cell of the same n; for one reference alone.
+
+    Raises:
+        ValueError: for a subset size out of that range, or for features that are not finite.
+    """
+    require_finite(features)
+    n, m = len(features), len(reference_features)
+    if not 2 <= subset_size <= min(n, m):
+        raise ValueError(
+            f"KID subsets of {subset_size} can't be drawn from {n} samples and {m} references; a subset has at least 2"
+        )
+    stream = np.random.RandomState(seed)
+    drawn = [(stream.choice(n, subset_size, replace=False), stream.choice(m, subset_size, replace=False))
+             for _ in range(subsets)]  # fmt: skip
+    of_samples, of_reference = [a for a, _ in drawn], [b for _, b in drawn]
+    kept = {} if kept is None else kept
+    key = (n, subsets, subset_size, seed)
+    if key not in kept:
+        kept[key] = pair_sums(reference_features, reference_features, of_reference, of_reference)
+    within = pair_sums(features, features, of_samples, of_samples) + kept[key]
+    between = pair_sums(features, reference_features, of_samples, of_reference)
+    distances = within / (subset_size * (subset_size - 1)) - 2 * between / subset_size**2
+    return MeanAndSpread(float(distances.mean()), float(distances.std()))
+
+
+def pair_sums(x: Features, y: Features, of_x: Draws, of_y: Draws) -> Array:
+    """(subsets,): sums of the kernel over the pairs of each subset of `x` and its partner of `y`.
+
+    Where both are the same array, no point is paired with itself. Subsets overlap: where all pairs of x and y are fewer
+    than those of all subsets, each is computed once and counted in the subsets that hold it.
+    """
+    without_itself = x is y
+    size = len(of_x[0])
+    if len(x) * len(y) <= len(of_x) * size**2:
+        return _sums(x, y, _membership(of_x, len(x)), _membership(of_y, len(y)), without_itself)
+    whole = np.ones((size, 1))
+    return np.array([_sums(x[a], y[b], whole, whole, without_itself)[0] for a, b in zip(of_x, of_y, strict=True)])
+
+
+def _membership(draws: Draws, count: int) -> Array:
+    """(count, subsets) of 0 and 1."""
+    of = np.zeros((count, len(draws)))
+    for subset, chosen in enumerate(draws):
+        of[chosen, subset] = 1
+    return of
+
+
+def _sums(x: Features, y: Features, in_x: Array, in_y: Array, without_itself: bool) -> Array:
+    total = np.zeros(in_x.shape[1])
+    for start in range(0, len(x), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        kernel = _kernel(x[rows], y)
+        if without_itself:
+            at = np.arange(len(kernel))
+            kernel[at, start + at] = 0
+        total += np.einsum("is,is->s", in_x[rows], kernel @ in_y)
+    return total
+
+
+def _kernel(x: Features, y: Features) -> Array:
+    base = (x @ y.T).astype(np.float64)
+    base /= x.shape[1]
+    base += 1
+    return base * base * base  # numpy's ** 3 is many times slower

@@ -1,0 +1,1 @@
+"""Tables: rows, pivots, differences, and published numbers."""

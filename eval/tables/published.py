@@ -1,0 +1,317 @@
+"""The DDIM paper's numbers (published_numbers/) beside a run's own, and what differs between the two protocols."""
+
+import csv
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from taugrid.eval.features.names import INCEPTION
+from taugrid.eval.tables.quality import MISSING, SIGMA_HAT, write_number
+from taugrid.storage import replacing
+from taugrid.workers.diffusion.timesteps import tau
+
+FOLDER = Path(__file__).parent / "published_numbers"
+
+PAPER = "Song, Meng, Ermon, Denoising Diffusion Implicit Models, ICLR 2021 (arXiv 2010.02502)"
+INCEPTION_SHA256 = "6726825d"
+"""How the SHA-256 of torch-fidelity's file of Inception's weights begins."""
+TIMESTEPS = 1000
+PROCESS = f"linear betas from 0.0001 to 0.02, T = {TIMESTEPS}"
+NUM_SAMPLES = 50_000
+TEST_IMAGES = 10_000
+"""Of CIFAR10, which table 2 is on."""
+
+SOURCE_TIME = (
+    "eps on the way up is taken at the time a step leads to; eq. 13, as an Euler step, takes it at the one it starts "
+    "from (1.6 to 2.2 times in error)"
+)
+
+
+class Network(NamedTuple):
+    """Whose weights made the samples."""
+
+    source: str
+    """The hub's id or the folder of a loaded checkpoint; else words, such as "trained here"."""
+    process: str | None
+    """Its forward process in words; None for the paper's, `PROCESS`."""
+
+
+class Encoded(NamedTuple):
+    """Which images a reconstruction is of, and by which network and times."""
+
+    dataset: str
+    split: str
+    tau: tuple[int, ...]
+    network: Network
+
+
+class Beside(NamedTuple):
+    """A published number, ours, and all that is known to differ between the two."""
+
+    table: str
+    dataset: str
+    metric: str
+    sigma: str
+    eta: float
+    steps: int
+    published: str
+    """As it is printed."""
+    ours: float
+    standard_error: float
+    """NaN where there is none."""
+    differs: tuple[str, ...]
+    note: str
+    """What else is known of the published number."""
+    cell: str
+    """Empty for a reconstruction."""
+    model: str
+
+    @property
+    def place(self) -> str:
+        """Where it stands in its table."""
+        return f"S = {self.steps}" if self.metric == "mse" else f"η = {self.label}, S = {self.steps}"
+
+    @property
+    def label(self) -> str:
+        """Of its row, as in the quality table."""
+        return SIGMA_HAT if self.sigma == "sigma_hat" else str(self.eta)
+
+    @property
+    def difference(self) -> float:
+        """Ours minus the published one."""
+        return self.ours - float(self.published)
+
+
+def beside(
+    rows: Iterable[Mapping[str, Any]], protocols: Mapping[str, Mapping[str, Any]], networks: Mapping[str, Network]
+) -> list[Beside]:
+    """The rows of quality.csv that have a counterpart in table 1 or 3, in their order.
+
+    A counterpart has the reference's data set, S, and eta or sigma_hat; what else differs is listed, not refused.
+
+    Args:
+        rows: of quality.csv; those without an FID or of another sampler have no counterpart.
+        protocols: what the rows' `protocol` stand for.
+        networks: by the rows' `model`.
+    """
+    return [found for row in rows if (found := _beside(row, protocols[row["protocol"]], networks)) is not None]
+
+
+def _beside(row: Mapping[str, Any], protocol: Mapping[str, Any], networks: Mapping[str, Network]) -> Beside | None:
+    place = {"sigma": row["sigma"], "eta": str(float(row["eta"])), "steps": str(row["steps"])}
+    place["dataset"] = protocol["reference"]["dataset"]
+    number = next((line for line in _lines("fid") if place.items() <= line.items()), None)
+    if number is None or row["sampler"] != "ddim" or row["fid"] is None or not math.isfinite(row["fid"]):
+        return None
+    dataset = _dataset(number["dataset"])
+    differs = [
+        *_times_differ(row["spacing"], protocol["tau"], number["spacing"], row["steps"]),
+        *_clip_differs(protocol["clip"], number["clip"]),
+        *_count_differs(protocol["num_samples"]),
+        *_extractor_differs(protocol["extractor"]),
+        *_reference_differs(protocol["reference"], dataset),
+        *_network_differs(networks[row["model"]], dataset, protocol["weights"]),
+    ]
+    return Beside(
+        table=number["table"],
+        dataset=number["dataset"],
+        metric="fid",
+        sigma=number["sigma"],
+        eta=float(number["eta"]),
+        steps=int(number["steps"]),
+        published=number["fid"],
+        ours=row["fid"],
+        standard_error=_or_nan(row["fid_se"]),
+        differs=tuple(differs),
+        note=number["note"],
+        cell=row["cell"],
+        model=row["model"],
+    )
+
+
+def beside_reconstructions(rows: Iterable[Mapping[str, Any]], encoded: Iterable[Encoded]) -> list[Beside]:
+    """The rows of reconstruction.csv that have a counterpart in table 2; `encoded` are in the order of `rows`."""
+    pairs = zip(rows, encoded, strict=True)
+    return [found for row, what in pairs if (found := _beside_reconstruction(row, what)) is not None]
+
+
+def _beside_reconstruction(row: Mapping[str, Any], encoded: Encoded) -> Beside | None:
+    place = {"dataset": encoded.dataset, "split": encoded.split, "steps": str(row["steps"])}
+    number = next((line for line in _lines("reconstruction") if place.items() <= line.items()), None)
+    if number is None:
+        return None
+    spacings = ("quadratic", "linear")
+    times = [_times_differ(row["spacing"], encoded.tau, spacing, row["steps"]) for spacing in spacings]
+    images = row["num_images"]
+    differs = [
+        SOURCE_TIME,
+        *(times[0] if all(times) else []),
+        *([f"{images:,} of the {TEST_IMAGES:,} test images"] if images != TEST_IMAGES else []),
+        *_network_differs(encoded.network, _dataset(number["dataset"]), row["weights"]),
+    ]
+    return Beside(
+        table=number["table"],
+        dataset=number["dataset"],
+        metric="mse",
+        sigma="eta",
+        eta=0.0,
+        steps=int(number["steps"]),
+        published=number["mse"],
+        ours=row["mse"],
+        standard_error=_or_nan(row["mse_se"]),
+        differs=tuple(differs),
+        note="the table names neither its spacing nor how many images it took",
+        cell="",
+        model=row["model"],
+    )
+
+
+def _times_differ(spacing: str, ours: Sequence[int], theirs: str, steps: int) -> list[str]:
+    published = tau(theirs, steps, TIMESTEPS)
+    if tuple(ours) == published:
+        return []
+    name = "listed times" if spacing[:1].isdigit() else spacing
+    return [f"spacing {name} ({ours[0]} to {ours[-1]}), not {theirs} ({published[0]} to {published[-1]})"]
+
+
+def _clip_differs(ours: str, theirs: str) -> list[str]:
+    return [] if ours == theirs else [f"clip {ours}, not {theirs}"]
+
+
+def _count_differs(num_samples: int) -> list[str]:
+    return [] if num_samples == NUM_SAMPLES else [f"N = {num_samples:,}, not {NUM_SAMPLES:,}"]
+
+
+def _extractor_differs(extractor: Mapping[str, Any]) -> list[str]:
+    if extractor["name"] != INCEPTION:
+        return [f"extractor {extractor['name']}, not {INCEPTION}: FID is on another scale"]
+    if not extractor["weights_sha256"].startswith(INCEPTION_SHA256):
+        return [f"extractor {INCEPTION} has other weights than the published ones"]
+    return []
+
+
+def _reference_differs(reference: Mapping[str, Any], dataset: Mapping[str, str]) -> Iterator[str]:
+    if reference["split"] != "train":
+        yield f"reference is split {reference['split']}, not train ({dataset['reference']})"
+    if reference["num_images"] != int(dataset["train_images"]):
+        yield f"reference of {reference['num_images']:,} images; the training set has {int(dataset['train_images']):,}"
+    if not reference["preprocessing"].endswith(f" {dataset['shape']}"):
+        yield f"images of {reference['preprocessing'].split()[-1]}, not {dataset['shape']}"
+
+
+def _network_differs(network: Network, dataset: Mapping[str, str], weights: str) -> Iterator[str]:
+    theirs = dataset["checkpoint"]
+    if network.source.partition("@")[0] != theirs:  # the hub's id may name a revision
+        yield f"network: {network.source}, not {theirs or 'the weights of the authors, which are not on the hub'}"
+    elif note := dataset["checkpoint_note"]:
+        yield note
+    if weights != "ema":
+        yield f"{weights} weights, not averaged ones (EMA)"
+    if network.process is not None:
+        yield f"forward process: {network.process}, not {PROCESS}"
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+@cache
+def _lines(name: str) -> tuple[dict[str, str], ...]:
+    with (FOLDER / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return tuple(csv.DictReader(file))
+
+
+def _dataset(name: str) -> dict[str, str]:
+    return next(line for line in _lines("datasets") if line["dataset"] == name)
+
+
+def write(found: Sequence[Beside], folder: Path, stem: str) -> None:
+    """`stem`.{csv,md} in `folder`, each put in place whole; those of an earlier run go if `found` is empty."""
+    if not found:
+        for suffix in ("csv", "md"):
+            (folder / f"{stem}.{suffix}").unlink(missing_ok=True)
+        return
+    contents = {"csv": frame(found).to_csv(index=False, lineterminator="\n"), "md": markdown(found)}
+    for suffix, text in contents.items():
+        with replacing(folder / f"{stem}.{suffix}") as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def pointer(found: Sequence[Beside], stem: str) -> list[str]:
+    """A line for under the table that the numbers stand beside; none where there are none."""
+    return [f"the paper's numbers stand beside {len(found)} of these in {stem}.md"] if found else []
+
+
+def frame(found: Sequence[Beside]) -> pd.DataFrame:
+    """A row for each; `difference` is ours minus the published, `differs` joined by semicolons, empty for nothing."""
+    rows = [
+        one._asdict()
+        | {"published": float(one.published), "difference": one.difference, "differs": "; ".join(one.differs)}
+        for one in found
+    ]
+    columns = list(Beside._fields)
+    columns.insert(columns.index("differs"), "difference")
+    return pd.DataFrame(rows, columns=columns)
+
+
+def markdown(found: Sequence[Beside]) -> str:
+    """A table of GitHub's Markdown for each data set; what differs in all its rows is said once, above it."""
+    blocks = [f"## Published numbers\n\n{PAPER}. Difference is ours minus the paper's."]
+    for table, dataset in dict.fromkeys((one.table, one.dataset) for one in found):
+        members = [one for one in found if (one.table, one.dataset) == (table, dataset)]
+        shared = [text for text in members[0].differs if all(text in one.differs for one in members)]
+        blocks += [
+            f"### Table {table}, {dataset}: {'FID' if members[0].metric == 'fid' else 'reconstruction error'}",
+            *_what_differs(members, shared),
+            "\n".join(_table_lines(members, set(shared))),
+            *_notes(members),
+        ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _what_differs(members: Sequence[Beside], shared: Sequence[str]) -> Iterator[str]:
+    if shared:
+        yield f"Unlike the paper, in every row: {'; '.join(shared)}."
+    elif not any(one.differs for one in members):
+        yield "Nothing that is known differs from the paper's protocol."
+
+
+def _table_lines(members: Sequence[Beside], shared: set[str]) -> Iterator[str]:
+    with_eta = members[0].metric == "fid"
+    several = len({one.place for one in members}) < len(members)
+    head = [*(["η"] if with_eta else []), "S", "paper", "ours", "difference", "what else differs"]
+    yield _line([*head, *(["cell" if with_eta else "model"] if several else [])])
+    yield _line([":--" if text in ("η", "what else differs") else "--:" for text in head] + [":--"] * several)
+    for one in members:
+        value, error = write_number(one.ours, one.standard_error)
+        decimals = len(one.published.partition(".")[2])
+        yield _line([
+            *([one.label] if with_eta else []),
+            str(one.steps),
+            one.published,
+            f"{value} {error}".rstrip(),
+            f"{one.difference:+.{decimals}f}",
+            "; ".join(text for text in one.differs if text not in shared) or MISSING,
+            *([one.cell or one.model] if several else []),
+        ])  # fmt: skip
+
+
+def _line(texts: Sequence[str]) -> str:
+    return "| " + " | ".join(text.replace("|", r"\|") for text in texts) + " |"
+
+
+def _notes(members: Sequence[Beside]) -> Iterator[str]:
+    """What is known of single published numbers, and of the data set's all."""
+    by_note: dict[str, list[str]] = {}
+    for one in members:
+        if one.note and one.place not in by_note.setdefault(one.note, []):
+            by_note[one.note].append(one.place)
+    everywhere = len({one.place for one in members})
+    lines = [f"- {note}" if len(at) == everywhere else f"- {', '.join(at)}: {note}" for note, at in by_note.items()]
+    if members[0].metric == "fid":
+        lines.append(f"- {_dataset(members[0].dataset)['reference']}")
+    yield "\n".join(lines)

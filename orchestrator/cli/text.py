@@ -1,0 +1,176 @@
+"""What commands print: plans and outcomes as text for people, outcomes as JSON for scripts."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from taugrid.orchestrator.cli.progress import duration, quantity
+from taugrid.orchestrator.rundir.directory import RunDir
+
+if TYPE_CHECKING:
+    from taugrid.orchestrator.selfcheck import Findings
+    from taugrid.orchestrator.session import Outcome
+
+
+def plan_text(plan: dict[str, Any]) -> str:
+    """A plan or a status, from `inspection.describe`, as lines."""
+    lines = [f"{plan['name']} in {plan['dir']}", ""]
+    for model in plan["models"]:
+        if model["train_steps"]:
+            done = f", of which {model['train_steps_done']:,} are done" * bool(model["train_steps_done"])
+            state = "trained" if model["ready"] else f"to be trained for {model['train_steps']:,} steps{done}"
+        else:
+            state = model["source"]
+        lines.append(f"model {model['id']}: {state}")
+    width = max(len(cell["name"]) for cell in plan["cells"])
+    lines += ["", f"{'cell':{width}}  {'images':>16}  {'shards':>9}  evaluations  scored"]
+    for cell in plan["cells"]:
+        images = f"{cell['images_done']}/{cell['num_samples']}"
+        shards = f"{cell['shards_done']}/{cell['shards']}"
+        evaluations = quantity(cell["network_evaluations"])
+        scored = "yes" if cell["scored"] else "no"
+        lines.append(f"{cell['name']:{width}}  {images:>16}  {shards:>9}  {evaluations:>11}  {scored}")
+    remaining = plan["network_evaluations_remaining"]
+    lines += [
+        "",
+        f"{len(plan['models'])} models, {len(plan['cells'])} cells, {plan['shards']} shards, {plan['images']:,} images"
+        f", at most {quantity(plan['bytes_at_most'])}B of images",
+        f"network evaluations: {plan['network_evaluations']:,}, of which {remaining:,} remain",
+        f"expected time of sampling: {_expected(plan)}",
+        *(f"warning: {remark}" for remark in plan["remarks"]),
+    ]
+    return "\n".join(lines)
+
+
+def _expected(plan: dict[str, Any]) -> str:
+    seconds, rate = plan["worker_seconds_remaining"], plan["evaluations_per_second_and_worker"]
+    if not plan["network_evaluations_remaining"]:
+        return "nothing is left to sample"
+    if seconds is None:
+        return "unknown until measured (no run here has sampled a shard yet)"
+    return f"{duration(seconds)} of one worker's time, at the {quantity(rate)} network evaluations/s measured here"
+
+
+SELFCHECK_WIDTH = 90
+"""Columns of the table where everything in it is long."""
+
+
+def selfcheck_table(findings: "Findings") -> RenderableType:
+    """Measured, exact and z of every cell; a cell of two points has no closed form, and is judged image by image."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("")
+    table.add_column("data")
+    for heading in ("S", "η", "off", "FID", "exact", "z", "z mean", "z cov."):
+        table.add_column(heading, justify="right")
+    for column in table.columns:
+        column.no_wrap = True
+    for cell, verdict in findings.judgements:
+        settings, fid = cell.settings, verdict.fid
+        apart = [settings.spacing_name] * (settings.spacing != "linear") + [settings.clip] * (settings.clip != "none")
+        eta = "σ̂" if settings.sigma == "sigma_hat" else f"{settings.eta_number:g}"
+        numbers = ["–"] * 5
+        if fid is not None and verdict.mean is not None and verdict.covariance is not None:
+            z_scores = (fid.z, verdict.mean.z, verdict.covariance.z)
+            numbers = [f"{fid.measured:.4f}", f"{fid.exact:.4f}", *(f"{z:+.1f}" for z in z_scores)]
+        name = " ".join([cell.model.data.name, *map(str, apart)])
+        off = f"{verdict.differing_share * 1e6:.0f}"
+        table.add_row("WRONG" if verdict.problems else "ok", name, str(settings.steps), eta, off, *numbers)
+    return table
+
+
+def print_selfcheck(findings: "Findings") -> None:
+    """The table on stdout, what is wrong and what the columns are on stderr."""
+    people = Console(stderr=True, highlight=False, soft_wrap=True)
+    to_read = Console(highlight=False)
+    to_read.print(selfcheck_table(findings), width=max(SELFCHECK_WIDTH, to_read.width))
+    people.print(
+        "off: pixels in a million that differ from a float64 loop, by one grey level where all is well; exact: the FID "
+        "to expect at this N, in closed form; z: deviations from the closed form in standard errors"
+    )
+    for problem in findings.problems:
+        people.print(f"wrong: {problem}", markup=False)
+
+
+def scores_text(scores: dict[str, Any]) -> str:
+    """Scores of images made elsewhere, from `eval.standalone.evaluate`, as lines."""
+    from taugrid.eval.tables.quality import METRICS, write_number
+
+    values = scores["metrics"]
+    lines = []
+    for metric in METRICS:
+        if metric.column in values:
+            error = values.get(metric.error, math.nan) if metric.error else math.nan
+            value, spread = write_number(values[metric.column], error)
+            means = f"   (± is {metric.error_means})" if spread else ""
+            lines.append(f"{metric.heading.replace(' × 1000', '')}: {f'{value} {spread}'.rstrip()}{means}")
+    for side in ("samples", "reference"):
+        about = scores[side]
+        count = "moments" if about["num_images"] is None else f"{about['num_images']} images"
+        lines.append(f"{side}: {about['dataset'] or about['path']} ({count}, SHA-256 {about['sha256'][:10]})")
+    extractor = scores["protocol"]["extractor"]
+    lines.append(f"extractor: {extractor['name']}, weights {extractor['weights_sha256'][:10]}")
+    return "\n".join([*lines, *scores["notes"], *(f"warning: {warning}" for warning in scores["warnings"])])
+
+
+def outcome_json(rundir: RunDir, outcome: "Outcome") -> dict[str, Any]:
+    """What `--json` prints after work."""
+    return {
+        "dir": str(rundir.root),
+        "status": "incomplete" if outcome.missing else "done",
+        "cells": outcome.rows,
+        "missing": [{"cell": cell, "reason": reason} for cell, reason in outcome.missing.items()],
+    }
+
+
+def without_error(rows: Sequence[Mapping[str, Any]], reasons: Mapping[str, str]) -> list[str]:
+    """Why FIDs stand without ±: a line for each reason in `reasons`, which are by cell, and how many cells have it."""
+    scored = [row for row in rows if row["fid"] is not None]
+    found = Counter(reasons[row["cell"]] for row in scored if row["fid_se"] is None and row["cell"] in reasons)
+    return [
+        f"no ± for {'every FID' if count == len(scored) else f'{count} of {len(scored)} FIDs'}: {reason}"
+        for reason, count in found.items()
+    ]
+
+
+def print_outcome(rundir: RunDir, outcome: "Outcome", join_protocols: bool = False) -> None:
+    """The table on stdout, and on stderr what is missing and where everything is."""
+    people = Console(stderr=True, highlight=False, soft_wrap=True)
+    if outcome.rows and outcome.table == "quality":
+        from taugrid.eval.tables import differences
+        from taugrid.eval.tables import quality as tables
+        from taugrid.eval.tables.rows import check_joinable
+
+        assert outcome.evidence is not None
+        protocols = outcome.evidence.protocols
+        alike = differences.indistinguishable(outcome.rows, outcome.evidence, join_protocols)
+        joined = check_joinable(outcome.rows, protocols, override=True).cells if join_protocols else frozenset()
+        Console(highlight=False).print(tables.console(tables.frame(outcome.rows), protocols, alike, joined))
+        for remark in without_error(outcome.rows, outcome.evidence.reasons):
+            people.print(remark, markup=False)
+        if any(tables.EXACT in row for row in outcome.rows):
+            people.print("FID in closed form, at infinite N, is in the tables beside the measured one (fid_exact)")
+    elif outcome.rows and outcome.table == "interpolation":
+        people.print(f"{len({row['cell'] for row in outcome.rows})} cells interpolated: figures/interpolation*.png")
+    elif outcome.rows and outcome.table == "reconstruction":
+        text = (rundir.tables / "reconstruction.md").read_text(encoding="utf-8")
+        Console(highlight=False, soft_wrap=True).print(text, markup=False)
+    missing = outcome.missing
+    for cell, reason in list(missing.items())[:10]:
+        people.print(f"missing: {cell}: {reason}", markup=False)
+    if len(missing) > 10:
+        people.print(f"... and {len(missing) - 10} more cells")
+    if missing:
+        people.print("the same command tries again what is missing")
+    for name, path in (
+        ("models", rundir.models),
+        ("samples", rundir.samples),
+        ("tables", rundir.tables),
+        ("figures", rundir.figures),
+    ):
+        if path.exists():
+            people.print(f"{name + ':':9}{path}", markup=False)

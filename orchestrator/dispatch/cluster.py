@@ -1,0 +1,197 @@
+"""Connecting to Ray: a private cluster inside this process, or one that runs elsewhere, with safe defaults.
+
+Ray reads most of its environment when it is imported, so this module sets it first, and nothing else in the
+orchestrator imports Ray. What each variable is for: docs/architecture.md, "Ray".
+"""
+
+import math
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+from taugrid.config.sections import Cluster
+from taugrid.errors import RunFailed, UserError
+
+OBJECT_STORE_BYTES = 200 * 2**20
+"""Jobs and results are small and images go to files; Ray's own default would be 30 % of the machine's memory."""
+
+CONNECT_SECONDS = 10.0
+
+COMMON_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # silences the (raylet) lines that would break --json
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run` would ship the working directory by surprise
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # an actor that was given no GPU must not see one
+}
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Set to 0, every server of an embedded cluster listens on 127.0.0.1 alone; it would refuse to join a remote one."""
+
+
+TOKEN = secrets.token_hex(32)
+"""Of embedded clusters of this process, in memory alone; without one Ray writes a file. Ray reads it once."""
+
+
+def prepare_embedded() -> None:
+    """Set the environment for embedded clusters. Must come before `import ray`."""
+    os.environ.update(COMMON_ENVIRONMENT)
+    os.environ.pop("RAY_ADDRESS", None)
+    os.environ.update({LOOPBACK: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN})
+
+
+@contextmanager
+def connected(address: str, cluster: Cluster, trainers: int = 0) -> Iterator[None]:
+    """A connection to Ray for as long as the block lasts; `trainers` is how many workers a training will have.
+
+    Raises:
+        UserError: where the address can't be reached, or the cluster there has no token.
+    """
+    if address == "local":
+        prepare_embedded()
+        options: dict[str, Any] = {
+            "address": "local",  # without it Ray joins a cluster that `ray start` began on this machine
+            "num_cpus": _embedded_cpus(cluster, trainers),
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+        }
+    else:
+        os.environ.update(COMMON_ENVIRONMENT)
+        _require_token(address)
+        _require_answer(address)
+        options = {"address": address}
+    import ray
+
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(log_to_driver=False, logging_level="error", configure_logging=True, **options)
+    except (ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        reason = (str(error).strip().splitlines() or ["no answer"])[0]
+        if address == "local":
+            raise RunFailed(f"Ray could not start here: {reason}") from error
+        raise UserError(f"no Ray cluster at --address {address}: {reason}") from error
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own, set in init, exits with 15
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _embedded_cpus(cluster: Cluster, trainers: int) -> int:
+    """Ray's count of CPUs: those there are, or as many as the workers asked for need (which then share them)."""
+    asked = max(cluster.workers or 0, trainers) * cluster.cpus_per_worker
+    return max(available_cpus(), int(-(-asked // 1)))
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+        if address != "auto":
+            raise UserError(f"--address {address} is none of local, auto and HOST:PORT")
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(f"no Ray cluster at --address {address}: {error.strerror or error}") from None
+
+
+def _require_token(address: str) -> None:
+    """Whoever reaches a Ray cluster without a token runs commands as its user (CVE-2023-48022)."""
+    has_token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    default_path = os.path.expanduser("~/.ray/auth_token")  # noqa: PTH111
+    on_loopback = address.startswith(("127.", "localhost:", "[::1]"))
+    if not (has_token or os.path.exists(default_path) or on_loopback):  # noqa: PTH110
+        raise UserError(
+            f"--address {address}: taugrid uses no cluster beyond this machine without a token, because anyone who "
+            "reaches an open one runs commands as you; start it with RAY_AUTH_MODE=token and set RAY_AUTH_TOKEN here"
+        )
+    if has_token or os.path.exists(default_path):  # noqa: PTH110
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def resources(cluster: Cluster) -> tuple[float, float]:
+    """(CPUs, GPUs) that one worker takes on the connected cluster: a GPU where torch can use one."""
+    gpus = cluster.gpus_per_worker
+    if gpus is None:
+        torch_sees_gpus = not version("torch").endswith("+cpu")
+        gpus = 1.0 if torch_sees_gpus and _slots(0, 1) else 0.0
+    return cluster.cpus_per_worker, gpus
+
+
+def _nodes() -> list[dict[str, float]]:
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _slots(cpus: float, gpus: float) -> int:
+    """How many workers of that size fit on the connected cluster's nodes; a worker can't be spread over two."""
+    total = 0.0
+    for node in _nodes():
+        by_cpu = node.get("CPU", 0) // cpus if cpus else math.inf
+        by_gpu = node.get("GPU", 0) // gpus if gpus else math.inf
+        total += min(by_cpu, by_gpu)
+    return int(total)
+
+
+def room(cluster: Cluster) -> int:
+    """How many workers to start: as many as were asked for, else as fit on the connected cluster.
+
+    Raises:
+        UserError: if not even one fits.
+    """
+    cpus, gpus = resources(cluster)
+    fits = _slots(cpus, gpus)
+    if fits < 1:
+        raise UserError(
+            f"no worker fits: each takes {cpus:g} CPUs and {gpus:g} GPUs, and no node of the cluster has that; "
+            "lower cluster.cpus_per_worker or cluster.gpus_per_worker"
+        )
+    return min(cluster.workers, fits) if cluster.workers else fits
+
+
+class Trainers(NamedTuple):
+    """How a model is trained on the connected cluster."""
+
+    workers: int | tuple[int, int]
+    """How many, or the least and the most."""
+    cpus: float
+    """Of each."""
+    gpus: float
+    """Of each."""
+
+
+def trainers(cluster: Cluster, workers: int | tuple[int, int]) -> Trainers:
+    """Room for up to `workers` training workers; fewer where fewer fit, which changes no more than rounding.
+
+    Without GPUs each takes as many CPUs as there are for it. Of [least, most] it is left to Ray Train how many there
+    are, now and later; each takes what `cluster` says, so that there is room for one wherever there is as much.
+
+    Raises:
+        UserError: if not even one fits, or not even the least.
+    """
+    cpus, gpus = resources(cluster)
+    room(cluster)
+    fits = _slots(cpus, gpus)
+    if not isinstance(workers, int):
+        if fits < workers[0]:
+            raise UserError(
+                f"train.workers: {list(workers)} needs room for {workers[0]}, and {fits} of {cpus:g} CPUs and {gpus:g} "
+                "GPUs fit on the connected cluster; lower it or cluster.cpus_per_worker, or add nodes"
+            )
+        return Trainers(workers, cpus, gpus)
+    workers = min(workers, fits)
+    if not gpus:
+        most = int(max(node.get("CPU", 0) for node in _nodes()))
+        cpus = next((float(c) for c in range(most, int(cpus), -1) if _slots(c, 0) >= workers), cpus)
+    return Trainers(workers, cpus, gpus)

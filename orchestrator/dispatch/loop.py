@@ -1,0 +1,214 @@
+"""Between the pool and the dispatcher: passes on what happened and who is to do what, writes events, shows progress."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from taugrid.errors import RunFailed, UserError
+from taugrid.jobs import Result, SampleJob, WorkerInfo
+from taugrid.orchestrator.cli.progress import Progress, quantity
+from taugrid.orchestrator.dispatch.policy import Dispatcher
+from taugrid.orchestrator.dispatch.pool import Done, Event, Failed, Joined, Lost, Pool
+from taugrid.orchestrator.rundir.directory import Events
+from taugrid.orchestrator.work.survey import Piece
+from taugrid.workers.network.checkpoint import WrongWeights
+
+LOSSES_WITHOUT_WORK = 5
+"""Workers lost with no work done in between, beyond as many as there are workers, before the run gives up: something is
+wrong with all of them (memory, a broken installation), and starting more would go on for ever."""
+
+ALONE_SECONDS = 60.0
+"""Without any worker before people are told."""
+
+PHASES = {
+    "sample": ("sampling", "network evaluations"),
+    "reconstruct": ("reconstructing", "network evaluations"),
+    "interpolate": ("interpolating", "network evaluations"),
+    "extract": ("evaluating", "images"),
+    "score": ("scoring", "images"),
+}
+"""Kind of task -> what the progress line calls it, and the unit of its costs. The first with work left is shown."""
+
+POLL_SECONDS = 0.5
+"""How often the driver looks up while nothing happens: for Ctrl-C and stragglers."""
+
+
+class Loop:
+    """Runs `pieces` on `pool` until everything that can be done is done."""
+
+    def __init__(
+        self,
+        pieces: Mapping[str, Piece],
+        pool: Pool,
+        workers: int,
+        embedded: bool,
+        max_attempts: int,
+        progress: Progress,
+        events: Events,
+        log: Callable[[str, str], Path],
+    ) -> None:
+        self._pieces = pieces
+        self._pool = pool
+        self._workers = workers
+        self._embedded = embedded
+        self._last_seen = time.monotonic()
+        self._progress = progress
+        self._events = events
+        self._log = log
+        self._dispatcher = Dispatcher((piece.task for piece in pieces.values()), max_attempts)
+        self._infos: dict[str, WorkerInfo] = {}
+        self._reasons: dict[str, str] = {}
+        self._losses = 0
+        self._done: Counter[str] = Counter()  # kind -> cost done
+        self._images = 0
+        self._scored = 0
+        self._to_score = sum(piece.task.kind == "score" for piece in pieces.values())
+        self._phase = ""
+        self._totals: Counter[str] = Counter()
+        for piece in pieces.values():
+            self._totals[piece.task.kind] += int(piece.task.cost)
+
+    def run(self) -> dict[str, str]:
+        """Returns cell name -> reason, for the cells of which something could not be done.
+
+        Raises:
+            UserError: if a worker does not see the run directory, or a network's weights are not its own.
+            RunFailed: if workers die faster than they work.
+        """
+        self._announce()
+        for _ in range(self._workers):
+            self._pool.start()
+        while not self._dispatcher.finished:
+            for event in self._pool.events(POLL_SECONDS):
+                self._handle(event)
+            for worker, task, speculative in self._dispatcher.assign(time.monotonic()):
+                self._progress.started()
+                if speculative:
+                    self._events.add("duplicate", task=task.key, worker=worker)
+                self._pool.give(worker, self._pieces[task.key].job)
+            self._say_if_alone()
+            self._show()
+        self._progress.end()
+        return self._problems()
+
+    def _announce(self) -> None:
+        tasks = Counter(piece.task.kind for piece in self._pieces.values())
+        evaluations = sum(self._totals[kind] for kind, (_, unit) in PHASES.items() if unit == "network evaluations")
+        things = {
+            "sample": "shards to sample",
+            "reconstruct": "shards to reconstruct",
+            "interpolate": "cells to interpolate",
+            "extract": "to extract",
+            "score": "cells to score",
+        }
+        listed = ", ".join(f"{tasks[kind]} {thing}" for kind, thing in things.items() if tasks[kind])
+        cost = f" ({quantity(evaluations)} network evaluations)" if evaluations else ""
+        self._progress.say(f"to do: {listed}{cost}; starting {self._workers} workers")
+        self._show()
+
+    def _say_if_alone(self) -> None:
+        """On a cluster that is full, or whose nodes are gone, nothing happens: say so."""
+        now = time.monotonic()
+        if self._dispatcher.workers:
+            self._last_seen = now
+        elif now - self._last_seen > ALONE_SECONDS:
+            self._last_seen = now
+            self._progress.say(f"no worker for {ALONE_SECONDS:.0f} s: the cluster is full, or starting one takes long")
+
+    def _show(self) -> None:
+        kind = next((kind for kind in PHASES if self._done[kind] < self._totals[kind]), self._phase)
+        if kind != self._phase:
+            self._phase = kind
+            self._images = 0
+            name, unit = PHASES[kind]
+            self._progress.begin(name, self._totals[kind], unit)
+            if self._dispatcher.workers:
+                self._progress.started(self._done[kind])
+        note = f"{self._scored} of {self._to_score} cells scored" if self._to_score else ""
+        self._progress.update(self._done[kind], self._images, self._dispatcher.workers, note)
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Joined(worker, info):
+                self._infos[worker] = info
+                self._events.add("worker", worker=worker, node=info.node, device=info.device, versions=info.versions)
+                self._dispatcher.worker_joined(worker)
+            case Done(worker, result):
+                self._losses = 0
+                self._record(worker, result)
+            case Failed(worker, error, trace):
+                self._failed(worker, error, trace)
+            case Lost(worker, reason, with_its_node):
+                if with_its_node and self._embedded:
+                    raise RunFailed("the Ray on this machine has died (out of memory?); run the same command again")
+                self._lost(worker, reason)
+
+    def _record(self, worker: str, result: Result) -> None:
+        piece = self._pieces[self._dispatcher.running[worker]]
+        first = self._dispatcher.succeeded(worker, time.monotonic())
+        if first:
+            self._done[piece.task.kind] += int(piece.task.cost)
+            self._scored += piece.task.kind == "score"
+        info = self._infos[worker]
+        where = {"worker": worker, "node": info.node, "device": info.device}
+        seconds = round(result.seconds, 4)
+        if isinstance(piece.job, SampleJob):
+            self._images += result.images if first else 0
+            self._events.add(
+                "shard",
+                cell=piece.job.metadata["cell"],
+                path=Path(piece.job.path).name,
+                images=result.images,
+                evaluations=int(piece.task.cost),
+                seconds=seconds,
+                committed=first or result.first,
+                **where,
+            )
+        else:
+            work = {"task": piece.task.key, "images": result.images, "seconds": seconds, "committed": first}
+            self._events.add(piece.task.kind, **work, **where)
+
+    def _failed(self, worker: str, error: str, trace: str) -> None:
+        if worker not in self._infos:
+            if error.startswith("FileNotFoundError"):
+                raise UserError(f"{error.split(': ', 1)[-1]}; every worker must see the run directory at the same path")
+            raise RunFailed(f"a worker can't start: {error} (all of it: {self._log(worker, trace)})")
+        key = self._dispatcher.running[worker]
+        path = self._log(key, trace)
+        if error.startswith(f"{WrongWeights.__name__}: "):
+            raise UserError(error.split(": ", 1)[-1])
+        self._charge(key, f"{error} (all of it: {path})", self._dispatcher.failed(worker))
+
+    def _lost(self, worker: str, reason: str) -> None:
+        self._losses += 1
+        path = self._log(worker, reason)
+        self._events.add("lost", worker=worker, reason=reason)
+        if self._losses > self._workers + LOSSES_WITHOUT_WORK:
+            raise RunFailed(
+                f"{self._losses} workers were lost with no work done in between; the last: {reason} ({path})"
+            )
+        if worker in self._infos:
+            key = self._dispatcher.running.get(worker)
+            quarantined = self._dispatcher.worker_lost(worker)
+            self._charge(key or "nothing", f"{worker} is lost, another is started: {reason}", quarantined)
+        else:
+            self._progress.say(f"{worker} could not be started: {reason}")
+        self._pool.start()
+
+    def _charge(self, key: str, reason: str, quarantined: bool) -> None:
+        self._events.add("failed", task=key, reason=reason, quarantined=quarantined)
+        self._reasons[key] = reason
+        if key in self._dispatcher.done:
+            then = "another copy of it is done"
+        else:
+            then = "given up after so many attempts, the rest goes on" if quarantined else "will be tried again"
+        self._progress.say(f"{key}: {reason}; {then}" if key in self._pieces else reason)
+
+    def _problems(self) -> dict[str, str]:
+        problems: dict[str, str] = {}
+        for key in sorted(self._dispatcher.quarantined):
+            cell = self._pieces[key].cell
+            names = [cell.name] if cell else [p.cell.name for p in self._pieces.values() if p.cell]
+            problems |= dict.fromkeys(names, f"{key}: {self._reasons[key]}")
+        return problems

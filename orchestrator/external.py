@@ -1,0 +1,65 @@
+"""`taugrid evaluate --samples`: scores for images that were made elsewhere, in this process."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from taugrid.config.load import merge
+from taugrid.config.sections import Evaluate, validate
+from taugrid.errors import UserError
+from taugrid.eval.features.names import resolve
+from taugrid.eval.reference import default_cache, open_reference
+from taugrid.eval.sources import open_source
+from taugrid.orchestrator.cli.progress import Progress
+from taugrid.orchestrator.plan.evaluation import VERSIONS, settings
+from taugrid.parquet import DamagedFile
+from taugrid.versions import versions
+
+
+def score_images(
+    samples: str, reference: str, evaluate: dict[str, Any], assignments: Sequence[str], progress: Progress
+) -> dict[str, Any]:
+    """`eval.standalone.evaluate` of what the paths mean, by the keys of a config's section `evaluate`.
+
+    Raises:
+        UserError: one line, for images, a reference, weights or settings that can't be used.
+    """
+    values = merge({"evaluate": evaluate}, assignments)
+    others = sorted(values.keys() - {"evaluate"})
+    if others:
+        raise UserError(f"--set {others[0]}: images made elsewhere have no such section; set keys of evaluate")
+    section = validate(Evaluate, values["evaluate"], "evaluate")
+    if section.reference is not None or not section.keep_features:
+        raise UserError("--set evaluate.reference, evaluate.keep_features: for a run; give --reference PATH here")
+    try:
+        progress.say("reading images")
+        found, compared = open_source(samples), open_reference(reference)
+        spec = resolve(section.extractor, "", section.weights, found.shape)
+        import torch
+
+        from taugrid.eval import standalone
+
+        stage = ""
+
+        def tell(what: str, done: int, total: int) -> None:
+            nonlocal stage
+            if what != stage:
+                stage = what
+                progress.begin(what, total, "images")
+                progress.started()
+            progress.update(done, done)
+
+        return standalone.evaluate(
+            found,
+            compared,
+            spec,
+            settings(section),
+            batch_size=section.batch_size,
+            versions=versions(VERSIONS),
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            cache=default_cache(),
+            progress=tell,
+        )
+    except (ValueError, DamagedFile) as error:
+        raise UserError(str(error)) from None
+    finally:
+        progress.end()

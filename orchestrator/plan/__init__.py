@@ -1,0 +1,1 @@
+"""From a config to models, cells and shards with their identities: pure, without a clock or a cluster."""

@@ -1,0 +1,176 @@
+"""What a score is of, spelled out: everything that must match for two numbers to be comparable."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from taugrid.config.sections import Config, Data, Evaluate, Sample
+from taugrid.errors import UserError
+from taugrid.eval.features.names import ExtractorSpec
+from taugrid.eval.metrics.score import Feasible, Settings, describe_extractor, feasible
+from taugrid.eval.reference import MomentsFile, cache_key, open_reference
+from taugrid.eval.sources import Source
+from taugrid.orchestrator.plan.extractor import extractor
+from taugrid.orchestrator.plan.grid import Cell, Plan, identity, name_of
+from taugrid.parquet import DamagedFile
+from taugrid.versions import versions
+from taugrid.workers.data import load as datasets
+
+MANY = 10**9
+"""As many samples as any metric needs."""
+
+VERSIONS = ("taugrid", "torch", "torch-fidelity", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are compared with, known by its content: a data set, images elsewhere, or moments alone."""
+
+    given: Data | Source | MomentsFile
+    num_images: int | None
+    """null: not known."""
+    sha256: str
+    shape: tuple[int, int, int] | None
+    """(channels, height, width) of its images; null: not known."""
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its features, beside those of the cells."""
+        return f"reference-{self.sha256[:10]}"
+
+    @property
+    def preprocessing(self) -> str | None:
+        """How its images reach the extractor."""
+        return None if self.shape is None else f"8 bits, {'x'.join(str(side) for side in self.shape)}"
+
+    def describe(self) -> dict[str, Any]:
+        """The fields of a row's protocol."""
+        dataset: str | None = None
+        split: str | None = None
+        if isinstance(self.given, Data):
+            dataset, split = self.given.full_name, self.given.split
+        elif isinstance(self.given, Source) and self.given.dataset is not None:
+            dataset, split = self.given.dataset.rsplit("-", 1)
+        return {
+            "dataset": dataset,
+            "split": split,
+            "num_images": self.num_images,
+            "preprocessing": self.preprocessing,
+            "sha256": self.sha256,
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How the cells of a run are scored."""
+
+    config: Config
+    extractor: ExtractorSpec
+    reference: Reference
+
+    @property
+    def extractor_folder(self) -> str:
+        """Name of the folder of features: the extractor and 8 digits of the hash of its weights, and of its source."""
+        hashes = [self.extractor.weights_sha256, self.extractor.source_sha256 or ""]
+        return name_of([self.extractor.name, *(digest[:8] for digest in hashes if digest)])
+
+    @property
+    def reference_key(self) -> str:
+        """Names the reference's statistics by all that determines them."""
+        return cache_key(self.reference.sha256, self.extractor, self.reference.preprocessing or "moments")
+
+    def feasible(self, num_samples: int) -> Feasible:
+        """The metrics that can be given at N with their settings, and why others can't."""
+        return feasible(settings(self.config.evaluate), self.extractor, num_samples, self.reference.num_images)
+
+    def id(self, cell: Cell) -> str:
+        """Names a cell's score file: what was measured against what, without versions (an upgrade keeps old scores)."""
+        n = cell.settings.num_samples
+        extractor = {"name": self.extractor.name, "weights": self.extractor.weights_sha256}
+        if self.extractor.source_sha256 is not None:
+            extractor["source"] = self.extractor.source_sha256
+        settings = self.feasible(n).settings.protocol()
+        return identity({"reference": self.reference.sha256, "N": n, "extractor": extractor, **settings})
+
+    def protocol(self, cell: Cell) -> dict[str, Any]:
+        """The fields of a row's protocol."""
+        return {
+            "reference": self.reference.describe(),
+            "num_samples": cell.settings.num_samples,
+            "weights": cell.settings.weights,
+            "tau": list(cell.tau),
+            "clip": describe_clip(cell.settings),
+            "precision": f"{cell.settings.precision}, no TF32",
+            "rounding": "8 bits, to nearest",
+            "extractor": describe_extractor(self.extractor),
+            **self.feasible(cell.settings.num_samples).settings.protocol(),
+            "versions": versions(VERSIONS),
+        }
+
+
+def describe_clip(sample: Sample) -> str | None:
+    """How x_0 is clipped, with the range if it is not the usual one."""
+    return sample.clip if sample.clip_range in (None, 1.0) else f"{sample.clip} to +-{sample.clip_range:g}"
+
+
+def settings(evaluate: Evaluate) -> Settings:
+    """What `evaluate` asks for, as the metrics take it."""
+    return Settings(
+        metrics=tuple(evaluate.metrics),
+        seed=evaluate.seed,
+        isc_splits=evaluate.isc_splits,
+        kid_subsets=evaluate.kid_subsets,
+        kid_subset_size=evaluate.kid_subset_size,
+        prc_neighborhood=evaluate.prc_neighborhood,
+    )
+
+
+def check_shapes(plan: Plan) -> None:
+    """Raise `UserError` if a model makes images of another shape than its data set's."""
+    for model in plan.models:
+        if model.image_shape != model.data.image_shape:
+            raise UserError(
+                f"data.name: {model.data.name} has images of {model.data.image_shape} (channels, height, width), but "
+                f"the model makes {model.image_shape}; choose its data, or only `taugrid sample` it"
+            )
+
+
+def evaluation(config: Config, plan: Plan) -> Evaluation:
+    """How `config` scores the cells of `plan`; opens the reference and the extractor's weights, so that what is wrong
+    with them is said before any accelerator time.
+
+    Raises:
+        UserError: unknown extractor, missing weights, a reference that can't be read, or images of another shape.
+    """
+    reference = _reference(config)
+    for model in plan.models:
+        if reference.shape is not None and model.image_shape != reference.shape:
+            raise UserError(
+                f"the reference has images of {reference.shape} (channels, height, width), but a model makes "
+                f"{model.image_shape}; choose its data or evaluate.reference, or only `taugrid sample` it"
+            )
+    spec = extractor(config)
+    if isinstance(reference.given, MomentsFile) and reference.given.dimensions != spec.dimensions:
+        raise UserError(
+            f"evaluate.reference: {reference.given.path} has moments of {reference.given.dimensions} features, but "
+            f"{spec.name} gives {spec.dimensions}; set evaluate.extractor to the one that they were made with"
+        )
+    found = Evaluation(config, spec, reference)
+    left, reasons, _ = found.feasible(MANY)
+    if not left.metrics:
+        told = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
+        raise UserError(f"evaluate.metrics: none of them can be given at any N ({told})")
+    return found
+
+
+def _reference(config: Config) -> Reference:
+    given = config.data if config.evaluate.reference is None else config.evaluate.reference
+    if isinstance(given, Data):
+        images = datasets.load_images(given)
+        return Reference(given, len(images), datasets.content_fingerprint(given), given.image_shape)
+    try:
+        opened = open_reference(given)
+    except (ValueError, DamagedFile) as error:
+        raise UserError(f"evaluate.reference: {error}") from None
+    if isinstance(opened, MomentsFile):
+        return Reference(opened, None, opened.sha256, None)
+    return Reference(opened, opened.num_images, opened.sha256, opened.shape)

@@ -1,0 +1,53 @@
+"""Whether a config may be run in a directory that holds the work of an earlier one: it may add to it, not orphan it."""
+
+from typing import Any
+
+from taugrid.config.sections import GRID_SECTIONS, Config
+from taugrid.errors import UserError
+from taugrid.orchestrator.plan.grid import NOT_IDENTITY, Plan
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.storage import read_json
+
+WHAT_NO_KEY_SAYS = "the files of its checkpoint, own network or data, or taugrid itself"
+"""What has changed where a cell is gone and all keys are as they were."""
+
+MOST_DIFFERENCES = 4
+"""Differing keys that are named: beyond that it is another experiment, and a list would not help."""
+
+
+def check_extends(config: Config, plan: Plan, rundir: RunDir) -> None:
+    """Raise `UserError` if a cell with images in the directory is none of the plan's, saying what differs."""
+    if (said := orphans_in_words(config, plan, rundir)) is not None:
+        raise UserError(
+            f"{said}. Either undo that, or give another --out, or remove those folders under {rundir.samples}"
+        )
+
+
+def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
+    """Which cells have images in the directory and are none of the plan's, and why; None where there are none."""
+    planned = {cell.id for cell in plan.cells}
+    orphans = [name for cell, name in rundir.committed_cells().items() if cell not in planned]
+    if not orphans:
+        return None
+    named = ", ".join(orphans[:2]) + (f" and {len(orphans) - 2} more" if len(orphans) > 2 else "")
+    differences = _differences(read_json(rundir.config) or {}, config.model_dump(mode="json"))
+    shown = "; ".join(differences[:MOST_DIFFERENCES]) or WHAT_NO_KEY_SAYS
+    more = f" and {len(differences) - MOST_DIFFERENCES} more" if len(differences) > MOST_DIFFERENCES else ""
+    return f"{rundir.root} holds {named}, which this config does not have. What differs: {shown}{more}"
+
+
+def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Where two configs differ in what makes cells, as "key: old -> new"."""
+    if not before:
+        return []
+    old, new = _flat(before), _flat(after)
+    harmless = {f"{section}.{key}" for section, keys in NOT_IDENTITY.items() for key in keys}
+    sections = (*GRID_SECTIONS, "sample", "grid")
+    keys = [key for key in dict.fromkeys([*old, *new]) if key.split(".")[0] in sections and key not in harmless]
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): value}

@@ -1,0 +1,14 @@
+"""The feature extractor that a config means, found without torch."""
+
+from taugrid.config.sections import Config
+from taugrid.errors import UserError
+from taugrid.eval.features.names import ExtractorSpec, resolve
+
+
+def extractor(config: Config) -> ExtractorSpec:
+    """The feature extractor that a config means; `UserError` where there is none or its weights are missing."""
+    try:
+        evaluate, data = config.evaluate, config.data
+        return resolve(evaluate.extractor, data.name, evaluate.weights, data.image_shape)
+    except ValueError as error:
+        raise UserError(f"evaluate: {error}") from None

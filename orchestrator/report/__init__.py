@@ -1,0 +1,1 @@
+"""From scores on disk to tables and figures."""

@@ -1,0 +1,93 @@
+"""provenance.json: with which software, weights, data and machines a run's files were made."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from taugrid.config.sections import Data
+from taugrid.errors import UserError
+from taugrid.eval.metrics.score import describe_extractor
+from taugrid.orchestrator.plan.evaluation import Evaluation
+from taugrid.orchestrator.plan.grid import Plan
+from taugrid.orchestrator.rundir.directory import RunDir, read_events
+from taugrid.storage import read_json, write_json
+from taugrid.versions import versions
+from taugrid.workers.data.load import content_fingerprint, load_images
+
+PACKAGES = ("taugrid", "ray", "torch", "diffusers", "torch-fidelity", "pyarrow", "pandas", "numpy", "scipy", "pillow")
+
+
+def software() -> dict[str, Any]:
+    """Versions, and the commit of the checkout that taugrid runs from (null where it is no checkout)."""
+    return {
+        "python": sys.version.split()[0],
+        "versions": versions(PACKAGES),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    folder = Path(__file__).parent
+    if not (folder.parent / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def write(rundir: RunDir, plan: Plan, evaluation: Evaluation | None) -> None:
+    """Write what is known now; what an earlier session knew of data and extractor is kept."""
+    before = read_json(rundir.provenance) or {}
+    value: dict[str, Any] = {
+        **software(),
+        "models": {model.id: _weights(rundir, plan, model.id) for model in plan.models if rundir.is_trained(model)},
+        "dataset": _dataset(rundir, plan, evaluation, before),
+        "reference": before.get("reference"),
+        "extractor": before.get("extractor"),
+        "machines": machines(rundir),
+    }
+    if evaluation is not None:
+        reference, extractor = evaluation.reference, evaluation.extractor
+        value["reference"] = reference.describe()
+        value["extractor"] = describe_extractor(extractor)
+    write_json(rundir.provenance, value)
+
+
+def _dataset(
+    rundir: RunDir, plan: Plan, evaluation: Evaluation | None, before: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
+    """The config's data set, if a model was trained on it or samples are compared with it: else it need not be here."""
+    if evaluation is not None and evaluation.reference.given == evaluation.config.data:
+        return _describe(evaluation.config.data)
+    recorded: Mapping[str, Any] | None = before.get("dataset")
+    known = before.get("models") or {}
+    for model in plan.models:
+        if model.train is not None and rundir.is_trained(model) and model.id not in known:
+            try:
+                return _describe(model.data)
+            except UserError:
+                return recorded  # trained elsewhere, or the images are gone: nothing that is done now needs them
+    return recorded
+
+
+def _describe(data: Data) -> dict[str, Any]:
+    found = {"num_images": len(load_images(data)), "sha256": content_fingerprint(data)}
+    return data.model_dump(mode="json", exclude={"download"}) | found
+
+
+def _weights(rundir: RunDir, plan: Plan, model_id: str) -> Mapping[str, str]:
+    model = next(model for model in plan.models if model.id == model_id)
+    kinds = {cell.settings.weights for cell in plan.cells if cell.model.id == model_id}
+    return {kind: rundir.weights_sha256(model, kind) for kind in sorted(kinds)}
+
+
+def machines(rundir: RunDir) -> list[dict[str, str]]:
+    """Nodes and devices that workers of any session ran on."""
+    joined = (event for event in read_events(rundir.events) if event["event"] == "worker")
+    places = sorted({(event["node"], event["device"]) for event in joined})
+    return [{"node": node, "device": device} for node, device in places]

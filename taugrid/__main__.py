@@ -1,0 +1,5 @@
+"""`python -m taugrid` is `taugrid`."""
+
+from taugrid.orchestrator.cli.main import main
+
+main()

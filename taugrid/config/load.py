@@ -1,0 +1,142 @@
+"""From a config's name to a `Config`: finding and reading the file, `--set`, defaults that depend on other keys."""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from taugrid import hub
+from taugrid.config.sections import Config, S, validate
+from taugrid.errors import UserError
+
+
+def find(name: str) -> Path:
+    """The file that `name` means: a path, a run directory, or the name of a config that taugrid ships.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{name} is a folder without config.json, so it is no run directory; give a config file")
+        return path / "config.json"
+    if path.is_file():
+        return path
+    shipped = {
+        Path(str(entry)).stem: Path(str(entry)) for entry in files("taugrid.configs").iterdir() if _is_yaml(entry.name)
+    }
+    if Path(name).stem in shipped and name in (Path(name).stem, Path(name).name):
+        return shipped[Path(name).stem]
+    near = difflib.get_close_matches(Path(name).stem, shipped, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"shipped configs: {', '.join(sorted(shipped))}"
+    raise UserError(f"no config file, run directory or shipped config is called {name!r} ({hint})")
+
+
+def _is_yaml(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file; `UserError` where it can't be read as one."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"can't read {path}: {reason}") from None
+    if values is None:
+        raise UserError(f"{path} is empty; it must hold sections (name:, data:, model:, ...)")
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold sections (name:, data:, model:, ...), not {type(values).__name__}")
+    return values
+
+
+def merge(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """`values` with every `key.path=value` of `--set` applied; a value is read as YAML."""
+    merged: dict[str, Any] = json.loads(json.dumps(values))
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set takes key=value, as in --set sample.num_samples=2000, not {assignment!r}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {key}: {text!r} is no YAML value") from None
+        *parents, last = key.strip().split(".")
+        node = merged
+        if parents[:1] == ["grid"]:
+            parents, last = ["grid"], key.strip().removeprefix("grid.")  # a grid key may have dots of its own
+        for parent in parents:
+            if not isinstance(node.get(parent), dict):
+                if isinstance(node.get(parent), list) and node[parent]:
+                    raise UserError(f"--set {key}: {parent} is a list here; give it whole, --set '{parent}=[{{...}}]'")
+                node[parent] = {}
+            node = node[parent]
+        node[last] = value
+    return merged
+
+
+def load(name: str, assignments: Sequence[str] = ()) -> Config:
+    """The config called `name` (see `find`) with `--set` assignments applied, validated, and seeds filled in.
+
+    Raises:
+        UserError: one line that says what is wrong, for a missing file, bad syntax, or an unknown key or bad value.
+    """
+    path = find(name)
+    values = read(path)
+    merged = merge(values, assignments)
+    if path.name == "config.json":
+        _follow_seed(values, merged)
+    config = _with_absolute_paths(validate(Config, merged, str(path)))
+    return config.model_copy(
+        update={
+            "train": _with_seed(config.train, config.seed),
+            "sample": _with_seed(config.sample, config.seed),
+        }
+    )
+
+
+def _follow_seed(before: Mapping[str, Any], merged: dict[str, Any]) -> None:
+    """In a run directory's config the sections' seeds are filled in: those that were `seed` follow a new `seed`."""
+    for section in ("train", "sample"):
+        seed = before.get(section, {}).get("seed")
+        if before.get("seed", 0) != merged.get("seed", 0) and seed == before.get("seed", 0) == merged[section]["seed"]:
+            merged[section]["seed"] = None
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Models and references as absolute paths, so that config.json means the same from everywhere."""
+    absolute = {"model.checkpoint": _absolute_model, "model.weights": _absolute}
+    grid = [
+        {
+            key: [absolute[key](value) for value in values] if key in absolute else values
+            for key, values in point.items()
+        }
+        for point in config.grid
+    ]
+    source = config.model
+    own = {"checkpoint": _absolute_model(source.checkpoint), "weights": _absolute(source.weights)}
+    model = source.model_copy(update=own)
+    evaluate, reference = config.evaluate, config.evaluate.reference
+    if isinstance(reference, str) and Path(reference).expanduser().exists():  # else a data set's name
+        evaluate = evaluate.model_copy(update={"reference": _absolute(reference)})
+    return config.model_copy(update={"grid": grid, "model": model, "evaluate": evaluate})
+
+
+def _absolute_model(path: Any) -> Any:
+    """An id of the hub stays one, unless a folder of that name is here."""
+    is_on_hub = isinstance(path, str) and hub.is_id(path) and not Path(path).exists()
+    return path if is_on_hub else _absolute(path)
+
+
+def _absolute(path: Any) -> Any:
+    return str(Path(path).expanduser().absolute()) if isinstance(path, str) else path
+
+
+def _with_seed(section: S, seed: int) -> S:
+    return section if getattr(section, "seed", None) is not None else section.model_copy(update={"seed": seed})

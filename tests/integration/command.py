@@ -1,0 +1,129 @@
+"""Running the real command in a process of its own, on a tiny experiment."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "model": {
+        "unet": {
+            "block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4,
+            "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2,
+        }
+    },
+    "train": {"steps": 12, "batch_size": 16, "checkpoint_every": 4},
+    "sample": {"num_samples": 100, "batch_size": 16, "shard_evaluations": 128},
+    "grid": [{"steps": [2, 4], "eta": [0.0, 1.0]}, {"steps": [2, 4], "eta": ["sigma_hat"], "clip": ["x0_and_eps"]}],
+    "evaluate": {"isc_splits": 5, "kid_subsets": 4, "kid_subset_size": 50},
+}  # fmt: skip
+"""Six cells; S = 2 makes shards of 64 images, S = 4 of 32, and the last shard of each is short."""
+
+COMMAND = [sys.executable, "-m", "taugrid"]
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY | changes))
+    return path
+
+
+def taugrid(*arguments: object, code: int = 0, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; fails the test if it ends otherwise than with `code`."""
+    done = subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == code, f"exit {done.returncode}, not {code}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def heed_ctrl_c() -> None:
+    """Tests that a shell started in the background ignore SIGINT, and their children with them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+class Started:
+    """A command that runs while the test does something to it."""
+
+    def __init__(self, log: Path, *arguments: object) -> None:
+        self._log = log
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                [*COMMAND, *map(str, arguments)],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=heed_ctrl_c,
+            )
+
+    def __enter__(self) -> "Started":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def wait_until(self, condition: Callable[[], Any], timeout: float = 120) -> Any:
+        """What `condition` returns, once that is true."""
+        end = time.monotonic() + timeout
+        while not (value := condition()):
+            assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.output}"
+            assert time.monotonic() < end, f"not after {timeout} s:\n{self.output}"
+            time.sleep(0.02)
+        return value
+
+    def wait(self, code: int, timeout: float = 240) -> None:
+        assert self.process.wait(timeout) == code, self.output
+
+
+def sample_files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.glob("samples/*/*.parquet"))}
+
+
+def scores(root: Path) -> dict[str, Any]:
+    return {path.name: json.loads(path.read_text())["metrics"] for path in sorted(root.glob("scores/*.json"))}
+
+
+def events(root: Path, session: int = -1) -> list[dict[str, Any]]:
+    path = sorted(root.glob("events/*.jsonl"))[session]
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids below `pid`, from /proc."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        parents[int(stat.parent.name)] = int(fields[1])
+    found = [pid]
+    for parent in found:
+        found += [child for child, its_parent in parents.items() if its_parent == parent]
+    return found[1:]
+
+
+def worker_pids(pid: int) -> list[int]:
+    """Ray's sampling actors among the descendants of a driver."""
+    return [p for p in descendants(pid) if "ray::Worker" in command_line(p)]
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

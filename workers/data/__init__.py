@@ -1,0 +1,1 @@
+"""Data sets as 8-bit images: where they are, how they are read and decoded."""

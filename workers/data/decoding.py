@@ -1,0 +1,189 @@
+"""Images that lie encoded on disk: fitted to one shape, and decoded once to a file that is mapped to memory.
+
+The file lies in the user's cache, under a name made of the files that it was decoded from. Imports no torch.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from taugrid.config.sections import Data
+from taugrid.errors import UserError
+from taugrid.parquet import DamagedFile
+from taugrid.storage import read_sealed, replacing, write_sealed
+from taugrid.workers.data import readers
+from taugrid.workers.data.readers import Picture, SourceError
+
+CACHE_FORMAT = 1
+"""Part of every key: raised when the same files are to give other pixels."""
+
+Shape = tuple[int, int, int]
+
+
+class Encoded(NamedTuple):
+    """A data set whose images must be decoded."""
+
+    root: Path
+    files: Sequence[Path]
+    """All that the images are read from, below `root`; a change to one of them is known by its size or its time."""
+    num_images: int
+    items: Callable[[], Iterable[Any]]
+    """What `decode` makes an image of, one for each image, in order."""
+    decode: Callable[[Any], Picture]
+    """Called in threads."""
+
+
+class Decoded(NamedTuple):
+    """Images as they are used, and what they are known by."""
+
+    images: NDArray[np.uint8]
+    """(N, C, H, W), read-only."""
+    fingerprint: str
+    """`workers.data.load.fingerprint` of them."""
+
+
+def decoded(data: Data, encoded: Encoded, cache: Path) -> Decoded:
+    """The images of `encoded` in the shape that `data` asks for, at most `data.limit` of them, mapped to memory.
+
+    They are decoded to a file in `cache`, by one process while others wait for it, unless that was done before.
+
+    Raises:
+        UserError: if a file is missing or damaged, an image does not fit, or there is no room for the decoded ones.
+    """
+    count = min(encoded.num_images, data.limit or encoded.num_images)
+    try:
+        path = cache / f"{data.name}-{_key(data, encoded)}.npy"
+        with locked(path.with_suffix(".lock")):
+            found = _open(path)
+            if found is None:
+                _require_room(cache, (count, *data.image_shape))
+                print(f"decoding {count} images of {data.full_name}, once, to {path}", file=sys.stderr)
+                _write(path, fitted(encoded, data.image_shape, count), (count, *data.image_shape))
+                found = _open(path)
+    except (SourceError, DamagedFile) as error:
+        raise UserError(f"data: {error}") from None
+    except OSError as error:
+        place = Path(error.filename or cache)
+        in_cache = place.is_relative_to(cache)
+        way = "set XDG_CACHE_HOME to keep decoded images elsewhere" if in_cache else "get it anew, or remove it"
+        raise UserError(f"data: {place} can't be used ({error.strerror or error}); {way}") from None
+    assert found is not None, "it was written under the lock"
+    return found
+
+
+def fitted(encoded: Encoded, shape: Shape, count: int) -> Iterator[Picture]:
+    """The first `count` images, decoded and fitted by threads that are a bounded number of images ahead."""
+    items = islice(iter(encoded.items()), count)
+    chunks = iter(lambda: list(islice(items, readers.IMAGES_AT_ONCE)), [])
+    return readers.ahead(lambda chunk: [fit(encoded.decode(item), shape) for item in chunk], chunks)
+
+
+def fit(picture: Picture, shape: Shape) -> Picture:
+    """`picture` as an image of `shape` (channels, height, width); one that has it is not touched.
+
+    As in the DDIM authors' code for LSUN, torchvision's `Resize` and `CenterCrop` of a Pillow image: resized, bilinear
+    with antialiasing, until it only just covers height x width, of which the centre is cut out. Grey becomes RGB.
+
+    Raises:
+        taugrid.workers.data.readers.SourceError: if it is smaller, or RGB where grey is asked for.
+    """
+    channels, height, width = shape
+    pixels = picture.pixels
+    if len(pixels) > channels:
+        raise SourceError(f"{picture.name} is RGB, but data.shape asks for 1 channel: ask for 3, or convert it to grey")
+    if pixels.shape[1] < height or pixels.shape[2] < width:
+        found = f"{pixels.shape[1]}x{pixels.shape[2]}"
+        raise SourceError(
+            f"{picture.name} is {found}, smaller than the {height}x{width} of data.shape, and nothing is enlarged: "
+            "choose a smaller shape, or remove it"
+        )
+    if pixels.shape[1:] != (height, width):
+        pixels = _resized(pixels, height, width)
+    if len(pixels) < channels:
+        pixels = np.repeat(pixels, channels, axis=0)
+    return picture._replace(pixels=pixels)
+
+
+def _resized(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    _, h, w = pixels.shape
+    new_h, new_w = (height, w * height // h) if h * width <= w * height else (h * width // w, width)
+    top, left = round((new_h - height) / 2), round((new_w - width) / 2)
+    picture = Image.fromarray(np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
+    resized = np.asarray(picture.resize((new_w, new_h), Image.Resampling.BILINEAR))
+    cropped = resized[top : top + height, left : left + width]
+    return cropped[None] if cropped.ndim == 2 else cropped.transpose(2, 0, 1)
+
+
+def digest_of_shape(shape: Sequence[int]) -> Any:
+    """A SHA-256 that has taken in the shape (as int64, little-endian) of images whose bytes are to follow."""
+    return hashlib.sha256(np.array(shape, dtype="<i8").tobytes())
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock, for which other processes wait; where the file system has none, all do the same work."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _key(data: Data, encoded: Encoded) -> str:
+    """32 hex digits. The folder is part of it, for files of two folders can have the same names, sizes and times."""
+    stats = [(path.relative_to(encoded.root).as_posix(), path.stat()) for path in encoded.files]
+    determines = {
+        "format": CACHE_FORMAT,
+        "root": str(encoded.root.resolve()),
+        "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
+        "data": data.model_dump(mode="json", exclude={"root", "download"}) | {"shape": data.image_shape},
+    }
+    return hashlib.sha256(json.dumps(determines, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _open(path: Path) -> Decoded | None:
+    """What `_write` wrote, or None where it is missing or cut short."""
+    record = read_sealed(path.with_suffix(".json"))
+    if record is None:
+        return None
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return Decoded(images, record["fingerprint"])
+
+
+def _write(path: Path, pictures: Iterable[Picture], shape: tuple[int, int, int, int]) -> None:
+    """An .npy of images, and beside it their fingerprint. Written, not mapped: a full disk is then an error."""
+    digest, count = digest_of_shape(shape), 0
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for picture in pictures:
+            pixels = picture.pixels.tobytes()
+            digest.update(pixels)
+            file.write(pixels)
+            count += 1
+    if count != shape[0]:
+        raise DamagedFile(f"{path.stem} has {count} images, not {shape[0]} as was said")
+    write_sealed(path.with_suffix(".json"), {"fingerprint": digest.hexdigest()})
+
+
+def _require_room(cache: Path, shape: tuple[int, int, int, int]) -> None:
+    needed, free = int(np.prod(shape, dtype=np.int64)), shutil.disk_usage(cache).free
+    if needed > free:
+        raise UserError(
+            f"data: {shape[0]} decoded images take {needed / 1e9:.1f} GB, but {cache} has {free / 1e9:.1f} GB left: "
+            "set data.limit, a smaller data.shape, or XDG_CACHE_HOME for another place"
+        )

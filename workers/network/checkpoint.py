@@ -1,0 +1,351 @@
+"""What a diffusers folder says about the model in it, read without torch: shapes, schedule, clipping, weights' hash."""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taugrid import hub
+from taugrid.config.sections import Diffusion, Sample, validate
+from taugrid.errors import UserError
+from taugrid.eval.features.names import sha256
+from taugrid.workers.diffusion import schedule
+
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+PICKLED_WEIGHTS_FILE = "diffusion_pytorch_model.bin"
+"""Read where there is no safetensors, and tensors alone (`weights_only`)."""
+
+FOLDERS = ("", "unet/", "unet_raw/", "scheduler/")
+"""Where a network's or a pipeline's files are in a repository."""
+
+SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
+"""diffusers' `beta_schedule` -> ours."""
+
+CLIPS = {"clip_sample": True}
+BETAS_OF_STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012}
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "DDPMScheduler": CLIPS,
+    "DDPMParallelScheduler": CLIPS,
+    "RePaintScheduler": CLIPS,
+    "DDIMScheduler": CLIPS,
+    "DDIMParallelScheduler": CLIPS,
+    "DDIMInverseScheduler": CLIPS,
+    "PNDMScheduler": {"set_alpha_to_one": False},
+    "DPMSolverMultistepScheduler": {},
+    "DPMSolverMultistepInverseScheduler": {},
+    "DPMSolverSinglestepScheduler": {},
+    "DEISMultistepScheduler": {},
+    "UniPCMultistepScheduler": {},
+    "SASolverScheduler": {},
+    "LMSDiscreteScheduler": {},
+    "EulerDiscreteScheduler": {},
+    "EulerAncestralDiscreteScheduler": {},
+    "HeunDiscreteScheduler": BETAS_OF_STABLE_DIFFUSION,
+    "DPMSolverSDEScheduler": BETAS_OF_STABLE_DIFFUSION,
+    "KDPM2DiscreteScheduler": BETAS_OF_STABLE_DIFFUSION,
+    "KDPM2AncestralDiscreteScheduler": BETAS_OF_STABLE_DIFFUSION,
+}
+"""diffusers' schedulers of DDPM's forward process, and those of their defaults that are not `SCHEDULER_DEFAULTS`."""
+
+SCHEDULER_DEFAULTS: dict[str, Any] = {
+    "num_train_timesteps": None,
+    "beta_schedule": "linear",
+    "beta_start": 1e-4,
+    "beta_end": 2e-2,
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "rescale_betas_zero_snr": False,
+    "set_alpha_to_one": True,
+    "clip_sample": False,
+    "clip_sample_range": 1.0,
+    "steps_offset": 0,
+}
+"""What a config that was written before a key came means by its absence."""
+
+MOST_NAMED = 3
+"""Files that a message lists."""
+
+
+class WrongWeights(UserError):
+    """Weights that are no weights of the network beside them: whichever worker opens them would say the same."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model: where its network lies, and what its own files say."""
+
+    path: str
+    """As the config has it: a folder, or an id on the hub."""
+    unet_folder: str
+    unet_config: dict[str, Any]
+    weights_sha256: str
+    diffusion: Diffusion
+    """Keys that the scheduler's config gives; the others are null."""
+    sample: dict[str, Any]
+    """Keys of `sample` that the scheduler's config gives; none without a scheduler."""
+    raw_folder: str | None = None
+    """Where the network lies as it was before averaging, in pipelines that taugrid trained."""
+    commit: str | None = None
+    """Of the repository on the hub."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        size = self.unet_config["sample_size"]
+        height, width = size if isinstance(size, list) else (size, size)
+        return (self.unet_config["in_channels"], height, width)
+
+
+def read(path: str, commit: str | None = None) -> Checkpoint:
+    """The model in a pipeline folder (`unet/`, `scheduler/`), in a bare `UNet2DModel` folder, or on the hub.
+
+    `commit` is the one of the hub to take, in place of the newest or of the revision in `path`.
+
+    Raises:
+        UserError: no such folder or file, no `UNet2DModel`, or a setting that taugrid can't honour, by name.
+    """
+    if Path(path).is_dir():
+        return _read(path, Path(path), None)
+    folder = _downloaded(path, commit)
+    return _read(path, folder, folder.name)
+
+
+def _downloaded(path: str, commit: str | None) -> Path:
+    """The files of a model on the hub; pickled weights only where it has no others."""
+    if not hub.is_id(path):
+        raise UserError(f"model.checkpoint: no folder {path!r}; give a diffusers folder, or an id on the hub: org/name")
+    names = ["config.json", "scheduler_config.json", "model_index.json", WEIGHTS_FILE, "*.index.json"]
+    files = [place + name for place in FOLDERS for name in names]
+    folder = hub.snapshot(path, files, "model.checkpoint", commit)
+    if any((folder / place / WEIGHTS_FILE).exists() for place in FOLDERS):
+        return folder
+    files += [place + PICKLED_WEIGHTS_FILE for place in FOLDERS]
+    return hub.snapshot(path, files, "model.checkpoint", commit)
+
+
+def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
+    in_pipeline = (folder / "unet").is_dir()
+    unet = folder / "unet" if in_pipeline else folder
+    if not (unet / "config.json").is_file():
+        raise UserError(
+            f"model.checkpoint: {path} is no diffusers model: there is neither {folder / 'unet' / 'config.json'} nor "
+            f"{folder / 'config.json'}"
+        )
+    config = _json(unet / "config.json")
+    index = _json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    _check_components(path, index)
+    _check_network(path, unet, config)
+    weights = weights_file(unet)
+    digest = weights_sha256(weights)
+    _check_whole(weights, config)
+    places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
+    if index.get("scheduler") and not any(place.is_file() for place in places):
+        raise UserError(
+            f"model.checkpoint: {path} names a scheduler in model_index.json, but there is no {places[0]}, so that its "
+            "noise schedule is not known; put it there, or give the unet folder alone and set diffusion"
+        )
+    diffusion, sample = next((_scheduler(place) for place in places if place.is_file()), (Diffusion(), {}))
+    raw = folder / "unet_raw"
+    return Checkpoint(
+        path=path,
+        unet_folder=str(unet.resolve()),
+        unet_config={key: value for key, value in config.items() if not key.startswith("_")},
+        weights_sha256=digest,
+        diffusion=diffusion,
+        sample=sample,
+        raw_folder=str(raw.resolve()) if in_pipeline and raw.is_dir() else None,
+        commit=commit,
+    )
+
+
+def _check_components(path: str, components: dict[str, Any]) -> None:
+    """Refuse a pipeline of which the network is only a part: one of latents makes no images."""
+    others = [
+        name
+        for name, library in components.items()
+        if not name.startswith("_") and name not in ("unet", "scheduler") and isinstance(library, list) and any(library)
+    ]
+    if others:
+        raise UserError(
+            f"model.checkpoint: {path} has {' and '.join(others)} beside its unet, but taugrid samples networks whose "
+            "output is the image itself"
+        )
+
+
+def _check_network(path: str, unet: Path, config: dict[str, Any]) -> None:
+    if config.get("_class_name") != "UNet2DModel":
+        raise UserError(f"model.checkpoint: {unet} holds a {config.get('_class_name')}, but taugrid loads UNet2DModel")
+    for key in ("sample_size", "in_channels", "out_channels"):
+        if config.get(key) is None:
+            raise UserError(f"model.checkpoint: {unet / 'config.json'} has no {key!r}, so the images' shape is unknown")
+        _check_counts(unet / "config.json", key, config[key])
+    channels = (config["in_channels"], config["out_channels"])
+    if channels[0] != channels[1]:
+        reason = "learned variance" if channels[1] == 2 * channels[0] else "a condition, or another output"
+        raise UserError(
+            f"model.checkpoint: {path} has {channels[0]} channels in and {channels[1]} out ({reason}?), but taugrid "
+            "samples networks that predict noise alone"
+        )
+    conditional = [key for key in ("num_class_embeds", "class_embed_type") if config.get(key) is not None]
+    if conditional:
+        raise UserError(f"model.checkpoint: {path} wants class labels ({conditional[0]}), which taugrid does not give")
+    if config.get("time_embedding_type") == "fourier":
+        raise UserError(
+            f"model.checkpoint: {path} wants noise levels (time_embedding_type: fourier), but taugrid gives time steps"
+        )
+
+
+def _check_counts(path: Path, key: str, value: Any) -> None:
+    """Refuse what is no count of pixels or channels; `sample_size` may be [height, width]."""
+    counts = value if key == "sample_size" and isinstance(value, list) and len(value) == 2 else [value]
+    if not all(type(count) is int and count > 0 for count in counts):
+        wanted = "a whole number, or [height, width]" if key == "sample_size" else "a whole number"
+        raise UserError(f"model.checkpoint: {path}: {key} must be {wanted}, not {json.dumps(value)}")
+
+
+def weights_file(folder: Path) -> Path:
+    """The file of a network's weights in its folder, were it there: safetensors, or a pickle where only that is."""
+    safe, pickled = folder / WEIGHTS_FILE, folder / PICKLED_WEIGHTS_FILE
+    return pickled if pickled.is_file() and not safe.is_file() else safe
+
+
+def weights_sha256(path: Path) -> str:
+    """SHA-256 of a file of weights, in hex; a file that has not changed since is not read again.
+
+    Raises:
+        UserError: if there is no such file, saying what else is there.
+    """
+    try:
+        stat = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        suffixes = {".safetensors", ".bin", ".ckpt", ".pt", ".pth"}
+        others = sorted(other.name for other in path.parent.glob("*") if other.suffix in suffixes)
+        there = f", only {', '.join(others[:MOST_NAMED])}" if others else ""
+        raise UserError(
+            f"there is no {path}{there}; a model's weights must lie there in one file as diffusers' save_pretrained "
+            "writes it, without a variant"
+        ) from None
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, modified: int) -> str:
+    return sha256(path)
+
+
+def _check_whole(path: Path, config: dict[str, Any]) -> None:
+    """Compare what can be compared without torch: the ends of the network. The rest is seen where it is loaded."""
+    from safetensors import SafetensorError, safe_open
+
+    index = path.with_name(f"{path.name}.index.json")
+    if index.is_file():  # diffusers would prefer what it lists
+        raise UserError(f"model.checkpoint: {index} says that the weights are in several files; save them as one")
+    if path.name == PICKLED_WEIGHTS_FILE:
+        return
+    try:
+        with safe_open(path, framework="numpy") as file:
+            ends = {"conv_in.weight", "conv_out.weight"} & set(file.keys())
+            shapes = {name: file.get_slice(name).get_shape() for name in ends}
+    except SafetensorError as error:
+        raise UserError(
+            f"model.checkpoint: {path} is no whole file of safetensors ({error}); get it anew (git lfs pull, if it is "
+            "Git's pointer to one)"
+        ) from None
+    for name, axis, key in (("conv_in.weight", 1, "in_channels"), ("conv_out.weight", 0, "out_channels")):
+        found = shapes[name][axis] if name in shapes else None
+        if found != config[key]:
+            said = f"none ({name} is missing)" if found is None else found
+            raise UserError(f"model.checkpoint: {path} has {key} {said}, but the config.json beside it {config[key]}")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"model.checkpoint: there is no {path}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"model.checkpoint: {path} is no JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"model.checkpoint: {path} holds no JSON object")
+    return values
+
+
+def _scheduler(path: Path) -> tuple[Diffusion, dict[str, Any]]:
+    """The keys of `diffusion` and of `sample` that a scheduler's config gives; what it leaves out, its class does."""
+    values = _json(path)
+    for key in ("_class_name", "beta_schedule"):
+        if not isinstance(values.get(key), str | None):
+            raise UserError(f"model.checkpoint: {path}: {key} must be a name, not {json.dumps(values[key])}")
+    name = values.get("_class_name", "DDPMScheduler")
+    if name not in SCHEDULERS:
+        raise UserError(
+            f"model.checkpoint: {path} is of {name}, whose forward process is not DDPM's (or not known to be); taugrid "
+            "takes DDPMScheduler, DDIMScheduler and what shares their process"
+        )
+    unsupported = {
+        "thresholding": bool(values.get("thresholding")),
+        "variance_type": str(values.get("variance_type")).startswith("learned"),
+        "use_flow_sigmas": bool(values.get("use_flow_sigmas")),
+        "timestep_type": values.get("timestep_type") == "continuous",  # the network is asked with log sigma
+        "predict_epsilon": values.get("predict_epsilon") is False and "prediction_type" not in values,
+        "beta_schedule": values.get("trained_betas") is None and values.get("beta_schedule", "linear") not in SCHEDULES,
+    }
+    refused = [f"{key}: {values[key]}" for key, refuse in unsupported.items() if refuse]
+    if refused:
+        raise UserError(f"model.checkpoint: taugrid can't honour {', '.join(refused)} of {path}")
+    settings = SCHEDULER_DEFAULTS | SCHEDULERS[name] | values
+    return _diffusion(settings, path), _sample(settings, path)
+
+
+def _diffusion(scheduler: dict[str, Any], path: Path) -> Diffusion:
+    where, betas = f"model.checkpoint: {path}", scheduler["trained_betas"]
+    values = {
+        "timesteps": scheduler["num_train_timesteps"],
+        "prediction": scheduler["prediction_type"],
+        "rescale_betas_zero_snr": scheduler["rescale_betas_zero_snr"],
+        "set_alpha_to_one": scheduler["set_alpha_to_one"],
+    }
+    by_name = {
+        "schedule": SCHEDULES.get(scheduler["beta_schedule"], "linear"),
+        "beta_start": scheduler["beta_start"],
+        "beta_end": scheduler["beta_end"],
+    }
+    if betas is None:
+        return validate(Diffusion, {"timesteps": 1000} | _given(values | by_name), where)
+    listed = validate(Diffusion, _given(values) | {"trained_betas": betas}, where)
+    found = listed.model_copy(update={"timesteps": listed.timesteps or len(betas)})
+    if found.timesteps != len(betas):
+        raise UserError(f"{where}: num_train_timesteps is {found.timesteps}, but trained_betas are {len(betas)}")
+    beside = validate(Diffusion, _given(by_name), where)
+    if (named := _named_schedule(betas, beside)) is None:
+        return found
+    by_name = beside.model_dump(include=set(by_name)) | {"schedule": named}
+    return found.model_copy(update=by_name | {"trained_betas": None})
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _named_schedule(betas: list[float], beside: Diffusion) -> str | None:
+    """The schedule of ours that a list of betas is, as `models.save_pipeline` writes those without a name there."""
+    if beside.beta_start is None or beside.beta_end is None:
+        return None
+    for name in schedule.SCHEDULES:
+        ours = schedule.betas(name, len(betas), beside.beta_start, beside.beta_end)
+        if np.array_equal(ours, betas):
+            return name
+    return None
+
+
+def _sample(scheduler: dict[str, Any], path: Path) -> dict[str, Any]:
+    values = {
+        "clip": "x0" if scheduler["clip_sample"] else "none",
+        "clip_range": scheduler["clip_sample_range"],
+        "steps_offset": scheduler["steps_offset"],
+    }
+    given = _given(values)
+    return validate(Sample, given, f"model.checkpoint: {path}").model_dump(include=set(given))

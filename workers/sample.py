@@ -1,0 +1,70 @@
+"""Sampling one shard: batches through the sampler, while a second thread encodes and writes the batch before."""
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from taugrid import parquet as images
+from taugrid.jobs import Result, SampleJob
+from taugrid.workers.diffusion import noise
+from taugrid.workers.samplers import ddim as sampler
+
+
+def sample_shard(job: SampleJob, model: sampler.Model, device: str) -> Result:
+    """Sample the job's images and commit its file. The same job gives the same images wherever and whenever it runs."""
+    settings, alpha_bar = job.settings, job.diffusion.alpha_bar
+    seconds = 0.0
+    schema = images.sample_schema(job.metadata)
+    with images.PartWriter(Path(job.path), schema) as part, ThreadPoolExecutor(1) as encoder:
+        writer = images.SampleWriter(part, _columns(job), job.start)
+        encoding: Future[None] | None = None
+        for start in range(job.start, job.stop, settings.batch_size):
+            began = time.perf_counter()
+            indices = torch.arange(start, min(start + settings.batch_size, job.stop), device=device)
+            x0 = sample_batch(model, indices, job, alpha_bar)
+            batch = images.to_uint8(x0.cpu().numpy())  # waits for the device, so the clock below is the device's
+            seconds += time.perf_counter() - began
+            if encoding is not None:
+                encoding.result()  # at most one batch waits, so memory does not grow with the shard
+            encoding = encoder.submit(writer.append, batch)
+        if encoding is not None:
+            encoding.result()
+        writer.flush()
+        first = part.commit(job.replace)
+    return Result(seconds, job.stop - job.start, first)
+
+
+def sample_batch(model: sampler.Model, indices: Tensor, job: SampleJob, alpha_bar: NDArray[np.float64]) -> Tensor:
+    """x_0 of the samples `indices` (B,), int64, as (B, C, H, W) float32: a function of the cell, the seed and n."""
+    seed = job.settings.seed
+    assert seed is not None
+    return sampler.sample(
+        model,
+        lambda t: noise.normal(seed, indices, t, job.image_shape),
+        alpha_bar,
+        job.tau,
+        job.settings.eta,
+        job.settings.clip or "none",
+        job.diffusion.predicts,
+        job.settings.clip_range or 1.0,
+    )
+
+
+def _columns(job: SampleJob) -> dict[str, object]:
+    settings = job.settings
+    return {
+        "seed": settings.seed,
+        "steps": settings.steps,
+        "eta": settings.eta_number,
+        "sigma": settings.sigma,
+        "spacing": settings.spacing_name,
+        "sampler": settings.sampler,
+        "clip": settings.clip,
+        "cell": job.metadata["cell"],
+        "model": job.metadata["model"],
+    }

@@ -1,0 +1,1 @@
+"""Samplers, a file for each."""

@@ -1,0 +1,214 @@
+"""Training a model on the cluster, as the driver sees it: what to train, Ray Train's run, and its progress.
+
+The loop itself is in `training_loop.py`, which only the workers import, so that the driver needs no torch for it.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from taugrid.config import sections as config
+from taugrid.errors import RunFailed, UserError, last_line
+
+if TYPE_CHECKING:
+    from ray.train import TrainingFailedError
+
+MAX_WORKER_FAILURES = 3
+"""Killed workers per run that are replaced; the same command again gives another three."""
+
+MAX_CONTROLLER_FAILURES = 9
+"""Ray Train tries for a minute to start its workers: ten tries are enough for an autoscaler, and not for ever."""
+
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how often its controller polls; a checkpoint waits for it (2 s)
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process whose warnings the loop would make no use of
+}
+"""Read by Ray Train when a run starts, and passed on to its processes; what the user has set wins."""
+
+COLLATERAL = re.compile(
+    r"gloo|nccl|DistBackendError|DistNetworkError|DistStoreError|connection (closed|reset|refused)", re.I
+)
+"""What the error of a worker says that failed because another one did."""
+
+
+class Hopeless(Exception):
+    """A training that would fail again in the same way, so that Ray Train must not repeat it: one line saying why."""
+
+
+class Progress(NamedTuple):
+    """How far a training is."""
+
+    step: int
+    """Steps done."""
+    loss: float
+    workers: int
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """A model to train and the means; `diffusion` and `train` are resolved, with no key left `null`."""
+
+    data: config.Data
+    data_sha256: str
+    """Of its images on the driver: `workers.data.load.content_fingerprint`."""
+    unet: config.Unet
+    diffusion: config.Diffusion
+    train: config.Train
+    model_id: str
+    models_dir: str
+    """Absolute, and the same folder on every node: Ray's workers change directory."""
+    cpus_per_worker: float
+    gpus_per_worker: float
+
+    @property
+    def final(self) -> Path:
+        """Where the trained model is committed, whole or not at all."""
+        return Path(self.models_dir) / self.model_id
+
+    @property
+    def running(self) -> Path:
+        """Ray Train's folder while the training runs: checkpoints, the live log and TensorBoard's files."""
+        return running_folder(self.models_dir, self.model_id)
+
+
+def running_folder(models_dir: str | Path, model_id: str) -> Path:
+    """Where a training that is not finished keeps its checkpoints and its log."""
+    return Path(models_dir) / f".training-{model_id}"
+
+
+def check(settings: config.Train) -> None:
+    """Raise `UserError` if TensorBoard is asked for and not installed."""
+    if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("train.tensorboard needs the package tensorboard; pip install 'taugrid[tensorboard]'")
+
+
+def remove_leftovers(models_dir: str | Path, model_id: str) -> None:
+    """Remove what kills left behind, once no training of that model runs: half a commit and, after it, the training."""
+    for leftover in Path(models_dir).glob(f".{model_id}.*.tmp"):
+        shutil.rmtree(leftover)
+    if (Path(models_dir) / model_id).is_dir():
+        shutil.rmtree(running_folder(models_dir, model_id), ignore_errors=True)
+
+
+def train(spec: TrainingSpec) -> None:
+    """Train the model unless it is there; a training that was cut off goes on from its last checkpoint.
+
+    Ray must be initialised. Call it outside the main thread: in it, Ray Train takes over SIGINT and keeps it.
+
+    Raises:
+        RunFailed: if the network can't be built, the loss is not finite, or workers failed more often than they are
+            replaced.
+    """
+    remove_leftovers(spec.models_dir, spec.model_id)
+    if not spec.final.is_dir():
+        _drop_torn_snapshot(spec.running)
+        _fit(spec)
+        remove_leftovers(spec.models_dir, spec.model_id)
+
+
+def progress(models_dir: str | Path, model_id: str) -> Progress | None:
+    """The last logged step of a training, which may be finished; None before the first."""
+    committed = Path(models_dir) / model_id / "train" / "log.jsonl"
+    running = running_folder(models_dir, model_id) / "log.jsonl"
+    records = whole_lines(committed, of_the_end=4096) or whole_lines(running, of_the_end=4096)
+    if not records:
+        return None
+    last = records[-1]
+    return Progress(last["step"], last["loss"], last.get("workers", 1))  # it was not always written
+
+
+def whole_lines(log: Path, of_the_end: int | None = None) -> list[dict[str, Any]]:
+    """The steps in a log.jsonl, or in so many bytes of its end; none if there is no such file.
+
+    What is no whole line of JSON is passed over: a kill leaves half a line, and a power loss can leave NULs.
+    """
+    try:
+        with log.open("rb") as file:
+            if of_the_end is not None:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - of_the_end))
+            lines = file.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+def _fit(spec: TrainingSpec) -> None:
+    import ray.train
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    resources = {"CPU": spec.cpus_per_worker}
+    if spec.gpus_per_worker:
+        resources["GPU"] = spec.gpus_per_worker
+    trainer = DataParallelTrainer(
+        _work,
+        train_loop_config={"spec": spec},
+        backend_config=ray.train.BackendConfig(),  # the loop makes its own process group
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=spec.train.workers, use_gpu=spec.gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=spec.running.name,
+            storage_path=spec.models_dir,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            failure_config=ray.train.FailureConfig(
+                max_failures=MAX_WORKER_FAILURES, controller_failure_limit=MAX_CONTROLLER_FAILURES
+            ),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise RunFailed(_in_one_line(error)) from error
+    if result.return_value is not None:
+        raise RunFailed(result.return_value)
+
+
+def _in_one_line(error: "TrainingFailedError") -> str:
+    """What the workers' errors end in, with their ranks; without those that only say that another worker failed."""
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    if not isinstance(error, WorkerGroupError) or not error.worker_failures:
+        return last_line(error)
+    ranks: dict[str, list[str]] = {}
+    for rank, failure in sorted(error.worker_failures.items()):
+        ranks.setdefault(last_line(failure), []).append(str(rank))
+    causes = [line for line in ranks if not COLLATERAL.search(line)] or list(ranks)
+    return "; ".join(f"{line} (worker {', '.join(ranks[line])})" for line in causes)
+
+
+def _work(loop_config: dict[str, Any]) -> str | None:
+    """What each worker does. Returns why the training is hopeless, if it is: Ray Train would repeat an exception."""
+    from taugrid.workers.training import loop as training_loop
+
+    try:
+        training_loop.run(loop_config["spec"])
+    except Hopeless as error:
+        return str(error)
+    return None
+
+
+def _drop_torn_snapshot(running: Path) -> None:
+    """Remove Ray Train's list of checkpoints if a kill cut off its writing, which is not atomic.
+
+    Ray Train refuses to start with it. Without it the workers look for the newest checkpoint themselves.
+    """
+    snapshot = running / "checkpoint_manager_snapshot.json"
+    try:
+        json.loads(snapshot.read_bytes())
+    except FileNotFoundError:
+        pass
+    except ValueError:
+        snapshot.unlink()
