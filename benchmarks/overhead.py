@@ -23,8 +23,8 @@ cluster.prepare_embedded()
 
 import ray
 
+from taugrid.config import Config, Diffusion
 from taugrid.config.load import load
-from taugrid.config.sections import Config, Diffusion
 from taugrid.jobs import Job, Network, Result, SampleJob, WorkerInfo
 from taugrid.orchestrator.cli.progress import Progress
 from taugrid.orchestrator.dispatch.loop import Loop

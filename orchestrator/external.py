@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from taugrid.config import Evaluate, validate
 from taugrid.config.load import merge
-from taugrid.config.sections import Evaluate, validate
 from taugrid.errors import UserError
 from taugrid.eval.features.names import resolve
 from taugrid.eval.reference import default_cache, open_reference

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from taugrid import parquet as images
-from taugrid.config.sections import Config
+from taugrid.config import Config
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.extension import orphans_in_words
 from taugrid.orchestrator.plan.grid import Cell, Model, Plan

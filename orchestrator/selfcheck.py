@@ -6,13 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid import parquet as images
-from taugrid.config.sections import Config
+from taugrid.config import Config
 from taugrid.eval.selfcheck import CellSettings, Verdict, judge, reference_problems
 from taugrid.orchestrator.cli.progress import Progress
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import Cell, Plan
 from taugrid.orchestrator.report.quality import collect
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion.gaussian import Gaussian
 
@@ -58,7 +59,7 @@ def _judge(cell: Cell, rundir: RunDir, fid: float, reference: NDArray[np.uint8])
     assert cell.settings.seed is not None
     settings = CellSettings(
         data=data.distribution(cell.model.data),
-        alpha_bar=cell.model.diffusion.alpha_bar,
+        alpha_bar=schedules.alpha_bar(cell.model.diffusion),
         tau=cell.tau,
         eta=cell.settings.eta,
         clip=cell.settings.clip or "none",

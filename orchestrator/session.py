@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from taugrid.config.sections import Config, Sample
+from taugrid.config import Config, Sample
 from taugrid.errors import RunFailed, UserError, last_line
 from taugrid.orchestrator.cli.progress import Progress, duration
 from taugrid.orchestrator.dispatch import cluster

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from taugrid.config.sections import Data, Diffusion, Sample
+from taugrid.config import Data, Diffusion, Sample
 from taugrid.eval.features.names import ExtractorSpec
 from taugrid.eval.metrics.score import Settings
 from taugrid.eval.reference import MomentsFile

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from taugrid.config.sections import Diffusion
+from taugrid.config import Diffusion
 from taugrid.jobs import (
     ExtractJob,
     InterpolateJob,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from taugrid import parquet as images
 from taugrid.jobs import InterpolateJob, ReconstructJob, Result
+from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import interpolation, noise
 from taugrid.workers.samplers import ddim as sampler
@@ -21,7 +22,7 @@ def reconstruct(job: ReconstructJob, model: sampler.Model, device: str) -> Resul
     of the picture that is kept.
     """
     originals = data.load_known_images(job.data, job.data_sha256)[job.start : job.stop]
-    alpha_bar, prediction = job.diffusion.alpha_bar, job.diffusion.predicts
+    alpha_bar, prediction = schedules.alpha_bar(job.diffusion), job.diffusion.predicts
     seconds, first_row = 0.0, job.start
     with images.PartWriter(Path(job.path), images.picture_schema(job.metadata, ("mse", "mse_8bit"))) as part:
         for start in range(0, len(originals), job.batch_size):
@@ -43,7 +44,7 @@ def reconstruct(job: ReconstructJob, model: sampler.Model, device: str) -> Resul
 
 def interpolate(job: InterpolateJob, model: sampler.Model, device: str) -> Result:
     """Decode the job's rows and square of x_T and commit the pictures: the rows one after another, then the square."""
-    x_T, alpha_bar, prediction = points(job, device), job.diffusion.alpha_bar, job.diffusion.predicts
+    x_T, alpha_bar, prediction = points(job, device), schedules.alpha_bar(job.diffusion), job.diffusion.predicts
     seconds, first_row = 0.0, 0
     with images.PartWriter(Path(job.path), images.picture_schema(job.metadata)) as part:
         for batch in torch.split(x_T, job.batch_size):

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from taugrid import parquet as images
 from taugrid.jobs import Result, SampleJob
+from taugrid.workers import schedules
 from taugrid.workers.diffusion import noise
 from taugrid.workers.samplers import ddim as sampler
 
 
 def sample_shard(job: SampleJob, model: sampler.Model, device: str) -> Result:
     """Sample the job's images and commit its file. The same job gives the same images wherever and whenever it runs."""
-    settings, alpha_bar = job.settings, job.diffusion.alpha_bar
+    settings, alpha_bar = job.settings, schedules.alpha_bar(job.diffusion)
     seconds = 0.0
     schema = images.sample_schema(job.metadata)
     with images.PartWriter(Path(job.path), schema) as part, ThreadPoolExecutor(1) as encoder:

@@ -15,7 +15,7 @@ from taugrid import __version__
 from taugrid.errors import Exit, RunFailed, UserError
 
 if TYPE_CHECKING:
-    from taugrid.config.sections import Config
+    from taugrid.config import Config
     from taugrid.orchestrator.plan.grid import Plan
     from taugrid.orchestrator.rundir.directory import RunDir
 
@@ -374,7 +374,7 @@ def show(config: str, assignments: tuple[str, ...], as_json: bool) -> None:
 @config.command()
 def schema() -> None:
     """Print the JSON schema of a config, for editors."""
-    from taugrid.config.sections import schema as config_schema
+    from taugrid.config import schema as config_schema
 
     click.echo(json.dumps(config_schema(), indent=2))
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from taugrid.config.sections import Cluster
+from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError
 
 OBJECT_STORE_BYTES = 200 * 2**20

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from taugrid.config.sections import Config, Data, Evaluate, Sample
+from taugrid.config import Config, Data, Evaluate, Sample
 from taugrid.errors import UserError
 from taugrid.eval.features.names import ExtractorSpec
 from taugrid.eval.metrics.score import Feasible, Settings, describe_extractor, feasible

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from taugrid.config.sections import GRID_SECTIONS, Config
+from taugrid.config import GRID_SECTIONS, Config
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.grid import NOT_IDENTITY, Plan
 from taugrid.orchestrator.rundir.directory import RunDir

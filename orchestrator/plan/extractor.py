@@ -1,6 +1,6 @@
 """The feature extractor that a config means, found without torch."""
 
-from taugrid.config.sections import Config
+from taugrid.config import Config
 from taugrid.errors import UserError
 from taugrid.eval.features.names import ExtractorSpec, resolve
 

@@ -16,24 +16,25 @@ from typing import Any
 
 import numpy as np
 
-from taugrid.config.sections import (
+from taugrid.config import (
     DEFAULT_SHAPES,
     DIFFUSION_DEFAULTS,
     GRID_SECTIONS,
-    OF_A_SCHEDULE,
+    SCHEDULE_KEYS,
     Config,
     Data,
     Diffusion,
+    ModelSection,
     Sample,
     Section,
     Train,
     Unet,
     validate,
 )
-from taugrid.config.sections import Model as ModelSection
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan import custom as own_network
 from taugrid.orchestrator.plan.custom import OwnNetwork
+from taugrid.workers import schedules
 from taugrid.workers.diffusion.timesteps import remarks, tau
 from taugrid.workers.network import checkpoint as checkpoints
 from taugrid.workers.network.checkpoint import Checkpoint
@@ -396,8 +397,8 @@ def _filled(section: Diffusion, fallback: Diffusion) -> Diffusion:
     given = {key: value for key, value in section.model_dump().items() if value is not None}
     replaced: dict[str, Any] = {}
     if section.trained_betas is not None:
-        replaced = {**dict.fromkeys(OF_A_SCHEDULE), "timesteps": len(section.trained_betas)}
-    elif given.keys() & set(OF_A_SCHEDULE):
+        replaced = {**dict.fromkeys(SCHEDULE_KEYS), "timesteps": len(section.trained_betas)}
+    elif given.keys() & set(SCHEDULE_KEYS):
         replaced = {"trained_betas": None}
     filled = fallback.model_copy(update=replaced | given)
     if filled.trained_betas is not None and filled.timesteps != len(filled.trained_betas):
@@ -420,7 +421,7 @@ def _differing(section: Section, defaults: Section, without: Set[str] = frozense
 
 def _require_signal(diffusion: Diffusion) -> None:
     try:
-        alpha_bar = diffusion.alpha_bar
+        alpha_bar = schedules.alpha_bar(diffusion)
     except ValueError as error:
         raise UserError(f"diffusion: {error}") from None
     ends_at_1 = diffusion.set_alpha_to_one is False  # alpha_0 = alpha_1 then
@@ -441,7 +442,7 @@ def _require_signal(diffusion: Diffusion) -> None:
 def _check_loss_weights(train: Train, diffusion: Diffusion) -> None:
     if train.loss_weights is not None:
         try:
-            train.loss_weights.gamma(diffusion.alpha_bar)
+            schedules.gamma(train.loss_weights, schedules.alpha_bar(diffusion))
         except ValueError as error:
             raise UserError(f"train.loss_weights: {error}") from None
 

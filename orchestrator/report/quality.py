@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from taugrid import parquet as images
-from taugrid.config.sections import DIFFUSION_DEFAULTS, GRID_SECTIONS, Config, Data
+from taugrid.config import DIFFUSION_DEFAULTS, GRID_SECTIONS, Config, Data
 from taugrid.eval.features.names import PIXELS
 from taugrid.eval.figures import charts as figures
 from taugrid.eval.figures import pictures
@@ -22,6 +22,7 @@ from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.plan.grid import Cell, Model, Plan, identity, name_of
 from taugrid.orchestrator.rundir.directory import RunDir, read_events
 from taugrid.storage import read_sealed
+from taugrid.workers import schedules
 from taugrid.workers.diffusion import gaussian
 
 NO_ERROR = "no fid_se: "
@@ -91,7 +92,7 @@ def loss_curves(plan: Plan, rundir: RunDir) -> dict[str, pd.DataFrame]:
 
 def network(model: Model) -> published.Network:
     """Whose weights a model's samples are made with, as is said where published numbers stand beside them."""
-    ours, theirs = model.diffusion.alpha_bar, DIFFUSION_DEFAULTS.alpha_bar
+    ours, theirs = schedules.alpha_bar(model.diffusion), schedules.alpha_bar(DIFFUSION_DEFAULTS)
     same_alpha = ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=1e-6, atol=0)
     is_the_papers = same_alpha and model.diffusion.prediction == DIFFUSION_DEFAULTS.prediction
     process = None if is_the_papers else model.diffusion.in_words
@@ -181,7 +182,7 @@ def _exact_fid(cell: Cell, evaluation: Evaluation) -> float | None:
     if cell.settings.clip != "none":
         return None  # a step that clips is not affine
     data = gaussian.gaussian(model.image_shape)
-    samples = gaussian.sampled(data, model.diffusion.alpha_bar, cell.tau, cell.settings.eta)
+    samples = gaussian.sampled(data, schedules.alpha_bar(model.diffusion), cell.tau, cell.settings.eta)
     if max(map(gaussian.share_beyond_1, (samples, data))) > LARGEST_SHARE_BEYOND_1:
         return None
     return gaussian.frechet_distance(gaussian.rounded(samples), gaussian.rounded(data))

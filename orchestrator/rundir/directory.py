@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from taugrid import parquet as images
-from taugrid.config.sections import Data, Diffusion
+from taugrid.config import Data, Diffusion
 from taugrid.errors import UserError
 from taugrid.jobs import Network, Oracle, SavedUnet
 from taugrid.orchestrator.plan import custom as own_network

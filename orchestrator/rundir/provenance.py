@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from taugrid.config.sections import Data
+from taugrid.config import Data
 from taugrid.errors import UserError
 from taugrid.eval.metrics.score import describe_extractor
 from taugrid.orchestrator.plan.evaluation import Evaluation

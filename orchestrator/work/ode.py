@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid import parquet as images
-from taugrid.config.sections import Config, Data
+from taugrid.config import Config, Data
 from taugrid.jobs import InterpolateJob, ReconstructJob
 from taugrid.orchestrator.dispatch.policy import Task
 from taugrid.orchestrator.plan.evaluation import check_shapes

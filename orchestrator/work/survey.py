@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from taugrid.config.sections import Config
+from taugrid.config import Config
 from taugrid.errors import UserError
 from taugrid.eval.reference import MomentsFile
 from taugrid.jobs import ExtractJob, Job, ReferenceFiles, SampleJob, ScoreJob

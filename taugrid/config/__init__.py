@@ -1,1 +1,41 @@
-"""The configuration: a file for each section, and loading."""
+"""The configuration: a file for each section, and loading.
+
+Keys of `data`, `model`, `diffusion`, `train` and `sample` are hashed into the identities of models and cells: a new key
+must come with a default that means "as before", and the default of an existing key never changes. Either would orphan
+every run that people have.
+"""
+
+from taugrid.config.cluster import Cluster
+from taugrid.config.data import DEFAULT_SHAPES, FIXED_SHAPES, SPLITS, Data
+from taugrid.config.diffusion import DIFFUSION_DEFAULTS, SCHEDULE_KEYS, Diffusion
+from taugrid.config.evaluate import Evaluate
+from taugrid.config.experiment import GRID_SECTIONS, Config, schema
+from taugrid.config.model import ModelSection, Unet
+from taugrid.config.report import Report
+from taugrid.config.sample import Sample
+from taugrid.config.section import S, Section, validate
+from taugrid.config.train import LossWeights, Train
+
+__all__ = [
+    "DEFAULT_SHAPES",
+    "DIFFUSION_DEFAULTS",
+    "FIXED_SHAPES",
+    "GRID_SECTIONS",
+    "SCHEDULE_KEYS",
+    "SPLITS",
+    "Cluster",
+    "Config",
+    "Data",
+    "Diffusion",
+    "Evaluate",
+    "LossWeights",
+    "ModelSection",
+    "Report",
+    "S",
+    "Sample",
+    "Section",
+    "Train",
+    "Unet",
+    "schema",
+    "validate",
+]

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from taugrid import hub
-from taugrid.config.sections import Config, S, validate
+from taugrid.config import Config, S, validate
 from taugrid.errors import UserError
 
 

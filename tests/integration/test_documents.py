@@ -10,7 +10,7 @@ import pytest
 import yaml
 from command import taugrid
 
-from taugrid.config.sections import Config, Train, validate
+from taugrid.config import Config, Train, validate
 
 README = Path(__file__).parents[2] / "README.md"
 NOT_RUN_HERE = ("--address auto", "make ", "taugrid selfcheck")

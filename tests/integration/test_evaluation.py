@@ -13,8 +13,8 @@ from command import events, scores, taugrid, write_config
 from PIL import Image
 
 from taugrid import parquet as images
+from taugrid.config import Data
 from taugrid.config.load import load
-from taugrid.config.sections import Data
 from taugrid.eval import actor
 from taugrid.jobs import ExtractJob
 from taugrid.orchestrator.cli import main as cli

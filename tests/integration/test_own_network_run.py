@@ -16,8 +16,9 @@ import torch
 from command import taugrid
 
 from taugrid import parquet as images
-from taugrid.config.sections import DIFFUSION_DEFAULTS
+from taugrid.config import DIFFUSION_DEFAULTS
 from taugrid.eval.features.names import sha256
+from taugrid.workers import schedules
 from taugrid.workers.diffusion import noise
 from taugrid.workers.samplers import ddim as sampler
 
@@ -87,4 +88,4 @@ def by_hand(folder, steps):
     def predicted(x, t):
         return network(x, torch.full((len(x),), t - 1))
 
-    return images.to_uint8(sampler.decode(predicted, x_T, DIFFUSION_DEFAULTS.alpha_bar, times).numpy())
+    return images.to_uint8(sampler.decode(predicted, x_T, schedules.alpha_bar(DIFFUSION_DEFAULTS), times).numpy())

@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from taugrid.config import sections as config
+from taugrid import config
 from taugrid.config.load import load
 from taugrid.errors import RunFailed, UserError
 from taugrid.orchestrator.dispatch import cluster

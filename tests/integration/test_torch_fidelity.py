@@ -23,7 +23,7 @@ from PIL import Image
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from taugrid import parquet as images
-from taugrid.config.sections import Data
+from taugrid.config import Data
 from taugrid.eval.features.convnets import DigitsConvnet
 from taugrid.eval.features.names import DIGITS_CONVNET, INCEPTION
 from taugrid.workers.data.load import load_images

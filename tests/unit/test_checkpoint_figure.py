@@ -5,7 +5,7 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 
 from taugrid import parquet as images
-from taugrid.config.sections import Config, Diffusion, validate
+from taugrid.config import Config, Diffusion, validate
 from taugrid.eval.figures import charts as figures
 from taugrid.eval.tables import quality as tables
 from taugrid.eval.tables.differences import Evidence

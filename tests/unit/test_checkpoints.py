@@ -14,14 +14,15 @@ from diffusers import DDIMScheduler, PNDMScheduler, UNet2DModel
 from hub import commit, serving
 from safetensors.torch import load_file, save_file
 
-from taugrid.config import sections as config
-from taugrid.config.sections import DIFFUSION_DEFAULTS, Config, Diffusion, validate
+from taugrid import config
+from taugrid.config import DIFFUSION_DEFAULTS, Config, Diffusion, validate
 from taugrid.errors import UserError
 from taugrid.jobs import SavedUnet
 from taugrid.orchestrator.plan.evaluation import describe_clip
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import describe_checkpoint
+from taugrid.workers import schedules
 from taugrid.workers.network import checkpoint as checkpoints
 from taugrid.workers.network import unet as models
 from taugrid.workers.network.checkpoint import PICKLED_WEIGHTS_FILE, SCHEDULERS, WEIGHTS_FILE, WrongWeights
@@ -96,7 +97,7 @@ def test_what_a_schedulers_config_leaves_out_is_what_its_class_has(pipeline, nam
     assert in_short.sample["clip"] == ("x0" if defaults.get("clip_sample") else "none")
     resolved = planned(pipeline({"_class_name": name}, "planned")).models[0].diffusion
     theirs = scheduler_class().alphas_cumprod.numpy()
-    np.testing.assert_allclose(resolved.alpha_bar[1:], theirs, rtol=2e-4)
+    np.testing.assert_allclose(schedules.alpha_bar(resolved)[1:], theirs, rtol=2e-4)
 
 
 def test_everything_that_a_scheduler_says_is_taken_and_the_config_overrides_it(pipeline):
@@ -155,7 +156,7 @@ def test_betas_of_ones_own_are_taken_as_they_are(pipeline):
     [model] = planned(pipeline(DDIMScheduler(len(BETAS), trained_betas=BETAS))).models
     assert model.diffusion.trained_betas == tuple(BETAS)
     assert model.diffusion.timesteps == len(BETAS)
-    np.testing.assert_allclose(model.diffusion.alpha_bar, [1, *np.cumprod(1 - np.array(BETAS))], rtol=1e-15)
+    np.testing.assert_allclose(schedules.alpha_bar(model.diffusion), [1, *np.cumprod(1 - np.array(BETAS))], rtol=1e-15)
     assert "40 trained_betas" in describe_checkpoint(model, [])
     assert hash(model.diffusion) is not None, "a worker keeps networks by it"
 
@@ -190,7 +191,7 @@ def test_contradictions_are_one_line(pipeline, scheduler, diffusion, message):
 def test_what_is_refused_of_a_scheduler_can_be_overridden_where_the_config_has_a_key(pipeline):
     folder = pipeline(DDIMScheduler(rescale_betas_zero_snr=True))
     assert planned(folder, diffusion={"rescale_betas_zero_snr": False}).models[0].diffusion == DIFFUSION_DEFAULTS
-    assert planned(folder, diffusion={"prediction": "v_prediction"}).models[0].diffusion.alpha_bar[-1] == 0
+    assert schedules.alpha_bar(planned(folder, diffusion={"prediction": "v_prediction"}).models[0].diffusion)[-1] == 0
 
 
 @pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "ScoreSdeVeScheduler", "My"])

@@ -3,9 +3,10 @@ from typing import get_args
 import pytest
 import yaml
 
+from taugrid.config import Config, Diffusion, validate
+from taugrid.config import schema as config_schema
 from taugrid.config.load import find, load, merge
-from taugrid.config.sections import Config, Diffusion, Spacing, validate
-from taugrid.config.sections import schema as config_schema
+from taugrid.config.sample import Spacing
 from taugrid.errors import UserError
 from taugrid.workers.diffusion import schedule, timesteps
 from taugrid.workers.diffusion.process import PredictionType

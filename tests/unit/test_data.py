@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from taugrid.config import sections as config
+from taugrid import config
 from taugrid.errors import UserError
 from taugrid.eval import actor
 from taugrid.eval.features import names as extractor_names

@@ -23,7 +23,7 @@ import torchvision
 from PIL import Image
 
 from taugrid import parquet as images
-from taugrid.config.sections import Data
+from taugrid.config import Data
 from taugrid.errors import UserError
 from taugrid.workers.data import datasets
 from taugrid.workers.data import load as data

@@ -13,7 +13,7 @@ import pytest
 import torchvision
 from PIL import Image
 
-from taugrid.config.sections import Data
+from taugrid.config import Data
 from taugrid.errors import UserError
 from taugrid.workers.data import datasets, decoding
 from taugrid.workers.data import load as data

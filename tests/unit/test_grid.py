@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from taugrid.config import Config, validate
 from taugrid.config.load import load, merge
-from taugrid.config.sections import Config, validate
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.grid import identity, plan
 from taugrid.orchestrator.work.ode import ode_cells

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from taugrid.config import sections as config
+from taugrid import config
+from taugrid.workers import schedules
 from taugrid.workers.diffusion.process import diffuse, velocity
 from taugrid.workers.diffusion.variational import theorem1_sigma, theorem1_weights
 from taugrid.workers.training.loss import Batch, Loss
 
-ALPHA_BAR = config.DIFFUSION_DEFAULTS.alpha_bar
+ALPHA_BAR = schedules.alpha_bar(config.DIFFUSION_DEFAULTS)
 WEIGHTS = config.LossWeights(eta=0.7, sigma_1="sigma_hat", steps=20, spacing="quadratic")
 
 
@@ -52,18 +53,18 @@ def test_weights_act_on_eps_whatever_is_predicted():
     said = outputs(batch, batch.x0 + 0.1)
     losses = [Loss(diffusion(prediction), WEIGHTS, "cpu")(said[prediction], batch) for prediction in said]
     error = (said["epsilon"] - batch.eps).square().flatten(1).mean(dim=1)
-    expected = error * torch.from_numpy(WEIGHTS.gamma(ALPHA_BAR))[batch.t].float()
+    expected = error * torch.from_numpy(schedules.gamma(WEIGHTS, ALPHA_BAR))[batch.t].float()
     for loss in losses:
         torch.testing.assert_close(loss, expected, rtol=2e-3, atol=0)
 
 
 def test_weights_are_theorem_1s_over_their_mean():
-    found = config.LossWeights(eta=1.0, sigma_1=0.05).gamma(ALPHA_BAR)
+    found = schedules.gamma(config.LossWeights(eta=1.0, sigma_1=0.05), ALPHA_BAR)
     times = range(1, 1001)
     exact = theorem1_weights(ALPHA_BAR, times, theorem1_sigma(ALPHA_BAR, times, 1.0, 0.05))
     np.testing.assert_allclose(found, exact / exact[1:].mean(), rtol=1e-12)
     assert found[1:].mean() == pytest.approx(1.0)
     assert found[1:].max() / found[1:].min() > 10
-    by_word = config.LossWeights(sigma_1="sigma_hat").gamma(ALPHA_BAR)
+    by_word = schedules.gamma(config.LossWeights(sigma_1="sigma_hat"), ALPHA_BAR)
     first = (1 - ALPHA_BAR[1]) / (2 * (1 - ALPHA_BAR[1]) * ALPHA_BAR[1])  # sigma-hat_1^2 = 1 - alpha_1
     assert by_word[1] / by_word[500] == pytest.approx(first / exact[500], rel=1e-9)

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
 
-from taugrid.config.sections import Config, validate
+from taugrid.config import Config, validate
 from taugrid.eval.figures import charts as figures
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.report import quality as report

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from taugrid.config import sections as config
+from taugrid import config
 from taugrid.jobs import Oracle, SavedUnet
+from taugrid.workers import schedules
 from taugrid.workers.diffusion import schedule
 from taugrid.workers.network import checkpoint as checkpoints
 from taugrid.workers.network import unet as models
@@ -93,12 +94,12 @@ def read_back(folder, diffusion):
 def test_so_are_its_other_keys(tmp_path, betas, rescaled, to_one):
     """And diffusers, which is given the same keys, has the same alphas."""
     changes = {"rescale_betas_zero_snr": rescaled, "set_alpha_to_one": to_one, "prediction": "v_prediction", **betas}
-    no_schedule = dict.fromkeys(config.OF_A_SCHEDULE) if betas else {}
+    no_schedule = dict.fromkeys(config.SCHEDULE_KEYS) if betas else {}
     diffusion = config.DIFFUSION_DEFAULTS.model_copy(update=changes | no_schedule)
     assert read_back(tmp_path, diffusion) == diffusion
     scheduler = diffusers.DDIMScheduler.from_pretrained(tmp_path / "scheduler")
     theirs = [scheduler.final_alpha_cumprod, *scheduler.alphas_cumprod]
-    np.testing.assert_allclose(theirs, diffusion.alpha_bar, rtol=2e-4, atol=1e-12)
+    np.testing.assert_allclose(theirs, schedules.alpha_bar(diffusion), rtol=2e-4, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from taugrid import parquet as images
-from taugrid.config.sections import DIFFUSION_DEFAULTS, Config, Data, Unet, validate
+from taugrid.config import DIFFUSION_DEFAULTS, Config, Data, Unet, validate
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir

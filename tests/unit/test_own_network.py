@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from taugrid import parquet as images
-from taugrid.config.sections import DIFFUSION_DEFAULTS, Config, Data, validate
+from taugrid.config import DIFFUSION_DEFAULTS, Config, Data, validate
 from taugrid.errors import UserError
 from taugrid.eval.features.names import sha256
 from taugrid.jobs import SampleJob
@@ -19,7 +19,7 @@ from taugrid.orchestrator.plan.custom import OwnNetwork
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.ode import Interpolate, Reconstruct
-from taugrid.workers import actor
+from taugrid.workers import actor, schedules
 from taugrid.workers.network import unet as models
 from taugrid.workers.network.custom import UnusableNetwork, checked, for_inference, load, make, tensors
 from taugrid.workers.network.describe import describe
@@ -489,7 +489,7 @@ def test_reconstruction_and_interpolation_go_through_it(folder):
     from taugrid.workers.data import load as data
 
     x0 = torch.tensor(data.load_images(Data())[:5]).float() / 127.5 - 1
-    alpha_bar = p.models[0].diffusion.alpha_bar
+    alpha_bar = schedules.alpha_bar(p.models[0].diffusion)
 
     def by_hand(x, t):
         return 0.5 * x + 0.001 * (t - 1)

@@ -15,10 +15,11 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler
 
-from taugrid.config import sections as config
+from taugrid import config
 from taugrid.jobs import SavedUnet
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.parquet import to_uint8
+from taugrid.workers import schedules
 from taugrid.workers.data.load import load_images
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import diffuse
@@ -289,7 +290,7 @@ def sampled(cell, model, noise):
     """As `workers.sample.sample_batch` samples a cell."""
     settings, diffusion = cell.settings, cell.model.diffusion
     clip = (settings.clip, diffusion.predicts, settings.clip_range)
-    return sample(model, noise, diffusion.alpha_bar, cell.tau, settings.eta, *clip)
+    return sample(model, noise, schedules.alpha_bar(diffusion), cell.tau, settings.eta, *clip)
 
 
 @pytest.fixture(scope="module")
@@ -361,7 +362,7 @@ SCHEDULERS = {
 
 def rough(cell):
     """The oracle of a cell's process and something that it is not, without which the last steps would hardly matter."""
-    best = oracle(cell.model.diffusion.predicts, cell.model.diffusion.alpha_bar)
+    best = oracle(cell.model.diffusion.predicts, schedules.alpha_bar(cell.model.diffusion))
     return lambda x, index: best(x, index) + 0.5 * math.cos(index / 100) * torch.tanh(x)
 
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from taugrid.config.sections import Config, validate
+from taugrid.config import Config, validate
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan

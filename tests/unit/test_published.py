@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from taugrid.config.sections import Config, Data, validate
+from taugrid.config import Config, Data, validate
 from taugrid.eval.sources import Source
 from taugrid.eval.tables import published
 from taugrid.eval.tables import quality as tables

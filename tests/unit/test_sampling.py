@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from taugrid import config
 from taugrid import parquet as images
-from taugrid.config import sections as config
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.ode import Interpolate, Reconstruct
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.workers import ode
+from taugrid.workers import ode, schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import noise
 from taugrid.workers.network import unet as models
@@ -66,7 +66,7 @@ def run(request, one_thread, tmp_path_factory):
 def the_only_job(pieces):
     [piece] = pieces
     network = models.load(piece.job.network, piece.job.diffusion, "cpu")
-    return Job(piece.job, network, config.DIFFUSION_DEFAULTS.alpha_bar, piece.job.tau)
+    return Job(piece.job, network, schedules.alpha_bar(config.DIFFUSION_DEFAULTS), piece.job.tau)
 
 
 def pictures(job):

@@ -10,7 +10,8 @@ from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taugrid.config.sections import DIFFUSION_DEFAULTS, Diffusion
+from taugrid.config import DIFFUSION_DEFAULTS, Diffusion
+from taugrid.workers import schedules
 from taugrid.workers.diffusion.schedule import SCHEDULES, alpha_bar, betas, products, rescaled_to_zero_snr
 
 DIFFUSERS_NAMES = {
@@ -126,9 +127,11 @@ def test_products_by_their_definition():
 def test_a_section_of_the_config_puts_its_keys_together():
     """A list of betas or a schedule, then the rescaling, then alpha_0."""
     trained = Diffusion(trained_betas=(0.1, 0.2, 0.3), timesteps=3, prediction="sample")
-    np.testing.assert_allclose(trained.alpha_bar, [1, 0.9, 0.72, 0.504], rtol=1e-15)
+    np.testing.assert_allclose(schedules.alpha_bar(trained), [1, 0.9, 0.72, 0.504], rtol=1e-15)
     both = trained.model_copy(update={"rescale_betas_zero_snr": True, "set_alpha_to_one": False})
-    np.testing.assert_allclose(both.alpha_bar, rescaled_to_zero_snr(trained.alpha_bar) * [0.9, 1, 1, 1], rtol=1e-14)
-    ends_at_1 = DIFFUSION_DEFAULTS.model_copy(update={"set_alpha_to_one": False}).alpha_bar
+    np.testing.assert_allclose(
+        schedules.alpha_bar(both), rescaled_to_zero_snr(schedules.alpha_bar(trained)) * [0.9, 1, 1, 1], rtol=1e-14
+    )
+    ends_at_1 = schedules.alpha_bar(DIFFUSION_DEFAULTS.model_copy(update={"set_alpha_to_one": False}))
     assert ends_at_1[0] == ends_at_1[1] == pytest.approx(1 - 1e-4)
-    assert np.array_equal(ends_at_1[1:], DIFFUSION_DEFAULTS.alpha_bar[1:])
+    assert np.array_equal(ends_at_1[1:], schedules.alpha_bar(DIFFUSION_DEFAULTS)[1:])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from taugrid.config import Data, Diffusion, ModelSection
 from taugrid.config.load import load
-from taugrid.config.sections import Data, Diffusion, Model
 from taugrid.orchestrator.inspection import describe
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -114,7 +114,7 @@ def test_the_hubs_network_for_cifar10_takes_the_place_of_training(tmp_path):
     assert (blocks, lines) == (1, 1)
     (tmp_path / "edited.yaml").write_text(edited)
     config = load(str(tmp_path / "edited.yaml"), [])
-    assert config.model == Model(checkpoint="google/ddpm-cifar10-32")
+    assert config.model == ModelSection(checkpoint="google/ddpm-cifar10-32")
     [model] = plan(config, hub_checkpoint).models
     assert model.train is None
 

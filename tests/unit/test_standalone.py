@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taugrid import parquet as images
-from taugrid.config.sections import Data
+from taugrid.config import Data
 from taugrid.eval import standalone
 from taugrid.eval.features import load as extractors
 from taugrid.eval.features.convnets import DigitsConvnet

@@ -14,7 +14,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from taugrid.config import sections as config
+from taugrid import config
 from taugrid.errors import UserError
 from taugrid.jobs import SavedUnet
 from taugrid.orchestrator import session as run
@@ -23,6 +23,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.report import quality as report
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Run
+from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import noise
 from taugrid.workers.diffusion.process import velocity
@@ -273,7 +274,7 @@ def log_of(spec):
 def test_steps_weigh_times_by_theorem_1(tmp_path):
     """Steps made by hand, as the paper's eq. 5 has them: gamma_t |eps_theta(x_t, t) - eps|^2, here per dimension."""
     loss_weights = config.LossWeights(eta=0.5, sigma_1=0.1)
-    gamma = torch.from_numpy(loss_weights.gamma(config.DIFFUSION_DEFAULTS.alpha_bar)).float()
+    gamma = torch.from_numpy(schedules.gamma(loss_weights, schedules.alpha_bar(config.DIFFUSION_DEFAULTS))).float()
     spec = steady(tmp_path, steps=3, loss_weights=loss_weights)
     state = training_loop.new_state(spec, "cpu")
     unet = copy.deepcopy(state.unet)
@@ -315,7 +316,7 @@ def test_a_network_learns_what_it_is_to_predict(tmp_path):
 
 
 def targets(batch):
-    alpha_t = torch.from_numpy(config.DIFFUSION_DEFAULTS.alpha_bar)[batch.t]
+    alpha_t = torch.from_numpy(schedules.alpha_bar(config.DIFFUSION_DEFAULTS))[batch.t]
     return {"epsilon": batch.eps, "sample": batch.x0, "v_prediction": velocity(batch.x0, batch.eps, alpha_t)}
 
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from taugrid import hub
-from taugrid.config.sections import Data
+from taugrid.config import Data
 from taugrid.errors import UserError
 from taugrid.parquet import DamagedFile
 from taugrid.storage import user_cache

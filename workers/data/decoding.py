@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from taugrid.config.sections import Data
+from taugrid.config import Data
 from taugrid.errors import UserError
 from taugrid.parquet import DamagedFile
 from taugrid.storage import read_sealed, replacing, write_sealed

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from taugrid.config import sections as config
+from taugrid import config
 from taugrid.errors import UserError
 from taugrid.parquet import to_uint8
 from taugrid.workers.data import datasets

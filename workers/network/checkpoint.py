@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from taugrid import hub
-from taugrid.config.sections import Diffusion, Sample, validate
+from taugrid.config import Diffusion, Sample, validate
 from taugrid.errors import UserError
 from taugrid.eval.features.names import sha256
 from taugrid.workers.diffusion import schedule

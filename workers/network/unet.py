@@ -10,9 +10,10 @@ import diffusers
 import torch
 from torch import Tensor
 
-from taugrid.config import sections as config
+from taugrid import config
 from taugrid.jobs import Network, SavedUnet
 from taugrid.orchestrator.plan.custom import OwnNetwork
+from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import gaussian, oracle, schedule
 from taugrid.workers.network import checkpoint as checkpoints
@@ -54,8 +55,8 @@ def load(network: Network, diffusion: config.Diffusion, device: str) -> Callable
         return lambda x, t: own(x, torch.full((len(x),), network_time(t), device=x.device))
     distribution = data.distribution(network.data)
     if isinstance(distribution, gaussian.Gaussian):
-        return oracle.gaussian_eps(distribution, diffusion.alpha_bar, device)
-    return oracle.two_points_eps(distribution, diffusion.alpha_bar, device)
+        return oracle.gaussian_eps(distribution, schedules.alpha_bar(diffusion), device)
+    return oracle.two_points_eps(distribution, schedules.alpha_bar(diffusion), device)
 
 
 def _unet(folder: str, device: str) -> Callable[[Tensor, int], Tensor]:

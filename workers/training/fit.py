@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from taugrid.config import sections as config
+from taugrid import config
 from taugrid.errors import RunFailed, UserError, last_line
 
 if TYPE_CHECKING:

@@ -26,8 +26,9 @@ import torch
 from ray.train.collective import broadcast_from_rank_zero
 from torch import Tensor, distributed
 
-from taugrid.config import sections as config
+from taugrid import config
 from taugrid.errors import UserError
+from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import noise
 from taugrid.workers.diffusion.process import diffuse
@@ -78,7 +79,7 @@ class Batches:
         self._images = data.load_known_images(spec.data, spec.data_sha256)
         fits = device != "cpu" and self._images.nbytes <= DEVICE_BYTES
         self._on_device = torch.tensor(self._images, device=device) if fits else None
-        self._alpha_bar = torch.from_numpy(spec.diffusion.alpha_bar).to(device)
+        self._alpha_bar = torch.from_numpy(schedules.alpha_bar(spec.diffusion)).to(device)
 
     def __getitem__(self, step: int) -> Batch:
         """The images of `step` = 0, 1, ... with noise added to them, eq. 4."""

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from taugrid.config import sections as config
+from taugrid import config
+from taugrid.workers import schedules
 from taugrid.workers.diffusion.objective import l_gamma, mean_square
 from taugrid.workers.diffusion.process import predicted, velocity
 
@@ -30,9 +31,9 @@ class Loss:
     def __init__(self, diffusion: config.Diffusion, weights: config.LossWeights | None, device: str) -> None:
         """Raises ValueError where Theorem 1 has no such weights."""
         self._prediction = diffusion.predicts
-        alpha_bar = diffusion.alpha_bar
+        alpha_bar = schedules.alpha_bar(diffusion)
         self._alpha_bar = torch.from_numpy(alpha_bar).to(device)
-        self._gamma = None if weights is None else torch.from_numpy(weights.gamma(alpha_bar)).to(device)
+        self._gamma = None if weights is None else torch.from_numpy(schedules.gamma(weights, alpha_bar)).to(device)
 
     def __call__(self, output: Tensor, batch: Batch) -> Tensor:
         """(B,) losses of the output (B, C, H, W)."""

@@ -1,0 +1,52 @@
+"""The whole config: its sections, the grid, and the schema for editors."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+
+from taugrid.config.cluster import Cluster
+from taugrid.config.data import Data
+from taugrid.config.diffusion import Diffusion
+from taugrid.config.evaluate import Evaluate
+from taugrid.config.model import ModelSection
+from taugrid.config.report import Report
+from taugrid.config.sample import Sample
+from taugrid.config.section import Section, Seed
+from taugrid.config.train import Train
+
+GRID_SECTIONS = ("data", "model", "diffusion", "train")
+
+
+class Config(Section):
+    """An experiment: everything that `taugrid run` needs."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Seed = 0
+    data: Data = Data()
+    model: ModelSection = ModelSection()
+    diffusion: Diffusion = Diffusion()
+    train: Train = Train()
+    sample: Sample = Sample()
+    grid: list[dict[str, list[Any]]] = []
+    """A mapping of key -> list of values, or a list of such mappings whose products are joined. A bare key belongs to
+    `sample`; a dotted key (`diffusion.schedule`) makes further models."""
+    evaluate: Evaluate = Evaluate()
+    report: Report = Report()
+    cluster: Cluster = Cluster()
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _grid_is_a_list_of_mappings(cls, grid: Any) -> Any:
+        mappings = [grid] if isinstance(grid, Mapping) else grid
+        for mapping in mappings if isinstance(mappings, list) else []:
+            for key, values in mapping.items() if isinstance(mapping, Mapping) else []:
+                if not isinstance(values, list) or not values:
+                    example = values if values and not isinstance(values, dict) else "value"
+                    raise ValueError(f"grid.{key} must be a list with at least one value, as in {key}: [{example}]")
+        return mappings
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a config file, for editors."""
+    return Config.model_json_schema()

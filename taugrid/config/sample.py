@@ -1,0 +1,51 @@
+"""`sample`: how a cell is sampled."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from taugrid.config.section import Positive, Section, Seed
+
+Spacing = Literal["linear", "quadratic", "leading", "trailing", "linspace", "ermongroup-uniform", "ermongroup-quad"]
+Times = Annotated[list[Annotated[int, Field(gt=0, strict=True)]], Field(min_length=1)]
+
+
+class Sample(Section):
+    """How a cell is sampled. `eta` is a number, or `sigma_hat` for DDPM's larger variance."""
+
+    steps: Positive = 50
+    """S, the length of tau: the number of sampling steps."""
+    eta: Annotated[float, Field(ge=0, le=1)] | Literal["sigma_hat"] = 0.0
+    spacing: Spacing | Times = "linear"
+    """How tau is chosen (workers/diffusion/timesteps.py), or tau itself: `steps` increasing times in 1..T."""
+    sampler: Literal["ddim"] = "ddim"
+    clip: Literal["none", "x0", "x0_and_eps"] | None = None
+    """null: a loaded pipeline's own, else `none`."""
+    clip_range: Annotated[float, Field(gt=0)] | None = None
+    """x_0 is clipped to [-clip_range, clip_range]; null: a loaded pipeline's own, else 1."""
+    steps_offset: Annotated[int, Field(ge=0)] | None = None
+    """Added to the times of the spacing `leading`, as in diffusers; null: a loaded pipeline's own, else 0."""
+    weights: Literal["ema", "raw"] = "ema"
+    precision: Literal["float32"] = "float32"
+    num_samples: Positive = 1_000
+    """N. Not part of a cell's identity: raising it extends the cell."""
+    batch_size: Positive = 256
+    seed: Seed | None = None
+    """Defaults to the top-level `seed`."""
+    shard_evaluations: Positive = 50_000
+    """Network evaluations a shard is sized for."""
+
+    @property
+    def spacing_name(self) -> str:
+        """The spacing as tables and samples have it: its name, or the times joined by commas."""
+        return self.spacing if isinstance(self.spacing, str) else ",".join(map(str, self.spacing))
+
+    @property
+    def sigma(self) -> str:
+        """`eta` or `sigma_hat`: which variance, as tables and samples have it."""
+        return "sigma_hat" if self.eta == "sigma_hat" else "eta"
+
+    @property
+    def eta_number(self) -> float:
+        """Eta as a number, as tables and samples have it: 1.0 for sigma_hat, whose direction is that of eta = 1."""
+        return 1.0 if isinstance(self.eta, str) else self.eta

@@ -1,0 +1,83 @@
+"""`train`: the optimiser, the loss and the means."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from taugrid.config.sample import Spacing, Times
+from taugrid.config.section import Positive, Section, Seed
+
+
+class LossWeights(Section):
+    """Theorem 1's weights: of the variational bound J_sigma along tau, divided by their mean over t = 1..T."""
+
+    eta: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of eq. 16, which gives sigma along tau from its second time on."""
+    sigma_1: Annotated[float, Field(gt=0)] | Literal["sigma_hat"]
+    """sigma at tau's first time, where eq. 16 gives 0 and the weight is infinite: a number, or DDPM's larger one."""
+    steps: Positive | None = None
+    """Length of tau; null: all of 1..T."""
+    spacing: Spacing | Times = "linear"
+    """As in `sample`, but tau must end at T and name no time twice."""
+
+
+class Train(Section):
+    """Training. `workers`, `checkpoint_every` and `tensorboard` change no result."""
+
+    steps: Positive = 100_000
+    batch_size: Positive = 128
+    """Global: the sum over all workers."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of adamw: decoupled from the gradient (Loshchilov & Hutter 2019)."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up. `cosine` falls to 0 at the last step (Loshchilov & Hutter 2017, without restarts)."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the rate rises linearly to `learning_rate`."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    ema_warmup: bool = True
+    """The average's decay at step n = 0, 1, ... is at most (1 + n) / (10 + n), so that the start is soon forgotten."""
+    gradient_clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of the gradient; null for none."""
+    loss_weights: LossWeights | None = None
+    """null: L_simple, the mean square of what the network predicts (eq. 5 with gamma = 1 for epsilon)."""
+    flip: bool = False
+    """Random horizontal flips."""
+    antithetic: bool = False
+    """Times in pairs t, T + 1 - t: half of them drawn, each as often as before, and the loss varies less."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: the network runs under autocast; weights, the loss and the average stay float32."""
+    compile: bool = False
+    """torch.compile: minutes at the start, then faster steps. It moves the last digits, as `channels_last` does."""
+    channels_last: bool = True
+    """The memory format of convolutions."""
+    seed: Seed | None = None
+    """Defaults to the top-level `seed`."""
+    workers: Positive | tuple[Positive, Positive] = 1
+    """Training processes; [least, most]: as many as there is room for, and anew when that changes (elastic)."""
+    checkpoint_every: Positive = 1_000
+    tensorboard: bool = False
+    """Write what log.jsonl holds for TensorBoard too, beside it (`taugrid[tensorboard]`)."""
+
+    @property
+    def fewest_workers(self) -> int:
+        """The number of workers, or the smallest."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """The number of workers, or the largest."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @model_validator(mode="after")
+    def _an_image_for_each_worker(self) -> "Train":
+        if self.most_workers > self.batch_size:
+            raise ValueError(f"workers {self.most_workers} is more than batch_size {self.batch_size}")
+        if not isinstance(self.workers, int) and self.workers[0] > self.workers[1]:
+            raise ValueError(f"workers is [least, most], not {list(self.workers)}")
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ValueError("weight_decay is for optimizer: adamw")
+        if self.warmup_steps >= self.steps and self.learning_rate_schedule == "cosine":
+            raise ValueError(f"warmup_steps {self.warmup_steps} leaves none of {self.steps} steps to the cosine")
+        return self

@@ -1,0 +1,50 @@
+"""The arrays that config sections stand for: alpha_0..alpha_T of `diffusion`, gamma of `train.loss_weights`.
+
+Imports no torch: the driver checks a config with it.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taugrid.config import Diffusion, LossWeights
+from taugrid.workers.diffusion import schedule
+from taugrid.workers.diffusion.forward import sigma_hat
+from taugrid.workers.diffusion.timesteps import tau
+from taugrid.workers.diffusion.variational import theorem1_sigma, theorem1_weights
+
+
+def alpha_bar(diffusion: Diffusion) -> NDArray[np.float64]:
+    """alpha_0..alpha_T, (T + 1,) float64, of a section in which no key is null.
+
+    Raises:
+        ValueError: if betas are to be rescaled to zero SNR that cannot be.
+    """
+    if diffusion.trained_betas is not None:
+        levels = schedule.products(np.array(diffusion.trained_betas))
+    else:
+        assert diffusion.schedule is not None
+        assert diffusion.timesteps is not None
+        assert diffusion.beta_start is not None
+        assert diffusion.beta_end is not None
+        levels = schedule.alpha_bar(diffusion.schedule, diffusion.timesteps, diffusion.beta_start, diffusion.beta_end)
+    if diffusion.rescale_betas_zero_snr:
+        levels = schedule.rescaled_to_zero_snr(levels)
+    if diffusion.set_alpha_to_one is False:
+        levels[0] = levels[1]
+    return levels
+
+
+def gamma(weights: LossWeights, alpha_bar: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Theorem 1's weights for t = 0..T, (T + 1,) float64, divided by their mean over 1..T.
+
+    Dividing keeps the gradient's scale, and with it the meaning of `learning_rate` and `gradient_clip`.
+
+    Raises:
+        ValueError: if Theorem 1 has no weights for these settings.
+    """
+    timesteps = len(alpha_bar) - 1
+    times = tau(weights.spacing, weights.steps or timesteps, timesteps)
+    first = sigma_hat(float(alpha_bar[times[0]]), 1.0) if weights.sigma_1 == "sigma_hat" else weights.sigma_1
+    values = theorem1_weights(alpha_bar, times, theorem1_sigma(alpha_bar, times, weights.eta, first))
+    normalised: NDArray[np.float64] = values / values[1:].mean()
+    return normalised
