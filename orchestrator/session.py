@@ -101,8 +101,8 @@ class Run:
                 settings = [cell.settings for cell in self.plan.cells if cell.model.id == model.id]
                 self._progress.say(describe_checkpoint(model, settings))
             if model.own is not None:
-                self.rundir.record_own(model)
-                self._progress.say(describe_own(model))
+                self.rundir.record_custom(model)
+                self._progress.say(describe_custom(model))
         kinds = [ODE_WORK[name] for name in stages if name in ODE_WORK]
         ode_work: list[OdeWork] = [kind(self.config, self.plan, self.rundir) for kind in kinds]
         for work in ode_work:
@@ -307,7 +307,7 @@ def _and_by_the_config(theirs: str, ours: Iterable[str | None]) -> str:
     return theirs if set(used) <= {theirs} else f"{theirs} ({', '.join(used)} by the config)"
 
 
-def describe_own(model: Model) -> str:
+def describe_custom(model: Model) -> str:
     """What one's own network is, for people to check."""
     own, d = model.own, model.diffusion
     assert own is not None

@@ -8,7 +8,6 @@ from taugrid.eval.features.names import ExtractorSpec
 from taugrid.eval.metrics.score import Settings
 from taugrid.eval.reference import MomentsFile
 from taugrid.eval.sources import Source
-from taugrid.orchestrator.plan.custom import OwnNetwork
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,29 @@ class Oracle:
     data: Data
 
 
-Network = SavedUnet | Oracle | OwnNetwork
+@dataclass(frozen=True)
+class CustomNetwork:
+    """A user's function that returns a network (`model.callable`), and what was found when it was called."""
+
+    callable: str
+    """`package.module:function`."""
+    weights: str | None
+    """The file whose path is passed to the function. None: the function takes no argument."""
+    weights_sha256: str
+    """Of that file. Without one: of everything that was loaded, including tensors that the function found by itself."""
+    source_sha256: str
+    """Of the source files of the function's module and of what it imports (`workers.custom.source.source_sha256`)."""
+    tensors_sha256: str
+    """Of the network's state (`workers.network.custom.tensors`)."""
+    image_shape: tuple[int, int, int]
+    """(channels, height, width) of the images that it was tried on."""
+    summary: str
+    """What the function returned, in a few words."""
+    unusable: str | None = None
+    """Why it can't be run now. Set where this was read from a run directory because the code or weights are gone."""
+
+
+Network = SavedUnet | Oracle | CustomNetwork
 
 
 @dataclass(frozen=True)

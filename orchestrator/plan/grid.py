@@ -32,11 +32,11 @@ from taugrid.config import (
     validate,
 )
 from taugrid.errors import UserError
-from taugrid.orchestrator.plan import custom as own_network
-from taugrid.orchestrator.plan.custom import OwnNetwork
+from taugrid.jobs import CustomNetwork
 from taugrid.workers import schedules
 from taugrid.workers.diffusion.timesteps import remarks, tau
 from taugrid.workers.network import checkpoint as checkpoints
+from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint
 
 NOT_IDENTITY = {
@@ -77,7 +77,7 @@ class Model:
     checkpoint: Checkpoint | None
     oracle: str | None = None
     """The oracle's name; it belongs to the distribution that `data` names."""
-    own: OwnNetwork | None = None
+    own: CustomNetwork | None = None
     """What `model.callable` returns."""
 
     @property
@@ -182,8 +182,8 @@ def name_of(parts: Iterable[Any]) -> str:
     return "".join(character if character.isalnum() or character in "=.-_" else "_" for character in text)
 
 
-DescribeNetwork = Callable[[str, str | None, tuple[int, int, int], int], OwnNetwork]
-"""As `own_network.describe`."""
+DescribeNetwork = Callable[[str, str | None, tuple[int, int, int], int], CustomNetwork]
+"""As `custom_process.describe`."""
 
 Fingerprint = Callable[[Data], str]
 """As `content_fingerprint`."""
@@ -199,7 +199,7 @@ def content_fingerprint(data: Data) -> str:
 def plan(
     config: Config,
     read_checkpoint: Callable[[str], Checkpoint] = checkpoints.read,
-    describe_network: DescribeNetwork = own_network.describe,
+    describe_network: DescribeNetwork = custom_process.describe,
     fingerprint: Fingerprint = content_fingerprint,
 ) -> Plan:
     """The models and cells of `config`, in the order of its grid.

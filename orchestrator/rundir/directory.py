@@ -19,12 +19,11 @@ from typing import Any, NamedTuple
 from taugrid import parquet as images
 from taugrid.config import Data, Diffusion
 from taugrid.errors import UserError
-from taugrid.jobs import Network, Oracle, SavedUnet
-from taugrid.orchestrator.plan import custom as own_network
-from taugrid.orchestrator.plan.custom import OwnNetwork
+from taugrid.jobs import CustomNetwork, Network, Oracle, SavedUnet
 from taugrid.orchestrator.plan.grid import Cell, Model, Shard, content_fingerprint
 from taugrid.storage import read_json, read_sealed, write_json
 from taugrid.workers.network import checkpoint as checkpoints
+from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import WEIGHTS_FILE, Checkpoint
 
 READERS = 8
@@ -118,7 +117,7 @@ class RunDir:
         recorded = asdict(model.checkpoint) | {"diffusion": model.checkpoint.diffusion.model_dump()}
         write_json(self.models / model.id / "model.json", recorded)
 
-    def record_own(self, model: Model) -> None:
+    def record_custom(self, model: Model) -> None:
         """The same for one's own network."""
         assert model.own is not None
         if model.own.unusable is None:
@@ -126,17 +125,17 @@ class RunDir:
 
     def describe_network(
         self, name: str, weights: str | None, image_shape: tuple[int, int, int], timesteps: int
-    ) -> OwnNetwork:
-        """What one's own network is (`own_network.describe`) or, where it can't be used now, what it was."""
+    ) -> CustomNetwork:
+        """What one's own network is (`custom_process.describe`) or, where it can't be used now, what it was."""
         try:
-            return own_network.describe(name, weights, image_shape, timesteps)
+            return custom_process.describe(name, weights, image_shape, timesteps)
         except UserError as error:
-            path = own_network.weights_path(weights)
+            path = custom_process.weights_path(weights)
             wanted = {"callable": name, "weights": path and str(path), "image_shape": list(image_shape)}
             for file in self.models.glob("*/model.json"):
                 recorded = read_json(file)
                 if recorded and wanted.items() <= recorded.items():
-                    return OwnNetwork(**{**recorded, "image_shape": image_shape, "unusable": str(error)})
+                    return CustomNetwork(**{**recorded, "image_shape": image_shape, "unusable": str(error)})
             raise
 
     def fingerprint(self, data: Data) -> str:
@@ -185,7 +184,7 @@ class RunDir:
         """
         if model.own is not None:
             path = model.own.weights
-            return model.own.weights_sha256 if path is None else own_network.weights_sha256(Path(path))
+            return model.own.weights_sha256 if path is None else custom_process.weights_sha256(Path(path))
         if model.oracle:
             return hashlib.sha256(f"taugrid/oracle/{model.oracle}/{model.image_shape}".encode()).hexdigest()
         return checkpoints.weights_sha256(self.weights_file(model, weights))

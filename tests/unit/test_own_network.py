@@ -13,13 +13,12 @@ from taugrid import parquet as images
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Data, validate
 from taugrid.errors import UserError
 from taugrid.eval.features.names import sha256
-from taugrid.jobs import SampleJob
-from taugrid.orchestrator.plan import custom as planning
-from taugrid.orchestrator.plan.custom import OwnNetwork
+from taugrid.jobs import CustomNetwork, SampleJob
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.ode import Interpolate, Reconstruct
 from taugrid.workers import actor, schedules
+from taugrid.workers.network import custom_process
 from taugrid.workers.network import unet as models
 from taugrid.workers.network.custom import UnusableNetwork, checked, for_inference, load, make, tensors
 from taugrid.workers.network.describe import describe
@@ -148,11 +147,11 @@ def forget():
 
 
 def described(name, weights=None, shape=SHAPE, timesteps=T):
-    """`planning.describe` without the seconds that another process takes."""
+    """`custom_process.describe` without the seconds that another process takes."""
     found = describe(name, None if weights is None else str(weights), shape, timesteps)._asdict()
     content = found.pop("content_sha256")
-    path = None if weights is None else str(planning.weights_path(weights))
-    return OwnNetwork(name, path, sha256(Path(path)) if path else content, image_shape=shape, **found)
+    path = None if weights is None else str(custom_process.weights_path(weights))
+    return CustomNetwork(name, path, sha256(Path(path)) if path else content, image_shape=shape, **found)
 
 
 def save_weights(path, scale):
@@ -167,7 +166,7 @@ def planned(describe_network=described, **sections):
 
 def test_another_process_tries_the_network(folder):
     weights = save_weights(folder / "scale.pt", 0.25)
-    found = planning.describe("mine:scaled", "scale.pt", SHAPE, T)
+    found = custom_process.describe("mine:scaled", "scale.pt", SHAPE, T)
     assert found == described("mine:scaled", weights)
     assert found.weights_sha256 == sha256(weights)
     assert found.summary == "Scaled, 2 parameters"
@@ -175,23 +174,23 @@ def test_another_process_tries_the_network(folder):
 
 def test_what_is_wrong_is_said_in_one_line(folder):
     with pytest.raises(UserError) as error:
-        planning.describe("mine:shape", None, SHAPE, T)
+        custom_process.describe("mine:shape", None, SHAPE, T)
     told = "the network of mine:shape returned the shape (2, 1, 7, 8) for x of shape (2, 1, 8, 8), which it must keep"
     where = "python -m taugrid.workers.network.describe mine:shape 1 8 8 1000"
     assert str(error.value) == f"model.callable: mine:shape can't be used: {told} (where that comes from: {where})"
     with pytest.raises(UserError) as error:
-        planning.describe("mine:failing", None, SHAPE, T)
+        custom_process.describe("mine:failing", None, SHAPE, T)
     assert str(error.value).startswith(
         "model.callable: mine:failing can't be used: OSError: no such thing in two lines (where"
     )
     with pytest.raises(UserError, match=r"^model.weights: there is no file .*absent.pt$"):
-        planning.describe("mine:scaled", "absent.pt", SHAPE, T)
+        custom_process.describe("mine:scaled", "absent.pt", SHAPE, T)
 
 
 def test_a_network_that_does_not_come_to_an_end_is_given_up(folder, monkeypatch):
-    monkeypatch.setattr(planning, "DESCRIBE_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(custom_process, "DESCRIBE_TIMEOUT_SECONDS", 0.2)
     with pytest.raises(UserError, match=r"^model.callable: mine:scaled took more than 0 seconds to be loaded"):
-        planning.describe("mine:scaled", None, SHAPE, T)
+        custom_process.describe("mine:scaled", None, SHAPE, T)
 
 
 @pytest.mark.parametrize(
@@ -390,7 +389,7 @@ def test_the_id_of_a_network_is_pinned():
     """Whoever changes what enters it orphans every run with a network of one's own."""
 
     def fixed(name, weights, shape, timesteps):
-        return OwnNetwork(name, weights, "a" * 64, "b" * 64, "c" * 64, shape, "Net, 3 parameters")
+        return CustomNetwork(name, weights, "a" * 64, "b" * 64, "c" * 64, shape, "Net, 3 parameters")
 
     p = planned(fixed, model={"callable": "a.b:c"}, diffusion={"schedule": "cosine"})
     assert [(model.id, model.image_shape) for model in p.models] == [("203c3fd23f", SHAPE)]
@@ -455,7 +454,7 @@ def test_a_run_can_be_looked_at_when_its_weights_are_gone(folder):
     save_weights(folder / "scale.pt", 0.25)
     rundir, model = RunDir(folder / "run"), {"callable": "mine:scaled", "weights": "scale.pt"}
     [before] = planned(model=model).models
-    rundir.record_own(before)
+    rundir.record_custom(before)
     record = (rundir.models / before.id / "model.json").read_text()
     (folder / "scale.pt").unlink()
     [after] = planned(rundir.describe_network, model=model).models
@@ -464,7 +463,7 @@ def test_a_run_can_be_looked_at_when_its_weights_are_gone(folder):
     assert replace(after.own, unusable=None) == before.own
     with pytest.raises(UserError, match=r"^model.weights: there is no file .*scale.pt$"):
         rundir.network(after, "ema")
-    rundir.record_own(after)
+    rundir.record_custom(after)
     assert (rundir.models / before.id / "model.json").read_text() == record
     assert json.loads(record) == json.loads(json.dumps(asdict(before.own)))
     with pytest.raises(UserError, match=r"^model.weights: there is no file"):

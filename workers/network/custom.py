@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from taugrid.eval.features.names import sha256
-from taugrid.orchestrator.plan.custom import OwnNetwork
+from taugrid.jobs import CustomNetwork
 from taugrid.workers.custom import source as own_code
 
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -23,7 +23,7 @@ class UnusableNetwork(ValueError):
     """What is wrong with one's own network, in one line."""
 
 
-def load(own: OwnNetwork, device: str) -> Network:
+def load(own: CustomNetwork, device: str) -> Network:
     """The network of `own` on `device`, for inference: the same that was described where the run was started.
 
     Raises:

@@ -1,7 +1,7 @@
 """What a custom network is, as JSON: `python -m taugrid.workers.network.describe package.module:function C H W T`.
 
-It runs in a process of its own (`orchestrator.plan.custom.describe`), because a network needs torch and the driver has
-none.
+It runs in a process of its own (`workers.network.custom_process.describe`), because a network needs torch and the
+driver has none.
 """
 
 import argparse
@@ -26,7 +26,7 @@ Rounding in half precision moves it by 0.01, dropout or batch norm in training m
 
 
 class Description(NamedTuple):
-    """The fields of an `OwnNetwork` that only the network itself knows."""
+    """The fields of an `CustomNetwork` that only the network itself knows."""
 
     source_sha256: str
     tensors_sha256: str

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from taugrid import config
-from taugrid.jobs import Network, SavedUnet
-from taugrid.orchestrator.plan.custom import OwnNetwork
+from taugrid.jobs import CustomNetwork, Network, SavedUnet
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import gaussian, oracle, schedule
@@ -50,7 +49,7 @@ def load(network: Network, diffusion: config.Diffusion, device: str) -> Callable
     """
     if isinstance(network, SavedUnet):
         return _unet(network.folder, device)
-    if isinstance(network, OwnNetwork):
+    if isinstance(network, CustomNetwork):
         own = own_network.load(network, device)
         return lambda x, t: own(x, torch.full((len(x),), network_time(t), device=x.device))
     distribution = data.distribution(network.data)
