@@ -27,7 +27,7 @@ from taugrid.jobs import (
 from taugrid.versions import versions
 
 if TYPE_CHECKING:
-    from taugrid.workers.samplers.ddim import Model
+    from taugrid.workers.diffusion.process import Denoiser
 
 VERSIONS = ("taugrid", "torch", "diffusers", "torch-fidelity", "pyarrow", "numpy", "pillow", "ray")
 
@@ -49,7 +49,7 @@ class Worker:
         self._device_name = torch.cuda.get_device_name() if on_gpu else cpu
         self._network = lru_cache(maxsize=2)(self._load)
 
-    def _load(self, network: Network, diffusion: Diffusion, modified: float) -> "Model":
+    def _load(self, network: Network, diffusion: Diffusion, modified: float) -> "Denoiser":
         from taugrid.workers.network import unet as models
 
         return models.load(network, diffusion, self._device)

@@ -12,10 +12,11 @@ from taugrid.jobs import InterpolateJob, ReconstructJob, Result
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import interpolation, noise
+from taugrid.workers.diffusion.process import Denoiser
 from taugrid.workers.samplers import ddim as sampler
 
 
-def reconstruct(job: ReconstructJob, model: sampler.Model, device: str) -> Result:
+def reconstruct(job: ReconstructJob, model: Denoiser, device: str) -> Result:
     """Encode and decode the job's images with the same tau, and commit what comes back with its errors (table 2).
 
     An image's error is the mean square over its dimensions, on pixels scaled to [0, 1]: `mse` of the floats, `mse_8bit`
@@ -42,7 +43,7 @@ def reconstruct(job: ReconstructJob, model: sampler.Model, device: str) -> Resul
     return Result(seconds, len(originals), first)
 
 
-def interpolate(job: InterpolateJob, model: sampler.Model, device: str) -> Result:
+def interpolate(job: InterpolateJob, model: Denoiser, device: str) -> Result:
     """Decode the job's rows and square of x_T and commit the pictures: the rows one after another, then the square."""
     x_T, alpha_bar, prediction = points(job, device), schedules.alpha_bar(job.diffusion), job.diffusion.predicts
     seconds, first_row = 0.0, 0

@@ -13,10 +13,11 @@ from taugrid import parquet as images
 from taugrid.jobs import Result, SampleJob
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import noise
+from taugrid.workers.diffusion.process import Denoiser
 from taugrid.workers.samplers import ddim as sampler
 
 
-def sample_shard(job: SampleJob, model: sampler.Model, device: str) -> Result:
+def sample_shard(job: SampleJob, model: Denoiser, device: str) -> Result:
     """Sample the job's images and commit its file. The same job gives the same images wherever and whenever it runs."""
     settings, alpha_bar = job.settings, schedules.alpha_bar(job.diffusion)
     seconds = 0.0
@@ -40,7 +41,7 @@ def sample_shard(job: SampleJob, model: sampler.Model, device: str) -> Result:
     return Result(seconds, job.stop - job.start, first)
 
 
-def sample_batch(model: sampler.Model, indices: Tensor, job: SampleJob, alpha_bar: NDArray[np.float64]) -> Tensor:
+def sample_batch(model: Denoiser, indices: Tensor, job: SampleJob, alpha_bar: NDArray[np.float64]) -> Tensor:
     """x_0 of the samples `indices` (B,), int64, as (B, C, H, W) float32: a function of the cell, the seed and n."""
     seed = job.settings.seed
     assert seed is not None

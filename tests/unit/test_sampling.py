@@ -16,6 +16,7 @@ from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers import ode, schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import noise
+from taugrid.workers.diffusion.process import Denoiser
 from taugrid.workers.network import unet as models
 from taugrid.workers.sample import sample_shard
 from taugrid.workers.samplers import ddim as sampler
@@ -38,7 +39,7 @@ class Job(NamedTuple):
     """A job of the plan, the network that it names, loaded as a worker does, and what the sampler wants beside it."""
 
     job: object
-    network: sampler.Model
+    network: Denoiser
     alpha_bar: np.ndarray
     tau: tuple[int, ...]
 

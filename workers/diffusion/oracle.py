@@ -8,13 +8,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taugrid.workers.diffusion.gaussian import Gaussian, TwoPoints
-from taugrid.workers.diffusion.process import predict_eps
-from taugrid.workers.samplers.ddim import Model
+from taugrid.workers.diffusion.process import Denoiser, predict_eps
 
 
 def gaussian_eps(
     data: Gaussian, alpha_bar: NDArray[np.float64], device: str, dtype: torch.dtype = torch.float32
-) -> Model:
+) -> Denoiser:
     """eps(x, t) = sqrt(1 - a) (a Sigma + (1 - a) I)^-1 (x - sqrt(a) m), a = alpha_bar[t], in Sigma's eigenbasis.
 
     Args:
@@ -39,7 +38,7 @@ def gaussian_eps(
 
 def two_points_eps(
     data: TwoPoints, alpha_bar: NDArray[np.float64], device: str, dtype: torch.dtype = torch.float32
-) -> Model:
+) -> Denoiser:
     """eps(x, t) = (x - sqrt(a) E[x0 | x]) / sqrt(1 - a), a = alpha_bar[t], with E[x0 | x] = w p + (1 - w) q.
 
     w is the posterior weight of the point p: a softmax of two, so a sigmoid of the log-odds

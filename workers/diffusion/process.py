@@ -1,6 +1,7 @@
 """The forward process at one time, and what a network's output says about x0 and eps."""
 
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 """What a network predicts: the noise, the image x0, or v = sqrt(alpha_t) eps - sqrt(1 - alpha_t) x0 (Salimans & Ho
 2022, appendix D). The names are diffusers'."""
+
+Denoiser = Callable[[Tensor, int], Tensor]
+"""What a network predicts (eps, x0 or v, in the shape of x) from x, (B, C, H, W), and the paper's t in 1..T."""
 
 
 class Prediction(NamedTuple):

@@ -15,15 +15,15 @@ from taugrid.eval.features.names import sha256
 from taugrid.jobs import CustomNetwork
 from taugrid.workers.custom import source as own_code
 
-Network = Callable[[Tensor, Tensor], Tensor]
-"""What the network predicts, from x, (B, C, H, W) float32, and the indices 0..T-1 of its time steps, (B,) int64."""
+BatchedDenoiser = Callable[[Tensor, Tensor], Tensor]
+"""What a network predicts from x, (B, C, H, W) float32, and the index 0..T-1 of each image's time step, (B,) int64."""
 
 
 class UnusableNetwork(ValueError):
     """What is wrong with one's own network, in one line."""
 
 
-def load(own: CustomNetwork, device: str) -> Network:
+def load(own: CustomNetwork, device: str) -> BatchedDenoiser:
     """The network of `own` on `device`, for inference: the same that was described where the run was started.
 
     Raises:
@@ -133,8 +133,8 @@ def tensors(network: Any) -> dict[str, Any]:
     return found
 
 
-def for_inference(made: Any, name: str, device: str) -> Network:
-    """`made` as a `Network` whose every output is `checked`.
+def for_inference(made: Any, name: str, device: str) -> BatchedDenoiser:
+    """`made` as a `BatchedDenoiser` whose every output is `checked`.
 
     A module is moved to `device`, set to evaluation and called in inference mode. Any other function is left alone: it
     may need gradients, or choose its own devices.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from taugrid.workers.custom import source as own_code
 from taugrid.workers.custom.process import reply
-from taugrid.workers.network.custom import Network, UnusableNetwork, for_inference, make, source_sha256, tensors
+from taugrid.workers.network.custom import BatchedDenoiser, UnusableNetwork, for_inference, make, source_sha256, tensors
 
 LONGEST_REASON = 200
 """Characters of an exception's text that are shown."""
@@ -64,7 +64,7 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], 
 
 
 @torch.no_grad()  # as the sampler does
-def _try(network: Network, name: str, x: Tensor, t: Tensor) -> Tensor:
+def _try(network: BatchedDenoiser, name: str, x: Tensor, t: Tensor) -> Tensor:
     """The network's output for `_inputs`; `UnusableNetwork` if it is no function of each image and its time alone."""
     before = x.clone()
     output = network(x, t)

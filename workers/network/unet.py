@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from taugrid.jobs import CustomNetwork, Network, SavedUnet
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import gaussian, oracle, schedule
+from taugrid.workers.diffusion.process import Denoiser
 from taugrid.workers.network import checkpoint as checkpoints
 from taugrid.workers.network import custom as own_network
 from taugrid.workers.network.checkpoint import MOST_NAMED, SCHEDULES, WrongWeights
@@ -38,7 +39,7 @@ def network_time(t: Time) -> Time:
     return t - 1
 
 
-def load(network: Network, diffusion: config.Diffusion, device: str) -> Callable[[Tensor, int], Tensor]:
+def load(network: Network, diffusion: config.Diffusion, device: str) -> Denoiser:
     """A network for inference on `device`, as a function of x, (B, C, H, W) float32, and the paper's t in 1..T.
 
     It returns what the network predicts (`diffusion.prediction`), in the shape of x.
@@ -58,7 +59,7 @@ def load(network: Network, diffusion: config.Diffusion, device: str) -> Callable
     return oracle.two_points_eps(distribution, schedules.alpha_bar(diffusion), device)
 
 
-def _unet(folder: str, device: str) -> Callable[[Tensor, int], Tensor]:
+def _unet(folder: str, device: str) -> Denoiser:
     """The UNet2DModel in `folder`: its config and its weights, of which nothing but tensors is unpickled."""
     unet = _from_folder(Path(folder))
     unet = unet.to(device=device, memory_format=torch.channels_last).eval()

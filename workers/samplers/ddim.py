@@ -11,10 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taugrid.workers.diffusion.forward import sigma, sigma_hat
-from taugrid.workers.diffusion.process import Prediction, PredictionType, predict_eps, predict_x0, predicted
-
-Model = Callable[[Tensor, int], Tensor]
-"""A network's output for x, (B, C, H, W), and the paper's t in 1..T: eps, x0 or v, in the shape of x."""
+from taugrid.workers.diffusion.process import Denoiser, Prediction, PredictionType, predict_eps, predict_x0, predicted
 
 Eta = float | Literal["sigma_hat"]
 
@@ -76,7 +73,7 @@ def clipped(at: Prediction, x: Tensor, alpha_t: float, clip: str, clip_range: fl
 
 @torch.no_grad()
 def sample(
-    model: Model,
+    network: Denoiser,
     noise: Callable[[int], Tensor],
     alpha_bar: NDArray[np.float64],
     tau: Sequence[int],
@@ -88,7 +85,7 @@ def sample(
     """Images from x_T by one step for each time in tau.
 
     Args:
-        model: the network; it is asked at the times of tau alone.
+        network: it is asked at the times of tau alone.
         noise: `noise(0)` is x_T, (B, C, H, W) float32; `noise(t)` the z of the step that starts at time t, asked for
             only where that step adds noise.
         alpha_bar: (T + 1,) with `alpha_bar[0] == 1`, or `alpha_bar[1]`, with which the last step ends at time 1.
@@ -106,25 +103,25 @@ def sample(
     for t_prev, t in reversed(list(pairwise([0, *tau]))):
         alpha_t, alpha_prev = float(alpha_bar[t]), float(alpha_bar[t_prev])
         c = coefficients(alpha_t, alpha_prev, eta, is_last=t_prev == 0)
-        at = clipped(predicted(model(x, t), x, alpha_t, prediction), x, alpha_t, clip, clip_range)
+        at = clipped(predicted(network(x, t), x, alpha_t, prediction), x, alpha_t, clip, clip_range)
         x = step(at, noise(t) if c.noise > 0 else None, c)
     return x
 
 
 def decode(
-    model: Model,
+    network: Denoiser,
     x_T: Tensor,
     alpha_bar: NDArray[np.float64],
     tau: Sequence[int],
     prediction: PredictionType = "epsilon",
 ) -> Tensor:
     """x_0 from a given x_T, (B, C, H, W), by the ODE of eq. 14 downwards: `sample` with eta = 0 and no clipping."""
-    return sample(model, lambda _: x_T, alpha_bar, tau, 0.0, "none", prediction)
+    return sample(network, lambda _: x_T, alpha_bar, tau, 0.0, "none", prediction)
 
 
 @torch.no_grad()
 def encode(
-    model: Model,
+    network: Denoiser,
     x0: Tensor,
     alpha_bar: NDArray[np.float64],
     tau: Sequence[int],
@@ -138,7 +135,7 @@ def encode(
     x = x0
     for s, t in pairwise([0, *tau]):
         alpha_s, alpha_t = float(alpha_bar[s]), float(alpha_bar[t])
-        eps = predicted(model(x, t), x, alpha_t, prediction).eps
+        eps = predicted(network(x, t), x, alpha_t, prediction).eps
         ahead = Coefficients(math.sqrt(alpha_t), math.sqrt(1 - alpha_t), noise=0.0)
         x = step(Prediction(predict_x0(x, eps, alpha_s), eps), None, ahead)
     return x
