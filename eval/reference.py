@@ -5,7 +5,6 @@ extractor, its weights and layer, and the preprocessing. Imports no torch before
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid import parquet as images
-from taugrid.eval.features.names import ExtractorSpec, sha256
+from taugrid.eval.features.names import ExtractorSpec
 from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
 from taugrid.eval.sources import Source, open_source
+from taugrid.hashing import file_sha256, spaced_json_sha256
 from taugrid.parquet import DamagedFile
 from taugrid.storage import replacing, user_cache
 from taugrid.workers.data.readers import NPZ_ERRORS, NPZ_IMAGES, SourceError, require_whole_npz
@@ -92,7 +92,7 @@ def open_reference(path: str) -> Source | MomentsFile:
         with _load(file) as arrays:
             if NPZ_IMAGES not in arrays and {"mu", "sigma"} & set(arrays):
                 mean, _ = _mean_and_covariance(file, arrays)
-                return MomentsFile(str(file), len(mean), sha256(file))
+                return MomentsFile(str(file), len(mean), file_sha256(file))
     return open_source(path)
 
 
@@ -159,7 +159,7 @@ def cache_key(content_sha256: str, extractor: ExtractorSpec, preprocessing: str)
         "layer": extractor.feature_layer,
         "preprocessing": preprocessing,
     }
-    return hashlib.sha256(json.dumps(determines, sort_keys=True).encode()).hexdigest()
+    return spaced_json_sha256(determines)
 
 
 class Statistics(NamedTuple):

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.eval.features.names import torch_hub_folder
+from taugrid.hashing import digest_of_shape
 from taugrid.workers.data import readers
 from taugrid.workers.data.readers import Picture, Reader, SourceError
 
@@ -66,7 +67,7 @@ def open_source(path: str) -> Source:
         if position == 0:
             channels, height, width = picture.pixels.shape
             shape = (channels, height, width)
-            digest = _digest_of_shape(reader.num_images, shape)
+            digest = digest_of_shape((reader.num_images, *shape))
         digest.update(np.ascontiguousarray(picture.pixels).tobytes())
         lossy += picture.lossy
     warnings = reader.warnings
@@ -88,7 +89,7 @@ def batches(source: Source, size: int) -> Iterator[Batch]:
     """
     reader = _reader(source.kind, Path(source.path), source.dataset)
     pictures = _alike(reader.pictures())
-    digest = _digest_of_shape(reader.num_images, source.shape)
+    digest = digest_of_shape((reader.num_images, *source.shape))
     start = 0
     while chunk := list(islice(pictures, size)):
         images = np.stack([picture.pixels for picture in chunk])
@@ -97,10 +98,6 @@ def batches(source: Source, size: int) -> Iterator[Batch]:
         start += len(images)
     if digest.hexdigest() != source.sha256:
         raise SourceError(f"the images of {source.path} have changed since they were opened: run the command again")
-
-
-def _digest_of_shape(count: int, shape: tuple[int, int, int]) -> Any:
-    return hashlib.sha256(np.array((count, *shape), dtype="<i8").tobytes())
 
 
 def _alike(pictures: Iterable[Picture]) -> Iterator[Picture]:

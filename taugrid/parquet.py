@@ -23,6 +23,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from taugrid.hashing import canonical_json
+
 ROWS_PER_GROUP = 1024
 BYTES_PER_GROUP = 32 * 2**20
 """A row group ends at whichever comes first, so that neither a writer nor a reader holds more than this in memory."""
@@ -112,7 +114,7 @@ def _schema_with_pictures(metadata: Mapping[str, Any], columns: Sequence[tuple[s
     for name, kind in fields[1:]:
         features[name] = {"dtype": {"double": "float64"}.get(str(kind), str(kind)), "_type": "Value"}
     huggingface = json.dumps({"info": {"features": features}}).encode()
-    return pa.schema(fields, metadata={b"huggingface": huggingface, b"taugrid": _canonical(metadata)})
+    return pa.schema(fields, metadata={b"huggingface": huggingface, b"taugrid": canonical_json(metadata).encode()})
 
 
 def feature_schema(metadata: Mapping[str, Any], dimensions: int, classes: int | None) -> pa.Schema:
@@ -120,17 +122,13 @@ def feature_schema(metadata: Mapping[str, Any], dimensions: int, classes: int | 
     fields = [pa.field("index", pa.int64()), pa.field("features", pa.list_(pa.float32(), dimensions))]
     if classes is not None:
         fields.append(pa.field("logits", pa.list_(pa.float32(), classes)))
-    return pa.schema(fields, metadata={b"taugrid": _canonical(metadata)})
+    return pa.schema(fields, metadata={b"taugrid": canonical_json(metadata).encode()})
 
 
 def number_schema(metadata: Mapping[str, Any], names: Sequence[str]) -> pa.Schema:
     """The schema of a file of numbers: index, and a float64 column for each of `names`."""
     fields = [("index", pa.int64()), *((name, pa.float64()) for name in names)]
-    return pa.schema(fields, metadata={b"taugrid": _canonical(metadata)})
-
-
-def _canonical(metadata: Mapping[str, Any]) -> bytes:
-    return json.dumps(metadata, sort_keys=True, separators=(",", ":")).encode()
+    return pa.schema(fields, metadata={b"taugrid": canonical_json(metadata).encode()})
 
 
 class PartWriter:

@@ -1,6 +1,5 @@
 """Files that appear whole or not at all."""
 
-import hashlib
 import json
 import os
 import uuid
@@ -8,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from taugrid.hashing import json_sha256
 
 
 def user_cache() -> Path:
@@ -43,7 +44,7 @@ def read_json(path: Path) -> Any | None:
 
 def write_sealed(path: Path, value: dict[str, Any]) -> None:
     """`write_json` of an object, with the SHA-256 of its canonical JSON under the key `sha256`."""
-    write_json(path, value | {SEAL: _digest(value)})
+    write_json(path, value | {SEAL: json_sha256(value)})
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
@@ -52,11 +53,10 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         return None
     seal = value.pop(SEAL, None)
-    return value if seal == _digest(value) else None
+    try:
+        return value if seal == json_sha256(value) else None
+    except ValueError:  # NaN, which is never written
+        return None
 
 
 SEAL = "sha256"
-
-
-def _digest(value: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

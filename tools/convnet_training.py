@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from taugrid.eval.features.convnets import ARCHITECTURES, Convnet, network_input
-from taugrid.eval.features.names import sha256
+from taugrid.hashing import file_sha256
 
 IMAGES_AT_ONCE = 1000
 """Where nothing is learned: bounds memory."""
@@ -127,7 +127,7 @@ def make(name: str, recipe: Recipe, data: Images, description: dict[str, str], f
         "smallest_feature_std": float(features.std(dim=0).min()),
         "recipe": asdict(recipe),
         "parameters": sum(p.numel() for p in network.parameters()),
-        "sha256": sha256(weights),
+        "sha256": file_sha256(weights),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -19,9 +19,9 @@ from taugrid.eval.features.names import (
     PIXELS,
     ExtractorSpec,
     require_published,
-    sha256,
     shipped_weights,
 )
+from taugrid.hashing import file_sha256
 
 UNPICKLED_BY_TORCH_FIDELITY = (INCEPTION, "vgg16")
 """Extractors whose files torch-fidelity opens with `weights_only=False`, which runs whatever code a file holds."""
@@ -107,7 +107,7 @@ def _known(spec: ExtractorSpec, layers: list[str]) -> Any:
 def _check_weights(spec: ExtractorSpec, path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"{spec.name}: there is no file {path} on this machine; put it where every worker sees it")
-    found = sha256(path)
+    found = file_sha256(path)
     if found != spec.weights_sha256:
         raise ValueError(
             f"{spec.name}: {path} has SHA-256 {found[:12]}... here, where {spec.weights_sha256[:12]}... was resolved"

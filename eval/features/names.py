@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from taugrid.hashing import file_sha256
 from taugrid.storage import replacing
 from taugrid.workers.custom.process import ask
 
@@ -140,7 +141,7 @@ def resolve(name: str | None, data_name: str, weights: str | None, image_shape: 
     if side is not None and image_shape not in ((1, side, side), (3, side, side)):
         raise ValueError(f"{chosen} takes images of {side}x{side} pixels, grey or RGB, not (C, H, W) = {image_shape}")
     path = _weights_path(chosen, known, weights)
-    digest = sha256(shipped_weights(chosen) if path is None else path)
+    digest = file_sha256(shipped_weights(chosen) if path is None else path)
     if path is not None:
         require_published(chosen, path, digest)
     return ExtractorSpec(
@@ -175,7 +176,7 @@ def _own(name: str, weights: str | None, image_shape: tuple[int, int, int]) -> E
     content = description.pop("content_sha256")
     if path is None:
         return ExtractorSpec(name, None, content, **description)
-    return ExtractorSpec(name, str(path), sha256(path), **description)
+    return ExtractorSpec(name, str(path), file_sha256(path), **description)
 
 
 def _given(weights: str) -> Path:
@@ -199,7 +200,7 @@ def _weights_path(name: str, known: Known, weights: str | None) -> Path | None:
         return path
     if not path.is_file():
         _download(name, known.url, path)
-    digest = sha256(path)
+    digest = file_sha256(path)
     if not digest.startswith(_announced(path.name)):
         raise ValueError(f"{path} has SHA-256 {digest[:12]}..., other than its name says: it is damaged, delete it")
     return path
@@ -211,7 +212,7 @@ def _download(name: str, url: str, path: Path) -> None:
         with replacing(path) as temporary:
             with temporary.open("wb") as file, urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_SECONDS) as answer:
                 shutil.copyfileobj(answer, file)
-            digest = sha256(temporary)
+            digest = file_sha256(temporary)
             if not digest.startswith(_announced(path.name)):
                 raise OSError(f"what came has SHA-256 {digest[:12]}...")
     except (OSError, http.client.HTTPException) as error:
@@ -263,9 +264,3 @@ def torch_hub_folder() -> Path:
 def shipped_weights(name: str) -> Path:
     """The weights of digits-convnet or fashion-convnet of this installation."""
     return Path(__file__).parent / "weights" / f"{name}.safetensors"
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

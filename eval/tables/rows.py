@@ -1,7 +1,6 @@
 """What every table shares: the order of rows, dtypes of columns, JSON without NaN, values as text, and which rows may
 stand in one."""
 
-import hashlib
 import json
 import math
 from collections import Counter, defaultdict
@@ -11,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+
+from taugrid.hashing import spaced_json_sha256
 
 
 def sort_key(value: object) -> tuple[int, float, str]:
@@ -61,8 +62,7 @@ CELLS_NAMED = 3
 
 def kind(protocol: Protocol) -> str:
     """A short hash of all that must agree: two numbers are comparable where their kinds are equal."""
-    text = json.dumps(dict(_must_agree(protocol)), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return spaced_json_sha256(dict(_must_agree(protocol)))[:8]
 
 
 def disagreements(protocols: Mapping[str, Protocol]) -> dict[str, dict[str, list[str]]]:

@@ -9,8 +9,9 @@ from taugrid.eval.features.names import ExtractorSpec
 from taugrid.eval.metrics.score import Feasible, Settings, describe_extractor, feasible
 from taugrid.eval.reference import MomentsFile, cache_key, open_reference
 from taugrid.eval.sources import Source
+from taugrid.hashing import identity
 from taugrid.orchestrator.plan.extractor import extractor
-from taugrid.orchestrator.plan.grid import Cell, Plan, identity, name_of
+from taugrid.orchestrator.plan.grid import Cell, Plan, name_of
 from taugrid.parquet import DamagedFile
 from taugrid.versions import versions
 from taugrid.workers.data import load as datasets

@@ -6,9 +6,7 @@ key orphans no old run. What enters them can never change: tests/unit/test_grid.
 """
 
 import difflib
-import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -32,6 +30,7 @@ from taugrid.config import (
     validate,
 )
 from taugrid.errors import UserError
+from taugrid.hashing import identity
 from taugrid.jobs import CustomNetwork
 from taugrid.workers import schedules
 from taugrid.workers.diffusion.timesteps import remarks, tau
@@ -166,12 +165,6 @@ class Plan:
     def axes(self) -> list[str]:
         """Grid keys without a table column of their own."""
         return list(self.cells[0].axes)
-
-
-def identity(values: Mapping[str, Any]) -> str:
-    """The first 10 hex digits of SHA-256 over canonical JSON."""
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def name_of(parts: Iterable[Any]) -> str:

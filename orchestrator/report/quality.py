@@ -18,8 +18,9 @@ from taugrid.eval.tables import differences, published
 from taugrid.eval.tables import quality as tables
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.rows import Joined, check_joinable
+from taugrid.hashing import identity
 from taugrid.orchestrator.plan.evaluation import Evaluation
-from taugrid.orchestrator.plan.grid import Cell, Model, Plan, identity, name_of
+from taugrid.orchestrator.plan.grid import Cell, Model, Plan, name_of
 from taugrid.orchestrator.rundir.directory import RunDir, read_events
 from taugrid.storage import read_sealed
 from taugrid.workers import schedules

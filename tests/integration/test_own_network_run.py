@@ -17,7 +17,7 @@ from command import taugrid
 
 from taugrid import parquet as images
 from taugrid.config import DIFFUSION_DEFAULTS
-from taugrid.eval.features.names import sha256
+from taugrid.hashing import file_sha256
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import noise
 from taugrid.workers.samplers import ddim as sampler
@@ -71,7 +71,7 @@ def test_the_pages_commands_work(folder, monkeypatch):
     assert table["fid"].notna().all()
     for row in table.itertuples():
         [part] = root.glob(f"samples/*-{row.cell}/*.parquet")
-        assert images.inspect(part).metadata["weights_sha256"] == sha256(folder / "my_network.pt")
+        assert images.inspect(part).metadata["weights_sha256"] == file_sha256(folder / "my_network.pt")
         drawn = np.concatenate([batch for _, batch in images.read_images(part)])
         assert np.abs(by_hand(folder, row.steps).astype(int) - drawn).max() <= 1
 

@@ -17,8 +17,9 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from taugrid.eval.features.convnets import CONVNETS, DigitsConvnet, FashionConvnet, network_input
 from taugrid.eval.features.load import load
-from taugrid.eval.features.names import DIGITS_CONVNET, FASHION_CONVNET, resolve, sha256, shipped_weights
+from taugrid.eval.features.names import DIGITS_CONVNET, FASHION_CONVNET, resolve, shipped_weights
 from taugrid.eval.metrics.statistics import InceptionSums, Moments, frechet_distance, inception_splits
+from taugrid.hashing import file_sha256
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,7 +70,7 @@ def grey(name, count=40):
 
 @pytest.mark.parametrize(("name", "limit"), [(DIGITS_CONVNET, 1_000_000), (FASHION_CONVNET, 2_000_000)])
 def test_shipped_weights_are_those_of_the_json(name, limit):
-    assert sha256(shipped_weights(name)) == provenance(name)["sha256"]
+    assert file_sha256(shipped_weights(name)) == provenance(name)["sha256"]
     assert shipped_weights(name).stat().st_size < limit
 
 

@@ -28,11 +28,11 @@ from taugrid.eval.features.names import (
     INCEPTION,
     KNOWN,
     resolve,
-    sha256,
     shipped_weights,
     torch_hub_folder,
 )
 from taugrid.eval.metrics.score import Settings, feasible
+from taugrid.hashing import file_sha256
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -70,7 +70,7 @@ def test_resolving_a_name_imports_no_torch():
         "assert not {'torch', 'torch_fidelity'} & set(sys.modules); print(spec.name, spec.weights_sha256)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [DIGITS_CONVNET, sha256(shipped_weights(DIGITS_CONVNET))]
+    assert done.stdout.split() == [DIGITS_CONVNET, file_sha256(shipped_weights(DIGITS_CONVNET))]
 
 
 def test_data_choose_their_extractor():
@@ -173,7 +173,10 @@ DIGEST = "0f599b94"
 def test_weights_are_downloaded_once(hub, published):
     published(CONTENT, f"weights-{DIGEST}.pth")
     spec = resolve(INCEPTION, "photographs", None, PHOTOGRAPH)
-    assert (spec.weights_path, spec.weights_sha256) == (str(hub / f"weights-{DIGEST}.pth"), sha256(next(hub.iterdir())))
+    assert (spec.weights_path, spec.weights_sha256) == (
+        str(hub / f"weights-{DIGEST}.pth"),
+        file_sha256(next(hub.iterdir())),
+    )
     assert [path.read_bytes() for path in hub.iterdir()] == [CONTENT]
     assert (spec.feature_layer, spec.logits_layer, spec.dimensions) == ("2048", "logits_unbiased", 2048)
     published(b"other bytes meanwhile", f"weights-{DIGEST}.pth")
@@ -201,7 +204,7 @@ def test_clip_is_opened_only_as_published(tmp_path):
     program.write_bytes(b"TorchScript of somebody's")
     with pytest.raises(ValueError, match=r"clip-vit-b-32: .*clip.pt has SHA-256 .*, not 40d365715913\.\.\. as publish"):
         resolve(CLIP, "photographs", str(program), PHOTOGRAPH)
-    digest = sha256(program)
+    digest = file_sha256(program)
     spec = replace(resolve("pixels", "any", None, PHOTOGRAPH), name=CLIP, weights_path=str(program))
     with pytest.raises(ValueError, match="no other is opened"):
         load(replace(spec, weights_sha256=digest), "cpu")

@@ -10,7 +10,8 @@ from safetensors.numpy import save_file
 from taugrid.config import Config, validate
 from taugrid.config.load import load, merge
 from taugrid.errors import UserError
-from taugrid.orchestrator.plan.grid import identity, plan
+from taugrid.hashing import identity
+from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.work.ode import ode_cells
 from taugrid.workers.network import checkpoint as checkpoints
 

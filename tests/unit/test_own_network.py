@@ -12,7 +12,7 @@ import torch
 from taugrid import parquet as images
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Data, validate
 from taugrid.errors import UserError
-from taugrid.eval.features.names import sha256
+from taugrid.hashing import file_sha256
 from taugrid.jobs import CustomNetwork, SampleJob
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -151,7 +151,7 @@ def described(name, weights=None, shape=SHAPE, timesteps=T):
     found = describe(name, None if weights is None else str(weights), shape, timesteps)._asdict()
     content = found.pop("content_sha256")
     path = None if weights is None else str(custom_process.weights_path(weights))
-    return CustomNetwork(name, path, sha256(Path(path)) if path else content, image_shape=shape, **found)
+    return CustomNetwork(name, path, file_sha256(Path(path)) if path else content, image_shape=shape, **found)
 
 
 def save_weights(path, scale):
@@ -168,7 +168,7 @@ def test_another_process_tries_the_network(folder):
     weights = save_weights(folder / "scale.pt", 0.25)
     found = custom_process.describe("mine:scaled", "scale.pt", SHAPE, T)
     assert found == described("mine:scaled", weights)
-    assert found.weights_sha256 == sha256(weights)
+    assert found.weights_sha256 == file_sha256(weights)
     assert found.summary == "Scaled, 2 parameters"
 
 
@@ -438,7 +438,7 @@ def test_weights_that_were_replaced_after_sampling_are_refused(folder):
     rundir = RunDir(folder / "run")
     path = sample(p, rundir)
     [cell] = p.cells
-    assert images.inspect(path).metadata["weights_sha256"] == sha256(weights)
+    assert images.inspect(path).metadata["weights_sha256"] == file_sha256(weights)
     assert rundir.sampled(cell, rundir.sample_metadata(cell), True, pytest.fail) == {0}
     save_weights(folder / "scale.pt", 0.5)
     with pytest.raises(UserError, match=r"was made with weights \w{8}, but \w{10} has \w{8} now"):

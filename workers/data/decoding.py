@@ -4,8 +4,6 @@ The file lies in the user's cache, under a name made of the files that it was de
 """
 
 import fcntl
-import hashlib
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +18,7 @@ from PIL import Image
 
 from taugrid.config import Data
 from taugrid.errors import UserError
+from taugrid.hashing import digest_of_shape, spaced_json_sha256
 from taugrid.parquet import DamagedFile
 from taugrid.storage import read_sealed, replacing, write_sealed
 from taugrid.workers.data import readers
@@ -125,11 +124,6 @@ def _resized(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
     return cropped[None] if cropped.ndim == 2 else cropped.transpose(2, 0, 1)
 
 
-def digest_of_shape(shape: Sequence[int]) -> Any:
-    """A SHA-256 that has taken in the shape (as int64, little-endian) of images whose bytes are to follow."""
-    return hashlib.sha256(np.array(shape, dtype="<i8").tobytes())
-
-
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock, for which other processes wait; where the file system has none, all do the same work."""
@@ -149,7 +143,7 @@ def _key(data: Data, encoded: Encoded) -> str:
         "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
         "data": data.model_dump(mode="json", exclude={"root", "download"}) | {"shape": data.image_shape},
     }
-    return hashlib.sha256(json.dumps(determines, sort_keys=True).encode()).hexdigest()[:32]
+    return spaced_json_sha256(determines)[:32]
 
 
 def _open(path: Path) -> Decoded | None:

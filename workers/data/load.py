@@ -10,9 +10,10 @@ from sklearn.datasets import load_digits
 
 from taugrid import config
 from taugrid.errors import UserError
+from taugrid.hashing import digest_of_shape
 from taugrid.parquet import to_uint8
 from taugrid.workers.data import datasets
-from taugrid.workers.data.decoding import Decoded, decoded, digest_of_shape
+from taugrid.workers.data.decoding import Decoded, decoded
 from taugrid.workers.diffusion import gaussian
 
 DIGITS_LEVELS = 16

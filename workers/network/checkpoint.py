@@ -11,7 +11,7 @@ import numpy as np
 from taugrid import hub
 from taugrid.config import Diffusion, Sample, validate
 from taugrid.errors import UserError
-from taugrid.eval.features.names import sha256
+from taugrid.hashing import file_sha256
 from taugrid.workers.diffusion import schedule
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -233,7 +233,7 @@ def weights_sha256(path: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _sha256(path: Path, size: int, modified: int) -> str:
-    return sha256(path)
+    return file_sha256(path)
 
 
 def _check_whole(path: Path, config: dict[str, Any]) -> None:

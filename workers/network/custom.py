@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taugrid.eval.features.names import sha256
+from taugrid.hashing import file_sha256
 from taugrid.jobs import CustomNetwork
 from taugrid.workers.custom import source as own_code
 
@@ -48,7 +48,7 @@ def _check_weights(path: Path, expected: str) -> None:
         raise UnusableNetwork(
             f"model.weights: there is no file {path} on this machine; put it where every worker sees it"
         )
-    found = sha256(path)
+    found = file_sha256(path)
     if found != expected:
         raise UnusableNetwork(
             f"model.weights: {path} has SHA-256 {found[:12]}... here, not {expected[:12]}... as planned"

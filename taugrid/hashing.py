@@ -1,0 +1,51 @@
+"""SHA-256 of files and values. What is hashed here names runs, cells and caches: its bytes must never change."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+IDENTITY_DIGITS = 10
+"""Hex digits of an identity: 40 bits, so that a clash among a thousand cells has a chance of one in two million."""
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no spaces and ASCII alone: equal values give equal text.
+
+    Raises:
+        ValueError: if a number is NaN or infinite.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def json_sha256(value: Any) -> str:
+    """SHA-256 of the canonical JSON of `value`, as 64 hex digits. ValueError as from `canonical_json`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def identity(values: Mapping[str, Any]) -> str:
+    """The id of what `values` determine: the first 10 hex digits of `json_sha256`."""
+    return json_sha256(values)[:IDENTITY_DIGITS]
+
+
+def spaced_json_sha256(value: Any) -> str:
+    """SHA-256 of JSON with sorted keys and Python's default separators, as 64 hex digits.
+
+    The names of cached files and the short hash of a protocol were made this way from the start. Everything new uses
+    `json_sha256`.
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def digest_of_shape(shape: Sequence[int]) -> "hashlib._Hash":
+    """A SHA-256 that has taken in the shape of images (as int64, little-endian); the caller adds their bytes."""
+    return hashlib.sha256(np.array(shape, dtype="<i8").tobytes())
