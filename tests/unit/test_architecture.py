@@ -1,0 +1,177 @@
+"""The code keeps the rules of the house (docs/architecture.md), and each rule finds what breaks it."""
+
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from architecture import (
+    MOST_FILES,
+    climbing_imports,
+    crowded_folders,
+    cycles,
+    driver_imports_of_torch,
+    heavy_imports,
+    misplaced_packages,
+    repeated_classes,
+)
+
+ROOT = Path(__file__).parents[2]
+
+RULES = (
+    climbing_imports,
+    cycles,
+    heavy_imports,
+    driver_imports_of_torch,
+    repeated_classes,
+    crowded_folders,
+    misplaced_packages,
+)
+
+KNOWN = {
+    climbing_imports: [
+        "taugrid/jobs.py -> eval/features/names.py",
+        "taugrid/jobs.py -> eval/metrics/score.py",
+        "taugrid/jobs.py -> eval/reference.py",
+        "taugrid/jobs.py -> eval/sources.py",
+        "taugrid/jobs.py -> orchestrator/plan/custom.py",
+        "workers/actor.py -> eval/actor.py",
+        "workers/network/checkpoint.py -> eval/features/names.py",
+        "workers/network/custom.py -> eval/features/names.py",
+        "workers/network/custom.py -> orchestrator/plan/custom.py",
+        "workers/network/unet.py -> orchestrator/plan/custom.py",
+    ],
+    cycles: [
+        "workers/training/loop.py -> workers/training/log.py -> workers/training/fit.py -> workers/training/loop.py"
+    ],
+    repeated_classes: [
+        "Batch: eval/sources.py, workers/training/loss.py",
+        "Description: eval/features/custom.py, workers/network/describe.py",
+        "Encoded: eval/tables/published.py, workers/data/decoding.py",
+        "Joined: eval/tables/rows.py, orchestrator/dispatch/pool.py",
+        "Progress: orchestrator/cli/progress.py, workers/training/fit.py",
+        "Reference: eval/reference.py, orchestrator/plan/evaluation.py",
+    ],
+}
+"""What breaks a rule today. Take an entry out when its test says that it is gone; nothing is added."""
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_code_keeps_the_rule(rule):
+    assert rule(ROOT) == KNOWN.get(rule, [])
+
+
+@pytest.fixture
+def plant(tmp_path):
+    """Writes a source tree that the rules can be asked about: path, without .py -> text."""
+
+    def write(texts):
+        for name, text in texts.items():
+            path = tmp_path / f"{name}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from taugrid.eval import b",
+        "from taugrid.eval.b import f",
+        "import taugrid.eval.b as b",
+        "from ..eval import b",
+        "from ..eval.b import f",
+        "def f():\n    if True:\n        from taugrid.eval import b",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from taugrid.eval import b",
+        "class A:\n    async def f(self):\n        import taugrid.eval.b",
+        "try:\n    import json\nexcept ImportError:\n    from taugrid.eval import b",
+    ],
+)
+def test_an_import_of_a_higher_floor_is_found_in_every_form(plant, text):
+    assert climbing_imports(plant({"workers/a": text, "eval/b": ""})) == ["workers/a.py -> eval/b.py"]
+
+
+ORDER = ("taugrid", "taugrid.workers.diffusion", "taugrid.workers", "taugrid.eval", "taugrid.orchestrator")
+
+
+@pytest.mark.parametrize(("lower", "higher"), [*combinations(ORDER, 2)])
+def test_each_floor_is_below_those_that_follow(plant, lower, higher):
+    low, high = (f"{name.removeprefix('taugrid.').replace('.', '/')}/x" for name in (lower, higher))
+    assert climbing_imports(plant({low: f"from {higher} import x", high: ""})) == [f"{low}.py -> {high}.py"]
+    assert climbing_imports(plant({low: "", high: f"from {lower} import x"})) == []
+
+
+def test_a_door_loads_what_it_needs_when_it_is_called_and_not_before(plant):
+    called = "def run():\n    from taugrid.orchestrator import session"
+    doors = {"taugrid/__init__": called, "taugrid/api": called, "orchestrator/session": ""}
+    main = {"taugrid/__main__": "from taugrid.orchestrator import session"}
+    assert climbing_imports(plant(doors | main)) == []
+    at_once = {"taugrid/api": "from taugrid.orchestrator import session"}
+    assert climbing_imports(plant(at_once)) == ["taugrid/api.py -> orchestrator/session.py"]
+
+
+def test_a_cycle_of_files_is_found_though_one_of_its_imports_is_late(plant):
+    root = plant(
+        {
+            "eval/a": "from taugrid.eval import b",
+            "eval/b": "from taugrid.eval import c",
+            "eval/c": "def f():\n    from taugrid.eval.a import g",
+        }
+    )
+    [cycle] = cycles(root)
+    assert sorted(cycle.split(" -> ")[1:]) == ["eval/a.py", "eval/b.py", "eval/c.py"]
+    assert cycles(plant({"eval/c": ""})) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "broken"),
+    [
+        ("taugrid/a", "import torch.nn", True),
+        ("taugrid/a", "def f():\n    import ray", True),
+        ("configs/a", "from torch_fidelity import metrics", True),
+        ("taugrid/a", "import numpy", False),
+        ("orchestrator/a", "import torch", True),
+        ("orchestrator/a", "def f():\n    import torch", False),
+        ("orchestrator/a", "def f():\n    import ray", True),
+        ("orchestrator/dispatch/a", "import ray", False),
+        ("eval/a", "from ray import remote", True),
+        ("eval/a", "import torch, diffusers", False),
+        ("workers/a", "import ray", True),
+        ("workers/actor", "import ray", False),
+        ("workers/training/a", "from ray import train", False),
+    ],
+)
+def test_a_heavy_import_in_the_wrong_place_is_found(plant, file, text, broken):
+    assert bool(heavy_imports(plant({file: text}))) == broken
+
+
+def test_torch_is_found_at_the_end_of_a_chain_of_imports_from_the_driver(plant):
+    root = plant(
+        {
+            "orchestrator/a": "from taugrid.workers import b",
+            "workers/b": "from taugrid.eval.c import f",
+            "eval/c": "from torch import nn",
+        }
+    )
+    assert driver_imports_of_torch(root) == ["orchestrator/a.py -> workers/b.py -> eval/c.py -> torch"]
+    assert driver_imports_of_torch(plant({"workers/b": "def g():\n    from taugrid.eval.c import f"})) == []
+
+
+def test_a_class_name_in_two_files_is_found(plant):
+    root = plant({"eval/a": "class Model: pass", "orchestrator/b": "def f():\n    class Model: pass"})
+    assert repeated_classes(root) == ["Model: eval/a.py, orchestrator/b.py"]
+
+
+def test_a_folder_of_too_many_files_is_found(plant):
+    assert crowded_folders(plant({f"eval/a{i}": "" for i in range(MOST_FILES)})) == []
+    assert crowded_folders(plant({"eval/b": ""})) == [f"eval: {MOST_FILES + 1} files"]
+
+
+def test_a_package_that_the_wheel_has_too_many_or_lacks_is_found(plant):
+    names = ["taugrid", "taugrid.eval", "taugrid.workers", "benchmarks", "taugrid.tools"]
+    rooms = {f"{room}/__init__": "" for room in ("taugrid", "eval", "workers", "orchestrator")}
+    root = plant(rooms | {"setup": f"import setuptools\nsetuptools.setup(packages={names})"})
+    assert misplaced_packages(root) == [
+        "benchmarks is shipped", "taugrid.tools is shipped", "taugrid.orchestrator is left out",
+    ]  # fmt: skip
