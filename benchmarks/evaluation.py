@@ -35,6 +35,7 @@ from taugrid.eval.metrics import score as metrics
 from taugrid.eval.metrics.statistics import symmetric_root
 from taugrid.eval.reference import Reference
 from taugrid.eval.sources import batches, open_source
+from taugrid.metrics import MetricSettings
 
 LAYERS = ["2048", "logits_unbiased"]
 DIMENSIONS, CLASSES = 2048, 1008
@@ -130,7 +131,7 @@ def ways_of_cell(
         return fid_statistics_to_metric(fid_features_to_statistics(tensor), reference_statistics, verbose=False)
 
     def ours(metric: str) -> Way:
-        settings = metrics.Settings(metrics=(metric,))
+        settings = MetricSettings(metrics=(metric,))
         return lambda: metrics.score(
             lambda: iter([features]), lambda: iter([logits]), len(features), reference, settings
         )  # fmt: skip

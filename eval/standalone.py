@@ -14,10 +14,12 @@ from taugrid.eval import reference as references
 from taugrid.eval.features import load as extractors
 from taugrid.eval.features.names import PIXELS, ExtractorSpec
 from taugrid.eval.metrics import score as metrics
-from taugrid.eval.metrics.score import Features, Settings
+from taugrid.eval.metrics.score import Features
 from taugrid.eval.metrics.statistics import ROWS_AT_ONCE
 from taugrid.eval.reference import MomentsFile, Reference
 from taugrid.eval.sources import Source, batches
+from taugrid.metrics import MetricSettings
+from taugrid.protocol import Protocol, ReferenceIdentity
 
 Extractor = Callable[[torch.Tensor], extractors.Extraction]
 
@@ -39,7 +41,7 @@ def evaluate(
     samples: Source,
     reference: Source | MomentsFile,
     extractor: ExtractorSpec,
-    settings: Settings,
+    settings: MetricSettings,
     *,
     versions: Mapping[str, str],
     device: str = "cpu",
@@ -96,7 +98,7 @@ def evaluate(
         "metrics": scores.values,
         "notes": [*(f"no {metric}: {reason}" for metric, reason in reasons.items()), *remarks, *scores.notes],
         "warnings": warnings(samples, reference, extractor),
-        "protocol": protocol(samples, reference, extractor, left, versions),
+        "protocol": _protocol(samples, reference, extractor, left, versions).as_dict(),
     }
 
 
@@ -108,7 +110,7 @@ def _require_fit(
     samples: Source,
     reference: Source | MomentsFile,
     extractor: ExtractorSpec,
-    settings: Settings,
+    settings: MetricSettings,
     reasons: Mapping[str, str],
 ) -> None:
     if not settings.metrics:
@@ -137,7 +139,7 @@ def _reference(
     reference: Source | MomentsFile,
     spec: ExtractorSpec,
     extract: Extractor,
-    settings: Settings,
+    settings: MetricSettings,
     batch_size: int,
     cache: Path | None,
     progress: Progress,
@@ -252,32 +254,32 @@ def _identity(side: Source | MomentsFile) -> dict[str, Any]:
     return {"kind": fields.get("kind", "moments"), **kept}
 
 
-def protocol(
+def _protocol(
     samples: Source,
     reference: Source | MomentsFile,
     extractor: ExtractorSpec,
-    settings: Settings,
+    settings: MetricSettings,
     versions: Mapping[str, str],
-) -> dict[str, Any]:
-    """The fields of `orchestrator.plan.evaluation`, null where images made elsewhere don't tell."""
+) -> Protocol:
+    """How external images are scored. How they were sampled is unknown."""
     dataset, split = None, None
     if isinstance(reference, Source) and reference.dataset is not None:
-        dataset, split = reference.dataset.split("-")
-    return {
-        "reference": {
-            "dataset": dataset,
-            "split": split,
-            "num_images": _num_images(reference),
-            "preprocessing": _preprocessing(reference) if isinstance(reference, Source) else None,
-            "sha256": reference.sha256,
-        },
-        "num_samples": samples.num_images,
-        "weights": None,
-        "tau": None,
-        "clip": None,
-        "precision": None,
-        "rounding": None,
-        "extractor": metrics.describe_extractor(extractor),
-        **settings.protocol(),
-        "versions": dict(versions),
-    }
+        dataset, split = reference.dataset.rsplit("-", 1)
+    return Protocol(
+        reference=ReferenceIdentity(
+            dataset=dataset,
+            split=split,
+            num_images=_num_images(reference),
+            preprocessing=_preprocessing(reference) if isinstance(reference, Source) else None,
+            sha256=reference.sha256,
+        ),
+        num_samples=samples.num_images,
+        weights=None,
+        tau=None,
+        clip=None,
+        precision=None,
+        rounding=None,
+        extractor=extractor.describe(),
+        metrics=settings,
+        versions=versions,
+    )

@@ -10,8 +10,9 @@ from taugrid.eval.features.names import resolve
 from taugrid.eval.reference import default_cache, open_reference
 from taugrid.eval.sources import open_source
 from taugrid.orchestrator.cli.progress import Progress
-from taugrid.orchestrator.plan.evaluation import VERSIONS, settings
+from taugrid.orchestrator.plan.evaluation import settings
 from taugrid.parquet import DamagedFile
+from taugrid.protocol import SOFTWARE
 from taugrid.versions import versions
 
 
@@ -54,7 +55,7 @@ def score_images(
             spec,
             settings(section),
             batch_size=section.batch_size,
-            versions=versions(VERSIONS),
+            versions=versions(SOFTWARE),
             device="cuda" if torch.cuda.is_available() else "cpu",
             cache=default_cache(),
             progress=tell,

@@ -5,9 +5,9 @@ from typing import Any
 
 from taugrid.config import Data, Diffusion, Sample
 from taugrid.eval.features.names import ExtractorSpec
-from taugrid.eval.metrics.score import Settings
 from taugrid.eval.reference import MomentsFile
 from taugrid.eval.sources import Source
+from taugrid.metrics import MetricSettings
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class ScoreJob:
     """In the order of sample indices."""
     num_samples: int
     reference: ReferenceFiles
-    settings: Settings
+    settings: MetricSettings
     header: dict[str, Any]
     """What the score is of, `protocol` above all: written beside the metrics."""
     notes: tuple[str, ...]

@@ -114,6 +114,16 @@ class ExtractorSpec:
     """Of the source files of one's own class, its bases and what they import, see `eval.features.custom`; None for
     all others."""
 
+    def describe(self) -> dict[str, str | None]:
+        """What protocols and provenance say of it."""
+        fields = {
+            "name": self.name,
+            "weights_sha256": self.weights_sha256,
+            "feature_layer": self.feature_layer,
+            "logits_layer": self.logits_layer,
+        }
+        return fields if self.source_sha256 is None else {**fields, "source_sha256": self.source_sha256}
+
 
 def resolve(name: str | None, data_name: str, weights: str | None, image_shape: tuple[int, int, int]) -> ExtractorSpec:
     """The extractor that `evaluate.extractor` and `evaluate.weights` mean for the data set `data_name`.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from taugrid.eval.tables import reconstruction
 from taugrid.eval.tables.quality import CHECKPOINT, FID, SIGMA_HAT, Pivot, pivot, short_names
-from taugrid.eval.tables.rows import Protocol
+from taugrid.protocol import ProtocolFields
 from taugrid.storage import replacing
 
 STYLE: dict[str, Any] = {
@@ -76,12 +76,12 @@ class Ablation(NamedTuple):
     errors: pd.DataFrame
 
 
-def quality(frame: pd.DataFrame, path_stem: Path, protocols: Mapping[str, Protocol] = {}) -> None:
+def quality(frame: pd.DataFrame, path_stem: Path, protocols: Mapping[str, ProtocolFields] = {}) -> None:
     """`quality_figure` as `path_stem` + .png and .svg, put in place whole; equal input gives equal bytes."""
     _save(quality_figure(frame, protocols), path_stem)
 
 
-def quality_figure(frame: pd.DataFrame, protocols: Mapping[str, Protocol] = {}) -> Figure:
+def quality_figure(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) -> Figure:
     """FID against S, both logarithmic: a line for each eta, bars of ±1 standard error, a panel for each pivot.
 
     `protocols` spells out the rows' hashes: cells that are not comparable share no panel.
@@ -94,13 +94,15 @@ def quality_figure(frame: pd.DataFrame, protocols: Mapping[str, Protocol] = {}) 
 
 
 def checkpoints(
-    frame: pd.DataFrame, order: Sequence[str], path_stem: Path, protocols: Mapping[str, Protocol] = {}
+    frame: pd.DataFrame, order: Sequence[str], path_stem: Path, protocols: Mapping[str, ProtocolFields] = {}
 ) -> None:
     """`checkpoints_figure` as `path_stem` + .png and .svg, put in place whole; equal input gives equal bytes."""
     _save(checkpoints_figure(frame, order, protocols), path_stem)
 
 
-def checkpoints_figure(frame: pd.DataFrame, order: Sequence[str], protocols: Mapping[str, Protocol] = {}) -> Figure:
+def checkpoints_figure(
+    frame: pd.DataFrame, order: Sequence[str], protocols: Mapping[str, ProtocolFields] = {}
+) -> Figure:
     """FID over checkpoints: a line for each S, bars of ±1 standard error, a panel for each eta of each pivot.
 
     Args:

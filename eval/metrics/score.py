@@ -4,9 +4,9 @@ Imports no torch before precision and recall are computed: the driver asks here 
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from taugrid.eval.metrics.statistics import (
     standard_error,
 )
 from taugrid.eval.reference import Reference
+from taugrid.metrics import MetricSettings
 
 Features = NDArray[np.float32]
 
@@ -42,49 +43,15 @@ NEED_REFERENCE_FEATURES = frozenset({"kid", "prc"})
 """Metrics for which the reference's mean and covariance are not enough."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Which metrics, and how; defaults are torch-fidelity's."""
-
-    metrics: tuple[str, ...] = ("fid", "isc", "kid")
-    seed: int = 2020
-    isc_splits: int = 10
-    kid_subsets: int = 100
-    kid_subset_size: int = 1000
-    prc_neighborhood: int = 3
-
-    def protocol(self) -> dict[str, Any]:
-        """The fields of a row's protocol: the metrics, and those settings that they use."""
-        fields: dict[str, Any] = {"metrics": sorted(self.metrics), "seed": self.seed}
-        if "isc" in self.metrics:
-            fields["isc_splits"] = self.isc_splits
-        if "kid" in self.metrics:
-            fields |= {"kid_subsets": self.kid_subsets, "kid_subset_size": self.kid_subset_size}
-        if "prc" in self.metrics:
-            fields["prc_neighborhood"] = self.prc_neighborhood
-        return fields
-
-
-def describe_extractor(extractor: ExtractorSpec) -> dict[str, Any]:
-    """What a row's protocol says of the extractor."""
-    fields = {
-        "name": extractor.name,
-        "weights_sha256": extractor.weights_sha256,
-        "feature_layer": extractor.feature_layer,
-        "logits_layer": extractor.logits_layer,
-    }
-    return fields if extractor.source_sha256 is None else {**fields, "source_sha256": extractor.source_sha256}
-
-
 class Feasible(NamedTuple):
     """The settings that are left, metric -> why it can't be given, and what was changed."""
 
-    settings: Settings
+    settings: MetricSettings
     reasons: dict[str, str]
     remarks: list[str]
 
 
-def feasible(wanted: Settings, extractor: ExtractorSpec, num_samples: int, num_reference: int | None) -> Feasible:
+def feasible(wanted: MetricSettings, extractor: ExtractorSpec, num_samples: int, num_reference: int | None) -> Feasible:
     """What can be given of `wanted`; KID's subsets are made as small as the smaller side.
 
     `num_reference` None: of the reference only mean and covariance are known.
@@ -137,7 +104,7 @@ class Scores(NamedTuple):
 
 
 def score(
-    features: Stream, logits: Stream | None, num_samples: int, reference: Reference, settings: Settings
+    features: Stream, logits: Stream | None, num_samples: int, reference: Reference, settings: MetricSettings
 ) -> Scores:
     """The metrics that `settings` (of `feasible`) ask for; numbers depend on no cut of the streams.
 
@@ -193,7 +160,7 @@ def moments(stream: Iterable[Features], count: int) -> Moments:
     return reduce(merge, map(Moments.of, runs(stream, count)))
 
 
-def inception_score(logits: Iterable[Features], num_samples: int, settings: Settings) -> MeanAndSpread:
+def inception_score(logits: Iterable[Features], num_samples: int, settings: MetricSettings) -> MeanAndSpread:
     """The Inception Score of `num_samples` samples by their logits."""
     split_of = inception_splits(num_samples, settings.isc_splits, settings.seed)
     sums = (

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from taugrid.eval.metrics.statistics import difference_standard_error
 from taugrid.eval.tables import quality as tables
-from taugrid.eval.tables.rows import Protocol, as_text, disagreements, series
+from taugrid.eval.tables.rows import as_text, series
+from taugrid.protocol import ProtocolFields, disagreements
 from taugrid.storage import replacing
 
 COLUMNS = (
@@ -59,7 +60,7 @@ class Evidence:
     """phi (N,) of each cell's samples in the order of their indices; a cell without standard error has none."""
     pairings: Mapping[str, Hashable]
     """Equal for cells whose samples start from the same x_T: those that share a seed and a shape of images."""
-    protocols: Mapping[str, Protocol]
+    protocols: Mapping[str, ProtocolFields]
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Why a cell has no influences."""
 
@@ -206,7 +207,7 @@ def indistinguishable(rows: Sequence[Mapping[str, Any]], evidence: Evidence, joi
     return frozenset(alike)
 
 
-def _pivots(rows: Sequence[Mapping[str, Any]], protocols: Mapping[str, Protocol]) -> list[tables.Pivot]:
+def _pivots(rows: Sequence[Mapping[str, Any]], protocols: Mapping[str, ProtocolFields]) -> list[tables.Pivot]:
     return tables.pivot(tables.frame(rows), tables.FID.column, tables.FID.error, protocols)
 
 

@@ -24,7 +24,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from taugrid.eval.tables.rows import Protocol, as_text, disagreements, kind, series, shortened, sort_key, without_nan
+from taugrid.eval.tables.rows import as_text, series, sort_key, without_nan
+from taugrid.protocol import ProtocolFields, disagreements, kind, shortened
 from taugrid.storage import replacing
 
 COLUMNS = (
@@ -156,7 +157,7 @@ def pivot(
     frame: pd.DataFrame,
     metric: str = "fid",
     error: str | None = "fid_se",
-    protocols: Mapping[str, Protocol] = {},
+    protocols: Mapping[str, ProtocolFields] = {},
 ) -> list[Pivot]:
     """`metric` and its `error` for each combination of the settings that vary besides eta and S.
 
@@ -205,7 +206,7 @@ def short_names(paths: Sequence[str]) -> list[str]:
     return list(paths)
 
 
-def _kind_notes(frame: pd.DataFrame, protocols: Mapping[str, Protocol]) -> dict[str, list[str]]:
+def _kind_notes(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> dict[str, list[str]]:
     """Kind -> a note of what sets it apart from the others of its N, such as "protocol: versions.torch 2.9.1"."""
     particular: dict[str, list[str]] = defaultdict(list)
     for _, group in frame.groupby("num_samples"):
@@ -290,7 +291,7 @@ def _entry(value: float, error: float, best: float, cell: str, marks: Mapping[st
 def _marked(
     frame: pd.DataFrame,
     metric: Metric,
-    protocols: Mapping[str, Protocol],
+    protocols: Mapping[str, ProtocolFields],
     indistinguishable: Set[str],
     joined: Set[str],
 ) -> list[Pivot]:
@@ -327,7 +328,7 @@ def _decimals(number: float, digits: int) -> int:
 
 def markdown(
     frame: pd.DataFrame,
-    protocols: Mapping[str, Protocol] = {},
+    protocols: Mapping[str, ProtocolFields] = {},
     indistinguishable: Set[str] = frozenset(),
     joined: Set[str] = frozenset(),
 ) -> str:
@@ -366,7 +367,7 @@ def _tex(text: str) -> str:
 
 def latex(
     frame: pd.DataFrame,
-    protocols: Mapping[str, Protocol] = {},
+    protocols: Mapping[str, ProtocolFields] = {},
     indistinguishable: Set[str] = frozenset(),
     joined: Set[str] = frozenset(),
 ) -> str:
@@ -421,7 +422,7 @@ def _numbers(values: "pd.Series[int]") -> str:
 
 def console(
     frame: pd.DataFrame,
-    protocols: Mapping[str, Protocol] = {},
+    protocols: Mapping[str, ProtocolFields] = {},
     indistinguishable: Set[str] = frozenset(),
     joined: Set[str] = frozenset(),
 ) -> Group:
@@ -471,7 +472,7 @@ def _aligned(head: str, column: Sequence[Entry], separator: str) -> list[str]:
 def write(
     rows: Sequence[Mapping[str, object]],
     folder: Path,
-    protocols: Mapping[str, Protocol],
+    protocols: Mapping[str, ProtocolFields],
     notes: Sequence[str] = (),
     indistinguishable: Set[str] = frozenset(),
     joined: Set[str] = frozenset(),
@@ -494,7 +495,7 @@ def write(
             temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _about(frame: pd.DataFrame, protocols: Mapping[str, Protocol]) -> str:
+def _about(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> str:
     """One line: N, reference, extractor, and what ± and bold mean."""
     spelled = [protocols[name] for name in dict.fromkeys(frame["protocol"]) if name in protocols]
     parts = [f"N = {_numbers(frame['num_samples'])} samples per cell" if len(frame) else "no cell has been scored"]

@@ -3,15 +3,15 @@ stand in one."""
 
 import json
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from taugrid.hashing import spaced_json_sha256
+from taugrid.protocol import ProtocolFields, disagreements, kind
 
 
 def sort_key(value: object) -> tuple[int, float, str]:
@@ -46,60 +46,8 @@ def without_nan(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-Protocol = Mapping[str, object]
-
-COMPARED = frozenset({"tau", "clip", "weights"})
-"""Fields of a protocol that a comparison is about: what a grid varies on purpose, from cell to cell. All others must
-agree, for each moves a score by itself: reference, N, extractor, precision, rounding, metric settings, seeds, versions.
-A field that is not known here must agree too."""
-
-LABELS = frozenset({"reference.dataset", "reference.split"})
-"""What a reference is called: its content, `reference.sha256`, is what must agree."""
-
 CELLS_NAMED = 3
 """How many cells a message names for each value; the rest are counted."""
-
-
-def kind(protocol: Protocol) -> str:
-    """A short hash of all that must agree: two numbers are comparable where their kinds are equal."""
-    return spaced_json_sha256(dict(_must_agree(protocol)))[:8]
-
-
-def disagreements(protocols: Mapping[str, Protocol]) -> dict[str, dict[str, list[str]]]:
-    """Field -> value -> the names in `protocols` that have it, for each field that must agree and does not.
-
-    Nested fields are joined by dots ("versions.torch"), values are as people read them, hashes cut to ten digits.
-    """
-    flat = {name: dict(_must_agree(protocol)) for name, protocol in protocols.items()}
-    fields = sorted({field for values in flat.values() for field in values})
-    found: dict[str, dict[str, list[str]]] = {}
-    for field in fields:
-        if len({values.get(field) for values in flat.values()}) > 1:
-            by_value: dict[str, list[str]] = defaultdict(list)
-            for name, values in flat.items():
-                by_value[_shown(values.get(field))].append(name)
-            found[field] = dict(by_value)
-    return found
-
-
-def _must_agree(protocol: Protocol, path: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names, and values as JSON."""
-    for key, value in protocol.items():
-        if (not path and key in COMPARED) or f"{path}{key}" in LABELS:
-            continue
-        if isinstance(value, Mapping):
-            yield from _must_agree(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", json.dumps(without_nan(value), sort_keys=True)
-
-
-def _shown(text: str | None) -> str:
-    return "not set" if text is None else shortened(text.strip('"'))
-
-
-def shortened(text: str) -> str:
-    """The first ten digits of a hash; other text as it is."""
-    return text[:10] if len(text) >= 32 and set(text) <= set("0123456789abcdef") else text
 
 
 class Joined(NamedTuple):
@@ -111,7 +59,7 @@ class Joined(NamedTuple):
 
 
 def check_joinable(
-    rows: Sequence[Mapping[str, Any]], protocols: Mapping[str, Protocol], override: bool = False
+    rows: Sequence[Mapping[str, Any]], protocols: Mapping[str, ProtocolFields], override: bool = False
 ) -> Joined:
     """Make sure that the numbers of `rows` may stand in one table or figure.
 

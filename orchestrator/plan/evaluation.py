@@ -1,25 +1,24 @@
 """What a score is of, spelled out: everything that must match for two numbers to be comparable."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from taugrid.config import Config, Data, Evaluate, Sample
 from taugrid.errors import UserError
 from taugrid.eval.features.names import ExtractorSpec
-from taugrid.eval.metrics.score import Feasible, Settings, describe_extractor, feasible
+from taugrid.eval.metrics.score import Feasible, feasible
 from taugrid.eval.reference import MomentsFile, cache_key, open_reference
 from taugrid.eval.sources import Source
 from taugrid.hashing import identity
+from taugrid.metrics import MetricSettings
 from taugrid.orchestrator.plan.extractor import extractor
 from taugrid.orchestrator.plan.grid import Cell, Plan, name_of
 from taugrid.parquet import DamagedFile
+from taugrid.protocol import SOFTWARE, Protocol, ReferenceIdentity
 from taugrid.versions import versions
 from taugrid.workers.data import load as datasets
 
 MANY = 10**9
 """As many samples as any metric needs."""
-
-VERSIONS = ("taugrid", "torch", "torch-fidelity", "numpy", "scipy")
 
 
 @dataclass(frozen=True)
@@ -43,21 +42,15 @@ class Reference:
         """How its images reach the extractor."""
         return None if self.shape is None else f"8 bits, {'x'.join(str(side) for side in self.shape)}"
 
-    def describe(self) -> dict[str, Any]:
-        """The fields of a row's protocol."""
+    def identity(self) -> ReferenceIdentity:
+        """What protocols say of it."""
         dataset: str | None = None
         split: str | None = None
         if isinstance(self.given, Data):
             dataset, split = self.given.full_name, self.given.split
         elif isinstance(self.given, Source) and self.given.dataset is not None:
             dataset, split = self.given.dataset.rsplit("-", 1)
-        return {
-            "dataset": dataset,
-            "split": split,
-            "num_images": self.num_images,
-            "preprocessing": self.preprocessing,
-            "sha256": self.sha256,
-        }
+        return ReferenceIdentity(dataset, split, self.num_images, self.preprocessing, self.sha256)
 
 
 @dataclass(frozen=True)
@@ -89,23 +82,23 @@ class Evaluation:
         extractor = {"name": self.extractor.name, "weights": self.extractor.weights_sha256}
         if self.extractor.source_sha256 is not None:
             extractor["source"] = self.extractor.source_sha256
-        settings = self.feasible(n).settings.protocol()
+        settings = self.feasible(n).settings.as_dict()
         return identity({"reference": self.reference.sha256, "N": n, "extractor": extractor, **settings})
 
-    def protocol(self, cell: Cell) -> dict[str, Any]:
-        """The fields of a row's protocol."""
-        return {
-            "reference": self.reference.describe(),
-            "num_samples": cell.settings.num_samples,
-            "weights": cell.settings.weights,
-            "tau": list(cell.tau),
-            "clip": describe_clip(cell.settings),
-            "precision": f"{cell.settings.precision}, no TF32",
-            "rounding": "8 bits, to nearest",
-            "extractor": describe_extractor(self.extractor),
-            **self.feasible(cell.settings.num_samples).settings.protocol(),
-            "versions": versions(VERSIONS),
-        }
+    def protocol(self, cell: Cell) -> Protocol:
+        """How a cell is sampled and scored."""
+        return Protocol(
+            reference=self.reference.identity(),
+            num_samples=cell.settings.num_samples,
+            weights=cell.settings.weights,
+            tau=cell.tau,
+            clip=describe_clip(cell.settings),
+            precision=f"{cell.settings.precision}, no TF32",
+            rounding="8 bits, to nearest",
+            extractor=self.extractor.describe(),
+            metrics=self.feasible(cell.settings.num_samples).settings,
+            versions=versions(SOFTWARE),
+        )
 
 
 def describe_clip(sample: Sample) -> str | None:
@@ -113,9 +106,9 @@ def describe_clip(sample: Sample) -> str | None:
     return sample.clip if sample.clip_range in (None, 1.0) else f"{sample.clip} to +-{sample.clip_range:g}"
 
 
-def settings(evaluate: Evaluate) -> Settings:
+def settings(evaluate: Evaluate) -> MetricSettings:
     """What `evaluate` asks for, as the metrics take it."""
-    return Settings(
+    return MetricSettings(
         metrics=tuple(evaluate.metrics),
         seed=evaluate.seed,
         isc_splits=evaluate.isc_splits,

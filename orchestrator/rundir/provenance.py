@@ -3,12 +3,12 @@
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from taugrid.config import Data
 from taugrid.errors import UserError
-from taugrid.eval.metrics.score import describe_extractor
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.plan.grid import Plan
 from taugrid.orchestrator.rundir.directory import RunDir, read_events
@@ -53,8 +53,8 @@ def write(rundir: RunDir, plan: Plan, evaluation: Evaluation | None) -> None:
     }
     if evaluation is not None:
         reference, extractor = evaluation.reference, evaluation.extractor
-        value["reference"] = reference.describe()
-        value["extractor"] = describe_extractor(extractor)
+        value["reference"] = asdict(reference.identity())
+        value["extractor"] = extractor.describe()
     write_json(rundir.provenance, value)
 
 

@@ -136,7 +136,11 @@ class Survey:
             num_samples=n,
             reference=self._reference_files(evaluation),
             settings=settings,
-            header={"cell": cell.id, "evaluation": evaluation.id(cell), "protocol": evaluation.protocol(cell)},
+            header={
+                "cell": cell.id,
+                "evaluation": evaluation.id(cell),
+                "protocol": evaluation.protocol(cell).as_dict(),
+            },
             notes=(*(f"no {metric}: {reason}" for metric, reason in reasons.items()), *remarks),
             keep_features=self.config.evaluate.keep_features,
         )

@@ -31,8 +31,9 @@ from taugrid.eval.features.names import (
     shipped_weights,
     torch_hub_folder,
 )
-from taugrid.eval.metrics.score import Settings, feasible
+from taugrid.eval.metrics.score import feasible
 from taugrid.hashing import file_sha256
+from taugrid.metrics import MetricSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -110,7 +111,7 @@ def test_layers_and_files_are_torch_fidelitys():
 def test_inception_score_is_not_given_where_there_are_no_logits(name, tmp_path):
     known = KNOWN[name]
     spec = replace(resolve("pixels", "any", None, PHOTOGRAPH), name=name, logits_layer=known.logits_layer)
-    assert feasible(Settings(), spec, 100, 100).reasons == {"isc": f"{name} has no layer of logits"}
+    assert feasible(MetricSettings(), spec, 100, 100).reasons == {"isc": f"{name} has no layer of logits"}
 
 
 def test_pixels_are_grey_levels_in_c_order():

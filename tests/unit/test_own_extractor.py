@@ -14,9 +14,10 @@ from taugrid.eval.features import names as extractor_names
 from taugrid.eval.features.custom import Description, describe, own_class
 from taugrid.eval.features.load import load
 from taugrid.eval.features.names import ExtractorSpec, resolve
-from taugrid.eval.metrics.score import Settings, feasible
+from taugrid.eval.metrics.score import feasible
 from taugrid.eval.metrics.statistics import Moments
 from taugrid.hashing import file_sha256
+from taugrid.metrics import MetricSettings
 
 SOURCE = """
 import torch
@@ -250,7 +251,7 @@ def test_layers_of_own_class(folder, name, feature_layer, logits_layer):
 
 def test_inception_score_is_not_given_without_logits(folder):
     spec = spec_of("NoLogits")
-    wanted = feasible(Settings(), spec, 100, 100)
+    wanted = feasible(MetricSettings(), spec, 100, 100)
     assert wanted.reasons == {"isc": "mine.networks:NoLogits has no layer of logits"}
     assert "isc" not in wanted.settings.metrics
     assert load(spec, "cpu")(torch.zeros(2, 3, 5, 5, dtype=torch.uint8)).logits is None

@@ -1,5 +1,6 @@
 """Identities of evaluations, and what becomes of scores when images go."""
 
+import json
 import shutil
 
 import pytest
@@ -82,3 +83,20 @@ def test_scores_go_with_a_shard_that_they_were_made_of(tmp_path, keep_features):
     assert not rundir.influence(cell, "large").exists()
     assert not rundir.feature_part("pixels", cell, cell.shards[1]).exists()
     assert rundir.feature_part("pixels", cell, cell.shards[0]).exists() == keep_features
+
+
+def test_the_fields_of_a_protocol_keep_their_order_and_values():
+    """Tables and scores hold hashes of this JSON. If this fails, rows of old and new runs can't be told to be alike."""
+    scoring, cell = evaluated(ORACLE, metrics=["fid", "kid", "prc"])
+    spelled = scoring.protocol(cell).as_dict()
+    assert set(spelled.pop("versions")) == {"taugrid", "torch", "torch-fidelity", "numpy", "scipy"}
+    sha256 = spelled["reference"].pop("sha256")
+    assert json.dumps(spelled) == (
+        '{"reference": {"dataset": "gaussian", "split": "all", "num_images": 10000, "preprocessing": "8 bits, 1x4x4"}, '
+        '"num_samples": 100, "weights": "ema", "tau": [200, 400, 600, 800, 1000], "clip": "none", '
+        '"precision": "float32, no TF32", "rounding": "8 bits, to nearest", "extractor": {"name": "pixels", '
+        '"weights_sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", '
+        '"feature_layer": "pixels", "logits_layer": null}, "metrics": ["fid", "kid", "prc"], "seed": 2020, '
+        '"kid_subsets": 100, "kid_subset_size": 100, "prc_neighborhood": 3}'
+    )
+    assert sha256 == scoring.reference.sha256

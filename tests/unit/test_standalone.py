@@ -17,17 +17,18 @@ from taugrid.eval.metrics import kernel, statistics
 from taugrid.eval.metrics import score as metrics
 from taugrid.eval.metrics.extrapolation import fid_infinity
 from taugrid.eval.metrics.neighbours import precision_recall
-from taugrid.eval.metrics.score import Settings, feasible
+from taugrid.eval.metrics.score import feasible
 from taugrid.eval.metrics.statistics import Frechet, Moments
 from taugrid.eval.reference import Reference, open_reference
 from taugrid.eval.sources import open_source
 from taugrid.eval.standalone import Spool, evaluate
+from taugrid.metrics import MetricSettings
 from taugrid.workers.data.load import load_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 VERSIONS = {"taugrid": "0"}
-ALL = Settings(metrics=metrics.METRICS, kid_subsets=10, kid_subset_size=100)
+ALL = MetricSettings(metrics=metrics.METRICS, kid_subsets=10, kid_subset_size=100)
 SAMPLES = 700
 
 
@@ -153,7 +154,7 @@ def test_the_same_images_give_the_same_numbers_however_they_are_kept(tmp_path, s
 
 def test_a_cached_reference_gives_the_same_numbers_and_is_not_extracted_again(tmp_path, spec, cell, digits):
     samples, reference = as_npz(tmp_path / "a.npz", cell), as_npz(tmp_path / "d.npz", digits)
-    for settings in (Settings(metrics=("fid", "isc")), ALL):
+    for settings in (MetricSettings(metrics=("fid", "isc")), ALL):
         seen = []
         first, second = (
             evaluate(samples, reference, spec, settings, versions=VERSIONS, cache=tmp_path / "cache",
@@ -197,7 +198,7 @@ def test_moments_of_another_extractor_are_refused_before_anything_runs(tmp_path,
     samples = as_npz(tmp_path / "a.npz", cell[:10])
     missing = replace(spec, weights_path=str(tmp_path / "none"))
     with pytest.raises(ValueError, match=r"stats.npz has moments of 2048 features, but digits-convnet gives 64"):
-        evaluate(samples, open_reference(str(tmp_path / "stats.npz")), missing, Settings(), versions=VERSIONS)
+        evaluate(samples, open_reference(str(tmp_path / "stats.npz")), missing, MetricSettings(), versions=VERSIONS)
 
 
 def test_the_protocol_has_the_fields_of_a_runs(tmp_path, spec, cell):
@@ -207,8 +208,8 @@ def test_the_protocol_has_the_fields_of_a_runs(tmp_path, spec, cell):
 
     config = load("digits")
     planned = plan(config)
-    theirs = evaluation(config, planned).protocol(planned.cells[0])
-    wanted = Settings(tuple(theirs["metrics"]))
+    theirs = evaluation(config, planned).protocol(planned.cells[0]).as_dict()
+    wanted = MetricSettings(tuple(theirs["metrics"]))
     samples, reference = as_npz(tmp_path / "a.npz", cell), as_npz(tmp_path / "d.npz", load_images(config.data))
     ours = evaluate(samples, reference, spec, wanted, versions=theirs["versions"])["protocol"]
     assert set(ours) == set(theirs)
@@ -248,27 +249,27 @@ def test_what_cannot_be_given_is_said(tmp_path, spec, cell, digits):
     assert result["protocol"]["kid_subset_size"] == 60, "reduced, and recorded"
     assert set(result["metrics"]) == {"fid", "kid_mean", "kid_std", "precision", "recall"}
     with pytest.raises(ValueError, match=r"none of the metrics can be given \(isc: pixels has no layer of logits\)"):
-        evaluate(samples, reference, pixels, Settings(("isc",)), versions=VERSIONS)
+        evaluate(samples, reference, pixels, MetricSettings(("isc",)), versions=VERSIONS)
     one = as_npz(tmp_path / "one.npz", cell[:1])
     with pytest.raises(ValueError, match="at least 2 images on both sides"):
-        evaluate(one, reference, spec, Settings(), versions=VERSIONS)
+        evaluate(one, reference, spec, MetricSettings(), versions=VERSIONS)
     with pytest.raises(ValueError, match="no metric ppl; known are fid"):
-        evaluate(samples, reference, pixels, Settings(("ppl",)), versions=VERSIONS)
+        evaluate(samples, reference, pixels, MetricSettings(("ppl",)), versions=VERSIONS)
     coloured = as_npz(tmp_path / "b.npz", np.repeat(digits[:40], 3, axis=1))
     with pytest.raises(ValueError, match="samples are 1x8x8, the reference 3x8x8"):
-        evaluate(samples, coloured, pixels, Settings(), versions=VERSIONS)
+        evaluate(samples, coloured, pixels, MetricSettings(), versions=VERSIONS)
 
 
 def test_a_cache_that_cannot_be_made_is_refused(tmp_path, spec, cell):
     samples = as_npz(tmp_path / "a.npz", cell)
     with pytest.raises(ValueError, match="can't keep references"):
-        evaluate(samples, samples, spec, Settings(), versions=VERSIONS, cache=tmp_path / "a.npz" / "cache")
+        evaluate(samples, samples, spec, MetricSettings(), versions=VERSIONS, cache=tmp_path / "a.npz" / "cache")
 
 
 def test_images_that_the_extractor_does_not_take_are_refused(tmp_path, spec):
     samples = as_npz(tmp_path / "a.npz", np.zeros((20, 3, 9, 9), np.uint8))
     with pytest.raises(ValueError, match="takes uint8 images of shape"):
-        evaluate(samples, samples, spec, Settings(), versions=VERSIONS)
+        evaluate(samples, samples, spec, MetricSettings(), versions=VERSIONS)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +286,7 @@ def test_images_that_the_extractor_does_not_take_are_refused(tmp_path, spec):
 )
 def test_what_is_feasible_follows_from_the_numbers_of_images(num_samples, num_reference, classes, left):
     spec = ExtractorSpec("own", None, "", "f", "logits" if classes else None, 64, classes)
-    settings, reasons, _ = feasible(Settings(metrics.METRICS), spec, num_samples, num_reference)
+    settings, reasons, _ = feasible(MetricSettings(metrics.METRICS), spec, num_samples, num_reference)
     assert settings.metrics == left
     assert set(reasons) == set(metrics.METRICS) - set(left)
 
@@ -324,7 +325,7 @@ def test_streams_give_what_whole_arrays_give_bit_for_bit(wanted):
     """However the streams are cut; prc goes through a fifth of the samples, for its time grows with the square."""
     count = 9000 if "prc" not in wanted else 1800
     features, reference = FEATURES[:count], FEATURES[::-5] * 1.1 + 0.1
-    settings = Settings(wanted, kid_subsets=3)
+    settings = MetricSettings(wanted, kid_subsets=3)
     one, other, whole = (scored(features, reference, chunk, settings) for chunk in (97, 5000, count))
     assert one.values == other.values == whole.values
     assert np.array_equal(one.influence, whole.influence)
@@ -338,7 +339,7 @@ def test_streams_give_what_whole_arrays_give_bit_for_bit(wanted):
 
 
 def test_no_influence_where_there_is_no_standard_error():
-    scores = scored(FEATURES[:59], FEATURES, 10, Settings(("fid",)))
+    scores = scored(FEATURES[:59], FEATURES, 10, MetricSettings(("fid",)))
     assert scores.influence is None
     assert "fid_se" not in scores.values
     assert scores.notes[0].startswith("no fid_se: 59 samples for 6 varying features")
@@ -348,9 +349,9 @@ def test_features_that_are_not_finite_are_refused():
     damaged = FEATURES.copy()
     damaged[7000, 3] = np.nan
     with pytest.raises(ValueError, match="1 of 4096 feature vectors hold nan"):
-        scored(damaged, FEATURES, 1000, Settings(("fid",)))
+        scored(damaged, FEATURES, 1000, MetricSettings(("fid",)))
     with pytest.raises(ValueError, match="nan"):
-        scored(damaged, FEATURES, 1000, Settings(("kid",)))
+        scored(damaged, FEATURES, 1000, MetricSettings(("kid",)))
 
 
 def test_a_spool_reads_back_what_was_written_as_often_as_wanted(monkeypatch):
@@ -377,7 +378,7 @@ def test_fid_and_isc_take_no_memory_that_grows_with_n():
             return (chunk for _ in range(repeats))
 
         tracemalloc.start()
-        metrics.score(stream, stream, 4096 * repeats, reference, Settings(("fid", "isc")))
+        metrics.score(stream, stream, 4096 * repeats, reference, MetricSettings(("fid", "isc")))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     influence_and_splits = 38 * 4096 * 8 * 6

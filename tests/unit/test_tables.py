@@ -12,10 +12,11 @@ from rich.console import Console
 
 from taugrid.eval.tables import quality as tables
 from taugrid.eval.tables.differences import Evidence
-from taugrid.eval.tables.rows import check_joinable, disagreements, kind
+from taugrid.eval.tables.rows import check_joinable
 from taugrid.orchestrator.cli.text import print_outcome
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Outcome
+from taugrid.protocol import disagreements, kind
 
 
 def cell(steps, eta, fid=None, fid_se=None, **others):

@@ -1,0 +1,113 @@
+"""The protocol of a score: everything that two scores must share to be comparable, and the rules for comparing them."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from taugrid.hashing import spaced_json_sha256
+from taugrid.metrics import MetricSettings
+
+ProtocolFields = Mapping[str, Any]
+"""A protocol as it is read back from a score file, perhaps with fields of another version of taugrid."""
+
+SOFTWARE = ("taugrid", "torch", "torch-fidelity", "numpy", "scipy")
+"""The distributions whose versions are part of a protocol."""
+
+
+@dataclass(frozen=True)
+class ReferenceIdentity:
+    """Which reference a score was computed against. A field is None where it is unknown."""
+
+    dataset: str | None
+    split: str | None
+    num_images: int | None
+    """None where only a mean and a covariance are known."""
+    preprocessing: str | None
+    """How its images reach the extractor."""
+    sha256: str
+    """Of its images, or of its file of mean and covariance."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a score measures, and how. Fields that describe sampling are None for external images."""
+
+    reference: ReferenceIdentity
+    num_samples: int
+    weights: str | None
+    """`ema` or `raw`."""
+    tau: tuple[int, ...] | None
+    clip: str | None
+    precision: str | None
+    rounding: str | None
+    extractor: Mapping[str, str | None]
+    """Its name, the hashes of its weights and source, and the layers that are read."""
+    metrics: MetricSettings
+    versions: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON data with the metric settings at the top level. Tables name a protocol by a hash of this."""
+        return {
+            "reference": asdict(self.reference),
+            "num_samples": self.num_samples,
+            "weights": self.weights,
+            "tau": None if self.tau is None else list(self.tau),
+            "clip": self.clip,
+            "precision": self.precision,
+            "rounding": self.rounding,
+            "extractor": dict(self.extractor),
+            **self.metrics.as_dict(),
+            "versions": dict(self.versions),
+        }
+
+
+COMPARED = frozenset({"tau", "clip", "weights"})
+"""Fields that a comparison is about: a grid varies them on purpose, from cell to cell. All others must agree, because
+each of them changes a score by itself. A field that is not known here must agree too."""
+
+LABELS = frozenset({"reference.dataset", "reference.split"})
+"""What a reference is called. Its content, `reference.sha256`, is what must agree."""
+
+
+def kind(protocol: ProtocolFields) -> str:
+    """A short hash of all fields that must agree: two scores are comparable if their kinds are equal."""
+    return spaced_json_sha256(dict(_must_agree(protocol)))[:8]
+
+
+def disagreements(protocols: Mapping[str, ProtocolFields]) -> dict[str, dict[str, list[str]]]:
+    """Field -> value -> the names in `protocols` that have it, for each field that must agree and does not.
+
+    Nested fields are joined by dots ("versions.torch"), values are as people read them, hashes cut to ten digits.
+    """
+    flat = {name: dict(_must_agree(protocol)) for name, protocol in protocols.items()}
+    fields = sorted({field for values in flat.values() for field in values})
+    found: dict[str, dict[str, list[str]]] = {}
+    for field in fields:
+        if len({values.get(field) for values in flat.values()}) > 1:
+            by_value: dict[str, list[str]] = defaultdict(list)
+            for name, values in flat.items():
+                by_value[_shown(values.get(field))].append(name)
+            found[field] = dict(by_value)
+    return found
+
+
+def _must_agree(protocol: ProtocolFields, path: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted names, and values as JSON."""
+    for key, value in protocol.items():
+        if (not path and key in COMPARED) or f"{path}{key}" in LABELS:
+            continue
+        if isinstance(value, Mapping):
+            yield from _must_agree(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", json.dumps(value, sort_keys=True)
+
+
+def _shown(text: str | None) -> str:
+    return "not set" if text is None else shortened(text.strip('"'))
+
+
+def shortened(text: str) -> str:
+    """The first ten digits of a hash; other text as it is."""
+    return text[:10] if len(text) >= 32 and set(text) <= set("0123456789abcdef") else text
