@@ -30,7 +30,6 @@ RULES = (
 KNOWN = {
     climbing_imports: [
         "taugrid/jobs.py -> eval/features/names.py",
-        "taugrid/jobs.py -> eval/metrics/score.py",
         "taugrid/jobs.py -> eval/reference.py",
         "taugrid/jobs.py -> eval/sources.py",
         "workers/actor.py -> eval/actor.py",
