@@ -140,13 +140,15 @@ def experiment(images: int) -> Config:
 
 def save_network(config: Config, folder: Path) -> RunDir:
     """A run directory with an untrained network: time does not depend on weights."""
-    from taugrid.workers.network import unet as models
+    from taugrid.workers.network.ema import ema_start
+    from taugrid.workers.network.pipeline import save_pipeline
+    from taugrid.workers.network.unet import build_unet
 
     rundir = RunDir(folder)
     for model in plan(config).models:
         assert model.unet is not None
-        unet = models.build_unet(model.unet, model.image_shape)
-        models.save_pipeline(rundir.models / model.id, unet, models.ema_start(unet), model.diffusion)
+        unet = build_unet(model.unet, model.image_shape)
+        save_pipeline(rundir.models / model.id, unet, ema_start(unet), model.diffusion)
     return rundir
 
 

@@ -18,6 +18,10 @@ class UserError(Exception):
     """Wrong usage, config or input: one line that says what, which value, and the ways out. No traceback, exit 2."""
 
 
+class WrongWeights(UserError):
+    """The weights do not fit the network beside them. Every worker that opens them would fail in the same way."""
+
+
 class RunFailed(Exception):
     """A stage could not go on for a reason that is no bug of the driver: one line, exit 1; details are in `logs/`."""
 

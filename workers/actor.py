@@ -50,9 +50,9 @@ class Worker:
         self._network = lru_cache(maxsize=2)(self._load)
 
     def _load(self, network: Network, diffusion: Diffusion, modified: float) -> "Denoiser":
-        from taugrid.workers.network import unet as models
+        from taugrid.workers.network.load import load_network
 
-        return models.load(network, diffusion, self._device)
+        return load_network(network, diffusion, self._device)
 
     def hello(self, probe: str) -> WorkerInfo:
         """Where this is, once `probe` (a file that the driver made in the run directory) has been seen from here.

@@ -34,9 +34,8 @@ from taugrid.hashing import identity
 from taugrid.jobs import CustomNetwork
 from taugrid.workers import schedules
 from taugrid.workers.diffusion.timesteps import remarks, tau
-from taugrid.workers.network import checkpoint as checkpoints
 from taugrid.workers.network import custom_process
-from taugrid.workers.network.checkpoint import Checkpoint
+from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
 
 NOT_IDENTITY = {
     "data": {"root", "download"},
@@ -191,7 +190,7 @@ def content_fingerprint(data: Data) -> str:
 
 def plan(
     config: Config,
-    read_checkpoint: Callable[[str], Checkpoint] = checkpoints.read,
+    read_checkpoint: Callable[[str], Checkpoint] = read_checkpoint,
     describe_network: DescribeNetwork = custom_process.describe,
     fingerprint: Fingerprint = content_fingerprint,
 ) -> Plan:

@@ -22,8 +22,7 @@ from taugrid.errors import UserError
 from taugrid.jobs import CustomNetwork, Network, Oracle, SavedUnet
 from taugrid.orchestrator.plan.grid import Cell, Model, Shard, content_fingerprint
 from taugrid.storage import read_json, read_sealed, write_json
-from taugrid.workers.network import checkpoint as checkpoints
-from taugrid.workers.network import custom_process
+from taugrid.workers.network import checkpoint, custom_process
 from taugrid.workers.network.checkpoint import WEIGHTS_FILE, Checkpoint
 
 READERS = 8
@@ -101,7 +100,7 @@ class RunDir:
             return Path(model.own.weights)
         if model.own is not None or model.oracle is not None:
             return self.models / model.id / "model.json"
-        return checkpoints.weights_file(self.unet_folder(model, weights))
+        return checkpoint.weights_file(self.unet_folder(model, weights))
 
     def network(self, model: Model, weights: str) -> Network:
         """What a worker loads to run a model; `UserError` if one's own network can't be had any more."""
@@ -156,7 +155,7 @@ class RunDir:
         """
         recorded = self._recorded_checkpoint(path)
         try:
-            return checkpoints.read(path, recorded.commit if recorded else None)
+            return checkpoint.read_checkpoint(path, recorded.commit if recorded else None)
         except UserError:
             if recorded is None:
                 raise
@@ -187,7 +186,7 @@ class RunDir:
             return model.own.weights_sha256 if path is None else custom_process.weights_sha256(Path(path))
         if model.oracle:
             return hashlib.sha256(f"taugrid/oracle/{model.oracle}/{model.image_shape}".encode()).hexdigest()
-        return checkpoints.weights_sha256(self.weights_file(model, weights))
+        return checkpoint.weights_sha256(self.weights_file(model, weights))
 
     def sample_metadata(self, cell: Cell) -> dict[str, Any]:
         """The JSON blob in every sample file of a cell; the same however many samples there are."""

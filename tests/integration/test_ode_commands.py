@@ -17,7 +17,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
-from taugrid.workers.network import unet as models
+from taugrid.workers.network.load import load_network
 from taugrid.workers.samplers import ddim as sampler
 
 IMAGES = 40
@@ -38,7 +38,7 @@ def model_of(run):
     """The network and its alpha_bar, loaded as a worker does."""
     rundir = RunDir(run)
     [model] = plan(load(str(run)), rundir.read_checkpoint).models
-    return models.load(rundir.network(model, "ema"), model.diffusion, "cpu"), schedules.alpha_bar(model.diffusion)
+    return load_network(rundir.network(model, "ema"), model.diffusion, "cpu"), schedules.alpha_bar(model.diffusion)
 
 
 def test_errors_are_those_of_encoding_and_decoding(run, reconstructed):

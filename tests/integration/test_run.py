@@ -168,7 +168,7 @@ def test_another_batch_size_is_the_same_images(finished, tmp_path):
     from taugrid.orchestrator.rundir.directory import RunDir
     from taugrid.orchestrator.work.survey import Survey
     from taugrid.parquet import read_images
-    from taugrid.workers.network.unet import load as load_network
+    from taugrid.workers.network.load import load_network
     from taugrid.workers.sample import sample_shard
 
     def pictures(batch_size):

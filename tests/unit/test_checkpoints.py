@@ -16,16 +16,19 @@ from safetensors.torch import load_file, save_file
 
 from taugrid import config
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Diffusion, validate
-from taugrid.errors import UserError
+from taugrid.errors import UserError, WrongWeights
 from taugrid.jobs import SavedUnet
 from taugrid.orchestrator.plan.evaluation import describe_clip
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import describe_checkpoint
 from taugrid.workers import schedules
-from taugrid.workers.network import checkpoint as checkpoints
-from taugrid.workers.network import unet as models
-from taugrid.workers.network.checkpoint import PICKLED_WEIGHTS_FILE, SCHEDULERS, WEIGHTS_FILE, WrongWeights
+from taugrid.workers.network.checkpoint import PICKLED_WEIGHTS_FILE, WEIGHTS_FILE, read_checkpoint
+from taugrid.workers.network.ema import ema_start
+from taugrid.workers.network.load import load_network
+from taugrid.workers.network.pipeline import save_pipeline
+from taugrid.workers.network.scheduler import SCHEDULERS
+from taugrid.workers.network.unet import build_unet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,7 +66,7 @@ def pipeline(saved, tmp_path):
     return make
 
 
-def planned(folder, read=checkpoints.read, **sections):
+def planned(folder, read=read_checkpoint, **sections):
     sections = {"name": "x", "sample": {}, **sections}
     sections["sample"] = {"seed": 0, "steps": 5, **sections["sample"]}
     return plan(validate(Config, sections | {"model": {"checkpoint": str(folder)}}, "test"), read)
@@ -78,9 +81,9 @@ def refusal(function, *arguments, **named):
 
 def test_a_folder_that_is_no_model_and_one_without_its_scheduler_are_one_line(pipeline):
     folder = pipeline()
-    assert "is no diffusers model: there is neither" in refusal(checkpoints.read, str(folder.parent))
+    assert "is no diffusers model: there is neither" in refusal(read_checkpoint, str(folder.parent))
     (folder / "model_index.json").write_text(json.dumps({"scheduler": ["diffusers", "DDIMScheduler"]}))
-    assert "names a scheduler in model_index.json" in refusal(checkpoints.read, str(folder))
+    assert "names a scheduler in model_index.json" in refusal(read_checkpoint, str(folder))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' use of NumPy
@@ -91,8 +94,8 @@ def test_what_a_schedulers_config_leaves_out_is_what_its_class_has(pipeline, nam
     if "num_train_timesteps" not in arguments:
         pytest.skip(f"{name} needs a package that is not here")
     defaults = {key: value.default for key, value in arguments.items() if value.default is not value.empty}
-    in_full = checkpoints.read(str(pipeline({"_class_name": name, **defaults}, "full")))
-    in_short = checkpoints.read(str(pipeline({"_class_name": name}, "short")))
+    in_full = read_checkpoint(str(pipeline({"_class_name": name, **defaults}, "full")))
+    in_short = read_checkpoint(str(pipeline({"_class_name": name}, "short")))
     assert (in_short.diffusion, in_short.sample) == (in_full.diffusion, in_full.sample)
     assert in_short.sample["clip"] == ("x0" if defaults.get("clip_sample") else "none")
     resolved = planned(pipeline({"_class_name": name}, "planned")).models[0].diffusion
@@ -196,7 +199,7 @@ def test_what_is_refused_of_a_scheduler_can_be_overridden_where_the_config_has_a
 
 @pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "ScoreSdeVeScheduler", "My"])
 def test_other_forward_processes_are_refused_by_name(pipeline, name):
-    assert name in refusal(checkpoints.read, str(pipeline({"_class_name": name})))
+    assert name in refusal(read_checkpoint, str(pipeline({"_class_name": name})))
 
 
 @pytest.mark.parametrize(
@@ -212,7 +215,7 @@ def test_other_forward_processes_are_refused_by_name(pipeline, name):
     ids=lambda values: [*values][-1],
 )
 def test_settings_that_can_not_be_honoured_are_refused_by_name(pipeline, values):
-    assert f"{[*values][-1]}: " in refusal(checkpoints.read, str(pipeline(values)))
+    assert f"{[*values][-1]}: " in refusal(read_checkpoint, str(pipeline(values)))
 
 
 @pytest.mark.parametrize(
@@ -231,33 +234,33 @@ def test_settings_that_can_not_be_honoured_are_refused_by_name(pipeline, values)
     ],
 )
 def test_wrong_values_are_one_line_that_names_the_file(pipeline, values, message):
-    line = refusal(checkpoints.read, str(pipeline(values)))
+    line = refusal(read_checkpoint, str(pipeline(values)))
     assert message in line
     assert "scheduler_config.json" in line
 
 
 def test_what_a_schedulers_config_holds_as_null_is_as_if_it_were_not_there(pipeline):
     nulls = ("clip_sample_range", "steps_offset", "num_train_timesteps", "beta_start", "set_alpha_to_one")
-    found = checkpoints.read(str(pipeline({"clip_sample": True, **dict.fromkeys(nulls)})))
+    found = read_checkpoint(str(pipeline({"clip_sample": True, **dict.fromkeys(nulls)})))
     assert found.sample == {"clip": "x0"}
     assert found.diffusion.model_dump(exclude_none=True) == {
         "timesteps": 1000, "schedule": "linear", "beta_end": 2e-2, "prediction": "epsilon",
         "rescale_betas_zero_snr": False,
     }  # fmt: skip
-    betas = checkpoints.read(str(pipeline({"trained_betas": BETAS, "beta_start": None}, "betas")))
+    betas = read_checkpoint(str(pipeline({"trained_betas": BETAS, "beta_start": None}, "betas")))
     assert betas.diffusion.trained_betas == tuple(BETAS)
 
 
 def test_all_forms_of_folders_are_read(pipeline, saved, tmp_path):
     scheduler = PNDMScheduler(num_train_timesteps=100)
-    in_pipeline = checkpoints.read(str(pipeline(scheduler)))
+    in_pipeline = read_checkpoint(str(pipeline(scheduler)))
     assert in_pipeline.diffusion.set_alpha_to_one is False, "PNDM's default"
     bare = shutil.copytree(saved, tmp_path / "bare")
-    assert checkpoints.read(str(bare)).diffusion == Diffusion()
-    assert checkpoints.read(str(bare)).sample == {}
+    assert read_checkpoint(str(bare)).diffusion == Diffusion()
+    assert read_checkpoint(str(bare)).sample == {}
     scheduler.save_pretrained(bare)  # as google/ddpm-cifar10-32 is laid out
     (bare / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "UNet2DModel"], "_class_name": "P"}))
-    beside = checkpoints.read(str(bare))
+    beside = read_checkpoint(str(bare))
     assert (beside.diffusion, beside.sample) == (in_pipeline.diffusion, in_pipeline.sample)
     assert planned(bare).models[0].id == planned(in_pipeline.path).models[0].id
 
@@ -283,7 +286,7 @@ def test_networks_that_can_not_be_sampled_are_one_line(pipeline, index, unet, me
     (folder / "model_index.json").write_text(json.dumps(index))
     file = folder / "unet/config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | unet))
-    assert message in refusal(checkpoints.read, str(folder))
+    assert message in refusal(read_checkpoint, str(folder))
 
 
 @pytest.mark.parametrize(
@@ -297,7 +300,7 @@ def test_networks_that_can_not_be_sampled_are_one_line(pipeline, index, unet, me
 def test_other_files_of_weights_are_one_line(pipeline, name, message):
     folder = pipeline() / "unet"
     (folder / WEIGHTS_FILE).rename(folder / name)
-    assert message in refusal(checkpoints.read, str(folder))
+    assert message in refusal(read_checkpoint, str(folder))
 
 
 def test_damaged_and_divided_weights_are_one_line(pipeline):
@@ -305,14 +308,14 @@ def test_damaged_and_divided_weights_are_one_line(pipeline):
     whole = (folder / WEIGHTS_FILE).read_bytes()
     for content in (whole[: len(whole) // 2], b"version https://git-lfs.github.com/spec/v1\noid sha256:0", b""):
         (folder / WEIGHTS_FILE).write_bytes(content)
-        assert "no whole file of safetensors" in refusal(checkpoints.read, str(folder))
+        assert "no whole file of safetensors" in refusal(read_checkpoint, str(folder))
     (folder / WEIGHTS_FILE).write_bytes(whole)
     (folder / f"{WEIGHTS_FILE}.index.json").write_text("{}")
-    assert "in several files" in refusal(checkpoints.read, str(folder))
+    assert "in several files" in refusal(read_checkpoint, str(folder))
 
 
 def loaded(folder):
-    return models.load(SavedUnet(str(folder)), DIFFUSION_DEFAULTS, "cpu")
+    return load_network(SavedUnet(str(folder)), DIFFUSION_DEFAULTS, "cpu")
 
 
 def as_pickle(folder):
@@ -323,7 +326,7 @@ def as_pickle(folder):
 def test_pickled_tensors_are_read_where_there_is_no_safetensors(pipeline, tmp_path):
     folder = as_pickle(pipeline() / "unet")
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    expected, both = loaded(folder)(x, 500), checkpoints.read(str(folder)).weights_sha256
+    expected, both = loaded(folder)(x, 500), read_checkpoint(str(folder)).weights_sha256
     (folder / WEIGHTS_FILE).unlink()
     assert torch.equal(loaded(folder)(x, 500), expected)
     [model] = planned(folder).models
@@ -379,7 +382,7 @@ def test_weights_of_another_network_are_one_line(pipeline, change, message):
     tensors = load_file(folder / WEIGHTS_FILE)
     change(tensors)
     save_file(tensors, folder / WEIGHTS_FILE)
-    checkpoints.read(str(folder))
+    read_checkpoint(str(folder))
     assert message in refusal(loaded, folder)
 
 
@@ -392,8 +395,8 @@ def test_a_config_that_makes_no_network_is_one_line(pipeline):
 def test_raw_weights_are_those_of_unet_raw(tmp_path):
     unet = config.Unet(**{key: value for key, value in UNET.items() if key in config.Unet.model_fields})
     torch.manual_seed(0)
-    raw, ema = (models.build_unet(unet, (1, 8, 8)) for _ in range(2))
-    models.save_pipeline(tmp_path / "p", raw, models.ema_start(ema), DIFFUSION_DEFAULTS)
+    raw, ema = (build_unet(unet, (1, 8, 8)) for _ in range(2))
+    save_pipeline(tmp_path / "p", raw, ema_start(ema), DIFFUSION_DEFAULTS)
     found, rundir = planned(tmp_path / "p", grid={"weights": ["ema", "raw"]}), RunDir(tmp_path)
     assert len(found.models) == 1
     assert [cell.axes for cell in found.cells] == [{"weights": "ema"}, {"weights": "raw"}]
@@ -401,7 +404,7 @@ def test_raw_weights_are_those_of_unet_raw(tmp_path):
     hashes = set()
     for cell, network in zip(found.cells, (ema, raw), strict=True):
         hashes.add(rundir.sample_metadata(cell)["weights_sha256"])
-        output = models.load(rundir.network(cell.model, cell.settings.weights), cell.model.diffusion, "cpu")(x, 7)
+        output = load_network(rundir.network(cell.model, cell.settings.weights), cell.model.diffusion, "cpu")(x, 7)
         torch.testing.assert_close(output, network(x, 6).sample, rtol=0, atol=1e-6)
     assert len(hashes) == 2
 
@@ -437,16 +440,16 @@ def test_a_model_on_the_hub_is_downloaded_once_and_then_found_without_it(pipelin
     as_pickle(folder / "unet")
     (folder / "README.md").write_text("not wanted")
     with serving({"models/someone/something": folder}, tmp_path / "cache", monkeypatch) as requests:
-        first = checkpoints.read("someone/something")
+        first = read_checkpoint("someone/something")
         paths = {line.rsplit("/", 1)[-1] for line in requests if line.startswith("GET") and "/resolve/" in line}
         assert paths == {"config.json", WEIGHTS_FILE, "scheduler_config.json"}
-    here = checkpoints.read(str(folder))
+    here = read_checkpoint(str(folder))
     assert (first.commit, first.weights_sha256) == (commit(folder), here.weights_sha256)
     assert (first.diffusion, first.sample) == (here.diffusion, here.sample)
     assert f"someone/something at commit {commit(folder)[:10]}" in describe_checkpoint(
         planned("someone/something").models[0], []
     )
-    assert checkpoints.read("someone/something") == first, "the server is gone"
+    assert read_checkpoint("someone/something") == first, "the server is gone"
     assert planned("someone/something").models[0].id == planned(folder).models[0].id
     assert loaded(first.unet_folder)(torch.zeros(1, 1, 8, 8), 1).shape == (1, 1, 8, 8)
     assert capsys.readouterr().out == ""
@@ -456,8 +459,8 @@ def test_a_pickle_on_the_hub_is_taken_where_there_is_nothing_else(pipeline, tmp_
     folder = as_pickle(pipeline(DDIMScheduler()) / "unet")
     (folder / WEIGHTS_FILE).unlink()
     with serving({"models/someone/something": folder}, tmp_path / "cache", monkeypatch):
-        assert (Path(checkpoints.read("someone/something").unet_folder) / PICKLED_WEIGHTS_FILE).is_file()
-    assert checkpoints.read("someone/something").weights_sha256 == checkpoints.read(str(folder)).weights_sha256
+        assert (Path(read_checkpoint("someone/something").unet_folder) / PICKLED_WEIGHTS_FILE).is_file()
+    assert read_checkpoint("someone/something").weights_sha256 == read_checkpoint(str(folder)).weights_sha256
 
 
 def test_a_run_keeps_to_the_commit_that_it_began_with(pipeline, tmp_path, monkeypatch):
@@ -475,15 +478,15 @@ def test_a_run_keeps_to_the_commit_that_it_began_with(pipeline, tmp_path, monkey
 
 def test_what_the_hub_can_not_give_is_one_line(pipeline, tmp_path, monkeypatch):
     with serving({"models/someone/something": pipeline()}, tmp_path / "cache", monkeypatch):
-        line = refusal(checkpoints.read, "someone/else")
+        line = refusal(read_checkpoint, "someone/else")
         assert "someone/else is no folder" in line
         assert "nothing of that name" in line
-        assert "no such revision" in refusal(checkpoints.read, "someone/something@v2")
-    line = refusal(checkpoints.read, "someone/something")
+        assert "no such revision" in refusal(read_checkpoint, "someone/something@v2")
+    line = refusal(read_checkpoint, "someone/something")
     assert "ConnectError" in line
     assert f"the cache {tmp_path / 'cache'} does not hold all of it" in line
 
 
 @pytest.mark.parametrize("path", ["somewhere", "./some/where", "/some/where/else", "../where", "a b/c"])
 def test_what_is_no_id_is_not_asked_for(path):
-    assert "no folder" in refusal(checkpoints.read, path)
+    assert "no folder" in refusal(read_checkpoint, path)

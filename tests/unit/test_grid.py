@@ -13,7 +13,7 @@ from taugrid.errors import UserError
 from taugrid.hashing import identity
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.work.ode import ode_cells
-from taugrid.workers.network import checkpoint as checkpoints
+from taugrid.workers.network.checkpoint import WEIGHTS_FILE, read_checkpoint
 
 UNET = {"block_out_channels": [8, 8], "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
 BASE = {"name": "x", "model": {"unet": {**UNET, "norm_num_groups": 4}}}
@@ -194,7 +194,7 @@ def checkpoint_folder(folder: Path, scheduler: dict | None = None, weights: byte
     (folder / "unet/config.json").write_text(json.dumps(config))
     ends = {"conv_in.weight": np.zeros((8, config["in_channels"], 3, 3)),
             "conv_out.weight": np.zeros((config["out_channels"], 8, 3, 3))}  # fmt: skip
-    save_file(ends | {"others": np.frombuffer(weights, np.uint8)}, folder / "unet" / checkpoints.WEIGHTS_FILE)
+    save_file(ends | {"others": np.frombuffer(weights, np.uint8)}, folder / "unet" / WEIGHTS_FILE)
     if scheduler is not None:
         (folder / "scheduler").mkdir()
         (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
@@ -245,15 +245,15 @@ def test_a_scheduler_gives_its_settings_and_the_config_overrides_them(tmp_path):
 def test_what_can_not_be_honoured_is_refused_by_name(tmp_path, scheduler, unet, message):
     folder = checkpoint_folder(tmp_path / "c", scheduler, **unet)
     with pytest.raises(UserError, match=message):
-        checkpoints.read(str(folder))
+        read_checkpoint(str(folder))
 
 
 def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(UserError, match="no folder"):
-        checkpoints.read(str(tmp_path / "nowhere"))
+        read_checkpoint(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"config\.json"):
-        checkpoints.read(str(tmp_path / "empty"))
+        read_checkpoint(str(tmp_path / "empty"))
 
 
 def test_checkpoints_are_a_grid_axis(tmp_path):

@@ -9,8 +9,12 @@ from taugrid import config
 from taugrid.jobs import Oracle, SavedUnet
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import schedule
-from taugrid.workers.network import checkpoint as checkpoints
-from taugrid.workers.network import unet as models
+from taugrid.workers.network.checkpoint import read_checkpoint
+from taugrid.workers.network.ema import ema_decay, ema_start, ema_update
+from taugrid.workers.network.load import load_network
+from taugrid.workers.network.pipeline import save_pipeline
+from taugrid.workers.network.scheduler import scheduler_config
+from taugrid.workers.network.unet import build_unet
 
 UNET = config.Unet(
     block_out_channels=[8, 16],
@@ -22,18 +26,18 @@ UNET = config.Unet(
 
 
 def load(folder):
-    return models.load(SavedUnet(str(folder)), config.DIFFUSION_DEFAULTS, "cpu")
+    return load_network(SavedUnet(str(folder)), config.DIFFUSION_DEFAULTS, "cpu")
 
 
 def network(seed, layout=torch.contiguous_format):
     torch.manual_seed(seed)
-    return models.build_unet(UNET, (1, 8, 8)).to(memory_format=layout)
+    return build_unet(UNET, (1, 8, 8)).to(memory_format=layout)
 
 
 def test_a_saved_pipeline_is_read_by_diffusers_and_its_network_is_ours(tmp_path):
     # In channels_last, as it was trained: safetensors refuses tensors that are not contiguous.
     raw, other = network(0, torch.channels_last), network(1)
-    models.save_pipeline(tmp_path, raw, models.ema_start(other), config.DIFFUSION_DEFAULTS)
+    save_pipeline(tmp_path, raw, ema_start(other), config.DIFFUSION_DEFAULTS)
     pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path)
     x = torch.randn(3, 1, 8, 8)
     for folder, source in (("unet", other), ("unet_raw", raw)):
@@ -46,7 +50,7 @@ def test_a_saved_pipeline_is_read_by_diffusers_and_its_network_is_ours(tmp_path)
 
 
 def test_files_hold_no_pickle(tmp_path):
-    models.save_pipeline(tmp_path, network(0), models.ema_start(network(0)), config.DIFFUSION_DEFAULTS)
+    save_pipeline(tmp_path, network(0), ema_start(network(0)), config.DIFFUSION_DEFAULTS)
     suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
     assert suffixes == {".json", ".safetensors"}
 
@@ -57,7 +61,7 @@ def test_a_name_on_the_hub_is_never_asked_for():
 
 
 def test_a_network_is_asked_at_the_papers_time(tmp_path):
-    models.save_pipeline(tmp_path, network(0), models.ema_start(network(0)), config.DIFFUSION_DEFAULTS)
+    save_pipeline(tmp_path, network(0), ema_start(network(0)), config.DIFFUSION_DEFAULTS)
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
         for t in (1, 1000):
@@ -67,7 +71,7 @@ def test_a_network_is_asked_at_the_papers_time(tmp_path):
 def test_an_oracle_is_a_network_too():
     """Far from the data at little noise, eps points back to it: x = mean + a lot gives a large positive eps."""
     for name in ("gaussian", "two-points"):
-        oracle = models.load(Oracle(config.Data(name=name, shape=(1, 4, 4))), config.DIFFUSION_DEFAULTS, "cpu")
+        oracle = load_network(Oracle(config.Data(name=name, shape=(1, 4, 4))), config.DIFFUSION_DEFAULTS, "cpu")
         eps = oracle(torch.full((3, 1, 4, 4), 5.0), 100)
         assert eps.shape == (3, 1, 4, 4)
         assert eps.dtype == torch.float32
@@ -84,8 +88,8 @@ def test_a_saved_pipeline_is_read_back_as_the_same_diffusion(tmp_path, name, pre
 
 
 def read_back(folder, diffusion):
-    models.save_pipeline(folder, network(0), models.ema_start(network(0)), diffusion)
-    return checkpoints.read(str(folder)).diffusion
+    save_pipeline(folder, network(0), ema_start(network(0)), diffusion)
+    return read_checkpoint(str(folder)).diffusion
 
 
 @pytest.mark.parametrize("betas", [{}, {"trained_betas": (0.1, 0.3, 0.2), "timesteps": 3}], ids=["linear", "listed"])
@@ -105,7 +109,7 @@ def test_so_are_its_other_keys(tmp_path, betas, rescaled, to_one):
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])
 def test_the_saved_scheduler_has_our_alpha_bar(name):
     diffusion = config.DIFFUSION_DEFAULTS.model_copy(update={"schedule": name, "beta_start": 3e-4, "timesteps": 500})
-    scheduler = diffusers.DDIMScheduler(**models.scheduler_config(diffusion))
+    scheduler = diffusers.DDIMScheduler(**scheduler_config(diffusion))
     ours = schedule.alpha_bar(name, 500, 3e-4, 2e-2)
     np.testing.assert_allclose(scheduler.alphas_cumprod.numpy(), ours[1:], rtol=2e-4)
     scheduler.set_timesteps(10)
@@ -114,7 +118,7 @@ def test_the_saved_scheduler_has_our_alpha_bar(name):
 
 def test_build_unet_passes_every_key_on(tmp_path):
     values = {"freq_shift": 0, "flip_sin_to_cos": True, "norm_eps": 1e-5, "attention_head_dim": 4, "dropout": 0.1}
-    unet = models.build_unet(UNET.model_copy(update=values), (3, 16, 8))
+    unet = build_unet(UNET.model_copy(update=values), (3, 16, 8))
     unet.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
     expected = UNET.model_dump() | values | {"in_channels": 3, "out_channels": 3, "sample_size": [16, 8]}
@@ -123,20 +127,20 @@ def test_build_unet_passes_every_key_on(tmp_path):
 
 def test_the_average_follows_its_recurrence():
     unet = network(0)
-    ema = models.ema_start(unet)
+    ema = ema_start(unet)
     name, parameter = next(iter(unet.named_parameters()))
     expected = parameter.detach().double().clone()
     for step in range(30):
         with torch.no_grad():
             parameter.add_(1.0)
-        decay = models.ema_decay(step, 0.7)
-        models.ema_update(ema, unet, decay)
+        decay = ema_decay(step, 0.7)
+        ema_update(ema, unet, decay)
         expected = decay * expected + (1 - decay) * parameter.detach().double()
     torch.testing.assert_close(ema[name].double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_decay_warms_up_to_its_setting():
-    assert models.ema_decay(0, 0.999) == 0.1
-    assert models.ema_decay(90, 0.999) == 0.91
-    assert models.ema_decay(10**6, 0.999) == 0.999
-    assert models.ema_decay(5, 0.0) == 0.0
+    assert ema_decay(0, 0.999) == 0.1
+    assert ema_decay(90, 0.999) == 0.91
+    assert ema_decay(10**6, 0.999) == 0.999
+    assert ema_decay(5, 0.0) == 0.0

@@ -17,7 +17,10 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.ode import Reconstruct
 from taugrid.workers import ode
 from taugrid.workers.data import load as data
-from taugrid.workers.network import unet as models
+from taugrid.workers.network.ema import ema_start
+from taugrid.workers.network.load import load_network
+from taugrid.workers.network.pipeline import save_pipeline
+from taugrid.workers.network.unet import build_unet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,15 +57,15 @@ def save_networks(work, seed=1):
 
 def save_network(folder: Path, unet, shape, seed=1):
     torch.manual_seed(seed)
-    network = models.build_unet(unet, shape)
-    models.save_pipeline(folder, network, models.ema_start(network), DIFFUSION_DEFAULTS)
+    network = build_unet(unet, shape)
+    save_pipeline(folder, network, ema_start(network), DIFFUSION_DEFAULTS)
 
 
 def do(work):
     """Do what is missing, as workers would. Returns the pieces."""
     pieces = list(work.pieces(work.rundir.set_aside))
     for piece in pieces:
-        network = models.load(piece.job.network, piece.job.diffusion, "cpu")
+        network = load_network(piece.job.network, piece.job.diffusion, "cpu")
         assert ode.reconstruct(piece.job, network, "cpu").first
     assert work.missing() == {}
     return pieces

@@ -19,9 +19,9 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.ode import Interpolate, Reconstruct
 from taugrid.workers import actor, schedules
 from taugrid.workers.network import custom_process
-from taugrid.workers.network import unet as models
 from taugrid.workers.network.custom import UnusableNetwork, checked, for_inference, load, make, tensors
 from taugrid.workers.network.describe import describe
+from taugrid.workers.network.load import load_network
 from taugrid.workers.samplers import ddim as sampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -254,7 +254,7 @@ def test_random_weights_that_are_seeded_are_the_same_everywhere(folder):
 
 def test_a_module_is_set_to_inference_and_asked_at_the_index_before_t(folder):
     """Dropout is off, and the paper's t = 7 has the index 6 that DDPM networks are trained with."""
-    network = models.load(described("mine:scaled"), DIFFUSION_DEFAULTS, "cpu")
+    network = load_network(described("mine:scaled"), DIFFUSION_DEFAULTS, "cpu")
     x = torch.randn(3, *SHAPE)
     output = network(x, 7)
     assert torch.allclose(output, 0.5 * x + 0.006)
@@ -263,11 +263,11 @@ def test_a_module_is_set_to_inference_and_asked_at_the_index_before_t(folder):
 
 def test_plain_functions_are_left_alone(folder):
     x = torch.randn(3, *SHAPE)
-    plain = models.load(described("mine:plain"), DIFFUSION_DEFAULTS, "cpu")
+    plain = load_network(described("mine:plain"), DIFFUSION_DEFAULTS, "cpu")
     assert torch.allclose(plain(x, 7), 0.5 * x + 0.006)
-    double = models.load(described("mine:double"), DIFFUSION_DEFAULTS, "cpu")(x, 7)
+    double = load_network(described("mine:double"), DIFFUSION_DEFAULTS, "cpu")(x, 7)
     assert double.dtype == torch.float32
-    gradient = models.load(described("mine:gradient"), DIFFUSION_DEFAULTS, "cpu")
+    gradient = load_network(described("mine:gradient"), DIFFUSION_DEFAULTS, "cpu")
     with torch.no_grad():  # as the sampler does
         assert torch.allclose(gradient(x, 7), x)
 
@@ -426,7 +426,7 @@ def sample(p, rundir, settings=None):
     assert actor.modified(network) == 0.0
     from taugrid.workers.sample import sample_shard
 
-    sample_shard(job, models.load(network, cell.model.diffusion, "cpu"), "cpu")
+    sample_shard(job, load_network(network, cell.model.diffusion, "cpu"), "cpu")
     return path
 
 
@@ -482,7 +482,7 @@ def test_reconstruction_and_interpolation_go_through_it(folder):
         "test",
     )  # fmt: skip
     p, rundir = plan(config, describe_network=described), RunDir(folder / "run")
-    network = models.load(rundir.network(p.models[0], "ema"), p.models[0].diffusion, "cpu")
+    network = load_network(rundir.network(p.models[0], "ema"), p.models[0].diffusion, "cpu")
     [rebuilt] = [piece.job for piece in Reconstruct(config, p, rundir).pieces(pytest.fail)]
     assert ode.reconstruct(rebuilt, network, "cpu").images == 5
     from taugrid.workers.data import load as data

@@ -17,7 +17,10 @@ from taugrid.workers import ode, schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import noise
 from taugrid.workers.diffusion.process import Denoiser
-from taugrid.workers.network import unet as models
+from taugrid.workers.network.ema import ema_start
+from taugrid.workers.network.load import load_network
+from taugrid.workers.network.pipeline import save_pipeline
+from taugrid.workers.network.unet import build_unet
 from taugrid.workers.sample import sample_shard
 from taugrid.workers.samplers import ddim as sampler
 
@@ -59,14 +62,14 @@ def run(request, one_thread, tmp_path_factory):
     planned, rundir = plan(loaded), RunDir(tmp_path_factory.mktemp("run"))
     [model] = planned.models
     torch.manual_seed(3)
-    unet = models.build_unet(model.unet, SHAPE)
-    models.save_pipeline(rundir.models / model.id, unet, models.ema_start(unet), model.diffusion)
+    unet = build_unet(model.unet, SHAPE)
+    save_pipeline(rundir.models / model.id, unet, ema_start(unet), model.diffusion)
     return loaded, planned, rundir
 
 
 def the_only_job(pieces):
     [piece] = pieces
-    network = models.load(piece.job.network, piece.job.diffusion, "cpu")
+    network = load_network(piece.job.network, piece.job.diffusion, "cpu")
     return Job(piece.job, network, schedules.alpha_bar(config.DIFFUSION_DEFAULTS), piece.job.tau)
 
 

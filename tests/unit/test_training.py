@@ -27,7 +27,8 @@ from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import noise
 from taugrid.workers.diffusion.process import velocity
-from taugrid.workers.network import unet as models
+from taugrid.workers.network.ema import ema_decay
+from taugrid.workers.network.load import load_network
 from taugrid.workers.training import fit as training
 from taugrid.workers.training import log as training_log
 from taugrid.workers.training import loop as training_loop
@@ -178,8 +179,8 @@ def test_without_ema_warmup_the_average_stays_near_the_start(tmp_path):
     pairs = zip(start_of(tmp_path).unet.parameters(), plain.unet.parameters(), plain.ema.values(), strict=True)
     for start, now, average in pairs:
         torch.testing.assert_close(average, 0.75 * start + 0.25 * now, rtol=0, atol=1e-6)
-    assert [models.ema_decay(step, 0.75, warmup=True) for step in (0, 99)] == [0.1, 0.75]
-    assert [models.ema_decay(step, 0.75, warmup=False) for step in (0, 99)] == [0.75, 0.75]
+    assert [ema_decay(step, 0.75, warmup=True) for step in (0, 99)] == [0.1, 0.75]
+    assert [ema_decay(step, 0.75, warmup=False) for step in (0, 99)] == [0.75, 0.75]
 
 
 def test_antithetic_times_are_pairs_whatever_the_ranks(tmp_path):
@@ -231,7 +232,7 @@ def test_a_compiled_network_learns_the_same_and_is_saved_as_any_other(tmp_path):
     training_loop.load(other, tmp_path / "state.pt")
     assert torch.equal(weights(other), weights(state))
     training_loop._commit(spec, state)
-    raw = models.load(SavedUnet(str(spec.final / "unet_raw")), spec.diffusion, "cpu")
+    raw = load_network(SavedUnet(str(spec.final / "unet_raw")), spec.diffusion, "cpu")
     x = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(raw(x, 500), other.unet.eval()(x, 499).sample, rtol=0, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""What a diffusers folder says about the model in it, read without torch: shapes, schedule, clipping, weights' hash."""
+"""What a diffusers folder says about the model in it: shapes, scheduler, SHA-256 of the weights. Imports no torch."""
 
 import json
 from dataclasses import dataclass
@@ -6,13 +6,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from taugrid import hub
-from taugrid.config import Diffusion, Sample, validate
+from taugrid.config import Diffusion
 from taugrid.errors import UserError
 from taugrid.hashing import file_sha256
-from taugrid.workers.diffusion import schedule
+from taugrid.workers.network.scheduler import read_scheduler
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 PICKLED_WEIGHTS_FILE = "diffusion_pytorch_model.bin"
@@ -21,56 +19,8 @@ PICKLED_WEIGHTS_FILE = "diffusion_pytorch_model.bin"
 FOLDERS = ("", "unet/", "unet_raw/", "scheduler/")
 """Where a network's or a pipeline's files are in a repository."""
 
-SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
-"""diffusers' `beta_schedule` -> ours."""
-
-CLIPS = {"clip_sample": True}
-BETAS_OF_STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012}
-SCHEDULERS: dict[str, dict[str, Any]] = {
-    "DDPMScheduler": CLIPS,
-    "DDPMParallelScheduler": CLIPS,
-    "RePaintScheduler": CLIPS,
-    "DDIMScheduler": CLIPS,
-    "DDIMParallelScheduler": CLIPS,
-    "DDIMInverseScheduler": CLIPS,
-    "PNDMScheduler": {"set_alpha_to_one": False},
-    "DPMSolverMultistepScheduler": {},
-    "DPMSolverMultistepInverseScheduler": {},
-    "DPMSolverSinglestepScheduler": {},
-    "DEISMultistepScheduler": {},
-    "UniPCMultistepScheduler": {},
-    "SASolverScheduler": {},
-    "LMSDiscreteScheduler": {},
-    "EulerDiscreteScheduler": {},
-    "EulerAncestralDiscreteScheduler": {},
-    "HeunDiscreteScheduler": BETAS_OF_STABLE_DIFFUSION,
-    "DPMSolverSDEScheduler": BETAS_OF_STABLE_DIFFUSION,
-    "KDPM2DiscreteScheduler": BETAS_OF_STABLE_DIFFUSION,
-    "KDPM2AncestralDiscreteScheduler": BETAS_OF_STABLE_DIFFUSION,
-}
-"""diffusers' schedulers of DDPM's forward process, and those of their defaults that are not `SCHEDULER_DEFAULTS`."""
-
-SCHEDULER_DEFAULTS: dict[str, Any] = {
-    "num_train_timesteps": None,
-    "beta_schedule": "linear",
-    "beta_start": 1e-4,
-    "beta_end": 2e-2,
-    "trained_betas": None,
-    "prediction_type": "epsilon",
-    "rescale_betas_zero_snr": False,
-    "set_alpha_to_one": True,
-    "clip_sample": False,
-    "clip_sample_range": 1.0,
-    "steps_offset": 0,
-}
-"""What a config that was written before a key came means by its absence."""
-
 MOST_NAMED = 3
 """Files that a message lists."""
-
-
-class WrongWeights(UserError):
-    """Weights that are no weights of the network beside them: whichever worker opens them would say the same."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +49,7 @@ class Checkpoint:
         return (self.unet_config["in_channels"], height, width)
 
 
-def read(path: str, commit: str | None = None) -> Checkpoint:
+def read_checkpoint(path: str, commit: str | None = None) -> Checkpoint:
     """The model in a pipeline folder (`unet/`, `scheduler/`), in a bare `UNet2DModel` folder, or on the hub.
 
     `commit` is the one of the hub to take, in place of the newest or of the revision in `path`.
@@ -147,7 +97,9 @@ def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
             f"model.checkpoint: {path} names a scheduler in model_index.json, but there is no {places[0]}, so that its "
             "noise schedule is not known; put it there, or give the unet folder alone and set diffusion"
         )
-    diffusion, sample = next((_scheduler(place) for place in places if place.is_file()), (Diffusion(), {}))
+    diffusion, sample = next(
+        (read_scheduler(_json(place), place) for place in places if place.is_file()), (Diffusion(), {})
+    )
     raw = folder / "unet_raw"
     return Checkpoint(
         path=path,
@@ -271,81 +223,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"model.checkpoint: {path} holds no JSON object")
     return values
-
-
-def _scheduler(path: Path) -> tuple[Diffusion, dict[str, Any]]:
-    """The keys of `diffusion` and of `sample` that a scheduler's config gives; what it leaves out, its class does."""
-    values = _json(path)
-    for key in ("_class_name", "beta_schedule"):
-        if not isinstance(values.get(key), str | None):
-            raise UserError(f"model.checkpoint: {path}: {key} must be a name, not {json.dumps(values[key])}")
-    name = values.get("_class_name", "DDPMScheduler")
-    if name not in SCHEDULERS:
-        raise UserError(
-            f"model.checkpoint: {path} is of {name}, whose forward process is not DDPM's (or not known to be); taugrid "
-            "takes DDPMScheduler, DDIMScheduler and what shares their process"
-        )
-    unsupported = {
-        "thresholding": bool(values.get("thresholding")),
-        "variance_type": str(values.get("variance_type")).startswith("learned"),
-        "use_flow_sigmas": bool(values.get("use_flow_sigmas")),
-        "timestep_type": values.get("timestep_type") == "continuous",  # the network is asked with log sigma
-        "predict_epsilon": values.get("predict_epsilon") is False and "prediction_type" not in values,
-        "beta_schedule": values.get("trained_betas") is None and values.get("beta_schedule", "linear") not in SCHEDULES,
-    }
-    refused = [f"{key}: {values[key]}" for key, refuse in unsupported.items() if refuse]
-    if refused:
-        raise UserError(f"model.checkpoint: taugrid can't honour {', '.join(refused)} of {path}")
-    settings = SCHEDULER_DEFAULTS | SCHEDULERS[name] | values
-    return _diffusion(settings, path), _sample(settings, path)
-
-
-def _diffusion(scheduler: dict[str, Any], path: Path) -> Diffusion:
-    where, betas = f"model.checkpoint: {path}", scheduler["trained_betas"]
-    values = {
-        "timesteps": scheduler["num_train_timesteps"],
-        "prediction": scheduler["prediction_type"],
-        "rescale_betas_zero_snr": scheduler["rescale_betas_zero_snr"],
-        "set_alpha_to_one": scheduler["set_alpha_to_one"],
-    }
-    by_name = {
-        "schedule": SCHEDULES.get(scheduler["beta_schedule"], "linear"),
-        "beta_start": scheduler["beta_start"],
-        "beta_end": scheduler["beta_end"],
-    }
-    if betas is None:
-        return validate(Diffusion, {"timesteps": 1000} | _given(values | by_name), where)
-    listed = validate(Diffusion, _given(values) | {"trained_betas": betas}, where)
-    found = listed.model_copy(update={"timesteps": listed.timesteps or len(betas)})
-    if found.timesteps != len(betas):
-        raise UserError(f"{where}: num_train_timesteps is {found.timesteps}, but trained_betas are {len(betas)}")
-    beside = validate(Diffusion, _given(by_name), where)
-    if (named := _named_schedule(betas, beside)) is None:
-        return found
-    by_name = beside.model_dump(include=set(by_name)) | {"schedule": named}
-    return found.model_copy(update=by_name | {"trained_betas": None})
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _named_schedule(betas: list[float], beside: Diffusion) -> str | None:
-    """The schedule of ours that a list of betas is, as `models.save_pipeline` writes those without a name there."""
-    if beside.beta_start is None or beside.beta_end is None:
-        return None
-    for name in schedule.SCHEDULES:
-        ours = schedule.betas(name, len(betas), beside.beta_start, beside.beta_end)
-        if np.array_equal(ours, betas):
-            return name
-    return None
-
-
-def _sample(scheduler: dict[str, Any], path: Path) -> dict[str, Any]:
-    values = {
-        "clip": "x0" if scheduler["clip_sample"] else "none",
-        "clip_range": scheduler["clip_sample_range"],
-        "steps_offset": scheduler["steps_offset"],
-    }
-    given = _given(values)
-    return validate(Sample, given, f"model.checkpoint: {path}").model_dump(include=set(given))

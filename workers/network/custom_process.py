@@ -5,7 +5,7 @@ from pathlib import Path
 from taugrid.errors import UserError
 from taugrid.jobs import CustomNetwork
 from taugrid.workers.custom.process import ask
-from taugrid.workers.network import checkpoint as checkpoints
+from taugrid.workers.network import checkpoint
 
 DESCRIBE_TIMEOUT_SECONDS = 600.0
 """Enough to make a network twice and try it on a few images on a CPU."""
@@ -46,4 +46,4 @@ def weights_sha256(path: Path) -> str:
     """SHA-256 of the file `model.weights`; `UserError` if there is none."""
     if not path.is_file():
         raise UserError(f"model.weights: there is no file {path}")
-    return checkpoints.weights_sha256(path)
+    return checkpoint.weights_sha256(path)

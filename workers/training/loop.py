@@ -32,7 +32,9 @@ from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import noise
 from taugrid.workers.diffusion.process import diffuse
-from taugrid.workers.network import unet as models
+from taugrid.workers.network.ema import ema_decay, ema_start, ema_update
+from taugrid.workers.network.pipeline import save_pipeline
+from taugrid.workers.network.unet import build_unet, network_time
 from taugrid.workers.training.fit import Hopeless, TrainingSpec
 from taugrid.workers.training.log import Log, Record, events_folder
 from taugrid.workers.training.loss import Batch, Loss
@@ -201,13 +203,13 @@ def new_state(spec: TrainingSpec, device: str) -> State:
     shape = spec.data.image_shape
     torch.manual_seed(spec.train.seed)
     try:
-        unet = models.build_unet(spec.unet, shape)  # on the CPU, whose random numbers are the same anywhere
+        unet = build_unet(spec.unet, shape)  # on the CPU, whose random numbers are the same anywhere
         unet(torch.zeros(1, *shape), 0)
     except (ValueError, RuntimeError, TypeError) as error:
         raise Hopeless(f"model.unet is no network for images of shape {shape}: {error}") from error
     memory_format = torch.channels_last if spec.train.channels_last else torch.contiguous_format
     unet = unet.to(device=device, memory_format=memory_format).train()
-    return State(unet, models.ema_start(unet), _optimizer(spec.train, unet))
+    return State(unet, ema_start(unet), _optimizer(spec.train, unet))
 
 
 def _optimizer(settings: config.Train, unet: diffusers.UNet2DModel) -> torch.optim.Optimizer:
@@ -292,14 +294,14 @@ def _step(
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.step()
-    models.ema_update(state.ema, state.unet, models.ema_decay(state.step, settings.ema_decay, settings.ema_warmup))
+    ema_update(state.ema, state.unet, ema_decay(state.step, settings.ema_decay, settings.ema_warmup))
     return Step(share.detach(), gradient_norm)
 
 
 def _output(settings: config.Train, network: Any, batch: Batch) -> Tensor:
     """The network's output, float32 in any `precision`. bf16 has float32's range, so the loss needs no scaling."""
     with torch.autocast(batch.x_t.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-        output: Tensor = network(batch.x_t, models.network_time(batch.t), return_dict=False)[0]
+        output: Tensor = network(batch.x_t, network_time(batch.t), return_dict=False)[0]
     return output.float()
 
 
@@ -382,7 +384,7 @@ def _checkpoint(state: State, rank: int) -> None:
 def _commit(spec: TrainingSpec, state: State) -> None:
     """Put the pipeline folder and the log in place, in one step."""
     temporary = spec.final.with_name(f".{spec.model_id}.{uuid.uuid4().hex[:12]}.tmp")
-    models.save_pipeline(temporary, state.unet, state.ema, spec.diffusion)
+    save_pipeline(temporary, state.unet, state.ema, spec.diffusion)
     (temporary / "train").mkdir()
     events = events_folder(spec.running).iterdir() if spec.train.tensorboard else ()
     for path in (spec.running / "log.jsonl", *events):

@@ -1,0 +1,34 @@
+"""Loads any network that a job names (a saved UNet, a custom network, an oracle) as a function of x and t."""
+
+import torch
+
+from taugrid.config import Diffusion
+from taugrid.jobs import CustomNetwork, Network, SavedUnet
+from taugrid.workers import schedules
+from taugrid.workers.data import load as data
+from taugrid.workers.diffusion import gaussian, oracle
+from taugrid.workers.diffusion.process import Denoiser
+from taugrid.workers.network import custom
+from taugrid.workers.network.unet import load_unet, network_time
+
+
+def load_network(network: Network, diffusion: Diffusion, device: str) -> Denoiser:
+    """A network for inference on `device`, as a function of x, (B, C, H, W) float32, and the paper's t in 1..T.
+
+    It returns what the network predicts (`diffusion.prediction`), in the shape of x.
+
+    Raises:
+        OSError: if a folder holds no network.
+        WrongWeights: if the weights in a folder do not fit its config.json.
+        UnusableNetwork: if a custom network is not the one that was planned. Calling it raises the same for a wrong
+            output, see `custom.checked`.
+    """
+    if isinstance(network, SavedUnet):
+        return load_unet(network.folder, device)
+    if isinstance(network, CustomNetwork):
+        batched = custom.load(network, device)
+        return lambda x, t: batched(x, torch.full((len(x),), network_time(t), device=x.device))
+    distribution = data.distribution(network.data)
+    if isinstance(distribution, gaussian.Gaussian):
+        return oracle.gaussian_eps(distribution, schedules.alpha_bar(diffusion), device)
+    return oracle.two_points_eps(distribution, schedules.alpha_bar(diffusion), device)

@@ -1,0 +1,169 @@
+"""diffusers' scheduler configs: what one says of diffusion and sampling, and the one we write. Imports no torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taugrid.config import Diffusion, Sample, validate
+from taugrid.errors import UserError
+from taugrid.workers.diffusion import schedule
+
+SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
+"""diffusers' `beta_schedule` -> ours."""
+
+CLIPS = {"clip_sample": True}
+BETAS_OF_STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012}
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "DDPMScheduler": CLIPS,
+    "DDPMParallelScheduler": CLIPS,
+    "RePaintScheduler": CLIPS,
+    "DDIMScheduler": CLIPS,
+    "DDIMParallelScheduler": CLIPS,
+    "DDIMInverseScheduler": CLIPS,
+    "PNDMScheduler": {"set_alpha_to_one": False},
+    "DPMSolverMultistepScheduler": {},
+    "DPMSolverMultistepInverseScheduler": {},
+    "DPMSolverSinglestepScheduler": {},
+    "DEISMultistepScheduler": {},
+    "UniPCMultistepScheduler": {},
+    "SASolverScheduler": {},
+    "LMSDiscreteScheduler": {},
+    "EulerDiscreteScheduler": {},
+    "EulerAncestralDiscreteScheduler": {},
+    "HeunDiscreteScheduler": BETAS_OF_STABLE_DIFFUSION,
+    "DPMSolverSDEScheduler": BETAS_OF_STABLE_DIFFUSION,
+    "KDPM2DiscreteScheduler": BETAS_OF_STABLE_DIFFUSION,
+    "KDPM2AncestralDiscreteScheduler": BETAS_OF_STABLE_DIFFUSION,
+}
+"""diffusers' schedulers of DDPM's forward process, and those of their defaults that are not `SCHEDULER_DEFAULTS`."""
+
+SCHEDULER_DEFAULTS: dict[str, Any] = {
+    "num_train_timesteps": None,
+    "beta_schedule": "linear",
+    "beta_start": 1e-4,
+    "beta_end": 2e-2,
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "rescale_betas_zero_snr": False,
+    "set_alpha_to_one": True,
+    "clip_sample": False,
+    "clip_sample_range": 1.0,
+    "steps_offset": 0,
+}
+"""What a config that was written before a key came means by its absence."""
+
+BETA_SCHEDULES = {ours: theirs for theirs, ours in SCHEDULES.items() if theirs != "sigmoid"}
+"""DDIMScheduler's names of our schedules; `sigmoid` is DDPMScheduler's alone."""
+
+
+def read_scheduler(values: dict[str, Any], path: Path) -> tuple[Diffusion, dict[str, Any]]:
+    """The keys of `diffusion` and of `sample` that a scheduler's config gives, with its class's defaults.
+
+    Args:
+        values: what the config holds.
+        path: its file, for messages.
+
+    Raises:
+        UserError: if it is of another process than DDPM's, or asks for something that taugrid can't honour.
+    """
+    for key in ("_class_name", "beta_schedule"):
+        if not isinstance(values.get(key), str | None):
+            raise UserError(f"model.checkpoint: {path}: {key} must be a name, not {json.dumps(values[key])}")
+    name = values.get("_class_name", "DDPMScheduler")
+    if name not in SCHEDULERS:
+        raise UserError(
+            f"model.checkpoint: {path} is of {name}, whose forward process is not DDPM's (or not known to be); taugrid "
+            "takes DDPMScheduler, DDIMScheduler and what shares their process"
+        )
+    unsupported = {
+        "thresholding": bool(values.get("thresholding")),
+        "variance_type": str(values.get("variance_type")).startswith("learned"),
+        "use_flow_sigmas": bool(values.get("use_flow_sigmas")),
+        "timestep_type": values.get("timestep_type") == "continuous",  # the network is asked with log sigma
+        "predict_epsilon": values.get("predict_epsilon") is False and "prediction_type" not in values,
+        "beta_schedule": values.get("trained_betas") is None and values.get("beta_schedule", "linear") not in SCHEDULES,
+    }
+    refused = [f"{key}: {values[key]}" for key, refuse in unsupported.items() if refuse]
+    if refused:
+        raise UserError(f"model.checkpoint: taugrid can't honour {', '.join(refused)} of {path}")
+    settings = SCHEDULER_DEFAULTS | SCHEDULERS[name] | values
+    return _diffusion(settings, path), _sample(settings, path)
+
+
+def _diffusion(scheduler: dict[str, Any], path: Path) -> Diffusion:
+    where, betas = f"model.checkpoint: {path}", scheduler["trained_betas"]
+    values = {
+        "timesteps": scheduler["num_train_timesteps"],
+        "prediction": scheduler["prediction_type"],
+        "rescale_betas_zero_snr": scheduler["rescale_betas_zero_snr"],
+        "set_alpha_to_one": scheduler["set_alpha_to_one"],
+    }
+    by_name = {
+        "schedule": SCHEDULES.get(scheduler["beta_schedule"], "linear"),
+        "beta_start": scheduler["beta_start"],
+        "beta_end": scheduler["beta_end"],
+    }
+    if betas is None:
+        return validate(Diffusion, {"timesteps": 1000} | _given(values | by_name), where)
+    listed = validate(Diffusion, _given(values) | {"trained_betas": betas}, where)
+    found = listed.model_copy(update={"timesteps": listed.timesteps or len(betas)})
+    if found.timesteps != len(betas):
+        raise UserError(f"{where}: num_train_timesteps is {found.timesteps}, but trained_betas are {len(betas)}")
+    beside = validate(Diffusion, _given(by_name), where)
+    if (named := _named_schedule(betas, beside)) is None:
+        return found
+    by_name = beside.model_dump(include=set(by_name)) | {"schedule": named}
+    return found.model_copy(update=by_name | {"trained_betas": None})
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _named_schedule(betas: list[float], beside: Diffusion) -> str | None:
+    """The schedule of ours that a list of betas is, as `scheduler_config` writes those without a name there."""
+    if beside.beta_start is None or beside.beta_end is None:
+        return None
+    for name in schedule.SCHEDULES:
+        ours = schedule.betas(name, len(betas), beside.beta_start, beside.beta_end)
+        if np.array_equal(ours, betas):
+            return name
+    return None
+
+
+def _sample(scheduler: dict[str, Any], path: Path) -> dict[str, Any]:
+    values = {
+        "clip": "x0" if scheduler["clip_sample"] else "none",
+        "clip_range": scheduler["clip_sample_range"],
+        "steps_offset": scheduler["steps_offset"],
+    }
+    given = _given(values)
+    return validate(Sample, given, f"model.checkpoint: {path}").model_dump(include=set(given))
+
+
+def scheduler_config(diffusion: Diffusion) -> dict[str, Any]:
+    """Arguments of diffusers' DDIMScheduler for a resolved `diffusion` section and our sampler's settings.
+
+    `trailing` is our linear tau where S divides T; without clipping. A schedule that diffusers has no name for is given
+    by its betas.
+    """
+    assert diffusion.timesteps is not None
+    betas: dict[str, Any] = {"beta_start": diffusion.beta_start, "beta_end": diffusion.beta_end}
+    if diffusion.trained_betas is not None:
+        betas = {"trained_betas": list(diffusion.trained_betas)}
+    elif diffusion.schedule in BETA_SCHEDULES:
+        betas["beta_schedule"] = BETA_SCHEDULES[diffusion.schedule]
+    else:
+        assert diffusion.schedule is not None
+        betas["trained_betas"] = schedule.betas(diffusion.schedule, diffusion.timesteps, **betas).tolist()
+    return {
+        "num_train_timesteps": diffusion.timesteps,
+        **betas,
+        "prediction_type": diffusion.prediction,
+        "rescale_betas_zero_snr": diffusion.rescale_betas_zero_snr,
+        "set_alpha_to_one": diffusion.set_alpha_to_one,
+        "clip_sample": False,
+        "timestep_spacing": "trailing",
+    }
