@@ -22,7 +22,8 @@ from taugrid.eval.sources import Source, open_source
 from taugrid.hashing import file_sha256, spaced_json_sha256
 from taugrid.parquet import DamagedFile
 from taugrid.storage import replacing, user_cache
-from taugrid.workers.data.readers import NPZ_ERRORS, NPZ_IMAGES, SourceError, require_whole_npz
+from taugrid.workers.data.readers.npz import NPZ_ERRORS, NPZ_IMAGES, require_whole_npz
+from taugrid.workers.data.readers.picture import SourceError
 
 Features = NDArray[np.float32]
 
@@ -84,8 +85,8 @@ def open_reference(path: str) -> Source | MomentsFile:
     An `.npz` with both (guided-diffusion's) is taken for its images, which any extractor can see.
 
     Raises:
-        workers.data.readers.SourceError, parquet.DamagedFile: as `open_source`, and for a mean and covariance that are
-            of no distribution.
+        workers.data.readers.picture.SourceError, taugrid.parquet.DamagedFile: as `open_source`, and for a mean and
+            covariance that are of no distribution.
     """
     file = Path(path).expanduser().absolute()
     if file.suffix == ".npz" and file.is_file():

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from taugrid.eval.features.names import torch_hub_folder
 from taugrid.hashing import digest_of_shape
-from taugrid.workers.data import readers
-from taugrid.workers.data.readers import Picture, Reader, SourceError
+from taugrid.workers.data.readers import directory, npz, parquet_files, torch_fidelity
+from taugrid.workers.data.readers.picture import Picture, Reader, SourceError
 
 Kind = Literal["folder", "npz", "parquet", "dataset"]
 
@@ -57,7 +57,7 @@ def open_source(path: str) -> Source:
     others: by file name, then row), or, where there is no such path, the name of a data set of torch-fidelity.
 
     Raises:
-        workers.data.readers.SourceError: for anything that is no set of 8-bit grey or RGB images of one size.
+        workers.data.readers.picture.SourceError: for anything that is no set of 8-bit grey or RGB images of one size.
         taugrid.parquet.DamagedFile: for an image or a file that can't be read, naming it.
     """
     kind, found, dataset = _locate(path)
@@ -83,8 +83,8 @@ def batches(source: Source, size: int) -> Iterator[Batch]:
     """All images of `source` in order, `size` at a time; threads decode ahead, a bounded number of images.
 
     Raises:
-        workers.data.readers.SourceError: also if the images are no longer those that were opened, which is known at the
-            end.
+        workers.data.readers.picture.SourceError: also if the images are no longer those that were opened, which is
+            known at the end.
         taugrid.parquet.DamagedFile: for an image or a file that can't be read.
     """
     reader = _reader(source.kind, Path(source.path), source.dataset)
@@ -121,11 +121,11 @@ def _describe(picture: Picture) -> str:
 def _locate(text: str) -> tuple[Kind, Path, str | None]:
     path = Path(text).expanduser().absolute()
     if not path.exists():
-        if text in readers.DATASETS:
+        if text in torch_fidelity.NAMES:
             return "dataset", torch_hub_folder().parent / "fidelity_datasets", text
-        raise SourceError(f"there is no {text}; give {WAYS}, or a data set: {', '.join(readers.DATASETS)}")
+        raise SourceError(f"there is no {text}; give {WAYS}, or a data set: {', '.join(torch_fidelity.NAMES)}")
     if path.is_dir():
-        pictures, tables = readers.files(path, readers.EXTENSIONS), readers.files(path, (".parquet",))
+        pictures, tables = directory.files(path, directory.EXTENSIONS), directory.files(path, (".parquet",))
         if pictures and tables:
             raise SourceError(f"{path} holds {len(pictures)} images and {len(tables)} Parquet files: separate them")
         if not pictures and not tables:
@@ -139,7 +139,7 @@ def _locate(text: str) -> tuple[Kind, Path, str | None]:
 
 
 def _nothing_in(folder: Path) -> str:
-    deeper = readers.subfolder_with_images(folder)
+    deeper = directory.subfolder_with_images(folder)
     if deeper is not None:
         return f"{folder} has images in subfolders only, which are not searched: give one of them, such as {deeper}"
     return f"{folder} holds no .png, .jpg, .jpeg or .parquet file; give {WAYS}"
@@ -147,7 +147,7 @@ def _nothing_in(folder: Path) -> str:
 
 def _reader(kind: Kind, path: Path, dataset: str | None) -> Reader:
     if dataset is not None:
-        return readers.dataset_reader(path, dataset)
+        return torch_fidelity.dataset_reader(path, dataset)
     if kind == "folder":
-        return readers.folder_reader(path)
-    return readers.npz_reader(path) if kind == "npz" else readers.parquet_reader(path)
+        return directory.folder_reader(path)
+    return npz.npz_reader(path) if kind == "npz" else parquet_files.parquet_reader(path)

@@ -14,6 +14,7 @@ from taugrid.orchestrator.plan.grid import Cell, Plan
 from taugrid.orchestrator.report.quality import collect
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers import schedules
+from taugrid.workers.data import distributions
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion.gaussian import Gaussian
 
@@ -48,7 +49,7 @@ def judge_run(config: Config, plan: Plan, rundir: RunDir, progress: Progress) ->
         judgements.append(Judgement(cell, _judge(cell, rundir, rows[cell.id]["fid"], reference)))
         progress.update(count + 1)
     progress.end()
-    known = data.distribution(config.data)
+    known = distributions.distribution(config.data)
     assert isinstance(known, Gaussian)
     return Findings(judgements, reference_problems(reference, known))
 
@@ -58,7 +59,7 @@ def _judge(cell: Cell, rundir: RunDir, fid: float, reference: NDArray[np.uint8])
     index, pictures = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     assert cell.settings.seed is not None
     settings = CellSettings(
-        data=data.distribution(cell.model.data),
+        data=distributions.distribution(cell.model.data),
         alpha_bar=schedules.alpha_bar(cell.model.diffusion),
         tau=cell.tau,
         eta=cell.settings.eta,

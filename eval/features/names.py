@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from taugrid.datasets import DATASETS
 from taugrid.hashing import file_sha256
 from taugrid.storage import replacing
 from taugrid.workers.custom.process import ask
@@ -23,9 +24,6 @@ CLIP = "clip-vit-b-32"
 DINOV2 = "dinov2-vit-b-14"
 PIXELS = "pixels"
 """The image itself as features, for data whose distances in pixels mean something: no weights, no classes."""
-
-DEFAULTS = {"digits": DIGITS_CONVNET, "fashion-mnist": FASHION_CONVNET, "gaussian": PIXELS, "two-points": PIXELS}
-"""Data set -> its extractor; Inception for any other."""
 
 DINOV2_HUB_REPOSITORY = "facebookresearch/dinov2"
 
@@ -128,7 +126,7 @@ class ExtractorSpec:
 def resolve(name: str | None, data_name: str, weights: str | None, image_shape: tuple[int, int, int]) -> ExtractorSpec:
     """The extractor that `evaluate.extractor` and `evaluate.weights` mean for the data set `data_name`.
 
-    `name` None chooses by data: digits-convnet for `digits`, pixels for distributions, else torch-fidelity's Inception.
+    `name` None chooses the data set's default (`taugrid.datasets`), or torch-fidelity's Inception if it has none.
     `package.module:Class` is one's own `torch_fidelity.FeatureExtractorBase`, importable from the current folder or
     from Python's path; another process asks it for its layers. `weights` None is the file that ships with taugrid, or
     the one that torch-fidelity has in torch's hub folder, downloaded where it is missing; one's own class is left to
@@ -138,7 +136,8 @@ def resolve(name: str | None, data_name: str, weights: str | None, image_shape: 
         ValueError: one line, for an unknown name, images of another size than the extractor takes, a file of weights
             that is not there, can't be downloaded or is not the published one, or a class that can't be used.
     """
-    chosen = name or DEFAULTS.get(data_name, INCEPTION)
+    dataset = DATASETS.get(data_name)
+    chosen = name or (dataset and dataset.extractor) or INCEPTION
     if ":" in chosen:
         return _own(chosen, weights, image_shape)
     if chosen == PIXELS:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from taugrid.config import (
-    DEFAULT_SHAPES,
     DIFFUSION_DEFAULTS,
     GRID_SECTIONS,
     SCHEDULE_KEYS,
@@ -43,12 +42,6 @@ NOT_IDENTITY = {
     "sample": {"num_samples"},
 }
 """Keys that change no result (or, for `num_samples`, only how much there is of it)."""
-
-UNPUBLISHED = ("folder", "parquet")
-"""Data sets whose name says nothing of their images."""
-
-RESIZED = ("celeba", "lsun")
-"""Published data sets of any shape, of which the usual one is the same said or not (of a distribution it never was)."""
 
 NOT_CELLS = {"num_samples"} | {f"{name}.{key}" for name in ("data", "train") for key in NOT_IDENTITY[name]}
 """The same, as keys of a grid."""
@@ -329,12 +322,10 @@ def _model(
 
 
 def _data_content(data: Data, fingerprint: Fingerprint) -> dict[str, Any]:
-    """What a model was trained on: the name says it of a published data set, of others only the images do."""
-    if data.name in UNPUBLISHED:
+    """What a model was trained on: a published data set is identified by its name, others by their images."""
+    if not data.dataset.is_published:
         return {"name": data.name, "shape": list(data.image_shape), "sha256": fingerprint(data)}
-    if data.name in RESIZED and data.shape == DEFAULT_SHAPES[data.name]:
-        data = data.model_copy(update={"shape": None})
-    return _differing(data, Data(), NOT_IDENTITY["data"])
+    return _differing(data.in_ids, Data(), NOT_IDENTITY["data"])
 
 
 def _cell(model: Model, sections: Mapping[str, Section], axes: list[str]) -> Cell:

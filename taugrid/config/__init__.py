@@ -6,7 +6,7 @@ every run that people have.
 """
 
 from taugrid.config.cluster import Cluster
-from taugrid.config.data import DEFAULT_SHAPES, FIXED_SHAPES, SPLITS, Data
+from taugrid.config.data import Data
 from taugrid.config.diffusion import DIFFUSION_DEFAULTS, SCHEDULE_KEYS, Diffusion
 from taugrid.config.evaluate import Evaluate
 from taugrid.config.experiment import GRID_SECTIONS, Config, schema
@@ -17,12 +17,9 @@ from taugrid.config.section import S, Section, validate
 from taugrid.config.train import LossWeights, Train
 
 __all__ = [
-    "DEFAULT_SHAPES",
     "DIFFUSION_DEFAULTS",
-    "FIXED_SHAPES",
     "GRID_SECTIONS",
     "SCHEDULE_KEYS",
-    "SPLITS",
     "Cluster",
     "Config",
     "Data",

@@ -1,43 +1,57 @@
 """`data`: the images that a model learns and that samples are compared with."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from taugrid.config.section import Positive, Section
+from taugrid.datasets import DATASETS, KEYS, Dataset
+
+
+def _known(name: Any) -> Any:
+    if not isinstance(name, str) or name not in DATASETS:
+        *others, last = map(repr, DATASETS)
+        raise ValueError(f"must be {', '.join(others)} or {last}")
+    return name
+
+
+def _name_schema(schema: dict[str, Any]) -> None:
+    schema["enum"] = list(DATASETS)
+    schema["description"] = "\n".join(f"`{name}`: {dataset.description}." for name, dataset in DATASETS.items())
 
 
 class Data(Section):
     """The images that a model learns and that samples are compared with."""
 
-    name: Literal[
-        "digits", "gaussian", "two-points", "fashion-mnist", "cifar10", "celeba", "lsun", "folder", "parquet"
-    ] = "digits"
-    """`digits`: scikit-learn's 1797 handwritten digits, grey 8x8. `gaussian` and `two-points`: distributions whose
-    optimal eps is known (workers/diffusion/gaussian.py), of which 10,000 images are drawn. `fashion-mnist`, `cifar10`,
-    `celeba`, `lsun`: those data sets, from `root`. `folder`: all PNG and JPEG files below `root`. `parquet`: the image
-    column of Parquet files, such as Hugging Face's image data sets."""
+    name: Annotated[str, BeforeValidator(_known), Field(json_schema_extra=_name_schema)] = "digits"
+    """One of `taugrid.datasets.DATASETS`."""
     shape: tuple[Positive, Positive, Positive] | None = None
-    """[channels, height, width]. Of `folder` and `parquet` it must be said; null: [1, 8, 8] for `gaussian` and
-    `two-points`, [3, 64, 64] for `celeba`, [3, 256, 256] for `lsun`. Larger images are resized and cropped to it."""
+    """[channels, height, width]. `folder` and `parquet` require it; null: [1, 8, 8] for `gaussian` and `two-points`,
+    [3, 64, 64] for `celeba`, [3, 256, 256] for `lsun`. Larger images are resized and cropped to it."""
     split: Literal["all", "train", "validation", "test"] = "all"
     """Which part: of digits, `train` is the first 1437 and `test` the last 360; of a distribution, `test` is other
     draws; of a folder, the subfolder of that name; of Parquet, the files whose names begin with it."""
     category: str | None = None
-    """Of `lsun`: bedroom, church_outdoor, ..."""
+    """`lsun` requires it: bedroom, church_outdoor, ..."""
     limit: Positive | None = None
     """Only the first so many images; null: all."""
     root: str | None = None
-    """Where the files are; null: where they usually are. Not part of any identity: the images
-    are."""
+    """Where the files are; null: where they usually are. Not part of any identity: the images are."""
     download: bool = False
     """Download what is missing, where its publishers allow that."""
 
     @property
+    def dataset(self) -> Dataset:
+        """What is known of the data set that `name` names."""
+        return DATASETS[self.name]
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image."""
-        return self.shape or FIXED_SHAPES.get(self.name) or DEFAULT_SHAPES[self.name]
+        shape = self.shape or self.dataset.shape
+        assert shape is not None, "a data set without a default shape requires one"
+        return shape
 
     @property
     def full_name(self) -> str:
@@ -46,10 +60,17 @@ class Data(Section):
 
     @property
     def held_out(self) -> "Data":
-        """What a model trained on this has not seen: the whole test split, if this is the training split; else this."""
+        """What a model trained on this has not seen: of the training split the whole held-out split, else this."""
         if self.split != "train":
             return self
-        return self.model_copy(update={"split": "validation" if self.name == "lsun" else "test", "limit": None})
+        return self.model_copy(update={"split": self.dataset.held_out, "limit": None})
+
+    @property
+    def in_ids(self) -> "Data":
+        """The section as it enters a model's id: the default shape is left out, whether it was written down or not."""
+        if self.shape == self.dataset.shape and not self.dataset.default_shape_in_ids:
+            return self.model_copy(update={"shape": None})
+        return self
 
     @field_validator("root")
     @classmethod
@@ -59,34 +80,35 @@ class Data(Section):
         return str(Path(root).expanduser().absolute())  # Ray's workers change directory
 
     @model_validator(mode="after")
-    def _shape_is_free(self) -> "Data":
-        if self.name in FIXED_SHAPES and self.shape is not None:
-            raise ValueError(f"shape is not for {self.name}, whose images are of shape {list(FIXED_SHAPES[self.name])}")
-        if self.name in ("folder", "parquet") and (self.shape is None or self.root is None):
-            raise ValueError(f"{self.name} needs root, where the images are, and shape: [channels, height, width]")
-        if self.shape is not None and self.shape[0] not in (1, 3):
-            raise ValueError(f"shape must have 1 channel (grey) or 3 (RGB) in front, not {self.shape[0]}")
+    def _keys_fit_the_data_set(self) -> "Data":
+        given = {key for key in KEYS if getattr(self, key) not in (None, False)}
+        refused = [key for key in KEYS if key in given - self.dataset.keys]
+        if refused:
+            raise ValueError(
+                "; ".join(f"{key} is not for {self.name}: {_why_not(key, self.dataset)}" for key in refused)
+            )
+        missing = [key for key in KEYS if key in self.dataset.required - given]
+        if missing:
+            raise ValueError(f"{self.name} needs " + " and ".join(f"{key} ({KEYS[key]})" for key in missing))
         return self
 
     @model_validator(mode="after")
-    def _keys_fit_the_name(self) -> "Data":
-        if (self.name == "lsun") != (self.category is not None):
-            raise ValueError("lsun needs category (bedroom, church_outdoor, ...), and nothing else has one")
-        if self.split not in SPLITS.get(self.name, ("all", "train", "validation", "test")):
-            raise ValueError(f"split of {self.name} must be one of {', '.join(SPLITS[self.name])}, not {self.split}")
-        if self.name in ("folder", "lsun") and self.download:
-            raise ValueError(f"download is not for {self.name}: taugrid does not download it; set root to where it is")
-        if self.name in ("digits", "gaussian", "two-points") and (self.root is not None or self.download):
-            raise ValueError(f"root and download are not for {self.name}, which comes with taugrid")
-        if self.name != "parquet" and "://" in (self.root or ""):
-            raise ValueError(f"root of {self.name} must be a folder, not {self.root}; hf:// is for parquet")
+    def _values_fit_the_data_set(self) -> "Data":
+        if self.shape is not None and self.shape[0] not in (1, 3):
+            raise ValueError(f"shape must have 1 channel (grey) or 3 (RGB) in front, not {self.shape[0]}")
+        if self.split not in self.dataset.splits:
+            raise ValueError(f"split of {self.name} must be one of {', '.join(self.dataset.splits)}, not {self.split}")
+        if "://" in (self.root or "") and not self.dataset.is_on_hub:
+            on_hub = ", ".join(name for name, dataset in DATASETS.items() if dataset.is_on_hub)
+            raise ValueError(f"root of {self.name} must be a folder, not {self.root}; hf:// is for {on_hub}")
         return self
 
 
-FIXED_SHAPES = {"digits": (1, 8, 8), "fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
-DEFAULT_SHAPES = {"gaussian": (1, 8, 8), "two-points": (1, 8, 8), "celeba": (3, 64, 64), "lsun": (3, 256, 256)}
-SPLITS = {
-    **dict.fromkeys(("digits", "gaussian", "two-points", "fashion-mnist", "cifar10"), ("all", "train", "test")),
-    "lsun": ("train", "validation"),
-}
-"""The splits of data sets that don't have all of them."""
+def _why_not(key: str, dataset: Dataset) -> str:
+    if key == "shape":
+        return f"its images are of shape {list(dataset.shape or ())}"
+    if key == "category":
+        return f"only {', '.join(name for name, other in DATASETS.items() if key in other.keys)} has categories"
+    if "root" not in dataset.keys:
+        return "it comes with taugrid"
+    return "taugrid does not download it; set root to where it is"

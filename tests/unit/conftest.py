@@ -15,3 +15,13 @@ def one_thread():
     with threadpool_limits(limits=1):
         yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def user_cache(tmp_path, monkeypatch):
+    """A user's cache of the test's own, and no images remembered from other tests."""
+    from taugrid.workers.data import load
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    load._load.cache_clear()
+    return tmp_path / "cache" / "taugrid"

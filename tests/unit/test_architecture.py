@@ -40,7 +40,6 @@ KNOWN = {
     repeated_classes: [
         "Batch: eval/sources.py, workers/training/loss.py",
         "Description: eval/features/custom.py, workers/network/describe.py",
-        "Encoded: eval/tables/published.py, workers/data/decoding.py",
         "Joined: eval/tables/rows.py, orchestrator/dispatch/pool.py",
         "Progress: orchestrator/cli/progress.py, workers/training/fit.py",
         "Reference: eval/reference.py, orchestrator/plan/evaluation.py",

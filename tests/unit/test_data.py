@@ -25,6 +25,7 @@ from taugrid.orchestrator.work.ode import Reconstruct
 from taugrid.storage import write_json
 from taugrid.workers import ode
 from taugrid.workers.data import load as data
+from taugrid.workers.data.distributions import distribution
 from taugrid.workers.training import loop as training_loop
 from taugrid.workers.training.fit import Hopeless, TrainingSpec
 
@@ -56,14 +57,14 @@ def test_a_distribution_is_a_data_set_of_draws(name):
     section = config.Data(name=name, shape=(3, 4, 2))
     images, others = data.load_images(section), data.load_images(section.model_copy(update={"split": "test"}))
     assert images.shape == others.shape == (10_000, 3, 4, 2)
-    known = data.distribution(section)
+    known = distribution(section)
     mean = known.mean if name == "gaussian" else known.weights @ known.points
     found = images.reshape(len(images), -1) / 127.5 - 1
     within = np.abs(mean) < 0.9  # beyond 1 pixels are clipped
     np.testing.assert_allclose(found.mean(axis=0)[within], mean[within], atol=0.01)
     assert data.fingerprint(images) != data.fingerprint(others)
     with pytest.raises(ValueError, match="digits is not known"):
-        data.distribution(config.Data())
+        distribution(config.Data())
 
 
 def test_a_run_knows_images_that_are_gone_by_what_it_recorded(tmp_path):
@@ -209,10 +210,10 @@ def test_provenance_names_the_data_that_a_model_was_trained_on(pictures, tmp_pat
 
 def test_a_protocol_tells_categories_apart_and_names_no_path():
     section = config.Data(name="lsun", category="bedroom", split="validation")
-    described = Reference(section, 300, "ab" * 32, section.image_shape).describe()
-    assert (described["dataset"], described["split"]) == ("lsun/bedroom", "validation")
+    described = Reference(section, 300, "ab" * 32, section.image_shape).identity()
+    assert (described.dataset, described.split) == ("lsun/bedroom", "validation")
     section = config.Data.model_validate(of_folder("/a/folder"))
-    assert "/a/folder" not in json.dumps(Reference(section, 12, "ab" * 32, section.image_shape).describe())
+    assert "/a/folder" not in str(Reference(section, 12, "ab" * 32, section.image_shape).identity())
 
 
 def test_batches_are_the_same_wherever_the_images_lie(pictures, tmp_path, monkeypatch):

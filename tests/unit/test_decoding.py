@@ -15,9 +15,9 @@ from PIL import Image
 
 from taugrid.config import Data
 from taugrid.errors import UserError
-from taugrid.workers.data import datasets, decoding
+from taugrid.workers.data import decoding, folder
 from taugrid.workers.data import load as data
-from taugrid.workers.data.readers import Picture, SourceError
+from taugrid.workers.data.readers.picture import Picture, SourceError
 
 
 def noise(*shape, seed=0):
@@ -143,7 +143,7 @@ def test_a_cache_cut_short_is_made_anew(section, load, kind):
 
 def test_of_two_at_once_one_decodes_and_the_other_waits(section, tmp_path):
     """Two threads stand for two processes: a lock of `flock` belongs to an opened file."""
-    found, decodings = datasets.folder(section), []
+    found, decodings = folder.read(section), []
 
     def slowly(path):
         time.sleep(0.005)

@@ -9,7 +9,7 @@ from taugrid.eval.metrics.statistics import Frechet, Moments, frechet_distance, 
 from taugrid.eval.reference import MomentsFile, Reference, cache_key, load_or_compute, open_reference, read_moments
 from taugrid.eval.sources import Source
 from taugrid.parquet import DamagedFile
-from taugrid.workers.data.readers import SourceError
+from taugrid.workers.data.readers.picture import SourceError
 
 SPEC = ExtractorSpec("pixels", None, "0" * 64, "pixels", None, 4, None)
 

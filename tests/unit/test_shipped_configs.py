@@ -12,7 +12,7 @@ from taugrid.config.load import load
 from taugrid.orchestrator.inspection import describe
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.workers.data.datasets import decoded_folder
+from taugrid.workers.data.places import decoded_folder
 from taugrid.workers.network.checkpoint import Checkpoint
 
 NAMES = sorted(p.name for p in importlib.resources.files("taugrid.configs").iterdir() if p.name.endswith(".yaml"))

@@ -15,9 +15,9 @@ from PIL import Image
 from taugrid import parquet as images
 from taugrid.eval.sources import batches, open_source
 from taugrid.parquet import DamagedFile
-from taugrid.workers.data import readers
 from taugrid.workers.data.load import fingerprint
-from taugrid.workers.data.readers import SourceError
+from taugrid.workers.data.readers import directory, picture, torch_fidelity
+from taugrid.workers.data.readers.picture import SourceError
 
 SETTINGS = {
     "seed": 3, "steps": 10, "eta": 1.0, "sigma": "eta", "spacing": "linear", "sampler": "ddim", "clip": "none",
@@ -72,7 +72,7 @@ def read(source, size=32):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_same_images_are_the_same_source_however_they_are_kept(tmp_path, channels):
     """Their identity is that of taugrid.workers.data.load.fingerprint, so that of a run's reference too."""
-    batch = pictures(2 * readers.IMAGES_AT_ONCE * readers.THREADS + 5, channels)
+    batch = pictures(2 * picture.IMAGES_AT_ONCE * picture.THREADS + 5, channels)
     places = {
         "folder": as_folder(tmp_path / "folder", batch),
         "npz": as_npz(tmp_path / "samples.npz", batch),
@@ -119,11 +119,11 @@ def test_threads_that_end_out_of_order_change_no_order():
             assert done.wait(timeout=60), "nothing ran beside the first chunk"
         else:
             done.set()
-        return [readers.Picture(str(item), np.zeros((1, 1, 1), np.uint8), lossy=False)]
+        return [picture.Picture(str(item), np.zeros((1, 1, 1), np.uint8), lossy=False)]
 
-    if readers.THREADS == 1:
+    if picture.THREADS == 1:
         pytest.skip("one core: one thread")
-    assert [picture.name for picture in readers.ahead(work, range(40))] == [str(i) for i in range(40)]
+    assert [picture.name for picture in picture.ahead(work, range(40))] == [str(i) for i in range(40)]
 
 
 def test_decoding_ahead_is_bounded():
@@ -131,12 +131,12 @@ def test_decoding_ahead_is_bounded():
 
     def work(item):
         started.append(item)
-        return [readers.Picture(str(item), np.zeros((1, 1, 1), np.uint8), lossy=False)]
+        return [picture.Picture(str(item), np.zeros((1, 1, 1), np.uint8), lossy=False)]
 
-    stream = readers.ahead(work, range(10_000))
+    stream = picture.ahead(work, range(10_000))
     next(stream)
     stream.close()
-    assert len(started) <= 4 * readers.THREADS
+    assert len(started) <= 4 * picture.THREADS
 
 
 def test_shards_are_taken_by_index_and_other_parquet_by_name(tmp_path):
@@ -173,7 +173,7 @@ def test_folders_are_read_as_torch_fidelity_reads_them(tmp_path):
     (tmp_path / "0.png").write_bytes(images.encode_png(batch[3]))
     (folder / "z.png").symlink_to(tmp_path / "0.png")
     theirs = glob_samples_paths(str(folder), samples_find_deep=False, samples_find_ext="png,jpg,jpeg", verbose=False)
-    assert readers.files(folder, readers.EXTENSIONS) == theirs
+    assert directory.files(folder, directory.EXTENSIONS) == theirs
     source = open_source(str(folder))
     assert np.array_equal(read(source), batch[[3, 0, 1, 2]])
     assert len(source.warnings) == 1
@@ -391,7 +391,7 @@ def test_the_names_are_torch_fidelitys_and_its_folder_is_searched(tmp_path, monk
     import torch
     from torch_fidelity.registry import DATASETS_REGISTRY
 
-    assert set(readers.DATASETS) <= set(DATASETS_REGISTRY)
+    assert set(torch_fidelity.NAMES) <= set(DATASETS_REGISTRY)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert torch.hub._get_torch_home() == str(tmp_path)
 

@@ -17,20 +17,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from taugrid.config import Data
+from taugrid.datasets import Shape
 from taugrid.errors import UserError
 from taugrid.hashing import digest_of_shape, spaced_json_sha256
 from taugrid.parquet import DamagedFile
 from taugrid.storage import read_sealed, replacing, write_sealed
-from taugrid.workers.data import readers
-from taugrid.workers.data.readers import Picture, SourceError
+from taugrid.workers.data.readers.picture import IMAGES_AT_ONCE, Picture, SourceError, ahead
 
 CACHE_FORMAT = 1
 """Part of every key: raised when the same files are to give other pixels."""
 
-Shape = tuple[int, int, int]
 
-
-class Encoded(NamedTuple):
+class EncodedDataset(NamedTuple):
     """A data set whose images must be decoded."""
 
     root: Path
@@ -52,7 +50,7 @@ class Decoded(NamedTuple):
     """`workers.data.load.fingerprint` of them."""
 
 
-def decoded(data: Data, encoded: Encoded, cache: Path) -> Decoded:
+def decoded(data: Data, encoded: EncodedDataset, cache: Path) -> Decoded:
     """The images of `encoded` in the shape that `data` asks for, at most `data.limit` of them, mapped to memory.
 
     They are decoded to a file in `cache`, by one process while others wait for it, unless that was done before.
@@ -81,11 +79,11 @@ def decoded(data: Data, encoded: Encoded, cache: Path) -> Decoded:
     return found
 
 
-def fitted(encoded: Encoded, shape: Shape, count: int) -> Iterator[Picture]:
+def fitted(encoded: EncodedDataset, shape: Shape, count: int) -> Iterator[Picture]:
     """The first `count` images, decoded and fitted by threads that are a bounded number of images ahead."""
     items = islice(iter(encoded.items()), count)
-    chunks = iter(lambda: list(islice(items, readers.IMAGES_AT_ONCE)), [])
-    return readers.ahead(lambda chunk: [fit(encoded.decode(item), shape) for item in chunk], chunks)
+    chunks = iter(lambda: list(islice(items, IMAGES_AT_ONCE)), [])
+    return ahead(lambda chunk: [fit(encoded.decode(item), shape) for item in chunk], chunks)
 
 
 def fit(picture: Picture, shape: Shape) -> Picture:
@@ -95,7 +93,7 @@ def fit(picture: Picture, shape: Shape) -> Picture:
     with antialiasing, until it only just covers height x width, of which the centre is cut out. Grey becomes RGB.
 
     Raises:
-        taugrid.workers.data.readers.SourceError: if it is smaller, or RGB where grey is asked for.
+        taugrid.workers.data.readers.picture.SourceError: if it is smaller, or RGB where grey is asked for.
     """
     channels, height, width = shape
     pixels = picture.pixels
@@ -134,7 +132,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _key(data: Data, encoded: Encoded) -> str:
+def _key(data: Data, encoded: EncodedDataset) -> str:
     """32 hex digits. The folder is part of it, for files of two folders can have the same names, sizes and times."""
     stats = [(path.relative_to(encoded.root).as_posix(), path.stat()) for path in encoded.files]
     determines = {

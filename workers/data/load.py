@@ -1,37 +1,26 @@
-"""Datasets, as 8-bit images. The driver takes fingerprints and references from here, so torch is for CIFAR-10 alone."""
+"""The images of a data set, all at once: found by its name, read by its reader (`taugrid.datasets`), checked, kept.
+
+The driver takes fingerprints and references from here, so that torch is imported by readers that need it alone.
+"""
 
 import platform
-from collections.abc import Callable
 from functools import lru_cache
+from pkgutil import resolve_name
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 
-from taugrid import config
+from taugrid.config import Data
 from taugrid.errors import UserError
 from taugrid.hashing import digest_of_shape
-from taugrid.parquet import to_uint8
-from taugrid.workers.data import datasets
-from taugrid.workers.data.decoding import Decoded, decoded
-from taugrid.workers.diffusion import gaussian
-
-DIGITS_LEVELS = 16
-"""scikit-learn's digits count the dark pixels of 4x4 blocks: whole numbers from 0 to 16."""
-
-
-DIGITS_TRAIN = 1437
-"""Images of the training split; the rest, 360, are by other writers, for the images are sorted by who wrote them."""
-
-DRAWN_IMAGES = 10_000
-"""Images of a distribution's data set."""
-
+from taugrid.workers.data.decoding import Decoded, EncodedDataset, decoded
+from taugrid.workers.data.places import decoded_folder, default_root
 
 FINGERPRINT_ROWS = 1024
 """Images that a fingerprint is brought into memory for at a time."""
 
 
-def load_images(data: config.Data) -> NDArray[np.uint8]:
+def load_images(data: Data) -> NDArray[np.uint8]:
     """All images of the data set and split that `data` names, in their published order.
 
     Returns:
@@ -44,7 +33,7 @@ def load_images(data: config.Data) -> NDArray[np.uint8]:
     return _load(data).images
 
 
-def load_known_images(data: config.Data, sha256: str) -> NDArray[np.uint8]:
+def load_known_images(data: Data, sha256: str) -> NDArray[np.uint8]:
     """`load_images` on a worker, of whose node it is not known whether its images are the driver's.
 
     Args:
@@ -56,15 +45,14 @@ def load_known_images(data: config.Data, sha256: str) -> NDArray[np.uint8]:
     """
     found = _load(data)
     if found.fingerprint != sha256:
-        place = "its packages" if data.name in BUNDLED else data.root or datasets.default_root()
         raise UserError(
-            f"data: node {platform.node()} has other images of {data.full_name} in {place} (SHA-256 "
+            f"data: node {platform.node()} has other images of {data.full_name} in {_place(data)} (SHA-256 "
             f"{found.fingerprint[:8]}) than the driver ({sha256[:8]}): put the driver's there"
         )
     return found.images
 
 
-def content_fingerprint(data: config.Data) -> str:
+def content_fingerprint(data: Data) -> str:
     """`fingerprint` of `load_images`; that of images which were decoded once is not computed anew.
 
     Raises:
@@ -74,41 +62,31 @@ def content_fingerprint(data: config.Data) -> str:
 
 
 @lru_cache(maxsize=4)
-def _load(data: config.Data) -> Decoded:
-    if data.name in datasets.ENCODED:
-        return decoded(data, datasets.ENCODED[data.name](data), datasets.decoded_folder())
-    images = READERS[data.name](data).reshape(-1, *data.image_shape)[: data.limit]
+def _load(data: Data) -> Decoded:
+    found = resolve_name(data.dataset.reader)(data)
+    if isinstance(found, EncodedDataset):
+        _require_published_size(data, found.num_images, str(found.files[0]))
+        return decoded(data, found, decoded_folder())
+    _require_published_size(data, len(found), _place(data))
+    images = found.reshape(-1, *data.image_shape)[: data.limit]
     images.flags.writeable = False
     return Decoded(images, fingerprint(images))
 
 
-def distribution(data: config.Data) -> gaussian.Gaussian | gaussian.TwoPoints:
-    """What the images of `data` are drawn from; ValueError where that is not known."""
-    if data.name == "gaussian":
-        return gaussian.gaussian(data.image_shape)
-    if data.name == "two-points":
-        return gaussian.two_points(data.image_shape)
-    raise ValueError(f"the distribution of {data.name} is not known")
+def _place(data: Data) -> str:
+    if "root" not in data.dataset.keys:
+        return "its packages"
+    return data.root or str(default_root())
 
 
-def _digits(data: config.Data) -> NDArray[np.uint8]:
-    rows = {"all": slice(None), "train": slice(DIGITS_TRAIN), "test": slice(DIGITS_TRAIN, None)}[data.split]
-    counts = load_digits().images[rows]
-    images: NDArray[np.uint8] = np.rint(counts * (255 / DIGITS_LEVELS)).astype(np.uint8)
-    return images
-
-
-def _drawn(data: config.Data) -> NDArray[np.uint8]:
-    x = gaussian.draw(distribution(data), DRAWN_IMAGES, seed=1 if data.split == "test" else 0)
-    return to_uint8(x.astype(np.float32))
-
-
-BUNDLED: dict[str, Callable[[config.Data], NDArray[np.uint8]]] = {
-    "digits": _digits,
-    "gaussian": _drawn,
-    "two-points": _drawn,
-}
-READERS = BUNDLED | datasets.READERS
+def _require_published_size(data: Data, count: int, place: str) -> None:
+    """UserError unless there are as many images, before `data.limit`, as in the data set whose name models go by."""
+    published = data.dataset.published_size(data.split, data.category)
+    if published is not None and count != published:
+        raise UserError(
+            f"data: {place} has {count} images of {data.full_name}'s split {data.split}, which was published with "
+            f"{published}: get it anew; a part of it is data.limit, and other images are data.name: folder"
+        )
 
 
 def fingerprint(images: NDArray[np.uint8]) -> str:

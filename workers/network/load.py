@@ -5,7 +5,7 @@ import torch
 from taugrid.config import Diffusion
 from taugrid.jobs import CustomNetwork, Network, SavedUnet
 from taugrid.workers import schedules
-from taugrid.workers.data import load as data
+from taugrid.workers.data import distributions
 from taugrid.workers.diffusion import gaussian, oracle
 from taugrid.workers.diffusion.process import Denoiser
 from taugrid.workers.network import custom
@@ -28,7 +28,7 @@ def load_network(network: Network, diffusion: Diffusion, device: str) -> Denoise
     if isinstance(network, CustomNetwork):
         batched = custom.load(network, device)
         return lambda x, t: batched(x, torch.full((len(x),), network_time(t), device=x.device))
-    distribution = data.distribution(network.data)
+    distribution = distributions.distribution(network.data)
     if isinstance(distribution, gaussian.Gaussian):
         return oracle.gaussian_eps(distribution, schedules.alpha_bar(diffusion), device)
     return oracle.two_points_eps(distribution, schedules.alpha_bar(diffusion), device)

@@ -1,0 +1,148 @@
+"""The data sets that `data.name` can name: what is known of each before any of its files is opened.
+
+A new data set is a file in workers/data/ with a function `read`, and an entry in `DATASETS`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Shape = tuple[int, int, int]
+"""(channels, height, width) of an image."""
+
+ALL_SPLITS = ("all", "train", "validation", "test")
+
+KEYS = {
+    "root": "where the images are",
+    "shape": "[channels, height, width]",
+    "category": "bedroom, church_outdoor, ...",
+    "download": "true or false",
+}
+"""Keys of `data` that not every data set takes, and what their values look like. Every data set takes `limit`."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set, or a way to bring images: the keys it takes, its shape, its splits, and what reads it."""
+
+    name: str
+    description: str
+    """One line for the config's schema."""
+    reader: str
+    """Import string, module:function: takes a `taugrid.config.Data` and returns all images of its split, as (N, H, W)
+    or (N, C, H, W) uint8, or as a `workers.data.decoding.EncodedDataset` that is decoded once and cached."""
+    shape: Shape | None = None
+    """The shape of its images, or the default if `shape` is among `keys`. None: `shape` is required."""
+    splits: tuple[str, ...] = ("all", "train", "test")
+    held_out: str = "test"
+    """The split that a model trained on the split `train` has not seen."""
+    keys: frozenset[str] = frozenset({"root", "download"})
+    """The keys that it takes, out of `KEYS`. Without `root`, its images come with taugrid."""
+    required: frozenset[str] = frozenset()
+    """The keys that must be given."""
+    is_on_hub: bool = False
+    """Whether `root` may be hf://datasets/ORG/NAME."""
+    num_images: Mapping[str, int] = field(default_factory=dict)
+    """Images of a split, or of CATEGORY/SPLIT, as published. Where a size is given, no other number is accepted."""
+    is_published: bool = True
+    """Whether its name determines its images. If not, a model trained on it is identified by their SHA-256."""
+    default_shape_in_ids: bool = False
+    """Whether writing down the default shape makes another model. It does only where it did in the first version."""
+    extractor: str | None = None
+    """The default feature extractor (eval/features/names.py). None: torch-fidelity's Inception."""
+
+    def published_size(self, split: str, category: str | None = None) -> int | None:
+        """The number of images in a split, all of them for `all`; None where it is not known."""
+        if category is not None and f"{category}/{split}" in self.num_images:
+            return self.num_images[f"{category}/{split}"]
+        if split == "all" and self.num_images:
+            return sum(self.num_images.values())
+        return self.num_images.get(split)
+
+
+_EVERY_DATASET = (
+    Dataset(
+        name="digits",
+        description="scikit-learn's 1797 handwritten digits, grey 8x8",
+        reader="taugrid.workers.data.digits:read",
+        shape=(1, 8, 8),
+        keys=frozenset(),
+        num_images={"train": 1_437, "test": 360},
+        extractor="digits-convnet",
+    ),
+    Dataset(
+        name="gaussian",
+        description="10,000 draws from a normal distribution, whose optimal eps is known",
+        reader="taugrid.workers.data.distributions:read",
+        shape=(1, 8, 8),
+        keys=frozenset({"shape"}),
+        default_shape_in_ids=True,
+        extractor="pixels",
+    ),
+    Dataset(
+        name="two-points",
+        description="10,000 draws of one of two images, whose optimal eps is known",
+        reader="taugrid.workers.data.distributions:read",
+        shape=(1, 8, 8),
+        keys=frozenset({"shape"}),
+        default_shape_in_ids=True,
+        extractor="pixels",
+    ),
+    Dataset(
+        name="fashion-mnist",
+        description="70,000 articles of clothing, grey 28x28",
+        reader="taugrid.workers.data.fashion_mnist:read",
+        shape=(1, 28, 28),
+        num_images={"train": 60_000, "test": 10_000},
+        extractor="fashion-convnet",
+    ),
+    Dataset(
+        name="cifar10",
+        description="60,000 photographs of ten classes, RGB 32x32",
+        reader="taugrid.workers.data.cifar10:read",
+        shape=(3, 32, 32),
+        num_images={"train": 50_000, "test": 10_000},
+    ),
+    Dataset(
+        name="celeba",
+        description="202,599 aligned faces, RGB, cropped as in the DDIM paper",
+        reader="taugrid.workers.data.celeba:read",
+        shape=(3, 64, 64),
+        splits=ALL_SPLITS,
+        keys=frozenset({"shape", "root", "download"}),
+        num_images={"train": 162_770, "validation": 19_867, "test": 19_962},
+    ),
+    Dataset(
+        name="lsun",
+        description="photographs of one category of LSUN, RGB",
+        reader="taugrid.workers.data.lsun:read",
+        shape=(3, 256, 256),
+        splits=("train", "validation"),
+        held_out="validation",
+        keys=frozenset({"shape", "category", "root"}),
+        required=frozenset({"category"}),
+        # Yu et al. 2015, "LSUN". Of other categories' training splits any number of images is accepted.
+        num_images={"bedroom/train": 3_033_042, "church_outdoor/train": 126_227, "validation": 300},
+    ),
+    Dataset(
+        name="folder",
+        description="all PNG and JPEG files below `root`",
+        reader="taugrid.workers.data.folder:read",
+        splits=ALL_SPLITS,
+        keys=frozenset({"shape", "root"}),
+        required=frozenset({"shape", "root"}),
+        is_published=False,
+    ),
+    Dataset(
+        name="parquet",
+        description="the image column of Parquet files, such as Hugging Face's image data sets",
+        reader="taugrid.workers.data.parquet:read",
+        splits=ALL_SPLITS,
+        keys=frozenset({"shape", "root", "download"}),
+        required=frozenset({"shape", "root"}),
+        is_on_hub=True,
+        is_published=False,
+    ),
+)
+
+DATASETS = {dataset.name: dataset for dataset in _EVERY_DATASET}
+"""Every data set by its name."""

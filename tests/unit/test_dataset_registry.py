@@ -1,0 +1,118 @@
+"""The registry of data sets: what an entry says holds in the config, in planning and in the loader."""
+
+import sys
+from dataclasses import replace
+from pkgutil import resolve_name
+
+import numpy as np
+import pytest
+
+from taugrid.config import Config, Data, schema, validate
+from taugrid.datasets import ALL_SPLITS, DATASETS, KEYS, Dataset
+from taugrid.errors import UserError
+from taugrid.eval.features.names import INCEPTION, KNOWN, PIXELS, resolve
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.workers.data.load import content_fingerprint, load_images
+
+READER = """
+import numpy as np
+
+def read(data):
+    rows = {"all": slice(None), "train": slice(3), "test": slice(3, None)}[data.split]
+    return np.arange(5 * 4 * 6, dtype=np.uint8).reshape(5, 4, 6)[rows]
+"""
+
+STRIPES = Dataset(
+    name="stripes",
+    description="five images of stripes",
+    reader="stripes:read",
+    shape=(1, 4, 6),
+    num_images={"train": 3, "test": 2},
+    extractor="pixels",
+)
+
+
+def section(**keys):
+    values = {"name": "x", "data": {"name": "stripes"} | keys, "model": {"unet": {}}, "train": {"seed": 0}}
+    return validate(Config, values, "test")
+
+
+@pytest.fixture
+def stripes(tmp_path, monkeypatch, user_cache):
+    """A new data set: one file, one entry."""
+    (tmp_path / "stripes.py").write_text(READER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(DATASETS, "stripes", STRIPES)
+    yield
+    sys.modules.pop("stripes", None)
+
+
+def test_a_new_data_set_is_one_file_and_one_entry(stripes):
+    train = section(split="train").data
+    assert train.image_shape == (1, 4, 6)
+    assert np.array_equal(load_images(train), np.arange(72, dtype=np.uint8).reshape(3, 1, 4, 6))
+    assert len(load_images(train.held_out)) == 2
+    assert content_fingerprint(train) != content_fingerprint(section().data)
+    assert resolve(None, "stripes", None, train.image_shape).name == PIXELS
+    assert plan(section(root="/a")).models[0].id == plan(section()).models[0].id, "it is known by its name"
+    assert schema()["$defs"]["Data"]["properties"]["name"]["enum"][-1] == "stripes"
+    with pytest.raises(UserError, match=r"data\.name: must be 'digits', .* or 'stripes', not 'strips'"):
+        section(name="strips")
+
+
+def test_a_new_data_set_is_held_to_its_published_size(stripes, monkeypatch):
+    monkeypatch.setitem(DATASETS, "stripes", replace(STRIPES, num_images={"train": 9, "test": 2}))
+    with pytest.raises(UserError, match="has 3 images of stripes's split train, which was published with 9"):
+        load_images(section(split="train", limit=1).data)
+    assert len(load_images(section(split="test").data)) == 2
+
+
+@pytest.mark.parametrize("dataset", DATASETS.values(), ids=DATASETS)
+def test_every_entry_agrees_with_itself(dataset):
+    assert DATASETS[dataset.name] is dataset
+    assert callable(resolve_name(dataset.reader))
+    assert dataset.required <= dataset.keys <= set(KEYS)
+    assert (dataset.shape is None) == ("shape" in dataset.required)
+    assert set(dataset.splits) <= set(ALL_SPLITS)
+    assert dataset.held_out in dataset.splits
+    assert {key.split("/")[-1] for key in dataset.num_images} <= set(dataset.splits) - {"all"}
+    assert (dataset.extractor or INCEPTION) in {*KNOWN, PIXELS}
+
+
+@pytest.mark.parametrize(
+    ("keys", "facts"),
+    [
+        ({"name": "digits", "root": "/a", "download": True}, ("root", "download", "digits", "comes with taugrid")),
+        ({"name": "cifar10", "shape": [3, 32, 32]}, ("shape", "cifar10", "[3, 32, 32]")),
+        ({"name": "cifar10", "category": "cat"}, ("category", "cifar10", "lsun")),
+        ({"name": "cifar10", "split": "validation"}, ("split", "cifar10", "all, train, test", "validation")),
+        ({"name": "lsun", "category": "cat", "split": "test"}, ("split", "lsun", "train, validation")),
+        ({"name": "lsun", "split": "train"}, ("lsun", "category", "bedroom")),
+        ({"name": "lsun", "category": "cat", "split": "train", "download": True}, ("download", "lsun", "set root")),
+        ({"name": "folder", "root": "/a"}, ("folder", "shape", "[channels, height, width]")),
+        ({"name": "parquet", "shape": [3, 8, 8]}, ("parquet", "root")),
+        ({"name": "celeba", "root": "hf://datasets/a/b"}, ("root", "celeba", "hf://datasets/a/b", "parquet")),
+        ({"name": ["digits"]}, ("data.name", "'digits', 'gaussian'")),
+    ],
+)
+def test_what_a_data_set_does_not_take_is_one_line(keys, facts):
+    with pytest.raises(UserError) as caught:
+        section(**keys)
+    assert "\n" not in str(caught.value)
+    for fact in facts:
+        assert fact in str(caught.value)
+
+
+def test_published_sizes_are_of_a_split_or_of_a_category():
+    assert DATASETS["celeba"].published_size("all") == 202_599
+    assert DATASETS["lsun"].published_size("train", "bedroom") == 3_033_042
+    assert DATASETS["lsun"].published_size("validation", "bedroom") == 300
+    assert DATASETS["lsun"].published_size("train", "cat") is None, "any number is accepted"
+    assert DATASETS["folder"].published_size("all") is None
+
+
+def test_held_out_is_the_split_that_a_model_has_not_seen():
+    assert Data(name="lsun", category="cat", split="train", limit=3).held_out == Data(
+        name="lsun", category="cat", split="validation"
+    )
+    assert Data(name="celeba", split="train").held_out.split == "test"

@@ -1,0 +1,44 @@
+"""`cifar10`: read and checked by torchvision, which is imported when that happens."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taugrid.config import Data
+from taugrid.errors import UserError
+from taugrid.workers.data.places import download, root_of
+
+
+def read(data: Data) -> NDArray[np.uint8]:
+    """The images of CIFAR-10, (N, 3, 32, 32) uint8, through torchvision, which knows its files' MD5.
+
+    Raises:
+        UserError: if a file is missing or not as published, saying how to get it.
+    """
+    from torchvision.datasets import CIFAR10
+
+    root = root_of(data)
+    images = _images(root, data.split)
+    if images is None and data.download:
+        download("CIFAR10", root)
+        images = _images(root, data.split)
+    if images is None:
+        folder = root / CIFAR10.base_folder
+        fault = f"the files in {folder} are not all there as published" if folder.is_dir() else f"there is no {folder}"
+        raise UserError(
+            f"data: CIFAR-10 is not here ({fault}): set data.root to the folder that {CIFAR10.filename} was unpacked "
+            f"in ({CIFAR10.url}), or data.download: true"
+        )
+    return images
+
+
+def _images(root: Path, split: str) -> NDArray[np.uint8] | None:
+    from torchvision.datasets import CIFAR10
+
+    parts = {"train": (True,), "test": (False,), "all": (True, False)}[split]
+    try:
+        images = np.concatenate([CIFAR10(str(root), train=train).data for train in parts])
+    except RuntimeError:  # torchvision's, for a file that is missing or not as published
+        return None
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))

@@ -1,0 +1,85 @@
+"""`fashion-mnist`: IDX files, as its authors publish them, torchvision lays them out or Debian packages them."""
+
+import gzip
+import hashlib
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taugrid.config import Data
+from taugrid.errors import UserError
+from taugrid.workers.data.places import download, root_of
+
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package dataset-fashion-mnist puts its files."""
+
+FILES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
+
+SHA256 = {
+    "train": "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
+    "test": "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
+}
+"""SHA-256 of its pixels. MNIST's files have the same names, so that one can be taken for the other."""
+
+IDX_UINT8_3D = 0x00000803
+"""The first four bytes of an IDX file of bytes in three dimensions."""
+
+
+def read(data: Data) -> NDArray[np.uint8]:
+    """The images of Fashion-MNIST, (N, 28, 28) uint8, from IDX files, packed by gzip or not.
+
+    They are looked for in `root` and in its FashionMNIST/raw, as torchvision lays them out; without a root also where
+    Debian's package puts them.
+
+    Raises:
+        UserError: if a file is missing or damaged, saying how to get it.
+    """
+    splits = ("train", "test") if data.split == "all" else (data.split,)
+    return np.concatenate([_split(_find(data, split), split) for split in splits])
+
+
+def _split(path: Path, split: str) -> NDArray[np.uint8]:
+    images = read_idx(path)
+    if hashlib.sha256(images.tobytes()).hexdigest() != SHA256[split]:
+        raise UserError(f"data: {path} does not hold Fashion-MNIST's images as published (MNIST's, perhaps?)")
+    return images
+
+
+def _find(data: Data, split: str) -> Path:
+    root, name = root_of(data), FILES[split]
+    folders = [root, root / "FashionMNIST" / "raw", *([DEBIAN_FOLDER] if data.root is None else [])]
+    candidates = [folder / f"{name}{ending}" for folder in folders for ending in (".gz", "")]
+    found = next(filter(Path.is_file, candidates), None)
+    if found is None and data.download:
+        download("FashionMNIST", root)
+        found = next(filter(Path.is_file, candidates), None)
+    if found is None:
+        raise UserError(
+            f"data: Fashion-MNIST is not here ({name}.gz in none of {', '.join(map(str, folders))}): set data.root to "
+            "a folder of its IDX files, or data.download: true, or install Debian's package dataset-fashion-mnist"
+        )
+    return found
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """The images of an IDX file, (N, height, width) uint8; a name that ends in .gz is unpacked.
+
+    Raises:
+        UserError: if it is no IDX file of images, or not all of it.
+    """
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"data: {path} can't be read ({error}): get it anew") from None
+    if len(content) < 16:
+        raise UserError(f"data: {path} is no IDX file of images: get it anew")
+    kind, *shape = struct.unpack(">IIII", content[:16])
+    if kind != IDX_UINT8_3D or len(content) != 16 + math.prod(shape):
+        raise UserError(f"data: {path} is no whole IDX file of images: get it anew")
+    return np.frombuffer(content, np.uint8, offset=16).reshape(shape)

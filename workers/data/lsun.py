@@ -1,0 +1,69 @@
+"""`lsun`: a category's LMDB of WebP images. The module lmdb is imported when one is read."""
+
+import io
+from collections.abc import Iterator
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from taugrid.config import Data
+from taugrid.errors import UserError
+from taugrid.parquet import DamagedFile
+from taugrid.workers.data.decoding import EncodedDataset
+from taugrid.workers.data.places import root_of
+from taugrid.workers.data.readers.picture import EncodedImage, Picture, one_line
+
+
+def read(data: Data) -> EncodedDataset:
+    """The images of a category of LSUN, in the order of its LMDB's keys, as torchvision gives them.
+
+    torchvision itself keeps a pickle of the keys in the current folder, under a name that two databases can share.
+
+    Raises:
+        UserError: if its database or the module lmdb is missing, or images of it are, saying how to get it.
+    """
+    part = {"train": "train", "validation": "val"}[data.split]
+    folder = root_of(data) / f"{data.category}_{part}_lmdb"
+    if not (folder / "data.mdb").is_file():
+        raise UserError(
+            f"data: LSUN's {data.category} is not here (no {folder}/data.mdb): get {folder.name} with the script of "
+            "https://github.com/fyu/lsun, unpack it, and set data.root to the folder that it is in (taugrid does not "
+            "download LSUN)"
+        )
+    if find_spec("lmdb") is None:
+        raise UserError("data: LSUN's databases need the module lmdb: pip install 'taugrid[lsun]'")
+    import lmdb
+
+    try:
+        with lmdb.open(str(folder), readonly=True, lock=False) as database:
+            count = database.stat()["entries"]
+    except lmdb.Error as error:
+        raise UserError(f"data: {folder} is no whole LMDB ({error}): get it anew") from None
+    return EncodedDataset(folder, [folder / "data.mdb"], count, partial(_lmdb_values, folder), _decode)
+
+
+def _lmdb_values(folder: Path) -> Iterator[EncodedImage]:
+    import lmdb
+
+    try:
+        with (
+            lmdb.open(str(folder), readonly=True, lock=False, readahead=False) as database,
+            database.begin() as transaction,
+        ):
+            for key, value in transaction.cursor():
+                yield EncodedImage(f"{folder} {key.decode(errors='replace')}", value)
+    except lmdb.Error as error:
+        raise DamagedFile(f"{folder} can't be read: {error}") from None
+
+
+def _decode(image: EncodedImage) -> Picture:
+    """LSUN's images are WebP."""
+    try:
+        with Image.open(io.BytesIO(image.data), formats=("WEBP", "JPEG", "PNG")) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DamagedFile(f"{image.name} can't be decoded: {one_line(error)}") from None
+    return Picture(image.name, pixels.transpose(2, 0, 1), lossy=True)

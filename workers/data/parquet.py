@@ -1,0 +1,118 @@
+"""`parquet`: the image column of Parquet files, in a folder or on the Hugging Face hub."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import unquote
+
+from taugrid import hub
+from taugrid.config import Data
+from taugrid.errors import UserError
+from taugrid.parquet import DamagedFile
+from taugrid.workers.data.decoding import EncodedDataset
+from taugrid.workers.data.places import root_of
+from taugrid.workers.data.readers.directory import below, fits
+from taugrid.workers.data.readers.parquet_files import parquet_reader
+from taugrid.workers.data.readers.picture import Picture, SourceError
+
+SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\b.*")
+"""How Hugging Face names the files of a split, with or without a hash behind."""
+
+HUB_ROOT = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<folder>.+?))?/?")
+"""As huggingface_hub's file system writes it; a slash within a revision is %2F."""
+
+
+def read(data: Data) -> EncodedDataset:
+    """The image column of Parquet files, by path, then row: `root` is a file, a folder, or hf://datasets/ORG/NAME.
+
+    Of a split are the files named SPLIT.parquet or SPLIT-*.parquet and those in a folder of its name, as Hugging Face
+    writes and finds them.
+
+    Raises:
+        UserError: if there are none, one of X-00000-of-0000N is missing, or one can't be read.
+    """
+    patterns = _patterns(data.split)
+    root = _hub_folder(data, patterns) if "://" in str(data.root) else root_of(data)
+    if root.is_file():
+        root, paths = root.parent, [root] if fits(root.name, patterns) else []
+    else:
+        paths = below(root, patterns)
+        _require_all_shards(paths)
+    if not paths:
+        wanted = "*.parquet" if data.split == "all" else f"{data.split}.parquet or {data.split}-*.parquet"
+        hint = "" if data.split == "all" else ", or data.split: all"
+        raise UserError(f"data: there is no {wanted} in {data.root}: set data.root to a folder with some{hint}")
+    try:
+        tables = [parquet_reader(path) for path in paths]
+    except (SourceError, DamagedFile) as error:
+        raise UserError(f"data: {error}") from None
+
+    def pictures() -> Iterator[Picture]:
+        for table in tables:
+            yield from table.pictures()
+
+    return EncodedDataset(root, paths, sum(table.num_images for table in tables), pictures, lambda picture: picture)
+
+
+def _require_all_shards(paths: Sequence[Path]) -> None:
+    numbers: dict[tuple[Path, str, int], set[int]] = {}
+    for path in paths:
+        if match := SHARD_NAME.fullmatch(path.name):
+            key = path.parent, match["split"], int(match["count"])
+            numbers.setdefault(key, set()).add(int(match["number"]))
+    for (folder, split, count), found in numbers.items():
+        missing = sorted(set(range(count)) - found)
+        if missing:
+            raise UserError(
+                f"data: {folder} has {count - len(missing)} of the {count} files {split}-*-of-{count:05d}, not number "
+                f"{missing[0]}: get what is missing (data.download: true, from hf://), or set data.root to one file"
+            )
+
+
+def _patterns(split: str) -> list[str]:
+    """What relative paths of a split's files look like; in these a star stands for slashes too."""
+    if split == "all":
+        return ["*.parquet"]
+    names = [f"{split}.parquet", f"{split}-*.parquet", f"{split}/*.parquet"]
+    return [*names, *(f"*/{name}" for name in names)]
+
+
+def _hub_folder(data: Data, patterns: Sequence[str]) -> Path:
+    """The folder in Hugging Face's cache that holds a data set's Parquet files, downloaded if that is wanted.
+
+    The commit that the cache knows is kept to, so that a data set doesn't change between two commands. With `download`
+    the hub is asked for what the cache lacks of it, and for a list of its files where the cache has none.
+    """
+    match = HUB_ROOT.fullmatch(str(data.root))
+    revision = match and match["revision"] and unquote(match["revision"])
+    identifier = "" if match is None else match["repo"] + (f"@{revision}" if revision else "")
+    if match is None or not hub.is_id(identifier):
+        raise UserError(
+            f"data.root: {data.root} is neither a path nor hf://datasets/ORG/NAME, with @REVISION or /FOLDER behind it"
+        )
+    within = f"{match['folder']}/" if match["folder"] else ""
+    wanted = [f"{within}{pattern}" for pattern in patterns]
+    cached = _cached_snapshot(match["repo"], revision, [] if data.download else wanted)
+    if data.download:
+        commit = None if cached is None else cached.name
+        cached = hub.snapshot(identifier, wanted, "data.root", commit, kind="dataset")
+    elif cached is None:
+        raise UserError(
+            f"data: {data.root} is not in Hugging Face's cache, or not all of it: set data.download: true, or "
+            "data.root to a folder of its Parquet files"
+        )
+    return cached / within
+
+
+def _cached_snapshot(repository: str, revision: str | None, wanted: list[str]) -> Path | None:
+    """The folder, named by its commit, in Hugging Face's cache; None if it is known to lack some of the files."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(
+            repository, repo_type="dataset", revision=revision, allow_patterns=wanted, local_files_only=True
+        )
+    except LocalEntryNotFoundError:
+        return None
+    return Path(folder)

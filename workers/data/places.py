@@ -1,0 +1,42 @@
+"""Where the files of data sets lie, and their download by torchvision."""
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from taugrid.config import Data
+from taugrid.errors import UserError
+from taugrid.storage import user_cache
+from taugrid.workers.data.decoding import locked
+
+
+def default_root() -> Path:
+    """Where data sets are downloaded to, and looked for, unless `data.root` says otherwise."""
+    return user_cache() / "datasets"
+
+
+def decoded_folder() -> Path:
+    """Where decoded images are kept."""
+    return user_cache() / "decoded"
+
+
+def root_of(data: Data) -> Path:
+    """The folder that holds the files of `data`."""
+    return default_root() if data.root is None else Path(data.root)
+
+
+def download(name: str, root: Path) -> None:
+    """Have torchvision download its data set `name` to `root`; other processes that want it wait.
+
+    Raises:
+        UserError: if that fails, for whatever reason.
+    """
+    from torchvision import datasets
+
+    try:
+        with locked(root / f".{name}.lock"), redirect_stdout(sys.stderr):
+            getattr(datasets, name)(str(root), download=True)
+    except Exception as error:  # urllib's, gdown's, requests', torchvision's own, the operating system's
+        raise UserError(
+            f"data: {name} can't be downloaded to {root}: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error

@@ -1,0 +1,64 @@
+"""The files of a folder: which there are, and a reader of its images."""
+
+import os
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from taugrid.parquet import DamagedFile
+from taugrid.workers.data.readers.picture import IMAGES_AT_ONCE, Picture, Reader, ahead, decode
+
+EXTENSIONS = (".png", ".jpg", ".jpeg")
+"""torch-fidelity's, of which it takes those directly in the folder, in the order of their real paths. So does this."""
+
+
+def files(folder: Path, extensions: Sequence[str]) -> list[str]:
+    """Real paths, sorted, of the files directly in `folder` with one of `extensions`."""
+    with os.scandir(folder) as entries:
+        return sorted(os.path.realpath(e.path) for e in entries if Path(e.name).suffix.lower() in extensions)
+
+
+def subfolder_with_images(folder: Path) -> str | None:
+    """Some folder below `folder` that holds images or Parquet."""
+    for parent, _, names in os.walk(folder):
+        if Path(parent) != folder and any(Path(n).suffix.lower() in (*EXTENSIONS, ".parquet") for n in names):
+            return parent
+    return None
+
+
+def below(root: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files below `root` whose relative path fits one of `patterns`, in lower case, sorted by it."""
+    found = []
+    for parent, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            relative = (Path(parent) / name).relative_to(root).as_posix()
+            if not name.startswith(".") and fits(relative, patterns):
+                found.append(relative)
+    return [root / relative for relative in sorted(found)]
+
+
+def fits(relative: str, patterns: Sequence[str]) -> bool:
+    """Whether a relative path fits one of `patterns`, which are in lower case and whose stars stand for slashes too."""
+    return any(fnmatchcase(relative.lower(), pattern) for pattern in patterns)
+
+
+def decode_file(path: Path) -> Picture:
+    """The image in a PNG or JPEG file; raises as `decode`, and OSError."""
+    return decode(str(path), path.read_bytes())
+
+
+def folder_reader(folder: Path) -> Reader:
+    """The PNG and JPEG files directly in `folder`, sorted by real path."""
+    paths = files(folder, EXTENSIONS)
+    deeper = subfolder_with_images(folder)
+    warnings = (f"images in subfolders of {folder}, such as {deeper}, are left out",) if deeper else ()
+    chunks = [paths[i : i + IMAGES_AT_ONCE] for i in range(0, len(paths), IMAGES_AT_ONCE)]
+    return Reader(len(paths), lambda: ahead(_decode_files, chunks), warnings)
+
+
+def _decode_files(paths: Sequence[str]) -> list[Picture]:
+    try:
+        return [decode_file(Path(path)) for path in paths]
+    except OSError as error:
+        raise DamagedFile(f"{error.filename} can't be read: {error.strerror}") from None

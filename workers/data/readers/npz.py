@@ -1,0 +1,95 @@
+"""The images in an `.npz`, as numpy.savez and guided-diffusion write them."""
+
+import lzma
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from taugrid.parquet import DamagedFile
+from taugrid.workers.data.readers.picture import IMAGES_AT_ONCE, Picture, Reader, SourceError, one_line
+
+NPZ_IMAGES = "arr_0"
+"""The name that numpy.savez gives to its first array; guided-diffusion's samples are kept under it."""
+
+NPZ_ERRORS = (OSError, ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+"""What zipfile and numpy raise for a damaged `.npz`: a wrong bit can make an array encrypted, or of another
+compression, or of a later version of zip (NotImplementedError, which is a RuntimeError)."""
+
+
+def npz_reader(path: Path) -> Reader:
+    """The images `arr_0` (N, H, W, C) of an `.npz`, read a few at a time."""
+    try:
+        names, (count, *shape) = _npz_header(path)
+    except SourceError:
+        require_whole_npz(path)  # what looks like another file may be a damaged one
+        raise
+    warnings: tuple[str, ...] = ()
+    if {"mu", "sigma"} <= set(names):
+        # guided-diffusion's references: statistics of a whole training set beside 10,000 images of it
+        warnings = (f"{path} holds mu and sigma too, perhaps of more images; its {count} images are taken",)
+    return Reader(count, lambda: _npz_pictures(path, count, tuple(shape)), warnings)
+
+
+def require_whole_npz(path: Path) -> None:
+    """Raise `DamagedFile` unless `path` is an `.npz` whose arrays have their checksums."""
+    with _damage(path), zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} can't be read")
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Makes a `DamagedFile` of what zipfile and numpy raise."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except NPZ_ERRORS as error:
+        raise DamagedFile(f"{path} is no whole .npz: {one_line(error)}") from None
+
+
+def _npz_header(path: Path) -> tuple[list[str], tuple[int, ...]]:
+    """The names of the arrays in an `.npz`, and the shape of its images."""
+    with _damage(path), zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        if NPZ_IMAGES not in names:
+            hint = "; mu and sigma can be a reference, not samples" if {"mu", "sigma"} <= set(names) else ""
+            raise SourceError(f"{path} has no images {NPZ_IMAGES} (N, height, width, channels), only {names}{hint}")
+        with archive.open(f"{NPZ_IMAGES}.npy") as file:
+            return names, _npy_shape(path, file)
+
+
+def _npy_shape(path: Path, file: IO[bytes]) -> tuple[int, ...]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, columns_first, dtype = read(file)
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape or columns_first:
+        order = " in Fortran's order" if columns_first else ""
+        raise SourceError(
+            f"{path}: {NPZ_IMAGES} is {dtype} of shape {shape}{order}; taken is uint8 of shape (N, height, width, 1 or "
+            "3) in C order"
+        )
+    return shape
+
+
+def _npz_pictures(path: Path, count: int, shape: tuple[int, ...]) -> Iterator[Picture]:
+    size = int(np.prod(shape))
+    with _damage(path), zipfile.ZipFile(path) as archive, archive.open(f"{NPZ_IMAGES}.npy") as file:
+        _npy_shape(path, file)
+        for start in range(0, count, IMAGES_AT_ONCE):
+            wanted = min(IMAGES_AT_ONCE, count - start) * size
+            data = file.read(wanted)
+            if len(data) < wanted:
+                raise DamagedFile(f"{path}: {NPZ_IMAGES} ends before image {start + len(data) // size} of {count}")
+            images = np.frombuffer(data, np.uint8).reshape(-1, *shape)
+            for offset, image in enumerate(images):
+                yield Picture(f"{path} image {start + offset}", image.transpose(2, 0, 1), lossy=False)
+        if file.read(1):  # only at its end is an array's checksum known
+            raise DamagedFile(f"{path}: {NPZ_IMAGES} goes on after its {count} images")

@@ -1,0 +1,94 @@
+"""One decoded image, the bytes it was decoded from, and decoding by threads that are ahead of whoever reads."""
+
+import io
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from taugrid.parquet import DamagedFile
+
+IMAGES_AT_ONCE = 32
+"""Images that a thread decodes before it hands them over: few enough that the first batch comes soon."""
+
+THREADS = min(8, os.cpu_count() or 1)
+"""Threads that decode."""
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_DEPTH_AT = 24
+"""Where a PNG's header says how many bits a channel has."""
+
+
+class SourceError(ValueError):
+    """Images that can't be taken for what they are: one line with the file and the way out."""
+
+
+class Picture(NamedTuple):
+    """One decoded image (C, H, W), and where it is from."""
+
+    name: str
+    pixels: NDArray[np.uint8]
+    lossy: bool
+
+
+class EncodedImage(NamedTuple):
+    """An image as it is stored, and where it is from."""
+
+    name: str
+    data: bytes
+    """The bytes of a PNG, JPEG or WebP file."""
+
+
+class Reader(NamedTuple):
+    """How many images there are, how to go through them, and what to warn of before looking at any."""
+
+    num_images: int
+    pictures: Callable[[], Iterator[Picture]]
+    warnings: tuple[str, ...]
+
+
+def decode(name: str, data: bytes) -> Picture:
+    """The image in the bytes of a PNG or JPEG file.
+
+    Raises:
+        SourceError: unless it has 8 bits in one grey channel or three of RGB.
+        taugrid.parquet.DamagedFile: if the bytes are no such file or not all of it.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:
+            mode, lossy = picture.mode, picture.format != "PNG"
+            # Pillow silently takes the upper 8 bits of 16-bit RGB.
+            if data.startswith(PNG_SIGNATURE) and data[PNG_DEPTH_AT] == 16:
+                mode = f"16-bit {mode.removesuffix(';16')}"
+            pixels = np.asarray(picture) if mode in ("L", "RGB") else None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "it is no PNG or JPEG" if isinstance(error, UnidentifiedImageError) else one_line(error)
+        raise DamagedFile(f"{name} can't be decoded: {reason}") from None
+    if pixels is None:
+        raise SourceError(f"{name} is of Pillow's mode {mode}; taken are 8-bit grey (L) and RGB: convert it first")
+    return Picture(name, pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), lossy)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text without line breaks."""
+    return " ".join(str(error).split())
+
+
+Item = TypeVar("Item")
+
+
+def ahead(work: Callable[[Item], list[Picture]], items: Iterable[Item]) -> Iterator[Picture]:
+    """What `work` makes of the items, in their order, while threads are at the next ones."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        pending: deque[Future[list[Picture]]] = deque()
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) > 2 * THREADS:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
