@@ -31,8 +31,10 @@ from torch_fidelity.utils import create_feature_extractor, extract_featuresdict_
 
 from taugrid.eval.features.load import load
 from taugrid.eval.features.names import INCEPTION, resolve
-from taugrid.eval.metrics import score as metrics
+from taugrid.eval.metrics.score import score
 from taugrid.eval.metrics.statistics import symmetric_root
+from taugrid.eval.metrics.streams import Features
+from taugrid.eval.metrics.streams import moments as moments_of
 from taugrid.eval.reference import Reference
 from taugrid.eval.sources import batches, open_source
 from taugrid.metrics import MetricSettings
@@ -114,14 +116,14 @@ def time_extraction(folder: Path, images: int, rounds: int) -> None:
           f"features differ by at most {difference:.1e}, their median std is {spread:.2f}")  # fmt: skip
 
 
-def draw_features(random: np.random.Generator, samples: int) -> metrics.Features:
+def draw_features(random: np.random.Generator, samples: int) -> Features:
     """Non-negative, as Inception's, with variances that fall by a factor of 400."""
     scale = np.geomspace(1, 0.05, DIMENSIONS)
     return (np.abs(random.normal(size=(samples, DIMENSIONS))) * scale).astype(np.float32)
 
 
 def ways_of_cell(
-    features: metrics.Features, logits: metrics.Features, reference: Reference, reference_statistics: object
+    features: Features, logits: Features, reference: Reference, reference_statistics: object
 ) -> dict[str, dict[str, Way]]:
     """Metric -> both ways to compute it for a cell."""
     tensor, logits_tensor = torch.from_numpy(features), torch.from_numpy(logits)
@@ -132,7 +134,7 @@ def ways_of_cell(
 
     def ours(metric: str) -> Way:
         settings = MetricSettings(metrics=(metric,))
-        return lambda: metrics.score(
+        return lambda: score(
             lambda: iter([features]), lambda: iter([logits]), len(features), reference, settings
         )  # fmt: skip
 
@@ -149,7 +151,7 @@ def ways_of_cell(
 def time_metrics(samples: int, cells: int) -> None:
     random = np.random.default_rng(0)
     reference_features = draw_features(random, samples)
-    moments = metrics.moments([reference_features], samples)
+    moments = moments_of([reference_features], samples)
     reference = Reference(moments, symmetric_root(moments.covariance), samples, lambda: reference_features)
     reference_statistics = fid_features_to_statistics(torch.from_numpy(reference_features))
     times: dict[str, list[dict[str, float]]] = {}

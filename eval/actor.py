@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from taugrid import parquet as images
 from taugrid.eval.features import load as extractors
 from taugrid.eval.metrics import score as metrics
-from taugrid.eval.metrics.score import Features, Stream
+from taugrid.eval.metrics.streams import Features, Stream, moments
 from taugrid.eval.reference import MomentsFile, Reference, load_or_compute, read_features, read_moments
 from taugrid.eval.sources import Source, batches
 from taugrid.jobs import ExtractJob, ReferenceFiles, ScoreJob
@@ -81,7 +81,7 @@ def score(job: ScoreJob) -> int:
     """
     scores = metrics.score(
         _stream(job, "features"),
-        _stream(job, "logits") if "isc" in job.settings.metrics else None,
+        _stream(job, "logits") if any(metric.needs_logits for metric in job.settings.chosen) else None,
         job.num_samples,
         _reference(job.reference),
         job.settings,
@@ -118,16 +118,16 @@ def _stream(job: ScoreJob, column: str) -> Stream:
 def _reference(files: ReferenceFiles) -> Reference:
     if isinstance(files.features, MomentsFile):
         moments_file = files.features
-        moments, root = load_or_compute(Path(files.cache), files.key, lambda: read_moments(moments_file))
-        return Reference(moments, root, None)
+        known, root = load_or_compute(Path(files.cache), files.key, lambda: read_moments(moments_file))
+        return Reference(known, root, None)
     path, count = Path(files.features), files.num_images
     assert count is not None
 
     def stream() -> Iterator[Features]:
         return (values for _, values in images.read_features(path, "features"))
 
-    moments, root = load_or_compute(Path(files.cache), files.key, lambda: metrics.moments(stream(), count))
-    return Reference(moments, root, count, lambda: read_features(path))
+    known, root = load_or_compute(Path(files.cache), files.key, lambda: moments(stream(), count))
+    return Reference(known, root, count, lambda: read_features(path))
 
 
 def _write_influence(job: ScoreJob, influence: NDArray[np.float64]) -> None:

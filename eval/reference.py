@@ -1,7 +1,7 @@
 """What samples are compared with: moments of reference images, the root of their covariance, and features on demand.
 
 Statistics are computed once and cached under a name made of all that determines them: the images' content, the
-extractor, its weights and layer, and the preprocessing. Imports no torch before ball radii are asked for.
+extractor, its weights and layer, and the preprocessing. Imports no torch.
 """
 
 import hashlib
@@ -49,9 +49,8 @@ class Reference:
     """None where only a mean and a covariance are known."""
     load_features: Callable[[], Features] | None = None
     """(m, d) float32 in the reference's order; None where they can't be had or were not asked for."""
-    _radii: dict[int, Any] = field(default_factory=dict)
-    kernel_sums: dict[Hashable, Array] = field(default_factory=dict)
-    """Kept by `eval.metrics.kernel.kernel_distance`: the reference's own part of KID."""
+    kept: dict[Hashable, Any] = field(default_factory=dict)
+    """What metrics computed from the reference alone, for the next cell. Keys begin with the metric's name."""
 
     @cached_property
     def features(self) -> Features:
@@ -59,14 +58,6 @@ class Reference:
         if self.load_features is None:
             raise ValueError("the reference has no features: only its mean and covariance are known")
         return self.load_features()
-
-    def ball_radii(self, neighbourhood: int) -> Any:
-        """`eval.metrics.neighbours.ball_radii` of the reference, a tensor (m,), computed once for all samples."""
-        if neighbourhood not in self._radii:
-            from taugrid.eval.metrics.neighbours import ball_radii
-
-            self._radii[neighbourhood] = ball_radii(self.features, neighbourhood)
-        return self._radii[neighbourhood]
 
 
 @dataclass(frozen=True)

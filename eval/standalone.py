@@ -13,9 +13,9 @@ import torch
 from taugrid.eval import reference as references
 from taugrid.eval.features import load as extractors
 from taugrid.eval.features.names import PIXELS, ExtractorSpec
-from taugrid.eval.metrics import score as metrics
-from taugrid.eval.metrics.score import Features
+from taugrid.eval.metrics.score import feasible, score
 from taugrid.eval.metrics.statistics import ROWS_AT_ONCE
+from taugrid.eval.metrics.streams import Features, moments
 from taugrid.eval.reference import MomentsFile, Reference
 from taugrid.eval.sources import Source, batches
 from taugrid.metrics import MetricSettings
@@ -73,7 +73,7 @@ def evaluate(
             reference or its weights, features hold nan or infinity, images changed meanwhile, or `cache` can't be made.
         taugrid.parquet.DamagedFile: for an image or a file that can't be read.
     """
-    left, reasons, remarks = metrics.feasible(settings, extractor, samples.num_images, _num_images(reference))
+    left, reasons, remarks = feasible(settings, extractor, samples.num_images, _num_images(reference))
     _require_fit(samples, reference, extractor, left, reasons)
     if cache is not None:
         _make_folder(cache)
@@ -84,14 +84,12 @@ def evaluate(
     compared = _reference(reference, extractor, extract, left, batch_size, cache, progress)
     with ExitStack() as stack:
         features = stack.enter_context(Spool())
-        logits = stack.enter_context(Spool()) if "isc" in left.metrics else None
+        logits = stack.enter_context(Spool()) if any(metric.needs_logits for metric in left.chosen) else None
         for extraction in _extractions(samples, extract, batch_size, "samples", progress):
             features.append(extraction.features.numpy())
             if logits is not None and extraction.logits is not None:
                 logits.append(extraction.logits.numpy())
-        scores = metrics.score(
-            features.chunks, None if logits is None else logits.chunks, samples.num_images, compared, left
-        )
+        scores = score(features.chunks, None if logits is None else logits.chunks, samples.num_images, compared, left)
     return {
         "samples": _identity(samples),
         "reference": _identity(reference),
@@ -154,14 +152,14 @@ def _reference(
             yield extraction.features.numpy()
 
     key, count = references.cache_key(reference.sha256, spec, _preprocessing(reference)), reference.num_images
-    if not metrics.NEED_REFERENCE_FEATURES & set(settings.metrics):
-        statistics = references.load_or_compute(cache, key, lambda: metrics.moments(features(), count))
+    if not any(metric.needs_reference_features for metric in settings.chosen):
+        statistics = references.load_or_compute(cache, key, lambda: moments(features(), count))
         return Reference(statistics.moments, statistics.root, count)
     if cache is None:
         held = np.concatenate(list(features()))
     else:
         held = references.read_features(references.cached_features(cache, key, count, features))
-    statistics = references.load_or_compute(cache, key, lambda: metrics.moments([held], count))
+    statistics = references.load_or_compute(cache, key, lambda: moments([held], count))
     return Reference(statistics.moments, statistics.root, count, lambda: held)
 
 

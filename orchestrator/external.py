@@ -10,7 +10,6 @@ from taugrid.eval.features.names import resolve
 from taugrid.eval.reference import default_cache, open_reference
 from taugrid.eval.sources import open_source
 from taugrid.orchestrator.cli.progress import Progress
-from taugrid.orchestrator.plan.evaluation import settings
 from taugrid.parquet import DamagedFile
 from taugrid.protocol import SOFTWARE
 from taugrid.versions import versions
@@ -53,7 +52,7 @@ def score_images(
             found,
             compared,
             spec,
-            settings(section),
+            section.metric_settings,
             batch_size=section.batch_size,
             versions=versions(SOFTWARE),
             device="cuda" if torch.cuda.is_available() else "cpu",

@@ -1,27 +1,173 @@
-"""Settings of the metrics, as plain data that travels to workers and stands in protocols."""
+"""The metrics: what each is called, which numbers it gives, what it needs, and the functions that compute it.
 
+A new metric is one file in eval/metrics/ and one entry in `METRICS`. Its columns are appended to the tables.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class MetricColumn:
+    """A number that tables show, and the column with its error."""
+
+    name: str
+    """Of the column in quality.csv."""
+    title: str
+    """For people."""
+    error: str | None = None
+    """The column with its error or spread; None: it has none."""
+    error_means: str = ""
+    """What stands behind ±."""
+    higher_is_better: bool = False
+    scale: float = 1.0
+    """What tables multiply it by."""
+
+    @property
+    def heading(self) -> str:
+        """The title with the direction that is better."""
+        return f"{self.title} ({'higher' if self.higher_is_better else 'lower'} is better)"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its column in quality.csv, and that of its error."""
+        return (self.name,) if self.error is None else (self.name, self.error)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric. Functions are named as `package.module:function`, so that this file imports no other room."""
+
+    name: str
+    """In `evaluate.metrics`."""
+    about: str
+    columns: tuple[MetricColumn, ...]
+    compute: str
+    """Takes `eval.metrics.inputs.MetricInputs`, returns `eval.metrics.inputs.MetricResult`."""
+    limits: str | None = None
+    """Takes `MetricSettings` and `Sizes`, returns `Limits`; None: nothing but the fields below limits it. The driver
+    calls it, so its module must not import torch."""
+    settings: tuple[str, ...] = ()
+    """The fields of `MetricSettings` that it uses besides `seed`."""
+    needs_logits: bool = False
+    needs_all_features: bool = False
+    """All features of the samples are held in memory. For other metrics memory does not grow with N."""
+    needs_reference_features: bool = False
+    """The reference's mean and covariance are not enough."""
+    least_images: int = 1
+    """On both sides."""
+
+
+class Sizes(NamedTuple):
+    """The numbers that decide whether a metric can be computed."""
+
+    num_samples: int
+    num_reference: int | None
+    """None: only the mean and covariance of the reference are known."""
+    dimensions: int
+    """Of the features."""
+
+    @property
+    def fewest(self) -> int:
+        """Images on the smaller side."""
+        return self.num_samples if self.num_reference is None else min(self.num_samples, self.num_reference)
+
+
+class Limits(NamedTuple):
+    """Why a metric can't be computed, or which settings are used instead."""
+
+    reason: str | None = None
+    """None: it can be computed."""
+    changes: Mapping[str, Any] = {}
+    """Fields of `MetricSettings`."""
+    remark: str | None = None
+    """What people are told about the changes."""
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "fid",
+            "Frechet Inception Distance",
+            (MetricColumn("fid", "FID", "fid_se", "one standard error of sampling at this N"),),
+            compute="taugrid.eval.metrics.frechet:compute_fid",
+            least_images=2,
+        ),
+        Metric(
+            "isc",
+            "Inception Score",
+            (
+                MetricColumn(
+                    "isc_mean",
+                    "Inception Score",
+                    "isc_std",
+                    "the standard deviation over splits",
+                    higher_is_better=True,
+                ),
+            ),
+            compute="taugrid.eval.metrics.inception:compute_isc",
+            limits="taugrid.eval.metrics.inception:isc_limits",
+            settings=("isc_splits",),
+            needs_logits=True,
+        ),
+        Metric(
+            "kid",
+            "Kernel Inception Distance",
+            (MetricColumn("kid_mean", "KID × 1000", "kid_std", "the standard deviation over subsets", scale=1000),),
+            compute="taugrid.eval.metrics.kernel:compute_kid",
+            limits="taugrid.eval.metrics.kernel:kid_limits",
+            settings=("kid_subsets", "kid_subset_size"),
+            needs_all_features=True,
+            needs_reference_features=True,
+            least_images=2,
+        ),
+        Metric(
+            "prc",
+            "precision and recall",
+            (
+                MetricColumn("precision", "Precision", higher_is_better=True),
+                MetricColumn("recall", "Recall", higher_is_better=True),
+            ),
+            compute="taugrid.eval.metrics.neighbours:compute_prc",
+            limits="taugrid.eval.metrics.neighbours:prc_limits",
+            settings=("prc_neighborhood",),
+            needs_all_features=True,
+            needs_reference_features=True,
+        ),
+        Metric(
+            "fid_infinity",
+            "FID extrapolated to infinitely many samples, Chong & Forsyth 2020",
+            (MetricColumn("fid_infinity", "FID extrapolated to infinite N"),),
+            compute="taugrid.eval.metrics.extrapolation:compute_fid_infinity",
+            limits="taugrid.eval.metrics.extrapolation:fid_infinity_limits",
+            needs_all_features=True,
+        ),
+    )
+}
+"""Name -> metric, in the order in which they are computed."""
+
+DEFAULT_METRICS = ("fid", "isc", "kid")
 
 
 @dataclass(frozen=True)
 class MetricSettings:
     """Which metrics, and how; defaults are torch-fidelity's."""
 
-    metrics: tuple[str, ...] = ("fid", "isc", "kid")
+    metrics: tuple[str, ...] = DEFAULT_METRICS
     seed: int = 2020
     isc_splits: int = 10
     kid_subsets: int = 100
     kid_subset_size: int = 1000
     prc_neighborhood: int = 3
 
+    @property
+    def chosen(self) -> list[Metric]:
+        """The metrics, in the order of `METRICS`."""
+        return [metric for name, metric in METRICS.items() if name in self.metrics]
+
     def as_dict(self) -> dict[str, Any]:
         """The fields of a protocol: the metrics, and those settings that they use."""
-        fields: dict[str, Any] = {"metrics": sorted(self.metrics), "seed": self.seed}
-        if "isc" in self.metrics:
-            fields["isc_splits"] = self.isc_splits
-        if "kid" in self.metrics:
-            fields |= {"kid_subsets": self.kid_subsets, "kid_subset_size": self.kid_subset_size}
-        if "prc" in self.metrics:
-            fields["prc_neighborhood"] = self.prc_neighborhood
-        return fields
+        used = {name: getattr(self, name) for metric in self.chosen for name in metric.settings}
+        return {"metrics": sorted(self.metrics), "seed": self.seed, **used}

@@ -88,7 +88,7 @@ def quality_figure(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] 
 
     A cell without an FID is left out of its line, as is one with an FID of 0 or less, which has no logarithm.
     """
-    pivots = pivot(frame, FID.column, FID.error, protocols)
+    pivots = pivot(frame, FID.name, FID.error, protocols)
     styles = _eta_styles({label for table in pivots for label in table.values.index})
     return _fid_figure(pivots, _draw, styles, "log")
 
@@ -110,7 +110,7 @@ def checkpoints_figure(
         order: its values from left to right, as the grid has them.
         protocols: spell out the rows' hashes: cells that are not comparable share no panel.
     """
-    tables = _over_checkpoints(frame, order, pivot(frame, FID.column, FID.error, protocols))
+    tables = _over_checkpoints(frame, order, pivot(frame, FID.name, FID.error, protocols))
     lengths = sorted({steps for table in tables for steps in table.values.index})
     styles = _ordered_styles({str(steps): f"$S$ = {steps}" for steps in lengths}, _shifts(len(lengths)))
     figure = _fid_figure(tables, _draw_over_checkpoints, styles, "linear")

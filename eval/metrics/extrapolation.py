@@ -9,15 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taugrid.eval.metrics.statistics import (
-    ROWS_AT_ONCE,
-    Array,
-    Moments,
-    frechet_distance,
-    merge,
-    require_finite,
-    symmetric_root,
-)
+from taugrid.eval.metrics.frechet import frechet_distance
+from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
+from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Moments, merge, require_finite, symmetric_root
+from taugrid.metrics import Limits, MetricSettings, Sizes
 
 POINTS = 15
 """How many subsets the line is fitted to: the paper's number."""
@@ -34,6 +29,18 @@ with 2 for each, and up to -41 % with 1: the covariance of too few samples is ne
 
 LEAST_SPAN = 2
 """Least N over the smallest subset: a shorter range leaves the slope to noise."""
+
+
+def fid_infinity_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
+    """Too few samples can't be extrapolated."""
+    return Limits(no_extrapolation(sizes.num_samples, sizes.dimensions))
+
+
+def compute_fid_infinity(inputs: MetricInputs) -> MetricResult:
+    """FID extrapolated to infinite N."""
+    reference, seed = inputs.reference, inputs.settings.seed
+    value = fid_infinity(inputs.all_features, reference.moments, reference.root, seed=seed)
+    return MetricResult({"fid_infinity": value})
 
 
 def no_extrapolation(num_samples: int, dimensions: int) -> str | None:

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
 from taugrid.eval.metrics.statistics import Array, MeanAndSpread, require_finite
+from taugrid.metrics import Limits, MetricSettings, Sizes
 
 Features = NDArray[np.floating[Any]]
 Draws = Sequence[NDArray[np.int64]]
@@ -15,9 +17,27 @@ ROWS_AT_ONCE = 1000
 """Rows of a kernel matrix in memory at a time."""
 
 
-def kid_subset_size(requested: int, num_samples: int, num_reference: int) -> int:
-    """The subset size that can be drawn from both sides without repetition: record it with the number."""
-    return min(requested, num_samples, num_reference)
+def kid_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
+    """Subsets are drawn without repetition, so they become as small as the smaller side. The number records it."""
+    wanted, possible = settings.kid_subset_size, min(settings.kid_subset_size, sizes.fewest)
+    if possible == wanted:
+        return Limits()
+    remark = f"kid_subset_size is {possible} here, not {wanted}: there are no more images on one side"
+    return Limits(changes={"kid_subset_size": possible}, remark=remark)
+
+
+def compute_kid(inputs: MetricInputs) -> MetricResult:
+    """KID: its mean over subsets and their standard deviation."""
+    settings, reference = inputs.settings, inputs.reference
+    distance = kernel_distance(
+        inputs.all_features,
+        reference.features,
+        settings.kid_subsets,
+        settings.kid_subset_size,
+        settings.seed,
+        reference.kept,
+    )
+    return MetricResult({"kid_mean": distance.mean, "kid_std": distance.std})
 
 
 def kernel_distance(
@@ -26,7 +46,7 @@ def kernel_distance(
     subsets: int,
     subset_size: int,
     seed: int,
-    kept: MutableMapping[Hashable, Array] | None = None,
+    kept: MutableMapping[Hashable, Any] | None = None,
 ) -> MeanAndSpread:
     """KID: unbiased MMD^2 with the kernel (x . y / d + 1)^3, over `subsets` pairs of subsets drawn as torch-fidelity's.
 
@@ -36,7 +56,7 @@ def kernel_distance(
         features: (n, d), in the order of the samples' indices, on which the draws depend.
         reference_features: (m, d), in the reference's order.
         subsets: how many pairs of subsets.
-        subset_size: of each, from 2 to the smaller of n and m; see `kid_subset_size`.
+        subset_size: of each, from 2 to the smaller of n and m; see `kid_limits`.
         seed: of NumPy's legacy generator.
         kept: where the reference's own part is kept from cell to cell of the same n; for one reference alone.
 
@@ -54,7 +74,7 @@ def kernel_distance(
              for _ in range(subsets)]  # fmt: skip
     of_samples, of_reference = [a for a, _ in drawn], [b for _, b in drawn]
     kept = {} if kept is None else kept
-    key = (n, subsets, subset_size, seed)
+    key = ("kid", n, subsets, subset_size, seed)
     if key not in kept:
         kept[key] = pair_sums(reference_features, reference_features, of_reference, of_reference)
     within = pair_sums(features, features, of_samples, of_samples) + kept[key]

@@ -2,21 +2,43 @@
 
 Kynkaanniemi et al. 2019, by torch-fidelity's rules: a vector's ball reaches to its k-th nearest neighbour other than
 itself, and its surface belongs to it. Distances are `torch.cdist` in the features' own type, as torch-fidelity's.
+Torch is imported when they are computed: the driver asks here whether they can be.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
 from taugrid.eval.metrics.statistics import require_finite
+from taugrid.metrics import Limits, MetricSettings, Sizes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Features = NDArray[np.floating[Any]]
 
 DISTANCES_AT_ONCE = 2**26
 """Distances held at a time, 256 MB in float32: all of them up to 8192 x 8192, 1342 rows of 50,000 x 50,000."""
+
+
+def prc_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
+    """A ball needs a neighbour to reach to."""
+    if sizes.fewest <= settings.prc_neighborhood:
+        return Limits(f"it needs more than prc_neighborhood {settings.prc_neighborhood} images on both sides")
+    return Limits()
+
+
+def compute_prc(inputs: MetricInputs) -> MetricResult:
+    """Precision and recall. The reference's radii are computed once for all cells."""
+    reference, neighbourhood = inputs.reference, inputs.settings.prc_neighborhood
+    key = ("prc", neighbourhood)
+    if key not in reference.kept:
+        reference.kept[key] = ball_radii(reference.features, neighbourhood)
+    both = precision_recall(inputs.all_features, reference.features, neighbourhood, reference.kept[key])
+    return MetricResult({"precision": both.precision, "recall": both.recall})
 
 
 class PrecisionRecall(NamedTuple):
@@ -27,7 +49,7 @@ class PrecisionRecall(NamedTuple):
 
 
 def precision_recall(
-    features: Features, reference_features: Features, neighbourhood: int, reference_radii: torch.Tensor | None = None
+    features: Features, reference_features: Features, neighbourhood: int, reference_radii: "Tensor | None" = None
 ) -> PrecisionRecall:
     """Precision and recall of `features` (n, d) against `reference_features` (m, d), in time n (n + m), or m^2 more.
 
@@ -40,6 +62,8 @@ def precision_recall(
     Raises:
         ValueError: for features that are not finite, or no more of them than `neighbourhood` on either side.
     """
+    import torch
+
     if features.shape[1] != reference_features.shape[1]:
         raise ValueError(
             f"{features.shape[1]} features of a sample can't be compared with {reference_features.shape[1]} of the "
@@ -58,12 +82,14 @@ def precision_recall(
     return PrecisionRecall(int(inside_reference.sum()) / len(samples), inside_samples / len(reference))
 
 
-def ball_radii(features: Features, neighbourhood: int) -> torch.Tensor:
+def ball_radii(features: Features, neighbourhood: int) -> "Tensor":
     """The distance (n,) from each of `features` (n, d) to its `neighbourhood`-th nearest neighbour.
 
     Raises:
         ValueError: for features that are not finite, or no more of them than `neighbourhood`.
     """
+    import torch
+
     if not 1 <= neighbourhood < len(features):
         raise ValueError(
             f"{len(features)} feature vectors have no neighbour number {neighbourhood}: precision and recall need "

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from taugrid.eval.metrics.statistics import difference_standard_error
+from taugrid.eval.metrics.frechet import difference_standard_error
 from taugrid.eval.tables import quality as tables
 from taugrid.eval.tables.rows import as_text, series
 from taugrid.protocol import ProtocolFields, disagreements
@@ -46,8 +46,8 @@ ROUNDING = 1e-9
 NOT_AXES = frozenset({"model", "num_samples", "protocol"})
 """Settings of pivots that make no neighbours: ids have no order, FIDs of other N or protocols are not comparable."""
 
-NOT_SETTINGS = frozenset({*tables.COLUMNS, tables.EXACT}) - {"model", "sampler", "spacing", "clip", "num_samples"}
-"""Columns that are no settings, and S and eta, which are told on their own."""
+SETTINGS = frozenset({"model", "sampler", "spacing", "clip", "num_samples"})
+"""Columns of the quality table that are settings besides the grid axes; S and eta are told on their own."""
 
 Array = NDArray[np.float64]
 
@@ -208,7 +208,7 @@ def indistinguishable(rows: Sequence[Mapping[str, Any]], evidence: Evidence, joi
 
 
 def _pivots(rows: Sequence[Mapping[str, Any]], protocols: Mapping[str, ProtocolFields]) -> list[tables.Pivot]:
-    return tables.pivot(tables.frame(rows), tables.FID.column, tables.FID.error, protocols)
+    return tables.pivot(tables.frame(rows), tables.FID.name, tables.FID.error, protocols)
 
 
 def _obstacles(row_a: Mapping[str, Any], row_b: Mapping[str, Any], evidence: Evidence) -> list[str]:
@@ -243,7 +243,8 @@ def _paired(difference: float, row_a: Mapping[str, Any], row_b: Mapping[str, Any
 
 def _others(row_a: Mapping[str, Any], row_b: Mapping[str, Any]) -> str:
     """The settings besides S and eta that differ, such as "clip: none -> x0_and_eps"; a model by its axes if it can."""
-    keys = sorted({*row_a, *row_b} - NOT_SETTINGS)
+    given = {*row_a, *row_b}
+    keys = sorted((given & SETTINGS) | set(tables.axes(given)))
     differing = [key for key in keys if as_text(row_a.get(key)) != as_text(row_b.get(key))]
     if any("." in key for key in differing):
         differing.remove("model")

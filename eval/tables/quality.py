@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taugrid.eval.tables.rows import as_text, series, sort_key, without_nan
+from taugrid.metrics import METRICS, MetricColumn
 from taugrid.protocol import ProtocolFields, disagreements, kind, shortened
 from taugrid.storage import replacing
 
@@ -33,12 +34,14 @@ COLUMNS = (
     "fid", "fid_se", "fid_infinity", "isc_mean", "isc_std", "kid_mean", "kid_std", "precision", "recall", "seconds",
     "protocol",
 )  # fmt: skip
-"""The columns of quality.csv; one for each other grid axis follows."""
+"""The columns of quality.csv, on which its readers rely: this never changes. A column for each other grid axis follows,
+and then those of metrics that are not named here."""
+SCORES = COLUMNS[COLUMNS.index("fid") : COLUMNS.index("seconds")]
+"""Those that hold scores."""
 CHECKPOINT = "model.checkpoint"
 """The grid key, and so the column, of loaded networks: their order is the grid's, for names have none of their own."""
 EXACT = "fid_exact"
 """A column more, behind these, where an oracle's samples have a Frechet distance in closed form."""
-_FLOATS = frozenset(COLUMNS[COLUMNS.index("fid") : COLUMNS.index("protocol")]) | {"eta", EXACT}
 
 SIGMA_HAT = "σ̂"
 MISSING = "–"
@@ -61,32 +64,27 @@ CONSOLE_WIDTH = 80
 """Columns that every terminal and pipe has: rich's own width where it finds no terminal."""
 
 
-class Metric(NamedTuple):
-    """A column of scores that is tabulated: its name for people, which end is good, and what its error is."""
-
-    column: str
-    error: str | None
-    title: str
-    higher_is_better: bool = False
-    scale: float = 1.0
-    error_means: str = ""
-
-    @property
-    def heading(self) -> str:
-        """The title with the direction that is better."""
-        return f"{self.title} ({'higher' if self.higher_is_better else 'lower'} is better)"
+FID = METRICS["fid"].columns[0]
+EXACT_FID = MetricColumn(EXACT, "FID in closed form, at infinite N")
 
 
-FID = Metric("fid", "fid_se", "FID", error_means="one standard error of sampling at this N")
-METRICS = (
-    FID,
-    Metric(EXACT, None, "FID in closed form, at infinite N"),
-    Metric("fid_infinity", None, "FID extrapolated to infinite N"),
-    Metric("isc_mean", "isc_std", "Inception Score", True, error_means="the standard deviation over splits"),
-    Metric("kid_mean", "kid_std", "KID × 1000", scale=1000, error_means="the standard deviation over subsets"),
-    Metric("precision", None, "Precision", True),
-    Metric("recall", None, "Recall", True),
-)
+def score_columns() -> list[MetricColumn]:
+    """The numbers that are tabulated, in the order of their columns in quality.csv; the closed form is next to FID."""
+    known = [column for metric in METRICS.values() for column in metric.columns]
+    known.sort(key=lambda column: COLUMNS.index(column.name) if column.name in COLUMNS else len(COLUMNS))
+    known.insert(known.index(FID) + 1, EXACT_FID)
+    return known
+
+
+def appended_columns() -> list[str]:
+    """The columns of scores that are no part of `COLUMNS`: they stand behind all others, where some cell has them."""
+    names = [name for metric in METRICS.values() for column in metric.columns for name in column.names]
+    return [name for name in names if name not in COLUMNS]
+
+
+def axes(columns: Iterable[str]) -> list[str]:
+    """Those of `columns` that are grid keys without a place in `COLUMNS`, in alphabetical order."""
+    return sorted(set(columns) - {*COLUMNS, EXACT, *appended_columns()})
 
 
 @dataclass(frozen=True)
@@ -138,8 +136,8 @@ def frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
         KeyError: if a row lacks one of `COLUMNS`.
     """
     given = {key for row in rows for key in row}
-    axes = sorted(given - {*COLUMNS, EXACT})
-    order = [*axes, "model", "sampler", "spacing", "num_samples", "sigma", "eta", "steps", "clip", "cell"]
+    others = axes(given)
+    order = [*others, "model", "sampler", "spacing", "num_samples", "sigma", "eta", "steps", "clip", "cell"]
     places = {name: place for place, name in enumerate(dict.fromkeys(row.get(CHECKPOINT) for row in rows))}
 
     def ranks(row: Mapping[str, object]) -> list[tuple[int, float, str]]:
@@ -148,9 +146,11 @@ def frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
 
     ordered = sorted(rows, key=ranks)
     values: dict[str, list[object]] = {column: [row[column] for row in ordered] for column in COLUMNS}
-    others = [EXACT, *axes] if EXACT in given else axes
-    values |= {name: [row.get(name) for row in ordered] for name in others}
-    return pd.DataFrame({name: series(listed, name in _FLOATS) for name, listed in values.items()})
+    scores = [name for name in appended_columns() if name in given]
+    behind = [*([EXACT] if EXACT in given else []), *others, *scores]
+    values |= {name: [row.get(name) for row in ordered] for name in behind}
+    floats = {"eta", "seconds", EXACT, *SCORES, *scores}
+    return pd.DataFrame({name: series(listed, name in floats) for name, listed in values.items()})
 
 
 def pivot(
@@ -225,13 +225,13 @@ def _layout(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
         known = frame.drop_duplicates(given) if given else frame.head(1)
         return len(frame.drop_duplicates([*given, column])) == len(known)
 
-    axes = [column for column in frame.columns if column not in (*COLUMNS, EXACT)]
-    apart = [axis for axis in [*axes, "num_samples"] if ("." in axis or axis in COLUMNS) and not follows(axis, [])]
+    others = axes(frame.columns)
+    apart = [axis for axis in [*others, "num_samples"] if ("." in axis or axis in COLUMNS) and not follows(axis, [])]
     if not follows("model", apart):
         apart.append("model")
     by_row: list[str] = []
     # Clip comes last: where it is a function of the row only within another setting, that one has been set apart.
-    for column in [*(axis for axis in axes if "." not in axis), "sampler", "spacing", "clip"]:
+    for column in [*(axis for axis in others if "." not in axis), "sampler", "spacing", "clip"]:
         if not follows(column, []):
             (by_row if follows(column, [*apart, "sigma", "eta"]) else apart).append(column)
     # Last of all: N, and settings such as a precision, explain a protocol of another kind better than its hash.
@@ -263,18 +263,18 @@ def _row_note(group: pd.DataFrame, column: str) -> str:
     return f"{column}: " + ", ".join(f"{v} ({labels})" if len(rows) > 1 else v for v, labels in rows.items())
 
 
-def _tabulated(frame: pd.DataFrame) -> list[Metric]:
-    """The metrics that some cell has; FID, all dashes, where no cell has any."""
-    given = [metric for metric in METRICS if metric.column in frame and frame[metric.column].notna().any()]
-    return [_unscaled(metric) if frame[metric.column].max() >= 1 else metric for metric in given] or [FID]
+def _tabulated(frame: pd.DataFrame) -> list[MetricColumn]:
+    """The scores that some cell has; FID, all dashes, where no cell has any."""
+    given = [column for column in score_columns() if column.name in frame and frame[column.name].notna().any()]
+    return [_unscaled(column) if frame[column.name].max() >= 1 else column for column in given] or [FID]
 
 
-def _unscaled(metric: Metric) -> Metric:
+def _unscaled(column: MetricColumn) -> MetricColumn:
     """Without its factor, which is for the small KIDs of Inception's features; KID grows as the features' cube."""
-    return metric._replace(title=metric.title.split(" ×")[0], scale=1.0)
+    return replace(column, title=column.title.split(" ×")[0], scale=1.0)
 
 
-def entries(table: Pivot, metric: Metric) -> Iterator[tuple[str, list[Entry]]]:
+def entries(table: Pivot, metric: MetricColumn) -> Iterator[tuple[str, list[Entry]]]:
     """Each row's label and its cells; best is per column, and said only where there is something to choose from."""
     values, errors = table.values * metric.scale, table.errors * metric.scale
     cells = table.cells.reindex(index=values.index, columns=values.columns)
@@ -290,19 +290,19 @@ def _entry(value: float, error: float, best: float, cell: str, marks: Mapping[st
 
 def _marked(
     frame: pd.DataFrame,
-    metric: Metric,
+    metric: MetricColumn,
     protocols: Mapping[str, ProtocolFields],
     indistinguishable: Set[str],
     joined: Set[str],
 ) -> list[Pivot]:
     """The pivots of `metric` with marks: FID alone has a test."""
-    marks: dict[str, str] = dict.fromkeys(indistinguishable, INDISTINGUISHABLE) if metric.column == FID.column else {}
+    marks: dict[str, str] = dict.fromkeys(indistinguishable, INDISTINGUISHABLE) if metric.name == FID.name else {}
     marks |= {cell: marks.get(cell, "") + JOINED for cell in joined}
-    pivots = pivot(frame, metric.column, metric.error, {} if joined else protocols)
+    pivots = pivot(frame, metric.name, metric.error, {} if joined else protocols)
     return [replace(table, marks=marks) for table in pivots]
 
 
-def _legend(tables: Sequence[Pivot], metric: Metric) -> list[str]:
+def _legend(tables: Sequence[Pivot], metric: MetricColumn) -> list[str]:
     """A line for each mark that is in one of the tables."""
     seen = {mark for table in tables for _, row in entries(table, metric) for entry in row for mark in entry.mark}
     return [f"{mark} {meaning}." for mark, meaning in MEANINGS.items() if mark in seen]
@@ -380,7 +380,7 @@ def latex(
     return "\n".join(["% Needs \\usepackage{booktabs}.", *tables])
 
 
-def _latex_table(table: Pivot, metric: Metric, frame: pd.DataFrame) -> str:
+def _latex_table(table: Pivot, metric: MetricColumn, frame: pd.DataFrame) -> str:
     count = len(table.values.columns)
     rows = []
     for label, row in entries(table, metric):

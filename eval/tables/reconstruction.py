@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from taugrid.eval.tables.quality import Metric, Pivot, entries
+from taugrid.eval.tables.quality import Pivot, entries
 from taugrid.eval.tables.rows import as_text, series, sort_key, without_nan
+from taugrid.metrics import MetricColumn
 from taugrid.storage import replacing
 
 COLUMNS = (
@@ -18,7 +19,7 @@ _FLOATS = frozenset({"mse", "mse_se", "mse_8bit", "seconds"})
 
 SCALE = 1000
 """Of the errors in a pivot: the paper's are 0.014 at S = 10 and 0.0001 at S = 1000."""
-ERROR = Metric("mse", "mse_se", f"Reconstruction error × {SCALE}", error_means="one standard error over the images")
+ERROR = MetricColumn("mse", f"Reconstruction error × {SCALE}", "mse_se", "one standard error over the images")
 LEGEND = (
     "Error is the mean squared difference per dimension, on pixels scaled to [0, 1], between an image and what is "
     "decoded from its x_T: S steps up and S steps down at eta = 0, nothing clipped or rounded, eps on the way up taken "

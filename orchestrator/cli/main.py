@@ -13,11 +13,15 @@ import click
 
 from taugrid import __version__
 from taugrid.errors import Exit, RunFailed, UserError
+from taugrid.metrics import DEFAULT_METRICS, METRICS
 
 if TYPE_CHECKING:
     from taugrid.config import Config
     from taugrid.orchestrator.plan.grid import Plan
     from taugrid.orchestrator.rundir.directory import RunDir
+
+
+METRICS_HELP = f"Of {','.join(METRICS)}.  [default: {','.join(DEFAULT_METRICS)}]"
 
 
 class Opened:
@@ -148,7 +152,7 @@ _stage("sample", ("sample",), "Sample every cell; models must be there.")
 @click.option("--reference", metavar="PATH", help="What --samples are compared with; also an .npz of mu and sigma.")
 @click.option("--extractor", metavar="NAME", help="For --samples.  [default: inception-v3-compat]")
 @click.option("--weights", metavar="FILE", help="For --samples: the extractor's weights.")
-@click.option("--metrics", metavar="LIST", help="Of fid,isc,kid,prc,fid_infinity.  [default: fid,isc,kid]")
+@click.option("--metrics", metavar="LIST", help=METRICS_HELP)
 @cluster_options
 def evaluate(
     config: str | None,

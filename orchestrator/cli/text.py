@@ -98,16 +98,16 @@ def print_selfcheck(findings: "Findings") -> None:
 
 def scores_text(scores: dict[str, Any]) -> str:
     """Scores of images made elsewhere, from `eval.standalone.evaluate`, as lines."""
-    from taugrid.eval.tables.quality import METRICS, write_number
+    from taugrid.eval.tables.quality import score_columns, write_number
 
     values = scores["metrics"]
     lines = []
-    for metric in METRICS:
-        if metric.column in values:
-            error = values.get(metric.error, math.nan) if metric.error else math.nan
-            value, spread = write_number(values[metric.column], error)
-            means = f"   (± is {metric.error_means})" if spread else ""
-            lines.append(f"{metric.heading.replace(' × 1000', '')}: {f'{value} {spread}'.rstrip()}{means}")
+    for column in score_columns():
+        if column.name in values:
+            error = values.get(column.error, math.nan) if column.error else math.nan
+            value, spread = write_number(values[column.name], error)
+            means = f"   (± is {column.error_means})" if spread else ""
+            lines.append(f"{column.heading.replace(' × 1000', '')}: {f'{value} {spread}'.rstrip()}{means}")
     for side in ("samples", "reference"):
         about = scores[side]
         count = "moments" if about["num_images"] is None else f"{about['num_images']} images"

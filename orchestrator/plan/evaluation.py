@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 
-from taugrid.config import Config, Data, Evaluate, Sample
+from taugrid.config import Config, Data, Sample
 from taugrid.errors import UserError
 from taugrid.eval.features.names import ExtractorSpec
 from taugrid.eval.metrics.score import Feasible, feasible
 from taugrid.eval.reference import MomentsFile, cache_key, open_reference
 from taugrid.eval.sources import Source
 from taugrid.hashing import identity
-from taugrid.metrics import MetricSettings
 from taugrid.orchestrator.plan.extractor import extractor
 from taugrid.orchestrator.plan.grid import Cell, Plan, name_of
 from taugrid.parquet import DamagedFile
@@ -74,7 +73,7 @@ class Evaluation:
 
     def feasible(self, num_samples: int) -> Feasible:
         """The metrics that can be given at N with their settings, and why others can't."""
-        return feasible(settings(self.config.evaluate), self.extractor, num_samples, self.reference.num_images)
+        return feasible(self.config.evaluate.metric_settings, self.extractor, num_samples, self.reference.num_images)
 
     def id(self, cell: Cell) -> str:
         """Names a cell's score file: what was measured against what, without versions (an upgrade keeps old scores)."""
@@ -104,18 +103,6 @@ class Evaluation:
 def describe_clip(sample: Sample) -> str | None:
     """How x_0 is clipped, with the range if it is not the usual one."""
     return sample.clip if sample.clip_range in (None, 1.0) else f"{sample.clip} to +-{sample.clip_range:g}"
-
-
-def settings(evaluate: Evaluate) -> MetricSettings:
-    """What `evaluate` asks for, as the metrics take it."""
-    return MetricSettings(
-        metrics=tuple(evaluate.metrics),
-        seed=evaluate.seed,
-        isc_splits=evaluate.isc_splits,
-        kid_subsets=evaluate.kid_subsets,
-        kid_subset_size=evaluate.kid_subset_size,
-        prc_neighborhood=evaluate.prc_neighborhood,
-    )
 
 
 def check_shapes(plan: Plan) -> None:

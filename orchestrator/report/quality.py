@@ -36,8 +36,6 @@ LARGEST_SHARE_BEYOND_1 = 1e-6
 NAMED_CELLS = 4
 """Cells that a note under the table names; more are counted."""
 
-METRICS = ("fid", "fid_se", "fid_infinity", "isc_mean", "isc_std", "kid_mean", "kid_std", "precision", "recall")
-
 
 class Rows(NamedTuple):
     """The rows of quality.csv, remarks that belong under the table, and what comparisons need besides."""
@@ -164,10 +162,11 @@ def _row(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: float
         "clip": settings.clip,
         "num_samples": settings.num_samples,
         "network_evaluations": len(cell.tau),
-        **{name: metrics.get(name) for name in METRICS},
+        **{name: metrics.get(name) for name in tables.SCORES},
         "seconds": None if seconds is None else round(seconds, 3),
         "protocol": protocol,
         **cell.axes,
+        **{name: metrics[name] for name in tables.appended_columns() if name in metrics},
     }
 
 

@@ -1,9 +1,22 @@
 """`evaluate`: how cells are scored."""
 
-from typing import Literal
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from taugrid.config.data import Data
 from taugrid.config.section import Positive, Section, Seed
+from taugrid.metrics import DEFAULT_METRICS, METRICS, MetricSettings
+
+
+def _known(name: str) -> str:
+    if name not in METRICS:
+        *others, last = map(repr, METRICS)
+        raise ValueError(f"must be {', '.join(others)} or {last}")
+    return name
+
+
+MetricName = Annotated[str, AfterValidator(_known), Field(json_schema_extra={"enum": list(METRICS)})]
 
 
 class Evaluate(Section):
@@ -16,8 +29,10 @@ class Evaluate(Section):
     reference: Data | str | None = None
     """What samples are compared with: null is `data`; a data section ({name: digits, split: test}); or a folder of PNG
     or JPEG, Parquet, an .npz of images or of mu and sigma, or a data set's name in torch-fidelity (cifar10-train)."""
-    metrics: list[Literal["fid", "isc", "kid", "prc", "fid_infinity"]] = ["fid", "isc", "kid"]
-    """Any of fid, isc, kid, prc (precision and recall) and fid_infinity (extrapolated, Chong & Forsyth 2020)."""
+    metrics: list[MetricName] = Field(
+        default=list(DEFAULT_METRICS),
+        description=f"Any of {', '.join(f'{name} ({metric.about})' for name, metric in METRICS.items())}.",
+    )
     batch_size: Positive = 250
     isc_splits: Positive = 10
     kid_subsets: Positive = 100
@@ -29,3 +44,15 @@ class Evaluate(Section):
     """Keep the features of scored cells; without them another metric has to extract them anew."""
     seed: Seed = 2020
     """Shuffles of IS, subsets of KID and of fid_infinity; torch-fidelity's default."""
+
+    @property
+    def metric_settings(self) -> MetricSettings:
+        """What the metrics take."""
+        return MetricSettings(
+            metrics=tuple(self.metrics),
+            seed=self.seed,
+            isc_splits=self.isc_splits,
+            kid_subsets=self.kid_subsets,
+            kid_subset_size=self.kid_subset_size,
+            prc_neighborhood=self.prc_neighborhood,
+        )

@@ -18,7 +18,9 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from taugrid.eval.features.convnets import CONVNETS, DigitsConvnet, FashionConvnet, network_input
 from taugrid.eval.features.load import load
 from taugrid.eval.features.names import DIGITS_CONVNET, FASHION_CONVNET, resolve, shipped_weights
-from taugrid.eval.metrics.statistics import InceptionSums, Moments, frechet_distance, inception_splits
+from taugrid.eval.metrics.frechet import frechet_distance
+from taugrid.eval.metrics.inception import InceptionSums, inception_splits
+from taugrid.eval.metrics.statistics import Moments
 from taugrid.hashing import file_sha256
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from taugrid.eval.metrics.statistics import Frechet, Moments
+from taugrid.eval.metrics.frechet import Frechet
+from taugrid.eval.metrics.statistics import Moments
 from taugrid.eval.tables import differences
 from taugrid.eval.tables import quality as tables
 from taugrid.eval.tables.differences import Evidence

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from taugrid.eval.metrics.extrapolation import POINTS, fid_infinity, no_extrapolation, subset_sizes
-from taugrid.eval.metrics.statistics import Array, Moments, frechet_distance, symmetric_root
+from taugrid.eval.metrics.frechet import frechet_distance
+from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
 
 D = 8
 SCALES = np.geomspace(2, 0.5, D)

@@ -5,9 +5,13 @@ import pytest
 
 from taugrid.eval import reference as references
 from taugrid.eval.features.names import ExtractorSpec
-from taugrid.eval.metrics.statistics import Frechet, Moments, frechet_distance, symmetric_root
+from taugrid.eval.metrics.frechet import Frechet, frechet_distance
+from taugrid.eval.metrics.inputs import MetricInputs
+from taugrid.eval.metrics.neighbours import compute_prc
+from taugrid.eval.metrics.statistics import Moments, symmetric_root
 from taugrid.eval.reference import MomentsFile, Reference, cache_key, load_or_compute, open_reference, read_moments
 from taugrid.eval.sources import Source
+from taugrid.metrics import MetricSettings
 from taugrid.parquet import DamagedFile
 from taugrid.workers.data.readers.picture import SourceError
 
@@ -149,15 +153,20 @@ def test_a_file_of_moments_gives_the_distance_of_its_features(tmp_path, dtype):
 def test_a_reference_without_features_says_so():
     moments = Moments.of(features())
     with pytest.raises(ValueError, match="only its mean and covariance"):
-        Reference(moments, symmetric_root(moments.covariance), None).ball_radii(3)
+        _ = Reference(moments, symmetric_root(moments.covariance), None).features
 
 
 def test_features_are_loaded_once_and_radii_computed_once():
     values, loads = features(20), []
     moments = Moments.of(values)
     reference = Reference(moments, moments.scatter, 20, lambda: loads.append(1) or values)
-    assert reference.ball_radii(3) is reference.ball_radii(3)
-    assert not np.array_equal(reference.ball_radii(3), reference.ball_radii(2))
+    radii = []
+    for neighbourhood in (3, 3, 2):
+        settings = MetricSettings(("prc",), prc_neighborhood=neighbourhood)
+        compute_prc(MetricInputs(20, lambda: iter([values]), values, None, reference, settings))
+        radii.append(reference.kept["prc", neighbourhood])
+    assert radii[0] is radii[1]
+    assert not np.array_equal(radii[1], radii[2])
     assert reference.features is values
     assert len(loads) == 1
 

@@ -13,22 +13,22 @@ from taugrid.eval import standalone
 from taugrid.eval.features import load as extractors
 from taugrid.eval.features.convnets import DigitsConvnet
 from taugrid.eval.features.names import DIGITS_CONVNET, PIXELS, ExtractorSpec, resolve
-from taugrid.eval.metrics import kernel, statistics
-from taugrid.eval.metrics import score as metrics
+from taugrid.eval.metrics import frechet, inception, kernel, statistics, streams
 from taugrid.eval.metrics.extrapolation import fid_infinity
+from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.neighbours import precision_recall
-from taugrid.eval.metrics.score import feasible
-from taugrid.eval.metrics.statistics import Frechet, Moments
+from taugrid.eval.metrics.score import feasible, score
+from taugrid.eval.metrics.statistics import Moments
 from taugrid.eval.reference import Reference, open_reference
 from taugrid.eval.sources import open_source
 from taugrid.eval.standalone import Spool, evaluate
-from taugrid.metrics import MetricSettings
+from taugrid.metrics import METRICS, MetricSettings
 from taugrid.workers.data.load import load_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 VERSIONS = {"taugrid": "0"}
-ALL = MetricSettings(metrics=metrics.METRICS, kid_subsets=10, kid_subset_size=100)
+ALL = MetricSettings(metrics=tuple(METRICS), kid_subsets=10, kid_subset_size=100)
 SAMPLES = 700
 
 
@@ -80,13 +80,13 @@ def expected(spec, cell, digits, settings):
     features = samples.features.numpy()
     moments, reference_moments = Moments.of(features), Moments.of(reference)
     influence = Frechet.of(moments, reference_moments).influence(features)
-    split_of = statistics.inception_splits(len(cell), settings.isc_splits, settings.seed)
-    sums = statistics.InceptionSums.of(samples.logits.numpy(), split_of, settings.isc_splits)
+    split_of = inception.inception_splits(len(cell), settings.isc_splits, settings.seed)
+    sums = inception.InceptionSums.of(samples.logits.numpy(), split_of, settings.isc_splits)
     kid = kernel.kernel_distance(features, reference, settings.kid_subsets, settings.kid_subset_size, settings.seed)
     precision, recall = precision_recall(features, reference, settings.prc_neighborhood)
     return {
-        "fid": statistics.frechet_distance(moments, reference_moments),
-        "fid_se": statistics.standard_error(influence),
+        "fid": frechet.frechet_distance(moments, reference_moments),
+        "fid_se": frechet.standard_error(influence),
         "isc_mean": sums.score().mean,
         "isc_std": sums.score().std,
         "kid_mean": kid.mean,
@@ -286,9 +286,9 @@ def test_images_that_the_extractor_does_not_take_are_refused(tmp_path, spec):
 )
 def test_what_is_feasible_follows_from_the_numbers_of_images(num_samples, num_reference, classes, left):
     spec = ExtractorSpec("own", None, "", "f", "logits" if classes else None, 64, classes)
-    settings, reasons, _ = feasible(MetricSettings(metrics.METRICS), spec, num_samples, num_reference)
+    settings, reasons, _ = feasible(MetricSettings(tuple(METRICS)), spec, num_samples, num_reference)
     assert settings.metrics == left
-    assert set(reasons) == set(metrics.METRICS) - set(left)
+    assert set(reasons) == set(METRICS) - set(left)
 
 
 FEATURES = np.random.default_rng(1).normal(size=(9000, 6)).astype(np.float32)
@@ -297,7 +297,7 @@ FEATURES = np.random.default_rng(1).normal(size=(9000, 6)).astype(np.float32)
 @given(cuts=st.lists(st.integers(0, 9000), max_size=8))
 def test_runs_depend_on_no_cut_of_the_stream(cuts):
     chunks = np.split(FEATURES, sorted(cuts))
-    runs = list(metrics.runs(chunks, 9000))
+    runs = list(streams.runs(chunks, 9000))
     assert [len(run) for run in runs] == [4096, 4096, 808]
     assert np.array_equal(np.concatenate(runs), FEATURES)
 
@@ -305,7 +305,7 @@ def test_runs_depend_on_no_cut_of_the_stream(cuts):
 @pytest.mark.parametrize("count", [8999, 9001])
 def test_a_stream_of_another_length_is_refused(count):
     with pytest.raises(ValueError, match=f"9000 feature vectors where {count} were expected"):
-        list(metrics.runs([FEATURES], count))
+        list(streams.runs([FEATURES], count))
 
 
 def scored(features, reference_features, chunk, settings):
@@ -317,10 +317,10 @@ def scored(features, reference_features, chunk, settings):
     def stream():
         return iter([features[i : i + chunk] for i in range(0, len(features), chunk)])
 
-    return metrics.score(stream, stream, len(features), reference, settings)
+    return score(stream, stream, len(features), reference, settings)
 
 
-@pytest.mark.parametrize("wanted", [("fid", "isc"), metrics.METRICS], ids=["streamed", "held"])
+@pytest.mark.parametrize("wanted", [("fid", "isc"), tuple(METRICS)], ids=["streamed", "held"])
 def test_streams_give_what_whole_arrays_give_bit_for_bit(wanted):
     """However the streams are cut; prc goes through a fifth of the samples, for its time grows with the square."""
     count = 9000 if "prc" not in wanted else 1800
@@ -331,11 +331,11 @@ def test_streams_give_what_whole_arrays_give_bit_for_bit(wanted):
     assert np.array_equal(one.influence, whole.influence)
     direct = Frechet.of(Moments.of(features), Moments.of(reference)).influence(features)
     assert whole.influence == pytest.approx(direct, rel=1e-9, abs=1e-9)
-    assert whole.values["fid_se"] == pytest.approx(statistics.standard_error(direct), rel=1e-9)
+    assert whole.values["fid_se"] == pytest.approx(frechet.standard_error(direct), rel=1e-9)
     assert whole.influence.shape == (count,)
-    split_of = statistics.inception_splits(count, settings.isc_splits, settings.seed)
-    inception = statistics.InceptionSums.of(features, split_of, settings.isc_splits).score()
-    assert (whole.values["isc_mean"], whole.values["isc_std"]) == pytest.approx(inception, rel=1e-9)
+    split_of = inception.inception_splits(count, settings.isc_splits, settings.seed)
+    expected_score = inception.InceptionSums.of(features, split_of, settings.isc_splits).score()
+    assert (whole.values["isc_mean"], whole.values["isc_std"]) == pytest.approx(expected_score, rel=1e-9)
 
 
 def test_no_influence_where_there_is_no_standard_error():
@@ -378,7 +378,7 @@ def test_fid_and_isc_take_no_memory_that_grows_with_n():
             return (chunk for _ in range(repeats))
 
         tracemalloc.start()
-        metrics.score(stream, stream, 4096 * repeats, reference, MetricSettings(("fid", "isc")))
+        score(stream, stream, 4096 * repeats, reference, MetricSettings(("fid", "isc")))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     influence_and_splits = 38 * 4096 * 8 * 6

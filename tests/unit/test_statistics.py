@@ -11,20 +11,17 @@ from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
-from taugrid.eval.metrics.kernel import kernel_distance, kid_subset_size, pair_sums
-from taugrid.eval.metrics.statistics import (
+from taugrid.eval.metrics.frechet import (
     SAMPLES_PER_DIMENSION,
-    Array,
     Frechet,
-    InceptionSums,
-    Moments,
     difference_standard_error,
     frechet_distance,
-    inception_splits,
-    merge,
     standard_error,
-    symmetric_root,
 )
+from taugrid.eval.metrics.inception import InceptionSums, inception_splits
+from taugrid.eval.metrics.kernel import kernel_distance, kid_limits, pair_sums
+from taugrid.eval.metrics.statistics import Array, Moments, merge, symmetric_root
+from taugrid.metrics import MetricSettings, Sizes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -277,10 +274,18 @@ def test_kernel_distance_of_one_distribution_has_mean_zero():
     assert abs(distance.mean) < diagonal / 3
 
 
+@pytest.mark.parametrize(
+    ("num_samples", "num_reference", "changes"),
+    [(300, 1797, {"kid_subset_size": 300}), (50_000, 1797, {}), (50_000, 900, {"kid_subset_size": 900})],
+)
+def test_subsets_become_as_small_as_the_smaller_side(num_samples, num_reference, changes):
+    limits = kid_limits(MetricSettings(("kid",)), Sizes(num_samples, num_reference, 4))
+    assert limits.reason is None
+    assert limits.changes == changes
+    assert (limits.remark is None) == (not changes)
+
+
 def test_kernel_distance_subset_sizes():
-    assert kid_subset_size(1000, 300, 1797) == 300
-    assert kid_subset_size(1000, 50_000, 1797) == 1000
-    assert kid_subset_size(1000, 50_000, 900) == 900
     a = correlated(30, 4, seed=1)
     for size in (1, 31):
         with pytest.raises(ValueError, match=f"subsets of {size} can't be drawn from 30 samples"):

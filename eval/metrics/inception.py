@@ -1,0 +1,99 @@
+"""The Inception Score (Salimans et al. 2016), with torch-fidelity's splits and estimators. Everything is float64."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax, xlogy
+
+from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
+from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, MeanAndSpread
+from taugrid.eval.metrics.streams import Features, runs
+from taugrid.metrics import Limits, MetricSettings, Sizes
+
+
+def isc_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
+    """A split needs a sample."""
+    if sizes.num_samples < settings.isc_splits:
+        return Limits(f"{sizes.num_samples} samples can't be divided into {settings.isc_splits} splits")
+    return Limits()
+
+
+def compute_isc(inputs: MetricInputs) -> MetricResult:
+    """The Inception Score: its mean over splits and their standard deviation."""
+    if inputs.logits is None:
+        raise ValueError("the Inception Score needs logits, and none are given")
+    settings = inputs.settings
+    score = inception_score(inputs.logits(), inputs.num_samples, settings.isc_splits, settings.seed)
+    return MetricResult({"isc_mean": score.mean, "isc_std": score.std})
+
+
+def inception_score(logits: Iterable[Features], num_samples: int, splits: int, seed: int) -> MeanAndSpread:
+    """The Inception Score of `num_samples` samples by their logits."""
+    split_of = inception_splits(num_samples, splits, seed)
+    sums = (
+        InceptionSums.of(run, split_of[i * ROWS_AT_ONCE : i * ROWS_AT_ONCE + len(run)], splits)
+        for i, run in enumerate(runs(logits, num_samples))
+    )
+    return reduce(InceptionSums.merge, sums).score()
+
+
+def inception_splits(num_samples: int, splits: int, seed: int) -> NDArray[np.int64]:
+    """The split (N,) in 0..splits-1 of every sample index: torch-fidelity's shuffle with `seed`, cut into runs.
+
+    Raises:
+        ValueError: for more splits than samples.
+    """
+    if not 1 <= splits <= num_samples:
+        raise ValueError(f"{num_samples} samples can't be divided into {splits} splits of the Inception Score")
+    order = np.random.RandomState(seed).permutation(num_samples)
+    bounds = np.arange(splits + 1) * num_samples // splits
+    split_of = np.empty(num_samples, dtype=np.int64)
+    split_of[order] = np.repeat(np.arange(splits), np.diff(bounds))
+    return split_of
+
+
+@dataclass(frozen=True, eq=False)
+class InceptionSums:
+    """What the Inception Score needs of the samples seen so far, by split."""
+
+    counts: NDArray[np.int64]
+    """(splits,)."""
+    probabilities: Array
+    """(splits, k): sums of p(y | x)."""
+    negative_entropies: Array
+    """(splits,): sums over x of sum_y p log p."""
+
+    @classmethod
+    def of(cls, logits: NDArray[np.floating[Any]], split_of: NDArray[np.int64], splits: int) -> "InceptionSums":
+        """The sums over `logits` (n, k), of samples in the splits `split_of` (n,), see `inception_splits`."""
+        if logits.ndim != 2 or len(logits) != len(split_of):
+            raise ValueError(f"logits of shape {logits.shape} don't fit {len(split_of)} samples")
+        if not np.isfinite(logits).all():
+            raise ValueError("logits hold nan or infinity")
+        log_p = log_softmax(logits.astype(np.float64), axis=1)
+        p = np.exp(log_p)
+        members = np.equal.outer(np.arange(splits), split_of).astype(np.float64)
+        return cls(np.bincount(split_of, minlength=splits), members @ p, members @ (p * log_p).sum(axis=1))
+
+    def merge(self, other: "InceptionSums") -> "InceptionSums":
+        """The sums over both sets of samples."""
+        return InceptionSums(
+            self.counts + other.counts,
+            self.probabilities + other.probabilities,
+            self.negative_entropies + other.negative_entropies,
+        )
+
+    def score(self) -> MeanAndSpread:
+        """The score: exp of the mean KL(p(y | x) || p(y)), p(y) being a split's mean; ValueError for an empty split.
+
+        KL's mean is the mean of sum p log p minus sum p(y) log p(y), so sums are all it takes.
+        """
+        if not self.counts.all():
+            raise ValueError("a split of the Inception Score has no samples")
+        marginal = self.probabilities / self.counts[:, None]
+        scores = np.exp(self.negative_entropies / self.counts - xlogy(marginal, marginal).sum(axis=1))
+        return MeanAndSpread(float(scores.mean()), float(scores.std()))

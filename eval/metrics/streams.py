@@ -1,0 +1,56 @@
+"""Features that arrive in pieces: cut anew into runs of one size, so that no number depends on how they arrived."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import reduce
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Moments, merge
+
+Features = NDArray[np.float32]
+
+Stream = Callable[[], Iterator[Features]]
+"""Begins at the first sample whenever it is called; yields (n, d) float32 in the order of the samples' indices, cut
+anywhere."""
+
+
+def runs(stream: Iterable[Features], count: int) -> Iterator[Features]:
+    """The rows of `stream` in runs of `ROWS_AT_ONCE`: a sum over runs does not depend on how the stream was cut.
+
+    Raises:
+        ValueError: if there are more or fewer than `count`.
+    """
+    pending: list[Features] = []
+    waiting = seen = 0
+    for chunk in stream:
+        seen += len(chunk)
+        while waiting + len(chunk) >= ROWS_AT_ONCE:
+            cut = ROWS_AT_ONCE - waiting
+            yield np.concatenate([*pending, chunk[:cut]])
+            chunk, pending, waiting = chunk[cut:], [], 0
+        pending.append(chunk)
+        waiting += len(chunk)
+    if seen != count:
+        raise ValueError(f"{seen} feature vectors where {count} were expected")
+    if waiting:
+        yield np.concatenate(pending)
+
+
+def moments(stream: Iterable[Features], count: int) -> Moments:
+    """The moments of `count` feature vectors, merged over runs of `ROWS_AT_ONCE`. ValueError as from `runs`."""
+    return reduce(merge, map(Moments.of, runs(stream, count)))
+
+
+def hold(stream: Stream, count: int) -> Features:
+    """All of a stream as one array (count, d), without a second copy. ValueError as from `runs`, or if it is empty."""
+    held: Features | None = None
+    filled = 0
+    for run in runs(stream(), count):
+        if held is None:
+            held = np.empty((count, run.shape[1]), np.float32)
+        held[filled : filled + len(run)] = run
+        filled += len(run)
+    if held is None:
+        raise ValueError("there are no features")
+    return held

@@ -1,0 +1,158 @@
+"""The registry of metrics, and that a new metric is one module and one entry in it."""
+
+import pkgutil
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from taugrid.config import Config, schema, validate
+from taugrid.errors import UserError
+from taugrid.eval.features.names import ExtractorSpec
+from taugrid.eval.metrics.score import feasible, score
+from taugrid.eval.metrics.statistics import Moments, symmetric_root
+from taugrid.eval.reference import Reference
+from taugrid.eval.tables import quality
+from taugrid.metrics import METRICS, Metric, MetricColumn, MetricSettings
+from taugrid.orchestrator.cli.text import scores_text
+from taugrid.orchestrator.plan.evaluation import evaluation
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.report.quality import collect
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.storage import write_sealed
+
+ORACLE = {
+    "name": "x",
+    "data": {"name": "gaussian", "shape": [1, 4, 4]},
+    "model": {"oracle": "gaussian"},
+    "sample": {"seed": 0, "num_samples": 100, "batch_size": 10, "steps": 5},
+    "grid": {"eta": [0.0, 1.0]},
+}
+
+SPREAD = """
+from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
+from taugrid.metrics import Limits, MetricSettings, Sizes
+
+
+def spread_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
+    return Limits("it needs 3 samples" if sizes.num_samples < 3 else None)
+
+
+def compute_spread(inputs: MetricInputs) -> MetricResult:
+    values = inputs.all_features
+    return MetricResult({"spread": float(values.std()), "spread_se": 0.125}, notes=("a note on spread",))
+"""
+
+
+@pytest.fixture
+def spread(tmp_path, monkeypatch):
+    """A metric that is one module and one entry."""
+    (tmp_path / "spread_metric.py").write_text(SPREAD)
+    monkeypatch.syspath_prepend(tmp_path)
+    column = MetricColumn("spread", "Spread", "spread_se", "a guess", higher_is_better=True)
+    metric = Metric(
+        "spread",
+        "standard deviation of all features",
+        (column,),
+        compute="spread_metric:compute_spread",
+        limits="spread_metric:spread_limits",
+        needs_all_features=True,
+    )
+    monkeypatch.setitem(METRICS, "spread", metric)
+    yield metric
+    sys.modules.pop("spread_metric", None)
+
+
+def scored(values, metrics):
+    moments = Moments.of(values)
+    reference = Reference(moments, symmetric_root(moments.covariance), len(values))
+    stream = lambda: iter([values])  # noqa: E731
+    return score(stream, None, len(values), reference, MetricSettings(metrics))
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=lambda metric: metric.name)
+def test_every_entry_names_functions_that_there_are_and_columns_of_quality_csv(metric):
+    for function in filter(None, (metric.compute, metric.limits)):
+        assert callable(pkgutil.resolve_name(function))
+    for name in metric.settings:
+        assert hasattr(MetricSettings(), name)
+    assert {name for column in metric.columns for name in column.names} <= set(quality.COLUMNS)
+
+
+def test_the_columns_of_quality_csv_are_those_of_the_contract():
+    assert quality.COLUMNS == (
+        "cell", "model", "sampler", "steps", "eta", "sigma", "spacing", "clip", "num_samples", "network_evaluations",
+        "fid", "fid_se", "fid_infinity", "isc_mean", "isc_std", "kid_mean", "kid_std", "precision", "recall",
+        "seconds", "protocol",
+    )  # fmt: skip
+    assert [column.name for column in quality.score_columns()] == [
+        "fid", "fid_exact", "fid_infinity", "isc_mean", "kid_mean", "precision", "recall",
+    ]  # fmt: skip
+
+
+def test_a_config_takes_known_metrics_alone():
+    with pytest.raises(UserError) as raised:
+        validate(Config, ORACLE | {"evaluate": {"metrics": ["fid", "ppl"]}}, "test")
+    assert "evaluate.metrics.1: must be 'fid', 'isc', 'kid', 'prc' or 'fid_infinity', not 'ppl'" in str(raised.value)
+    assert schema()["$defs"]["Evaluate"]["properties"]["metrics"]["items"]["enum"] == list(METRICS)
+
+
+def test_a_new_metric_is_scored(spread):
+    values = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    found = scored(values, ("spread", "fid"))
+    assert list(found.values) == ["fid", "fid_se", "spread", "spread_se"], "in the order of the registry"
+    assert found.values["spread"] == float(values.std())
+    assert found.notes == ("a note on spread",)
+    alone = scored(values, ("fid",))
+    assert alone.values == {name: found.values[name] for name in ("fid", "fid_se")}
+    assert np.array_equal(alone.influence, found.influence)
+
+
+def test_a_new_metric_says_when_it_cannot_be_given(spread):
+    spec = ExtractorSpec("pixels", None, "0" * 64, "pixels", None, 4, None)
+    settings, reasons, _ = feasible(MetricSettings(("spread",)), spec, 2, 100)
+    assert settings.metrics == ()
+    assert reasons == {"spread": "it needs 3 samples"}
+    assert feasible(MetricSettings(("spread",)), spec, 3, 100).settings.metrics == ("spread",)
+
+
+def test_a_new_metric_reaches_the_config_the_protocol_the_rows_and_the_tables(spread, tmp_path):
+    config = validate(Config, ORACLE | {"evaluate": {"metrics": ["fid", "spread"]}}, "test")
+    planned = plan(config)
+    scoring, rundir = evaluation(config, planned), RunDir(tmp_path / "run")
+    for cell, value in zip(planned.cells, (1.5, 2.5), strict=True):
+        protocol = scoring.protocol(cell).as_dict()
+        assert protocol["metrics"] == ["fid", "spread"]
+        numbers = {"fid": 4.0, "spread": value, "spread_se": 0.125}
+        write_sealed(rundir.score(cell, scoring.id(cell)), {"protocol": protocol, "metrics": numbers, "notes": []})
+    found = collect(planned, rundir, scoring)
+    quality.write(found.rows, tmp_path / "tables", found.evidence.protocols)
+    csv = pd.read_csv(tmp_path / "tables" / "quality.csv")
+    assert list(csv.columns)[: len(quality.COLUMNS)] == list(quality.COLUMNS)
+    assert list(csv.columns)[-2:] == ["spread", "spread_se"], "behind all others"
+    assert csv["spread"].tolist() == [1.5, 2.5]
+    markdown = (tmp_path / "tables" / "quality.md").read_text(encoding="utf-8")
+    assert "## Spread (higher is better)" in markdown
+    assert "± is a guess." in markdown
+    assert "**2.50 ± 0.12**" in markdown
+    assert "Spread (higher is better)" in (tmp_path / "tables" / "quality.tex").read_text(encoding="utf-8")
+
+
+def test_a_new_metric_is_no_grid_key(spread):
+    """A column that were taken for a setting would set tables apart."""
+    row = dict.fromkeys(quality.COLUMNS) | {"cell": "a", "model": "m", "steps": 5, "eta": 0.0, "sigma": "eta"}
+    row |= {"num_samples": 10, "protocol": "p", "fid": 1.0, "weights": "raw"}
+    frame = quality.frame([row | {"spread": 1.0}, row | {"cell": "b", "steps": 10, "spread": 2.0}])
+    assert list(frame.columns)[-2:] == ["weights", "spread"]
+    [table] = quality.pivot(frame)
+    assert table.settings == {}
+
+
+def test_a_new_metric_is_told_of_external_images(spread):
+    side = {"dataset": None, "path": "x", "num_images": 3, "sha256": "0" * 64}
+    text = scores_text({
+        "samples": side, "reference": side, "metrics": {"spread": 1.5, "spread_se": 0.125}, "notes": [],
+        "warnings": [], "protocol": {"extractor": {"name": "pixels", "weights_sha256": "0" * 64}},
+    })  # fmt: skip
+    assert text.splitlines()[0] == "Spread (higher is better): 1.50 ± 0.12   (± is a guess)"
