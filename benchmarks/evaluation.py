@@ -38,6 +38,7 @@ from taugrid.eval.metrics.streams import moments as moments_of
 from taugrid.eval.reference import Reference
 from taugrid.eval.sources import batches, open_source
 from taugrid.metrics import MetricSettings
+from taugrid.workers.device import set_up
 
 LAYERS = ["2048", "logits_unbiased"]
 DIMENSIONS, CLASSES = 2048, 1008
@@ -181,7 +182,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of torch; NumPy takes OMP_NUM_THREADS")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    set_up(arguments.threads)
     print(f"{os.cpu_count()} cores, {arguments.threads} threads of torch")
     with tempfile.TemporaryDirectory() as folder:
         time_extraction(Path(folder), arguments.images, arguments.rounds)

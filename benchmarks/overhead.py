@@ -25,14 +25,15 @@ import ray
 
 from taugrid.config import Config, Diffusion
 from taugrid.config.load import load
-from taugrid.jobs import Job, Network, Result, SampleJob, WorkerInfo
+from taugrid.jobs import Job, NetworkSpec, Result, WorkerInfo
 from taugrid.orchestrator.cli.progress import Progress
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.pool import Event, Joined, Pool
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import Events, RunDir
 from taugrid.orchestrator.work.survey import Piece, Survey
-from taugrid.workers.actor import Worker, modified
+from taugrid.workers.actor import Worker
+from taugrid.workers.sample import SampleJob
 
 
 class WarmPool(Pool):
@@ -60,10 +61,9 @@ class WarmLoop(Loop):
 class WarmWorker(Worker):
     """Has loaded torch and a network before it says hello."""
 
-    def __init__(self, threads: int, network: Network, diffusion: Diffusion) -> None:
+    def __init__(self, threads: int, network: NetworkSpec, diffusion: Diffusion) -> None:
         super().__init__(threads)
-
-        self._network(network, diffusion, modified(network))
+        self._device.network(network, diffusion)
 
 
 class BareForwards(WarmWorker):
@@ -73,7 +73,7 @@ class BareForwards(WarmWorker):
         import torch
 
         assert isinstance(job, SampleJob)
-        model = self._network(job.network, job.diffusion, modified(job.network))
+        model = self._device.network(job.network, job.diffusion)
         began = time.perf_counter()
         for start in range(job.start, job.stop, job.settings.batch_size):
             x = torch.randn(min(job.settings.batch_size, job.stop - start), *job.image_shape)

@@ -20,6 +20,7 @@ from taugrid.eval.reference import MomentsFile, Reference
 from taugrid.eval.sources import Source, batches
 from taugrid.metrics import MetricSettings
 from taugrid.protocol import Protocol, ReferenceIdentity
+from taugrid.workers.device import set_up
 
 Extractor = Callable[[torch.Tensor], extractors.Extraction]
 
@@ -77,9 +78,7 @@ def evaluate(
     _require_fit(samples, reference, extractor, left, reasons)
     if cache is not None:
         _make_folder(cache)
-    if device.startswith("cuda"):
-        torch.backends.cudnn.allow_tf32 = False  # on by default for convolutions, and part of the protocol
-        torch.backends.cuda.matmul.allow_tf32 = False
+    set_up()
     extract = extractors.load(extractor, device)
     compared = _reference(reference, extractor, extract, left, batch_size, cache, progress)
     with ExitStack() as stack:

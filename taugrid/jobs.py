@@ -1,13 +1,26 @@
-"""What the driver hands to a worker, and what it gets back: plain data, small enough to travel inside a Ray message."""
+"""What travels between the driver and a worker: plain data, small enough for a Ray message.
+
+A concrete job stands beside the function that does it, in `workers` or `eval`.
+"""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
-from taugrid.config import Data, Diffusion, Sample
-from taugrid.eval.features.names import ExtractorSpec
-from taugrid.eval.reference import MomentsFile
-from taugrid.eval.sources import Source
-from taugrid.metrics import MetricSettings
+from taugrid.config import Data
+
+
+@dataclass(frozen=True)
+class Job:
+    """Work that ends in one file. A subclass holds everything that determines the file's content."""
+
+    runs: ClassVar[str]
+    """`package.module:function`: a worker calls it with the job and its `workers.device.Device`; it returns a `Result`.
+
+    A name rather than a function: the module of a job is imported by the driver, which has no torch.
+    """
+
+    path: str
+    """Of the file that the job commits."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +31,7 @@ class SavedUnet:
 
 
 @dataclass(frozen=True)
-class Oracle:
+class OracleNetwork:
     """The optimal eps for the distribution that `data` names."""
 
     data: Data
@@ -46,119 +59,19 @@ class CustomNetwork:
     """Why it can't be run now. Set where this was read from a run directory because the code or weights are gone."""
 
 
-Network = SavedUnet | Oracle | CustomNetwork
-
-
-@dataclass(frozen=True)
-class SampleJob:
-    """Sample images `start` to `stop` - 1 of a cell into a Parquet file."""
-
-    path: str
-    replace: bool
-    """Overwrite what is there: a shorter file of the same shard, from when `num_samples` was lower."""
-    start: int
-    stop: int
-    network: Network
-    image_shape: tuple[int, int, int]
-    settings: Sample
-    diffusion: Diffusion
-    tau: tuple[int, ...]
-    metadata: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class ReconstructJob:
-    """Encode and decode images `start` to `stop` - 1 of a data set, and write what comes back with its error."""
-
-    path: str
-    replace: bool
-    """Overwrite what is there: a shorter file of the same shard."""
-    start: int
-    stop: int
-    network: Network
-    data: Data
-    data_sha256: str
-    """Of its images on the driver."""
-    batch_size: int
-    diffusion: Diffusion
-    tau: tuple[int, ...]
-    metadata: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class InterpolateJob:
-    """Decode what lies between the x_T of samples 0, 1, 2, ...: `pairs` rows, and the square of the first two pairs."""
-
-    path: str
-    pairs: int
-    steps: int
-    """Points from one x_T to another, both included."""
-    network: Network
-    image_shape: tuple[int, int, int]
-    seed: int
-    batch_size: int
-    diffusion: Diffusion
-    tau: tuple[int, ...]
-    metadata: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class ExtractJob:
-    """Extract the features of one sample file (its path), or of a whole reference: a data set, or images elsewhere."""
-
-    path: str
-    replace: bool
-    images: str | Data | Source
-    images_sha256: str | None
-    """Of a reference's images on the driver, which those of a data set must be; null: images of this run."""
-    extractor: ExtractorSpec
-    batch_size: int
-    metadata: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class ReferenceFiles:
-    """Where a worker finds what samples are compared with."""
-
-    features: str | MomentsFile
-    """A feature file, or only a mean and a covariance."""
-    num_images: int | None
-    """null: not known."""
-    cache: str
-    """Folder for its statistics."""
-    key: str
-    """Their name there."""
-
-
-@dataclass(frozen=True)
-class ScoreJob:
-    """Compute a cell's metrics from its feature files and write them as JSON, and its samples' influence beside it."""
-
-    path: str
-    influence_path: str
-    feature_paths: tuple[str, ...]
-    """In the order of sample indices."""
-    num_samples: int
-    reference: ReferenceFiles
-    settings: MetricSettings
-    header: dict[str, Any]
-    """What the score is of, `protocol` above all: written beside the metrics."""
-    notes: tuple[str, ...]
-    """Why a metric that was asked for is not given."""
-    keep_features: bool
-    """False: remove the feature files once the score is in place."""
-
-
-Job = SampleJob | ReconstructJob | InterpolateJob | ExtractJob | ScoreJob
+NetworkSpec = SavedUnet | OracleNetwork | CustomNetwork
+"""What tells a worker which network to load."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a worker says of a job it did. `seconds` is time on the device; `first` is false if the file was there."""
+    """What a worker reports about a job that it did."""
 
     seconds: float
+    """Of time on the device."""
     images: int
     first: bool
+    """False if the file was there already."""
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,56 @@
-"""Sampling one shard: batches through the sampler, while a second thread encodes and writes the batch before."""
+"""Sampling one shard: batches through the sampler, while a second thread encodes and writes the batch before.
+
+Torch is imported when a job runs, not with this module: the driver builds jobs without it.
+"""
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from taugrid import parquet as images
-from taugrid.jobs import Result, SampleJob
+from taugrid.config import Diffusion, Sample
+from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
-from taugrid.workers.diffusion import noise
-from taugrid.workers.diffusion.process import Denoiser
-from taugrid.workers.samplers import ddim as sampler
+from taugrid.workers.device import Device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from taugrid.workers.diffusion.process import Denoiser
 
 
-def sample_shard(job: SampleJob, model: Denoiser, device: str) -> Result:
+@dataclass(frozen=True)
+class SampleJob(Job):
+    """Sample images `start` to `stop` - 1 of a cell into a Parquet file."""
+
+    runs = "taugrid.workers.sample:run"
+
+    replace: bool
+    """Overwrite what is there: a shorter file of the same shard, from when `num_samples` was lower."""
+    start: int
+    stop: int
+    network: NetworkSpec
+    image_shape: tuple[int, int, int]
+    settings: Sample
+    diffusion: Diffusion
+    tau: tuple[int, ...]
+    metadata: dict[str, Any]
+
+
+def run(job: SampleJob, device: Device) -> Result:
+    """Load the job's network, and `sample_shard`."""
+    return sample_shard(job, device.network(job.network, job.diffusion), device.name)
+
+
+def sample_shard(job: SampleJob, model: "Denoiser", device: str) -> Result:
     """Sample the job's images and commit its file. The same job gives the same images wherever and whenever it runs."""
+    import torch
+
     settings, alpha_bar = job.settings, schedules.alpha_bar(job.diffusion)
     seconds = 0.0
     schema = images.sample_schema(job.metadata)
@@ -41,8 +73,11 @@ def sample_shard(job: SampleJob, model: Denoiser, device: str) -> Result:
     return Result(seconds, job.stop - job.start, first)
 
 
-def sample_batch(model: Denoiser, indices: Tensor, job: SampleJob, alpha_bar: NDArray[np.float64]) -> Tensor:
+def sample_batch(model: "Denoiser", indices: "Tensor", job: SampleJob, alpha_bar: NDArray[np.float64]) -> "Tensor":
     """x_0 of the samples `indices` (B,), int64, as (B, C, H, W) float32: a function of the cell, the seed and n."""
+    from taugrid.workers.diffusion import noise
+    from taugrid.workers.samplers import ddim as sampler
+
     seed = job.settings.seed
     assert seed is not None
     return sampler.sample(

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from taugrid.errors import RunFailed, UserError, WrongWeights
-from taugrid.jobs import Result, SampleJob, WorkerInfo
+from taugrid.jobs import Result, WorkerInfo
 from taugrid.orchestrator.cli.progress import Progress, quantity
 from taugrid.orchestrator.dispatch.policy import Dispatcher
 from taugrid.orchestrator.dispatch.pool import Done, Event, Failed, Joined, Lost, Pool
 from taugrid.orchestrator.rundir.directory import Events
 from taugrid.orchestrator.work.survey import Piece
+from taugrid.workers.sample import SampleJob
 
 LOSSES_WITHOUT_WORK = 5
 """Workers lost with no work done in between, beyond as many as there are workers, before the run gives up: something is

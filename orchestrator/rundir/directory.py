@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from taugrid import parquet as images
 from taugrid.config import Data, Diffusion
 from taugrid.errors import UserError
-from taugrid.jobs import CustomNetwork, Network, Oracle, SavedUnet
+from taugrid.jobs import CustomNetwork, NetworkSpec, OracleNetwork, SavedUnet
 from taugrid.orchestrator.plan.grid import Cell, Model, Shard, content_fingerprint
 from taugrid.storage import read_json, read_sealed, write_json
 from taugrid.workers.network import checkpoint, custom_process
@@ -102,13 +102,13 @@ class RunDir:
             return self.models / model.id / "model.json"
         return checkpoint.weights_file(self.unet_folder(model, weights))
 
-    def network(self, model: Model, weights: str) -> Network:
+    def network(self, model: Model, weights: str) -> NetworkSpec:
         """What a worker loads to run a model; `UserError` if one's own network can't be had any more."""
         if model.own is not None:
             if model.own.unusable is not None:
                 raise UserError(model.own.unusable)
             return model.own
-        return Oracle(model.data) if model.oracle else SavedUnet(str(self.unet_folder(model, weights)))
+        return OracleNetwork(model.data) if model.oracle else SavedUnet(str(self.unet_folder(model, weights)))
 
     def record_checkpoint(self, model: Model) -> None:
         """Write models/<id>/model.json: what a loaded model's own files said, in case they are gone later."""

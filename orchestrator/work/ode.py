@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from taugrid import parquet as images
 from taugrid.config import Config, Data
 from taugrid.hashing import identity
-from taugrid.jobs import InterpolateJob, ReconstructJob
 from taugrid.orchestrator.dispatch.policy import Task
 from taugrid.orchestrator.plan.evaluation import check_shapes
 from taugrid.orchestrator.plan.grid import Cell, Plan, Shard, name_of, with_settings
 from taugrid.orchestrator.rundir.directory import Damage, RunDir, read_events
 from taugrid.orchestrator.work.survey import Piece
 from taugrid.workers.data import load as data
+from taugrid.workers.interpolate import InterpolateJob
+from taugrid.workers.reconstruct import ReconstructJob
 
 if TYPE_CHECKING:
     from taugrid.eval.tables import published

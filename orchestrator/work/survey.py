@@ -6,13 +6,16 @@ from typing import NamedTuple
 
 from taugrid.config import Config
 from taugrid.errors import UserError
+from taugrid.eval.extract import ExtractJob
 from taugrid.eval.reference import MomentsFile
-from taugrid.jobs import ExtractJob, Job, ReferenceFiles, SampleJob, ScoreJob
+from taugrid.eval.score_cell import ReferenceFiles, ScoreJob
+from taugrid.jobs import Job
 from taugrid.orchestrator.dispatch.policy import Task
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.plan.grid import Cell, Plan, Shard
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.storage import read_sealed
+from taugrid.workers.sample import SampleJob
 
 REFERENCE_KEY = "extract/reference"
 

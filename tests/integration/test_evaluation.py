@@ -15,8 +15,7 @@ from PIL import Image
 from taugrid import parquet as images
 from taugrid.config import Data
 from taugrid.config.load import load
-from taugrid.eval import actor
-from taugrid.jobs import ExtractJob
+from taugrid.eval import extract, score_cell
 from taugrid.orchestrator.cli import main as cli
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
@@ -24,6 +23,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import read_sealed, write_sealed
 from taugrid.workers.data.load import load_images
+from taugrid.workers.device import Device
 
 ORACLE = {
     "data": {"name": "gaussian", "shape": [1, 8, 8]},
@@ -193,11 +193,11 @@ def score_here(root, *assignments):
     survey = Survey(config, plan(config), RunDir(root), evaluation(config, plan(config)), pytest.fail)
     extracted = []
     for piece in survey.pieces(sampling=False):
-        if isinstance(piece.job, ExtractJob):
+        if isinstance(piece.job, extract.ExtractJob):
             extracted.append(piece.task.key)
-            actor.extract(piece.job, "cpu")
+            extract.run(piece.job, Device("cpu"))
         else:
-            actor.score(piece.job)
+            score_cell.run(piece.job, Device("cpu"))
     sets = [word for assignment in assignments for word in ("--set", assignment)]
     done = taugrid("run", root, *sets, "--json")
     assert "starting Ray" not in done.stderr, "all was done"

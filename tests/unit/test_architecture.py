@@ -28,12 +28,6 @@ RULES = (
 )
 
 KNOWN = {
-    climbing_imports: [
-        "taugrid/jobs.py -> eval/features/names.py",
-        "taugrid/jobs.py -> eval/reference.py",
-        "taugrid/jobs.py -> eval/sources.py",
-        "workers/actor.py -> eval/actor.py",
-    ],
     cycles: [
         "workers/training/loop.py -> workers/training/log.py -> workers/training/fit.py -> workers/training/loop.py"
     ],

@@ -12,9 +12,9 @@ from sklearn.datasets import load_digits
 
 from taugrid import config
 from taugrid.errors import UserError
-from taugrid.eval import actor
+from taugrid.eval import extract as extraction
 from taugrid.eval.features import names as extractor_names
-from taugrid.jobs import ExtractJob, ReconstructJob, SavedUnet
+from taugrid.jobs import SavedUnet
 from taugrid.orchestrator.cli.progress import Progress
 from taugrid.orchestrator.plan.evaluation import Reference, evaluation
 from taugrid.orchestrator.plan.grid import plan
@@ -23,9 +23,10 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Run
 from taugrid.orchestrator.work.ode import Reconstruct
 from taugrid.storage import write_json
-from taugrid.workers import ode
+from taugrid.workers import reconstruct as reconstruction
 from taugrid.workers.data import load as data
 from taugrid.workers.data.distributions import distribution
+from taugrid.workers.device import Device
 from taugrid.workers.training import loop as training_loop
 from taugrid.workers.training.fit import Hopeless, TrainingSpec
 
@@ -245,13 +246,15 @@ def test_a_worker_refuses_images_that_are_not_the_drivers(pictures, tmp_path):
     said = rf"^data: node .* other images of folder in {pictures} \(SHA-256 {here[:8]}\) than the driver \(abababab\)"
     assert data.load_known_images(section, here) is data.load_images(section)
     network, diffusion = SavedUnet("unused"), config.DIFFUSION_DEFAULTS
-    reconstruct = ReconstructJob(str(tmp_path / "a"), False, 0, 9, network, section, there, 4, diffusion, (1, 2), {})
+    reconstruct = reconstruction.ReconstructJob(
+        str(tmp_path / "a"), False, 0, 9, network, section, there, 4, diffusion, (1, 2), {}
+    )
     with pytest.raises(UserError, match=said):
-        ode.reconstruct(reconstruct, lambda x, t: x, "cpu")
+        reconstruction.reconstruct_shard(reconstruct, lambda x, t: x, "cpu")
     pixels = extractor_names.resolve("pixels", "folder", None, section.image_shape)
-    extract = ExtractJob(str(tmp_path / "b"), False, section, there, pixels, 4, {})
+    extract = extraction.ExtractJob(str(tmp_path / "b"), False, section, there, pixels, 4, {})
     with pytest.raises(UserError, match=said):
-        actor.extract(extract, "cpu")
+        extraction.run(extract, Device("cpu"))
     unet = config.Unet.model_validate({**UNET, "norm_num_groups": 4})
     spec = TrainingSpec(section, there, unet, diffusion, config.Train(seed=0), "m", str(tmp_path), 1.0, 0.0)
     with pytest.raises(Hopeless, match=said):  # which Ray Train does not repeat

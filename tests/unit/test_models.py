@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from taugrid import config
-from taugrid.jobs import Oracle, SavedUnet
+from taugrid.jobs import OracleNetwork, SavedUnet
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import schedule
 from taugrid.workers.network.checkpoint import read_checkpoint
@@ -71,7 +71,7 @@ def test_a_network_is_asked_at_the_papers_time(tmp_path):
 def test_an_oracle_is_a_network_too():
     """Far from the data at little noise, eps points back to it: x = mean + a lot gives a large positive eps."""
     for name in ("gaussian", "two-points"):
-        oracle = load_network(Oracle(config.Data(name=name, shape=(1, 4, 4))), config.DIFFUSION_DEFAULTS, "cpu")
+        oracle = load_network(OracleNetwork(config.Data(name=name, shape=(1, 4, 4))), config.DIFFUSION_DEFAULTS, "cpu")
         eps = oracle(torch.full((3, 1, 4, 4), 5.0), 100)
         assert eps.shape == (3, 1, 4, 4)
         assert eps.dtype == torch.float32

@@ -15,12 +15,12 @@ from taugrid.errors import UserError
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.ode import Reconstruct
-from taugrid.workers import ode
 from taugrid.workers.data import load as data
 from taugrid.workers.network.ema import ema_start
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.pipeline import save_pipeline
 from taugrid.workers.network.unet import build_unet
+from taugrid.workers.reconstruct import reconstruct_shard
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,7 +66,7 @@ def do(work):
     pieces = list(work.pieces(work.rundir.set_aside))
     for piece in pieces:
         network = load_network(piece.job.network, piece.job.diffusion, "cpu")
-        assert ode.reconstruct(piece.job, network, "cpu").first
+        assert reconstruct_shard(piece.job, network, "cpu").first
     assert work.missing() == {}
     return pieces
 

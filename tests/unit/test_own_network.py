@@ -13,15 +13,16 @@ from taugrid import parquet as images
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Data, validate
 from taugrid.errors import UserError
 from taugrid.hashing import file_sha256
-from taugrid.jobs import CustomNetwork, SampleJob
+from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.ode import Interpolate, Reconstruct
-from taugrid.workers import actor, schedules
+from taugrid.workers import device, interpolate, reconstruct, schedules
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.custom import UnusableNetwork, checked, for_inference, load, make, tensors
 from taugrid.workers.network.describe import describe
 from taugrid.workers.network.load import load_network
+from taugrid.workers.sample import SampleJob, sample_shard
 from taugrid.workers.samplers import ddim as sampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -423,9 +424,7 @@ def sample(p, rundir, settings=None):
         str(path), False, shard.start, shard.stop, network, cell.model.image_shape, cell.settings,
         cell.model.diffusion, cell.tau, rundir.sample_metadata(cell),
     )  # fmt: skip
-    assert actor.modified(network) == 0.0
-    from taugrid.workers.sample import sample_shard
-
+    assert device.modified(network) == 0.0
     sample_shard(job, load_network(network, cell.model.diffusion, "cpu"), "cpu")
     return path
 
@@ -471,8 +470,6 @@ def test_a_run_can_be_looked_at_when_its_weights_are_gone(folder):
 
 
 def test_reconstruction_and_interpolation_go_through_it(folder):
-    from taugrid.workers import ode
-
     config = validate(
         Config,
         {
@@ -484,7 +481,7 @@ def test_reconstruction_and_interpolation_go_through_it(folder):
     p, rundir = plan(config, describe_network=described), RunDir(folder / "run")
     network = load_network(rundir.network(p.models[0], "ema"), p.models[0].diffusion, "cpu")
     [rebuilt] = [piece.job for piece in Reconstruct(config, p, rundir).pieces(pytest.fail)]
-    assert ode.reconstruct(rebuilt, network, "cpu").images == 5
+    assert reconstruct.reconstruct_shard(rebuilt, network, "cpu").images == 5
     from taugrid.workers.data import load as data
 
     x0 = torch.tensor(data.load_images(Data())[:5]).float() / 127.5 - 1
@@ -498,4 +495,4 @@ def test_reconstruction_and_interpolation_go_through_it(folder):
     read = np.concatenate([values for _, values in images.read_numbers(rundir.root / rebuilt.path, "mse")])
     assert read == pytest.approx(error.numpy(), rel=1e-4)
     [between] = [piece.job for piece in Interpolate(config, p, rundir).pieces(pytest.fail)]
-    assert ode.interpolate(between, network, "cpu").images == 11 + 11**2
+    assert interpolate.interpolate_cell(between, network, "cpu").images == 11 + 11**2

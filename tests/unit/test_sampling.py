@@ -13,7 +13,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.ode import Interpolate, Reconstruct
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.workers import ode, schedules
+from taugrid.workers import interpolate, reconstruct, schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import noise
 from taugrid.workers.diffusion.process import Denoiser
@@ -102,7 +102,7 @@ def test_a_shard_is_sampled_by_what_the_network_predicts(run):
 
 def test_images_are_encoded_and_decoded_by_what_the_network_predicts(run):
     job, network, alpha_bar, times = the_only_job(Reconstruct(*run).pieces(pytest.fail))
-    ode.reconstruct(job, network, "cpu")
+    reconstruct.reconstruct_shard(job, network, "cpu")
     x0 = torch.tensor(data.load_images(config.Data())[:N]).float() / 127.5 - 1
     mse = np.concatenate([part for _, part in images.read_numbers(job.path, "mse")])
     for reading in READINGS:
@@ -120,7 +120,7 @@ def test_images_are_encoded_and_decoded_by_what_the_network_predicts(run):
 def test_what_lies_between_is_decoded_by_what_the_network_predicts(run):
     job, network, alpha_bar, times = the_only_job(Interpolate(*run).pieces(pytest.fail))
     job = replace(job, batch_size=50)
-    ode.interpolate(job, network, "cpu")
-    x_T = ode.points(job, "cpu")[::11]
+    interpolate.interpolate_cell(job, network, "cpu")
+    x_T = interpolate.points(job, "cpu")[::11]
     by_reading = {r: sampler.decode(network, x_T, alpha_bar, times, r) for r in READINGS}
     assert_read_as(run, pictures(job)[::11], by_reading)

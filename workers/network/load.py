@@ -3,7 +3,7 @@
 import torch
 
 from taugrid.config import Diffusion
-from taugrid.jobs import CustomNetwork, Network, SavedUnet
+from taugrid.jobs import CustomNetwork, NetworkSpec, SavedUnet
 from taugrid.workers import schedules
 from taugrid.workers.data import distributions
 from taugrid.workers.diffusion import gaussian, oracle
@@ -12,7 +12,7 @@ from taugrid.workers.network import custom
 from taugrid.workers.network.unet import load_unet, network_time
 
 
-def load_network(network: Network, diffusion: Diffusion, device: str) -> Denoiser:
+def load_network(network: NetworkSpec, diffusion: Diffusion, device: str) -> Denoiser:
     """A network for inference on `device`, as a function of x, (B, C, H, W) float32, and the paper's t in 1..T.
 
     It returns what the network predicts (`diffusion.prediction`), in the shape of x.

@@ -30,6 +30,7 @@ from taugrid import config
 from taugrid.errors import UserError
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
+from taugrid.workers.device import set_up
 from taugrid.workers.diffusion import noise
 from taugrid.workers.diffusion.process import diffuse
 from taugrid.workers.network.ema import ema_decay, ema_start, ema_update
@@ -358,11 +359,8 @@ def _sum_over_ranks(share: Tensor, world_size: int) -> float:
 
 
 def _device(spec: TrainingSpec) -> str:
-    """The worker's device, set up: threads for its CPUs (Ray sets OMP_NUM_THREADS=1), true float32, repeatable sums."""
-    torch.set_num_threads(max(1, int(spec.cpus_per_worker)))
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.deterministic = True
+    """The worker's device, set up with a thread for each of its CPUs."""
+    set_up(threads=max(1, int(spec.cpus_per_worker)))
     return "cuda" if spec.gpus_per_worker else "cpu"
 
 

@@ -1,84 +1,66 @@
-"""What an evaluating worker does: features of a sample file or of the reference, and a cell's score."""
+"""Scoring one cell: from its feature files and the reference to a JSON file of metrics."""
 
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from taugrid import parquet as images
-from taugrid.eval.features import load as extractors
 from taugrid.eval.metrics import score as metrics
 from taugrid.eval.metrics.streams import Features, Stream, moments
 from taugrid.eval.reference import MomentsFile, Reference, load_or_compute, read_features, read_moments
-from taugrid.eval.sources import Source, batches
-from taugrid.jobs import ExtractJob, ReferenceFiles, ScoreJob
+from taugrid.jobs import Job, Result
+from taugrid.metrics import MetricSettings
 from taugrid.storage import write_sealed
-from taugrid.workers.data import load as data
-
-load_extractor = lru_cache(maxsize=1)(extractors.load)
+from taugrid.workers.device import Device
 
 
-def extract(job: ExtractJob, device: str) -> tuple[int, bool]:
-    """Extract the job's features and commit their file.
+@dataclass(frozen=True)
+class ReferenceFiles:
+    """Where a worker finds what samples are compared with."""
 
-    Returns:
-        The number of images, and whether this was the first commit of the file.
-
-    Raises:
-        taugrid.parquet.DamagedFile: if the images can't be read.
-        ValueError: if the extractor does not take such images.
-    """
-    extractor = load_extractor(job.extractor, device)
-    dimensions = (job.extractor.dimensions, job.extractor.classes)
-    count = 0
-    with images.PartWriter(Path(job.path), images.feature_schema(job.metadata, *dimensions)) as part:
-        for index, batch in _ahead(_batches(job)):
-            chunks = [extractor(chunk) for chunk in torch.split(torch.tensor(batch), job.batch_size)]
-            columns: dict[str, Any] = {"index": index, "features": torch.cat([c.features for c in chunks]).numpy()}
-            if job.extractor.classes is not None:
-                columns["logits"] = torch.cat([c.logits for c in chunks if c.logits is not None]).numpy()
-            part.write(columns)
-            count += len(index)
-        first = part.commit(job.replace)
-    return count, first
+    features: str | MomentsFile
+    """A feature file, or only a mean and a covariance."""
+    num_images: int | None
+    """null: not known."""
+    cache: str
+    """Folder for its statistics."""
+    key: str
+    """Their name there."""
 
 
-Batch = tuple[NDArray[np.int64], NDArray[np.uint8]]
+@dataclass(frozen=True)
+class ScoreJob(Job):
+    """Compute a cell's metrics from its feature files and write them as JSON, and its samples' influence beside it."""
+
+    runs = "taugrid.eval.score_cell:run"
+
+    influence_path: str
+    feature_paths: tuple[str, ...]
+    """In the order of sample indices."""
+    num_samples: int
+    reference: ReferenceFiles
+    settings: MetricSettings
+    header: dict[str, Any]
+    """What the score is of, `protocol` above all: written beside the metrics."""
+    notes: tuple[str, ...]
+    """Why a metric that was asked for is not given."""
+    keep_features: bool
+    """False: remove the feature files once the score is in place."""
 
 
-def _batches(job: ExtractJob) -> Iterator[Batch]:
-    if isinstance(job.images, str):
-        yield from images.read_images(Path(job.images))
-    elif isinstance(job.images, Source):
-        yield from batches(job.images, images.ROWS_PER_GROUP)
-    else:
-        assert job.images_sha256 is not None
-        reference = data.load_known_images(job.images, job.images_sha256)
-        for start in range(0, len(reference), images.ROWS_PER_GROUP):
-            batch = reference[start : start + images.ROWS_PER_GROUP]
-            yield np.arange(start, start + len(batch)), batch
-
-
-def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The batches, each decoded while the network is at the one before."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = pool.submit(next, batches, None)
-            yield batch
-
-
-def score(job: ScoreJob) -> int:
-    """Compute the metrics that the job asks for and write them, with its header, to its file. Returns N.
+def run(job: ScoreJob, device: Device) -> Result:
+    """Compute the metrics that the job asks for and write them, with its header, to its file.
 
     Raises:
         ValueError: if the features are fewer than `num_samples`, or not finite.
     """
+    began = time.perf_counter()
     scores = metrics.score(
         _stream(job, "features"),
         _stream(job, "logits") if any(metric.needs_logits for metric in job.settings.chosen) else None,
@@ -93,7 +75,7 @@ def score(job: ScoreJob) -> int:
     if not job.keep_features:
         for path in job.feature_paths:
             Path(path).unlink(missing_ok=True)
-    return job.num_samples
+    return Result(time.perf_counter() - began, job.num_samples, first=True)
 
 
 def _stream(job: ScoreJob, column: str) -> Stream:

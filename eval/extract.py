@@ -1,0 +1,100 @@
+"""Extracting features: of one sample file, or of the reference.
+
+Torch is imported when a job runs, not with this module: the driver builds jobs without it.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taugrid import parquet as images
+from taugrid.config import Data
+from taugrid.eval.features.names import ExtractorSpec
+from taugrid.eval.sources import Source, batches
+from taugrid.jobs import Job, Result
+from taugrid.workers.data import load as data
+from taugrid.workers.device import Device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from taugrid.eval.features.load import Extraction
+
+
+@dataclass(frozen=True)
+class ExtractJob(Job):
+    """Extract the features of one sample file (its path), or of a whole reference: a data set, or images elsewhere."""
+
+    runs = "taugrid.eval.extract:run"
+
+    replace: bool
+    images: str | Data | Source
+    images_sha256: str | None
+    """Of a reference's images on the driver, which those of a data set must be; null: images of this run."""
+    extractor: ExtractorSpec
+    batch_size: int
+    metadata: dict[str, Any]
+
+
+def run(job: ExtractJob, device: Device) -> Result:
+    """Extract the job's features and commit their file.
+
+    Raises:
+        taugrid.parquet.DamagedFile: if the images can't be read.
+        ValueError: if the extractor does not take such images.
+    """
+    import torch
+
+    began, count = time.perf_counter(), 0
+    extractor = load_extractor(job.extractor, device.name)
+    dimensions = (job.extractor.dimensions, job.extractor.classes)
+    with images.PartWriter(Path(job.path), images.feature_schema(job.metadata, *dimensions)) as part:
+        for index, batch in _ahead(_batches(job)):
+            chunks = [extractor(chunk) for chunk in torch.split(torch.tensor(batch), job.batch_size)]
+            columns: dict[str, Any] = {"index": index, "features": torch.cat([c.features for c in chunks]).numpy()}
+            if job.extractor.classes is not None:
+                columns["logits"] = torch.cat([c.logits for c in chunks if c.logits is not None]).numpy()
+            part.write(columns)
+            count += len(index)
+        first = part.commit(job.replace)
+    return Result(time.perf_counter() - began, count, first)
+
+
+@lru_cache(maxsize=1)
+def load_extractor(spec: ExtractorSpec, device: str) -> "Callable[[Tensor], Extraction]":
+    """`eval.features.load.load`; the extractor is kept for the next job."""
+    from taugrid.eval.features import load as extractors
+
+    return extractors.load(spec, device)
+
+
+Batch = tuple[NDArray[np.int64], NDArray[np.uint8]]
+
+
+def _batches(job: ExtractJob) -> Iterator[Batch]:
+    if isinstance(job.images, str):
+        yield from images.read_images(Path(job.images))
+    elif isinstance(job.images, Source):
+        yield from batches(job.images, images.ROWS_PER_GROUP)
+    else:
+        assert job.images_sha256 is not None
+        reference = data.load_known_images(job.images, job.images_sha256)
+        for start in range(0, len(reference), images.ROWS_PER_GROUP):
+            batch = reference[start : start + images.ROWS_PER_GROUP]
+            yield np.arange(start, start + len(batch)), batch
+
+
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches, each decoded while the network is at the one before."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch

@@ -1,0 +1,54 @@
+"""The device that a process computes on: set up here, in the same way for sampling, evaluation and training.
+
+Torch is imported when a device is set up, not with this module: the driver needs none.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from taugrid.config import Diffusion
+from taugrid.jobs import NetworkSpec, SavedUnet
+
+if TYPE_CHECKING:
+    from taugrid.workers.diffusion.process import Denoiser
+
+NETWORKS_KEPT = 2
+"""Networks that a worker keeps in memory: jobs of two models may alternate at the border between them."""
+
+
+def set_up(threads: int | None = None) -> None:
+    """Give this process true float32, repeatable sums and `threads` CPU threads (None: leave them as they are)."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)  # Ray sets OMP_NUM_THREADS=1, however many CPUs a worker has
+    # TF32 is on by default for convolutions on NVIDIA GPUs; `sample.precision: float32` means float32.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True  # the same job gives the same bytes
+
+
+class Device:
+    """A device, and the networks that were last used on it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        """As torch names it: `cpu` or `cuda`."""
+        self._loaded = lru_cache(maxsize=NETWORKS_KEPT)(self._load)
+
+    def network(self, spec: NetworkSpec, diffusion: Diffusion) -> "Denoiser":
+        """The network that `spec` names, as `load_network` returns it; kept for the next job."""
+        return self._loaded(spec, diffusion, modified(spec))
+
+    def _load(self, spec: NetworkSpec, diffusion: Diffusion, modified: float) -> "Denoiser":
+        from taugrid.workers.network.load import load_network
+
+        return load_network(spec, diffusion, self.name)
+
+
+def modified(spec: NetworkSpec) -> float:
+    """When a network's files were last written: one that was replaced must be loaded anew."""
+    if isinstance(spec, SavedUnet):
+        return max(path.stat().st_mtime for path in Path(spec.folder).iterdir())
+    return 0.0

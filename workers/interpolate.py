@@ -1,0 +1,75 @@
+"""Decoding what lies between the x_T of samples, along the ODE of eq. 14.
+
+Torch is imported when a job runs, not with this module: the driver builds jobs without it.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taugrid import parquet as images
+from taugrid.config import Diffusion
+from taugrid.jobs import Job, NetworkSpec, Result
+from taugrid.workers import schedules
+from taugrid.workers.device import Device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from taugrid.workers.diffusion.process import Denoiser
+
+
+@dataclass(frozen=True)
+class InterpolateJob(Job):
+    """Decode what lies between the x_T of samples 0, 1, 2, ...: `pairs` rows, and the square of the first two pairs."""
+
+    runs = "taugrid.workers.interpolate:run"
+
+    pairs: int
+    steps: int
+    """Points from one x_T to another, both included."""
+    network: NetworkSpec
+    image_shape: tuple[int, int, int]
+    seed: int
+    batch_size: int
+    diffusion: Diffusion
+    tau: tuple[int, ...]
+    metadata: dict[str, Any]
+
+
+def run(job: InterpolateJob, device: Device) -> Result:
+    """Load the job's network, and `interpolate_cell`."""
+    return interpolate_cell(job, device.network(job.network, job.diffusion), device.name)
+
+
+def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: str) -> Result:
+    """Decode the job's rows and square of x_T and commit the pictures: the rows one after another, then the square."""
+    import torch
+
+    from taugrid.workers.samplers import ddim as sampler
+
+    x_T, alpha_bar, prediction = points(job, device), schedules.alpha_bar(job.diffusion), job.diffusion.predicts
+    seconds, first_row = 0.0, 0
+    with images.PartWriter(Path(job.path), images.picture_schema(job.metadata)) as part:
+        for batch in torch.split(x_T, job.batch_size):
+            began = time.perf_counter()
+            x0 = sampler.decode(model, batch, alpha_bar, job.tau, prediction)
+            pixels = images.to_uint8(x0.cpu().numpy())
+            seconds += time.perf_counter() - began
+            part.write(images.pictures(pixels, first_row))
+            first_row += len(pixels)
+        first = part.commit(replace=False)
+    return Result(seconds, len(x_T), first)
+
+
+def points(job: InterpolateJob, device: str) -> "Tensor":
+    """The job's x_T, (pairs k + k^2, C, H, W) float32 for k steps; the ends are those of the samples 0, 1, 2, ..."""
+    import torch
+
+    from taugrid.workers.diffusion import interpolation, noise
+
+    ends = noise.normal(job.seed, torch.arange(max(4, 2 * job.pairs), device=device), 0, job.image_shape)
+    rows = interpolation.rows(ends[: 2 * job.pairs], job.steps)
+    square = interpolation.square(ends[:4], job.steps)
+    return torch.cat([rows.flatten(0, 1), square.flatten(0, 1)])

@@ -1,0 +1,77 @@
+"""Reconstructing images of a data set: encoded and decoded along the ODE of eq. 14.
+
+Torch is imported when a job runs, not with this module: the driver builds jobs without it.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from taugrid import parquet as images
+from taugrid.config import Data, Diffusion
+from taugrid.jobs import Job, NetworkSpec, Result
+from taugrid.workers import schedules
+from taugrid.workers.data import load as data
+from taugrid.workers.device import Device
+
+if TYPE_CHECKING:
+    from taugrid.workers.diffusion.process import Denoiser
+
+
+@dataclass(frozen=True)
+class ReconstructJob(Job):
+    """Encode and decode images `start` to `stop` - 1 of a data set, and write what comes back with its error."""
+
+    runs = "taugrid.workers.reconstruct:run"
+
+    replace: bool
+    """Overwrite what is there: a shorter file of the same shard."""
+    start: int
+    stop: int
+    network: NetworkSpec
+    data: Data
+    data_sha256: str
+    """Of its images on the driver."""
+    batch_size: int
+    diffusion: Diffusion
+    tau: tuple[int, ...]
+    metadata: dict[str, Any]
+
+
+def run(job: ReconstructJob, device: Device) -> Result:
+    """Load the job's network, and `reconstruct_shard`."""
+    return reconstruct_shard(job, device.network(job.network, job.diffusion), device.name)
+
+
+def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: str) -> Result:
+    """Encode and decode the job's images with the same tau, and commit what comes back with its errors (table 2).
+
+    An image's error is the mean square over its dimensions, on pixels scaled to [0, 1]: `mse` of the floats, `mse_8bit`
+    of the picture that is kept.
+    """
+    import torch
+
+    from taugrid.workers.samplers import ddim as sampler
+
+    originals = data.load_known_images(job.data, job.data_sha256)[job.start : job.stop]
+    alpha_bar, prediction = schedules.alpha_bar(job.diffusion), job.diffusion.predicts
+    seconds, first_row = 0.0, job.start
+    with images.PartWriter(Path(job.path), images.picture_schema(job.metadata, ("mse", "mse_8bit"))) as part:
+        for start in range(0, len(originals), job.batch_size):
+            batch = originals[start : start + job.batch_size]
+            began = time.perf_counter()
+            x0 = torch.tensor(batch, device=device).float() / 127.5 - 1
+            x_T = sampler.encode(model, x0, alpha_bar, job.tau, prediction)
+            rebuilt = sampler.decode(model, x_T, alpha_bar, job.tau, prediction)
+            mse = ((rebuilt - x0).double() / 2).square().flatten(1).mean(dim=1).cpu().numpy()
+            pixels = images.to_uint8(rebuilt.cpu().numpy())
+            seconds += time.perf_counter() - began
+            mse_8bit = ((pixels.astype(np.float64) - batch) / 255) ** 2
+            columns = {"mse": mse, "mse_8bit": mse_8bit.reshape(len(batch), -1).mean(axis=1)}
+            part.write(images.pictures(pixels, first_row) | columns)
+            first_row += len(batch)
+        first = part.commit(job.replace)
+    return Result(seconds, len(originals), first)
