@@ -13,7 +13,7 @@ from taugrid.orchestrator.plan.extension import orphans_in_words
 from taugrid.orchestrator.plan.grid import Cell, Model, Plan
 from taugrid.orchestrator.rundir.directory import Damage, RunDir, read_events
 from taugrid.storage import read_json, read_sealed
-from taugrid.workers.training import fit as training
+from taugrid.workers.training.log import training_progress
 
 PNG_OVERHEAD_BYTES = 200
 """Beyond raw pixels: PNG's chunks and a row's share of Parquet's columns and pages. A bound, for planning disks."""
@@ -44,7 +44,7 @@ def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
 def _describe_model(model: Model, rundir: RunDir) -> dict[str, Any]:
     if model.train is not None:
         ready = rundir.is_trained(model)
-        at = training.progress(rundir.models, model.id)
+        at = training_progress(rundir.models, model.id)
         done = model.train.steps if ready else at.step if at else 0
         steps = {"train_steps": model.train.steps, "train_steps_done": done, "ready": ready}
         return {"id": model.id, "source": "trained here", **steps}

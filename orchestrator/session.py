@@ -30,6 +30,8 @@ from taugrid.orchestrator.work.survey import Piece, Survey, missing
 from taugrid.storage import write_json
 from taugrid.workers.data.load import content_fingerprint, load_images
 from taugrid.workers.training import fit as training
+from taugrid.workers.training.log import training_progress
+from taugrid.workers.training.spec import TrainingSpec
 
 if TYPE_CHECKING:
     from taugrid.eval.tables.differences import Evidence
@@ -157,7 +159,7 @@ class Run:
             self._set_aside(Damage(folder, "its weights are missing"))
         trainers = cluster.trainers(self.config.cluster, model.train.workers)
         train = model.train.model_copy(update={"workers": trainers.workers})
-        spec = training.TrainingSpec(
+        spec = TrainingSpec(
             data=model.data,
             data_sha256=content_fingerprint(model.data),
             unet=model.unet,
@@ -176,7 +178,7 @@ class Run:
             except BaseException as error:
                 errors.append(error)
 
-        if (at := training.progress(self.rundir.models, model.id)) is not None:
+        if (at := training_progress(self.rundir.models, model.id)) is not None:
             has_checkpoint = any(spec.running.glob("checkpoint_*"))
             place = "its last checkpoint" if has_checkpoint else "the start: it has no checkpoint"
             self._progress.say(f"the training of {model.id} was cut off at step {at.step}; it goes on from {place}")
@@ -195,7 +197,7 @@ class Run:
             raise RunFailed(f"training of model {model.id} failed: {last_line(errors[0])} (all of it: {path})")
         seconds = time.monotonic() - began
         self._events.add("trained", model=model.id, seconds=round(seconds, 3))
-        at = training.progress(self.rundir.models, model.id)
+        at = training_progress(self.rundir.models, model.id)
         assert at is not None, "the last step is always logged"
         self._progress.say(f"trained model {model.id}: {at.step} steps in {duration(seconds)}, loss {at.loss:.4f}")
 
@@ -206,7 +208,7 @@ class Run:
         step, changed, said = 0, time.monotonic(), False
         while thread.is_alive():
             thread.join(POLL_SECONDS)
-            if (at := training.progress(self.rundir.models, model.id)) is not None:
+            if (at := training_progress(self.rundir.models, model.id)) is not None:
                 self._progress.started(at.step)
                 self._progress.update(at.step, workers=at.workers, note=f"loss {at.loss:.4f}")
                 if at.step != step:

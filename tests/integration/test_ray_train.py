@@ -24,7 +24,7 @@ from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.workers.data import load as data
 from taugrid.workers.training import fit as training
-from taugrid.workers.training.fit import TrainingSpec
+from taugrid.workers.training.spec import TrainingSpec
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

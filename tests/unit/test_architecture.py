@@ -28,14 +28,9 @@ RULES = (
 )
 
 KNOWN = {
-    cycles: [
-        "workers/training/loop.py -> workers/training/log.py -> workers/training/fit.py -> workers/training/loop.py"
-    ],
     repeated_classes: [
-        "Batch: eval/sources.py, workers/training/loss.py",
         "Description: eval/features/custom.py, workers/network/describe.py",
         "Joined: eval/tables/rows.py, orchestrator/dispatch/pool.py",
-        "Progress: orchestrator/cli/progress.py, workers/training/fit.py",
         "Reference: eval/reference.py, orchestrator/plan/evaluation.py",
     ],
 }

@@ -27,8 +27,9 @@ from taugrid.workers import reconstruct as reconstruction
 from taugrid.workers.data import load as data
 from taugrid.workers.data.distributions import distribution
 from taugrid.workers.device import Device
-from taugrid.workers.training import loop as training_loop
-from taugrid.workers.training.fit import Hopeless, TrainingSpec
+from taugrid.workers.training import batches, loop
+from taugrid.workers.training.batches import Batches
+from taugrid.workers.training.spec import Hopeless, TrainingSpec
 
 CHECKPOINT = Path(__file__).parents[3] / "shared" / "checkpoints" / "fashion-ddpm-28"
 
@@ -224,17 +225,17 @@ def test_batches_are_the_same_wherever_the_images_lie(pictures, tmp_path, monkey
     settings = config.Train(batch_size=32, seed=3)
     sha256 = data.content_fingerprint(section)
     spec = TrainingSpec(section, sha256, unet, config.DIFFUSION_DEFAULTS, settings, "m", str(tmp_path), 1.0, 0.0)
-    shared = training_loop.Batches(spec, 0, 1, "cpu")
+    shared = Batches(spec, 0, 1, "cpu")
     assert np.shares_memory(shared._images, data.load_images(section))
     assert shared._on_device is None
     device = "cpu:0"  # another name of the CPU, which is treated as a device with memory of its own
-    on_device = training_loop.Batches(spec, 0, 1, device)
+    on_device = Batches(spec, 0, 1, device)
     assert on_device._on_device is not None
-    monkeypatch.setattr(training_loop, "DEVICE_BYTES", 12 * 64 - 1)
-    too_large = training_loop.Batches(spec, 0, 1, device)
+    monkeypatch.setattr(batches, "DEVICE_BYTES", 12 * 64 - 1)
+    too_large = Batches(spec, 0, 1, device)
     assert too_large._on_device is None
-    for batches in (on_device, too_large):
-        assert all(torch.equal(a, b) for a, b in zip(batches[7], shared[7], strict=True))
+    for other in (on_device, too_large):
+        assert all(torch.equal(a, b) for a, b in zip(other[7], shared[7], strict=True))
     mean = data.load_images(section).mean() / 127.5 - 1
     assert float(torch.cat([shared[step].x0 for step in range(200)]).mean()) == pytest.approx(mean, abs=0.02)
 
@@ -258,6 +259,6 @@ def test_a_worker_refuses_images_that_are_not_the_drivers(pictures, tmp_path):
     unet = config.Unet.model_validate({**UNET, "norm_num_groups": 4})
     spec = TrainingSpec(section, there, unet, diffusion, config.Train(seed=0), "m", str(tmp_path), 1.0, 0.0)
     with pytest.raises(Hopeless, match=said):  # which Ray Train does not repeat
-        training_loop._batches(spec, 0, 1, "cpu")
+        loop._batches(spec, 0, 1, "cpu")
     with pytest.raises(UserError, match=r"images of digits in its packages .* than the driver \(abababab\)"):
         data.load_known_images(config.Data(), there)

@@ -8,7 +8,7 @@ from taugrid import config
 from taugrid.workers import schedules
 from taugrid.workers.diffusion.process import diffuse, velocity
 from taugrid.workers.diffusion.variational import theorem1_sigma, theorem1_weights
-from taugrid.workers.training.loss import Batch, Loss
+from taugrid.workers.training.loss import Loss, TrainingBatch
 
 ALPHA_BAR = schedules.alpha_bar(config.DIFFUSION_DEFAULTS)
 WEIGHTS = config.LossWeights(eta=0.7, sigma_1="sigma_hat", steps=20, spacing="quadratic")
@@ -22,7 +22,7 @@ def a_batch():
     generator = torch.Generator().manual_seed(0)
     x0, eps = torch.randn(2, 5, 1, 4, 4, generator=generator)
     t = torch.tensor([1, 10, 300, 700, 1000])
-    return Batch(diffuse(x0, eps, torch.from_numpy(ALPHA_BAR)[t]), t, x0, eps)
+    return TrainingBatch(diffuse(x0, eps, torch.from_numpy(ALPHA_BAR)[t]), t, x0, eps)
 
 
 def outputs(batch, x0):

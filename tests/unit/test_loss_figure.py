@@ -8,8 +8,7 @@ from taugrid.eval.figures import charts as figures
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.report import quality as report
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.workers.training.log import Log, Record
-from taugrid.workers.training.loop import is_logged
+from taugrid.workers.training.log import Log, Record, is_logged
 
 
 def a_log(steps, noise=0.0):

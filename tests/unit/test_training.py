@@ -29,11 +29,11 @@ from taugrid.workers.diffusion import noise
 from taugrid.workers.diffusion.process import velocity
 from taugrid.workers.network.ema import ema_decay
 from taugrid.workers.network.load import load_network
-from taugrid.workers.training import fit as training
-from taugrid.workers.training import log as training_log
-from taugrid.workers.training import loop as training_loop
-from taugrid.workers.training.fit import Hopeless, TrainingSpec
-from taugrid.workers.training.log import Log, Record
+from taugrid.workers.training import checkpoints, fit, loop
+from taugrid.workers.training.batches import Batches
+from taugrid.workers.training.log import SCALARS, Log, Record, is_logged, training_progress
+from taugrid.workers.training.spec import Hopeless, TrainingSpec
+from taugrid.workers.training.state import new_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,7 +63,7 @@ def a_spec(folder, **train):
 
 
 def run_loop(spec, state, log=None):
-    return training_loop._loop(spec, state, training_loop.Batches(spec, 0, 1, "cpu"), log, 0, 1)
+    return loop._loop(spec, state, Batches(spec, 0, 1, "cpu"), log, 0, 1)
 
 
 def weights(state):
@@ -72,8 +72,8 @@ def weights(state):
 
 def test_slices_of_ranks_make_up_the_global_batch(tmp_path):
     spec = a_spec(tmp_path, flip=True)
-    whole = training_loop.Batches(spec, 0, 1, "cpu")[5]
-    parts = [training_loop.Batches(spec, rank, 3, "cpu")[5] for rank in range(3)]
+    whole = Batches(spec, 0, 1, "cpu")[5]
+    parts = [Batches(spec, rank, 3, "cpu")[5] for rank in range(3)]
     assert [len(part.t) for part in parts] == [3, 3, 4]
     for got, want in zip(zip(*parts, strict=True), whole, strict=True):
         assert torch.equal(torch.cat(got), want)
@@ -81,10 +81,8 @@ def test_slices_of_ranks_make_up_the_global_batch(tmp_path):
 
 def test_batches_are_noisy_images_of_the_dataset(tmp_path):
     diffusion = config.DIFFUSION_DEFAULTS.model_copy(update={"timesteps": 1, "beta_start": 1e-12, "beta_end": 1e-12})
-    plain = training_loop.Batches(dataclasses.replace(a_spec(tmp_path), diffusion=diffusion), 0, 1, "cpu")[0]
-    flipped = training_loop.Batches(dataclasses.replace(a_spec(tmp_path, flip=True), diffusion=diffusion), 0, 1, "cpu")[
-        0
-    ]
+    plain = Batches(dataclasses.replace(a_spec(tmp_path), diffusion=diffusion), 0, 1, "cpu")[0]
+    flipped = Batches(dataclasses.replace(a_spec(tmp_path, flip=True), diffusion=diffusion), 0, 1, "cpu")[0]
     known = {image.tobytes() for image in data.load_images(config.Data())}
     pixels = ((plain.x_t + 1) * 127.5).round().byte()  # next to no noise was added
     assert all(image.numpy().tobytes() in known for image in pixels)
@@ -101,14 +99,14 @@ def _pairs(a, b):
 
 def test_a_checkpoint_holds_all_that_matters(tmp_path):
     spec = a_spec(tmp_path)
-    straight = training_loop.new_state(spec, "cpu")
+    straight = new_state(spec, "cpu")
     run_loop(spec, straight)
 
-    first = training_loop.new_state(spec, "cpu")
+    first = new_state(spec, "cpu")
     run_loop(a_spec(tmp_path, steps=4), first)
-    training_loop.save(first, tmp_path / "state.pt")
-    resumed = training_loop.new_state(a_spec(tmp_path, seed=99), "cpu")
-    training_loop.load(resumed, tmp_path / "state.pt")
+    checkpoints.save(first, tmp_path / "state.pt")
+    resumed = new_state(a_spec(tmp_path, seed=99), "cpu")
+    checkpoints.load(resumed, tmp_path / "state.pt")
     assert resumed.step == 4
     torch.manual_seed(1234)  # dropout must not lean on the generator's state
     run_loop(spec, resumed)
@@ -119,7 +117,7 @@ def test_a_checkpoint_holds_all_that_matters(tmp_path):
 def test_warmup_clip_and_seed_matter(tmp_path):
     def trained(**train):
         spec = a_spec(tmp_path, **train)
-        state = training_loop.new_state(spec, "cpu")
+        state = new_state(spec, "cpu")
         run_loop(spec, state)
         return weights(state)
 
@@ -132,7 +130,7 @@ def test_warmup_clip_and_seed_matter(tmp_path):
 
 def test_the_first_warmup_step_is_a_fraction_of_the_rate(tmp_path):
     spec = a_spec(tmp_path, steps=1, warmup_steps=4, learning_rate=1e-3)
-    state = training_loop.new_state(spec, "cpu")
+    state = new_state(spec, "cpu")
     before = [p.detach().clone() for p in state.unet.parameters()]
     run_loop(spec, state)
     largest = max((p - b).abs().max().item() for p, b in zip(state.unet.parameters(), before, strict=True))
@@ -142,7 +140,7 @@ def test_the_first_warmup_step_is_a_fraction_of_the_rate(tmp_path):
 def test_the_rate_rises_and_then_stays_or_falls_to_0_along_a_cosine():
     def rates(**keys):
         settings = config.Train(steps=10, learning_rate=0.5, **keys)
-        return [training_loop.learning_rate(step, settings) for step in range(10)]
+        return [loop.learning_rate(step, settings) for step in range(10)]
 
     assert rates() == [0.5] * 10
     assert rates(warmup_steps=4) == [0.125, 0.25, 0.375] + [0.5] * 7
@@ -165,13 +163,13 @@ def test_adamw_shrinks_the_weights_apart_from_the_gradient(tmp_path):
 
 def trained(folder, **train):
     spec = a_spec(folder, **train)
-    state = training_loop.new_state(spec, "cpu")
+    state = new_state(spec, "cpu")
     run_loop(spec, state)
     return state
 
 
 def start_of(folder):
-    return training_loop.new_state(a_spec(folder), "cpu")
+    return new_state(a_spec(folder), "cpu")
 
 
 def test_without_ema_warmup_the_average_stays_near_the_start(tmp_path):
@@ -191,12 +189,12 @@ def test_antithetic_times_are_pairs_whatever_the_ranks(tmp_path):
         for antithetic in (False, True)
     )
     for step in range(20):
-        independent, whole = (training_loop.Batches(spec, 0, 1, "cpu")[step] for spec in (plain, paired))
+        independent, whole = (Batches(spec, 0, 1, "cpu")[step] for spec in (plain, paired))
         assert torch.equal(whole.t[0::2], independent.t[0::2])
         assert torch.equal(whole.t[1::2], 21 - whole.t[0:-1:2])
         assert torch.equal(whole.x0, independent.x0)
         assert torch.equal(whole.eps, independent.eps)
-        parts = [training_loop.Batches(paired, rank, 4, "cpu")[step] for rank in range(4)]
+        parts = [Batches(paired, rank, 4, "cpu")[step] for rank in range(4)]
         assert torch.equal(torch.cat([part.t for part in parts]), whole.t)
     odd = noise.training_draws(3, 7, torch.arange(1, 1001, 2), 10, 20, antithetic=True).t
     assert (odd.min(), odd.max()) == (1, 20)
@@ -205,9 +203,9 @@ def test_antithetic_times_are_pairs_whatever_the_ranks(tmp_path):
 @pytest.mark.parametrize("keys", [{"channels_last": False}, {"precision": "bf16"}])
 def test_formats_of_the_network_change_the_last_digits_alone(tmp_path, keys):
     """Of bf16, whose numbers have 8 bits, those are the losses' third. What is kept is float32 all the same."""
-    start = training_loop.new_state(steady(tmp_path), "cpu")
+    start = new_state(steady(tmp_path), "cpu")
     expected = logged_losses(steady(tmp_path), start)
-    state = training_loop.new_state(steady(tmp_path, **keys), "cpu")
+    state = new_state(steady(tmp_path, **keys), "cpu")
     losses = logged_losses(steady(tmp_path, **keys), state)
     assert losses == pytest.approx(expected, rel=2e-2 if "precision" in keys else 1e-4)
     assert (losses == pytest.approx(expected, rel=1e-5)) == ("precision" not in keys)
@@ -224,14 +222,14 @@ def test_a_compiled_network_learns_the_same_and_is_saved_as_any_other(tmp_path):
     levels = {"block_out_channels": [4], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
     unet = UNET.model_copy(update={**levels, "dropout": 0.0, "add_attention": False})
     plain, spec = (dataclasses.replace(a_spec(tmp_path, compile=compiled), unet=unet) for compiled in (False, True))
-    other, state = (training_loop.new_state(spec, "cpu") for _ in range(2))
+    other, state = (new_state(spec, "cpu") for _ in range(2))
     expected, losses = logged_losses(plain, other), logged_losses(spec, state)
     assert losses == pytest.approx(expected, rel=1e-4)
     assert state.unet._compiled_call_impl is not None
-    training_loop.save(state, tmp_path / "state.pt")
-    training_loop.load(other, tmp_path / "state.pt")
+    checkpoints.save(state, tmp_path / "state.pt")
+    checkpoints.load(other, tmp_path / "state.pt")
     assert torch.equal(weights(other), weights(state))
-    training_loop._commit(spec, state)
+    checkpoints.commit(spec, state)
     raw = load_network(SavedUnet(str(spec.final / "unet_raw")), spec.diffusion, "cpu")
     x = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(raw(x, 500), other.unet.eval()(x, 499).sample, rtol=0, atol=1e-5)
@@ -239,8 +237,8 @@ def test_a_compiled_network_learns_the_same_and_is_saved_as_any_other(tmp_path):
 
 def test_the_logged_gradient_norm_is_that_before_clipping(tmp_path):
     spec = steady(tmp_path, steps=1, gradient_clip=1e-3)
-    state = training_loop.new_state(spec, "cpu")
-    unet, batch = copy.deepcopy(state.unet), training_loop.Batches(spec, 0, 1, "cpu")[0]
+    state = new_state(spec, "cpu")
+    unet, batch = copy.deepcopy(state.unet), Batches(spec, 0, 1, "cpu")[0]
     (unet(batch.x_t, batch.t - 1).sample - batch.eps).square().mean().backward()
     norm = torch.cat([p.grad.flatten() for p in unet.parameters()]).norm().item()
     (loss,) = logged_losses(spec, state)
@@ -277,12 +275,12 @@ def test_steps_weigh_times_by_theorem_1(tmp_path):
     loss_weights = config.LossWeights(eta=0.5, sigma_1=0.1)
     gamma = torch.from_numpy(schedules.gamma(loss_weights, schedules.alpha_bar(config.DIFFUSION_DEFAULTS))).float()
     spec = steady(tmp_path, steps=3, loss_weights=loss_weights)
-    state = training_loop.new_state(spec, "cpu")
+    state = new_state(spec, "cpu")
     unet = copy.deepcopy(state.unet)
     optimizer = torch.optim.Adam(unet.parameters())
     losses = []
     for step in range(3):
-        batch = training_loop.Batches(spec, 0, 1, "cpu")[step]
+        batch = Batches(spec, 0, 1, "cpu")[step]
         errors = (unet(batch.x_t, batch.t - 1).sample - batch.eps).square().mean(dim=(1, 2, 3))
         loss = (gamma[batch.t] * errors).mean()
         losses.append(loss.item())
@@ -293,22 +291,22 @@ def test_steps_weigh_times_by_theorem_1(tmp_path):
         optimizer.step()
     assert logged_losses(spec, state) == pytest.approx(losses, rel=1e-4)
     by_hand, before = (torch.cat([p.detach().flatten() for p in network.parameters()])
-                       for network in (unet, training_loop.new_state(spec, "cpu").unet))  # fmt: skip
+                       for network in (unet, new_state(spec, "cpu").unet))  # fmt: skip
     found = weights(state)[: len(by_hand)]
     assert (found - by_hand).norm() < 0.01 * (by_hand - before).norm()
-    plain = training_loop.new_state(spec, "cpu")
+    plain = new_state(spec, "cpu")
     run_loop(steady(tmp_path, steps=3), plain)
     assert (weights(plain)[: len(by_hand)] - by_hand).norm() > 0.1 * (by_hand - before).norm()
 
 
 def test_a_network_learns_what_it_is_to_predict(tmp_path):
     """Of three that differ in `diffusion.prediction` alone, each is best at its own on draws that none has seen."""
-    held_out = training_loop.Batches(steady(tmp_path, batch_size=200), 0, 1, "cpu")[10**6]
+    held_out = Batches(steady(tmp_path, batch_size=200), 0, 1, "cpu")[10**6]
     errors = {}
     for prediction in targets(held_out):
         spec = steady(tmp_path / prediction, prediction, steps=20, learning_rate=1e-2)
-        state = training_loop.new_state(spec, "cpu")
-        first = training_loop.Batches(spec, 0, 1, "cpu")[0]
+        state = new_state(spec, "cpu")
+        first = Batches(spec, 0, 1, "cpu")[0]
         before = errors_of(state.unet, first)[prediction]
         assert logged_losses(spec, state)[0] == pytest.approx(before, rel=1e-4)
         errors[prediction] = errors_of(state.unet, held_out)
@@ -330,7 +328,7 @@ def errors_of(unet, batch):
 
 def test_a_loss_that_is_not_finite_stops_the_loop(tmp_path):
     spec = a_spec(tmp_path, learning_rate=1e30, warmup_steps=0)
-    state = training_loop.new_state(spec, "cpu")
+    state = new_state(spec, "cpu")
     message = r"^the loss of step \d is not finite; lower train.learning_rate \(1e\+30\).* no checkpoint from before$"
     with pytest.raises(Hopeless, match=message):
         run_loop(spec, state, Log(spec.running, 0, tensorboard=False))
@@ -342,13 +340,13 @@ def test_weights_that_are_not_finite_are_never_kept(tmp_path, keys):
     """The loss of a step is that before its update. (A checkpoint outside of Ray Train would be another error.)"""
     spec = a_spec(tmp_path, learning_rate=1e39, warmup_steps=0, **keys)
     with pytest.raises(Hopeless, match=r"^the weights after step 1 are not finite"):
-        run_loop(spec, training_loop.new_state(spec, "cpu"))
+        run_loop(spec, new_state(spec, "cpu"))
 
 
 @pytest.mark.parametrize("gradient_clip", [1.0, None])
 def test_a_gradient_that_is_not_finite_stops_the_loop_and_the_line_names_what_is_left(tmp_path, gradient_clip):
     spec = steady(tmp_path, gradient_clip=gradient_clip)
-    state = training_loop.new_state(spec, "cpu")
+    state = new_state(spec, "cpu")
     state.step = 4
     with torch.no_grad():
         state.unet.conv_out.weight.fill_(1e17)  # the loss is 1e34, the gradient of the layers before it 1e34 times more
@@ -375,44 +373,44 @@ def test_a_gradient_that_is_not_finite_stops_the_loop_and_the_line_names_what_is
 def test_a_network_that_does_not_fit_is_said_at_once(tmp_path, keys, reason):
     spec = dataclasses.replace(a_spec(tmp_path), unet=UNET.model_copy(update=keys))
     with pytest.raises(Hopeless, match=rf"model.unet is no network for images of shape \(1, 8, 8\): .*{reason}"):
-        training_loop.new_state(spec, "cpu")
+        new_state(spec, "cpu")
 
 
 def test_log_is_cut_back_to_the_checkpoint_and_progress_reads_its_end(tmp_path):
     spec = a_spec(tmp_path)
     path = spec.running / "log.jsonl"
-    assert training.progress(tmp_path, "m") is None
+    assert training_progress(tmp_path, "m") is None
     log = Log(spec.running, 0, tensorboard=False)
-    assert training.progress(tmp_path, "m") is None
+    assert training_progress(tmp_path, "m") is None
     for step in range(1, 301):
         log.write(Record(step, 1 / step, 1e-3, 0.3, 2, 0.1))
-    assert training.progress(tmp_path, "m") == (300, 1 / 300, 2)
+    assert training_progress(tmp_path, "m") == (300, 1 / 300, 2)
     with path.open("a") as torn:
         torn.write('{"step": 301, "lo')  # a kill cut the line off
-    assert training.progress(tmp_path, "m") == (300, 1 / 300, 2)
+    assert training_progress(tmp_path, "m") == (300, 1 / 300, 2)
     with path.open("ab") as torn:
         torn.write(b"\n" + bytes(40) + b"\n")  # and a power loss the end of a file
-    assert training.progress(tmp_path, "m") == (300, 1 / 300, 2)
+    assert training_progress(tmp_path, "m") == (300, 1 / 300, 2)
     Log(spec.running, 120, tensorboard=False).write(Record(121, 0.5, 1e-3, 0.3, 1, 0.2))
     assert [record["step"] for record in log_of(spec)] == list(range(1, 122))
     (tmp_path / "m" / "train").mkdir(parents=True)
     path.rename(tmp_path / "m" / "train" / "log.jsonl")
-    assert training.progress(tmp_path, "m") == (121, 0.5, 1), "of a training that is finished too"
+    assert training_progress(tmp_path, "m") == (121, 0.5, 1), "of a training that is finished too"
 
 
 def test_tensorboard_has_each_logged_step_once_after_a_restart_too(tmp_path):
     spec = a_spec(tmp_path, tensorboard=True)
-    state = training_loop.new_state(spec, "cpu")
+    state = new_state(spec, "cpu")
     run_loop(a_spec(tmp_path, steps=4), state, Log(spec.running, 0, tensorboard=False))  # it is asked for later
-    training_loop.save(state, tmp_path / "state.pt")
+    checkpoints.save(state, tmp_path / "state.pt")
     run_loop(spec, state, Log(spec.running, 4, spec.train.tensorboard))  # a kill takes these two steps
-    state = training_loop.new_state(spec, "cpu")
-    training_loop.load(state, tmp_path / "state.pt")
+    state = new_state(spec, "cpu")
+    checkpoints.load(state, tmp_path / "state.pt")
     run_loop(spec, state, Log(spec.running, 4, spec.train.tensorboard))
-    training_loop._commit(spec, state)
+    checkpoints.commit(spec, state)
     shown = EventAccumulator(str(spec.final / "train")).Reload()
-    assert set(shown.Tags()["scalars"]) == set(training_log.SCALARS)
-    for name in training_log.SCALARS:
+    assert set(shown.Tags()["scalars"]) == set(SCALARS)
+    for name in SCALARS:
         events = [(event.step, event.value) for event in shown.Scalars(name)]
         assert events == [(record["step"], pytest.approx(record[name])) for record in log_of(spec)]
     assert len(list((spec.final / "train").glob("events.out.tfevents.*"))) == 1
@@ -468,16 +466,16 @@ def test_an_elastic_training_that_stands_still_says_once_what_it_may_wait_for(tm
 
 
 def test_the_newest_whole_checkpoint_is_found(tmp_path):
-    assert training_loop.newest_checkpoint(tmp_path) is None
-    state = training_loop.new_state(a_spec(tmp_path), "cpu")
+    assert checkpoints.newest_checkpoint(tmp_path) is None
+    state = new_state(a_spec(tmp_path), "cpu")
     whole, torn, zeros, empty = (tmp_path / f"checkpoint_2026-01-0{day}" / "state.pt" for day in range(1, 5))
     for path in (whole, torn, zeros, empty):
         path.parent.mkdir()
-        training_loop.save(state, path)
+        checkpoints.save(state, path)
     torn.write_bytes(torn.read_bytes()[:-5000])
     zeros.write_bytes(bytes(torn.stat().st_size))
     empty.write_bytes(b"")
-    assert training_loop.newest_checkpoint(tmp_path) == whole
+    assert checkpoints.newest_checkpoint(tmp_path) == whole
 
 
 def test_the_line_is_of_the_worker_that_failed_and_not_of_those_that_lost_it():
@@ -485,15 +483,15 @@ def test_the_line_is_of_the_worker_that_failed_and_not_of_those_that_lost_it():
     cause = "Traceback:\n  at line 1\nOSError: [Errno 28] No space left on device\n"
     failures = {2: RuntimeError(lost), 1: OSError(cause), 3: OSError(cause), 0: RuntimeError(lost)}
     error = WorkerGroupError("all of it", failures)
-    assert training._in_one_line(error) == "OSError: [Errno 28] No space left on device (worker 1, 3)"
+    assert fit._in_one_line(error) == "OSError: [Errno 28] No space left on device (worker 1, 3)"
     only = WorkerGroupError("all of it", {0: RuntimeError(lost)})
-    assert training._in_one_line(only).endswith("Connection closed by peer [127.0.0.1]:1234 (worker 0)")
-    assert training._in_one_line(ControllerError(ValueError("no node"))) == "no node"
+    assert fit._in_one_line(only).endswith("Connection closed by peer [127.0.0.1]:1234 (worker 0)")
+    assert fit._in_one_line(ControllerError(ValueError("no node"))) == "no node"
 
 
 def test_logged_steps_are_few_in_a_long_training():
-    logged = [step for step in range(1, 100_001) if training_loop.is_logged(step, 100_000)]
+    logged = [step for step in range(1, 100_001) if is_logged(step, 100_000)]
     assert logged[:50] == list(range(1, 51))
     assert logged[50:53] == [100, 200, 300]
     assert logged[-1] == 100_000
-    assert training_loop.is_logged(7_777, 7_777)
+    assert is_logged(7_777, 7_777)

@@ -1,6 +1,6 @@
-"""Training a model on the cluster, as the driver sees it: what to train, Ray Train's run, and its progress.
+"""Training a model on the cluster, as the driver sees it: Ray Train's run, and what a kill leaves behind.
 
-The loop itself is in `training_loop.py`, which only the workers import, so that the driver needs no torch for it.
+The loop itself is in loop.py, which only the workers import, so that the driver needs no torch for it.
 """
 
 import importlib.util
@@ -8,12 +8,12 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from taugrid import config
+from taugrid.config import Train
 from taugrid.errors import RunFailed, UserError, last_line
+from taugrid.workers.training.spec import Hopeless, TrainingSpec, running_folder
 
 if TYPE_CHECKING:
     from ray.train import TrainingFailedError
@@ -36,52 +36,7 @@ COLLATERAL = re.compile(
 """What the error of a worker says that failed because another one did."""
 
 
-class Hopeless(Exception):
-    """A training that would fail again in the same way, so that Ray Train must not repeat it: one line saying why."""
-
-
-class Progress(NamedTuple):
-    """How far a training is."""
-
-    step: int
-    """Steps done."""
-    loss: float
-    workers: int
-
-
-@dataclass(frozen=True)
-class TrainingSpec:
-    """A model to train and the means; `diffusion` and `train` are resolved, with no key left `null`."""
-
-    data: config.Data
-    data_sha256: str
-    """Of its images on the driver: `workers.data.load.content_fingerprint`."""
-    unet: config.Unet
-    diffusion: config.Diffusion
-    train: config.Train
-    model_id: str
-    models_dir: str
-    """Absolute, and the same folder on every node: Ray's workers change directory."""
-    cpus_per_worker: float
-    gpus_per_worker: float
-
-    @property
-    def final(self) -> Path:
-        """Where the trained model is committed, whole or not at all."""
-        return Path(self.models_dir) / self.model_id
-
-    @property
-    def running(self) -> Path:
-        """Ray Train's folder while the training runs: checkpoints, the live log and TensorBoard's files."""
-        return running_folder(self.models_dir, self.model_id)
-
-
-def running_folder(models_dir: str | Path, model_id: str) -> Path:
-    """Where a training that is not finished keeps its checkpoints and its log."""
-    return Path(models_dir) / f".training-{model_id}"
-
-
-def check(settings: config.Train) -> None:
+def check(settings: Train) -> None:
     """Raise `UserError` if TensorBoard is asked for and not installed."""
     if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError("train.tensorboard needs the package tensorboard; pip install 'taugrid[tensorboard]'")
@@ -109,38 +64,6 @@ def train(spec: TrainingSpec) -> None:
         _drop_torn_snapshot(spec.running)
         _fit(spec)
         remove_leftovers(spec.models_dir, spec.model_id)
-
-
-def progress(models_dir: str | Path, model_id: str) -> Progress | None:
-    """The last logged step of a training, which may be finished; None before the first."""
-    committed = Path(models_dir) / model_id / "train" / "log.jsonl"
-    running = running_folder(models_dir, model_id) / "log.jsonl"
-    records = whole_lines(committed, of_the_end=4096) or whole_lines(running, of_the_end=4096)
-    if not records:
-        return None
-    last = records[-1]
-    return Progress(last["step"], last["loss"], last.get("workers", 1))  # it was not always written
-
-
-def whole_lines(log: Path, of_the_end: int | None = None) -> list[dict[str, Any]]:
-    """The steps in a log.jsonl, or in so many bytes of its end; none if there is no such file.
-
-    What is no whole line of JSON is passed over: a kill leaves half a line, and a power loss can leave NULs.
-    """
-    try:
-        with log.open("rb") as file:
-            if of_the_end is not None:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - of_the_end))
-            lines = file.read().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return []
-    records = []
-    for line in lines:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
 
 
 def _fit(spec: TrainingSpec) -> None:
@@ -191,10 +114,10 @@ def _in_one_line(error: "TrainingFailedError") -> str:
 
 def _work(loop_config: dict[str, Any]) -> str | None:
     """What each worker does. Returns why the training is hopeless, if it is: Ray Train would repeat an exception."""
-    from taugrid.workers.training import loop as training_loop
+    from taugrid.workers.training import loop
 
     try:
-        training_loop.run(loop_config["spec"])
+        loop.run(loop_config["spec"])
     except Hopeless as error:
         return str(error)
     return None

@@ -1,14 +1,19 @@
-"""What a training tells of itself while it runs: log.jsonl, and the same for TensorBoard where that is asked for."""
+"""The log of a training: log.jsonl, how it is written and read, and the same for TensorBoard if that is asked for."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from taugrid.workers.training.fit import Hopeless, whole_lines
+from taugrid.workers.training.spec import Hopeless, running_folder
 
 SCALARS = ("loss", "learning_rate", "gradient_norm")
 """What TensorBoard shows, each under its name in the log."""
+
+LOGGED_AT_START = 50
+LOGGED_LINES = 1_000
+"""The first 50 steps are logged, and from then on about a thousand more, however long the training is."""
 
 
 class Record(NamedTuple):
@@ -72,3 +77,49 @@ def _events(folder: Path) -> Any:
 def events_folder(folder: Path) -> Path:
     """Where TensorBoard's event files are while a training runs in `folder`."""
     return folder / "tensorboard"
+
+
+def is_logged(step: int, steps: int) -> bool:
+    """Whether `step` = 1, 2, ... of `steps` has a line in the log."""
+    return step <= LOGGED_AT_START or step % max(1, steps // LOGGED_LINES) == 0 or step == steps
+
+
+class TrainingProgress(NamedTuple):
+    """How far a training is."""
+
+    step: int
+    """Steps done."""
+    loss: float
+    workers: int
+
+
+def training_progress(models_dir: str | Path, model_id: str) -> TrainingProgress | None:
+    """The last logged step of a training, which may be finished; None before the first."""
+    committed = Path(models_dir) / model_id / "train" / "log.jsonl"
+    running = running_folder(models_dir, model_id) / "log.jsonl"
+    records = whole_lines(committed, of_the_end=4096) or whole_lines(running, of_the_end=4096)
+    if not records:
+        return None
+    last = records[-1]
+    return TrainingProgress(last["step"], last["loss"], last.get("workers", 1))  # it was not always written
+
+
+def whole_lines(log: Path, of_the_end: int | None = None) -> list[dict[str, Any]]:
+    """The steps in a log.jsonl, or in so many bytes of its end; none if there is no such file.
+
+    What is no whole line of JSON is passed over: a kill leaves half a line, and a power loss can leave NULs.
+    """
+    try:
+        with log.open("rb") as file:
+            if of_the_end is not None:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - of_the_end))
+            lines = file.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records

@@ -11,7 +11,7 @@ from taugrid.workers.diffusion.objective import l_gamma, mean_square
 from taugrid.workers.diffusion.process import predicted, velocity
 
 
-class Batch(NamedTuple):
+class TrainingBatch(NamedTuple):
     """One rank's part of a step's global batch."""
 
     x_t: Tensor
@@ -35,7 +35,7 @@ class Loss:
         self._alpha_bar = torch.from_numpy(alpha_bar).to(device)
         self._gamma = None if weights is None else torch.from_numpy(schedules.gamma(weights, alpha_bar)).to(device)
 
-    def __call__(self, output: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, output: Tensor, batch: TrainingBatch) -> Tensor:
         """(B,) losses of the output (B, C, H, W)."""
         alpha_t = self._alpha_bar[batch.t]
         if self._gamma is not None:

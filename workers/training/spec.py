@@ -1,0 +1,42 @@
+"""What to train: the specification that travels to Ray Train's workers, and where the training lies while it runs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from taugrid.config import Data, Diffusion, Train, Unet
+
+
+class Hopeless(Exception):
+    """A training that would fail again in the same way, so that Ray Train must not repeat it: one line saying why."""
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """A model to train and the means; `diffusion` and `train` are resolved, with no key left `null`."""
+
+    data: Data
+    data_sha256: str
+    """Of its images on the driver: `workers.data.load.content_fingerprint`."""
+    unet: Unet
+    diffusion: Diffusion
+    train: Train
+    model_id: str
+    models_dir: str
+    """Absolute, and the same folder on every node: Ray's workers change directory."""
+    cpus_per_worker: float
+    gpus_per_worker: float
+
+    @property
+    def final(self) -> Path:
+        """Where the trained model is committed, whole or not at all."""
+        return Path(self.models_dir) / self.model_id
+
+    @property
+    def running(self) -> Path:
+        """Ray Train's folder while the training runs: checkpoints, the live log and TensorBoard's files."""
+        return running_folder(self.models_dir, self.model_id)
+
+
+def running_folder(models_dir: str | Path, model_id: str) -> Path:
+    """Where a training that is not finished keeps its checkpoints and its log."""
+    return Path(models_dir) / f".training-{model_id}"
