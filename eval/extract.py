@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taugrid import parquet as images
+from taugrid import parquet
 from taugrid.config import Data
 from taugrid.eval.features.names import ExtractorSpec
 from taugrid.eval.sources import Source, batches
@@ -47,7 +47,7 @@ def run(job: ExtractJob, device: Device) -> Result:
     """Extract the job's features and commit their file.
 
     Raises:
-        taugrid.parquet.DamagedFile: if the images can't be read.
+        taugrid.errors.DamagedFile: if the images can't be read.
         ValueError: if the extractor does not take such images.
     """
     import torch
@@ -55,7 +55,7 @@ def run(job: ExtractJob, device: Device) -> Result:
     began, count = time.perf_counter(), 0
     extractor = load_extractor(job.extractor, device.name)
     dimensions = (job.extractor.dimensions, job.extractor.classes)
-    with images.PartWriter(Path(job.path), images.feature_schema(job.metadata, *dimensions)) as part:
+    with parquet.PartWriter(Path(job.path), parquet.feature_schema(job.metadata, *dimensions)) as part:
         for index, batch in _ahead(_batches(job)):
             chunks = [extractor(chunk) for chunk in torch.split(torch.tensor(batch), job.batch_size)]
             columns: dict[str, Any] = {"index": index, "features": torch.cat([c.features for c in chunks]).numpy()}
@@ -80,14 +80,14 @@ Batch = tuple[NDArray[np.int64], NDArray[np.uint8]]
 
 def _batches(job: ExtractJob) -> Iterator[Batch]:
     if isinstance(job.images, str):
-        yield from images.read_images(Path(job.images))
+        yield from parquet.read_images(Path(job.images))
     elif isinstance(job.images, Source):
-        yield from batches(job.images, images.ROWS_PER_GROUP)
+        yield from batches(job.images, parquet.ROWS_PER_GROUP)
     else:
         assert job.images_sha256 is not None
         reference = data.load_known_images(job.images, job.images_sha256)
-        for start in range(0, len(reference), images.ROWS_PER_GROUP):
-            batch = reference[start : start + images.ROWS_PER_GROUP]
+        for start in range(0, len(reference), parquet.ROWS_PER_GROUP):
+            batch = reference[start : start + parquet.ROWS_PER_GROUP]
             yield np.arange(start, start + len(batch)), batch
 
 

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from taugrid import parquet as images
+from taugrid import parquet
+from taugrid.errors import DamagedFile
 from taugrid.eval.features.names import ExtractorSpec
 from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
 from taugrid.eval.sources import Source, open_source
 from taugrid.hashing import file_sha256, spaced_json_sha256
-from taugrid.parquet import DamagedFile
 from taugrid.storage import replacing, user_cache
 from taugrid.workers.data.readers.npz import NPZ_ERRORS, NPZ_IMAGES, require_whole_npz
 from taugrid.workers.data.readers.picture import SourceError
@@ -76,7 +76,7 @@ def open_reference(path: str) -> Source | MomentsFile:
     An `.npz` with both (guided-diffusion's) is taken for its images, which any extractor can see.
 
     Raises:
-        workers.data.readers.picture.SourceError, taugrid.parquet.DamagedFile: as `open_source`, and for a mean and
+        workers.data.readers.picture.SourceError, taugrid.errors.DamagedFile: as `open_source`, and for a mean and
             covariance that are of no distribution.
     """
     file = Path(path).expanduser().absolute()
@@ -213,14 +213,14 @@ def cached_features(folder: Path, key: str, num_images: int, extract: Callable[[
     """
     path = folder / f"{key}.parquet"
     try:
-        part = images.inspect(path)
+        part = parquet.inspect(path)
         if (part.start, part.stop) == (0, num_images):
             return path
     except (FileNotFoundError, DamagedFile):
         pass
     chunks = iter(extract())
     first = next(chunks)
-    with images.PartWriter(path, images.feature_schema({"key": key}, first.shape[1], None)) as writer:
+    with parquet.PartWriter(path, parquet.feature_schema({"key": key}, first.shape[1], None)) as writer:
         start = 0
         for chunk in chain([first], chunks):
             writer.write({"index": np.arange(start, start + len(chunk)), "features": chunk})
@@ -231,4 +231,4 @@ def cached_features(folder: Path, key: str, num_images: int, extract: Callable[[
 
 def read_features(path: Path) -> Features:
     """All features in a file, (m, d) float32."""
-    return np.concatenate([chunk for _, chunk in images.read_features(path, "features")])
+    return np.concatenate([chunk for _, chunk in parquet.read_features(path, "features")])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taugrid import parquet as images
+from taugrid import parquet
 from taugrid.eval.metrics import score as metrics
 from taugrid.eval.metrics.streams import Features, Stream, moments
 from taugrid.eval.reference import MomentsFile, Reference, load_or_compute, read_features, read_moments
@@ -84,7 +84,7 @@ def _stream(job: ScoreJob, column: str) -> Stream:
     def chunks() -> Iterator[Features]:
         expected = 0
         for path in job.feature_paths:
-            for index, values in images.read_features(Path(path), column):
+            for index, values in parquet.read_features(Path(path), column):
                 if not np.array_equal(index, np.arange(expected, expected + len(index))):
                     raise ValueError(f"{path}: indices do not follow on {expected}")
                 kept = min(len(index), job.num_samples - expected)
@@ -106,14 +106,14 @@ def _reference(files: ReferenceFiles) -> Reference:
     assert count is not None
 
     def stream() -> Iterator[Features]:
-        return (values for _, values in images.read_features(path, "features"))
+        return (values for _, values in parquet.read_features(path, "features"))
 
     known, root = load_or_compute(Path(files.cache), files.key, lambda: moments(stream(), count))
     return Reference(known, root, count, lambda: read_features(path))
 
 
 def _write_influence(job: ScoreJob, influence: NDArray[np.float64]) -> None:
-    schema = images.number_schema({"cell": job.header.get("cell")}, ("influence",))
-    with images.PartWriter(Path(job.influence_path), schema) as part:
+    schema = parquet.number_schema({"cell": job.header.get("cell")}, ("influence",))
+    with parquet.PartWriter(Path(job.influence_path), schema) as part:
         part.write({"index": np.arange(len(influence)), "influence": influence})
         part.commit(replace=True)

@@ -58,7 +58,7 @@ def open_source(path: str) -> Source:
 
     Raises:
         workers.data.readers.picture.SourceError: for anything that is no set of 8-bit grey or RGB images of one size.
-        taugrid.parquet.DamagedFile: for an image or a file that can't be read, naming it.
+        taugrid.errors.DamagedFile: for an image or a file that can't be read, naming it.
     """
     kind, found, dataset = _locate(path)
     reader = _reader(kind, found, dataset)
@@ -85,7 +85,7 @@ def batches(source: Source, size: int) -> Iterator[Batch]:
     Raises:
         workers.data.readers.picture.SourceError: also if the images are no longer those that were opened, which is
             known at the end.
-        taugrid.parquet.DamagedFile: for an image or a file that can't be read.
+        taugrid.errors.DamagedFile: for an image or a file that can't be read.
     """
     reader = _reader(source.kind, Path(source.path), source.dataset)
     pictures = _alike(reader.pictures())

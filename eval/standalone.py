@@ -72,7 +72,7 @@ def evaluate(
     Raises:
         ValueError: one line, where nothing that is wanted can be given, the extractor doesn't fit the images, the
             reference or its weights, features hold nan or infinity, images changed meanwhile, or `cache` can't be made.
-        taugrid.parquet.DamagedFile: for an image or a file that can't be read.
+        taugrid.errors.DamagedFile: for an image or a file that can't be read.
     """
     left, reasons, remarks = feasible(settings, extractor, samples.num_images, _num_images(reference))
     _require_fit(samples, reference, extractor, left, reasons)

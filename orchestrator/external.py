@@ -5,12 +5,11 @@ from typing import Any
 
 from taugrid.config import Evaluate, validate
 from taugrid.config.load import merge
-from taugrid.errors import UserError
+from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.features.names import resolve
 from taugrid.eval.reference import default_cache, open_reference
 from taugrid.eval.sources import open_source
 from taugrid.orchestrator.cli.progress import Progress
-from taugrid.parquet import DamagedFile
 from taugrid.protocol import SOFTWARE
 from taugrid.versions import versions
 

@@ -6,9 +6,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from taugrid import parquet as images
+from taugrid import parquet
 from taugrid.config import Config
-from taugrid.errors import UserError
+from taugrid.errors import DamagedFile, UserError
 from taugrid.orchestrator.plan.extension import orphans_in_words
 from taugrid.orchestrator.plan.grid import Cell, Model, Plan
 from taugrid.orchestrator.rundir.directory import Damage, RunDir, read_events
@@ -106,8 +106,8 @@ def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], Non
     derived.append(rundir.scores.glob("*.parquet"))
     for path in sorted(itertools.chain(rundir.features.glob("*/*/part-*.parquet"), *derived)):
         try:
-            images.inspect(path)
-        except images.DamagedFile as error:
+            parquet.inspect(path)
+        except DamagedFile as error:
             found.append(Damage(path, str(error)))
     scored = [cell for cell in plan.cells if any(rundir.scores.glob(f"{cell.id}-*.json"))]
     found += [
@@ -146,12 +146,12 @@ def _verify_samples(cell: Cell, rundir: RunDir, tick: Callable[[int], None]) -> 
 def _verify_images(path: Path, shape: tuple[int, int, int] | None, tick: Callable[[int], None]) -> list[Damage]:
     """Decode every image of a file; `shape` is (channels, height, width), or None where that is not known."""
     try:
-        images.inspect(path)
-        for index, batch in images.read_images(path):
+        parquet.inspect(path)
+        for index, batch in parquet.read_images(path):
             if shape is not None and batch.shape[1:] != shape:
-                raise images.DamagedFile(f"images are of shape {batch.shape[1:]}")
+                raise DamagedFile(f"images are of shape {batch.shape[1:]}")
             tick(len(index))
-    except (images.DamagedFile, ValueError) as error:
+    except (DamagedFile, ValueError) as error:
         return [Damage(path, str(error).removeprefix(f"{path}: "))]
     return []
 
@@ -218,7 +218,7 @@ def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
 
 
 def _export_part(path: Path, wanted: Iterable[int], folder: Path) -> int:
-    pngs = images.read_png(path, wanted)
+    pngs = parquet.read_png(path, wanted)
     for index, png in pngs.items():
         (folder / f"{index:07d}.png").write_bytes(png)
     return len(pngs)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from taugrid import parquet as images
+from taugrid import parquet
 from taugrid.config import Config
 from taugrid.eval.selfcheck import CellSettings, Verdict, judge, reference_problems
 from taugrid.orchestrator.cli.progress import Progress
@@ -55,7 +55,7 @@ def judge_run(config: Config, plan: Plan, rundir: RunDir, progress: Progress) ->
 
 
 def _judge(cell: Cell, rundir: RunDir, fid: float, reference: NDArray[np.uint8]) -> Verdict:
-    parts = [part for shard in cell.shards for part in images.read_images(rundir.sample_part(cell, shard))]
+    parts = [part for shard in cell.shards for part in parquet.read_images(rundir.sample_part(cell, shard))]
     index, pictures = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     assert cell.settings.seed is not None
     settings = CellSettings(

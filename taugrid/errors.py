@@ -26,6 +26,10 @@ class RunFailed(Exception):
     """A stage could not go on for a reason that is no bug of the driver: one line, exit 1; details are in `logs/`."""
 
 
+class DamagedFile(Exception):
+    """A file that can't be read back as what it should be; the message says why."""
+
+
 def last_line(error: BaseException) -> str:
     """The last line of an error's text that says something, or else what it is: of a traceback, the error itself."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

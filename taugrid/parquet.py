@@ -1,4 +1,4 @@
-"""Images in [-1, 1] -> 8 bits -> PNG -> Parquet, and back. Imports no torch: the driver verifies files with it.
+"""Parquet files of samples, features and numbers: schemas, the writer, the seal, checks and readers.
 
 A file holds one shard (or the features of one). It is written under a temporary name beginning with a dot in its own
 folder and committed in one step, so that a file in place is whole. Whether it still is, its seal tells: a SHA-256 of
@@ -21,9 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
+from taugrid.errors import DamagedFile
 from taugrid.hashing import canonical_json
+from taugrid.images import decode_png, encode_png
 
 ROWS_PER_GROUP = 1024
 BYTES_PER_GROUP = 32 * 2**20
@@ -47,53 +48,6 @@ SEAL = b"taugrid.sha256:"
 TAIL_BYTES = 8
 """Parquet ends with the footer's length (4 bytes, little-endian) and `PAR1`."""
 CHUNK_BYTES = 2**20
-
-
-class DamagedFile(Exception):
-    """A file that can't be read back as what it should be; the message says why."""
-
-
-def to_uint8(x: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Values in [-1, 1] to 0..255, rounded to nearest (half to even); values outside are clipped.
-
-    guided-diffusion's `(x + 1) * 127.5` followed by a cast truncates instead: half a grey level darker on average.
-
-    Raises:
-        ValueError: if a value is no number; a cast would make it some grey level without a word.
-    """
-    if np.isnan(x).any():
-        raise ValueError("the network gave nan: images of it would mean nothing")
-    grey = np.rint((x.astype(np.float32) + np.float32(1)) * np.float32(127.5))
-    result: NDArray[np.uint8] = np.clip(grey, 0, 255).astype(np.uint8)
-    return result
-
-
-def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """A (C, H, W) image, C = 1 or 3, as PNG bytes. Always the same bytes for the same Pillow and zlib."""
-    pixels = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def decode_png(data: bytes) -> NDArray[np.uint8]:
-    """PNG bytes as a (C, H, W) uint8 image, C = 1 for grey and 3 for RGB.
-
-    Raises:
-        DamagedFile: if the bytes are no such PNG.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            pixels = np.asarray(picture)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DamagedFile(f"an image can't be decoded: {error}") from None
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-
-
-def to_pictures(batch: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """N images (C, H, W) as figures want them: (n, H, W) if they are grey, else (n, H, W, 3)."""
-    stack = np.stack(tuple(batch))
-    return stack[:, 0] if stack.shape[1] == 1 else stack.transpose(0, 2, 3, 1)
 
 
 def sample_schema(metadata: Mapping[str, Any]) -> pa.Schema:

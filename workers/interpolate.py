@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taugrid import parquet as images
+from taugrid import parquet
 from taugrid.config import Diffusion
+from taugrid.images import to_uint8
 from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
 from taugrid.workers.device import Device
@@ -51,13 +52,13 @@ def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: str) -> Res
 
     x_T, alpha_bar, prediction = points(job, device), schedules.alpha_bar(job.diffusion), job.diffusion.predicts
     seconds, first_row = 0.0, 0
-    with images.PartWriter(Path(job.path), images.picture_schema(job.metadata)) as part:
+    with parquet.PartWriter(Path(job.path), parquet.picture_schema(job.metadata)) as part:
         for batch in torch.split(x_T, job.batch_size):
             began = time.perf_counter()
             x0 = sampler.decode(model, batch, alpha_bar, job.tau, prediction)
-            pixels = images.to_uint8(x0.cpu().numpy())
+            pixels = to_uint8(x0.cpu().numpy())
             seconds += time.perf_counter() - began
-            part.write(images.pictures(pixels, first_row))
+            part.write(parquet.pictures(pixels, first_row))
             first_row += len(pixels)
         first = part.commit(replace=False)
     return Result(seconds, len(x_T), first)

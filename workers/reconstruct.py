@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from taugrid import parquet as images
+from taugrid import parquet
 from taugrid.config import Data, Diffusion
+from taugrid.images import to_uint8
 from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
@@ -59,7 +60,7 @@ def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: str) -> Re
     originals = data.load_known_images(job.data, job.data_sha256)[job.start : job.stop]
     alpha_bar, prediction = schedules.alpha_bar(job.diffusion), job.diffusion.predicts
     seconds, first_row = 0.0, job.start
-    with images.PartWriter(Path(job.path), images.picture_schema(job.metadata, ("mse", "mse_8bit"))) as part:
+    with parquet.PartWriter(Path(job.path), parquet.picture_schema(job.metadata, ("mse", "mse_8bit"))) as part:
         for start in range(0, len(originals), job.batch_size):
             batch = originals[start : start + job.batch_size]
             began = time.perf_counter()
@@ -67,11 +68,11 @@ def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: str) -> Re
             x_T = sampler.encode(model, x0, alpha_bar, job.tau, prediction)
             rebuilt = sampler.decode(model, x_T, alpha_bar, job.tau, prediction)
             mse = ((rebuilt - x0).double() / 2).square().flatten(1).mean(dim=1).cpu().numpy()
-            pixels = images.to_uint8(rebuilt.cpu().numpy())
+            pixels = to_uint8(rebuilt.cpu().numpy())
             seconds += time.perf_counter() - began
             mse_8bit = ((pixels.astype(np.float64) - batch) / 255) ** 2
             columns = {"mse": mse, "mse_8bit": mse_8bit.reshape(len(batch), -1).mean(axis=1)}
-            part.write(images.pictures(pixels, first_row) | columns)
+            part.write(parquet.pictures(pixels, first_row) | columns)
             first_row += len(batch)
         first = part.commit(job.replace)
     return Result(seconds, len(originals), first)

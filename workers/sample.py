@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taugrid import parquet as images
+from taugrid import parquet
 from taugrid.config import Diffusion, Sample
+from taugrid.images import to_uint8
 from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
 from taugrid.workers.device import Device
@@ -53,15 +54,15 @@ def sample_shard(job: SampleJob, model: "Denoiser", device: str) -> Result:
 
     settings, alpha_bar = job.settings, schedules.alpha_bar(job.diffusion)
     seconds = 0.0
-    schema = images.sample_schema(job.metadata)
-    with images.PartWriter(Path(job.path), schema) as part, ThreadPoolExecutor(1) as encoder:
-        writer = images.SampleWriter(part, _columns(job), job.start)
+    schema = parquet.sample_schema(job.metadata)
+    with parquet.PartWriter(Path(job.path), schema) as part, ThreadPoolExecutor(1) as encoder:
+        writer = parquet.SampleWriter(part, _columns(job), job.start)
         encoding: Future[None] | None = None
         for start in range(job.start, job.stop, settings.batch_size):
             began = time.perf_counter()
             indices = torch.arange(start, min(start + settings.batch_size, job.stop), device=device)
             x0 = sample_batch(model, indices, job, alpha_bar)
-            batch = images.to_uint8(x0.cpu().numpy())  # waits for the device, so the clock below is the device's
+            batch = to_uint8(x0.cpu().numpy())  # waits for the device, so the clock below is the device's
             seconds += time.perf_counter() - began
             if encoding is not None:
                 encoding.result()  # at most one batch waits, so memory does not grow with the shard

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from taugrid.config import Config, Data, Sample
-from taugrid.errors import UserError
+from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.features.names import ExtractorSpec
 from taugrid.eval.metrics.score import Feasible, feasible
 from taugrid.eval.reference import MomentsFile, cache_key, open_reference
@@ -11,7 +11,6 @@ from taugrid.eval.sources import Source
 from taugrid.hashing import identity
 from taugrid.orchestrator.plan.extractor import extractor
 from taugrid.orchestrator.plan.grid import Cell, Plan, name_of
-from taugrid.parquet import DamagedFile
 from taugrid.protocol import SOFTWARE, Protocol, ReferenceIdentity
 from taugrid.versions import versions
 from taugrid.workers.data import load as datasets

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from taugrid import parquet as images
+from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS, GRID_SECTIONS, Config, Data
+from taugrid.errors import DamagedFile
 from taugrid.eval.features.names import PIXELS
 from taugrid.eval.figures import charts as figures
 from taugrid.eval.figures import pictures
@@ -19,6 +20,7 @@ from taugrid.eval.tables import quality as tables
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.rows import Joined, check_joinable
 from taugrid.hashing import identity
+from taugrid.images import decode_png, to_pictures
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.plan.grid import Cell, Model, Plan, name_of
 from taugrid.orchestrator.rundir.directory import RunDir, read_events
@@ -134,9 +136,9 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
 def _influence(path: Path, num_samples: int) -> NDArray[np.float64] | None:
     """How far each sample moves FID, (N,); null where the file is not there or not whole."""
     try:
-        images.inspect(path)
-        parts = [values for _, values in images.read_numbers(path, "influence")]
-    except (FileNotFoundError, images.DamagedFile):
+        parquet.inspect(path)
+        parts = [values for _, values in parquet.read_numbers(path, "influence")]
+    except (FileNotFoundError, DamagedFile):
         return None
     found = np.concatenate(parts)
     return found if len(found) == num_samples else None
@@ -265,9 +267,9 @@ def _first_images(cell: Cell, rundir: RunDir, count: int) -> NDArray[np.uint8] |
         if shard.start >= wanted.stop or not path.exists():
             break
         try:
-            found |= images.read_png(path, wanted)
-        except images.DamagedFile:
+            found |= parquet.read_png(path, wanted)
+        except DamagedFile:
             return None
     if len(found) < len(wanted):
         return None
-    return images.to_pictures([images.decode_png(found[i]) for i in wanted])
+    return to_pictures([decode_png(found[i]) for i in wanted])

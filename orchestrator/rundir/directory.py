@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from taugrid import parquet as images
+from taugrid import parquet
 from taugrid.config import Data, Diffusion
-from taugrid.errors import UserError
+from taugrid.errors import DamagedFile, UserError
 from taugrid.jobs import CustomNetwork, NetworkSpec, OracleNetwork, SavedUnet
 from taugrid.orchestrator.plan.grid import Cell, Model, Shard, content_fingerprint
 from taugrid.storage import read_json, read_sealed, write_json
@@ -289,7 +289,7 @@ class RunDir:
 
 def _inspect_all(
     cell: Cell, paths: list[Path], every_byte: bool, on_damage: Callable[[Damage], None]
-) -> list[images.Part | None]:
+) -> list[parquet.Part | None]:
     """`_inspect` of a file for each shard, several at a time: reading and hashing leave Python's lock alone."""
     damages: list[Damage] = []
     starts = [shard.start for shard in cell.shards]
@@ -300,12 +300,12 @@ def _inspect_all(
     return parts
 
 
-def _inspect(path: Path, start: int, every_byte: bool, on_damage: Callable[[Damage], None]) -> images.Part | None:
+def _inspect(path: Path, start: int, every_byte: bool, on_damage: Callable[[Damage], None]) -> parquet.Part | None:
     try:
-        part = images.inspect(path, every_byte)
+        part = parquet.inspect(path, every_byte)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except images.DamagedFile as error:
+    except DamagedFile as error:
         on_damage(Damage(path, str(error)))
         return None
     if part.start != start:

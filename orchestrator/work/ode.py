@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from taugrid import parquet as images
+from taugrid import parquet
 from taugrid.config import Config, Data
 from taugrid.hashing import identity
+from taugrid.images import decode_png, to_pictures
 from taugrid.orchestrator.dispatch.policy import Task
 from taugrid.orchestrator.plan.evaluation import check_shapes
 from taugrid.orchestrator.plan.grid import Cell, Plan, Shard, name_of, with_settings
@@ -138,7 +139,7 @@ class Reconstruct:
         _remove(self.rundir.figures, "reconstructions*.png")
         for group, members in groups.items():
             name = "reconstructions" if len(groups) == 1 else f"reconstructions-{group}"
-            originals = images.to_pictures(data.load_images(members[0].model.data.held_out)[:PICTURES])
+            originals = to_pictures(data.load_images(members[0].model.data.held_out)[:PICTURES])
             count = min(PICTURES, members[0].settings.num_samples)
             rebuilt = {
                 cell.settings.steps: first_pictures([place.path for place in self._places([cell])], count)
@@ -171,7 +172,7 @@ class Reconstruct:
     def _row(self, cell: Cell, paths: list[Path]) -> dict[str, Any]:
         n = cell.settings.num_samples
         mse, mse_8bit = (
-            np.concatenate([part for path in paths for _, part in images.read_numbers(path, column)])[:n]
+            np.concatenate([part for path in paths for _, part in parquet.read_numbers(path, column)])[:n]
             for column in ("mse", "mse_8bit")
         )
         assert len(mse) == n, "only complete cells have a row"
@@ -304,8 +305,8 @@ def first_pictures(paths: list[Path], count: int) -> NDArray[np.uint8]:
     found: dict[int, bytes] = {}
     for path in paths:
         if len(found) < count:
-            found |= images.read_png(path, range(count))
-    return images.to_pictures([images.decode_png(found[i]) for i in sorted(found)])
+            found |= parquet.read_png(path, range(count))
+    return to_pictures([decode_png(found[i]) for i in sorted(found)])
 
 
 def _encoded(cell: Cell) -> "published.Encoded":

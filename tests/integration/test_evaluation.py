@@ -12,10 +12,11 @@ import pytest
 from command import events, scores, taugrid, write_config
 from PIL import Image
 
-from taugrid import parquet as images
+from taugrid import parquet
 from taugrid.config import Data
 from taugrid.config.load import load
 from taugrid.eval import extract, score_cell
+from taugrid.images import encode_png
 from taugrid.orchestrator.cli import main as cli
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
@@ -110,7 +111,7 @@ def refused(here):
 def write_folder(folder, batch):
     folder.mkdir()
     for i, image in enumerate(batch):
-        (folder / f"{i:04d}.png").write_bytes(images.encode_png(image))
+        (folder / f"{i:04d}.png").write_bytes(encode_png(image))
     return folder
 
 
@@ -225,7 +226,7 @@ def test_a_folder_is_the_reference_that_its_images_are(finished, copy, held_out,
 def test_a_reference_of_moments_gives_fid_alone(finished, copy, tmp_path):
     """The moments of the digits' features, as pytorch-fid would keep them: the same FID, and no KID."""
     [path] = finished.glob("features/*/reference-*/part-*.parquet")
-    features = np.concatenate([values for _, values in images.read_features(path, "features")]).astype(np.float64)
+    features = np.concatenate([values for _, values in parquet.read_features(path, "features")]).astype(np.float64)
     np.savez(tmp_path / "moments.npz", mu=features.mean(axis=0), sigma=np.cov(features, rowvar=False))
     rows, extracted = score_here(copy, f"evaluate.reference={tmp_path / 'moments.npz'}")
     assert extracted == []

@@ -10,7 +10,7 @@ import pytest
 import torch
 from command import events, taugrid
 
-from taugrid import parquet as images
+from taugrid import parquet
 from taugrid.config import Data
 from taugrid.config.load import load
 from taugrid.orchestrator.plan.grid import plan
@@ -65,7 +65,7 @@ def test_the_table_and_figures_are_there(run, reconstructed):
         assert (run / "figures" / name).stat().st_size > 1000
     parts = sorted((run / "reconstructions").glob("S0004-eta0-*/part-*.parquet"))
     assert len(parts) == 2
-    index = np.concatenate([i for part in parts for i, _ in images.read_images(part)])
+    index = np.concatenate([i for part in parts for i, _ in parquet.read_images(part)])
     assert index.tolist() == list(range(IMAGES))
 
 
@@ -89,10 +89,10 @@ def test_interpolations_end_in_the_samples_themselves(run):
     taugrid("interpolate", run, "--set", "report.interpolated_pairs=2")
     for steps in (2, 4):
         [path] = run.glob(f"interpolations/S{steps:04d}-eta0-*/part-000000.parquet")
-        pictures = np.concatenate([batch for _, batch in images.read_images(path)]).astype(int)
+        pictures = np.concatenate([batch for _, batch in parquet.read_images(path)]).astype(int)
         assert len(pictures) == 2 * 11 + 11 * 11
         [folder] = run.glob(f"samples/S{steps:04d}-eta0-*")
-        samples = np.concatenate([b for part in sorted(folder.iterdir()) for _, b in images.read_images(part)])
+        samples = np.concatenate([b for part in sorted(folder.iterdir()) for _, b in parquet.read_images(part)])
         rows, square = pictures[:22].reshape(2, 11, 1, 8, 8), pictures[22:].reshape(11, 11, 1, 8, 8)
         ends = [rows[0, 0], rows[0, -1], rows[1, 0], rows[1, -1]]
         corners = [square[0, 0], square[0, -1], square[-1, 0], square[-1, -1]]

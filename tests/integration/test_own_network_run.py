@@ -15,9 +15,10 @@ import pytest
 import torch
 from command import taugrid
 
-from taugrid import parquet as images
+from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS
 from taugrid.hashing import file_sha256
+from taugrid.images import to_uint8
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import noise
 from taugrid.workers.samplers import ddim as sampler
@@ -71,8 +72,8 @@ def test_the_pages_commands_work(folder, monkeypatch):
     assert table["fid"].notna().all()
     for row in table.itertuples():
         [part] = root.glob(f"samples/*-{row.cell}/*.parquet")
-        assert images.inspect(part).metadata["weights_sha256"] == file_sha256(folder / "my_network.pt")
-        drawn = np.concatenate([batch for _, batch in images.read_images(part)])
+        assert parquet.inspect(part).metadata["weights_sha256"] == file_sha256(folder / "my_network.pt")
+        drawn = np.concatenate([batch for _, batch in parquet.read_images(part)])
         assert np.abs(by_hand(folder, row.steps).astype(int) - drawn).max() <= 1
 
 
@@ -88,4 +89,4 @@ def by_hand(folder, steps):
     def predicted(x, t):
         return network(x, torch.full((len(x),), t - 1))
 
-    return images.to_uint8(sampler.decode(predicted, x_T, schedules.alpha_bar(DIFFUSION_DEFAULTS), times).numpy())
+    return to_uint8(sampler.decode(predicted, x_T, schedules.alpha_bar(DIFFUSION_DEFAULTS), times).numpy())

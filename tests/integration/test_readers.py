@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from taugrid import parquet as images
+from taugrid import parquet
+from taugrid.images import decode_png
 
 SETTINGS = {
     "seed": 0, "steps": 10, "eta": 0.2, "sigma": "eta", "spacing": "linear", "sampler": "ddim",
@@ -23,9 +24,9 @@ def run(request, tmp_path_factory):
         for shard in range(2):
             batch = pictures[(2 * number + shard) * 30 :][:30]
             settings = SETTINGS | changes | {"cell": folder[-10:]}
-            schema = images.sample_schema({"cell": folder[-10:]})
-            with images.PartWriter(root / folder / f"part-{shard:06d}.parquet", schema) as part:
-                writer = images.SampleWriter(part, settings, shard * 30)
+            schema = parquet.sample_schema({"cell": folder[-10:]})
+            with parquet.PartWriter(root / folder / f"part-{shard:06d}.parquet", schema) as part:
+                writer = parquet.SampleWriter(part, settings, shard * 30)
                 writer.append(batch)
                 writer.flush()
                 part.commit(replace=False)
@@ -59,7 +60,7 @@ def test_pandas(run):
         "index": "int64", "steps": "int32", "eta": "float64",
     }  # fmt: skip
     row = table[(table["sigma"] == "sigma_hat") & (table["index"] == 42)].iloc[0]
-    assert np.array_equal(images.decode_png(row["image"]["bytes"]), expected[row["cell"], 42])
+    assert np.array_equal(decode_png(row["image"]["bytes"]), expected[row["cell"], 42])
     assert row["image"]["path"] == "0000042.png"
 
 
@@ -70,7 +71,7 @@ def test_duckdb(run):
     query = f"select cell, count(*), max(index), any_value(eta) from '{root}/*/*.parquet' group by cell order by cell"
     assert duckdb.sql(query).fetchall() == [("aaaaaaaaaa", 30 * 2, 59, 0.2), ("cccccccccc", 30 * 2, 59, 1.0)]
     png = duckdb.sql(f"select image.bytes from '{root}/*/*.parquet' where cell = 'cccccccccc' and index = 5").fetchall()
-    assert np.array_equal(images.decode_png(png[0][0]), expected["cccccccccc", 5])
+    assert np.array_equal(decode_png(png[0][0]), expected["cccccccccc", 5])
 
 
 def test_polars(run):
@@ -80,5 +81,5 @@ def test_polars(run):
     table = pl.read_parquet(f"{root}/*/*.parquet")
     assert table.height == ROWS
     row = table.filter((pl.col("cell") == "aaaaaaaaaa") & (pl.col("index") == 59)).row(0, named=True)
-    assert np.array_equal(images.decode_png(row["image"]["bytes"]), expected["aaaaaaaaaa", 59])
+    assert np.array_equal(decode_png(row["image"]["bytes"]), expected["aaaaaaaaaa", 59])
     assert table.schema["steps"] == pl.Int32

@@ -293,12 +293,12 @@ def test_files_of_a_later_version_with_more_in_their_metadata_are_whole(config, 
     """A key that a later version adds to the blob must not make every old file look damaged."""
     import pyarrow.parquet as pq
 
-    from taugrid import parquet as images
+    from taugrid import parquet
 
     path = next(copy.glob("samples/*/part-000000.parquet"))
     table = pq.read_table(path)
     blob = json.loads(table.schema.metadata[b"taugrid"])
-    with images.PartWriter(path, images.sample_schema(blob | {"invented_later": 1})) as part:
+    with parquet.PartWriter(path, parquet.sample_schema(blob | {"invented_later": 1})) as part:
         part.write({name: table[name].to_pylist() for name in table.column_names})
         part.commit(replace=True)
     assert "damaged" not in taugrid("run", config, "--out", copy).stderr

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from command import COMMAND, taugrid
 
-from taugrid import parquet as images
+from taugrid import parquet
 from taugrid.storage import read_sealed, write_sealed
 
 FAULT = """
@@ -59,10 +59,10 @@ def rewrite(path, change):
     pngs = [image["bytes"] for image in columns["image"]]
     change(pngs)
     columns["image"] = [image | {"bytes": png} for image, png in zip(columns["image"], pngs, strict=True)]
-    with images.PartWriter(path, table.schema) as part:
+    with parquet.PartWriter(path, table.schema) as part:
         part.write(columns)
         part.commit(replace=True)
-    images.check_seal(path)
+    parquet.check_seal(path)
 
 
 def swap(pngs):

@@ -22,10 +22,11 @@ from command import COMMAND, TINY, Started, command_line, events, taugrid, worke
 from PIL import Image
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from taugrid import parquet as images
+from taugrid import parquet
 from taugrid.config import Data
 from taugrid.eval.features.convnets import DigitsConvnet
 from taugrid.eval.features.names import DIGITS_CONVNET, INCEPTION
+from taugrid.images import encode_png
 from taugrid.workers.data.load import load_images
 
 N = 100
@@ -91,7 +92,7 @@ def test_table_command_and_torch_fidelity_agree_on_digits(finished, exported, tm
     """The whole of the digits as the reference, as in the run."""
     (tmp_path / "digits").mkdir()
     for i, image in enumerate(load_images(Data())):
-        (tmp_path / "digits" / f"{i:04d}.png").write_bytes(images.encode_png(image))
+        (tmp_path / "digits" / f"{i:04d}.png").write_bytes(encode_png(image))
     samples, reference = str(exported / "samples"), str(tmp_path / "digits")
     asked = ("--samples", samples, "--reference", reference, "--extractor", DIGITS_CONVNET, *SETTINGS, "--json")
     done = subprocess.run(
@@ -205,7 +206,7 @@ def test_a_killed_evaluation_extracts_nothing_twice(resumed):
 
 def test_features_of_the_seeded_network_vary(resumed):
     [cell] = resumed.root.glob("features/*/S0002-eta0-*")
-    features = np.concatenate([v for p in sorted(cell.iterdir()) for _, v in images.read_features(p, "features")])
+    features = np.concatenate([v for p in sorted(cell.iterdir()) for _, v in parquet.read_features(p, "features")])
     assert features.shape == (N, 2048)
     assert features.std(axis=0).mean() > 0.01
 

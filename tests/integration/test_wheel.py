@@ -18,8 +18,9 @@ import pytest
 import torch
 import yaml
 
-from taugrid import parquet as images
+from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS
+from taugrid.images import to_uint8
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import noise
 
@@ -143,7 +144,7 @@ def test_a_users_modules_of_the_rooms_names_are_the_users(run, tmp_path):
     assert {steps: row["num_samples"] for steps, row in rows.items()} == {2: 60, 5: 60}
     for steps, row in rows.items():
         parts = sorted((tmp_path / "runs/mine/samples").glob(f"*-{row['cell']}/part-*.parquet"))
-        drawn = np.concatenate([batch for part in parts for _, batch in images.read_images(part)])
+        drawn = np.concatenate([batch for part in parts for _, batch in parquet.read_images(part)])
         assert np.abs(drawn.astype(int) - expected(steps)).max() <= 1
         assert row["fid"] > 0
 
@@ -156,4 +157,4 @@ def expected(steps):
     for t, before in zip(times[:0:-1], times[-2::-1], strict=True):
         x0 = (1 - 0.25 * np.sqrt(1 - a[t])) / np.sqrt(a[t])
         x = x * (np.sqrt(a[before]) * x0 + 0.25 * np.sqrt(1 - a[before]))
-    return images.to_uint8(x).astype(int)
+    return to_uint8(x).astype(int)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
 
-from taugrid import parquet as images
+from taugrid import parquet
 from taugrid.config import Config, Diffusion, validate
 from taugrid.eval.figures import charts as figures
 from taugrid.eval.tables import quality as tables
@@ -159,8 +159,8 @@ def test_pictures_of_samples_are_named_by_the_short_names_of_checkpoints(tmp_pat
     for cell in planned.cells:
         for shard in cell.shards:
             white = np.full((shard.stop - shard.start, 1, 8, 8), 255, dtype=np.uint8)
-            with images.PartWriter(rundir.sample_part(cell, shard), images.picture_schema({})) as part:
-                part.write(images.pictures(white, shard.start))
+            with parquet.PartWriter(rundir.sample_part(cell, shard), parquet.picture_schema({})) as part:
+                part.write(parquet.pictures(white, shard.start))
                 part.commit(replace=False)
     report.write(config, planned, rundir, report.Rows([], [], Evidence({}, {}, {})))
     expected = [

@@ -11,8 +11,8 @@ import pytest
 from pictures import NOWHERE, noise, refused, write_picture
 from PIL import Image
 
-from taugrid import parquet as images
 from taugrid.config import Data
+from taugrid.images import encode_png
 from taugrid.workers.data import load as data
 
 pytestmark = pytest.mark.usefixtures("user_cache")
@@ -95,7 +95,7 @@ pytestmark = pytest.mark.usefixtures("user_cache")
 def write_parquet(path, batch):
     """Images as Hugging Face's `datasets` writes them, beside a column of labels."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    column = [{"bytes": images.encode_png(image), "path": None} for image in batch]
+    column = [{"bytes": encode_png(image), "path": None} for image in batch]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     pq.write_table(pa.table({"label": range(len(batch)), "image": pa.array(column, kind)}), path)
 

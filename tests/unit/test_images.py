@@ -1,178 +1,29 @@
-import json
-
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from taugrid import parquet as images
-
-SETTINGS = {
-    "seed": 3, "steps": 10, "eta": 1.0, "sigma": "sigma_hat", "spacing": "linear", "sampler": "ddim",
-    "clip": "x0_and_eps", "cell": "0123456789", "model": "abcdef0123",
-}  # fmt: skip
-
-
-def pictures(count, channels=1, size=8, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, channels, size, size), dtype=np.uint8)
-
-
-def write(path, batch, start=0, batches=1, replace=False, metadata=None):
-    with images.PartWriter(path, images.sample_schema(metadata or {"cell": "0123456789"})) as part:
-        writer = images.SampleWriter(part, SETTINGS, start)
-        for chunk in np.array_split(batch, batches):
-            writer.append(chunk)
-        writer.flush()
-        return part.commit(replace)
+from taugrid.images import decode_png, encode_png, to_uint8
 
 
 def test_what_is_no_number_is_no_grey_level():
     x = np.zeros((2, 1, 2, 2), np.float32)
     x[0, 0, 0, 1] = np.inf
-    assert images.to_uint8(x)[0].tolist() == [[[128, 255], [128, 128]]]
+    assert to_uint8(x)[0].tolist() == [[[128, 255], [128, 128]]]
     x[1, 0, 1, 1] = np.nan
     with pytest.raises(ValueError, match="the network gave nan"):
-        images.to_uint8(x)
+        to_uint8(x)
 
 
 def test_rounding_is_to_nearest_and_clips():
     """Trap 11: truncating instead of rounding is half a grey level darker on average."""
     levels = np.arange(256)
     exact = (levels / 127.5 - 1).astype(np.float32)
-    assert np.array_equal(images.to_uint8(exact), levels)
-    assert np.array_equal(images.to_uint8(exact + np.float32(0.49 / 127.5)), levels)
-    assert np.array_equal(images.to_uint8(exact[:-1] + np.float32(0.51 / 127.5)), levels[1:])
-    assert images.to_uint8(np.array([-7, 7], np.float32)).tolist() == [0, 255]
+    assert np.array_equal(to_uint8(exact), levels)
+    assert np.array_equal(to_uint8(exact + np.float32(0.49 / 127.5)), levels)
+    assert np.array_equal(to_uint8(exact[:-1] + np.float32(0.51 / 127.5)), levels[1:])
+    assert to_uint8(np.array([-7, 7], np.float32)).tolist() == [0, 255]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_png_is_lossless(channels):
-    picture = pictures(1, channels)[0]
-    assert np.array_equal(images.decode_png(images.encode_png(picture)), picture)
-
-
-def test_a_shard_reads_back_with_its_indices_and_settings(tmp_path):
-    path = tmp_path / "part.parquet"
-    batch = pictures(2500)
-    assert write(path, batch, start=5000, batches=7)
-    part = images.inspect(path)
-    assert (part.start, part.stop, part.metadata) == (5000, 7500, {"cell": "0123456789"})
-    index, read = (np.concatenate(column) for column in zip(*images.read_images(path), strict=True))
-    assert np.array_equal(index, np.arange(5000, 7500))
-    assert np.array_equal(read, batch)
-    table = pq.read_table(path)
-    assert table.slice(0, 1).drop_columns(["image", "index"]).to_pylist() == [SETTINGS]
-    assert pq.ParquetFile(path).metadata.num_row_groups == 3, "row groups are bounded"
-    assert list(tmp_path.iterdir()) == [path], "no temporary file is left"
-
-
-@given(batches=st.integers(1, 40))
-def test_bytes_do_not_depend_on_how_batches_arrive(tmp_path_factory, batches):
-    folder = tmp_path_factory.mktemp("bytes")
-    batch = pictures(1100, size=2)
-    write(folder / "one", batch)
-    write(folder / "many", batch, batches=batches)
-    assert (folder / "one").read_bytes() == (folder / "many").read_bytes()
-
-
-def test_a_commit_never_overwrites_unless_told_to(tmp_path):
-    path = tmp_path / "part.parquet"
-    assert write(path, pictures(3))
-    before = path.read_bytes()
-    assert write(path, pictures(5, seed=1)) is False
-    assert path.read_bytes() == before
-    assert write(path, pictures(5, seed=1), replace=True)
-    assert images.inspect(path).stop == 5
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_an_error_while_writing_leaves_nothing(tmp_path):
-    def fail():
-        with images.PartWriter(tmp_path / "p", images.sample_schema({})) as part:
-            images.SampleWriter(part, SETTINGS, 0).append(pictures(3))
-            raise RuntimeError("boom")
-
-    with pytest.raises(RuntimeError, match="boom"):
-        fail()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_flipped_bit_anywhere_is_noticed(tmp_path):
-    """Page checksums do not cover headers, indexes and footer: in a small file that is most of the bytes."""
-    path = tmp_path / "part.parquet"
-    write(path, pictures(3))
-    data = path.read_bytes()
-    for position in range(0, len(data), 3):
-        path.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
-        with pytest.raises(images.DamagedFile):
-            images.inspect(path)
-
-
-def test_page_checksums_are_written_and_read(tmp_path):
-    """What other readers can check without knowing of the seal."""
-    path = tmp_path / "part.parquet"
-    write(path, pictures(500))
-    data = bytearray(path.read_bytes())
-    data[len(data) // 3] ^= 4  # among the images, by far the largest column
-    path.write_bytes(data)
-    with pytest.raises(OSError, match="CRC"):
-        pq.read_table(path, page_checksum_verification=True)
-    with pytest.raises(images.DamagedFile, match="CRC"):
-        list(images.read_images(path))
-
-
-@pytest.mark.parametrize("keep", [0, 3, 0.5, 0.999])
-def test_a_cut_off_file_is_noticed(tmp_path, keep):
-    path = tmp_path / "part.parquet"
-    write(path, pictures(500))
-    data = path.read_bytes()
-    path.write_bytes(data[: int(keep if keep > 1 else keep * len(data))])
-    with pytest.raises(images.DamagedFile):
-        images.inspect(path, every_byte=False)
-
-
-def test_pages_have_checksums_and_an_index(tmp_path):
-    path = tmp_path / "part.parquet"
-    write(path, pictures(10))
-    column = pq.ParquetFile(path).metadata.row_group(0).column(0)
-    assert column.has_offset_index
-    assert column.compression == "UNCOMPRESSED"
-
-
-def test_the_schema_is_the_contract(tmp_path):
-    """Column names and types that users' queries rely on; changing them would break every reader of old runs."""
-    path = tmp_path / "part.parquet"
-    write(path, pictures(1))
-    schema = pq.read_schema(path)
-    assert {field.name: str(field.type) for field in schema} == {
-        "image": "struct<bytes: binary, path: string>", "index": "int64", "seed": "int64", "steps": "int32",
-        "eta": "double", "sigma": "string", "spacing": "string", "sampler": "string", "clip": "string",
-        "cell": "string", "model": "string",
-    }  # fmt: skip
-    features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-    assert list(features) == schema.names
-    assert features["image"] == {"_type": "Image"}
-
-
-def test_features_read_back_in_order(tmp_path):
-    path = tmp_path / "f.parquet"
-    features = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
-    with images.PartWriter(path, images.feature_schema({"cell": "c"}, 4, 2)) as part:
-        for start in (0, 15):
-            rows = features[start : start + 15]
-            part.write({"index": np.arange(start, start + len(rows)), "features": rows, "logits": rows[:, :2]})
-        part.commit(replace=False)
-    index, read = (np.concatenate(column) for column in zip(*images.read_features(path, "features"), strict=True))
-    assert np.array_equal(index, np.arange(20))
-    assert np.array_equal(read, features)
-    assert images.inspect(path).metadata == {"cell": "c"}
-
-
-def test_png_bytes_are_found_by_index(tmp_path):
-    path = tmp_path / "part.parquet"
-    batch = pictures(1500)
-    write(path, batch, start=100)
-    found = images.read_png(path, [100, 1599, 7])
-    assert set(found) == {100, 1599}
-    assert np.array_equal(images.decode_png(found[1599]), batch[-1])
+    picture = np.random.default_rng(0).integers(0, 256, (channels, 8, 8), dtype=np.uint8)
+    assert np.array_equal(decode_png(encode_png(picture)), picture)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from taugrid import parquet as images
+from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Data, Unet, validate
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.grid import plan
@@ -83,8 +83,8 @@ def files(work):
 
 def errors_of(path, of):
     """(mse_8bit as the file says, and as its pictures differ from the images `of` at their indices)."""
-    listed = np.concatenate([part for _, part in images.read_numbers(path, "mse_8bit")])
-    parts = list(images.read_images(path))
+    listed = np.concatenate([part for _, part in parquet.read_numbers(path, "mse_8bit")])
+    parts = list(parquet.read_images(path))
     kept = np.concatenate([batch for _, batch in parts]).astype(float)
     index = np.concatenate([i for i, _ in parts])
     return listed, (((kept - of[index]) / 255) ** 2).reshape(len(kept), -1).mean(axis=1)

@@ -15,7 +15,7 @@ import torch
 from scipy import stats
 
 from taugrid.eval.metrics import statistics
-from taugrid.parquet import to_uint8
+from taugrid.images import to_uint8
 from taugrid.workers.diffusion.gaussian import (
     Gaussian,
     draw,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from taugrid import parquet as images
+from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Data, validate
 from taugrid.errors import UserError
 from taugrid.hashing import file_sha256
@@ -437,7 +437,7 @@ def test_weights_that_were_replaced_after_sampling_are_refused(folder):
     rundir = RunDir(folder / "run")
     path = sample(p, rundir)
     [cell] = p.cells
-    assert images.inspect(path).metadata["weights_sha256"] == file_sha256(weights)
+    assert parquet.inspect(path).metadata["weights_sha256"] == file_sha256(weights)
     assert rundir.sampled(cell, rundir.sample_metadata(cell), True, pytest.fail) == {0}
     save_weights(folder / "scale.pt", 0.5)
     with pytest.raises(UserError, match=r"was made with weights \w{8}, but \w{10} has \w{8} now"):
@@ -492,7 +492,7 @@ def test_reconstruction_and_interpolation_go_through_it(folder):
 
     x_t = sampler.encode(by_hand, x0, alpha_bar, p.cells[0].tau)
     error = ((sampler.decode(by_hand, x_t, alpha_bar, p.cells[0].tau) - x0) / 2).square().flatten(1).mean(1)
-    read = np.concatenate([values for _, values in images.read_numbers(rundir.root / rebuilt.path, "mse")])
+    read = np.concatenate([values for _, values in parquet.read_numbers(rundir.root / rebuilt.path, "mse")])
     assert read == pytest.approx(error.numpy(), rel=1e-4)
     [between] = [piece.job for piece in Interpolate(config, p, rundir).pieces(pytest.fail)]
     assert interpolate.interpolate_cell(between, network, "cpu").images == 11 + 11**2

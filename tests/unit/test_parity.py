@@ -16,9 +16,9 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler
 
 from taugrid import config
+from taugrid.images import to_uint8
 from taugrid.jobs import SavedUnet
 from taugrid.orchestrator.plan.grid import plan
-from taugrid.parquet import to_uint8
 from taugrid.workers import schedules
 from taugrid.workers.data.load import load_images
 from taugrid.workers.diffusion.noise import normal

@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from taugrid.errors import DamagedFile
 from taugrid.eval import reference as references
 from taugrid.eval.features.names import ExtractorSpec
 from taugrid.eval.metrics.frechet import Frechet, frechet_distance
@@ -12,7 +13,6 @@ from taugrid.eval.metrics.statistics import Moments, symmetric_root
 from taugrid.eval.reference import MomentsFile, Reference, cache_key, load_or_compute, open_reference, read_moments
 from taugrid.eval.sources import Source
 from taugrid.metrics import MetricSettings
-from taugrid.parquet import DamagedFile
 from taugrid.workers.data.readers.picture import SourceError
 
 SPEC = ExtractorSpec("pixels", None, "0" * 64, "pixels", None, 4, None)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from taugrid import config
-from taugrid import parquet as images
+from taugrid import config, parquet
+from taugrid.images import to_uint8
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.ode import Interpolate, Reconstruct
@@ -74,7 +74,7 @@ def the_only_job(pieces):
 
 
 def pictures(job):
-    parts = list(images.read_images(job.path))
+    parts = list(parquet.read_images(job.path))
     assert np.concatenate([index for index, _ in parts]).tolist() == list(range(sum(len(i) for i, _ in parts)))
     return np.concatenate([batch for _, batch in parts]).astype(int)
 
@@ -82,7 +82,7 @@ def pictures(job):
 def assert_read_as(run, found, by_reading):
     """`found` are the pictures of this config's reading of the network, and of no other."""
     for reading, x0 in by_reading.items():
-        difference = np.abs(found - images.to_uint8(x0.numpy()))
+        difference = np.abs(found - to_uint8(x0.numpy()))
         if reading == run[0].diffusion.prediction:
             assert difference.max() <= 1
         else:
@@ -104,7 +104,7 @@ def test_images_are_encoded_and_decoded_by_what_the_network_predicts(run):
     job, network, alpha_bar, times = the_only_job(Reconstruct(*run).pieces(pytest.fail))
     reconstruct.reconstruct_shard(job, network, "cpu")
     x0 = torch.tensor(data.load_images(config.Data())[:N]).float() / 127.5 - 1
-    mse = np.concatenate([part for _, part in images.read_numbers(job.path, "mse")])
+    mse = np.concatenate([part for _, part in parquet.read_numbers(job.path, "mse")])
     for reading in READINGS:
         rebuilt = sampler.decode(
             network, sampler.encode(network, x0, alpha_bar, times, reading), alpha_bar, times, reading
@@ -112,7 +112,7 @@ def test_images_are_encoded_and_decoded_by_what_the_network_predicts(run):
         expected = ((rebuilt - x0) / 2).square().flatten(1).mean(dim=1).numpy()
         if reading == run[0].diffusion.prediction:
             np.testing.assert_allclose(mse, expected, rtol=1e-3)
-            assert np.abs(pictures(job) - images.to_uint8(rebuilt.numpy())).max() <= 1
+            assert np.abs(pictures(job) - to_uint8(rebuilt.numpy())).max() <= 1
         else:
             assert (np.abs(mse / expected - 1) > 0.1).all()
 

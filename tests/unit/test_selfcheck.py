@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from taugrid import parquet as images
+from taugrid import images
 from taugrid.eval import selfcheck
 from taugrid.eval.metrics import statistics
 from taugrid.eval.selfcheck import CellSettings, judge

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from taugrid import parquet as images
+from taugrid import parquet
+from taugrid.errors import DamagedFile
 from taugrid.eval.sources import batches, open_source
-from taugrid.parquet import DamagedFile
+from taugrid.images import encode_png
 from taugrid.workers.data.load import fingerprint
 from taugrid.workers.data.readers import directory, picture, torch_fidelity
 from taugrid.workers.data.readers.picture import SourceError
@@ -32,7 +33,7 @@ def pictures(count=100, channels=3, size=8, seed=0):
 def as_folder(folder, batch, start=0):
     folder.mkdir(exist_ok=True)
     for i, image in enumerate(batch):
-        (folder / f"{start + i:07d}.png").write_bytes(images.encode_png(image))
+        (folder / f"{start + i:07d}.png").write_bytes(encode_png(image))
     return str(folder)
 
 
@@ -42,8 +43,8 @@ def as_npz(path, batch):
 
 
 def as_shard(path, batch, start=0):
-    with images.PartWriter(path, images.sample_schema({"cell": "0123456789"})) as part:
-        writer = images.SampleWriter(part, SETTINGS, start)
+    with parquet.PartWriter(path, parquet.sample_schema({"cell": "0123456789"})) as part:
+        writer = parquet.SampleWriter(part, SETTINGS, start)
         writer.append(batch)
         writer.flush()
         part.commit(replace=False)
@@ -51,7 +52,7 @@ def as_shard(path, batch, start=0):
 
 
 def as_huggingface(path, batch, column="img"):
-    rows = [{"bytes": images.encode_png(image), "path": None} for image in batch]
+    rows = [{"bytes": encode_png(image), "path": None} for image in batch]
     pq.write_table(pa.table({"label": [0] * len(batch), column: rows}), path)
     return str(path)
 
@@ -155,7 +156,7 @@ def test_shards_are_taken_by_index_and_other_parquet_by_name(tmp_path):
 
 def test_a_parquet_column_of_plain_bytes_is_taken(tmp_path):
     batch = pictures(3)
-    table = pa.table({"png": pa.array([images.encode_png(image) for image in batch], pa.large_binary())})
+    table = pa.table({"png": pa.array([encode_png(image) for image in batch], pa.large_binary())})
     pq.write_table(table, tmp_path / "a.parquet")
     assert np.array_equal(read(open_source(str(tmp_path / "a.parquet"))), batch)
 
@@ -167,10 +168,10 @@ def test_folders_are_read_as_torch_fidelity_reads_them(tmp_path):
     folder = tmp_path / "folder"
     batch = pictures(4)
     as_folder(folder, batch[:2], start=5)
-    (folder / "9.PNG").write_bytes(images.encode_png(batch[2]))
+    (folder / "9.PNG").write_bytes(encode_png(batch[2]))
     (folder / "notes.txt").write_text("none")
     as_folder(folder / "sub", batch)
-    (tmp_path / "0.png").write_bytes(images.encode_png(batch[3]))
+    (tmp_path / "0.png").write_bytes(encode_png(batch[3]))
     (folder / "z.png").symlink_to(tmp_path / "0.png")
     theirs = glob_samples_paths(str(folder), samples_find_deep=False, samples_find_ext="png,jpg,jpeg", verbose=False)
     assert directory.files(folder, directory.EXTENSIONS) == theirs
@@ -339,9 +340,9 @@ def test_other_parquet_is_refused(tmp_path):
     refused(path, SourceError, str(path), "['a', 'b']")
     pq.write_table(pa.table({"image": pa.array([], pa.binary())}), path)
     refused(path, SourceError, str(path), "no rows")
-    pq.write_table(pa.table({"image": [images.encode_png(pictures(1)[0]), None]}), path)
+    pq.write_table(pa.table({"image": [encode_png(pictures(1)[0]), None]}), path)
     refused(path, SourceError, f"{path} row 1", "no bytes")
-    png = images.encode_png(pictures(1, size=64)[0])
+    png = encode_png(pictures(1, size=64)[0])
     pq.write_table(pa.table({"image": [png, png[:1000]]}), path)
     refused(path, DamagedFile, f"{path} row 1", "truncated")
     path.write_bytes(path.read_bytes()[:-10])
@@ -375,7 +376,7 @@ def test_rows_that_are_missing_in_a_shard_are_said(tmp_path):
 def test_images_that_change_after_they_were_opened_are_found_out(tmp_path):
     batch = pictures(5)
     source = open_source(as_folder(tmp_path / "a", batch))
-    (tmp_path / "a" / "0000004.png").write_bytes(images.encode_png(batch[0]))
+    (tmp_path / "a" / "0000004.png").write_bytes(encode_png(batch[0]))
     with pytest.raises(SourceError, match="have changed"):
         list(batches(source, 2))
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taugrid import parquet as images
+from taugrid import parquet
 from taugrid.config import Data
 from taugrid.eval import standalone
 from taugrid.eval.features import load as extractors
@@ -22,6 +22,7 @@ from taugrid.eval.metrics.statistics import Moments
 from taugrid.eval.reference import Reference, open_reference
 from taugrid.eval.sources import open_source
 from taugrid.eval.standalone import Spool, evaluate
+from taugrid.images import encode_png
 from taugrid.metrics import METRICS, MetricSettings
 from taugrid.workers.data.load import load_images
 
@@ -52,7 +53,7 @@ def spec():
 def as_folder(folder, batch):
     folder.mkdir()
     for i, image in enumerate(batch):
-        (folder / f"{i:07d}.png").write_bytes(images.encode_png(image))
+        (folder / f"{i:07d}.png").write_bytes(encode_png(image))
     return open_source(str(folder))
 
 
@@ -65,8 +66,8 @@ def as_shard(path, batch):
     settings = dict.fromkeys(("sigma", "spacing", "sampler", "clip", "cell", "model"), "") | {
         "seed": 0, "steps": 1, "eta": 0.0,
     }  # fmt: skip
-    with images.PartWriter(path, images.sample_schema({})) as part:
-        writer = images.SampleWriter(part, settings, 0)
+    with parquet.PartWriter(path, parquet.sample_schema({})) as part:
+        writer = parquet.SampleWriter(part, settings, 0)
         writer.append(batch)
         writer.flush()
         part.commit(replace=False)
@@ -125,7 +126,7 @@ def test_torch_fidelity_gives_the_same_numbers_for_the_same_folders(tmp_path, sp
     for name, batch in folders.items():
         (tmp_path / name).mkdir()
         for i, image in enumerate(batch):
-            (tmp_path / name / f"{i}.png").write_bytes(images.encode_png(image))
+            (tmp_path / name / f"{i}.png").write_bytes(encode_png(image))
     samples, reference = (open_source(str(tmp_path / name)) for name in folders)
     ours = evaluate(samples, reference, spec, replace(ALL, metrics=("fid", "isc", "kid", "prc")), versions=VERSIONS)
     theirs = torch_fidelity.calculate_metrics(

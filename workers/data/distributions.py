@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.config import Data
-from taugrid.parquet import to_uint8
+from taugrid.images import to_uint8
 from taugrid.workers.diffusion import gaussian
 
 DRAWN_IMAGES = 10_000

@@ -10,8 +10,7 @@ import numpy as np
 from PIL import Image
 
 from taugrid.config import Data
-from taugrid.errors import UserError
-from taugrid.parquet import DamagedFile
+from taugrid.errors import DamagedFile, UserError
 from taugrid.workers.data.decoding import EncodedDataset
 from taugrid.workers.data.places import root_of
 from taugrid.workers.data.readers.picture import EncodedImage, Picture, one_line

@@ -7,8 +7,7 @@ from urllib.parse import unquote
 
 from taugrid import hub
 from taugrid.config import Data
-from taugrid.errors import UserError
-from taugrid.parquet import DamagedFile
+from taugrid.errors import DamagedFile, UserError
 from taugrid.workers.data.decoding import EncodedDataset
 from taugrid.workers.data.places import root_of
 from taugrid.workers.data.readers.directory import below, fits

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from taugrid.parquet import DamagedFile
+from taugrid.errors import DamagedFile
 from taugrid.workers.data.readers.picture import IMAGES_AT_ONCE, Picture, Reader, ahead, decode
 
 EXTENSIONS = (".png", ".jpg", ".jpeg")

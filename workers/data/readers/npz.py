@@ -11,7 +11,7 @@ from typing import IO
 
 import numpy as np
 
-from taugrid.parquet import DamagedFile
+from taugrid.errors import DamagedFile
 from taugrid.workers.data.readers.picture import IMAGES_AT_ONCE, Picture, Reader, SourceError, one_line
 
 NPZ_IMAGES = "arr_0"

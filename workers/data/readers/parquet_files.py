@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from taugrid.parquet import DamagedFile
+from taugrid.errors import DamagedFile
 from taugrid.workers.data.readers.directory import files
 from taugrid.workers.data.readers.picture import (
     IMAGES_AT_ONCE,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from taugrid.parquet import DamagedFile
+from taugrid.errors import DamagedFile
 
 IMAGES_AT_ONCE = 32
 """Images that a thread decodes before it hands them over: few enough that the first batch comes soon."""
@@ -57,7 +57,7 @@ def decode(name: str, data: bytes) -> Picture:
 
     Raises:
         SourceError: unless it has 8 bits in one grey channel or three of RGB.
-        taugrid.parquet.DamagedFile: if the bytes are no such file or not all of it.
+        taugrid.errors.DamagedFile: if the bytes are no such file or not all of it.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:
