@@ -22,6 +22,10 @@ class WrongWeights(UserError):
     """The weights do not fit the network beside them. Every worker that opens them would fail in the same way."""
 
 
+class CustomCodeError(ValueError):
+    """A user's network or extractor can't be used: one line that says why and what to change."""
+
+
 class RunFailed(Exception):
     """A stage could not go on for a reason that is no bug of the driver: one line, exit 1; details are in `logs/`."""
 

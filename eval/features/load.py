@@ -1,4 +1,4 @@
-"""Feature extractors: images in, features and logits out. torch-fidelity's own, taugrid's small ones, and one's own."""
+"""Feature extractors: images in, features and logits out. torch-fidelity's, taugrid's small ones, and custom ones."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from taugrid.eval.features.convnets import CONVNETS
-from taugrid.eval.features.custom import layers_read, own_class, source_sha256
+from taugrid.eval.features.custom import find_class, layers_read, source_sha256
 from taugrid.eval.features.names import (
     DINOV2,
     INCEPTION,
@@ -48,12 +48,12 @@ def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
 
     Raises:
         ValueError: one line, where the file of weights is missing here, is another than the one that was resolved,
-            would run code, or doesn't fit the extractor; or where one's own class is not the one that was resolved.
+            would run code, or doesn't fit the extractor; or where a custom class is not the one that was resolved.
     """
     if spec.name == PIXELS:
         return lambda images: Extraction(images.flatten(1).float() / 127.5 - 1, None)
     layers = layers_read(spec.feature_layer, spec.logits_layer)
-    module = (_own if spec.source_sha256 else _known)(spec, layers).requires_grad_(False).eval()
+    module = (_custom if spec.source_sha256 else _known)(spec, layers).requires_grad_(False).eval()
     if spec.name == INCEPTION:
         prepare(module)
     module.to(device)
@@ -83,8 +83,8 @@ def prepare(inception: nn.Module) -> None:
     inception.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as documented; torch's types lag
 
 
-def _own(spec: ExtractorSpec, layers: list[str]) -> Any:
-    extractor_class = own_class(spec.name)
+def _custom(spec: ExtractorSpec, layers: list[str]) -> Any:
+    extractor_class = find_class(spec.name)
     if source_sha256(extractor_class) != spec.source_sha256:
         raise ValueError(f"{spec.name} has other source code on this machine than where the run was started")
     if spec.weights_path is not None:

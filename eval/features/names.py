@@ -15,7 +15,7 @@ from typing import NamedTuple
 from taugrid.datasets import DATASETS
 from taugrid.hashing import file_sha256
 from taugrid.storage import replacing
-from taugrid.workers.custom.process import ask
+from taugrid.workers.custom.describe import ask
 
 DIGITS_CONVNET = "digits-convnet"
 FASHION_CONVNET = "fashion-convnet"
@@ -29,10 +29,6 @@ DINOV2_HUB_REPOSITORY = "facebookresearch/dinov2"
 
 DOWNLOAD_TIMEOUT_SECONDS = 10.0
 """For a connection, and for a silence in the middle of a download: without a network one should hear of it soon."""
-
-DESCRIBE_TIMEOUT_SECONDS = 300.0
-"""For one's own class to be loaded and tried in another process; enough to download some weights, not to wait for ever.
-"""
 
 
 class Known(NamedTuple):
@@ -99,8 +95,8 @@ class ExtractorSpec:
     weights_path: str | None
     """None: the weights that ship with taugrid, wherever it is installed, or none at all."""
     weights_sha256: str
-    """Of the file of weights. Without one: of all that one's own class loaded, the weights that it found by itself
-    included (`eval.features.custom.Description.content_sha256`), or of nothing (pixels)."""
+    """Of the file of weights. Without one: of everything that a custom class loaded, including weights that it found by
+    itself (`workers.custom.source.content_sha256`), or of nothing (pixels)."""
     feature_layer: str
     logits_layer: str | None
     """None: no logits, so no Inception Score."""
@@ -109,7 +105,7 @@ class ExtractorSpec:
     classes: int | None
     """Width of the logits; None where there are none."""
     source_sha256: str | None = None
-    """Of the source files of one's own class, its bases and what they import, see `eval.features.custom`; None for
+    """Of the source files of a custom class, its bases and what they import, see `eval.features.custom`; None for
     all others."""
 
     def describe(self) -> dict[str, str | None]:
@@ -127,9 +123,9 @@ def resolve(name: str | None, data_name: str, weights: str | None, image_shape: 
     """The extractor that `evaluate.extractor` and `evaluate.weights` mean for the data set `data_name`.
 
     `name` None chooses the data set's default (`taugrid.datasets`), or torch-fidelity's Inception if it has none.
-    `package.module:Class` is one's own `torch_fidelity.FeatureExtractorBase`, importable from the current folder or
+    `package.module:Class` is a custom `torch_fidelity.FeatureExtractorBase`, importable from the current folder or
     from Python's path; another process asks it for its layers. `weights` None is the file that ships with taugrid, or
-    the one that torch-fidelity has in torch's hub folder, downloaded where it is missing; one's own class is left to
+    the one that torch-fidelity has in torch's hub folder, downloaded where it is missing; a custom class is left to
     find its own. `image_shape` is (channels, height, width).
 
     Raises:
@@ -139,7 +135,7 @@ def resolve(name: str | None, data_name: str, weights: str | None, image_shape: 
     dataset = DATASETS.get(data_name)
     chosen = name or (dataset and dataset.extractor) or INCEPTION
     if ":" in chosen:
-        return _own(chosen, weights, image_shape)
+        return _custom(chosen, weights, image_shape)
     if chosen == PIXELS:
         if weights is not None:
             raise ValueError(f"evaluate.weights: {PIXELS} has no weights; leave them out")
@@ -173,19 +169,12 @@ def _known(name: str) -> Known:
     raise ValueError(f"unknown extractor {name!r} ({hint}; known: {', '.join(names)}, and package.module:Class)")
 
 
-def _own(name: str, weights: str | None, image_shape: tuple[int, int, int]) -> ExtractorSpec:
-    """Asks another process, because the class needs torch, and this one may only be looking."""
-    path = None if weights is None else _given(weights)
-    arguments = [name, *map(str, image_shape)]
-    if path is not None:
-        arguments += ["--weights", str(path)]
+def _custom(name: str, weights: str | None, image_shape: tuple[int, int, int]) -> ExtractorSpec:
+    """Asks another process, because the class needs torch and running it is not for a command that only looks."""
+    path = None if weights is None else str(_given(weights))
+    arguments = {"name": name, "weights": path, "image_shape": image_shape}
     trial = "load and to give features of two images"
-    subject = f"the extractor {name}"
-    description = ask("taugrid.eval.features.custom", arguments, subject, trial, DESCRIBE_TIMEOUT_SECONDS)
-    content = description.pop("content_sha256")
-    if path is None:
-        return ExtractorSpec(name, None, content, **description)
-    return ExtractorSpec(name, str(path), file_sha256(path), **description)
+    return ExtractorSpec(**ask("taugrid.eval.features.custom:describe", arguments, f"the extractor {name}", trial))
 
 
 def _given(weights: str) -> Path:

@@ -29,7 +29,6 @@ RULES = (
 
 KNOWN = {
     repeated_classes: [
-        "Description: eval/features/custom.py, workers/network/describe.py",
         "Joined: eval/tables/rows.py, orchestrator/dispatch/pool.py",
         "Reference: eval/reference.py, orchestrator/plan/evaluation.py",
     ],

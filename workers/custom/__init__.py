@@ -1,1 +1,1 @@
-"""User code named by a config: asking another process about it, and what it is known by."""
+"""User code that a config names (networks and extractors): finding, hashing and describing it."""

@@ -1,6 +1,6 @@
-"""What one's own code is known by: SHA-256 of its source files, of the files it had loaded, and of tensors.
+"""What identifies a user's code: SHA-256 of its source files, of the files that it had loaded, and of its tensors.
 
-Shared by extractors (eval/features/custom.py) and networks (workers/network/custom.py) that a config names.
+Runs are named by these hashes, so what enters them must never change.
 """
 
 import ast
@@ -14,42 +14,47 @@ from pathlib import Path
 
 import torch
 
-NOT_ONES_OWN = {*sys.stdlib_module_names, "taugrid", "torch", "torch_fidelity"}
-"""Packages that are no part of an identity."""
+from taugrid.errors import CustomCodeError
+from taugrid.workers.custom.find import find_module
 
-NOT_ONES_OWN_FOLDERS = [
+NOT_USER_PACKAGES = {*sys.stdlib_module_names, "taugrid", "torch", "torch_fidelity"}
+"""Top-level packages whose source is no part of an identity."""
+
+NOT_USER_FOLDERS = [
     Path(sysconfig.get_path("stdlib")),
     *(Path(__file__).parents[2] / room for room in ("configs", "eval", "orchestrator", "taugrid", "workers")),
 ]
-"""Where those lie, so that modules loaded by any name are told apart."""
+"""Where such packages lie, so that they are recognised under any module name."""
 
 
-def source_sha256(modules: Mapping[str, Path]) -> str:
-    """SHA-256 over the names and source files of `modules`, and of all that these import.
+def source_sha256(modules: Iterable[str]) -> str:
+    """SHA-256 over the names and source files of `modules`, which are imported, and of all that these import.
 
-    Imports are followed as they are written in the files, wherever in them, so that every process finds the same: into
-    one's own modules, not into Python's, installed packages or taugrid. What is imported by a computed name is not
-    seen.
+    Imports are followed as they are written, anywhere in a file, so that every process finds the same: into user code,
+    but not into Python's modules, installed packages or taugrid. An import by a computed name is not seen.
+
+    Raises:
+        CustomCodeError: if one of `modules` can't be found, or has no file.
     """
-    waiting = dict(modules)
+    waiting = {name: _file_of(name) for name in modules}
     sources: dict[str, bytes] = {}
     while waiting:
         name, path = waiting.popitem()
         sources[name] = path.read_bytes()
-        if _is_ones_own(path) and path.suffix == ".py":
+        if _is_user_file(path) and path.suffix == ".py":
             waiting |= {
-                other: file for other in _imports(name, path) if other not in sources and (file := _file(other))
+                other: file for other in _imports(name, path) if other not in sources and (file := _user_file(other))
             }
     return _digest(sources.items())
 
 
 def content_sha256(source: str, tensors: str) -> str:
-    """Of a `source_sha256`, every file of one's own that this process has loaded by now, and a `tensors_sha256`."""
+    """SHA-256 of a `source_sha256`, every user file that this process has loaded by now, and a `tensors_sha256`."""
     return hashlib.sha256(f"{source} {_loaded_sha256()} {tensors}".encode()).hexdigest()
 
 
 def tensors_sha256(tensors: Mapping[str, object]) -> str:
-    """SHA-256 over names, dtypes, shapes and values of what is a tensor in `tensors`, such as a `state_dict()`."""
+    """SHA-256 over the names, dtypes, shapes and values of the tensors in a mapping such as a `state_dict()`."""
     return _digest(_contents(tensors))
 
 
@@ -61,15 +66,22 @@ def _contents(tensors: Mapping[str, object]) -> Iterator[tuple[str, bytes]]:
 
 
 def _digest(contents: Iterable[tuple[str, bytes]]) -> str:
-    """SHA-256 over names and the SHA-256 of what they name, sorted by name."""
+    """SHA-256 over lines of a name and the SHA-256 of its content, sorted by name."""
     lines = sorted(f"{name} {hashlib.sha256(content).hexdigest()}\n" for name, content in contents)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _imports(name: str, path: Path) -> set[str]:
-    """The modules that the source file of the module `name` imports, with the packages that hold them and itself.
+def _file_of(module: str) -> Path:
+    file = getattr(find_module(module), "__file__", None)
+    if file is None:
+        raise CustomCodeError(f"the module {module} has no source file to know it by")
+    return Path(file)
 
-    What may be a module or a name in one is given too: `from a import b` gives a and a.b.
+
+def _imports(name: str, path: Path) -> set[str]:
+    """The modules that the source file of the module `name` imports, itself, and the packages that hold them.
+
+    For `from a import b` these are a and a.b: b may be a module or a name in one.
     """
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found = {name}
@@ -83,14 +95,14 @@ def _imports(name: str, path: Path) -> set[str]:
     return {".".join(parts[:i]) for parts in (one.split(".") for one in found) for i in range(1, len(parts) + 1)}
 
 
-def _file(name: str) -> Path | None:
-    """The source file of a module of one's own; None for any other, and for what is no module. Imports nothing."""
+def _user_file(name: str) -> Path | None:
+    """The source file of a user's module; None for any other module, and if there is none. Imports nothing."""
     top, *parts = name.split(".")
-    if not top or top in NOT_ONES_OWN or top == "__main__":
+    if not top or top in NOT_USER_PACKAGES or top == "__main__":
         return None
     try:
         spec = importlib.util.find_spec(top)
-    except ValueError:  # a module that was made by hand, of no file
+    except ValueError:  # a module made by hand has no spec
         return None
     for i in range(len(parts)):
         if spec is None or spec.submodule_search_locations is None:
@@ -98,17 +110,17 @@ def _file(name: str) -> Path | None:
         spec = PathFinder.find_spec(".".join([top, *parts[: i + 1]]), spec.submodule_search_locations)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
-    return Path(spec.origin) if _is_ones_own(Path(spec.origin)) else None
+    return Path(spec.origin) if _is_user_file(Path(spec.origin)) else None
 
 
-def _is_ones_own(path: Path) -> bool:
-    """Whether a file is neither Python's nor an installed package's nor taugrid's."""
+def _is_user_file(path: Path) -> bool:
+    """Whether a file belongs neither to Python nor to an installed package nor to taugrid."""
     installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
-    return not installed and not any(map(path.is_relative_to, NOT_ONES_OWN_FOLDERS))
+    return not installed and not any(map(path.is_relative_to, NOT_USER_FOLDERS))
 
 
 def _loaded_sha256() -> str:
-    """Of the files of one's own modules that this process has loaded by now, by whatever name or means."""
+    """SHA-256 of the files of all user modules that this process has loaded by now, by any name or means."""
     files = {name: Path(file) for name, module in sys.modules.items() if (file := getattr(module, "__file__", None))}
-    own = {name: path for name, path in files.items() if _is_ones_own(path) and path.is_file()}
-    return _digest((name, path.read_bytes()) for name, path in own.items())
+    users = {name: path for name, path in files.items() if _is_user_file(path) and path.is_file()}
+    return _digest((name, path.read_bytes()) for name, path in users.items())

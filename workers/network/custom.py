@@ -1,56 +1,56 @@
-"""One's own network, `model.callable: package.module:function`: making it, and saying plainly what is wrong with it."""
+"""Custom networks (`model.callable: package.module:function`): describing one by trying it, loading it, checking it."""
 
-import difflib
-import importlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from taugrid.errors import CustomCodeError
 from taugrid.hashing import file_sha256
 from taugrid.jobs import CustomNetwork
-from taugrid.workers.custom import source as own_code
+from taugrid.workers.custom.find import find
+from taugrid.workers.custom.source import content_sha256, source_sha256, tensors_sha256
 
 BatchedDenoiser = Callable[[Tensor, Tensor], Tensor]
 """What a network predicts from x, (B, C, H, W) float32, and the index 0..T-1 of each image's time step, (B,) int64."""
 
+TOLERANCE = 0.05
+"""How far one image's prediction may move when it is computed again or in another batch, relative to the largest
+output. Rounding in half precision moves it by 0.01, dropout or batch norm in training mode by about 1."""
 
-class UnusableNetwork(ValueError):
-    """What is wrong with one's own network, in one line."""
 
-
-def load(own: CustomNetwork, device: str) -> BatchedDenoiser:
-    """The network of `own` on `device`, for inference: the same that was described where the run was started.
+def load(network: CustomNetwork, device: str) -> BatchedDenoiser:
+    """The network that was described where the run was started, for inference on `device`.
 
     Raises:
-        UnusableNetwork: if the source code, the file of weights or the tensors differ from those described, or the
-            function does not return a network. So does a call of the network, see `checked`.
+        CustomCodeError: if the source code, the file of weights or the tensors differ from those described, or the
+            function does not return a network. Calling the network raises it too, see `checked`.
     """
-    if source_sha256(own.callable) != own.source_sha256:
-        raise UnusableNetwork(f"{own.callable} has other source code on this machine than where the run was started")
-    if own.weights is not None:
-        _check_weights(Path(own.weights), own.weights_sha256)
-    made = make(own.callable, own.weights)
-    if own_code.tensors_sha256(tensors(made)) != own.tensors_sha256:
-        raise UnusableNetwork(
-            f"{own.callable} returns other weights on this machine than where the run was started; have it load them "
+    name = network.callable
+    if source_sha256([name.partition(":")[0]]) != network.source_sha256:
+        raise CustomCodeError(f"{name} has other source code on this machine than where the run was started")
+    if network.weights is not None:
+        _check_weights(Path(network.weights), network.weights_sha256)
+    made = make(name, network.weights)
+    if tensors_sha256(tensors(made)) != network.tensors_sha256:
+        raise CustomCodeError(
+            f"{name} returns other weights on this machine than where the run was started; have it load them "
             "from files that every worker sees"
         )
-    return for_inference(made, own.callable, device)
+    return for_inference(made, name, device)
 
 
 def _check_weights(path: Path, expected: str) -> None:
     if not path.is_file():
-        raise UnusableNetwork(
+        raise CustomCodeError(
             f"model.weights: there is no file {path} on this machine; put it where every worker sees it"
         )
     found = file_sha256(path)
     if found != expected:
-        raise UnusableNetwork(
+        raise CustomCodeError(
             f"model.weights: {path} has SHA-256 {found[:12]}... here, not {expected[:12]}... as planned"
         )
 
@@ -59,65 +59,108 @@ def make(name: str, weights: str | None) -> Any:
     """What the function `name` returns for the path `weights`: an `nn.Module`, or any function of x and t.
 
     Raises:
-        UnusableNetwork: if there is no such function, it takes other arguments, or it returns nothing to be called.
+        CustomCodeError: if there is no such function, it takes other arguments, or it returns something not callable.
     """
-    function = _function(name)
+    function = find(name)
+    if isinstance(function, nn.Module) or not callable(function):
+        raise CustomCodeError(f"{name} is {_kind(function)}, but must be a function that returns the network")
     arguments = () if weights is None else (weights,)
     called_with = "no argument (model.weights is not set)" if weights is None else "one, the path model.weights"
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError as error:
-        raise UnusableNetwork(f"{name} is called with {called_with}, but: {error}") from None
+        raise CustomCodeError(f"{name} is called with {called_with}, but: {error}") from None
     made = function(*arguments)
     if not callable(made) or isinstance(made, type):
-        raise UnusableNetwork(
+        raise CustomCodeError(
             f"{name} returned {_kind(made)}, no network: return an nn.Module, or a function of x and t"
         )
     return made
 
 
-def _module(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # something that it imports is missing
-        raise UnusableNetwork(
-            f"there is no module {error.name!r}, neither in the current folder {Path.cwd()} nor on Python's path"
-        ) from None
+def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], timesteps: int) -> CustomNetwork:
+    """What the function `name` returns, tried on the CPU on two images of noise of `image_shape` (C, H, W).
 
-
-def _function(name: str) -> Any:
-    module_name, _, attribute = name.partition(":")
-    module = _module(module_name)
-    if not hasattr(module, attribute):
-        near = difflib.get_close_matches(attribute, dir(module), n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise UnusableNetwork(f"the module {module_name} has no {attribute!r}{hint}")
-    found = getattr(module, attribute)
-    if isinstance(found, nn.Module) or not callable(found):
-        raise UnusableNetwork(f"{name} is {_kind(found)}, but must be a function that returns the network")
+    Raises:
+        CustomCodeError: if it can't be used as a network of `timesteps` time steps, or differs from one process to
+            another: see `_try`, `make` and `checked`.
+    """
+    x, t = _inputs(image_shape, timesteps)
+    made = make(name, weights)
+    state = tensors_sha256(tensors(made))
+    network = for_inference(made, name, "cpu")
+    output = _try(network, name, x, t)
+    source = source_sha256([name.partition(":")[0]])
+    found = CustomNetwork(
+        callable=name,
+        weights=weights,
+        weights_sha256=content_sha256(source, state) if weights is None else file_sha256(Path(weights)),
+        source_sha256=source,
+        tensors_sha256=state,
+        image_shape=image_shape,
+        summary=_summary(made),
+    )
+    del made, network  # two large networks may not fit into memory
+    again = make(name, weights)
+    same_tensors = tensors_sha256(tensors(again)) == state
+    with torch.no_grad():
+        same_output = _is_close(for_inference(again, name, "cpu")(x, t), output)
+    if not (same_tensors and same_output):
+        raise CustomCodeError(
+            f"{name} returned two different networks when it was called twice, and would return another to each "
+            "worker: have it load its weights, or call torch.manual_seed first"
+        )
     return found
 
 
-def source_sha256(name: str) -> str:
-    """SHA-256 of the source files of the module of `name`, which is imported, and of what it imports.
+@torch.no_grad()  # as the sampler does
+def _try(network: BatchedDenoiser, name: str, x: Tensor, t: Tensor) -> Tensor:
+    """The network's output for `_inputs`; CustomCodeError unless each image's depends on its x and t alone."""
+    before = x.clone()
+    output = network(x, t)
+    if not output.isfinite().all():
+        raise CustomCodeError(f"the network of {name} returned nan or infinity for noise, at t = {t.tolist()}")
+    if not torch.equal(x, before):
+        raise CustomCodeError(f"the network of {name} changed x in place, which sampling still needs: use x.clone()")
+    alone = torch.cat([network(x[i : i + 1], t[i : i + 1]) for i in range(len(x))])
+    if not _is_close(alone, output):
+        if not _is_close(network(x, t), output):
+            raise CustomCodeError(
+                f"the network of {name} returned two different outputs for the same x and t: dropout that is still on? "
+                "taugrid calls eval() on an nn.Module that the function returns, and on nothing else"
+            )
+        raise CustomCodeError(
+            f"the network of {name} predicts something else for an image alone than in a batch with another at another "
+            "time: batch norm in training mode, or one t used for all?"
+        )
+    return output
 
-    Raises:
-        UnusableNetwork: if there is no such module, or it has no file.
+
+def _inputs(image_shape: tuple[int, int, int], timesteps: int) -> tuple[Tensor, Tensor]:
+    """Two images of noise, (2, C, H, W) float32, and the first and last index that DDPM networks know, (2,) int64.
+
+    One has less contrast. Otherwise a batch norm that takes its statistics from the batch would hardly show.
     """
-    module_name = name.partition(":")[0]
-    file = _module(module_name).__file__
-    if file is None:
-        raise UnusableNetwork(f"the module {module_name} has no source file to know it by")
-    return own_code.source_sha256({module_name: Path(file)})
+    seeded = torch.Generator().manual_seed(0)  # a network may keep its input, which should not change its identity
+    x = torch.randn(2, *image_shape, generator=seeded)
+    return x * torch.tensor([0.5, 1.0]).view(2, 1, 1, 1), torch.tensor([0, timesteps - 1])
+
+
+def _is_close(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).abs().max() <= TOLERANCE * b.abs().max())
+
+
+def _summary(made: Any) -> str:
+    if not isinstance(made, nn.Module):
+        return "a function"
+    return f"{type(made).__name__}, {sum(parameter.numel() for parameter in made.parameters()):,} parameters"
 
 
 def tensors(network: Any) -> dict[str, Any]:
-    """The tensors that a network holds, as far as they can be seen from outside, by name.
+    """The tensors that a network holds, by name, as far as they can be seen from outside.
 
-    Of an `nn.Module` its state. Of any other function: what modules and tensors hold that its body names (in closures
-    and among globals), or that are attributes of the object that it is or is a method of.
+    An `nn.Module` holds its state. Any other function holds the tensors, and the state of the modules, that its body
+    names (in closures and among globals) or that are attributes of its object.
     """
     if isinstance(network, nn.Module):
         return network.state_dict()
@@ -137,7 +180,7 @@ def for_inference(made: Any, name: str, device: str) -> BatchedDenoiser:
     """`made` as a `BatchedDenoiser` whose every output is `checked`.
 
     A module is moved to `device`, set to evaluation and called in inference mode. Any other function is left alone: it
-    may need gradients, or choose its own devices.
+    may need gradients, or choose its devices itself.
     """
     if not isinstance(made, nn.Module):
         return lambda x, t: checked(made(x, t), x, name)
@@ -154,28 +197,29 @@ def checked(output: object, x: Tensor, name: str) -> Tensor:
     """`output` as float32, if it can be what a network predicts for x, (B, C, H, W).
 
     float64 is rounded, which loses nothing that sampling in float32 would keep. Half precision is refused rather than
-    converted: samples are recorded as float32's, and a file saved in half is the usual reason.
+    converted: samples are recorded as those of a float32 network, and weights saved in half precision are usually a
+    mistake.
 
     Raises:
-        UnusableNetwork: if it is no tensor, or of another shape, dtype or device.
+        CustomCodeError: if it is no tensor, or has another shape, dtype or device.
     """
     if not isinstance(output, Tensor):
         hint = (
             "return its .sample" if isinstance(getattr(output, "sample", None), Tensor) else "return the tensor alone"
         )
-        raise UnusableNetwork(f"the network of {name} returned {_kind(output)}, no tensor: {hint}")
+        raise CustomCodeError(f"the network of {name} returned {_kind(output)}, no tensor: {hint}")
     if output.shape != x.shape:
         doubled = output.dim() == x.dim() and output.shape[1] == 2 * x.shape[1]
         hint = f" (a learned variance? return only [:, :{x.shape[1]}])" if doubled else ""
-        raise UnusableNetwork(
+        raise CustomCodeError(
             f"the network of {name} returned the shape {tuple(output.shape)} for x of shape {tuple(x.shape)}, which it "
             f"must keep{hint}"
         )
     if output.dtype not in (torch.float32, torch.float64):
         hint = "; end it with .float() if half precision is meant" if output.is_floating_point() else ""
-        raise UnusableNetwork(f"the network of {name} returned {output.dtype}, but must return torch.float32{hint}")
+        raise CustomCodeError(f"the network of {name} returned {output.dtype}, but must return torch.float32{hint}")
     if output.device != x.device:
-        raise UnusableNetwork(f"the network of {name} returned a tensor on {output.device} for x on {x.device}")
+        raise CustomCodeError(f"the network of {name} returned a tensor on {output.device} for x on {x.device}")
     return output.float()
 
 

@@ -2,48 +2,43 @@
 
 from pathlib import Path
 
-from taugrid.errors import UserError
+from taugrid.errors import CustomCodeError, UserError
 from taugrid.jobs import CustomNetwork
-from taugrid.workers.custom.process import ask
+from taugrid.workers.custom.describe import ask
 from taugrid.workers.network import checkpoint
-
-DESCRIBE_TIMEOUT_SECONDS = 600.0
-"""Enough to make a network twice and try it on a few images on a CPU."""
 
 
 def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], timesteps: int) -> CustomNetwork:
-    """What the function `name` returns, which another process tries on noise of `image_shape` at two of `timesteps`.
+    """What the function `name` returns, tried by another process on two images of noise (`custom.describe`).
 
     It is looked for in the current folder and on Python's path.
 
     Raises:
-        UserError: one line, for weights that are not there, or a network that can't be used.
+        UserError: one line, if there is no file `weights`, or the network can't be used.
     """
-    arguments = [name, *map(str, (*image_shape, timesteps))]
     path = weights_path(weights)
     if path is not None:
-        of_file = weights_sha256(path)
-        arguments += ["--weights", str(path)]
+        _require_file(path)
+    arguments = {"name": name, "weights": path and str(path), "image_shape": image_shape, "timesteps": timesteps}
     trial = "be loaded and to predict a few images on a CPU"
     try:
-        found = ask(
-            "taugrid.workers.network.describe", arguments, f"model.callable: {name}", trial, DESCRIBE_TIMEOUT_SECONDS
-        )
-    except ValueError as error:
+        found = ask("taugrid.workers.network.custom:describe", arguments, f"model.callable: {name}", trial)
+    except CustomCodeError as error:
         raise UserError(str(error)) from None
-    content = found.pop("content_sha256")
-    if path is None:
-        return CustomNetwork(name, None, content, image_shape=image_shape, **found)
-    return CustomNetwork(name, str(path), of_file, image_shape=image_shape, **found)
+    return CustomNetwork(**found | {"image_shape": image_shape})
 
 
 def weights_path(weights: str | None) -> Path | None:
-    """The file `model.weights` wherever it is asked for: Ray's workers change directory."""
+    """The absolute path of the file `model.weights`: Ray's workers run in other folders."""
     return None if weights is None else Path(weights).expanduser().absolute()
 
 
 def weights_sha256(path: Path) -> str:
-    """SHA-256 of the file `model.weights`; `UserError` if there is none."""
+    """SHA-256 of the file `model.weights`; UserError if there is none."""
+    _require_file(path)
+    return checkpoint.weights_sha256(path)
+
+
+def _require_file(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"model.weights: there is no file {path}")
-    return checkpoint.weights_sha256(path)

@@ -20,7 +20,7 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str) -> Den
     Raises:
         OSError: if a folder holds no network.
         WrongWeights: if the weights in a folder do not fit its config.json.
-        UnusableNetwork: if a custom network is not the one that was planned. Calling it raises the same for a wrong
+        CustomCodeError: if a custom network is not the one that was planned. Calling it raises the same for a wrong
             output, see `custom.checked`.
     """
     if isinstance(network, SavedUnet):

@@ -1,9 +1,10 @@
 """`model.callable`: what it returns is tried and known by its content, and mistakes are said in one line."""
 
 import json
+import shlex
+import subprocess
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,16 +12,17 @@ import torch
 
 from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Data, validate
-from taugrid.errors import UserError
+from taugrid.errors import CustomCodeError, UserError
 from taugrid.hashing import file_sha256
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.ode import Interpolate, Reconstruct
 from taugrid.workers import device, interpolate, reconstruct, schedules
+from taugrid.workers.custom import describe as custom_code
+from taugrid.workers.custom.source import source_sha256, tensors_sha256
 from taugrid.workers.network import custom_process
-from taugrid.workers.network.custom import UnusableNetwork, checked, for_inference, load, make, tensors
-from taugrid.workers.network.describe import describe
+from taugrid.workers.network.custom import checked, describe, for_inference, load, make, tensors
 from taugrid.workers.network.load import load_network
 from taugrid.workers.sample import SampleJob, sample_shard
 from taugrid.workers.samplers import ddim as sampler
@@ -149,10 +151,8 @@ def forget():
 
 def described(name, weights=None, shape=SHAPE, timesteps=T):
     """`custom_process.describe` without the seconds that another process takes."""
-    found = describe(name, None if weights is None else str(weights), shape, timesteps)._asdict()
-    content = found.pop("content_sha256")
     path = None if weights is None else str(custom_process.weights_path(weights))
-    return CustomNetwork(name, path, file_sha256(Path(path)) if path else content, image_shape=shape, **found)
+    return describe(name, path, shape, timesteps)
 
 
 def save_weights(path, scale):
@@ -177,19 +177,27 @@ def test_what_is_wrong_is_said_in_one_line(folder):
     with pytest.raises(UserError) as error:
         custom_process.describe("mine:shape", None, SHAPE, T)
     told = "the network of mine:shape returned the shape (2, 1, 7, 8) for x of shape (2, 1, 8, 8), which it must keep"
-    where = "python -m taugrid.workers.network.describe mine:shape 1 8 8 1000"
-    assert str(error.value) == f"model.callable: mine:shape can't be used: {told} (where that comes from: {where})"
-    with pytest.raises(UserError) as error:
-        custom_process.describe("mine:failing", None, SHAPE, T)
-    assert str(error.value).startswith(
-        "model.callable: mine:failing can't be used: OSError: no such thing in two lines (where"
-    )
+    assert str(error.value).startswith(f"model.callable: mine:shape can't be used: {told} (where")
     with pytest.raises(UserError, match=r"^model.weights: there is no file .*absent.pt$"):
         custom_process.describe("mine:scaled", "absent.pt", SHAPE, T)
 
 
+def test_the_command_in_an_error_shows_the_whole_traceback(folder):
+    with pytest.raises(UserError) as error:
+        custom_process.describe("mine:failing", None, SHAPE, T)
+    line, _, command = str(error.value).removesuffix(")").partition(" (where that comes from: ")
+    assert line == "model.callable: mine:failing can't be used: OSError: no such thing in two lines"
+    python, *arguments = shlex.split(command)
+    assert python == "python"
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert 'mine.py", line' in done.stderr
+    *_, first, second, line = done.stderr.splitlines()
+    assert (first, second, line) == ("OSError: no such thing", "in two lines", "OSError: no such thing in two lines")
+
+
 def test_a_network_that_does_not_come_to_an_end_is_given_up(folder, monkeypatch):
-    monkeypatch.setattr(custom_process, "DESCRIBE_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(custom_code, "TIMEOUT_SECONDS", 0.2)
     with pytest.raises(UserError, match=r"^model.callable: mine:scaled took more than 0 seconds to be loaded"):
         custom_process.describe("mine:scaled", None, SHAPE, T)
 
@@ -224,13 +232,13 @@ def test_a_network_that_does_not_come_to_an_end_is_given_up(folder, monkeypatch)
     ],
 )
 def test_a_network_that_can_not_be_used_is_refused(folder, name, told):
-    with pytest.raises(UnusableNetwork, match=told) as error:
+    with pytest.raises(CustomCodeError, match=told) as error:
         describe(f"mine:{name}", None, SHAPE, T)
     assert "\n" not in str(error.value)
 
 
 def test_what_can_not_be_imported_is_told_from_what_it_lacks_itself(folder):
-    with pytest.raises(UnusableNetwork, match=r"there is no module 'mien', neither in the current folder /.* nor on"):
+    with pytest.raises(CustomCodeError, match=r"there is no module 'mien', neither in the current folder /.* nor on"):
         describe("mien:scaled", None, SHAPE, T)
     (folder / "mine.py").write_text("import no_such_library\n")
     with pytest.raises(ModuleNotFoundError, match="No module named 'no_such_library'"):
@@ -238,7 +246,7 @@ def test_what_can_not_be_imported_is_told_from_what_it_lacks_itself(folder):
 
 
 def test_a_function_that_takes_no_weights_is_told_so(folder):
-    with pytest.raises(UnusableNetwork, match=r"one, the path model.weights, but: too many positional arguments"):
+    with pytest.raises(CustomCodeError, match=r"one, the path model.weights, but: too many positional arguments"):
         make("mine:plain", "some.pt")
 
 
@@ -276,9 +284,9 @@ def test_plain_functions_are_left_alone(folder):
 def test_a_wrong_output_at_work_is_said_in_one_line():
     x = torch.zeros(5, 3, 4, 4)
     network = for_inference(lambda x, t: x[:1], "mine:late", "cpu")
-    with pytest.raises(UnusableNetwork, match=r"^the network of mine:late returned the shape \(1, 3, 4, 4\) for x of "):
+    with pytest.raises(CustomCodeError, match=r"^the network of mine:late returned the shape \(1, 3, 4, 4\) for x of "):
         network(x, torch.zeros(5, dtype=torch.int64))
-    with pytest.raises(UnusableNetwork, match=r"returned a tensor on meta for x on cpu$"):
+    with pytest.raises(CustomCodeError, match=r"returned a tensor on meta for x on cpu$"):
         checked(x.to("meta"), x, "mine:late")
 
 
@@ -287,20 +295,20 @@ def test_other_source_weights_or_tensors_where_the_work_is_done_are_refused(fold
     x = torch.ones(1, *SHAPE)
     assert load(found, "cpu")(x, torch.zeros(1, dtype=torch.int64)).unique().tolist() == [0.25]
     save_weights(folder / "scale.pt", 0.5)
-    with pytest.raises(UnusableNetwork, match=r"scale.pt has SHA-256 \w{12}... here, not \w{12}... as planned"):
+    with pytest.raises(CustomCodeError, match=r"scale.pt has SHA-256 \w{12}... here, not \w{12}... as planned"):
         load(found, "cpu")
     (folder / "scale.pt").unlink()
-    with pytest.raises(UnusableNetwork, match=r"there is no file .*scale.pt on this machine"):
+    with pytest.raises(CustomCodeError, match=r"there is no file .*scale.pt on this machine"):
         load(found, "cpu")
     save_weights(folder / "found.pt", 0.25)
     found = described("mine:finds")
     load(found, "cpu")
     save_weights(folder / "found.pt", 0.5)
-    with pytest.raises(UnusableNetwork, match="mine:finds returns other weights on this machine"):
+    with pytest.raises(CustomCodeError, match="mine:finds returns other weights on this machine"):
         load(found, "cpu")
     (folder / "mine.py").write_text(SOURCE + "\n# changed\n")
     forget()
-    with pytest.raises(UnusableNetwork, match="mine:finds has other source code on this machine"):
+    with pytest.raises(CustomCodeError, match="mine:finds has other source code on this machine"):
         load(found, "cpu")
 
 
@@ -394,6 +402,15 @@ def test_the_id_of_a_network_is_pinned():
 
     p = planned(fixed, model={"callable": "a.b:c"}, diffusion={"schedule": "cosine"})
     assert [(model.id, model.image_shape) for model in p.models] == [("203c3fd23f", SHAPE)]
+
+
+def test_the_hashes_of_code_and_tensors_are_pinned(folder):
+    """They enter the id; these are of the version that first had custom networks."""
+    (folder / "mine.py").write_text("import torch, helper\nnetwork = lambda: torch.nn.Conv2d(1, 1, 1)\n")
+    (folder / "helper.py").write_text("SCALE = 1\n")
+    assert source_sha256(["mine"]) == "eb3434aceee780148ee8e311292cff19a1cd63ef89f12f9ef1f54e17b10ddb38"
+    held = {"a": torch.arange(3.0), "b": torch.ones(2, 1, dtype=torch.int8), "c": 3}
+    assert tensors_sha256(held) == "616c0d8e9ac12987ef5b9a7ef86ede77dd4268eae7e16ed0abc249d2548f6a2d"
 
 
 def test_a_network_is_described_once_however_long_the_grid(folder):

@@ -1,4 +1,4 @@
-"""One's own `FeatureExtractorBase`: what it gives is found out in another process, and it is known by its content."""
+"""Custom extractors: another process finds out what one gives, and it is identified by its content."""
 
 import hashlib
 import importlib
@@ -10,14 +10,15 @@ import torch
 import torch_fidelity
 from safetensors.torch import save_file
 
-from taugrid.eval.features import names as extractor_names
-from taugrid.eval.features.custom import Description, describe, own_class
+from taugrid.errors import CustomCodeError
+from taugrid.eval.features.custom import describe, find_class
 from taugrid.eval.features.load import load
-from taugrid.eval.features.names import ExtractorSpec, resolve
+from taugrid.eval.features.names import resolve
 from taugrid.eval.metrics.score import feasible
 from taugrid.eval.metrics.statistics import Moments
 from taugrid.hashing import file_sha256
 from taugrid.metrics import MetricSettings
+from taugrid.workers.custom import describe as custom_code
 
 SOURCE = """
 import torch
@@ -106,9 +107,7 @@ def folder(tmp_path, monkeypatch):
 
 def spec_of(name, module="mine.networks"):
     """What `resolve` makes of a class without weights, without the seconds that another process takes."""
-    full_name = f"{module}:{name}"
-    description = describe(full_name, None, (3, 5, 5))._asdict()
-    return ExtractorSpec(full_name, None, description.pop("content_sha256"), **description)
+    return describe(f"{module}:{name}", None, (3, 5, 5))
 
 
 def forget():
@@ -118,7 +117,7 @@ def forget():
     importlib.invalidate_caches()
 
 
-def test_own_class_is_described_by_another_process(folder):
+def test_a_custom_class_is_described_by_another_process(folder):
     spec = resolve("mine.networks:Means", "any", None, (3, 5, 5))
     files = {"mine": "", "mine.networks": SOURCE}
     lines = [f"{name} {hashlib.sha256(text.encode()).hexdigest()}\n" for name, text in files.items()]
@@ -134,7 +133,7 @@ def test_own_class_is_described_by_another_process(folder):
     assert torch.allclose(logits, features[:, :2] - 1)
 
 
-def test_own_weights_are_passed_on_and_make_the_identity(folder):
+def test_custom_weights_are_passed_on_and_make_the_identity(folder):
     save_file({"scale": torch.tensor([2.0])}, folder / "scale.safetensors")
     spec = resolve("mine.networks:Means", "any", "scale.safetensors", (1, 5, 5))
     assert spec.weights_path == str(folder / "scale.safetensors")
@@ -231,7 +230,7 @@ def test_weights_that_the_class_finds_by_itself_count(folder):
 
 
 def test_a_class_that_does_not_come_to_an_end_is_given_up(folder, monkeypatch):
-    monkeypatch.setattr(extractor_names, "DESCRIBE_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(custom_code, "TIMEOUT_SECONDS", 0.2)
     with pytest.raises(ValueError, match=r"^the extractor mine.networks:Slow took more than 0 seconds") as error:
         resolve("mine.networks:Slow", "any", None, (3, 5, 5))
     assert "\n" not in str(error.value)
@@ -241,12 +240,12 @@ def test_a_class_that_does_not_come_to_an_end_is_given_up(folder, monkeypatch):
     ("name", "feature_layer", "logits_layer"),
     [("NoLogits", "means", None), ("OldFidelity", "means", None), ("OnlyLogits", "my_logits", "my_logits")],
 )
-def test_layers_of_own_class(folder, name, feature_layer, logits_layer):
+def test_layers_of_a_custom_class(folder, name, feature_layer, logits_layer):
     description = describe(f"mine.networks:{name}", None, (3, 5, 5))
     width = 3 if feature_layer == "means" else 2
     classes = None if logits_layer is None else 2
-    expected = Description(feature_layer, logits_layer, width, classes, *description[-2:])
-    assert description == expected
+    found = (description.feature_layer, description.logits_layer, description.dimensions, description.classes)
+    assert found == (feature_layer, logits_layer, width, classes)
 
 
 def test_inception_score_is_not_given_without_logits(folder):
@@ -274,24 +273,24 @@ def test_what_is_wrong_is_said_in_one_line(folder):
     name = "mine.networks:Failing"
     with pytest.raises(ValueError) as error:
         resolve(name, "any", None, (3, 5, 5))
-    where = f"python -m taugrid.eval.features.custom {name} 3 5 5"
-    assert str(error.value) == f"the extractor {name} can't be used: in two lines (where that comes from: {where})"
+    told = "OSError: no such thing in two lines"
+    assert str(error.value).startswith(f"the extractor {name} can't be used: {told} (where that comes from: python -P ")
 
 
 def test_classes_that_torch_fidelity_would_read_otherwise_are_refused(folder):
-    with pytest.raises(ValueError, match="layers of fid, kid and prc must be one and the same"):
+    with pytest.raises(CustomCodeError, match="layers of fid, kid and prc must be one and the same"):
         describe("mine.networks:TwoLayers", None, (3, 5, 5))
-    with pytest.raises(TypeError, match=r"mine.networks:NoExtractor is no subclass of torch_fidelity.Feature"):
-        own_class("mine.networks:NoExtractor")
-    with pytest.raises(TypeError, match=r"one float \(B, d\) for each of \['means', 'my_logits'\]"):
+    with pytest.raises(CustomCodeError, match=r"mine.networks:NoExtractor is no subclass of torch_fidelity.Feature"):
+        find_class("mine.networks:NoExtractor")
+    with pytest.raises(CustomCodeError, match=r"one float \(B, d\) for each of \['means', 'my_logits'\]"):
         describe("mine.networks:Pictures", None, (3, 5, 5))
 
 
 def test_torch_fidelity_takes_the_same_class(folder):
     """What taugrid reads is what torch-fidelity would: the class as it is, no wrapper."""
-    own = own_class("mine.networks:Means")
-    assert issubclass(own, torch_fidelity.FeatureExtractorBase)
+    found = find_class("mine.networks:Means")
+    assert issubclass(found, torch_fidelity.FeatureExtractorBase)
     images = torch.randint(256, (4, 3, 5, 5), dtype=torch.uint8)
     spec = replace(spec_of("Means"), logits_layer=None, classes=None)
-    theirs = own("any-name", ["means"], cuda=False)(images)[0]
+    theirs = found("any-name", ["means"], cuda=False)(images)[0]
     assert torch.equal(load(spec, "cpu")(images).features, theirs.float())

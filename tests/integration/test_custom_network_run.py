@@ -1,4 +1,4 @@
-"""docs/own-network.md as a reader follows it: its files, then its commands, with fewer samples."""
+"""docs/custom-network.md as a reader follows it: its files, then its commands, with fewer samples."""
 
 import importlib.util
 import os
@@ -23,7 +23,7 @@ from taugrid.workers import schedules
 from taugrid.workers.diffusion import noise
 from taugrid.workers.samplers import ddim as sampler
 
-PAGE = Path(__file__).parents[2] / "docs" / "own-network.md"
+PAGE = Path(__file__).parents[2] / "docs" / "custom-network.md"
 SMALLER = {
     "sample.num_samples": 60,
     "grid": "[{steps: [5, 10], eta: [0.0]}]",
@@ -47,7 +47,7 @@ def commands():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with the page's files, where its training has been run."""
-    path = tmp_path_factory.mktemp("own")
+    path = tmp_path_factory.mktemp("custom")
     for name, text in files().items():
         (path / name).write_text(text)
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # two that wait for each other take minutes on a busy machine

@@ -1,0 +1,75 @@
+"""Has another process describe a user's code, because that runs the code and takes torch. Imports no torch itself.
+
+`python -P -m taugrid.workers.custom.describe FUNCTION ARGUMENTS` is that process.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from taugrid.errors import CustomCodeError
+from taugrid.workers.custom.find import find
+
+ANSWER = "taugrid's answer: "
+"""How the line with the answer begins. The user's code may print other lines before and after it."""
+
+TIMEOUT_SECONDS = 600.0
+"""Enough to download some weights, load a network twice and try it on a few images on a CPU."""
+
+LONGEST_REASON = 200
+"""Characters of an exception's text that are shown."""
+
+
+def ask(function: str, arguments: Mapping[str, Any], subject: str, trial: str) -> dict[str, Any]:
+    """The fields of the dataclass that `function` (`package.module:name`) returns, called in another process.
+
+    Args:
+        function: one of taugrid's that describes a user's code.
+        arguments: its keyword arguments, as JSON can hold them.
+        subject: what is described, for errors.
+        trial: what `subject` has to do there, for errors: "be loaded".
+
+    Raises:
+        CustomCodeError: if it fails or takes longer than `TIMEOUT_SECONDS`. One line, with the last line of stderr and
+            the command that shows the whole traceback.
+    """
+    # -P: a user's file named like an installed package must not be imported in its place.
+    command = ["-P", "-m", "taugrid.workers.custom.describe", function, json.dumps(arguments)]
+    shown = shlex.join(["python", *command])
+    try:
+        done = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise CustomCodeError(
+            f"{subject} took more than {TIMEOUT_SECONDS:.0f} seconds to {trial}; to watch it, run: {shown}"
+        ) from None
+    printed = [line for line in done.stdout.splitlines() if line.startswith(ANSWER)]
+    if done.returncode or not printed:
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise CustomCodeError(f"{subject} can't be used: {reason} (where that comes from: {shown})")
+    answer: dict[str, Any] = json.loads(printed[-1].removeprefix(ANSWER))
+    return answer
+
+
+def main() -> None:
+    """In the other process: print the fields as JSON or, on stderr, a traceback and then the error in one line."""
+    function, arguments = sys.argv[1:]
+    sys.path.append(str(Path.cwd()))  # Ray's workers also import from the folder in which the driver was started
+    try:
+        fields = asdict(find(function)(**json.loads(arguments)))
+    except Exception as error:
+        traceback.print_exc()
+        text = " ".join(str(error).split())
+        sys.exit(text if isinstance(error, CustomCodeError) else f"{type(error).__name__}: {text[:LONGEST_REASON]}")
+    print(f"\n{ANSWER}{json.dumps(fields)}")
+
+
+if __name__ == "__main__":
+    main()
