@@ -31,7 +31,10 @@ from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.pool import Event, Joined, Pool
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import Events, RunDir
-from taugrid.orchestrator.work.survey import Piece, Survey
+from taugrid.orchestrator.work import work_kinds
+from taugrid.orchestrator.work.kind import Piece
+from taugrid.orchestrator.work.sample import SampleWork
+from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers.actor import Worker
 from taugrid.workers.sample import SampleJob
 
@@ -100,7 +103,9 @@ def run_loop(actor: type, arguments: tuple[Any, ...], pieces: dict[str, Piece], 
     pool.warm(workers)
     events = Events(folder / "events")
     began = time.perf_counter()
-    problems = WarmLoop(pieces, pool, workers, True, 3, Progress(), events, lambda name, text: folder).run()
+    problems = WarmLoop(
+        pieces, work_kinds(), pool, workers, True, 3, Progress(), events, lambda name, text: folder
+    ).run()
     seconds = time.perf_counter() - began
     pool.close()
     assert not problems, problems
@@ -167,8 +172,8 @@ def main() -> None:
 
         def pieces() -> dict[str, Piece]:
             shutil.rmtree(rundir.samples, ignore_errors=True)
-            survey = Survey(config, planned, rundir, None, lambda damage: None)
-            return {piece.task.key: piece for piece in survey.pieces(sampling=True)}
+            survey = Survey(config, planned, rundir, None, frozenset({"sample"}), lambda damage: None)
+            return {piece.task.key: piece for piece in SampleWork(survey).pieces()}
 
         for workers in (1, 2):
             stage, forwards = [], []

@@ -1,16 +1,14 @@
 """The stages of a run: train, then sample and evaluate (or reconstruct, or interpolate), then report.
 
-Each does what is missing on disk, only that.
-
-With nothing missing no cluster is started. What is missing is `work.py`'s, who does it `dispatch.py`'s, and the workers
-are `pool.py`'s; here they are put together, and people are told.
+Each does what is missing on disk, only that. With nothing missing no cluster is started. `work/` says what is missing,
+`dispatch/` who does it; here they are put together, and people are told.
 """
 
 import threading
 import time
 import traceback
 import uuid
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,8 +23,9 @@ from taugrid.orchestrator.plan.grid import Model, Plan
 from taugrid.orchestrator.report import quality as report
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.directory import Damage, Events, RunDir
-from taugrid.orchestrator.work.ode import Interpolate, OdeWork, Reconstruct
-from taugrid.orchestrator.work.survey import Piece, Survey, missing
+from taugrid.orchestrator.work import work_kinds
+from taugrid.orchestrator.work.kind import Conclusion, Piece, WorkKind
+from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import write_json
 from taugrid.workers.data.load import content_fingerprint, load_images
 from taugrid.workers.training import fit as training
@@ -35,8 +34,6 @@ from taugrid.workers.training.spec import TrainingSpec
 
 if TYPE_CHECKING:
     from taugrid.eval.tables.differences import Evidence
-
-ODE_WORK: dict[str, type[Reconstruct] | type[Interpolate]] = {"reconstruct": Reconstruct, "interpolate": Interpolate}
 
 POLL_SECONDS = 0.5
 """How often the driver looks at a training's log, and for Ctrl-C."""
@@ -53,7 +50,7 @@ class Outcome(NamedTuple):
     rows: list[dict[str, Any]]
     """The rows of the table that the stages lead to."""
     table: str
-    """Its name: `quality`, `reconstruction` or `interpolation`; empty where there is none."""
+    """Its name (`work.kind.Conclusion`); empty where there is none."""
     evidence: "Evidence | None"
     """Of the quality table: what tells its cells apart."""
 
@@ -105,35 +102,25 @@ class Run:
             if model.own is not None:
                 self.rundir.record_custom(model)
                 self._progress.say(describe_custom(model))
-        kinds = [ODE_WORK[name] for name in stages if name in ODE_WORK]
-        ode_work: list[OdeWork] = [kind(self.config, self.plan, self.rundir) for kind in kinds]
-        for work in ode_work:
+        survey = Survey(self.config, self.plan, self.rundir, scoring, frozenset(stages), self._set_aside)
+        told = [kind(survey) for kind in work_kinds() if {kind.stage, *kind.told_by} & survey.stages]
+        works = [work for work in told if work.stage in survey.stages]
+        for work in works:
             work.check()
         if "train" in stages:
             self._train()
         if set(stages) == {"train"}:
             self._progress.say("every model of this config is there")
-        problems: dict[str, str] = {}
+        problems = self._work(works, scoring) if works else {}
         unfinished: dict[str, str] = {}
-        rows: list[dict[str, Any]] = []
-        table, evidence = "", None
-        if "sample" in stages or "evaluate" in stages:
-            problems = self._work("sample" in stages, scoring if "evaluate" in stages else None)
-        if {"sample", "evaluate", "report"} & set(stages):
-            unfinished = missing(self.plan, self.rundir, scoring) | problems
-        for work in ode_work:
-            problems = self._finish(work.pieces(self._set_aside))
-            unfinished |= work.missing() | problems
-            rows, table = work.write(), work.table
-        if scoring is not None:
-            collected = report.collect(self.plan, self.rundir, scoring)
-            rows, table, evidence = collected.rows, "quality", collected.evidence
-            if "report" in stages:
-                report.write(self.config, self.plan, self.rundir, collected)
+        for work in told:
+            unfinished |= work.missing()
+        conclusions = [conclusion for work in told if (conclusion := work.conclude()) is not None]
+        table, rows, evidence = conclusions[-1] if conclusions else Conclusion("", [])
         if "evaluate" in stages and "report" not in stages:
             self._progress.say("tables and figures are as they were: `taugrid report` writes them anew")
         provenance.write(self.rundir, self.plan, scoring)
-        return Outcome(unfinished, rows, table, evidence)
+        return Outcome(unfinished | problems, rows, table, evidence)
 
     def _connect(self) -> None:
         if not self._connected:
@@ -221,30 +208,22 @@ class Run:
                     f"cluster has no room for {least}"
                 )
 
-    def _work(self, sampling: bool, scoring: Evaluation | None) -> dict[str, str]:
-        survey = Survey(self.config, self.plan, self.rundir, scoring, self._set_aside)
-        pieces = list(survey.pieces(sampling))
+    def _work(self, works: Sequence[WorkKind], scoring: Evaluation | None) -> dict[str, str]:
+        """Do what is missing, if anything is. Returns cell name -> reason for what could not be done."""
+        by_key = {piece.task.key: piece for work in works for piece in work.pieces()}
         provenance.write(self.rundir, self.plan, scoring)
-        problems = self._finish(pieces)
-        if scoring is not None and not self.config.evaluate.keep_features:
-            for cell in self.plan.cells:
-                if self.rundir.score(cell, scoring.id(cell)).exists():
-                    self.rundir.remove_features(scoring.extractor_folder, cell)
-        return problems
-
-    def _finish(self, pieces: Iterable[Piece]) -> dict[str, str]:
-        """Do `pieces`, if there are any. Returns cell name -> reason for what could not be done."""
-        by_key = {piece.task.key: piece for piece in pieces}
         problems: dict[str, str] = {}
         if by_key:
             self._connect()
             problems = self._dispatch(by_key)
         if not problems:
             self.rundir.remove_temporaries()
+        for work in works:
+            work.clean_up()
         return problems
 
     def _dispatch(self, pieces: dict[str, Piece]) -> dict[str, str]:
-        """Have workers do `pieces`; as `_finish`."""
+        """Have workers do `pieces`. Returns cell name -> reason for what could not be done."""
         from taugrid.orchestrator.dispatch.loop import Loop
         from taugrid.orchestrator.dispatch.pool import Pool
         from taugrid.workers.actor import Worker
@@ -257,7 +236,9 @@ class Run:
             workers = min(cluster.room(self.config.cluster), len(pieces))
             attempts = self.config.cluster.max_attempts
             embedded = self._address == "local"
-            return Loop(pieces, pool, workers, embedded, attempts, self._progress, self._events, self._log).run()
+            return Loop(
+                pieces, work_kinds(), pool, workers, embedded, attempts, self._progress, self._events, self._log
+            ).run()
         finally:
             pool.close()
             probe.unlink(missing_ok=True)

@@ -18,7 +18,18 @@ class UserError(Exception):
     """Wrong usage, config or input: one line that says what, which value, and the ways out. No traceback, exit 2."""
 
 
-class WrongWeights(UserError):
+class WorkerRefusal(UserError):
+    """A worker met something that every other worker would meet too: the run ends, because retrying can't help.
+
+    It travels from a worker by its type, so its constructor must take the message alone.
+    """
+
+
+class RunDirectoryNotSeen(WorkerRefusal):
+    """A node does not see the driver's run directory."""
+
+
+class WrongWeights(WorkerRefusal):
     """The weights do not fit the network beside them. Every worker that opens them would fail in the same way."""
 
 

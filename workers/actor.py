@@ -12,6 +12,7 @@ from pathlib import Path
 
 import ray
 
+from taugrid.errors import RunDirectoryNotSeen
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.versions import versions
 from taugrid.workers.device import Device, set_up
@@ -35,11 +36,14 @@ class Worker:
         """Where this is, once `probe` (a file that the driver made in the run directory) has been seen from here.
 
         Raises:
-            FileNotFoundError: if the run directory is not the driver's here.
+            RunDirectoryNotSeen: if the run directory is not the driver's here.
         """
         node = ray.util.get_node_ip_address()
         if not Path(probe).is_file():
-            raise FileNotFoundError(f"node {node} does not see {Path(probe).parent}")
+            folder = Path(probe).parent
+            raise RunDirectoryNotSeen(
+                f"node {node} does not see {folder}; every worker must see the run directory at the same path"
+            )
         return WorkerInfo(node, self._hardware, versions(VERSIONS))
 
     def do(self, job: Job) -> Result:

@@ -2,17 +2,16 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from taugrid.errors import RunFailed, UserError, WrongWeights
+from taugrid.errors import RunFailed, WorkerRefusal
 from taugrid.jobs import Result, WorkerInfo
 from taugrid.orchestrator.cli.progress import Progress, quantity
 from taugrid.orchestrator.dispatch.policy import Dispatcher
 from taugrid.orchestrator.dispatch.pool import Done, Event, Failed, Joined, Lost, Pool
 from taugrid.orchestrator.rundir.directory import Events
-from taugrid.orchestrator.work.survey import Piece
-from taugrid.workers.sample import SampleJob
+from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Piece, WorkKind
 
 LOSSES_WITHOUT_WORK = 5
 """Workers lost with no work done in between, beyond as many as there are workers, before the run gives up: something is
@@ -20,15 +19,6 @@ wrong with all of them (memory, a broken installation), and starting more would 
 
 ALONE_SECONDS = 60.0
 """Without any worker before people are told."""
-
-PHASES = {
-    "sample": ("sampling", "network evaluations"),
-    "reconstruct": ("reconstructing", "network evaluations"),
-    "interpolate": ("interpolating", "network evaluations"),
-    "extract": ("evaluating", "images"),
-    "score": ("scoring", "images"),
-}
-"""Kind of task -> what the progress line calls it, and the unit of its costs. The first with work left is shown."""
 
 POLL_SECONDS = 0.5
 """How often the driver looks up while nothing happens: for Ctrl-C and stragglers."""
@@ -40,6 +30,7 @@ class Loop:
     def __init__(
         self,
         pieces: Mapping[str, Piece],
+        kinds: Sequence[type[WorkKind]],
         pool: Pool,
         workers: int,
         embedded: bool,
@@ -49,6 +40,7 @@ class Loop:
         log: Callable[[str, str], Path],
     ) -> None:
         self._pieces = pieces
+        self._kinds = {kind.name: kind for kind in kinds}
         self._pool = pool
         self._workers = workers
         self._embedded = embedded
@@ -56,14 +48,14 @@ class Loop:
         self._progress = progress
         self._events = events
         self._log = log
-        self._dispatcher = Dispatcher((piece.task for piece in pieces.values()), max_attempts)
+        self._dispatcher = Dispatcher((piece.task for piece in pieces.values()), list(self._kinds), max_attempts)
         self._infos: dict[str, WorkerInfo] = {}
         self._reasons: dict[str, str] = {}
         self._losses = 0
         self._done: Counter[str] = Counter()  # kind -> cost done
         self._images = 0
-        self._scored = 0
-        self._to_score = sum(piece.task.kind == "score" for piece in pieces.values())
+        self._finished: Counter[str] = Counter()  # kind -> tasks done
+        self._tasks = Counter(piece.task.kind for piece in pieces.values())
         self._phase = ""
         self._totals: Counter[str] = Counter()
         for piece in pieces.values():
@@ -73,7 +65,7 @@ class Loop:
         """Returns cell name -> reason, for the cells of which something could not be done.
 
         Raises:
-            UserError: if a worker does not see the run directory, or a network's weights are not its own.
+            WorkerRefusal: what a worker met that every other would meet too.
             RunFailed: if workers die faster than they work.
         """
         self._announce()
@@ -93,16 +85,9 @@ class Loop:
         return self._problems()
 
     def _announce(self) -> None:
-        tasks = Counter(piece.task.kind for piece in self._pieces.values())
-        evaluations = sum(self._totals[kind] for kind, (_, unit) in PHASES.items() if unit == "network evaluations")
-        things = {
-            "sample": "shards to sample",
-            "reconstruct": "shards to reconstruct",
-            "interpolate": "cells to interpolate",
-            "extract": "to extract",
-            "score": "cells to score",
-        }
-        listed = ", ".join(f"{tasks[kind]} {thing}" for kind, thing in things.items() if tasks[kind])
+        kinds = self._kinds.values()
+        evaluations = sum(self._totals[kind.name] for kind in kinds if kind.unit == NETWORK_EVALUATIONS)
+        listed = ", ".join(f"{self._tasks[kind.name]} {kind.tasks}" for kind in kinds if self._tasks[kind.name])
         cost = f" ({quantity(evaluations)} network evaluations)" if evaluations else ""
         self._progress.say(f"to do: {listed}{cost}; starting {self._workers} workers")
         self._show()
@@ -117,15 +102,16 @@ class Loop:
             self._progress.say(f"no worker for {ALONE_SECONDS:.0f} s: the cluster is full, or starting one takes long")
 
     def _show(self) -> None:
-        kind = next((kind for kind in PHASES if self._done[kind] < self._totals[kind]), self._phase)
+        """The first kind with work left, and what is counted all the time."""
+        kind = next((kind for kind in self._kinds if self._done[kind] < self._totals[kind]), self._phase)
         if kind != self._phase:
             self._phase = kind
             self._images = 0
-            name, unit = PHASES[kind]
-            self._progress.begin(name, self._totals[kind], unit)
+            self._progress.begin(self._kinds[kind].activity, self._totals[kind], self._kinds[kind].unit)
             if self._dispatcher.workers:
                 self._progress.started(self._done[kind])
-        note = f"{self._scored} of {self._to_score} cells scored" if self._to_score else ""
+        counted = [kind for kind in self._kinds.values() if kind.finished and self._tasks[kind.name]]
+        note = ", ".join(f"{self._finished[kind.name]} of {self._tasks[kind.name]} {kind.finished}" for kind in counted)
         self._progress.update(self._done[kind], self._images, self._dispatcher.workers, note)
 
     def _handle(self, event: Event) -> None:
@@ -137,8 +123,8 @@ class Loop:
             case Done(worker, result):
                 self._losses = 0
                 self._record(worker, result)
-            case Failed(worker, error, trace):
-                self._failed(worker, error, trace)
+            case Failed():
+                self._failed(event)
             case Lost(worker, reason, with_its_node):
                 if with_its_node and self._embedded:
                     raise RunFailed("the Ray on this machine has died (out of memory?); run the same command again")
@@ -149,36 +135,22 @@ class Loop:
         first = self._dispatcher.succeeded(worker, time.monotonic())
         if first:
             self._done[piece.task.kind] += int(piece.task.cost)
-            self._scored += piece.task.kind == "score"
-        info = self._infos[worker]
-        where = {"worker": worker, "node": info.node, "device": info.device}
-        seconds = round(result.seconds, 4)
-        if isinstance(piece.job, SampleJob):
-            self._images += result.images if first else 0
-            self._events.add(
-                "shard",
-                cell=piece.job.metadata["cell"],
-                path=Path(piece.job.path).name,
-                images=result.images,
-                evaluations=int(piece.task.cost),
-                seconds=seconds,
-                committed=first or result.first,
-                **where,
-            )
-        else:
-            work = {"task": piece.task.key, "images": result.images, "seconds": seconds, "committed": first}
-            self._events.add(piece.task.kind, **work, **where)
+            self._finished[piece.task.kind] += 1
+        kind, info = self._kinds[piece.task.kind], self._infos[worker]
+        if kind.counts_images and first:
+            self._images += result.images
+        name, fields = kind.event(piece, result, first)
+        self._events.add(name, **fields, worker=worker, node=info.node, device=info.device)
 
-    def _failed(self, worker: str, error: str, trace: str) -> None:
+    def _failed(self, failure: Failed) -> None:
+        worker = failure.worker
+        doing = self._dispatcher.running[worker] if worker in self._infos else worker
+        path = self._log(doing, failure.traceback)
+        if isinstance(failure.cause, WorkerRefusal):
+            raise failure.cause
         if worker not in self._infos:
-            if error.startswith("FileNotFoundError"):
-                raise UserError(f"{error.split(': ', 1)[-1]}; every worker must see the run directory at the same path")
-            raise RunFailed(f"a worker can't start: {error} (all of it: {self._log(worker, trace)})")
-        key = self._dispatcher.running[worker]
-        path = self._log(key, trace)
-        if error.startswith(f"{WrongWeights.__name__}: "):
-            raise UserError(error.split(": ", 1)[-1])
-        self._charge(key, f"{error} (all of it: {path})", self._dispatcher.failed(worker))
+            raise RunFailed(f"a worker can't start: {failure.summary} (all of it: {path})")
+        self._charge(doing, f"{failure.summary} (all of it: {path})", self._dispatcher.failed(worker))
 
     def _lost(self, worker: str, reason: str) -> None:
         self._losses += 1

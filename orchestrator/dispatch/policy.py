@@ -1,7 +1,7 @@
 """The scheduling policy as a pure state machine: no clock, no Ray, no files. Fed with events, asked for assignments.
 
 One queue holds every kind of work. A task is ready once all that it requires is done. Ready tasks go out by kind in
-the order of `KINDS` (so that extraction runs where sampling has none left to do), the costliest of a kind first. A
+the order that is given (so that extraction runs where sampling has none left to do), the costliest of a kind first. A
 task that fails, or whose worker dies, is queued again until it has failed `max_attempts` times; then it is
 quarantined and the rest goes on. While there are other workers, a
 task does not go back to one that failed it: a node that fails everything at once would else use up the attempts of the
@@ -10,12 +10,10 @@ runs much longer than its like: commits are idempotent, so whichever copy ends f
 """
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
-
-KINDS = ("sample", "reconstruct", "interpolate", "extract", "score")
 
 SPECULATION_SLOWNESS = 1.5
 """A running task is duplicated once it takes this many times what its cost leads to expect from the tasks of its kind
@@ -49,16 +47,19 @@ class _Running(NamedTuple):
 class Dispatcher:
     """Who gets which work. Times are seconds on any one clock; they only serve to find stragglers.
 
+    `kinds` are the names of the kinds of tasks, those that go out first before the others.
+
     Raises:
         ValueError: if two tasks share a key, a kind is unknown, or a task requires one that isn't given.
     """
 
-    def __init__(self, tasks: Iterable[Task], max_attempts: int = 3) -> None:
+    def __init__(self, tasks: Iterable[Task], kinds: Sequence[str], max_attempts: int = 3) -> None:
         self._tasks: dict[str, Task] = {}
         for task in tasks:
-            if task.key in self._tasks or task.kind not in KINDS:
+            if task.key in self._tasks or task.kind not in kinds:
                 raise ValueError(f"task {task.key!r} is given twice or of unknown kind {task.kind!r}")
             self._tasks[task.key] = task
+        self._priority = {kind: place for place, kind in enumerate(kinds)}
         self._max_attempts = max_attempts
         self._order = {key: place for place, key in enumerate(self._tasks)}
         self._missing = {task.key: set(task.requires) for task in self._tasks.values()}
@@ -73,7 +74,7 @@ class Dispatcher:
         self._running: dict[str, _Running] = {}
         self._runners: dict[str, set[str]] = {}
         self._failed_on: dict[str, set[str]] = {}
-        self._paces: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        self._paces: dict[str, list[float]] = {kind: [] for kind in kinds}
         self.attempts: dict[str, int] = dict.fromkeys(self._tasks, 0)
         self.done: set[str] = set()
         self.quarantined: set[str] = set()
@@ -155,7 +156,7 @@ class Dispatcher:
 
     def _enqueue(self, key: str) -> None:
         task = self._tasks[key]
-        heapq.heappush(self._queue, (KINDS.index(task.kind), -task.cost, self._order[key], key))
+        heapq.heappush(self._queue, (self._priority[task.kind], -task.cost, self._order[key], key))
 
     def _next_ready(self, worker: str) -> str | None:
         """The first of the queue, passing over what `worker` failed at while others are there who did not."""

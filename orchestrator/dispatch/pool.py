@@ -31,11 +31,20 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """A job raised an error; its worker lives. `error` is its last line, `traceback` all of it."""
+    """A job raised an error; its worker lives."""
 
     worker: str
-    error: str
+    cause: BaseException
+    """What the worker raised, of the type that it raised."""
     traceback: str
+    """All of it, as text."""
+
+    @property
+    def summary(self) -> str:
+        """The name of the error's type and its last line."""
+        lines = [line for line in (str(self.cause) or repr(self.cause)).splitlines() if line.strip()]
+        name = type(self.cause).__name__
+        return f"{name}: {lines[-1]}" if lines else name
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,8 @@ class Lost:
 Event = Joined | Done | Failed | Lost
 
 NODE_DEATHS = ("node has died", "node has crashed", "node died")
-"""How Ray says, in the text of its errors alone, that an actor went with its node."""
+"""What Ray's message says when an actor went with its node. There is no type for it: `ActorDiedError` keeps nothing of
+its cause but the text, and its flag `preempted` is only for nodes that an autoscaler took away."""
 
 
 class Pool:
@@ -96,7 +106,7 @@ class Pool:
         try:
             value = ray.get(ref)
         except RayTaskError as error:
-            return Failed(worker, _last_line(str(error.cause) or repr(error.cause), error), click.unstyle(str(error)))
+            return Failed(worker, error.cause, click.unstyle(str(error)))
         except RayError as error:  # its process or node died, ran out of memory, could not be started, ...
             return self._lost(worker, error)
         if worker in self._joining:
@@ -119,9 +129,3 @@ class Pool:
             ray.kill(handle)
         self._handles.clear()
         self._waiting.clear()
-
-
-def _last_line(text: str, error: RayTaskError) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    name = type(error.cause).__name__
-    return f"{name}: {lines[-1]}" if lines else name

@@ -1,1 +1,15 @@
-"""The kinds of work: a file for each says what is missing on disk and how a worker makes it."""
+"""The kinds of work: a file for each says what is missing on disk, how a worker makes it, and what it leads to."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from taugrid.orchestrator.work.kind import WorkKind
+
+
+def work_kinds() -> tuple[type["WorkKind"], ...]:
+    """Every kind of work, in the order of priority: the `KIND` of each module in this folder that has one."""
+    modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+    kinds: list[type[WorkKind]] = [module.KIND for module in modules if hasattr(module, "KIND")]
+    return tuple(sorted(kinds, key=lambda kind: (kind.priority, kind.name)))

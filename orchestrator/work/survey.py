@@ -1,31 +1,36 @@
-"""What is missing on disk, as tasks for the dispatcher, each with the job that a worker gets for it."""
+"""What a run directory holds and what of it is damaged, looked at once for all kinds of work."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from taugrid.config import Config
 from taugrid.errors import UserError
-from taugrid.eval.extract import ExtractJob
-from taugrid.eval.reference import MomentsFile
-from taugrid.eval.score_cell import ReferenceFiles, ScoreJob
-from taugrid.jobs import Job
-from taugrid.orchestrator.dispatch.policy import Task
 from taugrid.orchestrator.plan.evaluation import Evaluation
-from taugrid.orchestrator.plan.grid import Cell, Plan, Shard
+from taugrid.orchestrator.plan.grid import Cell, Plan
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.storage import read_sealed
-from taugrid.workers.sample import SampleJob
-
-REFERENCE_KEY = "extract/reference"
 
 
-class Piece(NamedTuple):
-    """A task, the job that does it, and the cell that it is for (none: the reference, which all cells need)."""
+class CellState(NamedTuple):
+    """What is there of a cell."""
 
-    task: Task
-    job: Job
-    cell: Cell | None
+    cell: Cell
+    sampled: set[int]
+    """Numbers of the shards whose images are whole."""
+    extracted: set[int]
+    """Numbers of the shards whose features are complete."""
+    to_score: bool
+    """A score is wanted, and it is not there or what it was computed from has changed."""
+
+
+class RunState(NamedTuple):
+    """What is there of a run: every cell that there is work for."""
+
+    lacks_reference: bool
+    """A reference is wanted and its features are not there."""
+    cells: tuple[CellState, ...]
 
 
 @dataclass(frozen=True)
@@ -36,33 +41,35 @@ class Survey:
     plan: Plan
     rundir: RunDir
     evaluation: Evaluation | None
-    """null: only images are wanted."""
+    """None: only images are wanted."""
+    stages: frozenset[str]
+    """What the run is asked to do."""
     on_damage: Callable[[Damage], None]
     """Must move the file away."""
 
-    def pieces(self, sampling: bool) -> Iterator[Piece]:
-        """Everything that is to be done; without `sampling`, only for cells whose images are all there.
+    @cached_property
+    def found(self) -> RunState:
+        """What was there when it was first asked for; without `sample` only cells whose images are all there.
 
         Raises:
             UserError: if a model is not trained yet, or a cell holds samples of other weights.
         """
-        needs_reference = self.evaluation is not None and self._lacks_reference(self.evaluation)
-        pieces = list(self._cell_pieces(sampling, needs_reference))
-        if self.evaluation is not None and any(REFERENCE_KEY in piece.task.requires for piece in pieces):
-            yield self._reference_piece(self.evaluation)
-        yield from pieces
+        evaluation = self.evaluation if "evaluate" in self.stages else None
+        lacks_reference = evaluation is not None and self._lacks_reference(evaluation)
+        return RunState(lacks_reference, tuple(self._look(evaluation)))
 
-    def _cell_pieces(self, sampling: bool, needs_reference: bool) -> Iterator[Piece]:
+    def _look(self, evaluation: Evaluation | None) -> Iterator[CellState]:
+        sampling = "sample" in self.stages
         for cell in self.plan.cells:
             if not sampling and not self.rundir.is_trained(cell.model):
                 continue
             sampled = self._sampled(cell)
-            if sampling:
-                yield from self._sample_pieces(cell, sampled)
-            elif len(sampled) < len(cell.shards):
+            if not sampling and len(sampled) < len(cell.shards):
                 continue
-            if self.evaluation is not None:
-                yield from self._evaluation_pieces(cell, sampled, self.evaluation, needs_reference)
+            if evaluation is None:
+                yield CellState(cell, sampled, set(), to_score=False)
+            else:
+                yield self._evaluated(cell, sampled, evaluation)
 
     def _sampled(self, cell: Cell) -> set[int]:
         if not self.rundir.is_trained(cell.model):
@@ -76,118 +83,26 @@ class Survey:
                 self.rundir.forget_derived(cell, shard)
         return done
 
-    def _sample_pieces(self, cell: Cell, sampled: set[int]) -> Iterator[Piece]:
-        metadata = self.rundir.sample_metadata(cell)
-        for shard in cell.shards:
-            if shard.number in sampled:
-                continue
-            path = self.rundir.sample_part(cell, shard)
-            job = SampleJob(
-                path=str(path),
-                replace=path.exists(),
-                start=shard.start,
-                stop=shard.stop,
-                network=self.rundir.network(cell.model, cell.settings.weights),
-                image_shape=cell.model.image_shape,
-                settings=cell.settings,
-                diffusion=cell.model.diffusion,
-                tau=cell.tau,
-                metadata=metadata,
-            )
-            yield Piece(Task(_key("sample", shard), "sample", shard.evaluations), job, cell)
-
-    def _evaluation_pieces(
-        self, cell: Cell, sampled: set[int], evaluation: Evaluation, needs_reference: bool
-    ) -> Iterator[Piece]:
-        folder = evaluation.extractor_folder
+    def _evaluated(self, cell: Cell, sampled: set[int], evaluation: Evaluation) -> CellState:
         damages: list[Damage] = []
-        extracted = self.rundir.extracted(folder, cell, every_byte=True, on_damage=damages.append)
+        extracted = self.rundir.extracted(evaluation.extractor_folder, cell, every_byte=True, on_damage=damages.append)
         for damage in damages:
             self.on_damage(damage)
-        score, n = self.rundir.score(cell, evaluation.id(cell)), cell.settings.num_samples
+        score = self.rundir.score(cell, evaluation.id(cell))
         value = read_sealed(score)
         if score.exists() and value is None:
             self.on_damage(Damage(score, "it is not what was written"))
         influence = self.rundir.influence(cell, evaluation.id(cell))
         scored = value is not None and (
-            "fid_se" not in value["metrics"] or self.rundir.is_whole(influence, n, self.on_damage)
+            "fid_se" not in value["metrics"]
+            or self.rundir.is_whole(influence, cell.settings.num_samples, self.on_damage)
         )
-        if not damages and len(sampled) == len(cell.shards) and scored:
-            return  # features may have been removed to save space: the score is what they were for
-        requires = {REFERENCE_KEY} if needs_reference else set()
-        for shard in cell.shards:
-            if shard.number in extracted and shard.number in sampled:
-                continue
-            path = self.rundir.feature_part(folder, cell, shard)
-            job = ExtractJob(
-                path=str(path),
-                replace=path.exists(),
-                images=str(self.rundir.sample_part(cell, shard)),
-                images_sha256=None,
-                extractor=evaluation.extractor,
-                batch_size=self.config.evaluate.batch_size,
-                metadata={"cell": cell.id, "extractor": folder},
-            )
-            needs = frozenset() if shard.number in sampled else frozenset({_key("sample", shard)})
-            yield Piece(Task(_key("extract", shard), "extract", shard.images, needs), job, cell)
-            requires.add(_key("extract", shard))
-        settings, reasons, remarks = evaluation.feasible(n)
-        score_job = ScoreJob(
-            path=str(score),
-            influence_path=str(influence),
-            feature_paths=tuple(str(self.rundir.feature_part(folder, cell, shard)) for shard in cell.shards),
-            num_samples=n,
-            reference=self._reference_files(evaluation),
-            settings=settings,
-            header={
-                "cell": cell.id,
-                "evaluation": evaluation.id(cell),
-                "protocol": evaluation.protocol(cell).as_dict(),
-            },
-            notes=(*(f"no {metric}: {reason}" for metric, reason in reasons.items()), *remarks),
-            keep_features=self.config.evaluate.keep_features,
-        )
-        yield Piece(Task(f"score/{cell.id}", "score", n, frozenset(requires)), score_job, cell)
+        # Features may have been removed to save space: the score is what they were for.
+        to_score = bool(damages) or len(sampled) < len(cell.shards) or not scored
+        return CellState(cell, sampled, extracted, to_score)
 
     def _lacks_reference(self, evaluation: Evaluation) -> bool:
         if evaluation.reference.num_images is None:
             return False  # moments are read as they are
         path = self.rundir.reference_part(evaluation.extractor_folder, evaluation.reference.folder)
         return not self.rundir.is_whole(path, evaluation.reference.num_images, self.on_damage)
-
-    def _reference_files(self, evaluation: Evaluation) -> ReferenceFiles:
-        reference = evaluation.reference
-        path = self.rundir.reference_part(evaluation.extractor_folder, reference.folder)
-        moments = reference.given if isinstance(reference.given, MomentsFile) else None
-        return ReferenceFiles(moments or str(path), reference.num_images, str(path.parent), evaluation.reference_key)
-
-    def _reference_piece(self, evaluation: Evaluation) -> Piece:
-        folder, reference = evaluation.extractor_folder, evaluation.reference
-        assert not isinstance(reference.given, MomentsFile)
-        assert reference.num_images is not None
-        job = ExtractJob(
-            path=str(self.rundir.reference_part(folder, reference.folder)),
-            replace=False,
-            images=reference.given,
-            images_sha256=reference.sha256,
-            extractor=evaluation.extractor,
-            batch_size=self.config.evaluate.batch_size,
-            metadata={"reference": reference.sha256, "extractor": folder},
-        )
-        return Piece(Task(REFERENCE_KEY, "extract", reference.num_images), job, None)
-
-
-def _key(kind: str, shard: Shard) -> str:
-    return f"{kind}/{shard.cell}/{shard.number}"
-
-
-def missing(plan: Plan, rundir: RunDir, evaluation: Evaluation | None) -> dict[str, str]:
-    """Cell name -> what it lacks, for every cell without a score (or, with no `evaluation`, without all its images)."""
-    lacking = {}
-    for cell in plan.cells:
-        done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None)
-        if len(done) < len(cell.shards):
-            lacking[cell.name] = f"{len(cell.shards) - len(done)} of {len(cell.shards)} shards are not sampled"
-        elif evaluation is not None and read_sealed(rundir.score(cell, evaluation.id(cell))) is None:
-            lacking[cell.name] = "sampled, but not scored"
-    return lacking

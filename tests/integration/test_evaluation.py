@@ -21,6 +21,8 @@ from taugrid.orchestrator.cli import main as cli
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.work.extract import ExtractWork
+from taugrid.orchestrator.work.score import ScoreWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import read_sealed, write_sealed
 from taugrid.workers.data.load import load_images
@@ -191,9 +193,10 @@ def test_a_run_and_the_same_images_elsewhere_have_the_same_numbers(more, here, t
 def score_here(root, *assignments):
     """Does in this process what workers would. Returns (the row by cell, what was extracted)."""
     config = load(str(root), assignments)
-    survey = Survey(config, plan(config), RunDir(root), evaluation(config, plan(config)), pytest.fail)
+    stages = frozenset({"evaluate"})
+    survey = Survey(config, plan(config), RunDir(root), evaluation(config, plan(config)), stages, pytest.fail)
     extracted = []
-    for piece in survey.pieces(sampling=False):
+    for piece in (*ExtractWork(survey).pieces(), *ScoreWork(survey).pieces()):
         if isinstance(piece.job, extract.ExtractJob):
             extracted.append(piece.task.key)
             extract.run(piece.job, Device("cpu"))

@@ -166,6 +166,7 @@ def test_another_batch_size_is_the_same_images(finished, tmp_path):
     from taugrid.config.load import load
     from taugrid.orchestrator.plan.grid import plan
     from taugrid.orchestrator.rundir.directory import RunDir
+    from taugrid.orchestrator.work.sample import SampleWork
     from taugrid.orchestrator.work.survey import Survey
     from taugrid.parquet import read_images
     from taugrid.workers.network.load import load_network
@@ -176,7 +177,8 @@ def test_another_batch_size_is_the_same_images(finished, tmp_path):
         rundir = RunDir(tmp_path / str(batch_size))
         shutil.copytree(finished / "models", rundir.models)
         found = {}
-        for piece in Survey(config, plan(config), rundir, None, lambda damage: None).pieces(sampling=True):
+        survey = Survey(config, plan(config), rundir, None, frozenset({"sample"}), lambda damage: None)
+        for piece in SampleWork(survey).pieces():
             sample_shard(piece.job, load_network(piece.job.network, piece.job.diffusion, "cpu"), "cpu")
             place = (piece.job.settings.steps, str(piece.job.settings.eta))
             found[place] = np.concatenate([batch for _, batch in read_images(Path(piece.job.path))])

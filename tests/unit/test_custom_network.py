@@ -17,7 +17,9 @@ from taugrid.hashing import file_sha256
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.work.ode import Interpolate, Reconstruct
+from taugrid.orchestrator.work.interpolate import InterpolateWork
+from taugrid.orchestrator.work.reconstruct import ReconstructWork
+from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers import device, interpolate, reconstruct, schedules
 from taugrid.workers.custom import describe as custom_code
 from taugrid.workers.custom.source import source_sha256, tensors_sha256
@@ -497,7 +499,8 @@ def test_reconstruction_and_interpolation_go_through_it(folder):
     )  # fmt: skip
     p, rundir = plan(config, describe_network=described), RunDir(folder / "run")
     network = load_network(rundir.network(p.models[0], "ema"), p.models[0].diffusion, "cpu")
-    [rebuilt] = [piece.job for piece in Reconstruct(config, p, rundir).pieces(pytest.fail)]
+    survey = Survey(config, p, rundir, None, frozenset(), pytest.fail)
+    [rebuilt] = [piece.job for piece in ReconstructWork(survey).pieces()]
     assert reconstruct.reconstruct_shard(rebuilt, network, "cpu").images == 5
     from taugrid.workers.data import load as data
 
@@ -511,5 +514,5 @@ def test_reconstruction_and_interpolation_go_through_it(folder):
     error = ((sampler.decode(by_hand, x_t, alpha_bar, p.cells[0].tau) - x0) / 2).square().flatten(1).mean(1)
     read = np.concatenate([values for _, values in parquet.read_numbers(rundir.root / rebuilt.path, "mse")])
     assert read == pytest.approx(error.numpy(), rel=1e-4)
-    [between] = [piece.job for piece in Interpolate(config, p, rundir).pieces(pytest.fail)]
+    [between] = [piece.job for piece in InterpolateWork(survey).pieces()]
     assert interpolate.interpolate_cell(between, network, "cpu").images == 11 + 11**2

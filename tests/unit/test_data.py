@@ -21,7 +21,8 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Run
-from taugrid.orchestrator.work.ode import Reconstruct
+from taugrid.orchestrator.work.reconstruct import ReconstructWork
+from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import write_json
 from taugrid.workers import reconstruct as reconstruction
 from taugrid.workers.data import load as data
@@ -177,7 +178,7 @@ def test_a_split_that_is_missing_is_refused_before_it_is_reconstructed(pictures,
     shutil.copytree(pictures, tmp_path / "split" / "train")
     settings, found = planned(of_folder(tmp_path / "split", split="train"))
     with pytest.raises(UserError, match=r"there is no folder .*/split/test"):
-        Reconstruct(settings, found, RunDir(tmp_path)).check()
+        ReconstructWork(Survey(settings, found, RunDir(tmp_path), None, frozenset(), pytest.fail)).check()
 
 
 @pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="needs the checkpoint in ../shared")

@@ -4,6 +4,8 @@ from hypothesis import strategies as st
 
 from taugrid.orchestrator.dispatch.policy import SPECULATION_SLOWNESS, Dispatcher, Task
 
+KINDS = ("sample", "extract", "score")
+
 
 def shard(number, cost=1.0):
     return Task(f"sample/{number}", "sample", cost)
@@ -14,7 +16,7 @@ def assigned(dispatcher, now=0.0):
 
 
 def with_workers(tasks, *workers, max_attempts=3):
-    dispatcher = Dispatcher(tasks, max_attempts)
+    dispatcher = Dispatcher(tasks, KINDS, max_attempts)
     for worker in workers:
         dispatcher.worker_joined(worker)
     return dispatcher
@@ -167,7 +169,7 @@ def test_both_copies_lost_puts_the_task_back_once():
 )
 def test_an_impossible_plan_is_refused(tasks):
     with pytest.raises(ValueError, match="task"):
-        Dispatcher(tasks)
+        Dispatcher(tasks, KINDS)
 
 
 def test_two_thousand_shards_take_little_time_to_think_about():
@@ -197,7 +199,7 @@ def plans(draw):
 def test_whatever_happens_every_task_ends_and_no_rule_is_broken(tasks, data, max_attempts):
     """Random successes, failures, losses and late workers, in any order: checked against the rules after each event."""
     by_key = {task.key: task for task in tasks}
-    d = Dispatcher(tasks, max_attempts)
+    d = Dispatcher(tasks, KINDS, max_attempts)
     now, joined, succeeded, started = 0.0, 0, set(), []
     for _ in range(400):
         if d.finished:

@@ -17,7 +17,8 @@ from taugrid.orchestrator.plan.evaluation import Reference
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.report import quality as report
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.work import ode as ode_work
+from taugrid.orchestrator.work import reconstruct
+from taugrid.orchestrator.work.ode import ode_cells
 from taugrid.workers.diffusion.timesteps import tau
 
 SHARED = Path(__file__).parents[3] / "shared" / "tables"
@@ -355,6 +356,6 @@ def test_a_model_trained_here_is_said_to_be_with_its_forward_process(diffusion, 
 
 
 def test_reconstructions_are_of_what_was_held_out():
-    [cell] = ode_work.ode_cells(plan(config_of(sample={"seed": 0, "steps": 20})))
-    found = ode_work._encoded(cell)
+    [cell] = ode_cells(plan(config_of(sample={"seed": 0, "steps": 20})))
+    found = reconstruct._encoded(cell)
     assert (found.dataset, found.split, found.tau[-1]) == ("cifar10", "test", 1000)

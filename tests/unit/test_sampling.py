@@ -11,7 +11,9 @@ from taugrid import config, parquet
 from taugrid.images import to_uint8
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.work.ode import Interpolate, Reconstruct
+from taugrid.orchestrator.work.interpolate import InterpolateWork
+from taugrid.orchestrator.work.reconstruct import ReconstructWork
+from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers import interpolate, reconstruct, schedules
 from taugrid.workers.data import load as data
@@ -67,6 +69,10 @@ def run(request, one_thread, tmp_path_factory):
     return loaded, planned, rundir
 
 
+def survey(run, stage):
+    return Survey(*run, None, frozenset({stage}), pytest.fail)
+
+
 def the_only_job(pieces):
     [piece] = pieces
     network = load_network(piece.job.network, piece.job.diffusion, "cpu")
@@ -90,7 +96,7 @@ def assert_read_as(run, found, by_reading):
 
 
 def test_a_shard_is_sampled_by_what_the_network_predicts(run):
-    job, network, alpha_bar, times = the_only_job(Survey(*run, None, pytest.fail).pieces(sampling=True))
+    job, network, alpha_bar, times = the_only_job(SampleWork(survey(run, "sample")).pieces())
     sample_shard(job, network, "cpu")
 
     def z(t):
@@ -101,7 +107,7 @@ def test_a_shard_is_sampled_by_what_the_network_predicts(run):
 
 
 def test_images_are_encoded_and_decoded_by_what_the_network_predicts(run):
-    job, network, alpha_bar, times = the_only_job(Reconstruct(*run).pieces(pytest.fail))
+    job, network, alpha_bar, times = the_only_job(ReconstructWork(survey(run, "reconstruct")).pieces())
     reconstruct.reconstruct_shard(job, network, "cpu")
     x0 = torch.tensor(data.load_images(config.Data())[:N]).float() / 127.5 - 1
     mse = np.concatenate([part for _, part in parquet.read_numbers(job.path, "mse")])
@@ -118,7 +124,7 @@ def test_images_are_encoded_and_decoded_by_what_the_network_predicts(run):
 
 
 def test_what_lies_between_is_decoded_by_what_the_network_predicts(run):
-    job, network, alpha_bar, times = the_only_job(Interpolate(*run).pieces(pytest.fail))
+    job, network, alpha_bar, times = the_only_job(InterpolateWork(survey(run, "interpolate")).pieces())
     job = replace(job, batch_size=50)
     interpolate.interpolate_cell(job, network, "cpu")
     x_T = interpolate.points(job, "cpu")[::11]

@@ -14,7 +14,8 @@ from taugrid.config import DIFFUSION_DEFAULTS, Config, Data, Unet, validate
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.work.ode import Reconstruct
+from taugrid.orchestrator.work.reconstruct import ReconstructWork
+from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers.data import load as data
 from taugrid.workers.network.ema import ema_start
 from taugrid.workers.network.load import load_network
@@ -45,7 +46,8 @@ def reconstruct(root, count, **sections):
         "report": {"reconstructed_images": count},
     }
     config = validate(Config, values | sections, "test")
-    return Reconstruct(config, plan(config), RunDir(root))
+    rundir = RunDir(root)
+    return ReconstructWork(Survey(config, plan(config), rundir, None, frozenset({"reconstruct"}), rundir.set_aside))
 
 
 def save_networks(work, seed=1):
@@ -63,7 +65,7 @@ def save_network(folder: Path, unet, shape, seed=1):
 
 def do(work):
     """Do what is missing, as workers would. Returns the pieces."""
-    pieces = list(work.pieces(work.rundir.set_aside))
+    pieces = list(work.pieces())
     for piece in pieces:
         network = load_network(piece.job.network, piece.job.diffusion, "cpu")
         assert reconstruct_shard(piece.job, network, "cpu").first
@@ -95,7 +97,7 @@ def test_raising_the_number_replaces_the_short_shard(tmp_path):
     work = reconstruct(tmp_path / "run", 20, **GAUSSIAN)
     [cell] = work.missing()
     assert work.missing() == {cell: "2 of 3 shards are not reconstructed"}, "12 images: 8, and 4 of the second 8"
-    assert work.write() == []
+    assert work.conclude().rows == []
     before = files(work)
     pieces = do(work)
     assert [(piece.job.start, piece.job.stop, piece.job.replace) for piece in pieces] == [
@@ -105,17 +107,17 @@ def test_raising_the_number_replaces_the_short_shard(tmp_path):
     afresh = done(tmp_path / "afresh", 20, **GAUSSIAN)
     assert files(work) == files(afresh)
     assert files(work)["part-000000.parquet"] == before["part-000000.parquet"]
-    assert work.write() == afresh.write()
-    assert work.write()[0]["num_images"] == 20
+    assert work.conclude().rows == afresh.conclude().rows
+    assert work.conclude().rows[0]["num_images"] == 20
 
 
 def test_a_cell_that_lacks_a_shard_has_no_row_and_the_table_says_so(tmp_path):
     grid = {"grid": {"steps": [2, 4]}, **GAUSSIAN}
     work = done(tmp_path, 8, **grid)
-    assert [row["steps"] for row in work.write()] == [2, 4]
+    assert [row["steps"] for row in work.conclude().rows] == [2, 4]
     [lost, *_] = tmp_path.glob("reconstructions/S0004-*/part-000000.parquet")
     lost.unlink()
-    assert [row["steps"] for row in work.write()] == [2]
+    assert [row["steps"] for row in work.conclude().rows] == [2]
     assert "is left out: 1 of 2 shards are not reconstructed" in (tmp_path / "tables/reconstruction.md").read_text()
 
 
@@ -124,8 +126,8 @@ def test_lowering_the_number_does_nothing_again(tmp_path):
     fewer = reconstruct(tmp_path / "run", 12, **GAUSSIAN)
     assert fewer.missing() == {}
     assert do(fewer) == []
-    [row], [all_of_them] = fewer.write(), many.write()
-    [afresh] = done(tmp_path / "afresh", 12, **GAUSSIAN).write()
+    [row], [all_of_them] = fewer.conclude().rows, many.conclude().rows
+    [afresh] = done(tmp_path / "afresh", 12, **GAUSSIAN).conclude().rows
     assert row == afresh
     assert row["num_images"] == 12
     assert row["mse"] != all_of_them["mse"]
@@ -135,17 +137,17 @@ def test_files_of_other_weights_are_not_taken(tmp_path):
     work = reconstruct(tmp_path, 8)
     save_networks(work, seed=1)
     do(work)
-    [old] = work.write()
+    [old] = work.conclude().rows
     save_networks(work, seed=2)
     assert list(work.missing().values()) == ["1 of 1 shards are not reconstructed"]
-    assert work.write() == []
+    assert work.conclude().rows == []
     [piece] = do(work)
     assert not piece.job.replace
-    [new] = work.write()
+    [new] = work.conclude().rows
     assert new["mse"] != old["mse"]
     save_networks(work, seed=1)
     assert do(work) == [], "the old weights' files are kept"
-    assert work.write() == [old]
+    assert work.conclude().rows == [old]
 
 
 def test_the_360_held_out_digits_are_reconstructed(tmp_path):
@@ -153,7 +155,7 @@ def test_the_360_held_out_digits_are_reconstructed(tmp_path):
                        sample={"steps": 1, "batch_size": 360, "shard_evaluations": 1, "seed": 0})  # fmt: skip
     save_networks(work)
     do(work)
-    [row] = work.write()
+    [row] = work.conclude().rows
     assert row["num_images"] == 360
     [path] = tmp_path.glob("reconstructions/*/part-*.parquet")
     test, everything = (data.load_images(Data(split=split)) for split in ("test", "all"))
@@ -168,7 +170,7 @@ def test_models_of_different_data_reconstruct_their_own(tmp_path):
         {"model.oracle": ["two-points"], "data.name": ["two-points"], "data.split": ["train"]},
     ]
     work = done(tmp_path, 6, model={}, data=GAUSSIAN["data"], grid=grid)
-    rows = work.write()
+    rows = work.conclude().rows
     own = [Data(name="gaussian", shape=(1, 4, 4)), Data(name="two-points", shape=(1, 4, 4), split="test")]
     for row, cell, section in zip(rows, work.plan.cells, own, strict=True):
         [path] = tmp_path.glob(f"reconstructions/*-{cell.id}-*/part-*.parquet")
@@ -181,7 +183,7 @@ def test_models_of_different_data_reconstruct_their_own(tmp_path):
 def test_a_long_list_of_times_makes_no_name_too_long(tmp_path):
     times = list(range(5, 1000, 10))
     work = done(tmp_path, 2, **GAUSSIAN, grid={"steps": [100], "spacing": ["linear", times]})
-    assert [row["spacing"] for row in work.write()] == ["linear", ",".join(map(str, times))]
+    assert [row["spacing"] for row in work.conclude().rows] == ["linear", ",".join(map(str, times))]
     figures = tmp_path / "figures"
     assert len(list(figures.glob("reconstructions-*.png"))) == 2
     assert {path.name for path in figures.glob("reconstruction-error.*")} == {
@@ -204,7 +206,7 @@ def test_a_loaded_model_of_another_shape_is_refused_in_one_line(tmp_path):
 
 def test_seeds_make_one_row(tmp_path):
     work = done(tmp_path, 4, **GAUSSIAN, grid={"seed": [1, 2], "steps": [2, 4]})
-    rows = work.write()
+    rows = work.conclude().rows
     assert [row["steps"] for row in rows] == [2, 4]
     assert all("seed" not in row for row in rows)
     assert "seed" not in (tmp_path / "tables/reconstruction.csv").read_text()
@@ -221,7 +223,7 @@ def test_the_table_says_what_its_images_are_to_each_network(tmp_path):
     work = reconstruct(tmp_path / "run", 2, model={}, grid=grid)
     save_networks(work)
     do(work)
-    assert len(work.write()) == 4
+    assert len(work.conclude().rows) == 4
     text = (tmp_path / "run/tables/reconstruction.md").read_text()
     for sentence in (
         "Images: gaussian, split all, draws from the distribution that the oracle knows.",
@@ -235,7 +237,7 @@ def test_the_table_says_what_its_images_are_to_each_network(tmp_path):
 
 def test_a_damaged_file_is_one_piece_again(tmp_path):
     work = done(tmp_path, 20, **GAUSSIAN)
-    before, rows = files(work), work.write()
+    before, rows = files(work), work.conclude().rows
     [path] = tmp_path.glob("reconstructions/*/part-000001.parquet")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -244,4 +246,4 @@ def test_a_damaged_file_is_one_piece_again(tmp_path):
     assert (piece.task.key.rsplit("/", 1)[1], piece.job.start, piece.job.replace) == ("1", 8, False)
     assert [path.read_bytes() for path in (tmp_path / "damaged").iterdir()] == [content]
     assert files(work) == before
-    assert work.write() == rows
+    assert work.conclude().rows == rows

@@ -1,0 +1,75 @@
+"""Extraction: the features of each shard, and of the reference once for all cells."""
+
+from collections.abc import Iterator
+
+from taugrid.eval.extract import ExtractJob
+from taugrid.eval.reference import MomentsFile
+from taugrid.orchestrator.dispatch.policy import Task
+from taugrid.orchestrator.plan.evaluation import Evaluation
+from taugrid.orchestrator.plan.grid import Shard
+from taugrid.orchestrator.work.kind import IMAGES, Piece, WorkKind, shard_key
+from taugrid.orchestrator.work.sample import SampleWork
+from taugrid.orchestrator.work.survey import CellState
+
+REFERENCE_KEY = "extract/reference"
+
+
+def not_extracted(state: CellState) -> list[Shard]:
+    """The shards whose features must be extracted before the cell can be scored."""
+    return [s for s in state.cell.shards if s.number not in state.extracted or s.number not in state.sampled]
+
+
+class ExtractWork(WorkKind):
+    """The features that scores are computed from."""
+
+    name = "extract"
+    priority = 40
+    stage = "evaluate"
+    unit = IMAGES
+    activity = "evaluating"
+    tasks = "to extract"
+
+    def pieces(self) -> Iterator[Piece]:
+        """A piece for each shard of a cell to score, and one for the reference if a score waits for it."""
+        evaluation, found = self.survey.evaluation, self.survey.found
+        assert evaluation is not None
+        to_score = [state for state in found.cells if state.to_score]
+        if found.lacks_reference and to_score:
+            yield self._reference_piece(evaluation)
+        for state in to_score:
+            yield from self._cell_pieces(state, evaluation)
+
+    def _cell_pieces(self, state: CellState, evaluation: Evaluation) -> Iterator[Piece]:
+        cell, folder = state.cell, evaluation.extractor_folder
+        for shard in not_extracted(state):
+            path = self.rundir.feature_part(folder, cell, shard)
+            job = ExtractJob(
+                path=str(path),
+                replace=path.exists(),
+                images=str(self.rundir.sample_part(cell, shard)),
+                images_sha256=None,
+                extractor=evaluation.extractor,
+                batch_size=self.config.evaluate.batch_size,
+                metadata={"cell": cell.id, "extractor": folder},
+            )
+            is_sampled = shard.number in state.sampled
+            requires = frozenset[str]() if is_sampled else frozenset({shard_key(SampleWork.name, shard)})
+            yield Piece(Task(shard_key(self.name, shard), self.name, shard.images, requires), job, cell)
+
+    def _reference_piece(self, evaluation: Evaluation) -> Piece:
+        folder, reference = evaluation.extractor_folder, evaluation.reference
+        assert not isinstance(reference.given, MomentsFile)
+        assert reference.num_images is not None
+        job = ExtractJob(
+            path=str(self.rundir.reference_part(folder, reference.folder)),
+            replace=False,
+            images=reference.given,
+            images_sha256=reference.sha256,
+            extractor=evaluation.extractor,
+            batch_size=self.config.evaluate.batch_size,
+            metadata={"reference": reference.sha256, "extractor": folder},
+        )
+        return Piece(Task(REFERENCE_KEY, self.name, reference.num_images), job, None)
+
+
+KIND = ExtractWork

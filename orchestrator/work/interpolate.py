@@ -1,0 +1,109 @@
+"""Interpolation, the paper's figure 6 and appendix D.5: a task for each cell, and figures."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from taugrid.hashing import identity
+from taugrid.orchestrator.dispatch.policy import Task
+from taugrid.orchestrator.plan.grid import Cell
+from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, Piece, WorkKind
+from taugrid.orchestrator.work.ode import first_pictures, ignore_damage, ode_cells, remove_figures
+from taugrid.workers.interpolate import InterpolateJob
+
+INTERPOLATION_STEPS = 11
+"""Points from one x_T to another, both included, as in the paper's figure 6."""
+
+
+class InterpolateWork(WorkKind):
+    """Figure 6 and appendix D.5: what is decoded between the x_T of samples."""
+
+    name = "interpolate"
+    priority = 30
+    stage = "interpolate"
+    unit = NETWORK_EVALUATIONS
+    activity = "interpolating"
+    tasks = "cells to interpolate"
+
+    def pieces(self) -> Iterator[Piece]:
+        """A piece for each cell whose file is missing."""
+        for cell in self._cells():
+            path, count = self._path(cell), cell.settings.num_samples
+            if self.rundir.is_whole(path, count, self.survey.on_damage):
+                continue
+            assert cell.settings.seed is not None
+            job = InterpolateJob(
+                path=str(path),
+                pairs=self.config.report.interpolated_pairs,
+                steps=INTERPOLATION_STEPS,
+                network=self.rundir.network(cell.model, cell.settings.weights),
+                image_shape=cell.model.image_shape,
+                seed=cell.settings.seed,
+                batch_size=cell.settings.batch_size,
+                diffusion=cell.model.diffusion,
+                tau=cell.tau,
+                metadata={"cell": cell.id, "tau": list(cell.tau), **self._source(cell)},
+            )
+            yield Piece(Task(f"{self.name}/{cell.id}", self.name, count * len(cell.tau)), job, cell)
+
+    def missing(self) -> dict[str, str]:
+        """Cells without their file."""
+        return {cell.name: "it is not interpolated" for cell in self._cells() if not self._is_whole(cell)}
+
+    def conclude(self) -> Conclusion:
+        """Write figures/interpolation*.png and tables/interpolation.csv: where each image stands, between which x_T."""
+        import pandas as pd
+
+        from taugrid.eval.figures import pictures
+        from taugrid.storage import replacing
+
+        pairs, steps = self.config.report.interpolated_pairs, INTERPOLATION_STEPS
+        rows: list[dict[str, Any]] = []
+        figures = self.rundir.figures
+        remove_figures(figures, "interpolation*.png")
+        for cell in self._cells():
+            if not self._is_whole(cell):
+                continue
+            rows += [{"cell": cell.id, "steps": cell.settings.steps, **row} for row in _positions(pairs, steps)]
+            shown = first_pictures([self._path(cell)], cell.settings.num_samples)
+            lines = shown[: pairs * steps].reshape(pairs, steps, *shown.shape[1:])
+            square = shown[pairs * steps :].reshape(steps, steps, *shown.shape[1:])
+            pictures.interpolations(lines, figures / f"interpolations-{cell.name}.png")
+            pictures.interpolation_grid(square, figures / f"interpolation-square-{cell.name}.png")
+        with replacing(self.rundir.tables / "interpolation.csv") as temporary:
+            temporary.write_text(pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"), encoding="utf-8")
+        return Conclusion("interpolation", rows)
+
+    def _cells(self) -> list[Cell]:
+        steps = INTERPOLATION_STEPS
+        return ode_cells(self.plan, num_samples=self.config.report.interpolated_pairs * steps + steps**2)
+
+    def _is_whole(self, cell: Cell) -> bool:
+        return self.rundir.is_whole(self._path(cell), cell.settings.num_samples, ignore_damage)
+
+    def _path(self, cell: Cell) -> Path:
+        source = identity(self._source(cell))[:8]
+        return self.rundir.interpolations / f"{cell.name}-{source}" / "part-000000.parquet"
+
+    def _source(self, cell: Cell) -> dict[str, Any]:
+        return {
+            "pairs": self.config.report.interpolated_pairs,
+            "steps": INTERPOLATION_STEPS,
+            "weights_sha256": self.rundir.weights_sha256(cell.model, cell.settings.weights),
+        }
+
+
+def _positions(pairs: int, steps: int) -> Iterator[dict[str, Any]]:
+    """Of each image: its index in the file, its figure, the samples it lies between, and how far along (0 to 1)."""
+    fractions = [round(i / (steps - 1), 6) for i in range(steps)]
+    for pair in range(pairs):
+        for i, fraction in enumerate(fractions):
+            between = f"{2 * pair} {2 * pair + 1}"
+            yield {"index": pair * steps + i, "figure": "rows", "samples": between, "across": fraction, "down": None}
+    for i, down in enumerate(fractions):
+        for j, across in enumerate(fractions):
+            index = pairs * steps + i * steps + j
+            yield {"index": index, "figure": "square", "samples": "0 1 2 3", "across": across, "down": down}
+
+
+KIND = InterpolateWork

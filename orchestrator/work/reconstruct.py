@@ -1,0 +1,203 @@
+"""Reconstruction, the paper's table 2: a task for each shard of held-out images, and a table of errors."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from taugrid import parquet
+from taugrid.config import Data
+from taugrid.hashing import identity
+from taugrid.images import to_pictures
+from taugrid.orchestrator.dispatch.policy import Task
+from taugrid.orchestrator.plan.evaluation import check_shapes
+from taugrid.orchestrator.plan.grid import Cell, Shard, name_of, with_settings
+from taugrid.orchestrator.rundir.directory import Damage, RunDir, read_events
+from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, Piece, WorkKind, shard_key
+from taugrid.orchestrator.work.ode import first_pictures, ignore_damage, ode_cells, remove_figures
+from taugrid.workers.data import load as data
+from taugrid.workers.reconstruct import ReconstructJob
+
+if TYPE_CHECKING:
+    from taugrid.eval.tables import published
+
+PICTURES = 12
+"""Images across figures/reconstructions.png."""
+
+OnDamage = Callable[[Damage], None]
+
+
+class Place(NamedTuple):
+    """Where the images of a shard of a cell lie."""
+
+    cell: Cell
+    shard: Shard
+    path: Path
+
+
+class ReconstructWork(WorkKind):
+    """Table 2: images that were held out, encoded and decoded."""
+
+    name = "reconstruct"
+    priority = 20
+    stage = "reconstruct"
+    unit = NETWORK_EVALUATIONS
+    activity = "reconstructing"
+    tasks = "shards to reconstruct"
+
+    def check(self) -> None:
+        """Raise `UserError` if a model makes images of another shape than its data set's, or that is not here."""
+        check_shapes(self.plan)
+        for model in self.plan.models:
+            data.load_images(model.data.held_out)
+
+    def pieces(self) -> Iterator[Piece]:
+        """A piece for each shard whose file is missing."""
+        for place in self._places(self._cells()):
+            if self._is_whole(place, self.survey.on_damage):
+                continue
+            cell, shard, path = place
+            task = Task(shard_key(self.name, shard), self.name, 2 * shard.evaluations)
+            job = ReconstructJob(
+                path=str(path),
+                replace=path.exists(),
+                start=shard.start,
+                stop=shard.stop,
+                network=self.rundir.network(cell.model, cell.settings.weights),
+                data=cell.model.data.held_out,
+                data_sha256=data.content_fingerprint(cell.model.data.held_out),
+                batch_size=cell.settings.batch_size,
+                diffusion=cell.model.diffusion,
+                tau=cell.tau,
+                metadata={"cell": cell.id, "tau": list(cell.tau), **self._source(cell)},
+            )
+            yield Piece(task, job, cell)
+
+    def missing(self) -> dict[str, str]:
+        """Cells of which not all images are reconstructed."""
+        lacking = {}
+        for cell in self._cells():
+            count = sum(not self._is_whole(place, ignore_damage) for place in self._places([cell]))
+            if count:
+                lacking[cell.name] = f"{count} of {len(cell.shards)} shards are not reconstructed"
+        return lacking
+
+    def conclude(self) -> Conclusion:
+        """Write tables/reconstruction.* and figures/reconstruction*."""
+        from taugrid.eval.figures import charts as figures
+        from taugrid.eval.tables import published, reconstruction
+
+        lacking = self.missing()
+        cells = [cell for cell in self._cells() if cell.name not in lacking]
+        rows = [self._row(cell, [place.path for place in self._places([cell])]) for cell in cells]
+        beside = published.beside_reconstructions(rows, [_encoded(cell) for cell in cells])
+        published.write(beside, self.rundir.tables, "reconstruction-published")
+        if not rows:
+            return Conclusion("reconstruction", rows)
+        notes = [f"{name} is left out: {reason}" for name, reason in lacking.items()]
+        notes += published.pointer(beside, "reconstruction-published")
+        reconstruction.write(rows, self.rundir.tables, self._about(cells), notes)
+        figures.reconstruction_error(reconstruction.frame(rows), self.rundir.figures / "reconstruction-error")
+        self._draw(cells)
+        return Conclusion("reconstruction", rows)
+
+    def _draw(self, cells: list[Cell]) -> None:
+        """A figure of pictures for each group of cells that differ in S alone."""
+        from taugrid.eval.figures import pictures
+
+        groups: dict[str, list[Cell]] = {}
+        for cell in cells:
+            groups.setdefault(_group(cell), []).append(cell)
+        remove_figures(self.rundir.figures, "reconstructions*.png")
+        for group, members in groups.items():
+            name = "reconstructions" if len(groups) == 1 else f"reconstructions-{group}"
+            originals = to_pictures(data.load_images(members[0].model.data.held_out)[:PICTURES])
+            count = min(PICTURES, members[0].settings.num_samples)
+            rebuilt = {
+                cell.settings.steps: first_pictures([place.path for place in self._places([cell])], count)
+                for cell in members
+            }
+            pictures.reconstructions(originals[:count], rebuilt, self.rundir.figures / f"{name}.png")
+
+    def _cells(self) -> list[Cell]:
+        cells = ode_cells(self.plan, seed=0)  # nothing is drawn
+        return [with_settings(cell, {"num_samples": self._count(cell.model.data.held_out)}) for cell in cells]
+
+    def _count(self, held_out: Data) -> int:
+        return min(len(data.load_images(held_out)), self.config.report.reconstructed_images)
+
+    def _places(self, cells: list[Cell]) -> Iterator[Place]:
+        for cell in cells:
+            # The name tells images and weights apart, so that a file of others is never taken for this.
+            folder = self.rundir.reconstructions / f"{cell.name}-{identity(self._source(cell))[:8]}"
+            for shard in cell.shards:
+                yield Place(cell, shard, folder / shard.name)
+
+    def _source(self, cell: Cell) -> dict[str, str]:
+        content = data.content_fingerprint(cell.model.data.held_out)
+        return {"data": content, "weights_sha256": self.rundir.weights_sha256(cell.model, cell.settings.weights)}
+
+    def _is_whole(self, place: Place, on_damage: OnDamage) -> bool:
+        return self.rundir.is_whole(place.path, place.shard.stop, on_damage, place.shard.start)
+
+    def _row(self, cell: Cell, paths: list[Path]) -> dict[str, Any]:
+        n = cell.settings.num_samples
+        mse, mse_8bit = (
+            np.concatenate([part for path in paths for _, part in parquet.read_numbers(path, column)])[:n]
+            for column in ("mse", "mse_8bit")
+        )
+        assert len(mse) == n, "only complete cells have a row"
+        return {
+            "model": cell.model.id,
+            "weights": cell.settings.weights,
+            "spacing": cell.settings.spacing_name,
+            "steps": cell.settings.steps,
+            "num_images": n,
+            "network_evaluations": 2 * len(cell.tau),
+            "mse": float(mse.mean()),
+            "mse_se": float(mse.std(ddof=1) / np.sqrt(n)) if n > 1 else None,
+            "mse_8bit": float(mse_8bit.mean()),
+            "seconds": _seconds(self.rundir, f"{self.name}/{cell.id}/"),
+            **cell.axes,
+        }
+
+    def _about(self, cells: list[Cell]) -> str:
+        """A sentence for each data set: what its images are to the network."""
+        sentences = []
+        for model in {cell.model.id: cell.model for cell in cells}.values():
+            section = model.data
+            if model.oracle is not None:
+                seen = "draws from the distribution that the oracle knows"
+            elif model.train is None:
+                seen = "of which the loaded model may have been trained on some"
+            elif section.held_out != section:
+                seen = "held out from training"
+            else:
+                seen = "which the network was trained on (data.split: train holds some out)"
+            sentences.append(f"Images: {section.held_out.full_name}, split {section.held_out.split}, {seen}.")
+        return " ".join(dict.fromkeys(sentences))
+
+
+def _encoded(cell: Cell) -> "published.Encoded":
+    """What a cell's reconstructions are of, for a published number to stand beside them."""
+    from taugrid.eval.tables import published
+    from taugrid.orchestrator.report.quality import network
+
+    held_out = cell.model.data.held_out
+    return published.Encoded(held_out.full_name, held_out.split, cell.tau, network(cell.model))
+
+
+def _group(cell: Cell) -> str:
+    """What cells share whose pictures make one figure, as part of a file's name."""
+    return name_of([cell.settings.spacing_name, cell.settings.weights, *cell.axes.values(), cell.model.id])
+
+
+def _seconds(rundir: RunDir, prefix: str) -> float | None:
+    """Device time of the tasks whose key begins with `prefix`, each counted once, as it was last committed."""
+    done = (e for e in read_events(rundir.events) if e.get("task", "").startswith(prefix) and e.get("committed"))
+    last = {event["task"]: event["seconds"] for event in done}
+    return round(sum(last.values()), 3) if last else None
+
+
+KIND = ReconstructWork

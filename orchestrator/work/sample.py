@@ -1,0 +1,77 @@
+"""Sampling: a task for each shard of a cell."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from taugrid.jobs import Result
+from taugrid.orchestrator.dispatch.policy import Task
+from taugrid.orchestrator.plan.grid import Plan
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, Piece, WorkKind, shard_key
+from taugrid.workers.sample import SampleJob
+
+
+class SampleWork(WorkKind):
+    """The images of every cell."""
+
+    name = "sample"
+    priority = 10
+    stage = "sample"
+    unit = NETWORK_EVALUATIONS
+    activity = "sampling"
+    tasks = "shards to sample"
+    counts_images = True
+
+    def pieces(self) -> Iterator[Piece]:
+        """A piece for each shard whose images are not all there."""
+        for cell, sampled, _, _ in self.survey.found.cells:
+            metadata = self.rundir.sample_metadata(cell)
+            for shard in cell.shards:
+                if shard.number in sampled:
+                    continue
+                path = self.rundir.sample_part(cell, shard)
+                job = SampleJob(
+                    path=str(path),
+                    replace=path.exists(),
+                    start=shard.start,
+                    stop=shard.stop,
+                    network=self.rundir.network(cell.model, cell.settings.weights),
+                    image_shape=cell.model.image_shape,
+                    settings=cell.settings,
+                    diffusion=cell.model.diffusion,
+                    tau=cell.tau,
+                    metadata=metadata,
+                )
+                yield Piece(Task(shard_key(self.name, shard), self.name, shard.evaluations), job, cell)
+
+    def missing(self) -> dict[str, str]:
+        """Cells of which not all images are there, unless `ScoreWork` lists them with what it lacks."""
+        return {} if self.survey.evaluation is not None else unsampled(self.plan, self.rundir)
+
+    @classmethod
+    def event(cls, piece: Piece, result: Result, first: bool) -> Event:
+        """A line `shard`, from which `status` and tables know a cell's speed and time."""
+        job = piece.job
+        assert isinstance(job, SampleJob)
+        fields = {
+            "cell": job.metadata["cell"],
+            "path": Path(job.path).name,
+            "images": result.images,
+            "evaluations": int(piece.task.cost),
+            "seconds": round(result.seconds, 4),
+            "committed": first or result.first,
+        }
+        return Event("shard", fields)
+
+
+def unsampled(plan: Plan, rundir: RunDir) -> dict[str, str]:
+    """Cell name -> what it lacks, for every cell of which not all images are there."""
+    lacking = {}
+    for cell in plan.cells:
+        done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None)
+        if len(done) < len(cell.shards):
+            lacking[cell.name] = f"{len(cell.shards) - len(done)} of {len(cell.shards)} shards are not sampled"
+    return lacking
+
+
+KIND = SampleWork

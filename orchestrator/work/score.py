@@ -1,0 +1,98 @@
+"""Scoring: a task for each cell, and the quality table."""
+
+from collections.abc import Iterator
+
+from taugrid.eval.reference import MomentsFile
+from taugrid.eval.score_cell import ReferenceFiles, ScoreJob
+from taugrid.orchestrator.dispatch.policy import Task
+from taugrid.orchestrator.plan.evaluation import Evaluation
+from taugrid.orchestrator.report import quality
+from taugrid.orchestrator.work.extract import REFERENCE_KEY, ExtractWork, not_extracted
+from taugrid.orchestrator.work.kind import IMAGES, Conclusion, Piece, WorkKind, shard_key
+from taugrid.orchestrator.work.sample import unsampled
+from taugrid.orchestrator.work.survey import CellState
+from taugrid.storage import read_sealed
+
+
+class ScoreWork(WorkKind):
+    """The metrics of every cell, and the table of them."""
+
+    name = "score"
+    priority = 50
+    stage = "evaluate"
+    told_by = frozenset({"report"})
+    unit = IMAGES
+    activity = "scoring"
+    tasks = "cells to score"
+    finished = "cells scored"
+
+    @property
+    def _evaluation(self) -> Evaluation:
+        assert self.survey.evaluation is not None
+        return self.survey.evaluation
+
+    def pieces(self) -> Iterator[Piece]:
+        """A piece for each cell whose score is not there, or out of date."""
+        found = self.survey.found
+        for state in found.cells:
+            if state.to_score:
+                requires = {shard_key(ExtractWork.name, shard) for shard in not_extracted(state)}
+                if found.lacks_reference:
+                    requires.add(REFERENCE_KEY)
+                task = Task(
+                    f"{self.name}/{state.cell.id}", self.name, state.cell.settings.num_samples, frozenset(requires)
+                )
+                yield Piece(task, self._job(state), state.cell)
+
+    def _job(self, state: CellState) -> ScoreJob:
+        cell, evaluation = state.cell, self._evaluation
+        n, folder = cell.settings.num_samples, evaluation.extractor_folder
+        settings, reasons, remarks = evaluation.feasible(n)
+        return ScoreJob(
+            path=str(self.rundir.score(cell, evaluation.id(cell))),
+            influence_path=str(self.rundir.influence(cell, evaluation.id(cell))),
+            feature_paths=tuple(str(self.rundir.feature_part(folder, cell, shard)) for shard in cell.shards),
+            num_samples=n,
+            reference=self._reference_files(),
+            settings=settings,
+            header={
+                "cell": cell.id,
+                "evaluation": evaluation.id(cell),
+                "protocol": evaluation.protocol(cell).as_dict(),
+            },
+            notes=(*(f"no {metric}: {reason}" for metric, reason in reasons.items()), *remarks),
+            keep_features=self.config.evaluate.keep_features,
+        )
+
+    def _reference_files(self) -> ReferenceFiles:
+        evaluation, reference = self._evaluation, self._evaluation.reference
+        path = self.rundir.reference_part(evaluation.extractor_folder, reference.folder)
+        moments = reference.given if isinstance(reference.given, MomentsFile) else None
+        return ReferenceFiles(moments or str(path), reference.num_images, str(path.parent), evaluation.reference_key)
+
+    def clean_up(self) -> None:
+        """Remove the features of scored cells, unless they are to be kept."""
+        if not self.config.evaluate.keep_features:
+            for cell in self.plan.cells:
+                if self.rundir.score(cell, self._evaluation.id(cell)).exists():
+                    self.rundir.remove_features(self._evaluation.extractor_folder, cell)
+
+    def missing(self) -> dict[str, str]:
+        """Cells without a score: those that lack images, and those that were not scored."""
+        sampled_in_part, lacking = unsampled(self.plan, self.rundir), {}
+        for cell in self.plan.cells:
+            if cell.name in sampled_in_part:
+                lacking[cell.name] = sampled_in_part[cell.name]
+            elif read_sealed(self.rundir.score(cell, self._evaluation.id(cell))) is None:
+                lacking[cell.name] = "sampled, but not scored"
+        return lacking
+
+    def conclude(self) -> Conclusion:
+        """The rows of tables/quality.csv; the stage `report` writes them, with the figures."""
+        collected = quality.collect(self.plan, self.rundir, self._evaluation)
+        if "report" in self.survey.stages:
+            quality.write(self.config, self.plan, self.rundir, collected)
+        return Conclusion("quality", collected.rows, collected.evidence)
+
+
+KIND = ScoreWork
