@@ -26,7 +26,7 @@ class Dataset:
 
     name: str
     description: str
-    """One line for the config's schema."""
+    """One line for the config's schema: what it is, and what its splits are if that is not obvious."""
     reader: str
     """Import string, module:function: takes a `taugrid.config.Data` and returns all images of its split, as (N, H, W)
     or (N, C, H, W) uint8, or as a `workers.data.decoding.EncodedDataset` that is decoded once and cached."""
@@ -62,7 +62,7 @@ class Dataset:
 _EVERY_DATASET = (
     Dataset(
         name="digits",
-        description="scikit-learn's 1797 handwritten digits, grey 8x8",
+        description="scikit-learn's 1797 handwritten digits, grey; `train` is the first 1437, `test` the last 360",
         reader="taugrid.workers.data.digits:read",
         shape=(1, 8, 8),
         keys=frozenset(),
@@ -71,7 +71,7 @@ _EVERY_DATASET = (
     ),
     Dataset(
         name="gaussian",
-        description="10,000 draws from a normal distribution, whose optimal eps is known",
+        description="10,000 draws from a normal distribution, whose optimal eps is known; `test` has other draws",
         reader="taugrid.workers.data.distributions:read",
         shape=(1, 8, 8),
         keys=frozenset({"shape"}),
@@ -80,7 +80,7 @@ _EVERY_DATASET = (
     ),
     Dataset(
         name="two-points",
-        description="10,000 draws of one of two images, whose optimal eps is known",
+        description="10,000 draws of one of two images, whose optimal eps is known; `test` has other draws",
         reader="taugrid.workers.data.distributions:read",
         shape=(1, 8, 8),
         keys=frozenset({"shape"}),
@@ -89,7 +89,7 @@ _EVERY_DATASET = (
     ),
     Dataset(
         name="fashion-mnist",
-        description="70,000 articles of clothing, grey 28x28",
+        description="70,000 articles of clothing, grey",
         reader="taugrid.workers.data.fashion_mnist:read",
         shape=(1, 28, 28),
         num_images={"train": 60_000, "test": 10_000},
@@ -97,7 +97,7 @@ _EVERY_DATASET = (
     ),
     Dataset(
         name="cifar10",
-        description="60,000 photographs of ten classes, RGB 32x32",
+        description="60,000 photographs of ten classes, RGB",
         reader="taugrid.workers.data.cifar10:read",
         shape=(3, 32, 32),
         num_images={"train": 50_000, "test": 10_000},
@@ -125,7 +125,7 @@ _EVERY_DATASET = (
     ),
     Dataset(
         name="folder",
-        description="all PNG and JPEG files below `root`",
+        description="all PNG and JPEG files below `root`; a split is the subfolder of that name",
         reader="taugrid.workers.data.folder:read",
         splits=ALL_SPLITS,
         keys=frozenset({"shape", "root"}),
@@ -134,7 +134,8 @@ _EVERY_DATASET = (
     ),
     Dataset(
         name="parquet",
-        description="the image column of Parquet files, such as Hugging Face's image data sets",
+        description="the image column of Parquet files, such as Hugging Face's data sets; a split is the files named "
+        "SPLIT.parquet or SPLIT-*.parquet, and those in a folder named SPLIT",
         reader="taugrid.workers.data.parquet:read",
         splits=ALL_SPLITS,
         keys=frozenset({"shape", "root", "download"}),

@@ -18,7 +18,15 @@ def _known(name: Any) -> Any:
 
 def _name_schema(schema: dict[str, Any]) -> None:
     schema["enum"] = list(DATASETS)
-    schema["description"] = "\n".join(f"`{name}`: {dataset.description}." for name, dataset in DATASETS.items())
+    schema["description"] = "\n".join(map(_describe, DATASETS.values()))
+
+
+def _describe(dataset: Dataset) -> str:
+    required = [key for key in KEYS if key in dataset.required]
+    other = " or another" if "shape" in dataset.keys else ""
+    shape = f" Shape: {list(dataset.shape)}{other}." if dataset.shape else ""
+    needs = f" Needs {', '.join(required)}." if required else ""
+    return f"`{dataset.name}`: {dataset.description}.{shape}{needs} Splits: {', '.join(dataset.splits)}."
 
 
 class Data(Section):
@@ -27,19 +35,17 @@ class Data(Section):
     name: Annotated[str, BeforeValidator(_known), Field(json_schema_extra=_name_schema)] = "digits"
     """One of `taugrid.datasets.DATASETS`."""
     shape: tuple[Positive, Positive, Positive] | None = None
-    """[channels, height, width]. `folder` and `parquet` require it; null: [1, 8, 8] for `gaussian` and `two-points`,
-    [3, 64, 64] for `celeba`, [3, 256, 256] for `lsun`. Larger images are resized and cropped to it."""
+    """[channels, height, width]; null: the data set's default. Larger images are resized and cropped to it."""
     split: Literal["all", "train", "validation", "test"] = "all"
-    """Which part: of digits, `train` is the first 1437 and `test` the last 360; of a distribution, `test` is other
-    draws; of a folder, the subfolder of that name; of Parquet, the files whose names begin with it."""
+    """Which part of the data set."""
     category: str | None = None
-    """`lsun` requires it: bedroom, church_outdoor, ..."""
+    """A part of the data set by what it shows: bedroom, church_outdoor, ... of `lsun`, which requires it."""
     limit: Positive | None = None
     """Only the first so many images; null: all."""
     root: str | None = None
-    """Where the files are; null: where they usually are. Not part of any identity: the images are."""
+    """Where the files are; null: the usual place. It enters no id."""
     download: bool = False
-    """Download what is missing, where its publishers allow that."""
+    """Download what is missing, if its publishers allow that."""
 
     @property
     def dataset(self) -> Dataset:
@@ -55,7 +61,7 @@ class Data(Section):
 
     @property
     def full_name(self) -> str:
-        """`name`, of LSUN with its category: lsun/bedroom."""
+        """The data set's name, with its category if there is one: lsun/bedroom."""
         return f"{self.name}/{self.category}" if self.category else self.name
 
     @property

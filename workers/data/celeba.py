@@ -11,8 +11,10 @@ from taugrid.workers.data.readers.directory import decode_file
 from taugrid.workers.data.readers.picture import Picture, SourceError
 
 SIZE = (218, 178)
+"""(height, width) of an aligned image."""
+
 ROWS, COLUMNS = slice(57, 185), slice(25, 153)
-"""The 128x128 pixels of an aligned CelebA image, height x width as above, that the DDIM authors' code takes."""
+"""The 128x128 pixels of an aligned image that the DDIM authors' code uses."""
 
 PARTITIONS = {"train": ("0",), "validation": ("1",), "test": ("2",), "all": ("0", "1", "2")}
 """How list_eval_partition.txt writes a split."""
@@ -21,10 +23,10 @@ PARTITIONS = {"train": ("0",), "validation": ("1",), "test": ("2",), "all": ("0"
 def read(data: Data) -> EncodedDataset:
     """The aligned images of CelebA, cut to 128x128, in the order of list_eval_partition.txt.
 
-    They lie as torchvision lays them out, in `root`/celeba, or in `root` itself.
+    They are looked for in `root`/celeba, where torchvision puts them, and in `root` itself.
 
     Raises:
-        UserError: if they are not there, or not as many as were published, saying how to get them.
+        UserError: if they are not there, saying how to get them.
     """
     root = root_of(data)
     candidates = [root / "celeba", root]

@@ -11,7 +11,7 @@ from taugrid.workers.data.places import download, root_of
 
 
 def read(data: Data) -> NDArray[np.uint8]:
-    """The images of CIFAR-10, (N, 3, 32, 32) uint8, through torchvision, which knows its files' MD5.
+    """The images of CIFAR-10, (N, 3, 32, 32) uint8, read by torchvision, which checks the MD5 of each file.
 
     Raises:
         UserError: if a file is missing or not as published, saying how to get it.

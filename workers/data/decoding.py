@@ -1,6 +1,6 @@
-"""Images that lie encoded on disk: fitted to one shape, and decoded once to a file that is mapped to memory.
+"""Encoded images, fitted to one shape and decoded once, to a file that is mapped to memory.
 
-The file lies in the user's cache, under a name made of the files that it was decoded from. Imports no torch.
+The file lies in the user's cache. Its name is a hash of the files that it was decoded from. Imports no torch.
 """
 
 import fcntl
@@ -32,16 +32,16 @@ class EncodedDataset(NamedTuple):
 
     root: Path
     files: Sequence[Path]
-    """All that the images are read from, below `root`; a change to one of them is known by its size or its time."""
+    """The files that the images are read from, below `root`. A change to one is noticed by its size or its time."""
     num_images: int
     items: Callable[[], Iterable[Any]]
-    """What `decode` makes an image of, one for each image, in order."""
+    """Returns the arguments of `decode`, one for each image, in order."""
     decode: Callable[[Any], Picture]
-    """Called in threads."""
+    """Decodes one image; called in threads."""
 
 
 class Decoded(NamedTuple):
-    """Images as they are used, and what they are known by."""
+    """Images as they are used, and what identifies them."""
 
     images: NDArray[np.uint8]
     """(N, C, H, W), read-only."""
@@ -52,10 +52,10 @@ class Decoded(NamedTuple):
 def decoded(data: Data, encoded: EncodedDataset, cache: Path) -> Decoded:
     """The images of `encoded` in the shape that `data` asks for, at most `data.limit` of them, mapped to memory.
 
-    They are decoded to a file in `cache`, by one process while others wait for it, unless that was done before.
+    If they are not in `cache` yet, one process decodes them to a file there and the others wait for it.
 
     Raises:
-        UserError: if a file is missing or damaged, an image does not fit, or there is no room for the decoded ones.
+        UserError: if a file is missing or damaged, an image does not fit, or the disk is too full.
     """
     count = min(encoded.num_images, data.limit or encoded.num_images)
     try:
@@ -79,17 +79,18 @@ def decoded(data: Data, encoded: EncodedDataset, cache: Path) -> Decoded:
 
 
 def fitted(encoded: EncodedDataset, shape: Shape, count: int) -> Iterator[Picture]:
-    """The first `count` images, decoded and fitted by threads that are a bounded number of images ahead."""
+    """The first `count` images, decoded and fitted by threads, a bounded number of images ahead."""
     items = islice(iter(encoded.items()), count)
     chunks = iter(lambda: list(islice(items, IMAGES_AT_ONCE)), [])
     return ahead(lambda chunk: [fit(encoded.decode(item), shape) for item in chunk], chunks)
 
 
 def fit(picture: Picture, shape: Shape) -> Picture:
-    """`picture` as an image of `shape` (channels, height, width); one that has it is not touched.
+    """`picture` as an image of `shape`, (channels, height, width), unchanged if it has that shape.
 
-    As in the DDIM authors' code for LSUN, torchvision's `Resize` and `CenterCrop` of a Pillow image: resized, bilinear
-    with antialiasing, until it only just covers height x width, of which the centre is cut out. Grey becomes RGB.
+    As in the DDIM authors' code for LSUN, this is torchvision's `Resize` and `CenterCrop` of a Pillow image: it is
+    resized, bilinearly and with antialiasing, until it just covers height x width, and the centre is cut out. Grey
+    becomes RGB if `shape` has 3 channels.
 
     Raises:
         taugrid.workers.data.readers.picture.SourceError: if it is smaller, or RGB where grey is asked for.
@@ -123,7 +124,7 @@ def _resized(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock, for which other processes wait; where the file system has none, all do the same work."""
+    """Hold a lock that other processes wait for. On a file system without locks nobody waits, and all do the work."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         with suppress(OSError):
@@ -132,7 +133,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _key(data: Data, encoded: EncodedDataset) -> str:
-    """32 hex digits. The folder is part of it, for files of two folders can have the same names, sizes and times."""
+    """32 hex digits. They depend on the folder too: files in two folders can have the same names, sizes and times."""
     stats = [(path.relative_to(encoded.root).as_posix(), path.stat()) for path in encoded.files]
     determines = {
         "format": CACHE_FORMAT,
@@ -144,7 +145,7 @@ def _key(data: Data, encoded: EncodedDataset) -> str:
 
 
 def _open(path: Path) -> Decoded | None:
-    """What `_write` wrote, or None where it is missing or cut short."""
+    """What `_write` wrote, or None if it is missing or cut short."""
     record = read_sealed(path.with_suffix(".json"))
     if record is None:
         return None
@@ -156,7 +157,7 @@ def _open(path: Path) -> Decoded | None:
 
 
 def _write(path: Path, pictures: Iterable[Picture], shape: tuple[int, int, int, int]) -> None:
-    """An .npy of images, and beside it their fingerprint. Written, not mapped: a full disk is then an error."""
+    """Write an .npy of images and, beside it, their fingerprint. It is not mapped, so that a full disk is an error."""
     digest, count = digest_of_shape(shape), 0
     with replacing(path) as temporary, temporary.open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}

@@ -18,7 +18,7 @@ def read(data: Data) -> NDArray[np.uint8]:
 
 
 def distribution(data: Data) -> gaussian.Gaussian | gaussian.TwoPoints:
-    """What the images of `data` are drawn from; ValueError where that is not known."""
+    """The distribution that the images of `data` are drawn from; ValueError if it is not known."""
     if data.name == "gaussian":
         return gaussian.gaussian(data.image_shape)
     if data.name == "two-points":

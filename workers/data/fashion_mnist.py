@@ -23,7 +23,7 @@ SHA256 = {
     "train": "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
     "test": "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
 }
-"""SHA-256 of its pixels. MNIST's files have the same names, so that one can be taken for the other."""
+"""SHA-256 of the pixels. MNIST's files have the same names, so the two data sets are easily confused."""
 
 IDX_UINT8_3D = 0x00000803
 """The first four bytes of an IDX file of bytes in three dimensions."""
@@ -32,8 +32,8 @@ IDX_UINT8_3D = 0x00000803
 def read(data: Data) -> NDArray[np.uint8]:
     """The images of Fashion-MNIST, (N, 28, 28) uint8, from IDX files, packed by gzip or not.
 
-    They are looked for in `root` and in its FashionMNIST/raw, as torchvision lays them out; without a root also where
-    Debian's package puts them.
+    They are looked for in `root` and in its FashionMNIST/raw, where torchvision puts them. Without a root they are also
+    looked for where Debian's package puts them.
 
     Raises:
         UserError: if a file is missing or damaged, saying how to get it.
@@ -66,10 +66,10 @@ def _find(data: Data, split: str) -> Path:
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The images of an IDX file, (N, height, width) uint8; a name that ends in .gz is unpacked.
+    """The images of an IDX file, (N, height, width) uint8. A file whose name ends in .gz is unpacked.
 
     Raises:
-        UserError: if it is no IDX file of images, or not all of it.
+        UserError: if it is no IDX file of images, or is cut short.
     """
     try:
         content = path.read_bytes()

@@ -10,7 +10,7 @@ from taugrid.workers.data.readers.directory import EXTENSIONS, below, decode_fil
 def read(data: Data) -> EncodedDataset:
     """The PNG and JPEG files below `root`, or below its subfolder for a split, sorted by path.
 
-    Linked subfolders are not entered; names that begin with a dot are passed over.
+    Linked subfolders are not entered, and names that begin with a dot are skipped.
 
     Raises:
         UserError: if there are none.

@@ -1,6 +1,6 @@
 """The images of a data set, all at once: found by its name, read by its reader (`taugrid.datasets`), checked, kept.
 
-The driver takes fingerprints and references from here, so that torch is imported by readers that need it alone.
+The driver takes fingerprints and references from here, so only the readers that need torch import it.
 """
 
 import platform
@@ -17,15 +17,15 @@ from taugrid.workers.data.decoding import Decoded, EncodedDataset, decoded
 from taugrid.workers.data.places import decoded_folder, default_root
 
 FINGERPRINT_ROWS = 1024
-"""Images that a fingerprint is brought into memory for at a time."""
+"""Images that are brought into memory at a time to compute a fingerprint."""
 
 
 def load_images(data: Data) -> NDArray[np.uint8]:
     """All images of the data set and split that `data` names, in their published order.
 
     Returns:
-        (N, C, H, W) uint8, contiguous, of `data.image_shape`; kept for the next call, so it can't be written to. Where
-        images had to be decoded, a map of a file.
+        (N, C, H, W) uint8, contiguous, of `data.image_shape`. It is kept for the next call, so it is read-only. Images
+        that had to be decoded are a map of a file.
 
     Raises:
         UserError: if they are missing or damaged, saying how to get them.
@@ -34,14 +34,14 @@ def load_images(data: Data) -> NDArray[np.uint8]:
 
 
 def load_known_images(data: Data, sha256: str) -> NDArray[np.uint8]:
-    """`load_images` on a worker, of whose node it is not known whether its images are the driver's.
+    """`load_images` on a worker, checked against the driver's images: those on the worker's node can be others.
 
     Args:
-        data: as of `load_images`.
-        sha256: their `content_fingerprint` on the driver.
+        data: as for `load_images`.
+        sha256: the `content_fingerprint` on the driver.
 
     Raises:
-        UserError: as `load_images`, and if they are other images.
+        UserError: as `load_images`, and if the images differ.
     """
     found = _load(data)
     if found.fingerprint != sha256:
@@ -53,7 +53,7 @@ def load_known_images(data: Data, sha256: str) -> NDArray[np.uint8]:
 
 
 def content_fingerprint(data: Data) -> str:
-    """`fingerprint` of `load_images`; that of images which were decoded once is not computed anew.
+    """The `fingerprint` of `load_images`, which is read from the cache for images that were decoded before.
 
     Raises:
         UserError: as `load_images`.
@@ -80,7 +80,7 @@ def _place(data: Data) -> str:
 
 
 def _require_published_size(data: Data, count: int, place: str) -> None:
-    """UserError unless there are as many images, before `data.limit`, as in the data set whose name models go by."""
+    """Raise `UserError` unless there are as many images, before `data.limit`, as published: models go by the name."""
     published = data.dataset.published_size(data.split, data.category)
     if published is not None and count != published:
         raise UserError(

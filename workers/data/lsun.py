@@ -19,10 +19,11 @@ from taugrid.workers.data.readers.picture import EncodedImage, Picture, one_line
 def read(data: Data) -> EncodedDataset:
     """The images of a category of LSUN, in the order of its LMDB's keys, as torchvision gives them.
 
-    torchvision itself keeps a pickle of the keys in the current folder, under a name that two databases can share.
+    torchvision is not used: it keeps a pickle of the keys in the current folder, under a name that two databases can
+    share.
 
     Raises:
-        UserError: if its database or the module lmdb is missing, or images of it are, saying how to get it.
+        UserError: if its database or the module lmdb is missing, saying how to get it.
     """
     part = {"train": "train", "validation": "val"}[data.split]
     folder = root_of(data) / f"{data.category}_{part}_lmdb"

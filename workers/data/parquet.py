@@ -15,17 +15,17 @@ from taugrid.workers.data.readers.parquet_files import parquet_reader
 from taugrid.workers.data.readers.picture import Picture, SourceError
 
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\b.*")
-"""How Hugging Face names the files of a split, with or without a hash behind."""
+"""How Hugging Face names the files of a split. A hash may follow."""
 
 HUB_ROOT = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<folder>.+?))?/?")
-"""As huggingface_hub's file system writes it; a slash within a revision is %2F."""
+"""A data set's address in the notation of huggingface_hub's file system; a slash within a revision is %2F."""
 
 
 def read(data: Data) -> EncodedDataset:
     """The image column of Parquet files, by path, then row: `root` is a file, a folder, or hf://datasets/ORG/NAME.
 
-    Of a split are the files named SPLIT.parquet or SPLIT-*.parquet and those in a folder of its name, as Hugging Face
-    writes and finds them.
+    The files of a split are those named SPLIT.parquet or SPLIT-*.parquet and those in a folder of its name, as Hugging
+    Face writes and finds them.
 
     Raises:
         UserError: if there are none, one of X-00000-of-0000N is missing, or one can't be read.
@@ -69,7 +69,7 @@ def _require_all_shards(paths: Sequence[Path]) -> None:
 
 
 def _patterns(split: str) -> list[str]:
-    """What relative paths of a split's files look like; in these a star stands for slashes too."""
+    """Patterns of the relative paths of a split's files; a star matches slashes too."""
     if split == "all":
         return ["*.parquet"]
     names = [f"{split}.parquet", f"{split}-*.parquet", f"{split}/*.parquet"]
@@ -77,10 +77,10 @@ def _patterns(split: str) -> list[str]:
 
 
 def _hub_folder(data: Data, patterns: Sequence[str]) -> Path:
-    """The folder in Hugging Face's cache that holds a data set's Parquet files, downloaded if that is wanted.
+    """The folder in Hugging Face's cache that holds a data set's Parquet files, downloaded if `data.download` says so.
 
-    The commit that the cache knows is kept to, so that a data set doesn't change between two commands. With `download`
-    the hub is asked for what the cache lacks of it, and for a list of its files where the cache has none.
+    The commit in the cache is used again, so that a data set doesn't change between two commands. With `download`, the
+    hub is asked for the files that the cache lacks, and for a list of files if the cache has none.
     """
     match = HUB_ROOT.fullmatch(str(data.root))
     revision = match and match["revision"] and unquote(match["revision"])
@@ -104,7 +104,7 @@ def _hub_folder(data: Data, patterns: Sequence[str]) -> Path:
 
 
 def _cached_snapshot(repository: str, revision: str | None, wanted: list[str]) -> Path | None:
-    """The folder, named by its commit, in Hugging Face's cache; None if it is known to lack some of the files."""
+    """The folder in Hugging Face's cache, named after its commit; None if it is known to lack some of the files."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

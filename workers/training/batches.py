@@ -11,7 +11,7 @@ from taugrid.workers.training.loss import TrainingBatch
 from taugrid.workers.training.spec import TrainingSpec
 
 DEVICE_BYTES = 4 * 2**30
-"""Data sets up to this lie on the device; of larger ones each batch is moved there, from a map of a file."""
+"""Data sets up to this size lie on the device. Of larger ones, each batch is moved there, from a map of a file."""
 
 
 class Batches:

@@ -33,7 +33,7 @@ def load(state: State, path: Path) -> None:
 
 
 def newest_checkpoint(running: Path) -> Path | None:
-    """The last file in Ray Train's folder that `load` can read; a kill can have cut off the writing of some."""
+    """The last file in Ray Train's folder that `load` can read; a kill may have left others cut short."""
     for path in sorted(running.glob("checkpoint_*/state.pt"), reverse=True):  # Ray Train names them by the time
         try:
             torch.load(path, map_location="cpu", weights_only=True)
@@ -44,7 +44,7 @@ def newest_checkpoint(running: Path) -> Path | None:
 
 
 def resume(spec: TrainingSpec, state: State, rank: int) -> None:
-    """Restore the last checkpoint, if there is one: the one that Ray Train knows, else the newest whole one."""
+    """Restore the last checkpoint, if there is one: the one that Ray Train knows, or else the newest readable one."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
@@ -66,7 +66,7 @@ def report(state: State, rank: int) -> None:
 
 
 def commit(spec: TrainingSpec, state: State) -> None:
-    """Put the pipeline folder and the log in place, in one step."""
+    """Put the pipeline folder and the log in place atomically."""
     temporary = spec.final.with_name(f".{spec.model_id}.{uuid.uuid4().hex[:12]}.tmp")
     save_pipeline(temporary, state.unet, state.ema, spec.diffusion)
     (temporary / "train").mkdir()

@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from ray.train import TrainingFailedError
 
 MAX_WORKER_FAILURES = 3
-"""Killed workers per run that are replaced; the same command again gives another three."""
+"""Killed workers that are replaced in one run; the same command again allows another three."""
 
 MAX_CONTROLLER_FAILURES = 9
-"""Ray Train tries for a minute to start its workers: ten tries are enough for an autoscaler, and not for ever."""
+"""Each try to start the workers takes Ray Train up to a minute: ten are enough for an autoscaler, and they end."""
 
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how often its controller polls; a checkpoint waits for it (2 s)
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process whose warnings the loop would make no use of
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process whose warnings the loop would not use
 }
-"""Read by Ray Train when a run starts, and passed on to its processes; what the user has set wins."""
+"""Read by Ray Train when a run starts, and passed on to its processes. The user's own settings win."""
 
 COLLATERAL = re.compile(
     r"gloo|nccl|DistBackendError|DistNetworkError|DistStoreError|connection (closed|reset|refused)", re.I
 )
-"""What the error of a worker says that failed because another one did."""
+"""Matches the error of a worker that failed only because another one did."""
 
 
 def check(settings: Train) -> None:
@@ -43,7 +43,7 @@ def check(settings: Train) -> None:
 
 
 def remove_leftovers(models_dir: str | Path, model_id: str) -> None:
-    """Remove what kills left behind, once no training of that model runs: half a commit and, after it, the training."""
+    """Remove what kills left behind of a training that no longer runs: half a commit, or the folder after a commit."""
     for leftover in Path(models_dir).glob(f".{model_id}.*.tmp"):
         shutil.rmtree(leftover)
     if (Path(models_dir) / model_id).is_dir():
@@ -51,13 +51,13 @@ def remove_leftovers(models_dir: str | Path, model_id: str) -> None:
 
 
 def train(spec: TrainingSpec) -> None:
-    """Train the model unless it is there; a training that was cut off goes on from its last checkpoint.
+    """Train the model unless it is there. An interrupted training continues from its last checkpoint.
 
-    Ray must be initialised. Call it outside the main thread: in it, Ray Train takes over SIGINT and keeps it.
+    Ray must be initialised. Don't call it in the main thread: there, Ray Train takes over SIGINT and keeps it.
 
     Raises:
-        RunFailed: if the network can't be built, the loss is not finite, or workers failed more often than they are
-            replaced.
+        RunFailed: if the network can't be built, the loss is not finite, or workers failed more often than
+            `MAX_WORKER_FAILURES`.
     """
     remove_leftovers(spec.models_dir, spec.model_id)
     if not spec.final.is_dir():
@@ -100,7 +100,7 @@ def _fit(spec: TrainingSpec) -> None:
 
 
 def _in_one_line(error: "TrainingFailedError") -> str:
-    """What the workers' errors end in, with their ranks; without those that only say that another worker failed."""
+    """The last lines of the workers' errors, with ranks, without errors that only say that another worker failed."""
     from ray.train.v2.api.exceptions import WorkerGroupError
 
     if not isinstance(error, WorkerGroupError) or not error.worker_failures:
@@ -113,7 +113,7 @@ def _in_one_line(error: "TrainingFailedError") -> str:
 
 
 def _work(loop_config: dict[str, Any]) -> str | None:
-    """What each worker does. Returns why the training is hopeless, if it is: Ray Train would repeat an exception."""
+    """Runs the loop in a worker. Returns why a training is hopeless: Ray Train would repeat it after an exception."""
     from taugrid.workers.training import loop
 
     try:

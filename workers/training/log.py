@@ -35,7 +35,7 @@ class Log:
     """log.jsonl: a line for each logged step. With `tensorboard`, event files with `SCALARS` too."""
 
     def __init__(self, folder: Path, done: int, tensorboard: bool) -> None:
-        """Go on after step `done`: what was logged of later steps, which will be done again, is dropped.
+        """Continue after step `done`. Records of later steps are dropped, because those steps will be done again.
 
         Raises:
             Hopeless: if TensorBoard is asked for and not installed.
@@ -65,7 +65,7 @@ class Log:
 
 
 def _events(folder: Path) -> Any:
-    """Writes event files, which begin anew: earlier ones lack steps if TensorBoard was not always asked for."""
+    """A writer of new event files. Earlier ones are removed: they lack steps if TensorBoard was switched on later."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -85,7 +85,7 @@ def is_logged(step: int, steps: int) -> bool:
 
 
 class TrainingProgress(NamedTuple):
-    """How far a training is."""
+    """How far a training has come."""
 
     step: int
     """Steps done."""
@@ -94,7 +94,7 @@ class TrainingProgress(NamedTuple):
 
 
 def training_progress(models_dir: str | Path, model_id: str) -> TrainingProgress | None:
-    """The last logged step of a training, which may be finished; None before the first."""
+    """The last logged step of a training, finished or not; None before the first."""
     committed = Path(models_dir) / model_id / "train" / "log.jsonl"
     running = running_folder(models_dir, model_id) / "log.jsonl"
     records = whole_lines(committed, of_the_end=4096) or whole_lines(running, of_the_end=4096)
@@ -105,9 +105,9 @@ def training_progress(models_dir: str | Path, model_id: str) -> TrainingProgress
 
 
 def whole_lines(log: Path, of_the_end: int | None = None) -> list[dict[str, Any]]:
-    """The steps in a log.jsonl, or in so many bytes of its end; none if there is no such file.
+    """The records in a log.jsonl, or in the last `of_the_end` bytes of it; none if there is no such file.
 
-    What is no whole line of JSON is passed over: a kill leaves half a line, and a power loss can leave NULs.
+    Anything but a whole line of JSON is skipped: a kill leaves half a line, and a power loss can leave NULs.
     """
     try:
         with log.open("rb") as file:

@@ -35,7 +35,7 @@ from taugrid.workers.training.state import State, new_state, not_finite
 
 
 class Step(NamedTuple):
-    """What a step leaves on the device, for whoever wants to read it."""
+    """The results of a step, which stay on the device until they are read."""
 
     loss: Tensor
     """This rank's share: the sum over ranks is the mean over the global batch."""
@@ -73,13 +73,13 @@ def run(spec: TrainingSpec) -> None:
 
 @contextmanager
 def _process_group(spec: TrainingSpec, rank: int, world_size: int, device: str) -> Iterator[None]:
-    """Lets the ranks talk, having met at a file in the run directory, a new one for each start.
+    """Connects the ranks, which meet at a file in the run directory; each start has a new file.
 
-    Ray Train's own way to meet, torch's TCP store, listens on all interfaces of a machine, and gloo on the one that the
-    host's name resolves to. A cluster on loopback stays there.
+    Ray Train would have them meet at torch's TCP store, which listens on all interfaces of a machine, and gloo listens
+    on the one that the host's name resolves to. A cluster on loopback must stay there.
 
-    A rank that fails leaves the group be: the others wait until Ray Train ends them, where its end would make each of
-    them fail too, and its error one among theirs.
+    A rank that fails does not destroy the group. Otherwise each of the others would fail too, and its error would be
+    one among theirs. Instead they wait until Ray Train ends them.
     """
     if world_size == 1:
         yield
@@ -98,7 +98,7 @@ def _process_group(spec: TrainingSpec, rank: int, world_size: int, device: str) 
 
 
 def _batches(spec: TrainingSpec, rank: int, world_size: int, device: str) -> Batches:
-    """`Batches` of one rank; outside of the process group, which would not wait for a node that decodes for long."""
+    """The `Batches` of one rank. They are made outside of the process group, which does not wait for slow decoding."""
     try:
         return Batches(spec, rank, world_size, device)
     except UserError as error:
@@ -106,7 +106,7 @@ def _batches(spec: TrainingSpec, rank: int, world_size: int, device: str) -> Bat
 
 
 def _stop_together(fault: str | None, world_size: int) -> None:
-    """If a rank has a `fault`, all of them stop, for none can go on without it."""
+    """Stop all ranks if one of them has a `fault`: none can go on without it."""
     faults = [fault] * world_size
     if world_size > 1:
         distributed.all_gather_object(faults, fault)
@@ -162,7 +162,7 @@ def _step(
         torch.manual_seed(_dropout_seed(settings.seed, state.step))
     share = loss_of(_output(settings, network, batch), batch).sum() / settings.batch_size
     state.optimizer.zero_grad()
-    torch.autograd.backward(share * world_size)  # DDP takes the mean over ranks, where the shares want a sum
+    torch.autograd.backward(share * world_size)  # DDP averages over ranks, but the shares must be summed
     most = math.inf if settings.gradient_clip is None else settings.gradient_clip
     gradient_norm = torch.nn.utils.clip_grad_norm_(state.unet.parameters(), most)
     for group in state.optimizer.param_groups:
@@ -180,12 +180,12 @@ def _output(settings: Train, network: Any, batch: TrainingBatch) -> Tensor:
 
 
 def _network(settings: Train, unet: diffusers.UNet2DModel, batches: Batches, world_size: int) -> Any:
-    """`unet`, with `compile` compiled in place; several ranks have it in DDP, whose gradients are means over them.
+    """`unet`, compiled in place if `compile` says so. Several ranks have it wrapped in DDP, which averages gradients.
 
     Compiled within DDP, as torch advises (torch.compiler, "Where to apply torch.compile?").
 
-    DDP orders its buckets anew after the first backward pass, which changes the order of sums. A pass that counts for
-    nothing comes first, so that a resumed training has the same buckets at each step as one that was not cut off.
+    DDP reorders its buckets after the first backward pass, which changes the order of sums. A backward pass without
+    effect comes first, so that a resumed training has the same buckets at each step as an uninterrupted one.
     """
     if settings.compile:
         unet.compile()
@@ -197,7 +197,7 @@ def _network(settings: Train, unet: diffusers.UNet2DModel, batches: Batches, wor
 
 
 def _diverged(spec: TrainingSpec, what: str, checkpointed: int) -> str:
-    """The line for people: what was seen, what to change, and what is left."""
+    """The error message: what was seen, what to change, and what is left."""
     settings = spec.train
     clip = "set train.gradient_clip"
     if settings.gradient_clip is not None:

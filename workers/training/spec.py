@@ -7,16 +7,16 @@ from taugrid.config import Data, Diffusion, Train, Unet
 
 
 class Hopeless(Exception):
-    """A training that would fail again in the same way, so that Ray Train must not repeat it: one line saying why."""
+    """A training that would fail in the same way again, so Ray Train must not repeat it. The message is one line."""
 
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """A model to train and the means; `diffusion` and `train` are resolved, with no key left `null`."""
+    """A model to train, and the resources; `diffusion` and `train` are resolved, with no key left `null`."""
 
     data: Data
     data_sha256: str
-    """Of its images on the driver: `workers.data.load.content_fingerprint`."""
+    """The `workers.data.load.content_fingerprint` of its images on the driver."""
     unet: Unet
     diffusion: Diffusion
     train: Train
@@ -38,5 +38,5 @@ class TrainingSpec:
 
 
 def running_folder(models_dir: str | Path, model_id: str) -> Path:
-    """Where a training that is not finished keeps its checkpoints and its log."""
+    """Where an unfinished training keeps its checkpoints and its log."""
     return Path(models_dir) / f".training-{model_id}"

@@ -54,7 +54,7 @@ def _optimizer(settings: Train, unet: diffusers.UNet2DModel) -> torch.optim.Opti
 
 
 def not_finite(record: Record, to_be_kept: State | None) -> str | None:
-    """What has NaN or infinity in it, if anything has. A step's loss can be finite and what it leaves behind not."""
+    """What contains NaN or infinity, if anything does. A step's loss can be finite although its weights are not."""
     if not math.isfinite(record.loss):
         return f"the loss of step {record.step} is"
     if not math.isfinite(record.gradient_norm):

@@ -1,4 +1,4 @@
-"""The files of a folder: which there are, and a reader of its images."""
+"""Which files a folder holds, and a reader of its images."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from taugrid.errors import DamagedFile
 from taugrid.workers.data.readers.picture import IMAGES_AT_ONCE, Picture, Reader, ahead, decode
 
 EXTENSIONS = (".png", ".jpg", ".jpeg")
-"""torch-fidelity's, of which it takes those directly in the folder, in the order of their real paths. So does this."""
+"""The endings that torch-fidelity reads. `files` also takes its order: files directly in the folder, by real path."""
 
 
 def files(folder: Path, extensions: Sequence[str]) -> list[str]:
@@ -19,7 +19,7 @@ def files(folder: Path, extensions: Sequence[str]) -> list[str]:
 
 
 def subfolder_with_images(folder: Path) -> str | None:
-    """Some folder below `folder` that holds images or Parquet."""
+    """A folder below `folder` that holds images or Parquet; None if there is none."""
     for parent, _, names in os.walk(folder):
         if Path(parent) != folder and any(Path(n).suffix.lower() in (*EXTENSIONS, ".parquet") for n in names):
             return parent
@@ -27,7 +27,10 @@ def subfolder_with_images(folder: Path) -> str | None:
 
 
 def below(root: Path, patterns: Sequence[str]) -> list[Path]:
-    """The files below `root` whose relative path fits one of `patterns`, in lower case, sorted by it."""
+    """The files below `root` whose relative path fits one of `patterns` (see `fits`), sorted by that path.
+
+    Linked folders are not entered, and names that begin with a dot are skipped.
+    """
     found = []
     for parent, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -39,7 +42,7 @@ def below(root: Path, patterns: Sequence[str]) -> list[Path]:
 
 
 def fits(relative: str, patterns: Sequence[str]) -> bool:
-    """Whether a relative path fits one of `patterns`, which are in lower case and whose stars stand for slashes too."""
+    """Whether a relative path, in lower case, matches one of `patterns`. A star matches slashes too."""
     return any(fnmatchcase(relative.lower(), pattern) for pattern in patterns)
 
 

@@ -15,11 +15,11 @@ from taugrid.errors import DamagedFile
 from taugrid.workers.data.readers.picture import IMAGES_AT_ONCE, Picture, Reader, SourceError, one_line
 
 NPZ_IMAGES = "arr_0"
-"""The name that numpy.savez gives to its first array; guided-diffusion's samples are kept under it."""
+"""The name that numpy.savez gives to its first array. guided-diffusion writes its samples under it."""
 
 NPZ_ERRORS = (OSError, ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
-"""What zipfile and numpy raise for a damaged `.npz`: a wrong bit can make an array encrypted, or of another
-compression, or of a later version of zip (NotImplementedError, which is a RuntimeError)."""
+"""What zipfile and numpy raise for a damaged `.npz`. A wrong bit can make an array look encrypted, compressed
+in another way, or written by a later version of zip (NotImplementedError, which is a RuntimeError)."""
 
 
 def npz_reader(path: Path) -> Reader:
@@ -46,7 +46,7 @@ def require_whole_npz(path: Path) -> None:
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """Makes a `DamagedFile` of what zipfile and numpy raise."""
+    """Turns what zipfile and numpy raise into `DamagedFile`."""
     try:
         yield
     except SourceError:

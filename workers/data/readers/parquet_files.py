@@ -27,7 +27,7 @@ SPLIT_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}")
 
 
 class Table(NamedTuple):
-    """A Parquet file, the column of its images, and, in a file of taugrid's, the first and last index of its rows."""
+    """A Parquet file: the column of its images and, if taugrid wrote it, the first and last index of its rows."""
 
     path: str
     column: str
@@ -51,9 +51,9 @@ def parquet_reader(path: Path) -> Reader:
 
 
 def _require_one_cell(path: Path, tables: Sequence[Table]) -> None:
-    """SourceError unless the rows of these files, sorted, have the indices 0, 1, 2 and so on: none twice, none missing.
+    """Raise `SourceError` unless the sorted files have the indices 0, 1, 2, ...: none twice, none missing.
 
-    Whether images are missing at the end can't be seen; within a file, `_table` has looked.
+    `_table` has checked the rows within each file. Images that are missing at the end can't be noticed.
     """
     before, stop = "", 0
     for table in tables:
@@ -85,7 +85,7 @@ def _table(path: str) -> Table:
 
 
 def _image_column(path: str, schema: pa.Schema) -> str:
-    """The one column of pictures: a struct with the field `bytes`, or of binary; `image` where there are several."""
+    """The column of pictures, a struct with the field `bytes` or binary; the one named `image` if there are several."""
     candidates = [field.name for field in schema if _holds_bytes(field.type)]
     if len(candidates) == 1 or "image" in candidates:
         return "image" if "image" in candidates else candidates[0]

@@ -1,4 +1,4 @@
-"""One decoded image, the bytes it was decoded from, and decoding by threads that are ahead of whoever reads."""
+"""One image, encoded or decoded, and threads that decode ahead of the reader."""
 
 import io
 import os
@@ -14,10 +14,10 @@ from PIL import Image, UnidentifiedImageError
 from taugrid.errors import DamagedFile
 
 IMAGES_AT_ONCE = 32
-"""Images that a thread decodes before it hands them over: few enough that the first batch comes soon."""
+"""Images that a thread decodes before it hands them over: few, so that the first batch comes soon."""
 
 THREADS = min(8, os.cpu_count() or 1)
-"""Threads that decode."""
+"""Number of threads that decode."""
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_DEPTH_AT = 24
@@ -25,11 +25,11 @@ PNG_DEPTH_AT = 24
 
 
 class SourceError(ValueError):
-    """Images that can't be taken for what they are: one line with the file and the way out."""
+    """Images that can't be used although they are intact. The message is one line with the file and the way out."""
 
 
 class Picture(NamedTuple):
-    """One decoded image (C, H, W), and where it is from."""
+    """One decoded image, (C, H, W), and where it comes from."""
 
     name: str
     pixels: NDArray[np.uint8]
@@ -37,7 +37,7 @@ class Picture(NamedTuple):
 
 
 class EncodedImage(NamedTuple):
-    """An image as it is stored, and where it is from."""
+    """One image as it is stored, and where it comes from."""
 
     name: str
     data: bytes
@@ -45,7 +45,7 @@ class EncodedImage(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """How many images there are, how to go through them, and what to warn of before looking at any."""
+    """How many images there are, how to read them in order, and warnings that need no image to be read."""
 
     num_images: int
     pictures: Callable[[], Iterator[Picture]]
@@ -83,7 +83,7 @@ Item = TypeVar("Item")
 
 
 def ahead(work: Callable[[Item], list[Picture]], items: Iterable[Item]) -> Iterator[Picture]:
-    """What `work` makes of the items, in their order, while threads are at the next ones."""
+    """The results of `work` on each item, in order. Threads work on the next items, a bounded number ahead."""
     with ThreadPoolExecutor(THREADS) as pool:
         pending: deque[Future[list[Picture]]] = deque()
         for item in items:

@@ -12,7 +12,7 @@ NAMES = ("cifar10-train", "cifar10-val", "cifar100-train", "cifar100-val", "stl1
 
 
 def dataset_reader(root: Path, name: str) -> Reader:
-    """A data set of torch-fidelity that lies in `root`, by the name that it has in torch-fidelity's registry."""
+    """A reader of the data set that torch-fidelity's registry knows as `name`, which lies in `root`."""
     from torch_fidelity.registry import DATASETS_REGISTRY
     from torchvision import datasets
 
