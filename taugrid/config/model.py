@@ -41,13 +41,13 @@ class Unet(Section):
 
 
 class ModelSection(Section):
-    """The network: exactly one of `unet` (trained here), `checkpoint` and `callable` (made elsewhere) and `oracle`."""
+    """The network: exactly one of `unet` (trained by taugrid), `checkpoint`, `callable` and `oracle`."""
 
     unet: Unet | None = None
     checkpoint: str | None = None
     """A diffusers folder (a pipeline's, or a bare UNet2DModel's), or a model's id on the Hugging Face hub."""
     callable: str | None = None
-    """One's own network, `package.module:function`: the function is called once, and returns a function of x and t."""
+    """A custom network, `package.module:function`. The function is called once and returns a function of x and t."""
     weights: str | None = None
     """A file of weights for `callable`, whose function is called with its path."""
     oracle: Literal["gaussian", "two-points"] | None = None

@@ -1,4 +1,4 @@
-"""docs/custom-network.md as a reader follows it: its files, then its commands, with fewer samples."""
+"""docs/custom-network.md as a reader follows it: its files and then its commands, with fewer samples."""
 
 import importlib.util
 import os

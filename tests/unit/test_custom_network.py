@@ -1,4 +1,4 @@
-"""`model.callable`: what it returns is tried and known by its content, and mistakes are said in one line."""
+"""`model.callable`: the network is tried and identified by its content, and mistakes are reported in one line."""
 
 import json
 import shlex
@@ -397,7 +397,7 @@ def test_weights_that_are_found_without_being_given_count(folder, name):
 
 
 def test_the_id_of_a_network_is_pinned():
-    """Whoever changes what enters it orphans every run with a network of one's own."""
+    """Whoever changes what enters it orphans every run with a custom network."""
 
     def fixed(name, weights, shape, timesteps):
         return CustomNetwork(name, weights, "a" * 64, "b" * 64, "c" * 64, shape, "Net, 3 parameters")
@@ -429,7 +429,7 @@ def test_a_network_is_described_once_however_long_the_grid(folder):
 
 
 def test_raw_weights_are_refused(folder):
-    with pytest.raises(UserError, match=r"sample.weights: raw, but one's own network has one set"):
+    with pytest.raises(UserError, match=r"^sample.weights: raw, .*; leave it out$"):
         planned(sample={"weights": "raw", "seed": 0})
 
 

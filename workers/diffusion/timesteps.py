@@ -1,4 +1,4 @@
-"""The sub-sequences tau of 1..T that a sampler visits: the paper's, diffusers', ermongroup's, or one's own."""
+"""The sub-sequences tau of 1..T that a sampler visits: the paper's, diffusers', ermongroup's, or a custom list."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise

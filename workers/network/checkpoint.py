@@ -14,13 +14,13 @@ from taugrid.workers.network.scheduler import read_scheduler
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 PICKLED_WEIGHTS_FILE = "diffusion_pytorch_model.bin"
-"""Read where there is no safetensors, and tensors alone (`weights_only`)."""
+"""Read only where there are no safetensors, and nothing but tensors is unpickled (`weights_only`)."""
 
 FOLDERS = ("", "unet/", "unet_raw/", "scheduler/")
-"""Where a network's or a pipeline's files are in a repository."""
+"""Where a repository may hold the files of a network or a pipeline."""
 
 MOST_NAMED = 3
-"""Files that a message lists."""
+"""How many names a message lists."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Checkpoint:
     sample: dict[str, Any]
     """Keys of `sample` that the scheduler's config gives; none without a scheduler."""
     raw_folder: str | None = None
-    """Where the network lies as it was before averaging, in pipelines that taugrid trained."""
+    """Where the network before averaging lies, in pipelines that taugrid trained."""
     commit: str | None = None
     """Of the repository on the hub."""
 
@@ -52,10 +52,11 @@ class Checkpoint:
 def read_checkpoint(path: str, commit: str | None = None) -> Checkpoint:
     """The model in a pipeline folder (`unet/`, `scheduler/`), in a bare `UNet2DModel` folder, or on the hub.
 
-    `commit` is the one of the hub to take, in place of the newest or of the revision in `path`.
+    `commit` selects one on the hub, in place of the newest or of the revision in `path`.
 
     Raises:
-        UserError: no such folder or file, no `UNet2DModel`, or a setting that taugrid can't honour, by name.
+        UserError: if there is no such folder or file, it is no `UNet2DModel`, or it has a setting that taugrid can't
+            honour.
     """
     if Path(path).is_dir():
         return _read(path, Path(path), None)
@@ -64,7 +65,7 @@ def read_checkpoint(path: str, commit: str | None = None) -> Checkpoint:
 
 
 def _downloaded(path: str, commit: str | None) -> Path:
-    """The files of a model on the hub; pickled weights only where it has no others."""
+    """The folder with the files of a model on the hub. Pickled weights are fetched only if there are no others."""
     if not hub.is_id(path):
         raise UserError(f"model.checkpoint: no folder {path!r}; give a diffusers folder, or an id on the hub: org/name")
     names = ["config.json", "scheduler_config.json", "model_index.json", WEIGHTS_FILE, "*.index.json"]
@@ -114,7 +115,7 @@ def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
 
 
 def _check_components(path: str, components: dict[str, Any]) -> None:
-    """Refuse a pipeline of which the network is only a part: one of latents makes no images."""
+    """Refuse a pipeline with more than a network and a scheduler: a network of latents makes no images."""
     others = [
         name
         for name, library in components.items()
@@ -151,7 +152,7 @@ def _check_network(path: str, unet: Path, config: dict[str, Any]) -> None:
 
 
 def _check_counts(path: Path, key: str, value: Any) -> None:
-    """Refuse what is no count of pixels or channels; `sample_size` may be [height, width]."""
+    """Refuse a value that is no count of pixels or channels; `sample_size` may be [height, width]."""
     counts = value if key == "sample_size" and isinstance(value, list) and len(value) == 2 else [value]
     if not all(type(count) is int and count > 0 for count in counts):
         wanted = "a whole number, or [height, width]" if key == "sample_size" else "a whole number"
@@ -159,16 +160,16 @@ def _check_counts(path: Path, key: str, value: Any) -> None:
 
 
 def weights_file(folder: Path) -> Path:
-    """The file of a network's weights in its folder, were it there: safetensors, or a pickle where only that is."""
+    """Where a network's folder holds its weights: in safetensors, or in a pickle if there is only that."""
     safe, pickled = folder / WEIGHTS_FILE, folder / PICKLED_WEIGHTS_FILE
     return pickled if pickled.is_file() and not safe.is_file() else safe
 
 
 def weights_sha256(path: Path) -> str:
-    """SHA-256 of a file of weights, in hex; a file that has not changed since is not read again.
+    """SHA-256 of a file of weights, in hex. An unchanged file is read only once.
 
     Raises:
-        UserError: if there is no such file, saying what else is there.
+        UserError: if there is no such file. The message names other files of weights that are there.
     """
     try:
         stat = path.stat()
@@ -189,7 +190,7 @@ def _sha256(path: Path, size: int, modified: int) -> str:
 
 
 def _check_whole(path: Path, config: dict[str, Any]) -> None:
-    """Compare what can be compared without torch: the ends of the network. The rest is seen where it is loaded."""
+    """Check what can be checked without torch: the first and last layer. Loading the network checks the rest."""
     from safetensors import SafetensorError, safe_open
 
     index = path.with_name(f"{path.name}.index.json")

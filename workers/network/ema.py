@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def ema_start(unet: torch.nn.Module) -> dict[str, Tensor]:
-    """The moving average of a network's parameters before the first step: a copy of them, by name."""
+    """The average before the first step: a copy of the network's parameters, by name."""
     return {name: parameter.detach().clone() for name, parameter in unet.named_parameters()}
 
 

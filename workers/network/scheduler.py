@@ -37,7 +37,7 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "KDPM2DiscreteScheduler": BETAS_OF_STABLE_DIFFUSION,
     "KDPM2AncestralDiscreteScheduler": BETAS_OF_STABLE_DIFFUSION,
 }
-"""diffusers' schedulers of DDPM's forward process, and those of their defaults that are not `SCHEDULER_DEFAULTS`."""
+"""diffusers' schedulers with DDPM's forward process, and their defaults that differ from `SCHEDULER_DEFAULTS`."""
 
 SCHEDULER_DEFAULTS: dict[str, Any] = {
     "num_train_timesteps": None,
@@ -52,7 +52,7 @@ SCHEDULER_DEFAULTS: dict[str, Any] = {
     "clip_sample_range": 1.0,
     "steps_offset": 0,
 }
-"""What a config that was written before a key came means by its absence."""
+"""What an absent key means, as in configs that were written before diffusers had it."""
 
 BETA_SCHEDULES = {ours: theirs for theirs, ours in SCHEDULES.items() if theirs != "sigmoid"}
 """DDIMScheduler's names of our schedules; `sigmoid` is DDPMScheduler's alone."""
@@ -123,7 +123,7 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named_schedule(betas: list[float], beside: Diffusion) -> str | None:
-    """The schedule of ours that a list of betas is, as `scheduler_config` writes those without a name there."""
+    """The name of our schedule that has these betas: `scheduler_config` lists those that diffusers has no name for."""
     if beside.beta_start is None or beside.beta_end is None:
         return None
     for name in schedule.SCHEDULES:
@@ -146,8 +146,8 @@ def _sample(scheduler: dict[str, Any], path: Path) -> dict[str, Any]:
 def scheduler_config(diffusion: Diffusion) -> dict[str, Any]:
     """Arguments of diffusers' DDIMScheduler for a resolved `diffusion` section and our sampler's settings.
 
-    `trailing` is our linear tau where S divides T; without clipping. A schedule that diffusers has no name for is given
-    by its betas.
+    Nothing is clipped. `trailing` is our linear tau where S divides T. A schedule that diffusers has no name for is
+    given by its betas.
     """
     assert diffusion.timesteps is not None
     betas: dict[str, Any] = {"beta_start": diffusion.beta_start, "beta_end": diffusion.beta_end}
