@@ -179,7 +179,7 @@ def compare(config: Config, plan: Plan, rundir: RunDir, name_a: str, name_b: str
     """
     from taugrid.eval.tables.differences import pair
     from taugrid.orchestrator.plan.evaluation import evaluation
-    from taugrid.orchestrator.report.quality import collect
+    from taugrid.orchestrator.report.collect import collect
 
     cells = [find_cell(plan, name) for name in (name_a, name_b)]
     collected = collect(plan, rundir, evaluation(config, plan))

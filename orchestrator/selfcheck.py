@@ -11,7 +11,7 @@ from taugrid.eval.selfcheck import CellSettings, Verdict, judge, reference_probl
 from taugrid.orchestrator.cli.progress import Progress
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import Cell, Plan
-from taugrid.orchestrator.report.quality import collect
+from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers import schedules
 from taugrid.workers.data import distributions

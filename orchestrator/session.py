@@ -20,7 +20,7 @@ from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.plan.evaluation import Evaluation, describe_clip, evaluation
 from taugrid.orchestrator.plan.extension import check_extends
 from taugrid.orchestrator.plan.grid import Model, Plan
-from taugrid.orchestrator.report import quality as report
+from taugrid.orchestrator.report.write import write_losses
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.directory import Damage, Events, RunDir
 from taugrid.orchestrator.work import work_kinds
@@ -136,7 +136,7 @@ class Run:
                 self._train_one(model)
             elif model.train is not None:
                 training.remove_leftovers(self.rundir.models, model.id)  # of a driver that was killed after the commit
-        report.write_losses(self.plan, self.rundir)
+        write_losses(self.plan, self.rundir)
 
     def _train_one(self, model: Model) -> None:
         assert model.train is not None

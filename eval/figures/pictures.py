@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from taugrid.eval.tables.quality import SIGMA_HAT
+from taugrid.eval.tables.pivots import SIGMA_HAT
 from taugrid.storage import replacing
 
 TILE = 48

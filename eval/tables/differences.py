@@ -1,8 +1,9 @@
-"""Differences of FID between cells, with the standard errors that they have because cells share their noise.
+"""Differences of FID between cells, with paired standard errors.
 
-Sample n of two cells starts from the same x_T and has the same z at common times, so what noise does to both cancels in
-the difference. Its standard error is sd(phi_a - phi_b) / sqrt(N), phi being how far a sample moves FID: the error of
-drawing these samples, neither FID's bias at this N, which is the same for both, nor the spread between trainings.
+Sample n of two cells starts from the same x_T and gets the same z at common times, so noise that moves both FIDs alike
+cancels in the difference. The standard error is sd(phi_a - phi_b) / sqrt(N), where phi says how far a sample moves FID.
+It is the error of drawing these samples. It includes neither the bias of FID at this N, which is the same for both, nor
+the spread between trainings.
 """
 
 import math
@@ -10,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,36 +18,28 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from taugrid.eval.metrics.frechet import difference_standard_error
-from taugrid.eval.tables import quality as tables
-from taugrid.eval.tables.rows import as_text, series
+from taugrid.eval.tables.entries import Z_95
+from taugrid.eval.tables.long_form import CHECKPOINT, FID, axes, long_form
+from taugrid.eval.tables.pivots import Pivot, pivot_tables, short_checkpoints
+from taugrid.eval.tables.rows import as_text
 from taugrid.protocol import ProtocolFields, disagreements
-from taugrid.storage import replacing
 
-COLUMNS = (
+DIFFERENCE_COLUMNS = (
     "cell_a", "cell_b", "along", "settings", "steps_a", "eta_a", "sigma_a", "steps_b", "eta_b", "sigma_b", "others",
     "fid_a", "fid_b", "difference", "se", "z", "num_samples", "protocol_a", "protocol_b", "joined", "note",
 )  # fmt: skip
-"""The columns of differences.csv: `along` is steps, eta or the setting in which the cells' pivots differ, `settings`
-the heading that their pivots share, `others` what differs besides S and eta, `difference` is b - a, `note` says why an
-error is missing or what was joined. Checkpoints have their short names."""
-_FLOATS = frozenset({"eta_a", "eta_b", "fid_a", "fid_b", "difference", "se", "z"})
-
-ABOUT = (
-    "The second cell's FID minus the first's, ± one standard error, paired: sample n of both cells comes of the same "
-    "noise, and what that does to both cancels. It is the error of sampling at this N, neither FID's bias nor the "
-    f"spread of trainings. {tables.INDISTINGUISHABLE} marks what sampling alone explains: |z| < {tables.Z_95}. Nothing "
-    "is corrected for the number of differences looked at: where there is none, 1 in 20 goes unmarked."
-)
-HEADINGS = {"steps": "Along S:", "eta": "Along eta:", "": "Other pairs:"}
+"""The columns of differences.csv. `along` is steps, eta or the setting in which the cells' tables differ, `settings`
+the heading that their tables share, `others` what differs besides S and eta. `difference` is b - a, and `note` says why
+an error is missing or what was joined. Checkpoints have their short names."""
 
 ROUNDING = 1e-9
-"""A standard error below this share of the cells' own is that of the same samples twice, such as any eta at S = 1."""
+"""A standard error below this share of that of the cells means that both have the same samples, as any eta at S = 1."""
 
 NOT_AXES = frozenset({"model", "num_samples", "protocol"})
-"""Settings of pivots that make no neighbours: ids have no order, FIDs of other N or protocols are not comparable."""
+"""Settings along which there are no neighbours: ids have no order, FIDs of other N or protocols can't be compared."""
 
 SETTINGS = frozenset({"model", "sampler", "spacing", "clip", "num_samples"})
-"""Columns of the quality table that are settings besides the grid axes; S and eta are told on their own."""
+"""Columns of the quality table that are settings, besides the grid keys. S and eta are reported separately."""
 
 Array = NDArray[np.float64]
 
@@ -82,23 +74,25 @@ class Line(NamedTuple):
 
 
 def differences(rows: Sequence[Mapping[str, Any]], evidence: Evidence) -> list[dict[str, Any]]:
-    """Rows of `COLUMNS` for neighbours with an FID: along S at fixed eta, then along eta, sigma_hat last, at fixed S,
-    and then, at fixed S and eta, along each other setting that sets pivots of eval/tables/quality.py apart.
+    """Rows of `DIFFERENCE_COLUMNS` for neighbours with an FID.
 
-    Neighbours are of one pivot, or of two that differ in one setting, so along eta a setting such as clip may differ
-    only where it follows from the row. Cells that `pair` refuses, such as those that share no noise, make no pair.
+    They come along S at fixed eta, then along eta, sigma_hat last, at fixed S, and then, at fixed S and eta, along each
+    other setting that has separate tables (eval/tables/pivots.py).
+
+    Neighbours are in one table, or in two that differ in one setting. So along eta a setting such as clip differs only
+    if it follows from the row. Cells that `pair` refuses, such as those that share no noise, are left out.
 
     Args:
-        rows: of quality.csv, in the order of the grid; it is that of the neighbours along those other settings.
+        rows: of quality.csv, in the order of the grid, which is the order along those other settings.
         evidence: covers the cells and protocols of all rows.
 
     Raises:
         ValueError: if a cell has not as many influences as samples.
         KeyError: if a cell has no pairing, or a protocol is not spelled out.
     """
-    names = tables.short_checkpoints(row.get(tables.CHECKPOINT) for row in rows)
+    names = short_checkpoints(row.get(CHECKPOINT) for row in rows)
     by_cell = {
-        row["cell"]: {key: names.get(value, value) if key == tables.CHECKPOINT else value for key, value in row.items()}
+        row["cell"]: {key: names.get(value, value) if key == CHECKPOINT else value for key, value in row.items()}
         for row in rows
     }
     pivots = _pivots(rows, evidence.protocols)
@@ -110,7 +104,7 @@ def differences(rows: Sequence[Mapping[str, Any]], evidence: Evidence) -> list[d
     ]
 
 
-def _within(pivots: Sequence[tables.Pivot]) -> Iterator[Line]:
+def _within(pivots: Sequence[Pivot]) -> Iterator[Line]:
     """Along S and along eta."""
     for table in pivots:
         scored = _scored(table)
@@ -118,7 +112,7 @@ def _within(pivots: Sequence[tables.Pivot]) -> Iterator[Line]:
         yield from (Line("eta", table.heading, list(line.dropna())) for _, line in scored.items())
 
 
-def _between(pivots: Sequence[tables.Pivot], order: Mapping[str, int]) -> Iterator[Line]:
+def _between(pivots: Sequence[Pivot], order: Mapping[str, int]) -> Iterator[Line]:
     """Along each other setting, its cells in `order`, which has the places of all cells."""
     for setting in dict.fromkeys(setting for table in pivots for setting in table.settings if setting not in NOT_AXES):
         lines: dict[tuple[str, Hashable, Hashable], list[str]] = defaultdict(list)
@@ -130,7 +124,7 @@ def _between(pivots: Sequence[tables.Pivot], order: Mapping[str, int]) -> Iterat
             yield Line(setting, heading, sorted(cells, key=order.__getitem__))
 
 
-def _scored(table: tables.Pivot) -> pd.DataFrame:
+def _scored(table: Pivot) -> pd.DataFrame:
     """The cells of a pivot that have a value, NaN in the place of others."""
     return table.cells.where(table.values.notna())
 
@@ -138,13 +132,13 @@ def _scored(table: tables.Pivot) -> pd.DataFrame:
 def pair(
     row_a: Mapping[str, Any], row_b: Mapping[str, Any], evidence: Evidence, override: bool = False
 ) -> dict[str, Any]:
-    """The row of `COLUMNS` for any two cells; `along` is empty, since they need not be neighbours.
+    """The row of `DIFFERENCE_COLUMNS` for any two cells; `along` is empty, since they need not be neighbours.
 
     Args:
         row_a: of quality.csv.
         row_b: of quality.csv, that `row_a` is subtracted from.
         evidence: covers both cells and their protocols.
-        override: compare them although protocols differ or no noise is shared, and say so in `joined` and `note`.
+        override: compare them even if protocols differ or no noise is shared; `joined` and `note` then say so.
 
     Raises:
         ValueError: if a cell has no FID, or not as many influences as samples; without `override`, if the cells are not
@@ -183,14 +177,14 @@ def pair(
 
 
 def indistinguishable(rows: Sequence[Mapping[str, Any]], evidence: Evidence, joined: bool = False) -> frozenset[str]:
-    """Cells whose FID can't be told from the best of their column: |z| < `tables.Z_95`, or the very same samples.
+    """Cells whose FID can't be told from the best of their column: |z| < `Z_95`, or the same samples.
 
-    The best itself is not among them, nor is what equals it, nor what has no paired standard error.
+    Neither the best itself is among them, nor a cell that equals it or has no paired standard error.
 
     Args:
         rows: of quality.csv, in any order.
         evidence: covers the cells and protocols of all rows.
-        joined: columns run across protocols that differ, as those of the tables then do.
+        joined: columns mix protocols, as those of the tables then do.
     """
     by_cell = {row["cell"]: row for row in rows}
     alike: set[str] = set()
@@ -202,13 +196,13 @@ def indistinguishable(rows: Sequence[Mapping[str, Any]], evidence: Evidence, joi
             best = by_cell[cells[column == least].iloc[0]]
             for cell in cells[column > least]:
                 paired = _paired(by_cell[cell]["fid"] - best["fid"], best, by_cell[cell], evidence)
-                if paired.se is not None and (paired.z is None or abs(paired.z) < tables.Z_95):
+                if paired.se is not None and (paired.z is None or abs(paired.z) < Z_95):
                     alike.add(cell)
     return frozenset(alike)
 
 
-def _pivots(rows: Sequence[Mapping[str, Any]], protocols: Mapping[str, ProtocolFields]) -> list[tables.Pivot]:
-    return tables.pivot(tables.frame(rows), tables.FID.name, tables.FID.error, protocols)
+def _pivots(rows: Sequence[Mapping[str, Any]], protocols: Mapping[str, ProtocolFields]) -> list[Pivot]:
+    return pivot_tables(long_form(rows), FID.name, FID.error, protocols)
 
 
 def _obstacles(row_a: Mapping[str, Any], row_b: Mapping[str, Any], evidence: Evidence) -> list[str]:
@@ -242,9 +236,9 @@ def _paired(difference: float, row_a: Mapping[str, Any], row_b: Mapping[str, Any
 
 
 def _others(row_a: Mapping[str, Any], row_b: Mapping[str, Any]) -> str:
-    """The settings besides S and eta that differ, such as "clip: none -> x0_and_eps"; a model by its axes if it can."""
+    """The settings besides S and eta that differ, such as "clip: none -> x0_and_eps"; a model by its keys if any."""
     given = {*row_a, *row_b}
-    keys = sorted((given & SETTINGS) | set(tables.axes(given)))
+    keys = sorted((given & SETTINGS) | set(axes(given)))
     differing = [key for key in keys if as_text(row_a.get(key)) != as_text(row_b.get(key))]
     if any("." in key for key in differing):
         differing.remove("model")
@@ -253,63 +247,3 @@ def _others(row_a: Mapping[str, Any], row_b: Mapping[str, Any]) -> str:
 
 def _is_missing(value: object) -> bool:
     return value is None or value != value
-
-
-def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The rows as a table of `COLUMNS`: numbers float64 with NaN for None, S and N integers, `joined` boolean."""
-    return pd.DataFrame({name: series([row[name] for row in rows], name in _FLOATS) for name in COLUMNS})
-
-
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A list for each pivot and direction, in the order of `rows`; what is said of missing errors comes last, once."""
-    blocks = ["# Differences of FID", ABOUT if rows else "No two neighbours of the grid can be compared."]
-    groups: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        groups.setdefault((row["settings"], row["along"]), []).append(f"- {line(row)}")
-    heading = ""
-    for (settings, along), lines in groups.items():
-        title = settings if along in HEADINGS else ": ".join(filter(None, [f"Along {along}", settings]))
-        if title != heading:
-            blocks.append(f"## {title}")
-            heading = title
-        blocks += [*filter(None, [HEADINGS.get(along)]), "\n".join(lines)]
-    notes = list(dict.fromkeys(row["note"] for row in rows if row["note"]))
-    if notes:
-        blocks += ["## Notes", "\n".join(f"- {note}" for note in notes)]
-    return "\n\n".join(blocks) + "\n"
-
-
-def write(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """differences.{csv,md} in `folder`, each put in place whole; equal rows give equal bytes."""
-    contents = {"csv": frame(rows).to_csv(index=False, lineterminator="\n"), "md": markdown(rows)}
-    for suffix, text in contents.items():
-        with replacing(folder / f"differences.{suffix}") as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
-
-
-def line(row: Mapping[str, Any]) -> str:
-    """A difference as people read it, such as "S 10 -> 20 at eta 0: -5.43 ± 0.80, z = -6.8"."""
-    value, error = tables.write_number(row["difference"], math.nan if row["se"] is None else row["se"])
-    signed = f"+{value}" if row["difference"] > 0 else value
-    parts = [f"{signed} {error}".rstrip()]
-    if row["z"] is not None:
-        parts.append(f"z = {row['z']:+.1f}")
-        if abs(row["z"]) < tables.Z_95:
-            parts[-1] += f" {tables.INDISTINGUISHABLE}"
-    if row["joined"]:
-        parts[-1] += f" {tables.JOINED}"
-    where = ", ".join(filter(None, [_place(row), row["others"]]))
-    return f"{where}: {', '.join(parts)}"
-
-
-def _place(row: Mapping[str, Any]) -> str:
-    steps, etas = (row["steps_a"], row["steps_b"]), (_eta(row, "a"), _eta(row, "b"))
-    if etas[0] == etas[1]:
-        return f"S {' -> '.join(map(str, dict.fromkeys(steps)))} at eta {etas[0]}"
-    if steps[0] == steps[1]:
-        return f"eta {etas[0]} -> {etas[1]} at S {steps[0]}"
-    return f"S {steps[0]}, eta {etas[0]} -> S {steps[1]}, eta {etas[1]}"
-
-
-def _eta(row: Mapping[str, Any], side: str) -> str:
-    return tables.SIGMA_HAT if row[f"sigma_{side}"] == "sigma_hat" else f"{row[f'eta_{side}']:g}"

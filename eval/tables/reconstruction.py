@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from taugrid.eval.tables.quality import Pivot, entries
+from taugrid.eval.tables.entries import entries
+from taugrid.eval.tables.pivots import Pivot
 from taugrid.eval.tables.rows import as_text, series, sort_key, without_nan
 from taugrid.metrics import MetricColumn
 from taugrid.storage import replacing
 
-COLUMNS = (
+RECONSTRUCTION_COLUMNS = (
     "model", "weights", "spacing", "steps", "num_images", "network_evaluations", "mse", "mse_se", "mse_8bit", "seconds",
 )  # fmt: skip
 """The columns of reconstruction.csv; one for each other grid axis follows. Errors there are not scaled."""
@@ -19,7 +20,9 @@ _FLOATS = frozenset({"mse", "mse_se", "mse_8bit", "seconds"})
 
 SCALE = 1000
 """Of the errors in a pivot: the paper's are 0.014 at S = 10 and 0.0001 at S = 1000."""
-ERROR = MetricColumn("mse", f"Reconstruction error × {SCALE}", "mse_se", "one standard error over the images")
+RECONSTRUCTION_ERROR = MetricColumn(
+    "mse", f"Reconstruction error × {SCALE}", "mse_se", "one standard error over the images"
+)
 LEGEND = (
     "Error is the mean squared difference per dimension, on pixels scaled to [0, 1], between an image and what is "
     "decoded from its x_T: S steps up and S steps down at eta = 0, nothing clipped or rounded, eps on the way up taken "
@@ -27,7 +30,7 @@ LEGEND = (
 )
 
 
-def frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
+def reconstruction_frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     """The long form: a row per setting and S, in an order that does not depend on that of `rows`.
 
     `mse` is the mean over images of the squared error per dimension on [0, 1], `mse_se` its standard error, `mse_8bit`
@@ -35,17 +38,17 @@ def frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     `network_evaluations` are per image, both ways together. A list as the value of an axis becomes its JSON.
 
     Raises:
-        KeyError: if a row lacks one of `COLUMNS`.
+        KeyError: if a row lacks one of `RECONSTRUCTION_COLUMNS`.
     """
-    axes = sorted({key for row in rows for key in row} - set(COLUMNS))
+    axes = sorted({key for row in rows for key in row} - set(RECONSTRUCTION_COLUMNS))
     order = [*axes, "model", "weights", "spacing", "num_images", "steps"]
     ordered = sorted(rows, key=lambda row: [sort_key(row.get(key)) for key in order])
-    values = {column: [row[column] for row in ordered] for column in COLUMNS}
+    values = {column: [row[column] for row in ordered] for column in RECONSTRUCTION_COLUMNS}
     values |= {axis: [row.get(axis) for row in ordered] for axis in axes}
     return pd.DataFrame({column: series(listed, column in _FLOATS) for column, listed in values.items()})
 
 
-def pivot(frame: pd.DataFrame) -> Pivot:
+def reconstruction_pivot(frame: pd.DataFrame) -> Pivot:
     """`mse` times `SCALE`, and its error, as in the paper: columns of S, and a row for each setting that differs.
 
     A row's label says what sets it apart ("spacing = linear"), or "Error" where it is the only one; a model that no
@@ -54,7 +57,11 @@ def pivot(frame: pd.DataFrame) -> Pivot:
     Raises:
         ValueError: if two rows would fall into one place.
     """
-    settings = [column for column in frame.columns if column not in COLUMNS] + ["weights", "spacing", "num_images"]
+    settings = [column for column in frame.columns if column not in RECONSTRUCTION_COLUMNS] + [
+        "weights",
+        "spacing",
+        "num_images",
+    ]
     apart = [column for column in settings if frame[column].nunique(dropna=False) > 1]
     if len(frame.drop_duplicates([*apart, "model"])) > (len(frame.drop_duplicates(apart)) if apart else 1):
         apart.append("model")
@@ -79,39 +86,41 @@ def _named(columns: Sequence[str], record: Mapping[Hashable, object]) -> str:
     return ", ".join(f"{column} = {as_text(record[column])}" for column in columns)
 
 
-def markdown(frame: pd.DataFrame, about: str) -> str:
+def reconstruction_markdown(frame: pd.DataFrame, about: str) -> str:
     """The pivot as a table of GitHub's Markdown, with `about` and what the numbers mean under it."""
-    table = pivot(frame)
+    table = reconstruction_pivot(frame)
     steps = [str(steps) for steps in table.values.columns]
     lines = [["S", *steps], [":--", *["--:"] * len(steps)]]
-    for label, row in entries(table, ERROR):
+    for label, row in entries(table, RECONSTRUCTION_ERROR):
         cells = [f"**{e.joined(' ')}**" if e.best else e.joined(" ") for e in row]
         lines.append([label.replace("|", r"\|"), *cells])
     meanings = [LEGEND]
     if table.errors.notna().any(axis=None):
-        meanings.append(f"± is {ERROR.error_means}.")
+        meanings.append(f"± is {RECONSTRUCTION_ERROR.error_means}.")
     if len(table.values) > 1:
         meanings.append("Bold is the best of its column.")
     listed = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([f"## {ERROR.heading}", listed, about, *table.notes, " ".join(meanings)]) + "\n"
+    return "\n\n".join([f"## {RECONSTRUCTION_ERROR.heading}", listed, about, *table.notes, " ".join(meanings)]) + "\n"
 
 
-def write(rows: Sequence[Mapping[str, object]], folder: Path, about: str, notes: Sequence[str] = ()) -> None:
+def write_reconstruction(
+    rows: Sequence[Mapping[str, object]], folder: Path, about: str, notes: Sequence[str] = ()
+) -> None:
     """reconstruction.{csv,json,md} in `folder`, each put in place whole.
 
     Args:
-        rows: as in `frame`.
+        rows: as in `reconstruction_frame`.
         folder: the run's tables.
         about: a sentence on the images: dataset, split, and whether the network was trained on them.
         notes: remarks that belong under the table.
     """
-    table = frame(rows)
+    table = reconstruction_frame(rows)
     document = {"about": about, "rows": table.to_dict("records"), "notes": list(notes)}
     listed = "\n".join(f"- {note}" for note in notes)
     contents = {
         "csv": table.to_csv(index=False, lineterminator="\n"),
         "json": json.dumps(without_nan(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        "md": markdown(table, about) + (f"\n## Notes\n\n{listed}\n" if notes else ""),
+        "md": reconstruction_markdown(table, about) + (f"\n## Notes\n\n{listed}\n" if notes else ""),
     }
     for suffix, text in contents.items():
         with replacing(folder / f"reconstruction.{suffix}") as temporary:

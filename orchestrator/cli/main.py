@@ -201,11 +201,11 @@ def compare(directory: str, cell_a: str, cell_b: str, join: bool, as_json: bool)
 
     CELL is a cell's id, the name of its folder, or a beginning of these that fits one cell alone.
     """
-    from taugrid.eval.tables.differences import line
+    from taugrid.eval.tables.differences_files import difference_line
     from taugrid.orchestrator.inspection import compare as compare_cells
 
     opened = _existing(directory)
-    _print(compare_cells(opened.config, opened.plan, opened.rundir, cell_a, cell_b, join), as_json, line)
+    _print(compare_cells(opened.config, opened.plan, opened.rundir, cell_a, cell_b, join), as_json, difference_line)
 
 
 _stage("report", ("report",), "Write tables and figures from the scores there are.")

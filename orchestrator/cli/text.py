@@ -98,7 +98,8 @@ def print_selfcheck(findings: "Findings") -> None:
 
 def scores_text(scores: dict[str, Any]) -> str:
     """Scores of images made elsewhere, from `eval.standalone.evaluate`, as lines."""
-    from taugrid.eval.tables.quality import score_columns, write_number
+    from taugrid.eval.tables.entries import write_number
+    from taugrid.eval.tables.long_form import score_columns
 
     values = scores["metrics"]
     lines = []
@@ -141,18 +142,19 @@ def print_outcome(rundir: RunDir, outcome: "Outcome", join_protocols: bool = Fal
     """The table on stdout, and on stderr what is missing and where everything is."""
     people = Console(stderr=True, highlight=False, soft_wrap=True)
     if outcome.rows and outcome.table == "quality":
-        from taugrid.eval.tables import differences
-        from taugrid.eval.tables import quality as tables
+        from taugrid.eval.tables.console import to_console
+        from taugrid.eval.tables.differences import indistinguishable
+        from taugrid.eval.tables.long_form import EXACT, long_form
         from taugrid.eval.tables.rows import check_joinable
 
         assert outcome.evidence is not None
         protocols = outcome.evidence.protocols
-        alike = differences.indistinguishable(outcome.rows, outcome.evidence, join_protocols)
+        alike = indistinguishable(outcome.rows, outcome.evidence, join_protocols)
         joined = check_joinable(outcome.rows, protocols, override=True).cells if join_protocols else frozenset()
-        Console(highlight=False).print(tables.console(tables.frame(outcome.rows), protocols, alike, joined))
+        Console(highlight=False).print(to_console(long_form(outcome.rows), protocols, alike, joined))
         for remark in without_error(outcome.rows, outcome.evidence.reasons):
             people.print(remark, markup=False)
-        if any(tables.EXACT in row for row in outcome.rows):
+        if any(EXACT in row for row in outcome.rows):
             people.print("FID in closed form, at infinite N, is in the tables beside the measured one (fid_exact)")
     elif outcome.rows and outcome.table == "interpolation":
         people.print(f"{len({row['cell'] for row in outcome.rows})} cells interpolated: figures/interpolation*.png")

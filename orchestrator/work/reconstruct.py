@@ -20,7 +20,7 @@ from taugrid.workers.data import load as data
 from taugrid.workers.reconstruct import ReconstructJob
 
 if TYPE_CHECKING:
-    from taugrid.eval.tables import published
+    from taugrid.eval.tables.published.counterparts import EncodedImages
 
 PICTURES = 12
 """Images across figures/reconstructions.png."""
@@ -85,20 +85,23 @@ class ReconstructWork(WorkKind):
 
     def conclude(self) -> Conclusion:
         """Write tables/reconstruction.* and figures/reconstruction*."""
-        from taugrid.eval.figures import charts as figures
-        from taugrid.eval.tables import published, reconstruction
+        from taugrid.eval.figures.drawing import save
+        from taugrid.eval.figures.reconstruction import reconstruction_figure
+        from taugrid.eval.tables.published.counterparts import reconstruction_counterparts
+        from taugrid.eval.tables.published.files import pointer, write_published
+        from taugrid.eval.tables.reconstruction import reconstruction_frame, write_reconstruction
 
         lacking = self.missing()
         cells = [cell for cell in self._cells() if cell.name not in lacking]
         rows = [self._row(cell, [place.path for place in self._places([cell])]) for cell in cells]
-        beside = published.beside_reconstructions(rows, [_encoded(cell) for cell in cells])
-        published.write(beside, self.rundir.tables, "reconstruction-published")
+        beside = reconstruction_counterparts(rows, [_encoded(cell) for cell in cells])
+        write_published(beside, self.rundir.tables, "reconstruction-published")
         if not rows:
             return Conclusion("reconstruction", rows)
         notes = [f"{name} is left out: {reason}" for name, reason in lacking.items()]
-        notes += published.pointer(beside, "reconstruction-published")
-        reconstruction.write(rows, self.rundir.tables, self._about(cells), notes)
-        figures.reconstruction_error(reconstruction.frame(rows), self.rundir.figures / "reconstruction-error")
+        notes += pointer(beside, "reconstruction-published")
+        write_reconstruction(rows, self.rundir.tables, self._about(cells), notes)
+        save(reconstruction_figure(reconstruction_frame(rows)), self.rundir.figures / "reconstruction-error")
         self._draw(cells)
         return Conclusion("reconstruction", rows)
 
@@ -179,13 +182,13 @@ class ReconstructWork(WorkKind):
         return " ".join(dict.fromkeys(sentences))
 
 
-def _encoded(cell: Cell) -> "published.Encoded":
+def _encoded(cell: Cell) -> "EncodedImages":
     """What a cell's reconstructions are of, for a published number to stand beside them."""
-    from taugrid.eval.tables import published
-    from taugrid.orchestrator.report.quality import network
+    from taugrid.eval.tables.published.counterparts import EncodedImages
+    from taugrid.orchestrator.report.write import network_origin
 
     held_out = cell.model.data.held_out
-    return published.Encoded(held_out.full_name, held_out.split, cell.tau, network(cell.model))
+    return EncodedImages(held_out.full_name, held_out.split, cell.tau, network_origin(cell.model))
 
 
 def _group(cell: Cell) -> str:

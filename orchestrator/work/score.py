@@ -6,7 +6,8 @@ from taugrid.eval.reference import MomentsFile
 from taugrid.eval.score_cell import ReferenceFiles, ScoreJob
 from taugrid.orchestrator.dispatch.policy import Task
 from taugrid.orchestrator.plan.evaluation import Evaluation
-from taugrid.orchestrator.report import quality
+from taugrid.orchestrator.report.collect import collect
+from taugrid.orchestrator.report.write import write_report
 from taugrid.orchestrator.work.extract import REFERENCE_KEY, ExtractWork, not_extracted
 from taugrid.orchestrator.work.kind import IMAGES, Conclusion, Piece, WorkKind, shard_key
 from taugrid.orchestrator.work.sample import unsampled
@@ -89,9 +90,9 @@ class ScoreWork(WorkKind):
 
     def conclude(self) -> Conclusion:
         """The rows of tables/quality.csv; the stage `report` writes them, with the figures."""
-        collected = quality.collect(self.plan, self.rundir, self._evaluation)
+        collected = collect(self.plan, self.rundir, self._evaluation)
         if "report" in self.survey.stages:
-            quality.write(self.config, self.plan, self.rundir, collected)
+            write_report(self.config, self.plan, self.rundir, collected)
         return Conclusion("quality", collected.rows, collected.evidence)
 
 

@@ -6,11 +6,16 @@ from matplotlib.container import ErrorbarContainer
 
 from taugrid import parquet
 from taugrid.config import Config, Diffusion, validate
-from taugrid.eval.figures import charts as figures
-from taugrid.eval.tables import quality as tables
+from taugrid.eval.figures.checkpoints import checkpoints_figure
+from taugrid.eval.figures.drawing import save
+from taugrid.eval.figures.quality import quality_figure
 from taugrid.eval.tables.differences import Evidence
+from taugrid.eval.tables.long_form import COLUMNS, long_form
+from taugrid.eval.tables.pivots import SIGMA_HAT
+from taugrid.eval.tables.quality import write_quality
 from taugrid.orchestrator.plan.grid import plan
-from taugrid.orchestrator.report import quality as report
+from taugrid.orchestrator.report.collect import Rows
+from taugrid.orchestrator.report.write import write_report
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers.network.checkpoint import Checkpoint
 
@@ -27,7 +32,7 @@ def cells(etas=(0.0,), order=ORDER, score=fid, **others):
     for checkpoint in order:
         for eta in etas:
             for steps in STEPS:
-                row = dict.fromkeys(tables.COLUMNS)
+                row = dict.fromkeys(COLUMNS)
                 row |= {"cell": f"{checkpoint} {steps} {eta} {others}", "model": checkpoint, "sampler": "ddim"}
                 row |= {"steps": steps, "eta": 1.0 if eta == "sigma_hat" else eta, "spacing": "linear", "clip": "none"}
                 row |= {"sigma": "sigma_hat" if eta == "sigma_hat" else "eta", "num_samples": 100, "protocol": "p"}
@@ -38,7 +43,7 @@ def cells(etas=(0.0,), order=ORDER, score=fid, **others):
 
 
 def draw(rows, order=ORDER):
-    figure = figures.checkpoints_figure(tables.frame(rows), order)
+    figure = checkpoints_figure(long_form(rows), order)
     figure.draw_without_rendering()
     return figure
 
@@ -69,7 +74,7 @@ def test_a_line_for_each_length_over_the_checkpoints_in_the_order_of_the_grid():
 
 def test_a_panel_for_each_eta_and_one_legend():
     figure = draw(cells(etas=(0.0, 0.5, "sigma_hat")))
-    assert [panel.get_title() for panel in figure.axes] == ["η = 0.0", "η = 0.5", f"η = {tables.SIGMA_HAT}"]
+    assert [panel.get_title() for panel in figure.axes] == ["η = 0.0", "η = 0.5", f"η = {SIGMA_HAT}"]
     assert len({panel.get_ylim() for panel in figure.axes}) == 1
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["$S$ = 10", "$S$ = 50"]
@@ -93,7 +98,7 @@ def test_a_checkpoint_without_an_fid_leaves_a_gap():
 
 @pytest.mark.parametrize("rows", [[], cells(score=lambda *_: None)], ids=["no cells", "no scores"])
 def test_a_figure_without_any_fid_says_so(rows):
-    figure = figures.checkpoints_figure(tables.frame(rows) if rows else tables.frame(cells()).head(0), ORDER)
+    figure = checkpoints_figure(long_form(rows) if rows else long_form(cells()).head(0), ORDER)
     assert [text.get_text() for text in figure.axes[0].texts] == ["no cell has an FID"]
 
 
@@ -112,7 +117,7 @@ def test_long_names_and_dollar_signs_leave_the_panel_its_size():
 def test_files_are_equal_for_equal_input(tmp_path):
     for name, rows in (("first", cells()), ("second", cells()[::-1])):
         (tmp_path / name).mkdir()
-        figures.checkpoints(tables.frame(rows), ORDER, tmp_path / name / "checkpoints")
+        save(checkpoints_figure(long_form(rows), ORDER), tmp_path / name / "checkpoints")
     for kind in ("png", "svg"):
         first, second = ((tmp_path / name / f"checkpoints.{kind}").read_bytes() for name in ("first", "second"))
         assert first == second
@@ -131,22 +136,22 @@ def test_a_report_draws_it_where_the_grid_has_the_axis_and_nowhere_else(tmp_path
     rows = [row | {"cell": cell.id, "model": cell.model.id} for cell, row in zip(planned.cells, cells(), strict=True)]
     protocols = {"p": {"reference": {"dataset": "digits"}, "num_samples": 100}}
     evidence = Evidence({}, {row["cell"]: 0 for row in rows}, protocols, {row["cell"]: "none" for row in rows})
-    report.write(config, planned, rundir, report.Rows(rows, [], evidence))
+    write_report(config, planned, rundir, Rows(rows, [], evidence))
     assert {"checkpoints.png", "checkpoints.svg"} <= {path.name for path in rundir.figures.iterdir()}
     one = config.model_copy(update={"grid": [{"model.checkpoint": ORDER[:1], "steps": list(STEPS)}]})
     few = [row for row in rows if row["model.checkpoint"] == ORDER[0]]
-    report.write(one, plan(one, loaded), rundir, report.Rows(few, [], evidence))
+    write_report(one, plan(one, loaded), rundir, Rows(few, [], evidence))
     assert not list(rundir.figures.glob("checkpoints.*")), "one checkpoint is no ablation, and the old figure is stale"
 
 
 def test_a_section_of_the_table_and_a_panel_for_each_checkpoint_in_the_order_of_the_grid(tmp_path):
-    tables.write(cells(etas=(0.0, 0.5)), tmp_path, {})
+    write_quality(cells(etas=(0.0, 0.5)), tmp_path, {})
     text = (tmp_path / "quality.md").read_text()
     assert [line for line in text.splitlines() if line.startswith("### ")] == [
         f"### `model.checkpoint` = `{name}`" for name in ("step-5000", "step-10000", "name-256")
     ]
     assert "`model` =" not in text, "the checkpoint says it"
-    panels = figures.quality_figure(tables.frame(cells(etas=(0.0, 0.5)))).axes
+    panels = quality_figure(long_form(cells(etas=(0.0, 0.5)))).axes
     assert [panel.get_title() for panel in panels] == [
         f"model.checkpoint = {name}" for name in ("step-5000", "step-10000", "name-256")
     ]
@@ -162,7 +167,7 @@ def test_pictures_of_samples_are_named_by_the_short_names_of_checkpoints(tmp_pat
             with parquet.PartWriter(rundir.sample_part(cell, shard), parquet.picture_schema({})) as part:
                 part.write(parquet.pictures(white, shard.start))
                 part.commit(replace=False)
-    report.write(config, planned, rundir, report.Rows([], [], Evidence({}, {}, {})))
+    write_report(config, planned, rundir, Rows([], [], Evidence({}, {}, {})))
     expected = [
         f"samples-linear-checkpoint={name}-{model.id}.png"
         for name, model in zip(("step-5000", "step-10000", "name-256"), planned.models, strict=True)

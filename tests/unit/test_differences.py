@@ -6,9 +6,9 @@ import pytest
 
 from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.statistics import Moments
-from taugrid.eval.tables import differences
-from taugrid.eval.tables import quality as tables
-from taugrid.eval.tables.differences import Evidence
+from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, Evidence, differences, indistinguishable, pair
+from taugrid.eval.tables.differences_files import difference_line, write_differences
+from taugrid.eval.tables.long_form import COLUMNS
 
 N = 400
 
@@ -28,7 +28,7 @@ def protocol(steps=10, clip="none", torch="2.9.1", **others):
 def cell(name, steps=10, eta=0.0, fid=10.0, **others):
     """A row of quality.csv; `eta` may be "sigma_hat", which clips."""
     sigma_hat = eta == "sigma_hat"
-    row = dict.fromkeys(tables.COLUMNS) | {"cell": name, "model": "m1", "sampler": "ddim", "steps": steps}
+    row = dict.fromkeys(COLUMNS) | {"cell": name, "model": "m1", "sampler": "ddim", "steps": steps}
     row |= {"eta": 1.0 if sigma_hat else eta, "sigma": "sigma_hat" if sigma_hat else "eta", "spacing": "linear"}
     row |= {"clip": "x0_and_eps" if sigma_hat else "none", "num_samples": N, "fid": fid, "fid_se": 0.5}
     return row | {"protocol": f"{steps}-{'x0_and_eps' if sigma_hat else 'none'}"} | others
@@ -59,7 +59,7 @@ def pairs(found, along):
 
 
 def test_neighbours_are_paired_along_both_axes_in_order_and_over_gaps():
-    found = differences.differences(grid(), evidence(grid(), {}))
+    found = differences(grid(), evidence(grid(), {}))
     assert pairs(found, "steps") == [
         ("10/0.0", "20/0.0"), ("20/0.0", "50/0.0"), ("10/1.0", "50/1.0"),
         ("10/sigma_hat", "20/sigma_hat"), ("20/sigma_hat", "50/sigma_hat"),
@@ -71,18 +71,18 @@ def test_neighbours_are_paired_along_both_axes_in_order_and_over_gaps():
     assert {row["others"] for row in found if row["along"] == "steps"} == {""}
     clipped = {row["cell_a"] for row in found if row["others"] == "clip: none -> x0_and_eps"}
     assert clipped == {"10/1.0", "20/0.0", "50/1.0"}
-    assert differences.differences(grid()[::-1], evidence(grid(), {})) == found
+    assert differences(grid()[::-1], evidence(grid(), {})) == found
 
 
 def test_difference_error_and_z_are_those_worked_out_by_hand():
     """phi_a - phi_b alternates between +d and -d: its sd is d sqrt(N / (N - 1)), and the se that over sqrt(N)."""
     rows = [cell("a", 10, fid=13.0), cell("b", 20, fid=10.6)]
     influences = {"a": spread(1.0), "b": spread(0.4)}
-    (found,) = differences.differences(rows, evidence(rows, influences))
+    (found,) = differences(rows, evidence(rows, influences))
     assert found["difference"] == pytest.approx(-2.4, abs=1e-12)
     assert found["se"] == pytest.approx(0.6, rel=1e-12)  # 1.0 - 0.4: what noise does to both cancels
     assert found["z"] == pytest.approx(-4.0, rel=1e-12)
-    (opposed,) = differences.differences(rows, evidence(rows, influences | {"b": spread(0.4, first=-1.0)}))
+    (opposed,) = differences(rows, evidence(rows, influences | {"b": spread(0.4, first=-1.0)}))
     assert opposed["se"] == pytest.approx(1.4, rel=1e-12)
     assert (found["steps_a"], found["steps_b"], found["fid_a"], found["fid_b"]) == (10, 20, 13.0, 10.6)
     assert (found["num_samples"], found["protocol_a"], found["protocol_b"]) == (N, "10-none", "20-none")
@@ -98,7 +98,7 @@ def test_a_real_pairing_is_known_more_precisely_than_two_cells_of_their_own():
     scores = {name: Frechet.of(Moments.of(x), reference) for name, x in cells.items()}
     influences = {name: scores[name].influence(x) for name, x in cells.items()}
     rows = [cell(name, steps, fid=scores[name].distance) for name, steps in (("a", 10), ("b", 20))]
-    (found,) = differences.differences(rows, evidence(rows, influences))
+    (found,) = differences(rows, evidence(rows, influences))
     alone = math.hypot(*(phi.std(ddof=1) / math.sqrt(N) for phi in influences.values()))
     assert found["se"] < alone / 4
     assert found["z"] > 4 > (found["fid_b"] - found["fid_a"]) / alone
@@ -107,24 +107,24 @@ def test_a_real_pairing_is_known_more_precisely_than_two_cells_of_their_own():
 def test_cells_that_share_no_noise_are_no_neighbours_and_no_pair():
     rows = [cell("a", 10), cell("b", 20), cell("c", 50)]
     known = evidence(rows, {name: spread(1.0) for name in "abc"}, pairings={"a": 1, "b": 1, "c": 2})
-    assert pairs(differences.differences(rows, known), "steps") == [("a", "b")]
+    assert pairs(differences(rows, known), "steps") == [("a", "b")]
     with pytest.raises(ValueError, match="cells b and c can't be compared: they share no noise"):
-        differences.pair(rows[1], rows[2], known)
-    joined = differences.pair(rows[1], rows[2], known, override=True)
+        pair(rows[1], rows[2], known)
+    joined = pair(rows[1], rows[2], known, override=True)
     assert (joined["joined"], joined["se"], joined["z"]) == (True, None, None)
     assert joined["note"].endswith("no standard error: the cells share no noise")
 
 
 def test_other_models_and_other_n_are_no_neighbours():
     rows = [cell("a", 10, **{"train.steps": 1}), cell("b", 20, model="m2", **{"train.steps": 2})]
-    assert differences.differences(rows, evidence(rows, {})) == []
+    assert differences(rows, evidence(rows, {})) == []
     rows = [cell("a", 10), cell("b", 20, num_samples=2 * N)]
-    assert differences.differences(rows, evidence(rows, {})) == []
+    assert differences(rows, evidence(rows, {})) == []
 
 
 def test_settings_that_set_pivots_apart_are_told_with_each_pair():
     rows = [cell(f"{steps}{name}", steps, spacing=name) for steps in (10, 20) for name in ("linear", "quadratic")]
-    found = differences.differences(rows, evidence(rows, {}))
+    found = differences(rows, evidence(rows, {}))
     assert [(row["cell_a"], row["cell_b"], row["settings"]) for row in found] == [
         ("10linear", "20linear", "spacing = linear"),
         ("10quadratic", "20quadratic", "spacing = quadratic"),
@@ -143,7 +143,7 @@ def test_cells_that_differ_in_one_other_axis_are_neighbours_in_the_order_of_the_
     rows[4]["fid"] = None
     spelled = {weights: protocol(weights=weights) for weights in ("raw", "ema", "other")}
     influences = {row["cell"]: spread(0.2 + 0.1 * i) for i, row in enumerate(rows)}
-    found = differences.differences(rows, evidence(rows, influences, protocols=spelled))
+    found = differences(rows, evidence(rows, influences, protocols=spelled))
     # The weights in the order in which the rows have them, over the gap; the two that differ in both are no pair.
     assert [(row["along"], row["settings"], row["cell_a"], row["cell_b"]) for row in found] == [
         ("model.checkpoint", "weights = other", "-5000other", "10000other"),
@@ -154,7 +154,7 @@ def test_cells_that_differ_in_one_other_axis_are_neighbours_in_the_order_of_the_
     ]  # fmt: skip
     assert found[0]["others"] == "model.checkpoint: step-5000 -> step-10000"
     assert [row["se"] for row in found] == pytest.approx([0.3, 0.3, 0.1, 0.1, 0.2])
-    differences.write(found, tmp_path)
+    write_differences(found, tmp_path)
     text = (tmp_path / "differences.md").read_text(encoding="utf-8")
     assert "## Along weights: model.checkpoint = step-5000\n\n- S 10 at eta 0, weights: raw -> ema: " in text
 
@@ -162,9 +162,9 @@ def test_cells_that_differ_in_one_other_axis_are_neighbours_in_the_order_of_the_
 def test_an_axis_that_moves_what_must_agree_makes_no_neighbours(tmp_path):
     rows = [cell(name, rounding=name, protocol=name) for name in ("nearest", "down")]
     spelled = {name: protocol(rounding=name) for name in ("nearest", "down")}
-    assert differences.differences(rows, evidence(rows, {}, protocols=spelled)) == []
+    assert differences(rows, evidence(rows, {}, protocols=spelled)) == []
     alike = evidence(rows, {}, protocols=dict.fromkeys(spelled, protocol()))
-    differences.write(differences.differences(rows, alike), tmp_path)
+    write_differences(differences(rows, alike), tmp_path)
     lines = (tmp_path / "differences.md").read_text(encoding="utf-8").splitlines()
     assert lines[-7:-4] == ["## Along rounding", "", "- S 10 at eta 0, rounding: nearest -> down: 0.00"]
 
@@ -173,9 +173,9 @@ def test_cells_of_other_versions_are_no_neighbours_and_refused_by_name():
     rows = [cell("a", 10), cell("b", 20), cell("c", 50, protocol="new")]
     spelled = {"10-none": protocol(10), "20-none": protocol(20), "new": protocol(50, torch="2.10.0")}
     known = evidence(rows, {name: spread(1.0) for name in "abc"}, protocols=spelled)
-    assert pairs(differences.differences(rows, known), "steps") == [("a", "b")]
+    assert pairs(differences(rows, known), "steps") == [("a", "b")]
     with pytest.raises(ValueError, match=r"cells b and c can't be compared: versions.torch is 2.9.1 and 2.10.0$"):
-        differences.pair(rows[1], rows[2], known)
+        pair(rows[1], rows[2], known)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_whatever_must_agree_is_named(changes, named):
     rows = [cell("a"), cell("b", protocol="other")]
     known = evidence(rows, {}, protocols={"10-none": protocol(), "other": protocol() | changes})
     with pytest.raises(ValueError) as refusal:
-        differences.pair(*rows, known)
+        pair(*rows, known)
     assert str(refusal.value) == f"cells a and b can't be compared: {named}"
 
 
@@ -200,9 +200,9 @@ def test_tau_clip_and_weights_are_what_comparisons_are_about():
     rows = [cell("a"), cell("b", 50, 0.5, weights="raw", clip="x0", protocol="other")]
     spelled = {"10-none": protocol(), "other": protocol(50, "x0", weights="raw")}
     known = evidence(rows, {"a": spread(1.0), "b": spread(0.5)}, protocols=spelled)
-    found = differences.pair(*rows, known)
+    found = pair(*rows, known)
     assert (found["along"], found["joined"], found["se"]) == ("", False, pytest.approx(0.5))
-    assert differences.pair(*rows, known, override=True) == found  # there is nothing to override
+    assert pair(*rows, known, override=True) == found  # there is nothing to override
     assert found["others"] == "clip: none -> x0, weights: not set -> raw"
 
 
@@ -210,17 +210,17 @@ def test_an_override_joins_and_says_so():
     rows = [cell("a", fid=12.0), cell("b", fid=11.0, protocol="new")]
     spelled = {"10-none": protocol(), "new": protocol(torch="2.10.0")}
     known = evidence(rows, {"a": spread(1.0), "b": spread(0.5)}, protocols=spelled)
-    found = differences.pair(*rows, known, override=True)
+    found = pair(*rows, known, override=True)
     assert (found["joined"], found["note"]) == (True, "joined although versions.torch is 2.9.1 and 2.10.0")
     assert found["z"] == pytest.approx(-2.0)
-    assert differences.line(found) == "S 10 at eta 0: -1.00 ± 0.50, z = -2.0 ‡"
+    assert difference_line(found) == "S 10 at eta 0: -1.00 ± 0.50, z = -2.0 ‡"
 
 
 def test_an_override_can_not_pair_different_numbers_of_samples():
     rows = [cell("a"), cell("b", num_samples=2 * N, protocol="large")]
     spelled = {"10-none": protocol(), "large": protocol(num_samples=2 * N)}
     known = evidence(rows, {"a": spread(1.0), "b": np.tile(spread(1.0), 2)}, protocols=spelled)
-    found = differences.pair(*rows, known, override=True)
+    found = pair(*rows, known, override=True)
     assert (found["se"], found["others"]) == (None, f"num_samples: {N} -> {2 * N}")
     assert found["note"].endswith("no standard error: the cells differ in N")
 
@@ -228,28 +228,28 @@ def test_an_override_can_not_pair_different_numbers_of_samples():
 def test_a_cell_without_influences_leaves_error_and_z_empty_and_says_why():
     rows = [cell("a", 10, fid=3.0), cell("b", 20, fid=2.0)]
     known = evidence(rows, {"a": spread(1.0)}, reasons={"b": "400 samples for 64 varying features"})
-    (found,) = differences.differences(rows, known)
+    (found,) = differences(rows, known)
     assert (found["difference"], found["se"], found["z"]) == (-1.0, None, None)
     assert found["note"] == "no standard error: 400 samples for 64 varying features"
-    assert "no influences are known of cell b" in differences.pair(*rows, evidence(rows, {"a": spread(1.0)}))["note"]
+    assert "no influences are known of cell b" in pair(*rows, evidence(rows, {"a": spread(1.0)}))["note"]
 
 
 def test_influences_of_too_few_samples_and_cells_without_fid_are_errors():
     rows = [cell("a", 10), cell("b", 20)]
     with pytest.raises(ValueError, match="cell b has 400 samples, but influences of"):
-        differences.differences(rows, evidence(rows, {"a": spread(1.0), "b": spread(1.0)[:-1]}))
+        differences(rows, evidence(rows, {"a": spread(1.0), "b": spread(1.0)[:-1]}))
     for missing in (None, math.nan):
         with pytest.raises(ValueError, match="cell b has no FID"):
-            differences.pair(rows[0], cell("b", fid=missing), evidence(rows, {}))
+            pair(rows[0], cell("b", fid=missing), evidence(rows, {}))
 
 
 def test_the_same_samples_have_no_z_though_rounding_tells_them_apart():
     """At S = 1 every eta gives the same images; sums in another order may move FID in its last digits."""
     rows = [cell("a", 10, 0.0, 5.0), cell("b", 10, 1.0, 5.0 + 1e-12)]
     influences = {"a": spread(1.0), "b": spread(1.0) + 1e-13 * np.random.default_rng(0).normal(size=N)}
-    (found,) = differences.differences(rows, evidence(rows, influences))
+    (found,) = differences(rows, evidence(rows, influences))
     assert (found["se"], found["z"], found["note"]) == (0.0, None, "no z: both have the same samples")
-    assert differences.indistinguishable(rows, evidence(rows, influences)) == {"b"}
+    assert indistinguishable(rows, evidence(rows, influences)) == {"b"}
 
 
 @pytest.mark.parametrize(("z", "marked"), [(0.5, True), (1.95, True), (1.97, False), (5.0, False)])
@@ -257,7 +257,7 @@ def test_what_can_not_be_told_from_the_best_is_marked(z, marked):
     """The paired error is 0.5, half of what the errors of the two cells alone would give."""
     rows = [cell("best", 10, 0.0, 4.0), cell("other", 10, 1.0, 4.0 + 0.5 * z)]
     known = evidence(rows, {"best": spread(1.0), "other": spread(0.5)})
-    assert differences.indistinguishable(rows, known) == ({"other"} if marked else set())
+    assert indistinguishable(rows, known) == ({"other"} if marked else set())
 
 
 def test_marks_are_per_column_and_pivot_and_spare_what_has_no_test():
@@ -273,15 +273,15 @@ def test_marks_are_per_column_and_pivot_and_spare_what_has_no_test():
                   model="m2", **{"train.steps": 2}) for row in rows[:2]]  # fmt: skip
     influences = {row["cell"]: spread(0.1 + 0.1 * row["eta"]) for row in rows if row["cell"] != "no-error"}
     pairings = {row["cell"]: 0 for row in rows} | {"unpaired": 1}
-    assert differences.indistinguishable(rows, evidence(rows, influences, pairings=pairings)) == {"near"}
+    assert indistinguishable(rows, evidence(rows, influences, pairings=pairings)) == {"near"}
 
 
 def test_marks_reach_across_protocols_only_when_joined():
     rows = [cell("a", 10, 0.0, 4.0), cell("b", 10, 1.0, 4.1, protocol="new")]
     spelled = {"10-none": protocol(), "new": protocol(torch="2.10.0")}
     known = evidence(rows, {"a": spread(1.0), "b": spread(0.5)}, protocols=spelled)
-    assert differences.indistinguishable(rows, known) == set()
-    assert differences.indistinguishable(rows, known, joined=True) == {"b"}
+    assert indistinguishable(rows, known) == set()
+    assert indistinguishable(rows, known, joined=True) == {"b"}
 
 
 @pytest.mark.parametrize(
@@ -296,21 +296,21 @@ def test_marks_reach_across_protocols_only_when_joined():
 )  # fmt: skip
 def test_how_a_difference_is_written(a, b, written):
     known = evidence([a, b], {"a": spread(1.0), "b": spread(0.2)})
-    assert differences.line(differences.pair(a, b, known)) == written
+    assert difference_line(pair(a, b, known)) == written
 
 
 def test_csv_reads_back_and_does_not_depend_on_the_order_of_rows(tmp_path):
     rows = grid()
     influences = {row["cell"]: spread(0.3 * row["steps"] ** 0.5) for row in rows if row["cell"] != "10/0.0"}
     known = evidence(rows, influences, reasons={"10/0.0": "too few samples, for once"})
-    found = differences.differences(rows, known)
-    differences.write(found, tmp_path)
+    found = differences(rows, known)
+    write_differences(found, tmp_path)
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    differences.write(differences.differences(rows[::-1], known), tmp_path)
+    write_differences(differences(rows[::-1], known), tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
     assert set(first) == {"differences.csv", "differences.md"}
     back = pd.read_csv(tmp_path / "differences.csv", keep_default_na=True)
-    assert list(back.columns) == list(differences.COLUMNS)
+    assert list(back.columns) == list(DIFFERENCE_COLUMNS)
     assert back["difference"].tolist() == [row["difference"] for row in found]
     assert back["se"].isna().tolist() == [row["se"] is None for row in found]
     assert (back["joined"].dtype, back["steps_a"].dtype) == (bool, np.int64)
@@ -321,7 +321,7 @@ def test_the_list_is_readable_and_says_each_reason_once(tmp_path):
     influences = {row["cell"]: spread((0.1 + (row["sigma"] == "sigma_hat")) * row["steps"])
                   for row in rows if row["eta"] != 0.0}  # fmt: skip
     reasons = dict.fromkeys(("10/0.0", "20/0.0", "50/0.0"), "too few samples")
-    differences.write(differences.differences(rows, evidence(rows, influences, reasons=reasons)), tmp_path)
+    write_differences(differences(rows, evidence(rows, influences, reasons=reasons)), tmp_path)
     lines = (tmp_path / "differences.md").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "# Differences of FID"
     assert lines.index("Along S:") < lines.index("- S 10 -> 20 at eta 0: -10.00") < lines.index("Along eta:")
@@ -331,7 +331,7 @@ def test_the_list_is_readable_and_says_each_reason_once(tmp_path):
 
 
 def test_without_pairs_there_is_an_empty_table_that_replaces_an_older_one(tmp_path):
-    differences.write(differences.differences(grid(), evidence(grid(), {})), tmp_path)
-    differences.write([], tmp_path)
+    write_differences(differences(grid(), evidence(grid(), {})), tmp_path)
+    write_differences([], tmp_path)
     assert pd.read_csv(tmp_path / "differences.csv").empty
     assert "No two neighbours" in (tmp_path / "differences.md").read_text()

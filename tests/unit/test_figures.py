@@ -8,9 +8,11 @@ from matplotlib.collections import LineCollection
 from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
-from taugrid.eval.figures import charts as figures
-from taugrid.eval.tables import quality as tables
-from taugrid.eval.tables import reconstruction
+from taugrid.eval.figures.drawing import LEAST_SPAN, save
+from taugrid.eval.figures.quality import quality_figure
+from taugrid.eval.figures.reconstruction import reconstruction_figure
+from taugrid.eval.tables.long_form import COLUMNS, long_form
+from taugrid.eval.tables.reconstruction import reconstruction_frame
 
 STEPS = (10, 20, 50, 100, 1000)
 ETAS = (0.0, 0.2, 0.5, 1.0, "sigma_hat")
@@ -25,7 +27,7 @@ def grid(etas=ETAS, steps=STEPS, score=fid, error=0.05, **others):
     for eta in etas:
         for s in steps:
             sigma_hat = eta == "sigma_hat"
-            row = dict.fromkeys(tables.COLUMNS)
+            row = dict.fromkeys(COLUMNS)
             row |= {"cell": f"{s}-{eta}", "model": "m", "sampler": "ddim", "steps": s, "spacing": "linear"}
             row |= {"eta": 1.0 if sigma_hat else eta, "sigma": "sigma_hat" if sigma_hat else "eta"}
             row |= {"clip": "x0_and_eps" if sigma_hat else "none", "num_samples": 1000, "network_evaluations": 1000 * s}
@@ -36,7 +38,7 @@ def grid(etas=ETAS, steps=STEPS, score=fid, error=0.05, **others):
 
 def draw(rows):
     """The figure, drawn, so that ticks and limits are what a person sees."""
-    figure = figures.quality_figure(tables.frame(rows))
+    figure = quality_figure(long_form(rows))
     figure.draw_without_rendering()
     return figure
 
@@ -143,7 +145,7 @@ def test_nearly_equal_values_do_not_look_far_apart():
     values = {10: 78.524, 20: 78.536}
     (panel,) = draw(grid(etas=(0.0,), steps=(10, 20), score=lambda s, _: values[s], error=1e-5)).axes
     low, high = panel.get_ylim()
-    assert high / low == pytest.approx(figures.LEAST_SPAN)
+    assert high / low == pytest.approx(LEAST_SPAN)
     assert low < 78.524 < 78.536 < high
     assert math.sqrt(low * high) == pytest.approx(78.53, abs=0.01)
     assert len(tick_labels(panel.yaxis)) >= 4
@@ -184,7 +186,7 @@ def test_a_dollar_sign_in_a_setting_is_shown_as_it_is():
 def test_files_are_written_whole_and_equal_for_equal_input(tmp_path):
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        figures.quality(tables.frame(grid()), tmp_path / name / "quality")
+        save(quality_figure(long_form(grid())), tmp_path / name / "quality")
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["quality.png", "quality.svg"]
     for kind in ("png", "svg"):
         first, second = ((tmp_path / name / f"quality.{kind}").read_bytes() for name in ("first", "second"))
@@ -198,10 +200,11 @@ def test_figures_leave_matplotlibs_settings_alone_and_need_neither_pyplot_nor_to
     program = (
         "import sys, pathlib, matplotlib\n"
         "matplotlib.rcParams['font.size'] = 33\n"
-        "from taugrid.eval.figures import charts as figures, pictures\n"
-        "from taugrid.eval.tables import quality as tables, reconstruction\n"
-        "figures.quality(tables.frame([]), pathlib.Path(sys.argv[1]) / 'quality')\n"
-        "figures.reconstruction_error(reconstruction.frame([]), pathlib.Path(sys.argv[1]) / 'error')\n"
+        "from taugrid.eval.figures import drawing, pictures, quality as q, reconstruction as r\n"
+        "from taugrid.eval.tables.long_form import long_form as rows\n"
+        "from taugrid.eval.tables.reconstruction import reconstruction_frame as errors\n"
+        "drawing.save(q.quality_figure(rows([])), pathlib.Path(sys.argv[1]) / 'quality')\n"
+        "drawing.save(r.reconstruction_figure(errors([])), pathlib.Path(sys.argv[1]) / 'error')\n"
         "assert matplotlib.rcParams['font.size'] == 33\n"
         "assert not {'torch', 'ray', 'matplotlib.pyplot'} & set(sys.modules), sorted(sys.modules)\n"
     )
@@ -221,7 +224,7 @@ def reconstructions(factor=1.0, **others):
 
 
 def draw_errors(rows):
-    figure = figures.reconstruction_figure(reconstruction.frame(rows))
+    figure = reconstruction_figure(reconstruction_frame(rows))
     figure.draw_without_rendering()
     return figure
 
@@ -273,7 +276,7 @@ def test_a_figure_without_any_error_says_so(rows):
 def test_the_figure_of_errors_is_written_whole_and_equal_for_equal_input(tmp_path):
     rows = [*reconstructions(), *reconstructions(2.0, spacing="quadratic")]
     for name, given in (("first", rows), ("second", rows[::-1])):
-        figures.reconstruction_error(reconstruction.frame(given), tmp_path / name / "reconstruction-error")
+        save(reconstruction_figure(reconstruction_frame(given)), tmp_path / name / "reconstruction-error")
     names = ["reconstruction-error.png", "reconstruction-error.svg"]
     assert sorted(path.name for path in (tmp_path / "first").iterdir()) == names
     for name in names:

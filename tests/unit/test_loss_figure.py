@@ -4,9 +4,10 @@ import pytest
 from matplotlib.colors import to_rgba
 
 from taugrid.config import Config, validate
-from taugrid.eval.figures import charts as figures
+from taugrid.eval.figures.drawing import save
+from taugrid.eval.figures.loss import SMOOTHING, losses_figure
 from taugrid.orchestrator.plan.grid import plan
-from taugrid.orchestrator.report import quality as report
+from taugrid.orchestrator.report.write import loss_curves, write_losses
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers.training.log import Log, Record, is_logged
 
@@ -18,7 +19,7 @@ def a_log(steps, noise=0.0):
 
 def test_each_model_has_a_light_line_as_logged_and_a_dark_one_that_is_smooth():
     logs = {"first": a_log(2000, noise=0.3), "second": a_log(60_000)}
-    figure = figures.losses_figure(logs)
+    figure = losses_figure(logs)
     figure.draw_without_rendering()
     (panel,) = figure.axes
     assert (panel.get_xscale(), panel.get_yscale()) == ("log", "log")
@@ -29,13 +30,13 @@ def test_each_model_has_a_light_line_as_logged_and_a_dark_one_that_is_smooth():
         assert raw.get_alpha() < 0.5
         assert to_rgba(raw.get_color()) == to_rgba(smooth.get_color())
         falling = 2 * log["step"] ** -0.5
-        late = log["step"].between(100, log["step"].iloc[-1] / figures.SMOOTHING)
+        late = log["step"].between(100, log["step"].iloc[-1] / SMOOTHING)
         np.testing.assert_allclose(smooth.get_ydata()[late], falling[late], rtol=0.06)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["first", "second"]
 
 
 def test_the_running_mean_is_over_the_steps_within_a_factor():
-    figure = figures.losses_figure({"m": pd.DataFrame({"step": [4, 5, 6, 7, 100], "loss": [1.0, 2.0, 6.0, 10.0, 5.0]})})
+    figure = losses_figure({"m": pd.DataFrame({"step": [4, 5, 6, 7, 100], "loss": [1.0, 2.0, 6.0, 10.0, 5.0]})})
     mean = figure.axes[0].lines[1].get_ydata()
     np.testing.assert_allclose(mean, [1.5, 3.0, 6.0, 8.0, 5.0])  # 5 is within 1.25 of 4 and of 6, and 7 of 6
 
@@ -50,14 +51,14 @@ def run(tmp_path):
 
 def test_a_report_draws_the_models_that_are_trained(run):
     planned, rundir = run
-    report.write_losses(planned, rundir)
+    write_losses(planned, rundir)
     assert not rundir.figures.exists()
     first, second = planned.models
     for model, loss in ((first, 0.5), (second, 0.25)):
         Log(rundir.models / model.id / "train", 0, tensorboard=False).write(Record(1, loss, 1e-3, 1.0, 1, 0.1))
-    report.write_losses(planned, rundir)
+    write_losses(planned, rundir)
     assert {path.name for path in rundir.figures.iterdir()} == {"loss.png", "loss.svg"}
-    curves = report.loss_curves(planned, rundir)
+    curves = loss_curves(planned, rundir)
     assert {name: log["loss"].tolist() for name, log in curves.items()} == {
         f"train.steps = 60, {first.id}": [0.5],
         f"train.steps = 70, {second.id}": [0.25],
@@ -66,7 +67,7 @@ def test_a_report_draws_the_models_that_are_trained(run):
 
 def test_the_figure_is_written_whole_and_equal_for_equal_input(tmp_path):
     for name in ("first", "second"):
-        figures.losses({"m": a_log(300, noise=0.1)}, tmp_path / name / "loss")
+        save(losses_figure({"m": a_log(300, noise=0.1)}), tmp_path / name / "loss")
     assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["loss.png", "loss.svg"]
     for name in ("loss.png", "loss.svg"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()

@@ -13,12 +13,14 @@ from taugrid.eval.features.names import ExtractorSpec
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.eval.metrics.statistics import Moments, symmetric_root
 from taugrid.eval.reference import Reference
-from taugrid.eval.tables import quality
+from taugrid.eval.tables.long_form import COLUMNS, long_form, score_columns
+from taugrid.eval.tables.pivots import pivot_tables
+from taugrid.eval.tables.quality import write_quality
 from taugrid.metrics import METRICS, Metric, MetricColumn, MetricSettings
 from taugrid.orchestrator.cli.text import scores_text
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
-from taugrid.orchestrator.report.quality import collect
+from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.storage import write_sealed
 
@@ -77,16 +79,16 @@ def test_every_entry_names_functions_that_there_are_and_columns_of_quality_csv(m
         assert callable(pkgutil.resolve_name(function))
     for name in metric.settings:
         assert hasattr(MetricSettings(), name)
-    assert {name for column in metric.columns for name in column.names} <= set(quality.COLUMNS)
+    assert {name for column in metric.columns for name in column.names} <= set(COLUMNS)
 
 
 def test_the_columns_of_quality_csv_are_those_of_the_contract():
-    assert quality.COLUMNS == (
+    assert COLUMNS == (
         "cell", "model", "sampler", "steps", "eta", "sigma", "spacing", "clip", "num_samples", "network_evaluations",
         "fid", "fid_se", "fid_infinity", "isc_mean", "isc_std", "kid_mean", "kid_std", "precision", "recall",
         "seconds", "protocol",
     )  # fmt: skip
-    assert [column.name for column in quality.score_columns()] == [
+    assert [column.name for column in score_columns()] == [
         "fid", "fid_exact", "fid_infinity", "isc_mean", "kid_mean", "precision", "recall",
     ]  # fmt: skip
 
@@ -127,9 +129,9 @@ def test_a_new_metric_reaches_the_config_the_protocol_the_rows_and_the_tables(sp
         numbers = {"fid": 4.0, "spread": value, "spread_se": 0.125}
         write_sealed(rundir.score(cell, scoring.id(cell)), {"protocol": protocol, "metrics": numbers, "notes": []})
     found = collect(planned, rundir, scoring)
-    quality.write(found.rows, tmp_path / "tables", found.evidence.protocols)
+    write_quality(found.rows, tmp_path / "tables", found.evidence.protocols)
     csv = pd.read_csv(tmp_path / "tables" / "quality.csv")
-    assert list(csv.columns)[: len(quality.COLUMNS)] == list(quality.COLUMNS)
+    assert list(csv.columns)[: len(COLUMNS)] == list(COLUMNS)
     assert list(csv.columns)[-2:] == ["spread", "spread_se"], "behind all others"
     assert csv["spread"].tolist() == [1.5, 2.5]
     markdown = (tmp_path / "tables" / "quality.md").read_text(encoding="utf-8")
@@ -141,11 +143,11 @@ def test_a_new_metric_reaches_the_config_the_protocol_the_rows_and_the_tables(sp
 
 def test_a_new_metric_is_no_grid_key(spread):
     """A column that were taken for a setting would set tables apart."""
-    row = dict.fromkeys(quality.COLUMNS) | {"cell": "a", "model": "m", "steps": 5, "eta": 0.0, "sigma": "eta"}
+    row = dict.fromkeys(COLUMNS) | {"cell": "a", "model": "m", "steps": 5, "eta": 0.0, "sigma": "eta"}
     row |= {"num_samples": 10, "protocol": "p", "fid": 1.0, "weights": "raw"}
-    frame = quality.frame([row | {"spread": 1.0}, row | {"cell": "b", "steps": 10, "spread": 2.0}])
+    frame = long_form([row | {"spread": 1.0}, row | {"cell": "b", "steps": 10, "spread": 2.0}])
     assert list(frame.columns)[-2:] == ["weights", "spread"]
-    [table] = quality.pivot(frame)
+    [table] = pivot_tables(frame)
     assert table.settings == {}
 
 

@@ -9,13 +9,22 @@ import pytest
 
 from taugrid.config import Config, Data, validate
 from taugrid.eval.sources import Source
-from taugrid.eval.tables import published
-from taugrid.eval.tables import quality as tables
 from taugrid.eval.tables.differences import Evidence
-from taugrid.eval.tables.published import Encoded, Network
+from taugrid.eval.tables.long_form import COLUMNS
+from taugrid.eval.tables.published.counterparts import (
+    FOLDER,
+    SOURCE_TIME,
+    EncodedImages,
+    NetworkOrigin,
+    dataset_facts,
+    quality_counterparts,
+    reconstruction_counterparts,
+)
+from taugrid.eval.tables.published.files import published_markdown, write_published
 from taugrid.orchestrator.plan.evaluation import Reference
 from taugrid.orchestrator.plan.grid import plan
-from taugrid.orchestrator.report import quality as report
+from taugrid.orchestrator.report.collect import Rows
+from taugrid.orchestrator.report.write import network_origin, write_report
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work import reconstruct
 from taugrid.orchestrator.work.ode import ode_cells
@@ -29,15 +38,15 @@ INCEPTION = {
 }
 CIFAR10 = {"dataset": "cifar10", "split": "train", "num_images": 50_000, "preprocessing": "8 bits, 3x32x32"}
 LSUN = {"dataset": "lsun/bedroom", "split": "train", "num_images": 3_033_042, "preprocessing": "8 bits, 3x256x256"}
-OF_THE_AUTHORS = Network("google/ddpm-cifar10-32", None)
-BEDROOM = Network("google/ddpm-ema-bedroom-256", None)
+OF_THE_AUTHORS = NetworkOrigin("google/ddpm-cifar10-32", None)
+BEDROOM = NetworkOrigin("google/ddpm-ema-bedroom-256", None)
 MAY_NOT_BE_EMA = "weights that may not be averaged ones (EMA): the card of google/ddpm-cifar10-32 does not say"
 TEST_SET = {"spacing": "linear", "num_images": 10_000, "weights": "ema", "model": "m", "mse_se": None}
 
 
 def row(steps=100, eta=0.0, fid=4.3, **others):
     sigma = "sigma_hat" if eta == "sigma_hat" else "eta"
-    found = dict.fromkeys(tables.COLUMNS) | {"cell": f"{steps}-{eta}", "model": "m", "sampler": "ddim"}
+    found = dict.fromkeys(COLUMNS) | {"cell": f"{steps}-{eta}", "model": "m", "sampler": "ddim"}
     found |= {"steps": steps, "sigma": sigma, "eta": 1.0 if eta == "sigma_hat" else eta, "spacing": "quadratic"}
     return found | {"clip": "none", "num_samples": 50_000, "fid": fid, "fid_se": 0.02, "protocol": "p"} | others
 
@@ -48,7 +57,7 @@ def protocol(steps=100, spacing="quadratic", reference=CIFAR10, **others):
 
 
 def beside(ours, of, network=OF_THE_AUTHORS):
-    return published.beside([ours], {"p": of}, {"m": network})
+    return quality_counterparts([ours], {"p": of}, {"m": network})
 
 
 def differing(ours, of, network=OF_THE_AUTHORS):
@@ -69,12 +78,12 @@ def test_the_shipped_numbers_are_those_of_the_papers_tables():
             sigma = "sigma_hat" if line["eta"] == "sigma_hat" else "eta"
             dataset = NAMES.get(line["dataset"], line["dataset"])
             expected.add((number, dataset, sigma, eta, line["S"], line["fid"]))
-    lines = csv.DictReader((published.FOLDER / "fid.csv").open())
+    lines = csv.DictReader((FOLDER / "fid.csv").open())
     ours = [tuple(line[key] for key in ("table", "dataset", "sigma", "eta", "steps", "fid")) for line in lines]
     assert set(ours) == expected
     assert len(ours) == 68
     ours = [(line["S"], line["reconstruction_error"]) for line in csv.DictReader((SHARED / "ddim_table2.csv").open())]
-    shipped = csv.DictReader((published.FOLDER / "reconstruction.csv").open())
+    shipped = csv.DictReader((FOLDER / "reconstruction.csv").open())
     assert [(line["steps"], line["mse"]) for line in shipped] == ours
 
 
@@ -84,7 +93,7 @@ def test_nothing_is_said_to_differ_where_all_that_is_known_agrees():
     assert found.difference == pytest.approx(0.14)
     assert found.differs == (MAY_NOT_BE_EMA,), "and what is not known of the hub's copy"
     assert "4.26" in found.note, "the author's own rerun belongs beside it"
-    [at_main] = beside(row(), protocol(), Network("google/ddpm-cifar10-32@main", None))
+    [at_main] = beside(row(), protocol(), NetworkOrigin("google/ddpm-cifar10-32@main", None))
     assert at_main.differs == (MAY_NOT_BE_EMA,)
     assert differing(row(1000, spacing="linear"), protocol(1000, "linear")) == [], "at S = T all spacings are one"
 
@@ -142,11 +151,11 @@ CONVNET = {"name": "fashion-convnet", "weights_sha256": "6726825d"}
             "images of 3x64x64, not 3x32x32",
         ),
         (row(), protocol(weights="raw"), None, "raw weights, not averaged ones (EMA)"),
-        (row(), protocol(), Network("trained here", None), "network: trained here, not google/ddpm-cifar10-32"),
+        (row(), protocol(), NetworkOrigin("trained here", None), "network: trained here, not google/ddpm-cifar10-32"),
         (
             row(),
             protocol(),
-            Network("google/ddpm-cifar10-32", "cosine betas, T = 1000"),
+            NetworkOrigin("google/ddpm-cifar10-32", "cosine betas, T = 1000"),
             "forward process: cosine betas, T = 1000, not linear betas from 0.0001 to 0.02, T = 1000",
         ),
     ],
@@ -162,7 +171,7 @@ def test_a_test_set_as_reference_is_said_with_what_is_known_of_it():
 
 def test_everything_that_differs_is_listed():
     of = protocol(10, "linear", CIFAR10 | {"split": "test", "num_images": 10_000}, clip="x0", weights="raw")
-    network = Network("trained here", "cosine betas, T = 500")
+    network = NetworkOrigin("trained here", "cosine betas, T = 500")
     of |= {"num_samples": 100, "extractor": CONVNET}
     assert len(differing(row(10, spacing="linear"), of, network)) == 9
 
@@ -172,7 +181,7 @@ def test_everything_that_differs_is_listed():
 )
 def test_a_chosen_part_of_the_training_set_as_reference_is_said(dataset, images):
     of = LSUN | {"dataset": dataset, "preprocessing": "8 bits, 3x64x64" if dataset == "celeba" else "8 bits, 3x256x256"}
-    ours, network = row(spacing="linear"), Network(published._dataset(dataset)["checkpoint"], None)
+    ours, network = row(spacing="linear"), NetworkOrigin(dataset_facts(dataset)["checkpoint"], None)
     part = protocol(100, "linear", of | {"num_images": 50_000})
     assert differing(ours, part, network) == [f"reference of 50,000 images; the training set has {images:,}"]
     assert differing(ours, protocol(100, "linear", of | {"num_images": images}), network) == []
@@ -182,7 +191,7 @@ def test_celebas_network_is_not_on_the_hub():
     celeba = {"dataset": "celeba", "split": "train", "num_images": 162_770, "preprocessing": "8 bits, 3x64x64"}
     of = protocol(100, "linear", celeba)
     said = "network: mine, not the weights of the authors, which are not on the hub"
-    assert differing(row(spacing="linear"), of, Network("mine", None)) == [said]
+    assert differing(row(spacing="linear"), of, NetworkOrigin("mine", None)) == [said]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +218,7 @@ def test_the_ddpm_of_table_3_is_eta_1_with_clipping():
 
 def test_references_are_known_by_the_names_that_protocols_give_them():
     lsun = Reference(Data(name="lsun", category="church_outdoor", split="train"), 126_227, "0", (3, 256, 256))
-    network = Network("google/ddpm-ema-church-256", None)
+    network = NetworkOrigin("google/ddpm-ema-church-256", None)
     [found] = beside(row(spacing="linear"), protocol(100, "linear", asdict(lsun.identity())), network)
     assert (found.published, found.differs) == ("10.58", ())
     of_torch_fidelity = Source("dataset", "/x", "cifar10-train", 50_000, (3, 32, 32), "0", ())
@@ -220,7 +229,7 @@ def test_references_are_known_by_the_names_that_protocols_give_them():
 
 
 def encoded(spacing="linear", steps=100, dataset="cifar10", split="test", network=OF_THE_AUTHORS):
-    return Encoded(dataset, split, tau(spacing, steps, 1000), network)
+    return EncodedImages(dataset, split, tau(spacing, steps, 1000), network)
 
 
 def reconstruction(steps=100, mse=0.001, **others):
@@ -241,35 +250,35 @@ def reconstruction(steps=100, mse=0.001, **others):
         (reconstruction(weights="raw"), encoded(), ["raw weights, not averaged ones (EMA)"]),
         (
             reconstruction(),
-            encoded(network=Network("trained here", None)),
+            encoded(network=NetworkOrigin("trained here", None)),
             ["network: trained here, not google/ddpm-cifar10-32"],
         ),
     ],
 )
 def test_table_2_stands_beside_reconstructions(ours, of, said):
-    [found] = published.beside_reconstructions([ours], [of])
+    [found] = reconstruction_counterparts([ours], [of])
     assert (found.table, found.published, found.metric) == ("2", "0.0009", "mse")
     assert found.difference == pytest.approx(0.0001)
     unknown = [MAY_NOT_BE_EMA] if of.network == OF_THE_AUTHORS else []
-    assert sorted(found.differs) == sorted([published.SOURCE_TIME, *said, *unknown]), (
+    assert sorted(found.differs) == sorted([SOURCE_TIME, *said, *unknown]), (
         "taugrid's own way up always differs from eq. 13"
     )
 
 
 @pytest.mark.parametrize("of", [encoded(split="train"), encoded(dataset="digits")], ids=["train", "digits"])
 def test_table_2_is_of_cifar10s_test_set_alone(of):
-    assert published.beside_reconstructions([reconstruction()], [of]) == []
+    assert reconstruction_counterparts([reconstruction()], [of]) == []
 
 
 def mixed():
     """Two cells that share that they were trained here, and of which one has another spacing."""
     rows = [row(100), row(50, fid=4.9, spacing="linear", protocol="q")]
     of = {"p": protocol(num_samples=1_000), "q": protocol(50, "linear", num_samples=1_000)}
-    return published.beside(rows, of, {"m": Network("trained | here", None)})
+    return quality_counterparts(rows, of, {"m": NetworkOrigin("trained | here", None)})
 
 
 def test_markdown_says_once_what_differs_everywhere():
-    text = published.markdown(mixed())
+    text = published_markdown(mixed())
     assert text.count("N = 1,000, not 50,000") == 1
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert lines[0] == "| η | S | paper | ours | difference | what else differs |"
@@ -283,35 +292,35 @@ def test_markdown_says_once_what_differs_everywhere():
 
 def test_markdown_says_where_nothing_differs():
     ours, of = row(spacing="linear"), protocol(100, "linear", LSUN)
-    text = published.markdown(beside(ours, of, BEDROOM))
+    text = published_markdown(beside(ours, of, BEDROOM))
     assert "Nothing that is known differs from the paper's protocol." in text
     assert "Unlike the paper" not in text
-    text = published.markdown(beside(row(), protocol()))
+    text = published_markdown(beside(row(), protocol()))
     assert "Nothing that is known differs" not in text
     assert f"Unlike the paper, in every row: {MAY_NOT_BE_EMA}." in text
 
 
 def test_cells_at_one_place_are_told_apart():
     rows = [row(cell="a"), row(cell="b", protocol="raw")]
-    found = published.beside(rows, {"p": protocol(), "raw": protocol(weights="raw")}, {"m": OF_THE_AUTHORS})
-    lines = [line for line in published.markdown(found).splitlines() if line.startswith("| 0.0")]
+    found = quality_counterparts(rows, {"p": protocol(), "raw": protocol(weights="raw")}, {"m": OF_THE_AUTHORS})
+    lines = [line for line in published_markdown(found).splitlines() if line.startswith("| 0.0")]
     assert [line.split(" | ")[-1] for line in lines] == ["a |", "b |"]
 
 
 def test_tables_in_markdown_survive_a_bar_in_a_path():
     rows = [row(100), row(50, model="n")]
-    networks = {"m": OF_THE_AUTHORS, "n": Network("a|b", None)}
-    found = published.beside(rows, {"p": protocol()}, networks)
-    assert r"network: a\|b" in published.markdown(found)
+    networks = {"m": OF_THE_AUTHORS, "n": NetworkOrigin("a|b", None)}
+    found = quality_counterparts(rows, {"p": protocol()}, networks)
+    assert r"network: a\|b" in published_markdown(found)
 
 
 def test_the_csv_has_numbers_and_a_list_in_words(tmp_path):
-    published.write(mixed(), tmp_path, "published")
+    write_published(mixed(), tmp_path, "published")
     back = pd.read_csv(tmp_path / "published.csv")
     assert back["published"].tolist() == [4.16, 4.67]
     assert back["difference"].tolist() == pytest.approx([0.14, 0.23])
     assert back["differs"][0] == "N = 1,000, not 50,000; network: trained | here, not google/ddpm-cifar10-32"
-    published.write([], tmp_path, "published")
+    write_published([], tmp_path, "published")
     assert not list(tmp_path.iterdir()), "those of an earlier run mean nothing any more"
 
 
@@ -328,10 +337,10 @@ def test_a_report_has_them_and_points_to_them_and_forgets_those_of_another_grid(
     [cell] = planned.cells
     ours = row(cell=cell.id, model=cell.model.id)
     evidence = Evidence({}, {cell.id: (0, (3, 32, 32))}, {"p": protocol()}, {cell.id: "none"})
-    report.write(config, planned, rundir, report.Rows([ours], [], evidence))
+    write_report(config, planned, rundir, Rows([ours], [], evidence))
     assert "network: trained here" in (rundir.tables / "published.md").read_text()
     assert "- the paper's numbers stand beside 1 of these in published.md" in (rundir.tables / "quality.md").read_text()
-    report.write(config, planned, rundir, report.Rows([], [], evidence))
+    write_report(config, planned, rundir, Rows([], [], evidence))
     assert not list(rundir.tables.glob("published.*"))
     assert "published.md" not in (rundir.tables / "quality.md").read_text()
 
@@ -352,7 +361,7 @@ def test_a_report_has_them_and_points_to_them_and_forgets_those_of_another_grid(
 )
 def test_a_model_trained_here_is_said_to_be_with_its_forward_process(diffusion, process):
     [model] = plan(config_of(diffusion=diffusion)).models
-    assert report.network(model) == Network("trained here", process)
+    assert network_origin(model) == NetworkOrigin("trained here", process)
 
 
 def test_reconstructions_are_of_what_was_held_out():

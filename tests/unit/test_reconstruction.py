@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taugrid.eval.tables import reconstruction
+from taugrid.eval.tables.reconstruction import (
+    RECONSTRUCTION_COLUMNS,
+    reconstruction_frame,
+    reconstruction_markdown,
+    write_reconstruction,
+)
 
 ABOUT = "Images 0 to 999 of CIFAR10's test split; the network was trained on the train split."
 PAPER = {10: 0.014, 20: 0.0065, 1000: 0.0001}
@@ -25,7 +30,7 @@ def paper(factor=1.0, **others):
 
 
 def markdown(rows):
-    return reconstruction.markdown(reconstruction.frame(rows), ABOUT)
+    return reconstruction_markdown(reconstruction_frame(rows), ABOUT)
 
 
 def table_rows(text):
@@ -97,7 +102,7 @@ def test_two_rows_in_one_place_are_an_error():
 
 
 def test_the_text_below_the_table_says_what_the_numbers_are(tmp_path):
-    reconstruction.write(paper(), tmp_path, ABOUT, ["1 image is missing"])
+    write_reconstruction(paper(), tmp_path, ABOUT, ["1 image is missing"])
     text = (tmp_path / "reconstruction.md").read_text(encoding="utf-8")
     blocks = text.split("\n\n")
     assert blocks[0] == "## Reconstruction error × 1000 (lower is better)"
@@ -114,10 +119,10 @@ def test_csv_has_the_columns_and_types_of_the_contract_and_unscaled_errors(tmp_p
     rows = [row(s, mse, mse / 7, **{"train.steps": 400, "model.unet.block_out_channels": [32, 64]})
             for s, mse in PAPER.items()]  # fmt: skip
     rows.append(row(50, None, None, **{"train.steps": 400, "model.unet.block_out_channels": [32, 64]}))
-    reconstruction.write(rows, tmp_path, ABOUT)
+    write_reconstruction(rows, tmp_path, ABOUT)
     frame = pd.read_csv(tmp_path / "reconstruction.csv")
     axes = ["model.unet.block_out_channels", "train.steps"]
-    assert list(frame.columns) == [*reconstruction.COLUMNS, *axes]
+    assert list(frame.columns) == [*RECONSTRUCTION_COLUMNS, *axes]
     assert {str(frame[c].dtype) for c in ("steps", "num_images", "network_evaluations", "train.steps")} == {"int64"}
     assert {str(frame[c].dtype) for c in ("mse", "mse_se", "mse_8bit", "seconds")} == {"float64"}
     assert frame["steps"].tolist() == [10, 20, 50, 1000]
@@ -133,7 +138,7 @@ def test_json_says_what_the_rows_are_and_is_json_where_a_value_is_missing(tmp_pa
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")
 
-    reconstruction.write([row(10, 0.014, float("nan")), row(20, float("inf"))], tmp_path, ABOUT, ["a note"])
+    write_reconstruction([row(10, 0.014, float("nan")), row(20, float("inf"))], tmp_path, ABOUT, ["a note"])
     document = json.loads((tmp_path / "reconstruction.json").read_text(encoding="utf-8"), parse_constant=refuse)
     assert (document["about"], document["notes"]) == (ABOUT, ["a note"])
     assert [(r["steps"], r["mse"], r["mse_se"]) for r in document["rows"]] == [(10, 0.014, None), (20, None, None)]
@@ -145,20 +150,20 @@ def test_json_says_what_the_rows_are_and_is_json_where_a_value_is_missing(tmp_pa
 def test_the_long_form_does_not_depend_on_the_order_in_which_rows_come(shuffler: random.Random):
     rows = [r for spacing in ("linear", "quadratic") for n in (64, 1000) for r in paper(spacing=spacing, num_images=n)]
     shuffled = shuffler.sample(rows, len(rows))
-    pd.testing.assert_frame_equal(reconstruction.frame(shuffled), reconstruction.frame(rows))
+    pd.testing.assert_frame_equal(reconstruction_frame(shuffled), reconstruction_frame(rows))
 
 
 def test_a_row_that_lacks_a_contract_column_is_refused():
     incomplete = row(10, 0.014)
     del incomplete["mse_8bit"]
     with pytest.raises(KeyError, match="mse_8bit"):
-        reconstruction.frame([incomplete])
+        reconstruction_frame([incomplete])
 
 
 def test_write_replaces_the_three_files_and_leaves_nothing_else(tmp_path):
     folder = tmp_path / "run" / "tables"
-    reconstruction.write([], folder, ABOUT)  # a run of which nothing is done yet
-    reconstruction.write([row(10, 0.002)], folder, ABOUT)
+    write_reconstruction([], folder, ABOUT)  # a run of which nothing is done yet
+    write_reconstruction([row(10, 0.002)], folder, ABOUT)
     names = [f"reconstruction.{kind}" for kind in ("csv", "json", "md")]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert all("0.002" in (folder / name).read_text(encoding="utf-8") for name in names[:2])

@@ -10,19 +10,25 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from taugrid.eval.tables import quality as tables
+from taugrid.eval.tables.console import CONSOLE_WIDTH, to_console
 from taugrid.eval.tables.differences import Evidence
+from taugrid.eval.tables.latex import to_latex
+from taugrid.eval.tables.long_form import COLUMNS, long_form
+from taugrid.eval.tables.markdown import to_markdown
+from taugrid.eval.tables.pivots import pivot_tables, short_names
+from taugrid.eval.tables.quality import write_quality
 from taugrid.eval.tables.rows import check_joinable
 from taugrid.orchestrator.cli.text import print_outcome
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Outcome
 from taugrid.protocol import disagreements, kind
+from taugrid.storage import replacing
 
 
 def cell(steps, eta, fid=None, fid_se=None, **others):
     """A row of the contract with plausible settings; `eta` may be "sigma_hat"."""
     sigma_hat = eta == "sigma_hat"
-    row = dict.fromkeys(tables.COLUMNS)
+    row = dict.fromkeys(COLUMNS)
     row |= {"cell": f"{steps:04d}-{eta}-{sorted(others.items())}", "model": "a1b2c3d4e5", "sampler": "ddim"}
     row |= {"steps": steps, "eta": 1.0 if sigma_hat else eta, "sigma": "sigma_hat" if sigma_hat else "eta"}
     row |= {"spacing": "linear", "clip": "none", "num_samples": 5000, "network_evaluations": 5000 * steps}
@@ -52,12 +58,12 @@ def table_rows(markdown):
 def test_the_long_form_does_not_depend_on_the_order_in_which_cells_come(shuffler: random.Random):
     rows = [row for schedule in ("linear", "cosine") for row in paper_grid(**{"diffusion.schedule": schedule})]
     shuffled = shuffler.sample(rows, len(rows))
-    pd.testing.assert_frame_equal(tables.frame(shuffled), tables.frame(rows))
+    pd.testing.assert_frame_equal(long_form(shuffled), long_form(rows))
 
 
 def test_the_long_form_has_the_columns_and_types_of_the_contract():
-    frame = tables.frame(paper_grid(**{"train.steps": 400, "weights": "ema"}))
-    assert list(frame.columns) == [*tables.COLUMNS, "train.steps", "weights"]
+    frame = long_form(paper_grid(**{"train.steps": 400, "weights": "ema"}))
+    assert list(frame.columns) == [*COLUMNS, "train.steps", "weights"]
     assert frame["steps"].tolist() == [10, 1000] * 5
     assert frame["sigma"].tolist() == ["eta"] * 8 + ["sigma_hat"] * 2
     integers = ["steps", "num_samples", "network_evaluations", "train.steps"]
@@ -68,16 +74,16 @@ def test_the_long_form_has_the_columns_and_types_of_the_contract():
 def test_csv_comes_back_through_pandas_with_its_types_and_exact_values(tmp_path):
     rows = paper_grid(**{"train.steps": 400, "diffusion.schedule": "linear"})
     rows[0] |= {"fid": 0.1 + 0.2, "kid_mean": 1e-7 / 3}
-    tables.write(rows, tmp_path, {})
+    write_quality(rows, tmp_path, {})
     back = pd.read_csv(tmp_path / "quality.csv")
-    pd.testing.assert_frame_equal(back, tables.frame(rows), check_exact=True, check_dtype=True)
+    pd.testing.assert_frame_equal(back, long_form(rows), check_exact=True, check_dtype=True)
     assert set(back["clip"]) == {"none", "x0_and_eps"}  # a reader that takes "none" for a missing value loses it
 
 
 def test_json_is_strict_and_holds_rows_protocols_and_notes(tmp_path):
     rows = [cell(10, 0.0, 14.2, float("nan")), cell(20, 0.0, None, None)]
     protocols = {"p10": {"tau": (100, 1000), "reference": {"num_samples": 1797}, "threshold": math.inf}}
-    tables.write(rows, tmp_path, protocols, ["one cell is missing"])
+    write_quality(rows, tmp_path, protocols, ["one cell is missing"])
 
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")
@@ -97,10 +103,10 @@ def test_axis_values_that_are_lists_or_missing_survive(tmp_path):
         cell(10, 0.0, 2.0, model="m1", **{axis: [32, 64], "train.steps": 100}),
         cell(10, 0.0, 1.0, model="m2", **{axis: [64, 64], "train.steps": None}),
     ]
-    tables.write(rows, tmp_path, {})
+    write_quality(rows, tmp_path, {})
     assert (tmp_path / "quality.csv").read_text().splitlines()[1].endswith(',p10,"[32, 64]",100')
     assert (tmp_path / "quality.csv").read_text().splitlines()[2].endswith(',p10,"[64, 64]",')
-    assert [pivot.settings for pivot in tables.pivot(tables.frame(rows))] == [
+    assert [pivot.settings for pivot in pivot_tables(long_form(rows))] == [
         {axis: "[32, 64]", "train.steps": "100"},
         {axis: "[64, 64]", "train.steps": "not set"},
     ]
@@ -110,11 +116,11 @@ def test_a_row_that_lacks_a_contract_column_is_refused():
     row = cell(10, 0.0, 1.0)
     del row["protocol"]
     with pytest.raises(KeyError, match="protocol"):
-        tables.frame([row])
+        long_form([row])
 
 
 def test_the_pivot_is_the_papers():
-    (pivot,) = tables.pivot(tables.frame(paper_grid()[::-1]))
+    (pivot,) = pivot_tables(long_form(paper_grid()[::-1]))
     assert list(pivot.values.index) == ["0.0", "0.2", "0.5", "1.0", "σ̂"]
     assert list(pivot.values.columns) == [10, 1000]
     assert pivot.values.loc["σ̂"].tolist() == [367.43, 3.17]
@@ -124,20 +130,20 @@ def test_the_pivot_is_the_papers():
 
 def test_rows_stand_in_the_order_of_eta_whatever_steps_or_settings_they_have():
     rows = [cell(20, 1.0, 4.0), cell(10, "sigma_hat", 9.0), cell(10, 0.0, 5.0, spacing="quadratic")]
-    (pivot,) = tables.pivot(tables.frame(rows))
+    (pivot,) = pivot_tables(long_form(rows))
     assert list(pivot.values.index) == ["0.0", "1.0", "σ̂"]
     assert pivot.notes == ("spacing: quadratic (0.0), linear (1.0, σ̂)",)
 
 
 def test_a_clip_that_goes_with_the_row_is_noted_and_splits_nothing():
-    (pivot,) = tables.pivot(tables.frame(paper_grid()))
+    (pivot,) = pivot_tables(long_form(paper_grid()))
     assert pivot.settings == {}
     assert pivot.notes == ("clip: none (0.0, 0.2, 0.5, 1.0), x0_and_eps (σ̂)",)
 
 
 def test_a_clip_that_is_crossed_with_eta_splits():
     rows = [cell(10, eta, 5.0, clip=clip) for eta in (0.0, 1.0) for clip in ("none", "x0")]
-    pivots = tables.pivot(tables.frame([*rows, cell(10, "sigma_hat", 9.0, clip="x0")]))
+    pivots = pivot_tables(long_form([*rows, cell(10, "sigma_hat", 9.0, clip="x0")]))
     assert [pivot.heading for pivot in pivots] == ["clip = none", "clip = x0"]
     assert [list(pivot.values.index) for pivot in pivots] == [["0.0", "1.0"], ["0.0", "1.0", "σ̂"]]
 
@@ -145,7 +151,7 @@ def test_a_clip_that_is_crossed_with_eta_splits():
 def test_a_clip_that_goes_with_the_row_within_each_model_is_noted_for_each():
     linear = [cell(10, eta, 5.0, model="m1", clip="none", **{"model.checkpoint": "a"}) for eta in (0.0, 1.0)]
     cosine = [cell(10, eta, 5.0, model="m2", clip="x0", **{"model.checkpoint": "b"}) for eta in (0.0, 1.0)]
-    pivots = tables.pivot(tables.frame([*linear, *cosine]))
+    pivots = pivot_tables(long_form([*linear, *cosine]))
     assert [(pivot.heading, pivot.notes) for pivot in pivots] == [
         ("model.checkpoint = a", ("clip: none",)),
         ("model.checkpoint = b", ("clip: x0",)),
@@ -159,7 +165,7 @@ def test_each_schedule_and_spacing_has_its_own_pivot_and_models_are_named_by_the
         for spacing in ("linear", "quadratic")
         for row in paper_grid(model=model, spacing=spacing, **{"diffusion.schedule": schedule})
     ]
-    assert [pivot.settings for pivot in tables.pivot(tables.frame(rows))] == [
+    assert [pivot.settings for pivot in pivot_tables(long_form(rows))] == [
         {"diffusion.schedule": schedule, "spacing": spacing}
         for schedule in ("cosine", "linear")
         for spacing in ("linear", "quadratic")
@@ -175,26 +181,26 @@ def test_checkpoints_keep_the_order_and_the_data_the_full_names_that_they_are_gi
         for weights in ("raw", "ema")
         for eta in (1.0, 0.0)
     ]
-    tables.write(rows, tmp_path, {})
+    write_quality(rows, tmp_path, {})
     assert pd.read_csv(tmp_path / "quality.csv")["model.checkpoint"].unique().tolist() == given
     headings = [
         f"model.checkpoint = {name}, weights = {weights}"
         for name in ("step-5000", "step-10000", "best")
         for weights in ("ema", "raw")
     ]
-    pivots = tables.pivot(tables.frame(rows))
+    pivots = pivot_tables(long_form(rows))
     assert [pivot.heading for pivot in pivots] == headings
     assert [list(pivot.values.index) for pivot in pivots] == [["0.0", "1.0"]] * 6
-    sections = [line for line in printed(tables.frame(rows)).splitlines() if line.startswith("FID")]
+    sections = [line for line in printed(long_form(rows)).splitlines() if line.startswith("FID")]
     assert sections == [f"FID (lower is better): {heading}" for heading in headings]
-    tables.write(rows[::-1], tmp_path, {})
+    write_quality(rows[::-1], tmp_path, {})
     assert pd.read_csv(tmp_path / "quality.csv")["model.checkpoint"].unique().tolist() == given[::-1]
 
 
 def test_checkpoints_of_one_name_and_one_that_is_not_set_stay_apart():
     given = [None, "/runs/a/unet", "/runs/b/unet"]
     rows = [cell(10, 0.0, 5.0, model=str(path), **{"model.checkpoint": path}) for path in given]
-    assert [pivot.heading for pivot in tables.pivot(tables.frame(rows))] == [
+    assert [pivot.heading for pivot in pivot_tables(long_form(rows))] == [
         "model.checkpoint = not set", "model.checkpoint = a/unet", "model.checkpoint = b/unet"
     ]  # fmt: skip
 
@@ -210,25 +216,25 @@ def test_checkpoints_of_one_name_and_one_that_is_not_set_stay_apart():
     ],
 )
 def test_names_are_as_short_as_they_can_be(paths, short):
-    assert tables.short_names(paths) == short
+    assert short_names(paths) == short
 
 
 def test_models_that_no_axis_tells_apart_are_named_by_their_ids():
     rows = [cell(10, 0.0, 5.0, model="m1"), cell(10, 0.0, 6.0, model="m2")]
-    assert [pivot.settings for pivot in tables.pivot(tables.frame(rows))] == [{"model": "m1"}, {"model": "m2"}]
+    assert [pivot.settings for pivot in pivot_tables(long_form(rows))] == [{"model": "m1"}, {"model": "m2"}]
 
 
 def test_different_numbers_of_samples_never_share_a_table():
     # FID falls with N, so the better of two cells may only be the larger one.
     rows = [cell(10, 0.0, 5.0, num_samples=1000), cell(10, 1.0, 4.0, num_samples=5000)]
-    frame = tables.frame(rows)
-    assert [pivot.heading for pivot in tables.pivot(frame)] == ["num_samples = 1000", "num_samples = 5000"]
-    assert "**" not in tables.markdown(frame)
+    frame = long_form(rows)
+    assert [pivot.heading for pivot in pivot_tables(frame)] == ["num_samples = 1000", "num_samples = 5000"]
+    assert "**" not in to_markdown(frame)
 
 
 def test_two_cells_in_one_place_are_an_error():
     with pytest.raises(ValueError, match=r"cells first and second are both at eta 0\.2, S = 10 of one table"):
-        tables.pivot(tables.frame([cell(10, 0.2, 1.0, cell="first"), cell(10, 0.2, 2.0, cell="second")]))
+        pivot_tables(long_form([cell(10, 0.2, 1.0, cell="first"), cell(10, 0.2, 2.0, cell="second")]))
 
 
 @pytest.mark.parametrize(
@@ -248,14 +254,14 @@ def test_two_cells_in_one_place_are_an_error():
     ],
 )
 def test_how_a_number_is_written(value, error, text):
-    markdown = tables.markdown(tables.frame([cell(10, 0.0, value, error)]))
+    markdown = to_markdown(long_form([cell(10, 0.0, value, error)]))
     assert table_rows(markdown) == [["η \\ S", "10"], ["0.0", text]]
 
 
 def test_markdown_holds_the_paper_table_with_the_best_of_each_column_bold():
     rows = paper_grid()
     rows[3] |= {"fid": None, "fid_se": None}
-    assert table_rows(tables.markdown(tables.frame(rows))) == [
+    assert table_rows(to_markdown(long_form(rows))) == [
         ["η \\ S", "10", "1000"],
         ["0.0", "**13.36 ± 0.10**", "4.04 ± 0.10"],
         ["0.2", "14.04 ± 0.10", "–"],
@@ -271,7 +277,7 @@ def test_bold_follows_the_direction_of_each_metric_and_kid_is_scaled():
         cell(10, 0.0, 4.0, isc_mean=9.1, kid_mean=0.0012, **scores),
         cell(10, 1.0, 5.0, isc_mean=8.4, kid_mean=0.0034, **scores),
     ]
-    markdown = tables.markdown(tables.frame(rows))
+    markdown = to_markdown(long_form(rows))
     headings = [line for line in markdown.splitlines() if line.startswith("#")]
     assert headings == ["## FID (lower is better)", "## Inception Score (higher is better)",
                         "## KID × 1000 (lower is better)"]  # fmt: skip
@@ -284,32 +290,33 @@ def test_bold_follows_the_direction_of_each_metric_and_kid_is_scaled():
 
 def test_a_large_kid_is_not_scaled():
     """Of features that are no Inception's, KID may be in the tens: 45.5, not 45526 thousandths."""
-    markdown = tables.markdown(tables.frame([cell(10, 0.0, 4.0, kid_mean=45.526, kid_std=7.98)]))
+    markdown = to_markdown(long_form([cell(10, 0.0, 4.0, kid_mean=45.526, kid_std=7.98)]))
     assert "## KID (lower is better)" in markdown
     assert table_rows(markdown)[-1] == ["0.0", "45.5 ± 8.0"]
 
 
 def test_ties_are_bold_together():
-    rows = table_rows(tables.markdown(tables.frame([cell(10, eta, 4.0) for eta in (0.0, 0.5)])))
+    rows = table_rows(to_markdown(long_form([cell(10, eta, 4.0) for eta in (0.0, 0.5)])))
     assert [row[1] for row in rows[1:]] == ["**4.00**", "**4.00**"]
 
 
 def test_fid_that_nobody_asked_for_has_no_table_but_a_grid_without_scores_shows_dashes():
-    assert "## FID" not in tables.markdown(tables.frame([cell(10, 0.0, isc_mean=9.0)]))
-    assert table_rows(tables.markdown(tables.frame([cell(10, 0.0)]))) == [["η \\ S", "10"], ["0.0", "–"]]
-    assert table_rows(tables.markdown(tables.frame([]))) == []
+    assert "## FID" not in to_markdown(long_form([cell(10, 0.0, isc_mean=9.0)]))
+    assert table_rows(to_markdown(long_form([cell(10, 0.0)]))) == [["η \\ S", "10"], ["0.0", "–"]]
+    assert table_rows(to_markdown(long_form([]))) == []
 
 
 def test_latex_is_balanced_escaped_and_rectangular():
     rows = paper_grid(**{"data.root": "runs/100%_{x}~&$^\\"})
     rows.append(cell(10, 0.0, 1.0, model="other", **{"data.root": "b"}))
-    tex = tables.latex(tables.frame(rows))
+    tex = to_latex(long_form(rows))
     assert tex.isascii()
     assert tex.count(r"\begin{table}") == tex.count(r"\end{table}") == 2
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 2
     assert r"runs/100\%\_\{x\}\textasciitilde{}\&\$\textasciicircum{}\textbackslash{}" in tex
     assert r"x0\_and\_eps ($\hat{\sigma}$)" in tex
     assert r"\begin{tabular}{lrr}" in tex
+    assert "\n & \\multicolumn{2}{c}{$S$} \\\\\n\\cmidrule(lr){2-3}\n$\\eta$ & 10 & 1000 \\\\\n\\midrule\n" in tex
     assert r"0.0 & $\mathbf{13.36 \pm 0.10}$ & $4.04 \pm 0.10$ \\" in tex
     assert r"$\hat{\sigma}$ & $367.4 \pm 1.3$ & $\mathbf{3.170 \pm 0.012}$ \\" in tex
     unescaped = tex.replace(r"\\", "").replace(r"\{", "").replace(r"\}", "").replace(r"\$", "")
@@ -318,7 +325,7 @@ def test_latex_is_balanced_escaped_and_rectangular():
 
 
 def test_latex_writes_a_missing_cell_as_a_dash():
-    assert r"0.0 & -- & $4.00$ \\" in tables.latex(tables.frame([cell(10, 0.0), cell(20, 0.0, 4.0)]))
+    assert r"0.0 & -- & $4.00$ \\" in to_latex(long_form([cell(10, 0.0), cell(20, 0.0, 4.0)]))
 
 
 def test_the_first_line_of_markdown_says_what_the_numbers_are(tmp_path):
@@ -327,7 +334,7 @@ def test_the_first_line_of_markdown_says_what_the_numbers_are(tmp_path):
         f"p{steps}": {"reference": reference, "extractor": "digits-convnet", "tau": list(range(steps))}
         for steps in (10, 1000)
     }
-    tables.write(paper_grid(), tmp_path, protocols, ["cell x is mixed: 2 kinds of device"])
+    write_quality(paper_grid(), tmp_path, protocols, ["cell x is mixed: 2 kinds of device"])
     text = (tmp_path / "quality.md").read_text(encoding="utf-8")
     assert text.splitlines()[0].startswith(
         "N = 5000 samples per cell; reference: dataset digits, split train, content ababababab; "
@@ -341,8 +348,8 @@ def test_the_first_line_of_markdown_says_what_the_numbers_are(tmp_path):
 
 def test_write_replaces_the_four_files_and_leaves_nothing_else(tmp_path):
     folder = tmp_path / "run" / "tables"
-    tables.write([cell(10, 0.0, 1.0)], folder, {})
-    tables.write([cell(10, 0.0, 2.0)], folder, {})
+    write_quality([cell(10, 0.0, 1.0)], folder, {})
+    write_quality([cell(10, 0.0, 2.0)], folder, {})
     assert sorted(path.name for path in folder.iterdir()) == [
         f"quality.{kind}" for kind in ("csv", "json", "md", "tex")
     ]
@@ -352,7 +359,7 @@ def test_write_replaces_the_four_files_and_leaves_nothing_else(tmp_path):
 def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_rubbish(tmp_path):
     path = tmp_path / "quality.csv"
     path.write_text("old")
-    with pytest.raises(RuntimeError), tables.replacing(path) as temporary:  # noqa: PT012
+    with pytest.raises(RuntimeError), replacing(path) as temporary:  # noqa: PT012
         temporary.write_text("half of the n")
         assert temporary.parent == tmp_path
         assert temporary.name.startswith(".")
@@ -363,12 +370,12 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_rubbish(tmp_path
 
 def printed(frame, *given, **marks):
     pipe = io.StringIO()
-    Console(file=pipe, width=tables.CONSOLE_WIDTH).print(tables.console(frame, *given, **marks))
+    Console(file=pipe, width=CONSOLE_WIDTH).print(to_console(frame, *given, **marks))
     return pipe.getvalue()
 
 
 def test_the_console_table_has_errors_beside_the_values_where_they_fit():
-    lines = printed(tables.frame(paper_grid())).splitlines()
+    lines = printed(long_form(paper_grid())).splitlines()
     assert lines[0] == "FID (lower is better)"
     assert next(line.split() for line in lines if "σ̂" in line) == ["σ̂", "367.4", "±", "1.3", "3.170", "±", "0.012"]
     assert lines[-1] == "clip: none (0.0, 0.2, 0.5, 1.0), x0_and_eps (σ̂)"
@@ -377,8 +384,8 @@ def test_the_console_table_has_errors_beside_the_values_where_they_fit():
 @pytest.mark.parametrize("count", [5, 6, 8, 9, 20])
 def test_however_many_steps_the_console_shows_every_number_in_80_columns(count):
     steps = [10 * 2**i for i in range(count)]
-    text = printed(tables.frame([cell(s, eta, 100.0 + s, 0.1234) for s in steps for eta in (0.0, "sigma_hat")]))
-    assert max(cell_len(line) for line in text.splitlines()) <= tables.CONSOLE_WIDTH
+    text = printed(long_form([cell(s, eta, 100.0 + s, 0.1234) for s in steps for eta in (0.0, "sigma_hat")]))
+    assert max(cell_len(line) for line in text.splitlines()) <= CONSOLE_WIDTH
     assert "…" not in text
     words = text.split()
     assert [words.count(f"{100.0 + s:.2f}") for s in steps] == [2] * count
@@ -400,7 +407,7 @@ def test_the_terminal_says_once_why_there_is_no_standard_error(tmp_path, capsys)
 
 
 def test_the_best_of_a_column_is_bold_in_the_terminal():
-    _, table, _ = tables.console(tables.frame(paper_grid())).renderables
+    _, table, _ = to_console(long_form(paper_grid())).renderables
     values = {str(cell): str(cell.style) for column in list(table.columns)[1:] for cell in column.cells}
     assert [text for text, style in values.items() if style == "bold"] == ["13.36 ± 0.10", "3.170 ± 0.012"]
 
@@ -418,7 +425,7 @@ def marked_grid():
 
 def test_markdown_marks_exactly_the_given_cells_and_only_their_fid():
     rows, marked = marked_grid()
-    text = tables.markdown(tables.frame(rows), indistinguishable=marked)
+    text = to_markdown(long_form(rows), indistinguishable=marked)
     assert [row[1] for row in table_rows(text)[1:6]] == [
         "**13.36 ± 0.10**", "14.04 ± 0.10 ≈", "16.66 ± 0.10 ≈", "41.07 ± 0.10", "367.4 ± 1.3",
     ]  # fmt: skip
@@ -430,13 +437,13 @@ def test_markdown_marks_exactly_the_given_cells_and_only_their_fid():
 
 def test_without_marks_nothing_is_said_of_them():
     rows, _ = marked_grid()
-    assert "≈" not in tables.markdown(tables.frame(rows)) + tables.latex(tables.frame(rows))
-    assert "≈" not in printed(tables.frame(rows))
+    assert "≈" not in to_markdown(long_form(rows)) + to_latex(long_form(rows))
+    assert "≈" not in printed(long_form(rows))
 
 
 def test_latex_marks_take_no_width_and_are_explained_in_the_caption():
     rows, marked = marked_grid()
-    tex = tables.latex(tables.frame(rows), indistinguishable=marked)
+    tex = to_latex(long_form(rows), indistinguishable=marked)
     assert tex.isascii()
     assert r"0.2 & $14.04 \pm 0.10$\rlap{$^{\approx}$} & $4.09 \pm 0.10$ \\" in tex
     captions = [line for line in tex.splitlines() if r"\caption" in line]
@@ -450,7 +457,7 @@ def test_latex_marks_take_no_width_and_are_explained_in_the_caption():
 
 def test_marks_in_the_terminal_stand_behind_digits_that_stay_aligned():
     rows, marked = marked_grid()
-    lines = printed(tables.frame(rows), indistinguishable=marked).splitlines()
+    lines = printed(long_form(rows), indistinguishable=marked).splitlines()
     assert [line.rstrip() for line in lines[3:8]] == [
         "0.0    13.36 ± 0.10      4.04 ± 0.10",
         "0.2    14.04 ± 0.10 ≈    4.09 ± 0.10",
@@ -464,15 +471,15 @@ def test_marks_in_the_terminal_stand_behind_digits_that_stay_aligned():
 @pytest.mark.parametrize("count", [4, 5, 6, 7, 8])
 def test_marks_fit_into_80_columns_too(count):
     rows = [cell(10 * 2**i, eta, 100.0 + i, 0.1234) for i in range(count) for eta in (0.0, "sigma_hat")]
-    text = printed(tables.frame(rows), indistinguishable={row["cell"] for row in rows if row["eta"] == 1.0})
-    assert max(cell_len(line) for line in text.splitlines()) <= tables.CONSOLE_WIDTH
+    text = printed(long_form(rows), indistinguishable={row["cell"] for row in rows if row["eta"] == 1.0})
+    assert max(cell_len(line) for line in text.splitlines()) <= CONSOLE_WIDTH
     assert text.count(" 0.12 ≈") == count  # none is folded below its value
     assert "…" not in text
 
 
 def test_a_score_that_is_missing_bears_no_mark():
     rows = [cell(10, 0.0, 4.0), cell(10, 1.0, None, cell="none")]
-    text = tables.markdown(tables.frame(rows), indistinguishable={"none"}, joined={"none"})
+    text = to_markdown(long_form(rows), indistinguishable={"none"}, joined={"none"})
     assert table_rows(text)[-1] == ["1.0", "–"]
     assert "≈" not in text
     assert "‡" not in text
@@ -490,26 +497,26 @@ def upgraded():
 
 def test_rows_of_other_versions_get_pivots_of_their_own_that_say_what_differs():
     rows, spelled = upgraded()
-    pivots = tables.pivot(tables.frame(rows), protocols=spelled)
+    pivots = pivot_tables(long_form(rows), protocols=spelled)
     by_steps = {int(pivot.values.columns[0]): pivot for pivot in pivots}
     assert {steps: pivot.settings for steps, pivot in by_steps.items()} == {
         10: {"protocol": kind(spelled["p10"])}, 1000: {"protocol": kind(spelled["p1000"])},
     }  # fmt: skip
     assert by_steps[10].notes[-1] == "protocol: versions.torch 2.9.1"
     assert by_steps[1000].notes[-1] == "protocol: versions.torch 2.10.0"
-    for text in (tables.markdown(tables.frame(rows), spelled), tables.latex(tables.frame(rows), spelled)):
+    for text in (to_markdown(long_form(rows), spelled), to_latex(long_form(rows), spelled)):
         assert text.count("versions.torch 2.9.1") == text.count("versions.torch 2.10.0") == 1
-    assert printed(tables.frame(rows), spelled).count("FID (lower is better): protocol = ") == 2
+    assert printed(long_form(rows), spelled).count("FID (lower is better): protocol = ") == 2
 
 
 def test_tau_clip_and_weights_set_no_pivots_apart_and_neither_does_an_n_that_does_already():
     rows = [cell(10, 0.0, 5.0, protocol="a"), cell(20, 0.5, 4.0, protocol="b")]
     spelled = {"a": {"tau": [1], "clip": "none", "weights": "raw", "num_samples": 5000}}
     spelled["b"] = {"tau": [1, 2], "clip": "x0", "weights": "ema", "num_samples": 5000}
-    assert [pivot.settings for pivot in tables.pivot(tables.frame(rows), protocols=spelled)] == [{}]
+    assert [pivot.settings for pivot in pivot_tables(long_form(rows), protocols=spelled)] == [{}]
     rows.append(cell(10, 0.0, 5.0, num_samples=9, protocol="c"))
     spelled["c"] = spelled["a"] | {"num_samples": 9, "metrics": ["fid"]}
-    pivots = tables.pivot(tables.frame(rows), protocols=spelled)
+    pivots = pivot_tables(long_form(rows), protocols=spelled)
     assert [pivot.heading for pivot in pivots] == ["num_samples = 9", "num_samples = 5000"]
     assert [pivot.notes for pivot in pivots] == [(), ()]
 
@@ -517,13 +524,13 @@ def test_tau_clip_and_weights_set_no_pivots_apart_and_neither_does_an_n_that_doe
 def test_written_tables_hold_marks_and_pivots_apart(tmp_path):
     rows, spelled = upgraded()
     marked = {row["cell"] for row in rows if row["steps"] == 10 and row["eta"] == 0.2}
-    tables.write(rows, tmp_path, spelled, indistinguishable=marked)
+    write_quality(rows, tmp_path, spelled, indistinguishable=marked)
     for kind_of_file, mark in (("md", "14.04 ± 0.10 ≈"), ("tex", r"$14.04 \pm 0.10$\rlap{$^{\approx}$}")):
         text = (tmp_path / f"quality.{kind_of_file}").read_text(encoding="utf-8")
         assert mark in text
         assert text.count("protocol: versions.torch") == 2
     back = pd.read_csv(tmp_path / "quality.csv")
-    pd.testing.assert_frame_equal(back, tables.frame(rows))  # the data knows no marks and keeps the rows' own hashes
+    pd.testing.assert_frame_equal(back, long_form(rows))  # the data knows no marks and keeps the rows' own hashes
 
 
 def test_an_override_joins_with_a_mark_at_every_metric_of_the_fewer():
@@ -531,7 +538,7 @@ def test_an_override_joins_with_a_mark_at_every_metric_of_the_fewer():
     rows.append(cell(20, 0.0, 9.0, protocol="p10", isc_mean=8.0))
     rows[1]["isc_mean"] = 8.5
     joining = check_joinable(rows, spelled, override=True)
-    text = tables.markdown(tables.frame(rows), spelled, joined=joining.cells)
+    text = to_markdown(long_form(rows), spelled, joined=joining.cells)
     assert table_rows(text)[:2] == [
         ["η \\ S", "10", "20", "1000"],
         ["0.0", "**13.36 ± 0.10**", "9.00", "4.04 ± 0.10 ‡"],
@@ -539,10 +546,10 @@ def test_an_override_joins_with_a_mark_at_every_metric_of_the_fewer():
     assert "**3.170 ± 0.012** ‡" in text
     assert "| 0.0 | – | 8.00 | 8.50 ‡ |" in text
     assert "protocol =" not in text
-    assert "‡ of another protocol than most" in text
-    both = tables.markdown(tables.frame(rows), spelled, {rows[1]["cell"]}, joining.cells)
+    assert "‡ has another protocol than most" in text
+    both = to_markdown(long_form(rows), spelled, {rows[1]["cell"]}, joining.cells)
     assert "| 4.04 ± 0.10 ≈‡ |" in both
-    assert r"\rlap{$^{\approx\ddagger}$}" in tables.latex(tables.frame(rows), spelled, {rows[1]["cell"]}, joining.cells)
+    assert r"\rlap{$^{\approx\ddagger}$}" in to_latex(long_form(rows), spelled, {rows[1]["cell"]}, joining.cells)
 
 
 def test_rows_that_must_not_be_joined_are_refused_with_fields_values_and_cells():

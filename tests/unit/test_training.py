@@ -20,7 +20,7 @@ from taugrid.jobs import SavedUnet
 from taugrid.orchestrator import session as run
 from taugrid.orchestrator.cli.progress import Progress
 from taugrid.orchestrator.plan.grid import plan
-from taugrid.orchestrator.report import quality as report
+from taugrid.orchestrator.report.write import write_losses
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Run
 from taugrid.workers import schedules
@@ -446,7 +446,7 @@ def test_what_a_driver_left_that_was_killed_after_the_commit_is_put_right(tmp_pa
     assert [path.name for path in rundir.models.iterdir()] == [model.id]
     assert {path.name for path in rundir.figures.iterdir()} == {"loss.png", "loss.svg"}
     shutil.rmtree(weights.parents[1])
-    report.write_losses(session.plan, rundir)
+    write_losses(session.plan, rundir)
     assert list(rundir.figures.iterdir()) == [], "a figure of models that are gone"
 
 

@@ -1,4 +1,4 @@
-"""The DDIM paper's numbers (published_numbers/) beside a run's own, and what differs between the two protocols."""
+"""Finds the number of the DDIM paper (numbers/) for each row of a run, and what differs between the two protocols."""
 
 import csv
 import math
@@ -7,14 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from taugrid.eval.features.names import INCEPTION
-from taugrid.eval.tables.quality import MISSING, SIGMA_HAT, write_number
-from taugrid.storage import replacing
+from taugrid.eval.tables.pivots import SIGMA_HAT
 from taugrid.workers.diffusion.timesteps import tau
 
-FOLDER = Path(__file__).parent / "published_numbers"
+FOLDER = Path(__file__).parent / "numbers"
 
 PAPER = "Song, Meng, Ermon, Denoising Diffusion Implicit Models, ICLR 2021 (arXiv 2010.02502)"
 INCEPTION_SHA256 = "6726825d"
@@ -26,31 +23,31 @@ TEST_IMAGES = 10_000
 """Of CIFAR10, which table 2 is on."""
 
 SOURCE_TIME = (
-    "eps on the way up is taken at the time a step leads to; eq. 13, as an Euler step, takes it at the one it starts "
-    "from (1.6 to 2.2 times in error)"
+    "eps on the way up is taken at the time that a step leads to; eq. 13, as an Euler step, takes it at the time that "
+    "it starts from (1.6 to 2.2 times the error)"
 )
 
 
-class Network(NamedTuple):
-    """Whose weights made the samples."""
+class NetworkOrigin(NamedTuple):
+    """Where the network that made the samples comes from."""
 
     source: str
-    """The hub's id or the folder of a loaded checkpoint; else words, such as "trained here"."""
+    """The hub's id or the folder of a loaded checkpoint, otherwise words such as "trained here"."""
     process: str | None
     """Its forward process in words; None for the paper's, `PROCESS`."""
 
 
-class Encoded(NamedTuple):
+class EncodedImages(NamedTuple):
     """Which images a reconstruction is of, and by which network and times."""
 
     dataset: str
     split: str
     tau: tuple[int, ...]
-    network: Network
+    network: NetworkOrigin
 
 
-class Beside(NamedTuple):
-    """A published number, ours, and all that is known to differ between the two."""
+class Counterpart(NamedTuple):
+    """A published number, ours, and everything known to differ between the two."""
 
     table: str
     dataset: str
@@ -86,9 +83,9 @@ class Beside(NamedTuple):
         return self.ours - float(self.published)
 
 
-def beside(
-    rows: Iterable[Mapping[str, Any]], protocols: Mapping[str, Mapping[str, Any]], networks: Mapping[str, Network]
-) -> list[Beside]:
+def quality_counterparts(
+    rows: Iterable[Mapping[str, Any]], protocols: Mapping[str, Mapping[str, Any]], networks: Mapping[str, NetworkOrigin]
+) -> list[Counterpart]:
     """The rows of quality.csv that have a counterpart in table 1 or 3, in their order.
 
     A counterpart has the reference's data set, S, and eta or sigma_hat; what else differs is listed, not refused.
@@ -98,16 +95,18 @@ def beside(
         protocols: what the rows' `protocol` stand for.
         networks: by the rows' `model`.
     """
-    return [found for row in rows if (found := _beside(row, protocols[row["protocol"]], networks)) is not None]
+    return [found for row in rows if (found := _of_cell(row, protocols[row["protocol"]], networks)) is not None]
 
 
-def _beside(row: Mapping[str, Any], protocol: Mapping[str, Any], networks: Mapping[str, Network]) -> Beside | None:
+def _of_cell(
+    row: Mapping[str, Any], protocol: Mapping[str, Any], networks: Mapping[str, NetworkOrigin]
+) -> Counterpart | None:
     place = {"sigma": row["sigma"], "eta": str(float(row["eta"])), "steps": str(row["steps"])}
     place["dataset"] = protocol["reference"]["dataset"]
     number = next((line for line in _lines("fid") if place.items() <= line.items()), None)
     if number is None or row["sampler"] != "ddim" or row["fid"] is None or not math.isfinite(row["fid"]):
         return None
-    dataset = _dataset(number["dataset"])
+    dataset = dataset_facts(number["dataset"])
     differs = [
         *_times_differ(row["spacing"], protocol["tau"], number["spacing"], row["steps"]),
         *_clip_differs(protocol["clip"], number["clip"]),
@@ -116,7 +115,7 @@ def _beside(row: Mapping[str, Any], protocol: Mapping[str, Any], networks: Mappi
         *_reference_differs(protocol["reference"], dataset),
         *_network_differs(networks[row["model"]], dataset, protocol["weights"]),
     ]
-    return Beside(
+    return Counterpart(
         table=number["table"],
         dataset=number["dataset"],
         metric="fid",
@@ -133,13 +132,15 @@ def _beside(row: Mapping[str, Any], protocol: Mapping[str, Any], networks: Mappi
     )
 
 
-def beside_reconstructions(rows: Iterable[Mapping[str, Any]], encoded: Iterable[Encoded]) -> list[Beside]:
+def reconstruction_counterparts(
+    rows: Iterable[Mapping[str, Any]], encoded: Iterable[EncodedImages]
+) -> list[Counterpart]:
     """The rows of reconstruction.csv that have a counterpart in table 2; `encoded` are in the order of `rows`."""
     pairs = zip(rows, encoded, strict=True)
-    return [found for row, what in pairs if (found := _beside_reconstruction(row, what)) is not None]
+    return [found for row, what in pairs if (found := _of_reconstruction(row, what)) is not None]
 
 
-def _beside_reconstruction(row: Mapping[str, Any], encoded: Encoded) -> Beside | None:
+def _of_reconstruction(row: Mapping[str, Any], encoded: EncodedImages) -> Counterpart | None:
     place = {"dataset": encoded.dataset, "split": encoded.split, "steps": str(row["steps"])}
     number = next((line for line in _lines("reconstruction") if place.items() <= line.items()), None)
     if number is None:
@@ -151,9 +152,9 @@ def _beside_reconstruction(row: Mapping[str, Any], encoded: Encoded) -> Beside |
         SOURCE_TIME,
         *(times[0] if all(times) else []),
         *([f"{images:,} of the {TEST_IMAGES:,} test images"] if images != TEST_IMAGES else []),
-        *_network_differs(encoded.network, _dataset(number["dataset"]), row["weights"]),
+        *_network_differs(encoded.network, dataset_facts(number["dataset"]), row["weights"]),
     ]
-    return Beside(
+    return Counterpart(
         table=number["table"],
         dataset=number["dataset"],
         metric="mse",
@@ -203,7 +204,7 @@ def _reference_differs(reference: Mapping[str, Any], dataset: Mapping[str, str])
         yield f"images of {reference['preprocessing'].split()[-1]}, not {dataset['shape']}"
 
 
-def _network_differs(network: Network, dataset: Mapping[str, str], weights: str) -> Iterator[str]:
+def _network_differs(network: NetworkOrigin, dataset: Mapping[str, str], weights: str) -> Iterator[str]:
     theirs = dataset["checkpoint"]
     if network.source.partition("@")[0] != theirs:  # the hub's id may name a revision
         yield f"network: {network.source}, not {theirs or 'the weights of the authors, which are not on the hub'}"
@@ -225,93 +226,6 @@ def _lines(name: str) -> tuple[dict[str, str], ...]:
         return tuple(csv.DictReader(file))
 
 
-def _dataset(name: str) -> dict[str, str]:
+def dataset_facts(name: str) -> dict[str, str]:
+    """The line of numbers/datasets.csv about a data set."""
     return next(line for line in _lines("datasets") if line["dataset"] == name)
-
-
-def write(found: Sequence[Beside], folder: Path, stem: str) -> None:
-    """`stem`.{csv,md} in `folder`, each put in place whole; those of an earlier run go if `found` is empty."""
-    if not found:
-        for suffix in ("csv", "md"):
-            (folder / f"{stem}.{suffix}").unlink(missing_ok=True)
-        return
-    contents = {"csv": frame(found).to_csv(index=False, lineterminator="\n"), "md": markdown(found)}
-    for suffix, text in contents.items():
-        with replacing(folder / f"{stem}.{suffix}") as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
-
-
-def pointer(found: Sequence[Beside], stem: str) -> list[str]:
-    """A line for under the table that the numbers stand beside; none where there are none."""
-    return [f"the paper's numbers stand beside {len(found)} of these in {stem}.md"] if found else []
-
-
-def frame(found: Sequence[Beside]) -> pd.DataFrame:
-    """A row for each; `difference` is ours minus the published, `differs` joined by semicolons, empty for nothing."""
-    rows = [
-        one._asdict()
-        | {"published": float(one.published), "difference": one.difference, "differs": "; ".join(one.differs)}
-        for one in found
-    ]
-    columns = list(Beside._fields)
-    columns.insert(columns.index("differs"), "difference")
-    return pd.DataFrame(rows, columns=columns)
-
-
-def markdown(found: Sequence[Beside]) -> str:
-    """A table of GitHub's Markdown for each data set; what differs in all its rows is said once, above it."""
-    blocks = [f"## Published numbers\n\n{PAPER}. Difference is ours minus the paper's."]
-    for table, dataset in dict.fromkeys((one.table, one.dataset) for one in found):
-        members = [one for one in found if (one.table, one.dataset) == (table, dataset)]
-        shared = [text for text in members[0].differs if all(text in one.differs for one in members)]
-        blocks += [
-            f"### Table {table}, {dataset}: {'FID' if members[0].metric == 'fid' else 'reconstruction error'}",
-            *_what_differs(members, shared),
-            "\n".join(_table_lines(members, set(shared))),
-            *_notes(members),
-        ]
-    return "\n\n".join(blocks) + "\n"
-
-
-def _what_differs(members: Sequence[Beside], shared: Sequence[str]) -> Iterator[str]:
-    if shared:
-        yield f"Unlike the paper, in every row: {'; '.join(shared)}."
-    elif not any(one.differs for one in members):
-        yield "Nothing that is known differs from the paper's protocol."
-
-
-def _table_lines(members: Sequence[Beside], shared: set[str]) -> Iterator[str]:
-    with_eta = members[0].metric == "fid"
-    several = len({one.place for one in members}) < len(members)
-    head = [*(["η"] if with_eta else []), "S", "paper", "ours", "difference", "what else differs"]
-    yield _line([*head, *(["cell" if with_eta else "model"] if several else [])])
-    yield _line([":--" if text in ("η", "what else differs") else "--:" for text in head] + [":--"] * several)
-    for one in members:
-        value, error = write_number(one.ours, one.standard_error)
-        decimals = len(one.published.partition(".")[2])
-        yield _line([
-            *([one.label] if with_eta else []),
-            str(one.steps),
-            one.published,
-            f"{value} {error}".rstrip(),
-            f"{one.difference:+.{decimals}f}",
-            "; ".join(text for text in one.differs if text not in shared) or MISSING,
-            *([one.cell or one.model] if several else []),
-        ])  # fmt: skip
-
-
-def _line(texts: Sequence[str]) -> str:
-    return "| " + " | ".join(text.replace("|", r"\|") for text in texts) + " |"
-
-
-def _notes(members: Sequence[Beside]) -> Iterator[str]:
-    """What is known of single published numbers, and of the data set's all."""
-    by_note: dict[str, list[str]] = {}
-    for one in members:
-        if one.note and one.place not in by_note.setdefault(one.note, []):
-            by_note[one.note].append(one.place)
-    everywhere = len({one.place for one in members})
-    lines = [f"- {note}" if len(at) == everywhere else f"- {', '.join(at)}: {note}" for note, at in by_note.items()]
-    if members[0].metric == "fid":
-        lines.append(f"- {_dataset(members[0].dataset)['reference']}")
-    yield "\n".join(lines)

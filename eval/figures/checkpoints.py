@@ -1,0 +1,99 @@
+"""The figure of an ablation: FID over checkpoints."""
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from taugrid.eval.figures.drawing import (
+    PANELS_ACROSS,
+    TITLE_WIDTH,
+    Styles,
+    draw_line,
+    fid_figure,
+    ordered_styles,
+    shifts,
+)
+from taugrid.eval.tables.long_form import CHECKPOINT, FID
+from taugrid.eval.tables.pivots import Pivot, pivot_tables, short_names
+from taugrid.protocol import ProtocolFields
+
+NAME_WIDTH = 26
+"""Characters in a line of a checkpoint's name, below a panel."""
+CHARACTER_HEIGHT = 0.036
+"""Inches that a character of such a name takes downwards, at its angle."""
+
+
+class Ablation(NamedTuple):
+    """One panel of `checkpoints`: FID and its standard error by S (index, ascending) and checkpoint (columns)."""
+
+    heading: str
+    values: pd.DataFrame
+    errors: pd.DataFrame
+
+
+def checkpoints_figure(
+    frame: pd.DataFrame, order: Sequence[str], protocols: Mapping[str, ProtocolFields] = {}
+) -> Figure:
+    """FID over checkpoints: a line for each S, bars of ±1 standard error, a panel for each eta of each pivot.
+
+    Args:
+        frame: of the quality table, with the column `CHECKPOINT`.
+        order: its values from left to right, as the grid has them.
+        protocols: spell out the rows' hashes: cells that can't be compared share no panel.
+    """
+    tables = _over_checkpoints(frame, order, pivot_tables(frame, FID.name, FID.error, protocols))
+    lengths = sorted({steps for table in tables for steps in table.values.index})
+    styles = ordered_styles({str(steps): f"$S$ = {steps}" for steps in lengths}, shifts(len(lengths)))
+    figure = fid_figure(tables, _draw, styles, "linear")
+    # Names of checkpoints are long, and below a panel they would take its height.
+    longest = max(map(len, short_names(order)), default=0)
+    rows = math.ceil(len(tables) / PANELS_ACROSS)
+    figure.set_figheight(figure.get_figheight() + rows * CHARACTER_HEIGHT * min(longest, NAME_WIDTH))
+    return figure
+
+
+def _over_checkpoints(frame: pd.DataFrame, order: Sequence[str], pivots: Sequence[Pivot]) -> list[Ablation]:
+    """One for each eta, over tables that differ in nothing but the checkpoint."""
+    shown = frame[frame[CHECKPOINT].isin(order)]
+    checkpoint_of = dict(zip(shown["cell"], shown[CHECKPOINT], strict=True))
+    points: list[dict[str, Any]] = []
+    for table in pivots:
+        shared = table.heading_without(CHECKPOINT)
+        for label, steps in product(table.cells.index, table.cells.columns):
+            if (cell := table.cells.at[label, steps]) in checkpoint_of:
+                heading = ", ".join(filter(None, [f"η = {label}", shared]))
+                number: dict[str, Any] = {"fid": table.values.at[label, steps], "error": table.errors.at[label, steps]}
+                points.append({"heading": heading, "steps": steps, "checkpoint": checkpoint_of[cell], **number})
+    if not points:
+        return []
+    return [
+        Ablation(str(heading), *(_by_steps(part, column).reindex(columns=list(order)) for column in ("fid", "error")))
+        for heading, part in pd.DataFrame(points).groupby("heading", sort=False)
+    ]
+
+
+def _by_steps(points: pd.DataFrame, column: str) -> pd.DataFrame:
+    return points.pivot(index="steps", columns="checkpoint", values=column)
+
+
+def _draw(panel: Axes, table: Ablation, styles: Styles) -> None:
+    names = short_names([str(checkpoint) for checkpoint in table.values.columns])
+    places = np.arange(len(names), dtype=np.float64)
+    for steps in table.values.index:
+        look, value = styles[str(steps)], table.values.loc[steps]
+        if (value > 0).any():
+            # A gap where there is none: a line would suggest that the checkpoint before leads to the one behind.
+            shown = value.where(value > 0).to_numpy()
+            draw_line(panel, places + look.shift * len(names), shown, table.errors.loc[steps].to_numpy(), look)
+    panel.set_title(textwrap.fill(table.heading, TITLE_WIDTH), parse_math=False)
+    panel.set_xlabel("checkpoint")
+    panel.set_xlim(-0.5, len(names) - 0.5)
+    lines = [textwrap.fill(name, NAME_WIDTH).replace("$", r"\$") for name in names]
+    panel.set_xticks(places, lines, rotation=30, ha="right", rotation_mode="anchor")

@@ -1,0 +1,171 @@
+"""What all figures of a run share: style, panels, lines, ticks of values, legends, and saving."""
+
+import math
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
+
+import numpy as np
+from matplotlib import colormaps, style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from taugrid.eval.tables.long_form import FID
+from taugrid.storage import replacing
+
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 10, "legend.fontsize": 9,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "grid.color": "#e4e4e4", "grid.linewidth": 0.6, "axes.edgecolor": "#555555", "axes.titlecolor": "#444444",
+    "savefig.dpi": 200, "svg.hashsalt": "taugrid",
+}  # fmt: skip
+"""The salt fixes the ids within an SVG."""
+
+MARKERS = "osD^vP<>phd*"
+PANELS_ACROSS = 3
+DODGE = 0.024
+"""Points of one S are spread over this part of the axis, in the order of eta, so that their bars hide none."""
+FEWEST_TICKS = 5
+LEAST_SPAN = 1.1
+"""The axis of values reaches at least this many times its lower end, or nearly equal values would look far apart."""
+TITLE_WIDTH = 52
+"""Characters that fit above or below a panel."""
+LEGEND_LINE = 0.19
+"""Inches that a line of a legend below the panel takes."""
+
+Values = NDArray[np.float64]
+Table = TypeVar("Table")
+
+
+class LineStyle(NamedTuple):
+    """How one eta or setting is drawn, the same in every panel."""
+
+    name: str
+    shift: float
+    colour: str | tuple[float, ...]
+    marker: str
+    dashes: str
+
+
+Styles = Mapping[str, LineStyle]
+
+
+def save(figure: Figure, path_stem: Path) -> None:
+    """Write `path_stem` + .png and .svg, each whole or not at all; equal figures give equal bytes."""
+    with plain_style():
+        for kind, metadata in {"png": {"Software": None}, "svg": {"Date": None}}.items():
+            with replacing(path_stem.with_name(f"{path_stem.name}.{kind}")) as temporary:
+                figure.savefig(temporary, format=kind, metadata=metadata)
+
+
+def make_panels(down: int, across: int, x_scale: str = "log") -> tuple[Figure, list[Axes]]:
+    """A figure and its panels row by row, with a common logarithmic scale for the values."""
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    figure = Figure(figsize=(1.3 + 3.6 * across, 0.3 + 3.1 * down), layout=layout)
+    scales = {"xscale": x_scale, "yscale": "log"}
+    return figure, list(figure.subplots(down, across, sharey=True, squeeze=False, subplot_kw=scales).flat)
+
+
+def plain_style() -> AbstractContextManager[None]:
+    """`STYLE` on top of the defaults of matplotlib, so that a user's matplotlibrc changes nothing."""
+    return cast(AbstractContextManager[None], style.context(STYLE, after_reset=True))
+
+
+def fid_figure(
+    tables: Sequence[Table], draw: Callable[[Axes, Table, Styles], None], styles: Styles, x_scale: str
+) -> Figure:
+    """A panel for each of `tables`, with one scale for FID and one legend."""
+    across = max(1, min(len(tables), PANELS_ACROSS))
+    down = max(1, math.ceil(len(tables) / across))
+    with plain_style():
+        figure, panels = make_panels(down, across, x_scale)
+        for panel in panels[max(1, len(tables)) :]:
+            panel.remove()
+        for panel, table in zip(panels, tables, strict=False):
+            draw(panel, table, styles)
+        for panel in panels[::across]:
+            panel.set_ylabel(FID.heading)
+        mark_values(panels[0])
+        legend(figure, styles.values(), "outside right upper")
+        say_if_empty(figure, "no cell has an FID")
+    return figure
+
+
+def ordered_styles(names: Mapping[str, str], shifts: Sequence[float]) -> dict[str, LineStyle]:
+    """Viridis from dark to light in the order of `names`, which maps labels to what the legend calls them."""
+    shades = colormaps["viridis"](np.linspace(0.0, 0.82, max(2, len(names))))
+    return {
+        label: LineStyle(name, shifts[i], tuple(shades[i]), MARKERS[i % len(MARKERS)], "-")
+        for i, (label, name) in enumerate(names.items())
+    }
+
+
+def shifts(count: int) -> list[float]:
+    """Where `count` points of one S are drawn, as parts of the axis, so that none hides another."""
+    return list(DODGE * np.linspace(-0.5, 0.5, count)) if count > 1 else [0.0] * count
+
+
+def legend_name(label: str) -> str:
+    """A setting in lines that fit; a dollar sign in it is shown as such."""
+    return textwrap.fill(label, TITLE_WIDTH).replace("$", r"\$")
+
+
+def draw_line(panel: Axes, positions: Values, values: Values, errors: Values, look: LineStyle) -> None:
+    """Points joined by a line, with error bars where errors are not NaN."""
+    panel.errorbar(
+        positions,
+        values,
+        yerr=None if np.isnan(errors).all() else np.nan_to_num(errors),
+        label=look.name,
+        color=look.colour,
+        marker=look.marker,
+        linestyle=look.dashes,
+        linewidth=1.3,
+        markersize=5,
+        markeredgecolor="white",
+        markeredgewidth=0.5,
+        elinewidth=1.0,
+        capsize=2.5,
+    )
+
+
+def mark_values(panel: Axes) -> None:
+    """Round numbers as ticks, also over a narrow range, where a logarithmic axis often has none.
+
+    Where the values are nearly equal, the range is widened to `LEAST_SPAN`.
+    """
+    low, high = panel.get_ylim()
+    widening = math.sqrt(max(1.0, LEAST_SPAN * low / high))
+    low, high = low / widening, high * widening
+    choices = [LogLocator(subs=subs, numticks=50) for subs in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))]
+    for locator in [*choices, MaxNLocator(7, steps=[1, 2, 5, 10])]:
+        ticks = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
+        if len(ticks) >= FEWEST_TICKS:
+            break
+    panel.yaxis.set_major_locator(FixedLocator(ticks))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    panel.yaxis.set_minor_locator(NullLocator())
+    panel.set_ylim(low, high)
+
+
+def legend(figure: Figure, styles: Iterable[LineStyle], place: str) -> None:
+    """One legend for all panels, outside of them, in the order of the styles."""
+    lines: dict[str, Any] = {}
+    for panel in figure.axes:
+        handles, names = panel.get_legend_handles_labels()
+        lines |= dict(zip(names, handles, strict=True))
+    names = [look.name for look in styles if look.name in lines]
+    if names:
+        figure.legend([lines[name] for name in names], names, loc=place, frameon=False)
+
+
+def say_if_empty(figure: Figure, text: str) -> None:
+    """Write `text` into the first panel if no panel has a line."""
+    if not any(panel.containers for panel in figure.axes):
+        panel = figure.axes[0]
+        panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", backgroundcolor="white")

@@ -1,0 +1,53 @@
+"""The figure of training: the loss against the step."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+from numpy.typing import NDArray
+
+from taugrid.eval.figures.drawing import (
+    LEGEND_LINE,
+    legend,
+    legend_name,
+    make_panels,
+    mark_values,
+    ordered_styles,
+    plain_style,
+    shifts,
+)
+
+SMOOTHING = 1.25
+"""The running mean of a loss at a step is over the steps within this factor of it."""
+
+
+def losses_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
+    """The loss of trainings against the step, both logarithmic: light as it was logged, dark its running mean.
+
+    Args:
+        curves: the columns `step` and `loss` of log.jsonl, by what the legend calls the model.
+    """
+    styles = ordered_styles({name: legend_name(name) for name in curves}, shifts(len(curves)))
+    with plain_style():
+        figure, (panel,) = make_panels(1, 1)
+        for name, log in curves.items():
+            step, loss, colour = log["step"].to_numpy(), log["loss"].to_numpy(), styles[name].colour
+            panel.plot(step, loss, color=colour, linewidth=0.6, alpha=0.3)
+            panel.plot(step, _running_mean(step, loss), color=colour, linewidth=1.5, label=styles[name].name)
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        panel.set_xlabel("training step")
+        panel.set_ylabel("loss")
+        mark_values(panel)
+        figure.set_figheight(figure.get_figheight() + LEGEND_LINE * len(curves))
+        legend(figure, styles.values(), "outside lower center")
+    return figure
+
+
+def _running_mean(step: NDArray[np.int64], loss: NDArray[np.float64]) -> NDArray[np.float64]:
+    """At each of the increasing steps the mean over those within a factor of `SMOOTHING` of it: even in log."""
+    sums = np.concatenate([[0.0], loss.cumsum()])
+    first, end = np.searchsorted(step, step / SMOOTHING), np.searchsorted(step, step * SMOOTHING, side="right")
+    mean: NDArray[np.float64] = (sums[end] - sums[first]) / (end - first)
+    return mean

@@ -1,0 +1,37 @@
+"""The figure of quality versus steps: FID against S."""
+
+from collections.abc import Iterable, Mapping
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from taugrid.eval.figures.drawing import LineStyle, fid_figure, ordered_styles, shifts
+from taugrid.eval.figures.over_steps import draw_over_steps
+from taugrid.eval.tables.long_form import FID
+from taugrid.eval.tables.pivots import SIGMA_HAT, pivot_tables
+from taugrid.protocol import ProtocolFields
+
+SIGMA_HAT_COLOUR = "#d55e00"
+"""Vermilion of the Okabe-Ito palette: every common kind of colour vision can tell it from all of viridis."""
+
+
+def quality_figure(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) -> Figure:
+    """FID against S, both logarithmic: a line for each eta, bars of ±1 standard error, a panel for each pivot.
+
+    `protocols` spells out the rows' hashes: cells that can't be compared share no panel. A line leaves out cells
+    without an FID, or with one of 0 or less, which has no logarithm.
+    """
+    pivots = pivot_tables(frame, FID.name, FID.error, protocols)
+    styles = _eta_styles({label for table in pivots for label in table.values.index})
+    return fid_figure(pivots, draw_over_steps, styles, "log")
+
+
+def _eta_styles(labels: Iterable[str]) -> dict[str, LineStyle]:
+    """Colours from dark to light in the order of eta, so that they read as a scale; another, dashed, for sigma_hat."""
+    given = set(labels)
+    numbers = sorted(given - {SIGMA_HAT}, key=float)
+    places = shifts(len(given))
+    styles = ordered_styles({label: rf"$\eta$ = {label}" for label in numbers}, places)
+    if SIGMA_HAT in given:
+        styles[SIGMA_HAT] = LineStyle(r"$\hat{\sigma}$", places[-1], SIGMA_HAT_COLOUR, "X", "--")
+    return styles

@@ -1,0 +1,69 @@
+"""The FID tables for a terminal."""
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+
+import pandas as pd
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from taugrid.eval.tables.entries import Entry, entries, legend, marked_pivots
+from taugrid.eval.tables.long_form import FID
+from taugrid.eval.tables.pivots import Pivot
+from taugrid.protocol import ProtocolFields
+
+CONSOLE_WIDTH = 80
+"""Columns that every terminal and pipe has; rich assumes as many where it finds no terminal."""
+
+
+def to_console(
+    frame: pd.DataFrame,
+    protocols: Mapping[str, ProtocolFields] = {},
+    indistinguishable: Set[str] = frozenset(),
+    joined: Set[str] = frozenset(),
+) -> Group:
+    """The FID pivots, for `rich` to print; arguments as `marked_pivots`.
+
+    A table wider than 80 columns gets its errors below the values; if it is still too wide, it is cut between S.
+    """
+    parts: list[RenderableType] = []
+    tables = marked_pivots(frame, FID, protocols, indistinguishable, joined)
+    for table in tables:
+        parts += [Text(": ".join(filter(None, [FID.heading, table.heading]))), *_console_tables(table)]
+        parts += [Text(note) for note in table.notes]
+    return Group(*parts, *map(Text, legend(tables, FID)))
+
+
+def _console_tables(pivoted: Pivot) -> Iterator[Table]:
+    labels, rows = zip(*entries(pivoted, FID), strict=True)
+    steps = [str(steps) for steps in pivoted.values.columns]
+    corner, gap = "η \\ S", 2  # a space of padding, and one where the box has its divider
+    for separator in (" ", "\n"):
+        columns = [_aligned(head, column, separator) for head, *column in zip(steps, *rows, strict=True)]
+        widths = [gap + len(column[0]) for column in columns]
+        if len(corner) + sum(widths) <= CONSOLE_WIDTH:
+            break
+    parts: list[list[int]] = [[]]
+    for i, width in enumerate(widths):
+        if parts[-1] and len(corner) + sum(widths[j] for j in parts[-1]) + width > CONSOLE_WIDTH:
+            parts.append([])
+        parts[-1].append(i)
+    for part in parts:
+        table = Table(corner, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for i in part:
+            table.add_column(columns[i][0])
+        for k, label in enumerate(labels):
+            table.add_row(label, *(Text(columns[i][k + 1], style="bold" if rows[k][i].best else "") for i in part))
+        yield table
+
+
+def _aligned(head: str, column: Sequence[Entry], separator: str) -> list[str]:
+    """The head and the entries of a column, padded to one width: digits are aligned, and marks come behind them."""
+    room = max(len(entry.mark) for entry in column)
+    blocks = [(head, ""), *((entry.joined(separator), entry.mark) for entry in column)]
+    width = max(len(line) for text, _ in blocks for line in text.split("\n"))
+    return [
+        "\n".join(line.rjust(width) for line in text.split("\n")) + (f" {mark.ljust(room)}" if room else "")
+        for text, mark in blocks
+    ]

@@ -1,0 +1,88 @@
+"""Writes the differences of FID between neighbours: differences.csv and .md."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS
+from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, Z_95, write_number
+from taugrid.eval.tables.pivots import SIGMA_HAT
+from taugrid.eval.tables.rows import series
+from taugrid.storage import replacing
+
+_FLOATS = frozenset({"eta_a", "eta_b", "fid_a", "fid_b", "difference", "se", "z"})
+
+ABOUT = (
+    "Each value is the FID of the second cell minus that of the first, ± one paired standard error: sample n of both "
+    "cells starts from the same noise, so what the noise does to both cancels. The error is that of sampling at this "
+    "N; it includes neither the bias of FID nor the spread between trainings. "
+    f"{INDISTINGUISHABLE} marks differences that sampling alone can explain: |z| < {Z_95}. There is no correction for "
+    "the number of differences, so 1 in 20 pairs without a true difference stays unmarked."
+)
+HEADINGS = {"steps": "Along S:", "eta": "Along eta:", "": "Other pairs:"}
+
+
+def differences_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """A table of `DIFFERENCE_COLUMNS`: numbers are float64 with NaN for None, S and N integers, `joined` is boolean."""
+    return pd.DataFrame({name: series([row[name] for row in rows], name in _FLOATS) for name in DIFFERENCE_COLUMNS})
+
+
+def differences_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A list for each pivot and direction, in the order of `rows`. Notes on missing errors come last, each once."""
+    blocks = ["# Differences of FID", ABOUT if rows else "No two neighbours of the grid can be compared."]
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        groups.setdefault((row["settings"], row["along"]), []).append(f"- {difference_line(row)}")
+    heading = ""
+    for (settings, along), lines in groups.items():
+        title = settings if along in HEADINGS else ": ".join(filter(None, [f"Along {along}", settings]))
+        if title != heading:
+            blocks.append(f"## {title}")
+            heading = title
+        blocks += [*filter(None, [HEADINGS.get(along)]), "\n".join(lines)]
+    notes = list(dict.fromkeys(row["note"] for row in rows if row["note"]))
+    if notes:
+        blocks += ["## Notes", "\n".join(f"- {note}" for note in notes)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def write_differences(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Write differences.{csv,md} into `folder`, each whole or not at all; equal rows give equal bytes."""
+    contents = {
+        "csv": differences_frame(rows).to_csv(index=False, lineterminator="\n"),
+        "md": differences_markdown(rows),
+    }
+    for suffix, text in contents.items():
+        with replacing(folder / f"differences.{suffix}") as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def difference_line(row: Mapping[str, Any]) -> str:
+    """A difference as people read it, such as "S 10 -> 20 at eta 0: -5.43 ± 0.80, z = -6.8"."""
+    value, error = write_number(row["difference"], math.nan if row["se"] is None else row["se"])
+    signed = f"+{value}" if row["difference"] > 0 else value
+    parts = [f"{signed} {error}".rstrip()]
+    if row["z"] is not None:
+        parts.append(f"z = {row['z']:+.1f}")
+        if abs(row["z"]) < Z_95:
+            parts[-1] += f" {INDISTINGUISHABLE}"
+    if row["joined"]:
+        parts[-1] += f" {JOINED}"
+    where = ", ".join(filter(None, [_place(row), row["others"]]))
+    return f"{where}: {', '.join(parts)}"
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    steps, etas = (row["steps_a"], row["steps_b"]), (_eta(row, "a"), _eta(row, "b"))
+    if etas[0] == etas[1]:
+        return f"S {' -> '.join(map(str, dict.fromkeys(steps)))} at eta {etas[0]}"
+    if steps[0] == steps[1]:
+        return f"eta {etas[0]} -> {etas[1]} at S {steps[0]}"
+    return f"S {steps[0]}, eta {etas[0]} -> S {steps[1]}, eta {etas[1]}"
+
+
+def _eta(row: Mapping[str, Any], side: str) -> str:
+    return SIGMA_HAT if row[f"sigma_{side}"] == "sigma_hat" else f"{row[f'eta_{side}']:g}"

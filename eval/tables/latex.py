@@ -1,0 +1,81 @@
+"""The quality tables in LaTeX, for a document that loads booktabs."""
+
+from collections.abc import Mapping, Set
+
+import pandas as pd
+
+from taugrid.eval.tables.entries import (
+    INDISTINGUISHABLE,
+    JOINED,
+    MISSING,
+    Entry,
+    entries,
+    legend,
+    marked_pivots,
+    sizes,
+    tabulated,
+)
+from taugrid.eval.tables.pivots import SIGMA_HAT, Pivot
+from taugrid.metrics import MetricColumn
+from taugrid.protocol import ProtocolFields
+
+_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_TEX |= {character: f"\\{character}" for character in "&%$#_{}"}
+_TEX |= {"±": r"$\pm$", "×": r"$\times$", "η": r"$\eta$", "–": "--", "σ": r"$\sigma$"}
+_TEX |= {character: f"${character}$" for character in "|<>"}  # the old font encoding has others in their place
+_TEX |= {INDISTINGUISHABLE: r"$\approx$", JOINED: r"$\ddagger$"}
+
+
+def _tex(text: str) -> str:
+    pieces = ("".join(_TEX.get(character, character) for character in piece) for piece in text.split(SIGMA_HAT))
+    return r"$\hat{\sigma}$".join(pieces)
+
+
+def to_latex(
+    frame: pd.DataFrame,
+    protocols: Mapping[str, ProtocolFields] = {},
+    indistinguishable: Set[str] = frozenset(),
+    joined: Set[str] = frozenset(),
+) -> str:
+    """A `table` environment for each metric and pivot; arguments as `marked_pivots`."""
+    tables = [
+        _table(pivot, metric, frame)
+        for metric in tabulated(frame)
+        for pivot in marked_pivots(frame, metric, protocols, indistinguishable, joined)
+    ]
+    return "\n".join(["% Needs \\usepackage{booktabs}.", *tables])
+
+
+def _table(pivot: Pivot, metric: MetricColumn, frame: pd.DataFrame) -> str:
+    labels, rows = zip(*entries(pivot, metric), strict=True)
+    steps = [str(steps) for steps in pivot.values.columns]
+    # The corner has S above the columns and eta above the labels: names of column levels are written there.
+    columns = pd.MultiIndex.from_product([["$S$"], steps], names=["", r"$\eta$"])
+    texts = pd.DataFrame(
+        [[_entry(entry) for entry in row] for row in rows], index=list(map(_tex, labels)), columns=columns
+    )
+    table = texts.style.to_latex(
+        column_format="l" + "r" * len(steps),
+        position_float="centering",
+        hrules=True,
+        multicol_align="c",
+        caption=_caption(pivot, metric, frame),
+    )
+    # pandas draws no rule below the first line of a header.
+    return table.replace("\n$\\eta$ &", f"\n\\cmidrule(lr){{2-{len(steps) + 1}}}\n$\\eta$ &", 1)
+
+
+def _caption(pivot: Pivot, metric: MetricColumn, frame: pd.DataFrame) -> str:
+    means = f"± is {metric.error_means}" if pivot.errors.notna().any(axis=None) else ""
+    number = "N = " + sizes(frame) if "num_samples" not in pivot.settings else ""
+    lines = [line.rstrip(".") for line in legend([pivot], metric)]
+    return _tex(". ".join(filter(None, [metric.heading, pivot.heading, number, means, *pivot.notes, *lines]))) + "."
+
+
+def _entry(entry: Entry) -> str:
+    if entry.value == MISSING:
+        return _tex(MISSING)
+    body = entry.joined(" ").replace("±", r"\pm")
+    # A mark without width keeps the digits of a column aligned.
+    mark = f"\\rlap{{$^{{{_tex(entry.mark).replace('$', '')}}}$}}" if entry.mark else ""
+    return (f"$\\mathbf{{{body}}}$" if entry.best else f"${body}$") + mark

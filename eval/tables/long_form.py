@@ -1,0 +1,75 @@
+"""The quality table in long form: a row per cell, and the columns on which readers of quality.csv rely."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import pandas as pd
+
+from taugrid.eval.tables.rows import series, sort_key
+from taugrid.metrics import METRICS, MetricColumn
+
+COLUMNS = (
+    "cell", "model", "sampler", "steps", "eta", "sigma", "spacing", "clip", "num_samples", "network_evaluations",
+    "fid", "fid_se", "fid_infinity", "isc_mean", "isc_std", "kid_mean", "kid_std", "precision", "recall", "seconds",
+    "protocol",
+)  # fmt: skip
+"""The first columns of quality.csv. Readers rely on them, so they never change. A column for each other grid key
+follows, and then the columns of metrics that are not named here."""
+SCORES = COLUMNS[COLUMNS.index("fid") : COLUMNS.index("seconds")]
+"""Those of them that hold scores."""
+
+CHECKPOINT = "model.checkpoint"
+"""The grid key, and so the column, of loaded networks. They are sorted as the grid lists them: their names say nothing
+about their order."""
+
+EXACT = "fid_exact"
+"""A further column, behind these, where the samples of an oracle have a Frechet distance in closed form."""
+
+FID = METRICS["fid"].columns[0]
+EXACT_FID = MetricColumn(EXACT, "FID in closed form, at infinite N")
+
+
+def score_columns() -> list[MetricColumn]:
+    """The numbers that get tables, in the order of their columns in quality.csv. The closed form comes after FID."""
+    known = [column for metric in METRICS.values() for column in metric.columns]
+    known.sort(key=lambda column: COLUMNS.index(column.name) if column.name in COLUMNS else len(COLUMNS))
+    known.insert(known.index(FID) + 1, EXACT_FID)
+    return known
+
+
+def appended_columns() -> list[str]:
+    """The columns of metrics that `COLUMNS` does not name. They are the last, where some cell has them."""
+    names = [name for metric in METRICS.values() for column in metric.columns for name in column.names]
+    return [name for name in names if name not in COLUMNS]
+
+
+def axes(columns: Iterable[str]) -> list[str]:
+    """Those of `columns` that are grid keys and are not in `COLUMNS`, in alphabetical order."""
+    return sorted(set(columns) - {*COLUMNS, EXACT, *appended_columns()})
+
+
+def long_form(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
+    """A row per cell, sorted by its settings.
+
+    Checkpoints keep the order in which `rows` first has them; otherwise the order of `rows` does not matter.
+    Integers stay integers, metrics are float64 with NaN for None, and a list that is the value of a grid key becomes
+    JSON.
+
+    Raises:
+        KeyError: if a row lacks one of `COLUMNS`.
+    """
+    given = {key for row in rows for key in row}
+    others = axes(given)
+    order = [*others, "model", "sampler", "spacing", "num_samples", "sigma", "eta", "steps", "clip", "cell"]
+    places = {name: place for place, name in enumerate(dict.fromkeys(row.get(CHECKPOINT) for row in rows))}
+
+    def ranks(row: Mapping[str, object]) -> list[tuple[int, float, str]]:
+        ranked = {**row, CHECKPOINT: places[row.get(CHECKPOINT)]}
+        return [sort_key(ranked.get(key)) for key in order]
+
+    ordered = sorted(rows, key=ranks)
+    values: dict[str, list[object]] = {column: [row[column] for row in ordered] for column in COLUMNS}
+    scores = [name for name in appended_columns() if name in given]
+    behind = [*([EXACT] if EXACT in given else []), *others, *scores]
+    values |= {name: [row.get(name) for row in ordered] for name in behind}
+    floats = {"eta", "seconds", EXACT, *SCORES, *scores}
+    return pd.DataFrame({name: series(listed, name in floats) for name, listed in values.items()})

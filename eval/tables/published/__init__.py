@@ -1,0 +1,1 @@
+"""Published numbers (numbers/) beside those of a run."""

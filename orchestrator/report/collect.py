@@ -1,0 +1,142 @@
+"""Collects the rows of the quality table, and what comparisons need, from scores and events on disk."""
+
+from collections import defaultdict
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taugrid import parquet
+from taugrid.config import Data
+from taugrid.errors import DamagedFile
+from taugrid.eval.features.names import PIXELS
+from taugrid.eval.tables.differences import Evidence
+from taugrid.eval.tables.long_form import EXACT, SCORES, appended_columns
+from taugrid.hashing import identity
+from taugrid.orchestrator.plan.evaluation import Evaluation
+from taugrid.orchestrator.plan.grid import Cell, Plan
+from taugrid.orchestrator.rundir.directory import RunDir, read_events
+from taugrid.storage import read_sealed
+from taugrid.workers import schedules
+from taugrid.workers.diffusion import gaussian
+
+NO_ERROR = "no fid_se: "
+"""The beginning of the note that says why the FID of a cell has no standard error."""
+NO_INFLUENCE = "its samples' influences are not there or not whole; `taugrid evaluate` computes them"
+
+LARGEST_SHARE_BEYOND_1 = 1e-6
+"""The largest share of pixels of a Gaussian that 8 bits may clip: the closed form does not know of clipping."""
+
+NAMED_CELLS = 4
+"""How many cells a note under the table names; the rest are counted."""
+
+
+class Rows(NamedTuple):
+    """The rows of quality.csv, the notes under the table, and what comparisons need besides."""
+
+    rows: list[dict[str, Any]]
+    notes: list[str]
+    evidence: Evidence
+    """Protocols by the rows' short hashes, the samples' influences, and which cells share their noise."""
+
+
+def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
+    """The rows of all scored cells, in the order of the grid."""
+    seconds, devices = _from_events(rundir)
+    rows: list[dict[str, Any]] = []
+    protocols: dict[str, Any] = {}
+    influences: dict[str, NDArray[np.float64]] = {}
+    pairings: dict[str, Hashable] = {}
+    reasons: dict[str, str] = {}
+    cells_of: dict[str, list[str]] = defaultdict(list)  # note -> names
+    for cell in plan.cells:
+        score = read_sealed(rundir.score(cell, evaluation.id(cell)))
+        if score is None:
+            continue
+        short = identity(score["protocol"])[:8]
+        protocols[short] = score["protocol"]
+        exact = {} if (value := _exact_fid(cell, evaluation)) is None else {EXACT: value}
+        rows.append(_row(cell, score["metrics"], short, seconds.get(cell.id)) | exact)
+        for note in score["notes"]:
+            cells_of[note].append(cell.name)
+        pairings[cell.id] = (cell.settings.seed, cell.model.image_shape)
+        influence = _influence(rundir.influence(cell, evaluation.id(cell)), cell.settings.num_samples)
+        if influence is not None:
+            influences[cell.id] = influence
+        else:
+            said = (note.removeprefix(NO_ERROR) for note in score["notes"] if note.startswith(NO_ERROR))
+            reasons[cell.id] = next(said, NO_INFLUENCE)
+        if len(devices[cell.id]) > 1:
+            cells_of[f"mixed: sampled on {', '.join(sorted(devices[cell.id]))}"].append(cell.name)
+    notes = [f"{_listed(names, len(rows))}: {note}" for note, names in cells_of.items()]
+    return Rows(rows, [*plan.remarks, *notes], Evidence(influences, pairings, protocols, reasons))
+
+
+def _influence(path: Path, num_samples: int) -> NDArray[np.float64] | None:
+    """How far each sample moves FID, (N,); None if the file is missing or damaged."""
+    try:
+        parquet.inspect(path)
+        parts = [values for _, values in parquet.read_numbers(path, "influence")]
+    except (FileNotFoundError, DamagedFile):
+        return None
+    found = np.concatenate(parts)
+    return found if len(found) == num_samples else None
+
+
+def _listed(names: list[str], cells: int) -> str:
+    if len(names) == cells:
+        return "every cell"
+    more = len(names) - NAMED_CELLS
+    return ", ".join(names[:NAMED_CELLS]) + (f" and {more} more" if more > 0 else "")
+
+
+def _row(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: float | None) -> dict[str, Any]:
+    settings = cell.settings
+    return {
+        "cell": cell.id,
+        "model": cell.model.id,
+        "sampler": settings.sampler,
+        "steps": settings.steps,
+        "eta": settings.eta_number,
+        "sigma": settings.sigma,
+        "spacing": settings.spacing_name,
+        "clip": settings.clip,
+        "num_samples": settings.num_samples,
+        "network_evaluations": len(cell.tau),
+        **{name: metrics.get(name) for name in SCORES},
+        "seconds": None if seconds is None else round(seconds, 3),
+        "protocol": protocol,
+        **cell.axes,
+        **{name: metrics[name] for name in appended_columns() if name in metrics},
+    }
+
+
+def _exact_fid(cell: Cell, evaluation: Evaluation) -> float | None:
+    """The Frechet distance of the samples of a Gaussian oracle from their data, both of 8 bits, at infinite N."""
+    model, reference = cell.model, evaluation.reference.given
+    is_of_its_data = isinstance(reference, Data) and (model.oracle, model.image_shape) == (
+        reference.name,
+        reference.image_shape,
+    )
+    if model.oracle != "gaussian" or not is_of_its_data or evaluation.extractor.name != PIXELS:
+        return None
+    if cell.settings.clip != "none":
+        return None  # a step that clips is not affine
+    data = gaussian.gaussian(model.image_shape)
+    samples = gaussian.sampled(data, schedules.alpha_bar(model.diffusion), cell.tau, cell.settings.eta)
+    if max(map(gaussian.share_beyond_1, (samples, data))) > LARGEST_SHARE_BEYOND_1:
+        return None
+    return gaussian.frechet_distance(gaussian.rounded(samples), gaussian.rounded(data))
+
+
+def _from_events(rundir: RunDir) -> tuple[dict[str, float], dict[str, set[str]]]:
+    """Device seconds and device names by cell, each shard counted once: as it was last committed."""
+    last = {(e["cell"], e["path"]): e for e in read_events(rundir.events) if e["event"] == "shard" and e["committed"]}
+    seconds: dict[str, float] = defaultdict(float)
+    devices: dict[str, set[str]] = defaultdict(set)
+    for (cell, _), event in last.items():
+        seconds[cell] += event["seconds"]
+        devices[cell].add(event["device"])
+    return seconds, devices

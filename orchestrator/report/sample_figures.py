@@ -1,0 +1,85 @@
+"""The figures of samples: a grid of eta and S, and one row of S at eta = 0 (the paper's figure 5)."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taugrid import parquet
+from taugrid.config import Config
+from taugrid.errors import DamagedFile
+from taugrid.eval.figures import pictures
+from taugrid.eval.tables.long_form import CHECKPOINT
+from taugrid.eval.tables.pivots import short_checkpoints
+from taugrid.images import decode_png, to_pictures
+from taugrid.orchestrator.plan.grid import Cell, Plan, name_of
+from taugrid.orchestrator.rundir.directory import RunDir
+
+
+def write_sample_figures(config: Config, plan: Plan, rundir: RunDir) -> None:
+    """Write figures/samples.png and consistency.png; a pair for each group, if cells differ in more than eta and S."""
+    groups = _groups(plan)
+    for stale in (*rundir.figures.glob("samples*.png"), *rundir.figures.glob("consistency*.png")):
+        stale.unlink()
+    for name, cells in groups.items():
+        firsts = {_place(cell): _first_images(cell, rundir, config.report.images_per_cell) for cell in cells}
+        complete = {place: images for place, images in firsts.items() if images is not None}
+        smallest = min((len(picture) for picture in complete.values()), default=0)
+        if complete:
+            stem = "samples" if len(groups) == 1 else f"samples-{name}"
+            same_length = {place: picture[:smallest] for place, picture in complete.items()}
+            pictures.samples(same_length, rundir.figures / f"{stem}.png")
+            _write_consistency(same_length, rundir.figures / f"{stem.replace('samples', 'consistency', 1)}.png")
+
+
+def _groups(plan: Plan) -> dict[str, list[Cell]]:
+    """Cells that share a figure, by the name of their group."""
+    groups: dict[str, list[Cell]] = defaultdict(list)
+    checkpoints = short_checkpoints(cell.axes.get(CHECKPOINT) for cell in plan.cells)
+    for cell in plan.cells:
+        groups[_group_name(cell, checkpoints, with_clip=False)].append(cell)
+    for name, cells in list(groups.items()):
+        if len({_place(cell) for cell in cells}) < len(cells):  # clip is a grid key and does not follow from the row
+            del groups[name]
+            for cell in cells:
+                groups[_group_name(cell, checkpoints, with_clip=True)].append(cell)
+    return groups
+
+
+def _write_consistency(shown: Mapping[tuple[str, int], NDArray[np.uint8]], path: Path) -> None:
+    """The paper's figure 5: only the row of eta = 0, where there is more than one S to compare."""
+    by_steps = {steps: images for (eta, steps), images in shown.items() if eta == "0"}
+    if len(by_steps) > 1:
+        pictures.consistency(by_steps, path)
+
+
+def _place(cell: Cell) -> tuple[str, int]:
+    eta = cell.settings.eta
+    return ("sigma_hat" if eta == "sigma_hat" else f"{eta:g}", cell.settings.steps)
+
+
+def _group_name(cell: Cell, checkpoints: Mapping[str, str], with_clip: bool) -> str:
+    settings, axes = cell.settings, dict(cell.axes)
+    if (checkpoint := axes.get(CHECKPOINT)) is not None:
+        axes[CHECKPOINT] = checkpoints[checkpoint]
+    others = [settings.spacing_name, *(f"{key.split('.')[-1]}={value}" for key, value in axes.items())]
+    return name_of([*others, *([f"clip={settings.clip}"] if with_clip else []), cell.model.id])
+
+
+def _first_images(cell: Cell, rundir: RunDir, count: int) -> NDArray[np.uint8] | None:
+    """(count, H, W) or (count, H, W, 3) of the images 0 to count - 1; None if some are missing."""
+    wanted = range(min(count, cell.settings.num_samples))
+    found: dict[int, bytes] = {}
+    for shard in cell.shards:
+        path = rundir.sample_part(cell, shard)
+        if shard.start >= wanted.stop or not path.exists():
+            break
+        try:
+            found |= parquet.read_png(path, wanted)
+        except DamagedFile:
+            return None
+    if len(found) < len(wanted):
+        return None
+    return to_pictures([decode_png(found[i]) for i in wanted])

@@ -1,0 +1,91 @@
+"""Writes the report of a run: tables/ and figures/, from the rows that were collected."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from taugrid.config import DIFFUSION_DEFAULTS, GRID_SECTIONS, Config
+from taugrid.eval.figures.checkpoints import checkpoints_figure
+from taugrid.eval.figures.drawing import save
+from taugrid.eval.figures.loss import losses_figure
+from taugrid.eval.figures.quality import quality_figure
+from taugrid.eval.tables.differences import differences, indistinguishable
+from taugrid.eval.tables.differences_files import write_differences
+from taugrid.eval.tables.long_form import CHECKPOINT, long_form
+from taugrid.eval.tables.published.counterparts import NetworkOrigin, quality_counterparts
+from taugrid.eval.tables.published.files import pointer, write_published
+from taugrid.eval.tables.quality import write_quality
+from taugrid.eval.tables.rows import Joined, check_joinable
+from taugrid.orchestrator.plan.grid import Cell, Model, Plan
+from taugrid.orchestrator.report.collect import Rows
+from taugrid.orchestrator.report.sample_figures import write_sample_figures
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.workers import schedules
+
+
+def write_report(config: Config, plan: Plan, rundir: RunDir, collected: Rows) -> None:
+    """Write tables/ and figures/ from the scores that exist."""
+    rows, notes, evidence = collected
+    joining = config.report.join_protocols
+    joined = check_joinable(rows, evidence.protocols, override=True) if joining else Joined([], frozenset())
+    alike = indistinguishable(rows, evidence, joining) if rows else frozenset()
+    beside = quality_counterparts(rows, evidence.protocols, {model.id: network_origin(model) for model in plan.models})
+    write_published(beside, rundir.tables, "published")
+    notes = [*joined.notes, *notes, *pointer(beside, "published")]
+    write_quality(rows, rundir.tables, evidence.protocols, notes, alike, joined.cells)
+    write_differences(differences(rows, evidence) if rows else [], rundir.tables)
+    rundir.figures.mkdir(parents=True, exist_ok=True)
+    if rows:
+        save(quality_figure(long_form(rows), {} if joining else evidence.protocols), rundir.figures / "quality")
+    _write_checkpoints(plan, rundir, rows, {} if joining else evidence.protocols)
+    write_sample_figures(config, plan, rundir)
+    write_losses(plan, rundir)
+
+
+def write_losses(plan: Plan, rundir: RunDir) -> None:
+    """Write figures/loss if a model of the plan has been trained here; otherwise remove an earlier one."""
+    if curves := loss_curves(plan, rundir):
+        save(losses_figure(curves), rundir.figures / "loss")
+    else:
+        for stale in rundir.figures.glob("loss.*"):
+            stale.unlink()
+
+
+def loss_curves(plan: Plan, rundir: RunDir) -> dict[str, pd.DataFrame]:
+    """The logs of the models that were trained here, each by its grid keys and id."""
+    curves: dict[str, pd.DataFrame] = {}
+    first: dict[str, Cell] = {}
+    for cell in plan.cells:
+        first.setdefault(cell.model.id, cell)
+    for cell in first.values():
+        log = rundir.models / cell.model.id / "train" / "log.jsonl"
+        if cell.model.train is not None and log.is_file():
+            of_model = {key: value for key, value in cell.axes.items() if key.split(".")[0] in GRID_SECTIONS}
+            name = ", ".join([*(f"{key} = {value}" for key, value in of_model.items()), cell.model.id])
+            curves[name] = pd.read_json(log, lines=True)
+    return curves
+
+
+def network_origin(model: Model) -> NetworkOrigin:
+    """Where the network of a model comes from, for published numbers to stand beside its own."""
+    ours, theirs = schedules.alpha_bar(model.diffusion), schedules.alpha_bar(DIFFUSION_DEFAULTS)
+    same_alpha = ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=1e-6, atol=0)
+    is_the_papers = same_alpha and model.diffusion.prediction == DIFFUSION_DEFAULTS.prediction
+    process = None if is_the_papers else model.diffusion.in_words
+    elsewhere = model.checkpoint.path if model.checkpoint else model.own.callable if model.own else None
+    return NetworkOrigin(elsewhere or "trained here", process)
+
+
+def _write_checkpoints(
+    plan: Plan, rundir: RunDir, rows: list[dict[str, Any]], protocols: Mapping[str, Mapping[str, object]]
+) -> None:
+    """figures/checkpoints.*, where the grid has several."""
+    order = list(dict.fromkeys(cell.axes.get(CHECKPOINT) for cell in plan.cells))
+    loaded = [checkpoint for checkpoint in order if checkpoint is not None]
+    if rows and len(loaded) > 1:
+        save(checkpoints_figure(long_form(rows), loaded, protocols), rundir.figures / "checkpoints")
+        return
+    for suffix in ("png", "svg"):
+        (rundir.figures / f"checkpoints.{suffix}").unlink(missing_ok=True)
