@@ -50,7 +50,7 @@ CELLS_NAMED = 3
 """How many cells a message names for each value; the rest are counted."""
 
 
-class Joined(NamedTuple):
+class JoinedRows(NamedTuple):
     """What is to be said where rows were joined in spite of their protocols."""
 
     notes: list[str]
@@ -60,7 +60,7 @@ class Joined(NamedTuple):
 
 def check_joinable(
     rows: Sequence[Mapping[str, Any]], protocols: Mapping[str, ProtocolFields], override: bool = False
-) -> Joined:
+) -> JoinedRows:
     """Make sure that the numbers of `rows` may stand in one table or figure.
 
     Rows of different N are judged apart, for tables and figures never join those.
@@ -88,7 +88,7 @@ def check_joinable(
         kinds = {cell: kind(protocol) for cell, protocol in spelled.items()}
         usual = Counter(kinds.values()).most_common(1)[0][0]
         cells |= {cell for cell, its in kinds.items() if its != usual}
-    return Joined(notes, frozenset(cells))
+    return JoinedRows(notes, frozenset(cells))
 
 
 def _told(field: str, by_value: Mapping[str, Sequence[str]]) -> str:

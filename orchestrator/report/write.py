@@ -17,7 +17,7 @@ from taugrid.eval.tables.long_form import CHECKPOINT, long_form
 from taugrid.eval.tables.published.counterparts import NetworkOrigin, quality_counterparts
 from taugrid.eval.tables.published.files import pointer, write_published
 from taugrid.eval.tables.quality import write_quality
-from taugrid.eval.tables.rows import Joined, check_joinable
+from taugrid.eval.tables.rows import JoinedRows, check_joinable
 from taugrid.orchestrator.plan.grid import Cell, Model, Plan
 from taugrid.orchestrator.report.collect import Rows
 from taugrid.orchestrator.report.sample_figures import write_sample_figures
@@ -29,7 +29,7 @@ def write_report(config: Config, plan: Plan, rundir: RunDir, collected: Rows) ->
     """Write tables/ and figures/ from the scores that exist."""
     rows, notes, evidence = collected
     joining = config.report.join_protocols
-    joined = check_joinable(rows, evidence.protocols, override=True) if joining else Joined([], frozenset())
+    joined = check_joinable(rows, evidence.protocols, override=True) if joining else JoinedRows([], frozenset())
     alike = indistinguishable(rows, evidence, joining) if rows else frozenset()
     beside = quality_counterparts(rows, evidence.protocols, {model.id: network_origin(model) for model in plan.models})
     write_published(beside, rundir.tables, "published")

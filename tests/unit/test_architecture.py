@@ -29,7 +29,6 @@ RULES = (
 
 KNOWN = {
     repeated_classes: [
-        "Joined: eval/tables/rows.py, orchestrator/dispatch/pool.py",
         "Reference: eval/reference.py, orchestrator/plan/evaluation.py",
     ],
 }
