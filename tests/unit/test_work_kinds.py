@@ -1,0 +1,212 @@
+"""A kind of work is one module in orchestrator/work; what its workers refuse ends a run, by the type of the error."""
+
+import io
+import pickle
+import sys
+import traceback
+from collections import deque
+
+import pytest
+from ray.exceptions import RayTaskError
+from rich.console import Console
+
+from taugrid.config import Config, validate
+from taugrid.errors import RunDirectoryNotSeen, RunFailed, UserError, WorkerRefusal, WrongWeights
+from taugrid.jobs import WorkerInfo
+from taugrid.orchestrator import work
+from taugrid.orchestrator.cli.progress import Progress
+from taugrid.orchestrator.dispatch.loop import Loop
+from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.rundir.directory import Events, RunDir, read_events
+from taugrid.orchestrator.work.survey import Survey
+from taugrid.workers.actor import Worker
+
+KINDS = ["sample", "reconstruct", "interpolate", "extract", "score"]
+
+SIXTH = """
+from dataclasses import dataclass
+from pathlib import Path
+
+from taugrid.errors import WrongWeights
+from taugrid.jobs import Job, Result
+from taugrid.orchestrator.dispatch.policy import Task
+from taugrid.orchestrator.work.kind import Conclusion, Piece, WorkKind
+
+
+@dataclass(frozen=True)
+class PaintJob(Job):
+    runs = "taugrid.orchestrator.work.paint:run"
+    colour: str
+
+
+def run(job, device):
+    if job.colour == "wrong":
+        raise WrongWeights("no such colour")
+    if job.colour == "broken":
+        raise ValueError("the brush\\nis broken")
+    Path(job.path).write_text(f"{job.colour} on {device.name}")
+    return Result(0.25, 3, first=True)
+
+
+class PaintWork(WorkKind):
+    name = "paint"
+    priority = 35
+    stage = "paint"
+    unit = "strokes"
+    activity = "painting"
+    tasks = "cells to paint"
+    finished = "cells painted"
+
+    def _path(self, cell):
+        return self.rundir.root / f"{cell.id}.txt"
+
+    def pieces(self):
+        for cell in self.plan.cells:
+            if not self._path(cell).exists():
+                job = PaintJob(str(self._path(cell)), self.config.name)
+                yield Piece(Task(f"paint/{cell.id}", "paint", cell.settings.steps), job, cell)
+
+    def missing(self):
+        return {cell.name: "it is not painted" for cell in self.plan.cells if not self._path(cell).exists()}
+
+    def conclude(self):
+        return Conclusion("paintings", [{"cell": cell.id} for cell in self.plan.cells if self._path(cell).exists()])
+
+
+KIND = PaintWork
+"""
+
+
+@pytest.fixture
+def sixth(tmp_path, monkeypatch):
+    """The folder of the kinds holds one module more."""
+    folder = tmp_path / "kinds"
+    folder.mkdir()
+    (folder / "paint.py").write_text(SIXTH)
+    monkeypatch.setattr(work, "__path__", [*work.__path__, str(folder)])
+    yield
+    sys.modules.pop("taugrid.orchestrator.work.paint", None)
+    vars(work).pop("paint", None)
+
+
+class PoolHere:
+    """A pool whose one worker lives in this process and does a job as soon as it gets it."""
+
+    def __init__(self):
+        self._worker, self._events = Worker(1), deque()
+
+    def start(self):
+        self._events.append(Joined("worker-0", WorkerInfo("here", "cpu", {})))
+
+    def give(self, worker, job):
+        try:
+            self._events.append(Done(worker, self._worker.do(job)))
+        except Exception as error:
+            self._events.append(Failed(worker, error, "".join(traceback.format_exception(error))))
+
+    def events(self, timeout_seconds):
+        while self._events:
+            yield self._events.popleft()
+
+
+class Painting:
+    """A run of the sixth kind, as a session puts it together."""
+
+    def __init__(self, root, colour):
+        values = {"name": colour, "model": {"oracle": "gaussian"}, "data": {"name": "gaussian"}, "sample": {"seed": 0}}
+        config = validate(Config, values | {"grid": {"steps": [2, 5]}}, "test")
+        self.rundir, self.printed = RunDir(root), io.StringIO()
+        root.mkdir(parents=True)
+        survey = Survey(config, plan(config), self.rundir, None, frozenset({"paint"}), pytest.fail)
+        [self.kind] = [kind(survey) for kind in work.work_kinds() if kind.stage in survey.stages]
+        self.events = Events(self.rundir.events)
+
+    def do(self):
+        pieces = {piece.task.key: piece for piece in self.kind.pieces()}
+        progress = Progress(Console(file=self.printed, soft_wrap=True))
+        loop = Loop(pieces, work.work_kinds(), PoolHere(), 1, True, 2, progress, self.events, self._log)
+        return loop.run()
+
+    def _log(self, name, text):
+        path = self.rundir.root / f"{name.replace('/', '-')}.log"
+        path.write_text(text)
+        return path
+
+
+def test_the_kinds_are_found_in_the_order_in_which_their_work_goes_out():
+    assert [kind.name for kind in work.work_kinds()] == KINDS
+
+
+def test_a_sixth_kind_takes_its_place_by_its_priority(sixth):
+    assert [kind.name for kind in work.work_kinds()] == [*KINDS[:3], "paint", *KINDS[3:]]
+
+
+def test_a_sixth_kind_is_announced_done_recorded_and_concluded(sixth, tmp_path):
+    run = Painting(tmp_path / "run", "blue")
+    assert len(run.kind.missing()) == 2
+    assert run.do() == {}
+    assert "2 cells to paint" in run.printed.getvalue()
+    assert run.kind.missing() == {}
+    assert list(run.kind.pieces()) == [], "what is there is not done again"
+    conclusion = run.kind.conclude()
+    assert (conclusion.table, len(conclusion.rows)) == ("paintings", 2)
+    assert {path.read_text() for path in run.rundir.root.glob("*.txt")} == {"blue on cpu"}
+    lines = [event for event in read_events(run.rundir.events) if event["event"] == "paint"]
+    ids = [cell.id for cell in sorted(run.kind.plan.cells, key=lambda cell: -cell.settings.steps)]
+    assert [line["task"] for line in lines] == [f"paint/{id}" for id in ids], "the costliest first"
+    wanted = {"images": 3, "seconds": 0.25, "committed": True, "worker": "worker-0", "node": "here", "device": "cpu"}
+    assert all(wanted.items() <= line.items() for line in lines)
+
+
+def test_what_every_worker_would_refuse_ends_the_run_with_its_one_line(sixth, tmp_path):
+    run = Painting(tmp_path / "run", "wrong")
+    with pytest.raises(WrongWeights, match=r"^no such colour$"):
+        run.do()
+    [log] = run.rundir.root.glob("*.log")
+    assert "Traceback" in log.read_text()
+
+
+def test_another_error_is_tried_again_and_then_given_up(sixth, tmp_path):
+    run = Painting(tmp_path / "run", "broken")
+    problems = run.do()
+    assert len(problems) == 2
+    assert all("ValueError: is broken" in reason for reason in problems.values())
+    assert run.printed.getvalue().count("will be tried again") == 2
+
+
+def test_a_worker_that_does_not_see_the_run_directory_says_where(tmp_path):
+    with pytest.raises(RunDirectoryNotSeen) as error:
+        Worker(1).hello(str(tmp_path / "nowhere" / ".probe"))
+    assert str(tmp_path / "nowhere") in str(error.value)
+
+
+class Startless(PoolHere):
+    def __init__(self, error):
+        super().__init__()
+        self._error = error
+
+    def start(self):
+        self._events.append(Failed("worker-0", self._error, "traceback"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [(RunDirectoryNotSeen("node n does not see d"), RunDirectoryNotSeen), (FileNotFoundError("libcuda"), RunFailed)],
+)
+def test_a_worker_that_can_not_start_ends_the_run(sixth, tmp_path, raised, expected):
+    run = Painting(tmp_path / "run", "blue")
+    pieces = {piece.task.key: piece for piece in run.kind.pieces()}
+    progress = Progress(Console(file=run.printed))
+    loop = Loop(pieces, work.work_kinds(), Startless(raised), 1, True, 2, progress, run.events, run._log)
+    with pytest.raises(expected, match=str(raised)):
+        loop.run()
+
+
+@pytest.mark.parametrize("kind", WorkerRefusal.__subclasses__())
+def test_a_refusal_keeps_its_type_and_line_on_the_way_through_ray(kind):
+    there = RayTaskError("do", "Traceback", kind("one line"))
+    cause = pickle.loads(pickle.dumps(there)).cause
+    assert type(cause) is kind
+    assert isinstance(cause, UserError)
+    assert str(cause) == "one line"
