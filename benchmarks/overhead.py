@@ -26,10 +26,10 @@ import ray
 from taugrid.config import Config, Diffusion
 from taugrid.config.load import load
 from taugrid.jobs import Job, NetworkSpec, Result, WorkerInfo
-from taugrid.orchestrator.cli.progress import Progress
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.pool import Event, Joined, Pool
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import Events, RunDir
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.kind import Piece

@@ -9,7 +9,7 @@ from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.features.names import resolve
 from taugrid.eval.reference import default_cache, open_reference
 from taugrid.eval.sources import open_source
-from taugrid.orchestrator.cli.progress import Progress
+from taugrid.orchestrator.progress import Progress
 from taugrid.protocol import SOFTWARE
 from taugrid.versions import versions
 

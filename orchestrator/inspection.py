@@ -9,8 +9,9 @@ from typing import Any
 from taugrid import parquet
 from taugrid.config import Config
 from taugrid.errors import DamagedFile, UserError
+from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.extension import orphans_in_words
-from taugrid.orchestrator.plan.grid import Cell, Model, Plan
+from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.rundir.directory import Damage, RunDir, read_events
 from taugrid.storage import read_json, read_sealed
 from taugrid.workers.training.log import training_progress
@@ -42,18 +43,13 @@ def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
 
 
 def _describe_model(model: Model, rundir: RunDir) -> dict[str, Any]:
-    if model.train is not None:
-        ready = rundir.is_trained(model)
-        at = training_progress(rundir.models, model.id)
-        done = model.train.steps if ready else at.step if at else 0
-        steps = {"train_steps": model.train.steps, "train_steps_done": done, "ready": ready}
-        return {"id": model.id, "source": "trained here", **steps}
-    source = f"the {model.oracle} oracle"
-    if model.checkpoint is not None:
-        source = f"loaded from {model.checkpoint.path} ({model.diffusion.in_words})"
-    elif model.own is not None:
-        source = f"one's own, {model.own.callable} ({model.diffusion.in_words})"
-    return {"id": model.id, "source": source, "train_steps": 0, "train_steps_done": 0, "ready": True}
+    source = model.source.description(model.diffusion)
+    if not isinstance(model.source, Trained):
+        return {"id": model.id, "source": source, "train_steps": 0, "train_steps_done": 0, "ready": True}
+    ready, steps = rundir.is_ready(model), model.source.train.steps
+    at = training_progress(rundir.models, model.id)
+    done = steps if ready else at.step if at else 0
+    return {"id": model.id, "source": source, "train_steps": steps, "train_steps_done": done, "ready": ready}
 
 
 def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:
@@ -122,7 +118,7 @@ def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], Non
 
 
 def _verify_samples(cell: Cell, rundir: RunDir, tick: Callable[[int], None]) -> list[Damage]:
-    if not rundir.is_trained(cell.model):
+    if not rundir.is_ready(cell.model):
         return [Damage(rundir.models / cell.model.id, "not trained yet; `taugrid run` goes on")]
     found: list[Damage] = []
     metadata: dict[str, Any] | None = None

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from taugrid import parquet
 from taugrid.config import Config
 from taugrid.eval.selfcheck import CellSettings, Verdict, judge, reference_problems
-from taugrid.orchestrator.cli.progress import Progress
+from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.evaluation import evaluation
-from taugrid.orchestrator.plan.grid import Cell, Plan
+from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers import schedules

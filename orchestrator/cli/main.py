@@ -17,7 +17,7 @@ from taugrid.metrics import DEFAULT_METRICS, METRICS
 
 if TYPE_CHECKING:
     from taugrid.config import Config
-    from taugrid.orchestrator.plan.grid import Plan
+    from taugrid.orchestrator.plan.cells import Plan
     from taugrid.orchestrator.rundir.directory import RunDir
 
 
@@ -178,9 +178,9 @@ def evaluate(
 
 
 def _score_elsewhere(given: dict[str, str], assignments: tuple[str, ...], as_json: bool) -> None:
-    from taugrid.orchestrator.cli.progress import Progress
     from taugrid.orchestrator.cli.text import scores_text
     from taugrid.orchestrator.external import score_images
+    from taugrid.orchestrator.progress import Progress
 
     section: dict[str, Any] = {key: given[key] for key in ("extractor", "weights") if key in given}
     if "metrics" in given:
@@ -246,8 +246,8 @@ def _require_shared(out: str | Path, address: str) -> None:
 
 
 def _work(opened: Opened, stages: tuple[str, ...], address: str, as_json: bool) -> None:
-    from taugrid.orchestrator.cli.progress import Progress
     from taugrid.orchestrator.cli.text import outcome_json, print_outcome
+    from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.session import Run
 
     with Progress() as progress:
@@ -281,8 +281,8 @@ def selfcheck(out: str | None, address: str, workers: int | None, as_json: bool)
 
 def _selfcheck(out: str, address: str, workers: int | None, as_json: bool) -> None:
     from taugrid.orchestrator import selfcheck
-    from taugrid.orchestrator.cli.progress import Progress
     from taugrid.orchestrator.cli.text import print_selfcheck
+    from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.session import Run
     from taugrid.storage import read_json
 
@@ -311,8 +311,8 @@ def _selfcheck(out: str, address: str, workers: int | None, as_json: bool) -> No
 @json_option
 def verify(directory: str, as_json: bool) -> None:
     """Re-read every file of a run and decode every image."""
-    from taugrid.orchestrator.cli.progress import Progress
     from taugrid.orchestrator.inspection import verify as verify_files
+    from taugrid.orchestrator.progress import Progress
 
     opened = _existing(directory)
     total = sum(cell.settings.num_samples for cell in opened.plan.cells)

@@ -9,8 +9,8 @@ from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from taugrid.orchestrator.cli.progress import duration, quantity
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.words import duration, quantity
 
 if TYPE_CHECKING:
     from taugrid.orchestrator.selfcheck import Findings

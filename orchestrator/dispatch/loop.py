@@ -7,11 +7,12 @@ from pathlib import Path
 
 from taugrid.errors import RunFailed, WorkerRefusal
 from taugrid.jobs import Result, WorkerInfo
-from taugrid.orchestrator.cli.progress import Progress, quantity
 from taugrid.orchestrator.dispatch.policy import Dispatcher
 from taugrid.orchestrator.dispatch.pool import Done, Event, Failed, Joined, Lost, Pool
+from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import Events
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Piece, WorkKind
+from taugrid.words import quantity
 
 LOSSES_WITHOUT_WORK = 5
 """Workers lost with no work done in between, beyond as many as there are workers, before the run gives up: something is

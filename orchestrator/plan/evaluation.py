@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass
 
-from taugrid.config import Config, Data, Sample
+from taugrid.config import Config, Data
 from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.features.names import ExtractorSpec
 from taugrid.eval.metrics.score import Feasible, feasible
 from taugrid.eval.reference import MomentsFile, cache_key, open_reference
 from taugrid.eval.sources import Source
 from taugrid.hashing import identity
+from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.extractor import extractor
-from taugrid.orchestrator.plan.grid import Cell, Plan, name_of
+from taugrid.orchestrator.plan.naming import name_of
 from taugrid.protocol import SOFTWARE, Protocol, ReferenceIdentity
 from taugrid.versions import versions
 from taugrid.workers.data import load as datasets
@@ -90,18 +91,13 @@ class Evaluation:
             num_samples=cell.settings.num_samples,
             weights=cell.settings.weights,
             tau=cell.tau,
-            clip=describe_clip(cell.settings),
+            clip=cell.settings.clip_in_words,
             precision=f"{cell.settings.precision}, no TF32",
             rounding="8 bits, to nearest",
             extractor=self.extractor.describe(),
             metrics=self.feasible(cell.settings.num_samples).settings,
             versions=versions(SOFTWARE),
         )
-
-
-def describe_clip(sample: Sample) -> str | None:
-    """How x_0 is clipped, with the range if it is not the usual one."""
-    return sample.clip if sample.clip_range in (None, 1.0) else f"{sample.clip} to +-{sample.clip_range:g}"
 
 
 def check_shapes(plan: Plan) -> None:

@@ -4,7 +4,8 @@ from typing import Any
 
 from taugrid.config import GRID_SECTIONS, Config
 from taugrid.errors import UserError
-from taugrid.orchestrator.plan.grid import NOT_IDENTITY, Plan
+from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.plan.identity import NOT_IDENTITY
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.storage import read_json
 

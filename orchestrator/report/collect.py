@@ -15,8 +15,9 @@ from taugrid.eval.features.names import PIXELS
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import EXACT, SCORES, appended_columns
 from taugrid.hashing import identity
+from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation
-from taugrid.orchestrator.plan.grid import Cell, Plan
+from taugrid.orchestrator.plan.sources import Oracle
 from taugrid.orchestrator.rundir.directory import RunDir, read_events
 from taugrid.storage import read_sealed
 from taugrid.workers import schedules
@@ -115,17 +116,16 @@ def _row(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: float
 
 def _exact_fid(cell: Cell, evaluation: Evaluation) -> float | None:
     """The Frechet distance of the samples of a Gaussian oracle from their data, both of 8 bits, at infinite N."""
-    model, reference = cell.model, evaluation.reference.given
-    is_of_its_data = isinstance(reference, Data) and (model.oracle, model.image_shape) == (
-        reference.name,
-        reference.image_shape,
-    )
-    if model.oracle != "gaussian" or not is_of_its_data or evaluation.extractor.name != PIXELS:
+    source, reference = cell.model.source, evaluation.reference.given
+    if not (isinstance(source, Oracle) and source.distribution == "gaussian" and evaluation.extractor.name == PIXELS):
+        return None
+    shape = source.image_shape
+    if not isinstance(reference, Data) or (reference.name, reference.image_shape) != ("gaussian", shape):
         return None
     if cell.settings.clip != "none":
         return None  # a step that clips is not affine
-    data = gaussian.gaussian(model.image_shape)
-    samples = gaussian.sampled(data, schedules.alpha_bar(model.diffusion), cell.tau, cell.settings.eta)
+    data = gaussian.gaussian(shape)
+    samples = gaussian.sampled(data, schedules.alpha_bar(cell.model.diffusion), cell.tau, cell.settings.eta)
     if max(map(gaussian.share_beyond_1, (samples, data))) > LARGEST_SHARE_BEYOND_1:
         return None
     return gaussian.frechet_distance(gaussian.rounded(samples), gaussian.rounded(data))

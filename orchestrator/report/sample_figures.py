@@ -14,7 +14,8 @@ from taugrid.eval.figures import pictures
 from taugrid.eval.tables.long_form import CHECKPOINT
 from taugrid.eval.tables.pivots import short_checkpoints
 from taugrid.images import decode_png, to_pictures
-from taugrid.orchestrator.plan.grid import Cell, Plan, name_of
+from taugrid.orchestrator.plan.cells import Cell, Plan
+from taugrid.orchestrator.plan.naming import name_of
 from taugrid.orchestrator.rundir.directory import RunDir
 
 

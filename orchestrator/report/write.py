@@ -18,7 +18,8 @@ from taugrid.eval.tables.published.counterparts import NetworkOrigin, quality_co
 from taugrid.eval.tables.published.files import pointer, write_published
 from taugrid.eval.tables.quality import write_quality
 from taugrid.eval.tables.rows import JoinedRows, check_joinable
-from taugrid.orchestrator.plan.grid import Cell, Model, Plan
+from taugrid.orchestrator.plan.cells import Cell, Model, Plan
+from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.report.collect import Rows
 from taugrid.orchestrator.report.sample_figures import write_sample_figures
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -61,7 +62,7 @@ def loss_curves(plan: Plan, rundir: RunDir) -> dict[str, pd.DataFrame]:
         first.setdefault(cell.model.id, cell)
     for cell in first.values():
         log = rundir.models / cell.model.id / "train" / "log.jsonl"
-        if cell.model.train is not None and log.is_file():
+        if isinstance(cell.model.source, Trained) and log.is_file():
             of_model = {key: value for key, value in cell.axes.items() if key.split(".")[0] in GRID_SECTIONS}
             name = ", ".join([*(f"{key} = {value}" for key, value in of_model.items()), cell.model.id])
             curves[name] = pd.read_json(log, lines=True)
@@ -74,8 +75,7 @@ def network_origin(model: Model) -> NetworkOrigin:
     same_alpha = ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=1e-6, atol=0)
     is_the_papers = same_alpha and model.diffusion.prediction == DIFFUSION_DEFAULTS.prediction
     process = None if is_the_papers else model.diffusion.in_words
-    elsewhere = model.checkpoint.path if model.checkpoint else model.own.callable if model.own else None
-    return NetworkOrigin(elsewhere or "trained here", process)
+    return NetworkOrigin(model.source.name, process)
 
 
 def _write_checkpoints(

@@ -4,14 +4,12 @@ The truth is on disk: a shard is done when its file is in place and whole. No st
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +17,13 @@ from typing import Any, NamedTuple
 from taugrid import parquet
 from taugrid.config import Data, Diffusion
 from taugrid.errors import DamagedFile, UserError
-from taugrid.jobs import CustomNetwork, NetworkSpec, OracleNetwork, SavedUnet
-from taugrid.orchestrator.plan.grid import Cell, Model, Shard, content_fingerprint
+from taugrid.jobs import CustomNetwork, NetworkSpec
+from taugrid.orchestrator.plan.cells import Cell, Model, Shard
+from taugrid.orchestrator.plan.grid import content_fingerprint
+from taugrid.orchestrator.plan.sources import RECORD
 from taugrid.storage import read_json, read_sealed, write_json
-from taugrid.workers.network import checkpoint, custom_process
-from taugrid.workers.network.checkpoint import WEIGHTS_FILE, Checkpoint
+from taugrid.workers.network import custom_process
+from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
 
 READERS = 8
 """Files that are read at a time."""
@@ -86,52 +86,34 @@ class RunDir:
         """Remove a cell's features."""
         shutil.rmtree(self.features / extractor / cell.name, ignore_errors=True)
 
-    def unet_folder(self, model: Model, weights: str) -> Path:
-        """The network's folder of a model, trained here or loaded; `weights` is `ema` or `raw`."""
-        if model.checkpoint is None:
-            return self.models / model.id / ("unet_raw" if weights == "raw" else "unet")
-        folder = model.checkpoint.raw_folder if weights == "raw" else model.checkpoint.unet_folder
-        assert folder is not None, "a plan has no raw weights of a checkpoint without them"
-        return Path(folder)
+    def model_folder(self, model: Model) -> Path:
+        """Where a trained model lies, or the record of another."""
+        return self.models / model.id
 
     def weights_file(self, model: Model, weights: str) -> Path:
-        """The file of a model's weights; of one's own network without one, and of an oracle, where it is told."""
-        if model.own is not None and model.own.weights is not None:
-            return Path(model.own.weights)
-        if model.own is not None or model.oracle is not None:
-            return self.models / model.id / "model.json"
-        return checkpoint.weights_file(self.unet_folder(model, weights))
+        """The file of a model's weights, or the record that stands for it."""
+        return model.source.weights_file(self.model_folder(model), weights)
 
     def network(self, model: Model, weights: str) -> NetworkSpec:
-        """What a worker loads to run a model; `UserError` if one's own network can't be had any more."""
-        if model.own is not None:
-            if model.own.unusable is not None:
-                raise UserError(model.own.unusable)
-            return model.own
-        return OracleNetwork(model.data) if model.oracle else SavedUnet(str(self.unet_folder(model, weights)))
+        """What a worker loads to run a model; `UserError` if a custom network can't be had any more."""
+        return model.source.network(self.model_folder(model), weights)
 
-    def record_checkpoint(self, model: Model) -> None:
-        """Write models/<id>/model.json: what a loaded model's own files said, in case they are gone later."""
-        assert model.checkpoint is not None
-        recorded = asdict(model.checkpoint) | {"diffusion": model.checkpoint.diffusion.model_dump()}
-        write_json(self.models / model.id / "model.json", recorded)
-
-    def record_custom(self, model: Model) -> None:
-        """The same for one's own network."""
-        assert model.own is not None
-        if model.own.unusable is None:
-            write_json(self.models / model.id / "model.json", asdict(model.own))
+    def record_model(self, model: Model) -> None:
+        """Write models/<id>/model.json: what a loaded or custom model is, in case its files are gone later."""
+        record = model.source.record()
+        if record is not None:
+            write_json(self.model_folder(model) / RECORD, record)
 
     def describe_network(
         self, name: str, weights: str | None, image_shape: tuple[int, int, int], timesteps: int
     ) -> CustomNetwork:
-        """What one's own network is (`custom_process.describe`) or, where it can't be used now, what it was."""
+        """What a custom network is (`custom_process.describe`) or, where it can't be used now, what it was."""
         try:
             return custom_process.describe(name, weights, image_shape, timesteps)
         except UserError as error:
             path = custom_process.weights_path(weights)
             wanted = {"callable": name, "weights": path and str(path), "image_shape": list(image_shape)}
-            for file in self.models.glob("*/model.json"):
+            for file in self.models.glob(f"*/{RECORD}"):
                 recorded = read_json(file)
                 if recorded and wanted.items() <= recorded.items():
                     return CustomNetwork(**{**recorded, "image_shape": image_shape, "unusable": str(error)})
@@ -155,14 +137,14 @@ class RunDir:
         """
         recorded = self._recorded_checkpoint(path)
         try:
-            return checkpoint.read_checkpoint(path, recorded.commit if recorded else None)
+            return read_checkpoint(path, recorded.commit if recorded else None)
         except UserError:
             if recorded is None:
                 raise
             return recorded
 
     def _recorded_checkpoint(self, path: str) -> Checkpoint | None:
-        for file in self.models.glob("*/model.json"):
+        for file in self.models.glob(f"*/{RECORD}"):
             recorded = read_json(file)
             if recorded and recorded.get("path") == path:
                 if "clip" in recorded:  # written before there were other keys of `sample`
@@ -172,21 +154,13 @@ class RunDir:
                 return Checkpoint(**recorded | {"diffusion": Diffusion.model_validate(recorded["diffusion"])})
         return None
 
-    def is_trained(self, model: Model) -> bool:
-        """The model's network is there (all but those trained here always are)."""
-        return model.train is None or (self.models / model.id / "unet" / WEIGHTS_FILE).is_file()
+    def is_ready(self, model: Model) -> bool:
+        """The model can be sampled: it is trained, or need not be."""
+        return model.source.is_ready(self.model_folder(model))
 
     def weights_sha256(self, model: Model, weights: str) -> str:
-        """SHA-256 of the file that holds a model's weights, or of what stands for it; `UserError` if there is no file.
-
-        Of one's own network without a file it is all that was loaded, of an oracle its name.
-        """
-        if model.own is not None:
-            path = model.own.weights
-            return model.own.weights_sha256 if path is None else custom_process.weights_sha256(Path(path))
-        if model.oracle:
-            return hashlib.sha256(f"taugrid/oracle/{model.oracle}/{model.image_shape}".encode()).hexdigest()
-        return checkpoint.weights_sha256(self.weights_file(model, weights))
+        """SHA-256 of a model's weights, or of what stands for them; `UserError` if there is no such file."""
+        return model.source.weights_sha256(self.model_folder(model), weights)
 
     def sample_metadata(self, cell: Cell) -> dict[str, Any]:
         """The JSON blob in every sample file of a cell; the same however many samples there are."""

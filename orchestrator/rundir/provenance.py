@@ -9,8 +9,9 @@ from typing import Any
 
 from taugrid.config import Data
 from taugrid.errors import UserError
+from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation
-from taugrid.orchestrator.plan.grid import Plan
+from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.rundir.directory import RunDir, read_events
 from taugrid.storage import read_json, write_json
 from taugrid.versions import versions
@@ -45,7 +46,7 @@ def write(rundir: RunDir, plan: Plan, evaluation: Evaluation | None) -> None:
     before = read_json(rundir.provenance) or {}
     value: dict[str, Any] = {
         **software(),
-        "models": {model.id: _weights(rundir, plan, model.id) for model in plan.models if rundir.is_trained(model)},
+        "models": {model.id: _weights(rundir, plan, model.id) for model in plan.models if rundir.is_ready(model)},
         "dataset": _dataset(rundir, plan, evaluation, before),
         "reference": before.get("reference"),
         "extractor": before.get("extractor"),
@@ -67,7 +68,7 @@ def _dataset(
     recorded: Mapping[str, Any] | None = before.get("dataset")
     known = before.get("models") or {}
     for model in plan.models:
-        if model.train is not None and rundir.is_trained(model) and model.id not in known:
+        if isinstance(model.source, Trained) and rundir.is_ready(model) and model.id not in known:
             try:
                 return _describe(model.data)
             except UserError:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from taugrid.eval.extract import ExtractJob
 from taugrid.eval.reference import MomentsFile
 from taugrid.orchestrator.dispatch.policy import Task
+from taugrid.orchestrator.plan.cells import Shard
 from taugrid.orchestrator.plan.evaluation import Evaluation
-from taugrid.orchestrator.plan.grid import Shard
 from taugrid.orchestrator.work.kind import IMAGES, Piece, WorkKind, shard_key
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import CellState

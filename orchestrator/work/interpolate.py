@@ -6,7 +6,7 @@ from typing import Any
 
 from taugrid.hashing import identity
 from taugrid.orchestrator.dispatch.policy import Task
-from taugrid.orchestrator.plan.grid import Cell
+from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, Piece, WorkKind
 from taugrid.orchestrator.work.ode import first_pictures, ignore_damage, ode_cells, remove_figures
 from taugrid.workers.interpolate import InterpolateJob

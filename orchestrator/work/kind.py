@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator.dispatch.policy import Task
-from taugrid.orchestrator.plan.grid import Cell, Shard
+from taugrid.orchestrator.plan.cells import Cell, Shard
 from taugrid.orchestrator.work.survey import Survey
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.images import decode_png, to_pictures
-from taugrid.orchestrator.plan.grid import Cell, Plan, with_settings
+from taugrid.orchestrator.plan.cells import Cell, Plan
+from taugrid.orchestrator.plan.grid import with_settings
 from taugrid.orchestrator.rundir.directory import Damage
 
 

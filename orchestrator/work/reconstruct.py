@@ -11,8 +11,10 @@ from taugrid.config import Data
 from taugrid.hashing import identity
 from taugrid.images import to_pictures
 from taugrid.orchestrator.dispatch.policy import Task
+from taugrid.orchestrator.plan.cells import Cell, Shard
 from taugrid.orchestrator.plan.evaluation import check_shapes
-from taugrid.orchestrator.plan.grid import Cell, Shard, name_of, with_settings
+from taugrid.orchestrator.plan.grid import with_settings
+from taugrid.orchestrator.plan.naming import name_of
 from taugrid.orchestrator.rundir.directory import Damage, RunDir, read_events
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, Piece, WorkKind, shard_key
 from taugrid.orchestrator.work.ode import first_pictures, ignore_damage, ode_cells, remove_figures
@@ -169,15 +171,7 @@ class ReconstructWork(WorkKind):
         """A sentence for each data set: what its images are to the network."""
         sentences = []
         for model in {cell.model.id: cell.model for cell in cells}.values():
-            section = model.data
-            if model.oracle is not None:
-                seen = "draws from the distribution that the oracle knows"
-            elif model.train is None:
-                seen = "of which the loaded model may have been trained on some"
-            elif section.held_out != section:
-                seen = "held out from training"
-            else:
-                seen = "which the network was trained on (data.split: train holds some out)"
+            section, seen = model.data, model.source.relation_to(model.data)
             sentences.append(f"Images: {section.held_out.full_name}, split {section.held_out.split}, {seen}.")
         return " ".join(dict.fromkeys(sentences))
 

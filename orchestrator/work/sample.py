@@ -5,7 +5,7 @@ from pathlib import Path
 
 from taugrid.jobs import Result
 from taugrid.orchestrator.dispatch.policy import Task
-from taugrid.orchestrator.plan.grid import Plan
+from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, Piece, WorkKind, shard_key
 from taugrid.workers.sample import SampleJob

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from taugrid.config import Config
 from taugrid.errors import UserError
+from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation
-from taugrid.orchestrator.plan.grid import Cell, Plan
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.storage import read_sealed
 
@@ -61,7 +61,7 @@ class Survey:
     def _look(self, evaluation: Evaluation | None) -> Iterator[CellState]:
         sampling = "sample" in self.stages
         for cell in self.plan.cells:
-            if not sampling and not self.rundir.is_trained(cell.model):
+            if not sampling and not self.rundir.is_ready(cell.model):
                 continue
             sampled = self._sampled(cell)
             if not sampling and len(sampled) < len(cell.shards):
@@ -72,7 +72,7 @@ class Survey:
                 yield self._evaluated(cell, sampled, evaluation)
 
     def _sampled(self, cell: Cell) -> set[int]:
-        if not self.rundir.is_trained(cell.model):
+        if not self.rundir.is_ready(cell.model):
             raise UserError(
                 f"model {cell.model.id} is not trained yet: `taugrid train` first, or `taugrid run` for all"
             )

@@ -41,6 +41,11 @@ class Sample(Section):
         return self.spacing if isinstance(self.spacing, str) else ",".join(map(str, self.spacing))
 
     @property
+    def clip_in_words(self) -> str | None:
+        """How x_0 is clipped, with the range unless it is the usual one."""
+        return self.clip if self.clip_range in (None, 1.0) else f"{self.clip} to +-{self.clip_range:g}"
+
+    @property
     def sigma(self) -> str:
         """`eta` or `sigma_hat`: which variance, as tables and samples have it."""
         return "sigma_hat" if self.eta == "sigma_hat" else "eta"

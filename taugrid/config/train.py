@@ -61,6 +61,11 @@ class Train(Section):
     """Write what log.jsonl holds for TensorBoard too, beside it (`taugrid[tensorboard]`)."""
 
     @property
+    def is_elastic(self) -> bool:
+        """The number of workers may change while it runs."""
+        return not isinstance(self.workers, int)
+
+    @property
     def fewest_workers(self) -> int:
         """The number of workers, or the smallest."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]

@@ -18,10 +18,8 @@ from taugrid import config
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Diffusion, validate
 from taugrid.errors import UserError, WrongWeights
 from taugrid.jobs import SavedUnet
-from taugrid.orchestrator.plan.evaluation import describe_clip
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.session import describe_checkpoint
 from taugrid.workers import schedules
 from taugrid.workers.network.checkpoint import PICKLED_WEIGHTS_FILE, WEIGHTS_FILE, read_checkpoint
 from taugrid.workers.network.ema import ema_start
@@ -64,6 +62,10 @@ def pipeline(saved, tmp_path):
         return folder
 
     return make
+
+
+def announced(model, settings):
+    return model.source.announcement(model.diffusion, settings)
 
 
 def planned(folder, read=read_checkpoint, **sections):
@@ -116,8 +118,8 @@ def test_everything_that_a_scheduler_says_is_taken_and_the_config_overrides_it(p
     )  # fmt: skip
     assert (cell.settings.clip, cell.settings.clip_range, cell.settings.steps_offset) == ("x0", 2.0, 1)
     assert cell.tau == (2, 102, 202, 302, 402)
-    assert describe_clip(cell.settings) == "x0 to +-2"
-    told = describe_checkpoint(cell.model, [cell.settings])
+    assert cell.settings.clip_in_words == "x0 to +-2"
+    told = announced(cell.model, [cell.settings])
     for part in ("T = 500", "scaled_linear", "v_prediction", "zero SNR", "alpha_0 = alpha_1", "+-2", "steps_offset 1"):
         assert part in told
     overridden = {"schedule": "cosine", "rescale_betas_zero_snr": False, "set_alpha_to_one": True}
@@ -126,8 +128,8 @@ def test_everything_that_a_scheduler_says_is_taken_and_the_config_overrides_it(p
     assert cell.model.diffusion.model_dump(include=set(overridden)) == overridden
     assert cell.model.diffusion.beta_start == 1e-3, "what the config leaves out is still theirs"
     assert (cell.settings.clip, cell.settings.clip_range, cell.tau[0]) == ("x0_and_eps", 1, 1)
-    assert describe_clip(cell.settings) == "x0_and_eps"
-    told = describe_checkpoint(cell.model, [cell.settings])
+    assert cell.settings.clip_in_words == "x0_and_eps"
+    told = announced(cell.model, [cell.settings])
     assert "diffusion.schedule, rescale_betas_zero_snr, set_alpha_to_one by the config" in told
     assert told.endswith("clip x0 to +-2 (x0_and_eps by the config), steps_offset 1 (0 by the config))")
 
@@ -137,13 +139,13 @@ def test_the_clipping_that_is_told_is_the_cells(pipeline):
 
     def told(**sample):
         found = planned(folder, **sample)
-        return describe_checkpoint(found.models[0], [cell.settings for cell in found.cells]).partition("clip ")[2]
+        return announced(found.models[0], [cell.settings for cell in found.cells]).partition("clip ")[2]
 
     assert told() == "x0 to +-2)", "steps_offset plays no part in the spacing linear"
     assert told(grid={"clip": ["none", "x0_and_eps"]}) == "x0 to +-2 (none, x0_and_eps to +-2 by the config))"
     assert told(sample={"spacing": "leading"}) == "x0 to +-2, steps_offset 1)"
     plain = planned(pipeline(name="bare"), sample={"spacing": "leading", "clip": "x0", "steps_offset": 1})
-    told = describe_checkpoint(plain.models[0], [plain.cells[0].settings])
+    told = announced(plain.models[0], [plain.cells[0].settings])
     assert told.endswith("clip none (x0 by the config), steps_offset 0 (1 by the config))")
 
 
@@ -160,7 +162,7 @@ def test_betas_of_ones_own_are_taken_as_they_are(pipeline):
     assert model.diffusion.trained_betas == tuple(BETAS)
     assert model.diffusion.timesteps == len(BETAS)
     np.testing.assert_allclose(schedules.alpha_bar(model.diffusion), [1, *np.cumprod(1 - np.array(BETAS))], rtol=1e-15)
-    assert "40 trained_betas" in describe_checkpoint(model, [])
+    assert "40 trained_betas" in announced(model, [])
     assert hash(model.diffusion) is not None, "a worker keeps networks by it"
 
 
@@ -330,7 +332,7 @@ def test_pickled_tensors_are_read_where_there_is_no_safetensors(pipeline, tmp_pa
     (folder / WEIGHTS_FILE).unlink()
     assert torch.equal(loaded(folder)(x, 500), expected)
     [model] = planned(folder).models
-    assert RunDir(tmp_path).weights_sha256(model, "ema") == model.checkpoint.weights_sha256 != both
+    assert RunDir(tmp_path).weights_sha256(model, "ema") == model.source.checkpoint.weights_sha256 != both
 
 
 class Malicious:
@@ -417,7 +419,7 @@ def test_raw_weights_of_a_model_made_elsewhere_are_refused_when_it_is_planned(pi
 def test_a_run_goes_on_knowing_of_a_model_that_is_gone(pipeline, tmp_path, scheduler):
     folder, rundir = pipeline(scheduler), RunDir(tmp_path / "run")
     [before] = planned(folder, read=rundir.read_checkpoint).models
-    rundir.record_checkpoint(before)
+    rundir.record_model(before)
     shutil.rmtree(folder)
     assert planned(folder, read=rundir.read_checkpoint).models == (before,)
 
@@ -425,7 +427,7 @@ def test_a_run_goes_on_knowing_of_a_model_that_is_gone(pipeline, tmp_path, sched
 def test_a_record_of_an_earlier_version_is_read(pipeline, tmp_path):
     folder, rundir = pipeline(DDIMScheduler()), RunDir(tmp_path / "run")
     before = planned(folder)
-    rundir.record_checkpoint(before.models[0])
+    rundir.record_model(before.models[0])
     file = rundir.models / before.models[0].id / "model.json"
     recorded = json.loads(file.read_text())
     kept = ("path", "unet_folder", "unet_config", "weights_sha256")
@@ -446,9 +448,7 @@ def test_a_model_on_the_hub_is_downloaded_once_and_then_found_without_it(pipelin
     here = read_checkpoint(str(folder))
     assert (first.commit, first.weights_sha256) == (commit(folder), here.weights_sha256)
     assert (first.diffusion, first.sample) == (here.diffusion, here.sample)
-    assert f"someone/something at commit {commit(folder)[:10]}" in describe_checkpoint(
-        planned("someone/something").models[0], []
-    )
+    assert f"someone/something at commit {commit(folder)[:10]}" in announced(planned("someone/something").models[0], [])
     assert read_checkpoint("someone/something") == first, "the server is gone"
     assert planned("someone/something").models[0].id == planned(folder).models[0].id
     assert loaded(first.unet_folder)(torch.zeros(1, 1, 8, 8), 1).shape == (1, 1, 8, 8)
@@ -467,7 +467,7 @@ def test_a_run_keeps_to_the_commit_that_it_began_with(pipeline, tmp_path, monkey
     folder, rundir = pipeline(DDIMScheduler()), RunDir(tmp_path / "run")
     with serving({"models/someone/something": folder}, tmp_path / "cache", monkeypatch) as requests:
         [before] = planned("someone/something", read=rundir.read_checkpoint).models
-        rundir.record_checkpoint(before)
+        rundir.record_model(before)
         assert json.loads((rundir.models / before.id / "model.json").read_text())["commit"] == commit(folder)
         DDIMScheduler(num_train_timesteps=500).save_pretrained(folder / "scheduler")
         assert planned("someone/something").models[0].diffusion.timesteps == 500, "a new run has the new one"

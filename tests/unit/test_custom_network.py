@@ -16,6 +16,7 @@ from taugrid.errors import CustomCodeError, UserError
 from taugrid.hashing import file_sha256
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.sources import Custom
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.interpolate import InterpolateWork
 from taugrid.orchestrator.work.reconstruct import ReconstructWork
@@ -472,18 +473,18 @@ def test_a_run_can_be_looked_at_when_its_weights_are_gone(folder):
     save_weights(folder / "scale.pt", 0.25)
     rundir, model = RunDir(folder / "run"), {"callable": "mine:scaled", "weights": "scale.pt"}
     [before] = planned(model=model).models
-    rundir.record_custom(before)
+    rundir.record_model(before)
     record = (rundir.models / before.id / "model.json").read_text()
     (folder / "scale.pt").unlink()
     [after] = planned(rundir.describe_network, model=model).models
     assert (after.id, after.image_shape) == (before.id, SHAPE)
-    assert after.own is not None
-    assert replace(after.own, unusable=None) == before.own
+    assert isinstance(after.source, Custom)
+    assert replace(after.source.spec, unusable=None) == before.source.spec
     with pytest.raises(UserError, match=r"^model.weights: there is no file .*scale.pt$"):
         rundir.network(after, "ema")
-    rundir.record_custom(after)
+    rundir.record_model(after)
     assert (rundir.models / before.id / "model.json").read_text() == record
-    assert json.loads(record) == json.loads(json.dumps(asdict(before.own)))
+    assert json.loads(record) == json.loads(json.dumps(asdict(before.source.spec)))
     with pytest.raises(UserError, match=r"^model.weights: there is no file"):
         planned(rundir.describe_network, model=model, data={"name": "fashion-mnist"})
 

@@ -15,9 +15,9 @@ from taugrid.errors import UserError
 from taugrid.eval import extract as extraction
 from taugrid.eval.features import names as extractor_names
 from taugrid.jobs import SavedUnet
-from taugrid.orchestrator.cli.progress import Progress
 from taugrid.orchestrator.plan.evaluation import Reference, evaluation
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Run

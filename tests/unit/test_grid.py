@@ -12,6 +12,7 @@ from taugrid.config.load import load, merge
 from taugrid.errors import UserError
 from taugrid.hashing import identity
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.sources import Oracle
 from taugrid.orchestrator.work.ode import ode_cells
 from taugrid.workers.network.checkpoint import WEIGHTS_FILE, read_checkpoint
 
@@ -267,7 +268,8 @@ def test_an_oracle_is_a_model_of_its_data():
     data = {"name": "gaussian", "shape": [1, 4, 4]}
     p = planned(model={"oracle": "gaussian"}, data=data, grid={"steps": [5, 10]})
     [model] = p.models
-    assert (model.oracle, model.train, model.unet, model.image_shape) == ("gaussian", None, None, (1, 4, 4))
+    assert isinstance(model.source, Oracle)
+    assert (model.source.distribution, model.image_shape) == ("gaussian", (1, 4, 4))
     split = planned(model={"oracle": "gaussian"}, data=data | {"split": "test"})
     assert split.models[0].id == model.id, "an oracle is trained on no split"
     others = [

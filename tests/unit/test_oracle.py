@@ -14,7 +14,7 @@ import pytest
 import torch
 from scipy import stats
 
-from taugrid.eval.metrics import statistics
+from taugrid.eval.metrics import frechet, statistics
 from taugrid.images import to_uint8
 from taugrid.workers.diffusion.gaussian import (
     Gaussian,
@@ -206,7 +206,7 @@ def test_error_of_the_ode_falls_like_one_over_s():
 
 def test_frechet_distance_is_the_general_one():
     a, b = sampled(DATA, ALPHA, tau("linear", 10, 1000), 0.5), DATA
-    general = statistics.frechet_distance(*(statistics.Moments(2, g.mean, g.covariance) for g in (a, b)))
+    general = frechet.frechet_distance(*(statistics.Moments(2, g.mean, g.covariance) for g in (a, b)))
     assert frechet_distance(a, b) == pytest.approx(general, rel=1e-10)
     with pytest.raises(ValueError, match="eigenvectors in common"):
         frechet_distance(gaussian((1, 3, 2)), gaussian((1, 2, 3)))
@@ -220,7 +220,7 @@ def fid_of_draws(source, data, n, m, repeats):
         normals = stream.standard_normal((count, len(g.mean)))
         return statistics.Moments.of(g.mean + normals * np.sqrt(g.eigenvalues) @ g.eigenvectors.T)
 
-    return np.array([statistics.frechet_distance(moments(source, n), moments(data, m)) for _ in range(repeats)])
+    return np.array([frechet.frechet_distance(moments(source, n), moments(data, m)) for _ in range(repeats)])
 
 
 @pytest.mark.parametrize("steps", [5, 20])

@@ -13,6 +13,7 @@ from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Data, Unet, validate
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.reconstruct import ReconstructWork
 from taugrid.orchestrator.work.survey import Survey
@@ -53,8 +54,8 @@ def reconstruct(root, count, **sections):
 def save_networks(work, seed=1):
     """An untrained network in the place of each model that would be trained."""
     for model in work.plan.models:
-        if model.unet is not None:
-            save_network(work.rundir.models / model.id, model.unet, model.image_shape, seed)
+        if isinstance(model.source, Trained):
+            save_network(work.rundir.models / model.id, model.source.unet, model.image_shape, seed)
 
 
 def save_network(folder: Path, unet, shape, seed=1):
@@ -227,7 +228,7 @@ def test_the_table_says_what_its_images_are_to_each_network(tmp_path):
     text = (tmp_path / "run/tables/reconstruction.md").read_text()
     for sentence in (
         "Images: gaussian, split all, draws from the distribution that the oracle knows.",
-        "Images: digits, split all, of which the loaded model may have been trained on some.",
+        "Images: digits, split all, some of which the loaded model may have been trained on.",
         "Images: digits, split test, held out from training.",
         "Images: digits, split all, which the network was trained on (data.split: train holds some out).",
     ):

@@ -64,7 +64,7 @@ def run(request, one_thread, tmp_path_factory):
     planned, rundir = plan(loaded), RunDir(tmp_path_factory.mktemp("run"))
     [model] = planned.models
     torch.manual_seed(3)
-    unet = build_unet(model.unet, SHAPE)
+    unet = build_unet(model.source.unet, SHAPE)
     save_pipeline(rundir.models / model.id, unet, ema_start(unet), model.diffusion)
     return loaded, planned, rundir
 

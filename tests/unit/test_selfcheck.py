@@ -14,7 +14,7 @@ import torch
 
 from taugrid import images
 from taugrid.eval import selfcheck
-from taugrid.eval.metrics import statistics
+from taugrid.eval.metrics import frechet, statistics
 from taugrid.eval.selfcheck import CellSettings, judge
 from taugrid.workers.diffusion import noise, oracle, schedule
 from taugrid.workers.diffusion.gaussian import Gaussian, draw, gaussian, two_points
@@ -72,7 +72,7 @@ class Run:
     def fid(self, pixels):
         moments = [statistics.Moments.of(part) for part in np.array_split(features(pixels), 3)]
         merged = statistics.merge(statistics.merge(moments[0], moments[1]), moments[2])
-        return statistics.frechet_distance(merged, statistics.Moments.of(features(self.reference)))
+        return frechet.frechet_distance(merged, statistics.Moments.of(features(self.reference)))
 
     def verdict(self):
         pixels, index = self.files()

@@ -11,6 +11,7 @@ from taugrid.config import Data, Diffusion, ModelSection
 from taugrid.config.load import load
 from taugrid.orchestrator.inspection import describe
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.sources import Loaded
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers.data.places import decoded_folder
 from taugrid.workers.network.checkpoint import Checkpoint
@@ -53,7 +54,7 @@ def test_a_config_costs_what_its_comment_says(name, tmp_path):
     assert said, "a config begins with what it costs"
     assert describe(config, found, RunDir(tmp_path))["network_evaluations"] == int(said[1].replace(",", ""))
     steps = re.search(r"([\d,]+) training steps", cost)
-    trained = {f"{model.train.steps:,}" for model in found.models if model.train}
+    trained = {f"{source.train.steps:,}" for _, source in found.trained_here}
     assert trained == ({steps[1]} if steps else set())
 
 
@@ -100,11 +101,11 @@ def test_the_released_codes_spacing_is_there_to_be_chosen(name):
 @pytest.mark.parametrize("name", ["cifar10-table1.yaml", "celeba-table1.yaml"])
 def test_attention_is_where_images_are_16_pixels_wide(name):
     config, found = planned(name)
-    unet = found.models[0].unet
+    unet = found.models[0].source.unet
     levels = [config.data.image_shape[1] >> level for level in range(len(unet.block_out_channels))]
     assert [side for side, kind in zip(levels, unet.down_block_types, strict=True) if "Attn" in kind] == [16]
     assert [side for side, kind in zip(levels[::-1], unet.up_block_types, strict=True) if "Attn" in kind] == [16]
-    assert (unet.dropout, found.models[0].train.most_workers) == (0.1, 1)
+    assert (unet.dropout, found.models[0].source.train.most_workers) == (0.1, 1)
 
 
 def test_the_hubs_network_for_cifar10_takes_the_place_of_training(tmp_path):
@@ -116,7 +117,7 @@ def test_the_hubs_network_for_cifar10_takes_the_place_of_training(tmp_path):
     config = load(str(tmp_path / "edited.yaml"), [])
     assert config.model == ModelSection(checkpoint="google/ddpm-cifar10-32")
     [model] = plan(config, hub_checkpoint).models
-    assert model.train is None
+    assert isinstance(model.source, Loaded)
 
 
 @pytest.mark.parametrize("name", ["bedroom-table3.yaml", "church-table3.yaml"])

@@ -17,9 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from taugrid import config
 from taugrid.errors import UserError
 from taugrid.jobs import SavedUnet
-from taugrid.orchestrator import session as run
-from taugrid.orchestrator.cli.progress import Progress
+from taugrid.orchestrator import training as driver
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.write import write_losses
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Run
@@ -451,18 +451,19 @@ def test_what_a_driver_left_that_was_killed_after_the_commit_is_put_right(tmp_pa
 
 
 def test_an_elastic_training_that_stands_still_says_once_what_it_may_wait_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(run, "STANDSTILL_SECONDS", 0.05)
+    monkeypatch.setattr(driver, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(driver, "STANDSTILL_SECONDS", 0.05)
 
     def said(**train):
         session = a_run(tmp_path, **train)
+        [(model, source)] = session.plan.trained_here
         thread = threading.Thread(target=time.sleep, args=(0.3,))
         thread.start()
-        session._watch(thread, session.plan.models[0])
+        driver.Training(model, source, session.rundir, session.config.cluster, session._progress, None)._watch(thread)
         return session._progress._console.file.getvalue()
 
     assert said(workers=2) == ""
-    assert said(workers=[2, 4]).count("it waits as long as the cluster has no room for 2 workers\n") == 1
+    assert said(workers=[2, 4]).count("it waits while the cluster has no room for 2 workers\n") == 1
 
 
 def test_the_newest_whole_checkpoint_is_found(tmp_path):

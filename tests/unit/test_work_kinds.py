@@ -14,10 +14,10 @@ from taugrid.config import Config, validate
 from taugrid.errors import RunDirectoryNotSeen, RunFailed, UserError, WorkerRefusal, WrongWeights
 from taugrid.jobs import WorkerInfo
 from taugrid.orchestrator import work
-from taugrid.orchestrator.cli.progress import Progress
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import Events, RunDir, read_events
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers.actor import Worker

@@ -8,6 +8,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from taugrid.words import counted, duration, quantity
+
 PLAIN_INTERVAL_SECONDS = 10.0
 """Between plain lines: often enough to see that it lives, seldom enough for a log."""
 
@@ -76,7 +78,7 @@ class Progress:
                 parts.append(f"{quantity(self._images / elapsed)} images/s")
             parts.append(f"{duration((self._total - self._done) / rate)} left")
         if self._workers:
-            parts.append(f"{self._workers} worker{'s' if self._workers > 1 else ''}")
+            parts.append(counted(self._workers, "worker"))
         if self._note:
             parts.append(self._note)
         return ", ".join(parts)
@@ -86,21 +88,3 @@ class Progress:
         bar = ProgressBar(total=max(self._total, 1), completed=self._done, width=24)
         line.add_row(self._stage or "", bar, self._summary())
         return line
-
-
-def quantity(value: float) -> str:
-    """A count that people can read: 950, 12.3k, 4.56M."""
-    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if suffix == 'k' else size):.3g}{suffix}"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """A time that people can read: 8 s, 3 min 20 s, 2 h 05 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

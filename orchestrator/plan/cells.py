@@ -1,0 +1,113 @@
+"""What a plan consists of: models, cells and their shards. Pure data."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from taugrid.config import Data, Diffusion, Sample
+from taugrid.orchestrator.plan.resolve import times
+from taugrid.orchestrator.plan.sources import ModelSource, Trained
+from taugrid.workers.diffusion.timesteps import remarks
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network, wherever it comes from, and its forward process."""
+
+    id: str
+    data: Data
+    diffusion: Diffusion
+    """Resolved: no key is null."""
+    source: ModelSource
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        return self.source.image_shape
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Images `start` to `stop` - 1 of one cell: a whole number of batches, except at the cell's end."""
+
+    cell: str
+    number: int
+    start: int
+    stop: int
+    evaluations: int
+
+    @property
+    def name(self) -> str:
+        """File name in the cell's folders."""
+        return f"part-{self.number:06d}.parquet"
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A model sampled with one group of settings."""
+
+    id: str
+    model: Model
+    settings: Sample
+    axes: dict[str, Any]
+    """Values of the grid keys that have no column of their own in the tables."""
+
+    @cached_property
+    def tau(self) -> tuple[int, ...]:
+        """The time steps, increasing, in 1..T."""
+        return times(self.settings, self.model.diffusion)
+
+    @property
+    def name(self) -> str:
+        """Folder name: S0010-eta0.2-<id>, or S0010-sigma_hat-<id>."""
+        eta = self.settings.eta
+        return f"S{self.settings.steps:04d}-{eta if eta == 'sigma_hat' else f'eta{eta:g}'}-{self.id}"
+
+    @property
+    def shard_images(self) -> int:
+        """Images of a full shard: whole batches, about `shard_evaluations` network evaluations; not a function of N."""
+        per_batch = self.settings.batch_size * len(self.tau)
+        return self.settings.batch_size * max(1, self.settings.shard_evaluations // per_batch)
+
+    @cached_property
+    def shards(self) -> tuple[Shard, ...]:
+        """The cell's shards; they tile 0..N-1 in order."""
+        n, size = self.settings.num_samples, self.shard_images
+        bounds = [(start, min(start + size, n)) for start in range(0, n, size)]
+        return tuple(Shard(self.id, i, a, b, (b - a) * len(self.tau)) for i, (a, b) in enumerate(bounds))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a config asks for."""
+
+    models: tuple[Model, ...]
+    cells: tuple[Cell, ...]
+
+    @property
+    def trained_here(self) -> list[tuple[Model, Trained]]:
+        """The models that taugrid trains, each with its source."""
+        return [(model, model.source) for model in self.models if isinstance(model.source, Trained)]
+
+    @cached_property
+    def shards(self) -> tuple[Shard, ...]:
+        """All shards, longest first, as they are dispatched."""
+        every = (shard for cell in self.cells for shard in cell.shards)
+        return tuple(sorted(every, key=lambda shard: -shard.evaluations))
+
+    @property
+    def remarks(self) -> list[str]:
+        """What people should know of the lists tau that they asked for."""
+        lists = {(cell.settings.spacing_name, cell.settings.steps, cell.tau): cell for cell in self.cells}
+        settings = [(cell.settings.spacing, cell.settings.steps, cell.tau) for cell in lists.values()]
+        return [remark for spacing, steps, times in settings for remark in remarks(spacing, steps, times)]
+
+    @property
+    def axes(self) -> list[str]:
+        """Grid keys without a table column of their own."""
+        return list(self.cells[0].axes)

@@ -1,0 +1,94 @@
+"""Sections with everything filled in that they leave open, and checked: what the mathematics rules out is refused."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from taugrid.config import DIFFUSION_DEFAULTS, SCHEDULE_KEYS, Diffusion, Sample, Train
+from taugrid.errors import UserError
+from taugrid.workers import schedules
+from taugrid.workers.diffusion.timesteps import tau
+
+SAMPLE_DEFAULTS = Sample(clip="none", clip_range=1.0, steps_offset=0, seed=0)
+"""`sample` as it is resolved where a config says nothing."""
+
+
+def diffusion_section(section: Diffusion, theirs: Diffusion = DIFFUSION_DEFAULTS) -> Diffusion:
+    """`section` with no key left null: from `theirs`, a loaded checkpoint's, then from the defaults.
+
+    Raises:
+        UserError: if the betas are too few or too many, do not fall, or leave no signal that epsilon needs.
+    """
+    resolved = _filled(_filled(section, theirs), DIFFUSION_DEFAULTS)
+    _require_signal(resolved)
+    return resolved
+
+
+def _filled(section: Diffusion, fallback: Diffusion) -> Diffusion:
+    """`section` with what it leaves null from `fallback`, where a schedule and a list of betas replace each other."""
+    given = {key: value for key, value in section.model_dump().items() if value is not None}
+    replaced: dict[str, Any] = {}
+    if section.trained_betas is not None:
+        replaced = {**dict.fromkeys(SCHEDULE_KEYS), "timesteps": len(section.trained_betas)}
+    elif given.keys() & set(SCHEDULE_KEYS):
+        replaced = {"trained_betas": None}
+    filled = fallback.model_copy(update=replaced | given)
+    if filled.trained_betas is not None and filled.timesteps != len(filled.trained_betas):
+        raise UserError(
+            f"diffusion.timesteps: {filled.timesteps}, but there are {len(filled.trained_betas)} trained_betas; leave "
+            "timesteps out, or give a schedule in place of them"
+        )
+    return filled
+
+
+def _require_signal(diffusion: Diffusion) -> None:
+    try:
+        alpha_bar = schedules.alpha_bar(diffusion)
+    except ValueError as error:
+        raise UserError(f"diffusion: {error}") from None
+    ends_at_1 = diffusion.set_alpha_to_one is False  # alpha_0 = alpha_1 then
+    if alpha_bar[-2] <= 0 or (np.diff(alpha_bar[int(ends_at_1) :]) >= 0).any():
+        raise UserError(
+            f"diffusion: with {diffusion.named_betas} and timesteps {diffusion.timesteps}, alpha does not fall from "
+            "step to step, or reaches 0 before the last: choose other betas or fewer timesteps"
+        )
+    if diffusion.prediction == "epsilon" and alpha_bar[-1] == 0:
+        cause = f"schedule: {diffusion.schedule}" if diffusion.schedule else "trained_betas"
+        cause = "rescale_betas_zero_snr" if diffusion.rescale_betas_zero_snr else cause
+        raise UserError(
+            f"diffusion.{cause} leaves no signal at T (alpha_T = 0), where epsilon can't tell x0: eq. 9 divides by "
+            "zero; set diffusion.prediction: v_prediction (or sample), or another schedule"
+        )
+
+
+def check_loss_weights(train: Train, diffusion: Diffusion) -> None:
+    """Raise `UserError` if Theorem 1 has no weights for these settings."""
+    if train.loss_weights is not None:
+        try:
+            schedules.gamma(train.loss_weights, schedules.alpha_bar(diffusion))
+        except ValueError as error:
+            raise UserError(f"train.loss_weights: {error}") from None
+
+
+def sample_section(settings: Sample, theirs: Mapping[str, Any]) -> Sample:
+    """`settings` with no key left null; a key that has no effect gets its default, so that it makes no other cell.
+
+    `theirs` are the keys that a loaded pipeline sets itself.
+    """
+    given = {key: value for key, value in theirs.items() if getattr(settings, key) is None and value is not None}
+    defaults = {key: getattr(SAMPLE_DEFAULTS, key) for key in ("clip", "clip_range", "steps_offset")}
+    missing = {key: value for key, value in defaults.items() if getattr(settings, key) is None}
+    found = settings.model_copy(update=missing | given)
+    idle = {"clip_range": 1.0} if found.clip == "none" else {}
+    idle |= {} if found.spacing == "leading" else {"steps_offset": 0}
+    return found.model_copy(update=idle)
+
+
+def times(settings: Sample, diffusion: Diffusion) -> tuple[int, ...]:
+    """tau, increasing times in 1..T; `UserError` if `steps` and `spacing` do not give one."""
+    assert diffusion.timesteps is not None, "a planned model's diffusion section is resolved"
+    try:
+        return tau(settings.spacing, settings.steps, diffusion.timesteps, settings.steps_offset or 0)
+    except ValueError as error:
+        raise UserError(f"sample.steps, sample.spacing: {error}") from None

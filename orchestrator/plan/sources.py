@@ -1,0 +1,317 @@
+"""Where a model comes from: a closed union of four. Each knows its identity, its network, its weights and its words.
+
+`folder`, wherever it is an argument, is the model's own in the run directory: models/<id>.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from taugrid.config import Data, Diffusion, Sample, Train, Unet
+from taugrid.errors import UserError
+from taugrid.jobs import CustomNetwork, NetworkSpec, OracleNetwork, SavedUnet
+from taugrid.orchestrator.plan.identity import diffusion_identity, train_identity, unet_identity
+from taugrid.workers.network import checkpoint, custom_process
+from taugrid.workers.network.checkpoint import Checkpoint
+
+RECORD = "model.json"
+"""The file in a model's folder that says what a loaded or custom model was when it was sampled."""
+
+
+class BaseModelSource(ABC):
+    """What all four share, and what most of them have in common."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Whose network it is, where published numbers stand beside its samples."""
+
+    @property
+    @abstractmethod
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+
+    @abstractmethod
+    def content(self, diffusion: Diffusion) -> dict[str, Any]:
+        """What the model's id is a hash of."""
+
+    @abstractmethod
+    def network(self, folder: Path, weights: str) -> NetworkSpec:
+        """What a worker loads, `weights` being `ema` or `raw`; `UserError` if that is gone."""
+
+    @abstractmethod
+    def weights_file(self, folder: Path, weights: str) -> Path:
+        """The file of weights, or the record that stands for it."""
+
+    def weights_sha256(self, folder: Path, weights: str) -> str:
+        """SHA-256 of the weights, in hex; `UserError` if there is no such file."""
+        return checkpoint.weights_sha256(self.weights_file(folder, weights))
+
+    def sample_keys(self, settings: Sample) -> Mapping[str, Any]:
+        """Keys of `sample` that the model sets itself; `UserError` if it has no weights of the kind asked for."""
+        return {}
+
+    def is_ready(self, folder: Path) -> bool:
+        """The model can be sampled now."""
+        return True
+
+    def record(self) -> dict[str, Any] | None:
+        """What `RECORD` is to say of the model, in case its files are gone later."""
+        return None
+
+    @abstractmethod
+    def description(self, diffusion: Diffusion) -> str:
+        """The source in a few words."""
+
+    def announcement(self, diffusion: Diffusion, settings: Collection[Sample]) -> str | None:
+        """What people should check before a run with cells of these settings."""
+        return None
+
+    def relation_to(self, data: Data) -> str:
+        """What the images of `data.held_out` are to the network, as the end of a sentence."""
+        return "some of which the loaded model may have been trained on"
+
+
+@dataclass(frozen=True)
+class Trained(BaseModelSource):
+    """A `UNet2DModel` that taugrid trains."""
+
+    data: Data
+    data_identity: Mapping[str, Any]
+    """What names the images it is trained on."""
+    unet: Unet
+    train: Train
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        return self.data.image_shape
+
+    @property
+    def name(self) -> str:
+        """It has no name of its own."""
+        return "trained here"
+
+    def content(self, diffusion: Diffusion) -> dict[str, Any]:
+        """What the model's id is a hash of."""
+        return {
+            "data": self.data_identity,
+            "unet": unet_identity(self.unet),
+            "diffusion": diffusion_identity(diffusion),
+            "train": train_identity(self.train),
+        }
+
+    def network(self, folder: Path, weights: str) -> NetworkSpec:
+        """What a worker loads; `weights` is `ema` or `raw`."""
+        return SavedUnet(str(self.weights_file(folder, weights).parent))
+
+    def weights_file(self, folder: Path, weights: str) -> Path:
+        """The file of weights."""
+        return checkpoint.weights_file(folder / ("unet_raw" if weights == "raw" else "unet"))
+
+    def is_ready(self, folder: Path) -> bool:
+        """The model can be sampled."""
+        return (folder / "unet" / checkpoint.WEIGHTS_FILE).is_file()
+
+    def description(self, diffusion: Diffusion) -> str:
+        """The source in a few words."""
+        return "trained here"
+
+    def relation_to(self, data: Data) -> str:
+        """What the images of `data.held_out` are to the network, as the end of a sentence."""
+        if data.held_out != data:
+            return "held out from training"
+        return "which the network was trained on (data.split: train holds some out)"
+
+
+@dataclass(frozen=True)
+class Loaded(BaseModelSource):
+    """A diffusers model in a folder or from the hub."""
+
+    checkpoint: Checkpoint
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        return self.checkpoint.image_shape
+
+    @property
+    def name(self) -> str:
+        """Whose network it is, where published numbers stand beside its samples."""
+        return self.checkpoint.path
+
+    def content(self, diffusion: Diffusion) -> dict[str, Any]:
+        """What the model's id is a hash of."""
+        return {
+            "weights": self.checkpoint.weights_sha256,
+            "unet": self.checkpoint.unet_config,
+            "diffusion": diffusion_identity(diffusion),
+        }
+
+    def sample_keys(self, settings: Sample) -> Mapping[str, Any]:
+        """Keys of `sample` that the pipeline sets; `UserError` if raw weights are asked for and it has none."""
+        if settings.weights == "raw" and self.checkpoint.raw_folder is None:
+            raise UserError(
+                f"sample.weights: raw, but {self.checkpoint.path} has no unet_raw/ beside unet/, as pipelines that "
+                "taugrid trained have; set sample.weights: ema for the network that is there"
+            )
+        return self.checkpoint.sample
+
+    def network(self, folder: Path, weights: str) -> NetworkSpec:
+        """What a worker loads; `weights` is `ema` or `raw`."""
+        return SavedUnet(str(self.weights_file(folder, weights).parent))
+
+    def weights_file(self, folder: Path, weights: str) -> Path:
+        """The file of weights, in the checkpoint's own folder."""
+        place = self.checkpoint.raw_folder if weights == "raw" else self.checkpoint.unet_folder
+        assert place is not None, "a plan has no raw weights of a checkpoint without them"
+        return checkpoint.weights_file(Path(place))
+
+    def record(self) -> dict[str, Any] | None:
+        """What the checkpoint's own files said, in case they are gone later."""
+        return asdict(self.checkpoint) | {"diffusion": self.checkpoint.diffusion.model_dump()}
+
+    def description(self, diffusion: Diffusion) -> str:
+        """The source in a few words."""
+        return f"loaded from {self.checkpoint.path} ({diffusion.in_words})"
+
+    def announcement(self, diffusion: Diffusion, settings: Collection[Sample]) -> str | None:
+        """What was taken from the checkpoint's files, and what the config has in its place."""
+        loaded = self.checkpoint
+        theirs = {key: value for key, value in loaded.diffusion.model_dump().items() if value is not None}
+        changed = [key for key, value in theirs.items() if getattr(diffusion, key) != value]
+        sample = Sample(**loaded.sample)
+        clip = (None if sample.clip == "none" else sample.clip_in_words) or "none"
+        offsets = [str(cell.steps_offset) for cell in settings if cell.spacing == "leading"]  # idle elsewhere
+        offset = str(sample.steps_offset or 0)
+        said = [
+            diffusion.in_words,
+            "predicts epsilon" * (diffusion.prediction == "epsilon"),
+            f"diffusion.{', '.join(changed)} by the config" * bool(changed),
+            f"clip {_unless_overridden(clip, (cell.clip_in_words for cell in settings))}",
+            f"steps_offset {_unless_overridden(offset, offsets)}" * (bool(offsets) and {offset, *offsets} != {"0"}),
+        ]
+        origin = "its scheduler" if loaded.sample else "no scheduler in it, so defaults"
+        at = f" at commit {loaded.commit[:10]}" if loaded.commit else ""
+        return f"loaded {loaded.path}{at} ({origin}: {', '.join(filter(None, said))})"
+
+
+def _unless_overridden(theirs: str, ours: Iterable[str | None]) -> str:
+    """A setting of a loaded pipeline, followed by those of the cells if any cell has another."""
+    used = [value for value in dict.fromkeys(ours) if value is not None]
+    return theirs if set(used) <= {theirs} else f"{theirs} ({', '.join(used)} by the config)"
+
+
+@dataclass(frozen=True)
+class Custom(BaseModelSource):
+    """A network in user code: `model.callable`."""
+
+    spec: CustomNetwork
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        return self.spec.image_shape
+
+    @property
+    def name(self) -> str:
+        """Whose network it is, where published numbers stand beside its samples."""
+        return self.spec.callable
+
+    def content(self, diffusion: Diffusion) -> dict[str, Any]:
+        """What the model's id is a hash of."""
+        return {
+            "callable": self.spec.callable,
+            "source": self.spec.source_sha256,
+            "weights": self.spec.weights_sha256,
+            "tensors": self.spec.tensors_sha256,  # the function may read more than the one file that it is given
+            "shape": list(self.spec.image_shape),
+            "diffusion": diffusion_identity(diffusion),
+        }
+
+    def sample_keys(self, settings: Sample) -> Mapping[str, Any]:
+        """Keys of `sample` that the model sets itself; `UserError` if it has no weights of the kind asked for."""
+        if settings.weights != "ema":
+            raise UserError(
+                f"sample.weights: {settings.weights}, but a custom network has one set of weights; leave it out"
+            )
+        return {}
+
+    def network(self, folder: Path, weights: str) -> NetworkSpec:
+        """What a worker loads; `UserError` if the code or the weights are gone."""
+        if self.spec.unusable is not None:
+            raise UserError(self.spec.unusable)
+        return self.spec
+
+    def weights_file(self, folder: Path, weights: str) -> Path:
+        """The file `model.weights`; without one, the record that names what was loaded."""
+        return folder / RECORD if self.spec.weights is None else Path(self.spec.weights)
+
+    def weights_sha256(self, folder: Path, weights: str) -> str:
+        """SHA-256 of the file `model.weights`, or without one of all that was loaded; `UserError` if it is gone."""
+        if self.spec.weights is None:
+            return self.spec.weights_sha256
+        return custom_process.weights_sha256(Path(self.spec.weights))
+
+    def record(self) -> dict[str, Any] | None:
+        """What the network was, in case the code is gone later; None if it is gone already."""
+        return None if self.spec.unusable else asdict(self.spec)
+
+    def description(self, diffusion: Diffusion) -> str:
+        """The source in a few words."""
+        return f"custom, {self.spec.callable} ({diffusion.in_words})"
+
+    def announcement(self, diffusion: Diffusion, settings: Collection[Sample]) -> str | None:
+        """What the function returned."""
+        weights = f" with {self.spec.weights}" if self.spec.weights else ""
+        now = f"; that was when it was sampled, but now {self.spec.unusable}" if self.spec.unusable else ""
+        return f"{self.spec.callable}{weights} returned {self.spec.summary} ({diffusion.in_words}){now}"
+
+
+@dataclass(frozen=True)
+class Oracle(BaseModelSource):
+    """The optimal eps, in closed form, for the distribution that `data` names."""
+
+    distribution: str
+    data: Data
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        return self.data.image_shape
+
+    @property
+    def name(self) -> str:
+        """It has no name of its own."""
+        return "trained here"
+
+    def content(self, diffusion: Diffusion) -> dict[str, Any]:
+        """What the model's id is a hash of."""
+        shape = list(self.image_shape)
+        return {"oracle": self.distribution, "shape": shape, "diffusion": diffusion_identity(diffusion)}
+
+    def network(self, folder: Path, weights: str) -> NetworkSpec:
+        """What a worker loads."""
+        return OracleNetwork(self.data)
+
+    def weights_file(self, folder: Path, weights: str) -> Path:
+        """Where weights would be: an oracle has none."""
+        return folder / RECORD
+
+    def weights_sha256(self, folder: Path, weights: str) -> str:
+        """What stands for the SHA-256 of weights: that of the oracle's name and shape."""
+        return hashlib.sha256(f"taugrid/oracle/{self.distribution}/{self.image_shape}".encode()).hexdigest()
+
+    def description(self, diffusion: Diffusion) -> str:
+        """The source in a few words."""
+        return f"the {self.distribution} oracle"
+
+    def relation_to(self, data: Data) -> str:
+        """What the images of `data.held_out` are to the network, as the end of a sentence."""
+        return "draws from the distribution that the oracle knows"
+
+
+ModelSource = Trained | Loaded | Custom | Oracle

@@ -1,0 +1,118 @@
+"""Training one model, as the driver sees it: Ray Train in a thread, the progress of its log, and how it ended."""
+
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from taugrid.config import Cluster
+from taugrid.errors import RunFailed, UserError, last_line
+from taugrid.orchestrator.dispatch import cluster
+from taugrid.orchestrator.plan.cells import Model
+from taugrid.orchestrator.plan.sources import Trained
+from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.rundir.directory import Events, RunDir
+from taugrid.words import counted, duration
+from taugrid.workers.data.load import content_fingerprint
+from taugrid.workers.training import fit
+from taugrid.workers.training.log import training_progress
+from taugrid.workers.training.spec import TrainingSpec
+
+POLL_SECONDS = 0.5
+"""How often the driver looks at the log, and for Ctrl-C."""
+
+STANDSTILL_SECONDS = 120.0
+"""Time without a logged step after which people hear what an elastic training may wait for: Ray Train does not say."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One model's training in a driver session; Ray must be connected."""
+
+    model: Model
+    source: Trained
+    rundir: RunDir
+    cluster: Cluster
+    progress: Progress
+    events: Events
+
+    def run(self, log: Callable[[str, str], Path]) -> None:
+        """Train the model; one that was cut off goes on from its last checkpoint. `log` writes a file in logs/.
+
+        Raises:
+            UserError: what must be changed first. RunFailed: the training could not go on.
+        """
+        model = self.model
+        spec = self._spec()
+        if (at := training_progress(self.rundir.models, model.id)) is not None:
+            has_checkpoint = any(spec.running.glob("checkpoint_*"))
+            place = "its last checkpoint" if has_checkpoint else "the start, because it has no checkpoint"
+            self.progress.say(f"the training of {model.id} was cut off at step {at.step}; it goes on from {place}")
+        began = time.monotonic()
+        self.events.add("train", model=model.id)
+        self.progress.begin(f"training {model.id}", self.source.train.steps, "steps")
+        error = self._fit(spec)
+        self.progress.end()
+        if isinstance(error, UserError):
+            raise error
+        if error is not None:
+            path = log(f"train-{model.id}", "".join(traceback.format_exception(error)))
+            raise RunFailed(f"training of model {model.id} failed: {last_line(error)} (all of it: {path})")
+        seconds = time.monotonic() - began
+        self.events.add("trained", model=model.id, seconds=round(seconds, 3))
+        at = training_progress(self.rundir.models, model.id)
+        assert at is not None, "the last step is always logged"
+        self.progress.say(f"trained model {model.id}: {at.step} steps in {duration(seconds)}, loss {at.loss:.4f}")
+
+    def _spec(self) -> TrainingSpec:
+        source = self.source
+        trainers = cluster.trainers(self.cluster, source.train.workers)
+        return TrainingSpec(
+            data=source.data,
+            data_sha256=content_fingerprint(source.data),
+            unet=source.unet,
+            diffusion=self.model.diffusion,
+            train=source.train.model_copy(update={"workers": trainers.workers}),
+            model_id=self.model.id,
+            models_dir=str(self.rundir.models),
+            cpus_per_worker=trainers.cpus,
+            gpus_per_worker=trainers.gpus,
+        )
+
+    def _fit(self, spec: TrainingSpec) -> BaseException | None:
+        """The error that ended the training, if one did.
+
+        Ray Train runs in a thread: in the main thread its `fit` would take over SIGINT and never give it back.
+        """
+        errors: list[BaseException] = []
+
+        def train() -> None:
+            try:
+                fit.train(spec)
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=train, name=f"train-{self.model.id}", daemon=True)
+        thread.start()
+        self._watch(thread)
+        return errors[0] if errors else None
+
+    def _watch(self, thread: threading.Thread) -> None:
+        """Show how far the training is until its thread ends."""
+        train = self.source.train
+        step, changed, told = 0, time.monotonic(), False
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            if (at := training_progress(self.rundir.models, self.model.id)) is not None:
+                self.progress.started(at.step)
+                self.progress.update(at.step, workers=at.workers, note=f"loss {at.loss:.4f}")
+                if at.step != step:
+                    step, changed = at.step, time.monotonic()
+            if train.is_elastic and not told and time.monotonic() - changed > STANDSTILL_SECONDS:
+                told = True
+                self.progress.say(
+                    f"training {self.model.id}: no step logged for {duration(STANDSTILL_SECONDS)}; it waits while the "
+                    f"cluster has no room for {counted(train.fewest_workers, 'worker')}"
+                )

@@ -1,0 +1,24 @@
+"""Numbers as people read them."""
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """`count` and `noun` in agreement: 1 file, 2 files, 1,200 files; `plural` where it is not the noun and an s."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def quantity(value: float) -> str:
+    """A count that people can read: 950, 12.3k, 4.56M."""
+    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if suffix == 'k' else size):.3g}{suffix}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """A time that people can read: 8 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
