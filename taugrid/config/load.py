@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from taugrid import hub
 from taugrid.config import Config, S, validate
+from taugrid.config.model import is_hub_id
 from taugrid.errors import UserError
 
 
@@ -130,7 +130,7 @@ def _with_absolute_paths(config: Config) -> Config:
 
 def _absolute_model(path: Any) -> Any:
     """An id of the hub stays one, unless a folder of that name is here."""
-    is_on_hub = isinstance(path, str) and hub.is_id(path) and not Path(path).exists()
+    is_on_hub = isinstance(path, str) and is_hub_id(path) and not Path(path).exists()
     return path if is_on_hub else _absolute(path)
 
 

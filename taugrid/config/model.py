@@ -13,6 +13,15 @@ DownBlock = Literal[
 UpBlock = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D"]
 
 
+HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(@(?P<revision>[\w./-]+))?")
+"""`org/name`, or `org/name@revision`."""
+
+
+def is_hub_id(text: str) -> bool:
+    """`text` could be the id of something on the hub."""
+    return HUB_ID.fullmatch(text) is not None
+
+
 class Unet(Section):
     """Arguments of diffusers' `UNet2DModel`; the defaults are the DDPM U-Net's conventions, not diffusers' own."""
 

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
-from taugrid import hub
 from taugrid.config import Data
+from taugrid.config.model import is_hub_id
 from taugrid.errors import DamagedFile, UserError
+from taugrid.workers import hub
 from taugrid.workers.data.decoding import EncodedDataset
 from taugrid.workers.data.places import root_of
 from taugrid.workers.data.readers.directory import below, fits
@@ -85,7 +86,7 @@ def _hub_folder(data: Data, patterns: Sequence[str]) -> Path:
     match = HUB_ROOT.fullmatch(str(data.root))
     revision = match and match["revision"] and unquote(match["revision"])
     identifier = "" if match is None else match["repo"] + (f"@{revision}" if revision else "")
-    if match is None or not hub.is_id(identifier):
+    if match is None or not is_hub_id(identifier):
         raise UserError(
             f"data.root: {data.root} is neither a path nor hf://datasets/ORG/NAME, with @REVISION or /FOLDER behind it"
         )

@@ -6,10 +6,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from taugrid import hub
 from taugrid.config import Diffusion
+from taugrid.config.model import is_hub_id
 from taugrid.errors import UserError
 from taugrid.hashing import file_sha256
+from taugrid.workers import hub
 from taugrid.workers.network.scheduler import read_scheduler
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -66,7 +67,7 @@ def read_checkpoint(path: str, commit: str | None = None) -> Checkpoint:
 
 def _downloaded(path: str, commit: str | None) -> Path:
     """The folder with the files of a model on the hub. Pickled weights are fetched only if there are no others."""
-    if not hub.is_id(path):
+    if not is_hub_id(path):
         raise UserError(f"model.checkpoint: no folder {path!r}; give a diffusers folder, or an id on the hub: org/name")
     names = ["config.json", "scheduler_config.json", "model_index.json", WEIGHTS_FILE, "*.index.json"]
     files = [place + name for place in FOLDERS for name in names]

@@ -1,19 +1,11 @@
 """Files from the Hugging Face hub: into its usual cache, or out of it where there is no network."""
 
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from taugrid.config.model import HUB_ID
 from taugrid.errors import UserError
-
-REPOSITORY = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(@(?P<revision>[\w./-]+))?")
-"""`org/name`, or `org/name@revision`."""
-
-
-def is_id(text: str) -> bool:
-    """`text` could be the id of something on the hub."""
-    return REPOSITORY.fullmatch(text) is not None
 
 
 def snapshot(identifier: str, files: Sequence[str], key: str, commit: str | None = None, kind: str = "model") -> Path:
@@ -34,8 +26,8 @@ def snapshot(identifier: str, files: Sequence[str], key: str, commit: str | None
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    found = REPOSITORY.fullmatch(identifier)
-    assert found is not None, "callers ask is_id first"
+    found = HUB_ID.fullmatch(identifier)
+    assert found is not None, "callers ask is_hub_id first"
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
