@@ -36,8 +36,8 @@ def write_config(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def taugrid(*arguments: object, code: int = 0, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; fails the test if it ends otherwise than with `code`."""
+def taugrid_alone(*arguments: object, code: int = 0, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end in a process of its own; fails the test if it ends otherwise than with `code`."""
     done = subprocess.run(
         [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, check=False
     )

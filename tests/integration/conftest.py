@@ -11,18 +11,15 @@ os.environ.update(
 import fcntl
 
 import pytest
-from command import taugrid, write_config
+from command import taugrid_alone, write_config
+from shared import KeptPool, shared_ray
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_session():
-    """One embedded Ray cluster with 2 CPUs for all tests of a session."""
-    import ray
-
-    options = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 200 * 2**20, "log_to_driver": False}
-    ray.init("local", **options)
-    yield ray
-    ray.shutdown()
+    """The Ray that this process's tests share, with both of its CPUs free."""
+    shared_ray()
+    KeptPool.release()
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +36,6 @@ def finished(config, tmp_path_factory, worker_id):
     with (root.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (root.parent / "stdout").exists():
-            done = taugrid("run", config, "--out", root, "--json")
+            done = taugrid_alone("run", config, "--out", root, "--json")
             (root.parent / "stdout").write_text(done.stdout)
     return root

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command import taugrid
+from command import taugrid_alone
 
 from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS
@@ -65,7 +65,7 @@ def test_the_pages_commands_work(folder, monkeypatch):
     monkeypatch.chdir(folder)
     smaller = [word for key, value in SMALLER.items() for word in ("--set", f"{key}={value}")]
     for command in commands():
-        taugrid(*shlex.split(command)[1:], *smaller)
+        taugrid_alone(*shlex.split(command)[1:], *smaller)
     root = folder / "runs" / "my-network"
     table = pd.read_csv(root / "tables" / "quality.csv")
     assert table["steps"].tolist() == [5, 10]

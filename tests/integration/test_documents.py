@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command import taugrid
+from shared import taugrid
 
 from taugrid.config import Config, Train, validate
 

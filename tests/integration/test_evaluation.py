@@ -2,22 +2,20 @@
 
 import json
 import shutil
-import signal
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from command import events, scores, taugrid, write_config
+from command import events, scores, write_config
 from PIL import Image
+from shared import taugrid
 
 from taugrid import parquet
 from taugrid.config import Data
 from taugrid.config.load import load
 from taugrid.eval import extract, score_cell
 from taugrid.images import encode_png
-from taugrid.orchestrator.cli import main as cli
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -76,32 +74,17 @@ def oracle_copy(oracle, tmp_path):
     return Path(shutil.copytree(oracle, tmp_path / "run"))
 
 
-@pytest.fixture
-def here(monkeypatch, capsys, tmp_path):
-    """Runs a command that starts no cluster in this process, where torch is imported once for all of them."""
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def run(*arguments, code=0):
-        monkeypatch.setattr(sys, "argv", ["taugrid", *map(str, arguments)])
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            with pytest.raises(SystemExit) as end:
-                cli.main()
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        printed = capsys.readouterr()
-        assert end.value.code == code, printed.err
-        return printed
-
-    return run
-
 
 @pytest.fixture
-def refused(here):
+def refused():
     """Runs `taugrid evaluate` and returns the one line with which it refuses."""
 
     def run(samples, reference, *arguments):
-        error = here("evaluate", "--samples", samples, "--reference", reference, *arguments, code=2).err
+        error = taugrid("evaluate", "--samples", samples, "--reference", reference, *arguments, code=2).stderr
         *before, last = error.strip().splitlines()
         assert last.startswith("taugrid: "), error
         assert not any(line.startswith(("Traceback", "taugrid: ")) for line in before), error
@@ -175,13 +158,13 @@ def test_features_are_removed_once_scored_and_nobody_misses_them(oracle_config, 
         assert (root / "tables" / name).read_bytes() == (oracle / "tables" / name).read_bytes()
 
 
-def test_a_run_and_the_same_images_elsewhere_have_the_same_numbers(more, here, tmp_path):
+def test_a_run_and_the_same_images_elsewhere_have_the_same_numbers(more, tmp_path):
     """Parquet as a run leaves it, against the reference's images in an .npz."""
     np.savez(tmp_path / "reference.npz", load_images(Data(name="gaussian", shape=(1, 8, 8))).transpose(0, 2, 3, 1))
     [folder] = (more / "samples").glob("S0005-eta1-*")
     asked = ("--extractor", "pixels", "--metrics", "fid,kid,prc,fid_infinity", "--set", "evaluate.kid_subsets=3")
-    done = here("evaluate", "--samples", folder, "--reference", tmp_path / "reference.npz", *asked, "--json")
-    found = json.loads(done.out)
+    done = taugrid("evaluate", "--samples", folder, "--reference", tmp_path / "reference.npz", *asked, "--json")
+    found = json.loads(done.stdout)
     row = table(more).loc[folder.name.rsplit("-", 1)[1]]
     assert len(found["metrics"]) == 7
     assert found["metrics"] == pytest.approx({name: row[name] for name in found["metrics"]}, rel=1e-9)
@@ -208,7 +191,7 @@ def score_here(root, *assignments):
     return {row["cell"]: row for row in json.loads(done.stdout)["cells"]}, extracted
 
 
-def test_a_folder_is_the_reference_that_its_images_are(finished, copy, held_out, here):
+def test_a_folder_is_the_reference_that_its_images_are(finished, copy, held_out):
     """Held-out digits, by name and as files: one reference, whose features are extracted once."""
     rows, extracted = score_here(copy, "evaluate.reference={name: digits, split: test}")
     assert extracted == ["extract/reference"]
@@ -220,7 +203,7 @@ def test_a_folder_is_the_reference_that_its_images_are(finished, copy, held_out,
     settings = ("isc_splits=5", "kid_subsets=4", "kid_subset_size=50")
     sets = [word for setting in settings for word in ("--set", f"evaluate.{setting}")]
     elsewhere = json.loads(
-        here("evaluate", "--samples", folder, "--reference", held_out, *DIGITS, *sets, "--json").out
+        taugrid("evaluate", "--samples", folder, "--reference", held_out, *DIGITS, *sets, "--json").stdout
     )["metrics"]
     row = rows[folder.name.rsplit("-", 1)[1]]
     assert elsewhere == pytest.approx({name: row[name] for name in elsewhere}, rel=1e-6)
@@ -240,9 +223,9 @@ def test_a_reference_of_moments_gives_fid_alone(finished, copy, tmp_path):
     assert "no kid: of the reference only mean and covariance are known" in (copy / "tables/quality.md").read_text()
 
 
-def test_moments_of_another_extractor_are_refused_before_any_work(copy, here, refused, held_out, tmp_path):
+def test_moments_of_another_extractor_are_refused_before_any_work(copy, refused, held_out, tmp_path):
     np.savez(tmp_path / "moments.npz", mu=np.zeros(5), sigma=np.eye(5))
-    error = here("run", copy, "--set", f"evaluate.reference={tmp_path / 'moments.npz'}", code=2).err
+    error = taugrid("run", copy, "--set", f"evaluate.reference={tmp_path / 'moments.npz'}", code=2).stderr
     assert "has moments of 5 features, but digits-convnet gives 64" in error
     assert len(error.strip().splitlines()) == 1
     assert "has moments of 5 features" in refused(held_out, tmp_path / "moments.npz", *DIGITS)
@@ -281,28 +264,28 @@ def test_too_few_samples_for_an_error_are_said_with_the_difference(finished):
     assert clipped == "clip: none -> x0_and_eps"
 
 
-def test_compare_takes_any_two_cells(oracle, here):
+def test_compare_takes_any_two_cells(oracle):
     first, second = "S0005-eta0-", "S0010-eta1-"
     rows = table(oracle)
     cells = [path.name.rsplit("-", 1)[1] for name in (first, second) for path in oracle.glob(f"samples/{name}*")]
     difference = rows.loc[cells[1], "fid"] - rows.loc[cells[0], "fid"]
-    line = here("compare", oracle, first, second).out
+    line = taugrid("compare", oracle, first, second).stdout
     assert line.startswith(f"S 5, eta 0 -> S 10, eta 1: {difference:.3f}"[:-1])
-    found = json.loads(here("compare", oracle, first, cells[1], "--json").out)
+    found = json.loads(taugrid("compare", oracle, first, cells[1], "--json").stdout)
     assert (found["cell_a"], found["cell_b"], found["difference"]) == (*cells, difference)
     assert found["se"] > 0
     for name in ("S0099", "S0005"):
-        error = here("compare", oracle, name, second, code=2).err
+        error = taugrid("compare", oracle, name, second, code=2).stderr
         assert len(error.strip().splitlines()) == 1
         assert f"{name!r}" in error
-    assert "is no run directory" in here("compare", oracle / "tables", first, second, code=2).err
+    assert "is no run directory" in taugrid("compare", oracle / "tables", first, second, code=2).stderr
 
 
-def test_lost_and_damaged_influences_take_the_errors_of_differences_alone(oracle, oracle_copy, here):
+def test_lost_and_damaged_influences_take_the_errors_of_differences_alone(oracle, oracle_copy):
     lost, cut = sorted(oracle_copy.glob("scores/*.parquet"))[:2]
     lost.unlink()
     cut.write_bytes(cut.read_bytes()[:-50])
-    here("report", oracle_copy)
+    taugrid("report", oracle_copy)
     assert (oracle_copy / "tables/quality.csv").read_bytes() == (oracle / "tables/quality.csv").read_bytes()
     gone = {path.name.split("-")[0] for path in (lost, cut)}
     before, after = differences(oracle), differences(oracle_copy)
@@ -314,7 +297,7 @@ def test_lost_and_damaged_influences_take_the_errors_of_differences_alone(oracle
     assert after.loc[~without, "se"].tolist() == before.loc[~without, "se"].tolist()
 
 
-def test_scores_of_another_version_stand_apart_and_are_not_compared_unless_told_to(oracle, oracle_copy, here):
+def test_scores_of_another_version_stand_apart_and_are_not_compared_unless_told_to(oracle, oracle_copy):
     """As after an upgrade of torch, when the grid has grown: scores of before stay."""
     old = [path.name.rsplit("-", 1)[1] for path in oracle_copy.glob("samples/S0005-*")]
     for path in oracle_copy.glob("scores/*.json"):
@@ -322,20 +305,20 @@ def test_scores_of_another_version_stand_apart_and_are_not_compared_unless_told_
             score = read_sealed(path)
             score["protocol"]["versions"]["torch"] = "2.9.1"
             write_sealed(path, score)
-    here("report", oracle_copy)
+    taugrid("report", oracle_copy)
     text = (oracle_copy / "tables/quality.md").read_text()
     assert "2.9.1" in text
     assert not [line for line in text.splitlines() if line.startswith("| η") and "5 | 10" in line], "no common columns"
     assert set(differences(oracle_copy)["along"]) == {"eta"}
     pair = ("S0005-eta0-", "S0010-eta0-")
-    error = here("compare", oracle_copy, *pair, code=2).err
+    error = taugrid("compare", oracle_copy, *pair, code=2).stderr
     assert "versions.torch is 2.9.1 and " in error
     assert "--join" in error
     assert len(error.strip().splitlines()) == 1
-    joined = json.loads(here("compare", oracle_copy, *pair, "--join", "--json").out)
+    joined = json.loads(taugrid("compare", oracle_copy, *pair, "--join", "--json").stdout)
     assert joined["joined"]
     assert "joined although versions.torch is 2.9.1" in joined["note"]
-    expected = json.loads(here("compare", oracle, *pair, "--json").out)
+    expected = json.loads(taugrid("compare", oracle, *pair, "--json").stdout)
     assert (joined["difference"], joined["se"]) == (expected["difference"], expected["se"])
 
 
@@ -396,17 +379,19 @@ def test_a_single_image_is_refused(refused, few, held_out, tmp_path):
     assert "at least 2 images on both sides" in refused(few, one, *DIGITS, "--metrics", "fid,kid")
 
 
-def test_an_extractor_without_logits_gives_no_inception_score(refused, here, few, held_out):
+def test_an_extractor_without_logits_gives_no_inception_score(refused, few, held_out):
     pixels = ("--extractor", "pixels", "--metrics")
     assert "isc: pixels has no layer of logits" in refused(few, held_out, *pixels, "isc")
-    found = json.loads(here("evaluate", "--samples", few, "--reference", held_out, *pixels, "isc,fid", "--json").out)
+    found = json.loads(
+        taugrid("evaluate", "--samples", few, "--reference", held_out, *pixels, "isc,fid", "--json").stdout
+    )
     assert set(found["metrics"]) == {"fid"}
     assert "no isc: pixels has no layer of logits" in found["notes"]
 
 
-def test_a_kid_subset_size_above_n_elsewhere_is_reduced_and_recorded(here, few, held_out):
+def test_a_kid_subset_size_above_n_elsewhere_is_reduced_and_recorded(few, held_out):
     asked = (*DIGITS, "--metrics", "kid", "--set", "evaluate.kid_subset_size=1000")
-    found = json.loads(here("evaluate", "--samples", few, "--reference", held_out, *asked, "--json").out)
+    found = json.loads(taugrid("evaluate", "--samples", few, "--reference", held_out, *asked, "--json").stdout)
     assert found["protocol"]["kid_subset_size"] == 12
     assert np.isfinite(found["metrics"]["kid_mean"])
 
@@ -445,8 +430,8 @@ def test_features_that_are_nan_are_refused(refused, few, monkeypatch, tmp_path):
     assert "12 of 12 feature vectors hold nan or infinity" in line
 
 
-def test_keys_and_metrics_that_there_are_not_are_refused(refused, here, few, held_out):
+def test_keys_and_metrics_that_there_are_not_are_refused(refused, few, held_out):
     assert "'fud'" in refused(few, held_out, *DIGITS, "--metrics", "fid,fud")
     assert "--set sample" in refused(few, held_out, *DIGITS, "--set", "sample.steps=5")
     assert "isc_split" in refused(few, held_out, *DIGITS, "--set", "evaluate.isc_split=5")
-    assert "--reference PATH" in here("evaluate", "--samples", few, code=2).err
+    assert "--reference PATH" in taugrid("evaluate", "--samples", few, code=2).stderr

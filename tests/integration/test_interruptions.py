@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from command import Started, command_line, descendants, events, sample_files, scores, taugrid, worker_pids, write_config
+from command import Started, command_line, descendants, events, sample_files, scores, worker_pids, write_config
+from shared import taugrid
 
 pytestmark = pytest.mark.chaos
 

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command import events, taugrid
+from command import events
+from shared import taugrid
 
 from taugrid import parquet
 from taugrid.config import Data

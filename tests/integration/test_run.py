@@ -3,7 +3,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command import TINY, events, sample_files, scores, taugrid, write_config
+from command import TINY, events, sample_files, scores, taugrid_alone, write_config
+from shared import taugrid
 
 CELLS = 6
 SHARDS = 3 * 2 + 3 * 4
@@ -365,7 +366,7 @@ def test_a_second_run_in_the_same_directory_waits_for_nobody(config, copy):
     from taugrid.orchestrator.rundir.directory import RunDir
 
     with RunDir(copy).lock():
-        assert "another taugrid command" in taugrid("run", config, "--out", copy, code=2).stderr
+        assert "another taugrid command" in taugrid_alone("run", config, "--out", copy, code=2).stderr
 
 
 def test_the_pipeline_that_a_run_leaves_is_diffusers_own(finished):

@@ -8,7 +8,8 @@ import subprocess
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from command import COMMAND, taugrid
+from command import COMMAND
+from shared import taugrid
 
 from taugrid import parquet
 from taugrid.storage import read_sealed, write_sealed

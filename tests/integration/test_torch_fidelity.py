@@ -18,8 +18,9 @@ import pandas as pd
 import pytest
 import torch
 import torch_fidelity
-from command import COMMAND, TINY, Started, command_line, events, taugrid, worker_pids, write_config
+from command import COMMAND, TINY, Started, command_line, events, worker_pids, write_config
 from PIL import Image
+from shared import taugrid
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from taugrid import parquet

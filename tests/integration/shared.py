@@ -1,0 +1,101 @@
+"""taugrid's commands in this process, on one Ray for all tests of it, whose workers outlive a command.
+
+A worker imports torch and diffusers for seconds, and so does a driver: tests of what a command does pay that once.
+Tests of starting, ending, signals and death run the command in a process of its own (`command.py`).
+"""
+
+import io
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any, ClassVar, NamedTuple
+from unittest import mock
+
+import pytest
+import ray
+
+from taugrid.orchestrator.cli.main import main
+from taugrid.orchestrator.dispatch import cluster, pool
+from taugrid.workers.training import fit
+
+
+class Ended(NamedTuple):
+    """What a command printed."""
+
+    stdout: str
+    stderr: str
+
+
+def shared_ray() -> None:
+    """Start an embedded Ray cluster with 2 CPUs, which ends with this process, unless it is there."""
+    if not ray.is_initialized():
+        options = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 200 * 2**20}
+        ray.init("local", log_to_driver=False, **options)
+
+
+class KeptPool(pool.Pool):
+    """A pool whose workers are kept, once they have nothing to do, for the next pool."""
+
+    kept: ClassVar[list[Any]] = []
+    size: ClassVar[tuple[float, float]] = (0, 0)
+
+    def __init__(self, actor: type, arguments: tuple[Any, ...], cpus: float, gpus: float, probe: str) -> None:
+        super().__init__(actor, arguments, cpus, gpus, probe)
+        if (cpus, gpus) != KeptPool.size:
+            self.release()
+            KeptPool.size = cpus, gpus
+        self._new, self._remote = self._remote, self
+
+    def remote(self, *arguments: Any) -> Any:
+        return self.kept.pop() if self.kept else self._new.remote(*arguments)
+
+    def close(self) -> None:
+        busy = set(self._waiting.values())
+        self.kept += [self._handles.pop(worker) for worker in list(self._handles) if worker not in busy]
+        super().close()
+
+    @classmethod
+    def release(cls) -> None:
+        """End the workers that are kept, so that their CPUs are free."""
+        while cls.kept:
+            ray.kill(cls.kept.pop())
+
+
+@contextmanager
+def connected(address: str, *arguments: Any) -> Iterator[None]:
+    if address != "local":
+        with cluster_connected(address, *arguments):
+            yield
+        return
+    shared_ray()
+    yield
+
+
+def train(*arguments: Any) -> Any:
+    KeptPool.release()
+    return fit_train(*arguments)
+
+
+cluster_connected, fit_train = cluster.connected, fit.train
+
+
+def taugrid(*arguments: object, code: int = 0) -> Ended:
+    """Run a command to its end in this process; fails the test if it ends otherwise than with `code`."""
+    out, err = io.StringIO(), io.StringIO()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        with (
+            pytest.raises(SystemExit) as end,
+            mock.patch.object(sys, "argv", ["taugrid", *map(str, arguments)]),
+            mock.patch.object(cluster, "connected", connected),
+            mock.patch.object(pool, "Pool", KeptPool),
+            mock.patch.object(fit, "train", train),
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
+    assert end.value.code == code, f"exit {end.value.code}, not {code}\n{out.getvalue()}\n{err.getvalue()}"
+    return Ended(out.getvalue(), err.getvalue())
