@@ -92,9 +92,15 @@ def _batches(job: ExtractJob) -> Iterator[Batch]:
 
 
 def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The batches, each decoded while the network is at the one before."""
-    with ThreadPoolExecutor(1) as pool:
+    """The batches, each decoded while the network is at the one before.
+
+    It does not wait for its thread at the end: `ahead` in workers/data/readers/picture.py says why.
+    """
+    pool = ThreadPoolExecutor(1)
+    try:
         coming = pool.submit(next, batches, None)
         while (batch := coming.result()) is not None:
             coming = pool.submit(next, batches, None)
             yield batch
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

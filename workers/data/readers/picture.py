@@ -83,8 +83,13 @@ Item = TypeVar("Item")
 
 
 def ahead(work: Callable[[Item], list[Picture]], items: Iterable[Item]) -> Iterator[Picture]:
-    """The results of `work` on each item, in order. Threads work on the next items, a bounded number ahead."""
-    with ThreadPoolExecutor(THREADS) as pool:
+    """The results of `work` on each item, in order. Threads work on the next items, a bounded number ahead.
+
+    The garbage collector closes a reader that was left before its end, in whatever thread it runs in. Closing must
+    therefore not wait for the threads: in a thread that is just starting, Python 3.11 deadlocks on a lock it holds.
+    """
+    pool = ThreadPoolExecutor(THREADS)
+    try:
         pending: deque[Future[list[Picture]]] = deque()
         for item in items:
             pending.append(pool.submit(work, item))
@@ -92,3 +97,5 @@ def ahead(work: Callable[[Item], list[Picture]], items: Iterable[Item]) -> Itera
                 yield from pending.popleft().result()
         while pending:
             yield from pending.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
