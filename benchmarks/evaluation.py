@@ -37,7 +37,7 @@ from taugrid.eval.metrics.streams import Features
 from taugrid.eval.metrics.streams import moments as moments_of
 from taugrid.eval.reference import Reference
 from taugrid.eval.sources import batches, open_source
-from taugrid.metrics import MetricSettings
+from taugrid.registry.metrics import MetricSettings
 from taugrid.workers.device import set_up
 
 LAYERS = ["2048", "logits_unbiased"]

@@ -15,7 +15,7 @@ from taugrid.eval.metrics import score as metrics
 from taugrid.eval.metrics.streams import Features, Stream, moments
 from taugrid.eval.reference import MomentsFile, Reference, load_or_compute, read_features, read_moments
 from taugrid.jobs import Job, Result
-from taugrid.metrics import MetricSettings
+from taugrid.registry.metrics import MetricSettings
 from taugrid.storage import write_sealed
 from taugrid.workers.device import Device
 

@@ -18,8 +18,8 @@ from taugrid.eval.metrics.statistics import ROWS_AT_ONCE
 from taugrid.eval.metrics.streams import Features, moments
 from taugrid.eval.reference import MomentsFile, Reference
 from taugrid.eval.sources import Source, batches
-from taugrid.metrics import MetricSettings
 from taugrid.protocol import Protocol, ReferenceIdentity
+from taugrid.registry.metrics import MetricSettings
 from taugrid.workers.device import set_up
 
 Extractor = Callable[[torch.Tensor], extractors.Extraction]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from taugrid.hashing import spaced_json_sha256
-from taugrid.metrics import MetricSettings
+from taugrid.registry.metrics import MetricSettings
 
 ProtocolFields = Mapping[str, Any]
 """A protocol as it is read back from a score file, perhaps with fields of another version of taugrid."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from taugrid.datasets import DATASETS
 from taugrid.hashing import file_sha256
+from taugrid.registry.datasets import DATASETS
 from taugrid.storage import replacing
 from taugrid.workers.custom.describe import ask
 
@@ -122,7 +122,7 @@ class ExtractorSpec:
 def resolve(name: str | None, data_name: str, weights: str | None, image_shape: tuple[int, int, int]) -> ExtractorSpec:
     """The extractor that `evaluate.extractor` and `evaluate.weights` mean for the data set `data_name`.
 
-    `name` None chooses the data set's default (`taugrid.datasets`), or torch-fidelity's Inception if it has none.
+    `name` None chooses the data set's default (registry/datasets.py), or torch-fidelity's Inception if it has none.
     `package.module:Class` is a custom `torch_fidelity.FeatureExtractorBase`, importable from the current folder or
     from Python's path; another process asks it for its layers. `weights` None is the file that ships with taugrid, or
     the one that torch-fidelity has in torch's hub folder, downloaded where it is missing; a custom class is left to

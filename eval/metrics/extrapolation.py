@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from taugrid.eval.metrics.frechet import frechet_distance
 from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
 from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Moments, merge, require_finite, symmetric_root
-from taugrid.metrics import Limits, MetricSettings, Sizes
+from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 
 POINTS = 15
 """How many subsets the line is fitted to: the paper's number."""

@@ -12,7 +12,7 @@ from scipy.special import log_softmax, xlogy
 from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
 from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, MeanAndSpread
 from taugrid.eval.metrics.streams import Features, runs
-from taugrid.metrics import Limits, MetricSettings, Sizes
+from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 
 
 def isc_limits(settings: MetricSettings, sizes: Sizes) -> Limits:

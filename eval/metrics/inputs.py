@@ -6,7 +6,7 @@ from typing import NamedTuple
 from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.metrics.streams import Features, Stream
 from taugrid.eval.reference import Reference
-from taugrid.metrics import MetricSettings
+from taugrid.registry.metrics import MetricSettings
 
 
 @dataclass(frozen=True, eq=False)

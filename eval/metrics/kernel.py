@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
 from taugrid.eval.metrics.statistics import Array, MeanAndSpread, require_finite
-from taugrid.metrics import Limits, MetricSettings, Sizes
+from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 
 Features = NDArray[np.floating[Any]]
 Draws = Sequence[NDArray[np.int64]]

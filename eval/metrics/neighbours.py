@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
 from taugrid.eval.metrics.statistics import require_finite
-from taugrid.metrics import Limits, MetricSettings, Sizes
+from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 
 if TYPE_CHECKING:
     from torch import Tensor

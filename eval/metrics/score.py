@@ -12,7 +12,7 @@ from taugrid.eval.features.names import ExtractorSpec
 from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
 from taugrid.eval.metrics.streams import Stream, hold
 from taugrid.eval.reference import Reference
-from taugrid.metrics import METRICS, Limits, Metric, MetricSettings, Sizes
+from taugrid.registry.metrics import METRICS, Limits, Metric, MetricSettings, Sizes
 
 
 class Feasible(NamedTuple):

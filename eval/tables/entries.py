@@ -14,8 +14,8 @@ import pandas as pd
 
 from taugrid.eval.tables.long_form import FID, score_columns
 from taugrid.eval.tables.pivots import Pivot, pivot_tables
-from taugrid.metrics import MetricColumn
 from taugrid.protocol import ProtocolFields
+from taugrid.registry.metrics import MetricColumn
 
 MISSING = "–"
 NOTHING = 5e-7

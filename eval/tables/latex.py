@@ -16,8 +16,8 @@ from taugrid.eval.tables.entries import (
     tabulated,
 )
 from taugrid.eval.tables.pivots import SIGMA_HAT, Pivot
-from taugrid.metrics import MetricColumn
 from taugrid.protocol import ProtocolFields
+from taugrid.registry.metrics import MetricColumn
 
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _TEX |= {character: f"\\{character}" for character in "&%$#_{}"}

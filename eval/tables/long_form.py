@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 
 from taugrid.eval.tables.rows import series, sort_key
-from taugrid.metrics import METRICS, MetricColumn
+from taugrid.registry.metrics import METRICS, MetricColumn
 
 COLUMNS = (
     "cell", "model", "sampler", "steps", "eta", "sigma", "spacing", "clip", "num_samples", "network_evaluations",

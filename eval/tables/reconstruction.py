@@ -9,7 +9,7 @@ import pandas as pd
 from taugrid.eval.tables.entries import entries
 from taugrid.eval.tables.pivots import Pivot
 from taugrid.eval.tables.rows import as_text, series, sort_key, without_nan
-from taugrid.metrics import MetricColumn
+from taugrid.registry.metrics import MetricColumn
 from taugrid.storage import replacing
 
 RECONSTRUCTION_COLUMNS = (

@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.words import duration, quantity
+from taugrid.words import counted, duration, quantity
 
 if TYPE_CHECKING:
     from taugrid.orchestrator.selfcheck import Findings
@@ -22,7 +22,7 @@ def plan_text(plan: dict[str, Any]) -> str:
     lines = [f"{plan['name']} in {plan['dir']}", ""]
     for model in plan["models"]:
         if model["train_steps"]:
-            done = f", of which {model['train_steps_done']:,} are done" * bool(model["train_steps_done"])
+            done = f" ({model['train_steps_done']:,} done)" * bool(model["train_steps_done"])
             state = "trained" if model["ready"] else f"to be trained for {model['train_steps']:,} steps{done}"
         else:
             state = model["source"]
@@ -36,12 +36,18 @@ def plan_text(plan: dict[str, Any]) -> str:
         scored = "yes" if cell["scored"] else "no"
         lines.append(f"{cell['name']:{width}}  {images:>16}  {shards:>9}  {evaluations:>11}  {scored}")
     remaining = plan["network_evaluations_remaining"]
+    numbers = (
+        (len(plan["models"]), "model"),
+        (len(plan["cells"]), "cell"),
+        (plan["shards"], "shard"),
+        (plan["images"], "image"),
+    )
+    counts = ", ".join(counted(number, noun) for number, noun in numbers)
     lines += [
         "",
-        f"{len(plan['models'])} models, {len(plan['cells'])} cells, {plan['shards']} shards, {plan['images']:,} images"
-        f", at most {quantity(plan['bytes_at_most'])}B of images",
-        f"network evaluations: {plan['network_evaluations']:,}, of which {remaining:,} remain",
-        f"expected time of sampling: {_expected(plan)}",
+        f"{counts}, at most {quantity(plan['bytes_at_most'])}B of images",
+        f"network evaluations: {plan['network_evaluations']:,}, {remaining:,} of them to do",
+        f"expected sampling time: {_expected(plan)}",
         *(f"warning: {remark}" for remark in plan["remarks"]),
     ]
     return "\n".join(lines)
@@ -52,8 +58,8 @@ def _expected(plan: dict[str, Any]) -> str:
     if not plan["network_evaluations_remaining"]:
         return "nothing is left to sample"
     if seconds is None:
-        return "unknown until measured (no run here has sampled a shard yet)"
-    return f"{duration(seconds)} of one worker's time, at the {quantity(rate)} network evaluations/s measured here"
+        return "unknown (no shard of this run has been sampled yet)"
+    return f"{duration(seconds)} on one worker, at {quantity(rate)} network evaluations/s as measured here"
 
 
 SELFCHECK_WIDTH = 90
@@ -97,7 +103,7 @@ def print_selfcheck(findings: "Findings") -> None:
 
 
 def scores_text(scores: dict[str, Any]) -> str:
-    """Scores of images made elsewhere, from `eval.standalone.evaluate`, as lines."""
+    """Scores of external images, from `eval.standalone.evaluate`, as lines."""
     from taugrid.eval.tables.entries import write_number
     from taugrid.eval.tables.long_form import score_columns
 
@@ -157,7 +163,9 @@ def print_outcome(rundir: RunDir, outcome: "Outcome", join_protocols: bool = Fal
         if any(EXACT in row for row in outcome.rows):
             people.print("FID in closed form, at infinite N, is in the tables beside the measured one (fid_exact)")
     elif outcome.rows and outcome.table == "interpolation":
-        people.print(f"{len({row['cell'] for row in outcome.rows})} cells interpolated: figures/interpolation*.png")
+        people.print(
+            f"{counted(len({row['cell'] for row in outcome.rows}), 'cell')} interpolated: figures/interpolation*.png"
+        )
     elif outcome.rows and outcome.table == "reconstruction":
         text = (rundir.tables / "reconstruction.md").read_text(encoding="utf-8")
         Console(highlight=False, soft_wrap=True).print(text, markup=False)
@@ -165,9 +173,9 @@ def print_outcome(rundir: RunDir, outcome: "Outcome", join_protocols: bool = Fal
     for cell, reason in list(missing.items())[:10]:
         people.print(f"missing: {cell}: {reason}", markup=False)
     if len(missing) > 10:
-        people.print(f"... and {len(missing) - 10} more cells")
+        people.print(f"... and {counted(len(missing) - 10, 'more cell')}")
     if missing:
-        people.print("the same command tries again what is missing")
+        people.print("run the same command again to finish what is missing")
     for name, path in (
         ("models", rundir.models),
         ("samples", rundir.samples),

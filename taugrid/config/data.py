@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from taugrid.config.section import Positive, Section
-from taugrid.datasets import DATASETS, KEYS, Dataset
+from taugrid.registry.datasets import DATASETS, KEYS, Dataset
 
 
 def _known(name: Any) -> Any:
@@ -33,7 +33,7 @@ class Data(Section):
     """The images that a model learns and that samples are compared with."""
 
     name: Annotated[str, BeforeValidator(_known), Field(json_schema_extra=_name_schema)] = "digits"
-    """One of `taugrid.datasets.DATASETS`."""
+    """One of `taugrid.registry.datasets.DATASETS`."""
     shape: tuple[Positive, Positive, Positive] | None = None
     """[channels, height, width]; null: the data set's default. Larger images are resized and cropped to it."""
     split: Literal["all", "train", "validation", "test"] = "all"

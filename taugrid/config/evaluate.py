@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field
 
 from taugrid.config.data import Data
 from taugrid.config.section import Positive, Section, Seed
-from taugrid.metrics import DEFAULT_METRICS, METRICS, MetricSettings
+from taugrid.registry.metrics import DEFAULT_METRICS, METRICS, MetricSettings
 
 
 def _known(name: str) -> str:

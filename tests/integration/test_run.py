@@ -335,7 +335,7 @@ def test_plan_status_verify_and_export(config, finished, tmp_path):
     plan = json.loads(taugrid("plan", config, "--out", tmp_path / "new", "--json").stdout)
     assert plan["network_evaluations"] == 100 * (2 + 4) * 3 == plan["network_evaluations_remaining"]
     assert plan["worker_seconds_remaining"] is None
-    assert "unknown until measured" in taugrid("plan", config, "--out", tmp_path / "new").stdout
+    assert "expected sampling time: unknown" in taugrid("plan", config, "--out", tmp_path / "new").stdout
     assert not (tmp_path / "new").exists()
     status = json.loads(taugrid("status", finished, "--json").stdout)
     assert status["network_evaluations_remaining"] == 0

@@ -17,7 +17,7 @@ from taugrid.eval.features.names import resolve
 from taugrid.eval.metrics.score import feasible
 from taugrid.eval.metrics.statistics import Moments
 from taugrid.hashing import file_sha256
-from taugrid.metrics import MetricSettings
+from taugrid.registry.metrics import MetricSettings
 from taugrid.workers.custom import describe as custom_code
 
 SOURCE = """

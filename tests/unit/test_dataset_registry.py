@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from taugrid.config import Config, Data, schema, validate
-from taugrid.datasets import ALL_SPLITS, DATASETS, KEYS, Dataset
 from taugrid.errors import UserError
 from taugrid.eval.features.names import INCEPTION, KNOWN, PIXELS, resolve
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.registry.datasets import ALL_SPLITS, DATASETS, KEYS, Dataset
 from taugrid.workers.data.load import content_fingerprint, load_images
 
 READER = """

@@ -33,7 +33,7 @@ from taugrid.eval.features.names import (
 )
 from taugrid.eval.metrics.score import feasible
 from taugrid.hashing import file_sha256
-from taugrid.metrics import MetricSettings
+from taugrid.registry.metrics import MetricSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

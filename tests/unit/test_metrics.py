@@ -16,12 +16,12 @@ from taugrid.eval.reference import Reference
 from taugrid.eval.tables.long_form import COLUMNS, long_form, score_columns
 from taugrid.eval.tables.pivots import pivot_tables
 from taugrid.eval.tables.quality import write_quality
-from taugrid.metrics import METRICS, Metric, MetricColumn, MetricSettings
 from taugrid.orchestrator.cli.text import scores_text
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.registry.metrics import METRICS, Metric, MetricColumn, MetricSettings
 from taugrid.storage import write_sealed
 
 ORACLE = {
@@ -34,7 +34,7 @@ ORACLE = {
 
 SPREAD = """
 from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
-from taugrid.metrics import Limits, MetricSettings, Sizes
+from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 
 
 def spread_limits(settings: MetricSettings, sizes: Sizes) -> Limits:

@@ -21,7 +21,7 @@ from pictures import NOWHERE, noise, refused, write_picture
 from PIL import Image
 
 from taugrid.config import Data
-from taugrid.datasets import DATASETS
+from taugrid.registry.datasets import DATASETS
 from taugrid.workers.data import fashion_mnist
 from taugrid.workers.data import load as data
 

@@ -12,7 +12,7 @@ from taugrid.eval.metrics.neighbours import compute_prc
 from taugrid.eval.metrics.statistics import Moments, symmetric_root
 from taugrid.eval.reference import MomentsFile, Reference, cache_key, load_or_compute, open_reference, read_moments
 from taugrid.eval.sources import Source
-from taugrid.metrics import MetricSettings
+from taugrid.registry.metrics import MetricSettings
 from taugrid.workers.data.readers.picture import SourceError
 
 SPEC = ExtractorSpec("pixels", None, "0" * 64, "pixels", None, 4, None)

@@ -23,7 +23,7 @@ from taugrid.eval.reference import Reference, open_reference
 from taugrid.eval.sources import open_source
 from taugrid.eval.standalone import Spool, evaluate
 from taugrid.images import encode_png
-from taugrid.metrics import METRICS, MetricSettings
+from taugrid.registry.metrics import METRICS, MetricSettings
 from taugrid.workers.data.load import load_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -21,7 +21,7 @@ from taugrid.eval.metrics.frechet import (
 from taugrid.eval.metrics.inception import InceptionSums, inception_splits
 from taugrid.eval.metrics.kernel import kernel_distance, kid_limits, pair_sums
 from taugrid.eval.metrics.statistics import Array, Moments, merge, symmetric_root
-from taugrid.metrics import MetricSettings, Sizes
+from taugrid.registry.metrics import MetricSettings, Sizes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

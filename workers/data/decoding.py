@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from taugrid.config import Data
-from taugrid.datasets import Shape
 from taugrid.errors import DamagedFile, UserError
 from taugrid.hashing import digest_of_shape, spaced_json_sha256
+from taugrid.registry.datasets import Shape
 from taugrid.storage import read_sealed, replacing, write_sealed
 from taugrid.workers.data.readers.picture import IMAGES_AT_ONCE, Picture, SourceError, ahead
 

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from taugrid.config import Data
-from taugrid.datasets import DATASETS
+from taugrid.registry.datasets import DATASETS
 
 LEVELS = 16
 """scikit-learn's digits count the dark pixels of 4x4 blocks: whole numbers from 0 to 16."""

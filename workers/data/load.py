@@ -1,4 +1,4 @@
-"""The images of a data set, all at once: found by its name, read by its reader (`taugrid.datasets`), checked, kept.
+"""The images of a data set, all at once: found by its name, read by the reader that the registry names, checked, kept.
 
 The driver takes fingerprints and references from here, so only the readers that need torch import it.
 """

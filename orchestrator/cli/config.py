@@ -1,0 +1,48 @@
+"""`taugrid config`: show, check, and describe configs."""
+
+import json
+
+import click
+
+from taugrid.orchestrator.cli.options import json_option, print_value
+from taugrid.words import counted
+
+
+@click.group()
+def config() -> None:
+    """Look at a config."""
+
+
+@config.command()
+@click.argument("config")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML.")
+@json_option
+def show(config: str, assignments: tuple[str, ...], as_json: bool) -> None:
+    """Print the whole config, defaults filled in."""
+    import yaml
+
+    from taugrid.config.load import load
+
+    values = load(config, assignments).model_dump(mode="json")
+    text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100).rstrip()
+    print_value(values, as_json, lambda _: text)
+
+
+@config.command()
+def schema() -> None:
+    """Print the JSON schema of a config, for editors."""
+    from taugrid.config import schema as config_schema
+
+    click.echo(json.dumps(config_schema(), indent=2))
+
+
+@config.command()
+@click.argument("config")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML.")
+def validate(config: str, assignments: tuple[str, ...]) -> None:
+    """Check a config, its grid included."""
+    from taugrid.orchestrator.opened import Opened
+
+    opened = Opened(config, assignments, None)
+    models, cells = counted(len(opened.plan.models), "model"), counted(len(opened.plan.cells), "cell")
+    click.echo(f"{config} is valid: {models}, {cells}", err=True)

@@ -1,0 +1,58 @@
+"""`taugrid evaluate`: score the cells of a run, or external images."""
+
+from typing import Any
+
+import click
+
+from taugrid.errors import UserError
+from taugrid.orchestrator.cli.options import cluster_options, print_value
+from taugrid.orchestrator.cli.run import run_stages
+from taugrid.registry.metrics import DEFAULT_METRICS, METRICS
+
+METRICS_HELP = f"Of {','.join(METRICS)}.  [default: {','.join(DEFAULT_METRICS)}]"
+
+
+@click.command()
+@click.argument("config", required=False)
+@click.option("--out", metavar="DIR", help="Run directory.  [default: runs/<name>]")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML.")
+@click.option("--samples", metavar="PATH", help="Score these images instead: a folder, an .npz, Parquet.")
+@click.option("--reference", metavar="PATH", help="What --samples are compared with; also an .npz of mu and sigma.")
+@click.option("--extractor", metavar="NAME", help="For --samples.  [default: inception-v3-compat]")
+@click.option("--weights", metavar="FILE", help="For --samples: the extractor's weights.")
+@click.option("--metrics", metavar="LIST", help=METRICS_HELP)
+@cluster_options
+def evaluate(
+    config: str | None,
+    out: str | None,
+    assignments: tuple[str, ...],
+    address: str,
+    workers: int | None,
+    as_json: bool,
+    **external: str | None,
+) -> None:
+    """Score the cells of CONFIG whose images are there, or external images with --samples."""
+    given = {key: value for key, value in external.items() if value is not None}
+    if config is None:
+        if not {"samples", "reference"} <= given.keys():
+            raise UserError("give a CONFIG, or --samples PATH and --reference PATH for external images")
+        if out is not None or workers is not None or address != "local":
+            raise UserError("--out, --workers and --address are for a run; external images are scored in this process")
+        _score_external(given, assignments, as_json)
+        return
+    if given:
+        raise UserError(f"--{next(iter(given))} is for external images; for a CONFIG, set it in the section evaluate")
+    run_stages(config, out, assignments, address, workers, ("evaluate",), as_json)
+
+
+def _score_external(given: dict[str, str], assignments: tuple[str, ...], as_json: bool) -> None:
+    from taugrid.orchestrator.cli.text import scores_text
+    from taugrid.orchestrator.external import score_images
+    from taugrid.orchestrator.progress import Progress
+
+    section: dict[str, Any] = {key: given[key] for key in ("extractor", "weights") if key in given}
+    if "metrics" in given:
+        section["metrics"] = [name.strip() for name in given["metrics"].split(",")]
+    with Progress() as progress:
+        scores = score_images(given["samples"], given["reference"], section, assignments, progress)
+    print_value(scores, as_json, scores_text)

@@ -1,0 +1,113 @@
+"""Commands that look at a run and start nothing: plan, status, verify, export, compare."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from taugrid.errors import Exit
+from taugrid.orchestrator.cli.options import config_options, json_option, print_value
+from taugrid.words import counted
+
+
+@click.command()
+@config_options
+@json_option
+def plan(config: str, out: str | None, assignments: tuple[str, ...], as_json: bool) -> None:
+    """Show what a run would do, and what is done already. Starts nothing."""
+    from taugrid.orchestrator.cli.text import plan_text
+    from taugrid.orchestrator.inspection import describe
+    from taugrid.orchestrator.opened import Opened
+    from taugrid.orchestrator.plan.extension import check_extends
+    from taugrid.orchestrator.plan.extractor import extractor
+
+    opened = Opened(config, assignments, out)
+    check_extends(opened.config, opened.plan, opened.rundir)
+    extractor(opened.config)
+    print_value(describe(opened.config, opened.plan, opened.rundir), as_json, plan_text)
+
+
+@click.command()
+@click.argument("directory", metavar="DIR")
+@json_option
+def status(directory: str, as_json: bool) -> None:
+    """Show how far a run is, from its directory alone."""
+    from taugrid.orchestrator.cli.text import plan_text
+    from taugrid.orchestrator.inspection import describe
+    from taugrid.orchestrator.opened import open_existing
+
+    opened = open_existing(directory)
+    print_value(describe(opened.config, opened.plan, opened.rundir), as_json, plan_text)
+
+
+@click.command()
+@click.argument("directory", metavar="DIR")
+@json_option
+def verify(directory: str, as_json: bool) -> None:
+    """Re-read every file of a run and decode every image."""
+    from taugrid.orchestrator.inspection import verify as verify_files
+    from taugrid.orchestrator.opened import open_existing
+    from taugrid.orchestrator.progress import Progress
+
+    opened = open_existing(directory)
+    total = sum(cell.settings.num_samples for cell in opened.plan.cells)
+    with Progress() as progress:
+        progress.begin("verifying", total, "images")
+        progress.started()
+        seen = 0
+
+        def tick(count: int) -> None:
+            nonlocal seen
+            seen += count
+            progress.update(seen)
+
+        damages = verify_files(opened.config, opened.plan, opened.rundir, tick)
+    listed = [{"path": opened.rundir.relative(path), "reason": reason} for path, reason in damages]
+    if as_json:
+        click.echo(json.dumps({"dir": str(opened.rundir.root), "images": seen, "damaged": listed}, indent=2))
+    else:
+        for damage in listed:
+            click.echo(f"{damage['path']}: {damage['reason']}")
+        verdict = f"{counted(len(listed), 'problem')} found" if listed else "everything is whole"
+        click.echo(f"{counted(seen, 'image')} decoded; {verdict}", err=bool(listed))
+    if listed:
+        sys.exit(Exit.FAILED)
+
+
+@click.command()
+@click.argument("directory", metavar="DIR")
+@click.argument("cell")
+@click.option("--to", "folder", required=True, metavar="FOLDER", help="A new or empty folder.")
+def export(directory: str, cell: str, folder: str) -> None:
+    """Write a cell's images as PNG files named by their index.
+
+    CELL is a cell's id or the name of its folder; the first characters are enough if they fit one cell only.
+    """
+    from taugrid.orchestrator.inspection import export as export_images
+    from taugrid.orchestrator.inspection import find_cell
+    from taugrid.orchestrator.opened import open_existing
+
+    opened = open_existing(directory)
+    count = export_images(find_cell(opened.plan, cell), opened.rundir, Path(folder))
+    click.echo(f"{counted(count, 'image')} in {folder}")
+
+
+@click.command()
+@click.argument("directory", metavar="DIR")
+@click.argument("cell_a", metavar="CELL")
+@click.argument("cell_b", metavar="CELL")
+@click.option("--join", is_flag=True, help="Compare even if protocols differ or no noise is shared, and say so.")
+@json_option
+def compare(directory: str, cell_a: str, cell_b: str, join: bool, as_json: bool) -> None:
+    """Show the difference of two cells' FID, the second's minus the first's, with its paired standard error.
+
+    CELL is a cell's id or the name of its folder; the first characters are enough if they fit one cell only.
+    """
+    from taugrid.eval.tables.differences_files import difference_line
+    from taugrid.orchestrator.inspection import compare as compare_cells
+    from taugrid.orchestrator.opened import open_existing
+
+    opened = open_existing(directory)
+    compared = compare_cells(opened.config, opened.plan, opened.rundir, cell_a, cell_b, join)
+    print_value(compared, as_json, difference_line)

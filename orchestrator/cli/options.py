@@ -1,0 +1,44 @@
+"""Options that several commands have, and how they print a value.
+
+Everything heavy is imported when a command is called: `--help` must answer at once.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+
+def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """CONFIG, --out and --set, as every command that takes a config has them."""
+    for option in (
+        click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML."),
+        click.option("--out", metavar="DIR", help="Run directory.  [default: runs/<name>]"),
+        click.argument("config"),
+    ):
+        command = option(command)
+    return command
+
+
+def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--address, --workers and --json, as every command that does work has them."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, and nothing else there."),
+        click.option("--workers", type=click.IntRange(1), help="Sets cluster.workers."),
+        click.option(
+            "--address", default="local", show_default=True, help="local (a Ray of its own), auto, or HOST:PORT."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON document on stdout, and nothing else there."
+)
+
+
+def print_value(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:
+    """Print `value` as one JSON document, or as `text` makes lines of it."""
+    click.echo(json.dumps(value, indent=2, allow_nan=False) if as_json else text(value))

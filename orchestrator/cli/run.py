@@ -1,0 +1,89 @@
+"""Commands that do work: run, its stages alone, reconstruct and interpolate."""
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from taugrid.errors import Exit
+from taugrid.orchestrator.cli.options import cluster_options, config_options
+
+if TYPE_CHECKING:
+    from taugrid.orchestrator.opened import Opened
+
+
+def _stage(name: str, stages: tuple[str, ...], text: str) -> click.Command:
+    """The command `name`, which does `stages`."""
+
+    @config_options
+    @cluster_options
+    def command(
+        config: str,
+        out: str | None,
+        assignments: tuple[str, ...],
+        address: str,
+        workers: int | None,
+        as_json: bool,
+    ) -> None:
+        run_stages(config, out, assignments, address, workers, stages, as_json)
+
+    command.__doc__ = text
+    return click.command(name)(command)
+
+
+run = _stage(
+    "run",
+    ("train", "sample", "evaluate", "report"),
+    "Do everything that is missing: train, sample, score, report.",
+)
+train = _stage("train", ("train",), "Train the models of the config.")
+sample = _stage("sample", ("sample",), "Sample every cell; models must be there.")
+report = _stage("report", ("report",), "Write tables and figures from the scores there are.")
+reconstruct = _stage(
+    "reconstruct",
+    ("train", "reconstruct"),
+    """Encode held-out images to x_T and decode them again, with the grid's S steps each way (the paper's table 2).
+
+    Models that are missing are trained.""",
+)
+interpolate = _stage(
+    "interpolate",
+    ("train", "interpolate"),
+    """Decode what lies between the x_T of samples, with the grid's S steps (the paper's figure 6).
+
+    Models that are missing are trained.""",
+)
+
+
+def run_stages(
+    config: str,
+    out: str | None,
+    assignments: tuple[str, ...],
+    address: str,
+    workers: int | None,
+    stages: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Do `stages`, print how that ended, and exit with 4 if anything is missing."""
+    from taugrid.orchestrator.opened import Opened, require_shared, run_folder
+
+    if workers is not None:
+        assignments = (*assignments, f"cluster.workers={workers}")
+    require_shared(run_folder(config, out, ""), address)
+    _work(Opened(config, assignments, out), stages, address, as_json)
+
+
+def _work(opened: "Opened", stages: tuple[str, ...], address: str, as_json: bool) -> None:
+    from taugrid.orchestrator.cli.text import outcome_json, print_outcome
+    from taugrid.orchestrator.progress import Progress
+    from taugrid.orchestrator.session import Run
+
+    with Progress() as progress:
+        outcome = Run(opened.config, opened.plan, opened.rundir, address, progress).do(stages)
+    if as_json:
+        click.echo(json.dumps(outcome_json(opened.rundir, outcome), indent=2, allow_nan=False))
+    else:
+        print_outcome(opened.rundir, outcome, opened.config.report.join_protocols)
+    if outcome.missing:
+        sys.exit(Exit.INCOMPLETE)

@@ -1,0 +1,56 @@
+"""`taugrid selfcheck`: known samples through the whole system, judged."""
+
+import json
+from contextlib import ExitStack
+from tempfile import TemporaryDirectory
+
+import click
+
+from taugrid.errors import RunFailed, UserError
+from taugrid.orchestrator.cli.options import cluster_options
+from taugrid.words import counted
+
+
+@click.command()
+@click.option("--out", metavar="DIR", help="Keep the run here.  [default: a temporary folder]")
+@cluster_options
+def selfcheck(out: str | None, address: str, workers: int | None, as_json: bool) -> None:
+    """Check the whole system with samples whose every pixel and distribution is known.
+
+    Exits with 1 if an image differs from a float64 loop of the paper, or a number from its closed form.
+    """
+    with ExitStack() as stack:
+        if out is None:
+            if address != "local":
+                raise UserError(f"with --address {address}, give --out: an absolute path that every node sees")
+            out = stack.enter_context(TemporaryDirectory(prefix="taugrid-selfcheck-"))
+        _selfcheck(out, address, workers, as_json)
+
+
+def _selfcheck(out: str, address: str, workers: int | None, as_json: bool) -> None:
+    from taugrid.orchestrator import selfcheck
+    from taugrid.orchestrator.cli.text import print_selfcheck
+    from taugrid.orchestrator.opened import Opened, require_shared
+    from taugrid.orchestrator.progress import Progress
+    from taugrid.orchestrator.session import Run
+    from taugrid.storage import read_json
+
+    require_shared(out, address)
+    opened = Opened("selfcheck", () if workers is None else (f"cluster.workers={workers}",), out)
+    there = read_json(opened.rundir.config)
+    if there is not None and there.get("name") != opened.config.name:
+        raise UserError(f"--out {out} holds another run; give an empty folder, or one of an earlier selfcheck")
+    with Progress() as progress:
+        missing = Run(opened.config, opened.plan, opened.rundir, address, progress).do(("sample", "evaluate")).missing
+        if missing:
+            name, reason = next(iter(missing.items()))
+            lost = counted(len(missing), "cell")
+            raise RunFailed(f"{lost} could not be made, so nothing was judged; {name}: {reason}")
+        findings = selfcheck.judge_run(opened.config, opened.plan, opened.rundir, progress)
+    if as_json:
+        click.echo(json.dumps(selfcheck.as_json(findings, opened.rundir), indent=2, allow_nan=False))
+    else:
+        print_selfcheck(findings)
+    if findings.problems:
+        raise RunFailed(f"selfcheck found {counted(len(findings.problems), 'problem')}")
+    click.echo(f"selfcheck: {len(findings.judgements)} cells agree with the paper", err=True)

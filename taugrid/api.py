@@ -1,0 +1,71 @@
+"""The Python API: what the commands `plan`, `run` and `report` do, for notebooks and scripts.
+
+Each function loads what it needs when it is called, so that `import taugrid` stays light.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STAGES = ("train", "sample", "evaluate", "report")
+"""The stages of `taugrid run`, in their order."""
+
+
+def plan(config: str | Path, out: str | Path | None = None, assignments: Sequence[str] = ()) -> dict[str, Any]:
+    """What a run would do and what is done already, as `taugrid plan --json` prints it. Starts nothing.
+
+    Args:
+        config: a file, the name of a shipped config, or a run directory.
+        out: the run directory; None: runs/<name>, or `config` where that is one.
+        assignments: `key=value`, as --set takes them.
+
+    Raises:
+        taugrid.errors.UserError: one line, for a config that is wrong or would orphan images.
+    """
+    from taugrid.orchestrator.inspection import describe
+    from taugrid.orchestrator.opened import Opened
+    from taugrid.orchestrator.plan.extension import check_extends
+
+    opened = Opened(str(config), assignments, None if out is None else str(out))
+    check_extends(opened.config, opened.plan, opened.rundir)
+    return describe(opened.config, opened.plan, opened.rundir)
+
+
+def run(
+    config: str | Path,
+    out: str | Path | None = None,
+    assignments: Sequence[str] = (),
+    address: str = "local",
+    stages: Sequence[str] = STAGES,
+) -> "pd.DataFrame":
+    """Do everything that is missing, as `taugrid run`, and return the table that it leads to: a row for each cell.
+
+    Args:
+        config: as in `plan`.
+        out: as in `plan`.
+        assignments: as in `plan`.
+        address: `local` for a private Ray cluster, `auto`, or HOST:PORT.
+        stages: some of `STAGES`.
+
+    Raises:
+        taugrid.errors.UserError: what must be changed first. taugrid.errors.RunFailed: a stage could not go on, or
+            some cells could not be finished.
+    """
+    import pandas as pd
+
+    from taugrid.errors import RunFailed
+    from taugrid.orchestrator.opened import Opened, require_shared
+    from taugrid.orchestrator.progress import Progress
+    from taugrid.orchestrator.session import Run
+
+    opened = Opened(str(config), assignments, None if out is None else str(out))
+    require_shared(opened.rundir.root if out is None else out, address)
+    with Progress() as progress:
+        outcome = Run(opened.config, opened.plan, opened.rundir, address, progress).do(stages)
+    if outcome.missing:
+        name, reason = next(iter(outcome.missing.items()))
+        raise RunFailed(f"{len(outcome.missing)} cells could not be finished; {name}: {reason}")
+    return pd.DataFrame(outcome.rows)
