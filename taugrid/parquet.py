@@ -10,9 +10,8 @@ import hashlib
 import io
 import json
 import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from taugrid.errors import DamagedFile
 from taugrid.hashing import canonical_json
 from taugrid.images import decode_png, encode_png
+from taugrid.storage import LOCAL, Storage
 
 ROWS_PER_GROUP = 1024
 BYTES_PER_GROUP = 32 * 2**20
@@ -88,11 +88,12 @@ def number_schema(metadata: Mapping[str, Any], names: Sequence[str]) -> pa.Schem
 class PartWriter:
     """Writes a Parquet file under a temporary name; `commit` puts it in place, leaving without it removes it."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path, schema: pa.Schema, storage: Storage = LOCAL) -> None:
         self._path = path
         self._schema = schema
-        self._temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+        self._storage = storage
+        self._removal = ExitStack()
+        self._temporary = self._removal.enter_context(storage.temporary(path))
         self._writer = pq.ParquetWriter(
             self._temporary,
             schema,
@@ -108,9 +109,8 @@ class PartWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(Exception):
+        with self._removal, suppress(Exception):
             self._writer.close()
-        self._temporary.unlink(missing_ok=True)
 
     def write(self, columns: Mapping[str, Any]) -> None:
         """Append one row group; a column is a sequence, or a (B, d) array for a list of fixed size."""
@@ -121,7 +121,10 @@ class PartWriter:
         """Put the file in place, atomically. False if a file was there first and `replace` is off; it is kept then."""
         self._writer.close()
         _seal(self._temporary)
-        return put_in_place(self._temporary, self._path, replace)
+        if not replace:
+            return self._storage.create(self._path, self._temporary)
+        self._storage.replace(self._path, self._temporary)
+        return True
 
 
 def _seal(path: Path) -> None:
@@ -166,22 +169,6 @@ def _array(values: Any, kind: pa.DataType) -> pa.Array:
         flat = pa.array(np.ascontiguousarray(values).reshape(-1), type=kind.value_type)
         return pa.FixedSizeListArray.from_arrays(flat, kind.list_size)
     return pa.array(values, type=kind)
-
-
-def put_in_place(temporary: Path, path: Path, replace: bool) -> bool:
-    """Give a finished file its name: by `os.link`, which never overwrites, or by a rename where `replace` is on."""
-    if replace:
-        temporary.replace(path)
-        return True
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    except OSError:  # some network and object-store mounts refuse links; equal bytes make the race harmless
-        if path.exists():
-            return False
-        temporary.replace(path)
-    return True
 
 
 def pictures(batch: NDArray[np.uint8], start: int) -> dict[str, Any]:
@@ -237,20 +224,21 @@ class Part(NamedTuple):
     metadata: dict[str, Any]
 
 
-def inspect(path: Path, every_byte: bool = True) -> Part:
+def inspect(path: Path, every_byte: bool = True, storage: Storage = LOCAL) -> Part:
     """Check a sample or feature file: its seal (unless `every_byte` is off), its footer, and that indices follow on.
 
     Raises:
         DamagedFile: saying what is wrong. FileNotFoundError and NotADirectoryError pass.
     """
     try:
-        if every_byte:
-            check_seal(path)
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            blob = (file.schema_arrow.metadata or {}).get(b"taugrid")
-            metadata = json.loads(blob) if blob else {}
-            groups = range(file.metadata.num_row_groups)
-            indices = [file.read_row_group(g, columns=["index"]).column("index").to_numpy() for g in groups]
+        with storage.local_path(path) as local:
+            if every_byte:
+                check_seal(local)
+            with pq.ParquetFile(local, page_checksum_verification=True) as file:
+                blob = (file.schema_arrow.metadata or {}).get(b"taugrid")
+                metadata = json.loads(blob) if blob else {}
+                groups = range(file.metadata.num_row_groups)
+                indices = [file.read_row_group(g, columns=["index"]).column("index").to_numpy() for g in groups]
     except (FileNotFoundError, NotADirectoryError):
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -261,24 +249,26 @@ def inspect(path: Path, every_byte: bool = True) -> Part:
     return Part(int(index[0]), int(index[-1]) + 1, metadata)
 
 
-def read_images(path: Path, stop: int | None = None) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+def read_images(
+    path: Path, stop: int | None = None, storage: Storage = LOCAL
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
     """Row group by row group: indices (B,) and images (B, C, H, W) uint8, of images with an index below `stop`.
 
     Raises:
         DamagedFile: if a checksum or an image is wrong.
     """
-    for index, column in _read(path, "image"):
+    for index, column in _read(path, "image", storage):
         count = len(index) if stop is None else int(np.searchsorted(index, stop))
         pngs = column.combine_chunks().field("bytes").to_pylist()[:count]
         if count:
             yield index[:count], np.stack([decode_png(png) for png in pngs])
 
 
-def read_png(path: Path, wanted: Iterable[int]) -> dict[int, bytes]:
+def read_png(path: Path, wanted: Iterable[int], storage: Storage = LOCAL) -> dict[int, bytes]:
     """PNG bytes by index, for the wanted indices that the file holds."""
     remaining = set(wanted)
     found: dict[int, bytes] = {}
-    for index, column in _read(path, "image"):
+    for index, column in _read(path, "image", storage):
         rows = [row for row, i in enumerate(index) if int(i) in remaining]
         pngs = column.combine_chunks().field("bytes")
         found |= {int(index[row]): pngs[row].as_py() for row in rows}
@@ -287,22 +277,26 @@ def read_png(path: Path, wanted: Iterable[int]) -> dict[int, bytes]:
     return found
 
 
-def read_features(path: Path, column: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+def read_features(
+    path: Path, column: str, storage: Storage = LOCAL
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Row group by row group: indices (B,) and the column `features` or `logits` as (B, d) float32."""
-    for index, values in _read(path, column):
+    for index, values in _read(path, column, storage):
         flat = values.combine_chunks().flatten().to_numpy(zero_copy_only=False)
         yield index, flat.reshape(len(index), -1)
 
 
-def read_numbers(path: Path, column: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+def read_numbers(
+    path: Path, column: str, storage: Storage = LOCAL
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
     """Row group by row group: indices (B,) and a column of numbers (B,) as float64."""
-    for index, values in _read(path, column):
+    for index, values in _read(path, column, storage):
         yield index, values.to_numpy().astype(np.float64)
 
 
-def _read(path: Path, column: str) -> Iterator[tuple[NDArray[np.int64], pa.ChunkedArray]]:
+def _read(path: Path, column: str, storage: Storage) -> Iterator[tuple[NDArray[np.int64], pa.ChunkedArray]]:
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with storage.local_path(path) as local, pq.ParquetFile(local, page_checksum_verification=True) as file:
             for group in range(file.metadata.num_row_groups):
                 table = file.read_row_group(group, columns=["index", column])
                 yield table.column("index").to_numpy(), table.column(column)

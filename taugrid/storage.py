@@ -1,55 +1,206 @@
-"""Files that appear whole or not at all."""
+"""Where files live, and how they appear: whole or not at all.
+
+`Storage` is everything that a run directory asks of a file system. It is small enough for an object store: names are
+whole files, nothing is renamed under a reader, and what must not be overwritten is created by one request. The driver
+and the workers reach a run directory through it alone.
+"""
 
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from taugrid.hashing import json_sha256
 
 
-def user_cache() -> Path:
-    """Taugrid's folder in the user's cache: data sets, decoded images, statistics of references."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "taugrid"
+class Storage(Protocol):
+    """Whole files by name. A storage is plain data: it travels with a job to the worker that does it.
+
+    A name is a `Path`; a storage that is no folder of this machine takes its parts for a key. Methods raise
+    `FileNotFoundError` for what is missing (unless they say otherwise) and another `OSError` for what can't be read or
+    written: an error of reading is not damage.
+    """
+
+    def read(self, path: Path) -> bytes:
+        """All bytes of a file."""
+
+    def read_range(self, path: Path, start: int, length: int) -> bytes:
+        """Up to `length` bytes from `start`; fewer where the file ends before."""
+
+    def size(self, path: Path) -> int:
+        """How many bytes a file has."""
+
+    def exists(self, path: Path) -> bool:
+        """Whether there is a file of this name, or a folder with files."""
+
+    def list(self, folder: Path, pattern: str) -> Sequence[Path]:
+        """The files below `folder` that match a glob pattern, sorted; `*` stays within a part of a name.
+
+        No folder, no files: that is not an error.
+        """
+
+    def create(self, path: Path, finished: Path) -> bool:
+        """Give a finished local file (of `temporary`) its name, atomically, and never overwrite.
+
+        Returns False if a file was there first; that one is kept.
+        """
+
+    def replace(self, path: Path, finished: Path) -> None:
+        """Give a finished local file (of `temporary`) its name, atomically, in place of what was there."""
+
+    def append(self, path: Path, data: bytes) -> None:
+        """Add to the end of a file, or start it. For logs of the driver: two writers at a time are not safe."""
+
+    def move(self, path: Path, target: Path) -> None:
+        """Rename a file or a folder, in place of a file that was there. Not atomic everywhere."""
+
+    def delete(self, path: Path) -> None:
+        """Remove a file; none is no error."""
+
+    def delete_folder(self, folder: Path) -> None:
+        """Remove a folder with everything in it; none is no error, and what can't be removed stays."""
+
+    def delete_temporaries(self, folder: Path, pattern: str) -> None:
+        """Remove what killed writers left in the folders below `folder` that match; only while nobody writes there."""
+
+    def temporary(self, path: Path) -> AbstractContextManager[Path]:
+        """A local path to write to, from which `create` or `replace` give `path` its content. It is removed at the end.
+
+        Libraries that write to a real path (matplotlib, pyarrow, NumPy) are given this one.
+        """
+
+    def local_path(self, path: Path) -> AbstractContextManager[Path]:
+        """A local path from which libraries that need one read the file, while the context lasts."""
+
+
+@dataclass(frozen=True)
+class LocalStorage:
+    """Folders of this machine, or of a file system that all machines mount at the same place.
+
+    A file is written under a temporary name beginning with a dot in its own folder, so that giving it its name is one
+    step of the file system.
+    """
+
+    def read(self, path: Path) -> bytes:
+        """See `Storage`."""
+        return path.read_bytes()
+
+    def read_range(self, path: Path, start: int, length: int) -> bytes:
+        """See `Storage`."""
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+    def size(self, path: Path) -> int:
+        """See `Storage`."""
+        return path.stat().st_size
+
+    def exists(self, path: Path) -> bool:
+        """See `Storage`."""
+        return path.exists()
+
+    def list(self, folder: Path, pattern: str) -> Sequence[Path]:
+        """See `Storage`."""
+        return sorted(path for path in folder.glob(pattern) if path.is_file())
+
+    def create(self, path: Path, finished: Path) -> bool:
+        """See `Storage`. By `os.link`, which never overwrites."""
+        try:
+            os.link(finished, path)
+        except FileExistsError:
+            return False
+        except OSError:  # some network and object-store mounts refuse links; equal bytes make the race harmless
+            if path.exists():
+                return False
+            finished.replace(path)
+        return True
+
+    def replace(self, path: Path, finished: Path) -> None:
+        """See `Storage`."""
+        finished.replace(path)
+
+    def append(self, path: Path, data: bytes) -> None:
+        """See `Storage`. Readers see it at once."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write(data)
+
+    def move(self, path: Path, target: Path) -> None:
+        """See `Storage`."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+
+    def delete(self, path: Path) -> None:
+        """See `Storage`."""
+        path.unlink(missing_ok=True)
+
+    def delete_folder(self, folder: Path) -> None:
+        """See `Storage`."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def delete_temporaries(self, folder: Path, pattern: str) -> None:
+        """See `Storage`."""
+        for path in folder.glob(f"{pattern}/.*.tmp"):
+            path.unlink(missing_ok=True)
+
+    @contextmanager
+    def temporary(self, path: Path) -> Iterator[Path]:
+        """See `Storage`. In the folder of `path`, which is made where it is missing."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+        try:
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def local_path(self, path: Path) -> AbstractContextManager[Path]:
+        """See `Storage`. The path itself."""
+        return nullcontext(path)
+
+
+LOCAL = LocalStorage()
+"""The folders of this machine: the user's cache, and run directories that lie in one."""
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder that takes the place of `path` at the end, or vanishes on an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
+def replacing(path: Path, storage: Storage = LOCAL) -> Iterator[Path]:
+    """A temporary local path whose file takes the place of `path` at the end, or vanishes on an error."""
+    with storage.temporary(path) as temporary:
         yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        storage.replace(path, temporary)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, storage: Storage = LOCAL) -> None:
     """Write JSON whole or not at all; NaN is a ValueError, because other readers refuse it."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    with replacing(path, storage) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
-def read_json(path: Path) -> Any | None:
-    """A JSON file's value, or None where the file is missing or no JSON."""
+def read_json(path: Path, storage: Storage = LOCAL) -> Any | None:
+    """A JSON file's value, or None where the file is missing or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(storage.read(path).decode())
     except (OSError, ValueError):
         return None
 
 
-def write_sealed(path: Path, value: dict[str, Any]) -> None:
+SEAL = "sha256"
+
+
+def write_sealed(path: Path, value: dict[str, Any], storage: Storage = LOCAL) -> None:
     """`write_json` of an object, with the SHA-256 of its canonical JSON under the key `sha256`."""
-    write_json(path, value | {SEAL: json_sha256(value)})
+    write_json(path, value | {SEAL: json_sha256(value)}, storage)
 
 
-def read_sealed(path: Path) -> dict[str, Any] | None:
+def read_sealed(path: Path, storage: Storage = LOCAL) -> dict[str, Any] | None:
     """What `write_sealed` wrote, or None where the file is missing or anything in it has changed since."""
-    value = read_json(path)
+    value = read_json(path, storage)
     if not isinstance(value, dict):
         return None
     seal = value.pop(SEAL, None)
@@ -59,4 +210,6 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
         return None
 
 
-SEAL = "sha256"
+def user_cache() -> Path:
+    """Taugrid's folder in the user's cache: data sets, decoded images, statistics of references."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "taugrid"
