@@ -30,7 +30,9 @@ from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.pool import Event, Joined, Pool
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.rundir.directory import Events, RunDir
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import Events
+from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.kind import Piece
 from taugrid.orchestrator.work.sample import SampleWork
@@ -101,7 +103,7 @@ def run_loop(actor: type, arguments: tuple[Any, ...], pieces: dict[str, Piece], 
     probe.touch()
     pool = WarmPool(actor, arguments, 1, 0, str(probe))
     pool.warm(workers)
-    events = Events(folder / "events")
+    events = Events(Paths(folder))
     began = time.perf_counter()
     problems = WarmLoop(
         pieces, work_kinds(), pool, workers, True, 3, Progress(), events, lambda name, text: folder

@@ -12,7 +12,9 @@ from taugrid.errors import DamagedFile, UserError
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.extension import orphans_in_words
 from taugrid.orchestrator.plan.sources import Trained
-from taugrid.orchestrator.rundir.directory import Damage, RunDir, read_events
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import read_events
+from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.storage import read_json, read_sealed
 from taugrid.workers.training.log import training_progress
 
@@ -81,7 +83,7 @@ def _is_of_n(score: Path, cell: Cell) -> bool:
 
 def measured_rate(rundir: RunDir) -> float | None:
     """Network evaluations per second of one worker, over all shards sampled here; null before any."""
-    shards = [event for event in read_events(rundir.events) if event["event"] == "shard"]
+    shards = [event for event in read_events(rundir) if event["event"] == "shard"]
     seconds = sum(event["seconds"] for event in shards)
     return sum(event["evaluations"] for event in shards) / seconds if seconds else None
 

@@ -18,7 +18,9 @@ from taugrid.orchestrator.plan.extension import check_extends
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.write import write_losses
 from taugrid.orchestrator.rundir import provenance
-from taugrid.orchestrator.rundir.directory import Damage, Events, RunDir
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import Events
+from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.orchestrator.training import Training
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.kind import Conclusion, Piece, WorkKind
@@ -70,15 +72,12 @@ class Run:
                     load_images(source.data)  # refused here, not when the first worker asks
         with self.rundir.lock(), self._cluster:
             check_extends(self.config, self.plan, self.rundir)
-            write_json(self.rundir.config, self.config.model_dump(mode="json"))
-            self._events = Events(self.rundir.events)
+            write_json(self.rundir.config, self.config.model_dump(mode="json"), self.rundir.storage)
+            self._events = Events(self.rundir)
             self._events.add("session", stages=sorted(stages), **provenance.software())
-            try:
-                outcome = self._do(stages, scoring)
-                self._events.add("end", missing=outcome.missing)
-                return outcome
-            finally:
-                self._events.close()
+            outcome = self._do(stages, scoring)
+            self._events.add("end", missing=outcome.missing)
+            return outcome
 
     def _do(self, stages: Collection[str], scoring: Evaluation | None) -> Outcome:
         for remark in self.plan.remarks:
@@ -172,7 +171,5 @@ class Run:
 
     def _log(self, name: str, text: str) -> Path:
         path = self.rundir.logs / f"{self._events.path.stem}-{name.replace('/', '-')}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text.rstrip() + "\n\n")
+        self.rundir.storage.append(path, f"{text.rstrip()}\n\n".encode())
         return path

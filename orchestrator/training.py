@@ -13,7 +13,8 @@ from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.plan.cells import Model
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.rundir.directory import Events, RunDir
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import Events
 from taugrid.words import counted, duration
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.training import fit

@@ -10,7 +10,7 @@ from taugrid.jobs import Result, WorkerInfo
 from taugrid.orchestrator.dispatch.policy import Dispatcher
 from taugrid.orchestrator.dispatch.pool import Done, Event, Failed, Joined, Lost, Pool
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.rundir.directory import Events
+from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Piece, WorkKind
 from taugrid.words import quantity
 

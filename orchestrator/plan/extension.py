@@ -31,7 +31,7 @@ def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
     if not orphans:
         return None
     named = ", ".join(orphans[:2]) + (f" and {len(orphans) - 2} more" if len(orphans) > 2 else "")
-    differences = _differences(read_json(rundir.config) or {}, config.model_dump(mode="json"))
+    differences = _differences(read_json(rundir.config, rundir.storage) or {}, config.model_dump(mode="json"))
     shown = "; ".join(differences[:MOST_DIFFERENCES]) or WHAT_NO_KEY_SAYS
     more = f" and {len(differences) - MOST_DIFFERENCES} more" if len(differences) > MOST_DIFFERENCES else ""
     return f"{rundir.root} holds {named}, which this config does not have. What differs: {shown}{more}"

@@ -18,7 +18,8 @@ from taugrid.hashing import identity
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.plan.sources import Oracle
-from taugrid.orchestrator.rundir.directory import RunDir, read_events
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import read_events
 from taugrid.storage import read_sealed
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import gaussian
@@ -133,7 +134,7 @@ def _exact_fid(cell: Cell, evaluation: Evaluation) -> float | None:
 
 def _from_events(rundir: RunDir) -> tuple[dict[str, float], dict[str, set[str]]]:
     """Device seconds and device names by cell, each shard counted once: as it was last committed."""
-    last = {(e["cell"], e["path"]): e for e in read_events(rundir.events) if e["event"] == "shard" and e["committed"]}
+    last = {(e["cell"], e["path"]): e for e in read_events(rundir) if e["event"] == "shard" and e["committed"]}
     seconds: dict[str, float] = defaultdict(float)
     devices: dict[str, set[str]] = defaultdict(set)
     for (cell, _), event in last.items():

@@ -12,7 +12,8 @@ from taugrid.errors import UserError
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.plan.sources import Trained
-from taugrid.orchestrator.rundir.directory import RunDir, read_events
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import read_events
 from taugrid.storage import read_json, write_json
 from taugrid.versions import versions
 from taugrid.workers.data.load import content_fingerprint, load_images
@@ -43,7 +44,7 @@ def _git(*arguments: str) -> str | None:
 
 def write(rundir: RunDir, plan: Plan, evaluation: Evaluation | None) -> None:
     """Write what is known now; what an earlier session knew of data and extractor is kept."""
-    before = read_json(rundir.provenance) or {}
+    before = read_json(rundir.provenance, rundir.storage) or {}
     value: dict[str, Any] = {
         **software(),
         "models": {model.id: _weights(rundir, plan, model.id) for model in plan.models if rundir.is_ready(model)},
@@ -56,7 +57,7 @@ def write(rundir: RunDir, plan: Plan, evaluation: Evaluation | None) -> None:
         reference, extractor = evaluation.reference, evaluation.extractor
         value["reference"] = asdict(reference.identity())
         value["extractor"] = extractor.describe()
-    write_json(rundir.provenance, value)
+    write_json(rundir.provenance, value, rundir.storage)
 
 
 def _dataset(
@@ -89,6 +90,6 @@ def _weights(rundir: RunDir, plan: Plan, model_id: str) -> Mapping[str, str]:
 
 def machines(rundir: RunDir) -> list[dict[str, str]]:
     """Nodes and devices that workers of any session ran on."""
-    joined = (event for event in read_events(rundir.events) if event["event"] == "worker")
+    joined = (event for event in read_events(rundir) if event["event"] == "worker")
     places = sorted({(event["node"], event["device"]) for event in joined})
     return [{"node": node, "device": device} for node, device in places]

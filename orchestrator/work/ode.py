@@ -13,7 +13,7 @@ from taugrid import parquet
 from taugrid.images import decode_png, to_pictures
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.grid import with_settings
-from taugrid.orchestrator.rundir.directory import Damage
+from taugrid.orchestrator.rundir.integrity import Damage
 
 
 def ode_cells(plan: Plan, **changes: Any) -> list[Cell]:

@@ -15,7 +15,9 @@ from taugrid.orchestrator.plan.cells import Cell, Shard
 from taugrid.orchestrator.plan.evaluation import check_shapes
 from taugrid.orchestrator.plan.grid import with_settings
 from taugrid.orchestrator.plan.naming import name_of
-from taugrid.orchestrator.rundir.directory import Damage, RunDir, read_events
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import read_events
+from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, Piece, WorkKind, shard_key
 from taugrid.orchestrator.work.ode import first_pictures, ignore_damage, ode_cells, remove_figures
 from taugrid.workers.data import load as data
@@ -192,7 +194,7 @@ def _group(cell: Cell) -> str:
 
 def _seconds(rundir: RunDir, prefix: str) -> float | None:
     """Device time of the tasks whose key begins with `prefix`, each counted once, as it was last committed."""
-    done = (e for e in read_events(rundir.events) if e.get("task", "").startswith(prefix) and e.get("committed"))
+    done = (e for e in read_events(rundir) if e.get("task", "").startswith(prefix) and e.get("committed"))
     last = {event["task"]: event["seconds"] for event in done}
     return round(sum(last.values()), 3) if last else None
 

@@ -9,7 +9,8 @@ from taugrid.config import Config
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation
-from taugrid.orchestrator.rundir.directory import Damage, RunDir
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.storage import read_sealed
 
 

@@ -18,7 +18,8 @@ from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.rundir.directory import Events, RunDir, read_events
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers.actor import Worker
 
@@ -120,7 +121,7 @@ class Painting:
         root.mkdir(parents=True)
         survey = Survey(config, plan(config), self.rundir, None, frozenset({"paint"}), pytest.fail)
         [self.kind] = [kind(survey) for kind in work.work_kinds() if kind.stage in survey.stages]
-        self.events = Events(self.rundir.events)
+        self.events = Events(self.rundir)
 
     def do(self):
         pieces = {piece.task.key: piece for piece in self.kind.pieces()}
@@ -152,7 +153,7 @@ def test_a_sixth_kind_is_announced_done_recorded_and_concluded(sixth, tmp_path):
     conclusion = run.kind.conclude()
     assert (conclusion.table, len(conclusion.rows)) == ("paintings", 2)
     assert {path.read_text() for path in run.rundir.root.glob("*.txt")} == {"blue on cpu"}
-    lines = [event for event in read_events(run.rundir.events) if event["event"] == "paint"]
+    lines = [event for event in read_events(run.rundir) if event["event"] == "paint"]
     ids = [cell.id for cell in sorted(run.kind.plan.cells, key=lambda cell: -cell.settings.steps)]
     assert [line["task"] for line in lines] == [f"paint/{id}" for id in ids], "the costliest first"
     wanted = {"images": 3, "seconds": 0.25, "committed": True, "worker": "worker-0", "node": "here", "device": "cpu"}

@@ -1,0 +1,47 @@
+"""events/NNNN.jsonl: what happened in one driver session, a line each, with the time in UTC."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from taugrid.orchestrator.rundir.paths import Paths
+from taugrid.storage import Storage
+
+FILES = "[0-9]*.jsonl"
+
+
+class Events:
+    """The events of one session."""
+
+    def __init__(self, run: Paths) -> None:
+        self._storage = run.storage
+        last = max((int(path.stem) for path in run.storage.list(run.events, FILES)), default=0)
+        self.path = next(path for n in count(last + 1) if _start(path := run.events / f"{n:04d}.jsonl", run.storage))
+
+    def add(self, event: str, **values: Any) -> None:
+        """Append one event."""
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": time, "event": event, **values}) + "\n"
+        self._storage.append(self.path, line.encode())
+
+
+def _start(path: Path, storage: Storage) -> bool:
+    """Take a file's name for this session; False if another has it."""
+    with storage.temporary(path) as temporary:
+        temporary.touch()
+        return storage.create(path, temporary)
+
+
+def read_events(run: Paths) -> Iterator[dict[str, Any]]:
+    """All events of all sessions, in order; a line cut short by a kill is passed over."""
+    for path in run.storage.list(run.events, FILES):
+        for line in run.storage.read(path).decode(errors="replace").splitlines():
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(event, dict):
+                yield event

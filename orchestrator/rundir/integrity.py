@@ -1,0 +1,137 @@
+"""What is whole in a run directory, what is damaged, and what goes with it.
+
+The truth is on disk: a shard is done when its file is in place and whole. No state lives anywhere else.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from taugrid import parquet
+from taugrid.errors import DamagedFile, UserError
+from taugrid.orchestrator.plan.cells import Cell, Shard
+from taugrid.orchestrator.rundir.paths import Paths
+from taugrid.storage import read_sealed
+
+READERS = 8
+"""Files that are read at a time."""
+
+SAMPLE_IDENTITY = ("cell", "model", "weights_sha256")
+"""What a sample file must agree on. The id of a cell stands for its settings, so the blob may gain keys later."""
+
+PLACES_OF_WRITERS = (".", "samples/*", "features/*/*", "scores", "reconstructions/*", "interpolations/*")
+"""The folders in which killed writers may leave temporary files."""
+
+
+class Damage(NamedTuple):
+    """A file that is not what it should be."""
+
+    path: Path
+    reason: str
+
+
+OnDamage = Callable[[Damage], None]
+
+
+class Integrity(Paths):
+    """Checks the files of a run directory, and takes away what must not stay."""
+
+    def sampled(self, cell: Cell, metadata: dict[str, Any] | None, every_byte: bool, on_damage: OnDamage) -> set[int]:
+        """Numbers of the cell's shards whose files are whole; damaged files are reported. A short file is not done.
+
+        `metadata` is what the files' blobs must say (null: anything). A file whose weights differ is a `UserError`:
+        images of two networks would end up in one cell.
+        """
+        done = set()
+        paths = [self.sample_part(cell, shard) for shard in cell.shards]
+        for shard, path, part in zip(
+            cell.shards, paths, self._inspect_all(cell, paths, every_byte, on_damage), strict=True
+        ):
+            if part is None:
+                continue
+            recorded = part.metadata.get("weights_sha256")
+            if metadata is not None and any(part.metadata.get(key) != metadata[key] for key in SAMPLE_IDENTITY):
+                if recorded != metadata["weights_sha256"]:
+                    now = metadata["weights_sha256"]
+                    raise UserError(
+                        f"{self.relative(path)} was made with weights {str(recorded)[:8]}, but {cell.model.id} has "
+                        f"{now[:8]} now: replaced, or damaged. Put the old weights back (or remove that model "
+                        f"to train it again), remove {self.relative(path.parent)}, or give another --out"
+                    )
+                on_damage(Damage(path, "its metadata is not this cell's"))
+            elif part.stop >= shard.stop:
+                done.add(shard.number)
+        return done
+
+    def extracted(self, extractor: str, cell: Cell, every_byte: bool, on_damage: OnDamage) -> set[int]:
+        """Numbers of the cell's shards whose features are complete."""
+        paths = [self.feature_part(extractor, cell, shard) for shard in cell.shards]
+        parts = zip(cell.shards, self._inspect_all(cell, paths, every_byte, on_damage), strict=True)
+        return {shard.number for shard, part in parts if part is not None and part.stop >= shard.stop}
+
+    def is_whole(self, path: Path, stop: int, on_damage: OnDamage, start: int = 0) -> bool:
+        """A file with rows `start` to `stop` - 1 is there; a damaged one is reported."""
+        part = self._inspect(path, start, True, on_damage)
+        return part is not None and part.stop >= stop
+
+    def committed_cells(self) -> dict[str, str]:
+        """Cell id -> folder name, of every cell with at least one sample file in place."""
+        folders = sorted({path.parent for path in self.storage.list(self.samples, "*/part-*.parquet")})
+        return {folder.name.rsplit("-", 1)[-1]: folder.name for folder in folders}
+
+    def set_aside(self, damage: Damage) -> Path:
+        """Move a damaged file to `damaged/`, under a name that tells where it was and doesn't clash."""
+        name = self.relative(damage.path).replace(os.sep, "__")
+        target = next(p for i in range(10**6) if not self.storage.exists(p := self.damaged / f"{i:04d}-{name}"))
+        self.storage.move(damage.path, target)
+        return target
+
+    def forget_derived(self, cell: Cell, shard: Shard) -> None:
+        """Remove what was computed from a shard that is gone: its features, and the scores that it was part of."""
+        scores = []
+        for path in self.storage.list(self.scores, f"{cell.id}-*.json"):
+            score = read_sealed(path, self.storage)
+            if score is None or score["protocol"]["num_samples"] > shard.start:
+                scores += [path, path.with_suffix(".parquet")]
+        # Scores first: a kill in between leaves what will be found missing.
+        for path in [*scores, *self.storage.list(self.features, f"*/{cell.name}/{shard.name}")]:
+            self.storage.delete(path)
+
+    def remove_features(self, extractor: str, cell: Cell) -> None:
+        """Remove a cell's features."""
+        self.storage.delete_folder(self.features / extractor / cell.name)
+
+    def remove_temporaries(self) -> None:
+        """Remove what killed writers left behind; for when no writer is at work."""
+        for pattern in PLACES_OF_WRITERS:
+            self.storage.delete_temporaries(self.root, pattern)
+
+    def _inspect_all(
+        self, cell: Cell, paths: list[Path], every_byte: bool, on_damage: OnDamage
+    ) -> list[parquet.Part | None]:
+        """`_inspect` of a file for each shard, several at a time: reading and hashing leave Python's lock alone."""
+        damages: list[Damage] = []
+
+        def inspect(path: Path, shard: Shard) -> parquet.Part | None:
+            return self._inspect(path, shard.start, every_byte, damages.append)
+
+        with ThreadPoolExecutor(READERS) as pool:
+            parts = list(pool.map(inspect, paths, cell.shards))
+        for damage in sorted(damages):
+            on_damage(damage)
+        return parts
+
+    def _inspect(self, path: Path, start: int, every_byte: bool, on_damage: OnDamage) -> parquet.Part | None:
+        try:
+            part = parquet.inspect(path, every_byte, self.storage)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except DamagedFile as error:
+            on_damage(Damage(path, str(error)))
+            return None
+        if part.start != start:
+            on_damage(Damage(path, f"it starts at image {part.start}, not {start}"))
+            return None
+        return part

@@ -1,0 +1,149 @@
+"""The lock, the events and the set-aside files of a run directory."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from taugrid.errors import UserError
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import Events, read_events
+from taugrid.orchestrator.rundir.integrity import Damage
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from taugrid.orchestrator.rundir.lock import locked
+with locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_driver_is_refused_and_a_killed_one_lets_go(tmp_path):
+    rundir = RunDir(tmp_path / "run")
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(rundir.root)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "locked\n"
+    began = time.monotonic()
+    with pytest.raises(UserError) as caught, rundir.lock():
+        raise AssertionError
+    assert time.monotonic() - began < 2, "it does not wait"
+    assert str(rundir.root) in str(caught.value)
+    assert "--out" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    holder.kill()
+    holder.wait()
+    with rundir.lock():
+        pass
+
+
+def test_a_second_driver_in_one_process_is_refused(tmp_path):
+    with RunDir(tmp_path).lock(), pytest.raises(UserError, match="another taugrid command"), RunDir(tmp_path).lock():
+        raise AssertionError
+    with RunDir(tmp_path).lock():
+        pass
+
+
+def test_an_error_inside_lets_go(tmp_path):
+    with pytest.raises(RuntimeError, match="boom"), RunDir(tmp_path).lock():
+        raise RuntimeError("boom")
+    with RunDir(tmp_path).lock():
+        pass
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(37, "No locks available"), OSError(38, "not implemented"), NotImplementedError()]
+)
+def test_a_file_system_without_locks_lets_everyone_pass(tmp_path, monkeypatch, error):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    with RunDir(tmp_path).lock(), RunDir(tmp_path).lock():
+        pass
+    with RunDir(tmp_path).lock():
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--out"), RunDir(tmp_path / "file" / "run").lock():
+        raise AssertionError
+
+
+def test_the_lock_of_an_older_version_is_seen(tmp_path):
+    """It was flock on the same file."""
+    import fcntl
+
+    with (tmp_path / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another taugrid command"), RunDir(tmp_path).lock():
+            raise AssertionError
+
+
+def test_each_session_has_its_own_events(tmp_path):
+    rundir = RunDir(tmp_path)
+    first = Events(rundir)
+    first.add("session", stages=["train"])
+    assert [event["event"] for event in read_events(rundir)] == ["session"], "readers see an event at once"
+    second = Events(rundir)
+    second.add("session", stages=["sample"], name="é")
+    first.add("end")
+    assert [path.name for path in sorted(rundir.events.iterdir())] == ["0001.jsonl", "0002.jsonl"]
+    events = list(read_events(rundir))
+    assert [event["event"] for event in events] == ["session", "end", "session"]
+    assert events[2]["name"] == "é"
+    assert all(event["time"].endswith("+00:00") for event in events)
+
+
+def test_a_line_that_a_kill_cut_short_is_passed_over(tmp_path):
+    rundir = RunDir(tmp_path)
+    rundir.events.mkdir()
+    whole = json.dumps({"time": "t", "event": "session"})
+    (rundir.events / "0007.jsonl").write_text(f'{whole}\n{{"time": "t", "ev')
+    assert [event["event"] for event in read_events(rundir)] == ["session"]
+    assert Events(rundir).path.name == "0008.jsonl"
+
+
+def test_events_of_two_threads_are_whole_lines(tmp_path):
+    rundir = RunDir(tmp_path)
+    events = Events(rundir)
+    threads = [threading.Thread(target=lambda n=n: [events.add("x", n=n) for _ in range(200)]) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(list(read_events(rundir))) == 800
+
+
+def test_damaged_files_are_set_aside_without_a_clash(tmp_path):
+    rundir = RunDir(tmp_path)
+    for content in ("one", "two"):
+        path = rundir.samples / "cell" / "part-000000.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        rundir.set_aside(Damage(path, "bad"))
+        assert not path.exists()
+    assert {path.name: path.read_text() for path in rundir.damaged.iterdir()} == {
+        "0000-samples__cell__part-000000.parquet": "one",
+        "0001-samples__cell__part-000000.parquet": "two",
+    }
+    folder = rundir.models / "abc"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "config.json").write_text("{}")
+    assert (rundir.set_aside(Damage(folder, "its weights are missing")) / "unet" / "config.json").read_text() == "{}"
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+    rundir = RunDir(tmp_path)
+    left = [rundir.root / ".probe.0.tmp", rundir.samples / "cell" / ".part.1.tmp", rundir.features / "e/c/.part.2.tmp"]
+    kept = [rundir.samples / "cell" / "part-000000.parquet", rundir.models / "m" / ".state.tmp", rundir.root / "x.tmp"]
+    for path in (*left, *kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    rundir.remove_temporaries()
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in kept)
