@@ -54,8 +54,8 @@ def run(job: ExtractJob, device: Device) -> Result:
 
     began, count = time.perf_counter(), 0
     extractor = load_extractor(job.extractor, device.name)
-    dimensions = (job.extractor.dimensions, job.extractor.classes)
-    with parquet.PartWriter(Path(job.path), parquet.feature_schema(job.metadata, *dimensions)) as part:
+    schema = parquet.feature_schema(job.metadata, job.extractor.dimensions, job.extractor.classes)
+    with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
         for index, batch in _ahead(_batches(job)):
             chunks = [extractor(chunk) for chunk in torch.split(torch.tensor(batch), job.batch_size)]
             columns: dict[str, Any] = {"index": index, "features": torch.cat([c.features for c in chunks]).numpy()}
@@ -80,7 +80,7 @@ Batch = tuple[NDArray[np.int64], NDArray[np.uint8]]
 
 def _batches(job: ExtractJob) -> Iterator[Batch]:
     if isinstance(job.images, str):
-        yield from parquet.read_images(Path(job.images))
+        yield from parquet.read_images(Path(job.images), storage=job.storage)
     elif isinstance(job.images, Source):
         yield from batches(job.images, parquet.ROWS_PER_GROUP)
     else:

@@ -21,7 +21,7 @@ from taugrid.eval.features.names import ExtractorSpec
 from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
 from taugrid.eval.sources import Source, open_source
 from taugrid.hashing import file_sha256, spaced_json_sha256
-from taugrid.storage import replacing, user_cache
+from taugrid.storage import LOCAL, Storage, replacing, user_cache
 from taugrid.workers.data.readers.npz import NPZ_ERRORS, NPZ_IMAGES, require_whole_npz
 from taugrid.workers.data.readers.picture import SourceError
 
@@ -161,19 +161,21 @@ class Statistics(NamedTuple):
     root: Array
 
 
-def load_or_compute(folder: Path | None, key: str, compute: Callable[[], Moments]) -> Statistics:
+def load_or_compute(
+    folder: Path | None, key: str, compute: Callable[[], Moments], storage: Storage = LOCAL
+) -> Statistics:
     """The statistics that `folder` holds under `key`, or those that `compute` gives, which are then kept there.
 
     A damaged file is computed anew. Without a folder nothing is kept.
     """
     path = None if folder is None else folder / f"{key}.npz"
-    found = None if path is None else _read(path)
+    found = None if path is None else _read(path, storage)
     if found is not None:
         return found
     moments = compute()
     computed = Statistics(moments, symmetric_root(moments.covariance))
     if path is not None:
-        _write(path, computed)
+        _write(path, computed, storage)
     return computed
 
 
@@ -190,15 +192,15 @@ def _checksum(arrays: dict[str, NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, statistics: Statistics) -> None:
+def _write(path: Path, statistics: Statistics, storage: Storage) -> None:
     arrays = _arrays(statistics)
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path, storage) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays, sha256=np.array(_checksum(arrays)))
 
 
-def _read(path: Path) -> Statistics | None:
+def _read(path: Path, storage: Storage) -> Statistics | None:
     try:
-        with _load(path) as file:
+        with storage.local_path(path) as local, _load(local) as file:
             statistics = Statistics(Moments(int(file["n"]), file["mean"], file["scatter"]), file["root"])
             whole = str(file["sha256"]) == _checksum(_arrays(statistics))
     except (DamagedFile, KeyError, *NPZ_ERRORS):
@@ -229,6 +231,6 @@ def cached_features(folder: Path, key: str, num_images: int, extract: Callable[[
     return path
 
 
-def read_features(path: Path) -> Features:
+def read_features(path: Path, storage: Storage = LOCAL) -> Features:
     """All features in a file, (m, d) float32."""
-    return np.concatenate([chunk for _, chunk in parquet.read_features(path, "features")])
+    return np.concatenate([chunk for _, chunk in parquet.read_features(path, "features", storage)])

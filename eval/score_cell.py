@@ -16,7 +16,7 @@ from taugrid.eval.metrics.streams import Features, Stream, moments
 from taugrid.eval.reference import MomentsFile, Reference, load_or_compute, read_features, read_moments
 from taugrid.jobs import Job, Result
 from taugrid.registry.metrics import MetricSettings
-from taugrid.storage import write_sealed
+from taugrid.storage import Storage, write_sealed
 from taugrid.workers.device import Device
 
 
@@ -65,16 +65,16 @@ def run(job: ScoreJob, device: Device) -> Result:
         _stream(job, "features"),
         _stream(job, "logits") if any(metric.needs_logits for metric in job.settings.chosen) else None,
         job.num_samples,
-        _reference(job.reference),
+        _reference(job.reference, job.storage),
         job.settings,
     )
     if scores.influence is not None:
         _write_influence(job, scores.influence)  # before the score, which says that all is there
     header = {**job.header, "metrics": scores.values, "notes": [*job.notes, *scores.notes]}
-    write_sealed(Path(job.path), header)
+    write_sealed(Path(job.path), header, job.storage)
     if not job.keep_features:
         for path in job.feature_paths:
-            Path(path).unlink(missing_ok=True)
+            job.storage.delete(Path(path))
     return Result(time.perf_counter() - began, job.num_samples, first=True)
 
 
@@ -84,7 +84,7 @@ def _stream(job: ScoreJob, column: str) -> Stream:
     def chunks() -> Iterator[Features]:
         expected = 0
         for path in job.feature_paths:
-            for index, values in parquet.read_features(Path(path), column):
+            for index, values in parquet.read_features(Path(path), column, job.storage):
                 if not np.array_equal(index, np.arange(expected, expected + len(index))):
                     raise ValueError(f"{path}: indices do not follow on {expected}")
                 kept = min(len(index), job.num_samples - expected)
@@ -97,23 +97,23 @@ def _stream(job: ScoreJob, column: str) -> Stream:
 
 
 @lru_cache(maxsize=1)
-def _reference(files: ReferenceFiles) -> Reference:
+def _reference(files: ReferenceFiles, storage: Storage) -> Reference:
     if isinstance(files.features, MomentsFile):
         moments_file = files.features
-        known, root = load_or_compute(Path(files.cache), files.key, lambda: read_moments(moments_file))
+        known, root = load_or_compute(Path(files.cache), files.key, lambda: read_moments(moments_file), storage)
         return Reference(known, root, None)
     path, count = Path(files.features), files.num_images
     assert count is not None
 
     def stream() -> Iterator[Features]:
-        return (values for _, values in parquet.read_features(path, "features"))
+        return (values for _, values in parquet.read_features(path, "features", storage))
 
-    known, root = load_or_compute(Path(files.cache), files.key, lambda: moments(stream(), count))
-    return Reference(known, root, count, lambda: read_features(path))
+    known, root = load_or_compute(Path(files.cache), files.key, lambda: moments(stream(), count), storage)
+    return Reference(known, root, count, lambda: read_features(path, storage))
 
 
 def _write_influence(job: ScoreJob, influence: NDArray[np.float64]) -> None:
     schema = parquet.number_schema({"cell": job.header.get("cell")}, ("influence",))
-    with parquet.PartWriter(Path(job.influence_path), schema) as part:
+    with parquet.PartWriter(Path(job.influence_path), schema, job.storage) as part:
         part.write({"index": np.arange(len(influence)), "influence": influence})
         part.commit(replace=True)

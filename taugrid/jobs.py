@@ -3,10 +3,11 @@
 A concrete job stands beside the function that does it, in `workers` or `eval`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from taugrid.config import Data
+from taugrid.storage import LOCAL, Storage
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Job:
 
     path: str
     """Of the file that the job commits."""
+    storage: Storage = field(default=LOCAL, kw_only=True)
+    """Where that file, and all others of the run directory, are read and written."""
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,8 @@ def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: str) -> Re
     originals = data.load_known_images(job.data, job.data_sha256)[job.start : job.stop]
     alpha_bar, prediction = schedules.alpha_bar(job.diffusion), job.diffusion.predicts
     seconds, first_row = 0.0, job.start
-    with parquet.PartWriter(Path(job.path), parquet.picture_schema(job.metadata, ("mse", "mse_8bit"))) as part:
+    schema = parquet.picture_schema(job.metadata, ("mse", "mse_8bit"))
+    with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
         for start in range(0, len(originals), job.batch_size):
             batch = originals[start : start + job.batch_size]
             began = time.perf_counter()
