@@ -26,6 +26,9 @@ class Storage(Protocol):
     written: an error of reading is not damage.
     """
 
+    def __hash__(self) -> int:
+        """Equal storages are the same place, so that workers keep what they loaded from it."""
+
     def read(self, path: Path) -> bytes:
         """All bytes of a file."""
 
