@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExtractJob(Job):
-    """Extract the features of one sample file (its path), or of a whole reference: a data set, or images elsewhere."""
+    """Extract the features of one sample file (its path), or of a whole reference: a data set, or external images."""
 
     runs = "taugrid.eval.extract:run"
 
@@ -52,8 +52,8 @@ def run(job: ExtractJob, device: Device) -> Result:
     """
     import torch
 
-    began, count = time.perf_counter(), 0
     extractor = load_extractor(job.extractor, device.name)
+    began, count = time.perf_counter(), 0  # like a network's, the extractor's loading is not in the time
     schema = parquet.feature_schema(job.metadata, job.extractor.dimensions, job.extractor.classes)
     with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
         for index, batch in _ahead(_batches(job)):

@@ -89,8 +89,9 @@ class Loop:
         kinds = self._kinds.values()
         evaluations = sum(self._totals[kind.name] for kind in kinds if kind.unit == NETWORK_EVALUATIONS)
         listed = ", ".join(f"{self._tasks[kind.name]} {kind.tasks}" for kind in kinds if self._tasks[kind.name])
+        workers = f"{self._workers} worker{'s' if self._workers > 1 else ''}"
         cost = f" ({quantity(evaluations)} network evaluations)" if evaluations else ""
-        self._progress.say(f"to do: {listed}{cost}; starting {self._workers} workers")
+        self._progress.say(f"to do: {listed}{cost}; starting {workers}")
         self._show()
 
     def _say_if_alone(self) -> None:
