@@ -35,7 +35,7 @@ from taugrid.eval.metrics.score import score
 from taugrid.eval.metrics.statistics import symmetric_root
 from taugrid.eval.metrics.streams import Features
 from taugrid.eval.metrics.streams import moments as moments_of
-from taugrid.eval.reference import Reference
+from taugrid.eval.reference_statistics import ReferenceStatistics
 from taugrid.eval.sources import batches, open_source
 from taugrid.registry.metrics import MetricSettings
 from taugrid.workers.device import set_up
@@ -124,7 +124,7 @@ def draw_features(random: np.random.Generator, samples: int) -> Features:
 
 
 def ways_of_cell(
-    features: Features, logits: Features, reference: Reference, reference_statistics: object
+    features: Features, logits: Features, reference: ReferenceStatistics, reference_statistics: object
 ) -> dict[str, dict[str, Way]]:
     """Metric -> both ways to compute it for a cell."""
     tensor, logits_tensor = torch.from_numpy(features), torch.from_numpy(logits)
@@ -153,7 +153,7 @@ def time_metrics(samples: int, cells: int) -> None:
     random = np.random.default_rng(0)
     reference_features = draw_features(random, samples)
     moments = moments_of([reference_features], samples)
-    reference = Reference(moments, symmetric_root(moments.covariance), samples, lambda: reference_features)
+    reference = ReferenceStatistics(moments, symmetric_root(moments.covariance), samples, lambda: reference_features)
     reference_statistics = fid_features_to_statistics(torch.from_numpy(reference_features))
     times: dict[str, list[dict[str, float]]] = {}
     for _ in range(cells):

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid import parquet
-from taugrid.eval.metrics import score as metrics
-from taugrid.eval.metrics.streams import Features, Stream, moments
-from taugrid.eval.reference import MomentsFile, Reference, load_or_compute, read_features, read_moments
+from taugrid.eval.metrics.score import score
+from taugrid.eval.metrics.streams import Features, Stream
+from taugrid.eval.moments_file import MomentsFile
+from taugrid.eval.reference_statistics import ReferenceStatistics, of_feature_file, of_moments
 from taugrid.jobs import Job, Result
 from taugrid.registry.metrics import MetricSettings
 from taugrid.storage import Storage, write_sealed
@@ -61,11 +62,11 @@ def run(job: ScoreJob, device: Device) -> Result:
         ValueError: if the features are fewer than `num_samples`, or not finite.
     """
     began = time.perf_counter()
-    scores = metrics.score(
+    scores = score(
         _stream(job, "features"),
         _stream(job, "logits") if any(metric.needs_logits for metric in job.settings.chosen) else None,
         job.num_samples,
-        _reference(job.reference, job.storage),
+        _statistics(job.reference, job.storage),
         job.settings,
     )
     if scores.influence is not None:
@@ -97,19 +98,13 @@ def _stream(job: ScoreJob, column: str) -> Stream:
 
 
 @lru_cache(maxsize=1)
-def _reference(files: ReferenceFiles, storage: Storage) -> Reference:
+def _statistics(files: ReferenceFiles, storage: Storage) -> ReferenceStatistics:
+    """Kept for the next job: all cells of a run share one reference."""
+    cache = Path(files.cache)
     if isinstance(files.features, MomentsFile):
-        moments_file = files.features
-        known, root = load_or_compute(Path(files.cache), files.key, lambda: read_moments(moments_file), storage)
-        return Reference(known, root, None)
-    path, count = Path(files.features), files.num_images
-    assert count is not None
-
-    def stream() -> Iterator[Features]:
-        return (values for _, values in parquet.read_features(path, "features", storage))
-
-    known, root = load_or_compute(Path(files.cache), files.key, lambda: moments(stream(), count), storage)
-    return Reference(known, root, count, lambda: read_features(path, storage))
+        return of_moments(files.features, cache, files.key, storage)
+    assert files.num_images is not None
+    return of_feature_file(Path(files.features), files.num_images, cache, files.key, storage)
 
 
 def _write_influence(job: ScoreJob, influence: NDArray[np.float64]) -> None:

@@ -1,4 +1,4 @@
-"""Scores of samples that were made elsewhere, against any reference, in this process and with no run directory."""
+"""Scores of external images against any reference, in this process and without a run directory."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -10,19 +10,26 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from taugrid.eval import reference as references
-from taugrid.eval.features import load as extractors
+from taugrid.eval.features.load import Extraction, load
 from taugrid.eval.features.names import PIXELS, ExtractorSpec
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.eval.metrics.statistics import ROWS_AT_ONCE
-from taugrid.eval.metrics.streams import Features, moments
-from taugrid.eval.reference import MomentsFile, Reference
+from taugrid.eval.metrics.streams import Features
+from taugrid.eval.moments_file import MomentsFile
+from taugrid.eval.reference import Reference
+from taugrid.eval.reference_statistics import (
+    ReferenceStatistics,
+    cached_features,
+    of_feature_file,
+    of_features,
+    of_moments,
+)
 from taugrid.eval.sources import Source, batches
-from taugrid.protocol import Protocol, ReferenceIdentity
+from taugrid.protocol import Protocol
 from taugrid.registry.metrics import MetricSettings
 from taugrid.workers.device import set_up
 
-Extractor = Callable[[torch.Tensor], extractors.Extraction]
+Extractor = Callable[[torch.Tensor], Extraction]
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many images are done, and of how many."""
@@ -40,7 +47,7 @@ def _no_progress(what: str, done: int, total: int) -> None:
 
 def evaluate(
     samples: Source,
-    reference: Source | MomentsFile,
+    reference: Reference,
     extractor: ExtractorSpec,
     settings: MetricSettings,
     *,
@@ -54,33 +61,33 @@ def evaluate(
 
     Args:
         samples: the images to judge.
-        reference: real images, or their mean and covariance in the same extractor's features.
+        reference: external images, or their mean and covariance in features of the same extractor.
         extractor: see `eval.features.names.resolve`; for the shape of the samples.
-        settings: the metrics that are wanted, and how. One that can't be given is left out, with the reason.
+        settings: which metrics, and how. One that can't be computed is left out, with the reason.
         versions: of software, for the protocol.
         device: where the extractor runs, as torch names it.
         batch_size: images that the extractor gets at once.
-        cache: folder in which the reference's statistics are kept, and its features where KID or precision and recall
-            ask for them; None keeps nothing.
+        cache: folder that keeps the statistics of the reference, and its features where a metric needs them; None keeps
+            nothing.
         progress: told of each batch.
 
     Returns:
         `samples` and `reference` (kind, path, num_images, sha256), `metrics` (as the columns of quality.csv), `notes`
         (why a number is not there), `warnings` (what puts a fair comparison at risk), `protocol` (the fields of a run's
-        protocol; null for what is not known of images made elsewhere).
+        protocol; null for what is unknown about external images).
 
     Raises:
-        ValueError: one line, where nothing that is wanted can be given, the extractor doesn't fit the images, the
-            reference or its weights, features hold nan or infinity, images changed meanwhile, or `cache` can't be made.
+        ValueError: one line: no metric can be computed, the extractor does not fit the images, the reference or its
+            weights, features hold nan or infinity, images have changed meanwhile, or `cache` can't be made.
         taugrid.errors.DamagedFile: for an image or a file that can't be read.
     """
-    left, reasons, remarks = feasible(settings, extractor, samples.num_images, _num_images(reference))
+    left, reasons, remarks = feasible(settings, extractor, samples.num_images, reference.num_images)
     _require_fit(samples, reference, extractor, left, reasons)
     if cache is not None:
         _make_folder(cache)
     set_up()
-    extract = extractors.load(extractor, device)
-    compared = _reference(reference, extractor, extract, left, batch_size, cache, progress)
+    extract = load(extractor, device)
+    compared = _statistics(reference, extractor, extract, left, batch_size, cache, progress)
     with ExitStack() as stack:
         features = stack.enter_context(Spool())
         logits = stack.enter_context(Spool()) if any(metric.needs_logits for metric in left.chosen) else None
@@ -91,7 +98,7 @@ def evaluate(
         scores = score(features.chunks, None if logits is None else logits.chunks, samples.num_images, compared, left)
     return {
         "samples": _identity(samples),
-        "reference": _identity(reference),
+        "reference": _identity(_external(reference)),
         "metrics": scores.values,
         "notes": [*(f"no {metric}: {reason}" for metric, reason in reasons.items()), *remarks, *scores.notes],
         "warnings": warnings(samples, reference, extractor),
@@ -99,13 +106,9 @@ def evaluate(
     }
 
 
-def _num_images(reference: Source | MomentsFile) -> int | None:
-    return reference.num_images if isinstance(reference, Source) else None
-
-
 def _require_fit(
     samples: Source,
-    reference: Source | MomentsFile,
+    reference: Reference,
     extractor: ExtractorSpec,
     settings: MetricSettings,
     reasons: Mapping[str, str],
@@ -113,15 +116,11 @@ def _require_fit(
     if not settings.metrics:
         told = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
         raise ValueError(f"none of the metrics can be given ({told})")
-    if isinstance(reference, MomentsFile) and reference.dimensions != extractor.dimensions:
+    reference.require_dimensions(extractor)
+    if extractor.name == PIXELS and reference.shape not in (None, samples.shape):
         raise ValueError(
-            f"{reference.path} has moments of {reference.dimensions} features, but {extractor.name} gives "
-            f"{extractor.dimensions}: name the extractor that they were made with, or give images as the reference"
-        )
-    if isinstance(reference, Source) and extractor.name == PIXELS and reference.shape != samples.shape:
-        raise ValueError(
-            f"{PIXELS} compares images of one shape only: samples are {_shape(samples)}, the reference "
-            f"{_shape(reference)}; choose another extractor"
+            f"{PIXELS} compares images of one shape only: samples are {_shape(samples.shape)}, the reference "
+            f"{_shape(reference.shape)}; choose another extractor"
         )
 
 
@@ -132,39 +131,35 @@ def _make_folder(folder: Path) -> None:
         raise ValueError(f"can't keep references in {folder}: {error.strerror}; choose another folder") from None
 
 
-def _reference(
-    reference: Source | MomentsFile,
+def _statistics(
+    reference: Reference,
     spec: ExtractorSpec,
     extract: Extractor,
     settings: MetricSettings,
     batch_size: int,
     cache: Path | None,
     progress: Progress,
-) -> Reference:
-    if isinstance(reference, MomentsFile):
-        key = references.cache_key(reference.sha256, spec, "moments")
-        statistics = references.load_or_compute(cache, key, lambda: references.read_moments(reference))
-        return Reference(statistics.moments, statistics.root, None)
+) -> ReferenceStatistics:
+    key, given = reference.cache_key(spec), _external(reference)
+    if isinstance(given, MomentsFile):
+        return of_moments(given, cache, key)
+    count = given.num_images
 
     def features() -> Iterator[Features]:
-        for extraction in _extractions(reference, extract, batch_size, "reference", progress):
+        for extraction in _extractions(given, extract, batch_size, "reference", progress):
             yield extraction.features.numpy()
 
-    key, count = references.cache_key(reference.sha256, spec, _preprocessing(reference)), reference.num_images
     if not any(metric.needs_reference_features for metric in settings.chosen):
-        statistics = references.load_or_compute(cache, key, lambda: moments(features(), count))
-        return Reference(statistics.moments, statistics.root, count)
-    if cache is None:
-        held = np.concatenate(list(features()))
-    else:
-        held = references.read_features(references.cached_features(cache, key, count, features))
-    statistics = references.load_or_compute(cache, key, lambda: moments([held], count))
-    return Reference(statistics.moments, statistics.root, count, lambda: held)
+        return of_features(features, count, cache, key)
+    if cache is not None:
+        return of_feature_file(cached_features(cache, key, count, features), count, cache, key)
+    held = np.concatenate(list(features()))
+    return of_features(lambda: iter([held]), count, None, key, lambda: held)
 
 
 def _extractions(
     source: Source, extract: Extractor, batch_size: int, what: str, progress: Progress
-) -> Iterator[extractors.Extraction]:
+) -> Iterator[Extraction]:
     done = 0
     for _, images in batches(source, batch_size):
         yield extract(torch.from_numpy(images))
@@ -201,17 +196,17 @@ class Spool:
             yield np.frombuffer(data, np.float32).reshape(-1, self._dimensions)
 
 
-def warnings(samples: Source, reference: Source | MomentsFile, extractor: ExtractorSpec) -> list[str]:
+def warnings(samples: Source, reference: Reference, extractor: ExtractorSpec) -> list[str]:
     """What puts a fair comparison at risk, a line each."""
     found = [f"samples: {warning}" for warning in samples.warnings]
-    if isinstance(reference, Source):
-        found += [f"reference: {warning}" for warning in reference.warnings]
-        found += _warnings_of_both(samples, reference)
+    if isinstance(reference.given, Source):
+        found += [f"reference: {warning}" for warning in reference.given.warnings]
+        found += _warnings_of_both(samples, reference.given)
     elif samples.num_images != PUBLISHED_SAMPLES:
         found.append(
             f"{samples.num_images} samples, where most published FIDs are of {PUBLISHED_SAMPLES}: FID depends on N"
         )
-    counts = {"samples": samples.num_images, "references": _num_images(reference)}
+    counts = {"samples": samples.num_images, "references": reference.num_images}
     for side, count in counts.items():
         if count is not None and count <= extractor.dimensions:
             found.append(
@@ -226,8 +221,8 @@ def _warnings_of_both(samples: Source, reference: Source) -> list[str]:
         found.append("samples and reference are the same images")
     if samples.shape != reference.shape:
         found.append(
-            f"samples are {_shape(samples)}, the reference {_shape(reference)}: the extractor sees different resizing, "
-            "or grey against colour"
+            f"samples are {_shape(samples.shape)}, the reference {_shape(reference.shape)}: the extractor sees "
+            "different resizing, or grey against colour"
         )
     if samples.num_images != reference.num_images:
         found.append(
@@ -237,12 +232,8 @@ def _warnings_of_both(samples: Source, reference: Source) -> list[str]:
     return found
 
 
-def _shape(source: Source) -> str:
-    return "x".join(str(side) for side in source.shape)
-
-
-def _preprocessing(source: Source) -> str:
-    return f"8 bits, {_shape(source)}"
+def _shape(shape: tuple[int, int, int] | None) -> str:
+    return "x".join(str(side) for side in shape or ())
 
 
 def _identity(side: Source | MomentsFile) -> dict[str, Any]:
@@ -251,25 +242,22 @@ def _identity(side: Source | MomentsFile) -> dict[str, Any]:
     return {"kind": fields.get("kind", "moments"), **kept}
 
 
+def _external(reference: Reference) -> Source | MomentsFile:
+    """What is compared with: a data set of a config is for runs."""
+    assert isinstance(reference.given, Source | MomentsFile)
+    return reference.given
+
+
 def _protocol(
     samples: Source,
-    reference: Source | MomentsFile,
+    reference: Reference,
     extractor: ExtractorSpec,
     settings: MetricSettings,
     versions: Mapping[str, str],
 ) -> Protocol:
     """How external images are scored. How they were sampled is unknown."""
-    dataset, split = None, None
-    if isinstance(reference, Source) and reference.dataset is not None:
-        dataset, split = reference.dataset.rsplit("-", 1)
     return Protocol(
-        reference=ReferenceIdentity(
-            dataset=dataset,
-            split=split,
-            num_images=_num_images(reference),
-            preprocessing=_preprocessing(reference) if isinstance(reference, Source) else None,
-            sha256=reference.sha256,
-        ),
+        reference=reference.identity(),
         num_samples=samples.num_images,
         weights=None,
         tau=None,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.metrics.streams import Features, Stream
-from taugrid.eval.reference import Reference
+from taugrid.eval.reference_statistics import ReferenceStatistics
 from taugrid.registry.metrics import MetricSettings
 
 
@@ -20,7 +20,7 @@ class MetricInputs:
     """(N, d): the same in memory, where a metric that is asked for needs all of them at once."""
     logits: Stream | None
     """Of the samples; None where the extractor has none."""
-    reference: Reference
+    reference: ReferenceStatistics
     settings: MetricSettings
 
     @property

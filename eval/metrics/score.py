@@ -11,7 +11,7 @@ from typing import NamedTuple
 from taugrid.eval.features.names import ExtractorSpec
 from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
 from taugrid.eval.metrics.streams import Stream, hold
-from taugrid.eval.reference import Reference
+from taugrid.eval.reference_statistics import ReferenceStatistics
 from taugrid.registry.metrics import METRICS, Limits, Metric, MetricSettings, Sizes
 
 
@@ -63,7 +63,7 @@ def _limits(metric: Metric, wanted: MetricSettings, extractor: ExtractorSpec, si
 
 
 def score(
-    features: Stream, logits: Stream | None, num_samples: int, reference: Reference, settings: MetricSettings
+    features: Stream, logits: Stream | None, num_samples: int, reference: ReferenceStatistics, settings: MetricSettings
 ) -> MetricResult:
     """The numbers of all metrics that `settings` (of `feasible`) ask for. They don't depend on how streams are cut.
 

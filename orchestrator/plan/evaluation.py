@@ -1,55 +1,21 @@
-"""What a score is of, spelled out: everything that must match for two numbers to be comparable."""
+"""How the cells of a run are scored: against which reference, with which extractor and metrics."""
 
 from dataclasses import dataclass
 
-from taugrid.config import Config, Data
+from taugrid.config import Config
 from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.features.names import ExtractorSpec
 from taugrid.eval.metrics.score import Feasible, feasible
-from taugrid.eval.reference import MomentsFile, cache_key, open_reference
-from taugrid.eval.sources import Source
+from taugrid.eval.reference import Reference, open_reference
 from taugrid.hashing import identity
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.extractor import extractor
 from taugrid.orchestrator.plan.naming import name_of
-from taugrid.protocol import SOFTWARE, Protocol, ReferenceIdentity
+from taugrid.protocol import SOFTWARE, Protocol
 from taugrid.versions import versions
-from taugrid.workers.data import load as datasets
 
 MANY = 10**9
-"""As many samples as any metric needs."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What samples are compared with, known by its content: a data set, images elsewhere, or moments alone."""
-
-    given: Data | Source | MomentsFile
-    num_images: int | None
-    """null: not known."""
-    sha256: str
-    shape: tuple[int, int, int] | None
-    """(channels, height, width) of its images; null: not known."""
-
-    @property
-    def folder(self) -> str:
-        """Name of the folder of its features, beside those of the cells."""
-        return f"reference-{self.sha256[:10]}"
-
-    @property
-    def preprocessing(self) -> str | None:
-        """How its images reach the extractor."""
-        return None if self.shape is None else f"8 bits, {'x'.join(str(side) for side in self.shape)}"
-
-    def identity(self) -> ReferenceIdentity:
-        """What protocols say of it."""
-        dataset: str | None = None
-        split: str | None = None
-        if isinstance(self.given, Data):
-            dataset, split = self.given.full_name, self.given.split
-        elif isinstance(self.given, Source) and self.given.dataset is not None:
-            dataset, split = self.given.dataset.rsplit("-", 1)
-        return ReferenceIdentity(dataset, split, self.num_images, self.preprocessing, self.sha256)
+"""More samples than any metric needs."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +34,11 @@ class Evaluation:
 
     @property
     def reference_key(self) -> str:
-        """Names the reference's statistics by all that determines them."""
-        return cache_key(self.reference.sha256, self.extractor, self.reference.preprocessing or "moments")
+        """Names the statistics of the reference by everything that determines them."""
+        return self.reference.cache_key(self.extractor)
 
     def feasible(self, num_samples: int) -> Feasible:
-        """The metrics that can be given at N with their settings, and why others can't."""
+        """The metrics that can be computed at N with their settings, and why others can't."""
         return feasible(self.config.evaluate.metric_settings, self.extractor, num_samples, self.reference.num_images)
 
     def id(self, cell: Cell) -> str:
@@ -111,13 +77,18 @@ def check_shapes(plan: Plan) -> None:
 
 
 def evaluation(config: Config, plan: Plan) -> Evaluation:
-    """How `config` scores the cells of `plan`; opens the reference and the extractor's weights, so that what is wrong
-    with them is said before any accelerator time.
+    """How `config` scores the cells of `plan`.
+
+    It opens the reference and the weights of the extractor, so that mistakes are found before any accelerator time.
 
     Raises:
         UserError: unknown extractor, missing weights, a reference that can't be read, or images of another shape.
     """
-    reference = _reference(config)
+    given = config.data if config.evaluate.reference is None else config.evaluate.reference
+    try:
+        reference = open_reference(given)
+    except (ValueError, DamagedFile) as error:
+        raise UserError(f"evaluate.reference: {error}") from None
     for model in plan.models:
         if reference.shape is not None and model.image_shape != reference.shape:
             raise UserError(
@@ -125,28 +96,13 @@ def evaluation(config: Config, plan: Plan) -> Evaluation:
                 f"{model.image_shape}; choose its data or evaluate.reference, or only `taugrid sample` it"
             )
     spec = extractor(config)
-    if isinstance(reference.given, MomentsFile) and reference.given.dimensions != spec.dimensions:
-        raise UserError(
-            f"evaluate.reference: {reference.given.path} has moments of {reference.given.dimensions} features, but "
-            f"{spec.name} gives {spec.dimensions}; set evaluate.extractor to the one that they were made with"
-        )
+    try:
+        reference.require_dimensions(spec)
+    except ValueError as error:
+        raise UserError(f"evaluate.reference: {error}") from None
     found = Evaluation(config, spec, reference)
     left, reasons, _ = found.feasible(MANY)
     if not left.metrics:
         told = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
         raise UserError(f"evaluate.metrics: none of them can be given at any N ({told})")
     return found
-
-
-def _reference(config: Config) -> Reference:
-    given = config.data if config.evaluate.reference is None else config.evaluate.reference
-    if isinstance(given, Data):
-        images = datasets.load_images(given)
-        return Reference(given, len(images), datasets.content_fingerprint(given), given.image_shape)
-    try:
-        opened = open_reference(given)
-    except (ValueError, DamagedFile) as error:
-        raise UserError(f"evaluate.reference: {error}") from None
-    if isinstance(opened, MomentsFile):
-        return Reference(opened, None, opened.sha256, None)
-    return Reference(opened, opened.num_images, opened.sha256, opened.shape)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from taugrid.eval.extract import ExtractJob
-from taugrid.eval.reference import MomentsFile
+from taugrid.eval.moments_file import MomentsFile
 from taugrid.orchestrator.dispatch.policy import Task
 from taugrid.orchestrator.plan.cells import Shard
 from taugrid.orchestrator.plan.evaluation import Evaluation

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from taugrid.eval.reference import MomentsFile
+from taugrid.eval.moments_file import MomentsFile
 from taugrid.eval.score_cell import ReferenceFiles, ScoreJob
 from taugrid.orchestrator.dispatch.policy import Task
 from taugrid.orchestrator.plan.evaluation import Evaluation

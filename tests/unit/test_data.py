@@ -14,8 +14,9 @@ from taugrid import config
 from taugrid.errors import UserError
 from taugrid.eval import extract as extraction
 from taugrid.eval.features import names as extractor_names
+from taugrid.eval.reference import Reference
 from taugrid.jobs import SavedUnet
-from taugrid.orchestrator.plan.evaluation import Reference, evaluation
+from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir import provenance

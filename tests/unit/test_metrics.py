@@ -12,7 +12,7 @@ from taugrid.errors import UserError
 from taugrid.eval.features.names import ExtractorSpec
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.eval.metrics.statistics import Moments, symmetric_root
-from taugrid.eval.reference import Reference
+from taugrid.eval.reference_statistics import ReferenceStatistics
 from taugrid.eval.tables.long_form import COLUMNS, long_form, score_columns
 from taugrid.eval.tables.pivots import pivot_tables
 from taugrid.eval.tables.quality import write_quality
@@ -68,7 +68,7 @@ def spread(tmp_path, monkeypatch):
 
 def scored(values, metrics):
     moments = Moments.of(values)
-    reference = Reference(moments, symmetric_root(moments.covariance), len(values))
+    reference = ReferenceStatistics(moments, symmetric_root(moments.covariance), len(values))
     stream = lambda: iter([values])  # noqa: E731
     return score(stream, None, len(values), reference, MetricSettings(metrics))
 

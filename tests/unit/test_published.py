@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from taugrid.config import Config, Data, validate
+from taugrid.eval.reference import Reference
 from taugrid.eval.sources import Source
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import COLUMNS
@@ -21,7 +22,6 @@ from taugrid.eval.tables.published.counterparts import (
     reconstruction_counterparts,
 )
 from taugrid.eval.tables.published.files import published_markdown, write_published
-from taugrid.orchestrator.plan.evaluation import Reference
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.report.collect import Rows
 from taugrid.orchestrator.report.write import network_origin, write_report

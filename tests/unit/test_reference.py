@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 
 from taugrid.errors import DamagedFile
-from taugrid.eval import reference as references
+from taugrid.eval import reference_statistics
 from taugrid.eval.features.names import ExtractorSpec
 from taugrid.eval.metrics.frechet import Frechet, frechet_distance
 from taugrid.eval.metrics.inputs import MetricInputs
 from taugrid.eval.metrics.neighbours import compute_prc
 from taugrid.eval.metrics.statistics import Moments, symmetric_root
-from taugrid.eval.reference import MomentsFile, Reference, cache_key, load_or_compute, open_reference, read_moments
+from taugrid.eval.moments_file import MomentsFile, read_moments
+from taugrid.eval.reference import cache_key, open_reference
+from taugrid.eval.reference_statistics import ReferenceStatistics, load_or_compute
 from taugrid.eval.sources import Source
 from taugrid.registry.metrics import MetricSettings
 from taugrid.workers.data.readers.picture import SourceError
@@ -86,7 +88,7 @@ def test_moments_with_one_wrong_bit_are_refused_or_are_the_same(tmp_path, save):
     for wrong in wrong_bits(path.read_bytes(), 600):
         path.write_bytes(wrong)
         try:
-            moments = read_moments(open_reference(str(path)))
+            moments = read_moments(open_reference(str(path)).given)
         except (DamagedFile, SourceError) as error:  # one bit can hide sigma in a comment of mu
             refused += str(path) in str(error)
         else:
@@ -124,16 +126,16 @@ def test_a_key_changes_with_all_that_determines_features_and_with_nothing_else()
 
 def test_features_of_a_reference_are_extracted_once(tmp_path):
     values = features(30)
-    path = references.cached_features(tmp_path, "k", 30, lambda: [values[:7], values[7:]])
-    assert np.array_equal(references.read_features(path), values)
-    assert references.cached_features(tmp_path, "k", 30, never) == path
+    path = reference_statistics.cached_features(tmp_path, "k", 30, lambda: [values[:7], values[7:]])
+    assert np.array_equal(reference_statistics.read_features(path), values)
+    assert reference_statistics.cached_features(tmp_path, "k", 30, never) == path
     data = bytearray(path.read_bytes())
     data[200] ^= 1
     path.write_bytes(data)
-    references.cached_features(tmp_path, "k", 30, lambda: [values])
-    assert np.array_equal(references.read_features(path), values)
+    reference_statistics.cached_features(tmp_path, "k", 30, lambda: [values])
+    assert np.array_equal(reference_statistics.read_features(path), values)
     with pytest.raises(AssertionError):
-        references.cached_features(tmp_path, "k", 31, never)
+        reference_statistics.cached_features(tmp_path, "k", 31, never)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -142,7 +144,7 @@ def test_a_file_of_moments_gives_the_distance_of_its_features(tmp_path, dtype):
     real, samples = features(200, seed=1), Moments.of(features(100, seed=2) + 1)
     mean, covariance = real.mean(0, dtype=np.float64), np.cov(real, rowvar=False)
     path = moments_file(tmp_path / "a.npz", mu=mean.astype(dtype), sigma=covariance.astype(dtype))
-    file = open_reference(path)
+    file = open_reference(path).given
     assert isinstance(file, MomentsFile)
     assert (file.path, file.dimensions) == (path, 4)
     distance = frechet_distance(samples, read_moments(file))
@@ -153,13 +155,13 @@ def test_a_file_of_moments_gives_the_distance_of_its_features(tmp_path, dtype):
 def test_a_reference_without_features_says_so():
     moments = Moments.of(features())
     with pytest.raises(ValueError, match="only its mean and covariance"):
-        _ = Reference(moments, symmetric_root(moments.covariance), None).features
+        _ = ReferenceStatistics(moments, symmetric_root(moments.covariance), None).features
 
 
 def test_features_are_loaded_once_and_radii_computed_once():
     values, loads = features(20), []
     moments = Moments.of(values)
-    reference = Reference(moments, moments.scatter, 20, lambda: loads.append(1) or values)
+    reference = ReferenceStatistics(moments, moments.scatter, 20, lambda: loads.append(1) or values)
     radii = []
     for neighbourhood in (3, 3, 2):
         settings = MetricSettings(("prc",), prc_neighborhood=neighbourhood)
@@ -174,7 +176,7 @@ def test_features_are_loaded_once_and_radii_computed_once():
 def test_images_come_before_moments(tmp_path):
     images = np.zeros((2, 4, 4, 3), np.uint8)
     path = moments_file(tmp_path / "a.npz", arr_0=images, mu=np.zeros(4), sigma=np.eye(4))
-    assert isinstance(open_reference(path), Source)
+    assert isinstance(open_reference(path).given, Source)
 
 
 NOT_SYMMETRIC = np.eye(3) + np.triu(np.ones((3, 3)))
@@ -211,7 +213,7 @@ def test_covariances_of_no_full_rank_and_rounded_are_taken(tmp_path):
     assert np.linalg.eigvalsh(covariance.astype(np.float64))[0] < 0
     for sigma in (covariance, np.zeros((64, 64))):
         path = moments_file(tmp_path / "a.npz", mu=np.zeros(64), sigma=sigma)
-        assert isinstance(open_reference(path), MomentsFile)
+        assert isinstance(open_reference(path).given, MomentsFile)
 
 
 def test_what_is_no_npz_is_refused(tmp_path):
@@ -241,4 +243,4 @@ def test_pickles_and_torn_files_are_refused(tmp_path):
 
 def test_the_default_cache_is_the_users(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert references.default_cache() == tmp_path / "taugrid" / "references"
+    assert reference_statistics.default_cache() == tmp_path / "taugrid" / "references"

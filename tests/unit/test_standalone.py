@@ -19,9 +19,10 @@ from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.neighbours import precision_recall
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.eval.metrics.statistics import Moments
-from taugrid.eval.reference import Reference, open_reference
+from taugrid.eval.reference import Reference, open_reference, reference_of
+from taugrid.eval.reference_statistics import ReferenceStatistics
 from taugrid.eval.sources import open_source
-from taugrid.eval.standalone import Spool, evaluate
+from taugrid.eval.standalone import Spool
 from taugrid.images import encode_png
 from taugrid.registry.metrics import METRICS, MetricSettings
 from taugrid.workers.data.load import load_images
@@ -72,6 +73,14 @@ def as_shard(path, batch):
         writer.flush()
         part.commit(replace=False)
     return open_source(str(path))
+
+
+def as_reference(given):
+    return given if isinstance(given, Reference) else reference_of(given)
+
+
+def evaluate(samples, reference, *arguments, **named):
+    return standalone.evaluate(samples, as_reference(reference), *arguments, **named)
 
 
 def expected(spec, cell, digits, settings):
@@ -225,7 +234,7 @@ def test_risks_are_said(tmp_path, spec, cell, digits):
     coloured = as_npz(tmp_path / "b.npz", np.repeat(digits[:40], 3, axis=1))
 
     def found(one, other):
-        return " | ".join(standalone.warnings(one, other, spec))
+        return " | ".join(standalone.warnings(one, as_reference(other), spec))
 
     assert "40 samples for 64 features" in found(samples, coloured)
     assert "40 references for 64 features" in found(samples, coloured)
@@ -235,7 +244,7 @@ def test_risks_are_said(tmp_path, spec, cell, digits):
     every = as_npz(tmp_path / "c.npz", digits)
     assert f"40 samples against {len(digits)} references" in found(samples, every)
     clean = as_npz(tmp_path / "d.npz", digits[::-1])
-    assert standalone.warnings(every, clean, spec) == []
+    assert standalone.warnings(every, as_reference(clean), spec) == []
     lossy = replace(samples, warnings=("JPEG",))
     assert "samples: JPEG" in found(lossy, every)
     assert "reference: JPEG" in found(every, lossy)
@@ -311,7 +320,7 @@ def test_a_stream_of_another_length_is_refused(count):
 
 def scored(features, reference_features, chunk, settings):
     moments = Moments.of(reference_features)
-    reference = Reference(
+    reference = ReferenceStatistics(
         moments, statistics.symmetric_root(moments.covariance), len(reference_features), lambda: reference_features
     )
 
@@ -371,7 +380,7 @@ def test_fid_and_isc_take_no_memory_that_grows_with_n():
 
     chunk = np.random.default_rng(0).normal(size=(4096, 32)).astype(np.float32)
     moments = Moments.of(chunk)
-    reference = Reference(moments, statistics.symmetric_root(moments.covariance), 4096)
+    reference = ReferenceStatistics(moments, statistics.symmetric_root(moments.covariance), 4096)
     peaks = []
     for repeats in (2, 40):
 

@@ -1,0 +1,88 @@
+"""Files with the mean and covariance of a reference, as pytorch-fid and EDM keep them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taugrid.errors import DamagedFile
+from taugrid.eval.metrics.statistics import Array, Moments
+from taugrid.hashing import file_sha256
+from taugrid.workers.data.readers.npz import NPZ_ERRORS, NPZ_IMAGES, require_whole_npz
+from taugrid.workers.data.readers.picture import SourceError
+
+ASYMMETRY = 1e-6
+"""How far a covariance from a file may be from symmetric, as a share of its largest entry: some are of float32."""
+
+NEGATIVITY = 1e-4
+"""How far below 0 an eigenvalue of a covariance from a file may be, as a share of the largest. Rounding entries to
+float32 moves eigenvalues by at most 6e-8 sqrt(d) of it, 3e-6 at d = 2048; summing in float32 by more."""
+
+
+@dataclass(frozen=True)
+class MomentsFile:
+    """An `.npz` with `mu` (d,) and `sigma` (d, d), as pytorch-fid and EDM keep their references."""
+
+    path: str
+    dimensions: int
+    sha256: str
+    """Of the file's bytes."""
+
+
+def open_moments(file: Path) -> MomentsFile | None:
+    """The mean and covariance in an `.npz`; None if it holds none, or images, which any extractor can see.
+
+    Raises:
+        workers.data.readers.SourceError: for a mean and covariance that belong to no distribution.
+        DamagedFile: for a file that can't be read.
+    """
+    with load_npz(file) as arrays:
+        if NPZ_IMAGES in arrays or not {"mu", "sigma"} & set(arrays):
+            return None
+        mean, _ = _mean_and_covariance(file, arrays)
+    return MomentsFile(str(file), len(mean), file_sha256(file))
+
+
+def read_moments(file: MomentsFile) -> Moments:
+    """The moments in a file. Their `n` is not known: 2 stands for it, with which scatter and covariance are equal."""
+    with load_npz(Path(file.path)) as arrays:
+        mean, covariance = _mean_and_covariance(Path(file.path), arrays)
+    return Moments(2, mean, covariance)
+
+
+def load_npz(path: Path) -> Any:
+    """The open `.npz` at `path`; DamagedFile if its archive is not whole."""
+    require_whole_npz(path)
+    return np.load(path, allow_pickle=False)
+
+
+def _mean_and_covariance(path: Path, arrays: Any) -> tuple[Array, Array]:
+    missing = {"mu", "sigma"} - set(arrays)
+    if missing:
+        raise SourceError(f"{path} has no {missing.pop()}; a reference of moments holds mu (d,) and sigma (d, d)")
+    try:
+        mean, covariance = arrays["mu"], arrays["sigma"]
+    except NPZ_ERRORS as error:
+        raise DamagedFile(f"{path}: mu or sigma can't be read: {' '.join(str(error).split())}") from None
+    if (
+        mean.ndim != 1
+        or not len(mean)
+        or covariance.shape != (len(mean), len(mean))
+        or mean.dtype.kind + covariance.dtype.kind != "ff"
+    ):
+        raise SourceError(
+            f"{path}: mu is {mean.dtype} of shape {mean.shape} and sigma {covariance.dtype} of shape "
+            f"{covariance.shape}; taken are floats of shapes (d,) and (d, d), d > 0"
+        )
+    mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise SourceError(f"{path}: mu or sigma holds nan or infinity")
+    if np.abs(covariance - covariance.T).max() > ASYMMETRY * np.abs(covariance).max():
+        raise SourceError(f"{path}: sigma is not symmetric, so it is no covariance")
+    eigenvalues = np.linalg.eigvalsh(covariance)
+    if eigenvalues[0] < -NEGATIVITY * np.abs(eigenvalues).max():
+        raise SourceError(
+            f"{path}: sigma has eigenvalues from {eigenvalues[0]:.3g} to {eigenvalues[-1]:.3g}, so it is no covariance"
+        )
+    return mean, covariance
