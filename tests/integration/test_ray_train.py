@@ -247,10 +247,10 @@ def test_a_compiled_network_learns_the_same_in_two_workers(uninterrupted, tmp_pa
     assert losses_of(tmp_path) == pytest.approx(losses_of(uninterrupted)[:5], rel=1e-4)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_diverging_training_stops_with_one_line(tmp_path, workers):
+def test_a_diverging_training_stops_with_one_line(tmp_path):
+    """What the loop says of one worker is tests/unit/test_training.py's; here the line comes back through Ray Train."""
     with pytest.raises(RunFailed, match=r"^the loss of step 2 is not finite; lower train.learning_rate"):
-        in_a_thread(a_spec(tmp_path, learning_rate=1e30, workers=workers)).result()
+        in_a_thread(a_spec(tmp_path, learning_rate=1e30, workers=2)).result()
     assert not (tmp_path / SPEC.model_id).exists()
 
 
