@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LOWER := build/lower-bounds
 
-.PHONY: demo test lint types chaos bench clean
+.PHONY: demo test pytest lint types chaos bench lower-bounds clean
 
 demo: $(STAMP)            ## train, sample and score the digits grid (minutes on a laptop)
 	$(BIN)/taugrid run configs/digits.yaml
 
-# Two processes, a file of tests each: Ray's starts leave a core idle for most of the time.
-test: lint types          ## lint, types and tests
+test: $(STAMP)            ## lint, types and tests, side by side
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target lint types pytest
+
+# Two processes, a file of tests each; Ray's starts leave a core idle at times, which mypy takes.
+pytest: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
@@ -30,6 +34,14 @@ bench: $(STAMP)           ## what docs/decisions.md quotes
 	$(BIN)/python -m benchmarks.noise
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.evaluation
+
+# On x86_64 Linux this downloads a CUDA build of torch: about 3 GB, 7 GB unpacked.
+lower-bounds:             ## the unit tests with the oldest versions that pyproject.toml admits
+	rm -rf $(LOWER) && mkdir -p $(LOWER)
+	$(PYTHON) tools/lower_bounds.py pyproject.toml > $(LOWER)/constraints.txt
+	$(PYTHON) -m venv $(LOWER)
+	PIP_CONFIG_FILE=/dev/null $(LOWER)/bin/pip install --quiet --constraint $(LOWER)/constraints.txt --editable '.[dev]'
+	OMP_NUM_THREADS=1 $(LOWER)/bin/pytest -n 2 tests/unit
 
 $(STAMP): pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
