@@ -1,7 +1,6 @@
 """What `plan`, `status`, `verify` and `export` say of a run, from the config and the disk alone."""
 
-import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,13 @@ from typing import Any
 from taugrid import parquet
 from taugrid.config import Config
 from taugrid.errors import DamagedFile, UserError
-from taugrid.orchestrator.plan.cells import Cell, Model, Plan
+from taugrid.orchestrator.plan.cells import Cell, Model, Plan, Shard
 from taugrid.orchestrator.plan.extension import orphans_in_words
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.integrity import Damage
-from taugrid.storage import read_json, read_sealed
+from taugrid.storage import Storage, read_json, read_sealed
 from taugrid.workers.training.log import training_progress
 
 PNG_OVERHEAD_BYTES = 200
@@ -71,13 +70,13 @@ def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:
         "network_evaluations": cell.settings.num_samples * len(cell.tau),
         "network_evaluations_done": images_done * len(cell.tau),
         "scored": len(done) == len(cell.shards)
-        and any(_is_of_n(path, cell) for path in rundir.scores.glob(f"{cell.id}-*.json")),
+        and any(_is_of_n(rundir, path, cell) for path in rundir.storage.list(rundir.scores, f"{cell.id}-*.json")),
     }
 
 
-def _is_of_n(score: Path, cell: Cell) -> bool:
+def _is_of_n(rundir: RunDir, score: Path, cell: Cell) -> bool:
     """The score is of as many samples as the config asks for."""
-    value = read_sealed(score)
+    value = read_sealed(score, rundir.storage)
     return value is not None and value["protocol"]["num_samples"] == cell.settings.num_samples
 
 
@@ -91,30 +90,35 @@ def measured_rate(rundir: RunDir) -> float | None:
 def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> list[Damage]:
     """Re-read every file of a run and decode every image; `tick(n)` after n images. Moves and changes nothing."""
     found: list[Damage] = []
+    storage = rundir.storage
     if (said := orphans_in_words(config, plan, rundir)) is not None:
         found.append(Damage(rundir.samples, said))
     planned = {cell.id for cell in plan.cells}
     for cell_id, name in rundir.committed_cells().items():
         if cell_id not in planned:
-            for path in sorted((rundir.samples / name).glob("part-*.parquet")):
-                found += _verify_images(path, None, tick)
+            for path in storage.list(rundir.samples / name, "part-*.parquet"):
+                found += _verify_images(path, None, tick, storage)
     for cell in plan.cells:
         found += _verify_samples(cell, rundir, tick)
-    derived = [rundir.reconstructions.glob("*/part-*.parquet"), rundir.interpolations.glob("*/part-*.parquet")]
-    derived.append(rundir.scores.glob("*.parquet"))
-    for path in sorted(itertools.chain(rundir.features.glob("*/*/part-*.parquet"), *derived)):
+    derived = [
+        *storage.list(rundir.features, "*/*/part-*.parquet"),
+        *storage.list(rundir.reconstructions, "*/part-*.parquet"),
+        *storage.list(rundir.interpolations, "*/part-*.parquet"),
+        *storage.list(rundir.scores, "*.parquet"),
+    ]
+    for path in sorted(derived):
         try:
-            parquet.inspect(path)
+            parquet.inspect(path, storage=storage)
         except DamagedFile as error:
             found.append(Damage(path, str(error)))
-    scored = [cell for cell in plan.cells if any(rundir.scores.glob(f"{cell.id}-*.json"))]
+    scored = [cell for cell in plan.cells if storage.list(rundir.scores, f"{cell.id}-*.json")]
     found += [
         Damage(rundir.scores / f"{cell.id}-*.json", "missing") for cell in plan.cells if scored and cell not in scored
     ]
-    changed = [path for path in sorted(rundir.scores.glob("*.json")) if read_sealed(path) is None]
+    changed = [path for path in storage.list(rundir.scores, "*.json") if read_sealed(path, storage) is None]
     found += [Damage(path, "it is not what was written") for path in changed]
     for path in (rundir.tables / "quality.json", rundir.provenance):
-        if path.exists() and read_json(path) is None:
+        if storage.exists(path) and read_json(path, storage) is None:
             found.append(Damage(path, "it is no JSON"))
     return list(dict.fromkeys(found))
 
@@ -133,19 +137,21 @@ def _verify_samples(cell: Cell, rundir: RunDir, tick: Callable[[int], None]) -> 
     for shard in cell.shards:
         path = rundir.sample_part(cell, shard)
         if shard.number in done:
-            found += _verify_images(path, cell.model.image_shape, tick)
-        elif not path.exists():
+            found += _verify_images(path, cell.model.image_shape, tick, rundir.storage)
+        elif not rundir.storage.exists(path):
             found.append(Damage(path, "missing"))
         elif all(damage.path != path for damage in found):
             found.append(Damage(path, "it holds fewer images than the config asks for"))
     return found
 
 
-def _verify_images(path: Path, shape: tuple[int, int, int] | None, tick: Callable[[int], None]) -> list[Damage]:
+def _verify_images(
+    path: Path, shape: tuple[int, int, int] | None, tick: Callable[[int], None], storage: Storage
+) -> list[Damage]:
     """Decode every image of a file; `shape` is (channels, height, width), or None where that is not known."""
     try:
-        parquet.inspect(path)
-        for index, batch in parquet.read_images(path):
+        parquet.inspect(path, storage=storage)
+        for index, batch in parquet.read_images(path, storage=storage):
             if shape is not None and batch.shape[1:] != shape:
                 raise DamagedFile(f"images are of shape {batch.shape[1:]}")
             tick(len(index))
@@ -210,13 +216,11 @@ def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"can't write to {folder}: {error.strerror}") from None
-    return sum(
-        _export_part(rundir.sample_part(cell, shard), range(shard.start, shard.stop), folder) for shard in cell.shards
-    )
+    return sum(_export_part(rundir, cell, shard, folder) for shard in cell.shards)
 
 
-def _export_part(path: Path, wanted: Iterable[int], folder: Path) -> int:
-    pngs = parquet.read_png(path, wanted)
+def _export_part(rundir: RunDir, cell: Cell, shard: Shard, folder: Path) -> int:
+    pngs = parquet.read_png(rundir.sample_part(cell, shard), range(shard.start, shard.stop), rundir.storage)
     for index, png in pngs.items():
         (folder / f"{index:07d}.png").write_bytes(png)
     return len(pngs)

@@ -55,7 +55,11 @@ def judge_run(config: Config, plan: Plan, rundir: RunDir, progress: Progress) ->
 
 
 def _judge(cell: Cell, rundir: RunDir, fid: float, reference: NDArray[np.uint8]) -> Verdict:
-    parts = [part for shard in cell.shards for part in parquet.read_images(rundir.sample_part(cell, shard))]
+    parts = [
+        part
+        for shard in cell.shards
+        for part in parquet.read_images(rundir.sample_part(cell, shard), storage=rundir.storage)
+    ]
     index, pictures = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     assert cell.settings.seed is not None
     settings = CellSettings(

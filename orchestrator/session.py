@@ -118,7 +118,7 @@ class Run:
         for model, source in self.plan.trained_here:
             if not self.rundir.is_ready(model):
                 self._connect()
-                if (folder := self.rundir.model_folder(model)).exists():
+                if self.rundir.storage.exists(folder := self.rundir.model_folder(model)):
                     self._set_aside(Damage(folder, "its weights are missing"))
                 training = Training(model, source, self.rundir, self.config.cluster, self._progress, self._events)
                 training.run(self._log)

@@ -80,6 +80,9 @@ class Storage(Protocol):
     def local_path(self, path: Path) -> AbstractContextManager[Path]:
         """A local path from which libraries that need one read the file, while the context lasts."""
 
+    def local_folder(self, folder: Path) -> AbstractContextManager[Path]:
+        """A local folder into which tables and figures are written; they are in `folder` when the context ends."""
+
 
 @dataclass(frozen=True)
 class LocalStorage:
@@ -164,6 +167,12 @@ class LocalStorage:
     def local_path(self, path: Path) -> AbstractContextManager[Path]:
         """See `Storage`. The path itself."""
         return nullcontext(path)
+
+    @contextmanager
+    def local_folder(self, folder: Path) -> Iterator[Path]:
+        """See `Storage`. The folder itself, made where it is missing: writers use `replacing`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
 
 
 LOCAL = LocalStorage()

@@ -37,7 +37,7 @@ def _selfcheck(out: str, address: str, workers: int | None, as_json: bool) -> No
 
     require_shared(out, address)
     opened = Opened("selfcheck", () if workers is None else (f"cluster.workers={workers}",), out)
-    there = read_json(opened.rundir.config)
+    there = read_json(opened.rundir.config, opened.rundir.storage)
     if there is not None and there.get("name") != opened.config.name:
         raise UserError(f"--out {out} holds another run; give an empty folder, or one of an earlier selfcheck")
     with Progress() as progress:

@@ -167,7 +167,7 @@ def print_outcome(rundir: RunDir, outcome: "Outcome", join_protocols: bool = Fal
             f"{counted(len({row['cell'] for row in outcome.rows}), 'cell')} interpolated: figures/interpolation*.png"
         )
     elif outcome.rows and outcome.table == "reconstruction":
-        text = (rundir.tables / "reconstruction.md").read_text(encoding="utf-8")
+        text = rundir.storage.read(rundir.tables / "reconstruction.md").decode()
         Console(highlight=False, soft_wrap=True).print(text, markup=False)
     missing = outcome.missing
     for cell, reason in list(missing.items())[:10]:
@@ -182,5 +182,5 @@ def print_outcome(rundir: RunDir, outcome: "Outcome", join_protocols: bool = Fal
         ("tables", rundir.tables),
         ("figures", rundir.figures),
     ):
-        if path.exists():
+        if rundir.storage.exists(path):
             people.print(f"{name + ':':9}{path}", markup=False)

@@ -20,7 +20,7 @@ from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.plan.sources import Oracle
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.storage import read_sealed
+from taugrid.storage import Storage, read_sealed
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import gaussian
 
@@ -54,7 +54,7 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
     reasons: dict[str, str] = {}
     cells_of: dict[str, list[str]] = defaultdict(list)  # note -> names
     for cell in plan.cells:
-        score = read_sealed(rundir.score(cell, evaluation.id(cell)))
+        score = read_sealed(rundir.score(cell, evaluation.id(cell)), rundir.storage)
         if score is None:
             continue
         short = identity(score["protocol"])[:8]
@@ -64,7 +64,7 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
         for note in score["notes"]:
             cells_of[note].append(cell.name)
         pairings[cell.id] = (cell.settings.seed, cell.model.image_shape)
-        influence = _influence(rundir.influence(cell, evaluation.id(cell)), cell.settings.num_samples)
+        influence = _influence(rundir.influence(cell, evaluation.id(cell)), cell.settings.num_samples, rundir.storage)
         if influence is not None:
             influences[cell.id] = influence
         else:
@@ -76,11 +76,11 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
     return Rows(rows, [*plan.remarks, *notes], Evidence(influences, pairings, protocols, reasons))
 
 
-def _influence(path: Path, num_samples: int) -> NDArray[np.float64] | None:
+def _influence(path: Path, num_samples: int, storage: Storage) -> NDArray[np.float64] | None:
     """How far each sample moves FID, (N,); None if the file is missing or damaged."""
     try:
-        parquet.inspect(path)
-        parts = [values for _, values in parquet.read_numbers(path, "influence")]
+        parquet.inspect(path, storage=storage)
+        parts = [values for _, values in parquet.read_numbers(path, "influence", storage)]
     except (FileNotFoundError, DamagedFile):
         return None
     found = np.concatenate(parts)

@@ -22,8 +22,8 @@ from taugrid.orchestrator.rundir.directory import RunDir
 def write_sample_figures(config: Config, plan: Plan, rundir: RunDir) -> None:
     """Write figures/samples.png and consistency.png; a pair for each group, if cells differ in more than eta and S."""
     groups = _groups(plan)
-    for stale in (*rundir.figures.glob("samples*.png"), *rundir.figures.glob("consistency*.png")):
-        stale.unlink()
+    rundir.remove_figures("samples*.png")
+    rundir.remove_figures("consistency*.png")
     for name, cells in groups.items():
         firsts = {_place(cell): _first_images(cell, rundir, config.report.images_per_cell) for cell in cells}
         complete = {place: images for place, images in firsts.items() if images is not None}
@@ -31,8 +31,9 @@ def write_sample_figures(config: Config, plan: Plan, rundir: RunDir) -> None:
         if complete:
             stem = "samples" if len(groups) == 1 else f"samples-{name}"
             same_length = {place: picture[:smallest] for place, picture in complete.items()}
-            pictures.samples(same_length, rundir.figures / f"{stem}.png")
-            _write_consistency(same_length, rundir.figures / f"{stem.replace('samples', 'consistency', 1)}.png")
+            with rundir.storage.local_folder(rundir.figures) as figures:
+                pictures.samples(same_length, figures / f"{stem}.png")
+                _write_consistency(same_length, figures / f"{stem.replace('samples', 'consistency', 1)}.png")
 
 
 def _groups(plan: Plan) -> dict[str, list[Cell]]:
@@ -75,10 +76,10 @@ def _first_images(cell: Cell, rundir: RunDir, count: int) -> NDArray[np.uint8] |
     found: dict[int, bytes] = {}
     for shard in cell.shards:
         path = rundir.sample_part(cell, shard)
-        if shard.start >= wanted.stop or not path.exists():
+        if shard.start >= wanted.stop or not rundir.storage.exists(path):
             break
         try:
-            found |= parquet.read_png(path, wanted)
+            found |= parquet.read_png(path, wanted, rundir.storage)
         except DamagedFile:
             return None
     if len(found) < len(wanted):

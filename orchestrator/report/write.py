@@ -33,13 +33,14 @@ def write_report(config: Config, plan: Plan, rundir: RunDir, collected: Rows) ->
     joined = check_joinable(rows, evidence.protocols, override=True) if joining else JoinedRows([], frozenset())
     alike = indistinguishable(rows, evidence, joining) if rows else frozenset()
     beside = quality_counterparts(rows, evidence.protocols, {model.id: network_origin(model) for model in plan.models})
-    write_published(beside, rundir.tables, "published")
     notes = [*joined.notes, *notes, *pointer(beside, "published")]
-    write_quality(rows, rundir.tables, evidence.protocols, notes, alike, joined.cells)
-    write_differences(differences(rows, evidence) if rows else [], rundir.tables)
-    rundir.figures.mkdir(parents=True, exist_ok=True)
+    with rundir.storage.local_folder(rundir.tables) as tables:
+        write_published(beside, tables, "published")
+        write_quality(rows, tables, evidence.protocols, notes, alike, joined.cells)
+        write_differences(differences(rows, evidence) if rows else [], tables)
     if rows:
-        save(quality_figure(long_form(rows), {} if joining else evidence.protocols), rundir.figures / "quality")
+        with rundir.storage.local_folder(rundir.figures) as figures:
+            save(quality_figure(long_form(rows), {} if joining else evidence.protocols), figures / "quality")
     _write_checkpoints(plan, rundir, rows, {} if joining else evidence.protocols)
     write_sample_figures(config, plan, rundir)
     write_losses(plan, rundir)
@@ -48,10 +49,10 @@ def write_report(config: Config, plan: Plan, rundir: RunDir, collected: Rows) ->
 def write_losses(plan: Plan, rundir: RunDir) -> None:
     """Write figures/loss if a model of the plan has been trained here; otherwise remove an earlier one."""
     if curves := loss_curves(plan, rundir):
-        save(losses_figure(curves), rundir.figures / "loss")
+        with rundir.storage.local_folder(rundir.figures) as figures:
+            save(losses_figure(curves), figures / "loss")
     else:
-        for stale in rundir.figures.glob("loss.*"):
-            stale.unlink()
+        rundir.remove_figures("loss.*")
 
 
 def loss_curves(plan: Plan, rundir: RunDir) -> dict[str, pd.DataFrame]:
@@ -62,10 +63,11 @@ def loss_curves(plan: Plan, rundir: RunDir) -> dict[str, pd.DataFrame]:
         first.setdefault(cell.model.id, cell)
     for cell in first.values():
         log = rundir.models / cell.model.id / "train" / "log.jsonl"
-        if isinstance(cell.model.source, Trained) and log.is_file():
+        if isinstance(cell.model.source, Trained) and rundir.storage.exists(log):
             of_model = {key: value for key, value in cell.axes.items() if key.split(".")[0] in GRID_SECTIONS}
             name = ", ".join([*(f"{key} = {value}" for key, value in of_model.items()), cell.model.id])
-            curves[name] = pd.read_json(log, lines=True)
+            with rundir.storage.local_path(log) as local:
+                curves[name] = pd.read_json(local, lines=True)
     return curves
 
 
@@ -85,7 +87,7 @@ def _write_checkpoints(
     order = list(dict.fromkeys(cell.axes.get(CHECKPOINT) for cell in plan.cells))
     loaded = [checkpoint for checkpoint in order if checkpoint is not None]
     if rows and len(loaded) > 1:
-        save(checkpoints_figure(long_form(rows), loaded, protocols), rundir.figures / "checkpoints")
-        return
-    for suffix in ("png", "svg"):
-        (rundir.figures / f"checkpoints.{suffix}").unlink(missing_ok=True)
+        with rundir.storage.local_folder(rundir.figures) as figures:
+            save(checkpoints_figure(long_form(rows), loaded, protocols), figures / "checkpoints")
+    else:
+        rundir.remove_figures("checkpoints.*")

@@ -103,6 +103,11 @@ class Integrity(Paths):
         """Remove a cell's features."""
         self.storage.delete_folder(self.features / extractor / cell.name)
 
+    def remove_figures(self, pattern: str) -> None:
+        """Remove figures that an earlier command may have written, by the pattern of their names."""
+        for path in self.storage.list(self.figures, pattern):
+            self.storage.delete(path)
+
     def remove_temporaries(self) -> None:
         """Remove what killed writers left behind; for when no writer is at work."""
         for pattern in PLACES_OF_WRITERS:

@@ -45,7 +45,8 @@ class ExtractWork(WorkKind):
             path = self.rundir.feature_part(folder, cell, shard)
             job = ExtractJob(
                 path=str(path),
-                replace=path.exists(),
+                storage=self.rundir.storage,
+                replace=self.rundir.storage.exists(path),
                 images=str(self.rundir.sample_part(cell, shard)),
                 images_sha256=None,
                 extractor=evaluation.extractor,
@@ -62,6 +63,7 @@ class ExtractWork(WorkKind):
         assert reference.num_images is not None
         job = ExtractJob(
             path=str(self.rundir.reference_part(folder, reference.folder)),
+            storage=self.rundir.storage,
             replace=False,
             images=reference.given,
             images_sha256=reference.sha256,

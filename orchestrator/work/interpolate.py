@@ -8,7 +8,7 @@ from taugrid.hashing import identity
 from taugrid.orchestrator.dispatch.policy import Task
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, Piece, WorkKind
-from taugrid.orchestrator.work.ode import first_pictures, ignore_damage, ode_cells, remove_figures
+from taugrid.orchestrator.work.ode import first_pictures, ignore_damage, ode_cells
 from taugrid.workers.interpolate import InterpolateJob
 
 INTERPOLATION_STEPS = 11
@@ -34,6 +34,7 @@ class InterpolateWork(WorkKind):
             assert cell.settings.seed is not None
             job = InterpolateJob(
                 path=str(path),
+                storage=self.rundir.storage,
                 pairs=self.config.report.interpolated_pairs,
                 steps=INTERPOLATION_STEPS,
                 network=self.rundir.network(cell.model, cell.settings.weights),
@@ -59,18 +60,18 @@ class InterpolateWork(WorkKind):
 
         pairs, steps = self.config.report.interpolated_pairs, INTERPOLATION_STEPS
         rows: list[dict[str, Any]] = []
-        figures = self.rundir.figures
-        remove_figures(figures, "interpolation*.png")
+        self.rundir.remove_figures("interpolation*.png")
         for cell in self._cells():
             if not self._is_whole(cell):
                 continue
             rows += [{"cell": cell.id, "steps": cell.settings.steps, **row} for row in _positions(pairs, steps)]
-            shown = first_pictures([self._path(cell)], cell.settings.num_samples)
+            shown = first_pictures(self.rundir, [self._path(cell)], cell.settings.num_samples)
             lines = shown[: pairs * steps].reshape(pairs, steps, *shown.shape[1:])
             square = shown[pairs * steps :].reshape(steps, steps, *shown.shape[1:])
-            pictures.interpolations(lines, figures / f"interpolations-{cell.name}.png")
-            pictures.interpolation_grid(square, figures / f"interpolation-square-{cell.name}.png")
-        with replacing(self.rundir.tables / "interpolation.csv") as temporary:
+            with self.rundir.storage.local_folder(self.rundir.figures) as figures:
+                pictures.interpolations(lines, figures / f"interpolations-{cell.name}.png")
+                pictures.interpolation_grid(square, figures / f"interpolation-square-{cell.name}.png")
+        with replacing(self.rundir.tables / "interpolation.csv", self.rundir.storage) as temporary:
             temporary.write_text(pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"), encoding="utf-8")
         return Conclusion("interpolation", rows)
 

@@ -13,6 +13,7 @@ from taugrid import parquet
 from taugrid.images import decode_png, to_pictures
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.grid import with_settings
+from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.integrity import Damage
 
 
@@ -22,19 +23,13 @@ def ode_cells(plan: Plan, **changes: Any) -> list[Cell]:
     return list({cell.id: cell for cell in cells}.values())
 
 
-def first_pictures(paths: list[Path], count: int) -> NDArray[np.uint8]:
+def first_pictures(rundir: RunDir, paths: list[Path], count: int) -> NDArray[np.uint8]:
     """Up to `count` pictures of the files, in the order of their indices, as figures want them."""
     found: dict[int, bytes] = {}
     for path in paths:
         if len(found) < count:
-            found |= parquet.read_png(path, range(count))
+            found |= parquet.read_png(path, range(count), rundir.storage)
     return to_pictures([decode_png(found[i]) for i in sorted(found)])
-
-
-def remove_figures(folder: Path, pattern: str) -> None:
-    """Remove the files in `folder` that an earlier run may have written."""
-    for stale in folder.glob(pattern):
-        stale.unlink()
 
 
 def ignore_damage(damage: Damage) -> None:

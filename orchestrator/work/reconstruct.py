@@ -19,7 +19,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, Piece, WorkKind, shard_key
-from taugrid.orchestrator.work.ode import first_pictures, ignore_damage, ode_cells, remove_figures
+from taugrid.orchestrator.work.ode import first_pictures, ignore_damage, ode_cells
 from taugrid.workers.data import load as data
 from taugrid.workers.reconstruct import ReconstructJob
 
@@ -65,7 +65,8 @@ class ReconstructWork(WorkKind):
             task = Task(shard_key(self.name, shard), self.name, 2 * shard.evaluations)
             job = ReconstructJob(
                 path=str(path),
-                replace=path.exists(),
+                storage=self.rundir.storage,
+                replace=self.rundir.storage.exists(path),
                 start=shard.start,
                 stop=shard.stop,
                 network=self.rundir.network(cell.model, cell.settings.weights),
@@ -99,13 +100,15 @@ class ReconstructWork(WorkKind):
         cells = [cell for cell in self._cells() if cell.name not in lacking]
         rows = [self._row(cell, [place.path for place in self._places([cell])]) for cell in cells]
         beside = reconstruction_counterparts(rows, [_encoded(cell) for cell in cells])
-        write_published(beside, self.rundir.tables, "reconstruction-published")
-        if not rows:
-            return Conclusion("reconstruction", rows)
         notes = [f"{name} is left out: {reason}" for name, reason in lacking.items()]
         notes += pointer(beside, "reconstruction-published")
-        write_reconstruction(rows, self.rundir.tables, self._about(cells), notes)
-        save(reconstruction_figure(reconstruction_frame(rows)), self.rundir.figures / "reconstruction-error")
+        with self.rundir.storage.local_folder(self.rundir.tables) as tables:
+            write_published(beside, tables, "reconstruction-published")
+            if not rows:
+                return Conclusion("reconstruction", rows)
+            write_reconstruction(rows, tables, self._about(cells), notes)
+        with self.rundir.storage.local_folder(self.rundir.figures) as figures:
+            save(reconstruction_figure(reconstruction_frame(rows)), figures / "reconstruction-error")
         self._draw(cells)
         return Conclusion("reconstruction", rows)
 
@@ -116,16 +119,17 @@ class ReconstructWork(WorkKind):
         groups: dict[str, list[Cell]] = {}
         for cell in cells:
             groups.setdefault(_group(cell), []).append(cell)
-        remove_figures(self.rundir.figures, "reconstructions*.png")
+        self.rundir.remove_figures("reconstructions*.png")
         for group, members in groups.items():
             name = "reconstructions" if len(groups) == 1 else f"reconstructions-{group}"
             originals = to_pictures(data.load_images(members[0].model.data.held_out)[:PICTURES])
             count = min(PICTURES, members[0].settings.num_samples)
             rebuilt = {
-                cell.settings.steps: first_pictures([place.path for place in self._places([cell])], count)
+                cell.settings.steps: first_pictures(self.rundir, [place.path for place in self._places([cell])], count)
                 for cell in members
             }
-            pictures.reconstructions(originals[:count], rebuilt, self.rundir.figures / f"{name}.png")
+            with self.rundir.storage.local_folder(self.rundir.figures) as figures:
+                pictures.reconstructions(originals[:count], rebuilt, figures / f"{name}.png")
 
     def _cells(self) -> list[Cell]:
         cells = ode_cells(self.plan, seed=0)  # nothing is drawn
@@ -151,7 +155,9 @@ class ReconstructWork(WorkKind):
     def _row(self, cell: Cell, paths: list[Path]) -> dict[str, Any]:
         n = cell.settings.num_samples
         mse, mse_8bit = (
-            np.concatenate([part for path in paths for _, part in parquet.read_numbers(path, column)])[:n]
+            np.concatenate(
+                [part for path in paths for _, part in parquet.read_numbers(path, column, self.rundir.storage)]
+            )[:n]
             for column in ("mse", "mse_8bit")
         )
         assert len(mse) == n, "only complete cells have a row"

@@ -32,7 +32,8 @@ class SampleWork(WorkKind):
                 path = self.rundir.sample_part(cell, shard)
                 job = SampleJob(
                     path=str(path),
-                    replace=path.exists(),
+                    storage=self.rundir.storage,
+                    replace=self.rundir.storage.exists(path),
                     start=shard.start,
                     stop=shard.stop,
                     network=self.rundir.network(cell.model, cell.settings.weights),

@@ -50,6 +50,7 @@ class ScoreWork(WorkKind):
         n, folder = cell.settings.num_samples, evaluation.extractor_folder
         settings, reasons, remarks = evaluation.feasible(n)
         return ScoreJob(
+            storage=self.rundir.storage,
             path=str(self.rundir.score(cell, evaluation.id(cell))),
             influence_path=str(self.rundir.influence(cell, evaluation.id(cell))),
             feature_paths=tuple(str(self.rundir.feature_part(folder, cell, shard)) for shard in cell.shards),
@@ -75,7 +76,7 @@ class ScoreWork(WorkKind):
         """Remove the features of scored cells, unless they are to be kept."""
         if not self.config.evaluate.keep_features:
             for cell in self.plan.cells:
-                if self.rundir.score(cell, self._evaluation.id(cell)).exists():
+                if self.rundir.storage.exists(self.rundir.score(cell, self._evaluation.id(cell))):
                     self.rundir.remove_features(self._evaluation.extractor_folder, cell)
 
     def missing(self) -> dict[str, str]:
@@ -84,7 +85,7 @@ class ScoreWork(WorkKind):
         for cell in self.plan.cells:
             if cell.name in sampled_in_part:
                 lacking[cell.name] = sampled_in_part[cell.name]
-            elif read_sealed(self.rundir.score(cell, self._evaluation.id(cell))) is None:
+            elif read_sealed(self.rundir.score(cell, self._evaluation.id(cell)), self.rundir.storage) is None:
                 lacking[cell.name] = "sampled, but not scored"
         return lacking
 

@@ -80,7 +80,7 @@ class Survey:
         metadata = self.rundir.sample_metadata(cell)
         done = self.rundir.sampled(cell, metadata, every_byte=True, on_damage=self.on_damage)
         for shard in cell.shards:
-            if shard.number not in done and not self.rundir.sample_part(cell, shard).exists():
+            if shard.number not in done and not self.rundir.storage.exists(self.rundir.sample_part(cell, shard)):
                 self.rundir.forget_derived(cell, shard)
         return done
 
@@ -90,8 +90,8 @@ class Survey:
         for damage in damages:
             self.on_damage(damage)
         score = self.rundir.score(cell, evaluation.id(cell))
-        value = read_sealed(score)
-        if score.exists() and value is None:
+        value = read_sealed(score, self.rundir.storage)
+        if self.rundir.storage.exists(score) and value is None:
             self.on_damage(Damage(score, "it is not what was written"))
         influence = self.rundir.influence(cell, evaluation.id(cell))
         scored = value is not None and (

@@ -1,0 +1,304 @@
+"""What every storage must do (an object store is one more entry of STORAGES), and that nobody goes around it."""
+
+import ast
+import errno
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+
+from taugrid.storage import (
+    LocalStorage,
+    read_json,
+    read_sealed,
+    replacing,
+    write_json,
+    write_sealed,
+)
+
+ROOT = Path(__file__).parents[2]
+
+STORAGES = {"local": LocalStorage}
+
+
+@pytest.fixture(params=STORAGES)
+def storage(request):
+    return STORAGES[request.param]()
+
+
+def create(storage, path, data):
+    with storage.temporary(path) as temporary:
+        temporary.write_bytes(data)
+        return storage.create(path, temporary)
+
+
+def put(storage, path, data):
+    with replacing(path, storage) as temporary:
+        temporary.write_bytes(data)
+
+
+def everything(storage, folder):
+    found = [path for pattern in ("*", "*/*", "*/*/*") for path in storage.list(folder, pattern)]
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def test_create_never_overwrites(storage, tmp_path):
+    path = tmp_path / "new" / "folder" / "file"
+    assert not storage.exists(path)
+    assert create(storage, path, b"first") is True
+    assert create(storage, path, b"second") is False
+    assert storage.read(path) == b"first"
+    assert everything(storage, tmp_path) == ["new/folder/file"], "no temporary file is left"
+
+
+def test_of_many_creators_one_is_first(storage, tmp_path):
+    path, together = tmp_path / "file", Barrier(8)
+
+    def creator(n):
+        with storage.temporary(path) as temporary:
+            temporary.write_bytes(bytes([n]) * 1000)
+            together.wait()
+            return storage.create(path, temporary)
+
+    with ThreadPoolExecutor(8) as pool:
+        first = list(pool.map(creator, range(8)))
+    assert sum(first) == 1
+    assert storage.read(path) == bytes([first.index(True)]) * 1000
+
+
+def test_replace_takes_the_place_of_what_was_there(storage, tmp_path):
+    path = tmp_path / "a" / "file"
+    for data in (b"first", b"second"):
+        put(storage, path, data)
+        assert storage.read(path) == data
+    assert everything(storage, tmp_path) == ["a/file"]
+
+
+def test_an_error_while_writing_changes_nothing(storage, tmp_path):
+    path = tmp_path / "file"
+    put(storage, path, b"before")
+
+    def fail():
+        with replacing(path, storage) as temporary:
+            temporary.write_bytes(b"half")
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        fail()
+    assert storage.read(path) == b"before"
+    assert everything(storage, tmp_path) == ["file"]
+
+
+def test_what_is_not_committed_is_not_there(storage, tmp_path):
+    path = tmp_path / "file"
+    with storage.temporary(path) as temporary:
+        temporary.write_bytes(b"x")
+        assert not storage.exists(path)
+        assert storage.list(tmp_path, "f*") == []
+    assert not storage.exists(path)
+
+
+def test_ranges(storage, tmp_path):
+    path = tmp_path / "file"
+    put(storage, path, bytes(range(100)))
+    assert storage.size(path) == 100
+    assert storage.read_range(path, 10, 5) == bytes(range(10, 15))
+    assert storage.read_range(path, 95, 50) == bytes(range(95, 100))
+
+
+def test_what_is_missing(storage, tmp_path):
+    path = tmp_path / "nowhere" / "file"
+    for call in (storage.read, storage.size, lambda p: storage.read_range(p, 0, 1)):
+        with pytest.raises(FileNotFoundError):
+            call(path)
+    assert storage.list(path.parent, "*") == []
+    storage.delete(path)
+    storage.delete_folder(path.parent)
+    assert read_json(path, storage) is None
+
+
+def test_lists_are_sorted_and_patterns_stay_within_a_part(storage, tmp_path):
+    names = ["b/part-1", "a/part-2", "a/part-1", "a/other", "a/deep/part-3"]
+    for name in names:
+        put(storage, tmp_path / name, b"")
+    assert storage.list(tmp_path, "*/part-*") == [tmp_path / n for n in ("a/part-1", "a/part-2", "b/part-1")]
+    assert storage.list(tmp_path / "a", "part-*") == [tmp_path / "a/part-1", tmp_path / "a/part-2"]
+    assert storage.list(tmp_path, "*") == [], "folders are no files"
+
+
+def test_deleting(storage, tmp_path):
+    for name in ("a/1", "a/b/2", "c"):
+        put(storage, tmp_path / name, b"x")
+    storage.delete(tmp_path / "c")
+    storage.delete_folder(tmp_path / "a")
+    assert everything(storage, tmp_path) == []
+    assert not storage.exists(tmp_path / "a")
+
+
+def test_moving_a_file_and_a_folder(storage, tmp_path):
+    for name in ("a/1", "a/b/2", "c"):
+        put(storage, tmp_path / name, name.encode())
+    storage.move(tmp_path / "c", tmp_path / "aside" / "0")
+    storage.move(tmp_path / "a", tmp_path / "aside" / "1")
+    assert storage.read(tmp_path / "aside/0") == b"c"
+    assert storage.read(tmp_path / "aside/1/b/2") == b"a/b/2"
+    assert not storage.exists(tmp_path / "a")
+
+
+def test_appending(storage, tmp_path):
+    path = tmp_path / "events" / "0001.jsonl"
+    storage.append(path, b"one\n")
+    storage.append(path, b"two\n")
+    assert storage.read(path) == b"one\ntwo\n"
+
+
+def test_libraries_get_a_local_path(storage, tmp_path):
+    path = tmp_path / "file"
+    put(storage, path, b"content")
+    with storage.local_path(path) as local:
+        assert local.read_bytes() == b"content"
+    with storage.local_folder(tmp_path / "tables") as local, replacing(local / "quality.csv") as temporary:
+        temporary.write_bytes(b"rows")
+    assert storage.read(tmp_path / "tables" / "quality.csv") == b"rows"
+
+
+def test_it_travels_with_a_job(storage):
+    copy = pickle.loads(pickle.dumps(storage))
+    assert copy == storage
+    assert hash(copy) == hash(storage)
+
+
+def test_json_is_whole_or_none(storage, tmp_path):
+    path = tmp_path / "value.json"
+    write_json(path, {"a": [1, None]}, storage)
+    assert read_json(path, storage) == {"a": [1, None]}
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"a": float("nan")}, storage)
+    assert read_json(path, storage) == {"a": [1, None]}
+    put(storage, path, b'{"a": [1,')
+    assert read_json(path, storage) is None
+
+
+def test_a_changed_sealed_file_is_noticed(storage, tmp_path):
+    path = tmp_path / "score.json"
+    write_sealed(path, {"fid": 1.5}, storage)
+    assert read_sealed(path, storage) == {"fid": 1.5}
+    data = storage.read(path)
+    for changed in (data.replace(b"1.5", b"1.6"), data.replace(b"1.5", b"NaN"), b"[]", b""):
+        put(storage, path, changed)
+        assert read_sealed(path, storage) is None
+
+
+# The local one
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+def test_where_links_are_refused_a_commit_still_overwrites_nothing(tmp_path, monkeypatch, code):
+    def refuse(*arguments):
+        raise OSError(code, "links are refused")
+
+    monkeypatch.setattr(os, "link", refuse)
+    storage, path = LocalStorage(), tmp_path / "file"
+    assert create(storage, path, b"first") is True
+    assert create(storage, path, b"second") is False
+    assert storage.read(path) == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_temporary_names_are_hidden_and_beside_the_file(tmp_path):
+    with LocalStorage().temporary(tmp_path / "a" / "part.parquet") as temporary:
+        assert temporary.parent == tmp_path / "a"
+        assert temporary.name.startswith(".part.parquet.")
+        temporary.touch()
+        LocalStorage().delete_temporaries(tmp_path, "*")
+        assert not temporary.exists()
+
+
+# Nobody goes around it
+
+CALLS = {
+    "open", "read_text", "read_bytes", "write_text", "write_bytes", "touch", "unlink", "rmdir", "mkdir", "rename",
+    "symlink_to", "hardlink_to", "exists", "is_file", "is_dir", "stat", "glob", "rglob", "iterdir", "rmtree", "copy",
+    "copyfile", "copytree", "link", "remove", "savefig", "to_csv", "to_parquet",
+}  # fmt: skip
+"""What touches a file when it is called: methods of paths, and functions of os and shutil."""
+
+READERS = {
+    "read_json", "read_sealed", "write_json", "write_sealed", "replacing", "PartWriter", "inspect", "read_images",
+    "read_png", "read_features", "read_numbers", "load_or_compute",
+}  # fmt: skip
+"""Ours; they go to the local disk unless they are given a storage."""
+
+ROOMS = ("rundir", "work", "report", "dispatch", "plan")
+
+HOUSE = [
+    *sorted(ROOT.glob("orchestrator/*.py")),
+    *(path for room in ROOMS for path in sorted(ROOT.glob(f"orchestrator/{room}/*.py"))),
+    *(ROOT / name for name in ("workers/sample.py", "workers/reconstruct.py", "workers/interpolate.py")),
+    *(ROOT / name for name in ("eval/extract.py", "eval/score_cell.py")),
+]
+
+ALLOWED = {
+    ("orchestrator/rundir/lock.py", "mkdir"): "the lock is one of the local file system",
+    ("orchestrator/rundir/lock.py", "touch"): "the lock is one of the local file system",
+    ("orchestrator/rundir/provenance.py", "exists"): "of taugrid's own checkout",
+    ("orchestrator/session.py", "touch"): "the probe shows workers the directory itself",
+    ("orchestrator/session.py", "unlink"): "the probe shows workers the directory itself",
+    ("orchestrator/training.py", "glob"): "Ray Train keeps its checkpoints in a real folder",
+    ("orchestrator/plan/sources.py", "is_file"): "diffusers and Ray Train keep networks in real folders",
+    ("orchestrator/opened.py", "exists"): "whether --out is a folder",
+    ("orchestrator/opened.py", "is_dir"): "whether --out is a folder",
+    ("orchestrator/opened.py", "is_file"): "whether an argument is a run directory",
+    ("orchestrator/inspection.py", "exists"): "`export --to`, which is no part of a run",
+    ("orchestrator/inspection.py", "is_dir"): "`export --to`, which is no part of a run",
+    ("orchestrator/inspection.py", "iterdir"): "`export --to`, which is no part of a run",
+    ("orchestrator/inspection.py", "mkdir"): "`export --to`, which is no part of a run",
+    ("orchestrator/inspection.py", "write_bytes"): "`export --to`, which is no part of a run",
+    ("orchestrator/work/interpolate.py", "write_text"): "to what `replacing` gives",
+    ("orchestrator/rundir/events.py", "touch"): "of what `temporary` gives",
+    ("orchestrator/report/write.py", "read_json"): "pandas', of what `local_path` gives",
+    ("orchestrator/work/interpolate.py", "to_csv"): "to a text",
+    ("orchestrator/dispatch/cluster.py", "exists"): "Ray's token in the user's home",
+}
+"""(file, call): why it may."""
+
+
+def around(text):
+    """Calls in a module's text that reach files without a storage, by name."""
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
+        owner = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ""
+        given = [ast.unparse(value) for value in (*node.args, *(keyword.value for keyword in node.keywords))]
+        by_storage = owner.endswith("storage")
+        if (name in CALLS and not by_storage) or (name in READERS and not any(g.endswith("storage") for g in given)):
+            yield name
+
+
+def test_a_run_directory_is_reached_through_its_storage_alone():
+    assert len(HOUSE) > 30
+    found = {(str(path.relative_to(ROOT)), name) for path in HOUSE for name in around(path.read_text())}
+    assert found - set(ALLOWED) == set(), "go through rundir.storage or job.storage"
+    assert set(ALLOWED) - found == set(), "no longer needed"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["path.write_text('x')", "open(path)", "rundir.tables.mkdir()", "shutil.rmtree(folder)", "os.link(a, b)",
+     "read_json(rundir.config)", "with replacing(path) as t: pass", "parquet.read_images(path, 3)"],
+)  # fmt: skip
+def test_ways_around_are_seen(text):
+    assert list(around(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["rundir.storage.exists(path)", "read_json(path, self.rundir.storage)", "parquet.inspect(p, storage=storage)",
+     "text.replace('a', 'b')"],
+)  # fmt: skip
+def test_ways_through_are_not(text):
+    assert not list(around(text))
