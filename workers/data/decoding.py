@@ -3,7 +3,6 @@
 The file lies in the user's cache. Its name is a hash of the files that it was decoded from. Imports no torch.
 """
 
-import fcntl
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -126,10 +126,13 @@ def _resized(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock that other processes wait for. On a file system without locks nobody waits, and all do the work."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+    lock = FileLock(path, fallback_to_soft=False)
+    with suppress(OSError, NotImplementedError):
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _key(data: Data, encoded: EncodedDataset) -> str:
