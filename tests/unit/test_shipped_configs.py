@@ -80,7 +80,7 @@ def test_a_config_of_the_paper_has_its_protocol(name):
 @pytest.mark.parametrize("name", OF_THE_PAPER)
 def test_every_cell_of_a_published_table_is_in_its_config_and_clips_alike(name):
     """The clipping too: it must not be left to the loaded pipeline, whose own is x0."""
-    from taugrid.eval.tables.published import FOLDER
+    from taugrid.eval.tables.published.counterparts import FOLDER
 
     dataset = OF_THE_PAPER[name][0]
     lines = [line.split(",") for line in (FOLDER / "fid.csv").read_text().splitlines()]
