@@ -30,13 +30,14 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.utils import create_feature_extractor, extract_featuresdict_from_input_id
 
 from taugrid.eval.features.load import load
-from taugrid.eval.features.names import INCEPTION, resolve
+from taugrid.eval.features.resolve import resolve
 from taugrid.eval.metrics.score import score
 from taugrid.eval.metrics.statistics import symmetric_root
 from taugrid.eval.metrics.streams import Features
 from taugrid.eval.metrics.streams import moments as moments_of
 from taugrid.eval.reference_statistics import ReferenceStatistics
 from taugrid.eval.sources import batches, open_source
+from taugrid.registry.extractors import INCEPTION
 from taugrid.registry.metrics import MetricSettings
 from taugrid.workers.device import set_up
 

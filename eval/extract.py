@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.config import Data
-from taugrid.eval.features.names import ExtractorSpec
 from taugrid.eval.sources import Source, batches
 from taugrid.jobs import Job, Result
+from taugrid.registry.extractors import ExtractorSpec
 from taugrid.workers.data import load as data
 from taugrid.workers.device import Device
 

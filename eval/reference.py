@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taugrid.config import Data
-from taugrid.eval.features.names import ExtractorSpec
 from taugrid.eval.moments_file import MomentsFile, open_moments
 from taugrid.eval.sources import Source, open_source
 from taugrid.hashing import spaced_json_sha256
 from taugrid.protocol import ReferenceIdentity
+from taugrid.registry.extractors import ExtractorSpec
 from taugrid.workers.data.load import content_fingerprint, load_images
 
 CACHE_FORMAT = 1

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from taugrid.eval.features.names import torch_hub_folder
+from taugrid.eval.features.weight_files import torch_hub_folder
 from taugrid.hashing import digest_of_shape
 from taugrid.workers.data.readers import directory, npz, parquet_files, torch_fidelity
 from taugrid.workers.data.readers.picture import Picture, Reader, SourceError

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from taugrid.eval.features.load import Extraction, load
-from taugrid.eval.features.names import PIXELS, ExtractorSpec
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.eval.metrics.statistics import ROWS_AT_ONCE
 from taugrid.eval.metrics.streams import Features
@@ -26,6 +25,7 @@ from taugrid.eval.reference_statistics import (
 )
 from taugrid.eval.sources import Source, batches
 from taugrid.protocol import Protocol
+from taugrid.registry.extractors import PIXELS, ExtractorSpec
 from taugrid.registry.metrics import MetricSettings
 from taugrid.workers.device import set_up
 
@@ -62,7 +62,7 @@ def evaluate(
     Args:
         samples: the images to judge.
         reference: external images, or their mean and covariance in features of the same extractor.
-        extractor: see `eval.features.names.resolve`; for the shape of the samples.
+        extractor: see `eval.features.resolve.resolve`; for the shape of the samples.
         settings: which metrics, and how. One that can't be computed is left out, with the reason.
         versions: of software, for the protocol.
         device: where the extractor runs, as torch names it.

@@ -6,7 +6,7 @@ from typing import Any
 from taugrid.config import Evaluate, validate
 from taugrid.config.load import merge
 from taugrid.errors import DamagedFile, UserError
-from taugrid.eval.features.names import resolve
+from taugrid.eval.features.resolve import resolve
 from taugrid.eval.reference import open_reference
 from taugrid.eval.reference_statistics import default_cache
 from taugrid.eval.sources import open_source

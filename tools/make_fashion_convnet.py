@@ -11,7 +11,8 @@ import numpy as np
 from convnet_training import Images, Recipe, make
 from numpy.typing import NDArray
 
-from taugrid.eval.features.names import FASHION_CONVNET, shipped_weights
+from taugrid.eval.features.weight_files import shipped_weights
+from taugrid.registry.extractors import FASHION_CONVNET
 
 RECIPE = Recipe(
     epochs=6, batch_size=128, learning_rate=2e-3, weight_decay=1e-2, dropout=0.3, shift_probability=0.5, seed=0

@@ -8,7 +8,8 @@ import torch_fidelity
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from taugrid.eval.features.names import DIGITS_CONVNET, FASHION_CONVNET, KNOWN, shipped_weights
+from taugrid.eval.features.weight_files import shipped_weights
+from taugrid.registry.extractors import DIGITS_CONVNET, EXTRACTORS, FASHION_CONVNET
 
 
 class Architecture(NamedTuple):
@@ -21,7 +22,7 @@ class Architecture(NamedTuple):
 
 
 def _architecture(name: str, *halved_after: int) -> Architecture:
-    side = KNOWN[name].image_side
+    side = EXTRACTORS[name].image_side
     assert side is not None
     return Architecture(side, halved_after)
 
@@ -134,7 +135,3 @@ class FashionConvnet(ConvnetExtractor):
     """Classifies grey 28x28 pictures of clothes, as in Fashion-MNIST."""
 
     shipped_as = FASHION_CONVNET
-
-
-CONVNETS: dict[str, type[ConvnetExtractor]] = {c.shipped_as: c for c in (DigitsConvnet, FashionConvnet)}
-"""Name -> class: what `torch_fidelity.register_feature_extractor` takes."""

@@ -1,6 +1,6 @@
 """Custom feature extractors (`evaluate.extractor: package.module:Class`): finding out what one gives by trying it.
 
-`eval.features.names.resolve` runs `describe` in another process, because the class needs torch and the driver has none.
+`eval.features.resolve` runs `describe` in another process, because the class needs torch and the driver has none.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ import torch
 import torch_fidelity
 
 from taugrid.errors import CustomCodeError
-from taugrid.eval.features.names import ExtractorSpec
 from taugrid.hashing import file_sha256
+from taugrid.registry.extractors import ExtractorSpec
 from taugrid.workers.custom import source
 from taugrid.workers.custom.find import find
 

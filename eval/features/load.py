@@ -1,34 +1,18 @@
 """Feature extractors: images in, features and logits out. torch-fidelity's, taugrid's small ones, and custom ones."""
 
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d
-from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+from torch import Tensor
 
-from taugrid.eval.features.convnets import CONVNETS
 from taugrid.eval.features.custom import find_class, layers_read, source_sha256
-from taugrid.eval.features.names import (
-    DINOV2,
-    INCEPTION,
-    PIXELS,
-    ExtractorSpec,
-    require_published,
-    shipped_weights,
-)
+from taugrid.eval.features.weight_files import require_published, shipped_weights
 from taugrid.hashing import file_sha256
-
-UNPICKLED_BY_TORCH_FIDELITY = (INCEPTION, "vgg16")
-"""Extractors whose files torch-fidelity opens with `weights_only=False`, which runs whatever code a file holds."""
-
-INCEPTION_AT_ONCE = 8
-"""Images that Inception gets at once on a CPU, whose caches larger batches overflow: 8 take 129 ms each where 64 take
-145 (one core, channels last), and 250 would take 1.4 GB for one layer."""
+from taugrid.registry.extractors import EXTRACTORS, ExtractorSpec, HubWeights, KnownExtractor, PublishedWeights
 
 
 class Extraction(NamedTuple):
@@ -43,26 +27,26 @@ class Extraction(NamedTuple):
 def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
     """The extractor of `spec` on `device`: a function from uint8 images (B, C, H, W) to their `Extraction`.
 
-    `pixels` gives the grey levels as x / 127.5 - 1, flattened in C order. For all but taugrid's own convnets one grey
-    channel is repeated to three, as reading a grey PNG as RGB does. torch-fidelity's Inception is `prepared`.
-
     Raises:
         ValueError: one line, where the file of weights is missing here, is another than the one that was resolved,
             would run code, or doesn't fit the extractor; or where a custom class is not the one that was resolved.
     """
-    if spec.name == PIXELS:
-        return lambda images: Extraction(images.flatten(1).float() / 127.5 - 1, None)
     layers = layers_read(spec.feature_layer, spec.logits_layer)
-    module = (_custom if spec.source_sha256 else _known)(spec, layers).requires_grad_(False).eval()
-    if spec.name == INCEPTION:
-        prepare(module)
+    known = None if spec.source_sha256 else EXTRACTORS[spec.name]
+    module = _custom(spec, layers) if known is None else _known(known, spec, layers)
+    module.requires_grad_(False).eval()
+    if known is not None and known.on_host:
+        device = "cpu"
+    if known is not None and known.prepare is not None:
+        pkgutil.resolve_name(known.prepare)(module)
     module.to(device)
     on_gpu = torch.device(device).type == "cuda"
-    at_once = INCEPTION_AT_ONCE if spec.name == INCEPTION and not on_gpu else None
+    at_once = None if known is None or on_gpu else known.at_once_on_cpu
+    takes_grey = known is not None and known.takes_grey
 
     @torch.inference_mode()
     def extract(images: Tensor) -> Extraction:
-        if images.shape[1] == 1 and spec.name not in CONVNETS:
+        if images.shape[1] == 1 and not takes_grey:
             images = images.expand(-1, 3, -1, -1)
         if on_gpu:
             images = images.pin_memory()
@@ -74,15 +58,6 @@ def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
     return extract
 
 
-def prepare(inception: nn.Module) -> None:
-    """Makes torch-fidelity's Inception faster in place: batch norms go into the convolutions before them, and memory is
-    laid out with channels last. Features move by rounding alone."""
-    for block in inception.modules():
-        if isinstance(block, BasicConv2d):
-            block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), nn.Identity()
-    inception.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as documented; torch's types lag
-
-
 def _custom(spec: ExtractorSpec, layers: list[str]) -> Any:
     extractor_class = find_class(spec.name)
     if source_sha256(extractor_class) != spec.source_sha256:
@@ -92,11 +67,17 @@ def _custom(spec: ExtractorSpec, layers: list[str]) -> Any:
     return extractor_class(spec.name, layers, feature_extractor_weights_path=spec.weights_path, verbose=False)
 
 
-def _known(spec: ExtractorSpec, layers: list[str]) -> Any:
+def _known(known: KnownExtractor, spec: ExtractorSpec, layers: list[str]) -> Any:
+    extractor_class: Any = pkgutil.resolve_name(known.extractor_class)
+    if known.weights is None:
+        return extractor_class(spec.name, layers)
     path = shipped_weights(spec.name) if spec.weights_path is None else Path(spec.weights_path)
     _check_weights(spec, path)
-    extractor_class = CONVNETS.get(spec.name) or FEATURE_EXTRACTORS_REGISTRY[spec.name]
-    path_taken = None if spec.name == DINOV2 else str(path)  # torch-fidelity finds DINOv2's in torch's hub folder
+    require_published(known, path, spec.weights_sha256)
+    if isinstance(known.weights, PublishedWeights) and known.weights.is_pickle:
+        _require_plain_tensors(spec.name, path)
+    # torch-fidelity finds what comes through torch's hub by itself.
+    path_taken = None if isinstance(known.weights, HubWeights) else str(path)
     try:
         return extractor_class(spec.name, layers, feature_extractor_weights_path=path_taken, verbose=False)
     except (RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
@@ -112,11 +93,11 @@ def _check_weights(spec: ExtractorSpec, path: Path) -> None:
         raise ValueError(
             f"{spec.name}: {path} has SHA-256 {found[:12]}... here, where {spec.weights_sha256[:12]}... was resolved"
         )
-    require_published(spec.name, path, found)
-    if spec.name in UNPICKLED_BY_TORCH_FIDELITY:
-        try:
-            torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # what is no such file fails in any way: IndexError, KeyError, ...
-            raise ValueError(
-                f"{spec.name}: {path} is no file of plain tensors, and opening any other could run code"
-            ) from error
+
+
+def _require_plain_tensors(name: str, path: Path) -> None:
+    """ValueError if opening the file could run code."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises anything for another kind of file: IndexError, KeyError, ...
+        raise ValueError(f"{name}: {path} is no file of plain tensors, and opening any other could run code") from error

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from taugrid.config import Config
 from taugrid.errors import DamagedFile, UserError
-from taugrid.eval.features.names import ExtractorSpec
 from taugrid.eval.metrics.score import Feasible, feasible
 from taugrid.eval.reference import Reference, open_reference
 from taugrid.hashing import identity
@@ -12,6 +11,7 @@ from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.extractor import extractor
 from taugrid.orchestrator.plan.naming import name_of
 from taugrid.protocol import SOFTWARE, Protocol
+from taugrid.registry.extractors import ExtractorSpec
 from taugrid.versions import versions
 
 MANY = 10**9

@@ -2,7 +2,8 @@
 
 from taugrid.config import Config
 from taugrid.errors import UserError
-from taugrid.eval.features.names import ExtractorSpec, resolve
+from taugrid.eval.features.resolve import resolve
+from taugrid.registry.extractors import ExtractorSpec
 
 
 def extractor(config: Config) -> ExtractorSpec:

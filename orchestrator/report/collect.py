@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from taugrid import parquet
 from taugrid.config import Data
 from taugrid.errors import DamagedFile
-from taugrid.eval.features.names import PIXELS
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import EXACT, SCORES, appended_columns
 from taugrid.hashing import identity
@@ -20,6 +19,7 @@ from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.plan.sources import Oracle
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
+from taugrid.registry.extractors import PIXELS
 from taugrid.storage import Storage, read_sealed
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import gaussian

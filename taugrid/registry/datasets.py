@@ -48,7 +48,7 @@ class Dataset:
     default_shape_in_ids: bool = False
     """Whether writing down the default shape makes another model. It does only where it did in the first version."""
     extractor: str | None = None
-    """The default feature extractor (eval/features/names.py). None: torch-fidelity's Inception."""
+    """The default feature extractor (registry/extractors.py). None: torch-fidelity's Inception."""
 
     def published_size(self, split: str, category: str | None = None) -> int | None:
         """The number of images in a split, all of them for `all`; None where it is not known."""

@@ -27,8 +27,8 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from taugrid import parquet
 from taugrid.config import Data
 from taugrid.eval.features.convnets import DigitsConvnet
-from taugrid.eval.features.names import DIGITS_CONVNET, INCEPTION
 from taugrid.images import encode_png
+from taugrid.registry.extractors import DIGITS_CONVNET, INCEPTION
 from taugrid.workers.data.load import load_images
 
 N = 64

@@ -15,17 +15,20 @@ from make_fashion_convnet import read_fashion, read_idx
 from PIL import Image
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from taugrid.eval.features.convnets import CONVNETS, DigitsConvnet, FashionConvnet, network_input
+from taugrid.eval.features.convnets import DigitsConvnet, FashionConvnet, network_input
 from taugrid.eval.features.load import load
-from taugrid.eval.features.names import DIGITS_CONVNET, FASHION_CONVNET, resolve, shipped_weights
+from taugrid.eval.features.resolve import resolve
+from taugrid.eval.features.weight_files import shipped_weights
 from taugrid.eval.metrics.frechet import frechet_distance
 from taugrid.eval.metrics.inception import InceptionSums, inception_splits
 from taugrid.eval.metrics.statistics import Moments
 from taugrid.hashing import file_sha256
+from taugrid.registry.extractors import DIGITS_CONVNET, FASHION_CONVNET
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 FASHION_MNIST = Path(__file__).parents[3] / "shared" / "data" / "fashion-mnist"
+CONVNETS = {c.shipped_as: c for c in (DigitsConvnet, FashionConvnet)}
 NAMES = list(CONVNETS)
 SIDES = {DIGITS_CONVNET: 8, FASHION_CONVNET: 28}
 

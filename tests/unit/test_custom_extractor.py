@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from taugrid.errors import CustomCodeError
 from taugrid.eval.features.custom import describe, find_class
 from taugrid.eval.features.load import load
-from taugrid.eval.features.names import resolve
+from taugrid.eval.features.resolve import resolve
 from taugrid.eval.metrics.score import feasible
 from taugrid.eval.metrics.statistics import Moments
 from taugrid.hashing import file_sha256

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from taugrid import config
 from taugrid.errors import UserError
 from taugrid.eval import extract as extraction
-from taugrid.eval.features import names as extractor_names
+from taugrid.eval.features.resolve import resolve
 from taugrid.eval.reference import Reference
 from taugrid.jobs import SavedUnet
 from taugrid.orchestrator.plan.evaluation import evaluation
@@ -254,7 +254,7 @@ def test_a_worker_refuses_images_that_are_not_the_drivers(pictures, tmp_path):
     )
     with pytest.raises(UserError, match=said):
         reconstruction.reconstruct_shard(reconstruct, lambda x, t: x, "cpu")
-    pixels = extractor_names.resolve("pixels", "folder", None, section.image_shape)
+    pixels = resolve("pixels", "folder", None, section.image_shape)
     extract = extraction.ExtractJob(str(tmp_path / "b"), False, section, there, pixels, 4, {})
     with pytest.raises(UserError, match=said):
         extraction.run(extract, Device("cpu"))

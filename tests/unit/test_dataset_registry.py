@@ -9,9 +9,10 @@ import pytest
 
 from taugrid.config import Config, Data, schema, validate
 from taugrid.errors import UserError
-from taugrid.eval.features.names import INCEPTION, KNOWN, PIXELS, resolve
+from taugrid.eval.features.resolve import resolve
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.registry.datasets import ALL_SPLITS, DATASETS, KEYS, Dataset
+from taugrid.registry.extractors import EXTRACTORS, INCEPTION, PIXELS
 from taugrid.workers.data.load import content_fingerprint, load_images
 
 READER = """
@@ -76,7 +77,7 @@ def test_every_entry_agrees_with_itself(dataset):
     assert set(dataset.splits) <= set(ALL_SPLITS)
     assert dataset.held_out in dataset.splits
     assert {key.split("/")[-1] for key in dataset.num_images} <= set(dataset.splits) - {"all"}
-    assert (dataset.extractor or INCEPTION) in {*KNOWN, PIXELS}
+    assert (dataset.extractor or INCEPTION) in EXTRACTORS
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import functools
 import http.server
 import pickle
+import pkgutil
 import subprocess
 import sys
 import threading
@@ -19,24 +20,17 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torchvision.models import VGG16_Weights
 
-from taugrid.eval.features.convnets import CONVNETS
 from taugrid.eval.features.load import load
-from taugrid.eval.features.names import (
-    CLIP,
-    DIGITS_CONVNET,
-    FASHION_CONVNET,
-    INCEPTION,
-    KNOWN,
-    resolve,
-    shipped_weights,
-    torch_hub_folder,
-)
+from taugrid.eval.features.resolve import resolve
+from taugrid.eval.features.weight_files import shipped_weights, torch_hub_folder
 from taugrid.eval.metrics.score import feasible
 from taugrid.hashing import file_sha256
+from taugrid.registry.extractors import DIGITS_CONVNET, EXTRACTORS, FASHION_CONVNET, INCEPTION, KnownExtractor
 from taugrid.registry.metrics import MetricSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+CLIP = "clip-vit-b-32"
 PHOTOGRAPH = (3, 32, 32)
 DIGIT = (1, 8, 8)
 
@@ -67,7 +61,8 @@ def hub(tmp_path, monkeypatch) -> Path:
 
 def test_resolving_a_name_imports_no_torch():
     code = (
-        "import sys; from taugrid.eval.features.names import resolve; spec = resolve(None, 'digits', None, (1, 8, 8)); "
+        "import sys; from taugrid.eval.features.resolve import resolve\n"
+        "spec = resolve(None, 'digits', None, (1, 8, 8))\n"
         "assert not {'torch', 'torch_fidelity'} & set(sys.modules); print(spec.name, spec.weights_sha256)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -97,21 +92,56 @@ def test_images_that_an_extractor_does_not_take_are_refused_at_once():
 
 
 def test_layers_and_files_are_torch_fidelitys():
-    for name, known in KNOWN.items():
-        extractor = CONVNETS.get(name) or FEATURE_EXTRACTORS_REGISTRY[name]
+    for name, known in EXTRACTORS.items():
+        if name == "pixels":
+            continue
+        extractor = pkgutil.resolve_name(known.extractor_class)
+        assert name.endswith("convnet") or extractor is FEATURE_EXTRACTORS_REGISTRY[name]
         assert extractor.get_default_feature_layer_for_metric("fid") == known.feature_layer
         assert known.logits_layer in (None, extractor.get_default_feature_layer_for_metric("isc"))
-    assert KNOWN[INCEPTION].url == URL_INCEPTION_V3
-    assert KNOWN["vgg16"].url == VGG16_Weights.IMAGENET1K_V1.url
-    assert KNOWN[CLIP].url == MODEL_URLS[CLIP]
-    assert MODEL_METADATA[CLIP]["hash"] in (KNOWN[CLIP].cached_as or "")
+    assert EXTRACTORS[INCEPTION].weights.url == URL_INCEPTION_V3
+    assert EXTRACTORS["vgg16"].weights.url == VGG16_Weights.IMAGENET1K_V1.url
+    assert EXTRACTORS[CLIP].weights.url == MODEL_URLS[CLIP]
+    assert MODEL_METADATA[CLIP]["hash"] in EXTRACTORS[CLIP].weights.file_name
 
 
 @pytest.mark.parametrize("name", ["vgg16", CLIP])
 def test_inception_score_is_not_given_where_there_are_no_logits(name, tmp_path):
-    known = KNOWN[name]
+    known = EXTRACTORS[name]
     spec = replace(resolve("pixels", "any", None, PHOTOGRAPH), name=name, logits_layer=known.logits_layer)
     assert feasible(MetricSettings(), spec, 100, 100).reasons == {"isc": f"{name} has no layer of logits"}
+
+
+MEANS = """
+import torch_fidelity
+
+
+class Means(torch_fidelity.FeatureExtractorBase):
+    def __init__(self, name, features_list):
+        super().__init__(name, features_list)
+
+    def forward(self, images):
+        return (images.float().mean(dim=(2, 3)),)
+
+    @staticmethod
+    def get_provided_features_list():
+        return ("means",)
+"""
+
+
+def test_a_new_extractor_is_one_file_and_one_entry(tmp_path, monkeypatch):
+    (tmp_path / "channel_means.py").write_text(MEANS)
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = KnownExtractor("channel-means", "channel_means:Means", feature_layer="means", dimensions=3, weights=None)
+    monkeypatch.setitem(EXTRACTORS, "channel-means", entry)
+    spec = resolve("channel-means", "digits", None, DIGIT)
+    assert (spec.dimensions, spec.weights_path, spec.logits_layer) == (3, None, None)
+    features, logits = load(spec, "cpu")(torch.full((4, 1, 8, 8), 7, dtype=torch.uint8))
+    assert logits is None
+    assert torch.equal(features, torch.full((4, 3), 7.0))
+    with pytest.raises(ValueError, match="did you mean 'channel-means'"):
+        resolve("chanel-means", "digits", None, DIGIT)
+    sys.modules.pop("channel_means")
 
 
 def test_pixels_are_grey_levels_in_c_order():
@@ -160,7 +190,10 @@ def published(tmp_path, monkeypatch):
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         (tmp_path / "served.pth").write_bytes(content)
         url = f"http://127.0.0.1:{server.server_port}/served.pth"
-        monkeypatch.setitem(KNOWN, INCEPTION, KNOWN[INCEPTION]._replace(url=url, cached_as=cached_as))
+        known = EXTRACTORS[INCEPTION]
+        monkeypatch.setitem(
+            EXTRACTORS, INCEPTION, replace(known, weights=replace(known.weights, url=url, file_name=cached_as))
+        )
 
     yield publish
     server.shutdown()
@@ -207,7 +240,7 @@ def test_clip_is_opened_only_as_published(tmp_path):
         resolve(CLIP, "photographs", str(program), PHOTOGRAPH)
     digest = file_sha256(program)
     spec = replace(resolve("pixels", "any", None, PHOTOGRAPH), name=CLIP, weights_path=str(program))
-    with pytest.raises(ValueError, match="no other is opened"):
+    with pytest.raises(ValueError, match="no other is accepted"):
         load(replace(spec, weights_sha256=digest), "cpu")
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from taugrid.config import Config, schema, validate
 from taugrid.errors import UserError
-from taugrid.eval.features.names import ExtractorSpec
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.eval.metrics.statistics import Moments, symmetric_root
 from taugrid.eval.reference_statistics import ReferenceStatistics
@@ -21,6 +20,7 @@ from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.registry.extractors import ExtractorSpec
 from taugrid.registry.metrics import METRICS, Metric, MetricColumn, MetricSettings
 from taugrid.storage import write_sealed
 

@@ -12,7 +12,7 @@ from taugrid.config import Data
 from taugrid.eval import standalone
 from taugrid.eval.features import load as extractors
 from taugrid.eval.features.convnets import DigitsConvnet
-from taugrid.eval.features.names import DIGITS_CONVNET, PIXELS, ExtractorSpec, resolve
+from taugrid.eval.features.resolve import resolve
 from taugrid.eval.metrics import frechet, inception, kernel, statistics, streams
 from taugrid.eval.metrics.extrapolation import fid_infinity
 from taugrid.eval.metrics.frechet import Frechet
@@ -24,6 +24,7 @@ from taugrid.eval.reference_statistics import ReferenceStatistics
 from taugrid.eval.sources import open_source
 from taugrid.eval.standalone import Spool
 from taugrid.images import encode_png
+from taugrid.registry.extractors import DIGITS_CONVNET, PIXELS, ExtractorSpec
 from taugrid.registry.metrics import METRICS, MetricSettings
 from taugrid.workers.data.load import load_images
 

@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from taugrid.eval.features.names import INCEPTION
 from taugrid.eval.tables.pivots import SIGMA_HAT
+from taugrid.registry.extractors import INCEPTION
 from taugrid.workers.diffusion.timesteps import tau
 
 FOLDER = Path(__file__).parent / "numbers"

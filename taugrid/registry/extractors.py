@@ -1,0 +1,193 @@
+"""The feature extractors: what each gives and takes, where its weights come from, and the class that computes it.
+
+A new extractor is one file in eval/features/ and one entry in `EXTRACTORS`.
+"""
+
+from dataclasses import dataclass
+
+DIGITS_CONVNET = "digits-convnet"
+FASHION_CONVNET = "fashion-convnet"
+INCEPTION = "inception-v3-compat"
+PIXELS = "pixels"
+
+
+@dataclass(frozen=True)
+class ShippedWeights:
+    """A file NAME.safetensors in eval/features/weights."""
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """A file that torch-fidelity downloads into the folder of torch's hub."""
+
+    url: str
+    file_name: str
+    """There; it contains the start of its SHA-256."""
+    is_pickle: bool = False
+    """torch-fidelity opens it with `weights_only=False`, which runs whatever code a file holds."""
+    is_program: bool = False
+    """Opening it runs it (TorchScript), so no other content is accepted."""
+
+
+@dataclass(frozen=True)
+class HubWeights:
+    """A file that only `torch.hub.load` downloads, together with the code that it needs."""
+
+    url: str
+    file_name: str
+    repository: str
+    entry: str
+
+
+Weights = ShippedWeights | PublishedWeights | HubWeights
+
+
+@dataclass(frozen=True)
+class KnownExtractor:
+    """An extractor that a config can name."""
+
+    name: str
+    extractor_class: str
+    """`package.module:Class`: a `torch_fidelity.FeatureExtractorBase`."""
+    feature_layer: str
+    dimensions: int | None
+    """Width of the features. None: as many as an image has values."""
+    weights: Weights | None
+    """None: it has none."""
+    logits_layer: str | None = None
+    classes: int | None = None
+    """Width of the logits; None: it has none."""
+    image_side: int | None = None
+    """Height and width of the only images that it takes; None: any size."""
+    takes_grey: bool = False
+    """It sees one grey channel as such. For others it is repeated to three, as reading a grey PNG as RGB does."""
+    on_host: bool = False
+    """It is computed on the CPU, whatever the device."""
+    prepare: str | None = None
+    """`package.module:function`: makes the module faster in place."""
+    at_once_on_cpu: int | None = None
+    """How many images it gets at once on a CPU; None: a whole batch."""
+
+
+# The layers are torch-fidelity's defaults. Its default `isc` layer of vgg16, CLIP and DINOv2 holds features, not the
+# logits of a classifier. An Inception Score of those means nothing, so they get no logits layer.
+EXTRACTORS = {
+    extractor.name: extractor
+    for extractor in (
+        KnownExtractor(
+            DIGITS_CONVNET,
+            "taugrid.eval.features.convnets:DigitsConvnet",
+            feature_layer="64",
+            dimensions=64,
+            weights=ShippedWeights(),
+            logits_layer="logits",
+            classes=10,
+            image_side=8,
+            takes_grey=True,
+        ),
+        KnownExtractor(
+            FASHION_CONVNET,
+            "taugrid.eval.features.convnets:FashionConvnet",
+            feature_layer="64",
+            dimensions=64,
+            weights=ShippedWeights(),
+            logits_layer="logits",
+            classes=10,
+            image_side=28,
+            takes_grey=True,
+        ),
+        KnownExtractor(
+            INCEPTION,
+            "torch_fidelity.feature_extractor_inceptionv3:FeatureExtractorInceptionV3",
+            feature_layer="2048",
+            dimensions=2048,
+            weights=PublishedWeights(
+                "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+                "weights-inception-2015-12-05-6726825d.pth",
+                "weights-inception-2015-12-05-6726825d.pth",
+                is_pickle=True,
+            ),
+            logits_layer="logits_unbiased",
+            classes=1008,
+            prepare="taugrid.eval.features.inception:prepare",
+            # A larger batch overflows the caches of a CPU: 8 images take 129 ms each where 64 take 145 (one core,
+            # channels last), and 250 would take 1.4 GB for one layer.
+            at_once_on_cpu=8,
+        ),
+        KnownExtractor(
+            "vgg16",
+            "torch_fidelity.feature_extractor_vgg16:FeatureExtractorVGG16",
+            feature_layer="fc2_relu",
+            dimensions=4096,
+            weights=PublishedWeights(
+                "https://download.pytorch.org/models/vgg16-397923af.pth", "vgg16-397923af.pth", is_pickle=True
+            ),
+        ),
+        KnownExtractor(
+            "clip-vit-b-32",
+            "torch_fidelity.feature_extractor_clip:FeatureExtractorCLIP",
+            feature_layer="clip",
+            dimensions=512,
+            weights=PublishedWeights(
+                "https://openaipublic.azureedge.net/clip/models/"
+                "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt",
+                "clip-vit-b-32-40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af.pt",
+                is_program=True,
+            ),
+        ),
+        KnownExtractor(
+            "dinov2-vit-b-14",
+            "torch_fidelity.feature_extractor_dinov2:FeatureExtractorDinoV2",
+            feature_layer="dinov2",
+            dimensions=768,
+            weights=HubWeights(
+                "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth",
+                "dinov2_vitb14_pretrain.pth",
+                repository="facebookresearch/dinov2",
+                entry="dinov2_vitb14",
+            ),
+        ),
+        KnownExtractor(
+            PIXELS,
+            "taugrid.eval.features.pixels:Pixels",
+            feature_layer=PIXELS,
+            dimensions=None,
+            weights=None,
+            takes_grey=True,
+            on_host=True,
+        ),
+    )
+}
+"""Name -> extractor."""
+
+
+@dataclass(frozen=True)
+class ExtractorSpec:
+    """What determines a feature: the extractor, the content of its weights, and the layers that are read."""
+
+    name: str
+    weights_path: str | None
+    """None: the weights that ship with taugrid, wherever it is installed, or none at all."""
+    weights_sha256: str
+    """Of the file of weights. Without one: of everything that a custom class loaded, including weights that it found by
+    itself (`workers.custom.source.content_sha256`), or of nothing (pixels)."""
+    feature_layer: str
+    logits_layer: str | None
+    """None: no logits, so no Inception Score."""
+    dimensions: int
+    """Width of the features."""
+    classes: int | None
+    """Width of the logits; None where there are none."""
+    source_sha256: str | None = None
+    """Of the source files of a custom class, its bases and what they import, see `eval.features.custom`; None for
+    all others."""
+
+    def describe(self) -> dict[str, str | None]:
+        """What protocols and provenance say of it."""
+        fields = {
+            "name": self.name,
+            "weights_sha256": self.weights_sha256,
+            "feature_layer": self.feature_layer,
+            "logits_layer": self.logits_layer,
+        }
+        return fields if self.source_sha256 is None else {**fields, "source_sha256": self.source_sha256}
