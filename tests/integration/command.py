@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from taugrid.images import encode_png
+
 TINY: dict[str, Any] = {
     "name": "tiny",
     "model": {
@@ -127,3 +129,11 @@ def command_line(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def write_folder(folder: Path, batch: Any) -> Path:
+    """Write images, (n, C, H, W) uint8, as PNG files of a new folder."""
+    folder.mkdir()
+    for i, image in enumerate(batch):
+        (folder / f"{i:04d}.png").write_bytes(encode_png(image))
+    return folder

@@ -9,10 +9,15 @@ os.environ.update(
 )
 
 import fcntl
+import shutil
+from pathlib import Path
 
 import pytest
-from command import taugrid_alone, write_config
+from command import taugrid_alone, write_config, write_folder
 from shared import KeptPool, shared_ray
+
+from taugrid.config import Data
+from taugrid.workers.data.load import load_images
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +44,26 @@ def finished(config, tmp_path_factory, worker_id):
             done = taugrid_alone("run", config, "--out", root, "--json")
             (root.parent / "stdout").write_text(done.stdout)
     return root
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def held_out(tmp_path_factory):
+    """The 360 held-out digits as a folder of PNG files."""
+    return write_folder(tmp_path_factory.mktemp("digits") / "test", load_images(Data(split="test")))
+
+
+@pytest.fixture
+def few(tmp_path):
+    """A folder of 12 digits, for a test to spoil."""
+    return write_folder(tmp_path / "few", load_images(Data())[:12])
+
+
+@pytest.fixture
+def private_cache(monkeypatch, tmp_path):
+    """The user's cache is this test's alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -1,18 +1,15 @@
+"""What `taugrid run` makes, in one go, in stages, grown, and from models of all sources."""
+
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-from command import TINY, events, sample_files, scores, taugrid_alone, write_config
+from command import TINY, events, sample_files, scores, write_config
 from shared import taugrid
 
 CELLS = 6
 SHARDS = 3 * 2 + 3 * 4
-
-
-@pytest.fixture
-def copy(finished, tmp_path):
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def test_json_is_the_only_thing_on_stdout(finished):
@@ -53,43 +50,6 @@ def test_cells_are_paired_by_the_same_noise(finished):
     assert same < 0.9 * others
 
 
-def test_the_same_command_again_starts_no_cluster_and_changes_nothing(config, copy):
-    before = sample_files(copy)
-    times = {path: path.stat().st_mtime_ns for path in copy.glob("s*/**/*") if path.is_file()}
-    done = taugrid("run", config, "--out", copy)
-    assert "starting Ray" not in done.stderr
-    assert [event["event"] for event in events(copy)] == ["session", "end"]
-    assert sample_files(copy) == before
-    assert {path: path.stat().st_mtime_ns for path in times} == times
-
-
-def test_a_run_directory_is_a_config(copy):
-    done = taugrid("run", copy, "--json")
-    assert json.loads(done.stdout)["dir"] == str(copy)
-
-
-def test_damaged_and_deleted_shards_alone_are_redone_to_the_same_bytes(config, copy):
-    before, scored = sample_files(copy), scores(copy)
-    cut, flipped, deleted = sorted(copy.glob("samples/*/part-000001.parquet"))[:3]
-    cut.write_bytes(cut.read_bytes()[:-100])
-    data = bytearray(flipped.read_bytes())
-    data[len(data) // 2] ^= 1
-    flipped.write_bytes(data)
-    deleted.unlink()
-    done = taugrid("run", config, "--out", copy)
-    assert sample_files(copy) == before
-    assert scores(copy) == scored
-    did = [event for event in events(copy) if event.get("committed")]  # a busy machine may have made copies
-    assert len({event["task"] for event in did if event["event"] == "extract"}) == 3
-    assert len({event["task"] for event in did if event["event"] == "score"}) == 3
-    assert {event["cell"] for event in did if event["event"] == "shard"} == {
-        path.parent.name.split("-")[-1] for path in (cut, flipped, deleted)
-    }
-    assert len(list((copy / "damaged").iterdir())) == 2
-    for path in (cut, flipped):
-        assert f"damaged: {path.relative_to(copy)}" in done.stderr
-
-
 def test_growing_the_grid_and_n_computes_only_what_is_new(config, finished, copy, tmp_path):
     grid = [dict(TINY["grid"][0], steps=[2, 4, 8]), TINY["grid"][1]]
     grow = ("--set", f"grid={json.dumps(grid)}", "--set", "sample.num_samples=150")
@@ -108,49 +68,6 @@ def test_growing_the_grid_and_n_computes_only_what_is_new(config, finished, copy
     taugrid("run", config, "--out", fresh, *grow)
     assert sample_files(fresh) == after, "a run that grew has the files of one that was made at once"
     assert {name: scores(copy)[name] for name in scores(fresh)} == scores(fresh)
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ("sample.spacing=quadratic", "sample.spacing: linear -> quadratic"),
-        ("train.steps=13", "train.steps: 12 -> 13"),
-        ("grid={steps: [2]}", "grid:"),
-    ],
-)
-def test_a_change_that_would_orphan_cells_is_refused(config, copy, change, named):
-    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    assert named in taugrid("plan", config, "--out", copy, "--set", change, code=2).stderr
-    done = taugrid("run", config, "--out", copy, "--set", change, code=2)
-    assert named in done.stderr
-    assert "--out" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
-
-
-def test_other_weights_under_a_cell_are_refused(config, copy):
-    from safetensors.torch import load_file, save_file
-
-    path = next(copy.glob("models/*/unet/*.safetensors"))
-    tensors = load_file(path)
-    save_file({name: tensor + 1 for name, tensor in tensors.items()}, path)
-    done = taugrid("run", config, "--out", copy, code=2)
-    assert "made with weights" in done.stderr
-    verified = taugrid("verify", copy, code=1)
-    assert "made with weights" in verified.stdout
-    assert "600 images decoded" in verified.stderr, "the images can be read without the weights"
-
-
-def test_images_that_are_of_no_cell_any_more_are_said_and_read(copy):
-    """As after an edit of one's own network, or of a checkpoint's files."""
-    recorded = json.loads((copy / "config.json").read_text())
-    recorded["train"]["learning_rate"] *= 2
-    (copy / "config.json").write_text(json.dumps(recorded))
-    assert "which this config does not have" in taugrid("status", copy).stdout
-    verified = taugrid("verify", copy, code=1)
-    assert "which this config does not have" in verified.stdout
-    assert "not trained yet" in verified.stdout
-    assert "600 images decoded" in verified.stderr
 
 
 def test_one_worker_and_two_make_the_same_files(config, finished, tmp_path):
@@ -272,48 +189,6 @@ def test_a_single_sample_has_no_scores_but_is_no_failure(config, copy):
     assert "needs at least 2 images" in (copy / "tables/quality.md").read_text()
 
 
-def test_damaged_scores_are_noticed_and_computed_again(config, copy):
-    before = scores(copy)
-    changed, wrong, folder = sorted((copy / "scores").iterdir())[:3]
-    changed.write_text(changed.read_text().replace('"num_samples": 100', '"num_samples": 101'))
-    wrong.write_text("{}")
-    folder.unlink()
-    folder.mkdir()
-    assert taugrid("verify", copy, code=1).stdout.count("not what was written") == 3
-    assert len(json.loads(taugrid("report", config, "--out", copy, "--json", code=4).stdout)["cells"]) == CELLS - 3
-    taugrid("status", copy)
-    taugrid("run", config, "--out", copy)
-    assert scores(copy) == before
-    assert len(list((copy / "damaged").iterdir())) == 3
-
-
-def test_removed_features_are_not_missed_while_the_scores_are_there(config, copy):
-    shutil.rmtree(copy / "features")
-    assert "starting Ray" not in taugrid("run", config, "--out", copy).stderr
-
-
-def test_files_of_a_later_version_with_more_in_their_metadata_are_whole(config, copy):
-    """A key that a later version adds to the blob must not make every old file look damaged."""
-    import pyarrow.parquet as pq
-
-    from taugrid import parquet
-
-    path = next(copy.glob("samples/*/part-000000.parquet"))
-    table = pq.read_table(path)
-    blob = json.loads(table.schema.metadata[b"taugrid"])
-    with parquet.PartWriter(path, parquet.sample_schema(blob | {"invented_later": 1})) as part:
-        part.write({name: table[name].to_pylist() for name in table.column_names})
-        part.commit(replace=True)
-    assert "damaged" not in taugrid("run", config, "--out", copy).stderr
-
-
-def test_a_place_that_can_not_be_written_is_one_line(config, tmp_path):
-    (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file", tmp_path / "file/below", "s3://bucket/x"):
-        done = taugrid("run", config, "--out", out, code=2)
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-
-
 def test_work_that_always_fails_is_given_up_and_the_rest_is_done(config, finished, tmp_path):
     root = tmp_path / "run"
     shutil.copytree(finished / "models", root / "models")
@@ -329,44 +204,6 @@ def test_work_that_always_fails_is_given_up_and_the_rest_is_done(config, finishe
     traces = [path.read_text() for path in (root / "logs").iterdir()]
     assert all("workers/sample.py" in trace and "FileExistsError" in trace for trace in traces)
     assert not any("\x1b" in trace for trace in traces)
-
-
-def test_plan_status_verify_and_export(config, finished, tmp_path):
-    plan = json.loads(taugrid("plan", config, "--out", tmp_path / "new", "--json").stdout)
-    assert plan["network_evaluations"] == 100 * (2 + 4) * 3 == plan["network_evaluations_remaining"]
-    assert plan["worker_seconds_remaining"] is None
-    assert "expected sampling time: unknown" in taugrid("plan", config, "--out", tmp_path / "new").stdout
-    assert not (tmp_path / "new").exists()
-    status = json.loads(taugrid("status", finished, "--json").stdout)
-    assert status["network_evaluations_remaining"] == 0
-    assert status["evaluations_per_second_and_worker"] > 0
-    assert "600 images decoded; everything is whole" in taugrid("verify", finished).stdout
-    taugrid("export", finished, "S0002-eta0-", "--to", tmp_path / "png")
-    files = sorted(path.name for path in (tmp_path / "png").iterdir())
-    assert files == [f"{i:07d}.png" for i in range(100)]
-    assert "not an empty folder" in taugrid("export", finished, "S0002-eta0-", "--to", tmp_path / "png", code=2).stderr
-    assert "more than one cell" in taugrid("export", finished, "S0002", "--to", tmp_path / "x", code=2).stderr
-
-
-def test_verify_lists_what_is_damaged_and_touches_nothing(copy):
-    part = next(copy.glob("samples/*/part-000000.parquet"))
-    data = bytearray(part.read_bytes())
-    data[len(data) // 2] ^= 1
-    part.write_bytes(data)
-    gone = next(copy.glob("samples/*/part-000001.parquet"))
-    gone.unlink()
-    done = taugrid("verify", copy, "--json", code=1)
-    assert {entry["path"] for entry in json.loads(done.stdout)["damaged"]} == {
-        str(path.relative_to(copy)) for path in (part, gone)
-    }
-    assert part.read_bytes() == bytes(data)
-
-
-def test_a_second_run_in_the_same_directory_waits_for_nobody(config, copy):
-    from taugrid.orchestrator.rundir.directory import RunDir
-
-    with RunDir(copy).lock():
-        assert "another taugrid command" in taugrid_alone("run", config, "--out", copy, code=2).stderr
 
 
 def test_the_pipeline_that_a_run_leaves_is_diffusers_own(finished):
