@@ -38,7 +38,7 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        ray = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
+        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
         options = [
             "--num-cpus=2",
             "--include-dashboard=false",
