@@ -60,3 +60,10 @@ def test_the_driver_needs_no_torch_to_dispatch():
     )
     assert "ray" in modules
     assert not modules & {"torch", "diffusers", "torch_fidelity"}
+
+
+def test_a_worker_of_oracles_and_custom_networks_imports_no_diffusers():
+    """It takes seconds in each worker."""
+    modules = modules_after("import taugrid.workers.network.load, taugrid.workers.sample, taugrid.workers.actor")
+    assert "torch" in modules
+    assert "diffusers" not in modules

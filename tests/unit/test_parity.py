@@ -22,11 +22,11 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.workers import schedules
 from taugrid.workers.data.load import load_images
 from taugrid.workers.diffusion.noise import normal
-from taugrid.workers.diffusion.process import diffuse
+from taugrid.workers.diffusion.process import diffuse, network_time
 from taugrid.workers.diffusion.schedule import alpha_bar
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.network.load import load_network
-from taugrid.workers.network.unet import build_unet, network_time
+from taugrid.workers.network.unet import build_unet
 from taugrid.workers.samplers.ddim import decode, encode, sample
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+Time = TypeVar("Time", int, Tensor)
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 """What a network predicts: the noise, the image x0, or v = sqrt(alpha_t) eps - sqrt(1 - alpha_t) x0 (Salimans & Ho
@@ -20,6 +22,11 @@ class Prediction(NamedTuple):
 
     x0: Tensor
     eps: Tensor
+
+
+def network_time(t: Time) -> Time:
+    """The index 0..T-1 that networks are trained with, from the paper's time t in 1..T: the one place of this shift."""
+    return t - 1
 
 
 def diffuse(x0: Tensor, eps: Tensor, alpha_bar_t: Tensor | float) -> Tensor:

@@ -7,9 +7,8 @@ from taugrid.jobs import CustomNetwork, NetworkSpec, SavedUnet
 from taugrid.workers import schedules
 from taugrid.workers.data import distributions
 from taugrid.workers.diffusion import gaussian, oracle
-from taugrid.workers.diffusion.process import Denoiser
+from taugrid.workers.diffusion.process import Denoiser, network_time
 from taugrid.workers.network import custom
-from taugrid.workers.network.unet import load_unet, network_time
 
 
 def load_network(network: NetworkSpec, diffusion: Diffusion, device: str) -> Denoiser:
@@ -24,6 +23,8 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str) -> Den
             output, see `custom.checked`.
     """
     if isinstance(network, SavedUnet):
+        from taugrid.workers.network.unet import load_unet  # diffusers takes seconds, and only these need it
+
         return load_unet(network.folder, device)
     if isinstance(network, CustomNetwork):
         batched = custom.load(network, device)

@@ -3,7 +3,6 @@
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import diffusers
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from taugrid.config import Unet
 from taugrid.errors import WrongWeights
-from taugrid.workers.diffusion.process import Denoiser
+from taugrid.workers.diffusion.process import Denoiser, network_time
 from taugrid.workers.network.checkpoint import MOST_NAMED, WEIGHTS_FILE, weights_file
 
 
@@ -20,14 +19,6 @@ def build_unet(unet: Unet, image_shape: tuple[int, int, int]) -> diffusers.UNet2
     channels, height, width = image_shape
     size = {"sample_size": (height, width), "in_channels": channels, "out_channels": channels}
     return diffusers.UNet2DModel(**size, **unet.model_dump())
-
-
-Time = TypeVar("Time", int, Tensor)
-
-
-def network_time(t: Time) -> Time:
-    """The index 0..T-1 that networks are trained with, from the paper's time t in 1..T: the one place of this shift."""
-    return t - 1
 
 
 def load_unet(folder: str, device: str) -> Denoiser:

@@ -24,8 +24,8 @@ from torch import Tensor, distributed
 from taugrid.config import Train
 from taugrid.errors import UserError
 from taugrid.workers.device import set_up
+from taugrid.workers.diffusion.process import network_time
 from taugrid.workers.network.ema import ema_decay, ema_update
-from taugrid.workers.network.unet import network_time
 from taugrid.workers.training import checkpoints
 from taugrid.workers.training.batches import Batches
 from taugrid.workers.training.log import Log, Record, is_logged
