@@ -111,8 +111,8 @@ class LocalStorage:
         return path.exists()
 
     def list(self, folder: Path, pattern: str) -> Sequence[Path]:
-        """See `Storage`."""
-        return sorted(path for path in folder.glob(pattern) if path.is_file())
+        """See `Storage`. A folder that has a file's name is listed too, so that it is found out as damage."""
+        return sorted(folder.glob(pattern))
 
     def create(self, path: Path, finished: Path) -> bool:
         """See `Storage`. By `os.link`, which never overwrites."""
