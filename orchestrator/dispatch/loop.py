@@ -12,7 +12,7 @@ from taugrid.orchestrator.dispatch.pool import Done, Event, Failed, Joined, Lost
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Piece, WorkKind
-from taugrid.words import quantity
+from taugrid.words import counted, quantity
 
 LOSSES_WITHOUT_WORK = 5
 """Workers lost with no work done in between, beyond as many as there are workers, before the run gives up: something is
@@ -88,8 +88,9 @@ class Loop:
     def _announce(self) -> None:
         kinds = self._kinds.values()
         evaluations = sum(self._totals[kind.name] for kind in kinds if kind.unit == NETWORK_EVALUATIONS)
-        listed = ", ".join(f"{self._tasks[kind.name]} {kind.tasks}" for kind in kinds if self._tasks[kind.name])
-        workers = f"{self._workers} worker{'s' if self._workers > 1 else ''}"
+        counts = [(self._tasks[kind.name], *kind.task) for kind in kinds]
+        listed = ", ".join(f"{counted(number, noun)} {purpose}" for number, noun, purpose in counts if number)
+        workers = counted(self._workers, "worker")
         cost = f" ({quantity(evaluations)} network evaluations)" if evaluations else ""
         self._progress.say(f"to do: {listed}{cost}; starting {workers}")
         self._show()

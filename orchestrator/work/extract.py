@@ -27,7 +27,7 @@ class ExtractWork(WorkKind):
     stage = "evaluate"
     unit = IMAGES
     activity = "evaluating"
-    tasks = "to extract"
+    task = ("feature file", "to extract")
 
     def pieces(self) -> Iterator[Piece]:
         """A piece for each shard of a cell to score, and one for the reference if a score waits for it."""

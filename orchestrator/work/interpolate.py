@@ -23,7 +23,7 @@ class InterpolateWork(WorkKind):
     stage = "interpolate"
     unit = NETWORK_EVALUATIONS
     activity = "interpolating"
-    tasks = "cells to interpolate"
+    task = ("cell", "to interpolate")
 
     def pieces(self) -> Iterator[Piece]:
         """A piece for each cell whose file is missing."""

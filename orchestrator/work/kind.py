@@ -56,8 +56,8 @@ class WorkKind(ABC):
     """Of a task's cost, in the plural."""
     activity: ClassVar[str]
     """What the progress line calls it."""
-    tasks: ClassVar[str]
-    """What there is to do, in the plural: it follows a number when a run announces its work."""
+    task: ClassVar[tuple[str, str]]
+    """A task in words, as ("shard", "to sample"): when a run announces its work, the first agrees with a number."""
     counts_images: ClassVar[bool] = False
     """The progress line shows images per second beside the unit."""
     finished: ClassVar[str | None] = None

@@ -48,7 +48,7 @@ class ReconstructWork(WorkKind):
     stage = "reconstruct"
     unit = NETWORK_EVALUATIONS
     activity = "reconstructing"
-    tasks = "shards to reconstruct"
+    task = ("shard", "to reconstruct")
 
     def check(self) -> None:
         """Raise `UserError` if a model makes images of another shape than its data set's, or that is not here."""

@@ -19,7 +19,7 @@ class SampleWork(WorkKind):
     stage = "sample"
     unit = NETWORK_EVALUATIONS
     activity = "sampling"
-    tasks = "shards to sample"
+    task = ("shard", "to sample")
     counts_images = True
 
     def pieces(self) -> Iterator[Piece]:

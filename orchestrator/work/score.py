@@ -24,7 +24,7 @@ class ScoreWork(WorkKind):
     told_by = frozenset({"report"})
     unit = IMAGES
     activity = "scoring"
-    tasks = "cells to score"
+    task = ("cell", "to score")
     finished = "cells scored"
 
     @property

@@ -56,7 +56,7 @@ class PaintWork(WorkKind):
     stage = "paint"
     unit = "strokes"
     activity = "painting"
-    tasks = "cells to paint"
+    task = ("cell", "to paint")
     finished = "cells painted"
 
     def _path(self, cell):
