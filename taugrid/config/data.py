@@ -11,7 +11,7 @@ from taugrid.registry.datasets import DATASETS, KEYS, Dataset
 
 def _known(name: Any) -> Any:
     if not isinstance(name, str) or name not in DATASETS:
-        *others, last = map(repr, DATASETS)
+        *others, last = DATASETS
         raise ValueError(f"must be {', '.join(others)} or {last}")
     return name
 

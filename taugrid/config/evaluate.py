@@ -11,7 +11,7 @@ from taugrid.registry.metrics import DEFAULT_METRICS, METRICS, MetricSettings
 
 def _known(name: str) -> str:
     if name not in METRICS:
-        *others, last = map(repr, METRICS)
+        *others, last = METRICS
         raise ValueError(f"must be {', '.join(others)} or {last}")
     return name
 

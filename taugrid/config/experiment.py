@@ -43,7 +43,7 @@ class Config(Section):
             for key, values in mapping.items() if isinstance(mapping, Mapping) else []:
                 if not isinstance(values, list) or not values:
                     example = values if values and not isinstance(values, dict) else "value"
-                    raise ValueError(f"grid.{key} must be a list with at least one value, as in {key}: [{example}]")
+                    raise ValueError(f"{key} must be a list with at least one value, as in {key}: [{example}]")
         return mappings
 
 

@@ -66,7 +66,7 @@ class ModelSection(Section):
     @classmethod
     def _names_a_function(cls, name: str | None) -> str | None:
         if name is not None and not re.fullmatch(r"[\w.]+:\w+", name):
-            raise ValueError("write module:function, as in my_network:load")
+            raise ValueError("must be module:function, as in my_network:load")
         return name
 
     @model_validator(mode="after")

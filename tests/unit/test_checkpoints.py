@@ -223,16 +223,16 @@ def test_settings_that_can_not_be_honoured_are_refused_by_name(pipeline, values)
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"clip_sample_range": 0}, "clip_range: must be greater than 0, not 0"),
-        ({"steps_offset": -1}, "steps_offset: must be greater than or equal to 0"),
+        ({"clip_sample_range": 0}, "clip_range: must be a positive number, or null, not 0"),
+        ({"steps_offset": -1}, "steps_offset: must be a whole number of at least 0, or null, not -1"),
         ({"trained_betas": []}, "trained_betas"),
         ({"beta_start": "small"}, "beta_start"),
         ({"set_alpha_to_one": 2}, "set_alpha_to_one"),
         ({"beta_schedule": ["linear"]}, 'beta_schedule must be a name, not ["linear"]'),
         ({"_class_name": ["DDPMScheduler"]}, '_class_name must be a name, not ["DDPMScheduler"]'),
-        ({"trained_betas": BETAS, "beta_start": "small"}, "beta_start: must be a valid number"),
-        ({"trained_betas": BETAS, "beta_start": -1}, "beta_start: must be greater than 0, not -1"),
-        ({"trained_betas": BETAS, "beta_end": [0.1]}, "beta_end: must be a valid number"),
+        ({"trained_betas": BETAS, "beta_start": "small"}, "beta_start: must be a number"),
+        ({"trained_betas": BETAS, "beta_start": -1}, "beta_start: must be a number greater than 0"),
+        ({"trained_betas": BETAS, "beta_end": [0.1]}, "beta_end: must be a number"),
     ],
 )
 def test_wrong_values_are_one_line_that_names_the_file(pipeline, values, message):

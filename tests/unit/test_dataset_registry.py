@@ -57,7 +57,7 @@ def test_a_new_data_set_is_one_file_and_one_entry(stripes):
     assert resolve(None, "stripes", None, train.image_shape).name == PIXELS
     assert plan(section(root="/a")).models[0].id == plan(section()).models[0].id, "it is known by its name"
     assert schema()["$defs"]["Data"]["properties"]["name"]["enum"][-1] == "stripes"
-    with pytest.raises(UserError, match=r"data\.name: must be 'digits', .* or 'stripes', not 'strips'"):
+    with pytest.raises(UserError, match=r"data\.name: must be digits, .* or stripes, not 'strips'"):
         section(name="strips")
 
 
@@ -93,7 +93,7 @@ def test_every_entry_agrees_with_itself(dataset):
         ({"name": "folder", "root": "/a"}, ("folder", "shape", "[channels, height, width]")),
         ({"name": "parquet", "shape": [3, 8, 8]}, ("parquet", "root")),
         ({"name": "celeba", "root": "hf://datasets/a/b"}, ("root", "celeba", "hf://datasets/a/b", "parquet")),
-        ({"name": ["digits"]}, ("data.name", "'digits', 'gaussian'")),
+        ({"name": ["digits"]}, ("data.name", "digits, gaussian", "['digits']")),
     ],
 )
 def test_what_a_data_set_does_not_take_is_one_line(keys, facts):

@@ -1,0 +1,138 @@
+"""What is wrong with a config: one plain sentence for each key that pydantic refuses.
+
+Pydantic reports every branch of a union by itself ("less than or equal to 1", "'sigma_hat'"). Here the JSON schema of
+the section says what a key may be as a whole, so that its branches give one sentence.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+Schema = Mapping[str, Any]
+"""A JSON schema, or a part of one."""
+Keys = tuple[str, ...]
+
+LONGEST_LIST = 8
+"""Of a longer list a message shows only the first wrong item."""
+
+
+def explain(error: ValidationError, cls: type[BaseModel], values: Mapping[str, Any]) -> str:
+    """All mistakes in `values`, joined by semicolons: each key, what it must be, and what it is."""
+    schema = cls.model_json_schema()
+    found: dict[Keys, str] = {}
+    for mistake in error.errors(include_url=False):
+        keys, node = _walk(mistake["loc"], schema)
+        if mistake["type"] == "extra_forbidden":
+            keys = (*keys, str(mistake["loc"][-1]))
+            found[keys] = f"unknown key {'.'.join(keys)!r} ({_hint(keys[-1], list(_section(node, schema)))})"
+        elif mistake["type"] == "missing" and mistake["loc"][-1] == keys[-1]:
+            found[keys] = f"{'.'.join(keys)} is missing"
+        elif mistake["type"] == "value_error":  # from one of our validators, which wrote a sentence
+            text = mistake["msg"].removeprefix("Value error, ")
+            given = f", not {_shown(mistake['input'], mistake)}" if text.startswith("must be ") else ""
+            found[keys] = ": ".join(filter(None, (".".join(keys), f"{text}{given}")))
+        else:
+            given = _shown(_at(values, keys), mistake)
+            found.setdefault(keys, f"{'.'.join(keys) or 'config'}: must be {_expected(node, schema)}, not {given}")
+    # A section that is one branch of a union: its keys say what is wrong, not that it could have been something else.
+    inner = {keys[:length] for keys in found for length in range(len(keys))}
+    return "; ".join(text for keys, text in found.items() if keys not in inner)
+
+
+def _walk(location: Sequence[str | int], schema: Schema) -> tuple[Keys, Schema]:
+    """The keys in a location, and the schema of the last. A location also names branches of unions and list items."""
+    keys: list[str] = []
+    node = schema
+    for part in location:
+        properties = _section(node, schema)
+        if part in properties:
+            keys.append(str(part))
+            node = properties[part]
+    return tuple(keys), node
+
+
+def _section(node: Schema, schema: Schema) -> Schema:
+    """The keys of the section that `node` is, or has as a branch, with their schemas; empty if it has none."""
+    for branch in node.get("anyOf", [node]):
+        target = schema["$defs"][branch["$ref"].rpartition("/")[2]] if "$ref" in branch else branch
+        if "properties" in target:
+            properties: Schema = target["properties"]
+            return properties
+    return {}
+
+
+def _hint(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+
+
+def _at(values: Any, keys: Keys) -> Any:
+    for key in keys:
+        values = values[key]
+    return values
+
+
+def _shown(value: Any, mistake: Mapping[str, Any]) -> str:
+    if isinstance(value, list) and len(value) > LONGEST_LIST:
+        value = mistake["input"]
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]  # as YAML writes them
+    return repr(value)
+
+
+def _expected(node: Schema, schema: Schema) -> str:
+    """What a key may be: a number from 0 to 1, or sigma_hat."""
+    branches = node.get("anyOf", [node])
+    words = [word for branch in branches for word in _words(branch)]
+    phrases = [_phrase(branch) for branch in branches if not _words(branch)]
+    *others, last = [*phrases, *([_listed(words)] if words else [])]
+    return f"{', '.join(others)}, or {last}" if others else last
+
+
+def _words(branch: Schema) -> list[str]:
+    """The words that a branch allows, if these can be listed."""
+    if branch.get("type") == "boolean":
+        return ["true", "false"]
+    if branch.get("type") == "null":
+        return ["null"]
+    return [*map(str, branch.get("enum", [branch["const"]] if "const" in branch else []))]
+
+
+def _listed(words: Sequence[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _phrase(branch: Schema, plural: bool = False) -> str:
+    """What a branch allows that isn't a list of words."""
+    match branch.get("type"):
+        case "integer":
+            return _number(branch, "whole number", plural)
+        case "number":
+            return _number(branch, "number", plural)
+        case "string":
+            return f"text that matches {branch['pattern']}" if "pattern" in branch else "text"
+        case "array":
+            item = branch.get("prefixItems", [branch.get("items")])[0]
+            items = _listed(_words(item)) if _words(item) else _phrase(item, plural=True)
+            least, most = branch.get("minItems"), branch.get("maxItems")
+            if least is not None and least == most:
+                return f"a list of {least} {items}"
+            return f"a list of {'one or more ' if least else ''}{items}"
+        case _:
+            return "mappings" if plural else "a mapping"  # a section, or a mapping of the grid
+
+
+def _number(branch: Schema, noun: str, plural: bool) -> str:
+    low, above = branch.get("minimum"), branch.get("exclusiveMinimum")
+    high, below = branch.get("maximum"), branch.get("exclusiveMaximum")
+    nouns = f"{noun}s" if plural else f"a {noun}"
+    if above == 0 and high is None and below is None:
+        return f"positive {noun}s" if plural else f"a positive {noun}"
+    if low is not None and high is not None:
+        return f"{nouns} from {low:g} to {high:g}"
+    limits = {"at least": low, "greater than": above, "at most": high, "less than": below}
+    bounds = [f"{words} {limit}" for words, limit in limits.items() if limit is not None]
+    return f"{nouns} {'of ' * (low is not None)}{' and '.join(bounds)}" if bounds else nouns

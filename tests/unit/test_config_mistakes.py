@@ -1,0 +1,94 @@
+"""Each key that is wrong gives one sentence: the key, all that it may be, and what it is."""
+
+import pytest
+
+from taugrid.config import Config, Diffusion, Train, validate
+from taugrid.errors import UserError
+
+MINIMAL = {"name": "x", "model": {"unet": {}}}
+
+
+def refusal(values: dict, cls=Config) -> str:
+    with pytest.raises(UserError) as caught:
+        validate(cls, MINIMAL | values if cls is Config else values, "my.yaml")
+    message = str(caught.value)
+    assert message.startswith("my.yaml: ")
+    assert "\n" not in message
+    return message.removeprefix("my.yaml: ")
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "allowed", "given"),
+    [
+        ({"sample": {"steps": 0}}, "sample.steps", "a positive whole number", "0"),
+        ({"sample": {"steps": "10x"}}, "sample.steps", "a positive whole number", "'10x'"),
+        ({"sample": {"eta": 1.5}}, "sample.eta", "a number from 0 to 1, or sigma_hat", "1.5"),
+        ({"sample": {"eta": "sigma"}}, "sample.eta", "a number from 0 to 1, or sigma_hat", "'sigma'"),
+        ({"sample": {"eta": [1]}}, "sample.eta", "a number from 0 to 1, or sigma_hat", "[1]"),
+        ({"sample": {"clip": "yes"}}, "sample.clip", "none, x0, x0_and_eps or null", "'yes'"),
+        ({"sample": {"clip_range": 0}}, "sample.clip_range", "a positive number, or null", "0"),
+        ({"sample": None}, "sample", "a mapping", "null"),
+        ({"name": "../x"}, "name", "text that matches ^[A-Za-z0-9]", "'../x'"),
+        ({"seed": -1}, "seed", "a whole number of at least 0", "-1"),
+        ({"data": {"shape": [1, 2]}}, "data.shape", "a list of 3 positive whole numbers, or null", "[1, 2]"),
+        ({"data": {"shape": [1, 2, "a"]}}, "data.shape", "a list of 3 positive whole numbers", "[1, 2, 'a']"),
+        ({"data": {"shape": 5}}, "data.shape", "a list of 3 positive whole numbers", "5"),
+        ({"train": {"learning_rate": float("inf")}}, "train.learning_rate", "a positive number", "inf"),
+        ({"train": {"ema_decay": 1}}, "train.ema_decay", "a number of at least 0 and less than 1", "1"),
+        ({"train": {"flip": 3}}, "train.flip", "true or false", "3"),
+        ({"train": {"workers": [0, 2]}}, "train.workers", "a positive whole number, or a list of 2 positive", "[0, 2]"),
+        ({"diffusion": {"trained_betas": []}}, "diffusion.trained_betas", "a list of one or more numbers", "[]"),
+        ({"diffusion": {"beta_end": 2}}, "diffusion.beta_end", "a number greater than 0 and less than 1, or null", "2"),
+        ({"cluster": {"gpus_per_worker": -1}}, "cluster.gpus_per_worker", "a number of at least 0, or null", "-1"),
+        (
+            {"model": {"unet": {"up_block_types": ["Foo"]}}},
+            "model.unet.up_block_types",
+            "a list of UpBlock2D",
+            "['Foo']",
+        ),
+        ({"evaluate": {"reference": 5}}, "evaluate.reference", "a mapping, text, or null", "5"),
+        ({"evaluate": {"reference": {"name": "foo"}}}, "evaluate.reference.name", "digits, gaussian", "'foo'"),
+        ({"evaluate": {"metrics": "fid"}}, "evaluate.metrics", "a list of fid, isc, kid", "'fid'"),
+        ({"evaluate": {"metrics": ["foo"]}}, "evaluate.metrics", "fid, isc, kid", "'foo'"),
+        ({"grid": [5]}, "grid", "a list of mappings", "[5]"),
+    ],
+)
+def test_a_key_gives_one_sentence_however_many_branches_it_has(values, key, allowed, given):
+    message = refusal(values)
+    assert message.startswith(f"{key}: must be {allowed}")
+    assert message.endswith(f", not {given}")
+    assert message.count("must be") == 1
+    assert ";" not in message
+
+
+@pytest.mark.parametrize("spacing", ["cubic", [1, 0], [1, "a"], []])
+def test_a_spacing_is_a_name_or_times(spacing):
+    message = refusal({"sample": {"spacing": spacing}})
+    assert message.count("must be") == 1
+    assert "a list of one or more positive whole numbers, or linear, quadratic, " in message
+    assert message.endswith(f"or ermongroup-quad, not {spacing!r}")
+
+
+def test_of_a_long_list_the_wrong_item_is_shown():
+    message = refusal({"trained_betas": [0.1] * 999 + [2.0]}, Diffusion)
+    assert message.startswith("trained_betas: ")
+    assert message.endswith(", not 2.0")
+
+
+def test_each_key_has_its_sentence():
+    message = refusal({"train": {"loss_weights": {"eta": 0, "sigma_1": "s"}}, "seed": -1})
+    keys = ["seed", "train.loss_weights.eta", "train.loss_weights.sigma_1"]
+    assert [text.partition(":")[0] for text in message.split("; ")] == keys
+
+
+def test_a_missing_key_is_named():
+    assert refusal({"train": {"loss_weights": {}}}) == "train.loss_weights.sigma_1 is missing"
+
+
+def test_an_unknown_key_in_a_branch_of_a_union_is_said_as_people_wrote_it():
+    message = refusal({"evaluate": {"reference": {"name": "digits", "splt": "test"}}})
+    assert message == "unknown key 'evaluate.reference.splt' (did you mean 'split'?)"
+
+
+def test_a_mistake_of_the_whole_section_needs_no_key():
+    assert refusal({"batch_size": 2, "workers": 3}, Train).startswith("workers 3 is more than batch_size 2")
