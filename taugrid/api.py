@@ -15,7 +15,7 @@ STAGES = ("train", "sample", "evaluate", "report")
 
 
 def plan(config: str | Path, out: str | Path | None = None, assignments: Sequence[str] = ()) -> dict[str, Any]:
-    """What a run would do and what is done already, as `taugrid plan --json` prints it. Starts nothing.
+    """What a run would do and what is already done, as `taugrid plan --json` prints it. Starts nothing.
 
     Args:
         config: a file, the name of a shipped config, or a run directory.
@@ -23,7 +23,7 @@ def plan(config: str | Path, out: str | Path | None = None, assignments: Sequenc
         assignments: `key=value`, as --set takes them.
 
     Raises:
-        taugrid.errors.UserError: one line, for a config that is wrong or would orphan images.
+        taugrid.errors.UserError: if the config is wrong or would orphan images.
     """
     from taugrid.orchestrator.inspection import describe
     from taugrid.orchestrator.opened import Opened
@@ -41,7 +41,7 @@ def run(
     address: str = "local",
     stages: Sequence[str] = STAGES,
 ) -> "pd.DataFrame":
-    """Do everything that is missing, as `taugrid run`, and return the table that it leads to: a row for each cell.
+    """Do what is still missing, like `taugrid run`, and return the results: a table with a row for each cell.
 
     Args:
         config: as in `plan`.
@@ -51,8 +51,8 @@ def run(
         stages: some of `STAGES`.
 
     Raises:
-        taugrid.errors.UserError: what must be changed first. taugrid.errors.RunFailed: a stage could not go on, or
-            some cells could not be finished.
+        taugrid.errors.UserError: if something must be changed first.
+        taugrid.errors.RunFailed: if a stage could not go on, or some cells could not be finished.
     """
     import pandas as pd
 
@@ -60,6 +60,7 @@ def run(
     from taugrid.orchestrator.opened import Opened, require_shared
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.session import Run
+    from taugrid.words import counted
 
     opened = Opened(str(config), assignments, None if out is None else str(out))
     require_shared(opened.rundir.root if out is None else out, address)
@@ -67,5 +68,5 @@ def run(
         outcome = Run(opened.config, opened.plan, opened.rundir, address, progress).do(stages)
     if outcome.missing:
         name, reason = next(iter(outcome.missing.items()))
-        raise RunFailed(f"{len(outcome.missing)} cells could not be finished; {name}: {reason}")
+        raise RunFailed(f"{counted(len(outcome.missing), 'cell')} could not be finished; {name}: {reason}")
     return pd.DataFrame(outcome.rows)

@@ -1,4 +1,4 @@
-"""The exceptions that a person sees, and the exit code that each one means (design, contract)."""
+"""The exceptions that a user sees, and the exit codes."""
 
 from enum import IntEnum
 
@@ -15,18 +15,18 @@ class Exit(IntEnum):
 
 
 class UserError(Exception):
-    """Wrong usage, config or input: one line that says what, which value, and the ways out. No traceback, exit 2."""
+    """Wrong usage, config or input: one line with the fault, the value and the ways out. No traceback, exit 2."""
 
 
 class WorkerRefusal(UserError):
-    """A worker met something that every other worker would meet too: the run ends, because retrying can't help.
+    """A problem on one worker that every other worker would meet too: the run ends, because retrying can't help.
 
-    It travels from a worker by its type, so its constructor must take the message alone.
+    It travels from a worker by its type, so its constructor must take only the message.
     """
 
 
 class RunDirectoryNotSeen(WorkerRefusal):
-    """A node does not see the driver's run directory."""
+    """A node can't see the driver's run directory."""
 
 
 class WrongWeights(WorkerRefusal):
@@ -38,14 +38,14 @@ class CustomCodeError(ValueError):
 
 
 class RunFailed(Exception):
-    """A stage could not go on for a reason that is no bug of the driver: one line, exit 1; details are in `logs/`."""
+    """A stage could not go on, and not because of a bug in the driver: one line, exit 1; `logs/` has the details."""
 
 
 class DamagedFile(Exception):
-    """A file that can't be read back as what it should be; the message says why."""
+    """A file whose content is not what it should be; the message says why."""
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of an error's text that says something, or else what it is: of a traceback, the error itself."""
+    """The last non-empty line of an error's text (in a traceback, the error itself), or else the error's type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""SHA-256 of files and values. What is hashed here names runs, cells and caches: its bytes must never change."""
+"""SHA-256 of files and values. These hashes name runs, cells and caches, so the hashed bytes must never change."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 IDENTITY_DIGITS = 10
-"""Hex digits of an identity: 40 bits, so that a clash among a thousand cells has a chance of one in two million."""
+"""Hex digits of an identity: 40 bits. Two of a thousand cells clash with a probability of one in two million."""
 
 
 def file_sha256(path: Path) -> str:
@@ -19,7 +19,7 @@ def file_sha256(path: Path) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys, no spaces and ASCII alone: equal values give equal text.
+    """JSON in ASCII, with sorted keys and no spaces: equal values give equal text.
 
     Raises:
         ValueError: if a number is NaN or infinite.
@@ -28,24 +28,24 @@ def canonical_json(value: Any) -> str:
 
 
 def json_sha256(value: Any) -> str:
-    """SHA-256 of the canonical JSON of `value`, as 64 hex digits. ValueError as from `canonical_json`."""
+    """SHA-256 of the canonical JSON of `value`, as 64 hex digits; ValueError for NaN or infinity."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def identity(values: Mapping[str, Any]) -> str:
-    """The id of what `values` determine: the first 10 hex digits of `json_sha256`."""
+    """The id of whatever `values` determine: the first 10 hex digits of `json_sha256`."""
     return json_sha256(values)[:IDENTITY_DIGITS]
 
 
 def spaced_json_sha256(value: Any) -> str:
     """SHA-256 of JSON with sorted keys and Python's default separators, as 64 hex digits.
 
-    The names of cached files and the short hash of a protocol were made this way from the start. Everything new uses
+    The names of cached files and the short hash of a protocol have always been made this way. New code uses
     `json_sha256`.
     """
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def digest_of_shape(shape: Sequence[int]) -> "hashlib._Hash":
-    """A SHA-256 that has taken in the shape of images (as int64, little-endian); the caller adds their bytes."""
+    """A SHA-256 that already covers the images' shape (as int64, little-endian); the caller adds their bytes."""
     return hashlib.sha256(np.array(shape, dtype="<i8").tobytes())

@@ -1,4 +1,4 @@
-"""Images in [-1, 1] -> 8 bits -> PNG, and back. Imports no torch: the driver verifies files with it."""
+"""Images from [-1, 1] to 8 bits to PNG, and back. Imports no torch, because the driver verifies files with it."""
 
 import io
 from collections.abc import Sequence
@@ -11,22 +11,22 @@ from taugrid.errors import DamagedFile
 
 
 def to_uint8(x: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Values in [-1, 1] to 0..255, rounded to nearest (half to even); values outside are clipped.
+    """Values in [-1, 1] as 0..255, rounded to nearest (half to even); values outside are clipped.
 
-    guided-diffusion's `(x + 1) * 127.5` followed by a cast truncates instead: half a grey level darker on average.
+    guided-diffusion casts `(x + 1) * 127.5` instead, which truncates: half a grey level darker on average.
 
     Raises:
-        ValueError: if a value is no number; a cast would make it some grey level without a word.
+        ValueError: if a value is NaN, which a cast would silently turn into an arbitrary grey level.
     """
     if np.isnan(x).any():
-        raise ValueError("the network gave nan: images of it would mean nothing")
+        raise ValueError("the network returned nan, so its images would be meaningless")
     grey = np.rint((x.astype(np.float32) + np.float32(1)) * np.float32(127.5))
     result: NDArray[np.uint8] = np.clip(grey, 0, 255).astype(np.uint8)
     return result
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """A (C, H, W) image, C = 1 or 3, as PNG bytes. Always the same bytes for the same Pillow and zlib."""
+    """A (C, H, W) image, C = 1 or 3, as PNG bytes. The same Pillow and zlib always give the same bytes."""
     pixels = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG")
@@ -37,7 +37,7 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
     """PNG bytes as a (C, H, W) uint8 image, C = 1 for grey and 3 for RGB.
 
     Raises:
-        DamagedFile: if the bytes are no such PNG.
+        DamagedFile: if the bytes are not a PNG.
     """
     try:
         with Image.open(io.BytesIO(data)) as picture:
@@ -48,6 +48,6 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
 
 
 def to_pictures(batch: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """N images (C, H, W) as figures want them: (n, H, W) if they are grey, else (n, H, W, 3)."""
+    """N images (C, H, W) as figures need them: (n, H, W) if they are grey, else (n, H, W, 3)."""
     stack = np.stack(tuple(batch))
     return stack[:, 0] if stack.shape[1] == 1 else stack.transpose(0, 2, 3, 1)

@@ -1,6 +1,6 @@
 """What travels between the driver and a worker: plain data, small enough for a Ray message.
 
-A concrete job stands beside the function that does it, in `workers` or `eval`.
+A concrete job is defined beside the function that does it, in `workers` or `eval`.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ class Job:
     runs: ClassVar[str]
     """`package.module:function`: a worker calls it with the job and its `workers.device.Device`; it returns a `Result`.
 
-    A name rather than a function: the module of a job is imported by the driver, which has no torch.
+    It is a name because the driver imports a job's module but must not import torch.
     """
 
     path: str
@@ -49,17 +49,17 @@ class CustomNetwork:
     weights: str | None
     """The file whose path is passed to the function. None: the function takes no argument."""
     weights_sha256: str
-    """Of that file. Without one: of everything that was loaded, including tensors that the function found by itself."""
+    """Of that file. Without one: of everything that was loaded, including tensors that the function loaded itself."""
     source_sha256: str
     """Of the source files of the function's module and of what it imports (`workers.custom.source.source_sha256`)."""
     tensors_sha256: str
     """Of the network's state (`workers.network.custom.tensors`)."""
     image_shape: tuple[int, int, int]
-    """(channels, height, width) of the images that it was tried on."""
+    """(channels, height, width) of the images that it was tested on."""
     summary: str
     """What the function returned, in a few words."""
     unusable: str | None = None
-    """Why it can't be run now. Set where this was read from a run directory because the code or weights are gone."""
+    """Why it can't be run now. Set if this was read from a run directory because the code or weights are gone."""
 
 
 NetworkSpec = SavedUnet | OracleNetwork | CustomNetwork
@@ -71,10 +71,10 @@ class Result:
     """What a worker reports about a job that it did."""
 
     seconds: float
-    """Of time on the device."""
+    """Time on the device."""
     images: int
     first: bool
-    """False if the file was there already."""
+    """False if the file already existed."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Parquet files of samples, features and numbers: schemas, the writer, the seal, checks and readers.
 
-A file holds one shard (or the features of one). It is written under a temporary name beginning with a dot in its own
-folder and committed in one step, so that a file in place is whole. Whether it still is, its seal tells: a SHA-256 of
-all its other bytes, in front of the footer, where readers of Parquet see nothing. Page checksums, which any reader can
-check, cover the pages alone: a bit that flips in a page's header, an index or the footer goes unnoticed by them.
+A file holds one shard (or the features of one). It is written to the same folder under a temporary name that begins
+with a dot, and committed in one step, so that a file in place is whole. Its seal shows whether it still is: a SHA-256
+of all other bytes, placed before the footer, where readers of Parquet do not look. Page checksums, which any reader can
+check, cover only the pages: they miss a bit that flips in a page's header, an index or the footer.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from taugrid.storage import LOCAL, Storage
 
 ROWS_PER_GROUP = 1024
 BYTES_PER_GROUP = 32 * 2**20
-"""A row group ends at whichever comes first, so that neither a writer nor a reader holds more than this in memory."""
+"""A row group ends at whichever limit comes first, so that neither writer nor reader holds more in memory."""
 
 SETTING_FIELDS = (
     ("seed", pa.int64()),
@@ -41,7 +41,7 @@ SETTING_FIELDS = (
     ("cell", pa.string()),
     ("model", pa.string()),
 )
-"""Every setting is a column, equal in all rows of a file, so that files of many cells can be read as one table."""
+"""Every setting is a column with one value in a file, so that files of many cells can be read as one table."""
 
 
 SEAL = b"taugrid.sha256:"
@@ -72,7 +72,7 @@ def _schema_with_pictures(metadata: Mapping[str, Any], columns: Sequence[tuple[s
 
 
 def feature_schema(metadata: Mapping[str, Any], dimensions: int, classes: int | None) -> pa.Schema:
-    """The schema of a feature file: index, features (float32, fixed size) and logits where there are any."""
+    """The schema of a feature file: index, features (float32, fixed size) and logits, if any."""
     fields = [pa.field("index", pa.int64()), pa.field("features", pa.list_(pa.float32(), dimensions))]
     if classes is not None:
         fields.append(pa.field("logits", pa.list_(pa.float32(), classes)))
@@ -86,7 +86,7 @@ def number_schema(metadata: Mapping[str, Any], names: Sequence[str]) -> pa.Schem
 
 
 class PartWriter:
-    """Writes a Parquet file under a temporary name; `commit` puts it in place, leaving without it removes it."""
+    """Writes a Parquet file under a temporary name; `commit` puts it in place; leaving without a commit removes it."""
 
     def __init__(self, path: Path, schema: pa.Schema, storage: Storage = LOCAL) -> None:
         self._path = path
@@ -118,7 +118,7 @@ class PartWriter:
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=ROWS_PER_GROUP)
 
     def commit(self, replace: bool) -> bool:
-        """Put the file in place, atomically. False if a file was there first and `replace` is off; it is kept then."""
+        """Put the file in place, atomically. If a file is already there and `replace` is off, keep it, return False."""
         self._writer.close()
         _seal(self._temporary)
         if not replace:
@@ -128,8 +128,9 @@ class PartWriter:
 
 
 def _seal(path: Path) -> None:
-    """Insert `SEAL` and the SHA-256 of all other bytes before the footer, and sync. Offsets in the footer point before
-    it, and the footer is found from the file's end, so the file stays as valid as it was.
+    """Insert `SEAL` and the SHA-256 of all other bytes before the footer, and sync.
+
+    The file stays valid: the footer is found from the file's end, and its offsets point before the seal.
     """
     with path.open("r+b") as file:
         digest = hashlib.file_digest(file, "sha256").digest()
@@ -161,7 +162,7 @@ def check_seal(path: Path) -> None:
         seal = file.read(size - footer - start)
         digest.update(file.read())
     if seal != SEAL + digest.digest():
-        raise DamagedFile("its bytes are not those that were written")
+        raise DamagedFile("its bytes have changed since it was written")
 
 
 def _array(values: Any, kind: pa.DataType) -> pa.Array:
@@ -172,7 +173,7 @@ def _array(values: Any, kind: pa.DataType) -> pa.Array:
 
 
 def pictures(batch: NDArray[np.uint8], start: int) -> dict[str, Any]:
-    """The columns `image` and `index` for a (B, C, H, W) batch, of which the first has index `start`."""
+    """The columns `image` and `index` for a (B, C, H, W) batch whose first image has index `start`."""
     return _picture_columns([encode_png(image) for image in batch], start)
 
 
@@ -206,7 +207,7 @@ class SampleWriter:
                 self.flush()
 
     def flush(self) -> None:
-        """Write what is pending as a row group."""
+        """Write the pending images as a row group."""
         count = len(self._pending)
         if count:
             columns = _picture_columns(self._pending, self._next)
@@ -217,7 +218,7 @@ class SampleWriter:
 
 
 class Part(NamedTuple):
-    """What a file's footer says: its rows are images `start` to `stop` - 1."""
+    """The content of a file: its rows are images `start` to `stop` - 1."""
 
     start: int
     stop: int
@@ -225,10 +226,11 @@ class Part(NamedTuple):
 
 
 def inspect(path: Path, every_byte: bool = True, storage: Storage = LOCAL) -> Part:
-    """Check a sample or feature file: its seal (unless `every_byte` is off), its footer, and that indices follow on.
+    """Check a sample or feature file: its seal (unless `every_byte` is off), its footer, and that indices are in order.
 
     Raises:
-        DamagedFile: saying what is wrong. FileNotFoundError and NotADirectoryError pass.
+        DamagedFile: saying what is wrong.
+        FileNotFoundError, NotADirectoryError: if there is no such file.
     """
     try:
         with storage.local_path(path) as local:
@@ -252,7 +254,7 @@ def inspect(path: Path, every_byte: bool = True, storage: Storage = LOCAL) -> Pa
 def read_images(
     path: Path, stop: int | None = None, storage: Storage = LOCAL
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-    """Row group by row group: indices (B,) and images (B, C, H, W) uint8, of images with an index below `stop`.
+    """Indices (B,) and images (B, C, H, W) uint8, row group by row group, for indices below `stop`.
 
     Raises:
         DamagedFile: if a checksum or an image is wrong.
@@ -280,7 +282,7 @@ def read_png(path: Path, wanted: Iterable[int], storage: Storage = LOCAL) -> dic
 def read_features(
     path: Path, column: str, storage: Storage = LOCAL
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Row group by row group: indices (B,) and the column `features` or `logits` as (B, d) float32."""
+    """Indices (B,) and the column `features` or `logits` as (B, d) float32, row group by row group."""
     for index, values in _read(path, column, storage):
         flat = values.combine_chunks().flatten().to_numpy(zero_copy_only=False)
         yield index, flat.reshape(len(index), -1)
@@ -289,7 +291,7 @@ def read_features(
 def read_numbers(
     path: Path, column: str, storage: Storage = LOCAL
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    """Row group by row group: indices (B,) and a column of numbers (B,) as float64."""
+    """Indices (B,) and a column of numbers (B,) as float64, row group by row group."""
     for index, values in _read(path, column, storage):
         yield index, values.to_numpy().astype(np.float64)
 

@@ -10,7 +10,7 @@ from taugrid.hashing import spaced_json_sha256
 from taugrid.registry.metrics import MetricSettings
 
 ProtocolFields = Mapping[str, Any]
-"""A protocol as it is read back from a score file, perhaps with fields of another version of taugrid."""
+"""A protocol as read back from a score file, perhaps with fields of another version of taugrid."""
 
 SOFTWARE = ("taugrid", "torch", "torch-fidelity", "numpy", "scipy")
 """The distributions whose versions are part of a protocol."""
@@ -23,7 +23,7 @@ class ReferenceIdentity:
     dataset: str | None
     split: str | None
     num_images: int | None
-    """None where only a mean and a covariance are known."""
+    """None if only a mean and a covariance are known."""
     preprocessing: str | None
     """How its images reach the extractor."""
     sha256: str
@@ -43,7 +43,7 @@ class Protocol:
     precision: str | None
     rounding: str | None
     extractor: Mapping[str, str | None]
-    """Its name, the hashes of its weights and source, and the layers that are read."""
+    """Its name, the hashes of its weights and source, and the layers used."""
     metrics: MetricSettings
     versions: Mapping[str, str]
 
@@ -64,11 +64,11 @@ class Protocol:
 
 
 COMPARED = frozenset({"tau", "clip", "weights"})
-"""Fields that a comparison is about: a grid varies them on purpose, from cell to cell. All others must agree, because
-each of them changes a score by itself. A field that is not known here must agree too."""
+"""Fields that a grid varies on purpose, from cell to cell: comparisons are about them. All others must agree, because
+each of them changes a score by itself. So must a field that is unknown here."""
 
 LABELS = frozenset({"reference.dataset", "reference.split"})
-"""What a reference is called. Its content, `reference.sha256`, is what must agree."""
+"""Names of a reference. They may differ; its content, `reference.sha256`, must agree."""
 
 
 def kind(protocol: ProtocolFields) -> str:
@@ -77,9 +77,9 @@ def kind(protocol: ProtocolFields) -> str:
 
 
 def disagreements(protocols: Mapping[str, ProtocolFields]) -> dict[str, dict[str, list[str]]]:
-    """Field -> value -> the names in `protocols` that have it, for each field that must agree and does not.
+    """Field -> value -> the names in `protocols` that have it, for each field that must agree but does not.
 
-    Nested fields are joined by dots ("versions.torch"), values are as people read them, hashes cut to ten digits.
+    Nested fields are joined by dots ("versions.torch"). Values are formatted for people; hashes are cut to ten digits.
     """
     flat = {name: dict(_must_agree(protocol)) for name, protocol in protocols.items()}
     fields = sorted({field for values in flat.values() for field in values})
@@ -109,5 +109,5 @@ def _shown(text: str | None) -> str:
 
 
 def shortened(text: str) -> str:
-    """The first ten digits of a hash; other text as it is."""
+    """The first ten digits of a hash; any other text unchanged."""
     return text[:10] if len(text) >= 32 and set(text) <= set("0123456789abcdef") else text

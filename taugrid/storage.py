@@ -1,8 +1,8 @@
 """Where files live, and how they appear: whole or not at all.
 
-`Storage` is everything that a run directory asks of a file system. It is small enough for an object store: names are
-whole files, nothing is renamed under a reader, and what must not be overwritten is created by one request. The driver
-and the workers reach a run directory through it alone.
+`Storage` is everything that a run directory asks of a file system. It is small enough for an object store: a name is
+a whole file, nothing is renamed under a reader, and a file that must not be overwritten is created by one request. The
+driver and the workers reach a run directory only through it.
 """
 
 import json
@@ -21,75 +21,75 @@ from taugrid.hashing import json_sha256
 class Storage(Protocol):
     """Whole files by name. A storage is plain data: it travels with a job to the worker that does it.
 
-    A name is a `Path`; a storage that is no folder of this machine takes its parts for a key. Methods raise
-    `FileNotFoundError` for what is missing (unless they say otherwise) and another `OSError` for what can't be read or
-    written: an error of reading is not damage.
+    A name is a `Path`; a storage other than a local folder uses its parts as a key. Methods raise `FileNotFoundError`
+    for a missing file (unless they say otherwise) and another `OSError` for one that can't be read or written: an
+    error while reading is not damage.
     """
 
     def __hash__(self) -> int:
-        """Equal storages are the same place, so that workers keep what they loaded from it."""
+        """Equal storages are the same place, so that workers can keep what they loaded from it."""
 
     def read(self, path: Path) -> bytes:
         """All bytes of a file."""
 
     def read_range(self, path: Path, start: int, length: int) -> bytes:
-        """Up to `length` bytes from `start`; fewer where the file ends before."""
+        """Up to `length` bytes from `start`; fewer if the file ends earlier."""
 
     def size(self, path: Path) -> int:
-        """How many bytes a file has."""
+        """The size of a file in bytes."""
 
     def exists(self, path: Path) -> bool:
-        """Whether there is a file of this name, or a folder with files."""
+        """Whether there is a file of this name, or a folder that holds files."""
 
     def list(self, folder: Path, pattern: str) -> Sequence[Path]:
-        """The files below `folder` that match a glob pattern, sorted; `*` stays within a part of a name.
+        """The files below `folder` that match a glob pattern, sorted; `*` does not match a slash.
 
-        No folder, no files: that is not an error.
+        A missing folder has no files; that is not an error.
         """
 
     def create(self, path: Path, finished: Path) -> bool:
         """Give a finished local file (of `temporary`) its name, atomically, and never overwrite.
 
-        Returns False if a file was there first; that one is kept.
+        Returns False if a file is already there, which is kept.
         """
 
     def replace(self, path: Path, finished: Path) -> None:
-        """Give a finished local file (of `temporary`) its name, atomically, in place of what was there."""
+        """Give a finished local file (of `temporary`) its name, atomically, replacing any file there."""
 
     def append(self, path: Path, data: bytes) -> None:
-        """Add to the end of a file, or start it. For logs of the driver: two writers at a time are not safe."""
+        """Append to a file, or create it. For the driver's logs: two writers at a time are not safe."""
 
     def move(self, path: Path, target: Path) -> None:
-        """Rename a file or a folder, in place of a file that was there. Not atomic everywhere."""
+        """Rename a file or a folder, replacing any file there. Not atomic on every storage."""
 
     def delete(self, path: Path) -> None:
-        """Remove a file; none is no error."""
+        """Remove a file, if it exists."""
 
     def delete_folder(self, folder: Path) -> None:
-        """Remove a folder with everything in it; none is no error, and what can't be removed stays."""
+        """Remove a folder with everything in it, if it exists; whatever can't be removed stays."""
 
     def delete_temporaries(self, folder: Path, pattern: str) -> None:
-        """Remove what killed writers left in the folders below `folder` that match; only while nobody writes there."""
+        """Remove what killed writers left in matching folders below `folder`. Call it while nobody writes there."""
 
     def temporary(self, path: Path) -> AbstractContextManager[Path]:
-        """A local path to write to, from which `create` or `replace` give `path` its content. It is removed at the end.
+        """A local path to write to before `create` or `replace` gives the file its name; removed at the end.
 
-        Libraries that write to a real path (matplotlib, pyarrow, NumPy) are given this one.
+        It is for libraries that need a real path (matplotlib, pyarrow, NumPy).
         """
 
     def local_path(self, path: Path) -> AbstractContextManager[Path]:
-        """A local path from which libraries that need one read the file, while the context lasts."""
+        """A local path of the file, for libraries that need one. It is valid within the context."""
 
     def local_folder(self, folder: Path) -> AbstractContextManager[Path]:
-        """A local folder into which tables and figures are written; they are in `folder` when the context ends."""
+        """A local folder to write tables and figures to; they are in `folder` when the context ends."""
 
 
 @dataclass(frozen=True)
 class LocalStorage:
-    """Folders of this machine, or of a file system that all machines mount at the same place.
+    """Folders of this machine, or of a file system that all machines mount at the same path.
 
-    A file is written under a temporary name beginning with a dot in its own folder, so that giving it its name is one
-    step of the file system.
+    A file is written to its folder under a temporary name that begins with a dot, so that naming it is one step of the
+    file system.
     """
 
     def read(self, path: Path) -> bytes:
@@ -156,7 +156,7 @@ class LocalStorage:
 
     @contextmanager
     def temporary(self, path: Path) -> Iterator[Path]:
-        """See `Storage`. In the folder of `path`, which is made where it is missing."""
+        """See `Storage`. The path is in the folder of `path`, which is made if it is missing."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
         try:
@@ -170,13 +170,13 @@ class LocalStorage:
 
     @contextmanager
     def local_folder(self, folder: Path) -> Iterator[Path]:
-        """See `Storage`. The folder itself, made where it is missing: writers use `replacing`."""
+        """See `Storage`. The folder itself, made if it is missing: writers use `replacing`."""
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
 
 
 LOCAL = LocalStorage()
-"""The folders of this machine: the user's cache, and run directories that lie in one."""
+"""The folders of this machine: the user's cache, and local run directories."""
 
 
 @contextmanager
@@ -195,7 +195,7 @@ def write_json(path: Path, value: Any, storage: Storage = LOCAL) -> None:
 
 
 def read_json(path: Path, storage: Storage = LOCAL) -> Any | None:
-    """A JSON file's value, or None where the file is missing or not JSON."""
+    """A JSON file's value, or None if the file is missing or not JSON."""
     try:
         return json.loads(storage.read(path).decode())
     except (OSError, ValueError):
@@ -211,7 +211,7 @@ def write_sealed(path: Path, value: dict[str, Any], storage: Storage = LOCAL) ->
 
 
 def read_sealed(path: Path, storage: Storage = LOCAL) -> dict[str, Any] | None:
-    """What `write_sealed` wrote, or None where the file is missing or anything in it has changed since."""
+    """What `write_sealed` wrote, or None if the file is missing or has changed since."""
     value = read_json(path, storage)
     if not isinstance(value, dict):
         return None

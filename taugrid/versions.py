@@ -1,4 +1,4 @@
-"""Versions of software, as they are recorded with what it made."""
+"""Versions of software, to be recorded with its results."""
 
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
@@ -7,7 +7,7 @@ from taugrid import __version__
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:
-    """Name -> version of those distributions that are installed. taugrid may be a checkout that is not."""
+    """Name -> version of the distributions that are installed. taugrid may run from a checkout that isn't."""
     found = {}
     for name in names:
         try:

@@ -2,7 +2,7 @@
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
-    """`count` and `noun` in agreement: 1 file, 2 files, 1,200 files; `plural` where it is not the noun and an s."""
+    """`count` and `noun` in agreement: 1 file, 2 files, 1,200 files; `plural` if it is not the noun and an s."""
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 

@@ -25,7 +25,7 @@ def _describe(dataset: Dataset) -> str:
     required = [key for key in KEYS if key in dataset.required]
     other = " or another" if "shape" in dataset.keys else ""
     shape = f" Shape: {list(dataset.shape)}{other}." if dataset.shape else ""
-    needs = f" Needs {', '.join(required)}." if required else ""
+    needs = f" Requires {', '.join(required)}." if required else ""
     return f"`{dataset.name}`: {dataset.description}.{shape}{needs} Splits: {', '.join(dataset.splits)}."
 
 
@@ -41,9 +41,9 @@ class Data(Section):
     category: str | None = None
     """A part of the data set by what it shows: bedroom, church_outdoor, ... of `lsun`, which requires it."""
     limit: Positive | None = None
-    """Only the first so many images; null: all."""
+    """Use only the first `limit` images; null: all."""
     root: str | None = None
-    """Where the files are; null: the usual place. It enters no id."""
+    """Where the files are; null: the usual place. Not part of any id."""
     download: bool = False
     """Download what is missing, if its publishers allow that."""
 
@@ -66,7 +66,7 @@ class Data(Section):
 
     @property
     def held_out(self) -> "Data":
-        """What a model trained on this has not seen: of the training split the whole held-out split, else this."""
+        """Images that a model trained on this has not seen: for `train`, the whole held-out split. Otherwise this."""
         if self.split != "train":
             return self
         return self.model_copy(update={"split": self.dataset.held_out, "limit": None})
@@ -95,13 +95,13 @@ class Data(Section):
             )
         missing = [key for key in KEYS if key in self.dataset.required - given]
         if missing:
-            raise ValueError(f"{self.name} needs " + " and ".join(f"{key} ({KEYS[key]})" for key in missing))
+            raise ValueError(f"{self.name} requires " + " and ".join(f"{key} ({KEYS[key]})" for key in missing))
         return self
 
     @model_validator(mode="after")
     def _values_fit_the_data_set(self) -> "Data":
         if self.shape is not None and self.shape[0] not in (1, 3):
-            raise ValueError(f"shape must have 1 channel (grey) or 3 (RGB) in front, not {self.shape[0]}")
+            raise ValueError(f"shape must begin with 1 channel (grey) or 3 (RGB), not {self.shape[0]}")
         if self.split not in self.dataset.splits:
             raise ValueError(f"split of {self.name} must be one of {', '.join(self.dataset.splits)}, not {self.split}")
         if "://" in (self.root or "") and not self.dataset.is_on_hub:

@@ -8,7 +8,7 @@ from taugrid.config.section import Positive, Section
 
 
 class Diffusion(Section):
-    """The forward process. A key left `null` is a loaded checkpoint's own, or else `DIFFUSION_DEFAULTS`'."""
+    """The forward process. A key left `null` comes from a loaded checkpoint, or else from `DIFFUSION_DEFAULTS`."""
 
     timesteps: Positive | None = None
     schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid", "constant", "jsd"] | None = None
@@ -17,30 +17,30 @@ class Diffusion(Section):
     prediction: Literal["epsilon", "sample", "v_prediction"] | None = None
     """What the network predicts: the noise, the image, or v (Salimans & Ho 2022)."""
     trained_betas: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] | None = None
-    """beta_1..beta_T themselves, in place of `schedule`, `beta_start` and `beta_end`, which then stay null."""
+    """beta_1..beta_T, listed. They replace `schedule`, `beta_start` and `beta_end`, which then stay null."""
     rescale_betas_zero_snr: bool | None = None
     """Shift and scale sqrt(alpha) so that no signal is left at T (Lin et al. 2024, algorithm 1)."""
     set_alpha_to_one: bool | None = None
-    """alpha_0 = 1, as in the paper; false: alpha_0 = alpha_1, so that the last step leads nowhere (diffusers' name)."""
+    """alpha_0 = 1, as in the paper; false: alpha_0 = alpha_1, so the last step does not move (diffusers' name)."""
 
     @property
     def predicts(self) -> Literal["epsilon", "sample", "v_prediction"]:
-        """`prediction` of a section in which nothing is null."""
+        """`prediction`; the section must be resolved, with no key left null."""
         assert self.prediction is not None
         return self.prediction
 
     @property
     def named_betas(self) -> str:
-        """The betas in a few words, of a section in which nothing is null."""
+        """The betas of a resolved section, in a few words."""
         if self.trained_betas is not None:
             return f"{len(self.trained_betas)} trained_betas"
         return f"{self.schedule} betas from {self.beta_start:g} to {self.beta_end:g}"
 
     @property
     def in_words(self) -> str:
-        """The process and the prediction in a few words, of a section in which nothing is null.
+        """The process and the prediction of a resolved section, in a few words.
 
-        What is usual goes without saying: alpha_0 = 1, no rescaling, a network that predicts epsilon.
+        The usual settings are left out: alpha_0 = 1, no rescaling, a network that predicts epsilon.
         """
         said = [
             self.named_betas,
@@ -55,12 +55,12 @@ class Diffusion(Section):
     def _one_source_of_betas(self) -> "Diffusion":
         given = [key for key in SCHEDULE_KEYS if getattr(self, key) is not None]
         if self.trained_betas is not None and given:
-            raise ValueError(f"trained_betas take the place of {' and '.join(given)}; give the one or the other")
+            raise ValueError(f"trained_betas replaces {' and '.join(given)}; set one or the other")
         return self
 
 
 SCHEDULE_KEYS = ("schedule", "beta_start", "beta_end")
-"""Keys of `diffusion` that `trained_betas` take the place of."""
+"""Keys of `diffusion` that `trained_betas` replaces."""
 
 DIFFUSION_DEFAULTS = Diffusion(
     timesteps=1000,

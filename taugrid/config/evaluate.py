@@ -23,9 +23,9 @@ class Evaluate(Section):
     """How cells are scored."""
 
     extractor: str | None = None
-    """Name of a feature extractor; null chooses by data (`digits-convnet` for digits, `pixels` for distributions)."""
+    """Name of a feature extractor; null: the data set's default (`digits-convnet` for digits, for instance)."""
     weights: str | None = None
-    """Path of the extractor's weights, where it doesn't ship with taugrid."""
+    """Path of the extractor's weights, if they don't ship with taugrid."""
     reference: Data | str | None = None
     """What samples are compared with: null is `data`; a data section ({name: digits, split: test}); or a folder of PNG
     or JPEG, Parquet, an .npz of images or of mu and sigma, or a data set's name in torch-fidelity (cifar10-train)."""
@@ -37,17 +37,17 @@ class Evaluate(Section):
     isc_splits: Positive = 10
     kid_subsets: Positive = 100
     kid_subset_size: Positive = 1_000
-    """Reduced to N or to the reference's size where those are smaller, and recorded."""
+    """Reduced to N or to the reference's size if that is smaller; the size used is recorded."""
     prc_neighborhood: Positive = 3
-    """Which nearest neighbour a ball of precision and recall reaches to."""
+    """k: precision and recall use balls that reach to the k-th nearest neighbour."""
     keep_features: bool = True
-    """Keep the features of scored cells; without them another metric has to extract them anew."""
+    """Keep the features of scored cells; without them, another metric has to extract them again."""
     seed: Seed = 2020
-    """Shuffles of IS, subsets of KID and of fid_infinity; torch-fidelity's default."""
+    """Seeds the shuffles of IS and the subsets of KID and fid_infinity; torch-fidelity's default."""
 
     @property
     def metric_settings(self) -> MetricSettings:
-        """What the metrics take."""
+        """The settings that metrics take."""
         return MetricSettings(
             metrics=tuple(self.metrics),
             seed=self.seed,

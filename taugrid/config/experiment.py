@@ -29,8 +29,8 @@ class Config(Section):
     train: Train = Train()
     sample: Sample = Sample()
     grid: list[dict[str, list[Any]]] = []
-    """A mapping of key -> list of values, or a list of such mappings whose products are joined. A bare key belongs to
-    `sample`; a dotted key (`diffusion.schedule`) makes further models."""
+    """A mapping from keys to lists of values, or a list of such mappings, whose products are joined. A bare key belongs
+    to `sample`; a dotted key (`diffusion.schedule`) makes more models."""
     evaluate: Evaluate = Evaluate()
     report: Report = Report()
     cluster: Cluster = Cluster()

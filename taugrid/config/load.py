@@ -23,7 +23,7 @@ def find(name: str) -> Path:
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(f"{name} is a folder without config.json, so it is no run directory; give a config file")
+            raise UserError(f"{name} is a folder without config.json, so not a run directory; give a config file")
         return path / "config.json"
     if path.is_file():
         return path
@@ -42,7 +42,7 @@ def _is_yaml(name: str) -> bool:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file; `UserError` where it can't be read as one."""
+    """The mapping in a YAML or JSON file; `UserError` if it can't be read as one."""
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -66,15 +66,15 @@ def merge(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise UserError(f"--set {key}: {text!r} is no YAML value") from None
+            raise UserError(f"--set {key}: {text!r} is not a YAML value") from None
         *parents, last = key.strip().split(".")
         node = merged
         if parents[:1] == ["grid"]:
-            parents, last = ["grid"], key.strip().removeprefix("grid.")  # a grid key may have dots of its own
+            parents, last = ["grid"], key.strip().removeprefix("grid.")  # a grid key may itself contain dots
         for parent in parents:
             if not isinstance(node.get(parent), dict):
                 if isinstance(node.get(parent), list) and node[parent]:
-                    raise UserError(f"--set {key}: {parent} is a list here; give it whole, --set '{parent}=[{{...}}]'")
+                    raise UserError(f"--set {key}: {parent} is a list; set all of it: --set '{parent}=[{{...}}]'")
                 node[parent] = {}
             node = node[parent]
         node[last] = value
@@ -85,7 +85,7 @@ def load(name: str, assignments: Sequence[str] = ()) -> Config:
     """The config called `name` (see `find`) with `--set` assignments applied, validated, and seeds filled in.
 
     Raises:
-        UserError: one line that says what is wrong, for a missing file, bad syntax, or an unknown key or bad value.
+        UserError: for a missing file, bad syntax, an unknown key or a bad value.
     """
     path = find(name)
     values = read(path)
@@ -102,7 +102,7 @@ def load(name: str, assignments: Sequence[str] = ()) -> Config:
 
 
 def _follow_seed(before: Mapping[str, Any], merged: dict[str, Any]) -> None:
-    """In a run directory's config the sections' seeds are filled in: those that were `seed` follow a new `seed`."""
+    """Reset the seeds that a run directory's config has filled in from `seed`, so that they follow a new `seed`."""
     for section in ("train", "sample"):
         seed = before.get(section, {}).get("seed")
         if before.get("seed", 0) != merged.get("seed", 0) and seed == before.get("seed", 0) == merged[section]["seed"]:
@@ -110,7 +110,7 @@ def _follow_seed(before: Mapping[str, Any], merged: dict[str, Any]) -> None:
 
 
 def _with_absolute_paths(config: Config) -> Config:
-    """Models and references as absolute paths, so that config.json means the same from everywhere."""
+    """Models and references as absolute paths, so that config.json means the same in every working directory."""
     absolute = {"model.checkpoint": _absolute_model, "model.weights": _absolute}
     grid = [
         {
@@ -120,8 +120,8 @@ def _with_absolute_paths(config: Config) -> Config:
         for point in config.grid
     ]
     source = config.model
-    own = {"checkpoint": _absolute_model(source.checkpoint), "weights": _absolute(source.weights)}
-    model = source.model_copy(update=own)
+    paths = {"checkpoint": _absolute_model(source.checkpoint), "weights": _absolute(source.weights)}
+    model = source.model_copy(update=paths)
     evaluate, reference = config.evaluate, config.evaluate.reference
     if isinstance(reference, str) and Path(reference).expanduser().exists():  # else a data set's name
         evaluate = evaluate.model_copy(update={"reference": _absolute(reference)})
@@ -129,7 +129,7 @@ def _with_absolute_paths(config: Config) -> Config:
 
 
 def _absolute_model(path: Any) -> Any:
-    """An id of the hub stays one, unless a folder of that name is here."""
+    """An absolute path; an id on the hub stays as it is, unless a folder has that name."""
     is_on_hub = isinstance(path, str) and is_hub_id(path) and not Path(path).exists()
     return path if is_on_hub else _absolute(path)
 

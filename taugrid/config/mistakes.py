@@ -47,8 +47,8 @@ def _walk(location: Sequence[str | int], schema: Schema) -> tuple[Keys, Schema]:
     node = schema
     for part in location:
         properties = _section(node, schema)
-        if part in properties:
-            keys.append(str(part))
+        if isinstance(part, str) and part in properties:
+            keys.append(part)
             node = properties[part]
     return tuple(keys), node
 

@@ -23,7 +23,7 @@ def is_hub_id(text: str) -> bool:
 
 
 class Unet(Section):
-    """Arguments of diffusers' `UNet2DModel`; the defaults are the DDPM U-Net's conventions, not diffusers' own."""
+    """Arguments of diffusers' `UNet2DModel`; the defaults follow the DDPM U-Net, not diffusers."""
 
     block_out_channels: list[Positive] = [128, 256, 256, 256]
     layers_per_block: Positive = 2
@@ -45,7 +45,9 @@ class Unet(Section):
             raise ValueError("block_out_channels, down_block_types and up_block_types must have the same length")
         uneven = [width for width in self.block_out_channels if width % self.norm_num_groups]
         if uneven:
-            raise ValueError(f"block_out_channels {uneven} are no multiple of norm_num_groups {self.norm_num_groups}")
+            raise ValueError(
+                f"block_out_channels {uneven} must be multiples of norm_num_groups ({self.norm_num_groups})"
+            )
         return self
 
 
@@ -54,13 +56,13 @@ class ModelSection(Section):
 
     unet: Unet | None = None
     checkpoint: str | None = None
-    """A diffusers folder (a pipeline's, or a bare UNet2DModel's), or a model's id on the Hugging Face hub."""
+    """A diffusers folder (a pipeline or a bare UNet2DModel), or a model's id on the Hugging Face hub."""
     callable: str | None = None
     """A custom network, `package.module:function`. The function is called once and returns a function of x and t."""
     weights: str | None = None
-    """A file of weights for `callable`, whose function is called with its path."""
+    """A file of weights for `callable`: its path is passed to the function."""
     oracle: Literal["gaussian", "two-points"] | None = None
-    """The optimal eps, in closed form, for the data of that name."""
+    """The optimal eps, in closed form, for the data set of that name."""
 
     @field_validator("callable")
     @classmethod
@@ -77,5 +79,5 @@ class ModelSection(Section):
                 f"give one of unet (to train a network), checkpoint (to load one), callable and oracle, not {given}"
             )
         if self.weights is not None and self.callable is None:
-            raise ValueError("weights are for callable; a checkpoint's lie in its folder")
+            raise ValueError("weights is for callable; a checkpoint's weights are in its folder")
         return self

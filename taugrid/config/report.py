@@ -9,8 +9,8 @@ class Report(Section):
     images_per_cell: Positive = 8
     """Images of each cell in figures/samples.png."""
     join_protocols: bool = False
-    """Have cells in one table whose protocols differ (versions, say), and mark the fewer; else they stand apart."""
+    """Put cells whose protocols differ (in versions, say) in one table, and mark the minority; else separate tables."""
     reconstructed_images: Positive = 1_000
-    """Images that `taugrid reconstruct` encodes and decodes: the first so many of those held out, or all."""
+    """Number of held-out images, from the first, that `taugrid reconstruct` encodes and decodes."""
     interpolated_pairs: Positive = 4
     """Rows of figures/interpolations-<cell>.png."""

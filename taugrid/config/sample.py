@@ -20,11 +20,11 @@ class Sample(Section):
     """How tau is chosen (workers/diffusion/timesteps.py), or tau itself: `steps` increasing times in 1..T."""
     sampler: Literal["ddim"] = "ddim"
     clip: Literal["none", "x0", "x0_and_eps"] | None = None
-    """null: a loaded pipeline's own, else `none`."""
+    """null: the loaded pipeline's setting, else `none`."""
     clip_range: Annotated[float, Field(gt=0)] | None = None
-    """x_0 is clipped to [-clip_range, clip_range]; null: a loaded pipeline's own, else 1."""
+    """x_0 is clipped to [-clip_range, clip_range]; null: the loaded pipeline's setting, else 1."""
     steps_offset: Annotated[int, Field(ge=0)] | None = None
-    """Added to the times of the spacing `leading`, as in diffusers; null: a loaded pipeline's own, else 0."""
+    """Added to the times of the spacing `leading`, as in diffusers; null: the loaded pipeline's setting, else 0."""
     weights: Literal["ema", "raw"] = "ema"
     precision: Literal["float32"] = "float32"
     num_samples: Positive = 1_000
@@ -33,24 +33,24 @@ class Sample(Section):
     seed: Seed | None = None
     """Defaults to the top-level `seed`."""
     shard_evaluations: Positive = 50_000
-    """Network evaluations a shard is sized for."""
+    """Number of network evaluations that one shard should take."""
 
     @property
     def spacing_name(self) -> str:
-        """The spacing as tables and samples have it: its name, or the times joined by commas."""
+        """The spacing as tables and samples record it: its name, or the times joined by commas."""
         return self.spacing if isinstance(self.spacing, str) else ",".join(map(str, self.spacing))
 
     @property
     def clip_in_words(self) -> str | None:
-        """How x_0 is clipped, with the range unless it is the usual one."""
+        """How x_0 is clipped, with the range unless it is 1."""
         return self.clip if self.clip_range in (None, 1.0) else f"{self.clip} to +-{self.clip_range:g}"
 
     @property
     def sigma(self) -> str:
-        """`eta` or `sigma_hat`: which variance, as tables and samples have it."""
+        """`eta` or `sigma_hat`: which variance, as tables and samples record it."""
         return "sigma_hat" if self.eta == "sigma_hat" else "eta"
 
     @property
     def eta_number(self) -> float:
-        """Eta as a number, as tables and samples have it: 1.0 for sigma_hat, whose direction is that of eta = 1."""
+        """Eta as a number, as tables and samples record it: 1.0 for sigma_hat, whose direction is that of eta = 1."""
         return 1.0 if isinstance(self.eta, str) else self.eta

@@ -9,27 +9,27 @@ from taugrid.config.section import Positive, Section, Seed
 
 
 class LossWeights(Section):
-    """Theorem 1's weights: of the variational bound J_sigma along tau, divided by their mean over t = 1..T."""
+    """Theorem 1's weights of the variational bound J_sigma along tau, divided by their mean over t = 1..T."""
 
     eta: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Of eq. 16, which gives sigma along tau from its second time on."""
+    """Scale of eq. 16, which gives sigma along tau from the second time on."""
     sigma_1: Annotated[float, Field(gt=0)] | Literal["sigma_hat"]
-    """sigma at tau's first time, where eq. 16 gives 0 and the weight is infinite: a number, or DDPM's larger one."""
+    """sigma at tau's first time, where eq. 16 gives 0 and so an infinite weight: a number, or DDPM's larger sigma."""
     steps: Positive | None = None
     """Length of tau; null: all of 1..T."""
     spacing: Spacing | Times = "linear"
-    """As in `sample`, but tau must end at T and name no time twice."""
+    """As in `sample`, but tau must end at T and may not repeat a time."""
 
 
 class Train(Section):
-    """Training. `workers`, `checkpoint_every` and `tensorboard` change no result."""
+    """Training. `workers`, `checkpoint_every` and `tensorboard` do not change the result."""
 
     steps: Positive = 100_000
     batch_size: Positive = 128
     """Global: the sum over all workers."""
     optimizer: Literal["adam", "adamw"] = "adam"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Of adamw: decoupled from the gradient (Loshchilov & Hutter 2019)."""
+    """For adamw: decoupled from the gradient (Loshchilov & Hutter 2019)."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     learning_rate_schedule: Literal["constant", "cosine"] = "constant"
     """After the warm-up. `cosine` falls to 0 at the last step (Loshchilov & Hutter 2017, without restarts)."""
@@ -37,7 +37,7 @@ class Train(Section):
     """Steps over which the rate rises linearly to `learning_rate`."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     ema_warmup: bool = True
-    """The average's decay at step n = 0, 1, ... is at most (1 + n) / (10 + n), so that the start is soon forgotten."""
+    """Limit the average's decay at step n = 0, 1, ... to (1 + n) / (10 + n), so that the start is soon forgotten."""
     gradient_clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest norm of the gradient; null for none."""
     loss_weights: LossWeights | None = None
@@ -45,34 +45,34 @@ class Train(Section):
     flip: bool = False
     """Random horizontal flips."""
     antithetic: bool = False
-    """Times in pairs t, T + 1 - t: half of them drawn, each as often as before, and the loss varies less."""
+    """Draw times in pairs t, T + 1 - t. Each time stays as likely as before, and the loss varies less."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16: the network runs under autocast; weights, the loss and the average stay float32."""
     compile: bool = False
-    """torch.compile: minutes at the start, then faster steps. It moves the last digits, as `channels_last` does."""
+    """torch.compile: minutes at the start, then faster steps. Like `channels_last`, it changes the last digits."""
     channels_last: bool = True
     """The memory format of convolutions."""
     seed: Seed | None = None
     """Defaults to the top-level `seed`."""
     workers: Positive | tuple[Positive, Positive] = 1
-    """Training processes; [least, most]: as many as there is room for, and anew when that changes (elastic)."""
+    """Training processes; [least, most]: as many as the cluster has room for, adjusted when that changes (elastic)."""
     checkpoint_every: Positive = 1_000
     tensorboard: bool = False
-    """Write what log.jsonl holds for TensorBoard too, beside it (`taugrid[tensorboard]`)."""
+    """Also write log.jsonl's numbers for TensorBoard, next to it (needs `taugrid[tensorboard]`)."""
 
     @property
     def is_elastic(self) -> bool:
-        """The number of workers may change while it runs."""
+        """Whether the number of workers may change during the run."""
         return not isinstance(self.workers, int)
 
     @property
     def fewest_workers(self) -> int:
-        """The number of workers, or the smallest."""
+        """The smallest number of workers."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
     def most_workers(self) -> int:
-        """The number of workers, or the largest."""
+        """The largest number of workers."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @model_validator(mode="after")
@@ -80,9 +80,11 @@ class Train(Section):
         if self.most_workers > self.batch_size:
             raise ValueError(f"workers {self.most_workers} is more than batch_size {self.batch_size}")
         if not isinstance(self.workers, int) and self.workers[0] > self.workers[1]:
-            raise ValueError(f"workers is [least, most], not {list(self.workers)}")
+            raise ValueError(f"workers must be [least, most], not {list(self.workers)}")
         if self.weight_decay and self.optimizer != "adamw":
             raise ValueError("weight_decay is for optimizer: adamw")
         if self.warmup_steps >= self.steps and self.learning_rate_schedule == "cosine":
-            raise ValueError(f"warmup_steps {self.warmup_steps} leaves none of {self.steps} steps to the cosine")
+            raise ValueError(
+                f"warmup_steps must be less than steps ({self.steps}) for the cosine schedule, not {self.warmup_steps}"
+            )
         return self

@@ -1,4 +1,4 @@
-"""The data sets that `data.name` can name: what is known of each before any of its files is opened.
+"""The data sets that `data.name` can name: what is known about each before any file is opened.
 
 A new data set is a file in workers/data/ with a function `read`, and an entry in `DATASETS`.
 """
@@ -17,12 +17,12 @@ KEYS = {
     "category": "bedroom, church_outdoor, ...",
     "download": "true or false",
 }
-"""Keys of `data` that not every data set takes, and what their values look like. Every data set takes `limit`."""
+"""Keys of `data` that only some data sets take, and what their values look like. Every data set takes `limit`."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set, or a way to bring images: the keys it takes, its shape, its splits, and what reads it."""
+    """A data set, or a way to supply images: the keys it takes, its shape, its splits, and its reader."""
 
     name: str
     description: str
@@ -34,24 +34,24 @@ class Dataset:
     """The shape of its images, or the default if `shape` is among `keys`. None: `shape` is required."""
     splits: tuple[str, ...] = ("all", "train", "test")
     held_out: str = "test"
-    """The split that a model trained on the split `train` has not seen."""
+    """The split that a model trained on `train` has not seen."""
     keys: frozenset[str] = frozenset({"root", "download"})
-    """The keys that it takes, out of `KEYS`. Without `root`, its images come with taugrid."""
+    """The keys in `KEYS` that it takes. Without `root`, its images come with taugrid."""
     required: frozenset[str] = frozenset()
-    """The keys that must be given."""
+    """The keys that must be set."""
     is_on_hub: bool = False
     """Whether `root` may be hf://datasets/ORG/NAME."""
     num_images: Mapping[str, int] = field(default_factory=dict)
     """Images of a split, or of CATEGORY/SPLIT, as published. Where a size is given, no other number is accepted."""
     is_published: bool = True
-    """Whether its name determines its images. If not, a model trained on it is identified by their SHA-256."""
+    """Whether the name determines the images. If not, a model trained on them is identified by their SHA-256."""
     default_shape_in_ids: bool = False
-    """Whether writing down the default shape makes another model. It does only where it did in the first version."""
+    """Whether writing down the default shape gives another id, as it did in the first version for some data sets."""
     extractor: str | None = None
     """The default feature extractor (registry/extractors.py). None: torch-fidelity's Inception."""
 
     def published_size(self, split: str, category: str | None = None) -> int | None:
-        """The number of images in a split, all of them for `all`; None where it is not known."""
+        """The number of images in a split, or in all splits for `all`; None if it is not known."""
         if category is not None and f"{category}/{split}" in self.num_images:
             return self.num_images[f"{category}/{split}"]
         if split == "all" and self.num_images:

@@ -1,4 +1,4 @@
-"""The metrics: what each is called, which numbers it gives, what it needs, and the functions that compute it.
+"""The metrics: the name of each, the numbers it gives, what it needs, and the functions that compute it.
 
 A new metric is one file in eval/metrics/ and one entry in `METRICS`. Its columns are appended to the tables.
 """
@@ -13,25 +13,25 @@ class MetricColumn:
     """A number that tables show, and the column with its error."""
 
     name: str
-    """Of the column in quality.csv."""
+    """The column in quality.csv."""
     title: str
-    """For people."""
+    """The name that people read."""
     error: str | None = None
     """The column with its error or spread; None: it has none."""
     error_means: str = ""
-    """What stands behind ±."""
+    """What the number after ± is."""
     higher_is_better: bool = False
     scale: float = 1.0
-    """What tables multiply it by."""
+    """The factor that tables multiply it by."""
 
     @property
     def heading(self) -> str:
-        """The title with the direction that is better."""
+        """The title, and which direction is better."""
         return f"{self.title} ({'higher' if self.higher_is_better else 'lower'} is better)"
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Its column in quality.csv, and that of its error."""
+        """Its column in quality.csv, and the column of its error."""
         return (self.name,) if self.error is None else (self.name, self.error)
 
 
@@ -40,23 +40,23 @@ class Metric:
     """A metric. Functions are named as `package.module:function`, so that this file imports no other room."""
 
     name: str
-    """In `evaluate.metrics`."""
+    """The name in `evaluate.metrics`."""
     about: str
     columns: tuple[MetricColumn, ...]
     compute: str
     """Takes `eval.metrics.inputs.MetricInputs`, returns `eval.metrics.inputs.MetricResult`."""
     limits: str | None = None
-    """Takes `MetricSettings` and `Sizes`, returns `Limits`; None: nothing but the fields below limits it. The driver
-    calls it, so its module must not import torch."""
+    """Takes `MetricSettings` and `Sizes`, returns `Limits`; None: only the fields below limit it. The driver calls it,
+    so its module must not import torch."""
     settings: tuple[str, ...] = ()
     """The fields of `MetricSettings` that it uses besides `seed`."""
     needs_logits: bool = False
     needs_all_features: bool = False
-    """All features of the samples are held in memory. For other metrics memory does not grow with N."""
+    """Whether all features of the samples are held in memory. For other metrics, memory does not grow with N."""
     needs_reference_features: bool = False
-    """The reference's mean and covariance are not enough."""
+    """Whether it needs more of the reference than mean and covariance."""
     least_images: int = 1
-    """On both sides."""
+    """The least number of images on each side."""
 
 
 class Sizes(NamedTuple):
@@ -66,11 +66,11 @@ class Sizes(NamedTuple):
     num_reference: int | None
     """None: only the mean and covariance of the reference are known."""
     dimensions: int
-    """Of the features."""
+    """Dimensions of the features."""
 
     @property
     def fewest(self) -> int:
-        """Images on the smaller side."""
+        """The number of images on the smaller side."""
         return self.num_samples if self.num_reference is None else min(self.num_samples, self.num_reference)
 
 
@@ -80,9 +80,9 @@ class Limits(NamedTuple):
     reason: str | None = None
     """None: it can be computed."""
     changes: Mapping[str, Any] = {}
-    """Fields of `MetricSettings`."""
+    """The changed fields of `MetricSettings`."""
     remark: str | None = None
-    """What people are told about the changes."""
+    """What the user is told about the changes."""
 
 
 METRICS = {
@@ -153,7 +153,7 @@ DEFAULT_METRICS = ("fid", "isc", "kid")
 
 @dataclass(frozen=True)
 class MetricSettings:
-    """Which metrics, and how; defaults are torch-fidelity's."""
+    """Which metrics, and their settings; the defaults are torch-fidelity's."""
 
     metrics: tuple[str, ...] = DEFAULT_METRICS
     seed: int = 2020
@@ -168,6 +168,6 @@ class MetricSettings:
         return [metric for name, metric in METRICS.items() if name in self.metrics]
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields of a protocol: the metrics, and those settings that they use."""
+        """The fields of a protocol: the metrics, and the settings that they use."""
         used = {name: getattr(self, name) for metric in self.chosen for name in metric.settings}
         return {"metrics": sorted(self.metrics), "seed": self.seed, **used}

@@ -182,7 +182,7 @@ def test_a_schedule_of_the_configs_takes_the_place_of_trained_betas(pipeline):
         ({"trained_betas": BETAS}, {"timesteps": 10}, "diffusion.timesteps: 10, but there are 40 trained_betas"),
         ({"trained_betas": BETAS, "num_train_timesteps": 50}, {}, "is 50, but trained_betas are 40"),
         ({}, {"trained_betas": BETAS, "timesteps": 10}, "diffusion.timesteps: 10, but there are 40 trained_betas"),
-        ({}, {"trained_betas": BETAS, "schedule": "cosine"}, "diffusion: trained_betas take the place of schedule"),
+        ({}, {"trained_betas": BETAS, "schedule": "cosine"}, "diffusion: trained_betas replaces schedule"),
         ({"rescale_betas_zero_snr": True}, {}, "rescale_betas_zero_snr leaves no signal at T"),
         ({"trained_betas": [0.1, 1.0]}, {}, "diffusion.trained_betas leaves no signal at T"),
         ({"trained_betas": [0.1, 1e-17, 0.2]}, {}, "3 trained_betas and timesteps 3, alpha does not fall"),
