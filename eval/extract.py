@@ -37,7 +37,7 @@ class ExtractJob(Job):
     replace: bool
     images: str | Data | Source
     images_sha256: str | None
-    """Of a reference's images on the driver, which those of a data set must be; null: images of this run."""
+    """Of the images of a reference as the driver read them; a worker checks it. None: images of this run."""
     extractor: ExtractorSpec
     batch_size: int
     metadata: dict[str, Any]

@@ -28,7 +28,7 @@ class ReferenceFiles:
     features: str | MomentsFile
     """A feature file, or only a mean and a covariance."""
     num_images: int | None
-    """null: not known."""
+    """None: unknown."""
     cache: str
     """Folder for its statistics."""
     key: str

@@ -1,7 +1,7 @@
-"""Images that were made elsewhere, as one interface: a folder, an `.npz`, Parquet, or a data set of torch-fidelity.
+"""External images behind one interface: a folder, an `.npz`, Parquet, or a data set of torch-fidelity.
 
-A source is known by its decoded pixels, so that the same images in a folder, an `.npz` and Parquet are the same source,
-wherever they lie and whatever their files are called. Imports no torch, unless a data set of torch-fidelity is read.
+A source is identified by its decoded pixels: the same images in a folder, an `.npz` and Parquet are the same source,
+wherever they are and whatever their files are called. Torch is imported only to read a data set of torch-fidelity.
 """
 
 import hashlib
@@ -50,14 +50,14 @@ class Batch(NamedTuple):
 
 
 def open_source(path: str) -> Source:
-    """Find the images that `path` means and decode every one of them, so that what is damaged is said at once.
+    """Find the images that `path` means and decode every one of them, so that damage is found at once.
 
     `path` is a folder of PNG or JPEG files (those directly in it, sorted by real path), an `.npz` with `arr_0`
     (N, H, W, C) uint8, a Parquet file or a folder of Parquet files with an image column (taugrid's: rows by `index`;
-    others: by file name, then row), or, where there is no such path, the name of a data set of torch-fidelity.
+    others: by file name, then row), or, if no such path exists, the name of a data set of torch-fidelity.
 
     Raises:
-        workers.data.readers.picture.SourceError: for anything that is no set of 8-bit grey or RGB images of one size.
+        workers.data.readers.picture.SourceError: for anything but a set of 8-bit grey or RGB images of one size.
         taugrid.errors.DamagedFile: for an image or a file that can't be read, naming it.
     """
     kind, found, dataset = _locate(path)
@@ -135,7 +135,7 @@ def _locate(text: str) -> tuple[Kind, Path, str | None]:
         return "npz", path, None
     if path.suffix == ".parquet":
         return "parquet", path, None
-    raise SourceError(f"{path} is no source of images; give {WAYS}")
+    raise SourceError(f"{path} does not hold images; give {WAYS}")
 
 
 def _nothing_in(folder: Path) -> str:

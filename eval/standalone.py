@@ -32,13 +32,13 @@ from taugrid.workers.device import set_up
 Extractor = Callable[[torch.Tensor], Extraction]
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many images are done, and of how many."""
+"""Called with the name of the activity, how many images are done, and how many there are."""
 
 PUBLISHED_SAMPLES = 50_000
-"""The number of samples behind most published FIDs, and behind references of which only moments are known."""
+"""The number of samples behind most published FIDs, and behind most published means and covariances."""
 
 BYTES_IN_MEMORY = 2**28
-"""Features beyond this go to a file without a name, which vanishes with the process: memory does not grow with N."""
+"""Larger features go to a file without a name, which vanishes with the process, so memory does not grow with N."""
 
 
 def _no_progress(what: str, done: int, total: int) -> None:
@@ -168,7 +168,7 @@ def _extractions(
 
 
 class Spool:
-    """Feature vectors that are written once and read in order, as often as wanted; in memory as long as they are few.
+    """Feature vectors that are written once and read in order any number of times; in memory while they are few.
 
     A standard error of FID needs a second look at the features, and extracting them twice would take twice the time.
     """

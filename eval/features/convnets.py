@@ -67,9 +67,9 @@ def network_input(images: Tensor) -> Tensor:
 class ConvnetExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity has no types
     """A `Convnet` as a torch-fidelity extractor: layers `64` (B, 64) and `logits` (B, 10).
 
-    Takes uint8 images (B, 1, side, side), or (B, 3, side, side), of which it sees the channels' mean rounded to a whole
-    grey level: a grey picture that was saved as RGB gives exactly the features of the grey one. `64` is the last layer
-    before the classifier, after SiLU, which unlike ReLU leaves no feature constant.
+    Takes uint8 images (B, 1, side, side) or (B, 3, side, side). Of the latter it sees the mean of the channels, rounded
+    to a whole grey level: a grey picture saved as RGB gives exactly the features of the grey one. `64` is the last
+    layer before the classifier, after SiLU, which unlike ReLU leaves no feature constant.
 
     Raises:
         ValueError: for images of another shape or dtype, for an unknown layer, or weights that don't fit.

@@ -69,7 +69,7 @@ def _download(name: str, url: str, path: Path) -> None:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"the weights of {name} are not here and can't be downloaded ({reason}): "
-            f"get {url} elsewhere and put it at {path}, or give a file with evaluate.weights: PATH"
+            f"get {url} on another machine and put it at {path}, or give a file with evaluate.weights: PATH"
         ) from None
 
 
@@ -100,7 +100,7 @@ def _hub_weights(name: str, source: HubWeights) -> Path:
     code = [torch_hub_folder() / f"{folder}_{branch}" for branch in ("main", "master")]
     if not path.is_file() or not any(c.is_dir() for c in code):
         raise ValueError(
-            f"{name} comes through torch's hub alone, for torch-fidelity takes no path for it: it needs its code in "
+            f"{name} comes only through torch's hub, because torch-fidelity takes no path for it: it needs its code in "
             f"{code[0]} and its weights in {path} (from {source.url}); run "
             f"torch.hub.load({source.repository!r}, {source.entry!r}) once where there is a network"
         )

@@ -46,7 +46,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of the cells besides their rows, by cell or, for protocols, by the rows' short hash."""
+    """What is known about cells besides their rows: by cell, or by the short hash of the rows for protocols."""
 
     influences: Mapping[str, Array]
     """phi (N,) of each cell's samples in the order of their indices; a cell without standard error has none."""

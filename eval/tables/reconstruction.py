@@ -1,4 +1,4 @@
-"""The paper's table 2: how far an image is from what encoding it to x_T and decoding that again gives."""
+"""The paper's table 2: the error of encoding an image to x_T and decoding it again."""
 
 import json
 from collections.abc import Hashable, Mapping, Sequence

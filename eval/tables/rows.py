@@ -1,5 +1,5 @@
-"""What every table shares: the order of rows, dtypes of columns, JSON without NaN, values as text, and which rows may
-stand in one."""
+"""What all tables share: the order of rows, dtypes of columns, JSON without NaN, values as text, and which rows may be
+joined in one."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from taugrid.protocol import ProtocolFields, disagreements, kind
 
 
 def sort_key(value: object) -> tuple[int, float, str]:
-    """Nothing comes first, then numbers by value, then text."""
+    """None comes first, then numbers by value, then text."""
     if value is None:
         return (0, 0.0, "")
     return (1, float(value), "") if isinstance(value, Real) else (2, 0.0, str(value))
@@ -51,24 +51,24 @@ CELLS_NAMED = 3
 
 
 class JoinedRows(NamedTuple):
-    """What is to be said where rows were joined in spite of their protocols."""
+    """What to say about rows that were joined although their protocols differ."""
 
     notes: list[str]
     cells: frozenset[str]
-    """Those that are of another kind than most, to be marked."""
+    """Cells with another kind of protocol than most; tables mark them."""
 
 
 def check_joinable(
     rows: Sequence[Mapping[str, Any]], protocols: Mapping[str, ProtocolFields], override: bool = False
 ) -> JoinedRows:
-    """Make sure that the numbers of `rows` may stand in one table or figure.
+    """Make sure that the numbers of `rows` may share a table or figure.
 
-    Rows of different N are judged apart, for tables and figures never join those.
+    Rows of different N are judged separately, because tables and figures never join them.
 
     Args:
         rows: of quality.csv, of which `cell`, `num_samples` and `protocol` are read.
         protocols: what the rows' `protocol` stand for.
-        override: join what is not comparable, and say so.
+        override: join rows that can't be compared, and say so.
 
     Raises:
         ValueError: if protocols differ in what must agree, naming fields, values and cells.

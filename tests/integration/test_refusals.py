@@ -81,7 +81,7 @@ def test_images_of_two_kinds_are_refused(refused, few, held_out, shape, said):
 def test_places_without_images_are_refused(refused, few, held_out, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.txt").write_text("")
-    for place, said in (("empty", "holds no .png"), ("nowhere", "there is no"), ("text.txt", "is no source of images")):
+    for place, said in (("empty", "holds no .png"), ("nowhere", "there is no"), ("text.txt", "does not hold images")):
         assert said in refused(tmp_path / place, held_out, *DIGITS)
         assert said in refused(few, tmp_path / place, *DIGITS)
 

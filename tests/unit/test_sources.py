@@ -268,7 +268,7 @@ def test_what_is_no_source_is_refused(tmp_path):
     refused(tmp_path / "none", SourceError, "there is no", "cifar10-train")
     refused(tmp_path, SourceError, f"{tmp_path} holds no .png")
     (tmp_path / "a.txt").write_text("")
-    refused(tmp_path / "a.txt", SourceError, "no source of images")
+    refused(tmp_path / "a.txt", SourceError, "does not hold images")
     as_folder(tmp_path / "deeper", pictures(1))
     refused(tmp_path, SourceError, "subfolders only", str(tmp_path / "deeper"))
     as_shard(tmp_path / "deeper" / "a.parquet", pictures(1))
