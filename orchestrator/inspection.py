@@ -14,6 +14,7 @@ from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.integrity import Damage
+from taugrid.orchestrator.work import work_kinds
 from taugrid.storage import Storage, read_json, read_sealed
 from taugrid.workers.training.log import training_progress
 
@@ -101,10 +102,10 @@ def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], Non
     for cell in plan.cells:
         found += _verify_samples(cell, rundir, tick)
     derived = [
-        *storage.list(rundir.features, "*/*/part-*.parquet"),
-        *storage.list(rundir.reconstructions, "*/part-*.parquet"),
-        *storage.list(rundir.interpolations, "*/part-*.parquet"),
-        *storage.list(rundir.scores, "*.parquet"),
+        path
+        for kind in work_kinds()
+        if kind.folder != rundir.samples.name  # whose images were decoded above
+        for path in storage.list(rundir.root / kind.folder, kind.files)
     ]
     for path in sorted(derived):
         try:

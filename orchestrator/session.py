@@ -42,8 +42,10 @@ class Outcome(NamedTuple):
     """The rows of the table that the stages lead to."""
     table: str
     """Its name (`work.kind.Conclusion`); empty where there is none."""
-    evidence: "Evidence | None"
+    evidence: "Evidence | None" = None
     """Of the quality table: what tells its cells apart."""
+    text: str = ""
+    """What people read of the table on stdout, if it is not the quality table."""
 
 
 class Run:
@@ -101,11 +103,11 @@ class Run:
         for work in told:
             unfinished |= work.missing()
         conclusions = [conclusion for work in told if (conclusion := work.conclude()) is not None]
-        table, rows, evidence = conclusions[-1] if conclusions else Conclusion("", [])
+        last = conclusions[-1] if conclusions else Conclusion("", [])
         if "evaluate" in stages and "report" not in stages:
             self._progress.say("tables and figures are as they were: `taugrid report` writes them anew")
         provenance.write(self.rundir, self.plan, scoring)
-        return Outcome(unfinished | problems, rows, table, evidence)
+        return Outcome(unfinished | problems, last.rows, last.table, last.evidence, last.text)
 
     def _connect(self) -> None:
         if not self._connected:
@@ -135,7 +137,7 @@ class Run:
             self._connect()
             problems = self._dispatch(by_key)
         if not problems:
-            self.rundir.remove_temporaries()
+            self.rundir.remove_temporaries(kind.writes_in() for kind in work_kinds())
         for work in works:
             work.clean_up()
         return problems

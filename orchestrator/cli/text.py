@@ -147,13 +147,12 @@ def without_error(rows: Sequence[Mapping[str, Any]], reasons: Mapping[str, str])
 def print_outcome(rundir: RunDir, outcome: "Outcome", join_protocols: bool = False) -> None:
     """The table on stdout, and on stderr what is missing and where everything is."""
     people = Console(stderr=True, highlight=False, soft_wrap=True)
-    if outcome.rows and outcome.table == "quality":
+    if outcome.rows and outcome.evidence is not None:
         from taugrid.eval.tables.console import to_console
         from taugrid.eval.tables.differences import indistinguishable
         from taugrid.eval.tables.long_form import EXACT, long_form
         from taugrid.eval.tables.rows import check_joinable
 
-        assert outcome.evidence is not None
         protocols = outcome.evidence.protocols
         alike = indistinguishable(outcome.rows, outcome.evidence, join_protocols)
         joined = check_joinable(outcome.rows, protocols, override=True).cells if join_protocols else frozenset()
@@ -162,13 +161,8 @@ def print_outcome(rundir: RunDir, outcome: "Outcome", join_protocols: bool = Fal
             people.print(remark, markup=False)
         if any(EXACT in row for row in outcome.rows):
             people.print("FID in closed form, at infinite N, is in the tables beside the measured one (fid_exact)")
-    elif outcome.rows and outcome.table == "interpolation":
-        people.print(
-            f"{counted(len({row['cell'] for row in outcome.rows}), 'cell')} interpolated: figures/interpolation*.png"
-        )
-    elif outcome.rows and outcome.table == "reconstruction":
-        text = rundir.storage.read(rundir.tables / "reconstruction.md").decode()
-        Console(highlight=False, soft_wrap=True).print(text, markup=False)
+    elif outcome.rows and outcome.text:
+        Console(highlight=False, soft_wrap=True).print(outcome.text, markup=False)
     missing = outcome.missing
     for cell, reason in list(missing.items())[:10]:
         people.print(f"missing: {cell}: {reason}", markup=False)

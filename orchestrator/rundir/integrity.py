@@ -4,7 +4,7 @@ The truth is on disk: a shard is done when its file is in place and whole. No st
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +20,6 @@ READERS = 8
 
 SAMPLE_IDENTITY = ("cell", "model", "weights_sha256")
 """What a sample file must agree on. The id of a cell stands for its settings, so the blob may gain keys later."""
-
-PLACES_OF_WRITERS = (".", "samples/*", "features/*/*", "scores", "reconstructions/*", "interpolations/*")
-"""The folders in which killed writers may leave temporary files."""
 
 
 class Damage(NamedTuple):
@@ -108,9 +105,12 @@ class Integrity(Paths):
         for path in self.storage.list(self.figures, pattern):
             self.storage.delete(path)
 
-    def remove_temporaries(self) -> None:
-        """Remove what killed writers left behind; for when no writer is at work."""
-        for pattern in PLACES_OF_WRITERS:
+    def remove_temporaries(self, folders: Iterable[str]) -> None:
+        """Remove what killed writers left in the folders that match these patterns, and in the run directory itself.
+
+        Only when no writer is at work.
+        """
+        for pattern in (".", *folders):
             self.storage.delete_temporaries(self.root, pattern)
 
     def _inspect_all(

@@ -18,8 +18,6 @@ class Paths:
         self.samples = self.root / "samples"
         self.features = self.root / "features"
         self.scores = self.root / "scores"
-        self.reconstructions = self.root / "reconstructions"
-        self.interpolations = self.root / "interpolations"
         self.tables = self.root / "tables"
         self.figures = self.root / "figures"
         self.events = self.root / "events"

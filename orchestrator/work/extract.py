@@ -24,6 +24,8 @@ class ExtractWork(WorkKind):
 
     name = "extract"
     priority = 40
+    folder = "features"
+    files = "*/*/part-*.parquet"
     stage = "evaluate"
     unit = IMAGES
     activity = "evaluating"

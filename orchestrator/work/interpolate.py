@@ -9,6 +9,7 @@ from taugrid.orchestrator.dispatch.policy import Task
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, Piece, WorkKind
 from taugrid.orchestrator.work.ode import first_pictures, ignore_damage, ode_cells
+from taugrid.words import counted
 from taugrid.workers.interpolate import InterpolateJob
 
 INTERPOLATION_STEPS = 11
@@ -20,6 +21,8 @@ class InterpolateWork(WorkKind):
 
     name = "interpolate"
     priority = 30
+    folder = "interpolations"
+    files = "*/part-*.parquet"
     stage = "interpolate"
     unit = NETWORK_EVALUATIONS
     activity = "interpolating"
@@ -73,7 +76,8 @@ class InterpolateWork(WorkKind):
                 pictures.interpolation_grid(square, figures / f"interpolation-square-{cell.name}.png")
         with replacing(self.rundir.tables / "interpolation.csv", self.rundir.storage) as temporary:
             temporary.write_text(pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"), encoding="utf-8")
-        return Conclusion("interpolation", rows)
+        cells = counted(len({row["cell"] for row in rows}), "cell")
+        return Conclusion("interpolation", rows, f"{cells} interpolated: figures/interpolation*.png")
 
     def _cells(self) -> list[Cell]:
         steps = INTERPOLATION_STEPS
@@ -84,7 +88,7 @@ class InterpolateWork(WorkKind):
 
     def _path(self, cell: Cell) -> Path:
         source = identity(self._source(cell))[:8]
-        return self.rundir.interpolations / f"{cell.name}-{source}" / "part-000000.parquet"
+        return self.place / f"{cell.name}-{source}" / "part-000000.parquet"
 
     def _source(self, cell: Cell) -> dict[str, Any]:
         return {

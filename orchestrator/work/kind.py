@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from taugrid.jobs import Job, Result
@@ -37,6 +38,8 @@ class Conclusion(NamedTuple):
     table: str
     """Name of the table."""
     rows: list[dict[str, Any]]
+    text: str = ""
+    """What people read of it on stdout. Empty: the command prints the rows as the quality table."""
     evidence: "Evidence | None" = None
     """Of the quality table: what tells its cells apart."""
 
@@ -48,6 +51,11 @@ class WorkKind(ABC):
     """Of its tasks and their events."""
     priority: ClassVar[int]
     """Ready tasks of a lower number go out first; leave room between kinds."""
+    folder: ClassVar[str]
+    """Of the run directory, where its tasks write."""
+    files: ClassVar[str]
+    """The Parquet files below `folder`, as a glob pattern: `verify` reads them, and a killed writer's leftovers lie
+    beside them."""
     stage: ClassVar[str]
     """The stage of a run that does it."""
     told_by: ClassVar[frozenset[str]] = frozenset()
@@ -66,6 +74,16 @@ class WorkKind(ABC):
     def __init__(self, survey: Survey) -> None:
         self.survey = survey
         self.config, self.plan, self.rundir = survey.config, survey.plan, survey.rundir
+
+    @classmethod
+    def writes_in(cls) -> str:
+        """The folders that its tasks write to, as a glob pattern below the run directory."""
+        return (PurePosixPath(cls.folder) / cls.files).parent.as_posix()
+
+    @property
+    def place(self) -> Path:
+        """`folder` of this run."""
+        return self.rundir.root / self.folder
 
     def check(self) -> None:
         """Raise `UserError` for what can be known to fail before any worker starts."""

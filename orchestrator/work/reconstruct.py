@@ -1,6 +1,6 @@
 """Reconstruction, the paper's table 2: a task for each shard of held-out images, and a table of errors."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +17,7 @@ from taugrid.orchestrator.plan.grid import with_settings
 from taugrid.orchestrator.plan.naming import name_of
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.rundir.integrity import Damage
+from taugrid.orchestrator.rundir.integrity import OnDamage
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, Piece, WorkKind, shard_key
 from taugrid.orchestrator.work.ode import first_pictures, ignore_damage, ode_cells
 from taugrid.workers.data import load as data
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 PICTURES = 12
 """Images across figures/reconstructions.png."""
-
-OnDamage = Callable[[Damage], None]
 
 
 class Place(NamedTuple):
@@ -45,6 +43,8 @@ class ReconstructWork(WorkKind):
 
     name = "reconstruct"
     priority = 20
+    folder = "reconstructions"
+    files = "*/part-*.parquet"
     stage = "reconstruct"
     unit = NETWORK_EVALUATIONS
     activity = "reconstructing"
@@ -110,7 +110,8 @@ class ReconstructWork(WorkKind):
         with self.rundir.storage.local_folder(self.rundir.figures) as figures:
             save(reconstruction_figure(reconstruction_frame(rows)), figures / "reconstruction-error")
         self._draw(cells)
-        return Conclusion("reconstruction", rows)
+        table = self.rundir.storage.read(self.rundir.tables / "reconstruction.md").decode()
+        return Conclusion("reconstruction", rows, table)
 
     def _draw(self, cells: list[Cell]) -> None:
         """A figure of pictures for each group of cells that differ in S alone."""
@@ -141,7 +142,7 @@ class ReconstructWork(WorkKind):
     def _places(self, cells: list[Cell]) -> Iterator[Place]:
         for cell in cells:
             # The name tells images and weights apart, so that a file of others is never taken for this.
-            folder = self.rundir.reconstructions / f"{cell.name}-{identity(self._source(cell))[:8]}"
+            folder = self.place / f"{cell.name}-{identity(self._source(cell))[:8]}"
             for shard in cell.shards:
                 yield Place(cell, shard, folder / shard.name)
 

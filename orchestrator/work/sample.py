@@ -16,6 +16,8 @@ class SampleWork(WorkKind):
 
     name = "sample"
     priority = 10
+    folder = "samples"
+    files = "*/part-*.parquet"
     stage = "sample"
     unit = NETWORK_EVALUATIONS
     activity = "sampling"

@@ -20,6 +20,8 @@ class ScoreWork(WorkKind):
 
     name = "score"
     priority = 50
+    folder = "scores"
+    files = "*.parquet"
     stage = "evaluate"
     told_by = frozenset({"report"})
     unit = IMAGES
@@ -94,7 +96,7 @@ class ScoreWork(WorkKind):
         collected = collect(self.plan, self.rundir, self._evaluation)
         if "report" in self.survey.stages:
             write_report(self.config, self.plan, self.rundir, collected)
-        return Conclusion("quality", collected.rows, collected.evidence)
+        return Conclusion("quality", collected.rows, evidence=collected.evidence)
 
 
 KIND = ScoreWork

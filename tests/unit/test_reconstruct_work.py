@@ -81,7 +81,7 @@ def done(root, count, **sections):
 
 
 def files(work):
-    return {path.name: path.read_bytes() for path in sorted(work.rundir.reconstructions.glob("*/part-*.parquet"))}
+    return {path.name: path.read_bytes() for path in sorted(work.place.glob("*/part-*.parquet"))}
 
 
 def errors_of(path, of):

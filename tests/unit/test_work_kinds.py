@@ -10,16 +10,21 @@ import pytest
 from ray.exceptions import RayTaskError
 from rich.console import Console
 
+from taugrid import parquet
 from taugrid.config import Config, validate
 from taugrid.errors import RunDirectoryNotSeen, RunFailed, UserError, WorkerRefusal, WrongWeights
 from taugrid.jobs import WorkerInfo
 from taugrid.orchestrator import work
+from taugrid.orchestrator.cli.text import print_outcome
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined
+from taugrid.orchestrator.inspection import verify
+from taugrid.orchestrator.opened import Opened
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
+from taugrid.orchestrator.session import Run
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers.actor import Worker
 
@@ -29,6 +34,7 @@ SIXTH = """
 from dataclasses import dataclass
 from pathlib import Path
 
+from taugrid import parquet
 from taugrid.errors import WrongWeights
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator.dispatch.policy import Task
@@ -46,13 +52,17 @@ def run(job, device):
         raise WrongWeights("no such colour")
     if job.colour == "broken":
         raise ValueError("the brush\\nis broken")
-    Path(job.path).write_text(f"{job.colour} on {device.name}")
-    return Result(0.25, 3, first=True)
+    schema = parquet.number_schema({"colour": f"{job.colour} on {device.name}"}, ["stroke"])
+    with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
+        part.write({"index": range(3), "stroke": [0.1, 0.2, 0.3]})
+        return Result(0.25, 3, part.commit(replace=False))
 
 
 class PaintWork(WorkKind):
     name = "paint"
     priority = 35
+    folder = "paintings"
+    files = "*.parquet"
     stage = "paint"
     unit = "strokes"
     activity = "painting"
@@ -60,19 +70,23 @@ class PaintWork(WorkKind):
     finished = "cells painted"
 
     def _path(self, cell):
-        return self.rundir.root / f"{cell.id}.txt"
+        return self.place / f"{cell.id}.parquet"
+
+    def _is_there(self, cell):
+        return self.rundir.storage.exists(self._path(cell))
 
     def pieces(self):
         for cell in self.plan.cells:
-            if not self._path(cell).exists():
+            if not self._is_there(cell):
                 job = PaintJob(str(self._path(cell)), self.config.name)
                 yield Piece(Task(f"paint/{cell.id}", "paint", cell.settings.steps), job, cell)
 
     def missing(self):
-        return {cell.name: "it is not painted" for cell in self.plan.cells if not self._path(cell).exists()}
+        return {cell.name: "it is not painted" for cell in self.plan.cells if not self._is_there(cell)}
 
     def conclude(self):
-        return Conclusion("paintings", [{"cell": cell.id} for cell in self.plan.cells if self._path(cell).exists()])
+        rows = [{"cell": cell.id} for cell in self.plan.cells if self._is_there(cell)]
+        return Conclusion("paintings", rows, "all is painted")
 
 
 KIND = PaintWork
@@ -152,12 +166,38 @@ def test_a_sixth_kind_is_announced_done_recorded_and_concluded(sixth, tmp_path):
     assert list(run.kind.pieces()) == [], "what is there is not done again"
     conclusion = run.kind.conclude()
     assert (conclusion.table, len(conclusion.rows)) == ("paintings", 2)
-    assert {path.read_text() for path in run.rundir.root.glob("*.txt")} == {"blue on cpu"}
+    found = [parquet.inspect(path) for path in (run.rundir.root / "paintings").glob("*.parquet")]
+    assert [part.metadata for part in found] == [{"colour": "blue on cpu"}] * 2
     lines = [event for event in read_events(run.rundir) if event["event"] == "paint"]
     ids = [cell.id for cell in sorted(run.kind.plan.cells, key=lambda cell: -cell.settings.steps)]
     assert [line["task"] for line in lines] == [f"paint/{id}" for id in ids], "the costliest first"
     wanted = {"images": 3, "seconds": 0.25, "committed": True, "worker": "worker-0", "node": "here", "device": "cpu"}
     assert all(wanted.items() <= line.items() for line in lines)
+
+
+def test_the_files_of_a_sixth_kind_are_cleaned_up_verified_and_told(sixth, tmp_path, capsys):
+    config, root = tmp_path / "config.yaml", tmp_path / "run"
+    config.write_text(
+        "{name: blue, model: {oracle: gaussian}, data: {name: gaussian}, sample: {num_samples: 1}, grid: {steps: [2]}}"
+    )
+    opened = Opened(str(config), (), str(root))
+    leftover = root / "paintings" / ".x.parquet.0.tmp"
+    leftover.parent.mkdir(parents=True)
+    leftover.touch()
+    [cell] = opened.plan.cells
+    schema = parquet.number_schema({}, ["stroke"])
+    with parquet.PartWriter(root / "paintings" / f"{cell.id}.parquet", schema) as part:
+        part.write({"index": range(1), "stroke": [0.1]})
+        part.commit(replace=False)
+    outcome = Run(opened.config, opened.plan, opened.rundir, "local", Progress()).do({"paint"})
+    assert (outcome.missing, outcome.rows) == ({}, [{"cell": cell.id}]), "nothing was to be done"
+    assert not leftover.exists()
+    print_outcome(opened.rundir, outcome)
+    assert "all is painted" in capsys.readouterr().out
+    painting = root / "paintings" / f"{cell.id}.parquet"
+    painting.write_bytes(painting.read_bytes()[:-20])
+    damages = verify(opened.config, opened.plan, opened.rundir, lambda count: None)
+    assert painting in [damage.path for damage in damages]
 
 
 def test_what_every_worker_would_refuse_ends_the_run_with_its_one_line(sixth, tmp_path):
