@@ -32,11 +32,11 @@ def software() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    folder = Path(__file__).parent
-    if not (folder.parent / ".git").exists():
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
         return None
     try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=5, check=True)
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -5,10 +5,12 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from taugrid.errors import UserError
+from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.rundir.integrity import Damage
@@ -147,3 +149,13 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
     rundir.remove_temporaries(["samples/*", "features/*/*"])
     assert not any(path.exists() for path in left)
     assert all(path.exists() for path in kept)
+
+
+def test_provenance_names_the_commit_of_the_checkout():
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        pytest.skip("taugrid runs from no checkout here")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+    software = provenance.software()
+    assert software["git_commit"] == head.stdout.strip()
+    assert isinstance(software["git_dirty"], bool)
