@@ -49,7 +49,7 @@ def _describe_model(model: Model, rundir: RunDir) -> dict[str, Any]:
     if not isinstance(model.source, Trained):
         return {"id": model.id, "source": source, "train_steps": 0, "train_steps_done": 0, "ready": True}
     ready, steps = rundir.is_ready(model), model.source.train.steps
-    at = training_progress(rundir.models, model.id)
+    at = training_progress(rundir.models, model.id, rundir.storage)
     done = steps if ready else at.step if at else 0
     return {"id": model.id, "source": source, "train_steps": steps, "train_steps_done": done, "ready": ready}
 

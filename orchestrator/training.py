@@ -47,7 +47,7 @@ class Training:
         """
         model = self.model
         spec = self._spec()
-        if (at := training_progress(self.rundir.models, model.id)) is not None:
+        if (at := training_progress(self.rundir.models, model.id, self.rundir.storage)) is not None:
             has_checkpoint = any(spec.running.glob("checkpoint_*"))
             place = "its last checkpoint" if has_checkpoint else "the start, because it has no checkpoint"
             self.progress.say(f"the training of {model.id} was cut off at step {at.step}; it goes on from {place}")
@@ -63,7 +63,7 @@ class Training:
             raise RunFailed(f"training of model {model.id} failed: {last_line(error)} (all of it: {path})")
         seconds = time.monotonic() - began
         self.events.add("trained", model=model.id, seconds=round(seconds, 3))
-        at = training_progress(self.rundir.models, model.id)
+        at = training_progress(self.rundir.models, model.id, self.rundir.storage)
         assert at is not None, "the last step is always logged"
         self.progress.say(f"trained model {model.id}: {at.step} steps in {duration(seconds)}, loss {at.loss:.4f}")
 
@@ -106,7 +106,7 @@ class Training:
         step, changed, told = 0, time.monotonic(), False
         while thread.is_alive():
             thread.join(POLL_SECONDS)
-            if (at := training_progress(self.rundir.models, self.model.id)) is not None:
+            if (at := training_progress(self.rundir.models, self.model.id, self.rundir.storage)) is not None:
                 self.progress.started(at.step)
                 self.progress.update(at.step, workers=at.workers, note=f"loss {at.loss:.4f}")
                 if at.step != step:

@@ -78,7 +78,7 @@ class Dispatcher:
         self.attempts: dict[str, int] = dict.fromkeys(self._tasks, 0)
         self.done: set[str] = set()
         self.quarantined: set[str] = set()
-        self._unreachable: set[str] = set()
+        self.unreachable: set[str] = set()  # require something that is quarantined, directly or not
         for key, missing in self._missing.items():
             if not missing:
                 self._enqueue(key)
@@ -86,12 +86,7 @@ class Dispatcher:
     @property
     def finished(self) -> bool:
         """Nothing is left that could still be done. Superfluous copies may still be running."""
-        return len(self.done) + len(self.quarantined) + len(self._unreachable) == len(self._tasks)
-
-    @property
-    def unreachable(self) -> set[str]:
-        """Tasks that can't be done because something that they require is quarantined."""
-        return set(self._unreachable)
+        return len(self.done) + len(self.quarantined) + len(self.unreachable) == len(self._tasks)
 
     @property
     def running(self) -> Mapping[str, str]:
@@ -208,7 +203,7 @@ class Dispatcher:
             self._enqueue(key)
             return False
         self.quarantined.add(key)
-        self._unreachable = self._closure(self.quarantined)
+        self.unreachable = self._closure(self.quarantined)
         return True
 
     def _closure(self, keys: set[str]) -> set[str]:

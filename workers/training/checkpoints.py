@@ -11,7 +11,7 @@ import torch
 from ray.train.collective import broadcast_from_rank_zero
 
 from taugrid.workers.network.pipeline import save_pipeline
-from taugrid.workers.training.log import events_folder
+from taugrid.workers.training.log import LOG, events_folder
 from taugrid.workers.training.spec import TrainingSpec
 from taugrid.workers.training.state import State
 
@@ -71,6 +71,6 @@ def commit(spec: TrainingSpec, state: State) -> None:
     save_pipeline(temporary, state.unet, state.ema, spec.diffusion)
     (temporary / "train").mkdir()
     events = events_folder(spec.running).iterdir() if spec.train.tensorboard else ()
-    for path in (spec.running / "log.jsonl", *events):
+    for path in (spec.running / LOG, *events):
         shutil.copyfile(path, temporary / "train" / path.name)
     temporary.rename(spec.final)

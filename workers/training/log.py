@@ -1,12 +1,18 @@
 """The log of a training: log.jsonl, how it is written and read, and the same for TensorBoard if that is asked for."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from taugrid.storage import LOCAL, Storage
 from taugrid.workers.training.spec import Hopeless, running_folder
+
+LOG = "log.jsonl"
+"""Its name, in Ray Train's folder and in the folder of a trained model."""
+
+BYTES_OF_THE_END = 4096
+"""Enough of a log for its last whole line."""
 
 SCALARS = ("loss", "learning_rate", "gradient_norm")
 """What TensorBoard shows, each under its name in the log."""
@@ -40,7 +46,7 @@ class Log:
         Raises:
             Hopeless: if TensorBoard is asked for and not installed.
         """
-        path = folder / "log.jsonl"
+        path = folder / LOG
         kept = [record for record in whole_lines(path) if record["step"] <= done]
         folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
@@ -93,31 +99,38 @@ class TrainingProgress(NamedTuple):
     workers: int
 
 
-def training_progress(models_dir: str | Path, model_id: str) -> TrainingProgress | None:
+def training_progress(models_dir: str | Path, model_id: str, storage: Storage = LOCAL) -> TrainingProgress | None:
     """The last logged step of a training, finished or not; None before the first."""
-    committed = Path(models_dir) / model_id / "train" / "log.jsonl"
-    running = running_folder(models_dir, model_id) / "log.jsonl"
-    records = whole_lines(committed, of_the_end=4096) or whole_lines(running, of_the_end=4096)
+    committed = Path(models_dir) / model_id / "train" / LOG
+    running = running_folder(models_dir, model_id) / LOG
+    records = _last_lines(committed, storage) or _last_lines(running, storage)
     if not records:
         return None
     last = records[-1]
     return TrainingProgress(last["step"], last["loss"], last.get("workers", 1))  # it was not always written
 
 
-def whole_lines(log: Path, of_the_end: int | None = None) -> list[dict[str, Any]]:
-    """The records in a log.jsonl, or in the last `of_the_end` bytes of it; none if there is no such file.
-
-    Anything but a whole line of JSON is skipped: a kill leaves half a line, and a power loss can leave NULs.
-    """
+def _last_lines(log: Path, storage: Storage) -> list[dict[str, Any]]:
+    """The records at the end of a log.jsonl; none if there is no such file."""
     try:
-        with log.open("rb") as file:
-            if of_the_end is not None:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - of_the_end))
-            lines = file.read().split(b"\n")[:-1]
+        start = max(0, storage.size(log) - BYTES_OF_THE_END)
+        return _records(storage.read_range(log, start, BYTES_OF_THE_END))
     except FileNotFoundError:
         return []
+
+
+def whole_lines(log: Path) -> list[dict[str, Any]]:
+    """The records in a log.jsonl; none if there is no such file."""
+    try:
+        return _records(log.read_bytes())
+    except FileNotFoundError:
+        return []
+
+
+def _records(data: bytes) -> list[dict[str, Any]]:
+    """The whole lines of JSON in `data`. Others are skipped: a kill leaves half a line, a power loss can leave NULs."""
     records = []
-    for line in lines:
+    for line in data.split(b"\n")[:-1]:
         try:
             records.append(json.loads(line))
         except ValueError:
