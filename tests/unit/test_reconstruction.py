@@ -120,7 +120,7 @@ def test_csv_has_the_columns_and_types_of_the_contract_and_unscaled_errors(tmp_p
             for s, mse in PAPER.items()]  # fmt: skip
     rows.append(row(50, None, None, **{"train.steps": 400, "model.unet.block_out_channels": [32, 64]}))
     write_reconstruction(rows, tmp_path, ABOUT)
-    frame = pd.read_csv(tmp_path / "reconstruction.csv")
+    frame = pd.read_csv(tmp_path / "reconstruction.csv", float_precision="round_trip")
     axes = ["model.unet.block_out_channels", "train.steps"]
     assert list(frame.columns) == [*RECONSTRUCTION_COLUMNS, *axes]
     assert {str(frame[c].dtype) for c in ("steps", "num_images", "network_evaluations", "train.steps")} == {"int64"}

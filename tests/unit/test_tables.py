@@ -75,7 +75,7 @@ def test_csv_comes_back_through_pandas_with_its_types_and_exact_values(tmp_path)
     rows = paper_grid(**{"train.steps": 400, "diffusion.schedule": "linear"})
     rows[0] |= {"fid": 0.1 + 0.2, "kid_mean": 1e-7 / 3}
     write_quality(rows, tmp_path, {})
-    back = pd.read_csv(tmp_path / "quality.csv")
+    back = pd.read_csv(tmp_path / "quality.csv", float_precision="round_trip")
     pd.testing.assert_frame_equal(back, long_form(rows), check_exact=True, check_dtype=True)
     assert set(back["clip"]) == {"none", "x0_and_eps"}  # a reader that takes "none" for a missing value loses it
 
@@ -529,7 +529,7 @@ def test_written_tables_hold_marks_and_pivots_apart(tmp_path):
         text = (tmp_path / f"quality.{kind_of_file}").read_text(encoding="utf-8")
         assert mark in text
         assert text.count("protocol: versions.torch") == 2
-    back = pd.read_csv(tmp_path / "quality.csv")
+    back = pd.read_csv(tmp_path / "quality.csv", float_precision="round_trip")
     pd.testing.assert_frame_equal(back, long_form(rows))  # the data knows no marks and keeps the rows' own hashes
 
 
