@@ -31,11 +31,11 @@ from torch_fidelity.utils import create_feature_extractor, extract_featuresdict_
 
 from taugrid.eval.features.load import load
 from taugrid.eval.features.resolve import resolve
+from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
 from taugrid.eval.metrics.score import score
 from taugrid.eval.metrics.statistics import symmetric_root
 from taugrid.eval.metrics.streams import Features
 from taugrid.eval.metrics.streams import moments as moments_of
-from taugrid.eval.reference_statistics import ReferenceStatistics
 from taugrid.eval.sources import batches, open_source
 from taugrid.registry.extractors import INCEPTION
 from taugrid.registry.metrics import MetricSettings

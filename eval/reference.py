@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taugrid.config import Data
-from taugrid.eval.moments_file import MomentsFile, open_moments
+from taugrid.eval.metrics.moments_file import MomentsFile, open_moments
 from taugrid.eval.sources import Source, open_source
 from taugrid.hashing import spaced_json_sha256
 from taugrid.protocol import ReferenceIdentity

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid import parquet
+from taugrid.eval.metrics.moments_file import MomentsFile
+from taugrid.eval.metrics.reference_statistics import ReferenceStatistics, of_feature_file, of_moments
 from taugrid.eval.metrics.score import score
 from taugrid.eval.metrics.streams import Features, Stream
-from taugrid.eval.moments_file import MomentsFile
-from taugrid.eval.reference_statistics import ReferenceStatistics, of_feature_file, of_moments
 from taugrid.jobs import Job, Result
 from taugrid.registry.metrics import MetricSettings
 from taugrid.storage import Storage, write_sealed

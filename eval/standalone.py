@@ -11,18 +11,18 @@ import numpy as np
 import torch
 
 from taugrid.eval.features.load import Extraction, load
-from taugrid.eval.metrics.score import feasible, score
-from taugrid.eval.metrics.statistics import ROWS_AT_ONCE
-from taugrid.eval.metrics.streams import Features
-from taugrid.eval.moments_file import MomentsFile
-from taugrid.eval.reference import Reference
-from taugrid.eval.reference_statistics import (
+from taugrid.eval.metrics.moments_file import MomentsFile
+from taugrid.eval.metrics.reference_statistics import (
     ReferenceStatistics,
     cached_features,
     of_feature_file,
     of_features,
     of_moments,
 )
+from taugrid.eval.metrics.score import feasible, score
+from taugrid.eval.metrics.statistics import ROWS_AT_ONCE
+from taugrid.eval.metrics.streams import Features
+from taugrid.eval.reference import Reference
 from taugrid.eval.sources import Source, batches
 from taugrid.protocol import Protocol
 from taugrid.registry.extractors import PIXELS, ExtractorSpec

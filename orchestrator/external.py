@@ -7,8 +7,8 @@ from taugrid.config import Evaluate, validate
 from taugrid.config.load import merge
 from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.features.resolve import resolve
+from taugrid.eval.metrics.reference_statistics import default_cache
 from taugrid.eval.reference import open_reference
-from taugrid.eval.reference_statistics import default_cache
 from taugrid.eval.sources import open_source
 from taugrid.orchestrator.progress import Progress
 from taugrid.protocol import SOFTWARE

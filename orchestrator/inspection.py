@@ -9,10 +9,10 @@ from taugrid import parquet
 from taugrid.config import Config
 from taugrid.errors import DamagedFile, UserError
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan, Shard
-from taugrid.orchestrator.plan.extension import orphans_in_words
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
+from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.orchestrator.work import work_kinds
 from taugrid.storage import Storage, read_json, read_sealed

@@ -14,12 +14,12 @@ from taugrid.config import Config
 from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation
-from taugrid.orchestrator.plan.extension import check_extends
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.write import write_losses
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
+from taugrid.orchestrator.rundir.extension import check_extends
 from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.orchestrator.training import Training
 from taugrid.orchestrator.work import work_kinds

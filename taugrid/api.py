@@ -27,7 +27,7 @@ def plan(config: str | Path, out: str | Path | None = None, assignments: Sequenc
     """
     from taugrid.orchestrator.inspection import describe
     from taugrid.orchestrator.opened import Opened
-    from taugrid.orchestrator.plan.extension import check_extends
+    from taugrid.orchestrator.rundir.extension import check_extends
 
     opened = Opened(str(config), assignments, None if out is None else str(out))
     check_extends(opened.config, opened.plan, opened.rundir)

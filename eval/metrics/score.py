@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
+from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
 from taugrid.eval.metrics.streams import Stream, hold
-from taugrid.eval.reference_statistics import ReferenceStatistics
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.registry.metrics import METRICS, Limits, Metric, MetricSettings, Sizes
 

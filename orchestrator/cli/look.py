@@ -19,8 +19,8 @@ def plan(config: str, out: str | None, assignments: tuple[str, ...], as_json: bo
     from taugrid.orchestrator.cli.text import plan_text
     from taugrid.orchestrator.inspection import describe
     from taugrid.orchestrator.opened import Opened
-    from taugrid.orchestrator.plan.extension import check_extends
     from taugrid.orchestrator.plan.extractor import extractor
+    from taugrid.orchestrator.rundir.extension import check_extends
 
     opened = Opened(config, assignments, out)
     check_extends(opened.config, opened.plan, opened.rundir)

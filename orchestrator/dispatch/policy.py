@@ -11,24 +11,15 @@ runs much longer than its like: commits are idempotent, so whichever copy ends f
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
+
+from taugrid.orchestrator.task import Task
 
 SPECULATION_SLOWNESS = 1.5
 """A running task is duplicated once it takes this many times what its cost leads to expect from the tasks of its kind
 that are done. Duplicating at once would run the last task of every healthy run twice, on cores that share their memory;
 the longer the wait, the more of a straggler's delay is kept (docs/decisions.md, "Stragglers")."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A piece of work: `cost` in any unit that is proportional to time within its kind; `requires` names tasks."""
-
-    key: str
-    kind: str
-    cost: float
-    requires: frozenset[str] = frozenset()
 
 
 class Assignment(NamedTuple):

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from taugrid.eval.extract import ExtractJob
-from taugrid.eval.moments_file import MomentsFile
-from taugrid.orchestrator.dispatch.policy import Task
+from taugrid.eval.metrics.moments_file import MomentsFile
 from taugrid.orchestrator.plan.cells import Shard
 from taugrid.orchestrator.plan.evaluation import Evaluation
+from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import IMAGES, Piece, WorkKind, shard_key
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import CellState

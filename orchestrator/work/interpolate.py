@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from taugrid.hashing import identity
-from taugrid.orchestrator.dispatch.policy import Task
 from taugrid.orchestrator.plan.cells import Cell
+from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, Piece, WorkKind
 from taugrid.orchestrator.work.ode import first_pictures, ignore_damage, ode_cells
 from taugrid.words import counted

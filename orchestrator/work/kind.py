@@ -6,8 +6,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from taugrid.jobs import Job, Result
-from taugrid.orchestrator.dispatch.policy import Task
 from taugrid.orchestrator.plan.cells import Cell, Shard
+from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.survey import Survey
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from taugrid import parquet
 from taugrid.config import Data
 from taugrid.hashing import identity
 from taugrid.images import to_pictures
-from taugrid.orchestrator.dispatch.policy import Task
 from taugrid.orchestrator.plan.cells import Cell, Shard
 from taugrid.orchestrator.plan.evaluation import check_shapes
 from taugrid.orchestrator.plan.grid import with_settings
@@ -18,6 +17,7 @@ from taugrid.orchestrator.plan.naming import name_of
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.integrity import OnDamage
+from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, Piece, WorkKind, shard_key
 from taugrid.orchestrator.work.ode import first_pictures, ignore_damage, ode_cells
 from taugrid.workers.data import load as data

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from taugrid.jobs import Result
-from taugrid.orchestrator.dispatch.policy import Task
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, Piece, WorkKind, shard_key
 from taugrid.workers.sample import SampleJob
 

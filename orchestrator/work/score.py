@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from taugrid.eval.moments_file import MomentsFile
+from taugrid.eval.metrics.moments_file import MomentsFile
 from taugrid.eval.score_cell import ReferenceFiles, ScoreJob
-from taugrid.orchestrator.dispatch.policy import Task
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.report.write import write_report
+from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.extract import REFERENCE_KEY, ExtractWork, not_extracted
 from taugrid.orchestrator.work.kind import IMAGES, Conclusion, Piece, WorkKind, shard_key
 from taugrid.orchestrator.work.sample import unsampled

@@ -6,7 +6,7 @@ Each rule takes the root of a source tree and returns what breaks it, a line per
 import ast
 import runpy
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -121,11 +121,24 @@ def climbing_imports(root: Path) -> list[str]:
 
 def cycles(root: Path) -> list[str]:
     """The first cycle of files that import each other, if any, whenever they do; the doors aside."""
+    return _cycle(root, lambda file: file)
+
+
+def cycles_of_folders(root: Path) -> list[str]:
+    """The first cycle of folders that import each other, if any, as for files.
+
+    A folder is one directly in a room, with all below it. A file directly in a room stands for itself.
+    """
+    return _cycle(root, lambda file: "/".join(file.split("/")[:2]))
+
+
+def _cycle(root: Path, part: Callable[[str], str]) -> list[str]:
+    """The first cycle among the parts that files belong to."""
     there = set(files(root)) - set(DOORS)
-    graph: dict[str, set[str]] = {file: set() for file in sorted(there)}
+    graph: dict[str, set[str]] = {part(file): set() for file in sorted(there)}
     for found in imports(root):
-        if found.file in there and found.target in there and found.target != found.file:
-            graph[found.file].add(found.target)
+        if found.file in there and found.target in there and part(found.target) != part(found.file):
+            graph[part(found.file)].add(part(found.target))
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:

@@ -9,6 +9,7 @@ from architecture import (
     climbing_imports,
     crowded_folders,
     cycles,
+    cycles_of_folders,
     driver_imports_of_torch,
     heavy_imports,
     misplaced_packages,
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 RULES = (
     climbing_imports,
     cycles,
+    cycles_of_folders,
     heavy_imports,
     driver_imports_of_torch,
     repeated_classes,
@@ -100,6 +102,26 @@ def test_a_cycle_of_files_is_found_though_one_of_its_imports_is_late(plant):
     [cycle] = cycles(root)
     assert sorted(cycle.split(" -> ")[1:]) == ["eval/a.py", "eval/b.py", "eval/c.py"]
     assert cycles(plant({"eval/c": ""})) == []
+
+
+def test_a_cycle_of_folders_is_found_though_no_files_make_one(plant):
+    root = plant(
+        {
+            "orchestrator/work/a": "from taugrid.orchestrator.dispatch.b import f",
+            "orchestrator/dispatch/b": "",
+            "orchestrator/dispatch/deep/c": "def f():\n    from taugrid.orchestrator.work import d",
+            "orchestrator/work/d": "",
+        }
+    )
+    assert cycles(root) == []
+    [cycle] = cycles_of_folders(root)
+    assert sorted(cycle.split(" -> ")[1:]) == ["orchestrator/dispatch", "orchestrator/work"]
+
+
+def test_a_file_directly_in_a_room_is_no_part_of_a_folder_beside_it(plant):
+    files = {"workers/a": "from taugrid.workers.data import b", "workers/data/b": "from taugrid.workers import c"}
+    assert cycles_of_folders(plant(files | {"workers/c": ""})) == []
+    assert cycles_of_folders(plant(files | {"workers/c": "from taugrid.workers.data import b"})) != []
 
 
 @pytest.mark.parametrize(

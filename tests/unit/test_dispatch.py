@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taugrid.orchestrator.dispatch.policy import SPECULATION_SLOWNESS, Dispatcher, Task
+from taugrid.orchestrator.dispatch.policy import SPECULATION_SLOWNESS, Dispatcher
+from taugrid.orchestrator.task import Task
 
 KINDS = ("sample", "extract", "score")
 

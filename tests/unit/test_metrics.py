@@ -9,9 +9,9 @@ import pytest
 
 from taugrid.config import Config, schema, validate
 from taugrid.errors import UserError
+from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.eval.metrics.statistics import Moments, symmetric_root
-from taugrid.eval.reference_statistics import ReferenceStatistics
 from taugrid.eval.tables.long_form import COLUMNS, long_form, score_columns
 from taugrid.eval.tables.pivots import pivot_tables
 from taugrid.eval.tables.quality import write_quality

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from taugrid.errors import DamagedFile
-from taugrid.eval import reference_statistics
+from taugrid.eval.metrics import reference_statistics
 from taugrid.eval.metrics.frechet import Frechet, frechet_distance
 from taugrid.eval.metrics.inputs import MetricInputs
+from taugrid.eval.metrics.moments_file import MomentsFile, read_moments
 from taugrid.eval.metrics.neighbours import compute_prc
+from taugrid.eval.metrics.reference_statistics import ReferenceStatistics, load_or_compute
 from taugrid.eval.metrics.statistics import Moments, symmetric_root
-from taugrid.eval.moments_file import MomentsFile, read_moments
 from taugrid.eval.reference import cache_key, open_reference
-from taugrid.eval.reference_statistics import ReferenceStatistics, load_or_compute
 from taugrid.eval.sources import Source
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.registry.metrics import MetricSettings

@@ -17,10 +17,10 @@ from taugrid.eval.metrics import frechet, inception, kernel, statistics, streams
 from taugrid.eval.metrics.extrapolation import fid_infinity
 from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.neighbours import precision_recall
+from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.eval.metrics.statistics import Moments
 from taugrid.eval.reference import Reference, open_reference, reference_of
-from taugrid.eval.reference_statistics import ReferenceStatistics
 from taugrid.eval.sources import open_source
 from taugrid.eval.standalone import Spool
 from taugrid.images import encode_png

@@ -37,7 +37,7 @@ from pathlib import Path
 from taugrid import parquet
 from taugrid.errors import WrongWeights
 from taugrid.jobs import Job, Result
-from taugrid.orchestrator.dispatch.policy import Task
+from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import Conclusion, Piece, WorkKind
 
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.errors import DamagedFile
+from taugrid.eval.metrics.moments_file import MomentsFile, load_npz, read_moments
 from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
 from taugrid.eval.metrics.streams import Features, Stream, moments
-from taugrid.eval.moments_file import MomentsFile, load_npz, read_moments
 from taugrid.storage import LOCAL, Storage, replacing, user_cache
 from taugrid.workers.data.readers.npz import NPZ_ERRORS
 
