@@ -1,9 +1,9 @@
 """The actor that runs on each device and does every kind of work.
 
-One process does them all because extraction uses the time that sampling leaves on a device: handing a device from a
-sampling process to an evaluating one would cost a start of torch each time.
+One process does them all because extraction fills the gaps that sampling leaves on a device. Handing the device to
+another process would mean starting torch again each time.
 
-Torch is imported when an actor starts, not with this module: the driver, which only names the class, needs none.
+Torch is imported when an actor starts, not with this module: the driver only names the class and must not import torch.
 """
 
 import platform
@@ -33,10 +33,10 @@ class Worker:
         self._hardware = torch.cuda.get_device_name() if on_gpu else cpu
 
     def hello(self, probe: str) -> WorkerInfo:
-        """Where this is, once `probe` (a file that the driver made in the run directory) has been seen from here.
+        """Where this worker runs, if it sees `probe`, a file that the driver made in the run directory.
 
         Raises:
-            RunDirectoryNotSeen: if the run directory is not the driver's here.
+            RunDirectoryNotSeen: if it does not see the driver's run directory.
         """
         node = ray.util.get_node_ip_address()
         if not Path(probe).is_file():
@@ -47,7 +47,7 @@ class Worker:
         return WorkerInfo(node, self._hardware, versions(VERSIONS))
 
     def do(self, job: Job) -> Result:
-        """Do a job, with the function that it names, and commit its file."""
+        """Do a job with the function that it names, and commit its file."""
         module, _, function = job.runs.partition(":")
         result: Result = getattr(import_module(module), function)(job, self._device)
         return result

@@ -1,6 +1,6 @@
-"""The device that a process computes on: set up here, in the same way for sampling, evaluation and training.
+"""The device that a process computes on, set up in the same way for sampling, evaluation and training.
 
-Torch is imported when a device is set up, not with this module: the driver needs none.
+Torch is imported when a device is set up, not with this module: the driver must not import it.
 """
 
 from functools import lru_cache
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from taugrid.workers.diffusion.process import Denoiser
 
 NETWORKS_KEPT = 2
-"""Networks that a worker keeps in memory: jobs of two models may alternate at the border between them."""
+"""Networks that a worker keeps in memory: where one model's jobs end and another's begin, they may alternate."""
 
 
 def set_up(threads: int | None = None) -> None:
-    """Give this process true float32, repeatable sums and `threads` CPU threads (None: leave them as they are)."""
+    """Give this process true float32, repeatable sums and `threads` CPU threads (None: leave the number unchanged)."""
     import torch
 
     if threads is not None:
@@ -30,7 +30,7 @@ def set_up(threads: int | None = None) -> None:
 
 
 class Device:
-    """A device, and the networks that were last used on it."""
+    """A device and the networks that were last used on it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -48,7 +48,7 @@ class Device:
 
 
 def modified(spec: NetworkSpec) -> float:
-    """When a network's files were last written: one that was replaced must be loaded anew."""
+    """When a network's files were last written: a replaced network must be loaded again."""
     if isinstance(spec, SavedUnet):
         return max(path.stat().st_mtime for path in Path(spec.folder).iterdir())
     return 0.0

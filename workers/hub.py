@@ -1,4 +1,4 @@
-"""Files from the Hugging Face hub: into its usual cache, or out of it where there is no network."""
+"""Files from the Hugging Face hub, downloaded to its usual cache or, without a network, read from it."""
 
 import sys
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ from taugrid.errors import UserError
 
 
 def snapshot(identifier: str, files: Sequence[str], key: str, commit: str | None = None, kind: str = "model") -> Path:
-    """The folder that holds those files of a repository that match one of the patterns `files`.
+    """The folder with the files of a repository that match one of the patterns `files`.
 
-    It is named by the commit. What the cache has of a known commit is not asked for again.
+    It is named after the commit. Files of a known commit that are in the cache are not downloaded again.
 
     Args:
         identifier: `org/name`, or `org/name@revision`.
-        files: patterns as the shell has them, on paths within the repository.
-        key: of the config, for messages.
-        commit: 40 hex digits, in place of the revision.
+        files: shell patterns on paths within the repository.
+        key: the key of the config, for messages.
+        commit: 40 hex digits; replaces the revision.
         kind: `model` or `dataset`.
 
     Raises:
-        UserError: if it can't be had, saying why.
+        UserError: if the files are not available, saying why.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -34,9 +34,9 @@ def snapshot(identifier: str, files: Sequence[str], key: str, commit: str | None
         folder = snapshot_download(
             found["name"], repo_type=kind, revision=commit or found["revision"], allow_patterns=list(files)
         )
-    except Exception as error:  # of its HTTP library's, which is another one in each of its major versions
+    except Exception as error:  # its HTTP library's errors, and that library changes with its major version
         raise UserError(
-            f"{key}: {identifier} is no folder, and not to be had from the hub: {_reason(error)}"
+            f"{key}: {identifier} is not a folder, and the hub can't provide it: {_reason(error)}"
         ) from error
     return Path(folder)
 
@@ -46,9 +46,9 @@ def _reason(error: Exception) -> str:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if isinstance(error, GatedRepoError):
-        return f"{constants.ENDPOINT} wants you to accept its terms there, and HF_TOKEN"
+        return f"you must accept its terms at {constants.ENDPOINT} and set HF_TOKEN"
     if isinstance(error, RepositoryNotFoundError):
-        return f"{constants.ENDPOINT} has nothing of that name (or it is private: set HF_TOKEN)"
+        return f"{constants.ENDPOINT} has nothing by that name (if it is private, set HF_TOKEN)"
     if isinstance(error, RevisionNotFoundError):
         return f"{constants.ENDPOINT} has no such revision of it"
     if constants.is_offline_mode():
@@ -58,6 +58,6 @@ def _reason(error: Exception) -> str:
         line = next(iter(str(cause).splitlines()), "")
         tried = f"{constants.ENDPOINT} gave {type(cause).__name__}: {line}"
     return (
-        f"{tried}, and the cache {constants.HF_HUB_CACHE} does not hold all of it; give a folder, or fill that cache "
-        "where there is a network (set HF_HUB_CACHE to one that is filled)"
+        f"{tried}, and the cache {constants.HF_HUB_CACHE} does not hold all of it; give a folder, fill the cache where "
+        "there is a network, or set HF_HUB_CACHE to a full one"
     )

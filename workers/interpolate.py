@@ -1,6 +1,6 @@
-"""Decoding what lies between the x_T of samples, along the ODE of eq. 14.
+"""Decodes points between the x_T of samples, along the ODE of eq. 14.
 
-Torch is imported when a job runs, not with this module: the driver builds jobs without it.
+Torch is imported when a job runs, not with this module, because the driver builds jobs without it.
 """
 
 import time
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InterpolateJob(Job):
-    """Decode what lies between the x_T of samples 0, 1, 2, ...: `pairs` rows, and the square of the first two pairs."""
+    """Decode points between the x_T of samples 0, 1, 2, ...: `pairs` rows, and the square of the first two pairs."""
 
     runs = "taugrid.workers.interpolate:run"
 
     pairs: int
     steps: int
-    """Points from one x_T to another, both included."""
+    """Number of points from one x_T to another, both included."""
     network: NetworkSpec
     image_shape: tuple[int, int, int]
     seed: int
@@ -40,7 +40,7 @@ class InterpolateJob(Job):
 
 
 def run(job: InterpolateJob, device: Device) -> Result:
-    """Load the job's network, and `interpolate_cell`."""
+    """Load the job's network and call `interpolate_cell`."""
     return interpolate_cell(job, device.network(job.network, job.diffusion), device.name)
 
 

@@ -1,6 +1,6 @@
-"""Reconstructing images of a data set: encoded and decoded along the ODE of eq. 14.
+"""Reconstructs images of a data set: encodes and decodes them along the ODE of eq. 14.
 
-Torch is imported when a job runs, not with this module: the driver builds jobs without it.
+Torch is imported when a job runs, not with this module, because the driver builds jobs without it.
 """
 
 import time
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReconstructJob(Job):
-    """Encode and decode images `start` to `stop` - 1 of a data set, and write what comes back with its error."""
+    """Encode and decode images `start` to `stop` - 1 of a data set, and write the results with their errors."""
 
     runs = "taugrid.workers.reconstruct:run"
 
     replace: bool
-    """Overwrite what is there: a shorter file of the same shard."""
+    """Overwrite an existing file: a shorter one of the same shard."""
     start: int
     stop: int
     network: NetworkSpec
     data: Data
     data_sha256: str
-    """Of its images on the driver."""
+    """SHA-256 of its images on the driver."""
     batch_size: int
     diffusion: Diffusion
     tau: tuple[int, ...]
@@ -43,15 +43,15 @@ class ReconstructJob(Job):
 
 
 def run(job: ReconstructJob, device: Device) -> Result:
-    """Load the job's network, and `reconstruct_shard`."""
+    """Load the job's network and call `reconstruct_shard`."""
     return reconstruct_shard(job, device.network(job.network, job.diffusion), device.name)
 
 
 def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: str) -> Result:
-    """Encode and decode the job's images with the same tau, and commit what comes back with its errors (table 2).
+    """Encode and decode the job's images with the same tau, and commit the results with their errors (table 2).
 
-    An image's error is the mean square over its dimensions, on pixels scaled to [0, 1]: `mse` of the floats, `mse_8bit`
-    of the picture that is kept.
+    An image's error is the mean square over its dimensions, with pixels scaled to [0, 1]: `mse` of the floats,
+    `mse_8bit` of the picture that is kept.
     """
     import torch
 

@@ -1,6 +1,6 @@
-"""Sampling one shard: batches through the sampler, while a second thread encodes and writes the batch before.
+"""Samples one shard, batch by batch, while a second thread encodes and writes the previous batch.
 
-Torch is imported when a job runs, not with this module: the driver builds jobs without it.
+Torch is imported when a job runs, not with this module, because the driver builds jobs without it.
 """
 
 import time
@@ -32,7 +32,7 @@ class SampleJob(Job):
     runs = "taugrid.workers.sample:run"
 
     replace: bool
-    """Overwrite what is there: a shorter file of the same shard, from when `num_samples` was lower."""
+    """Overwrite an existing file: a shorter one of the same shard, from when `num_samples` was lower."""
     start: int
     stop: int
     network: NetworkSpec
@@ -44,12 +44,12 @@ class SampleJob(Job):
 
 
 def run(job: SampleJob, device: Device) -> Result:
-    """Load the job's network, and `sample_shard`."""
+    """Load the job's network and call `sample_shard`."""
     return sample_shard(job, device.network(job.network, job.diffusion), device.name)
 
 
 def sample_shard(job: SampleJob, model: "Denoiser", device: str) -> Result:
-    """Sample the job's images and commit its file. The same job gives the same images wherever and whenever it runs."""
+    """Sample the job's images and commit its file. A job gives the same images wherever and whenever it runs."""
     import torch
 
     settings, alpha_bar = job.settings, schedules.alpha_bar(job.diffusion)
@@ -62,7 +62,7 @@ def sample_shard(job: SampleJob, model: "Denoiser", device: str) -> Result:
             began = time.perf_counter()
             indices = torch.arange(start, min(start + settings.batch_size, job.stop), device=device)
             x0 = sample_batch(model, indices, job, alpha_bar)
-            batch = to_uint8(x0.cpu().numpy())  # waits for the device, so the clock below is the device's
+            batch = to_uint8(x0.cpu().numpy())  # waits for the device, so the clock below covers its work
             seconds += time.perf_counter() - began
             if encoding is not None:
                 encoding.result()  # at most one batch waits, so memory does not grow with the shard

@@ -1,6 +1,6 @@
-"""The arrays that config sections stand for: alpha_0..alpha_T of `diffusion`, gamma of `train.loss_weights`.
+"""The arrays that config sections describe: alpha_0..alpha_T of `diffusion`, gamma of `train.loss_weights`.
 
-Imports no torch: the driver checks a config with it.
+Imports no torch, because the driver checks a config with it.
 """
 
 import numpy as np
@@ -14,10 +14,10 @@ from taugrid.workers.diffusion.variational import theorem1_sigma, theorem1_weigh
 
 
 def alpha_bar(diffusion: Diffusion) -> NDArray[np.float64]:
-    """alpha_0..alpha_T, (T + 1,) float64, of a section in which no key is null.
+    """alpha_0..alpha_T, (T + 1,) float64, of a resolved section (no key is null).
 
     Raises:
-        ValueError: if betas are to be rescaled to zero SNR that cannot be.
+        ValueError: if the betas should be rescaled to zero SNR but can't be.
     """
     if diffusion.trained_betas is not None:
         levels = schedule.products(np.array(diffusion.trained_betas))
@@ -37,7 +37,7 @@ def alpha_bar(diffusion: Diffusion) -> NDArray[np.float64]:
 def gamma(weights: LossWeights, alpha_bar: NDArray[np.float64]) -> NDArray[np.float64]:
     """Theorem 1's weights for t = 0..T, (T + 1,) float64, divided by their mean over 1..T.
 
-    Dividing keeps the gradient's scale, and with it the meaning of `learning_rate` and `gradient_clip`.
+    Dividing by the mean keeps the gradient's scale, and so the meaning of `learning_rate` and `gradient_clip`.
 
     Raises:
         ValueError: if Theorem 1 has no weights for these settings.

@@ -83,7 +83,7 @@ def refusal(function, *arguments, **named):
 
 def test_a_folder_that_is_no_model_and_one_without_its_scheduler_are_one_line(pipeline):
     folder = pipeline()
-    assert "is no diffusers model: there is neither" in refusal(read_checkpoint, str(folder.parent))
+    assert "is not a diffusers model: it has neither" in refusal(read_checkpoint, str(folder.parent))
     (folder / "model_index.json").write_text(json.dumps({"scheduler": ["diffusers", "DDIMScheduler"]}))
     assert "names a scheduler in model_index.json" in refusal(read_checkpoint, str(folder))
 
@@ -180,7 +180,7 @@ def test_a_schedule_of_the_configs_takes_the_place_of_trained_betas(pipeline):
     ("scheduler", "diffusion", "message"),
     [
         ({"trained_betas": BETAS}, {"timesteps": 10}, "diffusion.timesteps: 10, but there are 40 trained_betas"),
-        ({"trained_betas": BETAS, "num_train_timesteps": 50}, {}, "is 50, but trained_betas are 40"),
+        ({"trained_betas": BETAS, "num_train_timesteps": 50}, {}, "is 50, but there are 40 trained_betas"),
         ({}, {"trained_betas": BETAS, "timesteps": 10}, "diffusion.timesteps: 10, but there are 40 trained_betas"),
         ({}, {"trained_betas": BETAS, "schedule": "cosine"}, "diffusion: trained_betas replaces schedule"),
         ({"rescale_betas_zero_snr": True}, {}, "rescale_betas_zero_snr leaves no signal at T"),
@@ -270,7 +270,7 @@ def test_all_forms_of_folders_are_read(pipeline, saved, tmp_path):
 @pytest.mark.parametrize(
     ("index", "unet", "message"),
     [
-        ({"vqvae": ["diffusers", "VQModel"], "unet": ["diffusers", "UNet2DModel"]}, {}, "has vqvae beside its unet"),
+        ({"vqvae": ["diffusers", "VQModel"], "unet": ["diffusers", "UNet2DModel"]}, {}, "has vqvae besides its unet"),
         ({}, {"out_channels": 2}, "1 channels in and 2 out (learned variance?)"),
         ({}, {"sample_size": [8]}, "unet/config.json: sample_size must be a whole number, or [height, width], not [8]"),
         ({}, {"sample_size": "8"}, 'unet/config.json: sample_size must be a whole number, or [height, width], not "8"'),
@@ -280,7 +280,7 @@ def test_all_forms_of_folders_are_read(pipeline, saved, tmp_path):
         ({}, {"out_channels": True}, "unet/config.json: out_channels must be a whole number, not true"),
         ({}, {"num_class_embeds": 10}, "num_class_embeds"),
         ({}, {"time_embedding_type": "fourier"}, "fourier"),
-        ({}, {"in_channels": 3, "out_channels": 3}, "has in_channels 1, but the config.json beside it 3"),
+        ({}, {"in_channels": 3, "out_channels": 3}, "has in_channels 1, but config.json has 3"),
     ],
 )
 def test_networks_that_can_not_be_sampled_are_one_line(pipeline, index, unet, message):
@@ -295,7 +295,7 @@ def test_networks_that_can_not_be_sampled_are_one_line(pipeline, index, unet, me
     ("name", "message"),
     [
         ("diffusion_pytorch_model.fp16.safetensors", "only diffusion_pytorch_model.fp16.safetensors"),
-        ("diffusion_pytorch_model-00001-of-00002.safetensors", "in one file"),
+        ("diffusion_pytorch_model-00001-of-00002.safetensors", "in this one file"),
         ("model.ckpt", "only model.ckpt"),
     ],
 )
@@ -310,7 +310,7 @@ def test_damaged_and_divided_weights_are_one_line(pipeline):
     whole = (folder / WEIGHTS_FILE).read_bytes()
     for content in (whole[: len(whole) // 2], b"version https://git-lfs.github.com/spec/v1\noid sha256:0", b""):
         (folder / WEIGHTS_FILE).write_bytes(content)
-        assert "no whole file of safetensors" in refusal(read_checkpoint, str(folder))
+        assert "not a complete safetensors file" in refusal(read_checkpoint, str(folder))
     (folder / WEIGHTS_FILE).write_bytes(whole)
     (folder / f"{WEIGHTS_FILE}.index.json").write_text("{}")
     assert "in several files" in refusal(read_checkpoint, str(folder))
@@ -373,9 +373,9 @@ def with_another_shape(tensors):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without, "lacks conv_in.bias"),
-        (with_more, "has besides extra.weight"),
-        (with_another_shape, "of another shape mid_block.resnets.0.conv1.weight [8, 8, 1, 1], not [8, 8, 3, 3]"),
+        (without, "missing: conv_in.bias"),
+        (with_more, "unexpected: extra.weight"),
+        (with_another_shape, "of another shape: mid_block.resnets.0.conv1.weight [8, 8, 1, 1], not [8, 8, 3, 3]"),
     ],
 )
 def test_weights_of_another_network_are_one_line(pipeline, change, message):
@@ -391,7 +391,7 @@ def test_weights_of_another_network_are_one_line(pipeline, change, message):
 def test_a_config_that_makes_no_network_is_one_line(pipeline):
     file = pipeline() / "unet/config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"up_block_types": ["UpBlock2D"]}))
-    assert "makes no UNet2DModel: Must provide" in refusal(loaded, file.parent)
+    assert "is not a UNet2DModel's: Must provide" in refusal(loaded, file.parent)
 
 
 def test_raw_weights_are_those_of_unet_raw(tmp_path):
@@ -479,8 +479,8 @@ def test_a_run_keeps_to_the_commit_that_it_began_with(pipeline, tmp_path, monkey
 def test_what_the_hub_can_not_give_is_one_line(pipeline, tmp_path, monkeypatch):
     with serving({"models/someone/something": pipeline()}, tmp_path / "cache", monkeypatch):
         line = refusal(read_checkpoint, "someone/else")
-        assert "someone/else is no folder" in line
-        assert "nothing of that name" in line
+        assert "someone/else is not a folder" in line
+        assert "nothing by that name" in line
         assert "no such revision" in refusal(read_checkpoint, "someone/something@v2")
     line = refusal(read_checkpoint, "someone/something")
     assert "ConnectError" in line

@@ -274,7 +274,9 @@ def test_what_is_wrong_is_said_in_one_line(folder):
     with pytest.raises(ValueError) as error:
         resolve(name, "any", None, (3, 5, 5))
     told = "OSError: no such thing in two lines"
-    assert str(error.value).startswith(f"the extractor {name} can't be used: {told} (where that comes from: python -P ")
+    assert str(error.value).startswith(
+        f"the extractor {name} can't be used: {told} (for the traceback, run: python -P "
+    )
 
 
 def test_classes_that_torch_fidelity_would_read_otherwise_are_refused(folder):

@@ -179,8 +179,9 @@ def test_another_process_tries_the_network(folder):
 def test_what_is_wrong_is_said_in_one_line(folder):
     with pytest.raises(UserError) as error:
         custom_process.describe("mine:shape", None, SHAPE, T)
-    told = "the network of mine:shape returned the shape (2, 1, 7, 8) for x of shape (2, 1, 8, 8), which it must keep"
-    assert str(error.value).startswith(f"model.callable: mine:shape can't be used: {told} (where")
+    told = "the network of mine:shape returned the shape (2, 1, 7, 8) for x of shape (2, 1, 8, 8)"
+    assert str(error.value).startswith(f"model.callable: mine:shape can't be used: {told}")
+    assert "python -P " in str(error.value)
     with pytest.raises(UserError, match=r"^model.weights: there is no file .*absent.pt$"):
         custom_process.describe("mine:scaled", "absent.pt", SHAPE, T)
 
@@ -188,7 +189,7 @@ def test_what_is_wrong_is_said_in_one_line(folder):
 def test_the_command_in_an_error_shows_the_whole_traceback(folder):
     with pytest.raises(UserError) as error:
         custom_process.describe("mine:failing", None, SHAPE, T)
-    line, _, command = str(error.value).removesuffix(")").partition(" (where that comes from: ")
+    line, _, command = str(error.value).removesuffix(")").partition(" (for the traceback, run: ")
     assert line == "model.callable: mine:failing can't be used: OSError: no such thing in two lines"
     python, *arguments = shlex.split(command)
     assert python == "python"
@@ -208,23 +209,26 @@ def test_a_network_that_does_not_come_to_an_end_is_given_up(folder, monkeypatch)
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("tuple_", r"returned a tuple, no tensor: return the tensor alone$"),
-        ("output", r"returned an Output, no tensor: return its \.sample$"),
-        ("shape", r"the shape \(2, 1, 7, 8\) for x of shape \(2, 1, 8, 8\), which it must keep$"),
+        ("tuple_", r"returned a tuple, not a tensor: return the tensor alone$"),
+        ("output", r"returned an Output, not a tensor: return its \.sample$"),
+        ("shape", r"the shape \(2, 1, 7, 8\) for x of shape \(2, 1, 8, 8\), but must keep the shape$"),
         ("variance", r"the shape \(2, 2, 8, 8\) .* \(a learned variance\? return only \[:, :1\]\)$"),
-        ("half", r"torch.float16, but must return torch.float32; end it with \.float\(\) if half precision is meant$"),
+        (
+            "half",
+            r"torch.float16, but must return torch.float32; end it with \.float\(\)",
+        ),
         ("bfloat", r"torch.bfloat16, but must return torch.float32; end it with"),
         ("integer", r"torch.int64, but must return torch.float32$"),
         ("complex_", r"torch.complex64, but must return torch.float32$"),
         ("nan", r"nan or infinity for noise, at t = \[0, 999\]$"),
         ("overwritten", r"changed x in place"),
-        ("one_time", r"something else for an image alone than in a batch"),
+        ("one_time", r"something different for an image alone than in a batch"),
         ("norm", r"batch norm in training mode"),
         ("dropout", r"two different outputs for the same x and t"),
         ("Random", r"two different networks when it was called twice"),
         ("random_buffer", r"two different networks when it was called twice"),
-        ("nothing", r"mine:nothing returned a NoneType, no network: return an nn.Module, or a function"),
-        ("class_", r"mine:class_ returned a type, no network"),
+        ("nothing", r"mine:nothing returned a NoneType, not a network: return an nn.Module or a function"),
+        ("class_", r"mine:class_ returned a type, not a network"),
         ("MODULE", r"mine:MODULE is a Scaled, but must be a function that returns the network"),
         ("NUMBER", r"mine:NUMBER is an int, but must be a function"),
         ("scaledd", r"the module mine has no 'scaledd' \(did you mean 'scaled'\?\)"),
@@ -307,11 +311,11 @@ def test_other_source_weights_or_tensors_where_the_work_is_done_are_refused(fold
     found = described("mine:finds")
     load(found, "cpu")
     save_weights(folder / "found.pt", 0.5)
-    with pytest.raises(CustomCodeError, match="mine:finds returns other weights on this machine"):
+    with pytest.raises(CustomCodeError, match="mine:finds returns different weights on this machine"):
         load(found, "cpu")
     (folder / "mine.py").write_text(SOURCE + "\n# changed\n")
     forget()
-    with pytest.raises(CustomCodeError, match="mine:finds has other source code on this machine"):
+    with pytest.raises(CustomCodeError, match="mine:finds has different source code on this machine"):
         load(found, "cpu")
 
 

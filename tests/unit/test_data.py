@@ -170,7 +170,7 @@ def missing():
 @pytest.mark.parametrize("stages", [("train",), ("train", "sample"), ("train", "sample", "evaluate", "report")])
 def test_missing_data_is_refused_before_anything_is_started(stages, tmp_path):
     settings, found = planned(missing())
-    with pytest.raises(UserError, match=r"Fashion-MNIST is not here .*/nowhere.* set data\.root"):
+    with pytest.raises(UserError, match=r"Fashion-MNIST is missing .*/nowhere.* set data\.root"):
         Run(settings, found, RunDir(tmp_path / "run"), "local", Progress()).do(stages)
     assert not (tmp_path / "run").exists()
 
@@ -246,7 +246,7 @@ def test_a_worker_refuses_images_that_are_not_the_drivers(pictures, tmp_path):
     """A folder at the same path on another node can hold others, and ids and keys are of the driver's."""
     section = config.Data.model_validate(of_folder(pictures))
     here, there = data.content_fingerprint(section), "ab" * 32
-    said = rf"^data: node .* other images of folder in {pictures} \(SHA-256 {here[:8]}\) than the driver \(abababab\)"
+    said = rf"^data: .* different images of folder in {pictures} \(SHA-256 {here[:8]}\) from the driver's \(abababab\)"
     assert data.load_known_images(section, here) is data.load_images(section)
     network, diffusion = SavedUnet("unused"), config.DIFFUSION_DEFAULTS
     reconstruct = reconstruction.ReconstructJob(
@@ -262,5 +262,5 @@ def test_a_worker_refuses_images_that_are_not_the_drivers(pictures, tmp_path):
     spec = TrainingSpec(section, there, unet, diffusion, config.Train(seed=0), "m", str(tmp_path), 1.0, 0.0)
     with pytest.raises(Hopeless, match=said):  # which Ray Train does not repeat
         loop._batches(spec, 0, 1, "cpu")
-    with pytest.raises(UserError, match=r"images of digits in its packages .* than the driver \(abababab\)"):
+    with pytest.raises(UserError, match=r"images of digits in its packages .* from the driver's \(abababab\)"):
         data.load_known_images(config.Data(), there)

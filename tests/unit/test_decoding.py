@@ -57,9 +57,9 @@ def test_an_image_of_the_shape_is_not_touched():
 @pytest.mark.parametrize(
     ("pixels", "shape", "said"),
     [
-        (noise(3, 8, 8), (1, 8, 8), "is RGB, but data.shape asks for 1 channel"),
-        (noise(1, 8, 7), (1, 8, 8), "is 8x7, smaller than the 8x8"),
-        (noise(1, 7, 80), (1, 8, 8), "is 7x80, smaller than the 8x8"),
+        (noise(3, 8, 8), (1, 8, 8), "is RGB, but data.shape has 1 channel"),
+        (noise(1, 8, 7), (1, 8, 8), "is 8x7, smaller than data.shape .8x8."),
+        (noise(1, 7, 80), (1, 8, 8), "is 7x80, smaller than data.shape .8x8."),
     ],
 )
 def test_what_can_not_be_fitted_is_refused(pixels, shape, said):
@@ -179,7 +179,7 @@ def test_too_full_a_disk_is_said_before_any_decoding(section, load, monkeypatch)
 def test_a_cache_that_can_not_be_made_is_one_line(section, load, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="set XDG_CACHE_HOME to keep decoded images elsewhere"):
+    with pytest.raises(UserError, match="set XDG_CACHE_HOME to keep decoded images in another place"):
         load(section)
 
 

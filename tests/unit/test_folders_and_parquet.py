@@ -61,8 +61,8 @@ def test_jpeg_files_are_taken_as_pillow_decodes_them(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"shape": (1, 6, 7)}, "b.png is RGB, but data.shape asks for 1 channel"),
-        ({"shape": (3, 7, 7)}, "a-grey.png is 6x7, smaller than the 7x7 of data.shape"),
+        ({"shape": (1, 6, 7)}, "b.png is RGB, but data.shape has 1 channel"),
+        ({"shape": (3, 7, 7)}, "a-grey.png is 6x7, smaller than data.shape (7x7)"),
         ({"split": "validation"}, "pictures/validation: set data.root to the folder above it, or data.split: all"),
         ({"root": "/nowhere"}, "there is no folder /nowhere"),
     ],
@@ -83,7 +83,7 @@ def test_an_empty_folder_and_a_damaged_file_are_named(pictures, tmp_path):
 def test_a_link_that_leads_nowhere_is_named_with_the_way_out(pictures):
     root, _ = pictures
     (root / "c.png").symlink_to(root / "gone.png")
-    assert "c.png can't be used (No such file or directory); get it anew, or remove it" in refused(of_folder(root))
+    assert "c.png can't be used (No such file or directory); get it again, or remove it" in refused(of_folder(root))
 
 
 pytestmark = pytest.mark.usefixtures("user_cache")
@@ -141,7 +141,7 @@ def test_a_split_of_which_a_file_is_missing_is_refused(tables):
     (root / "data" / "train-00000-of-00002.parquet").unlink()
     for split in ("train", "all"):
         line = refused(of_parquet(root, split=split))
-        assert f"{root}/data has 1 of the 2 files train-*-of-00002, not number 0: get what is missing" in line
+        assert f"{root}/data has 1 of the 2 files train-*-of-00002; number 0 is missing: get it" in line
     assert np.array_equal(data.load_images(of_parquet(root, split="test")), test), "which is whole"
     named = of_parquet(root / "data" / "train-00001-of-00002.parquet")
     assert len(data.load_images(named)) == 5, "one file that is named is what is wanted"
@@ -167,7 +167,7 @@ def test_a_data_set_of_the_hub_is_downloaded_once_and_only_the_split(tables, tmp
     cache = tmp_path / "hub"
     with hub.serving({"datasets/org/clothes": root}, cache, monkeypatch) as requests:
         line = refused(section)
-        assert "org/clothes is not in Hugging Face's cache, or not all of it: set data.download: true" in line
+        assert "cache does not hold all of hf://datasets/org/clothes: set data.download: true" in line
         assert requests == [], "nothing is asked for unless download says so"
         download = section.model_copy(update={"download": True})
         assert np.array_equal(data.load_images(download), train)
@@ -191,10 +191,10 @@ def test_a_cache_with_a_part_of_a_data_set_is_completed_at_its_commit(tables, tm
     download = known.model_copy(update={"download": True})
     with hub.serving({"datasets/org/clothes": root}, cache, monkeypatch) as requests:
         huggingface_hub.hf_hub_download("org/clothes", first, repo_type="dataset", cache_dir=cache)
-        assert "has 1 of the 2 files train-*-of-00002, not number 1" in refused(known)
+        assert "has 1 of the 2 files train-*-of-00002; number 1" in refused(known)
         assert np.array_equal(data.load_images(download), train)
         line = refused(known.model_copy(update={"split": "test"}))
-        assert "is not in Hugging Face's cache, or not all of it: set data.download: true" in line
+        assert "cache does not hold all of hf://datasets/org/clothes: set data.download: true" in line
         requests.clear()
         assert np.array_equal(data.load_images(download.model_copy(update={"split": "test"})), test)
     asked = [request for request in requests if "/resolve/" not in request]

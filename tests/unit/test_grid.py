@@ -138,7 +138,7 @@ def test_an_axis_named_in_one_mapping_alone_has_its_default_in_the_others():
         ([{"steps": [10], "eta": [0]}, {"steps": [10]}], "named twice"),
         ({"train.workers": [1, 2]}, "train.workers makes no other cell"),
         ({"num_samples": [1, 2]}, "num_samples makes no other cell"),
-        ({"steps": [2000]}, "can't be chosen out of 1000 time steps"),
+        ({"steps": [2000]}, "can't be chosen from 1000 time steps"),
         ({"eta": [2]}, "eta"),
         ({"diffusion.schedule": ["lineal"]}, "schedule"),
     ],

@@ -86,10 +86,10 @@ def test_fashion_mnist_that_is_not_there_says_how_to_get_it(tmp_path, user_cache
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (struct.pack(">IIII", 0x803, 2, 28, 28) + bytes(2 * 28 * 28), "MNIST's, perhaps"),
-        (struct.pack(">IIII", 0x803, 3, 28, 28) + bytes(2 * 28 * 28), "no whole IDX file"),
-        (struct.pack(">II", 0x801, 2) + bytes(2), "no IDX file of images"),
-        (b"", "no IDX file of images"),
+        (struct.pack(">IIII", 0x803, 2, 28, 28) + bytes(2 * 28 * 28), "perhaps MNIST's"),
+        (struct.pack(">IIII", 0x803, 3, 28, 28) + bytes(2 * 28 * 28), "not a complete IDX file"),
+        (struct.pack(">II", 0x801, 2) + bytes(2), "not an IDX file of images"),
+        (b"", "not an IDX file of images"),
     ],
 )
 def test_other_idx_files_are_refused(content, said, tmp_path):
@@ -165,7 +165,7 @@ def test_cifar10_has_its_channels_in_front_and_its_batches_in_order(cifar10, tmp
 def test_cifar10_that_is_missing_or_damaged_says_how_to_get_it(cifar10, tmp_path):
     (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"")
     damaged, missing = refused(Data(name="cifar10", root=str(tmp_path))), refused(Data(name="cifar10"))
-    assert f"the files in {tmp_path}/cifar-10-batches-py are not all there as published" in damaged
+    assert f"files in {tmp_path}/cifar-10-batches-py are missing or changed" in damaged
     assert "there is no " in missing
     assert all("data.download: true" in line and "cifar-10-python.tar.gz" in line for line in (damaged, missing))
 
@@ -222,12 +222,12 @@ def test_celeba_that_is_not_there_or_not_whole_is_refused(celeba, tmp_path, monk
     assert f"{tmp_path}/x/celeba" in line
     assert "data.download: true" in line
     write_picture(tmp_path / "celeba" / "img_align_celeba" / "000004.jpg", noise(3, 100, 100))
-    assert "000004.jpg is 100x100, but the aligned images of CelebA are 218x178" in refused(
+    assert "000004.jpg is 100x100, but CelebA's aligned images are 218x178" in refused(
         Data(name="celeba", root=str(tmp_path))
     )
     (tmp_path / "celeba" / "img_align_celeba" / "000004.jpg").unlink()
     line = refused(Data(name="celeba", root=str(tmp_path), limit=6))
-    assert "000004.jpg can't be used (No such file or directory); get it anew, or remove it" in line
+    assert "000004.jpg can't be used (No such file or directory); get it again, or remove it" in line
     (tmp_path / "celeba" / "list_eval_partition.txt").write_text("202599\n000001.jpg 0\n")
     assert "is not CelebA's" in refused(Data(name="celeba", root=str(tmp_path), limit=5))
 
@@ -306,4 +306,4 @@ def test_a_damaged_lsun_is_one_line(lsun, tmp_path, monkeypatch):
         transaction.put(b"bb", b"no picture")
     assert f"{folder} bb can't be decoded" in refused(lsun)
     (folder / "data.mdb").write_bytes(bytes(8192))
-    assert f"{folder} is no whole LMDB" in refused(lsun)
+    assert f"{folder} is not a complete LMDB" in refused(lsun)

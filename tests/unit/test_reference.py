@@ -221,7 +221,7 @@ def test_what_is_no_npz_is_refused(tmp_path):
     np.save(tmp_path / "array.npy", np.eye(3))
     for content in (b"", b"no zip", (tmp_path / "array.npy").read_bytes()):
         (tmp_path / "a.npz").write_bytes(content)
-        with pytest.raises(DamagedFile, match=r"a\.npz is no whole \.npz") as caught:
+        with pytest.raises(DamagedFile, match=r"a\.npz is not a complete \.npz") as caught:
             open_reference(str(tmp_path / "a.npz"))
         assert "\n" not in str(caught.value)
 
@@ -234,7 +234,7 @@ def test_pickles_and_torn_files_are_refused(tmp_path):
     np.savez(path, mu=np.zeros(100), sigma=np.eye(100))
     whole = path.read_bytes()
     path.write_bytes(whole[:-30])
-    with pytest.raises(DamagedFile, match="no whole"):
+    with pytest.raises(DamagedFile, match="not a complete"):
         open_reference(str(path))
     path.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
     with pytest.raises(DamagedFile, match="can't be read"):

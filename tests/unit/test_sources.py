@@ -220,7 +220,7 @@ def test_a_truncated_picture_is_named(tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:2000])
     refused(tmp_path, DamagedFile, str(damaged), "truncated")
     damaged.write_bytes(b"no picture")
-    refused(tmp_path, DamagedFile, str(damaged), "no PNG or JPEG")
+    refused(tmp_path, DamagedFile, str(damaged), "neither PNG nor JPEG")
     damaged.write_bytes(b"")
     refused(tmp_path, DamagedFile, str(damaged))
 
@@ -261,7 +261,7 @@ def png_of_16_bits(colour_type, channels):
 def test_other_kinds_of_pictures_are_refused(tmp_path, data, mode):
     """Pillow opens 16-bit RGB as 8-bit RGB without a word."""
     (tmp_path / "a.png").write_bytes(data)
-    refused(tmp_path, SourceError, f"{tmp_path}/a.png", f"mode {mode};", "8-bit grey (L) and RGB")
+    refused(tmp_path, SourceError, f"{tmp_path}/a.png", f"not {mode}", "8-bit grey (L) or RGB")
 
 
 def test_what_is_no_source_is_refused(tmp_path):
@@ -280,7 +280,7 @@ def test_what_is_no_source_is_refused(tmp_path):
     [
         ({"mu": np.zeros(2), "sigma": np.eye(2)}, ["no images arr_0", "a reference, not samples"]),
         ({"images": np.zeros((1, 2, 2, 3), np.uint8)}, ["no images arr_0", "['images']"]),
-        ({"arr_0": np.zeros((1, 2, 2, 3), np.float32)}, ["float32", "taken is uint8"]),
+        ({"arr_0": np.zeros((1, 2, 2, 3), np.float32)}, ["float32", "must be uint8"]),
         ({"arr_0": np.zeros((1, 3, 4, 4), np.uint8)}, ["(1, 3, 4, 4)", "(N, height, width, 1 or 3)"]),
         ({"arr_0": np.zeros((0, 4, 4, 3), np.uint8)}, ["(0, 4, 4, 3)"]),
         ({"arr_0": np.array([{}])}, ["object"]),
@@ -301,7 +301,7 @@ def test_a_damaged_npz_is_named(tmp_path, save):
     path.write_bytes(data)
     refused(path, DamagedFile, str(path))
     path.write_bytes(data[:-100])
-    refused(path, DamagedFile, str(path), "no whole .npz")
+    refused(path, DamagedFile, str(path), "not a complete .npz")
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -360,10 +360,10 @@ def test_shards_that_are_missing_are_said(tmp_path):
         as_shard(tmp_path / f"{start}.parquet", pictures(5), start)
     assert open_source(str(tmp_path)).num_images == 15
     (tmp_path / "5.parquet").unlink()
-    refused(tmp_path, SourceError, str(tmp_path), "lacks the images of index 5 to 9")
+    refused(tmp_path, SourceError, str(tmp_path), "lacks the images 5 to 9")
     (tmp_path / "0.parquet").unlink()
-    refused(tmp_path, SourceError, "lacks the images of index 0 to 9")
-    refused(tmp_path / "10.parquet", SourceError, "lacks the images of index 0 to 9")
+    refused(tmp_path, SourceError, "lacks the images 0 to 9")
+    refused(tmp_path / "10.parquet", SourceError, "lacks the images 0 to 9")
 
 
 def test_rows_that_are_missing_in_a_shard_are_said(tmp_path):

@@ -155,7 +155,7 @@ def test_a_list_that_is_no_tau_is_refused(times, steps, message):
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 @pytest.mark.parametrize("spacing", [*SPACINGS, []])
 def test_impossible_number_of_steps_is_refused(spacing, steps):
-    with pytest.raises(ValueError, match=rf"^{steps} sampling steps can't be chosen out of 1000 .*$"):
+    with pytest.raises(ValueError, match=rf"^{steps} sampling steps can't be chosen from 1000 .*$"):
         tau(spacing, steps, 1000)
 
 

@@ -329,7 +329,7 @@ def errors_of(unet, batch):
 def test_a_loss_that_is_not_finite_stops_the_loop(tmp_path):
     spec = a_spec(tmp_path, learning_rate=1e30, warmup_steps=0)
     state = new_state(spec, "cpu")
-    message = r"^the loss of step \d is not finite; lower train.learning_rate \(1e\+30\).* no checkpoint from before$"
+    message = r"^the loss of step \d is not finite; lower train.learning_rate \(1e\+30\).* no earlier checkpoint$"
     with pytest.raises(Hopeless, match=message):
         run_loop(spec, state, Log(spec.running, 0, tensorboard=False))
     assert [record["step"] for record in log_of(spec)] == list(range(1, state.step))
@@ -372,7 +372,7 @@ def test_a_gradient_that_is_not_finite_stops_the_loop_and_the_line_names_what_is
 )
 def test_a_network_that_does_not_fit_is_said_at_once(tmp_path, keys, reason):
     spec = dataclasses.replace(a_spec(tmp_path), unet=UNET.model_copy(update=keys))
-    with pytest.raises(Hopeless, match=rf"model.unet is no network for images of shape \(1, 8, 8\): .*{reason}"):
+    with pytest.raises(Hopeless, match=rf"model.unet does not work for images of shape \(1, 8, 8\): .*{reason}"):
         new_state(spec, "cpu")
 
 

@@ -1,4 +1,4 @@
-"""Has another process describe a user's code, because that runs the code and takes torch. Imports no torch itself.
+"""Describes a user's code in another process, because that runs the code and needs torch. Imports no torch itself.
 
 `python -P -m taugrid.workers.custom.describe FUNCTION ARGUMENTS` is that process.
 """
@@ -23,17 +23,17 @@ TIMEOUT_SECONDS = 600.0
 """Enough to download some weights, load a network twice and try it on a few images on a CPU."""
 
 LONGEST_REASON = 200
-"""Characters of an exception's text that are shown."""
+"""How many characters of an exception's text are shown."""
 
 
 def ask(function: str, arguments: Mapping[str, Any], subject: str, trial: str) -> dict[str, Any]:
-    """The fields of the dataclass that `function` (`package.module:name`) returns, called in another process.
+    """The fields of the dataclass that `function` (`package.module:name`) returns when another process calls it.
 
     Args:
-        function: one of taugrid's that describes a user's code.
-        arguments: its keyword arguments, as JSON can hold them.
+        function: a function of taugrid that describes a user's code.
+        arguments: its keyword arguments, which JSON must be able to hold.
         subject: what is described, for errors.
-        trial: what `subject` has to do there, for errors: "be loaded".
+        trial: what `subject` has to do in that process, for errors: "be loaded".
 
     Raises:
         CustomCodeError: if it fails or takes longer than `TIMEOUT_SECONDS`. One line, with the last line of stderr and
@@ -53,13 +53,13 @@ def ask(function: str, arguments: Mapping[str, Any], subject: str, trial: str) -
     printed = [line for line in done.stdout.splitlines() if line.startswith(ANSWER)]
     if done.returncode or not printed:
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise CustomCodeError(f"{subject} can't be used: {reason} (where that comes from: {shown})")
+        raise CustomCodeError(f"{subject} can't be used: {reason} (for the traceback, run: {shown})")
     answer: dict[str, Any] = json.loads(printed[-1].removeprefix(ANSWER))
     return answer
 
 
 def main() -> None:
-    """In the other process: print the fields as JSON or, on stderr, a traceback and then the error in one line."""
+    """In the other process: print the fields as JSON or, on stderr, a traceback followed by the error in one line."""
     function, arguments = sys.argv[1:]
     sys.path.append(str(Path.cwd()))  # Ray's workers also import from the folder in which the driver was started
     try:

@@ -10,10 +10,10 @@ from taugrid.errors import CustomCodeError
 
 
 def find_module(name: str) -> ModuleType:
-    """The module of that name, which is imported and may raise any error of its own.
+    """The module of that name, imported. Errors that the module itself raises pass through.
 
     Raises:
-        CustomCodeError: if there is none.
+        CustomCodeError: if there is no such module.
     """
     try:
         return importlib.import_module(name)

@@ -1,6 +1,6 @@
-"""What identifies a user's code: SHA-256 of its source files, of the files that it had loaded, and of its tensors.
+"""What identifies a user's code: SHA-256 of its source files, of the files that it loaded, and of its tensors.
 
-Runs are named by these hashes, so what enters them must never change.
+These hashes name runs, so the hashed bytes must never change.
 """
 
 import ast
@@ -18,20 +18,21 @@ from taugrid.errors import CustomCodeError
 from taugrid.workers.custom.find import find_module
 
 NOT_USER_PACKAGES = {*sys.stdlib_module_names, "taugrid", "torch", "torch_fidelity"}
-"""Top-level packages whose source is no part of an identity."""
+"""Top-level packages whose source is not part of an identity."""
 
 NOT_USER_FOLDERS = [
     Path(sysconfig.get_path("stdlib")),
     *(Path(__file__).parents[2] / room for room in ("configs", "eval", "orchestrator", "taugrid", "workers")),
 ]
-"""Where such packages lie, so that they are recognised under any module name."""
+"""Where such packages are, so that they are recognised under any module name."""
 
 
 def source_sha256(modules: Iterable[str]) -> str:
-    """SHA-256 over the names and source files of `modules`, which are imported, and of all that these import.
+    """SHA-256 over the names and source files of `modules`, which are imported, and of all user modules they import.
 
-    Imports are followed as they are written, anywhere in a file, so that every process finds the same: into user code,
-    but not into Python's modules, installed packages or taugrid. An import by a computed name is not seen.
+    Import statements are followed wherever they stand in a file, so that every process finds the same ones. They are
+    followed into user code, but not into Python's modules, installed packages or taugrid. An import by a computed name
+    is not seen.
 
     Raises:
         CustomCodeError: if one of `modules` can't be found, or has no file.
@@ -49,7 +50,7 @@ def source_sha256(modules: Iterable[str]) -> str:
 
 
 def content_sha256(source: str, tensors: str) -> str:
-    """SHA-256 of a `source_sha256`, every user file that this process has loaded by now, and a `tensors_sha256`."""
+    """SHA-256 of a `source_sha256`, every user file that this process has loaded so far, and a `tensors_sha256`."""
     return hashlib.sha256(f"{source} {_loaded_sha256()} {tensors}".encode()).hexdigest()
 
 
@@ -74,12 +75,12 @@ def _digest(contents: Iterable[tuple[str, bytes]]) -> str:
 def _file_of(module: str) -> Path:
     file = getattr(find_module(module), "__file__", None)
     if file is None:
-        raise CustomCodeError(f"the module {module} has no source file to know it by")
+        raise CustomCodeError(f"the module {module} has no source file that could identify it")
     return Path(file)
 
 
 def _imports(name: str, path: Path) -> set[str]:
-    """The modules that the source file of the module `name` imports, itself, and the packages that hold them.
+    """The module `name`, the modules that its source file imports, and the packages that contain them.
 
     For `from a import b` these are a and a.b: b may be a module or a name in one.
     """
@@ -96,7 +97,7 @@ def _imports(name: str, path: Path) -> set[str]:
 
 
 def _user_file(name: str) -> Path | None:
-    """The source file of a user's module; None for any other module, and if there is none. Imports nothing."""
+    """The source file of a user's module; None for any other or a missing module. Imports nothing."""
     top, *parts = name.split(".")
     if not top or top in NOT_USER_PACKAGES or top == "__main__":
         return None
@@ -114,13 +115,13 @@ def _user_file(name: str) -> Path | None:
 
 
 def _is_user_file(path: Path) -> bool:
-    """Whether a file belongs neither to Python nor to an installed package nor to taugrid."""
+    """Whether a file belongs to neither Python, an installed package nor taugrid."""
     installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
     return not installed and not any(map(path.is_relative_to, NOT_USER_FOLDERS))
 
 
 def _loaded_sha256() -> str:
-    """SHA-256 of the files of all user modules that this process has loaded by now, by any name or means."""
+    """SHA-256 of the files of all user modules that this process has loaded so far, by any name or means."""
     files = {name: Path(file) for name, module in sys.modules.items() if (file := getattr(module, "__file__", None))}
     users = {name: path for name, path in files.items() if _is_user_file(path) and path.is_file()}
     return _digest((name, path.read_bytes()) for name, path in users.items())

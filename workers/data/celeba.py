@@ -1,4 +1,4 @@
-"""`celeba`: the aligned images, cut to 128x128 as in the DDIM authors' code."""
+"""`celeba`: the aligned images, cropped to 128x128 as in the DDIM authors' code."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,11 +17,11 @@ ROWS, COLUMNS = slice(57, 185), slice(25, 153)
 """The 128x128 pixels of an aligned image that the DDIM authors' code uses."""
 
 PARTITIONS = {"train": ("0",), "validation": ("1",), "test": ("2",), "all": ("0", "1", "2")}
-"""How list_eval_partition.txt writes a split."""
+"""The numbers of each split in list_eval_partition.txt."""
 
 
 def read(data: Data) -> EncodedDataset:
-    """The aligned images of CelebA, cut to 128x128, in the order of list_eval_partition.txt.
+    """The aligned images of CelebA, cropped to 128x128, in the order of list_eval_partition.txt.
 
     They are looked for in `root`/celeba, where torchvision puts them, and in `root` itself.
 
@@ -33,19 +33,19 @@ def read(data: Data) -> EncodedDataset:
     found = next(filter(_is_celeba, candidates), None)
     if found is None and data.download:
         if find_spec("gdown") is None:
-            raise UserError("data: CelebA lies at Google Drive: pip install 'taugrid[celeba]' to download it")
+            raise UserError("data: CelebA is on Google Drive; pip install 'taugrid[celeba]' to download it")
         download("CelebA", root)
         found = next(filter(_is_celeba, candidates), None)
     if found is None:
         raise UserError(
-            f"data: CelebA is not here (list_eval_partition.txt and img_align_celeba/ in neither of {candidates[0]}, "
-            f"{root}): set data.root to where they are, or data.download: true (Google Drive has a daily limit; by "
-            "hand: https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html)"
+            f"data: CelebA is missing (list_eval_partition.txt and img_align_celeba/ are neither in {candidates[0]} "
+            f"nor in {root}): set data.root to their folder, or data.download: true (Google Drive has a daily limit; "
+            "to download by hand: https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html)"
         )
     partition = found / "list_eval_partition.txt"
     lines = [line.split() for line in partition.read_text(encoding="utf-8").splitlines() if line.strip()]
     if any(len(line) != 2 or line[1] not in PARTITIONS["all"] for line in lines):
-        raise UserError(f"data: {partition} is not CelebA's (lines of a file's name and 0, 1 or 2): get it anew")
+        raise UserError(f"data: {partition} is not CelebA's (lines with a file name and 0, 1 or 2): get it again")
     names = [name for name, partition in lines if partition in PARTITIONS[data.split]]
     paths = [found / "img_align_celeba" / name for name in names]
     return EncodedDataset(found, [partition, *paths], len(paths), lambda: paths, _decode)
@@ -59,5 +59,5 @@ def _decode(path: Path) -> Picture:
     picture = decode_file(path)
     if picture.pixels.shape[1:] != SIZE:
         height, width = picture.pixels.shape[1:]
-        raise SourceError(f"{path} is {height}x{width}, but the aligned images of CelebA are 218x178: take those")
+        raise SourceError(f"{path} is {height}x{width}, but CelebA's aligned images are 218x178: use those")
     return picture._replace(pixels=picture.pixels[:, ROWS, COLUMNS])

@@ -1,4 +1,4 @@
-"""`cifar10`: read and checked by torchvision, which is imported when that happens."""
+"""`cifar10`: read and checked by torchvision, which is imported only then."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def read(data: Data) -> NDArray[np.uint8]:
     """The images of CIFAR-10, (N, 3, 32, 32) uint8, read by torchvision, which checks the MD5 of each file.
 
     Raises:
-        UserError: if a file is missing or not as published, saying how to get it.
+        UserError: if a file is missing or differs from the published one, saying how to get it.
     """
     from torchvision.datasets import CIFAR10
 
@@ -25,10 +25,10 @@ def read(data: Data) -> NDArray[np.uint8]:
         images = _images(root, data.split)
     if images is None:
         folder = root / CIFAR10.base_folder
-        fault = f"the files in {folder} are not all there as published" if folder.is_dir() else f"there is no {folder}"
+        fault = f"files in {folder} are missing or changed" if folder.is_dir() else f"there is no {folder}"
         raise UserError(
-            f"data: CIFAR-10 is not here ({fault}): set data.root to the folder that {CIFAR10.filename} was unpacked "
-            f"in ({CIFAR10.url}), or data.download: true"
+            f"data: CIFAR-10 is missing ({fault}): set data.root to the folder where {CIFAR10.filename} was unpacked "
+            f"({CIFAR10.url}), or data.download: true"
         )
     return images
 
@@ -39,6 +39,6 @@ def _images(root: Path, split: str) -> NDArray[np.uint8] | None:
     parts = {"train": (True,), "test": (False,), "all": (True, False)}[split]
     try:
         images = np.concatenate([CIFAR10(str(root), train=train).data for train in parts])
-    except RuntimeError:  # torchvision's, for a file that is missing or not as published
+    except RuntimeError:  # torchvision's, for a missing or changed file
         return None
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))

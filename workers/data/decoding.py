@@ -1,6 +1,6 @@
-"""Encoded images, fitted to one shape and decoded once, to a file that is mapped to memory.
+"""Encoded images, decoded once, fitted to one shape, and kept in a file that is mapped to memory.
 
-The file lies in the user's cache. Its name is a hash of the files that it was decoded from. Imports no torch.
+The file is in the user's cache. Its name is a hash of the files that it was decoded from. Imports no torch.
 """
 
 import shutil
@@ -24,7 +24,7 @@ from taugrid.storage import read_sealed, replacing, write_sealed
 from taugrid.workers.data.readers.picture import IMAGES_AT_ONCE, Picture, SourceError, ahead
 
 CACHE_FORMAT = 1
-"""Part of every key: raised when the same files are to give other pixels."""
+"""Part of every key: raised when the same files should give other pixels."""
 
 
 class EncodedDataset(NamedTuple):
@@ -32,7 +32,7 @@ class EncodedDataset(NamedTuple):
 
     root: Path
     files: Sequence[Path]
-    """The files that the images are read from, below `root`. A change to one is noticed by its size or its time."""
+    """The files that the images are read from, below `root`. A changed file is recognised by its size or time."""
     num_images: int
     items: Callable[[], Iterable[Any]]
     """Returns the arguments of `decode`, one for each image, in order."""
@@ -72,14 +72,14 @@ def decoded(data: Data, encoded: EncodedDataset, cache: Path) -> Decoded:
     except OSError as error:
         place = Path(error.filename or cache)
         in_cache = place.is_relative_to(cache)
-        way = "set XDG_CACHE_HOME to keep decoded images elsewhere" if in_cache else "get it anew, or remove it"
+        way = "set XDG_CACHE_HOME to keep decoded images in another place" if in_cache else "get it again, or remove it"
         raise UserError(f"data: {place} can't be used ({error.strerror or error}); {way}") from None
     assert found is not None, "it was written under the lock"
     return found
 
 
 def fitted(encoded: EncodedDataset, shape: Shape, count: int) -> Iterator[Picture]:
-    """The first `count` images, decoded and fitted by threads, a bounded number of images ahead."""
+    """The first `count` images, decoded and fitted by threads that work a bounded number of images ahead."""
     items = islice(iter(encoded.items()), count)
     chunks = iter(lambda: list(islice(items, IMAGES_AT_ONCE)), [])
     return ahead(lambda chunk: [fit(encoded.decode(item), shape) for item in chunk], chunks)
@@ -89,21 +89,21 @@ def fit(picture: Picture, shape: Shape) -> Picture:
     """`picture` as an image of `shape`, (channels, height, width), unchanged if it has that shape.
 
     As in the DDIM authors' code for LSUN, this is torchvision's `Resize` and `CenterCrop` of a Pillow image: it is
-    resized, bilinearly and with antialiasing, until it just covers height x width, and the centre is cut out. Grey
-    becomes RGB if `shape` has 3 channels.
+    resized (bilinear, with antialiasing) until it just covers height x width, and its centre is cropped. Grey becomes
+    RGB if `shape` has 3 channels.
 
     Raises:
-        taugrid.workers.data.readers.picture.SourceError: if it is smaller, or RGB where grey is asked for.
+        taugrid.workers.data.readers.picture.SourceError: if it is smaller, or RGB although `shape` is grey.
     """
     channels, height, width = shape
     pixels = picture.pixels
     if len(pixels) > channels:
-        raise SourceError(f"{picture.name} is RGB, but data.shape asks for 1 channel: ask for 3, or convert it to grey")
+        raise SourceError(f"{picture.name} is RGB, but data.shape has 1 channel: set 3, or convert the images to grey")
     if pixels.shape[1] < height or pixels.shape[2] < width:
         found = f"{pixels.shape[1]}x{pixels.shape[2]}"
         raise SourceError(
-            f"{picture.name} is {found}, smaller than the {height}x{width} of data.shape, and nothing is enlarged: "
-            "choose a smaller shape, or remove it"
+            f"{picture.name} is {found}, smaller than data.shape ({height}x{width}), and images are never enlarged: "
+            "set a smaller shape, or remove the image"
         )
     if pixels.shape[1:] != (height, width):
         pixels = _resized(pixels, height, width)
@@ -124,7 +124,7 @@ def _resized(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that other processes wait for. On a file system without locks nobody waits, and all do the work."""
+    """Hold a lock that other processes wait for. On a file system without locks nobody waits and all do the work."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, fallback_to_soft=False)
     with suppress(OSError, NotImplementedError):
@@ -136,7 +136,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _key(data: Data, encoded: EncodedDataset) -> str:
-    """32 hex digits. They depend on the folder too: files in two folders can have the same names, sizes and times."""
+    """32 hex digits. They also depend on the folder: files in two folders can have the same names, sizes and times."""
     stats = [(path.relative_to(encoded.root).as_posix(), path.stat()) for path in encoded.files]
     determines = {
         "format": CACHE_FORMAT,

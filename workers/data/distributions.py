@@ -12,7 +12,7 @@ DRAWN_IMAGES = 10_000
 
 
 def read(data: Data) -> NDArray[np.uint8]:
-    """10,000 draws, (N, C, H, W) uint8; the split `test` has other draws than `train` and `all`."""
+    """10,000 draws, (N, C, H, W) uint8. The split `test` has different draws from `train` and `all`."""
     x = gaussian.draw(distribution(data), DRAWN_IMAGES, seed=1 if data.split == "test" else 0)
     return to_uint8(x.astype(np.float32))
 

@@ -1,4 +1,4 @@
-"""`fashion-mnist`: IDX files, as its authors publish them, torchvision lays them out or Debian packages them."""
+"""`fashion-mnist`: IDX files from its authors, from torchvision or from Debian's package."""
 
 import gzip
 import hashlib
@@ -30,10 +30,10 @@ IDX_UINT8_3D = 0x00000803
 
 
 def read(data: Data) -> NDArray[np.uint8]:
-    """The images of Fashion-MNIST, (N, 28, 28) uint8, from IDX files, packed by gzip or not.
+    """The images of Fashion-MNIST, (N, 28, 28) uint8, from IDX files, gzipped or not.
 
-    They are looked for in `root` and in its FashionMNIST/raw, where torchvision puts them. Without a root they are also
-    looked for where Debian's package puts them.
+    They are looked for in `root` and in its FashionMNIST/raw, where torchvision puts them. Without a root, the folder
+    of Debian's package is searched too.
 
     Raises:
         UserError: if a file is missing or damaged, saying how to get it.
@@ -45,7 +45,7 @@ def read(data: Data) -> NDArray[np.uint8]:
 def _split(path: Path, split: str) -> NDArray[np.uint8]:
     images = read_idx(path)
     if hashlib.sha256(images.tobytes()).hexdigest() != SHA256[split]:
-        raise UserError(f"data: {path} does not hold Fashion-MNIST's images as published (MNIST's, perhaps?)")
+        raise UserError(f"data: {path} does not hold Fashion-MNIST's published images (perhaps MNIST's): get it again")
     return images
 
 
@@ -59,8 +59,8 @@ def _find(data: Data, split: str) -> Path:
         found = next(filter(Path.is_file, candidates), None)
     if found is None:
         raise UserError(
-            f"data: Fashion-MNIST is not here ({name}.gz in none of {', '.join(map(str, folders))}): set data.root to "
-            "a folder of its IDX files, or data.download: true, or install Debian's package dataset-fashion-mnist"
+            f"data: Fashion-MNIST is missing (no {name}.gz in {', '.join(map(str, folders))}): set data.root to the "
+            "folder with its IDX files, or data.download: true, or install Debian's package dataset-fashion-mnist"
         )
     return found
 
@@ -69,17 +69,17 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     """The images of an IDX file, (N, height, width) uint8. A file whose name ends in .gz is unpacked.
 
     Raises:
-        UserError: if it is no IDX file of images, or is cut short.
+        UserError: if it is not an IDX file of images, or is cut short.
     """
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"data: {path} can't be read ({error}): get it anew") from None
+        raise UserError(f"data: {path} can't be read ({error}): get it again") from None
     if len(content) < 16:
-        raise UserError(f"data: {path} is no IDX file of images: get it anew")
+        raise UserError(f"data: {path} is not an IDX file of images: get it again")
     kind, *shape = struct.unpack(">IIII", content[:16])
     if kind != IDX_UINT8_3D or len(content) != 16 + math.prod(shape):
-        raise UserError(f"data: {path} is no whole IDX file of images: get it anew")
+        raise UserError(f"data: {path} is not a complete IDX file of images: get it again")
     return np.frombuffer(content, np.uint8, offset=16).reshape(shape)

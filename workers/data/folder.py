@@ -1,4 +1,4 @@
-"""`folder`: PNG and JPEG files, in subfolders too."""
+"""`folder`: PNG and JPEG files in a folder and its subfolders."""
 
 from taugrid.config import Data
 from taugrid.errors import UserError
@@ -21,5 +21,5 @@ def read(data: Data) -> EncodedDataset:
         raise UserError(f"data: there is no folder {root}: {ways}")
     paths = below(root, [f"*{ending}" for ending in EXTENSIONS])
     if not paths:
-        raise UserError(f"data: {root} and its subfolders hold no .png, .jpg or .jpeg: set data.root to where they are")
+        raise UserError(f"data: {root} and its subfolders hold no .png, .jpg or .jpeg: set data.root to their folder")
     return EncodedDataset(root, paths, len(paths), lambda: paths, decode_file)

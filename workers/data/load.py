@@ -1,4 +1,4 @@
-"""The images of a data set, all at once: found by its name, read by the reader that the registry names, checked, kept.
+"""The images of a data set: read by the reader that the registry names, checked, and kept in memory.
 
 The driver takes fingerprints and references from here, so only the readers that need torch import it.
 """
@@ -25,7 +25,7 @@ def load_images(data: Data) -> NDArray[np.uint8]:
 
     Returns:
         (N, C, H, W) uint8, contiguous, of `data.image_shape`. It is kept for the next call, so it is read-only. Images
-        that had to be decoded are a map of a file.
+        that had to be decoded are a memory-mapped file.
 
     Raises:
         UserError: if they are missing or damaged, saying how to get them.
@@ -34,7 +34,7 @@ def load_images(data: Data) -> NDArray[np.uint8]:
 
 
 def load_known_images(data: Data, sha256: str) -> NDArray[np.uint8]:
-    """`load_images` on a worker, checked against the driver's images: those on the worker's node can be others.
+    """`load_images` on a worker, checked against the driver's images: the worker's node may have different ones.
 
     Args:
         data: as for `load_images`.
@@ -46,14 +46,14 @@ def load_known_images(data: Data, sha256: str) -> NDArray[np.uint8]:
     found = _load(data)
     if found.fingerprint != sha256:
         raise UserError(
-            f"data: node {platform.node()} has other images of {data.full_name} in {_place(data)} (SHA-256 "
-            f"{found.fingerprint[:8]}) than the driver ({sha256[:8]}): put the driver's there"
+            f"data: node {platform.node()} has different images of {data.full_name} in {_place(data)} (SHA-256 "
+            f"{found.fingerprint[:8]}) from the driver's ({sha256[:8]}): copy the driver's images there"
         )
     return found.images
 
 
 def content_fingerprint(data: Data) -> str:
-    """The `fingerprint` of `load_images`, which is read from the cache for images that were decoded before.
+    """The `fingerprint` of `load_images`. It is read from the cache if the images were decoded before.
 
     Raises:
         UserError: as `load_images`.
@@ -80,17 +80,17 @@ def _place(data: Data) -> str:
 
 
 def _require_published_size(data: Data, count: int, place: str) -> None:
-    """Raise `UserError` unless there are as many images, before `data.limit`, as published: models go by the name."""
+    """Raise `UserError` unless there are as many images as published, before `data.limit`: ids depend on the name."""
     published = data.dataset.published_size(data.split, data.category)
     if published is not None and count != published:
         raise UserError(
             f"data: {place} has {count} images of {data.full_name}'s split {data.split}, which was published with "
-            f"{published}: get it anew; a part of it is data.limit, and other images are data.name: folder"
+            f"{published}: get it again, or set data.limit for a part of it, or data.name: folder for other images"
         )
 
 
 def fingerprint(images: NDArray[np.uint8]) -> str:
-    """The identity of a dataset by content: SHA-256, in hex, of the shape (as int64, little-endian) and the bytes."""
+    """The identity of a data set by content: SHA-256, in hex, of the shape (as int64, little-endian) and the bytes."""
     digest = digest_of_shape(images.shape)
     for start in range(0, len(images), FINGERPRINT_ROWS):
         digest.update(np.ascontiguousarray(images[start : start + FINGERPRINT_ROWS]).tobytes())

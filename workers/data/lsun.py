@@ -23,25 +23,25 @@ def read(data: Data) -> EncodedDataset:
     share.
 
     Raises:
-        UserError: if its database or the module lmdb is missing, saying how to get it.
+        UserError: if the database or the module lmdb is missing, saying how to get it.
     """
     part = {"train": "train", "validation": "val"}[data.split]
     folder = root_of(data) / f"{data.category}_{part}_lmdb"
     if not (folder / "data.mdb").is_file():
         raise UserError(
-            f"data: LSUN's {data.category} is not here (no {folder}/data.mdb): get {folder.name} with the script of "
-            "https://github.com/fyu/lsun, unpack it, and set data.root to the folder that it is in (taugrid does not "
+            f"data: LSUN's {data.category} is missing (no {folder}/data.mdb): get {folder.name} with the script from "
+            "https://github.com/fyu/lsun, unpack it, and set data.root to the folder above it (taugrid does not "
             "download LSUN)"
         )
     if find_spec("lmdb") is None:
-        raise UserError("data: LSUN's databases need the module lmdb: pip install 'taugrid[lsun]'")
+        raise UserError("data: LSUN needs the module lmdb: pip install 'taugrid[lsun]'")
     import lmdb
 
     try:
         with lmdb.open(str(folder), readonly=True, lock=False) as database:
             count = database.stat()["entries"]
     except lmdb.Error as error:
-        raise UserError(f"data: {folder} is no whole LMDB ({error}): get it anew") from None
+        raise UserError(f"data: {folder} is not a complete LMDB ({error}): get it again") from None
     return EncodedDataset(folder, [folder / "data.mdb"], count, partial(_lmdb_values, folder), _decode)
 
 

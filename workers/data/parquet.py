@@ -19,14 +19,14 @@ SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\b.
 """How Hugging Face names the files of a split. A hash may follow."""
 
 HUB_ROOT = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<folder>.+?))?/?")
-"""A data set's address in the notation of huggingface_hub's file system; a slash within a revision is %2F."""
+"""A data set's address as huggingface_hub's file system writes it; a slash in a revision is %2F."""
 
 
 def read(data: Data) -> EncodedDataset:
-    """The image column of Parquet files, by path, then row: `root` is a file, a folder, or hf://datasets/ORG/NAME.
+    """The image column of Parquet files, by path, then row. `root` is a file, a folder, or hf://datasets/ORG/NAME.
 
-    The files of a split are those named SPLIT.parquet or SPLIT-*.parquet and those in a folder of its name, as Hugging
-    Face writes and finds them.
+    A split's files are named SPLIT.parquet or SPLIT-*.parquet, or are in a folder of its name, as Hugging Face writes
+    and finds them.
 
     Raises:
         UserError: if there are none, one of X-00000-of-0000N is missing, or one can't be read.
@@ -41,7 +41,7 @@ def read(data: Data) -> EncodedDataset:
     if not paths:
         wanted = "*.parquet" if data.split == "all" else f"{data.split}.parquet or {data.split}-*.parquet"
         hint = "" if data.split == "all" else ", or data.split: all"
-        raise UserError(f"data: there is no {wanted} in {data.root}: set data.root to a folder with some{hint}")
+        raise UserError(f"data: there is no {wanted} in {data.root}: set data.root to a folder that has some{hint}")
     try:
         tables = [parquet_reader(path) for path in paths]
     except (SourceError, DamagedFile) as error:
@@ -64,8 +64,8 @@ def _require_all_shards(paths: Sequence[Path]) -> None:
         missing = sorted(set(range(count)) - found)
         if missing:
             raise UserError(
-                f"data: {folder} has {count - len(missing)} of the {count} files {split}-*-of-{count:05d}, not number "
-                f"{missing[0]}: get what is missing (data.download: true, from hf://), or set data.root to one file"
+                f"data: {folder} has {count - len(missing)} of the {count} files {split}-*-of-{count:05d}; number "
+                f"{missing[0]} is missing: get it (data.download: true, from hf://), or set data.root to one file"
             )
 
 
@@ -78,17 +78,17 @@ def _patterns(split: str) -> list[str]:
 
 
 def _hub_folder(data: Data, patterns: Sequence[str]) -> Path:
-    """The folder in Hugging Face's cache that holds a data set's Parquet files, downloaded if `data.download` says so.
+    """The folder in Hugging Face's cache that holds a data set's Parquet files, downloaded if `data.download` is set.
 
-    The commit in the cache is used again, so that a data set doesn't change between two commands. With `download`, the
-    hub is asked for the files that the cache lacks, and for a list of files if the cache has none.
+    The commit in the cache is reused, so that a data set doesn't change between two commands. With `download`, the hub
+    provides the files that the cache lacks, and the list of files if the cache has none.
     """
     match = HUB_ROOT.fullmatch(str(data.root))
     revision = match and match["revision"] and unquote(match["revision"])
     identifier = "" if match is None else match["repo"] + (f"@{revision}" if revision else "")
     if match is None or not is_hub_id(identifier):
         raise UserError(
-            f"data.root: {data.root} is neither a path nor hf://datasets/ORG/NAME, with @REVISION or /FOLDER behind it"
+            f"data.root: {data.root} is neither a path nor hf://datasets/ORG/NAME, perhaps with @REVISION or /FOLDER"
         )
     within = f"{match['folder']}/" if match["folder"] else ""
     wanted = [f"{within}{pattern}" for pattern in patterns]
@@ -98,8 +98,8 @@ def _hub_folder(data: Data, patterns: Sequence[str]) -> Path:
         cached = hub.snapshot(identifier, wanted, "data.root", commit, kind="dataset")
     elif cached is None:
         raise UserError(
-            f"data: {data.root} is not in Hugging Face's cache, or not all of it: set data.download: true, or "
-            "data.root to a folder of its Parquet files"
+            f"data: Hugging Face's cache does not hold all of {data.root}: set data.download: true, or data.root to a "
+            "folder with its Parquet files"
         )
     return cached / within
 

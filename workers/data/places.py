@@ -1,4 +1,4 @@
-"""Where the files of data sets lie, and their download by torchvision."""
+"""Where the files of data sets are, and their download by torchvision."""
 
 import sys
 from contextlib import redirect_stdout
@@ -11,12 +11,12 @@ from taugrid.workers.data.decoding import locked
 
 
 def default_root() -> Path:
-    """Where data sets are downloaded to, and looked for, unless `data.root` says otherwise."""
+    """The folder where data sets are looked for, and downloaded to, unless `data.root` is set."""
     return user_cache() / "datasets"
 
 
 def decoded_folder() -> Path:
-    """Where decoded images are kept."""
+    """The folder where decoded images are kept."""
     return user_cache() / "decoded"
 
 
@@ -26,17 +26,17 @@ def root_of(data: Data) -> Path:
 
 
 def download(name: str, root: Path) -> None:
-    """Have torchvision download its data set `name` to `root`; other processes that want it wait.
+    """Have torchvision download its data set `name` to `root`. Other processes that need it wait.
 
     Raises:
-        UserError: if that fails, for whatever reason.
+        UserError: if the download fails for any reason.
     """
     from torchvision import datasets
 
     try:
         with locked(root / f".{name}.lock"), redirect_stdout(sys.stderr):
             getattr(datasets, name)(str(root), download=True)
-    except Exception as error:  # urllib's, gdown's, requests', torchvision's own, the operating system's
+    except Exception as error:  # urllib's, gdown's, requests', torchvision's or the operating system's
         raise UserError(
             f"data: {name} can't be downloaded to {root}: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error

@@ -1,24 +1,23 @@
 """The forward processes of the DDIM paper as linear-Gaussian conditionals, and eq. 16's sigma, in plain numbers.
 
-Every dimension of an image is treated alike and apart from the others, so three numbers say all about a conditional.
-The arguments are values of alpha_bar at two times s < t, `alpha_prev` at s and `alpha_t` at t; with the neighbours of a
-sub-sequence tau instead of t - 1 and t the same formulas hold (appendix C.1). 0 <= alpha_t <= alpha_prev <= 1, and
-alpha_t < 1.
+All dimensions of an image are treated alike and independently, so three numbers describe a conditional. The arguments
+are values of alpha_bar at two times s < t, `alpha_prev` at s and `alpha_t` at t, with 0 <= alpha_t <= alpha_prev <= 1
+and alpha_t < 1. The same formulas hold for neighbours in a sub-sequence tau instead of t - 1 and t (appendix C.1).
 """
 
 import math
 from typing import NamedTuple
 
 ROUNDING = 1e-12
-"""How far sigma^2 may go above 1 - alpha_prev, relative to it: a sigma at the bound is a rounded root."""
+"""How far sigma^2 may exceed 1 - alpha_prev, relative to it: a sigma at the bound is a rounded root."""
 
 
 class Conditional(NamedTuple):
-    """N(from_x0 * x_0 + from_state * y, variance * I), where y is the other state that is conditioned on."""
+    """N(from_x0 * x_0 + from_state * y, variance * I), where y is the other state in the condition."""
 
     from_x0: float
     from_state: float
-    """0 where x_0 alone is conditioned on."""
+    """0 if the condition is x_0 alone."""
     variance: float
 
 
@@ -28,12 +27,12 @@ def marginal(alpha_t: float) -> Conditional:
 
 
 def markov_step(alpha_t: float, alpha_prev: float) -> Conditional:
-    """q(x_t | x_{t-1}), DDPM's forward step, in which x_0 has no part."""
+    """q(x_t | x_{t-1}), DDPM's forward step, which does not depend on x_0."""
     return Conditional(0.0, math.sqrt(alpha_t / alpha_prev), 1 - alpha_t / alpha_prev)
 
 
 def posterior(alpha_t: float, alpha_prev: float, sigma: float) -> Conditional:
-    """q_sigma(x_{t-1} | x_t, x_0), eq. 7, for any sigma that leaves the root real.
+    """q_sigma(x_{t-1} | x_t, x_0), eq. 7, for any sigma that keeps the root real.
 
     Raises:
         ValueError: unless sigma^2 <= 1 - alpha_prev.
@@ -45,9 +44,9 @@ def posterior(alpha_t: float, alpha_prev: float, sigma: float) -> Conditional:
 def forward_step(alpha_t: float, alpha_prev: float, sigma: float) -> Conditional:
     """q_sigma(x_t | x_{t-1}, x_0), eq. 8 in closed form: Bayes' rule for the Gaussians of eqs. 4 and 7.
 
-    Given x_0, x_t and x_{t-1} have covariance sqrt((1 - alpha_t) (1 - alpha_prev - sigma^2)), and the regression of x_t
-    on x_{t-1} is that over x_{t-1}'s variance, 1 - alpha_prev. With sigma = 0 the step is deterministic. With
-    alpha_prev = 1 the state is x_0 itself, the limit depends on the path, and the answer is eq. 4 with no weight on it.
+    Given x_0, x_t and x_{t-1} have covariance sqrt((1 - alpha_t) (1 - alpha_prev - sigma^2)). The regression of x_t on
+    x_{t-1} is this covariance divided by x_{t-1}'s variance, 1 - alpha_prev. With sigma = 0 the step is deterministic.
+    With alpha_prev = 1 the state is x_0 itself and the limit depends on the path; eq. 4 is returned, with from_state 0.
 
     Raises:
         ValueError: unless sigma^2 <= 1 - alpha_prev.

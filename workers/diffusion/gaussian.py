@@ -1,8 +1,9 @@
-"""Data of which everything is known: a Gaussian whose samples' moments have a closed form, and a pair of points.
+"""Distributions with closed forms: a Gaussian, for which the samples' moments are known too, and a pair of points.
 
-Where data is N(m, Sigma) the best eps is linear in x, so that every step of the sampler is affine and commutes with
+For data from N(m, Sigma) the optimal eps is linear in x, so every step of the sampler is affine and commutes with
 Sigma: mean, covariance and Frechet distance of the samples are known for every tau and eta. Two points have no such
-form, but their best eps is not linear and their predicted x0 is clipped. Imports no torch: the driver reads this.
+form, but their optimal eps is not linear and their predicted x0 is clipped. The driver imports this, so it imports no
+torch.
 """
 
 import math
@@ -19,30 +20,30 @@ GREY_LEVEL = 2 / 255
 """The distance between neighbours of the 256 values that a pixel in [-1, 1] can have."""
 
 STANDARD_DEVIATION, LARGEST_MEAN = 0.1, 0.1
-"""Of the pixels of `gaussian`. Narrow enough for less than one image in a million to have a value beyond [-1, 1], in
-the data and in the samples of every eta and sigma-hat along a linear or quadratic tau of 5 steps or more, up to 3x8x8
-(sigma-hat with a quadratic tau of 5 comes closest, at 4e-7); wide enough, at 13 grey levels, for rounding to 8 bits to
-act as independent noise (`rounded`)."""
+"""Standard deviation and largest mean of the pixels of `gaussian`. They are small enough that less than one image in a
+million has a value beyond [-1, 1], in the data and in the samples of every eta and sigma-hat along a linear or
+quadratic tau of 5 steps or more, up to 3x8x8 (sigma-hat with a quadratic tau of 5 comes closest, at 4e-7). The
+deviation, 13 grey levels, is large enough for rounding to 8 bits to act as independent noise (`rounded`)."""
 
 ROW_CORRELATION, COLUMN_CORRELATION = 0.5, 0.6
-"""Between vertical and horizontal neighbours of `gaussian`; unequal, so that a transposed image is another image."""
+"""Correlations of vertical and horizontal neighbours in `gaussian`. They differ, so that transposing is detectable."""
 
 FIRST_WEIGHT = 0.4
 """The weight of the first of `two_points`."""
 
 BEYOND = (1.5, 1.2)
-"""The first pixel of `two_points`. Both lie beyond 1, so that its predicted x0 is clipped at every time."""
+"""The first pixel of `two_points`. Both values are beyond 1, so that its predicted x0 is clipped at every time."""
 
 SPREAD, DECAY = 0.3, -0.8
-"""The points of `two_points` differ by SPREAD * DECAY^k in pixel k > 0: by many grey levels in the first few, and by a
-distance of 0.5 in all, so small that the noise at times near 50 and 100 of 1000 leaves open from which of them an image
-comes. Clipping the first pixel then moves the others: of 512 images of 10 and of 20 steps, another clip mode moved
+"""The points of `two_points` differ by SPREAD * DECAY^k in pixel k > 0: by many grey levels in the first few pixels,
+but by a distance of only 0.5 in all, so that at times near 50 and 100 of 1000 the noise hides which point an image
+comes from. Clipping the first pixel then moves the others: of 512 images of 10 and of 20 steps, another clip mode moved
 between 22 % and 91 % by more than a grey level. At 5 steps the two modes that clip look alike."""
 
 
 @dataclass(frozen=True, eq=False)
 class Gaussian:
-    """N(mean, covariance) over images of d pixels in C order, by the covariance's eigenvectors."""
+    """N(mean, covariance) over images of d pixels in C order. The covariance is given by its eigenvectors."""
 
     mean: Array
     """(d,)."""
@@ -71,8 +72,8 @@ class TwoPoints:
 def gaussian(shape: tuple[int, int, int]) -> Gaussian:
     """The Gaussian for images of `shape` (C, H, W): its mean rises in C order, neighbours in a channel are correlated.
 
-    The covariance of pixels i and j of one channel is std^2 times a power of the row correlation, the exponent being
-    their distance in rows, times the same for columns; channels are independent.
+    The covariance of two pixels of one channel is std^2 times the row correlation to the power of their distance in
+    rows, times the same for columns. Channels are independent.
     """
     channels, height, width = shape
     rows, row_vectors = np.linalg.eigh(_powers(ROW_CORRELATION, height))
@@ -85,7 +86,7 @@ def gaussian(shape: tuple[int, int, int]) -> Gaussian:
 
 
 def two_points(shape: tuple[int, int, int]) -> TwoPoints:
-    """The points for images of `shape` (C, H, W): on both sides of the mean of `gaussian`, but for the first pixel."""
+    """The points for images of `shape` (C, H, W): on both sides of `gaussian`'s mean, except in the first pixel."""
     middle = _ramp(shape)
     half = SPREAD / 2 * DECAY ** np.arange(len(middle))
     points = np.stack([middle + half, middle - half])
@@ -105,8 +106,8 @@ def _powers(correlation: float, n: int) -> Array:
 def draw(distribution: Gaussian | TwoPoints, num_images: int, seed: int) -> Array:
     """`num_images` independent draws, (N, d) float64, from NumPy's frozen legacy stream (NEP 19).
 
-    A Gaussian is drawn through its Cholesky factor, which is unique, as eigenvectors are not. Machines then differ in
-    the last digits alone, which moves an 8-bit pixel of 10,000 images of 8x8 with a probability of about 1e-8.
+    A Gaussian is drawn with its Cholesky factor because that, unlike eigenvectors, is unique. Machines then differ only
+    in the last digits, which changes an 8-bit pixel of 10,000 images of 8x8 with a probability of about 1e-8.
     """
     stream = np.random.RandomState(seed)
     if isinstance(distribution, TwoPoints):
@@ -119,12 +120,12 @@ def draw(distribution: Gaussian | TwoPoints, num_images: int, seed: int) -> Arra
 
 
 def rounded(pixels: Gaussian) -> Gaussian:
-    """The moments after rounding to 8 bits: noise of (2/255)^2 / 12 in each pixel, where they are many levels wide."""
+    """The moments after rounding to 8 bits, which adds a variance of (2/255)^2 / 12 if pixels span many grey levels."""
     return replace(pixels, eigenvalues=pixels.eigenvalues + GREY_LEVEL**2 / 12)
 
 
 def share_beyond_1(pixels: Gaussian) -> float:
-    """A bound on the share of images with a pixel outside of [-1, 1]: the sum over pixels of its probability."""
+    """A bound on the share of images with a pixel outside [-1, 1]: the sum of the pixels' probabilities."""
     deviations = np.sqrt(np.square(pixels.eigenvectors) @ pixels.eigenvalues)
     return float(sum(
         math.erfc((1 - side * m) / (sd * math.sqrt(2))) / 2
@@ -134,10 +135,10 @@ def share_beyond_1(pixels: Gaussian) -> float:
 
 
 def sampled(data: Gaussian, alpha_bar: Array, tau: Sequence[int], eta: float | Literal["sigma_hat"]) -> Gaussian:
-    """The distribution of x_0 under eqs. 9, 12 and 16 with the best eps for `data` and x_T from N(0, I).
+    """The distribution of x_0 under eqs. 9, 12 and 16 with the optimal eps for `data` and x_T from N(0, I).
 
-    That eps is sqrt(1 - a) (a Sigma + (1 - a) I)^-1 (x - sqrt(a) m). In the basis of Sigma's eigenvectors a step is
-    x -> gain x + shift m + noise z in each direction by itself.
+    That eps is sqrt(1 - a) (a Sigma + (1 - a) I)^-1 (x - sqrt(a) m). In the basis of Sigma's eigenvectors, each step is
+    x -> gain x + shift m + noise z in each direction separately.
 
     Args:
         data: what the images are drawn from.
@@ -159,10 +160,10 @@ def sampled(data: Gaussian, alpha_bar: Array, tau: Sequence[int], eta: float | L
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """The squared Frechet distance |m_a - m_b|^2 + sum (sqrt(l_a) - sqrt(l_b))^2 for the same eigenvectors.
+    """The squared Frechet distance |m_a - m_b|^2 + sum (sqrt(l_a) - sqrt(l_b))^2 for equal eigenvectors.
 
     Raises:
-        ValueError: where the eigenvectors are not the same.
+        ValueError: if the eigenvectors differ.
     """
     _check_eigenvectors(a, b)
     return float(np.square(a.mean - b.mean).sum() + np.square(np.sqrt(a.eigenvalues) - np.sqrt(b.eigenvalues)).sum())
@@ -176,16 +177,16 @@ class Expected(NamedTuple):
 
 
 def expected_fid(samples: Gaussian, reference: Gaussian, num_samples: int, num_reference: int) -> Expected:
-    """What FID is to be expected between the moments of N draws of `samples` and M draws of `reference`.
+    """The FID to expect between the moments of N draws of `samples` and M draws of `reference`.
 
     With s and l the eigenvalues, r = sqrt(s l), u and v the relative errors of the two covariances in the common basis,
     Var u_ij = (1 + delta_ij) / (N - 1), FID is to second order in all errors
       its exact value + 2 (m_s - m_l).(e_s - e_l) + |e_s - e_l|^2 + sum_i (s_i - r_i) u_ii + (l_i - r_i) v_ii
       + 1/2 sum_ij r_i r_j / (r_i + r_j) (u_ij - v_ij)^2,
-    e being the errors of the means. Expectation and variance follow from that, with u and v taken as normal.
+    where e are the errors of the means. Expectation and variance follow, with u and v taken as normal.
 
     Raises:
-        ValueError: where the eigenvectors are not the same.
+        ValueError: if the eigenvectors differ.
     """
     exact = frechet_distance(samples, reference)
     s, l, d = samples.eigenvalues, reference.eigenvalues, len(samples.mean)  # noqa: E741  # the formula's letters
@@ -198,7 +199,7 @@ def expected_fid(samples: Gaussian, reference: Gaussian, num_samples: int, num_r
     linear_in_covariance = 2 * (
         np.square(s - r).sum() / (num_samples - 1) + np.square(l - r).sum() / (num_reference - 1)
     )
-    # Each pair i < j is one variable that comes twice in the sum.
+    # Each pair i < j is one variable that appears twice in the sum.
     of_squares = (
         2 * np.square(mean_error).sum() + 4 * np.square(quadratic).sum() - 2 * np.square(np.diag(quadratic)).sum()
     )
@@ -210,4 +211,4 @@ def expected_fid(samples: Gaussian, reference: Gaussian, num_samples: int, num_r
 
 def _check_eigenvectors(a: Gaussian, b: Gaussian) -> None:
     if not np.array_equal(a.eigenvectors, b.eigenvectors):
-        raise ValueError("the closed forms are for Gaussians that have their eigenvectors in common")
+        raise ValueError("the closed forms need Gaussians with the same eigenvectors")

@@ -4,17 +4,17 @@ import torch
 from torch import Tensor
 
 PARALLEL = 1e-7
-"""sin(theta) below which two directions are one to float64's cosine."""
+"""Below this sin(theta), float64's cosine can't tell two directions apart."""
 
 
 def slerp(a: Tensor, b: Tensor, fractions: Tensor) -> Tensor:
     """Spherical interpolation, eq. 67: sin((1 - u) theta) / sin(theta) a + sin(u theta) / sin(theta) b.
 
-    theta is the angle between a and b. What lies between two standard normals so has a norm like theirs, which a
-    straight line's middle has not; and the network has seen no other norms at T.
+    theta is the angle between a and b. Points between two standard normals then have a norm like theirs, unlike the
+    middle of a straight line, and the network has seen no other norms at T.
 
     Args:
-        a: (*shape) floating point. Where it is parallel to b there is no arc, and the straight line is taken.
+        a: (*shape) floating point. If it is parallel to b there is no arc, and the straight line is used.
         b: as `a`.
         fractions: (k,) in [0, 1], u.
 
@@ -31,11 +31,11 @@ def slerp(a: Tensor, b: Tensor, fractions: Tensor) -> Tensor:
 
 
 def rows(x_T: Tensor, steps: int) -> Tensor:
-    """Between x_T 0 and 1, between 2 and 3, and so on, figure 6.
+    """Points between x_T 0 and 1, between 2 and 3, and so on, figure 6.
 
     Args:
         x_T: (2 r, *shape).
-        steps: k, points of each row, its ends included.
+        steps: k, points of each row, including its ends.
 
     Returns:
         (r, k, *shape).
@@ -45,7 +45,7 @@ def rows(x_T: Tensor, steps: int) -> Tensor:
 
 
 def square(x_T: Tensor, steps: int) -> Tensor:
-    """Within two pairs and then across, appendix D.5: (k, k, *shape), with the corners x_T 0, 1 (above), 2, 3 (below).
+    """Points within two pairs and then across, appendix D.5: (k, k, *shape), corners x_T 0, 1 (above), 2, 3 (below).
 
     Args:
         x_T: (4, *shape).

@@ -1,9 +1,9 @@
 """Noise as a pure function of (seed, sample, time): Philox4x32-10 in integer tensor arithmetic, on any device.
 
 Philox (Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3") turns a 128-bit counter and a
-64-bit key into four 32-bit words with no state between calls, so that no number depends on which others were drawn.
-Here the key says which stream (domain and seed) and the counter says where in it. Runs that people have on disk depend
-on every bit of this file: the golden values in its tests must never change.
+64-bit key into four 32-bit words without any state, so no number depends on which others were drawn. Here the key
+selects the stream (domain and seed) and the counter is the position in it. Existing runs depend on every bit of this
+file: the golden values in its tests must never change.
 """
 
 import hashlib
@@ -22,29 +22,30 @@ Words4 = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class TrainingDraws(NamedTuple):
-    """What a training step draws for each image of its batch besides the noise."""
+    """The draws of a training step for each image of its batch, besides the noise."""
 
     index: Tensor  # type: ignore[assignment]  # hides tuple.index
     """(B,) int64 in [0, num_images): which image."""
     t: Tensor
     """(B,) int64 in 1..T: the paper's time."""
     flip: Tensor
-    """(B,) bool: whether to mirror the image, where flips are on."""
+    """(B,) bool: whether to mirror the image, if flips are on."""
 
 
 def normal(seed: int, indices: Tensor, time: int, shape: tuple[int, ...], domain: str = "sample") -> Tensor:
     """Standard normals for the samples `indices` at one time.
 
-    Element e of a sample, in C order, depends on (domain, seed, index, time, e) alone. Box and Muller's transform is
-    taken in float64 from words that are equal everywhere, so devices whose libraries differ in float64's last digits
-    agree after rounding to float32, save for a rare last bit (below 1e-6). No value exceeds sqrt(66 ln 2) = 6.76.
+    Element e of a sample, in C order, depends only on (domain, seed, index, time, e). The Box-Muller transform is
+    computed in float64 from words that are the same everywhere, so devices whose libraries differ in float64's last
+    digits agree after rounding to float32, except for a rare last bit (below 1e-6). No value exceeds sqrt(66 ln 2) =
+    6.76.
 
     Args:
         seed: any integer.
         indices: (B,) int64 >= 0.
-        time: t in 1..T, or 0 for x_T; in training the step. Below 2^32.
-        shape: of one sample.
-        domain: a name for the purpose; other domains are other streams.
+        time: t in 1..T, or 0 for x_T; in training, the step. Below 2^32.
+        shape: the shape of one sample.
+        domain: names the purpose; each domain is another stream.
 
     Returns:
         (B, *shape) float32 on the device of `indices`.
@@ -65,8 +66,8 @@ def training_draws(
 ) -> TrainingDraws:
     """The image, time and flip for each of the `positions`, (B,) int64, in the global batch of a training step.
 
-    The noise that goes with them is `normal(seed, positions, step, shape, domain="train-eps")`. With `antithetic`, the
-    time at position 2k + 1 is T + 1 - t, where t is that at 2k, as in the released code of the DDIM paper.
+    The noise for them is `normal(seed, positions, step, shape, domain="train-eps")`. With `antithetic`, the time at
+    position 2k + 1 is T + 1 - t, where t is the time at 2k, as in the released code of the DDIM paper.
 
     Raises:
         ValueError: if `step` is not in [0, 2^32).
@@ -75,7 +76,7 @@ def training_draws(
     t = 1 + uniform_integers(w[2], w[3], timesteps)
     if antithetic:
         odd = positions % 2
-        w_even = words(seed, "train", positions - odd, step, blocks=1).unbind(dim=1)  # perhaps another rank's
+        w_even = words(seed, "train", positions - odd, step, blocks=1).unbind(dim=1)  # may belong to another rank
         t_even = 1 + uniform_integers(w_even[2], w_even[3], timesteps)
         t = torch.where(odd.bool(), timesteps + 1 - t_even, t)
     return TrainingDraws(index=uniform_integers(w[0], w[1], num_images), t=t, flip=(w[4] & 1).bool())
@@ -113,7 +114,7 @@ def words(seed: int, domain: str, a: Tensor, b: Tensor | int, blocks: int) -> Te
             raise ValueError(f"time or step {b} is out of range; the noise is defined for 0 to 2^32 - 1")
         b = torch.full((1,), b, dtype=torch.int64, device=a.device)
     block = torch.arange(blocks, device=a.device)
-    # Of shapes (blocks,) and (B, 1): the first two of the ten rounds bring all four lanes to (B, blocks).
+    # The shapes are (blocks,) and (B, 1): the first two of the ten rounds broadcast all four lanes to (B, blocks).
     lanes = philox4x32((block, b[:, None], (a & MASK)[:, None], (a >> 32)[:, None]), stream_key(seed, domain))
     return torch.stack(lanes, dim=-1).flatten(1)
 
@@ -129,8 +130,8 @@ def philox4x32(counter: Words4, key: tuple[int, int]) -> Words4:
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(ROUNDS):
-        # A product of two words takes 64 unsigned bits. int64 wraps, which keeps every one; the shift extends the sign
-        # bit, which the mask takes off again.
+        # A product of two words needs 64 unsigned bits. int64 wraps, which keeps every bit; the shift extends the sign
+        # bit, and the mask removes it again.
         p0, p1 = MULTIPLIERS[0] * c0, MULTIPLIERS[1] * c2
         c0, c1, c2, c3 = (p1 >> 32 & MASK) ^ c1 ^ k0, p1 & MASK, (p0 >> 32 & MASK) ^ c3 ^ k1, p0 & MASK
         k0, k1 = (k0 + WEYL[0]) & MASK, (k1 + WEYL[1]) & MASK

@@ -1,4 +1,4 @@
-"""The best eps there is for data of which everything is known, E[eps | x_t], with the interface of a network."""
+"""The optimal eps, E[eps | x_t], of known distributions, with the interface of a network."""
 
 import math
 
@@ -20,10 +20,10 @@ def gaussian_eps(
         data: N(m, Sigma) over C * H * W pixels.
         alpha_bar: (T + 1,) with `alpha_bar[0] == 1`.
         device: where x will be.
-        dtype: of x, and what is computed in.
+        dtype: the type of x and of the computation.
 
     Returns:
-        A function of x (B, C, H, W) and of t in 1..T, with a result like x.
+        A function of x (B, C, H, W) and of t in 1..T, whose result is shaped like x.
     """
     a = alpha_bar[:, None]
     vectors = torch.tensor(data.eigenvectors, dtype=dtype, device=device)
@@ -41,8 +41,8 @@ def two_points_eps(
 ) -> Denoiser:
     """eps(x, t) = (x - sqrt(a) E[x0 | x]) / sqrt(1 - a), a = alpha_bar[t], with E[x0 | x] = w p + (1 - w) q.
 
-    w is the posterior weight of the point p: a softmax of two, so a sigmoid of the log-odds
-    log(w_p / w_q) + sqrt(a) / (1 - a) (p - q).(x - sqrt(a) (p + q) / 2), in which |x|^2 has cancelled.
+    w is the posterior weight of the point p: a softmax over two, and so a sigmoid of the log-odds
+    log(w_p / w_q) + sqrt(a) / (1 - a) (p - q).(x - sqrt(a) (p + q) / 2), where |x|^2 cancels.
     Arguments and result are as in `gaussian_eps`.
     """
     p, q = torch.tensor(data.points, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""The forward process at one time, and what a network's output says about x0 and eps."""
+"""The forward process at one time, and the x0 and eps that a network's output implies."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Denoiser = Callable[[Tensor, int], Tensor]
 
 
 class Prediction(NamedTuple):
-    """The image and the noise that a network sees in x_t; x_t = sqrt(alpha_t) x0 + sqrt(1 - alpha_t) eps."""
+    """A network's estimates of the image and the noise in x_t = sqrt(alpha_t) x0 + sqrt(1 - alpha_t) eps."""
 
     x0: Tensor
     eps: Tensor
@@ -60,10 +60,9 @@ def velocity(x0: Tensor, eps: Tensor, alpha_bar_t: Tensor | float) -> Tensor:
 
 
 def predicted(output: Tensor, x_t: Tensor, alpha_bar_t: Tensor | float, prediction: PredictionType) -> Prediction:
-    """The x0 and eps that a network's `output` for `x_t` means; shapes as in `diffuse`.
+    """The x0 and eps that a network's `output` for `x_t` implies; shapes as in `diffuse`.
 
-    Only `epsilon` divides by sqrt(alpha_t), so the others work where alpha_T is 0; `sample` divides by
-    sqrt(1 - alpha_t).
+    Only `epsilon` divides by sqrt(alpha_t), so the others work if alpha_T is 0; `sample` divides by sqrt(1 - alpha_t).
 
     Raises:
         ValueError: for an unknown `prediction`.

@@ -9,20 +9,20 @@ SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid", "constant", "jsd")
 """The names that `betas` knows."""
 
 MAX_BETA = 0.999
-"""Nichol & Dhariwal's bound on a cosine schedule's beta: without it alpha_bar_T is 0, and eq. 9 divides by its root."""
+"""Nichol & Dhariwal's bound on a cosine schedule's beta. Without it alpha_bar_T is 0, and eq. 9 divides by its root."""
 
 
 def betas(schedule: str, timesteps: int, beta_start: float, beta_end: float) -> NDArray[np.float64]:
     """The variances beta_1..beta_T that the forward process adds step by step.
 
     - `linear`: from `beta_start` to `beta_end`, Ho et al. 2020.
-    - `scaled_linear`: linear in the root of beta, Stable Diffusion's.
-    - `cosine`: Nichol & Dhariwal 2021, eq. 17; takes no notice of `beta_start` and `beta_end`.
-    - `sigmoid`: a logistic curve from -6 to 6, scaled to lie between `beta_start` and `beta_end`; GeoDiff's (Xu et al.
-      2022), diffusers' DDPMScheduler has it.
-    - `constant`: `beta_end` in each step, `const` in Ho et al.'s code; takes no notice of `beta_start`.
-    - `jsd`: 1/T, 1/(T-1), ..., 1 (Sohl-Dickstein et al. 2015), so that alpha_t falls linearly, to exactly 0 at T; takes
-      no notice of `beta_start` and `beta_end`.
+    - `scaled_linear`: linear in the root of beta, as in Stable Diffusion.
+    - `cosine`: Nichol & Dhariwal 2021, eq. 17; ignores `beta_start` and `beta_end`.
+    - `sigmoid`: a logistic curve from -6 to 6, scaled to lie between `beta_start` and `beta_end`, from GeoDiff (Xu et
+      al. 2022); also in diffusers' DDPMScheduler.
+    - `constant`: `beta_end` in each step, `const` in Ho et al.'s code; ignores `beta_start`.
+    - `jsd`: 1/T, 1/(T-1), ..., 1 (Sohl-Dickstein et al. 2015), so that alpha_t falls linearly, to exactly 0 at T;
+      ignores `beta_start` and `beta_end`.
 
     Returns:
         (T,) float64; entry i is beta at time i + 1.
@@ -51,7 +51,7 @@ def alpha_bar(schedule: str, timesteps: int, beta_start: float, beta_end: float)
     """The products alpha_t = prod_{s<=t} (1 - beta_s) for t = 0..T, so that `alpha_bar[0] == 1`; see `betas`.
 
     Returns:
-        (T + 1,) float64, strictly decreasing, positive but for the last of `jsd`, which is exactly 0.
+        (T + 1,) float64, strictly decreasing and positive, except that `jsd` ends at exactly 0.
 
     Raises:
         ValueError: for an unknown schedule.
@@ -67,16 +67,16 @@ def products(betas: NDArray[np.float64]) -> NDArray[np.float64]:
 def rescaled_to_zero_snr(alpha_bar: NDArray[np.float64]) -> NDArray[np.float64]:
     """`alpha_bar` with no signal left at T: Lin et al. 2024, algorithm 1.
 
-    sqrt(alpha_t), t = 1..T, is shifted to 0 at T and scaled to keep its value at 1.
+    sqrt(alpha_t), t = 1..T, is shifted to be 0 at T and scaled to keep its value at t = 1.
 
     Returns:
         (T + 1,) float64, as `alpha_bar`; 1 at t = 0, and exactly 0 at T.
 
     Raises:
-        ValueError: for T = 1, which leaves nothing to keep.
+        ValueError: for T = 1, where both can't hold.
     """
     root = np.sqrt(alpha_bar[1:])
     if len(root) < 2:
-        raise ValueError("one time step can't be rescaled to zero SNR (rescale_betas_zero_snr): give more timesteps")
+        raise ValueError("one time step can't be rescaled to zero SNR (rescale_betas_zero_snr): set more timesteps")
     rescaled = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
     return np.concatenate([[1.0], np.square(rescaled)])

@@ -10,13 +10,13 @@ SPACINGS = ("linear", "quadratic", "leading", "trailing", "linspace", "ermongrou
 
 
 def tau(spacing: str | Sequence[int], steps: int, timesteps: int, steps_offset: int = 0) -> tuple[int, ...]:
-    """The times that are visited out of 1..T (T = `timesteps`), increasing: S = `steps` of them but for ermongroup's.
+    """The times out of 1..T (T = `timesteps`) to visit, increasing: S = `steps` of them, except for ermongroup's.
 
-    - `linear`, `quadratic`: appendix D.2 of the DDIM paper, floor(c i) and floor(c i^2), in integers and with c such
-      that tau_S = T exactly. As printed the quadratic one can start with zeros; the lower bound i makes its values
-      distinct and positive.
+    - `linear`, `quadratic`: appendix D.2 of the DDIM paper, floor(c i) and floor(c i^2), in integers, with c such that
+      tau_S = T exactly. As printed, `quadratic` can start with zeros; the lower bound i makes its values distinct and
+      positive.
     - `leading`, `trailing`, `linspace`: `timestep_spacing` of diffusers' DDIMScheduler and DDPMScheduler. `trailing`
-      and, for S > 1, `linspace` end at T; `leading` starts at 1 + `steps_offset`, which the others take no notice of.
+      and, for S > 1, `linspace` end at T. `leading` starts at 1 + `steps_offset`, which the others ignore.
     - `ermongroup-uniform`, `ermongroup-quad`: `skip_type` of the DDIM authors' released code, verbatim. The first can
       have more than S entries; the second ends near 0.8 T and can visit a time more than once. See `remarks`.
     - a sequence: those times themselves.
@@ -27,7 +27,7 @@ def tau(spacing: str | Sequence[int], steps: int, timesteps: int, steps_offset: 
     """
     S, T = steps, timesteps
     if not 1 <= S <= T:
-        raise ValueError(f"{S} sampling steps can't be chosen out of {T} time steps; steps must be in 1..{T}")
+        raise ValueError(f"{S} sampling steps can't be chosen from {T} time steps; steps must be in 1..{T}")
     if not isinstance(spacing, str):
         return _listed(spacing, S, T)
     if spacing == "linear":
@@ -48,7 +48,7 @@ def tau(spacing: str | Sequence[int], steps: int, timesteps: int, steps_offset: 
 
 
 def remarks(spacing: str | Sequence[int], steps: int, tau: Sequence[int]) -> list[str]:
-    """What a person who asked for `steps` steps should hear about the `tau` that came of it: a line for each point."""
+    """Surprises in the `tau` chosen for `steps` steps that the user should know about, one line each."""
     lines = []
     if len(tau) != steps:
         lines.append(
@@ -79,8 +79,8 @@ def _leading(S: int, T: int, offset: int) -> tuple[int, ...]:
 def _trailing(S: int, T: int) -> tuple[int, ...]:
     """round(T - i T/S), halves as diffusers' `np.round(np.arange(T, 0, -T / S))` happens to round them.
 
-    So the stride is the one that `arange` takes, with its rounding error. For some S, as 61 of T = 1000, that `arange`
-    has an entry too many, next to 0, which diffusers takes for a time before the first; here there are always S.
+    The stride therefore has the rounding error of `arange`. For some S, such as 61 with T = 1000, that `arange` has an
+    extra entry near 0, which diffusers treats as a time before the first. Here there are always S times.
     """
     stride = T - (T - T / S)
     return tuple(round(T - i * stride) for i in reversed(range(S)))

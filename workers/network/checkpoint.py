@@ -15,21 +15,21 @@ from taugrid.workers.network.scheduler import read_scheduler
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 PICKLED_WEIGHTS_FILE = "diffusion_pytorch_model.bin"
-"""Read only where there are no safetensors, and nothing but tensors is unpickled (`weights_only`)."""
+"""Read only if there are no safetensors. Nothing but tensors is unpickled (`weights_only`)."""
 
 FOLDERS = ("", "unet/", "unet_raw/", "scheduler/")
 """Where a repository may hold the files of a network or a pipeline."""
 
 MOST_NAMED = 3
-"""How many names a message lists."""
+"""How many names a message lists at most."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model: where its network lies, and what its own files say."""
+    """A loaded model: where its network is, and what its files say."""
 
     path: str
-    """As the config has it: a folder, or an id on the hub."""
+    """As the config has it: a folder or an id on the hub."""
     unet_folder: str
     unet_config: dict[str, Any]
     weights_sha256: str
@@ -38,9 +38,9 @@ class Checkpoint:
     sample: dict[str, Any]
     """Keys of `sample` that the scheduler's config gives; none without a scheduler."""
     raw_folder: str | None = None
-    """Where the network before averaging lies, in pipelines that taugrid trained."""
+    """The folder of the network before averaging, in pipelines that taugrid trained."""
     commit: str | None = None
-    """Of the repository on the hub."""
+    """The commit of the repository on the hub."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -53,11 +53,11 @@ class Checkpoint:
 def read_checkpoint(path: str, commit: str | None = None) -> Checkpoint:
     """The model in a pipeline folder (`unet/`, `scheduler/`), in a bare `UNet2DModel` folder, or on the hub.
 
-    `commit` selects one on the hub, in place of the newest or of the revision in `path`.
+    `commit` selects a commit on the hub instead of the newest or the revision in `path`.
 
     Raises:
-        UserError: if there is no such folder or file, it is no `UNet2DModel`, or it has a setting that taugrid can't
-            honour.
+        UserError: if there is no such folder or file, it is not a `UNet2DModel`, or it has a setting that taugrid
+            can't honour.
     """
     if Path(path).is_dir():
         return _read(path, Path(path), None)
@@ -83,8 +83,8 @@ def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
     unet = folder / "unet" if in_pipeline else folder
     if not (unet / "config.json").is_file():
         raise UserError(
-            f"model.checkpoint: {path} is no diffusers model: there is neither {folder / 'unet' / 'config.json'} nor "
-            f"{folder / 'config.json'}"
+            f"model.checkpoint: {path} is not a diffusers model: it has neither {folder / 'unet' / 'config.json'} "
+            f"nor {folder / 'config.json'}"
         )
     config = _json(unet / "config.json")
     index = _json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
@@ -96,8 +96,8 @@ def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
     places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
     if index.get("scheduler") and not any(place.is_file() for place in places):
         raise UserError(
-            f"model.checkpoint: {path} names a scheduler in model_index.json, but there is no {places[0]}, so that its "
-            "noise schedule is not known; put it there, or give the unet folder alone and set diffusion"
+            f"model.checkpoint: {path} names a scheduler in model_index.json, but there is no {places[0]}, so its "
+            "noise schedule is unknown; put it there, or give only the unet folder and set diffusion"
         )
     diffusion, sample = next(
         (read_scheduler(_json(place), place) for place in places if place.is_file()), (Diffusion(), {})
@@ -116,7 +116,7 @@ def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
 
 
 def _check_components(path: str, components: dict[str, Any]) -> None:
-    """Refuse a pipeline with more than a network and a scheduler: a network of latents makes no images."""
+    """Refuse a pipeline with more than a network and a scheduler: a network for latents makes no images."""
     others = [
         name
         for name, library in components.items()
@@ -124,8 +124,8 @@ def _check_components(path: str, components: dict[str, Any]) -> None:
     ]
     if others:
         raise UserError(
-            f"model.checkpoint: {path} has {' and '.join(others)} beside its unet, but taugrid samples networks whose "
-            "output is the image itself"
+            f"model.checkpoint: {path} has {' and '.join(others)} besides its unet, but taugrid only samples networks "
+            "whose output is the image itself"
         )
 
 
@@ -141,19 +141,19 @@ def _check_network(path: str, unet: Path, config: dict[str, Any]) -> None:
         reason = "learned variance" if channels[1] == 2 * channels[0] else "a condition, or another output"
         raise UserError(
             f"model.checkpoint: {path} has {channels[0]} channels in and {channels[1]} out ({reason}?), but taugrid "
-            "samples networks that predict noise alone"
+            "only samples networks that predict noise alone"
         )
     conditional = [key for key in ("num_class_embeds", "class_embed_type") if config.get(key) is not None]
     if conditional:
-        raise UserError(f"model.checkpoint: {path} wants class labels ({conditional[0]}), which taugrid does not give")
+        raise UserError(f"model.checkpoint: {path} needs class labels ({conditional[0]}), which taugrid does not pass")
     if config.get("time_embedding_type") == "fourier":
         raise UserError(
-            f"model.checkpoint: {path} wants noise levels (time_embedding_type: fourier), but taugrid gives time steps"
+            f"model.checkpoint: {path} needs noise levels (time_embedding_type: fourier), but taugrid passes time steps"
         )
 
 
 def _check_counts(path: Path, key: str, value: Any) -> None:
-    """Refuse a value that is no count of pixels or channels; `sample_size` may be [height, width]."""
+    """Refuse a value that is not a number of pixels or channels; `sample_size` may be [height, width]."""
     counts = value if key == "sample_size" and isinstance(value, list) and len(value) == 2 else [value]
     if not all(type(count) is int and count > 0 for count in counts):
         wanted = "a whole number, or [height, width]" if key == "sample_size" else "a whole number"
@@ -161,7 +161,7 @@ def _check_counts(path: Path, key: str, value: Any) -> None:
 
 
 def weights_file(folder: Path) -> Path:
-    """Where a network's folder holds its weights: in safetensors, or in a pickle if there is only that."""
+    """The file of weights in a network's folder: safetensors, or a pickle if there is nothing else."""
     safe, pickled = folder / WEIGHTS_FILE, folder / PICKLED_WEIGHTS_FILE
     return pickled if pickled.is_file() and not safe.is_file() else safe
 
@@ -170,7 +170,7 @@ def weights_sha256(path: Path) -> str:
     """SHA-256 of a file of weights, in hex. An unchanged file is read only once.
 
     Raises:
-        UserError: if there is no such file. The message names other files of weights that are there.
+        UserError: if there is no such file. The message names other files of weights in its folder.
     """
     try:
         stat = path.stat()
@@ -179,8 +179,8 @@ def weights_sha256(path: Path) -> str:
         others = sorted(other.name for other in path.parent.glob("*") if other.suffix in suffixes)
         there = f", only {', '.join(others[:MOST_NAMED])}" if others else ""
         raise UserError(
-            f"there is no {path}{there}; a model's weights must lie there in one file as diffusers' save_pretrained "
-            "writes it, without a variant"
+            f"there is no {path}{there}; a model's weights must be in this one file, as diffusers' save_pretrained "
+            "writes it without a variant"
         ) from None
     return _sha256(path, stat.st_size, stat.st_mtime_ns)
 
@@ -191,12 +191,12 @@ def _sha256(path: Path, size: int, modified: int) -> str:
 
 
 def _check_whole(path: Path, config: dict[str, Any]) -> None:
-    """Check what can be checked without torch: the first and last layer. Loading the network checks the rest."""
+    """Check what can be checked without torch: the first and last layers. Loading the network checks the rest."""
     from safetensors import SafetensorError, safe_open
 
     index = path.with_name(f"{path.name}.index.json")
     if index.is_file():  # diffusers would prefer what it lists
-        raise UserError(f"model.checkpoint: {index} says that the weights are in several files; save them as one")
+        raise UserError(f"model.checkpoint: {index} says that the weights are in several files; save them in one")
     if path.name == PICKLED_WEIGHTS_FILE:
         return
     try:
@@ -205,14 +205,14 @@ def _check_whole(path: Path, config: dict[str, Any]) -> None:
             shapes = {name: file.get_slice(name).get_shape() for name in ends}
     except SafetensorError as error:
         raise UserError(
-            f"model.checkpoint: {path} is no whole file of safetensors ({error}); get it anew (git lfs pull, if it is "
-            "Git's pointer to one)"
+            f"model.checkpoint: {path} is not a complete safetensors file ({error}); get it again (with git lfs "
+            "pull, if it is a Git LFS pointer)"
         ) from None
     for name, axis, key in (("conv_in.weight", 1, "in_channels"), ("conv_out.weight", 0, "out_channels")):
         found = shapes[name][axis] if name in shapes else None
         if found != config[key]:
             said = f"none ({name} is missing)" if found is None else found
-            raise UserError(f"model.checkpoint: {path} has {key} {said}, but the config.json beside it {config[key]}")
+            raise UserError(f"model.checkpoint: {path} has {key} {said}, but config.json has {config[key]}")
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def _json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"model.checkpoint: there is no {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"model.checkpoint: {path} is no JSON ({error})") from None
+        raise UserError(f"model.checkpoint: {path} is not JSON ({error})") from None
     if not isinstance(values, dict):
-        raise UserError(f"model.checkpoint: {path} holds no JSON object")
+        raise UserError(f"model.checkpoint: {path} does not hold a JSON object")
     return values

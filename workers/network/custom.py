@@ -1,4 +1,4 @@
-"""Custom networks (`model.callable: package.module:function`): describing one by trying it, loading it, checking it."""
+"""Custom networks (`model.callable: package.module:function`): describes one by trying it, loads it, checks it."""
 
 import inspect
 from collections.abc import Callable
@@ -23,21 +23,23 @@ output. Rounding in half precision moves it by 0.01, dropout or batch norm in tr
 
 
 def load(network: CustomNetwork, device: str) -> BatchedDenoiser:
-    """The network that was described where the run was started, for inference on `device`.
+    """The network that was described when the run was planned, for inference on `device`.
 
     Raises:
         CustomCodeError: if the source code, the file of weights or the tensors differ from those described, or the
-            function does not return a network. Calling the network raises it too, see `checked`.
+            function does not return a network. Calling the network can raise it too, see `checked`.
     """
     name = network.callable
     if source_sha256([name.partition(":")[0]]) != network.source_sha256:
-        raise CustomCodeError(f"{name} has other source code on this machine than where the run was started")
+        raise CustomCodeError(
+            f"{name} has different source code on this machine than where the run was started; copy the code here"
+        )
     if network.weights is not None:
         _check_weights(Path(network.weights), network.weights_sha256)
     made = make(name, network.weights)
     if tensors_sha256(tensors(made)) != network.tensors_sha256:
         raise CustomCodeError(
-            f"{name} returns other weights on this machine than where the run was started; have it load them "
+            f"{name} returns different weights on this machine than where the run was started; have it load them "
             "from files that every worker sees"
         )
     return for_inference(made, name, device)
@@ -73,7 +75,7 @@ def make(name: str, weights: str | None) -> Any:
     made = function(*arguments)
     if not callable(made) or isinstance(made, type):
         raise CustomCodeError(
-            f"{name} returned {_kind(made)}, no network: return an nn.Module, or a function of x and t"
+            f"{name} returned {_kind(made)}, not a network: return an nn.Module or a function of x and t"
         )
     return made
 
@@ -107,39 +109,39 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], 
         same_output = _is_close(for_inference(again, name, "cpu")(x, t), output)
     if not (same_tensors and same_output):
         raise CustomCodeError(
-            f"{name} returned two different networks when it was called twice, and would return another to each "
-            "worker: have it load its weights, or call torch.manual_seed first"
+            f"{name} returned two different networks when it was called twice, so each worker would get another one: "
+            "have it load its weights, or call torch.manual_seed first"
         )
     return found
 
 
 @torch.no_grad()  # as the sampler does
 def _try(network: BatchedDenoiser, name: str, x: Tensor, t: Tensor) -> Tensor:
-    """The network's output for `_inputs`; CustomCodeError unless each image's depends on its x and t alone."""
+    """The network's output for `_inputs`; CustomCodeError unless each image's output depends only on its x and t."""
     before = x.clone()
     output = network(x, t)
     if not output.isfinite().all():
         raise CustomCodeError(f"the network of {name} returned nan or infinity for noise, at t = {t.tolist()}")
     if not torch.equal(x, before):
-        raise CustomCodeError(f"the network of {name} changed x in place, which sampling still needs: use x.clone()")
+        raise CustomCodeError(f"the network of {name} changed x in place, but sampling still needs it: use x.clone()")
     alone = torch.cat([network(x[i : i + 1], t[i : i + 1]) for i in range(len(x))])
     if not _is_close(alone, output):
         if not _is_close(network(x, t), output):
             raise CustomCodeError(
-                f"the network of {name} returned two different outputs for the same x and t: dropout that is still on? "
-                "taugrid calls eval() on an nn.Module that the function returns, and on nothing else"
+                f"the network of {name} returned two different outputs for the same x and t: is dropout still on? "
+                "taugrid calls eval() only on an nn.Module that the function returns"
             )
         raise CustomCodeError(
-            f"the network of {name} predicts something else for an image alone than in a batch with another at another "
-            "time: batch norm in training mode, or one t used for all?"
+            f"the network of {name} predicts something different for an image alone than in a batch with an image at "
+            "another time: is batch norm in training mode, or one t used for all images?"
         )
     return output
 
 
 def _inputs(image_shape: tuple[int, int, int], timesteps: int) -> tuple[Tensor, Tensor]:
-    """Two images of noise, (2, C, H, W) float32, and the first and last index that DDPM networks know, (2,) int64.
+    """Two images of noise, (2, C, H, W) float32, and the first and last time index of a DDPM network, (2,) int64.
 
-    One has less contrast. Otherwise a batch norm that takes its statistics from the batch would hardly show.
+    One image has less contrast. Otherwise, a batch norm that takes its statistics from the batch would hardly show.
     """
     seeded = torch.Generator().manual_seed(0)  # a network may keep its input, which should not change its identity
     x = torch.randn(2, *image_shape, generator=seeded)
@@ -157,10 +159,10 @@ def _summary(made: Any) -> str:
 
 
 def tensors(network: Any) -> dict[str, Any]:
-    """The tensors that a network holds, by name, as far as they can be seen from outside.
+    """The tensors that a network holds, by name, as far as they are visible from outside.
 
-    An `nn.Module` holds its state. Any other function holds the tensors, and the state of the modules, that its body
-    names (in closures and among globals) or that are attributes of its object.
+    For an `nn.Module` that is its state. For any other function it is the tensors, and the state of the modules, that
+    its body names (in closures and among globals) or that are attributes of its object.
     """
     if isinstance(network, nn.Module):
         return network.state_dict()
@@ -179,8 +181,8 @@ def tensors(network: Any) -> dict[str, Any]:
 def for_inference(made: Any, name: str, device: str) -> BatchedDenoiser:
     """`made` as a `BatchedDenoiser` whose every output is `checked`.
 
-    A module is moved to `device`, set to evaluation and called in inference mode. Any other function is left alone: it
-    may need gradients, or choose its devices itself.
+    A module is moved to `device`, set to evaluation mode and called in inference mode. Any other function is left
+    alone: it may need gradients, or choose its devices itself.
     """
     if not isinstance(made, nn.Module):
         return lambda x, t: checked(made(x, t), x, name)
@@ -194,29 +196,29 @@ def for_inference(made: Any, name: str, device: str) -> BatchedDenoiser:
 
 
 def checked(output: object, x: Tensor, name: str) -> Tensor:
-    """`output` as float32, if it can be what a network predicts for x, (B, C, H, W).
+    """`output` as float32, if it is a possible prediction for x, (B, C, H, W).
 
     float64 is rounded, which loses nothing that sampling in float32 would keep. Half precision is refused rather than
-    converted: samples are recorded as those of a float32 network, and weights saved in half precision are usually a
+    converted: samples are recorded as coming from a float32 network, and weights saved in half precision are usually a
     mistake.
 
     Raises:
-        CustomCodeError: if it is no tensor, or has another shape, dtype or device.
+        CustomCodeError: if it is not a tensor, or has another shape, dtype or device.
     """
     if not isinstance(output, Tensor):
         hint = (
             "return its .sample" if isinstance(getattr(output, "sample", None), Tensor) else "return the tensor alone"
         )
-        raise CustomCodeError(f"the network of {name} returned {_kind(output)}, no tensor: {hint}")
+        raise CustomCodeError(f"the network of {name} returned {_kind(output)}, not a tensor: {hint}")
     if output.shape != x.shape:
         doubled = output.dim() == x.dim() and output.shape[1] == 2 * x.shape[1]
         hint = f" (a learned variance? return only [:, :{x.shape[1]}])" if doubled else ""
         raise CustomCodeError(
-            f"the network of {name} returned the shape {tuple(output.shape)} for x of shape {tuple(x.shape)}, which it "
-            f"must keep{hint}"
+            f"the network of {name} returned the shape {tuple(output.shape)} for x of shape {tuple(x.shape)}, but must "
+            f"keep the shape{hint}"
         )
     if output.dtype not in (torch.float32, torch.float64):
-        hint = "; end it with .float() if half precision is meant" if output.is_floating_point() else ""
+        hint = "; end it with .float() if half precision is intended" if output.is_floating_point() else ""
         raise CustomCodeError(f"the network of {name} returned {output.dtype}, but must return torch.float32{hint}")
     if output.device != x.device:
         raise CustomCodeError(f"the network of {name} returned a tensor on {output.device} for x on {x.device}")

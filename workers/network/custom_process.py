@@ -1,4 +1,4 @@
-"""Describes a custom network (`model.callable`) by asking another process, so that the caller needs no torch."""
+"""Describes a custom network (`model.callable`) in another process, so that the caller needs no torch."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from taugrid.workers.network import checkpoint
 def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], timesteps: int) -> CustomNetwork:
     """What the function `name` returns, tried by another process on two images of noise (`custom.describe`).
 
-    It is looked for in the current folder and on Python's path.
+    The function is looked up in the current folder and on Python's path.
 
     Raises:
-        UserError: one line, if there is no file `weights`, or the network can't be used.
+        UserError: if there is no file `weights`, or the network can't be used.
     """
     path = weights_path(weights)
     if path is not None:

@@ -10,11 +10,11 @@ def ema_start(unet: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def ema_decay(step: int, decay: float, warmup: bool = True) -> float:
-    """The decay at `step` = 0, 1, ...: `decay`, and with `warmup` at most (1 + step) / (10 + step)."""
+    """The decay at `step` = 0, 1, ...: `decay`, but with `warmup` at most (1 + step) / (10 + step)."""
     return min(decay, (1 + step) / (10 + step)) if warmup else decay
 
 
 @torch.no_grad()
 def ema_update(ema: dict[str, Tensor], unet: torch.nn.Module, decay: float) -> None:
-    """One step of the average, in place: decay times what it was, plus (1 - decay) times the parameters."""
+    """Update the average in place: decay times the old value, plus (1 - decay) times the parameters."""
     torch._foreach_lerp_(list(ema.values()), list(unet.parameters()), 1 - decay)

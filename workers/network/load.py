@@ -19,8 +19,8 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str) -> Den
     Raises:
         OSError: if a folder holds no network.
         WrongWeights: if the weights in a folder do not fit its config.json.
-        CustomCodeError: if a custom network is not the one that was planned. Calling it raises the same for a wrong
-            output, see `custom.checked`.
+        CustomCodeError: if a custom network is not the planned one. Calling it raises the same for a wrong output, see
+            `custom.checked`.
     """
     if isinstance(network, SavedUnet):
         from taugrid.workers.network.unet import load_unet  # diffusers takes seconds, and only these need it

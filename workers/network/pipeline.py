@@ -15,7 +15,7 @@ from taugrid.workers.network.scheduler import scheduler_config
 def save_pipeline(folder: Path, unet: diffusers.UNet2DModel, ema: Mapping[str, Tensor], diffusion: Diffusion) -> None:
     """Write what `diffusers.DDIMPipeline.from_pretrained(folder)` reads, in safetensors.
 
-    unet/ holds the averaged weights. The raw ones are in unet_raw/, which is no component of the pipeline.
+    unet/ holds the averaged weights. The raw ones are in unet_raw/, which is not a component of the pipeline.
     """
     raw = copy.deepcopy(unet).to(device="cpu", memory_format=torch.contiguous_format)
     averaged = copy.deepcopy(raw)

@@ -1,4 +1,4 @@
-"""diffusers' scheduler configs: what one says of diffusion and sampling, and the one we write. Imports no torch."""
+"""diffusers' scheduler configs: reads the settings of diffusion and sampling, and writes ours. Imports no torch."""
 
 import json
 from pathlib import Path
@@ -52,21 +52,21 @@ SCHEDULER_DEFAULTS: dict[str, Any] = {
     "clip_sample_range": 1.0,
     "steps_offset": 0,
 }
-"""What an absent key means, as in configs that were written before diffusers had it."""
+"""The values of absent keys, as in configs that were written before diffusers had them."""
 
 BETA_SCHEDULES = {ours: theirs for theirs, ours in SCHEDULES.items() if theirs != "sigmoid"}
-"""DDIMScheduler's names of our schedules; `sigmoid` is DDPMScheduler's alone."""
+"""DDIMScheduler's names for our schedules; only DDPMScheduler has `sigmoid`."""
 
 
 def read_scheduler(values: dict[str, Any], path: Path) -> tuple[Diffusion, dict[str, Any]]:
     """The keys of `diffusion` and of `sample` that a scheduler's config gives, with its class's defaults.
 
     Args:
-        values: what the config holds.
+        values: the content of the config.
         path: its file, for messages.
 
     Raises:
-        UserError: if it is of another process than DDPM's, or asks for something that taugrid can't honour.
+        UserError: if its process is not DDPM's, or it asks for something that taugrid can't honour.
     """
     for key in ("_class_name", "beta_schedule"):
         if not isinstance(values.get(key), str | None):
@@ -74,20 +74,20 @@ def read_scheduler(values: dict[str, Any], path: Path) -> tuple[Diffusion, dict[
     name = values.get("_class_name", "DDPMScheduler")
     if name not in SCHEDULERS:
         raise UserError(
-            f"model.checkpoint: {path} is of {name}, whose forward process is not DDPM's (or not known to be); taugrid "
-            "takes DDPMScheduler, DDIMScheduler and what shares their process"
+            f"model.checkpoint: {path} is for {name}, whose forward process is not known to be DDPM's; taugrid takes "
+            "DDPMScheduler, DDIMScheduler and schedulers that share their process"
         )
     unsupported = {
         "thresholding": bool(values.get("thresholding")),
         "variance_type": str(values.get("variance_type")).startswith("learned"),
         "use_flow_sigmas": bool(values.get("use_flow_sigmas")),
-        "timestep_type": values.get("timestep_type") == "continuous",  # the network is asked with log sigma
+        "timestep_type": values.get("timestep_type") == "continuous",  # the network takes log sigma
         "predict_epsilon": values.get("predict_epsilon") is False and "prediction_type" not in values,
         "beta_schedule": values.get("trained_betas") is None and values.get("beta_schedule", "linear") not in SCHEDULES,
     }
     refused = [f"{key}: {values[key]}" for key, refuse in unsupported.items() if refuse]
     if refused:
-        raise UserError(f"model.checkpoint: taugrid can't honour {', '.join(refused)} of {path}")
+        raise UserError(f"model.checkpoint: taugrid can't honour {', '.join(refused)} in {path}")
     settings = SCHEDULER_DEFAULTS | SCHEDULERS[name] | values
     return _diffusion(settings, path), _sample(settings, path)
 
@@ -110,7 +110,7 @@ def _diffusion(scheduler: dict[str, Any], path: Path) -> Diffusion:
     listed = validate(Diffusion, _given(values) | {"trained_betas": betas}, where)
     found = listed.model_copy(update={"timesteps": listed.timesteps or len(betas)})
     if found.timesteps != len(betas):
-        raise UserError(f"{where}: num_train_timesteps is {found.timesteps}, but trained_betas are {len(betas)}")
+        raise UserError(f"{where}: num_train_timesteps is {found.timesteps}, but there are {len(betas)} trained_betas")
     beside = validate(Diffusion, _given(by_name), where)
     if (named := _named_schedule(betas, beside)) is None:
         return found
@@ -123,7 +123,7 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named_schedule(betas: list[float], beside: Diffusion) -> str | None:
-    """The name of our schedule that has these betas: `scheduler_config` lists those that diffusers has no name for."""
+    """The name of our schedule that has these betas: `scheduler_config` lists betas that diffusers has no name for."""
     if beside.beta_start is None or beside.beta_end is None:
         return None
     for name in schedule.SCHEDULES:
@@ -146,8 +146,8 @@ def _sample(scheduler: dict[str, Any], path: Path) -> dict[str, Any]:
 def scheduler_config(diffusion: Diffusion) -> dict[str, Any]:
     """Arguments of diffusers' DDIMScheduler for a resolved `diffusion` section and our sampler's settings.
 
-    Nothing is clipped. `trailing` is our linear tau where S divides T. A schedule that diffusers has no name for is
-    given by its betas.
+    Nothing is clipped. `trailing` is our linear tau if S divides T. A schedule that diffusers has no name for is given
+    by its betas.
     """
     assert diffusion.timesteps is not None
     betas: dict[str, Any] = {"beta_start": diffusion.beta_start, "beta_end": diffusion.beta_end}

@@ -15,7 +15,7 @@ from taugrid.workers.network.checkpoint import MOST_NAMED, WEIGHTS_FILE, weights
 
 
 def build_unet(unet: Unet, image_shape: tuple[int, int, int]) -> diffusers.UNet2DModel:
-    """A network with random weights, from torch's global generator, for images of (channels, height, width)."""
+    """A network for images of (channels, height, width), with random weights from torch's global generator."""
     channels, height, width = image_shape
     size = {"sample_size": (height, width), "in_channels": channels, "out_channels": channels}
     return diffusers.UNet2DModel(**size, **unet.model_dump())
@@ -26,14 +26,14 @@ def load_unet(folder: str, device: str) -> Denoiser:
 
     Raises:
         OSError: if there is no such network.
-        WrongWeights: if the weights do not fit the config.json beside them, or hold more than tensors.
+        WrongWeights: if the weights do not fit the config.json next to them, or hold more than tensors.
     """
     unet = _from_folder(Path(folder))
     unet = unet.to(device=device, memory_format=torch.channels_last).eval()
 
     @torch.inference_mode()
     def network(x: Tensor, t: int) -> Tensor:
-        # The times are made on the device: diffusers would copy a number to it each step.
+        # The times are made on the device: diffusers would copy a number to it at each step.
         index = torch.full((len(x),), network_time(t), device=x.device)
         output: Tensor = unet(x.contiguous(memory_format=torch.channels_last), index, return_dict=False)[0]
         return output
@@ -53,16 +53,16 @@ def _from_folder(folder: Path) -> diffusers.UNet2DModel:
             use_safetensors=not is_pickled,
             local_files_only=True,
             low_cpu_mem_usage=False,
-            ignore_mismatched_sizes=True,  # they are refused below, with the others
+            ignore_mismatched_sizes=True,  # refused below, with the other mistakes
             output_loading_info=True,
         )
     except ValueError as error:
-        raise WrongWeights(f"{folder}/config.json makes no UNet2DModel: {' '.join(str(error).split())}") from error
+        raise WrongWeights(f"{folder}/config.json is not a UNet2DModel's: {' '.join(str(error).split())}") from error
     shapes = [f"{name} {list(theirs)}, not {list(ours)}" for name, theirs, ours in found["mismatched_keys"]]
-    wrong = {"lacks": found["missing_keys"], "has besides": found["unexpected_keys"], "has of another shape": shapes}
-    told = [f"{verb} {_some(names)}" for verb, names in wrong.items() if names]
-    if told:
-        raise WrongWeights(f"{file} does not fit the config.json beside it: it {'; '.join(told)}")
+    wrong = {"missing": found["missing_keys"], "unexpected": found["unexpected_keys"], "of another shape": shapes}
+    faults = [f"{fault}: {_some(names)}" for fault, names in wrong.items() if names]
+    if faults:
+        raise WrongWeights(f"{file} does not fit the config.json next to it ({'; '.join(faults)})")
     return unet
 
 
@@ -71,7 +71,7 @@ def _require_tensors(file: Path) -> None:
         torch.load(file, map_location="meta", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise WrongWeights(
-            f"{file} is damaged, or holds more than tensors, which would be run: it was not opened; get safetensors"
+            f"{file} is damaged or holds more than tensors, which could run code, so it was not opened; use safetensors"
         ) from error
 
 

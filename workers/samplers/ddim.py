@@ -1,4 +1,4 @@
-"""The sampler of the DDIM paper: one update, eq. 12, that samples, decodes and encodes along tau."""
+"""The sampler of the DDIM paper: one update, eq. 12, which samples, decodes and encodes along tau."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,20 +17,21 @@ Eta = float | Literal["sigma_hat"]
 
 
 class Coefficients(NamedTuple):
-    """What eq. 12 multiplies x0, eps and z by, in float64."""
+    """The factors of x0, eps and z in eq. 12, in float64."""
 
     signal: float
     """sqrt(alpha) of the time that the step leads to."""
     direction: float
     """sqrt(1 - alpha - sigma^2)."""
     noise: float
-    """sigma; 0 in the last step where alpha_0 = 1, and with sigma-hat."""
+    """sigma; 0 in the last step if alpha_0 = 1 or with sigma-hat."""
 
 
 def coefficients(alpha_t: float, alpha_prev: float, eta: Eta, is_last: bool = False) -> Coefficients:
-    """The coefficients of eq. 12. With sigma-hat the direction stays that of eta = 1, and the last step adds no noise.
+    """The coefficients of eq. 12. With sigma-hat, the direction stays that of eta = 1 and the last step adds no noise.
 
-    With an eta it adds none by eq. 16 where alpha_0 = 1; where alpha_0 = alpha_1 it can, as diffusers' does.
+    With an eta, eq. 16 gives the last step no noise if alpha_0 = 1. If alpha_0 = alpha_1 it can add some, as in
+    diffusers.
     """
     sigma_t = sigma(alpha_t, alpha_prev, 1.0 if eta == "sigma_hat" else eta)
     direction = math.sqrt(max(0.0, 1 - alpha_prev - sigma_t**2))  # rounding can take a zero below zero
@@ -44,8 +45,8 @@ def step(at: Prediction, z: Tensor | None, c: Coefficients) -> Tensor:
     """X at the next time of the path, eq. 12.
 
     Args:
-        at: what the network sees in x: x0 and eps, (B, C, H, W).
-        z: as x, standard normal; None where the step adds no noise.
+        at: the network's prediction at x: x0 and eps, (B, C, H, W).
+        z: as x, standard normal; None if the step adds no noise.
         c: the coefficients of the step.
     """
     x_next = c.signal * at.x0 + c.direction * at.eps
@@ -55,8 +56,8 @@ def step(at: Prediction, z: Tensor | None, c: Coefficients) -> Tensor:
 def clipped(at: Prediction, x: Tensor, alpha_t: float, clip: str, clip_range: float) -> Prediction:
     """The prediction at x after clipping.
 
-    `none` leaves it; `x0` clips the predicted x0 to [-clip_range, clip_range] and keeps eps, as diffusers' default;
-    `x0_and_eps` also takes the eps that leads from the clipped x0 to x, as DDPM's posterior mean does.
+    `none` leaves it unchanged. `x0` clips the predicted x0 to [-clip_range, clip_range] and keeps eps, as diffusers
+    does by default. `x0_and_eps` also takes the eps that leads from the clipped x0 to x, as DDPM's posterior mean does.
 
     Raises:
         ValueError: for an unknown `clip`.
@@ -85,12 +86,12 @@ def sample(
     """Images from x_T by one step for each time in tau.
 
     Args:
-        network: it is asked at the times of tau alone.
-        noise: `noise(0)` is x_T, (B, C, H, W) float32; `noise(t)` the z of the step that starts at time t, asked for
-            only where that step adds noise.
-        alpha_bar: (T + 1,) with `alpha_bar[0] == 1`, or `alpha_bar[1]`, with which the last step ends at time 1.
-        tau: times in 1..T that never fall; one that comes twice is a step that stays where it is (but for clip `x0`,
-            with which x0 and eps no longer make up x).
+        network: called only at the times of tau.
+        noise: `noise(0)` is x_T, (B, C, H, W) float32; `noise(t)` is the z of the step that starts at time t, called
+            only if that step adds noise.
+        alpha_bar: (T + 1,) with `alpha_bar[0] == 1`, or `alpha_bar[1]`, which makes the last step end at time 1.
+        tau: times in 1..T that never decrease. A repeated time is a step that does not move (except with clip `x0`,
+            where x0 and eps no longer add up to x).
         eta: the scale of eq. 16, or `sigma_hat`.
         clip: as in `clipped`.
         prediction: what the network predicts.
@@ -115,7 +116,7 @@ def decode(
     tau: Sequence[int],
     prediction: PredictionType = "epsilon",
 ) -> Tensor:
-    """x_0 from a given x_T, (B, C, H, W), by the ODE of eq. 14 downwards: `sample` with eta = 0 and no clipping."""
+    """x_0 for a given x_T, (B, C, H, W), along the ODE of eq. 14 downwards: `sample` with eta = 0 and no clipping."""
     return sample(network, lambda _: x_T, alpha_bar, tau, 0.0, "none", prediction)
 
 
@@ -127,10 +128,10 @@ def encode(
     tau: Sequence[int],
     prediction: PredictionType = "epsilon",
 ) -> Tensor:
-    """x_T of given images by the ODE of eq. 14 upwards, in Euler steps of eq. 13 with eps at the step's target time.
+    """x_T of given images along the ODE of eq. 14 upwards: Euler steps of eq. 13, with eps at the step's target time.
 
-    At the source time, as eq. 13 is printed, the first step would ask the network at t = 0, which it was never trained
-    for. Arguments are as in `sample`, `x0` (B, C, H, W); nothing is clipped.
+    With eps at the source time, as eq. 13 is printed, the first step would call the network at t = 0, for which it was
+    never trained. Arguments are as in `sample`, `x0` (B, C, H, W); nothing is clipped.
     """
     x = x0
     for s, t in pairwise([0, *tau]):

@@ -1,4 +1,4 @@
-"""The batches of a training: images, times and noise as functions of (train.seed, step, position in the batch)."""
+"""The batches of training: images, times and noise as functions of (train.seed, step, position in the batch)."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from taugrid.workers.training.loss import TrainingBatch
 from taugrid.workers.training.spec import TrainingSpec
 
 DEVICE_BYTES = 4 * 2**30
-"""Data sets up to this size lie on the device. Of larger ones, each batch is moved there, from a map of a file."""
+"""Data sets up to this size are kept on the device. Larger ones are moved there batch by batch, from a mapped file."""
 
 
 class Batches:

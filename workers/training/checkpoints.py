@@ -1,4 +1,4 @@
-"""Checkpoints of a training, and the commit of the trained model."""
+"""Checkpoints of training, and the commit of the trained model."""
 
 import pickle
 import shutil
@@ -23,7 +23,7 @@ def save(state: State, path: Path) -> None:
 
 
 def load(state: State, path: Path) -> None:
-    """Restore `state`, in place, from a checkpoint; nothing but tensors and numbers is unpickled."""
+    """Restore `state`, in place, from a checkpoint. Only tensors and numbers are unpickled."""
     saved = torch.load(path, map_location="cpu", weights_only=True)
     state.unet.load_state_dict(saved["unet"])
     for name, average in state.ema.items():
@@ -33,7 +33,7 @@ def load(state: State, path: Path) -> None:
 
 
 def newest_checkpoint(running: Path) -> Path | None:
-    """The last file in Ray Train's folder that `load` can read; a kill may have left others cut short."""
+    """The last file in Ray Train's folder that `load` can read; a kill may have cut others short."""
     for path in sorted(running.glob("checkpoint_*/state.pt"), reverse=True):  # Ray Train names them by the time
         try:
             torch.load(path, map_location="cpu", weights_only=True)
@@ -44,7 +44,7 @@ def newest_checkpoint(running: Path) -> Path | None:
 
 
 def resume(spec: TrainingSpec, state: State, rank: int) -> None:
-    """Restore the last checkpoint, if there is one: the one that Ray Train knows, or else the newest readable one."""
+    """Restore the last checkpoint, if any: the one that Ray Train knows, or else the newest readable one."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:

@@ -1,6 +1,6 @@
-"""Training a model on the cluster, as the driver sees it: Ray Train's run, and what a kill leaves behind.
+"""Trains a model on the cluster, from the driver's side: starts Ray Train, and removes what a kill left behind.
 
-The loop itself is in loop.py, which only the workers import, so that the driver needs no torch for it.
+The loop itself is in loop.py, which only the workers import, because it needs torch.
 """
 
 import importlib.util
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
     from ray.train import TrainingFailedError
 
 MAX_WORKER_FAILURES = 3
-"""Killed workers that are replaced in one run; the same command again allows another three."""
+"""How many killed workers are replaced in one run; running the same command again allows another three."""
 
 MAX_CONTROLLER_FAILURES = 9
-"""Each try to start the workers takes Ray Train up to a minute: ten are enough for an autoscaler, and they end."""
+"""Each attempt to start the workers takes Ray Train up to a minute. Ten attempts give an autoscaler enough time."""
 
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how often its controller polls; a checkpoint waits for it (2 s)
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process whose warnings the loop would not use
 }
-"""Read by Ray Train when a run starts, and passed on to its processes. The user's own settings win."""
+"""Read by Ray Train when a run starts, and passed on to its processes. Variables that the user has set win."""
 
 COLLATERAL = re.compile(
     r"gloo|nccl|DistBackendError|DistNetworkError|DistStoreError|connection (closed|reset|refused)", re.I
 )
-"""Matches the error of a worker that failed only because another one did."""
+"""Matches the error of a worker that failed only because another worker did."""
 
 
 def check(settings: Train) -> None:
-    """Raise `UserError` if TensorBoard is asked for and not installed."""
+    """Raise `UserError` if TensorBoard is requested but not installed."""
     if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError("train.tensorboard needs the package tensorboard; pip install 'taugrid[tensorboard]'")
 
 
 def remove_leftovers(models_dir: str | Path, model_id: str) -> None:
-    """Remove what kills left behind of a training that no longer runs: half a commit, or the folder after a commit."""
+    """Remove what a killed training left behind: half a commit, or its running folder after a commit."""
     for leftover in Path(models_dir).glob(f".{model_id}.*.tmp"):
         shutil.rmtree(leftover)
     if (Path(models_dir) / model_id).is_dir():
@@ -51,9 +51,9 @@ def remove_leftovers(models_dir: str | Path, model_id: str) -> None:
 
 
 def train(spec: TrainingSpec) -> None:
-    """Train the model unless it is there. An interrupted training continues from its last checkpoint.
+    """Train the model unless it already exists. An interrupted training continues from its last checkpoint.
 
-    Ray must be initialised. Don't call it in the main thread: there, Ray Train takes over SIGINT and keeps it.
+    Ray must be initialised. Don't call this in the main thread: there, Ray Train takes over SIGINT and keeps it.
 
     Raises:
         RunFailed: if the network can't be built, the loss is not finite, or workers failed more often than
@@ -100,7 +100,7 @@ def _fit(spec: TrainingSpec) -> None:
 
 
 def _in_one_line(error: "TrainingFailedError") -> str:
-    """The last lines of the workers' errors, with ranks, without errors that only say that another worker failed."""
+    """The last lines of the workers' errors, with ranks. Errors that only follow from another worker's are left out."""
     from ray.train.v2.api.exceptions import WorkerGroupError
 
     if not isinstance(error, WorkerGroupError) or not error.worker_failures:
@@ -113,7 +113,7 @@ def _in_one_line(error: "TrainingFailedError") -> str:
 
 
 def _work(loop_config: dict[str, Any]) -> str | None:
-    """Runs the loop in a worker. Returns why a training is hopeless: Ray Train would repeat it after an exception."""
+    """Run the loop in a worker. Returns why training is hopeless: after an exception, Ray Train would repeat it."""
     from taugrid.workers.training import loop
 
     try:
@@ -124,9 +124,9 @@ def _work(loop_config: dict[str, Any]) -> str | None:
 
 
 def _drop_torn_snapshot(running: Path) -> None:
-    """Remove Ray Train's list of checkpoints if a kill cut off its writing, which is not atomic.
+    """Remove Ray Train's list of checkpoints if a kill left it half-written: its writing is not atomic.
 
-    Ray Train refuses to start with it. Without it the workers look for the newest checkpoint themselves.
+    Ray Train refuses to start with half a list. Without a list, the workers look for the newest checkpoint themselves.
     """
     snapshot = running / "checkpoint_manager_snapshot.json"
     try:

@@ -1,4 +1,4 @@
-"""The log of a training: log.jsonl, how it is written and read, and the same for TensorBoard if that is asked for."""
+"""The log of training: writes and reads log.jsonl, and writes the same for TensorBoard on request."""
 
 import json
 import shutil
@@ -19,32 +19,32 @@ SCALARS = ("loss", "learning_rate", "gradient_norm")
 
 LOGGED_AT_START = 50
 LOGGED_LINES = 1_000
-"""The first 50 steps are logged, and from then on about a thousand more, however long the training is."""
+"""The first 50 steps are logged, and about a thousand after them, however long the training is."""
 
 
 class Record(NamedTuple):
     """A logged step."""
 
     step: int
-    """Steps done with it."""
+    """Steps done, including this one."""
     loss: float
     """The mean over the global batch, before the step's update."""
     learning_rate: float
     gradient_norm: float
-    """Of the global batch's loss, before clipping."""
+    """Norm of the gradient of the global batch's loss, before clipping."""
     workers: int
     seconds: float
-    """Spent on training so far, over all attempts."""
+    """Time spent on training so far, over all attempts."""
 
 
 class Log:
-    """log.jsonl: a line for each logged step. With `tensorboard`, event files with `SCALARS` too."""
+    """log.jsonl, with a line for each logged step. With `tensorboard`, also event files with `SCALARS`."""
 
     def __init__(self, folder: Path, done: int, tensorboard: bool) -> None:
-        """Continue after step `done`. Records of later steps are dropped, because those steps will be done again.
+        """Continue after step `done`. Records of later steps are dropped, because those steps will be repeated.
 
         Raises:
-            Hopeless: if TensorBoard is asked for and not installed.
+            Hopeless: if TensorBoard is requested but not installed.
         """
         path = folder / LOG
         kept = [record for record in whole_lines(path) if record["step"] <= done]
@@ -67,11 +67,11 @@ class Log:
         if self._events is not None:
             for name in record.keys() & SCALARS:  # not all were always logged
                 self._events.add_scalar(name, record[name], record["step"])
-            self._events.flush()  # a kill must not take what a checkpoint covers
+            self._events.flush()  # a kill must not lose steps that a checkpoint covers
 
 
 def _events(folder: Path) -> Any:
-    """A writer of new event files. Earlier ones are removed: they lack steps if TensorBoard was switched on later."""
+    """A writer of new event files. Old ones are removed: they lack steps if TensorBoard was switched on later."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -81,7 +81,7 @@ def _events(folder: Path) -> Any:
 
 
 def events_folder(folder: Path) -> Path:
-    """Where TensorBoard's event files are while a training runs in `folder`."""
+    """Where TensorBoard's event files are while training runs in `folder`."""
     return folder / "tensorboard"
 
 
@@ -100,14 +100,14 @@ class TrainingProgress(NamedTuple):
 
 
 def training_progress(models_dir: str | Path, model_id: str, storage: Storage = LOCAL) -> TrainingProgress | None:
-    """The last logged step of a training, finished or not; None before the first."""
+    """The last logged step of a training, finished or not; None before the first step."""
     committed = Path(models_dir) / model_id / "train" / LOG
     running = running_folder(models_dir, model_id) / LOG
     records = _last_lines(committed, storage) or _last_lines(running, storage)
     if not records:
         return None
     last = records[-1]
-    return TrainingProgress(last["step"], last["loss"], last.get("workers", 1))  # it was not always written
+    return TrainingProgress(last["step"], last["loss"], last.get("workers", 1))  # older logs lack it
 
 
 def _last_lines(log: Path, storage: Storage) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The training loop that runs in each of Ray Train's workers.
 
-Every draw is a function of (train.seed, step, position in the global batch), so that neither the number of workers nor
-a restart changes what is learnt, save for the rounding of sums.
+Every draw is a function of (train.seed, step, position in the global batch), so neither the number of workers nor a
+restart changes the result, apart from the rounding of sums.
 """
 
 import hashlib
@@ -35,12 +35,12 @@ from taugrid.workers.training.state import State, new_state, not_finite
 
 
 class Step(NamedTuple):
-    """The results of a step, which stay on the device until they are read."""
+    """The results of a step. They stay on the device until they are read."""
 
     loss: Tensor
     """This rank's share: the sum over ranks is the mean over the global batch."""
     gradient_norm: Tensor
-    """Of the global batch's loss, before clipping."""
+    """Norm of the gradient of the global batch's loss, before clipping."""
 
 
 def run(spec: TrainingSpec) -> None:
@@ -73,13 +73,13 @@ def run(spec: TrainingSpec) -> None:
 
 @contextmanager
 def _process_group(spec: TrainingSpec, rank: int, world_size: int, device: str) -> Iterator[None]:
-    """Connects the ranks, which meet at a file in the run directory; each start has a new file.
+    """Connect the ranks through a file in the run directory, a new one for each start.
 
-    Ray Train would have them meet at torch's TCP store, which listens on all interfaces of a machine, and gloo listens
-    on the one that the host's name resolves to. A cluster on loopback must stay there.
+    Ray Train would use torch's TCP store, which listens on all of a machine's interfaces, and gloo listens on the one
+    that the host's name resolves to. A cluster on loopback must not listen anywhere else.
 
-    A rank that fails does not destroy the group. Otherwise each of the others would fail too, and its error would be
-    one among theirs. Instead they wait until Ray Train ends them.
+    A rank that fails does not destroy the group. If it did, all others would fail too and bury its error under theirs.
+    Instead they wait until Ray Train stops them.
     """
     if world_size == 1:
         yield
@@ -98,7 +98,7 @@ def _process_group(spec: TrainingSpec, rank: int, world_size: int, device: str) 
 
 
 def _batches(spec: TrainingSpec, rank: int, world_size: int, device: str) -> Batches:
-    """The `Batches` of one rank. They are made outside of the process group, which does not wait for slow decoding."""
+    """The `Batches` of one rank. Made before the process group, which would not wait for slow decoding."""
     try:
         return Batches(spec, rank, world_size, device)
     except UserError as error:
@@ -106,7 +106,7 @@ def _batches(spec: TrainingSpec, rank: int, world_size: int, device: str) -> Bat
 
 
 def _stop_together(fault: str | None, world_size: int) -> None:
-    """Stop all ranks if one of them has a `fault`: none can go on without it."""
+    """Stop all ranks if any of them has a `fault`: the others can't go on without it."""
     faults = [fault] * world_size
     if world_size > 1:
         distributed.all_gather_object(faults, fault)
@@ -115,10 +115,10 @@ def _stop_together(fault: str | None, world_size: int) -> None:
 
 
 def learning_rate(step: int, settings: Train) -> float:
-    """The rate at `step` = 0, 1, ...: it rises linearly over the warm-up, and then stays or falls along a cosine.
+    """The rate at `step` = 0, 1, ...: it rises linearly during the warm-up, then stays constant or falls as a cosine.
 
-    `cosine`: at the k-th of the K steps after the warm-up, the rate times (1 + cos(pi k / K)) / 2, which is 0 at the
-    last (Loshchilov & Hutter 2017, "SGDR", eq. 5, without restarts and down to 0).
+    `cosine`: at the k-th of the K steps after the warm-up, the rate is multiplied by (1 + cos(pi k / K)) / 2, which
+    is 0 at the last (Loshchilov & Hutter 2017, "SGDR", eq. 5, without restarts).
     """
     rate = settings.learning_rate * min(1.0, (step + 1) / max(1, settings.warmup_steps))
     k, K = step + 1 - settings.warmup_steps, settings.steps - settings.warmup_steps
@@ -141,7 +141,7 @@ def _loop(spec: TrainingSpec, state: State, batches: Batches, log: Log | None, r
         logged, last = is_logged(state.step, settings.steps), state.step == settings.steps
         due = state.step % settings.checkpoint_every == 0 and not last
         if not logged and not due:
-            continue  # reading the loss makes a device wait
+            continue  # reading the loss makes the device wait
         loss = _sum_over_ranks(step.loss, world_size)
         record = Record(state.step, loss, rate, step.gradient_norm.item(), world_size, state.seconds)
         if (found := not_finite(record, state if due or last else None)) is not None:
@@ -173,16 +173,16 @@ def _step(
 
 
 def _output(settings: Train, network: Any, batch: TrainingBatch) -> Tensor:
-    """The network's output, float32 in any `precision`. bf16 has float32's range, so the loss needs no scaling."""
+    """The network's output, as float32 for any `precision`. bf16 has float32's range, so the loss needs no scaling."""
     with torch.autocast(batch.x_t.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         output: Tensor = network(batch.x_t, network_time(batch.t), return_dict=False)[0]
     return output.float()
 
 
 def _network(settings: Train, unet: diffusers.UNet2DModel, batches: Batches, world_size: int) -> Any:
-    """`unet`, compiled in place if `compile` says so. Several ranks have it wrapped in DDP, which averages gradients.
+    """`unet`, compiled in place if `compile` is set; with several ranks, wrapped in DDP, which averages gradients.
 
-    Compiled within DDP, as torch advises (torch.compiler, "Where to apply torch.compile?").
+    It is compiled inside DDP, as torch advises (torch.compiler, "Where to apply torch.compile?").
 
     DDP reorders its buckets after the first backward pass, which changes the order of sums. A backward pass without
     effect comes first, so that a resumed training has the same buckets at each step as an uninterrupted one.
@@ -197,17 +197,17 @@ def _network(settings: Train, unet: diffusers.UNet2DModel, batches: Batches, wor
 
 
 def _diverged(spec: TrainingSpec, what: str, checkpointed: int) -> str:
-    """The error message: what was seen, what to change, and what is left."""
+    """The error message: what happened, what to change, and what remains."""
     settings = spec.train
     clip = "set train.gradient_clip"
     if settings.gradient_clip is not None:
         clip = f"lower train.gradient_clip ({settings.gradient_clip:g})"
-    left = "there is no checkpoint from before"
+    left = "there is no earlier checkpoint"
     if checkpointed:
         left = f"its last good checkpoint, of step {checkpointed}, stays in {spec.running}"
     return (
         f"{what} not finite; lower train.learning_rate ({settings.learning_rate:g}), raise train.warmup_steps "
-        f"({settings.warmup_steps}), or {clip}, which makes it another model that starts anew; {left}"
+        f"({settings.warmup_steps}), or {clip}, which makes it another model that starts from scratch; {left}"
     )
 
 

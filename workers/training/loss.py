@@ -19,17 +19,17 @@ class TrainingBatch(NamedTuple):
     t: Tensor
     """(B,) int64 in 1..T."""
     x0: Tensor
-    """As `x_t`, the images in [-1, 1]."""
+    """Shaped like `x_t`: the images in [-1, 1]."""
     eps: Tensor
-    """As `x_t`, the noise."""
+    """Shaped like `x_t`: the noise."""
 
 
 class Loss:
-    """The loss of a network's output: the mean square error of what it predicts (for epsilon that is L_simple), or
-    L_gamma on eps with Theorem 1's weights."""
+    """The loss of a network's output: the mean square error of its prediction (L_simple for epsilon), or L_gamma on eps
+    with Theorem 1's weights."""
 
     def __init__(self, diffusion: config.Diffusion, weights: config.LossWeights | None, device: str) -> None:
-        """Raises ValueError where Theorem 1 has no such weights."""
+        """Raises ValueError if Theorem 1 has no such weights."""
         self._prediction = diffusion.predicts
         alpha_bar = schedules.alpha_bar(diffusion)
         self._alpha_bar = torch.from_numpy(alpha_bar).to(device)

@@ -1,4 +1,4 @@
-"""What to train: the specification that travels to Ray Train's workers, and where the training lies while it runs."""
+"""What to train: the specification that travels to Ray Train's workers, and the training's folders."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +7,12 @@ from taugrid.config import Data, Diffusion, Train, Unet
 
 
 class Hopeless(Exception):
-    """A training that would fail in the same way again, so Ray Train must not repeat it. The message is one line."""
+    """Training would fail in the same way again, so Ray Train must not repeat it. The message is one line."""
 
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """A model to train, and the resources; `diffusion` and `train` are resolved, with no key left `null`."""
+    """A model to train, and the resources. `diffusion` and `train` are resolved, with no key left `null`."""
 
     data: Data
     data_sha256: str

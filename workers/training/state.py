@@ -1,4 +1,4 @@
-"""The state of a training: the network, its average and the optimizer, at the start and after any step."""
+"""The state of training: the network, its average and the optimizer, at the start and after any step."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from taugrid.workers.training.spec import Hopeless, TrainingSpec
 
 @dataclass
 class State:
-    """What a checkpoint holds."""
+    """The content of a checkpoint."""
 
     unet: diffusers.UNet2DModel
     ema: dict[str, Tensor]
@@ -31,7 +31,7 @@ def new_state(spec: TrainingSpec, device: str) -> State:
     """The state before the first step, a function of `train.seed` alone.
 
     Raises:
-        Hopeless: if `model.unet` is no network for these images.
+        Hopeless: if `model.unet` does not work for these images.
     """
     assert spec.train.seed is not None
     shape = spec.data.image_shape
@@ -40,7 +40,7 @@ def new_state(spec: TrainingSpec, device: str) -> State:
         unet = build_unet(spec.unet, shape)  # on the CPU, whose random numbers are the same anywhere
         unet(torch.zeros(1, *shape), 0)
     except (ValueError, RuntimeError, TypeError) as error:
-        raise Hopeless(f"model.unet is no network for images of shape {shape}: {error}") from error
+        raise Hopeless(f"model.unet does not work for images of shape {shape}: {error}") from error
     memory_format = torch.channels_last if spec.train.channels_last else torch.contiguous_format
     unet = unet.to(device=device, memory_format=memory_format).train()
     return State(unet, ema_start(unet), _optimizer(spec.train, unet))
@@ -54,7 +54,7 @@ def _optimizer(settings: Train, unet: diffusers.UNet2DModel) -> torch.optim.Opti
 
 
 def not_finite(record: Record, to_be_kept: State | None) -> str | None:
-    """What contains NaN or infinity, if anything does. A step's loss can be finite although its weights are not."""
+    """What contains NaN or infinity, if anything does. A step's loss can be finite while its weights are not."""
     if not math.isfinite(record.loss):
         return f"the loss of step {record.step} is"
     if not math.isfinite(record.gradient_norm):

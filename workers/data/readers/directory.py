@@ -9,7 +9,7 @@ from taugrid.errors import DamagedFile
 from taugrid.workers.data.readers.picture import IMAGES_AT_ONCE, Picture, Reader, ahead, decode
 
 EXTENSIONS = (".png", ".jpg", ".jpeg")
-"""The endings that torch-fidelity reads. `files` also takes its order: files directly in the folder, by real path."""
+"""The endings that torch-fidelity reads. `files` also uses its order: files directly in the folder, by real path."""
 
 
 def files(folder: Path, extensions: Sequence[str]) -> list[str]:
@@ -27,7 +27,7 @@ def subfolder_with_images(folder: Path) -> str | None:
 
 
 def below(root: Path, patterns: Sequence[str]) -> list[Path]:
-    """The files below `root` whose relative path fits one of `patterns` (see `fits`), sorted by that path.
+    """The files below `root` whose relative path matches one of `patterns` (see `fits`), sorted by that path.
 
     Linked folders are not entered, and names that begin with a dot are skipped.
     """
@@ -55,7 +55,7 @@ def folder_reader(folder: Path) -> Reader:
     """The PNG and JPEG files directly in `folder`, sorted by real path."""
     paths = files(folder, EXTENSIONS)
     deeper = subfolder_with_images(folder)
-    warnings = (f"images in subfolders of {folder}, such as {deeper}, are left out",) if deeper else ()
+    warnings = (f"images in subfolders of {folder}, such as {deeper}, are ignored",) if deeper else ()
     chunks = [paths[i : i + IMAGES_AT_ONCE] for i in range(0, len(paths), IMAGES_AT_ONCE)]
     return Reader(len(paths), lambda: ahead(_decode_files, chunks), warnings)
 

@@ -1,4 +1,4 @@
-"""The images in an `.npz`, as numpy.savez and guided-diffusion write them."""
+"""Reads the images in an `.npz`, as numpy.savez and guided-diffusion write them."""
 
 import lzma
 import struct
@@ -18,8 +18,8 @@ NPZ_IMAGES = "arr_0"
 """The name that numpy.savez gives to its first array. guided-diffusion writes its samples under it."""
 
 NPZ_ERRORS = (OSError, ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
-"""What zipfile and numpy raise for a damaged `.npz`. A wrong bit can make an array look encrypted, compressed
-in another way, or written by a later version of zip (NotImplementedError, which is a RuntimeError)."""
+"""The exceptions that zipfile and numpy raise for a damaged `.npz`. A wrong bit can make an array look encrypted,
+compressed in another way, or written by a later version of zip (NotImplementedError, which is a RuntimeError)."""
 
 
 def npz_reader(path: Path) -> Reader:
@@ -27,17 +27,17 @@ def npz_reader(path: Path) -> Reader:
     try:
         names, (count, *shape) = _npz_header(path)
     except SourceError:
-        require_whole_npz(path)  # what looks like another file may be a damaged one
+        require_whole_npz(path)  # a damaged file can look like one of another kind
         raise
     warnings: tuple[str, ...] = ()
     if {"mu", "sigma"} <= set(names):
-        # guided-diffusion's references: statistics of a whole training set beside 10,000 images of it
-        warnings = (f"{path} holds mu and sigma too, perhaps of more images; its {count} images are taken",)
+        # guided-diffusion's references: statistics of a whole training set next to 10,000 of its images
+        warnings = (f"{path} also holds mu and sigma, perhaps of more images; its {count} images are used",)
     return Reader(count, lambda: _npz_pictures(path, count, tuple(shape)), warnings)
 
 
 def require_whole_npz(path: Path) -> None:
-    """Raise `DamagedFile` unless `path` is an `.npz` whose arrays have their checksums."""
+    """Raise `DamagedFile` unless `path` is an `.npz` whose arrays match their checksums."""
     with _damage(path), zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
         if damaged is not None:
@@ -46,13 +46,13 @@ def require_whole_npz(path: Path) -> None:
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """Turns what zipfile and numpy raise into `DamagedFile`."""
+    """Turn the exceptions of zipfile and numpy into `DamagedFile`."""
     try:
         yield
     except SourceError:
         raise
     except NPZ_ERRORS as error:
-        raise DamagedFile(f"{path} is no whole .npz: {one_line(error)}") from None
+        raise DamagedFile(f"{path} is not a complete .npz: {one_line(error)}") from None
 
 
 def _npz_header(path: Path) -> tuple[list[str], tuple[int, ...]]:
@@ -71,10 +71,10 @@ def _npy_shape(path: Path, file: IO[bytes]) -> tuple[int, ...]:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, columns_first, dtype = read(file)
     if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape or columns_first:
-        order = " in Fortran's order" if columns_first else ""
+        order = " in Fortran order" if columns_first else ""
         raise SourceError(
-            f"{path}: {NPZ_IMAGES} is {dtype} of shape {shape}{order}; taken is uint8 of shape (N, height, width, 1 or "
-            "3) in C order"
+            f"{path}: {NPZ_IMAGES} must be uint8 of shape (N, height, width, 1 or 3) in C order, not {dtype} of shape "
+            f"{shape}{order}"
         )
     return shape
 
@@ -91,5 +91,5 @@ def _npz_pictures(path: Path, count: int, shape: tuple[int, ...]) -> Iterator[Pi
             images = np.frombuffer(data, np.uint8).reshape(-1, *shape)
             for offset, image in enumerate(images):
                 yield Picture(f"{path} image {start + offset}", image.transpose(2, 0, 1), lossy=False)
-        if file.read(1):  # only at its end is an array's checksum known
-            raise DamagedFile(f"{path}: {NPZ_IMAGES} goes on after its {count} images")
+        if file.read(1):  # the array's checksum is only checked at its end
+            raise DamagedFile(f"{path}: {NPZ_IMAGES} has more data after its {count} images")

@@ -1,4 +1,4 @@
-"""The image column of Parquet files: taugrid's own, Hugging Face's, or any other with the bytes of PNG or JPEG."""
+"""Reads the image column of Parquet files: taugrid's, Hugging Face's, or any other with the bytes of PNG or JPEG."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -36,14 +36,14 @@ class Table(NamedTuple):
 
 
 def parquet_reader(path: Path) -> Reader:
-    """The image column of a Parquet file or of those in a folder: taugrid's by index, others by file name, then row."""
+    """The image column of a Parquet file or a folder of them: taugrid's by index, others by file name, then row."""
     paths = files(path, (".parquet",)) if path.is_dir() else [str(path)]
     tables = [_table(p) for p in paths]
     if all(table.ends is not None for table in tables):
         tables.sort(key=lambda table: table.ends or (0, 0))
         _require_one_cell(path, tables)
     splits = sorted({match[1] for p in paths if (match := SPLIT_NAME.match(Path(p).name))})
-    warnings = (f"{path} holds the splits {', '.join(splits)}, and all are taken",) if len(splits) > 1 else ()
+    warnings = (f"{path} holds the splits {', '.join(splits)}; all are used",) if len(splits) > 1 else ()
     count = sum(table.rows for table in tables)
     if not count:
         raise SourceError(f"{path} holds no rows")
@@ -51,9 +51,9 @@ def parquet_reader(path: Path) -> Reader:
 
 
 def _require_one_cell(path: Path, tables: Sequence[Table]) -> None:
-    """Raise `SourceError` unless the sorted files have the indices 0, 1, 2, ...: none twice, none missing.
+    """Raise `SourceError` unless the sorted files have the indices 0, 1, 2, ... without gaps or repetitions.
 
-    `_table` has checked the rows within each file. Images that are missing at the end can't be noticed.
+    `_table` has checked the rows within each file. Images that are missing at the end can't be detected.
     """
     before, stop = "", 0
     for table in tables:
@@ -61,7 +61,7 @@ def _require_one_cell(path: Path, tables: Sequence[Table]) -> None:
         if first < stop:
             raise SourceError(f"{before} and {table.path} both hold index {first}: give the files of one cell")
         if first > stop:
-            raise SourceError(f"{path} lacks the images of index {stop} to {first - 1}: give all files of a cell")
+            raise SourceError(f"{path} lacks the images {stop} to {first - 1}: give all files of a cell")
         before, stop = table.path, last + 1
 
 
@@ -80,17 +80,19 @@ def _table(path: str) -> Table:
     ends = None if index is None else (int(index[0]), int(index[-1]))
     if index is not None and (np.diff(index) != 1).any():
         at = int(np.flatnonzero(np.diff(index) != 1)[0])
-        raise SourceError(f"{path}: index {index[at]} is followed by {index[at + 1]}, not by the next")
+        raise SourceError(f"{path}: index {index[at]} is followed by {index[at + 1]}, not {index[at] + 1}")
     return Table(path, _image_column(path, schema), rows, ends)
 
 
 def _image_column(path: str, schema: pa.Schema) -> str:
-    """The column of pictures, a struct with the field `bytes` or binary; the one named `image` if there are several."""
+    """The column of pictures: binary, or a struct with the field `bytes`. Of several, the one named `image`."""
     candidates = [field.name for field in schema if _holds_bytes(field.type)]
     if len(candidates) == 1 or "image" in candidates:
         return "image" if "image" in candidates else candidates[0]
     if candidates:
-        raise SourceError(f"{path} has the columns {candidates} of bytes: name the one with the pictures image")
+        raise SourceError(
+            f"{path} has several columns of bytes, {candidates}: rename the one with the pictures to image"
+        )
     raise SourceError(
         f"{path} has no column of pictures (bytes of PNG or JPEG, or a struct with bytes), only {schema.names}"
     )

@@ -1,4 +1,4 @@
-"""One image, encoded or decoded, and threads that decode ahead of the reader."""
+"""Images, encoded and decoded, and threads that decode ahead of the reader."""
 
 import io
 import os
@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from taugrid.errors import DamagedFile
 
 IMAGES_AT_ONCE = 32
-"""Images that a thread decodes before it hands them over: few, so that the first batch comes soon."""
+"""Images that a thread decodes before it hands them over: few, so that the first batch is ready soon."""
 
 THREADS = min(8, os.cpu_count() or 1)
 """Number of threads that decode."""
@@ -25,7 +25,7 @@ PNG_DEPTH_AT = 24
 
 
 class SourceError(ValueError):
-    """Images that can't be used although they are intact. The message is one line with the file and the way out."""
+    """Images that are intact but can't be used. The message is one line with the file and the way out."""
 
 
 class Picture(NamedTuple):
@@ -56,8 +56,8 @@ def decode(name: str, data: bytes) -> Picture:
     """The image in the bytes of a PNG or JPEG file.
 
     Raises:
-        SourceError: unless it has 8 bits in one grey channel or three of RGB.
-        taugrid.errors.DamagedFile: if the bytes are no such file or not all of it.
+        SourceError: unless it is 8-bit grey or RGB.
+        taugrid.errors.DamagedFile: if the bytes are not such a file, or only part of one.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:
@@ -67,10 +67,10 @@ def decode(name: str, data: bytes) -> Picture:
                 mode = f"16-bit {mode.removesuffix(';16')}"
             pixels = np.asarray(picture) if mode in ("L", "RGB") else None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "it is no PNG or JPEG" if isinstance(error, UnidentifiedImageError) else one_line(error)
+        reason = "it is neither PNG nor JPEG" if isinstance(error, UnidentifiedImageError) else one_line(error)
         raise DamagedFile(f"{name} can't be decoded: {reason}") from None
     if pixels is None:
-        raise SourceError(f"{name} is of Pillow's mode {mode}; taken are 8-bit grey (L) and RGB: convert it first")
+        raise SourceError(f"{name} must be 8-bit grey (L) or RGB, not {mode} (Pillow's mode): convert it first")
     return Picture(name, pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), lossy)
 
 
@@ -83,10 +83,10 @@ Item = TypeVar("Item")
 
 
 def ahead(work: Callable[[Item], list[Picture]], items: Iterable[Item]) -> Iterator[Picture]:
-    """The results of `work` on each item, in order. Threads work on the next items, a bounded number ahead.
+    """The results of `work` on each item, in order. Threads work a bounded number of items ahead.
 
-    The garbage collector closes a reader that was left before its end, in whatever thread it runs in. Closing must
-    therefore not wait for the threads: in a thread that is just starting, Python 3.11 deadlocks on a lock it holds.
+    The garbage collector closes a reader that was abandoned before its end, in whatever thread it runs. Closing must
+    not wait for the threads: in a thread that is just starting, Python 3.11 would deadlock on a lock that it holds.
     """
     pool = ThreadPoolExecutor(THREADS)
     try:

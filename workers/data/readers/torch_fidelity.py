@@ -1,4 +1,4 @@
-"""The data sets that torch-fidelity knows by name, where torchvision has unpacked them."""
+"""Reads the data sets that torch-fidelity knows by name, from where torchvision has unpacked them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ NAMES = ("cifar10-train", "cifar10-val", "cifar100-train", "cifar100-val", "stl1
 
 
 def dataset_reader(root: Path, name: str) -> Reader:
-    """A reader of the data set that torch-fidelity's registry knows as `name`, which lies in `root`."""
+    """A reader of the data set that torch-fidelity's registry knows as `name`, in the folder `root`."""
     from torch_fidelity.registry import DATASETS_REGISTRY
     from torchvision import datasets
 
