@@ -5,8 +5,10 @@ from pathlib import Path
 
 from taugrid.config.load import load
 from taugrid.errors import UserError
+from taugrid.orchestrator.plan.extractor import extractor
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.extension import check_extends
 
 
 class Opened:
@@ -39,6 +41,28 @@ def open_existing(directory: str) -> Opened:
             f"{directory} is not a run directory (it has no config.json); give the one that `taugrid run` made"
         )
     return Opened(directory, (), None)
+
+
+def open_to_plan(name: str, assignments: Sequence[str], out: str | None) -> Opened:
+    """Open a config that is to be looked at before it is run.
+
+    Raises:
+        UserError: if the config is wrong, has no extractor, or would orphan images.
+    """
+    opened = Opened(name, assignments, out)
+    check_extends(opened.config, opened.plan, opened.rundir)
+    extractor(opened.config)
+    return opened
+
+
+def open_to_run(name: str, assignments: Sequence[str], out: str | None, address: str) -> Opened:
+    """Open a config that is to be run on the Ray cluster at `address`.
+
+    Raises:
+        UserError: if the config is wrong, or a cluster is joined and the run directory is named by a relative path.
+    """
+    require_shared(run_folder(name, out, ""), address)
+    return Opened(name, assignments, out)
 
 
 def require_shared(out: str | Path, address: str) -> None:

@@ -23,14 +23,12 @@ def plan(config: str | Path, out: str | Path | None = None, assignments: Sequenc
         assignments: `key=value`, as --set takes them.
 
     Raises:
-        taugrid.errors.UserError: if the config is wrong or would orphan images.
+        taugrid.errors.UserError: if the config is wrong, has no extractor, or would orphan images.
     """
     from taugrid.orchestrator.inspection import describe
-    from taugrid.orchestrator.opened import Opened
-    from taugrid.orchestrator.rundir.extension import check_extends
+    from taugrid.orchestrator.opened import open_to_plan
 
-    opened = Opened(str(config), assignments, None if out is None else str(out))
-    check_extends(opened.config, opened.plan, opened.rundir)
+    opened = open_to_plan(str(config), assignments, None if out is None else str(out))
     return describe(opened.config, opened.plan, opened.rundir)
 
 
@@ -47,7 +45,8 @@ def run(
         config: as in `plan`.
         out: as in `plan`.
         assignments: as in `plan`.
-        address: `local` for a private Ray cluster, `auto`, or HOST:PORT.
+        address: `local` for a private Ray cluster, `auto`, or HOST:PORT. With a cluster that others started, the run
+            directory must be named by an absolute path.
         stages: some of `STAGES`.
 
     Raises:
@@ -57,13 +56,12 @@ def run(
     import pandas as pd
 
     from taugrid.errors import RunFailed
-    from taugrid.orchestrator.opened import Opened, require_shared
+    from taugrid.orchestrator.opened import open_to_run
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.session import Run
     from taugrid.words import counted
 
-    opened = Opened(str(config), assignments, None if out is None else str(out))
-    require_shared(opened.rundir.root if out is None else out, address)
+    opened = open_to_run(str(config), assignments, None if out is None else str(out), address)
     with Progress() as progress:
         outcome = Run(opened.config, opened.plan, opened.rundir, address, progress).do(stages)
     if outcome.missing:

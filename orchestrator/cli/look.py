@@ -18,13 +18,9 @@ def plan(config: str, out: str | None, assignments: tuple[str, ...], as_json: bo
     """Show what a run would do, and what is done already. Starts nothing."""
     from taugrid.orchestrator.cli.text import plan_text
     from taugrid.orchestrator.inspection import describe
-    from taugrid.orchestrator.opened import Opened
-    from taugrid.orchestrator.plan.extractor import extractor
-    from taugrid.orchestrator.rundir.extension import check_extends
+    from taugrid.orchestrator.opened import open_to_plan
 
-    opened = Opened(config, assignments, out)
-    check_extends(opened.config, opened.plan, opened.rundir)
-    extractor(opened.config)
+    opened = open_to_plan(config, assignments, out)
     print_value(describe(opened.config, opened.plan, opened.rundir), as_json, plan_text)
 
 

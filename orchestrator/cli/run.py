@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from taugrid.api import STAGES
 from taugrid.errors import Exit
 from taugrid.orchestrator.cli.options import cluster_options, config_options
 
@@ -32,11 +33,7 @@ def _stage(name: str, stages: tuple[str, ...], text: str) -> click.Command:
     return click.command(name)(command)
 
 
-run = _stage(
-    "run",
-    ("train", "sample", "evaluate", "report"),
-    "Do everything that is missing: train, sample, score, report.",
-)
+run = _stage("run", STAGES, "Do everything that is missing: train, sample, score, report.")
 train = _stage("train", ("train",), "Train the models of the config.")
 sample = _stage("sample", ("sample",), "Sample every cell; models must be there.")
 report = _stage("report", ("report",), "Write tables and figures from the scores there are.")
@@ -66,12 +63,11 @@ def run_stages(
     as_json: bool,
 ) -> None:
     """Do `stages`, print how that ended, and exit with 4 if anything is missing."""
-    from taugrid.orchestrator.opened import Opened, require_shared, run_folder
+    from taugrid.orchestrator.opened import open_to_run
 
     if workers is not None:
         assignments = (*assignments, f"cluster.workers={workers}")
-    require_shared(run_folder(config, out, ""), address)
-    _work(Opened(config, assignments, out), stages, address, as_json)
+    _work(open_to_run(config, assignments, out, address), stages, address, as_json)
 
 
 def _work(opened: "Opened", stages: tuple[str, ...], address: str, as_json: bool) -> None:

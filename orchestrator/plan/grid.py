@@ -18,6 +18,7 @@ from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.identity import NOT_CELLS, Fingerprint, data_identity, sample_identity
 from taugrid.orchestrator.plan.resolve import check_loss_weights, diffusion_section, sample_section, times
 from taugrid.orchestrator.plan.sources import Custom, Loaded, ModelSource, Oracle, Trained
+from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
 
@@ -29,13 +30,6 @@ ReadCheckpoint = Callable[[str], Checkpoint]
 
 DescribeNetwork = Callable[[str, str | None, tuple[int, int, int], int], CustomNetwork]
 """As `workers.network.custom_process.describe`."""
-
-
-def content_fingerprint(data: Data) -> str:
-    """SHA-256 of a data set's images, which are read for it; `UserError` where they are missing."""
-    from taugrid.workers.data import load as datasets
-
-    return datasets.content_fingerprint(data)
 
 
 class Lookups(NamedTuple):

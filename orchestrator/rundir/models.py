@@ -7,10 +7,10 @@ from taugrid.config import Data, Diffusion
 from taugrid.errors import UserError
 from taugrid.jobs import CustomNetwork, NetworkSpec
 from taugrid.orchestrator.plan.cells import Cell, Model
-from taugrid.orchestrator.plan.grid import content_fingerprint
 from taugrid.orchestrator.plan.sources import RECORD
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.storage import read_json, write_json
+from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
 

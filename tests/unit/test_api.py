@@ -1,0 +1,85 @@
+"""The Python API does what the commands do, and refuses what they refuse."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+import taugrid
+from taugrid.errors import RunFailed, UserError
+from taugrid.orchestrator import session
+from taugrid.orchestrator.cli.main import cli
+
+CONFIG = "gaussian"
+
+
+def said_by_the_command(*arguments):
+    """The message of the `UserError` that a command ends with."""
+    with pytest.raises(UserError) as caught:
+        cli.main(list(arguments), standalone_mode=False)
+    return str(caught.value)
+
+
+@pytest.fixture
+def done(monkeypatch):
+    """Runs that end as `missing` says without any work; returns where and with which stages they were asked for."""
+    asked = []
+
+    def ends(missing):
+        def do(self, stages):
+            asked.append((str(self.rundir.root), self._address, tuple(stages)))
+            return session.Outcome(missing, [{"steps": 2, "fid": 1.5}], "quality", None)
+
+        monkeypatch.setattr(session.Run, "do", do)
+        return asked
+
+    return ends
+
+
+def test_plan_is_what_the_command_prints_as_json(tmp_path):
+    out = str(tmp_path / "run")
+    few = "sample.num_samples=60"
+    printed = CliRunner().invoke(cli, ["plan", CONFIG, "--out", out, "--set", few, "--json"], catch_exceptions=False)
+    assert taugrid.plan(CONFIG, out, [few]) == json.loads(printed.stdout)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "assignment", ["evaluate.extractor=nonsense", "evaluate.metrics=[nonsense]", "sample.nonsense=1", "name=a/b"]
+)
+def test_plan_refuses_what_the_command_refuses(tmp_path, assignment):
+    with pytest.raises(UserError) as caught:
+        taugrid.plan(CONFIG, tmp_path, [assignment])
+    assert str(caught.value) == said_by_the_command("plan", CONFIG, "--out", str(tmp_path), "--set", assignment)
+
+
+@pytest.mark.parametrize("out", [None, "runs/mine"])
+def test_run_on_a_cluster_needs_an_absolute_path_as_the_command_does(out, done, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = done({})
+    with pytest.raises(UserError, match="absolute path") as caught:
+        taugrid.run(CONFIG, out, address="auto")
+    there = () if out is None else ("--out", out)
+    assert str(caught.value) == said_by_the_command("run", CONFIG, *there, "--address", "auto")
+    assert not asked
+
+
+def test_run_on_a_cluster_takes_an_absolute_path(done, tmp_path):
+    asked = done({})
+    taugrid.run(CONFIG, tmp_path, address="auto", stages=["sample"])
+    assert asked == [(str(tmp_path), "auto", ("sample",))]
+
+
+def test_run_does_the_stages_of_the_command_and_returns_a_row_for_each_cell(done, tmp_path):
+    asked = done({})
+    table = taugrid.run(CONFIG, tmp_path)
+    assert table.to_dict("records") == [{"steps": 2, "fid": 1.5}]
+    CliRunner().invoke(cli, ["run", CONFIG, "--out", str(tmp_path), "--json"], catch_exceptions=False)
+    [of_the_api, of_the_command] = asked
+    assert of_the_api == of_the_command
+
+
+def test_run_raises_if_cells_are_missing(done, tmp_path):
+    done({"S=2 abc": "worker died"})
+    with pytest.raises(RunFailed, match=r"1 cell .*S=2 abc: worker died"):
+        taugrid.run(CONFIG, tmp_path)
