@@ -54,7 +54,7 @@ def cluster():
         yield f"127.0.0.1:{port}"
         head.terminate()
         with suppress(subprocess.TimeoutExpired):
-            head.wait(timeout=20)
+            head.wait(timeout=5)
         with suppress(ProcessLookupError):
             os.killpg(head.pid, signal.SIGKILL)
         head.wait()
