@@ -120,7 +120,7 @@ def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], Non
     found += [Damage(path, "it is not what was written") for path in changed]
     for path in (rundir.tables / "quality.json", rundir.provenance):
         if storage.exists(path) and read_json(path, storage) is None:
-            found.append(Damage(path, "it is no JSON"))
+            found.append(Damage(path, "it is not JSON"))
     return list(dict.fromkeys(found))
 
 
@@ -211,7 +211,7 @@ def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
     if damages or len(done) < len(cell.shards):
         lacking = len(cell.shards) - len(done)
         raise UserError(
-            f"{lacking} of {len(cell.shards)} shards of {cell.name} are missing or damaged; `taugrid run` first"
+            f"{cell.name} has missing or damaged shards ({lacking} of {len(cell.shards)}); `taugrid run` makes them"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -104,5 +104,6 @@ def evaluation(config: Config, plan: Plan) -> Evaluation:
     left, reasons, _ = found.feasible(MANY)
     if not left.metrics:
         told = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
-        raise UserError(f"evaluate.metrics: none of them can be given at any N ({told})")
+        reason = f"none of them can be computed at any N ({told})" if told else "it is empty; name at least one metric"
+        raise UserError(f"evaluate.metrics: {reason}")
     return found

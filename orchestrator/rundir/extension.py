@@ -1,5 +1,6 @@
 """Whether a config may be run in a directory that holds the work of an earlier one: it may add to it, not orphan it."""
 
+import json
 from typing import Any
 
 from taugrid.config import GRID_SECTIONS, Config
@@ -45,7 +46,13 @@ def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     harmless = {f"{section}.{key}" for section, keys in NOT_IDENTITY.items() for key in keys}
     sections = (*GRID_SECTIONS, "sample", "grid")
     keys = [key for key in dict.fromkeys([*old, *new]) if key.split(".")[0] in sections and key not in harmless]
-    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+    changed = [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
+    return [f"{key}: {_in_yaml(was)} -> {_in_yaml(now)}" for key, was, now in changed]
+
+
+def _in_yaml(value: Any) -> str:
+    """A value as a config has it: null, not None."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -396,7 +396,7 @@ def test_the_terminal_says_once_why_there_is_no_standard_error(tmp_path, capsys)
     rows = [cell(s, 0.0, 5.0, 0.1 if s == 50 else None) for s in (10, 20, 50)] + [cell(100, 0.0)]
     spelled = {row["protocol"]: {"seed": 1} for row in rows}
     few = "100 samples for 64 varying features [2 for each]"
-    for scored, said in ((rows, "2 of 3 FIDs"), (rows[:2], "every FID")):
+    for scored, said in ((rows, "2 of 3 FIDs"), (rows[:2], "any FID")):
         evidence = Evidence({}, {row["cell"]: 0 for row in rows}, spelled, {row["cell"]: few for row in rows})
         print_outcome(RunDir(tmp_path), Outcome({}, scored, "quality", evidence))
         printed_to = capsys.readouterr()
