@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.config import Data
-from taugrid.eval.sources import Source, batches
+from taugrid.eval.sources import Batch, Source, batches
 from taugrid.jobs import Job, Result
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.workers.data import load as data
@@ -75,12 +74,10 @@ def load_extractor(spec: ExtractorSpec, device: str) -> "Callable[[Tensor], Extr
     return extractors.load(spec, device)
 
 
-Batch = tuple[NDArray[np.int64], NDArray[np.uint8]]
-
-
 def _batches(job: ExtractJob) -> Iterator[Batch]:
     if isinstance(job.images, str):
-        yield from parquet.read_images(Path(job.images), storage=job.storage)
+        for index, images in parquet.read_images(Path(job.images), storage=job.storage):
+            yield Batch(index, images)
     elif isinstance(job.images, Source):
         yield from batches(job.images, parquet.ROWS_PER_GROUP)
     else:
@@ -88,7 +85,7 @@ def _batches(job: ExtractJob) -> Iterator[Batch]:
         reference = data.load_known_images(job.images, job.images_sha256)
         for start in range(0, len(reference), parquet.ROWS_PER_GROUP):
             batch = reference[start : start + parquet.ROWS_PER_GROUP]
-            yield np.arange(start, start + len(batch)), batch
+            yield Batch(np.arange(start, start + len(batch)), batch)
 
 
 def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -14,9 +14,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from taugrid.eval.metrics.statistics import Array
 from taugrid.workers.diffusion.gaussian import Gaussian, TwoPoints, expected_fid, rounded, sampled
-
-Array = NDArray[np.float64]
 
 DIFFERING_SHARE = 0.002
 """Largest share of pixels that may be off by one grey level. float32 took up to 1.3 in 10,000 across the border between

@@ -31,7 +31,7 @@ from taugrid.workers.device import set_up
 
 Extractor = Callable[[torch.Tensor], Extraction]
 
-Progress = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 """Called with the name of the activity, how many images are done, and how many there are."""
 
 PUBLISHED_SAMPLES = 50_000
@@ -55,7 +55,7 @@ def evaluate(
     device: str = "cpu",
     batch_size: int = 250,
     cache: Path | None = None,
-    progress: Progress = _no_progress,
+    progress: OnProgress = _no_progress,
 ) -> dict[str, Any]:
     """Score `samples` against `reference`.
 
@@ -138,7 +138,7 @@ def _statistics(
     settings: MetricSettings,
     batch_size: int,
     cache: Path | None,
-    progress: Progress,
+    progress: OnProgress,
 ) -> ReferenceStatistics:
     key, given = reference.cache_key(spec), _external(reference)
     if isinstance(given, MomentsFile):
@@ -158,7 +158,7 @@ def _statistics(
 
 
 def _extractions(
-    source: Source, extract: Extractor, batch_size: int, what: str, progress: Progress
+    source: Source, extract: Extractor, batch_size: int, what: str, progress: OnProgress
 ) -> Iterator[Extraction]:
     done = 0
     for _, images in batches(source, batch_size):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from taugrid.hashing import spaced_json_sha256
+from taugrid.hashing import identity, spaced_json_sha256
 from taugrid.registry.metrics import MetricSettings
 
 ProtocolFields = Mapping[str, Any]
@@ -69,6 +69,11 @@ each of them changes a score by itself. So must a field that is unknown here."""
 
 LABELS = frozenset({"reference.dataset", "reference.split"})
 """Names of a reference. They may differ; its content, `reference.sha256`, must agree."""
+
+
+def short_name(protocol: ProtocolFields) -> str:
+    """8 hex digits by which tables name a protocol, from all of its fields."""
+    return identity(protocol)[:8]
 
 
 def kind(protocol: ProtocolFields) -> str:

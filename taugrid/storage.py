@@ -202,12 +202,12 @@ def read_json(path: Path, storage: Storage = LOCAL) -> Any | None:
         return None
 
 
-SEAL = "sha256"
+SEAL_KEY = "sha256"
 
 
 def write_sealed(path: Path, value: dict[str, Any], storage: Storage = LOCAL) -> None:
     """`write_json` of an object, with the SHA-256 of its canonical JSON under the key `sha256`."""
-    write_json(path, value | {SEAL: json_sha256(value)}, storage)
+    write_json(path, value | {SEAL_KEY: json_sha256(value)}, storage)
 
 
 def read_sealed(path: Path, storage: Storage = LOCAL) -> dict[str, Any] | None:
@@ -215,7 +215,7 @@ def read_sealed(path: Path, storage: Storage = LOCAL) -> dict[str, Any] | None:
     value = read_json(path, storage)
     if not isinstance(value, dict):
         return None
-    seal = value.pop(SEAL, None)
+    seal = value.pop(SEAL_KEY, None)
     try:
         return value if seal == json_sha256(value) else None
     except ValueError:  # NaN, which is never written

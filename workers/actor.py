@@ -7,8 +7,8 @@ Torch is imported when an actor starts, not with this module: the driver only na
 """
 
 import platform
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 
 import ray
 
@@ -48,6 +48,5 @@ class Worker:
 
     def do(self, job: Job) -> Result:
         """Do a job with the function that it names, and commit its file."""
-        module, _, function = job.runs.partition(":")
-        result: Result = getattr(import_module(module), function)(job, self._device)
+        result: Result = resolve_name(job.runs)(job, self._device)
         return result

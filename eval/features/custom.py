@@ -29,7 +29,7 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int]) 
 
     FID, KID and precision/recall are computed from one layer, the class's default for `fid`. Grey images are given as
     RGB, as torch-fidelity does. Without `weights`, `weights_sha256` is of everything that was loaded for a forward
-    pass. That can't be known before the class is made, so workers check only `source_sha256`.
+    pass. That can't be known before the class is made, so workers check only the `class_sha256`.
 
     Raises:
         CustomCodeError: if it is no `FeatureExtractorBase`, gives anything but a float (B, d) for each layer, or its
@@ -45,7 +45,7 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int]) 
     layers = layers_read(feature_layer, logits_layer)
     module = extractor_class(name, layers, feature_extractor_weights_path=weights, verbose=False)
     widths = dict(zip(layers, _widths(module, layers, image_shape[1:]), strict=True))
-    code = source_sha256(extractor_class)
+    code = class_sha256(extractor_class)
     content = source.content_sha256(code, source.tensors_sha256(module.state_dict()))
     return ExtractorSpec(
         name=name,
@@ -84,7 +84,7 @@ def find_class(name: str) -> Any:
     return found
 
 
-def source_sha256(extractor_class: type) -> str:
+def class_sha256(extractor_class: type) -> str:
     """SHA-256 of the class's module, those of its bases, and all that these import: see `source.source_sha256`."""
     modules = {base.__module__ for base in extractor_class.__mro__}
     return source.source_sha256({m for m in modules if m.partition(".")[0] not in source.NOT_USER_PACKAGES})

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from taugrid.eval.features.custom import find_class, layers_read, source_sha256
+from taugrid.eval.features.custom import class_sha256, find_class, layers_read
 from taugrid.eval.features.weight_files import require_published, shipped_weights
 from taugrid.hashing import file_sha256
 from taugrid.registry.extractors import EXTRACTORS, ExtractorSpec, HubWeights, KnownExtractor, PublishedWeights
@@ -60,7 +60,7 @@ def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
 
 def _custom(spec: ExtractorSpec, layers: list[str]) -> Any:
     extractor_class = find_class(spec.name)
-    if source_sha256(extractor_class) != spec.source_sha256:
+    if class_sha256(extractor_class) != spec.source_sha256:
         raise ValueError(f"{spec.name} has other source code on this machine than where the run was started")
     if spec.weights_path is not None:
         _check_weights(spec, Path(spec.weights_path))

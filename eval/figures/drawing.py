@@ -39,7 +39,7 @@ LEGEND_LINE = 0.19
 """Inches that a line of a legend below the panel takes."""
 
 Values = NDArray[np.float64]
-Table = TypeVar("Table")
+TableOfFigure = TypeVar("TableOfFigure")
 
 
 class LineStyle(NamedTuple):
@@ -77,7 +77,7 @@ def plain_style() -> AbstractContextManager[None]:
 
 
 def fid_figure(
-    tables: Sequence[Table], draw: Callable[[Axes, Table, Styles], None], styles: Styles, x_scale: str
+    tables: Sequence[TableOfFigure], draw: Callable[[Axes, TableOfFigure, Styles], None], styles: Styles, x_scale: str
 ) -> Figure:
     """A panel for each of `tables`, with one scale for FID and one legend."""
     across = max(1, min(len(tables), PANELS_ACROSS))

@@ -24,13 +24,16 @@ difference) the estimate over the true sd was 0.93 to 1.13 at N = 10 d, up to 1.
 samples and reference follow the same distribution it is about 1.4 at any N: second-order terms rule there, and the
 estimate is on the safe side."""
 
+NO_ERROR = "no fid_se: "
+"""The beginning of the note that says why FID has no standard error."""
+
 
 def compute_fid(inputs: MetricInputs) -> MetricResult:
     """FID, and its standard error where N is large enough for one. It goes through the features twice."""
     n = inputs.num_samples
     frechet = Frechet.of(moments(inputs.features(), n), inputs.reference.moments, inputs.reference.root)
     if frechet.no_standard_error is not None:
-        return MetricResult({"fid": frechet.distance}, notes=(f"no fid_se: {frechet.no_standard_error}",))
+        return MetricResult({"fid": frechet.distance}, notes=(NO_ERROR + frechet.no_standard_error,))
     influence = np.concatenate([frechet.influence(run) for run in runs(inputs.features(), n)])
     return MetricResult({"fid": frechet.distance, "fid_se": standard_error(influence)}, influence)
 

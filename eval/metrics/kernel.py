@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
 from taugrid.eval.metrics.statistics import Array, MeanAndSpread, require_finite
+from taugrid.eval.metrics.streams import FloatFeatures
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 
-Features = NDArray[np.floating[Any]]
 Draws = Sequence[NDArray[np.int64]]
 
 ROWS_AT_ONCE = 1000
@@ -41,8 +41,8 @@ def compute_kid(inputs: MetricInputs) -> MetricResult:
 
 
 def kernel_distance(
-    features: Features,
-    reference_features: Features,
+    features: FloatFeatures,
+    reference_features: FloatFeatures,
     subsets: int,
     subset_size: int,
     seed: int,
@@ -83,7 +83,7 @@ def kernel_distance(
     return MeanAndSpread(float(distances.mean()), float(distances.std()))
 
 
-def pair_sums(x: Features, y: Features, of_x: Draws, of_y: Draws) -> Array:
+def pair_sums(x: FloatFeatures, y: FloatFeatures, of_x: Draws, of_y: Draws) -> Array:
     """(subsets,): sums of the kernel over the pairs of each subset of `x` and its partner of `y`.
 
     Where both are the same array, no point is paired with itself. Subsets overlap: where all pairs of x and y are fewer
@@ -105,7 +105,7 @@ def _membership(draws: Draws, count: int) -> Array:
     return of
 
 
-def _sums(x: Features, y: Features, in_x: Array, in_y: Array, without_itself: bool) -> Array:
+def _sums(x: FloatFeatures, y: FloatFeatures, in_x: Array, in_y: Array, without_itself: bool) -> Array:
     total = np.zeros(in_x.shape[1])
     for start in range(0, len(x), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
@@ -117,7 +117,7 @@ def _sums(x: Features, y: Features, in_x: Array, in_y: Array, without_itself: bo
     return total
 
 
-def _kernel(x: Features, y: Features) -> Array:
+def _kernel(x: FloatFeatures, y: FloatFeatures) -> Array:
     base = (x @ y.T).astype(np.float64)
     base /= x.shape[1]
     base += 1

@@ -6,19 +6,15 @@ Torch is imported when they are computed: the driver asks here whether they can 
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, NamedTuple
 
 from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
 from taugrid.eval.metrics.statistics import require_finite
+from taugrid.eval.metrics.streams import FloatFeatures
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Features = NDArray[np.floating[Any]]
 
 DISTANCES_AT_ONCE = 2**26
 """Distances held at a time, 256 MB in float32: all of them up to 8192 x 8192, 1342 rows of 50,000 x 50,000."""
@@ -49,7 +45,10 @@ class PrecisionRecall(NamedTuple):
 
 
 def precision_recall(
-    features: Features, reference_features: Features, neighbourhood: int, reference_radii: "Tensor | None" = None
+    features: FloatFeatures,
+    reference_features: FloatFeatures,
+    neighbourhood: int,
+    reference_radii: "Tensor | None" = None,
 ) -> PrecisionRecall:
     """Precision and recall of `features` (n, d) against `reference_features` (m, d), in time n (n + m), or m^2 more.
 
@@ -82,7 +81,7 @@ def precision_recall(
     return PrecisionRecall(int(inside_reference.sum()) / len(samples), inside_samples / len(reference))
 
 
-def ball_radii(features: Features, neighbourhood: int) -> "Tensor":
+def ball_radii(features: FloatFeatures, neighbourhood: int) -> "Tensor":
     """The distance (n,) from each of `features` (n, d) to its `neighbourhood`-th nearest neighbour.
 
     Raises:

@@ -63,7 +63,7 @@ def of_features(
     """The statistics of `num_images` feature vectors.
 
     Args:
-        features: in the order of the parquet. Read only if `cache` does not hold the statistics.
+        features: in the order of the images. Read only if `cache` does not hold the statistics.
         num_images: how many there are.
         cache: folder that keeps the statistics under `key`; None keeps nothing.
         key: see `eval.reference.Reference.cache_key`.
@@ -82,7 +82,7 @@ def of_feature_file(
     def features() -> Iterator[Features]:
         return (values for _, values in parquet.read_features(path, "features", storage))
 
-    return of_features(features, num_images, cache, key, lambda: read_features(path, storage), storage)
+    return of_features(features, num_images, cache, key, lambda: all_features(path, storage), storage)
 
 
 def default_cache() -> Path:
@@ -167,6 +167,6 @@ def cached_features(folder: Path, key: str, num_images: int, extract: Callable[[
     return path
 
 
-def read_features(path: Path, storage: Storage = LOCAL) -> Features:
+def all_features(path: Path, storage: Storage = LOCAL) -> Features:
     """All features in a file, (m, d) float32."""
     return np.concatenate([chunk for _, chunk in parquet.read_features(path, "features", storage)])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,10 @@ from numpy.typing import NDArray
 from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Moments, merge
 
 Features = NDArray[np.float32]
+"""(n, d), as they are extracted."""
+
+FloatFeatures = NDArray[np.floating[Any]]
+"""(n, d), of any precision."""
 
 Stream = Callable[[], Iterator[Features]]
 """Begins at the first sample whenever it is called; yields (n, d) float32 in the order of the samples' indices, cut

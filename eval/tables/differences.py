@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from taugrid.eval.metrics.frechet import difference_standard_error
+from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.entries import Z_95
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, axes, long_form
 from taugrid.eval.tables.pivots import Pivot, pivot_tables, short_checkpoints
@@ -40,8 +40,6 @@ NOT_AXES = frozenset({"model", "num_samples", "protocol"})
 
 SETTINGS = frozenset({"model", "sampler", "spacing", "clip", "num_samples"})
 """Columns of the quality table that are settings, besides the grid keys. S and eta are reported separately."""
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from taugrid.errors import RunFailed, WorkerRefusal
 from taugrid.jobs import Result, WorkerInfo
 from taugrid.orchestrator.dispatch.policy import Dispatcher
-from taugrid.orchestrator.dispatch.pool import Done, Event, Failed, Joined, Lost, Pool
+from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined, Lost, Pool, PoolEvent
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Piece, WorkKind
@@ -117,7 +117,7 @@ class Loop:
         note = ", ".join(f"{self._finished[kind.name]} of {self._tasks[kind.name]} {kind.finished}" for kind in counted)
         self._progress.update(self._done[kind], self._images, self._dispatcher.workers, note)
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: PoolEvent) -> None:
         match event:
             case Joined(worker, info):
                 self._infos[worker] = info

@@ -56,7 +56,7 @@ class Lost:
     with_its_node: bool
 
 
-Event = Joined | Done | Failed | Lost
+PoolEvent = Joined | Done | Failed | Lost
 
 NODE_DEATHS = ("node has died", "node has crashed", "node died")
 """What Ray's message says when an actor went with its node. There is no type for it: `ActorDiedError` keeps nothing of
@@ -93,7 +93,7 @@ class Pool:
         """Have `worker` do `job`; a `Done`, `Failed` or `Lost` follows."""
         self._waiting[self._handles[worker].do.remote(job)] = worker
 
-    def events(self, timeout_seconds: float) -> Iterator[Event]:
+    def events(self, timeout_seconds: float) -> Iterator[PoolEvent]:
         """What has happened since, waiting up to `timeout_seconds` for a first event."""
         refs = list(self._waiting)
         ready, _ = ray.wait(refs, num_returns=1, timeout=timeout_seconds)
@@ -102,7 +102,7 @@ class Pool:
         for ref in ready:
             yield self._outcome(self._waiting.pop(ref), ref)
 
-    def _outcome(self, worker: str, ref: Any) -> Event:
+    def _outcome(self, worker: str, ref: Any) -> PoolEvent:
         try:
             value = ray.get(ref)
         except RayTaskError as error:

@@ -11,21 +11,20 @@ from numpy.typing import NDArray
 from taugrid import parquet
 from taugrid.config import Data
 from taugrid.errors import DamagedFile
+from taugrid.eval.metrics.frechet import NO_ERROR
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import EXACT, SCORES, appended_columns
-from taugrid.hashing import identity
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.plan.sources import Oracle
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
+from taugrid.protocol import short_name
 from taugrid.registry.extractors import PIXELS
 from taugrid.storage import Storage, read_sealed
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import gaussian
 
-NO_ERROR = "no fid_se: "
-"""The beginning of the note that says why the FID of a cell has no standard error."""
 NO_INFLUENCE = "its samples' influences are not there or not whole; `taugrid evaluate` computes them"
 
 LARGEST_SHARE_BEYOND_1 = 1e-6
@@ -57,7 +56,7 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
         score = read_sealed(rundir.score(cell, evaluation.id(cell)), rundir.storage)
         if score is None:
             continue
-        short = identity(score["protocol"])[:8]
+        short = short_name(score["protocol"])
         protocols[short] = score["protocol"]
         exact = {} if (value := _exact_fid(cell, evaluation)) is None else {EXACT: value}
         rows.append(_row(cell, score["metrics"], short, seconds.get(cell.id)) | exact)

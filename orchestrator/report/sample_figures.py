@@ -7,16 +7,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from taugrid import parquet
 from taugrid.config import Config
 from taugrid.errors import DamagedFile
 from taugrid.eval.figures import pictures
 from taugrid.eval.tables.long_form import CHECKPOINT
 from taugrid.eval.tables.pivots import short_checkpoints
-from taugrid.images import decode_png, to_pictures
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.naming import name_of
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.pictures import first_pictures
 
 
 def write_sample_figures(config: Config, plan: Plan, rundir: RunDir) -> None:
@@ -72,16 +71,12 @@ def _group_name(cell: Cell, checkpoints: Mapping[str, str], with_clip: bool) -> 
 
 def _first_images(cell: Cell, rundir: RunDir, count: int) -> NDArray[np.uint8] | None:
     """(count, H, W) or (count, H, W, 3) of the images 0 to count - 1; None if some are missing."""
-    wanted = range(min(count, cell.settings.num_samples))
-    found: dict[int, bytes] = {}
-    for shard in cell.shards:
-        path = rundir.sample_part(cell, shard)
-        if shard.start >= wanted.stop or not rundir.storage.exists(path):
-            break
-        try:
-            found |= parquet.read_png(path, wanted, rundir.storage)
-        except DamagedFile:
-            return None
-    if len(found) < len(wanted):
+    wanted = min(count, cell.settings.num_samples)
+    paths = [rundir.sample_part(cell, shard) for shard in cell.shards if shard.start < wanted]
+    if not all(rundir.storage.exists(path) for path in paths):
         return None
-    return to_pictures([decode_png(found[i]) for i in wanted])
+    try:
+        found = first_pictures(paths, wanted, rundir.storage)
+    except DamagedFile:
+        return None
+    return found if len(found) == wanted else None

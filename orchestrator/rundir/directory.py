@@ -3,7 +3,7 @@
 from contextlib import AbstractContextManager
 
 from taugrid.orchestrator.rundir.integrity import Integrity
-from taugrid.orchestrator.rundir.lock import locked
+from taugrid.orchestrator.rundir.lock import sole_driver
 from taugrid.orchestrator.rundir.models import ModelRecords
 
 
@@ -11,5 +11,5 @@ class RunDir(Integrity, ModelRecords):
     """One run's folder. Everything in it is read and written through its `storage`."""
 
     def lock(self) -> AbstractContextManager[None]:
-        """Keep a second driver out; see `locked`."""
-        return locked(self.root)
+        """Keep a second driver out; see `sole_driver`."""
+        return sole_driver(self.root)

@@ -10,7 +10,7 @@ from taugrid.errors import UserError
 
 
 @contextmanager
-def locked(root: Path) -> Iterator[None]:
+def sole_driver(root: Path) -> Iterator[None]:
     """Keep a second driver out of the run directory `root`, for as long as this process lives: a killed one lets go.
 
     A file system without locks lets everyone pass: commits are atomic, and doing work twice gives the same bytes.

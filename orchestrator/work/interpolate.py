@@ -6,9 +6,10 @@ from typing import Any
 
 from taugrid.hashing import identity
 from taugrid.orchestrator.plan.cells import Cell
+from taugrid.orchestrator.rundir.pictures import first_pictures
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, Piece, WorkKind
-from taugrid.orchestrator.work.ode import first_pictures, ignore_damage, ode_cells
+from taugrid.orchestrator.work.ode import ignore_damage, ode_cells
 from taugrid.words import counted
 from taugrid.workers.interpolate import InterpolateJob
 
@@ -68,7 +69,7 @@ class InterpolateWork(WorkKind):
             if not self._is_whole(cell):
                 continue
             rows += [{"cell": cell.id, "steps": cell.settings.steps, **row} for row in _positions(pairs, steps)]
-            shown = first_pictures(self.rundir, [self._path(cell)], cell.settings.num_samples)
+            shown = first_pictures([self._path(cell)], cell.settings.num_samples, self.rundir.storage)
             lines = shown[: pairs * steps].reshape(pairs, steps, *shown.shape[1:])
             square = shown[pairs * steps :].reshape(steps, steps, *shown.shape[1:])
             with self.rundir.storage.local_folder(self.rundir.figures) as figures:

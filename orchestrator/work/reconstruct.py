@@ -17,9 +17,10 @@ from taugrid.orchestrator.plan.naming import name_of
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.integrity import OnDamage
+from taugrid.orchestrator.rundir.pictures import first_pictures
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, Piece, WorkKind, shard_key
-from taugrid.orchestrator.work.ode import first_pictures, ignore_damage, ode_cells
+from taugrid.orchestrator.work.ode import ignore_damage, ode_cells
 from taugrid.workers.data import load as data
 from taugrid.workers.reconstruct import ReconstructJob
 
@@ -126,7 +127,9 @@ class ReconstructWork(WorkKind):
             originals = to_pictures(data.load_images(members[0].model.data.held_out)[:PICTURES])
             count = min(PICTURES, members[0].settings.num_samples)
             rebuilt = {
-                cell.settings.steps: first_pictures(self.rundir, [place.path for place in self._places([cell])], count)
+                cell.settings.steps: first_pictures(
+                    [place.path for place in self._places([cell])], count, self.rundir.storage
+                )
                 for cell in members
             }
             with self.rundir.storage.local_folder(self.rundir.figures) as figures:

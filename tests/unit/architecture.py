@@ -4,6 +4,7 @@ Each rule takes the root of a source tree and returns what breaks it, a line per
 """
 
 import ast
+import re
 import runpy
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -22,7 +23,10 @@ GROUND = ("taugrid", "configs")
 DOORS = ("taugrid/__init__.py", "taugrid/api.py", "taugrid/__main__.py")
 """What people import or start. A door may load any floor once it is called."""
 
-HEAVY = ("torch", "ray", "diffusers", "torch_fidelity")
+LOAD_TORCH = ("torch", "torchvision", "diffusers", "torch_fidelity", "safetensors.torch")
+"""Modules that are torch or load it."""
+
+HEAVY = (*LOAD_TORCH, "ray")
 
 RAY_BELONGS = ("orchestrator/dispatch/", "workers/actor.py", "workers/training/")
 
@@ -48,6 +52,10 @@ class Import(NamedTuple):
     @property
     def package(self) -> str:
         return self.target.split(".")[0]
+
+    def is_of(self, modules: tuple[str, ...]) -> bool:
+        """The target is one of `modules` or inside of one."""
+        return any(f"{self.target}.".startswith(f"{module}.") for module in modules)
 
     def __str__(self) -> str:
         return f"{self.file} -> {self.target}"
@@ -150,8 +158,8 @@ def heavy_imports(root: Path) -> list[str]:
     """Imports of HEAVY packages on the ground floor, of torch by the driver at import, of ray where it has no place."""
     found = []
     for each in imports(root):
-        on_the_ground = each.file.split("/")[0] in GROUND and each.package in HEAVY
-        by_the_driver = each.file.startswith("orchestrator/") and each.package == "torch" and each.when == "imported"
+        on_the_ground = each.file.split("/")[0] in GROUND and each.is_of(HEAVY)
+        by_the_driver = each.file.startswith("orchestrator/") and each.is_of(LOAD_TORCH) and each.when == "imported"
         misplaced = each.package == "ray" and not each.file.startswith(RAY_BELONGS)
         if on_the_ground or by_the_driver or misplaced:
             found.append(str(each))
@@ -163,7 +171,7 @@ def driver_imports_of_torch(root: Path) -> list[str]:
     nexts: dict[str, list[str]] = defaultdict(list)
     for each in imports(root):
         if each.when == "imported":
-            nexts[each.file].append("torch" if each.package == "torch" else each.target)
+            nexts[each.file].append("torch" if each.is_of(LOAD_TORCH) else each.target)
     found = []
     for start in (file for file in files(root) if file.startswith("orchestrator/")):
         came_from = {start: ""}
@@ -182,13 +190,27 @@ def driver_imports_of_torch(root: Path) -> list[str]:
 
 
 def repeated_classes(root: Path) -> list[str]:
-    """Names of classes that more than one place defines."""
+    """Names of classes and of types that more than one place defines."""
     where: dict[str, list[str]] = defaultdict(list)
     for file in files(root):
-        for node in ast.walk(ast.parse((root / file).read_text())):
-            if isinstance(node, ast.ClassDef):
-                where[node.name].append(file)
+        tree = ast.parse((root / file).read_text())
+        names = [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+        for name in (*names, *_aliases(tree)):
+            where[name].append(file)
     return [f"{name}: {', '.join(places)}" for name, places in sorted(where.items()) if len(places) > 1]
+
+
+def _aliases(tree: ast.Module) -> Iterator[str]:
+    """Names in CamelCase that are assigned at the top of a file: types under another name."""
+    for node in tree.body:
+        targets: list[ast.expr] = []
+        if isinstance(node, ast.Assign):
+            targets = node.targets
+        elif isinstance(node, ast.AnnAssign):
+            targets = [node.target]
+        for target in targets:
+            if isinstance(target, ast.Name) and re.fullmatch("[A-Z]+[a-z0-9]+[A-Za-z0-9]*", target.id):
+                yield target.id
 
 
 def crowded_folders(root: Path) -> list[str]:

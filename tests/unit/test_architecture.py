@@ -126,7 +126,12 @@ def test_a_file_directly_in_a_room_is_no_part_of_a_folder_beside_it(plant):
         ("taugrid/a", "def f():\n    import ray", True),
         ("configs/a", "from torch_fidelity import metrics", True),
         ("taugrid/a", "import numpy", False),
+        ("taugrid/a", "from safetensors.torch import load_file", True),
+        ("taugrid/a", "from safetensors import safe_open", False),
         ("orchestrator/a", "import torch", True),
+        ("orchestrator/a", "from torchvision.transforms import v2", True),
+        ("orchestrator/a", "import safetensors.torch", True),
+        ("orchestrator/a", "def f():\n    import diffusers", False),
         ("orchestrator/a", "def f():\n    import torch", False),
         ("orchestrator/a", "def f():\n    import ray", True),
         ("orchestrator/dispatch/a", "import ray", False),
@@ -153,9 +158,32 @@ def test_torch_is_found_at_the_end_of_a_chain_of_imports_from_the_driver(plant):
     assert driver_imports_of_torch(plant({"workers/b": "def g():\n    from taugrid.eval.c import f"})) == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import torch.nn",
+        "import torchvision",
+        "from diffusers import UNet2DModel",
+        "import torch_fidelity",
+        "from safetensors.torch import load_file",
+    ],
+)
+def test_a_package_that_loads_torch_counts_as_torch(plant, text):
+    root = plant({"orchestrator/a": "from taugrid.workers import b", "workers/b": text})
+    assert driver_imports_of_torch(root) == ["orchestrator/a.py -> workers/b.py -> torch"]
+
+
 def test_a_class_name_in_two_files_is_found(plant):
     root = plant({"eval/a": "class Model: pass", "orchestrator/b": "def f():\n    class Model: pass"})
     assert repeated_classes(root) == ["Model: eval/a.py, orchestrator/b.py"]
+
+
+@pytest.mark.parametrize("text", ["Model = int | str", "Model: object = int"])
+def test_a_type_that_has_the_name_of_a_class_is_found(plant, text):
+    alias = f"from taugrid.eval.c import Other\n{text}\nONCE = 1"
+    root = plant({"eval/a": alias, "orchestrator/b": "class Model: pass"})
+    assert repeated_classes(root) == ["Model: eval/a.py, orchestrator/b.py"]
+    assert repeated_classes(plant({"orchestrator/b": "ONCE = 2\ndef f():\n    Model = 1"})) == []
 
 
 def test_a_folder_of_too_many_files_is_found(plant):

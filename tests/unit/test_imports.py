@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 
-HEAVY = ("torch", "ray", "diffusers", "torch_fidelity")
+HEAVY = ("torch", "torchvision", "ray", "diffusers", "torch_fidelity")
 
 
 def modules_after(code):
@@ -40,6 +40,29 @@ def test_status_imports_neither_torch_nor_ray(tmp_path):
     (tmp_path / "config.json").write_text(load("digits").model_dump_json())
     modules = modules_after(command("status", str(tmp_path)))
     assert "taugrid.orchestrator.inspection" in modules
+    assert not modules & set(HEAVY)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("verify", "DIR"), ("report", "DIR"), ("export", "DIR", "A", "--to", "DIR/png"), ("compare", "DIR", "A", "B")],
+    ids=lambda arguments: arguments[0],
+)
+def test_asking_a_run_that_has_not_begun_imports_neither_torch_nor_ray(arguments, tmp_path):
+    """Each command is refused or says what is missing, after all that it imports to find out."""
+    from taugrid.config.load import load
+    from taugrid.orchestrator.plan.grid import plan
+
+    config = load("digits")
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    first, second, *_ = plan(config).cells
+    places = {"DIR": str(tmp_path), "DIR/png": str(tmp_path / "png"), "A": first.name, "B": second.name}
+    lines = textwrap.indent(textwrap.dedent(command(*(places.get(word, word) for word in arguments))), "    ")
+    modules = modules_after(
+        f"from taugrid.errors import UserError\ntry:{lines}\nexcept (UserError, SystemExit) as end:\n"
+        "    assert end.args[0]\nelse:\n    raise AssertionError('it did not end')"
+    )
+    assert "taugrid.orchestrator.opened" in modules
     assert not modules & set(HEAVY)
 
 

@@ -18,8 +18,8 @@ from taugrid.orchestrator.rundir.integrity import Damage
 HOLD = """
 import sys, time
 from pathlib import Path
-from taugrid.orchestrator.rundir.lock import locked
-with locked(Path(sys.argv[1])):
+from taugrid.orchestrator.rundir.lock import sole_driver
+with sole_driver(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(60)
 """

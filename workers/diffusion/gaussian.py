@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Float64Array = NDArray[np.float64]
 
 GREY_LEVEL = 2 / 255
 """The distance between neighbours of the 256 values that a pixel in [-1, 1] can have."""
@@ -45,17 +45,17 @@ between 22 % and 91 % by more than a grey level. At 5 steps the two modes that c
 class Gaussian:
     """N(mean, covariance) over images of d pixels in C order. The covariance is given by its eigenvectors."""
 
-    mean: Array
+    mean: Float64Array
     """(d,)."""
-    eigenvalues: Array
+    eigenvalues: Float64Array
     """(d,), positive."""
-    eigenvectors: Array
+    eigenvectors: Float64Array
     """(d, d), a column for each eigenvalue."""
 
     @property
-    def covariance(self) -> Array:
+    def covariance(self) -> Float64Array:
         """(d, d)."""
-        product: Array = (self.eigenvectors * self.eigenvalues) @ self.eigenvectors.T
+        product: Float64Array = (self.eigenvectors * self.eigenvalues) @ self.eigenvectors.T
         return product
 
 
@@ -63,9 +63,9 @@ class Gaussian:
 class TwoPoints:
     """Two images of d pixels in C order, each with its probability."""
 
-    points: Array
+    points: Float64Array
     """(2, d)."""
-    weights: Array
+    weights: Float64Array
     """(2,), adding up to 1."""
 
 
@@ -94,16 +94,16 @@ def two_points(shape: tuple[int, int, int]) -> TwoPoints:
     return TwoPoints(points, np.array([FIRST_WEIGHT, 1 - FIRST_WEIGHT]))
 
 
-def _ramp(shape: tuple[int, int, int]) -> Array:
+def _ramp(shape: tuple[int, int, int]) -> Float64Array:
     return np.linspace(-LARGEST_MEAN, LARGEST_MEAN, math.prod(shape))
 
 
-def _powers(correlation: float, n: int) -> Array:
-    powers: Array = correlation ** np.abs(np.subtract.outer(np.arange(n), np.arange(n))).astype(np.float64)
+def _powers(correlation: float, n: int) -> Float64Array:
+    powers: Float64Array = correlation ** np.abs(np.subtract.outer(np.arange(n), np.arange(n))).astype(np.float64)
     return powers
 
 
-def draw(distribution: Gaussian | TwoPoints, num_images: int, seed: int) -> Array:
+def draw(distribution: Gaussian | TwoPoints, num_images: int, seed: int) -> Float64Array:
     """`num_images` independent draws, (N, d) float64, from NumPy's frozen legacy stream (NEP 19).
 
     A Gaussian is drawn with its Cholesky factor because that, unlike eigenvectors, is unique. Machines then differ only
@@ -112,10 +112,10 @@ def draw(distribution: Gaussian | TwoPoints, num_images: int, seed: int) -> Arra
     stream = np.random.RandomState(seed)
     if isinstance(distribution, TwoPoints):
         second = stream.random_sample(num_images) >= distribution.weights[0]
-        points: Array = distribution.points[second.astype(np.int64)]
+        points: Float64Array = distribution.points[second.astype(np.int64)]
         return points
     factor = np.linalg.cholesky(distribution.covariance)
-    draws: Array = distribution.mean + stream.standard_normal((num_images, len(factor))) @ factor.T
+    draws: Float64Array = distribution.mean + stream.standard_normal((num_images, len(factor))) @ factor.T
     return draws
 
 
@@ -134,7 +134,7 @@ def share_beyond_1(pixels: Gaussian) -> float:
     ))  # fmt: skip
 
 
-def sampled(data: Gaussian, alpha_bar: Array, tau: Sequence[int], eta: float | Literal["sigma_hat"]) -> Gaussian:
+def sampled(data: Gaussian, alpha_bar: Float64Array, tau: Sequence[int], eta: float | Literal["sigma_hat"]) -> Gaussian:
     """The distribution of x_0 under eqs. 9, 12 and 16 with the optimal eps for `data` and x_T from N(0, I).
 
     That eps is sqrt(1 - a) (a Sigma + (1 - a) I)^-1 (x - sqrt(a) m). In the basis of Sigma's eigenvectors, each step is
