@@ -27,11 +27,6 @@ class Reference:
     """(channels, height, width) of its images; None: unknown."""
 
     @property
-    def folder(self) -> str:
-        """Name of the folder of its features, beside those of the cells."""
-        return f"reference-{self.sha256[:10]}"
-
-    @property
     def preprocessing(self) -> str | None:
         """How its images reach the extractor; None: unknown."""
         return None if self.shape is None else f"8 bits, {'x'.join(str(side) for side in self.shape)}"

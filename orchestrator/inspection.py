@@ -71,7 +71,7 @@ def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:
         "network_evaluations": cell.settings.num_samples * len(cell.tau),
         "network_evaluations_done": images_done * len(cell.tau),
         "scored": len(done) == len(cell.shards)
-        and any(_is_of_n(rundir, path, cell) for path in rundir.storage.list(rundir.scores, f"{cell.id}-*.json")),
+        and any(_is_of_n(rundir, path, cell) for path in rundir.scores_of(cell)),
     }
 
 
@@ -112,10 +112,8 @@ def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], Non
             parquet.inspect(path, storage=storage)
         except DamagedFile as error:
             found.append(Damage(path, str(error)))
-    scored = [cell for cell in plan.cells if storage.list(rundir.scores, f"{cell.id}-*.json")]
-    found += [
-        Damage(rundir.scores / f"{cell.id}-*.json", "missing") for cell in plan.cells if scored and cell not in scored
-    ]
+    scored = [cell for cell in plan.cells if rundir.scores_of(cell)]
+    found += [Damage(rundir.score(cell, "*"), "missing") for cell in plan.cells if scored and cell not in scored]
     changed = [path for path in storage.list(rundir.scores, "*.json") if read_sealed(path, storage) is None]
     found += [Damage(path, "it is not what was written") for path in changed]
     for path in (rundir.tables / "quality.json", rundir.provenance):

@@ -4,7 +4,6 @@ Each does what is missing on disk, only that. With nothing missing no cluster is
 `dispatch/` who does it; here they are put together, and people are told.
 """
 
-import uuid
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -149,7 +148,7 @@ class Run:
         from taugrid.workers.actor import Worker
 
         cpus, gpus = cluster.resources(self.config.cluster)
-        probe = self.rundir.root / f".probe.{uuid.uuid4().hex[:12]}.tmp"
+        probe = self.rundir.new_probe()
         probe.touch()
         pool = Pool(Worker, (max(1, int(cpus)),), cpus, gpus, str(probe))
         try:
@@ -172,6 +171,6 @@ class Run:
         )
 
     def _log(self, name: str, text: str) -> Path:
-        path = self.rundir.logs / f"{self._events.path.stem}-{name.replace('/', '-')}.txt"
+        path = self.rundir.task_log(self._events.path.stem, name)
         self.rundir.storage.append(path, f"{text.rstrip()}\n\n".encode())
         return path

@@ -26,6 +26,11 @@ class Model:
         return self.source.image_shape
 
 
+def part_name(number: int) -> str:
+    """File name of one of the numbered Parquet files that the rows of a folder are divided into."""
+    return f"part-{number:06d}.parquet"
+
+
 @dataclass(frozen=True)
 class Shard:
     """Images `start` to `stop` - 1 of one cell: a whole number of batches, except at the cell's end."""
@@ -39,7 +44,7 @@ class Shard:
     @property
     def name(self) -> str:
         """File name in the cell's folders."""
-        return f"part-{self.number:06d}.parquet"
+        return part_name(self.number)
 
     @property
     def images(self) -> int:

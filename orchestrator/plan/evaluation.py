@@ -9,7 +9,6 @@ from taugrid.eval.reference import Reference, open_reference
 from taugrid.hashing import identity
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.extractor import extractor
-from taugrid.orchestrator.plan.naming import name_of
 from taugrid.protocol import SOFTWARE, Protocol
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.versions import versions
@@ -25,12 +24,6 @@ class Evaluation:
     config: Config
     extractor: ExtractorSpec
     reference: Reference
-
-    @property
-    def extractor_folder(self) -> str:
-        """Name of the folder of features: the extractor and 8 digits of the hash of its weights, and of its source."""
-        hashes = [self.extractor.weights_sha256, self.extractor.source_sha256 or ""]
-        return name_of([self.extractor.name, *(digest[:8] for digest in hashes if digest)])
 
     @property
     def reference_key(self) -> str:

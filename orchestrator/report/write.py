@@ -62,7 +62,7 @@ def loss_curves(plan: Plan, rundir: RunDir) -> dict[str, pd.DataFrame]:
     for cell in plan.cells:
         first.setdefault(cell.model.id, cell)
     for cell in first.values():
-        log = rundir.models / cell.model.id / "train" / "log.jsonl"
+        log = rundir.training_log(cell.model)
         if isinstance(cell.model.source, Trained) and rundir.storage.exists(log):
             of_model = {key: value for key, value in cell.axes.items() if key.split(".")[0] in GRID_SECTIONS}
             name = ", ".join([*(f"{key} = {value}" for key, value in of_model.items()), cell.model.id])

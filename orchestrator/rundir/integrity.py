@@ -4,7 +4,7 @@ The truth is on disk: a shard is done when its file is in place and whole. No st
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,6 +78,10 @@ class Integrity(Paths):
         folders = sorted({path.parent for path in self.storage.list(self.samples, "*/part-*.parquet")})
         return {folder.name.rsplit("-", 1)[-1]: folder.name for folder in folders}
 
+    def scores_of(self, cell: Cell) -> Sequence[Path]:
+        """The files of a cell's scores, by whatever evaluation."""
+        return self.storage.list(self.scores, self.score(cell, "*").name)
+
     def set_aside(self, damage: Damage) -> Path:
         """Move a damaged file to `damaged/`, under a name that tells where it was and doesn't clash."""
         name = self.relative(damage.path).replace(os.sep, "__")
@@ -88,7 +92,7 @@ class Integrity(Paths):
     def forget_derived(self, cell: Cell, shard: Shard) -> None:
         """Remove what was computed from a shard that is gone: its features, and the scores that it was part of."""
         scores = []
-        for path in self.storage.list(self.scores, f"{cell.id}-*.json"):
+        for path in self.scores_of(cell):
             score = read_sealed(path, self.storage)
             if score is None or score["protocol"]["num_samples"] > shard.start:
                 scores += [path, path.with_suffix(".parquet")]

@@ -1,5 +1,6 @@
 """The networks of a run: where their weights lie, and what is recorded of those that may be gone later."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,6 @@ from taugrid.config import Data, Diffusion
 from taugrid.errors import UserError
 from taugrid.jobs import CustomNetwork, NetworkSpec
 from taugrid.orchestrator.plan.cells import Cell, Model
-from taugrid.orchestrator.plan.sources import RECORD
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.storage import read_json, write_json
 from taugrid.workers.data.load import content_fingerprint
@@ -30,7 +30,10 @@ class ModelRecords(Paths):
         """Write models/<id>/model.json: what a loaded or custom model is, in case its files are gone later."""
         record = model.source.record()
         if record is not None:
-            write_json(self.model_folder(model) / RECORD, record, self.storage)
+            write_json(self.model_record(model.id), record, self.storage)
+
+    def _records(self) -> Sequence[Path]:
+        return self.storage.list(self.models, str(self.model_record("*").relative_to(self.models)))
 
     def describe_network(
         self, name: str, weights: str | None, image_shape: tuple[int, int, int], timesteps: int
@@ -41,7 +44,7 @@ class ModelRecords(Paths):
         except UserError as error:
             path = custom_process.weights_path(weights)
             wanted = {"callable": name, "weights": path and str(path), "image_shape": list(image_shape)}
-            for file in self.storage.list(self.models, f"*/{RECORD}"):
+            for file in self._records():
                 recorded = read_json(file, self.storage)
                 if recorded and wanted.items() <= recorded.items():
                     return CustomNetwork(**{**recorded, "image_shape": image_shape, "unusable": str(error)})
@@ -72,7 +75,7 @@ class ModelRecords(Paths):
             return recorded
 
     def _recorded_checkpoint(self, path: str) -> Checkpoint | None:
-        for file in self.storage.list(self.models, f"*/{RECORD}"):
+        for file in self._records():
             recorded = read_json(file, self.storage)
             if recorded and recorded.get("path") == path:
                 if "clip" in recorded:  # written before there were other keys of `sample`

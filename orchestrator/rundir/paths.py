@@ -1,13 +1,26 @@
 """The names of the files in a run directory."""
 
+import uuid
 from pathlib import Path
 
-from taugrid.orchestrator.plan.cells import Cell, Model, Shard
+from taugrid.orchestrator.plan.cells import Cell, Model, Shard, part_name
+from taugrid.orchestrator.plan.naming import name_of
+from taugrid.orchestrator.plan.sources import RECORD
+from taugrid.registry.extractors import ExtractorSpec
 from taugrid.storage import LOCAL, Storage
+from taugrid.workers.training.log import LOG
 
 
 class Paths:
-    """Where everything of a run lies: a storage, and names below `root`. Nothing is read or written here."""
+    """Where the files of a run lie: a storage, and names below `root`. Nothing is read or written here.
+
+    Some names are made where they belong:
+
+    - of a cell's folder and of a shard's file: `plan.cells`, since messages and tasks use them too;
+    - in a model's folder: `plan.sources`; of a training that still runs: `workers.training.spec`;
+    - in the folders of reconstructions and interpolations, which hash what they were made from: those kinds of `work`;
+    - of tables and figures: the functions of `report`, `work`, `eval.tables` and `eval.figures` that write them.
+    """
 
     def __init__(self, root: Path, storage: Storage = LOCAL) -> None:
         self.storage = storage
@@ -32,22 +45,43 @@ class Paths:
         """Where a trained model lies, or the record of another."""
         return self.models / model.id
 
+    def model_record(self, model_id: str) -> Path:
+        """Where it lies what a loaded or custom model was when it was sampled; `*` gives the pattern of all."""
+        return self.models / model_id / RECORD
+
+    def training_log(self, model: Model) -> Path:
+        """Where the log of a finished training lies."""
+        return self.models / model.id / "train" / LOG
+
     def sample_part(self, cell: Cell, shard: Shard) -> Path:
         """Where a shard's images lie."""
         return self.samples / cell.name / shard.name
+
+    def extractor_folder(self, extractor: ExtractorSpec) -> str:
+        """Name of the folder of features: the extractor and 8 digits of the hash of its weights, and of its source."""
+        hashes = [extractor.weights_sha256, extractor.source_sha256 or ""]
+        return name_of([extractor.name, *(digest[:8] for digest in hashes if digest)])
 
     def feature_part(self, extractor: str, cell: Cell, shard: Shard) -> Path:
         """Where a shard's features lie; `extractor` is its folder's name."""
         return self.features / extractor / cell.name / shard.name
 
-    def reference_part(self, extractor: str, reference: str) -> Path:
-        """Where the reference's features lie."""
-        return self.features / extractor / reference / "part-000000.parquet"
+    def reference_part(self, extractor: str, sha256: str) -> Path:
+        """Where the reference's features lie, beside those of the cells; `sha256` is that of its content."""
+        return self.features / extractor / f"reference-{sha256[:10]}" / part_name(0)
 
     def score(self, cell: Cell, evaluation: str) -> Path:
-        """Where a cell's score by one evaluation lies."""
+        """Where a cell's score by one evaluation lies; `*` gives the pattern of all its scores."""
         return self.scores / f"{cell.id}-{evaluation}.json"
 
     def influence(self, cell: Cell, evaluation: str) -> Path:
         """Where it lies how far each sample moves the FID of that score."""
         return self.score(cell, evaluation).with_suffix(".parquet")
+
+    def task_log(self, session: str, task: str) -> Path:
+        """Where the errors of a task, or of a worker, lie; `session` is the name of the session's events."""
+        return self.logs / f"{session}-{task.replace('/', '-')}.txt"
+
+    def new_probe(self) -> Path:
+        """A new name for the file that shows a worker that it sees the run directory."""
+        return self.root / f".probe.{uuid.uuid4().hex[:12]}.tmp"

@@ -42,7 +42,7 @@ class ExtractWork(WorkKind):
             yield from self._cell_pieces(state, evaluation)
 
     def _cell_pieces(self, state: CellState, evaluation: Evaluation) -> Iterator[Piece]:
-        cell, folder = state.cell, evaluation.extractor_folder
+        cell, folder = state.cell, self.rundir.extractor_folder(evaluation.extractor)
         for shard in not_extracted(state):
             path = self.rundir.feature_part(folder, cell, shard)
             job = ExtractJob(
@@ -60,11 +60,11 @@ class ExtractWork(WorkKind):
             yield Piece(Task(shard_key(self.name, shard), self.name, shard.images, requires), job, cell)
 
     def _reference_piece(self, evaluation: Evaluation) -> Piece:
-        folder, reference = evaluation.extractor_folder, evaluation.reference
+        folder, reference = self.rundir.extractor_folder(evaluation.extractor), evaluation.reference
         assert not isinstance(reference.given, MomentsFile)
         assert reference.num_images is not None
         job = ExtractJob(
-            path=str(self.rundir.reference_part(folder, reference.folder)),
+            path=str(self.rundir.reference_part(folder, reference.sha256)),
             storage=self.rundir.storage,
             replace=False,
             images=reference.given,

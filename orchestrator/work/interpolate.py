@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from taugrid.hashing import identity
-from taugrid.orchestrator.plan.cells import Cell
+from taugrid.orchestrator.plan.cells import Cell, part_name
 from taugrid.orchestrator.rundir.pictures import first_pictures
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, Piece, WorkKind
@@ -89,7 +89,7 @@ class InterpolateWork(WorkKind):
 
     def _path(self, cell: Cell) -> Path:
         source = identity(self._source(cell))[:8]
-        return self.place / f"{cell.name}-{source}" / "part-000000.parquet"
+        return self.place / f"{cell.name}-{source}" / part_name(0)
 
     def _source(self, cell: Cell) -> dict[str, Any]:
         return {

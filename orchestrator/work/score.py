@@ -49,7 +49,7 @@ class ScoreWork(WorkKind):
 
     def _job(self, state: CellState) -> ScoreJob:
         cell, evaluation = state.cell, self._evaluation
-        n, folder = cell.settings.num_samples, evaluation.extractor_folder
+        n, folder = cell.settings.num_samples, self.rundir.extractor_folder(evaluation.extractor)
         settings, reasons, remarks = evaluation.feasible(n)
         return ScoreJob(
             storage=self.rundir.storage,
@@ -70,7 +70,7 @@ class ScoreWork(WorkKind):
 
     def _reference_files(self) -> ReferenceFiles:
         evaluation, reference = self._evaluation, self._evaluation.reference
-        path = self.rundir.reference_part(evaluation.extractor_folder, reference.folder)
+        path = self.rundir.reference_part(self.rundir.extractor_folder(evaluation.extractor), reference.sha256)
         moments = reference.given if isinstance(reference.given, MomentsFile) else None
         return ReferenceFiles(moments or str(path), reference.num_images, str(path.parent), evaluation.reference_key)
 
@@ -79,7 +79,7 @@ class ScoreWork(WorkKind):
         if not self.config.evaluate.keep_features:
             for cell in self.plan.cells:
                 if self.rundir.storage.exists(self.rundir.score(cell, self._evaluation.id(cell))):
-                    self.rundir.remove_features(self._evaluation.extractor_folder, cell)
+                    self.rundir.remove_features(self.rundir.extractor_folder(self._evaluation.extractor), cell)
 
     def missing(self) -> dict[str, str]:
         """Cells without a score: those that lack images, and those that were not scored."""

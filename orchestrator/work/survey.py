@@ -86,7 +86,9 @@ class Survey:
 
     def _evaluated(self, cell: Cell, sampled: set[int], evaluation: Evaluation) -> CellState:
         damages: list[Damage] = []
-        extracted = self.rundir.extracted(evaluation.extractor_folder, cell, every_byte=True, on_damage=damages.append)
+        extracted = self.rundir.extracted(
+            self.rundir.extractor_folder(evaluation.extractor), cell, every_byte=True, on_damage=damages.append
+        )
         for damage in damages:
             self.on_damage(damage)
         score = self.rundir.score(cell, evaluation.id(cell))
@@ -105,5 +107,7 @@ class Survey:
     def _lacks_reference(self, evaluation: Evaluation) -> bool:
         if evaluation.reference.num_images is None:
             return False  # moments are read as they are
-        path = self.rundir.reference_part(evaluation.extractor_folder, evaluation.reference.folder)
+        path = self.rundir.reference_part(
+            self.rundir.extractor_folder(evaluation.extractor), evaluation.reference.sha256
+        )
         return not self.rundir.is_whole(path, evaluation.reference.num_images, self.on_damage)

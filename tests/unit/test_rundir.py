@@ -1,5 +1,6 @@
 """The lock, the events and the set-aside files of a run directory."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.rundir.integrity import Damage
+from taugrid.registry.extractors import ExtractorSpec
 
 HOLD = """
 import sys, time
@@ -159,3 +161,18 @@ def test_provenance_names_the_commit_of_the_checkout():
     software = provenance.software()
     assert software["git_commit"] == head.stdout.strip()
     assert isinstance(software["git_dirty"], bool)
+
+
+def test_the_names_in_peoples_run_directories_stay(tmp_path):
+    rundir = RunDir(tmp_path)
+    ours = ExtractorSpec("inception", None, "0123456789abcdef", "pool", None, 2048, None)
+    theirs = dataclasses.replace(ours, name="package:make", source_sha256="fedcba9876543210")
+    names = {
+        rundir.features / rundir.extractor_folder(ours): "features/inception-01234567",
+        rundir.features / rundir.extractor_folder(theirs): "features/package_make-01234567-fedcba98",
+        rundir.model_record("m"): "models/m/model.json",
+        rundir.reference_part("pixels", "0123456789abcdef"): "features/pixels/reference-0123456789/part-000000.parquet",
+        rundir.task_log("0003", "sample/c/0"): "logs/0003-sample-c-0.txt",
+    }
+    for path, name in names.items():
+        assert path.relative_to(tmp_path).as_posix() == name
