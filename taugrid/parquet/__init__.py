@@ -1,0 +1,25 @@
+"""Sealed Parquet files of samples, features and numbers: a file holds one shard, or the features of one."""
+
+from taugrid.parquet.reader import Part, inspect, read_features, read_images, read_numbers, read_png
+from taugrid.parquet.samples import SampleWriter, pictures
+from taugrid.parquet.schemas import feature_schema, number_schema, picture_schema, sample_schema
+from taugrid.parquet.seal import check_seal
+from taugrid.parquet.writer import ROWS_PER_GROUP, PartWriter
+
+__all__ = [
+    "ROWS_PER_GROUP",
+    "Part",
+    "PartWriter",
+    "SampleWriter",
+    "check_seal",
+    "feature_schema",
+    "inspect",
+    "number_schema",
+    "picture_schema",
+    "pictures",
+    "read_features",
+    "read_images",
+    "read_numbers",
+    "read_png",
+    "sample_schema",
+]

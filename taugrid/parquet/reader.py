@@ -1,0 +1,107 @@
+"""Checks and reads files of samples, features and numbers, a row group at a time."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from taugrid.errors import DamagedFile
+from taugrid.images import decode_png
+from taugrid.parquet.seal import check_seal
+from taugrid.storage import LOCAL, Storage
+
+
+class Part(NamedTuple):
+    """The content of a file: its rows are images `start` to `stop` - 1."""
+
+    start: int
+    stop: int
+    metadata: dict[str, Any]
+
+
+def inspect(path: Path, every_byte: bool = True, storage: Storage = LOCAL) -> Part:
+    """Check a sample or feature file: its seal (unless `every_byte` is off), its footer, and that indices are in order.
+
+    Raises:
+        DamagedFile: saying what is wrong.
+        FileNotFoundError, NotADirectoryError: if there is no such file.
+    """
+    try:
+        with storage.local_path(path) as local:
+            if every_byte:
+                check_seal(local)
+            with pq.ParquetFile(local, page_checksum_verification=True) as file:
+                blob = (file.schema_arrow.metadata or {}).get(b"taugrid")
+                metadata = json.loads(blob) if blob else {}
+                groups = range(file.metadata.num_row_groups)
+                indices = [file.read_row_group(g, columns=["index"]).column("index").to_numpy() for g in groups]
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise DamagedFile(" ".join(str(error).split())) from None
+    index = np.concatenate(indices) if indices else np.zeros(0, np.int64)
+    if len(index) == 0 or not np.array_equal(index, np.arange(index[0], index[0] + len(index))):
+        raise DamagedFile("its indices are not consecutive")
+    return Part(int(index[0]), int(index[-1]) + 1, metadata)
+
+
+def read_images(
+    path: Path, stop: int | None = None, storage: Storage = LOCAL
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+    """Indices (B,) and images (B, C, H, W) uint8, row group by row group, for indices below `stop`.
+
+    Raises:
+        DamagedFile: if a checksum or an image is wrong.
+    """
+    for index, column in _read(path, "image", storage):
+        count = len(index) if stop is None else int(np.searchsorted(index, stop))
+        pngs = column.combine_chunks().field("bytes").to_pylist()[:count]
+        if count:
+            yield index[:count], np.stack([decode_png(png) for png in pngs])
+
+
+def read_png(path: Path, wanted: Iterable[int], storage: Storage = LOCAL) -> dict[int, bytes]:
+    """PNG bytes by index, for the wanted indices that the file holds."""
+    remaining = set(wanted)
+    found: dict[int, bytes] = {}
+    for index, column in _read(path, "image", storage):
+        rows = [row for row, i in enumerate(index) if int(i) in remaining]
+        pngs = column.combine_chunks().field("bytes")
+        found |= {int(index[row]): pngs[row].as_py() for row in rows}
+        if len(found) == len(remaining):
+            break
+    return found
+
+
+def read_features(
+    path: Path, column: str, storage: Storage = LOCAL
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Indices (B,) and the column `features` or `logits` as (B, d) float32, row group by row group."""
+    for index, values in _read(path, column, storage):
+        flat = values.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        yield index, flat.reshape(len(index), -1)
+
+
+def read_numbers(
+    path: Path, column: str, storage: Storage = LOCAL
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """Indices (B,) and a column of numbers (B,) as float64, row group by row group."""
+    for index, values in _read(path, column, storage):
+        yield index, values.to_numpy().astype(np.float64)
+
+
+def _read(path: Path, column: str, storage: Storage) -> Iterator[tuple[NDArray[np.int64], pa.ChunkedArray]]:
+    try:
+        with storage.local_path(path) as local, pq.ParquetFile(local, page_checksum_verification=True) as file:
+            for group in range(file.metadata.num_row_groups):
+                table = file.read_row_group(group, columns=["index", column])
+                yield table.column("index").to_numpy(), table.column(column)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise DamagedFile(f"{path}: {' '.join(str(error).split())}") from None

@@ -1,0 +1,55 @@
+"""The seal of a Parquet file: a SHA-256 of all other bytes, before the footer, where readers of Parquet do not look.
+
+It shows whether every byte is as it was written. Page checksums, which any reader can check, cover only the
+pages: they miss a bit that flips in a page's header, an index or the footer.
+"""
+
+import hashlib
+import io
+import os
+from pathlib import Path
+
+from taugrid.errors import DamagedFile
+
+SEAL = b"taugrid.sha256:"
+TAIL_BYTES = 8
+"""Parquet ends with the footer's length (4 bytes, little-endian) and `PAR1`."""
+CHUNK_BYTES = 2**20
+
+
+def write_seal(path: Path) -> None:
+    """Insert `SEAL` and the SHA-256 of all other bytes before the footer, and sync.
+
+    The file stays valid: the footer is found from the file's end, and its offsets point before the seal.
+    """
+    with path.open("r+b") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+        size = file.tell()
+        file.seek(size - TAIL_BYTES)
+        footer = int.from_bytes(file.read(4), "little") + TAIL_BYTES
+        file.seek(size - footer)
+        end = file.read()
+        file.seek(size - footer)
+        file.write(SEAL + digest + end)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def check_seal(path: Path) -> None:
+    """Raise `DamagedFile` unless every byte of a file is as it was written."""
+    with path.open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - TAIL_BYTES))
+        tail = file.read()
+        footer = int.from_bytes(tail[:4], "little") + TAIL_BYTES
+        start = size - footer - len(SEAL) - hashlib.sha256().digest_size
+        if tail[4:] != b"PAR1" or start < 0:
+            raise DamagedFile("its end is missing")
+        file.seek(0)
+        digest = hashlib.sha256()
+        for offset in range(0, start, CHUNK_BYTES):
+            digest.update(file.read(min(CHUNK_BYTES, start - offset)))
+        seal = file.read(size - footer - start)
+        digest.update(file.read())
+    if seal != SEAL + digest.digest():
+        raise DamagedFile("its bytes have changed since it was written")

@@ -1,0 +1,71 @@
+"""Writes a Parquet file and commits it in one step, so that a file in place is whole.
+
+Until then it lies in the same folder under a temporary name that begins with a dot.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from taugrid.parquet.schemas import SETTING_FIELDS
+from taugrid.parquet.seal import write_seal
+from taugrid.storage import LOCAL, Storage
+
+ROWS_PER_GROUP = 1024
+BYTES_PER_GROUP = 32 * 2**20
+"""A row group ends at whichever limit comes first, so that neither writer nor reader holds more in memory."""
+
+
+class PartWriter:
+    """Writes a Parquet file under a temporary name; `commit` puts it in place; leaving without a commit removes it."""
+
+    def __init__(self, path: Path, schema: pa.Schema, storage: Storage = LOCAL) -> None:
+        self._path = path
+        self._schema = schema
+        self._storage = storage
+        self._removal = ExitStack()
+        self._temporary = self._removal.enter_context(storage.temporary(path))
+        self._writer = pq.ParquetWriter(
+            self._temporary,
+            schema,
+            compression="none",  # PNG is compressed already, features don't compress
+            use_dictionary=[name for name, kind in SETTING_FIELDS],
+            write_page_index=True,
+            write_page_checksum=True,
+        )
+
+    def __enter__(self) -> "PartWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._removal, suppress(Exception):
+            self._writer.close()
+
+    def write(self, columns: Mapping[str, Any]) -> None:
+        """Append one row group; a column is a sequence, or a (B, d) array for a list of fixed size."""
+        arrays = [_array(columns[field.name], field.type) for field in self._schema]
+        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=ROWS_PER_GROUP)
+
+    def commit(self, replace: bool) -> bool:
+        """Put the file in place, atomically. If a file is already there and `replace` is off, keep it, return False."""
+        self._writer.close()
+        write_seal(self._temporary)
+        if not replace:
+            return self._storage.create(self._path, self._temporary)
+        self._storage.replace(self._path, self._temporary)
+        return True
+
+
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_fixed_size_list(kind):
+        flat = pa.array(np.ascontiguousarray(values).reshape(-1), type=kind.value_type)
+        return pa.FixedSizeListArray.from_arrays(flat, kind.list_size)
+    return pa.array(values, type=kind)
