@@ -1,6 +1,6 @@
-"""What reconstruction and interpolation share: cells of the ODE (eta = 0, nothing clipped), and figures of files.
+"""What reconstruction and interpolation share: cells of the ODE (eta = 0, no clipping), and pictures for figures.
 
-Cells which differ in eta or clip alone share one.
+Cells that differ only in eta or clip share one cell of the ODE.
 """
 
 from pathlib import Path
@@ -18,13 +18,13 @@ from taugrid.orchestrator.rundir.integrity import Damage
 
 
 def ode_cells(plan: Plan, **changes: Any) -> list[Cell]:
-    """The plan's cells with eta = 0, no clipping and `changes`; those that this makes equal come once."""
+    """The plan's cells with eta = 0, no clipping and `changes`, without duplicates."""
     cells = (with_settings(cell, {"eta": 0.0, "clip": "none", **changes}) for cell in plan.cells)
     return list({cell.id: cell for cell in cells}.values())
 
 
 def first_pictures(rundir: RunDir, paths: list[Path], count: int) -> NDArray[np.uint8]:
-    """Up to `count` pictures of the files, in the order of their indices, as figures want them."""
+    """The first `count` pictures of the files, in the order of their indices, as figures need them."""
     found: dict[int, bytes] = {}
     for path in paths:
         if len(found) < count:
@@ -33,4 +33,4 @@ def first_pictures(rundir: RunDir, paths: list[Path], count: int) -> NDArray[np.
 
 
 def ignore_damage(damage: Damage) -> None:
-    """For a second look: damage was reported when work was looked for."""
+    """For a second look at files: damage was reported at the first."""

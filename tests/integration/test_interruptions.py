@@ -110,7 +110,7 @@ def test_ctrl_c_and_then_a_killed_driver_leave_what_the_same_command_ends(slow, 
         run.wait_until(partial(more_than, 5, root))
         assert listening(run) <= LOOPBACK
         assert interrupt(run) < 5
-        assert "the same command goes on" in run.output
+        assert "run the same command again" in run.output
         assert "Traceback" not in run.output
     assert (token.read_bytes() if token.exists() else None) == before
     for _ in range(kills):
