@@ -62,7 +62,7 @@ def test_a_killed_worker_is_replaced_and_its_shard_redone(slow, undisturbed, roo
             run.wait_until(partial(more_than, 10 + 8 * kill, root))
             os.kill(run.wait_until(lambda: worker_pids(run.process.pid))[-1], signal.SIGKILL)
         run.wait(code=0)
-        assert "another is started" in run.output
+        assert "starting another" in run.output
     assert sum(event["event"] == "lost" for event in events(root)) == kills
     assert sample_files(root) == sample_files(undisturbed)
     assert scores(root) == scores(undisturbed)
