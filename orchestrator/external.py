@@ -1,4 +1,4 @@
-"""`taugrid evaluate --samples`: scores for images that were made elsewhere, in this process."""
+"""`taugrid evaluate --samples`: scores external images in this process."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,18 +18,18 @@ from taugrid.versions import versions
 def score_images(
     samples: str, reference: str, evaluate: dict[str, Any], assignments: Sequence[str], progress: Progress
 ) -> dict[str, Any]:
-    """`eval.standalone.evaluate` of what the paths mean, by the keys of a config's section `evaluate`.
+    """Score the images in `samples` against `reference` with the keys of a config's section `evaluate`.
 
     Raises:
-        UserError: one line, for images, a reference, weights or settings that can't be used.
+        UserError: if images, reference, weights or settings can't be used.
     """
     values = merge({"evaluate": evaluate}, assignments)
     others = sorted(values.keys() - {"evaluate"})
     if others:
-        raise UserError(f"--set {others[0]}: images made elsewhere have no such section; set keys of evaluate")
+        raise UserError(f"--set {others[0]}: external images only take keys of evaluate")
     section = validate(Evaluate, values["evaluate"], "evaluate")
     if section.reference is not None or not section.keep_features:
-        raise UserError("--set evaluate.reference, evaluate.keep_features: for a run; give --reference PATH here")
+        raise UserError("--set evaluate.reference and evaluate.keep_features are for a run; give --reference PATH here")
     try:
         progress.say("reading images")
         found, compared = open_source(samples), open_reference(reference)

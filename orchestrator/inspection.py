@@ -1,4 +1,4 @@
-"""What `plan`, `status`, `verify` and `export` say of a run, from the config and the disk alone."""
+"""The commands `plan`, `status`, `verify`, `export` and `compare`, from nothing but the config and the disk."""
 
 from collections.abc import Callable
 from math import prod
@@ -19,7 +19,7 @@ from taugrid.storage import Storage, read_json, read_sealed
 from taugrid.workers.training.log import training_progress
 
 PNG_OVERHEAD_BYTES = 200
-"""Beyond raw pixels: PNG's chunks and a row's share of Parquet's columns and pages. A bound, for planning disks."""
+"""Upper bound on an image's bytes beyond raw pixels: PNG's chunks, a row's share of Parquet's columns and pages."""
 
 
 def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
@@ -76,20 +76,20 @@ def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:
 
 
 def _is_of_n(rundir: RunDir, score: Path, cell: Cell) -> bool:
-    """The score is of as many samples as the config asks for."""
+    """Whether a score is of as many samples as the config asks for."""
     value = read_sealed(score, rundir.storage)
     return value is not None and value["protocol"]["num_samples"] == cell.settings.num_samples
 
 
 def measured_rate(rundir: RunDir) -> float | None:
-    """Network evaluations per second of one worker, over all shards sampled here; null before any."""
+    """Network evaluations per second of one worker, over all shards sampled here; None before the first."""
     shards = [event for event in read_events(rundir) if event["event"] == "shard"]
     seconds = sum(event["seconds"] for event in shards)
     return sum(event["evaluations"] for event in shards) / seconds if seconds else None
 
 
 def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> list[Damage]:
-    """Re-read every file of a run and decode every image; `tick(n)` after n images. Moves and changes nothing."""
+    """Re-read every file of a run and decode every image, calling `tick(n)` after n images. Changes nothing."""
     found: list[Damage] = []
     storage = rundir.storage
     if (said := orphans_in_words(config, plan, rundir)) is not None:
@@ -115,7 +115,7 @@ def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], Non
     scored = [cell for cell in plan.cells if rundir.scores_of(cell)]
     found += [Damage(rundir.score(cell, "*"), "missing") for cell in plan.cells if scored and cell not in scored]
     changed = [path for path in storage.list(rundir.scores, "*.json") if read_sealed(path, storage) is None]
-    found += [Damage(path, "it is not what was written") for path in changed]
+    found += [Damage(path, "it has changed since it was written") for path in changed]
     for path in (rundir.tables / "quality.json", rundir.provenance):
         if storage.exists(path) and read_json(path, storage) is None:
             found.append(Damage(path, "it is not JSON"))
@@ -124,7 +124,7 @@ def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], Non
 
 def _verify_samples(cell: Cell, rundir: RunDir, tick: Callable[[int], None]) -> list[Damage]:
     if not rundir.is_ready(cell.model):
-        return [Damage(rundir.models / cell.model.id, "not trained yet; `taugrid run` goes on")]
+        return [Damage(rundir.models / cell.model.id, "not trained yet; `taugrid run` continues")]
     found: list[Damage] = []
     metadata: dict[str, Any] | None = None
     try:
@@ -147,12 +147,12 @@ def _verify_samples(cell: Cell, rundir: RunDir, tick: Callable[[int], None]) -> 
 def _verify_images(
     path: Path, shape: tuple[int, int, int] | None, tick: Callable[[int], None], storage: Storage
 ) -> list[Damage]:
-    """Decode every image of a file; `shape` is (channels, height, width), or None where that is not known."""
+    """Decode every image of a file; `shape` is (channels, height, width), or None if it is not known."""
     try:
         parquet.inspect(path, storage=storage)
         for index, batch in parquet.read_images(path, storage=storage):
             if shape is not None and batch.shape[1:] != shape:
-                raise DamagedFile(f"images are of shape {batch.shape[1:]}")
+                raise DamagedFile(f"its images have shape {batch.shape[1:]}, not {shape}")
             tick(len(index))
     except (DamagedFile, ValueError) as error:
         return [Damage(path, str(error).removeprefix(f"{path}: "))]
@@ -160,7 +160,7 @@ def _verify_images(
 
 
 def find_cell(plan: Plan, name: str) -> Cell:
-    """The cell that `name` means: its id, its folder's name, or the beginning of one of these, if only one fits.
+    """The cell that `name` means: its id, its folder's name, or the beginning of either if only one cell fits.
 
     Raises:
         UserError: if none or several fit.
@@ -170,7 +170,7 @@ def find_cell(plan: Plan, name: str) -> Cell:
     if len(exact or fitting) == 1:
         return (exact or fitting)[0]
     names = ", ".join(cell.name for cell in (fitting or plan.cells)[:6])
-    problem = "fits more than one cell" if fitting else "is no cell of this run"
+    problem = "fits more than one cell" if fitting else "is not a cell of this run"
     raise UserError(f"{name!r} {problem}; choose one of: {names}{', ...' if len(fitting or plan.cells) > 6 else ''}")
 
 
@@ -189,21 +189,21 @@ def compare(config: Config, plan: Plan, rundir: RunDir, name_a: str, name_b: str
     rows = {row["cell"]: row for row in collected.rows}
     unscored = [cell.name for cell in cells if cell.id not in rows]
     if unscored:
-        raise UserError(f"{unscored[0]} has no whole score; `taugrid evaluate` computes it")
+        raise UserError(f"{unscored[0]} has no complete score; run `taugrid evaluate` first")
     try:
         return pair(rows[cells[0].id], rows[cells[1].id], collected.evidence, join)
     except ValueError as error:
-        raise UserError(f"{error} (--join compares them all the same)") from None
+        raise UserError(f"{error} (--join compares them anyway)") from None
 
 
 def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
-    """Write a cell's images as PNG files named by index; the bytes are those in Parquet. Returns how many.
+    """Write a cell's images as PNG files named by index, with the bytes as in Parquet. Returns how many.
 
     Raises:
         UserError: if the cell has no images yet, some are missing or damaged, or the folder is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--to {folder} is there already and not an empty folder; give a new one")
+        raise UserError(f"--to {folder} exists and is not an empty folder; give a new one")
     damages: list[Damage] = []
     done = rundir.sampled(cell, None, every_byte=True, on_damage=damages.append)
     if damages or len(done) < len(cell.shards):

@@ -1,4 +1,4 @@
-"""A config opened with its plan and its run directory: where commands and the Python API start."""
+"""A config with its plan and its run directory: the start of commands and the Python API."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ class Opened:
 
 
 def run_folder(config: str, out: str | None, name: str) -> Path:
-    """The run directory that --out, or else CONFIG, or else the config's `name` means."""
+    """The run directory: --out, or else CONFIG if it is one, or else runs/`name`."""
     if out == "":
         raise UserError("--out is empty; give a folder")
     if out is None:
@@ -35,7 +35,7 @@ def run_folder(config: str, out: str | None, name: str) -> Path:
 
 
 def open_existing(directory: str) -> Opened:
-    """The run in a directory that `taugrid run` made; `UserError` if it is none."""
+    """The run in a directory that `taugrid run` made; `UserError` if there is none."""
     if not (Path(directory) / "config.json").is_file():
         raise UserError(
             f"{directory} is not a run directory (it has no config.json); give the one that `taugrid run` made"
@@ -66,6 +66,6 @@ def open_to_run(name: str, assignments: Sequence[str], out: str | None, address:
 
 
 def require_shared(out: str | Path, address: str) -> None:
-    """Raise `UserError` if a cluster is joined and the run directory is named by a relative path."""
+    """Raise `UserError` if a cluster is joined but the run directory's path is relative."""
     if address != "local" and not Path(out).is_absolute():
         raise UserError(f"with --address {address}, --out must be an absolute path that every node sees")

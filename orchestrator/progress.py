@@ -1,4 +1,4 @@
-"""What a person sees on stderr while taugrid works: a live line on a terminal, elsewhere a plain one now and then."""
+"""Progress on stderr: a live line on a terminal, otherwise a plain line now and then."""
 
 import time
 from types import TracebackType
@@ -10,14 +10,14 @@ from rich.text import Text
 from taugrid.words import counted, duration, quantity
 
 PLAIN_INTERVAL_SECONDS = 10.0
-"""Between plain lines: often enough to see that it lives, seldom enough for a log."""
+"""Time between plain lines: often enough to show that it is alive, rare enough for a log."""
 
 SPEED_SECONDS = 60.0
-"""The rate and the time left are estimated from the last so many seconds."""
+"""The rate and the remaining time are estimated from this many seconds."""
 
 
 class SummaryColumn(progress.ProgressColumn):
-    """How much of how much, how fast, how long still, and what else there is to say."""
+    """Work done, total work, rate, remaining time, and a note."""
 
     def render(self, task: progress.Task) -> Text:
         """The column's text."""
@@ -25,7 +25,7 @@ class SummaryColumn(progress.ProgressColumn):
 
 
 def summary(task: progress.Task) -> str:
-    """The state of a stage in words; without a rate as long as nothing was measured."""
+    """The state of a stage in words, without a rate until one has been measured."""
     fields = task.fields
     parts = [f"{quantity(task.completed)} of {quantity(task.total or 0)} {fields['unit']}"]
     if task.speed:
@@ -39,7 +39,7 @@ def summary(task: progress.Task) -> str:
 
 
 class Progress:
-    """A stage at a time: how much of how much, how fast, how many workers, and when it will be done."""
+    """Shows one stage at a time: work done, total work, rate, number of workers, and remaining time."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
@@ -64,11 +64,11 @@ class Progress:
         self.end()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self._console.print(text, markup=False)
 
     def begin(self, stage: str, total: float, unit: str) -> None:
-        """A stage of `total` units of work starts; its clock starts with the first `started`."""
+        """Begin a stage of `total` units of work. Its clock starts with the first `started`."""
         self.end()
         self._task = self._bars.add_task(stage, start=False, total=total, unit=unit, images=0, workers=0, note="")
         self._last_plain = time.monotonic()
@@ -76,12 +76,12 @@ class Progress:
             self._bars.start()
 
     def started(self, done: float = 0.0) -> None:
-        """Work goes on from `done`: what came before (starting workers, an earlier session) is not in the rate."""
+        """Work continues from `done`. Anything before (starting workers, an earlier session) is not in the rate."""
         if self._task is not None and not self._bars.tasks[-1].started:
             self._bars.reset(self._task, completed=int(done))
 
     def update(self, done: float, images: int = 0, workers: int = 0, note: str = "") -> None:
-        """So much of the total is done; `images` counts those of this session."""
+        """Show that `done` units are done; `images` counts only those of this session."""
         if self._task is None:
             return
         self._bars.update(self._task, completed=done, images=images, workers=workers, note=note)
@@ -91,9 +91,9 @@ class Progress:
             self.say(f"{task.description}: {summary(task)}")
 
     def end(self) -> None:
-        """The stage is over; the live line goes."""
+        """End the stage and remove the live line."""
         if self._task is not None:
-            if self._bars.live.is_started:  # elsewhere `stop` would print an empty line
+            if self._bars.live.is_started:  # without a live line, `stop` would print an empty one
                 self._bars.stop()
             self._bars.remove_task(self._task)
             self._task = None

@@ -1,4 +1,4 @@
-"""`taugrid selfcheck`: samples whose every pixel and distribution is known, made by the whole system and judged."""
+"""`taugrid selfcheck`: checks samples whose pixels and distribution are known, after the whole system made them."""
 
 from typing import Any, NamedTuple
 
@@ -20,21 +20,21 @@ from taugrid.workers.diffusion.gaussian import Gaussian
 
 
 class Judgement(NamedTuple):
-    """A cell and what was found of it."""
+    """A cell and the verdict on it."""
 
     cell: Cell
     verdict: Verdict
 
 
 class Findings(NamedTuple):
-    """What was found of a run."""
+    """The verdicts on a run."""
 
     judgements: list[Judgement]
     reference_problems: list[str]
 
     @property
     def problems(self) -> list[str]:
-        """A line for each."""
+        """One line for each problem."""
         of_cells = [f"{cell.name}: {line}" for cell, verdict in self.judgements for line in verdict.problems]
         return [*self.reference_problems, *of_cells]
 

@@ -1,7 +1,7 @@
 """The stages of a run: train, then sample and evaluate (or reconstruct, or interpolate), then report.
 
-Each does what is missing on disk, only that. With nothing missing no cluster is started. `work/` says what is missing,
-`dispatch/` who does it; here they are put together, and people are told.
+Each does only what is missing on disk. If nothing is missing, no cluster is started. `work/` says what is missing and
+`dispatch/` who does it; this module connects them and reports to the user.
 """
 
 from collections.abc import Collection, Sequence
@@ -36,15 +36,15 @@ class Outcome(NamedTuple):
     """How a session ended."""
 
     missing: dict[str, str]
-    """Name -> reason, for every cell that has no score (or, where only images were asked for, not all images) now."""
+    """Name -> reason, for every cell without a score (or, if only images were requested, without all its images)."""
     rows: list[dict[str, Any]]
     """The rows of the table that the stages lead to."""
     table: str
-    """Its name (`work.kind.Conclusion`); empty where there is none."""
+    """Its name (`work.kind.Conclusion`); empty if there is none."""
     evidence: "Evidence | None" = None
-    """Of the quality table: what tells its cells apart."""
+    """For the quality table: what tells its cells apart."""
     text: str = ""
-    """What people read of the table on stdout, if it is not the quality table."""
+    """The table as printed on stdout, if it is not the quality table."""
 
 
 class Run:
@@ -63,14 +63,15 @@ class Run:
         """Do `stages`, some of train, sample, reconstruct, interpolate, evaluate and report, in that order.
 
         Raises:
-            UserError: what must be changed first; nothing was lost. RunFailed: a stage could not go on.
+            UserError: if something must be changed first; nothing is lost.
+            RunFailed: if a stage could not go on.
         """
         scoring = evaluation(self.config, self.plan) if "evaluate" in stages or "report" in stages else None
         if "train" in stages:
             for model, source in self.plan.trained_here:
                 if not self.rundir.is_ready(model):
                     fit.check(source.train)
-                    load_images(source.data)  # refused here, not when the first worker asks
+                    load_images(source.data)  # refuse bad images here, not when the first worker needs them
         with self.rundir.lock(), self._cluster:
             check_extends(self.config, self.plan, self.rundir)
             write_json(self.rundir.config, self.config.model_dump(mode="json"), self.rundir.storage)
@@ -96,7 +97,7 @@ class Run:
         if "train" in stages:
             self._train()
         if set(stages) == {"train"}:
-            self._progress.say("every model of this config is there")
+            self._progress.say("every model of this config is trained")
         problems = self._work(works, scoring) if works else {}
         unfinished: dict[str, str] = {}
         for work in told:
@@ -104,7 +105,7 @@ class Run:
         conclusions = [conclusion for work in told if (conclusion := work.conclude()) is not None]
         last = conclusions[-1] if conclusions else Conclusion("", [])
         if "evaluate" in stages and "report" not in stages:
-            self._progress.say("tables and figures are as they were: `taugrid report` writes them anew")
+            self._progress.say("tables and figures are unchanged; `taugrid report` updates them")
         provenance.write(self.rundir, self.plan, scoring)
         return Outcome(unfinished | problems, last.rows, last.table, last.evidence, last.text)
 
@@ -124,11 +125,11 @@ class Run:
                 training = Training(model, source, self.rundir, self.config.cluster, self._progress, self._events)
                 training.run(self._log)
             else:
-                fit.remove_leftovers(self.rundir.models, model.id)  # of a driver that was killed after the commit
+                fit.remove_leftovers(self.rundir.models, model.id)  # if a driver was killed after the commit
         write_losses(self.plan, self.rundir)
 
     def _work(self, works: Sequence[WorkKind], scoring: Evaluation | None) -> dict[str, str]:
-        """Do what is missing, if anything is. Returns cell name -> reason for what could not be done."""
+        """Do what is missing, if anything. Returns cell name -> reason for what could not be done."""
         by_key = {piece.task.key: piece for work in works for piece in work.pieces()}
         provenance.write(self.rundir, self.plan, scoring)
         problems: dict[str, str] = {}

@@ -1,11 +1,11 @@
-"""A task: what the dispatcher knows of a piece of work."""
+"""A task: what the dispatcher knows about a piece of work."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Task:
-    """A piece of work: `cost` in any unit that is proportional to time within its kind; `requires` names tasks."""
+    """A piece of work. `cost` is in any unit proportional to time within its kind; `requires` holds keys of tasks."""
 
     key: str
     kind: str

@@ -1,4 +1,4 @@
-"""Training one model, as the driver sees it: Ray Train in a thread, the progress of its log, and how it ended."""
+"""Trains one model, from the driver's side: runs Ray Train in a thread, shows the log's progress, reports the end."""
 
 import threading
 import time
@@ -22,10 +22,10 @@ from taugrid.workers.training.log import training_progress
 from taugrid.workers.training.spec import TrainingSpec
 
 POLL_SECONDS = 0.5
-"""How often the driver looks at the log, and for Ctrl-C."""
+"""How often the driver checks the log and Ctrl-C."""
 
 STANDSTILL_SECONDS = 120.0
-"""Time without a logged step after which people hear what an elastic training may wait for: Ray Train does not say."""
+"""Time without a logged step after which the user is told what elastic training may be waiting for."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,18 @@ class Training:
     events: Events
 
     def run(self, log: Callable[[str, str], Path]) -> None:
-        """Train the model; one that was cut off goes on from its last checkpoint. `log` writes a file in logs/.
+        """Train the model, continuing interrupted training from its last checkpoint. `log` writes a file in logs/.
 
         Raises:
-            UserError: what must be changed first. RunFailed: the training could not go on.
+            UserError: if something must be changed first.
+            RunFailed: if training could not go on.
         """
         model = self.model
         spec = self._spec()
         if (at := training_progress(self.rundir.models, model.id, self.rundir.storage)) is not None:
             has_checkpoint = any(spec.running.glob("checkpoint_*"))
             place = "its last checkpoint" if has_checkpoint else "the start, because it has no checkpoint"
-            self.progress.say(f"the training of {model.id} was cut off at step {at.step}; it goes on from {place}")
+            self.progress.say(f"training of {model.id} was interrupted at step {at.step}; it continues from {place}")
         began = time.monotonic()
         self.events.add("train", model=model.id)
         self.progress.begin(f"training {model.id}", self.source.train.steps, "steps")
@@ -60,12 +61,13 @@ class Training:
             raise error
         if error is not None:
             path = log(f"train-{model.id}", "".join(traceback.format_exception(error)))
-            raise RunFailed(f"training of model {model.id} failed: {last_line(error)} (all of it: {path})")
+            raise RunFailed(f"training of model {model.id} failed: {last_line(error)} (details: {path})")
         seconds = time.monotonic() - began
         self.events.add("trained", model=model.id, seconds=round(seconds, 3))
         at = training_progress(self.rundir.models, model.id, self.rundir.storage)
         assert at is not None, "the last step is always logged"
-        self.progress.say(f"trained model {model.id}: {at.step} steps in {duration(seconds)}, loss {at.loss:.4f}")
+        steps = counted(at.step, "step")
+        self.progress.say(f"trained model {model.id}: {steps} in {duration(seconds)}, loss {at.loss:.4f}")
 
     def _spec(self) -> TrainingSpec:
         source = self.source
@@ -83,7 +85,7 @@ class Training:
         )
 
     def _fit(self, spec: TrainingSpec) -> BaseException | None:
-        """The error that ended the training, if one did.
+        """The error that ended training, if any.
 
         Ray Train runs in a thread: in the main thread its `fit` would take over SIGINT and never give it back.
         """
@@ -101,7 +103,7 @@ class Training:
         return errors[0] if errors else None
 
     def _watch(self, thread: threading.Thread) -> None:
-        """Show how far the training is until its thread ends."""
+        """Show the training's progress until its thread ends."""
         train = self.source.train
         step, changed, told = 0, time.monotonic(), False
         while thread.is_alive():

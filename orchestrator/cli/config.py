@@ -1,4 +1,4 @@
-"""`taugrid config`: show, check, and describe configs."""
+"""`taugrid config`: shows and checks configs, and prints their schema."""
 
 import json
 
@@ -18,7 +18,7 @@ def config() -> None:
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML.")
 @json_option
 def show(config: str, assignments: tuple[str, ...], as_json: bool) -> None:
-    """Print the whole config, defaults filled in."""
+    """Print the whole config, with defaults filled in."""
     import yaml
 
     from taugrid.config.load import load
@@ -40,7 +40,7 @@ def schema() -> None:
 @click.argument("config")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML.")
 def validate(config: str, assignments: tuple[str, ...]) -> None:
-    """Check a config, its grid included."""
+    """Check a config, including its grid."""
     from taugrid.orchestrator.opened import Opened
 
     opened = Opened(config, assignments, None)

@@ -9,7 +9,7 @@ from taugrid.orchestrator.cli.options import cluster_options, print_value
 from taugrid.orchestrator.cli.run import run_stages
 from taugrid.registry.metrics import DEFAULT_METRICS, METRICS
 
-METRICS_HELP = f"Of {','.join(METRICS)}.  [default: {','.join(DEFAULT_METRICS)}]"
+METRICS_HELP = f"Some of {','.join(METRICS)}.  [default: {','.join(DEFAULT_METRICS)}]"
 
 
 @click.command()
@@ -17,7 +17,7 @@ METRICS_HELP = f"Of {','.join(METRICS)}.  [default: {','.join(DEFAULT_METRICS)}]
 @click.option("--out", metavar="DIR", help="Run directory.  [default: runs/<name>]")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML.")
 @click.option("--samples", metavar="PATH", help="Score these images instead: a folder, an .npz, Parquet.")
-@click.option("--reference", metavar="PATH", help="What --samples are compared with; also an .npz of mu and sigma.")
+@click.option("--reference", metavar="PATH", help="Compare --samples with this; also an .npz of mu and sigma.")
 @click.option("--extractor", metavar="NAME", help="For --samples.  [default: inception-v3-compat]")
 @click.option("--weights", metavar="FILE", help="For --samples: the extractor's weights.")
 @click.option("--metrics", metavar="LIST", help=METRICS_HELP)
@@ -31,7 +31,7 @@ def evaluate(
     as_json: bool,
     **external: str | None,
 ) -> None:
-    """Score the cells of CONFIG whose images are there, or external images with --samples."""
+    """Score the sampled cells of CONFIG, or external images with --samples."""
     given = {key: value for key, value in external.items() if value is not None}
     if config is None:
         if not {"samples", "reference"} <= given.keys():

@@ -15,7 +15,7 @@ from taugrid.words import counted
 @config_options
 @json_option
 def plan(config: str, out: str | None, assignments: tuple[str, ...], as_json: bool) -> None:
-    """Show what a run would do, and what is done already. Starts nothing."""
+    """Show what a run would do and what is already done. Starts nothing."""
     from taugrid.orchestrator.cli.text import plan_text
     from taugrid.orchestrator.inspection import describe
     from taugrid.orchestrator.opened import open_to_plan
@@ -65,7 +65,7 @@ def verify(directory: str, as_json: bool) -> None:
     else:
         for damage in listed:
             click.echo(f"{damage['path']}: {damage['reason']}")
-        verdict = f"{counted(len(listed), 'problem')} found" if listed else "everything is whole"
+        verdict = f"{counted(len(listed), 'problem')} found" if listed else "everything is intact"
         click.echo(f"{counted(seen, 'image')} decoded; {verdict}", err=bool(listed))
     if listed:
         sys.exit(Exit.FAILED)
@@ -96,7 +96,7 @@ def export(directory: str, cell: str, folder: str) -> None:
 @click.option("--join", is_flag=True, help="Compare even if protocols differ or no noise is shared, and say so.")
 @json_option
 def compare(directory: str, cell_a: str, cell_b: str, join: bool, as_json: bool) -> None:
-    """Show the difference of two cells' FID, the second's minus the first's, with its paired standard error.
+    """Show the difference between two cells' FIDs, second minus first, with its paired standard error.
 
     CELL is a cell's id or the name of its folder; the first characters are enough if they fit one cell only.
     """

@@ -1,4 +1,4 @@
-"""The command line: its commands, and what ends in which exit code."""
+"""The command line: its commands, and how errors become exit codes."""
 
 import signal
 import sys
@@ -40,8 +40,8 @@ for command in (
 
 
 def main() -> NoReturn:
-    """Run a command; people's mistakes are one line on stderr, bugs a traceback."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems ask so; it means what Ctrl-C means
+    """Run a command. User errors are one line on stderr, bugs a traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems send it; treat it like Ctrl-C
     try:
         cli.main(prog_name="taugrid", standalone_mode=False)
         sys.exit(Exit.DONE)
@@ -55,5 +55,5 @@ def main() -> NoReturn:
         click.echo(f"taugrid: {error}", err=True)
         sys.exit(Exit.FAILED)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("taugrid: interrupted; the same command goes on from here", err=True)
+        click.echo("taugrid: interrupted; run the same command again to continue", err=True)
         sys.exit(Exit.INTERRUPTED)

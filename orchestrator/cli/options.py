@@ -11,7 +11,7 @@ import click
 
 
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """CONFIG, --out and --set, as every command that takes a config has them."""
+    """Add CONFIG, --out and --set, the options of every command that takes a config."""
     for option in (
         click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML."),
         click.option("--out", metavar="DIR", help="Run directory.  [default: runs/<name>]"),
@@ -22,12 +22,12 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--address, --workers and --json, as every command that does work has them."""
+    """Add --address, --workers and --json, the options of every command that does work."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, and nothing else there."),
         click.option("--workers", type=click.IntRange(1), help="Sets cluster.workers."),
         click.option(
-            "--address", default="local", show_default=True, help="local (a Ray of its own), auto, or HOST:PORT."
+            "--address", default="local", show_default=True, help="local (a private cluster), auto, or HOST:PORT."
         ),
     ):
         command = option(command)
@@ -40,5 +40,5 @@ json_option = click.option(
 
 
 def print_value(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:
-    """Print `value` as one JSON document, or as `text` makes lines of it."""
+    """Print `value` as one JSON document, or as the lines that `text` makes of it."""
     click.echo(json.dumps(value, indent=2, allow_nan=False) if as_json else text(value))

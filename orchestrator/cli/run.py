@@ -1,4 +1,4 @@
-"""Commands that do work: run, its stages alone, reconstruct and interpolate."""
+"""Commands that do work: run, its single stages, reconstruct and interpolate."""
 
 import json
 import sys
@@ -35,8 +35,8 @@ def _stage(name: str, stages: tuple[str, ...], text: str) -> click.Command:
 
 run = _stage("run", STAGES, "Do everything that is missing: train, sample, score, report.")
 train = _stage("train", ("train",), "Train the models of the config.")
-sample = _stage("sample", ("sample",), "Sample every cell; models must be there.")
-report = _stage("report", ("report",), "Write tables and figures from the scores there are.")
+sample = _stage("sample", ("sample",), "Sample every cell; models must be trained already.")
+report = _stage("report", ("report",), "Write tables and figures from existing scores.")
 reconstruct = _stage(
     "reconstruct",
     ("train", "reconstruct"),
@@ -47,7 +47,7 @@ reconstruct = _stage(
 interpolate = _stage(
     "interpolate",
     ("train", "interpolate"),
-    """Decode what lies between the x_T of samples, with the grid's S steps (the paper's figure 6).
+    """Decode points between the x_T of samples, with the grid's S steps (the paper's figure 6).
 
     Models that are missing are trained.""",
 )
@@ -62,7 +62,7 @@ def run_stages(
     stages: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Do `stages`, print how that ended, and exit with 4 if anything is missing."""
+    """Do `stages`, print the outcome, and exit with 4 if anything is missing."""
     from taugrid.orchestrator.opened import open_to_run
 
     if workers is not None:

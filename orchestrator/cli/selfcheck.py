@@ -1,4 +1,4 @@
-"""`taugrid selfcheck`: known samples through the whole system, judged."""
+"""`taugrid selfcheck`: runs the whole system on samples whose values are known, and checks them."""
 
 import json
 from contextlib import ExitStack
@@ -15,7 +15,7 @@ from taugrid.words import counted
 @click.option("--out", metavar="DIR", help="Keep the run here.  [default: a temporary folder]")
 @cluster_options
 def selfcheck(out: str | None, address: str, workers: int | None, as_json: bool) -> None:
-    """Check the whole system with samples whose every pixel and distribution is known.
+    """Check the whole system with samples whose pixels and distribution are known.
 
     Exits with 1 if an image differs from a float64 loop of the paper, or a number from its closed form.
     """
@@ -39,13 +39,13 @@ def _selfcheck(out: str, address: str, workers: int | None, as_json: bool) -> No
     opened = Opened("selfcheck", () if workers is None else (f"cluster.workers={workers}",), out)
     there = read_json(opened.rundir.config, opened.rundir.storage)
     if there is not None and there.get("name") != opened.config.name:
-        raise UserError(f"--out {out} holds another run; give an empty folder, or one of an earlier selfcheck")
+        raise UserError(f"--out {out} holds another run; give an empty folder, or that of an earlier selfcheck")
     with Progress() as progress:
         missing = Run(opened.config, opened.plan, opened.rundir, address, progress).do(("sample", "evaluate")).missing
         if missing:
             name, reason = next(iter(missing.items()))
             lost = counted(len(missing), "cell")
-            raise RunFailed(f"{lost} could not be made, so nothing was judged; {name}: {reason}")
+            raise RunFailed(f"{lost} could not be finished, so nothing was checked; {name}: {reason}")
         findings = selfcheck.judge_run(opened.config, opened.plan, opened.rundir, progress)
     if as_json:
         click.echo(json.dumps(selfcheck.as_json(findings, opened.rundir), indent=2, allow_nan=False))
@@ -53,4 +53,4 @@ def _selfcheck(out: str, address: str, workers: int | None, as_json: bool) -> No
         print_selfcheck(findings)
     if findings.problems:
         raise RunFailed(f"selfcheck found {counted(len(findings.problems), 'problem')}")
-    click.echo(f"selfcheck: {len(findings.judgements)} cells agree with the paper", err=True)
+    click.echo(f"selfcheck: all {counted(len(findings.judgements), 'cell')} agree with the paper", err=True)

@@ -1,4 +1,4 @@
-"""What commands print: plans and outcomes as text for people, outcomes as JSON for scripts."""
+"""The output of commands: plans and outcomes as text for people, outcomes as JSON for scripts."""
 
 import math
 from collections import Counter
@@ -46,7 +46,7 @@ def plan_text(plan: dict[str, Any]) -> str:
     lines += [
         "",
         f"{counts}, at most {quantity(plan['bytes_at_most'])}B of images",
-        f"network evaluations: {plan['network_evaluations']:,}, {remaining:,} of them to do",
+        f"network evaluations: {plan['network_evaluations']:,}, {remaining:,} of them still to do",
         f"expected sampling time: {_expected(plan)}",
         *(f"warning: {remark}" for remark in plan["remarks"]),
     ]
@@ -56,18 +56,18 @@ def plan_text(plan: dict[str, Any]) -> str:
 def _expected(plan: dict[str, Any]) -> str:
     seconds, rate = plan["worker_seconds_remaining"], plan["evaluations_per_second_and_worker"]
     if not plan["network_evaluations_remaining"]:
-        return "nothing is left to sample"
+        return "none, everything is sampled"
     if seconds is None:
         return "unknown (no shard of this run has been sampled yet)"
     return f"{duration(seconds)} on one worker, at {quantity(rate)} network evaluations/s as measured here"
 
 
 SELFCHECK_WIDTH = 90
-"""Columns of the table where everything in it is long."""
+"""Width of the table in characters if every entry is long."""
 
 
 def selfcheck_table(findings: "Findings") -> RenderableType:
-    """Measured, exact and z of every cell; a cell of two points has no closed form, and is judged image by image."""
+    """Measured, exact and z for every cell. Cells of two points have no closed form and are judged image by image."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("")
     table.add_column("data")
@@ -90,13 +90,13 @@ def selfcheck_table(findings: "Findings") -> RenderableType:
 
 
 def print_selfcheck(findings: "Findings") -> None:
-    """The table on stdout, what is wrong and what the columns are on stderr."""
+    """Print the table on stdout, and the problems and the meaning of the columns on stderr."""
     people = Console(stderr=True, highlight=False, soft_wrap=True)
     to_read = Console(highlight=False)
     to_read.print(selfcheck_table(findings), width=max(SELFCHECK_WIDTH, to_read.width))
     people.print(
-        "off: pixels in a million that differ from a float64 loop, by one grey level where all is well; exact: the FID "
-        "to expect at this N, in closed form; z: deviations from the closed form in standard errors"
+        "off: pixels per million that differ from a float64 loop (by one grey level if all is well); exact: the FID to "
+        "expect at this N, in closed form; z: deviation from the closed form in standard errors"
     )
     for problem in findings.problems:
         people.print(f"wrong: {problem}", markup=False)
@@ -125,7 +125,7 @@ def scores_text(scores: dict[str, Any]) -> str:
 
 
 def outcome_json(rundir: RunDir, outcome: "Outcome") -> dict[str, Any]:
-    """What `--json` prints after work."""
+    """The document that `--json` prints after work."""
     return {
         "dir": str(rundir.root),
         "status": "incomplete" if outcome.missing else "done",
@@ -135,7 +135,7 @@ def outcome_json(rundir: RunDir, outcome: "Outcome") -> dict[str, Any]:
 
 
 def without_error(rows: Sequence[Mapping[str, Any]], reasons: Mapping[str, str]) -> list[str]:
-    """Why FIDs stand without ±: a line for each reason in `reasons`, which are by cell, and how many cells have it."""
+    """Why FIDs have no ±: a line for each reason in `reasons` (cell -> reason), with the number of cells."""
     scored = [row for row in rows if row["fid"] is not None]
     found = Counter(reasons[row["cell"]] for row in scored if row["fid_se"] is None and row["cell"] in reasons)
     return [
@@ -145,7 +145,7 @@ def without_error(rows: Sequence[Mapping[str, Any]], reasons: Mapping[str, str])
 
 
 def print_outcome(rundir: RunDir, outcome: "Outcome", join_protocols: bool = False) -> None:
-    """The table on stdout, and on stderr what is missing and where everything is."""
+    """Print the table on stdout, and on stderr what is missing and where the results are."""
     people = Console(stderr=True, highlight=False, soft_wrap=True)
     if outcome.rows and outcome.evidence is not None:
         from taugrid.eval.tables.console import to_console
@@ -160,7 +160,7 @@ def print_outcome(rundir: RunDir, outcome: "Outcome", join_protocols: bool = Fal
         for remark in without_error(outcome.rows, outcome.evidence.reasons):
             people.print(remark, markup=False)
         if any(EXACT in row for row in outcome.rows):
-            people.print("FID in closed form, at infinite N, is in the tables beside the measured one (fid_exact)")
+            people.print("the tables also have the FID in closed form, at infinite N (fid_exact)")
     elif outcome.rows and outcome.text:
         Console(highlight=False, soft_wrap=True).print(outcome.text, markup=False)
     missing = outcome.missing

@@ -1,7 +1,7 @@
-"""Connecting to Ray: a private cluster inside this process, or one that runs elsewhere, with safe defaults.
+"""Connects to Ray, with safe defaults: to a private cluster inside this process, or to a running one.
 
-Ray reads most of its environment when it is imported, so this module sets it first, and nothing else in the
-orchestrator imports Ray. What each variable is for: docs/architecture.md, "Ray".
+Ray reads most of its environment variables when it is imported, so this module must set them before anything imports
+Ray. docs/architecture.md, "Ray", explains each variable.
 """
 
 import math
@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError
+from taugrid.words import counted
 
 OBJECT_STORE_BYTES = 200 * 2**20
-"""Jobs and results are small and images go to files; Ray's own default would be 30 % of the machine's memory."""
+"""Jobs and results are small, and images go to files. Ray's default would be 30 % of the machine's memory."""
 
 CONNECT_SECONDS = 10.0
 
@@ -26,18 +27,18 @@ COMMON_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # silences the (raylet) lines that would break --json
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run` would ship the working directory by surprise
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # an actor that was given no GPU must not see one
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # an actor without GPUs must not see any
 }
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Set to 0, every server of an embedded cluster listens on 127.0.0.1 alone; it would refuse to join a remote one."""
+"""At 0, every server of an embedded cluster listens only on 127.0.0.1; with it, Ray could not join a remote cluster."""
 
 
 TOKEN = secrets.token_hex(32)
-"""Of embedded clusters of this process, in memory alone; without one Ray writes a file. Ray reads it once."""
+"""For this process's embedded clusters. Kept only in memory: without a token, Ray writes one to a file."""
 
 
 def prepare_embedded() -> None:
-    """Set the environment for embedded clusters. Must come before `import ray`."""
+    """Set the environment for embedded clusters. Call it before `import ray`."""
     os.environ.update(COMMON_ENVIRONMENT)
     os.environ.pop("RAY_ADDRESS", None)
     os.environ.update({LOOPBACK: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN})
@@ -45,15 +46,15 @@ def prepare_embedded() -> None:
 
 @contextmanager
 def connected(address: str, cluster: Cluster, trainers: int = 0) -> Iterator[None]:
-    """A connection to Ray for as long as the block lasts; `trainers` is how many workers a training will have.
+    """A connection to Ray within the block; `trainers` is the number of training workers to come.
 
     Raises:
-        UserError: where the address can't be reached, or the cluster there has no token.
+        UserError: if the address can't be reached, or its cluster has no token.
     """
     if address == "local":
         prepare_embedded()
         options: dict[str, Any] = {
-            "address": "local",  # without it Ray joins a cluster that `ray start` began on this machine
+            "address": "local",  # without it, Ray joins a cluster that `ray start` began on this machine
             "num_cpus": _embedded_cpus(cluster, trainers),
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
@@ -74,7 +75,7 @@ def connected(address: str, cluster: Cluster, trainers: int = 0) -> Iterator[Non
         if address == "local":
             raise RunFailed(f"Ray could not start here: {reason}") from error
         raise UserError(f"no Ray cluster at --address {address}: {reason}") from error
-    signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own, set in init, exits with 15
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler, set in init, exits with 15
     try:
         yield
     finally:
@@ -82,7 +83,7 @@ def connected(address: str, cluster: Cluster, trainers: int = 0) -> Iterator[Non
 
 
 def _embedded_cpus(cluster: Cluster, trainers: int) -> int:
-    """Ray's count of CPUs: those there are, or as many as the workers asked for need (which then share them)."""
+    """The number of CPUs for Ray: those of the machine, or more if the requested workers need more and share them."""
     asked = max(cluster.workers or 0, trainers) * cluster.cpus_per_worker
     return max(available_cpus(), int(-(-asked // 1)))
 
@@ -93,11 +94,11 @@ def available_cpus() -> int:
 
 
 def _require_answer(address: str) -> None:
-    """Ray itself would try for minutes."""
+    """Fail at once if nothing answers: Ray would try for minutes."""
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit()):
         if address != "auto":
-            raise UserError(f"--address {address} is none of local, auto and HOST:PORT")
+            raise UserError(f"--address must be local, auto or HOST:PORT, not {address}")
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
@@ -106,21 +107,21 @@ def _require_answer(address: str) -> None:
 
 
 def _require_token(address: str) -> None:
-    """Whoever reaches a Ray cluster without a token runs commands as its user (CVE-2023-48022)."""
+    """Refuse a remote cluster without a token: anyone who reaches it can run commands as its user (CVE-2023-48022)."""
     has_token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     default_path = os.path.expanduser("~/.ray/auth_token")  # noqa: PTH111
     on_loopback = address.startswith(("127.", "localhost:", "[::1]"))
     if not (has_token or os.path.exists(default_path) or on_loopback):  # noqa: PTH110
         raise UserError(
-            f"--address {address}: taugrid uses no cluster beyond this machine without a token, because anyone who "
-            "reaches an open one runs commands as you; start it with RAY_AUTH_MODE=token and set RAY_AUTH_TOKEN here"
+            f"--address {address}: a cluster beyond this machine must have a token, because anyone who reaches an open "
+            "one can run commands as you; start it with RAY_AUTH_MODE=token and set RAY_AUTH_TOKEN here"
         )
     if has_token or os.path.exists(default_path):  # noqa: PTH110
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def resources(cluster: Cluster) -> tuple[float, float]:
-    """(CPUs, GPUs) that one worker takes on the connected cluster: a GPU where torch can use one."""
+    """(CPUs, GPUs) that one worker takes on the connected cluster: a GPU if torch can use one."""
     gpus = cluster.gpus_per_worker
     if gpus is None:
         torch_sees_gpus = not version("torch").endswith("+cpu")
@@ -135,7 +136,7 @@ def _nodes() -> list[dict[str, float]]:
 
 
 def _slots(cpus: float, gpus: float) -> int:
-    """How many workers of that size fit on the connected cluster's nodes; a worker can't be spread over two."""
+    """How many workers of that size fit on the connected cluster's nodes. A worker can't span two nodes."""
     total = 0.0
     for node in _nodes():
         by_cpu = node.get("CPU", 0) // cpus if cpus else math.inf
@@ -145,7 +146,7 @@ def _slots(cpus: float, gpus: float) -> int:
 
 
 def room(cluster: Cluster) -> int:
-    """How many workers to start: as many as were asked for, else as fit on the connected cluster.
+    """The number of workers to start: as many as configured, or else as fit on the connected cluster.
 
     Raises:
         UserError: if not even one fits.
@@ -154,7 +155,7 @@ def room(cluster: Cluster) -> int:
     fits = _slots(cpus, gpus)
     if fits < 1:
         raise UserError(
-            f"no worker fits: each takes {cpus:g} CPUs and {gpus:g} GPUs, and no node of the cluster has that; "
+            f"no worker fits on the cluster: each takes {cpus:g} CPUs and {gpus:g} GPUs, and no node has as much; "
             "lower cluster.cpus_per_worker or cluster.gpus_per_worker"
         )
     return min(cluster.workers, fits) if cluster.workers else fits
@@ -166,19 +167,19 @@ class Trainers(NamedTuple):
     workers: int | tuple[int, int]
     """How many, or the least and the most."""
     cpus: float
-    """Of each."""
+    """CPUs of each worker."""
     gpus: float
-    """Of each."""
+    """GPUs of each worker."""
 
 
 def trainers(cluster: Cluster, workers: int | tuple[int, int]) -> Trainers:
-    """Room for up to `workers` training workers; fewer where fewer fit, which changes no more than rounding.
+    """The training workers that the cluster has room for, up to `workers`. Fewer change nothing but rounding.
 
-    Without GPUs each takes as many CPUs as there are for it. Of [least, most] it is left to Ray Train how many there
-    are, now and later; each takes what `cluster` says, so that there is room for one wherever there is as much.
+    Without GPUs, each takes its full share of the CPUs. With [least, most], Ray Train decides how many there are, now
+    and later; each takes what `cluster` says, so that one fits wherever that much is free.
 
     Raises:
-        UserError: if not even one fits, or not even the least.
+        UserError: if not even one fits, or fewer than the least.
     """
     cpus, gpus = resources(cluster)
     room(cluster)
@@ -186,8 +187,8 @@ def trainers(cluster: Cluster, workers: int | tuple[int, int]) -> Trainers:
     if not isinstance(workers, int):
         if fits < workers[0]:
             raise UserError(
-                f"train.workers: {list(workers)} needs room for {workers[0]}, and {fits} of {cpus:g} CPUs and {gpus:g} "
-                "GPUs fit on the connected cluster; lower it or cluster.cpus_per_worker, or add nodes"
+                f"train.workers: {list(workers)} needs room for {counted(workers[0], 'worker')} of {cpus:g} CPUs and "
+                f"{gpus:g} GPUs, but the cluster fits {fits}; lower it or cluster.cpus_per_worker, or add nodes"
             )
         return Trainers(workers, cpus, gpus)
     workers = min(workers, fits)

@@ -1,4 +1,4 @@
-"""Between the pool and the dispatcher: passes on what happened and who is to do what, writes events, shows progress."""
+"""The loop between pool and dispatcher: passes on events and assignments, writes the events file, shows progress."""
 
 import time
 from collections import Counter
@@ -15,14 +15,14 @@ from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Piece, WorkKind
 from taugrid.words import counted, quantity
 
 LOSSES_WITHOUT_WORK = 5
-"""Workers lost with no work done in between, beyond as many as there are workers, before the run gives up: something is
-wrong with all of them (memory, a broken installation), and starting more would go on for ever."""
+"""How many workers, beyond their number, may be lost without any work done in between before the run gives up. Then
+something is wrong with all of them (memory, a broken installation), and starting more would never end."""
 
 ALONE_SECONDS = 60.0
-"""Without any worker before people are told."""
+"""How long there may be no worker before the user is told."""
 
 POLL_SECONDS = 0.5
-"""How often the driver looks up while nothing happens: for Ctrl-C and stragglers."""
+"""How often the driver wakes up while nothing happens, for Ctrl-C and stragglers."""
 
 
 class Loop:
@@ -63,10 +63,10 @@ class Loop:
             self._totals[piece.task.kind] += int(piece.task.cost)
 
     def run(self) -> dict[str, str]:
-        """Returns cell name -> reason, for the cells of which something could not be done.
+        """Run, and return cell name -> reason for the cells that could not be finished.
 
         Raises:
-            WorkerRefusal: what a worker met that every other would meet too.
+            WorkerRefusal: if a worker met a problem that every other would meet too.
             RunFailed: if workers die faster than they work.
         """
         self._announce()
@@ -96,16 +96,16 @@ class Loop:
         self._show()
 
     def _say_if_alone(self) -> None:
-        """On a cluster that is full, or whose nodes are gone, nothing happens: say so."""
+        """Say so if nothing happens because the cluster is full or its nodes are gone."""
         now = time.monotonic()
         if self._dispatcher.workers:
             self._last_seen = now
         elif now - self._last_seen > ALONE_SECONDS:
             self._last_seen = now
-            self._progress.say(f"no worker for {ALONE_SECONDS:.0f} s: the cluster is full, or starting one takes long")
+            self._progress.say(f"no worker for {ALONE_SECONDS:.0f} s: the cluster is full, or starting one is slow")
 
     def _show(self) -> None:
-        """The first kind with work left, and what is counted all the time."""
+        """Show the first kind with work left, and the counts that are always shown."""
         kind = next((kind for kind in self._kinds if self._done[kind] < self._totals[kind]), self._phase)
         if kind != self._phase:
             self._phase = kind
@@ -152,8 +152,8 @@ class Loop:
         if isinstance(failure.cause, WorkerRefusal):
             raise failure.cause
         if worker not in self._infos:
-            raise RunFailed(f"a worker can't start: {failure.summary} (all of it: {path})")
-        self._charge(doing, f"{failure.summary} (all of it: {path})", self._dispatcher.failed(worker))
+            raise RunFailed(f"a worker can't start: {failure.summary} (details: {path})")
+        self._charge(doing, f"{failure.summary} (details: {path})", self._dispatcher.failed(worker))
 
     def _lost(self, worker: str, reason: str) -> None:
         self._losses += 1
@@ -166,7 +166,7 @@ class Loop:
         if worker in self._infos:
             key = self._dispatcher.running.get(worker)
             quarantined = self._dispatcher.worker_lost(worker)
-            self._charge(key or "nothing", f"{worker} is lost, another is started: {reason}", quarantined)
+            self._charge(key or "nothing", f"lost {worker}, starting another: {reason}", quarantined)
         else:
             self._progress.say(f"{worker} could not be started: {reason}")
         self._pool.start()
@@ -175,9 +175,9 @@ class Loop:
         self._events.add("failed", task=key, reason=reason, quarantined=quarantined)
         self._reasons[key] = reason
         if key in self._dispatcher.done:
-            then = "another copy of it is done"
+            then = "another copy of it is already done"
         else:
-            then = "given up after so many attempts, the rest goes on" if quarantined else "will be tried again"
+            then = "given up after too many attempts, the rest goes on" if quarantined else "will be retried"
         self._progress.say(f"{key}: {reason}; {then}" if key in self._pieces else reason)
 
     def _problems(self) -> dict[str, str]:

@@ -1,12 +1,11 @@
-"""The scheduling policy as a pure state machine: no clock, no Ray, no files. Fed with events, asked for assignments.
+"""The scheduling policy as a pure state machine: no clock, no Ray, no files. It takes events and gives assignments.
 
-One queue holds every kind of work. A task is ready once all that it requires is done. Ready tasks go out by kind in
-the order that is given (so that extraction runs where sampling has none left to do), the costliest of a kind first. A
-task that fails, or whose worker dies, is queued again until it has failed `max_attempts` times; then it is
-quarantined and the rest goes on. While there are other workers, a
-task does not go back to one that failed it: a node that fails everything at once would else use up the attempts of the
-whole queue. When the queue is empty, an idle worker takes a second copy of the oldest task that
-runs much longer than its like: commits are idempotent, so whichever copy ends first counts.
+One queue holds every kind of work. A task is ready once all that it requires is done. Ready tasks go out in the order
+of their kinds (so that extraction runs when nothing is left to sample), the costliest of a kind first. A task that
+fails, or whose worker dies, is queued again until it has failed `max_attempts` times; then it is quarantined and the
+rest goes on. While there are other workers, a task does not go back to one that failed it: otherwise a node that fails
+everything at once would use up the attempts of the whole queue. When the queue is empty, an idle worker takes a second
+copy of the oldest task that runs much longer than similar tasks. Commits are idempotent, so the first copy counts.
 """
 
 import heapq
@@ -17,13 +16,13 @@ from typing import NamedTuple
 from taugrid.orchestrator.task import Task
 
 SPECULATION_SLOWNESS = 1.5
-"""A running task is duplicated once it takes this many times what its cost leads to expect from the tasks of its kind
-that are done. Duplicating at once would run the last task of every healthy run twice, on cores that share their memory;
-the longer the wait, the more of a straggler's delay is kept (docs/decisions.md, "Stragglers")."""
+"""A running task is duplicated once it takes this many times as long as its cost and the finished tasks of its kind
+suggest. Duplicating at once would run the last task of every healthy run twice, on cores that share memory; waiting
+longer would keep more of a straggler's delay (docs/decisions.md, "Stragglers")."""
 
 
 class Assignment(NamedTuple):
-    """`worker` is to do `task`; `speculative` if another worker is at it already."""
+    """`worker` should do `task`; `speculative` if another worker is already doing it."""
 
     worker: str
     task: Task
@@ -36,9 +35,9 @@ class _Running(NamedTuple):
 
 
 class Dispatcher:
-    """Who gets which work. Times are seconds on any one clock; they only serve to find stragglers.
+    """Decides which worker gets which task. Times are seconds on any one clock and only serve to find stragglers.
 
-    `kinds` are the names of the kinds of tasks, those that go out first before the others.
+    `kinds` are the names of the kinds of tasks, in the order in which they go out.
 
     Raises:
         ValueError: if two tasks share a key, a kind is unknown, or a task requires one that isn't given.
@@ -48,7 +47,7 @@ class Dispatcher:
         self._tasks: dict[str, Task] = {}
         for task in tasks:
             if task.key in self._tasks or task.kind not in kinds:
-                raise ValueError(f"task {task.key!r} is given twice or of unknown kind {task.kind!r}")
+                raise ValueError(f"task {task.key!r} is given twice or is of unknown kind {task.kind!r}")
             self._tasks[task.key] = task
         self._priority = {kind: place for place, kind in enumerate(kinds)}
         self._max_attempts = max_attempts
@@ -58,7 +57,7 @@ class Dispatcher:
         for task in self._tasks.values():
             for requirement in task.requires:
                 if requirement not in self._tasks:
-                    raise ValueError(f"task {task.key!r} requires {requirement!r}, which is no task")
+                    raise ValueError(f"task {task.key!r} requires {requirement!r}, which is not a task")
                 self._dependents[requirement].append(task.key)
         self._queue: list[tuple[int, float, int, str]] = []
         self._idle: dict[str, None] = {}  # an ordered set
@@ -69,24 +68,24 @@ class Dispatcher:
         self.attempts: dict[str, int] = dict.fromkeys(self._tasks, 0)
         self.done: set[str] = set()
         self.quarantined: set[str] = set()
-        self.unreachable: set[str] = set()  # require something that is quarantined, directly or not
+        self.unreachable: set[str] = set()  # require something quarantined, directly or indirectly
         for key, missing in self._missing.items():
             if not missing:
                 self._enqueue(key)
 
     @property
     def finished(self) -> bool:
-        """Nothing is left that could still be done. Superfluous copies may still be running."""
+        """Whether nothing is left that can be done. Superfluous copies may still be running."""
         return len(self.done) + len(self.quarantined) + len(self.unreachable) == len(self._tasks)
 
     @property
     def running(self) -> Mapping[str, str]:
-        """Worker -> key of the task that it works on."""
+        """Worker -> key of its current task."""
         return {worker: running.key for worker, running in self._running.items()}
 
     @property
     def workers(self) -> int:
-        """Number of workers that have joined and were not lost."""
+        """Number of workers that have joined and are not lost."""
         return len(self._idle) + len(self._running)
 
     def worker_joined(self, worker: str) -> None:
@@ -96,7 +95,7 @@ class Dispatcher:
         self._idle[worker] = None
 
     def assign(self, now: float) -> list[Assignment]:
-        """Work for every idle worker for which there is any; it counts as running from `now`."""
+        """Assign tasks to idle workers, as far as there are any; they count as running from `now`."""
         assignments = []
         for worker in list(self._idle):
             key, speculative = self._next_ready(worker), False
@@ -111,7 +110,7 @@ class Dispatcher:
         return assignments
 
     def succeeded(self, worker: str, now: float) -> bool:
-        """`worker` did its task. True if it was the first to do it."""
+        """`worker` finished its task. True if it was the first to do so."""
         key, since = self._release(worker)
         self._idle[worker] = None
         if key in self.done:
@@ -126,14 +125,14 @@ class Dispatcher:
         return True
 
     def failed(self, worker: str) -> bool:
-        """`worker` failed at its task but lives. True if the task is now quarantined."""
+        """`worker` failed its task but is alive. True if the task is now quarantined."""
         key, _ = self._release(worker)
         self._idle[worker] = None
         self._failed_on.setdefault(key, set()).add(worker)
         return self._charge(key)
 
     def worker_lost(self, worker: str) -> bool:
-        """`worker` is gone, and with it what it worked on. True if its task is now quarantined."""
+        """`worker` is gone, and its work with it. True if its task is now quarantined."""
         if worker in self._idle:
             del self._idle[worker]
             return False
@@ -145,7 +144,7 @@ class Dispatcher:
         heapq.heappush(self._queue, (self._priority[task.kind], -task.cost, self._order[key], key))
 
     def _next_ready(self, worker: str) -> str | None:
-        """The first of the queue, passing over what `worker` failed at while others are there who did not."""
+        """The first task in the queue, skipping those that `worker` failed while other workers did not."""
         passed_over, found = [], None
         while self._queue and found is None:
             entry = heapq.heappop(self._queue)
@@ -170,7 +169,7 @@ class Dispatcher:
         return min(late)[1] if late else None
 
     def _may_be_copied(self, key: str) -> bool:
-        """One copy at a time, and none once the attempts are used up: copies that fail must come to an end too."""
+        """One copy at a time, and none once the attempts are used up: failing copies must come to an end too."""
         return len(self._runners[key]) == 1 and self.attempts[key] < self._max_attempts
 
     def _is_late(self, running: _Running, now: float) -> bool:
@@ -184,7 +183,7 @@ class Dispatcher:
         return running
 
     def _charge(self, key: str) -> bool:
-        """Count a failed attempt; queue the task again, unless a copy of it still runs or it failed too often."""
+        """Count a failed attempt. Queue the task again, unless a copy is still running or it failed too often."""
         if key in self.done:
             return False
         self.attempts[key] += 1
@@ -198,7 +197,7 @@ class Dispatcher:
         return True
 
     def _closure(self, keys: set[str]) -> set[str]:
-        """All that requires any of `keys`, directly or not."""
+        """All tasks that require any of `keys`, directly or indirectly."""
         found: set[str] = set()
         frontier = list(keys)
         while frontier:

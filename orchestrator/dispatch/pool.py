@@ -1,4 +1,4 @@
-"""The workers as Ray actors: starting them, giving them jobs, and hearing what became of those. Decides nothing."""
+"""The workers as Ray actors: starts them, gives them jobs and reports the results. Decides nothing."""
 
 import textwrap
 from collections.abc import Iterator
@@ -31,13 +31,13 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """A job raised an error; its worker lives."""
+    """A job raised an error; its worker is alive."""
 
     worker: str
     cause: BaseException
-    """What the worker raised, of the type that it raised."""
+    """The worker's exception, of its original type."""
     traceback: str
-    """All of it, as text."""
+    """The whole traceback, as text."""
 
     @property
     def summary(self) -> str:
@@ -59,14 +59,14 @@ class Lost:
 PoolEvent = Joined | Done | Failed | Lost
 
 NODE_DEATHS = ("node has died", "node has crashed", "node died")
-"""What Ray's message says when an actor went with its node. There is no type for it: `ActorDiedError` keeps nothing of
-its cause but the text, and its flag `preempted` is only for nodes that an autoscaler took away."""
+"""Parts of Ray's message when an actor died with its node. There is no type for it: `ActorDiedError` keeps only the
+text of its cause, and its flag `preempted` is only for nodes that an autoscaler removed."""
 
 
 class Pool:
-    """A number of actors of one class with methods `hello(probe)` and `do(job)`.
+    """Actors of one class with the methods `hello(probe)` and `do(job)`.
 
-    Actors have `max_restarts=0` and `max_task_retries=0`: retrying is the dispatcher's business, and results come once.
+    Actors have `max_restarts=0` and `max_task_retries=0`: the dispatcher does the retrying, and each result comes once.
     """
 
     def __init__(self, actor: type, arguments: tuple[Any, ...], cpus: float, gpus: float, probe: str) -> None:
@@ -118,13 +118,13 @@ class Pool:
         handle = self._handles.pop(worker)
         self._joining.discard(worker)
         if not isinstance(error, ActorDiedError):
-            ray.kill(handle)  # it may or may not have run the job: let commits decide, and don't let it linger
+            ray.kill(handle)  # it may or may not have done the job: the commit decides, and it must not linger
         with_its_node = any(words in str(error) for words in NODE_DEATHS)
         said = textwrap.shorten(last_line(error), 160, placeholder=" ...")
         return Lost(worker, said, with_its_node)
 
     def close(self) -> None:
-        """End all workers, whatever they do."""
+        """Kill all workers, whatever they are doing."""
         for handle in self._handles.values():
             ray.kill(handle)
         self._handles.clear()

@@ -1,4 +1,4 @@
-"""What a plan consists of: models, cells and their shards. Pure data."""
+"""The parts of a plan: models, cells and their shards. Pure data."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +12,7 @@ from taugrid.workers.diffusion.timesteps import remarks
 
 @dataclass(frozen=True)
 class Model:
-    """A network, wherever it comes from, and its forward process."""
+    """A network from any source, and its forward process."""
 
     id: str
     data: Data
@@ -54,13 +54,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class Cell:
-    """A model sampled with one group of settings."""
+    """A model sampled with one set of settings."""
 
     id: str
     model: Model
     settings: Sample
     axes: dict[str, Any]
-    """Values of the grid keys that have no column of their own in the tables."""
+    """Values of the grid keys that tables have no fixed column for."""
 
     @cached_property
     def tau(self) -> tuple[int, ...]:
@@ -75,7 +75,7 @@ class Cell:
 
     @property
     def shard_images(self) -> int:
-        """Images of a full shard: whole batches, about `shard_evaluations` network evaluations; not a function of N."""
+        """Images of a full shard: whole batches, about `shard_evaluations` network evaluations. Independent of N."""
         per_batch = self.settings.batch_size * len(self.tau)
         return self.settings.batch_size * max(1, self.settings.shard_evaluations // per_batch)
 
@@ -101,18 +101,18 @@ class Plan:
 
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
-        """All shards, longest first, as they are dispatched."""
+        """All shards, longest first, in the order of dispatch."""
         every = (shard for cell in self.cells for shard in cell.shards)
         return tuple(sorted(every, key=lambda shard: -shard.evaluations))
 
     @property
     def remarks(self) -> list[str]:
-        """What people should know of the lists tau that they asked for."""
+        """What the user should know about the lists tau that the config leads to."""
         lists = {(cell.settings.spacing_name, cell.settings.steps, cell.tau): cell for cell in self.cells}
         settings = [(cell.settings.spacing, cell.settings.steps, cell.tau) for cell in lists.values()]
         return [remark for spacing, steps, times in settings for remark in remarks(spacing, steps, times)]
 
     @property
     def axes(self) -> list[str]:
-        """Grid keys without a table column of their own."""
+        """Grid keys that tables have no fixed column for."""
         return list(self.cells[0].axes)

@@ -14,7 +14,7 @@ from taugrid.registry.extractors import ExtractorSpec
 from taugrid.versions import versions
 
 MANY = 10**9
-"""More samples than any metric needs."""
+"""A number of samples that is enough for any metric."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Evaluation:
 
     @property
     def reference_key(self) -> str:
-        """Names the statistics of the reference by everything that determines them."""
+        """Name of the reference's statistics, from everything that determines them."""
         return self.reference.cache_key(self.extractor)
 
     def feasible(self, num_samples: int) -> Feasible:
@@ -35,7 +35,7 @@ class Evaluation:
         return feasible(self.config.evaluate.metric_settings, self.extractor, num_samples, self.reference.num_images)
 
     def id(self, cell: Cell) -> str:
-        """Names a cell's score file: what was measured against what, without versions (an upgrade keeps old scores)."""
+        """Name of a cell's score file, from what was measured against what. Without versions: upgrades keep scores."""
         n = cell.settings.num_samples
         extractor = {"name": self.extractor.name, "weights": self.extractor.weights_sha256}
         if self.extractor.source_sha256 is not None:
@@ -44,7 +44,7 @@ class Evaluation:
         return identity({"reference": self.reference.sha256, "N": n, "extractor": extractor, **settings})
 
     def protocol(self, cell: Cell) -> Protocol:
-        """How a cell is sampled and scored."""
+        """The protocol of a cell's score."""
         return Protocol(
             reference=self.reference.identity(),
             num_samples=cell.settings.num_samples,
@@ -60,7 +60,7 @@ class Evaluation:
 
 
 def check_shapes(plan: Plan) -> None:
-    """Raise `UserError` if a model makes images of another shape than its data set's."""
+    """Raise `UserError` if a model's images differ in shape from its data set's."""
     for model in plan.models:
         if model.image_shape != model.data.image_shape:
             raise UserError(
@@ -72,7 +72,7 @@ def check_shapes(plan: Plan) -> None:
 def evaluation(config: Config, plan: Plan) -> Evaluation:
     """How `config` scores the cells of `plan`.
 
-    It opens the reference and the weights of the extractor, so that mistakes are found before any accelerator time.
+    Opens the reference and the extractor's weights, so that mistakes are found before any accelerator time is spent.
 
     Raises:
         UserError: unknown extractor, missing weights, a reference that can't be read, or images of another shape.

@@ -1,4 +1,4 @@
-"""The feature extractor that a config means, found without torch."""
+"""Finds the feature extractor that a config means, without torch."""
 
 from taugrid.config import Config
 from taugrid.errors import UserError
@@ -7,7 +7,7 @@ from taugrid.registry.extractors import ExtractorSpec
 
 
 def extractor(config: Config) -> ExtractorSpec:
-    """The feature extractor that a config means; `UserError` where there is none or its weights are missing."""
+    """The feature extractor that a config means; `UserError` if there is none or its weights are missing."""
     try:
         evaluate, data = config.evaluate, config.data
         return resolve(evaluate.extractor, data.name, evaluate.weights, data.image_shape)

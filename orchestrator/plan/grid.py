@@ -1,7 +1,7 @@
 """From a config to a plan: the product of the grid, its models and its cells, with identities from content.
 
 Ids are the first 10 hex digits of SHA-256 over canonical JSON of the values that differ from defaults, so that a new
-key orphans no old run. No clock, and no disk but for the checkpoints, code and images that a config names.
+key orphans no old run. Reads no clock, and from disk only the checkpoints, code and images that a config names.
 """
 
 import difflib
@@ -23,17 +23,17 @@ from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
 
 TABLE_KEYS = {"steps", "eta", "spacing", "sampler", "clip", "num_samples", "precision"}
-"""Grid keys that every quality table has a column for anyway, and `precision`: there a metric has that name."""
+"""Grid keys that every quality table has a column for, and `precision`, which is also a metric's name there."""
 
 ReadCheckpoint = Callable[[str], Checkpoint]
-"""As `workers.network.checkpoint.read_checkpoint`."""
+"""Like `workers.network.checkpoint.read_checkpoint`."""
 
 DescribeNetwork = Callable[[str, str | None, tuple[int, int, int], int], CustomNetwork]
-"""As `workers.network.custom_process.describe`."""
+"""Like `workers.network.custom_process.describe`."""
 
 
 class Lookups(NamedTuple):
-    """How a plan learns what lies outside of the config."""
+    """Functions that tell a plan what is outside the config."""
 
     read_checkpoint: ReadCheckpoint
     describe_network: DescribeNetwork
@@ -73,8 +73,8 @@ def plan(
         cell = _cell(model, sections, axes)
         if cell.id in cells:
             idle = sorted(NOT_CELLS & set(point))
-            hint = f" ({', '.join(idle)} makes no other cell)" if idle else ""
-            raise UserError(f"grid: the point {_describe(point)} is named twice{hint}; remove one of them")
+            hint = f" ({', '.join(idle)} does not make a different cell)" if idle else ""
+            raise UserError(f"grid: the point {_describe(point)} appears twice{hint}; remove one of them")
         cells[cell.id] = cell
     return Plan(tuple(models.values()), tuple(cells.values()))
 
@@ -90,7 +90,7 @@ def _describe(point: Mapping[str, Any]) -> str:
 
 
 def _sections_at(config: Config, point: Mapping[str, Any]) -> Sections:
-    """The config's sections with the grid point's values put in."""
+    """The config's sections with the grid point's values."""
     sections: dict[str, Section] = {name: getattr(config, name) for name in (*GRID_SECTIONS, "sample")}
     dumps = {name: section.model_dump() for name, section in sections.items()}
     for key, value in point.items():
@@ -114,7 +114,7 @@ def _locate(key: str) -> tuple[str, list[str]]:
     if not rest and head in Sample.model_fields:
         return "sample", [head]
     if head == "sample":
-        raise UserError(f"grid: keys of sample are written bare: {'.'.join(rest)!r}, not {key!r}")
+        raise UserError(f"grid: write keys of sample without the section: {'.'.join(rest)!r}, not {key!r}")
     near = difflib.get_close_matches(key, [*Sample.model_fields, *(f"{name}." for name in GRID_SECTIONS)], n=1)
     hint = f"did you mean {near[0]!r}?" if near else "a key of sample, or a dotted one such as diffusion.schedule"
     raise UserError(f"grid: unknown key {key!r} ({hint})")
@@ -128,13 +128,13 @@ def _model(sections: Sections, lookups: Lookups) -> Model:
 
 
 def _loaded(sections: Sections, lookups: Lookups) -> Loaded | None:
-    """The model that `model.checkpoint` names; it is read first, for its files fill in `diffusion`."""
+    """The model that `model.checkpoint` names. It is read first, because its files fill in `diffusion`."""
     path = sections.model.checkpoint
     return None if path is None else Loaded(lookups.read_checkpoint(path))
 
 
 def _source(sections: Sections, diffusion: Diffusion, lookups: Lookups) -> ModelSource:
-    """The source that `model` gives, where it is no checkpoint; `diffusion` is resolved."""
+    """The source that `model` gives, if it is not a checkpoint; `diffusion` is resolved."""
     data, model = sections.data, sections.model
     if model.oracle is not None:
         return _oracle(model.oracle, data, diffusion)
@@ -145,7 +145,7 @@ def _source(sections: Sections, diffusion: Diffusion, lookups: Lookups) -> Model
     if model.unet is not None:
         check_loss_weights(sections.train, diffusion)
         if model.unet.dropout and sections.train.most_workers > 1:
-            raise UserError("model.unet.dropout: masks depend on the number of workers, so it needs train.workers: 1")
+            raise UserError("model.unet.dropout needs train.workers: 1, because masks depend on the number of workers")
         return Trained(data, data_identity(data, lookups.fingerprint), model.unet, sections.train)
     raise UserError(
         "model: give unet: {...} to train a network, checkpoint: FOLDER to load one, callable: MODULE:FUNCTION for a "
@@ -157,19 +157,19 @@ def _oracle(distribution: str, data: Data, diffusion: Diffusion) -> Oracle:
     if data.name != distribution:
         raise UserError(f"model.oracle: {distribution} is the optimum for data.name: {distribution}; set both")
     if diffusion.prediction != "epsilon":
-        raise UserError(f"model.oracle predicts epsilon; leave diffusion.prediction out, not {diffusion.prediction}")
+        raise UserError(f"model.oracle predicts epsilon; remove diffusion.prediction: {diffusion.prediction}")
     return Oracle(distribution, data)
 
 
 def _cell(model: Model, sections: Sections, axes: list[str]) -> Cell:
     settings = sample_section(sections.sample, model.source.sample_keys(sections.sample))
-    times(settings, model.diffusion)  # refused here, not when the first worker asks
+    times(settings, model.diffusion)  # refuse a bad tau here, not when the first worker needs it
     resolved = sections._replace(sample=settings, diffusion=model.diffusion)
     return Cell(_cell_id(model, settings), model, settings, {key: _value_at(resolved, key) for key in axes})
 
 
 def with_settings(cell: Cell, changes: Mapping[str, Any]) -> Cell:
-    """The cell of the same model with some of its settings changed, which are no axes of it any more."""
+    """The cell of the same model with some settings changed. The changed settings are no longer among its axes."""
     changed = cell.settings.model_copy(update=dict(changes))
     settings = sample_section(changed, cell.model.source.sample_keys(changed))
     axes = {key: value for key, value in cell.axes.items() if key not in changes}

@@ -1,6 +1,6 @@
-"""What enters the identities of models and cells: values that differ from defaults, and the images trained on.
+"""The content of the identities of models and cells: values that differ from defaults, and the training images.
 
-What enters them can never change: tests/unit/test_grid.py pins some.
+This content must never change: tests/unit/test_grid.py pins some ids.
 """
 
 from collections.abc import Callable, Set
@@ -14,7 +14,7 @@ NOT_IDENTITY = {
     "train": {"workers", "checkpoint_every", "tensorboard"},
     "sample": {"num_samples"},
 }
-"""Keys that change no result (or, for `num_samples`, only how much there is of it)."""
+"""Keys that do not change a result (`num_samples` only extends it)."""
 
 NOT_CELLS = {"num_samples"} | {f"{name}.{key}" for name in ("data", "train") for key in NOT_IDENTITY[name]}
 """The same, as keys of a grid."""
@@ -22,7 +22,7 @@ NOT_CELLS = {"num_samples"} | {f"{name}.{key}" for name in ("data", "train") for
 TRAIN_DEFAULTS = Train(seed=0)
 
 Fingerprint = Callable[[Data], str]
-"""As `workers.data.load.content_fingerprint`."""
+"""Like `workers.data.load.content_fingerprint`."""
 
 
 def diffusion_identity(diffusion: Diffusion) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def unet_identity(unet: Unet) -> dict[str, Any]:
 
 
 def train_identity(train: Train) -> dict[str, Any]:
-    """The keys of `train` that differ from the defaults and change what is learnt."""
+    """The keys of `train` that differ from the defaults and change the trained model."""
     return _differing(train, TRAIN_DEFAULTS, NOT_IDENTITY["train"])
 
 
@@ -46,7 +46,7 @@ def sample_identity(settings: Sample) -> dict[str, Any]:
 
 
 def data_identity(data: Data, fingerprint: Fingerprint) -> dict[str, Any]:
-    """What a model was trained on: a published data set is identified by its keys, others by their images."""
+    """The training data's identity: the keys of a published data set, or else the images."""
     if not data.dataset.is_published:
         return {"name": data.name, "shape": list(data.image_shape), "sha256": fingerprint(data)}
     return _differing(data.in_ids, Data(), NOT_IDENTITY["data"])
@@ -57,6 +57,6 @@ def _differing(section: Section, defaults: Section, without: Set[str] = frozense
     differing = {key: value for key, value in values.items() if key not in without and value != base[key]}
     for key in differing:
         inner = getattr(section, key)
-        if isinstance(inner, Section):  # its defaults must not enter either: it may gain keys
+        if isinstance(inner, Section):  # its defaults must stay out too, because it may gain keys
             differing[key] = inner.model_dump(mode="json", exclude_defaults=True)
     return differing

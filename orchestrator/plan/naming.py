@@ -1,4 +1,4 @@
-"""Names of files made of settings."""
+"""File names made from settings."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from taugrid.hashing import identity
 
 LONGEST_NAME = 100
-"""Characters of a figure's name that are made of settings: file systems end at 255, and a list of times can be long."""
+"""Most characters of a file name that may come from settings: file systems allow 255, and a list of times is long."""
 
 
 def name_of(parts: Iterable[Any]) -> str:
-    """`parts` as part of a file's name, or a hash of them where that would be too long for one."""
+    """`parts` as part of a file name, or a hash of them if that would be too long."""
     text = "-".join(map(str, parts))
     if len(text) > LONGEST_NAME:
         return identity({"parts": text})

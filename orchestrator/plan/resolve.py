@@ -1,4 +1,4 @@
-"""Sections with everything filled in that they leave open, and checked: what the mathematics rules out is refused."""
+"""Resolves sections: fills in what they leave open, and refuses what the mathematics rules out."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,14 +11,14 @@ from taugrid.workers import schedules
 from taugrid.workers.diffusion.timesteps import tau
 
 SAMPLE_DEFAULTS = Sample(clip="none", clip_range=1.0, steps_offset=0, seed=0)
-"""`sample` as it is resolved where a config says nothing."""
+"""`sample` as it is resolved if a config sets nothing."""
 
 
 def diffusion_section(section: Diffusion, theirs: Diffusion = DIFFUSION_DEFAULTS) -> Diffusion:
-    """`section` with no key left null: from `theirs`, a loaded checkpoint's, then from the defaults.
+    """`section` with no key left null: filled in from `theirs`, a loaded checkpoint's, then from the defaults.
 
     Raises:
-        UserError: if the betas are too few or too many, do not fall, or leave no signal that epsilon needs.
+        UserError: if there are too few or too many betas, alpha does not fall, or no signal is left for epsilon.
     """
     resolved = _filled(_filled(section, theirs), DIFFUSION_DEFAULTS)
     _require_signal(resolved)
@@ -26,7 +26,7 @@ def diffusion_section(section: Diffusion, theirs: Diffusion = DIFFUSION_DEFAULTS
 
 
 def _filled(section: Diffusion, fallback: Diffusion) -> Diffusion:
-    """`section` with what it leaves null from `fallback`, where a schedule and a list of betas replace each other."""
+    """`section` with null keys taken from `fallback`. A schedule and a list of betas replace each other."""
     given = {key: value for key, value in section.model_dump().items() if value is not None}
     replaced: dict[str, Any] = {}
     if section.trained_betas is not None:
@@ -36,8 +36,8 @@ def _filled(section: Diffusion, fallback: Diffusion) -> Diffusion:
     filled = fallback.model_copy(update=replaced | given)
     if filled.trained_betas is not None and filled.timesteps != len(filled.trained_betas):
         raise UserError(
-            f"diffusion.timesteps: {filled.timesteps}, but there are {len(filled.trained_betas)} trained_betas; leave "
-            "timesteps out, or give a schedule in place of them"
+            f"diffusion.timesteps is {filled.timesteps}, but there are {len(filled.trained_betas)} trained_betas; "
+            "remove timesteps, or set a schedule instead of trained_betas"
         )
     return filled
 
@@ -50,15 +50,15 @@ def _require_signal(diffusion: Diffusion) -> None:
     ends_at_1 = diffusion.set_alpha_to_one is False  # alpha_0 = alpha_1 then
     if alpha_bar[-2] <= 0 or (np.diff(alpha_bar[int(ends_at_1) :]) >= 0).any():
         raise UserError(
-            f"diffusion: with {diffusion.named_betas} and timesteps {diffusion.timesteps}, alpha does not fall from "
-            "step to step, or reaches 0 before the last: choose other betas or fewer timesteps"
+            f"diffusion: with {diffusion.named_betas} and timesteps {diffusion.timesteps}, alpha does not fall at "
+            "every step, or reaches 0 before the last; choose other betas or fewer timesteps"
         )
     if diffusion.prediction == "epsilon" and alpha_bar[-1] == 0:
         cause = f"schedule: {diffusion.schedule}" if diffusion.schedule else "trained_betas"
         cause = "rescale_betas_zero_snr" if diffusion.rescale_betas_zero_snr else cause
         raise UserError(
-            f"diffusion.{cause} leaves no signal at T (alpha_T = 0), where epsilon can't tell x0: eq. 9 divides by "
-            "zero; set diffusion.prediction: v_prediction (or sample), or another schedule"
+            f"diffusion.{cause} leaves no signal at T (alpha_T = 0), where epsilon does not determine x0: eq. 9 "
+            "divides by zero; set diffusion.prediction: v_prediction (or sample), or another schedule"
         )
 
 
@@ -72,9 +72,9 @@ def check_loss_weights(train: Train, diffusion: Diffusion) -> None:
 
 
 def sample_section(settings: Sample, theirs: Mapping[str, Any]) -> Sample:
-    """`settings` with no key left null; a key that has no effect gets its default, so that it makes no other cell.
+    """`settings` with no key left null. A key without effect gets its default, so that it can't make another cell.
 
-    `theirs` are the keys that a loaded pipeline sets itself.
+    `theirs` are the keys that a loaded pipeline sets.
     """
     given = {key: value for key, value in theirs.items() if getattr(settings, key) is None and value is not None}
     defaults = {key: getattr(SAMPLE_DEFAULTS, key) for key in ("clip", "clip_range", "steps_offset")}

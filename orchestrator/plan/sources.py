@@ -1,6 +1,6 @@
-"""Where a model comes from: a closed union of four. Each knows its identity, its network, its weights and its words.
+"""Where a model comes from: a closed union of four. Each knows its identity, network, weights and description.
 
-`folder`, wherever it is an argument, is the model's own in the run directory: models/<id>.
+The argument `folder` is always the model's folder in the run directory: models/<id>.
 """
 
 import hashlib
@@ -18,16 +18,16 @@ from taugrid.workers.network import checkpoint, custom_process
 from taugrid.workers.network.checkpoint import Checkpoint
 
 RECORD = "model.json"
-"""The file in a model's folder that says what a loaded or custom model was when it was sampled."""
+"""The file in a model's folder that records what a loaded or custom model was when it was sampled."""
 
 
 class BaseModelSource(ABC):
-    """What all four share, and what most of them have in common."""
+    """The interface of all four, with the defaults that most of them use."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """Whose network it is, where published numbers stand beside its samples."""
+        """The network's name in comparisons with published numbers."""
 
     @property
     @abstractmethod
@@ -36,11 +36,11 @@ class BaseModelSource(ABC):
 
     @abstractmethod
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
-        """What the model's id is a hash of."""
+        """The values whose hash is the model's id."""
 
     @abstractmethod
     def network(self, folder: Path, weights: str) -> NetworkSpec:
-        """What a worker loads, `weights` being `ema` or `raw`; `UserError` if that is gone."""
+        """What a worker loads; `weights` is `ema` or `raw`. `UserError` if it is gone."""
 
     @abstractmethod
     def weights_file(self, folder: Path, weights: str) -> Path:
@@ -55,11 +55,11 @@ class BaseModelSource(ABC):
         return {}
 
     def is_ready(self, folder: Path) -> bool:
-        """The model can be sampled now."""
+        """Whether the model can be sampled now."""
         return True
 
     def record(self) -> dict[str, Any] | None:
-        """What `RECORD` is to say of the model, in case its files are gone later."""
+        """The content of `RECORD`, in case the model's files are gone later; None: nothing to record."""
         return None
 
     @abstractmethod
@@ -67,7 +67,7 @@ class BaseModelSource(ABC):
         """The source in a few words."""
 
     def announcement(self, diffusion: Diffusion, settings: Collection[Sample]) -> str | None:
-        """What people should check before a run with cells of these settings."""
+        """What the user should check before a run with cells of these settings."""
         return None
 
     def relation_to(self, data: Data) -> str:
@@ -81,7 +81,7 @@ class Trained(BaseModelSource):
 
     data: Data
     data_identity: Mapping[str, Any]
-    """What names the images it is trained on."""
+    """Identifies the images it is trained on."""
     unet: Unet
     train: Train
 
@@ -113,7 +113,7 @@ class Trained(BaseModelSource):
         return checkpoint.weights_file(folder / ("unet_raw" if weights == "raw" else "unet"))
 
     def is_ready(self, folder: Path) -> bool:
-        """The model can be sampled."""
+        """Whether the model can be sampled."""
         return (folder / "unet" / checkpoint.WEIGHTS_FILE).is_file()
 
     def description(self, diffusion: Diffusion) -> str:
@@ -152,11 +152,11 @@ class Loaded(BaseModelSource):
         }
 
     def sample_keys(self, settings: Sample) -> Mapping[str, Any]:
-        """Keys of `sample` that the pipeline sets; `UserError` if raw weights are asked for and it has none."""
+        """Keys of `sample` that the pipeline sets; `UserError` if raw weights are requested but it has none."""
         if settings.weights == "raw" and self.checkpoint.raw_folder is None:
             raise UserError(
-                f"sample.weights: raw, but {self.checkpoint.path} has no unet_raw/ beside unet/, as pipelines that "
-                "taugrid trained have; set sample.weights: ema for the network that is there"
+                f"sample.weights is raw, but {self.checkpoint.path} has no unet_raw/ (pipelines that taugrid trained "
+                "have it); set sample.weights: ema"
             )
         return self.checkpoint.sample
 
@@ -165,13 +165,13 @@ class Loaded(BaseModelSource):
         return SavedUnet(str(self.weights_file(folder, weights).parent))
 
     def weights_file(self, folder: Path, weights: str) -> Path:
-        """The file of weights, in the checkpoint's own folder."""
+        """The file of weights in the checkpoint's folder."""
         place = self.checkpoint.raw_folder if weights == "raw" else self.checkpoint.unet_folder
         assert place is not None, "a plan has no raw weights of a checkpoint without them"
         return checkpoint.weights_file(Path(place))
 
     def record(self) -> dict[str, Any] | None:
-        """What the checkpoint's own files said, in case they are gone later."""
+        """The content of the checkpoint's config files, in case they are gone later."""
         return asdict(self.checkpoint) | {"diffusion": self.checkpoint.diffusion.model_dump()}
 
     def description(self, diffusion: Diffusion) -> str:
@@ -179,13 +179,13 @@ class Loaded(BaseModelSource):
         return f"loaded from {self.checkpoint.path} ({diffusion.in_words})"
 
     def announcement(self, diffusion: Diffusion, settings: Collection[Sample]) -> str | None:
-        """What was taken from the checkpoint's files, and what the config has in its place."""
+        """The settings taken from the checkpoint's files, and those that the config overrides."""
         loaded = self.checkpoint
         theirs = {key: value for key, value in loaded.diffusion.model_dump().items() if value is not None}
         changed = [key for key, value in theirs.items() if getattr(diffusion, key) != value]
         sample = Sample(**loaded.sample)
         clip = (None if sample.clip == "none" else sample.clip_in_words) or "none"
-        offsets = [str(cell.steps_offset) for cell in settings if cell.spacing == "leading"]  # idle elsewhere
+        offsets = [str(cell.steps_offset) for cell in settings if cell.spacing == "leading"]  # others ignore it
         offset = str(sample.steps_offset or 0)
         said = [
             diffusion.in_words,
@@ -194,13 +194,13 @@ class Loaded(BaseModelSource):
             f"clip {_unless_overridden(clip, (cell.clip_in_words for cell in settings))}",
             f"steps_offset {_unless_overridden(offset, offsets)}" * (bool(offsets) and {offset, *offsets} != {"0"}),
         ]
-        origin = "its scheduler" if loaded.sample else "no scheduler in it, so defaults"
+        origin = "its scheduler" if loaded.sample else "no scheduler, so defaults"
         at = f" at commit {loaded.commit[:10]}" if loaded.commit else ""
         return f"loaded {loaded.path}{at} ({origin}: {', '.join(filter(None, said))})"
 
 
 def _unless_overridden(theirs: str, ours: Iterable[str | None]) -> str:
-    """A setting of a loaded pipeline, followed by those of the cells if any cell has another."""
+    """A setting of a loaded pipeline, followed by the cells' settings if any cell has another."""
     used = [value for value in dict.fromkeys(ours) if value is not None]
     return theirs if set(used) <= {theirs} else f"{theirs} ({', '.join(used)} by the config)"
 
@@ -227,7 +227,7 @@ class Custom(BaseModelSource):
             "callable": self.spec.callable,
             "source": self.spec.source_sha256,
             "weights": self.spec.weights_sha256,
-            "tensors": self.spec.tensors_sha256,  # the function may read more than the one file that it is given
+            "tensors": self.spec.tensors_sha256,  # the function may read more files than the one it is given
             "shape": list(self.spec.image_shape),
             "diffusion": diffusion_identity(diffusion),
         }
@@ -236,7 +236,7 @@ class Custom(BaseModelSource):
         """Keys of `sample` that the model sets itself; `UserError` if it has no weights of the kind asked for."""
         if settings.weights != "ema":
             raise UserError(
-                f"sample.weights: {settings.weights}, but a custom network has one set of weights; leave it out"
+                f"sample.weights is {settings.weights}, but a custom network has one set of weights; remove the key"
             )
         return {}
 
@@ -247,17 +247,17 @@ class Custom(BaseModelSource):
         return self.spec
 
     def weights_file(self, folder: Path, weights: str) -> Path:
-        """The file `model.weights`; without one, the record that names what was loaded."""
+        """The file `model.weights`; without one, the record of what was loaded."""
         return folder / RECORD if self.spec.weights is None else Path(self.spec.weights)
 
     def weights_sha256(self, folder: Path, weights: str) -> str:
-        """SHA-256 of the file `model.weights`, or without one of all that was loaded; `UserError` if it is gone."""
+        """SHA-256 of the file `model.weights` or, without one, of everything loaded; `UserError` if it is gone."""
         if self.spec.weights is None:
             return self.spec.weights_sha256
         return custom_process.weights_sha256(Path(self.spec.weights))
 
     def record(self) -> dict[str, Any] | None:
-        """What the network was, in case the code is gone later; None if it is gone already."""
+        """The network's description, in case the code is gone later; None if it already is."""
         return None if self.spec.unusable else asdict(self.spec)
 
     def description(self, diffusion: Diffusion) -> str:
@@ -298,11 +298,11 @@ class Oracle(BaseModelSource):
         return OracleNetwork(self.data)
 
     def weights_file(self, folder: Path, weights: str) -> Path:
-        """Where weights would be: an oracle has none."""
+        """The path where weights would be; an oracle has none."""
         return folder / RECORD
 
     def weights_sha256(self, folder: Path, weights: str) -> str:
-        """What stands for the SHA-256 of weights: that of the oracle's name and shape."""
+        """SHA-256 of the oracle's name and shape, in place of weights."""
         return hashlib.sha256(f"taugrid/oracle/{self.distribution}/{self.image_shape}".encode()).hexdigest()
 
     def description(self, diffusion: Diffusion) -> str:

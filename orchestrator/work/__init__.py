@@ -1,4 +1,4 @@
-"""The kinds of work: a file for each says what is missing on disk, how a worker makes it, and what it leads to."""
+"""The kinds of work, a file for each: what is missing on disk, how a worker makes it, and what it leads to."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -1,4 +1,4 @@
-"""Extraction: the features of each shard, and of the reference once for all cells."""
+"""Extraction: the features of each shard and, once for all cells, of the reference."""
 
 from collections.abc import Iterator
 
@@ -32,7 +32,7 @@ class ExtractWork(WorkKind):
     task = ("feature file", "to extract")
 
     def pieces(self) -> Iterator[Piece]:
-        """A piece for each shard of a cell to score, and one for the reference if a score waits for it."""
+        """A piece for each shard of the cells to score, and one for the reference if a score needs it."""
         evaluation, found = self.survey.evaluation, self.survey.found
         assert evaluation is not None
         to_score = [state for state in found.cells if state.to_score]

@@ -14,11 +14,11 @@ from taugrid.words import counted
 from taugrid.workers.interpolate import InterpolateJob
 
 INTERPOLATION_STEPS = 11
-"""Points from one x_T to another, both included, as in the paper's figure 6."""
+"""Number of points from one x_T to another, both included, as in the paper's figure 6."""
 
 
 class InterpolateWork(WorkKind):
-    """Figure 6 and appendix D.5: what is decoded between the x_T of samples."""
+    """Figure 6 and appendix D.5: points between the x_T of samples, decoded."""
 
     name = "interpolate"
     priority = 30
@@ -53,10 +53,10 @@ class InterpolateWork(WorkKind):
 
     def missing(self) -> dict[str, str]:
         """Cells without their file."""
-        return {cell.name: "it is not interpolated" for cell in self._cells() if not self._is_whole(cell)}
+        return {cell.name: "not interpolated" for cell in self._cells() if not self._is_whole(cell)}
 
     def conclude(self) -> Conclusion:
-        """Write figures/interpolation*.png and tables/interpolation.csv: where each image stands, between which x_T."""
+        """Write figures/interpolation*.png, and tables/interpolation.csv with each image's place and its x_T."""
         import pandas as pd
 
         from taugrid.eval.figures import pictures
@@ -100,7 +100,7 @@ class InterpolateWork(WorkKind):
 
 
 def _positions(pairs: int, steps: int) -> Iterator[dict[str, Any]]:
-    """Of each image: its index in the file, its figure, the samples it lies between, and how far along (0 to 1)."""
+    """For each image: its index in the file, its figure, the samples it lies between, and how far along (0 to 1)."""
     fractions = [round(i / (steps - 1), 6) for i in range(steps)]
     for pair in range(pairs):
         for i, fraction in enumerate(fractions):

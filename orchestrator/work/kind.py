@@ -1,4 +1,4 @@
-"""What a kind of work is: everything that the rest of the program knows about it."""
+"""The interface of a kind of work: everything that the rest of the program knows about it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ IMAGES = "images"
 
 
 class Piece(NamedTuple):
-    """A task, the job that does it, and the cell that it is for (None: the reference, which all cells need)."""
+    """A task, its job, and the cell that it is for (None: the reference, which all cells need)."""
 
     task: Task
     job: Job
@@ -26,50 +26,50 @@ class Piece(NamedTuple):
 
 
 class Event(NamedTuple):
-    """A line of the events file, but for where the work was done."""
+    """A line of the events file, without the place where the work was done."""
 
     name: str
     fields: dict[str, Any]
 
 
 class Conclusion(NamedTuple):
-    """What a kind of work led to."""
+    """The result of a kind of work."""
 
     table: str
     """Name of the table."""
     rows: list[dict[str, Any]]
     text: str = ""
-    """What people read of it on stdout. Empty: the command prints the rows as the quality table."""
+    """The table as printed on stdout. Empty: the command prints the rows as the quality table."""
     evidence: "Evidence | None" = None
-    """Of the quality table: what tells its cells apart."""
+    """For the quality table: what tells its cells apart."""
 
 
 class WorkKind(ABC):
     """One kind of work on one run. A module in this folder whose `KIND` is a subclass adds a kind."""
 
     name: ClassVar[str]
-    """Of its tasks and their events."""
+    """The name in its tasks and their events."""
     priority: ClassVar[int]
     """Ready tasks of a lower number go out first; leave room between kinds."""
     folder: ClassVar[str]
-    """Of the run directory, where its tasks write."""
+    """The folder of the run directory that its tasks write to."""
     files: ClassVar[str]
-    """The Parquet files below `folder`, as a glob pattern: `verify` reads them, and a killed writer's leftovers lie
-    beside them."""
+    """The Parquet files below `folder`, as a glob pattern: `verify` reads them, and a killed writer leaves its
+    temporary files next to them."""
     stage: ClassVar[str]
     """The stage of a run that does it."""
     told_by: ClassVar[frozenset[str]] = frozenset()
-    """Other stages, which do no work of this kind but tell what it led to."""
+    """Other stages that report its results without doing any of its work."""
     unit: ClassVar[str]
-    """Of a task's cost, in the plural."""
+    """The unit of a task's cost, in the plural."""
     activity: ClassVar[str]
-    """What the progress line calls it."""
+    """Its name in the progress line."""
     task: ClassVar[tuple[str, str]]
-    """A task in words, as ("shard", "to sample"): when a run announces its work, the first agrees with a number."""
+    """A task in words, such as ("shard", "to sample"). A run's announcement makes the first agree with the number."""
     counts_images: ClassVar[bool] = False
-    """The progress line shows images per second beside the unit."""
+    """Whether the progress line also shows images per second."""
     finished: ClassVar[str | None] = None
-    """What tasks that are done are called, if the progress line counts them whatever the workers are at."""
+    """The words for finished tasks, if the progress line always counts them, whatever the workers are doing."""
 
     def __init__(self, survey: Survey) -> None:
         self.survey = survey
@@ -86,28 +86,28 @@ class WorkKind(ABC):
         return self.rundir.root / self.folder
 
     def check(self) -> None:
-        """Raise `UserError` for what can be known to fail before any worker starts."""
+        """Raise `UserError` for failures that can be foreseen before any worker starts."""
         return
 
     @abstractmethod
     def pieces(self) -> Iterator[Piece]:
-        """What is missing on disk. Damaged files are reported, and count as missing. Models must be there."""
+        """What is missing on disk. Damaged files are reported and count as missing. Models must exist."""
 
     def clean_up(self) -> None:
         """Remove what is not needed once the work is done."""
         return
 
     def missing(self) -> dict[str, str]:
-        """Cell name -> what it lacks now, for the cells that lack something that people ask for."""
+        """Cell name -> what it lacks now, for the cells that are not complete."""
         return {}
 
     def conclude(self) -> Conclusion | None:
-        """Write what the work leads to from what is complete. None: other work continues from here."""
+        """Write the results of what is complete. None: other work continues from here."""
         return None
 
     @classmethod
     def event(cls, piece: Piece, result: Result, first: bool) -> Event:
-        """What the events file says of a piece that was done; `first`: no other copy of it was done before."""
+        """The line in the events file for a finished piece; `first`: no other copy was finished before."""
         fields = {"task": piece.task.key, "images": result.images, "seconds": round(result.seconds, 4)}
         return Event(cls.name, {**fields, "committed": first})
 

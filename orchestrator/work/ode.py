@@ -1,6 +1,6 @@
 """What reconstruction and interpolation share: cells of the ODE (eta = 0, nothing clipped).
 
-Cells which differ in eta or clip alone share one.
+Cells that differ only in eta or clip share one cell of the ODE.
 """
 
 from typing import Any
@@ -11,10 +11,10 @@ from taugrid.orchestrator.rundir.integrity import Damage
 
 
 def ode_cells(plan: Plan, **changes: Any) -> list[Cell]:
-    """The plan's cells with eta = 0, no clipping and `changes`; those that this makes equal come once."""
+    """The plan's cells with eta = 0, no clipping and `changes`, without duplicates."""
     cells = (with_settings(cell, {"eta": 0.0, "clip": "none", **changes}) for cell in plan.cells)
     return list({cell.id: cell for cell in cells}.values())
 
 
 def ignore_damage(damage: Damage) -> None:
-    """For a second look: damage was reported when work was looked for."""
+    """For a second look at files: damage was reported at the first."""

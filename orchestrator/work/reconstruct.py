@@ -32,7 +32,7 @@ PICTURES = 12
 
 
 class Place(NamedTuple):
-    """Where the images of a shard of a cell lie."""
+    """Where the images of a cell's shard are."""
 
     cell: Cell
     shard: Shard
@@ -40,7 +40,7 @@ class Place(NamedTuple):
 
 
 class ReconstructWork(WorkKind):
-    """Table 2: images that were held out, encoded and decoded."""
+    """Table 2: held-out images, encoded and decoded."""
 
     name = "reconstruct"
     priority = 20
@@ -52,7 +52,7 @@ class ReconstructWork(WorkKind):
     task = ("shard", "to reconstruct")
 
     def check(self) -> None:
-        """Raise `UserError` if a model makes images of another shape than its data set's, or that is not here."""
+        """Raise `UserError` if a model's images differ in shape from its data set's, or the data set is missing."""
         check_shapes(self.plan)
         for model in self.plan.models:
             data.load_images(model.data.held_out)
@@ -81,7 +81,7 @@ class ReconstructWork(WorkKind):
             yield Piece(task, job, cell)
 
     def missing(self) -> dict[str, str]:
-        """Cells of which not all images are reconstructed."""
+        """Cells whose images are not all reconstructed."""
         lacking = {}
         for cell in self._cells():
             count = sum(not self._is_whole(place, ignore_damage) for place in self._places([cell]))
@@ -115,7 +115,7 @@ class ReconstructWork(WorkKind):
         return Conclusion("reconstruction", rows, table)
 
     def _draw(self, cells: list[Cell]) -> None:
-        """A figure of pictures for each group of cells that differ in S alone."""
+        """Draw a figure of pictures for each group of cells that differ only in S."""
         from taugrid.eval.figures import pictures
 
         groups: dict[str, list[Cell]] = {}
@@ -144,7 +144,7 @@ class ReconstructWork(WorkKind):
 
     def _places(self, cells: list[Cell]) -> Iterator[Place]:
         for cell in cells:
-            # The name tells images and weights apart, so that a file of others is never taken for this.
+            # The name depends on images and weights, so a file made from others is never mistaken for this one.
             folder = self.place / f"{cell.name}-{identity(self._source(cell))[:8]}"
             for shard in cell.shards:
                 yield Place(cell, shard, folder / shard.name)
@@ -180,7 +180,7 @@ class ReconstructWork(WorkKind):
         }
 
     def _about(self, cells: list[Cell]) -> str:
-        """A sentence for each data set: what its images are to the network."""
+        """A sentence for each data set: how its images relate to the network."""
         sentences = []
         for model in {cell.model.id: cell.model for cell in cells}.values():
             section, seen = model.data, model.source.relation_to(model.data)
@@ -189,7 +189,7 @@ class ReconstructWork(WorkKind):
 
 
 def _encoded(cell: Cell) -> "EncodedImages":
-    """What a cell's reconstructions are of, for a published number to stand beside them."""
+    """The images and the network of a cell, to find a published number to compare with."""
     from taugrid.eval.tables.published.counterparts import EncodedImages
     from taugrid.orchestrator.report.write import network_origin
 
@@ -198,12 +198,12 @@ def _encoded(cell: Cell) -> "EncodedImages":
 
 
 def _group(cell: Cell) -> str:
-    """What cells share whose pictures make one figure, as part of a file's name."""
+    """What the cells of one figure have in common, as part of a file name."""
     return name_of([cell.settings.spacing_name, cell.settings.weights, *cell.axes.values(), cell.model.id])
 
 
 def _seconds(rundir: RunDir, prefix: str) -> float | None:
-    """Device time of the tasks whose key begins with `prefix`, each counted once, as it was last committed."""
+    """Device time of the tasks whose key begins with `prefix`; of each task, only the last commit counts."""
     done = (e for e in read_events(rundir) if e.get("task", "").startswith(prefix) and e.get("committed"))
     last = {event["task"]: event["seconds"] for event in done}
     return round(sum(last.values()), 3) if last else None

@@ -25,7 +25,7 @@ class SampleWork(WorkKind):
     counts_images = True
 
     def pieces(self) -> Iterator[Piece]:
-        """A piece for each shard whose images are not all there."""
+        """A piece for each shard whose images are not complete."""
         for cell, sampled, _, _ in self.survey.found.cells:
             metadata = self.rundir.sample_metadata(cell)
             for shard in cell.shards:
@@ -48,12 +48,12 @@ class SampleWork(WorkKind):
                 yield Piece(Task(shard_key(self.name, shard), self.name, shard.evaluations), job, cell)
 
     def missing(self) -> dict[str, str]:
-        """Cells of which not all images are there, unless `ScoreWork` lists them with what it lacks."""
+        """Cells without all their images, unless `ScoreWork` lists them."""
         return {} if self.survey.evaluation is not None else unsampled(self.plan, self.rundir)
 
     @classmethod
     def event(cls, piece: Piece, result: Result, first: bool) -> Event:
-        """A line `shard`, from which `status` and tables know a cell's speed and time."""
+        """A line `shard`, from which `status` and tables compute a cell's speed and time."""
         job = piece.job
         assert isinstance(job, SampleJob)
         fields = {
@@ -68,7 +68,7 @@ class SampleWork(WorkKind):
 
 
 def unsampled(plan: Plan, rundir: RunDir) -> dict[str, str]:
-    """Cell name -> what it lacks, for every cell of which not all images are there."""
+    """Cell name -> what it lacks, for every cell without all its images."""
     lacking = {}
     for cell in plan.cells:
         done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None)

@@ -16,7 +16,7 @@ from taugrid.storage import read_sealed
 
 
 class ScoreWork(WorkKind):
-    """The metrics of every cell, and the table of them."""
+    """The metrics of every cell, and their table."""
 
     name = "score"
     priority = 50
@@ -35,7 +35,7 @@ class ScoreWork(WorkKind):
         return self.survey.evaluation
 
     def pieces(self) -> Iterator[Piece]:
-        """A piece for each cell whose score is not there, or out of date."""
+        """A piece for each cell whose score is missing or out of date."""
         found = self.survey.found
         for state in found.cells:
             if state.to_score:
@@ -75,7 +75,7 @@ class ScoreWork(WorkKind):
         return ReferenceFiles(moments or str(path), reference.num_images, str(path.parent), evaluation.reference_key)
 
     def clean_up(self) -> None:
-        """Remove the features of scored cells, unless they are to be kept."""
+        """Remove the features of scored cells, unless `keep_features` is set."""
         if not self.config.evaluate.keep_features:
             for cell in self.plan.cells:
                 if self.rundir.storage.exists(self.rundir.score(cell, self._evaluation.id(cell))):

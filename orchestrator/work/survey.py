@@ -1,4 +1,4 @@
-"""What a run directory holds and what of it is damaged, looked at once for all kinds of work."""
+"""What a run directory holds, and what of it is damaged, determined once for all kinds of work."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,28 +15,28 @@ from taugrid.storage import read_sealed
 
 
 class CellState(NamedTuple):
-    """What is there of a cell."""
+    """What exists of a cell."""
 
     cell: Cell
     sampled: set[int]
-    """Numbers of the shards whose images are whole."""
+    """Numbers of the shards whose images are complete."""
     extracted: set[int]
     """Numbers of the shards whose features are complete."""
     to_score: bool
-    """A score is wanted, and it is not there or what it was computed from has changed."""
+    """Whether a score is wanted but missing, or its inputs have changed."""
 
 
 class RunState(NamedTuple):
-    """What is there of a run: every cell that there is work for."""
+    """What exists of a run: every cell that there may be work for."""
 
     lacks_reference: bool
-    """A reference is wanted and its features are not there."""
+    """Whether a reference is wanted but its features are missing."""
     cells: tuple[CellState, ...]
 
 
 @dataclass(frozen=True)
 class Survey:
-    """Looks at a run directory for what is missing. Damaged files are reported, and count as missing."""
+    """Finds what is missing in a run directory. Damaged files are reported and count as missing."""
 
     config: Config
     plan: Plan
@@ -44,13 +44,13 @@ class Survey:
     evaluation: Evaluation | None
     """None: only images are wanted."""
     stages: frozenset[str]
-    """What the run is asked to do."""
+    """The stages that the run should do."""
     on_damage: Callable[[Damage], None]
     """Must move the file away."""
 
     @cached_property
     def found(self) -> RunState:
-        """What was there when it was first asked for; without `sample` only cells whose images are all there.
+        """The state when it was first read; without the stage `sample`, only cells with all their images.
 
         Raises:
             UserError: if a model is not trained yet, or a cell holds samples of other weights.
@@ -75,7 +75,7 @@ class Survey:
     def _sampled(self, cell: Cell) -> set[int]:
         if not self.rundir.is_ready(cell.model):
             raise UserError(
-                f"model {cell.model.id} is not trained yet: `taugrid train` first, or `taugrid run` for all"
+                f"model {cell.model.id} is not trained yet; run `taugrid train` first, or `taugrid run` for everything"
             )
         metadata = self.rundir.sample_metadata(cell)
         done = self.rundir.sampled(cell, metadata, every_byte=True, on_damage=self.on_damage)
@@ -94,13 +94,13 @@ class Survey:
         score = self.rundir.score(cell, evaluation.id(cell))
         value = read_sealed(score, self.rundir.storage)
         if self.rundir.storage.exists(score) and value is None:
-            self.on_damage(Damage(score, "it is not what was written"))
+            self.on_damage(Damage(score, "it has changed since it was written"))
         influence = self.rundir.influence(cell, evaluation.id(cell))
         scored = value is not None and (
             "fid_se" not in value["metrics"]
             or self.rundir.is_whole(influence, cell.settings.num_samples, self.on_damage)
         )
-        # Features may have been removed to save space: the score is what they were for.
+        # Features may have been removed to save space: they are only needed for the score.
         to_score = bool(damages) or len(sampled) < len(cell.shards) or not scored
         return CellState(cell, sampled, extracted, to_score)
 

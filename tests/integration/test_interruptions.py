@@ -62,7 +62,7 @@ def test_a_killed_worker_is_replaced_and_its_shard_redone(slow, undisturbed, roo
             run.wait_until(partial(more_than, 10 + 8 * kill, root))
             os.kill(run.wait_until(lambda: worker_pids(run.process.pid))[-1], signal.SIGKILL)
         run.wait(code=0)
-        assert "another is started" in run.output
+        assert "starting another" in run.output
     assert sum(event["event"] == "lost" for event in events(root)) == kills
     assert sample_files(root) == sample_files(undisturbed)
     assert scores(root) == scores(undisturbed)
@@ -110,7 +110,7 @@ def test_ctrl_c_and_then_a_killed_driver_leave_what_the_same_command_ends(slow, 
         run.wait_until(partial(more_than, 5, root))
         assert listening(run) <= LOOPBACK
         assert interrupt(run) < 5
-        assert "the same command goes on" in run.output
+        assert "run the same command again" in run.output
         assert "Traceback" not in run.output
     assert (token.read_bytes() if token.exists() else None) == before
     for _ in range(kills):

@@ -97,7 +97,7 @@ def test_damaged_scores_are_noticed_and_computed_again(config, copy):
     wrong.write_text("{}")
     folder.unlink()
     folder.mkdir()
-    assert taugrid("verify", copy, code=1).stdout.count("not what was written") == 3
+    assert taugrid("verify", copy, code=1).stdout.count("changed since it was written") == 3
     assert len(json.loads(taugrid("report", config, "--out", copy, "--json", code=4).stdout)["cells"]) == CELLS - 3
     taugrid("status", copy)
     taugrid("run", config, "--out", copy)
@@ -141,7 +141,7 @@ def test_plan_status_verify_and_export(config, finished, tmp_path):
     status = json.loads(taugrid("status", finished, "--json").stdout)
     assert status["network_evaluations_remaining"] == 0
     assert status["evaluations_per_second_and_worker"] > 0
-    assert "600 images decoded; everything is whole" in taugrid("verify", finished).stdout
+    assert "600 images decoded; everything is intact" in taugrid("verify", finished).stdout
     taugrid("export", finished, "S0002-eta0-", "--to", tmp_path / "png")
     files = sorted(path.name for path in (tmp_path / "png").iterdir())
     assert files == [f"{i:07d}.png" for i in range(100)]

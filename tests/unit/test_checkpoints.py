@@ -179,9 +179,9 @@ def test_a_schedule_of_the_configs_takes_the_place_of_trained_betas(pipeline):
 @pytest.mark.parametrize(
     ("scheduler", "diffusion", "message"),
     [
-        ({"trained_betas": BETAS}, {"timesteps": 10}, "diffusion.timesteps: 10, but there are 40 trained_betas"),
+        ({"trained_betas": BETAS}, {"timesteps": 10}, "diffusion.timesteps is 10, but there are 40 trained_betas"),
         ({"trained_betas": BETAS, "num_train_timesteps": 50}, {}, "is 50, but there are 40 trained_betas"),
-        ({}, {"trained_betas": BETAS, "timesteps": 10}, "diffusion.timesteps: 10, but there are 40 trained_betas"),
+        ({}, {"trained_betas": BETAS, "timesteps": 10}, "diffusion.timesteps is 10, but there are 40 trained_betas"),
         ({}, {"trained_betas": BETAS, "schedule": "cosine"}, "diffusion: trained_betas replaces schedule"),
         ({"rescale_betas_zero_snr": True}, {}, "rescale_betas_zero_snr leaves no signal at T"),
         ({"trained_betas": [0.1, 1.0]}, {}, "diffusion.trained_betas leaves no signal at T"),

@@ -434,7 +434,7 @@ def test_a_network_is_described_once_however_long_the_grid(folder):
 
 
 def test_raw_weights_are_refused(folder):
-    with pytest.raises(UserError, match=r"^sample.weights: raw, .*; leave it out$"):
+    with pytest.raises(UserError, match=r"^sample.weights is raw, .*; remove the key$"):
         planned(sample={"weights": "raw", "seed": 0})
 
 

@@ -213,7 +213,7 @@ def test_another_error_is_tried_again_and_then_given_up(sixth, tmp_path):
     problems = run.do()
     assert len(problems) == 2
     assert all("ValueError: is broken" in reason for reason in problems.values())
-    assert run.printed.getvalue().count("will be tried again") == 2
+    assert run.printed.getvalue().count("will be retried") == 2
 
 
 def test_a_worker_that_does_not_see_the_run_directory_says_where(tmp_path):
