@@ -1,1 +1,1 @@
-"""What quality means: features, statistics, tables and figures."""
+"""Evaluation: features, metrics, tables and figures."""

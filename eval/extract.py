@@ -1,6 +1,6 @@
-"""Extracting features: of one sample file, or of the reference.
+"""Extracts the features of one sample file, or of the reference.
 
-Torch is imported when a job runs, not with this module: the driver builds jobs without it.
+Torch is imported when a job runs, not with this module, because the driver builds jobs without it.
 """
 
 import time
@@ -36,7 +36,7 @@ class ExtractJob(Job):
     replace: bool
     images: str | Data | Source
     images_sha256: str | None
-    """Of the images of a reference as the driver read them; a worker checks it. None: images of this run."""
+    """SHA-256 of a reference's images as the driver read them, for the worker to check. None: images of this run."""
     extractor: ExtractorSpec
     batch_size: int
     metadata: dict[str, Any]
@@ -47,12 +47,12 @@ def run(job: ExtractJob, device: Device) -> Result:
 
     Raises:
         taugrid.errors.DamagedFile: if the images can't be read.
-        ValueError: if the extractor does not take such images.
+        ValueError: if the extractor does not accept such images.
     """
     import torch
 
     extractor = load_extractor(job.extractor, device.name)
-    began, count = time.perf_counter(), 0  # like a network's, the extractor's loading is not in the time
+    began, count = time.perf_counter(), 0  # excludes loading the extractor, as times of networks do
     schema = parquet.feature_schema(job.metadata, job.extractor.dimensions, job.extractor.classes)
     with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
         for index, batch in _ahead(_batches(job)):
@@ -89,9 +89,9 @@ def _batches(job: ExtractJob) -> Iterator[Batch]:
 
 
 def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The batches, each decoded while the network is at the one before.
+    """The batches, each decoded while the network works on the previous one.
 
-    It does not wait for its thread at the end: `ahead` in workers/data/readers/picture.py says why.
+    It does not wait for its thread at the end; `ahead` in workers/data/readers/picture.py explains why.
     """
     pool = ThreadPoolExecutor(1)
     try:

@@ -1,4 +1,4 @@
-"""What samples are compared with, known by its content: a data set, external images, or a mean and a covariance."""
+"""References, identified by their content: a data set, external images, or a mean and a covariance."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ class Reference:
         return None if self.shape is None else f"8 bits, {'x'.join(str(side) for side in self.shape)}"
 
     def identity(self) -> ReferenceIdentity:
-        """What protocols say of it."""
+        """The reference as protocols record it."""
         dataset: str | None = None
         split: str | None = None
         if isinstance(self.given, Data):
@@ -42,23 +42,23 @@ class Reference:
         return ReferenceIdentity(dataset, split, self.num_images, self.preprocessing, self.sha256)
 
     def cache_key(self, extractor: ExtractorSpec) -> str:
-        """64 hex digits that name its statistics by everything that determines them; paths are no part of it."""
+        """64 hex digits that name its statistics, from everything that determines them. Paths are not part of it."""
         return cache_key(self.sha256, extractor, self.preprocessing or "moments")
 
     def require_dimensions(self, extractor: ExtractorSpec) -> None:
-        """ValueError if a mean and covariance are of another number of features than `extractor` gives."""
+        """Raise ValueError if a mean and covariance don't have as many features as `extractor`."""
         if isinstance(self.given, MomentsFile) and self.given.dimensions != extractor.dimensions:
             raise ValueError(
-                f"{self.given.path} has moments of {self.given.dimensions} features, but {extractor.name} gives "
-                f"{extractor.dimensions}: name the extractor that they were made with, or give images as the reference"
+                f"{self.given.path} has moments of {self.given.dimensions} features, but {extractor.name} has "
+                f"{extractor.dimensions}: set the extractor that they were made with, or give images as the reference"
             )
 
 
 def open_reference(given: Data | str) -> Reference:
     """The reference that a data set or a path means.
 
-    A path is that of an `.npz` with `mu` and `sigma`, or of images as `open_source` takes them. An `.npz` that also
-    holds images (guided-diffusion's) counts as images, because any extractor can see those.
+    A path leads to an `.npz` with `mu` and `sigma`, or to images as in `open_source`. An `.npz` that also holds images
+    (guided-diffusion's) counts as images, because any extractor can use those.
 
     Raises:
         workers.data.readers.SourceError, DamagedFile: as `open_source`, and for a mean and covariance that belong to no
@@ -80,10 +80,10 @@ def reference_of(source: Source) -> Reference:
 
 
 def cache_key(content_sha256: str, extractor: ExtractorSpec, preprocessing: str) -> str:
-    """64 hexadecimal digits that name statistics by everything that determines them.
+    """64 hexadecimal digits that name statistics, from everything that determines them.
 
-    `content_sha256` is that of the images or of a moments file; paths, and what the extractor's file is called, are
-    no part of it.
+    `content_sha256` is that of the images or of a moments file. Paths, and the name of the extractor's file, are not
+    part of the key.
     """
     determines = {
         "format": CACHE_FORMAT,

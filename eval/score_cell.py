@@ -1,4 +1,4 @@
-"""Scoring one cell: from its feature files and the reference to a JSON file of metrics."""
+"""Scores one cell: from its feature files and the reference to a JSON file of metrics."""
 
 import time
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from taugrid.workers.device import Device
 
 @dataclass(frozen=True)
 class ReferenceFiles:
-    """Where a worker finds what samples are compared with."""
+    """Where a worker finds the reference."""
 
     features: str | MomentsFile
     """A feature file, or only a mean and a covariance."""
@@ -37,7 +37,7 @@ class ReferenceFiles:
 
 @dataclass(frozen=True)
 class ScoreJob(Job):
-    """Compute a cell's metrics from its feature files and write them as JSON, and its samples' influence beside it."""
+    """Compute a cell's metrics from its feature files; write them as JSON, with the samples' influences next to it."""
 
     runs = "taugrid.eval.score_cell:run"
 
@@ -48,18 +48,18 @@ class ScoreJob(Job):
     reference: ReferenceFiles
     settings: MetricSettings
     header: dict[str, Any]
-    """What the score is of, `protocol` above all: written beside the metrics."""
+    """What is scored, above all its `protocol`; written together with the metrics."""
     notes: tuple[str, ...]
-    """Why a metric that was asked for is not given."""
+    """Why requested metrics are missing."""
     keep_features: bool
     """False: remove the feature files once the score is in place."""
 
 
 def run(job: ScoreJob, device: Device) -> Result:
-    """Compute the metrics that the job asks for and write them, with its header, to its file.
+    """Compute the job's metrics and write them, with its header, to its file.
 
     Raises:
-        ValueError: if the features are fewer than `num_samples`, or not finite.
+        ValueError: if there are fewer features than `num_samples`, or some are not finite.
     """
     began = time.perf_counter()
     scores = score(
@@ -70,7 +70,7 @@ def run(job: ScoreJob, device: Device) -> Result:
         job.settings,
     )
     if scores.influence is not None:
-        _write_influence(job, scores.influence)  # before the score, which says that all is there
+        _write_influence(job, scores.influence)  # before the score, which marks the cell as complete
     header = {**job.header, "metrics": scores.values, "notes": [*job.notes, *scores.notes]}
     write_sealed(Path(job.path), header, job.storage)
     if not job.keep_features:
@@ -87,7 +87,7 @@ def _stream(job: ScoreJob, column: str) -> Stream:
         for path in job.feature_paths:
             for index, values in parquet.read_features(Path(path), column, job.storage):
                 if not np.array_equal(index, np.arange(expected, expected + len(index))):
-                    raise ValueError(f"{path}: indices do not follow on {expected}")
+                    raise ValueError(f"{path}: its indices must continue from {expected}")
                 kept = min(len(index), job.num_samples - expected)
                 if kept <= 0:
                     return
@@ -99,7 +99,7 @@ def _stream(job: ScoreJob, column: str) -> Stream:
 
 @lru_cache(maxsize=1)
 def _statistics(files: ReferenceFiles, storage: Storage) -> ReferenceStatistics:
-    """Kept for the next job: all cells of a run share one reference."""
+    """The reference's statistics, kept for the next job: all cells of a run share one reference."""
     cache = Path(files.cache)
     if isinstance(files.features, MomentsFile):
         return of_moments(files.features, cache, files.key, storage)

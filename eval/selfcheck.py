@@ -1,8 +1,8 @@
-"""The judge of `taugrid selfcheck`: a cell's images against a float64 loop of the paper and against the closed form.
+"""The judge of `taugrid selfcheck`: compares a cell's images with a float64 loop of the paper and with the closed form.
 
-Nothing here uses the sampler, the noise, the oracle or the statistics of a run: whatever they share with the judge is
-the paper, the definition of the noise and the data. Statistics alone would let small faults pass, so that every image
-is recomputed; the recomputation alone would let a wrong table pass.
+Nothing here uses the sampler, the noise, the oracle or the statistics of a run. The judge shares only the paper, the
+definition of the noise and the data with them. Statistics alone would miss small faults, so every image is recomputed;
+the recomputation alone would miss a wrong table.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ from taugrid.eval.metrics.statistics import Array
 from taugrid.workers.diffusion.gaussian import Gaussian, TwoPoints, expected_fid, rounded, sampled
 
 DIFFERING_SHARE = 0.002
-"""Largest share of pixels that may be off by one grey level. float32 took up to 1.3 in 10,000 across the border between
-two levels, in 96 cells of 5 to 20 steps and 4x4 or 8x8 pixels. TF32 in the oracle's products would take 40 to 310 in
-10,000, and rounding by truncation half of all."""
+"""Largest share of pixels that may be off by one grey level. float32 moved up to 1.3 in 10,000 pixels across the border
+between two levels, in 96 cells of 5 to 20 steps and 4x4 or 8x8 pixels. TF32 in the oracle's products would move 40 to
+310 in 10,000, and truncation instead of rounding half of all."""
 
 Z_LIMIT = 5.0
-"""Largest |z|: a normal one is beyond it once in 1.7 million, so that a grid of 100 cells with three each fails by
-chance for one seed in some 6,000."""
+"""Largest |z|. A normal z exceeds it once in 1.7 million, so a grid of 100 cells with three each fails by chance for
+about one seed in 6,000."""
 
 FID_TOLERANCE = 2e-6
-"""Largest relative error of the table's FID. The float32 of its features moved it by up to 2.6e-7 in those cells that
-are Gaussian; covariances divided by N instead of N - 1 moved it by 8e-4 at N = 512."""
+"""Largest relative error of the table's FID. The features' float32 moved it by up to 2.6e-7 in the Gaussian cells;
+covariances divided by N instead of N - 1 moved it by 8e-4 at N = 512."""
 
 ROWS_AT_ONCE = 4096
 """Images that are recomputed at a time, so that memory does not grow with N."""
@@ -50,7 +50,7 @@ class CellSettings:
 
 
 class Comparison(NamedTuple):
-    """A number of the run beside the one that it should be near, and how far it is off in standard deviations."""
+    """A number of the run, the number it should be near, and the deviation in standard deviations."""
 
     measured: float
     exact: float
@@ -59,22 +59,22 @@ class Comparison(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found of a cell. No `problems` means that all is well."""
+    """The findings about a cell. No `problems` means that all is well."""
 
     differing_share: float
     """The share of pixels that differ from the recomputed ones."""
     largest_difference: int
-    """In grey levels."""
+    """The largest difference of a pixel, in grey levels."""
     mean: Comparison | None
-    """Of the means: the whitened error's squared length by N, which should be d. None for two points, as the others."""
+    """The means: N times the whitened error's squared length, which should be d. None for two points, as below."""
     covariance: Comparison | None
-    """Of the covariances: (N - 1) / 2 times the whitened error's squared norm, which should be d (d + 1) / 2."""
+    """The covariances: (N - 1) / 2 times the whitened error's squared norm, which should be d (d + 1) / 2."""
     fid: Comparison | None
-    """The table's FID beside its expectation at this N."""
+    """The table's FID, and its expectation at this N."""
     recomputed_fid: float | None
-    """FID from the judge's own moments of the images."""
+    """FID from the moments that the judge computed from the images."""
     problems: tuple[str, ...]
-    """A line for each."""
+    """One line for each problem."""
 
 
 def judge(
@@ -86,14 +86,14 @@ def judge(
 ) -> Verdict:
     """Judge one cell by its images.
 
-    Moments, FID and the search for equal images are for Gaussian data alone: the images of two points lie on one curve,
-    so that many of a cell's are equal after rounding.
+    Moments, FID and the search for equal images are only for Gaussian data: images of two points lie on one curve, so
+    many of a cell's images are equal after rounding.
 
     Args:
-        images: (n, C, H, W), as they lie in the files, in any order.
-        index: (n,), which sample each of them says it is.
-        cell: what they were to be made with.
-        fid: what the run's table says, from features uint8 / 127.5 - 1.
+        images: (n, C, H, W), from the files, in any order.
+        index: (n,), the recorded sample index of each image.
+        cell: the settings that they should have been made with.
+        fid: the FID in the run's table, from features uint8 / 127.5 - 1.
         reference: (M, C, H, W), the images that `fid` compares with.
 
     Raises:
@@ -110,7 +110,7 @@ def judge(
     if isinstance(cell.data, TwoPoints):
         return Verdict(share, largest, None, None, None, None, tuple(problems))
     if fid is None or reference is None:
-        raise ValueError("a Gaussian cell is judged with the FID of the table and the reference's images")
+        raise ValueError("judging a Gaussian cell needs the table's FID and the reference's images")
     problems += equal_images(images, index)
     exact = rounded(sampled(cell.data, cell.alpha_bar, cell.tau, cell.eta))
     found, known = _Moments.of(images), _Moments.of(reference)
@@ -125,7 +125,7 @@ def judge(
 
 
 def reference_problems(reference: NDArray[np.uint8], data: Gaussian) -> list[str]:
-    """Lines that say where the moments of the reference's images, (M, C, H, W), are not those of `data`."""
+    """A line for each moment of the reference's images, (M, C, H, W), that does not match `data`."""
     found, exact = _Moments.of(reference), rounded(data)
     comparisons = {"mean": _compare_mean(found, exact), "covariance": _compare_covariance(found, exact)}
     return [f"reference: {line}" for line in _beyond_limit(comparisons)]
@@ -135,12 +135,12 @@ def _beyond_limit(comparisons: Mapping[str, Comparison]) -> list[str]:
     return [
         f"{name}: {measured:.6g} where {exact:.6g} is expected, z = {z:.1f}"
         for name, (measured, exact, z) in comparisons.items()
-        if not abs(z) <= Z_LIMIT  # so that nan is beyond it
+        if not abs(z) <= Z_LIMIT  # true for nan as well
     ]
 
 
 def index_problems(index: NDArray[np.int64], num_samples: int) -> list[str]:
-    """Lines that say which of 0..N-1 are not there exactly once, and what else is."""
+    """Lines that say which of 0..N-1 are missing or repeated, and which indices are out of range."""
     counts = Counter(index.tolist())
     kinds = {
         "missing": sorted(set(range(num_samples)) - set(counts)),
@@ -151,7 +151,7 @@ def index_problems(index: NDArray[np.int64], num_samples: int) -> list[str]:
 
 
 def equal_images(images: NDArray[np.uint8], index: NDArray[np.int64]) -> list[str]:
-    """A line that says how many images are equal to an earlier one, if any."""
+    """A line with the number of images that equal an earlier one, if any."""
     first: dict[bytes, int] = {}
     equal = [
         (earlier, n)
@@ -190,7 +190,7 @@ def _recomputed(index: NDArray[np.int64], cell: CellSettings) -> NDArray[np.int6
 
 
 def _expected_x0(data: Gaussian | TwoPoints, x: Array, a: float) -> Array:
-    """E[x_0 | x_t] by Bayes, (n, d): of a Gaussian by regression on x_t, of two points by their posterior weights."""
+    """E[x_0 | x_t] by Bayes, (n, d): for a Gaussian by regression on x_t, for two points by their posterior weights."""
     posterior: Array
     if isinstance(data, Gaussian):
         covariance = data.covariance
@@ -207,8 +207,8 @@ def _expected_x0(data: Gaussian | TwoPoints, x: Array, a: float) -> Array:
 def standard_normals(seed: int, index: NDArray[np.int64], time: int, dims: int) -> Array:
     """The noise of the samples `index` at `time`, (n, dims), from its definition in `workers/diffusion/noise.py`.
 
-    Philox4x32-10 with counter (block, time, index mod 2^32, index div 2^32), its key being the first 8 bytes of a
-    SHA-256; pairs of words to pairs of normals by Box and Muller, rounded to float32.
+    Philox4x32-10 with counter (block, time, index mod 2^32, index div 2^32) and the first 8 bytes of a SHA-256 as its
+    key. Box-Muller turns pairs of words into pairs of normals, rounded to float32.
     """
     digest = hashlib.sha256(f"taugrid/sample/{seed}".encode()).digest()
     key = np.frombuffer(digest[:8], dtype="<u4").astype(np.uint64)

@@ -1,7 +1,7 @@
 """External images behind one interface: a folder, an `.npz`, Parquet, or a data set of torch-fidelity.
 
 A source is identified by its decoded pixels: the same images in a folder, an `.npz` and Parquet are the same source,
-wherever they are and whatever their files are called. Torch is imported only to read a data set of torch-fidelity.
+whatever their place and file names. Torch is imported only to read a data set of torch-fidelity.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class Source:
     sha256: str
     """`workers.data.load.fingerprint` of all images: SHA-256 of the shape (N, C, H, W) and the pixels, in order."""
     warnings: tuple[str, ...]
-    """What puts a fair comparison at risk."""
+    """Threats to a fair comparison."""
 
 
 class Batch(NamedTuple):
@@ -50,7 +50,7 @@ class Batch(NamedTuple):
 
 
 def open_source(path: str) -> Source:
-    """Find the images that `path` means and decode every one of them, so that damage is found at once.
+    """Find the images that `path` means and decode all of them, so that damage is found at once.
 
     `path` is a folder of PNG or JPEG files (those directly in it, sorted by real path), an `.npz` with `arr_0`
     (N, H, W, C) uint8, a Parquet file or a folder of Parquet files with an image column (taugrid's: rows by `index`;
@@ -73,17 +73,17 @@ def open_source(path: str) -> Source:
     warnings = reader.warnings
     if lossy:
         warnings += (
-            f"{lossy} of {reader.num_images} images in {found} are JPEG, whose losses alone can change FID by a "
+            f"{lossy} of {reader.num_images} images in {found} are JPEG, whose compression alone can change FID by a "
             "factor of two: use PNG",
         )
     return Source(kind, str(found), dataset, reader.num_images, shape, digest.hexdigest(), warnings)
 
 
 def batches(source: Source, size: int) -> Iterator[Batch]:
-    """All images of `source` in order, `size` at a time; threads decode ahead, a bounded number of images.
+    """All images of `source` in order, `size` at a time. Threads decode a bounded number of images ahead.
 
     Raises:
-        workers.data.readers.picture.SourceError: also if the images are no longer those that were opened, which is
+        workers.data.readers.picture.SourceError: also if the images have changed since they were opened, which is only
             known at the end.
         taugrid.errors.DamagedFile: for an image or a file that can't be read.
     """
@@ -101,7 +101,7 @@ def batches(source: Source, size: int) -> Iterator[Batch]:
 
 
 def _alike(pictures: Iterable[Picture]) -> Iterator[Picture]:
-    """The pictures, as long as they have the shape of the first."""
+    """The pictures; SourceError at the first that differs in shape."""
     first: Picture | None = None
     for picture in pictures:
         first = first or picture

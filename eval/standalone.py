@@ -38,7 +38,7 @@ PUBLISHED_SAMPLES = 50_000
 """The number of samples behind most published FIDs, and behind most published means and covariances."""
 
 BYTES_IN_MEMORY = 2**28
-"""Larger features go to a file without a name, which vanishes with the process, so memory does not grow with N."""
+"""Larger features go to an unnamed file that vanishes with the process, so memory does not grow with N."""
 
 
 def _no_progress(what: str, done: int, total: int) -> None:
@@ -63,22 +63,22 @@ def evaluate(
         samples: the images to judge.
         reference: external images, or their mean and covariance in features of the same extractor.
         extractor: see `eval.features.resolve.resolve`; for the shape of the samples.
-        settings: which metrics, and how. One that can't be computed is left out, with the reason.
-        versions: of software, for the protocol.
-        device: where the extractor runs, as torch names it.
-        batch_size: images that the extractor gets at once.
-        cache: folder that keeps the statistics of the reference, and its features where a metric needs them; None keeps
+        settings: the metrics and their settings. A metric that can't be computed is left out, with the reason.
+        versions: versions of software, for the protocol.
+        device: where the extractor runs, in torch's notation.
+        batch_size: number of images that the extractor gets at once.
+        cache: folder that keeps the statistics of the reference, and its features if a metric needs them; None keeps
             nothing.
-        progress: told of each batch.
+        progress: called after each batch.
 
     Returns:
         `samples` and `reference` (kind, path, num_images, sha256), `metrics` (as the columns of quality.csv), `notes`
-        (why a number is not there), `warnings` (what puts a fair comparison at risk), `protocol` (the fields of a run's
+        (why a number is missing), `warnings` (threats to a fair comparison), `protocol` (the fields of a run's
         protocol; null for what is unknown about external images).
 
     Raises:
-        ValueError: one line: no metric can be computed, the extractor does not fit the images, the reference or its
-            weights, features hold nan or infinity, images have changed meanwhile, or `cache` can't be made.
+        ValueError: if no metric can be computed, the extractor does not fit the images, the reference or its weights,
+            features hold nan or infinity, images have changed meanwhile, or `cache` can't be made.
         taugrid.errors.DamagedFile: for an image or a file that can't be read.
     """
     left, reasons, remarks = feasible(settings, extractor, samples.num_images, reference.num_images)
@@ -168,9 +168,9 @@ def _extractions(
 
 
 class Spool:
-    """Feature vectors that are written once and read in order any number of times; in memory while they are few.
+    """Feature vectors that are written once and read in order any number of times; small sets stay in memory.
 
-    A standard error of FID needs a second look at the features, and extracting them twice would take twice the time.
+    A standard error of FID reads the features twice, and extracting them twice would take twice the time.
     """
 
     def __init__(self) -> None:
@@ -184,12 +184,12 @@ class Spool:
         self._file.close()
 
     def append(self, chunk: Features) -> None:
-        """Add (n, d) float32; d is the same for all."""
+        """Add (n, d) float32; d is the same for all chunks."""
         self._dimensions = chunk.shape[1]
         self._file.write(np.ascontiguousarray(chunk, dtype=np.float32).tobytes())
 
     def chunks(self) -> Iterator[Features]:
-        """Everything from the beginning, (n, d) float32, n at most `ROWS_AT_ONCE`."""
+        """All vectors from the beginning, as (n, d) float32, n at most `ROWS_AT_ONCE`."""
         bytes_at_once = ROWS_AT_ONCE * self._dimensions * np.float32().nbytes
         self._file.seek(0)
         while data := self._file.read(bytes_at_once):
@@ -197,20 +197,18 @@ class Spool:
 
 
 def warnings(samples: Source, reference: Reference, extractor: ExtractorSpec) -> list[str]:
-    """What puts a fair comparison at risk, a line each."""
+    """Threats to a fair comparison, one line each."""
     found = [f"samples: {warning}" for warning in samples.warnings]
     if isinstance(reference.given, Source):
         found += [f"reference: {warning}" for warning in reference.given.warnings]
         found += _warnings_of_both(samples, reference.given)
     elif samples.num_images != PUBLISHED_SAMPLES:
-        found.append(
-            f"{samples.num_images} samples, where most published FIDs are of {PUBLISHED_SAMPLES}: FID depends on N"
-        )
+        found.append(f"{samples.num_images} samples, but most published FIDs use {PUBLISHED_SAMPLES}: FID depends on N")
     counts = {"samples": samples.num_images, "references": reference.num_images}
     for side, count in counts.items():
         if count is not None and count <= extractor.dimensions:
             found.append(
-                f"{count} {side} for {extractor.dimensions} features: their covariance is singular, and FID says little"
+                f"{count} {side} for {extractor.dimensions} features: their covariance is singular, so FID means little"
             )
     return found
 
@@ -221,13 +219,13 @@ def _warnings_of_both(samples: Source, reference: Source) -> list[str]:
         found.append("samples and reference are the same images")
     if samples.shape != reference.shape:
         found.append(
-            f"samples are {_shape(samples.shape)}, the reference {_shape(reference.shape)}: the extractor sees "
-            "different resizing, or grey against colour"
+            f"samples are {_shape(samples.shape)}, the reference {_shape(reference.shape)}: the extractor compares "
+            "differently resized images, or grey with colour"
         )
     if samples.num_images != reference.num_images:
         found.append(
-            f"{samples.num_images} samples against {reference.num_images} references: compare FID only with others of "
-            "the same N against the same reference"
+            f"{samples.num_images} samples against {reference.num_images} references: compare this FID only with FIDs "
+            "of the same N and reference"
         )
     return found
 
@@ -243,7 +241,7 @@ def _identity(side: Source | MomentsFile) -> dict[str, Any]:
 
 
 def _external(reference: Reference) -> Source | MomentsFile:
-    """What is compared with: a data set of a config is for runs."""
+    """The reference as external images or moments: only runs have a data set of a config."""
     assert isinstance(reference.given, Source | MomentsFile)
     return reference.given
 

@@ -34,7 +34,7 @@ ARCHITECTURES = {
 
 
 class Convnet(nn.Module):
-    """Three convolutions and two linear layers, on what `network_input` gives."""
+    """Three convolutions and two linear layers; takes the output of `network_input`."""
 
     def __init__(self, architecture: Architecture, dropout: float = 0.0) -> None:
         super().__init__()
@@ -57,8 +57,8 @@ class Convnet(nn.Module):
 
 
 def network_input(images: Tensor) -> Tensor:
-    """uint8 images (B, 1 or 3, H, W) as the networks take them: (B, 1, H, W) float32 in [-1, 1]."""
-    # Whole levels by integer division: a mean of floats is exact on some devices only.
+    """uint8 images (B, 1 or 3, H, W) as input of the networks: (B, 1, H, W) float32 in [-1, 1]."""
+    # Whole levels by integer division: a mean of floats is exact only on some devices.
     if images.shape[1] == 3:
         images = (images.sum(1, keepdim=True, dtype=torch.int32) + 1).div(3, rounding_mode="floor")
     return images.float() / 127.5 - 1
@@ -67,9 +67,9 @@ def network_input(images: Tensor) -> Tensor:
 class ConvnetExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity has no types
     """A `Convnet` as a torch-fidelity extractor: layers `64` (B, 64) and `logits` (B, 10).
 
-    Takes uint8 images (B, 1, side, side) or (B, 3, side, side). Of the latter it sees the mean of the channels, rounded
-    to a whole grey level: a grey picture saved as RGB gives exactly the features of the grey one. `64` is the last
-    layer before the classifier, after SiLU, which unlike ReLU leaves no feature constant.
+    Takes uint8 images (B, 1, side, side) or (B, 3, side, side). It averages the channels of the latter and rounds to
+    whole grey levels, so a grey picture saved as RGB has exactly the features of the grey one. `64` is the last layer
+    before the classifier, after SiLU, which unlike ReLU leaves no feature constant.
 
     Raises:
         ValueError: for images of another shape or dtype, for an unknown layer, or weights that don't fit.

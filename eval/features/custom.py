@@ -1,6 +1,6 @@
-"""Custom feature extractors (`evaluate.extractor: package.module:Class`): finding out what one gives by trying it.
+"""Custom feature extractors (`evaluate.extractor: package.module:Class`): determines their layers by a trial run.
 
-`eval.features.resolve` runs `describe` in another process, because the class needs torch and the driver has none.
+`eval.features.resolve` runs `describe` in another process, because the class needs torch and the driver must not.
 """
 
 from collections.abc import Sequence
@@ -20,26 +20,26 @@ IMAGES = 2
 """How many images the extractor is tried on."""
 
 LOGITS = "logits"
-"""A custom `isc` layer counts as a classifier's logits if this is in its name. torch-fidelity asks every extractor for
-an `isc` layer, so having one says nothing, and an Inception Score of mere features means nothing."""
+"""A custom `isc` layer counts as logits if its name contains this. torch-fidelity requires an `isc` layer of every
+extractor, so having one proves nothing, and an Inception Score of plain features is meaningless."""
 
 
 def describe(name: str, weights: str | None, image_shape: tuple[int, int, int]) -> ExtractorSpec:
     """The extractor `name` (`package.module:Class`), tried on noise of `image_shape` (C, H, W).
 
-    FID, KID and precision/recall are computed from one layer, the class's default for `fid`. Grey images are given as
-    RGB, as torch-fidelity does. Without `weights`, `weights_sha256` is of everything that was loaded for a forward
-    pass. That can't be known before the class is made, so workers check only the `class_sha256`.
+    FID, KID and precision/recall are computed from one layer, the class's default for `fid`. Grey images are passed as
+    RGB, as in torch-fidelity. Without `weights`, `weights_sha256` covers everything that was loaded for a forward pass.
+    It is unknown before the class is instantiated, so workers check only the `class_sha256`.
 
     Raises:
-        CustomCodeError: if it is no `FeatureExtractorBase`, gives anything but a float (B, d) for each layer, or its
-            default layers for `fid`, `kid` and `prc` differ.
+        CustomCodeError: if it is not a `FeatureExtractorBase`, returns anything but a float (B, d) for each layer, or
+            its default layers for `fid`, `kid` and `prc` differ.
     """
     extractor_class = find_class(name)
     defaults = {metric: _default_layer(extractor_class, metric) for metric in ("fid", "kid", "prc", "isc")}
     feature_layer, logits_layer = defaults["fid"], defaults["isc"]
     if feature_layer is None or {defaults["kid"], defaults["prc"]} - {feature_layer, None}:
-        raise CustomCodeError(f"the default layers of fid, kid and prc must be one and the same, not {defaults}")
+        raise CustomCodeError(f"the default layers of fid, kid and prc must be the same, not {defaults}")
     if logits_layer is not None and LOGITS not in logits_layer:
         logits_layer = None
     layers = layers_read(feature_layer, logits_layer)
@@ -72,15 +72,15 @@ def _widths(module: Any, layers: list[str], size: Sequence[int]) -> list[int]:
 
 
 def layers_read(feature_layer: str, logits_layer: str | None) -> list[str]:
-    """What to ask an extractor for: features, and logits if there are any; one layer may be both."""
+    """The layers to request from an extractor: features and, if any, logits. One layer may be both."""
     return [feature_layer] if logits_layer in (None, feature_layer) else [feature_layer, str(logits_layer)]
 
 
 def find_class(name: str) -> Any:
-    """The class that `package.module:Class` names; CustomCodeError if it is no `FeatureExtractorBase`."""
+    """The class that `package.module:Class` names; CustomCodeError if it is not a `FeatureExtractorBase`."""
     found = find(name)
     if not (isinstance(found, type) and issubclass(found, torch_fidelity.FeatureExtractorBase)):
-        raise CustomCodeError(f"{name} is no subclass of torch_fidelity.FeatureExtractorBase")
+        raise CustomCodeError(f"{name} must be a subclass of torch_fidelity.FeatureExtractorBase")
     return found
 
 

@@ -9,7 +9,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d
 def prepare(inception: nn.Module) -> None:
     """Fold batch norms into the convolutions before them and lay memory out with channels last, in place.
 
-    Features change by rounding alone.
+    Features change only by rounding.
     """
     for block in inception.modules():
         if isinstance(block, BasicConv2d):

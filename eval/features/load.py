@@ -1,4 +1,4 @@
-"""Feature extractors: images in, features and logits out. torch-fidelity's, taugrid's small ones, and custom ones."""
+"""Loads feature extractors, which turn images into features and logits: torch-fidelity's, taugrid's and custom ones."""
 
 import pkgutil
 from collections.abc import Callable
@@ -16,20 +16,20 @@ from taugrid.registry.extractors import EXTRACTORS, ExtractorSpec, HubWeights, K
 
 
 class Extraction(NamedTuple):
-    """What an extractor says of a batch, in host memory."""
+    """An extractor's output for a batch, in host memory."""
 
     features: Tensor
     """(B, d) float32."""
     logits: Tensor | None
-    """(B, k) float32; None where the extractor is no classifier."""
+    """(B, k) float32; None if the extractor is not a classifier."""
 
 
 def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
     """The extractor of `spec` on `device`: a function from uint8 images (B, C, H, W) to their `Extraction`.
 
     Raises:
-        ValueError: one line, where the file of weights is missing here, is another than the one that was resolved,
-            would run code, or doesn't fit the extractor; or where a custom class is not the one that was resolved.
+        ValueError: if the file of weights is missing here, differs from the resolved one, could run code, or doesn't
+            fit the extractor; or if a custom class is not the resolved one.
     """
     layers = layers_read(spec.feature_layer, spec.logits_layer)
     known = None if spec.source_sha256 else EXTRACTORS[spec.name]
@@ -61,7 +61,7 @@ def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
 def _custom(spec: ExtractorSpec, layers: list[str]) -> Any:
     extractor_class = find_class(spec.name)
     if class_sha256(extractor_class) != spec.source_sha256:
-        raise ValueError(f"{spec.name} has other source code on this machine than where the run was started")
+        raise ValueError(f"{spec.name} has different source code on this machine than where the run was started")
     if spec.weights_path is not None:
         _check_weights(spec, Path(spec.weights_path))
     return extractor_class(spec.name, layers, feature_extractor_weights_path=spec.weights_path, verbose=False)
@@ -76,13 +76,13 @@ def _known(known: KnownExtractor, spec: ExtractorSpec, layers: list[str]) -> Any
     require_published(known, path, spec.weights_sha256)
     if isinstance(known.weights, PublishedWeights) and known.weights.is_pickle:
         _require_plain_tensors(spec.name, path)
-    # torch-fidelity finds what comes through torch's hub by itself.
+    # torch-fidelity itself finds weights that come through torch's hub.
     path_taken = None if isinstance(known.weights, HubWeights) else str(path)
     try:
         return extractor_class(spec.name, layers, feature_extractor_weights_path=path_taken, verbose=False)
     except (RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} holds no weights of {spec.name}: {reason}") from error
+        raise ValueError(f"{path} does not hold weights of {spec.name}: {reason}") from error
 
 
 def _check_weights(spec: ExtractorSpec, path: Path) -> None:
@@ -91,7 +91,7 @@ def _check_weights(spec: ExtractorSpec, path: Path) -> None:
     found = file_sha256(path)
     if found != spec.weights_sha256:
         raise ValueError(
-            f"{spec.name}: {path} has SHA-256 {found[:12]}... here, where {spec.weights_sha256[:12]}... was resolved"
+            f"{spec.name}: {path} has SHA-256 {found[:12]}... here, not {spec.weights_sha256[:12]}... as planned"
         )
 
 
@@ -100,4 +100,4 @@ def _require_plain_tensors(name: str, path: Path) -> None:
     try:
         torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises anything for another kind of file: IndexError, KeyError, ...
-        raise ValueError(f"{name}: {path} is no file of plain tensors, and opening any other could run code") from error
+        raise ValueError(f"{name}: {path} must be a file of plain tensors, because others could run code") from error

@@ -1,4 +1,4 @@
-"""The image itself as features, for data whose distances in pixels mean something."""
+"""The pixels themselves as features, for data where distances between pixels are meaningful."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Which extractor a config means. Imports no torch: the driver asks before there is any device."""
+"""Finds the extractor that a config means. Imports no torch, because the driver calls it before there is a device."""
 
 import difflib
 import hashlib
@@ -17,13 +17,13 @@ def resolve(name: str | None, data_name: str, weights: str | None, image_shape: 
 
     `name` None chooses the data set's default (registry/datasets.py), or torch-fidelity's Inception if it has none.
     `package.module:Class` is a custom `torch_fidelity.FeatureExtractorBase`, importable from the current folder or
-    from Python's path; another process asks it for its layers. `weights` None is the file that ships with taugrid, or
-    the one that torch-fidelity has in torch's hub folder, downloaded where it is missing; a custom class is left to
-    find its own. `image_shape` is (channels, height, width).
+    from Python's path; another process finds out its layers. `weights` None means the file that ships with taugrid, or
+    torch-fidelity's file in torch's hub folder, downloaded if it is missing; a custom class must find its weights
+    itself. `image_shape` is (channels, height, width).
 
     Raises:
-        ValueError: one line, for an unknown name, images of another size than the extractor takes, a file of weights
-            that is not there, can't be downloaded or is not the published one, or a class that can't be used.
+        ValueError: for an unknown name, images of a size that the extractor does not take, a file of weights that is
+            missing, can't be downloaded or is not the published one, or a class that can't be used.
     """
     dataset = DATASETS.get(data_name)
     chosen = name or (dataset and dataset.extractor) or INCEPTION
@@ -46,7 +46,7 @@ def resolve(name: str | None, data_name: str, weights: str | None, image_shape: 
 
 
 def _weights_sha256(extractor: KnownExtractor, path: Path | None) -> str:
-    """Of the file; of nothing, if the extractor has no weights."""
+    """SHA-256 of the file, or of nothing if the extractor has no weights."""
     if path is not None:
         digest = file_sha256(path)
         require_published(extractor, path, digest)
@@ -60,12 +60,12 @@ def _known(name: str) -> KnownExtractor:
     if name in EXTRACTORS:
         return EXTRACTORS[name]
     near = difflib.get_close_matches(name, EXTRACTORS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "there is none of that name"
+    hint = f"did you mean {near[0]!r}?" if near else "there is none by that name"
     raise ValueError(f"unknown extractor {name!r} ({hint}; known: {', '.join(EXTRACTORS)}, and package.module:Class)")
 
 
 def _custom(name: str, weights: str | None, image_shape: tuple[int, int, int]) -> ExtractorSpec:
-    """Asks another process, because the class needs torch and running it is not for a command that only looks."""
+    """Describe a custom extractor in another process, because the class needs torch."""
     path = None if weights is None else str(given_weights(weights))
     arguments = {"name": name, "weights": path, "image_shape": image_shape}
     trial = "load and to give features of two images"

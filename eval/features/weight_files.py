@@ -1,4 +1,4 @@
-"""The files of weights of extractors: found, downloaded, and checked. Imports no torch."""
+"""Finds, downloads and checks the extractors' files of weights. Imports no torch."""
 
 import http.client
 import os
@@ -12,24 +12,24 @@ from taugrid.registry.extractors import HubWeights, KnownExtractor, PublishedWei
 from taugrid.storage import replacing
 
 DOWNLOAD_TIMEOUT_SECONDS = 10.0
-"""For a connection, and for a silence in the middle of a download: a user without a network should soon hear of it."""
+"""Timeout for a connection, and for silence during a download: a user without a network should soon know."""
 
 
 def find_weights(extractor: KnownExtractor, weights: str | None) -> Path | None:
     """The file that `evaluate.weights` means for `extractor`, downloaded if it is published and missing.
 
-    None: the weights that ship with taugrid, or none at all.
+    None: the weights ship with taugrid, or there are none.
 
     Raises:
-        ValueError: one line: the extractor takes no file, or the file is missing, damaged, can't be downloaded, or is a
+        ValueError: if the extractor takes no file, or the file is missing, damaged, can't be downloaded, or is a
             program other than the published one.
     """
     name, source = extractor.name, extractor.weights
     if weights is not None:
         if source is None:
-            raise ValueError(f"evaluate.weights: {name} has no weights; leave them out")
+            raise ValueError(f"evaluate.weights: {name} has no weights; remove the key")
         if isinstance(source, HubWeights):
-            raise ValueError(f"{name} takes no weights path in torch-fidelity: leave evaluate.weights out")
+            raise ValueError(f"{name} takes no path of weights in torch-fidelity; remove evaluate.weights")
         return given_weights(weights)
     if isinstance(source, HubWeights):
         return _hub_weights(name, source)
@@ -52,23 +52,23 @@ def _published_weights(name: str, source: PublishedWeights) -> Path:
         _download(name, source.url, path)
     digest = file_sha256(path)
     if not digest.startswith(_announced(path.name)):
-        raise ValueError(f"{path} has SHA-256 {digest[:12]}..., other than its name says: it is damaged, delete it")
+        raise ValueError(f"{path} is damaged: SHA-256 {digest[:12]}... does not match its name; delete it")
     return path
 
 
 def _download(name: str, url: str, path: Path) -> None:
-    """`url` at `path`, whole and with the SHA-256 that the file's name announces, or not at all."""
+    """Download `url` to `path`, completely and with the SHA-256 that the file's name announces, or not at all."""
     try:
         with replacing(path) as temporary:
             with temporary.open("wb") as file, urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_SECONDS) as answer:
                 shutil.copyfileobj(answer, file)
             digest = file_sha256(temporary)
             if not digest.startswith(_announced(path.name)):
-                raise OSError(f"what came has SHA-256 {digest[:12]}...")
+                raise OSError(f"the download has SHA-256 {digest[:12]}...")
     except (OSError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"the weights of {name} are not here and can't be downloaded ({reason}): "
+            f"the weights of {name} are missing and can't be downloaded ({reason}): "
             f"get {url} on another machine and put it at {path}, or give a file with evaluate.weights: PATH"
         ) from None
 
@@ -89,7 +89,7 @@ def require_published(extractor: KnownExtractor, path: Path, digest: str) -> Non
     if digest != published:
         raise ValueError(
             f"{extractor.name}: {path} has SHA-256 {digest[:12]}..., not {published[:12]}... as published; opening it "
-            f"would run it as a program, so no other is accepted: get {source.url}"
+            f"would run it as a program, so only the published file is accepted: get {source.url}"
         )
 
 
@@ -100,7 +100,7 @@ def _hub_weights(name: str, source: HubWeights) -> Path:
     code = [torch_hub_folder() / f"{folder}_{branch}" for branch in ("main", "master")]
     if not path.is_file() or not any(c.is_dir() for c in code):
         raise ValueError(
-            f"{name} comes only through torch's hub, because torch-fidelity takes no path for it: it needs its code in "
+            f"{name} is only available through torch's hub, because torch-fidelity takes no path: it needs its code in "
             f"{code[0]} and its weights in {path} (from {source.url}); run "
             f"torch.hub.load({source.repository!r}, {source.entry!r}) once where there is a network"
         )
@@ -108,7 +108,7 @@ def _hub_weights(name: str, source: HubWeights) -> Path:
 
 
 def torch_hub_folder() -> Path:
-    """The folder in which torch.hub keeps what it downloads, without importing torch to ask."""
+    """The folder in which torch.hub keeps its downloads, found without importing torch."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("TORCH_HOME", str(Path(cache, "torch")))
     return Path(home, "hub").expanduser()

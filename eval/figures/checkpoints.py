@@ -27,7 +27,7 @@ from taugrid.protocol import ProtocolFields
 NAME_WIDTH = 26
 """Characters in a line of a checkpoint's name, below a panel."""
 CHARACTER_HEIGHT = 0.036
-"""Inches that a character of such a name takes downwards, at its angle."""
+"""Height in inches that a character of such a name takes, at its angle."""
 
 
 class Ablation(NamedTuple):
@@ -44,9 +44,9 @@ def checkpoints_figure(
     """FID over checkpoints: a line for each S, bars of ±1 standard error, a panel for each eta of each pivot.
 
     Args:
-        frame: of the quality table, with the column `CHECKPOINT`.
-        order: its values from left to right, as the grid has them.
-        protocols: spell out the rows' hashes: cells that can't be compared share no panel.
+        frame: the quality table, with the column `CHECKPOINT`.
+        order: its values from left to right, in the order of the grid.
+        protocols: the rows' protocols by hash: cells that can't be compared don't share a panel.
     """
     tables = _over_checkpoints(frame, order, pivot_tables(frame, FID.name, FID.error, protocols))
     lengths = sorted({steps for table in tables for steps in table.values.index})
@@ -89,7 +89,7 @@ def _draw(panel: Axes, table: Ablation, styles: Styles) -> None:
     for steps in table.values.index:
         look, value = styles[str(steps)], table.values.loc[steps]
         if (value > 0).any():
-            # A gap where there is none: a line would suggest that the checkpoint before leads to the one behind.
+            # Leave a gap for a missing value: a line would suggest that one checkpoint leads to the next.
             shown = value.where(value > 0).to_numpy()
             draw_line(panel, places + look.shift * len(names), shown, table.errors.loc[steps].to_numpy(), look)
     panel.set_title(textwrap.fill(table.heading, TITLE_WIDTH), parse_math=False)

@@ -1,4 +1,4 @@
-"""What all figures of a run share: style, panels, lines, ticks of values, legends, and saving."""
+"""What all figures of a run share: style, panels, lines, ticks, legends, and saving."""
 
 import math
 import textwrap
@@ -29,10 +29,10 @@ STYLE: dict[str, Any] = {
 MARKERS = "osD^vP<>phd*"
 PANELS_ACROSS = 3
 DODGE = 0.024
-"""Points of one S are spread over this part of the axis, in the order of eta, so that their bars hide none."""
+"""Points of one S are spread over this share of the axis, in the order of eta, so that no bar hides another."""
 FEWEST_TICKS = 5
 LEAST_SPAN = 1.1
-"""The axis of values reaches at least this many times its lower end, or nearly equal values would look far apart."""
+"""The value axis ends at no less than this many times its start; otherwise nearly equal values would look far apart."""
 TITLE_WIDTH = 52
 """Characters that fit above or below a panel."""
 LEGEND_LINE = 0.19
@@ -72,7 +72,7 @@ def make_panels(down: int, across: int, x_scale: str = "log") -> tuple[Figure, l
 
 
 def plain_style() -> AbstractContextManager[None]:
-    """`STYLE` on top of the defaults of matplotlib, so that a user's matplotlibrc changes nothing."""
+    """`STYLE` on top of matplotlib's defaults, so that a user's matplotlibrc has no effect."""
     return cast(AbstractContextManager[None], style.context(STYLE, after_reset=True))
 
 
@@ -97,7 +97,7 @@ def fid_figure(
 
 
 def ordered_styles(names: Mapping[str, str], shifts: Sequence[float]) -> dict[str, LineStyle]:
-    """Viridis from dark to light in the order of `names`, which maps labels to what the legend calls them."""
+    """Viridis from dark to light in the order of `names`, which maps labels to their names in the legend."""
     shades = colormaps["viridis"](np.linspace(0.0, 0.82, max(2, len(names))))
     return {
         label: LineStyle(name, shifts[i], tuple(shades[i]), MARKERS[i % len(MARKERS)], "-")
@@ -106,12 +106,12 @@ def ordered_styles(names: Mapping[str, str], shifts: Sequence[float]) -> dict[st
 
 
 def shifts(count: int) -> list[float]:
-    """Where `count` points of one S are drawn, as parts of the axis, so that none hides another."""
+    """Offsets for `count` points of one S, as shares of the axis, so that none hides another."""
     return list(DODGE * np.linspace(-0.5, 0.5, count)) if count > 1 else [0.0] * count
 
 
 def legend_name(label: str) -> str:
-    """A setting in lines that fit; a dollar sign in it is shown as such."""
+    """A setting, wrapped to lines that fit. A dollar sign in it is shown literally."""
     return textwrap.fill(label, TITLE_WIDTH).replace("$", r"\$")
 
 
@@ -135,9 +135,9 @@ def draw_line(panel: Axes, positions: Values, values: Values, errors: Values, lo
 
 
 def mark_values(panel: Axes) -> None:
-    """Round numbers as ticks, also over a narrow range, where a logarithmic axis often has none.
+    """Put ticks at round numbers, even over a narrow range, where a logarithmic axis often has none.
 
-    Where the values are nearly equal, the range is widened to `LEAST_SPAN`.
+    If the values are nearly equal, the range is widened to `LEAST_SPAN`.
     """
     low, high = panel.get_ylim()
     widening = math.sqrt(max(1.0, LEAST_SPAN * low / high))
@@ -154,7 +154,7 @@ def mark_values(panel: Axes) -> None:
 
 
 def legend(figure: Figure, styles: Iterable[LineStyle], place: str) -> None:
-    """One legend for all panels, outside of them, in the order of the styles."""
+    """Add one legend for all panels, outside them, in the order of the styles."""
     lines: dict[str, Any] = {}
     for panel in figure.axes:
         handles, names = panel.get_legend_handles_labels()

@@ -24,10 +24,10 @@ SMOOTHING = 1.25
 
 
 def losses_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
-    """The loss of trainings against the step, both logarithmic: light as it was logged, dark its running mean.
+    """Training loss against the step, both logarithmic: the logged values in light, their running mean in dark.
 
     Args:
-        curves: the columns `step` and `loss` of log.jsonl, by what the legend calls the model.
+        curves: the columns `step` and `loss` of log.jsonl, by the model's name in the legend.
     """
     styles = ordered_styles({name: legend_name(name) for name in curves}, shifts(len(curves)))
     with plain_style():
@@ -46,7 +46,7 @@ def losses_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def _running_mean(step: NDArray[np.int64], loss: NDArray[np.float64]) -> NDArray[np.float64]:
-    """At each of the increasing steps the mean over those within a factor of `SMOOTHING` of it: even in log."""
+    """The mean at each increasing step over the steps within a factor of `SMOOTHING`: uniform on a log scale."""
     sums = np.concatenate([[0.0], loss.cumsum()])
     first, end = np.searchsorted(step, step / SMOOTHING), np.searchsorted(step, step * SMOOTHING, side="right")
     mean: NDArray[np.float64] = (sums[end] - sums[first]) / (end - first)

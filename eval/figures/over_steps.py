@@ -12,7 +12,7 @@ from taugrid.eval.tables.pivots import Pivot
 
 
 def draw_over_steps(panel: Axes, table: Pivot, styles: Styles) -> None:
-    """A line for each row of `table`, without what has no logarithm; the heading and notes of the table as title."""
+    """Draw a line for each row of `table`, without values that have no logarithm; heading and notes make the title."""
     steps = [int(steps) for steps in table.values.columns]
     lines = [textwrap.fill(line, TITLE_WIDTH) for line in (table.heading, *table.notes) if line]
     panel.set_title("\n".join(lines), parse_math=False)  # a path may hold a dollar sign
@@ -28,7 +28,7 @@ def draw_over_steps(panel: Axes, table: Pivot, styles: Styles) -> None:
 
 
 def _mark_steps(panel: Axes, steps: Sequence[int]) -> float:
-    """Ticks at every S of the grid, without a number where the next is too near; returns log(right / left)."""
+    """Put a tick at every S of the grid, without a number if the next is too near. Returns log(right / left)."""
     extent = math.log(steps[-1] / steps[0])
     written = {steps[-1]}
     for candidate in reversed(steps):

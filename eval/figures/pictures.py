@@ -13,17 +13,17 @@ from taugrid.eval.tables.pivots import SIGMA_HAT
 from taugrid.storage import replacing
 
 TILE = 48
-"""Pixels that a small image is enlarged to, about: 8x8 becomes 48x48, 32x32 becomes 64x64."""
+"""Approximate size in pixels that a small image is enlarged to: 8x8 becomes 48x48, 32x32 becomes 64x64."""
 LARGEST_TILE = 96
-"""Images above this are reduced, so that a grid of large ones stays a figure."""
+"""Larger images are reduced to this size, so that a grid of them stays readable."""
 GAP, BLOCK_GAP, MARGIN, FONT_SIZE = 2, 14, 14, 19
 
 
 def samples(images: Mapping[tuple[str, int], NDArray[np.uint8]], path: Path) -> None:
-    """Rows of eta and columns of S, in each cell the same n images as a block; cells that `images` lacks stay blank.
+    """Rows of eta and columns of S, with the same n images as a block in each cell. Missing cells stay blank.
 
-    Like every picture of this module it is a PNG, put in place whole, equal bytes for equal input; grey if all images
-    are, else RGB.
+    Like every picture of this module it is a PNG, put in place whole, with equal bytes for equal input. It is grey if
+    all images are, else RGB.
 
     Args:
         images: (eta as in a config: "0.2" or "sigma_hat", S) -> uint8 images (n, H, W), (n, H, W, 1) or (n, H, W, 3),
@@ -57,7 +57,7 @@ def consistency(images: Mapping[int, NDArray[np.uint8]], path: Path) -> None:
 
 
 def reconstructions(originals: NDArray[np.uint8], rebuilt: Mapping[int, NDArray[np.uint8]], path: Path) -> None:
-    """The original images, and below them what encoding and decoding with S steps makes of each, S ascending.
+    """The original images, and below them the results of encoding and decoding with S steps, S ascending.
 
     Args:
         originals: (n, H, W) or (n, H, W, 3).
@@ -94,11 +94,11 @@ def interpolation_grid(images: NDArray[np.uint8], path: Path) -> None:
         path: of the PNG.
 
     Raises:
-        ValueError: if the grid is no square, or k is below 2.
+        ValueError: if the grid is not square, or k is below 2.
     """
     down, across = images.shape[:2]
     if down != across:
-        raise ValueError(f"a grid of two pairs has as many rows as columns, not {down} x {across}")
+        raise ValueError(f"a grid of two pairs must have as many rows as columns, not {down} x {across}")
     fractions = _fractions(across)
     _save(_rows(list(images), ["0 → 1", *fractions[1:-1], "2 → 3"], fractions), path)
 
@@ -117,9 +117,9 @@ def _indices(rows: Sequence[NDArray[np.uint8]]) -> list[str]:
 
 
 def _fractions(count: int) -> list[str]:
-    """Where `count` equal parts of the way from 0 to 1 stand, as text."""
+    """`count` equally spaced fractions from 0 to 1, as text."""
     if count < 2:
-        raise ValueError(f"an interpolation has at least its two ends, not {count} images")
+        raise ValueError(f"an interpolation must have at least 2 images, its ends, not {count}")
     return [f"{i / (count - 1):.2g}" for i in range(count)]
 
 
@@ -142,7 +142,7 @@ def _grid(
 ) -> Image.Image:
     """Blocks of one size at their (row, column), with row labels on the left, column titles above, and `gap` between.
 
-    A column is as wide as its block or the widest title, whichever is more. `corner` says what the titles count.
+    A column is as wide as its block or the widest title, whichever is wider. `corner` says what the titles count.
     """
     font = _font()
     width, height = next(iter(blocks.values())).size
@@ -164,7 +164,7 @@ def _grid(
 
 
 def _block(images: NDArray[np.uint8]) -> Image.Image:
-    """The n images in a block that is about as wide as two squares: 8 as 2 rows of 4."""
+    """The n images in a block with at least as many columns as rows: 8 as 2 rows of 4."""
     grey = images.ndim == 3 or images.shape[3] == 1
     count, height, width = images.shape[:3]
     down = math.isqrt(count)
@@ -179,7 +179,7 @@ def _block(images: NDArray[np.uint8]) -> Image.Image:
 
 
 def _tile_size(width: int, height: int) -> tuple[int, int]:
-    """Whole multiples for small images, so that every pixel stays a square; large ones reduced to LARGEST_TILE."""
+    """The size of a tile: a whole multiple of a small image, so that pixels stay square; at most LARGEST_TILE."""
     longest = max(width, height)
     if longest > LARGEST_TILE:
         return max(1, width * LARGEST_TILE // longest), max(1, height * LARGEST_TILE // longest)
@@ -188,7 +188,7 @@ def _tile_size(width: int, height: int) -> tuple[int, int]:
 
 
 def _font() -> ImageFont.FreeTypeFont:
-    """DejaVu Sans from matplotlib's own data: it is there on every machine, and has Greek letters."""
+    """DejaVu Sans from matplotlib's data: it is on every machine and has Greek letters."""
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", FONT_SIZE)
 
 

@@ -12,14 +12,14 @@ from taugrid.eval.tables.pivots import SIGMA_HAT, pivot_tables
 from taugrid.protocol import ProtocolFields
 
 SIGMA_HAT_COLOUR = "#d55e00"
-"""Vermilion of the Okabe-Ito palette: every common kind of colour vision can tell it from all of viridis."""
+"""Vermilion of the Okabe-Ito palette, which every common kind of colour vision can tell from viridis."""
 
 
 def quality_figure(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) -> Figure:
     """FID against S, both logarithmic: a line for each eta, bars of ±1 standard error, a panel for each pivot.
 
-    `protocols` spells out the rows' hashes: cells that can't be compared share no panel. A line leaves out cells
-    without an FID, or with one of 0 or less, which has no logarithm.
+    `protocols` has the rows' protocols by hash: cells that can't be compared don't share a panel. Cells without an FID,
+    or with one of 0 or less, which has no logarithm, are left out.
     """
     pivots = pivot_tables(frame, FID.name, FID.error, protocols)
     styles = _eta_styles({label for table in pivots for label in table.values.index})
@@ -27,7 +27,7 @@ def quality_figure(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] 
 
 
 def _eta_styles(labels: Iterable[str]) -> dict[str, LineStyle]:
-    """Colours from dark to light in the order of eta, so that they read as a scale; another, dashed, for sigma_hat."""
+    """Colours from dark to light in the order of eta, so that they read as a scale; sigma_hat is dashed in another."""
     given = set(labels)
     numbers = sorted(given - {SIGMA_HAT}, key=float)
     places = shifts(len(given))

@@ -30,7 +30,7 @@ def reconstruction_figure(frame: pd.DataFrame) -> Figure:
         panel.set_ylabel(RECONSTRUCTION_ERROR.title)
         mark_values(panel)
         if len(labels) > 1:
-            # Below the panel, and the figure is higher: long names of settings beside the panel would narrow it.
+            # Below the panel, in a taller figure: long names of settings next to the panel would narrow it.
             lines = sum(look.name.count("\n") + 1 for look in styles.values())
             figure.set_figheight(figure.get_figheight() + LEGEND_LINE * lines)
             legend(figure, styles.values(), "outside lower center")

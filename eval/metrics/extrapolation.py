@@ -1,4 +1,4 @@
-"""FID extrapolated to infinitely many samples: FID's bias falls as 1 / N, so a line in 1 / N leads to where it is 0.
+"""FID extrapolated to infinitely many samples: its bias falls as 1 / N, so a line in 1 / N is extended to 0.
 
 Chong and Forsyth 2020, "Effectively Unbiased FID and Inception Score and where to find them".
 """
@@ -15,24 +15,25 @@ from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Moments, merge,
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 
 POINTS = 15
-"""How many subsets the line is fitted to: the paper's number."""
+"""How many subsets the line is fitted to, as in the paper."""
 
 SMALLEST_SHARE = 10
-"""The smallest subset holds N / SMALLEST_SHARE samples: the paper's 5000 of 50,000."""
+"""The smallest subset has N / SMALLEST_SHARE samples: 5000 of 50,000 in the paper."""
 
 SAMPLES_PER_DIMENSION = 2
-"""Least samples per feature dimension in the smallest subset; the paper's 5000 of 2048 features are 2.4 for each.
+"""Least samples per feature dimension in the smallest subset. The paper's 5000 samples of 2048 features are 2.4.
 
-In simulations (Gaussians, d = 16 and 48, flat spectra, N = 4 d to 20 d) the bias left was -6 to -14 % of plain FID's
-with 2 for each, and up to -41 % with 1: the covariance of too few samples is near singular and bends the line.
+In simulations (Gaussians, d = 16 and 48, flat spectra, N = 4 d to 20 d) the remaining bias was -6 to -14 % of plain
+FID's with 2 samples per dimension, and up to -41 % with 1: too few samples have a nearly singular covariance, which
+bends the line.
 """
 
 LEAST_SPAN = 2
-"""Least N over the smallest subset: a shorter range leaves the slope to noise."""
+"""Least ratio of N to the smallest subset: over a shorter range, noise determines the slope."""
 
 
 def fid_infinity_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
-    """Too few samples can't be extrapolated."""
+    """Whether there are enough samples to extrapolate."""
     return Limits(no_extrapolation(sizes.num_samples, sizes.dimensions))
 
 
@@ -44,7 +45,7 @@ def compute_fid_infinity(inputs: MetricInputs) -> MetricResult:
 
 
 def no_extrapolation(num_samples: int, dimensions: int) -> str | None:
-    """Why so few samples of so many features can't be extrapolated; None where they can."""
+    """Why these samples are too few to extrapolate; None if they are enough."""
     least = LEAST_SPAN * max(SAMPLES_PER_DIMENSION * dimensions, POINTS)
     if num_samples >= least:
         return None
@@ -72,8 +73,8 @@ def fid_infinity(
     Args:
         features: (N, d), in the order of the samples' indices, on which the draws depend.
         reference: the reference's moments, taken as exact: their own bias stays.
-        root: (d, d) `symmetric_root(reference.covariance)`, where it was kept.
-        seed: of the draws.
+        root: (d, d) `symmetric_root(reference.covariance)`, if it was kept.
+        seed: seeds the draws.
 
     Raises:
         ValueError: for too few samples, see `no_extrapolation`, or for features that are not finite.
@@ -84,7 +85,7 @@ def fid_infinity(
     draw = np.random.default_rng(seed)
     distances = np.empty(len(sizes))
     for i, size in enumerate(sizes):
-        # Sorted for reading: moments depend on the set alone.
+        # Sorted for faster reading: moments depend only on the set.
         chosen = np.sort(draw.permutation(len(features))[:size])
         distances[i] = frechet_distance(_moments(features, chosen), reference, root)
     line = np.polynomial.Polynomial.fit(1 / sizes, distances, deg=1)

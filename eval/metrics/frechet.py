@@ -1,4 +1,4 @@
-"""FID (Heusel et al. 2017): the Frechet distance of two Gaussians, its standard error, and each sample's part in it.
+"""FID (Heusel et al. 2017): the Frechet distance of two Gaussians, its standard error, and each sample's influence.
 
 Everything is float64. Estimators are torch-fidelity's, so the same features give the same number.
 """
@@ -15,21 +15,21 @@ from taugrid.eval.metrics.streams import moments, runs
 
 RANGE_TOLERANCE = 1e-10
 """Eigenvalues below this share of the largest count as zero. Rounding leaves about d * 2e-16 of it (5e-13 at d = 2048);
-a direction of share r holds about sqrt(r) of the largest direction's part in FID, so what is left out is below 1e-5."""
+a direction of share r has about sqrt(r) of the largest direction's part in FID, so the omitted part is below 1e-5."""
 
 SAMPLES_PER_DIMENSION = 10
-"""Least N / d for a standard error of FID, d counting only directions in which both distributions vary. Below, the
-inverse root of S is mostly noise. In simulations (Gaussians, d = 16 and 64, flat and decaying spectra, a true
+"""Least N / d for a standard error of FID, where d counts only directions in which both distributions vary. Below it,
+the inverse root of S is mostly noise. In simulations (Gaussians, d = 16 and 64, flat and decaying spectra, a true
 difference) the estimate over the true sd was 0.93 to 1.13 at N = 10 d, up to 1.27 at 5 d and up to 1.37 at 1.2 d. Where
-samples and reference follow the same distribution it is about 1.4 at any N: second-order terms rule there, and the
-estimate is on the safe side."""
+samples and reference follow the same distribution it is about 1.4 at any N: second-order terms dominate there, and the
+estimate errs on the safe side."""
 
 NO_ERROR = "no fid_se: "
 """The beginning of the note that says why FID has no standard error."""
 
 
 def compute_fid(inputs: MetricInputs) -> MetricResult:
-    """FID, and its standard error where N is large enough for one. It goes through the features twice."""
+    """FID, and its standard error if N is large enough for one. Reads the features twice."""
     n = inputs.num_samples
     frechet = Frechet.of(moments(inputs.features(), n), inputs.reference.moments, inputs.reference.root)
     if frechet.no_standard_error is not None:
@@ -41,8 +41,8 @@ def compute_fid(inputs: MetricInputs) -> MetricResult:
 def frechet_distance(samples: Moments, reference: Moments, root: Array | None = None) -> float:
     """|m - mu|^2 + tr S + tr M - 2 tr (S M)^1/2, the squared Frechet distance of two Gaussians.
 
-    tr (S M)^1/2 is the sum of the roots of the eigenvalues of R S R, which is symmetric, R being the root of the
-    reference's covariance M. `root` (d, d) is `symmetric_root(reference.covariance)`, where it was kept.
+    tr (S M)^1/2 is the sum of the roots of the eigenvalues of R S R, which is symmetric; R is the root of the
+    reference's covariance M. `root` (d, d) is `symmetric_root(reference.covariance)`, if it was kept.
     """
     root = symmetric_root(reference.covariance) if root is None else root
     return _distance(samples, reference, np.linalg.eigvalsh(_product(root, samples.covariance)))
@@ -68,7 +68,7 @@ def _kept(eigenvalues: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, eq=False)
 class Frechet:
-    """FID of a set of samples, and how far each of them moves it: made from moments, then applied in any chunks."""
+    """FID of a set of samples, and how far each sample moves it: made from moments, then applied to chunks."""
 
     distance: float
     """`frechet_distance`, from the same eigenvalues."""
@@ -80,14 +80,14 @@ class Frechet:
     dimensions: int
     """r, the number of directions in which both distributions vary."""
     transport_factor: Array | None
-    """F (d, r), with F F^T = T; None where N is too small for a standard error, which is what it is for."""
+    """F (d, r), with F F^T = T, for the standard error; None if N is too small for one."""
 
     @classmethod
     def of(cls, samples: Moments, reference: Moments, root: Array | None = None) -> "Frechet":
         """The distance of `samples` from `reference`; `root` as for `frechet_distance`.
 
-        Where R S R is singular (a feature that never varies) its inverse root is the pseudo-inverse's: no sample leads
-        out of the range of S.
+        If R S R is singular (a feature never varies), its inverse root is that of the pseudo-inverse: no sample is
+        outside the range of S.
         """
         root = symmetric_root(reference.covariance) if root is None else root
         product = _product(root, samples.covariance)
@@ -105,13 +105,13 @@ class Frechet:
         return cls(distance, samples.n, samples.mean, difference, int(kept.sum()), factor)
 
     def influence(self, features: NDArray[np.floating[Any]]) -> Array:
-        """Return phi (n,) float64 of some of the samples, `features` (n, d): what standard errors are made of.
+        """Return phi (n,) float64 of some of the samples, `features` (n, d), from which standard errors are computed.
 
-        phi(x) = 2 (m - mu)^T (x - m) + (x - m)^T (I - T) (x - m), with T = R (R S R)^(-1/2) R, is up to a constant the
-        derivative of FID towards a sample x at (m, S), the reference (mu, M) being fixed and R the root of M.
+        phi(x) = 2 (m - mu)^T (x - m) + (x - m)^T (I - T) (x - m), with T = R (R S R)^(-1/2) R, is the derivative of
+        FID towards a sample x at (m, S), up to a constant, with the reference (mu, M) fixed and R the root of M.
         """
         if self.transport_factor is None:
-            raise ValueError(f"no influence is known: {self.no_standard_error}")
+            raise ValueError(f"the influences are unknown: {self.no_standard_error}")
         influence = np.empty(len(features))
         for start in range(0, len(features), ROWS_AT_ONCE):
             centred = features[start : start + ROWS_AT_ONCE].astype(np.float64) - self.mean
@@ -122,9 +122,9 @@ class Frechet:
 
     @property
     def no_standard_error(self) -> str | None:
-        """Why these samples give FID no standard error; None where they give one, see `SAMPLES_PER_DIMENSION`.
+        """Why these samples give FID no standard error; None if they do, see `SAMPLES_PER_DIMENSION`.
 
-        A difference has one where both of its cells have.
+        A difference has a standard error if both of its cells do.
         """
         if self.dimensions == 0:
             return "no feature varies both in the samples and in the reference"
@@ -137,19 +137,19 @@ class Frechet:
 
 
 def standard_error(influence: Array) -> float:
-    """sd(phi) / sqrt(N) for `influence` (N,) of all samples: the error of FID from drawing these N.
+    """sd(phi) / sqrt(N) for `influence` (N,) of all samples: the error of FID from drawing these N samples.
 
-    It is neither FID's bias at this N nor the spread between trainings, and the reference counts as fixed.
+    It does not include FID's bias at this N or the spread between trainings, and takes the reference as fixed.
     """
     return float(influence.std(ddof=1) / np.sqrt(len(influence)))
 
 
 def difference_standard_error(influence_a: Array, influence_b: Array) -> float:
-    """sd(phi_a - phi_b) / sqrt(N): the error of FID_a - FID_b where sample n of both cells came of the same noise.
+    """sd(phi_a - phi_b) / sqrt(N): the error of FID_a - FID_b if sample n of both cells starts from the same noise.
 
     Args:
-        influence_a: (N,), of one cell's samples in the order of their indices.
-        influence_b: (N,), of the other's, with the same indices.
+        influence_a: (N,), one cell's samples in the order of their indices.
+        influence_b: (N,), the other cell's, with the same indices.
 
     Raises:
         ValueError: for unequal numbers of samples, which can't be paired.

@@ -16,7 +16,7 @@ from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 
 
 def isc_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
-    """A split needs a sample."""
+    """Whether every split gets a sample."""
     if sizes.num_samples < settings.isc_splits:
         return Limits(f"{sizes.num_samples} samples can't be divided into {settings.isc_splits} splits")
     return Limits()
@@ -25,14 +25,14 @@ def isc_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
 def compute_isc(inputs: MetricInputs) -> MetricResult:
     """The Inception Score: its mean over splits and their standard deviation."""
     if inputs.logits is None:
-        raise ValueError("the Inception Score needs logits, and none are given")
+        raise ValueError("the Inception Score needs logits, but there are none")
     settings = inputs.settings
     score = inception_score(inputs.logits(), inputs.num_samples, settings.isc_splits, settings.seed)
     return MetricResult({"isc_mean": score.mean, "isc_std": score.std})
 
 
 def inception_score(logits: Iterable[Features], num_samples: int, splits: int, seed: int) -> MeanAndSpread:
-    """The Inception Score of `num_samples` samples by their logits."""
+    """The Inception Score of `num_samples` samples, from their logits."""
     split_of = inception_splits(num_samples, splits, seed)
     sums = (
         InceptionSums.of(run, split_of[i * ROWS_AT_ONCE : i * ROWS_AT_ONCE + len(run)], splits)
@@ -58,7 +58,7 @@ def inception_splits(num_samples: int, splits: int, seed: int) -> NDArray[np.int
 
 @dataclass(frozen=True, eq=False)
 class InceptionSums:
-    """What the Inception Score needs of the samples seen so far, by split."""
+    """The sums that the Inception Score needs over the samples seen so far, by split."""
 
     counts: NDArray[np.int64]
     """(splits,)."""
@@ -88,9 +88,9 @@ class InceptionSums:
         )
 
     def score(self) -> MeanAndSpread:
-        """The score: exp of the mean KL(p(y | x) || p(y)), p(y) being a split's mean; ValueError for an empty split.
+        """The score: exp of the mean KL(p(y | x) || p(y)), where p(y) is a split's mean; ValueError for an empty split.
 
-        KL's mean is the mean of sum p log p minus sum p(y) log p(y), so sums are all it takes.
+        KL's mean is the mean of sum p log p minus sum p(y) log p(y), so the sums are enough.
         """
         if not self.counts.all():
             raise ValueError("a split of the Inception Score has no samples")

@@ -1,4 +1,4 @@
-"""What the function that computes a metric takes and returns."""
+"""The arguments and results of the functions that compute metrics."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,15 +11,15 @@ from taugrid.registry.metrics import MetricSettings
 
 @dataclass(frozen=True, eq=False)
 class MetricInputs:
-    """The samples of one cell and the reference, as far as the metrics that are asked for need them."""
+    """The samples of one cell and the reference, as far as the requested metrics need them."""
 
     num_samples: int
     features: Stream
-    """Of the samples: N of them."""
+    """The samples' features, N of them."""
     held: Features | None
-    """(N, d): the same in memory, where a metric that is asked for needs all of them at once."""
+    """(N, d): the same in memory, if a requested metric needs all of them at once."""
     logits: Stream | None
-    """Of the samples; None where the extractor has none."""
+    """The samples' logits; None if the extractor has none."""
     reference: ReferenceStatistics
     settings: MetricSettings
 
@@ -31,11 +31,11 @@ class MetricInputs:
 
 
 class MetricResult(NamedTuple):
-    """What was computed."""
+    """The result of one metric, or of several."""
 
     values: dict[str, float]
     """Column of a table -> number."""
     influence: Array | None = None
-    """(N,): how far each sample moves FID, for paired differences; None where FID has no standard error."""
+    """(N,): how far each sample moves FID, for paired differences; None if FID has no standard error."""
     notes: tuple[str, ...] = ()
     """Why a number is missing."""

@@ -14,15 +14,15 @@ from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 Draws = Sequence[NDArray[np.int64]]
 
 ROWS_AT_ONCE = 1000
-"""Rows of a kernel matrix in memory at a time."""
+"""Rows of a kernel matrix that are in memory at a time."""
 
 
 def kid_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
-    """Subsets are drawn without repetition, so they become as small as the smaller side. The number records it."""
+    """The size of subsets: they are drawn without repetition, so they can't be larger than the smaller side."""
     wanted, possible = settings.kid_subset_size, min(settings.kid_subset_size, sizes.fewest)
     if possible == wanted:
         return Limits()
-    remark = f"kid_subset_size is {possible} here, not {wanted}: there are no more images on one side"
+    remark = f"kid_subset_size is {possible} here, not {wanted}: one side has no more images"
     return Limits(changes={"kid_subset_size": possible}, remark=remark)
 
 
@@ -50,15 +50,15 @@ def kernel_distance(
 ) -> MeanAndSpread:
     """KID: unbiased MMD^2 with the kernel (x . y / d + 1)^3, over `subsets` pairs of subsets drawn as torch-fidelity's.
 
-    Inner products are in the features' own type, powers and sums in float64.
+    Inner products have the features' type; powers and sums are float64.
 
     Args:
         features: (n, d), in the order of the samples' indices, on which the draws depend.
         reference_features: (m, d), in the reference's order.
-        subsets: how many pairs of subsets.
-        subset_size: of each, from 2 to the smaller of n and m; see `kid_limits`.
-        seed: of NumPy's legacy generator.
-        kept: where the reference's own part is kept from cell to cell of the same n; for one reference alone.
+        subsets: number of pairs of subsets.
+        subset_size: from 2 to the smaller of n and m; see `kid_limits`.
+        seed: seeds NumPy's legacy generator.
+        kept: keeps the reference's part between cells of the same n. It must serve only one reference.
 
     Raises:
         ValueError: for a subset size out of that range, or for features that are not finite.
@@ -86,8 +86,8 @@ def kernel_distance(
 def pair_sums(x: FloatFeatures, y: FloatFeatures, of_x: Draws, of_y: Draws) -> Array:
     """(subsets,): sums of the kernel over the pairs of each subset of `x` and its partner of `y`.
 
-    Where both are the same array, no point is paired with itself. Subsets overlap: where all pairs of x and y are fewer
-    than those of all subsets, each is computed once and counted in the subsets that hold it.
+    If both are the same array, no point is paired with itself. Subsets overlap: if x and y have fewer pairs than all
+    subsets together, each pair is computed once and counted in every subset that holds it.
     """
     without_itself = x is y
     size = len(of_x[0])

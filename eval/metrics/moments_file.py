@@ -13,11 +13,11 @@ from taugrid.workers.data.readers.npz import NPZ_ERRORS, NPZ_IMAGES, require_who
 from taugrid.workers.data.readers.picture import SourceError
 
 ASYMMETRY = 1e-6
-"""How far a covariance from a file may be from symmetric, as a share of its largest entry: some are of float32."""
+"""How asymmetric a covariance from a file may be, relative to its largest entry: some are in float32."""
 
 NEGATIVITY = 1e-4
-"""How far below 0 an eigenvalue of a covariance from a file may be, as a share of the largest. Rounding entries to
-float32 moves eigenvalues by at most 6e-8 sqrt(d) of it, 3e-6 at d = 2048; summing in float32 by more."""
+"""How far below 0 an eigenvalue of a covariance from a file may be, relative to the largest. Rounding entries to
+float32 moves eigenvalues by at most 6e-8 sqrt(d) of it (3e-6 at d = 2048); summing in float32 moves them further."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class MomentsFile:
     path: str
     dimensions: int
     sha256: str
-    """Of the file's bytes."""
+    """SHA-256 of the file's bytes."""
 
 
 def open_moments(file: Path) -> MomentsFile | None:
-    """The mean and covariance in an `.npz`; None if it holds none, or images, which any extractor can see.
+    """The mean and covariance in an `.npz`; None if it holds none, or if it holds images, which any extractor can use.
 
     Raises:
         workers.data.readers.SourceError: for a mean and covariance that belong to no distribution.
@@ -45,14 +45,14 @@ def open_moments(file: Path) -> MomentsFile | None:
 
 
 def read_moments(file: MomentsFile) -> Moments:
-    """The moments in a file. Their `n` is not known: 2 stands for it, with which scatter and covariance are equal."""
+    """The moments in a file. Their `n` is unknown; it is set to 2, which makes scatter and covariance equal."""
     with load_npz(Path(file.path)) as arrays:
         mean, covariance = _mean_and_covariance(Path(file.path), arrays)
     return Moments(2, mean, covariance)
 
 
 def load_npz(path: Path) -> Any:
-    """The open `.npz` at `path`; DamagedFile if its archive is not whole."""
+    """The open `.npz` at `path`; DamagedFile if its archive is damaged."""
     require_whole_npz(path)
     return np.load(path, allow_pickle=False)
 
@@ -72,17 +72,18 @@ def _mean_and_covariance(path: Path, arrays: Any) -> tuple[Array, Array]:
         or mean.dtype.kind + covariance.dtype.kind != "ff"
     ):
         raise SourceError(
-            f"{path}: mu is {mean.dtype} of shape {mean.shape} and sigma {covariance.dtype} of shape "
-            f"{covariance.shape}; taken are floats of shapes (d,) and (d, d), d > 0"
+            f"{path}: mu and sigma must be floats of shapes (d,) and (d, d), not {mean.dtype} of shape {mean.shape} "
+            f"and {covariance.dtype} of shape {covariance.shape}"
         )
     mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise SourceError(f"{path}: mu or sigma holds nan or infinity")
     if np.abs(covariance - covariance.T).max() > ASYMMETRY * np.abs(covariance).max():
-        raise SourceError(f"{path}: sigma is not symmetric, so it is no covariance")
+        raise SourceError(f"{path}: sigma is not symmetric, so it can't be a covariance")
     eigenvalues = np.linalg.eigvalsh(covariance)
     if eigenvalues[0] < -NEGATIVITY * np.abs(eigenvalues).max():
         raise SourceError(
-            f"{path}: sigma has eigenvalues from {eigenvalues[0]:.3g} to {eigenvalues[-1]:.3g}, so it is no covariance"
+            f"{path}: sigma has eigenvalues from {eigenvalues[0]:.3g} to {eigenvalues[-1]:.3g}, so it can't be a "
+            "covariance"
         )
     return mean, covariance

@@ -1,8 +1,8 @@
-"""Precision and recall: which samples lie where the reference does, and the reverse, by balls around neighbours.
+"""Precision and recall: the share of samples inside the reference's balls, and the reverse.
 
 Kynkaanniemi et al. 2019, by torch-fidelity's rules: a vector's ball reaches to its k-th nearest neighbour other than
-itself, and its surface belongs to it. Distances are `torch.cdist` in the features' own type, as torch-fidelity's.
-Torch is imported when they are computed: the driver asks here whether they can be.
+itself and includes its surface. Distances are `torch.cdist` in the features' type, as in torch-fidelity. Torch is
+imported only for the computation, because the driver asks this module whether it is possible.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DISTANCES_AT_ONCE = 2**26
-"""Distances held at a time, 256 MB in float32: all of them up to 8192 x 8192, 1342 rows of 50,000 x 50,000."""
+"""Distances in memory at a time, 256 MB in float32: all of 8192 x 8192, or 1342 rows of 50,000 x 50,000."""
 
 
 def prc_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
-    """A ball needs a neighbour to reach to."""
+    """Whether every ball has a neighbour to reach to."""
     if sizes.fewest <= settings.prc_neighborhood:
         return Limits(f"it needs more than prc_neighborhood {settings.prc_neighborhood} images on both sides")
     return Limits()
@@ -38,7 +38,7 @@ def compute_prc(inputs: MetricInputs) -> MetricResult:
 
 
 class PrecisionRecall(NamedTuple):
-    """The share of samples inside the reference's balls, and of the reference inside the samples'."""
+    """The share of samples inside the reference's balls, and of the reference inside the samples' balls."""
 
     precision: float
     recall: float
@@ -55,11 +55,11 @@ def precision_recall(
     Args:
         features: the samples, of any float type.
         reference_features: of the same type.
-        neighbourhood: k, which neighbour a ball reaches to; torch-fidelity's default is 3.
-        reference_radii: (m,) `ball_radii(reference_features, neighbourhood)`, where many cells share one reference.
+        neighbourhood: k: a ball reaches to the k-th neighbour; torch-fidelity's default is 3.
+        reference_radii: (m,) `ball_radii(reference_features, neighbourhood)`, if many cells share one reference.
 
     Raises:
-        ValueError: for features that are not finite, or no more of them than `neighbourhood` on either side.
+        ValueError: for features that are not finite, or if a side has no more than `neighbourhood` of them.
     """
     import torch
 
@@ -96,7 +96,7 @@ def ball_radii(features: FloatFeatures, neighbourhood: int) -> "Tensor":
         )
     require_finite(features)
     vectors = torch.from_numpy(features)
-    # The nearest of all is the vector itself.
+    # The nearest neighbour is the vector itself.
     radii = [
         torch.cdist(vectors[block], vectors).kthvalue(neighbourhood + 1).values
         for block in _blocks(len(vectors), columns=len(vectors))

@@ -1,6 +1,6 @@
 """The statistics of a reference that metrics use: mean, covariance, its root, and features on demand.
 
-They are computed once and cached under a name made of everything that determines them: the content of the images, the
+They are computed once and cached under a name that depends on everything that determines them: the images' content, the
 extractor, its weights and layer, and the preprocessing.
 """
 
@@ -26,21 +26,21 @@ from taugrid.workers.data.readers.npz import NPZ_ERRORS
 
 @dataclass(frozen=True, eq=False)
 class ReferenceStatistics:
-    """The side of a comparison that all samples share."""
+    """The reference's side of a comparison, the same for all cells."""
 
     moments: Moments
     root: Array
     """(d, d), `symmetric_root` of the moments' covariance."""
     num_images: int | None
-    """None where only a mean and a covariance are known."""
+    """None if only a mean and a covariance are known."""
     load_features: Callable[[], Features] | None = None
-    """(m, d) float32 in the reference's order; None where they can't be had or were not asked for."""
+    """Returns (m, d) float32 in the reference's order; None if they are unavailable or not needed."""
     kept: dict[Hashable, Any] = field(default_factory=dict)
     """What metrics computed from the reference alone, for the next cell. Keys begin with the metric's name."""
 
     @cached_property
     def features(self) -> Features:
-        """(m, d) float32, loaded once; ValueError where there are none."""
+        """(m, d) float32, loaded once; ValueError if there are none."""
         if self.load_features is None:
             raise ValueError("the reference has no features: only its mean and covariance are known")
         return self.load_features()
@@ -67,8 +67,8 @@ def of_features(
         num_images: how many there are.
         cache: folder that keeps the statistics under `key`; None keeps nothing.
         key: see `eval.reference.Reference.cache_key`.
-        load_features: gives all features at once, for metrics that need them; None: no metric does.
-        storage: where `cache` is.
+        load_features: returns all features at once, for metrics that need them; None: no metric does.
+        storage: the storage of `cache`.
     """
     known, root = load_or_compute(cache, key, lambda: moments(features(), num_images), storage)
     return ReferenceStatistics(known, root, num_images, load_features)
@@ -86,12 +86,12 @@ def of_feature_file(
 
 
 def default_cache() -> Path:
-    """The folder of cached references where none is given: `taugrid/references` in the user's cache."""
+    """The default folder of cached references: `taugrid/references` in the user's cache."""
     return user_cache() / "references"
 
 
 class Statistics(NamedTuple):
-    """What is cached of a reference."""
+    """The cached statistics of a reference."""
 
     moments: Moments
     root: Array

@@ -1,6 +1,6 @@
-"""All metrics of one set of samples, from streams of its features and logits: what a run and `evaluate` share.
+"""All metrics of one set of samples, from streams of its features and logits, for runs and external images alike.
 
-Imports no torch before a metric that needs it is computed: the driver asks here which metrics can be computed.
+Torch is imported only when a metric needs it, because the driver asks this module which metrics are possible.
 """
 
 import pkgutil
@@ -16,17 +16,17 @@ from taugrid.registry.metrics import METRICS, Limits, Metric, MetricSettings, Si
 
 
 class Feasible(NamedTuple):
-    """What can be computed of the metrics that were asked for."""
+    """Which of the requested metrics can be computed."""
 
     settings: MetricSettings
     reasons: dict[str, str]
     """Metric -> why it can't be computed."""
     remarks: list[str]
-    """What was changed in the settings."""
+    """Changes of the settings, in words."""
 
 
 def feasible(wanted: MetricSettings, extractor: ExtractorSpec, num_samples: int, num_reference: int | None) -> Feasible:
-    """What can be computed of `wanted`, and the settings to do it with.
+    """The metrics in `wanted` that can be computed, and their settings.
 
     `num_reference` None: only the mean and covariance of the reference are known.
 
@@ -35,7 +35,7 @@ def feasible(wanted: MetricSettings, extractor: ExtractorSpec, num_samples: int,
     """
     unknown = sorted(set(wanted.metrics) - METRICS.keys())
     if unknown:
-        raise ValueError(f"there is no metric {', '.join(unknown)}; known are {', '.join(METRICS)}")
+        raise ValueError(f"unknown metric {', '.join(unknown)}; known metrics: {', '.join(METRICS)}")
     sizes = Sizes(num_samples, num_reference, extractor.dimensions)
     settings, reasons, remarks = wanted, {}, []
     for metric in wanted.chosen:
@@ -55,7 +55,7 @@ def _limits(metric: Metric, wanted: MetricSettings, extractor: ExtractorSpec, si
     if sizes.fewest < metric.least_images:
         return Limits(f"it needs at least {metric.least_images} images on both sides")
     if metric.needs_reference_features and sizes.num_reference is None:
-        return Limits("of the reference only mean and covariance are known")
+        return Limits("only mean and covariance of the reference are known")
     if metric.limits is None:
         return Limits()
     limits: Callable[[MetricSettings, Sizes], Limits] = pkgutil.resolve_name(metric.limits)
@@ -65,13 +65,13 @@ def _limits(metric: Metric, wanted: MetricSettings, extractor: ExtractorSpec, si
 def score(
     features: Stream, logits: Stream | None, num_samples: int, reference: ReferenceStatistics, settings: MetricSettings
 ) -> MetricResult:
-    """The numbers of all metrics that `settings` (of `feasible`) ask for. They don't depend on how streams are cut.
+    """The numbers of all metrics in `settings` (from `feasible`). They don't depend on how the streams are cut.
 
     Args:
-        features: of the samples. FID goes through them twice, one run of `ROWS_AT_ONCE` in memory at a time.
-        logits: of the samples, for the Inception Score.
-        num_samples: N, which both streams must hold exactly.
-        reference: with features where a metric needs them.
+        features: the samples' features. FID reads them twice, with `ROWS_AT_ONCE` of them in memory at a time.
+        logits: the samples' logits, for the Inception Score.
+        num_samples: N, the exact length of both streams.
+        reference: with features if a metric needs them.
         settings: what to compute, and how.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What metrics are made of: mergeable moments of features, the root of a covariance. Everything is float64."""
+"""Building blocks of metrics: mergeable moments of features, the root of a covariance. Everything is float64."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ ROWS_AT_ONCE = 4096
 
 
 def require_finite(features: NDArray[np.floating[Any]]) -> None:
-    """ValueError, with their number, where vectors of `features` (n, d) hold nan or infinity."""
+    """Raise ValueError, with their number, if vectors of `features` (n, d) hold nan or infinity."""
     damaged = np.count_nonzero(~np.isfinite(features).all(axis=1))
     if damaged:
         raise ValueError(f"{damaged} of {len(features)} feature vectors hold nan or infinity")
@@ -51,7 +51,7 @@ class Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """The moments of the union (Chan, Golub and LeVeque 1979); ValueError where dimensions differ."""
+    """The moments of the union (Chan, Golub and LeVeque 1979); ValueError if dimensions differ."""
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"moments of {len(a.mean)} and {len(b.mean)} dimensions can't be merged")
     n = a.n + b.n
@@ -61,7 +61,7 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def symmetric_root(m: Array) -> Array:
-    """The symmetric positive semi-definite root of a symmetric (d, d) `m`; eigenvalues negative by rounding are 0."""
+    """The symmetric positive semi-definite root of a symmetric (d, d) `m`; negative eigenvalues are taken as 0."""
     eigenvalues, vectors = np.linalg.eigh(m)
     root: Array = (vectors * np.sqrt(np.clip(eigenvalues, 0, None))) @ vectors.T
     return root

@@ -1,4 +1,4 @@
-"""Features that arrive in pieces: cut anew into runs of one size, so that no number depends on how they arrived."""
+"""Features that arrive in pieces, cut into runs of one size, so that no number depends on how they arrived."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
@@ -16,7 +16,7 @@ FloatFeatures = NDArray[np.floating[Any]]
 """(n, d), of any precision."""
 
 Stream = Callable[[], Iterator[Features]]
-"""Begins at the first sample whenever it is called; yields (n, d) float32 in the order of the samples' indices, cut
+"""Starts at the first sample whenever it is called, and yields (n, d) float32 in the order of the samples' indices, cut
 anywhere."""
 
 
@@ -37,7 +37,7 @@ def runs(stream: Iterable[Features], count: int) -> Iterator[Features]:
         pending.append(chunk)
         waiting += len(chunk)
     if seen != count:
-        raise ValueError(f"{seen} feature vectors where {count} were expected")
+        raise ValueError(f"there must be {count} feature vectors, not {seen}")
     if waiting:
         yield np.concatenate(pending)
 

@@ -14,7 +14,7 @@ from taugrid.eval.tables.pivots import Pivot
 from taugrid.protocol import ProtocolFields
 
 CONSOLE_WIDTH = 80
-"""Columns that every terminal and pipe has; rich assumes as many where it finds no terminal."""
+"""Width in characters that every terminal and pipe has. rich assumes it if there is no terminal."""
 
 
 def to_console(
@@ -23,9 +23,9 @@ def to_console(
     indistinguishable: Set[str] = frozenset(),
     joined: Set[str] = frozenset(),
 ) -> Group:
-    """The FID pivots, for `rich` to print; arguments as `marked_pivots`.
+    """The FID pivots, for `rich` to print; arguments as in `marked_pivots`.
 
-    A table wider than 80 columns gets its errors below the values; if it is still too wide, it is cut between S.
+    A table wider than 80 characters gets its errors below the values; if it is still too wide, it is split by S.
     """
     parts: list[RenderableType] = []
     tables = marked_pivots(frame, FID, protocols, indistinguishable, joined)
@@ -59,7 +59,7 @@ def _console_tables(pivoted: Pivot) -> Iterator[Table]:
 
 
 def _aligned(head: str, column: Sequence[Entry], separator: str) -> list[str]:
-    """The head and the entries of a column, padded to one width: digits are aligned, and marks come behind them."""
+    """The head and the entries of a column, padded to one width, with aligned digits and marks after them."""
     room = max(len(entry.mark) for entry in column)
     blocks = [(head, ""), *((entry.joined(separator), entry.mark) for entry in column)]
     width = max(len(line) for text, _ in blocks for line in text.split("\n"))

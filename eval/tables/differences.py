@@ -1,9 +1,9 @@
 """Differences of FID between cells, with paired standard errors.
 
-Sample n of two cells starts from the same x_T and gets the same z at common times, so noise that moves both FIDs alike
-cancels in the difference. The standard error is sd(phi_a - phi_b) / sqrt(N), where phi says how far a sample moves FID.
-It is the error of drawing these samples. It includes neither the bias of FID at this N, which is the same for both, nor
-the spread between trainings.
+Sample n of two cells starts from the same x_T and gets the same z at common times, so noise that moves both FIDs
+equally cancels in the difference. The standard error is sd(phi_a - phi_b) / sqrt(N), where phi says how far a sample
+moves FID. It is the error of drawing these samples. It includes neither the bias of FID at this N, which is the same
+for both, nor the spread between trainings.
 """
 
 import math
@@ -33,10 +33,10 @@ the heading that their tables share, `others` what differs besides S and eta. `d
 an error is missing or what was joined. Checkpoints have their short names."""
 
 ROUNDING = 1e-9
-"""A standard error below this share of that of the cells means that both have the same samples, as any eta at S = 1."""
+"""A standard error below this share of the cells' errors means that both have the same samples, as any eta at S = 1."""
 
 NOT_AXES = frozenset({"model", "num_samples", "protocol"})
-"""Settings along which there are no neighbours: ids have no order, FIDs of other N or protocols can't be compared."""
+"""Settings along which cells are never neighbours: ids have no order, and other N or protocols can't be compared."""
 
 SETTINGS = frozenset({"model", "sampler", "spacing", "clip", "num_samples"})
 """Columns of the quality table that are settings, besides the grid keys. S and eta are reported separately."""
@@ -44,12 +44,12 @@ SETTINGS = frozenset({"model", "sampler", "spacing", "clip", "num_samples"})
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known about cells besides their rows: by cell, or by the short hash of the rows for protocols."""
+    """What is known about cells besides their rows: by cell or, for protocols, by the short hash in the rows."""
 
     influences: Mapping[str, Array]
-    """phi (N,) of each cell's samples in the order of their indices; a cell without standard error has none."""
+    """phi (N,) of each cell's samples in the order of their indices. A cell without standard error has none."""
     pairings: Mapping[str, Hashable]
-    """Equal for cells whose samples start from the same x_T: those that share a seed and a shape of images."""
+    """Equal for cells whose samples start from the same x_T, that is, with the same seed and image shape."""
     protocols: Mapping[str, ProtocolFields]
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Why a cell has no influences."""
@@ -64,7 +64,7 @@ class Paired(NamedTuple):
 
 
 class Line(NamedTuple):
-    """Scored cells that differ in one thing, in its order; those next to each other are neighbours."""
+    """Scored cells that differ in one setting, in its order. Adjacent cells are neighbours."""
 
     along: str
     settings: str
@@ -74,19 +74,19 @@ class Line(NamedTuple):
 def differences(rows: Sequence[Mapping[str, Any]], evidence: Evidence) -> list[dict[str, Any]]:
     """Rows of `DIFFERENCE_COLUMNS` for neighbours with an FID.
 
-    They come along S at fixed eta, then along eta, sigma_hat last, at fixed S, and then, at fixed S and eta, along each
-    other setting that has separate tables (eval/tables/pivots.py).
+    First come pairs along S at fixed eta, then along eta (sigma_hat last) at fixed S, and then, at fixed S and eta,
+    along each other setting that has separate tables (eval/tables/pivots.py).
 
-    Neighbours are in one table, or in two that differ in one setting. So along eta a setting such as clip differs only
-    if it follows from the row. Cells that `pair` refuses, such as those that share no noise, are left out.
+    Neighbours are in one table, or in two that differ in one setting. Along eta, a setting such as clip therefore
+    differs only if it follows from the row. Cells that `pair` refuses, for instance without common noise, are left out.
 
     Args:
-        rows: of quality.csv, in the order of the grid, which is the order along those other settings.
+        rows: rows of quality.csv in the order of the grid, which is also the order along those other settings.
         evidence: covers the cells and protocols of all rows.
 
     Raises:
-        ValueError: if a cell has not as many influences as samples.
-        KeyError: if a cell has no pairing, or a protocol is not spelled out.
+        ValueError: if a cell does not have as many influences as samples.
+        KeyError: if a cell has no pairing, or a protocol is missing.
     """
     names = short_checkpoints(row.get(CHECKPOINT) for row in rows)
     by_cell = {
@@ -103,7 +103,7 @@ def differences(rows: Sequence[Mapping[str, Any]], evidence: Evidence) -> list[d
 
 
 def _within(pivots: Sequence[Pivot]) -> Iterator[Line]:
-    """Along S and along eta."""
+    """Lines along S and along eta."""
     for table in pivots:
         scored = _scored(table)
         yield from (Line("steps", table.heading, list(line.dropna())) for _, line in scored.iterrows())
@@ -111,7 +111,7 @@ def _within(pivots: Sequence[Pivot]) -> Iterator[Line]:
 
 
 def _between(pivots: Sequence[Pivot], order: Mapping[str, int]) -> Iterator[Line]:
-    """Along each other setting, its cells in `order`, which has the places of all cells."""
+    """Lines along each other setting, with its cells in `order`, which maps cells to places."""
     for setting in dict.fromkeys(setting for table in pivots for setting in table.settings if setting not in NOT_AXES):
         lines: dict[tuple[str, Hashable, Hashable], list[str]] = defaultdict(list)
         for table in pivots:
@@ -123,7 +123,7 @@ def _between(pivots: Sequence[Pivot], order: Mapping[str, int]) -> Iterator[Line
 
 
 def _scored(table: Pivot) -> pd.DataFrame:
-    """The cells of a pivot that have a value, NaN in the place of others."""
+    """The cells of a pivot that have a value, and NaN for the others."""
     return table.cells.where(table.values.notna())
 
 
@@ -133,15 +133,15 @@ def pair(
     """The row of `DIFFERENCE_COLUMNS` for any two cells; `along` is empty, since they need not be neighbours.
 
     Args:
-        row_a: of quality.csv.
-        row_b: of quality.csv, that `row_a` is subtracted from.
+        row_a: a row of quality.csv.
+        row_b: another row, which `row_a` is subtracted from.
         evidence: covers both cells and their protocols.
-        override: compare them even if protocols differ or no noise is shared; `joined` and `note` then say so.
+        override: compare them even if protocols differ or they share no noise; `joined` and `note` then say so.
 
     Raises:
         ValueError: if a cell has no FID, or not as many influences as samples; without `override`, if the cells are not
             comparable, naming the fields that differ.
-        KeyError: if a cell has no pairing, or a protocol is not spelled out.
+        KeyError: if a cell has no pairing, or a protocol is missing.
     """
     a, b = row_a["cell"], row_b["cell"]
     for row in (row_a, row_b):
@@ -175,14 +175,14 @@ def pair(
 
 
 def indistinguishable(rows: Sequence[Mapping[str, Any]], evidence: Evidence, joined: bool = False) -> frozenset[str]:
-    """Cells whose FID can't be told from the best of their column: |z| < `Z_95`, or the same samples.
+    """Cells whose FID can't be distinguished from the best of their column: |z| < `Z_95`, or the same samples.
 
-    Neither the best itself is among them, nor a cell that equals it or has no paired standard error.
+    The best itself is not among them, nor is a cell that equals it or has no paired standard error.
 
     Args:
-        rows: of quality.csv, in any order.
+        rows: rows of quality.csv, in any order.
         evidence: covers the cells and protocols of all rows.
-        joined: columns mix protocols, as those of the tables then do.
+        joined: whether columns mix protocols, as the tables' columns do with `join_protocols`.
     """
     by_cell = {row["cell"]: row for row in rows}
     alike: set[str] = set()
@@ -204,7 +204,7 @@ def _pivots(rows: Sequence[Mapping[str, Any]], protocols: Mapping[str, ProtocolF
 
 
 def _obstacles(row_a: Mapping[str, Any], row_b: Mapping[str, Any], evidence: Evidence) -> list[str]:
-    """Why the two must not be compared, such as "versions.torch is 2.9.1 and 2.10.0"."""
+    """Reasons not to compare the two, such as "versions.torch is 2.9.1 and 2.10.0"."""
     protocols = {"a": evidence.protocols[row_a["protocol"]], "b": evidence.protocols[row_b["protocol"]]}
     named = disagreements(protocols).items()
     found = [f"{name} is {' and '.join(values)}" for name, values in named]
@@ -234,7 +234,7 @@ def _paired(difference: float, row_a: Mapping[str, Any], row_b: Mapping[str, Any
 
 
 def _others(row_a: Mapping[str, Any], row_b: Mapping[str, Any]) -> str:
-    """The settings besides S and eta that differ, such as "clip: none -> x0_and_eps"; a model by its keys if any."""
+    """The differing settings besides S and eta, such as "clip: none -> x0_and_eps"; a model by its keys, if any."""
     given = {*row_a, *row_b}
     keys = sorted((given & SETTINGS) | set(axes(given)))
     differing = [key for key in keys if as_text(row_a.get(key)) != as_text(row_b.get(key))]

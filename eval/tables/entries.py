@@ -1,8 +1,8 @@
 """The values of a table as people read them: decimals, errors, the best of a column, and marks.
 
-With an error, value and error get the decimals that show two significant digits of the error, but are never rounded
+With an error, value and error get as many decimals as show two significant digits of the error, but are never rounded
 left of the point (14.21 ± 0.32, 367 ± 12, 4.160 ± 0.012). Without one, a value has two decimals, or three significant
-digits where those are more (13.36, 0.00412). There are never more than six decimals. A missing value is a dash.
+digits if that is more (13.36, 0.00412). There are never more than six decimals. A missing value is a dash.
 """
 
 import math
@@ -19,12 +19,12 @@ from taugrid.registry.metrics import MetricColumn
 
 MISSING = "–"
 NOTHING = 5e-7
-"""No digit of a smaller value is written."""
+"""Smaller values have no digit that is shown."""
 ROUNDING = 1e-9
-"""A spread below this share of its value is rounding: subsets that are all the whole set have such a spread."""
+"""A spread below this share of its value is rounding: it occurs if every subset is the whole set."""
 Z_95 = 1.96
-"""|z| from which a difference counts: without one, chance reaches it 1 time in 20. Nothing corrects for the number of
-values in a column, nor for having picked the best of them."""
+"""|z| from which a difference counts: chance alone reaches it 1 time in 20. There is no correction for the number of
+values in a column, nor for picking the best of them."""
 INDISTINGUISHABLE = "≈"
 JOINED = "‡"
 MEANINGS = {
@@ -32,7 +32,7 @@ MEANINGS = {
     f"|z| < {Z_95} for the paired difference of FID (values without ± are not tested)",
     JOINED: "has another protocol than most, see the notes",
 }
-"""The marks behind values, and how the lines under a table explain them."""
+"""The marks after values, and their explanations below a table."""
 
 
 class Entry(NamedTuple):
@@ -49,18 +49,18 @@ class Entry(NamedTuple):
 
 
 def tabulated(frame: pd.DataFrame) -> list[MetricColumn]:
-    """The scores that some cell has; FID, all dashes, where no cell has any."""
+    """The scores that some cell has; if no cell has any, FID with only dashes."""
     given = [column for column in score_columns() if column.name in frame and frame[column.name].notna().any()]
     return [_unscaled(column) if frame[column.name].max() >= 1 else column for column in given] or [FID]
 
 
 def _unscaled(column: MetricColumn) -> MetricColumn:
-    """Without its factor, which suits the small KIDs of Inception's features. KID grows as the cube of the features."""
+    """A column without its factor, which suits the small KIDs of Inception's features: KID grows as their cube."""
     return replace(column, title=column.title.split(" ×")[0], scale=1.0)
 
 
 def entries(table: Pivot, metric: MetricColumn) -> Iterator[tuple[str, list[Entry]]]:
-    """Each row's label and its cells. The best of a column is marked only if there is more than one value."""
+    """Each row's label and its cells. The best of a column is marked only if the column has more than one value."""
     values, errors = table.values * metric.scale, table.errors * metric.scale
     cells = table.cells.reindex(index=values.index, columns=values.columns)
     best = (values.max() if metric.higher_is_better else values.min()).where(values.count() > 1)
@@ -85,9 +85,10 @@ def marked_pivots(
     Args:
         frame: in long form.
         metric: the column to show.
-        protocols: what the rows' hashes stand for.
-        indistinguishable: cells whose FID can't be told from the best of its column (eval/tables/differences.py).
-        joined: cells with another kind of protocol that share a table all the same (`eval.tables.rows.check_joinable`).
+        protocols: the rows' protocols by hash.
+        indistinguishable: cells whose FID can't be distinguished from the best of its column
+            (eval/tables/differences.py).
+        joined: cells with another kind of protocol that share a table anyway (`eval.tables.rows.check_joinable`).
     """
     marks: dict[str, str] = dict.fromkeys(indistinguishable, INDISTINGUISHABLE) if metric.name == FID.name else {}
     marks |= {cell: marks.get(cell, "") + JOINED for cell in joined}
@@ -96,7 +97,7 @@ def marked_pivots(
 
 
 def legend(tables: Sequence[Pivot], metric: MetricColumn) -> list[str]:
-    """A line for each mark that is in one of the tables."""
+    """A line for each mark that appears in the tables."""
     seen = {mark for table in tables for _, row in entries(table, metric) for entry in row for mark in entry.mark}
     return [f"{mark} {meaning}." for mark, meaning in MEANINGS.items() if mark in seen]
 
@@ -106,7 +107,7 @@ def write_number(value: float, error: float) -> tuple[str, str]:
     value = 0.0 if abs(value) < NOTHING else value  # not "-0.000000"
     if not math.isfinite(value):
         return MISSING, ""
-    # A single split has spread 0, and subsets that are all the whole set have next to none: that says nothing.
+    # A single split has spread 0, and subsets that equal the whole set have nearly none: neither means anything.
     if not (math.isfinite(error) and error > ROUNDING * abs(value)):
         return f"{value:.{max(2, _decimals(value, digits=3))}f}", ""
     decimals = _decimals(error, digits=2)
@@ -114,7 +115,7 @@ def write_number(value: float, error: float) -> tuple[str, str]:
 
 
 def _decimals(number: float, digits: int) -> int:
-    """Decimals that show `digits` significant digits, at most 6. It rounds first: 0.0999 is 0.10 to two digits."""
+    """The number of decimals that show `digits` significant digits, at most 6, after rounding: 0.0999 becomes 0.10."""
     exponent = int(f"{number:.{digits - 1}e}".split("e")[1]) if number else 0
     return min(max(0, digits - 1 - exponent), 6)
 

@@ -37,7 +37,7 @@ def to_latex(
     indistinguishable: Set[str] = frozenset(),
     joined: Set[str] = frozenset(),
 ) -> str:
-    """A `table` environment for each metric and pivot; arguments as `marked_pivots`."""
+    """A `table` environment for each metric and pivot; arguments as in `marked_pivots`."""
     tables = [
         _table(pivot, metric, frame)
         for metric in tabulated(frame)
@@ -76,6 +76,6 @@ def _entry(entry: Entry) -> str:
     if entry.value == MISSING:
         return _tex(MISSING)
     body = entry.joined(" ").replace("±", r"\pm")
-    # A mark without width keeps the digits of a column aligned.
+    # A mark of zero width keeps the digits of a column aligned.
     mark = f"\\rlap{{$^{{{_tex(entry.mark).replace('$', '')}}}$}}" if entry.mark else ""
     return (f"$\\mathbf{{{body}}}$" if entry.best else f"${body}$") + mark

@@ -1,4 +1,4 @@
-"""The quality table in long form: a row per cell, and the columns on which readers of quality.csv rely."""
+"""The quality table in long form: a row per cell, with the columns that readers of quality.csv rely on."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -15,14 +15,13 @@ COLUMNS = (
 """The first columns of quality.csv. Readers rely on them, so they never change. A column for each other grid key
 follows, and then the columns of metrics that are not named here."""
 SCORES = COLUMNS[COLUMNS.index("fid") : COLUMNS.index("seconds")]
-"""Those of them that hold scores."""
+"""The columns that hold scores."""
 
 CHECKPOINT = "model.checkpoint"
-"""The grid key, and so the column, of loaded networks. They are sorted as the grid lists them: their names say nothing
-about their order."""
+"""The grid key, and so the column, of loaded networks. They keep the grid's order, because their names have none."""
 
 EXACT = "fid_exact"
-"""A further column, behind these, where the samples of an oracle have a Frechet distance in closed form."""
+"""An additional column after these, for oracles whose samples have a Frechet distance in closed form."""
 
 FID = METRICS["fid"].columns[0]
 EXACT_FID = MetricColumn(EXACT, "FID in closed form, at infinite N")
@@ -37,13 +36,13 @@ def score_columns() -> list[MetricColumn]:
 
 
 def appended_columns() -> list[str]:
-    """The columns of metrics that `COLUMNS` does not name. They are the last, where some cell has them."""
+    """The columns of metrics that are not in `COLUMNS`. They come last, if some cell has them."""
     names = [name for metric in METRICS.values() for column in metric.columns for name in column.names]
     return [name for name in names if name not in COLUMNS]
 
 
 def axes(columns: Iterable[str]) -> list[str]:
-    """Those of `columns` that are grid keys and are not in `COLUMNS`, in alphabetical order."""
+    """The grid keys among `columns` that are not in `COLUMNS`, in alphabetical order."""
     return sorted(set(columns) - {*COLUMNS, EXACT, *appended_columns()})
 
 

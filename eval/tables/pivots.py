@@ -1,6 +1,6 @@
-"""The quality table pivoted as in the DDIM paper: rows eta, columns S, and a table for whatever else differs.
+"""The quality table pivoted as in the DDIM paper: rows of eta, columns of S, and a table for any other difference.
 
-`protocols` spells out the rows' short hashes. Rows that differ in a field that must agree get tables of their own.
+`protocols` has the rows' protocols by short hash. Rows that differ in a field that must agree get separate tables.
 """
 
 import math
@@ -27,13 +27,13 @@ class Pivot:
     values: pd.DataFrame
     """float64 with NaN where a value is missing."""
     errors: pd.DataFrame
-    """As `values`."""
+    """Shaped like `values`."""
     notes: tuple[str, ...]
-    """What else differs from row to row."""
+    """What else differs between rows."""
     cells: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Ids, with NaN where there is no cell."""
     marks: Mapping[str, str] = field(default_factory=dict)
-    """Cell -> what is written behind its value."""
+    """Cell -> the mark after its value."""
 
     @property
     def heading(self) -> str:
@@ -41,7 +41,7 @@ class Pivot:
         return self.heading_without()
 
     def heading_without(self, *left_out: str) -> str:
-        """The heading without the settings `left_out`: tables that differ in nothing else share it."""
+        """The heading without the settings `left_out`, common to tables that differ in nothing else."""
         return ", ".join(f"{setting} = {value}" for setting, value in self.settings.items() if setting not in left_out)
 
 
@@ -58,7 +58,7 @@ def pivot_tables(
     each kind gets its own table: the setting "protocol" is its short hash, and a note says what distinguishes it.
 
     Raises:
-        ValueError: if two cells belong in one place.
+        ValueError: if two cells belong in the same place.
     """
     if frame.empty:
         return []
@@ -89,7 +89,7 @@ def short_checkpoints(checkpoints: Iterable[object]) -> dict[str, str]:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """The last part of each path, and as many parts before it as make all names different."""
+    """The last part of each path, with as many parts before it as make all names different."""
     parts = [Path(path).parts for path in paths]
     for count in range(1, max(map(len, parts), default=0)):
         names = ["/".join(part[-count:]) for part in parts]
@@ -122,7 +122,7 @@ def _layout(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     if not follows("model", apart):
         apart.append("model")
     by_row: list[str] = []
-    # Clip comes last: it may follow from the row only within another setting, which has its separate tables by then.
+    # Clip comes last: it may follow from the row only within another setting, which already has separate tables then.
     for column in [*(axis for axis in others if "." not in axis), "sampler", "spacing", "clip"]:
         if not follows(column, []):
             (by_row if follows(column, [*apart, "sigma", "eta"]) else apart).append(column)

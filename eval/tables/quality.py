@@ -26,12 +26,12 @@ def write_quality(
     """Write quality.{csv,json,md,tex} into `folder`, each whole or not at all.
 
     Args:
-        rows: of the cells, as `long_form` takes them.
+        rows: the cells' rows, as in `long_form`.
         folder: made if it is missing.
-        protocols: what the rows' hashes stand for.
-        notes: go under the tables.
-        indistinguishable: as `marked_pivots` takes it.
-        joined: likewise.
+        protocols: the rows' protocols by hash.
+        notes: lines below the tables.
+        indistinguishable: as in `marked_pivots`.
+        joined: as in `marked_pivots`.
     """
     table = long_form(rows)
     about = _about(table, protocols)
@@ -51,7 +51,7 @@ def write_quality(
 
 
 def _about(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> str:
-    """One line: N, reference, extractor, and what ± and bold mean."""
+    """One line with N, reference, extractor, and the meaning of ± and bold."""
     spelled = [protocols[name] for name in dict.fromkeys(frame["protocol"]) if name in protocols]
     parts = [f"N = {sizes(frame)} samples per cell" if len(frame) else "no cell has been scored"]
     for key in ("reference", "extractor"):

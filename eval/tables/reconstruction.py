@@ -15,11 +15,11 @@ from taugrid.storage import replacing
 RECONSTRUCTION_COLUMNS = (
     "model", "weights", "spacing", "steps", "num_images", "network_evaluations", "mse", "mse_se", "mse_8bit", "seconds",
 )  # fmt: skip
-"""The columns of reconstruction.csv; one for each other grid axis follows. Errors there are not scaled."""
+"""The columns of reconstruction.csv, followed by one for each other grid axis. Errors in it are not scaled."""
 _FLOATS = frozenset({"mse", "mse_se", "mse_8bit", "seconds"})
 
 SCALE = 1000
-"""Of the errors in a pivot: the paper's are 0.014 at S = 10 and 0.0001 at S = 1000."""
+"""Factor of the errors in a pivot: the paper's are 0.014 at S = 10 and 0.0001 at S = 1000."""
 RECONSTRUCTION_ERROR = MetricColumn(
     "mse", f"Reconstruction error × {SCALE}", "mse_se", "one standard error over the images"
 )
@@ -31,10 +31,10 @@ LEGEND = (
 
 
 def reconstruction_frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
-    """The long form: a row per setting and S, in an order that does not depend on that of `rows`.
+    """The long form: a row per setting and S, in an order that does not depend on the order of `rows`.
 
     `mse` is the mean over images of the squared error per dimension on [0, 1], `mse_se` its standard error, `mse_8bit`
-    the same after the rebuilt image was clipped and rounded to 8 bits; all are float64 with NaN for None.
+    the same after the reconstruction was clipped and rounded to 8 bits; all are float64 with NaN for None.
     `network_evaluations` are per image, both ways together. A list as the value of an axis becomes its JSON.
 
     Raises:
@@ -51,11 +51,11 @@ def reconstruction_frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
 def reconstruction_pivot(frame: pd.DataFrame) -> Pivot:
     """`mse` times `SCALE`, and its error, as in the paper: columns of S, and a row for each setting that differs.
 
-    A row's label says what sets it apart ("spacing = linear"), or "Error" where it is the only one; a model that no
-    other column tells from its siblings is named by its id. What all rows have in common is in the notes.
+    A row's label says what sets it apart ("spacing = linear"), or "Error" if it is the only one. A model that no other
+    column tells apart is named by its id. What all rows have in common is in the notes.
 
     Raises:
-        ValueError: if two rows would fall into one place.
+        ValueError: if two rows belong in the same place.
     """
     settings = [column for column in frame.columns if column not in RECONSTRUCTION_COLUMNS] + [
         "weights",
@@ -87,7 +87,7 @@ def _named(columns: Sequence[str], record: Mapping[Hashable, object]) -> str:
 
 
 def reconstruction_markdown(frame: pd.DataFrame, about: str) -> str:
-    """The pivot as a table of GitHub's Markdown, with `about` and what the numbers mean under it."""
+    """The pivot as a table in GitHub's Markdown, with `about` and the meaning of the numbers below it."""
     table = reconstruction_pivot(frame)
     steps = [str(steps) for steps in table.values.columns]
     lines = [["S", *steps], [":--", *["--:"] * len(steps)]]
@@ -106,13 +106,13 @@ def reconstruction_markdown(frame: pd.DataFrame, about: str) -> str:
 def write_reconstruction(
     rows: Sequence[Mapping[str, object]], folder: Path, about: str, notes: Sequence[str] = ()
 ) -> None:
-    """reconstruction.{csv,json,md} in `folder`, each put in place whole.
+    """Write reconstruction.{csv,json,md} into `folder`, each put in place whole.
 
     Args:
         rows: as in `reconstruction_frame`.
         folder: the run's tables.
-        about: a sentence on the images: dataset, split, and whether the network was trained on them.
-        notes: remarks that belong under the table.
+        about: a sentence on the images: data set, split, and whether the network was trained on them.
+        notes: lines below the table.
     """
     table = reconstruction_frame(rows)
     document = {"about": about, "rows": table.to_dict("records"), "notes": list(notes)}

@@ -1,5 +1,5 @@
-"""What all tables share: the order of rows, dtypes of columns, JSON without NaN, values as text, and which rows may be
-joined in one."""
+"""What all tables share: the order of rows, dtypes of columns, JSON without NaN, values as text, and the check of which
+rows may share a table."""
 
 import json
 import math
@@ -15,28 +15,28 @@ from taugrid.protocol import ProtocolFields, disagreements, kind
 
 
 def sort_key(value: object) -> tuple[int, float, str]:
-    """None comes first, then numbers by value, then text."""
+    """A key that sorts None first, then numbers by value, then text."""
     if value is None:
         return (0, 0.0, "")
     return (1, float(value), "") if isinstance(value, Real) else (2, 0.0, str(value))
 
 
 def series(values: Sequence[object], as_float: bool) -> "pd.Series[Any]":
-    """A column: float64 with NaN for None, or else as it is, integers whole; a list or mapping becomes its JSON."""
+    """A column: float64 with NaN for None, or else unchanged, with whole integers; lists and mappings become JSON."""
     if as_float:
         return pd.Series(np.array(values, dtype=np.float64))
     plain = [json.dumps(value) if isinstance(value, list | tuple | dict) else value for value in values]
     series = pd.Series(plain, dtype=object)
-    return series if None in plain else series.infer_objects()  # which would make floats of integers beside a None
+    return series if None in plain else series.infer_objects()  # it would turn integers next to a None into floats
 
 
 def as_text(value: object) -> str:
-    """A value as people read it."""
+    """A value as text for people."""
     return "not set" if value is None or value is pd.NA or value != value else str(value)
 
 
 def without_nan(value: object) -> object:
-    """The same with None for numbers that are not finite, which JSON lacks, and plain Python types."""
+    """`value` in plain Python types, with None for numbers that are not finite, which JSON lacks."""
     if isinstance(value, Mapping):
         return {str(key): without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -51,11 +51,11 @@ CELLS_NAMED = 3
 
 
 class JoinedRows(NamedTuple):
-    """What to say about rows that were joined although their protocols differ."""
+    """Notes and marks for rows that were joined although their protocols differ."""
 
     notes: list[str]
     cells: frozenset[str]
-    """Cells with another kind of protocol than most; tables mark them."""
+    """Cells whose kind of protocol differs from most; tables mark them."""
 
 
 def check_joinable(
@@ -63,16 +63,16 @@ def check_joinable(
 ) -> JoinedRows:
     """Make sure that the numbers of `rows` may share a table or figure.
 
-    Rows of different N are judged separately, because tables and figures never join them.
+    Rows of different N are checked separately, because tables and figures never join them.
 
     Args:
-        rows: of quality.csv, of which `cell`, `num_samples` and `protocol` are read.
-        protocols: what the rows' `protocol` stand for.
+        rows: rows of quality.csv, of which `cell`, `num_samples` and `protocol` are read.
+        protocols: the protocols by the rows' `protocol`.
         override: join rows that can't be compared, and say so.
 
     Raises:
-        ValueError: if protocols differ in what must agree, naming fields, values and cells.
-        KeyError: if a row's protocol is not spelled out.
+        ValueError: if protocols differ in fields that must agree, naming fields, values and cells.
+        KeyError: if a row's protocol is missing.
     """
     notes: list[str] = []
     cells: set[str] = set()

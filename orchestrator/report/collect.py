@@ -25,17 +25,17 @@ from taugrid.storage import Storage, read_sealed
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import gaussian
 
-NO_INFLUENCE = "its samples' influences are not there or not whole; `taugrid evaluate` computes them"
+NO_INFLUENCE = "its samples' influences are missing or incomplete; `taugrid evaluate` computes them"
 
 LARGEST_SHARE_BEYOND_1 = 1e-6
-"""The largest share of pixels of a Gaussian that 8 bits may clip: the closed form does not know of clipping."""
+"""The largest share of a Gaussian's pixels that 8 bits may clip: the closed form ignores clipping."""
 
 NAMED_CELLS = 4
-"""How many cells a note under the table names; the rest are counted."""
+"""How many cells a note below the table names. The rest are counted."""
 
 
 class Rows(NamedTuple):
-    """The rows of quality.csv, the notes under the table, and what comparisons need besides."""
+    """The rows of quality.csv, the notes below the table, and what comparisons need."""
 
     rows: list[dict[str, Any]]
     notes: list[str]
@@ -115,7 +115,7 @@ def _row(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: float
 
 
 def _exact_fid(cell: Cell, evaluation: Evaluation) -> float | None:
-    """The Frechet distance of the samples of a Gaussian oracle from their data, both of 8 bits, at infinite N."""
+    """The Frechet distance between a Gaussian oracle's samples and its data, both in 8 bits, at infinite N."""
     source, reference = cell.model.source, evaluation.reference.given
     if not (isinstance(source, Oracle) and source.distribution == "gaussian" and evaluation.extractor.name == PIXELS):
         return None
@@ -132,7 +132,7 @@ def _exact_fid(cell: Cell, evaluation: Evaluation) -> float | None:
 
 
 def _from_events(rundir: RunDir) -> tuple[dict[str, float], dict[str, set[str]]]:
-    """Device seconds and device names by cell, each shard counted once: as it was last committed."""
+    """Device seconds and device names by cell. Of each shard, only the last commit counts."""
     last = {(e["cell"], e["path"]): e for e in read_events(rundir) if e["event"] == "shard" and e["committed"]}
     seconds: dict[str, float] = defaultdict(float)
     devices: dict[str, set[str]] = defaultdict(set)

@@ -19,7 +19,7 @@ from taugrid.orchestrator.rundir.pictures import first_pictures
 
 
 def write_sample_figures(config: Config, plan: Plan, rundir: RunDir) -> None:
-    """Write figures/samples.png and consistency.png; a pair for each group, if cells differ in more than eta and S."""
+    """Write figures/samples.png and consistency.png: a pair for each group if cells differ in more than eta and S."""
     groups = _groups(plan)
     rundir.remove_figures("samples*.png")
     rundir.remove_figures("consistency*.png")
@@ -50,7 +50,7 @@ def _groups(plan: Plan) -> dict[str, list[Cell]]:
 
 
 def _write_consistency(shown: Mapping[tuple[str, int], NDArray[np.uint8]], path: Path) -> None:
-    """The paper's figure 5: only the row of eta = 0, where there is more than one S to compare."""
+    """Write the paper's figure 5: only the row of eta = 0, if there is more than one S to compare."""
     by_steps = {steps: images for (eta, steps), images in shown.items() if eta == "0"}
     if len(by_steps) > 1:
         pictures.consistency(by_steps, path)

@@ -47,7 +47,7 @@ def write_report(config: Config, plan: Plan, rundir: RunDir, collected: Rows) ->
 
 
 def write_losses(plan: Plan, rundir: RunDir) -> None:
-    """Write figures/loss if a model of the plan has been trained here; otherwise remove an earlier one."""
+    """Write figures/loss if a model of the plan was trained here; otherwise remove an earlier one."""
     if curves := loss_curves(plan, rundir):
         with rundir.storage.local_folder(rundir.figures) as figures:
             save(losses_figure(curves), figures / "loss")
@@ -72,7 +72,7 @@ def loss_curves(plan: Plan, rundir: RunDir) -> dict[str, pd.DataFrame]:
 
 
 def network_origin(model: Model) -> NetworkOrigin:
-    """Where the network of a model comes from, for published numbers to stand beside its own."""
+    """Where a model's network comes from, for comparisons with published numbers."""
     ours, theirs = schedules.alpha_bar(model.diffusion), schedules.alpha_bar(DIFFUSION_DEFAULTS)
     same_alpha = ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=1e-6, atol=0)
     is_the_papers = same_alpha and model.diffusion.prediction == DIFFUSION_DEFAULTS.prediction
@@ -83,7 +83,7 @@ def network_origin(model: Model) -> NetworkOrigin:
 def _write_checkpoints(
     plan: Plan, rundir: RunDir, rows: list[dict[str, Any]], protocols: Mapping[str, Mapping[str, object]]
 ) -> None:
-    """figures/checkpoints.*, where the grid has several."""
+    """Write figures/checkpoints.*, if the grid has several checkpoints."""
     order = list(dict.fromkeys(cell.axes.get(CHECKPOINT) for cell in plan.cells))
     loaded = [checkpoint for checkpoint in order if checkpoint is not None]
     if rows and len(loaded) > 1:

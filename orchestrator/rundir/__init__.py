@@ -1,1 +1,1 @@
-"""The run directory: its names, what is whole in it, its lock, its events and its provenance."""
+"""The run directory: its paths, integrity, lock, events and provenance."""

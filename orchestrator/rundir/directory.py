@@ -1,4 +1,4 @@
-"""The run directory, put together: its names, what is whole in it, its models and its lock."""
+"""The run directory as a whole: its paths, integrity, models and lock."""
 
 from contextlib import AbstractContextManager
 

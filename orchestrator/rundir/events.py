@@ -1,4 +1,4 @@
-"""events/NNNN.jsonl: what happened in one driver session, a line each, with the time in UTC."""
+"""events/NNNN.jsonl: the events of one driver session, one per line, with the time in UTC."""
 
 import json
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def _start(path: Path, storage: Storage) -> bool:
 
 
 def read_events(run: Paths) -> Iterator[dict[str, Any]]:
-    """All events of all sessions, in order; a line cut short by a kill is passed over."""
+    """All events of all sessions, in order. A line that a kill cut short is skipped."""
     for path in run.storage.list(run.events, FILES):
         for line in run.storage.read(path).decode(errors="replace").splitlines():
             try:

@@ -1,4 +1,4 @@
-"""Whether a config may be run in a directory that holds the work of an earlier one: it may add to it, not orphan it."""
+"""Whether a config may run in a directory with earlier work: it may add cells, but not orphan any."""
 
 import json
 from typing import Any
@@ -10,23 +10,21 @@ from taugrid.orchestrator.plan.identity import NOT_IDENTITY
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.storage import read_json
 
-WHAT_NO_KEY_SAYS = "the files of its checkpoint, own network or data, or taugrid itself"
-"""What has changed where a cell is gone and all keys are as they were."""
+WHAT_NO_KEY_SAYS = "the files of its checkpoint, custom network or data, or taugrid itself"
+"""What has changed if a cell is gone although no key has changed."""
 
 MOST_DIFFERENCES = 4
-"""Differing keys that are named: beyond that it is another experiment, and a list would not help."""
+"""How many differing keys are named. With more, it is another experiment, and a list would not help."""
 
 
 def check_extends(config: Config, plan: Plan, rundir: RunDir) -> None:
-    """Raise `UserError` if a cell with images in the directory is none of the plan's, saying what differs."""
+    """Raise `UserError` if a cell with images in the directory is not in the plan, saying what differs."""
     if (said := orphans_in_words(config, plan, rundir)) is not None:
-        raise UserError(
-            f"{said}. Either undo that, or give another --out, or remove those folders under {rundir.samples}"
-        )
+        raise UserError(f"{said}; undo that, give another --out, or remove those folders under {rundir.samples}")
 
 
 def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
-    """Which cells have images in the directory and are none of the plan's, and why; None where there are none."""
+    """Which cells have images in the directory but are not in the plan, and why; None if there are none."""
     planned = {cell.id for cell in plan.cells}
     orphans = [name for cell, name in rundir.committed_cells().items() if cell not in planned]
     if not orphans:
@@ -35,11 +33,11 @@ def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
     differences = _differences(read_json(rundir.config, rundir.storage) or {}, config.model_dump(mode="json"))
     shown = "; ".join(differences[:MOST_DIFFERENCES]) or WHAT_NO_KEY_SAYS
     more = f" and {len(differences) - MOST_DIFFERENCES} more" if len(differences) > MOST_DIFFERENCES else ""
-    return f"{rundir.root} holds {named}, which this config does not have. What differs: {shown}{more}"
+    return f"{rundir.root} holds {named}, which this config does not have (changed: {shown}{more})"
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Where two configs differ in what makes cells, as "key: old -> new"."""
+    """The differences between two configs that affect cells, as "key: old -> new"."""
     if not before:
         return []
     old, new = _flat(before), _flat(after)

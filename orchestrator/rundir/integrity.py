@@ -1,6 +1,6 @@
-"""What is whole in a run directory, what is damaged, and what goes with it.
+"""Checks the files of a run directory, and removes what depends on damaged ones.
 
-The truth is on disk: a shard is done when its file is in place and whole. No state lives anywhere else.
+All state is on disk: a shard is done when its file is in place and intact.
 """
 
 import os
@@ -16,10 +16,10 @@ from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.storage import read_sealed
 
 READERS = 8
-"""Files that are read at a time."""
+"""Number of files read at a time."""
 
 SAMPLE_IDENTITY = ("cell", "model", "weights_sha256")
-"""What a sample file must agree on. The id of a cell stands for its settings, so the blob may gain keys later."""
+"""The metadata that a sample file must agree on. A cell's id covers its settings, so the blob may gain keys later."""
 
 
 class Damage(NamedTuple):
@@ -33,13 +33,13 @@ OnDamage = Callable[[Damage], None]
 
 
 class Integrity(Paths):
-    """Checks the files of a run directory, and takes away what must not stay."""
+    """Checks the files of a run directory, and removes those that must not stay."""
 
     def sampled(self, cell: Cell, metadata: dict[str, Any] | None, every_byte: bool, on_damage: OnDamage) -> set[int]:
-        """Numbers of the cell's shards whose files are whole; damaged files are reported. A short file is not done.
+        """Numbers of the cell's shards whose files are complete. Damaged files are reported.
 
-        `metadata` is what the files' blobs must say (null: anything). A file whose weights differ is a `UserError`:
-        images of two networks would end up in one cell.
+        `metadata` is what the files' blobs must say (None: anything). A file made with other weights is a `UserError`,
+        because images of two networks would end up in one cell.
         """
         done = set()
         paths = [self.sample_part(cell, shard) for shard in cell.shards]
@@ -54,8 +54,8 @@ class Integrity(Paths):
                     now = metadata["weights_sha256"]
                     raise UserError(
                         f"{self.relative(path)} was made with weights {str(recorded)[:8]}, but {cell.model.id} has "
-                        f"{now[:8]} now: replaced, or damaged. Put the old weights back (or remove that model "
-                        f"to train it again), remove {self.relative(path.parent)}, or give another --out"
+                        f"{now[:8]} now (replaced or damaged); restore the old weights (or remove that model to train "
+                        f"it again), remove {self.relative(path.parent)}, or give another --out"
                     )
                 on_damage(Damage(path, "its metadata is not this cell's"))
             elif part.stop >= shard.stop:
@@ -69,7 +69,7 @@ class Integrity(Paths):
         return {shard.number for shard, part in parts if part is not None and part.stop >= shard.stop}
 
     def is_whole(self, path: Path, stop: int, on_damage: OnDamage, start: int = 0) -> bool:
-        """A file with rows `start` to `stop` - 1 is there; a damaged one is reported."""
+        """Whether there is an intact file with rows `start` to `stop` - 1. A damaged one is reported."""
         part = self._inspect(path, start, True, on_damage)
         return part is not None and part.stop >= stop
 
@@ -83,20 +83,20 @@ class Integrity(Paths):
         return self.storage.list(self.scores, self.score(cell, "*").name)
 
     def set_aside(self, damage: Damage) -> Path:
-        """Move a damaged file to `damaged/`, under a name that tells where it was and doesn't clash."""
+        """Move a damaged file to `damaged/`, under a unique name that says where it was."""
         name = self.relative(damage.path).replace(os.sep, "__")
         target = next(p for i in range(10**6) if not self.storage.exists(p := self.damaged / f"{i:04d}-{name}"))
         self.storage.move(damage.path, target)
         return target
 
     def forget_derived(self, cell: Cell, shard: Shard) -> None:
-        """Remove what was computed from a shard that is gone: its features, and the scores that it was part of."""
+        """Remove what was computed from a missing shard: its features, and the scores that it was part of."""
         scores = []
         for path in self.scores_of(cell):
             score = read_sealed(path, self.storage)
             if score is None or score["protocol"]["num_samples"] > shard.start:
                 scores += [path, path.with_suffix(".parquet")]
-        # Scores first: a kill in between leaves what will be found missing.
+        # Scores first: if a kill comes in between, they are found missing.
         for path in [*scores, *self.storage.list(self.features, f"*/{cell.name}/{shard.name}")]:
             self.storage.delete(path)
 
@@ -112,7 +112,7 @@ class Integrity(Paths):
     def remove_temporaries(self, folders: Iterable[str]) -> None:
         """Remove what killed writers left in the folders that match these patterns, and in the run directory itself.
 
-        Only when no writer is at work.
+        Call it only when no writer is at work.
         """
         for pattern in (".", *folders):
             self.storage.delete_temporaries(self.root, pattern)
@@ -120,7 +120,7 @@ class Integrity(Paths):
     def _inspect_all(
         self, cell: Cell, paths: list[Path], every_byte: bool, on_damage: OnDamage
     ) -> list[parquet.Part | None]:
-        """`_inspect` of a file for each shard, several at a time: reading and hashing leave Python's lock alone."""
+        """`_inspect` each shard's file, several at a time: reading and hashing release Python's lock."""
         damages: list[Damage] = []
 
         def inspect(path: Path, shard: Shard) -> parquet.Part | None:

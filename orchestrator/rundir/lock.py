@@ -1,4 +1,4 @@
-"""One driver at a time in a run directory."""
+"""The lock that keeps a run directory to one driver at a time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,17 +13,17 @@ from taugrid.errors import UserError
 def sole_driver(root: Path) -> Iterator[None]:
     """Keep a second driver out of the run directory `root`, for as long as this process lives: a killed one lets go.
 
-    A file system without locks lets everyone pass: commits are atomic, and doing work twice gives the same bytes.
+    On a file system without locks every driver gets in: commits are atomic, and doing work twice gives the same bytes.
 
     Raises:
-        UserError: if another driver is there, or the folder can't be written to.
+        UserError: if another driver is at work, or the folder can't be written to.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
         (root / ".lock").touch()
     except OSError as error:
         raise UserError(f"can't write to {root}: {error.strerror}; give another --out") from None
-    # A soft lock, which a killed process leaves behind, would shut the directory for good.
+    # A killed process would leave a soft lock behind, which would block the directory for good.
     lock = FileLock(root / ".lock", timeout=0, fallback_to_soft=False)
     try:
         lock.acquire()

@@ -1,4 +1,4 @@
-"""The networks of a run: where their weights lie, and what is recorded of those that may be gone later."""
+"""The networks of a run: where their weights are, and records of those that may be gone later."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ class ModelRecords(Paths):
         return model.source.weights_file(self.model_folder(model), weights)
 
     def network(self, model: Model, weights: str) -> NetworkSpec:
-        """What a worker loads to run a model; `UserError` if a custom network can't be had any more."""
+        """What a worker loads to run a model; `UserError` if a custom network is gone."""
         return model.source.network(self.model_folder(model), weights)
 
     def record_model(self, model: Model) -> None:
@@ -38,7 +38,7 @@ class ModelRecords(Paths):
     def describe_network(
         self, name: str, weights: str | None, image_shape: tuple[int, int, int], timesteps: int
     ) -> CustomNetwork:
-        """What a custom network is (`custom_process.describe`) or, where it can't be used now, what it was."""
+        """The description of a custom network (`custom_process.describe`), or the recorded one if it can't be used."""
         try:
             return custom_process.describe(name, weights, image_shape, timesteps)
         except UserError as error:
@@ -51,7 +51,7 @@ class ModelRecords(Paths):
             raise
 
     def fingerprint(self, data: Data) -> str:
-        """SHA-256 of a data set's images or, where they are gone, what it was when a model was trained on them."""
+        """SHA-256 of a data set's images or, if they are gone, the one recorded when a model was trained on them."""
         try:
             return content_fingerprint(data)
         except UserError:
@@ -62,9 +62,9 @@ class ModelRecords(Paths):
             raise
 
     def read_checkpoint(self, path: str) -> Checkpoint:
-        """What a loaded model's files say or, where they are gone, what they said when it was sampled.
+        """A loaded model's files or, if they are gone, their content when it was sampled.
 
-        Of a repository on the hub the commit stays the one that was sampled first.
+        For a repository on the hub, the commit stays the one that was sampled first.
         """
         recorded = self._recorded_checkpoint(path)
         try:
@@ -86,15 +86,15 @@ class ModelRecords(Paths):
         return None
 
     def is_ready(self, model: Model) -> bool:
-        """The model can be sampled: it is trained, or need not be."""
+        """Whether the model can be sampled: it is trained, or needs no training."""
         return model.source.is_ready(self.model_folder(model))
 
     def weights_sha256(self, model: Model, weights: str) -> str:
-        """SHA-256 of a model's weights, or of what stands for them; `UserError` if there is no such file."""
+        """SHA-256 of a model's weights, or its substitute; `UserError` if there is no such file."""
         return model.source.weights_sha256(self.model_folder(model), weights)
 
     def sample_metadata(self, cell: Cell) -> dict[str, Any]:
-        """The JSON blob in every sample file of a cell; the same however many samples there are."""
+        """The JSON blob in every sample file of a cell. It does not depend on the number of samples."""
         return {
             "cell": cell.id,
             "model": cell.model.id,

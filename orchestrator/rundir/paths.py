@@ -42,7 +42,7 @@ class Paths:
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
     def model_folder(self, model: Model) -> Path:
-        """Where a trained model lies, or the record of another."""
+        """The folder of a trained model, or of the record of another."""
         return self.models / model.id
 
     def model_record(self, model_id: str) -> Path:
@@ -54,7 +54,7 @@ class Paths:
         return self.models / model.id / "train" / LOG
 
     def sample_part(self, cell: Cell, shard: Shard) -> Path:
-        """Where a shard's images lie."""
+        """The file of a shard's images."""
         return self.samples / cell.name / shard.name
 
     def extractor_folder(self, extractor: ExtractorSpec) -> str:
@@ -63,7 +63,7 @@ class Paths:
         return name_of([extractor.name, *(digest[:8] for digest in hashes if digest)])
 
     def feature_part(self, extractor: str, cell: Cell, shard: Shard) -> Path:
-        """Where a shard's features lie; `extractor` is its folder's name."""
+        """The file of a shard's features; `extractor` is its folder's name."""
         return self.features / extractor / cell.name / shard.name
 
     def reference_part(self, extractor: str, sha256: str) -> Path:
@@ -75,7 +75,7 @@ class Paths:
         return self.scores / f"{cell.id}-{evaluation}.json"
 
     def influence(self, cell: Cell, evaluation: str) -> Path:
-        """Where it lies how far each sample moves the FID of that score."""
+        """The file that says how far each sample moves the FID of that score."""
         return self.score(cell, evaluation).with_suffix(".parquet")
 
     def task_log(self, session: str, task: str) -> Path:

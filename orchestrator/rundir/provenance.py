@@ -1,4 +1,4 @@
-"""provenance.json: with which software, weights, data and machines a run's files were made."""
+"""provenance.json: the software, weights, data and machines that made a run's files."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ PACKAGES = ("taugrid", "ray", "torch", "diffusers", "torch-fidelity", "pyarrow",
 
 
 def software() -> dict[str, Any]:
-    """Versions, and the commit of the checkout that taugrid runs from (null where it is no checkout)."""
+    """Versions, and the commit of the checkout that taugrid runs from (None if it is not a checkout)."""
     return {
         "python": sys.version.split()[0],
         "versions": versions(PACKAGES),
@@ -43,7 +43,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def write(rundir: RunDir, plan: Plan, evaluation: Evaluation | None) -> None:
-    """Write what is known now; what an earlier session knew of data and extractor is kept."""
+    """Write what is known now, keeping what earlier sessions recorded about data and extractor."""
     before = read_json(rundir.provenance, rundir.storage) or {}
     value: dict[str, Any] = {
         **software(),
@@ -63,7 +63,7 @@ def write(rundir: RunDir, plan: Plan, evaluation: Evaluation | None) -> None:
 def _dataset(
     rundir: RunDir, plan: Plan, evaluation: Evaluation | None, before: Mapping[str, Any]
 ) -> Mapping[str, Any] | None:
-    """The config's data set, if a model was trained on it or samples are compared with it: else it need not be here."""
+    """The config's data set, if a model was trained on it or samples are compared with it; else it need not exist."""
     if evaluation is not None and evaluation.reference.given == evaluation.config.data:
         return _describe(evaluation.config.data)
     recorded: Mapping[str, Any] | None = before.get("dataset")
@@ -73,7 +73,7 @@ def _dataset(
             try:
                 return _describe(model.data)
             except UserError:
-                return recorded  # trained elsewhere, or the images are gone: nothing that is done now needs them
+                return recorded  # trained on another machine, or the images are gone: nothing needs them now
     return recorded
 
 

@@ -177,7 +177,7 @@ def test_a_reference_of_moments_gives_fid_alone(finished, copy, tmp_path):
         assert rows[cell]["fid"] == pytest.approx(expected["fid"], rel=1e-9)
         assert rows[cell]["isc_mean"] == pytest.approx(expected["isc_mean"], rel=1e-12)
         assert rows[cell]["kid_mean"] is None
-    assert "no kid: of the reference only mean and covariance are known" in (copy / "tables/quality.md").read_text()
+    assert "no kid: only mean and covariance of the reference are known" in (copy / "tables/quality.md").read_text()
 
 
 # Differences

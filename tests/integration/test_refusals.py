@@ -58,7 +58,7 @@ def test_weights_of_another_network_are_refused(refused, few, tmp_path):
     import torch
 
     torch.save({"conv": torch.zeros(3)}, tmp_path / "other.pth")
-    assert "other.pth holds no weights of inception" in refused(few, few, "--weights", tmp_path / "other.pth")
+    assert "other.pth does not hold weights of inception" in refused(few, few, "--weights", tmp_path / "other.pth")
 
 
 def test_truncated_images_are_named(refused, few, held_out):

@@ -279,4 +279,4 @@ def test_command_and_fidelity_agree_on_rgb_images(first, weights, cache, tmp_pat
         Image.fromarray(np.rint(grey * colours.uniform(0.7, 1, 3)).astype(np.uint8)).save(tmp_path / path.name)
     ours, theirs = commands(tmp_path, first / "reference", weights, cache)
     assert_agree(ours["metrics"], theirs)
-    assert any("grey against colour" in warning for warning in ours["warnings"])
+    assert any("grey with colour" in warning for warning in ours["warnings"])

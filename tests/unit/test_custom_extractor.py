@@ -152,7 +152,7 @@ def test_source_that_differs_where_the_work_is_done_is_refused(folder):
     spec = spec_of("Means")
     (folder / "mine" / "networks.py").write_text(SOURCE.replace("mean((2, 3))", "amax((2, 3))"))
     forget()
-    with pytest.raises(ValueError, match="other source code on this machine"):
+    with pytest.raises(ValueError, match="different source code on this machine"):
         load(spec, "cpu")
     changed = spec_of("Means")
     assert changed.weights_sha256 != spec.weights_sha256
@@ -195,7 +195,7 @@ def test_source_of_what_the_class_imports_counts(folder, imports):
     (folder / "mine" / "helper.py").write_text("SCALE = 100\n")
     assert spec_of("Means").source_sha256 != before.source_sha256
     assert spec_of("Means").weights_sha256 != before.weights_sha256
-    with pytest.raises(ValueError, match="other source code on this machine"):
+    with pytest.raises(ValueError, match="different source code on this machine"):
         load(before, "cpu")
 
 
@@ -280,9 +280,9 @@ def test_what_is_wrong_is_said_in_one_line(folder):
 
 
 def test_classes_that_torch_fidelity_would_read_otherwise_are_refused(folder):
-    with pytest.raises(CustomCodeError, match="layers of fid, kid and prc must be one and the same"):
+    with pytest.raises(CustomCodeError, match="layers of fid, kid and prc must be the same"):
         describe("mine.networks:TwoLayers", None, (3, 5, 5))
-    with pytest.raises(CustomCodeError, match=r"mine.networks:NoExtractor is no subclass of torch_fidelity.Feature"):
+    with pytest.raises(CustomCodeError, match=r"NoExtractor must be a subclass of torch_fidelity.Feature"):
         find_class("mine.networks:NoExtractor")
     with pytest.raises(CustomCodeError, match=r"one float \(B, d\) for each of \['means', 'my_logits'\]"):
         describe("mine.networks:Pictures", None, (3, 5, 5))

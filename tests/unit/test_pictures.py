@@ -214,9 +214,9 @@ def test_equal_images_give_equal_bytes(function, arguments, tmp_path):
         (pictures.consistency, [{10: digits(4), 20: digits(4, (8, 6))}], "found .* 4 x 8 x 6 and 4 x 8 x 8"),
         (pictures.reconstructions, [digits(4), {10: digits(5)}], "found .* 4 x 8 x 8 and 5 x 8 x 8"),
         (pictures.interpolations, [digits(0).reshape(0, 3, 8, 8)], "found .* none"),
-        (pictures.interpolations, [digits(2).reshape(2, 1, 8, 8)], "at least its two ends, not 1"),
+        (pictures.interpolations, [digits(2).reshape(2, 1, 8, 8)], "at least 2 images, its ends, not 1"),
         (pictures.interpolation_grid, [digits(6).reshape(2, 3, 8, 8)], "not 2 x 3"),
-        (pictures.interpolation_grid, [digits(1).reshape(1, 1, 8, 8)], "at least its two ends, not 1"),
+        (pictures.interpolation_grid, [digits(1).reshape(1, 1, 8, 8)], "at least 2 images, its ends, not 1"),
     ],
 )
 def test_images_that_make_no_table_are_refused(function, arguments, message, tmp_path):

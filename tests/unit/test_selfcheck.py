@@ -468,7 +468,7 @@ def test_problems_are_lines_for_people():
 
 def test_a_gaussian_cell_needs_its_fid():
     pixels, index = Run(settings()).files()
-    with pytest.raises(ValueError, match="with the FID of the table"):
+    with pytest.raises(ValueError, match="needs the table's FID"):
         judge(pixels, index, settings())
 
 

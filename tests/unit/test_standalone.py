@@ -197,7 +197,7 @@ def test_moments_alone_give_fid_and_say_why_not_the_rest(tmp_path, spec, cell, d
     )
     given = {"fid", "fid_se", "isc_mean", "isc_std", "fid_infinity"}
     assert result["metrics"] == pytest.approx({k: whole["metrics"][k] for k in given}, rel=1e-9)
-    assert result["notes"] == [f"no {m}: of the reference only mean and covariance are known" for m in ("kid", "prc")]
+    assert result["notes"] == [f"no {m}: only mean and covariance of the reference are known" for m in ("kid", "prc")]
     assert result["reference"]["num_images"] is None
     assert result["protocol"]["reference"]["num_images"] is None
     assert result["protocol"]["metrics"] == ["fid", "fid_infinity", "isc"]
@@ -264,7 +264,7 @@ def test_what_cannot_be_given_is_said(tmp_path, spec, cell, digits):
     one = as_npz(tmp_path / "one.npz", cell[:1])
     with pytest.raises(ValueError, match="at least 2 images on both sides"):
         evaluate(one, reference, spec, MetricSettings(), versions=VERSIONS)
-    with pytest.raises(ValueError, match="no metric ppl; known are fid"):
+    with pytest.raises(ValueError, match="unknown metric ppl; known metrics: fid"):
         evaluate(samples, reference, pixels, MetricSettings(("ppl",)), versions=VERSIONS)
     coloured = as_npz(tmp_path / "b.npz", np.repeat(digits[:40], 3, axis=1))
     with pytest.raises(ValueError, match="samples are 1x8x8, the reference 3x8x8"):
@@ -315,7 +315,7 @@ def test_runs_depend_on_no_cut_of_the_stream(cuts):
 
 @pytest.mark.parametrize("count", [8999, 9001])
 def test_a_stream_of_another_length_is_refused(count):
-    with pytest.raises(ValueError, match=f"9000 feature vectors where {count} were expected"):
+    with pytest.raises(ValueError, match=f"must be {count} feature vectors, not 9000"):
         list(streams.runs([FEATURES], count))
 
 

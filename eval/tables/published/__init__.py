@@ -1,1 +1,1 @@
-"""Published numbers (numbers/) beside those of a run."""
+"""Comparisons of a run's numbers with published ones (numbers/)."""

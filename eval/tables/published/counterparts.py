@@ -1,4 +1,4 @@
-"""Finds the number of the DDIM paper (numbers/) for each row of a run, and what differs between the two protocols."""
+"""Finds the DDIM paper's number (numbers/) for each row of a run, and the differences between the protocols."""
 
 import csv
 import math
@@ -15,12 +15,12 @@ FOLDER = Path(__file__).parent / "numbers"
 
 PAPER = "Song, Meng, Ermon, Denoising Diffusion Implicit Models, ICLR 2021 (arXiv 2010.02502)"
 INCEPTION_SHA256 = "6726825d"
-"""How the SHA-256 of torch-fidelity's file of Inception's weights begins."""
+"""The first digits of the SHA-256 of torch-fidelity's file of Inception's weights."""
 TIMESTEPS = 1000
 PROCESS = f"linear betas from 0.0001 to 0.02, T = {TIMESTEPS}"
 NUM_SAMPLES = 50_000
 TEST_IMAGES = 10_000
-"""Of CIFAR10, which table 2 is on."""
+"""The test images of CIFAR10, which table 2 uses."""
 
 SOURCE_TIME = (
     "eps on the way up is taken at the time that a step leads to; eq. 13, as an Euler step, takes it at the time that "
@@ -32,13 +32,13 @@ class NetworkOrigin(NamedTuple):
     """Where the network that made the samples comes from."""
 
     source: str
-    """The hub's id or the folder of a loaded checkpoint, otherwise words such as "trained here"."""
+    """A loaded checkpoint's id on the hub or folder; otherwise words such as "trained here"."""
     process: str | None
     """Its forward process in words; None for the paper's, `PROCESS`."""
 
 
 class EncodedImages(NamedTuple):
-    """Which images a reconstruction is of, and by which network and times."""
+    """The images of a reconstruction, and the network and times that made it."""
 
     dataset: str
     split: str
@@ -56,30 +56,30 @@ class Counterpart(NamedTuple):
     eta: float
     steps: int
     published: str
-    """As it is printed."""
+    """As printed."""
     ours: float
     standard_error: float
-    """NaN where there is none."""
+    """NaN if there is none."""
     differs: tuple[str, ...]
     note: str
-    """What else is known of the published number."""
+    """What else is known about the published number."""
     cell: str
     """Empty for a reconstruction."""
     model: str
 
     @property
     def place(self) -> str:
-        """Where it stands in its table."""
+        """Its place in its table."""
         return f"S = {self.steps}" if self.metric == "mse" else f"η = {self.label}, S = {self.steps}"
 
     @property
     def label(self) -> str:
-        """Of its row, as in the quality table."""
+        """The label of its row, as in the quality table."""
         return SIGMA_HAT if self.sigma == "sigma_hat" else str(self.eta)
 
     @property
     def difference(self) -> float:
-        """Ours minus the published one."""
+        """Our number minus the published one."""
         return self.ours - float(self.published)
 
 
@@ -91,9 +91,9 @@ def quality_counterparts(
     A counterpart has the reference's data set, S, and eta or sigma_hat; what else differs is listed, not refused.
 
     Args:
-        rows: of quality.csv; those without an FID or of another sampler have no counterpart.
-        protocols: what the rows' `protocol` stand for.
-        networks: by the rows' `model`.
+        rows: rows of quality.csv. Those without an FID, or of another sampler, have no counterpart.
+        protocols: the protocols by the rows' `protocol`.
+        networks: the networks by the rows' `model`.
     """
     return [found for row in rows if (found := _of_cell(row, protocols[row["protocol"]], networks)) is not None]
 

@@ -1,4 +1,4 @@
-"""Writes the tables of published numbers beside ours."""
+"""Writes the tables that compare our numbers with published ones."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ def pointer(found: Sequence[Counterpart], stem: str) -> list[str]:
 
 
 def published_frame(found: Sequence[Counterpart]) -> pd.DataFrame:
-    """A row for each. `difference` is ours minus the published one; `differs` is joined by semicolons."""
+    """A row for each counterpart. `difference` is ours minus the published; `differs` is joined by semicolons."""
     rows = [
         one._asdict()
         | {"published": float(one.published), "difference": one.difference, "differs": "; ".join(one.differs)}
@@ -40,7 +40,7 @@ def published_frame(found: Sequence[Counterpart]) -> pd.DataFrame:
 
 
 def published_markdown(found: Sequence[Counterpart]) -> str:
-    """A table of GitHub's Markdown for each data set. What differs in all of its rows stands above it, once."""
+    """A table in GitHub's Markdown for each data set. Differences common to all of its rows are listed above it."""
     blocks = [f"## Published numbers\n\n{PAPER}. Difference is ours minus the paper's."]
     for table, dataset in dict.fromkeys((one.table, one.dataset) for one in found):
         members = [one for one in found if (one.table, one.dataset) == (table, dataset)]
@@ -86,7 +86,7 @@ def _line(texts: Sequence[str]) -> str:
 
 
 def _notes(members: Sequence[Counterpart]) -> Iterator[str]:
-    """What is known about single published numbers, and about all numbers of the data set."""
+    """Notes on single published numbers, and on all numbers of the data set."""
     by_note: dict[str, list[str]] = {}
     for one in members:
         if one.note and one.place not in by_note.setdefault(one.note, []):
