@@ -30,7 +30,7 @@ class RunDirectoryNotSeen(WorkerRefusal):
 
 
 class WrongWeights(WorkerRefusal):
-    """The weights do not fit the network beside them. Every worker that opens them would fail in the same way."""
+    """The weights do not fit the network next to them. Every worker that opens them would fail in the same way."""
 
 
 class CustomCodeError(ValueError):

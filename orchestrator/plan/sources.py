@@ -92,7 +92,7 @@ class Trained(BaseModelSource):
 
     @property
     def name(self) -> str:
-        """It has no name of its own."""
+        """A fixed phrase, because it has no name."""
         return "trained here"
 
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class Loaded(BaseModelSource):
 
     @property
     def name(self) -> str:
-        """Whose network it is, where published numbers stand beside its samples."""
+        """The network's name in comparisons with published numbers."""
         return self.checkpoint.path
 
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
@@ -218,7 +218,7 @@ class Custom(BaseModelSource):
 
     @property
     def name(self) -> str:
-        """Whose network it is, where published numbers stand beside its samples."""
+        """The network's name in comparisons with published numbers."""
         return self.spec.callable
 
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
@@ -285,7 +285,7 @@ class Oracle(BaseModelSource):
 
     @property
     def name(self) -> str:
-        """It has no name of its own."""
+        """A fixed phrase, because it has no name."""
         return "trained here"
 
     def content(self, diffusion: Diffusion) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from taugrid.errors import UserError
 
 @contextmanager
 def sole_driver(root: Path) -> Iterator[None]:
-    """Keep a second driver out of the run directory `root`, for as long as this process lives: a killed one lets go.
+    """Keep a second driver out of the run directory `root` while this process is alive; a kill releases the lock.
 
     On a file system without locks every driver gets in: commits are atomic, and doing work twice gives the same bytes.
 

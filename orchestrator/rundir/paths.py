@@ -12,7 +12,7 @@ from taugrid.workers.training.log import LOG
 
 
 class Paths:
-    """Where the files of a run lie: a storage, and names below `root`. Nothing is read or written here.
+    """The places of a run's files: a storage, and names below `root`. Nothing is read or written here.
 
     Some names are made where they belong:
 
@@ -46,11 +46,11 @@ class Paths:
         return self.models / model.id
 
     def model_record(self, model_id: str) -> Path:
-        """Where it lies what a loaded or custom model was when it was sampled; `*` gives the pattern of all."""
+        """The record of what a loaded or custom model was when it was sampled; `*` gives the pattern of all records."""
         return self.models / model_id / RECORD
 
     def training_log(self, model: Model) -> Path:
-        """Where the log of a finished training lies."""
+        """The log of a finished training."""
         return self.models / model.id / "train" / LOG
 
     def sample_part(self, cell: Cell, shard: Shard) -> Path:
@@ -58,7 +58,7 @@ class Paths:
         return self.samples / cell.name / shard.name
 
     def extractor_folder(self, extractor: ExtractorSpec) -> str:
-        """Name of the folder of features: the extractor and 8 digits of the hash of its weights, and of its source."""
+        """Name of the folder of features: the extractor, and 8 digits of the hashes of its weights and its source."""
         hashes = [extractor.weights_sha256, extractor.source_sha256 or ""]
         return name_of([extractor.name, *(digest[:8] for digest in hashes if digest)])
 
@@ -67,11 +67,11 @@ class Paths:
         return self.features / extractor / cell.name / shard.name
 
     def reference_part(self, extractor: str, sha256: str) -> Path:
-        """Where the reference's features lie, beside those of the cells; `sha256` is that of its content."""
+        """The file of the reference's features, next to those of the cells; `sha256` is that of its content."""
         return self.features / extractor / f"reference-{sha256[:10]}" / part_name(0)
 
     def score(self, cell: Cell, evaluation: str) -> Path:
-        """Where a cell's score by one evaluation lies; `*` gives the pattern of all its scores."""
+        """The file of a cell's score in one evaluation; `*` gives the pattern of all its scores."""
         return self.scores / f"{cell.id}-{evaluation}.json"
 
     def influence(self, cell: Cell, evaluation: str) -> Path:
@@ -79,7 +79,7 @@ class Paths:
         return self.score(cell, evaluation).with_suffix(".parquet")
 
     def task_log(self, session: str, task: str) -> Path:
-        """Where the errors of a task, or of a worker, lie; `session` is the name of the session's events."""
+        """The file of the errors of a task or a worker; `session` is the name of the session's events."""
         return self.logs / f"{session}-{task.replace('/', '-')}.txt"
 
     def new_probe(self) -> Path:

@@ -1,6 +1,6 @@
 """Writes a Parquet file and commits it in one step, so that a file in place is whole.
 
-Until then it lies in the same folder under a temporary name that begins with a dot.
+Until then it is in the same folder under a temporary name that begins with a dot.
 """
 
 from collections.abc import Mapping

@@ -208,7 +208,7 @@ def test_moments_of_another_extractor_are_refused_before_anything_runs(tmp_path,
     np.savez(tmp_path / "stats.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     samples = as_npz(tmp_path / "a.npz", cell[:10])
     missing = replace(spec, weights_path=str(tmp_path / "none"))
-    with pytest.raises(ValueError, match=r"stats.npz has moments of 2048 features, but digits-convnet gives 64"):
+    with pytest.raises(ValueError, match=r"stats.npz has moments of 2048 features, but digits-convnet has 64"):
         evaluate(samples, open_reference(str(tmp_path / "stats.npz")), missing, MetricSettings(), versions=VERSIONS)
 
 

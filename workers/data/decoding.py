@@ -160,7 +160,7 @@ def _open(path: Path) -> Decoded | None:
 
 
 def _write(path: Path, pictures: Iterable[Picture], shape: tuple[int, int, int, int]) -> None:
-    """Write an .npy of images and, beside it, their fingerprint. It is not mapped, so that a full disk is an error."""
+    """Write an .npy of images and, next to it, their fingerprint. It is not mapped, so that a full disk is an error."""
     digest, count = digest_of_shape(shape), 0
     with replacing(path) as temporary, temporary.open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}

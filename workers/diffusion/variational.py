@@ -22,7 +22,7 @@ def theorem1_weights(
     Args:
         alpha_bar: (T + 1,) with `alpha_bar[0] == 1`.
         tau: strictly increasing times in 1..T that end at T; all of them for eq. 11.
-        sigma: (T + 1,) by the paper's t, `sigma[0]` unused: eq. 7's at tau_i for i >= 2, elsewhere that of
+        sigma: (T + 1,) by the paper's t, `sigma[0]` unused: eq. 7's at tau_i for i >= 2, at other times that of
             p(x_0 | x_t) = N(f(x_t), sigma_t^2 I).
 
     Returns:
@@ -53,7 +53,7 @@ def theorem1_weights(
 def theorem1_sigma(
     alpha_bar: NDArray[np.float64], tau: Sequence[int], eta: float, sigma_1: float
 ) -> NDArray[np.float64]:
-    """A sigma for every time, for `theorem1_weights`: eq. 16 along tau where it is not 0, and free settings elsewhere.
+    """A sigma for every time, for `theorem1_weights`: eq. 16 along tau where it is not 0, and free settings otherwise.
 
     Eq. 16 is 0 at tau_1 for every eta, so that one is given. Off tau the paper leaves sigma_t free. Here it is eq. 14's
     sqrt((1 - alpha_t) / alpha_t), the uncertainty of x_0 that x_t alone leaves, which makes gamma_t = 1/2. DDPM's

@@ -78,7 +78,7 @@ def _fit(spec: TrainingSpec) -> None:
     trainer = DataParallelTrainer(
         _work,
         train_loop_config={"spec": spec},
-        backend_config=ray.train.BackendConfig(),  # the loop makes its own process group
+        backend_config=ray.train.BackendConfig(),  # the loop makes the process group
         scaling_config=ray.train.ScalingConfig(
             num_workers=spec.train.workers, use_gpu=spec.gpus_per_worker > 0, resources_per_worker=resources
         ),
