@@ -72,8 +72,8 @@ def _mean_and_covariance(path: Path, arrays: Any) -> tuple[Array, Array]:
         or mean.dtype.kind + covariance.dtype.kind != "ff"
     ):
         raise SourceError(
-            f"{path}: mu and sigma must be floats of shapes (d,) and (d, d), d > 0, not {mean.dtype} of shape {mean.shape} "
-            f"and {covariance.dtype} of shape {covariance.shape}"
+            f"{path}: mu and sigma must be floats of shapes (d,) and (d, d), d > 0, not {mean.dtype} of shape "
+            f"{mean.shape} and {covariance.dtype} of shape {covariance.shape}"
         )
     mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
