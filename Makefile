@@ -11,7 +11,7 @@ demo: $(STAMP)            ## train, sample and score the digits grid (minutes on
 	$(BIN)/taugrid run configs/digits.yaml
 
 test: $(STAMP)            ## lint, types and tests, side by side
-	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target lint types pytest
+	@$(MAKE) --no-print-directory --jobs=3 lint types pytest
 
 # Two processes, a file of tests each; Ray's starts leave a core idle at times, which mypy takes.
 pytest: $(STAMP)
