@@ -6,6 +6,7 @@ os.environ.update(
     RAY_AUTH_MODE="token",
     RAY_AUTH_TOKEN=secrets.token_hex(32),
     RAY_USAGE_STATS_ENABLED="0",
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",  # in place of 2: how soon an end or a death is noticed
 )
 
 import fcntl

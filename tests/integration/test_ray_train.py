@@ -12,9 +12,10 @@ from typing import NamedTuple
 import diffusers
 import pytest
 import torch
-from command import Started, command_line, descendants, taugrid_alone, write_config
+from command import Started, command_line, descendants, write_config
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
+from shared import taugrid
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from taugrid import config
@@ -202,7 +203,7 @@ def test_one_of_two_workers_and_then_the_driver_are_killed_and_the_result_is_the
             os.kill(run.process.pid, signal.SIGKILL)  # its workers may go on for a second, even to the end
             run.process.wait()
             kept = records(log)[:30]
-        taugrid_alone("train", path, *options)
+        taugrid("train", path, *options)
     finally:
         os.sched_setaffinity(0, cpus)
     (model,) = (root / "models").iterdir()

@@ -134,7 +134,7 @@ def test_stages_one_by_one_end_as_run_does(config, finished, copy):
 
 def test_two_schedules_are_two_models_in_one_table(config, tmp_path):
     done = taugrid(
-        "run", config, "--out", tmp_path / "run", "--json",
+        "run", config, "--out", tmp_path / "run", "--json", "--workers", 1,
         "--set", "grid={diffusion.schedule: [linear, cosine], steps: [2], eta: [0.0, 1.0]}",
     )  # fmt: skip
     rows = json.loads(done.stdout)["cells"]

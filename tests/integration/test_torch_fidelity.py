@@ -31,20 +31,25 @@ from taugrid.images import encode_png
 from taugrid.registry.extractors import DIGITS_CONVNET, INCEPTION
 from taugrid.workers.data.load import load_images
 
-N = 64
+N = 40
 """Images that Inception sees on either side: a tenth of a second each, and every FID of fewer than 2048 is singular."""
 
 SPLITS, SUBSETS, SUBSET_SIZE = (TINY["evaluate"][key] for key in ("isc_splits", "kid_subsets", "kid_subset_size"))
 
-SETTINGS = (
-    "--metrics", "fid,isc,kid,prc",
-    "--set", f"evaluate.isc_splits={SPLITS}",
-    "--set", f"evaluate.kid_subsets={SUBSETS}",
-    "--set", f"evaluate.kid_subset_size={SUBSET_SIZE}",
-)  # fmt: skip
+
+def settings(subset_size):
+    """Ours, as options of `taugrid evaluate`."""
+    sizes = {"isc_splits": SPLITS, "kid_subsets": SUBSETS, "kid_subset_size": subset_size}
+    return (
+        "--metrics",
+        "fid,isc,kid,prc",
+        *(f"--set=evaluate.{key}={value}" for key, value in sizes.items()),
+        "--json",
+    )
+
 
 THEIR_SETTINGS = (
-    "--isc-splits", SPLITS, "--kid-subsets", SUBSETS, "--kid-subset-size", SUBSET_SIZE,
+    "--isc-splits", SPLITS, "--kid-subsets", SUBSETS, "--kid-subset-size", N // 2,
     "--isc", "--fid", "--kid", "--prc", "--cpu", "--json", "--silent", "--save-cpu-ram",
 )  # fmt: skip
 
@@ -108,7 +113,7 @@ def test_table_command_and_torch_fidelity_agree_on_digits(finished, exported, tm
     for i, image in enumerate(load_images(Data())):
         (tmp_path / "digits" / f"{i:04d}.png").write_bytes(encode_png(image))
     samples, reference = str(exported / "samples"), str(tmp_path / "digits")
-    asked = ("--samples", samples, "--reference", reference, "--extractor", DIGITS_CONVNET, *SETTINGS, "--json")
+    asked = ("--samples", samples, "--reference", reference, "--extractor", DIGITS_CONVNET, *settings(SUBSET_SIZE))
     done = subprocess.run(
         [*COMMAND, "evaluate", *asked], env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
         capture_output=True, text=True, check=True,
@@ -187,9 +192,10 @@ def resumed(finished, first, weights, tmp_path_factory):
         folder,
         model={"checkpoint": str(next((finished / "models").iterdir()))},
         grid={"steps": [2], "eta": [0.0]},
-        sample={"num_samples": N, "batch_size": 16, "shard_evaluations": 32},  # 16 images a shard
+        sample={"num_samples": N, "batch_size": 8, "shard_evaluations": 16},  # 8 images a shard
         evaluate=TINY["evaluate"]
         | {
+            "kid_subset_size": N // 2,
             "extractor": INCEPTION,
             "weights": str(weights),
             "reference": str(first / "reference"),
@@ -208,7 +214,7 @@ def resumed(finished, first, weights, tmp_path_factory):
 
 
 def test_a_killed_evaluation_extracts_nothing_twice(resumed):
-    tasks = ["extract/reference"] + [f"extract/{row_of(resumed.root, 'S0002-eta0-').name}/{i}" for i in range(4)]
+    tasks = ["extract/reference"] + [f"extract/{row_of(resumed.root, 'S0002-eta0-').name}/{i}" for i in range(N // 8)]
     assert 2 <= len(resumed.present) < len(tasks), "the kill came in the middle"
     after = extracted(resumed.root)
     assert sorted(after) == sorted(tasks)
@@ -236,8 +242,7 @@ def commands(samples, reference, weights, cache):
         reference,
         "--weights",
         weights,
-        *SETTINGS,
-        "--json",
+        *settings(N // 2),
     ]
     theirs = [
         sys.executable, "-m", "torch_fidelity.fidelity", "--input1", samples, "--input2", reference,

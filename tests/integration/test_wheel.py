@@ -97,7 +97,7 @@ def test_a_grid_runs_from_the_wheel(run, environment, tmp_path):
     """With a shipped config, the shipped weights of an extractor, and the published tables."""
     where = run("python", "-c", "import taugrid.eval; print(taugrid.eval.__file__)").stdout
     assert Path(where.strip()).is_relative_to(environment)
-    few = ("sample.num_samples=60", "grid={steps: [2, 3]}", "evaluate.extractor=digits-convnet")
+    few = ("cluster.workers=1", "sample.num_samples=60", "grid={steps: [2, 3]}", "evaluate.extractor=digits-convnet")
     settings = [*few, *(f"evaluate.{key}={value}" for key, value in SMALL.items()), "evaluate.metrics=[fid, isc, kid]"]
     done = run("taugrid", "run", "gaussian", "--json", *(word for each in settings for word in ("--set", each)))
     rows = json.loads(done.stdout)["cells"]
