@@ -1,5 +1,7 @@
 """The exceptions that a user sees, and the exit codes."""
 
+import errno
+import re
 from enum import IntEnum
 
 
@@ -43,6 +45,43 @@ class RunFailed(Exception):
 
 class DamagedFile(Exception):
     """A file whose content is not what it should be; the message says why."""
+
+
+_SURROUNDINGS = frozenset(
+    (
+        *(errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY),
+        *(errno.ENOSPC, errno.EDQUOT, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ENOLINK, errno.ESHUTDOWN),
+        *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET),
+    )
+)
+"""Errors of disks, mounts, networks, permissions and exhausted resources: none of them is about a file's content."""
+
+_RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
+"""How libraries written in Rust, such as safetensors, quote an errno in errors of their own types."""
+
+_ACCELERATOR = re.compile(
+    r"\b(CUDA|HIP|cuDNN|MIOpen|NCCL|NVML)\b.{0,20}\berror|CUBLAS_STATUS_|CUDNN_STATUS_|CUSOLVER_STATUS_"
+)
+_OUT_OF_MEMORY = re.compile(r"out of memory|_ALLOC_FAILED|OutOfMemory", re.IGNORECASE)
+
+
+def of_the_surroundings(error: BaseException) -> bool:
+    """Whether a worker's error tells of its node (disk, mount, network, accelerator) and not of the task that met it.
+
+    A `WorkerRefusal` is one: the node lacks what the driver has. Running out of memory is none: tasks differ in size.
+    torch is not imported here, so its errors are known by the names of their types and by their texts.
+    """
+    if isinstance(error, WorkerRefusal | ConnectionError | TimeoutError):
+        return True
+    text = str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _SURROUNDINGS
+    if (quoted := _RUST_ERRNO.search(text)) is not None:
+        return int(quoted.group(1)) in _SURROUNDINGS
+    name = type(error).__name__
+    if _OUT_OF_MEMORY.search(name) or _OUT_OF_MEMORY.search(text):
+        return False
+    return name == "AcceleratorError" or (isinstance(error, RuntimeError) and _ACCELERATOR.search(text) is not None)
 
 
 def last_line(error: BaseException) -> str:

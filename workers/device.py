@@ -3,6 +3,8 @@
 Torch is imported when a device is set up, not with this module: the driver must not import it.
 """
 
+import time
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +17,16 @@ if TYPE_CHECKING:
 
 NETWORKS_KEPT = 2
 """Networks that a worker keeps in memory: where one model's jobs end and another's begin, they may alternate."""
+
+BEAT_SECONDS = 1.0
+"""Least time between two heartbeats of a job: a job may call `Device.beat` as often as it likes."""
+
+Beat = Callable[[float, float], None]
+"""Takes how much of a job is done, and how much there is, in any unit."""
+
+
+def unheard(done: float, of: float) -> None:
+    """A `Beat` for jobs that nobody watches."""
 
 
 def set_up(threads: int | None = None) -> None:
@@ -30,16 +42,29 @@ def set_up(threads: int | None = None) -> None:
 
 
 class Device:
-    """A device and the networks that were last used on it."""
+    """A device, the networks that were last used on it, and the heart of the job that runs on it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, heard: Beat = unheard) -> None:
         self.name = name
         """As torch names it: `cpu` or `cuda`."""
+        self._heard = heard
+        self._last_beat = -BEAT_SECONDS
         self._loaded = lru_cache(maxsize=NETWORKS_KEPT)(self._load)
 
     def network(self, spec: NetworkSpec, diffusion: Diffusion) -> "Denoiser":
         """The network that `spec` names, as `load_network` returns it; kept for the next job."""
         return self._loaded(spec, diffusion, modified(spec))
+
+    def beat(self, done: float, of: float) -> None:
+        """Say that the running job goes on: `done` of `of` is done, in any unit.
+
+        A job calls it between network calls and between blocks of reading, and never from a thread of its own, which
+        would go on beating while the job hangs. Without a beat for `cluster.hang_seconds` the worker is killed.
+        """
+        now = time.monotonic()
+        if now - self._last_beat >= BEAT_SECONDS:
+            self._last_beat = now
+            self._heard(done, of)
 
     def _load(self, spec: NetworkSpec, diffusion: Diffusion, modified: float) -> "Denoiser":
         from taugrid.workers.network.load import load_network
