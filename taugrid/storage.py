@@ -5,6 +5,7 @@ a whole file, nothing is renamed under a reader, and a file that must not be ove
 driver and the workers reach a run directory only through it.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -15,15 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from taugrid.disk import is_there, make_folder, matching, naming, retried, sync_file, sync_folder
 from taugrid.hashing import json_sha256
+
+NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+"""What file systems without hard links say; some network and object-store mounts are such."""
 
 
 class Storage(Protocol):
     """Whole files by name. A storage is plain data: it travels with a job to the worker that does it.
 
     A name is a `Path`; a storage other than a local folder uses its parts as a key. Methods raise `FileNotFoundError`
-    for a missing file (unless they say otherwise) and another `OSError` for one that can't be read or written: an
-    error while reading is not damage.
+    for a missing file (unless they say otherwise) and another `OSError`, with its number, for one that can't be read or
+    written: an error while reading is not damage. What may pass within seconds has been tried again before.
+
+    What `create`, `replace` and `replace_if` have named is there after a power loss, with all its bytes.
     """
 
     def __hash__(self) -> int:
@@ -37,6 +44,9 @@ class Storage(Protocol):
 
     def size(self, path: Path) -> int:
         """The size of a file in bytes."""
+
+    def version(self, path: Path) -> str:
+        """What changes whenever the file of this name is written or replaced: size, inode and time, or an ETag."""
 
     def exists(self, path: Path) -> bool:
         """Whether there is a file of this name, or a folder that holds files."""
@@ -55,6 +65,12 @@ class Storage(Protocol):
 
     def replace(self, path: Path, finished: Path) -> None:
         """Give a finished local file (of `temporary`) its name, atomically, replacing any file there."""
+
+    def replace_if(self, path: Path, finished: Path, version: str) -> bool:
+        """As `replace`, if the file there still has this version; else keep what is there and return False.
+
+        A local folder cannot compare and rename in one step, so a writer that comes in between is replaced.
+        """
 
     def append(self, path: Path, data: bytes) -> None:
         """Append to a file, or create it. For the driver's logs: two writers at a time are not safe."""
@@ -94,56 +110,85 @@ class LocalStorage:
 
     def read(self, path: Path) -> bytes:
         """See `Storage`."""
-        return path.read_bytes()
+        with naming(path):
+            return retried(path.read_bytes)
 
     def read_range(self, path: Path, start: int, length: int) -> bytes:
         """See `Storage`."""
-        with path.open("rb") as file:
-            file.seek(start)
-            return file.read(length)
+
+        def read() -> bytes:
+            with path.open("rb") as file:
+                file.seek(start)
+                return file.read(length)
+
+        with naming(path):
+            return retried(read)
 
     def size(self, path: Path) -> int:
         """See `Storage`."""
-        return path.stat().st_size
+        return retried(path.stat).st_size
+
+    def version(self, path: Path) -> str:
+        """See `Storage`."""
+        found = retried(path.stat)
+        return f"{found.st_size}-{found.st_ino}-{found.st_mtime_ns}"
 
     def exists(self, path: Path) -> bool:
         """See `Storage`."""
-        return path.exists()
+        return is_there(path)
 
     def list(self, folder: Path, pattern: str) -> Sequence[Path]:
         """See `Storage`. A folder that has a file's name is listed too, so that it is found out as damage."""
-        return sorted(folder.glob(pattern))
+        return sorted(matching(folder, pattern))
 
     def create(self, path: Path, finished: Path) -> bool:
         """See `Storage`. By `os.link`, which never overwrites."""
+        sync_file(finished)
         try:
-            os.link(finished, path)
+            retried(lambda: os.link(finished, path))
         except FileExistsError:
-            return False
-        except OSError:  # some network and object-store mounts refuse links; equal bytes make the race harmless
-            if path.exists():
+            return finished.samefile(path)  # a network file system may have lost its first answer
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            if is_there(path):  # equal bytes make the race harmless
                 return False
-            finished.replace(path)
+            retried(lambda: finished.replace(path))
+        sync_folder(path.parent)
         return True
 
     def replace(self, path: Path, finished: Path) -> None:
         """See `Storage`."""
-        finished.replace(path)
+        sync_file(finished)
+        retried(lambda: finished.replace(path))
+        sync_folder(path.parent)
+
+    def replace_if(self, path: Path, finished: Path, version: str) -> bool:
+        """See `Storage`."""
+        try:
+            if self.version(path) != version:
+                return False
+        except FileNotFoundError:
+            return False
+        self.replace(path, finished)
+        return True
 
     def append(self, path: Path, data: bytes) -> None:
         """See `Storage`. Readers see it at once."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
+        make_folder(path.parent)
+        with path.open("ab") as file, naming(path):
             file.write(data)
 
     def move(self, path: Path, target: Path) -> None:
         """See `Storage`."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(target)
+        make_folder(target.parent)
+        retried(lambda: path.replace(target))
+        sync_folder(target.parent)
+        sync_folder(path.parent)
 
     def delete(self, path: Path) -> None:
         """See `Storage`."""
-        path.unlink(missing_ok=True)
+        retried(lambda: path.unlink(missing_ok=True))
 
     def delete_folder(self, folder: Path) -> None:
         """See `Storage`."""
@@ -151,16 +196,17 @@ class LocalStorage:
 
     def delete_temporaries(self, folder: Path, pattern: str) -> None:
         """See `Storage`."""
-        for path in folder.glob(f"{pattern}/.*.tmp"):
+        for path in matching(folder, f"{pattern}/.*.tmp"):
             path.unlink(missing_ok=True)
 
     @contextmanager
     def temporary(self, path: Path) -> Iterator[Path]:
         """See `Storage`. The path is in the folder of `path`, which is made if it is missing."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
         try:
-            yield temporary
+            with naming(path):
+                yield temporary
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -171,8 +217,9 @@ class LocalStorage:
     @contextmanager
     def local_folder(self, folder: Path) -> Iterator[Path]:
         """See `Storage`. The folder itself, made if it is missing: writers use `replacing`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder
+        make_folder(folder)
+        with naming(folder):
+            yield folder
 
 
 LOCAL = LocalStorage()
@@ -195,10 +242,10 @@ def write_json(path: Path, value: Any, storage: Storage = LOCAL) -> None:
 
 
 def read_json(path: Path, storage: Storage = LOCAL) -> Any | None:
-    """A JSON file's value, or None if the file is missing or not JSON."""
+    """A JSON file's value, or None if the file is missing or not JSON. OSError if it can't be read."""
     try:
         return json.loads(storage.read(path).decode())
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
 
 
@@ -211,7 +258,7 @@ def write_sealed(path: Path, value: dict[str, Any], storage: Storage = LOCAL) ->
 
 
 def read_sealed(path: Path, storage: Storage = LOCAL) -> dict[str, Any] | None:
-    """What `write_sealed` wrote, or None if the file is missing or has changed since."""
+    """What `write_sealed` wrote, or None if the file is missing or has changed since. OSError if it can't be read."""
     value = read_json(path, storage)
     if not isinstance(value, dict):
         return None

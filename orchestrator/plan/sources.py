@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from taugrid.config import Data, Diffusion, Sample, Train, Unet
+from taugrid.disk import is_there
 from taugrid.errors import UserError
 from taugrid.jobs import CustomNetwork, NetworkSpec, OracleNetwork, SavedUnet
 from taugrid.orchestrator.plan.identity import diffusion_identity, train_identity, unet_identity
@@ -114,7 +115,7 @@ class Trained(BaseModelSource):
 
     def is_ready(self, folder: Path) -> bool:
         """Whether the model can be sampled."""
-        return (folder / "unet" / checkpoint.WEIGHTS_FILE).is_file()
+        return is_there(folder / "unet" / checkpoint.WEIGHTS_FILE)
 
     def description(self, diffusion: Diffusion) -> str:
         """The source in a few words."""

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from taugrid.disk import is_of_content, naming, retried
 from taugrid.errors import DamagedFile
 from taugrid.images import decode_png
 from taugrid.parquet.seal import check_seal
@@ -30,20 +33,20 @@ def inspect(path: Path, every_byte: bool = True, storage: Storage = LOCAL) -> Pa
     Raises:
         DamagedFile: saying what is wrong.
         FileNotFoundError, NotADirectoryError: if there is no such file.
+        OSError: if it can't be read, which says nothing about its content.
     """
-    try:
-        with storage.local_path(path) as local:
-            if every_byte:
-                check_seal(local)
-            with pq.ParquetFile(local, page_checksum_verification=True) as file:
-                blob = (file.schema_arrow.metadata or {}).get(b"taugrid")
-                metadata = json.loads(blob) if blob else {}
-                groups = range(file.metadata.num_row_groups)
-                indices = [file.read_row_group(g, columns=["index"]).column("index").to_numpy() for g in groups]
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise DamagedFile(" ".join(str(error).split())) from None
+
+    def look() -> tuple[bytes | None, list[NDArray[np.int64]]]:
+        if every_byte:
+            check_seal(local)
+        with pq.ParquetFile(local, page_checksum_verification=True) as file:
+            blob = (file.schema_arrow.metadata or {}).get(b"taugrid")
+            groups = range(file.metadata.num_row_groups)
+            return blob, [file.read_row_group(g, columns=["index"]).column("index").to_numpy() for g in groups]
+
+    with storage.local_path(path) as local, _damage_told(path, ""):
+        blob, indices = retried(look)
+        metadata = json.loads(blob) if blob else {}
     index = np.concatenate(indices) if indices else np.zeros(0, np.int64)
     if len(index) == 0 or not np.array_equal(index, np.arange(index[0], index[0] + len(index))):
         raise DamagedFile("its indices are not consecutive")
@@ -96,12 +99,20 @@ def read_numbers(
 
 
 def _read(path: Path, column: str, storage: Storage) -> Iterator[tuple[NDArray[np.int64], pa.ChunkedArray]]:
+    with storage.local_path(path) as local, _damage_told(path, f"{path}: "), ExitStack() as stack:
+        file = stack.enter_context(retried(lambda: pq.ParquetFile(local, page_checksum_verification=True)))
+        for group in range(file.metadata.num_row_groups):
+            table = retried(partial(file.read_row_group, group, columns=["index", column]))
+            yield table.column("index").to_numpy(), table.column(column)
+
+
+@contextmanager
+def _damage_told(path: Path, prefix: str) -> Iterator[None]:
+    """Turn errors of the content into `DamagedFile`; errors of reading stay, with the file's name."""
     try:
-        with storage.local_path(path) as local, pq.ParquetFile(local, page_checksum_verification=True) as file:
-            for group in range(file.metadata.num_row_groups):
-                table = file.read_row_group(group, columns=["index", column])
-                yield table.column("index").to_numpy(), table.column(column)
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise DamagedFile(f"{path}: {' '.join(str(error).split())}") from None
+        with naming(path):
+            yield
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        if isinstance(error, OSError) and not is_of_content(error):
+            raise
+        raise DamagedFile(f"{prefix}{' '.join(str(error).split())}") from None

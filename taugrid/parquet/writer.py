@@ -63,6 +63,12 @@ class PartWriter:
         self._storage.replace(self._path, self._temporary)
         return True
 
+    def commit_over(self, version: str) -> bool:
+        """Put the file in place of the one that has this version (`Storage.version`); keep any other, return False."""
+        self._writer.close()
+        write_seal(self._temporary)
+        return self._storage.replace_if(self._path, self._temporary, version)
+
 
 def _array(values: Any, kind: pa.DataType) -> pa.Array:
     if pa.types.is_fixed_size_list(kind):

@@ -4,14 +4,17 @@ import ast
 import errno
 import os
 import pickle
+import resource
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Barrier
 from typing import NamedTuple
 
 import pytest
 
+from taugrid import disk, parquet
 from taugrid.storage import (
     LocalStorage,
     read_json,
@@ -77,6 +80,26 @@ def test_replace_takes_the_place_of_what_was_there(storage, tmp_path):
         put(storage, path, data)
         assert storage.read(path) == data
     assert everything(storage, tmp_path) == ["a/file"]
+
+
+def test_a_file_is_replaced_only_while_it_is_the_one_that_was_seen(storage, tmp_path):
+    path = tmp_path / "file"
+
+    def put_over(data, version):
+        with storage.temporary(path) as temporary:
+            temporary.write_bytes(data)
+            return storage.replace_if(path, temporary, version)
+
+    put(storage, path, b"short")
+    seen = storage.version(path)
+    assert storage.version(path) == seen
+    assert put_over(b"longer", seen) is True
+    assert storage.read(path) == b"longer"
+    assert put_over(b"late", seen) is False, "someone else has replaced it since"
+    assert storage.read(path) == b"longer"
+    storage.delete(path)
+    assert put_over(b"late", seen) is False
+    assert everything(storage, tmp_path) == []
 
 
 def test_an_error_while_writing_changes_nothing(storage, tmp_path):
@@ -218,6 +241,134 @@ def test_temporary_names_are_hidden_and_beside_the_file(tmp_path):
         assert not temporary.exists()
 
 
+def test_where_a_link_was_made_but_its_answer_was_lost_the_file_is_ours(tmp_path, monkeypatch):
+    def made_but_unheard(source, target):
+        link(source, target)
+        raise OSError(errno.ETIMEDOUT, "timed out")
+
+    link = os.link
+    monkeypatch.setattr(os, "link", made_but_unheard)
+    monkeypatch.setattr(disk, "PAUSES_SECONDS", (0,))
+    assert create(LocalStorage(), tmp_path / "file", b"x") is True
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EACCES])
+def test_another_error_of_a_link_is_no_reason_to_rename(tmp_path, monkeypatch, code):
+    def refuse(*arguments):
+        raise OSError(code, "no")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(disk, "PAUSES_SECONDS", (0,))
+    with pytest.raises(OSError, match="no"):
+        create(LocalStorage(), tmp_path / "file", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def no_more_files():
+    """As many files as this process may open are open; the context gives a function that closes one."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(200, limits[0]), limits[1]))
+    taken = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        yield lambda: [os.close(taken.pop()) for _ in range(8)]
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_what_passes_within_seconds_is_tried_again(tmp_path, monkeypatch):
+    path, pauses = tmp_path / "a" / "file", []
+    put(LocalStorage(), path, b"content")
+    with no_more_files() as close_some:
+        monkeypatch.setattr(disk.time, "sleep", lambda seconds: [pauses.append(seconds), close_some()])
+        assert LocalStorage().read(path) == b"content"
+    assert pauses == [disk.PAUSES_SECONDS[0]]
+
+
+def test_what_does_not_pass_is_raised_and_is_no_missing_file(tmp_path, monkeypatch):
+    path = tmp_path / "a" / "score.json"
+    write_sealed(path, {"fid": 1.5})
+    shard = tmp_path / "part.parquet"
+    with parquet.PartWriter(shard, parquet.number_schema({}, ["x"])) as part:
+        part.write({"index": range(3), "x": [0.1, 0.2, 0.3]})
+        part.commit(replace=False)
+    monkeypatch.setattr(disk, "PAUSES_SECONDS", (0, 0))
+    calls = (
+        lambda: read_sealed(path),
+        lambda: LocalStorage().list(tmp_path, "*/*.json"),
+        lambda: parquet.inspect(shard),
+        lambda: parquet.inspect(shard, every_byte=False),
+        lambda: list(parquet.read_numbers(shard, "x")),
+    )
+    for call in calls:
+        with no_more_files(), pytest.raises(OSError) as caught:
+            call()
+        assert caught.value.errno == errno.EMFILE
+
+
+def test_an_error_names_its_file_and_a_full_disk_is_said():
+    with pytest.raises(OSError) as caught, disk.naming(Path("/run/part")), open("/dev/full", "w") as file:  # noqa: PTH123
+        file.write("x" * 100_000)
+    said = disk.in_one_line(pickle.loads(pickle.dumps(caught.value)))
+    assert "disk is full" in said
+    assert "/run/part" in said
+    assert "\n" not in said
+    assert "damaged" not in disk.in_one_line(PermissionError(errno.EACCES, "x", "y")).split(";")[0]
+
+
+# After a power loss
+
+
+@pytest.fixture
+def order(monkeypatch):
+    """What was synced and named, in order: names of files and folders, and `name:` before those that were named."""
+    seen = []
+
+    def fsync(descriptor):
+        seen.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    def recorded(function):
+        def call(source, target):
+            seen.append(f"name: {Path(target).name}")
+            return function(source, target)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "link", recorded(os.link))
+    monkeypatch.setattr(Path, "replace", recorded(Path.replace))
+    monkeypatch.setattr(Path, "rename", recorded(Path.rename))
+    return seen
+
+
+def test_bytes_are_on_the_disk_before_a_name_and_the_name_before_it_counts(tmp_path, order):
+    path = tmp_path / "new" / "folder" / "file"
+    create(LocalStorage(), path, b"x")
+    assert order[:2] == [tmp_path.name, "new"], "the new folders are in theirs"
+    assert [name.split(".")[-1] for name in order[2:]] == ["tmp", "name: file", "folder"]
+    for write in (lambda: put(LocalStorage(), path, b"y"), lambda: write_json(path, {})):
+        order.clear()
+        write()
+        assert [name.split(".")[-1] for name in order] == ["tmp", "name: file", "folder"]
+
+
+def test_a_model_is_on_the_disk_whole_before_it_has_its_name(tmp_path, order):
+    finished = tmp_path / ".m.tmp"
+    for name in ("unet/config.json", "unet/weights", "train/log.jsonl"):
+        (finished / name).parent.mkdir(parents=True, exist_ok=True)
+        (finished / name).write_text(name)
+    disk.commit_folder(finished, tmp_path / "m")
+    named = order.index("name: m")
+    assert {"config.json", "weights", "log.jsonl", "unet", "train", ".m.tmp"} == set(order[:named])
+    assert order[named + 1 :] == [tmp_path.name]
+    assert (tmp_path / "m/unet/weights").read_text() == "unet/weights"
+
+
 # Nobody goes around it
 
 CALLS = {
@@ -264,7 +415,6 @@ ALLOWED = [
         "`export --to`, which is no part of a run",
     ),
     Exceptions("orchestrator/opened.py", {"exists": 1, "is_dir": 2, "is_file": 1}, "what --out or an argument is"),
-    Exceptions("orchestrator/plan/sources.py", {"is_file": 1}, DIFFUSERS),
     Exceptions("orchestrator/report/write.py", {"read_json": 1}, "pandas', of what `local_path` gives"),
     Exceptions("orchestrator/rundir/events.py", {"touch": 1}, "of what `temporary` gives"),
     Exceptions("orchestrator/rundir/lock.py", {"mkdir": 1, "touch": 1}, "the lock is one of the local file system"),
@@ -290,7 +440,7 @@ ALLOWED = [
     Exceptions("workers/network/unet.py", {"torch.load": 1}, DIFFUSERS),
     Exceptions(
         "workers/training/checkpoints.py",
-        {"copyfile": 1, "glob": 1, "iterdir": 1, "mkdir": 1, "rename": 1, "torch.load": 2, "torch.save": 1},
+        {"copyfile": 1, "glob": 1, "iterdir": 1, "mkdir": 1, "torch.load": 2, "torch.save": 1},
         RAY_TRAIN,
     ),
     Exceptions(

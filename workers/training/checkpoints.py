@@ -10,6 +10,7 @@ import ray.train
 import torch
 from ray.train.collective import broadcast_from_rank_zero
 
+from taugrid.disk import commit_folder
 from taugrid.workers.network.pipeline import save_pipeline
 from taugrid.workers.training.log import LOG, events_folder
 from taugrid.workers.training.spec import TrainingSpec
@@ -66,11 +67,11 @@ def report(state: State, rank: int) -> None:
 
 
 def commit(spec: TrainingSpec, state: State) -> None:
-    """Put the pipeline folder and the log in place atomically."""
+    """Put the pipeline folder and the log in place, whole: nothing half-written counts as trained."""
     temporary = spec.final.with_name(f".{spec.model_id}.{uuid.uuid4().hex[:12]}.tmp")
     save_pipeline(temporary, state.unet, state.ema, spec.diffusion)
     (temporary / "train").mkdir()
     events = events_folder(spec.running).iterdir() if spec.train.tensorboard else ()
     for path in (spec.running / LOG, *events):
         shutil.copyfile(path, temporary / "train" / path.name)
-    temporary.rename(spec.final)
+    commit_folder(temporary, spec.final)
