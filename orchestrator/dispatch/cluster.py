@@ -4,22 +4,18 @@ Ray reads most of its environment variables when it is imported, so this module 
 Ray. docs/architecture.md, "Ray", explains each variable.
 """
 
-import atexit
 import math
 import os
 import secrets
 import signal
 import socket
-import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from taugrid.config import Cluster
-from taugrid.errors import Exit, RunFailed, UserError
+from taugrid.errors import RunFailed, UserError
 from taugrid.words import counted
 
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -71,56 +67,21 @@ def connected(address: str, cluster: Cluster, trainers: int = 0) -> Iterator[Non
         options = {"address": address}
     import ray
 
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        _start(log_to_driver=False, logging_level="error", configure_logging=True, **options)
+        ray.init(log_to_driver=False, logging_level="error", configure_logging=True, **options)
+    except SystemExit as heard:  # by the handler of SIGTERM that Ray sets in init
+        raise KeyboardInterrupt from heard
     except (ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         reason = (str(error).strip().splitlines() or ["no answer"])[0]
         if address == "local":
             raise RunFailed(f"Ray could not start here: {reason}") from error
         raise UserError(f"no Ray cluster at --address {address}: {reason}") from error
+    signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:
         ray.shutdown()
-
-
-def _start(**options: Any) -> None:
-    """`ray.init` in a thread of its own, so that Ctrl-C and SIGTERM end the wait for it at once.
-
-    In the main thread it waits up to 30 s in C++, where no signal is heard, for servers that died of the same signal,
-    and sets a SIGTERM handler that exits with 15. For half a second its core has a handler of its own, which aborts.
-    """
-    import ray
-
-    started: Future[None] = Future()
-
-    def init() -> None:
-        try:
-            ray.init(**options)
-            started.set_result(None)
-        except BaseException as error:
-            started.set_exception(error)
-
-    thread = threading.Thread(target=init, daemon=True, name="ray.init")
-    thread.start()
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        started.result()
-    except KeyboardInterrupt:
-        atexit.register(_leave_without, thread)
-        raise
-    signal.signal(signal.SIGTERM, on_sigterm)
-
-
-def _leave_without(thread: threading.Thread) -> None:
-    """End this process if the thread is still in C++, which aborts where an interpreter ends around it.
-
-    Ray's reaper process, which sees the end of this one, ends the servers that were started.
-    """
-    if thread.is_alive():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(Exit.INTERRUPTED)
 
 
 def _embedded_cpus(cluster: Cluster, trainers: int) -> int:

@@ -137,3 +137,36 @@ def write_folder(folder: Path, batch: Any) -> Path:
     for i, image in enumerate(batch):
         (folder / f"{i:04d}.png").write_bytes(encode_png(image))
     return folder
+
+
+def interrupt(run: Started, kind: signal.Signals = signal.SIGINT) -> float:
+    """Ctrl-C as a terminal sends it: to the whole process group. Seconds until the end."""
+    began = time.monotonic()
+    os.killpg(run.process.pid, kind)
+    run.wait(code=130, timeout=30)
+    return time.monotonic() - began
+
+
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+"""127.0.0.1, ::1 and ::ffff:127.0.0.1 as the kernel writes them."""
+
+
+def listening(run: Started) -> set[str]:
+    """Local addresses (hex, as in /proc/net/tcp) that a command and its processes listen on."""
+    inodes = set()
+    for pid in [run.process.pid, *descendants(run.process.pid)]:
+        try:
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                target = str(link.readlink())
+                if target.startswith("socket:["):
+                    inodes.add(target[8:-1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:  # 0A: LISTEN
+                found.add(fields[1].rsplit(":", 1)[0])
+    assert found, "Ray's servers were not found"
+    return found

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from command import taugrid_alone, write_config, write_folder
-from shared import KeptPool, shared_ray
+from shared import shared_ray
 
 from taugrid.config import Data
 from taugrid.workers.data.load import load_images
@@ -23,9 +23,8 @@ from taugrid.workers.data.load import load_images
 
 @pytest.fixture(scope="module")
 def ray_session():
-    """The Ray that this process's tests share, with both of its CPUs free."""
+    """The Ray that this process's tests share."""
     shared_ray()
-    KeptPool.release()
 
 
 @pytest.fixture(scope="session")

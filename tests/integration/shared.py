@@ -17,7 +17,6 @@ import ray
 
 from taugrid.orchestrator.cli.main import main
 from taugrid.orchestrator.dispatch import cluster, pool
-from taugrid.workers.training import fit
 
 
 class Ended(NamedTuple):
@@ -35,13 +34,16 @@ def shared_ray() -> None:
 
 
 class KeptPool(pool.Pool):
-    """A pool whose workers are kept, once they have nothing to do, for the next pool."""
+    """A pool whose workers are kept, once they have nothing to do, for the next pool.
+
+    They ask Ray for no CPUs, so that a training has room beside them.
+    """
 
     kept: ClassVar[list[Any]] = []
     size: ClassVar[tuple[float, float]] = (0, 0)
 
     def __init__(self, actor: type, arguments: tuple[Any, ...], cpus: float, gpus: float, probe: str) -> None:
-        super().__init__(actor, arguments, cpus, gpus, probe)
+        super().__init__(actor, arguments, 0, gpus, probe)
         if (cpus, gpus) != KeptPool.size:
             self.release()
             KeptPool.size = cpus, gpus
@@ -57,7 +59,7 @@ class KeptPool(pool.Pool):
 
     @classmethod
     def release(cls) -> None:
-        """End the workers that are kept, so that their CPUs are free."""
+        """End the workers that are kept."""
         while cls.kept:
             ray.kill(cls.kept.pop())
 
@@ -72,12 +74,7 @@ def connected(address: str, *arguments: Any) -> Iterator[None]:
     yield
 
 
-def train(*arguments: Any) -> Any:
-    KeptPool.release()
-    return fit_train(*arguments)
-
-
-cluster_connected, fit_train = cluster.connected, fit.train
+cluster_connected = cluster.connected
 
 
 def taugrid(*arguments: object, code: int = 0) -> Ended:
@@ -90,7 +87,6 @@ def taugrid(*arguments: object, code: int = 0) -> Ended:
             mock.patch.object(sys, "argv", ["taugrid", *map(str, arguments)]),
             mock.patch.object(cluster, "connected", connected),
             mock.patch.object(pool, "Pool", KeptPool),
-            mock.patch.object(fit, "train", train),
             redirect_stdout(out),
             redirect_stderr(err),
         ):

@@ -9,16 +9,28 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from command import Started, command_line, descendants, events, sample_files, scores, worker_pids, write_config
+from command import (
+    LOOPBACK,
+    Started,
+    command_line,
+    descendants,
+    events,
+    interrupt,
+    listening,
+    sample_files,
+    scores,
+    worker_pids,
+    write_config,
+)
 from shared import taugrid
 
 pytestmark = pytest.mark.chaos
 
 SLOW = {
-    "sample": {"num_samples": 192, "batch_size": 8, "shard_evaluations": 320},
+    "sample": {"num_samples": 96, "batch_size": 8, "shard_evaluations": 320},
     "grid": {"steps": [20, 40], "eta": [0.0, 1.0]},
 }
-"""72 shards, small and many, so that a kill finds some done, some running and some waiting."""
+"""36 shards, small and many, so that a kill finds some done, some running and some waiting."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +72,7 @@ def finish_and_compare(slow, root, undisturbed):
 def test_a_killed_worker_is_replaced_and_its_shard_redone(slow, undisturbed, root, kills):
     def kill_workers():
         for kill in range(kills):
-            while not more_than(10 + 8 * kill, root):
+            while not more_than(6 + 5 * kill, root):
                 time.sleep(0.02)
             os.kill(worker_pids(os.getpid())[-1], signal.SIGKILL)
 
@@ -74,45 +86,12 @@ def test_a_killed_worker_is_replaced_and_its_shard_redone(slow, undisturbed, roo
     assert scores(root) == scores(undisturbed)
 
 
-def interrupt(run: Started, kind: signal.Signals = signal.SIGINT) -> float:
-    """Ctrl-C as a terminal sends it: to the whole process group. Seconds until the end."""
-    began = time.monotonic()
-    os.killpg(run.process.pid, kind)
-    run.wait(code=130, timeout=30)
-    return time.monotonic() - began
-
-
-LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
-"""127.0.0.1, ::1 and ::ffff:127.0.0.1 as the kernel writes them."""
-
-
-def listening(run: Started) -> set[str]:
-    """Local addresses (hex, as in /proc/net/tcp) that a command and its processes listen on."""
-    inodes = set()
-    for pid in [run.process.pid, *descendants(run.process.pid)]:
-        try:
-            for link in Path(f"/proc/{pid}/fd").iterdir():
-                target = str(link.readlink())
-                if target.startswith("socket:["):
-                    inodes.add(target[8:-1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    found = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and fields[9] in inodes:  # 0A: LISTEN
-                found.add(fields[1].rsplit(":", 1)[0])
-    assert found, "Ray's servers were not found"
-    return found
-
-
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_ctrl_c_and_then_a_killed_driver_leave_what_the_same_command_ends(slow, undisturbed, root, tmp_path, kills):
     """On the way: the cluster listens on loopback alone, and its token is in memory alone."""
     token = Path.home() / ".ray/auth_token"
     before = token.read_bytes() if token.exists() else None
-    with Started(tmp_path / "log", "run", slow, "--out", root) as run:
+    with Started(tmp_path / "log", "run", slow, "--out", root, "--workers", 1) as run:
         run.wait_until(partial(more_than, 5, root))
         assert listening(run) <= LOOPBACK
         assert interrupt(run) < 5
@@ -121,24 +100,10 @@ def test_ctrl_c_and_then_a_killed_driver_leave_what_the_same_command_ends(slow, 
     assert (token.read_bytes() if token.exists() else None) == before
     for _ in range(kills):
         with Started(tmp_path / "log", "run", slow, "--out", root) as run:
-            run.wait_until(partial(more_than, len(parts(root)) + 4, root))
+            run.wait_until(partial(more_than, len(parts(root)) + 1, root))
             os.kill(run.process.pid, signal.SIGKILL)
             run.process.wait()
     finish_and_compare(slow, root, undisturbed)
-
-
-def test_ctrl_c_while_two_workers_train_who_listen_on_loopback_alone(slow, tmp_path):
-    """torch's TCP store, Ray Train's default, listens on all interfaces."""
-    root = tmp_path / "run"
-    settings = ("--set", "train.workers=2", "--set", "train.steps=80", "--set", "train.checkpoint_every=20")
-    with Started(tmp_path / "log", "train", slow, "--out", root, *settings) as run:
-        run.wait_until(lambda: list(root.glob("models/.training-*/checkpoint*/state.pt")))
-        assert listening(run) <= LOOPBACK
-        assert interrupt(run) < 5
-        assert "Traceback" not in run.output
-    taugrid("train", slow, "--out", root, *settings)
-    assert len(list(root.glob("models/*/unet/*.safetensors"))) == 1
-    assert not list(root.glob("models/.training-*"))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import diffusers
 import pytest
 import torch
-from command import Started, command_line, descendants, write_config
+from command import LOOPBACK, Started, command_line, descendants, interrupt, listening, write_config
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 from shared import taugrid
@@ -183,7 +183,8 @@ def test_room_for_the_least_is_enough_and_less_is_said(ray_session):
         cluster.trainers(section, (3, 4))
 
 
-def test_one_of_two_workers_and_then_the_driver_are_killed_and_the_result_is_the_same(uninterrupted_of_two, tmp_path):
+def test_a_worker_and_the_driver_are_killed_then_ctrl_c_and_the_result_is_the_same(uninterrupted_of_two, tmp_path):
+    """On the way: all listen on loopback alone, where torch's TCP store, Ray Train's default, would not."""
     path, root = a_config(tmp_path), tmp_path / "run"
     options = ("--out", root, "--set", "train.workers=2", "--set", "train.tensorboard=true")
     cpus = os.sched_getaffinity(0)
@@ -203,10 +204,15 @@ def test_one_of_two_workers_and_then_the_driver_are_killed_and_the_result_is_the
             os.kill(run.process.pid, signal.SIGKILL)  # its workers may go on for a second, even to the end
             run.process.wait()
             kept = records(log)[:30]
+        with Started(tmp_path / "log", "train", path, *options) as run:
+            run.wait_until(lambda: _training_workers(run.process.pid) and _has_checkpoint(log.parent))
+            assert listening(run) <= LOOPBACK
+            assert interrupt(run) < 5
+            assert "Traceback" not in run.output
         taugrid("train", path, *options)
     finally:
         os.sched_setaffinity(0, cpus)
-    (model,) = (root / "models").iterdir()
+    (model,) = (root / "models").iterdir()  # and no `.training-*`
     assert files_of_weights(model) == files_of_weights(uninterrupted_of_two / SPEC.model_id)
     log = records(model / "train" / "log.jsonl")
     assert log[:30] == kept, "it went on, it did not start anew"

@@ -132,7 +132,9 @@ def test_stages_one_by_one_end_as_run_does(config, finished, copy):
     ]
 
 
-def test_two_schedules_are_two_models_in_one_table(config, tmp_path):
+def test_two_schedules_are_two_models_in_one_table(config, finished, tmp_path):
+    """One of them is there, so that one is trained."""
+    shutil.copytree(finished / "models", tmp_path / "run/models")
     done = taugrid(
         "run", config, "--out", tmp_path / "run", "--json", "--workers", 1,
         "--set", "grid={diffusion.schedule: [linear, cosine], steps: [2], eta: [0.0, 1.0]}",

@@ -31,7 +31,7 @@ from taugrid.images import encode_png
 from taugrid.registry.extractors import DIGITS_CONVNET, INCEPTION
 from taugrid.workers.data.load import load_images
 
-N = 40
+N = 24
 """Images that Inception sees on either side: a tenth of a second each, and every FID of fewer than 2048 is singular."""
 
 SPLITS, SUBSETS, SUBSET_SIZE = (TINY["evaluate"][key] for key in ("isc_splits", "kid_subsets", "kid_subset_size"))
@@ -192,7 +192,7 @@ def resumed(finished, first, weights, tmp_path_factory):
         folder,
         model={"checkpoint": str(next((finished / "models").iterdir()))},
         grid={"steps": [2], "eta": [0.0]},
-        sample={"num_samples": N, "batch_size": 8, "shard_evaluations": 16},  # 8 images a shard
+        sample={"num_samples": N, "batch_size": 4, "shard_evaluations": 8},  # 4 images a shard
         evaluate=TINY["evaluate"]
         | {
             "kid_subset_size": N // 2,
@@ -214,7 +214,7 @@ def resumed(finished, first, weights, tmp_path_factory):
 
 
 def test_a_killed_evaluation_extracts_nothing_twice(resumed):
-    tasks = ["extract/reference"] + [f"extract/{row_of(resumed.root, 'S0002-eta0-').name}/{i}" for i in range(N // 8)]
+    tasks = ["extract/reference"] + [f"extract/{row_of(resumed.root, 'S0002-eta0-').name}/{i}" for i in range(N // 4)]
     assert 2 <= len(resumed.present) < len(tasks), "the kill came in the middle"
     after = extracted(resumed.root)
     assert sorted(after) == sorted(tasks)
@@ -276,12 +276,20 @@ def test_table_command_and_fidelity_agree_on_grey_images(resumed, first, weights
     assert_agree(row, theirs)
 
 
-def test_command_and_fidelity_agree_on_rgb_images(first, weights, cache, tmp_path):
+def test_command_and_torch_fidelity_agree_on_rgb_images(first, weights, cache, tmp_path, monkeypatch):
     """Every sample in a colour of its own, against the grey reference; both keep what they know of that."""
     colours = np.random.default_rng(0)
     for path in (first / "samples").iterdir():
         grey = np.asarray(Image.open(path))[..., None]
         Image.fromarray(np.rint(grey * colours.uniform(0.7, 1, 3)).astype(np.uint8)).save(tmp_path / path.name)
-    ours, theirs = commands(tmp_path, first / "reference", weights, cache)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    asked = ("--samples", tmp_path, "--reference", first / "reference", "--weights", weights, *settings(N // 2))
+    ours = json.loads(taugrid("evaluate", *asked).stdout)
+    theirs = torch_fidelity.calculate_metrics(
+        input1=str(tmp_path), input2=str(first / "reference"), feature_extractor=INCEPTION,
+        feature_extractor_weights_path=str(weights), fid=True, isc=True, kid=True, prc=True, isc_splits=SPLITS,
+        kid_subsets=SUBSETS, kid_subset_size=N // 2, cuda=False, cache_root=str(cache), input2_cache_name="reference",
+        save_cpu_ram=True, verbose=False,
+    )  # fmt: skip
     assert_agree(ours["metrics"], theirs)
     assert any("grey with colour" in warning for warning in ours["warnings"])

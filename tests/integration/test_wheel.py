@@ -93,20 +93,6 @@ def test_the_wheel_has_the_product_and_nothing_else(wheel, environment):
         assert not missing
 
 
-def test_a_grid_runs_from_the_wheel(run, environment, tmp_path):
-    """With a shipped config, the shipped weights of an extractor, and the published tables."""
-    where = run("python", "-c", "import taugrid.eval; print(taugrid.eval.__file__)").stdout
-    assert Path(where.strip()).is_relative_to(environment)
-    few = ("cluster.workers=1", "sample.num_samples=60", "grid={steps: [2, 3]}", "evaluate.extractor=digits-convnet")
-    settings = [*few, *(f"evaluate.{key}={value}" for key, value in SMALL.items()), "evaluate.metrics=[fid, isc, kid]"]
-    done = run("taugrid", "run", "gaussian", "--json", *(word for each in settings for word in ("--set", each)))
-    rows = json.loads(done.stdout)["cells"]
-    assert [row["steps"] for row in rows] == [2, 3]
-    assert all(row["fid"] > 0 and row["isc_mean"] >= 1 for row in rows)
-    table = pd.read_csv(tmp_path / "runs/gaussian/tables/quality.csv")
-    assert table["fid"].tolist() == [row["fid"] for row in rows]
-
-
 HOSTILE = (
     "print('this is not taugrid')\nraise SystemExit('a module of the user was imported in the place of taugrid')\n"
 )
@@ -122,8 +108,11 @@ def load():
 """
 
 
-def test_a_users_modules_of_the_rooms_names_are_the_users(run, tmp_path):
-    """A custom network that imports the user's own `configs`, beside modules that end whatever imports them."""
+def test_a_grid_runs_from_the_wheel_and_a_users_modules_are_the_users(run, environment, tmp_path):
+    """A custom network that imports the user's own `configs`, beside modules that end whatever imports them.
+
+    With the shipped weights of an extractor, and with the published tables.
+    """
     (tmp_path / "eval.py").write_text(HOSTILE)
     (tmp_path / "workers.py").write_text(HOSTILE)
     (tmp_path / "orchestrator").mkdir()
@@ -136,10 +125,13 @@ def test_a_users_modules_of_the_rooms_names_are_the_users(run, tmp_path):
         "model": {"callable": "network:load"},
         "sample": {"num_samples": 60, "batch_size": 30},
         "grid": {"steps": [2, 5], "eta": [0.0]},
-        "evaluate": SMALL,
-        "cluster": {"workers": 2},
+        "evaluate": SMALL | {"extractor": "digits-convnet", "metrics": ["fid", "isc", "kid"]},
+        "cluster": {"workers": 1},
     }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
+    where = run("python", "-c", "import taugrid.eval; print(taugrid.eval.__file__)").stdout
+    assert Path(where.strip()).is_relative_to(environment)
+    assert "12 cells" in run("taugrid", "plan", "digits", PYTHONPATH=str(tmp_path)).stdout, "a shipped config"
     done = run("python", "-m", "taugrid", "run", "mine.yaml", "--json", PYTHONPATH=str(tmp_path))
     assert "not taugrid" not in done.stdout + done.stderr
     rows = {row["steps"]: row for row in json.loads(done.stdout)["cells"]}
@@ -149,6 +141,9 @@ def test_a_users_modules_of_the_rooms_names_are_the_users(run, tmp_path):
         drawn = np.concatenate([batch for part in parts for _, batch in parquet.read_images(part)])
         assert np.abs(drawn.astype(int) - expected(steps)).max() <= 1
         assert row["fid"] > 0
+        assert row["isc_mean"] >= 1
+    table = pd.read_csv(tmp_path / "runs/mine/tables/quality.csv")
+    assert table["fid"].tolist() == [rows[steps]["fid"] for steps in (2, 5)]
 
 
 def expected(steps):
