@@ -15,6 +15,7 @@ import numpy as np
 
 from taugrid import parquet
 from taugrid.config import Data
+from taugrid.errors import DamagedFile
 from taugrid.eval.sources import Batch, Source, batches
 from taugrid.jobs import Job, Result
 from taugrid.registry.extractors import ExtractorSpec
@@ -76,6 +77,9 @@ def load_extractor(spec: ExtractorSpec, device: str) -> "Callable[[Tensor], Extr
 
 def _batches(job: ExtractJob) -> Iterator[Batch]:
     if isinstance(job.images, str):
+        found = parquet.inspect(Path(job.images), every_byte=False, storage=job.storage).metadata.get("cell")
+        if found != job.metadata["cell"]:
+            raise DamagedFile(f"{job.images}: these are images of cell {found}, not of {job.metadata['cell']}")
         for index, images in parquet.read_images(Path(job.images), storage=job.storage):
             yield Batch(index, images)
     elif isinstance(job.images, Source):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid import parquet
+from taugrid.errors import DamagedFile
 from taugrid.eval.metrics.moments_file import MomentsFile
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics, of_feature_file, of_moments
 from taugrid.eval.metrics.score import score
@@ -59,6 +60,7 @@ def run(job: ScoreJob, device: Device) -> Result:
     """Compute the job's metrics and write them, with its header, to its file.
 
     Raises:
+        DamagedFile: if a file holds the features of another cell, or can't be read.
         ValueError: if there are fewer features than `num_samples`, or some are not finite.
     """
     began = time.perf_counter()
@@ -85,6 +87,7 @@ def _stream(job: ScoreJob, column: str) -> Stream:
     def chunks() -> Iterator[Features]:
         expected = 0
         for path in job.feature_paths:
+            _require_own(job, Path(path))
             for index, values in parquet.read_features(Path(path), column, job.storage):
                 if not np.array_equal(index, np.arange(expected, expected + len(index))):
                     raise ValueError(f"{path}: its indices must continue from {expected}")
@@ -95,6 +98,13 @@ def _stream(job: ScoreJob, column: str) -> Stream:
                 yield values[:kept]
 
     return chunks
+
+
+def _require_own(job: ScoreJob, path: Path) -> None:
+    """Raise `DamagedFile` if a file's features are not this cell's: their indices alone would not tell."""
+    found = parquet.inspect(path, every_byte=False, storage=job.storage).metadata.get("cell")
+    if found != job.header["cell"]:
+        raise DamagedFile(f"{path}: these are features of cell {found}, not of {job.header['cell']}")
 
 
 @lru_cache(maxsize=1)

@@ -35,6 +35,10 @@ class WrongWeights(WorkerRefusal):
     """The weights do not fit the network next to them. Every worker that opens them would fail in the same way."""
 
 
+class OtherContent(WorkerRefusal):
+    """A node holds other weights, data or code than the driver planned with, or none."""
+
+
 class CustomCodeError(ValueError):
     """A user's network or extractor can't be used: one line that says why and what to change."""
 

@@ -28,9 +28,13 @@ class Job:
 
 @dataclass(frozen=True)
 class SavedUnet:
-    """A `UNet2DModel` in a folder: its config and its weights."""
+    """A `UNet2DModel` in a folder: its config and its weights, as the driver found them."""
 
     folder: str
+    weights_sha256: str
+    """Of the file of weights."""
+    config_sha256: str
+    """Of what config.json says (`workers.network.checkpoint.config_sha256`)."""
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ Torch is imported when a device is set up, not with this module: the driver must
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taugrid.config import Diffusion
-from taugrid.jobs import NetworkSpec, SavedUnet
+from taugrid.jobs import NetworkSpec
 
 if TYPE_CHECKING:
     from taugrid.workers.diffusion.process import Denoiser
@@ -52,8 +51,11 @@ class Device:
         self._loaded = lru_cache(maxsize=NETWORKS_KEPT)(self._load)
 
     def network(self, spec: NetworkSpec, diffusion: Diffusion) -> "Denoiser":
-        """The network that `spec` names, as `load_network` returns it; kept for the next job."""
-        return self._loaded(spec, diffusion, modified(spec))
+        """The network that `spec` names, as `load_network` returns it; kept for the next job.
+
+        A spec holds the hashes of what it names, so a replaced network is another spec.
+        """
+        return self._loaded(spec, diffusion)
 
     def beat(self, done: float, of: float) -> None:
         """Say that the running job goes on: `done` of `of` is done, in any unit.
@@ -66,14 +68,7 @@ class Device:
             self._last_beat = now
             self._heard(done, of)
 
-    def _load(self, spec: NetworkSpec, diffusion: Diffusion, modified: float) -> "Denoiser":
+    def _load(self, spec: NetworkSpec, diffusion: Diffusion) -> "Denoiser":
         from taugrid.workers.network.load import load_network
 
         return load_network(spec, diffusion, self.name)
-
-
-def modified(spec: NetworkSpec) -> float:
-    """When a network's files were last written: a replaced network must be loaded again."""
-    if isinstance(spec, SavedUnet):
-        return max(path.stat().st_mtime for path in Path(spec.folder).iterdir())
-    return 0.0

@@ -29,7 +29,7 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int]) 
 
     FID, KID and precision/recall are computed from one layer, the class's default for `fid`. Grey images are passed as
     RGB, as in torch-fidelity. Without `weights`, `weights_sha256` covers everything that was loaded for a forward pass.
-    It is unknown before the class is instantiated, so workers check only the `class_sha256`.
+    A worker has other files loaded, so it checks the `class_sha256` and the tensors of the new instance.
 
     Raises:
         CustomCodeError: if it is not a `FeatureExtractorBase`, returns anything but a float (B, d) for each layer, or
@@ -44,6 +44,7 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int]) 
         logits_layer = None
     layers = layers_read(feature_layer, logits_layer)
     module = extractor_class(name, layers, feature_extractor_weights_path=weights, verbose=False)
+    tensors = source.tensors_sha256(module.state_dict())
     widths = dict(zip(layers, _widths(module, layers, image_shape[1:]), strict=True))
     code = class_sha256(extractor_class)
     content = source.content_sha256(code, source.tensors_sha256(module.state_dict()))
@@ -56,6 +57,7 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int]) 
         dimensions=widths[feature_layer],
         classes=widths[logits_layer] if logits_layer else None,
         source_sha256=code,
+        tensors_sha256=tensors,
     )
 
 

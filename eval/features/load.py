@@ -2,6 +2,7 @@
 
 import pkgutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from taugrid.eval.features.custom import class_sha256, find_class, layers_read
 from taugrid.eval.features.weight_files import require_published, shipped_weights
-from taugrid.hashing import file_sha256
 from taugrid.registry.extractors import EXTRACTORS, ExtractorSpec, HubWeights, KnownExtractor, PublishedWeights
+from taugrid.workers.content import require_same, unchanged, verified_copy
+from taugrid.workers.custom.source import tensors_sha256
 
 
 class Extraction(NamedTuple):
@@ -28,8 +30,9 @@ def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
     """The extractor of `spec` on `device`: a function from uint8 images (B, C, H, W) to their `Extraction`.
 
     Raises:
-        ValueError: if the file of weights is missing here, differs from the resolved one, could run code, or doesn't
-            fit the extractor; or if a custom class is not the resolved one.
+        OtherContent: if this node has another file of weights than the resolved one, or none; or if a custom class
+            has other source code or loads other weights.
+        ValueError: if the file of weights could run code or doesn't fit the extractor.
     """
     layers = layers_read(spec.feature_layer, spec.logits_layer)
     known = None if spec.source_sha256 else EXTRACTORS[spec.name]
@@ -60,11 +63,13 @@ def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
 
 def _custom(spec: ExtractorSpec, layers: list[str]) -> Any:
     extractor_class = find_class(spec.name)
-    if class_sha256(extractor_class) != spec.source_sha256:
-        raise ValueError(f"{spec.name} has different source code on this machine than where the run was started")
-    if spec.weights_path is not None:
-        _check_weights(spec, Path(spec.weights_path))
-    return extractor_class(spec.name, layers, feature_extractor_weights_path=spec.weights_path, verbose=False)
+    require_same(f"the source code of {spec.name}", class_sha256(extractor_class), str(spec.source_sha256))
+    path = spec.weights_path
+    with nullcontext() if path is None else unchanged(Path(path), spec.weights_sha256):  # the class opens it itself
+        module = extractor_class(spec.name, layers, feature_extractor_weights_path=path, verbose=False)
+    if spec.tensors_sha256 is not None:
+        require_same(f"{spec.name}, by its weights,", tensors_sha256(module.state_dict()), spec.tensors_sha256)
+    return module
 
 
 def _known(known: KnownExtractor, spec: ExtractorSpec, layers: list[str]) -> Any:
@@ -72,32 +77,23 @@ def _known(known: KnownExtractor, spec: ExtractorSpec, layers: list[str]) -> Any
     if known.weights is None:
         return extractor_class(spec.name, layers)
     path = shipped_weights(spec.name) if spec.weights_path is None else Path(spec.weights_path)
-    _check_weights(spec, path)
     require_published(known, path, spec.weights_sha256)
-    if isinstance(known.weights, PublishedWeights) and known.weights.is_pickle:
-        _require_plain_tensors(spec.name, path)
-    # torch-fidelity itself finds weights that come through torch's hub.
-    path_taken = None if isinstance(known.weights, HubWeights) else str(path)
     try:
-        return extractor_class(spec.name, layers, feature_extractor_weights_path=path_taken, verbose=False)
+        if isinstance(known.weights, HubWeights):  # torch-fidelity itself finds weights that come through torch's hub
+            with unchanged(path, spec.weights_sha256):
+                return extractor_class(spec.name, layers, verbose=False)
+        with verified_copy(path, spec.weights_sha256) as copy:
+            if isinstance(known.weights, PublishedWeights) and known.weights.is_pickle:
+                _require_plain_tensors(spec.name, path, copy)
+            return extractor_class(spec.name, layers, feature_extractor_weights_path=str(copy), verbose=False)
     except (RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} does not hold weights of {spec.name}: {reason}") from error
 
 
-def _check_weights(spec: ExtractorSpec, path: Path) -> None:
-    if not path.is_file():
-        raise ValueError(f"{spec.name}: there is no file {path} on this machine; put it where every worker sees it")
-    found = file_sha256(path)
-    if found != spec.weights_sha256:
-        raise ValueError(
-            f"{spec.name}: {path} has SHA-256 {found[:12]}... here, not {spec.weights_sha256[:12]}... as planned"
-        )
-
-
-def _require_plain_tensors(name: str, path: Path) -> None:
-    """ValueError if opening the file could run code."""
+def _require_plain_tensors(name: str, path: Path, copy: Path) -> None:
+    """ValueError if opening `copy`, a copy of `path`, could run code."""
     try:
-        torch.load(path, map_location="cpu", weights_only=True)
+        torch.load(copy, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises anything for another kind of file: IndexError, KeyError, ...
         raise ValueError(f"{name}: {path} must be a file of plain tensors, because others could run code") from error

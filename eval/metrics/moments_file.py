@@ -9,6 +9,7 @@ import numpy as np
 from taugrid.errors import DamagedFile
 from taugrid.eval.metrics.statistics import Array, Moments
 from taugrid.hashing import file_sha256
+from taugrid.workers.content import verified_copy
 from taugrid.workers.data.readers.npz import NPZ_ERRORS, NPZ_IMAGES, require_whole_npz
 from taugrid.workers.data.readers.picture import SourceError
 
@@ -45,8 +46,12 @@ def open_moments(file: Path) -> MomentsFile | None:
 
 
 def read_moments(file: MomentsFile) -> Moments:
-    """The moments in a file. Their `n` is unknown; it is set to 2, which makes scatter and covariance equal."""
-    with load_npz(Path(file.path)) as arrays:
+    """The moments in a file. Their `n` is unknown; it is set to 2, which makes scatter and covariance equal.
+
+    Raises:
+        OtherContent: if this node has another file there than the driver opened, or none.
+    """
+    with verified_copy(Path(file.path), file.sha256) as copy, load_npz(copy) as arrays:
         mean, covariance = _mean_and_covariance(Path(file.path), arrays)
     return Moments(2, mean, covariance)
 

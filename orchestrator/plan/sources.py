@@ -107,7 +107,7 @@ class Trained(BaseModelSource):
 
     def network(self, folder: Path, weights: str) -> NetworkSpec:
         """What a worker loads; `weights` is `ema` or `raw`."""
-        return SavedUnet(str(self.weights_file(folder, weights).parent))
+        return checkpoint.saved_unet(self.weights_file(folder, weights).parent)
 
     def weights_file(self, folder: Path, weights: str) -> Path:
         """The file of weights."""
@@ -162,8 +162,19 @@ class Loaded(BaseModelSource):
         return self.checkpoint.sample
 
     def network(self, folder: Path, weights: str) -> NetworkSpec:
-        """What a worker loads; `weights` is `ema` or `raw`."""
-        return SavedUnet(str(self.weights_file(folder, weights).parent))
+        """What a worker loads; `weights` is `ema` or `raw`. The config is as planned."""
+        digest, place = self.weights_sha256(folder, weights), self.weights_file(folder, weights).parent
+        return SavedUnet(str(place), digest, checkpoint.config_sha256(self.checkpoint.unet_config))
+
+    def weights_sha256(self, folder: Path, weights: str) -> str:
+        """SHA-256 of the weights; `UserError` if there are none, or others than the model's id is a hash of."""
+        found = super().weights_sha256(folder, weights)
+        if weights == "ema" and found != self.checkpoint.weights_sha256:
+            raise UserError(
+                f"{self.weights_file(folder, weights)} has been replaced: SHA-256 {found[:12]}, planned with "
+                f"{self.checkpoint.weights_sha256[:12]}; put the old file back, or run the command again"
+            )
+        return found
 
     def weights_file(self, folder: Path, weights: str) -> Path:
         """The file of weights in the checkpoint's folder."""

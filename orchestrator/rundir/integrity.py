@@ -4,7 +4,7 @@ All state is on disk: a shard is done when its file is in place and intact.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,15 +63,25 @@ class Integrity(Paths):
         return done
 
     def extracted(self, extractor: str, cell: Cell, every_byte: bool, on_damage: OnDamage) -> set[int]:
-        """Numbers of the cell's shards whose features are complete."""
+        """Numbers of the cell's shards whose features are complete. Those of another cell count as damaged."""
         paths = [self.feature_part(extractor, cell, shard) for shard in cell.shards]
-        parts = zip(cell.shards, self._inspect_all(cell, paths, every_byte, on_damage), strict=True)
-        return {shard.number for shard, part in parts if part is not None and part.stop >= shard.stop}
+        parts = self._inspect_all(cell, paths, every_byte, on_damage)
+        expected = {"cell": cell.id, "extractor": extractor}
+        return {
+            shard.number
+            for shard, path, part in zip(cell.shards, paths, parts, strict=True)
+            if part is not None and _is_of(path, part, expected, on_damage) and part.stop >= shard.stop
+        }
 
-    def is_whole(self, path: Path, stop: int, on_damage: OnDamage, start: int = 0) -> bool:
-        """Whether there is an intact file with rows `start` to `stop` - 1. A damaged one is reported."""
+    def is_whole(
+        self, path: Path, stop: int, on_damage: OnDamage, start: int = 0, expected: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Whether there is an intact file with rows `start` to `stop` - 1 and `expected` in its metadata.
+
+        A damaged one is reported, and so is one with other metadata.
+        """
         part = self._inspect(path, start, True, on_damage)
-        return part is not None and part.stop >= stop
+        return part is not None and _is_of(path, part, expected or {}, on_damage) and part.stop >= stop
 
     def committed_cells(self) -> dict[str, str]:
         """Cell id -> folder name, of every cell with at least one sample file in place."""
@@ -144,3 +154,11 @@ class Integrity(Paths):
             on_damage(Damage(path, f"it starts at image {part.start}, not {start}"))
             return None
         return part
+
+
+def _is_of(path: Path, part: parquet.Part, expected: Mapping[str, Any], on_damage: OnDamage) -> bool:
+    """Whether a file's metadata are the expected ones; others are reported."""
+    other = [key for key, value in expected.items() if part.metadata.get(key) != value]
+    if other:
+        on_damage(Damage(path, f"it is of another {' and '.join(other)}"))
+    return not other

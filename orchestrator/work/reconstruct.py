@@ -154,7 +154,9 @@ class ReconstructWork(WorkKind):
         return {"data": content, "weights_sha256": self.rundir.weights_sha256(cell.model, cell.settings.weights)}
 
     def _is_whole(self, place: Place, on_damage: OnDamage) -> bool:
-        return self.rundir.is_whole(place.path, place.shard.stop, on_damage, place.shard.start)
+        return self.rundir.is_whole(
+            place.path, place.shard.stop, on_damage, place.shard.start, expected={"cell": place.cell.id}
+        )
 
     def _row(self, cell: Cell, paths: list[Path]) -> dict[str, Any]:
         n = cell.settings.num_samples

@@ -98,7 +98,7 @@ class Survey:
         influence = self.rundir.influence(cell, evaluation.id(cell))
         scored = value is not None and (
             "fid_se" not in value["metrics"]
-            or self.rundir.is_whole(influence, cell.settings.num_samples, self.on_damage)
+            or self.rundir.is_whole(influence, cell.settings.num_samples, self.on_damage, expected={"cell": cell.id})
         )
         # Features may have been removed to save space: they are only needed for the score.
         to_score = bool(damages) or len(sampled) < len(cell.shards) or not scored

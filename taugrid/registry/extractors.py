@@ -181,6 +181,8 @@ class ExtractorSpec:
     source_sha256: str | None = None
     """Of the source files of a custom class, its bases and what they import, see `eval.features.custom`; None for
     all others."""
+    tensors_sha256: str | None = None
+    """Of the state of a new instance of a custom class, for workers to check. It is part of no identity."""
 
     def describe(self) -> dict[str, str | None]:
         """What protocols and provenance say of it."""

@@ -17,11 +17,10 @@ from safetensors.torch import load_file, save_file
 from taugrid import config
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Diffusion, validate
 from taugrid.errors import UserError, WrongWeights
-from taugrid.jobs import SavedUnet
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers import schedules
-from taugrid.workers.network.checkpoint import PICKLED_WEIGHTS_FILE, WEIGHTS_FILE, read_checkpoint
+from taugrid.workers.network.checkpoint import PICKLED_WEIGHTS_FILE, WEIGHTS_FILE, read_checkpoint, saved_unet
 from taugrid.workers.network.ema import ema_start
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.pipeline import save_pipeline
@@ -317,7 +316,7 @@ def test_damaged_and_divided_weights_are_one_line(pipeline):
 
 
 def loaded(folder):
-    return load_network(SavedUnet(str(folder)), DIFFUSION_DEFAULTS, "cpu")
+    return load_network(saved_unet(Path(folder)), DIFFUSION_DEFAULTS, "cpu")
 
 
 def as_pickle(folder):

@@ -10,7 +10,7 @@ import torch
 import torch_fidelity
 from safetensors.torch import save_file
 
-from taugrid.errors import CustomCodeError
+from taugrid.errors import CustomCodeError, OtherContent
 from taugrid.eval.features.custom import describe, find_class
 from taugrid.eval.features.load import load
 from taugrid.eval.features.resolve import resolve
@@ -142,7 +142,7 @@ def test_custom_weights_are_passed_on_and_make_the_identity(folder):
     expected = (2 * grey.double().mean((2, 3))).expand(-1, 3).float()
     assert torch.allclose(load(spec, "cpu")(grey).features, expected)  # given as RGB, as torch-fidelity does
     save_file({"scale": torch.tensor([3.0])}, folder / "scale.safetensors")
-    with pytest.raises(ValueError, match="SHA-256"):
+    with pytest.raises(OtherContent, match="SHA-256"):
         load(spec, "cpu")
     with pytest.raises(ValueError, match=r"evaluate.weights: there is no file .*absent"):
         resolve("mine.networks:Means", "any", "absent", (1, 5, 5))
@@ -152,7 +152,7 @@ def test_source_that_differs_where_the_work_is_done_is_refused(folder):
     spec = spec_of("Means")
     (folder / "mine" / "networks.py").write_text(SOURCE.replace("mean((2, 3))", "amax((2, 3))"))
     forget()
-    with pytest.raises(ValueError, match="different source code on this machine"):
+    with pytest.raises(OtherContent, match="the source code of mine"):
         load(spec, "cpu")
     changed = spec_of("Means")
     assert changed.weights_sha256 != spec.weights_sha256
@@ -195,7 +195,7 @@ def test_source_of_what_the_class_imports_counts(folder, imports):
     (folder / "mine" / "helper.py").write_text("SCALE = 100\n")
     assert spec_of("Means").source_sha256 != before.source_sha256
     assert spec_of("Means").weights_sha256 != before.weights_sha256
-    with pytest.raises(ValueError, match="different source code on this machine"):
+    with pytest.raises(OtherContent, match="the source code of mine"):
         load(before, "cpu")
 
 
@@ -227,6 +227,12 @@ def test_weights_that_the_class_finds_by_itself_count(folder):
     assert found([2.0]) == found([2.0])
     assert len({found([2.0]), found([3.0]), found([2.0, 2.0, 2.0]), found(2.0)}) == 4
     assert spec_of("Means").source_sha256 == spec_of("FindsWeights").source_sha256
+    found([2.0])
+    planned = spec_of("FindsWeights")
+    load(planned, "cpu")
+    found([3.0])
+    with pytest.raises(OtherContent, match="FindsWeights, by its weights, has SHA-256"):
+        load(planned, "cpu")
 
 
 def test_a_class_that_does_not_come_to_an_end_is_given_up(folder, monkeypatch):

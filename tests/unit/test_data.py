@@ -248,7 +248,7 @@ def test_a_worker_refuses_images_that_are_not_the_drivers(pictures, tmp_path):
     here, there = data.content_fingerprint(section), "ab" * 32
     said = rf"^data: .* different images of folder in {pictures} \(SHA-256 {here[:8]}\) from the driver's \(abababab\)"
     assert data.load_known_images(section, here) is data.load_images(section)
-    network, diffusion = SavedUnet("unused"), config.DIFFUSION_DEFAULTS
+    network, diffusion = SavedUnet("unused", "", ""), config.DIFFUSION_DEFAULTS
     reconstruct = reconstruction.ReconstructJob(
         str(tmp_path / "a"), False, 0, 9, network, section, there, 4, diffusion, (1, 2), {}
     )

@@ -20,6 +20,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torchvision.models import VGG16_Weights
 
+from taugrid.errors import OtherContent
 from taugrid.eval.features.load import load
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.features.weight_files import shipped_weights, torch_hub_folder
@@ -356,10 +357,10 @@ def test_weights_other_than_those_resolved_are_refused(tmp_path):
     assert spec == replace(resolve(None, "digits", None, DIGIT), weights_path=str(copy))
     load(spec, "cpu")
     copy.write_bytes(b"changed meanwhile")
-    with pytest.raises(ValueError, match="SHA-256"):
+    with pytest.raises(OtherContent, match="SHA-256"):
         load(spec, "cpu")
     copy.unlink()
-    with pytest.raises(ValueError, match=r"no file .*own\.safetensors on this machine"):
+    with pytest.raises(OtherContent, match=r"no file .*own\.safetensors;"):
         load(spec, "cpu")
 
 

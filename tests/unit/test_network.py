@@ -1,4 +1,6 @@
 import json
+import os
+import platform
 
 import diffusers
 import numpy as np
@@ -6,10 +8,13 @@ import pytest
 import torch
 
 from taugrid import config
+from taugrid.errors import OtherContent
 from taugrid.jobs import OracleNetwork, SavedUnet
 from taugrid.workers import schedules
+from taugrid.workers.device import Device
 from taugrid.workers.diffusion import schedule
-from taugrid.workers.network.checkpoint import read_checkpoint
+from taugrid.workers.network import checkpoint
+from taugrid.workers.network.checkpoint import WEIGHTS_FILE, read_checkpoint, saved_unet
 from taugrid.workers.network.ema import ema_decay, ema_start, ema_update
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.pipeline import save_pipeline
@@ -26,7 +31,7 @@ UNET = config.Unet(
 
 
 def load(folder):
-    return load_network(SavedUnet(str(folder)), config.DIFFUSION_DEFAULTS, "cpu")
+    return load_network(saved_unet(folder), config.DIFFUSION_DEFAULTS, "cpu")
 
 
 def network(seed, layout=torch.contiguous_format):
@@ -56,8 +61,34 @@ def test_files_hold_no_pickle(tmp_path):
 
 
 def test_a_name_on_the_hub_is_never_asked_for():
-    with pytest.raises(OSError):
-        load("google/ddpm-cifar10-32")
+    name = "google/ddpm-cifar10-32"
+    with pytest.raises(OtherContent, match=f"there is no file {name}/"):
+        load_network(SavedUnet(name, "0" * 64, "0" * 64), config.DIFFUSION_DEFAULTS, "cpu")
+
+
+@pytest.mark.parametrize("file", [WEIGHTS_FILE, "config.json"])
+def test_a_worker_refuses_another_network_than_the_drivers_whatever_its_files_times(tmp_path, file):
+    """A stale copy on one node, or a checkpoint replaced during a run: no time of a file may hide it."""
+    folder = tmp_path / "unet"
+    network(0).save_pretrained(folder)
+    saved = saved_unet(folder)
+    device = Device("cpu")
+    x = torch.randn(2, 1, 8, 8)
+    before = device.network(saved, config.DIFFUSION_DEFAULTS)(x, 500)
+    stat = (folder / file).stat()
+    other = build_unet(UNET.model_copy(update={"norm_eps": 1e-2}), (1, 8, 8))
+    other.save_pretrained(tmp_path / "other")
+    (folder / file).write_bytes((tmp_path / "other" / file).read_bytes())
+    os.utime(folder / file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(OtherContent) as caught:
+        load_network(saved, config.DIFFUSION_DEFAULTS, "cpu")
+    expected = saved.weights_sha256 if file == WEIGHTS_FILE else saved.config_sha256
+    for fact in (platform.node(), str(folder / file), expected[:12]):
+        assert fact in str(caught.value)
+    # What is in memory is still the planned network; a spec of the new files is another.
+    assert torch.equal(device.network(saved, config.DIFFUSION_DEFAULTS)(x, 500), before)
+    checkpoint._sha256.cache_clear()  # in the driver, a cache that no worker believes
+    assert not torch.equal(device.network(saved_unet(folder), config.DIFFUSION_DEFAULTS)(x, 500), before)
 
 
 def test_a_network_is_asked_at_the_papers_time(tmp_path):

@@ -428,16 +428,15 @@ ALLOWED = [
         "files and folders that a user names; a run is opened by its config, before it has a storage",
     ),
     Exceptions("workers/actor.py", {"is_file": 1}, "the probe shows workers the directory itself"),
-    Exceptions("workers/device.py", {"iterdir": 1, "stat": 1}, DIFFUSERS),
+    Exceptions("workers/content.py", {"open": 2}, "weights, to hash them and to copy them for libraries"),
     Exceptions(
         "workers/network/checkpoint.py",
         {"exists": 1, "glob": 1, "is_dir": 3, "is_file": 7, "read_text": 1, "stat": 1},
         DIFFUSERS,
     ),
-    Exceptions("workers/network/custom.py", {"is_file": 1}, "the user's weights"),
     Exceptions("workers/network/custom_process.py", {"is_file": 1}, "the user's weights"),
     Exceptions("workers/network/pipeline.py", {"save_pretrained": 2}, DIFFUSERS),
-    Exceptions("workers/network/unet.py", {"torch.load": 1}, DIFFUSERS),
+    Exceptions("workers/network/unet.py", {"read_bytes": 1, "torch.load": 1, "write_bytes": 1}, DIFFUSERS),
     Exceptions(
         "workers/training/checkpoints.py",
         {"copyfile": 1, "glob": 1, "iterdir": 1, "mkdir": 1, "torch.load": 2, "torch.save": 1},

@@ -16,7 +16,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from taugrid import config
 from taugrid.errors import UserError
-from taugrid.jobs import SavedUnet
 from taugrid.orchestrator import training as driver
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
@@ -27,6 +26,7 @@ from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import noise
 from taugrid.workers.diffusion.process import velocity
+from taugrid.workers.network.checkpoint import saved_unet
 from taugrid.workers.network.ema import ema_decay
 from taugrid.workers.network.load import load_network
 from taugrid.workers.training import checkpoints, fit, loop
@@ -230,7 +230,7 @@ def test_a_compiled_network_learns_the_same_and_is_saved_as_any_other(tmp_path):
     checkpoints.load(other, tmp_path / "state.pt")
     assert torch.equal(weights(other), weights(state))
     checkpoints.commit(spec, state)
-    raw = load_network(SavedUnet(str(spec.final / "unet_raw")), spec.diffusion, "cpu")
+    raw = load_network(saved_unet(spec.final / "unet_raw"), spec.diffusion, "cpu")
     x = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(raw(x, 500), other.unet.eval()(x, 499).sample, rtol=0, atol=1e-5)
 

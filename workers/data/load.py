@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.config import Data
-from taugrid.errors import UserError
+from taugrid.errors import OtherContent, UserError
 from taugrid.hashing import digest_of_shape
 from taugrid.workers.data.decoding import Decoded, EncodedDataset, decoded
 from taugrid.workers.data.places import decoded_folder, default_root
@@ -41,11 +41,12 @@ def load_known_images(data: Data, sha256: str) -> NDArray[np.uint8]:
         sha256: the `content_fingerprint` on the driver.
 
     Raises:
-        UserError: as `load_images`, and if the images differ.
+        UserError: as `load_images`.
+        OtherContent: if the images differ.
     """
     found = _load(data)
     if found.fingerprint != sha256:
-        raise UserError(
+        raise OtherContent(
             f"data: node {platform.node()} has different images of {data.full_name} in {_place(data)} (SHA-256 "
             f"{found.fingerprint[:8]}) from the driver's ({sha256[:8]}): copy the driver's images there"
         )

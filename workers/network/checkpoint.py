@@ -9,10 +9,12 @@ from typing import Any
 from taugrid.config import Diffusion
 from taugrid.config.model import is_hub_id
 from taugrid.errors import UserError
-from taugrid.hashing import file_sha256
+from taugrid.hashing import file_sha256, json_sha256
+from taugrid.jobs import SavedUnet
 from taugrid.workers import hub
 from taugrid.workers.network.scheduler import read_scheduler
 
+CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 PICKLED_WEIGHTS_FILE = "diffusion_pytorch_model.bin"
 """Read only if there are no safetensors. Nothing but tensors is unpickled (`weights_only`)."""
@@ -106,13 +108,32 @@ def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
     return Checkpoint(
         path=path,
         unet_folder=str(unet.resolve()),
-        unet_config={key: value for key, value in config.items() if not key.startswith("_")},
+        unet_config=_settings(config),
         weights_sha256=digest,
         diffusion=diffusion,
         sample=sample,
         raw_folder=str(raw.resolve()) if in_pipeline and raw.is_dir() else None,
         commit=commit,
     )
+
+
+def saved_unet(folder: Path) -> SavedUnet:
+    """The network in a folder as a job names it, by what its files hold now.
+
+    Raises:
+        UserError: if there are no weights or no config.json.
+    """
+    digest = weights_sha256(weights_file(folder))
+    return SavedUnet(str(folder), digest, config_sha256(_json(folder / "config.json")))
+
+
+def config_sha256(config: dict[str, Any]) -> str:
+    """SHA-256 of what a network's config.json says; who wrote it (`_diffusers_version`) does not count."""
+    return json_sha256(_settings(config))
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def _check_components(path: str, components: dict[str, Any]) -> None:

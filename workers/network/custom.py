@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from taugrid.errors import CustomCodeError
 from taugrid.hashing import file_sha256
 from taugrid.jobs import CustomNetwork
+from taugrid.workers.content import require_same, unchanged
 from taugrid.workers.custom.find import find
 from taugrid.workers.custom.source import content_sha256, source_sha256, tensors_sha256
 
@@ -26,35 +28,17 @@ def load(network: CustomNetwork, device: str) -> BatchedDenoiser:
     """The network that was described when the run was planned, for inference on `device`.
 
     Raises:
-        CustomCodeError: if the source code, the file of weights or the tensors differ from those described, or the
-            function does not return a network. Calling the network can raise it too, see `checked`.
+        OtherContent: if this node has other source code or another file of weights, or the network other tensors.
+        CustomCodeError: if the function does not return a network. Calling the network can raise it too, see `checked`.
     """
     name = network.callable
-    if source_sha256([name.partition(":")[0]]) != network.source_sha256:
-        raise CustomCodeError(
-            f"{name} has different source code on this machine than where the run was started; copy the code here"
-        )
-    if network.weights is not None:
-        _check_weights(Path(network.weights), network.weights_sha256)
-    made = make(name, network.weights)
-    if tensors_sha256(tensors(made)) != network.tensors_sha256:
-        raise CustomCodeError(
-            f"{name} returns different weights on this machine than where the run was started; have it load them "
-            "from files that every worker sees"
-        )
+    require_same(f"the source code of {name}", source_sha256([name.partition(":")[0]]), network.source_sha256)
+    weights = nullcontext() if network.weights is None else unchanged(Path(network.weights), network.weights_sha256)
+    with weights:  # the function opens the file itself
+        made = make(name, network.weights)
+    loaded = tensors_sha256(tensors(made))
+    require_same(f"the network that {name} returns, by its weights,", loaded, network.tensors_sha256)
     return for_inference(made, name, device)
-
-
-def _check_weights(path: Path, expected: str) -> None:
-    if not path.is_file():
-        raise CustomCodeError(
-            f"model.weights: there is no file {path} on this machine; put it where every worker sees it"
-        )
-    found = file_sha256(path)
-    if found != expected:
-        raise CustomCodeError(
-            f"model.weights: {path} has SHA-256 {found[:12]}... here, not {expected[:12]}... as planned"
-        )
 
 
 def make(name: str, weights: str | None) -> Any:

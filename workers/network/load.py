@@ -17,15 +17,16 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str) -> Den
     It returns what the network predicts (`diffusion.prediction`), in the shape of x.
 
     Raises:
-        OSError: if a folder holds no network.
+        OtherContent: if this node has other files, code or weights than the driver planned with, or none.
+        OSError: if a file can't be read.
         WrongWeights: if the weights in a folder do not fit its config.json.
-        CustomCodeError: if a custom network is not the planned one. Calling it raises the same for a wrong output, see
+        CustomCodeError: if a custom function returns no network. Calling it raises the same for a wrong output, see
             `custom.checked`.
     """
     if isinstance(network, SavedUnet):
         from taugrid.workers.network.unet import load_unet  # diffusers takes seconds, and only these need it
 
-        return load_unet(network.folder, device)
+        return load_unet(network, device)
     if isinstance(network, CustomNetwork):
         batched = custom.load(network, device)
         return lambda x, t: batched(x, torch.full((len(x),), network_time(t), device=x.device))

@@ -1,5 +1,6 @@
 """diffusers' UNet2DModel: built from the config, and loaded from a folder as a function of x and t."""
 
+import json
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +11,16 @@ from torch import Tensor
 
 from taugrid.config import Unet
 from taugrid.errors import WrongWeights
+from taugrid.jobs import SavedUnet
+from taugrid.workers.content import require_same, verified_copy
 from taugrid.workers.diffusion.process import Denoiser, network_time
-from taugrid.workers.network.checkpoint import MOST_NAMED, WEIGHTS_FILE, weights_file
+from taugrid.workers.network.checkpoint import (
+    CONFIG_FILE,
+    MOST_NAMED,
+    WEIGHTS_FILE,
+    config_sha256,
+    weights_file,
+)
 
 
 def build_unet(unet: Unet, image_shape: tuple[int, int, int]) -> diffusers.UNet2DModel:
@@ -21,14 +30,18 @@ def build_unet(unet: Unet, image_shape: tuple[int, int, int]) -> diffusers.UNet2
     return diffusers.UNet2DModel(**size, **unet.model_dump())
 
 
-def load_unet(folder: str, device: str) -> Denoiser:
-    """The UNet2DModel in `folder`, for inference on `device`. Only tensors are unpickled.
+def load_unet(saved: SavedUnet, device: str) -> Denoiser:
+    """The saved UNet2DModel, for inference on `device`. Only tensors are unpickled.
 
     Raises:
-        OSError: if there is no such network.
+        OtherContent: if this node has other files in the folder than the driver, or none.
+        OSError: if they can't be read.
         WrongWeights: if the weights do not fit the config.json next to them, or hold more than tensors.
     """
-    unet = _from_folder(Path(folder))
+    folder = Path(saved.folder)
+    with verified_copy(weights_file(folder), saved.weights_sha256) as weights:
+        weights.with_name(CONFIG_FILE).write_bytes(_config(folder / CONFIG_FILE, saved.config_sha256))
+        unet = _from_folder(weights.parent, folder)
     unet = unet.to(device=device, memory_format=torch.channels_last).eval()
 
     @torch.inference_mode()
@@ -41,14 +54,26 @@ def load_unet(folder: str, device: str) -> Denoiser:
     return network
 
 
-def _from_folder(folder: Path) -> diffusers.UNet2DModel:
-    file = weights_file(folder)
+def _config(file: Path, sha256: str) -> bytes:
+    """The bytes of a config.json that says what the driver read; OtherContent if it does not."""
+    try:
+        data = file.read_bytes()
+        found = config_sha256(json.loads(data))
+    except (FileNotFoundError, ValueError, AttributeError):  # missing, no JSON, or no object
+        found = "no config"
+    require_same(file, found, sha256)
+    return data
+
+
+def _from_folder(copy: Path, folder: Path) -> diffusers.UNet2DModel:
+    """The network in `copy`, a private copy of `folder`; messages name `folder`."""
+    file = folder / weights_file(copy).name
     is_pickled = file.name != WEIGHTS_FILE
     if is_pickled:
-        _require_tensors(file)
+        _require_tensors(copy / file.name, file)
     try:
         unet, found = diffusers.UNet2DModel.from_pretrained(
-            folder,
+            copy,
             torch_dtype=torch.float32,
             use_safetensors=not is_pickled,
             local_files_only=True,
@@ -66,9 +91,9 @@ def _from_folder(folder: Path) -> diffusers.UNet2DModel:
     return unet
 
 
-def _require_tensors(file: Path) -> None:
+def _require_tensors(copy: Path, file: Path) -> None:
     try:
-        torch.load(file, map_location="meta", weights_only=True)
+        torch.load(copy, map_location="meta", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise WrongWeights(
             f"{file} is damaged or holds more than tensors, which could run code, so it was not opened; use safetensors"

@@ -1,0 +1,69 @@
+"""Checks that what a worker loads is what the driver planned with: a node may hold other files under the same names.
+
+What is loaded is what was hashed: a file is read once, into a private copy, and the copy is what libraries open. Times
+of files decide nothing. Imports no torch.
+"""
+
+import hashlib
+import platform
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+
+from taugrid.errors import OtherContent
+
+CHUNK_BYTES = 2**22
+SHOWN_DIGITS = 12
+"""How many digits of a hash a message shows."""
+
+
+def require_same(what: str | Path, found: str, expected: str) -> None:
+    """Raise `OtherContent` unless the SHA-256 of `what`, as this node loaded it, is the driver's."""
+    if found != expected:
+        raise OtherContent(
+            f"node {platform.node()}: {what} has SHA-256 {found[:SHOWN_DIGITS]} there, but {expected[:SHOWN_DIGITS]} "
+            "where the run was planned; copy the driver's there"
+        )
+
+
+@contextmanager
+def verified_copy(path: Path, sha256: str) -> Iterator[Path]:
+    """A private copy of a file, of the same name and alone in its folder, made of the very bytes that were hashed.
+
+    Raises:
+        OtherContent: if there is no such file on this node, or its SHA-256 is not `sha256`.
+        OSError: if it can't be read, or the copy can't be written.
+    """
+    with tempfile.TemporaryDirectory(prefix="taugrid-") as folder:
+        copy = Path(folder) / path.name
+        with _opened(path) as file, copy.open("wb") as target:
+            digest = hashlib.sha256()
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+                target.write(chunk)
+        require_same(path, digest.hexdigest(), sha256)
+        yield copy
+
+
+@contextmanager
+def unchanged(path: Path, sha256: str) -> Iterator[None]:
+    """For code that must open `path` itself: the file's hash is checked before and after. Raises as `verified_copy`."""
+    _require_file(path, sha256)
+    yield
+    _require_file(path, sha256)
+
+
+def _require_file(path: Path, sha256: str) -> None:
+    with _opened(path) as file:
+        require_same(path, hashlib.file_digest(file, "sha256").hexdigest(), sha256)
+
+
+def _opened(path: Path) -> BufferedReader:
+    try:
+        return path.open("rb")
+    except (FileNotFoundError, NotADirectoryError):
+        raise OtherContent(
+            f"node {platform.node()}: there is no file {path}; put it where every worker sees it"
+        ) from None
