@@ -27,10 +27,10 @@ from shared import taugrid
 pytestmark = pytest.mark.chaos
 
 SLOW = {
-    "sample": {"num_samples": 96, "batch_size": 8, "shard_evaluations": 320},
+    "sample": {"num_samples": 144, "batch_size": 8, "shard_evaluations": 320},
     "grid": {"steps": [20, 40], "eta": [0.0, 1.0]},
 }
-"""36 shards, small and many, so that a kill finds some done, some running and some waiting."""
+"""54 shards, small and many, so that a kill finds some done, some running and some waiting."""
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,10 @@ def more_than(count, root):
     return len(parts(root)) > count
 
 
+def joined(root):
+    return sum(event["event"] == "worker" for event in events(root))
+
+
 def finish_and_compare(slow, root, undisturbed):
     taugrid("run", slow, "--out", root)
     assert sample_files(root) == sample_files(undisturbed)
@@ -72,7 +76,7 @@ def finish_and_compare(slow, root, undisturbed):
 def test_a_killed_worker_is_replaced_and_its_shard_redone(slow, undisturbed, root, kills):
     def kill_workers():
         for kill in range(kills):
-            while not more_than(6 + 5 * kill, root):
+            while not (more_than(6 + 6 * kill, root) and joined(root) == 2 + kill):
                 time.sleep(0.02)
             os.kill(worker_pids(os.getpid())[-1], signal.SIGKILL)
 
