@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taugrid.config import Config
+from taugrid.disk import failing_in_one_line
 from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation
@@ -59,8 +60,10 @@ class Run:
         self._cluster = ExitStack()
         self._connected = False
 
-    def do(self, stages: Collection[str]) -> Outcome:
+    def do(self, stages: Collection[str], break_lock: bool = False) -> Outcome:
         """Do `stages`, some of train, sample, reconstruct, interpolate, evaluate and report, in that order.
+
+        `break_lock` takes the run directory from a driver that seems to be at work there.
 
         Raises:
             UserError: if something must be changed first; nothing is lost.
@@ -72,7 +75,8 @@ class Run:
                 if not self.rundir.is_ready(model):
                     fit.check(source.train)
                     load_images(source.data)  # refuse bad images here, not when the first worker needs them
-        with self.rundir.lock(), self._cluster:
+        with failing_in_one_line(), self.rundir.lock(break_lock, self._progress.say) as lease, self._cluster:
+            self._began = lease.began
             check_extends(self.config, self.plan, self.rundir)
             write_json(self.rundir.config, self.config.model_dump(mode="json"), self.rundir.storage)
             self._events = Events(self.rundir)
@@ -136,8 +140,8 @@ class Run:
         if by_key:
             self._connect()
             problems = self._dispatch(by_key)
-        if not problems:
-            self.rundir.remove_temporaries(kind.writes_in() for kind in work_kinds())
+        if not problems and self._began is not None:
+            self.rundir.remove_temporaries((kind.writes_in() for kind in work_kinds()), self._began)
         for work in works:
             work.clean_up()
         return problems

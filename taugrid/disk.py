@@ -9,6 +9,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
+from taugrid.errors import RunFailed, of_the_surroundings
+
 T = TypeVar("T")
 
 TRANSIENT = frozenset(
@@ -60,6 +62,17 @@ def in_one_line(error: OSError) -> str:
         return f"the disk is full: can't write {place}; free some space and run the same command again"
     said = os.strerror(error.errno or 0)
     return f"can't read or write {place}: {said}; no file counts as damaged for this; run the same command again"
+
+
+@contextmanager
+def failing_in_one_line() -> Iterator[None]:
+    """Turn an error of the disk into `RunFailed`: it is no bug, and the user can do something about it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or not of_the_surroundings(error):
+            raise
+        raise RunFailed(in_one_line(error)) from error
 
 
 def sync_file(path: Path) -> None:

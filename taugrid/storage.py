@@ -11,7 +11,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,6 +47,9 @@ class Storage(Protocol):
 
     def version(self, path: Path) -> str:
         """What changes whenever the file of this name is written or replaced: size, inode and time, or an ETag."""
+
+    def modified(self, path: Path) -> float:
+        """When a file was last written: seconds by the storage's own clock, which may differ from this machine's."""
 
     def exists(self, path: Path) -> bool:
         """Whether there is a file of this name, or a folder that holds files."""
@@ -84,8 +87,11 @@ class Storage(Protocol):
     def delete_folder(self, folder: Path) -> None:
         """Remove a folder with everything in it, if it exists; whatever can't be removed stays."""
 
-    def delete_temporaries(self, folder: Path, pattern: str) -> None:
-        """Remove what killed writers left in matching folders below `folder`. Call it while nobody writes there."""
+    def delete_temporaries(self, folder: Path, pattern: str, before: float) -> None:
+        """Remove what killed writers left in matching folders below `folder`, if it was last written before a time.
+
+        `before` is of the storage's clock, as `modified` tells it.
+        """
 
     def temporary(self, path: Path) -> AbstractContextManager[Path]:
         """A local path to write to before `create` or `replace` gives the file its name; removed at the end.
@@ -132,6 +138,10 @@ class LocalStorage:
         """See `Storage`."""
         found = retried(path.stat)
         return f"{found.st_size}-{found.st_ino}-{found.st_mtime_ns}"
+
+    def modified(self, path: Path) -> float:
+        """See `Storage`."""
+        return retried(path.stat).st_mtime
 
     def exists(self, path: Path) -> bool:
         """See `Storage`."""
@@ -194,10 +204,12 @@ class LocalStorage:
         """See `Storage`."""
         shutil.rmtree(folder, ignore_errors=True)
 
-    def delete_temporaries(self, folder: Path, pattern: str) -> None:
+    def delete_temporaries(self, folder: Path, pattern: str, before: float) -> None:
         """See `Storage`."""
         for path in matching(folder, f"{pattern}/.*.tmp"):
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if self.modified(path) < before:
+                    path.unlink()
 
     @contextmanager
     def temporary(self, path: Path) -> Iterator[Path]:

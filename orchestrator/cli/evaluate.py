@@ -29,6 +29,7 @@ def evaluate(
     address: str,
     workers: int | None,
     as_json: bool,
+    break_lock: bool,
     **external: str | None,
 ) -> None:
     """Score the sampled cells of CONFIG, or external images with --samples."""
@@ -42,7 +43,7 @@ def evaluate(
         return
     if given:
         raise UserError(f"--{next(iter(given))} is for external images; for a CONFIG, set it in the section evaluate")
-    run_stages(config, out, assignments, address, workers, ("evaluate",), as_json)
+    run_stages(config, out, assignments, address, workers, ("evaluate",), as_json, break_lock)
 
 
 def _score_external(given: dict[str, str], assignments: tuple[str, ...], as_json: bool) -> None:

@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 
 from taugrid import __version__
+from taugrid.disk import failing_in_one_line
 from taugrid.errors import Exit, RunFailed, UserError
 from taugrid.orchestrator.cli import config, evaluate, look, run, selfcheck
 
@@ -81,7 +82,7 @@ def _interruptible() -> Iterator[None]:
 def main() -> NoReturn:
     """Run a command. User errors are one line on stderr, bugs a traceback."""
     try:
-        with _interruptible():
+        with _interruptible(), failing_in_one_line():
             cli.main(prog_name="taugrid", standalone_mode=False)
         sys.exit(Exit.DONE)
     except click.ClickException as error:

@@ -22,8 +22,13 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --address, --workers and --json, the options of every command that does work."""
+    """Add --address, --workers, --break-lock and --json, the options of every command that does work."""
     for option in (
+        click.option(
+            "--break-lock",
+            is_flag=True,
+            help="Take the run directory from a driver that seems to be at work there.",
+        ),
         click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, and nothing else there."),
         click.option("--workers", type=click.IntRange(1), help="Sets cluster.workers."),
         click.option(

@@ -26,8 +26,9 @@ def _stage(name: str, stages: tuple[str, ...], text: str) -> click.Command:
         address: str,
         workers: int | None,
         as_json: bool,
+        break_lock: bool,
     ) -> None:
-        run_stages(config, out, assignments, address, workers, stages, as_json)
+        run_stages(config, out, assignments, address, workers, stages, as_json, break_lock)
 
     command.__doc__ = text
     return click.command(name)(command)
@@ -61,22 +62,23 @@ def run_stages(
     workers: int | None,
     stages: tuple[str, ...],
     as_json: bool,
+    break_lock: bool,
 ) -> None:
     """Do `stages`, print the outcome, and exit with 4 if anything is missing."""
     from taugrid.orchestrator.opened import open_to_run
 
     if workers is not None:
         assignments = (*assignments, f"cluster.workers={workers}")
-    _work(open_to_run(config, assignments, out, address), stages, address, as_json)
+    _work(open_to_run(config, assignments, out, address), stages, address, as_json, break_lock)
 
 
-def _work(opened: "Opened", stages: tuple[str, ...], address: str, as_json: bool) -> None:
+def _work(opened: "Opened", stages: tuple[str, ...], address: str, as_json: bool, break_lock: bool) -> None:
     from taugrid.orchestrator.cli.text import outcome_json, print_outcome
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.session import Run
 
     with Progress() as progress:
-        outcome = Run(opened.config, opened.plan, opened.rundir, address, progress).do(stages)
+        outcome = Run(opened.config, opened.plan, opened.rundir, address, progress).do(stages, break_lock)
     if as_json:
         click.echo(json.dumps(outcome_json(opened.rundir, outcome), indent=2, allow_nan=False))
     else:

@@ -14,7 +14,7 @@ from taugrid.words import counted
 @click.command()
 @click.option("--out", metavar="DIR", help="Keep the run here.  [default: a temporary folder]")
 @cluster_options
-def selfcheck(out: str | None, address: str, workers: int | None, as_json: bool) -> None:
+def selfcheck(out: str | None, address: str, workers: int | None, as_json: bool, break_lock: bool) -> None:
     """Check the whole system with samples whose pixels and distribution are known.
 
     Exits with 1 if an image differs from a float64 loop of the paper, or a number from its closed form.
@@ -24,10 +24,10 @@ def selfcheck(out: str | None, address: str, workers: int | None, as_json: bool)
             if address != "local":
                 raise UserError(f"with --address {address}, give --out: an absolute path that every node sees")
             out = stack.enter_context(TemporaryDirectory(prefix="taugrid-selfcheck-"))
-        _selfcheck(out, address, workers, as_json)
+        _selfcheck(out, address, workers, as_json, break_lock)
 
 
-def _selfcheck(out: str, address: str, workers: int | None, as_json: bool) -> None:
+def _selfcheck(out: str, address: str, workers: int | None, as_json: bool, break_lock: bool) -> None:
     from taugrid.orchestrator import selfcheck
     from taugrid.orchestrator.cli.text import print_selfcheck
     from taugrid.orchestrator.opened import Opened, require_shared
@@ -41,7 +41,8 @@ def _selfcheck(out: str, address: str, workers: int | None, as_json: bool) -> No
     if there is not None and there.get("name") != opened.config.name:
         raise UserError(f"--out {out} holds another run; give an empty folder, or that of an earlier selfcheck")
     with Progress() as progress:
-        missing = Run(opened.config, opened.plan, opened.rundir, address, progress).do(("sample", "evaluate")).missing
+        run = Run(opened.config, opened.plan, opened.rundir, address, progress)
+        missing = run.do(("sample", "evaluate"), break_lock).missing
         if missing:
             name, reason = next(iter(missing.items()))
             lost = counted(len(missing), "cell")

@@ -1,8 +1,10 @@
 """The run directory as a whole: its paths, integrity, models and lock."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from taugrid.orchestrator.rundir.integrity import Integrity
+from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.rundir.lock import sole_driver
 from taugrid.orchestrator.rundir.models import ModelRecords
 
@@ -10,6 +12,8 @@ from taugrid.orchestrator.rundir.models import ModelRecords
 class RunDir(Integrity, ModelRecords):
     """One run's folder. Everything in it is read and written through its `storage`."""
 
-    def lock(self) -> AbstractContextManager[None]:
+    def lock(
+        self, break_lock: bool = False, say: Callable[[str], None] = lambda text: None
+    ) -> AbstractContextManager[Lease]:
         """Keep a second driver out; see `sole_driver`."""
-        return sole_driver(self.root)
+        return sole_driver(self, break_lock, say)

@@ -119,13 +119,13 @@ class Integrity(Paths):
         for path in self.storage.list(self.figures, pattern):
             self.storage.delete(path)
 
-    def remove_temporaries(self, folders: Iterable[str]) -> None:
+    def remove_temporaries(self, folders: Iterable[str], before: float) -> None:
         """Remove what killed writers left in the folders that match these patterns, and in the run directory itself.
 
-        Call it only when no writer is at work.
+        What was written since `before` (`Lease.began`) stays: it is not of a dead driver.
         """
         for pattern in (".", *folders):
-            self.storage.delete_temporaries(self.root, pattern)
+            self.storage.delete_temporaries(self.root, pattern, before)
 
     def _inspect_all(
         self, cell: Cell, paths: list[Path], every_byte: bool, on_damage: OnDamage

@@ -1,39 +1,69 @@
-"""The lock that keeps a run directory to one driver at a time."""
+"""The lock that keeps a run directory to one driver at a time: a lock of the file system, and a lease beside it."""
 
-from collections.abc import Iterator
+import errno
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from taugrid.errors import UserError
+from taugrid.errors import RunFailed, UserError
+from taugrid.orchestrator.rundir.lease import Lease, refusal
+from taugrid.orchestrator.rundir.paths import Paths
+
+NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL})
+"""What file systems without locks say."""
+
+NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT})
+"""Errors that another --out avoids."""
 
 
 @contextmanager
-def sole_driver(root: Path) -> Iterator[None]:
-    """Keep a second driver out of the run directory `root` while this process is alive; a kill releases the lock.
+def sole_driver(
+    run: Paths, break_lock: bool = False, say: Callable[[str], None] = lambda text: None
+) -> Iterator[Lease]:
+    """Keep a second driver out of the run directory while this process is alive.
 
-    On a file system without locks every driver gets in: commits are atomic, and doing work twice gives the same bytes.
+    A killed driver's lock is free at once. On a file system without locks, or where they hold on one host only, the
+    lease alone protects. `break_lock` takes the directory from whoever has it, and the other driver stops when it sees
+    that. `say` tells the user whom it was taken from, and of waiting for an old lease to expire.
 
     Raises:
         UserError: if another driver is at work, or the folder can't be written to.
+        RunFailed: if another driver took the directory over.
     """
+    root = run.root
     try:
         root.mkdir(parents=True, exist_ok=True)
         (root / ".lock").touch()
     except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
         raise UserError(f"can't write to {root}: {error.strerror}; give another --out") from None
     # A killed process would leave a soft lock behind, which would block the directory for good.
-    lock = FileLock(root / ".lock", timeout=0, fallback_to_soft=False)
+    lock, lease = FileLock(root / ".lock", timeout=0, fallback_to_soft=False), Lease(run.lease, run.storage)
+    try:
+        _acquire(lock, lease, break_lock)
+        lease.take(break_lock, say)
+        yield lease
+    except KeyboardInterrupt:
+        if lease.taken_over_by is None:
+            raise
+        raise RunFailed(
+            f"{root} was taken over by {lease.taken_over_by}; what was committed is kept, and it goes on there"
+        ) from None
+    finally:
+        lease.release()
+        lock.release()
+
+
+def _acquire(lock: FileLock, lease: Lease, break_lock: bool) -> None:
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(
-            f"another taugrid command is at work in {root}; wait for it, stop it, or give another --out"
-        ) from None
-    except (OSError, NotImplementedError):
+        if not break_lock:
+            raise refusal(lease.root, lease.holder()) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    except NotImplementedError:
         pass
-    try:
-        yield
-    finally:
-        lock.release()

@@ -26,6 +26,7 @@ class Paths:
         self.storage = storage
         self.root = root.absolute()
         self.config = self.root / "config.json"
+        self.lease = self.root / "lease.json"
         self.provenance = self.root / "provenance.json"
         self.models = self.root / "models"
         self.samples = self.root / "samples"

@@ -26,7 +26,7 @@ def done(monkeypatch):
     asked = []
 
     def ends(missing):
-        def do(self, stages):
+        def do(self, stages, break_lock=False):
             asked.append((str(self.rundir.root), self._address, tuple(stages)))
             return session.Outcome(missing, [{"steps": 2, "fid": 1.5}], "quality", None)
 

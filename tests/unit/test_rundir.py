@@ -1,91 +1,19 @@
-"""The lock, the events and the set-aside files of a run directory."""
+"""The events, the set-aside files and the names of a run directory."""
 
 import dataclasses
 import json
+import os
 import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
-from taugrid.errors import UserError
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.registry.extractors import ExtractorSpec
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from taugrid.orchestrator.rundir.lock import sole_driver
-with sole_driver(Path(sys.argv[1])):
-    print("locked", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_second_driver_is_refused_and_a_killed_one_lets_go(tmp_path):
-    rundir = RunDir(tmp_path / "run")
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(rundir.root)], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "locked\n"
-    began = time.monotonic()
-    with pytest.raises(UserError) as caught, rundir.lock():
-        raise AssertionError
-    assert time.monotonic() - began < 2, "it does not wait"
-    assert str(rundir.root) in str(caught.value)
-    assert "--out" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    holder.kill()
-    holder.wait()
-    with rundir.lock():
-        pass
-
-
-def test_a_second_driver_in_one_process_is_refused(tmp_path):
-    with RunDir(tmp_path).lock(), pytest.raises(UserError, match="another taugrid command"), RunDir(tmp_path).lock():
-        raise AssertionError
-    with RunDir(tmp_path).lock():
-        pass
-
-
-def test_an_error_inside_lets_go(tmp_path):
-    with pytest.raises(RuntimeError, match="boom"), RunDir(tmp_path).lock():
-        raise RuntimeError("boom")
-    with RunDir(tmp_path).lock():
-        pass
-
-
-@pytest.mark.parametrize(
-    "error", [OSError(37, "No locks available"), OSError(38, "not implemented"), NotImplementedError()]
-)
-def test_a_file_system_without_locks_lets_everyone_pass(tmp_path, monkeypatch, error):
-    def fail(*arguments):
-        raise error
-
-    monkeypatch.setattr("fcntl.flock", fail)
-    with RunDir(tmp_path).lock(), RunDir(tmp_path).lock():
-        pass
-    with RunDir(tmp_path).lock():
-        pass
-
-
-def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="--out"), RunDir(tmp_path / "file" / "run").lock():
-        raise AssertionError
-
-
-def test_the_lock_of_an_older_version_is_seen(tmp_path):
-    """It was flock on the same file."""
-    import fcntl
-
-    with (tmp_path / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another taugrid command"), RunDir(tmp_path).lock():
-            raise AssertionError
 
 
 def test_each_session_has_its_own_events(tmp_path):
@@ -148,7 +76,12 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
     for path in (*left, *kept):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    rundir.remove_temporaries(["samples/*", "features/*/*"])
+    with rundir.lock() as lease:
+        new = rundir.samples / "cell" / ".part.3.tmp"
+        new.touch()
+        os.utime(new, (lease.began + 1, lease.began + 1))
+        rundir.remove_temporaries(["samples/*", "features/*/*"], lease.began)
+    kept.append(new)
     assert not any(path.exists() for path in left)
     assert all(path.exists() for path in kept)
 

@@ -1,0 +1,236 @@
+"""One driver at a time: the lock of the file system and, where that does not hold, the lease."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from taugrid.errors import RunFailed, UserError
+from taugrid.orchestrator.rundir import lease
+from taugrid.orchestrator.rundir.directory import RunDir
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from taugrid.orchestrator.rundir import lease
+from taugrid.orchestrator.rundir.directory import RunDir
+import fcntl
+lease.BEAT_SECONDS = 0.1
+if "unlocked" in sys.argv:
+    def fail(*arguments):
+        raise OSError(38, "not implemented")
+    fcntl.flock = fail
+with RunDir(Path(sys.argv[1])).lock():
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def held(root, *how):
+    """Another process has the run directory."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(root), *how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        yield holder
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def refuse_locks(monkeypatch, error):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr("fcntl.flock", fail)
+
+
+NO_LOCKS = [OSError(code, os.strerror(code)) for code in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.4)
+    monkeypatch.setattr(lease, "POLL_SECONDS", 0.01)
+
+
+@pytest.fixture
+def unlocked(monkeypatch):
+    refuse_locks(monkeypatch, NO_LOCKS[0])
+
+
+def leave_lease(rundir, **changed):
+    """A lease as another driver left it."""
+    with rundir.lock():
+        found = json.loads(rundir.lease.read_text())
+    rundir.lease.write_text(json.dumps(found | {"session": "another"} | changed))
+
+
+def no_process():
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return ended.pid
+
+
+ELSEWHERE = {"host": "elsewhere", "boot": "another"}
+
+
+def test_a_second_driver_is_refused_and_a_killed_one_lets_go(tmp_path):
+    rundir = RunDir(tmp_path / "run")
+    with held(rundir.root) as holder:
+        began = time.monotonic()
+        with pytest.raises(UserError) as caught, rundir.lock():
+            raise AssertionError
+        assert time.monotonic() - began < 2, "it does not wait"
+        for said in (str(rundir.root), "--out", "--break-lock", f"process {holder.pid} on ", "last seen 0 s ago"):
+            assert said in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with rundir.lock():
+        pass
+    assert not rundir.lease.exists()
+
+
+def test_a_second_driver_in_one_process_is_refused(tmp_path):
+    with RunDir(tmp_path).lock(), pytest.raises(UserError, match="another taugrid command"), RunDir(tmp_path).lock():
+        raise AssertionError
+    with RunDir(tmp_path).lock():
+        pass
+
+
+def test_an_error_inside_lets_go(tmp_path):
+    with pytest.raises(RuntimeError, match="boom"), RunDir(tmp_path).lock():
+        raise RuntimeError("boom")
+    with RunDir(tmp_path).lock():
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--out"), RunDir(tmp_path / "file" / "run").lock():
+        raise AssertionError
+
+
+def test_the_lock_of_an_older_version_is_seen(tmp_path):
+    """It was flock on the same file."""
+    import fcntl
+
+    with (tmp_path / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another taugrid command"), RunDir(tmp_path).lock():
+            raise AssertionError
+
+
+@pytest.mark.parametrize("error", [*NO_LOCKS, NotImplementedError()])
+def test_without_locks_the_lease_keeps_others_out(tmp_path, monkeypatch, error):
+    refuse_locks(monkeypatch, error)
+    holder = f"process {os.getpid()} on .*last seen"
+    with RunDir(tmp_path).lock(), pytest.raises(UserError, match=holder), RunDir(tmp_path).lock():
+        raise AssertionError
+    with RunDir(tmp_path).lock():
+        pass
+
+
+def test_another_error_of_the_lock_is_not_passed_over(tmp_path, monkeypatch):
+    refuse_locks(monkeypatch, OSError(errno.EIO, "input/output error"))
+    with pytest.raises(OSError, match="input/output"), RunDir(tmp_path).lock():
+        raise AssertionError
+
+
+def test_without_locks_a_killed_driver_is_replaced_at_once(tmp_path, unlocked):
+    with held(tmp_path, "unlocked"):
+        pass
+    said, began = [], time.monotonic()
+    with RunDir(tmp_path).lock(say=said.append):
+        assert time.monotonic() - began < 2
+    assert len(said) == 1
+    assert "took the run directory over from process" in said[0]
+
+
+def test_a_lease_from_elsewhere_that_is_refreshed_is_respected(tmp_path, quick, unlocked):
+    rundir = RunDir(tmp_path)
+    leave_lease(rundir, **ELSEWHERE)
+
+    def beats(text):
+        assert "elsewhere" in text
+        leave = json.loads(rundir.lease.read_text())
+        rundir.lease.write_text(json.dumps(leave | {"heartbeat": "2020-01-01T00:00:00+00:00"}))
+
+    with pytest.raises(UserError, match=r"on elsewhere, last seen"), rundir.lock(say=beats):
+        raise AssertionError
+
+
+@pytest.mark.parametrize("clock", ["2020-01-01T00:00:00+00:00", "2100-01-01T00:00:00+00:00"])
+def test_a_lease_from_elsewhere_that_has_expired_is_taken_whatever_its_clock_says(tmp_path, quick, clock):
+    """Even where the lock was had: it may hold on one host only."""
+    rundir, said = RunDir(tmp_path), []
+    leave_lease(rundir, **ELSEWHERE, heartbeat=clock)
+    began = time.monotonic()
+    with rundir.lock(say=said.append):
+        assert time.monotonic() - began >= 0.1
+        assert json.loads(rundir.lease.read_text())["process"] == os.getpid()
+    assert "waiting" in said[0]
+    assert "elsewhere" in said[1]
+
+
+def test_a_dead_process_counts_only_on_its_own_host_and_boot(tmp_path, quick, unlocked):
+    rundir, pid = RunDir(tmp_path), no_process()
+    for changed, waits in (({}, False), ({"boot": "before the reboot"}, True), ({"host": "elsewhere"}, True)):
+        said = []
+        leave_lease(rundir, process=pid, **changed)
+        with rundir.lock(say=said.append):
+            pass
+        assert any("waiting" in text for text in said) == waits
+
+
+@pytest.mark.parametrize("how", [(), ("unlocked",)])
+def test_break_lock_takes_a_live_one_and_the_other_driver_stops(tmp_path, how):
+    with held(tmp_path, *how) as holder:
+        with RunDir(tmp_path).lock(break_lock=True) as ours:
+            assert ours.began is None, "the other one may still write: nothing of it is removed"
+            assert holder.wait(10) != 0
+        assert f"RunFailed: {tmp_path} was taken over by process {os.getpid()} " in holder.stderr.read()
+    with RunDir(tmp_path).lock() as ours:
+        assert ours.began is not None
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "{", '{"host": "x"}'])
+def test_a_lease_that_makes_no_sense_is_no_lease(tmp_path, content):
+    (tmp_path / "lease.json").write_text(content)
+    with RunDir(tmp_path).lock():
+        assert json.loads((tmp_path / "lease.json").read_text())["process"] == os.getpid()
+
+
+def test_a_lease_is_refreshed_and_names_the_run(tmp_path, quick):
+    (tmp_path / "run.json").write_text('{"run": "abc"}')
+    with RunDir(tmp_path).lock():
+        first = json.loads((tmp_path / "lease.json").read_text())
+        assert first["run"] == "abc"
+        end = time.monotonic() + 10
+        while json.loads((tmp_path / "lease.json").read_text())["heartbeat"] == first["heartbeat"]:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+
+def test_a_taken_lease_ends_the_driver_that_had_it(tmp_path, quick, unlocked):
+    """A driver that was stopped for longer than a lease lasts must not go on beside the one that took over."""
+    rundir = RunDir(tmp_path)
+
+    def drive():
+        with rundir.lock():
+            found = json.loads(rundir.lease.read_text())
+            theirs = rundir.root / "theirs"
+            theirs.write_text(json.dumps(found | ELSEWHERE | {"session": "another", "process": 7}))
+            theirs.replace(rundir.lease)
+            time.sleep(20)
+
+    with pytest.raises(RunFailed, match="taken over by process 7 on elsewhere"):
+        drive()
+    assert json.loads(rundir.lease.read_text())["session"] == "another"
