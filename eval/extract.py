@@ -55,6 +55,7 @@ def run(job: ExtractJob, device: Device) -> Result:
     extractor = load_extractor(job.extractor, device.name)
     began, count = time.perf_counter(), 0  # excludes loading the extractor, as times of networks do
     schema = parquet.feature_schema(job.metadata, job.extractor.dimensions, job.extractor.classes)
+    job.check_run()
     with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
         for index, batch in _ahead(_batches(job)):
             chunks = [extractor(chunk) for chunk in torch.split(torch.tensor(batch), job.batch_size)]

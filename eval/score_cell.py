@@ -71,6 +71,7 @@ def run(job: ScoreJob, device: Device) -> Result:
         _statistics(job.reference, job.storage),
         job.settings,
     )
+    job.check_run()
     if scores.influence is not None:
         _write_influence(job, scores.influence)  # before the score, which marks the cell as complete
     header = {**job.header, "metrics": scores.values, "notes": [*job.notes, *scores.notes]}

@@ -17,6 +17,7 @@ from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.write import write_losses
 from taugrid.orchestrator.rundir import provenance
+from taugrid.orchestrator.rundir.commits import require_here
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.rundir.extension import check_extends
@@ -78,11 +79,16 @@ class Run:
         with failing_in_one_line(), self.rundir.lock(break_lock, self._progress.say) as lease, self._cluster:
             self._began = lease.began
             check_extends(self.config, self.plan, self.rundir)
+            self.rundir.claim()
             write_json(self.rundir.config, self.config.model_dump(mode="json"), self.rundir.storage)
             self._events = Events(self.rundir)
             self._events.add("session", stages=sorted(stages), **provenance.software())
-            outcome = self._do(stages, scoring)
-            self._events.add("end", missing=outcome.missing)
+            try:
+                outcome = self._do(stages, scoring)
+                self._events.add("end", missing=outcome.missing)
+            except FileNotFoundError:
+                require_here(self.rundir.run, self.rundir.storage)
+                raise
             return outcome
 
     def _do(self, stages: Collection[str], scoring: Evaluation | None) -> Outcome:

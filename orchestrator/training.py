@@ -82,6 +82,7 @@ class Training:
             models_dir=str(self.rundir.models),
             cpus_per_worker=trainers.cpus,
             gpus_per_worker=trainers.gpus,
+            run=self.rundir.run,
         )
 
     def _fit(self, spec: TrainingSpec) -> BaseException | None:

@@ -94,12 +94,19 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it; the names of new ones are synced."""
+def make_folder(folder: Path, root: Path | None = None) -> None:
+    """Make a folder and those above it, but not `root`; the names of new ones are synced.
+
+    Raises:
+        FileNotFoundError: if there is no `root`.
+    """
+    if folder == root:
+        folder.stat()
+        return
     try:
         folder.mkdir()
     except FileNotFoundError:
-        make_folder(folder.parent)
+        make_folder(folder.parent, root)
         folder.mkdir(exist_ok=True)
     except OSError:  # it is there, or its place may not be written to, which is no matter if it is there
         if not folder.is_dir():

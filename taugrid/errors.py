@@ -31,6 +31,10 @@ class RunDirectoryNotSeen(WorkerRefusal):
     """A node can't see the driver's run directory."""
 
 
+class NotCommitted(WorkerRefusal):
+    """A worker says that it committed a file that the driver does not see: its node has another folder there."""
+
+
 class WrongWeights(WorkerRefusal):
     """The weights do not fit the network next to them. Every worker that opens them would fail in the same way."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from taugrid.config import Data
+from taugrid.run_id import RunId, check_run
 from taugrid.storage import LOCAL, Storage
 
 
@@ -24,6 +25,13 @@ class Job:
     """Of the file that the job commits."""
     storage: Storage = field(default=LOCAL, kw_only=True)
     """Where that file, and all others of the run directory, are read and written."""
+    run: RunId | None = field(default=None, kw_only=True)
+    """The run directory, which a worker must see before it writes. None: not in one."""
+
+    def check_run(self) -> None:
+        """Raise `RunDirectoryNotSeen` unless this machine sees the run directory. Call it before writing."""
+        if self.run is not None:
+            check_run(self.run, self.storage)
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,8 @@ class Result:
     images: int
     first: bool
     """False if the file already existed."""
+    size: int | None = None
+    """Of the job's file in bytes, as its worker sees it; the driver must see the same."""
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,10 @@ class LocalStorage:
     file system.
     """
 
+    root: Path | None = None
+    """Of a run directory: folders are made below it, but not the root itself, which may have been unmounted or moved.
+    None: any folder is made."""
+
     def read(self, path: Path) -> bytes:
         """See `Storage`."""
         with naming(path):
@@ -185,13 +189,13 @@ class LocalStorage:
 
     def append(self, path: Path, data: bytes) -> None:
         """See `Storage`. Readers see it at once."""
-        make_folder(path.parent)
+        make_folder(path.parent, self.root)
         with path.open("ab") as file, naming(path):
             file.write(data)
 
     def move(self, path: Path, target: Path) -> None:
         """See `Storage`."""
-        make_folder(target.parent)
+        make_folder(target.parent, self.root)
         retried(lambda: path.replace(target))
         sync_folder(target.parent)
         sync_folder(path.parent)
@@ -214,7 +218,7 @@ class LocalStorage:
     @contextmanager
     def temporary(self, path: Path) -> Iterator[Path]:
         """See `Storage`. The path is in the folder of `path`, which is made if it is missing."""
-        make_folder(path.parent)
+        make_folder(path.parent, self.root)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
         try:
             with naming(path):
@@ -229,7 +233,7 @@ class LocalStorage:
     @contextmanager
     def local_folder(self, folder: Path) -> Iterator[Path]:
         """See `Storage`. The folder itself, made if it is missing: writers use `replacing`."""
-        make_folder(folder)
+        make_folder(folder, self.root)
         with naming(folder):
             yield folder
 

@@ -7,6 +7,7 @@ Torch is imported when an actor starts, not with this module: the driver only na
 """
 
 import platform
+from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -47,6 +48,15 @@ class Worker:
         return WorkerInfo(node, self._hardware, versions(VERSIONS))
 
     def do(self, job: Job) -> Result:
-        """Do a job with the function that it names, and commit its file."""
-        result: Result = resolve_name(job.runs)(job, self._device)
-        return result
+        """Do a job with the function that it names, and commit its file.
+
+        Raises:
+            RunDirectoryNotSeen: if it does not see the job's run directory, before the job or any more.
+        """
+        job.check_run()
+        try:
+            result: Result = resolve_name(job.runs)(job, self._device)
+            return replace(result, size=job.storage.size(Path(job.path)))
+        except FileNotFoundError:
+            job.check_run()  # a folder that vanished meanwhile is the node's fault, not the job's
+            raise

@@ -52,6 +52,7 @@ def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: str) -> Res
 
     x_T, alpha_bar, prediction = points(job, device), schedules.alpha_bar(job.diffusion), job.diffusion.predicts
     seconds, first_row = 0.0, 0
+    job.check_run()
     with parquet.PartWriter(Path(job.path), parquet.picture_schema(job.metadata), job.storage) as part:
         for batch in torch.split(x_T, job.batch_size):
             began = time.perf_counter()

@@ -61,6 +61,7 @@ def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: str) -> Re
     alpha_bar, prediction = schedules.alpha_bar(job.diffusion), job.diffusion.predicts
     seconds, first_row = 0.0, job.start
     schema = parquet.picture_schema(job.metadata, ("mse", "mse_8bit"))
+    job.check_run()
     with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
         for start in range(0, len(originals), job.batch_size):
             batch = originals[start : start + job.batch_size]

@@ -55,6 +55,7 @@ def sample_shard(job: SampleJob, model: "Denoiser", device: str) -> Result:
     settings, alpha_bar = job.settings, schedules.alpha_bar(job.diffusion)
     seconds = 0.0
     schema = parquet.sample_schema(job.metadata)
+    job.check_run()
     with parquet.PartWriter(Path(job.path), schema, job.storage) as part, ThreadPoolExecutor(1) as encoder:
         writer = parquet.SampleWriter(part, _columns(job), job.start)
         encoding: Future[None] | None = None

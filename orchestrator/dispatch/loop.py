@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from taugrid.errors import RunFailed, WorkerRefusal
+from taugrid.errors import NotCommitted, RunFailed, WorkerRefusal
 from taugrid.jobs import Result, WorkerInfo
 from taugrid.orchestrator.dispatch.policy import Dispatcher
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined, Lost, Pool, PoolEvent
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.rundir.commits import confirm, require_here
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Piece, WorkKind
 from taugrid.words import counted, quantity
@@ -125,13 +126,26 @@ class Loop:
                 self._dispatcher.worker_joined(worker)
             case Done(worker, result):
                 self._losses = 0
-                self._record(worker, result)
+                if (fault := self._unseen(worker, result)) is None:
+                    self._record(worker, result)
+                else:
+                    self._failed(Failed(worker, fault, str(fault)))
             case Failed():
                 self._failed(event)
             case Lost(worker, reason, with_its_node):
                 if with_its_node and self._embedded:
                     raise RunFailed("the Ray on this machine has died (out of memory?); run the same command again")
                 self._lost(worker, reason)
+
+    def _unseen(self, worker: str, result: Result) -> NotCommitted | None:
+        """Why the driver does not believe that a worker's task is done; of a task that is done, a copy may be gone."""
+        key = self._dispatcher.running[worker]
+        if key not in self._dispatcher.done:
+            try:
+                confirm(self._pieces[key].job, result)
+            except NotCommitted as fault:
+                return fault
+        return None
 
     def _record(self, worker: str, result: Result) -> None:
         piece = self._pieces[self._dispatcher.running[worker]]
@@ -148,6 +162,8 @@ class Loop:
     def _failed(self, failure: Failed) -> None:
         worker = failure.worker
         doing = self._dispatcher.running[worker] if worker in self._infos else worker
+        if isinstance(failure.cause, WorkerRefusal) and doing in self._pieces:
+            require_here(self._pieces[doing].job.run, self._pieces[doing].job.storage)
         path = self._log(doing, failure.traceback)
         if isinstance(failure.cause, WorkerRefusal):
             raise failure.cause

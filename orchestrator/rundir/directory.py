@@ -7,6 +7,7 @@ from taugrid.orchestrator.rundir.integrity import Integrity
 from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.rundir.lock import sole_driver
 from taugrid.orchestrator.rundir.models import ModelRecords
+from taugrid.run_id import claim
 
 
 class RunDir(Integrity, ModelRecords):
@@ -17,3 +18,7 @@ class RunDir(Integrity, ModelRecords):
     ) -> AbstractContextManager[Lease]:
         """Keep a second driver out; see `sole_driver`."""
         return sole_driver(self, break_lock, say)
+
+    def claim(self) -> None:
+        """Give the directory its id, if it has none, so that jobs can tell it from others. Call it under the lock."""
+        self.run = claim(self.root, self.storage)

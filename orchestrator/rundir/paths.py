@@ -7,7 +7,8 @@ from taugrid.orchestrator.plan.cells import Cell, Model, Shard, part_name
 from taugrid.orchestrator.plan.naming import name_of
 from taugrid.orchestrator.plan.sources import RECORD
 from taugrid.registry.extractors import ExtractorSpec
-from taugrid.storage import LOCAL, Storage
+from taugrid.run_id import RunId
+from taugrid.storage import LocalStorage, Storage
 from taugrid.workers.training.log import LOG
 
 
@@ -22,9 +23,11 @@ class Paths:
     - of tables and figures: the functions of `report`, `work`, `eval.tables` and `eval.figures` that write them.
     """
 
-    def __init__(self, root: Path, storage: Storage = LOCAL) -> None:
-        self.storage = storage
+    def __init__(self, root: Path, storage: Storage | None = None) -> None:
         self.root = root.absolute()
+        self.storage = storage or LocalStorage(self.root)
+        self.run: RunId | None = None
+        """Known once the driver has claimed the directory."""
         self.config = self.root / "config.json"
         self.lease = self.root / "lease.json"
         self.provenance = self.root / "provenance.json"

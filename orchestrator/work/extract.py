@@ -48,6 +48,7 @@ class ExtractWork(WorkKind):
             job = ExtractJob(
                 path=str(path),
                 storage=self.rundir.storage,
+                run=self.rundir.run,
                 replace=self.rundir.storage.exists(path),
                 images=str(self.rundir.sample_part(cell, shard)),
                 images_sha256=None,
@@ -66,6 +67,7 @@ class ExtractWork(WorkKind):
         job = ExtractJob(
             path=str(self.rundir.reference_part(folder, reference.sha256)),
             storage=self.rundir.storage,
+            run=self.rundir.run,
             replace=False,
             images=reference.given,
             images_sha256=reference.sha256,

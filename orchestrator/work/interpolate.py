@@ -39,6 +39,7 @@ class InterpolateWork(WorkKind):
             job = InterpolateJob(
                 path=str(path),
                 storage=self.rundir.storage,
+                run=self.rundir.run,
                 pairs=self.config.report.interpolated_pairs,
                 steps=INTERPOLATION_STEPS,
                 network=self.rundir.network(cell.model, cell.settings.weights),

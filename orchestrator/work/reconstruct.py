@@ -67,6 +67,7 @@ class ReconstructWork(WorkKind):
             job = ReconstructJob(
                 path=str(path),
                 storage=self.rundir.storage,
+                run=self.rundir.run,
                 replace=self.rundir.storage.exists(path),
                 start=shard.start,
                 stop=shard.stop,

@@ -35,6 +35,7 @@ class SampleWork(WorkKind):
                 job = SampleJob(
                     path=str(path),
                     storage=self.rundir.storage,
+                    run=self.rundir.run,
                     replace=self.rundir.storage.exists(path),
                     start=shard.start,
                     stop=shard.stop,

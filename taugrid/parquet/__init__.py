@@ -3,7 +3,7 @@
 from taugrid.parquet.reader import Part, inspect, read_features, read_images, read_numbers, read_png
 from taugrid.parquet.samples import SampleWriter, pictures
 from taugrid.parquet.schemas import feature_schema, number_schema, picture_schema, sample_schema
-from taugrid.parquet.seal import check_seal
+from taugrid.parquet.seal import check_seal, has_seal
 from taugrid.parquet.writer import ROWS_PER_GROUP, PartWriter
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "SampleWriter",
     "check_seal",
     "feature_schema",
+    "has_seal",
     "inspect",
     "number_schema",
     "picture_schema",

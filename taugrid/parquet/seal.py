@@ -9,6 +9,7 @@ import io
 from pathlib import Path
 
 from taugrid.errors import DamagedFile
+from taugrid.storage import Storage
 
 SEAL = b"taugrid.sha256:"
 TAIL_BYTES = 8
@@ -30,6 +31,14 @@ def write_seal(path: Path) -> None:
         end = file.read()
         file.seek(size - footer)
         file.write(SEAL + digest + end)
+
+
+def has_seal(path: Path, storage: Storage) -> bool:
+    """Whether a seal stands before the footer. Only the end of the file is read: the seal itself is not checked."""
+    size = storage.size(path)
+    tail = storage.read_range(path, max(0, size - TAIL_BYTES), TAIL_BYTES)
+    start = size - int.from_bytes(tail[:4], "little") - TAIL_BYTES - len(SEAL) - hashlib.sha256().digest_size
+    return tail[4:] == b"PAR1" and start >= 0 and storage.read_range(path, start, len(SEAL)) == SEAL
 
 
 def check_seal(path: Path) -> None:

@@ -417,6 +417,7 @@ def test_raw_weights_of_a_model_made_elsewhere_are_refused_when_it_is_planned(pi
 @pytest.mark.parametrize("scheduler", [DDIMScheduler(40, trained_betas=BETAS), DDIMScheduler(steps_offset=1), None])
 def test_a_run_goes_on_knowing_of_a_model_that_is_gone(pipeline, tmp_path, scheduler):
     folder, rundir = pipeline(scheduler), RunDir(tmp_path / "run")
+    rundir.root.mkdir()
     [before] = planned(folder, read=rundir.read_checkpoint).models
     rundir.record_model(before)
     shutil.rmtree(folder)
@@ -425,6 +426,7 @@ def test_a_run_goes_on_knowing_of_a_model_that_is_gone(pipeline, tmp_path, sched
 
 def test_a_record_of_an_earlier_version_is_read(pipeline, tmp_path):
     folder, rundir = pipeline(DDIMScheduler()), RunDir(tmp_path / "run")
+    rundir.root.mkdir()
     before = planned(folder)
     rundir.record_model(before.models[0])
     file = rundir.models / before.models[0].id / "model.json"
@@ -464,6 +466,7 @@ def test_a_pickle_on_the_hub_is_taken_where_there_is_nothing_else(pipeline, tmp_
 
 def test_a_run_keeps_to_the_commit_that_it_began_with(pipeline, tmp_path, monkeypatch):
     folder, rundir = pipeline(DDIMScheduler()), RunDir(tmp_path / "run")
+    rundir.root.mkdir()
     with serving({"models/someone/something": folder}, tmp_path / "cache", monkeypatch) as requests:
         [before] = planned("someone/something", read=rundir.read_checkpoint).models
         rundir.record_model(before)

@@ -459,6 +459,7 @@ def test_weights_that_were_replaced_after_sampling_are_refused(folder):
         model={"callable": "mine:scaled", "weights": "scale.pt"}, sample={"num_samples": 4, "steps": 2, "seed": 0}
     )
     rundir = RunDir(folder / "run")
+    rundir.root.mkdir()
     path = sample(p, rundir)
     [cell] = p.cells
     assert parquet.inspect(path).metadata["weights_sha256"] == file_sha256(weights)
@@ -476,6 +477,7 @@ def test_a_run_can_be_looked_at_when_its_weights_are_gone(folder):
     """It is as recorded, but nothing can be run with it."""
     save_weights(folder / "scale.pt", 0.25)
     rundir, model = RunDir(folder / "run"), {"callable": "mine:scaled", "weights": "scale.pt"}
+    rundir.root.mkdir()
     [before] = planned(model=model).models
     rundir.record_model(before)
     record = (rundir.models / before.id / "model.json").read_text()
@@ -503,6 +505,7 @@ def test_reconstruction_and_interpolation_go_through_it(folder):
         "test",
     )  # fmt: skip
     p, rundir = plan(config, describe_network=described), RunDir(folder / "run")
+    rundir.root.mkdir()
     network = load_network(rundir.network(p.models[0], "ema"), p.models[0].diffusion, "cpu")
     survey = Survey(config, p, rundir, None, frozenset(), pytest.fail)
     [rebuilt] = [piece.job for piece in ReconstructWork(survey).pieces()]

@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Run
 from taugrid.orchestrator.work.reconstruct import ReconstructWork
 from taugrid.orchestrator.work.survey import Survey
+from taugrid.run_id import RunId
 from taugrid.storage import write_json
 from taugrid.workers import reconstruct as reconstruction
 from taugrid.workers.data import load as data
@@ -262,5 +264,8 @@ def test_a_worker_refuses_images_that_are_not_the_drivers(pictures, tmp_path):
     spec = TrainingSpec(section, there, unet, diffusion, config.Train(seed=0), "m", str(tmp_path), 1.0, 0.0)
     with pytest.raises(Hopeless, match=said):  # which Ray Train does not repeat
         loop._batches(spec, 0, 1, "cpu")
+    elsewhere = replace(spec, run=RunId(str(tmp_path), "0" * 32))
+    with pytest.raises(Hopeless, match=f"does not see the run directory {tmp_path}"):
+        loop._batches(elsewhere, 0, 1, "cpu")
     with pytest.raises(UserError, match=r"images of digits in its packages .* from the driver's \(abababab\)"):
         data.load_known_images(config.Data(), there)

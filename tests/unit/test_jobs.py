@@ -1,17 +1,24 @@
 """What jobs accept and refuse: files of another cell, another run directory, numbers that are not finite."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
 
 from taugrid.config import Config, validate
-from taugrid.errors import DamagedFile
+from taugrid.errors import DamagedFile, NotCommitted, RunDirectoryNotSeen, RunFailed
+from taugrid.jobs import Result
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.rundir import commits
+from taugrid.orchestrator.rundir.commits import confirm
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.survey import Survey
+from taugrid.run_id import check_run
+from taugrid.storage import LOCAL, LocalStorage, write_json
 from taugrid.workers.device import Device
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -87,3 +94,93 @@ def test_images_of_another_cell_are_not_extracted(tmp_path):
     with pytest.raises(DamagedFile, match="images of cell"):
         do(job)
     assert not Path(job.path).exists()
+
+
+# The run directory
+
+
+def claimed(root):
+    run = Here(root)
+    run.rundir.claim()
+    return run
+
+
+def test_a_run_directory_gets_its_id_once(tmp_path):
+    run = claimed(tmp_path / "run")
+    again = claimed(tmp_path / "run")
+    assert run.rundir.run == again.rundir.run
+    assert json.loads((tmp_path / "run" / "run.json").read_text()) == {"run": run.rundir.run.id}
+    assert claimed(tmp_path / "other").rundir.run.id != run.rundir.run.id
+    (tmp_path / "run" / "run.json").write_text("torn")
+    assert claimed(tmp_path / "run").rundir.run.id != run.rundir.run.id
+    check_run(claimed(tmp_path / "run").rundir.run, LOCAL)
+
+
+@pytest.mark.parametrize("kind", ["sample", "extract", "score"])
+def test_no_job_writes_where_the_run_directory_is_not(tmp_path, kind):
+    """Below a lost mount is an empty folder, or none; a worker must write to neither."""
+    root = tmp_path / "run"
+    run = claimed(root)
+    for before in ("sample", "extract")[: ["sample", "extract", "score"].index(kind)]:
+        run.do(before)
+    job = run.pieces(kind)[0].job
+    aside = root.rename(tmp_path / "aside")
+    with pytest.raises(RunDirectoryNotSeen):
+        job.check_run()
+    for make in (lambda: None, root.mkdir):
+        make()
+        with pytest.raises((RunDirectoryNotSeen, FileNotFoundError)):
+            do(job)
+        assert not list(tmp_path.glob("run/*")), "nothing was written"
+    root.rmdir()
+    aside.rename(root)
+    do(job)
+    confirm(job, Result(0.0, 1, True, Path(job.path).stat().st_size))
+
+
+def test_another_run_directory_in_the_same_place_is_refused(tmp_path):
+    job = claimed(tmp_path / "run").pieces("sample")[0].job
+    (tmp_path / "run").rename(tmp_path / "aside")
+    claimed(tmp_path / "run")
+    with pytest.raises(RunDirectoryNotSeen, match="another one is there"):
+        do(job)
+    assert not list((tmp_path / "run").glob("samples/*/*"))
+
+
+def test_a_root_is_not_made_again_but_its_folders_are(tmp_path):
+    storage = LocalStorage(tmp_path / "run")
+    for write in (
+        lambda: storage.append(tmp_path / "run" / "logs" / "a", b"x"),
+        lambda: write_json(tmp_path / "run" / "a" / "b" / "c.json", 1, storage),
+        lambda: write_json(tmp_path / "run" / "c.json", 1, storage),
+    ):
+        with pytest.raises(FileNotFoundError):
+            write()
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    write_json(tmp_path / "run" / "a" / "b" / "c.json", 1, storage)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def unsealed(path):
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"taugrid.sha256:", b"taugrid.sha257:"))
+
+
+@pytest.mark.parametrize("fault", [cut, unsealed, Path.unlink])
+def test_a_commit_that_the_driver_does_not_see_is_none(tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(commits, "PAUSES_SECONDS", (0.0,))
+    run = claimed(tmp_path / "run")
+    job = run.pieces("sample")[0].job
+    result = replace(do(job), size=Path(job.path).stat().st_size)
+    confirm(job, result)
+    fault(Path(job.path))
+    with pytest.raises(NotCommitted) as caught:
+        confirm(job, result)
+    assert job.path in str(caught.value)
+    (tmp_path / "run").rename(tmp_path / "aside")
+    with pytest.raises(RunFailed, match="moved or removed"):
+        confirm(job, result)

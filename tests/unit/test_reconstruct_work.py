@@ -48,6 +48,7 @@ def reconstruct(root, count, **sections):
     }
     config = validate(Config, values | sections, "test")
     rundir = RunDir(root)
+    root.mkdir(exist_ok=True)
     return ReconstructWork(Survey(config, plan(config), rundir, None, frozenset({"reconstruct"}), rundir.set_aside))
 
 

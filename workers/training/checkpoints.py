@@ -11,6 +11,8 @@ import torch
 from ray.train.collective import broadcast_from_rank_zero
 
 from taugrid.disk import commit_folder
+from taugrid.run_id import check_run
+from taugrid.storage import LOCAL
 from taugrid.workers.network.pipeline import save_pipeline
 from taugrid.workers.training.log import LOG, events_folder
 from taugrid.workers.training.spec import TrainingSpec
@@ -68,6 +70,8 @@ def report(state: State, rank: int) -> None:
 
 def commit(spec: TrainingSpec, state: State) -> None:
     """Put the pipeline folder and the log in place, whole: nothing half-written counts as trained."""
+    if spec.run is not None:
+        check_run(spec.run, LOCAL)
     temporary = spec.final.with_name(f".{spec.model_id}.{uuid.uuid4().hex[:12]}.tmp")
     save_pipeline(temporary, state.unet, state.ema, spec.diffusion)
     (temporary / "train").mkdir()

@@ -23,6 +23,8 @@ from torch import Tensor, distributed
 
 from taugrid.config import Train
 from taugrid.errors import UserError
+from taugrid.run_id import check_run
+from taugrid.storage import LOCAL
 from taugrid.workers.device import set_up
 from taugrid.workers.diffusion.process import network_time
 from taugrid.workers.network.ema import ema_decay, ema_update
@@ -47,8 +49,8 @@ def run(spec: TrainingSpec) -> None:
     """Train, and commit the model from rank 0.
 
     Raises:
-        Hopeless: if the network can't be built, a node lacks the driver's images or TensorBoard, or the training
-            diverges.
+        Hopeless: if the network can't be built, a node lacks the run directory, the driver's images or TensorBoard, or
+            the training diverges.
     """
     if spec.final.is_dir():
         return  # a worker died after the commit, and Ray Train started the function again
@@ -98,8 +100,13 @@ def _process_group(spec: TrainingSpec, rank: int, world_size: int, device: str) 
 
 
 def _batches(spec: TrainingSpec, rank: int, world_size: int, device: str) -> Batches:
-    """The `Batches` of one rank. Made before the process group, which would not wait for slow decoding."""
+    """The `Batches` of one rank. Made before the process group, which would not wait for slow decoding.
+
+    Before that, the rank checks that it sees the run directory.
+    """
     try:
+        if spec.run is not None:
+            check_run(spec.run, LOCAL)
         return Batches(spec, rank, world_size, device)
     except UserError as error:
         raise Hopeless(str(error)) from error

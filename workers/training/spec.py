@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taugrid.config import Data, Diffusion, Train, Unet
+from taugrid.run_id import RunId
 
 
 class Hopeless(Exception):
@@ -25,6 +26,8 @@ class TrainingSpec:
     """Absolute, and the same folder on every node: Ray's workers change directory."""
     cpus_per_worker: float
     gpus_per_worker: float
+    run: RunId | None = None
+    """The run directory, which every worker must see. None: not in one."""
 
     @property
     def final(self) -> Path:

@@ -1,0 +1,54 @@
+"""The id of a run directory, in `run.json` at its root: a worker that does not find it there is somewhere else.
+
+An unmounted folder is often still there, empty, and takes whatever is written. A folder that was renamed may have been
+made again. The driver writes the id once; every worker reads it before it writes.
+"""
+
+import json
+import platform
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from taugrid.errors import RunDirectoryNotSeen
+from taugrid.storage import Storage, read_json
+
+FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class RunId:
+    """A run directory: where it is, and the id that tells it from all others."""
+
+    root: str
+    id: str
+
+
+def claim(root: Path, storage: Storage) -> RunId:
+    """The id of the run directory `root`, which must exist. An old or new one gets its id here, in the driver."""
+    path = root / FILE
+    found = _read(root, storage)
+    if found is None:
+        with storage.temporary(path) as temporary:
+            temporary.write_text(json.dumps({"run": uuid.uuid4().hex}) + "\n", encoding="utf-8")
+            if not storage.create(path, temporary):
+                storage.replace(path, temporary)  # a file that is no JSON was in its place
+        found = _read(root, storage)
+    return RunId(str(root), str(found))
+
+
+def check_run(run: RunId, storage: Storage) -> None:
+    """Raise `RunDirectoryNotSeen` unless this machine sees that run directory. OSError if it can't be read."""
+    found = _read(Path(run.root), storage)
+    if found != run.id:
+        seen = "no run directory is there" if found is None else f"another one is there (run {found[:8]})"
+        raise RunDirectoryNotSeen(
+            f"node {platform.node()} does not see the run directory {run.root}: {seen}; every worker must see it at "
+            "the same path"
+        )
+
+
+def _read(root: Path, storage: Storage) -> str | None:
+    value = read_json(root / FILE, storage)
+    found = value.get("run") if isinstance(value, dict) else None
+    return found if isinstance(found, str) else None
