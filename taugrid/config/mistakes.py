@@ -134,5 +134,5 @@ def _number(branch: Schema, noun: str, plural: bool) -> str:
     if low is not None and high is not None:
         return f"{nouns} from {low:g} to {high:g}"
     limits = {"at least": low, "greater than": above, "at most": high, "less than": below}
-    bounds = [f"{words} {limit}" for words, limit in limits.items() if limit is not None]
+    bounds = [f"{words} {limit:g}" for words, limit in limits.items() if limit is not None]
     return f"{nouns} {'of ' * (low is not None)}{' and '.join(bounds)}" if bounds else nouns
