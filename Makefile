@@ -27,8 +27,8 @@ types: $(STAMP)
 	ln -s $(CURDIR)/taugrid/* $(foreach room,configs eval orchestrator workers,$(CURDIR)/$(room)) build/typing/taugrid/
 	$(BIN)/mypy
 
-chaos: $(STAMP)           ## the long forms of the tests that kill things
-	$(BIN)/pytest -m chaos --long
+chaos: $(STAMP)           ## the long forms of the tests that kill things; SEED=... repeats what one run killed
+	$(BIN)/pytest -m chaos --long $(if $(SEED),--seed $(SEED))
 
 bench: $(STAMP)           ## what docs/decisions.md quotes
 	$(BIN)/python -m benchmarks.noise

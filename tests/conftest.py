@@ -1,3 +1,5 @@
+import random
+
 import pytest
 from hypothesis import settings
 
@@ -8,6 +10,11 @@ settings.load_profile("taugrid")
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="run the long forms of tests too")
+    parser.addoption("--seed", type=int, default=random.randrange(1_000_000), help="of what the chaos tests kill, when")
+
+
+def pytest_report_header(config):
+    return f"chaos: seed {config.getoption('--seed')}" if config.getoption("--long") else None
 
 
 def pytest_collection_modifyitems(config, items):

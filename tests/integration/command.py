@@ -55,11 +55,12 @@ def heed_ctrl_c() -> None:
 class Started:
     """A command that runs while the test does something to it."""
 
-    def __init__(self, log: Path, *arguments: object) -> None:
+    def __init__(self, log: Path, *arguments: object, environment: dict[str, str] | None = None) -> None:
         self._log = log
         with log.open("w") as file:
             self.process = subprocess.Popen(
                 [*COMMAND, *map(str, arguments)],
+                env=environment,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

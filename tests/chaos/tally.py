@@ -1,0 +1,34 @@
+"""What the chaos tests did and found, for one line at their end."""
+
+from collections import Counter
+
+from experiment import Counts
+
+
+class Tally:
+    """Counts over all chaos tests of a session."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.kills: Counter[str] = Counter()
+        """What was killed -> how often."""
+        self.nodes: set[str] = set()
+        """Nodes on which something was killed."""
+        self.faults: list[str] = []
+        """What else was planted."""
+        self.runs = 0
+        """Run directories that were compared with an undisturbed one."""
+        self.wrong = Counts(0, 0, 0, 0)
+
+    def add(self, found: Counts) -> None:
+        """Add what was wrong with a run directory."""
+        self.runs += 1
+        self.wrong = Counts(*(a + b for a, b in zip(self.wrong, found, strict=True)))
+
+    def __str__(self) -> str:
+        kills = ", ".join(f"{what} {count}" for what, count in self.kills.most_common())
+        wrong = ", ".join(f"{count} {what}" for what, count in self.wrong._asdict().items())
+        return (
+            f"chaos: seed {self.seed}: {self.kills.total()} kills ({kills}) on {len(self.nodes)} nodes, "
+            f"{len(self.faults)} faults planted, {self.runs} runs compared: {wrong}"
+        )

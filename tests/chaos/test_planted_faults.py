@@ -1,0 +1,220 @@
+"""One fault at a time, planted on one node or on all: what is lost, doubled or changed, and what the run says."""
+
+import os
+import re
+import resource
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from command import events
+from experiment import Counts, compare, parts, write_checkpoint
+from raylets import LOST, READ_ONLY
+
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
+
+WELL = Counts(lost=0, doubled=0, other=0, quarantined=0)
+NODES = ("A", "B", "C")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(lab):
+    lab.cluster.start(*NODES)
+    lab.finish(lab.shared / "undisturbed")
+    return lab.shared / "undisturbed"
+
+
+@pytest.fixture
+def root(lab, undisturbed, request):
+    return lab.shared / request.node.name
+
+
+@pytest.fixture
+def check(root, undisturbed, tally):
+    """Compare the run directory with an undisturbed one, and count the fault."""
+
+    def compared(fault: str, expected: Counts = WELL) -> None:
+        found = compare(root, undisturbed)
+        tally.faults.append(fault)
+        tally.add(found._replace(quarantined=found.quarantined - expected.quarantined))
+        assert found == expected
+        assert not list(root.glob("damaged/**/*.parquet"))
+
+    return compared
+
+
+@pytest.fixture
+def bad(lab):
+    """Node B, which is a new one after the test."""
+    yield "B"
+    lab.plant("B")
+    if "B" in lab.cluster.names:
+        lab.cluster.kill("B")
+    lab.cluster.start("B")
+
+
+def restarted(lab, node, **how):
+    lab.cluster.kill(node)
+    lab.cluster.start(node, **how)
+
+
+def some(root, count=10):
+    return lambda: len(parts(root)) > count
+
+
+def test_a_stale_checkpoint_on_one_node(lab, bad, undisturbed, tally):
+    """Loaded by diffusers, as most networks are."""
+    right, stale = write_checkpoint(lab.folder / "unet", seed=0), write_checkpoint(lab.folder / "stale-unet", seed=1)
+    config = lab.write_config("unet.yaml", model={"checkpoint": str(right)})
+    expected, root = lab.shared / "undisturbed-unet", lab.shared / "unet"
+    lab.finish(expected, config=config)
+    restarted(lab, bad, then=f"mount --bind {stale} {right}")
+    assert lab.cluster.ips[bad] in lab.finish(root, config=config)
+    found = compare(root, expected)
+    tally.faults.append("stale checkpoint on one node")
+    tally.add(found)
+    assert found == WELL
+
+
+def test_weights_that_are_replaced_in_mid_run(lab, root, check):
+    """Workers that start after it refuse them; with the old file back the same command ends."""
+    with lab.start(root) as driver:
+        driver.wait_until(some(root))
+        old = lab.weights.read_text()
+        try:
+            lab.weights.write_text("0.7")
+            for node in NODES:
+                os.kill(lab.cluster.workers(node)[0], signal.SIGKILL)
+            driver.wait(2)
+            assert str(lab.weights) in driver.output
+        finally:
+            lab.weights.write_text(old)
+    lab.finish(root)
+    check("weights replaced in mid-run")
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_a_run_directory_that_one_node_may_only_read(lab, bad, root, check, when):
+    if when == "before":
+        lab.cluster.inside(bad, READ_ONLY.format(lab.shared))
+    with lab.start(root) as driver:
+        driver.wait_until(some(root))
+        if when == "during":
+            lab.cluster.inside(bad, READ_ONLY.format(lab.shared))
+        driver.wait(0)
+        assert lab.cluster.ips[bad] in driver.output
+    check(f"run directory read-only on one node {when} the run")
+
+
+def test_a_node_that_loses_its_mount_in_mid_run(lab, bad, root, check):
+    with lab.start(root) as driver:
+        driver.wait_until(some(root))
+        lab.cluster.inside(bad, LOST.format(lab.shared))
+        driver.wait(0)
+        assert lab.cluster.ips[bad] in driver.output
+    assert not list(lab.cluster.void(bad).rglob("*.parquet"))
+    check("mount lost in mid-run")
+
+
+def test_a_node_without_the_mount(lab, bad, root, check):
+    restarted(lab, bad, without_mount=True)
+    assert lab.cluster.ips[bad] in lab.finish(root)
+    check("node without the mount")
+
+
+def test_a_run_directory_that_is_renamed_in_mid_run(lab, root, check):
+    """It is not made again; back in its place, it is finished by the same command."""
+    aside = root.with_name("aside")
+    with lab.start(root) as driver:
+        driver.wait_until(some(root))
+        root.rename(aside)
+        assert driver.process.wait(60) in (1, 2), driver.output
+        assert "Traceback" not in driver.output
+    assert not list(root.rglob("*.parquet"))
+    if root.exists():
+        root.rename(root.with_name("remains"))
+    aside.rename(root)
+    lab.finish(root)
+    check("run directory renamed in mid-run")
+
+
+def test_all_workers_stop_at_once(lab, root, check):
+    """As if the file system hung for all: no copy can help, only the deadline."""
+    with lab.start(root, "--set", "cluster.hang_seconds=5") as driver:
+        driver.wait_until(some(root))
+        for node in NODES:
+            for pid in lab.cluster.workers(node):
+                os.kill(pid, signal.SIGSTOP)
+        driver.wait(0)
+        assert "hang" in driver.output
+    check("all workers stopped")
+
+
+@pytest.mark.parametrize("error", ["EIO", "ESTALE", "EMFILE"])
+def test_errors_of_the_file_system_on_one_node(lab, bad, root, check, error):
+    with lab.start(root) as driver:
+        driver.wait_until(some(root))
+        lab.plant(bad, f"open parquet {error}", f"os.link parquet {error}")
+        driver.wait(0)
+        assert lab.cluster.ips[bad] in driver.output
+    check(f"{error} on one node")
+
+
+def test_a_worker_that_runs_out_of_file_descriptors(lab, bad, root, check):
+    with lab.start(root) as driver:
+        driver.wait_until(some(root))
+        for pid in lab.cluster.workers(bad):
+            used = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (used, used))
+        driver.wait(0)
+    check("no file descriptors on one node")
+
+
+def test_a_full_disk(lab, root, check):
+    """One line, and with room again the same command ends."""
+    filler = lab.shared / "filler"
+    with lab.start(root) as driver:
+        driver.wait_until(some(root))
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(2**12))
+        try:
+            assert driver.process.wait(60) == 1, driver.output
+        finally:
+            filler.unlink()
+        assert "Traceback" not in driver.output
+        assert re.search("no space|full", driver.output, re.IGNORECASE)
+    lab.finish(root)
+    check("full disk")
+
+
+def test_shards_that_kill_their_workers(lab, root, check):
+    """Two such shards are set aside, and all else is done. Once they are harmless, the same command ends."""
+    poison = "S0010-eta0-[0-9a-f]+/[.]?part-00000[23]"
+    for node in NODES:
+        lab.plant(node, f"os.link {poison} KILL")
+    with lab.start(root) as driver:
+        driver.wait(4)
+    done = {path.name for path in parts(root)}
+    assert compare(root, lab.shared / "undisturbed")._replace(quarantined=0) == WELL._replace(lost=2), done
+    for node in NODES:
+        lab.plant(node)
+    lab.finish(root)
+    check("two shards that kill their workers", WELL._replace(quarantined=2))
+
+
+def test_a_second_driver(lab, root, check):
+    with lab.start(root) as driver:
+        driver.wait_until(some(root))
+        lab.finish(root, code=2)
+        driver.wait(0)
+    check("second driver")
+
+
+def test_a_slow_node(lab, bad, root, check):
+    """Its commits take 3 s: others do its work once more, and nothing is there twice."""
+    lab.plant(bad, "os.link parquet 3")
+    lab.finish(root)
+    check("slow node")
+    assert [event for event in events(root) if event["event"] == "duplicate"]

@@ -1,0 +1,130 @@
+"""A storm: workers, idle workers, nodes, drivers and heads are killed at random times, over a hundred in all."""
+
+import os
+import random
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from command import Started, events
+from experiment import Counts, compare
+
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
+
+NODES = ("A", "B", "C", "D")
+DECK = {"worker": 68, "node": 14, "driver": 14, "head": 3}
+"""What is killed, and how often."""
+PAUSE = (0.5, 2.5)
+"""Seconds between two kills. A shard takes 0.2, so that the same one is hardly ever hit three times."""
+IDLE_KILLS = 10
+
+
+class Storm:
+    """Kills what the deck says next, if it is there to be killed."""
+
+    def __init__(self, lab, tally, strike):
+        self._lab, self._tally, self._strike = lab, tally, strike
+        self.random = random.Random(tally.seed)
+        self._deck = [what for what, count in DECK.items() for _ in range(count)]
+        self.random.shuffle(self._deck)
+
+    @property
+    def over(self):
+        return not self._deck
+
+    def hit(self, driver: Started) -> bool:
+        """Kill one thing; False if the driver can't go on."""
+        what = self._deck.pop(0)
+        cluster = self._lab.cluster
+        if what == "worker":
+            found = [(node, pid) for node in cluster.names for pid in cluster.workers(node)]
+            if found:
+                self._strike(what, *self.random.choice(found))
+            else:
+                self._deck.append(what)
+        elif what == "node":
+            node = self.random.choice(cluster.names)
+            self._tally.kills[what] += 1
+            self._tally.nodes.add(node)
+            cluster.kill(node)
+            cluster.begin(node)
+        elif what == "driver":
+            self._tally.kills[what] += 1
+            os.killpg(driver.process.pid, signal.SIGKILL)
+            driver.process.wait()
+        else:
+            self._tally.kills[what] += 1
+            cluster.kill("head")
+            driver.wait(1, timeout=90)
+            assert "Traceback" not in driver.output
+            self._lab.another_cluster()
+            self._lab.cluster.head()
+            self._lab.cluster.start(*NODES)
+        return what in ("worker", "node")
+
+
+def finish(lab, storm, root):
+    """Start drivers until one ends by itself."""
+    while True:
+        with lab.start(root) as driver:
+            driver.wait_until(lambda: "to do" in driver.output or driver.process.poll() == 0)
+            going = True
+            while going and not storm.over and driver.process.poll() is None:
+                time.sleep(storm.random.uniform(*PAUSE))
+                if driver.process.poll() is None:
+                    going = storm.hit(driver)
+            if going:
+                driver.wait(0)
+                return
+
+
+def test_a_hundred_kills_lose_double_and_change_nothing(lab, tally, strike):
+    lab.cluster.start(*NODES)
+    undisturbed = lab.shared / "undisturbed"
+    lab.finish(undisturbed)
+    storm, found = Storm(lab, tally, strike), []
+    while not storm.over:
+        root = lab.shared / f"run-{len(found)}"
+        finish(lab, storm, root)
+        found.append(compare(root, undisturbed))
+        tally.add(found[-1])
+    assert set(found) == {Counts(lost=0, doubled=0, other=0, quarantined=0)}
+
+
+def is_idle(pid: int, root) -> bool:
+    """Whether a worker has no file of the run directory open; the one that it writes is open while it samples."""
+    return not any(str(target).startswith(str(root)) for target in open_files(pid))
+
+
+def open_files(pid):
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            yield link.readlink()
+
+
+def test_idle_workers_that_die_are_seen_and_no_task_pays(lab, tally, strike):
+    """Two long shards keep two workers busy while those that have nothing to do are killed again and again."""
+    cluster = lab.cluster
+    cluster.start(*[node for node in NODES if node not in cluster.names])
+    long = {"num_samples": 8, "batch_size": 1, "shard_evaluations": 4000}
+    config = lab.write_config("idle.yaml", sample=long, grid={"steps": [1000], "eta": [0.0]})
+    undisturbed, root = lab.shared / "undisturbed-idle", lab.shared / "idle"
+    lab.finish(undisturbed, config=config)
+    with lab.start(root, config=config) as driver:
+
+        def idle():
+            found = [(node, pid) for node in cluster.names for pid in cluster.workers(node)]
+            return [(node, pid) for node, pid in found if is_idle(pid, root)] if len(found) == len(NODES) else []
+
+        driver.wait_until(lambda: len(list(root.glob("samples/*/.*.tmp"))) == 2)
+        for kill in range(IDLE_KILLS):
+            node, pid = driver.wait_until(idle)[0]
+            strike("idle worker", node, pid)
+            driver.wait_until(lambda kill=kill: sum(e["event"] == "lost" for e in events(root)) > kill, timeout=10)
+        driver.wait(0)
+    found = compare(root, undisturbed)
+    tally.add(found)
+    assert found == Counts(lost=0, doubled=0, other=0, quarantined=0)
+    assert not [event for event in events(root) if event["event"] == "failed"]
