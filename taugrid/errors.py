@@ -47,6 +47,10 @@ class CustomCodeError(ValueError):
     """A user's network or extractor can't be used: one line that says why and what to change."""
 
 
+class NotFinite(ValueError):
+    """A network returned NaN or infinity. The same job gives the same again, so its cell fails without retries."""
+
+
 class RunFailed(Exception):
     """A stage could not go on, and not because of a bug in the driver: one line, exit 1; `logs/` has the details."""
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from taugrid.errors import DamagedFile
+from taugrid.errors import DamagedFile, NotFinite
 
 
 def to_uint8(x: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -16,10 +16,10 @@ def to_uint8(x: NDArray[np.float32]) -> NDArray[np.uint8]:
     guided-diffusion casts `(x + 1) * 127.5` instead, which truncates: half a grey level darker on average.
 
     Raises:
-        ValueError: if a value is NaN, which a cast would silently turn into an arbitrary grey level.
+        NotFinite: if a value is NaN or infinite, which would silently become some grey level, black or white.
     """
-    if np.isnan(x).any():
-        raise ValueError("the network returned nan, so its images would be meaningless")
+    if not np.isfinite(x).all():
+        raise NotFinite("the images hold nan or infinity, so they would be meaningless; trying again changes nothing")
     grey = np.rint((x.astype(np.float32) + np.float32(1)) * np.float32(127.5))
     result: NDArray[np.uint8] = np.clip(grey, 0, 255).astype(np.uint8)
     return result

@@ -14,6 +14,7 @@ from taugrid.images import to_uint8
 from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
 from taugrid.workers.device import Device
+from taugrid.workers.finite import Watched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,19 +46,24 @@ def run(job: InterpolateJob, device: Device) -> Result:
 
 
 def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: str) -> Result:
-    """Decode the job's rows and square of x_T and commit the pictures: the rows one after another, then the square."""
+    """Decode the job's rows and square of x_T and commit the pictures: the rows one after another, then the square.
+
+    Raises:
+        NotFinite: if the network returns NaN or infinity.
+    """
     import torch
 
     from taugrid.workers.samplers import ddim as sampler
 
     x_T, alpha_bar, prediction = points(job, device), schedules.alpha_bar(job.diffusion), job.diffusion.predicts
-    seconds, first_row = 0.0, 0
+    watched, seconds, first_row = Watched(model), 0.0, 0
     job.check_run()
     with parquet.PartWriter(Path(job.path), parquet.picture_schema(job.metadata), job.storage) as part:
         for batch in torch.split(x_T, job.batch_size):
             began = time.perf_counter()
-            x0 = sampler.decode(model, batch, alpha_bar, job.tau, prediction)
+            x0 = sampler.decode(watched, batch, alpha_bar, job.tau, prediction)
             pixels = to_uint8(x0.cpu().numpy())
+            watched.require_finite(first_row, first_row + len(pixels))
             seconds += time.perf_counter() - began
             part.write(parquet.pictures(pixels, first_row))
             first_row += len(pixels)

@@ -17,6 +17,7 @@ from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.device import Device
+from taugrid.workers.finite import Watched
 
 if TYPE_CHECKING:
     from taugrid.workers.diffusion.process import Denoiser
@@ -52,6 +53,9 @@ def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: str) -> Re
 
     An image's error is the mean square over its dimensions, with pixels scaled to [0, 1]: `mse` of the floats,
     `mse_8bit` of the picture that is kept.
+
+    Raises:
+        NotFinite: if the network returns NaN or infinity.
     """
     import torch
 
@@ -59,7 +63,7 @@ def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: str) -> Re
 
     originals = data.load_known_images(job.data, job.data_sha256)[job.start : job.stop]
     alpha_bar, prediction = schedules.alpha_bar(job.diffusion), job.diffusion.predicts
-    seconds, first_row = 0.0, job.start
+    watched, seconds, first_row = Watched(model), 0.0, job.start
     schema = parquet.picture_schema(job.metadata, ("mse", "mse_8bit"))
     job.check_run()
     with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
@@ -67,10 +71,11 @@ def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: str) -> Re
             batch = originals[start : start + job.batch_size]
             began = time.perf_counter()
             x0 = torch.tensor(batch, device=device).float() / 127.5 - 1
-            x_T = sampler.encode(model, x0, alpha_bar, job.tau, prediction)
-            rebuilt = sampler.decode(model, x_T, alpha_bar, job.tau, prediction)
+            x_T = sampler.encode(watched, x0, alpha_bar, job.tau, prediction)
+            rebuilt = sampler.decode(watched, x_T, alpha_bar, job.tau, prediction)
             mse = ((rebuilt - x0).double() / 2).square().flatten(1).mean(dim=1).cpu().numpy()
             pixels = to_uint8(rebuilt.cpu().numpy())
+            watched.require_finite(first_row, first_row + len(batch))
             seconds += time.perf_counter() - began
             mse_8bit = ((pixels.astype(np.float64) - batch) / 255) ** 2
             columns = {"mse": mse, "mse_8bit": mse_8bit.reshape(len(batch), -1).mean(axis=1)}

@@ -18,6 +18,7 @@ from taugrid.images import to_uint8
 from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
 from taugrid.workers.device import Device
+from taugrid.workers.finite import Watched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,10 +50,15 @@ def run(job: SampleJob, device: Device) -> Result:
 
 
 def sample_shard(job: SampleJob, model: "Denoiser", device: str) -> Result:
-    """Sample the job's images and commit its file. A job gives the same images wherever and whenever it runs."""
+    """Sample the job's images and commit its file. A job gives the same images wherever and whenever it runs.
+
+    Raises:
+        NotFinite: if the network returns NaN or infinity.
+    """
     import torch
 
     settings, alpha_bar = job.settings, schedules.alpha_bar(job.diffusion)
+    watched = Watched(model)
     seconds = 0.0
     schema = parquet.sample_schema(job.metadata)
     job.check_run()
@@ -62,8 +68,9 @@ def sample_shard(job: SampleJob, model: "Denoiser", device: str) -> Result:
         for start in range(job.start, job.stop, settings.batch_size):
             began = time.perf_counter()
             indices = torch.arange(start, min(start + settings.batch_size, job.stop), device=device)
-            x0 = sample_batch(model, indices, job, alpha_bar)
+            x0 = sample_batch(watched, indices, job, alpha_bar)
             batch = to_uint8(x0.cpu().numpy())  # waits for the device, so the clock below covers its work
+            watched.require_finite(start, start + len(batch))
             seconds += time.perf_counter() - began
             if encoding is not None:
                 encoding.result()  # at most one batch waits, so memory does not grow with the shard

@@ -80,6 +80,8 @@ class Loop:
                 self._progress.started()
                 if speculative:
                     self._events.add("duplicate", task=task.key, worker=worker)
+                info = self._infos[worker]
+                self._events.add("assigned", task=task.key, worker=worker, node=info.node, device=info.device)
                 self._pool.give(worker, self._pieces[task.key].job)
             self._say_if_alone()
             self._show()

@@ -19,6 +19,7 @@ from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.plan.sources import Oracle
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
+from taugrid.orchestrator.rundir.origins import origins
 from taugrid.protocol import short_name
 from taugrid.registry.extractors import PIXELS
 from taugrid.storage import Storage, read_sealed
@@ -45,7 +46,7 @@ class Rows(NamedTuple):
 
 def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
     """The rows of all scored cells, in the order of the grid."""
-    seconds, devices = _from_events(rundir)
+    made = origins(read_events(rundir))
     rows: list[dict[str, Any]] = []
     protocols: dict[str, Any] = {}
     influences: dict[str, NDArray[np.float64]] = {}
@@ -59,7 +60,7 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
         short = short_name(score["protocol"])
         protocols[short] = score["protocol"]
         exact = {} if (value := _exact_fid(cell, evaluation)) is None else {EXACT: value}
-        rows.append(_row(cell, score["metrics"], short, seconds.get(cell.id)) | exact)
+        rows.append(_row(cell, score["metrics"], short, made[cell.id].seconds if cell.id in made else None) | exact)
         for note in score["notes"]:
             cells_of[note].append(cell.name)
         pairings[cell.id] = (cell.settings.seed, cell.model.image_shape)
@@ -69,8 +70,8 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
         else:
             said = (note.removeprefix(NO_ERROR) for note in score["notes"] if note.startswith(NO_ERROR))
             reasons[cell.id] = next(said, NO_INFLUENCE)
-        if len(devices[cell.id]) > 1:
-            cells_of[f"mixed: sampled on {', '.join(sorted(devices[cell.id]))}"].append(cell.name)
+        for mixture in made[cell.id].mixtures if cell.id in made else ():
+            cells_of[mixture].append(cell.name)
     notes = [f"{_listed(names, len(rows))}: {note}" for note, names in cells_of.items()]
     return Rows(rows, [*plan.remarks, *notes], Evidence(influences, pairings, protocols, reasons))
 
@@ -129,14 +130,3 @@ def _exact_fid(cell: Cell, evaluation: Evaluation) -> float | None:
     if max(map(gaussian.share_beyond_1, (samples, data))) > LARGEST_SHARE_BEYOND_1:
         return None
     return gaussian.frechet_distance(gaussian.rounded(samples), gaussian.rounded(data))
-
-
-def _from_events(rundir: RunDir) -> tuple[dict[str, float], dict[str, set[str]]]:
-    """Device seconds and device names by cell. Of each shard, only the last commit counts."""
-    last = {(e["cell"], e["path"]): e for e in read_events(rundir) if e["event"] == "shard" and e["committed"]}
-    seconds: dict[str, float] = defaultdict(float)
-    devices: dict[str, set[str]] = defaultdict(set)
-    for (cell, _), event in last.items():
-        seconds[cell] += event["seconds"]
-        devices[cell].add(event["device"])
-    return seconds, devices

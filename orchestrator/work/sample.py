@@ -64,6 +64,7 @@ class SampleWork(WorkKind):
             "evaluations": int(piece.task.cost),
             "seconds": round(result.seconds, 4),
             "committed": first or result.first,
+            "own": result.first,
         }
         return Event("shard", fields)
 

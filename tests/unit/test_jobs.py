@@ -6,9 +6,10 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
+import torch
 
 from taugrid.config import Config, validate
-from taugrid.errors import DamagedFile, NotCommitted, RunDirectoryNotSeen, RunFailed
+from taugrid.errors import DamagedFile, NotCommitted, NotFinite, RunDirectoryNotSeen, RunFailed
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
@@ -20,6 +21,7 @@ from taugrid.orchestrator.work.survey import Survey
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL, LocalStorage, write_json
 from taugrid.workers.device import Device
+from taugrid.workers.sample import sample_shard
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -184,3 +186,25 @@ def test_a_commit_that_the_driver_does_not_see_is_none(tmp_path, monkeypatch, fa
     (tmp_path / "run").rename(tmp_path / "aside")
     with pytest.raises(RunFailed, match="moved or removed"):
         confirm(job, result)
+
+
+# Numbers that are not finite
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("clip", ["none", "x0"])
+def test_a_network_that_is_not_finite_once_gives_no_image(tmp_path, value, clip):
+    """Clipping x0 would make infinity white, and the images after it would look like any others."""
+    run = Here(tmp_path / "run", clip=clip)
+    job = run.pieces("sample")[0].job
+
+    def model(x, t):
+        output = torch.zeros_like(x)
+        if t == job.tau[-1]:
+            output[-1, 0, 0, 0] = value
+        return output
+
+    with pytest.raises(NotFinite):
+        sample_shard(job, model, "cpu")
+    assert not list(tmp_path.rglob("*.parquet"))
+    sample_shard(job, lambda x, t: torch.zeros_like(x), "cpu")

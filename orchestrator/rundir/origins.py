@@ -1,0 +1,93 @@
+"""What made a cell's images, by the events: kinds of device, versions of software, seconds.
+
+A shard's event is written after its commit. If the driver is killed in between, the file is there without it: then
+whoever had the shard assigned may have made it, and all of them are told.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from taugrid.orchestrator.plan.cells import part_name
+
+PACKAGES = ("taugrid", "torch", "diffusers", "numpy", "pillow")
+"""Software that an image's bytes depend on."""
+
+
+class Maker(NamedTuple):
+    """A kind of device, and the versions of `PACKAGES` on it."""
+
+    device: str
+    versions: tuple[tuple[str, str], ...]
+
+
+@dataclass
+class Origin:
+    """What made the images of a cell, or of one of its shards."""
+
+    seconds: float = 0.0
+    """Time on devices."""
+    makers: set[Maker] = field(default_factory=set)
+
+    @property
+    def mixtures(self) -> list[str]:
+        """What differs between the makers, a phrase for each kind of difference; empty if there is nothing."""
+        devices = sorted({maker.device for maker in self.makers})
+        found = [f"mixed: sampled on {', '.join(devices)}"] if len(devices) > 1 else []
+        for name in PACKAGES:
+            versions = sorted({version for maker in self.makers for key, version in maker.versions if key == name})
+            if len(versions) > 1:
+                found.append(f"mixed: sampled with {name} {', '.join(versions)}")
+        return found
+
+
+@dataclass
+class _Shard(Origin):
+    images: int = 0
+    assigned: list[Maker] = field(default_factory=list)
+    """Who may have made the file since the last event that tells who did."""
+
+
+def origins(events: Iterable[Mapping[str, Any]]) -> dict[str, Origin]:
+    """Cell id -> what made its images."""
+    shards: dict[tuple[str, str], _Shard] = defaultdict(_Shard)
+    versions: dict[str, tuple[tuple[str, str], ...]] = {}
+    for event in events:
+        match event["event"]:
+            case "session":
+                versions = {}  # another session's workers have the same names
+            case "worker":
+                known = event.get("versions") or {}
+                versions[event["worker"]] = tuple((name, known[name]) for name in PACKAGES if known.get(name))
+            case "assigned" if event["task"].startswith("sample/"):
+                _, cell, number = event["task"].split("/")
+                maker = Maker(event["device"], versions.get(event["worker"], ()))
+                shards[cell, part_name(int(number))].assigned.append(maker)
+            case "shard" if event["committed"]:
+                shard = shards[event["cell"], event["path"]]
+                _committed(shard, event, Maker(event["device"], versions.get(event["worker"], ())))
+            case "damaged" if event["path"].startswith("samples/"):
+                _, folder, path = event["path"].split("/")
+                shards.pop((folder.rsplit("-", 1)[-1], path), None)
+    found: dict[str, Origin] = defaultdict(Origin)
+    for (cell, _), shard in shards.items():
+        found[cell].seconds += shard.seconds
+        found[cell].makers |= shard.makers | set(shard.assigned)
+    return found
+
+
+def _committed(shard: _Shard, event: Mapping[str, Any], maker: Maker) -> None:
+    """Take note of a file that is in place. Events of earlier versions have neither `own` nor `copied`."""
+    copied = event.get("copied", 0)
+    others = list(shard.assigned)
+    if maker in others:
+        others.remove(maker)
+    if not event.get("own", True) and (others or shard.makers):
+        shard.makers |= set(others)  # the file was there already
+    else:
+        shard.makers = (shard.makers if copied else set()) | {maker}
+    before = shard.seconds * copied / shard.images if shard.images else 0.0
+    shard.seconds = before + event["seconds"]
+    shard.images = copied + event["images"]
+    shard.assigned = []

@@ -1,0 +1,88 @@
+"""Whatever the driver did not live to write, a cell of two devices or versions is said to be mixed."""
+
+import pytest
+
+from taugrid.orchestrator.rundir.origins import origins
+
+
+def session(*devices, torch="2.9"):
+    """A session with a worker on each device."""
+    workers = [
+        {"event": "worker", "worker": f"worker-{i}", "device": device, "versions": {"torch": torch, "ray": "2.60"}}
+        for i, device in enumerate(devices)
+    ]
+    return [{"event": "session"}, *workers]
+
+
+def assigned(number, device, worker="worker-0"):
+    return {"event": "assigned", "task": f"sample/c/{number}", "worker": worker, "device": device}
+
+
+def shard(number, device, worker="worker-0", images=8, seconds=2.0, **more):
+    return {
+        "event": "shard", "cell": "c", "path": f"part-{number:06d}.parquet", "images": images, "seconds": seconds,
+        "committed": True, "worker": worker, "device": device, **more,
+    }  # fmt: skip
+
+
+def mixtures(*events):
+    return origins(events)["c"].mixtures
+
+
+def test_one_device_and_one_software_are_no_mixture():
+    events = [*session("a100", "a100"), assigned(0, "a100"), shard(0, "a100"), shard(1, "a100", "worker-1")]
+    assert mixtures(*events) == []
+    assert origins(events)["c"].seconds == 4.0
+
+
+def test_two_shards_of_two_devices_are_one():
+    assert mixtures(*session("a100", "cpu"), shard(0, "a100"), shard(1, "cpu", "worker-1")) == [
+        "mixed: sampled on a100, cpu"
+    ]
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        [],  # complete as it is
+        [*session("cpu"), assigned(1, "cpu"), shard(1, "cpu")],
+    ],
+)
+def test_a_driver_killed_between_commit_and_event_loses_no_device(later):
+    """Shard 0 lies there, made on an a100, and no event says so."""
+    killed = [*session("a100", "cpu"), assigned(0, "a100"), assigned(1, "cpu", "worker-1"), shard(1, "cpu", "worker-1")]
+    assert mixtures(*killed, *later) == ["mixed: sampled on a100, cpu"]
+
+
+def test_a_file_that_was_there_is_told_of_who_had_it_before():
+    """Worker 0 committed and died; worker 1 did the shard again and found the file."""
+    lost = [*session("a100", "cpu"), assigned(0, "a100"), assigned(0, "cpu", "worker-1")]
+    assert mixtures(*lost, shard(0, "cpu", "worker-1", own=False), shard(1, "cpu", "worker-1")) == [
+        "mixed: sampled on a100, cpu"
+    ]
+
+
+def test_a_shard_made_again_forgets_who_made_it_before():
+    first = [*session("a100"), assigned(0, "a100"), shard(0, "a100")]
+    damaged = {"event": "damaged", "path": "samples/S0010-eta0-c/part-000000.parquet"}
+    assert mixtures(*first, damaged, *session("cpu"), assigned(0, "cpu")) == []
+    assert mixtures(*first, *session("cpu"), assigned(0, "cpu"), shard(0, "cpu", own=True)) == []
+
+
+def test_a_shard_that_grew_keeps_those_who_made_what_was_copied():
+    first = [*session("a100"), assigned(0, "a100"), shard(0, "a100", images=12, seconds=3.0)]
+    grown = [*session("cpu"), assigned(0, "cpu"), shard(0, "cpu", images=4, seconds=1.0, own=True, copied=8)]
+    assert mixtures(*first, *grown) == ["mixed: sampled on a100, cpu"]
+    assert origins([*first, *grown])["c"].seconds == pytest.approx(3.0 * 8 / 12 + 1.0)
+
+
+def test_other_software_is_a_mixture_too_and_packages_that_make_no_image_are_not():
+    one = [*session("cpu", torch="2.9"), shard(0, "cpu")]
+    other = [*session("cpu", torch="2.10"), shard(1, "cpu")]
+    other[1]["versions"]["ray"] = "2.61"
+    assert mixtures(*one, *other) == ["mixed: sampled with torch 2.10, 2.9"]
+
+
+def test_events_of_the_first_version_are_read():
+    """They know no assignments, and nothing of what was there or copied."""
+    assert mixtures(*session("cpu", "a100"), shard(0, "cpu"), shard(0, "a100", "worker-1")) == []

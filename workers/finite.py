@@ -1,0 +1,37 @@
+"""Watches a network for NaN and infinity, which clipping x0 would turn into black or white without a word."""
+
+from typing import TYPE_CHECKING
+
+from taugrid.errors import NotFinite
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from taugrid.workers.diffusion.process import Denoiser
+
+
+class Watched:
+    """A network that remembers whether all its outputs were finite.
+
+    The answer stays on the device until it is asked for, so watching makes no step wait.
+    """
+
+    def __init__(self, model: "Denoiser") -> None:
+        self._model = model
+        self._finite: Tensor | None = None
+
+    def __call__(self, x: "Tensor", t: int) -> "Tensor":
+        """The network's output for x at the time t, unchanged."""
+        output = self._model(x, t)
+        finite = output.isfinite().all()
+        self._finite = finite if self._finite is None else self._finite & finite
+        return output
+
+    def require_finite(self, first: int, stop: int) -> None:
+        """Raise `NotFinite` if an output since the last call was not; it was for images `first` to `stop` - 1."""
+        finite, self._finite = self._finite, None
+        if finite is not None and not bool(finite):
+            raise NotFinite(
+                f"the network returned nan or infinity for images {first} to {stop - 1}; its images would be "
+                "meaningless, and trying again would change nothing"
+            )
