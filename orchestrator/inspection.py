@@ -185,7 +185,7 @@ def compare(config: Config, plan: Plan, rundir: RunDir, name_a: str, name_b: str
     from taugrid.orchestrator.report.collect import collect
 
     cells = [find_cell(plan, name) for name in (name_a, name_b)]
-    collected = collect(plan, rundir, evaluation(config, plan))
+    collected = collect(plan, rundir, evaluation(config, plan, rundir.extractor))
     rows = {row["cell"]: row for row in collected.rows}
     unscored = [cell.name for cell in cells if cell.id not in rows]
     if unscored:

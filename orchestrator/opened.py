@@ -3,22 +3,53 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from taugrid.config.load import load
+from taugrid.config.load import CONFIG_NAME, find, load
 from taugrid.errors import UserError
-from taugrid.orchestrator.plan.extractor import extractor
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.trust import custom_code, require_trusted, trust
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.extension import check_extends
 
 
 class Opened:
-    """A config, its plan and its run directory."""
+    """A config, its plan and its run directory.
 
-    def __init__(self, name: str, assignments: Sequence[str], out: str | None) -> None:
+    Custom code that a config file of the user's own names is run, to describe it, and is trusted from then on. What the
+    config.json of a directory names is not run unless `runs_code` is set, and then only if it is trusted.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        assignments: Sequence[str],
+        out: str | None,
+        runs_code: bool = False,
+        trust_code: bool = False,
+    ) -> None:
+        """Read a config and plan its run.
+
+        Args:
+            name: a file, the name of a shipped config, or a run directory.
+            assignments: `key=value`, as --set takes them.
+            out: the run directory; None: runs/<name>, or `name` where that is one.
+            runs_code: the command does work, so it needs the code that the config of a directory names.
+            trust_code: that code may run although it is not in the user's trust file.
+
+        Raises:
+            UserError: if the config is wrong, or names code that is not trusted.
+        """
         self.config = load(name, assignments)
-        self.rundir = RunDir(run_folder(name, out, self.config.name))
-        rundir = self.rundir
+        self.rundir = rundir = RunDir(run_folder(name, out, self.config.name))
+        file = find(name)
+        is_own = file.name != CONFIG_NAME
+        if not is_own:
+            rundir.runs_code = runs_code
+            if runs_code and not trust_code:
+                named = custom_code(load(name))
+                require_trusted([code for code in custom_code(self.config) if code in named], file)
         self.plan = plan(self.config, rundir.read_checkpoint, rundir.describe_network, rundir.fingerprint)
+        if is_own:
+            trust(custom_code(self.config))
 
 
 def run_folder(config: str, out: str | None, name: str) -> Path:
@@ -51,18 +82,25 @@ def open_to_plan(name: str, assignments: Sequence[str], out: str | None) -> Open
     """
     opened = Opened(name, assignments, out)
     check_extends(opened.config, opened.plan, opened.rundir)
-    extractor(opened.config)
+    opened.rundir.extractor(opened.config)
     return opened
 
 
-def open_to_run(name: str, assignments: Sequence[str], out: str | None, address: str) -> Opened:
-    """Open a config that is to be run on the Ray cluster at `address`.
+def open_to_run(
+    name: str,
+    assignments: Sequence[str],
+    out: str | None,
+    address: str,
+    runs_code: bool = True,
+    trust_code: bool = False,
+) -> Opened:
+    """Open a config that is to be run on the Ray cluster at `address`. The other arguments are as for `Opened`.
 
     Raises:
         UserError: if the config is wrong, or a cluster is joined and the run directory is named by a relative path.
     """
     require_shared(run_folder(name, out, ""), address)
-    return Opened(name, assignments, out)
+    return Opened(name, assignments, out, runs_code, trust_code)
 
 
 def require_shared(out: str | Path, address: str) -> None:

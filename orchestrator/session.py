@@ -70,7 +70,8 @@ class Run:
             UserError: if something must be changed first; nothing is lost.
             RunFailed: if a stage could not go on.
         """
-        scoring = evaluation(self.config, self.plan) if "evaluate" in stages or "report" in stages else None
+        scores = "evaluate" in stages or "report" in stages
+        scoring = evaluation(self.config, self.plan, self.rundir.extractor) if scores else None
         if "train" in stages:
             for model, source in self.plan.trained_here:
                 if not self.rundir.is_ready(model):
@@ -99,6 +100,8 @@ class Run:
             settings = [cell.settings for cell in self.plan.cells if cell.model.id == model.id]
             if (said := model.source.announcement(model.diffusion, settings)) is not None:
                 self._progress.say(f"model {model.id}: {said}")
+        if scoring is not None:
+            self.rundir.record_extractor(scoring.extractor, self.config.data.image_shape)
         survey = Survey(self.config, self.plan, self.rundir, scoring, frozenset(stages), self._set_aside)
         told = [kind(survey) for kind in work_kinds() if {kind.stage, *kind.told_by} & survey.stages]
         works = [work for work in told if work.stage in survey.stages]

@@ -38,6 +38,7 @@ def run(
     assignments: Sequence[str] = (),
     address: str = "local",
     stages: Sequence[str] = STAGES,
+    trust_code: bool = False,
 ) -> "pd.DataFrame":
     """Do what is still missing, like `taugrid run`, and return the results: a table with a row for each cell.
 
@@ -48,6 +49,7 @@ def run(
         address: `local` for a private Ray cluster, `auto`, or HOST:PORT. With a cluster that others started, the run
             directory must be named by an absolute path.
         stages: some of `STAGES`.
+        trust_code: run the custom code that a run directory's config names, whoever wrote it, as --trust-code does.
 
     Raises:
         taugrid.errors.UserError: if something must be changed first.
@@ -61,7 +63,9 @@ def run(
     from taugrid.orchestrator.session import Run
     from taugrid.words import counted
 
-    opened = open_to_run(str(config), assignments, None if out is None else str(out), address)
+    runs_code = set(stages) != {"report"}
+    folder = None if out is None else str(out)
+    opened = open_to_run(str(config), assignments, folder, address, runs_code, trust_code)
     with Progress() as progress:
         outcome = Run(opened.config, opened.plan, opened.rundir, address, progress).do(stages)
     if outcome.missing:

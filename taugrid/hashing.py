@@ -4,12 +4,22 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 IDENTITY_DIGITS = 10
 """Hex digits of an identity: 40 bits. Two of a thousand cells clash with a probability of one in two million."""
+
+
+class SourceFile(NamedTuple):
+    """A file of a user's code."""
+
+    module: str
+    path: str
+    """On the machine where it was read. Not part of any id."""
+    sha256: str
+    """Of its syntax tree, without comments and docstrings (`workers.custom.syntax`)."""
 
 
 def file_sha256(path: Path) -> str:

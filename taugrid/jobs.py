@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from taugrid.config import Data
+from taugrid.hashing import SourceFile
 from taugrid.run_id import RunId, check_run
 from taugrid.storage import LOCAL, Storage
 
@@ -63,7 +64,7 @@ class CustomNetwork:
     weights_sha256: str
     """Of that file. Without one: of everything that was loaded, including tensors that the function loaded itself."""
     source_sha256: str
-    """Of the source files of the function's module and of what it imports (`workers.custom.source.source_sha256`)."""
+    """Of the source files of the function's module and of what it imports (`workers.custom.source.SourceCode`)."""
     tensors_sha256: str
     """Of the network's state (`workers.network.custom.tensors`)."""
     image_shape: tuple[int, int, int]
@@ -72,6 +73,10 @@ class CustomNetwork:
     """What the function returned, in a few words."""
     unusable: str | None = None
     """Why it can't be run now. Set if this was read from a run directory because the code or weights are gone."""
+    files: tuple[SourceFile, ...] = ()
+    """What `source_sha256` is a hash of; empty if a version recorded it that did not record this."""
+    by_bytes: tuple[str, str] | None = None
+    """`source_sha256` and `weights_sha256` as they were made before comments were cut out of the source."""
 
 
 NetworkSpec = SavedUnet | OracleNetwork | CustomNetwork

@@ -8,6 +8,14 @@ settings.register_profile("taugrid", deadline=None)
 settings.load_profile("taugrid")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def users_state(tmp_path_factory):
+    """Tests name code that the user's own trust file should not hold."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="run the long forms of tests too")
     parser.addoption("--seed", type=int, default=random.randrange(1_000_000), help="of what the chaos tests kill, when")

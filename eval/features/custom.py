@@ -13,7 +13,7 @@ import torch_fidelity
 from taugrid.errors import CustomCodeError
 from taugrid.hashing import file_sha256
 from taugrid.registry.extractors import ExtractorSpec
-from taugrid.workers.custom import source
+from taugrid.workers.custom import content, source
 from taugrid.workers.custom.find import find
 
 IMAGES = 2
@@ -29,7 +29,7 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int]) 
 
     FID, KID and precision/recall are computed from one layer, the class's default for `fid`. Grey images are passed as
     RGB, as in torch-fidelity. Without `weights`, `weights_sha256` covers everything that was loaded for a forward pass.
-    A worker has other files loaded, so it checks the `class_sha256` and the tensors of the new instance.
+    A worker has other files loaded, so it checks the `class_source` and the tensors of the new instance.
 
     Raises:
         CustomCodeError: if it is not a `FeatureExtractorBase`, returns anything but a float (B, d) for each layer, or
@@ -44,20 +44,22 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int]) 
         logits_layer = None
     layers = layers_read(feature_layer, logits_layer)
     module = extractor_class(name, layers, feature_extractor_weights_path=weights, verbose=False)
-    tensors = source.tensors_sha256(module.state_dict())
+    tensors = content.tensors_sha256(module.state_dict())
     widths = dict(zip(layers, _widths(module, layers, image_shape[1:]), strict=True))
-    code = class_sha256(extractor_class)
-    content = source.content_sha256(code, source.tensors_sha256(module.state_dict()))
+    code = class_source(extractor_class)
+    file = None if weights is None else file_sha256(Path(weights))
     return ExtractorSpec(
         name=name,
         weights_path=weights,
-        weights_sha256=content if weights is None else file_sha256(Path(weights)),
+        weights_sha256=file or content.content_sha256(code, tensors),
         feature_layer=feature_layer,
         logits_layer=logits_layer,
         dimensions=widths[feature_layer],
         classes=widths[logits_layer] if logits_layer else None,
-        source_sha256=code,
+        source_sha256=code.sha256,
         tensors_sha256=tensors,
+        files=code.files,
+        by_bytes=(code.by_bytes, file or content.content_sha256_by_bytes(code, tensors)),
     )
 
 
@@ -86,10 +88,10 @@ def find_class(name: str) -> Any:
     return found
 
 
-def class_sha256(extractor_class: type) -> str:
-    """SHA-256 of the class's module, those of its bases, and all that these import: see `source.source_sha256`."""
+def class_source(extractor_class: type) -> source.SourceCode:
+    """The source of the class's module, those of its bases, and all that these import."""
     modules = {base.__module__ for base in extractor_class.__mro__}
-    return source.source_sha256({m for m in modules if m.partition(".")[0] not in source.NOT_USER_PACKAGES})
+    return source.source_of({m for m in modules if m.partition(".")[0] not in source.NOT_USER_PACKAGES})
 
 
 def _default_layer(extractor_class: Any, metric: str) -> str | None:

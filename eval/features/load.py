@@ -10,11 +10,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from taugrid.eval.features.custom import class_sha256, find_class, layers_read
+from taugrid.eval.features.custom import class_source, find_class, layers_read
 from taugrid.eval.features.weight_files import require_published, shipped_weights
 from taugrid.registry.extractors import EXTRACTORS, ExtractorSpec, HubWeights, KnownExtractor, PublishedWeights
 from taugrid.workers.content import require_same, unchanged, verified_copy
-from taugrid.workers.custom.source import tensors_sha256
+from taugrid.workers.custom.content import tensors_sha256
 
 
 class Extraction(NamedTuple):
@@ -63,7 +63,7 @@ def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
 
 def _custom(spec: ExtractorSpec, layers: list[str]) -> Any:
     extractor_class = find_class(spec.name)
-    require_same(f"the source code of {spec.name}", class_sha256(extractor_class), str(spec.source_sha256))
+    class_source(extractor_class).require(str(spec.source_sha256), spec.files, spec.name)
     path = spec.weights_path
     with nullcontext() if path is None else unchanged(Path(path), spec.weights_sha256):  # the class opens it itself
         module = extractor_class(spec.name, layers, feature_extractor_weights_path=path, verbose=False)

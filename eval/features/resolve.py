@@ -3,10 +3,12 @@
 import difflib
 import hashlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from taugrid.eval.features.weight_files import find_weights, given_weights, require_published, shipped_weights
-from taugrid.hashing import file_sha256
+from taugrid.hashing import SourceFile, file_sha256
 from taugrid.registry.datasets import DATASETS
 from taugrid.registry.extractors import EXTRACTORS, INCEPTION, ExtractorSpec, KnownExtractor, ShippedWeights
 from taugrid.workers.custom.describe import ask
@@ -69,4 +71,10 @@ def _custom(name: str, weights: str | None, image_shape: tuple[int, int, int]) -
     path = None if weights is None else str(given_weights(weights))
     arguments = {"name": name, "weights": path, "image_shape": image_shape}
     trial = "load and to give features of two images"
-    return ExtractorSpec(**ask("taugrid.eval.features.custom:describe", arguments, f"the extractor {name}", trial))
+    return restored(ask("taugrid.eval.features.custom:describe", arguments, f"the extractor {name}", trial))
+
+
+def restored(fields: Mapping[str, Any]) -> ExtractorSpec:
+    """The description of a custom extractor from JSON, where tuples are lists."""
+    files = tuple(SourceFile(*file) for file in fields["files"])
+    return ExtractorSpec(**{**fields, "files": files, "by_bytes": tuple(fields["by_bytes"])})

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from taugrid.errors import UserError
-from taugrid.orchestrator.cli.options import cluster_options, print_value
+from taugrid.orchestrator.cli.options import cluster_options, print_value, trust_option
 from taugrid.orchestrator.cli.run import run_stages
 from taugrid.registry.metrics import DEFAULT_METRICS, METRICS
 
@@ -22,6 +22,7 @@ METRICS_HELP = f"Some of {','.join(METRICS)}.  [default: {','.join(DEFAULT_METRI
 @click.option("--weights", metavar="FILE", help="For --samples: the extractor's weights.")
 @click.option("--metrics", metavar="LIST", help=METRICS_HELP)
 @cluster_options
+@trust_option
 def evaluate(
     config: str | None,
     out: str | None,
@@ -30,6 +31,7 @@ def evaluate(
     workers: int | None,
     as_json: bool,
     break_lock: bool,
+    trust_code: bool,
     **external: str | None,
 ) -> None:
     """Score the sampled cells of CONFIG, or external images with --samples."""
@@ -43,7 +45,7 @@ def evaluate(
         return
     if given:
         raise UserError(f"--{next(iter(given))} is for external images; for a CONFIG, set it in the section evaluate")
-    run_stages(config, out, assignments, address, workers, ("evaluate",), as_json, break_lock)
+    run_stages(config, out, assignments, address, workers, ("evaluate",), as_json, break_lock, trust_code)
 
 
 def _score_external(given: dict[str, str], assignments: tuple[str, ...], as_json: bool) -> None:

@@ -39,6 +39,10 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+trust_option = click.option(
+    "--trust-code", is_flag=True, help="Run the custom code that a run directory's config names, whoever wrote it."
+)
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on stdout, and nothing else there."
 )

@@ -8,7 +8,7 @@ import click
 
 from taugrid.api import STAGES
 from taugrid.errors import Exit
-from taugrid.orchestrator.cli.options import cluster_options, config_options
+from taugrid.orchestrator.cli.options import cluster_options, config_options, trust_option
 
 if TYPE_CHECKING:
     from taugrid.orchestrator.opened import Opened
@@ -27,11 +27,12 @@ def _stage(name: str, stages: tuple[str, ...], text: str) -> click.Command:
         workers: int | None,
         as_json: bool,
         break_lock: bool,
+        trust_code: bool = False,
     ) -> None:
-        run_stages(config, out, assignments, address, workers, stages, as_json, break_lock)
+        run_stages(config, out, assignments, address, workers, stages, as_json, break_lock, trust_code)
 
     command.__doc__ = text
-    return click.command(name)(command)
+    return click.command(name)(command if stages == ("report",) else trust_option(command))
 
 
 run = _stage("run", STAGES, "Do everything that is missing: train, sample, score, report.")
@@ -63,13 +64,16 @@ def run_stages(
     stages: tuple[str, ...],
     as_json: bool,
     break_lock: bool,
+    trust_code: bool,
 ) -> None:
     """Do `stages`, print the outcome, and exit with 4 if anything is missing."""
     from taugrid.orchestrator.opened import open_to_run
 
     if workers is not None:
         assignments = (*assignments, f"cluster.workers={workers}")
-    _work(open_to_run(config, assignments, out, address), stages, address, as_json, break_lock)
+    runs_code = stages != ("report",)
+    opened = open_to_run(config, assignments, out, address, runs_code, trust_code)
+    _work(opened, stages, address, as_json, break_lock)
 
 
 def _work(opened: "Opened", stages: tuple[str, ...], address: str, as_json: bool, break_lock: bool) -> None:

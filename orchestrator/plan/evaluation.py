@@ -1,5 +1,6 @@
 """How the cells of a run are scored: against which reference, with which extractor and metrics."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from taugrid.config import Config
@@ -69,8 +70,8 @@ def check_shapes(plan: Plan) -> None:
             )
 
 
-def evaluation(config: Config, plan: Plan) -> Evaluation:
-    """How `config` scores the cells of `plan`.
+def evaluation(config: Config, plan: Plan, find_extractor: Callable[[Config], ExtractorSpec] = extractor) -> Evaluation:
+    """How `config` scores the cells of `plan`; `find_extractor` tells which extractor it means.
 
     Opens the reference and the extractor's weights, so that mistakes are found before any accelerator time is spent.
 
@@ -88,7 +89,7 @@ def evaluation(config: Config, plan: Plan) -> Evaluation:
                 f"the reference has images of {reference.shape} (channels, height, width), but a model makes "
                 f"{model.image_shape}; choose its data or evaluate.reference, or only `taugrid sample` it"
             )
-    spec = extractor(config)
+    spec = find_extractor(config)
     try:
         reference.require_dimensions(spec)
     except ValueError as error:

@@ -279,7 +279,7 @@ class Custom(BaseModelSource):
     def announcement(self, diffusion: Diffusion, settings: Collection[Sample]) -> str | None:
         """What the function returned."""
         weights = f" with {self.spec.weights}" if self.spec.weights else ""
-        now = f"; that was when it was sampled, but now {self.spec.unusable}" if self.spec.unusable else ""
+        now = f"; that was when it was sampled ({self.spec.unusable})" if self.spec.unusable else ""
         return f"{self.spec.callable}{weights} returned {self.spec.summary} ({diffusion.in_words}){now}"
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from taugrid.config import GRID_SECTIONS, Config
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.plan.changes import changed_files
 from taugrid.orchestrator.plan.identity import NOT_IDENTITY
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.storage import read_json
@@ -31,6 +32,10 @@ def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
         return None
     named = ", ".join(orphans[:2]) + (f" and {len(orphans) - 2} more" if len(orphans) > 2 else "")
     differences = _differences(read_json(rundir.config, rundir.storage) or {}, config.model_dump(mode="json"))
+    if not differences:
+        records = rundir.model_records()
+        changed = (file for model in plan.models for record in records for file in changed_files(model.source, record))
+        differences = list(dict.fromkeys(changed))
     shown = "; ".join(differences[:MOST_DIFFERENCES]) or WHAT_NO_KEY_SAYS
     more = f" and {len(differences) - MOST_DIFFERENCES} more" if len(differences) > MOST_DIFFERENCES else ""
     return f"{rundir.root} holds {named}, which this config does not have (changed: {shown}{more})"

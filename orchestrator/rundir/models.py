@@ -1,14 +1,18 @@
-"""The networks of a run: where their weights are, and records of those that may be gone later."""
+"""The networks and extractors of a run: where their weights are, and records of those that may be gone later."""
 
-from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from taugrid.config import Data, Diffusion
+from taugrid.config import Config, Data, Diffusion
 from taugrid.errors import UserError
+from taugrid.eval.features.resolve import restored
 from taugrid.jobs import CustomNetwork, NetworkSpec
 from taugrid.orchestrator.plan.cells import Cell, Model
+from taugrid.orchestrator.plan.extractor import extractor
+from taugrid.orchestrator.plan.trust import WITHOUT_CODE
 from taugrid.orchestrator.rundir.paths import Paths
+from taugrid.registry.extractors import ExtractorSpec
 from taugrid.storage import read_json, write_json
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.network import custom_process
@@ -16,7 +20,10 @@ from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
 
 
 class ModelRecords(Paths):
-    """models/: trained networks, and the records of loaded and custom ones."""
+    """models/: trained networks, and the records of loaded and custom ones. extractors/: those of custom extractors."""
+
+    runs_code = True
+    """Whether the custom code that a config names may be run. If not, records say what it is."""
 
     def weights_file(self, model: Model, weights: str) -> Path:
         """The file of a model's weights, or the record that stands for it."""
@@ -32,23 +39,63 @@ class ModelRecords(Paths):
         if record is not None:
             write_json(self.model_record(model.id), record, self.storage)
 
-    def _records(self) -> Sequence[Path]:
-        return self.storage.list(self.models, str(self.model_record("*").relative_to(self.models)))
+    def model_records(self) -> list[dict[str, Any]]:
+        """The records of all loaded and custom models, those that the last session sampled first."""
+        files = self.storage.list(self.models, str(self.model_record("*").relative_to(self.models)))
+        last = (read_json(self.provenance, self.storage) or {}).get("models") or {}
+        found = [read_json(file, self.storage) for file in sorted(files, key=lambda file: file.parent.name not in last)]
+        return [record for record in found if isinstance(record, dict)]
 
     def describe_network(
         self, name: str, weights: str | None, image_shape: tuple[int, int, int], timesteps: int
     ) -> CustomNetwork:
-        """The description of a custom network (`custom_process.describe`), or the recorded one if it can't be used."""
+        """The description of a custom network (`custom_process.describe`), or the recorded one if it can't be used.
+
+        A record whose hashes are those of the files' bytes, as they were once made, keeps them while the bytes match.
+        """
+        path = custom_process.weights_path(weights)
+        wanted = {"callable": name, "weights": path and str(path), "image_shape": list(image_shape)}
+        records = [record for record in self.model_records() if wanted.items() <= record.items()]
         try:
-            return custom_process.describe(name, weights, image_shape, timesteps)
+            if not self.runs_code:
+                raise UserError(WITHOUT_CODE)
+            found = custom_process.describe(name, weights, image_shape, timesteps)
         except UserError as error:
-            path = custom_process.weights_path(weights)
-            wanted = {"callable": name, "weights": path and str(path), "image_shape": list(image_shape)}
-            for file in self._records():
-                recorded = read_json(file, self.storage)
-                if recorded and wanted.items() <= recorded.items():
-                    return CustomNetwork(**{**recorded, "image_shape": image_shape, "unusable": str(error)})
-            raise
+            if records:
+                return replace(custom_process.restored(records[0], image_shape), unusable=str(error))
+            if self.runs_code:
+                raise
+            raise UserError(f"model.callable: {self.root} has no record of {name}, and {WITHOUT_CODE}") from None
+        old = found.by_bytes in [(record["source_sha256"], record["weights_sha256"]) for record in records]
+        return _by_bytes(found) if old else found
+
+    def extractor(self, config: Config) -> ExtractorSpec:
+        """The feature extractor that a config means; a custom one as recorded if its code may not be run.
+
+        Raises:
+            UserError: if there is none, its weights are missing, or a custom one is not recorded.
+        """
+        recorded = (read_json(self.provenance, self.storage) or {}).get("extractor")
+        name = config.evaluate.extractor
+        if self.runs_code or name is None or ":" not in name:
+            found = extractor(config)
+            is_old = found.by_bytes is not None and recorded == _by_bytes(found).describe()
+            return _by_bytes(found) if is_old else found
+        shape = list(config.data.image_shape)
+        for file in self.storage.list(self.extractors, "*.json"):
+            record = read_json(file, self.storage) or {}
+            if record.pop("image_shape", None) == shape and (spec := restored(record)).describe() == recorded:
+                return spec
+        raise UserError(
+            f"evaluate.extractor: {self.root} has no record of {name}, and {WITHOUT_CODE}; "
+            "`taugrid evaluate` writes one"
+        )
+
+    def record_extractor(self, spec: ExtractorSpec, image_shape: tuple[int, int, int]) -> None:
+        """Write what a custom extractor gives for images of a shape (C, H, W), for commands that don't run its code."""
+        if spec.source_sha256 is not None:
+            path = self.extractors / f"{self.extractor_folder(spec)}.json"
+            write_json(path, asdict(spec) | {"image_shape": image_shape}, self.storage)
 
     def fingerprint(self, data: Data) -> str:
         """SHA-256 of a data set's images or, if they are gone, the one recorded when a model was trained on them."""
@@ -75,9 +122,8 @@ class ModelRecords(Paths):
             return recorded
 
     def _recorded_checkpoint(self, path: str) -> Checkpoint | None:
-        for file in self._records():
-            recorded = read_json(file, self.storage)
-            if recorded and recorded.get("path") == path:
+        for recorded in self.model_records():
+            if recorded.get("path") == path:
                 if "clip" in recorded:  # written before there were other keys of `sample`
                     clip = recorded.pop("clip")
                     raw = Path(recorded["unet_folder"]).with_name("unet_raw")
@@ -103,3 +149,13 @@ class ModelRecords(Paths):
             "tau": list(cell.tau),
             "weights_sha256": self.weights_sha256(cell.model, cell.settings.weights),
         }
+
+
+Spec = TypeVar("Spec", CustomNetwork, ExtractorSpec)
+
+
+def _by_bytes(spec: Spec) -> Spec:
+    """A description with its hashes as they were made before comments were cut out of the source."""
+    assert spec.by_bytes is not None, "what was described has both"
+    source, weights = spec.by_bytes
+    return replace(spec, source_sha256=source, weights_sha256=weights)

@@ -13,6 +13,9 @@ from taugrid.config import Config, S, validate
 from taugrid.config.model import is_hub_id
 from taugrid.errors import UserError
 
+CONFIG_NAME = "config.json"
+"""The name of a run directory's config. A file of this name is the directory's, not the user's own."""
+
 
 def find(name: str) -> Path:
     """The file that `name` means: a path, a run directory, or the name of a config that taugrid ships.
@@ -22,9 +25,9 @@ def find(name: str) -> Path:
     """
     path = Path(name)
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not (path / CONFIG_NAME).is_file():
             raise UserError(f"{name} is a folder without config.json, so not a run directory; give a config file")
-        return path / "config.json"
+        return path / CONFIG_NAME
     if path.is_file():
         return path
     shipped = {
@@ -90,7 +93,7 @@ def load(name: str, assignments: Sequence[str] = ()) -> Config:
     path = find(name)
     values = read(path)
     merged = merge(values, assignments)
-    if path.name == "config.json":
+    if path.name == CONFIG_NAME:
         _follow_seed(values, merged)
     config = _with_absolute_paths(validate(Config, merged, str(path)))
     return config.model_copy(

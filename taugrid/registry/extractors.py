@@ -5,6 +5,8 @@ A new extractor is one file in eval/features/ and one entry in `EXTRACTORS`.
 
 from dataclasses import dataclass
 
+from taugrid.hashing import SourceFile
+
 DIGITS_CONVNET = "digits-convnet"
 FASHION_CONVNET = "fashion-convnet"
 INCEPTION = "inception-v3-compat"
@@ -170,7 +172,7 @@ class ExtractorSpec:
     """None: the weights that ship with taugrid, wherever it is installed, or none at all."""
     weights_sha256: str
     """Of the file of weights. Without one: of everything that a custom class loaded, including weights that it found by
-    itself (`workers.custom.source.content_sha256`), or of nothing (pixels)."""
+    itself (`workers.custom.content.content_sha256`), or of nothing (pixels)."""
     feature_layer: str
     logits_layer: str | None
     """None: no logits, so no Inception Score."""
@@ -183,6 +185,10 @@ class ExtractorSpec:
     all others."""
     tensors_sha256: str | None = None
     """Of the state of a new instance of a custom class, for workers to check. It is part of no identity."""
+    files: tuple[SourceFile, ...] = ()
+    """What `source_sha256` is a hash of."""
+    by_bytes: tuple[str, str] | None = None
+    """`source_sha256` and `weights_sha256` as they were made before comments were cut out of the source."""
 
     def describe(self) -> dict[str, str | None]:
         """What protocols and provenance say of it."""

@@ -123,7 +123,8 @@ def test_a_custom_class_is_described_by_another_process(folder):
     lines = [f"{name} {hashlib.sha256(text.encode()).hexdigest()}\n" for name, text in files.items()]
     source = hashlib.sha256("".join(lines).encode()).hexdigest()
     assert (spec.feature_layer, spec.logits_layer, spec.dimensions, spec.classes) == ("means", "my_logits", 3, 2)
-    assert (spec.weights_path, spec.source_sha256) == (None, source)
+    assert (spec.weights_path, spec.by_bytes[0]) == (None, source), "as ids were made before comments were cut out"
+    assert [file.module for file in spec.files] == ["mine", "mine.networks"]
     assert resolve("mine.networks:Means", "any", None, (3, 5, 5)) == spec, "the same in every process"
     assert "mine" not in sys.modules
     images = torch.randint(256, (4, 3, 5, 5), dtype=torch.uint8)
@@ -163,7 +164,10 @@ def test_source_of_a_base_class_counts(folder):
     """A class of two lines that inherits everything changes when what it inherits does."""
     (folder / "mine" / "derived.py").write_text("from mine.networks import Means\nclass Derived(Means):\n    pass\n")
     before = spec_of("Derived", "mine.derived").source_sha256
-    (folder / "mine" / "networks.py").write_text(SOURCE + "\n# changed\n")
+    (folder / "mine" / "networks.py").write_text(SOURCE + "\n# a comment\n")
+    forget()
+    assert spec_of("Derived", "mine.derived").source_sha256 == before
+    (folder / "mine" / "networks.py").write_text(SOURCE + "\nCHANGED = 1\n")
     forget()
     assert spec_of("Derived", "mine.derived").source_sha256 != before
 

@@ -14,17 +14,20 @@ import torch
 from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Data, validate
 from taugrid.errors import CustomCodeError, OtherContent, UserError
-from taugrid.hashing import file_sha256
+from taugrid.hashing import file_sha256, identity
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Custom
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.work.interpolate import InterpolateWork
 from taugrid.orchestrator.work.reconstruct import ReconstructWork
 from taugrid.orchestrator.work.survey import Survey
+from taugrid.storage import write_json
 from taugrid.workers import interpolate, reconstruct, schedules
 from taugrid.workers.custom import describe as custom_code
-from taugrid.workers.custom.source import source_sha256, tensors_sha256
+from taugrid.workers.custom.content import tensors_sha256
+from taugrid.workers.custom.source import source_of
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.custom import checked, describe, for_inference, load, make, tensors
 from taugrid.workers.network.load import load_network
@@ -314,9 +317,13 @@ def test_other_source_weights_or_tensors_where_the_work_is_done_are_refused(fold
     save_weights(folder / "found.pt", 0.5)
     with pytest.raises(OtherContent, match="the network that mine:finds returns"):
         load(found, "cpu")
-    (folder / "mine.py").write_text(SOURCE + "\n# changed\n")
+    (folder / "mine.py").write_text("# a comment\n" + SOURCE)
     forget()
-    with pytest.raises(OtherContent, match="the source code of mine:finds"):
+    save_weights(folder / "found.pt", 0.25)
+    load(found, "cpu")
+    (folder / "mine.py").write_text(SOURCE + "\nCHANGED = 1\n")
+    forget()
+    with pytest.raises(OtherContent, match=r"the source code of mine:finds \(/.*/mine.py differs\)"):
         load(found, "cpu")
 
 
@@ -413,10 +420,13 @@ def test_the_id_of_a_network_is_pinned():
 
 
 def test_the_hashes_of_code_and_tensors_are_pinned(folder):
-    """They enter the id; these are of the version that first had custom networks."""
+    """They enter the id; the hash of bytes is of the version that first had custom networks."""
     (folder / "mine.py").write_text("import torch, helper\nnetwork = lambda: torch.nn.Conv2d(1, 1, 1)\n")
     (folder / "helper.py").write_text("SCALE = 1\n")
-    assert source_sha256(["mine"]) == "eb3434aceee780148ee8e311292cff19a1cd63ef89f12f9ef1f54e17b10ddb38"
+    found = source_of(["mine"])
+    assert found.by_bytes == "eb3434aceee780148ee8e311292cff19a1cd63ef89f12f9ef1f54e17b10ddb38"
+    assert found.sha256 == "25644743fb92c6345aaf5358073ef0ba83adbc64551703797550a84812a5b809"
+    assert "mine" not in sys.modules, "its code has not run"
     held = {"a": torch.arange(3.0), "b": torch.ones(2, 1, dtype=torch.int8), "c": 3}
     assert tensors_sha256(held) == "616c0d8e9ac12987ef5b9a7ef86ede77dd4268eae7e16ed0abc249d2548f6a2d"
 
@@ -493,6 +503,58 @@ def test_a_run_can_be_looked_at_when_its_weights_are_gone(folder):
     assert json.loads(record) == json.loads(json.dumps(asdict(before.source.spec)))
     with pytest.raises(UserError, match=r"^model.weights: there is no file"):
         planned(rundir.describe_network, model=model, data={"name": "fashion-mnist"})
+
+
+def test_ids_made_from_the_bytes_of_the_source_stay_while_the_bytes_match(folder):
+    """A run directory of an earlier version is continued; a change of its code is refused, and the file is named."""
+    save_weights(folder / "scale.pt", 0.25)
+    rundir, model = RunDir(folder / "run"), {"callable": "mine:scaled", "weights": "scale.pt"}
+    [new] = planned(model=model).models
+    source, weights = new.source.spec.by_bytes
+    before = replace(new.source.spec, source_sha256=source, weights_sha256=weights, files=(), by_bytes=None)
+    old = replace(new, id="0123456789", source=Custom(before))
+    rundir.record_model(old)
+    [found] = planned(rundir.describe_network, model=model).models
+    assert (found.source.spec.source_sha256, found.source.spec.weights_sha256) == (source, weights)
+    assert found.id == identity(before_content(before)) != new.id
+    load(found.source.spec, "cpu")
+    rundir.record_model(found)
+    (folder / "mine.py").write_text("# a comment\n" + SOURCE)
+    forget()
+    with pytest.raises(OtherContent, match="the source code of mine:scaled"):
+        load(before, "cpu")
+    [changed] = planned(rundir.describe_network, model=model).models
+    assert changed.id == new.id
+
+
+def before_content(spec):
+    """What the id of a custom network was made from, with the default diffusion, before this version."""
+    return {
+        "callable": spec.callable, "source": spec.source_sha256, "weights": spec.weights_sha256,
+        "tensors": spec.tensors_sha256, "shape": list(SHAPE), "diffusion": {},
+    }  # fmt: skip
+
+
+def test_the_file_that_differs_is_named(folder):
+    (folder / "mine.py").write_text("from helper import SCALE\n" + SOURCE)
+    (folder / "helper.py").write_text("SCALE = 1\n")
+    config = validate(Config, {"name": "x", "model": {"callable": "mine:scaled"}}, "test")
+    rundir = RunDir(folder / "run")
+    p = plan(config, describe_network=described)
+    rundir.record_model(p.models[0])
+    path = rundir.sample_part(p.cells[0], p.cells[0].shards[0])
+    path.parent.mkdir(parents=True)
+    path.touch()
+    (folder / "helper.py").write_text("# a comment\nSCALE = 1\n")
+    forget()
+    assert orphans_in_words(config, plan(config, describe_network=described), rundir) is None
+    (folder / "helper.py").write_text("SCALE = 2\n")
+    forget()
+    write_json(rundir.config, config.model_dump(mode="json"))
+    said = orphans_in_words(config, plan(config, describe_network=described), rundir)
+    assert said is not None
+    assert f"{folder / 'helper.py'} differs" in said
+    assert "mine.py" not in said
 
 
 def test_reconstruction_and_interpolation_go_through_it(folder):

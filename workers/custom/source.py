@@ -1,4 +1,4 @@
-"""What identifies a user's code: SHA-256 of its source files, of the files that it loaded, and of its tensors.
+"""What identifies a user's code: SHA-256 of its source files. Imports neither that code nor torch.
 
 These hashes name runs, so the hashed bytes must never change.
 """
@@ -8,14 +8,16 @@ import hashlib
 import importlib.util
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
-from importlib.machinery import PathFinder
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
-import torch
-
 from taugrid.errors import CustomCodeError
-from taugrid.workers.custom.find import find_module
+from taugrid.hashing import SourceFile
+from taugrid.workers.content import require_same
+from taugrid.workers.custom.syntax import parsed, without_comments
 
 NOT_USER_PACKAGES = {*sys.stdlib_module_names, "taugrid", "torch", "torch_fidelity"}
 """Top-level packages whose source is not part of an identity."""
@@ -27,8 +29,40 @@ NOT_USER_FOLDERS = [
 """Where such packages are, so that they are recognised under any module name."""
 
 
-def source_sha256(modules: Iterable[str]) -> str:
-    """SHA-256 over the names and source files of `modules`, which are imported, and of all user modules they import.
+@dataclass(frozen=True)
+class SourceCode:
+    """The source files of some modules and of all user modules that they import."""
+
+    contents: dict[str, tuple[Path, bytes]]
+    """Module -> its file and the bytes of it."""
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 over the names of the modules and their source without comments and docstrings."""
+        return digest((name, without_comments(content)) for name, (_, content) in self.contents.items())
+
+    @cached_property
+    def by_bytes(self) -> str:
+        """SHA-256 over the names of the modules and the bytes of their files, comments included."""
+        return digest((name, content) for name, (_, content) in self.contents.items())
+
+    @property
+    def files(self) -> tuple[SourceFile, ...]:
+        """Each module with its file and what `sha256` is a hash of, sorted."""
+        files = ((name, path, without_comments(content)) for name, (path, content) in self.contents.items())
+        return tuple(
+            sorted(SourceFile(name, str(path), hashlib.sha256(text).hexdigest()) for name, path, text in files)
+        )
+
+    def require(self, sha256: str, files: Iterable[SourceFile], subject: str) -> None:
+        """Raise `OtherContent`, naming the file that differs, unless this is the planned source by either hash."""
+        if sha256 not in (self.sha256, self.by_bytes):
+            differing = "; ".join(differences(files, self.files))
+            require_same(f"the source code of {subject}{differing and f' ({differing})'}", self.sha256, sha256)
+
+
+def source_of(modules: Iterable[str]) -> SourceCode:
+    """The source files of `modules` and of all user modules that they import.
 
     Import statements are followed wherever they stand in a file, so that every process finds the same ones. They are
     followed into user code, but not into Python's modules, installed packages or taugrid. An import by a computed name
@@ -38,55 +72,57 @@ def source_sha256(modules: Iterable[str]) -> str:
         CustomCodeError: if one of `modules` can't be found, or has no file.
     """
     waiting = {name: _file_of(name) for name in modules}
-    sources: dict[str, bytes] = {}
+    contents: dict[str, tuple[Path, bytes]] = {}
     while waiting:
         name, path = waiting.popitem()
-        sources[name] = path.read_bytes()
-        if _is_user_file(path) and path.suffix == ".py":
-            waiting |= {
-                other: file for other in _imports(name, path) if other not in sources and (file := _user_file(other))
-            }
-    return _digest(sources.items())
+        contents[name] = path, path.read_bytes()
+        if is_user_file(path) and path.suffix == ".py":
+            imported = _imports(name, path, contents[name][1])
+            waiting |= {other: file for other in imported if other not in contents and (file := _user_file(other))}
+    return SourceCode(contents)
 
 
-def content_sha256(source: str, tensors: str) -> str:
-    """SHA-256 of a `source_sha256`, every user file that this process has loaded so far, and a `tensors_sha256`."""
-    return hashlib.sha256(f"{source} {_loaded_sha256()} {tensors}".encode()).hexdigest()
+def differences(before: Iterable[SourceFile], now: Iterable[SourceFile]) -> list[str]:
+    """What differs between two lists of source files, a phrase for each; empty if one of them is not known."""
+    old, new = {file.module: file for file in before}, {file.module: file for file in now}
+    if not old or not new:
+        return []
+    changed = [new[name].path for name in sorted(old.keys() & new.keys()) if old[name].sha256 != new[name].sha256]
+    found = [f"{path} differs" for path in changed]
+    found += [f"{old[name].path} is no longer imported" for name in sorted(old.keys() - new.keys())]
+    return found + [f"{new[name].path} is imported as well" for name in sorted(new.keys() - old.keys())]
 
 
-def tensors_sha256(tensors: Mapping[str, object]) -> str:
-    """SHA-256 over the names, dtypes, shapes and values of the tensors in a mapping such as a `state_dict()`."""
-    return _digest(_contents(tensors))
-
-
-def _contents(tensors: Mapping[str, object]) -> Iterator[tuple[str, bytes]]:
-    for name, tensor in tensors.items():
-        if isinstance(tensor, torch.Tensor):
-            values = tensor.detach().cpu().flatten().view(torch.uint8).numpy()
-            yield f"{name} {tensor.dtype} {tuple(tensor.shape)}", values.tobytes()
-
-
-def _digest(contents: Iterable[tuple[str, bytes]]) -> str:
+def digest(contents: Iterable[tuple[str, bytes]]) -> str:
     """SHA-256 over lines of a name and the SHA-256 of its content, sorted by name."""
     lines = sorted(f"{name} {hashlib.sha256(content).hexdigest()}\n" for name, content in contents)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def is_user_file(path: Path) -> bool:
+    """Whether a file belongs to neither Python, an installed package nor taugrid."""
+    installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+    return not installed and not any(map(path.is_relative_to, NOT_USER_FOLDERS))
+
+
 def _file_of(module: str) -> Path:
-    file = getattr(find_module(module), "__file__", None)
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None and (spec := _spec(module)) is not None and spec.has_location:
+        file = spec.origin
     if file is None:
         raise CustomCodeError(f"the module {module} has no source file that could identify it")
     return Path(file)
 
 
-def _imports(name: str, path: Path) -> set[str]:
+def _imports(name: str, path: Path, content: bytes) -> set[str]:
     """The module `name`, the modules that its source file imports, and the packages that contain them.
 
     For `from a import b` these are a and a.b: b may be a module or a name in one.
     """
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    tree = parsed(content)
     found = {name}
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in ast.walk(tree) if tree else ():
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -97,10 +133,19 @@ def _imports(name: str, path: Path) -> set[str]:
 
 
 def _user_file(name: str) -> Path | None:
-    """The source file of a user's module; None for any other or a missing module. Imports nothing."""
-    top, *parts = name.split(".")
+    """The source file of a user's module; None for any other or a missing module."""
+    top = name.partition(".")[0]
     if not top or top in NOT_USER_PACKAGES or top == "__main__":
         return None
+    spec = _spec(name)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    return Path(spec.origin) if is_user_file(Path(spec.origin)) else None
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    """Where Python would import a module from; None if there is no such module. Imports nothing."""
+    top, *parts = name.split(".")
     try:
         spec = importlib.util.find_spec(top)
     except ValueError:  # a module made by hand has no spec
@@ -109,19 +154,20 @@ def _user_file(name: str) -> Path | None:
         if spec is None or spec.submodule_search_locations is None:
             return None
         spec = PathFinder.find_spec(".".join([top, *parts[: i + 1]]), spec.submodule_search_locations)
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        return None
-    return Path(spec.origin) if _is_user_file(Path(spec.origin)) else None
+    return spec
 
 
-def _is_user_file(path: Path) -> bool:
-    """Whether a file belongs to neither Python, an installed package nor taugrid."""
-    installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
-    return not installed and not any(map(path.is_relative_to, NOT_USER_FOLDERS))
+@dataclass(frozen=True)
+class Found:
+    """What `find_source` found."""
+
+    sha256: str | None
+    """`SourceCode.sha256`; None if there is no such module, or it has no file."""
 
 
-def _loaded_sha256() -> str:
-    """SHA-256 of the files of all user modules that this process has loaded so far, by any name or means."""
-    files = {name: Path(file) for name, module in sys.modules.items() if (file := getattr(module, "__file__", None))}
-    users = {name: path for name, path in files.items() if _is_user_file(path) and path.is_file()}
-    return _digest((name, path.read_bytes()) for name, path in users.items())
+def find_source(module: str) -> Found:
+    """The hash of a module's source, for another process to ask for (`custom.describe.ask`). Imports nothing."""
+    try:
+        return Found(source_of([module]).sha256)
+    except (CustomCodeError, OSError):
+        return Found(None)

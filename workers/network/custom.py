@@ -13,8 +13,9 @@ from taugrid.errors import CustomCodeError
 from taugrid.hashing import file_sha256
 from taugrid.jobs import CustomNetwork
 from taugrid.workers.content import require_same, unchanged
-from taugrid.workers.custom.find import find
-from taugrid.workers.custom.source import content_sha256, source_sha256, tensors_sha256
+from taugrid.workers.custom.content import content_sha256, content_sha256_by_bytes, tensors_sha256
+from taugrid.workers.custom.find import find, find_module
+from taugrid.workers.custom.source import source_of
 
 BatchedDenoiser = Callable[[Tensor, Tensor], Tensor]
 """What a network predicts from x, (B, C, H, W) float32, and the index 0..T-1 of each image's time step, (B,) int64."""
@@ -32,7 +33,9 @@ def load(network: CustomNetwork, device: str) -> BatchedDenoiser:
         CustomCodeError: if the function does not return a network. Calling the network can raise it too, see `checked`.
     """
     name = network.callable
-    require_same(f"the source code of {name}", source_sha256([name.partition(":")[0]]), network.source_sha256)
+    module = name.partition(":")[0]
+    find_module(module)
+    source_of([module]).require(network.source_sha256, network.files, name)
     weights = nullcontext() if network.weights is None else unchanged(Path(network.weights), network.weights_sha256)
     with weights:  # the function opens the file itself
         made = make(name, network.weights)
@@ -76,15 +79,18 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], 
     state = tensors_sha256(tensors(made))
     network = for_inference(made, name, "cpu")
     output = _try(network, name, x, t)
-    source = source_sha256([name.partition(":")[0]])
+    source = source_of([name.partition(":")[0]])
+    file = None if weights is None else file_sha256(Path(weights))
     found = CustomNetwork(
         callable=name,
         weights=weights,
-        weights_sha256=content_sha256(source, state) if weights is None else file_sha256(Path(weights)),
-        source_sha256=source,
+        weights_sha256=file or content_sha256(source, state),
+        source_sha256=source.sha256,
         tensors_sha256=state,
         image_shape=image_shape,
         summary=_summary(made),
+        files=source.files,
+        by_bytes=(source.by_bytes, file or content_sha256_by_bytes(source, state)),
     )
     del made, network  # two large networks may not fit into memory
     again = make(name, weights)

@@ -1,8 +1,11 @@
 """Describes a custom network (`model.callable`) in another process, so that the caller needs no torch."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from taugrid.errors import CustomCodeError, UserError
+from taugrid.hashing import SourceFile
 from taugrid.jobs import CustomNetwork
 from taugrid.workers.custom.describe import ask
 from taugrid.workers.network import checkpoint
@@ -25,7 +28,14 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], 
         found = ask("taugrid.workers.network.custom:describe", arguments, f"model.callable: {name}", trial)
     except CustomCodeError as error:
         raise UserError(str(error)) from None
-    return CustomNetwork(**found | {"image_shape": image_shape})
+    return restored(found, image_shape)
+
+
+def restored(fields: Mapping[str, Any], image_shape: tuple[int, int, int]) -> CustomNetwork:
+    """A description from JSON, where tuples are lists. `image_shape` is (channels, height, width)."""
+    files = tuple(SourceFile(*file) for file in fields.get("files", ()))
+    by_bytes = fields.get("by_bytes") and tuple(fields["by_bytes"])
+    return CustomNetwork(**{**fields, "image_shape": image_shape, "files": files, "by_bytes": by_bytes})
 
 
 def weights_path(weights: str | None) -> Path | None:

@@ -1,0 +1,89 @@
+"""Which custom code may run: what a config file of the user's own has named, or what --trust-code allows.
+
+A run directory may come from somebody else, and its config.json names code. It is run only if a config file of the user
+has named the same code before: the same function or class, with the same source and the same file of weights (which
+may be a pickle). Its hash is then in the user's trust file.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from taugrid.config import Config
+from taugrid.errors import UserError
+from taugrid.hashing import file_sha256, json_sha256
+from taugrid.storage import read_json, write_json
+from taugrid.workers.custom.describe import ask
+
+WITHOUT_CODE = "commands that only look at a directory run none of its code"
+
+
+class Code(NamedTuple):
+    """Custom code that a config names."""
+
+    key: str
+    """The config's key: `model.callable` or `evaluate.extractor`."""
+    name: str
+    """`package.module:attribute`."""
+    weights: str | None
+    """The path of the file that the code is given."""
+
+    @property
+    def sha256(self) -> str | None:
+        """SHA-256 of all that determines what the code does; None if its source or its file of weights is not found."""
+        arguments = {"module": self.name.partition(":")[0]}
+        source = ask("taugrid.workers.custom.source:find_source", arguments, self.name, "be found")["sha256"]
+        try:
+            weights = None if self.weights is None else file_sha256(Path(self.weights).expanduser())
+        except OSError:
+            return None
+        return None if source is None else json_sha256({"name": self.name, "source": source, "weights": weights})
+
+
+def custom_code(config: Config) -> list[Code]:
+    """The custom code that a config names, each with every file of weights that it may be given."""
+    points = config.grid or [{}]
+    found = []
+    for point in points:
+        names = point.get("model.callable", [config.model.callable])
+        weights = point.get("model.weights", [config.model.weights])
+        found += [Code("model.callable", name, file) for name in names if name is not None for file in weights]
+    extractor = config.evaluate.extractor
+    if extractor is not None and ":" in extractor:
+        found.append(Code("evaluate.extractor", extractor, config.evaluate.weights))
+    return list(dict.fromkeys(found))
+
+
+def trust(codes: Iterable[Code]) -> None:
+    """Write code that the user's own config named to the user's trust file. Does nothing where it can't be written."""
+    known = _trusted()
+    new = {digest: code.name for code in codes if (digest := code.sha256) is not None and digest not in known}
+    if new:
+        try:
+            write_json(trust_file(), known | new)
+        except OSError:
+            return  # a later run of a directory that names it will ask for --trust-code
+
+
+def require_trusted(codes: Sequence[Code], place: Path) -> None:
+    """Raise `UserError` unless all code that the config in `place` names is in the user's trust file."""
+    known = _trusted() if codes else {}
+    for code in codes:
+        if code.sha256 not in known:
+            raise UserError(
+                f"{code.key}: {place} names the code {code.name}, which no config file of yours has named as it is "
+                "now, and a directory from somebody else could run anything as you; read it and add --trust-code, or "
+                "give your own config with --out"
+            )
+
+
+def trust_file() -> Path:
+    """Hashes of the code that the user's own configs have named, in the user's state folder."""
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "taugrid" / "trusted.json"
+
+
+def _trusted() -> dict[str, str]:
+    """SHA-256 -> the name of the code."""
+    known = read_json(trust_file())
+    return known if isinstance(known, dict) else {}

@@ -1,0 +1,191 @@
+"""A directory that somebody sent runs no code unless it is trusted; what the user's own config names is."""
+
+import json
+from contextlib import suppress
+
+import pytest
+import torch
+import yaml
+
+from taugrid.config import Config, validate
+from taugrid.errors import UserError
+from taugrid.orchestrator.cli.main import cli
+from taugrid.orchestrator.opened import Opened
+from taugrid.orchestrator.plan.trust import custom_code, require_trusted, trust, trust_file
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.registry.extractors import ExtractorSpec
+
+MODULE = """
+from pathlib import Path
+Path({mark!r}).touch()
+def load(weights=None):
+    return lambda x, t: 0.5 * x
+"""
+
+
+@pytest.fixture
+def mark(tmp_path, monkeypatch):
+    """The file that a user's code leaves when it runs: `mine.py` in the current folder, or `code.py` as weights."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    mark = tmp_path / "mark"
+    for name in ("mine.py", "code.py"):
+        (tmp_path / name).write_text(MODULE.format(mark=str(mark)))
+    return mark
+
+
+def config_of(model, extractor=None):
+    values = {
+        "name": "sent", "model": model, "sample": {"num_samples": 4, "steps": 2, "seed": 0},
+        "evaluate": {"extractor": extractor},
+    }  # fmt: skip
+    return validate(Config, values, "test")
+
+
+def sent(folder, config, recorded=True):
+    """A run directory as somebody sent it, perhaps with records of what its code gives."""
+    folder.mkdir()
+    (folder / "config.json").write_text(config.model_dump_json())
+    if recorded:
+        network = {
+            "callable": config.model.callable, "weights": config.model.weights, "weights_sha256": "a" * 64,
+            "source_sha256": "b" * 64, "tensors_sha256": "c" * 64, "image_shape": [1, 8, 8], "summary": "a function",
+        }  # fmt: skip
+        (folder / "models" / "m").mkdir(parents=True)
+        (folder / "models" / "m" / "model.json").write_text(json.dumps(network))
+        spec = ExtractorSpec(str(config.evaluate.extractor), None, "a" * 64, "x", None, 3, None, "b" * 64, (), ("", ""))
+        RunDir(folder).record_extractor(spec, (1, 8, 8))
+        (folder / "provenance.json").write_text(json.dumps({"extractor": spec.describe()}))
+    return folder
+
+
+def ends(*arguments):
+    """The line with which a command is refused, or None if it was done."""
+    said = None
+    try:
+        cli.main([str(argument) for argument in arguments], prog_name="taugrid", standalone_mode=False)
+    except UserError as error:
+        said = str(error)
+    except SystemExit:
+        pass
+    assert "\n" not in (said or "")
+    return said
+
+
+def looking(root):
+    return [
+        ("status", root),
+        ("plan", root),
+        ("verify", root),
+        ("report", root),
+        ("export", root, "S", "--to", root.parent / "png"),
+        ("compare", root, "S", "S"),
+        ("config", "show", root),
+        ("config", "validate", root),
+        ("plan", root / "config.json"),
+        ("report", root / "config.json", "--out", root),
+    ]
+
+
+WORKING = ("run", "train", "sample", "evaluate", "reconstruct", "interpolate")
+
+EXECUTES_WEIGHTS = {"callable": "runpy:run_path", "weights": "code.py"}
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_looking_at_a_directory_runs_none_of_the_code_that_its_config_names(mark, tmp_path, recorded, capsys):
+    model = EXECUTES_WEIGHTS | {"weights": str(tmp_path / "code.py")}
+    root = sent(tmp_path / "sent", config_of(model, "mine:Extractor"), recorded)
+    for command in looking(root):
+        said = ends(*command)
+        assert recorded or command[0] == "config" or said is not None
+        assert not mark.exists(), command
+    if recorded:
+        assert ends("status", root) is None
+        assert "custom, runpy:run_path" in capsys.readouterr().out
+    else:
+        assert "runpy:run_path" in str(ends("status", root))
+
+
+@pytest.mark.parametrize("model", [EXECUTES_WEIGHTS, {"callable": "mine:load"}], ids=lambda model: model["callable"])
+def test_work_in_a_directory_that_names_code_needs_trust(mark, tmp_path, model):
+    root = sent(tmp_path / "sent", config_of(model))
+    for command in WORKING:
+        said = ends(command, root)
+        assert said is not None
+        assert all(fact in said for fact in ("model.callable", model["callable"], "--trust-code", str(root)))
+        assert not mark.exists(), command
+    with suppress(UserError):
+        Opened(str(root), (), None, runs_code=True, trust_code=True)
+    assert mark.exists(), "the flag is for running it"
+
+
+def test_a_custom_extractor_needs_trust_as_well(mark, tmp_path):
+    root = sent(tmp_path / "sent", config_of({"oracle": "gaussian"}, "mine:Extractor"))
+    assert "evaluate.extractor" in str(ends("evaluate", root))
+    assert not mark.exists()
+
+
+def test_code_that_the_users_own_config_named_may_run_wherever_it_is_named(mark, tmp_path):
+    """The first `plan` of a file describes the network and trusts it; a directory then needs no flag."""
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump({"name": "own", "model": {"callable": "mine:load"}, "sample": {"num_samples": 4}}))
+    assert ends("plan", own) is None
+    assert mark.exists()
+    root = sent(tmp_path / "sent", config_of({"callable": "mine:load"}))
+    assert len(Opened(str(root), (), None, runs_code=True).plan.cells) == 1
+
+
+def trusted(config):
+    try:
+        require_trusted(custom_code(config), trust_file())
+    except UserError:
+        return False
+    return True
+
+
+def test_trust_is_in_the_function_its_source_and_its_weights(mark, tmp_path):
+    torch.save({}, tmp_path / "one.pt")
+    config = config_of({"callable": "mine:load", "weights": str(tmp_path / "one.pt")})
+    assert not trusted(config)
+    trust(custom_code(config))
+    assert trusted(config)
+    assert json.loads(trust_file().read_text()).popitem()[1] == "mine:load"
+    (tmp_path / "mine.py").write_text("# a comment\n" + (tmp_path / "mine.py").read_text())
+    assert trusted(config)
+    assert not trusted(config_of({"callable": "mine:other", "weights": str(tmp_path / "one.pt")}))
+    assert not trusted(config_of({"callable": "mine:load", "weights": str(tmp_path / "code.py")}))
+    assert not trusted(config_of({"callable": "mine:load"}))
+    (tmp_path / "mine.py").write_text("import os\n" + (tmp_path / "mine.py").read_text())
+    assert not trusted(config)
+    assert not mark.exists(), "asking for its hash does not import it"
+
+
+def test_every_network_of_a_grid_is_asked_about():
+    grid = [{"model.callable": ["a:b", "c:d"]}, {"model.weights": ["x.pt", "y.pt"], "model.callable": ["e:f"]}]
+    config = validate(Config, {"name": "x", "grid": grid, "evaluate": {"extractor": "g:H", "weights": "z"}}, "test")
+    found = {(code.name, code.weights) for code in custom_code(config)}
+    assert found == {("a:b", None), ("c:d", None), ("e:f", "x.pt"), ("e:f", "y.pt"), ("g:H", "z")}
+
+
+def test_what_the_user_sets_on_the_command_line_is_the_users_own(mark, tmp_path):
+    root = sent(tmp_path / "sent", config_of({"oracle": "gaussian"}))
+    opened = Opened(str(root), ["model={callable: mine:load}"], None, runs_code=True)
+    assert opened.plan.models[0].source.name == "mine:load"
+
+
+def test_a_trust_file_that_can_not_be_written_is_no_obstacle(mark, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    config = config_of({"callable": "mine:load"})
+    trust(custom_code(config))
+    assert not trusted(config)
+
+
+def test_a_directory_with_a_code_object_in_place_of_a_name_is_refused(mark, tmp_path):
+    root = sent(tmp_path / "sent", config_of({"callable": "mine:load"}))
+    values = json.loads((root / "config.json").read_text())
+    values["model"]["callable"] = "__import__('os').system('touch mark')"
+    (root / "config.json").write_text(json.dumps(values))
+    assert "module:function" in str(ends("status", root))
+    assert not mark.exists()
