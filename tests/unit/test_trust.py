@@ -53,7 +53,9 @@ def sent(folder, config, recorded=True):
         }  # fmt: skip
         (folder / "models" / "m").mkdir(parents=True)
         (folder / "models" / "m" / "model.json").write_text(json.dumps(network))
-        spec = ExtractorSpec(str(config.evaluate.extractor), None, "a" * 64, "x", None, 3, None, "b" * 64, (), ("", ""))
+        spec = ExtractorSpec(
+            str(config.evaluate.extractor), None, "a" * 64, "x", None, 3, None, "b" * 64, by_bytes=("", "")
+        )
         RunDir(folder).record_extractor(spec, (1, 8, 8))
         (folder / "provenance.json").write_text(json.dumps({"extractor": spec.describe()}))
     return folder
