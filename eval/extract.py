@@ -34,7 +34,6 @@ class ExtractJob(Job):
 
     runs = "taugrid.eval.extract:run"
 
-    replace: bool
     images: str | Data | Source
     images_sha256: str | None
     """SHA-256 of a reference's images as the driver read them, for the worker to check. None: images of this run."""
@@ -64,7 +63,7 @@ def run(job: ExtractJob, device: Device) -> Result:
                 columns["logits"] = torch.cat([c.logits for c in chunks if c.logits is not None]).numpy()
             part.write(columns)
             count += len(index)
-        first = part.commit(job.replace)
+        first = part.commit_over(job.replaces)
     return Result(time.perf_counter() - began, count, first)
 
 

@@ -15,6 +15,7 @@ from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.orchestrator.work import work_kinds
+from taugrid.orchestrator.work.sample import images_to_keep
 from taugrid.storage import Storage, read_json, read_sealed
 from taugrid.workers.training.log import training_progress
 
@@ -56,7 +57,9 @@ def _describe_model(model: Model, rundir: RunDir) -> dict[str, Any]:
 
 def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:
     done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None)
-    images_done = sum(shard.images for shard in cell.shards if shard.number in done)
+    images_done = sum(
+        shard.images if shard.number in done else images_to_keep(rundir, cell, shard) for shard in cell.shards
+    )
     return {
         "cell": cell.id,
         "name": cell.name,

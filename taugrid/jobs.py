@@ -29,6 +29,10 @@ class Job:
     run: RunId | None = field(default=None, kw_only=True)
     """The run directory, which a worker must see before it writes. None: not in one."""
 
+    replaces: str | None = field(default=None, kw_only=True)
+    """The version (`Storage.version`) of a shorter file of the same shard, from when there were fewer rows: the job's
+    file takes its place. None: there is none. Any other file that is found there is kept."""
+
     def check_run(self) -> None:
         """Raise `RunDirectoryNotSeen` unless this machine sees the run directory. Call it before writing."""
         if self.run is not None:

@@ -29,8 +29,6 @@ class ReconstructJob(Job):
 
     runs = "taugrid.workers.reconstruct:run"
 
-    replace: bool
-    """Overwrite an existing file: a shorter one of the same shard."""
     start: int
     stop: int
     network: NetworkSpec
@@ -81,5 +79,5 @@ def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: str) -> Re
             columns = {"mse": mse, "mse_8bit": mse_8bit.reshape(len(batch), -1).mean(axis=1)}
             part.write(parquet.pictures(pixels, first_row) | columns)
             first_row += len(batch)
-        first = part.commit(job.replace)
+        first = part.commit_over(job.replaces)
     return Result(seconds, len(originals), first)

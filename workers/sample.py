@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.config import Diffusion, Sample
+from taugrid.errors import DamagedFile
 from taugrid.images import to_uint8
 from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
@@ -32,8 +33,6 @@ class SampleJob(Job):
 
     runs = "taugrid.workers.sample:run"
 
-    replace: bool
-    """Overwrite an existing file: a shorter one of the same shard, from when `num_samples` was lower."""
     start: int
     stop: int
     network: NetworkSpec
@@ -42,6 +41,9 @@ class SampleJob(Job):
     diffusion: Diffusion
     tau: tuple[int, ...]
     metadata: dict[str, Any]
+    kept: int = 0
+    """How many images are copied from the file that it replaces, if that is whole: whole batches from its start, so
+    that all others are sampled in the batches in which they would have been from the beginning."""
 
 
 def run(job: SampleJob, device: Device) -> Result:
@@ -64,8 +66,9 @@ def sample_shard(job: SampleJob, model: "Denoiser", device: str) -> Result:
     job.check_run()
     with parquet.PartWriter(Path(job.path), schema, job.storage) as part, ThreadPoolExecutor(1) as encoder:
         writer = parquet.SampleWriter(part, _columns(job), job.start)
+        first_new = job.start + _copy_kept(job, writer)
         encoding: Future[None] | None = None
-        for start in range(job.start, job.stop, settings.batch_size):
+        for start in range(first_new, job.stop, settings.batch_size):
             began = time.perf_counter()
             indices = torch.arange(start, min(start + settings.batch_size, job.stop), device=device)
             x0 = sample_batch(watched, indices, job, alpha_bar)
@@ -78,8 +81,24 @@ def sample_shard(job: SampleJob, model: "Denoiser", device: str) -> Result:
         if encoding is not None:
             encoding.result()
         writer.flush()
-        first = part.commit(job.replace)
-    return Result(seconds, job.stop - job.start, first)
+        first = part.commit_over(job.replaces)
+    return Result(seconds, job.stop - first_new, first)
+
+
+def _copy_kept(job: SampleJob, writer: parquet.SampleWriter) -> int:
+    """Copy the images to keep from the file that the job replaces; returns how many: all or, if it is damaged, none."""
+    if job.replaces is None or not job.kept:
+        return 0
+    try:
+        part = parquet.inspect(Path(job.path), storage=job.storage)
+    except (DamagedFile, FileNotFoundError):
+        return 0
+    ours = all(part.metadata.get(key) == job.metadata[key] for key in ("cell", "model", "weights_sha256"))
+    if not ours or part.start != job.start or part.stop < job.start + job.kept:
+        return 0
+    for pngs in parquet.read_encoded(Path(job.path), job.start + job.kept, job.storage):
+        writer.append_encoded(pngs)
+    return job.kept
 
 
 def sample_batch(model: "Denoiser", indices: "Tensor", job: SampleJob, alpha_bar: NDArray[np.float64]) -> "Tensor":

@@ -83,6 +83,13 @@ class Integrity(Paths):
         part = self._inspect(path, start, True, on_damage)
         return part is not None and _is_of(path, part, expected or {}, on_damage) and part.stop >= stop
 
+    def version(self, path: Path) -> str | None:
+        """What a job that replaces this file must find (`Storage.version`); None if there is no file."""
+        try:
+            return self.storage.version(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
     def committed_cells(self) -> dict[str, str]:
         """Cell id -> folder name, of every cell with at least one sample file in place."""
         folders = sorted({path.parent for path in self.storage.list(self.samples, "*/part-*.parquet")})

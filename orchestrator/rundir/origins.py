@@ -4,7 +4,7 @@ A shard's event is written after its commit. If the driver is killed in between,
 whoever had the shard assigned may have made it, and all of them are told.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -80,9 +80,7 @@ def origins(events: Iterable[Mapping[str, Any]]) -> dict[str, Origin]:
 def _committed(shard: _Shard, event: Mapping[str, Any], maker: Maker) -> None:
     """Take note of a file that is in place. Events of earlier versions have neither `own` nor `copied`."""
     copied = event.get("copied", 0)
-    others = list(shard.assigned)
-    if maker in others:
-        others.remove(maker)
+    others = Counter(shard.assigned) - Counter([maker])
     if not event.get("own", True) and (others or shard.makers):
         shard.makers |= set(others)  # the file was there already
     else:

@@ -68,7 +68,7 @@ class ReconstructWork(WorkKind):
                 path=str(path),
                 storage=self.rundir.storage,
                 run=self.rundir.run,
-                replace=self.rundir.storage.exists(path),
+                replaces=self.rundir.version(path),
                 start=shard.start,
                 stop=shard.stop,
                 network=self.rundir.network(cell.model, cell.settings.weights),

@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from taugrid import parquet
+from taugrid.errors import DamagedFile
 from taugrid.jobs import Result
-from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, Piece, WorkKind, shard_key
@@ -31,12 +33,12 @@ class SampleWork(WorkKind):
             for shard in cell.shards:
                 if shard.number in sampled:
                     continue
-                path = self.rundir.sample_part(cell, shard)
+                path, kept = self.rundir.sample_part(cell, shard), images_to_keep(self.rundir, cell, shard)
                 job = SampleJob(
                     path=str(path),
                     storage=self.rundir.storage,
                     run=self.rundir.run,
-                    replace=self.rundir.storage.exists(path),
+                    replaces=self.rundir.version(path),
                     start=shard.start,
                     stop=shard.stop,
                     network=self.rundir.network(cell.model, cell.settings.weights),
@@ -45,8 +47,10 @@ class SampleWork(WorkKind):
                     diffusion=cell.model.diffusion,
                     tau=cell.tau,
                     metadata=metadata,
+                    kept=kept,
                 )
-                yield Piece(Task(shard_key(self.name, shard), self.name, shard.evaluations), job, cell)
+                cost = (shard.images - kept) * len(cell.tau)
+                yield Piece(Task(shard_key(self.name, shard), self.name, cost), job, cell)
 
     def missing(self) -> dict[str, str]:
         """Cells without all their images, unless `ScoreWork` lists them."""
@@ -61,12 +65,23 @@ class SampleWork(WorkKind):
             "cell": job.metadata["cell"],
             "path": Path(job.path).name,
             "images": result.images,
-            "evaluations": int(piece.task.cost),
+            "copied": job.stop - job.start - result.images,
+            "evaluations": result.images * len(job.tau),
             "seconds": round(result.seconds, 4),
             "committed": first or result.first,
             "own": result.first,
         }
         return Event("shard", fields)
+
+
+def images_to_keep(rundir: RunDir, cell: Cell, shard: Shard) -> int:
+    """How many images of a shard that is cut short stay as they are: the whole batches of its file; 0 without one."""
+    try:
+        part = parquet.inspect(rundir.sample_part(cell, shard), every_byte=False, storage=rundir.storage)
+    except (DamagedFile, FileNotFoundError, NotADirectoryError):
+        return 0
+    size = cell.settings.batch_size
+    return max(0, min(part.stop, shard.stop) - shard.start) // size * size
 
 
 def unsampled(plan: Plan, rundir: RunDir) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Sealed Parquet files of samples, features and numbers: a file holds one shard, or the features of one."""
 
-from taugrid.parquet.reader import Part, inspect, read_features, read_images, read_numbers, read_png
+from taugrid.parquet.reader import Part, inspect, read_encoded, read_features, read_images, read_numbers, read_png
 from taugrid.parquet.samples import SampleWriter, pictures
 from taugrid.parquet.schemas import feature_schema, number_schema, picture_schema, sample_schema
 from taugrid.parquet.seal import check_seal, has_seal
@@ -18,6 +18,7 @@ __all__ = [
     "number_schema",
     "picture_schema",
     "pictures",
+    "read_encoded",
     "read_features",
     "read_images",
     "read_numbers",

@@ -81,6 +81,14 @@ def read_png(path: Path, wanted: Iterable[int], storage: Storage = LOCAL) -> dic
     return found
 
 
+def read_encoded(path: Path, stop: int, storage: Storage = LOCAL) -> Iterator[list[bytes]]:
+    """The PNG bytes of the images below index `stop`, row group by row group. Raises as `read_images`."""
+    for index, column in _read(path, "image", storage):
+        count = int(np.searchsorted(index, stop))
+        if count:
+            yield column.combine_chunks().field("bytes").to_pylist()[:count]
+
+
 def read_features(
     path: Path, column: str, storage: Storage = LOCAL
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:

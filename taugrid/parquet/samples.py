@@ -36,8 +36,11 @@ class SampleWriter:
 
     def append(self, images: NDArray[np.uint8]) -> None:
         """Add a (B, C, H, W) batch; the first of the shard has index `start`."""
-        for image in images:
-            png = encode_png(image)
+        self.append_encoded([encode_png(image) for image in images])
+
+    def append_encoded(self, pngs: Sequence[bytes]) -> None:
+        """Add images that are PNG already, such as those of an earlier file of the same shard."""
+        for png in pngs:
             if self._pending and self._pending_bytes + len(png) > BYTES_PER_GROUP:
                 self.flush()
             self._pending.append(png)

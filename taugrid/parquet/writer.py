@@ -63,11 +63,15 @@ class PartWriter:
         self._storage.replace(self._path, self._temporary)
         return True
 
-    def commit_over(self, version: str) -> bool:
-        """Put the file in place of the one that has this version (`Storage.version`); keep any other, return False."""
+    def commit_over(self, version: str | None) -> bool:
+        """Put the file in place of the one that has this version (`Storage.version`), or of none.
+
+        Any other file is kept; then it returns False.
+        """
         self._writer.close()
         write_seal(self._temporary)
-        return self._storage.replace_if(self._path, self._temporary, version)
+        replaced = version is not None and self._storage.replace_if(self._path, self._temporary, version)
+        return replaced or self._storage.create(self._path, self._temporary)
 
 
 def _array(values: Any, kind: pa.DataType) -> pa.Array:

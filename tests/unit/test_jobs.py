@@ -17,6 +17,7 @@ from taugrid.orchestrator.rundir import commits
 from taugrid.orchestrator.rundir.commits import confirm
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work import work_kinds
+from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL, LocalStorage, write_json
@@ -208,3 +209,72 @@ def test_a_network_that_is_not_finite_once_gives_no_image(tmp_path, value, clip)
         sample_shard(job, model, "cpu")
     assert not list(tmp_path.rglob("*.parquet"))
     sample_shard(job, lambda x, t: torch.zeros_like(x), "cpu")
+
+
+# Growth
+
+
+def files(root):
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes() for path in sorted((root / "samples").rglob("*.parquet"))
+    }
+
+
+def sampled(run, piece):
+    """Do a piece and count the images that its network is asked for, once for each step."""
+    asked = []
+    network = Device("cpu").network(piece.job.network, piece.job.diffusion)
+
+    def model(x, t):
+        asked.append(len(x))
+        return network(x, t)
+
+    result = sample_shard(piece.job, model, "cpu")
+    assert sum(asked) == result.images * len(piece.job.tau) == piece.task.cost
+    return result
+
+
+def test_more_samples_cost_what_is_new(tmp_path):
+    """Of 14 images in shards of 8 and batches of 4, raised to 20, only the 2 of the short batch are done twice."""
+    grown, at_once = Here(tmp_path / "grown", num_samples=14), Here(tmp_path / "once", num_samples=20)
+    grown.do("sample")
+    at_once.do("sample")
+    grown = Here(tmp_path / "grown", num_samples=20)
+    pieces = grown.pieces("sample")
+    assert sum(sampled(grown, piece).images for piece in pieces) == 2 * (20 - 14 + 2)
+    assert files(grown.rundir.root) == files(at_once.rundir.root)
+    assert not grown.pieces("sample")
+    event = SampleWork.event(pieces[0], Result(1.0, 4, True), True).fields
+    assert (event["images"], event["copied"], event["evaluations"]) == (4, 4, 8)
+
+
+@pytest.mark.parametrize("fault", [lambda path: path.write_bytes(path.read_bytes()[:-40]), Path.unlink])
+def test_a_file_that_broke_since_it_was_found_is_sampled_whole(tmp_path, fault):
+    Here(tmp_path / "grown", num_samples=14).do("sample")
+    at_once = Here(tmp_path / "once", num_samples=20)
+    at_once.do("sample")
+    grown = Here(tmp_path / "grown", num_samples=20)
+    [job, *_] = [piece.job for piece in grown.pieces("sample") if piece.job.kept]
+    fault(Path(job.path))
+    job = replace(job, replaces=grown.rundir.version(Path(job.path)) or job.replaces)
+    assert do(job).images == 8
+    name = Path(job.path).relative_to(grown.rundir.root).as_posix()
+    assert Path(job.path).read_bytes() == files(at_once.rundir.root)[name]
+
+
+def test_images_of_other_weights_are_not_copied(tmp_path):
+    run = Here(tmp_path / "run", num_samples=14)
+    run.do("sample")
+    [job, *_] = [piece.job for piece in Here(tmp_path / "run", num_samples=20).pieces("sample") if piece.job.kept]
+    other = replace(job, metadata=job.metadata | {"weights_sha256": "0" * 64})
+    assert do(other).images == 8
+
+
+def test_another_file_than_the_one_to_replace_is_kept(tmp_path):
+    """A copy of a shard that took so long that the shard has grown meanwhile must not make it short again."""
+    Here(tmp_path / "run", num_samples=14).do("sample")
+    [job, *_] = [piece.job for piece in Here(tmp_path / "run", num_samples=15).pieces("sample")]
+    Here(tmp_path / "run", num_samples=20).do("sample")
+    before = Path(job.path).read_bytes()
+    assert not do(job).first
+    assert Path(job.path).read_bytes() == before

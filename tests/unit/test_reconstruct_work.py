@@ -102,7 +102,7 @@ def test_raising_the_number_replaces_the_short_shard(tmp_path):
     assert work.conclude().rows == []
     before = files(work)
     pieces = do(work)
-    assert [(piece.job.start, piece.job.stop, piece.job.replace) for piece in pieces] == [
+    assert [(piece.job.start, piece.job.stop, piece.job.replaces is not None) for piece in pieces] == [
         (8, 16, True),
         (16, 20, False),
     ]
@@ -144,7 +144,7 @@ def test_files_of_other_weights_are_not_taken(tmp_path):
     assert list(work.missing().values()) == ["1 of 1 shards are not reconstructed"]
     assert work.conclude().rows == []
     [piece] = do(work)
-    assert not piece.job.replace
+    assert piece.job.replaces is None
     [new] = work.conclude().rows
     assert new["mse"] != old["mse"]
     save_networks(work, seed=1)
@@ -245,7 +245,7 @@ def test_a_damaged_file_is_one_piece_again(tmp_path):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     [piece] = do(work)
-    assert (piece.task.key.rsplit("/", 1)[1], piece.job.start, piece.job.replace) == ("1", 8, False)
+    assert (piece.task.key.rsplit("/", 1)[1], piece.job.start, piece.job.replaces is not None) == ("1", 8, False)
     assert [path.read_bytes() for path in (tmp_path / "damaged").iterdir()] == [content]
     assert files(work) == before
     assert work.conclude().rows == rows
