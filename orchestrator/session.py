@@ -79,6 +79,7 @@ class Run:
                     load_images(source.data)  # refuse bad images here, not when the first worker needs them
         with failing_in_one_line(), self.rundir.lock(break_lock, self._progress.say) as lease, self._cluster:
             self._began = lease.began
+            self.rundir.ledger.keep()
             check_extends(self.config, self.plan, self.rundir)
             self.rundir.claim()
             write_json(self.rundir.config, self.config.model_dump(mode="json"), self.rundir.storage)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.config import Data
-from taugrid.errors import DamagedFile
 from taugrid.eval.metrics.frechet import NO_ERROR
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import EXACT, SCORES, appended_columns
@@ -22,7 +21,7 @@ from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.origins import origins
 from taugrid.protocol import short_name
 from taugrid.registry.extractors import PIXELS
-from taugrid.storage import Storage, read_sealed
+from taugrid.storage import read_sealed
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import gaussian
 
@@ -64,7 +63,7 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
         for note in score["notes"]:
             cells_of[note].append(cell.name)
         pairings[cell.id] = (cell.settings.seed, cell.model.image_shape)
-        influence = _influence(rundir.influence(cell, evaluation.id(cell)), cell.settings.num_samples, rundir.storage)
+        influence = _influence(rundir, rundir.influence(cell, evaluation.id(cell)), cell.settings.num_samples)
         if influence is not None:
             influences[cell.id] = influence
         else:
@@ -76,14 +75,11 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
     return Rows(rows, [*plan.remarks, *notes], Evidence(influences, pairings, protocols, reasons))
 
 
-def _influence(path: Path, num_samples: int, storage: Storage) -> NDArray[np.float64] | None:
+def _influence(rundir: RunDir, path: Path, num_samples: int) -> NDArray[np.float64] | None:
     """How far each sample moves FID, (N,); None if the file is missing or damaged."""
-    try:
-        parquet.inspect(path, storage=storage)
-        parts = [values for _, values in parquet.read_numbers(path, "influence", storage)]
-    except (FileNotFoundError, DamagedFile):
+    if not rundir.is_whole(path, num_samples, lambda damage: None):
         return None
-    found = np.concatenate(parts)
+    found = np.concatenate([values for _, values in parquet.read_numbers(path, "influence", rundir.storage)])
     return found if len(found) == num_samples else None
 
 

@@ -6,12 +6,14 @@ All state is on disk: a shard is done when its file is in place and intact.
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from taugrid import parquet
 from taugrid.errors import DamagedFile, UserError
 from taugrid.orchestrator.plan.cells import Cell, Shard
+from taugrid.orchestrator.rundir.ledger import Ledger
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.storage import read_sealed
 
@@ -33,7 +35,21 @@ OnDamage = Callable[[Damage], None]
 
 
 class Integrity(Paths):
-    """Checks the files of a run directory, and removes those that must not stay."""
+    """Checks the files of a run directory, and removes those that must not stay.
+
+    A file is read only if the ledger does not know it, or its size, inode or time has changed since it was read.
+    """
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The files that were found whole."""
+        return Ledger(self.root, self.storage)
+
+    def committed(self, path: Path) -> None:
+        """Note that a worker has just committed a Parquet file and the driver sees it: its bytes need not be read."""
+        version = self.storage.version(path)
+        self.ledger.add(path, version, parquet.inspect(path, every_byte=False, storage=self.storage))
+        self.ledger.flush()
 
     def sampled(self, cell: Cell, metadata: dict[str, Any] | None, every_byte: bool, on_damage: OnDamage) -> set[int]:
         """Numbers of the cell's shards whose files are complete. Damaged files are reported.
@@ -81,6 +97,7 @@ class Integrity(Paths):
         A damaged one is reported, and so is one with other metadata.
         """
         part = self._inspect(path, start, True, on_damage)
+        self.ledger.flush()
         return part is not None and _is_of(path, part, expected or {}, on_damage) and part.stop >= stop
 
     def version(self, path: Path) -> str | None:
@@ -145,13 +162,14 @@ class Integrity(Paths):
 
         with ThreadPoolExecutor(READERS) as pool:
             parts = list(pool.map(inspect, paths, cell.shards))
+        self.ledger.flush()
         for damage in sorted(damages):
             on_damage(damage)
         return parts
 
     def _inspect(self, path: Path, start: int, every_byte: bool, on_damage: OnDamage) -> parquet.Part | None:
         try:
-            part = parquet.inspect(path, every_byte, self.storage)
+            part = self._look(path, every_byte)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except DamagedFile as error:
@@ -160,6 +178,15 @@ class Integrity(Paths):
         if part.start != start:
             on_damage(Damage(path, f"it starts at image {part.start}, not {start}"))
             return None
+        return part
+
+    def _look(self, path: Path, every_byte: bool) -> parquet.Part:
+        version = self.storage.version(path)
+        part = self.ledger.find(path, version)
+        if part is None:
+            part = parquet.inspect(path, every_byte, self.storage)
+            if every_byte:
+                self.ledger.add(path, version, part)
         return part
 
 

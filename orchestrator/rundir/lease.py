@@ -32,7 +32,7 @@ WATCHED_BEATS = 2
 
 POLL_SECONDS = 0.2
 
-RUN = "run.json"
+RUN_ID = "run.json"
 
 
 class Holder(NamedTuple):
@@ -63,6 +63,8 @@ class Holder(NamedTuple):
         """Whether it ran here and does so no longer. Nothing is known of other hosts' drivers."""
         if not self.is_here:
             return False
+        if self.process == os.getpid():  # a container's first process always has the same id
+            return self.session not in _held
         try:
             os.kill(self.process, 0)
         except ProcessLookupError:
@@ -73,6 +75,10 @@ class Holder(NamedTuple):
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}, last seen {duration(self.age_seconds)} ago"
+
+
+_held: set[str] = set()
+"""The sessions of the leases that this process holds now."""
 
 
 class Lease:
@@ -112,13 +118,15 @@ class Lease:
         if before is not None:
             say(f"took the run directory over from {before}")
         self.began = None if by_force and before is not None else self._storage.modified(self._path)
+        _held.add(self._session)
         self._thread.start()
 
     def release(self) -> None:
         """Give the lease up, if it was taken and is still ours."""
-        if self._thread.is_alive():
+        if self._session in _held:
             self._ended.set()
             self._thread.join(BEAT_SECONDS)
+            _held.discard(self._session)
             with suppress(OSError):  # what stays there expires
                 if self._is_ours():
                     self._storage.delete(self._path)
@@ -162,7 +170,8 @@ class Lease:
     def _put(self, seen: str | None, by_force: bool = False) -> bool:
         """Write the lease over the version that was `seen` (None: there was none); False if another is there now."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        run = (read_json(self._path.with_name(RUN), self._storage) or {}).get("run")
+        record = read_json(self._path.with_name(RUN_ID), self._storage)
+        run = record.get("run") if isinstance(record, dict) else None
         ours = Holder(socket.gethostname(), os.getpid(), _boot(), run, self._session, now)
         with self._storage.temporary(self._path) as temporary:
             temporary.write_text(json.dumps(ours._asdict(), indent=2) + "\n", encoding="utf-8")

@@ -190,6 +190,14 @@ def test_a_dead_process_counts_only_on_its_own_host_and_boot(tmp_path, quick, un
         assert any("waiting" in text for text in said) == waits
 
 
+def test_a_lease_that_this_process_could_not_delete_is_free(tmp_path, unlocked):
+    """Also one of a container that was restarted: its driver has the same process id again."""
+    rundir, said = RunDir(tmp_path), []
+    leave_lease(rundir)
+    with rundir.lock(say=said.append):
+        assert len(said) == 1
+
+
 @pytest.mark.parametrize("how", [(), ("unlocked",)])
 def test_break_lock_takes_a_live_one_and_the_other_driver_stops(tmp_path, how):
     with held(tmp_path, *how) as holder:
