@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from taugrid.errors import UserError
+from taugrid.run_id import FILE as RUN_ID
 from taugrid.storage import Storage, read_json
 from taugrid.words import duration
 
@@ -31,8 +32,6 @@ WATCHED_BEATS = 2
 """A lease of another host is watched for at least so many beats: clocks differ."""
 
 POLL_SECONDS = 0.2
-
-RUN_ID = "run.json"
 
 
 class Holder(NamedTuple):

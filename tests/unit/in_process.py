@@ -1,0 +1,102 @@
+"""A small run of oracles whose jobs run in this process, without Ray; the session, the loop and the files are real."""
+
+import errno
+import io
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from unittest import mock
+
+from rich.console import Console
+
+from taugrid.orchestrator.dispatch import cluster, pool
+from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined
+from taugrid.orchestrator.opened import Opened
+from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.session import Run
+from taugrid.storage import LocalStorage
+from taugrid.workers.actor import Worker
+
+CONFIG = """
+name: small
+model: {oracle: gaussian}
+data: {name: gaussian, shape: [1, 4, 4]}
+sample: {seed: 0, num_samples: 20, batch_size: 10, shard_evaluations: 20}
+grid: {steps: [2], eta: [0.0, 1.0]}
+evaluate: {metrics: [fid], keep_features: true}
+cluster: {workers: 1}
+"""
+
+STAGES = ("sample", "evaluate")
+
+
+class Faulty:
+    """A storage whose call number `fails_at` (from 0) fails, or all from that one on."""
+
+    def __init__(self, root, fails_at=None, code=errno.EIO, for_good=False):
+        self._whole, self._fails_at, self._code, self._for_good = LocalStorage(root), fails_at, code, for_good
+        self.calls = []
+
+    def __getattr__(self, name):
+        method = getattr(self._whole, name)
+
+        def call(path, *arguments):
+            number = len(self.calls)
+            self.calls.append((name, path))
+            if number == self._fails_at or (self._for_good and self._fails_at is not None and number > self._fails_at):
+                raise OSError(self._code, "planted", str(path))
+            return method(path, *arguments)
+
+        return call
+
+
+class PoolHere:
+    """A pool whose only worker lives in this process and does a job as soon as it gets it."""
+
+    def __init__(self, actor, arguments, cpus, gpus, probe):
+        self._worker, self._events, self._probe = Worker(1), deque(), probe
+
+    def start(self):
+        self._events.append(Joined("worker-0", self._worker.hello(self._probe)))
+
+    def give(self, worker, job):
+        try:
+            self._events.append(Done(worker, self._worker.do(job)))
+        except Exception as error:
+            self._events.append(Failed(worker, error, "traceback"))
+
+    def events(self, timeout_seconds):
+        while self._events:
+            yield self._events.popleft()
+
+    def close(self):
+        pass
+
+
+@contextmanager
+def small_run(folder) -> Iterator[Opened]:
+    """The run, whose workers are this process while the context lasts."""
+    config = folder / "small.yaml"
+    config.write_text(CONFIG)
+    with (
+        mock.patch.object(pool, "Pool", PoolHere),
+        mock.patch.object(cluster, "connected", return_value=nullcontext()),
+        mock.patch.object(cluster, "room", return_value=1),
+    ):
+        yield Opened(str(config), (), str(folder / "unused"))
+
+
+def drive(opened, root, storage):
+    """Run the command; returns what it printed."""
+    printed = io.StringIO()
+    progress = Progress(Console(file=printed, soft_wrap=True))
+    outcome = Run(opened.config, opened.plan, RunDir(root, storage), "local", progress).do(STAGES)
+    return outcome, printed.getvalue()
+
+
+def results(root):
+    """The bytes of every file that a run is for, by name."""
+    folders = ("samples", "features", "scores")
+    files = [path for folder in folders for path in (root / folder).rglob("*") if path.is_file()]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}

@@ -1,0 +1,163 @@
+"""What was found whole is not read again; what may have changed is."""
+
+import os
+import shutil
+
+import pytest
+from in_process import Faulty, drive, results, small_run
+
+from taugrid import parquet
+from taugrid.orchestrator.inspection import describe, verify
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.ledger import MOST_SUPERSEDED, Ledger
+from taugrid.storage import LOCAL
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    with small_run(tmp_path_factory.mktemp("config")) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def finished(opened, tmp_path_factory):
+    """A finished run, started again once, as after a driver of an older version."""
+    root = tmp_path_factory.mktemp("finished") / "run"
+    for _ in range(2):
+        drive(opened, root, LOCAL)
+    return root
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """Of that run, files and times; only the inodes are others, so that the ledger is of no use."""
+    root = tmp_path / "run"
+    shutil.copytree(finished, root)
+    return root
+
+
+def read(storage):
+    """Names of the Parquet files of which bytes were read."""
+    readings = {"local_path", "read", "read_range"}
+    return {path.name for name, path in storage.calls if name in readings and path.suffix == ".parquet"}
+
+
+def read_by_a_run(opened, root):
+    """The Parquet files that the same command reads again: images and features by number, and influences."""
+    storage = Faulty(root)
+    outcome, printed = drive(opened, root, storage)
+    assert outcome.missing == {}
+    return {path for name, path in storage.calls if name == "local_path"}, printed
+
+
+def scored(root):
+    """What a run reads for its tables, however much is known: the influences that differences are computed from."""
+    return set((root / "scores").glob("*.parquet"))
+
+
+def test_the_same_command_reads_no_image_and_no_feature_again(opened, finished):
+    again, _ = read_by_a_run(opened, finished)
+    assert again == scored(finished)
+
+
+def test_a_run_says_what_is_done_without_reading_files(opened, finished):
+    storage = Faulty(finished)
+    told = describe(opened.config, opened.plan, RunDir(finished, storage))
+    assert told["network_evaluations_remaining"] == 0
+    assert read(storage) == set()
+
+
+def test_looking_writes_no_ledger(opened, copy):
+    (copy / "ledger.jsonl").unlink()
+    describe(opened.config, opened.plan, RunDir(copy))
+    verify(opened.config, opened.plan, RunDir(copy), lambda count: None)
+    assert not (copy / "ledger.jsonl").exists()
+
+
+def test_a_copied_directory_is_read_once(opened, copy):
+    every = set(copy.glob("*/*/part-*.parquet")) | set(copy.glob("*/*/*/part-*.parquet"))
+    first, _ = read_by_a_run(opened, copy)
+    assert every <= first
+    second, _ = read_by_a_run(opened, copy)
+    assert second == scored(copy)
+
+
+@pytest.mark.parametrize("how", ["deleted", "emptied", "torn", "changed"])
+def test_a_ledger_that_lost_a_line_costs_a_reading_of_its_file(opened, copy, how):
+    drive(opened, copy, LOCAL)
+    ledger = copy / "ledger.jsonl"
+    whole = ledger.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    ledger.write_bytes(
+        {
+            "deleted": b"",
+            "emptied": b"",
+            "torn": whole[: -len(lines[-1]) // 2],
+            "changed": whole.replace(b'"stop": 20', b'"stop": 21'),
+        }[how]
+    )
+    if how == "deleted":
+        ledger.unlink()
+    before = results(copy)
+    again, printed = read_by_a_run(opened, copy)
+    assert len(again) > len(scored(copy))
+    assert "damaged" not in printed
+    assert results(copy) == before
+    second, _ = read_by_a_run(opened, copy)
+    assert second == scored(copy), "it is whole again"
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    with path.open("r+b") as file:
+        file.write(data)
+
+
+def test_a_changed_file_is_read_and_redone(opened, copy):
+    drive(opened, copy, LOCAL)
+    before = results(copy)
+    path = sorted(copy.glob("samples/*/part-000001.parquet"))[0]
+    flip(path)
+    again, printed = read_by_a_run(opened, copy)
+    assert path in again
+    assert f"damaged: {path.relative_to(copy)}" in printed
+    assert results(copy) == before
+    assert len(list((copy / "damaged").iterdir())) == 1
+
+
+def test_a_touched_file_is_read_and_kept(opened, copy):
+    drive(opened, copy, LOCAL)
+    path = sorted(copy.glob("samples/*/part-000001.parquet"))[0]
+    os.utime(path)
+    again, printed = read_by_a_run(opened, copy)
+    assert path in again
+    assert "damaged" not in printed
+
+
+def test_verify_believes_no_ledger(opened, copy):
+    """Bits that rot change no time: only a full reading finds them."""
+    drive(opened, copy, LOCAL)
+    path = sorted(copy.glob("samples/*/part-000001.parquet"))[0]
+    times = path.stat()
+    flip(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    again, _ = read_by_a_run(opened, copy)
+    assert path not in again
+    assert [damage.path for damage in verify(opened.config, opened.plan, RunDir(copy), lambda count: None)] == [path]
+
+
+def test_lines_without_effect_do_not_gather(tmp_path):
+    path, part = tmp_path / "part", parquet.Part(0, 3, {"cell": "c", "tau": [1, 2]})
+    kept = Ledger(tmp_path, LOCAL)
+    kept.keep()
+    for n in range(MOST_SUPERSEDED + 2):
+        kept.add(path, str(n), part)
+    kept.flush()
+    again = Ledger(tmp_path, LOCAL)
+    again.keep()
+    assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 1
+    assert again.find(path, str(MOST_SUPERSEDED + 1)) == parquet.Part(0, 3, {"cell": "c"})
+    assert again.find(path, "0") is None
