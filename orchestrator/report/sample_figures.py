@@ -15,7 +15,7 @@ from taugrid.eval.tables.pivots import short_checkpoints
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.naming import name_of
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.pictures import first_pictures
+from taugrid.parquet import first_pictures
 
 
 def write_sample_figures(config: Config, plan: Plan, rundir: RunDir) -> None:

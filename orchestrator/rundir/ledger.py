@@ -21,7 +21,7 @@ MOST_SUPERSEDED = 1_000
 """How many lines without effect may gather before the ledger is written anew."""
 
 
-class Entry(NamedTuple):
+class Known(NamedTuple):
     """A file that was found whole."""
 
     version: str
@@ -35,7 +35,7 @@ class Ledger:
     def __init__(self, root: Path, storage: Storage) -> None:
         self._root, self._storage = root, storage
         self._path = root / "ledger.jsonl"
-        self._entries: dict[str, Entry] | None = None
+        self._entries: dict[str, Known] | None = None
         self._new: list[str] | None = None
         self._to_rewrite = False
 
@@ -60,7 +60,7 @@ class Ledger:
     def add(self, path: Path, version: str, part: Part) -> None:
         """Note that a file was found whole. `version` was asked for before it was read. `flush` writes it down."""
         texts = {key: value for key, value in part.metadata.items() if isinstance(value, str)}
-        name, entry = self._name(path), Entry(version, part._replace(metadata=texts))
+        name, entry = self._name(path), Known(version, part._replace(metadata=texts))
         self._load()[name] = entry
         if self._new is not None:
             self._new.append(_line(name, entry))
@@ -74,7 +74,7 @@ class Ledger:
     def _name(self, path: Path) -> str:
         return path.relative_to(self._root).as_posix()
 
-    def _load(self) -> dict[str, Entry]:
+    def _load(self) -> dict[str, Known]:
         if self._entries is None:
             try:
                 data = self._storage.read(self._path)
@@ -89,20 +89,20 @@ class Ledger:
         return self._entries
 
 
-def _line(name: str, entry: Entry) -> str:
+def _line(name: str, entry: Known) -> str:
     start, stop, metadata = entry.part
     value = {"file": name, "version": entry.version, "start": start, "stop": stop, "metadata": metadata}
     return json.dumps({**value, "check": _check(value)}) + "\n"
 
 
-def _read(line: str) -> tuple[str, Entry] | None:
+def _read(line: str) -> tuple[str, Known] | None:
     """The name and the entry in a line; None if it is not as it was written."""
     try:
         value = json.loads(line)
         if value.pop("check") != _check(value):
             return None
         part = Part(value["start"], value["stop"], value["metadata"])
-        return value["file"], Entry(value["version"], part)
+        return value["file"], Known(value["version"], part)
     except (ValueError, KeyError, AttributeError, TypeError):
         return None
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from taugrid.hashing import identity
 from taugrid.orchestrator.plan.cells import Cell, part_name
-from taugrid.orchestrator.rundir.pictures import first_pictures
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, Piece, WorkKind
 from taugrid.orchestrator.work.ode import ignore_damage, ode_cells
+from taugrid.parquet import first_pictures
 from taugrid.words import counted
 from taugrid.workers.interpolate import InterpolateJob
 

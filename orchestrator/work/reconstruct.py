@@ -17,10 +17,10 @@ from taugrid.orchestrator.plan.naming import name_of
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.integrity import OnDamage
-from taugrid.orchestrator.rundir.pictures import first_pictures
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, Piece, WorkKind, shard_key
 from taugrid.orchestrator.work.ode import ignore_damage, ode_cells
+from taugrid.parquet import first_pictures
 from taugrid.workers.data import load as data
 from taugrid.workers.reconstruct import ReconstructJob
 

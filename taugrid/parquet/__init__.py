@@ -1,5 +1,6 @@
 """Sealed Parquet files of samples, features and numbers: a file holds one shard, or the features of one."""
 
+from taugrid.parquet.first import first_pictures
 from taugrid.parquet.reader import Part, inspect, read_encoded, read_features, read_images, read_numbers, read_png
 from taugrid.parquet.samples import SampleWriter, pictures
 from taugrid.parquet.schemas import feature_schema, number_schema, picture_schema, sample_schema
@@ -13,6 +14,7 @@ __all__ = [
     "SampleWriter",
     "check_seal",
     "feature_schema",
+    "first_pictures",
     "has_seal",
     "inspect",
     "number_schema",

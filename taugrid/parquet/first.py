@@ -1,4 +1,4 @@
-"""The first images of a run's files, as figures want them."""
+"""The first images of a folder's files, as figures want them."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from taugrid import parquet
 from taugrid.images import decode_png, to_pictures
+from taugrid.parquet.reader import read_png
 from taugrid.storage import Storage
 
 
@@ -29,5 +29,5 @@ def first_pictures(paths: Iterable[Path], count: int, storage: Storage) -> NDArr
     for path in paths:
         if len(found) >= count:
             break
-        found |= parquet.read_png(path, range(count), storage)
+        found |= read_png(path, range(count), storage)
     return to_pictures([decode_png(found[i]) for i in sorted(found)])
