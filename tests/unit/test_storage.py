@@ -424,7 +424,6 @@ ALLOWED = [
     Exceptions("orchestrator/rundir/lease.py", {"read_text": 1, "write_text": 1}, "/proc, and what `temporary` gives"),
     Exceptions("orchestrator/rundir/ledger.py", {"write_text": 1}, "of what `replacing` gives"),
     Exceptions("orchestrator/rundir/lock.py", {"mkdir": 1, "touch": 1}, "the lock is one of the local file system"),
-    Exceptions("orchestrator/rundir/origins.py", {"remove": 1}, "of a list"),
     Exceptions("orchestrator/rundir/provenance.py", {"exists": 1}, "of taugrid's own checkout"),
     Exceptions("orchestrator/session.py", {"touch": 1, "unlink": 1}, "the probe shows workers the directory itself"),
     Exceptions("orchestrator/training.py", {"glob": 1}, RAY_TRAIN),
