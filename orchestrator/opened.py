@@ -5,6 +5,7 @@ from pathlib import Path
 
 from taugrid.config.load import CONFIG_NAME, find, load
 from taugrid.errors import UserError
+from taugrid.orchestrator.dispatch.address import check_form
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.trust import custom_code, require_trusted, trust
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -104,6 +105,7 @@ def open_to_run(
 
 
 def require_shared(out: str | Path, address: str) -> None:
-    """Raise `UserError` if a cluster is joined but the run directory's path is relative."""
+    """Raise `UserError` if a cluster is joined but the run directory's path is relative, or the address is none."""
+    check_form(address)
     if address != "local" and not Path(out).is_absolute():
         raise UserError(f"with --address {address}, --out must be an absolute path that every node sees")

@@ -19,6 +19,9 @@ def selfcheck(out: str | None, address: str, workers: int | None, as_json: bool,
 
     Exits with 1 if an image differs from a float64 loop of the paper, or a number from its closed form.
     """
+    from taugrid.orchestrator.dispatch.address import check_form
+
+    check_form(address)
     with ExitStack() as stack:
         if out is None:
             if address != "local":

@@ -8,20 +8,19 @@ import math
 import os
 import secrets
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError
+from taugrid.orchestrator.dispatch.address import check_form, require_answer, require_closed, require_token
 from taugrid.words import counted
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Jobs and results are small, and images go to files. Ray's default would be 30 % of the machine's memory."""
-
-CONNECT_SECONDS = 10.0
 
 COMMON_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -62,8 +61,11 @@ def connected(address: str, cluster: Cluster, trainers: int = 0) -> Iterator[Non
         }
     else:
         os.environ.update(COMMON_ENVIRONMENT)
-        _require_token(address)
-        _require_answer(address)
+        check_form(address)
+        require_token(address)
+        require_answer(address)
+        if address != "auto":
+            require_closed(address, address)  # before the token is sent there
         options = {"address": address}
     import ray
 
@@ -79,6 +81,8 @@ def connected(address: str, cluster: Cluster, trainers: int = 0) -> Iterator[Non
         raise UserError(f"no Ray cluster at --address {address}: {reason}") from error
     signal.signal(signal.SIGTERM, on_sigterm)
     try:
+        if address == "auto":
+            require_closed(address, ray.get_runtime_context().gcs_address)
         yield
     finally:
         ray.shutdown()
@@ -86,40 +90,13 @@ def connected(address: str, cluster: Cluster, trainers: int = 0) -> Iterator[Non
 
 def _embedded_cpus(cluster: Cluster, trainers: int) -> int:
     """The number of CPUs for Ray: those of the machine, or more if the requested workers need more and share them."""
-    asked = max(cluster.workers or 0, trainers) * cluster.cpus_per_worker
-    return max(available_cpus(), int(-(-asked // 1)))
+    asked = max(cluster.workers or 0, trainers) * _exact(cluster.cpus_per_worker)
+    return max(available_cpus(), math.ceil(asked))
 
 
 def available_cpus() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _require_answer(address: str) -> None:
-    """Fail at once if nothing answers: Ray would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if not (host and port.isdigit()):
-        if address != "auto":
-            raise UserError(f"--address must be local, auto or HOST:PORT, not {address}")
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
-        raise UserError(f"no Ray cluster at --address {address}: {error.strerror or error}") from None
-
-
-def _require_token(address: str) -> None:
-    """Refuse a remote cluster without a token: anyone who reaches it can run commands as its user (CVE-2023-48022)."""
-    has_token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    default_path = os.path.expanduser("~/.ray/auth_token")  # noqa: PTH111
-    on_loopback = address.startswith(("127.", "localhost:", "[::1]"))
-    if not (has_token or os.path.exists(default_path) or on_loopback):  # noqa: PTH110
-        raise UserError(
-            f"--address {address}: a cluster beyond this machine must have a token, because anyone who reaches an open "
-            "one can run commands as you; start it with RAY_AUTH_MODE=token and set RAY_AUTH_TOKEN here"
-        )
-    if has_token or os.path.exists(default_path):  # noqa: PTH110
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def resources(cluster: Cluster) -> tuple[float, float]:
@@ -139,12 +116,15 @@ def _nodes() -> list[dict[str, float]]:
 
 def _slots(cpus: float, gpus: float) -> int:
     """How many workers of that size fit on the connected cluster's nodes. A worker can't span two nodes."""
-    total = 0.0
-    for node in _nodes():
-        by_cpu = node.get("CPU", 0) // cpus if cpus else math.inf
-        by_gpu = node.get("GPU", 0) // gpus if gpus else math.inf
-        total += min(by_cpu, by_gpu)
-    return int(total)
+    asked = {"CPU": _exact(cpus), "GPU": _exact(gpus)}
+    return sum(
+        min(_exact(node.get(name, 0)) // amount for name, amount in asked.items() if amount) for node in _nodes()
+    )
+
+
+def _exact(amount: float) -> Fraction:
+    """The decimal fraction that a number is written as: 0.2 as a float is a bit more, so that 1 // 0.2 is 4."""
+    return Fraction(str(amount))
 
 
 def room(cluster: Cluster) -> int:

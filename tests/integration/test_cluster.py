@@ -16,6 +16,8 @@ import pytest
 from command import events, sample_files, taugrid_alone
 from shared import taugrid
 
+from taugrid.orchestrator.dispatch.address import is_open
+
 
 def free_port() -> int:
     with socket.socket() as server:
@@ -65,6 +67,10 @@ def test_a_run_on_a_cluster_elsewhere_has_the_same_files(cluster, config, finish
     taugrid_alone("run", config, "--out", tmp_path / "run", "--address", cluster)
     assert sample_files(tmp_path / "run") == sample_files(finished)
     assert sum(event["event"] == "worker" for event in events(tmp_path / "run")) == 2
+
+
+def test_a_cluster_that_demands_a_token_is_known_to_be_closed(cluster):
+    assert not is_open(cluster)
 
 
 def test_a_local_run_leaves_a_cluster_of_this_machine_alone(cluster, tmp_path):

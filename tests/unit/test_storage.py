@@ -411,7 +411,7 @@ class Exceptions(NamedTuple):
 RAY_TRAIN = "Ray Train keeps a training in a real folder"
 DIFFUSERS = "diffusers keeps networks in real folders"
 ALLOWED = [
-    Exceptions("orchestrator/dispatch/cluster.py", {"exists": 2}, "Ray's token in the user's home"),
+    Exceptions("orchestrator/dispatch/address.py", {"exists": 1}, "Ray's token in the user's home"),
     Exceptions(
         "orchestrator/inspection.py",
         {"exists": 1, "is_dir": 1, "iterdir": 1, "mkdir": 1, "write_bytes": 1},
