@@ -1,24 +1,50 @@
 """The scheduling policy as a pure state machine: no clock, no Ray, no files. It takes events and gives assignments.
 
-One queue holds every kind of work. A task is ready once all that it requires is done. Ready tasks go out in the order
-of their kinds (so that extraction runs when nothing is left to sample), the costliest of a kind first. A task that
-fails, or whose worker dies, is queued again until it has failed `max_attempts` times; then it is quarantined and the
-rest goes on. While there are other workers, a task does not go back to one that failed it: otherwise a node that fails
-everything at once would use up the attempts of the whole queue. When the queue is empty, an idle worker takes a second
-copy of the oldest task that runs much longer than similar tasks. Commits are idempotent, so the first copy counts.
+`backlog.py` holds the tasks, `health.py` judges workers and nodes; here the two meet. A worker that is not benched
+never idles while a task is ready: a task prefers a node that has not failed it, then a worker that has not, then any.
+
+What a failure is charged to:
+- an error of the surroundings: to the worker and its node. The task is queued again.
+- any other error: to the task, and to the worker until other nodes agree that it is the task.
+- a worker's death, or a hang: to the task that ran there, and to the node. A task whose workers died twice is a
+  suspect: it waits until nothing else is ready, and runs as the only suspect at that time.
+- the loss of a node: to nobody.
+
+`_suffices` says when a task is quarantined. Once the queue is empty, an idle worker takes a copy of the oldest task
+that runs much longer than similar ones, or is silent. Commits are idempotent, so the first copy counts.
 """
 
-import heapq
-from collections.abc import Iterable, Mapping, Sequence
-from statistics import median
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from functools import partial
 from typing import NamedTuple
 
+from taugrid.orchestrator.dispatch.backlog import Backlog
+from taugrid.orchestrator.dispatch.health import Benching, Health
+from taugrid.orchestrator.dispatch.pace import Pace, Running
 from taugrid.orchestrator.task import Task
 
-SPECULATION_SLOWNESS = 1.5
-"""A running task is duplicated once it takes this many times as long as its cost and the finished tasks of its kind
-suggest. Duplicating at once would run the last task of every healthy run twice, on cores that share memory; waiting
-longer would keep more of a straggler's delay (docs/decisions.md, "Stragglers")."""
+MOST_COPIES = 3
+"""Of one task at a time. A second copy may hang as the first does; a task that hangs everywhere must not take all."""
+
+LOSSES_OF_A_SUSPECT = 2
+"""One worker's death is an accident. A second with the same task makes it a suspect."""
+
+UNPROVEN_NODES = 8
+"""Enough to quarantine a task while no node has done any: then it is likelier that all tasks fail than that all nodes
+do, and to try each on every node of a large cluster would take long."""
+
+
+class Fault(Enum):
+    """What a job's error is due to."""
+
+    TASK = auto()
+    SURROUNDINGS = auto()
+    """See `taugrid.errors.of_the_surroundings`."""
+    FINAL = auto()
+    """The task, and trying again can't help."""
 
 
 class Assignment(NamedTuple):
@@ -29,54 +55,80 @@ class Assignment(NamedTuple):
     speculative: bool
 
 
-class _Running(NamedTuple):
-    key: str
-    since: float
+class Verdict(NamedTuple):
+    """What a failure led to."""
+
+    key: str | None
+    """The task that the worker had, if any."""
+    quarantined: bool
+    """The task is given up."""
+    benching: Benching | None
+    """A worker or node is not to be used for a time."""
+
+
+@dataclass
+class _History:
+    """A task's failures."""
+
+    errors: Counter[str] = field(default_factory=Counter)
+    """Node -> how often it raised an error of its own there."""
+    losses: Counter[str] = field(default_factory=Counter)
+    """Node -> how many workers died of it, or hung, there."""
+    losses_in_a_row: int = 0
+    """With no other worker lost in between: where workers die all the time, a death says little about the task."""
+    met: set[str] = field(default_factory=set)
+    """Nodes and workers where it did not go well, whoever was to blame: it goes elsewhere if it can."""
+
+    @property
+    def evidence(self) -> Counter[str]:
+        """Node -> failures that count together. Beside errors, a single death may be an accident."""
+        if not self.errors:
+            return self.losses
+        return self.errors + Counter({node: count for node, count in self.losses.items() if count > 1})
 
 
 class Dispatcher:
-    """Decides which worker gets which task. Times are seconds on any one clock and only serve to find stragglers.
-
-    `kinds` are the names of the kinds of tasks, in the order in which they go out.
+    """Decides which worker gets which task. Times are seconds on any one clock.
 
     Raises:
-        ValueError: if two tasks share a key, a kind is unknown, or a task requires one that isn't given.
+        ValueError: as `Backlog`.
     """
 
-    def __init__(self, tasks: Iterable[Task], kinds: Sequence[str], max_attempts: int = 3) -> None:
-        self._tasks: dict[str, Task] = {}
-        for task in tasks:
-            if task.key in self._tasks or task.kind not in kinds:
-                raise ValueError(f"task {task.key!r} is given twice or is of unknown kind {task.kind!r}")
-            self._tasks[task.key] = task
-        self._priority = {kind: place for place, kind in enumerate(kinds)}
+    def __init__(
+        self, tasks: Iterable[Task], kinds: Sequence[str], max_attempts: int = 3, hang_seconds: float = 600.0
+    ) -> None:
+        self._backlog = Backlog(tasks, kinds)
+        self._health = Health()
         self._max_attempts = max_attempts
-        self._order = {key: place for place, key in enumerate(self._tasks)}
-        self._missing = {task.key: set(task.requires) for task in self._tasks.values()}
-        self._dependents: dict[str, list[str]] = {key: [] for key in self._tasks}
-        for task in self._tasks.values():
-            for requirement in task.requires:
-                if requirement not in self._tasks:
-                    raise ValueError(f"task {task.key!r} requires {requirement!r}, which is not a task")
-                self._dependents[requirement].append(task.key)
-        self._queue: list[tuple[int, float, int, str]] = []
+        self._hang_seconds = hang_seconds
         self._idle: dict[str, None] = {}  # an ordered set
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, Running] = {}
         self._runners: dict[str, set[str]] = {}
-        self._failed_on: dict[str, set[str]] = {}
-        self._paces: dict[str, list[float]] = {kind: [] for kind in kinds}
-        self.attempts: dict[str, int] = dict.fromkeys(self._tasks, 0)
-        self.done: set[str] = set()
-        self.quarantined: set[str] = set()
-        self.unreachable: set[str] = set()  # require something quarantined, directly or indirectly
-        for key, missing in self._missing.items():
-            if not missing:
-                self._enqueue(key)
+        self._histories: dict[str, _History] = {}
+        self._suspects: list[str] = []  # those that wait, the one on trial first
+        self._suspected: set[str] = set()
+        self._lost_last: str | None = None
+        self._pace = Pace(kinds)
 
     @property
     def finished(self) -> bool:
         """Whether nothing is left that can be done. Superfluous copies may still be running."""
-        return len(self.done) + len(self.quarantined) + len(self.unreachable) == len(self._tasks)
+        return self._backlog.finished
+
+    @property
+    def done(self) -> set[str]:
+        """The keys of tasks that are done."""
+        return self._backlog.done
+
+    @property
+    def quarantined(self) -> set[str]:
+        """The keys of tasks that are given up."""
+        return self._backlog.quarantined
+
+    @property
+    def unreachable(self) -> set[str]:
+        """The keys of tasks that require one that is given up, directly or indirectly."""
+        return self._backlog.unreachable
 
     @property
     def running(self) -> Mapping[str, str]:
@@ -88,121 +140,212 @@ class Dispatcher:
         """Number of workers that have joined and are not lost."""
         return len(self._idle) + len(self._running)
 
-    def worker_joined(self, worker: str) -> None:
-        """`worker` is ready for work."""
+    @property
+    def ready(self) -> int:
+        """Number of tasks that could start now, without suspects."""
+        return len(self._backlog)
+
+    def attempts(self, key: str) -> int:
+        """How many failures count against a task."""
+        history = self._histories.get(key, _History())
+        return history.errors.total() + history.losses.total()
+
+    def worker_joined(self, worker: str, node: str | None = None, now: float = 0.0) -> None:
+        """`worker` is ready for work on `node` (None: a node of its own)."""
         if worker in self._idle or worker in self._running:
             raise ValueError(f"worker {worker!r} joined twice")
         self._idle[worker] = None
+        self._health.joined(worker, worker if node is None else node, now)
+
+    def beat(self, worker: str, now: float) -> None:
+        """The task of `worker` goes on."""
+        if worker in self._running:
+            self._running[worker].heard = now
+
+    def overdue(self, now: float) -> list[str]:
+        """The workers whose task has been silent for `hang_seconds`: kill them and call `worker_lost`."""
+        return [worker for worker, running in self._running.items() if now - running.heard >= self._hang_seconds]
 
     def assign(self, now: float) -> list[Assignment]:
         """Assign tasks to idle workers, as far as there are any; they count as running from `now`."""
-        assignments = []
-        for worker in list(self._idle):
-            key, speculative = self._next_ready(worker), False
-            if key is None and not self._queue:
-                key, speculative = self._straggler(now), True
-            if key is None:
-                continue
-            del self._idle[worker]
-            self._running[worker] = _Running(key, now)
-            self._runners.setdefault(key, set()).add(worker)
-            assignments.append(Assignment(worker, self._tasks[key], speculative))
+        idle = sorted(filter(self._health.may_work, self._idle), key=self._health.rank)
+        assignments: list[Assignment] = []
+
+        def give(choose: Callable[[str], str | None], speculative: bool = False) -> None:
+            for worker in list(idle):
+                if (key := choose(worker)) is not None:
+                    idle.remove(worker)
+                    assignments.append(self._start(worker, key, now, speculative))
+
+        for suits in (self._is_new_to_node, self._is_new_to_worker, _anything):
+            if idle and self._backlog:
+                give(partial(self._take, suits))
+        give(partial(self._next_suspect, now))
+        give(partial(self._straggler, now), speculative=True)
         return assignments
 
     def succeeded(self, worker: str, now: float) -> bool:
         """`worker` finished its task. True if it was the first to do so."""
-        key, since = self._release(worker)
+        running = self._release(worker)
+        key, node = running.key, self._health.node(worker)
         self._idle[worker] = None
-        if key in self.done:
+        self._health.succeeded(worker)
+        if key in self.done or key in self.quarantined:
             return False
-        self.done.add(key)
-        task = self._tasks[key]
-        self._paces[task.kind].append((now - since) / max(task.cost, 1e-12))
-        for dependent in self._dependents[key]:
-            self._missing[dependent].discard(key)
-            if not self._missing[dependent]:
-                self._enqueue(dependent)
+        for other in self._histories.get(key, _History()).evidence.keys() - {node}:
+            self._health.convict(other)
+        self._suspected.discard(key)
+        self._pace.add(self._backlog.tasks[key], now - running.since)
+        self._backlog.complete(key)
         return True
 
-    def failed(self, worker: str) -> bool:
-        """`worker` failed its task but is alive. True if the task is now quarantined."""
-        key, _ = self._release(worker)
+    def failed(self, worker: str, now: float, fault: Fault = Fault.TASK, reason: str = "") -> Verdict:
+        """`worker` failed its task but is alive."""
+        key, node = self._release(worker).key, self._health.node(worker)
         self._idle[worker] = None
-        self._failed_on.setdefault(key, set()).add(worker)
-        return self._charge(key)
+        history = self._histories.setdefault(key, _History())
+        agreed = bool(self._health.proven() & (history.errors.keys() - {node}))
+        history.met |= {worker, node}
+        if fault is not Fault.SURROUNDINGS:
+            history.errors[node] += 1
+        if history.errors.total() >= self._max_attempts:
+            self._suspected.add(key)
+        to_blame = fault is Fault.TASK and self._suffices(key, history.evidence, now)
+        quarantined = self._settle(key, to_blame or fault is Fault.FINAL)
+        if fault is Fault.FINAL or (fault is Fault.TASK and agreed):
+            return Verdict(key, quarantined, None)
+        return Verdict(key, quarantined, self._health.failed(worker, now, reason, fault is Fault.SURROUNDINGS))
 
-    def worker_lost(self, worker: str) -> bool:
-        """`worker` is gone, and its work with it. True if its task is now quarantined."""
-        if worker in self._idle:
-            del self._idle[worker]
-            return False
-        key, _ = self._release(worker)
-        return self._charge(key)
+    def worker_lost(self, worker: str, now: float, reason: str = "", with_its_node: bool = False) -> Verdict:
+        """`worker` is gone, and its work with it."""
+        running = self._release(worker) if worker in self._running else None
+        self._idle.pop(worker, None)
+        key, node = running.key if running else None, self._health.node(worker)
+        benching = None
+        if not with_its_node and key not in self._suspected:
+            benching = self._health.lost(worker, now, reason)
+        self._health.left(worker, now, with_its_node)
+        if key is None or with_its_node:
+            self._lost_last = None
+            return Verdict(key, key is not None and self._settle(key, False, charged=False), benching)
+        history = self._histories.setdefault(key, _History())
+        history.met |= {worker, node}
+        history.losses[node] += 1
+        history.losses_in_a_row = history.losses_in_a_row + 1 if self._lost_last == key else 1
+        self._lost_last = key
+        if history.losses.total() >= LOSSES_OF_A_SUSPECT:
+            self._suspected.add(key)
+        convincing = bool(history.errors) or history.losses_in_a_row >= self._max_attempts
+        to_blame = convincing and self._suffices(key, history.evidence, now)
+        return Verdict(key, self._settle(key, to_blame), benching)
 
-    def _enqueue(self, key: str) -> None:
-        task = self._tasks[key]
-        heapq.heappush(self._queue, (self._priority[task.kind], -task.cost, self._order[key], key))
+    def due(self, now: float) -> list[str]:
+        """The benched workers that are to say hello now: call `readmitted` or `refused` (or `worker_lost`) then."""
+        able = bool(self._running) or any(map(self._health.may_work, self._idle))
+        return self._health.due(now, at_once=not able and bool(self._backlog or self._suspects))
 
-    def _next_ready(self, worker: str) -> str | None:
-        """The first task in the queue, skipping those that `worker` failed while other workers did not."""
-        passed_over, found = [], None
-        while self._queue and found is None:
-            entry = heapq.heappop(self._queue)
-            if self._suits(worker, entry[-1]):
-                found = entry[-1]
-            else:
-                passed_over.append(entry)
-        for entry in passed_over:
-            heapq.heappush(self._queue, entry)
-        return found
+    def readmitted(self, worker: str) -> None:
+        """`worker` passed its hello."""
+        self._health.readmitted(worker)
 
-    def _suits(self, worker: str, key: str) -> bool:
-        failed_on = self._failed_on.get(key, set())
-        return worker not in failed_on or all(w in failed_on for w in (*self._idle, *self._running))
+    def refused(self, worker: str, now: float, reason: str) -> Benching:
+        """`worker` did not pass its hello."""
+        return self._health.refused(worker, now, reason)
 
-    def _straggler(self, now: float) -> str | None:
-        late = [
-            (running.since, running.key)
-            for running in self._running.values()
-            if running.key not in self.done and self._may_be_copied(running.key) and self._is_late(running, now)
-        ]
-        return min(late)[1] if late else None
+    def unfit(self) -> dict[str, str]:
+        """Node -> why, if nobody works and no node that has workers is fit to. Otherwise empty."""
+        unfit = self._health.unfit()
+        if self._running or any(self._health.node(worker) not in unfit for worker in self._idle):
+            return {}
+        return unfit
 
-    def _may_be_copied(self, key: str) -> bool:
-        """One copy at a time, and none once the attempts are used up: failing copies must come to an end too."""
-        return len(self._runners[key]) == 1 and self.attempts[key] < self._max_attempts
+    def avoided(self) -> set[str]:
+        """The nodes on which no further worker should be started."""
+        return set(self._health.unfit())
 
-    def _is_late(self, running: _Running, now: float) -> bool:
-        task = self._tasks[running.key]
-        paces = self._paces[task.kind]
-        return bool(paces) and now - running.since > SPECULATION_SLOWNESS * median(paces) * task.cost
+    def _start(self, worker: str, key: str, now: float, speculative: bool) -> Assignment:
+        del self._idle[worker]
+        self._running[worker] = Running(key, now, now)
+        self._runners.setdefault(key, set()).add(worker)
+        return Assignment(worker, self._backlog.tasks[key], speculative)
 
-    def _release(self, worker: str) -> _Running:
+    def _take(self, suits: Callable[[str, str], bool], worker: str) -> str | None:
+        return self._backlog.take(partial(suits, worker))
+
+    def _release(self, worker: str) -> Running:
         running = self._running.pop(worker)
         self._runners[running.key].discard(worker)
         return running
 
-    def _charge(self, key: str) -> bool:
-        """Count a failed attempt. Queue the task again, unless a copy is still running or it failed too often."""
-        if key in self.done:
+    def _settle(self, key: str, to_blame: bool, charged: bool = True) -> bool:
+        """Quarantine a task that is to blame, or queue it again unless a copy is running. True if quarantined."""
+        if key in self.done or key in self.quarantined:
             return False
-        self.attempts[key] += 1
+        if to_blame:
+            self._suspected.discard(key)
+            self._backlog.quarantine(key)
+            return True
+        if not self._runners[key]:
+            if key in self._suspected:
+                self._suspects.insert(0, key)
+            else:
+                self._backlog.add(key, after_all=charged or key in self._histories)
+        return False
+
+    def _suffices(self, key: str, failures: Counter[str], now: float) -> bool:
+        """Whether a task is to blame for its `failures` by node: on min(`max_attempts`, fit nodes) nodes.
+
+        On a single node, there must be `max_attempts`. One of the nodes must have done a task in this run, or all may
+        be bad. A task that has failed on every fit node needs no such witness, nor does one that has failed on
+        `UNPROVEN_NODES` where no node has done anything yet.
+        """
         if self._runners[key]:
             return False
-        if self.attempts[key] < self._max_attempts:
-            self._enqueue(key)
+        fit = self._health.fit(now)
+        tried = failures.keys() & fit
+        if len(tried) < max(1, min(self._max_attempts, len(fit))):
             return False
-        self.quarantined.add(key)
-        self.unreachable = self._closure(self.quarantined)
-        return True
+        if len(tried) == 1 and failures[next(iter(tried))] < self._max_attempts:
+            return False
+        if tried == fit:
+            return True
+        if proven := self._health.proven() & fit:
+            return bool(tried & proven)
+        return len(tried) >= UNPROVEN_NODES
 
-    def _closure(self, keys: set[str]) -> set[str]:
-        """All tasks that require any of `keys`, directly or indirectly."""
-        found: set[str] = set()
-        frontier = list(keys)
-        while frontier:
-            for dependent in self._dependents[frontier.pop()]:
-                if dependent not in found:
-                    found.add(dependent)
-                    frontier.append(dependent)
-        return found
+    def _is_new_to_node(self, worker: str, key: str) -> bool:
+        return key not in self._histories or self._health.node(worker) not in self._histories[key].met
+
+    def _is_new_to_worker(self, worker: str, key: str) -> bool:
+        return key not in self._histories or worker not in self._histories[key].met
+
+    def _next_suspect(self, now: float, worker: str) -> str | None:
+        """The first suspect, if none is running and it has failed least on this worker's node, of all fit ones."""
+        if not self._suspects or self._suspected & {running.key for running in self._running.values()}:
+            return None
+        failures = self._histories[self._suspects[0]].evidence
+        fewest = min((failures[node] for node in self._health.fit(now)), default=0)
+        return self._suspects.pop(0) if failures[self._health.node(worker)] <= fewest else None
+
+    def _straggler(self, now: float, worker: str) -> str | None:
+        """The oldest task that is late and may be copied, if possible one that no worker of the same node runs."""
+        node = self._health.node(worker)
+        late = [
+            (node in {self._health.node(runner) for runner in self._runners[running.key]}, running.since, running.key)
+            for running in self._running.values()
+            if self._pace.is_late(self._backlog.tasks[running.key], running, now)
+            and self._may_be_copied(running.key, now)
+        ]
+        return min(late)[-1] if late else None
+
+    def _may_be_copied(self, key: str, now: float) -> bool:
+        """One more copy, if one at most is not silent. None once the attempts are used up: failing copies must end."""
+        if key in self.done or key in self.quarantined or key in self._suspected:
+            return False
+        copies = [self._running[runner] for runner in self._runners[key]]
+        audible = sum(not copy.is_silent(now) for copy in copies)
+        return audible <= 1 and len(copies) < MOST_COPIES and self.attempts(key) < self._max_attempts
+
+
+def _anything(worker: str, key: str) -> bool:
+    return True

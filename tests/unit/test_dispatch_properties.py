@@ -1,0 +1,127 @@
+"""Whatever goes wrong in a simulated cluster: no ready task waits, no good one is given up, and everything ends."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from world import World
+
+from taugrid.orchestrator.task import Task
+
+BAD_NODES = ("raises", "surroundings", "refuses", "kills", "hangs")
+BAD_TASKS = ("raises", "final", "kills", "hangs")
+
+
+@st.composite
+def plans(draw, poisons=BAD_TASKS):
+    """Some shards, good or not, each perhaps with its extraction, and perhaps a score of all extractions."""
+    behaviours = st.sampled_from(("good", "good", "good", *poisons))
+    tasks = [
+        (Task(f"sample/{i}", "sample", draw(st.floats(0.1, 20))), draw(behaviours))
+        for i in range(draw(st.integers(1, 10)))
+    ]
+    shards = [task.key for task, _ in tasks]
+    extracts = [
+        (Task(f"extract/{key}", "extract", 1, frozenset({key})), draw(behaviours))
+        for key in shards
+        if draw(st.booleans())
+    ]
+    needed = frozenset(task.key for task, _ in extracts)
+    return tasks + extracts + ([(Task("score", "score", 1, needed), "good")] if draw(st.booleans()) else [])
+
+
+@st.composite
+def clusters(draw, healthy=1):
+    """At least `healthy` good nodes, and up to three of any kind."""
+    behaviours = ["good"] * healthy + draw(st.lists(st.sampled_from(("good", *BAD_NODES)), max_size=3))
+    return {
+        f"n{i}": (behaviour, draw(st.integers(1, 3))) for i, behaviour in enumerate(draw(st.permutations(behaviours)))
+    }
+
+
+def disturbances(data, number):
+    """Kills workers and nodes, but never the only good one; at most one worker with each task.
+
+    Where a node kills its workers, only idle ones die otherwise: an accident and a bad node may together convict a task.
+    """
+    left = [number]
+
+    def disturb(world):
+        if not left[0] or data.draw(st.integers(0, 3)):
+            return
+        left[0] -= 1
+        killers = {"kills", "hangs"} & set(world.nodes.values())
+        victims = [
+            worker
+            for worker in world.where
+            if (key := world.dispatcher.running.get(worker)) is None or not (killers or world.deaths[key])
+        ]
+        good = {node for node in world.where.values() if world.nodes[node] == "good"}
+        nodes = sorted(set(world.where.values()) - (good if len(good) == 1 else set()))
+        if nodes and data.draw(st.integers(0, 4)) == 0:
+            world.lose_node(data.draw(st.sampled_from(nodes)))
+        elif victims:
+            worker = data.draw(st.sampled_from(sorted(victims)))
+            if key := world.dispatcher.running.get(worker):
+                world.deaths[key] += 1
+            world.kill_one(worker)
+
+    return disturb
+
+
+@settings(max_examples=300)
+@given(nodes=clusters(), tasks=plans(), data=st.data(), max_attempts=st.integers(2, 4))
+def test_while_a_node_is_good_all_good_tasks_are_done_and_all_others_given_up(nodes, tasks, data, max_attempts):
+    world = World(nodes, tasks, max_attempts)
+    assert world.run(disturbances(data, 12)), "a good node is left"
+    d = world.dispatcher
+    assert d.done | d.quarantined | d.unreachable == {task.key for task, _ in tasks}
+    assert d.quarantined == {t.key for t, behaviour in tasks if behaviour != "good"} - d.unreachable
+    bad = d.quarantined | d.unreachable
+    assert all(task.requires & bad for task, _ in tasks if task.key in d.unreachable)
+    assert not d.done & bad
+
+
+@settings(max_examples=150)
+@given(
+    behaviours=st.lists(st.sampled_from(BAD_NODES), min_size=1, max_size=3),
+    tasks=plans(),
+    data=st.data(),
+    max_attempts=st.integers(1, 3),
+)
+def test_it_ends_even_if_no_node_is_good(behaviours, tasks, data, max_attempts):
+    world = World({f"n{i}": (behaviour, 2) for i, behaviour in enumerate(behaviours)}, tasks, max_attempts)
+    finished = world.run(disturbances(data, 5))
+    assert finished or set(world.dispatcher.unfit()) == set(world.where.values())
+    assert not world.dispatcher.done
+
+
+@pytest.mark.parametrize("behaviour", BAD_NODES)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bad_node_of_two_costs_no_task(behaviour, workers):
+    tasks = [(Task(f"sample/{i}", "sample", 10.0), "good") for i in range(48)]
+    world = World({"bad": (behaviour, workers), "good": ("good", workers)}, tasks)
+    assert world.run()
+    assert len(world.dispatcher.done) == 48
+    assert world.failures["bad"] < 30, "a node that fails all it gets is not given the queue"
+
+
+def test_three_workers_of_32_that_fail_at_once_cost_no_task():
+    tasks = [(Task(f"sample/{i}", "sample", 10.0), "good") for i in range(600)]
+    nodes = {f"n{i}": ("raises" if i < 3 else "good", 1) for i in range(32)}
+    world = World(nodes, tasks)
+    assert world.run()
+    assert len(world.dispatcher.done) == 600
+    assert world.now < 300, "600 tasks of 10 s on 29 workers take 210 s"
+
+
+@pytest.mark.parametrize("behaviour", ["raises", "kills"])
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+def test_the_costliest_tasks_may_all_be_bad_and_the_rest_is_done_first(behaviour, nodes):
+    bad = [(Task(f"sample/{i}", "sample", 100.0), behaviour) for i in range(20)]
+    good = [(Task(f"sample/{i}", "sample", 1.0), "good") for i in range(20, 520)]
+    world = World({f"n{i}": ("good", 2) for i in range(nodes)}, bad + good)
+    assert world.run()
+    assert len(world.dispatcher.done) == 500
+    assert len(world.quarantined_after) == 20
+    assert all(done >= 500 - 2 * nodes for done in world.quarantined_after.values()), "all but those that still run"
+    assert world.now < 1000
