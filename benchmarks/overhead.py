@@ -27,7 +27,7 @@ from taugrid.config import Config, Diffusion
 from taugrid.config.load import load
 from taugrid.jobs import Job, NetworkSpec, Result, WorkerInfo
 from taugrid.orchestrator.dispatch.loop import Loop
-from taugrid.orchestrator.dispatch.pool import Event, Joined, Pool
+from taugrid.orchestrator.dispatch.pool import Joined, Pool, PoolEvent
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -47,11 +47,11 @@ class WarmPool(Pool):
     def warm(self, count: int) -> None:
         for _ in range(count):
             self.start()
-        self._held: list[Event] = []
+        self._held: list[PoolEvent] = []
         while sum(isinstance(event, Joined) for event in self._held) < count:
             self._held += super().events(1.0)
 
-    def events(self, timeout_seconds: float) -> Iterator[Event]:
+    def events(self, timeout_seconds: float) -> Iterator[PoolEvent]:
         held, self._held = self._held, []
         yield from held or super().events(timeout_seconds)
 

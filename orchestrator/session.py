@@ -161,17 +161,17 @@ class Run:
         from taugrid.orchestrator.dispatch.loop import Loop
         from taugrid.orchestrator.dispatch.pool import Pool
         from taugrid.workers.actor import Worker
+        from taugrid.workers.hello import Probe
 
         cpus, gpus = cluster.resources(self.config.cluster)
         probe = self.rundir.new_probe()
         probe.touch()
-        pool = Pool(Worker, (max(1, int(cpus)),), cpus, gpus, str(probe))
+        pool = Pool(Worker, (max(1, int(cpus)),), cpus, gpus, Probe(str(probe), self.rundir.storage, self.rundir.run))
         try:
             workers = min(cluster.room(self.config.cluster), len(pieces))
-            attempts = self.config.cluster.max_attempts
-            embedded = self._address == "local"
+            embedded, limits = self._address == "local", self.config.cluster
             return Loop(
-                pieces, work_kinds(), pool, workers, embedded, attempts, self._progress, self._events, self._log
+                pieces, work_kinds(), pool, workers, embedded, limits, self._progress, self._events, self._log
             ).run()
         finally:
             pool.close()

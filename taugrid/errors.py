@@ -21,7 +21,7 @@ class UserError(Exception):
 
 
 class WorkerRefusal(UserError):
-    """A problem on one worker that every other worker would meet too: the run ends, because retrying can't help.
+    """A node lacks what the driver has: it gets no work. The run ends if every node refuses.
 
     It travels from a worker by its type, so its constructor must take only the message.
     """
@@ -41,6 +41,14 @@ class WrongWeights(WorkerRefusal):
 
 class OtherContent(WorkerRefusal):
     """A node holds other weights, data or code than the driver planned with, or none."""
+
+
+class OtherVersions(WorkerRefusal):
+    """A node has other versions of the software than the driver: its files could differ from those of other nodes."""
+
+
+class DeviceUnusable(WorkerRefusal):
+    """A worker can't compute on the device that it was given."""
 
 
 class CustomCodeError(ValueError):

@@ -105,5 +105,8 @@ class WorkerInfo:
     """Where a worker runs."""
 
     node: str
+    """Its address."""
     device: str
     versions: dict[str, str]
+    node_id: str = ""
+    """Ray's; several nodes may share an address."""

@@ -5,25 +5,20 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from taugrid.errors import NotCommitted, RunFailed, WorkerRefusal
-from taugrid.jobs import Result, WorkerInfo
-from taugrid.orchestrator.dispatch.policy import Dispatcher
-from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined, Lost, Pool, PoolEvent
+from taugrid.config import Cluster
+from taugrid.errors import NotCommitted, NotFinite, RunFailed, UserError, WorkerRefusal, of_the_surroundings
+from taugrid.jobs import Result
+from taugrid.orchestrator.dispatch.crew import Crew
+from taugrid.orchestrator.dispatch.policy import Charge, Dispatcher, Fault
+from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Located, Lost, Pool, PoolEvent
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.commits import confirm, require_here
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Piece, WorkKind
-from taugrid.words import counted, quantity
-
-LOSSES_WITHOUT_WORK = 5
-"""How many workers, beyond their number, may be lost without any work done in between before the run gives up. Then
-something is wrong with all of them (memory, a broken installation), and starting more would never end."""
-
-ALONE_SECONDS = 60.0
-"""How long there may be no worker before the user is told."""
+from taugrid.words import counted, duration, quantity
 
 POLL_SECONDS = 0.5
-"""How often the driver wakes up while nothing happens, for Ctrl-C and stragglers."""
+"""How often the driver wakes up while nothing happens, for Ctrl-C, stragglers, hangs and benches that end."""
 
 
 class Loop:
@@ -36,7 +31,7 @@ class Loop:
         pool: Pool,
         workers: int,
         embedded: bool,
-        max_attempts: int,
+        limits: Cluster,
         progress: Progress,
         events: Events,
         log: Callable[[str, str], Path],
@@ -46,15 +41,17 @@ class Loop:
         self._pool = pool
         self._workers = workers
         self._embedded = embedded
-        self._last_seen = time.monotonic()
+        self._limits = limits
         self._progress = progress
         self._events = events
         self._log = log
-        self._dispatcher = Dispatcher((piece.task for piece in pieces.values()), list(self._kinds), max_attempts)
-        self._infos: dict[str, WorkerInfo] = {}
+        self._dispatcher = Dispatcher(
+            (piece.task for piece in pieces.values()), list(self._kinds), limits.max_attempts, limits.hang_seconds
+        )
+        self._crew = Crew(pool, self._dispatcher, workers, limits.hang_seconds, progress, events, log)
         self._reasons: dict[str, str] = {}
-        self._losses = 0
         self._done: Counter[str] = Counter()  # kind -> cost done
+        self._fractions: dict[str, float] = {}  # worker -> how much of its task is done
         self._images = 0
         self._finished: Counter[str] = Counter()  # kind -> tasks done
         self._tasks = Counter(piece.task.kind for piece in pieces.values())
@@ -67,23 +64,27 @@ class Loop:
         """Run, and return cell name -> reason for the cells that could not be finished.
 
         Raises:
-            WorkerRefusal: if a worker met a problem that every other would meet too.
-            RunFailed: if workers die faster than they work.
+            UserError: if no node is fit because each lacks what the driver has.
+            RunFailed: if no node is fit for another reason, or workers die faster than they work.
         """
         self._announce()
-        for _ in range(self._workers):
-            self._pool.start()
+        self._crew.begin()
         while not self._dispatcher.finished:
             for event in self._pool.events(POLL_SECONDS):
                 self._handle(event)
-            for worker, task, speculative in self._dispatcher.assign(time.monotonic()):
+            now = time.monotonic()
+            for worker in self._dispatcher.overdue(now):
+                self._pool.kill(worker)
+                silent = duration(self._limits.hang_seconds)
+                self._lost(Lost(worker, f"killed after {silent} without a heartbeat (cluster.hang_seconds)", False))
+            self._crew.tend(now)
+            for worker, task, speculative in self._dispatcher.assign(now):
                 self._progress.started()
                 if speculative:
                     self._events.add("duplicate", task=task.key, worker=worker)
-                info = self._infos[worker]
+                info = self._crew.infos[worker]
                 self._events.add("assigned", task=task.key, worker=worker, node=info.node, device=info.device)
                 self._pool.give(worker, self._pieces[task.key].job)
-            self._say_if_alone()
             self._show()
         self._progress.end()
         return self._problems()
@@ -98,15 +99,6 @@ class Loop:
         self._progress.say(f"to do: {listed}{cost}; starting {workers}")
         self._show()
 
-    def _say_if_alone(self) -> None:
-        """Say so if nothing happens because the cluster is full or its nodes are gone."""
-        now = time.monotonic()
-        if self._dispatcher.workers:
-            self._last_seen = now
-        elif now - self._last_seen > ALONE_SECONDS:
-            self._last_seen = now
-            self._progress.say(f"no worker for {ALONE_SECONDS:.0f} s: the cluster is full, or starting one is slow")
-
     def _show(self) -> None:
         """Show the first kind with work left, and the counts that are always shown."""
         kind = next((kind for kind in self._kinds if self._done[kind] < self._totals[kind]), self._phase)
@@ -118,26 +110,45 @@ class Loop:
                 self._progress.started(self._done[kind])
         counted = [kind for kind in self._kinds.values() if kind.finished and self._tasks[kind.name]]
         note = ", ".join(f"{self._finished[kind.name]} of {self._tasks[kind.name]} {kind.finished}" for kind in counted)
-        self._progress.update(self._done[kind], self._images, self._dispatcher.workers, note)
+        self._progress.update(self._done[kind] + self._begun(kind), self._images, self._dispatcher.workers, note)
+
+    def _begun(self, kind: str) -> float:
+        """Cost done within running tasks, by their heartbeats."""
+        begun: dict[str, float] = {}
+        for worker, fraction in self._fractions.items():
+            key = self._dispatcher.running[worker]
+            if key not in self._dispatcher.done and self._pieces[key].task.kind == kind:
+                begun[key] = max(fraction, begun.get(key, 0.0))  # the better copy
+        return sum(fraction * self._pieces[key].task.cost for key, fraction in begun.items())
 
     def _handle(self, event: PoolEvent) -> None:
         match event:
-            case Joined(worker, info):
-                self._infos[worker] = info
-                self._events.add("worker", worker=worker, node=info.node, device=info.device, versions=info.versions)
-                self._dispatcher.worker_joined(worker)
+            case Located():
+                self._crew.located(event)
+            case Joined():
+                self._crew.joined(event)
+            case Heard(worker, done, of):
+                if worker in self._dispatcher.running:
+                    self._dispatcher.beat(worker, time.monotonic())
+                    self._fractions[worker] = min(1.0, done / of) if of else 0.0
             case Done(worker, result):
-                self._losses = 0
+                self._crew.worked()
                 if (fault := self._unseen(worker, result)) is None:
                     self._record(worker, result)
                 else:
                     self._failed(Failed(worker, fault, str(fault)))
             case Failed():
-                self._failed(event)
-            case Lost(worker, reason, with_its_node):
+                if event.worker in self._dispatcher.running:
+                    self._failed(event)
+                else:
+                    self._crew.refused(event)
+            case Lost(worker, _, with_its_node):
                 if with_its_node and self._embedded:
                     raise RunFailed("the Ray on this machine has died (out of memory?); run the same command again")
-                self._lost(worker, reason)
+                if worker in self._dispatcher.running:
+                    self._lost(event)
+                else:
+                    self._crew.lost(event)
 
     def _unseen(self, worker: str, result: Result) -> NotCommitted | None:
         """Why the driver does not believe that a worker's task is done; of a task that is done, a copy may be gone."""
@@ -152,51 +163,48 @@ class Loop:
     def _record(self, worker: str, result: Result) -> None:
         piece = self._pieces[self._dispatcher.running[worker]]
         first = self._dispatcher.succeeded(worker, time.monotonic())
+        self._fractions.pop(worker, None)
         if first:
             self._done[piece.task.kind] += int(piece.task.cost)
             self._finished[piece.task.kind] += 1
-        kind, info = self._kinds[piece.task.kind], self._infos[worker]
+        kind, info = self._kinds[piece.task.kind], self._crew.infos[worker]
         if kind.counts_images and first:
             self._images += result.images
         name, fields = kind.event(piece, result, first)
         self._events.add(name, **fields, worker=worker, node=info.node, device=info.device)
 
     def _failed(self, failure: Failed) -> None:
-        worker = failure.worker
-        doing = self._dispatcher.running[worker] if worker in self._infos else worker
-        if isinstance(failure.cause, WorkerRefusal) and doing in self._pieces:
+        worker, cause = failure.worker, failure.cause
+        doing = self._dispatcher.running[worker]
+        if isinstance(cause, WorkerRefusal):
             require_here(self._pieces[doing].job.run, self._pieces[doing].job.storage)
         path = self._log(doing, failure.traceback)
-        if isinstance(failure.cause, WorkerRefusal):
-            raise failure.cause
-        if worker not in self._infos:
-            raise RunFailed(f"a worker can't start: {failure.summary} (details: {path})")
-        self._charge(doing, f"{failure.summary} (details: {path})", self._dispatcher.failed(worker))
+        self._fractions.pop(worker, None)
+        self._crew.failed(failure)
+        reason = str(cause) if isinstance(cause, UserError) else failure.summary
+        charge = self._dispatcher.failed(worker, time.monotonic(), _fault(cause), reason)
+        self._charge(charge, f"{reason} (details: {path})")
+        self._crew.benched(charge.benching, reason)
 
-    def _lost(self, worker: str, reason: str) -> None:
-        self._losses += 1
-        path = self._log(worker, reason)
+    def _lost(self, event: Lost) -> None:
+        worker, reason = event.worker, event.reason
+        self._log(worker, reason)
         self._events.add("lost", worker=worker, reason=reason)
-        if self._losses > self._workers + LOSSES_WITHOUT_WORK:
-            raise RunFailed(
-                f"{self._losses} workers were lost with no work done in between; the last: {reason} ({path})"
-            )
-        if worker in self._infos:
-            key = self._dispatcher.running.get(worker)
-            quarantined = self._dispatcher.worker_lost(worker)
-            self._charge(key or "nothing", f"lost {worker}, starting another: {reason}", quarantined)
-        else:
-            self._progress.say(f"{worker} could not be started: {reason}")
-        self._pool.start()
+        self._fractions.pop(worker, None)
+        charge = self._dispatcher.worker_lost(worker, time.monotonic(), reason, event.with_its_node)
+        self._charge(charge, f"lost {worker}, starting another: {reason}")
+        self._crew.benched(charge.benching, f"its workers die ({reason})")
+        self._crew.gone(worker)
 
-    def _charge(self, key: str, reason: str, quarantined: bool) -> None:
-        self._events.add("failed", task=key, reason=reason, quarantined=quarantined)
+    def _charge(self, charge: Charge, reason: str) -> None:
+        key = str(charge.key)
+        self._events.add("failed", task=key, reason=reason, quarantined=charge.quarantined)
         self._reasons[key] = reason
         if key in self._dispatcher.done:
             then = "another copy of it is already done"
         else:
-            then = "given up after too many attempts, the rest goes on" if quarantined else "will be retried"
-        self._progress.say(f"{key}: {reason}; {then}" if key in self._pieces else reason)
+            then = "given up, the rest goes on" if charge.quarantined else "will be retried"
+        self._progress.say(f"{key}: {reason}; {then}")
 
     def _problems(self) -> dict[str, str]:
         problems: dict[str, str] = {}
@@ -205,3 +213,11 @@ class Loop:
             names = [cell.name] if cell else [p.cell.name for p in self._pieces.values() if p.cell]
             problems |= dict.fromkeys(names, f"{key}: {self._reasons[key]}")
         return problems
+
+
+def _fault(cause: BaseException) -> Fault:
+    if isinstance(cause, NotFinite):
+        return Fault.FINAL
+    if isinstance(cause, WorkerRefusal):
+        return Fault.REFUSAL
+    return Fault.SURROUNDINGS if of_the_surroundings(cause) else Fault.TASK

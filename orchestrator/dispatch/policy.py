@@ -43,6 +43,8 @@ class Fault(Enum):
     TASK = auto()
     SURROUNDINGS = auto()
     """See `taugrid.errors.of_the_surroundings`."""
+    REFUSAL = auto()
+    """The surroundings for certain: see `taugrid.errors.WorkerRefusal`."""
     FINAL = auto()
     """The task, and trying again can't help."""
 
@@ -55,7 +57,7 @@ class Assignment(NamedTuple):
     speculative: bool
 
 
-class Verdict(NamedTuple):
+class Charge(NamedTuple):
     """What a failure led to."""
 
     key: str | None
@@ -199,24 +201,26 @@ class Dispatcher:
         self._backlog.complete(key)
         return True
 
-    def failed(self, worker: str, now: float, fault: Fault = Fault.TASK, reason: str = "") -> Verdict:
+    def failed(self, worker: str, now: float, fault: Fault = Fault.TASK, reason: str = "") -> Charge:
         """`worker` failed its task but is alive."""
         key, node = self._release(worker).key, self._health.node(worker)
         self._idle[worker] = None
         history = self._histories.setdefault(key, _History())
         agreed = bool(self._health.proven() & (history.errors.keys() - {node}))
         history.met |= {worker, node}
-        if fault is not Fault.SURROUNDINGS:
+        if fault in (Fault.TASK, Fault.FINAL):
             history.errors[node] += 1
         if history.errors.total() >= self._max_attempts:
             self._suspected.add(key)
         to_blame = fault is Fault.TASK and self._suffices(key, history.evidence, now)
         quarantined = self._settle(key, to_blame or fault is Fault.FINAL)
         if fault is Fault.FINAL or (fault is Fault.TASK and agreed):
-            return Verdict(key, quarantined, None)
-        return Verdict(key, quarantined, self._health.failed(worker, now, reason, fault is Fault.SURROUNDINGS))
+            return Charge(key, quarantined, None)
+        if fault is Fault.REFUSAL:
+            return Charge(key, quarantined, self._health.refused(worker, now, reason))
+        return Charge(key, quarantined, self._health.failed(worker, now, reason, fault is Fault.SURROUNDINGS))
 
-    def worker_lost(self, worker: str, now: float, reason: str = "", with_its_node: bool = False) -> Verdict:
+    def worker_lost(self, worker: str, now: float, reason: str = "", with_its_node: bool = False) -> Charge:
         """`worker` is gone, and its work with it."""
         running = self._release(worker) if worker in self._running else None
         self._idle.pop(worker, None)
@@ -227,7 +231,7 @@ class Dispatcher:
         self._health.left(worker, now, with_its_node)
         if key is None or with_its_node:
             self._lost_last = None
-            return Verdict(key, key is not None and self._settle(key, False, charged=False), benching)
+            return Charge(key, key is not None and self._settle(key, False, charged=False), benching)
         history = self._histories.setdefault(key, _History())
         history.met |= {worker, node}
         history.losses[node] += 1
@@ -237,7 +241,7 @@ class Dispatcher:
             self._suspected.add(key)
         convincing = bool(history.errors) or history.losses_in_a_row >= self._max_attempts
         to_blame = convincing and self._suffices(key, history.evidence, now)
-        return Verdict(key, self._settle(key, to_blame), benching)
+        return Charge(key, self._settle(key, to_blame), benching)
 
     def due(self, now: float) -> list[str]:
         """The benched workers that are to say hello now: call `readmitted` or `refused` (or `worker_lost`) then."""

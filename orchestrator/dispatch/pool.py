@@ -1,7 +1,7 @@
-"""The workers as Ray actors: starts them, gives them jobs and reports the results. Decides nothing."""
+"""The workers as Ray actors: starts them, gives them jobs, listens to them and reports. Decides nothing."""
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +11,37 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from taugrid.errors import last_line
 from taugrid.jobs import Job, Result, WorkerInfo
+from taugrid.workers.actor import WATCHERS, Pulse
+
+BEATS_A_SECOND = 100
+"""How many heartbeats of all workers together the driver listens to: each costs it about half a millisecond."""
+
+
+@dataclass(frozen=True)
+class Located:
+    """A worker's process has started. It will say hello."""
+
+    worker: str
+    node: str
+    """Its address."""
+    node_id: str
 
 
 @dataclass(frozen=True)
 class Joined:
-    """A worker is ready."""
+    """A worker has passed its hello: it is ready, perhaps again."""
 
     worker: str
     info: WorkerInfo
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A worker's job goes on."""
+
+    worker: str
+    done: float
+    of: float
 
 
 @dataclass(frozen=True)
@@ -31,7 +54,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """A job raised an error; its worker is alive."""
+    """A job or a hello raised an error; its worker is alive."""
 
     worker: str
     cause: BaseException
@@ -56,56 +79,110 @@ class Lost:
     with_its_node: bool
 
 
-PoolEvent = Joined | Done | Failed | Lost
+PoolEvent = Located | Joined | Heard | Done | Failed | Lost
 
-NODE_DEATHS = ("node has died", "node has crashed", "node died")
+NODE_DEATHS = ("node has died", "node has crashed", "node died", "was drained", "is drained")
 """Parts of Ray's message when an actor died with its node. There is no type for it: `ActorDiedError` keeps only the
 text of its cause, and its flag `preempted` is only for nodes that an autoscaler removed."""
 
 
 class Pool:
-    """Actors of one class with the methods `hello(probe)` and `do(job)`.
+    """Actors of one class with the methods `hello(probe)`, `do(job)` and those of `workers.actor.Watched`.
 
     Actors have `max_restarts=0` and `max_task_retries=0`: the dispatcher does the retrying, and each result comes once.
     """
 
-    def __init__(self, actor: type, arguments: tuple[Any, ...], cpus: float, gpus: float, probe: str) -> None:
-        self._remote = ray.remote(actor).options(
-            num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD"
-        )
+    def __init__(self, actor: type, arguments: tuple[Any, ...], cpus: float, gpus: float, probe: Any) -> None:
+        self._remote = ray.remote(
+            num_cpus=cpus,
+            num_gpus=gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
+            concurrency_groups={"watch": WATCHERS},
+        )(actor)
         self._arguments = arguments
+        self._needs = {"CPU": cpus, "GPU": gpus}
         self._probe = probe
         self._handles: dict[str, Any] = {}
-        self._waiting: dict[Any, str] = {}  # object ref of a call -> worker
+        self._waiting: dict[Any, str] = {}  # object ref of a call of hello or do -> worker
+        self._watching: dict[Any, str] = {}  # object ref of a call of where or watch -> worker
         self._joining: set[str] = set()
+        self._beats: dict[str, int] = {}
         self._started = 0
 
-    def start(self) -> None:
-        """Start one more worker; a `Joined` or `Lost` follows."""
+    def start(self, avoid: Collection[str] = ()) -> str:
+        """Start one more worker, not on the nodes `avoid` (ids); `Located` follows, then `Joined`, `Failed` or `Lost`.
+
+        Returns its name. It waits until a node has room.
+        """
         worker = f"worker-{self._started}"
         self._started += 1
-        handle = self._remote.remote(*self._arguments)
+        remote = self._remote
+        if avoid:
+            remote = remote.options(label_selector={"ray.io/node-id": f"!in({','.join(sorted(avoid))})"})
+        handle = remote.remote(*self._arguments)
         self._handles[worker] = handle
+        self._watching[handle.where.remote()] = worker
+        self.greet(worker)
+        return worker
+
+    def greet(self, worker: str) -> None:
+        """Have `worker` say hello, perhaps again; a `Joined`, `Failed` or `Lost` follows."""
         self._joining.add(worker)
-        self._waiting[handle.hello.remote(self._probe)] = worker
+        self._waiting[self._handles[worker].hello.remote(self._probe)] = worker
 
     def give(self, worker: str, job: Job) -> None:
-        """Have `worker` do `job`; a `Done`, `Failed` or `Lost` follows."""
+        """Have `worker` do `job`; perhaps `Heard`s follow, and a `Done`, `Failed` or `Lost`."""
         self._waiting[self._handles[worker].do.remote(job)] = worker
+
+    def kill(self, worker: str) -> None:
+        """End `worker`, whatever it is doing. Nothing follows."""
+        ray.kill(self._forget(worker))
+
+    def places(self) -> set[str]:
+        """The ids of the nodes that are alive and large enough for a worker."""
+        return {
+            node["NodeID"]
+            for node in ray.nodes()
+            if node["Alive"] and all(node["Resources"].get(name, 0) >= need for name, need in self._needs.items())
+        }
 
     def events(self, timeout_seconds: float) -> Iterator[PoolEvent]:
         """What has happened since, waiting up to `timeout_seconds` for a first event."""
-        refs = list(self._waiting)
+        refs = [*self._waiting, *self._watching]
         ready, _ = ray.wait(refs, num_returns=1, timeout=timeout_seconds)
         if ready and len(refs) > 1:
             ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-        for ref in ready:
-            yield self._outcome(self._waiting.pop(ref), ref)
+        for ref in sorted(ready, key=lambda ref: ref in self._waiting):  # where a worker is comes before its hello
+            if ref in self._watching:
+                heard = self._heard(self._watching.pop(ref), ref)
+                if heard is not None:
+                    yield heard
+            elif ref in self._waiting:  # not of a worker whose death has just been seen
+                yield self._outcome(self._waiting.pop(ref), ref)
+
+    def _heard(self, worker: str, ref: Any) -> PoolEvent | None:
+        """What the answer to `where` or `watch` tells, if it is news; asks again."""
+        try:
+            answer = ray.get(ref)
+        except RayError as error:
+            has_call = worker in self._waiting.values()  # which tells as much
+            return None if has_call else self._lost(worker, error)
+        before = self._beats.get(worker)
+        self._beats[worker] = answer.beats if isinstance(answer, Pulse) else -1
+        pause = len(self._handles) / BEATS_A_SECOND
+        self._watching[self._handles[worker].watch.remote(self._beats[worker], pause)] = worker
+        if not isinstance(answer, Pulse):
+            return Located(worker, *answer)
+        first_or_old = before in (-1, answer.beats)
+        return None if first_or_old else Heard(worker, answer.done, answer.of)
 
     def _outcome(self, worker: str, ref: Any) -> PoolEvent:
         try:
             value = ray.get(ref)
         except RayTaskError as error:
+            self._joining.discard(worker)
             return Failed(worker, error.cause, click.unstyle(str(error)))
         except RayError as error:  # its process or node died, ran out of memory, could not be started, ...
             return self._lost(worker, error)
@@ -115,13 +192,21 @@ class Pool:
         return Done(worker, value)
 
     def _lost(self, worker: str, error: RayError) -> Lost:
-        handle = self._handles.pop(worker)
-        self._joining.discard(worker)
+        handle = self._forget(worker)
         if not isinstance(error, ActorDiedError):
             ray.kill(handle)  # it may or may not have done the job: the commit decides, and it must not linger
-        with_its_node = any(words in str(error) for words in NODE_DEATHS)
+        preempted = isinstance(error, ActorDiedError) and error.preempted
+        with_its_node = preempted or any(words in str(error) for words in NODE_DEATHS)
         said = textwrap.shorten(last_line(error), 160, placeholder=" ...")
         return Lost(worker, said, with_its_node)
+
+    def _forget(self, worker: str) -> Any:
+        self._joining.discard(worker)
+        self._beats.pop(worker, None)
+        for calls in (self._waiting, self._watching):
+            for ref in [ref for ref, other in calls.items() if other == worker]:
+                del calls[ref]
+        return self._handles.pop(worker)
 
     def close(self) -> None:
         """Kill all workers, whatever they are doing."""
@@ -129,3 +214,4 @@ class Pool:
             ray.kill(handle)
         self._handles.clear()
         self._waiting.clear()
+        self._watching.clear()

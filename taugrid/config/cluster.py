@@ -16,4 +16,7 @@ class Cluster(Section):
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
     """null: 1 where the cluster has GPUs, else 0."""
     max_attempts: Positive = 3
-    """A task that has failed this often is set aside and reported; the rest goes on."""
+    """A task that has failed on so many nodes, or on all if there are fewer, is set aside and reported; the rest goes
+    on. On a single node it has so many attempts. What a node is to blame for does not count."""
+    hang_seconds: Annotated[float, Field(gt=0)] = 600
+    """A worker whose job has not given a sign of life for so long is killed, and its task goes to another."""

@@ -1,17 +1,26 @@
 """What the driver hears from actors of a real Ray."""
 
+import os
+import signal
+import time
+
 import pytest
 
 from taugrid.errors import RunDirectoryNotSeen, UserError, WrongWeights
-from taugrid.jobs import Job, WorkerInfo
-from taugrid.orchestrator.dispatch.pool import Failed, Joined, Pool
-from taugrid.workers.actor import Worker
+from taugrid.jobs import Job, Result, WorkerInfo
+from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Located, Lost, Pool
+from taugrid.workers.actor import Watched, Worker
+from taugrid.workers.hello import Probe
 
 
-def next_event(pool):
-    while True:
+def next_event(pool, kind=Joined | Failed | Lost | Done):
+    """The next event of some kind."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
         for event in pool.events(1.0):
-            return event
+            if isinstance(event, kind):
+                return event
+    raise AssertionError("nothing was heard in 30 s")
 
 
 @pytest.fixture
@@ -20,7 +29,7 @@ def started(ray_session, tmp_path):
     pools = []
 
     def start(actor, arguments, probe):
-        pools.append(Pool(actor, arguments, 1, 0, str(probe)))
+        pools.append(Pool(actor, arguments, 1, 0, probe))
         pools[-1].start()
         return pools[-1], next_event(pools[-1])
 
@@ -31,7 +40,7 @@ def started(ray_session, tmp_path):
 
 @pytest.mark.parametrize("error", [WrongWeights("w does not fit"), UserError("no data"), ValueError("two\nlines")])
 def test_an_error_arrives_as_what_was_raised(started, tmp_path, error):
-    class Raising:  # inside a function, so that it travels by value
+    class Raising(Watched):  # inside a function, so that it travels by value
         def hello(self, probe):
             return WorkerInfo("here", "cpu", {})
 
@@ -51,7 +60,79 @@ def test_an_error_arrives_as_what_was_raised(started, tmp_path, error):
 
 
 def test_a_node_that_does_not_see_the_run_directory_is_named(started, tmp_path):
-    _, failure = started(Worker, (1,), tmp_path / "elsewhere" / ".probe")
+    _, failure = started(Worker, (1,), Probe(str(tmp_path / "elsewhere" / ".probe")))
     assert isinstance(failure, Failed)
     assert isinstance(failure.cause, RunDirectoryNotSeen)
     assert str(tmp_path / "elsewhere") in str(failure.cause)
+
+
+def beating():
+    """A class that beats as often as its job's path says; made in a function, so that it travels by value."""
+
+    class Beating(Watched):
+        def hello(self, probe):
+            return WorkerInfo("here", "cpu", {})
+
+        def do(self, job):
+            for beat in range(int(job.path)):
+                self.beat(beat, int(job.path))
+                time.sleep(0.1)
+            return Result(0.0, os.getpid(), True)
+
+    return Beating
+
+
+def test_heartbeats_are_heard_while_a_job_runs(started):
+    pool, _ = started(beating(), (), None)
+    pool.give("worker-0", Job("20"))
+    heard = []
+    while not heard or isinstance(heard[-1], Heard):
+        heard.append(next_event(pool, Heard | Done))
+    beats = heard[:-1]
+    assert len(beats) > 5
+    assert all(beat.of == 20 for beat in beats)
+    assert [beat.done for beat in beats] == sorted({beat.done for beat in beats})
+
+
+def test_the_death_of_an_idle_worker_is_heard_at_once(started):
+    pool, _ = started(beating(), (), None)
+    pool.give("worker-0", Job("0"))
+    process = next_event(pool).result.images
+    list(pool.events(0.1))
+    os.kill(process, signal.SIGKILL)
+    began = time.monotonic()
+    lost = next_event(pool)
+    assert isinstance(lost, Lost)
+    assert not lost.with_its_node
+    assert time.monotonic() - began < 2
+
+
+def test_a_worker_tells_where_it_is_before_it_says_hello_and_is_kept_off_nodes(started):
+    pool, _ = started(beating(), (), None)
+    [here] = pool.places()
+    pool.start()
+    assert next_event(pool, Located | Joined) == Located("worker-1", "127.0.0.1", here)
+    pool.start(avoid={here})
+    assert not [event for event in pool.events(2.0) if event.worker == "worker-2"]
+
+
+def test_jobs_have_the_threads_that_the_worker_was_given(started, tmp_path):
+    """They run in another thread than the actor starts in, and OpenMP keeps a number for each."""
+
+    class Counting(Worker):
+        def do(self, job):
+            import torch
+            from threadpoolctl import threadpool_info
+
+            self._set_up()
+            torch.ones(8) @ torch.ones(8)
+            openmp = [library["num_threads"] for library in threadpool_info() if library["user_api"] == "openmp"]
+            return Result(0.0, min(torch.get_num_threads(), *openmp, 99), True)
+
+    probe = tmp_path / ".probe"
+    probe.touch()
+    pool, first = started(Counting, (3,), Probe(str(probe)))
+    assert isinstance(first, Joined)
+    pool.give("worker-0", Job("unused"))
+    assert next_event(pool).result.images == 3
+    assert list(tmp_path.iterdir()) == [probe], "a hello leaves nothing behind"

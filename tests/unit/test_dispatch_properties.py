@@ -41,7 +41,7 @@ def clusters(draw, healthy=1):
 def disturbances(data, number):
     """Kills workers and nodes, but never the only good one; at most one worker with each task.
 
-    Where a node kills its workers, only idle ones die otherwise: an accident and a bad node may together convict a task.
+    Where a node kills its workers, only idle ones die otherwise: an accident and such a node may convict a task.
     """
     left = [number]
 

@@ -11,11 +11,12 @@ from ray.exceptions import RayTaskError
 from rich.console import Console
 
 from taugrid import parquet
-from taugrid.config import Config, validate
+from taugrid.config import Cluster, Config, validate
 from taugrid.errors import RunDirectoryNotSeen, RunFailed, UserError, WorkerRefusal, WrongWeights
 from taugrid.jobs import WorkerInfo
 from taugrid.orchestrator import work
 from taugrid.orchestrator.cli.text import print_outcome
+from taugrid.orchestrator.dispatch import health
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined
 from taugrid.orchestrator.inspection import verify
@@ -27,6 +28,7 @@ from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.session import Run
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers.actor import Worker
+from taugrid.workers.hello import Probe
 
 KINDS = ["sample", "reconstruct", "interpolate", "extract", "score"]
 
@@ -105,14 +107,26 @@ def sixth(tmp_path, monkeypatch):
     vars(work).pop("paint", None)
 
 
+@pytest.fixture(autouse=True)
+def short_benches(monkeypatch):
+    monkeypatch.setattr(health, "FIRST_BENCH_SECONDS", 0.01)
+
+
 class PoolHere:
     """A pool whose one worker lives in this process and does a job as soon as it gets it."""
 
     def __init__(self):
         self._worker, self._events = Worker(1), deque()
 
-    def start(self):
-        self._events.append(Joined("worker-0", WorkerInfo("here", "cpu", {})))
+    def start(self, avoid=()):
+        self.greet("worker-0")
+        return "worker-0"
+
+    def greet(self, worker):
+        self._events.append(Joined(worker, WorkerInfo("here", "cpu", {})))
+
+    def places(self):
+        return set()
 
     def give(self, worker, job):
         try:
@@ -140,7 +154,8 @@ class Painting:
     def do(self):
         pieces = {piece.task.key: piece for piece in self.kind.pieces()}
         progress = Progress(Console(file=self.printed, soft_wrap=True))
-        loop = Loop(pieces, work.work_kinds(), PoolHere(), 1, True, 2, progress, self.events, self._log)
+        limits = Cluster(max_attempts=2)
+        loop = Loop(pieces, work.work_kinds(), PoolHere(), 1, True, limits, progress, self.events, self._log)
         return loop.run()
 
     def _log(self, name, text):
@@ -204,8 +219,7 @@ def test_what_every_worker_would_refuse_ends_the_run_with_its_one_line(sixth, tm
     run = Painting(tmp_path / "run", "wrong")
     with pytest.raises(WrongWeights, match=r"^no such colour$"):
         run.do()
-    [log] = run.rundir.root.glob("*.log")
-    assert "Traceback" in log.read_text()
+    assert all("Traceback" in log.read_text() for log in run.rundir.root.glob("*.log"))
 
 
 def test_another_error_is_tried_again_and_then_given_up(sixth, tmp_path):
@@ -214,11 +228,12 @@ def test_another_error_is_tried_again_and_then_given_up(sixth, tmp_path):
     assert len(problems) == 2
     assert all("ValueError: is broken" in reason for reason in problems.values())
     assert run.printed.getvalue().count("will be retried") == 2
+    assert run.printed.getvalue().count("given up") == 2
 
 
 def test_a_worker_that_does_not_see_the_run_directory_says_where(tmp_path):
     with pytest.raises(RunDirectoryNotSeen) as error:
-        Worker(1).hello(str(tmp_path / "nowhere" / ".probe"))
+        Worker(1).hello(Probe(str(tmp_path / "nowhere" / ".probe")))
     assert str(tmp_path / "nowhere") in str(error.value)
 
 
@@ -227,8 +242,8 @@ class Startless(PoolHere):
         super().__init__()
         self._error = error
 
-    def start(self):
-        self._events.append(Failed("worker-0", self._error, "traceback"))
+    def greet(self, worker):
+        self._events.append(Failed(worker, self._error, "traceback"))
 
 
 @pytest.mark.parametrize(
@@ -239,7 +254,7 @@ def test_a_worker_that_can_not_start_ends_the_run(sixth, tmp_path, raised, expec
     run = Painting(tmp_path / "run", "blue")
     pieces = {piece.task.key: piece for piece in run.kind.pieces()}
     progress = Progress(Console(file=run.printed))
-    loop = Loop(pieces, work.work_kinds(), Startless(raised), 1, True, 2, progress, run.events, run._log)
+    loop = Loop(pieces, work.work_kinds(), Startless(raised), 1, True, Cluster(), progress, run.events, run._log)
     with pytest.raises(expected, match=str(raised)):
         loop.run()
 
