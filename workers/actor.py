@@ -36,7 +36,7 @@ class Pulse(NamedTuple):
     of: float
 
 
-class Watched:
+class Audible:
     """An actor whose heartbeats the driver can wait for while it runs a job.
 
     `watch` runs in threads of its own, in the concurrency group "watch"; it only passes on what the job's thread says.
@@ -74,7 +74,7 @@ class Watched:
             return self._pulse
 
 
-class Worker(Watched):
+class Worker(Audible):
     """Does jobs one at a time; holds nothing but its device."""
 
     def __init__(self, threads: int) -> None:

@@ -74,7 +74,7 @@ class Crew:
         twins = [other for other, name in self._names.items() if name.split()[0] == event.node and other != node]
         self._names.setdefault(node, f"{event.node} ({node[:8]})" if twins else event.node)
         self._nodes[event.worker] = node
-        self._greeted.setdefault(event.worker, time.monotonic())
+        self._greeted[event.worker] = time.monotonic()
 
     def joined(self, event: Joined) -> None:
         """A worker passed its hello, the first or after it was benched."""

@@ -87,7 +87,7 @@ text of its cause, and its flag `preempted` is only for nodes that an autoscaler
 
 
 class Pool:
-    """Actors of one class with the methods `hello(probe)`, `do(job)` and those of `workers.actor.Watched`.
+    """Actors of one class with the methods `hello(probe)`, `do(job)` and those of `workers.actor.Audible`.
 
     Actors have `max_restarts=0` and `max_task_retries=0`: the dispatcher does the retrying, and each result comes once.
     """
@@ -124,7 +124,6 @@ class Pool:
         handle = remote.remote(*self._arguments)
         self._handles[worker] = handle
         self._watching[handle.where.remote()] = worker
-        self.greet(worker)
         return worker
 
     def greet(self, worker: str) -> None:
@@ -154,7 +153,7 @@ class Pool:
         ready, _ = ray.wait(refs, num_returns=1, timeout=timeout_seconds)
         if ready and len(refs) > 1:
             ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-        for ref in sorted(ready, key=lambda ref: ref in self._waiting):  # where a worker is comes before its hello
+        for ref in sorted(ready, key=lambda ref: ref in self._waiting):  # a heartbeat comes before the result
             if ref in self._watching:
                 heard = self._heard(self._watching.pop(ref), ref)
                 if heard is not None:
@@ -174,6 +173,7 @@ class Pool:
         pause = len(self._handles) / BEATS_A_SECOND
         self._watching[self._handles[worker].watch.remote(self._beats[worker], pause)] = worker
         if not isinstance(answer, Pulse):
+            self.greet(worker)
             return Located(worker, *answer)
         first_or_old = before in (-1, answer.beats)
         return None if first_or_old else Heard(worker, answer.done, answer.of)

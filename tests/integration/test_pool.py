@@ -9,7 +9,7 @@ import pytest
 from taugrid.errors import RunDirectoryNotSeen, UserError, WrongWeights
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Located, Lost, Pool
-from taugrid.workers.actor import Watched, Worker
+from taugrid.workers.actor import Audible, Worker
 from taugrid.workers.hello import Probe
 
 
@@ -40,7 +40,7 @@ def started(ray_session, tmp_path):
 
 @pytest.mark.parametrize("error", [WrongWeights("w does not fit"), UserError("no data"), ValueError("two\nlines")])
 def test_an_error_arrives_as_what_was_raised(started, tmp_path, error):
-    class Raising(Watched):  # inside a function, so that it travels by value
+    class Raising(Audible):  # inside a function, so that it travels by value
         def hello(self, probe):
             return WorkerInfo("here", "cpu", {})
 
@@ -69,7 +69,7 @@ def test_a_node_that_does_not_see_the_run_directory_is_named(started, tmp_path):
 def beating():
     """A class that beats as often as its job's path says; made in a function, so that it travels by value."""
 
-    class Beating(Watched):
+    class Beating(Audible):
         def hello(self, probe):
             return WorkerInfo("here", "cpu", {})
 
@@ -112,6 +112,7 @@ def test_a_worker_tells_where_it_is_before_it_says_hello_and_is_kept_off_nodes(s
     [here] = pool.places()
     pool.start()
     assert next_event(pool, Located | Joined) == Located("worker-1", "127.0.0.1", here)
+    assert isinstance(next_event(pool, Located | Joined), Joined)
     pool.start(avoid={here})
     assert not [event for event in pool.events(2.0) if event.worker == "worker-2"]
 
