@@ -1,8 +1,9 @@
-"""Extracts the features of one sample file, or of the reference.
+"""Extracts the features of one sample file, or of a part of the reference.
 
 Torch is imported when a job runs, not with this module, because the driver builds jobs without it.
 """
 
+import platform
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +16,12 @@ import numpy as np
 
 from taugrid import parquet
 from taugrid.config import Data
-from taugrid.errors import DamagedFile
+from taugrid.errors import DamagedFile, OtherContent
 from taugrid.eval.sources import Batch, Source, batches
 from taugrid.jobs import Job, Result
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.workers.data import load as data
+from taugrid.workers.data.readers.picture import SourceError
 from taugrid.workers.device import Device
 
 if TYPE_CHECKING:
@@ -30,16 +32,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExtractJob(Job):
-    """Extract the features of one sample file (its path), or of a whole reference: a data set, or external images."""
+    """Extract the features of one sample file (its path), or of a part of a data set or of external images."""
 
     runs = "taugrid.eval.extract:run"
 
     images: str | Data | Source
     images_sha256: str | None
-    """SHA-256 of a reference's images as the driver read them, for the worker to check. None: images of this run."""
+    """SHA-256 of the reference's images as the driver read them, for the worker to check. None: images of this run."""
     extractor: ExtractorSpec
     batch_size: int
     metadata: dict[str, Any]
+    start: int = 0
+    """The first of the reference's images."""
+    stop: int = 0
+    """The last of the reference's images, plus 1."""
 
 
 def run(job: ExtractJob, device: Device) -> Result:
@@ -83,13 +89,16 @@ def _batches(job: ExtractJob) -> Iterator[Batch]:
         for index, images in parquet.read_images(Path(job.images), storage=job.storage):
             yield Batch(index, images)
     elif isinstance(job.images, Source):
-        yield from batches(job.images, parquet.ROWS_PER_GROUP)
+        try:
+            yield from batches(job.images, parquet.ROWS_PER_GROUP, job.start, job.stop, job.images_sha256)
+        except SourceError as error:  # the driver read the same images and found nothing wrong
+            raise OtherContent(f"node {platform.node()}: {error}") from error
     else:
         assert job.images_sha256 is not None
-        reference = data.load_known_images(job.images, job.images_sha256)
-        for start in range(0, len(reference), parquet.ROWS_PER_GROUP):
-            batch = reference[start : start + parquet.ROWS_PER_GROUP]
-            yield Batch(np.arange(start, start + len(batch)), batch)
+        reference = data.load_known_rows(job.images, job.start, job.stop, job.images_sha256)
+        for first in range(0, len(reference), parquet.ROWS_PER_GROUP):
+            batch = reference[first : first + parquet.ROWS_PER_GROUP]
+            yield Batch(np.arange(job.start + first, job.start + first + len(batch)), batch)
 
 
 def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from taugrid import parquet
 from taugrid.errors import DamagedFile
 from taugrid.eval.metrics.moments_file import MomentsFile
-from taugrid.eval.metrics.reference_statistics import ReferenceStatistics, of_feature_file, of_moments
+from taugrid.eval.metrics.reference_statistics import ReferenceStatistics, of_feature_files, of_moments
 from taugrid.eval.metrics.score import score
 from taugrid.eval.metrics.streams import Features, Stream
 from taugrid.jobs import Job, Result
@@ -26,8 +26,8 @@ from taugrid.workers.device import Device
 class ReferenceFiles:
     """Where a worker finds the reference."""
 
-    features: str | MomentsFile
-    """A feature file, or only a mean and a covariance."""
+    features: tuple[str, ...] | MomentsFile
+    """Feature files in the order of the images, or only a mean and a covariance."""
     num_images: int | None
     """None: unknown."""
     cache: str
@@ -115,7 +115,7 @@ def _statistics(files: ReferenceFiles, storage: Storage) -> ReferenceStatistics:
     if isinstance(files.features, MomentsFile):
         return of_moments(files.features, cache, files.key, storage)
     assert files.num_images is not None
-    return of_feature_file(Path(files.features), files.num_images, cache, files.key, storage)
+    return of_feature_files([Path(path) for path in files.features], files.num_images, cache, files.key, storage)
 
 
 def _write_influence(job: ScoreJob, influence: NDArray[np.float64]) -> None:

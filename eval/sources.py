@@ -14,12 +14,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from taugrid import parquet
 from taugrid.eval.features.weight_files import torch_hub_folder
 from taugrid.hashing import digest_of_shape
 from taugrid.workers.data.readers import directory, npz, parquet_files, torch_fidelity
 from taugrid.workers.data.readers.picture import Picture, Reader, SourceError
 
 Kind = Literal["folder", "npz", "parquet", "dataset"]
+
+PART_IMAGES = 4 * parquet.ROWS_PER_GROUP
+"""Images of a reference whose features are one file. Whole row groups: a cut elsewhere would change batches, and a
+feature may depend on its batch in the last bit."""
 
 WAYS = "a folder of PNG or JPEG files, an .npz with arr_0, a Parquet file or a folder of them"
 
@@ -40,6 +45,8 @@ class Source:
     """`workers.data.load.fingerprint` of all images: SHA-256 of the shape (N, C, H, W) and the pixels, in order."""
     warnings: tuple[str, ...]
     """Threats to a fair comparison."""
+    parts_sha256: tuple[str, ...] = ()
+    """The same of each part (`part_bounds`) by itself, for workers to check. Not part of its identity."""
 
 
 class Batch(NamedTuple):
@@ -47,6 +54,11 @@ class Batch(NamedTuple):
 
     indices: NDArray[np.int64]
     images: NDArray[np.uint8]
+
+
+def part_bounds(num_images: int) -> list[tuple[int, int]]:
+    """The first image of each part of a reference, and the one after its last."""
+    return [(start, min(start + PART_IMAGES, num_images)) for start in range(0, num_images, PART_IMAGES)]
 
 
 def open_source(path: str) -> Source:
@@ -63,12 +75,17 @@ def open_source(path: str) -> Source:
     kind, found, dataset = _locate(path)
     reader = _reader(kind, found, dataset)
     lossy, shape, digest = 0, (0, 0, 0), hashlib.sha256()
-    for position, picture in enumerate(_alike(reader.pictures())):
+    parts: list[hashlib._Hash] = []
+    for position, picture in enumerate(_alike(reader.pictures(0))):
         if position == 0:
             channels, height, width = picture.pixels.shape
             shape = (channels, height, width)
             digest = digest_of_shape((reader.num_images, *shape))
-        digest.update(np.ascontiguousarray(picture.pixels).tobytes())
+        if position % PART_IMAGES == 0:
+            parts.append(digest_of_shape((min(PART_IMAGES, reader.num_images - position), *shape)))
+        pixels = np.ascontiguousarray(picture.pixels).tobytes()
+        digest.update(pixels)
+        parts[-1].update(pixels)
         lossy += picture.lossy
     warnings = reader.warnings
     if lossy:
@@ -76,11 +93,16 @@ def open_source(path: str) -> Source:
             f"{lossy} of {reader.num_images} images in {found} are JPEG, whose compression alone can change FID by a "
             "factor of two: use PNG",
         )
-    return Source(kind, str(found), dataset, reader.num_images, shape, digest.hexdigest(), warnings)
+    parts_sha256 = tuple(part.hexdigest() for part in parts)
+    return Source(kind, str(found), dataset, reader.num_images, shape, digest.hexdigest(), warnings, parts_sha256)
 
 
-def batches(source: Source, size: int) -> Iterator[Batch]:
-    """All images of `source` in order, `size` at a time. Threads decode a bounded number of images ahead.
+def batches(
+    source: Source, size: int, start: int = 0, stop: int | None = None, sha256: str | None = None
+) -> Iterator[Batch]:
+    """Images `start` to `stop` - 1 of `source` in order, `size` at a time; all of them if nothing is said.
+
+    Threads decode a bounded number of images ahead. `sha256` is that of these images alone (`parts_sha256`).
 
     Raises:
         workers.data.readers.picture.SourceError: also if the images have changed since they were opened, which is only
@@ -88,16 +110,19 @@ def batches(source: Source, size: int) -> Iterator[Batch]:
         taugrid.errors.DamagedFile: for an image or a file that can't be read.
     """
     reader = _reader(source.kind, Path(source.path), source.dataset)
-    pictures = _alike(reader.pictures())
-    digest = digest_of_shape((reader.num_images, *source.shape))
-    start = 0
+    first, stop, expected = start, source.num_images if stop is None else stop, sha256 or source.sha256
+    pictures = _alike(islice(reader.pictures(start), stop - start))
+    digest = digest_of_shape((stop - start, *source.shape))
     while chunk := list(islice(pictures, size)):
         images = np.stack([picture.pixels for picture in chunk])
         digest.update(images.tobytes())
-        yield Batch(np.arange(start, start + len(images)), images)
-        start += len(images)
-    if digest.hexdigest() != source.sha256:
-        raise SourceError(f"the images of {source.path} have changed since they were opened: run the command again")
+        yield Batch(np.arange(first, first + len(images)), images)
+        first += len(images)
+    if reader.num_images != source.num_images or digest.hexdigest() != expected:
+        raise SourceError(
+            f"the images of {source.path} have changed since they were opened (SHA-256 {digest.hexdigest()[:12]}, not "
+            f"{expected[:12]}): run the command again"
+        )
 
 
 def _alike(pictures: Iterable[Picture]) -> Iterator[Picture]:

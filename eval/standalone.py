@@ -15,7 +15,7 @@ from taugrid.eval.metrics.moments_file import MomentsFile
 from taugrid.eval.metrics.reference_statistics import (
     ReferenceStatistics,
     cached_features,
-    of_feature_file,
+    of_feature_files,
     of_features,
     of_moments,
 )
@@ -152,7 +152,7 @@ def _statistics(
     if not any(metric.needs_reference_features for metric in settings.chosen):
         return of_features(features, count, cache, key)
     if cache is not None:
-        return of_feature_file(cached_features(cache, key, count, features), count, cache, key)
+        return of_feature_files([cached_features(cache, key, count, features)], count, cache, key)
     held = np.concatenate(list(features()))
     return of_features(lambda: iter([held]), count, None, key, lambda: held)
 

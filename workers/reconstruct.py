@@ -34,7 +34,7 @@ class ReconstructJob(Job):
     network: NetworkSpec
     data: Data
     data_sha256: str
-    """SHA-256 of its images on the driver."""
+    """SHA-256 of these images on the driver (`workers.data.load.fingerprint`)."""
     batch_size: int
     diffusion: Diffusion
     tau: tuple[int, ...]
@@ -59,7 +59,7 @@ def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: str) -> Re
 
     from taugrid.workers.samplers import ddim as sampler
 
-    originals = data.load_known_images(job.data, job.data_sha256)[job.start : job.stop]
+    originals = data.load_known_rows(job.data, job.start, job.stop, job.data_sha256)
     alpha_bar, prediction = schedules.alpha_bar(job.diffusion), job.diffusion.predicts
     watched, seconds, first_row = Watched(model), 0.0, job.start
     schema = parquet.picture_schema(job.metadata, ("mse", "mse_8bit"))

@@ -5,7 +5,7 @@ extractor, its weights and layer, and the preprocessing.
 """
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -74,15 +74,15 @@ def of_features(
     return ReferenceStatistics(known, root, num_images, load_features)
 
 
-def of_feature_file(
-    path: Path, num_images: int, cache: Path, key: str, storage: Storage = LOCAL
+def of_feature_files(
+    paths: Sequence[Path], num_images: int, cache: Path, key: str, storage: Storage = LOCAL
 ) -> ReferenceStatistics:
-    """The statistics of the features in a Parquet file."""
+    """The statistics of the features in Parquet files, in the order of their images."""
 
     def features() -> Iterator[Features]:
-        return (values for _, values in parquet.read_features(path, "features", storage))
+        return read_all(paths, storage)
 
-    return of_features(features, num_images, cache, key, lambda: all_features(path, storage), storage)
+    return of_features(features, num_images, cache, key, lambda: np.concatenate(list(features())), storage)
 
 
 def default_cache() -> Path:
@@ -167,6 +167,16 @@ def cached_features(folder: Path, key: str, num_images: int, extract: Callable[[
     return path
 
 
-def all_features(path: Path, storage: Storage = LOCAL) -> Features:
-    """All features in a file, (m, d) float32."""
-    return np.concatenate([chunk for _, chunk in parquet.read_features(path, "features", storage)])
+def read_all(paths: Sequence[Path], storage: Storage = LOCAL) -> Iterator[Features]:
+    """The features in files, as (n, d) float32, a row group at a time.
+
+    Raises:
+        DamagedFile: if the indices of a file do not continue those of the one before.
+    """
+    expected = 0
+    for path in paths:
+        for index, values in parquet.read_features(path, "features", storage):
+            if not np.array_equal(index, np.arange(expected, expected + len(index))):
+                raise DamagedFile(f"{path}: its indices must continue from {expected}")
+            expected += len(index)
+            yield values

@@ -71,9 +71,9 @@ class Paths:
         """The file of a shard's features; `extractor` is its folder's name."""
         return self.features / extractor / cell.name / shard.name
 
-    def reference_part(self, extractor: str, sha256: str) -> Path:
-        """The file of the reference's features, next to those of the cells; `sha256` is that of its content."""
-        return self.features / extractor / f"reference-{sha256[:10]}" / part_name(0)
+    def reference_part(self, extractor: str, sha256: str, number: int) -> Path:
+        """A file of the reference's features, next to those of the cells; `sha256` is that of all its content."""
+        return self.features / extractor / f"reference-{sha256[:10]}" / part_name(number)
 
     def score(self, cell: Cell, evaluation: str) -> Path:
         """The file of a cell's score in one evaluation; `*` gives the pattern of all its scores."""

@@ -1,17 +1,14 @@
-"""Extraction: the features of each shard and, once for all cells, of the reference."""
+"""Extraction: the features of each shard."""
 
 from collections.abc import Iterator
 
 from taugrid.eval.extract import ExtractJob
-from taugrid.eval.metrics.moments_file import MomentsFile
 from taugrid.orchestrator.plan.cells import Shard
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import IMAGES, Piece, WorkKind, shard_key
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import CellState
-
-REFERENCE_KEY = "extract/reference"
 
 
 def not_extracted(state: CellState) -> list[Shard]:
@@ -25,19 +22,17 @@ class ExtractWork(WorkKind):
     name = "extract"
     priority = 40
     folder = "features"
-    files = "*/*/part-*.parquet"
+    files = "*/S*/part-*.parquet"
     stage = "evaluate"
     unit = IMAGES
     activity = "evaluating"
     task = ("feature file", "to extract")
 
     def pieces(self) -> Iterator[Piece]:
-        """A piece for each shard of the cells to score, and one for the reference if a score needs it."""
+        """A piece for each shard of the cells to score."""
         evaluation, found = self.survey.evaluation, self.survey.found
         assert evaluation is not None
         to_score = [state for state in found.cells if state.to_score]
-        if found.lacks_reference and to_score:
-            yield self._reference_piece(evaluation)
         for state in to_score:
             yield from self._cell_pieces(state, evaluation)
 
@@ -59,22 +54,6 @@ class ExtractWork(WorkKind):
             is_sampled = shard.number in state.sampled
             requires = frozenset[str]() if is_sampled else frozenset({shard_key(SampleWork.name, shard)})
             yield Piece(Task(shard_key(self.name, shard), self.name, shard.images, requires), job, cell)
-
-    def _reference_piece(self, evaluation: Evaluation) -> Piece:
-        folder, reference = self.rundir.extractor_folder(evaluation.extractor), evaluation.reference
-        assert not isinstance(reference.given, MomentsFile)
-        assert reference.num_images is not None
-        job = ExtractJob(
-            path=str(self.rundir.reference_part(folder, reference.sha256)),
-            storage=self.rundir.storage,
-            run=self.rundir.run,
-            images=reference.given,
-            images_sha256=reference.sha256,
-            extractor=evaluation.extractor,
-            batch_size=self.config.evaluate.batch_size,
-            metadata={"reference": reference.sha256, "extractor": folder},
-        )
-        return Piece(Task(REFERENCE_KEY, self.name, reference.num_images), job, None)
 
 
 KIND = ExtractWork

@@ -73,7 +73,7 @@ class ReconstructWork(WorkKind):
                 stop=shard.stop,
                 network=self.rundir.network(cell.model, cell.settings.weights),
                 data=cell.model.data.held_out,
-                data_sha256=data.content_fingerprint(cell.model.data.held_out),
+                data_sha256=data.fingerprint(data.load_images(cell.model.data.held_out)[shard.start : shard.stop]),
                 batch_size=cell.settings.batch_size,
                 diffusion=cell.model.diffusion,
                 tau=cell.tau,

@@ -8,8 +8,9 @@ from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.report.write import write_report
 from taugrid.orchestrator.task import Task
-from taugrid.orchestrator.work.extract import REFERENCE_KEY, ExtractWork, not_extracted
+from taugrid.orchestrator.work.extract import ExtractWork, not_extracted
 from taugrid.orchestrator.work.kind import IMAGES, Conclusion, Piece, WorkKind, shard_key
+from taugrid.orchestrator.work.reference import reference_keys
 from taugrid.orchestrator.work.sample import unsampled
 from taugrid.orchestrator.work.survey import CellState
 from taugrid.storage import read_sealed
@@ -40,8 +41,7 @@ class ScoreWork(WorkKind):
         for state in found.cells:
             if state.to_score:
                 requires = {shard_key(ExtractWork.name, shard) for shard in not_extracted(state)}
-                if found.lacks_reference:
-                    requires.add(REFERENCE_KEY)
+                requires |= reference_keys(found)
                 task = Task(
                     f"{self.name}/{state.cell.id}", self.name, state.cell.settings.num_samples, frozenset(requires)
                 )
@@ -71,9 +71,12 @@ class ScoreWork(WorkKind):
 
     def _reference_files(self) -> ReferenceFiles:
         evaluation, reference = self._evaluation, self._evaluation.reference
-        path = self.rundir.reference_part(self.rundir.extractor_folder(evaluation.extractor), reference.sha256)
+        folder = self.rundir.reference_part(
+            self.rundir.extractor_folder(evaluation.extractor), reference.sha256, 0
+        ).parent
         moments = reference.given if isinstance(reference.given, MomentsFile) else None
-        return ReferenceFiles(moments or str(path), reference.num_images, str(path.parent), evaluation.reference_key)
+        features = tuple(str(path) for path in self.survey.found.reference.paths)
+        return ReferenceFiles(moments or features, reference.num_images, str(folder), evaluation.reference_key)
 
     def clean_up(self) -> None:
         """Remove the features of scored cells, unless `keep_features` is set."""

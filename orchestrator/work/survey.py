@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 from taugrid.config import Config
 from taugrid.errors import UserError
+from taugrid.eval.sources import part_bounds
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -26,11 +28,19 @@ class CellState(NamedTuple):
     """Whether a score is wanted but missing, or its inputs have changed."""
 
 
+class ReferenceState(NamedTuple):
+    """What exists of the reference's features."""
+
+    paths: tuple[Path, ...]
+    """Their files in the order of the images, once none is missing. None if no features are wanted."""
+    missing: tuple[int, ...]
+    """Numbers of the parts (`eval.sources.part_bounds`) that are wanted but missing."""
+
+
 class RunState(NamedTuple):
     """What exists of a run: every cell that there may be work for."""
 
-    lacks_reference: bool
-    """Whether a reference is wanted but its features are missing."""
+    reference: ReferenceState
     cells: tuple[CellState, ...]
 
 
@@ -56,8 +66,8 @@ class Survey:
             UserError: if a model is not trained yet, or a cell holds samples of other weights.
         """
         evaluation = self.evaluation if "evaluate" in self.stages else None
-        lacks_reference = evaluation is not None and self._lacks_reference(evaluation)
-        return RunState(lacks_reference, tuple(self._look(evaluation)))
+        reference = ReferenceState((), ()) if evaluation is None else self._reference(evaluation)
+        return RunState(reference, tuple(self._look(evaluation)))
 
     def _look(self, evaluation: Evaluation | None) -> Iterator[CellState]:
         sampling = "sample" in self.stages
@@ -104,10 +114,18 @@ class Survey:
         to_score = bool(damages) or len(sampled) < len(cell.shards) or not scored
         return CellState(cell, sampled, extracted, to_score)
 
-    def _lacks_reference(self, evaluation: Evaluation) -> bool:
-        if evaluation.reference.num_images is None:
-            return False  # moments are read as they are
-        path = self.rundir.reference_part(
-            self.rundir.extractor_folder(evaluation.extractor), evaluation.reference.sha256
-        )
-        return not self.rundir.is_whole(path, evaluation.reference.num_images, self.on_damage)
+    def _reference(self, evaluation: Evaluation) -> ReferenceState:
+        reference, folder = evaluation.reference, self.rundir.extractor_folder(evaluation.extractor)
+        if reference.num_images is None:
+            return ReferenceState((), ())  # moments are read as they are
+        expected = {"reference": reference.sha256, "extractor": folder}
+        parts = part_bounds(reference.num_images)
+        paths = tuple(self.rundir.reference_part(folder, reference.sha256, number) for number in range(len(parts)))
+        if self.rundir.is_whole(paths[0], reference.num_images, self.on_damage, expected=expected):
+            return ReferenceState(paths[:1], ())  # one file, as earlier versions made it of any reference
+        missing = [
+            number
+            for number, (start, stop) in enumerate(parts)
+            if not self.rundir.is_whole(paths[number], stop, self.on_damage, start, expected)
+        ]
+        return ReferenceState(paths, tuple(missing))

@@ -151,7 +151,7 @@ def score_here(root, *assignments):
 def test_a_folder_is_the_reference_that_its_images_are(finished, copy, held_out):
     """Held-out digits, by name and as files: one reference, whose features are extracted once."""
     rows, extracted = score_here(copy, "evaluate.reference={name: digits, split: test}")
-    assert extracted == ["extract/reference"]
+    assert extracted == ["reference/0"]
     assert all(rows[cell]["fid"] != fid for cell, fid in table(finished)["fid"].items())
     again, extracted = score_here(copy, f"evaluate.reference={held_out}")
     assert extracted == []

@@ -170,8 +170,8 @@ def extracted(root):
     found = {}
     for path in root.glob("features/*/*/part-*.parquet"):
         folder, number = path.parent.name, int(path.stem.removeprefix("part-"))
-        task = "reference" if folder.startswith("reference-") else f"{folder.rsplit('-', 1)[1]}/{number}"
-        found[f"extract/{task}"] = path.stat().st_mtime_ns
+        task = "reference" if folder.startswith("reference-") else f"extract/{folder.rsplit('-', 1)[1]}"
+        found[f"{task}/{number}"] = path.stat().st_mtime_ns
     return found
 
 
@@ -214,7 +214,7 @@ def resumed(finished, first, weights, tmp_path_factory):
 
 
 def test_a_killed_evaluation_extracts_nothing_twice(resumed):
-    tasks = ["extract/reference"] + [f"extract/{row_of(resumed.root, 'S0002-eta0-').name}/{i}" for i in range(N // 4)]
+    tasks = ["reference/0"] + [f"extract/{row_of(resumed.root, 'S0002-eta0-').name}/{i}" for i in range(N // 4)]
     assert 2 <= len(resumed.present) < len(tasks), "the kill came in the middle"
     after = extracted(resumed.root)
     assert sorted(after) == sorted(tasks)

@@ -509,6 +509,7 @@ def test_ids_made_from_the_bytes_of_the_source_stay_while_the_bytes_match(folder
     """A run directory of an earlier version is continued; a change of its code is refused, and the file is named."""
     save_weights(folder / "scale.pt", 0.25)
     rundir, model = RunDir(folder / "run"), {"callable": "mine:scaled", "weights": "scale.pt"}
+    rundir.root.mkdir()
     [new] = planned(model=model).models
     source, weights = new.source.spec.by_bytes
     before = replace(new.source.spec, source_sha256=source, weights_sha256=weights, files=(), by_bytes=None)
@@ -540,6 +541,7 @@ def test_the_file_that_differs_is_named(folder):
     (folder / "helper.py").write_text("SCALE = 1\n")
     config = validate(Config, {"name": "x", "model": {"callable": "mine:scaled"}}, "test")
     rundir = RunDir(folder / "run")
+    rundir.root.mkdir()
     p = plan(config, describe_network=described)
     rundir.record_model(p.models[0])
     path = rundir.sample_part(p.cells[0], p.cells[0].shards[0])

@@ -252,12 +252,12 @@ def test_a_worker_refuses_images_that_are_not_the_drivers(pictures, tmp_path):
     assert data.load_known_images(section, here) is data.load_images(section)
     network, diffusion = SavedUnet("unused", "", ""), config.DIFFUSION_DEFAULTS
     reconstruct = reconstruction.ReconstructJob(
-        str(tmp_path / "a"), 0, 9, network, section, there, 4, diffusion, (1, 2), {}
+        str(tmp_path / "a"), 0, 12, network, section, there, 4, diffusion, (1, 2), {}
     )
     with pytest.raises(UserError, match=said):
         reconstruction.reconstruct_shard(reconstruct, lambda x, t: x, "cpu")
     pixels = resolve("pixels", "folder", None, section.image_shape)
-    extract = extraction.ExtractJob(str(tmp_path / "b"), section, there, pixels, 4, {})
+    extract = extraction.ExtractJob(str(tmp_path / "b"), section, there, pixels, 4, {}, 0, 12)
     with pytest.raises(UserError, match=said):
         extraction.run(extract, Device("cpu"))
     unet = config.Unet.model_validate({**UNET, "norm_num_groups": 4})

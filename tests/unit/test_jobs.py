@@ -5,11 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
 
+import numpy as np
 import pytest
 import torch
 
-from taugrid.config import Config, validate
-from taugrid.errors import DamagedFile, NotCommitted, NotFinite, RunDirectoryNotSeen, RunFailed
+from taugrid import parquet
+from taugrid.config import Config, Data, validate
+from taugrid.errors import DamagedFile, NotCommitted, NotFinite, OtherContent, RunDirectoryNotSeen, RunFailed
+from taugrid.eval import sources
+from taugrid.eval.metrics.reference_statistics import read_all
+from taugrid.images import encode_png
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
@@ -21,6 +26,7 @@ from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL, LocalStorage, write_json
+from taugrid.workers.data import load
 from taugrid.workers.device import Device
 from taugrid.workers.sample import sample_shard
 
@@ -39,8 +45,9 @@ ORACLES = {
 class Here:
     """A run whose jobs are done in this process, with no Ray and no session."""
 
-    def __init__(self, root, **sample):
-        self.config = validate(Config, ORACLES | {"sample": ORACLES["sample"] | sample}, "test")
+    def __init__(self, root, evaluate=None, **sample):
+        sections = {"sample": ORACLES["sample"] | sample, "evaluate": ORACLES["evaluate"] | (evaluate or {})}
+        self.config = validate(Config, ORACLES | sections, "test")
         self.plan, self.rundir = plan(self.config), RunDir(root)
         root.mkdir(exist_ok=True)
         self.evaluation = evaluation(self.config, self.plan)
@@ -70,7 +77,7 @@ def do(job):
 def test_features_of_another_cell_are_not_scored(tmp_path):
     """Their indices are the same, so nothing but the metadata tells."""
     run = Here(tmp_path / "run")
-    run.do("sample", "extract")
+    run.do("reference", "sample", "extract")
     one, other = run.plan.cells
     features = [run.rundir.feature_part(run.rundir.extractor_folder(run.evaluation.extractor), cell, cell.shards[0])
                 for cell in (one, other)]  # fmt: skip
@@ -124,7 +131,7 @@ def test_no_job_writes_where_the_run_directory_is_not(tmp_path, kind):
     """Below a lost mount is an empty folder, or none; a worker must write to neither."""
     root = tmp_path / "run"
     run = claimed(root)
-    for before in ("sample", "extract")[: ["sample", "extract", "score"].index(kind)]:
+    for before in ("reference", "sample", "extract")[: ["reference", "sample", "extract", "score"].index(kind)]:
         run.do(before)
     job = run.pieces(kind)[0].job
     aside = root.rename(tmp_path / "aside")
@@ -278,3 +285,115 @@ def test_another_file_than_the_one_to_replace_is_kept(tmp_path):
     before = Path(job.path).read_bytes()
     assert not do(job).first
     assert Path(job.path).read_bytes() == before
+
+
+# The reference in parts
+
+
+@pytest.fixture
+def parts_of_8(monkeypatch):
+    """The reference's 40 images are 5 parts; a row group would be 1024 images."""
+    monkeypatch.setattr(sources, "PART_IMAGES", 8)
+
+
+def reference_files(run):
+    return sorted(run.rundir.features.glob("*/reference-*/part-*.parquet"))
+
+
+def scores(run):
+    run.do("reference", "sample", "extract")
+    run.do("score")
+    return {path.name: path.read_bytes() for path in run.rundir.scores.iterdir()}
+
+
+def test_a_reference_in_parts_gives_the_scores_of_one_file_to_the_bit(tmp_path, parts_of_8, monkeypatch):
+    parts = Here(tmp_path / "parts")
+    assert [(piece.task.key, piece.task.cost) for piece in parts.pieces("reference")] == [
+        (f"reference/{number}", 8) for number in range(5)
+    ]
+    assert all(piece.task.requires >= {"reference/0", "reference/4"} for piece in parts.pieces("score"))
+    assert work_kinds()[0].name == "reference", "it goes out first"
+    found = scores(parts)
+    assert len(reference_files(parts)) == 5
+    monkeypatch.setattr(sources, "PART_IMAGES", 4096)
+    one = Here(tmp_path / "one")
+    assert scores(one) == found
+    assert len(reference_files(one)) == 1
+    assert np.array_equal(*(np.concatenate(list(read_all(reference_files(run)))) for run in (parts, one)))
+
+
+def test_a_reference_in_one_file_is_used_as_it_is(tmp_path, monkeypatch):
+    """As earlier versions made it of any reference."""
+    old = Here(tmp_path / "run")
+    old.do("reference")
+    monkeypatch.setattr(sources, "PART_IMAGES", 8)
+    run = Here(tmp_path / "run")
+    assert not run.pieces("reference")
+    run.do("sample", "extract", "score")
+    assert len(reference_files(run)) == 1
+
+
+def test_only_the_missing_part_of_a_reference_is_extracted(tmp_path, parts_of_8):
+    run = Here(tmp_path / "run")
+    run.do("reference")
+    path = reference_files(run)[3]
+    before = path.read_bytes()
+    path.write_bytes(before[:-1])
+    again = Here(tmp_path / "run")
+    [piece] = again.pieces("reference")
+    assert piece.task.key == "reference/3"
+    do(piece.job)
+    assert (path.read_bytes(), len(again.damages)) == (before, 1)
+
+
+@pytest.mark.parametrize("form", ["folder", "npz", "parquet"])
+def test_external_images_are_read_in_parts_and_checked_there(tmp_path, parts_of_8, form):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 1, 4, 4), dtype=np.uint8)
+    path = tmp_path / f"images{'' if form == 'folder' else '.' + form}"
+    write_images(path, pixels)
+    source = sources.open_source(str(path))
+    assert len(source.parts_sha256) == 3
+    for number, (start, stop) in enumerate(sources.part_bounds(20)):
+        batches = list(sources.batches(source, 3, start, stop, source.parts_sha256[number]))
+        assert np.array_equal(np.concatenate([batch.images for batch in batches]), pixels[start:stop])
+        assert np.concatenate([batch.indices for batch in batches]).tolist() == list(range(start, stop))
+    run = Here(tmp_path / "run", evaluate={"reference": str(path)})
+    jobs = [piece.job for piece in run.pieces("reference")]
+    pixels[9] ^= 1
+    write_images(path, pixels)
+    do(jobs[0])
+    with pytest.raises(OtherContent, match="SHA-256"):
+        do(jobs[1])
+    assert [file.name for file in reference_files(run)] == ["part-000000.parquet"]
+
+
+def write_images(path, pixels):
+    if path.suffix == ".npz":
+        np.savez(path, pixels.transpose(0, 2, 3, 1))
+    elif path.suffix == ".parquet":
+        with parquet.PartWriter(path, parquet.picture_schema({})) as part:
+            part.write(parquet.pictures(pixels, 0))
+            part.commit(replace=True)
+    else:
+        path.mkdir(exist_ok=True)
+        for number, image in enumerate(pixels):
+            (path / f"{number:02d}.png").write_bytes(encode_png(image))
+
+
+def test_a_file_of_decoded_images_that_changed_is_not_believed(tmp_path, monkeypatch):
+    """A worker maps what its node decoded once; the images that a job reads are hashed as they are read."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 1, 4, 4), dtype=np.uint8)
+    write_images(tmp_path / "images", pixels)
+    section = Data(name="folder", root=str(tmp_path / "images"), shape=(1, 4, 4))
+    whole, rows = load.content_fingerprint(section), load.fingerprint(load.load_images(section)[4:8])
+    assert np.array_equal(load.load_known_rows(section, 4, 8, rows), pixels[4:8])
+    [decoded] = (tmp_path / "cache").rglob("*.npy")
+    data = bytearray(decoded.read_bytes())
+    data[-16 * 12 + 16 * 5] ^= 1  # in image 5
+    with decoded.open("r+b") as file:
+        file.write(data)
+    load.load_known_rows(section, 8, 12, load.fingerprint(pixels[8:12]))
+    for known in (lambda: load.load_known_rows(section, 4, 8, rows), lambda: load.load_known_images(section, whole)):
+        with pytest.raises(OtherContent):
+            known()

@@ -104,7 +104,9 @@ def test_the_names_in_peoples_run_directories_stay(tmp_path):
         rundir.features / rundir.extractor_folder(ours): "features/inception-01234567",
         rundir.features / rundir.extractor_folder(theirs): "features/package_make-01234567-fedcba98",
         rundir.model_record("m"): "models/m/model.json",
-        rundir.reference_part("pixels", "0123456789abcdef"): "features/pixels/reference-0123456789/part-000000.parquet",
+        rundir.reference_part(
+            "pixels", "0123456789abcdef", 0
+        ): "features/pixels/reference-0123456789/part-000000.parquet",
         rundir.task_log("0003", "sample/c/0"): "logs/0003-sample-c-0.txt",
     }
     for path, name in names.items():

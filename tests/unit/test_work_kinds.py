@@ -30,7 +30,7 @@ from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers.actor import Worker
 from taugrid.workers.hello import Probe
 
-KINDS = ["sample", "reconstruct", "interpolate", "extract", "score"]
+KINDS = ["reference", "sample", "reconstruct", "interpolate", "extract", "score"]
 
 SIXTH = """
 from dataclasses import dataclass
@@ -169,7 +169,7 @@ def test_the_kinds_are_found_in_the_order_in_which_their_work_goes_out():
 
 
 def test_a_sixth_kind_takes_its_place_by_its_priority(sixth):
-    assert [kind.name for kind in work.work_kinds()] == [*KINDS[:3], "paint", *KINDS[3:]]
+    assert [kind.name for kind in work.work_kinds()] == [*KINDS[:4], "paint", *KINDS[4:]]
 
 
 def test_a_sixth_kind_is_announced_done_recorded_and_concluded(sixth, tmp_path):

@@ -49,7 +49,7 @@ def read(data: Data) -> EncodedDataset:
 
     def pictures() -> Iterator[Picture]:
         for table in tables:
-            yield from table.pictures()
+            yield from table.pictures(0)
 
     return EncodedDataset(root, paths, sum(table.num_images for table in tables), pictures, lambda picture: picture)
 

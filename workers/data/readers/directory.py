@@ -1,7 +1,7 @@
 """Which files a folder holds, and a reader of its images."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -56,8 +56,12 @@ def folder_reader(folder: Path) -> Reader:
     paths = files(folder, EXTENSIONS)
     deeper = subfolder_with_images(folder)
     warnings = (f"images in subfolders of {folder}, such as {deeper}, are ignored",) if deeper else ()
-    chunks = [paths[i : i + IMAGES_AT_ONCE] for i in range(0, len(paths), IMAGES_AT_ONCE)]
-    return Reader(len(paths), lambda: ahead(_decode_files, chunks), warnings)
+
+    def pictures(first: int) -> Iterator[Picture]:
+        starts = range(first, len(paths), IMAGES_AT_ONCE)
+        return ahead(_decode_files, (paths[i : i + IMAGES_AT_ONCE] for i in starts))
+
+    return Reader(len(paths), pictures, warnings)
 
 
 def _decode_files(paths: Sequence[str]) -> list[Picture]:

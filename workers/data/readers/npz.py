@@ -1,6 +1,7 @@
 """Reads the images in an `.npz`, as numpy.savez and guided-diffusion write them."""
 
 import lzma
+import os
 import struct
 import zipfile
 import zlib
@@ -33,7 +34,7 @@ def npz_reader(path: Path) -> Reader:
     if {"mu", "sigma"} <= set(names):
         # guided-diffusion's references: statistics of a whole training set next to 10,000 of its images
         warnings = (f"{path} also holds mu and sigma, perhaps of more images; its {count} images are used",)
-    return Reader(count, lambda: _npz_pictures(path, count, tuple(shape)), warnings)
+    return Reader(count, lambda first: _npz_pictures(path, count, tuple(shape), first), warnings)
 
 
 def require_whole_npz(path: Path) -> None:
@@ -79,11 +80,12 @@ def _npy_shape(path: Path, file: IO[bytes]) -> tuple[int, ...]:
     return shape
 
 
-def _npz_pictures(path: Path, count: int, shape: tuple[int, ...]) -> Iterator[Picture]:
+def _npz_pictures(path: Path, count: int, shape: tuple[int, ...], first: int) -> Iterator[Picture]:
     size = int(np.prod(shape))
     with _damage(path), zipfile.ZipFile(path) as archive, archive.open(f"{NPZ_IMAGES}.npy") as file:
         _npy_shape(path, file)
-        for start in range(0, count, IMAGES_AT_ONCE):
+        file.seek(first * size, os.SEEK_CUR)
+        for start in range(first, count, IMAGES_AT_ONCE):
             wanted = min(IMAGES_AT_ONCE, count - start) * size
             data = file.read(wanted)
             if len(data) < wanted:

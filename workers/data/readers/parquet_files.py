@@ -47,7 +47,7 @@ def parquet_reader(path: Path) -> Reader:
     count = sum(table.rows for table in tables)
     if not count:
         raise SourceError(f"{path} holds no rows")
-    return Reader(count, lambda: ahead(_decode_rows, _rows(tables)), warnings)
+    return Reader(count, lambda first: ahead(_decode_rows, _rows(tables, first)), warnings)
 
 
 def _require_one_cell(path: Path, tables: Sequence[Table]) -> None:
@@ -104,8 +104,13 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _rows(tables: Sequence[Table]) -> Iterator[list[EncodedImage]]:
+def _rows(tables: Sequence[Table], first: int) -> Iterator[list[EncodedImage]]:
+    """The rows from number `first` on, over all tables."""
     for table in tables:
+        skipped = min(first, table.rows)
+        first -= skipped
+        if skipped == table.rows:
+            continue
         row = 0
         try:
             with pq.ParquetFile(table.path, page_checksum_verification=True) as file:
@@ -113,8 +118,11 @@ def _rows(tables: Sequence[Table]) -> Iterator[list[EncodedImage]]:
                     column = batch.column(0)
                     if pa.types.is_struct(column.type):
                         column = column.field("bytes")
-                    yield [_encoded(table, row + i, data) for i, data in enumerate(column.to_pylist())]
+                    numbers = range(row, row + len(column))
                     row += len(column)
+                    if row > skipped:
+                        encoded = zip(numbers, column.to_pylist(), strict=True)
+                        yield [_encoded(table, number, data) for number, data in encoded if number >= skipped]
         except (pa.ArrowException, OSError) as error:
             raise DamagedFile(f"{table.path} can't be read: {one_line(error)}") from None
 

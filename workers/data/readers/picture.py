@@ -48,7 +48,8 @@ class Reader(NamedTuple):
     """How many images there are, how to read them in order, and warnings that need no image to be read."""
 
     num_images: int
-    pictures: Callable[[], Iterator[Picture]]
+    pictures: Callable[[int], Iterator[Picture]]
+    """Takes the number of the first image to read; those before it are not decoded."""
     warnings: tuple[str, ...]
 
 

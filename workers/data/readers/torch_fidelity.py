@@ -24,10 +24,10 @@ def dataset_reader(root: Path, name: str) -> Reader:
             f"{name} is not in {root}: download {kind.url} and unpack it there, to {root / kind.base_folder} (taugrid "
             "downloads no data sets)"
         ) from error
-    return Reader(len(data), lambda: _dataset_pictures(name, data), ())
+    return Reader(len(data), lambda first: _dataset_pictures(name, data, first), ())
 
 
-def _dataset_pictures(name: str, data: Any) -> Iterator[Picture]:
+def _dataset_pictures(name: str, data: Any, first: int) -> Iterator[Picture]:
     """Each item of torch-fidelity's data sets is a uint8 tensor (3, H, W)."""
-    for i in range(len(data)):
+    for i in range(first, len(data)):
         yield Picture(f"{name} image {i}", data[i].numpy(), lossy=False)
