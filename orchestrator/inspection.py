@@ -1,9 +1,11 @@
 """The commands `plan`, `status`, `verify`, `export` and `compare`, from nothing but the config and the disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from taugrid import parquet
 from taugrid.config import Config
@@ -13,7 +15,7 @@ from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.extension import orphans_in_words
-from taugrid.orchestrator.rundir.integrity import Damage
+from taugrid.orchestrator.rundir.integrity import READERS, Damage
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.sample import images_to_keep
 from taugrid.storage import Storage, read_json, read_sealed
@@ -92,16 +94,20 @@ def measured_rate(rundir: RunDir) -> float | None:
 
 
 def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> list[Damage]:
-    """Re-read every file of a run and decode every image, calling `tick(n)` after n images. Changes nothing."""
+    """Re-read every file of a run and decode every image, calling `tick(n)` after n images. Changes nothing.
+
+    Several files are read at a time: reading, hashing and decoding release Python's lock.
+    """
     found: list[Damage] = []
     storage = rundir.storage
+    rundir.ledger.distrust()
     if (said := orphans_in_words(config, plan, rundir)) is not None:
         found.append(Damage(rundir.samples, said))
     planned = {cell.id for cell in plan.cells}
     for cell_id, name in rundir.committed_cells().items():
         if cell_id not in planned:
-            for path in storage.list(rundir.samples / name, "part-*.parquet"):
-                found += _verify_images(path, None, tick, storage)
+            paths = storage.list(rundir.samples / name, "part-*.parquet")
+            found += _read_all(paths, partial(_verify_images, shape=None, storage=storage), tick)
     for cell in plan.cells:
         found += _verify_samples(cell, rundir, tick)
     derived = [
@@ -110,11 +116,7 @@ def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], Non
         if kind.folder != rundir.samples.name  # whose images were decoded above
         for path in storage.list(rundir.root / kind.folder, kind.files)
     ]
-    for path in sorted(derived):
-        try:
-            parquet.inspect(path, storage=storage)
-        except DamagedFile as error:
-            found.append(Damage(path, str(error)))
+    found += _read_all(sorted(derived), partial(_verify_bytes, storage=storage), tick)
     scored = [cell for cell in plan.cells if rundir.scores_of(cell)]
     found += [Damage(rundir.score(cell, "*"), "missing") for cell in plan.cells if scored and cell not in scored]
     changed = [path for path in storage.list(rundir.scores, "*.json") if read_sealed(path, storage) is None]
@@ -136,30 +138,56 @@ def _verify_samples(cell: Cell, rundir: RunDir, tick: Callable[[int], None]) -> 
     except UserError as error:  # of the weights: the images can be read without them
         found.append(Damage(rundir.weights_file(cell.model, cell.settings.weights), str(error)))
         done = rundir.sampled(cell, None, every_byte=False, on_damage=found.append)
+    whole = [rundir.sample_part(cell, shard) for shard in cell.shards if shard.number in done]
+    look = partial(_verify_images, shape=cell.model.image_shape, storage=rundir.storage)
+    found += _read_all(whole, look, tick)
     for shard in cell.shards:
         path = rundir.sample_part(cell, shard)
         if shard.number in done:
-            found += _verify_images(path, cell.model.image_shape, tick, rundir.storage)
-        elif not rundir.storage.exists(path):
+            continue
+        if not rundir.storage.exists(path):
             found.append(Damage(path, "missing"))
         elif all(damage.path != path for damage in found):
             found.append(Damage(path, "it holds fewer images than the config asks for"))
     return found
 
 
-def _verify_images(
-    path: Path, shape: tuple[int, int, int] | None, tick: Callable[[int], None], storage: Storage
-) -> list[Damage]:
+class _Read(NamedTuple):
+    """What was found in a file that was read to its end."""
+
+    damages: list[Damage]
+    images: int
+    """How many were decoded."""
+
+
+def _read_all(paths: Sequence[Path], look: Callable[[Path], _Read], tick: Callable[[int], None]) -> Iterator[Damage]:
+    """The damages that `look` finds in the files, in their order."""
+    with ThreadPoolExecutor(READERS) as pool:
+        for damages, images in pool.map(look, paths):
+            tick(images)
+            yield from damages
+
+
+def _verify_images(path: Path, shape: tuple[int, int, int] | None, storage: Storage) -> _Read:
     """Decode every image of a file; `shape` is (channels, height, width), or None if it is not known."""
+    images = 0
     try:
         parquet.inspect(path, storage=storage)
         for index, batch in parquet.read_images(path, storage=storage):
             if shape is not None and batch.shape[1:] != shape:
                 raise DamagedFile(f"its images have shape {batch.shape[1:]}, not {shape}")
-            tick(len(index))
+            images += len(index)
     except (DamagedFile, ValueError) as error:
-        return [Damage(path, str(error).removeprefix(f"{path}: "))]
-    return []
+        return _Read([Damage(path, str(error).removeprefix(f"{path}: "))], images)
+    return _Read([], images)
+
+
+def _verify_bytes(path: Path, storage: Storage) -> _Read:
+    try:
+        parquet.inspect(path, storage=storage)
+    except DamagedFile as error:
+        return _Read([Damage(path, str(error))], 0)
+    return _Read([], 0)
 
 
 def find_cell(plan: Plan, name: str) -> Cell:
