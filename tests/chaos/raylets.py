@@ -30,7 +30,7 @@ from command import command_line, descendants
 
 HERE = Path(__file__).parent
 
-READ_ONLY = "mount -o remount,bind,ro {0}"
+READ_ONLY = "mount --bind {0} {0} && mount -o remount,bind,ro {0}"
 LOST = "umount -l {0}"
 """Shell commands for `Cluster.inside`: what happens to a node's mount of the folder {0}. Below a lost mount there is an
 empty folder, as below a real one, and writing to it succeeds."""
@@ -78,14 +78,14 @@ class Cluster:
         """Start the head, which has no CPUs."""
         options = ["--head", f"--port={self._port}", "--num-cpus=0", "--include-dashboard=false"]
         self._begin("head", "127.0.0.1", [*options, f"--ray-client-server-port={free_port()}"], [])
-        self._wait("head")
+        self.wait("head")
 
     def start(self, *names: str, cpus: int = 1, without_mount: bool = False, then: str = "true") -> None:
         """Start nodes side by side, and wait until they have joined. `then` is a shell command that each runs first."""
         for name in names:
             self.begin(name, cpus, without_mount, then)
         for name in names:
-            self._wait(name)
+            self.wait(name)
 
     def begin(self, name: str, cpus: int = 1, without_mount: bool = False, then: str = "true") -> None:
         """Start a node that will join by and by."""
@@ -156,8 +156,8 @@ class Cluster:
     def _log(self, name: str) -> Path:
         return self._temporary / f"{name}.log"
 
-    def _wait(self, name: str, seconds: float = 90) -> None:
-        """Wait for the node to join. `ray start` itself looks only every 5 s; the raylet's log tells at once."""
+    def wait(self, name: str, seconds: float = 90) -> None:
+        """Wait for a node to join. `ray start` itself looks only every 5 s; the raylet's log tells at once."""
         end = time.monotonic() + seconds
         while "Ray runtime started" not in (said := self._log(name).read_text()):
             logs = self._folders[name].glob("session_*/logs/raylet.out")

@@ -4,6 +4,8 @@ from collections import Counter
 
 from experiment import Counts
 
+from taugrid.words import counted
+
 
 class Tally:
     """Counts over all chaos tests of a session."""
@@ -27,8 +29,9 @@ class Tally:
 
     def __str__(self) -> str:
         kills = ", ".join(f"{what} {count}" for what, count in self.kills.most_common())
-        wrong = ", ".join(f"{count} {what}" for what, count in self.wrong._asdict().items())
+        lost, doubled, other, quarantined = self.wrong
         return (
-            f"chaos: seed {self.seed}: {self.kills.total()} kills ({kills}) on {len(self.nodes)} nodes, "
-            f"{len(self.faults)} faults planted, {self.runs} runs compared: {wrong}"
+            f"chaos: seed {self.seed}: {self.kills.total()} kills ({kills}) on {counted(len(self.nodes), 'node')}, "
+            f"{counted(len(self.faults), 'fault')} planted, {counted(self.runs, 'run')} compared: {lost} files lost, "
+            f"{doubled} doubled, {other} of other weights or noise, {quarantined} tasks quarantined but not planted"
         )

@@ -14,7 +14,7 @@ from experiment import Counts, compare
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 NODES = ("A", "B", "C", "D")
-DECK = {"worker": 68, "node": 14, "driver": 14, "head": 3}
+DECK = {"worker": 70, "node": 14, "driver": 14, "head": 3}
 """What is killed, and how often."""
 PAUSE = (0.5, 2.5)
 """Seconds between two kills. A shard takes 0.2, so that the same one is hardly ever hit three times."""
