@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from unittest import mock
 
+import pytest
 from rich.console import Console
 
 from taugrid.orchestrator.dispatch import cluster, pool
@@ -57,14 +58,27 @@ class PoolHere:
     def __init__(self, actor, arguments, cpus, gpus, probe):
         self._worker, self._events, self._probe = Worker(1), deque(), probe
 
-    def start(self):
-        self._events.append(Joined("worker-0", self._worker.hello(self._probe)))
+    def start(self, avoid=()):
+        self.greet("worker-0")
+        return "worker-0"
+
+    def greet(self, worker):
+        self._answer(worker, lambda: Joined(worker, self._worker.hello(self._probe)))
 
     def give(self, worker, job):
+        self._answer(worker, lambda: Done(worker, self._worker.do(job)))
+
+    def _answer(self, worker, call):
         try:
-            self._events.append(Done(worker, self._worker.do(job)))
+            self._events.append(call())
         except Exception as error:
             self._events.append(Failed(worker, error, "traceback"))
+
+    def places(self):
+        return set()
+
+    def kill(self, worker):
+        pytest.fail(f"{worker} had to be killed")
 
     def events(self, timeout_seconds):
         while self._events:

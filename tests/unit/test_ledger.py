@@ -149,6 +149,20 @@ def test_verify_believes_no_ledger(opened, copy):
     assert [damage.path for damage in verify(opened.config, opened.plan, RunDir(copy), lambda count: None)] == [path]
 
 
+def test_verify_reads_files_side_by_side_and_tells_all_of_them_in_order(opened, copy):
+    cut, flipped, missing = sorted(copy.glob("samples/*/part-*.parquet"))[:3]
+    cut.write_bytes(cut.read_bytes()[:-10])
+    flip(flipped)
+    missing.unlink()
+    features = sorted(copy.glob("features/*/*/part-000001.parquet"))[0]
+    flip(features)
+    ticks = []
+    damages = verify(opened.config, opened.plan, RunDir(copy), ticks.append)
+    assert {damage.path for damage in damages} == {cut, flipped, missing, features}
+    assert [damage.path for damage in damages][-1] == features
+    assert sum(ticks) == 10, "of 40 images, the 10 of the last file are whole"
+
+
 def test_lines_without_effect_do_not_gather(tmp_path):
     path, part = tmp_path / "part", parquet.Part(0, 3, {"cell": "c", "tau": [1, 2]})
     kept = Ledger(tmp_path, LOCAL)
