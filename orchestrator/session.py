@@ -170,9 +170,8 @@ class Run:
         try:
             workers = min(cluster.room(self.config.cluster), len(pieces))
             embedded, limits = self._address == "local", self.config.cluster
-            return Loop(
-                pieces, work_kinds(), pool, workers, embedded, limits, self._progress, self._events, self._log
-            ).run()
+            outputs = self._progress, self._events, self._log, self.rundir.committed
+            return Loop(pieces, work_kinds(), pool, workers, embedded, limits, *outputs).run()
         finally:
             pool.close()
             probe.unlink(missing_ok=True)

@@ -35,8 +35,10 @@ class Loop:
         progress: Progress,
         events: Events,
         log: Callable[[str, str], Path],
+        committed: Callable[[Path], None] = lambda path: None,
     ) -> None:
         self._pieces = pieces
+        self._committed = committed
         self._kinds = {kind.name: kind for kind in kinds}
         self._pool = pool
         self._workers = workers
@@ -172,6 +174,8 @@ class Loop:
             self._images += result.images
         name, fields = kind.event(piece, result, first)
         self._events.add(name, **fields, worker=worker, node=info.node, device=info.device)
+        if first:
+            self._committed(Path(piece.job.path))
 
     def _failed(self, failure: Failed) -> None:
         worker, cause = failure.worker, failure.cause

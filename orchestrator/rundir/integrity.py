@@ -46,9 +46,14 @@ class Integrity(Paths):
         return Ledger(self.root, self.storage)
 
     def committed(self, path: Path) -> None:
-        """Note that a worker has just committed a Parquet file and the driver sees it: its bytes need not be read."""
-        version = self.storage.version(path)
-        self.ledger.add(path, version, parquet.inspect(path, every_byte=False, storage=self.storage))
+        """Note that a worker has just committed a file, sealed, and the driver sees it: its bytes need not be read."""
+        if path.suffix != ".parquet":
+            return
+        try:
+            version = self.storage.version(path)
+            self.ledger.add(path, version, parquet.inspect(path, every_byte=False, storage=self.storage))
+        except (FileNotFoundError, DamagedFile):
+            return  # the next survey says so
         self.ledger.flush()
 
     def sampled(self, cell: Cell, metadata: dict[str, Any] | None, every_byte: bool, on_damage: OnDamage) -> set[int]:
