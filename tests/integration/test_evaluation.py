@@ -18,6 +18,7 @@ from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.extract import ExtractWork
+from taugrid.orchestrator.work.reference import ReferenceWork
 from taugrid.orchestrator.work.score import ScoreWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import read_sealed, write_sealed
@@ -136,7 +137,7 @@ def score_here(root, *assignments):
     stages = frozenset({"evaluate"})
     survey = Survey(config, plan(config), RunDir(root), evaluation(config, plan(config)), stages, pytest.fail)
     extracted = []
-    for piece in (*ExtractWork(survey).pieces(), *ScoreWork(survey).pieces()):
+    for piece in (*ReferenceWork(survey).pieces(), *ExtractWork(survey).pieces(), *ScoreWork(survey).pieces()):
         if isinstance(piece.job, extract.ExtractJob):
             extracted.append(piece.task.key)
             extract.run(piece.job, Device("cpu"))
