@@ -1,7 +1,7 @@
 """`taugrid evaluate --samples`: scores external images in this process."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from taugrid.config import Evaluate, validate
 from taugrid.config.load import merge
@@ -27,12 +27,16 @@ def score_images(
     others = sorted(values.keys() - {"evaluate"})
     if others:
         raise UserError(f"--set {others[0]}: external images only take keys of evaluate")
-    section = validate(Evaluate, values["evaluate"], "evaluate")
+    try:
+        section = validate(Evaluate, values["evaluate"], "evaluate")
+    except UserError as error:
+        raise UserError(_with_flags(str(error), evaluate)) from None
     if section.reference is not None or not section.keep_features:
         raise UserError("--set evaluate.reference and evaluate.keep_features are for a run; give --reference PATH here")
     try:
         progress.say("reading images")
-        found, compared = open_source(samples), open_reference(reference)
+        found = _opened("--samples", open_source, samples)
+        compared = _opened("--reference", open_reference, reference)
         spec = resolve(section.extractor, "", section.weights, found.shape)
         import torch
 
@@ -60,6 +64,23 @@ def score_images(
             progress=tell,
         )
     except (ValueError, DamagedFile) as error:
-        raise UserError(str(error)) from None
+        raise UserError(_with_flags(str(error), evaluate)) from None
     finally:
         progress.end()
+
+
+Images = TypeVar("Images")
+
+
+def _opened(flag: str, open_images: Callable[[str], Images], path: str) -> Images:
+    try:
+        return open_images(path)
+    except (ValueError, DamagedFile) as error:
+        raise UserError(f"{flag}: {error}") from None
+
+
+def _with_flags(text: str, given: Iterable[str]) -> str:
+    """An error's text with the flags that the user gave in place of the config's keys."""
+    for key in given:
+        text = text.replace(f"evaluate.{key}", f"--{key}").replace(f"evaluate: {key}", f"--{key}")
+    return text

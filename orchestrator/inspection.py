@@ -11,6 +11,7 @@ from taugrid import parquet
 from taugrid.config import Config
 from taugrid.errors import DamagedFile, UserError
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan, Shard
+from taugrid.orchestrator.plan.missing import missing_images
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
@@ -45,6 +46,13 @@ def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
         "evaluations_per_second_and_worker": rate,
         "worker_seconds_remaining": None if rate is None else round(remaining / rate, 1),
     }
+
+
+def describe_plan(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
+    """What `describe` says and, among the remarks, which images a run would need that are missing."""
+    described = describe(config, plan, rundir)
+    untrained = [model for model, _ in plan.trained_here if not rundir.is_ready(model)]
+    return described | {"remarks": [*described["remarks"], *missing_images(config, untrained)]}
 
 
 def _describe_model(model: Model, rundir: RunDir) -> dict[str, Any]:

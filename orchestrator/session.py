@@ -20,7 +20,7 @@ from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.commits import require_here
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
-from taugrid.orchestrator.rundir.extension import check_extends
+from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_directory
 from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.orchestrator.training import Training
 from taugrid.orchestrator.work import work_kinds
@@ -70,6 +70,7 @@ class Run:
             UserError: if something must be changed first; nothing is lost.
             RunFailed: if a stage could not go on.
         """
+        check_is_run_directory(self.rundir)
         scores = "evaluate" in stages or "report" in stages
         scoring = evaluation(self.config, self.plan, self.rundir.extractor) if scores else None
         if "train" in stages:

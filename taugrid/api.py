@@ -25,11 +25,11 @@ def plan(config: str | Path, out: str | Path | None = None, assignments: Sequenc
     Raises:
         taugrid.errors.UserError: if the config is wrong, has no extractor, or would orphan images.
     """
-    from taugrid.orchestrator.inspection import describe
+    from taugrid.orchestrator.inspection import describe_plan
     from taugrid.orchestrator.opened import open_to_plan
 
     opened = open_to_plan(str(config), assignments, None if out is None else str(out))
-    return describe(opened.config, opened.plan, opened.rundir)
+    return describe_plan(opened.config, opened.plan, opened.rundir)
 
 
 def run(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from taugrid.errors import DamagedFile, NotFinite
 
@@ -37,13 +37,17 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
     """PNG bytes as a (C, H, W) uint8 image, C = 1 for grey and 3 for RGB.
 
     Raises:
-        DamagedFile: if the bytes are not a PNG.
+        DamagedFile: if the bytes are not a PNG, grey or RGB in 8 bits, or claim to be of a size that no sample has.
     """
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            pixels = np.asarray(picture)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DamagedFile(f"an image can't be decoded: {error}") from None
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            mode = picture.mode
+            pixels = np.asarray(picture) if mode in ("L", "RGB") else None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "it is no PNG" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+        raise DamagedFile(f"an image can't be decoded: {reason}") from None
+    if pixels is None:
+        raise DamagedFile(f"an image can't be decoded: it is neither grey (L) nor RGB, but {mode} (Pillow's mode)")
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 

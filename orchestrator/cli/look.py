@@ -17,11 +17,11 @@ from taugrid.words import counted
 def plan(config: str, out: str | None, assignments: tuple[str, ...], as_json: bool) -> None:
     """Show what a run would do and what is already done. Starts nothing."""
     from taugrid.orchestrator.cli.text import plan_text
-    from taugrid.orchestrator.inspection import describe
+    from taugrid.orchestrator.inspection import describe_plan
     from taugrid.orchestrator.opened import open_to_plan
 
     opened = open_to_plan(config, assignments, out)
-    print_value(describe(opened.config, opened.plan, opened.rundir), as_json, plan_text)
+    print_value(describe_plan(opened.config, opened.plan, opened.rundir), as_json, plan_text)
 
 
 @click.command()

@@ -9,6 +9,7 @@ from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.changes import changed_files
 from taugrid.orchestrator.plan.identity import NOT_IDENTITY
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import read_json
 
 WHAT_NO_KEY_SAYS = "the files of its checkpoint, custom network or data, or taugrid itself"
@@ -16,6 +17,19 @@ WHAT_NO_KEY_SAYS = "the files of its checkpoint, custom network or data, or taug
 
 MOST_DIFFERENCES = 4
 """How many differing keys are named. With more, it is another experiment, and a list would not help."""
+
+
+def check_is_run_directory(rundir: RunDir) -> None:
+    """Raise `UserError` if a folder holds something else, or a config that can't be read: it would be overwritten."""
+    visible = sorted(path.name for path in rundir.storage.list(rundir.root, "*") if not path.name.startswith("."))
+    if rundir.storage.exists(rundir.config):
+        if not isinstance(read_json(rundir.config, rundir.storage), dict):
+            raise UserError(f"{rundir.config} can't be read as JSON; restore it, remove it, or give another --out")
+    elif visible and not {RUN_FILE, rundir.lease.name} & set(visible):
+        raise UserError(
+            f"--out {rundir.root} is not empty and no run directory (it holds {', '.join(visible[:3])}"
+            f"{', ...' if len(visible) > 3 else ''}); give a new folder"
+        )
 
 
 def check_extends(config: Config, plan: Plan, rundir: RunDir) -> None:

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def read(path: Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file; `UserError` if it can't be read as one."""
     try:
         text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        values = json.loads(text) if path.suffix == ".json" else _from_yaml(text)
     except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"can't read {path}: {reason}") from None
@@ -59,6 +59,24 @@ def read(path: Path) -> dict[str, Any]:
     return values
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, of which YAML would silently use the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping in `node`."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for (key_node, _), key in zip(node.value, keys, strict=False):
+            if isinstance(key, Hashable) and keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} appears twice; remove one of them", key_node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _from_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
 def merge(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """`values` with every `key.path=value` of `--set` applied; a value is read as YAML."""
     merged: dict[str, Any] = json.loads(json.dumps(values))
@@ -67,9 +85,10 @@ def merge(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise UserError(f"--set takes key=value, as in --set sample.num_samples=2000, not {assignment!r}")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"--set {key}: {text!r} is not a YAML value") from None
+            value = _from_yaml(text)
+        except yaml.YAMLError as error:
+            reason = f" ({error.problem})" if isinstance(error, yaml.constructor.ConstructorError) else ""
+            raise UserError(f"--set {key}: {text!r} is not a YAML value{reason}") from None
         *parents, last = key.strip().split(".")
         node = merged
         if parents[:1] == ["grid"]:

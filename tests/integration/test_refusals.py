@@ -44,7 +44,8 @@ def test_missing_weights_are_refused_with_the_ways_out(refused, few, monkeypatch
     line = refused(few, few)
     place = tmp_path / "torch/hub/checkpoints/weights-inception-2015-12-05-6726825d.pth"
     assert all(part in line for part in ("inception-v3-compat", "https://github.com/", str(place), "evaluate.weights"))
-    assert f"there is no file {tmp_path / 'absent.pth'}" in refused(few, few, "--weights", tmp_path / "absent.pth")
+    line = refused(few, few, "--weights", tmp_path / "absent.pth")
+    assert f"--weights: there is no file {tmp_path / 'absent.pth'}" in line
 
 
 @pytest.mark.parametrize("extractor", ["inception-v3-compat", "vgg16", "digits-convnet"])
@@ -82,8 +83,10 @@ def test_places_without_images_are_refused(refused, few, held_out, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.txt").write_text("")
     for place, said in (("empty", "holds no .png"), ("nowhere", "there is no"), ("text.txt", "does not hold images")):
-        assert said in refused(tmp_path / place, held_out, *DIGITS)
-        assert said in refused(few, tmp_path / place, *DIGITS)
+        for flag, places in ("--samples", (tmp_path / place, held_out)), ("--reference", (few, tmp_path / place)):
+            line = refused(*places, *DIGITS)
+            assert said in line
+            assert line.startswith(f"taugrid: {flag}: ")
 
 
 def test_a_single_image_is_refused(refused, few, held_out, tmp_path):
@@ -144,7 +147,9 @@ def test_features_that_are_nan_are_refused(refused, few, monkeypatch, tmp_path):
 
 
 def test_keys_and_metrics_that_there_are_not_are_refused(refused, few, held_out):
-    assert "'fud'" in refused(few, held_out, *DIGITS, "--metrics", "fid,fud")
+    line = refused(few, held_out, *DIGITS, "--metrics", "fid,fud")
+    assert "'fud'" in line
+    assert line.startswith("taugrid: --metrics")
     assert "--set sample" in refused(few, held_out, *DIGITS, "--set", "sample.steps=5")
     assert "isc_split" in refused(few, held_out, *DIGITS, "--set", "evaluate.isc_split=5")
     assert "--reference PATH" in taugrid("evaluate", "--samples", few, code=2).stderr

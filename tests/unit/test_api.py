@@ -44,6 +44,24 @@ def test_plan_is_what_the_command_prints_as_json(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_plan_says_which_images_a_run_would_miss(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def remarks(*assignments):
+        return " ".join(taugrid.plan(CONFIG, tmp_path / "run", assignments)["remarks"])
+
+    assert remarks() == ""
+    assert f"there is no {tmp_path / 'absent'}" not in remarks(f"evaluate.reference={tmp_path}")
+    assert f"evaluate.reference: there is no {tmp_path / 'absent'}" in remarks(
+        f"evaluate.reference={tmp_path / 'absent'}"
+    )
+    celeba = f"{{name: celeba, root: {tmp_path}}}"
+    assert "list_eval_partition.txt" in remarks(f"evaluate.reference={celeba}")
+    assert "list_eval_partition.txt" in remarks(f"data={celeba}", "model={unet: {}}", "evaluate.extractor=pixels")
+    if_it_may = f"{{name: celeba, root: {tmp_path}, download: true}}"
+    assert remarks(f"evaluate.reference={if_it_may}") == "", "it would be downloaded"
+
+
 @pytest.mark.parametrize(
     "assignment", ["evaluate.extractor=nonsense", "evaluate.metrics=[nonsense]", "sample.nonsense=1", "name=a/b"]
 )

@@ -120,3 +120,25 @@ def test_a_resolved_config_loads_as_itself(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(config.model_dump_json())
     assert load(str(path)) == config
+
+
+def test_a_key_that_a_file_has_twice_is_refused(tmp_path):
+    """YAML would use the last one without a word."""
+    path = tmp_path / "c.yaml"
+    path.write_text("name: x\nsample: {steps: 5}\nsample:\n  eta: 1.0\n")
+    with pytest.raises(UserError, match=r"the key 'sample' appears twice.* line 2") as error:
+        load(str(path))
+    assert "\n" not in str(error.value)
+    path.write_text("name: x\nsample: {steps: 5, eta: 0, steps: 6}\n")
+    with pytest.raises(UserError, match="the key 'steps' appears twice"):
+        load(str(path))
+    with pytest.raises(UserError, match="the key 'steps' appears twice"):
+        merge({}, ["grid={steps: [1], steps: [2]}"])
+    path.write_text("name: x\nsample: &s {steps: 5}\ntrain: {}\ncluster: {}\ndata: &d {name: digits}\n")
+    assert load(str(path)).sample.steps == 5
+
+
+def test_yaml_s_merge_key_may_repeat_what_it_overrides(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("name: x\ngrid:\n  - &a {steps: [5], eta: [0.0]}\n  - {<<: *a, eta: [1.0]}\n")
+    assert load(str(path)).grid == [{"steps": [5], "eta": [0.0]}, {"steps": [5], "eta": [1.0]}]

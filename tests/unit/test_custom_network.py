@@ -115,6 +115,10 @@ def random_buffer():
     network.forward = lambda x, t: network.table * x
     return network
 
+def few_times():
+    times = nn.Embedding(100, 1)
+    return lambda x, t: x + times(t)[..., None, None]
+
 MODULE = Scaled()
 NUMBER = 3
 tuple_ = returning(lambda x, t: (x, t))
@@ -227,6 +231,7 @@ def test_a_network_that_does_not_come_to_an_end_is_given_up(folder, monkeypatch)
         ("nan", r"nan or infinity for noise, at t = \[0, 999\]$"),
         ("overwritten", r"changed x in place"),
         ("one_time", r"something different for an image alone than in a batch"),
+        ("few_times", r"fails at the time indices \[0, 999\] .*; set diffusion.timesteps"),
         ("norm", r"batch norm in training mode"),
         ("dropout", r"two different outputs for the same x and t"),
         ("Random", r"two different networks when it was called twice"),

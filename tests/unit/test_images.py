@@ -1,8 +1,14 @@
+import io
+import struct
+import zlib
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from taugrid.errors import NotFinite
+from taugrid.errors import DamagedFile, NotFinite
 from taugrid.images import decode_png, encode_png, to_uint8
+from taugrid.workers.data.readers.picture import decode
 
 
 def test_what_is_no_number_is_no_grey_level():
@@ -27,3 +33,40 @@ def test_rounding_is_to_nearest_and_clips():
 def test_png_is_lossless(channels):
     picture = np.random.default_rng(0).integers(0, 256, (channels, 8, 8), dtype=np.uint8)
     assert np.array_equal(decode_png(encode_png(picture)), picture)
+
+
+def of_format(name, mode="L"):
+    buffer = io.BytesIO()
+    Image.new(mode, (8, 8)).save(buffer, format=name)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", ["GIF", "BMP", "TIFF", "JPEG", "WEBP", "PPM", "ICO"])
+def test_samples_are_png_and_nothing_else(name):
+    """Each further format is a parser that a file from somebody else could reach."""
+    with pytest.raises(DamagedFile, match="it is no PNG"):
+        decode_png(of_format(name))
+    if name != "JPEG":
+        with pytest.raises(DamagedFile, match="neither PNG nor JPEG"):
+            decode("a.png", of_format(name))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "1", "I;16", "LA"])
+def test_samples_are_grey_or_rgb(mode):
+    with pytest.raises(DamagedFile, match=f"but {mode} "):
+        decode_png(of_format("PNG", mode))
+
+
+def bomb(width):
+    """A PNG of a few bytes that claims to be `width` pixels wide and high."""
+    header = struct.pack(">IIBBBBB", width, width, 8, 0, 0, 0, 0)
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(bytes(1000)), b"IEND": b""}
+    data = [struct.pack(">I", len(v)) + k + v + struct.pack(">I", zlib.crc32(k + v)) for k, v in chunks.items()]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(data)
+
+
+def test_a_decompression_bomb_is_one_line():
+    for read in (decode_png, lambda data: decode("a.png", data)):
+        with pytest.raises(DamagedFile, match="pixels") as error:
+            read(bomb(20_000))
+        assert "\n" not in str(error.value)

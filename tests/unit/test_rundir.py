@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from taugrid.errors import UserError
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
+from taugrid.orchestrator.rundir.extension import check_is_run_directory
 from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.registry.extractors import ExtractorSpec
 
@@ -111,3 +113,26 @@ def test_the_names_in_peoples_run_directories_stay(tmp_path):
     }
     for path, name in names.items():
         assert path.relative_to(tmp_path).as_posix() == name
+
+
+def test_a_folder_that_is_no_run_directory_is_not_written_to(tmp_path):
+    rundir = RunDir(tmp_path / "run")
+    check_is_run_directory(rundir)  # not there yet
+    rundir.root.mkdir()
+    (rundir.root / ".lock").touch()
+    check_is_run_directory(rundir)
+    (rundir.root / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"not empty and no run directory \(it holds thesis.tex\)"):
+        check_is_run_directory(rundir)
+    (rundir.root / "run.json").write_text("{}")  # a session that was killed before it wrote the config
+    check_is_run_directory(rundir)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+def test_a_config_that_can_not_be_read_is_not_replaced(tmp_path, content):
+    rundir = RunDir(tmp_path)
+    rundir.config.write_bytes(content)
+    with pytest.raises(UserError, match=r"config.json can't be read"):
+        check_is_run_directory(rundir)
+    rundir.config.write_text("{}")
+    check_is_run_directory(rundir)

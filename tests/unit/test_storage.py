@@ -418,6 +418,7 @@ ALLOWED = [
         "`export --to`, which is no part of a run",
     ),
     Exceptions("orchestrator/opened.py", {"exists": 1, "is_dir": 2, "is_file": 1}, "what --out or an argument is"),
+    Exceptions("orchestrator/plan/missing.py", {"exists": 1}, "a reference that a user names"),
     Exceptions("orchestrator/plan/trust.py", {"read_json": 1, "write_json": 1}, "the user's trust file"),
     Exceptions("orchestrator/report/write.py", {"read_json": 1}, "pandas', of what `local_path` gives"),
     Exceptions("orchestrator/rundir/events.py", {"touch": 1}, "of what `temporary` gives"),

@@ -86,6 +86,15 @@ def content_fingerprint(data: Data) -> str:
     return _load(data).fingerprint
 
 
+def require_files(data: Data) -> None:
+    """Raise `UserError` if the files of a data set are missing, as far as that is known without decoding an image.
+
+    Nothing is downloaded: a data set with `data.download`, or that ships with taugrid, is not looked for.
+    """
+    if "root" in data.dataset.keys and not data.download:
+        resolve_name(data.dataset.reader)(data)
+
+
 @lru_cache(maxsize=4)
 def _load(data: Data) -> Decoded:
     found = resolve_name(data.dataset.reader)(data)

@@ -109,7 +109,13 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], 
 def _try(network: BatchedDenoiser, name: str, x: Tensor, t: Tensor) -> Tensor:
     """The network's output for `_inputs`; CustomCodeError unless each image's output depends only on its x and t."""
     before = x.clone()
-    output = network(x, t)
+    try:
+        output = network(x, t)
+    except IndexError as error:
+        raise CustomCodeError(
+            f"the network of {name} fails at the time indices {t.tolist()} ({' '.join(str(error).split())}); set "
+            "diffusion.timesteps to the number of time steps that it was trained with"
+        ) from error
     if not output.isfinite().all():
         raise CustomCodeError(f"the network of {name} returned nan or infinity for noise, at t = {t.tolist()}")
     if not torch.equal(x, before):

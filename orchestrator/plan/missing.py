@@ -1,0 +1,32 @@
+"""Which images that a run would need are not where its config says."""
+
+from pathlib import Path
+
+from taugrid.config import Config, Data
+from taugrid.errors import UserError
+from taugrid.orchestrator.plan.cells import Model
+from taugrid.workers.data.load import require_files
+from taugrid.workers.data.readers.torch_fidelity import NAMES
+
+
+def missing_images(config: Config, untrained: list[Model]) -> list[str]:
+    """One line for each data set or reference that is not there. Nothing is downloaded or decoded.
+
+    Args:
+        config: its reference is looked for.
+        untrained: models that the run would train, on data that are looked for.
+    """
+    reference = config.data if config.evaluate.reference is None else config.evaluate.reference
+    sections = [model.data for model in untrained] + ([reference] if isinstance(reference, Data) else [])
+    found = [_missing_data(data) for data in dict.fromkeys(sections)]
+    if isinstance(reference, str) and reference not in NAMES and not Path(reference).exists():
+        found.append(f"evaluate.reference: there is no {reference}")
+    return [line for line in found if line is not None]
+
+
+def _missing_data(data: Data) -> str | None:
+    try:
+        require_files(data)
+    except UserError as error:
+        return str(error)
+    return None
