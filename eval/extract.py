@@ -63,7 +63,10 @@ def run(job: ExtractJob, device: Device) -> Result:
     job.check_run()
     with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
         for index, batch in _ahead(_batches(job)):
-            chunks = [extractor(chunk) for chunk in torch.split(torch.tensor(batch), job.batch_size)]
+            chunks = []
+            for chunk in torch.split(torch.tensor(batch), job.batch_size):
+                device.alive()
+                chunks.append(extractor(chunk))
             columns: dict[str, Any] = {"index": index, "features": torch.cat([c.features for c in chunks]).numpy()}
             if job.extractor.classes is not None:
                 columns["logits"] = torch.cat([c.logits for c in chunks if c.logits is not None]).numpy()

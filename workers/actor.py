@@ -17,6 +17,7 @@ from typing import NamedTuple
 import ray
 
 from taugrid.jobs import Job, Result, WorkerInfo
+from taugrid.workers import heartbeat
 from taugrid.workers.device import Device, set_up
 from taugrid.workers.hello import Probe, check_device, check_run_directory, check_versions
 
@@ -104,8 +105,10 @@ class Worker(Audible):
         """
         self._set_up()
         job.check_run()
+        self._device.begin()
         try:
-            result: Result = resolve_name(job.runs)(job, self._device)
+            with heartbeat.heard_by(self._device.alive):
+                result: Result = resolve_name(job.runs)(job, self._device)
             return replace(result, size=job.storage.size(Path(job.path)))
         except FileNotFoundError:
             job.check_run()  # a folder that vanished meanwhile is the node's fault, not the job's

@@ -12,6 +12,8 @@ from taugrid.config import Diffusion
 from taugrid.jobs import NetworkSpec
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from taugrid.workers.diffusion.process import Denoiser
 
 NETWORKS_KEPT = 2
@@ -40,6 +42,19 @@ def set_up(threads: int | None = None) -> None:
     torch.backends.cudnn.deterministic = True  # the same job gives the same bytes
 
 
+def with_heartbeats(network: "Denoiser", beat: Beat, calls: int) -> "Denoiser":
+    """`network`, with a heartbeat before each call: it will be called `calls` times."""
+    done = 0
+
+    def call(x: "Tensor", t: int) -> "Tensor":
+        nonlocal done
+        beat(done, calls)
+        done += 1
+        return network(x, t)
+
+    return call
+
+
 class Device:
     """A device, the networks that were last used on it, and the heart of the job that runs on it."""
 
@@ -48,6 +63,7 @@ class Device:
         """As torch names it: `cpu` or `cuda`."""
         self._heard = heard
         self._last_beat = -BEAT_SECONDS
+        self._at = (0.0, 0.0)
         self._loaded = lru_cache(maxsize=NETWORKS_KEPT)(self._load)
 
     def network(self, spec: NetworkSpec, diffusion: Diffusion) -> "Denoiser":
@@ -63,10 +79,19 @@ class Device:
         A job calls it between network calls and between blocks of reading, and never from a thread of its own, which
         would go on beating while the job hangs. Without a beat for `cluster.hang_seconds` the worker is killed.
         """
+        self._at = (done, of)
+        self.alive()
+
+    def begin(self) -> None:
+        """A new job begins, of which nothing is done."""
+        self._at = (0.0, 0.0)
+
+    def alive(self) -> None:
+        """Beat without news of how far the job is; `taugrid.workers.heartbeat` calls it for loops that do not know."""
         now = time.monotonic()
         if now - self._last_beat >= BEAT_SECONDS:
             self._last_beat = now
-            self._heard(done, of)
+            self._heard(*self._at)
 
     def _load(self, spec: NetworkSpec, diffusion: Diffusion) -> "Denoiser":
         from taugrid.workers.network.load import load_network

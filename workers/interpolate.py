@@ -13,7 +13,7 @@ from taugrid.config import Diffusion
 from taugrid.images import to_uint8
 from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
-from taugrid.workers.device import Device
+from taugrid.workers.device import Beat, Device, unheard, with_heartbeats
 from taugrid.workers.finite import Watched
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ class InterpolateJob(Job):
 
 def run(job: InterpolateJob, device: Device) -> Result:
     """Load the job's network and call `interpolate_cell`."""
-    return interpolate_cell(job, device.network(job.network, job.diffusion), device.name)
+    return interpolate_cell(job, device.network(job.network, job.diffusion), device.name, device.beat)
 
 
-def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: str) -> Result:
+def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: str, beat: Beat = unheard) -> Result:
     """Decode the job's rows and square of x_T and commit the pictures: the rows one after another, then the square.
 
     Raises:
@@ -56,10 +56,12 @@ def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: str) -> Res
     from taugrid.workers.samplers import ddim as sampler
 
     x_T, alpha_bar, prediction = points(job, device), schedules.alpha_bar(job.diffusion), job.diffusion.predicts
-    watched, seconds, first_row = Watched(model), 0.0, 0
+    batches = torch.split(x_T, job.batch_size)
+    watched = Watched(with_heartbeats(model, beat, len(batches) * len(job.tau)))
+    seconds, first_row = 0.0, 0
     job.check_run()
     with parquet.PartWriter(Path(job.path), parquet.picture_schema(job.metadata), job.storage) as part:
-        for batch in torch.split(x_T, job.batch_size):
+        for batch in batches:
             began = time.perf_counter()
             x0 = sampler.decode(watched, batch, alpha_bar, job.tau, prediction)
             pixels = to_uint8(x0.cpu().numpy())

@@ -16,7 +16,7 @@ from taugrid.images import to_uint8
 from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
-from taugrid.workers.device import Device
+from taugrid.workers.device import Beat, Device, unheard, with_heartbeats
 from taugrid.workers.finite import Watched
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ class ReconstructJob(Job):
 
 def run(job: ReconstructJob, device: Device) -> Result:
     """Load the job's network and call `reconstruct_shard`."""
-    return reconstruct_shard(job, device.network(job.network, job.diffusion), device.name)
+    return reconstruct_shard(job, device.network(job.network, job.diffusion), device.name, device.beat)
 
 
-def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: str) -> Result:
+def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: str, beat: Beat = unheard) -> Result:
     """Encode and decode the job's images with the same tau, and commit the results with their errors (table 2).
 
     An image's error is the mean square over its dimensions, with pixels scaled to [0, 1]: `mse` of the floats,
@@ -61,11 +61,13 @@ def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: str) -> Re
 
     originals = data.load_known_rows(job.data, job.start, job.stop, job.data_sha256)
     alpha_bar, prediction = schedules.alpha_bar(job.diffusion), job.diffusion.predicts
-    watched, seconds, first_row = Watched(model), 0.0, job.start
+    starts = range(0, len(originals), job.batch_size)
+    watched = Watched(with_heartbeats(model, beat, 2 * len(starts) * len(job.tau)))
+    seconds, first_row = 0.0, job.start
     schema = parquet.picture_schema(job.metadata, ("mse", "mse_8bit"))
     job.check_run()
     with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
-        for start in range(0, len(originals), job.batch_size):
+        for start in starts:
             batch = originals[start : start + job.batch_size]
             began = time.perf_counter()
             x0 = torch.tensor(batch, device=device).float() / 127.5 - 1

@@ -18,7 +18,7 @@ from taugrid.errors import DamagedFile
 from taugrid.images import to_uint8
 from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
-from taugrid.workers.device import Device
+from taugrid.workers.device import Beat, Device, unheard, with_heartbeats
 from taugrid.workers.finite import Watched
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ class SampleJob(Job):
 
 def run(job: SampleJob, device: Device) -> Result:
     """Load the job's network and call `sample_shard`."""
-    return sample_shard(job, device.network(job.network, job.diffusion), device.name)
+    return sample_shard(job, device.network(job.network, job.diffusion), device.name, device.beat)
 
 
-def sample_shard(job: SampleJob, model: "Denoiser", device: str) -> Result:
+def sample_shard(job: SampleJob, model: "Denoiser", device: str, beat: Beat = unheard) -> Result:
     """Sample the job's images and commit its file. A job gives the same images wherever and whenever it runs.
 
     Raises:
@@ -60,15 +60,16 @@ def sample_shard(job: SampleJob, model: "Denoiser", device: str) -> Result:
     import torch
 
     settings, alpha_bar = job.settings, schedules.alpha_bar(job.diffusion)
-    watched = Watched(model)
     seconds = 0.0
     schema = parquet.sample_schema(job.metadata)
     job.check_run()
     with parquet.PartWriter(Path(job.path), schema, job.storage) as part, ThreadPoolExecutor(1) as encoder:
         writer = parquet.SampleWriter(part, _columns(job), job.start)
         first_new = job.start + _copy_kept(job, writer)
+        batches = range(first_new, job.stop, settings.batch_size)
+        watched = Watched(with_heartbeats(model, beat, len(batches) * len(job.tau)))
         encoding: Future[None] | None = None
-        for start in range(first_new, job.stop, settings.batch_size):
+        for start in batches:
             began = time.perf_counter()
             indices = torch.arange(start, min(start + settings.batch_size, job.stop), device=device)
             x0 = sample_batch(watched, indices, job, alpha_bar)

@@ -10,6 +10,7 @@ from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
 from taugrid.eval.metrics.statistics import Array, MeanAndSpread, require_finite
 from taugrid.eval.metrics.streams import FloatFeatures
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
+from taugrid.workers.heartbeat import alive
 
 Draws = Sequence[NDArray[np.int64]]
 
@@ -108,6 +109,7 @@ def _membership(draws: Draws, count: int) -> Array:
 def _sums(x: FloatFeatures, y: FloatFeatures, in_x: Array, in_y: Array, without_itself: bool) -> Array:
     total = np.zeros(in_x.shape[1])
     for start in range(0, len(x), ROWS_AT_ONCE):
+        alive()
         rows = slice(start, start + ROWS_AT_ONCE)
         kernel = _kernel(x[rows], y)
         if without_itself:

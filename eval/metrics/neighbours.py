@@ -12,6 +12,7 @@ from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
 from taugrid.eval.metrics.statistics import require_finite
 from taugrid.eval.metrics.streams import FloatFeatures
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
+from taugrid.workers.heartbeat import alive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,4 +107,6 @@ def ball_radii(features: FloatFeatures, neighbourhood: int) -> "Tensor":
 
 def _blocks(rows: int, columns: int) -> Iterator[slice]:
     step = max(1, DISTANCES_AT_ONCE // columns)
-    return (slice(start, start + step) for start in range(0, rows, step))
+    for start in range(0, rows, step):
+        alive()
+        yield slice(start, start + step)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Moments, merge
+from taugrid.workers.heartbeat import alive
 
 Features = NDArray[np.float32]
 """(n, d), as they are extracted."""
@@ -29,6 +30,7 @@ def runs(stream: Iterable[Features], count: int) -> Iterator[Features]:
     pending: list[Features] = []
     waiting = seen = 0
     for chunk in stream:
+        alive()
         seen += len(chunk)
         while waiting + len(chunk) >= ROWS_AT_ONCE:
             cut = ROWS_AT_ONCE - waiting

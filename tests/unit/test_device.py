@@ -1,6 +1,11 @@
 """Heartbeats: what a job says while it runs."""
 
-from taugrid.workers import device
+import numpy as np
+
+from taugrid.eval.metrics.kernel import kernel_distance
+from taugrid.eval.metrics.neighbours import ball_radii
+from taugrid.eval.metrics.streams import moments
+from taugrid.workers import device, heartbeat
 from taugrid.workers.device import BEAT_SECONDS, Device
 
 
@@ -16,3 +21,24 @@ def test_a_job_may_beat_often_and_is_heard_once_a_second(monkeypatch):
 
 def test_nobody_needs_to_listen():
     Device("cpu").beat(1, 2)
+
+
+def test_loops_that_do_not_know_the_device_say_that_the_job_goes_on(monkeypatch):
+    monkeypatch.setattr(device, "BEAT_SECONDS", 0.0)
+    heard = []
+    beating = Device("cpu", lambda done, of: heard.append((done, of)))
+    features = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+    with heartbeat.heard_by(beating.alive):
+        beating.beat(3, 4)
+        for work in (
+            lambda: moments(iter([features[:32], features[32:]]), 64),
+            lambda: ball_radii(features, 3),
+            lambda: kernel_distance(features, features, subsets=2, subset_size=8, seed=0),
+        ):
+            before = len(heard)
+            work()
+            assert len(heard) > before
+    assert set(heard) == {(3, 4)}, "what was last known of its progress"
+    before = len(heard)
+    moments(iter([features]), 64)
+    assert len(heard) == before, "nobody listens any more"

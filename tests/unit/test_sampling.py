@@ -95,9 +95,22 @@ def assert_read_as(run, found, by_reading):
             assert difference.mean() > 10
 
 
+def assert_beats(do, job, network):
+    """The job beats before each call of its network, and knows how many there will be."""
+    calls, heard = [], []
+
+    def counted(x, t):
+        calls.append(t)
+        return network(x, t)
+
+    do(job, counted, "cpu", lambda done, of: heard.append((done, of)))
+    assert heard == [(done, len(calls)) for done in range(len(calls))]
+    assert len(calls) >= len(job.tau)
+
+
 def test_a_shard_is_sampled_by_what_the_network_predicts(run):
     job, network, alpha_bar, times = the_only_job(SampleWork(survey(run, "sample")).pieces())
-    sample_shard(job, network, "cpu")
+    assert_beats(sample_shard, job, network)
 
     def z(t):
         return noise.normal(SEED, torch.arange(N), t, SHAPE)
@@ -108,7 +121,7 @@ def test_a_shard_is_sampled_by_what_the_network_predicts(run):
 
 def test_images_are_encoded_and_decoded_by_what_the_network_predicts(run):
     job, network, alpha_bar, times = the_only_job(ReconstructWork(survey(run, "reconstruct")).pieces())
-    reconstruct.reconstruct_shard(job, network, "cpu")
+    assert_beats(reconstruct.reconstruct_shard, job, network)
     x0 = torch.tensor(data.load_images(config.Data())[:N]).float() / 127.5 - 1
     mse = np.concatenate([part for _, part in parquet.read_numbers(job.path, "mse")])
     for reading in READINGS:
@@ -126,7 +139,7 @@ def test_images_are_encoded_and_decoded_by_what_the_network_predicts(run):
 def test_what_lies_between_is_decoded_by_what_the_network_predicts(run):
     job, network, alpha_bar, times = the_only_job(InterpolateWork(survey(run, "interpolate")).pieces())
     job = replace(job, batch_size=50)
-    interpolate.interpolate_cell(job, network, "cpu")
+    assert_beats(interpolate.interpolate_cell, job, network)
     x_T = interpolate.points(job, "cpu")[::11]
     by_reading = {r: sampler.decode(network, x_T, alpha_bar, times, r) for r in READINGS}
     assert_read_as(run, pictures(job)[::11], by_reading)

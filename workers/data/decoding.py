@@ -22,6 +22,7 @@ from taugrid.hashing import digest_of_shape, spaced_json_sha256
 from taugrid.registry.datasets import Shape
 from taugrid.storage import read_sealed, replacing, write_sealed
 from taugrid.workers.data.readers.picture import IMAGES_AT_ONCE, Picture, SourceError, ahead
+from taugrid.workers.heartbeat import alive
 
 CACHE_FORMAT = 1
 """Part of every key: raised when the same files should give other pixels."""
@@ -166,6 +167,7 @@ def _write(path: Path, pictures: Iterable[Picture], shape: tuple[int, int, int, 
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         for picture in pictures:
+            alive()
             pixels = picture.pixels.tobytes()
             digest.update(pixels)
             file.write(pixels)
