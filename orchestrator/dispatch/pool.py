@@ -1,6 +1,7 @@
 """The workers as Ray actors: starts them, gives them jobs, listens to them and reports. Decides nothing."""
 
 import textwrap
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -150,6 +151,8 @@ class Pool:
     def events(self, timeout_seconds: float) -> Iterator[PoolEvent]:
         """What has happened since, waiting up to `timeout_seconds` for a first event."""
         refs = [*self._waiting, *self._watching]
+        if not refs:  # Ray would return at once
+            time.sleep(timeout_seconds)
         ready, _ = ray.wait(refs, num_returns=1, timeout=timeout_seconds)
         if ready and len(refs) > 1:
             ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
