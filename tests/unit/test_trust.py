@@ -191,3 +191,14 @@ def test_a_directory_with_a_code_object_in_place_of_a_name_is_refused(mark, tmp_
     (root / "config.json").write_text(json.dumps(values))
     assert "module:function" in str(ends("status", root))
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("change", [{"summary": None}, {"unknown": 1}, {"files": [[]]}, {"by_bytes": 3}])
+def test_a_record_that_can_not_be_read_is_one_line(mark, tmp_path, change):
+    root = sent(tmp_path / "sent", config_of({"callable": "mine:load"}))
+    record = root / "models" / "m" / "model.json"
+    values = json.loads(record.read_text()) | change
+    if change == {"summary": None}:
+        del values["summary"]
+    record.write_text(json.dumps(values))
+    assert "mine:load" in str(ends("status", root))

@@ -32,10 +32,17 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], 
 
 
 def restored(fields: Mapping[str, Any], image_shape: tuple[int, int, int]) -> CustomNetwork:
-    """A description from JSON, where tuples are lists. `image_shape` is (channels, height, width)."""
-    files = tuple(SourceFile(*file) for file in fields.get("files", ()))
-    by_bytes = fields.get("by_bytes") and tuple(fields["by_bytes"])
-    return CustomNetwork(**{**fields, "image_shape": image_shape, "files": files, "by_bytes": by_bytes})
+    """A description from JSON, where tuples are lists. `image_shape` is (channels, height, width).
+
+    Raises:
+        UserError: if fields are missing or unknown: the JSON may be a file that somebody sent.
+    """
+    try:
+        files = tuple(SourceFile(*file) for file in fields.get("files", ()))
+        by_bytes = fields.get("by_bytes") and tuple(fields["by_bytes"])
+        return CustomNetwork(**{**fields, "image_shape": image_shape, "files": files, "by_bytes": by_bytes})
+    except TypeError as error:
+        raise UserError(f"the record of {fields.get('callable')} in models/ can't be read: {error}") from None
 
 
 def weights_path(weights: str | None) -> Path | None:
