@@ -196,6 +196,8 @@ def test_the_files_of_a_sixth_kind_are_cleaned_up_verified_and_told(sixth, tmp_p
         "{name: blue, model: {oracle: gaussian}, data: {name: gaussian}, sample: {num_samples: 1}, grid: {steps: [2]}}"
     )
     opened = Opened(str(config), (), str(root))
+    root.mkdir()
+    (root / "run.json").write_text('{"run": "0"}')
     leftover = root / "paintings" / ".x.parquet.0.tmp"
     leftover.parent.mkdir(parents=True)
     leftover.touch()
