@@ -61,6 +61,7 @@ class Run:
         self._cluster = ExitStack()
         self._connected = False
 
+    @failing_in_one_line()
     def do(self, stages: Collection[str], break_lock: bool = False) -> Outcome:
         """Do `stages`, some of train, sample, reconstruct, interpolate, evaluate and report, in that order.
 
@@ -78,7 +79,7 @@ class Run:
                 if not self.rundir.is_ready(model):
                     fit.check(source.train)
                     load_images(source.data)  # refuse bad images here, not when the first worker needs them
-        with failing_in_one_line(), self.rundir.lock(break_lock, self._progress.say) as lease, self._cluster:
+        with self.rundir.lock(break_lock, self._progress.say) as lease, self._cluster:
             self._began = lease.began
             self.rundir.ledger.keep()
             check_extends(self.config, self.plan, self.rundir)

@@ -4,10 +4,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 from taugrid.config import Cluster
+from taugrid.disk import FULL, in_one_line
 from taugrid.errors import NotCommitted, NotFinite, RunFailed, UserError, WorkerRefusal, of_the_surroundings
-from taugrid.jobs import Result
+from taugrid.jobs import Job, Result
 from taugrid.orchestrator.dispatch.crew import Crew
 from taugrid.orchestrator.dispatch.policy import Charge, Dispatcher, Fault
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Located, Lost, Pool, PoolEvent
@@ -180,6 +182,8 @@ class Loop:
     def _failed(self, failure: Failed) -> None:
         worker, cause = failure.worker, failure.cause
         doing = self._dispatcher.running[worker]
+        if _fills(cause, self._pieces[doing].job):
+            raise RunFailed(in_one_line(cause))
         if isinstance(cause, WorkerRefusal):
             require_here(self._pieces[doing].job.run, self._pieces[doing].job.storage)
         path = self._log(doing, failure.traceback)
@@ -225,3 +229,14 @@ def _fault(cause: BaseException) -> Fault:
     if isinstance(cause, WorkerRefusal):
         return Fault.REFUSAL
     return Fault.SURROUNDINGS if of_the_surroundings(cause) else Fault.TASK
+
+
+def _fills(cause: BaseException, job: Job) -> TypeGuard[OSError]:
+    """Whether there is no space left in the run directory, which no other node would change."""
+    root = None if job.run is None else job.run.root
+    return (
+        isinstance(cause, OSError)
+        and cause.errno in FULL
+        and root is not None
+        and Path(str(cause.filename)).is_relative_to(root)
+    )

@@ -8,6 +8,7 @@ writes it.
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 from taugrid.hashing import json_sha256
@@ -38,6 +39,7 @@ class Ledger:
         self._entries: dict[str, Known] | None = None
         self._new: list[str] | None = None
         self._to_rewrite = False
+        self._loading = Lock()  # several threads look at files
 
     def keep(self) -> None:
         """From now on, write down what is added. Call it under the lock."""
@@ -75,6 +77,10 @@ class Ledger:
         return path.relative_to(self._root).as_posix()
 
     def _load(self) -> dict[str, Known]:
+        with self._loading:
+            return self._loaded()
+
+    def _loaded(self) -> dict[str, Known]:
         if self._entries is None:
             try:
                 data = self._storage.read(self._path)

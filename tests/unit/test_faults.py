@@ -88,6 +88,16 @@ def test_a_disk_that_is_gone_from_some_call_on_loses_nothing(opened, undisturbed
     check_all(opened, undisturbed, tmp_path, random.Random(12).sample(every, 4), for_good=True)
 
 
+def test_a_full_run_directory_ends_the_run_with_one_line_wherever_it_is_met(opened, undisturbed, tmp_path):
+    """Trying on every node, with pauses, would not help."""
+    storage = Faulty(tmp_path / "probe")
+    drive(opened, tmp_path / "probe", storage)
+    first = next(n for n, (name, path) in enumerate(storage.calls) if name == "create" and "samples" in path.parts)
+    full = Faulty(tmp_path / "run", first, errno.ENOSPC, for_good=True)
+    with pytest.raises(RunFailed, match=r"^the disk is full: can't write .*/samples/.*part-0.*; free some space"):
+        drive(opened, tmp_path / "run", full)
+
+
 @pytest.mark.chaos
 @pytest.mark.slow
 @pytest.mark.parametrize("for_good", [False, True])
