@@ -200,6 +200,7 @@ def test_the_files_of_a_sixth_kind_are_cleaned_up_verified_and_told(sixth, tmp_p
     (root / "run.json").write_text('{"run": "0"}')
     leftover = root / "paintings" / ".x.parquet.0.tmp"
     leftover.parent.mkdir(parents=True)
+    opened.rundir.claim()  # it is a run directory
     leftover.touch()
     [cell] = opened.plan.cells
     schema = parquet.number_schema({}, ["stroke"])
