@@ -52,8 +52,6 @@ class ScoreJob(Job):
     """What is scored, above all its `protocol`; written together with the metrics."""
     notes: tuple[str, ...]
     """Why requested metrics are missing."""
-    keep_features: bool
-    """False: remove the feature files once the score is in place."""
 
 
 def run(job: ScoreJob, device: Device) -> Result:
@@ -76,9 +74,6 @@ def run(job: ScoreJob, device: Device) -> Result:
         _write_influence(job, scores.influence)  # before the score, which marks the cell as complete
     header = {**job.header, "metrics": scores.values, "notes": [*job.notes, *scores.notes]}
     write_sealed(Path(job.path), header, job.storage)
-    if not job.keep_features:
-        for path in job.feature_paths:
-            job.storage.delete(Path(path))
     return Result(time.perf_counter() - began, job.num_samples, first=True)
 
 

@@ -69,7 +69,11 @@ def require_closed(address: str, gcs: str) -> None:
 
 
 def is_open(gcs: str) -> bool:
-    """Whether the head of a Ray cluster at HOST:PORT answers without a token. Import Ray's environment first."""
+    """Whether the head of a Ray cluster at HOST:PORT answers without a token. Call it after Ray's environment is set.
+
+    Raises:
+        UserError: if it neither answers nor asks for a token.
+    """
     import grpc  # type: ignore[import-untyped]
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
@@ -77,6 +81,8 @@ def is_open(gcs: str) -> bool:
         stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
         try:
             stub.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=CONNECT_SECONDS)
-        except grpc.RpcError:
-            return False
+        except grpc.RpcError as error:
+            if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+                return False
+            raise UserError(f"--address {gcs}: no Ray head answers there ({error.code().name})") from None
     return True

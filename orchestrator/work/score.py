@@ -66,7 +66,6 @@ class ScoreWork(WorkKind):
                 "protocol": evaluation.protocol(cell).as_dict(),
             },
             notes=(*(f"no {metric}: {reason}" for metric, reason in reasons.items()), *remarks),
-            keep_features=self.config.evaluate.keep_features,
         )
 
     def _reference_files(self) -> ReferenceFiles:

@@ -85,7 +85,8 @@ def test_an_open_cluster_is_refused_although_there_is_a_token_here(head):
     require_closed(gcs, gcs)
     closed = head(is_open=False)
     require_closed("192.0.2.1:6379", closed)
-    assert not is_open("127.0.0.1:9"), "where nobody listens"
+    with pytest.raises(UserError, match=r"127.0.0.1:9: no Ray head answers there \(UNAVAILABLE\)"):
+        is_open("127.0.0.1:9")  # a head that is slow to answer may be open
 
 
 @pytest.mark.parametrize("address", ["foo", "foo:", ":6379", "ray://host:10001x", ""])

@@ -1,6 +1,7 @@
 """What jobs accept and refuse: files of another cell, another run directory, numbers that are not finite."""
 
 import json
+import platform
 from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
@@ -396,4 +397,12 @@ def test_a_file_of_decoded_images_that_changed_is_not_believed(tmp_path, monkeyp
     load.load_known_rows(section, 8, 12, load.fingerprint(pixels[8:12]))
     for known in (lambda: load.load_known_rows(section, 4, 8, rows), lambda: load.load_known_images(section, whole)):
         with pytest.raises(OtherContent):
+            known()
+
+
+def test_a_node_without_the_data_is_named(tmp_path):
+    """The driver has loaded them, so a worker that can't is on a node that lacks them."""
+    section = Data(name="folder", root=str(tmp_path / "nothing"), shape=(1, 4, 4))
+    for known in (lambda: load.load_known_rows(section, 0, 4, "00"), lambda: load.load_known_images(section, "00")):
+        with pytest.raises(OtherContent, match=rf"^node {platform.node()}: .*nothing"):
             known()

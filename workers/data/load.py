@@ -41,10 +41,9 @@ def load_known_images(data: Data, sha256: str) -> NDArray[np.uint8]:
         sha256: the `content_fingerprint` on the driver.
 
     Raises:
-        UserError: as `load_images`.
-        OtherContent: if the images differ.
+        OtherContent: if they are missing or damaged on this node, or differ.
     """
-    found = _load(data)
+    found = _load_here(data)
     # Decoded images are a file of this node: what counts is what is in it now.
     actual = fingerprint(found.images) if isinstance(found.images, np.memmap) else found.fingerprint
     _require_drivers(data, actual, sha256)
@@ -61,12 +60,19 @@ def load_known_rows(data: Data, start: int, stop: int, sha256: str) -> NDArray[n
         sha256: the `fingerprint` of these images on the driver.
 
     Raises:
-        UserError: as `load_images`.
-        OtherContent: if the images differ.
+        OtherContent: if they are missing or damaged on this node, or differ.
     """
-    rows = np.array(_load(data).images[start:stop])
+    rows = np.array(_load_here(data).images[start:stop])
     _require_drivers(data, fingerprint(rows), sha256)
     return rows
+
+
+def _load_here(data: Data) -> Decoded:
+    """What a worker loads: the driver has loaded the same, so whatever is wrong is wrong with the node."""
+    try:
+        return _load(data)
+    except UserError as error:
+        raise OtherContent(f"node {platform.node()}: {error}") from error
 
 
 def _require_drivers(data: Data, found: str, expected: str) -> None:
