@@ -435,7 +435,6 @@ ALLOWED = [
         "files and folders that a user names; a run is opened by its config, before it has a storage",
     ),
     Exceptions("workers/content.py", {"open": 2}, "weights, to hash them and to copy them for libraries"),
-    Exceptions("workers/hello.py", {"write_bytes": 1}, "to what `temporary` gives"),
     Exceptions(
         "workers/network/checkpoint.py",
         {"exists": 1, "glob": 1, "is_dir": 3, "is_file": 7, "read_text": 1, "stat": 1},
