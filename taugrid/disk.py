@@ -39,6 +39,32 @@ def retried(call: Callable[[], T]) -> T:
     return call()
 
 
+def rename(path: Path, target: Path) -> None:
+    """Rename a file or folder, replacing any file there; a transient error is tried again.
+
+    A network file system may have done it and lost its answer. Then the next attempt finds nothing to rename.
+    """
+    failed = False
+
+    def attempt() -> None:
+        nonlocal failed
+        try:
+            path.replace(target)
+        except FileNotFoundError:
+            if not failed or is_there(path) or not is_there(target):
+                raise
+        except OSError:
+            failed = True
+            raise
+
+    retried(attempt)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that nobody reads yet; a transient error is tried again."""
+    retried(lambda: path.write_text(text, encoding="utf-8"))
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Give an error of reading or writing the file's name if it has none: those of open files do not."""
@@ -76,14 +102,14 @@ def failing_in_one_line() -> Iterator[None]:
 
 
 def sync_file(path: Path) -> None:
-    """Return once the file's bytes are on the disk."""
-    with path.open("rb") as file, naming(path):
+    """Return once the file's bytes are on the disk. A sync that fails is not tried again: it would seem to succeed."""
+    with retried(lambda: path.open("rb")) as file, naming(path):
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
     """Return once the names in a folder are on the disk, where the file system can say so."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = retried(lambda: os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
     try:
         with naming(folder):
             os.fsync(descriptor)
@@ -101,13 +127,13 @@ def make_folder(folder: Path, root: Path | None = None) -> None:
         FileNotFoundError: if there is no `root`.
     """
     if folder == root:
-        folder.stat()
+        retried(folder.stat)
         return
     try:
-        folder.mkdir()
+        retried(folder.mkdir)
     except FileNotFoundError:
         make_folder(folder.parent, root)
-        folder.mkdir(exist_ok=True)
+        retried(lambda: folder.mkdir(exist_ok=True))
     except OSError:  # it is there, or its place may not be written to, which is no matter if it is there
         if not folder.is_dir():
             raise
@@ -125,7 +151,7 @@ def commit_folder(finished: Path, folder: Path) -> None:
         for name in names:
             sync_file(Path(place) / name)
         sync_folder(Path(place))
-    finished.rename(folder)
+    rename(finished, folder)
     sync_folder(folder.parent)
 
 

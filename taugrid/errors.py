@@ -72,6 +72,7 @@ _SURROUNDINGS = frozenset(
         *(errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY),
         *(errno.ENOSPC, errno.EDQUOT, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ENOLINK, errno.ESHUTDOWN),
         *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET),
+        errno.EAGAIN,
     )
 )
 """Errors of disks, mounts, networks, permissions and exhausted resources: none of them is about a file's content."""

@@ -10,6 +10,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from taugrid.disk import write_text
 from taugrid.errors import RunDirectoryNotSeen
 from taugrid.storage import Storage, read_json
 
@@ -30,7 +31,7 @@ def claim(root: Path, storage: Storage) -> RunId:
     found = _read(root, storage)
     if found is None:
         with storage.temporary(path) as temporary:
-            temporary.write_text(json.dumps({"run": uuid.uuid4().hex}) + "\n", encoding="utf-8")
+            write_text(temporary, json.dumps({"run": uuid.uuid4().hex}) + "\n")
             if not storage.create(path, temporary):
                 storage.replace(path, temporary)  # a file that is no JSON was in its place
         found = _read(root, storage)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from taugrid.disk import is_there, make_folder, matching, naming, retried, sync_file, sync_folder
+from taugrid.disk import is_there, make_folder, matching, naming, rename, retried, sync_file, sync_folder, write_text
 from taugrid.hashing import json_sha256
 
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
@@ -28,7 +28,8 @@ class Storage(Protocol):
 
     A name is a `Path`; a storage other than a local folder uses its parts as a key. Methods raise `FileNotFoundError`
     for a missing file (unless they say otherwise) and another `OSError`, with its number, for one that can't be read or
-    written: an error while reading is not damage. What may pass within seconds has been tried again before.
+    written: an error while reading is not damage. What may pass within seconds has been tried again before, unless
+    repeating it is not safe: appending to an open file, and syncing.
 
     What `create`, `replace` and `replace_if` have named is there after a power loss, with all its bytes.
     """
@@ -161,20 +162,21 @@ class LocalStorage:
         try:
             retried(lambda: os.link(finished, path))
         except FileExistsError:
-            return finished.samefile(path)  # a network file system may have lost its first answer
+            if not finished.samefile(path):  # else it is ours: a network file system has lost its first answer
+                return False
         except OSError as error:
             if error.errno not in NO_LINKS:
                 raise
             if is_there(path):  # equal bytes make the race harmless
                 return False
-            retried(lambda: finished.replace(path))
+            rename(finished, path)
         sync_folder(path.parent)
         return True
 
     def replace(self, path: Path, finished: Path) -> None:
         """See `Storage`."""
         sync_file(finished)
-        retried(lambda: finished.replace(path))
+        rename(finished, path)
         sync_folder(path.parent)
 
     def replace_if(self, path: Path, finished: Path, version: str) -> bool:
@@ -190,13 +192,13 @@ class LocalStorage:
     def append(self, path: Path, data: bytes) -> None:
         """See `Storage`. Readers see it at once."""
         make_folder(path.parent, self.root)
-        with path.open("ab") as file, naming(path):
+        with retried(lambda: path.open("ab")) as file, naming(path):
             file.write(data)
 
     def move(self, path: Path, target: Path) -> None:
         """See `Storage`."""
         make_folder(target.parent, self.root)
-        retried(lambda: path.replace(target))
+        rename(path, target)
         sync_folder(target.parent)
         sync_folder(path.parent)
 
@@ -213,7 +215,7 @@ class LocalStorage:
         for path in matching(folder, f"{pattern}/.*.tmp"):
             with suppress(FileNotFoundError):
                 if self.modified(path) < before:
-                    path.unlink()
+                    self.delete(path)
 
     @contextmanager
     def temporary(self, path: Path) -> Iterator[Path]:
@@ -224,7 +226,7 @@ class LocalStorage:
             with naming(path):
                 yield temporary
         finally:
-            temporary.unlink(missing_ok=True)
+            self.delete(temporary)
 
     def local_path(self, path: Path) -> AbstractContextManager[Path]:
         """See `Storage`. The path itself."""
@@ -254,7 +256,7 @@ def write_json(path: Path, value: Any, storage: Storage = LOCAL) -> None:
     """Write JSON whole or not at all; NaN is a ValueError, because other readers refuse it."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     with replacing(path, storage) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        write_text(temporary, text)
 
 
 def read_json(path: Path, storage: Storage = LOCAL) -> Any | None:

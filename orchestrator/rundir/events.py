@@ -7,6 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from taugrid.disk import write_text
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.storage import Storage
 
@@ -31,7 +32,7 @@ class Events:
 def _start(path: Path, storage: Storage) -> bool:
     """Take a file's name for this session; False if another has it."""
     with storage.temporary(path) as temporary:
-        temporary.touch()
+        write_text(temporary, "")
         return storage.create(path, temporary)
 
 

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from taugrid.disk import write_text
 from taugrid.errors import UserError
 from taugrid.run_id import FILE as RUN_ID
 from taugrid.storage import Storage, read_json
@@ -173,7 +174,7 @@ class Lease:
         run = record.get("run") if isinstance(record, dict) else None
         ours = Holder(socket.gethostname(), os.getpid(), _boot(), run, self._session, now)
         with self._storage.temporary(self._path) as temporary:
-            temporary.write_text(json.dumps(ours._asdict(), indent=2) + "\n", encoding="utf-8")
+            write_text(temporary, json.dumps(ours._asdict(), indent=2) + "\n")
             if by_force:
                 self._storage.replace(self._path, temporary)
                 return True

@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
+from taugrid.disk import write_text
 from taugrid.hashing import json_sha256
 from taugrid.parquet import Part
 from taugrid.storage import Storage, replacing
@@ -48,7 +49,7 @@ class Ledger:
         if self._to_rewrite:
             with replacing(self._path, self._storage) as temporary:
                 lines = (_line(name, entry) for name, entry in self._load().items())
-                temporary.write_text("".join(lines), encoding="utf-8")
+                write_text(temporary, "".join(lines))
 
     def distrust(self) -> None:
         """Forget everything, in this process only: all files are to be read."""

@@ -8,6 +8,7 @@ import hashlib
 import io
 from pathlib import Path
 
+from taugrid.disk import retried
 from taugrid.errors import DamagedFile
 from taugrid.storage import Storage
 
@@ -22,7 +23,7 @@ def write_seal(path: Path) -> None:
 
     The file stays valid: the footer is found from the file's end, and its offsets point before the seal.
     """
-    with path.open("r+b") as file:
+    with retried(lambda: path.open("r+b")) as file:
         digest = hashlib.file_digest(file, "sha256").digest()
         size = file.tell()
         file.seek(size - TAIL_BYTES)

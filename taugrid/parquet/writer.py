@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from taugrid.disk import retried
 from taugrid.parquet.schemas import SETTING_FIELDS
 from taugrid.parquet.seal import write_seal
 from taugrid.storage import LOCAL, Storage
@@ -31,9 +32,12 @@ class PartWriter:
         self._storage = storage
         self._removal = ExitStack()
         self._temporary = self._removal.enter_context(storage.temporary(path))
-        self._writer = pq.ParquetWriter(
+        self._writer = retried(self._open)
+
+    def _open(self) -> pq.ParquetWriter:
+        return pq.ParquetWriter(
             self._temporary,
-            schema,
+            self._schema,
             compression="none",  # PNG is compressed already, features don't compress
             use_dictionary=[name for name, kind in SETTING_FIELDS],
             write_page_index=True,

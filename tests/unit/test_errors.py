@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 
+from taugrid.disk import TRANSIENT
 from taugrid.errors import DamagedFile, RunDirectoryNotSeen, WrongWeights, of_the_surroundings
 
 
@@ -60,6 +61,10 @@ def test_disks_mounts_networks_accelerators_and_refusals_are_the_nodes_fault(err
 @pytest.mark.parametrize("error", THE_TASKS, ids=repr)
 def test_content_memory_and_bugs_are_the_tasks_fault(error):
     assert not of_the_surroundings(error)
+
+
+def test_whatever_is_tried_again_is_the_surroundings_fault():
+    assert {code for code in TRANSIENT if not of_the_surroundings(OSError(code, os.strerror(code)))} == set()
 
 
 def test_what_pyarrow_and_torch_raise_at_a_disk_that_fails_is_understood():

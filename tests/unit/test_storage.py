@@ -244,15 +244,52 @@ def test_temporary_names_are_hidden_and_beside_the_file(tmp_path):
         assert not temporary.exists()
 
 
-def test_where_a_link_was_made_but_its_answer_was_lost_the_file_is_ours(tmp_path, monkeypatch):
-    def made_but_unheard(source, target):
-        link(source, target)
-        raise OSError(errno.ETIMEDOUT, "timed out")
+def unheard(function, code=errno.ETIMEDOUT):
+    """A function of the file system whose first answer is lost: it is done, and an error is raised."""
+    calls = []
 
-    link = os.link
-    monkeypatch.setattr(os, "link", made_but_unheard)
+    def call(*arguments):
+        result = function(*arguments)
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OSError(code, os.strerror(code))
+        return result
+
+    return call
+
+
+def test_where_a_link_was_made_but_its_answer_was_lost_the_file_is_ours(tmp_path, monkeypatch, order):
+    monkeypatch.setattr(os, "link", unheard(os.link))
     monkeypatch.setattr(disk, "PAUSES_SECONDS", (0,))
     assert create(LocalStorage(), tmp_path / "file", b"x") is True
+    assert order[-1] == tmp_path.name, "the name is on the disk"
+
+
+@pytest.mark.parametrize("code", [errno.ETIMEDOUT, errno.EIO])
+def test_where_a_rename_was_done_but_its_answer_was_lost_all_is_well(tmp_path, monkeypatch, code):
+    monkeypatch.setattr(disk, "PAUSES_SECONDS", (0,))
+    rename, path = Path.replace, tmp_path / "value.json"
+
+    def lose_an_answer():
+        monkeypatch.setattr(Path, "replace", unheard(rename, code))
+
+    for value in (1, 2):
+        lose_an_answer()
+        write_json(path, value)
+        assert read_json(path) == value
+    lose_an_answer()
+    LocalStorage().move(path, tmp_path / "aside" / "0")
+    assert read_json(tmp_path / "aside" / "0") == 2
+    (tmp_path / "finished").mkdir()
+    lose_an_answer()
+    disk.commit_folder(tmp_path / "finished", tmp_path / "model")
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["aside", "model"]
+
+
+def test_what_was_never_there_is_not_taken_for_renamed(tmp_path, monkeypatch):
+    put(LocalStorage(), tmp_path / "target", b"old")
+    with pytest.raises(FileNotFoundError):
+        LocalStorage().move(tmp_path / "nothing", tmp_path / "target")
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EACCES])
@@ -291,6 +328,43 @@ def test_what_passes_within_seconds_is_tried_again(tmp_path, monkeypatch):
         monkeypatch.setattr(disk.time, "sleep", lambda seconds: [pauses.append(seconds), close_some()])
         assert LocalStorage().read(path) == b"content"
     assert pauses == [disk.PAUSES_SECONDS[0]]
+
+
+def test_opening_is_tried_again_wherever_something_is_written(tmp_path, monkeypatch):
+    storage, path = LocalStorage(), tmp_path / "new" / "file"
+    put(storage, tmp_path / "finished", b"x")
+
+    def write_numbers():
+        with parquet.PartWriter(tmp_path / "part", parquet.number_schema({}, ["x"])) as part:
+            part.write({"index": range(3), "x": [0.1, 0.2, 0.3]})
+            part.commit(replace=False)
+
+    calls = (
+        lambda: storage.append(path, b"line\n"),
+        lambda: storage.append(path, b"line\n"),
+        lambda: disk.sync_file(path),
+        lambda: disk.sync_folder(path.parent),
+        lambda: write_json(tmp_path / "value.json", {}),
+        lambda: storage.replace(tmp_path / "named", tmp_path / "finished"),
+        write_numbers,
+    )
+    for call in calls:
+        pauses = []
+        with no_more_files() as close_some:
+            monkeypatch.setattr(
+                disk.time, "sleep", lambda seconds, _p=pauses, _c=close_some: [_p.append(seconds), _c()]
+            )
+            call()
+        assert pauses
+    assert storage.read(path) == b"line\nline\n"
+    assert storage.exists(tmp_path / "part")
+
+
+def test_a_folder_is_made_at_the_second_attempt(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "PAUSES_SECONDS", (0,))
+    monkeypatch.setattr(Path, "mkdir", unheard(Path.mkdir, errno.ESTALE))
+    disk.make_folder(tmp_path / "a")
+    assert (tmp_path / "a").is_dir()
 
 
 def test_what_does_not_pass_is_raised_and_is_no_missing_file(tmp_path, monkeypatch):
@@ -421,7 +495,7 @@ ALLOWED = [
     Exceptions("orchestrator/plan/missing.py", {"exists": 1}, "a reference that a user names"),
     Exceptions("orchestrator/plan/trust.py", {"read_json": 1, "write_json": 1}, "the user's trust file"),
     Exceptions("orchestrator/report/write.py", {"read_json": 1}, "pandas', of what `local_path` gives"),
-    Exceptions("orchestrator/rundir/events.py", {"touch": 1}, "of what `temporary` gives"),
+    Exceptions("orchestrator/rundir/events.py", {"write_text": 1}, "of what `temporary` gives"),
     Exceptions("orchestrator/rundir/lease.py", {"read_text": 1, "write_text": 1}, "/proc, and what `temporary` gives"),
     Exceptions("orchestrator/rundir/ledger.py", {"write_text": 1}, "of what `replacing` gives"),
     Exceptions("orchestrator/rundir/lock.py", {"mkdir": 1, "touch": 1}, "the lock is one of the local file system"),
