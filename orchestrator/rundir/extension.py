@@ -20,12 +20,15 @@ MOST_DIFFERENCES = 4
 
 
 def check_is_run_directory(rundir: RunDir) -> None:
-    """Raise `UserError` if a folder holds something else, or a config that can't be read: it would be overwritten."""
+    """Raise `UserError` if a folder holds something else, or a config that can't be read: it would be overwritten.
+
+    A folder with nothing but `models` is a new run with trained models from another.
+    """
     visible = sorted(path.name for path in rundir.storage.list(rundir.root, "*") if not path.name.startswith("."))
     if rundir.storage.exists(rundir.config):
         if not isinstance(read_json(rundir.config, rundir.storage), dict):
             raise UserError(f"{rundir.config} can't be read as JSON; restore it, remove it, or give another --out")
-    elif visible and not {RUN_FILE, rundir.lease.name} & set(visible):
+    elif set(visible) - {rundir.models.name} and not {RUN_FILE, rundir.lease.name} & set(visible):
         raise UserError(
             f"--out {rundir.root} is not empty and no run directory (it holds {', '.join(visible[:3])}"
             f"{', ...' if len(visible) > 3 else ''}); give a new folder"
