@@ -25,7 +25,7 @@ class ReferenceWork(WorkKind):
     stage = "evaluate"
     unit = IMAGES
     activity = "extracting the reference"
-    task = ("part of the reference", "to extract")
+    task = ("reference part", "to extract")
 
     def pieces(self) -> Iterator[Piece]:
         """A piece for each part whose features are missing, if a score needs them."""

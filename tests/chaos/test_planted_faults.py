@@ -204,6 +204,25 @@ def test_shards_that_kill_their_workers(lab, root, check):
     check("two shards that kill their workers", WELL._replace(quarantined=2))
 
 
+def test_the_head_dies(lab, root, check):
+    """The driver says so in one line. On a new cluster the same command ends."""
+    for node in NODES:
+        lab.plant(node, "os.link parquet 10")  # else the workers, who need no head, would just finish
+    with lab.start(root) as driver:
+        driver.wait_until(some(root, 0))
+        lab.cluster.kill("head")
+        assert driver.process.wait(90) == 1, driver.output
+        assert "Traceback" not in driver.output
+        assert "the head of the Ray cluster" in driver.output
+    for node in NODES:
+        lab.plant(node)
+    lab.another_cluster()
+    lab.cluster.head()
+    lab.cluster.start(*NODES)
+    lab.finish(root)
+    check("head dies")
+
+
 def test_a_second_driver(lab, root, check):
     with lab.start(root) as driver:
         driver.wait_until(some(root))
