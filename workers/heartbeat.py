@@ -4,23 +4,32 @@ Jobs call `Device.beat` with how far they are. A loop over blocks of reading or 
 says that it goes on. Outside a worker nobody listens.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Thread
 
-_listeners: list[Callable[[], None]] = []
+_listeners: list[tuple[Callable[[], None], set[Thread]]] = []  # each with the threads that it does not listen to
 
 
 def alive() -> None:
-    """Say that the running job goes on. Call it between blocks, from the job's own thread."""
-    for listener in _listeners:
-        listener()
+    """Say that the running job goes on. Call it between blocks, from the job's own threads."""
+    here = threading.current_thread()
+    for listener, strangers in _listeners:
+        if here not in strangers:
+            listener()
 
 
 @contextmanager
 def heard_by(listener: Callable[[], None]) -> Iterator[None]:
-    """`alive` calls `listener` within the block."""
-    _listeners.append(listener)
+    """`alive` calls `listener` within the block.
+
+    Other threads that are running at its start are not heard. A job that failed may have left a reader behind, which
+    goes on for a while and must not beat for the next job.
+    """
+    entry = (listener, set(threading.enumerate()) - {threading.current_thread()})
+    _listeners.append(entry)
     try:
         yield
     finally:
-        _listeners.remove(listener)
+        _listeners.remove(entry)

@@ -1,6 +1,5 @@
 """The command line: its commands, and how errors become exit codes."""
 
-import os
 import signal
 import socket
 import sys
@@ -15,6 +14,7 @@ import click
 from taugrid import __version__
 from taugrid.disk import failing_in_one_line
 from taugrid.errors import Exit, RunFailed, UserError
+from taugrid.orchestrator import ending
 from taugrid.orchestrator.cli import config, evaluate, look, run, selfcheck
 
 
@@ -49,8 +49,6 @@ for command in (
 GRACE_SECONDS = 4.0
 """From Ctrl-C or SIGTERM to the end of the process, whatever it waits for."""
 
-INTERRUPTED = "taugrid: interrupted; run the same command again to continue"
-
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
@@ -59,6 +57,7 @@ def _interruptible() -> Iterator[None]:
     Python hears a signal only between two of its instructions, and Ray's C++ waits for half a minute for servers that
     died of the same signal. What is on disk is whole at any time, so ending without a farewell loses nothing.
     """
+    ending.begin()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     heard, wakes = socket.socketpair()
     wakes.setblocking(False)
@@ -68,8 +67,7 @@ def _interruptible() -> Iterator[None]:
         while number := heard.recv(1):
             if number[0] in (signal.SIGINT, signal.SIGTERM):
                 time.sleep(GRACE_SECONDS)
-                print(INTERRUPTED, file=sys.stderr, flush=True)
-                os._exit(Exit.INTERRUPTED)
+                ending.leave()
 
     threading.Thread(target=watch, daemon=True, name="signals").start()
     try:
@@ -95,5 +93,5 @@ def main() -> NoReturn:
         click.echo(f"taugrid: {error}", err=True)
         sys.exit(Exit.FAILED)
     except (KeyboardInterrupt, click.Abort):
-        click.echo(INTERRUPTED, err=True)
+        click.echo(f"taugrid: {ending.INTERRUPTED}", err=True)
         sys.exit(Exit.INTERRUPTED)

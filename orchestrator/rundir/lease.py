@@ -7,7 +7,6 @@ here, because its beats go to the same mount.
 
 import json
 import os
-import signal
 import socket
 import threading
 import time
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 
 from taugrid.disk import write_text
 from taugrid.errors import UserError
+from taugrid.orchestrator import ending
 from taugrid.run_id import FILE as RUN_ID
 from taugrid.storage import Storage, read_json
 from taugrid.words import duration
@@ -90,8 +90,8 @@ class Lease:
         self._session = uuid.uuid4().hex
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._refresh, daemon=True, name="lease")
-        self.taken_over_by: Holder | None = None
-        """Set, and the main thread interrupted, once another driver has taken it."""
+        self.loss: str | None = None
+        """Who has it now. Set, and the main thread interrupted, once another driver has taken it."""
         self.began: float | None = None
         """When it was taken, by the storage's clock: what was written before is of dead drivers. None: it was taken by
         force, and its last holder may still write."""
@@ -151,10 +151,9 @@ class Lease:
                 if self._is_ours():
                     self._put(seen)
                     continue
-                self.taken_over_by = self.holder()
-                # A shell may have had SIGINT ignored, and a driver that has lost its directory must not go on.
-                number = signal.SIGINT if callable(signal.getsignal(signal.SIGINT)) else signal.SIGTERM
-                signal.pthread_kill(threading.main_thread().ident or 0, number)
+                winner = self.holder() or "another driver"
+                self.loss = f"{self.root} was taken over by {winner}; what was committed is kept, and it goes on there"
+                ending.stop(self.loss)
                 return
 
     def _is_ours(self) -> bool:

@@ -43,12 +43,16 @@ class Ledger:
         self._loading = Lock()  # several threads look at files
 
     def keep(self) -> None:
-        """From now on, write down what is added. Call it under the lock."""
+        """From now on, write down what is added. Call it under the lock.
+
+        If much of the ledger has no effect any more, it is written anew, without files that are gone.
+        """
         self._new = []
         self._load()
         if self._to_rewrite:
             with replacing(self._path, self._storage) as temporary:
-                lines = (_line(name, entry) for name, entry in self._load().items())
+                known = self._load().items()
+                lines = (_line(name, entry) for name, entry in known if self._storage.exists(self._root / name))
                 write_text(temporary, "".join(lines))
 
     def distrust(self) -> None:

@@ -25,7 +25,7 @@ def sole_driver(
 
     A killed driver's lock is free at once. On a file system without locks, or where they hold on one host only, the
     lease alone protects. `break_lock` takes the directory from whoever has it, and the other driver stops when it sees
-    that. `say` tells the user whom it was taken from, and of waiting for an old lease to expire.
+    that. `say` tells the user whom the directory was taken from. It also tells of waiting for an old lease to expire.
 
     Raises:
         UserError: if another driver is at work, or the folder can't be written to.
@@ -46,11 +46,9 @@ def sole_driver(
         lease.take(break_lock, say)
         yield lease
     except KeyboardInterrupt:
-        if lease.taken_over_by is None:
+        if lease.loss is None:
             raise
-        raise RunFailed(
-            f"{root} was taken over by {lease.taken_over_by}; what was committed is kept, and it goes on there"
-        ) from None
+        raise RunFailed(lease.loss) from None
     finally:
         lease.release()
         lock.release()

@@ -1,5 +1,7 @@
 """Heartbeats: what a job says while it runs."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from taugrid.eval.metrics.kernel import kernel_distance
@@ -42,3 +44,16 @@ def test_loops_that_do_not_know_the_device_say_that_the_job_goes_on(monkeypatch)
     before = len(heard)
     moments(iter([features]), 64)
     assert len(heard) == before, "nobody listens any more"
+
+
+def test_a_reader_that_a_failed_job_left_behind_does_not_beat_for_the_next():
+    heard = []
+    with ThreadPoolExecutor(1) as left_behind, ThreadPoolExecutor(1) as own:
+        with heartbeat.heard_by(lambda: heard.append("first")):
+            left_behind.submit(heartbeat.alive).result()
+        with heartbeat.heard_by(lambda: heard.append("second")):
+            left_behind.submit(heartbeat.alive).result()
+            assert heard == ["first"]
+            own.submit(heartbeat.alive).result()
+            heartbeat.alive()
+    assert heard == ["first", "second", "second"]

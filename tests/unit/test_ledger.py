@@ -164,8 +164,10 @@ def test_verify_reads_files_side_by_side_and_tells_all_of_them_in_order(opened, 
 
 def test_lines_without_effect_do_not_gather(tmp_path):
     path, part = tmp_path / "part", parquet.Part(0, 3, {"cell": "c", "tau": [1, 2]})
+    path.touch()
     kept = Ledger(tmp_path, LOCAL)
     kept.keep()
+    kept.add(tmp_path / "gone", "0", part)
     for n in range(MOST_SUPERSEDED + 2):
         kept.add(path, str(n), part)
     kept.flush()

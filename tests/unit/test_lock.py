@@ -10,13 +10,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from taugrid.errors import RunFailed, UserError
+from taugrid.errors import Exit, RunFailed, UserError
 from taugrid.orchestrator.rundir import lease
 from taugrid.orchestrator.rundir.directory import RunDir
 
 HOLD = """
 import sys, time
 from pathlib import Path
+from taugrid.orchestrator.cli import main
 from taugrid.orchestrator.rundir import lease
 from taugrid.orchestrator.rundir.directory import RunDir
 import fcntl
@@ -25,9 +26,22 @@ if "unlocked" in sys.argv:
     def fail(*arguments):
         raise OSError(38, "not implemented")
     fcntl.flock = fail
-with RunDir(Path(sys.argv[1])).lock():
-    print("locked", flush=True)
-    time.sleep(60)
+
+def hold():
+    with RunDir(Path(sys.argv[1])).lock():
+        print("locked", flush=True)
+        try:
+            time.sleep(60)
+        finally:
+            if "stuck" in sys.argv:  # as if Ray's shutdown waited for a cluster that does not answer
+                time.sleep(60)
+
+if "stuck" in sys.argv:
+    main.GRACE_SECONDS = 0.3
+    with main._interruptible():
+        hold()
+else:
+    hold()
 """
 
 
@@ -207,6 +221,14 @@ def test_break_lock_takes_a_live_one_and_the_other_driver_stops(tmp_path, how):
         assert f"RunFailed: {tmp_path} was taken over by process {os.getpid()} " in holder.stderr.read()
     with RunDir(tmp_path).lock() as ours:
         assert ours.began is not None
+
+
+def test_a_driver_that_was_taken_over_says_so_even_if_it_can_end_only_by_force(tmp_path):
+    with held(tmp_path, "stuck") as holder, RunDir(tmp_path).lock(break_lock=True):
+        assert holder.wait(10) == Exit.FAILED
+        said = holder.stderr.read()
+    assert said.startswith(f"taugrid: {tmp_path} was taken over by process {os.getpid()} ")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", "{", '{"host": "x"}'])

@@ -1,0 +1,37 @@
+"""How another thread ends the driver, even if the main thread is held by Ray's C++, where Python hears no signal."""
+
+import os
+import signal
+import sys
+import threading
+from typing import NoReturn
+
+from taugrid.errors import Exit
+
+INTERRUPTED = "interrupted; run the same command again to continue"
+
+_failure: str | None = None
+
+
+def begin() -> None:
+    """Nothing has ended the driver yet."""
+    global _failure
+    _failure = None
+
+
+def stop(failure: str) -> None:
+    """Interrupt the main thread as Ctrl-C does; the caller's block there turns that into a `RunFailed`.
+
+    If the main thread does not end in time, `leave` says `failure`.
+    """
+    global _failure
+    _failure = failure
+    # A shell may have had SIGINT ignored, and a driver that must stop must not go on.
+    number = signal.SIGINT if callable(signal.getsignal(signal.SIGINT)) else signal.SIGTERM
+    signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+
+def leave() -> NoReturn:
+    """End the process now, and say why."""
+    print(f"taugrid: {_failure or INTERRUPTED}", file=sys.stderr, flush=True)
+    os._exit(Exit.FAILED if _failure else Exit.INTERRUPTED)
