@@ -9,7 +9,7 @@ import os
 import secrets
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError
 from taugrid.orchestrator.dispatch.address import check_form, require_answer, require_closed, require_token
+from taugrid.orchestrator.dispatch.head import watched
 from taugrid.words import counted
 
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -49,6 +50,7 @@ def connected(address: str, cluster: Cluster, trainers: int = 0) -> Iterator[Non
 
     Raises:
         UserError: if the address can't be reached, or its cluster has no token.
+        RunFailed: if the head of a running cluster dies within the block.
     """
     if address == "local":
         prepare_embedded()
@@ -81,9 +83,11 @@ def connected(address: str, cluster: Cluster, trainers: int = 0) -> Iterator[Non
         raise UserError(f"no Ray cluster at --address {address}: {reason}") from error
     signal.signal(signal.SIGTERM, on_sigterm)
     try:
+        head = ray.get_runtime_context().gcs_address
         if address == "auto":
-            require_closed(address, ray.get_runtime_context().gcs_address)
-        yield
+            require_closed(address, head)
+        with nullcontext() if address == "local" else watched(head):
+            yield
     finally:
         ray.shutdown()
 

@@ -57,7 +57,9 @@ class Storm:
         else:
             self._tally.kills[what] += 1
             cluster.kill("head")
-            assert driver.process.wait(90) in (0, 1), driver.output  # 0: it had just come to its end
+            # It may just have come to its end.
+            assert driver.process.wait(20) == 0 or "the head of the Ray cluster" in driver.output, driver.output
+            assert driver.process.returncode in (0, 1)
             assert "Traceback" not in driver.output
             self._lab.another_cluster()
             self._lab.cluster.head()

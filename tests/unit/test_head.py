@@ -1,0 +1,47 @@
+"""A driver without a head can't go on."""
+
+import socket
+import time
+
+import pytest
+
+from taugrid.errors import RunFailed
+from taugrid.orchestrator.dispatch import head
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(head, "LOOK_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening
+
+
+def address(server):
+    return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def wait_for_death(server):
+    with head.watched(address(server)):
+        server.close()
+        time.sleep(20)
+
+
+def test_a_head_that_dies_ends_the_driver(server):
+    where, began = address(server), time.monotonic()
+    with pytest.raises(RunFailed, match=f"{where} has died"):
+        wait_for_death(server)
+    assert time.monotonic() - began >= 9 * head.LOOK_SECONDS
+
+
+def test_a_head_that_is_out_of_reach_for_a_moment_does_not(server):
+    port = server.getsockname()[1]
+    with head.watched(address(server)):
+        server.close()
+        time.sleep(5 * head.LOOK_SECONDS)
+        with socket.create_server(("127.0.0.1", port)):
+            time.sleep(20 * head.LOOK_SECONDS)
+
+
+def test_ctrl_c_is_no_death(server):
+    with pytest.raises(KeyboardInterrupt), head.watched(address(server)):
+        raise KeyboardInterrupt
