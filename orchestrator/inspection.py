@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -102,7 +103,9 @@ def measured_rate(rundir: RunDir) -> float | None:
 
 
 def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> list[Damage]:
-    """Re-read every file of a run and decode every image, calling `tick(n)` after n images. Changes nothing.
+    """Re-read every file of a run and decode every image, calling `tick(n)` after n images.
+
+    It changes nothing, but if something is wrong it removes the ledger, so that the next run does not believe it.
 
     Several files are read at a time: reading, hashing and decoding release Python's lock.
     """
@@ -132,6 +135,9 @@ def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], Non
     for path in (rundir.tables / "quality.json", rundir.provenance):
         if storage.exists(path) and read_json(path, storage) is None:
             found.append(Damage(path, "it is not JSON"))
+    if found:
+        with suppress(OSError):  # of a directory that may only be read
+            rundir.ledger.forget()
     return list(dict.fromkeys(found))
 
 

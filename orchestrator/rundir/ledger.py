@@ -59,6 +59,10 @@ class Ledger:
         """Forget everything, in this process only: all files are to be read."""
         self._entries = {}
 
+    def forget(self) -> None:
+        """Remove the ledger: the next command reads all files, and finds what this one has found."""
+        self._storage.delete(self._path)
+
     def find(self, path: Path, version: str) -> Part | None:
         """What a file holds; None if it was not found whole, or has another version now."""
         entry = self._load().get(self._name(path))

@@ -171,3 +171,11 @@ def listening(run: Started) -> set[str]:
                 found.add(fields[1].rsplit(":", 1)[0])
     assert found, "Ray's servers were not found"
     return found
+
+
+def wait_until_gone(pids):
+    """Workers whose driver was killed may still put in place what they were at."""
+    end = time.monotonic() + 60
+    while any(command_line(pid) for pid in pids):  # a zombie has none
+        assert time.monotonic() < end, [command_line(pid) for pid in pids]
+        time.sleep(0.1)

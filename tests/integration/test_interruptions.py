@@ -19,6 +19,7 @@ from command import (
     listening,
     sample_files,
     scores,
+    wait_until_gone,
     worker_pids,
     write_config,
 )
@@ -105,8 +106,10 @@ def test_ctrl_c_and_then_a_killed_driver_leave_what_the_same_command_ends(slow, 
     for _ in range(kills):
         with Started(tmp_path / "log", "run", slow, "--out", root) as run:
             run.wait_until(partial(more_than, len(parts(root)) + 1, root))
+            workers = worker_pids(run.process.pid)
             os.kill(run.process.pid, signal.SIGKILL)
             run.process.wait()
+            wait_until_gone(workers)  # what they write meanwhile is cleared by the session after the next
     finish_and_compare(slow, root, undisturbed)
 
 

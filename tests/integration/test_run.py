@@ -195,6 +195,7 @@ def test_work_that_always_fails_is_given_up_and_the_rest_is_done(config, finishe
     root = tmp_path / "run"
     shutil.copytree(finished / "models", root / "models")
     victim = next((finished / "samples").glob("S0002-eta0-*")).name
+    shutil.copy(finished / "run.json", root)
     (root / "samples").mkdir()
     (root / "samples" / victim).write_text("a file where a folder must be")
     done = taugrid("run", config, "--out", root, "--json", code=4)

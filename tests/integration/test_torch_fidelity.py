@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,7 @@ import pandas as pd
 import pytest
 import torch
 import torch_fidelity
-from command import COMMAND, TINY, Started, command_line, events, worker_pids, write_config
+from command import COMMAND, TINY, Started, events, wait_until_gone, worker_pids, write_config
 from PIL import Image
 from shared import taugrid
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
@@ -173,14 +172,6 @@ def extracted(root):
         task = "reference" if folder.startswith("reference-") else f"extract/{folder.rsplit('-', 1)[1]}"
         found[f"{task}/{number}"] = path.stat().st_mtime_ns
     return found
-
-
-def wait_until_gone(pids):
-    """Workers whose driver was killed may still put in place what they were at."""
-    end = time.monotonic() + 60
-    while any(command_line(pid) for pid in pids):  # a zombie has none
-        assert time.monotonic() < end, [command_line(pid) for pid in pids]
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")

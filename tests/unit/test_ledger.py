@@ -146,6 +146,8 @@ def test_verify_believes_no_ledger(opened, copy):
     again, _ = read_by_a_run(opened, copy)
     assert path not in again
     assert [damage.path for damage in verify(opened.config, opened.plan, RunDir(copy), lambda count: None)] == [path]
+    again, _ = read_by_a_run(opened, copy)
+    assert path in again, "what verify has found, the next run finds too"
 
 
 def test_verify_reads_files_side_by_side_and_tells_all_of_them_in_order(opened, copy):
