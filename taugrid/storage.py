@@ -192,7 +192,7 @@ class LocalStorage:
     def append(self, path: Path, data: bytes) -> None:
         """See `Storage`. Readers see it at once."""
         make_folder(path.parent, self.root)
-        with retried(lambda: path.open("ab")) as file, naming(path):
+        with naming(path), retried(lambda: path.open("ab")) as file:  # closing it writes, too
             file.write(data)
 
     def move(self, path: Path, target: Path) -> None:

@@ -583,3 +583,12 @@ def test_ways_around_are_seen(text):
 )  # fmt: skip
 def test_ways_through_are_not(text):
     assert not list(around(text))
+
+
+def test_a_full_disk_names_the_file_that_is_appended_to():
+    """Python writes what it has kept back when it closes the file."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        LocalStorage().append(Path("/dev/full"), b"line\n")
+    assert caught.value.filename == "/dev/full"
