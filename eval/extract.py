@@ -3,7 +3,6 @@
 Torch is imported when a job runs, not with this module, because the driver builds jobs without it.
 """
 
-import platform
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from taugrid.errors import DamagedFile, OtherContent
 from taugrid.eval.sources import Batch, Source, batches
 from taugrid.jobs import Job, Result
 from taugrid.registry.extractors import ExtractorSpec
+from taugrid.words import this_node
 from taugrid.workers.data import load as data
 from taugrid.workers.data.readers.picture import SourceError
 from taugrid.workers.device import Device
@@ -95,7 +95,7 @@ def _batches(job: ExtractJob) -> Iterator[Batch]:
         try:
             yield from batches(job.images, parquet.ROWS_PER_GROUP, job.start, job.stop, job.images_sha256)
         except SourceError as error:  # the driver read the same images and found nothing wrong
-            raise OtherContent(f"node {platform.node()}: {error}") from error
+            raise OtherContent(f"node {this_node()}: {error}") from error
     else:
         assert job.images_sha256 is not None
         reference = data.load_known_rows(job.images, job.start, job.stop, job.images_sha256)

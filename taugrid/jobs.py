@@ -78,7 +78,7 @@ class CustomNetwork:
     unusable: str | None = None
     """Why it can't be run now. Set if this was read from a run directory because the code or weights are gone."""
     files: tuple[SourceFile, ...] = ()
-    """What `source_sha256` is a hash of; empty if a version recorded it that did not record this."""
+    """What `source_sha256` is a hash of. Empty in records of older versions."""
     by_bytes: tuple[str, str] | None = None
     """`source_sha256` and `weights_sha256` as they were made before comments were cut out of the source."""
 

@@ -5,7 +5,6 @@ made again. The driver writes the id once; every worker reads it before it write
 """
 
 import json
-import platform
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from taugrid.disk import write_text
 from taugrid.errors import RunDirectoryNotSeen
 from taugrid.storage import Storage, read_json
+from taugrid.words import this_node
 
 FILE = "run.json"
 
@@ -44,7 +44,7 @@ def check_run(run: RunId, storage: Storage) -> None:
     if found != run.id:
         seen = "no run directory is there" if found is None else f"another one is there (run {found[:8]})"
         raise RunDirectoryNotSeen(
-            f"node {platform.node()} does not see the run directory {run.root}: {seen}; every worker must see it at "
+            f"node {this_node()} does not see the run directory {run.root}: {seen}; every worker must see it at "
             "the same path"
         )
 

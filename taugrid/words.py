@@ -1,4 +1,19 @@
-"""Numbers as people read them."""
+"""Numbers and this machine, as messages name them."""
+
+import platform
+
+_node = platform.node()
+
+
+def this_node() -> str:
+    """The name of the machine that this process runs on: its host name, or in a worker its address in the cluster."""
+    return _node
+
+
+def call_this_node(name: str) -> None:
+    """Set the name that `this_node` returns."""
+    global _node
+    _node = name
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import ray
 
 from taugrid.jobs import Job, Result, WorkerInfo
+from taugrid.words import call_this_node
 from taugrid.workers import heartbeat
 from taugrid.workers.device import Device, set_up
 from taugrid.workers.hello import Probe, check_device, check_run_directory, check_versions
@@ -59,7 +60,9 @@ class Audible:
     def where(self) -> tuple[str, str]:
         """Address and id of this worker's node."""
         node_id = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""  # asking would start a Ray
-        return ray.util.get_node_ip_address(), node_id
+        address = ray.util.get_node_ip_address()
+        call_this_node(address)
+        return address, node_id
 
     @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
     def watch(self, beats: int, pause: float) -> Pulse:

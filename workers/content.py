@@ -5,7 +5,6 @@ of files decide nothing. Imports no torch.
 """
 
 import hashlib
-import platform
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from taugrid.errors import OtherContent
+from taugrid.words import this_node
 
 CHUNK_BYTES = 2**22
 SHOWN_DIGITS = 12
@@ -23,7 +23,7 @@ def require_same(what: str | Path, found: str, expected: str) -> None:
     """Raise `OtherContent` unless the SHA-256 of `what`, as this node loaded it, is the driver's."""
     if found != expected:
         raise OtherContent(
-            f"node {platform.node()}: {what} has SHA-256 {found[:SHOWN_DIGITS]} there, but {expected[:SHOWN_DIGITS]} "
+            f"node {this_node()}: {what} has SHA-256 {found[:SHOWN_DIGITS]} there, but {expected[:SHOWN_DIGITS]} "
             "where the run was planned; copy the driver's there"
         )
 
@@ -64,6 +64,4 @@ def _opened(path: Path) -> BufferedReader:
     try:
         return path.open("rb")
     except (FileNotFoundError, NotADirectoryError):
-        raise OtherContent(
-            f"node {platform.node()}: there is no file {path}; put it where every worker sees it"
-        ) from None
+        raise OtherContent(f"node {this_node()}: there is no file {path}; put it where every worker sees it") from None

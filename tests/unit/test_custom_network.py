@@ -1,7 +1,6 @@
 """`model.callable`: the network is tried and identified by its content, and mistakes are reported in one line."""
 
 import json
-import platform
 import shlex
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from taugrid.orchestrator.work.interpolate import InterpolateWork
 from taugrid.orchestrator.work.reconstruct import ReconstructWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import write_json
+from taugrid.words import this_node
 from taugrid.workers import interpolate, reconstruct, schedules
 from taugrid.workers.custom import describe as custom_code
 from taugrid.workers.custom.content import tensors_sha256
@@ -311,7 +311,7 @@ def test_other_source_weights_or_tensors_where_the_work_is_done_are_refused(fold
     x = torch.ones(1, *SHAPE)
     assert load(found, "cpu")(x, torch.zeros(1, dtype=torch.int64)).unique().tolist() == [0.25]
     save_weights(folder / "scale.pt", 0.5)
-    with pytest.raises(OtherContent, match=rf"{platform.node()}: .*scale.pt has SHA-256 \w{{12}} .* \w{{12}} "):
+    with pytest.raises(OtherContent, match=rf"{this_node()}: .*scale.pt has SHA-256 \w{{12}} .* \w{{12}} "):
         load(found, "cpu")
     (folder / "scale.pt").unlink()
     with pytest.raises(OtherContent, match=r"there is no file .*scale.pt;"):

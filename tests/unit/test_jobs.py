@@ -1,7 +1,6 @@
 """What jobs accept and refuse: files of another cell, another run directory, numbers that are not finite."""
 
 import json
-import platform
 from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
@@ -27,6 +26,9 @@ from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL, LocalStorage, write_json
+from taugrid.words import this_node
+from taugrid.workers.actor import Worker
+from taugrid.workers.content import require_same
 from taugrid.workers.data import load
 from taugrid.workers.device import Device
 from taugrid.workers.sample import sample_shard
@@ -404,5 +406,11 @@ def test_a_node_without_the_data_is_named(tmp_path):
     """The driver has loaded them, so a worker that can't is on a node that lacks them."""
     section = Data(name="folder", root=str(tmp_path / "nothing"), shape=(1, 4, 4))
     for known in (lambda: load.load_known_rows(section, 0, 4, "00"), lambda: load.load_known_images(section, "00")):
-        with pytest.raises(OtherContent, match=rf"^node {platform.node()}: .*nothing"):
+        with pytest.raises(OtherContent, match=rf"^node {this_node()}: .*nothing"):
             known()
+
+
+def test_a_refusal_names_the_node_as_the_driver_does():
+    address, _ = Worker(1).where()
+    with pytest.raises(OtherContent, match=rf"^node {address}: "):
+        require_same("a file", "0" * 64, "1" * 64)

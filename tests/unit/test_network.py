@@ -1,6 +1,5 @@
 import json
 import os
-import platform
 
 import diffusers
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from taugrid import config
 from taugrid.errors import OtherContent
 from taugrid.jobs import OracleNetwork, SavedUnet
+from taugrid.words import this_node
 from taugrid.workers import schedules
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion import schedule
@@ -83,7 +83,7 @@ def test_a_worker_refuses_another_network_than_the_drivers_whatever_its_files_ti
     with pytest.raises(OtherContent) as caught:
         load_network(saved, config.DIFFUSION_DEFAULTS, "cpu")
     expected = saved.weights_sha256 if file == WEIGHTS_FILE else saved.config_sha256
-    for fact in (platform.node(), str(folder / file), expected[:12]):
+    for fact in (this_node(), str(folder / file), expected[:12]):
         assert fact in str(caught.value)
     # What is in memory is still the planned network; a spec of the new files is another.
     assert torch.equal(device.network(saved, config.DIFFUSION_DEFAULTS)(x, 500), before)

@@ -3,7 +3,6 @@
 The driver takes fingerprints and references from here, so only the readers that need torch import it.
 """
 
-import platform
 from functools import lru_cache
 from pkgutil import resolve_name
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from taugrid.config import Data
 from taugrid.errors import OtherContent, UserError
 from taugrid.hashing import digest_of_shape
+from taugrid.words import this_node
 from taugrid.workers.data.decoding import Decoded, EncodedDataset, decoded
 from taugrid.workers.data.places import decoded_folder, default_root
 
@@ -72,13 +72,13 @@ def _load_here(data: Data) -> Decoded:
     try:
         return _load(data)
     except UserError as error:
-        raise OtherContent(f"node {platform.node()}: {error}") from error
+        raise OtherContent(f"node {this_node()}: {error}") from error
 
 
 def _require_drivers(data: Data, found: str, expected: str) -> None:
     if found != expected:
         raise OtherContent(
-            f"data: node {platform.node()} has different images of {data.full_name} in {_place(data)} (SHA-256 "
+            f"data: node {this_node()} has different images of {data.full_name} in {_place(data)} (SHA-256 "
             f"{found[:8]}) from the driver's ({expected[:8]}): copy the driver's images there"
         )
 
