@@ -13,8 +13,8 @@ from taugrid.orchestrator import ending
 LOOK_SECONDS = 1.0
 """How often the driver connects to the head. The head's kernel accepts, so that a busy head does so as well."""
 
-MOST_FAILURES = 10
-"""How often in a row the head may be out of reach."""
+MOST_FAILURES = 30
+"""How often in a row the head may be out of reach: a head that is started again has half of Ray's own minute for it."""
 
 OURS = frozenset({errno.EMFILE, errno.ENFILE})
 """What a driver that can't open a connection says; it tells nothing of the head."""
