@@ -90,7 +90,6 @@ def of_the_surroundings(error: BaseException) -> bool:
     """Whether a worker's error tells of its node (disk, mount, network, accelerator) and not of the task that met it.
 
     A `WorkerRefusal` is one: the node lacks what the driver has. Running out of memory is none: tasks differ in size.
-    torch is not imported here, so its errors are known by the names of their types and by their texts.
     """
     if isinstance(error, WorkerRefusal | ConnectionError | TimeoutError):
         return True
@@ -99,7 +98,15 @@ def of_the_surroundings(error: BaseException) -> bool:
         return error.errno in _SURROUNDINGS
     if (quoted := _RUST_ERRNO.search(text)) is not None:
         return int(quoted.group(1)) in _SURROUNDINGS
-    name = type(error).__name__
+    return of_the_accelerator(error)
+
+
+def of_the_accelerator(error: BaseException) -> bool:
+    """Whether an error is an accelerator's, other than out of memory: its process can't use the accelerator any more.
+
+    torch is not imported here, so its errors are known by the names of their types and by their texts.
+    """
+    name, text = type(error).__name__, str(error)
     if _OUT_OF_MEMORY.search(name) or _OUT_OF_MEMORY.search(text):
         return False
     return name == "AcceleratorError" or (isinstance(error, RuntimeError) and _ACCELERATOR.search(text) is not None)

@@ -9,6 +9,7 @@ torch.
 
 import platform
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
@@ -25,9 +26,6 @@ from taugrid.workers.hello import Probe, check_device, check_run_directory, chec
 WATCH_SECONDS = 10.0
 """How long a call of `watch` waits for a heartbeat before it answers that there was none."""
 
-WATCHERS = 2
-"""Threads for `watch`: a new call ends the one before, and needs a thread to do so."""
-
 
 class Pulse(NamedTuple):
     """What a worker's job has last said."""
@@ -41,14 +39,13 @@ class Pulse(NamedTuple):
 class Audible:
     """An actor whose heartbeats the driver can wait for while it runs a job.
 
-    `watch` runs in threads of its own, in the concurrency group "watch"; it only passes on what the job's thread says.
+    `watch` runs in a thread of its own, in the concurrency group "watch"; it only passes on what the job's thread says.
     Such a call is always pending, so the driver hears of the death of an idle worker at once, too.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._pulse = Pulse(0, 0.0, 0.0)
-        self._watchers = 0
 
     def beat(self, done: float, of: float) -> None:
         """The job in this process goes on: `done` of `of` is done."""
@@ -66,15 +63,13 @@ class Audible:
 
     @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
     def watch(self, beats: int, pause: float) -> Pulse:
-        """The last heartbeat, as soon as there have been others than `beats` in all, but not before `pause` seconds."""
+        """The last heartbeat, as soon as there have been others than `beats` in all, but not before `pause` seconds.
+
+        Call it again only once it has answered: its concurrency group has one thread.
+        """
+        time.sleep(pause)
         with self._changed:
-            self._watchers += 1
-            number = self._watchers
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._watchers != number, timeout=pause)
-            self._changed.wait_for(
-                lambda: self._watchers != number or self._pulse.beats != beats, timeout=WATCH_SECONDS
-            )
+            self._changed.wait_for(lambda: self._pulse.beats != beats, timeout=WATCH_SECONDS)
             return self._pulse
 
 

@@ -4,10 +4,11 @@ It acts on what the dispatcher decides about workers and nodes; `loop.py` does s
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from taugrid.errors import RunFailed, UserError, WorkerRefusal, of_the_surroundings
+from taugrid.errors import RunFailed, UserError, of_the_accelerator
 from taugrid.jobs import WorkerInfo
 from taugrid.orchestrator.dispatch.health import Benching
 from taugrid.orchestrator.dispatch.policy import Dispatcher
@@ -17,8 +18,13 @@ from taugrid.orchestrator.rundir.events import Events
 from taugrid.words import counted, duration
 
 LOSSES_IN_VAIN = 5
-"""How many workers, beyond their number, may in a row fail to start, or die while idle, before the run gives up. Then
-something is wrong with all of them (memory, a broken installation), and starting more would never end."""
+"""How many workers, beyond their number, may fail to start, or die while idle, with no task done in between, before the
+run gives up. Then something is wrong with all of them (memory, a broken installation), and starting more would never
+end."""
+
+DEATHS_IN_VAIN = 40
+"""How many workers, beyond their number, may die of their tasks while no task at all is done: more than the costliest
+cell has bad shards, as a rule, but far fewer than a queue of which every task kills has tasks."""
 
 LONGEST_PAUSE_SECONDS = 60.0
 """Between two attempts to start a worker; it begins at 0 and doubles from 1 s while none succeeds."""
@@ -27,7 +33,10 @@ PLACES_SECONDS = 5.0
 """How often Ray is asked which nodes there are, while some are unfit."""
 
 ALONE_SECONDS = 60.0
-"""How long there may be no worker before the user is told."""
+"""How long there may be no worker that is fit before the user is told."""
+
+REPLACEMENT_SECONDS = 600.0
+"""How long a run whose workers are all on unfit nodes waits for room on another: perhaps another job ends there."""
 
 
 class Crew:
@@ -59,9 +68,13 @@ class Crew:
         self._greeted: dict[str, float] = {}  # since when it owes its hello
         self._starts: list[float] = []  # when to start another worker
         self._replaced: set[str] = set()
-        self._in_vain = 0
+        self._in_vain = 0  # losses since a task was done
+        self._not_started = 0  # losses since another worker joined
+        self._has_worked = False
+        self._deaths: deque[float] = deque(maxlen=size + DEATHS_IN_VAIN)  # when the last workers died of tasks
         self._places: tuple[float, set[str]] = (-PLACES_SECONDS, set())
         self._last_seen = time.monotonic()
+        self._unfit_since: float | None = None
 
     def begin(self) -> None:
         """Start all workers."""
@@ -82,12 +95,12 @@ class Crew:
         self._greeted.pop(worker, None)
         node = self._nodes.setdefault(worker, info.node_id or info.node)
         self._names.setdefault(node, info.node)
-        self._in_vain = 0
         if worker not in self.infos:
             self.infos[worker] = info
             self._events.add("worker", worker=worker, node=info.node, device=info.device, versions=info.versions)
         if worker in self._starting:
             self._starting.discard(worker)
+            self._not_started = 0
             self._dispatcher.worker_joined(worker, node, time.monotonic())
         else:
             self._dispatcher.readmitted(worker)
@@ -103,7 +116,7 @@ class Crew:
             self._starting.discard(worker)
             self._dispatcher.worker_joined(worker, node, now)
         said = _in_words(event)
-        if _is_the_processs(event.cause):
+        if of_the_accelerator(event.cause):  # a new process may be better
             self._progress.say(f"{self._name(node)}: {said}; starting another worker (details: {path})")
             self._pool.kill(worker)
             self._dispatcher.worker_lost(worker, now, said)
@@ -123,7 +136,7 @@ class Crew:
         node, seconds = self._name(benching.node), benching.seconds
         who = f"node {node}" if benching.whole_node else f"{benching.worker} on node {node}"
         self._events.add("benched", worker=benching.worker, node=node, seconds=seconds, reason=reason)
-        self._progress.say(f"{who}: {reason}; gets no work for {duration(seconds)}")
+        self._progress.say(f"{reason}; {who} gets no work for {duration(seconds)}")
 
     def lost(self, event: Lost) -> None:
         """A worker that had no task is gone. Another is started."""
@@ -144,14 +157,25 @@ class Crew:
         else:
             self._another_in_vain(event.reason)
 
-    def gone(self, worker: str) -> None:
-        """A worker that had a task is gone, as the dispatcher knows. Another is started."""
+    def gone(self, worker: str, reason: str) -> None:
+        """A worker that had a task is gone, as the dispatcher knows. Another is started.
+
+        Raises:
+            RunFailed: if so many died that it must be all tasks or all nodes.
+        """
+        now = time.monotonic()
         self._forget(worker)
-        self._starts.append(time.monotonic())
+        self._starts.append(now)
+        self._deaths.append(now)
+        full = len(self._deaths) == self._deaths.maxlen
+        if full and not self._has_worked and self._dispatcher.oldest > self._deaths[0]:
+            died = counted(len(self._deaths), "worker")
+            raise RunFailed(f"{died} died of their tasks, and no task was done; the last: {reason}")
 
     def worked(self) -> None:
         """A task was done: not all is in vain."""
         self._in_vain = 0
+        self._has_worked = True
 
     def tend(self, now: float) -> None:
         """Start, greet and end workers as it is time to.
@@ -168,10 +192,15 @@ class Crew:
             self._pool.greet(worker)
         for worker in [w for w, since in self._greeted.items() if now - since >= self._hang_seconds]:
             self._pool.kill(worker)
-            self.lost(Lost(worker, f"its hello hangs since {duration(self._hang_seconds)}", False))
+            self.lost(Lost(worker, f"it has not answered hello for {duration(self._hang_seconds)}", False))
         self._replace_unfit(now)
-        self._say_if_alone(now)
-        if (unfit := self._dispatcher.unfit()) and not (self._starting and self._elsewhere(now)):
+        unfit = self._dispatcher.unfit()
+        self._say_if_alone(now, bool(unfit))
+        if not unfit:
+            self._unfit_since = None
+            return
+        since = self._unfit_since = now if self._unfit_since is None else self._unfit_since
+        if not (self._starting and self._elsewhere(now)) or now - since >= REPLACEMENT_SECONDS:
             raise self._end(unfit)
 
     def _start(self) -> None:
@@ -199,9 +228,9 @@ class Crew:
         self._in_vain += 1
         if self._in_vain > self._size + LOSSES_IN_VAIN and not self._dispatcher.running:
             raise RunFailed(f"{counted(self._in_vain, 'worker')} died with no work done in between; the last: {reason}")
-        pause = (
-            0.0 if self._in_vain <= self._size else min(LONGEST_PAUSE_SECONDS, 2.0 ** (self._in_vain - self._size - 1))
-        )
+        self._not_started += 1
+        beyond = self._not_started - self._size
+        pause = min(LONGEST_PAUSE_SECONDS, 2.0 ** min(beyond - 1, 16)) if beyond > 0 else 0.0
         self._starts.append(time.monotonic() + pause)
 
     def _forget(self, worker: str) -> None:
@@ -212,13 +241,14 @@ class Crew:
     def _name(self, node: str) -> str:
         return self._names.get(node, node)
 
-    def _say_if_alone(self, now: float) -> None:
+    def _say_if_alone(self, now: float, all_unfit: bool) -> None:
         """Say so if nothing happens because the cluster is full or its nodes are gone."""
-        if self._dispatcher.workers:
+        if self._dispatcher.workers and not all_unfit:
             self._last_seen = now
         elif now - self._last_seen > ALONE_SECONDS:
             self._last_seen = now
-            self._progress.say(f"no worker for {ALONE_SECONDS:.0f} s: the cluster is full, or starting one is slow")
+            some = "no worker on a fit node" if all_unfit else "no worker"
+            self._progress.say(f"{some} for {ALONE_SECONDS:.0f} s: the cluster is full, or starting one is slow")
 
     def _end(self, unfit: dict[str, str]) -> Exception:
         """What ends a run without a fit node. Where all nodes say the same, it is said once."""
@@ -226,7 +256,10 @@ class Crew:
         if len(set(unfit.values())) == 1:
             text = next(iter(unfit.values()))
         else:
-            text = "; ".join(f"node {self._name(node)}: {reason}" for node, reason in sorted(unfit.items()))
+            text = "; ".join(
+                reason if self._name(node) in reason else f"node {self._name(node)}: {reason}"
+                for node, reason in sorted(unfit.items())
+            )
         if not all(isinstance(cause, UserError) for cause in causes):
             return RunFailed(f"no node is fit for work: {text}")
         return causes[0] if len(unfit) == 1 and isinstance(causes[0], UserError) else UserError(text)
@@ -235,8 +268,3 @@ class Crew:
 def _in_words(event: Failed) -> str:
     """A refusal says it all; another error needs its type."""
     return str(event.cause) if isinstance(event.cause, UserError) else event.summary
-
-
-def _is_the_processs(cause: BaseException) -> bool:
-    """Whether a new process may be better: an accelerator's error stays with the one that met it."""
-    return of_the_surroundings(cause) and not isinstance(cause, OSError | WorkerRefusal)

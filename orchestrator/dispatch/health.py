@@ -81,11 +81,13 @@ class Health:
             record.until, record.reason = found.until, "workers of this node keep dying"
 
     def left(self, worker: str, now: float, with_its_node: bool = False) -> None:
-        """`worker` is gone."""
+        """`worker` is gone. The loss of its node's other workers may be heard later."""
         node = self._workers.pop(worker).node
+        if any(other.node == node for other in self._workers.values()):
+            return
         if with_its_node:
-            self._nodes.pop(node, None)
-        elif node in self._nodes and not any(w.node == node for w in self._workers.values()):
+            del self._nodes[node]
+        else:
             self._nodes[node].left = now
 
     def succeeded(self, worker: str) -> None:
@@ -125,7 +127,7 @@ class Health:
 
     def convict(self, node: str) -> None:
         """A task that `node` failed was done elsewhere."""
-        if node in self._nodes:
+        if node in self._nodes:  # it may be gone
             self._nodes[node].convictions += 1
             if self._nodes[node].convictions >= FAILURES_IN_A_ROW:
                 for record in self._workers.values():

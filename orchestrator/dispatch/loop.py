@@ -8,7 +8,15 @@ from typing import TypeGuard
 
 from taugrid.config import Cluster
 from taugrid.disk import FULL, in_one_line
-from taugrid.errors import NotCommitted, NotFinite, RunFailed, UserError, WorkerRefusal, of_the_surroundings
+from taugrid.errors import (
+    NotCommitted,
+    NotFinite,
+    RunFailed,
+    UserError,
+    WorkerRefusal,
+    of_the_accelerator,
+    of_the_surroundings,
+)
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator.dispatch.crew import Crew
 from taugrid.orchestrator.dispatch.policy import Charge, Dispatcher, Fault
@@ -190,6 +198,10 @@ class Loop:
         self._fractions.pop(worker, None)
         self._crew.failed(failure)
         reason = str(cause) if isinstance(cause, UserError) else failure.summary
+        if of_the_accelerator(cause):  # the process is of no more use, and the task may do the same to the next
+            self._pool.kill(worker)
+            self._lost(Lost(worker, reason, False))
+            return
         charge = self._dispatcher.failed(worker, time.monotonic(), _fault(cause), reason)
         self._charge(charge, f"{reason} (details: {path})")
         self._crew.benched(charge.benching, reason)
@@ -202,7 +214,7 @@ class Loop:
         charge = self._dispatcher.worker_lost(worker, time.monotonic(), reason, event.with_its_node)
         self._charge(charge, f"lost {worker}, starting another: {reason}")
         self._crew.benched(charge.benching, f"its workers die ({reason})")
-        self._crew.gone(worker)
+        self._crew.gone(worker, reason)
 
     def _charge(self, charge: Charge, reason: str) -> None:
         key = str(charge.key)

@@ -6,8 +6,9 @@ never idles while a task is ready: a task prefers a node that has not failed it,
 What a failure is charged to:
 - an error of the surroundings: to the worker and its node. The task is queued again.
 - any other error: to the task, and to the worker until other nodes agree that it is the task.
-- a worker's death, or a hang: to the task that ran there, and to the node. A task whose workers died twice is a
-  suspect: it waits until nothing else is ready, and runs as the only suspect at that time.
+- a worker's death, a hang, or an accelerator's error, after which a worker is replaced: to the task that ran there,
+  and to the node. A task whose workers died twice is a suspect: it waits until nothing else is ready, and runs as the
+  only suspect at that time.
 - the loss of a node: to nobody.
 
 `_suffices` says when a task is quarantined. Once the queue is empty, an idle worker takes a copy of the oldest task
@@ -136,6 +137,11 @@ class Dispatcher:
     def running(self) -> Mapping[str, str]:
         """Worker -> key of its current task."""
         return {worker: running.key for worker, running in self._running.items()}
+
+    @property
+    def oldest(self) -> float:
+        """Since when the task runs that has run longest; infinity if none runs."""
+        return min((running.since for running in self._running.values()), default=float("inf"))
 
     @property
     def workers(self) -> int:

@@ -12,7 +12,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from taugrid.errors import last_line
 from taugrid.jobs import Job, Result, WorkerInfo
-from taugrid.workers.actor import WATCHERS, Pulse
+from taugrid.workers.actor import Pulse
 
 BEATS_A_SECOND = 100
 """How many heartbeats of all workers together the driver listens to: each costs it about half a millisecond."""
@@ -100,7 +100,7 @@ class Pool:
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy="SPREAD",
-            concurrency_groups={"watch": WATCHERS},
+            concurrency_groups={"watch": 1},
         )(actor)
         self._arguments = arguments
         self._needs = {"CPU": cpus, "GPU": gpus}
@@ -153,6 +153,7 @@ class Pool:
         refs = [*self._waiting, *self._watching]
         if not refs:  # Ray would return at once
             time.sleep(timeout_seconds)
+            return
         ready, _ = ray.wait(refs, num_returns=1, timeout=timeout_seconds)
         if ready and len(refs) > 1:
             ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)

@@ -54,6 +54,20 @@ def test_an_idle_worker_may_be_lost():
     assert d.attempts("sample/0") == 0
 
 
+@pytest.mark.parametrize("with_its_node", [True, False])
+def test_the_workers_of_a_lost_node_may_be_heard_of_one_after_the_other(with_its_node):
+    d = Dispatcher([shard(0), shard(1)], KINDS)
+    for worker in ("a", "b"):
+        d.worker_joined(worker, "lost", 0)
+    d.worker_joined("c", "good", 0)
+    assert assigned(d) == {"a": "sample/0", "b": "sample/1"}
+    d.worker_lost("a", 1, "its node died", with_its_node=True)
+    assert assigned(d, 1) == {"c": "sample/0"}
+    d.worker_lost("b", 2, "it died", with_its_node)
+    d.succeeded("c", 3)
+    assert assigned(d, 3) == {"c": "sample/1"}
+
+
 def test_a_task_that_always_fails_is_set_aside_with_what_needs_it_and_the_rest_goes_on():
     score = Task("score/0", "score", 1, frozenset({"extract/0"}))
     extract = Task("extract/0", "extract", 1, frozenset({"sample/0"}))

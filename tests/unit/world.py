@@ -30,7 +30,7 @@ class World:
         self.now = 0.0
         self.where = {}  # worker -> node
         self.deaths = Counter()  # key -> workers that died with it, as `kill_one` wished
-        self.failures = Counter()  # node -> tasks that it failed
+        self.failures = Counter()  # node -> tasks that it failed, by error or death
         self.quarantined_after = {}  # key -> done tasks at that time
         self._events, self._numbers, self._steps = [], count(), 0
         for name, (_, workers) in nodes.items():
@@ -114,13 +114,15 @@ class World:
     def kill_one(self, worker):
         """A worker dies; another starts on its node."""
         node = self.where.pop(worker)
+        self.failures[node] += worker in self.dispatcher.running
         self._note(self.dispatcher.worker_lost(worker, self.now, "it died"))
         self._at(START_SECONDS, "joins", f"w{next(self._numbers)}", node)
 
     def lose_node(self, node):
-        """A node is gone with all its workers; another takes its place."""
+        """A node is gone with all its workers, which is heard of one after the other; another takes its place."""
         for worker in [w for w, place in self.where.items() if place == node]:
             del self.where[worker]
             self._note(self.dispatcher.worker_lost(worker, self.now, "its node died", with_its_node=True))
             self._at(START_SECONDS, "joins", f"w{next(self._numbers)}", f"{node}'")
+            self.give()
         self.nodes[f"{node}'"] = self.nodes.pop(node)
