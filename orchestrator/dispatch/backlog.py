@@ -5,7 +5,7 @@ that have not, so that a few hopeless ones can't keep the rest waiting.
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from taugrid.orchestrator.task import Task
 
@@ -74,8 +74,13 @@ class Backlog:
         self.done.add(key)
         for dependent in self._dependents[key]:
             self._missing[dependent].discard(key)
-            if not self._missing[dependent]:
+            if not self._missing[dependent] and dependent not in self.quarantined:
                 self.add(dependent)
+
+    def remove(self, keys: Collection[str]) -> None:
+        """Take those of `keys` out of the queue that are in it."""
+        self._queue = [entry for entry in self._queue if entry[-1] not in keys]
+        heapq.heapify(self._queue)
 
     def quarantine(self, key: str) -> None:
         """Give up `key`, which is not queued, and all that require it, directly or indirectly."""
@@ -83,6 +88,6 @@ class Backlog:
         frontier = [key]
         while frontier:
             for dependent in self._dependents[frontier.pop()]:
-                if dependent not in self.unreachable:
+                if dependent not in self.unreachable and dependent not in self.quarantined:
                     self.unreachable.add(dependent)
                     frontier.append(dependent)

@@ -204,6 +204,8 @@ class Loop:
             return
         charge = self._dispatcher.failed(worker, time.monotonic(), _fault(cause), reason)
         self._charge(charge, f"{reason} (details: {path})")
+        if isinstance(cause, NotFinite) and charge.quarantined:
+            self._give_up_cell_of(doing)
         self._crew.benched(charge.benching, reason)
 
     def _lost(self, event: Lost) -> None:
@@ -226,9 +228,22 @@ class Loop:
             then = "given up, the rest goes on" if charge.quarantined else "will be retried"
         self._progress.say(f"{key}: {reason}; {then}")
 
+    def _give_up_cell_of(self, key: str) -> None:
+        """Spare the tasks of the same kind and cell that wait: the cell can't be finished without `key`."""
+        piece = self._pieces[key]
+        same = [
+            other
+            for other, one in self._pieces.items()
+            if one.cell == piece.cell and one.task.kind == piece.task.kind and piece.cell is not None
+        ]
+        if given_up := self._dispatcher.give_up(same):
+            self._events.add("given up", tasks=sorted(given_up), because=key)
+            self._progress.say(f"{counted(len(given_up), 'other task')} of its cell given up")
+
     def _problems(self) -> dict[str, str]:
         problems: dict[str, str] = {}
-        for key in sorted(self._dispatcher.quarantined):
+        # Tasks without a reason were given up with another of their cell, which has one.
+        for key in sorted(self._dispatcher.quarantined & self._reasons.keys()):
             cell = self._pieces[key].cell
             names = [cell.name] if cell else [p.cell.name for p in self._pieces.values() if p.cell]
             problems |= dict.fromkeys(names, f"{key}: {self._reasons[key]}")

@@ -226,6 +226,18 @@ class Dispatcher:
             return Charge(key, quarantined, self._health.refused(worker, now, reason))
         return Charge(key, quarantined, self._health.failed(worker, now, reason, fault is Fault.SURROUNDINGS))
 
+    def give_up(self, keys: Iterable[str]) -> set[str]:
+        """Quarantine those of `keys` that nobody runs and that are open; returns which."""
+        closed = self.done | self.quarantined | self.unreachable
+        waiting = {key for key in keys if key not in closed and not self._runners.get(key)}
+        self._backlog.remove(waiting)
+        self._suspects = [key for key in self._suspects if key not in waiting]
+        self._suspected -= waiting
+        for key in waiting:
+            if key not in self.unreachable:  # because of another one
+                self._backlog.quarantine(key)
+        return waiting
+
     def worker_lost(self, worker: str, now: float, reason: str = "", with_its_node: bool = False) -> Charge:
         """`worker` is gone, and its work with it."""
         running = self._release(worker) if worker in self._running else None

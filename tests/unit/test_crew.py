@@ -9,12 +9,13 @@ from itertools import count
 import pytest
 from rich.console import Console
 
-from taugrid.config import Cluster
-from taugrid.errors import RunDirectoryNotSeen, RunFailed
+from taugrid.config import Cluster, Config, validate
+from taugrid.errors import NotFinite, RunDirectoryNotSeen, RunFailed
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch import crew, loop
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined, Located, Lost, Pool
+from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
@@ -42,7 +43,7 @@ class ScriptedPool:
     """Workers on a clock of its own. `rooms` is node -> how many workers it has room for; `node_is` is node -> what
     ails it: `unseen`, `mute` (no hello is answered), `startless` or `broken` (its accelerator).
 
-    A job is `good`, `breaks` the accelerator of its process, or `kills` it.
+    A job is `good`, `breaks` the accelerator of its process, `kills` it, or is `infinite` (`NotFinite`).
     """
 
     def __init__(self, rooms, node_is):
@@ -90,6 +91,8 @@ class ScriptedPool:
             self._at(0.1, Failed(worker, RuntimeError(CUDA), "traceback"))
         elif job.behaviour == "kills":
             self._at(0.1, Lost(worker, "it died", False))
+        elif job.behaviour == "infinite":
+            self._at(0.1, Failed(worker, NotFinite("NaN in image 0"), "traceback"))
         else:
             self._at(TASK_SECONDS, Done(worker, Result(TASK_SECONDS, 1, True)))
 
@@ -112,19 +115,24 @@ class ScriptedPool:
                     self.greet(event.worker)
 
 
+def two_cells():
+    values = {"name": "two", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian"}, "sample": {"seed": 0}}
+    return plan(validate(Config, values | {"grid": {"steps": [2, 5]}}, "test")).cells
+
+
 class Scripted:
-    """A run of shards that behave as told, on nodes of one worker each."""
+    """A run of tasks that behave as told, of two cells in turns."""
 
     def __init__(self, monkeypatch, root, behaviours, rooms, node_is, workers):
         self.pool = ScriptedPool(rooms, node_is)
         monkeypatch.setattr(crew, "time", self.pool)
         monkeypatch.setattr(loop, "time", self.pool)
         monkeypatch.setattr(loop, "confirm", lambda job, result: None)  # there are no files
-        pieces = {}
+        pieces, cells = {}, two_cells()
         for number, behaviour in enumerate(behaviours):
             cost = 1.0 if behaviour == "good" else 9.0  # bad ones first
             task = Task(f"paint/{number}", "paint", cost)
-            pieces[task.key] = Piece(task, ScriptedJob("unused", behaviour=behaviour), None)
+            pieces[task.key] = Piece(task, ScriptedJob("unused", behaviour=behaviour), cells[number % 2])
         root.mkdir()
         self.printed, self.rundir = io.StringIO(), RunDir(root)
         progress = Progress(Console(file=self.printed, soft_wrap=True))
@@ -134,7 +142,7 @@ class Scripted:
         )
 
     def run(self):
-        self.loop.run()
+        self.problems = self.loop.run()
         return self.loop._dispatcher
 
     def said(self, words):
@@ -193,6 +201,16 @@ def test_twenty_costliest_tasks_that_kill_are_given_up_and_all_others_done(scrip
     run = scripted([behaviour] * 20 + ["good"] * 100, {"n0": workers}, workers=workers)
     d = run.run()
     assert (len(d.quarantined), len(d.done)) == (20, 100)
+
+
+def test_a_network_that_returns_nan_costs_its_cell_one_task_and_other_cells_nothing(scripted):
+    run = scripted(["infinite"] + ["good"] * 39)
+    d = run.run()
+    assert d.done == {f"paint/{number}" for number in range(1, 40, 2)}
+    assert len(d.quarantined) == 20
+    assert run.pool.now < 220, "20 tasks of 10 s; the other 20 are not tried"
+    [problem] = run.problems.values()
+    assert problem.startswith("paint/0: NotFinite: NaN in image 0")
 
 
 def test_a_slot_that_fails_to_start_ends_no_healthy_run(scripted):
