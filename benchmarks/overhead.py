@@ -13,7 +13,8 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ cluster.prepare_embedded()
 
 import ray
 
-from taugrid.config import Config, Diffusion
+from taugrid.config import Cluster, Config, Diffusion
 from taugrid.config.load import load
 from taugrid.jobs import Job, NetworkSpec, Result, WorkerInfo
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.pool import Joined, Pool, PoolEvent
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
@@ -37,30 +39,26 @@ from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.kind import Piece
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.workers.actor import Worker
+from taugrid.workers.actor import Audible, Worker
+from taugrid.workers.hello import Probe
 from taugrid.workers.sample import SampleJob
 
 
 class WarmPool(Pool):
-    """Holds back every `Joined` until the last worker is there, so that starting them is outside the loop's time."""
+    """Holds back what its workers say until the last has joined: starting them is outside the loop's time."""
 
     def warm(self, count: int) -> None:
-        for _ in range(count):
-            self.start()
+        self._there = [super(WarmPool, self).start() for _ in range(count)]
         self._held: list[PoolEvent] = []
         while sum(isinstance(event, Joined) for event in self._held) < count:
             self._held += super().events(1.0)
 
+    def start(self, avoid: Collection[str] = ()) -> str:
+        return self._there.pop(0) if self._there else super().start(avoid)
+
     def events(self, timeout_seconds: float) -> Iterator[PoolEvent]:
         held, self._held = self._held, []
         yield from held or super().events(timeout_seconds)
-
-
-class WarmLoop(Loop):
-    """Takes a pool whose workers are there already."""
-
-    def _announce(self) -> None:
-        self._workers = 0
 
 
 class WarmWorker(Worker):
@@ -68,7 +66,12 @@ class WarmWorker(Worker):
 
     def __init__(self, threads: int, network: NetworkSpec, diffusion: Diffusion) -> None:
         super().__init__(threads)
-        self._device.network(network, diffusion)
+        self._network, self._diffusion = network, diffusion
+
+    def hello(self, probe: Probe) -> WorkerInfo:
+        info = super().hello(probe)
+        self._device.network(self._network, self._diffusion)
+        return info
 
 
 class BareForwards(WarmWorker):
@@ -87,10 +90,10 @@ class BareForwards(WarmWorker):
         return Result(time.perf_counter() - began, job.stop - job.start, True)
 
 
-class Empty:
+class Empty(Audible):
     """Does nothing, at once."""
 
-    def hello(self, probe: str) -> WorkerInfo:
+    def hello(self, probe: Probe) -> WorkerInfo:
         return WorkerInfo("here", "none", {})
 
     def do(self, job: Job) -> Result:
@@ -101,13 +104,12 @@ def run_loop(actor: type, arguments: tuple[Any, ...], pieces: dict[str, Piece], 
     """Seconds from the first assignment to the last commit."""
     probe = folder / ".probe"
     probe.touch()
-    pool = WarmPool(actor, arguments, 1, 0, str(probe))
+    pool = WarmPool(actor, arguments, 1, 0, Probe(str(probe)))
     pool.warm(workers)
     events = Events(Paths(folder))
     began = time.perf_counter()
-    problems = WarmLoop(
-        pieces, work_kinds(), pool, workers, True, 3, Progress(), events, lambda name, text: folder
-    ).run()
+    outputs = Progress(), events, lambda name, text: folder
+    problems = Loop(pieces, work_kinds(), pool, workers, True, Cluster(), *outputs).run()
     seconds = time.perf_counter() - began
     pool.close()
     assert not problems, problems
@@ -124,8 +126,9 @@ def bare(pieces: dict[str, Piece], arguments: tuple[Any, ...], workers: int, fol
         shares[least].append(piece.job)
     probe = folder / ".probe"
     probe.touch()
-    actors = [ray.remote(BareForwards).options(num_cpus=1).remote(*arguments) for _ in range(workers)]
-    ray.get([actor.hello.remote(str(probe)) for actor in actors])
+    remote = ray.remote(num_cpus=1, concurrency_groups={"watch": 1})(BareForwards)
+    actors = [remote.remote(*arguments) for _ in range(workers)]
+    ray.get([actor.hello.remote(Probe(str(probe))) for actor in actors])
     results = [[actor.do.remote(job) for job in share] for actor, share in zip(actors, shares, strict=True)]
     seconds = max(sum(result.seconds for result in ray.get(refs)) for refs in results)
     for actor in actors:
@@ -151,10 +154,11 @@ def save_network(config: Config, folder: Path) -> RunDir:
     from taugrid.workers.network.pipeline import save_pipeline
     from taugrid.workers.network.unet import build_unet
 
+    folder.mkdir()
     rundir = RunDir(folder)
     for model in plan(config).models:
-        assert model.unet is not None
-        unet = build_unet(model.unet, model.image_shape)
+        assert isinstance(model.source, Trained)
+        unet = build_unet(model.source.unet, model.image_shape)
         save_pipeline(rundir.models / model.id, unet, ema_start(unet), model.diffusion)
     return rundir
 
@@ -190,10 +194,12 @@ def main() -> None:
         for workers in (1, 2):
             some = list(pieces().values())
             many = {}
+            there = folder / "there"  # the driver looks for what was committed
+            there.touch()
             for i in range(arguments.shards):
                 piece = some[i % len(some)]
                 task = piece.task.__class__(f"sample/{i}", "sample", 1.0)
-                many[task.key] = Piece(task, piece.job, piece.cell)
+                many[task.key] = Piece(task, replace(piece.job, path=str(there)), piece.cell)
             times = [run_loop(Empty, (), many, workers, folder) for _ in range(arguments.rounds)]
             each = statistics.median(times) / arguments.shards * 1000
             print(f"{workers} workers: {each:.2f} ms a shard with empty work, {arguments.shards} shards")
