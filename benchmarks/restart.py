@@ -75,6 +75,7 @@ def finished_run(folder: Path, shards: int, images: int) -> Opened:
     opened = Opened(str(folder / "restart.yaml"), (), str(folder / "run"))
     rundir, scoring = opened.rundir, evaluation(opened.config, opened.plan)
     rundir.root.mkdir()
+    rundir.claim()
     pixels = np.random.default_rng(0).integers(0, 256, (images, *SHAPE), dtype=np.uint8)
     batch = parquet.pictures(pixels, 0)
     with ThreadPoolExecutor(4) as pool:
