@@ -20,6 +20,7 @@ from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.rundir.integrity import READERS, Damage
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.sample import images_to_keep
+from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import Storage, read_json, read_sealed
 from taugrid.workers.training.log import training_progress
 
@@ -132,9 +133,11 @@ def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], Non
     found += [Damage(rundir.score(cell, "*"), "missing") for cell in plan.cells if scored and cell not in scored]
     changed = [path for path in storage.list(rundir.scores, "*.json") if read_sealed(path, storage) is None]
     found += [Damage(path, "it has changed since it was written") for path in changed]
-    for path in (rundir.tables / "quality.json", rundir.provenance):
-        if storage.exists(path) and read_json(path, storage) is None:
-            found.append(Damage(path, "it is not JSON"))
+    for path in (rundir.tables / "quality.json", rundir.provenance, rundir.root / RUN_FILE):
+        if storage.exists(path) and not isinstance(read_json(path, storage), dict):
+            found.append(Damage(path, "it can't be read as a JSON object"))
+    if rundir.committed_cells() and not storage.exists(rundir.provenance):
+        found.append(Damage(rundir.provenance, "missing"))
     if found:
         with suppress(OSError):  # of a directory that may only be read
             rundir.ledger.forget()
@@ -155,6 +158,9 @@ def _verify_samples(cell: Cell, rundir: RunDir, tick: Callable[[int], None]) -> 
     whole = [rundir.sample_part(cell, shard) for shard in cell.shards if shard.number in done]
     look = partial(_verify_images, shape=cell.model.image_shape, storage=rundir.storage)
     found += _read_all(whole, look, tick)
+    planned = {rundir.sample_part(cell, shard) for shard in cell.shards}
+    beyond = [path for path in rundir.storage.list(rundir.samples / cell.name, "part-*.parquet") if path not in planned]
+    found += _read_all(beyond, look, tick)
     for shard in cell.shards:
         path = rundir.sample_part(cell, shard)
         if shard.number in done:

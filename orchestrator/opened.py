@@ -45,6 +45,11 @@ class Opened:
         is_own = file.name != CONFIG_NAME
         if not is_own:
             rundir.runs_code = runs_code
+            if not runs_code and file.parent.absolute() != rundir.root and custom_code(self.config):
+                raise UserError(
+                    f"{name} is the config of a run directory, and the code that it names is not run by commands that "
+                    f"only look; give {file.parent} or, if the config is yours, a copy of it under another name"
+                )
             if runs_code and not trust_code:
                 named = custom_code(load(name))
                 require_trusted([code for code in custom_code(self.config) if code in named], file)
@@ -70,7 +75,8 @@ def open_existing(directory: str) -> Opened:
     """The run in a directory that `taugrid run` made; `UserError` if there is none."""
     if not (Path(directory) / "config.json").is_file():
         raise UserError(
-            f"{directory} is not a run directory (it has no config.json); give the one that `taugrid run` made"
+            f"{directory} is not a run directory (it has no config.json); give the one that `taugrid run` made, or "
+            f"write a lost config.json again with `taugrid report CONFIG --out {directory}`"
         )
     return Opened(directory, (), None)
 

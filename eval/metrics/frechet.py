@@ -128,10 +128,11 @@ class Frechet:
         """
         if self.dimensions == 0:
             return "no feature varies both in the samples and in the reference"
-        if self.num_samples < SAMPLES_PER_DIMENSION * self.dimensions:
+        needed = SAMPLES_PER_DIMENSION * self.dimensions
+        if self.num_samples < needed:
             return (
                 f"{self.num_samples} samples for {self.dimensions} varying features: a standard error of FID needs "
-                f"{SAMPLES_PER_DIMENSION} samples for each"
+                f"{SAMPLES_PER_DIMENSION} samples for each, that is N of at least {needed:,}"
             )
         return None
 

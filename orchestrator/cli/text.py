@@ -59,7 +59,8 @@ def _expected(plan: dict[str, Any]) -> str:
         return "none, everything is sampled"
     if seconds is None:
         return "unknown (no shard of this run has been sampled yet)"
-    return f"{duration(seconds)} on one worker, at {quantity(rate)} network evaluations/s as measured here"
+    time = duration(seconds) if seconds >= 1 else "less than 1 s"
+    return f"{time} on one worker, at {quantity(rate)} network evaluations/s as measured here"
 
 
 SELFCHECK_WIDTH = 90

@@ -27,7 +27,9 @@ def check_is_run_directory(rundir: RunDir) -> None:
     visible = sorted(path.name for path in rundir.storage.list(rundir.root, "*") if not path.name.startswith("."))
     if rundir.storage.exists(rundir.config):
         if not isinstance(read_json(rundir.config, rundir.storage), dict):
-            raise UserError(f"{rundir.config} can't be read as JSON; restore it, remove it, or give another --out")
+            raise UserError(
+                f"{rundir.config} can't be read as JSON; remove it to go on with this config, or give another --out"
+            )
     elif set(visible) - {rundir.models.name} and not {RUN_FILE, rundir.lease.name} & set(visible):
         raise UserError(
             f"--out {rundir.root} is not empty and no run directory (it holds {', '.join(visible[:3])}"
@@ -48,7 +50,13 @@ def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
     if not orphans:
         return None
     named = ", ".join(orphans[:2]) + (f" and {len(orphans) - 2} more" if len(orphans) > 2 else "")
-    differences = _differences(read_json(rundir.config, rundir.storage) or {}, config.model_dump(mode="json"))
+    before = read_json(rundir.config, rundir.storage)
+    if not before:
+        return (
+            f"{rundir.root} holds {named}, which this config does not have (what has changed is not known, because "
+            "its config.json is missing or can't be read)"
+        )
+    differences = _differences(before, config.model_dump(mode="json"))
     if not differences:
         records = rundir.model_records()
         changed = (file for model in plan.models for record in records for file in changed_files(model.source, record))
@@ -60,8 +68,6 @@ def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """The differences between two configs that affect cells, as "key: old -> new"."""
-    if not before:
-        return []
     old, new = _flat(before), _flat(after)
     harmless = {f"{section}.{key}" for section, keys in NOT_IDENTITY.items() for key in keys}
     sections = (*GRID_SECTIONS, "sample", "grid")

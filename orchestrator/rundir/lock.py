@@ -38,7 +38,9 @@ def sole_driver(
     except OSError as error:
         if error.errno not in NOT_WRITABLE:
             raise
-        raise UserError(f"can't write to {root}: {error.strerror}; give another --out") from None
+        looks = f"make it writable, or look at it with `taugrid status {root}`, which only reads"
+        way_out = looks if run.storage.exists(run.config) else "give another --out"
+        raise UserError(f"can't write to {root}: {error.strerror}; {way_out}") from None
     # A killed process would leave a soft lock behind, which would block the directory for good.
     lock, lease = FileLock(root / ".lock", timeout=0, fallback_to_soft=False), Lease(run.lease, run.storage)
     try:

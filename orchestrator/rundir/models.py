@@ -1,5 +1,6 @@
 """The networks and extractors of a run: where their weights are, and records of those that may be gone later."""
 
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,9 +84,12 @@ class ModelRecords(Paths):
             return _by_bytes(found) if is_old else found
         shape = list(config.data.image_shape)
         for file in self.storage.list(self.extractors, "*.json"):
-            record = read_json(file, self.storage) or {}
-            if record.pop("image_shape", None) == shape and (spec := restored(record)).describe() == recorded:
-                return spec
+            record = read_json(file, self.storage)
+            if not isinstance(record, dict) or record.pop("image_shape", None) != shape:
+                continue
+            with suppress(KeyError, TypeError):  # keys are missing or unknown: a file that somebody sent
+                if (spec := restored(record)).describe() == recorded:
+                    return spec
         raise UserError(
             f"evaluate.extractor: {self.root} has no record of {name}, and {WITHOUT_CODE}; "
             "`taugrid evaluate` writes one"

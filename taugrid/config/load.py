@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from taugrid.config import Config, S, validate
+from taugrid.config import GRID_SECTIONS, Config, S, validate
 from taugrid.config.model import is_hub_id
 from taugrid.errors import UserError
 
@@ -26,7 +26,10 @@ def find(name: str) -> Path:
     path = Path(name)
     if path.is_dir():
         if not (path / CONFIG_NAME).is_file():
-            raise UserError(f"{name} is a folder without config.json, so not a run directory; give a config file")
+            raise UserError(
+                f"{name} is a folder without config.json, so not a run directory; give a config file, with --out "
+                f"{name} if this run has lost its own"
+            )
         return path / CONFIG_NAME
     if path.is_file():
         return path
@@ -48,15 +51,26 @@ def read(path: Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file; `UserError` if it can't be read as one."""
     try:
         text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else _from_yaml(text)
-    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        values = json.loads(text, object_pairs_hook=_without_twins) if path.suffix == ".json" else _from_yaml(text)
+    except (yaml.YAMLError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"can't read {path}: {reason}") from None
+        is_runs = path.name == CONFIG_NAME
+        way_out = f"; remove it and give your own config with --out {path.parent}" if is_runs else ""
+        raise UserError(f"can't read {path}: {reason}{way_out}") from None
     if values is None:
         raise UserError(f"{path} is empty; it must hold sections (name:, data:, model:, ...)")
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold sections (name:, data:, model:, ...), not {type(values).__name__}")
     return values
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object in JSON. A key that it has twice is refused, because Python would silently use the last."""
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"the key {key!r} appears twice; remove one of them")
+    return dict(pairs)
 
 
 class _Loader(yaml.SafeLoader):
@@ -112,6 +126,7 @@ def load(name: str, assignments: Sequence[str] = ()) -> Config:
     path = find(name)
     values = read(path)
     merged = merge(values, assignments)
+    _refuse_overruled(merged, assignments)
     if path.name == CONFIG_NAME:
         _follow_seed(values, merged)
     config = _with_absolute_paths(validate(Config, merged, str(path)))
@@ -121,6 +136,20 @@ def load(name: str, assignments: Sequence[str] = ()) -> Config:
             "sample": _with_seed(config.sample, config.seed),
         }
     )
+
+
+def _refuse_overruled(merged: Mapping[str, Any], assignments: Sequence[str]) -> None:
+    """Raise `UserError` for a --set that would change nothing, because every mapping of the grid sets the same key."""
+    grid = merged.get("grid")
+    mappings = [grid] if isinstance(grid, Mapping) else grid
+    if not isinstance(mappings, list) or not all(isinstance(mapping, Mapping) for mapping in mappings):
+        return  # it is refused as a whole
+    for assignment in assignments:
+        key = assignment.partition("=")[0].strip()
+        section, _, rest = key.partition(".")
+        axis = rest if section == "sample" else key if section in GRID_SECTIONS else None
+        if mappings and all(axis in mapping for mapping in mappings):
+            raise UserError(f"--set {key} changes nothing, because the grid sets {axis}; set it there")
 
 
 def _follow_seed(before: Mapping[str, Any], merged: dict[str, Any]) -> None:

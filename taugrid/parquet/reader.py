@@ -123,4 +123,5 @@ def _damage_told(path: Path, prefix: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         if isinstance(error, OSError) and not is_of_content(error):
             raise
-        raise DamagedFile(f"{prefix}{' '.join(str(error).split())}") from None
+        said = "its end is missing" if "magic bytes" in str(error) else " ".join(str(error).split())
+        raise DamagedFile(f"{prefix}{said}") from None

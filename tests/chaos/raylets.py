@@ -139,7 +139,7 @@ class Cluster:
     def _begin(self, name: str, ip: str, options: list[str], first: list[str]) -> None:
         folder = self._folders[name] = Path(tempfile.mkdtemp(dir=self._temporary))
         common = ["--block", f"--temp-dir={folder}", f"--node-ip-address={ip}", "--disable-usage-stats"]
-        common += ["--object-store-memory=100000000"]
+        common += ["--object-store-memory=100000000", "--include-log-monitor=false"]
         common += [f"--dashboard-agent-listen-port={free_port()}"]  # if the default is taken, Ray tries it for 4 s
         ray = shlex.join([sys.executable, "-m", "ray.scripts.scripts", "start", *options, *common])
         namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]

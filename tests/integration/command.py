@@ -152,10 +152,10 @@ LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFF
 """127.0.0.1, ::1 and ::ffff:127.0.0.1 as the kernel writes them."""
 
 
-def listening(run: Started) -> set[str]:
-    """Local addresses (hex, as in /proc/net/tcp) that a command and its processes listen on."""
+def listening(process: int) -> set[str]:
+    """Local addresses (hex, as in /proc/net/tcp) that a process and those below it listen on."""
     inodes = set()
-    for pid in [run.process.pid, *descendants(run.process.pid)]:
+    for pid in [process, *descendants(process)]:
         try:
             for link in Path(f"/proc/{pid}/fd").iterdir():
                 target = str(link.readlink())

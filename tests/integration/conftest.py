@@ -14,8 +14,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command import taugrid_alone, write_config, write_folder
-from shared import shared_ray
+from command import write_config, write_folder
+from shared import shared_ray, taugrid
 
 from taugrid.config import Data
 from taugrid.workers.data.load import load_images
@@ -41,7 +41,7 @@ def finished(config, tmp_path_factory, worker_id):
     with (root.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (root.parent / "stdout").exists():
-            done = taugrid_alone("run", config, "--out", root, "--json")
+            done = taugrid("run", config, "--out", root, "--json")
             (root.parent / "stdout").write_text(done.stdout)
     return root
 

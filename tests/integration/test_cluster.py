@@ -1,5 +1,6 @@
 """A Ray cluster that taugrid did not start."""
 
+import json
 import os
 import secrets
 import shutil
@@ -44,6 +45,7 @@ def cluster():
         options = [
             "--num-cpus=2",
             "--include-dashboard=false",
+            "--include-log-monitor=false",
             "--node-ip-address=127.0.0.1",
             f"--ray-client-server-port={free_port()}",
         ]
@@ -64,7 +66,8 @@ def cluster():
 
 
 def test_a_run_on_a_cluster_elsewhere_has_the_same_files(cluster, config, finished, tmp_path):
-    taugrid_alone("run", config, "--out", tmp_path / "run", "--address", cluster)
+    done = taugrid_alone("run", config, "--out", tmp_path / "run", "--address", cluster, "--json")
+    assert json.loads(done.stdout)["status"] == "done", "nothing else is on stdout, though it trains and samples"
     assert sample_files(tmp_path / "run") == sample_files(finished)
     assert sum(event["event"] == "worker" for event in events(tmp_path / "run")) == 2
 
@@ -76,7 +79,7 @@ def test_a_cluster_that_demands_a_token_is_known_to_be_closed(cluster):
 def test_a_local_run_leaves_a_cluster_of_this_machine_alone(cluster, tmp_path):
     """Ray by itself joins a cluster that `ray start` began here, and refuses the CPUs that a private one is given."""
     one_cell = ("--set", "grid=[]", "--set", "sample.num_samples=8", "--set", "evaluate.metrics=[fid]")
-    taugrid_alone("sample", "gaussian", "--out", tmp_path / "run", *one_cell)
+    taugrid_alone("sample", "gaussian", "--out", tmp_path / "run", "--workers", 1, *one_cell)
 
 
 def test_a_cluster_elsewhere_needs_a_folder_that_all_see(config):

@@ -7,6 +7,9 @@ import pytest
 from command import events, sample_files, scores, taugrid_alone
 from shared import taugrid
 
+from taugrid.orchestrator.cli.text import plan_text
+from taugrid.orchestrator.rundir.directory import RunDir
+
 CELLS = 6
 
 
@@ -140,6 +143,8 @@ def test_plan_status_verify_and_export(config, finished, tmp_path):
     assert not (tmp_path / "new").exists()
     status = json.loads(taugrid("status", finished, "--json").stdout)
     assert status["network_evaluations_remaining"] == 0
+    little = {"network_evaluations_remaining": 1, "worker_seconds_remaining": 0.2}
+    assert "expected sampling time: less than 1 s on one worker" in plan_text(status | little)
     assert status["evaluations_per_second_and_worker"] > 0
     assert "600 images decoded; everything is intact" in taugrid("verify", finished).stdout
     taugrid("export", finished, "S0002-eta0-", "--to", tmp_path / "png")
@@ -150,21 +155,49 @@ def test_plan_status_verify_and_export(config, finished, tmp_path):
 
 
 def test_verify_lists_what_is_damaged_and_touches_nothing(copy):
-    part = next(copy.glob("samples/*/part-000000.parquet"))
+    """Beyond the images that the config asks for, too, and in what only records the run."""
+    part, cut = sorted(copy.glob("samples/*/part-000000.parquet"))[:2]
     data = bytearray(part.read_bytes())
     data[len(data) // 2] ^= 1
     part.write_bytes(data)
+    cut.write_bytes(cut.read_bytes()[:-9])
     gone = next(copy.glob("samples/*/part-000001.parquet"))
     gone.unlink()
+    beyond = gone.with_name("part-000099.parquet")
+    beyond.write_bytes(bytes(data))
+    (copy / "provenance.json").unlink()
+    (copy / "run.json").write_text("[]")
     done = taugrid("verify", copy, "--json", code=1)
-    assert {entry["path"] for entry in json.loads(done.stdout)["damaged"]} == {
-        str(path.relative_to(copy)) for path in (part, gone)
-    }
+    found = {entry["path"]: entry["reason"] for entry in json.loads(done.stdout)["damaged"]}
+    damaged = (part, cut, gone, beyond, copy / "provenance.json", copy / "run.json")
+    assert set(found) == {str(path.relative_to(copy)) for path in damaged}
+    assert found[str(cut.relative_to(copy))] == "its end is missing", "as `taugrid run` says it"
     assert part.read_bytes() == bytes(data)
 
 
-def test_a_second_run_in_the_same_directory_waits_for_nobody(config, copy):
-    from taugrid.orchestrator.rundir.directory import RunDir
+def test_a_finished_run_that_may_only_be_read_can_be_looked_at(copy):
+    (copy / ".lock").unlink()
+    (copy / ".lock").symlink_to("/proc/version")  # which nobody may write to
+    for command in ("run", "report"):
+        error = taugrid(command, copy, code=2).stderr
+        assert f"can't write to {copy}" in error
+        assert f"`taugrid status {copy}`" in error
+    assert "600 images" in taugrid("status", copy).stdout
 
+
+def test_a_lost_config_is_said_and_written_again_from_ones_own(config, copy):
+    (copy / "config.json").unlink()
+    for command in ("status", "run"):
+        error = taugrid(command, copy, code=2).stderr
+        assert "config.json" in error
+        assert f"--out {copy}" in error
+    error = taugrid("plan", config, "--out", copy, "--set", "grid={steps: [2]}", code=2).stderr
+    assert "config.json is missing" in error
+    assert "taugrid itself" not in error
+    taugrid("report", config, "--out", copy)
+    assert "6 cells" in taugrid("status", copy).stdout
+
+
+def test_a_second_run_in_the_same_directory_waits_for_nobody(config, copy):
     with RunDir(copy).lock():
         assert "another taugrid command" in taugrid_alone("run", config, "--out", copy, code=2).stderr

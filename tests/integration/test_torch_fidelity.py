@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 import torch_fidelity
-from command import COMMAND, TINY, Started, events, wait_until_gone, worker_pids, write_config
+from command import TINY, Started, events, wait_until_gone, worker_pids, write_config
 from PIL import Image
 from shared import taugrid
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
@@ -106,18 +105,15 @@ def first(exported, tmp_path_factory):
 # digits-convnet, through torch-fidelity's Python function
 
 
-def test_table_command_and_torch_fidelity_agree_on_digits(finished, exported, tmp_path):
+def test_table_command_and_torch_fidelity_agree_on_digits(finished, exported, tmp_path, monkeypatch):
     """The whole of the digits as the reference, as in the run."""
     (tmp_path / "digits").mkdir()
     for i, image in enumerate(load_images(Data())):
         (tmp_path / "digits" / f"{i:04d}.png").write_bytes(encode_png(image))
     samples, reference = str(exported / "samples"), str(tmp_path / "digits")
     asked = ("--samples", samples, "--reference", reference, "--extractor", DIGITS_CONVNET, *settings(SUBSET_SIZE))
-    done = subprocess.run(
-        [*COMMAND, "evaluate", *asked], env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    ours = json.loads(done.stdout)["metrics"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    ours = json.loads(taugrid("evaluate", *asked).stdout)["metrics"]
     row = row_of(finished, "S0002-eta0-")
     for name in ("fid", "isc_mean", "isc_std", "kid_mean", "kid_std"):
         assert ours[name] == pytest.approx(row[name], rel=1e-6)
@@ -193,7 +189,7 @@ def resumed(finished, first, weights, tmp_path_factory):
             "metrics": ["fid", "isc", "kid", "prc"],
         },
     )
-    with Started(folder / "log", "run", path, "--out", root) as run:
+    with Started(folder / "log", "run", path, "--out", root, "--workers", 1) as run:
         run.wait_until(lambda: len(extracted(root)) >= 2)
         workers = worker_pids(run.process.pid)
         os.kill(run.process.pid, signal.SIGKILL)
@@ -222,35 +218,19 @@ def test_features_of_the_seeded_network_vary(resumed):
     assert features.std(axis=0).mean() > 0.01
 
 
-def commands(samples, reference, weights, cache):
-    """(ours, theirs): `taugrid evaluate` and `fidelity` on two folders, at the same time, each on one core."""
-    ours = [
-        *COMMAND,
-        "evaluate",
-        "--samples",
-        samples,
-        "--reference",
-        reference,
-        "--weights",
-        weights,
-        *settings(N // 2),
-    ]
-    theirs = [
+def fidelity(samples, reference, weights, cache):
+    """What torch-fidelity's own command says of two folders."""
+    command = [
         sys.executable, "-m", "torch_fidelity.fidelity", "--input1", samples, "--input2", reference,
         "--feature-extractor", INCEPTION, "--feature-extractor-weights-path", weights, *THEIR_SETTINGS,
         "--cache-root", cache, "--input2-cache-name", "reference",
     ]  # fmt: skip
-    environment = os.environ | {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-    def run(command):
-        done = subprocess.run(
-            list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    with ThreadPoolExecutor(2) as pool:
-        return tuple(pool.map(run, (ours, theirs)))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -258,8 +238,12 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-def test_table_command_and_fidelity_agree_on_grey_images(resumed, first, weights, cache):
-    ours, theirs = commands(first / "samples", first / "reference", weights, cache)
+def test_table_command_and_fidelity_agree_on_grey_images(resumed, first, weights, cache, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    samples, reference = first / "samples", first / "reference"
+    asked = ("--samples", samples, "--reference", reference, "--weights", weights, *settings(N // 2))
+    ours = json.loads(taugrid("evaluate", *asked).stdout)
+    theirs = fidelity(samples, reference, weights, cache)
     assert_agree(ours["metrics"], theirs)
     row = row_of(resumed.root, "S0002-eta0-")
     # Convolutions of other batches round differently.

@@ -134,7 +134,9 @@ def test_a_grid_runs_from_the_wheel_and_a_users_modules_are_the_users(run, envir
     assert "12 cells" in run("taugrid", "plan", "digits", PYTHONPATH=str(tmp_path)).stdout, "a shipped config"
     done = run("python", "-m", "taugrid", "run", "mine.yaml", "--json", PYTHONPATH=str(tmp_path))
     assert "not taugrid" not in done.stdout + done.stderr
-    rows = {row["steps"]: row for row in json.loads(done.stdout)["cells"]}
+    document = json.loads(done.stdout)  # with --json, nothing else is on stdout
+    assert document["status"] == "done"
+    rows = {row["steps"]: row for row in document["cells"]}
     assert {steps: row["num_samples"] for steps, row in rows.items()} == {2: 60, 5: 60}
     for steps, row in rows.items():
         parts = sorted((tmp_path / "runs/mine/samples").glob(f"*-{row['cell']}/part-*.parquet"))

@@ -1,4 +1,10 @@
+from functools import cache
+
 import pytest
+
+from taugrid.workers.custom.syntax import without_comments
+
+WITHOUT_COMMENTS = cache(without_comments)
 
 
 @pytest.fixture(scope="module")
@@ -25,3 +31,12 @@ def user_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     load._load.cache_clear()
     return tmp_path / "cache" / "taugrid"
+
+
+@pytest.fixture
+def quick_hashes(monkeypatch):
+    """Remembers what each file is without comments: a process of pytest has loaded a hundred test modules, and the
+    identity of what a user's code loads covers them all, each time."""
+    from taugrid.workers.custom import content
+
+    monkeypatch.setattr(content, "without_comments", WITHOUT_COMMENTS)

@@ -138,6 +138,44 @@ def test_a_key_that_a_file_has_twice_is_refused(tmp_path):
     assert load(str(path)).sample.steps == 5
 
 
+def test_a_key_that_a_json_file_has_twice_is_refused(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text('{"name": "x", "sample": {"steps": 5, "eta": 0, "steps": 6}}')
+    with pytest.raises(UserError, match="the key 'steps' appears twice"):
+        load(str(path))
+
+
+def test_a_damaged_config_of_a_run_directory_may_be_replaced_by_ones_own(tmp_path):
+    (tmp_path / "config.json").write_text('{"name": ')
+    with pytest.raises(UserError, match=rf"config.json: .*remove it .* --out {tmp_path}$"):
+        load(str(tmp_path))
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=rf"without config.json, .* --out {tmp_path} if"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("grid", "assignment", "overruled"),
+    [
+        ({"steps": [2, 4]}, "sample.steps=10", True),
+        ([{"steps": [2]}, {"steps": [4], "eta": [1.0]}], "sample.steps=10", True),
+        ([{"steps": [2]}, {"steps": [4], "eta": [1.0]}], "sample.eta=1.0", False),
+        ({"diffusion.schedule": ["linear"]}, "diffusion.schedule=cosine", True),
+        ({"steps": [2]}, "train.steps=10", False),
+        ([], "sample.steps=10", False),
+    ],
+)
+def test_a_set_that_the_grid_would_overrule_is_refused(tmp_path, grid, assignment, overruled):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL | {"grid": grid}))
+    if overruled:
+        with pytest.raises(UserError, match=f"^--set {assignment.split('=')[0]} changes nothing, because the grid"):
+            load(str(path), [assignment])
+    else:
+        load(str(path), [assignment])
+    load(str(path), [assignment, "grid=[]"])
+
+
 def test_yaml_s_merge_key_may_repeat_what_it_overrides(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("name: x\ngrid:\n  - &a {steps: [5], eta: [0.0]}\n  - {<<: *a, eta: [1.0]}\n")

@@ -20,6 +20,8 @@ from taugrid.hashing import file_sha256
 from taugrid.registry.metrics import MetricSettings
 from taugrid.workers.custom import describe as custom_code
 
+pytestmark = pytest.mark.usefixtures("quick_hashes")
+
 SOURCE = """
 import torch
 from torch_fidelity import FeatureExtractorBase

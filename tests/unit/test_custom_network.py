@@ -34,7 +34,7 @@ from taugrid.workers.network.load import load_network
 from taugrid.workers.sample import SampleJob, sample_shard
 from taugrid.workers.samplers import ddim as sampler
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "quick_hashes")
 
 SOURCE = """
 import torch

@@ -187,7 +187,8 @@ def test_no_standard_error_without_enough_samples_for_each_feature():
     enough = correlated(SAMPLES_PER_DIMENSION * 12, 12, seed=1)
     assert Frechet.of(Moments.of(enough), reference).no_standard_error is None
     assert Frechet.of(Moments.of(enough[:-1]), reference).no_standard_error == (
-        "119 samples for 12 varying features: a standard error of FID needs 10 samples for each"
+        "119 samples for 12 varying features: a standard error of FID needs 10 samples for each, "
+        "that is N of at least 120"
     )
     # Fewer samples than features: S is singular, which must not read as few varying features.
     assert Frechet.of(Moments.of(enough[:8]), reference).no_standard_error is not None

@@ -202,3 +202,21 @@ def test_a_record_that_can_not_be_read_is_one_line(mark, tmp_path, change):
         del values["summary"]
     record.write_text(json.dumps(values))
     assert "mine:load" in str(ends("status", root))
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"image_shape": [1, 8, 8]}', '{"image_shape": [1, 8, 8], "files": 3}'])
+def test_a_record_of_an_extractor_that_can_not_be_read_is_one_line(mark, tmp_path, content):
+    root = sent(tmp_path / "sent", config_of({"callable": "mine:load"}, "mine:Extractor"))
+    [record] = (root / "extractors").iterdir()
+    record.write_text(content)
+    said = str(ends("report", root))
+    assert "has no record of mine:Extractor" in said
+    assert not mark.exists()
+
+
+def test_the_file_in_a_directory_is_refused_in_favour_of_the_directory(mark, tmp_path):
+    root = sent(tmp_path / "sent", config_of({"callable": "mine:load"}))
+    said = str(ends("plan", root / "config.json"))
+    assert all(fact in said for fact in (f"{root}/config.json", f"give {root}", "under another name"))
+    assert ends("plan", root / "config.json", "--out", root) is None
+    assert not mark.exists()
