@@ -13,7 +13,7 @@ from taugrid.orchestrator.cli.options import json_option, print_value, trust_opt
 from taugrid.words import duration
 
 if TYPE_CHECKING:
-    from taugrid.orchestrator.jobs.client import Job, Jobs
+    from taugrid.orchestrator.jobs.client import Jobs, Submission
 
 address_option = click.option(
     "--address",
@@ -180,7 +180,7 @@ def _stop(jobs: "Jobs", job: str) -> None:
         click.echo(f"job {job} had ended before ({jobs.one(job).status})", err=True)
 
 
-def _as_json(jobs: "Jobs", job: "Job") -> dict[str, Any]:
+def _as_json(jobs: "Jobs", job: "Submission") -> dict[str, Any]:
     times = {"started": job.started, "ended": job.ended}
     return {"id": job.id, "address": jobs.address, "run": job.run, "dir": job.out, "status": job.status} | {
         "exit_code": int(Exit.INTERRUPTED) if job.status == "STOPPED" else job.exit_code,

@@ -42,7 +42,7 @@ SAME = "taugrid"
 """The key in a job's metadata that says that taugrid submitted it, and which version."""
 
 
-class Job(NamedTuple):
+class Submission(NamedTuple):
     """A job that taugrid submitted."""
 
     id: str
@@ -82,7 +82,7 @@ class Jobs:
         _require_welcome(self.address)
         from ray.dashboard.modules.job.sdk import JobSubmissionClient
 
-        class Client(JobSubmissionClient):
+        class Client(JobSubmissionClient):  # type: ignore[misc]
             def _do_request(self, *arguments: Any, **options: Any) -> Any:
                 return super()._do_request(*arguments, timeout=(CONNECT_SECONDS, ANSWER_SECONDS), **options)
 
@@ -96,7 +96,7 @@ class Jobs:
     @contextmanager
     def _told(self, job: str = "") -> Iterator[None]:
         """Turns what Ray's client raises into one line; `job` is the id that the block asks for."""
-        import requests  # type: ignore[import-untyped]
+        import requests
         from ray.exceptions import RayError
 
         try:
@@ -135,13 +135,13 @@ class Jobs:
         numbers = [int(number) for name, _, number in attempts if name == run and number.isdecimal()]
         return f"{run}-{max(numbers, default=0) + 1}"
 
-    def all(self) -> list[Job]:
+    def all(self) -> list[Submission]:
         """Every job that taugrid submitted to the cluster since its head started, the latest first."""
         with self._told():
             found = [_job(details) for details in self.client.list_jobs() if SAME in (details.metadata or {})]
         return sorted(found, key=lambda job: job.started or 0, reverse=True)
 
-    def one(self, job: str) -> Job:
+    def one(self, job: str) -> Submission:
         """The job of this id, whoever submitted it."""
         with self._told(job):
             return _job(self.client.get_job_info(job))
@@ -158,12 +158,12 @@ class Jobs:
             return bool(self.client.stop_job(job))
 
 
-def _job(details: "JobDetails") -> Job:
+def _job(details: "JobDetails") -> Submission:
     metadata = details.metadata or {}
     started, ended = (None if at is None else at / 1000 for at in (details.start_time, details.end_time))
     status, code = details.status.value, details.driver_exit_code
     job = details.submission_id or details.job_id or ""
-    return Job(
+    return Submission(
         job, metadata.get("run", ""), metadata.get("out", ""), status, code, started, ended, details.message or ""
     )
 

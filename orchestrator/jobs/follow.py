@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from taugrid.errors import Exit, RunFailed
-from taugrid.orchestrator.jobs.client import Job, Jobs
+from taugrid.orchestrator.jobs.client import Jobs, Submission
 
 LOOK_SECONDS = 1.0
 """How often the job's status is asked for."""
@@ -53,7 +53,7 @@ class Tail:
             self._printed = start + len(text)
 
 
-def follow(jobs: Jobs, job: str, write: Callable[[str], Any]) -> Job:
+def follow(jobs: Jobs, job: str, write: Callable[[str], Any]) -> Submission:
     """Print a job's log until it has ended; the job as it was then.
 
     Raises:
@@ -66,7 +66,7 @@ def follow(jobs: Jobs, job: str, write: Callable[[str], Any]) -> Job:
     return ended
 
 
-async def _follow(jobs: Jobs, job: str, tail: Tail) -> Job:
+async def _follow(jobs: Jobs, job: str, tail: Tail) -> Submission:
     answered = time.monotonic()
     reading: asyncio.Task[None] | None = None
     try:
@@ -95,7 +95,7 @@ def again(jobs: Jobs, job: str) -> str:
     return f"taugrid logs {job} --follow --address {jobs.address}"
 
 
-def exit_code(job: Job) -> Exit:
+def exit_code(job: Submission) -> Exit:
     """The exit code of a job's run, as the run itself would have given it; of a stopped job 130.
 
     Raises:
@@ -115,7 +115,7 @@ def exit_code(job: Job) -> Exit:
     raise RunFailed(f"job {job.id} could not be run: {lines[0] if lines else 'Ray does not say why'}")
 
 
-def until_ended(jobs: Jobs, job: str) -> Job:
+def until_ended(jobs: Jobs, job: str) -> Submission:
     """Wait for the end of a job that was told to stop; Ray kills it after some seconds. The job as it is then."""
     while not (found := jobs.one(job)).has_ended:
         time.sleep(LOOK_SECONDS)

@@ -6,6 +6,7 @@ nothing but the standard library before it has checked.
     python3 on_the_head.py VERSION run CONFIG ...
 """
 
+import runpy
 import sys
 from typing import NoReturn
 
@@ -18,10 +19,9 @@ def main(expected: str, arguments: list[str]) -> NoReturn:
         found = "none"
     if found != expected:
         sys.exit(_refusal(expected, found))
-    from taugrid.orchestrator.cli.main import main as taugrid
-
     sys.argv = ["taugrid", *arguments]
-    taugrid()
+    runpy.run_module("taugrid", run_name="__main__")
+    sys.exit()
 
 
 def _refusal(expected: str, found: str) -> int:

@@ -14,12 +14,13 @@ import taugrid
 from taugrid.config import Config
 from taugrid.errors import UserError
 from taugrid.hashing import SourceFile
-from taugrid.orchestrator.jobs import on_the_head
 from taugrid.orchestrator.plan.trust import custom_code
 from taugrid.workers.custom.describe import ask
 from taugrid.workers.custom.luggage import pack
 
 ENTRY = "on_the_head.py"
+"""The file beside this one that a job begins with."""
+
 ROOMS = ("configs", "eval", "orchestrator", "workers")
 """Sub-packages of taugrid that a checkout keeps beside the folder `taugrid`."""
 
@@ -34,7 +35,7 @@ def pack_job(config: Config, folder: Path, ships: bool) -> None:
     """
     values = config.model_dump(mode="json")
     (folder / config_file(config)).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-    shutil.copyfile(on_the_head.__file__, folder / ENTRY)
+    shutil.copyfile(Path(__file__).with_name(ENTRY), folder / ENTRY)
     files: dict[str, SourceFile] = {}
     for code in custom_code(config):
         module = code.name.partition(":")[0]
@@ -61,7 +62,8 @@ def _pack_taugrid(folder: Path) -> None:
     for room in ROOMS:
         spec = find_spec(f"taugrid.{room}")
         assert spec is not None, f"taugrid.{room} is a part of taugrid"
-        [place] = spec.submodule_search_locations or ()
+        assert spec.submodule_search_locations, f"taugrid.{room} is a folder"
+        place = next(iter(spec.submodule_search_locations))
         shutil.copytree(place, folder / "taugrid" / room, ignore=NOT_CODE, dirs_exist_ok=True)
 
 

@@ -1,66 +1,23 @@
 """A Ray cluster that taugrid did not start."""
 
-import os
 import secrets
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import time
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from command import events, sample_files, taugrid_alone
+from ray_head import free_port, started_head
 from shared import taugrid
 
 from taugrid.orchestrator.dispatch.address import is_open
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def cluster():
-    """The address of a head node with a token, in a process of its own."""
-    folder = tempfile.mkdtemp(prefix="taugrid-")  # a short name: sockets in it may have 107 characters in all
-    environment = {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_TMPDIR": folder,
-    }
-    port = free_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
-        options = [
-            "--num-cpus=2",
-            "--include-dashboard=false",
-            "--node-ip-address=127.0.0.1",
-            f"--ray-client-server-port={free_port()}",
-        ]
-        head = subprocess.Popen([*ray, *options], stdout=subprocess.DEVNULL, start_new_session=True)
-        end = time.monotonic() + 60
-        started = Path(folder, "ray", "ray_current_cluster")  # the last thing that it writes
-        while time.monotonic() < end and head.poll() is None and not started.exists():
-            time.sleep(0.2)
-        assert started.exists(), f"Ray's head did not start: exit {head.poll()}"
-        yield f"127.0.0.1:{port}"
-        head.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            head.wait(timeout=5)
-        with suppress(ProcessLookupError):
-            os.killpg(head.pid, signal.SIGKILL)
-        head.wait()
-    shutil.rmtree(folder, ignore_errors=True)  # its children may be at their last words
+    """The address of a head node with a token, in processes of its own."""
+    token = secrets.token_hex(32)
+    with started_head(token, dashboard=False) as head, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_TOKEN", token)
+        yield head.gcs
 
 
 def test_a_run_on_a_cluster_elsewhere_has_the_same_files(cluster, config, finished, tmp_path):
@@ -71,6 +28,20 @@ def test_a_run_on_a_cluster_elsewhere_has_the_same_files(cluster, config, finish
 
 def test_a_cluster_that_demands_a_token_is_known_to_be_closed(cluster):
     assert not is_open(cluster)
+
+
+@pytest.mark.parametrize(
+    ("token", "said"), [("0" * 64, "does not accept the token in RAY_AUTH_TOKEN"), ("", "demands")]
+)
+def test_a_wrong_or_missing_token_is_one_line_at_once(cluster, config, tmp_path, monkeypatch, token, said):
+    """Ray itself prints 20 lines of C++ over 22 seconds."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    began = time.monotonic()
+    done = taugrid("run", config, "--out", tmp_path / "run", "--address", cluster, code=2)
+    assert time.monotonic() - began < 10
+    assert said in done.stderr.splitlines()[-1]
+    assert done.stderr.count(cluster) == 2  # connecting to it, and why not
 
 
 def test_a_local_run_leaves_a_cluster_of_this_machine_alone(cluster, tmp_path):
