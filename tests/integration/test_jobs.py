@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import yaml
@@ -56,13 +58,26 @@ class Means(FeatureExtractorBase):
 """
 
 CONFIG = {
-    "name": "mine",
+    "name": "own",
     "model": {"callable": "own_network:load"},
     "sample": {"num_samples": 60, "batch_size": 30},
     "grid": {"steps": [2], "eta": [0.0]},
     "evaluate": {"extractor": "own_extractor:Means", "metrics": ["fid"]},
     "cluster": {"workers": 1},
 }
+
+
+SMALL = {
+    "name": "mine",
+    "data": {"name": "gaussian"},
+    "model": {"oracle": "gaussian"},
+    "sample": {"num_samples": 60},
+    "grid": {"steps": [2], "eta": [0.0]},
+    "evaluate": {"metrics": ["fid"]},
+    "cluster": {"workers": 1},
+}
+
+PAGES = [Path(__file__).parents[2] / name for name in ("README.md", "docs/cluster.md")]
 
 
 @pytest.fixture(scope="module")
@@ -108,14 +123,14 @@ def test_a_submitted_run_takes_its_modules_and_taugrid_along_and_its_exit_code_c
     again = taugrid("submit", "mine.yaml", "--out", mine / "run", *pixels, "--json", *at, code=1)
     answer = json.loads(again.stdout)
     assert answer["exit_code"] == 1
-    assert answer["run"] == "mine"
+    assert answer["run"] == "own"
     assert answer["dir"] == str(mine / "run")
     assert "taugrid: " in again.stderr
     assert "Traceback" not in again.stderr
-    assert answer["id"] == "mine-2", "<run>-<attempt>"
+    assert answer["id"] == "own-2", "<run>-<attempt>"
     listed = json.loads(taugrid("jobs", "--json", *at).stdout)
-    assert [(job["id"], job["exit_code"]) for job in listed][:2] == [("mine-2", 1), ("mine-1", 0)]
-    assert "mine-1  succeeded  0" in taugrid("jobs", *at).stdout
+    assert [(job["id"], job["exit_code"]) for job in listed][:2] == [("own-2", 1), ("own-1", 0)]
+    assert "own-1  succeeded  0" in taugrid("jobs", *at).stdout
 
 
 def test_an_incomplete_run_is_4_and_a_running_cluster_gets_the_modules_of_any_run(head, at, mine):
@@ -146,13 +161,31 @@ def test_another_taugrid_on_the_cluster_is_2(at, mine, monkeypatch):
 def test_any_exit_code_of_a_command_comes_back(head, at):
     """3 is of commands that compare; a driver that is killed has none."""
     jobs = Jobs(head.dashboard)
-    for job, entrypoint in (("three-1", "echo one; sleep 2; echo two; exit 3"), ("killed-1", "kill -9 $$")):
+    for job, entrypoint in (("three-1", "sleep 1; echo one; sleep 2; echo two; exit 3"), ("killed-1", "kill -9 $$")):
         jobs.client.submit_job(entrypoint=entrypoint, submission_id=job)
     done = taugrid("logs", "three-1", "--follow", *at, code=3)
     assert done.stdout.splitlines()[-2:] == ["one", "two"]
     assert taugrid("logs", "three-1", *at).stdout == done.stdout
     killed = taugrid("logs", "killed-1", "--follow", *at, code=1)
     assert "the driver of job killed-1 was killed by signal 9; submit it again to continue" in killed.stderr
+
+
+def test_the_documents_commands_do_what_they_say(head, tmp_path, monkeypatch):
+    """Those of README and docs/cluster.md for a cluster; `tests/unit/test_cluster_configs.py` reads the others."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", head.dashboard)
+    Path("my.yaml").write_text(yaml.safe_dump(SMALL))
+    lines = [line for page in PAGES for line in re.findall(r"^ {4}(taugrid .+)$", page.read_text(), re.MULTILINE)]
+    done = {}
+    for command in dict.fromkeys(line.split(" #")[0].strip() for line in lines):
+        if re.search("--address|submit|jobs|logs|stop", command) and "s3://" not in command:
+            words = command.replace("HEAD:6379", head.gcs).replace("/shared", str(tmp_path)).split()[1:]
+            joins = words[0] == "run"  # a process has one Ray, and this one may have it
+            done[command] = taugrid_alone(*words) if joins else taugrid(*words)
+    assert len(done) == 6
+    assert "FID" in done["taugrid submit my.yaml --out /shared/runs/mine"].stdout
+    assert done["taugrid submit my.yaml --out /shared/runs/mine --no-follow"].stdout == "mine-2\n"
+    assert "mine-1" in done["taugrid jobs"].stdout
 
 
 def test_ctrl_c_leaves_a_job_running_and_stop_stops_it(head, at, tmp_path):

@@ -1,8 +1,9 @@
-"""The recipes in configs/cluster/: what can be known of them without Kubernetes, SLURM or Docker."""
+"""The recipes in configs/cluster/ and docs/cluster.md: what can be known of them without a cluster."""
 
 import copy
 import importlib.resources
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,14 @@ import jsonschema
 import pytest
 import yaml
 from kuberay import refused, schema
+from ray.scripts import scripts
 
 from taugrid.config.load import find
 from taugrid.errors import UserError
 from taugrid.orchestrator.cli.main import cli
 
 FOLDER = Path(str(importlib.resources.files("taugrid.configs"))) / "cluster"
+ROOT = Path(__file__).parents[2]
 MANIFESTS = sorted(path.name for path in FOLDER.glob("*.yaml"))
 DOCKERFILE = (FOLDER / "Dockerfile").read_text()
 SLURM = FOLDER / "slurm.sh"
@@ -90,7 +93,7 @@ def test_a_cluster_demands_a_token_scales_from_nothing_and_runs_one_image(name):
 def test_one_version_of_ray_everywhere():
     """The image has a Ray that taugrid was tested with, and KubeRay is told so."""
     [of_the_image] = re.findall(r"^ARG RAY=(.+)$", DOCKERFILE, re.MULTILINE)
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     [oldest] = [need.partition(">=")[2] for need in project["dependencies"] if need.startswith("ray[")]
     assert of_the_image.startswith(f"{oldest}.")
     assert {cluster_of(manifest(name))["rayVersion"] for name in MANIFESTS} == {of_the_image}
@@ -130,3 +133,28 @@ def test_the_script_is_clean():
 def test_the_script_asks_for_one_task_a_node_of_its_own():
     asked = re.findall(r"^#SBATCH (--\S+)$", SLURM.read_text(), re.MULTILINE)
     assert {"--ntasks-per-node=1", "--exclusive", "--no-kill"} <= set(asked), "Ray stops every Ray of a node at the end"
+
+
+def shown(program):
+    """The commands of a program in README's and docs/cluster.md's blocks, as words."""
+    texts = [(ROOT / name).read_text() for name in ("README.md", "docs/cluster.md")]
+    lines = [line for text in texts for line in re.findall(rf"^ {{4}}({program} [^\n]+)$", text, re.MULTILINE)]
+    return sorted({line.split(" #")[0].strip() for line in lines})
+
+
+@pytest.mark.parametrize("command", shown("taugrid"))
+def test_a_command_that_a_document_shows_exists_with_its_options(command):
+    """Many are run by test_documents.py and test_jobs.py; this covers those that need another machine."""
+    _, name, *words = shlex.split(command)
+    cli.commands[name].make_context(name, words)
+
+
+@pytest.mark.parametrize("command", shown("ray"))
+def test_rays_own_commands_exist_with_their_options(command):
+    _, name, *words = shlex.split(command)
+    scripts.cli.commands[name].make_context(name, words)
+
+
+def test_a_cluster_takes_ten_lines_of_readme():
+    section = (ROOT / "README.md").read_text().partition("## On a cluster\n")[2].partition("\n## ")[0]
+    assert 8 <= len(re.findall(r"^ {4}\S", section, re.MULTILINE)) <= 10
