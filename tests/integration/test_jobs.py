@@ -1,15 +1,21 @@
 """Runs as jobs of a Ray cluster with a token: submitted, followed, stopped. One head for all of this file."""
 
+import fcntl
 import json
 import os
+import pty
 import re
+import select
 import shutil
 import signal
+import subprocess
+import termios
+import time
 from pathlib import Path
 
 import pytest
 import yaml
-from command import Started, command_line, descendants, events, taugrid_alone
+from command import COMMAND, Started, command_line, descendants, events, heed_ctrl_c, taugrid_alone
 from ray_head import free_port, started_head
 from shared import taugrid
 
@@ -197,6 +203,8 @@ def test_ctrl_c_leaves_a_job_running_and_stop_stops_it(head, at, tmp_path):
         run.wait(code=130, timeout=30)
         assert "job gaussian-2 runs on" in run.output
         assert f"`taugrid stop gaussian-2 --address {head.dashboard}` stops it" in run.output
+    at_terminal(("\x03", "Stop it?"), ("\x03", "` stops it"), "logs", "gaussian-2", "--follow", *at)
+    at_terminal(("\x03", "Stop it?"), ("\n", "` stops it"), "logs", "gaussian-2", "--follow", *at)
     assert status(at, "gaussian-2") == "RUNNING"
     with Started(tmp_path / "log", "logs", "gaussian-2", "--follow", *at) as follower:
         follower.wait_until(lambda: "starting 1 worker" in follower.output)
@@ -204,6 +212,38 @@ def test_ctrl_c_leaves_a_job_running_and_stop_stops_it(head, at, tmp_path):
         follower.wait(code=130, timeout=30)
     assert "job gaussian-2 had ended before (STOPPED)" in taugrid("stop", "gaussian-2", *at).stderr
     assert not [pid for pid in descendants(1) if str(out) in command_line(pid)], "its driver is gone"
+
+
+def at_terminal(first, second, *arguments):
+    """Run a command at a terminal of its own until the job's workers start. It must end with 130.
+
+    Each of `first` and `second` is what is typed then, and what is printed for it.
+    """
+    master, slave = pty.openpty()
+
+    def takes_terminal():
+        heed_ctrl_c()
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdin=slave, stdout=slave, stderr=slave, start_new_session=True, preexec_fn=takes_terminal,
+    )  # fmt: skip
+    os.close(slave)
+    shown = ""
+    try:
+        for typed, expected in (("", "starting 1 worker"), first, second):
+            os.write(master, typed.encode())
+            end = time.monotonic() + 60
+            while expected not in shown:
+                assert time.monotonic() < end, shown
+                if select.select([master], [], [], 1)[0]:
+                    shown += os.read(master, 4096).decode()
+        assert process.wait(timeout=30) == 130
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
 
 
 def status(at, job):
