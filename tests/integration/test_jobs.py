@@ -117,38 +117,22 @@ def imported_from(mine):
     return (mine / "imported-from").read_text().split()
 
 
-def test_a_submitted_run_takes_its_modules_and_taugrid_along_and_its_exit_code_comes_back(at, mine):
-    """Twice: the same command continues, and a session of the run that fails has the exit code 1."""
-    done = taugrid("submit", "mine.yaml", "--out", mine / "run", "--ship", *at)
-    assert "FID (lower is better)" in done.stdout, "its log"
-    assert all("working_dir_files" in file for file in imported_from(mine))
-    assert events(mine / "run")[-1] == events(mine / "run")[-1] | {"event": "end", "missing": {}}
-    shutil.rmtree(mine / "run" / "events")
-    (mine / "run" / "events").symlink_to("/sys")  # where nobody can write
-    pixels = ("--set", "evaluate.extractor=pixels")
-    again = taugrid("submit", "mine.yaml", "--out", mine / "run", *pixels, "--json", *at, code=1)
-    answer = json.loads(again.stdout)
-    assert answer["exit_code"] == 1
-    assert answer["run"] == "own"
-    assert answer["dir"] == str(mine / "run")
-    assert "taugrid: " in again.stderr
-    assert "Traceback" not in again.stderr
-    assert answer["id"] == "own-2", "<run>-<attempt>"
-    listed = json.loads(taugrid("jobs", "--json", *at).stdout)
-    assert [(job["id"], job["exit_code"]) for job in listed][:2] == [("own-2", 1), ("own-1", 0)]
-    assert "own-1  succeeded  0" in taugrid("jobs", *at).stdout
-
-
-def test_an_incomplete_run_is_4_and_a_running_cluster_gets_the_modules_of_any_run(head, at, mine):
-    """The taugrid that is installed there does it. The driver that joins the cluster sends the modules itself."""
-    broken = ("--set", "model.callable=own_network:broken", "--set", "evaluate.extractor=pixels")
-    done = taugrid("submit", "mine.yaml", "--out", mine / "run", *broken, *at, code=4)
-    assert "NotFinite" in done.stdout
+def test_a_run_sends_its_modules_to_a_cluster_that_it_joins_and_a_job_takes_them_along(head, at, mine):
+    taugrid_alone("run", "mine.yaml", "--out", mine / "run", "--address", head.gcs)
     network, installed = imported_from(mine)
     assert "working_dir_files" in network
     assert installed == package.__file__
-    (mine / "imported-from").unlink()
-    taugrid_alone("sample", "mine.yaml", "--out", mine / "joined", "--address", head.gcs)
+    done = taugrid("submit", "mine.yaml", "--out", mine / "run", "--ship", *at)
+    assert "FID (lower is better)" in done.stdout, "its log"
+    assert all("working_dir_files" in file for file in imported_from(mine)), "taugrid as well"
+    assert events(mine / "run")[-1]["missing"] == {}
+
+
+def test_an_incomplete_run_is_4(at, mine):
+    """A worker finds the network, which returns nan."""
+    broken = ("--set", "model.callable=own_network:broken", "--set", "evaluate.extractor=pixels")
+    done = taugrid("submit", "mine.yaml", "--out", mine / "run", *broken, *at, code=4)
+    assert "NotFinite" in done.stdout
     assert "working_dir_files" in imported_from(mine)[0]
 
 
@@ -176,7 +160,7 @@ def test_any_exit_code_of_a_command_comes_back(head, at):
     assert "the driver of job killed-1 was killed by signal 9; submit it again to continue" in killed.stderr
 
 
-def test_the_documents_commands_do_what_they_say(head, tmp_path, monkeypatch):
+def test_the_documents_commands_do_what_they_say_and_a_session_that_fails_is_1(head, tmp_path, monkeypatch):
     """Those of README and docs/cluster.md for a cluster; `tests/unit/test_cluster_configs.py` reads the others."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", head.dashboard)
@@ -191,7 +175,16 @@ def test_the_documents_commands_do_what_they_say(head, tmp_path, monkeypatch):
     assert len(done) == 6
     assert "FID" in done["taugrid submit my.yaml --out /shared/runs/mine"].stdout
     assert done["taugrid submit my.yaml --out /shared/runs/mine --no-follow"].stdout == "mine-2\n"
-    assert "mine-1" in done["taugrid jobs"].stdout
+    assert "mine-1  succeeded  0" in done["taugrid jobs"].stdout
+    shutil.rmtree("runs/mine/events")
+    Path("runs/mine/events").symlink_to("/sys")  # where nobody can write
+    failed = taugrid("submit", "my.yaml", "--out", tmp_path / "runs/mine", "--json", code=1)
+    answer = json.loads(failed.stdout)
+    assert "taugrid: " in failed.stderr, "its log"
+    assert "Traceback" not in failed.stderr
+    assert [answer[key] for key in ("id", "run", "dir")] == ["mine-3", "mine", str(tmp_path / "runs/mine")]
+    assert (answer["status"], answer["exit_code"]) == ("FAILED", 1)
+    assert json.loads(taugrid("jobs", "--json").stdout)[0] == answer
 
 
 def test_ctrl_c_leaves_a_job_running_and_stop_stops_it(head, at, tmp_path):
