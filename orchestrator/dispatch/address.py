@@ -8,12 +8,18 @@ itself would try for minutes, and say why in C++.
 import ipaddress
 import os
 import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from taugrid.errors import UserError
 
 CONNECT_SECONDS = 10.0
+
+NODE_SECONDS = 5.0
+"""How long a node that is just starting on this machine is waited for."""
 
 
 def check_form(address: str) -> None:
@@ -136,6 +142,38 @@ def require_welcome(address: str, head: str) -> None:
         refuse_token(address, token)
 
 
+def require_node(address: str, head: str) -> None:
+    """Refuse a machine that is no node of the cluster: a driver needs one beside it, and Ray would look for a minute.
+
+    Args:
+        address: as the user gave it.
+        head: HOST:PORT of its head, which is known to welcome us.
+    """
+    import grpc
+    from ray._private import services
+    from ray.core.generated import gcs_pb2, gcs_service_pb2
+
+    token = use_token()
+    end = time.monotonic() + NODE_SECONDS
+    while True:
+        with _asking(head) as stub:
+            request = gcs_service_pb2.GetAllNodeInfoRequest(state_filter=gcs_pb2.GcsNodeInfo.ALIVE)
+            metadata = None if token is None else (token.header,)
+            try:
+                reply = stub.GetAllNodeInfo(request, timeout=CONNECT_SECONDS, metadata=metadata)
+            except grpc.RpcError as error:
+                raise UserError(f"--address {head}: no Ray head answers there ({error.code().name})") from None
+        here = set(services.find_node_ids())
+        if any(node.node_id.hex() in here for node in reply.node_info_list):
+            return
+        if time.monotonic() > end:
+            raise UserError(
+                f"--address {address}: this machine is no node of the cluster there, and a driver needs one beside it; "
+                f"run it on a node, make this one (`ray start --address {head}`), or use `taugrid submit`"
+            )
+        time.sleep(0.5)
+
+
 def refuse_open(address: str) -> NoReturn:
     """Raise `UserError` about a cluster that answers without a token."""
     raise UserError(
@@ -170,11 +208,10 @@ def is_open(head: str) -> bool:
 
 def _answers(head: str, token: Token | None) -> bool:
     """Whether a head answers to this token, or without one; `UserError` if it neither answers nor refuses."""
-    import grpc  # type: ignore[import-untyped]
-    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+    import grpc
+    from ray.core.generated import gcs_service_pb2
 
-    with grpc.insecure_channel(head, options=[("grpc.enable_http_proxy", 0)]) as channel:  # as Ray's own channels
-        stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+    with _asking(head) as stub:
         metadata = None if token is None else (token.header,)
         try:
             stub.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=CONNECT_SECONDS, metadata=metadata)
@@ -183,3 +220,13 @@ def _answers(head: str, token: Token | None) -> bool:
                 return False
             raise UserError(f"--address {head}: no Ray head answers there ({error.code().name})") from None
     return True
+
+
+@contextmanager
+def _asking(head: str) -> Iterator[Any]:
+    """What calls of the head at HOST:PORT go through."""
+    import grpc  # type: ignore[import-untyped]
+    from ray.core.generated import gcs_service_pb2_grpc
+
+    with grpc.insecure_channel(head, options=[("grpc.enable_http_proxy", 0)]) as channel:  # as Ray's own channels
+        yield gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)

@@ -9,6 +9,7 @@ import math
 import os
 import secrets
 import signal
+import textwrap
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from fractions import Fraction
@@ -24,6 +25,7 @@ from taugrid.orchestrator.dispatch.address import (
     check_form,
     find_head,
     require_answer,
+    require_node,
     require_token,
     require_welcome,
     use_token,
@@ -45,6 +47,9 @@ LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """At 0, every server of an embedded cluster listens only on 127.0.0.1; with it, Ray could not join a remote cluster."""
 
 
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""The variable in which Ray tells a job's driver its runtime environment, as JSON."""
+
 TOKEN = secrets.token_hex(32)
 """For this process's embedded clusters. Kept only in memory: without a token, Ray writes one to a file."""
 
@@ -52,7 +57,8 @@ TOKEN = secrets.token_hex(32)
 def prepare_embedded() -> None:
     """Set the environment for embedded clusters. Call it before `import ray`."""
     os.environ.update(COMMON_ENVIRONMENT)
-    os.environ.pop("RAY_ADDRESS", None)
+    for name in ("RAY_ADDRESS", JOB):  # if the driver is a job of another cluster
+        os.environ.pop(name, None)
     os.environ.update({LOOPBACK: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN})
 
 
@@ -99,10 +105,10 @@ def connected(
     except SystemExit as heard:  # by the handler of SIGTERM that Ray sets in init
         raise KeyboardInterrupt from heard
     except (ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        reason = (str(error).strip().splitlines() or ["no answer"])[0]
+        reason = textwrap.shorten(str(error), 300, placeholder=" ...") or "no answer"
         if address == "local":
             raise RunFailed(f"Ray could not start here: {reason}") from error
-        raise UserError(f"no Ray cluster at --address {address}: {reason}") from error
+        raise UserError(f"--address {address}: the cluster there can't be joined: {reason}") from error
     signal.signal(signal.SIGTERM, on_sigterm)
     try:
         with nullcontext() if address == "local" else watched(options["address"]):
@@ -124,6 +130,7 @@ def join(address: str) -> str:
     require_token(address)
     require_answer(address, head)
     require_welcome(address, head)
+    require_node(address, head)
     return head
 
 
@@ -133,7 +140,7 @@ def _shipped(modules: Collection[SourceFile]) -> Iterator[dict[str, Any] | None]
 
     None if there are no modules, or if the driver is a Ray job with a working directory: then workers have that one.
     """
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    job = json.loads(os.environ.get(JOB, "{}"))
     if not modules or "working_dir" in job.get("runtime_env", {}):
         yield None
         return

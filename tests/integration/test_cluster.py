@@ -5,9 +5,11 @@ import time
 
 import pytest
 from command import events, sample_files, taugrid_alone
+from ray._private import services
 from ray_head import free_port, started_head
 from shared import taugrid
 
+from taugrid.orchestrator.dispatch import address
 from taugrid.orchestrator.dispatch.address import is_open
 
 
@@ -44,6 +46,15 @@ def test_a_wrong_or_missing_token_is_one_line_at_once(cluster, config, tmp_path,
     assert done.stderr.count(cluster) == 2  # connecting to it, and why not
 
 
+def test_a_machine_that_is_no_node_of_the_cluster_is_told_so(cluster, config, tmp_path, monkeypatch):
+    """Ray looks for a node for a minute, then speaks of attributes; where it finds another cluster's, it crashes."""
+    monkeypatch.setattr(address, "NODE_SECONDS", 0)
+    monkeypatch.setattr(services, "find_node_ids", lambda: {"0" * 56})
+    done = taugrid("run", config, "--out", tmp_path / "run", "--address", cluster, code=2)
+    assert "this machine is no node of the cluster there" in done.stderr.splitlines()[-1]
+    assert "`taugrid submit`" in done.stderr
+
+
 def test_a_local_run_leaves_a_cluster_of_this_machine_alone(cluster, tmp_path):
     """Ray by itself joins a cluster that `ray start` began here, and refuses the CPUs that a private one is given."""
     one_cell = ("--set", "grid=[]", "--set", "sample.num_samples=8", "--set", "evaluate.metrics=[fid]")
@@ -56,9 +67,9 @@ def test_a_cluster_elsewhere_needs_a_folder_that_all_see(config):
 
 
 def test_a_cluster_that_is_not_there_is_one_line(config, tmp_path):
-    address = f"127.0.0.1:{free_port()}"
-    done = taugrid("run", config, "--out", tmp_path / "run", "--address", address, code=2)
-    assert address in done.stderr
+    nowhere = f"127.0.0.1:{free_port()}"
+    done = taugrid("run", config, "--out", tmp_path / "run", "--address", nowhere, code=2)
+    assert nowhere in done.stderr
     assert "Traceback" not in done.stderr
 
 
