@@ -149,7 +149,7 @@ def require_node(address: str, head: str) -> None:
         address: as the user gave it.
         head: HOST:PORT of its head, which is known to welcome us.
     """
-    import grpc
+    import grpc  # type: ignore[import-untyped]
     from ray._private import services
     from ray.core.generated import gcs_pb2, gcs_service_pb2
 
@@ -225,7 +225,7 @@ def _answers(head: str, token: Token | None) -> bool:
 @contextmanager
 def _asking(head: str) -> Iterator[Any]:
     """What calls of the head at HOST:PORT go through."""
-    import grpc  # type: ignore[import-untyped]
+    import grpc
     from ray.core.generated import gcs_service_pb2_grpc
 
     with grpc.insecure_channel(head, options=[("grpc.enable_http_proxy", 0)]) as channel:  # as Ray's own channels
