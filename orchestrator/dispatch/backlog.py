@@ -2,11 +2,14 @@
 
 Ready tasks go out in the order of their kinds, the costliest of a kind first. A task that has failed goes behind all
 that have not, so that a few hopeless ones can't keep the rest waiting.
+
+A run may have a million tasks, so each is one number here: its place in that order.
 """
 
 import heapq
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
+from taugrid.orchestrator.dispatch.retries import Retries
 from taugrid.orchestrator.task import Task
 
 
@@ -20,74 +23,106 @@ class Backlog:
     """
 
     def __init__(self, tasks: Iterable[Task], kinds: Sequence[str]) -> None:
-        self.tasks: dict[str, Task] = {}
-        for task in tasks:
-            if task.key in self.tasks or task.kind not in kinds:
-                raise ValueError(f"task {task.key!r} is given twice or is of unknown kind {task.kind!r}")
-            self.tasks[task.key] = task
-        self._priority = {kind: place for place, kind in enumerate(kinds)}
-        self._order = {key: place for place, key in enumerate(self.tasks)}
-        self._missing = {task.key: set(task.requires) for task in self.tasks.values()}
-        self._dependents: dict[str, list[str]] = {key: [] for key in self.tasks}
-        for task in self.tasks.values():
-            for requirement in task.requires:
-                if requirement not in self.tasks:
-                    raise ValueError(f"task {task.key!r} requires {requirement!r}, which is not a task")
-                self._dependents[requirement].append(task.key)
-        self._queue: list[tuple[bool, int, float, int, str]] = []
+        priority = {kind: place for place, kind in enumerate(kinds)}
+        self._tasks = list(tasks)
+        for task in self._tasks:
+            if task.kind not in priority:
+                raise ValueError(f"task {task.key!r} is of unknown kind {task.kind!r}")
+        self._tasks.sort(key=lambda task: (priority[task.kind], -task.cost))  # equals stay in order
+        self._ranks: dict[str, int] = {}
+        self._missing = [len(task.requires) for task in self._tasks]
+        self._dependents: dict[int, list[int]] = {}
+        self._fresh: dict[str, list[int]] = {kind: [] for kind in kinds}  # heaps
+        self._is_fresh = bytearray(len(self._tasks))  # whether it waits in one of them
+        self._retries = {kind: Retries() for kind in kinds}
+        self._ready = dict.fromkeys(kinds, 0)
         self.done: set[str] = set()
         self.quarantined: set[str] = set()
         self.unreachable: set[str] = set()  # require something quarantined, directly or indirectly
-        for key, missing in self._missing.items():
-            if not missing:
-                self.add(key)
+        for rank, task in enumerate(self._tasks):
+            if self._ranks.setdefault(task.key, rank) != rank:
+                raise ValueError(f"task {task.key!r} is given twice")
+        for rank, task in enumerate(self._tasks):
+            for requirement in task.requires:
+                if requirement not in self._ranks:
+                    raise ValueError(f"task {task.key!r} requires {requirement!r}, which is not a task")
+                self._dependents.setdefault(self._ranks[requirement], []).append(rank)
+            if not task.requires:
+                self._add(rank)
 
     def __len__(self) -> int:
         """The number of tasks that are ready and wait."""
-        return len(self._queue)
+        return sum(self._ready.values())
+
+    def ready(self, kinds: Collection[str]) -> int:
+        """The number of tasks of `kinds` that are ready and wait."""
+        return sum(count for kind, count in self._ready.items() if kind in kinds)
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of the tasks that are ready and wait."""
+        return {kind for kind, count in self._ready.items() if count}
 
     @property
     def finished(self) -> bool:
         """Whether nothing is left that can be done."""
-        return len(self.done) + len(self.quarantined) + len(self.unreachable) == len(self.tasks)
+        return len(self.done) + len(self.quarantined) + len(self.unreachable) == len(self._tasks)
 
-    def add(self, key: str, after_all: bool = False) -> None:
-        """Queue a task; `after_all`: behind those that have not failed."""
-        task = self.tasks[key]
-        heapq.heappush(self._queue, (after_all, self._priority[task.kind], -task.cost, self._order[key], key))
+    def task(self, key: str) -> Task:
+        """The task of this key."""
+        return self._tasks[self._ranks[key]]
 
-    def take(self, suits: Callable[[str], bool]) -> str | None:
-        """Remove and return the first task that suits, or None."""
-        passed_over, found = [], None
-        while self._queue and found is None:
-            entry = heapq.heappop(self._queue)
-            if suits(entry[-1]):
-                found = entry[-1]
-            else:
-                passed_over.append(entry)
-        for entry in passed_over:
-            heapq.heappush(self._queue, entry)
-        return found
+    def add(self, key: str, met: Collection[str] = ()) -> None:
+        """Queue a task. `met`: the nodes and workers where it failed, if any; then it goes behind all that have not."""
+        rank = self._ranks[key]
+        if met:
+            kind = self._tasks[rank].kind
+            self._ready[kind] += 1
+            self._retries[kind].add(rank, frozenset(met))
+        else:
+            self._add(rank)
+
+    def _add(self, rank: int) -> None:
+        kind = self._tasks[rank].kind
+        self._ready[kind] += 1
+        self._is_fresh[rank] = True
+        heapq.heappush(self._fresh[kind], rank)
+
+    def take(self, kinds: Collection[str], place: str | None = None) -> str | None:
+        """Remove and return the first task of `kinds` that has not failed at `place`, a node or a worker; or None."""
+        for kind, queue in self._fresh.items():
+            while queue and kind in kinds:
+                rank = heapq.heappop(queue)
+                if self._is_fresh[rank]:  # not removed meanwhile
+                    self._is_fresh[rank] = False
+                    self._ready[kind] -= 1
+                    return self._tasks[rank].key
+        for kind, retries in self._retries.items():
+            if retries and kind in kinds and (again := retries.take(place)) is not None:
+                self._ready[kind] -= 1
+                return self._tasks[again].key
+        return None
 
     def complete(self, key: str) -> None:
         """`key` is done; what waited for it alone is ready."""
         self.done.add(key)
-        for dependent in self._dependents[key]:
-            self._missing[dependent].discard(key)
-            if not self._missing[dependent] and dependent not in self.quarantined:
-                self.add(dependent)
+        for dependent in self._dependents.pop(self._ranks[key], ()):
+            self._missing[dependent] -= 1
+            if not self._missing[dependent] and self._tasks[dependent].key not in self.quarantined:
+                self._add(dependent)
 
-    def remove(self, keys: Collection[str]) -> None:
-        """Take those of `keys` out of the queue that are in it."""
-        self._queue = [entry for entry in self._queue if entry[-1] not in keys]
-        heapq.heapify(self._queue)
-
-    def quarantine(self, key: str) -> None:
-        """Give up `key`, which is not queued, and all that require it, directly or indirectly."""
+    def give_up(self, key: str) -> None:
+        """Give up `key`, whether it is queued or not, and all that require it, directly or indirectly."""
+        rank = self._ranks[key]
+        kind = self._tasks[rank].kind
+        if self._is_fresh[rank] or self._retries[kind].remove(rank):
+            self._is_fresh[rank] = False
+            self._ready[kind] -= 1
         self.quarantined.add(key)
-        frontier = [key]
+        frontier = [rank]
         while frontier:
-            for dependent in self._dependents[frontier.pop()]:
-                if dependent not in self.unreachable and dependent not in self.quarantined:
-                    self.unreachable.add(dependent)
+            for dependent in self._dependents.get(frontier.pop(), ()):
+                name = self._tasks[dependent].key
+                if name not in self.unreachable and name not in self.quarantined:
+                    self.unreachable.add(name)
                     frontier.append(dependent)

@@ -1,7 +1,8 @@
 """The scheduling policy as a pure state machine: no clock, no Ray, no files. It takes events and gives assignments.
 
-`backlog.py` holds the tasks, `health.py` judges workers and nodes; here the two meet. A worker that is not benched
-never idles while a task is ready: a task prefers a node that has not failed it, then a worker that has not, then any.
+`backlog.py` holds the tasks, `health.py` judges workers and nodes; here the two meet. A worker that is not benched,
+on a node that will stay, never idles while a task is ready that it takes: a task prefers a node that has not failed it,
+then a worker that has not, then any.
 
 What a failure is charged to:
 - an error of the surroundings: to the worker and its node. The task is queued again.
@@ -11,19 +12,22 @@ What a failure is charged to:
   only suspect at that time.
 - the loss of a node: to nobody.
 
-`_suffices` says when a task is quarantined. Once the queue is empty, an idle worker takes a copy of the oldest task
-that runs much longer than similar ones, or is silent. Commits are idempotent, so the first copy counts.
+`history.suffices` says when a task is quarantined. Once the queue has nothing for it, an idle worker takes a copy of
+the oldest task that runs much longer than similar ones, or is silent. Commits are idempotent, so the first copy counts.
+
+No event and no assignment costs time that grows with the number of tasks or with workers times workers; docs/scale.md
+has the figures for 512 workers.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from enum import Enum, auto
-from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 from taugrid.orchestrator.dispatch.backlog import Backlog
 from taugrid.orchestrator.dispatch.health import Benching, Health
+from taugrid.orchestrator.dispatch.history import History, suffices
 from taugrid.orchestrator.dispatch.pace import Pace, Running
 from taugrid.orchestrator.task import Task
 
@@ -32,10 +36,6 @@ MOST_COPIES = 3
 
 LOSSES_OF_A_SUSPECT = 2
 """One worker's death is an accident. A second with the same task makes it a suspect."""
-
-UNPROVEN_NODES = 8
-"""Enough to quarantine a task while no node has done any: then it is likelier that all tasks fail than that all nodes
-do, and to try each on every node of a large cluster would take long."""
 
 
 class Fault(Enum):
@@ -69,27 +69,6 @@ class Charge(NamedTuple):
     """A worker or node is not to be used for a time."""
 
 
-@dataclass
-class _History:
-    """A task's failures."""
-
-    errors: Counter[str] = field(default_factory=Counter)
-    """Node -> how often it raised an error of its own there."""
-    losses: Counter[str] = field(default_factory=Counter)
-    """Node -> how many workers died of it, or hung, there."""
-    losses_in_a_row: int = 0
-    """With no other worker lost in between: where workers die all the time, a death says little about the task."""
-    met: set[str] = field(default_factory=set)
-    """Nodes and workers where it did not go well, whoever was to blame: it goes elsewhere if it can."""
-
-    @property
-    def evidence(self) -> Counter[str]:
-        """Node -> failures that count together. Beside errors, a single death may be an accident."""
-        if not self.errors:
-            return self.losses
-        return self.errors + Counter({node: count for node, count in self.losses.items() if count > 1})
-
-
 class Dispatcher:
     """Decides which worker gets which task. Times are seconds on any one clock.
 
@@ -104,14 +83,17 @@ class Dispatcher:
         self._health = Health()
         self._max_attempts = max_attempts
         self._hang_seconds = hang_seconds
+        self._kinds = frozenset(kinds)
         self._idle: dict[str, None] = {}  # an ordered set
         self._running: dict[str, Running] = {}
-        self._runners: dict[str, set[str]] = {}
-        self._histories: dict[str, _History] = {}
-        self._suspects: list[str] = []  # those that wait, the one on trial first
+        self._keys: dict[str, str] = {}  # worker -> key of its task
+        self._runners: dict[str, list[str]] = {}  # key -> the workers that are at it, of those that somebody is at
+        self._histories: dict[str, History] = {}
+        self._suspects: deque[str] = deque()  # those that wait, the one on trial first
         self._suspected: set[str] = set()
         self._lost_last: str | None = None
         self._pace = Pace(kinds)
+        self._none_overdue_until = float("-inf")
 
     @property
     def finished(self) -> bool:
@@ -136,7 +118,7 @@ class Dispatcher:
     @property
     def running(self) -> Mapping[str, str]:
         """Worker -> key of its current task."""
-        return {worker: running.key for worker, running in self._running.items()}
+        return MappingProxyType(self._keys)
 
     @property
     def oldest(self) -> float:
@@ -155,15 +137,21 @@ class Dispatcher:
 
     def attempts(self, key: str) -> int:
         """How many failures count against a task."""
-        history = self._histories.get(key, _History())
-        return history.errors.total() + history.losses.total()
+        return self._histories[key].attempts if key in self._histories else 0
 
-    def worker_joined(self, worker: str, node: str | None = None, now: float = 0.0) -> None:
-        """`worker` is ready for work on `node` (None: a node of its own)."""
+    def worker_joined(
+        self, worker: str, node: str | None = None, now: float = 0.0, kinds: Collection[str] | None = None
+    ) -> None:
+        """`worker` is ready for tasks of `kinds` (None: of all) on `node` (None: a node of its own)."""
         if worker in self._idle or worker in self._running:
             raise ValueError(f"worker {worker!r} joined twice")
         self._idle[worker] = None
-        self._health.joined(worker, worker if node is None else node, now)
+        takes = self._kinds if kinds is None else frozenset(kinds)
+        self._health.joined(worker, worker if node is None else node, now, takes)
+
+    def draining(self, nodes: Collection[str]) -> None:
+        """`nodes`, and no others, will soon be gone: their workers get no new task."""
+        self._health.draining(nodes)
 
     def beat(self, worker: str, now: float) -> None:
         """The task of `worker` goes on."""
@@ -172,53 +160,48 @@ class Dispatcher:
 
     def overdue(self, now: float) -> list[str]:
         """The workers whose task has been silent for `hang_seconds`: kill them and call `worker_lost`."""
+        if now < self._none_overdue_until:
+            return []
+        oldest = min((running.heard for running in self._running.values()), default=now)
+        self._none_overdue_until = oldest + self._hang_seconds  # beats only put it off
         return [worker for worker, running in self._running.items() if now - running.heard >= self._hang_seconds]
 
     def assign(self, now: float) -> list[Assignment]:
         """Assign tasks to idle workers, as far as there are any; they count as running from `now`."""
-        idle = sorted(filter(self._health.may_work, self._idle), key=self._health.rank)
-        assignments: list[Assignment] = []
-
-        def give(choose: Callable[[str], str | None], speculative: bool = False) -> None:
-            for worker in list(idle):
-                if (key := choose(worker)) is not None:
-                    idle.remove(worker)
-                    assignments.append(self._start(worker, key, now, speculative))
-
-        for suits in (self._is_new_to_node, self._is_new_to_worker, _anything):
-            if idle and self._backlog:
-                give(partial(self._take, suits))
-        give(partial(self._next_suspect, now))
-        give(partial(self._straggler, now), speculative=True)
-        return assignments
+        if not self._idle:
+            return []
+        assignments = [self._start(worker, key, now) for worker, key in self._ready()]
+        assignments += [self._start(worker, key, now) for worker, key in self._trial(now)]
+        return assignments + [self._start(worker, key, now, speculative=True) for worker, key in self._copies(now)]
 
     def succeeded(self, worker: str, now: float) -> bool:
         """`worker` finished its task. True if it was the first to do so."""
         running = self._release(worker)
-        key, node = running.key, self._health.node(worker)
+        key, node = running.task.key, self._health.node(worker)
         self._idle[worker] = None
         self._health.succeeded(worker)
         if key in self.done or key in self.quarantined:
             return False
-        for other in self._histories.get(key, _History()).evidence.keys() - {node}:
-            self._health.convict(other)
+        if key in self._histories:
+            for other in self._histories[key].evidence.keys() - {node}:
+                self._health.convict(other)
         self._suspected.discard(key)
-        self._pace.add(self._backlog.tasks[key], now - running.since)
+        self._pace.add(running.task, now - running.since)
         self._backlog.complete(key)
         return True
 
     def failed(self, worker: str, now: float, fault: Fault = Fault.TASK, reason: str = "") -> Charge:
         """`worker` failed its task but is alive."""
-        key, node = self._release(worker).key, self._health.node(worker)
+        key, node = self._release(worker).task.key, self._health.node(worker)
         self._idle[worker] = None
-        history = self._histories.setdefault(key, _History())
+        history = self._histories.setdefault(key, History())
         agreed = bool(self._health.proven() & (history.errors.keys() - {node}))
         history.met |= {worker, node}
         if fault in (Fault.TASK, Fault.FINAL):
             history.errors[node] += 1
         if history.errors.total() >= self._max_attempts:
             self._suspected.add(key)
-        to_blame = fault is Fault.TASK and self._suffices(key, history.evidence, now)
+        to_blame = fault is Fault.TASK and self._suffices(key, history, now)
         quarantined = self._settle(key, to_blame or fault is Fault.FINAL)
         if fault is Fault.FINAL or (fault is Fault.TASK and agreed):
             return Charge(key, quarantined, None)
@@ -228,29 +211,29 @@ class Dispatcher:
 
     def give_up(self, keys: Iterable[str]) -> set[str]:
         """Quarantine those of `keys` that nobody runs and that are open; returns which."""
-        closed = self.done | self.quarantined | self.unreachable
-        waiting = {key for key in keys if key not in closed and not self._runners.get(key)}
-        self._backlog.remove(waiting)
-        self._suspects = [key for key in self._suspects if key not in waiting]
-        self._suspected -= waiting
+        closed = (self.done, self.quarantined, self.unreachable)
+        waiting = {key for key in keys if key not in self._runners and not any(key in some for some in closed)}
+        if waiting & self._suspected:
+            self._suspected -= waiting
+            self._suspects = deque(key for key in self._suspects if key not in waiting)
         for key in waiting:
             if key not in self.unreachable:  # because of another one
-                self._backlog.quarantine(key)
+                self._backlog.give_up(key)
         return waiting
 
     def worker_lost(self, worker: str, now: float, reason: str = "", with_its_node: bool = False) -> Charge:
         """`worker` is gone, and its work with it."""
         running = self._release(worker) if worker in self._running else None
         self._idle.pop(worker, None)
-        key, node = running.key if running else None, self._health.node(worker)
+        key, node = running.task.key if running else None, self._health.node(worker)
         benching = None
         if not with_its_node and key not in self._suspected:
             benching = self._health.lost(worker, now, reason)
         self._health.left(worker, now, with_its_node)
         if key is None or with_its_node:
             self._lost_last = None
-            return Charge(key, key is not None and self._settle(key, False, charged=False), benching)
-        history = self._histories.setdefault(key, _History())
+            return Charge(key, key is not None and self._settle(key, False), benching)
+        history = self._histories.setdefault(key, History())
         history.met |= {worker, node}
         history.losses[node] += 1
         history.losses_in_a_row = history.losses_in_a_row + 1 if self._lost_last == key else 1
@@ -258,13 +241,30 @@ class Dispatcher:
         if history.losses.total() >= LOSSES_OF_A_SUSPECT:
             self._suspected.add(key)
         convincing = bool(history.errors) or history.losses_in_a_row >= self._max_attempts
-        to_blame = convincing and self._suffices(key, history.evidence, now)
+        to_blame = convincing and self._suffices(key, history, now)
         return Charge(key, self._settle(key, to_blame), benching)
+
+    def worker_left(self, worker: str, now: float) -> None:
+        """`worker`, which is idle, was sent away."""
+        del self._idle[worker]
+        self._health.left(worker, now)
+
+    def wanted(self, now: float, kinds: Collection[str] | None = None) -> int:
+        """How many workers could be at tasks of `kinds` (None: of all): those that are, and one for each ready task.
+
+        If none is ready: one for each late task. Of suspects, only one is ready at a time.
+        """
+        kinds = self._kinds if kinds is None else kinds
+        busy = sum(running.task.kind in kinds for running in self._running.values())
+        ready = self._backlog.ready(kinds)
+        late = {} if ready else self._late(now)
+        more = [*late, *([self._suspects[0]] if self._may_try() else [])]
+        return busy + ready + sum(self._backlog.task(key).kind in kinds for key in more)
 
     def due(self, now: float) -> list[str]:
         """The benched workers that are to say hello now: call `readmitted` or `refused` (or `worker_lost`) then."""
-        able = bool(self._running) or any(map(self._health.may_work, self._idle))
-        return self._health.due(now, at_once=not able and bool(self._backlog or self._suspects))
+        at_once = not self._running and bool(wanted := self._startable()) and not self._health.able(self._idle, wanted)
+        return self._health.due(now, at_once)
 
     def readmitted(self, worker: str) -> None:
         """`worker` passed its hello."""
@@ -275,90 +275,108 @@ class Dispatcher:
         return self._health.refused(worker, now, reason)
 
     def unfit(self) -> dict[str, str]:
-        """Node -> why, if nobody works and no node that has workers is fit to. Otherwise empty."""
+        """Node -> why, if nobody works and no node that has workers is fit to do what is ready. Otherwise empty."""
         unfit = self._health.unfit()
-        if self._running or any(self._health.node(worker) not in unfit for worker in self._idle):
+        if not unfit or self._running:
             return {}
-        return unfit
+        wanted = self._startable()
+        return {} if not wanted or self._health.may_yet(self._idle, wanted) else dict(unfit)
 
     def avoided(self) -> set[str]:
         """The nodes on which no further worker should be started."""
         return set(self._health.unfit())
 
-    def _start(self, worker: str, key: str, now: float, speculative: bool) -> Assignment:
+    def _start(self, worker: str, key: str, now: float, speculative: bool = False) -> Assignment:
         del self._idle[worker]
-        self._running[worker] = Running(key, now, now)
-        self._runners.setdefault(key, set()).add(worker)
-        return Assignment(worker, self._backlog.tasks[key], speculative)
-
-    def _take(self, suits: Callable[[str, str], bool], worker: str) -> str | None:
-        return self._backlog.take(partial(suits, worker))
+        task = self._backlog.task(key)
+        self._running[worker] = Running(task, now, now)
+        self._keys[worker] = key
+        self._runners.setdefault(key, []).append(worker)
+        return Assignment(worker, task, speculative)
 
     def _release(self, worker: str) -> Running:
-        running = self._running.pop(worker)
-        self._runners[running.key].discard(worker)
+        key, running = self._keys.pop(worker), self._running.pop(worker)
+        self._runners[key].remove(worker)
+        if not self._runners[key]:
+            del self._runners[key]
         return running
 
-    def _settle(self, key: str, to_blame: bool, charged: bool = True) -> bool:
+    def _settle(self, key: str, to_blame: bool) -> bool:
         """Quarantine a task that is to blame, or queue it again unless a copy is running. True if quarantined."""
         if key in self.done or key in self.quarantined:
             return False
         if to_blame:
             self._suspected.discard(key)
-            self._backlog.quarantine(key)
+            self._backlog.give_up(key)
             return True
-        if not self._runners[key]:
+        if key not in self._runners:
             if key in self._suspected:
-                self._suspects.insert(0, key)
+                self._suspects.appendleft(key)
             else:
-                self._backlog.add(key, after_all=charged or key in self._histories)
+                self._backlog.add(key, self._histories[key].met if key in self._histories else ())
         return False
 
-    def _suffices(self, key: str, failures: Counter[str], now: float) -> bool:
-        """Whether a task is to blame for its `failures` by node: on min(`max_attempts`, fit nodes) nodes.
-
-        On a single node, there must be `max_attempts`. One of the nodes must have done a task in this run, or all may
-        be bad. A task that has failed on every fit node needs no such witness, nor does one that has failed on
-        `UNPROVEN_NODES` where no node has done anything yet.
-        """
-        if self._runners[key]:
+    def _suffices(self, key: str, history: History, now: float) -> bool:
+        """Whether a task that failed is to blame; not as long as a copy of it runs."""
+        if key in self._runners:
             return False
-        fit = self._health.fit(now)
-        tried = failures.keys() & fit
-        if len(tried) < max(1, min(self._max_attempts, len(fit))):
-            return False
-        if len(tried) == 1 and failures[next(iter(tried))] < self._max_attempts:
-            return False
-        if tried == fit:
-            return True
-        if proven := self._health.proven() & fit:
-            return bool(tried & proven)
-        return len(tried) >= UNPROVEN_NODES
+        fit = self._health.fit(now, self._backlog.task(key).kind)
+        return suffices(history.evidence, self._max_attempts, fit, self._health.proven())
 
-    def _is_new_to_node(self, worker: str, key: str) -> bool:
-        return key not in self._histories or self._health.node(worker) not in self._histories[key].met
+    def _startable(self) -> set[str]:
+        """The kinds of the tasks that could start now."""
+        return self._backlog.kinds | {self._backlog.task(key).kind for key in list(self._suspects)[:1]}
 
-    def _is_new_to_worker(self, worker: str, key: str) -> bool:
-        return key not in self._histories or worker not in self._histories[key].met
+    def _ready(self) -> Iterator[tuple[str, str]]:
+        """Idle workers, the healthiest first, each with the ready task that it gets."""
+        workers = self._health.able(self._idle, self._backlog.kinds)
+        for place in (self._health.node, str, _anywhere):
+            left = []
+            for worker in workers:
+                if (key := self._backlog.take(self._health.takes(worker), place(worker))) is not None:
+                    yield worker, key
+                elif self._backlog:
+                    left.append(worker)
+                else:
+                    return
+            workers = left
 
-    def _next_suspect(self, now: float, worker: str) -> str | None:
-        """The first suspect, if none is running and it has failed least on this worker's node, of all fit ones."""
-        if not self._suspects or self._suspected & {running.key for running in self._running.values()}:
-            return None
-        failures = self._histories[self._suspects[0]].evidence
-        fewest = min((failures[node] for node in self._health.fit(now)), default=0)
-        return self._suspects.pop(0) if failures[self._health.node(worker)] <= fewest else None
+    def _trial(self, now: float) -> Iterator[tuple[str, str]]:
+        """The first suspect, if none is running, with a worker whose node has failed it least, of all fit ones."""
+        if not self._may_try():
+            return
+        kind, failures = self._backlog.task(self._suspects[0]).kind, self._histories[self._suspects[0]].evidence
+        fewest = min((failures[node] for node in self._health.fit(now, kind)), default=0)
+        for worker in self._health.able(self._idle, {kind}):
+            if failures[self._health.node(worker)] <= fewest:
+                yield worker, self._suspects.popleft()
+                return
 
-    def _straggler(self, now: float, worker: str) -> str | None:
-        """The oldest task that is late and may be copied, if possible one that no worker of the same node runs."""
-        node = self._health.node(worker)
-        late = [
-            (node in {self._health.node(runner) for runner in self._runners[running.key]}, running.since, running.key)
-            for running in self._running.values()
-            if self._pace.is_late(self._backlog.tasks[running.key], running, now)
-            and self._may_be_copied(running.key, now)
-        ]
-        return min(late)[-1] if late else None
+    def _may_try(self) -> bool:
+        """Whether a suspect waits, and none is running."""
+        return bool(self._suspects) and self._suspected.isdisjoint(self._keys.values())
+
+    def _copies(self, now: float) -> Iterator[tuple[str, str]]:
+        """Idle workers, each with the oldest late task that it may copy, if possible one that its node does not run."""
+        late = self._late(now) if self._idle else {}
+        kinds = {key: self._backlog.task(key).kind for key in late}
+        for worker in self._health.able(self._idle, set(kinds.values())):
+            node, takes = self._health.node(worker), self._health.takes(worker)
+            if (key := _first(key for key in late if kinds[key] in takes and node not in late[key])) is None:
+                key = _first(key for key in late if kinds[key] in takes)
+            if key is not None:
+                yield worker, key
+                late[key].add(node)
+                if not self._may_be_copied(key, now):
+                    del late[key]
+
+    def _late(self, now: float) -> dict[str, set[str]]:
+        """The tasks that are late and may be copied, the oldest first, each with the nodes where it runs."""
+        return {
+            one.task.key: {self._health.node(runner) for runner in self._runners[one.task.key]}
+            for one in self._pace.late(self._running.values(), now)
+            if self._may_be_copied(one.task.key, now)
+        }
 
     def _may_be_copied(self, key: str, now: float) -> bool:
         """One more copy, if one at most is not silent. None once the attempts are used up: failing copies must end."""
@@ -369,5 +387,9 @@ class Dispatcher:
         return audible <= 1 and len(copies) < MOST_COPIES and self.attempts(key) < self._max_attempts
 
 
-def _anything(worker: str, key: str) -> bool:
-    return True
+def _first(keys: Iterator[str]) -> str | None:
+    return next(keys, None)
+
+
+def _anywhere(worker: str) -> None:
+    return None

@@ -200,3 +200,38 @@ def test_two_thousand_shards_take_little_time_to_think_about():
             now += 0.01
             done += d.succeeded(worker, now)
     assert done == 2000
+
+
+def test_a_worker_gets_only_tasks_of_the_kinds_that_it_takes():
+    d = Dispatcher([shard(0), shard(1), Task("score/0", "score", 1.0)], KINDS)
+    d.worker_joined("cpu", "n0", kinds={"score"})
+    assert assigned(d) == {"cpu": "score/0"}
+    d.succeeded("cpu", 1)
+    assert assigned(d, 1) == {}, "two shards are ready, but not for it"
+    d.worker_joined("gpu", "n1")
+    assert assigned(d, 1) == {"gpu": "sample/0"}
+    d.succeeded("gpu", 2)
+    assert assigned(d, 2) == {"gpu": "sample/1"}
+    assert assigned(d, 1000) == {}, "no copy of what it does not take"
+
+
+def test_a_suspect_waits_for_a_worker_that_takes_its_kind():
+    d = Dispatcher([shard(0)], KINDS)
+    d.worker_joined("cpu", "n0", kinds={"score"})
+    for number in range(2):
+        d.worker_joined(f"gpu{number}", "n1")
+        assert assigned(d) == {f"gpu{number}": "sample/0"}
+        d.worker_lost(f"gpu{number}", number)
+    assert assigned(d, 2) == {}
+    d.worker_joined("gpu2", "n1")
+    assert assigned(d, 2) == {"gpu2": "sample/0"}, "n0 has failed it less often, but can't do it"
+
+
+def test_the_workers_of_a_draining_node_end_their_tasks_and_get_no_others():
+    d = with_workers([shard(i) for i in range(3)], "a", "b")
+    assert assigned(d) == {"a": "sample/0", "b": "sample/1"}
+    d.draining({"a"})
+    assert d.succeeded("a", 1)
+    assert assigned(d, 1) == {}
+    d.draining(set())
+    assert assigned(d, 1) == {"a": "sample/2"}

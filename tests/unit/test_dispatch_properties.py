@@ -81,6 +81,30 @@ def test_while_a_node_is_good_all_good_tasks_are_done_and_all_others_given_up(no
     assert not d.done & bad
 
 
+@settings(max_examples=60)
+@given(nodes=clusters(healthy=2), tasks=plans(), data=st.data())
+def test_nodes_that_take_some_kinds_and_nodes_that_drain_keep_no_task_from_the_good_node_that_stays(nodes, tasks, data):
+    """One of the two good nodes takes everything and stays; any others may drain, and may take only scores."""
+    stays = next(name for name, (behaviour, _) in nodes.items() if behaviour == "good")
+    others = [name for name in nodes if name != stays]
+    some = st.sampled_from((("score",), ("extract", "score")))
+    world = World(nodes, tasks, 3, {name: data.draw(some) for name in others if data.draw(st.booleans())})
+
+    def drain(world):
+        at = [node for node in set(world.where.values()) if node != stays]
+        if at and data.draw(st.integers(0, 5)) == 0:
+            node = data.draw(st.sampled_from(sorted(at)))
+            if node not in world.draining:
+                world.drain(node)
+            elif not world.dispatcher.running.keys() & {w for w, place in world.where.items() if place == node}:
+                world.lose_node(node)
+
+    assert world.run(drain)
+    d = world.dispatcher
+    assert d.done | d.quarantined | d.unreachable == {task.key for task, _ in tasks}
+    assert d.quarantined == {t.key for t, behaviour in tasks if behaviour != "good"} - d.unreachable
+
+
 @settings(max_examples=150)
 @given(
     behaviours=st.lists(st.sampled_from(BAD_NODES), min_size=1, max_size=3),

@@ -21,12 +21,17 @@ POLL_SECONDS = 5.0
 
 
 class World:
-    """Runs a dispatcher. `nodes` is name -> (behaviour, workers); `tasks` is a list of (task, behaviour)."""
+    """Runs a dispatcher. `nodes` is name -> (behaviour, workers); `tasks` is a list of (task, behaviour).
 
-    def __init__(self, nodes, tasks, max_attempts=3):
+    `takes` is node -> the kinds of tasks that its workers take, if not all.
+    """
+
+    def __init__(self, nodes, tasks, max_attempts=3, takes=None):
         self.behaviour = {task.key: behaviour for task, behaviour in tasks}
         self.dispatcher = Dispatcher((task for task, _ in tasks), KINDS, max_attempts, HANG_SECONDS)
         self.nodes = {name: behaviour for name, (behaviour, _) in nodes.items()}
+        self.takes = dict(takes or {})
+        self.draining = set()
         self.now = 0.0
         self.where = {}  # worker -> node
         self.deaths = Counter()  # key -> workers that died with it, as `kill_one` wished
@@ -60,9 +65,11 @@ class World:
             else:
                 d.readmitted(worker)
         for worker, task, _ in d.assign(self.now):
+            node = self.where[worker]
+            assert task.kind in self.takes.get(node, KINDS), "a worker got what it does not take"
+            assert node not in self.draining, "a worker got a task on a node that will be gone"
             self._begin(worker, task)
-        idle = [w for w in d._idle if d._health.may_work(w)]
-        assert not (d.ready and idle), "a ready task waits while a worker idles that may work"
+        assert not d._health.able(d._idle, d._backlog.kinds), "a ready task waits while a worker idles that may do it"
 
     def _begin(self, worker, task):
         node, itself = self.nodes[self.where[worker]], self.behaviour[task.key]
@@ -97,7 +104,7 @@ class World:
         if what == "joins":
             if detail in self.nodes:
                 self.where[worker] = detail
-                d.worker_joined(worker, detail, self.now)
+                d.worker_joined(worker, detail, self.now, self.takes.get(detail))
         elif worker in d.running:
             if what == "succeeds":
                 d.succeeded(worker, self.now)
@@ -118,8 +125,15 @@ class World:
         self._note(self.dispatcher.worker_lost(worker, self.now, "it died"))
         self._at(START_SECONDS, "joins", f"w{next(self._numbers)}", node)
 
+    def drain(self, node):
+        """A node will be gone."""
+        self.draining.add(node)
+        self.dispatcher.draining(self.draining)
+
     def lose_node(self, node):
         """A node is gone with all its workers, which is heard of one after the other; another takes its place."""
+        if node in self.takes:
+            self.takes[f"{node}'"] = self.takes[node]
         for worker in [w for w, place in self.where.items() if place == node]:
             del self.where[worker]
             self._note(self.dispatcher.worker_lost(worker, self.now, "its node died", with_its_node=True))

@@ -1,0 +1,53 @@
+"""What went wrong with a task, and when that suffices to give it up. Pure, as policy.py."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+UNPROVEN_NODES = 8
+"""Enough to quarantine a task while no node has done any: then it is likelier that all tasks fail than that all nodes
+do, and to try each on every node of a large cluster would take long."""
+
+
+@dataclass(slots=True)
+class History:
+    """A task's failures."""
+
+    errors: Counter[str] = field(default_factory=Counter)
+    """Node -> how often it raised an error of its own there."""
+    losses: Counter[str] = field(default_factory=Counter)
+    """Node -> how many workers died of it, or hung, there."""
+    losses_in_a_row: int = 0
+    """With no other worker lost in between: where workers die all the time, a death says little about the task."""
+    met: set[str] = field(default_factory=set)
+    """Nodes and workers where it did not go well, whoever was to blame: it goes elsewhere if it can."""
+
+    @property
+    def attempts(self) -> int:
+        """How many failures count against it."""
+        return self.errors.total() + self.losses.total()
+
+    @property
+    def evidence(self) -> Counter[str]:
+        """Node -> failures that count together. Beside errors, a single death may be an accident."""
+        if not self.errors:
+            return self.losses
+        return self.errors + Counter({node: count for node, count in self.losses.items() if count > 1})
+
+
+def suffices(failures: Counter[str], max_attempts: int, fit: set[str], proven: set[str]) -> bool:
+    """Whether a task is to blame for its `failures` by node: on min(`max_attempts`, fit nodes) nodes.
+
+    On a single node, there must be `max_attempts`. One of the nodes must be `proven`: have done a task in this run, or
+    all may be bad. A task that has failed on every fit node needs no such witness, nor does one that has failed on
+    `UNPROVEN_NODES` where no node has done anything yet.
+    """
+    tried = failures.keys() & fit
+    if len(tried) < max(1, min(max_attempts, len(fit))):
+        return False
+    if len(tried) == 1 and failures[next(iter(tried))] < max_attempts:
+        return False
+    if tried == fit:
+        return True
+    if witnesses := proven & fit:
+        return bool(tried & witnesses)
+    return len(tried) >= UNPROVEN_NODES
