@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from taugrid.config import Config
 from taugrid.disk import failing_in_one_line
 from taugrid.orchestrator.dispatch import cluster
+from taugrid.orchestrator.dispatch.capacity import nodes, resources
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation
 from taugrid.orchestrator.progress import Progress
@@ -141,7 +142,8 @@ class Run:
                 self._connect()
                 if self.rundir.storage.exists(folder := self.rundir.model_folder(model)):
                     self._set_aside(Damage(folder, "its weights are missing"))
-                training = Training(model, source, self.rundir, self.config.cluster, self._progress, self._events)
+                limits, may_grow = self.config.cluster, self._address != "local"
+                training = Training(model, source, self.rundir, limits, self._progress, self._events, may_grow)
                 training.run(self._log)
             else:
                 fit.remove_leftovers(self.rundir.models, model.id)  # if a driver was killed after the commit
@@ -164,17 +166,22 @@ class Run:
     def _dispatch(self, pieces: dict[str, Piece]) -> dict[str, str]:
         """Have workers do `pieces`. Returns cell name -> reason for what could not be done."""
         from taugrid.orchestrator.dispatch.loop import Loop
-        from taugrid.orchestrator.dispatch.pool import Pool
+        from taugrid.orchestrator.dispatch.pool import Pool, Spare
         from taugrid.workers.actor import Worker
         from taugrid.workers.hello import Probe
 
-        cpus, gpus = cluster.resources(self.config.cluster)
+        limits, embedded = self.config.cluster, self._address == "local"
+        workers = min(resources.room(limits), len(pieces)) if embedded else limits.workers
+        cpus, gpus = resources.worker_size(limits)
         probe = self.rundir.new_probe()
         probe.touch()
-        pool = Pool(Worker, (max(1, int(cpus)),), cpus, gpus, Probe(str(probe), self.rundir.storage, self.rundir.run))
+        files = Probe(str(probe), self.rundir.storage, self.rundir.run)
+        spare = None
+        if limits.use_cpus and gpus:
+            share = float(nodes.exact(limits.score.cpus_per_worker or limits.cpus_per_worker))
+            spare = Spare((max(1, int(share)),), share)
+        pool = Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, limits.label_selector, spare)
         try:
-            workers = min(cluster.room(self.config.cluster), len(pieces))
-            embedded, limits = self._address == "local", self.config.cluster
             outputs = self._progress, self._events, self._log, self.rundir.committed
             return Loop(pieces, work_kinds(), pool, workers, embedded, limits, *outputs).run()
         finally:

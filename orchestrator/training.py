@@ -9,7 +9,7 @@ from pathlib import Path
 
 from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError, last_line
-from taugrid.orchestrator.dispatch import cluster
+from taugrid.orchestrator.dispatch.capacity import resources
 from taugrid.orchestrator.plan.cells import Model
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.progress import Progress
@@ -25,7 +25,7 @@ POLL_SECONDS = 0.5
 """How often the driver checks the log and Ctrl-C."""
 
 STANDSTILL_SECONDS = 120.0
-"""Time without a logged step after which the user is told what elastic training may be waiting for."""
+"""Time without a logged step after which the user is told what a training may be waiting for."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Training:
     cluster: Cluster
     progress: Progress
     events: Events
+    may_grow: bool = False
+    """Whether nodes may join the cluster."""
 
     def run(self, log: Callable[[str, str], Path]) -> None:
         """Train the model, continuing interrupted training from its last checkpoint. `log` writes a file in logs/.
@@ -71,7 +73,7 @@ class Training:
 
     def _spec(self) -> TrainingSpec:
         source = self.source
-        trainers = cluster.trainers(self.cluster, source.train.workers)
+        trainers = resources.trainers(self.cluster, source.train.workers, self.may_grow)
         return TrainingSpec(
             data=source.data,
             data_sha256=content_fingerprint(source.data),
@@ -82,6 +84,7 @@ class Training:
             models_dir=str(self.rundir.models),
             cpus_per_worker=trainers.cpus,
             gpus_per_worker=trainers.gpus,
+            label_selector=self.cluster.label_selector,
             run=self.rundir.run,
         )
 
@@ -106,6 +109,7 @@ class Training:
     def _watch(self, thread: threading.Thread) -> None:
         """Show the training's progress until its thread ends."""
         train = self.source.train
+        fewest = train.fewest_workers if train.is_elastic else 1
         step, changed, told = 0, time.monotonic(), False
         while thread.is_alive():
             thread.join(POLL_SECONDS)
@@ -114,9 +118,10 @@ class Training:
                 self.progress.update(at.step, workers=at.workers, note=f"loss {at.loss:.4f}")
                 if at.step != step:
                     step, changed = at.step, time.monotonic()
-            if train.is_elastic and not told and time.monotonic() - changed > STANDSTILL_SECONDS:
+            may_wait = train.is_elastic or (self.may_grow and step == 0)
+            if may_wait and not told and time.monotonic() - changed > STANDSTILL_SECONDS:
                 told = True
                 self.progress.say(
                     f"training {self.model.id}: no step logged for {duration(STANDSTILL_SECONDS)}; it waits while the "
-                    f"cluster has no room for {counted(train.fewest_workers, 'worker')}"
+                    f"cluster has no room for {counted(fewest, 'worker')}"
                 )

@@ -12,11 +12,9 @@ import signal
 import textwrap
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
-from fractions import Fraction
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError
@@ -30,8 +28,8 @@ from taugrid.orchestrator.dispatch.address import (
     require_welcome,
     use_token,
 )
+from taugrid.orchestrator.dispatch.capacity.nodes import available_cpus, exact
 from taugrid.orchestrator.dispatch.head import watched
-from taugrid.words import counted
 from taugrid.workers.custom.luggage import pack
 
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -151,91 +149,5 @@ def _shipped(modules: Collection[SourceFile]) -> Iterator[dict[str, Any] | None]
 
 def _embedded_cpus(cluster: Cluster, trainers: int) -> int:
     """The number of CPUs for Ray: those of the machine, or more if the requested workers need more and share them."""
-    asked = max(cluster.workers or 0, trainers) * _exact(cluster.cpus_per_worker)
+    asked = max(cluster.workers or 0, trainers) * exact(cluster.cpus_per_worker)
     return max(available_cpus(), math.ceil(asked))
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def resources(cluster: Cluster) -> tuple[float, float]:
-    """(CPUs, GPUs) that one worker takes on the connected cluster: a GPU if torch can use one."""
-    gpus = cluster.gpus_per_worker
-    if gpus is None:
-        torch_sees_gpus = not version("torch").endswith("+cpu")
-        gpus = 1.0 if torch_sees_gpus and _slots(0, 1) else 0.0
-    return cluster.cpus_per_worker, gpus
-
-
-def _nodes() -> list[dict[str, float]]:
-    import ray
-
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _slots(cpus: float, gpus: float) -> int:
-    """How many workers of that size fit on the connected cluster's nodes. A worker can't span two nodes."""
-    asked = {"CPU": _exact(cpus), "GPU": _exact(gpus)}
-    return sum(
-        min(_exact(node.get(name, 0)) // amount for name, amount in asked.items() if amount) for node in _nodes()
-    )
-
-
-def _exact(amount: float) -> Fraction:
-    """The decimal fraction that a number is written as: 0.2 as a float is a bit more, so that 1 // 0.2 is 4."""
-    return Fraction(str(amount))
-
-
-def room(cluster: Cluster) -> int:
-    """The number of workers to start: as many as configured, or else as fit on the connected cluster.
-
-    Raises:
-        UserError: if not even one fits.
-    """
-    cpus, gpus = resources(cluster)
-    fits = _slots(cpus, gpus)
-    if fits < 1:
-        raise UserError(
-            f"no worker fits on the cluster: each takes {cpus:g} CPUs and {gpus:g} GPUs, and no node has as much; "
-            "lower cluster.cpus_per_worker or cluster.gpus_per_worker"
-        )
-    return min(cluster.workers, fits) if cluster.workers else fits
-
-
-class Trainers(NamedTuple):
-    """How a model is trained on the connected cluster."""
-
-    workers: int | tuple[int, int]
-    """How many, or the least and the most."""
-    cpus: float
-    """CPUs of each worker."""
-    gpus: float
-    """GPUs of each worker."""
-
-
-def trainers(cluster: Cluster, workers: int | tuple[int, int]) -> Trainers:
-    """The training workers that the cluster has room for, up to `workers`. Fewer change nothing but rounding.
-
-    Without GPUs, each takes its full share of the CPUs. With [least, most], Ray Train decides how many there are, now
-    and later; each takes what `cluster` says, so that one fits wherever that much is free.
-
-    Raises:
-        UserError: if not even one fits, or fewer than the least.
-    """
-    cpus, gpus = resources(cluster)
-    room(cluster)
-    fits = _slots(cpus, gpus)
-    if not isinstance(workers, int):
-        if fits < workers[0]:
-            raise UserError(
-                f"train.workers: {list(workers)} needs room for {counted(workers[0], 'worker')} of {cpus:g} CPUs and "
-                f"{gpus:g} GPUs, but the cluster fits {fits}; lower it or cluster.cpus_per_worker, or add nodes"
-            )
-        return Trainers(workers, cpus, gpus)
-    workers = min(workers, fits)
-    if not gpus:
-        most = int(max(node.get("CPU", 0) for node in _nodes()))
-        cpus = next((float(c) for c in range(most, int(cpus), -1) if _slots(c, 0) >= workers), cpus)
-    return Trainers(workers, cpus, gpus)

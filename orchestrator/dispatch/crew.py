@@ -1,15 +1,19 @@
-"""The crew of a run: keeps its workers started, greeted and watched, and ends the run when no node is fit.
+"""The crew of a run: keeps as many workers as there is work and room for, greeted and watched; ends a run without hope.
 
-It acts on what the dispatcher decides about workers and nodes; `loop.py` does so for tasks.
+It acts on what the dispatcher decides about workers and nodes; `loop.py` does so for tasks. On a cluster that the run
+joined, the crew follows the cluster: workers that wait for room tell Ray what is needed, nodes that join get work, idle
+workers are released, and nodes that drain are left.
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 
+from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError, of_the_accelerator
 from taugrid.jobs import WorkerInfo
+from taugrid.orchestrator.dispatch.capacity.room import Room
 from taugrid.orchestrator.dispatch.health import Benching
 from taugrid.orchestrator.dispatch.policy import Dispatcher
 from taugrid.orchestrator.dispatch.pool import Failed, Joined, Located, Lost, Pool
@@ -29,57 +33,60 @@ cell has bad shards, as a rule, but far fewer than a queue of which every task k
 LONGEST_PAUSE_SECONDS = 60.0
 """Between two attempts to start a worker; it begins at 0 and doubles from 1 s while none succeeds."""
 
-PLACES_SECONDS = 5.0
-"""How often Ray is asked which nodes there are, while some are unfit."""
+RESIZE_SECONDS = 0.5
+"""How often it is asked whether there are too few workers or too many: with hundreds, not after every event."""
 
-ALONE_SECONDS = 60.0
-"""How long there may be no worker that is fit before the user is told."""
-
-REPLACEMENT_SECONDS = 600.0
-"""How long a run whose workers are all on unfit nodes waits for room on another: perhaps another job ends there."""
+RELEASE_SECONDS = 30.0
+"""How long there may be more workers than work for them, before the superfluous ones are released. The next stage of a
+cell may come a moment later, and another start of torch takes seconds; an autoscaler waits for minutes itself."""
 
 
 class Crew:
-    """`size` workers of a pool, as the dispatcher's decisions want them."""
+    """The workers of a pool, as the dispatcher's decisions want them, where there is `room`."""
 
     def __init__(
         self,
         pool: Pool,
         dispatcher: Dispatcher,
-        size: int,
-        hang_seconds: float,
+        room: Room,
+        limits: Cluster,
         progress: Progress,
         events: Events,
         log: Callable[[str, str], Path],
     ) -> None:
         self._pool = pool
         self._dispatcher = dispatcher
-        self._size = size
-        self._hang_seconds = hang_seconds
+        self._room = room
+        self._hang_seconds = limits.hang_seconds
+        self._max_wait_seconds = limits.max_wait_seconds
         self._progress = progress
         self._events = events
         self._log = log
         self.infos: dict[str, WorkerInfo] = {}
         """Of the workers that have passed a hello."""
-        self._nodes: dict[str, str] = {}  # worker -> id of its node
+        self._workers: dict[str, None] = {}  # those that were started and are not gone, in that order
+        self._spares: dict[str, str] = {}  # spare worker -> id of the node that it is for
+        self._nodes: dict[str, str] = {}  # worker -> id of its node, once it is there
         self._names: dict[str, str] = {}  # id of a node -> its name for people
         self._causes: dict[str, BaseException] = {}  # id of a node -> its last error
         self._starting: set[str] = set()
         self._greeted: dict[str, float] = {}  # since when it owes its hello
-        self._starts: list[float] = []  # when to start another worker
-        self._replaced: set[str] = set()
+        self._pauses: list[float] = []  # until when a worker that was lost in vain is not replaced
         self._in_vain = 0  # losses since a task was done
         self._not_started = 0  # losses since another worker joined
         self._has_worked = False
-        self._deaths: deque[float] = deque(maxlen=size + DEATHS_IN_VAIN)  # when the last workers died of tasks
-        self._places: tuple[float, set[str]] = (-PLACES_SECONDS, set())
-        self._last_seen = time.monotonic()
+        self._deaths: deque[float] = deque()  # when the last workers died of tasks
+        self._largest = 1  # the most workers that there should have been at a time
+        self._resized = 0.0  # when that was
+        self._too_many_since: float | None = None
         self._unfit_since: float | None = None
 
-    def begin(self) -> None:
-        """Start all workers."""
-        for _ in range(self._size):
-            self._start()
+    def begin(self) -> int:
+        """Start workers. Returns their number."""
+        now = time.monotonic()
+        self._look(now)
+        self._resize(now)
+        return len(self._workers)
 
     def located(self, event: Located) -> None:
         """A worker's process is there."""
@@ -101,7 +108,7 @@ class Crew:
         if worker in self._starting:
             self._starting.discard(worker)
             self._not_started = 0
-            self._dispatcher.worker_joined(worker, node, time.monotonic())
+            self._enlist(worker, node)
         else:
             self._dispatcher.readmitted(worker)
 
@@ -114,7 +121,7 @@ class Crew:
         self._greeted.pop(worker, None)
         if worker in self._starting:
             self._starting.discard(worker)
-            self._dispatcher.worker_joined(worker, node, now)
+            self._enlist(worker, node)
         said = _in_words(event)
         if of_the_accelerator(event.cause):  # a new process may be better
             self._progress.say(f"{self._name(node)}: {said}; starting another worker (details: {path})")
@@ -139,7 +146,7 @@ class Crew:
         self._progress.say(f"{reason}; {who} gets no work for {duration(seconds)}")
 
     def lost(self, event: Lost) -> None:
-        """A worker that had no task is gone. Another is started."""
+        """A worker that had no task is gone."""
         worker, now = event.worker, time.monotonic()
         self._log(worker, event.reason)
         self._events.add("lost", worker=worker, reason=event.reason)
@@ -152,22 +159,21 @@ class Crew:
             )
             self._progress.say(f"lost {worker}, which was idle: {event.reason}")
         self._forget(worker)
-        if event.with_its_node:
-            self._starts.append(now)
-        else:
+        if not event.with_its_node:
             self._another_in_vain(event.reason)
 
     def gone(self, worker: str, reason: str) -> None:
-        """A worker that had a task is gone, as the dispatcher knows. Another is started.
+        """A worker that had a task is gone, as the dispatcher knows.
 
         Raises:
             RunFailed: if so many died that it must be all tasks or all nodes.
         """
         now = time.monotonic()
         self._forget(worker)
-        self._starts.append(now)
         self._deaths.append(now)
-        full = len(self._deaths) == self._deaths.maxlen
+        while len(self._deaths) > self._largest + DEATHS_IN_VAIN:
+            self._deaths.popleft()
+        full = len(self._deaths) == self._largest + DEATHS_IN_VAIN
         if full and not self._has_worked and self._dispatcher.oldest > self._deaths[0]:
             died = counted(len(self._deaths), "worker")
             raise RunFailed(f"{died} died of their tasks, and no task was done; the last: {reason}")
@@ -177,78 +183,126 @@ class Crew:
         self._in_vain = 0
         self._has_worked = True
 
+    def is_leaving(self, worker: str) -> bool:
+        """Whether a worker's node drains or is gone: then nobody is to blame if the worker is lost."""
+        if worker not in self._nodes:
+            return False
+        self._look(time.monotonic(), at_once=True)
+        return not self._room.keeps(self._nodes[worker])
+
     def tend(self, now: float) -> None:
-        """Start, greet and end workers as it is time to.
+        """Start, greet, release and end workers as it is time to.
 
         Raises:
-            UserError: if no node is fit because each lacks what the driver has.
-            RunFailed: if no node is fit for another reason.
+            UserError: if no node is fit because each lacks what the driver has, or none is large enough.
+            RunFailed: if no node is fit for another reason, or all are full.
         """
-        for when in [when for when in self._starts if when <= now]:
-            self._starts.remove(when)
-            self._start()
+        self._look(now)
         for worker in self._dispatcher.due(now):
             self._greeted[worker] = now
             self._pool.greet(worker)
         for worker in [w for w, since in self._greeted.items() if now - since >= self._hang_seconds]:
             self._pool.kill(worker)
             self.lost(Lost(worker, f"it has not answered hello for {duration(self._hang_seconds)}", False))
-        self._replace_unfit(now)
         unfit = self._dispatcher.unfit()
-        self._say_if_alone(now, bool(unfit))
+        if unfit or now - self._resized >= RESIZE_SECONDS:
+            self._resize(now)
+        nobody = all(worker in self._spares for worker in self._nodes)
+        if (said := self._room.wait(now, nobody, bool(unfit))) is not None:
+            self._progress.say(said)
         if not unfit:
             self._unfit_since = None
             return
         since = self._unfit_since = now if self._unfit_since is None else self._unfit_since
-        if not (self._starting and self._elsewhere(now)) or now - since >= REPLACEMENT_SECONDS:
+        if not (self._starting and self._room.large) or now - since >= self._max_wait_seconds:
             raise self._end(unfit)
 
-    def _start(self) -> None:
-        avoid = self._dispatcher.avoided()
-        elsewhere = bool(avoid) and bool(self._elsewhere(time.monotonic()))
-        self._starting.add(self._pool.start(avoid if elsewhere else ()))
+    def _look(self, now: float, at_once: bool = False) -> None:
+        for node in self._room.look(now, at_once):
+            name = self._name(node)
+            self._events.add("draining", node=name)
+            if node in self._nodes.values():
+                self._progress.say(f"node {name} will be taken away: it gets no more work")
 
-    def _replace_unfit(self, now: float) -> None:
-        """Start a worker elsewhere for each on an unfit node, which goes on being asked to say hello."""
-        unfit = self._dispatcher.avoided()
-        stranded = [w for w, node in self._nodes.items() if node in unfit and w not in self._replaced]
-        if stranded and self._elsewhere(now):
-            for worker in stranded:
-                self._replaced.add(worker)
-                self._start()
+    def _enlist(self, worker: str, node: str) -> None:
+        kinds = self._room.spare_kinds if worker in self._spares else None
+        self._dispatcher.worker_joined(worker, node, time.monotonic(), kinds)
 
-    def _elsewhere(self, now: float) -> set[str]:
-        """The nodes that could have workers and are not unfit."""
-        if now - self._places[0] >= PLACES_SECONDS:
-            self._places = now, self._pool.places()
-        return self._places[1] - self._dispatcher.avoided()
+    def _resize(self, now: float) -> None:
+        """Start the workers that are lacking; release those on nodes that drain, and those without work."""
+        self._resized = now
+        running, draining, avoided = self._dispatcher.running, self._room.draining, self._room.avoided
+        for worker in [w for w, node in self._nodes.items() if node in draining and w not in running]:
+            self._release(worker, now, "its node drains")
+        wanted, (wanted_spares, rooms) = self._room.wanted(now), self._room.wanted_spares(now)
+        for worker in [w for w, node in self._spares.items() if w not in self._nodes and node not in rooms]:
+            self._release(worker, now, "its node is gone")
+        fit = [worker for worker in self._workers if self._nodes.get(worker) not in avoided]
+        spares = [worker for worker in fit if worker in self._spares]
+        self._largest = max(self._largest, wanted + wanted_spares)
+        self._pauses = [until for until in self._pauses if until > now]
+        for _ in range(wanted - (len(fit) - len(spares)) - len(self._pauses)):
+            self._start(self._pool.start(avoided))
+        taken = Counter(self._spares.values())
+        places = [node for node, room in rooms.items() for _ in range(room - taken[node])]
+        for node in places[: max(0, wanted_spares - len(spares) - len(self._pauses))]:
+            worker = self._pool.start_spare(node)
+            self._spares[worker] = node
+            self._start(worker)
+        too_many = self._too_many(fit, wanted, wanted_spares) if self._room.elastic else []
+        since = self._too_many_since = (self._too_many_since or now) if too_many else None
+        if since is not None and now - since >= RELEASE_SECONDS:
+            for worker in too_many:
+                self._release(worker, now, "there is no work for it")
+
+    def _too_many(self, fit: list[str], wanted: int, wanted_spares: int) -> list[str]:
+        """Workers that have nothing to do, beyond those that are wanted.
+
+        First come those that wait for room, then those whose node is the sooner without any.
+        """
+        running = self._dispatcher.running
+        busy = Counter(self._nodes[worker] for worker in running)
+        idle = sorted(
+            (worker for worker in fit if worker not in running),
+            key=lambda worker: busy[self._nodes[worker]] if worker in self._nodes else -1,
+        )
+        found = []
+        for are_spare, number in ((False, wanted), (True, wanted_spares)):
+            beyond = sum((worker in self._spares) == are_spare for worker in fit) - number
+            found += [worker for worker in idle if (worker in self._spares) == are_spare][: max(0, beyond)]
+        return found
+
+    def _start(self, worker: str) -> None:
+        self._workers[worker] = None
+        self._starting.add(worker)
+
+    def _release(self, worker: str, now: float, why: str) -> None:
+        """End a worker that has nothing to do."""
+        self._pool.kill(worker)
+        self._events.add("released", worker=worker, node=self._name(self._nodes.get(worker, "")), reason=why)
+        if worker not in self._starting:
+            self._dispatcher.worker_left(worker, now)
+        self._forget(worker)
 
     def _another_in_vain(self, reason: str) -> None:
-        """Start another worker, later each time, after one that did nothing."""
+        """Have another worker started, later each time, after one that did nothing."""
         self._in_vain += 1
-        if self._in_vain > self._size + LOSSES_IN_VAIN and not self._dispatcher.running:
+        if self._in_vain > self._largest + LOSSES_IN_VAIN and not self._dispatcher.running:
             raise RunFailed(f"{counted(self._in_vain, 'worker')} died with no work done in between; the last: {reason}")
         self._not_started += 1
-        beyond = self._not_started - self._size
-        pause = min(LONGEST_PAUSE_SECONDS, 2.0 ** min(beyond - 1, 16)) if beyond > 0 else 0.0
-        self._starts.append(time.monotonic() + pause)
+        beyond = self._not_started - self._largest
+        if beyond > 0:
+            self._pauses.append(time.monotonic() + min(LONGEST_PAUSE_SECONDS, 2.0 ** min(beyond - 1, 16)))
 
     def _forget(self, worker: str) -> None:
         self._greeted.pop(worker, None)
         self._nodes.pop(worker, None)
-        self._replaced.discard(worker)
+        self._starting.discard(worker)
+        self._spares.pop(worker, None)
+        del self._workers[worker]
 
     def _name(self, node: str) -> str:
         return self._names.get(node, node)
-
-    def _say_if_alone(self, now: float, all_unfit: bool) -> None:
-        """Say so if nothing happens because the cluster is full or its nodes are gone."""
-        if self._dispatcher.workers and not all_unfit:
-            self._last_seen = now
-        elif now - self._last_seen > ALONE_SECONDS:
-            self._last_seen = now
-            some = "no worker on a fit node" if all_unfit else "no worker"
-            self._progress.say(f"{some} for {ALONE_SECONDS:.0f} s: the cluster is full, or starting one is slow")
 
     def _end(self, unfit: dict[str, str]) -> Exception:
         """What ends a run without a fit node. Where all nodes say the same, it is said once."""

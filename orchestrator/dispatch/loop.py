@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeGuard
 
@@ -18,6 +19,7 @@ from taugrid.errors import (
     of_the_surroundings,
 )
 from taugrid.jobs import Job, Result
+from taugrid.orchestrator.dispatch.capacity.room import Room
 from taugrid.orchestrator.dispatch.crew import Crew
 from taugrid.orchestrator.dispatch.policy import Charge, Dispatcher, Fault
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Located, Lost, Pool, PoolEvent
@@ -32,14 +34,17 @@ POLL_SECONDS = 0.5
 
 
 class Loop:
-    """Runs `pieces` on `pool` until everything that can be done is done."""
+    """Runs `pieces` on `pool` until everything that can be done is done.
+
+    An `embedded` cluster has `workers` from beginning to end; on another they are the most, and None is as many as fit.
+    """
 
     def __init__(
         self,
         pieces: Mapping[str, Piece],
         kinds: Sequence[type[WorkKind]],
         pool: Pool,
-        workers: int,
+        workers: int | None,
         embedded: bool,
         limits: Cluster,
         progress: Progress,
@@ -51,7 +56,6 @@ class Loop:
         self._committed = committed
         self._kinds = {kind.name: kind for kind in kinds}
         self._pool = pool
-        self._workers = workers
         self._embedded = embedded
         self._limits = limits
         self._progress = progress
@@ -60,7 +64,9 @@ class Loop:
         self._dispatcher = Dispatcher(
             (piece.task for piece in pieces.values()), list(self._kinds), limits.max_attempts, limits.hang_seconds
         )
-        self._crew = Crew(pool, self._dispatcher, workers, limits.hang_seconds, progress, events, log)
+        spare_kinds = frozenset(kind.name for kind in kinds if not kind.needs_network)
+        room = Room(pool, self._dispatcher, workers, not embedded, spare_kinds, limits.max_wait_seconds)
+        self._crew = Crew(pool, self._dispatcher, room, limits, progress, events, log)
         self._reasons: dict[str, str] = {}
         self._done: Counter[str] = Counter()  # kind -> cost done
         self._fractions: dict[str, float] = {}  # worker -> how much of its task is done
@@ -76,11 +82,10 @@ class Loop:
         """Run, and return cell name -> reason for the cells that could not be finished.
 
         Raises:
-            UserError: if no node is fit because each lacks what the driver has.
-            RunFailed: if no node is fit for another reason, or workers die faster than they work.
+            UserError: if no node is fit because each lacks what the driver has, or none is large enough.
+            RunFailed: if no node is fit for another reason, all are full, or workers die faster than they work.
         """
-        self._announce()
-        self._crew.begin()
+        self._announce(self._crew.begin())
         while not self._dispatcher.finished:
             for event in self._pool.events(POLL_SECONDS):
                 self._handle(event)
@@ -101,14 +106,13 @@ class Loop:
         self._progress.end()
         return self._problems()
 
-    def _announce(self) -> None:
+    def _announce(self, workers: int) -> None:
         kinds = self._kinds.values()
         evaluations = sum(self._totals[kind.name] for kind in kinds if kind.unit == NETWORK_EVALUATIONS)
         counts = [(self._tasks[kind.name], *kind.task) for kind in kinds]
         listed = ", ".join(f"{counted(number, noun)} {purpose}" for number, noun, purpose in counts if number)
-        workers = counted(self._workers, "worker")
         cost = f" ({quantity(evaluations)} network evaluations)" if evaluations else ""
-        self._progress.say(f"to do: {listed}{cost}; starting {workers}")
+        self._progress.say(f"to do: {listed}{cost}; starting {counted(workers, 'worker')}")
         self._show()
 
     def _show(self) -> None:
@@ -157,6 +161,8 @@ class Loop:
             case Lost(worker, _, with_its_node):
                 if with_its_node and self._embedded:
                     raise RunFailed("the Ray on this machine has died (out of memory?); run the same command again")
+                if not with_its_node and self._crew.is_leaving(worker):
+                    event = replace(event, with_its_node=True)
                 if worker in self._dispatcher.running:
                     self._lost(event)
                 else:

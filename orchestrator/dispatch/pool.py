@@ -2,9 +2,9 @@
 
 import textwrap
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import ray
@@ -12,6 +12,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from taugrid.errors import last_line
 from taugrid.jobs import Job, Result, WorkerInfo
+from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size, nodes
 from taugrid.workers.actor import Pulse
 
 BEATS_A_SECOND = 100
@@ -87,23 +88,46 @@ NODE_DEATHS = ("node has died", "node has crashed", "node died", "was drained", 
 text of its cause, and its flag `preempted` is only for nodes that an autoscaler removed."""
 
 
+class Spare(NamedTuple):
+    """A worker without a GPU, beside others with one."""
+
+    arguments: tuple[Any, ...]
+    cpus: float
+
+
 class Pool:
     """Actors of one class with the methods `hello(probe)`, `do(job)` and those of `workers.actor.Audible`.
 
     Actors have `max_restarts=0` and `max_task_retries=0`: the dispatcher does the retrying, and each result comes once.
+    `label_selector` says on which nodes they may be. `spare` is what another sort of them takes, which has no GPU.
     """
 
-    def __init__(self, actor: type, arguments: tuple[Any, ...], cpus: float, gpus: float, probe: Any) -> None:
+    def __init__(
+        self,
+        actor: type,
+        arguments: tuple[Any, ...],
+        cpus: float,
+        gpus: float,
+        probe: Any,
+        label_selector: Mapping[str, str] | None = None,
+        spare: Spare | None = None,
+    ) -> None:
+        self.selector = dict(label_selector or {})
+        """The labels of the nodes that workers may be on."""
         self._remote = ray.remote(
             num_cpus=cpus,
             num_gpus=gpus,
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy="SPREAD",
+            label_selector=self.selector,
             concurrency_groups={"watch": 1},
         )(actor)
         self._arguments = arguments
-        self._needs = {"CPU": cpus, "GPU": gpus}
+        self.size = Size(cpus, gpus)
+        """What each takes."""
+        self.spare = spare
+        """What each of the other sort takes, if there are any."""
         self._probe = probe
         self._handles: dict[str, Any] = {}
         self._waiting: dict[Any, str] = {}  # object ref of a call of hello or do -> worker
@@ -115,14 +139,24 @@ class Pool:
     def start(self, avoid: Collection[str] = ()) -> str:
         """Start one more worker, not on the nodes `avoid` (ids); `Located` follows, then `Joined`, `Failed` or `Lost`.
 
-        Returns its name. It waits until a node has room.
+        Returns its name. It waits until a node has room; meanwhile Ray counts it as demand, for an autoscaler to see.
         """
-        worker = f"worker-{self._started}"
-        self._started += 1
         remote = self._remote
         if avoid:
-            remote = remote.options(label_selector={"ray.io/node-id": f"!in({','.join(sorted(avoid))})"})
-        handle = remote.remote(*self._arguments)
+            others = {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"}
+            remote = remote.options(label_selector=others | self.selector)
+        return self._add(remote.remote(*self._arguments))
+
+    def start_spare(self, node: str) -> str:
+        """Start one more worker of the other sort, on the node with this id, as `start` does."""
+        assert self.spare is not None
+        here = {"ray.io/node-id": node}
+        remote = self._remote.options(num_cpus=self.spare.cpus, num_gpus=0, label_selector=here)
+        return self._add(remote.remote(*self.spare.arguments))
+
+    def _add(self, handle: Any) -> str:
+        worker = f"worker-{self._started}"
+        self._started += 1
         self._handles[worker] = handle
         self._watching[handle.where.remote()] = worker
         return worker
@@ -140,13 +174,9 @@ class Pool:
         """End `worker`, whatever it is doing. Nothing follows."""
         ray.kill(self._forget(worker))
 
-    def places(self) -> set[str]:
-        """The ids of the nodes that are alive and large enough for a worker."""
-        return {
-            node["NodeID"]
-            for node in ray.nodes()
-            if node["Alive"] and all(node["Resources"].get(name, 0) >= need for name, need in self._needs.items())
-        }
+    def nodes(self) -> list[Node]:
+        """The nodes that are alive and that workers may be on, whether or not there is room for one."""
+        return nodes(self.selector)
 
     def events(self, timeout_seconds: float) -> Iterator[PoolEvent]:
         """What has happened since, waiting up to `timeout_seconds` for a first event."""

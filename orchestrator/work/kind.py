@@ -68,6 +68,9 @@ class WorkKind(ABC):
     """A task in words, such as ("shard", "to sample"). A run's announcement makes the first agree with the number."""
     counts_images: ClassVar[bool] = False
     """Whether the progress line also shows images per second."""
+    needs_network: ClassVar[bool] = True
+    """Whether its jobs run a network. Those of a kind that does not may be done by workers without a GPU beside others
+    with one, and give the same."""
     finished: ClassVar[str | None] = None
     """The words for finished tasks, if the progress line always counts them, whatever the workers are doing."""
 

@@ -29,6 +29,7 @@ class ScoreWork(WorkKind):
     activity = "scoring"
     task = ("cell", "to score")
     finished = "cells scored"
+    needs_network = False
 
     @property
     def _evaluation(self) -> Evaluation:

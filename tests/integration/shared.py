@@ -42,8 +42,8 @@ class KeptPool(pool.Pool):
     kept: ClassVar[list[Any]] = []
     size: ClassVar[tuple[float, float]] = (0, 0)
 
-    def __init__(self, actor: type, arguments: tuple[Any, ...], cpus: float, gpus: float, probe: str) -> None:
-        super().__init__(actor, arguments, 0, gpus, probe)
+    def __init__(self, actor: type, arguments: tuple[Any, ...], cpus: float, gpus: float, *others: Any) -> None:
+        super().__init__(actor, arguments, 0, gpus, *others)
         if (cpus, gpus) != KeptPool.size:
             self.release()
             KeptPool.size = cpus, gpus

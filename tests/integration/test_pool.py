@@ -5,10 +5,14 @@ import signal
 import time
 
 import pytest
+import ray
+from ray.util import placement_group, remove_placement_group
 
+from taugrid.config import Cluster
 from taugrid.errors import RunDirectoryNotSeen, UserError, WrongWeights
 from taugrid.jobs import Job, Result, WorkerInfo
-from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Located, Lost, Pool
+from taugrid.orchestrator.dispatch.capacity import nodes, resources
+from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Located, Lost, Pool, Spare
 from taugrid.workers.actor import Audible, Worker
 from taugrid.workers.hello import Probe
 
@@ -109,12 +113,24 @@ def test_the_death_of_an_idle_worker_is_heard_at_once(started):
 
 def test_a_worker_tells_where_it_is_before_it_says_hello_and_is_kept_off_nodes(started):
     pool, _ = started(beating(), (), None)
-    [here] = pool.places()
+    [here] = [node.id for node in pool.nodes()]
     pool.start()
     assert next_event(pool, Located | Joined) == Located("worker-1", "127.0.0.1", here)
     assert isinstance(next_event(pool, Located | Joined), Joined)
     pool.start(avoid={here})
     assert not [event for event in pool.events(2.0) if event.worker == "worker-2"]
+
+
+def test_a_spare_worker_is_on_its_node_and_takes_its_own_share(ray_session):
+    pool = Pool(beating(), (), 1, 0, None, {"ray.io/node-id": "!elsewhere"}, Spare((), 0.25))
+    try:
+        [here] = pool.nodes()
+        worker = pool.start_spare(here.id)
+        assert next_event(pool, Located | Joined) == Located(worker, "127.0.0.1", here.id)
+        assert isinstance(next_event(pool, Located | Joined), Joined)
+        assert ray.available_resources()["CPU"] == here.cpus - 0.25
+    finally:
+        pool.close()
 
 
 def test_jobs_have_the_threads_that_the_worker_was_given(started, tmp_path):
@@ -137,3 +153,19 @@ def test_jobs_have_the_threads_that_the_worker_was_given(started, tmp_path):
     pool.give("worker-0", Job("unused"))
     assert next_event(pool).result.images == 3
     assert list(tmp_path.iterdir()) == [probe], "a hello leaves nothing behind"
+
+
+def test_as_many_shares_as_fit_by_our_count_are_placed_by_ray(ray_session):
+    """Twelve sixths on two CPUs, and not one more; rounded up to 0.1667, only eleven would fit."""
+    [node] = nodes.nodes()
+    size = resources.worker_size(Cluster(cpus_per_worker=1 / 6, gpus_per_worker=0))
+    assert node.room(size) == 12
+
+    def fit(cpus, number):
+        group = placement_group([{"CPU": cpus}] * number, strategy="STRICT_PACK")
+        placed = group.wait(3 if number > 12 else 30)  # workers of the tests before may be at their end
+        remove_placement_group(group)
+        return placed
+
+    assert fit(size.cpus, 12)
+    assert not fit(size.cpus, 13)

@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from taugrid import config
 from taugrid.config.load import load
 from taugrid.errors import RunFailed, UserError
-from taugrid.orchestrator.dispatch import cluster
+from taugrid.orchestrator.dispatch.capacity import resources
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.workers.data import load as data
 from taugrid.workers.training import fit as training
@@ -181,13 +181,13 @@ def test_a_training_goes_on_with_another_number_of_workers(uninterrupted, killed
 
 def test_room_for_the_least_is_enough_and_less_is_said(ray_session):
     section = config.Cluster(cpus_per_worker=1, gpus_per_worker=0)
-    assert cluster.trainers(section, (1, 3)) == ((1, 3), 1, 0)
-    assert cluster.trainers(section, 3) == (2, 1, 0)
+    assert resources.trainers(section, (1, 3)) == ((1, 3), 1, 0)
+    assert resources.trainers(section, 3) == (2, 1, 0)
     with pytest.raises(
         UserError,
         match=r"^train.workers: \[3, 4\] needs room for 3 workers .* fits 2;",
     ):
-        cluster.trainers(section, (3, 4))
+        resources.trainers(section, (3, 4))
 
 
 def test_driver_and_worker_are_killed_then_ctrl_c_and_the_result_is_the_same(uninterrupted, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from taugrid.orchestrator.dispatch import cluster, pool
+from taugrid.orchestrator.dispatch.capacity import nodes, resources
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined
 from taugrid.orchestrator.opened import Opened
 from taugrid.orchestrator.progress import Progress
@@ -55,7 +56,7 @@ class Faulty:
 class PoolHere:
     """A pool whose only worker lives in this process and does a job as soon as it gets it."""
 
-    def __init__(self, actor, arguments, cpus, gpus, probe):
+    def __init__(self, actor, arguments, cpus, gpus, probe, label_selector, spare):
         self._worker, self._events, self._probe = Worker(1), deque(), probe
 
     def start(self, avoid=()):
@@ -73,9 +74,6 @@ class PoolHere:
             self._events.append(call())
         except Exception as error:
             self._events.append(Failed(worker, error, "traceback"))
-
-    def places(self):
-        return set()
 
     def kill(self, worker):
         pytest.fail(f"{worker} had to be killed")
@@ -96,7 +94,8 @@ def small_run(folder) -> Iterator[Opened]:
     with (
         mock.patch.object(pool, "Pool", PoolHere),
         mock.patch.object(cluster, "connected", return_value=nullcontext()),
-        mock.patch.object(cluster, "room", return_value=1),
+        mock.patch.object(resources, "room", return_value=1),
+        mock.patch.object(resources, "worker_size", return_value=nodes.Size(1, 0)),
     ):
         yield Opened(str(config), (), str(folder / "unused"))
 

@@ -1,4 +1,4 @@
-"""Which Ray clusters may be joined, and how many workers fit on one."""
+"""Which Ray clusters may be joined."""
 
 import secrets
 from concurrent import futures
@@ -8,9 +8,7 @@ import pytest
 from ray._private import services
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
-from taugrid.config import Cluster
 from taugrid.errors import UserError
-from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.dispatch.address import (
     Token,
     check_form,
@@ -150,20 +148,3 @@ def test_what_is_no_address_is_told_so_before_anything_else(address):
         open_to_run("digits", (), "relative", address)
     for good in ("local", "auto", "host:6379", "[::1]:6379"):
         check_form(good)
-
-
-@pytest.mark.parametrize(
-    ("node", "cpus", "fit"),
-    [(1, 0.2, 5), (1, 0.1, 10), (3, 0.3, 10), (0.6, 0.2, 3), (2, 0.7, 2), (4, 1.5, 2), (0.5, 1, 0), (16, 1, 16)],
-)
-def test_as_many_workers_fit_as_by_hand(monkeypatch, node, cpus, fit):
-    """In floats, 1 // 0.2 is 4."""
-    monkeypatch.setattr(cluster, "_nodes", lambda: [{"CPU": node}, {"CPU": node, "GPU": 1.0}])
-    assert cluster._slots(cpus, 0) == 2 * fit
-    assert cluster._slots(cpus, 0.2) == min(fit, 5)
-
-
-def test_an_embedded_cluster_is_as_large_as_the_workers_need():
-    many = cluster.available_cpus() * 10
-    assert cluster._embedded_cpus(Cluster(workers=many, cpus_per_worker=0.1), 0) == cluster.available_cpus()
-    assert cluster._embedded_cpus(Cluster(workers=many + 1, cpus_per_worker=0.1), 0) == cluster.available_cpus() + 1

@@ -10,11 +10,13 @@ import pytest
 from rich.console import Console
 
 from taugrid.config import Cluster, Config, validate
-from taugrid.errors import NotFinite, RunDirectoryNotSeen, RunFailed
+from taugrid.errors import NotFinite, RunDirectoryNotSeen, RunFailed, UserError
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch import crew, loop
+from taugrid.orchestrator.dispatch.capacity import room
+from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size
 from taugrid.orchestrator.dispatch.loop import Loop
-from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined, Located, Lost, Pool
+from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Located, Lost, Pool, Spare
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -24,7 +26,18 @@ from taugrid.orchestrator.work.kind import Piece, WorkKind
 
 START_SECONDS = 5.0
 TASK_SECONDS = 10.0
+LONG_SECONDS = 300.0
+MAX_WAIT_SECONDS = Cluster().max_wait_seconds
+COSTS = {"good": 1.0, "long": LONG_SECONDS / TASK_SECONDS}
 CUDA = "CUDA error: device-side assert triggered"
+
+
+class Counting(WorkKind):
+    name = "count"
+    unit = "strokes"
+    activity = "counting"
+    task = ("picture", "to count")
+    needs_network = False
 
 
 class Painting(WorkKind):
@@ -40,17 +53,26 @@ class ScriptedJob(Job):
 
 
 class ScriptedPool:
-    """Workers on a clock of its own. `rooms` is node -> how many workers it has room for; `node_is` is node -> what
-    ails it: `unseen`, `mute` (no hello is answered), `startless` or `broken` (its accelerator).
+    """Workers on a clock of its own. `rooms` is node -> how many workers it has room for, which is what it is large
+    enough for, or that for one if others have taken it all. `node_is` is node -> what ails it: `unseen`, `mute` (no
+    hello is answered), `startless`, `broken` (its accelerator) or `draining`.
 
-    A job is `good`, `breaks` the accelerator of its process, `kills` it, or is `infinite` (`NotFinite`).
+    A job is `good`, `long`, `breaks` the accelerator of its process, `kills` it, or is `infinite` (`NotFinite`).
     """
+
+    size, spare, selector = Size(1, 0), None, {}
+    gpus = frozenset()  # nodes that have them
 
     def __init__(self, rooms, node_is):
         self.now, self.rooms, self.node_is = 0.0, rooms, node_is
         self.where, self.sick, self.ended = {}, set(), Counter()
         self.started = 0
-        self._waiting, self._events, self._order = [], [], count()
+        self.given = []  # (when, node) of each job
+        self.waiting, self._events, self._order = [], [], count()
+
+    def then(self, when, happen):
+        """Call `happen` at a time."""
+        self._at(when - self.now, happen)
 
     def monotonic(self):
         return self.now
@@ -59,18 +81,26 @@ class ScriptedPool:
         heapq.heappush(self._events, (self.now + delay, next(self._order), event))
 
     def start(self, avoid=()):
+        without = {node for node in self.rooms if self.size.gpus and node not in self.gpus}
+        return self._start({*avoid, *without})
+
+    def start_spare(self, node):
+        return self._start({other for other in self.rooms if other != node})
+
+    def _start(self, avoid):
         worker = f"worker-{self.started}"
         self.started += 1
-        self._waiting.append((worker, frozenset(avoid)))
+        self.waiting.append((worker, frozenset(avoid)))
         self._place()
         return worker
 
     def _place(self):
-        for worker, avoid in list(self._waiting):
+        for worker, avoid in list(self.waiting):
             taken = Counter(self.where.values())
-            free = [node for node in self.rooms if node not in avoid and taken[node] < self.rooms[node]]
+            allowed = [node for node in self.rooms if node not in avoid and self.node_is.get(node) != "draining"]
+            free = [node for node in allowed if taken[node] < self.rooms[node]]
             if free:
-                self._waiting.remove((worker, avoid))
+                self.waiting.remove((worker, avoid))
                 self.where[worker] = node = min(free, key=lambda node: taken[node])
                 startless = self.node_is.get(node) == "startless"
                 self._at(START_SECONDS, Lost(worker, "no memory", False) if startless else Located(worker, node, node))
@@ -86,6 +116,7 @@ class ScriptedPool:
             self._at(0.1, Joined(worker, WorkerInfo(node, "cpu", {}, node)))
 
     def give(self, worker, job):
+        self.given.append((self.now, self.where[worker]))
         if worker in self.sick or job.behaviour == "breaks":
             self.sick.add(worker)
             self._at(0.1, Failed(worker, RuntimeError(CUDA), "traceback"))
@@ -94,20 +125,39 @@ class ScriptedPool:
         elif job.behaviour == "infinite":
             self._at(0.1, Failed(worker, NotFinite("NaN in image 0"), "traceback"))
         else:
-            self._at(TASK_SECONDS, Done(worker, Result(TASK_SECONDS, 1, True)))
+            seconds = LONG_SECONDS if job.behaviour == "long" else TASK_SECONDS
+            for after in range(10, int(seconds), 10):
+                self._at(after, Heard(worker, after, seconds))
+            self._at(seconds, Done(worker, Result(seconds, 1, True)))
 
     def kill(self, worker):
-        del self.where[worker]
+        self.waiting = [(other, avoid) for other, avoid in self.waiting if other != worker]
+        self.where.pop(worker, None)
         self._place()
 
-    def places(self):
-        return set(self.rooms)
+    def nodes(self):
+        return [
+            Node(node, max(1, room), room if node in self.gpus else 0, self.node_is.get(node) == "draining")
+            for node, room in self.rooms.items()
+        ]
+
+    def join(self, node, room):
+        self.rooms[node] = room
+        self._place()
+
+    def lose(self, node):
+        """A node is gone, with all that is on it."""
+        del self.rooms[node]
+        for worker in [worker for worker, place in self.where.items() if place == node]:
+            self._at(0.0, Lost(worker, "its node has died", True))
 
     def events(self, timeout_seconds):
         self.now = min(self.now + timeout_seconds, self._events[0][0] if self._events else float("inf"))
         while self._events and self._events[0][0] <= self.now:
             event = heapq.heappop(self._events)[-1]
-            if event.worker in self.where:
+            if callable(event):
+                event()
+            elif event.worker in self.where:
                 if isinstance(event, Lost):
                     self.kill(event.worker)
                 yield event
@@ -127,23 +177,28 @@ class Scripted:
         self.pool = ScriptedPool(rooms, node_is)
         monkeypatch.setattr(crew, "time", self.pool)
         monkeypatch.setattr(loop, "time", self.pool)
+        monkeypatch.setattr(room, "time", self.pool)
         monkeypatch.setattr(loop, "confirm", lambda job, result: None)  # there are no files
         pieces, cells = {}, two_cells()
         for number, behaviour in enumerate(behaviours):
-            cost = 1.0 if behaviour == "good" else 9.0  # bad ones first
-            task = Task(f"paint/{number}", "paint", cost)
+            cost = COSTS.get(behaviour, 9.0)  # bad ones first
+            kind = "count" if behaviour == "count" else "paint"
+            task = Task(f"{kind}/{number}", kind, cost)
             pieces[task.key] = Piece(task, ScriptedJob("unused", behaviour=behaviour), cells[number % 2])
         root.mkdir()
         self.printed, self.rundir = io.StringIO(), RunDir(root)
         progress = Progress(Console(file=self.printed, soft_wrap=True))
         events = Events(self.rundir)
-        self.loop = Loop(
-            pieces, [Painting], self.pool, workers, False, Cluster(), progress, events, lambda name, text: root
-        )
+        outputs = progress, events, lambda name, text: root
+        self.loop = Loop(pieces, [Painting, Counting], self.pool, workers, False, Cluster(), *outputs)
 
     def run(self):
         self.problems = self.loop.run()
         return self.loop._dispatcher
+
+    @property
+    def events(self):
+        return read_events(self.rundir)
 
     def said(self, words):
         return self.printed.getvalue().count(words)
@@ -154,7 +209,8 @@ def scripted(monkeypatch, tmp_path):
     """Makes a run; it must end within a simulated day."""
 
     def make(behaviours, rooms=None, node_is=None, workers=1):
-        run = Scripted(monkeypatch, tmp_path / "run", behaviours, rooms or {"n0": 1}, node_is or {}, workers)
+        rooms = {"n0": 1} if rooms is None else rooms
+        run = Scripted(monkeypatch, tmp_path / "run", behaviours, rooms, node_is or {}, workers)
         events = run.pool.events
 
         def bounded(timeout_seconds):
@@ -171,7 +227,7 @@ def test_a_task_that_breaks_the_accelerator_of_every_process_is_given_up_and_the
     run = scripted(["breaks"] + ["good"] * 5)
     d = run.run()
     assert (d.quarantined, len(d.done)) == ({"paint/0"}, 5)
-    assert run.pool.started == 4, "one in the beginning, and one after each attempt"
+    assert run.pool.started == 3, "one in the beginning, and one after each attempt but the last"
 
 
 def test_a_broken_accelerator_costs_no_task(scripted):
@@ -231,8 +287,10 @@ def test_a_run_whose_nodes_are_unfit_waits_for_room_elsewhere_says_so_and_ends(s
     run = scripted(["good"], {"n0": 1, "full": 0}, {"n0": "unseen"})
     with pytest.raises(RunDirectoryNotSeen, match=r"^node n0 does not see /run$"):
         run.run()
-    assert run.said("the cluster is full") > 2
-    assert crew.REPLACEMENT_SECONDS < run.pool.now < 2 * crew.REPLACEMENT_SECONDS
+    assert (
+        run.said("waiting for room for a worker of 1 CPU and 0 GPUs: 1 node that is fit and large enough is full") > 8
+    )
+    assert MAX_WAIT_SECONDS < run.pool.now < 1.2 * MAX_WAIT_SECONDS
 
 
 def test_room_elsewhere_that_is_found_in_time_is_used(scripted):
@@ -258,6 +316,119 @@ def test_a_hello_that_hangs_ends_its_worker_only(scripted):
 def test_hellos_that_all_hang_end_the_run(scripted):
     run = scripted(["good"], node_is={"n0": "mute"})
     with pytest.raises(RunFailed, match="has not answered hello"):
+        run.run()
+
+
+def test_nodes_that_join_get_work_soon(scripted):
+    run = scripted(["good"] * 60, {}, workers=None)
+    run.pool.then(150.0, lambda: run.pool.join("n0", 1))
+    run.pool.then(200.0, lambda: run.pool.join("n1", 2))
+    assert len(run.run().done) == 60
+    began = {node: min(when for when, place in run.pool.given if place == node) for node in run.pool.rooms}
+    assert began["n0"] < 150 + 30
+    assert began["n1"] < 200 + 30
+    assert run.said("waiting for room for a worker of 1 CPU and 0 GPUs: no node is large enough") == 3
+    assert run.pool.now < 150 + 60 * TASK_SECONDS / 3 + 60
+
+
+@pytest.mark.parametrize(("workers", "tasks", "waiting"), [(4, 60, 4), (4, 3, 3), (None, 60, 1)])
+def test_what_waits_for_room_is_at_most_what_was_asked_for_and_what_there_is_to_do(scripted, workers, tasks, waiting):
+    """Ray tells an autoscaler of it. Without `cluster.workers`, one says that there is need at all."""
+    run = scripted(["good"] * tasks, {}, workers=workers)
+    seen = []
+    run.pool.then(100.0, lambda: seen.append(len(run.pool.waiting)))
+    run.pool.then(101.0, lambda: run.pool.join("n0", 1))
+    run.run()
+    assert seen == [waiting]
+
+
+def test_workers_without_work_are_released_within_a_minute_and_so_are_those_that_wait(scripted):
+    run = scripted(["long", "good", "good"], {"n0": 1, "n1": 1}, workers=3)
+    seen = {}
+    run.pool.then(10.0, lambda: seen.update(before=(len(run.pool.where), len(run.pool.waiting))))
+    run.pool.then(25.0 + 60.0, lambda: seen.update(after=(dict(run.pool.where), run.pool.waiting)))
+    assert len(run.run().done) == 3
+    assert seen["before"] == (2, 1)
+    assert seen["after"] == ({"worker-0": "n0"}, [])
+    assert [event["worker"] for event in run.events if event["event"] == "released"] == ["worker-2", "worker-1"]
+
+
+def test_a_worker_that_was_released_is_started_again_for_a_straggler(scripted):
+    run = scripted(["good"] * 3 + ["long"], {"n0": 1, "n1": 1}, workers=2)
+    run.loop._dispatcher._pace.late = lambda running, now: list(running) if now > 200.0 else []
+    run.pool.then(199.0, lambda: run.pool.given.append(list(run.pool.where)))
+    run.run()
+    assert ["worker-0"] in run.pool.given
+    assert [event["worker"] for event in run.events if event["event"] == "duplicate"] == ["worker-2"]
+
+
+@pytest.mark.parametrize(
+    ("rooms", "error", "said"),
+    [
+        ({}, UserError, "no worker fits on the cluster: each takes 1 CPU and 0 GPUs, and no node has as much, nor has"),
+        ({"n0": 0}, RunFailed, "no room for a worker of 1 CPU and 0 GPUs in 10 min 00 s .*: the cluster's 1 node of "),
+    ],
+)
+def test_room_is_waited_for_a_while_with_a_line_every_minute(scripted, rooms, error, said):
+    run = scripted(["good"], rooms, workers=2)
+    with pytest.raises(error, match=f"^{said}"):
+        run.run()
+    assert MAX_WAIT_SECONDS <= run.pool.now < MAX_WAIT_SECONDS + 5
+    assert 9 <= run.said("waiting for room") <= 11
+
+
+def test_a_run_that_loses_its_last_node_waits_for_another(scripted):
+    run = scripted(["good"] * 10, workers=None)
+    run.pool.then(42.0, lambda: run.pool.lose("n0"))
+    run.pool.then(500.0, lambda: run.pool.join("n1", 1))
+    d = run.run()
+    assert len(d.done) == 10
+    assert all(d.attempts(key) == 0 for key in d.done)
+
+
+def test_a_node_that_drains_gets_no_more_work_and_its_place_is_taken(scripted):
+    run = scripted(["good"] * 30, {"n0": 2, "n1": 1}, workers=3)
+    run.pool.then(42.0, lambda: run.pool.node_is.update(n0="draining"))
+    run.pool.then(60.0, lambda: run.pool.join("n2", 2))
+    d = run.run()
+    assert len(d.done) == 30
+    assert max(when for when, node in run.pool.given if node == "n0") < 42.0 + room.LOOK_SECONDS
+    assert {node for when, node in run.pool.given if when > 80.0} == {"n1", "n2"}
+    assert run.said("node n0 will be taken away: it gets no more work") == 1
+    assert not [event for event in run.events if event["event"] in ("failed", "lost")]
+
+
+def test_what_is_lost_on_a_node_that_drains_is_nobodys_fault(scripted):
+    """Ray may tell of the processes before it tells of the node."""
+    run = scripted(["good"] * 30, {"n0": 1, "n1": 1}, workers=2)
+
+    def preempt():
+        run.pool.node_is["n0"] = "draining"
+        for worker in [worker for worker, node in run.pool.where.items() if node == "n0"]:
+            run.pool._at(0.1, Lost(worker, "worker process has died", False))
+
+    run.pool.then(38.0, preempt)
+    d = run.run()
+    assert len(d.done) == 30
+    assert [event["event"] for event in run.events].count("lost") == 1
+    assert all(d.attempts(key) == 0 for key in d.done)
+
+
+def test_workers_without_gpus_do_what_needs_no_network_beside_those_with_one(scripted):
+    run = scripted(["good"] * 20 + ["count"] * 20, {"g": 1, "c": 2}, workers=None)
+    run.pool.gpus, run.pool.size, run.pool.spare = {"g"}, Size(1, 1), Spare((), 1)
+    d = run.run()
+    assert len(d.done) == 40
+    where = {(event["task"].split("/")[0], event["node"]) for event in run.events if event["event"] == "assigned"}
+    assert where == {("paint", "g"), ("count", "c")}
+    assert run.pool.started == 3
+    assert run.pool.now < 250
+
+
+def test_workers_without_gpus_that_are_well_do_not_hide_that_no_gpu_is_fit(scripted):
+    run = scripted(["good"] * 3, {"g": 1, "c": 1}, {"g": "unseen"}, workers=None)
+    run.pool.gpus, run.pool.size, run.pool.spare = {"g"}, Size(1, 1), Spare((), 1)
+    with pytest.raises(RunDirectoryNotSeen, match="node g does not see"):
         run.run()
 
 

@@ -450,19 +450,21 @@ def test_what_a_driver_left_that_was_killed_after_the_commit_is_put_right(tmp_pa
     assert list(rundir.figures.iterdir()) == [], "a figure of models that are gone"
 
 
-def test_an_elastic_training_that_stands_still_says_once_what_it_may_wait_for(tmp_path, monkeypatch):
+def test_a_training_that_stands_still_says_once_what_it_may_wait_for(tmp_path, monkeypatch):
     monkeypatch.setattr(driver, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(driver, "STANDSTILL_SECONDS", 0.05)
 
-    def said(**train):
+    def said(may_grow=False, **train):
         session = a_run(tmp_path, **train)
         [(model, source)] = session.plan.trained_here
         thread = threading.Thread(target=time.sleep, args=(0.3,))
         thread.start()
-        driver.Training(model, source, session.rundir, session.config.cluster, session._progress, None)._watch(thread)
+        given = model, source, session.rundir, session.config.cluster, session._progress, None, may_grow
+        driver.Training(*given)._watch(thread)
         return session._progress._console.file.getvalue()
 
     assert said(workers=2) == ""
+    assert said(workers=2, may_grow=True).count("it waits while the cluster has no room for 1 worker\n") == 1
     assert said(workers=[2, 4]).count("it waits while the cluster has no room for 2 workers\n") == 1
 
 

@@ -80,7 +80,10 @@ def _fit(spec: TrainingSpec) -> None:
         train_loop_config={"spec": spec},
         backend_config=ray.train.BackendConfig(),  # the loop makes the process group
         scaling_config=ray.train.ScalingConfig(
-            num_workers=spec.train.workers, use_gpu=spec.gpus_per_worker > 0, resources_per_worker=resources
+            num_workers=spec.train.workers,
+            use_gpu=spec.gpus_per_worker > 0,
+            resources_per_worker=resources,
+            label_selector=dict(spec.label_selector) or None,
         ),
         run_config=ray.train.RunConfig(
             name=spec.running.name,

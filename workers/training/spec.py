@@ -1,6 +1,7 @@
 """What to train: the specification that travels to Ray Train's workers, and the training's folders."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from taugrid.config import Data, Diffusion, Train, Unet
@@ -26,6 +27,8 @@ class TrainingSpec:
     """Absolute, and the same folder on every node: Ray's workers change directory."""
     cpus_per_worker: float
     gpus_per_worker: float
+    label_selector: Mapping[str, str] = field(default_factory=dict)
+    """Ray labels that the workers' nodes must have."""
     run: RunId | None = None
     """The run directory, which every worker must see. None: not in one."""
 

@@ -1,0 +1,120 @@
+"""What a worker takes on the connected cluster, for sampling and evaluation and for training."""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import NamedTuple
+
+from taugrid.config import Cluster
+from taugrid.errors import UserError
+from taugrid.orchestrator.dispatch.capacity.nodes import Size, exact, nodes
+from taugrid.words import counted
+
+ASK_SECONDS = 60.0
+"""How long nodes may take to say whether their torch can use their GPUs. After that the workers' hello tells."""
+
+
+def worker_size(cluster: Cluster) -> Size:
+    """What one worker takes. Without `cluster.gpus_per_worker`: a GPU, if any node has one that torch there can use."""
+    gpus = cluster.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if _torch_uses_gpus(frozenset(n.id for n in nodes(cluster.label_selector) if n.gpus >= 1)) else 0.0
+    return Size(float(exact(cluster.cpus_per_worker)), float(exact(gpus)))
+
+
+@cache
+def _torch_uses_gpus(ids: frozenset[str]) -> bool:
+    """Whether torch on one of these nodes can use its GPUs; those that do not answer in time count as able.
+
+    Ray counts GPUs that torch may not be built for, and Apple's, which taugrid does not use.
+    """
+    import ray
+
+    if not ids:
+        return False
+    ask = ray.remote(num_cpus=0, max_retries=0)(_torch_is_built_for_gpus)
+    asked = [ask.options(label_selector={"ray.io/node-id": node}).remote() for node in sorted(ids)]
+    while asked:
+        answers, asked = ray.wait(asked, timeout=ASK_SECONDS)
+        if not answers:
+            for ref in asked:
+                ray.cancel(ref, force=True)
+            return True
+        try:
+            if ray.get(answers[0]):
+                return True
+        except ray.exceptions.RayError:  # no torch there, or no node any more: not able
+            continue
+    return False
+
+
+def _torch_is_built_for_gpus() -> bool:
+    """Whether torch here has CUDA or ROCm. Whether a GPU is here is not asked: Ray hides it from tasks without one."""
+    import torch
+
+    return torch.version.cuda is not None or torch.version.hip is not None
+
+
+def room(cluster: Cluster) -> int:
+    """The number of workers to start on an embedded cluster: as many as configured, or else as fit.
+
+    Raises:
+        UserError: if not even one fits.
+    """
+    size = worker_size(cluster)
+    fits = sum(node.room(size) for node in nodes(cluster.label_selector))
+    if fits < 1:
+        raise no_room(size, cluster.label_selector)
+    return min(cluster.workers, fits) if cluster.workers else fits
+
+
+def no_room(size: Size, selector: Mapping[str, str], then: str = "") -> UserError:
+    """What to say where no node is large enough for a worker."""
+    labels = f" with the labels {dict(selector)}" if selector else ""
+    keys = ", or change cluster.label_selector" if selector else ""
+    return UserError(
+        f"no worker fits on the cluster: each takes {size}, and no node{labels} has as much{then}; "
+        f"lower cluster.cpus_per_worker or cluster.gpus_per_worker{keys}"
+    )
+
+
+class Trainers(NamedTuple):
+    """How a model is trained on the connected cluster."""
+
+    workers: int | tuple[int, int]
+    """How many, or the least and the most."""
+    cpus: float
+    """CPUs of each worker."""
+    gpus: float
+    """GPUs of each worker."""
+
+
+def trainers(cluster: Cluster, workers: int | tuple[int, int], may_grow: bool = False) -> Trainers:
+    """The training workers that the cluster has room for, up to `workers`. Fewer change nothing but rounding.
+
+    Without GPUs, each takes its full share of the CPUs. With [least, most], Ray Train decides how many there are, now
+    and later; each takes what `cluster` says, so that one fits wherever that much is free. On a cluster that
+    `may_grow`, Ray Train waits for the least, or for one.
+
+    Raises:
+        UserError: if not even one fits, or fewer than the least, and the cluster can't grow.
+    """
+    own = {name: value for name, value in cluster.train if value is not None}
+    cluster = cluster.model_copy(update=own)
+    size, there = worker_size(cluster), nodes(cluster.label_selector)
+    fits = sum(node.room(size) for node in there)
+    if fits < 1 and not may_grow:
+        raise no_room(size, cluster.label_selector)
+    if not isinstance(workers, int):
+        if fits < workers[0] and not may_grow:
+            raise UserError(
+                f"train.workers: {list(workers)} needs room for {counted(workers[0], 'worker')} of {size}, "
+                f"but the cluster fits {fits}; lower it or cluster.cpus_per_worker, or add nodes"
+            )
+        return Trainers(workers, *size)
+    workers = min(workers, max(fits, 1))
+    cpus = size.cpus
+    if not size.gpus and fits and "cpus_per_worker" not in own:
+        most = int(max(node.cpus for node in there))
+        shares = range(most, int(cpus), -1)
+        cpus = next((float(c) for c in shares if sum(node.room(Size(c, 0)) for node in there) >= workers), cpus)
+    return Trainers(workers, cpus, size.gpus)

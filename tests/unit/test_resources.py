@@ -1,0 +1,97 @@
+"""How many workers fit on a cluster."""
+
+import pytest
+
+from taugrid.config import Cluster, Config, validate
+from taugrid.errors import UserError
+from taugrid.orchestrator.dispatch import cluster
+from taugrid.orchestrator.dispatch.capacity import nodes, resources
+from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size, selects
+
+
+@pytest.mark.parametrize(
+    ("node", "cpus", "fit"),
+    [(1, 0.2, 5), (1, 0.1, 10), (3, 0.3, 10), (0.6, 0.2, 3), (2, 0.7, 2), (4, 1.5, 2), (0.5, 1, 0), (16, 1, 16)],
+)
+def test_as_many_workers_fit_as_by_hand(node, cpus, fit):
+    """In floats, 1 // 0.2 is 4."""
+    assert Node("a", node, 0).room(Size(cpus, 0)) == fit
+    assert Node("b", node, 1.0).room(Size(cpus, 0.2)) == min(fit, 5)
+
+
+def test_an_embedded_cluster_is_as_large_as_the_workers_need():
+    many = nodes.available_cpus() * 10
+    assert cluster._embedded_cpus(Cluster(workers=many, cpus_per_worker=0.1), 0) == nodes.available_cpus()
+    assert cluster._embedded_cpus(Cluster(workers=many + 1, cpus_per_worker=0.1), 0) == nodes.available_cpus() + 1
+
+
+@pytest.mark.parametrize(
+    ("gpus", "each", "fit"),
+    [
+        (1, 0.2, 5),
+        (1, 1 / 3, 3),  # 0.3333
+        (1, 1 / 6, 6),  # 0.1666; of 0.1667 only five would fit
+        (2, 0.4, 4),  # two on each: a worker can't have parts of both
+        (8, 0.6, 8),
+        (8, 1, 8),
+        (8, 3, 2),
+        (0, 0.2, 0),
+    ],
+)
+def test_shares_of_gpus_are_exact_and_never_span_two(gpus, each, fit):
+    assert Node("a", 64, gpus).room(Size(1, each)) == fit
+
+
+@pytest.mark.parametrize(
+    ("condition", "taken"),
+    [
+        ("A100", ["x"]),
+        ("!A100", ["y", "z"]),
+        ("in(A100, H100)", ["x", "y"]),
+        ("!in(A100,H100)", ["z"]),
+    ],
+)
+def test_a_label_selector_takes_what_ray_takes(condition, taken):
+    labels = {"x": {"type": "A100"}, "y": {"type": "H100"}, "z": {"other": "A100"}}
+    assert [name for name, own in labels.items() if selects({"type": condition}, own)] == taken
+    assert selects({}, {})
+
+
+def four_nodes(monkeypatch, torch_uses_gpus):
+    """Two nodes with GPUs, one with a label, and two without."""
+    found = [Node("g", 8, 2), Node("h", 8, 1, draining=True), Node("c", 4, 0), Node("d", 2, 0)]
+    monkeypatch.setattr(resources, "nodes", lambda selector=None: found)
+    monkeypatch.setattr(resources, "_torch_uses_gpus", lambda ids: torch_uses_gpus and bool(ids))
+
+
+def test_gpus_are_used_where_there_are_any_that_torch_can_use(monkeypatch):
+    four_nodes(monkeypatch, torch_uses_gpus=True)
+    assert resources.worker_size(Cluster()) == (1, 1)
+    assert resources.room(Cluster()) == 3
+    four_nodes(monkeypatch, torch_uses_gpus=False)
+    assert resources.worker_size(Cluster()) == (1, 0)
+    assert resources.room(Cluster()) == 8 + 8 + 4 + 2
+    assert resources.worker_size(Cluster(gpus_per_worker=1)) == (1, 1), "what the user says holds"
+
+
+def test_labels_that_no_node_has_are_named(monkeypatch):
+    monkeypatch.setattr(resources, "nodes", lambda selector=None: [])
+    labels = {"ray.io/accelerator-type": "A100"}
+    with pytest.raises(UserError, match=r"no node with the labels .*A100'} has as much; .*cluster.label_selector$"):
+        resources.room(Cluster(gpus_per_worker=1, label_selector=labels))
+
+
+def test_training_may_take_other_resources(monkeypatch):
+    four_nodes(monkeypatch, torch_uses_gpus=True)
+    assert resources.trainers(Cluster(), 8) == (3, 1, 1)
+    own = Cluster(train={"cpus_per_worker": 4, "gpus_per_worker": 0})
+    assert resources.trainers(own, 8) == (5, 4, 0)
+    with pytest.raises(UserError, match=r"^no worker fits on the cluster: each takes 9 CPUs and 1 GPU, and no node"):
+        resources.trainers(Cluster(train={"cpus_per_worker": 9}), 8)
+    assert resources.trainers(Cluster(train={"cpus_per_worker": 9}), 8, may_grow=True) == (1, 9, 1)
+
+
+@pytest.mark.parametrize("gpus", [1.5, 0.00001])
+def test_a_share_that_ray_can_not_count_is_refused(gpus):
+    with pytest.raises(UserError, match=rf"^x: cluster.gpus_per_worker: must be .*, not {gpus}"):
+        validate(Config, {"name": "x", "model": {"unet": {}}, "cluster": {"gpus_per_worker": gpus}}, "x")
