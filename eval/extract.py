@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from taugrid.eval.features.load import Extraction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ExtractJob(Job):
     """Extract the features of one sample file (its path), or of a part of a data set or of external images."""
 

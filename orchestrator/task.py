@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Task:
     """A piece of work. `cost` is in any unit proportional to time within its kind; `requires` holds keys of tasks."""
 

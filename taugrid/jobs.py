@@ -12,7 +12,7 @@ from taugrid.run_id import RunId, check_run
 from taugrid.storage import LOCAL, Storage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """Work that ends in one file. A subclass holds everything that determines the file's content."""
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from taugrid.workers.diffusion.process import Denoiser
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SampleJob(Job):
     """Sample images `start` to `stop` - 1 of a cell into a Parquet file."""
 

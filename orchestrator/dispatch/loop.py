@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypeGuard
 
@@ -234,14 +235,19 @@ class Loop:
             then = "given up, the rest goes on" if charge.quarantined else "will be retried"
         self._progress.say(f"{key}: {reason}; {then}")
 
+    @cached_property
+    def _of_cells(self) -> dict[tuple[str, str], list[str]]:
+        """Kind and cell -> its tasks. Made once it is needed: a cell of NaN may fail on every worker at a time."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for key, piece in self._pieces.items():
+            if piece.cell is not None:
+                found.setdefault((piece.task.kind, piece.cell.id), []).append(key)
+        return found
+
     def _give_up_cell_of(self, key: str) -> None:
         """Spare the tasks of the same kind and cell that wait: the cell can't be finished without `key`."""
         piece = self._pieces[key]
-        same = [
-            other
-            for other, one in self._pieces.items()
-            if one.cell == piece.cell and one.task.kind == piece.task.kind and piece.cell is not None
-        ]
+        same = [] if piece.cell is None else self._of_cells[piece.task.kind, piece.cell.id]
         if given_up := self._dispatcher.give_up(same):
             self._events.add("given up", tasks=sorted(given_up), because=key)
             self._progress.say(f"{counted(len(given_up), 'other task')} of its cell given up")

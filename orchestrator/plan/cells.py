@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from taugrid.config import Data, Diffusion, Sample
@@ -31,7 +32,7 @@ def part_name(number: int) -> str:
     return f"part-{number:06d}.parquet"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """Images `start` to `stop` - 1 of one cell: a whole number of batches, except at the cell's end."""
 
@@ -83,8 +84,12 @@ class Cell:
     def shards(self) -> tuple[Shard, ...]:
         """The cell's shards; they tile 0..N-1 in order."""
         n, size = self.settings.num_samples, self.shard_images
-        bounds = [(start, min(start + size, n)) for start in range(0, n, size)]
-        return tuple(Shard(self.id, i, a, b, (b - a) * len(self.tau)) for i, (a, b) in enumerate(bounds))
+        edges = [*range(0, n, size), n]  # numbers are shared between shards: there may be a million
+        full = size * len(self.tau)
+        return tuple(
+            Shard(self.id, i, a, b, full if b - a == size else (b - a) * len(self.tau))
+            for i, (a, b) in enumerate(pairwise(edges))
+        )
 
 
 @dataclass(frozen=True)

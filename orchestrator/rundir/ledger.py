@@ -40,6 +40,7 @@ class Ledger:
         self._entries: dict[str, Known] | None = None
         self._new: list[str] | None = None
         self._to_rewrite = False
+        self._texts: dict[str, dict[str, str]] = {}  # metadata that many files share
         self._loading = Lock()  # several threads look at files
 
     def keep(self) -> None:
@@ -71,6 +72,7 @@ class Ledger:
     def add(self, path: Path, version: str, part: Part) -> None:
         """Note that a file was found whole. `version` was asked for before it was read. `flush` writes it down."""
         texts = {key: value for key, value in part.metadata.items() if isinstance(value, str)}
+        texts = self._texts.setdefault(repr(texts), texts)
         name, entry = self._name(path), Known(version, part._replace(metadata=texts))
         self._load()[name] = entry
         if self._new is not None:

@@ -30,6 +30,7 @@ class SampleWork(WorkKind):
         """A piece for each shard whose images are not complete."""
         for cell, sampled, _, _ in self.survey.found.cells:
             metadata = self.rundir.sample_metadata(cell)
+            network, image_shape = self.rundir.network(cell.model, cell.settings.weights), cell.model.image_shape
             for shard in cell.shards:
                 if shard.number in sampled:
                     continue
@@ -41,8 +42,8 @@ class SampleWork(WorkKind):
                     replaces=self.rundir.version(path),
                     start=shard.start,
                     stop=shard.stop,
-                    network=self.rundir.network(cell.model, cell.settings.weights),
-                    image_shape=cell.model.image_shape,
+                    network=network,
+                    image_shape=image_shape,
                     settings=cell.settings,
                     diffusion=cell.model.diffusion,
                     tau=cell.tau,

@@ -4,16 +4,24 @@ Python's steps are counted, not seconds, so a loaded machine changes nothing. `b
 512 workers and 100,000 tasks.
 """
 
+import gc
 import sys
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from states import EVENTS, QUESTIONS, STATES, middle
+from states import EVENTS, QUESTIONS, STATES, middle, tasks_of
+from states import KINDS as STATE_KINDS
 
+from taugrid.config import Config, validate
+from taugrid.jobs import OracleNetwork
 from taugrid.orchestrator.dispatch.backlog import Backlog
 from taugrid.orchestrator.dispatch.pace import Median
+from taugrid.orchestrator.dispatch.policy import Dispatcher
+from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.task import Task
+from taugrid.workers.sample import SampleJob
 
 SLACK = 1.6
 """A growth of 1 is none. Logarithms, and sizes that do not divide, need some room."""
@@ -151,3 +159,29 @@ def test_the_running_median_is_the_median(numbers):
     for count, number in enumerate(numbers, 1):
         running.add(number)
         assert running.value == median(numbers[:count])
+
+
+def test_a_task_costs_the_dispatcher_less_than_400_bytes():
+    tasks = tasks_of(5_000)
+    gc.collect()
+    tracemalloc.start()
+    d, now = Dispatcher(tasks, STATE_KINDS), 0.0
+    for i in range(32):
+        d.worker_joined(f"w{i}")
+    while not d.finished:
+        for worker, task, _ in d.assign(now):
+            d.succeeded(worker, now + task.cost)
+        now += 1.0
+    gc.collect()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(d.done) == 5_000
+    assert held / 5_000 < 400
+
+
+def test_what_a_run_holds_for_each_shard_has_no_dictionary_of_its_own():
+    config = validate(Config, {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian"}}, "test")
+    [cell] = plan(config).cells
+    job = SampleJob("p", 0, 1, OracleNetwork(cell.model.data), (1, 8, 8), cell.settings, cell.model.diffusion, (1,), {})
+    for thing in (cell.shards[0], Task("sample/0", "sample", 1.0), job):
+        assert not hasattr(thing, "__dict__"), type(thing)
