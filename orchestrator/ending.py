@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from taugrid.errors import Exit
@@ -11,12 +13,29 @@ from taugrid.errors import Exit
 INTERRUPTED = "interrupted; run the same command again to continue"
 
 _failure: str | None = None
+_hurries = True
 
 
 def begin() -> None:
     """Nothing has ended the driver yet."""
     global _failure
     _failure = None
+
+
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """Within the block, Ctrl-C and SIGTERM end nothing by themselves: the block decides what they mean."""
+    global _hurries
+    _hurries = False
+    try:
+        yield
+    finally:
+        _hurries = True
+
+
+def hurries() -> bool:
+    """Whether the process must end soon after Ctrl-C."""
+    return _hurries
 
 
 def stop(failure: str) -> None:

@@ -60,6 +60,7 @@ class Run:
         self._progress = progress
         self._cluster = ExitStack()
         self._connected = False
+        self._modules = {file for model in plan.models for file in model.source.modules}
 
     @failing_in_one_line()
     def do(self, stages: Collection[str], break_lock: bool = False) -> Outcome:
@@ -105,6 +106,7 @@ class Run:
                 self._progress.say(f"model {model.id}: {said}")
         if scoring is not None:
             self.rundir.record_extractor(scoring.extractor, self.config.data.image_shape)
+            self._modules |= set(scoring.extractor.files)
         survey = Survey(self.config, self.plan, self.rundir, scoring, frozenset(stages), self._set_aside)
         told = [kind(survey) for kind in work_kinds() if {kind.stage, *kind.told_by} & survey.stages]
         works = [work for work in told if work.stage in survey.stages]
@@ -129,7 +131,8 @@ class Run:
         if not self._connected:
             self._progress.say("starting Ray" if self._address == "local" else f"connecting to Ray at {self._address}")
             trainers = max((source.train.fewest_workers for _, source in self.plan.trained_here), default=0)
-            self._cluster.enter_context(cluster.connected(self._address, self.config.cluster, trainers))
+            connection = cluster.connected(self._address, self.config.cluster, trainers, self._modules)
+            self._cluster.enter_context(connection)
             self._connected = True
 
     def _train(self) -> None:

@@ -15,7 +15,7 @@ from taugrid import __version__
 from taugrid.disk import failing_in_one_line
 from taugrid.errors import Exit, RunFailed, UserError
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.cli import config, evaluate, look, run, selfcheck
+from taugrid.orchestrator.cli import config, evaluate, jobs, look, run, selfcheck
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,6 +41,10 @@ for command in (
     selfcheck.selfcheck,
     run.reconstruct,
     run.interpolate,
+    jobs.submit,
+    jobs.jobs,
+    jobs.logs,
+    jobs.stop,
     config.config,
 ):
     cli.add_command(command)
@@ -65,7 +69,7 @@ def _interruptible() -> Iterator[None]:
 
     def watch() -> None:
         while number := heard.recv(1):
-            if number[0] in (signal.SIGINT, signal.SIGTERM):
+            if number[0] in (signal.SIGINT, signal.SIGTERM) and ending.hurries():
                 time.sleep(GRACE_SECONDS)
                 ending.leave()
 

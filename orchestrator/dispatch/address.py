@@ -1,17 +1,25 @@
-"""Which Ray clusters may be joined: this machine's, or those that demand a token.
+"""Which Ray clusters may be joined: this machine's, or those that demand the token that is here.
 
 Anyone who reaches an open Ray cluster can run commands as its user (CVE-2023-48022). What is here needs no Ray, except
-to ask a cluster whether it is open.
+to find a cluster of this machine and to ask a head whether it is open. Each refusal is one line, within seconds: Ray
+itself would try for minutes, and say why in C++.
 """
 
 import ipaddress
 import os
 import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
 from taugrid.errors import UserError
 
 CONNECT_SECONDS = 10.0
+
+NODE_SECONDS = 5.0
+"""How long a node that is just starting on this machine is waited for."""
 
 
 def check_form(address: str) -> None:
@@ -30,59 +38,195 @@ def is_on_loopback(address: str) -> bool:
         return False
 
 
-def require_answer(address: str) -> None:
-    """Fail at once if nothing answers at HOST:PORT: Ray would try for minutes."""
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
+class Token(NamedTuple):
+    """A token of Ray's, which clusters may demand."""
+
+    value: str
+    origin: str
+    """Where it was found, for messages."""
+
+    @property
+    def header(self) -> tuple[str, str]:
+        """How it is sent: the name and the value of a header."""
+        return "authorization", f"Bearer {self.value}"
+
+
+def find_token() -> Token | None:
+    """The token that Ray would use here: RAY_AUTH_TOKEN, or the file RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
+
+    Raises:
+        UserError: if the file that RAY_AUTH_TOKEN_PATH names can't be read.
+    """
+    if value := os.environ.get("RAY_AUTH_TOKEN"):
+        return Token(value.strip(), "RAY_AUTH_TOKEN")
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named or "~/.ray/auth_token").expanduser()
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        return Token(path.read_text().strip(), str(path))
     except OSError as error:
-        raise UserError(f"no Ray cluster at --address {address}: {error.strerror or error}") from None
+        if named:
+            raise UserError(f"RAY_AUTH_TOKEN_PATH: {path} can't be read: {error.strerror or error}") from None
+        return None
+
+
+def use_token() -> Token | None:
+    """Have Ray use a token that is here, unless RAY_AUTH_MODE says otherwise. Call it before `import ray`.
+
+    Returns the token that Ray will send, if any.
+    """
+    token = find_token()
+    if token is not None:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    return token if os.environ.get("RAY_AUTH_MODE") == "token" else None
 
 
 def require_token(address: str) -> None:
     """Refuse a cluster that may be beyond this machine if there is no token for it here; use a token that is here."""
-    default = Path("~/.ray/auth_token").expanduser()
-    has_token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or default.exists()
-    if has_token:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if not is_on_loopback(address) and not (has_token and os.environ["RAY_AUTH_MODE"] == "token"):
+    if use_token() is None and not is_on_loopback(address):
         raise UserError(
             f"--address {address}: a cluster beyond this machine must have a token, because anyone who reaches an open "
-            "one can run commands as you; start it with RAY_AUTH_MODE=token and set RAY_AUTH_TOKEN here"
+            "one can run commands as you; start it with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, and set both here too"
         )
 
 
-def require_closed(address: str, gcs: str) -> None:
-    """Refuse a cluster that may be beyond this machine if it does not demand the token that is here.
+def find_head(address: str) -> str:
+    """HOST:PORT of the head that `address` means. For auto: RAY_ADDRESS, or what `ray start` began on this machine.
+
+    Call it after Ray's environment is set.
+
+    Raises:
+        UserError: if `address` is auto and there is no such cluster, or more than one.
+    """
+    if address != "auto":
+        return address
+    from ray._private import services, utils
+
+    found = os.environ.get("RAY_ADDRESS") or utils.read_ray_address()
+    if not found:  # `ray start --temp-dir` records it elsewhere
+        running = sorted(services.find_gcs_addresses())
+        if len(running) > 1:
+            raise UserError(f"--address auto: several Ray clusters run here, {', '.join(running)}; give one of them")
+        found = running[0] if running else None
+    if not found:
+        raise UserError(
+            "--address auto: there is no Ray cluster on this machine; start one with `ray start --head`, give "
+            "HOST:PORT, or leave out --address to use this machine alone"
+        )
+    check_form(found)
+    return str(found)
+
+
+def require_answer(address: str, head: str) -> None:
+    """Fail at once if nothing answers at `head` (HOST:PORT), which `address` means."""
+    host, _, port = head.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        at = "" if head == address else f", which was last known at {head}"
+        raise UserError(f"no Ray cluster at --address {address}{at}: {error.strerror or error}") from None
+
+
+def require_welcome(address: str, head: str) -> None:
+    """Refuse a cluster that may be beyond this machine and is open, or that does not accept the token that is here.
 
     Args:
         address: as the user gave it.
-        gcs: HOST:PORT of its head.
+        head: HOST:PORT of its head.
     """
-    if not is_on_loopback(address) and is_open(gcs):
+    if is_open(head):
+        if not is_on_loopback(address):
+            refuse_open(address)
+        return
+    token = use_token()
+    if token is None or not _answers(head, token):
+        refuse_token(address, token)
+
+
+def require_node(address: str, head: str) -> None:
+    """Refuse a machine that is no node of the cluster: a driver needs one beside it, and Ray would look for a minute.
+
+    Args:
+        address: as the user gave it.
+        head: HOST:PORT of its head, which is known to welcome us.
+    """
+    import grpc  # type: ignore[import-untyped]
+    from ray._private import services
+    from ray.core.generated import gcs_pb2, gcs_service_pb2
+
+    token = use_token()
+    end = time.monotonic() + NODE_SECONDS
+    while True:
+        with _asking(head) as stub:
+            request = gcs_service_pb2.GetAllNodeInfoRequest(state_filter=gcs_pb2.GcsNodeInfo.ALIVE)
+            metadata = None if token is None else (token.header,)
+            try:
+                reply = stub.GetAllNodeInfo(request, timeout=CONNECT_SECONDS, metadata=metadata)
+            except grpc.RpcError as error:
+                raise UserError(f"--address {head}: no Ray head answers there ({error.code().name})") from None
+        here = set(services.find_node_ids())
+        if any(node.node_id.hex() in here for node in reply.node_info_list):
+            return
+        if time.monotonic() > end:
+            raise UserError(
+                f"--address {address}: this machine is no node of the cluster there, and a driver needs one beside it; "
+                f"run it on a node, make this one (`ray start --address {head}`), or use `taugrid submit`"
+            )
+        time.sleep(0.5)
+
+
+def refuse_open(address: str) -> NoReturn:
+    """Raise `UserError` about a cluster that answers without a token."""
+    raise UserError(
+        f"--address {address}: the cluster there is open although there is a token here, so anyone who reaches it "
+        "can run commands as you; start it with RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN"
+    )
+
+
+def refuse_token(address: str, token: Token | None) -> NoReturn:
+    """Raise `UserError` about a cluster that demands another token than the one here, or one although none is here."""
+    if token is not None:
         raise UserError(
-            f"--address {address}: the cluster there is open although there is a token here, so anyone who reaches it "
-            "can run commands as you; start it with RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN"
+            f"--address {address}: the cluster there does not accept the token in {token.origin}; set it to the one "
+            "that its head was started with"
         )
+    mode = os.environ.get("RAY_AUTH_MODE", "token")
+    missing = "there is none here" if mode == "token" else f"RAY_AUTH_MODE is {mode} here"
+    raise UserError(
+        f"--address {address}: the cluster there demands a token, and {missing}; set RAY_AUTH_MODE=token and "
+        "RAY_AUTH_TOKEN to what its head was started with"
+    )
 
 
-def is_open(gcs: str) -> bool:
+def is_open(head: str) -> bool:
     """Whether the head of a Ray cluster at HOST:PORT answers without a token. Call it after Ray's environment is set.
 
     Raises:
         UserError: if it neither answers nor asks for a token.
     """
-    import grpc  # type: ignore[import-untyped]
-    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+    return _answers(head, None)
 
-    with grpc.insecure_channel(gcs) as channel:
-        stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+
+def _answers(head: str, token: Token | None) -> bool:
+    """Whether a head answers to this token, or without one; `UserError` if it neither answers nor refuses."""
+    import grpc
+    from ray.core.generated import gcs_service_pb2
+
+    with _asking(head) as stub:
+        metadata = None if token is None else (token.header,)
         try:
-            stub.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=CONNECT_SECONDS)
+            stub.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=CONNECT_SECONDS, metadata=metadata)
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
                 return False
-            raise UserError(f"--address {gcs}: no Ray head answers there ({error.code().name})") from None
+            raise UserError(f"--address {head}: no Ray head answers there ({error.code().name})") from None
     return True
+
+
+@contextmanager
+def _asking(head: str) -> Iterator[Any]:
+    """What calls of the head at HOST:PORT go through."""
+    import grpc
+    from ray.core.generated import gcs_service_pb2_grpc
+
+    with grpc.insecure_channel(head, options=[("grpc.enable_http_proxy", 0)]) as channel:  # as Ray's own channels
+        yield gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)

@@ -4,21 +4,35 @@ Ray reads most of its environment variables when it is imported, so this module 
 Ray. docs/architecture.md, "Ray", explains each variable.
 """
 
+import json
 import math
 import os
 import secrets
 import signal
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError
-from taugrid.orchestrator.dispatch.address import check_form, require_answer, require_closed, require_token
+from taugrid.hashing import SourceFile
+from taugrid.orchestrator.dispatch.address import (
+    check_form,
+    find_head,
+    require_answer,
+    require_node,
+    require_token,
+    require_welcome,
+    use_token,
+)
 from taugrid.orchestrator.dispatch.head import watched
 from taugrid.words import counted
+from taugrid.workers.custom.luggage import pack
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Jobs and results are small, and images go to files. Ray's default would be 30 % of the machine's memory."""
@@ -33,6 +47,9 @@ LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """At 0, every server of an embedded cluster listens only on 127.0.0.1; with it, Ray could not join a remote cluster."""
 
 
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""The variable in which Ray tells a job's driver its runtime environment, as JSON."""
+
 TOKEN = secrets.token_hex(32)
 """For this process's embedded clusters. Kept only in memory: without a token, Ray writes one to a file."""
 
@@ -40,16 +57,26 @@ TOKEN = secrets.token_hex(32)
 def prepare_embedded() -> None:
     """Set the environment for embedded clusters. Call it before `import ray`."""
     os.environ.update(COMMON_ENVIRONMENT)
-    os.environ.pop("RAY_ADDRESS", None)
+    for name in ("RAY_ADDRESS", JOB):  # if the driver is a job of another cluster
+        os.environ.pop(name, None)
     os.environ.update({LOOPBACK: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN})
 
 
 @contextmanager
-def connected(address: str, cluster: Cluster, trainers: int = 0) -> Iterator[None]:
-    """A connection to Ray within the block; `trainers` is the number of training workers to come.
+def connected(
+    address: str, cluster: Cluster, trainers: int = 0, modules: Collection[SourceFile] = ()
+) -> Iterator[None]:
+    """A connection to Ray within the block.
+
+    Args:
+        address: local, auto or HOST:PORT.
+        cluster: what workers there will need.
+        trainers: the number of training workers to come.
+        modules: the user's source files that workers import. They travel to a running cluster; an embedded one sees
+            the files themselves.
 
     Raises:
-        UserError: if the address can't be reached, or its cluster has no token.
+        UserError: if the address can't be reached, its cluster has no token, or does not accept the one that is here.
         RunFailed: if the head of a running cluster dies within the block.
     """
     if address == "local":
@@ -62,34 +89,64 @@ def connected(address: str, cluster: Cluster, trainers: int = 0) -> Iterator[Non
             "_node_ip_address": "127.0.0.1",
         }
     else:
-        os.environ.update(COMMON_ENVIRONMENT)
-        check_form(address)
-        require_token(address)
-        require_answer(address)
-        if address != "auto":
-            require_closed(address, address)  # before the token is sent there
-        options = {"address": address}
+        options = {"address": join(address)}
     import ray
 
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(log_to_driver=False, logging_level="error", configure_logging=True, **options)
+        with nullcontext() if address == "local" else _shipped(modules) as runtime_env:
+            ray.init(
+                log_to_driver=False,
+                logging_level="error",
+                configure_logging=True,
+                runtime_env=runtime_env,
+                **options,
+            )
     except SystemExit as heard:  # by the handler of SIGTERM that Ray sets in init
         raise KeyboardInterrupt from heard
     except (ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        reason = (str(error).strip().splitlines() or ["no answer"])[0]
+        reason = textwrap.shorten(str(error), 300, placeholder=" ...") or "no answer"
         if address == "local":
             raise RunFailed(f"Ray could not start here: {reason}") from error
-        raise UserError(f"no Ray cluster at --address {address}: {reason}") from error
+        raise UserError(f"--address {address}: the cluster there can't be joined: {reason}") from error
     signal.signal(signal.SIGTERM, on_sigterm)
     try:
-        head = ray.get_runtime_context().gcs_address
-        if address == "auto":
-            require_closed(address, head)
-        with nullcontext() if address == "local" else watched(head):
+        with nullcontext() if address == "local" else watched(options["address"]):
             yield
     finally:
         ray.shutdown()
+
+
+def join(address: str) -> str:
+    """Set the environment for the running cluster at `address`, before `import ray`; HOST:PORT of its head.
+
+    Raises:
+        UserError: if there is none, or it must not be joined: see `dispatch.address`.
+    """
+    os.environ.update(COMMON_ENVIRONMENT)
+    check_form(address)
+    use_token()
+    head = find_head(address)
+    require_token(address)
+    require_answer(address, head)
+    require_welcome(address, head)
+    require_node(address, head)
+    return head
+
+
+@contextmanager
+def _shipped(modules: Collection[SourceFile]) -> Iterator[dict[str, Any] | None]:
+    """The runtime environment with which workers import the user's modules: a folder of nothing else, which Ray copies.
+
+    None if there are no modules, or if the driver is a Ray job with a working directory: then workers have that one.
+    """
+    job = json.loads(os.environ.get(JOB, "{}"))
+    if not modules or "working_dir" in job.get("runtime_env", {}):
+        yield None
+        return
+    with TemporaryDirectory(prefix="taugrid-") as folder:
+        pack(modules, Path(folder))
+        yield {"working_dir": folder}
 
 
 def _embedded_cpus(cluster: Cluster, trainers: int) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from taugrid.config import Data, Diffusion, Sample, Train, Unet
 from taugrid.disk import is_there
 from taugrid.errors import UserError
+from taugrid.hashing import SourceFile
 from taugrid.jobs import CustomNetwork, NetworkSpec, OracleNetwork, SavedUnet
 from taugrid.orchestrator.plan.identity import diffusion_identity, train_identity, unet_identity
 from taugrid.workers.network import checkpoint, custom_process
@@ -62,6 +63,11 @@ class BaseModelSource(ABC):
     def record(self) -> dict[str, Any] | None:
         """The content of `RECORD`, in case the model's files are gone later; None: nothing to record."""
         return None
+
+    @property
+    def modules(self) -> Collection[SourceFile]:
+        """The user's source files that a worker imports to load the network."""
+        return ()
 
     @abstractmethod
     def description(self, diffusion: Diffusion) -> str:
@@ -232,6 +238,11 @@ class Custom(BaseModelSource):
     def name(self) -> str:
         """The network's name in comparisons with published numbers."""
         return self.spec.callable
+
+    @property
+    def modules(self) -> Collection[SourceFile]:
+        """The user's source files that a worker imports to load the network."""
+        return self.spec.files
 
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
         """What the model's id is a hash of."""

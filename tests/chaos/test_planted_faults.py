@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import shutil
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +28,9 @@ def undisturbed(lab):
 
 @pytest.fixture
 def root(lab, undisturbed, request):
-    return lab.shared / request.node.name
+    """A run directory. It is removed at the end, because all tests share a small disk."""
+    yield (path := lab.shared / request.node.name)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture

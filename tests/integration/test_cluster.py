@@ -1,68 +1,26 @@
 """A Ray cluster that taugrid did not start."""
 
 import json
-import os
 import secrets
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import time
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from command import events, sample_files, taugrid_alone
+from ray._private import services
+from ray_head import free_port, started_head
 from shared import taugrid
 
+from taugrid.orchestrator.dispatch import address
 from taugrid.orchestrator.dispatch.address import is_open
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    """The address of a head node with a token, in a process of its own."""
-    folder = tempfile.mkdtemp(prefix="taugrid-")  # a short name: sockets in it may have 107 characters in all
-    environment = {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_TMPDIR": folder,
-    }
-    port = free_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
-        options = [
-            "--num-cpus=2",
-            "--include-dashboard=false",
-            "--include-log-monitor=false",
-            "--node-ip-address=127.0.0.1",
-            f"--ray-client-server-port={free_port()}",
-        ]
-        head = subprocess.Popen([*ray, *options], stdout=subprocess.DEVNULL, start_new_session=True)
-        end = time.monotonic() + 60
-        started = Path(folder, "ray", "ray_current_cluster")  # the last thing that it writes
-        while time.monotonic() < end and head.poll() is None and not started.exists():
-            time.sleep(0.2)
-        assert started.exists(), f"Ray's head did not start: exit {head.poll()}"
-        yield f"127.0.0.1:{port}"
-        head.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            head.wait(timeout=5)
-        with suppress(ProcessLookupError):
-            os.killpg(head.pid, signal.SIGKILL)
-        head.wait()
-    shutil.rmtree(folder, ignore_errors=True)  # its children may be at their last words
+    """The address of a head node with a token, in processes of its own."""
+    token = secrets.token_hex(32)
+    with started_head(token, dashboard=False) as head, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_TOKEN", token)
+        yield head.gcs
 
 
 def test_a_run_on_a_cluster_elsewhere_has_the_same_files(cluster, config, finished, tmp_path):
@@ -74,6 +32,29 @@ def test_a_run_on_a_cluster_elsewhere_has_the_same_files(cluster, config, finish
 
 def test_a_cluster_that_demands_a_token_is_known_to_be_closed(cluster):
     assert not is_open(cluster)
+
+
+@pytest.mark.parametrize(
+    ("token", "said"), [("0" * 64, "does not accept the token in RAY_AUTH_TOKEN"), ("", "demands")]
+)
+def test_a_wrong_or_missing_token_is_one_line_at_once(cluster, config, tmp_path, monkeypatch, token, said):
+    """Ray itself prints 20 lines of C++ over 22 seconds."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    began = time.monotonic()
+    done = taugrid("run", config, "--out", tmp_path / "run", "--address", cluster, code=2)
+    assert time.monotonic() - began < 10
+    assert said in done.stderr.splitlines()[-1]
+    assert done.stderr.count(cluster) == 2  # connecting to it, and why not
+
+
+def test_a_machine_that_is_no_node_of_the_cluster_is_told_so(cluster, config, tmp_path, monkeypatch):
+    """Ray looks for a node for a minute, then speaks of attributes; where it finds another cluster's, it crashes."""
+    monkeypatch.setattr(address, "NODE_SECONDS", 0)
+    monkeypatch.setattr(services, "find_node_ids", lambda: {"0" * 56})
+    done = taugrid("run", config, "--out", tmp_path / "run", "--address", cluster, code=2)
+    assert "this machine is no node of the cluster there" in done.stderr.splitlines()[-1]
+    assert "`taugrid submit`" in done.stderr
 
 
 def test_a_local_run_leaves_a_cluster_of_this_machine_alone(cluster, tmp_path):
@@ -88,9 +69,9 @@ def test_a_cluster_elsewhere_needs_a_folder_that_all_see(config):
 
 
 def test_a_cluster_that_is_not_there_is_one_line(config, tmp_path):
-    address = f"127.0.0.1:{free_port()}"
-    done = taugrid("run", config, "--out", tmp_path / "run", "--address", address, code=2)
-    assert address in done.stderr
+    nowhere = f"127.0.0.1:{free_port()}"
+    done = taugrid("run", config, "--out", tmp_path / "run", "--address", nowhere, code=2)
+    assert nowhere in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -28,7 +28,7 @@ LOAD_TORCH = ("torch", "torchvision", "diffusers", "torch_fidelity", "safetensor
 
 HEAVY = (*LOAD_TORCH, "ray")
 
-RAY_BELONGS = ("orchestrator/dispatch/", "workers/actor.py", "workers/training/")
+RAY_BELONGS = ("orchestrator/dispatch/", "orchestrator/jobs/", "workers/actor.py", "workers/training/")
 
 MOST_FILES = 13
 """Python files in a folder: a dozen, and `__init__.py`."""

@@ -5,12 +5,23 @@ from concurrent import futures
 
 import grpc
 import pytest
+from ray._private import services
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
 from taugrid.config import Cluster
 from taugrid.errors import UserError
 from taugrid.orchestrator.dispatch import cluster
-from taugrid.orchestrator.dispatch.address import check_form, is_on_loopback, is_open, require_closed, require_token
+from taugrid.orchestrator.dispatch.address import (
+    Token,
+    check_form,
+    find_head,
+    find_token,
+    is_on_loopback,
+    is_open,
+    require_answer,
+    require_token,
+    require_welcome,
+)
 from taugrid.orchestrator.opened import open_to_run
 
 
@@ -47,13 +58,14 @@ def test_a_cluster_beyond_this_machine_needs_a_token_here(no_token, monkeypatch)
 
 
 class Head(gcs_service_pb2_grpc.NodeInfoGcsServiceServicer):
-    """Answers as the head of a Ray cluster does, with or without a token."""
+    """Answers as the head of a Ray cluster does, which demands `token` or is open."""
 
-    def __init__(self, is_open):
-        self.is_open = is_open
+    def __init__(self, token):
+        self.token = token
 
     def CheckAlive(self, request, context):  # noqa: N802, for Ray's name it is
-        if not self.is_open:
+        sent = dict(context.invocation_metadata()).get("authorization")
+        if self.token and sent != f"Bearer {self.token}":
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
         return gcs_service_pb2.CheckAliveReply()
 
@@ -63,9 +75,9 @@ def head():
     """Starts a head and gives its HOST:PORT."""
     servers = []
 
-    def start(is_open):
+    def start(token):
         server = grpc.server(futures.ThreadPoolExecutor(1))
-        gcs_service_pb2_grpc.add_NodeInfoGcsServiceServicer_to_server(Head(is_open), server)
+        gcs_service_pb2_grpc.add_NodeInfoGcsServiceServicer_to_server(Head(token), server)
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         servers.append(server)
@@ -76,17 +88,60 @@ def head():
         server.stop(None)
 
 
-def test_an_open_cluster_is_refused_although_there_is_a_token_here(head):
+def test_an_open_cluster_is_refused_although_there_is_a_token_here(head, no_token, monkeypatch):
     """Of a real head, `tests/integration/test_cluster.py` shows that it is found to be closed."""
-    gcs = head(is_open=True)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "here")
+    gcs = head(token=None)
     for address in ("192.0.2.1:6379", "auto"):
         with pytest.raises(UserError, match="is open although there is a token here"):
-            require_closed(address, gcs)
-    require_closed(gcs, gcs)
-    closed = head(is_open=False)
-    require_closed("192.0.2.1:6379", closed)
+            require_welcome(address, gcs)
+    require_welcome(gcs, gcs)
+    require_welcome("192.0.2.1:6379", head(token="here"))
     with pytest.raises(UserError, match=r"127.0.0.1:9: no Ray head answers there \(UNAVAILABLE\)"):
         is_open("127.0.0.1:9")  # a head that is slow to answer may be open
+
+
+def test_a_head_that_demands_another_token_says_which_one_is_wrong(head, no_token, monkeypatch, tmp_path):
+    gcs = head(token="theirs")
+    with pytest.raises(UserError, match="demands a token, and there is none here"):
+        require_welcome(gcs, gcs)
+    (tmp_path / "token").write_text("ours\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    assert find_token() == Token("ours", str(tmp_path / "token"))
+    with pytest.raises(UserError, match=f"does not accept the token in {tmp_path}/token"):
+        require_welcome(gcs, gcs)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "theirs")
+    require_welcome(gcs, gcs)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # then Ray would not send it
+    with pytest.raises(UserError, match="RAY_AUTH_MODE is disabled here"):
+        require_welcome(gcs, gcs)
+
+
+@pytest.fixture
+def no_ray(monkeypatch, tmp_path):
+    """A machine on which no Ray was started. Other tests may have one at this moment."""
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def test_auto_is_the_cluster_of_this_machine_or_says_that_there_is_none(no_ray, monkeypatch, tmp_path):
+    with pytest.raises(UserError, match=r"^--address auto: there is no Ray cluster on this machine; start one"):
+        find_head("auto")
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")  # as `ray start` does
+    assert find_head("auto") == "127.0.0.1:9"
+    with pytest.raises(UserError, match=r"auto, which was last known at 127.0.0.1:9: Connection refused"):
+        require_answer("auto", find_head("auto"))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # as a Ray job does
+    assert find_head("auto") == "10.0.0.1:6379"
+    assert find_head("host:1") == "host:1"
+
+
+def test_auto_does_not_choose_between_clusters(no_ray, monkeypatch):
+    monkeypatch.setattr(services, "find_gcs_addresses", lambda: {"127.0.0.1:2", "127.0.0.1:1"})
+    with pytest.raises(UserError, match=r"several Ray clusters run here, 127.0.0.1:1, 127.0.0.1:2; give one"):
+        find_head("auto")
 
 
 @pytest.mark.parametrize("address", ["foo", "foo:", ":6379", "ray://host:10001x", ""])

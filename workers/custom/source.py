@@ -14,6 +14,7 @@ from functools import cached_property
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
+import taugrid
 from taugrid.errors import CustomCodeError
 from taugrid.hashing import SourceFile
 from taugrid.workers.content import require_same
@@ -25,6 +26,7 @@ NOT_USER_PACKAGES = {*sys.stdlib_module_names, "taugrid", "torch", "torch_fideli
 NOT_USER_FOLDERS = [
     Path(sysconfig.get_path("stdlib")),
     *(Path(__file__).parents[2] / room for room in ("configs", "eval", "orchestrator", "taugrid", "workers")),
+    Path(taugrid.__file__).parent,
 ]
 """Where such packages are, so that they are recognised under any module name."""
 
@@ -163,11 +165,14 @@ class Found:
 
     sha256: str | None
     """`SourceCode.sha256`; None if there is no such module, or it has no file."""
+    files: tuple[SourceFile, ...] = ()
+    """What it is a hash of."""
 
 
 def find_source(module: str) -> Found:
-    """The hash of a module's source, for another process to ask for (`custom.describe.ask`). Imports nothing."""
+    """A module's source, for another process to ask for (`custom.describe.ask`). Imports nothing."""
     try:
-        return Found(source_of([module]).sha256)
+        source = source_of([module])
+        return Found(source.sha256, source.files)
     except (CustomCodeError, OSError):
         return Found(None)

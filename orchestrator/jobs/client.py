@@ -1,0 +1,240 @@
+"""The jobs of a Ray cluster elsewhere, through the job server on its head (Ray's dashboard, port 8265).
+
+Errors are one line: Ray's own have many, and it has no time limits.
+"""
+
+import http.client
+import json
+import logging
+import os
+import shlex
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from taugrid import __version__
+from taugrid.config import Config
+from taugrid.errors import RunFailed, UserError
+from taugrid.orchestrator.dispatch.address import (
+    CONNECT_SECONDS,
+    Token,
+    is_on_loopback,
+    refuse_open,
+    refuse_token,
+    require_token,
+    use_token,
+)
+from taugrid.orchestrator.dispatch.cluster import COMMON_ENVIRONMENT
+from taugrid.orchestrator.jobs.package import entrypoint, pack_job
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
+
+ANSWER_SECONDS = 60.0
+"""Time that the job server has for an answer once it is connected."""
+
+SAME = "taugrid"
+"""The key in a job's metadata that says that taugrid submitted it, and which version."""
+
+
+class Submission(NamedTuple):
+    """A job that taugrid submitted."""
+
+    id: str
+    run: str
+    """The config's name."""
+    out: str
+    """The run directory."""
+    status: str
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+    exit_code: int | None
+    """Of the run; None while it has not ended, or if it could not be started or was stopped."""
+    started: float | None
+    """Unix time."""
+    ended: float | None
+    """Unix time; None while it has not ended."""
+    message: str
+    """What Ray says of it, perhaps of many lines."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+class Jobs:
+    """The jobs of one cluster. Every method raises `UserError` or `RunFailed` with one line."""
+
+    def __init__(self, address: str) -> None:
+        """Connect to the job server at `address`, http://HOST:PORT.
+
+        Raises:
+            UserError: if the address is none, nothing answers there, or the cluster is open or refuses the token here.
+        """
+        self.address = address.rstrip("/")
+        os.environ.update(COMMON_ENVIRONMENT)
+        _check_form(self.address)
+        _require_welcome(self.address)
+        from ray.dashboard.modules.job.sdk import JobSubmissionClient
+
+        class Client(JobSubmissionClient):  # type: ignore[misc]
+            def _do_request(self, *arguments: Any, **options: Any) -> Any:
+                return super()._do_request(*arguments, timeout=(CONNECT_SECONDS, ANSWER_SECONDS), **options)
+
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+            logging.getLogger(name).setLevel(logging.ERROR)  # they would tell of each package that they send
+        # Ray's client prefers these variables to its argument, and inside a job RAY_ADDRESS names another cluster.
+        with self._told(), _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+            self.client = Client(self.address)
+
+    @contextmanager
+    def _told(self, job: str = "") -> Iterator[None]:
+        """Turns what Ray's client raises into one line; `job` is the id that the block asks for."""
+        import requests
+        from ray.exceptions import RayError
+
+        try:
+            yield
+        except (requests.exceptions.RequestException, ConnectionError, TimeoutError) as error:
+            raise RunFailed(f"the job server at {self.address} does not answer ({_first_line(error)})") from error
+        except (RuntimeError, RayError, ValueError) as error:
+            if job and "status code 404" in str(error):
+                raise UserError(
+                    f"there is no job {job} at {self.address}; `taugrid jobs --address {self.address}` lists them"
+                ) from None
+            raise RunFailed(f"the job server at {self.address} refused: {_first_line(error)}") from error
+
+    def submit(self, config: Config, out: str, ships: bool, break_lock: bool) -> str:
+        """Start a run of `config` in the run directory `out` as a job; its id, which is <run>-<attempt>."""
+        with tempfile.TemporaryDirectory(prefix="taugrid-") as name:
+            folder = Path(name)
+            pack_job(config, folder, ships)
+            while True:
+                job = self._next_id(config.name)
+                try:
+                    with self._told():
+                        submitted: str = self.client.submit_job(
+                            entrypoint=shlex.join(entrypoint(config, out, break_lock)),
+                            submission_id=job,
+                            runtime_env={"working_dir": name},
+                            metadata={SAME: __version__, "run": config.name, "out": out},
+                        )
+                    return submitted
+                except RunFailed as error:
+                    if "already exists" not in str(error):  # someone else was faster
+                        raise
+
+    def _next_id(self, run: str) -> str:
+        attempts = [job.id.rpartition("-") for job in self.all()]
+        numbers = [int(number) for name, _, number in attempts if name == run and number.isdecimal()]
+        return f"{run}-{max(numbers, default=0) + 1}"
+
+    def all(self) -> list[Submission]:
+        """Every job that taugrid submitted to the cluster since its head started, the latest first."""
+        with self._told():
+            found = [_job(details) for details in self.client.list_jobs() if SAME in (details.metadata or {})]
+        return sorted(found, key=lambda job: job.started or 0, reverse=True)
+
+    def one(self, job: str) -> Submission:
+        """The job of this id, whoever submitted it."""
+        with self._told(job):
+            return _job(self.client.get_job_info(job))
+
+    def log(self, job: str) -> str:
+        """All that a job has printed so far."""
+        with self._told(job):
+            text: str = self.client.get_job_logs(job)
+            return text
+
+    def stop(self, job: str) -> bool:
+        """Ask a job to end; False if it has ended before."""
+        with self._told(job):
+            return bool(self.client.stop_job(job))
+
+
+def _job(details: "JobDetails") -> Submission:
+    metadata = details.metadata or {}
+    started, ended = (None if at is None else at / 1000 for at in (details.start_time, details.end_time))
+    status, code = details.status.value, details.driver_exit_code
+    job = details.submission_id or details.job_id or ""
+    return Submission(
+        job, metadata.get("run", ""), metadata.get("out", ""), status, code, started, ended, details.message or ""
+    )
+
+
+def _check_form(address: str) -> None:
+    try:
+        parts = urlsplit(address)
+        is_one = parts.scheme in ("http", "https") and parts.hostname and parts.username is None and parts.port != 0
+    except ValueError:
+        is_one = False
+    if not is_one:
+        raise UserError(f"--address must be http://HOST:8265, where the head's dashboard listens, not {address!r}")
+
+
+def _require_welcome(address: str) -> None:
+    """Refuse a job server that may be beyond this machine and is open, or that does not accept the token that is here.
+
+    The token is sent only once it is known that the server demands one.
+    """
+    parts = urlsplit(address)
+    here = is_on_loopback(f"{parts.hostname}:0")
+    if not here:
+        require_token(address)
+    if _answers(address, None):
+        if not here:
+            refuse_open(address)
+        return
+    token = use_token()
+    if token is None or not _answers(address, token):
+        refuse_token(address, token)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A token must not follow a redirection to another host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Refuse."""
+
+
+def _answers(address: str, token: Token | None) -> bool:
+    """Whether a job server answers to this token, or without one; `UserError` if it neither answers nor refuses."""
+    request = urllib.request.Request(f"{address}/api/version", headers=dict([token.header] if token else ()))
+    try:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=CONNECT_SECONDS) as answer:
+            is_rays = "ray_version" in json.load(answer)
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            return False
+        raise UserError(f"--address {address}: no Ray job server answers there (HTTP {error.code})") from None
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(
+            f"--address {address}: nothing answers there ({getattr(reason, 'strerror', None) or reason}); give the "
+            "address of the head's dashboard, port 8265 by default"
+        ) from None
+    except (ValueError, http.client.HTTPException):  # no JSON, or not even HTTP
+        is_rays = False
+    if not is_rays:
+        raise UserError(f"--address {address}: what answers there is no Ray job server")
+    return True
+
+
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """These environment variables are unset within the block."""
+    values = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(values)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

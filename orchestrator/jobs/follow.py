@@ -1,0 +1,122 @@
+"""Follows a job: prints what it prints, and tells how it ended.
+
+Ray's tail of a log can end while the job runs (ray#57002), or hang when the head is gone. So the job's status alone
+tells of its end, the tail is begun again when it breaks off, and what is missing in the end is read at once.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from taugrid.errors import Exit, RunFailed
+from taugrid.orchestrator.jobs.client import Jobs, Submission
+
+LOOK_SECONDS = 1.0
+"""How often the job's status is asked for."""
+
+LOST_SECONDS = 60.0
+"""Time without an answer after which a head is given up. Nothing is known of its job then."""
+
+
+class Tail:
+    """Prints a job's log, each character once, however often it is read from the start."""
+
+    def __init__(self, jobs: Jobs, job: str, write: Callable[[str], Any]) -> None:
+        self._jobs = jobs
+        self._job = job
+        self._write = write
+        self._printed = 0
+
+    async def until_it_breaks_off(self) -> None:
+        """Print what comes, from the log's start, until Ray's tail ends. Why it does is no matter: the status tells."""
+        import aiohttp
+
+        seen, texts = 0, self._jobs.client.tail_job_logs(self._job)
+        while True:
+            try:
+                text = await anext(texts)
+            except (StopAsyncIteration, aiohttp.ClientError, RuntimeError, OSError):
+                return
+            self._print(seen, text)
+            seen += len(text)
+
+    def finish(self) -> None:
+        """Print what is still missing."""
+        self._print(0, self._jobs.log(self._job))
+
+    def _print(self, start: int, text: str) -> None:
+        """Print the part of `text` that is new; its first character is number `start` of the log."""
+        new = text[max(0, self._printed - start) :]
+        if new:
+            self._write(new)
+            self._printed = start + len(text)
+
+
+def follow(jobs: Jobs, job: str, write: Callable[[str], Any]) -> Submission:
+    """Print a job's log until it has ended; the job as it was then.
+
+    Raises:
+        UserError: if there is no such job.
+        RunFailed: if the head is gone.
+    """
+    tail = Tail(jobs, job, write)
+    ended = asyncio.run(_follow(jobs, job, tail))
+    tail.finish()
+    return ended
+
+
+async def _follow(jobs: Jobs, job: str, tail: Tail) -> Submission:
+    answered = time.monotonic()
+    reading: asyncio.Task[None] | None = None
+    try:
+        while True:
+            try:
+                found = await asyncio.to_thread(jobs.one, job)
+                answered = time.monotonic()
+                if found.has_ended:
+                    return found
+            except RunFailed as error:
+                if time.monotonic() - answered > LOST_SECONDS:
+                    raise RunFailed(f"{error}; the job may still run: `{again(jobs, job)}` follows it") from error
+            if reading is None:
+                reading = asyncio.create_task(tail.until_it_breaks_off())
+            await asyncio.sleep(LOOK_SECONDS)
+            if reading.done():
+                reading.result()  # raises what printing raised
+                reading = None
+    finally:
+        if reading is not None:
+            reading.cancel()
+
+
+def again(jobs: Jobs, job: str) -> str:
+    """The command that follows a job."""
+    return f"taugrid logs {job} --follow --address {jobs.address}"
+
+
+def exit_code(job: Submission) -> Exit:
+    """The exit code of a job's run, as the run itself would have given it; of a stopped job 130.
+
+    Raises:
+        RunFailed: if the run gave none: it could not be started, or was killed.
+    """
+    if job.status == "STOPPED":
+        return Exit.INTERRUPTED
+    if job.status == "SUCCEEDED":
+        return Exit.DONE
+    if job.exit_code in set(Exit):
+        return Exit(job.exit_code)
+    if job.exit_code is not None:
+        number = -job.exit_code if job.exit_code < 0 else job.exit_code - 128
+        how = f"was killed by signal {number}" if number > 0 else f"ended with the exit code {job.exit_code}"
+        raise RunFailed(f"the driver of job {job.id} {how}; submit it again to continue")
+    lines = [line.strip() for line in job.message.splitlines() if line.strip()]
+    raise RunFailed(f"job {job.id} could not be run: {lines[0] if lines else 'Ray does not say why'}")
+
+
+def until_ended(jobs: Jobs, job: str) -> Submission:
+    """Wait for the end of a job that was told to stop; Ray kills it after some seconds. The job as it is then."""
+    while not (found := jobs.one(job)).has_ended:
+        time.sleep(LOOK_SECONDS)
+    return found

@@ -1,0 +1,271 @@
+"""Runs as jobs of a Ray cluster with a token: submitted, followed, stopped. One head for all of this file."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import termios
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from command import COMMAND, Started, command_line, descendants, events, heed_ctrl_c, taugrid_alone
+from ray_head import free_port, started_head
+from shared import taugrid
+
+import taugrid as package
+from taugrid.orchestrator.jobs.client import Jobs
+
+pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # how Ray calls aiohttp
+
+NETWORK = """
+from pathlib import Path
+
+import torch
+
+import taugrid
+from own_parts.scale import SCALE
+
+
+def load():
+    Path({place!r}).write_text(f"{{__file__}} {{taugrid.__file__}}")
+    return lambda x, t: SCALE * x
+
+
+def broken():
+    Path({place!r}).write_text(f"{{__file__}} {{taugrid.__file__}}")
+    return lambda x, t: SCALE * x * (torch.nan if len(x) > 2 else 1)  # the trial before a run has 2 images
+"""
+
+EXTRACTOR = """
+from torch_fidelity import FeatureExtractorBase
+
+
+class Means(FeatureExtractorBase):
+    def __init__(self, name, features_list, **options):
+        super().__init__(name, features_list)
+
+    def forward(self, x):
+        return (x.float().mean(dim=(1, 2, 3), keepdim=True).flatten(1),)
+
+    @staticmethod
+    def get_provided_features_list():
+        return ("means",)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric):
+        return {"isc": "means", "fid": "means", "kid": "means", "prc": "means"}[metric]
+"""
+
+CONFIG = {
+    "name": "own",
+    "model": {"callable": "own_network:load"},
+    "sample": {"num_samples": 60, "batch_size": 30},
+    "grid": {"steps": [2], "eta": [0.0]},
+    "evaluate": {"extractor": "own_extractor:Means", "metrics": ["fid"]},
+    "cluster": {"workers": 1},
+}
+
+
+SMALL = {
+    "name": "mine",
+    "data": {"name": "gaussian"},
+    "model": {"oracle": "gaussian"},
+    "sample": {"num_samples": 60},
+    "grid": {"steps": [2], "eta": [0.0]},
+    "evaluate": {"metrics": ["fid"]},
+    "cluster": {"workers": 1},
+}
+
+PAGES = [Path(__file__).parents[2] / name for name in ("README.md", "docs/cluster.md")]
+
+
+@pytest.fixture(scope="module")
+def head():
+    """A head whose token this process has, too."""
+    with started_head(os.environ["RAY_AUTH_TOKEN"], dashboard=True) as head:
+        yield head
+
+
+@pytest.fixture(scope="module")
+def at(head):
+    return ("--address", head.dashboard)
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """The current folder: a config and the modules that it names beside it, which no node sees."""
+    folder = tmp_path / "mine"
+    (folder / "own_parts").mkdir(parents=True)
+    (folder / "own_network.py").write_text(NETWORK.format(place=str(tmp_path / "imported-from")))
+    (folder / "own_extractor.py").write_text(EXTRACTOR)
+    (folder / "own_parts" / "__init__.py").write_text("")
+    (folder / "own_parts" / "scale.py").write_text("SCALE = 0.25\n")
+    (folder / "mine.yaml").write_text(yaml.safe_dump(CONFIG))
+    monkeypatch.chdir(folder)
+    return tmp_path
+
+
+def imported_from(mine):
+    """The files of the network's module and of taugrid, as a worker imported them last."""
+    return (mine / "imported-from").read_text().split()
+
+
+def test_a_run_sends_its_modules_to_a_cluster_that_it_joins_and_a_job_takes_them_along(head, at, mine):
+    taugrid_alone("run", "mine.yaml", "--out", mine / "run", "--address", head.gcs)
+    network, installed = imported_from(mine)
+    assert "working_dir_files" in network
+    assert installed == package.__file__
+    done = taugrid("submit", "mine.yaml", "--out", mine / "run", "--ship", *at)
+    assert "FID (lower is better)" in done.stdout, "its log"
+    assert all("working_dir_files" in file for file in imported_from(mine)), "taugrid as well"
+    assert events(mine / "run")[-1]["missing"] == {}
+
+
+def test_an_incomplete_run_is_4(at, mine):
+    """A worker finds the network, which returns nan."""
+    broken = ("--set", "model.callable=own_network:broken", "--set", "evaluate.extractor=pixels")
+    done = taugrid("submit", "mine.yaml", "--out", mine / "run", *broken, *at, code=4)
+    assert "NotFinite" in done.stdout
+    assert "working_dir_files" in imported_from(mine)[0]
+
+
+def test_a_run_that_the_cluster_can_not_do_is_2(at, mine):
+    nowhere = ("--set", "data={name: folder, root: /nowhere, shape: [1, 8, 8]}", "--set", "model={unet: {}}")
+    done = taugrid("submit", "mine.yaml", "--out", mine / "run", *nowhere, *at, code=2)
+    assert "/nowhere" in done.stdout
+
+
+def test_another_taugrid_on_the_cluster_is_2(at, mine, monkeypatch):
+    monkeypatch.setattr(package, "__version__", "99.0")
+    done = taugrid("submit", "gaussian", "--out", mine / "run", *at, code=2)
+    assert "but the job was submitted by 99.0; install that on every node, or submit with --ship" in done.stdout
+
+
+def test_any_exit_code_of_a_command_comes_back(head, at):
+    """3 is of commands that compare; a driver that is killed has none."""
+    jobs = Jobs(head.dashboard)
+    for job, entrypoint in (("three-1", "sleep 1; echo one; sleep 2; echo two; exit 3"), ("killed-1", "kill -9 $$")):
+        jobs.client.submit_job(entrypoint=entrypoint, submission_id=job)
+    done = taugrid("logs", "three-1", "--follow", *at, code=3)
+    assert done.stdout.splitlines()[-2:] == ["one", "two"]
+    assert taugrid("logs", "three-1", *at).stdout == done.stdout
+    killed = taugrid("logs", "killed-1", "--follow", *at, code=1)
+    assert "the driver of job killed-1 was killed by signal 9; submit it again to continue" in killed.stderr
+
+
+def test_the_documents_commands_do_what_they_say_and_a_session_that_fails_is_1(head, tmp_path, monkeypatch):
+    """Those of README and docs/cluster.md for a cluster; `tests/unit/test_cluster_configs.py` reads the others."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", head.dashboard)
+    Path("my.yaml").write_text(yaml.safe_dump(SMALL))
+    lines = [line for page in PAGES for line in re.findall(r"^ {4}(taugrid .+)$", page.read_text(), re.MULTILINE)]
+    done = {}
+    for command in dict.fromkeys(line.split(" #")[0].strip() for line in lines):
+        if re.search("--address|submit|jobs|logs|stop", command) and "s3://" not in command:
+            words = command.replace("HEAD:6379", head.gcs).replace("/shared", str(tmp_path)).split()[1:]
+            joins = words[0] == "run"  # a process has one Ray, and this one may have it
+            done[command] = taugrid_alone(*words) if joins else taugrid(*words)
+    assert len(done) == 6
+    assert "FID" in done["taugrid submit my.yaml --out /shared/runs/mine"].stdout
+    assert done["taugrid submit my.yaml --out /shared/runs/mine --no-follow"].stdout == "mine-2\n"
+    assert re.search(r"^mine-1 +succeeded +0 ", done["taugrid jobs"].stdout, re.MULTILINE)
+    shutil.rmtree("runs/mine/events")
+    Path("runs/mine/events").symlink_to("/sys")  # where nobody can write
+    failed = taugrid("submit", "my.yaml", "--out", tmp_path / "runs/mine", "--json", code=1)
+    answer = json.loads(failed.stdout)
+    assert "taugrid: " in failed.stderr, "its log"
+    assert "Traceback" not in failed.stderr
+    assert [answer[key] for key in ("id", "run", "dir")] == ["mine-3", "mine", str(tmp_path / "runs/mine")]
+    assert (answer["status"], answer["exit_code"]) == ("FAILED", 1)
+    assert json.loads(taugrid("jobs", "--json").stdout)[0] == answer
+
+
+def test_ctrl_c_leaves_a_job_running_and_stop_stops_it(head, at, tmp_path):
+    out = tmp_path / "run"
+    endless = ("--set", "sample.num_samples=1000000", "--workers", "1")
+    with Started(tmp_path / "log", "submit", "gaussian", "--out", out, *endless, *at) as run:
+        run.wait_until(lambda: "starting 1 worker" in run.output)
+        os.kill(run.process.pid, signal.SIGINT)
+        run.wait(code=130, timeout=30)
+        assert "job gaussian-2 runs on" in run.output
+        assert f"`taugrid stop gaussian-2 --address {head.dashboard}` stops it" in run.output
+    at_terminal(("\x03", "Stop it?"), ("\x03", "` stops it"), "logs", "gaussian-2", "--follow", *at)
+    assert status(at, "gaussian-2") == "RUNNING"
+    with Started(tmp_path / "log", "logs", "gaussian-2", "--follow", *at) as follower:
+        follower.wait_until(lambda: "starting 1 worker" in follower.output)
+        assert "job gaussian-2 is stopped" in taugrid("stop", "gaussian-2", *at).stderr
+        follower.wait(code=130, timeout=30)
+    assert "job gaussian-2 had ended before (STOPPED)" in taugrid("stop", "gaussian-2", *at).stderr
+    assert not [pid for pid in descendants(1) if str(out) in command_line(pid)], "its driver is gone"
+
+
+def at_terminal(first, second, *arguments):
+    """Run a command at a terminal of its own until the job's workers start. It must end with 130.
+
+    Each of `first` and `second` is what is typed then, and what is printed for it.
+    """
+    master, slave = pty.openpty()
+
+    def takes_terminal():
+        heed_ctrl_c()
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdin=slave, stdout=slave, stderr=slave, start_new_session=True, preexec_fn=takes_terminal,
+    )  # fmt: skip
+    os.close(slave)
+    shown = ""
+    try:
+        for typed, expected in (("", "starting 1 worker"), first, second):
+            os.write(master, typed.encode())
+            end = time.monotonic() + 60
+            while expected not in shown:
+                assert time.monotonic() < end, shown
+                if select.select([master], [], [], 1)[0]:
+                    shown += os.read(master, 4096).decode()
+        assert process.wait(timeout=30) == 130
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+
+
+def status(at, job):
+    return next(one["status"] for one in json.loads(taugrid("jobs", "--json", *at).stdout) if one["id"] == job)
+
+
+def test_mistakes_are_one_line(at, mine, monkeypatch):
+    def said(*arguments):
+        done = taugrid(*arguments, code=2)
+        assert done.stdout == ""
+        [line] = done.stderr.splitlines()
+        return line
+
+    assert "there is no job nothing-1 at" in said("logs", "nothing-1", "--follow", *at)
+    assert "there is no job nothing-1 at" in said("stop", "nothing-1", *at)
+    for out in ((), ("--out", "relative")):
+        assert "--out must be an absolute path" in said("submit", "mine.yaml", *out, *at)
+    assert "there is no module 'not_mine'" in said(
+        "submit", "mine.yaml", "--out", "/x", "--set", "model.callable=not_mine:load", *at
+    )
+    assert "nothing answers there (Connection refused)" in said("jobs", "--address", f"http://127.0.0.1:{free_port()}")
+    assert "must be http://HOST:8265" in said("jobs", "--address", "127.0.0.1:8265")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    assert "does not accept the token in RAY_AUTH_TOKEN" in said("jobs", *at)
+    monkeypatch.setenv("HOME", str(mine))
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    assert "demands a token, and there is none here" in said("jobs", *at)
+    assert "a cluster beyond this machine must have a token" in said("jobs", "--address", "http://192.0.2.1:8265")
+
+
+def test_a_head_without_a_job_server_is_told_from_one(head):
+    done = taugrid("jobs", "--address", f"http://{head.gcs}", code=2)
+    assert "what answers there is no Ray job server" in done.stderr

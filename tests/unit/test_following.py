@@ -1,0 +1,87 @@
+"""How a job's log is printed and how its end is told, whatever Ray does. test_jobs.py follows real jobs."""
+
+import asyncio
+
+import pytest
+
+from taugrid.errors import Exit, RunFailed
+from taugrid.orchestrator.jobs import follow
+from taugrid.orchestrator.jobs.client import Submission
+from taugrid.orchestrator.jobs.follow import exit_code
+
+LINES = [f"line {i}\n" for i in range(20)]
+
+
+class Cluster:
+    """A job of LINES. Ray's tail of its log ends after `lasts` lines (ray#57002), with an error or without."""
+
+    address = "http://head:8265"
+
+    def __init__(self, lasts, error=None, silent=0):
+        self.client = self
+        self.lasts, self.error, self.silent = lasts, error, silent
+        self.tails = 0
+
+    async def tail_job_logs(self, job):
+        self.tails += 1
+        for line in LINES[: self.lasts * self.tails]:
+            yield line
+        if self.error:
+            raise self.error
+
+    def one(self, job):
+        if self.silent and self.tails:
+            raise RunFailed("the job server at http://head:8265 does not answer")
+        return submission("SUCCEEDED" if self.tails * self.lasts >= 10 else "RUNNING")
+
+    def log(self, job):
+        return "".join(LINES)
+
+
+def submission(status, code=None, message=""):
+    return Submission("mine-1", "mine", "/out", status, code, 0.0, 1.0, message)
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    monkeypatch.setattr(follow, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(follow, "LOST_SECONDS", 0.2)
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("closed"), ConnectionResetError()])
+@pytest.mark.parametrize("lasts", [1, 3, 20])
+def test_each_line_is_printed_once_although_the_tail_breaks_off(lasts, error):
+    printed = []
+    cluster = Cluster(lasts, error)
+    assert follow.follow(cluster, "mine-1", printed.append).status == "SUCCEEDED"
+    assert "".join(printed) == "".join(LINES)
+    assert cluster.tails >= 10 // lasts
+
+
+def test_what_printing_raises_is_not_lost():
+    def closed(text):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        follow.follow(Cluster(1), "mine-1", closed)
+
+
+def test_a_head_that_is_gone_is_given_up_and_the_way_back_is_told():
+    with pytest.raises(RunFailed, match=r"does not answer; the job may still run: `taugrid logs mine-1 --follow --add"):
+        follow.follow(Cluster(1, silent=1), "mine-1", lambda _: None)
+    with pytest.raises(RuntimeError):
+        asyncio.get_running_loop()  # it has closed its own
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 130])
+def test_a_runs_own_exit_code_comes_back(code):
+    assert exit_code(submission("FAILED" if code else "SUCCEEDED", code)) == code
+
+
+def test_an_end_that_the_run_did_not_choose():
+    assert exit_code(submission("STOPPED", None)) == Exit.INTERRUPTED
+    for code, said in ((-9, "was killed by signal 9"), (137, "was killed by signal 9"), (7, "with the exit code 7")):
+        with pytest.raises(RunFailed, match=said):
+            exit_code(submission("FAILED", code))
+    with pytest.raises(RunFailed, match=r"job mine-1 could not be run: Failed to set up runtime environment\.$"):
+        exit_code(submission("FAILED", None, "\nFailed to set up runtime environment.\nmore\n"))
