@@ -14,6 +14,7 @@ from unittest import mock
 
 import pytest
 import ray
+from ray.exceptions import RayError, RayTaskError
 
 from taugrid.orchestrator.cli.main import main
 from taugrid.orchestrator.dispatch import cluster, pool
@@ -34,7 +35,7 @@ def shared_ray() -> None:
 
 
 class KeptPool(pool.Pool):
-    """A pool whose workers are kept, once they have nothing to do, for the next pool.
+    """A pool whose workers are kept for the next pool, once they have nothing to do.
 
     They ask Ray for no CPUs, so that a training has room beside them.
     """
@@ -53,8 +54,11 @@ class KeptPool(pool.Pool):
         return self.kept.pop() if self.kept else self._new.remote(*arguments)
 
     def close(self) -> None:
-        busy = set(self._waiting.values())
-        self.kept += [self._handles.pop(worker) for worker in list(self._handles) if worker not in busy]
+        """Keep the workers, those too that are at the copy of a task that another has done meanwhile."""
+        refs = list(self._waiting)
+        _, unfinished = ray.wait(refs, num_returns=len(refs), timeout=20) if refs else ([], [])
+        gone = {self._waiting[ref] for ref in refs if ref in unfinished or _has_died(ref)}
+        self.kept += [self._handles.pop(worker) for worker in list(self._handles) if worker not in gone]
         super().close()
 
     @classmethod
@@ -62,6 +66,17 @@ class KeptPool(pool.Pool):
         """End the workers that are kept."""
         while cls.kept:
             ray.kill(cls.kept.pop())
+
+
+def _has_died(ref: Any) -> bool:
+    """Whether a call has failed because its actor is gone, and not because of what it raised."""
+    try:
+        ray.get(ref)
+    except RayTaskError:
+        return False
+    except RayError:
+        return True
+    return False
 
 
 @contextmanager
