@@ -6,7 +6,7 @@ import pytest
 from command import events
 from experiment import Counts, compare
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 
 def nodes_of(said):
