@@ -14,13 +14,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from taugrid.disk import StoreError
 from taugrid.errors import UserError
 from taugrid.storage import appended
-from taugrid.storage.ranges import END_BYTES, Piece, RangeFile
-from taugrid.storage.requests import Place, ask, attempts, connected, fault, told
+from taugrid.storage.ranges import END_BYTES, FetchedEnd, RangeFile
+from taugrid.storage.requests import Bucket, ask, attempts, connected, fault, told
 from taugrid.words import with_urls
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ LARGEST_PUT_BYTES = 2**32
 class ObjectStorage:
     """A bucket. Workers reach it as the driver does, with the credentials of their own environment."""
 
-    place: Place
+    bucket: Bucket
 
     @property
     def on_disk(self) -> bool:
@@ -77,6 +77,7 @@ class ObjectStorage:
     def read_range(self, path: Path, start: int, length: int) -> bytes:
         """See `Storage`."""
         with self.readable(path) as file:
+            assert not isinstance(file, Path)
             file.seek(start)
             return file.read(length)
 
@@ -224,7 +225,7 @@ class ObjectStorage:
             yield copy
 
     @contextmanager
-    def readable(self, path: Path) -> Iterator[RangeFile]:
+    def readable(self, path: Path) -> Iterator[Path | IO[bytes]]:
         """See `Storage`. A file that changes while it is read is an error (ESTALE), not a mixture."""
         end = self._ask(path, lambda: self._end(path))
 
@@ -234,7 +235,7 @@ class ObjectStorage:
             options: Any = {"range": (start, stop), "if_match": end.e_tag}
             return self._ask(path, lambda: bytes(obstore.get(self._store, key(path), options=options).bytes()))
 
-        yield RangeFile(end, fetch)
+        yield cast(IO[bytes], RangeFile(end, fetch))
 
     @contextmanager
     def local_folder(self, folder: Path) -> Iterator[Path]:
@@ -249,29 +250,29 @@ class ObjectStorage:
 
     @property
     def _store(self) -> "ObjectStore":
-        return connected(self.place)
+        return connected(self.bucket)
 
     def _ask(self, path: Path, call: Callable[[], T]) -> T:
-        return ask(call, self.place.scheme, url(path))
+        return ask(call, self.bucket.scheme, url(path))
 
     def _told(self, error: Exception, path: Path) -> OSError:
-        return told(error, self.place.scheme, url(path))
+        return told(error, self.bucket.scheme, url(path))
 
     def _head(self, path: Path) -> "ObjectMeta":
         import obstore
 
         return self._ask(path, lambda: obstore.head(self._store, key(path)))
 
-    def _end(self, path: Path) -> Piece:
+    def _end(self, path: Path) -> FetchedEnd:
         import obstore
 
         options: Any = {"range": {"suffix": END_BYTES}}
-        if self.place.scheme == "az":  # knows no ranges from the end
+        if self.bucket.scheme == "az":  # knows no ranges from the end
             size = obstore.head(self._store, key(path))["size"]
             options = {"range": (max(0, size - END_BYTES), size)}
         got = obstore.get(self._store, key(path), options=options)
         meta, data = got.meta, bytes(got.bytes())
-        return Piece(data, meta["size"] - len(data), meta["size"], meta["e_tag"])
+        return FetchedEnd(data, meta["size"] - len(data), meta["size"], meta["e_tag"])
 
     def _download(self, path: Path, copy: Path) -> None:
         import obstore
@@ -293,7 +294,7 @@ class ObjectStorage:
                 self._ask(paths[0], lambda: obstore.delete(self._store, [key(path) for path in paths]))
 
     def _path(self, name: str) -> Path:
-        return Path(f"{self.place.scheme}:", self.place.bucket, name)
+        return Path(f"{self.bucket.scheme}:", self.bucket.name, name)
 
     def _below(self, folder: Path) -> Mapping[Path, "ObjectMeta"]:
         """All files in a folder and in those below it."""

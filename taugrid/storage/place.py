@@ -47,10 +47,10 @@ def open_place(text: str, named: str) -> tuple[Path, Storage]:
         raise UserError(f"{named}: {scheme}:// names no bucket; give {scheme}://BUCKET/PREFIX")
     if {".", ".."} & {bucket, *parts}:
         raise UserError(f"{named} {scheme}://{rest}: . and .. mean nothing in a bucket; leave them out")
-    place = requests.place(scheme, bucket)
-    if place.endpoint is not None and urlsplit(place.endpoint).username is not None:
+    reached = requests.bucket_here(scheme, bucket)
+    if reached.endpoint is not None and urlsplit(reached.endpoint).username is not None:
         variables = requests.CREDENTIALS[scheme]
         raise UserError(f"the endpoint of {scheme}:// in the environment holds a password; put it into {variables}")
-    if scheme == "az" and place.account is None:
+    if scheme == "az" and reached.account is None:
         raise UserError(f"{named}: az:// needs the storage account; set AZURE_STORAGE_ACCOUNT_NAME")
-    return Path(f"{scheme}:", bucket, *parts), ObjectStorage(place)
+    return Path(f"{scheme}:", bucket, *parts), ObjectStorage(reached)

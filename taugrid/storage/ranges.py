@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
-class Piece(NamedTuple):
+class FetchedEnd(NamedTuple):
     """Some bytes of an object, and what the store said of it."""
 
     data: bytes
@@ -26,7 +26,7 @@ class RangeFile(io.RawIOBase):
     needs no other.
     """
 
-    def __init__(self, end: Piece, fetch: Callable[[int, int], bytes]) -> None:
+    def __init__(self, end: FetchedEnd, fetch: Callable[[int, int], bytes]) -> None:
         """A file of which the end is known; `fetch(start, stop)` gets other bytes of the same version."""
         self._end, self._fetch, self._at = end, fetch, 0
 

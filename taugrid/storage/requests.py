@@ -66,38 +66,38 @@ _MEANINGS = {
 """The error codes of S3 and Azure that a user can do something about."""
 
 
-class Place(NamedTuple):
+class Bucket(NamedTuple):
     """A bucket, and how it is reached. Nothing in it is secret."""
 
     scheme: str
-    bucket: str
+    name: str
     endpoint: str | None
     region: str | None
     account: str | None
     """Of Azure."""
 
 
-def place(scheme: str, bucket: str) -> Place:
-    """A bucket as this process's environment reaches it. Workers get the place, but their credentials are their own."""
+def bucket_here(scheme: str, name: str) -> Bucket:
+    """A bucket as this process's environment reaches it. Workers get the same, but their credentials are their own."""
 
     def variable(*names: str) -> str | None:
         return next((value for name in names if (value := os.environ.get(name))), None)
 
     if scheme == "s3":
         endpoint = variable("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-        return Place(scheme, bucket, endpoint, variable("AWS_REGION", "AWS_DEFAULT_REGION"), None)
+        return Bucket(scheme, name, endpoint, variable("AWS_REGION", "AWS_DEFAULT_REGION"), None)
     if scheme == "gs":
-        return Place(scheme, bucket, variable("GOOGLE_BASE_URL"), None, None)
+        return Bucket(scheme, name, variable("GOOGLE_BASE_URL"), None, None)
     account = variable("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_ACCOUNT_NAME")
-    return Place(scheme, bucket, variable("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"), None, account)
+    return Bucket(scheme, name, variable("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"), None, account)
 
 
 @lru_cache(maxsize=8)
-def connected(place: Place) -> "ObjectStore":
-    """The store of a place, with the credentials of this process's environment. Nothing is asked of it yet."""
+def connected(bucket: Bucket) -> "ObjectStore":
+    """The store of a bucket, with the credentials of this process's environment. Nothing is asked of it yet."""
     from obstore.store import AzureStore, GCSStore, S3Store
 
-    is_plain = (place.endpoint or "").startswith("http://")
+    is_plain = (bucket.endpoint or "").startswith("http://")
     shared: dict[str, Any] = {
         "client_options": {
             "allow_http": is_plain,
@@ -106,17 +106,18 @@ def connected(place: Place) -> "ObjectStore":
         },
         "retry_config": {"max_retries": 0},
     }
-    if place.scheme == "s3":
-        options = {"endpoint": place.endpoint, "region": place.region}
-        return S3Store(place.bucket, **{key: value for key, value in options.items() if value}, **shared)
-    if place.scheme == "gs":
-        base = {"base_url": place.endpoint} if place.endpoint else {}
-        return GCSStore(place.bucket, **base, **shared)
-    options = {"account_name": place.account, "endpoint": place.endpoint}
-    return AzureStore(place.bucket, **{key: value for key, value in options.items() if value}, **shared)
+    if bucket.scheme == "s3":
+        return S3Store(bucket.name, **_given(endpoint=bucket.endpoint, region=bucket.region), **shared)
+    if bucket.scheme == "gs":
+        return GCSStore(bucket.name, **_given(base_url=bucket.endpoint), **shared)
+    return AzureStore(bucket.name, **_given(account_name=bucket.account, endpoint=bucket.endpoint), **shared)
 
 
-class Fault(NamedTuple):
+def _given(**options: str | None) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value}
+
+
+class Refusal(NamedTuple):
     """What the store said, or that it said nothing."""
 
     status: int | None
@@ -126,15 +127,15 @@ class Fault(NamedTuple):
     """Whether the same request may succeed in a moment."""
 
 
-def fault(error: Exception) -> Fault:
+def fault(error: Exception) -> Refusal:
     """What an error of obstore means."""
     text = str(error)
     found, named = _STATUS.search(text), _CODE.search(text)
     status = int(found.group(1)) if found else None
     if _METADATA_SERVER in text:
-        return Fault(status, "NoCredentials", False)
+        return Refusal(status, "NoCredentials", False)
     passes = status in OVERLOADED or status == 409 or (status is None and _NO_ANSWER.search(text) is not None)
-    return Fault(status, named.group(1) if named else "", passes)
+    return Refusal(status, named.group(1) if named else "", passes)
 
 
 def told(error: Exception, scheme: str, url: str) -> OSError:
@@ -156,7 +157,7 @@ def told(error: Exception, scheme: str, url: str) -> OSError:
             f"no permission for this (need: list, read, write, delete); check the rights of {variables}",
             url,
         )
-    answer = " ".join(filter(None, [found.status and str(found.status), found.code]))
+    answer = " ".join(filter(None, [str(found.status or ""), found.code]))
     if found.passes:
         said = f"the object store answered {answer}" if answer else "the object store did not answer"
         return StoreError(errno.EHOSTUNREACH, f"{said}, {len(PAUSES_SECONDS) + 1} times; check the endpoint", url)
@@ -184,7 +185,7 @@ def ask(call: Callable[[], T], scheme: str, url: str) -> T:
 def attempts() -> Iterator[bool]:
     """For each attempt whether it is the last; between two of them it waits.
 
-    It waits about as long as `PAUSES_SECONDS` says: many workers that were refused together must not come back together.
+    It waits about as long as `PAUSES_SECONDS` says: workers that were refused together must not come back together.
     """
     for seconds in PAUSES_SECONDS:
         yield False

@@ -16,7 +16,7 @@ from werkzeug.serving import make_server
 
 from taugrid.storage import requests
 
-SECRET = "secret-that-must-be-nowhere"  # noqa: S105
+SECRET = "secret-that-must-be-nowhere"
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"}
 
 Answer = Callable[[str, str], tuple[int, str] | None]
@@ -45,7 +45,9 @@ class Server:
         self._server.shutdown()
         self._server.server_close()
 
-    def ask(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> tuple[int, bytes]:
+    def ask(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> tuple[int, bytes]:
         """An answer's status and body, without taugrid and obstore."""
         connection = http.client.HTTPConnection("127.0.0.1", self._server.server_port, timeout=30)
         try:
