@@ -5,7 +5,7 @@ Each does only what is missing on disk. If nothing is missing, no cluster is sta
 """
 
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -191,7 +191,8 @@ class Run:
             return Loop(pieces, work_kinds(), pool, workers, embedded, limits, *outputs).run()
         finally:
             pool.close()
-            self.rundir.storage.delete(probe)
+            with suppress(OSError):  # what is more important is said; `remove_temporaries` removes what stays
+                self.rundir.storage.delete(probe)
 
     def _set_aside(self, damage: Damage) -> None:
         target = self.rundir.set_aside(damage)
