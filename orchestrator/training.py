@@ -51,7 +51,7 @@ class Training:
         """
         model = self.model
         spec = self._spec()
-        if (at := self._progress_of(spec)) is not None:
+        if (at := self._now()) is not None:
             has_checkpoint = any(spec.running.glob("checkpoint_*"))
             place = "its last checkpoint" if has_checkpoint else "the start, because it has no checkpoint"
             self.progress.say(f"training of {model.id} was interrupted at step {at.step}; it continues from {place}")
@@ -66,17 +66,17 @@ class Training:
             path = log(f"train-{model.id}", "".join(traceback.format_exception(error)))
             raise RunFailed(f"training of model {model.id} failed: {last_line(error)} (details: {path})")
         seconds = time.monotonic() - began
-        at = self._progress_of(spec)
+        at = self._now()
         self._upload(spec)
         self.events.add("trained", model=model.id, seconds=round(seconds, 3))
         assert at is not None, "the last step is always logged"
         steps = counted(at.step, "step")
         self.progress.say(f"trained model {model.id}: {steps} in {duration(seconds)}, loss {at.loss:.4f}")
 
-    def _progress_of(self, spec: TrainingSpec) -> TrainingProgress | None:
+    def _now(self) -> TrainingProgress | None:
         """How far the training is, by the log in the folder where it runs."""
         storage = self.rundir.storage if self.rundir.storage.on_disk else LOCAL
-        return training_progress(spec.models_dir, self.model.id, storage)
+        return training_progress(self.rundir.training_folder(self.cluster.scratch), self.model.id, storage)
 
     def _upload(self, spec: TrainingSpec) -> None:
         """Put the trained model into the run directory, if it was trained elsewhere, and remove what is left there."""
@@ -120,16 +120,16 @@ class Training:
 
         thread = threading.Thread(target=train, name=f"train-{self.model.id}", daemon=True)
         thread.start()
-        self._watch(thread, spec)
+        self._watch(thread)
         return errors[0] if errors else None
 
-    def _watch(self, thread: threading.Thread, spec: TrainingSpec) -> None:
+    def _watch(self, thread: threading.Thread) -> None:
         """Show the training's progress until its thread ends."""
         train = self.source.train
         step, changed, told = 0, time.monotonic(), False
         while thread.is_alive():
             thread.join(POLL_SECONDS)
-            if (at := self._progress_of(spec)) is not None:
+            if (at := self._now()) is not None:
                 self.progress.started(at.step)
                 self.progress.update(at.step, workers=at.workers, note=f"loss {at.loss:.4f}")
                 if at.step != step:
