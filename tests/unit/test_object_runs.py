@@ -4,13 +4,14 @@ import json
 
 import pytest
 from buckets import SECRET, quick_retries
-from in_process import drive, small_run
+from in_process import CONFIG, drive, small_run
 
 from taugrid import parquet
 from taugrid.disk import StoreError
 from taugrid.errors import OtherBytes, OtherContent, RunFailed, UserError
 from taugrid.jobs import SavedUnet
-from taugrid.orchestrator.inspection import verify
+from taugrid.orchestrator.inspection import describe, verify
+from taugrid.orchestrator.opened import Opened
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.storage import LocalStorage, appended, open_place, pieces, replacing
@@ -112,6 +113,33 @@ def test_requests_of_a_run_that_is_done_do_not_grow_with_its_files(opened, bucke
     used = s3.requests - before
     assert used["LIST"] == len(opened.plan.cells) + 1, "a list for each cell, and one for the ledger"
     assert used.total() - used["LIST"] <= len(pieces(storage, root / "ledger.jsonl")), "and the ledger itself"
+
+
+def test_the_requests_a_shard_that_the_documentation_tells(opened, tmp_path, s3):
+    """docs/storage.md, "How many requests": the difference between 24 shards and 4, each sampled and extracted."""
+    used = {}
+    for n in (20, 120):
+        root, storage = open_place(f"s3://{s3.bucket()}/run", "--out")
+        (tmp_path / "small.yaml").write_text(CONFIG)
+        sized = Opened(str(tmp_path / "small.yaml"), [f"sample.num_samples={n}"], str(tmp_path / "unused"))
+
+        def counted(work):
+            before = s3.requests.total()
+            work()
+            return s3.requests.total() - before
+
+        rundir = RunDir(root, storage)
+        used[n] = (
+            counted(lambda sized=sized, root=root, storage=storage: drive(sized, root, storage)),
+            counted(lambda sized=sized, root=root, storage=storage: drive(sized, root, storage)),
+            counted(lambda sized=sized, rundir=rundir: describe(sized.config, sized.plan, rundir)),
+            counted(lambda sized=sized, rundir=rundir: verify(sized.config, sized.plan, rundir, lambda images: None)),
+        )
+    first, again, status, verified = ((b - a) / 20 for a, b in zip(used[20], used[120], strict=True))
+    assert first == pytest.approx(24, abs=1), "a beat of the lease may come in between"
+    assert again == pytest.approx(0, abs=0.3)
+    assert status == 0
+    assert verified == 3
 
 
 def test_a_shard_that_someone_else_made_with_other_bytes_is_an_error(bucket, tmp_path):
