@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from taugrid.errors import Exit
+from taugrid.words import with_urls
 
 INTERRUPTED = "interrupted; run the same command again to continue"
 
@@ -52,5 +53,5 @@ def stop(failure: str) -> None:
 
 def leave() -> NoReturn:
     """End the process now, and say why."""
-    print(f"taugrid: {_failure or INTERRUPTED}", file=sys.stderr, flush=True)
+    print(f"taugrid: {with_urls(_failure or INTERRUPTED)}", file=sys.stderr, flush=True)
     os._exit(Exit.FAILED if _failure else Exit.INTERRUPTED)

@@ -21,7 +21,7 @@ from taugrid.orchestrator.rundir.integrity import READERS, Damage
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.sample import images_to_keep
 from taugrid.run_id import FILE as RUN_FILE
-from taugrid.storage import Storage, read_json, read_sealed
+from taugrid.storage import LOCAL, Storage, read_json, read_sealed
 from taugrid.workers.training.log import training_progress
 
 PNG_OVERHEAD_BYTES = 200
@@ -36,8 +36,8 @@ def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
     shape = plan.models[0].image_shape
     return {
         "name": config.name,
-        "dir": str(rundir.root),
-        "models": [_describe_model(model, rundir) for model in plan.models],
+        "dir": rundir.shown,
+        "models": [_describe_model(model, rundir, config.cluster.scratch) for model in plan.models],
         "cells": cells,
         "shards": len(plan.shards),
         "images": sum(cell.settings.num_samples for cell in plan.cells),
@@ -57,21 +57,23 @@ def describe_plan(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
     return described | {"remarks": [*described["remarks"], *missing_images(config, untrained)]}
 
 
-def _describe_model(model: Model, rundir: RunDir) -> dict[str, Any]:
+def _describe_model(model: Model, rundir: RunDir, scratch: str | None) -> dict[str, Any]:
     source = model.source.description(model.diffusion)
     if not isinstance(model.source, Trained):
         return {"id": model.id, "source": source, "train_steps": 0, "train_steps_done": 0, "ready": True}
     ready, steps = rundir.is_ready(model), model.source.train.steps
-    at = training_progress(rundir.models, model.id, rundir.storage)
+    storage = rundir.storage if rundir.storage.on_disk else LOCAL
+    at = training_progress(rundir.training_folder(scratch), model.id, storage)
     done = steps if ready else at.step if at else 0
     return {"id": model.id, "source": source, "train_steps": steps, "train_steps_done": done, "ready": ready}
 
 
 def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:
     done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None)
-    images_done = sum(
-        shard.images if shard.number in done else images_to_keep(rundir, cell, shard) for shard in cell.shards
-    )
+    there = rundir.versions(rundir.samples / cell.name)
+    begun = [s for s in cell.shards if s.number not in done and rundir.sample_part(cell, s) in there]
+    images_done = sum(shard.images for shard in cell.shards if shard.number in done)
+    images_done += sum(images_to_keep(rundir, cell, shard) for shard in begun)
     return {
         "cell": cell.id,
         "name": cell.name,
@@ -192,13 +194,14 @@ def _verify_images(path: Path, shape: tuple[int, int, int] | None, storage: Stor
     """Decode every image of a file; `shape` is (channels, height, width), or None if it is not known."""
     images = 0
     try:
-        parquet.inspect(path, storage=storage)
-        for index, batch in parquet.read_images(path, storage=storage):
-            if shape is not None and batch.shape[1:] != shape:
-                raise DamagedFile(f"its images have shape {batch.shape[1:]}, not {shape}")
-            images += len(index)
+        with storage.local_path(path) as local:
+            parquet.inspect(local)
+            for index, batch in parquet.read_images(local):
+                if shape is not None and batch.shape[1:] != shape:
+                    raise DamagedFile(f"its images have shape {batch.shape[1:]}, not {shape}")
+                images += len(index)
     except (DamagedFile, ValueError) as error:
-        return _Read([Damage(path, str(error).removeprefix(f"{path}: "))], images)
+        return _Read([Damage(path, str(error).removeprefix(f"{local}: "))], images)
     return _Read([], images)
 
 

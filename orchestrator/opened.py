@@ -10,6 +10,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.trust import custom_code, require_trusted, trust
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.extension import check_extends
+from taugrid.storage import is_url, open_place
 
 
 class Opened:
@@ -40,7 +41,7 @@ class Opened:
             UserError: if the config is wrong, or names code that is not trusted.
         """
         self.config = load(name, assignments)
-        self.rundir = rundir = RunDir(run_folder(name, out, self.config.name))
+        self.rundir = rundir = _run_directory(name, out, self.config.name)
         file = find(name)
         is_own = file.name != CONFIG_NAME
         if not is_own:
@@ -58,22 +59,28 @@ class Opened:
             trust(custom_code(self.config))
 
 
-def run_folder(config: str, out: str | None, name: str) -> Path:
-    """The run directory: --out, or else CONFIG if it is one, or else runs/`name`."""
+def _run_directory(config: str, out: str | None, name: str) -> RunDir:
+    root, storage = open_place(run_folder(config, out, name), "CONFIG" if out is None else "--out")
+    storage.require(root)
+    return RunDir(root, storage)
+
+
+def run_folder(config: str, out: str | None, name: str) -> str:
+    """The run directory, a path or a URL: --out, or else CONFIG if it is one, or else runs/`name`."""
     if out == "":
-        raise UserError("--out is empty; give a folder")
+        raise UserError("--out is empty; give a folder or a URL")
     if out is None:
-        return Path(config) if Path(config).is_dir() else Path("runs") / name
-    if "://" in out:
-        raise UserError(f"--out {out}: object stores are not supported yet; give a folder that all workers see")
-    if Path(out).exists() and not Path(out).is_dir():
+        return config if is_url(config) or Path(config).is_dir() else str(Path("runs") / name)
+    if not is_url(out) and Path(out).exists() and not Path(out).is_dir():
         raise UserError(f"--out {out} is a file; give a folder")
-    return Path(out)
+    return out
 
 
 def open_existing(directory: str) -> Opened:
     """The run in a directory that `taugrid run` made; `UserError` if there is none."""
-    if not (Path(directory) / "config.json").is_file():
+    root, storage = open_place(directory, "DIR")
+    storage.require(root)
+    if not storage.exists(root / CONFIG_NAME):
         raise UserError(
             f"{directory} is not a run directory (it has no config.json); give the one that `taugrid run` made, or "
             f"write a lost config.json again with `taugrid report CONFIG --out {directory}`"
@@ -111,7 +118,7 @@ def open_to_run(
 
 
 def require_shared(out: str | Path, address: str) -> None:
-    """Raise `UserError` if a cluster is joined but the run directory's path is relative, or the address is none."""
+    """Raise `UserError` if a cluster is joined but the run directory is a relative path, or the address is none."""
     check_form(address)
-    if address != "local" and not Path(out).is_absolute():
+    if address != "local" and not is_url(str(out)) and not Path(out).is_absolute():
         raise UserError(f"with --address {address}, --out must be an absolute path that every node sees")

@@ -7,7 +7,7 @@ from rich import progress
 from rich.console import Console
 from rich.text import Text
 
-from taugrid.words import counted, duration, quantity
+from taugrid.words import counted, duration, quantity, with_urls
 
 PLAIN_INTERVAL_SECONDS = 10.0
 """Time between plain lines: often enough to show that it is alive, rare enough for a log."""
@@ -65,7 +65,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self._console.print(text, markup=False)
+        self._console.print(with_urls(text), markup=False)
 
     def begin(self, stage: str, total: float, unit: str) -> None:
         """Begin a stage of `total` units of work. Its clock starts with the first `started`."""

@@ -77,7 +77,7 @@ def _judge(cell: Cell, rundir: RunDir, fid: float, reference: NDArray[np.uint8])
 def as_json(findings: Findings, rundir: RunDir) -> dict[str, Any]:
     """The findings as plain data."""
     return {
-        "dir": str(rundir.root),
+        "dir": rundir.shown,
         "status": "failed" if findings.problems else "done",
         "cells": [_as_json(*judgement) for judgement in findings.judgements],
         "problems": findings.problems,

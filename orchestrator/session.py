@@ -5,12 +5,13 @@ Each does only what is missing on disk. If nothing is missing, no cluster is sta
 """
 
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taugrid.config import Config
-from taugrid.disk import failing_in_one_line
+from taugrid.disk import failing_in_one_line, write_text
+from taugrid.errors import UserError
 from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.dispatch.capacity import nodes, resources
 from taugrid.orchestrator.plan.cells import Plan
@@ -27,7 +28,7 @@ from taugrid.orchestrator.training import Training
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.kind import Conclusion, Piece, WorkKind
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.storage import write_json
+from taugrid.storage import replacing, write_json
 from taugrid.workers.data.load import load_images
 from taugrid.workers.training import fit
 
@@ -79,6 +80,7 @@ class Run:
         if "train" in stages:
             for model, source in self.plan.trained_here:
                 if not self.rundir.is_ready(model):
+                    self._require_scratch()
                     fit.check(source.train)
                     load_images(source.data)  # refuse bad images here, not when the first worker needs them
         with self.rundir.lock(break_lock, self._progress.say) as lease, self._cluster:
@@ -128,6 +130,14 @@ class Run:
         provenance.write(self.rundir, self.plan, scoring)
         return Outcome(unfinished | problems, last.rows, last.table, last.evidence, last.text)
 
+    def _require_scratch(self) -> None:
+        """Raise `UserError` if training workers on other machines would have no folder in common."""
+        if not self.rundir.storage.on_disk and self._address != "local" and self.config.cluster.scratch is None:
+            raise UserError(
+                f"a model must be trained, and training keeps its checkpoints in a folder; with --address "
+                f"{self._address} and --out {self.rundir.shown}, set cluster.scratch to one that every node sees"
+            )
+
     def _connect(self) -> None:
         if not self._connected:
             self._progress.say("starting Ray" if self._address == "local" else f"connecting to Ray at {self._address}")
@@ -140,13 +150,16 @@ class Run:
         for model, source in self.plan.trained_here:
             if not self.rundir.is_ready(model):
                 self._connect()
-                if self.rundir.storage.exists(folder := self.rundir.model_folder(model)):
+                folder = self.rundir.model_folder(model)
+                # In an object store, such a folder is an upload that was cut short.
+                if self.rundir.storage.on_disk and self.rundir.storage.exists(folder):
                     self._set_aside(Damage(folder, "its weights are missing"))
                 limits, may_grow = self.config.cluster, self._address != "local"
                 training = Training(model, source, self.rundir, limits, self._progress, self._events, may_grow)
                 training.run(self._log)
             else:
-                fit.remove_leftovers(self.rundir.models, model.id)  # if a driver was killed after the commit
+                scratch = self.rundir.training_folder(self.config.cluster.scratch)
+                fit.remove_leftovers(scratch, model.id)  # if a driver was killed after the commit
         write_losses(self.plan, self.rundir)
 
     def _work(self, works: Sequence[WorkKind], scoring: Evaluation | None) -> dict[str, str]:
@@ -174,7 +187,8 @@ class Run:
         workers = min(resources.room(limits), len(pieces)) if embedded else limits.workers
         cpus, gpus = resources.worker_size(limits)
         probe = self.rundir.new_probe()
-        probe.touch()
+        with replacing(probe, self.rundir.storage) as temporary:
+            write_text(temporary, "")
         files = Probe(str(probe), self.rundir.storage, self.rundir.run)
         spare = None
         if limits.use_cpus and gpus:
@@ -186,7 +200,8 @@ class Run:
             return Loop(pieces, work_kinds(), pool, workers, embedded, limits, *outputs).run()
         finally:
             pool.close()
-            probe.unlink(missing_ok=True)
+            with suppress(OSError):  # what is more important is said; `remove_temporaries` removes what stays
+                self.rundir.storage.delete(probe)
 
     def _set_aside(self, damage: Damage) -> None:
         target = self.rundir.set_aside(damage)

@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taugrid.config import Cluster
+from taugrid.disk import make_folder
 from taugrid.errors import RunFailed, UserError, last_line
 from taugrid.orchestrator.dispatch.capacity import resources
 from taugrid.orchestrator.plan.cells import Model
-from taugrid.orchestrator.plan.sources import Trained
+from taugrid.orchestrator.plan.sources import TRAINED_WEIGHTS, Trained
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
+from taugrid.run_id import claim
+from taugrid.storage import LOCAL
 from taugrid.words import counted, duration
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.training import fit
-from taugrid.workers.training.log import training_progress
+from taugrid.workers.training.log import TrainingProgress, training_progress
 from taugrid.workers.training.spec import TrainingSpec
 
 POLL_SECONDS = 0.5
@@ -50,7 +53,7 @@ class Training:
         """
         model = self.model
         spec = self._spec()
-        if (at := training_progress(self.rundir.models, model.id, self.rundir.storage)) is not None:
+        if (at := self._now()) is not None:
             has_checkpoint = any(spec.running.glob("checkpoint_*"))
             place = "its last checkpoint" if has_checkpoint else "the start, because it has no checkpoint"
             self.progress.say(f"training of {model.id} was interrupted at step {at.step}; it continues from {place}")
@@ -65,14 +68,31 @@ class Training:
             path = log(f"train-{model.id}", "".join(traceback.format_exception(error)))
             raise RunFailed(f"training of model {model.id} failed: {last_line(error)} (details: {path})")
         seconds = time.monotonic() - began
+        at = self._now()
+        self._upload(spec)
         self.events.add("trained", model=model.id, seconds=round(seconds, 3))
-        at = training_progress(self.rundir.models, model.id, self.rundir.storage)
         assert at is not None, "the last step is always logged"
         steps = counted(at.step, "step")
         self.progress.say(f"trained model {model.id}: {steps} in {duration(seconds)}, loss {at.loss:.4f}")
 
+    def _now(self) -> TrainingProgress | None:
+        """How far the training is, by the log in the folder where it runs."""
+        storage = self.rundir.storage if self.rundir.storage.on_disk else LOCAL
+        return training_progress(self.rundir.training_folder(self.cluster.scratch), self.model.id, storage)
+
+    def _upload(self, spec: TrainingSpec) -> None:
+        """Put the trained model into the run directory, if it was trained elsewhere, and remove what is left there."""
+        if not self.rundir.storage.on_disk:
+            self.rundir.storage.create_folder(self.rundir.model_folder(self.model), spec.final, TRAINED_WEIGHTS)
+            LOCAL.delete_folder(spec.final)
+            LOCAL.delete_folder(spec.running)
+
     def _spec(self) -> TrainingSpec:
         source = self.source
+        folder, run = self.rundir.training_folder(self.cluster.scratch), self.rundir.run
+        if not self.rundir.storage.on_disk:
+            make_folder(folder)
+            run = claim(folder, LOCAL)  # what every training worker must see is this folder
         trainers = resources.trainers(self.cluster, source.train.workers, self.may_grow)
         return TrainingSpec(
             data=source.data,
@@ -81,11 +101,11 @@ class Training:
             diffusion=self.model.diffusion,
             train=source.train.model_copy(update={"workers": trainers.workers}),
             model_id=self.model.id,
-            models_dir=str(self.rundir.models),
+            models_dir=str(folder),
             cpus_per_worker=trainers.cpus,
             gpus_per_worker=trainers.gpus,
             label_selector=self.cluster.label_selector,
-            run=self.rundir.run,
+            run=run,
         )
 
     def _fit(self, spec: TrainingSpec) -> BaseException | None:
@@ -113,7 +133,7 @@ class Training:
         step, changed, told = 0, time.monotonic(), False
         while thread.is_alive():
             thread.join(POLL_SECONDS)
-            if (at := training_progress(self.rundir.models, self.model.id, self.rundir.storage)) is not None:
+            if (at := self._now()) is not None:
                 self.progress.started(at.step)
                 self.progress.update(at.step, workers=at.workers, note=f"loss {at.loss:.4f}")
                 if at.step != step:

@@ -27,6 +27,10 @@ UNSYNCABLE = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 """What file systems that cannot sync a folder say; those write names at once, or offer no way to make sure."""
 
 
+class StoreError(OSError):
+    """What an object store answered. Its text says in words what is wrong and what to do; its file is a URL."""
+
+
 def retried(call: Callable[[], T]) -> T:
     """What `call` returns. A transient error is tried again a few times, so `call` must be safe to repeat."""
     for seconds in PAUSES_SECONDS:
@@ -84,6 +88,8 @@ def is_of_content(error: OSError) -> bool:
 def in_one_line(error: OSError) -> str:
     """What failed, where, and what to do."""
     place = error.filename or "a file"
+    if isinstance(error, StoreError):
+        return f"can't read or write {place}: {error.strerror}; then run the same command again"
     if error.errno in FULL:
         return f"the disk is full: can't write {place}; free some space and run the same command again"
     said = os.strerror(error.errno or 0)

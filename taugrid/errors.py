@@ -4,6 +4,8 @@ import errno
 import re
 from enum import IntEnum
 
+from taugrid.words import with_urls
+
 
 class Exit(IntEnum):
     """Exit codes of every command."""
@@ -16,7 +18,14 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-class UserError(Exception):
+class _Told(Exception):
+    """An error whose text is for people: names of objects are URLs in it."""
+
+    def __str__(self) -> str:
+        return with_urls(super().__str__())
+
+
+class UserError(_Told):
     """Wrong usage, config or input: one line with the fault, the value and the ways out. No traceback, exit 2."""
 
 
@@ -55,15 +64,19 @@ class CustomCodeError(ValueError):
     """A user's network or extractor can't be used: one line that says why and what to change."""
 
 
+class OtherBytes(_Told):
+    """A file that only one content can have was made twice, and differs."""
+
+
 class NotFinite(ValueError):
     """A network returned NaN or infinity. The same job gives the same again, so its cell fails without retries."""
 
 
-class RunFailed(Exception):
+class RunFailed(_Told):
     """A stage could not go on, and not because of a bug in the driver: one line, exit 1; `logs/` has the details."""
 
 
-class DamagedFile(Exception):
+class DamagedFile(_Told):
     """A file whose content is not what it should be; the message says why."""
 
 
@@ -72,7 +85,7 @@ _SURROUNDINGS = frozenset(
         *(errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY),
         *(errno.ENOSPC, errno.EDQUOT, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ENOLINK, errno.ESHUTDOWN),
         *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET),
-        errno.EAGAIN,
+        *(errno.EAGAIN, errno.EPROTO),
     )
 )
 """Errors of disks, mounts, networks, permissions and exhausted resources: none of them is about a file's content."""

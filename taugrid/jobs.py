@@ -48,6 +48,8 @@ class SavedUnet:
     """Of the file of weights."""
     config_sha256: str
     """Of what config.json says (`workers.network.checkpoint.config_sha256`)."""
+    storage: Storage = LOCAL
+    """Where the folder is."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,11 @@
 """Numbers and this machine, as messages name them."""
 
 import platform
+import re
 
 _node = platform.node()
+
+_URL_AS_PATH = re.compile(r"(?<![\w/])(s3|gs|az):/(?=[^/\s])")
 
 
 def this_node() -> str:
@@ -37,3 +40,8 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def with_urls(text: str) -> str:
+    """`text` with the names of objects as URLs: a `Path` keeps one slash of `s3://bucket/run`."""
+    return _URL_AS_PATH.sub(r"\1://", text)

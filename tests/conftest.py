@@ -16,6 +16,27 @@ def users_state(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="session")
+def s3():
+    """Moto's S3 server on loopback, proven to refuse what a condition forbids."""
+    from buckets import ENVIRONMENT, Server
+
+    server = Server()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": server.endpoint}).items():
+            patch.setenv(name, value)
+        yield server
+    server.close()
+
+
+@pytest.fixture
+def bucket(s3):
+    """A folder in a new bucket, and its storage."""
+    from taugrid.storage import open_place
+
+    return open_place(f"s3://{s3.bucket()}/some/run", "--out")
+
+
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="run the long forms of tests too")
     parser.addoption("--seed", type=int, default=random.randrange(1_000_000), help="of what the chaos tests kill, when")

@@ -7,11 +7,13 @@ of files decide nothing. Imports no torch.
 import hashlib
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import BufferedReader
 from pathlib import Path
 
 from taugrid.errors import OtherContent
+from taugrid.hashing import file_sha256
+from taugrid.storage import LOCAL, Storage
 from taugrid.words import this_node
 
 CHUNK_BYTES = 2**22
@@ -29,13 +31,17 @@ def require_same(what: str | Path, found: str, expected: str) -> None:
 
 
 @contextmanager
-def verified_copy(path: Path, sha256: str) -> Iterator[Path]:
+def verified_copy(path: Path, sha256: str, storage: Storage = LOCAL) -> Iterator[Path]:
     """A private copy of a file, of the same name and alone in its folder, made of the very bytes that were hashed.
 
     Raises:
         OtherContent: if there is no such file on this node, or its SHA-256 is not `sha256`.
         OSError: if it can't be read, or the copy can't be written.
     """
+    if not storage.on_disk:
+        with ExitStack() as stack:
+            yield _downloaded(path, sha256, storage, stack)
+        return
     with tempfile.TemporaryDirectory(prefix="taugrid-") as folder:
         copy = Path(folder) / path.name
         with _opened(path) as file, copy.open("wb") as target:
@@ -45,6 +51,19 @@ def verified_copy(path: Path, sha256: str) -> Iterator[Path]:
                 target.write(chunk)
         require_same(path, digest.hexdigest(), sha256)
         yield copy
+
+
+def _downloaded(path: Path, sha256: str, storage: Storage, stack: ExitStack) -> Path:
+    try:
+        copy = stack.enter_context(storage.local_path(path))
+    except FileNotFoundError:
+        raise OtherContent(f"{path} is gone from the object store; run the same command again") from None
+    if (found := file_sha256(copy)) != sha256:
+        raise OtherContent(
+            f"{path} was changed by someone else after the run was planned: it has SHA-256 {found[:SHOWN_DIGITS]}, and "
+            f"had {sha256[:SHOWN_DIGITS]}; put the old one back, or run the same command again"
+        )
+    return copy
 
 
 @contextmanager

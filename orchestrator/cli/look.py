@@ -61,7 +61,7 @@ def verify(directory: str, as_json: bool) -> None:
         damages = verify_files(opened.config, opened.plan, opened.rundir, tick)
     listed = [{"path": opened.rundir.relative(path), "reason": reason} for path, reason in damages]
     if as_json:
-        click.echo(json.dumps({"dir": str(opened.rundir.root), "images": seen, "damaged": listed}, indent=2))
+        click.echo(json.dumps({"dir": opened.rundir.shown, "images": seen, "damaged": listed}, indent=2))
     else:
         for damage in listed:
             click.echo(f"{damage['path']}: {damage['reason']}")

@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.words import counted, duration, quantity
+from taugrid.words import counted, duration, quantity, with_urls
 
 if TYPE_CHECKING:
     from taugrid.orchestrator.selfcheck import Findings
@@ -128,10 +128,10 @@ def scores_text(scores: dict[str, Any]) -> str:
 def outcome_json(rundir: RunDir, outcome: "Outcome") -> dict[str, Any]:
     """The document that `--json` prints after work."""
     return {
-        "dir": str(rundir.root),
+        "dir": rundir.shown,
         "status": "incomplete" if outcome.missing else "done",
         "cells": outcome.rows,
-        "missing": [{"cell": cell, "reason": reason} for cell, reason in outcome.missing.items()],
+        "missing": [{"cell": cell, "reason": with_urls(reason)} for cell, reason in outcome.missing.items()],
     }
 
 
@@ -166,7 +166,7 @@ def print_outcome(rundir: RunDir, outcome: "Outcome", join_protocols: bool = Fal
         Console(highlight=False, soft_wrap=True).print(outcome.text, markup=False)
     missing = outcome.missing
     for cell, reason in list(missing.items())[:10]:
-        people.print(f"missing: {cell}: {reason}", markup=False)
+        people.print(with_urls(f"missing: {cell}: {reason}"), markup=False)
     if len(missing) > 10:
         people.print(f"... and {counted(len(missing) - 10, 'more cell')}")
     if missing:
@@ -178,4 +178,4 @@ def print_outcome(rundir: RunDir, outcome: "Outcome", join_protocols: bool = Fal
         ("figures", rundir.figures),
     ):
         if rundir.storage.exists(path):
-            people.print(f"{name + ':':9}{path}", markup=False)
+            people.print(with_urls(f"{name + ':':9}{path}"), markup=False)

@@ -1,6 +1,6 @@
 """Where a model comes from: a closed union of four. Each knows its identity, network, weights and description.
 
-The argument `folder` is always the model's folder in the run directory: models/<id>.
+The argument `folder` is always the model's folder in the run directory, models/<id>, and `storage` the run's.
 """
 
 import hashlib
@@ -11,16 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from taugrid.config import Data, Diffusion, Sample, Train, Unet
-from taugrid.disk import is_there
 from taugrid.errors import UserError
 from taugrid.hashing import SourceFile
 from taugrid.jobs import CustomNetwork, NetworkSpec, OracleNetwork, SavedUnet
 from taugrid.orchestrator.plan.identity import diffusion_identity, train_identity, unet_identity
+from taugrid.storage import LOCAL, Storage
 from taugrid.workers.network import checkpoint, custom_process
 from taugrid.workers.network.checkpoint import Checkpoint
 
 RECORD = "model.json"
 """The file in a model's folder that records what a loaded or custom model was when it was sampled."""
+
+
+TRAINED_WEIGHTS = f"unet/{checkpoint.WEIGHTS_FILE}"
+"""The file of a trained model that says that the model is whole: it is there last."""
 
 
 class BaseModelSource(ABC):
@@ -41,22 +45,22 @@ class BaseModelSource(ABC):
         """The values whose hash is the model's id."""
 
     @abstractmethod
-    def network(self, folder: Path, weights: str) -> NetworkSpec:
+    def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
         """What a worker loads; `weights` is `ema` or `raw`. `UserError` if it is gone."""
 
     @abstractmethod
     def weights_file(self, folder: Path, weights: str) -> Path:
         """The file of weights, or the record that stands for it."""
 
-    def weights_sha256(self, folder: Path, weights: str) -> str:
+    def weights_sha256(self, folder: Path, weights: str, storage: Storage = LOCAL) -> str:
         """SHA-256 of the weights, in hex; `UserError` if there is no such file."""
-        return checkpoint.weights_sha256(self.weights_file(folder, weights))
+        return checkpoint.weights_sha256(self.weights_file(folder, weights), storage)
 
     def sample_keys(self, settings: Sample) -> Mapping[str, Any]:
         """Keys of `sample` that the model sets itself; `UserError` if it has no weights of the kind asked for."""
         return {}
 
-    def is_ready(self, folder: Path) -> bool:
+    def is_ready(self, folder: Path, storage: Storage = LOCAL) -> bool:
         """Whether the model can be sampled now."""
         return True
 
@@ -111,17 +115,17 @@ class Trained(BaseModelSource):
             "train": train_identity(self.train),
         }
 
-    def network(self, folder: Path, weights: str) -> NetworkSpec:
+    def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
         """What a worker loads; `weights` is `ema` or `raw`."""
-        return checkpoint.saved_unet(self.weights_file(folder, weights).parent)
+        return checkpoint.saved_unet(self.weights_file(folder, weights).parent, storage)
 
     def weights_file(self, folder: Path, weights: str) -> Path:
         """The file of weights."""
-        return checkpoint.weights_file(folder / ("unet_raw" if weights == "raw" else "unet"))
+        return folder / ("unet_raw" if weights == "raw" else "unet") / checkpoint.WEIGHTS_FILE
 
-    def is_ready(self, folder: Path) -> bool:
+    def is_ready(self, folder: Path, storage: Storage = LOCAL) -> bool:
         """Whether the model can be sampled."""
-        return is_there(folder / "unet" / checkpoint.WEIGHTS_FILE)
+        return storage.exists(folder / TRAINED_WEIGHTS)
 
     def description(self, diffusion: Diffusion) -> str:
         """The source in a few words."""
@@ -167,12 +171,12 @@ class Loaded(BaseModelSource):
             )
         return self.checkpoint.sample
 
-    def network(self, folder: Path, weights: str) -> NetworkSpec:
+    def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
         """What a worker loads; `weights` is `ema` or `raw`. The config is as planned."""
         digest, place = self.weights_sha256(folder, weights), self.weights_file(folder, weights).parent
         return SavedUnet(str(place), digest, checkpoint.config_sha256(self.checkpoint.unet_config))
 
-    def weights_sha256(self, folder: Path, weights: str) -> str:
+    def weights_sha256(self, folder: Path, weights: str, storage: Storage = LOCAL) -> str:
         """SHA-256 of the weights; `UserError` if there are none, or others than the model's id is a hash of."""
         found = super().weights_sha256(folder, weights)
         if weights == "ema" and found != self.checkpoint.weights_sha256:
@@ -263,7 +267,7 @@ class Custom(BaseModelSource):
             )
         return {}
 
-    def network(self, folder: Path, weights: str) -> NetworkSpec:
+    def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
         """What a worker loads; `UserError` if the code or the weights are gone."""
         if self.spec.unusable is not None:
             raise UserError(self.spec.unusable)
@@ -273,7 +277,7 @@ class Custom(BaseModelSource):
         """The file `model.weights`; without one, the record of what was loaded."""
         return folder / RECORD if self.spec.weights is None else Path(self.spec.weights)
 
-    def weights_sha256(self, folder: Path, weights: str) -> str:
+    def weights_sha256(self, folder: Path, weights: str, storage: Storage = LOCAL) -> str:
         """SHA-256 of the file `model.weights` or, without one, of everything loaded; `UserError` if it is gone."""
         if self.spec.weights is None:
             return self.spec.weights_sha256
@@ -316,7 +320,7 @@ class Oracle(BaseModelSource):
         shape = list(self.image_shape)
         return {"oracle": self.distribution, "shape": shape, "diffusion": diffusion_identity(diffusion)}
 
-    def network(self, folder: Path, weights: str) -> NetworkSpec:
+    def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
         """What a worker loads."""
         return OracleNetwork(self.data)
 
@@ -324,7 +328,7 @@ class Oracle(BaseModelSource):
         """The path where weights would be; an oracle has none."""
         return folder / RECORD
 
-    def weights_sha256(self, folder: Path, weights: str) -> str:
+    def weights_sha256(self, folder: Path, weights: str, storage: Storage = LOCAL) -> str:
         """SHA-256 of the oracle's name and shape, in place of weights."""
         return hashlib.sha256(f"taugrid/oracle/{self.distribution}/{self.image_shape}".encode()).hexdigest()
 

@@ -34,6 +34,8 @@ def write_report(config: Config, plan: Plan, rundir: RunDir, collected: Rows) ->
     alike = indistinguishable(rows, evidence, joining) if rows else frozenset()
     beside = quality_counterparts(rows, evidence.protocols, {model.id: network_origin(model) for model in plan.models})
     notes = [*joined.notes, *notes, *pointer(beside, "published")]
+    if not beside:
+        rundir.remove_tables("published.*")
     with rundir.storage.local_folder(rundir.tables) as tables:
         write_published(beside, tables, "published")
         write_quality(rows, tables, evidence.protocols, notes, alike, joined.cells)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from taugrid.errors import NotCommitted, RunDirectoryNotSeen, RunFailed
 from taugrid.jobs import Job, Result
-from taugrid.parquet import has_seal
+from taugrid.parquet import file_end
 from taugrid.run_id import RunId, check_run
 from taugrid.storage import Storage
 
@@ -48,11 +48,9 @@ def require_here(run: RunId | None, storage: Storage) -> None:
 def _fault(job: Job, result: Result) -> str | None:
     path = Path(job.path)
     try:
-        size = job.storage.size(path)
-        if result.size is not None and size != result.size:
-            return f"it has {size} bytes, not {result.size}"
-        if path.suffix == ".parquet" and not has_seal(path, job.storage):
-            return "its seal is not in its place"
+        end = file_end(path, job.storage)
     except (FileNotFoundError, NotADirectoryError):
         return "there is no such file"
-    return None
+    if result.size is not None and end.size != result.size:
+        return f"it has {end.size} bytes, not {result.size}"
+    return "its seal is not in its place" if path.suffix == ".parquet" and not end.sealed else None

@@ -1,6 +1,7 @@
 """events/NNNN.jsonl: the events of one driver session, one per line, with the time in UTC."""
 
 import json
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import count
@@ -11,7 +12,9 @@ from taugrid.disk import write_text
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.storage import Storage
 
-FILES = "[0-9]*.jsonl"
+FILES = "[0-9]*.jsonl*"
+_FILE = re.compile(r"(\d+)\.jsonl(\.\d{6})?")
+"""NNNN.jsonl; in an object store also NNNN.jsonl.000001 and so on, by which a session's file goes on."""
 
 
 class Events:
@@ -19,7 +22,7 @@ class Events:
 
     def __init__(self, run: Paths) -> None:
         self._storage = run.storage
-        last = max((int(path.stem) for path in run.storage.list(run.events, FILES)), default=0)
+        last = max((int(path.name.split(".")[0]) for path in _files(run)), default=0)
         self.path = next(path for n in count(last + 1) if _start(path := run.events / f"{n:04d}.jsonl", run.storage))
 
     def add(self, event: str, **values: Any) -> None:
@@ -36,9 +39,13 @@ def _start(path: Path, storage: Storage) -> bool:
         return storage.create(path, temporary)
 
 
+def _files(run: Paths) -> list[Path]:
+    return [path for path in run.storage.list(run.events, FILES) if _FILE.fullmatch(path.name)]
+
+
 def read_events(run: Paths) -> Iterator[dict[str, Any]]:
     """All events of all sessions, in order. A line that a kill cut short is skipped."""
-    for path in run.storage.list(run.events, FILES):
+    for path in _files(run):
         for line in run.storage.read(path).decode(errors="replace").splitlines():
             try:
                 event = json.loads(line)

@@ -4,7 +4,7 @@ All state is on disk: a shard is done when its file is in place and intact.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -101,7 +101,8 @@ class Integrity(Paths):
 
         A damaged one is reported, and so is one with other metadata.
         """
-        part = self._inspect(path, start, True, on_damage)
+        version = self.version(path)
+        part = None if version is None else self._inspect(path, version, start, True, on_damage)
         self.ledger.flush()
         return part is not None and _is_of(path, part, expected or {}, on_damage) and part.stop >= stop
 
@@ -111,6 +112,10 @@ class Integrity(Paths):
             return self.storage.version(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+    def versions(self, folder: Path) -> Mapping[Path, str]:
+        """The versions (`Storage.version`) of the shards that are in a folder now."""
+        return self.storage.versions(folder, "part-*.parquet")
 
     def committed_cells(self) -> dict[str, str]:
         """Cell id -> folder name, of every cell with at least one sample file in place."""
@@ -124,24 +129,31 @@ class Integrity(Paths):
     def set_aside(self, damage: Damage) -> Path:
         """Move a damaged file to `damaged/`, under a unique name that says where it was."""
         name = self.relative(damage.path).replace(os.sep, "__")
-        target = next(p for i in range(10**6) if not self.storage.exists(p := self.damaged / f"{i:04d}-{name}"))
+        there = {path.name for path in self.storage.list(self.damaged, f"*-{name}")}
+        target = next(self.damaged / free for i in range(10**6) if (free := f"{i:04d}-{name}") not in there)
         self.storage.move(damage.path, target)
         return target
 
-    def forget_derived(self, cell: Cell, shard: Shard) -> None:
-        """Remove what was computed from a missing shard: its features, and the scores that it was part of."""
+    def forget_derived(self, cell: Cell, shards: Collection[Shard]) -> None:
+        """Remove what was computed from missing shards: their features, and the scores that they were part of."""
+        first, names = min(shard.start for shard in shards), {shard.name for shard in shards}
         scores = []
         for path in self.scores_of(cell):
             score = read_sealed(path, self.storage)
-            if score is None or score["protocol"]["num_samples"] > shard.start:
+            if score is None or score["protocol"]["num_samples"] > first:
                 scores += [path, path.with_suffix(".parquet")]
-        # Scores first: if a kill comes in between, they are found missing.
-        for path in [*scores, *self.storage.list(self.features, f"*/{cell.name}/{shard.name}")]:
+        features = [path for path in self.storage.list(self.features, f"*/{cell.name}/*") if path.name in names]
+        for path in [*scores, *features]:  # if a kill comes in between, the scores are found missing
             self.storage.delete(path)
 
     def remove_features(self, extractor: str, cell: Cell) -> None:
         """Remove a cell's features."""
         self.storage.delete_folder(self.features / extractor / cell.name)
+
+    def remove_tables(self, pattern: str) -> None:
+        """Remove tables that an earlier command may have written, by the pattern of their names."""
+        for path in self.storage.list(self.tables, pattern):
+            self.storage.delete(path)
 
     def remove_figures(self, pattern: str) -> None:
         """Remove figures that an earlier command may have written, by the pattern of their names."""
@@ -161,9 +173,13 @@ class Integrity(Paths):
     ) -> list[parquet.Part | None]:
         """`_inspect` each shard's file, several at a time: reading and hashing release Python's lock."""
         damages: list[Damage] = []
+        versions = self.versions(paths[0].parent)
 
         def inspect(path: Path, shard: Shard) -> parquet.Part | None:
-            return self._inspect(path, shard.start, every_byte, damages.append)
+            version = versions.get(path)
+            if version is None:
+                return None
+            return self._inspect(path, version, shard.start, every_byte, damages.append)
 
         with ThreadPoolExecutor(READERS) as pool:
             parts = list(pool.map(inspect, paths, cell.shards))
@@ -172,9 +188,11 @@ class Integrity(Paths):
             on_damage(damage)
         return parts
 
-    def _inspect(self, path: Path, start: int, every_byte: bool, on_damage: OnDamage) -> parquet.Part | None:
+    def _inspect(
+        self, path: Path, version: str, start: int, every_byte: bool, on_damage: OnDamage
+    ) -> parquet.Part | None:
         try:
-            part = self._look(path, every_byte)
+            part = self._look(path, version, every_byte)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except DamagedFile as error:
@@ -185,8 +203,7 @@ class Integrity(Paths):
             return None
         return part
 
-    def _look(self, path: Path, every_byte: bool) -> parquet.Part:
-        version = self.storage.version(path)
+    def _look(self, path: Path, version: str, every_byte: bool) -> parquet.Part:
         part = self.ledger.find(path, version)
         if part is None:
             part = parquet.inspect(path, every_byte, self.storage)

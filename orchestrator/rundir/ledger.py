@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from taugrid.disk import write_text
 from taugrid.hashing import json_sha256
 from taugrid.parquet import Part
-from taugrid.storage import Storage, replacing
+from taugrid.storage import Storage, pieces, replacing
 
 CHECK_DIGITS = 12
 """Hex digits of the hash of a line, at its end."""
@@ -51,10 +51,13 @@ class Ledger:
         self._new = []
         self._load()
         if self._to_rewrite:
+            later = [piece for piece in pieces(self._storage, self._path) if piece != self._path]
             with replacing(self._path, self._storage) as temporary:
                 known = self._load().items()
                 lines = (_line(name, entry) for name, entry in known if self._storage.exists(self._root / name))
                 write_text(temporary, "".join(lines))
+            for piece in later:
+                self._storage.delete(piece)
 
     def distrust(self) -> None:
         """Forget everything, in this process only: all files are to be read."""
@@ -62,7 +65,8 @@ class Ledger:
 
     def forget(self) -> None:
         """Remove the ledger: the next command reads all files, and finds what this one has found."""
-        self._storage.delete(self._path)
+        for piece in pieces(self._storage, self._path):
+            self._storage.delete(piece)
 
     def find(self, path: Path, version: str) -> Part | None:
         """What a file holds; None if it was not found whole, or has another version now."""
@@ -93,10 +97,7 @@ class Ledger:
 
     def _loaded(self) -> dict[str, Known]:
         if self._entries is None:
-            try:
-                data = self._storage.read(self._path)
-            except FileNotFoundError:
-                data = b""
+            data = b"".join(map(self._storage.read, pieces(self._storage, self._path)))
             lines = data.decode(errors="replace").splitlines()
             found = [entry for line in lines if (entry := _read(line)) is not None]
             self._entries = dict(found)

@@ -9,6 +9,7 @@ from filelock import FileLock, Timeout
 from taugrid.errors import RunFailed, UserError
 from taugrid.orchestrator.rundir.lease import Lease, refusal
 from taugrid.orchestrator.rundir.paths import Paths
+from taugrid.storage import end_session
 
 NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL})
 """What file systems without locks say."""
@@ -33,8 +34,11 @@ def sole_driver(
     """
     root = run.root
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        (root / ".lock").touch()
+        if run.storage.on_disk:
+            root.mkdir(parents=True, exist_ok=True)
+            (root / ".lock").touch()
+        else:
+            run.storage.require_creation(root)
     except OSError as error:
         if error.errno not in NOT_WRITABLE:
             raise
@@ -44,7 +48,10 @@ def sole_driver(
     # A killed process would leave a soft lock behind, which would block the directory for good.
     lock, lease = FileLock(root / ".lock", timeout=0, fallback_to_soft=False), Lease(run.lease, run.storage)
     try:
-        _acquire(lock, lease, break_lock)
+        if (
+            run.storage.on_disk
+        ):  # an object store has no locks: the lease is created and replaced by conditional requests
+            _acquire(lock, lease, break_lock)
         lease.take(break_lock, say)
         yield lease
     except KeyboardInterrupt:
@@ -54,6 +61,7 @@ def sole_driver(
     finally:
         lease.release()
         lock.release()
+        end_session(run.storage)
 
 
 def _acquire(lock: FileLock, lease: Lease, break_lock: bool) -> None:

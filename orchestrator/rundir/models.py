@@ -32,7 +32,7 @@ class ModelRecords(Paths):
 
     def network(self, model: Model, weights: str) -> NetworkSpec:
         """What a worker loads to run a model; `UserError` if a custom network is gone."""
-        return model.source.network(self.model_folder(model), weights)
+        return model.source.network(self.model_folder(model), weights, self.storage)
 
     def record_model(self, model: Model) -> None:
         """Write models/<id>/model.json: what a loaded or custom model is, in case its files are gone later."""
@@ -137,11 +137,11 @@ class ModelRecords(Paths):
 
     def is_ready(self, model: Model) -> bool:
         """Whether the model can be sampled: it is trained, or needs no training."""
-        return model.source.is_ready(self.model_folder(model))
+        return model.source.is_ready(self.model_folder(model), self.storage)
 
     def weights_sha256(self, model: Model, weights: str) -> str:
         """SHA-256 of a model's weights, or its substitute; `UserError` if there is no such file."""
-        return model.source.weights_sha256(self.model_folder(model), weights)
+        return model.source.weights_sha256(self.model_folder(model), weights, self.storage)
 
     def sample_metadata(self, cell: Cell) -> dict[str, Any]:
         """The JSON blob in every sample file of a cell. It does not depend on the number of samples."""

@@ -1,5 +1,6 @@
 """The names of the files in a run directory."""
 
+import hashlib
 import uuid
 from pathlib import Path
 
@@ -8,7 +9,8 @@ from taugrid.orchestrator.plan.naming import name_of
 from taugrid.orchestrator.plan.sources import RECORD
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.run_id import RunId
-from taugrid.storage import LocalStorage, Storage
+from taugrid.storage import LocalStorage, Storage, user_cache
+from taugrid.words import with_urls
 from taugrid.workers.training.log import LOG
 
 
@@ -24,7 +26,7 @@ class Paths:
     """
 
     def __init__(self, root: Path, storage: Storage | None = None) -> None:
-        self.root = root.absolute()
+        self.root = root.absolute() if storage is None or storage.on_disk else root
         self.storage = storage or LocalStorage(self.root)
         self.run: RunId | None = None
         """Known once the driver has claimed the directory."""
@@ -42,9 +44,14 @@ class Paths:
         self.logs = self.root / "logs"
         self.damaged = self.root / "damaged"
 
+    @property
+    def shown(self) -> str:
+        """The run directory as the user names it: a path or a URL."""
+        return with_urls(str(self.root))
+
     def relative(self, path: Path) -> str:
         """`path` as seen from the run directory, for messages."""
-        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
+        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else with_urls(str(path))
 
     def model_folder(self, model: Model) -> Path:
         """The folder of a trained model, or of the record of another."""
@@ -57,6 +64,16 @@ class Paths:
     def training_log(self, model: Model) -> Path:
         """The log of a finished training."""
         return self.models / model.id / "train" / LOG
+
+    def training_folder(self, scratch: str | None) -> Path:
+        """A folder on a disk for what trainings keep while they run: models/ of a run on a disk.
+
+        Of a run in an object store it is below `cluster.scratch`, or else in this user's cache on this machine.
+        """
+        if self.storage.on_disk:
+            return self.models
+        name = f"{self.root.name}-{hashlib.sha256(repr((self.root, self.storage)).encode()).hexdigest()[:8]}"
+        return (user_cache() / "scratch" if scratch is None else Path(scratch)) / name / self.models.name
 
     def sample_part(self, cell: Cell, shard: Shard) -> Path:
         """The file of a shard's images."""

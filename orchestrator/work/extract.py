@@ -38,13 +38,14 @@ class ExtractWork(WorkKind):
 
     def _cell_pieces(self, state: CellState, evaluation: Evaluation) -> Iterator[Piece]:
         cell, folder = state.cell, self.rundir.extractor_folder(evaluation.extractor)
+        there = self.rundir.versions(self.rundir.features / folder / cell.name)
         for shard in not_extracted(state):
             path = self.rundir.feature_part(folder, cell, shard)
             job = ExtractJob(
                 path=str(path),
                 storage=self.rundir.storage,
                 run=self.rundir.run,
-                replaces=self.rundir.version(path),
+                replaces=there.get(path),
                 images=str(self.rundir.sample_part(cell, shard)),
                 images_sha256=None,
                 extractor=evaluation.extractor,

@@ -104,6 +104,8 @@ class ReconstructWork(WorkKind):
         beside = reconstruction_counterparts(rows, [_encoded(cell) for cell in cells])
         notes = [f"{name} is left out: {reason}" for name, reason in lacking.items()]
         notes += pointer(beside, "reconstruction-published")
+        if not beside:
+            self.rundir.remove_tables("reconstruction-published.*")
         with self.rundir.storage.local_folder(self.rundir.tables) as tables:
             write_published(beside, tables, "reconstruction-published")
             if not rows:

@@ -29,17 +29,21 @@ class SampleWork(WorkKind):
     def pieces(self) -> Iterator[Piece]:
         """A piece for each shard whose images are not complete."""
         for cell, sampled, _, _ in self.survey.found.cells:
+            if len(sampled) == len(cell.shards):
+                continue
             metadata = self.rundir.sample_metadata(cell)
             network, image_shape = self.rundir.network(cell.model, cell.settings.weights), cell.model.image_shape
+            there = self.rundir.versions(self.rundir.samples / cell.name)
             for shard in cell.shards:
                 if shard.number in sampled:
                     continue
-                path, kept = self.rundir.sample_part(cell, shard), images_to_keep(self.rundir, cell, shard)
+                path = self.rundir.sample_part(cell, shard)
+                kept = images_to_keep(self.rundir, cell, shard) if path in there else 0
                 job = SampleJob(
                     path=str(path),
                     storage=self.rundir.storage,
                     run=self.rundir.run,
-                    replaces=self.rundir.version(path),
+                    replaces=there.get(path),
                     start=shard.start,
                     stop=shard.stop,
                     network=network,

@@ -89,9 +89,12 @@ class Survey:
             )
         metadata = self.rundir.sample_metadata(cell)
         done = self.rundir.sampled(cell, metadata, every_byte=True, on_damage=self.on_damage)
-        for shard in cell.shards:
-            if shard.number not in done and not self.rundir.storage.exists(self.rundir.sample_part(cell, shard)):
-                self.rundir.forget_derived(cell, shard)
+        lacking = [shard for shard in cell.shards if shard.number not in done]
+        if lacking:
+            there = self.rundir.versions(self.rundir.samples / cell.name)
+            gone = [shard for shard in lacking if self.rundir.sample_part(cell, shard) not in there]
+            if gone:
+                self.rundir.forget_derived(cell, gone)
         return done
 
     def _evaluated(self, cell: Cell, sampled: set[int], evaluation: Evaluation) -> CellState:
@@ -103,7 +106,7 @@ class Survey:
             self.on_damage(damage)
         score = self.rundir.score(cell, evaluation.id(cell))
         value = read_sealed(score, self.rundir.storage)
-        if self.rundir.storage.exists(score) and value is None:
+        if value is None and self.rundir.storage.exists(score):
             self.on_damage(Damage(score, "it has changed since it was written"))
         influence = self.rundir.influence(cell, evaluation.id(cell))
         scored = value is not None and (

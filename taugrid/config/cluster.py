@@ -64,5 +64,8 @@ class Cluster(Section):
     max_attempts: Positive = 3
     """A task that has failed on so many nodes, or on all if there are fewer, is set aside and reported; the rest goes
     on. On a single node it has so many attempts. What a node is to blame for does not count."""
+    scratch: str | None = None
+    """A folder that all nodes see, for checkpoints of a training whose run directory is in an object store. null: this
+    user's cache, if all training workers are on this machine."""
     hang_seconds: Annotated[float, Field(gt=0)] = 600
     """A worker whose job has not given a sign of life for so long is killed, and its task goes to another."""

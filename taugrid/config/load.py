@@ -12,6 +12,7 @@ import yaml
 from taugrid.config import GRID_SECTIONS, Config, S, validate
 from taugrid.config.model import is_hub_id
 from taugrid.errors import UserError
+from taugrid.storage import is_url, open_place
 
 CONFIG_NAME = "config.json"
 """The name of a run directory's config. A file of this name is the directory's, not the user's own."""
@@ -23,6 +24,8 @@ def find(name: str) -> Path:
     Raises:
         UserError: if there is no such file.
     """
+    if is_url(name):
+        return _find_in_store(name)
     path = Path(name)
     if path.is_dir():
         if not (path / CONFIG_NAME).is_file():
@@ -43,6 +46,14 @@ def find(name: str) -> Path:
     raise UserError(f"no config file, run directory or shipped config is called {name!r} ({hint})")
 
 
+def _find_in_store(url: str) -> Path:
+    root, storage = open_place(url, "CONFIG")
+    storage.require(root)
+    if not storage.exists(root / CONFIG_NAME):
+        raise UserError(f"{url} is not a run directory (it has no config.json); a config file must be a local one")
+    return root / CONFIG_NAME
+
+
 def _is_yaml(name: str) -> bool:
     return name.endswith((".yaml", ".yml"))
 
@@ -50,7 +61,7 @@ def _is_yaml(name: str) -> bool:
 def read(path: Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file; `UserError` if it can't be read as one."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _bytes(path).decode("utf-8")
         values = json.loads(text, object_pairs_hook=_without_twins) if path.suffix == ".json" else _from_yaml(text)
     except (yaml.YAMLError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())
@@ -71,6 +82,14 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if keys.count(key) > 1:
             raise ValueError(f"the key {key!r} appears twice; remove one of them")
     return dict(pairs)
+
+
+def _bytes(path: Path) -> bytes:
+    """The content of a file, or of the config of a run directory in an object store."""
+    if not is_url(str(path)):
+        return path.read_bytes()
+    root, storage = open_place(str(path.parent), "CONFIG")
+    return storage.read(root / path.name)
 
 
 class _Loader(yaml.SafeLoader):

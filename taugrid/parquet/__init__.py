@@ -4,7 +4,7 @@ from taugrid.parquet.first import first_pictures
 from taugrid.parquet.reader import Part, inspect, read_encoded, read_features, read_images, read_numbers, read_png
 from taugrid.parquet.samples import SampleWriter, pictures
 from taugrid.parquet.schemas import feature_schema, number_schema, picture_schema, sample_schema
-from taugrid.parquet.seal import check_seal, has_seal
+from taugrid.parquet.seal import check_seal, file_end
 from taugrid.parquet.writer import ROWS_PER_GROUP, PartWriter
 
 __all__ = [
@@ -14,8 +14,8 @@ __all__ = [
     "SampleWriter",
     "check_seal",
     "feature_schema",
+    "file_end",
     "first_pictures",
-    "has_seal",
     "inspect",
     "number_schema",
     "picture_schema",

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,16 +36,23 @@ def inspect(path: Path, every_byte: bool = True, storage: Storage = LOCAL) -> Pa
         OSError: if it can't be read, which says nothing about its content.
     """
 
-    def look() -> tuple[bytes | None, list[NDArray[np.int64]]]:
-        if every_byte:
-            check_seal(local)
-        with pq.ParquetFile(local, page_checksum_verification=True) as file:
+    def look(source: Path | IO[bytes]) -> tuple[bytes | None, list[NDArray[np.int64]]]:
+        with _parquet_file(source) as file:
             blob = (file.schema_arrow.metadata or {}).get(b"taugrid")
             groups = range(file.metadata.num_row_groups)
             return blob, [file.read_row_group(g, columns=["index"]).column("index").to_numpy() for g in groups]
 
-    with storage.local_path(path) as local, _damage_told(path, ""):
-        blob, indices = retried(look)
+    def look_at_all() -> tuple[bytes | None, list[NDArray[np.int64]]]:
+        with storage.local_path(path) as local:
+            check_seal(local)
+            return look(local)
+
+    def look_at_index() -> tuple[bytes | None, list[NDArray[np.int64]]]:
+        with storage.readable(path) as source:
+            return look(source)
+
+    with _damage_told(path, ""):
+        blob, indices = retried(look_at_all if every_byte else look_at_index)
         metadata = json.loads(blob) if blob else {}
     index = np.concatenate(indices) if indices else np.zeros(0, np.int64)
     if len(index) == 0 or not np.array_equal(index, np.arange(index[0], index[0] + len(index))):
@@ -107,11 +114,16 @@ def read_numbers(
 
 
 def _read(path: Path, column: str, storage: Storage) -> Iterator[tuple[NDArray[np.int64], pa.ChunkedArray]]:
-    with storage.local_path(path) as local, _damage_told(path, f"{path}: "), ExitStack() as stack:
-        file = stack.enter_context(retried(lambda: pq.ParquetFile(local, page_checksum_verification=True)))
+    with storage.readable(path) as source, _damage_told(path, f"{path}: "), ExitStack() as stack:
+        file = stack.enter_context(retried(lambda: _parquet_file(source)))
         for group in range(file.metadata.num_row_groups):
             table = retried(partial(file.read_row_group, group, columns=["index", column]))
             yield table.column("index").to_numpy(), table.column(column)
+
+
+def _parquet_file(source: Path | IO[bytes]) -> pq.ParquetFile:
+    """An open file. What is fetched by ranges is fetched in as few as possible."""
+    return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=not isinstance(source, Path))
 
 
 @contextmanager

@@ -6,9 +6,11 @@ pages: they miss a bit that flips in a page's header, an index or the footer.
 
 import hashlib
 import io
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import IO, NamedTuple
 
-from taugrid.disk import retried
+from taugrid.disk import naming, retried
 from taugrid.errors import DamagedFile
 from taugrid.storage import Storage
 
@@ -34,12 +36,36 @@ def write_seal(path: Path) -> None:
         file.write(SEAL + digest + end)
 
 
-def has_seal(path: Path, storage: Storage) -> bool:
-    """Whether a seal stands before the footer. Only the end of the file is read: the seal itself is not checked."""
-    size = storage.size(path)
-    tail = storage.read_range(path, max(0, size - TAIL_BYTES), TAIL_BYTES)
-    start = size - int.from_bytes(tail[:4], "little") - TAIL_BYTES - len(SEAL) - hashlib.sha256().digest_size
-    return tail[4:] == b"PAR1" and start >= 0 and storage.read_range(path, start, len(SEAL)) == SEAL
+class FileEnd(NamedTuple):
+    """What the end of a file tells."""
+
+    size: int
+    """Of the file, in bytes."""
+    sealed: bool
+    """Whether a seal stands before the footer. The seal itself is not checked."""
+
+
+def file_end(path: Path, storage: Storage) -> FileEnd:
+    """The size of a file, and whether it ends like a sealed Parquet file. Only its end is read."""
+
+    def look() -> FileEnd:
+        with storage.readable(path) as source, opened(source) as file:
+            size = file.seek(0, io.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            tail = file.read(TAIL_BYTES)
+            start = size - int.from_bytes(tail[:4], "little") - TAIL_BYTES - len(SEAL) - hashlib.sha256().digest_size
+            if tail[4:] != b"PAR1" or start < 0:
+                return FileEnd(size, False)
+            file.seek(start)
+            return FileEnd(size, file.read(len(SEAL)) == SEAL)
+
+    with naming(path):
+        return retried(look)
+
+
+def opened(source: Path | IO[bytes]) -> AbstractContextManager[IO[bytes]]:
+    """What `Storage.readable` gives, as an open file."""
+    return source.open("rb") if isinstance(source, Path) else nullcontext(source)
 
 
 def check_seal(path: Path) -> None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taugrid.disk import retried
+from taugrid.errors import OtherBytes
 from taugrid.parquet.schemas import SETTING_FIELDS
 from taugrid.parquet.seal import write_seal
 from taugrid.storage import LOCAL, Storage
@@ -59,23 +60,36 @@ class PartWriter:
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=ROWS_PER_GROUP)
 
     def commit(self, replace: bool) -> bool:
-        """Put the file in place, atomically. If a file is already there and `replace` is off, keep it, return False."""
+        """Put the file in place, atomically. If a file is already there and `replace` is off, keep it, return False.
+
+        Raises:
+            OtherBytes: if the storage sees that it was made elsewhere, with other bytes.
+        """
         self._writer.close()
         write_seal(self._temporary)
         if not replace:
-            return self._storage.create(self._path, self._temporary)
+            return self._create()
         self._storage.replace(self._path, self._temporary)
         return True
 
     def commit_over(self, version: str | None) -> bool:
         """Put the file in place of the one that has this version (`Storage.version`), or of none.
 
-        Any other file is kept; then it returns False.
+        Any other file is kept; then it returns False. Raises as `commit`.
         """
         self._writer.close()
         write_seal(self._temporary)
         replaced = version is not None and self._storage.replace_if(self._path, self._temporary, version)
-        return replaced or self._storage.create(self._path, self._temporary)
+        return replaced or self._create()
+
+    def _create(self) -> bool:
+        created = self._storage.create(self._path, self._temporary)
+        if not created and self._storage.other_bytes(self._path, self._temporary):
+            raise OtherBytes(
+                f"{self._path} was made by another driver or worker meanwhile, and its bytes are not those made here; "
+                "it is kept: compare the devices and versions of both, or remove it"
+            )
+        return created
 
 
 def _array(values: Any, kind: pa.DataType) -> pa.Array:

@@ -1,7 +1,10 @@
 import os
 import secrets
 
+from buckets import ENVIRONMENT
+
 os.environ.update(
+    ENVIRONMENT,  # Ray's workers have the credentials of the environment in which it was started
     RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # listen on loopback alone; these are read when ray is imported
     RAY_AUTH_MODE="token",
     RAY_AUTH_TOKEN=secrets.token_hex(32),

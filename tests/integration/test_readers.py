@@ -1,10 +1,14 @@
 """Libraries that people use read our sample files as they are, and see the same images and settings."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from taugrid import parquet
 from taugrid.images import decode_png
+from taugrid.storage import open_place
 
 SETTINGS = {
     "seed": 0, "steps": 10, "eta": 0.2, "sigma": "eta", "spacing": "linear", "sampler": "ddim",
@@ -83,3 +87,28 @@ def test_polars(run):
     row = table.filter((pl.col("cell") == "aaaaaaaaaa") & (pl.col("index") == 59)).row(0, named=True)
     assert np.array_equal(decode_png(row["image"]["bytes"]), expected["aaaaaaaaaa", 59])
     assert table.schema["steps"] == pl.Int32
+
+
+STORAGE = Path(__file__).parents[2] / "docs/storage.md"
+SNIPPETS = re.findall(r"```python\n(.*?)```", STORAGE.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda text: re.search(r"import (\w+)\nfrom|import (\w+)", text)[0])
+def test_snippets_for_buckets_read_them(snippet, s3, monkeypatch, tmp_path):
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    bucket = s3.bucket()
+    root, storage = open_place(f"s3://{bucket}/runs/mine", "--out")
+    with parquet.PartWriter(root / "samples/S0010/part-000000.parquet", parquet.sample_schema({}), storage) as part:
+        writer = parquet.SampleWriter(part, SETTINGS, 0)
+        writer.append(np.zeros((30, 1, 8, 8), np.uint8))
+        writer.flush()
+        part.commit(replace=False)
+    names: dict[str, object] = {}
+    exec(snippet.replace("my-bucket", bucket), names)
+    table = names["table"]
+    assert (table.fetchall() if "duckdb" in snippet else len(table)) in ([(SETTINGS["cell"], 30)], 30)
+
+
+def test_there_are_snippets():
+    assert len(SNIPPETS) == 4

@@ -130,7 +130,7 @@ def test_files_of_a_later_version_with_more_in_their_metadata_are_whole(config, 
 
 def test_a_place_that_can_not_be_written_is_one_line(config, tmp_path):
     (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file", tmp_path / "file/below", "s3://bucket/x"):
+    for out in (tmp_path / "file", tmp_path / "file/below", "s3://user:word@bucket/x", "ftp://host/x"):
         done = taugrid("run", config, "--out", out, code=2)
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 

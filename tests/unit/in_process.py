@@ -42,6 +42,8 @@ class Faulty:
 
     def __getattr__(self, name):
         method = getattr(self._whole, name)
+        if not callable(method):
+            return method
 
         def call(path, *arguments):
             number = len(self.calls)

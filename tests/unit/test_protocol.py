@@ -77,7 +77,7 @@ def test_scores_go_with_a_shard_that_they_were_made_of(tmp_path, keep_features):
         path.touch()
     if not keep_features:
         shutil.rmtree(rundir.features)
-    rundir.forget_derived(cell, cell.shards[1])
+    rundir.forget_derived(cell, [cell.shards[1]])
     assert read_sealed(rundir.score(cell, "small")) is not None, "its 50 images are all there"
     assert not rundir.score(cell, "large").exists()
     assert not rundir.influence(cell, "large").exists()

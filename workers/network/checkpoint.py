@@ -11,6 +11,7 @@ from taugrid.config.model import is_hub_id
 from taugrid.errors import UserError
 from taugrid.hashing import file_sha256, json_sha256
 from taugrid.jobs import SavedUnet
+from taugrid.storage import LOCAL, Storage
 from taugrid.workers import hub
 from taugrid.workers.network.scheduler import read_scheduler
 
@@ -117,14 +118,14 @@ def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
     )
 
 
-def saved_unet(folder: Path) -> SavedUnet:
+def saved_unet(folder: Path, storage: Storage = LOCAL) -> SavedUnet:
     """The network in a folder as a job names it, by what its files hold now.
 
     Raises:
         UserError: if there are no weights or no config.json.
     """
-    digest = weights_sha256(weights_file(folder))
-    return SavedUnet(str(folder), digest, config_sha256(_json(folder / "config.json")))
+    digest = weights_sha256(weights_file(folder, storage), storage)
+    return SavedUnet(str(folder), digest, config_sha256(_json(folder / CONFIG_FILE, storage)), storage)
 
 
 def config_sha256(config: dict[str, Any]) -> str:
@@ -181,34 +182,38 @@ def _check_counts(path: Path, key: str, value: Any) -> None:
         raise UserError(f"model.checkpoint: {path}: {key} must be {wanted}, not {json.dumps(value)}")
 
 
-def weights_file(folder: Path) -> Path:
-    """The file of weights in a network's folder: safetensors, or a pickle if there is nothing else."""
+def weights_file(folder: Path, storage: Storage = LOCAL) -> Path:
+    """The file of weights in a network's folder: safetensors, or a pickle if there is nothing else.
+
+    In an object store are only networks that taugrid trained, which have no pickles.
+    """
     safe, pickled = folder / WEIGHTS_FILE, folder / PICKLED_WEIGHTS_FILE
-    return pickled if pickled.is_file() and not safe.is_file() else safe
+    return pickled if storage.on_disk and pickled.is_file() and not safe.is_file() else safe
 
 
-def weights_sha256(path: Path) -> str:
+def weights_sha256(path: Path, storage: Storage = LOCAL) -> str:
     """SHA-256 of a file of weights, in hex. An unchanged file is read only once.
 
     Raises:
         UserError: if there is no such file. The message names other files of weights in its folder.
     """
     try:
-        stat = path.stat()
+        version = storage.version(path)
     except (FileNotFoundError, NotADirectoryError):
         suffixes = {".safetensors", ".bin", ".ckpt", ".pt", ".pth"}
-        others = sorted(other.name for other in path.parent.glob("*") if other.suffix in suffixes)
+        others = [other.name for other in storage.list(path.parent, "*") if other.suffix in suffixes]
         there = f", only {', '.join(others[:MOST_NAMED])}" if others else ""
         raise UserError(
             f"there is no {path}{there}; a model's weights must be in this one file, as diffusers' save_pretrained "
             "writes it without a variant"
         ) from None
-    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+    return _sha256(path, storage, version)
 
 
 @lru_cache(maxsize=64)
-def _sha256(path: Path, size: int, modified: int) -> str:
-    return file_sha256(path)
+def _sha256(path: Path, storage: Storage, version: str) -> str:
+    with storage.local_path(path) as local:
+        return file_sha256(local)
 
 
 def _check_whole(path: Path, config: dict[str, Any]) -> None:
@@ -236,9 +241,9 @@ def _check_whole(path: Path, config: dict[str, Any]) -> None:
             raise UserError(f"model.checkpoint: {path} has {key} {said}, but config.json has {config[key]}")
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, storage: Storage = LOCAL) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(storage.read(path).decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"model.checkpoint: there is no {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

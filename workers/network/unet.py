@@ -12,6 +12,7 @@ from torch import Tensor
 from taugrid.config import Unet
 from taugrid.errors import WrongWeights
 from taugrid.jobs import SavedUnet
+from taugrid.storage import Storage
 from taugrid.workers.content import require_same, verified_copy
 from taugrid.workers.diffusion.process import Denoiser, network_time
 from taugrid.workers.network.checkpoint import (
@@ -39,8 +40,8 @@ def load_unet(saved: SavedUnet, device: str) -> Denoiser:
         WrongWeights: if the weights do not fit the config.json next to them, or hold more than tensors.
     """
     folder = Path(saved.folder)
-    with verified_copy(weights_file(folder), saved.weights_sha256) as weights:
-        weights.with_name(CONFIG_FILE).write_bytes(_config(folder / CONFIG_FILE, saved.config_sha256))
+    with verified_copy(weights_file(folder, saved.storage), saved.weights_sha256, saved.storage) as weights:
+        weights.with_name(CONFIG_FILE).write_bytes(_config(folder / CONFIG_FILE, saved.config_sha256, saved.storage))
         unet = _from_folder(weights.parent, folder)
     unet = unet.to(device=device, memory_format=torch.channels_last).eval()
 
@@ -54,10 +55,10 @@ def load_unet(saved: SavedUnet, device: str) -> Denoiser:
     return network
 
 
-def _config(file: Path, sha256: str) -> bytes:
+def _config(file: Path, sha256: str, storage: Storage) -> bytes:
     """The bytes of a config.json that says what the driver read; OtherContent if it does not."""
     try:
-        data = file.read_bytes()
+        data = storage.read(file)
         found = config_sha256(json.loads(data))
     except (FileNotFoundError, ValueError, AttributeError):  # missing, no JSON, or no object
         found = "no config"

@@ -1,0 +1,23 @@
+"""Where files live, and how they appear: whole or not at all. Local folders, and object stores by URL."""
+
+from taugrid.storage.appended import end_session, pieces
+from taugrid.storage.files import read_json, read_sealed, replacing, write_json, write_sealed
+from taugrid.storage.local import LOCAL, LocalStorage, user_cache
+from taugrid.storage.place import is_url, open_place
+from taugrid.storage.protocol import Storage
+
+__all__ = [
+    "LOCAL",
+    "LocalStorage",
+    "Storage",
+    "end_session",
+    "is_url",
+    "open_place",
+    "pieces",
+    "read_json",
+    "read_sealed",
+    "replacing",
+    "user_cache",
+    "write_json",
+    "write_sealed",
+]

@@ -1,0 +1,76 @@
+"""Files that grow, on a storage whose files can't: the driver's events, its logs and its ledger.
+
+A session writes one object, again with every addition, until it has `PIECE_BYTES`; then another. The first has the
+file's name, and those that follow have a number behind it (events/0001.jsonl, events/0001.jsonl.000001), so readers
+take all names that begin with the file's and join them in the order of their names. What an earlier session wrote is
+not touched.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from threading import Lock
+
+from taugrid.storage.protocol import Storage
+
+PIECE_BYTES = 2**16
+
+
+@dataclass
+class _Piece:
+    """The object that this process adds to."""
+
+    path: Path
+    data: bytes
+
+
+_pieces: dict[tuple[Storage, Path], _Piece] = {}
+_lock = Lock()
+
+
+def append(storage: Storage, path: Path, data: bytes) -> None:
+    """Append to a file. What was appended is there when this returns."""
+    with _lock:
+        piece = _pieces.get((storage, path))
+        if piece is None or len(piece.data) >= PIECE_BYTES:
+            _pieces[storage, path] = _new_piece(storage, path, data)
+            return
+        with storage.temporary(piece.path) as temporary:
+            temporary.write_bytes(piece.data + data)
+            storage.replace(piece.path, temporary)
+        piece.data += data
+
+
+def end_session(storage: Storage) -> None:
+    """A session has ended: what the next one appends goes to new objects, since others may have come in between."""
+    with _lock:
+        for key in [key for key in _pieces if key[0] == storage]:
+            del _pieces[key]
+
+
+def pieces(storage: Storage, path: Path) -> Sequence[Path]:
+    """The files that hold what was appended to `path`, in order."""
+    return [each for each in storage.list(path.parent, f"{path.name}*") if each == path or _number(path, each)]
+
+
+def _number(path: Path, piece: Path) -> int:
+    """The number of a piece; 0 for the first, and for other files."""
+    digits = piece.name.removeprefix(f"{path.name}.")
+    return int(digits) if digits.isdigit() and digits != piece.name else 0
+
+
+def _new_piece(storage: Storage, path: Path, data: bytes) -> _Piece:
+    there = pieces(storage, path)
+    if there == [path] and storage.size(path) == 0:  # a name that this session has taken
+        with storage.temporary(path) as temporary:
+            temporary.write_bytes(data)
+            storage.replace(path, temporary)
+        return _Piece(path, data)
+    for number in count(_number(path, there[-1]) + 1 if there else 0):
+        piece = path.with_name(f"{path.name}.{number:06d}") if number else path
+        with storage.temporary(piece) as temporary:
+            temporary.write_bytes(data)
+            if storage.create(piece, temporary):
+                return _Piece(piece, data)
+    raise AssertionError("count never ends")

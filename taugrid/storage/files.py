@@ -1,0 +1,55 @@
+"""Whole files of text and JSON in any storage."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from taugrid.disk import write_text
+from taugrid.hashing import json_sha256
+from taugrid.storage.local import LOCAL
+from taugrid.storage.protocol import Storage
+
+
+@contextmanager
+def replacing(path: Path, storage: Storage = LOCAL) -> Iterator[Path]:
+    """A temporary local path whose file takes the place of `path` at the end, or vanishes on an error."""
+    with storage.temporary(path) as temporary:
+        yield temporary
+        storage.replace(path, temporary)
+
+
+def write_json(path: Path, value: Any, storage: Storage = LOCAL) -> None:
+    """Write JSON whole or not at all; NaN is a ValueError, because other readers refuse it."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    with replacing(path, storage) as temporary:
+        write_text(temporary, text)
+
+
+def read_json(path: Path, storage: Storage = LOCAL) -> Any | None:
+    """A JSON file's value, or None if the file is missing or not JSON. OSError if it can't be read."""
+    try:
+        return json.loads(storage.read(path).decode())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
+        return None
+
+
+SEAL_KEY = "sha256"
+
+
+def write_sealed(path: Path, value: dict[str, Any], storage: Storage = LOCAL) -> None:
+    """`write_json` of an object, with the SHA-256 of its canonical JSON under the key `sha256`."""
+    write_json(path, value | {SEAL_KEY: json_sha256(value)}, storage)
+
+
+def read_sealed(path: Path, storage: Storage = LOCAL) -> dict[str, Any] | None:
+    """What `write_sealed` wrote, or None if the file is missing or has changed since. OSError if it can't be read."""
+    value = read_json(path, storage)
+    if not isinstance(value, dict):
+        return None
+    seal = value.pop(SEAL_KEY, None)
+    try:
+        return value if seal == json_sha256(value) else None
+    except ValueError:  # NaN, which is never written
+        return None

@@ -1,0 +1,193 @@
+"""Requests to an object store: which are tried again, and what a refusal means, in words.
+
+obstore tries nothing again here. It would hide whether an answer was lost, after which a name that is taken may be
+ours, and it takes 409 ("two writers at a time, try again") for 412 ("there already").
+"""
+
+import errno
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from taugrid.disk import StoreError
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+T = TypeVar("T")
+
+PAUSES_SECONDS = (0.1, 0.3, 1.0, 3.0, 9.0, 9.0)
+"""The mean pauses before a request is tried again. At seven attempts, one request in 10^9 fails if 5 % fail."""
+
+REQUEST_SECONDS = 300
+"""How long a request may take, with its body."""
+
+CONNECT_SECONDS = 10
+
+CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
+"""The schemes of URLs, and where the credentials for each are looked for first."""
+
+OVERLOADED = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_NO_ANSWER = re.compile(r"kind: (Connect|Timeout|Interrupted|Request|Decode)|body error|error sending request")
+_METADATA_SERVER = "169.254.169.254"
+"""Whom a cloud's machine asks for credentials. Elsewhere nobody is there."""
+
+_REFUSED = "the object store does not accept these credentials; check {variables}"
+_REGION = "the bucket is in another region; set AWS_REGION to it"
+_MEANINGS = {
+    "NoSuchBucket": (errno.ENODEV, "there is no such bucket; create it, or check its name, region and endpoint"),
+    "ContainerNotFound": (errno.ENODEV, "there is no such container; create it, or check its name and the account"),
+    "RequestTimeTooSkewed": (
+        errno.EACCES,
+        "the clock of this machine differs too much from the object store's (S3 allows 15 minutes); set the clock",
+    ),
+    "InvalidAccessKeyId": (errno.EACCES, _REFUSED),
+    "SignatureDoesNotMatch": (errno.EACCES, _REFUSED),
+    "ExpiredToken": (errno.EACCES, "the credentials have expired; get new ones ({variables})"),
+    "AuthenticationFailed": (errno.EACCES, _REFUSED),
+    "PermanentRedirect": (errno.ENODEV, _REGION),
+    "AuthorizationHeaderMalformed": (errno.ENODEV, _REGION),
+    "EntityTooLarge": (
+        errno.EFBIG,
+        "the object store takes no file of this size at once; lower sample.shard_evaluations",
+    ),
+}
+"""The error codes of S3 and Azure that a user can do something about."""
+
+
+class Bucket(NamedTuple):
+    """A bucket, and how it is reached. Nothing in it is secret."""
+
+    scheme: str
+    name: str
+    endpoint: str | None
+    region: str | None
+    account: str | None
+    """Of Azure."""
+
+
+def bucket_here(scheme: str, name: str) -> Bucket:
+    """A bucket as this process's environment reaches it. Workers get the same, but their credentials are their own."""
+
+    def variable(*names: str) -> str | None:
+        return next((value for name in names if (value := os.environ.get(name))), None)
+
+    if scheme == "s3":
+        endpoint = variable("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+        return Bucket(scheme, name, endpoint, variable("AWS_REGION", "AWS_DEFAULT_REGION"), None)
+    if scheme == "gs":
+        return Bucket(scheme, name, variable("GOOGLE_BASE_URL"), None, None)
+    account = variable("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_ACCOUNT_NAME")
+    return Bucket(scheme, name, variable("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"), None, account)
+
+
+@lru_cache(maxsize=8)
+def connected(bucket: Bucket) -> "ObjectStore":
+    """The store of a bucket, with the credentials of this process's environment. Nothing is asked of it yet."""
+    from obstore.store import AzureStore, GCSStore, S3Store
+
+    is_plain = (bucket.endpoint or "").startswith("http://")
+    shared: dict[str, Any] = {
+        "client_options": {
+            "allow_http": is_plain,
+            "timeout": f"{REQUEST_SECONDS}s",
+            "connect_timeout": f"{CONNECT_SECONDS}s",
+        },
+        "retry_config": {"max_retries": 0},
+    }
+    if bucket.scheme == "s3":
+        return S3Store(bucket.name, **_given(endpoint=bucket.endpoint, region=bucket.region), **shared)
+    if bucket.scheme == "gs":
+        return GCSStore(bucket.name, **_given(base_url=bucket.endpoint), **shared)
+    return AzureStore(bucket.name, **_given(account_name=bucket.account, endpoint=bucket.endpoint), **shared)
+
+
+def _given(**options: str | None) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value}
+
+
+class Refusal(NamedTuple):
+    """What the store said, or that it said nothing."""
+
+    status: int | None
+    code: str
+    """S3's or Azure's name for it; empty if there is none."""
+    passes: bool
+    """Whether the same request may succeed in a moment."""
+
+
+def fault(error: Exception) -> Refusal:
+    """What an error of obstore means."""
+    text = str(error)
+    found, named = _STATUS.search(text), _CODE.search(text)
+    status = int(found.group(1)) if found else None
+    if _METADATA_SERVER in text:
+        return Refusal(status, "NoCredentials", False)
+    passes = status in OVERLOADED or status == 409 or (status is None and _NO_ANSWER.search(text) is not None)
+    return Refusal(status, named.group(1) if named else "", passes)
+
+
+def told(error: Exception, scheme: str, url: str) -> OSError:
+    """An error of obstore as an `OSError` that says what to do. Its own text is dropped: it may hold a signature."""
+    found = fault(error)
+    variables = CREDENTIALS[scheme]
+    if found.code in _MEANINGS:
+        number, said = _MEANINGS[found.code]
+        return StoreError(number, said.format(variables=variables), url)
+    if isinstance(error, FileNotFoundError):
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
+    if found.code == "NoCredentials":
+        return StoreError(errno.EACCES, f"no credentials for the object store: set {variables}", url)
+    if found.status == 412:
+        return StoreError(errno.ESTALE, "it was changed by someone else while it was read", url)
+    if found.status in (401, 403):
+        return StoreError(
+            errno.EACCES,
+            f"no permission for this (need: list, read, write, delete); check the rights of {variables}",
+            url,
+        )
+    answer = " ".join(filter(None, [str(found.status or ""), found.code]))
+    if found.passes:
+        said = f"the object store answered {answer}" if answer else "the object store did not answer"
+        return StoreError(errno.EHOSTUNREACH, f"{said}, {len(PAUSES_SECONDS) + 1} times; check the endpoint", url)
+    return StoreError(errno.EPROTO, f"the object store refused this ({answer or type(error).__name__})", url)
+
+
+def ask(call: Callable[[], T], scheme: str, url: str) -> T:
+    """What `call` returns. Refusals that may pass are tried again a few times, so `call` must be safe to repeat.
+
+    Raises:
+        FileNotFoundError: if there is no such object.
+        StoreError: for anything else, in words.
+    """
+    from obstore.exceptions import BaseError
+
+    for is_last in attempts():
+        try:
+            return call()
+        except (BaseError, FileNotFoundError) as error:
+            if is_last or not fault(error).passes:
+                raise told(error, scheme, url) from None
+    raise AssertionError("the last attempt returns or raises")
+
+
+def attempts() -> Iterator[bool]:
+    """For each attempt whether it is the last; between two of them it waits.
+
+    It waits about as long as `PAUSES_SECONDS` says: workers that were refused together must not come back together.
+    """
+    for seconds in PAUSES_SECONDS:
+        yield False
+        time.sleep(seconds * random.uniform(0.5, 1.5))
+    yield True

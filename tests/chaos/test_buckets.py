@@ -1,0 +1,117 @@
+"""Runs in a bucket while requests fail and drivers race: the same bytes and the same table as in a calm folder."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+from command import TINY, Started, taugrid_alone
+
+from taugrid.storage import open_place
+
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
+
+RACER = """
+from taugrid.orchestrator.rundir.lease import Lease
+Lease.take = lambda lease, by_force, say: None
+from taugrid.orchestrator.cli.main import main
+main()
+"""
+"""A driver that no lease keeps out."""
+
+CONFIG = {
+    "name": "race",
+    "model": {"oracle": "gaussian"},
+    "data": {"name": "gaussian", "shape": [1, 4, 4]},
+    "sample": {"num_samples": 200, "batch_size": 10, "shard_evaluations": 40},
+    "grid": [{"steps": [2, 4], "eta": [0.0, 1.0]}],
+    "evaluate": {"metrics": ["fid"], "keep_features": True},
+    "cluster": {"workers": 1},
+}
+SHARE = 0.05
+
+
+def contents(out, patterns=("samples/*/*", "features/*/*/*", "scores/*", "tables/*.md")):
+    root, storage = open_place(str(out), "--out")
+    paths = [path for pattern in patterns for path in storage.list(root, pattern)]
+    return {path.relative_to(root).as_posix(): storage.read(path) for path in paths}
+
+
+def write(folder, config):
+    path = folder / f"{config['name']}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """The config, and its run in a folder."""
+    folder = tmp_path_factory.mktemp("calm")
+    config = write(folder, CONFIG)
+    taugrid_alone("run", config, "--out", folder / "run")
+    return config, contents(folder / "run")
+
+
+def test_a_run_whose_requests_fail_is_resumed_verified_and_grown(calm, s3, pytestconfig, tmp_path):
+    config, expected = calm
+    url, failed = f"s3://{s3.bucket()}/run", s3.failed
+    root, storage = open_place(url, "--out")
+    with s3.failing(SHARE, pytestconfig.getoption("--seed")):
+        with Started(tmp_path / "log", "run", config, "--out", url) as run:
+            run.wait_until(lambda: len(storage.list(root, "samples/*/*")) > 5)
+            run.process.kill()
+        taugrid_alone("run", config, "--out", url)
+        assert contents(url) == expected
+        assert "everything is intact" in taugrid_alone("verify", url).stdout
+        grown = ("--set", "sample.num_samples=215")
+        taugrid_alone("run", config, "--out", url, *grown)
+        taugrid_alone("run", config, "--out", tmp_path / "grown", *grown)
+    made_at_once, ours = contents(tmp_path / "grown"), contents(url)
+    assert {name: ours.get(name) for name in made_at_once} == made_at_once, "besides, it has the scores of N = 200"
+    assert s3.failed - failed > 20
+    print(f"{s3.failed - failed} requests failed")
+
+
+def test_a_second_driver_is_refused(calm, s3, tmp_path):
+    config, _ = calm
+    url = f"s3://{s3.bucket()}/run"
+    root, storage = open_place(url, "--out")
+    with Started(tmp_path / "log", "run", config, "--out", url) as first:
+        first.wait_until(lambda: storage.exists(root / "lease.json"))
+        refused = taugrid_alone("run", config, "--out", url, code=2)
+        assert f"another taugrid command is at work in {url}" in refused.stderr
+        first.wait(0)
+
+
+def test_two_drivers_that_run_all_the_same_do_no_harm(calm, s3, pytestconfig):
+    config, expected = calm
+    url = f"s3://{s3.bucket()}/run"
+    racer = [sys.executable, "-c", RACER, "run", str(config), "--out", url]
+    with s3.failing(SHARE, pytestconfig.getoption("--seed")):
+        drivers = [subprocess.Popen(racer, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        try:
+            said = [driver.communicate(timeout=400)[1] for driver in drivers]
+        finally:
+            for driver in drivers:
+                driver.kill()
+    assert [driver.returncode for driver in drivers] == [0, 0], "\n".join(said)
+    assert contents(url) == expected
+    assert len(contents(url, ["events/*.jsonl"])) == 2, "each has its own"
+    taugrid_alone("verify", url)
+
+
+def test_a_model_is_trained_for_a_bucket(s3, tmp_path, monkeypatch):
+    """Interrupted once, with requests that fail: the weights and the images are those of a run in a folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = write(tmp_path, TINY | {"grid": [{"steps": [2], "eta": [0.0]}]})
+    url = f"s3://{s3.bucket()}/run"
+    with s3.failing(SHARE, 3):
+        with Started(tmp_path / "log", "run", config, "--out", url) as run:
+            run.wait_until(lambda: list(tmp_path.glob("cache/taugrid/scratch/*/models/.training-*/checkpoint_*")))
+            run.process.kill()
+        taugrid_alone("run", config, "--out", url)
+    taugrid_alone("run", config, "--out", tmp_path / "run")
+    patterns = ("models/*/unet/*", "models/*/unet_raw/*", "samples/*/*", "tables/*.md")
+    assert contents(url, patterns) == contents(tmp_path / "run", patterns)
+    assert not list(tmp_path.glob("cache/taugrid/scratch/*/models/.training-*")), "nothing is left of it"
+    assert not list(tmp_path.glob("cache/taugrid/scratch/*/models/[0-9a-f]*"))

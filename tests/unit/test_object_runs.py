@@ -1,0 +1,306 @@
+"""Runs in a bucket, with the jobs in this process: the same files as in a folder, in few requests, whatever fails."""
+
+import json
+
+import pytest
+from buckets import SECRET, quick_retries
+from in_process import CONFIG, drive, small_run
+
+from taugrid import parquet
+from taugrid.disk import StoreError
+from taugrid.errors import OtherBytes, OtherContent, RunFailed, UserError
+from taugrid.jobs import SavedUnet
+from taugrid.orchestrator.inspection import describe, verify
+from taugrid.orchestrator.opened import Opened
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import read_events
+from taugrid.storage import LocalStorage, appended, open_place, pieces, replacing
+from taugrid.workers.content import verified_copy
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FOLDERS = ("samples", "features", "scores")
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    with small_run(tmp_path_factory.mktemp("config")) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def expected(opened, tmp_path_factory):
+    """The bytes of every file that a run in a folder is for."""
+    root = tmp_path_factory.mktemp("local") / "run"
+    drive(opened, root, LocalStorage(root))
+    return results(root, LocalStorage(root))
+
+
+def results(root, storage):
+    files = [path for folder in FOLDERS for pattern in ("*", "*/*", "*/*/*")
+             for path in storage.versions(root / folder, pattern) if path.suffix]  # fmt: skip
+    return {path.relative_to(root).as_posix(): storage.read(path) for path in files}
+
+
+def put(storage, path, data):
+    with replacing(path, storage) as temporary:
+        temporary.write_bytes(data)
+
+
+def test_a_run_in_a_bucket_makes_the_same_bytes_and_goes_on_where_it_was(opened, expected, bucket, s3):
+    root, storage = bucket
+    outcome, printed = drive(opened, root, storage)
+    assert outcome.missing == {}, printed
+    assert results(root, storage) == expected
+    before = s3.requests.total()
+    _, printed = drive(opened, root, storage)
+    assert "to do" not in printed, "nothing is left"
+    assert results(root, storage) == expected
+    assert s3.requests.total() - before > 0
+    gone = next(path for path in storage.list(root / "samples", "*/*"))
+    storage.delete(gone)
+    _, printed = drive(opened, root, storage)
+    assert "1 shard to sample" in printed
+    assert results(root, storage) == expected
+    assert verify(opened.config, opened.plan, RunDir(root, storage), lambda n: None) == []
+
+
+def test_no_credential_is_in_the_run(opened, bucket):
+    root, storage = bucket
+    _, printed = drive(opened, root, storage)
+    everything = [path for depth in range(1, 5) for path in storage.versions(root, "/".join("*" * depth))]
+    assert len(everything) > 10
+    assert not [path for path in everything if SECRET.encode() in storage.read(path)]
+    assert SECRET not in printed
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_requests_that_fail_change_nothing(opened, expected, bucket, s3, monkeypatch, seed):
+    quick_retries(monkeypatch)
+    root, storage = bucket
+    failed = s3.failed
+    with s3.failing(0.05, seed):
+        outcome, printed = drive(opened, root, storage)
+    assert s3.failed - failed >= 3, "some did fail"
+    assert outcome.missing == {}, printed
+    assert results(root, storage) == expected
+
+
+def test_a_store_that_fails_for_good_ends_the_run_with_one_line(opened, expected, bucket, s3, monkeypatch):
+    quick_retries(monkeypatch)
+    root, storage = bucket
+    with s3.refusing(lambda method, path: (503, "SlowDown") if "/features/" in path and method == "PUT" else None):
+        outcome = None
+        try:
+            outcome, printed = drive(opened, root, storage)
+        except RunFailed as error:
+            printed = str(error)
+    assert outcome is None or outcome.missing
+    assert "Traceback" not in printed
+    assert "503 SlowDown" in printed
+    drive(opened, root, storage)
+    assert results(root, storage) == expected
+
+
+def test_requests_of_a_run_that_is_done_do_not_grow_with_its_files(opened, bucket, s3, monkeypatch):
+    """A list tells the versions of a thousand files, and the ledger what they hold."""
+    root, storage = bucket
+    drive(opened, root, storage)
+    before = s3.requests.copy()
+    rundir = RunDir(root, storage)
+    for cell in opened.plan.cells:
+        assert len(rundir.sampled(cell, None, True, pytest.fail)) == len(cell.shards)
+    used = s3.requests - before
+    assert used["LIST"] == len(opened.plan.cells) + 1, "a list for each cell, and one for the ledger"
+    assert used.total() - used["LIST"] <= len(pieces(storage, root / "ledger.jsonl")), "and the ledger itself"
+
+
+def test_the_requests_a_shard_that_the_documentation_tells(opened, tmp_path, s3):
+    """docs/storage.md, "How many requests": the difference between 24 shards and 4, each sampled and extracted."""
+    used = {}
+    for n in (20, 120):
+        root, storage = open_place(f"s3://{s3.bucket()}/run", "--out")
+        (tmp_path / "small.yaml").write_text(CONFIG)
+        sized = Opened(str(tmp_path / "small.yaml"), [f"sample.num_samples={n}"], str(tmp_path / "unused"))
+
+        def counted(work):
+            before = s3.requests.total()
+            work()
+            return s3.requests.total() - before
+
+        rundir = RunDir(root, storage)
+        used[n] = (
+            counted(lambda sized=sized, root=root, storage=storage: drive(sized, root, storage)),
+            counted(lambda sized=sized, root=root, storage=storage: drive(sized, root, storage)),
+            counted(lambda sized=sized, rundir=rundir: describe(sized.config, sized.plan, rundir)),
+            counted(lambda sized=sized, rundir=rundir: verify(sized.config, sized.plan, rundir, lambda images: None)),
+        )
+    first, again, status, verified = ((b - a) / 20 for a, b in zip(used[20], used[120], strict=True))
+    assert first == pytest.approx(24, abs=1), "a beat of the lease may come in between"
+    assert again == pytest.approx(0, abs=0.3)
+    assert status == 0
+    assert verified == 3
+
+
+def test_a_shard_that_someone_else_made_with_other_bytes_is_an_error(bucket, tmp_path):
+    root, storage = bucket
+    schema = parquet.number_schema({}, ["x"])
+
+    def write(value):
+        with parquet.PartWriter(root / "part-000000.parquet", schema, storage) as part:
+            part.write({"index": [0], "x": [value]})
+            return part.commit(replace=False)
+
+    assert write(1.0) is True
+    assert write(1.0) is False, "who comes second finds the same bytes"
+    with pytest.raises(OtherBytes, match=r"s3://.*part-000000.parquet was made by another") as caught:
+        write(2.0)
+    assert "\n" not in str(caught.value)
+    assert [list(x) for _, x in parquet.read_numbers(root / "part-000000.parquet", "x", storage)] == [[1.0]]
+
+
+def test_an_object_that_changes_while_it_is_read_is_no_mixture(bucket):
+    root, storage = bucket
+    put(storage, root / "big", bytes(100_000))
+    with storage.readable(root / "big") as file:
+        put(storage, root / "big", b"\1" * 100_000)
+        with pytest.raises(StoreError, match="changed by someone else") as caught:
+            file.read(10)
+    assert caught.value.filename.startswith("s3://")
+
+
+def test_weights_that_someone_has_replaced_are_refused_with_their_url(bucket):
+    root, storage = bucket
+    put(storage, root / "weights", b"others")
+    refused = pytest.raises(OtherContent, match=r"^s3://.*weights was changed by someone else")
+    with refused, verified_copy(root / "weights", "0" * 64, storage):
+        raise AssertionError
+    assert SavedUnet("x", "", "", storage) != SavedUnet("x", "", "")
+
+
+def test_a_shard_that_was_overwritten_behind_our_back_is_set_aside_and_made_again(opened, expected, bucket):
+    root, storage = bucket
+    drive(opened, root, storage)
+    path = storage.list(root / "samples", "*/*")[0]
+    data = bytearray(storage.read(path))
+    data[len(data) // 2] ^= 1
+    put(storage, path, bytes(data))
+    _, printed = drive(opened, root, storage)
+    assert "its bytes have changed since it was written" in printed
+    assert len(storage.list(root / "damaged", "*")) == 1
+    assert results(root, storage) == expected
+
+
+def test_a_second_driver_is_refused_by_the_lease(bucket):
+    root, storage = bucket
+    with (
+        RunDir(root, storage).lock(),
+        pytest.raises(UserError, match=r"another taugrid command is at work in s3://"),
+        RunDir(root, storage).lock(),
+    ):
+        raise AssertionError
+    with RunDir(root, storage).lock():
+        pass
+    assert storage.list(root, "*") == []
+
+
+def test_what_two_sessions_append_is_read_as_one(bucket, monkeypatch):
+    root, storage = bucket
+    monkeypatch.setattr(appended, "PIECE_BYTES", 30)
+    path = root / "log.jsonl"
+    for session in range(2):
+        for n in range(4):
+            storage.append(path, json.dumps({"session": session, "n": n}).encode() + b"\n")
+        appended.end_session(storage)
+    names = [piece.name for piece in pieces(storage, path)]
+    assert names == ["log.jsonl", *(f"log.jsonl.{number:06d}" for number in range(1, len(names)))]
+    lines = b"".join(map(storage.read, pieces(storage, path))).splitlines()
+    assert [json.loads(line) for line in lines] == [{"session": s, "n": n} for s in range(2) for n in range(4)]
+
+
+def test_events_of_a_run_in_a_bucket_are_those_of_one_in_a_folder(opened, bucket, tmp_path):
+    root, storage = bucket
+    drive(opened, root, storage)
+    local = tmp_path / "run"
+    drive(opened, local, LocalStorage(local))
+    there, here = read_events(RunDir(root, storage)), read_events(RunDir(local))
+    assert [event["event"] for event in there] == [event["event"] for event in here]
+
+
+# Places that can't be used
+
+BAD = [
+    ("s3://user:word@bucket/run", "without a user, a password"),
+    ("s3://bucket/run?token=word", "without a user, a password"),
+    ("s3://", "names no bucket"),
+    ("s3://bucket/../run", "leave them out"),
+    ("ftp://host/run", "s3://, gs://, az://"),
+    ("https://host/run", "s3://, gs://, az://"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), BAD)
+def test_a_url_that_is_no_place_is_one_line(text, said):
+    with pytest.raises(UserError) as caught:
+        open_place(text, "--out")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "word@" not in str(caught.value)
+    assert "token=word" not in str(caught.value)
+
+
+def test_an_endpoint_with_a_password_is_refused_and_not_shown(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:word@127.0.0.1:9")
+    with pytest.raises(UserError, match="holds a password") as caught:
+        open_place("s3://bucket/run", "--out")
+    assert "word@" not in str(caught.value)
+
+
+def test_a_bucket_that_is_not_there_is_one_line(s3):
+    root, storage = open_place("s3://not-there/run", "--out")
+    with pytest.raises(UserError, match=r"^s3://not-there/run: there is no such bucket; create it"):
+        storage.require(root)
+
+
+REFUSED = [
+    ("RequestTimeTooSkewed", "the clock of this machine"),
+    ("AccessDenied", "no permission for this"),
+    ("InvalidAccessKeyId", "does not accept these credentials"),
+    ("ExpiredToken", "have expired"),
+]
+
+
+@pytest.mark.parametrize(("code", "said"), REFUSED)
+def test_a_place_that_refuses_us_is_one_line(bucket, s3, code, said):
+    root, storage = bucket
+    with s3.refusing(lambda method, path: (403, code)), pytest.raises(UserError) as caught:
+        storage.require(root)
+    assert said in str(caught.value)
+    assert str(caught.value).startswith("s3://bucket-")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bucket_that_can_only_be_read_is_one_line_at_the_start(opened, bucket, s3):
+    root, storage = bucket
+    no_writing = s3.refusing(lambda method, path: (403, "AccessDenied") if method in ("PUT", "POST") else None)
+    with no_writing, pytest.raises(UserError, match=r"^can't write to s3://.*no permission") as caught:
+        drive(opened, root, storage)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_ignores_conditions_is_refused(bucket, monkeypatch):
+    import obstore
+
+    plain = obstore.put
+    monkeypatch.setattr(obstore, "put", lambda *given, mode=None, **options: plain(*given, **options))
+    root, storage = bucket
+    with pytest.raises(UserError, match="takes no notice of If-None-Match"):
+        storage.require_creation(root)
+
+
+def test_nobody_at_the_endpoint_is_one_line(monkeypatch, s3):
+    quick_retries(monkeypatch)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    root, storage = open_place("s3://bucket/run", "--out")
+    with pytest.raises(UserError, match=r"^s3://bucket/run: the object store did not answer, 7 times; check"):
+        storage.require(root)
