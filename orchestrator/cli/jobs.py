@@ -113,17 +113,19 @@ def _read(
 
     from taugrid.config.load import CONFIG_NAME, find, load
     from taugrid.orchestrator.plan.trust import custom_code, require_trusted
+    from taugrid.storage import is_url, open_place
 
     if workers is not None:
         assignments = (*assignments, f"cluster.workers={workers}")
     config = load(name, assignments)
-    if out is None and Path(name).is_dir():
+    if out is None and (is_url(name) or Path(name).is_dir()):
         out = name
-    if out is None or not (Path(out).is_absolute() or "://" in out):
+    if out is None or not (Path(out).is_absolute() or is_url(out)):
         raise UserError(
             "--out must be an absolute path that every node sees, or a URL: the cluster can't see folders that are "
             f"relative to this one{'' if out is None else f', as {out!r} is'}"
         )
+    open_place(out, "--out")  # refuses a URL with a password, which would stand in the job's record
     if find(name).name == CONFIG_NAME and not trust_code:
         named = custom_code(load(name))
         require_trusted([code for code in custom_code(config) if code in named], find(name))
