@@ -286,7 +286,7 @@ def memory(cells: int) -> tuple[float, float]:
         some = list(islice(pieces.values(), 5_000))
         for piece in some:
             commit(piece.job, file)
-            rundir.committed(Path(piece.job.path))
+            rundir.committed([Path(piece.job.path)])
         gc.collect()
         ledger = tracemalloc.get_traced_memory()[0] - held
         tracemalloc.stop()

@@ -51,7 +51,7 @@ class Loop:
         progress: Progress,
         events: Events,
         log: Callable[[str, str], Path],
-        committed: Callable[[Path], None] = lambda path: None,
+        committed: Callable[[Sequence[Path]], None] = lambda paths: None,
     ) -> None:
         self._pieces = pieces
         self._committed = committed
@@ -68,6 +68,7 @@ class Loop:
         spare_kinds = frozenset(kind.name for kind in kinds if not kind.needs_network)
         room = Room(pool, self._dispatcher, workers, not embedded, spare_kinds, limits.max_wait_seconds)
         self._crew = Crew(pool, self._dispatcher, room, limits, progress, events, log)
+        self._new: list[Path] = []  # committed, and `committed` is still to be told
         self._reasons: dict[str, str] = {}
         self._done: Counter[str] = Counter()  # kind -> cost done
         self._fractions: dict[str, float] = {}  # worker -> how much of its task is done
@@ -87,25 +88,42 @@ class Loop:
             RunFailed: if no node is fit for another reason, all are full, or workers die faster than they work.
         """
         self._announce(self._crew.begin())
-        while not self._dispatcher.finished:
-            for event in self._pool.events(POLL_SECONDS):
-                self._handle(event)
-            now = time.monotonic()
-            for worker in self._dispatcher.overdue(now):
-                self._pool.kill(worker)
-                silent = duration(self._limits.hang_seconds)
-                self._lost(Lost(worker, f"killed after {silent} without a heartbeat (cluster.hang_seconds)", False))
-            self._crew.tend(now)
-            for worker, task, speculative in self._dispatcher.assign(now):
-                self._progress.started()
-                if speculative:
-                    self._events.add("duplicate", task=task.key, worker=worker)
-                info = self._crew.infos[worker]
-                self._events.add("assigned", task=task.key, worker=worker, node=info.node, device=info.device)
-                self._pool.give(worker, self._pieces[task.key].job)
-            self._show()
+        try:
+            while not self._dispatcher.finished:
+                self._turn()
+        finally:
+            self._write_down()
         self._progress.end()
         return self._problems()
+
+    def _turn(self) -> None:
+        """Handle what has happened, and give work to who has none."""
+        for event in self._pool.events(POLL_SECONDS):
+            self._handle(event)
+        now = time.monotonic()
+        for worker in self._dispatcher.overdue(now):
+            self._pool.kill(worker)
+            silent = duration(self._limits.hang_seconds)
+            self._lost(Lost(worker, f"killed after {silent} without a heartbeat (cluster.hang_seconds)", False))
+        self._crew.tend(now)
+        assignments = self._dispatcher.assign(now)
+        for worker, task, speculative in assignments:
+            if speculative:
+                self._events.note("duplicate", task=task.key, worker=worker)
+            info = self._crew.infos[worker]
+            self._events.note("assigned", task=task.key, worker=worker, node=info.node, device=info.device)
+        self._write_down()  # before a job begins: if this driver dies, the device of its file must be known
+        for worker, task, _ in assignments:
+            self._progress.started()
+            self._pool.give(worker, self._pieces[task.key].job)
+        self._show()
+
+    def _write_down(self) -> None:
+        """Write the events of this turn, and what was committed in it: one request each in an object store."""
+        self._events.flush()
+        if self._new:
+            new, self._new = self._new, []
+            self._committed(new)
 
     def _announce(self, workers: int) -> None:
         kinds = self._kinds.values()
@@ -190,9 +208,9 @@ class Loop:
         if kind.counts_images and first:
             self._images += result.images
         name, fields = kind.event(piece, result, first)
-        self._events.add(name, **fields, worker=worker, node=info.node, device=info.device)
+        self._events.note(name, **fields, worker=worker, node=info.node, device=info.device)
         if first:
-            self._committed(Path(piece.job.path))
+            self._new.append(Path(piece.job.path))
 
     def _failed(self, failure: Failed) -> None:
         worker, cause = failure.worker, failure.cause

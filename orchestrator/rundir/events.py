@@ -23,13 +23,24 @@ class Events:
     def __init__(self, run: Paths) -> None:
         self._storage = run.storage
         last = max((int(path.name.split(".")[0]) for path in _files(run)), default=0)
+        self._noted: list[str] = []
         self.path = next(path for n in count(last + 1) if _start(path := run.events / f"{n:04d}.jsonl", run.storage))
 
     def add(self, event: str, **values: Any) -> None:
         """Append one event."""
+        self.note(event, **values)
+        self.flush()
+
+    def note(self, event: str, **values: Any) -> None:
+        """Append one event with the next `flush` or `add`: each write costs a request in an object store."""
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": time, "event": event, **values}) + "\n"
-        self._storage.append(self.path, line.encode())
+        self._noted.append(json.dumps({"time": time, "event": event, **values}) + "\n")
+
+    def flush(self) -> None:
+        """Write what was noted."""
+        if self._noted:
+            lines, self._noted = self._noted, []
+            self._storage.append(self.path, "".join(lines).encode())
 
 
 def _start(path: Path, storage: Storage) -> bool:

@@ -6,6 +6,7 @@ All state is on disk: a shard is done when its file is in place and intact.
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,15 +46,13 @@ class Integrity(Paths):
         """The files that were found whole."""
         return Ledger(self.root, self.storage)
 
-    def committed(self, path: Path) -> None:
-        """Note that a worker has just committed a file, sealed, and the driver sees it: its bytes need not be read."""
-        if path.suffix != ".parquet":
-            return
-        try:
-            version = self.storage.version(path)
-            self.ledger.add(path, version, parquet.inspect(path, every_byte=False, storage=self.storage))
-        except (FileNotFoundError, DamagedFile):
-            return  # the next survey says so
+    def committed(self, paths: Iterable[Path]) -> None:
+        """Note that workers have just committed files, sealed, and the driver sees them: they need not be read."""
+        for path in paths:
+            if path.suffix == ".parquet":
+                with suppress(FileNotFoundError, DamagedFile):  # the next survey says so
+                    version = self.storage.version(path)
+                    self.ledger.add(path, version, parquet.inspect(path, every_byte=False, storage=self.storage))
         self.ledger.flush()
 
     def sampled(self, cell: Cell, metadata: dict[str, Any] | None, every_byte: bool, on_damage: OnDamage) -> set[int]:
