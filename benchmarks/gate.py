@@ -190,12 +190,12 @@ def report_frozen(cells: int, blocks: int, nights: int, draws: int) -> None:
 
 def real_changes(run: str, baseline: str) -> list[Change]:
     """The changes between two run directories, all at N images."""
+    from taugrid.orchestrator.baseline.files import snapshot_of
     from taugrid.orchestrator.baseline.matching import matched
-    from taugrid.orchestrator.baseline.snapshot import snapshot_of
 
     pairs = matched(snapshot_of(run), snapshot_of(baseline)).pairs
     return [
-        Change(new.name, 0.0, 0.0, new.influence - old.influence, new.pairing)
+        Change(new.name, 0.0, 0.0, new.influence - old.influence, new.block)
         for new, old in pairs
         if new.influence is not None and old.influence is not None
     ]

@@ -91,19 +91,43 @@ def export(directory: str, cell: str, folder: str) -> None:
 
 @click.command()
 @click.argument("directory", metavar="DIR")
-@click.argument("cell_a", metavar="CELL")
-@click.argument("cell_b", metavar="CELL")
-@click.option("--join", is_flag=True, help="Compare even if protocols differ or no noise is shared, and say so.")
+@click.argument("others", metavar="BASELINE | CELL CELL", nargs=-1, required=True)
+@click.option("--join", is_flag=True, help="Two cells: compare even if protocols differ or no noise is shared.")
+@click.option(
+    "--margin",
+    type=click.FloatRange(0),
+    help="Baseline: the loss that is accepted, as a share of its FID.  [default: 0.02]",
+)
+@click.option(
+    "--alpha",
+    type=click.FloatRange(0, 0.5, min_open=True),
+    help="Baseline: the share of nights without a loss that may be called worse.  [default: 0.01]",
+)
 @json_option
-def compare(directory: str, cell_a: str, cell_b: str, join: bool, as_json: bool) -> None:
-    """Show the difference between two cells' FIDs, second minus first, with its paired standard error.
+def compare(
+    directory: str, others: tuple[str, ...], join: bool, margin: float | None, alpha: float | None, as_json: bool
+) -> None:
+    """Compare a run with a baseline, or two cells of a run.
 
-    CELL is a cell's id or the name of its folder; the first characters are enough if they fit one cell only.
+    BASELINE is a run directory, or a file of `taugrid baseline accept`. Cells are matched by their settings. Exits with
+    3 if a cell got worse by more than the margin, or if the same weights, software and device made other images.
+
+    CELL CELL shows the difference between two cells' FIDs, second minus first, with its paired standard error. CELL is
+    a cell's id or the name of its folder; the first characters are enough if they fit one cell only.
     """
+    if len(others) == 1:
+        from taugrid.orchestrator.cli.baseline import compare_with_baseline
+
+        if join:
+            raise click.UsageError("--join is for two cells")
+        compare_with_baseline(directory, others[0], margin, alpha, as_json)
+        return
+    if len(others) > 2 or margin is not None or alpha is not None:
+        raise click.UsageError("give DIR and a BASELINE, with --margin and --alpha, or DIR and two cells, with --join")
     from taugrid.eval.tables.differences_files import difference_line
     from taugrid.orchestrator.inspection import compare as compare_cells
     from taugrid.orchestrator.opened import open_existing
 
     opened = open_existing(directory)
-    compared = compare_cells(opened.config, opened.plan, opened.rundir, cell_a, cell_b, join)
+    compared = compare_cells(opened.config, opened.plan, opened.rundir, *others, join)
     print_value(compared, as_json, difference_line)

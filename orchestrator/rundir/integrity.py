@@ -14,7 +14,7 @@ from taugrid import parquet
 from taugrid.errors import DamagedFile, UserError
 from taugrid.orchestrator.plan.cells import Cell, Shard
 from taugrid.orchestrator.rundir.ledger import Ledger
-from taugrid.orchestrator.rundir.paths import Paths
+from taugrid.orchestrator.rundir.removed import RemovedImages
 from taugrid.storage import read_sealed
 
 READERS = 8
@@ -34,7 +34,7 @@ class Damage(NamedTuple):
 OnDamage = Callable[[Damage], None]
 
 
-class Integrity(Paths):
+class Integrity(RemovedImages):
     """Checks the files of a run directory, and removes those that must not stay.
 
     A file is read only if the ledger does not know it, or its size, inode or time has changed since it was read.
@@ -81,6 +81,11 @@ class Integrity(Paths):
                 on_damage(Damage(path, "its metadata is not this cell's"))
             elif part.stop >= shard.stop:
                 done.add(shard.number)
+        if len(done) < len(cell.shards) and (removed := self.removed_images(cell)) is not None:
+            # Images of other weights are not these: then the cell is sampled again.
+            keys = SAMPLE_IDENTITY if metadata is not None else ()
+            if all(removed.metadata.get(key) == metadata[key] for key in keys if metadata is not None):
+                done |= {shard.number for shard in cell.shards if shard.stop <= removed.stop}
         return done
 
     def extracted(self, extractor: str, cell: Cell, every_byte: bool, on_damage: OnDamage) -> set[int]:
