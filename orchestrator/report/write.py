@@ -42,7 +42,8 @@ def write_report(config: Config, plan: Plan, rundir: RunDir, collected: Rows) ->
         with rundir.storage.local_folder(rundir.figures) as figures:
             save(quality_figure(long_form(rows), {} if joining else evidence.protocols), figures / "quality")
     _write_checkpoints(plan, rundir, rows, {} if joining else evidence.protocols)
-    write_sample_figures(config, plan, rundir)
+    if not any(rundir.has_removed_images(cell) for cell in plan.cells):  # else those of before stay
+        write_sample_figures(config, plan, rundir)
     write_losses(plan, rundir)
 
 

@@ -112,7 +112,22 @@ class Survey:
         )
         # Features may have been removed to save space: they are only needed for the score.
         to_score = bool(damages) or len(sampled) < len(cell.shards) or not scored
+        if to_score:
+            self._require_images(cell, sampled, extracted)
         return CellState(cell, sampled, extracted, to_score)
+
+    def _require_images(self, cell: Cell, sampled: set[int], extracted: set[int]) -> None:
+        """Raise `UserError` if features are missing and the images that they come from were removed."""
+        for shard in cell.shards:
+            is_removed = shard.number in sampled and not self.rundir.storage.exists(
+                self.rundir.sample_part(cell, shard)
+            )
+            if is_removed and shard.number not in extracted:
+                record = self.rundir.removal_record(cell)
+                raise UserError(
+                    f"{cell.name} is to be scored again, but its images were removed; delete {record} to have them "
+                    "sampled again"
+                )
 
     def _reference(self, evaluation: Evaluation) -> ReferenceState:
         reference, folder = evaluation.reference, self.rundir.extractor_folder(evaluation.extractor)
