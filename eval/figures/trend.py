@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from taugrid.eval.figures.drawing import Styles, draw_line, fid_figure, ordered_styles, shifts
+from taugrid.eval.figures.drawing import Styles, Values, draw_line, fid_figure, ordered_styles, shifts
 
 MOST_NIGHTS = 60
 """The newest nights; older ones are in history.parquet."""
@@ -45,9 +45,10 @@ def _draw_trend(panel: Axes, table: TrendPanel, styles: Styles) -> None:
     places = {night: place for place, night in enumerate(table.nights)}
     for line, rows in table.rows.groupby("line", sort=False):
         look = styles[str(line)]
-        x = rows["night"].map(places).to_numpy(dtype=np.float64)
-        values = rows["fid"].where(rows["fid"] > 0).to_numpy(dtype=np.float64)
-        draw_line(panel, x + look.shift * len(places), values, rows["fid_se"].to_numpy(dtype=np.float64), look)
+        x: Values = rows["night"].map(places).to_numpy(dtype=np.float64)
+        values: Values = rows["fid"].where(rows["fid"] > 0).to_numpy(dtype=np.float64)
+        errors: Values = rows["fid_se"].to_numpy(dtype=np.float64)
+        draw_line(panel, x + look.shift * len(places), values, errors, look)
         base = rows["baseline_fid"].to_numpy(dtype=np.float64)
         margin = rows["margin"].to_numpy(dtype=np.float64)
         if not np.isnan(base).all():

@@ -124,12 +124,13 @@ def compare(
             raise click.UsageError("--join is for two cells")
         compare_with_baseline(directory, others[0], margin, alpha, as_json)
         return
-    if len(others) > 2 or margin is not None or alpha is not None:
+    if len(others) != 2 or margin is not None or alpha is not None:
         raise click.UsageError("give DIR and a BASELINE, with --margin and --alpha, or DIR and two cells, with --join")
     from taugrid.eval.tables.differences_files import difference_line
     from taugrid.orchestrator.inspection import compare as compare_cells
     from taugrid.orchestrator.opened import open_existing
 
     opened = open_existing(directory)
-    compared = compare_cells(opened.config, opened.plan, opened.rundir, *others, join)
+    cell_a, cell_b = others
+    compared = compare_cells(opened.config, opened.plan, opened.rundir, cell_a, cell_b, join)
     print_value(compared, as_json, difference_line)
