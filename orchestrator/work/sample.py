@@ -29,10 +29,9 @@ class SampleWork(WorkKind):
     def pieces(self) -> Iterator[Piece]:
         """A piece for each shard whose images are not complete."""
         for cell, sampled, _, _ in self.survey.found.cells:
-            metadata = self.rundir.sample_metadata(cell)
-            for shard in cell.shards:
-                if shard.number in sampled:
-                    continue
+            lacking = [shard for shard in cell.shards if shard.number not in sampled]
+            metadata = self.rundir.sample_metadata(cell) if lacking else {}
+            for shard in lacking:
                 path, kept = self.rundir.sample_part(cell, shard), images_to_keep(self.rundir, cell, shard)
                 job = SampleJob(
                     path=str(path),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from taugrid.config import Config
 from taugrid.errors import UserError
@@ -87,8 +87,14 @@ class Survey:
             raise UserError(
                 f"model {cell.model.id} is not trained yet; run `taugrid train` first, or `taugrid run` for everything"
             )
-        metadata = self.rundir.sample_metadata(cell)
+        gone: UserError | None = None
+        try:
+            metadata: dict[str, Any] | None = self.rundir.sample_metadata(cell)
+        except UserError as error:  # the weights are gone, which only matters if images are missing
+            gone, metadata = error, None
         done = self.rundir.sampled(cell, metadata, every_byte=True, on_damage=self.on_damage)
+        if gone is not None and len(done) < len(cell.shards):
+            raise gone
         for shard in cell.shards:
             if shard.number not in done and not self.rundir.storage.exists(self.rundir.sample_part(cell, shard)):
                 self.rundir.forget_derived(cell, shard)

@@ -26,7 +26,7 @@ from taugrid.workers.samplers import ddim
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow, pytest.mark.chaos]
 
 CELLS, STEPS, NIGHTS = 12, 1_500, 20
-LAST = [STEPS - 5 * back for back in range(NIGHTS + 1)]
+LAST = [STEPS - 2 * back for back in range(NIGHTS + 1)]
 """Steps of the checkpoints at the end of the training, where the learning rate is nearly 0."""
 
 
