@@ -13,15 +13,23 @@ from taugrid.words import counted
 
 @click.command()
 @config_options
+@click.option("--history", metavar="DIR", help="Also show what a night costs, as measured in DIR's last night.")
 @json_option
-def plan(config: str, out: str | None, assignments: tuple[str, ...], as_json: bool) -> None:
+def plan(config: str, out: str | None, assignments: tuple[str, ...], history: str | None, as_json: bool) -> None:
     """Show what a run would do and what is already done. Starts nothing."""
     from taugrid.orchestrator.cli.text import plan_text
     from taugrid.orchestrator.inspection import describe_plan
     from taugrid.orchestrator.opened import open_to_plan
 
     opened = open_to_plan(config, assignments, out)
-    print_value(describe_plan(opened.config, opened.plan, opened.rundir), as_json, plan_text)
+    described = describe_plan(opened.config, opened.plan, opened.rundir)
+    if history is None:
+        print_value(described, as_json, plan_text)
+        return
+    from taugrid.orchestrator.nightly.price import price, price_text
+
+    described["night"] = price(described, Path(history))
+    print_value(described, as_json, lambda shown: f"{plan_text(shown)}\n{price_text(shown['night'])}")
 
 
 @click.command()

@@ -1,6 +1,5 @@
 """One night, from its run to its verdict. Called again, it continues where it stopped; a complete night stays."""
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -207,8 +206,3 @@ def _opened_from(config: Config, folder: Path, wish: Wish) -> Opened:
         path = Path(place) / f"{config.name}.json"
         path.write_text(dumps(config.model_dump(mode="json")))
         return open_to_run(str(path), (), str(folder.absolute()), wish.address, trust_code=wish.trust_code)
-
-
-def plan_remarks(wish_history: Path) -> Sequence[Night]:
-    """The complete nights of a history, for `plan`."""
-    return History(wish_history).complete_nights()

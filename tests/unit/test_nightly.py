@@ -263,3 +263,15 @@ def test_an_n_without_a_standard_error_is_refused_before_anything_starts(begun, 
 
 def test_a_name_that_is_no_folders_name_is_refused(begun, tmp_path):
     assert "--id" in taugrid("nightly", begun / "old.yaml", "--history", tmp_path, "--id", "../x", code=2)[1]
+
+
+def test_plan_prices_a_night_in_time_and_bytes(begun, tmp_path):
+    out, _ = taugrid("plan", begun / "old.yaml", "--out", tmp_path / "run", "--history", begun / "history", "--json")
+    found = json.loads(out)["night"]
+    text = next((begun / "history/nights/1/run/events").glob("*")).read_text()
+    events = [json.loads(line) for line in text.splitlines()]
+    seconds = sum(event["seconds"] for event in events if event["event"] == "shard")
+    assert found["worker_seconds"] == pytest.approx(seconds, abs=0.06)
+    assert found["bytes_at_most"] == 200 * CELLS * (16 + 200)
+    shown, _ = taugrid("plan", begun / "old.yaml", "--out", tmp_path / "run", "--history", tmp_path / "none")
+    assert "its time is unknown before the first night" in shown
