@@ -17,7 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taugrid.errors import UserError
-from taugrid.orchestrator.baseline.snapshot import Network, Setup, Snapshot, SnapshotCell, snapshot_of_run
+from taugrid.orchestrator.baseline.snapshot import (
+    Network,
+    Setup,
+    Snapshot,
+    SnapshotCell,
+    images_of_run,
+    snapshot_of_run,
+)
 from taugrid.storage import LOCAL, Storage, read_sealed, replacing, write_sealed
 
 FORMAT = "taugrid baseline 1"
@@ -106,7 +113,7 @@ def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
     if hashlib.sha256(data).hexdigest() != value["parquet_sha256"]:
         raise UserError(f"{beside} is not the file that {path} was written with; restore both from git")
     table = pq.read_table(pa.BufferReader(data))
-    cells = tuple(_read_cell(cell, table) for cell in value["cells"])
+    cells = tuple(_read_cell(cell, table, value["run"]) for cell in value["cells"])
     return Snapshot(str(path), value["name"], value["software"], cells, (), value)
 
 
@@ -121,7 +128,7 @@ def read_json_of_baseline(path: Path, storage: Storage = LOCAL) -> dict[str, Any
     return value
 
 
-def _read_cell(value: Mapping[str, Any], table: pa.Table) -> SnapshotCell:
+def _read_cell(value: Mapping[str, Any], table: pa.Table, run: str) -> SnapshotCell:
     rows = table.filter(pa.compute.equal(table["cell"], value["cell"]))
     influence, pixels = rows["influence"], rows["pixels"]
     digests = None if pixels.null_count else pixels.to_numpy()
@@ -139,4 +146,5 @@ def _read_cell(value: Mapping[str, Any], table: pa.Table) -> SnapshotCell:
         influence=None if influence.null_count else influence.to_numpy(),
         reason=value["reason"],
         find_digests=lambda: digests,
+        find_images=lambda: images_of_run(run, value["cell"], digests),
     )

@@ -187,6 +187,19 @@ def _scored_cell(rundir: RunDir, cell: Cell, score: Mapping[str, Any], network: 
     )
 
 
+def images_of_run(directory: str, cell_id: str, digests: Digests | None) -> Mapping[int, NDArray[np.uint8]] | None:
+    """The images of a cell in a run directory by index, if it is still there and they are the ones with `digests`."""
+    try:
+        opened = open_existing(directory)
+    except UserError:
+        return None
+    for cell in opened.plan.cells:
+        if cell.id == cell_id and digests is not None:
+            found = pixel_digests(opened.rundir, cell)
+            return _images(opened.rundir, cell) if found is not None and np.array_equal(found, digests) else None
+    return None
+
+
 def _images(rundir: RunDir, cell: Cell) -> Mapping[int, NDArray[np.uint8]] | None:
     found: dict[int, NDArray[np.uint8]] = {}
     for shard in cell.shards:
