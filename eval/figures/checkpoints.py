@@ -60,7 +60,7 @@ def checkpoints_figure(
         protocols: the rows' protocols by hash: cells that can't be compared don't share a panel.
         best: the best checkpoints; a panel's title names them, and those that can't be told apart from them.
 
-    If the names of all checkpoints end in different numbers, those are the training steps of the horizontal axis.
+    If the names of the checkpoints differ in a number at their end alone, it is the training step of the axis.
     """
     tables = _over_checkpoints(frame, order, pivot_tables(frame, FID.name, FID.error, protocols), best)
     lengths = sorted({steps for table in tables for steps in table.values.index})
@@ -74,10 +74,10 @@ def checkpoints_figure(
 
 
 def training_steps(order: Sequence[str]) -> list[int] | None:
-    """The numbers at the end of the checkpoints' names, if all have one and no two are equal."""
-    found = [re.search(r"(\d+)/*$", name) for name in order]
-    steps = [int(match[1]) for match in found if match is not None]
-    return steps if len(steps) == len(order) == len(set(steps)) else None
+    """The numbers at the end of the checkpoints' names, if the names differ in nothing else."""
+    found = [match for name in order if (match := re.fullmatch(r"(.*?)(\d+)/*", name, re.DOTALL)) is not None]
+    is_one_training = len(found) == len(order) and len({match[1] for match in found}) == 1
+    return [int(match[2]) for match in found] if is_one_training else None
 
 
 def _best_in_words(best: BestCheckpoint, order: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """A snapshot: what a run's cells are for a comparison with another run, from its files or from a baseline file."""
 
+import json
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -148,6 +149,34 @@ def snapshot_of_opened(opened: Opened) -> Snapshot:
         raise UserError(f"{rundir.root} has no scored cells; run `taugrid evaluate` first")
     software = {key: provenance.get(key) for key in ("python", "versions", "git_commit", "git_dirty")}
     return Snapshot(str(rundir.root), opened.config.name, software, tuple(cells), tuple(unscored))
+
+
+def planned_snapshot(opened: Opened) -> Snapshot:
+    """The cells of a run that has not begun: what they are and how they will be measured, without any score.
+
+    Raises:
+        UserError: if the reference or the extractor can't be opened.
+    """
+    rundir = opened.rundir
+    scoring = evaluation(opened.config, opened.plan, rundir.extractor)
+    cells = [
+        SnapshotCell(
+            cell=cell.id,
+            name=cell.name,
+            settings=cell.settings.model_dump(mode="json"),
+            axes=cell.axes,
+            image_shape=cell.model.image_shape,
+            metrics={},
+            protocol=json.loads(json.dumps(scoring.protocol(cell).as_dict())),
+            network=_network(rundir, cell.model, None),
+            setup=_setup(Origin(), 1, cell.settings.batch_size),
+            influence=None,
+            reason="it is not scored yet",
+            find_digests=lambda: None,
+        )
+        for cell in opened.plan.cells
+    ]
+    return Snapshot(str(rundir.root), opened.config.name, {}, tuple(cells))
 
 
 def _score(opened: Opened, cell: Cell) -> dict[str, Any] | None:

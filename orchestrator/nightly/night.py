@@ -14,7 +14,8 @@ from taugrid.errors import Exit, UserError
 from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
 from taugrid.orchestrator.baseline.files import snapshot_of
 from taugrid.orchestrator.baseline.labels import labels
-from taugrid.orchestrator.baseline.snapshot import Snapshot, snapshot_of_opened
+from taugrid.orchestrator.baseline.matching import matched
+from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot, snapshot_of_opened
 from taugrid.orchestrator.nightly.judging import Terms, judge_night
 from taugrid.orchestrator.nightly.places import History, Night
 from taugrid.orchestrator.nightly.removal import remove_old_images
@@ -81,6 +82,8 @@ def run_night(wish: Wish, progress: Progress) -> Told:
             return Told(night, verdict, again=True)
         check_standard_error(opened)
         baseline = _baseline(wish, history)
+        if baseline is not None:
+            matched(planned_snapshot(opened), baseline)  # refuse what can't be compared before anything is sampled
         outcome = Run(opened.config, opened.plan, opened.rundir, wish.address, progress).do(STAGES, wish.break_lock)
         verdict = _judge(wish, opened, night, baseline, dict(outcome.missing), progress)
         write_night(night, verdict)

@@ -275,3 +275,11 @@ def test_plan_prices_a_night_in_time_and_bytes(begun, tmp_path):
     assert found["bytes_at_most"] == 200 * CELLS * (16 + 200)
     shown, _ = taugrid("plan", begun / "old.yaml", "--out", tmp_path / "run", "--history", tmp_path / "none")
     assert "its time is unknown before the first night" in shown
+
+
+def test_a_night_that_cannot_be_compared_is_refused_before_anything_is_sampled(begun, started):
+    other = ("--set", "evaluate.reference={name: gaussian, shape: [1, 4, 4], split: test}")
+    words = ("nightly", begun / "old.yaml", "--history", started, "--id", "2", *other)
+    _, told = taugrid(*words, code=2)
+    assert "reference is gaussian/test, in the baseline gaussian/all" in told
+    assert not (started / "nights/2/run/samples").exists()

@@ -117,7 +117,7 @@ def test_the_figure_names_the_best_and_what_cannot_be_told_from_it(training):
 def test_names_without_numbers_have_no_training_steps():
     assert training_steps(["a/step-10", "a/step-20/"]) == [10, 20]
     assert training_steps(["a/step-10", "a/final"]) is None
-    assert training_steps(["a/step-10", "b/step-10"]) is None
+    assert training_steps(["a/step-10", "b/step-20"]) is None
 
 
 @pytest.mark.parametrize("value", [{"newest": 0, "of": "x"}, {"newest": 2}, {"newest": 2, "of": 3}, {"of": "x"}])
