@@ -43,8 +43,8 @@ OnDamage = Callable[[Damage], None]
 class RemovedImages(Paths):
     """Sealed records of images that were removed to save space: they count as done, and their scores stay.
 
-    removed/<cell's folder>.parquet holds the hash of each decoded image, and in its metadata what the sample files said:
-    cell, model, weights. It is in place before the first image is deleted.
+    removed/<cell's folder>.parquet holds the hash of each decoded image, and in its metadata what the sample files
+    said: cell, model, weights. It is in place before the first image is deleted.
     """
 
     def removal_record(self, cell: Cell) -> Path:
