@@ -79,6 +79,15 @@ def history_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)
 
 
+def nights_in(path: Path, storage: Storage) -> set[str]:
+    """The ids of the nights in a history file; empty if there is none, or it can't be read."""
+    try:
+        table = pq.read_table(pa.BufferReader(storage.read(path)), columns=["night"])
+    except (FileNotFoundError, pa.ArrowException):
+        return set()
+    return set(table["night"].to_pylist())
+
+
 def write_parquet(path: Path, table: pa.Table, storage: Storage) -> None:
     """Write a table, whole or not at all."""
     with replacing(path, storage) as temporary:

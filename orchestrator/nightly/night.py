@@ -20,7 +20,7 @@ from taugrid.orchestrator.nightly.judging import Terms, judge_night
 from taugrid.orchestrator.nightly.places import History, Night
 from taugrid.orchestrator.nightly.removal import remove_old_images
 from taugrid.orchestrator.nightly.second_look import SecondLook, Unfinished
-from taugrid.orchestrator.nightly.write import write_history, write_night
+from taugrid.orchestrator.nightly.write import is_current, write_history, write_night
 from taugrid.orchestrator.opened import Opened, open_to_run
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.extension import orphans_in_words
@@ -79,6 +79,8 @@ def run_night(wish: Wish, progress: Progress) -> Told:
         verdict = night.verdict
         if verdict is not None:
             progress.say(f"night {night.id} is complete; nothing to do")
+            if not is_current(history):  # a kill came after the verdict
+                write_history(history)
             return Told(night, verdict, again=True)
         check_standard_error(opened)
         baseline = _baseline(wish, history)

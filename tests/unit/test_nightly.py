@@ -116,6 +116,15 @@ def test_the_same_night_again_changes_nothing(begun, started):
     assert every_file(started) == before
 
 
+def test_a_kill_between_verdict_and_history_is_mended_by_the_same_command(begun, started):
+    night(started, begun / "old.yaml", "2")
+    whole = every_file(started)
+    shutil.copy(begun / "history/history.parquet", started / "history.parquet")
+    (started / "trend.svg").unlink()
+    night(started, begun / "old.yaml", "2")
+    assert every_file(started) == whole
+
+
 def test_a_night_killed_ten_times_is_one_complete_night(begun, started, monkeypatch):
     """Ctrl-C at a random job of the night, or in the second look; then the command is given once more."""
     undisturbed = night(started, begun / "worse.yaml", "undisturbed", code=3)
