@@ -112,7 +112,8 @@ def _over_checkpoints(
     return [
         Ablation(
             str(heading),
-            *(_by_steps(part, column).reindex(columns=list(order)) for column in ("fid", "error")),
+            _by_steps(part, "fid").reindex(columns=list(order)),
+            _by_steps(part, "error").reindex(columns=list(order)),
             tuple(told[cell] for cell in part.sort_values("steps")["cell"] if cell in told),
         )
         for heading, part in pd.DataFrame(points).groupby("heading", sort=False)

@@ -45,7 +45,7 @@ def _draw_trend(panel: Axes, table: TrendPanel, styles: Styles) -> None:
     places = {night: place for place, night in enumerate(table.nights)}
     for line, rows in table.rows.groupby("line", sort=False):
         look = styles[str(line)]
-        x: Values = rows["night"].map(places).to_numpy(dtype=np.float64)
+        x: Values = np.array([places[night] for night in rows["night"]], dtype=np.float64)
         values: Values = rows["fid"].where(rows["fid"] > 0).to_numpy(dtype=np.float64)
         errors: Values = rows["fid_se"].to_numpy(dtype=np.float64)
         draw_line(panel, x + look.shift * len(places), values, errors, look)

@@ -51,6 +51,8 @@ class Compared:
     """The upper end of the interval of the difference."""
     detectable: float | None = None
     """The smallest change that would have been called worse with a probability of 80 %."""
+    seeds: str = "usual"
+    """Which samples the difference is of: `usual`, or those of a second look, `fresh` or `grown`."""
     pixels: PixelDistance | None = None
     """Where the weights are the same."""
     note: str = ""
@@ -142,17 +144,17 @@ def change_of(new: SnapshotCell, old: SnapshotCell, margin: float) -> Change:
     return Change(new.name, float(new.metrics["fid"]) - base, margin * base, new.influence - old.influence, new.block)
 
 
-def with_judgement(cells: Sequence[Compared], judgement: NightJudgement) -> list[Compared]:
+def with_judgement(cells: Sequence[Compared], judgement: NightJudgement, seeds: str = "usual") -> list[Compared]:
     """The cells with the verdicts of `judgement`, by name; the others stay as they are."""
     by_name = {found.name: found for found in judgement.cells}
-    return [_judged(cell, by_name) for cell in cells]
+    return [_judged(cell, by_name, seeds) for cell in cells]
 
 
-def _judged(cell: Compared, by_name: dict[str, Any]) -> Compared:
+def _judged(cell: Compared, by_name: dict[str, Any], seeds: str) -> Compared:
     found = by_name.get(cell.name)
     if found is None:
         return cell
-    numbers = {"se": found.se, "t": found.t, "upper": found.upper, "detectable": found.detectable}
+    numbers = {"se": found.se, "t": found.t, "upper": found.upper, "detectable": found.detectable, "seeds": seeds}
     return Compared(**{**cell.__dict__, **numbers, "difference": found.difference, "result": found.verdict})
 
 

@@ -37,6 +37,7 @@ COLUMNS_ABOUT = (
     ("t", pa.float64(), "(difference - margin) / difference_se"),
     ("upper", pa.float64(), "the upper end of the difference's interval"),
     ("detectable", pa.float64(), "the change that would be called worse in 4 of 5 nights"),
+    ("seeds", pa.string(), "the samples that the difference is of: usual, fresh (a second look) or grown"),
 )
 """Name, type and meaning of each column. New columns go at the end."""
 
@@ -55,7 +56,7 @@ def _night_rows(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
     for score in verdict["scores"]:
         found, settings, metrics = compared.get(score["cell"], {}), score["settings"], score["metrics"]
         row = {name: metrics.get(name) for name in ("fid", "fid_se", "isc_mean", "kid_mean", "precision", "recall")}
-        names = ("baseline_fid", "situation", "result", "difference", "margin", "t", "upper", "detectable")
+        names = ("baseline_fid", "situation", "result", "difference", "margin", "t", "upper", "detectable", "seeds")
         row |= {name: found.get(name) for name in names}
         row |= {name: score[name] for name in ("label", "cell", "weights_sha256")}
         eta = settings["eta"]

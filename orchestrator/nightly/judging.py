@@ -62,7 +62,7 @@ def judge_night(
     if names:
         chosen = [judged[name] for name in names]
         confirmed = judge(second.changes(chosen, "fresh", fresh, terms.margin, None), alpha)
-        found = _with(found, confirmed)
+        found = _with(found, confirmed, "fresh")
         rule += f"; the verdict is that of a fresh seed at alpha = {alpha:g} over {'them' if len(names) > 1 else 'it'}"
     if terms.grow_to is not None:
         found, told = _grow(found, judged, terms, alpha, second, grown)
@@ -89,11 +89,13 @@ def _grow(
         return found, "; no undecided cell to grow"
     grown = judge(second.changes(open_cells, "grown", folder, terms.margin, terms.grow_to), alpha)
     count = counted(len(open_cells), "undecided cell")
-    return _with(found, grown), f"; {count} grown to N = {terms.grow_to} with a fresh seed, at alpha = {alpha:g}"
+    return _with(
+        found, grown, "grown"
+    ), f"; {count} grown to N = {terms.grow_to} with a fresh seed, at alpha = {alpha:g}"
 
 
-def _with(found: BaselineComparison, judgement: NightJudgement) -> BaselineComparison:
-    cells = with_judgement(found.cells, judgement)
+def _with(found: BaselineComparison, judgement: NightJudgement, seeds: str) -> BaselineComparison:
+    cells = with_judgement(found.cells, judgement, seeds)
     return replace(
         found, cells=tuple(cells), result=worst([cell.result for cell in cells]), critical=judgement.critical
     )

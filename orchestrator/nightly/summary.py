@@ -53,16 +53,24 @@ def reasons(verdict: dict[str, Any]) -> dict[str, str]:
 
 
 def _reason(cell: dict[str, Any]) -> str:
-    told = [f"FID {_number(cell['baseline_fid'])} -> {_number(cell['fid'])}, {_change(cell)}"]
+    told = [f"FID {_number(cell['baseline_fid'])} -> {_number(cell['fid'])}, change {_change(cell)}"]
     if cell["t"] is not None:
         told.append(f"T = {cell['t']:+.1f}, margin {cell['margin']:.3g}")
+    return "; ".join([*told, *_remarks(cell)])
+
+
+def _remarks(cell: dict[str, Any]) -> list[str]:
+    """What the table's columns do not say."""
+    told = []
+    if cell["seeds"] != "usual":
+        told.append(f"change with {'a fresh seed' if cell['seeds'] == 'fresh' else 'more samples and a fresh seed'}")
     if cell["result"] == "undecided" and cell["detectable"] is not None:
         told.append(f"a change of {cell['detectable']:.3g} would be seen in 4 of 5 nights")
     pixels = cell["pixels"]
     if pixels and pixels["differing"]:
         levels = "an unknown number of" if pixels["largest"] is None else f"up to {pixels['largest']}"
         told.append(f"{pixels['differing']} of {pixels['images']} images differ, by {levels} grey levels")
-    return "; ".join([*told, *filter(None, [cell["note"]])])
+    return [*told, *filter(None, [cell["note"]])]
 
 
 def _number(value: float, error: float | None = None) -> str:
@@ -84,7 +92,7 @@ def _table(verdict: dict[str, Any], compared: dict[str, Any]) -> str:
     rows = [
         f"| {named[cell['cell']].replace('|', '/')} | {'**' if cell['result'] in ORDER[:2] else ''}{cell['result']}"
         f"{'**' if cell['result'] in ORDER[:2] else ''} | {_number(cell['baseline_fid'])} | {_number(cell['fid'])} | "
-        f"{_change(cell)} | {'' if cell['t'] is None else format(cell['t'], '+.1f')} | {_reason(cell)} |"
+        f"{_change(cell)} | {'' if cell['t'] is None else format(cell['t'], '+.1f')} | {'; '.join(_remarks(cell))} |"
         for cell in cells[:MOST_ROWS]
     ]
     more = [f"... and {len(cells) - MOST_ROWS} more cells."] if len(cells) > MOST_ROWS else []

@@ -13,8 +13,9 @@ from shared import taugrid
 from taugrid.config import Config, Train, validate
 
 README = Path(__file__).parents[2] / "README.md"
-NOT_RUN_HERE = ("--address auto", "make ", "taugrid selfcheck")
-"""A cluster that this machine would have to belong to; make, which is what runs this; test_selfcheck_run.py's."""
+NOT_RUN_HERE = ("--address auto", "make ", "taugrid selfcheck", "baseline.json")
+"""A cluster that this machine would have to belong to; make, which is what runs this; test_selfcheck_run.py's; and
+nights, which need standard errors (tests/unit/test_nightly_page.py)."""
 
 
 def commands():
