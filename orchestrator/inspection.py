@@ -85,6 +85,7 @@ def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:
         "shards": len(cell.shards),
         "shards_done": len(done),
         "images_done": images_done,
+        "images_removed": rundir.has_removed_images(cell),
         "network_evaluations": cell.settings.num_samples * len(cell.tau),
         "network_evaluations_done": images_done * len(cell.tau),
         "scored": len(done) == len(cell.shards)
@@ -157,7 +158,8 @@ def _verify_samples(cell: Cell, rundir: RunDir, tick: Callable[[int], None]) -> 
     except UserError as error:  # of the weights: the images can be read without them
         found.append(Damage(rundir.weights_file(cell.model, cell.settings.weights), str(error)))
         done = rundir.sampled(cell, None, every_byte=False, on_damage=found.append)
-    whole = [rundir.sample_part(cell, shard) for shard in cell.shards if shard.number in done]
+    parts = [rundir.sample_part(cell, shard) for shard in cell.shards if shard.number in done]
+    whole = [path for path in parts if rundir.storage.exists(path)]  # others were removed: their record is whole
     look = partial(_verify_images, shape=cell.model.image_shape, storage=rundir.storage)
     found += _read_all(whole, look, tick)
     planned = {rundir.sample_part(cell, shard) for shard in cell.shards}
@@ -258,6 +260,8 @@ def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--to {folder} exists and is not an empty folder; give a new one")
+    if rundir.has_removed_images(cell):
+        raise UserError(f"the images of {cell.name} were removed; delete {rundir.removal_record(cell)} and run again")
     damages: list[Damage] = []
     done = rundir.sampled(cell, None, every_byte=True, on_damage=damages.append)
     if damages or len(done) < len(cell.shards):

@@ -1,12 +1,14 @@
 """A config with its plan and its run directory: the start of commands and the Python API."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from taugrid.config.load import CONFIG_NAME, find, load
 from taugrid.errors import UserError
 from taugrid.orchestrator.dispatch.address import check_form
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.patterns import resolve_patterns
 from taugrid.orchestrator.plan.trust import custom_code, require_trusted, trust
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.extension import check_extends
@@ -54,7 +56,10 @@ class Opened:
             if runs_code and not trust_code:
                 named = custom_code(load(name))
                 require_trusted([code for code in custom_code(self.config) if code in named], file)
-        self.plan = plan(self.config, rundir.read_checkpoint, rundir.describe_network, rundir.fingerprint)
+        recorded = (str(record["path"]) for record in rundir.model_records() if "path" in record)
+        self.config, notes = resolve_patterns(self.config, recorded)
+        made = plan(self.config, rundir.read_checkpoint, rundir.describe_network, rundir.fingerprint)
+        self.plan = replace(made, notes=notes)
         if is_own:
             trust(custom_code(self.config))
 

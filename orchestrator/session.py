@@ -29,6 +29,7 @@ from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.kind import Conclusion, Piece, WorkKind
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import replacing, write_json
+from taugrid.words import counted
 from taugrid.workers.data.load import load_images
 from taugrid.workers.training import fit
 
@@ -107,6 +108,8 @@ class Run:
             settings = [cell.settings for cell in self.plan.cells if cell.model.id == model.id]
             if (said := model.source.announcement(model.diffusion, settings)) is not None:
                 self._progress.say(f"model {model.id}: {said}")
+        if removed := sum(self.rundir.has_removed_images(cell) for cell in self.plan.cells):
+            self._progress.say(f"images removed: {counted(removed, 'cell')}; scores and influences stay")
         if scoring is not None:
             self.rundir.record_extractor(scoring.extractor, self.config.data.image_shape)
             self._modules |= set(scoring.extractor.files)

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -81,12 +81,14 @@ def kind(protocol: ProtocolFields) -> str:
     return spaced_json_sha256(dict(_must_agree(protocol)))[:8]
 
 
-def disagreements(protocols: Mapping[str, ProtocolFields]) -> dict[str, dict[str, list[str]]]:
+def disagreements(
+    protocols: Mapping[str, ProtocolFields], may_differ: Set[str] = COMPARED
+) -> dict[str, dict[str, list[str]]]:
     """Field -> value -> the names in `protocols` that have it, for each field that must agree but does not.
 
     Nested fields are joined by dots ("versions.torch"). Values are formatted for people; hashes are cut to ten digits.
     """
-    flat = {name: dict(_must_agree(protocol)) for name, protocol in protocols.items()}
+    flat = {name: dict(_must_agree(protocol, may_differ)) for name, protocol in protocols.items()}
     fields = sorted({field for values in flat.values() for field in values})
     found: dict[str, dict[str, list[str]]] = {}
     for field in fields:
@@ -98,13 +100,13 @@ def disagreements(protocols: Mapping[str, ProtocolFields]) -> dict[str, dict[str
     return found
 
 
-def _must_agree(protocol: ProtocolFields, path: str = "") -> Iterator[tuple[str, str]]:
+def _must_agree(protocol: ProtocolFields, may_differ: Set[str] = COMPARED, path: str = "") -> Iterator[tuple[str, str]]:
     """Dotted names, and values as JSON."""
     for key, value in protocol.items():
-        if (not path and key in COMPARED) or f"{path}{key}" in LABELS:
+        if (not path and key in may_differ) or f"{path}{key}" in LABELS:
             continue
         if isinstance(value, Mapping):
-            yield from _must_agree(value, f"{path}{key}.")
+            yield from _must_agree(value, may_differ, f"{path}{key}.")
         else:
             yield f"{path}{key}", json.dumps(value, sort_keys=True)
 

@@ -1,6 +1,7 @@
 """The figure of an ablation: FID over checkpoints."""
 
 import math
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -15,11 +16,13 @@ from taugrid.eval.figures.drawing import (
     PANELS_ACROSS,
     TITLE_WIDTH,
     Styles,
+    Values,
     draw_line,
     fid_figure,
     ordered_styles,
     shifts,
 )
+from taugrid.eval.tables.best_checkpoints import BestCheckpoint
 from taugrid.eval.tables.long_form import CHECKPOINT, FID
 from taugrid.eval.tables.pivots import Pivot, pivot_tables, short_names
 from taugrid.protocol import ProtocolFields
@@ -29,6 +32,9 @@ NAME_WIDTH = 26
 CHARACTER_HEIGHT = 0.036
 """Height in inches that a character of such a name takes, at its angle."""
 
+MOST_ALIKE = 4
+"""Checkpoints that a panel's title names beside the best."""
+
 
 class Ablation(NamedTuple):
     """One panel of `checkpoints`: FID and its standard error by S (index, ascending) and checkpoint (columns)."""
@@ -36,10 +42,15 @@ class Ablation(NamedTuple):
     heading: str
     values: pd.DataFrame
     errors: pd.DataFrame
+    best: tuple[str, ...] = ()
+    """A line for each S: which checkpoint is the best."""
 
 
 def checkpoints_figure(
-    frame: pd.DataFrame, order: Sequence[str], protocols: Mapping[str, ProtocolFields] = {}
+    frame: pd.DataFrame,
+    order: Sequence[str],
+    protocols: Mapping[str, ProtocolFields] = {},
+    best: Sequence[BestCheckpoint] = (),
 ) -> Figure:
     """FID over checkpoints: a line for each S, bars of ±1 standard error, a panel for each eta of each pivot.
 
@@ -47,8 +58,11 @@ def checkpoints_figure(
         frame: the quality table, with the column `CHECKPOINT`.
         order: its values from left to right, in the order of the grid.
         protocols: the rows' protocols by hash: cells that can't be compared don't share a panel.
+        best: the best checkpoints; a panel's title names them, and those that can't be told apart from them.
+
+    If the names of the checkpoints differ in a number at their end alone, it is the training step of the axis.
     """
-    tables = _over_checkpoints(frame, order, pivot_tables(frame, FID.name, FID.error, protocols))
+    tables = _over_checkpoints(frame, order, pivot_tables(frame, FID.name, FID.error, protocols), best)
     lengths = sorted({steps for table in tables for steps in table.values.index})
     styles = ordered_styles({str(steps): f"$S$ = {steps}" for steps in lengths}, shifts(len(lengths)))
     figure = fid_figure(tables, _draw, styles, "linear")
@@ -59,7 +73,26 @@ def checkpoints_figure(
     return figure
 
 
-def _over_checkpoints(frame: pd.DataFrame, order: Sequence[str], pivots: Sequence[Pivot]) -> list[Ablation]:
+def training_steps(order: Sequence[str]) -> list[int] | None:
+    """The numbers at the end of the checkpoints' names, if the names differ in nothing else."""
+    found = [match for name in order if (match := re.fullmatch(r"(.*?)(\d+)/*", name, re.DOTALL)) is not None]
+    is_one_training = len(found) == len(order) and len({match[1] for match in found}) == 1
+    return [int(match[2]) for match in found] if is_one_training else None
+
+
+def _best_in_words(best: BestCheckpoint, order: Sequence[str]) -> str:
+    """Such as "S = 10: best 1500 (≈ 1400, 1450)"."""
+    steps = training_steps(order)
+    shown = dict(zip(order, map(str, steps) if steps else short_names(order), strict=True))
+    alike = [shown[name] for name in best.alike if name in shown]
+    more = f" and {len(alike) - MOST_ALIKE} more" if len(alike) > MOST_ALIKE else ""
+    told = f" (≈ {', '.join(alike[-MOST_ALIKE:])}{more})" if alike else ""
+    return f"S = {best.steps}: best {shown.get(best.checkpoint, best.checkpoint)}{told}"
+
+
+def _over_checkpoints(
+    frame: pd.DataFrame, order: Sequence[str], pivots: Sequence[Pivot], best: Sequence[BestCheckpoint] = ()
+) -> list[Ablation]:
     """One for each eta, over tables that differ in nothing but the checkpoint."""
     shown = frame[frame[CHECKPOINT].isin(order)]
     checkpoint_of = dict(zip(shown["cell"], shown[CHECKPOINT], strict=True))
@@ -70,11 +103,19 @@ def _over_checkpoints(frame: pd.DataFrame, order: Sequence[str], pivots: Sequenc
             if (cell := table.cells.at[label, steps]) in checkpoint_of:
                 heading = ", ".join(filter(None, [f"η = {label}", shared]))
                 number: dict[str, Any] = {"fid": table.values.at[label, steps], "error": table.errors.at[label, steps]}
-                points.append({"heading": heading, "steps": steps, "checkpoint": checkpoint_of[cell], **number})
+                points.append(
+                    {"heading": heading, "steps": steps, "checkpoint": checkpoint_of[cell], "cell": cell, **number}
+                )
     if not points:
         return []
+    told = {found.cell: _best_in_words(found, order) for found in best}
     return [
-        Ablation(str(heading), *(_by_steps(part, column).reindex(columns=list(order)) for column in ("fid", "error")))
+        Ablation(
+            str(heading),
+            _by_steps(part, "fid").reindex(columns=list(order)),
+            _by_steps(part, "error").reindex(columns=list(order)),
+            tuple(told[cell] for cell in part.sort_values("steps")["cell"] if cell in told),
+        )
         for heading, part in pd.DataFrame(points).groupby("heading", sort=False)
     ]
 
@@ -84,15 +125,21 @@ def _by_steps(points: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def _draw(panel: Axes, table: Ablation, styles: Styles) -> None:
-    names = short_names([str(checkpoint) for checkpoint in table.values.columns])
-    places = np.arange(len(names), dtype=np.float64)
+    order = [str(checkpoint) for checkpoint in table.values.columns]
+    names, numbers = short_names(order), training_steps(order)
+    places: Values = np.array(numbers or range(len(names)), dtype=np.float64)
+    width = float(np.ptp(places)) if numbers else len(names)
     for steps in table.values.index:
         look, value = styles[str(steps)], table.values.loc[steps]
         if (value > 0).any():
             # Leave a gap for a missing value: a line would suggest that one checkpoint leads to the next.
             shown = value.where(value > 0).to_numpy()
-            draw_line(panel, places + look.shift * len(names), shown, table.errors.loc[steps].to_numpy(), look)
-    panel.set_title(textwrap.fill(table.heading, TITLE_WIDTH), parse_math=False)
+            draw_line(panel, places + look.shift * width, shown, table.errors.loc[steps].to_numpy(), look)
+    title = [textwrap.fill(line, TITLE_WIDTH) for line in (table.heading, *table.best)]
+    panel.set_title("\n".join(title), parse_math=False)
+    if numbers:
+        panel.set_xlabel("training step")
+        return
     panel.set_xlabel("checkpoint")
     panel.set_xlim(-0.5, len(names) - 0.5)
     lines = [textwrap.fill(name, NAME_WIDTH).replace("$", r"\$") for name in names]

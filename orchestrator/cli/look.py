@@ -13,15 +13,23 @@ from taugrid.words import counted
 
 @click.command()
 @config_options
+@click.option("--history", metavar="DIR", help="Also show what a night costs, as measured in DIR's last night.")
 @json_option
-def plan(config: str, out: str | None, assignments: tuple[str, ...], as_json: bool) -> None:
+def plan(config: str, out: str | None, assignments: tuple[str, ...], history: str | None, as_json: bool) -> None:
     """Show what a run would do and what is already done. Starts nothing."""
     from taugrid.orchestrator.cli.text import plan_text
     from taugrid.orchestrator.inspection import describe_plan
     from taugrid.orchestrator.opened import open_to_plan
 
     opened = open_to_plan(config, assignments, out)
-    print_value(describe_plan(opened.config, opened.plan, opened.rundir), as_json, plan_text)
+    described = describe_plan(opened.config, opened.plan, opened.rundir)
+    if history is None:
+        print_value(described, as_json, plan_text)
+        return
+    from taugrid.orchestrator.nightly.price import price, price_text
+
+    described["night"] = price(described, Path(history))
+    print_value(described, as_json, lambda shown: f"{plan_text(shown)}\n{price_text(shown['night'])}")
 
 
 @click.command()
@@ -66,7 +74,9 @@ def verify(directory: str, as_json: bool) -> None:
         for damage in listed:
             click.echo(f"{damage['path']}: {damage['reason']}")
         verdict = f"{counted(len(listed), 'problem')} found" if listed else "everything is intact"
-        click.echo(f"{counted(seen, 'image')} decoded; {verdict}", err=bool(listed))
+        removed = sum(opened.rundir.has_removed_images(cell) for cell in opened.plan.cells)
+        of_removed = f"; images removed: {counted(removed, 'cell')}, whose records are checked" if removed else ""
+        click.echo(f"{counted(seen, 'image')} decoded{of_removed}; {verdict}", err=bool(listed))
     if listed:
         sys.exit(Exit.FAILED)
 
@@ -91,19 +101,44 @@ def export(directory: str, cell: str, folder: str) -> None:
 
 @click.command()
 @click.argument("directory", metavar="DIR")
-@click.argument("cell_a", metavar="CELL")
-@click.argument("cell_b", metavar="CELL")
-@click.option("--join", is_flag=True, help="Compare even if protocols differ or no noise is shared, and say so.")
+@click.argument("others", metavar="BASELINE | CELL CELL", nargs=-1, required=True)
+@click.option("--join", is_flag=True, help="Two cells: compare even if protocols differ or no noise is shared.")
+@click.option(
+    "--margin",
+    type=click.FloatRange(0),
+    help="Baseline: the loss that is accepted, as a share of its FID.  [default: 0.02]",
+)
+@click.option(
+    "--alpha",
+    type=click.FloatRange(0, 0.5, min_open=True),
+    help="Baseline: the share of nights without a loss that may be called worse.  [default: 0.01]",
+)
 @json_option
-def compare(directory: str, cell_a: str, cell_b: str, join: bool, as_json: bool) -> None:
-    """Show the difference between two cells' FIDs, second minus first, with its paired standard error.
+def compare(
+    directory: str, others: tuple[str, ...], join: bool, margin: float | None, alpha: float | None, as_json: bool
+) -> None:
+    """Compare a run with a baseline, or two cells of a run.
 
-    CELL is a cell's id or the name of its folder; the first characters are enough if they fit one cell only.
+    BASELINE is a run directory, or a file of `taugrid baseline accept`. Cells are matched by their settings. Exits with
+    3 if a cell got worse by more than the margin, or if the same weights, software and device made other images.
+
+    CELL CELL shows the difference between two cells' FIDs, second minus first, with its paired standard error. CELL is
+    a cell's id or the name of its folder; the first characters are enough if they fit one cell only.
     """
+    if len(others) == 1:
+        from taugrid.orchestrator.cli.baseline import compare_with_baseline
+
+        if join:
+            raise click.UsageError("--join is for two cells")
+        compare_with_baseline(directory, others[0], margin, alpha, as_json)
+        return
+    if len(others) != 2 or margin is not None or alpha is not None:
+        raise click.UsageError("give DIR and a BASELINE, with --margin and --alpha, or DIR and two cells, with --join")
     from taugrid.eval.tables.differences_files import difference_line
     from taugrid.orchestrator.inspection import compare as compare_cells
     from taugrid.orchestrator.opened import open_existing
 
     opened = open_existing(directory)
+    cell_a, cell_b = others
     compared = compare_cells(opened.config, opened.plan, opened.rundir, cell_a, cell_b, join)
     print_value(compared, as_json, difference_line)

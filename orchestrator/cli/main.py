@@ -15,7 +15,7 @@ from taugrid import __version__
 from taugrid.disk import failing_in_one_line
 from taugrid.errors import Exit, RunFailed, UserError
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.cli import config, evaluate, jobs, look, run, selfcheck
+from taugrid.orchestrator.cli import baseline, config, evaluate, jobs, look, nightly, run, selfcheck
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,6 +38,8 @@ for command in (
     look.verify,
     look.export,
     look.compare,
+    baseline.baseline,
+    nightly.nightly,
     selfcheck.selfcheck,
     run.reconstruct,
     run.interpolate,

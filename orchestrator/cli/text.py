@@ -30,7 +30,7 @@ def plan_text(plan: dict[str, Any]) -> str:
     width = max(len(cell["name"]) for cell in plan["cells"])
     lines += ["", f"{'cell':{width}}  {'images':>16}  {'shards':>9}  evaluations  scored"]
     for cell in plan["cells"]:
-        images = f"{cell['images_done']}/{cell['num_samples']}"
+        images = "removed" if cell["images_removed"] else f"{cell['images_done']}/{cell['num_samples']}"
         shards = f"{cell['shards_done']}/{cell['shards']}"
         evaluations = quantity(cell["network_evaluations"])
         scored = "yes" if cell["scored"] else "no"

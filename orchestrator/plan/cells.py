@@ -98,6 +98,8 @@ class Plan:
 
     models: tuple[Model, ...]
     cells: tuple[Cell, ...]
+    notes: tuple[str, ...] = ()
+    """What the user should know about how the config was read."""
 
     @property
     def trained_here(self) -> list[tuple[Model, Trained]]:
@@ -115,7 +117,10 @@ class Plan:
         """What the user should know about the lists tau that the config leads to."""
         lists = {(cell.settings.spacing_name, cell.settings.steps, cell.tau): cell for cell in self.cells}
         settings = [(cell.settings.spacing, cell.settings.steps, cell.tau) for cell in lists.values()]
-        return [remark for spacing, steps, times in settings for remark in remarks(spacing, steps, times)]
+        return [
+            *self.notes,
+            *(remark for spacing, steps, times in settings for remark in remarks(spacing, steps, times)),
+        ]
 
     @property
     def axes(self) -> list[str]:

@@ -1,6 +1,5 @@
 """Writes the report of a run: tables/ and figures/, from the rows that were collected."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,8 @@ from taugrid.eval.figures.checkpoints import checkpoints_figure
 from taugrid.eval.figures.drawing import save
 from taugrid.eval.figures.loss import losses_figure
 from taugrid.eval.figures.quality import quality_figure
-from taugrid.eval.tables.differences import differences, indistinguishable
+from taugrid.eval.tables.best_checkpoints import best_checkpoints
+from taugrid.eval.tables.differences import Evidence, differences, indistinguishable
 from taugrid.eval.tables.differences_files import write_differences
 from taugrid.eval.tables.long_form import CHECKPOINT, long_form
 from taugrid.eval.tables.published.counterparts import NetworkOrigin, quality_counterparts
@@ -43,8 +43,9 @@ def write_report(config: Config, plan: Plan, rundir: RunDir, collected: Rows) ->
     if rows:
         with rundir.storage.local_folder(rundir.figures) as figures:
             save(quality_figure(long_form(rows), {} if joining else evidence.protocols), figures / "quality")
-    _write_checkpoints(plan, rundir, rows, {} if joining else evidence.protocols)
-    write_sample_figures(config, plan, rundir)
+    _write_checkpoints(plan, rundir, rows, evidence, joining)
+    if not any(rundir.has_removed_images(cell) for cell in plan.cells):  # else those of before stay
+        write_sample_figures(config, plan, rundir)
     write_losses(plan, rundir)
 
 
@@ -83,13 +84,15 @@ def network_origin(model: Model) -> NetworkOrigin:
 
 
 def _write_checkpoints(
-    plan: Plan, rundir: RunDir, rows: list[dict[str, Any]], protocols: Mapping[str, Mapping[str, object]]
+    plan: Plan, rundir: RunDir, rows: list[dict[str, Any]], evidence: Evidence, joining: bool
 ) -> None:
     """Write figures/checkpoints.*, if the grid has several checkpoints."""
     order = list(dict.fromkeys(cell.axes.get(CHECKPOINT) for cell in plan.cells))
     loaded = [checkpoint for checkpoint in order if checkpoint is not None]
     if rows and len(loaded) > 1:
         with rundir.storage.local_folder(rundir.figures) as figures:
-            save(checkpoints_figure(long_form(rows), loaded, protocols), figures / "checkpoints")
+            protocols = {} if joining else evidence.protocols
+            figure = checkpoints_figure(long_form(rows), loaded, protocols, best_checkpoints(rows, evidence))
+            save(figure, figures / "checkpoints")
     else:
         rundir.remove_figures("checkpoints.*")

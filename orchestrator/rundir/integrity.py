@@ -11,8 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
 from taugrid import parquet
 from taugrid.errors import DamagedFile, UserError
+from taugrid.hashing import canonical_json
 from taugrid.orchestrator.plan.cells import Cell, Shard
 from taugrid.orchestrator.rundir.ledger import Ledger
 from taugrid.orchestrator.rundir.paths import Paths
@@ -35,7 +41,54 @@ class Damage(NamedTuple):
 OnDamage = Callable[[Damage], None]
 
 
-class Integrity(Paths):
+class RemovedImages(Paths):
+    """Sealed records of images that were removed to save space: they count as done, and their scores stay.
+
+    removed/<cell's folder>.parquet holds the hash of each decoded image, and in its metadata what the sample files
+    said: cell, model, weights. It is in place before the first image is deleted.
+    """
+
+    def removal_record(self, cell: Cell) -> Path:
+        """The record of a cell's images."""
+        return self.root / "removed" / f"{cell.name}.parquet"
+
+    def removed_images(self, cell: Cell) -> parquet.Part | None:
+        """What the record of a cell says; None if there is none. One that is damaged does not count."""
+        try:
+            return parquet.inspect(self.removal_record(cell), storage=self.storage)
+        except (FileNotFoundError, NotADirectoryError, DamagedFile):
+            return None
+
+    def has_removed_images(self, cell: Cell) -> bool:
+        """Whether the cell's images were removed after it was complete."""
+        return self.storage.exists(self.removal_record(cell))
+
+    def removed_digests(self, cell: Cell) -> NDArray[np.int64] | None:
+        """(N,), the hashes of a cell's decoded images, from its record; None if there is none."""
+        if self.removed_images(cell) is None:
+            return None
+        with self.storage.local_path(self.removal_record(cell)) as local:
+            found: NDArray[np.int64] = pq.read_table(local, columns=["pixels"]).column("pixels").to_numpy()
+        return found
+
+    def remove_images(self, cell: Cell, metadata: Mapping[str, Any], digests: NDArray[np.int64]) -> None:
+        """Write the record of a cell whose images are complete, and delete them.
+
+        Args:
+            cell: all its images were read.
+            metadata: the cell's `sample_metadata`, and the shards with their hashes.
+            digests: (N,), of its decoded images.
+        """
+        fields = [("index", pa.int64()), ("pixels", pa.int64())]
+        schema = pa.schema(fields, metadata={b"taugrid": canonical_json(metadata).encode()})
+        with parquet.PartWriter(self.removal_record(cell), schema, self.storage) as part:
+            part.write({"index": np.arange(len(digests)), "pixels": digests})
+            part.commit(replace=True)
+        for shard in cell.shards:
+            self.storage.delete(self.sample_part(cell, shard))
+
+
+class Integrity(RemovedImages):
     """Checks the files of a run directory, and removes those that must not stay.
 
     A file is read only if the ledger does not know it, or its size, inode or time has changed since it was read.
@@ -80,6 +133,11 @@ class Integrity(Paths):
                 on_damage(Damage(path, "its metadata is not this cell's"))
             elif part.stop >= shard.stop:
                 done.add(shard.number)
+        if len(done) < len(cell.shards) and (removed := self.removed_images(cell)) is not None:
+            # Images of other weights are not these: then the cell is sampled again.
+            keys = SAMPLE_IDENTITY if metadata is not None else ()
+            if all(removed.metadata.get(key) == metadata[key] for key in keys if metadata is not None):
+                done |= {shard.number for shard in cell.shards if shard.stop <= removed.stop}
         return done
 
     def extracted(self, extractor: str, cell: Cell, every_byte: bool, on_damage: OnDamage) -> set[int]:

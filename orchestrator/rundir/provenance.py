@@ -47,7 +47,11 @@ def write(rundir: RunDir, plan: Plan, evaluation: Evaluation | None) -> None:
     before = read_json(rundir.provenance, rundir.storage) or {}
     value: dict[str, Any] = {
         **software(),
-        "models": {model.id: _weights(rundir, plan, model.id) for model in plan.models if rundir.is_ready(model)},
+        "models": {
+            model.id: found
+            for model in plan.models
+            if rundir.is_ready(model) and (found := _weights(rundir, plan, model.id, before))
+        },
         "dataset": _dataset(rundir, plan, evaluation, before),
         "reference": before.get("reference"),
         "extractor": before.get("extractor"),
@@ -82,10 +86,15 @@ def _describe(data: Data) -> dict[str, Any]:
     return data.model_dump(mode="json", exclude={"download"}) | found
 
 
-def _weights(rundir: RunDir, plan: Plan, model_id: str) -> Mapping[str, str]:
+def _weights(rundir: RunDir, plan: Plan, model_id: str, before: Mapping[str, Any]) -> Mapping[str, str]:
+    """SHA-256 by kind of weights; as recorded before, if the weights are gone."""
     model = next(model for model in plan.models if model.id == model_id)
     kinds = {cell.settings.weights for cell in plan.cells if cell.model.id == model_id}
-    return {kind: rundir.weights_sha256(model, kind) for kind in sorted(kinds)}
+    try:
+        return {kind: rundir.weights_sha256(model, kind) for kind in sorted(kinds)}
+    except UserError:
+        recorded: Mapping[str, str] = (before.get("models") or {}).get(model_id) or {}
+        return recorded
 
 
 def machines(rundir: RunDir) -> list[dict[str, str]]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from taugrid.config import Config
 from taugrid.errors import UserError
@@ -87,14 +87,20 @@ class Survey:
             raise UserError(
                 f"model {cell.model.id} is not trained yet; run `taugrid train` first, or `taugrid run` for everything"
             )
-        metadata = self.rundir.sample_metadata(cell)
+        gone: UserError | None = None
+        try:
+            metadata: dict[str, Any] | None = self.rundir.sample_metadata(cell)
+        except UserError as error:  # the weights are gone, which only matters if images are missing
+            gone, metadata = error, None
         done = self.rundir.sampled(cell, metadata, every_byte=True, on_damage=self.on_damage)
         lacking = [shard for shard in cell.shards if shard.number not in done]
+        if lacking and gone is not None:
+            raise gone
         if lacking:
             there = self.rundir.versions(self.rundir.samples / cell.name)
-            gone = [shard for shard in lacking if self.rundir.sample_part(cell, shard) not in there]
-            if gone:
-                self.rundir.forget_derived(cell, gone)
+            vanished = [shard for shard in lacking if self.rundir.sample_part(cell, shard) not in there]
+            if vanished:
+                self.rundir.forget_derived(cell, vanished)
         return done
 
     def _evaluated(self, cell: Cell, sampled: set[int], evaluation: Evaluation) -> CellState:
@@ -115,7 +121,22 @@ class Survey:
         )
         # Features may have been removed to save space: they are only needed for the score.
         to_score = bool(damages) or len(sampled) < len(cell.shards) or not scored
+        if to_score:
+            self._require_images(cell, sampled, extracted)
         return CellState(cell, sampled, extracted, to_score)
+
+    def _require_images(self, cell: Cell, sampled: set[int], extracted: set[int]) -> None:
+        """Raise `UserError` if features are missing and the images that they come from were removed."""
+        for shard in cell.shards:
+            is_removed = shard.number in sampled and not self.rundir.storage.exists(
+                self.rundir.sample_part(cell, shard)
+            )
+            if is_removed and shard.number not in extracted:
+                record = self.rundir.removal_record(cell)
+                raise UserError(
+                    f"{cell.name} is to be scored again, but its images were removed; delete {record} to have them "
+                    "sampled again"
+                )
 
     def _reference(self, evaluation: Evaluation) -> ReferenceState:
         reference, folder = evaluation.reference, self.rundir.extractor_folder(evaluation.extractor)

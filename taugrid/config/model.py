@@ -56,7 +56,8 @@ class ModelSection(Section):
 
     unet: Unet | None = None
     checkpoint: str | None = None
-    """A diffusers folder (a pipeline or a bare UNet2DModel), or a model's id on the Hugging Face hub."""
+    """A diffusers folder (a pipeline or a bare UNet2DModel), or a model's id on the Hugging Face hub. In a grid also a
+    pattern of folders (`runs/x/step-*`), or its newest: `{newest: 3, of: runs/x/step-*}`."""
     callable: str | None = None
     """A custom network, `package.module:function`. The function is called once and returns a function of x and t."""
     weights: str | None = None

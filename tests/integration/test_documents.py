@@ -13,8 +13,9 @@ from shared import taugrid
 from taugrid.config import Config, Train, validate
 
 README = Path(__file__).parents[2] / "README.md"
-NOT_RUN_HERE = ("--address", "submit", "jobs", "logs", "stop", "make ", "taugrid selfcheck")
-"""test_jobs.py's, which has a cluster; make, which is what runs this; test_selfcheck_run.py's."""
+NOT_RUN_HERE = ("--address", "submit", "jobs", "logs", "stop", "make ", "taugrid selfcheck", "baseline.json")
+"""test_jobs.py's, which has a cluster; make, which is what runs this; test_selfcheck_run.py's; and nights, which need
+standard errors (tests/unit/test_nightly_page.py)."""
 
 
 def commands():

@@ -1,0 +1,242 @@
+"""How often the nightly gate cries wolf, and what it sees: simulated nights, judged by the rule as it is.
+
+    python -m benchmarks.gate [--nights 2000] [--blocks 100] [--draws 20000]
+    python -m benchmarks.gate RUN BASELINE    # nights resampled from the influences of two real runs
+
+Networks are exchangeable: network k turns the noise z of a sample into a z + b w_k, so all of them have the same true
+FID, whatever the features. Features are rectified Gaussians; FIDs and influences come from eval/metrics/frechet.py. A
+frozen block is one draw of z and of the baseline's w, which all its nights share. A true change of x standard errors is
+added to the estimated difference.
+
+With two run directories, nights are bootstrap samples of the images of real cells: their influences, and therefore
+their correlations, are those of real networks, and the FIDs are linear in the samples.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import norm
+from threadpoolctl import threadpool_limits
+
+from taugrid.eval.gate.critical import correlation
+from taugrid.eval.gate.rule import ALPHA, Change, NightJudgement, judge, screened
+from taugrid.eval.metrics.frechet import Frechet, standard_error
+from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
+
+D, N = 6, 600
+SHARED, OWN = 0.8, 0.6
+"""a and b: how much of a sample is of its noise, and how much of the network."""
+COMMON = 0.6
+"""Share of the noise's variance that the cells of a night have in common. Real cells: see docs/decisions.md."""
+MIXING = np.random.default_rng(99).standard_normal((D, D)) / np.sqrt(D)
+CHANGES = (0, 1, 2, 4, 6)
+"""True changes, in standard errors of the cell's difference."""
+
+
+class Noise(NamedTuple):
+    """What N samples of all cells are made from: the common part (N, D), and each cell's own (cells, N, D)."""
+
+    common: Array
+    own: Array
+
+    @classmethod
+    def draw(cls, random: np.random.Generator, cells: int) -> "Noise":
+        return cls(random.standard_normal((N, D)), random.standard_normal((cells, N, D)))
+
+    def of_cell(self, cell: int) -> Array:
+        mixed: Array = np.sqrt(COMMON) * self.common + np.sqrt(1 - COMMON) * self.own[cell]
+        return mixed
+
+
+class Scored(NamedTuple):
+    fid: float
+    influence: Array
+
+
+class World:
+    """Cells of one kind of network, and their reference."""
+
+    def __init__(self, cells: int) -> None:
+        self.cells = cells
+        self.scales, self.shifts = np.linspace(1.1, 1.6, cells), np.linspace(0.1, 0.5, cells)
+        self.reference = Moments.of(np.maximum(np.random.default_rng(1).standard_normal((100_000, D)) @ MIXING, 0))
+        self.root = symmetric_root(self.reference.covariance)
+
+    def score(self, z: Noise, w: Noise) -> list[Scored]:
+        found = []
+        for cell in range(self.cells):
+            x = SHARED * z.of_cell(cell) + OWN * w.of_cell(cell)
+            features = np.maximum(x @ MIXING * self.scales[cell] + self.shifts[cell], 0)
+            frechet = Frechet.of(Moments.of(features), self.reference, self.root)
+            found.append(Scored(frechet.distance, frechet.influence(features)))
+        return found
+
+    def changes(self, baseline: list[Scored], tonight: list[Scored]) -> list[Change]:
+        return [
+            Change(str(cell), new.fid - old.fid, 0.0, new.influence - old.influence, "block")
+            for cell, (old, new) in enumerate(zip(baseline, tonight, strict=True))
+        ]
+
+
+def fresh_nights(world: World, nights: int) -> Iterator[list[Change]]:
+    for night in range(nights):
+        random = np.random.default_rng((2, world.cells, night))
+        z, old, new = (Noise.draw(random, world.cells) for _ in range(3))
+        yield world.changes(world.score(z, old), world.score(z, new))
+
+
+class Block:
+    """A frozen block: its nights differ in the network alone."""
+
+    def __init__(self, world: World, number: int) -> None:
+        random = np.random.default_rng((3, world.cells, number))
+        self.world, self.number = world, number
+        self.z, old = (Noise.draw(random, world.cells) for _ in range(2))
+        self.baseline = world.score(self.z, old)
+
+    def night(self, night: int) -> list[Change]:
+        random = np.random.default_rng((4, self.number, night))
+        return self.world.changes(self.baseline, self.world.score(self.z, Noise.draw(random, self.world.cells)))
+
+    def fresh(self, night: int) -> list[Change]:
+        """Both networks sampled anew."""
+        random = np.random.default_rng((5, self.number, night))
+        z, old, new = (Noise.draw(random, self.world.cells) for _ in range(3))
+        return self.world.changes(self.world.score(z, old), self.world.score(z, new))
+
+
+def two_stages(usual: list[Change], fresh: Callable[[], list[Change]], draws: int) -> NightJudgement:
+    names = screened(usual, draws)
+    return judge([change for change in fresh() if change.name in names] if names else [], draws=draws)
+
+
+def changed(changes: list[Change], by: float, only_first: bool) -> list[Change]:
+    """The night if the cells had truly changed by `by` standard errors."""
+    return [
+        replace(change, difference=change.difference + by * standard_error(change.influence))
+        if i == 0 or not only_first
+        else change
+        for i, change in enumerate(changes)
+    ]
+
+
+def rate(hits: int, of: int) -> str:
+    share = hits / of
+    return f"{100 * share:.2f} % ± {100 * np.sqrt(share * (1 - share) / of):.2f} ({hits} of {of})"
+
+
+def single_cell(judgement: NightJudgement) -> bool:
+    """The alarm if each cell were tested alone."""
+    return any(cell.t > norm.isf(ALPHA) for cell in judgement.cells)
+
+
+def report_one_stage(nights: Iterator[list[Change]], draws: int) -> None:
+    """False alarms, and the power against a true change in one cell and in all cells."""
+    alarms = {(by, first): 0 for by in CHANGES for first in (True, False)}
+    alone = count = 0
+    off_diagonal: list[Array] = []
+    for changes in nights:
+        count += 1
+        judged = judge(changes, draws=draws)
+        alone += single_cell(judged)
+        t = np.array([cell.t for cell in judged.cells])
+        for by in CHANGES:
+            alarms[by, True] += t[0] + by > judged.critical
+            alarms[by, False] += (t + by > judged.critical).any()
+        if count <= 20:
+            found = correlation([c.influence for c in changes], [c.block for c in changes])
+            off_diagonal.append(found[np.triu_indices(len(found), 1)])
+    quartiles = np.quantile(np.concatenate(off_diagonal), [0.05, 0.5, 0.95])
+    print(f"  correlation of two cells (5 %, median, 95 %): {', '.join(f'{q:.2f}' for q in quartiles)}")
+    print(f"  last night's critical value: {judged.critical:.3f} (one cell: {norm.isf(ALPHA):.3f})")
+    print(f"  false alarms: {rate(alarms[0, False], count)}; with a single cell's value: {rate(alone, count)}")
+    for by in CHANGES[1:]:
+        one, every = rate(alarms[by, True], count), rate(alarms[by, False], count)
+        print(f"  true change of {by} se in one cell, which is called worse: {one}; in all, of which any is: {every}")
+
+
+def report_frozen(cells: int, blocks: int, nights: int, draws: int) -> None:
+    """Find the unluckiest block by some nights, and measure both rules on other nights of it."""
+    world = World(cells)
+    made = [Block(world, number) for number in range(blocks)]
+    few = 40
+    alarms = [sum(bool(judge(block.night(night), draws=draws).worse) for night in range(few)) for block in made]
+    print(f"  one stage, {blocks} blocks of {few} nights: {rate(sum(alarms), blocks * few)}")
+    worst = made[int(np.argmax(alarms))]
+    print(f"  the worst block: {max(alarms)} of {few}; on {nights} other nights of it:")
+    one = screen = two = seen = 0
+    for night in range(few, few + nights):
+        usual = worst.night(night)
+        one += bool(judge(usual, draws=draws).worse)
+        names = screened(usual, draws)
+        screen += bool(names)
+        two += bool(two_stages(usual, lambda night=night: worst.fresh(night), draws).worse)  # type: ignore[misc]
+        if night < few + nights // 4:
+            moved = changed(usual, 4, only_first=True)
+            seen += bool(two_stages(moved, lambda night=night: changed(worst.fresh(night), 4, True), draws).worse)  # type: ignore[misc]
+    print(f"    one stage: {rate(one, nights)}")
+    print(f"    two stages: {rate(two, nights)}; second stage needed: {rate(screen, nights)}")
+    print(f"    two stages, one cell truly worse by 4 se: {rate(seen, nights // 4)}")
+    luck = 0
+    for night in range(nights):
+        block = Block(world, 10_000 + night)
+        luck += bool(two_stages(block.night(0), lambda block=block: block.fresh(0), draws).worse)  # type: ignore[misc]
+    print(f"  two stages, a new block each night: {rate(luck, nights)}")
+
+
+def real_changes(run: str, baseline: str) -> list[Change]:
+    """The changes between two run directories, all at N images."""
+    from taugrid.orchestrator.baseline.files import snapshot_of
+    from taugrid.orchestrator.baseline.matching import matched
+
+    pairs = matched(snapshot_of(run), snapshot_of(baseline)).pairs
+    return [
+        Change(new.name, 0.0, 0.0, new.influence - old.influence, new.block)
+        for new, old in pairs
+        if new.influence is not None and old.influence is not None
+    ]
+
+
+def resampled(changes: list[Change], nights: int) -> Iterator[list[Change]]:
+    influences = np.stack([change.influence for change in changes], axis=1)
+    influences -= influences.mean(axis=0)
+    random = np.random.default_rng(6)
+    for _ in range(nights):
+        tonight = influences[random.integers(len(influences), size=len(influences))]
+        yield [
+            replace(change, difference=float(column.mean()), influence=column)
+            for change, column in zip(changes, tonight.T, strict=True)
+        ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", metavar="RUN BASELINE")
+    parser.add_argument("--nights", type=int, default=2_000)
+    parser.add_argument("--blocks", type=int, default=100)
+    parser.add_argument("--draws", type=int, default=20_000, help="for each critical value; the gate itself: 200,000")
+    parser.add_argument("--cells", type=int, nargs="+", default=[20, 60])
+    arguments = parser.parse_args()
+    with threadpool_limits(limits=1):
+        if arguments.runs:
+            changes = real_changes(*arguments.runs)
+            for cells in arguments.cells:
+                chosen = changes[:: max(1, len(changes) // cells)][:cells]
+                print(f"{len(chosen)} real cells, {arguments.nights} nights:")
+                report_one_stage(resampled(chosen, arguments.nights), arguments.draws)
+            return
+        for cells in arguments.cells:
+            began = time.perf_counter()
+            print(f"{cells} cells, {arguments.nights} nights without change:")
+            report_one_stage(fresh_nights(World(cells), arguments.nights), arguments.draws)
+            print(f"{cells} cells, frozen seeds:")
+            report_frozen(cells, arguments.blocks, arguments.nights, arguments.draws)
+            print(f"  ({time.perf_counter() - began:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    main()

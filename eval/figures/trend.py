@@ -1,0 +1,65 @@
+"""The figure of a history: FID of every cell over the nights, against the baseline."""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from taugrid.eval.figures.drawing import Styles, Values, draw_line, fid_figure, ordered_styles, shifts
+
+MOST_NIGHTS = 60
+"""The newest nights; older ones are in history.parquet."""
+MOST_TICKS = 8
+
+
+class TrendPanel(NamedTuple):
+    """The cells of one S: a row for each night and cell."""
+
+    heading: str
+    rows: pd.DataFrame
+    nights: list[str]
+
+
+def trend_figure(history: pd.DataFrame) -> Figure:
+    """FID over nights: a panel for each S, a line for each other setting, bars of ±1 standard error.
+
+    The baseline's FID plus the accepted loss is a band of the line's colour. A vertical line marks the first night that
+    was compared with a newly accepted baseline.
+
+    Args:
+        history: the columns of history.parquet.
+    """
+    nights = list(dict.fromkeys(history["night"]))[-MOST_NIGHTS:]
+    shown = history[history["night"].isin(nights)].copy()
+    shown["line"] = shown["label"].str.replace(r"^S\d+-", "", regex=True)
+    panels = [TrendPanel(f"S = {steps}", rows, nights) for steps, rows in shown.groupby("steps")]
+    lines = list(dict.fromkeys(shown["line"]))
+    styles = ordered_styles({line: line for line in lines}, shifts(len(lines)))
+    return fid_figure(panels, _draw_trend, styles, "linear")
+
+
+def _draw_trend(panel: Axes, table: TrendPanel, styles: Styles) -> None:
+    places = {night: place for place, night in enumerate(table.nights)}
+    for line, rows in table.rows.groupby("line", sort=False):
+        look = styles[str(line)]
+        x: Values = np.array([places[night] for night in rows["night"]], dtype=np.float64)
+        values: Values = rows["fid"].where(rows["fid"] > 0).to_numpy(dtype=np.float64)
+        errors: Values = rows["fid_se"].to_numpy(dtype=np.float64)
+        draw_line(panel, x + look.shift * len(places), values, errors, look)
+        base = rows["baseline_fid"].to_numpy(dtype=np.float64)
+        margin = rows["margin"].to_numpy(dtype=np.float64)
+        if not np.isnan(base).all():
+            panel.fill_between(x, base, base + margin, step="mid", color=look.colour, alpha=0.2, linewidth=0)
+    baselines = table.rows.groupby("night", sort=False)["baseline"].first().reindex(table.nights)
+    for place, (before, now) in enumerate(pairwise(baselines), start=1):
+        if isinstance(now, str) and now != before:
+            panel.axvline(place - 0.5, color="#555555", linewidth=0.8, linestyle=":")
+    panel.set_title(table.heading)
+    panel.set_xlabel("night (dotted: a baseline was accepted)")
+    panel.set_xlim(-0.5, len(places) - 0.5)
+    every = max(1, -(-len(places) // MOST_TICKS))
+    ticks = list(range(0, len(places), every))
+    panel.set_xticks(ticks, [table.nights[i] for i in ticks], rotation=30, ha="right", rotation_mode="anchor")

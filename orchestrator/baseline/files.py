@@ -1,0 +1,150 @@
+"""Baseline files: a JSON file meant for git, and a Parquet file beside it with what pairing needs.
+
+The JSON holds scores, protocols, settings, versions, why it was accepted, and the SHA-256 of the Parquet file. The
+Parquet file has a row for each image of each cell: `cell`, `index`, `influence` (how far the image moves FID; null
+where FID has no standard error) and `pixels` (8 bytes of the SHA-256 of the decoded image). Neither holds images.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from taugrid.errors import UserError
+from taugrid.orchestrator.baseline.snapshot import (
+    Network,
+    Setup,
+    Snapshot,
+    SnapshotCell,
+    images_of_run,
+    snapshot_of_run,
+)
+from taugrid.storage import LOCAL, Storage, read_sealed, replacing, write_sealed
+
+FORMAT = "taugrid baseline 1"
+
+SCHEMA = pa.schema([("cell", pa.string()), ("index", pa.int64()), ("influence", pa.float64()), ("pixels", pa.int64())])
+
+
+def snapshot_of(name: str, storage: Storage = LOCAL) -> Snapshot:
+    """The snapshot of a run directory or a baseline file.
+
+    Raises:
+        UserError: if it is neither, or a baseline file was changed or has lost its Parquet file.
+    """
+    return read_baseline(Path(name), storage) if name.endswith(".json") else snapshot_of_run(name)
+
+
+def parquet_beside(path: Path) -> Path:
+    """The Parquet file that belongs to a baseline file."""
+    return path.with_suffix(".parquet")
+
+
+def write_baseline(
+    snapshot: Snapshot, path: Path, reason: str, remarks: list[str], replaces: str | None, storage: Storage = LOCAL
+) -> dict[str, Any]:
+    """Write a snapshot as a baseline file and return what the JSON says.
+
+    Args:
+        snapshot: of a run.
+        path: of the JSON file.
+        reason: why it becomes the baseline.
+        remarks: what the reader should know, such as that it is worse than what it replaces.
+        replaces: the SHA-256 of the Parquet file of the baseline that it replaces.
+        storage: where it is written.
+    """
+    value = {
+        "format": FORMAT,
+        "run": snapshot.place,
+        "name": snapshot.name,
+        "accepted": datetime.now(UTC).isoformat(timespec="seconds"),
+        "reason": reason,
+        "remarks": remarks,
+        "replaces": replaces,
+        "software": dict(snapshot.software),
+        "cells": [_cell_dict(cell) for cell in snapshot.cells],
+    }
+    # The Parquet file first: the JSON, which names its hash, makes the baseline complete.
+    with replacing(parquet_beside(path), storage) as temporary:
+        with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+            for table in _tables(snapshot):
+                writer.write_table(table)
+        value["parquet_sha256"] = hashlib.sha256(temporary.read_bytes()).hexdigest()
+    write_sealed(path, value, storage)
+    return value
+
+
+def _cell_dict(cell: SnapshotCell) -> dict[str, Any]:
+    names = ("cell", "name", "settings", "axes", "image_shape", "metrics", "protocol", "reason")
+    plain = {name: getattr(cell, name) for name in names}
+    return plain | {"network": asdict(cell.network), "setup": asdict(cell.setup)}
+
+
+def _tables(snapshot: Snapshot) -> Iterator[pa.Table]:
+    for cell in snapshot.cells:
+        n, digests = cell.num_samples, cell.find_digests()
+        columns = [
+            pa.array([cell.cell] * n, pa.string()),
+            pa.array(np.arange(n)),
+            pa.nulls(n, pa.float64()) if cell.influence is None else pa.array(cell.influence),
+            pa.nulls(n, pa.int64()) if digests is None else pa.array(digests),
+        ]
+        yield pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
+    """The snapshot in a baseline file.
+
+    Raises:
+        UserError: if it is none, or it or its Parquet file has changed since it was written.
+    """
+    value = read_json_of_baseline(path, storage)
+    beside = parquet_beside(path)
+    try:
+        data = storage.read(beside)
+    except FileNotFoundError:
+        raise UserError(f"{path} has lost {beside}, which belongs to it; restore both from git") from None
+    if hashlib.sha256(data).hexdigest() != value["parquet_sha256"]:
+        raise UserError(f"{beside} is not the file that {path} was written with; restore both from git")
+    table = pq.read_table(pa.BufferReader(data))
+    cells = tuple(_read_cell(cell, table, value["run"]) for cell in value["cells"])
+    return Snapshot(str(path), value["name"], value["software"], cells, (), value)
+
+
+def read_json_of_baseline(path: Path, storage: Storage = LOCAL) -> dict[str, Any]:
+    """What the JSON of a baseline file says; `UserError` if it is none, or has changed."""
+    value = read_sealed(path, storage)
+    if value is None:
+        found = "was changed by hand, or is no baseline file" if storage.exists(path) else "does not exist"
+        raise UserError(f"{path} {found}; `taugrid baseline accept DIR --to FILE --reason TEXT` writes one")
+    if value.get("format") != FORMAT:
+        raise UserError(f"{path} is no baseline file of this version ({FORMAT}); accept the baseline again")
+    return value
+
+
+def _read_cell(value: Mapping[str, Any], table: pa.Table, run: str) -> SnapshotCell:
+    rows = table.filter(pa.compute.equal(table["cell"], value["cell"]))
+    influence, pixels = rows["influence"], rows["pixels"]
+    digests = None if pixels.null_count else pixels.to_numpy()
+    setup = value["setup"]
+    return SnapshotCell(
+        cell=value["cell"],
+        name=value["name"],
+        settings=value["settings"],
+        axes=value["axes"],
+        image_shape=tuple(value["image_shape"]),
+        metrics=value["metrics"],
+        protocol=value["protocol"],
+        network=Network(**value["network"]),
+        setup=Setup(tuple(setup["devices"]), setup["versions"], setup["threads"], setup["batch_size"]),
+        influence=None if influence.null_count else influence.to_numpy(),
+        reason=value["reason"],
+        find_digests=lambda: digests,
+        find_images=lambda: images_of_run(run, value["cell"], digests),
+    )

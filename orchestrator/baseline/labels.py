@@ -1,0 +1,29 @@
+"""Names of cells that stay the same from night to night: ids and folders' names change with every new network."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, NOT_MATCHED, SnapshotCell
+
+
+def labels(cells: Sequence[SnapshotCell]) -> dict[str, str]:
+    """Cell id -> label, such as "S0010-eta0.2" or "S0010-sigma_hat clip=x0_and_eps", with the settings that vary."""
+    given = [_values(cell) for cell in cells]
+    names = dict.fromkeys(name for values in given for name in values)
+    varying = [name for name in names if len({values.get(name) for values in given}) > 1]
+    found = {}
+    for cell, values in zip(cells, given, strict=True):
+        eta = cell.settings["eta"]
+        base = f"S{cell.settings['steps']:04d}-{eta if eta == 'sigma_hat' else f'eta{eta:g}'}"
+        found[cell.cell] = " ".join([base, *(f"{name}={values[name]}" for name in varying if name in values)])
+    return found
+
+
+def _values(cell: SnapshotCell) -> dict[str, str]:
+    """The settings and grid values besides S and eta, as text."""
+    left_out = {"steps", "eta", *(NOT_MATCHED - {"num_samples"})}
+    given: dict[str, Any] = {**cell.settings, **cell.axes}
+    given = {key: value for key, value in given.items() if key not in left_out}
+    shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in given.items()}
+    return {key: value.rstrip("/").rsplit("/", 1)[-1] if key in MODEL_FILES else value for key, value in shown.items()}

@@ -1,0 +1,114 @@
+"""Which cells of two runs are the same cell: by settings and grid values, since ids differ with every new network."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from taugrid.errors import UserError
+from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, NOT_MATCHED, Snapshot, SnapshotCell
+from taugrid.protocol import disagreements
+
+MUST_AGREE = ("reference", "extractor", "num_samples", "weights", "tau", "clip", "precision", "rounding")
+"""Fields of a protocol without which two FIDs are not comparable. Versions may differ: an upgrade is what a night is
+for. Settings of metrics other than FID do not change FID."""
+
+MOST_NAMED = 4
+
+
+class Matched(NamedTuple):
+    """The cells of two snapshots, side by side."""
+
+    pairs: list[tuple[SnapshotCell, SnapshotCell]]
+    """(new, baseline), in the order of the new run's grid."""
+    only_new: list[str]
+    """Names of cells that the baseline lacks, unscored ones of the new run included."""
+    only_baseline: list[str]
+
+
+def matched(new: Snapshot, baseline: Snapshot) -> Matched:
+    """The cells of both, matched.
+
+    Raises:
+        UserError: if no cell matches, or cells that match were measured in different ways, naming the fields.
+    """
+    shared = _shared_keys(new.cells, baseline.cells)
+    theirs = {_key(cell, shared): cell for cell in baseline.cells}
+    pairs = [(cell, theirs[key]) for cell in new.cells if (key := _key(cell, shared)) in theirs]
+    if not pairs:
+        raise UserError(
+            f"no cell of {new.place} has the settings of one of {baseline.place} "
+            f"({_first_difference(new.cells[0], baseline.cells[0])}); give the baseline of this grid"
+        )
+    _require_comparable(pairs)
+    used = {old.cell for _, old in pairs}
+    found = {cell.cell for cell, _ in pairs}
+    return Matched(
+        pairs,
+        [*(cell.name for cell in new.cells if cell.cell not in found), *new.unscored],
+        [*(cell.name for cell in baseline.cells if cell.cell not in used), *baseline.unscored],
+    )
+
+
+def _shared_keys(new: Iterable[SnapshotCell], old: Iterable[SnapshotCell]) -> tuple[str, ...]:
+    """Keys that tell cells apart only where a grid has several values of them: N, and the places of models."""
+    sides = (list(new), list(old))
+    optional = ("num_samples", *sorted(MODEL_FILES))
+    return tuple(name for name in optional if any(len({_value(cell, name) for cell in side}) > 1 for side in sides))
+
+
+def _value(cell: SnapshotCell, name: str) -> str:
+    return json.dumps(cell.settings.get(name, cell.axes.get(name)), sort_keys=True)
+
+
+def _key(cell: SnapshotCell, shared: Iterable[str]) -> str:
+    settings = {key: value for key, value in cell.settings.items() if key not in NOT_MATCHED}
+    axes = {key: value for key, value in cell.axes.items() if key not in MODEL_FILES and key not in cell.settings}
+    return json.dumps([settings, axes, [_value(cell, name) for name in shared]], sort_keys=True)
+
+
+def _first_difference(new: SnapshotCell, old: SnapshotCell) -> str:
+    sides = [{**cell.axes, **cell.settings} for cell in (new, old)]
+    for key in {**sides[0], **sides[1]}:
+        if key not in NOT_MATCHED | MODEL_FILES and sides[0].get(key) != sides[1].get(key):
+            return f"{key} is {sides[0].get(key)} and {sides[1].get(key)}"
+    return "their settings differ"
+
+
+def _require_comparable(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]]) -> None:
+    """Raise `UserError` if a pair differs in a field of `MUST_AGREE`."""
+    told: dict[str, list[str]] = defaultdict(list)
+    for new, old in pairs:
+        sides = {name: _fields(cell.protocol) for name, cell in (("here", new), ("baseline", old))}
+        for name, values in disagreements(sides, may_differ=frozenset()).items():
+            by_side = {side: value for value, who in values.items() for side in who}
+            told[f"{name} is {by_side['here']}, in the baseline {by_side['baseline']}"].append(new.name)
+            if name == "reference.sha256":
+                told[_labels(new, old)].append(new.name)
+    if told:
+        counts = Counter({text: len(names) for text, names in told.items()})
+        shown = "; ".join(text for text, _ in counts.most_common(MOST_NAMED))
+        raise UserError(f"the runs were measured in different ways: {shown}; accept a new baseline to go on")
+
+
+def _fields(protocol: Mapping[str, object]) -> dict[str, object]:
+    return {name: protocol.get(name) for name in MUST_AGREE}
+
+
+def _labels(new: SnapshotCell, old: SnapshotCell) -> str:
+    names = [
+        "/".join(str(cell.protocol["reference"].get(key)) for key in ("dataset", "split") if cell.protocol["reference"])
+        for cell in (new, old)
+    ]
+    return f"reference is {names[0]}, in the baseline {names[1]}"
+
+
+def changed_versions(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]]) -> list[str]:
+    """How the versions that scored the cells differ, such as "scored with torch 2.9.1 -> 2.10.0"."""
+    found: dict[str, None] = {}
+    for new, old in pairs:
+        sides = (old.protocol.get("versions") or {}, new.protocol.get("versions") or {})
+        for name in sorted({*sides[0], *sides[1]}):
+            if sides[0].get(name) != sides[1].get(name):
+                found[f"scored with {name} {sides[0].get(name, 'unknown')} -> {sides[1].get(name, 'unknown')}"] = None
+    return list(found)

@@ -1,0 +1,263 @@
+"""A snapshot: what a run's cells are for a comparison with another run, from its files or from a baseline file."""
+
+import json
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taugrid import parquet
+from taugrid.errors import UserError
+from taugrid.eval.metrics.frechet import NO_ERROR
+from taugrid.eval.metrics.statistics import Array
+from taugrid.orchestrator.baseline.pixels import Digests, pixel_digests
+from taugrid.orchestrator.opened import Opened, open_existing
+from taugrid.orchestrator.plan.cells import Cell, Model
+from taugrid.orchestrator.plan.evaluation import evaluation
+from taugrid.orchestrator.plan.sources import Custom, Loaded, Oracle, Trained
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import read_events
+from taugrid.orchestrator.rundir.origins import Origin, origins
+from taugrid.storage import read_json, read_sealed
+
+NOT_MATCHED = frozenset({"num_samples", "batch_size", "shard_evaluations"})
+"""Keys of `sample` that do not say what a cell is: how much of it there is, and how the work is cut."""
+
+MODEL_FILES = frozenset({"model.checkpoint", "model.weights"})
+"""Grid keys whose values are places of files: they differ from night to night."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the bytes of a cell's images depend on besides weights and settings. Lists are sorted."""
+
+    devices: tuple[str, ...]
+    versions: Mapping[str, str]
+    """Of the software, as the workers recorded them; values of a mixed cell are joined by " and "."""
+    threads: int
+    batch_size: int
+
+    def differences(self, before: "Setup") -> list[str]:
+        """What has changed since `before`, such as "torch 2.9.1 -> 2.10.0"; unknown values differ."""
+        names = sorted({*self.versions, *before.versions})
+        pairs = [(name, before.versions.get(name, "unknown"), self.versions.get(name, "unknown")) for name in names]
+        pairs.append(("device", " and ".join(before.devices) or "unknown", " and ".join(self.devices) or "unknown"))
+        pairs.append(("threads", str(before.threads), str(self.threads)))
+        pairs.append(("batch size", str(before.batch_size), str(self.batch_size)))
+        return [f"{name} {old} -> {new}" for name, old, new in pairs if old != new or "unknown" in (old, new)]
+
+
+@dataclass(frozen=True)
+class Network:
+    """Which network made a cell, and where it may still be found."""
+
+    weights_sha256: str | None
+    diffusion: Mapping[str, Any]
+    """Resolved."""
+    source_sha256: str | None
+    """Of the code of a custom network."""
+    folder: str | None
+    """A diffusers folder, or an id on the hub, that `model.checkpoint` can name; None: it can't be loaded so."""
+
+    def is_same(self, other: "Network") -> bool:
+        """Whether both have the same weights and process."""
+        known = self.weights_sha256 is not None
+        return known and (self.weights_sha256, self.diffusion) == (other.weights_sha256, other.diffusion)
+
+
+@dataclass(frozen=True, eq=False)
+class SnapshotCell:
+    """A scored cell."""
+
+    cell: str
+    name: str
+    settings: Mapping[str, Any]
+    """The resolved section `sample`."""
+    axes: Mapping[str, Any]
+    """Values of the grid's other keys."""
+    image_shape: tuple[int, int, int]
+    metrics: Mapping[str, float]
+    protocol: Mapping[str, Any]
+    network: Network
+    setup: Setup
+    influence: Array | None
+    """(N,): how far each sample moves FID; None: no standard error."""
+    reason: str | None
+    """Why there are no influences."""
+    find_digests: Callable[[], Digests | None] = field(repr=False)
+    """The hashes of the decoded images, which takes reading them; None if they are unknown."""
+    find_images: Callable[[], Mapping[int, NDArray[np.uint8]] | None] = field(repr=False, default=lambda: None)
+    """The decoded images by index, or None if they are gone."""
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return int(self.settings["num_samples"])
+
+    @property
+    def block(self) -> Hashable:
+        """Equal for cells whose sample n starts from the same x_T."""
+        return (self.settings["seed"], tuple(self.image_shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The scored cells of a run, and what is not scored."""
+
+    place: str
+    """The run directory or the baseline file."""
+    name: str
+    """The run's."""
+    software: Mapping[str, Any]
+    """As provenance.json has it."""
+    cells: tuple[SnapshotCell, ...]
+    unscored: tuple[str, ...] = ()
+    """Names of cells without a complete score."""
+    accepted: Mapping[str, Any] | None = None
+    """Of a baseline file: when and why it was accepted."""
+
+
+def snapshot_of_run(directory: str) -> Snapshot:
+    """The snapshot of a run directory.
+
+    Raises:
+        UserError: if it is none, or no cell is scored.
+    """
+    return snapshot_of_opened(open_existing(directory))
+
+
+def snapshot_of_opened(opened: Opened) -> Snapshot:
+    """As `snapshot_of_run`."""
+    rundir = opened.rundir
+    made = origins(read_events(rundir))
+    provenance = read_json(rundir.provenance, rundir.storage) or {}
+    weights = provenance.get("models") or {}
+    cells: list[SnapshotCell] = []
+    unscored: list[str] = []
+    for cell in opened.plan.cells:
+        score = _score(opened, cell)
+        if score is None:
+            unscored.append(cell.name)
+            continue
+        threads = max(1, int(opened.config.cluster.cpus_per_worker))
+        setup = _setup(made.get(cell.id, Origin()), threads, cell.settings.batch_size)
+        known = weights.get(cell.model.id, {}).get(cell.settings.weights)
+        cells.append(_scored_cell(rundir, cell, score, _network(rundir, cell.model, known), setup))
+    if not cells:
+        raise UserError(f"{rundir.root} has no scored cells; run `taugrid evaluate` first")
+    software = {key: provenance.get(key) for key in ("python", "versions", "git_commit", "git_dirty")}
+    return Snapshot(str(rundir.root), opened.config.name, software, tuple(cells), tuple(unscored))
+
+
+def planned_snapshot(opened: Opened) -> Snapshot:
+    """The cells of a run that has not begun: what they are and how they will be measured, without any score.
+
+    Raises:
+        UserError: if the reference or the extractor can't be opened.
+    """
+    rundir = opened.rundir
+    scoring = evaluation(opened.config, opened.plan, rundir.extractor)
+    cells = [
+        SnapshotCell(
+            cell=cell.id,
+            name=cell.name,
+            settings=cell.settings.model_dump(mode="json"),
+            axes=cell.axes,
+            image_shape=cell.model.image_shape,
+            metrics={},
+            protocol=json.loads(json.dumps(scoring.protocol(cell).as_dict())),
+            network=_network(rundir, cell.model, None),
+            setup=_setup(Origin(), 1, cell.settings.batch_size),
+            influence=None,
+            reason="it is not scored yet",
+            find_digests=lambda: None,
+        )
+        for cell in opened.plan.cells
+    ]
+    return Snapshot(str(rundir.root), opened.config.name, {}, tuple(cells))
+
+
+def _score(opened: Opened, cell: Cell) -> dict[str, Any] | None:
+    """The score of the config's evaluation. The reference is opened only if the directory has scores of several."""
+    rundir, n = opened.rundir, cell.settings.num_samples
+    found = [score for path in rundir.scores_of(cell) if (score := read_sealed(path, rundir.storage)) is not None]
+    found = [score for score in found if score["protocol"]["num_samples"] == n]
+    if len(found) > 1:
+        wanted = evaluation(opened.config, opened.plan, rundir.extractor).id(cell)
+        found = [score for score in found if score["evaluation"] == wanted]
+    return found[0] if found else None
+
+
+def _scored_cell(rundir: RunDir, cell: Cell, score: Mapping[str, Any], network: Network, setup: Setup) -> SnapshotCell:
+    n = cell.settings.num_samples
+    path = rundir.influence(cell, score["evaluation"])
+    influence = None
+    if "fid_se" in score["metrics"] and rundir.is_whole(path, n, lambda damage: None, expected={"cell": cell.id}):
+        values = [values for _, values in parquet.read_numbers(path, "influence", rundir.storage)]
+        influence = np.concatenate(values)[:n]
+    told = [note.removeprefix(NO_ERROR) for note in score["notes"] if note.startswith(NO_ERROR)]
+    missing = "its influences are missing or damaged; `taugrid evaluate` computes them"
+    return SnapshotCell(
+        cell=cell.id,
+        name=cell.name,
+        settings=cell.settings.model_dump(mode="json"),
+        axes=cell.axes,
+        image_shape=cell.model.image_shape,
+        metrics=score["metrics"],
+        protocol=score["protocol"],
+        network=network,
+        setup=setup,
+        influence=influence,
+        reason=None if influence is not None else next(iter(told), missing),
+        find_digests=lambda: pixel_digests(rundir, cell),
+        find_images=lambda: _images(rundir, cell),
+    )
+
+
+def images_of_run(directory: str, cell_id: str, digests: Digests | None) -> Mapping[int, NDArray[np.uint8]] | None:
+    """The images of a cell in a run directory by index, if it is still there and they are the ones with `digests`."""
+    try:
+        opened = open_existing(directory)
+    except UserError:
+        return None
+    for cell in opened.plan.cells:
+        if cell.id == cell_id and digests is not None:
+            found = pixel_digests(opened.rundir, cell)
+            return _images(opened.rundir, cell) if found is not None and np.array_equal(found, digests) else None
+    return None
+
+
+def _images(rundir: RunDir, cell: Cell) -> Mapping[int, NDArray[np.uint8]] | None:
+    found: dict[int, NDArray[np.uint8]] = {}
+    for shard in cell.shards:
+        path = rundir.sample_part(cell, shard)
+        if not rundir.storage.exists(path):
+            return None
+        for index, batch in parquet.read_images(path, shard.stop, rundir.storage):
+            found |= dict(zip(index.tolist(), batch, strict=True))
+    return found
+
+
+def _network(rundir: RunDir, model: Model, weights_sha256: str | None) -> Network:
+    folder = source = None
+    match model.source:
+        case Trained():
+            folder = str(rundir.model_folder(model))
+        case Loaded(checkpoint):
+            folder = checkpoint.path
+        case Custom(spec):
+            source = spec.source_sha256
+        case Oracle():
+            pass
+    return Network(weights_sha256, model.diffusion.model_dump(mode="json"), source, folder)
+
+
+def _setup(origin: Origin, threads: int, batch_size: int) -> Setup:
+    versions: dict[str, set[str]] = {}
+    for maker in origin.makers:
+        for name, version in maker.versions:
+            versions.setdefault(name, set()).add(version)
+    joined = {name: " and ".join(sorted(found)) for name, found in sorted(versions.items())}
+    return Setup(tuple(sorted({maker.device for maker in origin.makers})), joined, threads, batch_size)

@@ -1,0 +1,102 @@
+"""Comparisons with a baseline, and baseline files, as text for people."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from taugrid.eval.tables.entries import write_number
+from taugrid.orchestrator.baseline.comparison import BaselineComparison, Compared
+from taugrid.words import counted
+
+VERDICTS = {
+    "changed pixels": "CHANGED",
+    "worse": "WORSE",
+    "undecided": "undecided",
+    "not worse": "not worse",
+    "identical": "identical",
+    "no standard error": "no error",
+}
+
+MOST_LISTED = 6
+"""Names in a list of unmatched cells."""
+
+
+def headline(found: BaselineComparison) -> str:
+    """The verdict in a line."""
+    counts = Counter(cell.result for cell in found.cells)
+    parts = [f"{number} {result}" for result, number in sorted(counts.items())]
+    first = {
+        "changed pixels": "CHANGED: the same weights, software and device make other images",
+        "worse": f"WORSE: {counted(counts['worse'], 'cell')} got worse by more than the margin",
+        "undecided": "not worse, as far as can be told: some cells are undecided at this N",
+        "not worse": "not worse",
+        "identical": "identical: every image is the same",
+        "no standard error": "not judged: some cells have no standard error",
+    }[found.result]
+    return f"{first} ({', '.join(parts)})"
+
+
+def change(cell: Compared) -> str:
+    """The difference of FID as people read it, such as "+0.52 ± 0.11"."""
+    value, error = write_number(cell.difference, math.nan if cell.se is None else cell.se)
+    return f"{'+' if cell.difference > 0 else ''}{value} {error}".rstrip()
+
+
+def reason(cell: Compared) -> str:
+    """Why a cell has its verdict."""
+    base = write_number(cell.baseline_fid, math.nan)[0]
+    fid = write_number(cell.fid, math.nan)[0]
+    told = f"FID {base} -> {fid}, {change(cell)}"
+    if cell.t is not None:
+        told += f", T = {cell.t:+.1f}; margin {cell.margin:.3g}"
+    if cell.result == "undecided" and cell.detectable is not None:
+        told += f"; a change of {cell.detectable:.3g} would be seen in 4 of 5 nights"
+    if cell.pixels is not None and cell.pixels.differing:
+        told += f"; {pixels_text(cell)}"
+    return "; ".join(filter(None, [told, cell.note]))
+
+
+def pixels_text(cell: Compared) -> str:
+    """How many images differ, and by how much."""
+    assert cell.pixels is not None
+    found = f"{cell.pixels.differing:,} of {counted(cell.pixels.images, 'image')} differ"
+    if cell.pixels.largest is None:
+        return f"{found} (by how many grey levels is unknown: the baseline's images are not at hand)"
+    levels = counted(cell.pixels.largest, "grey level")
+    return f"{found}, by up to {levels} ({cell.pixels.mean:.2g} on average)"
+
+
+def comparison_text(found: BaselineComparison) -> str:
+    """The verdict, a line for each cell, and what else was found."""
+    width = max(len(cell.name) for cell in found.cells)
+    lines = [headline(found), ""]
+    lines += [f"{VERDICTS[cell.result]:9}  {cell.name:{width}}  {reason(cell)}" for cell in found.cells]
+    lines.append("")
+    if found.critical is not None:
+        lines.append(f"{found.rule}; worse: T > {found.critical:.2f}; margin {100 * found.margin:g} % of the FID")
+    for title, names in (("not in the baseline", found.only_new), ("only in the baseline", found.only_baseline)):
+        if names:
+            more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+            lines.append(f"{title}: {', '.join(names[:MOST_LISTED])}{more}")
+    lines += [f"differs: {mark}" for mark in found.marks]
+    lines += [f"warning: {note}" for note in found.notes]
+    return "\n".join(lines)
+
+
+def baseline_text(value: Mapping[str, Any]) -> str:
+    """What a baseline file says."""
+    software = value["software"]
+    commit = software.get("git_commit")
+    lines = [
+        f"baseline of {value['name']}, accepted {value['accepted']}: {value['reason']}",
+        f"run: {value['run']}",
+        *(f"remark: {remark}" for remark in value["remarks"]),
+        f"taugrid {(software.get('versions') or {}).get('taugrid')}, commit {commit[:12] if commit else 'unknown'}",
+        "",
+    ]
+    width = max(len(cell["name"]) for cell in value["cells"])
+    for cell in value["cells"]:
+        number, error = write_number(cell["metrics"]["fid"], cell["metrics"].get("fid_se", math.nan))
+        lines.append(f"{cell['name']:{width}}  N = {cell['settings']['num_samples']}  FID {number} {error}".rstrip())
+    return "\n".join(lines)

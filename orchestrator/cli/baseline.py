@@ -1,0 +1,66 @@
+"""Commands about baselines: `compare DIR BASELINE`, `baseline accept` and `baseline show`."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from taugrid.errors import Exit, UserError
+from taugrid.orchestrator.cli.options import json_option, print_value
+
+
+def compare_with_baseline(
+    directory: str, baseline: str, margin: float | None, alpha: float | None, as_json: bool
+) -> None:
+    """Print the comparison of a run with a baseline; exit with 3 if something got worse or changed."""
+    from taugrid.eval.gate.rule import ALPHA, MARGIN
+    from taugrid.orchestrator.baseline.comparison import compare_snapshots
+    from taugrid.orchestrator.baseline.files import snapshot_of
+    from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
+    from taugrid.orchestrator.baseline.text import comparison_text
+
+    found = compare_snapshots(
+        snapshot_of_run(directory),
+        snapshot_of(baseline),
+        MARGIN if margin is None else margin,
+        ALPHA if alpha is None else alpha,
+    )
+    print_value(found.as_dict(), as_json, lambda _: comparison_text(found))
+    if found.is_regression:
+        sys.exit(Exit.REGRESSION)
+
+
+@click.group()
+def baseline() -> None:
+    """Accept a run as the baseline of later ones, or show a baseline."""
+
+
+@baseline.command()
+@click.argument("directory", metavar="DIR")
+@click.option("--to", "file", required=True, metavar="FILE", help="A .json file; a .parquet file is written beside it.")
+@click.option("--reason", required=True, metavar="TEXT", help="Why this run is the new measure; kept in FILE.")
+@json_option
+def accept(directory: str, file: str, reason: str, as_json: bool) -> None:
+    """Write a run's scores, and what pairing with them needs, to FILE and a Parquet file beside it; both are for git.
+
+    If FILE is a baseline already, the run is compared with it first, and FILE says if it is worse.
+    """
+    from taugrid.orchestrator.baseline.accept import accept as accept_run
+    from taugrid.orchestrator.baseline.text import baseline_text
+
+    if not file.endswith(".json"):
+        raise UserError(f"--to {file}: a baseline file ends in .json")
+    if not reason.strip():
+        raise UserError("--reason is empty; say why this run becomes the baseline")
+    print_value(accept_run(directory, Path(file), reason), as_json, baseline_text)
+
+
+@baseline.command()
+@click.argument("file", metavar="FILE")
+@json_option
+def show(file: str, as_json: bool) -> None:
+    """Show what a baseline file holds: when and why it was accepted, its cells and their scores."""
+    from taugrid.orchestrator.baseline.files import read_json_of_baseline
+    from taugrid.orchestrator.baseline.text import baseline_text
+
+    print_value(read_json_of_baseline(Path(file)), as_json, baseline_text)

@@ -1,0 +1,70 @@
+"""The command `nightly`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from taugrid.errors import Exit
+from taugrid.orchestrator.cli.options import cluster_options, print_value, trust_option
+
+
+@click.command()
+@click.argument("config")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML.")
+@click.option("--history", required=True, metavar="DIR", help="Where all nights are kept.")
+@click.option("--baseline", metavar="FILE", help="A baseline file or run.  [default: HISTORY/baseline.json, if there]")
+@click.option("--id", "night", metavar="NAME", help="The night's name.  [default: an unfinished night's, or the date]")
+@click.option("--keep-images", type=click.IntRange(0), metavar="N", help="Remove the images of all but N nights.")
+@click.option("--margin", type=click.FloatRange(0), default=0.02, show_default=True, help="Accepted loss / FID.")
+@click.option(
+    "--alpha",
+    type=click.FloatRange(0, 0.5, min_open=True),
+    default=0.01,
+    show_default=True,
+    help="The share of nights without a loss that may be called worse.",
+)
+@click.option("--grow-to", type=click.IntRange(1), metavar="N", help="Sample undecided cells anew, with N images.")
+@cluster_options
+@trust_option
+def nightly(
+    config: str,
+    assignments: tuple[str, ...],
+    history: str,
+    baseline: str | None,
+    night: str | None,
+    keep_images: int | None,
+    margin: float,
+    alpha: float,
+    grow_to: int | None,
+    address: str,
+    workers: int | None,
+    as_json: bool,
+    break_lock: bool,
+    trust_code: bool,
+) -> None:
+    """Run or resume a night, compare it with a baseline, and add it to the history.
+
+    Exits with 3 if a cell got worse, and with 4 if some cells could not be finished; the same command goes on.
+    """
+    from taugrid.orchestrator.nightly.judging import Terms
+    from taugrid.orchestrator.nightly.night import Wish, run_night
+    from taugrid.orchestrator.nightly.summary import summary
+    from taugrid.orchestrator.progress import Progress
+
+    if workers is not None:
+        assignments = (*assignments, f"cluster.workers={workers}")
+    terms = Terms(margin, alpha, grow_to)
+    place = Path(history)
+    wish = Wish(config, assignments, place, baseline, night, keep_images, terms, address, break_lock, trust_code)
+    with Progress() as progress:
+        told = run_night(wish, progress)
+
+    def text(verdict: dict[str, Any]) -> str:
+        return summary(verdict).rstrip()
+
+    print_value(told.verdict, as_json, text)
+    click.echo(f"summary: {told.night.summary}", err=True)
+    if told.exit != Exit.DONE:
+        sys.exit(told.exit)

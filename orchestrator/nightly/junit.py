@@ -1,0 +1,40 @@
+"""junit.xml of a night: a test case for each cell, so that a CI's own pages show which cells failed and why."""
+
+from typing import Any
+from xml.etree import ElementTree
+
+FAILURES = ("worse", "changed pixels")
+SKIPPED = ("undecided", "no standard error")
+
+
+def junit_xml(verdict: dict[str, Any]) -> str:
+    """The document. Worse cells fail, missing ones are errors, and undecided ones are skipped with the reason."""
+    from taugrid.orchestrator.nightly.summary import reasons
+
+    told = reasons(verdict)
+    results = {cell["cell"]: cell["result"] for cell in (verdict["comparison"] or {"cells": []})["cells"]}
+    suite = ElementTree.Element("testsuite", {"name": verdict["name"], "timestamp": verdict["time"]})
+    counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
+    for score in verdict["scores"]:
+        result = results.get(score["cell"], "not in the baseline")
+        case = _case(suite, verdict, score["label"])
+        counts["tests"] += 1
+        if result in FAILURES:
+            counts["failures"] += 1
+            ElementTree.SubElement(case, "failure", {"message": result}).text = told[score["cell"]]
+        elif result in SKIPPED:
+            counts["skipped"] += 1
+            ElementTree.SubElement(case, "skipped", {"message": told[score["cell"]]})
+    for name, reason in verdict["missing"].items():
+        counts["tests"] += 1
+        counts["errors"] += 1
+        ElementTree.SubElement(_case(suite, verdict, name), "error", {"message": "missing"}).text = reason
+    suite.attrib |= {name: str(number) for name, number in counts.items()}
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _case(suite: ElementTree.Element, verdict: dict[str, Any], name: str) -> ElementTree.Element:
+    return ElementTree.SubElement(suite, "testcase", {"classname": verdict["name"], "name": name})

@@ -1,0 +1,213 @@
+"""One night, from its run to its verdict. Called again, it continues where it stopped; a complete night stays."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from json import dumps
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from taugrid.api import STAGES
+from taugrid.config import Config
+from taugrid.errors import Exit, UserError
+from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
+from taugrid.orchestrator.baseline.files import snapshot_of
+from taugrid.orchestrator.baseline.labels import labels
+from taugrid.orchestrator.baseline.matching import matched
+from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot, snapshot_of_opened
+from taugrid.orchestrator.nightly.judging import Terms, judge_night
+from taugrid.orchestrator.nightly.places import History, Night
+from taugrid.orchestrator.nightly.removal import remove_old_images
+from taugrid.orchestrator.nightly.second_look import SecondLook, Unfinished
+from taugrid.orchestrator.nightly.write import is_current, write_history, write_night
+from taugrid.orchestrator.opened import Opened, open_to_run
+from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.rundir.extension import orphans_in_words
+from taugrid.orchestrator.rundir.lock import sole_driver
+from taugrid.orchestrator.session import Run
+from taugrid.storage import write_sealed
+
+WITHOUT_TRAINING = ("sample", "evaluate", "report")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a nightly is asked for."""
+
+    config: str
+    assignments: tuple[str, ...]
+    history: Path
+    baseline: str | None
+    """A baseline file or run directory; None: baseline.json in the history, if there is one."""
+    night: str | None
+    """Its id; None: an unfinished night's, or the date."""
+    keep_images: int | None
+    """The images of so many nights are kept; None: of all."""
+    terms: Terms
+    address: str
+    break_lock: bool
+    trust_code: bool
+
+
+class Told(NamedTuple):
+    """What became of a night."""
+
+    night: Night
+    verdict: dict[str, Any]
+    again: bool
+    """It was complete before: nothing was done."""
+
+    @property
+    def exit(self) -> Exit:
+        """How the command ends."""
+        if self.verdict["missing"]:
+            return Exit.INCOMPLETE
+        return Exit.REGRESSION if self.verdict["result"] in ("worse", "changed pixels") else Exit.DONE
+
+
+def run_night(wish: Wish, progress: Progress) -> Told:
+    """Run or resume a night, judge it, and add it to the history.
+
+    Raises:
+        UserError: if something must be changed first, such as an N that gives FID no standard error.
+        RunFailed: if the run could not go on.
+    """
+    history = History(wish.history)
+    with sole_driver(history, wish.break_lock, progress.say):
+        opened, night = _open_night(wish, history, progress)
+        verdict = night.verdict
+        if verdict is not None:
+            progress.say(f"night {night.id} is complete; nothing to do")
+            if not is_current(history):  # a kill came after the verdict
+                write_history(history)
+            return Told(night, verdict, again=True)
+        check_standard_error(opened)
+        baseline = _baseline(wish, history)
+        if baseline is not None:
+            matched(planned_snapshot(opened), baseline)  # refuse what can't be compared before anything is sampled
+        outcome = Run(opened.config, opened.plan, opened.rundir, wish.address, progress).do(STAGES, wish.break_lock)
+        verdict = _judge(wish, opened, night, baseline, dict(outcome.missing), progress)
+        write_night(night, verdict)
+        if not verdict["missing"]:
+            write_sealed(night.verdict_file, verdict, night.storage)
+            write_history(history)
+            remove_old_images(history, wish.keep_images, progress.say)
+        return Told(night, verdict, again=False)
+
+
+def check_standard_error(opened: Opened) -> None:
+    """Raise `UserError` if a cell's N gives FID no standard error: then nothing could be said about it, ever."""
+    if "fid" not in opened.config.evaluate.metrics:
+        raise UserError("evaluate.metrics lacks fid, which is what a night is judged by; add it")
+    spec = opened.rundir.extractor(opened.config)
+    least = SAMPLES_PER_DIMENSION * spec.dimensions
+    small = sorted({cell.settings.num_samples for cell in opened.plan.cells if cell.settings.num_samples < least})
+    if small:
+        raise UserError(
+            f"sample.num_samples: {small[0]} gives FID no standard error with {spec.name}, whose features have "
+            f"{spec.dimensions} dimensions; a night needs at least {least}"
+        )
+
+
+def _open_night(wish: Wish, history: History, progress: Progress) -> tuple[Opened, Night]:
+    """Tonight's run: the named one, or an unfinished one of the same cells, or a new one under today's date."""
+
+    def opened_in(night: Night) -> Opened:
+        return open_to_run(
+            wish.config, wish.assignments, str(night.run.absolute()), wish.address, trust_code=wish.trust_code
+        )
+
+    if wish.night is not None:
+        night = history.night(wish.night)
+        return opened_in(night), night
+    today = datetime.now(UTC).date().isoformat()
+    for night in history.unfinished_nights():
+        if night.id == today:
+            continue
+        opened = opened_in(night)
+        if orphans_in_words(opened.config, opened.plan, opened.rundir) is None:
+            progress.say(f"night {night.id} was not finished; it is continued")
+            return opened, night
+        progress.say(f"night {night.id} was not finished and can't be: its checkpoint or config has changed since")
+    night = history.night(today)
+    return opened_in(night), night
+
+
+def _baseline(wish: Wish, history: History) -> Snapshot | None:
+    if wish.baseline is not None:
+        return snapshot_of(wish.baseline)
+    if history.storage.exists(history.default_baseline):
+        return snapshot_of(str(history.default_baseline))
+    return None
+
+
+def _judge(
+    wish: Wish,
+    opened: Opened,
+    night: Night,
+    baseline: Snapshot | None,
+    missing: dict[str, str],
+    progress: Progress,
+) -> dict[str, Any]:
+    """The verdict as plain data: what verdict.json holds."""
+
+    def sample_both(config: Config, folder: Path) -> Opened | None:
+        progress.say(f"second look: {len(config.grid)} cells of both networks, with a fresh seed")
+        second = _opened_from(config, folder, wish)
+        outcome = Run(second.config, second.plan, second.rundir, wish.address, progress).do(WITHOUT_TRAINING)
+        missing.update({f"{folder.name}/{name}": reason for name, reason in outcome.missing.items()})
+        return None if outcome.missing else second
+
+    try:
+        tonight: Snapshot | None = snapshot_of_opened(opened)
+    except UserError:  # no cell is scored
+        tonight = None
+    compared: dict[str, Any] | None = None
+    if tonight is not None and baseline is not None:
+        second = SecondLook(opened.config, night.id, sample_both)
+        with suppress(Unfinished):
+            compared = judge_night(tonight, baseline, wish.terms, second, night.fresh, night.grown).as_dict()
+    named = {} if tonight is None else labels(tonight.cells)
+    return {
+        "night": night.id,
+        "name": opened.config.name,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "result": compared["result"] if compared else "no baseline" if baseline is None else "incomplete",
+        "missing": missing,
+        "baseline": _baseline_in_words(baseline),
+        "scores": [_score(cell, named[cell.cell]) for cell in tonight.cells] if tonight else [],
+        "comparison": compared,
+        "software": dict(tonight.software) if tonight else {},
+    }
+
+
+def _score(cell: Any, label: str) -> dict[str, Any]:
+    """A scored cell, for the history."""
+    return {
+        "cell": cell.cell,
+        "name": cell.name,
+        "label": label,
+        "settings": dict(cell.settings),
+        "metrics": dict(cell.metrics),
+        "weights_sha256": cell.network.weights_sha256,
+    }
+
+
+def _baseline_in_words(baseline: Snapshot | None) -> dict[str, Any] | None:
+    if baseline is None:
+        return None
+    accepted = baseline.accepted or {}
+    return {
+        "place": baseline.place,
+        "id": accepted.get("parquet_sha256"),
+        "accepted": accepted.get("accepted"),
+        "reason": accepted.get("reason"),
+    }
+
+
+def _opened_from(config: Config, folder: Path, wish: Wish) -> Opened:
+    with TemporaryDirectory() as place:
+        path = Path(place) / f"{config.name}.json"
+        path.write_text(dumps(config.model_dump(mode="json")))
+        return open_to_run(str(path), (), str(folder.absolute()), wish.address, trust_code=wish.trust_code)

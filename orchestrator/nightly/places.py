@@ -1,0 +1,66 @@
+"""The names of the files of a history of nights.
+
+HISTORY/nights/<id>/run/        tonight's run directory
+HISTORY/nights/<id>/fresh/      both networks, sampled with a fresh seed (`grown/`: with more samples)
+HISTORY/nights/<id>/verdict.json   sealed; its presence makes the night complete
+HISTORY/nights/<id>/summary.md, junit.xml
+HISTORY/history.parquet, trend.png, trend.svg   made anew from all verdicts
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from taugrid.errors import UserError
+from taugrid.orchestrator.rundir.paths import Paths
+from taugrid.storage import Storage, read_sealed
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class Night:
+    """The places of one night."""
+
+    def __init__(self, folder: Path, storage: Storage) -> None:
+        self.id = folder.name
+        self.folder, self.storage = folder, storage
+        self.run = folder / "run"
+        self.fresh = folder / "fresh"
+        self.grown = folder / "grown"
+        self.verdict_file = folder / "verdict.json"
+        self.summary = folder / "summary.md"
+        self.junit = folder / "junit.xml"
+
+    @property
+    def verdict(self) -> dict[str, Any] | None:
+        """The sealed verdict of a complete night."""
+        return read_sealed(self.verdict_file, self.storage)
+
+
+class History(Paths):
+    """A history of nights. Only the holder of its lock writes there."""
+
+    def __init__(self, root: Path, storage: Storage | None = None) -> None:
+        super().__init__(root, storage)
+        self.parquet = self.root / "history.parquet"
+        self.default_baseline = self.root / "baseline.json"
+
+    def night(self, name: str) -> Night:
+        """The night of that id; `UserError` if it can't be a folder's name."""
+        if not NAME.fullmatch(name):
+            raise UserError(f"--id {name}: give letters, digits, dots, dashes and underscores")
+        return Night(self.root / "nights" / name, self.storage)
+
+    def complete_nights(self) -> Sequence[Night]:
+        """The nights with a verdict, oldest first."""
+        files = self.storage.list(self.root / "nights", "*/verdict.json")
+        nights = [Night(path.parent, self.storage) for path in files]
+        dated = [(verdict["time"], night.id, night) for night in nights if (verdict := night.verdict) is not None]
+        return [night for _, _, night in sorted(dated, key=lambda item: item[:2])]
+
+    def unfinished_nights(self) -> Sequence[Night]:
+        """The nights that began and have no verdict, in the order of their ids."""
+        files = self.storage.list(self.root / "nights", "*/run/config.json")
+        nights = [Night(path.parent.parent, self.storage) for path in files]
+        return [night for night in nights if night.verdict is None]

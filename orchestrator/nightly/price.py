@@ -1,0 +1,36 @@
+"""What a night costs: time, as measured in the last night, and bytes."""
+
+from pathlib import Path
+from typing import Any
+
+from taugrid.orchestrator.inspection import measured_rate
+from taugrid.orchestrator.nightly.places import History
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.words import duration, quantity
+
+
+def price(plan: dict[str, Any], history: Path) -> dict[str, Any]:
+    """The price of a night of `plan`, from `inspection.describe_plan`. Seconds are None before the first night."""
+    nights = History(history).complete_nights()
+    rate = measured_rate(RunDir(nights[-1].run)) if nights else None
+    evaluations = plan["network_evaluations"]
+    seconds = None if rate is None else round(evaluations / rate, 1)
+    return {
+        "measured_in": nights[-1].id if nights else None,
+        "worker_seconds": seconds,
+        "worker_seconds_of_a_second_look_at_most": None if seconds is None else round(2 * seconds, 1),
+        "bytes_at_most": plan["bytes_at_most"],
+        "bytes_of_a_second_look_at_most": 2 * plan["bytes_at_most"],
+    }
+
+
+def price_text(night: dict[str, Any]) -> str:
+    """The price in a line."""
+    size = f"at most {quantity(night['bytes_at_most'])}B of images"
+    if night["worker_seconds"] is None:
+        return f"a night: {size}; its time is unknown before the first night; a second look at all cells: twice as much"
+    time, more = night["worker_seconds"], night["worker_seconds_of_a_second_look_at_most"]
+    return (
+        f"a night: {duration(time)} of sampling on one worker (measured in night {night['measured_in']}) and {size}; "
+        f"a second look at all cells: at most {duration(more)} and {quantity(night['bytes_of_a_second_look_at_most'])}B"
+    )

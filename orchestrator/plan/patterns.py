@@ -1,0 +1,127 @@
+"""Checkpoints of a training that goes on elsewhere: patterns in a grid's `model.checkpoint`, resolved to folders.
+
+A value may be a pattern such as `runs/x/step-*`, or `{newest: 3, of: runs/x/step-*}`. What a run directory has sampled
+stays: models/<id>/model.json records each checkpoint, so tomorrow's newest do not orphan today's.
+"""
+
+import fnmatch
+import glob
+import re
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from taugrid.config import Config
+from taugrid.errors import UserError
+from taugrid.hashing import json_sha256
+from taugrid.workers.network.checkpoint import read_checkpoint
+
+KEY = "model.checkpoint"
+
+SETTLED_SECONDS = 30.0
+"""A folder in which a file was written more recently may still be being written."""
+
+
+class Resolved(NamedTuple):
+    """A config without patterns, and what the user should know about them."""
+
+    config: Config
+    notes: tuple[str, ...]
+
+
+class _Pattern(NamedTuple):
+    text: str
+    newest: int | None
+
+
+def resolve_patterns(config: Config, recorded: Iterable[str]) -> Resolved:
+    """`config` with each pattern replaced by the folders that match it, in the natural order of their names.
+
+    Args:
+        config: as loaded.
+        recorded: the paths of checkpoints that the run directory has records of; those that match stay.
+
+    Raises:
+        UserError: for a bad value, or a pattern that nothing matches.
+    """
+    known = list(dict.fromkeys(recorded))
+    notes: list[str] = []
+    grid = [
+        {key: _values(values, known, notes) if key == KEY else values for key, values in mapping.items()}
+        for mapping in config.grid
+    ]
+    return Resolved(config if grid == config.grid else config.model_copy(update={"grid": grid}), tuple(notes))
+
+
+def _values(values: list[Any], recorded: list[str], notes: list[str]) -> list[Any]:
+    found: dict[Any, None] = {}
+    for value in values:
+        pattern = _pattern(value)
+        found |= dict.fromkeys([value] if pattern is None else _folders(pattern, recorded, notes))
+    return list(found)
+
+
+def _pattern(value: Any) -> _Pattern | None:
+    """What a value asks for; None if it is a plain path."""
+    if isinstance(value, Mapping):
+        newest, text = value.get("newest"), value.get("of")
+        if set(value) != {"newest", "of"} or type(newest) is not int or newest < 1 or not isinstance(text, str):
+            raise UserError(f"grid: {KEY}: {dict(value)} must be a path, a pattern, or {{newest: 3, of: PATTERN}}")
+        return _Pattern(str(Path(text).expanduser().absolute()), newest)
+    if isinstance(value, str) and glob.has_magic(value) and not Path(value).exists():
+        return _Pattern(value, None)
+    return None
+
+
+def _folders(pattern: _Pattern, recorded: list[str], notes: list[str]) -> list[str]:
+    whole = Path(pattern.text)
+    found_now = Path(whole.anchor).glob(str(whole.relative_to(whole.anchor)))
+    matching = [str(path) for path in found_now if path.is_dir()]
+    ready = [path for path in sorted(matching, key=natural) if _is_ready(path)]
+    if waiting := sorted(set(matching) - set(ready), key=natural):
+        names = ", ".join(Path(path).name for path in waiting[:3])
+        notes.append(f"{KEY}: passed over, because still being written or not complete: {names}; run again later")
+    chosen = ready if pattern.newest is None else ready[-pattern.newest :]
+    before = [path for path in recorded if fnmatch.fnmatch(path, pattern.text)]
+    found = sorted({*chosen, *before}, key=natural)
+    if not found:
+        raise UserError(f"grid: {KEY}: no checkpoint matches {pattern.text}; give a pattern of diffusers folders")
+    return _once_each(found, notes)
+
+
+def _once_each(paths: list[str], notes: list[str]) -> list[str]:
+    """The paths without those whose network an earlier one has: it is evaluated once."""
+    chosen: dict[str, str] = {}
+    for path in paths:
+        try:
+            found = read_checkpoint(path)
+            content = json_sha256([found.weights_sha256, found.unet_config, found.diffusion.model_dump()])
+        except UserError:  # its folder is gone; the record says what it was
+            content = path
+        if content in chosen:
+            notes.append(f"{KEY}: {Path(path).name} is the same network as {Path(chosen[content]).name}; left out")
+        else:
+            chosen[content] = path
+    return list(chosen.values())
+
+
+def natural(path: str) -> list[tuple[int, int, str]]:
+    """A key that sorts numbers in names by value: step-900 before step-1000."""
+    parts = re.split(r"(\d+)", path)
+    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]
+
+
+def _is_ready(path: str) -> bool:
+    """Whether the folder holds a whole checkpoint that nobody has written to for `SETTLED_SECONDS`."""
+    folder = Path(path)
+    try:
+        if (folder / "unet").is_dir() and not (folder / "model_index.json").is_file():
+            return False  # a pipeline's index is written last
+        times = [file.stat().st_mtime for file in folder.rglob("*") if file.is_file()]
+        if not times or time.time() - max(times) < SETTLED_SECONDS:
+            return False
+        read_checkpoint(path)
+    except (UserError, OSError):
+        return False
+    return True

@@ -1,0 +1,182 @@
+"""`compare DIR BASELINE` and `baseline accept`, on runs of small networks that are really sampled and scored."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
+
+from taugrid.workers.diffusion import forward
+from taugrid.workers.samplers import ddim
+
+GAUSSIAN = CONFIG["data"]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A run, its config and its baseline file."""
+    folder = tmp_path_factory.mktemp("base")
+    config = write_config(folder / "night.yaml", checkpoint(folder / "old"))
+    taugrid("run", config, "--out", folder / "run")
+    taugrid("baseline", "accept", folder / "run", "--to", folder / "baseline.json", "--reason", "the first")
+    return folder
+
+
+def compare(*arguments, code=0):
+    return json.loads(taugrid("compare", *arguments, "--json", code=code)[0])
+
+
+def run(base, folder, network, **changes):
+    config = write_config(folder / "night.yaml", network, **changes)
+    taugrid("run", config, "--out", folder / "run")
+    return folder / "run"
+
+
+@pytest.mark.parametrize("baseline", ["run", "baseline.json"])
+def test_the_same_weights_make_the_same_pixels(base, tmp_path, baseline):
+    found = compare(run(base, tmp_path, base / "old"), base / baseline)
+    assert found["result"] == "identical"
+    assert [cell["situation"] for cell in found["cells"]] == ["same weights and setup"] * CELLS
+    assert {cell["pixels"]["differing"] for cell in found["cells"]} == {0}
+    assert found["critical"] is None, "no cell takes part in the rule"
+
+
+def planted_sigma(alpha_t, alpha_prev, eta):
+    return 1.02 * forward.sigma(alpha_t, alpha_prev, eta)
+
+
+@pytest.mark.parametrize("baseline", ["run", "baseline.json"])
+def test_a_planted_fault_of_the_sampler_is_found_in_the_pixels(base, tmp_path, monkeypatch, baseline):
+    """Eq. 16's sigma times 1.02: cells at eta = 0 stay, the others change, however little their FID does."""
+    monkeypatch.setattr(ddim, "sigma", planted_sigma)
+    found = compare(run(base, tmp_path, base / "old"), base / baseline, code=3)
+    results = {cell["name"].rsplit("-", 1)[0]: cell["result"] for cell in found["cells"]}
+    assert [results[f"S000{steps}-eta0"] for steps in (2, 3)] == ["identical"] * 2
+    assert [results[f"S000{steps}-eta1"] for steps in (2, 3)] == ["changed pixels"] * 2
+    changed = [cell["pixels"] for cell in found["cells"] if cell["result"] == "changed pixels"]
+    assert all(pixels["images"] == 200 and 0 < pixels["differing"] <= 200 for pixels in changed)
+    assert all(1 <= pixels["largest"] <= 255 for pixels in changed)
+
+
+def test_without_the_baselines_images_it_is_still_known_how_many_differ(base, tmp_path, monkeypatch):
+    before = shutil.copytree(base / "run", tmp_path / "before")
+    taugrid("baseline", "accept", before, "--to", tmp_path / "baseline.json", "--reason", "its images go")
+    shutil.rmtree(before)
+    monkeypatch.setattr(ddim, "sigma", planted_sigma)
+    found = compare(run(base, tmp_path, base / "old"), tmp_path / "baseline.json", code=3)
+    changed = [cell["pixels"] for cell in found["cells"] if cell["result"] == "changed pixels"]
+    assert len(changed) == 2
+    assert all(pixels["differing"] > 0 and pixels["largest"] is None for pixels in changed)
+
+
+def test_the_same_weights_with_other_software_are_judged_by_their_difference(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(ddim, "sigma", planted_sigma)
+    root = run(base, tmp_path, base / "old")
+    events = next((root / "events").glob("*.jsonl"))
+    assert '"torch": "' in events.read_text()
+    events.write_text(events.read_text().replace('"torch": "', '"torch": "9'))
+    found = compare(root, base / "run", "--margin", 1.0)
+    assert {cell["situation"] for cell in found["cells"]} == {"same weights, other setup"}
+    assert any("sampled with torch" in mark for mark in found["marks"])
+    by_result = {cell["result"]: cell for cell in found["cells"]}
+    assert set(by_result) == {"identical", "not worse"}
+    assert by_result["not worse"]["pixels"]["largest"] >= 1
+
+
+def test_new_weights_are_judged_by_the_paired_difference_alone(base, tmp_path):
+    found = compare(run(base, tmp_path, checkpoint(tmp_path / "worse", 0.3)), base / "baseline.json", code=3)
+    assert {cell["situation"] for cell in found["cells"]} == {"new weights"}
+    assert found["result"] == "worse"
+    for cell in found["cells"]:
+        assert cell["pixels"] is None
+        assert cell["difference"] == pytest.approx(cell["fid"] - cell["baseline_fid"])
+        assert cell["margin"] == pytest.approx(0.02 * cell["baseline_fid"])
+        assert cell["t"] == pytest.approx((cell["difference"] - cell["margin"]) / cell["se"])
+        assert (cell["result"] == "worse") == (cell["t"] > found["critical"])
+
+
+def test_the_other_way_round_it_got_better(base, tmp_path):
+    worse = run(base, tmp_path, checkpoint(tmp_path / "worse", 0.3))
+    assert compare(base / "run", worse)["result"] == "not worse"
+
+
+def test_a_small_change_needs_a_margin(base, tmp_path):
+    root = run(base, tmp_path, checkpoint(tmp_path / "nudged", 1e-4))
+    assert compare(root, base / "run")["result"] == "not worse"
+    assert "margin 0" in compare(root, base / "run", "--margin", 0, code=None)["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"evaluate": {"metrics": ["fid"], "reference": GAUSSIAN | {"limit": 500}}}, "reference.num_images"),
+        ({"sample": CONFIG["sample"] | {"num_samples": 250}}, "num_samples is 250, in the baseline 200"),
+        (
+            {"evaluate": {"metrics": ["fid"], "reference": GAUSSIAN | {"split": "test"}}},
+            "gaussian/test, in the baseline gaussian/all",
+        ),
+    ],
+)
+def test_runs_measured_in_different_ways_are_refused(base, tmp_path, changes, field):
+    root = run(base, tmp_path, base / "old", **changes)
+    _, told = taugrid("compare", root, base / "baseline.json", code=2)
+    assert field in told
+    assert len(told.strip().splitlines()) == 1
+
+
+def test_cells_of_one_side_alone_are_listed(base, tmp_path):
+    root = run(base, tmp_path, base / "old", grid={"steps": [3, 4], "eta": [0.0]})
+    found = compare(root, base / "run")
+    assert [cell["name"].split("-")[0] for cell in found["cells"]] == ["S0003"]
+    assert [name.rsplit("-", 1)[0] for name in found["only_new"]] == ["S0004-eta0"]
+    assert len(found["only_baseline"]) == 3
+
+
+def test_another_grid_altogether_is_refused(base, tmp_path):
+    root = run(base, tmp_path, base / "old", grid={"steps": [5]})
+    _, told = taugrid("compare", root, base / "run", code=2)
+    assert "steps is 5 and 2" in told
+
+
+def test_a_baseline_file_holds_no_images_and_pandas_reads_it(base):
+    table = pq.read_table(base / "baseline.parquet").to_pandas()
+    assert len(table) == 200 * CELLS
+    assert table.groupby("cell").size().tolist() == [200] * CELLS
+    value = json.loads((base / "baseline.json").read_text())
+    cell = value["cells"][0]
+    influence = table[table.cell == cell["cell"]].influence.to_numpy()
+    assert np.std(influence, ddof=1) / np.sqrt(200) == pytest.approx(cell["metrics"]["fid_se"])
+    assert cell["protocol"]["reference"]["dataset"] == "gaussian"
+    assert "the first" in taugrid("baseline", "show", base / "baseline.json")[0]
+
+
+def test_accepting_a_worse_run_says_so(base, tmp_path):
+    for name in ("baseline.json", "baseline.parquet"):
+        shutil.copy(base / name, tmp_path)
+    root = run(base, tmp_path, checkpoint(tmp_path / "worse", 0.3))
+    shown, _ = taugrid("baseline", "accept", root, "--to", tmp_path / "baseline.json", "--reason", "on purpose")
+    assert "accepted although worse" in shown
+    assert compare(root, tmp_path / "baseline.json")["result"] == "identical"
+
+
+def test_a_baseline_file_that_was_changed_or_torn_apart_is_refused(base, tmp_path):
+    for name in ("baseline.json", "baseline.parquet"):
+        shutil.copy(base / name, tmp_path)
+    path, beside = tmp_path / "baseline.json", tmp_path / "baseline.parquet"
+    data = beside.read_bytes()
+    beside.write_bytes(data[:-1])
+    assert "is not the file" in taugrid("compare", base / "run", path, code=2)[1]
+    beside.unlink()
+    assert "has lost" in taugrid("compare", base / "run", path, code=2)[1]
+    path.write_text(path.read_text().replace("the first", "another"))
+    assert "changed by hand" in taugrid("compare", base / "run", path, code=2)[1]
+    assert "does not exist" in taugrid("baseline", "show", tmp_path / "none.json", code=2)[1]
+
+
+def test_two_cells_are_still_compared(base):
+    shown, _ = taugrid("compare", base / "run", "S0002-eta0-", "S0003-eta0-")
+    assert shown.startswith("S 2 -> 3 at eta 0:")

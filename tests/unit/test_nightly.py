@@ -1,0 +1,294 @@
+"""`taugrid nightly`, on runs of small networks that are really sampled and scored, and what it leaves on disk."""
+
+import json
+import random
+import shutil
+from xml.etree import ElementTree
+
+import duckdb
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from in_process import PoolHere
+from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
+
+from taugrid.orchestrator.nightly.history import SCHEMA
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def night(history, config, name, *options, code=0):
+    out, _ = taugrid("nightly", config, "--history", history, "--id", name, *options, "--json", code=code)
+    return json.loads(out)
+
+
+def every_file(root):
+    found = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    return {path: data for path, data in found.items() if path.name not in ("lease.json", ".lock")}
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A history whose first night is its baseline: its folder, and the networks."""
+    folder = tmp_path_factory.mktemp("begun")
+    for name, worse in (("old", 0.0), ("worse", 0.3), ("alike", 1e-4)):
+        write_config(folder / f"{name}.yaml", checkpoint(folder / name, worse))
+    first = night(folder / "history", folder / "old.yaml", "1")
+    assert first["result"] == "no baseline"
+    baseline = folder / "history/baseline.json"
+    taugrid("baseline", "accept", folder / "history/nights/1/run", "--to", baseline, "--reason", "the first night")
+    return folder
+
+
+@pytest.fixture
+def started(begun, tmp_path):
+    """A copy of that history; the networks stay where they are."""
+    shutil.copytree(begun / "history", tmp_path / "history")
+    return tmp_path / "history"
+
+
+def test_the_same_weights_are_an_identical_night(begun, started):
+    found = night(started, begun / "old.yaml", "2")
+    assert found["result"] == "identical"
+    assert found["comparison"]["critical"] is None
+
+
+def test_a_worse_night_is_confirmed_with_a_fresh_seed_and_exits_with_3(begun, started):
+    found = night(started, begun / "worse.yaml", "2", code=3)
+    assert found["result"] == "worse"
+    assert "two stages: the usual seeds single out 4 cells of 4 at 0.1" in found["comparison"]["rule"]
+    fresh = {json.loads(path.read_text())["cell"] for path in (started / "nights/2/fresh/scores").glob("*.json")}
+    assert len(fresh) == 2 * CELLS, "both networks were sampled anew"
+    seeds = {name.parent.name for name in (started / "nights/2/fresh/samples").rglob("*.parquet")}
+    assert not seeds & {path.name for path in (started / "nights/2/run/samples").iterdir()}
+    usual = night_row(started, "2")
+    assert (usual["difference"] != usual["fid"] - usual["baseline_fid"]).all(), "the verdict is the fresh seed's"
+    text = (started / "nights/2/summary.md").read_text()
+    assert text.startswith("# night, night 2: ❌ worse")
+    assert len(text) < 1_000_000
+    (suite,) = ElementTree.fromstring((started / "nights/2/junit.xml").read_text())
+    assert (suite.get("tests"), suite.get("failures")) == ("4", "4")
+    case = suite.find("testcase")
+    assert case.get("name") == "S0002-eta0"
+    assert "T = +" in case.find("failure").text
+
+
+def night_row(history, name):
+    table = pd.read_parquet(history / "history.parquet")
+    return table[table.night == name]
+
+
+def test_a_change_within_the_margin_is_not_worse_and_needs_no_second_look(begun, started):
+    found = night(started, begun / "alike.yaml", "2")
+    assert found["result"] == "not worse"
+    assert "single out 0 cells" in found["comparison"]["rule"]
+    assert not (started / "nights/2/fresh").exists()
+
+
+def test_without_the_baselines_weights_there_is_one_stage_and_it_says_why(begun, tmp_path):
+    network = checkpoint(tmp_path / "gone")
+    config = write_config(tmp_path / "gone.yaml", network)
+    night(tmp_path / "history", config, "1")
+    shutil.rmtree(network)
+    baseline = tmp_path / "history/nights/1/run"
+    found = night(tmp_path / "history", begun / "worse.yaml", "2", "--baseline", baseline, code=3)
+    assert "no second stage, because the baseline's weights can't be sampled" in found["comparison"]["rule"]
+
+
+def test_undecided_cells_are_grown_and_alpha_is_split(begun, started):
+    """The margin is what the usual seeds measure for the first cell, so that nobody can say whether it is exceeded."""
+    found = night(started, begun / "worse.yaml", "measured", code=3)
+    first = found["comparison"]["cells"][0]
+    margin = (first["fid"] - first["baseline_fid"]) / first["baseline_fid"]
+    once = night(started, begun / "worse.yaml", "2", "--margin", margin, code=None)
+    undecided = [cell for cell in once["comparison"]["cells"] if cell["result"] == "undecided"]
+    assert undecided, once["comparison"]["cells"]
+    grown = night(started, begun / "worse.yaml", "3", "--margin", margin, "--grow-to", 400, code=None)
+    assert "grown to N = 400 with a fresh seed, at alpha = 0.005" in grown["comparison"]["rule"]
+    by_name = {cell["name"]: cell for cell in grown["comparison"]["cells"]}
+    assert all(by_name[cell["name"]]["se"] < cell["se"] for cell in undecided)
+
+
+def test_the_same_night_again_changes_nothing(begun, started):
+    first = night(started, begun / "worse.yaml", "2", code=3)
+    before = every_file(started)
+    assert night(started, begun / "worse.yaml", "2", code=3) == first
+    assert every_file(started) == before
+
+
+def test_a_kill_between_verdict_and_history_is_mended_by_the_same_command(begun, started):
+    night(started, begun / "old.yaml", "2")
+    whole = every_file(started)
+    shutil.copy(begun / "history/history.parquet", started / "history.parquet")
+    (started / "trend.svg").unlink()
+    night(started, begun / "old.yaml", "2")
+    assert every_file(started) == whole
+
+
+def test_a_night_killed_ten_times_is_one_complete_night(begun, started, monkeypatch):
+    """Ctrl-C at a random job of the night, or in the second look; then the command is given once more."""
+    undisturbed = night(started, begun / "worse.yaml", "undisturbed", code=3)
+    draw, give = random.Random(5), PoolHere.give
+    left = 0
+
+    def interrupted(pool, worker, job):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        give(pool, worker, job)
+
+    monkeypatch.setattr(PoolHere, "give", interrupted)
+    kills = 0
+    for _ in range(10):
+        left = draw.randrange(6)
+        try:
+            night(started, begun / "worse.yaml", "2", code=3)
+        except KeyboardInterrupt:
+            kills += 1
+            assert not (started / "nights/2/verdict.json").exists()
+    assert kills >= 5
+    monkeypatch.setattr(PoolHere, "give", give)
+    found = night(started, begun / "worse.yaml", "2", code=3)
+    assert pd.read_parquet(started / "history.parquet").groupby("night").size()["2"] == CELLS
+    assert [cell["fid"] for cell in found["comparison"]["cells"]] == [
+        cell["fid"] for cell in undisturbed["comparison"]["cells"]
+    ]
+
+
+def test_an_unfinished_night_is_continued_by_the_next_call(begun, started, monkeypatch):
+    def dies(pool, worker, job):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PoolHere, "give", dies)
+        with pytest.raises(KeyboardInterrupt):
+            night(started, begun / "old.yaml", "yesterday")
+    out, told = taugrid("nightly", begun / "old.yaml", "--history", started, "--json")
+    assert json.loads(out)["night"] == "yesterday"
+    assert "night yesterday was not finished; it is continued" in told
+
+
+def test_an_unfinished_night_whose_checkpoint_changed_makes_way(begun, started, tmp_path, monkeypatch):
+    network = checkpoint(tmp_path / "latest")
+    config = write_config(tmp_path / "latest.yaml", network)
+    give, left = PoolHere.give, 5
+
+    def dies(pool, worker, job):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        give(pool, worker, job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PoolHere, "give", dies)
+        with pytest.raises(KeyboardInterrupt):
+            night(started, config, "yesterday")
+    checkpoint(network, 1e-4)
+    out, told = taugrid("nightly", config, "--history", started, "--json")
+    assert json.loads(out)["night"] != "yesterday"
+    assert "its checkpoint or config has changed" in told
+
+
+def test_a_night_with_quarantined_cells_says_so_and_exits_with_4(begun, started, monkeypatch):
+    give = PoolHere.give
+
+    def fails(pool, worker, job):
+        if type(job).__name__ == "SampleJob" and job.settings.steps == 3 and job.settings.eta == 1:
+            job = None  # which no worker can do
+        give(pool, worker, job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PoolHere, "give", fails)
+        found = night(started, begun / "old.yaml", "2", code=4)
+    assert [name.rsplit("-", 1)[0] for name in found["missing"]] == ["S0003-eta1"]
+    text = (started / "nights/2/summary.md").read_text()
+    assert "incomplete: 1 missing" in text.splitlines()[0]
+    assert 'errors="1"' in (started / "nights/2/junit.xml").read_text()
+    assert not (started / "nights/2/verdict.json").exists()
+    assert night(started, begun / "old.yaml", "2")["missing"] == {}
+
+
+def test_old_images_are_removed_and_count_as_done(begun, started):
+    night(started, begun / "old.yaml", "2", "--keep-images", 1)
+    root = started / "nights/1/run"
+    assert not list(root.glob("samples/*/*.parquet"))
+    assert list((started / "nights/2/run").glob("samples/*/*.parquet"))
+    assert "removed" in taugrid("status", root)[0]
+    assert json.loads(taugrid("status", root, "--json")[0])["network_evaluations_remaining"] == 0
+    said, _ = taugrid("verify", root)
+    assert said.startswith("0 images decoded; images removed: 4 cells, whose records are checked")
+    figures = {path.name for path in (root / "figures").iterdir()}
+    _, told = taugrid("run", root)
+    assert "images removed: 4 cells" in told
+    assert "to do" not in told
+    assert {path.name for path in (root / "figures").iterdir()} == figures
+    assert "were removed" in taugrid("export", root, "S0002-eta0-", "--to", started / "pngs", code=2)[1]
+    assert json.loads(taugrid("compare", started / "nights/2/run", root, "--json")[0])["result"] == "identical"
+
+
+def test_a_damaged_record_of_removed_images_is_no_record(begun, started):
+    night(started, begun / "old.yaml", "2", "--keep-images", 1)
+    root = started / "nights/1/run"
+    record = next((root / "removed").glob("*.parquet"))
+    record.write_bytes(record.read_bytes()[:-3])
+    assert "missing" in taugrid("verify", root, code=1)[0]
+
+
+def test_history_is_documented_and_read_by_pandas_and_duckdb(begun, started):
+    night(started, begun / "worse.yaml", "2", code=3)
+    path = started / "history.parquet"
+    assert pq.read_schema(path).equals(SCHEMA, check_metadata=True)
+    assert all(field.metadata[b"about"] for field in pq.read_schema(path))
+    counted = duckdb.sql(f"select night, count(*), max(t) from '{path}' group by night order by night").fetchall()
+    assert [(name, count) for name, count, _ in counted] == [("1", CELLS), ("2", CELLS)]
+    assert counted[1][2] > 3
+    assert (started / "trend.png").stat().st_size > 10_000
+    assert (started / "trend.svg").exists()
+
+
+def test_two_at_once_do_not_corrupt_a_history(begun, started, monkeypatch):
+    """The second is refused while the first is at work, and nothing of the first is lost."""
+    give, refusals = PoolHere.give, []
+
+    def with_a_rival(pool, worker, job):
+        if not refusals:
+            refusals.append(taugrid("nightly", begun / "old.yaml", "--history", started, "--id", "3", code=2)[1])
+        give(pool, worker, job)
+
+    monkeypatch.setattr(PoolHere, "give", with_a_rival)
+    night(started, begun / "old.yaml", "2")
+    assert "at work" in refusals[0]
+    assert sorted(set(pd.read_parquet(started / "history.parquet").night)) == ["1", "2"]
+
+
+def test_an_n_without_a_standard_error_is_refused_before_anything_starts(begun, tmp_path):
+    config = write_config(tmp_path / "small.yaml", begun / "old", sample={**CONFIG["sample"], "num_samples": 159})
+    _, told = taugrid("nightly", config, "--history", tmp_path / "history", "--id", "1", code=2)
+    assert "a night needs at least 160" in told
+    assert not (tmp_path / "history/nights/1/run/samples").exists()
+
+
+def test_a_name_that_is_no_folders_name_is_refused(begun, tmp_path):
+    assert "--id" in taugrid("nightly", begun / "old.yaml", "--history", tmp_path, "--id", "../x", code=2)[1]
+
+
+def test_plan_prices_a_night_in_time_and_bytes(begun, tmp_path):
+    out, _ = taugrid("plan", begun / "old.yaml", "--out", tmp_path / "run", "--history", begun / "history", "--json")
+    found = json.loads(out)["night"]
+    text = next((begun / "history/nights/1/run/events").glob("*")).read_text()
+    events = [json.loads(line) for line in text.splitlines()]
+    seconds = sum(event["seconds"] for event in events if event["event"] == "shard")
+    assert found["worker_seconds"] == pytest.approx(seconds, abs=0.06)
+    assert found["bytes_at_most"] == 200 * CELLS * (16 + 200)
+    shown, _ = taugrid("plan", begun / "old.yaml", "--out", tmp_path / "run", "--history", tmp_path / "none")
+    assert "its time is unknown before the first night" in shown
+
+
+def test_a_night_that_cannot_be_compared_is_refused_before_anything_is_sampled(begun, started):
+    other = ("--set", "evaluate.reference={name: gaussian, shape: [1, 4, 4], split: test}")
+    words = ("nightly", begun / "old.yaml", "--history", started, "--id", "2", *other)
+    _, told = taugrid(*words, code=2)
+    assert "reference is gaussian/test, in the baseline gaussian/all" in told
+    assert not (started / "nights/2/run/samples").exists()

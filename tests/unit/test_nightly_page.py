@@ -1,0 +1,86 @@
+"""docs/nightly.md: its YAML is valid, its shell parts run, and its schema is the one that is written."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from nights import checkpoint, taugrid, write_config
+
+from taugrid.orchestrator.nightly.history import COLUMNS_ABOUT
+
+PAGE = (Path(__file__).parents[2] / "docs/nightly.md").read_text()
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def block(language, beginning=""):
+    (found,) = (text for text in re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL) if text.startswith(beginning))
+    return found
+
+
+def actions():
+    return yaml.safe_load(block("yaml", "name: nightly"))
+
+
+def container():
+    value = yaml.safe_load(block("yaml", "apiVersion"))
+    return value["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
+
+
+def shell_parts():
+    """The four ways, each as a script; places and recipients of mail are this test's own."""
+    steps = {step["name"]: step["run"] for step in actions()["jobs"]["nightly"]["steps"] if "run" in step}
+    cron = re.fullmatch(r"30 2 \* \* \* (.*)\n", block("cron"))[1]
+    scron = [line for line in block("scrontab").splitlines() if not line.startswith("#SCRON")]
+    return {
+        "cron": cron.replace("/srv/nightly", ".").replace("mail -s", "echo"),
+        "actions": f"{steps['nightly']}\n{steps['summary']}",
+        "kubernetes": container()["args"][0],
+        "slurm": re.fullmatch(r"30 2 \* \* \* (.*)", scron[0])[1],
+    }
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a config and a baseline, and the command `taugrid` whose workers are its own process."""
+    folder = tmp_path_factory.mktemp("nightly")
+    config = write_config(folder / "night.yaml", checkpoint(folder / "network"))
+    taugrid("run", config, "--out", folder / "first")
+    taugrid("baseline", "accept", folder / "first", "--to", folder / "baseline.json", "--reason", "the first")
+    (folder / "bin").mkdir()
+    script = folder / "bin/taugrid"
+    helper = f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]; from nights import taugrid\n"
+    script.write_text(f"#!{sys.executable}\n{helper}print(*taugrid(*sys.argv[1:]))\n")
+    script.chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize("way", ["cron", "actions", "kubernetes", "slurm"])
+def test_a_shell_part_runs(place, way, tmp_path):
+    environment = {
+        **os.environ,
+        "PATH": f"{place / 'bin'}:{os.environ['PATH']}",
+        "GITHUB_RUN_ID": "42",
+        "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
+    }
+    subprocess.run(["bash", "-ec", shell_parts()[way]], cwd=place, env=environment, check=True, timeout=300)
+    assert list((place / "history/nights").glob("*/verdict.json"))
+    if way == "actions":
+        assert "night 42: ✅ identical" in (tmp_path / "summary.md").read_text()
+    if way == "cron":
+        assert "exit" not in (place / "night.log").read_text()
+
+
+def test_the_yaml_says_what_it_should():
+    assert actions()[True]["schedule"] == [{"cron": "30 2 * * *"}]  # YAML 1.1 reads `on` as true
+    assert container()["workingDir"] == "/nightly"
+    grid = re.search(r"^( {4}grid:\n(?: {6}[^\n]*\n)+)", PAGE, re.MULTILINE)[1]
+    assert yaml.safe_load(grid)["grid"]["model.checkpoint"] == ["runs/x/step-*"]
+
+
+def test_the_schema_is_that_of_the_file():
+    written = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*) \|$", PAGE, re.MULTILINE)
+    assert written == [(name, str(kind), about) for name, kind, about in COLUMNS_ABOUT]

@@ -1,0 +1,137 @@
+"""Checkpoints of a training that goes on elsewhere: patterns in a grid, and what a run directory keeps of them."""
+
+import json
+import os
+import shutil
+import time
+
+import pandas as pd
+import pytest
+from nights import CONFIG, checkpoint, taugrid, write_config
+
+from taugrid.errors import UserError
+from taugrid.eval.figures.checkpoints import training_steps
+from taugrid.eval.tables.best_checkpoints import best_checkpoints
+from taugrid.orchestrator.opened import Opened
+from taugrid.orchestrator.plan.evaluation import evaluation
+from taugrid.orchestrator.plan.patterns import SETTLED_SECONDS, natural, resolve_patterns
+from taugrid.orchestrator.report.collect import collect
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def settled(folder):
+    """As if nobody had written to the folder for a while."""
+    for file in folder.rglob("*"):
+        os.utime(file, (time.time() - 2 * SETTLED_SECONDS,) * 2)
+    return folder
+
+
+def config(path, value):
+    grid = {"model.checkpoint": [value], "steps": [2], "eta": [0.0, 1.0]}
+    written = write_config(path, "unused", grid=grid)
+    written.write_text(written.read_text().replace("model:\n  checkpoint: unused\n", ""))
+    return written
+
+
+@pytest.fixture
+def training(tmp_path):
+    """Three checkpoints whose names do not sort as text."""
+    for step, worse in ((90, 0.3), (100, 0.1), (1000, 0.0)):
+        settled(checkpoint(tmp_path / f"x/step-{step}", worse))
+    return tmp_path
+
+
+def shown(opened):
+    return list(dict.fromkeys(cell.axes["model.checkpoint"].rsplit("/", 1)[1] for cell in opened.plan.cells))
+
+
+def opened(training, value):
+    return Opened(str(config(training / "c.yaml", value)), (), str(training / "run"))
+
+
+def test_a_pattern_is_all_that_match_in_natural_order(training):
+    assert shown(opened(training, str(training / "x/step-*"))) == ["step-90", "step-100", "step-1000"]
+    assert natural("step-900") < natural("step-1000")
+
+
+def test_the_newest_k_are_the_last_of_them(training):
+    newest = {"newest": 2, "of": str(training / "x/step-*")}
+    assert shown(opened(training, newest)) == ["step-100", "step-1000"]
+
+
+def test_folders_still_being_written_are_passed_over_and_taken_next_time(training):
+    checkpoint(training / "x/step-2000")  # written just now
+    torn = settled(checkpoint(training / "x/step-3000", 0.2))
+    weights = next(torn.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    settled(torn)
+    pipeline = training / "x/step-4000"
+    shutil.copytree(training / "x/step-90", pipeline / "unet")
+    settled(pipeline)  # its index, which is written last, is missing
+    found = opened(training, str(training / "x/step-*"))
+    assert shown(found) == ["step-90", "step-100", "step-1000"]
+    assert "passed over" in found.plan.remarks[0]
+    assert all(name in found.plan.remarks[0] for name in ("step-2000", "step-3000", "step-4000"))
+    settled(training / "x/step-2000")
+    found = opened(training, str(training / "x/step-*"))
+    assert shown(found) == ["step-90", "step-100", "step-1000"]
+    assert any("step-2000 is the same network as step-1000" in remark for remark in found.plan.remarks)
+    shutil.rmtree(training / "x/step-1000")
+    assert "step-2000" in shown(opened(training, str(training / "x/step-*")))
+
+
+def test_tomorrows_newest_orphan_none_of_todays_and_each_is_evaluated_once(training):
+    """The newest two of three; then a fourth, and the oldest is deleted: all that were evaluated stay in the table."""
+    value = {"newest": 2, "of": str(training / "x/step-*")}
+    path = config(training / "c.yaml", value)
+    taugrid("run", path, "--out", training / "run")
+    shutil.rmtree(training / "x/step-100")
+    settled(checkpoint(training / "x/step-2000", 0.05))
+    _, told = taugrid("run", path, "--out", training / "run")
+    assert "2 shards to sample" in told or "4 shards to sample" in told
+    table = pd.read_csv(training / "run/tables/quality.csv")
+    names = [name.rsplit("/", 1)[1] for name in dict.fromkeys(table["model.checkpoint"])]
+    assert names == ["step-100", "step-1000", "step-2000"]
+    assert table.fid.notna().all()
+    _, told = taugrid("run", path, "--out", training / "run")
+    assert "to do" not in told
+    assert taugrid("status", training / "run", "--json")[0]
+    assert (training / "run/figures/checkpoints.png").exists()
+
+
+def test_the_figure_names_the_best_and_what_cannot_be_told_from_it(training):
+    path = config(training / "c.yaml", str(training / "x/step-*"))
+    taugrid("run", path, "--out", training / "run")
+    found = Opened(str(path), (), str(training / "run"))
+    collected = collect(found.plan, found.rundir, evaluation(found.config, found.plan))
+    best = best_checkpoints(collected.rows, collected.evidence)
+    assert [one.steps for one in best] == [2, 2]
+    assert all(one.checkpoint.endswith("step-1000") for one in best)
+    assert all("step-90" not in one.alike for one in best)
+    svg = (training / "run/figures/checkpoints.svg").read_text()
+    assert "S = 2: best 1000" in svg
+    assert "training step" in svg
+
+
+def test_names_without_numbers_have_no_training_steps():
+    assert training_steps(["a/step-10", "a/step-20/"]) == [10, 20]
+    assert training_steps(["a/step-10", "a/final"]) is None
+    assert training_steps(["a/step-10", "b/step-20"]) is None
+
+
+@pytest.mark.parametrize("value", [{"newest": 0, "of": "x"}, {"newest": 2}, {"newest": 2, "of": 3}, {"of": "x"}])
+def test_a_bad_wish_is_refused(training, value):
+    with pytest.raises(UserError, match="newest"):
+        opened(training, value)
+
+
+def test_a_pattern_that_nothing_matches_is_refused(training):
+    with pytest.raises(UserError, match="no checkpoint matches"):
+        opened(training, str(training / "y/step-*"))
+
+
+def test_a_config_without_patterns_stays_as_it_is(training):
+    found = opened(training, str(training / "x/step-90"))
+    assert resolve_patterns(found.config, []).config is found.config
+    assert json.dumps(CONFIG)

@@ -1,0 +1,153 @@
+"""Regressions planted in nights of 12 cells of digits: the gate finds each, and sleeps through twenty nights of noise.
+
+These take minutes: `make chaos` runs them. tests/unit/test_baseline.py and test_nightly.py have the short forms.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from digits_nights import CONFIG, train
+from nights import taugrid
+
+from taugrid.workers import sample as sampling
+from taugrid.workers.diffusion import forward
+from taugrid.workers.samplers import ddim
+
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow, pytest.mark.chaos]
+
+CELLS, STEPS, NIGHTS = 12, 1_500, 20
+LAST = [STEPS - 2 * back for back in range(NIGHTS + 1)]
+"""Steps of the checkpoints at the end of the training, where the learning rate is nearly 0."""
+
+
+def config(folder, step):
+    path = folder / f"step-{step}.yaml"
+    path.write_text(yaml.safe_dump({**CONFIG, "model": {"checkpoint": str(folder / f"step-{step}")}}))
+    return path
+
+
+def night(folder, step, name, *options, code=0):
+    words = ("nightly", config(folder, step), "--history", folder / "history", "--id", name, *options, "--json")
+    return json.loads(taugrid(*words, code=code)[0])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Checkpoints, and a history whose first night is the baseline."""
+    place = tmp_path_factory.mktemp("digits")
+    train(place, STEPS, [STEPS // 5, *LAST])
+    night(place, LAST[-1], "0")
+    file = place / "history/baseline.json"
+    taugrid("baseline", "accept", place / "history/nights/0/run", "--to", file, "--reason", "the first night")
+    return place
+
+
+def show(title, found):
+    results = [cell["result"] for cell in found["comparison"]["cells"]]
+    print(f"\n{title}: {found['result']}, { ({result: results.count(result) for result in results}) }")
+    print(found["comparison"]["rule"])
+
+
+def test_a_sigma_off_by_2_percent(folder, monkeypatch):
+    monkeypatch.setattr(ddim, "sigma", lambda *at: 1.02 * forward.sigma(*at))
+    found = night(folder, LAST[-1], "a", code=3)
+    show("(a) eq. 16's sigma times 1.02", found)
+    assert found["result"] == "changed pixels"
+    by_eta = {cell["name"]: cell["result"] for cell in found["comparison"]["cells"]}
+    assert all(result == ("identical" if "-eta0-" in name else "changed pixels") for name, result in by_eta.items())
+
+
+def test_the_last_step_dropped(folder, monkeypatch):
+    whole = sampling.sample_batch
+
+    def without_last(model, indices, job, alpha_bar):
+        from dataclasses import replace
+
+        return whole(model, indices, replace(job, tau=job.tau[1:]), alpha_bar)
+
+    monkeypatch.setattr(sampling, "sample_batch", without_last)
+    found = night(folder, LAST[-1], "b", code=3)
+    show("(b) last step dropped", found)
+    assert {cell["result"] for cell in found["comparison"]["cells"]} == {"changed pixels"}
+
+
+def test_a_checkpoint_trained_much_shorter(folder):
+    found = night(folder, STEPS // 5, "c", code=3)
+    show("(c) a fifth of the steps", found)
+    assert found["result"] == "worse"
+    worse = [cell["name"] for cell in found["comparison"]["cells"] if cell["result"] == "worse"]
+    assert worse
+    text = (folder / "history/nights/c/summary.md").read_text()
+    assert all(name.rsplit("-", 1)[0] in text for name in worse)
+
+
+def test_twenty_nights_at_the_end_of_a_flat_curve(folder):
+    alarms = []
+    for number, step in enumerate(reversed(LAST[:-1]), start=1):
+        found = night(folder, step, f"d{number:02d}", "--keep-images", 2, code=None)
+        show(f"(d) night {number}", found)
+        alarms.append(found["result"] == "worse")
+    assert sum(alarms) <= 1
+    history = pd.read_parquet(folder / "history/history.parquet")
+    assert history.groupby("night").size().loc[[f"d{number:02d}" for number in range(1, NIGHTS + 1)]].eq(CELLS).all()
+    print(history.groupby("result").size())
+
+
+def test_another_reference_split_is_refused(folder):
+    other = ("--set", "evaluate.reference={name: digits, split: test}")
+    words = ("nightly", config(folder, LAST[-1]), "--history", folder / "history", "--id", "e", *other)
+    _, told = taugrid(*words, code=2)
+    print(f"\n(e) {told.splitlines()[-1]}")
+    assert "digits/test, in the baseline digits/train" in told
+
+
+ALONE = "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); from nights import taugrid; taugrid(*sys.argv[1:])"
+
+
+def test_a_night_killed_at_random_moments_ten_times(folder):
+    """SIGKILL of the real process, at moments drawn over the time that an undisturbed night takes."""
+    words = ("nightly", config(folder, STEPS // 5), "--history", folder / "history", "--id")
+    command = [sys.executable, "-c", ALONE, str(Path(__file__).parent), *map(str, words)]
+
+    def start(name):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen([*command, name], env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    began = time.monotonic()
+    assert start("undisturbed").wait(600) == 1, "the planted regression ends with 3, which the helper refuses"
+    undisturbed, draw, kills = time.monotonic() - began, random.Random(6), 0
+    for _ in range(10):
+        process = start("f")
+        try:
+            process.wait(undisturbed * draw.uniform(0.05, 0.6))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    print(f"\n(f) {kills} kills")
+    found = night(folder, STEPS // 5, "f", code=3)
+    history = pd.read_parquet(folder / "history/history.parquet")
+    assert history.groupby("night").size()["f"] == CELLS
+    first = json.loads((folder / "history/nights/undisturbed/verdict.json").read_text())
+    fids = [[cell["metrics"]["fid"] for cell in verdict["scores"]] for verdict in (found, first)]
+    assert fids[0] == fids[1]
+    for run in (folder / "history/nights/f").iterdir():
+        if run.is_dir():
+            taugrid("verify", run)
+
+
+def test_the_trend_figure_is_kept(folder):
+    """For a look at it: $TREND names a place to copy the history to."""
+    assert (folder / "history/trend.png").stat().st_size > 10_000
+    if place := os.environ.get("TREND"):
+        shutil.copytree(folder, place, dirs_exist_ok=True)
