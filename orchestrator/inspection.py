@@ -159,7 +159,8 @@ def _verify_samples(cell: Cell, rundir: RunDir, tick: Callable[[int], None]) -> 
         found.append(Damage(rundir.weights_file(cell.model, cell.settings.weights), str(error)))
         done = rundir.sampled(cell, None, every_byte=False, on_damage=found.append)
     parts = [rundir.sample_part(cell, shard) for shard in cell.shards if shard.number in done]
-    whole = [path for path in parts if rundir.storage.exists(path)]  # others were removed: their record is whole
+    there = rundir.versions(rundir.samples / cell.name)
+    whole = [path for path in parts if path in there]  # others were removed: their record is whole
     look = partial(_verify_images, shape=cell.model.image_shape, storage=rundir.storage)
     found += _read_all(whole, look, tick)
     planned = {rundir.sample_part(cell, shard) for shard in cell.shards}

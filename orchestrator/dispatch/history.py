@@ -9,7 +9,7 @@ do, and to try each on every node of a large cluster would take long."""
 
 
 @dataclass(slots=True)
-class History:
+class TaskHistory:
     """A task's failures."""
 
     errors: Counter[str] = field(default_factory=Counter)

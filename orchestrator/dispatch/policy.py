@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from taugrid.orchestrator.dispatch.backlog import Backlog
 from taugrid.orchestrator.dispatch.health import Benching, Health
-from taugrid.orchestrator.dispatch.history import History, suffices
+from taugrid.orchestrator.dispatch.history import TaskHistory, suffices
 from taugrid.orchestrator.dispatch.pace import Pace, Running
 from taugrid.orchestrator.task import Task
 
@@ -88,7 +88,7 @@ class Dispatcher:
         self._running: dict[str, Running] = {}
         self._keys: dict[str, str] = {}  # worker -> key of its task
         self._runners: dict[str, list[str]] = {}  # key -> the workers that are at it, of those that somebody is at
-        self._histories: dict[str, History] = {}
+        self._histories: dict[str, TaskHistory] = {}
         self._suspects: deque[str] = deque()  # those that wait, the one on trial first
         self._suspected: set[str] = set()
         self._lost_last: str | None = None
@@ -194,7 +194,7 @@ class Dispatcher:
         """`worker` failed its task but is alive."""
         key, node = self._release(worker).task.key, self._health.node(worker)
         self._idle[worker] = None
-        history = self._histories.setdefault(key, History())
+        history = self._histories.setdefault(key, TaskHistory())
         agreed = bool(self._health.proven() & (history.errors.keys() - {node}))
         history.met |= {worker, node}
         if fault in (Fault.TASK, Fault.FINAL):
@@ -233,7 +233,7 @@ class Dispatcher:
         if key is None or with_its_node:
             self._lost_last = None
             return Charge(key, key is not None and self._settle(key, False), benching)
-        history = self._histories.setdefault(key, History())
+        history = self._histories.setdefault(key, TaskHistory())
         history.met |= {worker, node}
         history.losses[node] += 1
         history.losses_in_a_row = history.losses_in_a_row + 1 if self._lost_last == key else 1
@@ -316,7 +316,7 @@ class Dispatcher:
                 self._backlog.add(key, self._histories[key].met if key in self._histories else ())
         return False
 
-    def _suffices(self, key: str, history: History, now: float) -> bool:
+    def _suffices(self, key: str, history: TaskHistory, now: float) -> bool:
         """Whether a task that failed is to blame; not as long as a copy of it runs."""
         if key in self._runners:
             return False

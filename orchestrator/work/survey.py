@@ -127,15 +127,14 @@ class Survey:
 
     def _require_images(self, cell: Cell, sampled: set[int], extracted: set[int]) -> None:
         """Raise `UserError` if features are missing and the images that they come from were removed."""
+        if not self.rundir.has_removed_images(cell):
+            return
+        there = self.rundir.versions(self.rundir.samples / cell.name)
         for shard in cell.shards:
-            is_removed = shard.number in sampled and not self.rundir.storage.exists(
-                self.rundir.sample_part(cell, shard)
-            )
-            if is_removed and shard.number not in extracted:
-                record = self.rundir.removal_record(cell)
+            if shard.number in sampled - extracted and self.rundir.sample_part(cell, shard) not in there:
                 raise UserError(
-                    f"{cell.name} is to be scored again, but its images were removed; delete {record} to have them "
-                    "sampled again"
+                    f"{cell.name} is to be scored again, but its images were removed; delete "
+                    f"{self.rundir.removal_record(cell)} to have them sampled again"
                 )
 
     def _reference(self, evaluation: Evaluation) -> ReferenceState:
