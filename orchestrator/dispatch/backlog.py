@@ -54,14 +54,15 @@ class Backlog:
         """The number of tasks that are ready and wait."""
         return sum(self._ready.values())
 
-    def ready(self, kinds: Collection[str]) -> int:
-        """The number of tasks of `kinds` that are ready and wait."""
-        return sum(count for kind, count in self._ready.items() if kind in kinds)
+    @property
+    def ready(self) -> dict[str, int]:
+        """Kind -> the number of its tasks that are ready and wait, if there are any."""
+        return {kind: count for kind, count in self._ready.items() if count}
 
     @property
     def kinds(self) -> set[str]:
         """The kinds of the tasks that are ready and wait."""
-        return {kind for kind, count in self._ready.items() if count}
+        return set(self.ready)
 
     @property
     def finished(self) -> bool:

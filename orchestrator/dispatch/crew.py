@@ -13,6 +13,7 @@ from pathlib import Path
 from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError, of_the_accelerator
 from taugrid.jobs import WorkerInfo
+from taugrid.orchestrator.dispatch.capacity.demand import Crowd
 from taugrid.orchestrator.dispatch.capacity.room import Room
 from taugrid.orchestrator.dispatch.health import Benching
 from taugrid.orchestrator.dispatch.policy import Dispatcher
@@ -234,28 +235,29 @@ class Crew:
         running, draining, avoided = self._dispatcher.running, self._room.draining, self._room.avoided
         for worker in [w for w, node in self._nodes.items() if node in draining and w not in running]:
             self._release(worker, now, "its node drains")
-        wanted, (wanted_spares, rooms) = self._room.wanted(now), self._room.wanted_spares(now)
+        busy = Counter(worker in self._spares for worker in running if self._nodes[worker] not in avoided)
+        wanted, rooms = self._room.wanted(now, Crowd(busy[False], busy[True])), self._room.spare_rooms
         for worker in [w for w, node in self._spares.items() if w not in self._nodes and node not in rooms]:
             self._release(worker, now, "its node is gone")
         fit = [worker for worker in self._workers if self._nodes.get(worker) not in avoided]
         spares = [worker for worker in fit if worker in self._spares]
-        self._largest = max(self._largest, wanted + wanted_spares)
+        self._largest = max(self._largest, sum(wanted))
         self._pauses = [until for until in self._pauses if until > now]
-        for _ in range(wanted - (len(fit) - len(spares)) - len(self._pauses)):
+        for _ in range(wanted.full - (len(fit) - len(spares)) - len(self._pauses)):
             self._start(self._pool.start(avoided))
         taken = Counter(self._spares.values())
         places = [node for node, room in rooms.items() for _ in range(room - taken[node])]
-        for node in places[: max(0, wanted_spares - len(spares) - len(self._pauses))]:
+        for node in places[: max(0, wanted.spare - len(spares) - len(self._pauses))]:
             worker = self._pool.start_spare(node)
             self._spares[worker] = node
             self._start(worker)
-        too_many = self._too_many(fit, wanted, wanted_spares) if self._room.elastic else []
+        too_many = self._too_many(fit, wanted) if self._room.elastic else []
         since = self._too_many_since = (self._too_many_since or now) if too_many else None
         if since is not None and now - since >= RELEASE_SECONDS:
             for worker in too_many:
                 self._release(worker, now, "there is no work for it")
 
-    def _too_many(self, fit: list[str], wanted: int, wanted_spares: int) -> list[str]:
+    def _too_many(self, fit: list[str], wanted: Crowd) -> list[str]:
         """Workers that have nothing to do, beyond those that are wanted.
 
         First come those that wait for room, then those whose node is the sooner without any.
@@ -267,7 +269,7 @@ class Crew:
             key=lambda worker: busy[self._nodes[worker]] if worker in self._nodes else -1,
         )
         found = []
-        for are_spare, number in ((False, wanted), (True, wanted_spares)):
+        for are_spare, number in ((False, wanted.full), (True, wanted.spare)):
             beyond = sum((worker in self._spares) == are_spare for worker in fit) - number
             found += [worker for worker in idle if (worker in self._spares) == are_spare][: max(0, beyond)]
         return found

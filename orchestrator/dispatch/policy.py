@@ -19,7 +19,7 @@ No event and no assignment costs time that grows with the number of tasks or wit
 has the figures for 512 workers.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from enum import Enum, auto
 from types import MappingProxyType
@@ -249,21 +249,22 @@ class Dispatcher:
         del self._idle[worker]
         self._health.left(worker, now)
 
-    def wanted(self, now: float, kinds: Collection[str] | None = None) -> int:
-        """How many workers could be at tasks of `kinds` (None: of all): those that are, and one for each ready task.
+    def openings(self, now: float) -> Counter[str]:
+        """Kind -> how many more workers could be at tasks of it: one for each ready task.
 
-        If none is ready: one for each late task. Of suspects, only one is ready at a time.
+        Where none of a kind is ready: one for each late task of it. Of suspects, only one is ready at a time.
         """
-        kinds = self._kinds if kinds is None else kinds
-        busy = sum(running.task.kind in kinds for running in self._running.values())
-        ready = self._backlog.ready(kinds)
-        late = {} if ready else self._late(now)
-        more = [*late, *([self._suspects[0]] if self._may_try() else [])]
-        return busy + ready + sum(self._backlog.task(key).kind in kinds for key in more)
+        ready = self._backlog.ready
+        may_be_late = any(running.task.kind not in ready for running in self._running.values())
+        late = [self._backlog.task(key).kind for key in self._late(now)] if may_be_late else []
+        found = Counter(ready) + Counter(kind for kind in late if kind not in ready)
+        if self._may_try():
+            found[self._backlog.task(self._suspects[0]).kind] += 1
+        return found
 
     def due(self, now: float) -> list[str]:
         """The benched workers that are to say hello now: call `readmitted` or `refused` (or `worker_lost`) then."""
-        at_once = not self._running and bool(wanted := self._startable()) and not self._health.able(self._idle, wanted)
+        at_once = not self._running and bool(wanted := self.startable) and not self._health.able(self._idle, wanted)
         return self._health.due(now, at_once)
 
     def readmitted(self, worker: str) -> None:
@@ -279,7 +280,7 @@ class Dispatcher:
         unfit = self._health.unfit()
         if not unfit or self._running:
             return {}
-        wanted = self._startable()
+        wanted = self.startable
         return {} if not wanted or self._health.may_yet(self._idle, wanted) else dict(unfit)
 
     def avoided(self) -> set[str]:
@@ -323,7 +324,8 @@ class Dispatcher:
         fit = self._health.fit(now, self._backlog.task(key).kind)
         return suffices(history.evidence, self._max_attempts, fit, self._health.proven())
 
-    def _startable(self) -> set[str]:
+    @property
+    def startable(self) -> set[str]:
         """The kinds of the tasks that could start now."""
         return self._backlog.kinds | {self._backlog.task(key).kind for key in list(self._suspects)[:1]}
 

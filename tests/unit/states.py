@@ -173,6 +173,6 @@ QUESTIONS: dict[str, Callable[[Dispatcher, float], object]] = {
     "due": lambda d, now: d.due(now),
     "unfit": lambda d, now: d.unfit(),
     "avoided": lambda d, now: d.avoided(),
-    "wanted": lambda d, now: d.wanted(now),
+    "openings": lambda d, now: d.openings(now),
 }
 """What the crew asks after every event."""

@@ -57,7 +57,7 @@ class ScriptedPool:
     enough for, or that for one if others have taken it all. `node_is` is node -> what ails it: `unseen`, `mute` (no
     hello is answered), `startless`, `broken` (its accelerator) or `draining`.
 
-    A job is `good`, `long`, `breaks` the accelerator of its process, `kills` it, or is `infinite` (`NotFinite`).
+    A job is `good`, `count`, `long`, `long count`, `breaks` the accelerator of its process, `kills` it, or is `infinite` (`NotFinite`).
     """
 
     size, spare, selector = Size(1, 0), None, {}
@@ -125,7 +125,7 @@ class ScriptedPool:
         elif job.behaviour == "infinite":
             self._at(0.1, Failed(worker, NotFinite("NaN in image 0"), "traceback"))
         else:
-            seconds = LONG_SECONDS if job.behaviour == "long" else TASK_SECONDS
+            seconds = LONG_SECONDS if "long" in job.behaviour else TASK_SECONDS
             for after in range(10, int(seconds), 10):
                 self._at(after, Heard(worker, after, seconds))
             self._at(seconds, Done(worker, Result(seconds, 1, True)))
@@ -182,7 +182,7 @@ class Scripted:
         pieces, cells = {}, two_cells()
         for number, behaviour in enumerate(behaviours):
             cost = COSTS.get(behaviour, 9.0)  # bad ones first
-            kind = "count" if behaviour == "count" else "paint"
+            kind = "count" if behaviour.endswith("count") else "paint"
             task = Task(f"{kind}/{number}", kind, cost)
             pieces[task.key] = Piece(task, ScriptedJob("unused", behaviour=behaviour), cells[number % 2])
         root.mkdir()
@@ -423,6 +423,30 @@ def test_workers_without_gpus_do_what_needs_no_network_beside_those_with_one(scr
     assert where == {("paint", "g"), ("count", "c")}
     assert run.pool.started == 3
     assert run.pool.now < 250
+
+
+def beside_gpus(run):
+    """Let node g have GPUs, which workers take, but for the spare ones on other nodes."""
+    run.pool.gpus, run.pool.size, run.pool.spare = {"g"}, Size(1, 1), Spare((), 1)
+    return run
+
+
+def test_no_worker_with_a_gpu_waits_for_room_for_what_workers_without_one_do(scripted):
+    """Ray would tell an autoscaler of it, which would buy GPUs to compute scores."""
+    run = beside_gpus(scripted(["count"] * 200, {"g": 1, "c": 6}, workers=8))
+    seen = []
+    for when in range(5, 200, 10):
+        run.pool.then(when, lambda: seen.append((len(run.pool.where), len(run.pool.waiting))))
+    assert len(run.run().done) == 200
+    assert set(seen) == {(7, 0)}
+
+
+def test_a_worker_with_a_gpu_is_released_while_those_without_one_work(scripted):
+    run = beside_gpus(scripted(["good"] + ["long count"] * 6, {"g": 1, "c": 6}, workers=8))
+    seen = []
+    run.pool.then(15.0 + 60.0, lambda: seen.append(sorted(run.pool.where.values())))
+    assert len(run.run().done) == 7
+    assert seen == [["c"] * 6]
 
 
 def test_workers_without_gpus_that_are_well_do_not_hide_that_no_gpu_is_fit(scripted):

@@ -4,9 +4,10 @@ On an embedded cluster their number is given. A cluster that the run joined is l
 """
 
 import time
-from collections.abc import Collection
+from collections.abc import Set
 
 from taugrid.errors import RunFailed
+from taugrid.orchestrator.dispatch.capacity.demand import Crowd, demand
 from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size
 from taugrid.orchestrator.dispatch.capacity.resources import no_room
 from taugrid.orchestrator.dispatch.policy import Dispatcher
@@ -33,7 +34,7 @@ class Room:
         dispatcher: Dispatcher,
         most: int | None,
         elastic: bool,
-        spare_kinds: Collection[str],
+        spare_kinds: Set[str],
         max_wait_seconds: float,
     ) -> None:
         self._pool = pool
@@ -83,20 +84,21 @@ class Room:
         """Whether a node was there at the last look, and will stay."""
         return not self.elastic or (node in self._nodes and not self._nodes[node].draining)
 
-    def wanted(self, now: float) -> int:
-        """How many workers there should be on nodes that are fit: never more than tasks that they could be at."""
+    def wanted(self, now: float, busy: Crowd) -> Crowd:
+        """How many workers there should be on nodes that are fit, where `busy` work."""
         if not self.elastic:
-            return self._most or 1
-        most = self._most or max(1, sum(node.room(self._pool.size) for node in self.large))
-        return min(most, self._dispatcher.wanted(now))
+            return Crowd(self._most or 1, 0)
+        room = Crowd(sum(node.room(self._pool.size) for node in self.large), sum(self.spare_rooms.values()))
+        full, spare = demand(self._dispatcher.openings(now), self.spare_kinds, busy, room)
+        return Crowd(min(self._most or max(1, room.full), full), spare)
 
-    def wanted_spares(self, now: float) -> tuple[int, dict[str, int]]:
-        """The same for spare workers, and node id -> how many have room there."""
+    @property
+    def spare_rooms(self) -> dict[str, int]:
+        """Node id -> how many spare workers fit there; nodes that are fit and have no GPU."""
         if not self.elastic or self._pool.spare is None:
-            return 0, {}
+            return {}
         size = Size(self._pool.spare.cpus, 0)
-        rooms = {node.id: node.room(size) for node in self.fit if not node.gpus}
-        return min(sum(rooms.values()), self._dispatcher.wanted(now, self.spare_kinds)), rooms
+        return {node.id: node.room(size) for node in self.fit if not node.gpus}
 
     def wait(self, now: float, nobody: bool, unfit: bool) -> str | None:
         """What to tell the user while `nobody` is there, or all are on `unfit` nodes.
