@@ -208,7 +208,8 @@ class Crew:
         unfit = self._dispatcher.unfit()
         if unfit or now - self._resized >= RESIZE_SECONDS:
             self._resize(now)
-        nobody = all(worker in self._spares for worker in self._nodes)
+        spares_do = self._dispatcher.startable <= self._room.spare_kinds
+        nobody = not any(spares_do or worker not in self._spares for worker in self._nodes)
         if (said := self._room.wait(now, nobody, bool(unfit))) is not None:
             self._progress.say(said)
         if not unfit:

@@ -449,6 +449,23 @@ def test_a_worker_with_a_gpu_is_released_while_those_without_one_work(scripted):
     assert seen == [["c"] * 6]
 
 
+def test_the_last_node_with_gpus_may_go_while_the_others_do_all_that_is_left(scripted):
+    run = beside_gpus(scripted(["count"] * 200, {"g": 1, "c": 2}, workers=None))
+    run.pool.then(30.0, lambda: run.pool.lose("g"))
+    assert len(run.run().done) == 200
+    assert run.pool.now > 30 + MAX_WAIT_SECONDS
+    assert run.said("waiting for room") == 0
+
+
+def test_workers_without_gpus_do_not_hide_that_none_has_one_for_the_rest(scripted):
+    run = beside_gpus(scripted(["good"] * 20 + ["count"] * 400, {"g": 1, "c": 2}, workers=None))
+    run.pool.then(30.0, lambda: run.pool.lose("g"))
+    with pytest.raises((UserError, RunFailed), match="^no worker fits"):
+        run.run()
+    assert 30 + MAX_WAIT_SECONDS <= run.pool.now < 30 + MAX_WAIT_SECONDS + 5
+    assert run.said("waiting for room for a worker of 1 CPU and 1 GPU") > 8
+
+
 def test_workers_without_gpus_that_are_well_do_not_hide_that_no_gpu_is_fit(scripted):
     run = scripted(["good"] * 3, {"g": 1, "c": 1}, {"g": "unseen"}, workers=None)
     run.pool.gpus, run.pool.size, run.pool.spare = {"g"}, Size(1, 1), Spare((), 1)

@@ -101,7 +101,7 @@ class Room:
         return {node.id: node.room(size) for node in self.fit if not node.gpus}
 
     def wait(self, now: float, nobody: bool, unfit: bool) -> str | None:
-        """What to tell the user while `nobody` is there, or all are on `unfit` nodes.
+        """What to tell the user while `nobody` is there for a task that could start, or all are on `unfit` nodes.
 
         Raises:
             UserError: if nobody came in time, and no node is large enough.
