@@ -195,8 +195,8 @@ class Crew:
         """Start, greet, release and end workers as it is time to.
 
         Raises:
-            UserError: if no node is fit because each lacks what the driver has, or none is large enough.
-            RunFailed: if no node is fit for another reason, or all are full.
+            UserError: if no node is fit because each lacks what the driver has, or none was ever large enough.
+            RunFailed: if no node is fit for another reason, or all are full or gone.
         """
         self._look(now)
         for worker in self._dispatcher.due(now):

@@ -84,8 +84,8 @@ class Loop:
         """Run, and return cell name -> reason for the cells that could not be finished.
 
         Raises:
-            UserError: if no node is fit because each lacks what the driver has, or none is large enough.
-            RunFailed: if no node is fit for another reason, all are full, or workers die faster than they work.
+            UserError: if no node is fit because each lacks what the driver has, or none was ever large enough.
+            RunFailed: if no node is fit for another reason, all are full or gone, or workers die faster than they work.
         """
         self._announce(self._crew.begin())
         try:

@@ -386,6 +386,14 @@ def test_a_run_that_loses_its_last_node_waits_for_another(scripted):
     assert all(d.attempts(key) == 0 for key in d.done)
 
 
+def test_a_run_that_loses_its_last_node_for_good_can_be_continued_and_blames_no_config(scripted):
+    run = scripted(["good"] * 10, workers=None)
+    run.pool.then(42.0, lambda: run.pool.lose("n0"))
+    with pytest.raises(RunFailed, match=r"in 10 min 00 s \(cluster.max_wait_seconds\); run the same command again"):
+        run.run()
+    assert 42 + MAX_WAIT_SECONDS <= run.pool.now < 42 + MAX_WAIT_SECONDS + 5
+
+
 def test_a_node_that_drains_gets_no_more_work_and_its_place_is_taken(scripted):
     run = scripted(["good"] * 30, {"n0": 2, "n1": 1}, workers=3)
     run.pool.then(42.0, lambda: run.pool.node_is.update(n0="draining"))
@@ -460,7 +468,7 @@ def test_the_last_node_with_gpus_may_go_while_the_others_do_all_that_is_left(scr
 def test_workers_without_gpus_do_not_hide_that_none_has_one_for_the_rest(scripted):
     run = beside_gpus(scripted(["good"] * 20 + ["count"] * 400, {"g": 1, "c": 2}, workers=None))
     run.pool.then(30.0, lambda: run.pool.lose("g"))
-    with pytest.raises((UserError, RunFailed), match="^no worker fits"):
+    with pytest.raises(RunFailed, match="^no worker fits on the cluster any more: .* 1 CPU and 1 GPU is gone"):
         run.run()
     assert 30 + MAX_WAIT_SECONDS <= run.pool.now < 30 + MAX_WAIT_SECONDS + 5
     assert run.said("waiting for room for a worker of 1 CPU and 1 GPU") > 8

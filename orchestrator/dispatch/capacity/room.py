@@ -46,6 +46,7 @@ class Room:
         self._nodes: dict[str, Node] = {}  # by id
         self._looked = float("-inf")
         self._some_since = self._told = time.monotonic()  # when there was last a worker, or word of it
+        self._was_some = False  # whether there ever was one
 
     def look(self, now: float, at_once: bool = False) -> list[str]:
         """Ask Ray which nodes there are. Returns the ids of those that have begun to drain."""
@@ -104,9 +105,10 @@ class Room:
         """What to tell the user while `nobody` is there for a task that could start, or all are on `unfit` nodes.
 
         Raises:
-            UserError: if nobody came in time, and no node is large enough.
-            RunFailed: if nobody came in time, and all such nodes are full.
+            UserError: if nobody came in time, and no node was ever large enough.
+            RunFailed: if nobody came in time, and all such nodes are full or gone.
         """
+        self._was_some = self._was_some or not nobody
         if not nobody and not unfit:
             self._some_since = self._told = now
             return None
@@ -125,6 +127,11 @@ class Room:
 
     def _too_long(self) -> Exception:
         waited, large = duration(self._max_wait_seconds), len(self.large)
+        if not large and self._was_some:
+            return RunFailed(
+                f"no worker fits on the cluster any more: the last node with room for {self._pool.size} is gone, and "
+                f"none has joined in {waited} (cluster.max_wait_seconds); run the same command again when one is there"
+            )
         if not large:
             return no_room(
                 self._pool.size, self._pool.selector, f", nor has one joined in {waited} (cluster.max_wait_seconds)"
