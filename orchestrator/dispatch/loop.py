@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -91,8 +92,11 @@ class Loop:
         try:
             while not self._dispatcher.finished:
                 self._turn()
-        finally:
-            self._write_down()
+        except BaseException:
+            with suppress(OSError):  # a store that fails as well must not hide what ended the run
+                self._write_down()
+            raise
+        self._write_down()
         self._progress.end()
         return self._problems()
 

@@ -2,9 +2,11 @@
 
 import heapq
 import io
+import os
 from collections import Counter
 from dataclasses import dataclass
 from itertools import count
+from unittest import mock
 
 import pytest
 from rich.console import Console
@@ -478,6 +480,32 @@ def test_workers_without_gpus_that_are_well_do_not_hide_that_no_gpu_is_fit(scrip
     run = scripted(["good"] * 3, {"g": 1, "c": 1}, {"g": "unseen"}, workers=None)
     run.pool.gpus, run.pool.size, run.pool.spare = {"g"}, Size(1, 1), Spare((), 1)
     with pytest.raises(RunDirectoryNotSeen, match="node g does not see"):
+        run.run()
+
+
+@pytest.mark.parametrize("cause", [KeyboardInterrupt(), RunFailed("another driver took over")], ids=["^C", "lease"])
+def test_a_store_that_fails_at_the_end_does_not_hide_what_ended_the_run(scripted, cause):
+    run, appended = scripted(["good"] * 10), []
+
+    def end():
+        storage = mock.Mock(wraps=run.rundir.storage)
+        storage.append.side_effect = lambda path, data: appended.append(data) or os.stat("/no store")
+        run.loop._events._storage = storage
+        run.loop._events.note("ended")
+        raise cause
+
+    run.pool.then(15.0, end)
+    with pytest.raises(type(cause)) as raised:
+        run.run()
+    assert raised.value is cause
+    assert len(appended) == 1
+
+
+def test_a_store_that_fails_after_the_last_task_ends_the_run(scripted):
+    run = scripted(["good"])
+    write_down = run.loop._write_down
+    run.loop._write_down = lambda: os.stat("/no store") if run.loop._dispatcher.finished else write_down()
+    with pytest.raises(FileNotFoundError):
         run.run()
 
 
