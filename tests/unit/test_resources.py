@@ -58,19 +58,22 @@ def test_a_label_selector_takes_what_ray_takes(condition, taken):
 
 
 def four_nodes(monkeypatch, torch_uses_gpus):
-    """Two nodes with GPUs, one with a label, and two without."""
+    """Two nodes with GPUs, of which one drains, and two without."""
     found = [Node("g", 8, 2), Node("h", 8, 1, draining=True), Node("c", 4, 0), Node("d", 2, 0)]
     monkeypatch.setattr(resources, "nodes", lambda selector=None: found)
-    monkeypatch.setattr(resources, "_torch_uses_gpus", lambda ids: torch_uses_gpus and bool(ids))
+    asked = []
+    monkeypatch.setattr(resources, "_torch_uses_gpus", lambda ids: asked.append(set(ids)) or torch_uses_gpus)
+    return asked
 
 
-def test_gpus_are_used_where_there_are_any_that_torch_can_use(monkeypatch):
-    four_nodes(monkeypatch, torch_uses_gpus=True)
+def test_gpus_are_used_where_there_are_any_that_torch_can_use_and_that_stay(monkeypatch):
+    asked = four_nodes(monkeypatch, torch_uses_gpus=True)
     assert resources.worker_size(Cluster()) == (1, 1)
-    assert resources.room(Cluster()) == 3
+    assert resources.room(Cluster()) == 2
+    assert asked == [{"g"}] * 2
     four_nodes(monkeypatch, torch_uses_gpus=False)
     assert resources.worker_size(Cluster()) == (1, 0)
-    assert resources.room(Cluster()) == 8 + 8 + 4 + 2
+    assert resources.room(Cluster()) == 8 + 4 + 2
     assert resources.worker_size(Cluster(gpus_per_worker=1)) == (1, 1), "what the user says holds"
 
 
@@ -83,9 +86,9 @@ def test_labels_that_no_node_has_are_named(monkeypatch):
 
 def test_training_may_take_other_resources(monkeypatch):
     four_nodes(monkeypatch, torch_uses_gpus=True)
-    assert resources.trainers(Cluster(), 8) == (3, 1, 1)
+    assert resources.trainers(Cluster(), 8) == (2, 1, 1)
     own = Cluster(train={"cpus_per_worker": 4, "gpus_per_worker": 0})
-    assert resources.trainers(own, 8) == (5, 4, 0)
+    assert resources.trainers(own, 8) == (3, 4, 0)
     with pytest.raises(UserError, match=r"^no worker fits on the cluster: each takes 9 CPUs and 1 GPU, and no node"):
         resources.trainers(Cluster(train={"cpus_per_worker": 9}), 8)
     assert resources.trainers(Cluster(train={"cpus_per_worker": 9}), 8, may_grow=True) == (1, 9, 1)

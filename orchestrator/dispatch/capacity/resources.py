@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from taugrid.config import Cluster
 from taugrid.errors import UserError
-from taugrid.orchestrator.dispatch.capacity.nodes import Size, exact, nodes
+from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size, exact, nodes
 from taugrid.words import counted
 
 ASK_SECONDS = 60.0
@@ -17,8 +17,13 @@ def worker_size(cluster: Cluster) -> Size:
     """What one worker takes. Without `cluster.gpus_per_worker`: a GPU, if any node has one that torch there can use."""
     gpus = cluster.gpus_per_worker
     if gpus is None:
-        gpus = 1.0 if _torch_uses_gpus(frozenset(n.id for n in nodes(cluster.label_selector) if n.gpus >= 1)) else 0.0
+        gpus = 1.0 if _torch_uses_gpus(frozenset(node.id for node in _staying(cluster) if node.gpus >= 1)) else 0.0
     return Size(float(exact(cluster.cpus_per_worker)), float(exact(gpus)))
+
+
+def _staying(cluster: Cluster) -> list[Node]:
+    """The nodes on which Ray may place workers: those that drain take no more."""
+    return [node for node in nodes(cluster.label_selector) if not node.draining]
 
 
 @cache
@@ -61,7 +66,7 @@ def room(cluster: Cluster) -> int:
         UserError: if not even one fits.
     """
     size = worker_size(cluster)
-    fits = sum(node.room(size) for node in nodes(cluster.label_selector))
+    fits = sum(node.room(size) for node in _staying(cluster))
     if fits < 1:
         raise no_room(size, cluster.label_selector)
     return min(cluster.workers, fits) if cluster.workers else fits
@@ -100,7 +105,7 @@ def trainers(cluster: Cluster, workers: int | tuple[int, int], may_grow: bool = 
     """
     own = {name: value for name, value in cluster.train if value is not None}
     cluster = cluster.model_copy(update=own)
-    size, there = worker_size(cluster), nodes(cluster.label_selector)
+    size, there = worker_size(cluster), _staying(cluster)
     fits = sum(node.room(size) for node in there)
     if fits < 1 and not may_grow:
         raise no_room(size, cluster.label_selector)
