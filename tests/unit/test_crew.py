@@ -2,13 +2,12 @@
 
 import heapq
 import io
-import os
 from collections import Counter
 from dataclasses import dataclass
 from itertools import count
-from unittest import mock
 
 import pytest
+from in_process import Faulty
 from rich.console import Console
 
 from taugrid.config import Cluster, Config, validate
@@ -485,12 +484,11 @@ def test_workers_without_gpus_that_are_well_do_not_hide_that_no_gpu_is_fit(scrip
 
 @pytest.mark.parametrize("cause", [KeyboardInterrupt(), RunFailed("another driver took over")], ids=["^C", "lease"])
 def test_a_store_that_fails_at_the_end_does_not_hide_what_ended_the_run(scripted, cause):
-    run, appended = scripted(["good"] * 10), []
+    run = scripted(["good"] * 10)
+    store = Faulty(run.rundir.root, fails_at=0, for_good=True)
 
     def end():
-        storage = mock.Mock(wraps=run.rundir.storage)
-        storage.append.side_effect = lambda path, data: appended.append(data) or os.stat("/no store")
-        run.loop._events._storage = storage
+        run.loop._events._storage = store
         run.loop._events.note("ended")
         raise cause
 
@@ -498,14 +496,14 @@ def test_a_store_that_fails_at_the_end_does_not_hide_what_ended_the_run(scripted
     with pytest.raises(type(cause)) as raised:
         run.run()
     assert raised.value is cause
-    assert len(appended) == 1
+    assert [name for name, path in store.calls] == ["append"], "one try"
 
 
 def test_a_store_that_fails_after_the_last_task_ends_the_run(scripted):
     run = scripted(["good"])
-    write_down = run.loop._write_down
-    run.loop._write_down = lambda: os.stat("/no store") if run.loop._dispatcher.finished else write_down()
-    with pytest.raises(FileNotFoundError):
+    committed = Faulty(run.rundir.root, fails_at=0)
+    run.loop._committed = lambda paths: committed.append(paths[0], b"")
+    with pytest.raises(OSError, match="planted"):
         run.run()
 
 
