@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from taugrid.config import Cluster
+from taugrid.config import Cluster, Train
 from taugrid.disk import make_folder
 from taugrid.errors import RunFailed, UserError, last_line
 from taugrid.orchestrator.dispatch.capacity import resources
@@ -93,7 +93,12 @@ class Training:
         if not self.rundir.storage.on_disk:
             make_folder(folder)
             run = claim(folder, LOCAL)  # what every training worker must see is this folder
-        trainers = resources.trainers(self.cluster, source.train.workers, self.may_grow)
+        asked = source.train.workers
+        trainers = resources.trainers(self.cluster, asked, self.may_grow)
+        if self.may_grow and trainers.workers != asked:
+            grows = "it begins with as many as fit, at least one, and takes more as nodes join"
+            then = f"it trains with {trainers.workers}" if isinstance(trainers.workers, int) else grows
+            self.progress.say(f"training {self.model.id}: the cluster does not fit {asked} workers now; {then}")
         return TrainingSpec(
             data=source.data,
             data_sha256=content_fingerprint(source.data),
@@ -123,13 +128,11 @@ class Training:
 
         thread = threading.Thread(target=train, name=f"train-{self.model.id}", daemon=True)
         thread.start()
-        self._watch(thread)
+        self._watch(thread, spec.train)
         return errors[0] if errors else None
 
-    def _watch(self, thread: threading.Thread) -> None:
-        """Show the training's progress until its thread ends."""
-        train = self.source.train
-        fewest = train.fewest_workers if train.is_elastic else 1
+    def _watch(self, thread: threading.Thread, train: Train) -> None:
+        """Show the training's progress until its thread ends. `train` has the workers that Ray Train was asked for."""
         step, changed, told = 0, time.monotonic(), False
         while thread.is_alive():
             thread.join(POLL_SECONDS)
@@ -143,5 +146,5 @@ class Training:
                 told = True
                 self.progress.say(
                     f"training {self.model.id}: no step logged for {duration(STANDSTILL_SECONDS)}; it waits while the "
-                    f"cluster has no room for {counted(fewest, 'worker')}"
+                    f"cluster has no room for {counted(train.fewest_workers, 'worker')}"
                 )

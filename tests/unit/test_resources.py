@@ -91,7 +91,34 @@ def test_training_may_take_other_resources(monkeypatch):
     assert resources.trainers(own, 8) == (3, 4, 0)
     with pytest.raises(UserError, match=r"^no worker fits on the cluster: each takes 9 CPUs and 1 GPU, and no node"):
         resources.trainers(Cluster(train={"cpus_per_worker": 9}), 8)
-    assert resources.trainers(Cluster(train={"cpus_per_worker": 9}), 8, may_grow=True) == (1, 9, 1)
+
+
+@pytest.mark.parametrize(
+    ("section", "asked_for", "workers"),
+    [
+        ({"cpus_per_worker": 9}, 8, (1, 8)),  # none fits
+        ({}, 8, (1, 8)),
+        ({"cpus_per_worker": 9}, 1, 1),
+        ({}, 2, 2),  # all fit
+        ({"gpus_per_worker": 0}, 20, (1, 20)),
+        ({"gpus_per_worker": 0}, 14, 14),
+        ({"gpus_per_worker": 0.4}, 8, 4),  # Ray Train would count 2 // 0.4 = 5
+        ({"gpus_per_worker": 0.4, "cpus_per_worker": 9}, 8, 8),
+    ],
+)
+def test_a_training_on_a_cluster_that_may_grow_does_not_stay_as_small_as_it_begins(
+    monkeypatch, section, asked_for, workers
+):
+    four_nodes(monkeypatch, torch_uses_gpus=True)
+    assert resources.trainers(Cluster(train=section), asked_for, may_grow=True).workers == workers
+
+
+def test_a_training_on_nodes_with_labels_has_as_many_workers_as_fit_or_else_as_were_asked_for(monkeypatch):
+    """Ray Train counts nodes without the labels too."""
+    four_nodes(monkeypatch, torch_uses_gpus=True)
+    labelled = {"label_selector": {"ray.io/accelerator-type": "A100"}}
+    assert resources.trainers(Cluster(**labelled), 8, may_grow=True).workers == 2
+    assert resources.trainers(Cluster(**labelled, cpus_per_worker=9), 8, may_grow=True).workers == 8
 
 
 @pytest.mark.parametrize("gpus", [1.5, 0.00001])

@@ -17,6 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from taugrid import config
 from taugrid.errors import UserError
 from taugrid.orchestrator import training as driver
+from taugrid.orchestrator.dispatch.capacity import resources
+from taugrid.orchestrator.dispatch.capacity.nodes import Node
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.write import write_losses
@@ -460,12 +462,32 @@ def test_a_training_that_stands_still_says_once_what_it_may_wait_for(tmp_path, m
         thread = threading.Thread(target=time.sleep, args=(0.3,))
         thread.start()
         given = model, source, session.rundir, session.config.cluster, session._progress, None, may_grow
-        driver.Training(*given)._watch(thread)
+        driver.Training(*given)._watch(thread, source.train)
         return session._progress._console.file.getvalue()
 
     assert said(workers=2) == ""
-    assert said(workers=2, may_grow=True).count("it waits while the cluster has no room for 1 worker\n") == 1
+    assert said(workers=2, may_grow=True).count("it waits while the cluster has no room for 2 workers\n") == 1
     assert said(workers=[2, 4]).count("it waits while the cluster has no room for 2 workers\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workers", "said"),
+    [
+        (1, (1, 8), "does not fit 8 workers now; it begins with as many as fit, at least one, and takes more as nodes"),
+        (0.5, 2, "does not fit 8 workers now; it trains with 2\n"),
+    ],
+)
+def test_a_training_on_a_cluster_that_may_grow_asks_for_all_its_workers_and_says_so(
+    tmp_path, monkeypatch, gpus, workers, said
+):
+    monkeypatch.setattr(resources, "nodes", lambda selector: [Node("g", 8, 1)])
+    monkeypatch.setattr(driver, "content_fingerprint", lambda data: "0" * 64)  # no images are needed
+    session = a_run(tmp_path, workers=8)
+    [(model, source)] = session.plan.trained_here
+    cluster = config.Cluster(gpus_per_worker=gpus)
+    training = driver.Training(model, source, session.rundir, cluster, session._progress, None, may_grow=True)
+    assert training._spec().train.workers == workers
+    assert said in session._progress._console.file.getvalue()
 
 
 def test_the_newest_whole_checkpoint_is_found(tmp_path):

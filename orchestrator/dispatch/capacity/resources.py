@@ -98,7 +98,11 @@ def trainers(cluster: Cluster, workers: int | tuple[int, int], may_grow: bool = 
 
     Without GPUs, each takes its full share of the CPUs. With [least, most], Ray Train decides how many there are, now
     and later; each takes what `cluster` says, so that one fits wherever that much is free. On a cluster that
-    `may_grow`, Ray Train waits for the least, or for one.
+    `may_grow`, Ray Train waits for the least, and a number that does not fit yet becomes [1, number]: it begins with
+    what fits, and Ray's autoscaler hears of the rest.
+
+    Ray Train knows neither labels nor that a part of a GPU can't span two when it counts how many fit, and would start
+    workers in vain. With those, the number stays one: what fits now, or all if none does.
 
     Raises:
         UserError: if not even one fits, or fewer than the least, and the cluster can't grow.
@@ -116,7 +120,9 @@ def trainers(cluster: Cluster, workers: int | tuple[int, int], may_grow: bool = 
                 f"but the cluster fits {fits}; lower it or cluster.cpus_per_worker, or add nodes"
             )
         return Trainers(workers, *size)
-    workers = min(workers, max(fits, 1))
+    if may_grow and fits < workers and workers > 1 and not 0 < size.gpus < 1 and not cluster.label_selector:
+        return Trainers((1, workers), *size)
+    workers = min(workers, fits or workers)
     cpus = size.cpus
     if not size.gpus and fits and "cpus_per_worker" not in own:
         most = int(max(node.cpus for node in there))
