@@ -172,8 +172,8 @@ def policy(workers: int, tasks: int) -> None:
         first, again = timed(d.assign, now), statistics.median(timed(d.assign, now) for _ in range(20))
         asked = max(statistics.median(timed(ask, d, now) for _ in range(20)) for ask in QUESTIONS.values())
         worst = max(worst, first)
-        print(f"policy: {name}: assign {first:.2f} ms, again {again:.2f} ms, dearest question {asked:.2f} ms")
-    print(f"policy: dearest assign {worst:.2f} ms with {workers} workers and {tasks:,} tasks")
+        print(f"policy: {name}: assign {first:.2f} ms, again {again:.2f} ms, slowest question {asked:.2f} ms")
+    print(f"policy: slowest assign {worst:.2f} ms with {workers} workers and {tasks:,} tasks")
     d, now = middle(workers, tasks)
     times = []
     for i in range(20_000):

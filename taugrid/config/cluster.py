@@ -46,8 +46,8 @@ class Cluster(Section):
     """Where the work runs. Changes no result."""
 
     workers: Positive | None = None
-    """The most sampling and evaluation workers at a time. On a cluster that one joins, Ray is told of so many even if
-    they do not fit yet, so that an autoscaler can add nodes; null: as many as fit, also on nodes that join later."""
+    """The most sampling and evaluation workers at a time. On a cluster that one joins, Ray's autoscaler hears of that
+    many even if they do not fit yet, and can add nodes; null: as many as fit, also on nodes that join later."""
     cpus_per_worker: Cpus = 1
     gpus_per_worker: Gpus | None = None
     """A fraction shares a GPU: five workers of 0.2. null: 1 if, when a stage begins, a node has a GPU that torch there
@@ -56,7 +56,9 @@ class Cluster(Section):
     """Ray labels of the nodes to use, such as {ray.io/accelerator-type: A100}. A value may be x, !x, in(x, y) or
     !in(x, y)."""
     use_cpus: bool = False
-    """Workers with GPUs are joined by workers without one, on nodes that have none; those only compute scores."""
+    """Workers with GPUs are joined by workers without one, on nodes that have none; those only compute scores. This
+    uses CPU nodes that are there; it asks for none. `label_selector` holds for them too: one that only nodes with GPUs
+    match leaves none."""
     max_wait_seconds: Annotated[float, Field(gt=0)] = 600
     """On a cluster that one joins: how long a run waits for room for a worker while it has none."""
     train: TrainingWorker = TrainingWorker()
