@@ -129,8 +129,8 @@ class Room:
         waited, large = duration(self._max_wait_seconds), len(self.large)
         if not large and self._was_some:
             return RunFailed(
-                f"no worker fits on the cluster any more: the last node with room for {self._pool.size} is gone, and "
-                f"none has joined in {waited} (cluster.max_wait_seconds); run the same command again when one is there"
+                f"no worker fits on the cluster any more: each takes {self._pool.size}, no node has as much, and none "
+                f"has joined in {waited} (cluster.max_wait_seconds); run the same command again when one is there"
             )
         if not large:
             return no_room(
