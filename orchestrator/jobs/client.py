@@ -102,13 +102,13 @@ class Jobs:
         try:
             yield
         except (requests.exceptions.RequestException, ConnectionError, TimeoutError) as error:
-            raise RunFailed(f"the job server at {self.address} does not answer ({_first_line(error)})") from error
+            raise RunFailed(f"the job server at {self.address} does not answer ({_last_line(error)})") from error
         except (RuntimeError, RayError, ValueError) as error:
             if job and "status code 404" in str(error):
                 raise UserError(
                     f"there is no job {job} at {self.address}; `taugrid jobs --address {self.address}` lists them"
                 ) from None
-            raise RunFailed(f"the job server at {self.address} refused: {_first_line(error)}") from error
+            raise RunFailed(f"the job server at {self.address} refused: {_last_line(error)}") from error
 
     def submit(self, config: Config, out: str, ships: bool, break_lock: bool) -> str:
         """Start a run of `config` in the run directory `out` as a job; its id, which is <run>-<attempt>."""
@@ -131,7 +131,9 @@ class Jobs:
                         raise
 
     def _next_id(self, run: str) -> str:
-        attempts = [job.id.rpartition("-") for job in self.all()]
+        """One more than the last attempt's, whoever submitted that: an id can't be used twice."""
+        with self._told():
+            attempts = [(details.submission_id or "").rpartition("-") for details in self.client.list_jobs()]
         numbers = [int(number) for name, _, number in attempts if name == run and number.isdecimal()]
         return f"{run}-{max(numbers, default=0) + 1}"
 
@@ -236,5 +238,7 @@ def _without(*names: str) -> Iterator[None]:
         os.environ.update(values)
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _last_line(error: BaseException) -> str:
+    """The job server answers with tracebacks of tracebacks, whose ends are full stops on lines of their own."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in reversed(lines) if line.strip(".")), type(error).__name__)

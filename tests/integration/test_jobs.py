@@ -10,7 +10,10 @@ import shutil
 import signal
 import subprocess
 import termios
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ from ray_head import free_port, started_head
 from shared import taugrid
 
 import taugrid as package
+from taugrid.config import Config, validate
 from taugrid.orchestrator.jobs.client import Jobs
 
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # how Ray calls aiohttp
@@ -185,6 +189,29 @@ def test_the_documents_commands_do_what_they_say_and_a_session_that_fails_is_1(h
     assert [answer[key] for key in ("id", "run", "dir")] == ["mine-3", "mine", str(tmp_path / "runs/mine")]
     assert (answer["status"], answer["exit_code"]) == ("FAILED", 1)
     assert json.loads(taugrid("jobs", "--json").stdout)[0] == answer
+
+
+def test_submits_at_once_get_ids_of_their_own_and_nobody_elses(head, tmp_path, monkeypatch):
+    """Both choose an id before either has it. The jobs end soon: the cluster has another version."""
+    both = threading.Barrier(2)
+    monkeypatch.setattr(package, "__version__", "99.0")
+
+    class AtOnce(Jobs):
+        met = False
+
+        def _next_id(self, run):
+            chosen = super()._next_id(run)
+            if not self.met:
+                self.met = True
+                assert both.wait(60) in (0, 1)
+            return chosen
+
+    clients = [AtOnce(head.dashboard), AtOnce(head.dashboard)]
+    clients[0].client.submit_job(entrypoint="true", submission_id="both-7")
+    config = validate(Config, SMALL | {"name": "both"}, "test")
+    with ThreadPoolExecutor(2) as threads:
+        ids = list(threads.map(lambda jobs: jobs.submit(config, str(tmp_path / "run"), False, False), clients))
+    assert sorted(ids) == ["both-8", "both-9"]
 
 
 def test_ctrl_c_leaves_a_job_running_and_stop_stops_it(head, at, tmp_path):
