@@ -84,7 +84,8 @@ class Jobs:
 
         class Client(JobSubmissionClient):  # type: ignore[misc]
             def _do_request(self, *arguments: Any, **options: Any) -> Any:
-                return super()._do_request(*arguments, timeout=(CONNECT_SECONDS, ANSWER_SECONDS), **options)
+                options |= {"timeout": (CONNECT_SECONDS, ANSWER_SECONDS), "proxies": {"no_proxy": "*"}}
+                return super()._do_request(*arguments, **options)
 
         logging.getLogger("ray").setLevel(logging.ERROR)
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
@@ -206,10 +207,14 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _answers(address: str, token: Token | None) -> bool:
-    """Whether a job server answers to this token, or without one; `UserError` if it neither answers nor refuses."""
+    """Whether a job server answers to this token, or without one; `UserError` if it neither answers nor refuses.
+
+    It is asked directly, as always: a proxy of the environment's would see the token, and could answer in its place.
+    """
     request = urllib.request.Request(f"{address}/api/version", headers=dict([token.header] if token else ()))
+    opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=CONNECT_SECONDS) as answer:
+        with opener.open(request, timeout=CONNECT_SECONDS) as answer:
             is_rays = "ray_version" in json.load(answer)
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):

@@ -71,6 +71,18 @@ def token(monkeypatch):
     return "5" * 64
 
 
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_no_proxy_is_asked_or_told_the_token(variable, token, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serving(403, "the proxy says no") as proxy, serving(200, "[]", token) as server:
+        monkeypatch.setenv(variable, proxy.url)
+        assert Jobs(server.url).all() == []
+        assert proxy.asked == []
+        assert ("/api/version", f"Bearer {token}") in server.asked
+        assert server.asked[-1][0] == "/api/jobs/"
+
+
 def test_a_refusal_is_told_by_the_line_that_says_why(token):
     with serving(500, REFUSAL, token) as server:
         jobs = Jobs(server.url)
