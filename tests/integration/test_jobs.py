@@ -227,10 +227,27 @@ def test_ctrl_c_leaves_a_job_running_and_stop_stops_it(head, at, tmp_path):
     assert status(at, "gaussian-2") == "RUNNING"
     with Started(tmp_path / "log", "logs", "gaussian-2", "--follow", *at) as follower:
         follower.wait_until(lambda: "starting 1 worker" in follower.output)
+        with frozen_job_server():
+            time.sleep(2)  # its status is asked for once a second
+            os.kill(follower.process.pid, signal.SIGINT)
+            follower.wait(code=130, timeout=10)
+    with Started(tmp_path / "log", "logs", "gaussian-2", "--follow", *at) as follower:
+        follower.wait_until(lambda: "starting 1 worker" in follower.output)
         assert "job gaussian-2 is stopped" in taugrid("stop", "gaussian-2", *at).stderr
         follower.wait(code=130, timeout=30)
     assert "job gaussian-2 had ended before (STOPPED)" in taugrid("stop", "gaussian-2", *at).stderr
     assert not [pid for pid in descendants(1) if str(out) in command_line(pid)], "its driver is gone"
+
+
+@contextmanager
+def frozen_job_server():
+    """Within the block, the head's job server takes connections and answers nothing."""
+    [server] = [pid for pid in descendants(os.getpid()) if "dashboard/dashboard.py" in command_line(pid)]
+    os.kill(server, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server, signal.SIGCONT)
 
 
 def at_terminal(first, second, *arguments):
