@@ -159,4 +159,16 @@ def test_rays_own_commands_exist_with_their_options(command):
 
 def test_a_cluster_takes_ten_lines_of_readme():
     section = (ROOT / "README.md").read_text().partition("## On a cluster\n")[2].partition("\n## ")[0]
-    assert 8 <= len(re.findall(r"^ {4}\S", section, re.MULTILINE)) <= 10
+    lines = re.findall(r"^ {4}(\S[^\n]*)$", section, re.MULTILINE)
+    assert len(lines) <= 10
+    assert [line.partition(" #")[0].rstrip() for line in lines] == [
+        "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=...",
+        "ray start --head",
+        "ray start --address HEAD:6379",
+        "taugrid run my.yaml --address HEAD:6379 --out /shared/runs/mine",
+        "ssh -N -L 8265:127.0.0.1:8265 HEAD &",
+        "taugrid submit my.yaml --out /shared/runs/mine",
+        "taugrid jobs",
+        "taugrid logs mine-1 --follow",
+        "taugrid stop mine-1",
+    ], "test_jobs.py runs those of taugrid, in this order"
