@@ -74,7 +74,8 @@ class Jobs:
         """Connect to the job server at `address`, http://HOST:PORT.
 
         Raises:
-            UserError: if the address is none, nothing answers there, or the cluster is open or refuses the token here.
+            UserError: if the address is not valid, nothing answers there, or the cluster is open or refuses the token
+                that is here.
         """
         self.address = address.rstrip("/")
         os.environ.update(COMMON_ENVIRONMENT)
@@ -229,7 +230,7 @@ def _answers(address: str, token: Token | None) -> bool:
     except (ValueError, http.client.HTTPException):  # no JSON, or not even HTTP
         is_rays = False
     if not is_rays:
-        raise UserError(f"--address {address}: what answers there is no Ray job server")
+        raise UserError(f"--address {address}: that is not a Ray job server")
     return True
 
 

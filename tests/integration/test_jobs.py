@@ -319,4 +319,4 @@ def test_mistakes_are_one_line(at, mine, monkeypatch):
 
 def test_a_head_without_a_job_server_is_told_from_one(head):
     done = taugrid("jobs", "--address", f"http://{head.gcs}", code=2)
-    assert "what answers there is no Ray job server" in done.stderr
+    assert "that is not a Ray job server" in done.stderr
