@@ -90,6 +90,7 @@ def test_a_signal_ends_following_at_once_although_the_head_hangs(kind):
 
     def send():
         hangs.wait(20)
+        time.sleep(0.3)  # until it is waited for
         os.kill(os.getpid(), kind)
 
     def terminated(*_):

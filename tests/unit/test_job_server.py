@@ -1,6 +1,9 @@
 """How a job server is asked, and what is told of its answers. test_jobs.py asks a real one."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,7 +26,7 @@ ValueError: Job with submission_id mine-1 already exists. Please use a different
 
 
 class Server(ThreadingHTTPServer):
-    """Tells its version to whoever has the token, answers all else with the same text, and keeps what it was asked."""
+    """Tells its version, answers all else with the same text, both to the token alone, and keeps what it was asked."""
 
     daemon_threads = True
 
@@ -41,9 +44,10 @@ class Handler(BaseHTTPRequestHandler):
         server, sent = self.server, self.headers.get("authorization")
         server.asked.append((self.path, sent))
         code, text = server.code, server.text
-        if self.path == "/api/version" and server.token is not None:
-            welcome = sent == f"Bearer {server.token}"
-            code, text = (200, json.dumps({"ray_version": "2.60.0"})) if welcome else (401, "no token")
+        if server.token is not None and sent != f"Bearer {server.token}":
+            code, text = 401, "no token"
+        elif self.path == "/api/version":
+            code, text = 200, json.dumps({"ray_version": "2.60.0"})
         self.send_response(code)
         self.end_headers()
         self.wfile.write(text.encode())
@@ -64,27 +68,22 @@ def serving(*arguments):
             thread.join()
 
 
-@pytest.fixture
-def token(monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "5" * 64)
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    return "5" * 64
-
-
-@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
-def test_no_proxy_is_asked_or_told_the_token(variable, token, monkeypatch):
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+def test_no_proxy_is_asked_or_told_the_token():
+    """In a process of its own: Ray reads the token once in each."""
+    token = "5" * 64
+    environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     with serving(403, "the proxy says no") as proxy, serving(200, "[]", token) as server:
-        monkeypatch.setenv(variable, proxy.url)
-        assert Jobs(server.url).all() == []
+        environment |= dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy"), proxy.url)
+        command = [sys.executable, "-m", "taugrid", "jobs", "--address", server.url]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout) == (0, "no jobs\n"), done.stderr
         assert proxy.asked == []
-        assert ("/api/version", f"Bearer {token}") in server.asked
-        assert server.asked[-1][0] == "/api/jobs/"
+        assert server.asked[-1] == ("/api/jobs/", f"Bearer {token}")
 
 
-def test_a_refusal_is_told_by_the_line_that_says_why(token):
-    with serving(500, REFUSAL, token) as server:
+def test_a_refusal_is_told_by_the_line_that_says_why():
+    with serving(500, REFUSAL) as server:
         jobs = Jobs(server.url)
         with pytest.raises(RunFailed, match=r"refused: ValueError: Job with submission_id mine-1 already exists\."):
             jobs.all()
