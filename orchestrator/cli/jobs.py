@@ -1,4 +1,4 @@
-"""Runs on a Ray cluster elsewhere: `submit` starts and follows one; `jobs`, `logs` and `stop` see to it later."""
+"""Runs on a Ray cluster elsewhere: `submit` starts and follows one; `jobs`, `logs` and `stop` manage it later."""
 
 import signal
 import sys

@@ -143,7 +143,7 @@ def require_welcome(address: str, head: str) -> None:
 
 
 def require_node(address: str, head: str) -> None:
-    """Refuse a machine that is no node of the cluster: a driver needs one beside it, and Ray would look for a minute.
+    """Refuse a machine that is not a node of the cluster: the driver must run on one, and Ray would look for a minute.
 
     Args:
         address: as the user gave it.
@@ -168,7 +168,7 @@ def require_node(address: str, head: str) -> None:
             return
         if time.monotonic() > end:
             raise UserError(
-                f"--address {address}: this machine is no node of the cluster there, and a driver needs one beside it; "
+                f"--address {address}: this machine is not a node of that cluster, and the driver must run on one; "
                 f"run it on a node, make this one (`ray start --address {head}`), or use `taugrid submit`"
             )
         time.sleep(0.5)

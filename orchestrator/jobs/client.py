@@ -74,7 +74,8 @@ class Jobs:
         """Connect to the job server at `address`, http://HOST:PORT.
 
         Raises:
-            UserError: if the address is none, nothing answers there, or the cluster is open or refuses the token here.
+            UserError: if the address is not valid, nothing answers there, or the cluster is open or refuses the token
+                that is here.
         """
         self.address = address.rstrip("/")
         os.environ.update(COMMON_ENVIRONMENT)
@@ -84,7 +85,8 @@ class Jobs:
 
         class Client(JobSubmissionClient):  # type: ignore[misc]
             def _do_request(self, *arguments: Any, **options: Any) -> Any:
-                return super()._do_request(*arguments, timeout=(CONNECT_SECONDS, ANSWER_SECONDS), **options)
+                options |= {"timeout": (CONNECT_SECONDS, ANSWER_SECONDS), "proxies": {"no_proxy": "*"}}
+                return super()._do_request(*arguments, **options)
 
         logging.getLogger("ray").setLevel(logging.ERROR)
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
@@ -102,13 +104,13 @@ class Jobs:
         try:
             yield
         except (requests.exceptions.RequestException, ConnectionError, TimeoutError) as error:
-            raise RunFailed(f"the job server at {self.address} does not answer ({_first_line(error)})") from error
+            raise RunFailed(f"the job server at {self.address} does not answer ({_last_line(error)})") from error
         except (RuntimeError, RayError, ValueError) as error:
             if job and "status code 404" in str(error):
                 raise UserError(
                     f"there is no job {job} at {self.address}; `taugrid jobs --address {self.address}` lists them"
                 ) from None
-            raise RunFailed(f"the job server at {self.address} refused: {_first_line(error)}") from error
+            raise RunFailed(f"the job server at {self.address} refused: {_last_line(error)}") from error
 
     def submit(self, config: Config, out: str, ships: bool, break_lock: bool) -> str:
         """Start a run of `config` in the run directory `out` as a job; its id, which is <run>-<attempt>."""
@@ -131,7 +133,9 @@ class Jobs:
                         raise
 
     def _next_id(self, run: str) -> str:
-        attempts = [job.id.rpartition("-") for job in self.all()]
+        """One more than the last attempt's, whoever submitted that: an id can't be used twice."""
+        with self._told():
+            attempts = [(details.submission_id or "").rpartition("-") for details in self.client.list_jobs()]
         numbers = [int(number) for name, _, number in attempts if name == run and number.isdecimal()]
         return f"{run}-{max(numbers, default=0) + 1}"
 
@@ -204,10 +208,14 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _answers(address: str, token: Token | None) -> bool:
-    """Whether a job server answers to this token, or without one; `UserError` if it neither answers nor refuses."""
+    """Whether a job server answers to this token, or without one; `UserError` if it neither answers nor refuses.
+
+    It is asked directly, as always: a proxy of the environment's would see the token, and could answer in its place.
+    """
     request = urllib.request.Request(f"{address}/api/version", headers=dict([token.header] if token else ()))
+    opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=CONNECT_SECONDS) as answer:
+        with opener.open(request, timeout=CONNECT_SECONDS) as answer:
             is_rays = "ray_version" in json.load(answer)
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
@@ -222,7 +230,7 @@ def _answers(address: str, token: Token | None) -> bool:
     except (ValueError, http.client.HTTPException):  # no JSON, or not even HTTP
         is_rays = False
     if not is_rays:
-        raise UserError(f"--address {address}: what answers there is no Ray job server")
+        raise UserError(f"--address {address}: that is not a Ray job server")
     return True
 
 
@@ -236,5 +244,7 @@ def _without(*names: str) -> Iterator[None]:
         os.environ.update(values)
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _last_line(error: BaseException) -> str:
+    """The job server answers with tracebacks of tracebacks, whose ends are full stops on lines of their own."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in reversed(lines) if line.strip(".")), type(error).__name__)

@@ -5,8 +5,10 @@ tells of its end, the tail is begun again when it breaks off, and what is missin
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from taugrid.errors import Exit, RunFailed
@@ -72,7 +74,7 @@ async def _follow(jobs: Jobs, job: str, tail: Tail) -> Submission:
     try:
         while True:
             try:
-                found = await asyncio.to_thread(jobs.one, job)
+                found = await _aside(jobs.one, job)
                 answered = time.monotonic()
                 if found.has_ended:
                     return found
@@ -88,6 +90,21 @@ async def _follow(jobs: Jobs, job: str, tail: Tail) -> Submission:
     finally:
         if reading is not None:
             reading.cancel()
+
+
+def _aside(ask: Callable[[str], Submission], job: str) -> asyncio.Future[Submission]:
+    """As `asyncio.to_thread`, but nobody waits for the thread: a head that hangs must not hold up Ctrl-C."""
+    answer: Future[Submission] = Future()
+    answer.set_running_or_notify_cancel()  # it can't be cancelled then, only forgotten
+
+    def run() -> None:
+        try:
+            answer.set_result(ask(job))
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return asyncio.wrap_future(answer)
 
 
 def again(jobs: Jobs, job: str) -> str:

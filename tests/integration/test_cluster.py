@@ -53,7 +53,7 @@ def test_a_machine_that_is_no_node_of_the_cluster_is_told_so(cluster, config, tm
     monkeypatch.setattr(address, "NODE_SECONDS", 0)
     monkeypatch.setattr(services, "find_node_ids", lambda: {"0" * 56})
     done = taugrid("run", config, "--out", tmp_path / "run", "--address", cluster, code=2)
-    assert "this machine is no node of the cluster there" in done.stderr.splitlines()[-1]
+    assert "this machine is not a node of that cluster" in done.stderr.splitlines()[-1]
     assert "`taugrid submit`" in done.stderr
 
 

@@ -10,7 +10,10 @@ import shutil
 import signal
 import subprocess
 import termios
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ from ray_head import free_port, started_head
 from shared import taugrid
 
 import taugrid as package
+from taugrid.config import Config, validate
 from taugrid.orchestrator.jobs.client import Jobs
 
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # how Ray calls aiohttp
@@ -149,7 +153,7 @@ def test_another_taugrid_on_the_cluster_is_2(at, mine, monkeypatch):
 
 
 def test_any_exit_code_of_a_command_comes_back(head, at):
-    """3 is of commands that compare; a driver that is killed has none."""
+    """A job can only be `taugrid run`, which never ends with 3: here a shell does. A driver that is killed has none."""
     jobs = Jobs(head.dashboard)
     for job, entrypoint in (("three-1", "sleep 1; echo one; sleep 2; echo two; exit 3"), ("killed-1", "kill -9 $$")):
         jobs.client.submit_job(entrypoint=entrypoint, submission_id=job)
@@ -172,7 +176,14 @@ def test_the_documents_commands_do_what_they_say_and_a_session_that_fails_is_1(h
             words = command.replace("HEAD:6379", head.gcs).replace("/shared", str(tmp_path)).split()[1:]
             joins = words[0] == "run"  # a process has one Ray, and this one may have it
             done[command] = taugrid_alone(*words) if joins else taugrid(*words)
-    assert len(done) == 6
+    assert list(done) == [
+        "taugrid run my.yaml --address HEAD:6379 --out /shared/runs/mine",
+        "taugrid submit my.yaml --out /shared/runs/mine",
+        "taugrid jobs",
+        "taugrid logs mine-1 --follow",
+        "taugrid stop mine-1",
+        "taugrid submit my.yaml --out /shared/runs/mine --no-follow",
+    ]
     assert "FID" in done["taugrid submit my.yaml --out /shared/runs/mine"].stdout
     assert done["taugrid submit my.yaml --out /shared/runs/mine --no-follow"].stdout == "mine-2\n"
     assert re.search(r"^mine-1 +succeeded +0 ", done["taugrid jobs"].stdout, re.MULTILINE)
@@ -185,6 +196,29 @@ def test_the_documents_commands_do_what_they_say_and_a_session_that_fails_is_1(h
     assert [answer[key] for key in ("id", "run", "dir")] == ["mine-3", "mine", str(tmp_path / "runs/mine")]
     assert (answer["status"], answer["exit_code"]) == ("FAILED", 1)
     assert json.loads(taugrid("jobs", "--json").stdout)[0] == answer
+
+
+def test_submits_at_once_get_ids_of_their_own_and_nobody_elses(head, tmp_path, monkeypatch):
+    """Both choose an id before either has it. The jobs end soon: the cluster has another version."""
+    both = threading.Barrier(2)
+    monkeypatch.setattr(package, "__version__", "99.0")
+
+    class AtOnce(Jobs):
+        met = False
+
+        def _next_id(self, run):
+            chosen = super()._next_id(run)
+            if not self.met:
+                self.met = True
+                assert both.wait(60) in (0, 1)
+            return chosen
+
+    clients = [AtOnce(head.dashboard), AtOnce(head.dashboard)]
+    clients[0].client.submit_job(entrypoint="true", submission_id="both-7")
+    config = validate(Config, SMALL | {"name": "both"}, "test")
+    with ThreadPoolExecutor(2) as threads:
+        ids = list(threads.map(lambda jobs: jobs.submit(config, str(tmp_path / "run"), False, False), clients))
+    assert sorted(ids) == ["both-8", "both-9"]
 
 
 def test_ctrl_c_leaves_a_job_running_and_stop_stops_it(head, at, tmp_path):
@@ -200,10 +234,27 @@ def test_ctrl_c_leaves_a_job_running_and_stop_stops_it(head, at, tmp_path):
     assert status(at, "gaussian-2") == "RUNNING"
     with Started(tmp_path / "log", "logs", "gaussian-2", "--follow", *at) as follower:
         follower.wait_until(lambda: "starting 1 worker" in follower.output)
+        with frozen_job_server():
+            time.sleep(2)  # its status is asked for once a second
+            os.kill(follower.process.pid, signal.SIGINT)
+            follower.wait(code=130, timeout=10)
+    with Started(tmp_path / "log", "logs", "gaussian-2", "--follow", *at) as follower:
+        follower.wait_until(lambda: "starting 1 worker" in follower.output)
         assert "job gaussian-2 is stopped" in taugrid("stop", "gaussian-2", *at).stderr
         follower.wait(code=130, timeout=30)
     assert "job gaussian-2 had ended before (STOPPED)" in taugrid("stop", "gaussian-2", *at).stderr
     assert not [pid for pid in descendants(1) if str(out) in command_line(pid)], "its driver is gone"
+
+
+@contextmanager
+def frozen_job_server():
+    """Within the block, the head's job server takes connections and answers nothing."""
+    [server] = [pid for pid in descendants(os.getpid()) if "dashboard/dashboard.py" in command_line(pid)]
+    os.kill(server, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server, signal.SIGCONT)
 
 
 def at_terminal(first, second, *arguments):
@@ -268,4 +319,4 @@ def test_mistakes_are_one_line(at, mine, monkeypatch):
 
 def test_a_head_without_a_job_server_is_told_from_one(head):
     done = taugrid("jobs", "--address", f"http://{head.gcs}", code=2)
-    assert "what answers there is no Ray job server" in done.stderr
+    assert "that is not a Ray job server" in done.stderr

@@ -16,6 +16,7 @@ import yaml
 from kuberay import refused, schema
 from ray.scripts import scripts
 
+from taugrid import __version__
 from taugrid.config.load import find
 from taugrid.errors import UserError
 from taugrid.orchestrator.cli.main import cli
@@ -83,7 +84,7 @@ def test_a_cluster_demands_a_token_scales_from_nothing_and_runs_one_image(name):
     [spot, _] = [group["template"]["spec"] for group in cluster["workerGroupSpecs"]]
     assert "cloud.google.com/gke-spot" in spot["nodeSelector"]
     images = {container["image"] for pod in pods(document) for container in pod["containers"]}
-    assert images == {f"REGISTRY/taugrid:{cluster['rayVersion']}"}
+    assert images == {f"REGISTRY/taugrid:{__version__}-ray{cluster['rayVersion']}"}
     for pod in pods(document):
         volumes = {volume["name"] for volume in pod.get("volumes", ())}
         mounted = {mount["name"] for container in pod["containers"] for mount in container.get("volumeMounts", ())}
@@ -97,7 +98,8 @@ def test_one_version_of_ray_everywhere():
     [oldest] = [need.partition(">=")[2] for need in project["dependencies"] if need.startswith("ray[")]
     assert of_the_image.startswith(f"{oldest}.")
     assert {cluster_of(manifest(name))["rayVersion"] for name in MANIFESTS} == {of_the_image}
-    assert set(re.findall(r"REGISTRY/taugrid:(\S+)", DOCKERFILE)) == {of_the_image}
+    for text in (DOCKERFILE, (ROOT / "docs/cluster.md").read_text()):
+        assert re.findall(r"REGISTRY/taugrid:(\S+)", text) == [f"{__version__}-ray{of_the_image}"] * 2
 
 
 def test_the_image_is_built_from_the_wheel():
@@ -157,4 +159,16 @@ def test_rays_own_commands_exist_with_their_options(command):
 
 def test_a_cluster_takes_ten_lines_of_readme():
     section = (ROOT / "README.md").read_text().partition("## On a cluster\n")[2].partition("\n## ")[0]
-    assert 8 <= len(re.findall(r"^ {4}\S", section, re.MULTILINE)) <= 10
+    lines = re.findall(r"^ {4}(\S[^\n]*)$", section, re.MULTILINE)
+    assert len(lines) <= 10
+    assert [line.partition(" #")[0].rstrip() for line in lines] == [
+        "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=...",
+        "ray start --head",
+        "ray start --address HEAD:6379",
+        "taugrid run my.yaml --address HEAD:6379 --out /shared/runs/mine",
+        "ssh -N -L 8265:127.0.0.1:8265 HEAD &",
+        "taugrid submit my.yaml --out /shared/runs/mine",
+        "taugrid jobs",
+        "taugrid logs mine-1 --follow",
+        "taugrid stop mine-1",
+    ], "test_jobs.py runs those of taugrid, in this order"

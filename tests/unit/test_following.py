@@ -1,6 +1,10 @@
 """How a job's log is printed and how its end is told, whatever Ray does. test_jobs.py follows real jobs."""
 
 import asyncio
+import os
+import signal
+import threading
+import time
 
 import pytest
 
@@ -71,6 +75,37 @@ def test_a_head_that_is_gone_is_given_up_and_the_way_back_is_told():
         follow.follow(Cluster(1, silent=1), "mine-1", lambda _: None)
     with pytest.raises(RuntimeError):
         asyncio.get_running_loop()  # it has closed its own
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_following_at_once_although_the_head_hangs(kind):
+    """The test of real jobs freezes a real head."""
+    hangs, ends = threading.Event(), threading.Event()
+
+    class Hung(Cluster):
+        def one(self, job):
+            hangs.set()
+            ends.wait(20)
+            return super().one(job)
+
+    def send():
+        hangs.wait(20)
+        time.sleep(0.3)  # until it is waited for
+        os.kill(os.getpid(), kind)
+
+    def terminated(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminated)
+    began = time.monotonic()
+    threading.Thread(target=send).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            follow.follow(Hung(1), "mine-1", lambda _: None)
+        assert time.monotonic() - began < 4
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        ends.set()
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 130])
