@@ -110,12 +110,13 @@ class ObjectStorage:
         return sorted(self._matching(folder, pattern))
 
     def create(self, path: Path, finished: Path) -> bool:
-        """See `Storage`. One conditional request: 412 says that a file is there, 409 that another is being written.
+        """See `Storage`. One conditional request: 412 says that a file is there, and so does Azure's BlobAlreadyExists.
 
-        If an answer was lost, and the file that is there then has our bytes, it is ours.
+        Any other 409 says that another is being written. If an answer was lost, and the file that is there then has our
+        bytes, it is ours.
         """
         import obstore
-        from obstore.exceptions import AlreadyExistsError, BaseError
+        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
         lost = False
         for is_last in attempts():
@@ -123,7 +124,7 @@ class ObjectStorage:
                 obstore.put(self._store, key(path), finished, mode="create")
             except (BaseError, FileNotFoundError) as error:
                 found = fault(error)
-                if isinstance(error, AlreadyExistsError) and found.status != 409:
+                if isinstance(error, AlreadyExistsError | PreconditionError) and not found.passes:
                     return lost and not self.other_bytes(path, finished)
                 if is_last or not found.passes:
                     raise self._told(error, path) from None
