@@ -250,6 +250,11 @@ class ObjectStorage:
                         self.replace(folder / path.relative_to(scratch), path)
 
     @property
+    def rewrite_seconds(self) -> float:
+        """The least time between two writes to the same object: Google Cloud Storage allows one a second."""
+        return 1.0 if self.bucket.scheme == "gs" else 0.0
+
+    @property
     def _store(self) -> "ObjectStore":
         return connected(self.bucket)
 
