@@ -54,7 +54,7 @@ class ObjectStorage:
             raise UserError(f"{url(folder)}: {error.strerror}") from None
 
     def require_creation(self, folder: Path) -> None:
-        """See `Storage`. Some servers that speak S3 take no notice of conditions, and overwrite."""
+        """See `Storage`. Some servers that speak S3 ignore conditions, and overwrite."""
         path = folder / f".conditions-{uuid.uuid4().hex[:12]}.tmp"
         with self.temporary(path) as first, self.temporary(path) as second:
             first.write_bytes(b"first")
@@ -64,7 +64,7 @@ class ObjectStorage:
         self.delete(path)
         if overwritten:
             raise UserError(
-                f"{url(folder)}: this object store takes no notice of If-None-Match, so two drivers or workers could "
+                f"{url(folder)}: this object store ignores If-None-Match, so two drivers or workers could "
                 "overwrite each other's files; use a store that does, or a folder"
             )
 
@@ -271,12 +271,20 @@ class ObjectStorage:
 
     def _end(self, path: Path) -> FetchedEnd:
         import obstore
+        from obstore.exceptions import BaseError
 
         options: Any = {"range": {"suffix": END_BYTES}}
         if self.bucket.scheme == "az":  # knows no ranges from the end
             size = obstore.head(self._store, key(path))["size"]
-            options = {"range": (max(0, size - END_BYTES), size)}
-        got = obstore.get(self._store, key(path), options=options)
+            options = {"range": (max(0, size - END_BYTES), size)} if size else {}
+        try:
+            got = obstore.get(self._store, key(path), options=options)
+        except BaseError as error:
+            # An empty object has no range: S3 answers 416, and others what obstore can't read.
+            found = fault(error)
+            if found.passes or found.status not in (None, 416) or obstore.head(self._store, key(path))["size"]:
+                raise
+            got = obstore.get(self._store, key(path))
         meta, data = got.meta, bytes(got.bytes())
         return FetchedEnd(data, meta["size"] - len(data), meta["size"], meta["e_tag"])
 
