@@ -74,7 +74,8 @@ class Jobs:
         """Connect to the job server at `address`, http://HOST:PORT.
 
         Raises:
-            UserError: if the address is none, nothing answers there, or the cluster is open or refuses the token here.
+            UserError: if the address is not valid, nothing answers there, or the cluster is open or refuses the token
+                here.
         """
         self.address = address.rstrip("/")
         os.environ.update(COMMON_ENVIRONMENT)
