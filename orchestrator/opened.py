@@ -123,7 +123,7 @@ def open_to_run(
 
 
 def require_shared(out: str | Path, address: str) -> None:
-    """Raise `UserError` if a cluster is joined but the run directory is a relative path, or the address is none."""
+    """Raise `UserError` if the address is not valid, or a cluster is joined and the run directory is relative."""
     check_form(address)
     if address != "local" and not is_url(str(out)) and not Path(out).is_absolute():
         raise UserError(f"with --address {address}, --out must be an absolute path that every node sees")

@@ -29,7 +29,7 @@ from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.kind import Conclusion, Piece, WorkKind
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import replacing, write_json
-from taugrid.words import counted
+from taugrid.words import counted, with_urls
 from taugrid.workers.data.load import load_images
 from taugrid.workers.training import fit
 
@@ -216,5 +216,5 @@ class Run:
 
     def _log(self, name: str, text: str) -> Path:
         path = self.rundir.task_log(self._events.path.stem, name)
-        self.rundir.storage.append(path, f"{text.rstrip()}\n\n".encode())
+        self.rundir.storage.append(path, f"{with_urls(text.rstrip())}\n\n".encode())
         return path

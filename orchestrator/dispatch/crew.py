@@ -105,7 +105,7 @@ class Crew:
         self._names.setdefault(node, info.node)
         if worker not in self.infos:
             self.infos[worker] = info
-            self._events.add("worker", worker=worker, node=info.node, device=info.device, versions=info.versions)
+            self._events.note("worker", worker=worker, node=info.node, device=info.device, versions=info.versions)
         if worker in self._starting:
             self._starting.discard(worker)
             self._not_started = 0
@@ -143,14 +143,14 @@ class Crew:
             return
         node, seconds = self._name(benching.node), benching.seconds
         who = f"node {node}" if benching.whole_node else f"{benching.worker} on node {node}"
-        self._events.add("benched", worker=benching.worker, node=node, seconds=seconds, reason=reason)
+        self._events.note("benched", worker=benching.worker, node=node, seconds=seconds, reason=reason)
         self._progress.say(f"{reason}; {who} gets no work for {duration(seconds)}")
 
     def lost(self, event: Lost) -> None:
         """A worker that had no task is gone."""
         worker, now = event.worker, time.monotonic()
         self._log(worker, event.reason)
-        self._events.add("lost", worker=worker, reason=event.reason)
+        self._events.note("lost", worker=worker, reason=event.reason)
         if worker in self._starting:
             self._starting.discard(worker)
             self._progress.say(f"{worker} could not be started: {event.reason}")
@@ -222,7 +222,7 @@ class Crew:
     def _look(self, now: float, at_once: bool = False) -> None:
         for node in self._room.look(now, at_once):
             name = self._name(node)
-            self._events.add("draining", node=name)
+            self._events.note("draining", node=name)
             if node in self._nodes.values():
                 self._progress.say(f"node {name} will be taken away: it gets no more work")
 
@@ -282,7 +282,7 @@ class Crew:
     def _release(self, worker: str, now: float, why: str) -> None:
         """End a worker that has nothing to do."""
         self._pool.kill(worker)
-        self._events.add("released", worker=worker, node=self._name(self._nodes.get(worker, "")), reason=why)
+        self._events.note("released", worker=worker, node=self._name(self._nodes.get(worker, "")), reason=why)
         if worker not in self._starting:
             self._dispatcher.worker_left(worker, now)
         self._forget(worker)

@@ -88,8 +88,8 @@ class Loop:
             UserError: if no node is fit because each lacks what the driver has, or none was ever large enough.
             RunFailed: if no node is fit for another reason, all are full or gone, or workers die faster than they work.
         """
-        self._announce(self._crew.begin())
         try:
+            self._announce(self._crew.begin())
             while not self._dispatcher.finished:
                 self._turn()
         except BaseException:
@@ -240,7 +240,7 @@ class Loop:
     def _lost(self, event: Lost) -> None:
         worker, reason = event.worker, event.reason
         self._log(worker, reason)
-        self._events.add("lost", worker=worker, reason=reason)
+        self._events.note("lost", worker=worker, reason=reason)
         self._fractions.pop(worker, None)
         charge = self._dispatcher.worker_lost(worker, time.monotonic(), reason, event.with_its_node)
         self._charge(charge, f"lost {worker}, starting another: {reason}")
@@ -249,7 +249,7 @@ class Loop:
 
     def _charge(self, charge: Charge, reason: str) -> None:
         key = str(charge.key)
-        self._events.add("failed", task=key, reason=reason, quarantined=charge.quarantined)
+        self._events.note("failed", task=key, reason=reason, quarantined=charge.quarantined)
         self._reasons[key] = reason
         if key in self._dispatcher.done:
             then = "another copy of it is already done"
@@ -271,7 +271,7 @@ class Loop:
         piece = self._pieces[key]
         same = [] if piece.cell is None else self._of_cells[piece.task.kind, piece.cell.id]
         if given_up := self._dispatcher.give_up(same):
-            self._events.add("given up", tasks=sorted(given_up), because=key)
+            self._events.note("given up", tasks=sorted(given_up), because=key)
             self._progress.say(f"{counted(len(given_up), 'other task')} of its cell given up")
 
     def _problems(self) -> dict[str, str]:

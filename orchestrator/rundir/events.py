@@ -11,6 +11,7 @@ from typing import Any
 from taugrid.disk import write_text
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.storage import Storage
+from taugrid.words import with_urls
 
 FILES = "[0-9]*.jsonl*"
 _FILE = re.compile(r"(\d+)\.jsonl(\.\d{6})?")
@@ -34,7 +35,7 @@ class Events:
     def note(self, event: str, **values: Any) -> None:
         """Append one event with the next `flush` or `add`: each write costs a request in an object store."""
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._noted.append(json.dumps({"time": time, "event": event, **values}) + "\n")
+        self._noted.append(with_urls(json.dumps({"time": time, "event": event, **values})) + "\n")
 
     def flush(self) -> None:
         """Write what was noted."""

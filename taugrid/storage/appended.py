@@ -3,18 +3,28 @@
 A session writes one object, again with every addition, until it has `PIECE_BYTES`; then another. The first has the
 file's name, and those that follow have a number behind it (events/0001.jsonl, events/0001.jsonl.000001), so readers
 take all names that begin with the file's and join them in the order of their names. What an earlier session wrote is
-not touched.
+not touched. A store that allows few writes to one object is written to no faster.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from threading import Lock
+from typing import Protocol
 
 from taugrid.storage.protocol import Storage
 
 PIECE_BYTES = 2**16
+
+
+class Rewritable(Storage, Protocol):
+    """A storage whose files can't grow."""
+
+    @property
+    def rewrite_seconds(self) -> float:
+        """The least time between two writes to the same file."""
 
 
 @dataclass
@@ -23,23 +33,27 @@ class _Piece:
 
     path: Path
     data: bytes
+    written: float
+    """When that was done, by the monotonic clock."""
 
 
 _pieces: dict[tuple[Storage, Path], _Piece] = {}
 _lock = Lock()
 
 
-def append(storage: Storage, path: Path, data: bytes) -> None:
+def append(storage: Rewritable, path: Path, data: bytes) -> None:
     """Append to a file. What was appended is there when this returns."""
     with _lock:
         piece = _pieces.get((storage, path))
         if piece is None or len(piece.data) >= PIECE_BYTES:
             _pieces[storage, path] = _new_piece(storage, path, data)
             return
+        time.sleep(max(0.0, piece.written + storage.rewrite_seconds - time.monotonic()))
         with storage.temporary(piece.path) as temporary:
             temporary.write_bytes(piece.data + data)
             storage.replace(piece.path, temporary)
         piece.data += data
+        piece.written = time.monotonic()
 
 
 def end_session(storage: Storage) -> None:
@@ -60,17 +74,18 @@ def _number(path: Path, piece: Path) -> int:
     return int(digits) if digits.isdigit() and digits != piece.name else 0
 
 
-def _new_piece(storage: Storage, path: Path, data: bytes) -> _Piece:
+def _new_piece(storage: Rewritable, path: Path, data: bytes) -> _Piece:
     there = pieces(storage, path)
-    if there == [path] and storage.size(path) == 0:  # a name that this session has taken
+    if there == [path] and storage.size(path) == 0:  # a name that this session has just taken
+        time.sleep(storage.rewrite_seconds)
         with storage.temporary(path) as temporary:
             temporary.write_bytes(data)
             storage.replace(path, temporary)
-        return _Piece(path, data)
+        return _Piece(path, data, time.monotonic())
     for number in count(_number(path, there[-1]) + 1 if there else 0):
         piece = path.with_name(f"{path.name}.{number:06d}") if number else path
         with storage.temporary(piece) as temporary:
             temporary.write_bytes(data)
             if storage.create(piece, temporary):
-                return _Piece(piece, data)
+                return _Piece(piece, data, time.monotonic())
     raise AssertionError("count never ends")

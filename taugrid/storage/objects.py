@@ -54,7 +54,7 @@ class ObjectStorage:
             raise UserError(f"{url(folder)}: {error.strerror}") from None
 
     def require_creation(self, folder: Path) -> None:
-        """See `Storage`. Some servers that speak S3 take no notice of conditions, and overwrite."""
+        """See `Storage`. Some servers that speak S3 ignore conditions, and overwrite."""
         path = folder / f".conditions-{uuid.uuid4().hex[:12]}.tmp"
         with self.temporary(path) as first, self.temporary(path) as second:
             first.write_bytes(b"first")
@@ -64,7 +64,7 @@ class ObjectStorage:
         self.delete(path)
         if overwritten:
             raise UserError(
-                f"{url(folder)}: this object store takes no notice of If-None-Match, so two drivers or workers could "
+                f"{url(folder)}: this object store ignores If-None-Match, so two drivers or workers could "
                 "overwrite each other's files; use a store that does, or a folder"
             )
 
@@ -110,12 +110,13 @@ class ObjectStorage:
         return sorted(self._matching(folder, pattern))
 
     def create(self, path: Path, finished: Path) -> bool:
-        """See `Storage`. One conditional request: 412 says that a file is there, 409 that another is being written.
+        """See `Storage`. One conditional request: 412 says that a file is there, and so does Azure's BlobAlreadyExists.
 
-        If an answer was lost, and the file that is there then has our bytes, it is ours.
+        Any other 409 says that another is being written. If an answer was lost, and the file that is there then has our
+        bytes, it is ours.
         """
         import obstore
-        from obstore.exceptions import AlreadyExistsError, BaseError
+        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
         lost = False
         for is_last in attempts():
@@ -123,7 +124,7 @@ class ObjectStorage:
                 obstore.put(self._store, key(path), finished, mode="create")
             except (BaseError, FileNotFoundError) as error:
                 found = fault(error)
-                if isinstance(error, AlreadyExistsError) and found.status != 409:
+                if isinstance(error, AlreadyExistsError | PreconditionError) and not found.passes:
                     return lost and not self.other_bytes(path, finished)
                 if is_last or not found.passes:
                     raise self._told(error, path) from None
@@ -249,6 +250,11 @@ class ObjectStorage:
                         self.replace(folder / path.relative_to(scratch), path)
 
     @property
+    def rewrite_seconds(self) -> float:
+        """The least time between two writes to the same object: Google Cloud Storage allows one a second."""
+        return 1.0 if self.bucket.scheme == "gs" else 0.0
+
+    @property
     def _store(self) -> "ObjectStore":
         return connected(self.bucket)
 
@@ -265,12 +271,20 @@ class ObjectStorage:
 
     def _end(self, path: Path) -> FetchedEnd:
         import obstore
+        from obstore.exceptions import BaseError
 
         options: Any = {"range": {"suffix": END_BYTES}}
         if self.bucket.scheme == "az":  # knows no ranges from the end
             size = obstore.head(self._store, key(path))["size"]
-            options = {"range": (max(0, size - END_BYTES), size)}
-        got = obstore.get(self._store, key(path), options=options)
+            options = {"range": (max(0, size - END_BYTES), size)} if size else {}
+        try:
+            got = obstore.get(self._store, key(path), options=options)
+        except BaseError as error:
+            # An empty object has no range: S3 answers 416, and others what obstore can't read.
+            found = fault(error)
+            if found.passes or found.status not in (None, 416) or obstore.head(self._store, key(path))["size"]:
+                raise
+            got = obstore.get(self._store, key(path))
         meta, data = got.meta, bytes(got.bytes())
         return FetchedEnd(data, meta["size"] - len(data), meta["size"], meta["e_tag"])
 

@@ -37,11 +37,11 @@ def open_place(text: str, named: str) -> tuple[Path, Storage]:
         where = requests.CREDENTIALS.get(scheme, "the environment")
         raise UserError(
             f"{named}: a URL of a run directory is {scheme}://BUCKET/PREFIX, without a user, a password, a key or a "
-            f"query; credentials belong into {where}"
+            f"query; credentials belong in {where}"
         )
     if scheme not in requests.CREDENTIALS:
         known = ", ".join(f"{name}://" for name in requests.CREDENTIALS)
-        raise UserError(f"{named}: {scheme}:// is no place for a run directory; give a folder, or a URL with {known}")
+        raise UserError(f"{named}: {scheme}:// can't hold a run directory; give a folder, or a URL with {known}")
     bucket, *parts = [part for part in rest.split("/") if part] or [""]
     if not bucket:
         raise UserError(f"{named}: {scheme}:// names no bucket; give {scheme}://BUCKET/PREFIX")

@@ -1,7 +1,7 @@
 """Requests to an object store: which are tried again, and what a refusal means, in words.
 
 obstore tries nothing again here. It would hide whether an answer was lost, after which a name that is taken may be
-ours, and it takes 409 ("two writers at a time, try again") for 412 ("there already").
+ours, and it takes S3's 409 ("two writers at a time, try again") for 412 ("there already").
 """
 
 import errno
@@ -37,11 +37,14 @@ CREDENTIALS = {
 
 OVERLOADED = frozenset({408, 425, 429, 500, 502, 503, 504})
 
+THERE_ALREADY = "BlobAlreadyExists"
+"""The code of Azure's 409 for a name that is taken. S3's 409 mean that two write at a time."""
+
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _NO_ANSWER = re.compile(r"kind: (Connect|Timeout|Interrupted|Request|Decode)|body error|error sending request")
 _METADATA_SERVER = "169.254.169.254"
-"""Whom a cloud's machine asks for credentials. Elsewhere nobody is there."""
+"""Whom a cloud's machine asks for credentials. It may be slow for once; elsewhere nobody is there."""
 
 _REFUSED = "the object store does not accept these credentials; check {variables}"
 _REGION = "the bucket is in another region; set AWS_REGION to it"
@@ -132,10 +135,13 @@ def fault(error: Exception) -> Refusal:
     text = str(error)
     found, named = _STATUS.search(text), _CODE.search(text)
     status = int(found.group(1)) if found else None
-    if _METADATA_SERVER in text:
-        return Refusal(status, "NoCredentials", False)
-    passes = status in OVERLOADED or status == 409 or (status is None and _NO_ANSWER.search(text) is not None)
-    return Refusal(status, named.group(1) if named else "", passes)
+    code = named.group(1) if named else ""
+    passes = (
+        status in OVERLOADED
+        or (status == 409 and code != THERE_ALREADY)
+        or (status is None and _NO_ANSWER.search(text) is not None)
+    )
+    return Refusal(status, "NoCredentials" if _METADATA_SERVER in text else code, passes)
 
 
 def told(error: Exception, scheme: str, url: str) -> OSError:

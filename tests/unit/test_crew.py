@@ -24,6 +24,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import Piece, WorkKind
+from taugrid.storage import LocalStorage
 
 START_SECONDS = 5.0
 TASK_SECONDS = 10.0
@@ -319,6 +320,16 @@ def test_hellos_that_all_hang_end_the_run(scripted):
     run = scripted(["good"], node_is={"n0": "mute"})
     with pytest.raises(RunFailed, match="has not answered hello"):
         run.run()
+
+
+def test_what_happens_at_a_time_is_written_at_once(scripted, monkeypatch):
+    """In an object store each write is a request, and Google takes one a second."""
+    append, writes = LocalStorage.append, []
+    monkeypatch.setattr(LocalStorage, "append", lambda *given: [writes.append(given), append(*given)])
+    run = scripted(["good"] * 64, {"n0": 64}, workers=64)
+    run.run()
+    assert Counter(event["event"] for event in run.events)["worker"] == 64
+    assert len(writes) < 8
 
 
 def test_nodes_that_join_get_work_soon(scripted):

@@ -1,10 +1,14 @@
 """Runs in a bucket, with the jobs in this process: the same files as in a folder, in few requests, whatever fails."""
 
+import io
 import json
+import time
+from base64 import b64encode
 
 import pytest
 from buckets import SECRET, quick_retries
 from in_process import CONFIG, drive, small_run
+from rich.console import Console
 
 from taugrid import parquet
 from taugrid.disk import StoreError
@@ -12,9 +16,12 @@ from taugrid.errors import OtherBytes, OtherContent, RunFailed, UserError
 from taugrid.jobs import SavedUnet
 from taugrid.orchestrator.inspection import describe, verify
 from taugrid.orchestrator.opened import Opened
+from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.events import read_events
-from taugrid.storage import LocalStorage, appended, open_place, pieces, replacing
+from taugrid.orchestrator.rundir.events import Events, read_events
+from taugrid.orchestrator.session import Run
+from taugrid.storage import LocalStorage, appended, open_place, pieces, replacing, requests
+from taugrid.storage.objects import ObjectStorage
 from taugrid.workers.content import verified_copy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,16 +54,14 @@ def put(storage, path, data):
         temporary.write_bytes(data)
 
 
-def test_a_run_in_a_bucket_makes_the_same_bytes_and_goes_on_where_it_was(opened, expected, bucket, s3):
+def test_a_run_in_a_bucket_makes_the_same_bytes_and_goes_on_where_it_was(opened, expected, bucket):
     root, storage = bucket
     outcome, printed = drive(opened, root, storage)
     assert outcome.missing == {}, printed
     assert results(root, storage) == expected
-    before = s3.requests.total()
     _, printed = drive(opened, root, storage)
     assert "to do" not in printed, "nothing is left"
     assert results(root, storage) == expected
-    assert s3.requests.total() - before > 0
     gone = next(path for path in storage.list(root / "samples", "*/*"))
     storage.delete(gone)
     _, printed = drive(opened, root, storage)
@@ -191,6 +196,16 @@ def test_a_shard_that_was_overwritten_behind_our_back_is_set_aside_and_made_agai
     assert results(root, storage) == expected
 
 
+def test_a_shard_that_is_empty_is_set_aside_and_made_again(opened, expected, bucket):
+    root, storage = bucket
+    drive(opened, root, storage)
+    put(storage, storage.list(root / "samples", "*/*")[0], b"")
+    _, printed = drive(opened, root, storage)
+    assert "damaged: samples/" in printed
+    assert len(storage.list(root / "damaged", "*")) == 1
+    assert results(root, storage) == expected
+
+
 def test_a_second_driver_is_refused_by_the_lease(bucket):
     root, storage = bucket
     with (
@@ -225,6 +240,83 @@ def test_events_of_a_run_in_a_bucket_are_those_of_one_in_a_folder(opened, bucket
     drive(opened, local, LocalStorage(local))
     there, here = read_events(RunDir(root, storage)), read_events(RunDir(local))
     assert [event["event"] for event in there] == [event["event"] for event in here]
+
+
+def test_events_and_logs_name_objects_by_their_urls(opened, bucket):
+    """A path of an object has one slash, and tracebacks and reasons hold such paths."""
+    root, storage = bucket
+    rundir = RunDir(root, storage)
+    run = Run(opened.config, opened.plan, rundir, "local", Progress(Console(file=io.StringIO())))
+    run._events = Events(rundir)
+    run._events.add("failed", reason=f"{root}/samples/x: planted")
+    log = run._log("task", f"RuntimeError: {root}/samples/x: planted")
+    for path in (run._events.path, log):
+        assert f"{rundir.shown}/samples/x: planted" in storage.read(path).decode()
+
+
+# Other stores
+
+
+def test_on_azure_a_name_that_is_taken_is_known_by_its_code(s3, tmp_path, monkeypatch):
+    """Azure answers 409 for what S3 answers 412 for."""
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", s3.endpoint)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", b64encode(SECRET.encode()).decode())
+    root, storage = open_place("az://container/run", "--out")
+    (tmp_path / "file").write_bytes(b"x")
+    before = s3.requests["PUT"]
+    with s3.refusing(lambda method, path: (409, "BlobAlreadyExists")):
+        assert storage.create(root / "file", tmp_path / "file") is False
+    assert s3.requests["PUT"] - before == 1
+
+
+def test_where_an_object_takes_one_write_a_second_it_is_written_no_faster(bucket, s3, monkeypatch):
+    """Google's limit, at moto's server."""
+    pace = open_place("gs://bucket/run", "--out")[1].rewrite_seconds
+    monkeypatch.setattr(ObjectStorage, "rewrite_seconds", pace)
+    root, storage = bucket
+    written, refused = {}, []
+
+    def once_a_second(method, path):
+        now = time.monotonic()
+        if method == "PUT":
+            if now - written.get(path, now - 1.0) < 1.0:
+                refused.append(path)
+                return 429, "SlowDown"
+            written[path] = now
+        return None
+
+    with s3.refusing(once_a_second):
+        for line in (b"one\n", b"two\n", b"three\n"):
+            storage.append(root / "log", line)
+    assert refused == []
+    assert storage.read(root / "log") == b"one\ntwo\nthree\n"
+
+
+def test_a_machine_whose_credentials_are_late_is_asked_again(monkeypatch):
+    from obstore.exceptions import GenericError
+
+    quick_retries(monkeypatch)
+    late = "Generic S3 error: Error performing PUT http://169.254.169.254/latest/api/token in 1.0s - HTTP error: {}"
+    none = "Generic S3 error: Error performing GET http://169.254.169.254/latest/ - non-2xx status code: {}"
+    asked = []
+
+    def answering(error, times):
+        asked.clear()
+
+        def call():
+            asked.append(error)
+            if len(asked) <= times:
+                raise GenericError(error)
+            return "answer"
+
+        return lambda: requests.ask(call, "s3", "s3://bucket/run")
+
+    assert answering(late.format("error sending request"), 2)() == "answer"
+    for error, times in ((late.format("error sending request"), 7), (none.format("404"), 1)):
+        with pytest.raises(StoreError, match="no credentials for the object store: set AWS_ACCESS_KEY_ID"):
+            answering(error, 9)()
+        assert len(asked) == times
 
 
 # Places that can't be used
@@ -294,7 +386,7 @@ def test_a_store_that_ignores_conditions_is_refused(bucket, monkeypatch):
     plain = obstore.put
     monkeypatch.setattr(obstore, "put", lambda *given, mode=None, **options: plain(*given, **options))
     root, storage = bucket
-    with pytest.raises(UserError, match="takes no notice of If-None-Match"):
+    with pytest.raises(UserError, match="ignores If-None-Match"):
         storage.require_creation(root)
 
 

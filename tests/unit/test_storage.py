@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from taugrid import disk, parquet
+from taugrid.errors import DamagedFile
 from taugrid.storage import (
     LocalStorage,
     read_json,
@@ -147,6 +148,19 @@ def test_ranges(storage, folder):
     assert storage.size(path) == 100
     assert storage.read_range(path, 10, 5) == bytes(range(10, 15))
     assert storage.read_range(path, 95, 50) == bytes(range(95, 100))
+
+
+def test_an_empty_file(storage, folder):
+    path = folder / "file"
+    put(storage, path, b"")
+    assert storage.read(path) == b""
+    assert storage.read_range(path, 0, 5) == b""
+    assert storage.size(path) == 0
+    with storage.local_path(path) as local:
+        assert local.read_bytes() == b""
+    for every_byte in (True, False):
+        with pytest.raises(DamagedFile):
+            parquet.inspect(path, every_byte=every_byte, storage=storage)
 
 
 def test_what_is_missing(storage, folder):
