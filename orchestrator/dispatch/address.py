@@ -25,8 +25,13 @@ NODE_SECONDS = 5.0
 def check_form(address: str) -> None:
     """Raise `UserError` unless an address is local, auto or HOST:PORT."""
     host, _, port = address.rpartition(":")
-    if address not in ("local", "auto") and not (host and port.isdigit()):
-        raise UserError(f"--address must be local, auto or HOST:PORT, not {address!r}")
+    if address in ("local", "auto"):
+        return
+    if "@" in address:
+        raise UserError("--address must be local, auto or HOST:PORT, without a user or a password")
+    if not host or "/" in host or not port.isdigit() or not 0 < int(port) < 2**16:
+        hint = "; http:// is for `taugrid submit`" if address.startswith("http") else ""
+        raise UserError(f"--address must be local, auto or HOST:PORT, not {address!r}{hint}")
 
 
 def is_on_loopback(address: str) -> bool:

@@ -179,7 +179,14 @@ def _check_form(address: str) -> None:
     except ValueError:
         is_one = False
     if not is_one:
-        raise UserError(f"--address must be http://HOST:8265, where the head's dashboard listens, not {address!r}")
+        raise UserError(
+            f"--address must be http://HOST:8265, where the head's dashboard listens, not {_shown(address)!r}"
+        )
+
+
+def _shown(address: str) -> str:
+    """An address for a message: without a user and a password."""
+    return address.rpartition("@")[2]
 
 
 def _require_welcome(address: str) -> None:

@@ -73,7 +73,7 @@ class Paths:
         if self.storage.on_disk:
             return self.models
         name = f"{self.root.name}-{hashlib.sha256(repr((self.root, self.storage)).encode()).hexdigest()[:8]}"
-        return (user_cache() / "scratch" if scratch is None else Path(scratch)) / name / self.models.name
+        return (user_cache() / "scratch" if scratch is None else Path(scratch).absolute()) / name / self.models.name
 
     def sample_part(self, cell: Cell, shard: Shard) -> Path:
         """The file of a shard's images."""

@@ -51,6 +51,11 @@ def open_place(text: str, named: str) -> tuple[Path, Storage]:
     if reached.endpoint is not None and urlsplit(reached.endpoint).username is not None:
         variables = requests.CREDENTIALS[scheme]
         raise UserError(f"the endpoint of {scheme}:// in the environment holds a password; put it into {variables}")
+    if reached.endpoint is not None and not re.match(r"https?://[^/]", reached.endpoint):
+        raise UserError(
+            f"the endpoint of {scheme}:// in the environment must be http://HOST:PORT or https://HOST, not "
+            f"{reached.endpoint!r}"
+        )
     if scheme == "az" and reached.account is None:
         raise UserError(f"{named}: az:// needs the storage account; set AZURE_STORAGE_ACCOUNT_NAME")
     return Path(f"{scheme}:", bucket, *parts), ObjectStorage(reached)

@@ -142,9 +142,15 @@ def test_auto_does_not_choose_between_clusters(no_ray, monkeypatch):
         find_head("auto")
 
 
-@pytest.mark.parametrize("address", ["foo", "foo:", ":6379", "ray://host:10001x", ""])
+@pytest.mark.parametrize("address", ["foo", "foo:", ":6379", "ray://host:10001", "http://host:8265", "host:99999", ""])
 def test_what_is_no_address_is_told_so_before_anything_else(address):
     with pytest.raises(UserError, match=r"^--address must be local, auto or HOST:PORT, not"):
         open_to_run("digits", (), "relative", address)
     for good in ("local", "auto", "host:6379", "[::1]:6379"):
         check_form(good)
+
+
+def test_a_password_in_an_address_is_refused_and_not_shown():
+    with pytest.raises(UserError, match="without a user or a password") as caught:
+        check_form("user:word@host:6379")
+    assert "word@" not in str(caught.value)

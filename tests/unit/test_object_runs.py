@@ -348,6 +348,14 @@ def test_an_endpoint_with_a_password_is_refused_and_not_shown(monkeypatch):
     assert "word@" not in str(caught.value)
 
 
+@pytest.mark.parametrize("endpoint", ["garbage", "127.0.0.1:9000", "http://", "ftp://host"])
+def test_an_endpoint_that_is_no_url_is_refused_before_anything_is_asked(monkeypatch, endpoint):
+    """obstore panics at some of them."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(UserError, match=r"must be http://HOST:PORT or https://HOST, not"):
+        open_place("s3://bucket/run", "--out")
+
+
 def test_a_bucket_that_is_not_there_is_one_line(s3):
     root, storage = open_place("s3://not-there/run", "--out")
     with pytest.raises(UserError, match=r"^s3://not-there/run: there is no such bucket; create it"):
