@@ -14,8 +14,8 @@ from taugrid.config import Config, Train, validate
 
 README = Path(__file__).parents[2] / "README.md"
 NOT_RUN_HERE = ("--address", "submit", "jobs", "logs", "stop", "make ", "taugrid selfcheck", "baseline.json")
-"""test_jobs.py's, which has a cluster; make, which is what runs this; test_selfcheck_run.py's; and nights, which need
-standard errors (tests/unit/test_nightly_page.py)."""
+"""test_submitted_jobs.py has a cluster; make is what runs this; test_selfcheck_run.py; nights need standard errors
+(tests/unit/test_nightly_page.py)."""
 
 
 def commands():

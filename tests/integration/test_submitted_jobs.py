@@ -234,7 +234,7 @@ def test_ctrl_c_leaves_a_job_running_and_stop_stops_it(head, at, tmp_path):
     assert status(at, "gaussian-2") == "RUNNING"
     with Started(tmp_path / "log", "logs", "gaussian-2", "--follow", *at) as follower:
         follower.wait_until(lambda: "starting 1 worker" in follower.output)
-        with frozen_job_server():
+        with frozen_job_server(head.dashboard.rpartition(":")[2]):
             time.sleep(2)  # its status is asked for once a second
             os.kill(follower.process.pid, signal.SIGINT)
             follower.wait(code=130, timeout=10)
@@ -247,9 +247,10 @@ def test_ctrl_c_leaves_a_job_running_and_stop_stops_it(head, at, tmp_path):
 
 
 @contextmanager
-def frozen_job_server():
+def frozen_job_server(port):
     """Within the block, the head's job server takes connections and answers nothing."""
-    [server] = [pid for pid in descendants(os.getpid()) if "dashboard/dashboard.py" in command_line(pid)]
+    lines = {pid: command_line(pid) for pid in descendants(os.getpid())}
+    [server] = [pid for pid, line in lines.items() if "dashboard/dashboard.py" in line and f"--port={port}" in line]
     os.kill(server, signal.SIGSTOP)
     try:
         yield
