@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from taugrid.config import Cluster, Train
+from taugrid.config import Cluster
 from taugrid.disk import make_folder
 from taugrid.errors import RunFailed, UserError, last_line
 from taugrid.orchestrator.dispatch.capacity import resources
+from taugrid.orchestrator.dispatch.capacity.nodes import Size
 from taugrid.orchestrator.plan.cells import Model
 from taugrid.orchestrator.plan.sources import TRAINED_WEIGHTS, Trained
 from taugrid.orchestrator.progress import Progress
@@ -26,6 +27,9 @@ from taugrid.workers.training.spec import TrainingSpec
 
 POLL_SECONDS = 0.5
 """How often the driver checks the log and Ctrl-C."""
+
+ROOM_SECONDS = 5.0
+"""How often a training that waits for room looks whether nodes have joined."""
 
 STANDSTILL_SECONDS = 120.0
 """Time without a logged step after which the user is told what a training may be waiting for."""
@@ -128,23 +132,54 @@ class Training:
 
         thread = threading.Thread(target=train, name=f"train-{self.model.id}", daemon=True)
         thread.start()
-        self._watch(thread, spec.train)
-        return errors[0] if errors else None
+        waited_too_long = self._watch(thread, spec)
+        return errors[0] if errors else waited_too_long
 
-    def _watch(self, thread: threading.Thread, train: Train) -> None:
-        """Show the training's progress until its thread ends. `train` has the workers that Ray Train was asked for."""
-        step, changed, told = 0, time.monotonic(), False
+    def _watch(self, thread: threading.Thread, spec: TrainingSpec) -> UserError | None:
+        """Show the training's progress until its thread ends; an error if nodes large enough did not join in time.
+
+        In that case the thread goes on waiting, as Ray Train knows no limit. It ends with the driver.
+        """
+        train = spec.train
+        first = step = at.step if (at := self._now()) else 0
+        changed, told = time.monotonic(), False
+        room = _WaitForRoom(spec, self.cluster)
         while thread.is_alive():
+            if self.may_grow and step == first and (error := room.too_long()):
+                return error
             thread.join(POLL_SECONDS)
             if (at := self._now()) is not None:
                 self.progress.started(at.step)
                 self.progress.update(at.step, workers=at.workers, note=f"loss {at.loss:.4f}")
                 if at.step != step:
                     step, changed = at.step, time.monotonic()
-            may_wait = train.is_elastic or (self.may_grow and step == 0)
+            may_wait = train.is_elastic or (self.may_grow and step == first)
             if may_wait and not told and time.monotonic() - changed > STANDSTILL_SECONDS:
                 told = True
                 self.progress.say(
                     f"training {self.model.id}: no step logged for {duration(STANDSTILL_SECONDS)}; it waits while the "
                     f"cluster has no room for {counted(train.fewest_workers, 'worker')}"
                 )
+        return None
+
+
+class _WaitForRoom:
+    """Whether a training that has not begun has waited longer for nodes than `cluster.max_wait_seconds`."""
+
+    def __init__(self, spec: TrainingSpec, cluster: Cluster) -> None:
+        self._size = Size(spec.cpus_per_worker, spec.gpus_per_worker)
+        self._fewest, self._cluster = spec.train.fewest_workers, cluster
+        self._looked_at = self._room_at = time.monotonic()
+
+    def too_long(self) -> UserError | None:
+        """The error to end with, if nodes for the fewest workers have been missing for too long."""
+        now, limit = time.monotonic(), self._cluster.max_wait_seconds
+        if now - self._looked_at < ROOM_SECONDS:
+            return None
+        self._looked_at = now
+        if resources.fits(self._size, self._cluster) >= self._fewest:
+            self._room_at = now
+        if now - self._room_at < limit:
+            return None
+        then = f", nor has one joined in {duration(limit)} (cluster.max_wait_seconds)"
+        return resources.no_room(self._size, self._cluster.label_selector, then)

@@ -167,7 +167,7 @@ def _interrupted(jobs: "Jobs", job: str, asks: bool) -> NoReturn:
                 sys.exit(Exit.INTERRUPTED)
     except (KeyboardInterrupt, click.Abort):
         click.echo(err=True)
-    click.echo(f"taugrid: job {job} runs on; `{again(jobs, job)}` follows it again, and", err=True)
+    click.echo(f"taugrid: job {job} runs on; `{again(jobs, job)}` follows it again", err=True)
     click.echo(f"taugrid: `taugrid stop {job} --address {jobs.address}` stops it", err=True)
     sys.exit(Exit.INTERRUPTED)
 

@@ -73,7 +73,8 @@ def verify(directory: str, as_json: bool) -> None:
     else:
         for damage in listed:
             click.echo(f"{damage['path']}: {damage['reason']}")
-        verdict = f"{counted(len(listed), 'problem')} found" if listed else "everything is intact"
+        found = f"{counted(len(listed), 'problem')} found; `taugrid run {directory}` does what is damaged again"
+        verdict = found if listed else "everything is intact"
         removed = sum(opened.rundir.has_removed_images(cell) for cell in opened.plan.cells)
         of_removed = f"; images removed: {counted(removed, 'cell')}, whose records are checked" if removed else ""
         click.echo(f"{counted(seen, 'image')} decoded{of_removed}; {verdict}", err=bool(listed))

@@ -8,7 +8,18 @@ nothing but the standard library before it has checked.
 
 import runpy
 import sys
+from importlib.util import find_spec
 from typing import NoReturn
+
+LIBRARIES = (
+    *("click", "diffusers", "filelock", "huggingface_hub", "jinja2", "matplotlib", "numpy", "obstore", "pandas", "PIL"),
+    *("pyarrow", "pydantic", "ray", "rich", "safetensors", "scipy", "sklearn", "torch", "torch_fidelity"),
+    *("torchvision", "yaml"),
+)
+"""What taugrid imports, by the names that Python knows. A taugrid that was sent along comes without them."""
+
+
+INSTALL = "install that on every node, or submit with --ship to send it along"
 
 
 def main(expected: str, arguments: list[str]) -> NoReturn:
@@ -18,20 +29,20 @@ def main(expected: str, arguments: list[str]) -> NoReturn:
     except ModuleNotFoundError:
         found = "none"
     if found != expected:
-        sys.exit(_refusal(expected, found))
+        sys.exit(_refusal(f"{_has(found)}, but the job was submitted by {expected}; {INSTALL}"))
+    if missing := [name for name in LIBRARIES if find_spec(name) is None]:
+        sys.exit(_refusal(f"lacks what taugrid needs: {', '.join(missing)}; install taugrid there, on every node"))
     sys.argv = ["taugrid", *arguments]
     runpy.run_module("taugrid", run_name="__main__")
     sys.exit()
 
 
-def _refusal(expected: str, found: str) -> int:
-    here = f"the Python that this cluster runs jobs with, {sys.executable}"
-    has = "no taugrid" if found == "none" else f"taugrid {found}"
-    print(
-        f"taugrid: {here}, has {has}, but the job was submitted by {expected}; install that on every node, or submit "
-        "with --ship to send it along",
-        file=sys.stderr,
-    )
+def _has(found: str) -> str:
+    return "has no taugrid" if found == "none" else f"has taugrid {found}"
+
+
+def _refusal(what: str) -> int:
+    print(f"taugrid: the Python that this cluster runs jobs with, {sys.executable}, {what}", file=sys.stderr)
     return 2
 
 

@@ -46,7 +46,11 @@ _NO_ANSWER = re.compile(r"kind: (Connect|Timeout|Interrupted|Request|Decode)|bod
 _METADATA_SERVER = "169.254.169.254"
 """Whom a cloud's machine asks for credentials. It may be slow for once; elsewhere nobody is there."""
 
-_REFUSED = "the object store does not accept these credentials; check {variables}"
+_HALF_A_KEY = re.compile(r"Missing(SecretAccessKey|AccessKeyId)")
+"""One of S3's two variables is set without the other."""
+
+_WHERE = " (on a cluster, on every node before `ray start`)"
+_REFUSED = "the object store does not accept these credentials; check {variables}" + _WHERE
 _REGION = "the bucket is in another region; set AWS_REGION to it"
 _MEANINGS = {
     "NoSuchBucket": (errno.ENODEV, "there is no such bucket; create it, or check its name, region and endpoint"),
@@ -141,7 +145,8 @@ def fault(error: Exception) -> Refusal:
         or (status == 409 and code != THERE_ALREADY)
         or (status is None and _NO_ANSWER.search(text) is not None)
     )
-    return Refusal(status, "NoCredentials" if _METADATA_SERVER in text else code, passes)
+    without_credentials = _METADATA_SERVER in text or _HALF_A_KEY.search(text)
+    return Refusal(status, "NoCredentials" if without_credentials else code, passes)
 
 
 def told(error: Exception, scheme: str, url: str) -> OSError:
@@ -154,7 +159,7 @@ def told(error: Exception, scheme: str, url: str) -> OSError:
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
     if found.code == "NoCredentials":
-        return StoreError(errno.EACCES, f"no credentials for the object store: set {variables}", url)
+        return StoreError(errno.EACCES, f"no credentials for the object store: set {variables}{_WHERE}", url)
     if found.status == 412:
         return StoreError(errno.ESTALE, "it was changed by someone else while it was read", url)
     if found.status in (401, 403):

@@ -1,8 +1,10 @@
 """What travels to a cluster: the user's modules, and with a job its config and perhaps taugrid."""
 
 import os
+import re
 import subprocess
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from taugrid.config.load import load
 from taugrid.errors import UserError
 from taugrid.hashing import SourceFile
 from taugrid.orchestrator.dispatch import cluster
+from taugrid.orchestrator.jobs import on_the_head
 from taugrid.orchestrator.jobs.package import entrypoint, pack_job
 from taugrid.workers.custom import luggage
 from taugrid.workers.custom.luggage import pack
@@ -139,3 +142,22 @@ def test_a_shipped_taugrid_is_whole_and_is_used_before_an_installed_one(tmp_path
     )  # fmt: skip
     assert none.returncode == 2
     assert "has no taugrid" in none.stderr
+
+
+def test_a_taugrid_that_was_sent_along_names_the_libraries_that_it_misses(tmp_path):
+    pack_job(Config(name="x", model={"unet": {}}), tmp_path, ships=True)
+    bare = subprocess.run(
+        [sys.executable, "-S", "on_the_head.py", taugrid.__version__, "--version"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert bare.returncode == 2
+    assert "click" in bare.stderr
+    assert "yaml" in bare.stderr
+    assert bare.stderr.count("\n") == 1
+
+
+def test_a_job_looks_for_every_library_that_taugrid_requires():
+    own = [name.partition(";")[0] for name in requires("taugrid") or () if "extra ==" not in name]
+    names = {re.match(r"[\w-]+", name)[0].lower().replace("-", "_") for name in own}
+    imported = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit_learn"}
+    assert {imported.get(name, name) for name in on_the_head.LIBRARIES} == names

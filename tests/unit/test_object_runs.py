@@ -319,6 +319,16 @@ def test_a_machine_whose_credentials_are_late_is_asked_again(monkeypatch):
         assert len(asked) == times
 
 
+@pytest.mark.parametrize("half", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_half_of_a_key_is_no_credentials(monkeypatch, half):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(half, "half")
+    bucket = requests.bucket_here("s3", "bucket")
+    with pytest.raises(StoreError, match="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        requests.ask(lambda: requests.connected.__wrapped__(bucket), "s3", "s3://bucket/run")
+
+
 # Places that can't be used
 
 BAD = [

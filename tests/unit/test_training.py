@@ -452,22 +452,36 @@ def test_what_a_driver_left_that_was_killed_after_the_commit_is_put_right(tmp_pa
     assert list(rundir.figures.iterdir()) == [], "a figure of models that are gone"
 
 
+def watched(tmp_path, may_grow=False, **train):
+    """A training whose thread does nothing for a while: how watching it ended, and what was said."""
+    session = a_run(tmp_path, **train)
+    [(model, source)] = session.plan.trained_here
+    thread = threading.Thread(target=time.sleep, args=(0.3,))
+    thread.start()
+    cluster = config.Cluster(max_wait_seconds=0.1)
+    given = model, source, session.rundir, cluster, session._progress, None, may_grow
+    spec = dataclasses.replace(a_spec(tmp_path), train=source.train)
+    ended = driver.Training(*given)._watch(thread, spec)
+    return ended, session._progress._console.file.getvalue()
+
+
 def test_a_training_that_stands_still_says_once_what_it_may_wait_for(tmp_path, monkeypatch):
     monkeypatch.setattr(driver, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(driver, "STANDSTILL_SECONDS", 0.05)
+    assert watched(tmp_path, workers=2) == (None, "")
+    waits = "it waits while the cluster has no room for 2 workers\n"
+    assert watched(tmp_path, workers=2, may_grow=True)[1].count(waits) == 1
+    assert watched(tmp_path, workers=[2, 4])[1].count(waits) == 1
 
-    def said(may_grow=False, **train):
-        session = a_run(tmp_path, **train)
-        [(model, source)] = session.plan.trained_here
-        thread = threading.Thread(target=time.sleep, args=(0.3,))
-        thread.start()
-        given = model, source, session.rundir, session.config.cluster, session._progress, None, may_grow
-        driver.Training(*given)._watch(thread, source.train)
-        return session._progress._console.file.getvalue()
 
-    assert said(workers=2) == ""
-    assert said(workers=2, may_grow=True).count("it waits while the cluster has no room for 2 workers\n") == 1
-    assert said(workers=[2, 4]).count("it waits while the cluster has no room for 2 workers\n") == 1
+@pytest.mark.parametrize(("cpus", "ends"), [(1, True), (2, False)])
+def test_a_training_waits_no_longer_for_nodes_than_it_may(tmp_path, monkeypatch, cpus, ends):
+    monkeypatch.setattr(driver, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(driver, "ROOM_SECONDS", 0.01)
+    monkeypatch.setattr(resources, "nodes", lambda selector: [Node("n", cpus, 0)])
+    ended, _ = watched(tmp_path, workers=2, may_grow=True)
+    assert isinstance(ended, UserError) is ends
+    assert not ends or "cluster.max_wait_seconds" in str(ended)
 
 
 @pytest.mark.parametrize(

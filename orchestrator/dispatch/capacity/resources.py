@@ -66,10 +66,14 @@ def room(cluster: Cluster) -> int:
         UserError: if not even one fits.
     """
     size = worker_size(cluster)
-    fits = sum(node.room(size) for node in _staying(cluster))
-    if fits < 1:
+    if (found := fits(size, cluster)) < 1:
         raise no_room(size, cluster.label_selector)
-    return min(cluster.workers, fits) if cluster.workers else fits
+    return min(cluster.workers, found) if cluster.workers else found
+
+
+def fits(size: Size, cluster: Cluster) -> int:
+    """How many workers of `size` the nodes that stay could hold, if nothing else ran there."""
+    return sum(node.room(size) for node in _staying(cluster))
 
 
 def no_room(size: Size, selector: Mapping[str, str], then: str = "") -> UserError:
