@@ -1,5 +1,6 @@
 """The parts of a plan: models, cells and their shards. Pure data."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,6 +35,9 @@ class Model:
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image."""
         return self.source.image_shape
+
+
+_ID = re.compile(r"\b[0-9a-f]{10}\b")
 
 
 def part_name(number: int) -> str:
@@ -144,6 +148,11 @@ class Plan:
     def labels(self) -> dict[str, str]:
         """Folder name -> label, of every cell."""
         return {cell.name: cell.label for cell in self.cells}
+
+    def with_labels(self, text: str) -> str:
+        """`text` with labels in the place of cells' ids."""
+        labels = {cell.id: cell.label for cell in self.cells}
+        return _ID.sub(lambda found: labels.get(found[0], found[0]), text)
 
     @property
     def axes(self) -> list[str]:

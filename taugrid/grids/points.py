@@ -1,9 +1,9 @@
 """The points of a grid: the product of its keys, with keys that vary together (`zip`) and points left out (`exclude`).
 
-    diffusion.schedule: [linear, cosine]
-    steps: [10, 100, 1000]
-    zip: {train.steps: [1000, 2000], train.learning_rate: [2.0e-3, 1.0e-3]}
-    exclude: [{schedule: cosine, steps: 1000}]
+diffusion.schedule: [linear, cosine]
+steps: [10, 100, 1000]
+zip: {train.steps: [1000, 2000], train.learning_rate: [2.0e-3, 1.0e-3]}
+exclude: [{schedule: cosine, steps: 1000}]
 """
 
 import itertools

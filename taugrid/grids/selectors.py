@@ -74,9 +74,7 @@ def fits(value: Any, wanted: Any) -> bool:
     return wanted in (plain_text(value), _unquoted(value_text(value))) or _json(wanted) == value
 
 
-def chosen(
-    text: str, points: Sequence[Mapping[str, Any]], short: Mapping[str, str], what: str = "cell"
-) -> list[int]:
+def chosen(text: str, points: Sequence[Mapping[str, Any]], short: Mapping[str, str], what: str = "cell") -> list[int]:
     """The places in `points` that a selector fits.
 
     Args:

@@ -23,8 +23,8 @@ def test_models_and_cells_are_named_by_the_grids_keys_in_its_order():
 
 
 def test_the_only_model_is_called_by_its_id_and_cells_by_what_differs():
-    plan = planned(grid=[{"steps": [10], "eta": [0.5], "weights": ["ema"]}, {"steps": [10], "eta": ["sigma_hat"],
-                                                                             "clip": ["x0"], "weights": ["ema"]}])  # fmt: skip
+    one = {"steps": [10], "weights": ["ema"]}
+    plan = planned(grid=[one | {"eta": [0.5]}, one | {"eta": ["sigma_hat"], "clip": ["x0"]}])
     assert (plan.models[0].label, plan.models[0].called) == ("", plan.models[0].id)
     assert [cell.label for cell in plan.cells] == ["S=10 eta=0.5 clip=none", "S=10 eta=sigma_hat clip=x0"]
 
