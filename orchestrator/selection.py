@@ -22,7 +22,8 @@ def find_cell(plan: Plan, name: str) -> Cell:
         fitting = _fitting(plan, name)
         if len(fitting) == 1:
             return fitting[0]
-        raise UserError(f"{name!r} fits {counted(len(fitting), 'cell')}; give settings that fit one: {_labels(fitting)}")
+        count = counted(len(fitting), "cell")
+        raise UserError(f"{name!r} fits {count}; give settings that fit one: {_labels(fitting)}")
     fitting = [cell for cell in plan.cells if cell.id.startswith(name) or cell.name.startswith(name)]
     exact = [cell for cell in fitting if name in (cell.id, cell.name)]
     if len(exact or fitting) == 1:
