@@ -18,6 +18,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.rundir.integrity import READERS, Damage
+from taugrid.orchestrator.selection import find_cell
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.sample import images_to_keep
 from taugrid.run_id import FILE as RUN_FILE
@@ -59,13 +60,14 @@ def describe_plan(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
 
 def _describe_model(model: Model, rundir: RunDir, scratch: str | None) -> dict[str, Any]:
     source = model.source.description(model.diffusion)
+    described = {"id": model.id, "label": model.label, "source": source}
     if not isinstance(model.source, Trained):
-        return {"id": model.id, "source": source, "train_steps": 0, "train_steps_done": 0, "ready": True}
+        return described | {"train_steps": 0, "train_steps_done": 0, "ready": True}
     ready, steps = rundir.is_ready(model), model.source.train.steps
     storage = rundir.storage if rundir.storage.on_disk else LOCAL
     at = training_progress(rundir.training_folder(scratch), model.id, storage)
     done = steps if ready else at.step if at else 0
-    return {"id": model.id, "source": source, "train_steps": steps, "train_steps_done": done, "ready": ready}
+    return described | {"train_steps": steps, "train_steps_done": done, "ready": ready}
 
 
 def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:
@@ -77,6 +79,7 @@ def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:
     return {
         "cell": cell.id,
         "name": cell.name,
+        "label": cell.label,
         "model": cell.model.id,
         "steps": cell.settings.steps,
         "eta": cell.settings.eta,
@@ -216,21 +219,6 @@ def _verify_bytes(path: Path, storage: Storage) -> _Read:
     return _Read([], 0)
 
 
-def find_cell(plan: Plan, name: str) -> Cell:
-    """The cell that `name` means: its id, its folder's name, or the beginning of either if only one cell fits.
-
-    Raises:
-        UserError: if none or several fit.
-    """
-    fitting = [cell for cell in plan.cells if cell.id.startswith(name) or cell.name.startswith(name)]
-    exact = [cell for cell in fitting if name in (cell.id, cell.name)]
-    if len(exact or fitting) == 1:
-        return (exact or fitting)[0]
-    names = ", ".join(cell.name for cell in (fitting or plan.cells)[:6])
-    problem = "fits more than one cell" if fitting else "is not a cell of this run"
-    raise UserError(f"{name!r} {problem}; choose one of: {names}{', ...' if len(fitting or plan.cells) > 6 else ''}")
-
-
 def compare(config: Config, plan: Plan, rundir: RunDir, name_a: str, name_b: str, join: bool) -> dict[str, Any]:
     """A row of differences.csv for any two cells of a run.
 
@@ -244,13 +232,13 @@ def compare(config: Config, plan: Plan, rundir: RunDir, name_a: str, name_b: str
     cells = [find_cell(plan, name) for name in (name_a, name_b)]
     collected = collect(plan, rundir, evaluation(config, plan, rundir.extractor))
     rows = {row["cell"]: row for row in collected.rows}
-    unscored = [cell.name for cell in cells if cell.id not in rows]
+    unscored = [cell.label for cell in cells if cell.id not in rows]
     if unscored:
         raise UserError(f"{unscored[0]} has no complete score; run `taugrid evaluate` first")
     try:
         return pair(rows[cells[0].id], rows[cells[1].id], collected.evidence, join)
     except ValueError as error:
-        raise UserError(f"{error} (--join compares them anyway)") from None
+        raise UserError(f"{plan.with_labels(str(error))} (--join compares them anyway)") from None
 
 
 def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
@@ -262,13 +250,13 @@ def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--to {folder} exists and is not an empty folder; give a new one")
     if rundir.has_removed_images(cell):
-        raise UserError(f"the images of {cell.name} were removed; delete {rundir.removal_record(cell)} and run again")
+        raise UserError(f"the images of {cell.label} were removed; delete {rundir.removal_record(cell)} and run again")
     damages: list[Damage] = []
     done = rundir.sampled(cell, None, every_byte=True, on_damage=damages.append)
     if damages or len(done) < len(cell.shards):
         lacking = len(cell.shards) - len(done)
         raise UserError(
-            f"{cell.name} has missing or damaged shards ({lacking} of {len(cell.shards)}); `taugrid run` makes them"
+            f"{cell.label} has missing or damaged shards ({lacking} of {len(cell.shards)}); `taugrid run` makes them"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ Each does only what is missing on disk. If nothing is missing, no cluster is sta
 `dispatch/` who does it; this module connects them and reports to the user.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +17,7 @@ from taugrid.orchestrator.dispatch.capacity import nodes, resources
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.report.cells import write_cells
 from taugrid.orchestrator.report.write import write_losses
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.commits import require_here
@@ -50,14 +51,29 @@ class Outcome(NamedTuple):
     """For the quality table: what tells its cells apart."""
     text: str = ""
     """The table as printed on stdout, if it is not the quality table."""
+    labels: Mapping[str, str] = {}
+    """Name -> label of the plan's cells."""
 
 
 class Run:
     """One driver session on one run directory."""
 
-    def __init__(self, config: Config, plan: Plan, rundir: RunDir, address: str, progress: Progress) -> None:
+    def __init__(
+        self,
+        config: Config,
+        plan: Plan,
+        rundir: RunDir,
+        address: str,
+        progress: Progress,
+        part: Plan | None = None,
+    ) -> None:
+        """A session of the Ray cluster at `address`.
+
+        `part` is what of `plan` is to be done; None: all. Tables show all of `plan`.
+        """
         self.config = config
         self.plan = plan
+        self.part = plan if part is None else part
         self.rundir = rundir
         self._address = address
         self._progress = progress
@@ -79,7 +95,7 @@ class Run:
         scores = "evaluate" in stages or "report" in stages
         scoring = evaluation(self.config, self.plan, self.rundir.extractor) if scores else None
         if "train" in stages:
-            for model, source in self.plan.trained_here:
+            for model, source in self.part.trained_here:
                 if not self.rundir.is_ready(model):
                     self._require_scratch()
                     fit.check(source.train)
@@ -90,6 +106,7 @@ class Run:
             check_extends(self.config, self.plan, self.rundir)
             self.rundir.claim()
             write_json(self.rundir.config, self.config.model_dump(mode="json"), self.rundir.storage)
+            write_cells(self.plan, self.rundir)
             self._events = Events(self.rundir)
             self._events.add("session", stages=sorted(stages), **provenance.software())
             try:
@@ -103,17 +120,19 @@ class Run:
     def _do(self, stages: Collection[str], scoring: Evaluation | None) -> Outcome:
         for remark in self.plan.remarks:
             self._progress.say(f"warning: {remark}")
-        for model in self.plan.models:
+        if self.part is not self.plan:
+            self._progress.say(f"only {len(self.part.cells):,} of {counted(len(self.plan.cells), 'cell')}")
+        for model in self.part.models:
             self.rundir.record_model(model)
-            settings = [cell.settings for cell in self.plan.cells if cell.model.id == model.id]
+            settings = [cell.settings for cell in self.part.cells if cell.model.id == model.id]
             if (said := model.source.announcement(model.diffusion, settings)) is not None:
-                self._progress.say(f"model {model.id}: {said}")
-        if removed := sum(self.rundir.has_removed_images(cell) for cell in self.plan.cells):
+                self._progress.say(f"model {model.called}: {said}")
+        if removed := sum(self.rundir.has_removed_images(cell) for cell in self.part.cells):
             self._progress.say(f"images removed: {counted(removed, 'cell')}; scores and influences stay")
         if scoring is not None:
             self.rundir.record_extractor(scoring.extractor, self.config.data.image_shape)
             self._modules |= set(scoring.extractor.files)
-        survey = Survey(self.config, self.plan, self.rundir, scoring, frozenset(stages), self._set_aside)
+        survey = Survey(self.config, self.part, self.rundir, scoring, frozenset(stages), self._set_aside, self.plan)
         told = [kind(survey) for kind in work_kinds() if {kind.stage, *kind.told_by} & survey.stages]
         works = [work for work in told if work.stage in survey.stages]
         for work in works:
@@ -121,7 +140,7 @@ class Run:
         if "train" in stages:
             self._train()
         if set(stages) == {"train"}:
-            self._progress.say("every model of this config is trained")
+            self._progress.say("every model of this config is trained" if self.part is self.plan else "models trained")
         problems = self._work(works, scoring) if works else {}
         unfinished: dict[str, str] = {}
         for work in told:
@@ -131,7 +150,8 @@ class Run:
         if "evaluate" in stages and "report" not in stages:
             self._progress.say("tables and figures are unchanged; `taugrid report` updates them")
         provenance.write(self.rundir, self.plan, scoring)
-        return Outcome(unfinished | problems, last.rows, last.table, last.evidence, last.text)
+        labels = self.plan.labels
+        return Outcome(unfinished | problems, last.rows, last.table, last.evidence, last.text, labels)
 
     def _require_scratch(self) -> None:
         """Raise `UserError` if training workers on other machines would have no folder in common."""
@@ -144,13 +164,13 @@ class Run:
     def _connect(self) -> None:
         if not self._connected:
             self._progress.say("starting Ray" if self._address == "local" else f"connecting to Ray at {self._address}")
-            trainers = max((source.train.fewest_workers for _, source in self.plan.trained_here), default=0)
+            trainers = max((source.train.fewest_workers for _, source in self.part.trained_here), default=0)
             connection = cluster.connected(self._address, self.config.cluster, trainers, self._modules)
             self._cluster.enter_context(connection)
             self._connected = True
 
     def _train(self) -> None:
-        for model, source in self.plan.trained_here:
+        for model, source in self.part.trained_here:
             if not self.rundir.is_ready(model):
                 self._connect()
                 folder = self.rundir.model_folder(model)

@@ -60,24 +60,26 @@ class Training:
         if (at := self._now()) is not None:
             has_checkpoint = any(spec.running.glob("checkpoint_*"))
             place = "its last checkpoint" if has_checkpoint else "the start, because it has no checkpoint"
-            self.progress.say(f"training of {model.id} was interrupted at step {at.step}; it continues from {place}")
+            self.progress.say(
+                f"training of {model.called} was interrupted at step {at.step}; it continues from {place}"
+            )
         began = time.monotonic()
         self.events.add("train", model=model.id)
-        self.progress.begin(f"training {model.id}", self.source.train.steps, "steps")
+        self.progress.begin(f"training {model.called}", self.source.train.steps, "steps")
         error = self._fit(spec)
         self.progress.end()
         if isinstance(error, UserError):
             raise error
         if error is not None:
             path = log(f"train-{model.id}", "".join(traceback.format_exception(error)))
-            raise RunFailed(f"training of model {model.id} failed: {last_line(error)} (details: {path})")
+            raise RunFailed(f"training of model {model.called} failed: {last_line(error)} (details: {path})")
         seconds = time.monotonic() - began
         at = self._now()
         self._upload(spec)
         self.events.add("trained", model=model.id, seconds=round(seconds, 3))
         assert at is not None, "the last step is always logged"
         steps = counted(at.step, "step")
-        self.progress.say(f"trained model {model.id}: {steps} in {duration(seconds)}, loss {at.loss:.4f}")
+        self.progress.say(f"trained model {model.called}: {steps} in {duration(seconds)}, loss {at.loss:.4f}")
 
     def _now(self) -> TrainingProgress | None:
         """How far the training is, by the log in the folder where it runs."""
@@ -102,7 +104,7 @@ class Training:
         if self.may_grow and trainers.workers != asked:
             grows = "it begins with as many as fit, at least one, and takes more as nodes join"
             then = f"it trains with {trainers.workers}" if isinstance(trainers.workers, int) else grows
-            self.progress.say(f"training {self.model.id}: the cluster does not fit {asked} workers now; {then}")
+            self.progress.say(f"training {self.model.called}: the cluster does not fit {asked} workers now; {then}")
         return TrainingSpec(
             data=source.data,
             data_sha256=content_fingerprint(source.data),
@@ -157,8 +159,8 @@ class Training:
             if may_wait and not told and time.monotonic() - changed > STANDSTILL_SECONDS:
                 told = True
                 self.progress.say(
-                    f"training {self.model.id}: no step logged for {duration(STANDSTILL_SECONDS)}; it waits while the "
-                    f"cluster has no room for {counted(train.fewest_workers, 'worker')}"
+                    f"training {self.model.called}: no step logged for {duration(STANDSTILL_SECONDS)}; it waits while "
+                    f"the cluster has no room for {counted(train.fewest_workers, 'worker')}"
                 )
         return None
 

@@ -70,5 +70,6 @@ def run(
         outcome = Run(opened.config, opened.plan, opened.rundir, address, progress).do(stages)
     if outcome.missing:
         name, reason = next(iter(outcome.missing.items()))
-        raise RunFailed(f"{counted(len(outcome.missing), 'cell')} could not be finished; {name}: {reason}")
+        label = outcome.labels.get(name, name)
+        raise RunFailed(f"{counted(len(outcome.missing), 'cell')} could not be finished; {label}: {reason}")
     return pd.DataFrame(outcome.rows)

@@ -24,7 +24,8 @@ from taugrid.eval.figures.drawing import (
 )
 from taugrid.eval.tables.best_checkpoints import BestCheckpoint
 from taugrid.eval.tables.long_form import CHECKPOINT, FID
-from taugrid.eval.tables.pivots import Pivot, pivot_tables, short_names
+from taugrid.eval.tables.pivots import Pivot, pivot_tables
+from taugrid.grids.names import short_names
 from taugrid.protocol import ProtocolFields
 
 NAME_WIDTH = 26

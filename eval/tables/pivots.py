@@ -5,14 +5,14 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pandas as pd
 
 from taugrid.eval.tables.long_form import CHECKPOINT, COLUMNS, axes
 from taugrid.eval.tables.rows import as_text
+from taugrid.grids.names import short_names
 from taugrid.protocol import ProtocolFields, disagreements, kind
 
 SIGMA_HAT = "σ̂"
@@ -86,16 +86,6 @@ def short_checkpoints(checkpoints: Iterable[object]) -> dict[str, str]:
     """Short names of the `checkpoints` that are set (paths or names): each distinguishes one from all others."""
     given = list(dict.fromkeys(checkpoint for checkpoint in checkpoints if isinstance(checkpoint, str)))
     return dict(zip(given, short_names(given), strict=True))
-
-
-def short_names(paths: Sequence[str]) -> list[str]:
-    """The last part of each path, with as many parts before it as make all names different."""
-    parts = [Path(path).parts for path in paths]
-    for count in range(1, max(map(len, parts), default=0)):
-        names = ["/".join(part[-count:]) for part in parts]
-        if len(set(names)) == len(set(paths)):
-            return names
-    return list(paths)
 
 
 def _kind_notes(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> dict[str, list[str]]:

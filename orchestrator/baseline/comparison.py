@@ -7,13 +7,14 @@ paired difference alone is judged.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from taugrid.errors import UserError
 from taugrid.eval.gate.rule import ALPHA, MARGIN, Change, NightJudgement, judge
+from taugrid.orchestrator.baseline.labels import labels
 from taugrid.orchestrator.baseline.matching import changed_versions, matched
 from taugrid.orchestrator.baseline.pixels import PixelDistance, distance
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell
@@ -58,6 +59,8 @@ class Compared:
     note: str = ""
     others: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
     """Metrics without a standard error: the new value, and the baseline's."""
+    label: str = ""
+    """Its settings, as the history has them (`labels`)."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ def compare_snapshots(
         UserError: if no cell matches, or cells that match were measured in different ways.
     """
     pairs, only_new, only_baseline = matched(new, baseline)
-    looked = [_look(*pair, margin) for pair in pairs]
+    label_of = labels(new.cells)
+    looked = [replace(_look(*pair, margin), label=label_of[pair[0].cell]) for pair in pairs]
     judgement = judge(
         [change_of(*pair, margin) for pair, found in zip(pairs, looked, strict=True) if _is_judged(found)], alpha
     )

@@ -4,19 +4,19 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from taugrid.grids.names import varying
 from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, NOT_MATCHED, SnapshotCell
 
 
 def labels(cells: Sequence[SnapshotCell]) -> dict[str, str]:
     """Cell id -> label, such as "S0010-eta0.2" or "S0010-sigma_hat clip=x0_and_eps", with the settings that vary."""
     given = [_values(cell) for cell in cells]
-    names = dict.fromkeys(name for values in given for name in values)
-    varying = [name for name in names if len({values.get(name) for values in given}) > 1]
+    differing = varying(given)
     found = {}
     for cell, values in zip(cells, given, strict=True):
         eta = cell.settings["eta"]
         base = f"S{cell.settings['steps']:04d}-{eta if eta == 'sigma_hat' else f'eta{eta:g}'}"
-        found[cell.cell] = " ".join([base, *(f"{name}={values[name]}" for name in varying if name in values)])
+        found[cell.cell] = " ".join([base, *(f"{name}={values[name]}" for name in differing if name in values)])
     return found
 
 

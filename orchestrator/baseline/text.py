@@ -69,9 +69,9 @@ def pixels_text(cell: Compared) -> str:
 
 def comparison_text(found: BaselineComparison) -> str:
     """The verdict, a line for each cell, and what else was found."""
-    width = max(len(cell.name) for cell in found.cells)
+    width = max(len(cell.label) for cell in found.cells)
     lines = [headline(found), ""]
-    lines += [f"{VERDICTS[cell.result]:9}  {cell.name:{width}}  {reason(cell)}" for cell in found.cells]
+    lines += [f"{VERDICTS[cell.result]:9}  {cell.label:{width}}  {reason(cell)}" for cell in found.cells]
     lines.append("")
     if found.critical is not None:
         lines.append(f"{found.rule}; worse: T > {found.critical:.2f}; margin {100 * found.margin:g} % of the FID")

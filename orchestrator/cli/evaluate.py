@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from taugrid.errors import UserError
-from taugrid.orchestrator.cli.options import cluster_options, print_value, trust_option
+from taugrid.orchestrator.cli.options import cluster_options, only_option, print_value, trust_option
 from taugrid.orchestrator.cli.run import run_stages
 from taugrid.registry.metrics import DEFAULT_METRICS, METRICS
 
@@ -22,6 +22,7 @@ METRICS_HELP = f"Some of {','.join(METRICS)}.  [default: {','.join(DEFAULT_METRI
 @click.option("--weights", metavar="FILE", help="For --samples: the extractor's weights.")
 @click.option("--metrics", metavar="LIST", help=METRICS_HELP)
 @cluster_options
+@only_option
 @trust_option
 def evaluate(
     config: str | None,
@@ -32,6 +33,7 @@ def evaluate(
     as_json: bool,
     break_lock: bool,
     trust_code: bool,
+    only: tuple[str, ...],
     **external: str | None,
 ) -> None:
     """Score the sampled cells of CONFIG, or external images with --samples."""
@@ -39,13 +41,15 @@ def evaluate(
     if config is None:
         if not {"samples", "reference"} <= given.keys():
             raise UserError("give a CONFIG, or --samples PATH and --reference PATH for external images")
-        if out is not None or workers is not None or address != "local":
-            raise UserError("--out, --workers and --address are for a run; external images are scored in this process")
+        if out is not None or workers is not None or address != "local" or only:
+            raise UserError(
+                "--out, --workers, --address and --only are for a run; external images are scored in this process"
+            )
         _score_external(given, assignments, as_json)
         return
     if given:
         raise UserError(f"--{next(iter(given))} is for external images; for a CONFIG, set it in the section evaluate")
-    run_stages(config, out, assignments, address, workers, ("evaluate",), as_json, break_lock, trust_code)
+    run_stages(config, out, assignments, address, workers, ("evaluate",), as_json, break_lock, trust_code, only)
 
 
 def _score_external(given: dict[str, str], assignments: tuple[str, ...], as_json: bool) -> None:

@@ -89,15 +89,17 @@ def verify(directory: str, as_json: bool) -> None:
 def export(directory: str, cell: str, folder: str) -> None:
     """Write a cell's images as PNG files named by their index.
 
-    CELL is a cell's id or the name of its folder; the first characters are enough if they fit one cell only.
+    CELL is settings that fit one cell only (steps=50,schedule=cosine), its id, or the name of its folder, of which the
+    first characters are enough if they fit no other.
     """
     from taugrid.orchestrator.inspection import export as export_images
-    from taugrid.orchestrator.inspection import find_cell
     from taugrid.orchestrator.opened import open_existing
+    from taugrid.orchestrator.selection import find_cell
 
     opened = open_existing(directory)
-    count = export_images(find_cell(opened.plan, cell), opened.rundir, Path(folder))
-    click.echo(f"{counted(count, 'image')} in {folder}")
+    found = find_cell(opened.plan, cell)
+    count = export_images(found, opened.rundir, Path(folder))
+    click.echo(f"{counted(count, 'image')} of {found.label} in {folder}")
 
 
 @click.command()
@@ -124,7 +126,8 @@ def compare(
     3 if a cell got worse by more than the margin, or if the same weights, software and device made other images.
 
     CELL CELL shows the difference between two cells' FIDs, second minus first, with its paired standard error. CELL is
-    a cell's id or the name of its folder; the first characters are enough if they fit one cell only.
+    settings that fit one cell only (steps=50,schedule=cosine), its id, or the name of its folder, of which the first
+    characters are enough if they fit no other.
     """
     if len(others) == 1:
         from taugrid.orchestrator.cli.baseline import compare_with_baseline

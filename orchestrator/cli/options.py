@@ -39,6 +39,13 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+only_option = click.option(
+    "--only",
+    multiple=True,
+    metavar="KEY=VALUE,...",
+    help="Work on these cells alone, as in schedule=cosine,steps=50; given twice, on both. Tables show all.",
+)
+
 trust_option = click.option(
     "--trust-code", is_flag=True, help="Run the custom code that a run directory's config names, whoever wrote it."
 )

@@ -8,14 +8,14 @@ import click
 
 from taugrid.api import STAGES
 from taugrid.errors import Exit
-from taugrid.orchestrator.cli.options import cluster_options, config_options, trust_option
+from taugrid.orchestrator.cli.options import cluster_options, config_options, only_option, trust_option
 
 if TYPE_CHECKING:
     from taugrid.orchestrator.opened import Opened
 
 
-def _stage(name: str, stages: tuple[str, ...], text: str) -> click.Command:
-    """The command `name`, which does `stages`."""
+def _stage(name: str, stages: tuple[str, ...], text: str, takes_only: bool = False) -> click.Command:
+    """The command `name`, which does `stages`; `takes_only`: of some cells alone, if the user wishes."""
 
     @config_options
     @cluster_options
@@ -28,16 +28,18 @@ def _stage(name: str, stages: tuple[str, ...], text: str) -> click.Command:
         as_json: bool,
         break_lock: bool,
         trust_code: bool = False,
+        only: tuple[str, ...] = (),
     ) -> None:
-        run_stages(config, out, assignments, address, workers, stages, as_json, break_lock, trust_code)
+        run_stages(config, out, assignments, address, workers, stages, as_json, break_lock, trust_code, only)
 
     command.__doc__ = text
-    return click.command(name)(command if stages == ("report",) else trust_option(command))
+    found = only_option(command) if takes_only else command
+    return click.command(name)(found if stages == ("report",) else trust_option(found))
 
 
-run = _stage("run", STAGES, "Do everything that is missing: train, sample, score, report.")
-train = _stage("train", ("train",), "Train the models of the config.")
-sample = _stage("sample", ("sample",), "Sample every cell; models must be trained already.")
+run = _stage("run", STAGES, "Do everything that is missing: train, sample, score, report.", takes_only=True)
+train = _stage("train", ("train",), "Train the models of the config.", takes_only=True)
+sample = _stage("sample", ("sample",), "Sample every cell; models must be trained already.", takes_only=True)
 report = _stage("report", ("report",), "Write tables and figures from existing scores.")
 reconstruct = _stage(
     "reconstruct",
@@ -65,6 +67,7 @@ def run_stages(
     as_json: bool,
     break_lock: bool,
     trust_code: bool,
+    only: tuple[str, ...] = (),
 ) -> None:
     """Do `stages`, print the outcome, and exit with 4 if anything is missing."""
     from taugrid.orchestrator.opened import open_to_run
@@ -73,16 +76,20 @@ def run_stages(
         assignments = (*assignments, f"cluster.workers={workers}")
     runs_code = stages != ("report",)
     opened = open_to_run(config, assignments, out, address, runs_code, trust_code)
-    _work(opened, stages, address, as_json, break_lock)
+    _work(opened, stages, address, as_json, break_lock, only)
 
 
-def _work(opened: "Opened", stages: tuple[str, ...], address: str, as_json: bool, break_lock: bool) -> None:
+def _work(
+    opened: "Opened", stages: tuple[str, ...], address: str, as_json: bool, break_lock: bool, only: tuple[str, ...]
+) -> None:
     from taugrid.orchestrator.cli.text import outcome_json, print_outcome
     from taugrid.orchestrator.progress import Progress
+    from taugrid.orchestrator.selection import select
     from taugrid.orchestrator.session import Run
 
+    part = select(opened.plan, only)
     with Progress() as progress:
-        outcome = Run(opened.config, opened.plan, opened.rundir, address, progress).do(stages, break_lock)
+        outcome = Run(opened.config, opened.plan, opened.rundir, address, progress, part).do(stages, break_lock)
     if as_json:
         click.echo(json.dumps(outcome_json(opened.rundir, outcome), indent=2, allow_nan=False))
     else:

@@ -26,15 +26,17 @@ def plan_text(plan: dict[str, Any]) -> str:
             state = "trained" if model["ready"] else f"to be trained for {model['train_steps']:,} steps{done}"
         else:
             state = model["source"]
-        lines.append(f"model {model['id']}: {state}")
-    width = max(len(cell["name"]) for cell in plan["cells"])
-    lines += ["", f"{'cell':{width}}  {'images':>16}  {'shards':>9}  evaluations  scored"]
+        called = f"{model['label']} ({model['id']})" if model["label"] else model["id"]
+        lines.append(f"model {called}: {state}")
+    width = max(len(cell["label"]) for cell in plan["cells"])
+    lines += ["", f"{'cell':{width}}  {'id':10}  {'images':>16}  {'shards':>9}  evaluations  scored"]
     for cell in plan["cells"]:
         images = "removed" if cell["images_removed"] else f"{cell['images_done']}/{cell['num_samples']}"
         shards = f"{cell['shards_done']}/{cell['shards']}"
         evaluations = quantity(cell["network_evaluations"])
         scored = "yes" if cell["scored"] else "no"
-        lines.append(f"{cell['name']:{width}}  {images:>16}  {shards:>9}  {evaluations:>11}  {scored}")
+        named = f"{cell['label']:{width}}  {cell['cell']}"
+        lines.append(f"{named}  {images:>16}  {shards:>9}  {evaluations:>11}  {scored}")
     remaining = plan["network_evaluations_remaining"]
     numbers = (
         (len(plan["models"]), "model"),
@@ -166,7 +168,7 @@ def print_outcome(rundir: RunDir, outcome: "Outcome", join_protocols: bool = Fal
         Console(highlight=False, soft_wrap=True).print(outcome.text, markup=False)
     missing = outcome.missing
     for cell, reason in list(missing.items())[:10]:
-        people.print(with_urls(f"missing: {cell}: {reason}"), markup=False)
+        people.print(with_urls(f"missing: {outcome.labels.get(cell, cell)}: {reason}"), markup=False)
     if len(missing) > 10:
         people.print(f"... and {counted(len(missing) - 10, 'more cell')}")
     if missing:

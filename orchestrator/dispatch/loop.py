@@ -255,7 +255,9 @@ class Loop:
             then = "another copy of it is already done"
         else:
             then = "given up, the rest goes on" if charge.quarantined else "will be retried"
-        self._progress.say(f"{key}: {reason}; {then}")
+        cell = self._pieces[key].cell
+        of = f" ({cell.label})" if cell else ""
+        self._progress.say(f"{key}{of}: {reason}; {then}")
 
     @cached_property
     def _of_cells(self) -> dict[tuple[str, str], list[str]]:

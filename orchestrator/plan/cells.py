@@ -1,11 +1,14 @@
 """The parts of a plan: models, cells and their shards. Pure data."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 from taugrid.config import Data, Diffusion, Sample
+from taugrid.grids.names import BETWEEN, Naming
 from taugrid.orchestrator.plan.resolve import times
 from taugrid.orchestrator.plan.sources import ModelSource, Trained
 from taugrid.workers.diffusion.timesteps import remarks
@@ -20,11 +23,21 @@ class Model:
     diffusion: Diffusion
     """Resolved: no key is null."""
     source: ModelSource
+    label: str = field(default="", compare=False)
+    """Its values of the grid's dotted keys, such as "schedule=cosine"; empty for the only model of a plan."""
+
+    @property
+    def called(self) -> str:
+        """What messages call it: its label or, if it is the only one, its id."""
+        return self.label or self.id
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image."""
         return self.source.image_shape
+
+
+_ID = re.compile(r"\b[0-9a-f]{10}\b")
 
 
 def part_name(number: int) -> str:
@@ -62,6 +75,15 @@ class Cell:
     settings: Sample
     axes: dict[str, Any]
     """Values of the grid keys that tables have no fixed column for."""
+    values: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Values of all keys of the grid, in the config's order."""
+    naming: Naming = field(default=Naming(), compare=False, repr=False)
+
+    @cached_property
+    def label(self) -> str:
+        """What messages, tables and figures call it, such as "schedule=cosine · S=50 eta=0"."""
+        own = self.naming.cell(self.values, self.settings.steps, self.settings.eta)
+        return BETWEEN.join(filter(None, [self.model.label, own]))
 
     @cached_property
     def tau(self) -> tuple[int, ...]:
@@ -121,6 +143,16 @@ class Plan:
             *self.notes,
             *(remark for spacing, steps, times in settings for remark in remarks(spacing, steps, times)),
         ]
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """Folder name -> label, of every cell."""
+        return {cell.name: cell.label for cell in self.cells}
+
+    def with_labels(self, text: str) -> str:
+        """`text` with labels in the place of cells' ids."""
+        labels = {cell.id: cell.label for cell in self.cells}
+        return _ID.sub(lambda found: labels.get(found[0], found[0]), text)
 
     @property
     def axes(self) -> list[str]:

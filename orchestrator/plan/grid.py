@@ -5,13 +5,15 @@ key orphans no old run. Reads no clock, and from disk only the checkpoints, code
 """
 
 import difflib
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
 from taugrid.config import GRID_SECTIONS, Config, Data, Diffusion, ModelSection, Sample, Section, Train, validate
 from taugrid.errors import UserError
+from taugrid.grids.names import naming
+from taugrid.grids.points import points, values_by_key
 from taugrid.hashing import identity
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
@@ -50,6 +52,17 @@ class Sections(NamedTuple):
     sample: Sample
 
 
+class Planned(NamedTuple):
+    """A point of the grid, and what it makes."""
+
+    point: Mapping[str, Any]
+    """As the config has it."""
+    model: Model
+    settings: Sample
+    values: dict[str, Any]
+    """Of all keys of the grid, resolved."""
+
+
 def plan(
     config: Config,
     read_checkpoint: ReadCheckpoint = read_checkpoint,
@@ -63,14 +76,16 @@ def plan(
     """
     lookups = Lookups(cache(read_checkpoint), cache(describe_network), fingerprint)
     mappings = config.grid or [{}]
-    axes = [key for key in dict.fromkeys(key for mapping in mappings for key in mapping) if key not in TABLE_KEYS]
+    keys = list(dict.fromkeys(key for mapping in mappings for key in values_by_key(mapping)))
+    every = (point for mapping in mappings for point in points(mapping, Sample.model_fields))
+    planned = [_planned(config, point, keys, lookups) for point in every]
+    names = naming([values for _, _, _, values in planned], Sample.model_fields)
     models: dict[str, Model] = {}
     cells: dict[str, Cell] = {}
-    for point in _points(mappings):
-        sections = _sections_at(config, point)
-        model = _model(sections, lookups)
-        model = models.setdefault(model.id, model)
-        cell = _cell(model, sections, axes)
+    for point, model, settings, values in planned:
+        model = models.setdefault(model.id, replace(model, label=names.model(values)))
+        axes = {key: value for key, value in values.items() if key not in TABLE_KEYS}
+        cell = Cell(_cell_id(model, settings), model, settings, axes, values, names)
         if cell.id in cells:
             idle = sorted(NOT_CELLS & set(point))
             hint = f" ({', '.join(idle)} does not make a different cell)" if idle else ""
@@ -79,10 +94,13 @@ def plan(
     return Plan(tuple(models.values()), tuple(cells.values()))
 
 
-def _points(mappings: list[dict[str, list[Any]]]) -> Iterator[dict[str, Any]]:
-    for mapping in mappings:
-        for values in itertools.product(*mapping.values()):
-            yield dict(zip(mapping, values, strict=True))
+def _planned(config: Config, point: Mapping[str, Any], keys: Iterable[str], lookups: Lookups) -> Planned:
+    sections = _sections_at(config, point)
+    model = _model(sections, lookups)
+    settings = sample_section(sections.sample, model.source.sample_keys(sections.sample))
+    times(settings, model.diffusion)  # refuse a bad tau here, not when the first worker needs it
+    resolved = sections._replace(sample=settings, diffusion=model.diffusion)
+    return Planned(point, model, settings, {key: _value_at(resolved, key) for key in keys})
 
 
 def _describe(point: Mapping[str, Any]) -> str:
@@ -161,19 +179,12 @@ def _oracle(distribution: str, data: Data, diffusion: Diffusion) -> Oracle:
     return Oracle(distribution, data)
 
 
-def _cell(model: Model, sections: Sections, axes: list[str]) -> Cell:
-    settings = sample_section(sections.sample, model.source.sample_keys(sections.sample))
-    times(settings, model.diffusion)  # refuse a bad tau here, not when the first worker needs it
-    resolved = sections._replace(sample=settings, diffusion=model.diffusion)
-    return Cell(_cell_id(model, settings), model, settings, {key: _value_at(resolved, key) for key in axes})
-
-
 def with_settings(cell: Cell, changes: Mapping[str, Any]) -> Cell:
     """The cell of the same model with some settings changed. The changed settings are no longer among its axes."""
     changed = cell.settings.model_copy(update=dict(changes))
     settings = sample_section(changed, cell.model.source.sample_keys(changed))
-    axes = {key: value for key, value in cell.axes.items() if key not in changes}
-    return Cell(_cell_id(cell.model, settings), cell.model, settings, axes)
+    axes, values = ({key: kept[key] for key in kept if key not in changes} for kept in (cell.axes, cell.values))
+    return Cell(_cell_id(cell.model, settings), cell.model, settings, axes, values, cell.naming)
 
 
 def _cell_id(model: Model, settings: Sample) -> str:

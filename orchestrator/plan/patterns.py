@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 from taugrid.config import Config
 from taugrid.errors import UserError
+from taugrid.grids.names import CHECKPOINT as KEY
+from taugrid.grids.points import with_values
 from taugrid.hashing import json_sha256
 from taugrid.workers.network.checkpoint import read_checkpoint
-
-KEY = "model.checkpoint"
 
 SETTLED_SECONDS = 30.0
 """A folder in which a file was written more recently may still be being written."""
@@ -47,10 +47,11 @@ def resolve_patterns(config: Config, recorded: Iterable[str]) -> Resolved:
     """
     known = list(dict.fromkeys(recorded))
     notes: list[str] = []
-    grid = [
-        {key: _values(values, known, notes) if key == KEY else values for key, values in mapping.items()}
-        for mapping in config.grid
-    ]
+
+    def resolved(key: str, values: list[Any]) -> list[Any]:
+        return _values(values, known, notes) if key == KEY else values
+
+    grid = [with_values(mapping, resolved) for mapping in config.grid]
     return Resolved(config if grid == config.grid else config.model_copy(update={"grid": grid}), tuple(notes))
 
 

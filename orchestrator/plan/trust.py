@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from taugrid.config import Config
 from taugrid.errors import UserError
+from taugrid.grids.points import values_by_key
 from taugrid.hashing import file_sha256, json_sha256
 from taugrid.storage import read_json, write_json
 from taugrid.workers.custom.describe import ask
@@ -43,11 +44,10 @@ class Code(NamedTuple):
 
 def custom_code(config: Config) -> list[Code]:
     """The custom code that a config names, each with every file of weights that it may be given."""
-    points = config.grid or [{}]
     found = []
-    for point in points:
-        names = point.get("model.callable", [config.model.callable])
-        weights = point.get("model.weights", [config.model.weights])
+    for values in map(values_by_key, config.grid or [{}]):
+        names = values.get("model.callable", [config.model.callable])
+        weights = values.get("model.weights", [config.model.weights])
         found += [Code("model.callable", name, file) for name in names if name is not None for file in weights]
     extractor = config.evaluate.extractor
     if extractor is not None and ":" in extractor:

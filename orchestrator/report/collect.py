@@ -61,7 +61,7 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
         exact = {} if (value := _exact_fid(cell, evaluation)) is None else {EXACT: value}
         rows.append(_row(cell, score["metrics"], short, made[cell.id].seconds if cell.id in made else None) | exact)
         for note in score["notes"]:
-            cells_of[note].append(cell.name)
+            cells_of[note].append(cell.label)
         pairings[cell.id] = (cell.settings.seed, cell.model.image_shape)
         influence = _influence(rundir, rundir.influence(cell, evaluation.id(cell)), cell.settings.num_samples)
         if influence is not None:
@@ -70,7 +70,7 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
             said = (note.removeprefix(NO_ERROR) for note in score["notes"] if note.startswith(NO_ERROR))
             reasons[cell.id] = next(said, NO_INFLUENCE)
         for mixture in made[cell.id].mixtures if cell.id in made else ():
-            cells_of[mixture].append(cell.name)
+            cells_of[mixture].append(cell.label)
     notes = [f"{_listed(names, len(rows))}: {note}" for note, names in cells_of.items()]
     return Rows(rows, [*plan.remarks, *notes], Evidence(influences, pairings, protocols, reasons))
 

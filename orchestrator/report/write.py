@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from taugrid.config import DIFFUSION_DEFAULTS, GRID_SECTIONS, Config
+from taugrid.config import DIFFUSION_DEFAULTS, Config
 from taugrid.eval.figures.checkpoints import checkpoints_figure
 from taugrid.eval.figures.drawing import save
 from taugrid.eval.figures.loss import losses_figure
@@ -18,7 +18,7 @@ from taugrid.eval.tables.published.counterparts import NetworkOrigin, quality_co
 from taugrid.eval.tables.published.files import pointer, write_published
 from taugrid.eval.tables.quality import write_quality
 from taugrid.eval.tables.rows import JoinedRows, check_joinable
-from taugrid.orchestrator.plan.cells import Cell, Model, Plan
+from taugrid.orchestrator.plan.cells import Model, Plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.report.collect import Rows
 from taugrid.orchestrator.report.sample_figures import write_sample_figures
@@ -33,7 +33,7 @@ def write_report(config: Config, plan: Plan, rundir: RunDir, collected: Rows) ->
     joined = check_joinable(rows, evidence.protocols, override=True) if joining else JoinedRows([], frozenset())
     alike = indistinguishable(rows, evidence, joining) if rows else frozenset()
     beside = quality_counterparts(rows, evidence.protocols, {model.id: network_origin(model) for model in plan.models})
-    notes = [*joined.notes, *notes, *pointer(beside, "published")]
+    notes = [*map(plan.with_labels, joined.notes), *notes, *pointer(beside, "published")]
     if not beside:
         rundir.remove_tables("published.*")
     with rundir.storage.local_folder(rundir.tables) as tables:
@@ -59,18 +59,13 @@ def write_losses(plan: Plan, rundir: RunDir) -> None:
 
 
 def loss_curves(plan: Plan, rundir: RunDir) -> dict[str, pd.DataFrame]:
-    """The logs of the models that were trained here, each by its grid keys and id."""
+    """The logs of the models that were trained here, by what they are called."""
     curves: dict[str, pd.DataFrame] = {}
-    first: dict[str, Cell] = {}
-    for cell in plan.cells:
-        first.setdefault(cell.model.id, cell)
-    for cell in first.values():
-        log = rundir.training_log(cell.model)
-        if isinstance(cell.model.source, Trained) and rundir.storage.exists(log):
-            of_model = {key: value for key, value in cell.axes.items() if key.split(".")[0] in GRID_SECTIONS}
-            name = ", ".join([*(f"{key} = {value}" for key, value in of_model.items()), cell.model.id])
+    for model in plan.models:
+        log = rundir.training_log(model)
+        if isinstance(model.source, Trained) and rundir.storage.exists(log):
             with rundir.storage.local_path(log) as local:
-                curves[name] = pd.read_json(local, lines=True)
+                curves[model.called] = pd.read_json(local, lines=True)
     return curves
 
 

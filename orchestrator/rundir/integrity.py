@@ -126,9 +126,9 @@ class Integrity(RemovedImages):
                 if recorded != metadata["weights_sha256"]:
                     now = metadata["weights_sha256"]
                     raise UserError(
-                        f"{self.relative(path)} was made with weights {str(recorded)[:8]}, but {cell.model.id} has "
-                        f"{now[:8]} now (replaced or damaged); restore the old weights (or remove that model to train "
-                        f"it again), remove {self.relative(path.parent)}, or give another --out"
+                        f"{self.relative(path)} was made with weights {str(recorded)[:8]}, but {cell.model.called} "
+                        f"has {now[:8]} now (replaced or damaged); restore the old weights (or remove that model to "
+                        f"train it again), remove {self.relative(path.parent)}, or give another --out"
                     )
                 on_damage(Damage(path, "its metadata is not this cell's"))
             elif part.stop >= shard.stop:

@@ -97,9 +97,9 @@ class ScoreWork(WorkKind):
 
     def conclude(self) -> Conclusion:
         """The rows of tables/quality.csv; the stage `report` writes them, with the figures."""
-        collected = collect(self.plan, self.rundir, self._evaluation)
+        collected = collect(self.survey.whole, self.rundir, self._evaluation)
         if "report" in self.survey.stages:
-            write_report(self.config, self.plan, self.rundir, collected)
+            write_report(self.config, self.survey.whole, self.rundir, collected)
         return Conclusion("quality", collected.rows, evidence=collected.evidence)
 
 

@@ -57,6 +57,13 @@ class Survey:
     """The stages that the run should do."""
     on_damage: Callable[[Damage], None]
     """Must move the file away."""
+    of_tables: Plan | None = None
+    """What tables show, if `plan` is a part of it."""
+
+    @property
+    def whole(self) -> Plan:
+        """The plan that tables show."""
+        return self.of_tables or self.plan
 
     @cached_property
     def found(self) -> RunState:
@@ -85,7 +92,8 @@ class Survey:
     def _sampled(self, cell: Cell) -> set[int]:
         if not self.rundir.is_ready(cell.model):
             raise UserError(
-                f"model {cell.model.id} is not trained yet; run `taugrid train` first, or `taugrid run` for everything"
+                f"model {cell.model.called} is not trained yet; run `taugrid train` first, or `taugrid run` for "
+                "everything"
             )
         gone: UserError | None = None
         try:
@@ -133,7 +141,7 @@ class Survey:
         for shard in cell.shards:
             if shard.number in sampled - extracted and self.rundir.sample_part(cell, shard) not in there:
                 raise UserError(
-                    f"{cell.name} is to be scored again, but its images were removed; delete "
+                    f"{cell.label} is to be scored again, but its images were removed; delete "
                     f"{self.rundir.removal_record(cell)} to have them sampled again"
                 )
 

@@ -14,6 +14,7 @@ from taugrid.config.report import Report
 from taugrid.config.sample import Sample
 from taugrid.config.section import Section, Seed
 from taugrid.config.train import Train
+from taugrid.grids.points import normalised
 
 GRID_SECTIONS = ("data", "model", "diffusion", "train")
 
@@ -30,7 +31,8 @@ class Config(Section):
     sample: Sample = Sample()
     grid: list[dict[str, list[Any]]] = []
     """A mapping from keys to lists of values, or a list of such mappings, whose products are joined. A bare key belongs
-    to `sample`; a dotted key (`diffusion.schedule`) makes more models."""
+    to `sample`; a dotted key (`diffusion.schedule`) makes more models. `zip: {...}` holds keys that vary together, and
+    `exclude: [{schedule: cosine, steps: 1000}]` leaves points out."""
     evaluate: Evaluate = Evaluate()
     report: Report = Report()
     cluster: Cluster = Cluster()
@@ -39,12 +41,9 @@ class Config(Section):
     @classmethod
     def _grid_is_a_list_of_mappings(cls, grid: Any) -> Any:
         mappings = [grid] if isinstance(grid, Mapping) else grid
-        for mapping in mappings if isinstance(mappings, list) else []:
-            for key, values in mapping.items() if isinstance(mapping, Mapping) else []:
-                if not isinstance(values, list) or not values:
-                    example = values if values and not isinstance(values, dict) else "value"
-                    raise ValueError(f"{key} must be a list with at least one value, as in {key}: [{example}]")
-        return mappings
+        if not isinstance(mappings, list):
+            return mappings
+        return [normalised(mapping) if isinstance(mapping, Mapping) else mapping for mapping in mappings]
 
 
 def schema() -> dict[str, Any]:

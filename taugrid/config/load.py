@@ -12,6 +12,7 @@ import yaml
 from taugrid.config import GRID_SECTIONS, Config, S, validate
 from taugrid.config.model import is_hub_id
 from taugrid.errors import UserError
+from taugrid.grids.points import values_by_key, with_values
 from taugrid.storage import is_url, open_place
 
 CONFIG_NAME = "config.json"
@@ -167,7 +168,7 @@ def _refuse_overruled(merged: Mapping[str, Any], assignments: Sequence[str]) -> 
         key = assignment.partition("=")[0].strip()
         section, _, rest = key.partition(".")
         axis = rest if section == "sample" else key if section in GRID_SECTIONS else None
-        if mappings and all(axis in mapping for mapping in mappings):
+        if mappings and all(axis in values_by_key(mapping) for mapping in mappings):
             raise UserError(f"--set {key} changes nothing, because the grid sets {axis}; set it there")
 
 
@@ -182,13 +183,11 @@ def _follow_seed(before: Mapping[str, Any], merged: dict[str, Any]) -> None:
 def _with_absolute_paths(config: Config) -> Config:
     """Models and references as absolute paths, so that config.json means the same in every working directory."""
     absolute = {"model.checkpoint": _absolute_model, "model.weights": _absolute}
-    grid = [
-        {
-            key: [absolute[key](value) for value in values] if key in absolute else values
-            for key, values in point.items()
-        }
-        for point in config.grid
-    ]
+
+    def with_absolute(key: str, values: list[Any]) -> list[Any]:
+        return [absolute[key](value) for value in values] if key in absolute else values
+
+    grid = [with_values(mapping, with_absolute) for mapping in config.grid]
     source = config.model
     paths = {"checkpoint": _absolute_model(source.checkpoint), "weights": _absolute(source.weights)}
     model = source.model_copy(update=paths)

@@ -15,9 +15,10 @@ from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.latex import to_latex
 from taugrid.eval.tables.long_form import COLUMNS, long_form
 from taugrid.eval.tables.markdown import to_markdown
-from taugrid.eval.tables.pivots import pivot_tables, short_names
+from taugrid.eval.tables.pivots import pivot_tables
 from taugrid.eval.tables.quality import write_quality
 from taugrid.eval.tables.rows import check_joinable
+from taugrid.grids.names import short_names
 from taugrid.orchestrator.cli.text import print_outcome
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Outcome

@@ -1,0 +1,65 @@
+"""Which cells of a plan a user means: by id, folder name, label, or settings such as `steps=50,schedule=cosine`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from taugrid.config import Sample
+from taugrid.errors import UserError
+from taugrid.grids.names import short_keys
+from taugrid.grids.selectors import MOST_NAMED, chosen, is_selector
+from taugrid.orchestrator.plan.cells import Cell, Plan
+from taugrid.words import counted
+
+
+def find_cell(plan: Plan, name: str) -> Cell:
+    """The cell that `name` means: its id, its folder's name, the beginning of either, its label, or its settings.
+
+    Raises:
+        UserError: if none or several fit.
+    """
+    if is_selector(name):
+        fitting = _fitting(plan, name)
+        if len(fitting) == 1:
+            return fitting[0]
+        count = counted(len(fitting), "cell")
+        raise UserError(f"{name!r} fits {count}; give settings that fit one: {_labels(fitting)}")
+    fitting = [cell for cell in plan.cells if cell.id.startswith(name) or cell.name.startswith(name)]
+    exact = [cell for cell in fitting if name in (cell.id, cell.name)]
+    if len(exact or fitting) == 1:
+        return (exact or fitting)[0]
+    problem = "fits more than one cell" if fitting else "is not a cell of this run"
+    raise UserError(f"{name!r} {problem}; choose one of: {_labels(fitting or plan.cells)}")
+
+
+def select(plan: Plan, selectors: Sequence[str]) -> Plan:
+    """The part of a plan that any of `selectors` fits, with its models; all of it if there are none.
+
+    Raises:
+        UserError: if one of them fits nothing.
+    """
+    if not selectors:
+        return plan
+    wanted = {cell.id for text in selectors for cell in _fitting(plan, text)}
+    cells = tuple(cell for cell in plan.cells if cell.id in wanted)
+    models = {cell.model.id for cell in cells}
+    return replace(plan, cells=cells, models=tuple(model for model in plan.models if model.id in models))
+
+
+def _fitting(plan: Plan, text: str) -> list[Cell]:
+    """The cells that a selector, or a name that `find_cell` takes, fits; `UserError` if there is none."""
+    if not is_selector(text):
+        return [find_cell(plan, text)]
+    values = [_values(cell) for cell in plan.cells]
+    grid_keys = [*plan.cells[0].values, *(key for key in Sample.model_fields if key not in plan.cells[0].values)]
+    short = short_keys(grid_keys, Sample.model_fields)
+    return [plan.cells[place] for place in chosen(text, values, short)]
+
+
+def _values(cell: Cell) -> Mapping[str, Any]:
+    return {**cell.settings.model_dump(mode="json"), **cell.values}
+
+
+def _labels(cells: Iterable[Cell]) -> str:
+    labels = [cell.label for cell in cells]
+    return "; ".join(labels[:MOST_NAMED]) + "; ..." * (len(labels) > MOST_NAMED)

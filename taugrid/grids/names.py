@@ -1,0 +1,99 @@
+"""Readable names from the keys and values of a grid, such as "schedule=cosine · S=50 eta=0"."""
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CHECKPOINT = "model.checkpoint"
+SHOWN = {"steps": "S", "num_samples": "N"}
+"""Keys that names write as the paper does."""
+BETWEEN = " · "
+"""Between the settings of a model and those of a cell."""
+LONGEST_VALUE = 40
+"""Most characters of a value. A longer one is cut and gets digits of its hash: tau may have a thousand times."""
+_PLAIN = re.compile(r"[^\s,=\"'\[\]{}·]+")
+"""Text that needs no quotes, in a name as in a selector."""
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How the models and cells of one grid are named: by the keys that have several values, in the config's order."""
+
+    keys: tuple[str, ...] = ()
+    """The keys that names show."""
+    short: Mapping[str, str] = field(default_factory=dict)
+    """Key -> its short form."""
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
+    """Path -> its short form."""
+
+    def model(self, values: Mapping[str, Any]) -> str:
+        """The name of a model with these `values` of the grid's keys; empty if it is the only one."""
+        return " ".join(self.part(key, values[key]) for key in self.keys if "." in key)
+
+    def cell(self, values: Mapping[str, Any], steps: int, eta: float | str) -> str:
+        """The name of a cell within its model. S and eta are always shown."""
+        others = [key for key in self.keys if "." not in key and key not in ("steps", "eta") and key in values]
+        first = {"steps": steps, "eta": eta}
+        return " ".join(
+            [*(self.part(key, value) for key, value in first.items()), *(self.part(k, values[k]) for k in others)]
+        )
+
+    def part(self, key: str, value: Any) -> str:
+        """A key with its value, such as "schedule=cosine"."""
+        return f"{SHOWN.get(key, self.short.get(key, key))}={self.value(key, value)}"
+
+    def value(self, key: str, value: Any) -> str:
+        """A value as text; a checkpoint by its short name."""
+        return value_text(self.checkpoints.get(value, value) if key == CHECKPOINT else value)
+
+
+def naming(points: Sequence[Mapping[str, Any]], reserved: Collection[str]) -> Naming:
+    """How to name the `points` of a grid, each with a value for every key; `reserved` as in `short_keys`."""
+    keys = list(dict.fromkeys(key for point in points for key in point))
+    paths = dict.fromkeys(path for point in points if isinstance(path := point.get(CHECKPOINT), str))
+    return Naming(varying(points), short_keys(keys, reserved), dict(zip(paths, short_names(list(paths)), strict=True)))
+
+
+def varying(points: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The keys that do not have one and the same value at all `points`, in their order."""
+    keys = dict.fromkeys(key for point in points for key in point)
+    return tuple(key for key in keys if len({json.dumps(point.get(key), sort_keys=True) for point in points}) > 1)
+
+
+def short_keys(keys: Iterable[str], reserved: Collection[str]) -> dict[str, str]:
+    """Key -> its last component, or all of it where another key, or one of the `reserved`, ends in the same."""
+    given = list(keys)
+    last = {key: key.rpartition(".")[2] for key in given}
+    ends = list(last.values())
+    return {key: key if ends.count(end) > 1 or ("." in key and end in reserved) else end for key, end in last.items()}
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The last part of each path, with as many parts before it as make all names different."""
+    parts = [Path(path).parts for path in paths]
+    for count in range(1, max(map(len, parts), default=0)):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(set(paths)):
+            return names
+    return list(paths)
+
+
+def value_text(value: Any) -> str:
+    """A value in a name: numbers without a trailing ".0"; what has spaces, commas or brackets is quoted."""
+    text = plain_text(value)
+    if len(text) > LONGEST_VALUE:
+        ends = f"{text[:12]}…{text[-12:]}"
+        text = f"{ends} {hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    quote = "'" if '"' in text else '"'
+    return text if _PLAIN.fullmatch(text) else f"{quote}{text}{quote}"
+
+
+def plain_text(value: Any) -> str:
+    """A value as it is written in a config: text as it is, the rest as JSON, 0.0 as 0."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

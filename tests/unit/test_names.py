@@ -1,0 +1,118 @@
+"""Readable names of models and cells, and their selection by settings."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_grid import planned
+
+from taugrid.errors import UserError
+from taugrid.grids.names import short_keys, value_text
+from taugrid.grids.selectors import parse
+from taugrid.orchestrator.selection import find_cell, select
+
+TWO_KEYS = {"diffusion.schedule": ["linear", "cosine"], "train.learning_rate": [1e-3, 2e-4], "steps": [10, 50]}
+
+
+def test_models_and_cells_are_named_by_the_grids_keys_in_its_order():
+    plan = planned(grid=TWO_KEYS)
+    assert [model.label for model in plan.models] == [
+        "schedule=linear learning_rate=0.001", "schedule=linear learning_rate=0.0002",
+        "schedule=cosine learning_rate=0.001", "schedule=cosine learning_rate=0.0002",
+    ]  # fmt: skip
+    assert plan.cells[5].label == "schedule=cosine learning_rate=0.001 · S=50 eta=0"
+
+
+def test_the_only_model_is_called_by_its_id_and_cells_by_what_differs():
+    one = {"steps": [10], "weights": ["ema"]}
+    plan = planned(grid=[one | {"eta": [0.5]}, one | {"eta": ["sigma_hat"], "clip": ["x0"]}])
+    assert (plan.models[0].label, plan.models[0].called) == ("", plan.models[0].id)
+    assert [cell.label for cell in plan.cells] == ["S=10 eta=0.5 clip=none", "S=10 eta=sigma_hat clip=x0"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "short"),
+    [
+        (["diffusion.schedule", "steps"], ["schedule", "steps"]),
+        (["train.steps", "model.unet.dropout"], ["train.steps", "dropout"]),  # `steps` alone is a key of sample
+        (["data.name", "model.name"], ["data.name", "model.name"]),
+    ],
+)
+def test_a_key_is_as_short_as_it_can_be(keys, short):
+    assert list(short_keys(keys, {"steps", "seed"}).values()) == short
+
+
+VALUES = st.one_of(
+    st.booleans(), st.none(), st.integers(-(10**6), 10**6), st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=60), st.lists(st.integers(0, 1000), max_size=30),
+)  # fmt: skip
+
+
+def is_same(a, b):
+    return type(a) is type(b) and a == b
+
+
+@settings(max_examples=300, deadline=None)
+@given(VALUES, VALUES)
+def test_other_values_have_other_texts_and_a_name_reads_back(a, b):
+    numbers = (int, float)
+    alike = is_same(a, b) or (isinstance(a, numbers) and isinstance(b, numbers) and a == b)
+    if not alike and not isinstance(a, str) and not isinstance(b, str):
+        assert value_text(a) != value_text(b)
+    if not isinstance(a, str) or not set(a) & set("\"'"):
+        assert [condition.key for condition in parse(f"key={value_text(a)} · S=10")] == ["key", "S"]
+
+
+def test_long_lists_are_cut_but_stay_apart():
+    one, other = ([1, *range(10, 900, step), 1000] for step in (2, 3))
+    assert value_text(one) != value_text(other)
+    assert len(value_text(one)) < 45
+
+
+@pytest.mark.parametrize("selector", [
+    "steps=50,schedule=cosine,learning_rate=2e-4", "S=50, train.learning_rate=0.0002, diffusion.schedule=cosine",
+    "schedule=cosine learning_rate=0.0002 · S=50 eta=0",
+])  # fmt: skip
+def test_a_cell_is_named_by_settings_or_by_its_label(selector):
+    plan = planned(grid=TWO_KEYS)
+    assert find_cell(plan, selector) is plan.cells[7]
+
+
+def test_ids_and_folder_names_and_their_beginnings_still_name_cells():
+    plan = planned(grid=TWO_KEYS)
+    for name in (plan.cells[3].id, plan.cells[3].name, plan.cells[3].id[:7]):
+        assert find_cell(plan, name) is plan.cells[3]
+
+
+@pytest.mark.parametrize(
+    ("selector", "told"),
+    [
+        ("schedule=cosine,S=50", ["fits 2 cells", "learning_rate=0.001 · S=50 eta=0", "learning_rate=0.0002"]),
+        ("schedule=sigmoid", ["fits no cell", "schedule is linear, cosine, not sigmoid"]),
+        ("steps=10,learning_rate=1", ["learning_rate is 0.001, 0.0002"]),
+        ("colour=red", ["no key 'colour'", "schedule, learning_rate, "]),
+        ("steps=", ["can't be read", "steps=50,schedule=cosine"]),
+        ("S0010", ["more than one cell", "schedule=linear learning_rate=0.001 · S=10 eta=0"]),
+        ("zzz", ["is not a cell", "schedule=linear"]),
+    ],
+)
+def test_a_selector_that_names_no_single_cell_says_which_there_are(selector, told):
+    with pytest.raises(UserError) as refused:
+        find_cell(planned(grid=TWO_KEYS), selector)
+    for text in told:
+        assert text in str(refused.value)
+
+
+def test_a_part_of_a_plan_has_the_cells_that_any_selector_fits_and_their_models():
+    plan = planned(grid=TWO_KEYS)
+    part = select(plan, ["schedule=cosine,S=10", "learning_rate=0.001 S=50"])
+    assert [cell.label for cell in part.cells] == [
+        "schedule=linear learning_rate=0.001 · S=50 eta=0", "schedule=cosine learning_rate=0.001 · S=10 eta=0",
+        "schedule=cosine learning_rate=0.001 · S=50 eta=0", "schedule=cosine learning_rate=0.0002 · S=10 eta=0",
+    ]  # fmt: skip
+    assert [model.label for model in part.models] == [plan.models[i].label for i in (0, 2, 3)]
+    assert select(plan, []) is plan
+
+
+def test_a_setting_that_no_grid_key_has_selects_too():
+    plan = planned(grid={"steps": [10, 20]}, sample={"weights": "raw"})
+    assert find_cell(plan, "weights=raw,steps=20") is plan.cells[1]

@@ -1,0 +1,38 @@
+"""`--only`: a part of a grid is done, and the rest is neither done nor called missing."""
+
+import pytest
+from in_process import CONFIG, small_run
+
+from taugrid.errors import UserError
+from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.selection import select
+from taugrid.orchestrator.session import Run
+from taugrid.storage import read_json
+
+
+def do(opened, stages, *only):
+    part = select(opened.plan, only)
+    return Run(opened.config, opened.plan, opened.rundir, "local", Progress(), part).do(stages)
+
+
+def test_a_part_is_done_and_tables_show_what_is_there(tmp_path):
+    stages = ("sample", "evaluate", "report")
+    with small_run(tmp_path) as opened:
+        first, second = opened.plan.cells
+        outcome = do(opened, stages, "eta=1")
+        assert (outcome.missing, [row["cell"] for row in outcome.rows]) == ({}, [second.id])
+        assert not list(opened.rundir.samples.glob(f"*{first.id}"))
+        assert read_json(opened.rundir.config)["grid"] == [{"steps": [2], "eta": [0.0, 1.0]}], "the whole config"
+        assert len((opened.rundir.tables / "cells.csv").read_text().splitlines()) == 3
+        outcome = do(opened, stages, "steps=2,eta=0")
+        assert [row["cell"] for row in outcome.rows] == [first.id, second.id]
+        with pytest.raises(UserError, match="eta is 0, 1"):
+            do(opened, stages, "eta=3")
+
+
+def test_what_is_missing_of_a_part_is_told_by_its_label(tmp_path):
+    with small_run(tmp_path) as opened:
+        outcome = do(opened, ("evaluate",), "eta=1")
+    [name] = outcome.missing
+    assert outcome.labels[name] == "S=2 eta=1"
+    assert "eta: [0.0, 1.0]" in CONFIG

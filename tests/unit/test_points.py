@@ -1,0 +1,74 @@
+"""The points of grids with keys that vary together and points that are left out."""
+
+import pytest
+from test_grid import planned
+
+from taugrid.errors import UserError
+from taugrid.orchestrator.plan.patterns import resolve_patterns
+from taugrid.orchestrator.plan.trust import custom_code
+
+
+def labels(grid):
+    return [cell.label for cell in planned(grid=grid).cells]
+
+
+def test_zipped_keys_vary_together_and_the_rest_is_their_product():
+    assert labels({"zip": {"train.steps": [10, 20], "diffusion.schedule": ["linear", "cosine"]}, "steps": [5, 6]}) == [
+        "train.steps=10 schedule=linear · S=5 eta=0", "train.steps=10 schedule=linear · S=6 eta=0",
+        "train.steps=20 schedule=cosine · S=5 eta=0", "train.steps=20 schedule=cosine · S=6 eta=0",
+    ]  # fmt: skip
+    two = {"zip": [{"steps": [5, 6], "batch_size": [1, 2]}, {"eta": [0.0, 1.0], "clip": ["none", "x0"]}]}
+    assert labels(two)[:3] == ["S=5 eta=0 batch_size=1 clip=none", "S=5 eta=1 batch_size=1 clip=x0",
+                               "S=6 eta=0 batch_size=2 clip=none"]  # fmt: skip
+
+
+def test_excluded_points_make_no_cell_and_the_others_keep_their_ids():
+    grid = {"diffusion.schedule": ["linear", "cosine"], "steps": [10, 1000], "eta": [0.0, 1.0]}
+    whole = planned(grid=grid)
+    part = planned(grid=grid | {"exclude": [{"schedule": "cosine", "steps": 1000}, {"eta": 1.0, "steps": 10}]})
+    left = [cell for cell in whole.cells if (cell.model.diffusion.schedule, cell.settings.steps) != ("cosine", 1000)]
+    left = [cell for cell in left if (cell.settings.eta, cell.settings.steps) != (1.0, 10)]
+    assert part.cells == tuple(left)
+    assert len(left) == 4
+
+
+def test_a_model_whose_points_are_all_excluded_is_not_made():
+    grid = {"diffusion.schedule": ["linear", "cosine"], "steps": [10], "exclude": {"diffusion.schedule": "cosine"}}
+    assert len(planned(grid=grid).models) == 1
+
+
+@pytest.mark.parametrize(
+    ("grid", "told"),
+    [
+        ({"zip": {"steps": [5, 6], "eta": [0.0]}}, ["grid.zip", "steps has 2", "eta has 1"]),
+        ({"zip": {"steps": [5, 6]}, "steps": [7]}, ["steps is named twice"]),
+        ({"zip": [5]}, ["zip must be a mapping"]),
+        ({"zip": {"steps": 5}}, ["steps must be a list", "steps: [5]"]),
+        ({"steps": [5], "exclude": [{"steps": 50}]}, ["{steps: 50} fits no point", "steps is 5"]),
+        ({"steps": [5], "exclude": [{"schedule": "cosine"}]}, ["names schedule", "its keys: steps"]),
+        ({"steps": [5], "exclude": [{"steps": 5}]}, ["exclude leaves no point"]),
+        ({"steps": [5], "exclude": "cosine"}, ["exclude must be a mapping or a list"]),
+        ({"steps": [5], "exclude": []}, ["exclude must be a mapping or a list"]),
+    ],
+)
+def test_what_is_wrong_with_a_grid_is_said_in_a_line(grid, told):
+    with pytest.raises(UserError) as refused:
+        planned(grid=grid)
+    assert "\n" not in str(refused.value)
+    for text in told:
+        assert text in str(refused.value)
+
+
+def test_zipped_keys_are_keys_everywhere(tmp_path):
+    """Patterns of checkpoints are resolved, and code is found that must be trusted."""
+    from taugrid.config.load import load
+
+    file = tmp_path / "c.yaml"
+    file.write_text("name: c\ngrid: {zip: {model.callable: ['a:f', 'b:g'], steps: [5, 6]}}\n")
+    config = load(str(file))
+    assert [code.name for code in custom_code(config)] == ["a:f", "b:g"]
+    with pytest.raises(UserError, match="changes nothing"):
+        load(str(file), ["sample.steps=7"])
+    file.write_text(f"name: c\ngrid: {{zip: {{model.checkpoint: ['{tmp_path}/step-*'], steps: [5]}}}}\n")
+    with pytest.raises(UserError, match="no checkpoint matches"):
+        resolve_patterns(load(str(file)), [])
