@@ -58,7 +58,10 @@ class KeptPool(pool.Pool):
         refs = list(self._waiting)
         _, unfinished = ray.wait(refs, num_returns=len(refs), timeout=20) if refs else ([], [])
         gone = {self._waiting[ref] for ref in refs if ref in unfinished or _has_died(ref)}
-        self.kept += [self._handles.pop(worker) for worker in list(self._handles) if worker not in gone]
+        keep = [self._handles.pop(worker) for worker in list(self._handles) if worker not in gone]
+        for handle in keep:
+            handle.beat.remote(0.0, 0.0)  # its `watch` answers; else the next `where` waits up to 10 s for that
+        self.kept += keep
         super().close()
 
     @classmethod
