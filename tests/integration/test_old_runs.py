@@ -24,8 +24,10 @@ def test_an_old_run_is_finished(oracle):
     assert "Ray" not in done.stderr
     assert {cell["cell"] for cell in json.loads(done.stdout)["cells"]} == IDS
     assert (sample_files(oracle), scores(oracle)) == (before, scored)
-    tables = [pd.read_csv(root / "tables" / "quality.csv", index_col="cell") for root in (OLD / "oracle", oracle)]
-    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    old, new = (pd.read_csv(root / "tables" / "quality.csv", index_col="cell") for root in (OLD / "oracle", oracle))
+    exact = "fid_exact"  # computed anew for each table: its last digits are those of the machine's linear algebra
+    pd.testing.assert_series_equal(new.pop(exact), old.pop(exact), rtol=1e-9)
+    pd.testing.assert_frame_equal(old, new, check_exact=True)
     assert not (oracle / "damaged").exists()
     taugrid("verify", oracle)
 
