@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +14,12 @@ import numpy as np
 
 from taugrid import parquet
 from taugrid.config import Data
-from taugrid.errors import DamagedFile, OtherContent
+from taugrid.errors import DamagedFile, OtherContent, of_memory
 from taugrid.eval.sources import Batch, Source, batches
 from taugrid.jobs import Job, Result
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.words import this_node
+from taugrid.workers.accelerator.memory import give_back
 from taugrid.workers.data import load as data
 from taugrid.workers.data.readers.picture import SourceError
 from taugrid.workers.device import Device
@@ -57,16 +57,14 @@ def run(job: ExtractJob, device: Device) -> Result:
     """
     import torch
 
-    extractor = load_extractor(job.extractor, device.name)
+    extractor = device.extractor(job.extractor, lambda: _load(job.extractor, device.name))
+    extracted = InBatches(extractor, job.batch_size, device)
     began, count = time.perf_counter(), 0  # excludes loading the extractor, as times of networks do
     schema = parquet.feature_schema(job.metadata, job.extractor.dimensions, job.extractor.classes)
     job.check_run()
     with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
         for index, batch in _ahead(_batches(job)):
-            chunks = []
-            for chunk in torch.split(torch.tensor(batch), job.batch_size):
-                device.alive()
-                chunks.append(extractor(chunk))
+            chunks = list(extracted(torch.tensor(batch)))
             columns: dict[str, Any] = {"index": index, "features": torch.cat([c.features for c in chunks]).numpy()}
             if job.extractor.classes is not None:
                 columns["logits"] = torch.cat([c.logits for c in chunks if c.logits is not None]).numpy()
@@ -76,9 +74,40 @@ def run(job: ExtractJob, device: Device) -> Result:
     return Result(time.perf_counter() - began, count, first)
 
 
-@lru_cache(maxsize=1)
-def load_extractor(spec: ExtractorSpec, device: str) -> "Callable[[Tensor], Extraction]":
-    """`eval.features.load.load`; the extractor is kept for the next job."""
+class InBatches:
+    """An extractor that takes images in batches, smaller ones once a batch did not fit into memory.
+
+    Each image's features are its own, so another batch changes them by rounding only (docs/decisions.md has how much).
+    """
+
+    def __init__(self, extractor: "Callable[[Tensor], Extraction]", size: int, device: Device) -> None:
+        self._extractor = extractor
+        self._size = size
+        self._device = device
+
+    def __call__(self, images: "Tensor") -> "Iterator[Extraction]":
+        """The extractions of `images` (N, C, H, W), batch by batch."""
+        start = 0
+        while start < len(images):
+            self._device.alive()
+            batch = images[start : start + self._size]
+            if (found := self._try(batch)) is not None:
+                start += len(batch)
+                yield found
+
+    def _try(self, batch: "Tensor") -> "Extraction | None":
+        """The extraction of a batch, or None if it did not fit: then the next one is to be half as large."""
+        try:
+            return self._extractor(batch)
+        except Exception as error:
+            if len(batch) == 1 or not of_memory(error):
+                raise
+        give_back(self._device.name)  # after the error, which holds what was computed so far
+        self._size = len(batch) // 2
+        return None
+
+
+def _load(spec: ExtractorSpec, device: str) -> "Callable[[Tensor], Extraction]":
     from taugrid.eval.features import load as extractors
 
     return extractors.load(spec, device)

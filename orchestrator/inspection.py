@@ -1,6 +1,6 @@
 """The commands `plan`, `status`, `verify`, `export` and `compare`, from nothing but the config and the disk."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from taugrid import parquet
 from taugrid.config import Config
 from taugrid.errors import DamagedFile, UserError
+from taugrid.orchestrator.dispatch.capacity import nodes
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan, Shard
 from taugrid.orchestrator.plan.missing import missing_images
 from taugrid.orchestrator.plan.sources import Trained
@@ -19,6 +20,7 @@ from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.rundir.integrity import READERS, Damage
 from taugrid.orchestrator.selection import find_cell
+from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.sample import images_to_keep
 from taugrid.run_id import FILE as RUN_FILE
@@ -55,7 +57,17 @@ def describe_plan(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
     """What `describe` says and, among the remarks, which images a run would need that are missing."""
     described = describe(config, plan, rundir)
     untrained = [model for model, _ in plan.trained_here if not rundir.is_ready(model)]
-    return described | {"remarks": [*described["remarks"], *missing_images(config, untrained)]}
+    fits = _fit(config, plan, described) if described["network_evaluations_remaining"] else []
+    return described | {"remarks": [*described["remarks"], *missing_images(config, untrained), *fits]}
+
+
+def _fit(config: Config, plan: Plan, described: Mapping[str, Any]) -> list[str]:
+    """What to say of a plan's shards for the workers that it would have, as far as that is known without a cluster."""
+    workers = config.cluster.workers or int(nodes.available_cpus() // config.cluster.cpus_per_worker)
+    told = [longest_shard(plan, described["evaluations_per_second_and_worker"])]
+    if config.cluster.workers or not Path("/proc/driver/nvidia").exists():  # else it has a worker for each GPU
+        told.append(too_few_shards(plan, workers))
+    return [said for said in told if said is not None]
 
 
 def _describe_model(model: Model, rundir: RunDir, scratch: str | None) -> dict[str, Any]:

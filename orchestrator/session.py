@@ -25,6 +25,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_directory
 from taugrid.orchestrator.rundir.integrity import Damage
+from taugrid.orchestrator.shard_sizes import require_no_tf32, too_few_shards
 from taugrid.orchestrator.training import Training
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.kind import Conclusion, Piece, WorkKind
@@ -32,6 +33,7 @@ from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import replacing, write_json
 from taugrid.words import counted, with_urls
 from taugrid.workers.data.load import load_images
+from taugrid.workers.sample import SampleJob
 from taugrid.workers.training import fit
 
 if TYPE_CHECKING:
@@ -207,8 +209,14 @@ class Run:
         from taugrid.workers.hello import Probe
 
         limits, embedded = self.config.cluster, self._address == "local"
-        workers = min(resources.room(limits), len(pieces)) if embedded else limits.workers
+        room = resources.room(limits) if embedded else limits.workers
+        workers = min(room, len(pieces)) if embedded and room else room
+        samples = any(isinstance(piece.job, SampleJob) for piece in pieces.values())
+        if samples and room and (said := too_few_shards(self.plan, room)) is not None:
+            self._progress.say(said)
         cpus, gpus = resources.worker_size(limits)
+        if not gpus:
+            require_no_tf32(self.plan)
         probe = self.rundir.new_probe()
         with replacing(probe, self.rundir.storage) as temporary:
             write_text(temporary, "")

@@ -72,6 +72,14 @@ class NotFinite(ValueError):
     """A network returned NaN or infinity. The same job gives the same again, so its cell fails without retries."""
 
 
+class DoesNotFit(_Told):
+    """A job does not fit into its worker's memory, even with nothing else there; the message says what would."""
+
+
+class BrokenAccelerator(RuntimeError):
+    """A process has met an error after which it can't use its accelerator any more: it must be replaced."""
+
+
 class RunFailed(_Told):
     """A stage could not go on, and not because of a bug in the driver: one line, exit 1; `logs/` has the details."""
 
@@ -94,9 +102,9 @@ _RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
 """How libraries written in Rust, such as safetensors, quote an errno in errors of their own types."""
 
 _ACCELERATOR = re.compile(
-    r"\b(CUDA|HIP|cuDNN|MIOpen|NCCL|NVML)\b.{0,20}\berror|CUBLAS_STATUS_|CUDNN_STATUS_|CUSOLVER_STATUS_"
+    r"\b(CUDA|HIP|cuDNN|MIOpen|NCCL|NVML)\b.{0,20}\berror|CUBLAS_STATUS_|CUDNN_STATUS_|CUSOLVER_STATUS_|Triton Error"
 )
-_OUT_OF_MEMORY = re.compile(r"out of memory|_ALLOC_FAILED|OutOfMemory", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(r"out of memory|_ALLOC_FAILED|OutOfMemory|can't allocate memory|bad_alloc", re.IGNORECASE)
 
 
 def of_the_surroundings(error: BaseException) -> bool:
@@ -117,12 +125,31 @@ def of_the_surroundings(error: BaseException) -> bool:
 def of_the_accelerator(error: BaseException) -> bool:
     """Whether an error is an accelerator's, other than out of memory: its process can't use the accelerator any more.
 
-    torch is not imported here, so its errors are known by the names of their types and by their texts.
+    torch is not imported here, so its errors are known by the names of their types and by their texts. Nor is the error
+    that this one came from looked at, because Ray does not pass it on: see `accelerators_fault`.
     """
-    name, text = type(error).__name__, str(error)
-    if _OUT_OF_MEMORY.search(name) or _OUT_OF_MEMORY.search(text):
+    if isinstance(error, BrokenAccelerator):
+        return True
+    if of_memory(error):
         return False
-    return name == "AcceleratorError" or (isinstance(error, RuntimeError) and _ACCELERATOR.search(text) is not None)
+    is_cudas = isinstance(error, RuntimeError) and _ACCELERATOR.search(str(error)) is not None
+    return type(error).__name__ == "AcceleratorError" or is_cudas
+
+
+def accelerators_fault(error: BaseException) -> BaseException | None:
+    """The error of an accelerator (`of_the_accelerator`) that `error` is or came from, if any."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if of_the_accelerator(cause):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is used up, an accelerator's or the machine's."""
+    name = type(error).__name__
+    return isinstance(error, MemoryError) or any(_OUT_OF_MEMORY.search(text) for text in (name, str(error)))
 
 
 def last_line(error: BaseException) -> str:

@@ -4,7 +4,7 @@ A concrete job is defined beside the function that does it, in `workers` or `eva
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from taugrid.config import Data
 from taugrid.hashing import SourceFile
@@ -32,6 +32,10 @@ class Job:
     replaces: str | None = field(default=None, kw_only=True)
     """The version (`Storage.version`) of a shorter file of the same shard, from when there were fewer rows: the job's
     file takes its place. None: there is none. Any other file that is found there is kept."""
+
+    def remedy(self, device: Any) -> str:
+        """What to change if the job does not fit into memory, in words; `device` is its `workers.device.Device`."""
+        return "give workers more memory, or start fewer on a node (cluster.cpus_per_worker)"
 
     def check_run(self) -> None:
         """Raise `RunDirectoryNotSeen` unless this machine sees the run directory. Call it before writing."""

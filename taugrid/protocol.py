@@ -41,11 +41,14 @@ class Protocol:
     tau: tuple[int, ...] | None
     clip: str | None
     precision: str | None
+    """How the network computed."""
     rounding: str | None
     extractor: Mapping[str, str | None]
     """Its name, the hashes of its weights and source, and the layers used."""
     metrics: MetricSettings
     versions: Mapping[str, str]
+    compile: str | None = None
+    """How the network was compiled; None: it was not."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data with the metric settings at the top level. Tables name a protocol by a hash of this."""
@@ -57,13 +60,14 @@ class Protocol:
             "clip": self.clip,
             "precision": self.precision,
             "rounding": self.rounding,
+            **({} if self.compile is None else {"compile": self.compile}),
             "extractor": dict(self.extractor),
             **self.metrics.as_dict(),
             "versions": dict(self.versions),
         }
 
 
-COMPARED = frozenset({"tau", "clip", "weights"})
+COMPARED = frozenset({"tau", "clip", "weights", "precision", "compile"})
 """Fields that a grid varies on purpose, from cell to cell: comparisons are about them. All others must agree, because
 each of them changes a score by itself. So must a field that is unknown here."""
 

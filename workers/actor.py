@@ -10,6 +10,8 @@ torch.
 import platform
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
@@ -17,9 +19,11 @@ from typing import NamedTuple
 
 import ray
 
+from taugrid.errors import BrokenAccelerator, DoesNotFit, accelerators_fault, last_line, of_memory
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.words import call_this_node
 from taugrid.workers import heartbeat
+from taugrid.workers.accelerator.arithmetic import settle
 from taugrid.workers.device import Device, set_up
 from taugrid.workers.hello import Probe, check_device, check_run_directory, check_versions
 
@@ -80,6 +84,7 @@ class Worker(Audible):
         super().__init__()
         self._threads = threads
         self._thread: int | None = None  # the one that was set up
+        self._broken: str | None = None  # what the accelerator said
 
     def hello(self, probe: Probe) -> WorkerInfo:
         """Where this worker runs, if it can do what jobs need.
@@ -92,29 +97,50 @@ class Worker(Audible):
         check_run_directory(probe, node)
         installed = check_versions(probe, node)
         self._set_up()
-        check_device(self._device.name, self._given_gpu, node)
-        return WorkerInfo(node, self._hardware, installed, node_id)
+        with self._whole_accelerator():
+            check_device(self._device.name, self._given_gpu, node)
+        return WorkerInfo(node, self._device.hardware, installed, node_id)
 
     def do(self, job: Job) -> Result:
         """Do a job with the function that it names, and commit its file.
 
         Raises:
             RunDirectoryNotSeen: if it does not see the job's run directory, before the job or any more.
+            DoesNotFit: if it does not fit into memory even with nothing else there.
+            BrokenAccelerator: if this process can't use its accelerator any more; the driver replaces it.
         """
         self._set_up()
         job.check_run()
         self._device.begin()
         try:
-            with heartbeat.heard_by(self._device.alive):
-                result: Result = resolve_name(job.runs)(job, self._device)
+            with heartbeat.heard_by(self._device.alive), self._whole_accelerator():
+                result = run_in_memory(job, self._device)
             return replace(result, size=job.storage.size(Path(job.path)))
         except FileNotFoundError:
             job.check_run()  # a folder that vanished meanwhile is the node's fault, not the job's
             raise
 
+    @contextmanager
+    def _whole_accelerator(self) -> Iterator[None]:
+        """Raise `BrokenAccelerator` for an accelerator's error within the block, or if there was one before.
+
+        After a CUDA error every later call fails too. Some libraries turn such errors into their own, so where an error
+        came from counts.
+        """
+        if self._broken is not None:
+            raise BrokenAccelerator(self._broken)
+        try:
+            yield
+        except Exception as error:
+            if (fault := accelerators_fault(error)) is None:
+                raise
+            self._broken = f"{type(fault).__name__}: {last_line(fault)}"
+            raise BrokenAccelerator(self._broken) from error
+
     def _set_up(self) -> None:
-        """Set up torch for the thread that runs jobs: OpenMP keeps a number of threads for each thread that asks."""
+        """Set up torch: its arithmetic for each job, its threads for each thread, for which OpenMP keeps a number."""
         if self._thread == threading.get_ident():
+            settle()
             return
         import torch
 
@@ -123,5 +149,30 @@ class Worker(Audible):
         on_gpu = torch.cuda.is_available() and self._given_gpu
         self._device = Device("cuda" if on_gpu else "cpu", self.beat)
         cpu = f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-        self._hardware = torch.cuda.get_device_name() if on_gpu else cpu
+        self._device.hardware = torch.cuda.get_device_name() if on_gpu else cpu
         self._thread = threading.get_ident()
+
+
+def run_in_memory(job: Job, device: Device) -> Result:
+    """Run a job; if memory is used up, once more without what was kept from earlier jobs.
+
+    Raises:
+        DoesNotFit: if that does not fit either. The same job would not fit again, so it says what would.
+    """
+    for _ in range(2):
+        done = _result_or_lack(job, device)
+        if isinstance(done, Result):
+            return done
+        device.make_room()  # after the error, which holds what was computed so far
+    raise DoesNotFit(f"{job.remedy(device)} ({device.hardware}: {done})")
+
+
+def _result_or_lack(job: Job, device: Device) -> Result | str:
+    """The job's result, or what it said when memory was used up."""
+    try:
+        result: Result = resolve_name(job.runs)(job, device)
+    except Exception as error:
+        if not of_memory(error):
+            raise
+        return last_line(error)
+    return result

@@ -3,13 +3,16 @@
 Torch is imported when a device is set up, not with this module: the driver must not import it.
 """
 
+import os
 import time
-from collections.abc import Callable
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, TypeVar
 
 from taugrid.config import Diffusion
 from taugrid.jobs import NetworkSpec
+from taugrid.workers.accelerator import arithmetic
+from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
+from taugrid.workers.accelerator.memory import Kept, give_back
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,8 +22,12 @@ if TYPE_CHECKING:
 NETWORKS_KEPT = 2
 """Networks that a worker keeps in memory: where one model's jobs end and another's begin, they may alternate."""
 
+EXTRACTORS_KEPT = 1
+
 BEAT_SECONDS = 1.0
 """Least time between two heartbeats of a job: a job may call `Device.beat` as often as it likes."""
+
+L = TypeVar("L")
 
 Beat = Callable[[float, float], None]
 """Takes how much of a job is done, and how much there is, in any unit."""
@@ -32,14 +39,12 @@ def unheard(done: float, of: float) -> None:
 
 def set_up(threads: int | None = None) -> None:
     """Give this process true float32, repeatable sums and `threads` CPU threads (None: leave the number unchanged)."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # repeatable sums; read when CUDA starts
     import torch
 
     if threads is not None:
         torch.set_num_threads(threads)  # Ray sets OMP_NUM_THREADS=1, however many CPUs a worker has
-    # TF32 is on by default for convolutions on NVIDIA GPUs; `sample.precision: float32` means float32.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.deterministic = True  # the same job gives the same bytes
+    arithmetic.settle()
 
 
 def with_heartbeats(network: "Denoiser", beat: Beat, calls: int) -> "Denoiser":
@@ -61,17 +66,40 @@ class Device:
     def __init__(self, name: str, heard: Beat = unheard) -> None:
         self.name = name
         """As torch names it: `cpu` or `cuda`."""
+        self.hardware = name
+        """What it is, for people."""
         self._heard = heard
         self._last_beat = -BEAT_SECONDS
         self._at = (0.0, 0.0)
-        self._loaded = lru_cache(maxsize=NETWORKS_KEPT)(self._load)
+        self._networks = Kept(NETWORKS_KEPT)
+        self._extractors = Kept(EXTRACTORS_KEPT)
 
-    def network(self, spec: NetworkSpec, diffusion: Diffusion) -> "Denoiser":
-        """The network that `spec` names, as `load_network` returns it; kept for the next job.
+    def network(self, spec: NetworkSpec, diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
+        """The network that `spec` names, computed as `how` says; kept for the next job.
 
         A spec holds the hashes of what it names, so a replaced network is another spec.
+
+        Raises:
+            DeviceUnusable: if this device can't compute so.
         """
-        return self._loaded(spec, diffusion)
+        from taugrid.workers.network.load import load_network
+
+        arithmetic.prepare(how.precision, self.name, self.hardware)
+        key, compiles = (spec, diffusion, how.compile), how.compile != "none"
+        network: Denoiser = self._networks.get(key, lambda: load_network(spec, diffusion, self.name, compiles))
+        arithmetic.prepare(how.precision, self.name, self.hardware)  # a custom network may have changed it
+        return arithmetic.computed(network, how, self.name)
+
+    def extractor(self, spec: Hashable, load: Callable[[], L]) -> L:
+        """The extractor that `load` returns; kept for the next job with an equal `spec`."""
+        extractor: L = self._extractors.get(spec, load)
+        return extractor
+
+    def make_room(self) -> None:
+        """Let go of everything that was kept from earlier jobs."""
+        self._networks.clear()
+        self._extractors.clear()
+        give_back(self.name)
 
     def beat(self, done: float, of: float) -> None:
         """Say that the running job goes on: `done` of `of` is done, in any unit.
@@ -92,8 +120,3 @@ class Device:
         if now - self._last_beat >= BEAT_SECONDS:
             self._last_beat = now
             self._heard(*self._at)
-
-    def _load(self, spec: NetworkSpec, diffusion: Diffusion) -> "Denoiser":
-        from taugrid.workers.network.load import load_network
-
-        return load_network(spec, diffusion, self.name)

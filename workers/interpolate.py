@@ -5,6 +5,7 @@ Torch is imported when a job runs, not with this module, because the driver buil
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from taugrid.config import Diffusion
 from taugrid.images import to_uint8
 from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
+from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.device import Beat, Device, unheard, with_heartbeats
 from taugrid.workers.finite import Watched
 
@@ -38,6 +40,11 @@ class InterpolateJob(Job):
     diffusion: Diffusion
     tau: tuple[int, ...]
     metadata: dict[str, Any]
+
+    def remedy(self, device: Device) -> str:
+        """The batch that fits."""
+        load = partial(device.network, self.network, self.diffusion)
+        return smaller_batch(load, self.image_shape, self.batch_size, device.name)
 
 
 def run(job: InterpolateJob, device: Device) -> Result:

@@ -5,6 +5,7 @@ Torch is imported when a job runs, not with this module, because the driver buil
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from taugrid.config import Data, Diffusion
 from taugrid.images import to_uint8
 from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
+from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.data import load as data
 from taugrid.workers.device import Beat, Device, unheard, with_heartbeats
 from taugrid.workers.finite import Watched
@@ -39,6 +41,11 @@ class ReconstructJob(Job):
     diffusion: Diffusion
     tau: tuple[int, ...]
     metadata: dict[str, Any]
+
+    def remedy(self, device: Device) -> str:
+        """The batch that fits."""
+        load = partial(device.network, self.network, self.diffusion)
+        return smaller_batch(load, self.data.image_shape, self.batch_size, device.name)
 
 
 def run(job: ReconstructJob, device: Device) -> Result:

@@ -6,6 +6,7 @@ Torch is imported when a job runs, not with this module, because the driver buil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from taugrid.errors import DamagedFile
 from taugrid.images import to_uint8
 from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
+from taugrid.workers.accelerator.arithmetic import Arithmetic
+from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.device import Beat, Device, unheard, with_heartbeats
 from taugrid.workers.finite import Watched
 
@@ -45,10 +48,20 @@ class SampleJob(Job):
     """How many images are copied from the file that it replaces, if that is whole: whole batches from its start, so
     that all others are sampled in the batches in which they would have been from the beginning."""
 
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """How its network is computed."""
+        return Arithmetic(self.settings.precision, self.settings.compile, self.settings.batch_size)
+
+    def remedy(self, device: Device) -> str:
+        """The batch that fits."""
+        load = partial(device.network, self.network, self.diffusion, self.arithmetic._replace(compile="none"))
+        return smaller_batch(load, self.image_shape, self.settings.batch_size, device.name)
+
 
 def run(job: SampleJob, device: Device) -> Result:
     """Load the job's network and call `sample_shard`."""
-    return sample_shard(job, device.network(job.network, job.diffusion), device.name, device.beat)
+    return sample_shard(job, device.network(job.network, job.diffusion, job.arithmetic), device.name, device.beat)
 
 
 def sample_shard(job: SampleJob, model: "Denoiser", device: str, beat: Beat = unheard) -> Result:

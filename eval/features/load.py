@@ -49,16 +49,23 @@ def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
 
     @torch.inference_mode()
     def extract(images: Tensor) -> Extraction:
-        if images.shape[1] == 1 and not takes_grey:
-            images = images.expand(-1, 3, -1, -1)
-        if on_gpu:
-            images = images.pin_memory()
-        chunks = torch.split(images.to(device, non_blocking=True), at_once or len(images))
+        chunks = torch.split(as_input(images, device, takes_grey), at_once or len(images))
         outputs = zip(*(module(chunk) for chunk in chunks), strict=True)
         by_layer = {layer: torch.cat(parts).float().cpu() for layer, parts in zip(layers, outputs, strict=True)}
         return Extraction(by_layer[spec.feature_layer], by_layer[spec.logits_layer] if spec.logits_layer else None)
 
     return extract
+
+
+def as_input(images: Tensor, device: str, takes_grey: bool) -> Tensor:
+    """`images` (B, C, H, W) on `device`; grey ones with three equal channels unless the extractor `takes_grey`.
+
+    They go by way of pinned memory, which a GPU reads on its own. A view with repeated channels can't be pinned.
+    """
+    if torch.device(device).type == "cuda":
+        images = images.pin_memory()
+    images = images.to(device, non_blocking=True)
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 and not takes_grey else images
 
 
 def _custom(spec: ExtractorSpec, layers: list[str]) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 from taugrid.grids.names import varying
 from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, NOT_MATCHED, SnapshotCell
+from taugrid.orchestrator.plan.grid import COLUMN_NAMES
 
 
 def labels(cells: Sequence[SnapshotCell]) -> dict[str, str]:
@@ -22,7 +23,7 @@ def labels(cells: Sequence[SnapshotCell]) -> dict[str, str]:
 
 def _values(cell: SnapshotCell) -> dict[str, str]:
     """The settings and grid values besides S and eta, as text."""
-    left_out = {"steps", "eta", *(NOT_MATCHED - {"num_samples"})}
+    left_out = {"steps", "eta", *(NOT_MATCHED - {"num_samples"}), *COLUMN_NAMES.values()}
     given: dict[str, Any] = {**cell.settings, **cell.axes}
     given = {key: value for key, value in given.items() if key not in left_out}
     shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in given.items()}

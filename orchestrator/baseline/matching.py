@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from taugrid.errors import UserError
 from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, NOT_MATCHED, Snapshot, SnapshotCell
+from taugrid.orchestrator.plan.grid import COLUMN_NAMES
 from taugrid.protocol import disagreements
 
-MUST_AGREE = ("reference", "extractor", "num_samples", "weights", "tau", "clip", "precision", "rounding")
+MUST_AGREE = ("reference", "extractor", "num_samples", "weights", "tau", "clip", "precision", "compile", "rounding")
 """Fields of a protocol without which two FIDs are not comparable. Versions may differ: an upgrade is what a night is
 for. Settings of metrics other than FID do not change FID."""
 
@@ -63,7 +64,8 @@ def _value(cell: SnapshotCell, name: str) -> str:
 
 def _key(cell: SnapshotCell, shared: Iterable[str]) -> str:
     settings = {key: value for key, value in cell.settings.items() if key not in NOT_MATCHED}
-    axes = {key: value for key, value in cell.axes.items() if key not in MODEL_FILES and key not in cell.settings}
+    said = MODEL_FILES | cell.settings.keys() | set(COLUMN_NAMES.values())
+    axes = {key: value for key, value in cell.axes.items() if key not in said}
     return json.dumps([settings, axes, [_value(cell, name) for name in shared]], sort_keys=True)
 
 

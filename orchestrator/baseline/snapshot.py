@@ -163,7 +163,7 @@ def planned_snapshot(opened: Opened) -> Snapshot:
         SnapshotCell(
             cell=cell.id,
             name=cell.name,
-            settings=cell.settings.model_dump(mode="json"),
+            settings=cell.settings.recorded,
             axes=cell.axes,
             image_shape=cell.model.image_shape,
             metrics={},
@@ -202,7 +202,7 @@ def _scored_cell(rundir: RunDir, cell: Cell, score: Mapping[str, Any], network: 
     return SnapshotCell(
         cell=cell.id,
         name=cell.name,
-        settings=cell.settings.model_dump(mode="json"),
+        settings=cell.settings.recorded,
         axes=cell.axes,
         image_shape=cell.model.image_shape,
         metrics=score["metrics"],

@@ -12,6 +12,7 @@ from typing import TypeGuard
 from taugrid.config import Cluster
 from taugrid.disk import FULL, in_one_line
 from taugrid.errors import (
+    DoesNotFit,
     NotCommitted,
     NotFinite,
     RunFailed,
@@ -28,11 +29,16 @@ from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Loca
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.commits import confirm, require_here
 from taugrid.orchestrator.rundir.events import Events
+from taugrid.orchestrator.shard_sizes import LongShards
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Piece, WorkKind
 from taugrid.words import counted, duration, quantity
 
 POLL_SECONDS = 0.5
 """How often the driver wakes up while nothing happens, for Ctrl-C, stragglers, hangs and benches that end."""
+
+
+FINAL = NotFinite | DoesNotFit
+"""Errors that the same job would give again, and so would the others of its cell."""
 
 
 class Loop:
@@ -73,6 +79,7 @@ class Loop:
         self._reasons: dict[str, str] = {}
         self._done: Counter[str] = Counter()  # kind -> cost done
         self._fractions: dict[str, float] = {}  # worker -> how much of its task is done
+        self._long_shards = LongShards()
         self._images = 0
         self._finished: Counter[str] = Counter()  # kind -> tasks done
         self._tasks = Counter(piece.task.kind for piece in pieces.values())
@@ -166,10 +173,9 @@ class Loop:
                 self._crew.located(event)
             case Joined():
                 self._crew.joined(event)
-            case Heard(worker, done, of):
-                if worker in self._dispatcher.running:
-                    self._dispatcher.beat(worker, time.monotonic())
-                    self._fractions[worker] = min(1.0, done / of) if of else 0.0
+            case Heard():
+                if event.worker in self._dispatcher.running:
+                    self._heard(event)
             case Done(worker, result):
                 self._crew.worked()
                 if (fault := self._unseen(worker, result)) is None:
@@ -190,6 +196,14 @@ class Loop:
                     self._lost(event)
                 else:
                     self._crew.lost(event)
+
+    def _heard(self, event: Heard) -> None:
+        worker, now = event.worker, time.monotonic()
+        self._dispatcher.beat(worker, now)
+        fraction = self._fractions[worker] = min(1.0, event.done / event.of) if event.of else 0.0
+        job = self._pieces[self._dispatcher.running[worker]].job
+        if (said := self._long_shards.heard(worker, job, fraction, now)) is not None:
+            self._progress.say(said)
 
     def _unseen(self, worker: str, result: Result) -> NotCommitted | None:
         """Why the driver does not believe that a worker's task is done; of a task that is done, a copy may be gone."""
@@ -226,14 +240,14 @@ class Loop:
         path = self._log(doing, failure.traceback)
         self._fractions.pop(worker, None)
         self._crew.failed(failure)
-        reason = str(cause) if isinstance(cause, UserError) else failure.summary
+        reason = str(cause) if isinstance(cause, UserError | DoesNotFit) else failure.summary
         if of_the_accelerator(cause):  # the process is of no more use, and the task may do the same to the next
             self._pool.kill(worker)
             self._lost(Lost(worker, reason, False))
             return
         charge = self._dispatcher.failed(worker, time.monotonic(), _fault(cause), reason)
         self._charge(charge, f"{reason} (details: {path})")
-        if isinstance(cause, NotFinite) and charge.quarantined:
+        if isinstance(cause, FINAL) and charge.quarantined:
             self._give_up_cell_of(doing)
         self._crew.benched(charge.benching, reason)
 
@@ -287,7 +301,7 @@ class Loop:
 
 
 def _fault(cause: BaseException) -> Fault:
-    if isinstance(cause, NotFinite):
+    if isinstance(cause, FINAL):
         return Fault.FINAL
     if isinstance(cause, WorkerRefusal):
         return Fault.REFUSAL

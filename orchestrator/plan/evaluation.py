@@ -52,11 +52,12 @@ class Evaluation:
             weights=cell.settings.weights,
             tau=cell.tau,
             clip=cell.settings.clip_in_words,
-            precision=f"{cell.settings.precision}, no TF32",
+            precision=cell.settings.precision_in_words,
             rounding="8 bits, to nearest",
             extractor=self.extractor.describe(),
             metrics=self.feasible(cell.settings.num_samples).settings,
             versions=versions(SOFTWARE),
+            compile=None if cell.settings.compile == "none" else cell.settings.compile,
         )
 
 

@@ -18,14 +18,23 @@ from taugrid.hashing import identity
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.identity import NOT_CELLS, Fingerprint, data_identity, sample_identity
-from taugrid.orchestrator.plan.resolve import check_loss_weights, diffusion_section, sample_section, times
+from taugrid.orchestrator.plan.resolve import (
+    SAMPLE_DEFAULTS,
+    check_loss_weights,
+    diffusion_section,
+    sample_section,
+    times,
+)
 from taugrid.orchestrator.plan.sources import Custom, Loaded, ModelSource, Oracle, Trained
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
 
-TABLE_KEYS = {"steps", "eta", "spacing", "sampler", "clip", "num_samples", "precision"}
-"""Grid keys that every quality table has a column for, and `precision`, which is also a metric's name there."""
+TABLE_KEYS = {"steps", "eta", "spacing", "sampler", "clip", "num_samples"}
+"""Grid keys that every quality table has a column for."""
+
+COLUMN_NAMES = {"precision": "sample_precision"}
+"""Grid keys whose names are metrics' in tables -> the names of their columns."""
 
 ReadCheckpoint = Callable[[str], Checkpoint]
 """Like `workers.network.checkpoint.read_checkpoint`."""
@@ -76,15 +85,15 @@ def plan(
     """
     lookups = Lookups(cache(read_checkpoint), cache(describe_network), fingerprint)
     mappings = config.grid or [{}]
-    keys = list(dict.fromkeys(key for mapping in mappings for key in values_by_key(mapping)))
+    keys = [key for mapping in mappings for key in values_by_key(mapping)] + _unusual(config.sample)
     every = (point for mapping in mappings for point in points(mapping, Sample.model_fields))
-    planned = [_planned(config, point, keys, lookups) for point in every]
+    planned = [_planned(config, point, dict.fromkeys(keys), lookups) for point in every]
     names = naming([values for _, _, _, values in planned], Sample.model_fields)
     models: dict[str, Model] = {}
     cells: dict[str, Cell] = {}
     for point, model, settings, values in planned:
         model = models.setdefault(model.id, replace(model, label=names.model(values)))
-        axes = {key: value for key, value in values.items() if key not in TABLE_KEYS}
+        axes = {column(key): value for key, value in values.items() if key not in TABLE_KEYS}
         cell = Cell(_cell_id(model, settings), model, settings, axes, values, names)
         if cell.id in cells:
             idle = sorted(NOT_CELLS & set(point))
@@ -94,6 +103,11 @@ def plan(
     return Plan(tuple(models.values()), tuple(cells.values()))
 
 
+def column(key: str) -> str:
+    """The name that tables give a grid key."""
+    return COLUMN_NAMES.get(key, key)
+
+
 def _planned(config: Config, point: Mapping[str, Any], keys: Iterable[str], lookups: Lookups) -> Planned:
     sections = _sections_at(config, point)
     model = _model(sections, lookups)
@@ -101,6 +115,11 @@ def _planned(config: Config, point: Mapping[str, Any], keys: Iterable[str], look
     times(settings, model.diffusion)  # refuse a bad tau here, not when the first worker needs it
     resolved = sections._replace(sample=settings, diffusion=model.diffusion)
     return Planned(point, model, settings, {key: _value_at(resolved, key) for key in keys})
+
+
+def _unusual(sample: Sample) -> list[str]:
+    """How networks compute, where it is not the usual way: tables say so without a grid over it too."""
+    return [key for key in ("precision", "compile") if getattr(sample, key) != getattr(SAMPLE_DEFAULTS, key)]
 
 
 def _describe(point: Mapping[str, Any]) -> str:
@@ -183,7 +202,9 @@ def with_settings(cell: Cell, changes: Mapping[str, Any]) -> Cell:
     """The cell of the same model with some settings changed. The changed settings are no longer among its axes."""
     changed = cell.settings.model_copy(update=dict(changes))
     settings = sample_section(changed, cell.model.source.sample_keys(changed))
-    axes, values = ({key: kept[key] for key in kept if key not in changes} for kept in (cell.axes, cell.values))
+    values = {key: value for key, value in cell.values.items() if key not in changes}
+    gone = {column(key) for key in changes}
+    axes = {key: value for key, value in cell.axes.items() if key not in gone}
     return Cell(_cell_id(cell.model, settings), cell.model, settings, axes, values, cell.naming)
 
 

@@ -320,6 +320,14 @@ class Oracle(BaseModelSource):
         shape = list(self.image_shape)
         return {"oracle": self.distribution, "shape": shape, "diffusion": diffusion_identity(diffusion)}
 
+    def sample_keys(self, settings: Sample) -> Mapping[str, Any]:
+        """No keys; `UserError` if it is to be compiled."""
+        if settings.compile != "none":
+            raise UserError(
+                f"sample.compile is {settings.compile}, but an oracle is no network of torch; remove the key"
+            )
+        return {}
+
     def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
         """What a worker loads."""
         return OracleNetwork(self.data)

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from taugrid.config import GRID_SECTIONS, Config
+from taugrid.config.sample import LATER_KEYS
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.changes import changed_files
@@ -40,7 +41,10 @@ def check_is_run_directory(rundir: RunDir) -> None:
 def check_extends(config: Config, plan: Plan, rundir: RunDir) -> None:
     """Raise `UserError` if a cell with images in the directory is not in the plan, saying what differs."""
     if (said := orphans_in_words(config, plan, rundir)) is not None:
-        raise UserError(f"{said}; undo that, give another --out, or remove those folders under {rundir.samples}")
+        raise UserError(
+            f"{said}; undo that, give another --out, go on with the directory's own config (`taugrid run "
+            f"{rundir.shown}`), or remove those folders under {rundir.samples}"
+        )
 
 
 def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
@@ -50,7 +54,7 @@ def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
     if not orphans:
         return None
     named = ", ".join(orphans[:2]) + (f" and {len(orphans) - 2} more" if len(orphans) > 2 else "")
-    before = read_json(rundir.config, rundir.storage)
+    before = _with_defaults(read_json(rundir.config, rundir.storage))
     if not before:
         return (
             f"{rundir.root} holds {named}, which this config does not have (what has changed is not known, because "
@@ -74,6 +78,13 @@ def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     keys = [key for key in dict.fromkeys([*old, *new]) if key.split(".")[0] in sections and key not in harmless]
     changed = [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
     return [f"{key}: {_in_yaml(was)} -> {_in_yaml(now)}" for key, was, now in changed]
+
+
+def _with_defaults(config: Any) -> Any:
+    """A config as written, with the defaults of keys that came later: they have not changed."""
+    if isinstance(config, dict) and isinstance(config.get("sample"), dict):
+        return config | {"sample": LATER_KEYS | config["sample"]}
+    return config
 
 
 def _in_yaml(value: Any) -> str:

@@ -148,7 +148,7 @@ class ModelRecords(Paths):
         return {
             "cell": cell.id,
             "model": cell.model.id,
-            "settings": cell.settings.model_dump(mode="json", exclude={"num_samples"}),
+            "settings": {key: value for key, value in cell.settings.recorded.items() if key != "num_samples"},
             "diffusion": cell.model.diffusion.model_dump(mode="json"),
             "tau": list(cell.tau),
             "weights_sha256": self.weights_sha256(cell.model, cell.settings.weights),

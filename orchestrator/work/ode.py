@@ -1,6 +1,6 @@
-"""What reconstruction and interpolation share: cells of the ODE (eta = 0, nothing clipped).
+"""What reconstruction and interpolation share: cells of the ODE (eta = 0, nothing clipped, float32, not compiled).
 
-Cells that differ only in eta or clip share one cell of the ODE.
+Cells that differ in nothing else share one cell of the ODE.
 """
 
 from typing import Any
@@ -9,10 +9,12 @@ from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.grid import with_settings
 from taugrid.orchestrator.rundir.integrity import Damage
 
+OF_THE_ODE = {"eta": 0.0, "clip": "none", "precision": "float32", "compile": "none"}
+
 
 def ode_cells(plan: Plan, **changes: Any) -> list[Cell]:
-    """The plan's cells with eta = 0, no clipping and `changes`, without duplicates."""
-    cells = (with_settings(cell, {"eta": 0.0, "clip": "none", **changes}) for cell in plan.cells)
+    """The plan's cells with the settings of the ODE and `changes`, without duplicates."""
+    cells = (with_settings(cell, OF_THE_ODE | changes) for cell in plan.cells)
     return list({cell.id: cell for cell in cells}.values())
 
 

@@ -1,13 +1,18 @@
 """`sample`: how a cell is sampled."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from taugrid.config.section import Positive, Section, Seed
 
 Spacing = Literal["linear", "quadratic", "leading", "trailing", "linspace", "ermongroup-uniform", "ermongroup-quad"]
+Precision = Literal["float32", "tf32", "bf16", "fp16"]
+Compilation = Literal["none", "default"]
 Times = Annotated[list[Annotated[int, Field(gt=0, strict=True)]], Field(min_length=1)]
+
+LATER_KEYS = {"compile": "none"}
+"""Keys that files of earlier versions lack, with the defaults that mean the same."""
 
 
 class Sample(Section):
@@ -26,7 +31,9 @@ class Sample(Section):
     steps_offset: Annotated[int, Field(ge=0)] | None = None
     """Added to the times of the spacing `leading`, as in diffusers; null: the loaded pipeline's setting, else 0."""
     weights: Literal["ema", "raw"] = "ema"
-    precision: Literal["float32"] = "float32"
+    precision: Precision = "float32"
+    """How the network computes: float32 is never TF32; tf32 needs an NVIDIA GPU; bf16 and fp16 are autocast's. The
+    sampler's own arithmetic is float32 for all of them."""
     num_samples: Positive = 1_000
     """N. Not part of a cell's identity: raising it extends the cell."""
     batch_size: Positive = 256
@@ -34,6 +41,21 @@ class Sample(Section):
     """Defaults to the top-level `seed`."""
     shard_evaluations: Positive = 50_000
     """Number of network evaluations that one shard should take."""
+    compile: Compilation = "none"
+    """`default`: the network is compiled by torch (torch.compile), for full batches."""
+
+    @property
+    def precision_in_words(self) -> str:
+        """The precision as protocols spell it."""
+        if self.precision == "tf32":
+            return "TF32"
+        return f"{self.precision}{' autocast' if self.precision in ('bf16', 'fp16') else ''}, no TF32"
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The section as files record it: keys that came later are left out while they have their defaults."""
+        values = self.model_dump(mode="json")
+        return {key: value for key, value in values.items() if key not in LATER_KEYS or value != LATER_KEYS[key]}
 
     @property
     def spacing_name(self) -> str:

@@ -89,10 +89,10 @@ class PoolHere:
 
 
 @contextmanager
-def small_run(folder) -> Iterator[Opened]:
+def small_run(folder, text=CONFIG) -> Iterator[Opened]:
     """The run, whose workers are this process while the context lasts."""
     config = folder / "small.yaml"
-    config.write_text(CONFIG)
+    config.write_text(text)
     with (
         mock.patch.object(pool, "Pool", PoolHere),
         mock.patch.object(cluster, "connected", return_value=nullcontext()),

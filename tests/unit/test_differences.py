@@ -184,7 +184,7 @@ def test_cells_of_other_versions_are_no_neighbours_and_refused_by_name():
         ({"reference": {"dataset": "digits", "split": "test", "sha256": "cd" * 32}},
          "reference.sha256 is ababababab and cdcdcdcdcd"),
         ({"seed": 1}, "seed is 2020 and 1"),
-        ({"precision": "bfloat16"}, "precision is not set and bfloat16"),
+        ({"rounding": "8 bits, down"}, "rounding is not set and 8 bits, down"),
         ({"num_samples": 50}, "num_samples is 400 and 50"),
     ],
 )  # fmt: skip

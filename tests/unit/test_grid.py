@@ -49,6 +49,8 @@ def test_identities_never_change():
     ({"train": {"loss_weights": {"sigma_1": "sigma_hat", "steps": 20}}}, "184bfad426", "ec6095b884"),
     ({"sample": {"spacing": [1, 10, 100], "steps": 3}}, "3acdc323b9", "f29e517e7a"),
     ({"sample": {"spacing": "ermongroup-quad"}}, "3acdc323b9", "58007e7d61"),
+    ({"sample": {"precision": "bf16"}}, "3acdc323b9", "bd01f22443"),
+    ({"sample": {"compile": "default"}}, "3acdc323b9", "3cd275365e"),
 ])  # fmt: skip
 def test_identities_of_later_keys_never_change(sections, model, cell):
     """As above."""
@@ -59,7 +61,7 @@ def test_identities_of_later_keys_never_change(sections, model, cell):
 def test_values_equal_to_defaults_do_not_enter_an_identity():
     plain = planned()
     spelled = planned(
-        sample={"steps": 50, "eta": 0, "clip": "none", "spacing": "linear"},
+        sample={"steps": 50, "eta": 0, "clip": "none", "spacing": "linear", "precision": "float32", "compile": "none"},
         diffusion={"timesteps": 1000, "schedule": "linear"},
         train={"learning_rate": "2e-4", "seed": 0},
     )
@@ -92,6 +94,8 @@ OTHER = [
     {"sample": {"batch_size": 7}},
     {"sample": {"eta": 0.1}},
     {"sample": {"weights": "raw"}},
+    {"sample": {"precision": "tf32"}},
+    {"sample": {"compile": "default"}},
     {"diffusion": {"schedule": "cosine"}},
 ]
 

@@ -102,8 +102,8 @@ def test_training_may_take_other_resources(monkeypatch):
         ({}, 2, 2),  # all fit
         ({"gpus_per_worker": 0}, 20, (1, 20)),
         ({"gpus_per_worker": 0}, 14, 14),
-        ({"gpus_per_worker": 0.4}, 8, 4),  # Ray Train would count 2 // 0.4 = 5
-        ({"gpus_per_worker": 0.4, "cpus_per_worker": 9}, 8, 8),
+        ({"gpus_per_worker": 0.6}, 8, 2),  # Ray Train would count 2 // 0.6 = 3
+        ({"gpus_per_worker": 0.6, "cpus_per_worker": 9}, 8, 8),
     ],
 )
 def test_a_training_on_a_cluster_that_may_grow_does_not_stay_as_small_as_it_begins(
@@ -119,6 +119,16 @@ def test_a_training_on_nodes_with_labels_has_as_many_workers_as_fit_or_else_as_w
     labelled = {"label_selector": {"ray.io/accelerator-type": "A100"}}
     assert resources.trainers(Cluster(**labelled), 8, may_grow=True).workers == 2
     assert resources.trainers(Cluster(**labelled, cpus_per_worker=9), 8, may_grow=True).workers == 8
+
+
+@pytest.mark.parametrize("workers", [2, (1, 2)])
+def test_training_workers_never_share_a_gpu(monkeypatch, workers):
+    """NCCL would refuse them only once they have started, as duplicates."""
+    four_nodes(monkeypatch, torch_uses_gpus=True)
+    with pytest.raises(UserError, match=r"gpus_per_worker: with 0\.5, .* set cluster.train.gpus_per_worker: 1"):
+        resources.trainers(Cluster(gpus_per_worker=0.5), workers)
+    assert resources.trainers(Cluster(gpus_per_worker=0.5), 1) == (1, 1, 0.5)
+    assert resources.trainers(Cluster(gpus_per_worker=0.5, train={"gpus_per_worker": 1}), workers).gpus == 1
 
 
 @pytest.mark.parametrize("gpus", [1.5, 0.00001])

@@ -48,7 +48,7 @@ def planned(name, *assignments):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_costs_what_its_comment_says(name, tmp_path):
     config, found = planned(name)
-    assert config.name == name.removesuffix(".yaml")
+    assert config.name.removesuffix("-v2") == name.removesuffix(".yaml")
     cost = text(name).partition("Cost:")[2]
     said = re.search(r"([\d,]+) (?:network )?evaluations", cost)
     assert said, "a config begins with what it costs"
@@ -56,6 +56,13 @@ def test_a_config_costs_what_its_comment_says(name, tmp_path):
     steps = re.search(r"([\d,]+) training steps", cost)
     trained = {f"{source.train.steps:,}" for _, source in found.trained_here}
     assert trained == ({steps[1]} if steps else set())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_has_shards_of_a_few_batches(name):
+    """So that a small cell has work for several workers, and a lost one little to do again."""
+    settings = [cell.settings for cell in planned(name)[1].cells]
+    assert {each.shard_evaluations for each in settings} <= {5_000, 10_000}
 
 
 def test_the_configs_of_the_paper_are_there():

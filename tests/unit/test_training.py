@@ -15,7 +15,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from taugrid import config
-from taugrid.errors import UserError
+from taugrid.errors import DeviceUnusable, UserError
 from taugrid.orchestrator import training as driver
 from taugrid.orchestrator.dispatch.capacity import resources
 from taugrid.orchestrator.dispatch.capacity.nodes import Node
@@ -488,7 +488,7 @@ def test_a_training_waits_no_longer_for_nodes_than_it_may(tmp_path, monkeypatch,
     ("gpus", "workers", "said"),
     [
         (1, (1, 8), "does not fit 8 workers now; it begins with as many as fit, at least one, and takes more as nodes"),
-        (0.5, 2, "does not fit 8 workers now; it trains with 2\n"),
+        (0.6, 1, "does not fit 8 workers now; it trains with 1\n"),
     ],
 )
 def test_a_training_on_a_cluster_that_may_grow_asks_for_all_its_workers_and_says_so(
@@ -502,6 +502,13 @@ def test_a_training_on_a_cluster_that_may_grow_asks_for_all_its_workers_and_says
     training = driver.Training(model, source, session.rundir, cluster, session._progress, None, may_grow=True)
     assert training._spec().train.workers == workers
     assert said in session._progress._console.file.getvalue()
+
+
+def test_a_gpu_that_torch_can_not_use_is_named_and_not_replaced_by_the_cpu(tmp_path, monkeypatch):
+    """As with a driver that is too old."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceUnusable, match=r"^node .*: Ray gave a training worker a GPU that torch can't use"):
+        loop._device(dataclasses.replace(a_spec(tmp_path), gpus_per_worker=1.0))
 
 
 def test_the_newest_whole_checkpoint_is_found(tmp_path):

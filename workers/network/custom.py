@@ -25,7 +25,7 @@ TOLERANCE = 0.05
 output. Rounding in half precision moves it by 0.01, dropout or batch norm in training mode by about 1."""
 
 
-def load(network: CustomNetwork, device: str) -> BatchedDenoiser:
+def load(network: CustomNetwork, device: str, compiled: bool = False) -> BatchedDenoiser:
     """The network that was described when the run was planned, for inference on `device`.
 
     Raises:
@@ -41,7 +41,7 @@ def load(network: CustomNetwork, device: str) -> BatchedDenoiser:
         made = make(name, network.weights)
     loaded = tensors_sha256(tensors(made))
     require_same(f"the network that {name} returns, by its weights,", loaded, network.tensors_sha256)
-    return for_inference(made, name, device)
+    return for_inference(made, name, device, compiled)
 
 
 def make(name: str, weights: str | None) -> Any:
@@ -174,19 +174,23 @@ def tensors(network: Any) -> dict[str, Any]:
     return found
 
 
-def for_inference(made: Any, name: str, device: str) -> BatchedDenoiser:
+def for_inference(made: Any, name: str, device: str, compiled: bool = False) -> BatchedDenoiser:
     """`made` as a `BatchedDenoiser` whose every output is `checked`.
 
     A module is moved to `device`, set to evaluation mode and called in inference mode. Any other function is left
-    alone: it may need gradients, or choose its devices itself.
+    alone: it may need gradients, or choose its devices itself. Either is compiled by torch if `compiled`.
     """
+    function = made.to(device).eval() if isinstance(made, nn.Module) else made
+    if compiled:
+        from taugrid.workers.accelerator.compiled import by_torch
+
+        function = by_torch(function)
     if not isinstance(made, nn.Module):
-        return lambda x, t: checked(made(x, t), x, name)
-    module = made.to(device).eval()
+        return lambda x, t: checked(function(x, t), x, name)
 
     @torch.inference_mode()
     def network(x: Tensor, t: Tensor) -> Tensor:
-        return checked(module(x, t), x, name)
+        return checked(function(x, t), x, name)
 
     return network
 
@@ -196,7 +200,7 @@ def checked(output: object, x: Tensor, name: str) -> Tensor:
 
     float64 is rounded, which loses nothing that sampling in float32 would keep. Half precision is refused rather than
     converted: samples are recorded as coming from a float32 network, and weights saved in half precision are usually a
-    mistake.
+    mistake. Under autocast (`sample.precision`), the type of autocast is what was asked for.
 
     Raises:
         CustomCodeError: if it is not a tensor, or has another shape, dtype or device.
@@ -213,12 +217,16 @@ def checked(output: object, x: Tensor, name: str) -> Tensor:
             f"the network of {name} returned the shape {tuple(output.shape)} for x of shape {tuple(x.shape)}, but must "
             f"keep the shape{hint}"
         )
-    if output.dtype not in (torch.float32, torch.float64):
+    if output.dtype not in (torch.float32, torch.float64, _autocast_dtype(x.device.type)):
         hint = "; end it with .float() if half precision is intended" if output.is_floating_point() else ""
         raise CustomCodeError(f"the network of {name} returned {output.dtype}, but must return torch.float32{hint}")
     if output.device != x.device:
         raise CustomCodeError(f"the network of {name} returned a tensor on {output.device} for x on {x.device}")
     return output.float()
+
+
+def _autocast_dtype(device_type: str) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
 
 
 def _kind(value: object) -> str:

@@ -11,10 +11,10 @@ from taugrid.workers.diffusion.process import Denoiser, network_time
 from taugrid.workers.network import custom
 
 
-def load_network(network: NetworkSpec, diffusion: Diffusion, device: str) -> Denoiser:
+def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, compiled: bool = False) -> Denoiser:
     """A network for inference on `device`, as a function of x, (B, C, H, W) float32, and the paper's t in 1..T.
 
-    It returns what the network predicts (`diffusion.prediction`), in the shape of x.
+    It returns what the network predicts (`diffusion.prediction`), in the shape of x. `compiled`: by torch.compile.
 
     Raises:
         OtherContent: if this node has other files, code or weights than the driver planned with, or none.
@@ -26,9 +26,9 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str) -> Den
     if isinstance(network, SavedUnet):
         from taugrid.workers.network.unet import load_unet  # diffusers takes seconds, and only these need it
 
-        return load_unet(network, device)
+        return load_unet(network, device, compiled)
     if isinstance(network, CustomNetwork):
-        batched = custom.load(network, device)
+        batched = custom.load(network, device, compiled)
         return lambda x, t: batched(x, torch.full((len(x),), network_time(t), device=x.device))
     distribution = distributions.distribution(network.data)
     if isinstance(distribution, gaussian.Gaussian):

@@ -2,8 +2,9 @@
 
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -31,7 +32,7 @@ def build_unet(unet: Unet, image_shape: tuple[int, int, int]) -> diffusers.UNet2
     return diffusers.UNet2DModel(**size, **unet.model_dump())
 
 
-def load_unet(saved: SavedUnet, device: str) -> Denoiser:
+def load_unet(saved: SavedUnet, device: str, compiled: bool = False) -> Denoiser:
     """The saved UNet2DModel, for inference on `device`. Only tensors are unpickled.
 
     Raises:
@@ -44,12 +45,17 @@ def load_unet(saved: SavedUnet, device: str) -> Denoiser:
         weights.with_name(CONFIG_FILE).write_bytes(_config(folder / CONFIG_FILE, saved.config_sha256, saved.storage))
         unet = _from_folder(weights.parent, folder)
     unet = unet.to(device=device, memory_format=torch.channels_last).eval()
+    module: Callable[..., Any] = unet
+    if compiled:
+        from taugrid.workers.accelerator.compiled import by_torch  # torch's compiler takes a second to import
+
+        module = by_torch(unet)
 
     @torch.inference_mode()
     def network(x: Tensor, t: int) -> Tensor:
         # The times are made on the device: diffusers would copy a number to it at each step.
         index = torch.full((len(x),), network_time(t), device=x.device)
-        output: Tensor = unet(x.contiguous(memory_format=torch.channels_last), index, return_dict=False)[0]
+        output: Tensor = module(x.contiguous(memory_format=torch.channels_last), index, return_dict=False)[0]
         return output
 
     return network

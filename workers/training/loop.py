@@ -22,9 +22,11 @@ from ray.train.collective import broadcast_from_rank_zero
 from torch import Tensor, distributed
 
 from taugrid.config import Train
-from taugrid.errors import UserError
+from taugrid.errors import DeviceUnusable, UserError
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL
+from taugrid.words import this_node
+from taugrid.workers.accelerator.arithmetic import repeat_backward
 from taugrid.workers.device import set_up
 from taugrid.workers.diffusion.process import network_time
 from taugrid.workers.network.ema import ema_decay, ema_update
@@ -87,7 +89,7 @@ def _process_group(spec: TrainingSpec, rank: int, world_size: int, device: str) 
         yield
         return
     if ray.util.get_node_ip_address() == "127.0.0.1":
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
+        stay_on_loopback()
     meeting = broadcast_from_rank_zero(f"meeting-{uuid.uuid4().hex[:12]}" if rank == 0 else None)
     distributed.init_process_group(
         "nccl" if device == "cuda" else "gloo",
@@ -97,6 +99,12 @@ def _process_group(spec: TrainingSpec, rank: int, world_size: int, device: str) 
     )
     yield
     distributed.destroy_process_group()
+
+
+def stay_on_loopback() -> None:
+    """Have gloo and NCCL listen on the loopback interface alone."""
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    os.environ.update(GLOO_SOCKET_IFNAME=loopback, NCCL_SOCKET_IFNAME=loopback)
 
 
 def _batches(spec: TrainingSpec, rank: int, world_size: int, device: str) -> Batches:
@@ -225,9 +233,20 @@ def _sum_over_ranks(share: Tensor, world_size: int) -> float:
 
 
 def _device(spec: TrainingSpec) -> str:
-    """The worker's device, set up with a thread for each of its CPUs."""
+    """The worker's device, set up with a thread for each of its CPUs.
+
+    Raises:
+        DeviceUnusable: if Ray gave it a GPU that torch can't use. Ray Train starts it again, perhaps on another node.
+    """
     set_up(threads=max(1, int(spec.cpus_per_worker)))
-    return "cuda" if spec.gpus_per_worker else "cpu"
+    if not spec.gpus_per_worker:
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise DeviceUnusable(
+            f"node {this_node()}: Ray gave a training worker a GPU that torch can't use; check its driver and torch"
+        )
+    repeat_backward()
+    return "cuda"
 
 
 def _dropout_seed(seed: int | None, step: int) -> int:

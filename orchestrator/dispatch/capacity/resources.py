@@ -8,6 +8,7 @@ from taugrid.config import Cluster
 from taugrid.errors import UserError
 from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size, exact, nodes
 from taugrid.words import counted
+from taugrid.workers.accelerator import build
 
 ASK_SECONDS = 60.0
 """How long nodes may take to say whether their torch can use their GPUs. After that the workers' hello tells."""
@@ -36,7 +37,8 @@ def _torch_uses_gpus(ids: frozenset[str]) -> bool:
 
     if not ids:
         return False
-    ask = ray.remote(num_cpus=0, max_retries=0)(_torch_is_built_for_gpus)
+    # Whether a GPU is there is not asked: Ray hides it from tasks without one.
+    ask = ray.remote(num_cpus=0, max_retries=0)(build.is_for_gpus)
     asked = [ask.options(label_selector={"ray.io/node-id": node}).remote() for node in sorted(ids)]
     while asked:
         answers, asked = ray.wait(asked, timeout=ASK_SECONDS)
@@ -50,13 +52,6 @@ def _torch_uses_gpus(ids: frozenset[str]) -> bool:
         except ray.exceptions.RayError:  # no torch there, or no node any more: not able
             continue
     return False
-
-
-def _torch_is_built_for_gpus() -> bool:
-    """Whether torch here has CUDA or ROCm. Whether a GPU is here is not asked: Ray hides it from tasks without one."""
-    import torch
-
-    return torch.version.cuda is not None or torch.version.hip is not None
 
 
 def room(cluster: Cluster) -> int:
@@ -86,6 +81,10 @@ def no_room(size: Size, selector: Mapping[str, str], then: str = "") -> UserErro
     )
 
 
+MOST_OF_A_SHARED_GPU = 0.5
+"""The largest part of a GPU of which two fit on one."""
+
+
 class Trainers(NamedTuple):
     """How a model is trained on the connected cluster."""
 
@@ -109,11 +108,18 @@ def trainers(cluster: Cluster, workers: int | tuple[int, int], may_grow: bool = 
     workers in vain. With those, the number stays one: what fits now, or all if none does.
 
     Raises:
-        UserError: if not even one fits, or fewer than the least, and the cluster can't grow.
+        UserError: if not even one fits, or fewer than the least, and the cluster can't grow; or if two could share a
+            GPU, which NCCL refuses.
     """
     own = {name: value for name, value in cluster.train if value is not None}
     cluster = cluster.model_copy(update=own)
     size, there = worker_size(cluster), _staying(cluster)
+    most = workers if isinstance(workers, int) else workers[1]
+    if most > 1 and 0 < size.gpus <= MOST_OF_A_SHARED_GPU:
+        raise UserError(
+            f"cluster.gpus_per_worker: with {size.gpus:g}, two of {most} training workers could share a GPU, which "
+            "NCCL refuses (Duplicate GPU detected); set cluster.train.gpus_per_worker: 1, or train.workers: 1"
+        )
     fits = sum(node.room(size) for node in there)
     if fits < 1 and not may_grow:
         raise no_room(size, cluster.label_selector)

@@ -1,0 +1,107 @@
+"""Whether a plan's shards fit its workers: enough of them for all, none so long that a loss is costly. Pure."""
+
+from typing import NamedTuple
+
+from taugrid.config import Sample
+from taugrid.errors import UserError
+from taugrid.orchestrator.plan.cells import Plan
+from taugrid.words import counted, duration
+from taugrid.workers.sample import SampleJob
+
+LONG_SECONDS = 300.0
+"""A shard is done again as a whole if its worker is lost, and the last one keeps the others waiting."""
+
+GOOD_SECONDS = 60.0
+"""How long a shard should take: long against the milliseconds that it costs the driver, short against a cell."""
+
+HEARD_SECONDS = 10.0
+"""How long a job is listened to before its time is foretold."""
+
+SHARDS_A_WORKER = 4
+"""So many let a slow worker do fewer."""
+
+
+def require_no_tf32(plan: Plan) -> None:
+    """Raise `UserError` if a cell wants TF32 from workers without a GPU."""
+    if any(cell.settings.precision == "tf32" for cell in plan.cells):
+        raise UserError(
+            "sample.precision: tf32 needs an NVIDIA GPU, and workers have none here; set float32, bf16 or fp16, or "
+            "join a cluster with such GPUs (--address)"
+        )
+
+
+def too_few_shards(plan: Plan, workers: int) -> str | None:
+    """What to say if the plan has fewer shards than there are workers; None if it has enough."""
+    shards = len(plan.shards)
+    if shards >= workers:
+        return None
+    total = sum(shard.evaluations for shard in plan.shards)
+    longest = max(plan.cells, key=lambda cell: len(cell.tau))
+    advice = smaller_shards(longest.settings, len(longest.tau), total / (SHARDS_A_WORKER * workers))
+    idle = workers - shards
+    return f"{counted(shards, 'shard')} to sample for {workers} workers: {idle} will have nothing to sample; {advice}"
+
+
+def too_long(settings: Sample, steps: int, evaluations: int, seconds: float) -> str | None:
+    """What to say if a shard of so many `evaluations` takes `seconds`; None if that is not too long."""
+    if seconds <= LONG_SECONDS:
+        return None
+    advice = smaller_shards(settings, steps, evaluations * GOOD_SECONDS / seconds)
+    return f"a shard takes about {duration(seconds)}, which a lost worker has to do again; {advice}"
+
+
+def longest_shard(plan: Plan, rate: float | None) -> str | None:
+    """`too_long` for the costliest shard of a plan, at `rate` network evaluations a second; None without a rate."""
+    if not rate or not plan.shards:
+        return None
+    shard = plan.shards[0]
+    cell = next(cell for cell in plan.cells if cell.id == shard.cell)
+    return too_long(cell.settings, len(cell.tau), shard.evaluations, shard.evaluations / rate)
+
+
+class Heartbeat(NamedTuple):
+    """The first of a job."""
+
+    job: SampleJob
+    time: float
+    fraction: float
+
+
+class LongShards:
+    """Foretells from heartbeats how long a run's shards take, and says so once if that is too long."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, Heartbeat] = {}  # worker -> of its job
+        self._has_told = False
+
+    def heard(self, worker: str, job: object, fraction: float, now: float) -> str | None:
+        """What to say now that so much of a worker's job is done; None if nothing, or not yet."""
+        if self._has_told or not isinstance(job, SampleJob):
+            return None
+        first = self._first.get(worker)
+        if first is None or first.job is not job:
+            self._first[worker] = Heartbeat(job, now, fraction)
+            return None
+        if now - first.time < HEARD_SECONDS or fraction <= first.fraction:
+            return None
+        steps, seconds = len(job.tau), (now - first.time) / (fraction - first.fraction)
+        said = too_long(job.settings, steps, (job.stop - job.start - job.kept) * steps, seconds)
+        self._has_told = said is not None
+        return said
+
+
+def smaller_shards(settings: Sample, steps: int, evaluations: float) -> str:
+    """What to set for shards of about so many `evaluations`. A shard has at least one batch."""
+    batch = settings.batch_size * steps
+    if settings.shard_evaluations < 2 * batch:
+        images = max(1, int(evaluations // steps))
+        key, value = "batch_size", _rounded(min(images, settings.batch_size // 2 or 1))
+    else:
+        key, value = "shard_evaluations", _rounded(max(int(evaluations), batch))
+    return f"sample.{key}: {value} would help, in a new directory (it makes other cells)"
+
+
+def _rounded(number: int) -> int:
+    """A number rounded down to one digit and zeros, as people write it."""
+    digits: int = 10 ** (len(str(number)) - 1)
+    return number // digits * digits

@@ -1,0 +1,195 @@
+"""How networks compute: true float32 unless a cell asks for less, whatever a user's code has set before."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from taugrid.config import DIFFUSION_DEFAULTS, Sample
+from taugrid.errors import DeviceUnusable
+from taugrid.eval.features.load import as_input
+from taugrid.workers import schedules
+from taugrid.workers.accelerator import arithmetic, build
+from taugrid.workers.accelerator.arithmetic import Arithmetic
+from taugrid.workers.samplers import ddim
+from taugrid.workers.training.loop import stay_on_loopback
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def settled():
+    yield
+    arithmetic.settle()
+
+
+PLANTED = {
+    "the old switches": lambda: torch.set_float32_matmul_precision("medium"),
+    "the new switch above all": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+    "a new switch": lambda: setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32"),
+    "cuDNN's choice by timing": lambda: setattr(torch.backends.cudnn, "benchmark", True),
+    "TF32 in cuBLAS": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+}
+
+
+def switches():
+    backends = torch.backends
+    places = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul, backends.mkldnn.conv)
+    new = [place.fp32_precision for place in (*places, backends.mkldnn.matmul)]
+    old = (backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision())
+    return new, old, backends.cudnn.benchmark, backends.cudnn.deterministic
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_no_switch_that_users_code_sets_outlives_its_job(what):
+    arithmetic.settle()
+    expected = switches()
+    assert expected == (["ieee"] * 5, (False, False, "highest"), False, True)
+    PLANTED[what]()
+    arithmetic.settle()
+    assert switches() == expected, "and torch does not refuse to read the old ones"
+
+
+def test_a_product_of_matrices_has_the_same_bits_whatever_a_user_has_set():
+    """On CPUs with bf16, `medium` makes another product of it."""
+    a, b = torch.randn(2, 300, 300, generator=torch.Generator().manual_seed(0))
+    arithmetic.settle()
+    expected = a @ b
+    torch.set_float32_matmul_precision("medium")
+    arithmetic.settle()
+    assert torch.equal(a @ b, expected)
+
+
+@pytest.mark.parametrize(("capability", "hip", "has"), [((8, 0), None, True), ((9, 0), None, True),
+                                                       ((7, 5), None, False), ((9, 4), "6.4", False)])  # fmt: skip
+def test_tf32_is_used_where_a_device_has_it_and_refused_elsewhere(monkeypatch, capability, hip, has):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    if has:
+        arithmetic.prepare("tf32", "cuda", "simulated")
+        assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "tf32"
+        arithmetic.prepare("float32", "cuda", "simulated")
+    else:
+        with pytest.raises(DeviceUnusable, match=r"sample.precision: tf32 .*this worker has simulated; set float32"):
+            arithmetic.prepare("tf32", "cuda", "simulated")
+    assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
+    with pytest.raises(DeviceUnusable, match="tf32"):
+        arithmetic.prepare("tf32", "cpu", "a CPU")
+
+
+class Spy(nn.Module):
+    """A linear network that notes the types of what goes in, and of what its layer computes."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.seen = nn.Linear(16, 16), set()
+
+    def forward(self, x, t):
+        y = self.layer(x.flatten(1))
+        self.seen.add((x.dtype, type(t), y.dtype))
+        return y.view_as(x)
+
+
+@pytest.mark.parametrize(("precision", "half"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_only_the_network_computes_in_half_precision(precision, half):
+    """A network of zeros loses nothing by rounding, so every bit that differs would be the sampler's."""
+    spy, alpha_bar = Spy(), schedules.alpha_bar(DIFFUSION_DEFAULTS)
+    x_T = torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+
+    def sampled(network):
+        return ddim.sample(network, lambda t: x_T, alpha_bar, (250, 500, 750, 1000), 0.5, "none")
+
+    half_network = arithmetic.computed(spy, Arithmetic(precision), "cpu")
+    exact, rounded = sampled(spy), sampled(half_network)
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05 * exact.abs().max().item())
+    nn.init.zeros_(spy.layer.weight)
+    nn.init.zeros_(spy.layer.bias)
+    exact, seen = sampled(spy), spy.seen.copy()
+    assert torch.equal(sampled(half_network), exact)
+    assert seen == {(torch.float32, int, torch.float32), (torch.float32, int, half)}
+
+
+def test_float32_is_the_network_itself():
+    spy = Spy()
+    assert arithmetic.computed(spy, Arithmetic(), "cpu") is spy
+
+
+@pytest.mark.parametrize(
+    ("precision", "said"),
+    [
+        ("float32", "float32, no TF32"),
+        ("tf32", "TF32"),
+        ("bf16", "bf16 autocast, no TF32"),
+        ("fp16", "fp16 autocast, no TF32"),
+    ],
+)
+def test_a_protocol_says_how_the_network_computed(precision, said):
+    assert Sample(precision=precision).precision_in_words == said
+
+
+def test_backward_passes_on_gpus_are_made_repeatable():
+    """The switches alone: whether they suffice, benchmarks/device.py asks on a card."""
+    names = ("flash", "mem_efficient", "cudnn")
+    backends = torch.backends.cuda
+    try:
+        arithmetic.repeat_backward()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled(), "an operation without such a form goes on"
+        assert not any(getattr(backends, f"{name}_sdp_enabled")() for name in names)
+        assert backends.math_sdp_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        for name in names:
+            getattr(backends, f"enable_{name}_sdp")(True)
+
+
+def test_a_training_on_loopback_listens_nowhere_else(monkeypatch):
+    monkeypatch.setattr("os.environ", {})
+    stay_on_loopback()
+    import os
+
+    assert {name: value[:2] for name, value in os.environ.items()} == dict.fromkeys(
+        ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), "lo"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cuda = None\nhip = None", False),
+        ("cuda: str | None = '13.0'\nhip = None", True),
+        ("hip = '6.4'\ncuda = None", True),
+    ],
+)
+def test_what_torch_is_built_for_is_read_without_importing_it(tmp_path, monkeypatch, text, expected):
+    """The folder before all others has a torch that fails when it is imported."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "torch/version.py").write_text(text)
+    asked = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import runpy; print(runpy.run_path({build.__file__!r})"
+    printed = subprocess.run([sys.executable, "-c", f"{asked}['is_for_gpus']())"], capture_output=True, check=True)
+    assert printed.stdout.decode().strip() == str(expected)
+
+
+def pin(images):
+    """What torch does on a machine with a GPU: a copy with the same strides, into memory that is page-locked there."""
+    return torch.empty_strided(images.size(), images.stride(), dtype=images.dtype).copy_(images)
+
+
+def test_grey_images_are_pinned_before_their_channels_are_repeated(monkeypatch):
+    """On a simulated GPU: a tensor of which several elements are one can't be pinned."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    grey = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="single memory location"):
+        grey.expand(-1, 3, -1, -1).pin_memory()
+    with monkeypatch.context() as on_gpu:
+        on_gpu.setattr(torch.Tensor, "to", lambda self, device, non_blocking: self)
+        for takes_grey, channels in ((False, 3), (True, 1)):
+            assert as_input(grey, "cuda", takes_grey).shape == (2, channels, 8, 8)
+    levels = torch.from_numpy(np.arange(2 * 64, dtype=np.uint8).reshape(2, 1, 8, 8))
+    assert torch.equal(as_input(levels, "cpu", False), levels.repeat(1, 3, 1, 1))

@@ -1,0 +1,59 @@
+"""Networks that torch compiles: once for an architecture, for full batches only."""
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+from torch._inductor import config as inductor
+
+from taugrid.errors import DeviceUnusable
+from taugrid.workers.accelerator.arithmetic import Arithmetic, computed
+from taugrid.workers.network.custom import for_inference
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FULL = Arithmetic("float32", "default", 4)
+
+
+class Small(nn.Module):
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layer = nn.Linear(9, 9)
+
+    def forward(self, x, t):
+        return nn.functional.silu(self.layer(x.flatten(1)) + t[:, None]).view_as(x)
+
+
+def denoiser(seed, compiled, how):
+    batched = for_inference(Small(seed), "mine:small", "cpu", compiled)
+    return computed(lambda x, t: batched(x, torch.full((len(x),), t)), how, "cpu")
+
+
+def test_one_compilation_serves_all_weights_of_an_architecture_and_smaller_batches():
+    torch._dynamo.reset()
+    x = torch.randn(4, 1, 3, 3)
+    counters.clear()
+    for seed in (0, 1):
+        network, plain = denoiser(seed, True, FULL), denoiser(seed, False, Arithmetic())
+        for t in (1, 999):
+            whole = network(x, t)
+            torch.testing.assert_close(whole, plain(x, t), rtol=1e-5, atol=1e-6)
+            assert torch.equal(network(x[:3], t), whole[:3]), "the last batch is computed as the others are"
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_half_precision_is_another_compilation_that_returns_float32():
+    output = denoiser(0, True, FULL._replace(precision="bf16"))(torch.randn(4, 1, 3, 3), 5)
+    assert output.dtype == torch.float32
+    assert torch.equal(output.bfloat16().float(), output), "it was computed in bf16"
+
+
+def test_a_node_without_a_compiler_is_refused_in_one_line():
+    torch._dynamo.reset()
+    with (
+        inductor.patch({"force_disable_caches": True, "cpp.cxx": ("/nowhere/c++",)}),
+        pytest.raises(DeviceUnusable, match=r"sample.compile: default failed.* set sample.compile: none$") as caught,
+    ):
+        denoiser(0, True, FULL)(torch.randn(4, 1, 3, 3), 5)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,198 @@
+"""Out of memory: caches go first, a job is tried once more, and what is said then names a batch that fits."""
+
+import weakref
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from taugrid.errors import BrokenAccelerator, DoesNotFit, NotFinite, of_memory
+from taugrid.eval.extract import InBatches
+from taugrid.eval.features.load import Extraction
+from taugrid.jobs import Job, Result
+from taugrid.orchestrator.dispatch.loop import _fault
+from taugrid.orchestrator.dispatch.policy import Fault
+from taugrid.workers.accelerator.memory import Kept, batch_that_fits, smaller_batch
+from taugrid.workers.actor import Worker, run_in_memory
+from taugrid.workers.device import Device
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names it."""
+
+
+class Card:
+    """A simulated device's memory, in images: a network of `network(x, t)` that needs one for each."""
+
+    def __init__(self, room):
+        self.room, self.tried = room, []
+
+    def network(self, x, t):
+        self.tried.append(len(x))
+        if len(x) > self.room:
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return x
+
+
+class Thing:
+    pass
+
+
+def test_an_old_value_is_gone_before_a_new_one_is_loaded():
+    kept, alive = Kept(2), weakref.WeakSet()
+
+    def load():
+        at_once.append(len(alive))
+        alive.add(thing := Thing())
+        return thing
+
+    at_once = []
+    for key in "abcab":
+        kept.get(key, load)
+    assert at_once == [0, 1, 1, 1, 1], "never a third beside two"
+    before = len(at_once)
+    kept.get("b", load)
+    assert len(at_once) == before
+    kept.clear()
+    assert not alive
+
+
+@pytest.mark.parametrize(("room", "fits"), [(15, 8), (8, 8), (5, 4), (1, 1), (0, None)])
+def test_what_would_fit_is_found_by_trying(room, fits):
+    card = Card(room)
+    assert batch_that_fits(card.network, (1, 2, 2), 16, "cpu") == fits
+    said = smaller_batch(lambda: card.network, (1, 2, 2), 16, "cpu")
+    if fits:
+        assert f"sample.batch_size: 16 does not fit into memory, {fits} does" in said
+    else:
+        assert "not even one image fits" in said
+
+
+def test_a_network_that_can_not_be_loaded_leaves_nothing_that_fits():
+    def load():
+        raise OutOfMemoryError("CUDA out of memory")
+
+    assert "not even one image fits" in smaller_batch(load, (1, 2, 2), 256, "cpu")
+
+
+def test_another_error_is_not_taken_for_lack_of_memory():
+    def network(x, t):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        batch_that_fits(network, (1, 2, 2), 4, "cpu")
+
+
+ATTEMPTS = []
+
+
+@dataclass(frozen=True)
+class Hungry(Job):
+    """Fits if less than `most` is kept on the device, and says how often it was tried."""
+
+    runs = "test_memory:work"
+    most: int = 1
+    fault: type[Exception] = OutOfMemoryError
+    says: str = "CUDA out of memory. Tried to allocate 2.00 GiB."
+
+    def remedy(self, device):
+        return smaller_batch(lambda: Card(100).network, (1, 2, 2), 256, device.name)
+
+
+def work(job, device):
+    ATTEMPTS.append(device.extractor("taken", lambda: len(ATTEMPTS)) if job.most else None)
+    if job.most and ATTEMPTS[-1]:  # kept since this attempt began: there is room
+        return Result(0.1, 1, True)
+    raise job.fault(job.says)
+
+
+@pytest.fixture(autouse=True)
+def attempts():
+    ATTEMPTS.clear()
+    return ATTEMPTS
+
+
+def test_what_earlier_jobs_left_goes_first_and_the_job_is_tried_once_more(attempts):
+    device = Device("cpu")
+    device.extractor("taken", lambda: 0)
+    assert run_in_memory(Hungry("x"), device) == Result(0.1, 1, True)
+    assert attempts == [0, 1]
+
+
+def test_a_job_that_does_not_fit_is_tried_twice_and_says_what_would(attempts):
+    device = Device("cpu")
+    device.hardware = "NVIDIA Simulated"
+    with pytest.raises(DoesNotFit) as caught:
+        run_in_memory(Hungry("x", most=0), device)
+    assert len(attempts) == 2
+    for fact in ("sample.batch_size: 256", "64 does", "NVIDIA Simulated", "Tried to allocate 2.00 GiB"):
+        assert fact in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert _fault(caught.value) is Fault.FINAL, "the dispatcher does not try it a third time"
+
+
+def test_other_errors_are_not_tried_again(attempts):
+    with pytest.raises(NotFinite):
+        run_in_memory(Hungry("x", most=0, fault=NotFinite, says="the network returned nan"), Device("cpu"))
+    assert len(attempts) == 1
+
+
+@pytest.mark.parametrize("room", [3, 100])
+def test_an_extractor_takes_smaller_batches_once_one_does_not_fit(room):
+    card = Card(room)
+    images = torch.arange(20, dtype=torch.float32)[:, None]
+    extracted = InBatches(lambda x: Extraction(card.network(x, 1), None), 8, Device("cpu"))
+    for _ in range(2):
+        found = torch.cat([each.features for each in extracted(images)])
+        assert torch.equal(found, images), "every image once, in order"
+    assert sum(size > room for size in card.tried) == (2 if room == 3 else 0), "8, 4, and never again"
+
+
+def test_an_extractor_that_does_not_take_one_image_fails():
+    extracted = InBatches(lambda x: Card(0).network(x, 1), 8, Device("cpu"))
+    with pytest.raises(OutOfMemoryError):
+        list(extracted(torch.zeros(4, 1)))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("std::bad_alloc"),
+    ],
+    ids=repr,
+)
+def test_each_way_of_saying_that_memory_is_used_up_is_known(error):
+    assert of_memory(error)
+
+
+@dataclass(frozen=True)
+class Poison(Job):
+    """A job that meets a CUDA error, which a library may turn into its own."""
+
+    runs = "test_memory:poison"
+    wrapped: bool = False
+
+
+def poison(job, device):
+    ATTEMPTS.append(1)
+    try:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    except RuntimeError as error:
+        if job.wrapped:
+            raise ValueError("the picture can't be made") from error
+        raise
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_worker_that_met_a_cuda_error_does_no_more_work(tmp_path, attempts, wrapped):
+    """Even if whoever caught the error first has made another of it; Ray passes on only the last one."""
+    worker = Worker(1)
+    for _ in range(2):
+        with pytest.raises(BrokenAccelerator, match="illegal memory access"):
+            worker.do(Poison(str(tmp_path / "x"), wrapped=wrapped))
+    assert len(attempts) == 1, "the second job was not begun"

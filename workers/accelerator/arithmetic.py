@@ -1,0 +1,119 @@
+"""How networks compute: in true float32, unless a cell's `sample.precision` asks for less.
+
+torch is imported when something is computed, not with this module: the driver must not import it.
+"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from taugrid.config.sample import Compilation, Precision
+from taugrid.errors import DeviceUnusable
+from taugrid.words import this_node
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from taugrid.workers.diffusion.process import Denoiser
+
+FIRST_WITH_TF32 = (8, 0)
+"""The compute capability of Ampere (A100), the first NVIDIA architecture with TF32."""
+
+HALF = {"bf16": "bfloat16", "fp16": "float16"}
+"""Precisions under autocast -> torch's names of their types."""
+
+
+class Arithmetic(NamedTuple):
+    """How a network is computed; every field changes its output in the last digits, or more."""
+
+    precision: Precision = "float32"
+    compile: Compilation = "none"
+    batch_size: int | None = None
+    """The one number of images for which a compiled network is built. None: it is not compiled."""
+
+
+PLAIN = Arithmetic()
+
+
+def settle(tf32: bool = False) -> None:
+    """Make this process compute in true float32, or in TF32 where float32 is asked for, and the same every time.
+
+    A user's network or extractor can change these settings of the whole process, so they are set for every job. torch
+    has an old and a new set of switches. Libraries read the old ones, and torch raises an error if both disagree, so
+    both are set. The new ones are set where they are read, not from above: there no later setting reaches them.
+    """
+    import torch
+
+    backends: Any = torch.backends  # torch sets its switches with modules whose types lag
+    for above in (backends, backends.cudnn, backends.mkldnn):
+        above.fp32_precision = "none"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    backends.cudnn.allow_tf32 = tf32  # on by default for convolutions
+    backends.cuda.matmul.allow_tf32 = tf32
+    for place in (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul):
+        place.fp32_precision = "tf32" if tf32 else "ieee"
+    for place in (backends.mkldnn.conv, backends.mkldnn.rnn, backends.mkldnn.matmul):
+        place.fp32_precision = "ieee"  # a CPU could take bf16 for it
+    backends.cudnn.deterministic = True
+    backends.cudnn.benchmark = False  # it takes the kernel that was fastest this time
+
+
+def repeat_backward() -> None:
+    """Make backward passes on GPUs give the same every time, where torch can; where it can't, it warns in the log.
+
+    The fast backward passes of attention add in any order, so attention is computed from plain matrix products.
+    """
+    import torch
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # saves time
+    for switch in ("flash", "mem_efficient", "cudnn"):
+        getattr(torch.backends.cuda, f"enable_{switch}_sdp")(False)
+
+
+def has_tf32(device: str) -> bool:
+    """Whether a device can compute in TF32."""
+    import torch
+
+    if device != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability() >= FIRST_WITH_TF32
+
+
+def prepare(precision: Precision, device: str, hardware: str) -> None:
+    """Set this process up for a job of `precision`.
+
+    Raises:
+        DeviceUnusable: if the device does not have it.
+    """
+    if precision == "tf32" and not has_tf32(device):
+        raise DeviceUnusable(
+            f"node {this_node()}: sample.precision: tf32 needs an NVIDIA GPU of the generation of the A100 or later, "
+            f"and this worker has {hardware}; set float32, bf16 or fp16, or choose nodes with cluster.label_selector"
+        )
+    settle(tf32=precision == "tf32")
+
+
+def computed(network: "Denoiser", how: Arithmetic, device: str) -> "Denoiser":
+    """`network`, computed as `how` says; it is compiled already if it should be."""
+    if how.precision in HALF:
+        network = under_autocast(network, HALF[how.precision], device)
+    if how.compile != "none" and how.batch_size is not None:
+        from taugrid.workers.accelerator.compiled import in_full_batches
+
+        network = in_full_batches(network, how.batch_size)
+    return network
+
+
+def under_autocast(network: "Denoiser", half: str, device: str) -> "Denoiser":
+    """`network` under autocast to torch's type `half`. x and the output are float32.
+
+    Only the network runs under autocast. The sampler's own arithmetic stays float32, and so does t: in bf16, 998 would
+    be 1000.
+    """
+    import torch
+
+    def call(x: "Tensor", t: int) -> "Tensor":
+        with torch.autocast(device, getattr(torch, half)):
+            output = network(x, t)
+        return output.float()
+
+    return call

@@ -1,0 +1,55 @@
+"""torch.compile for networks: static shapes, and no choice by timing, which would differ from one process to the next.
+
+torch keeps what it compiled with the code, not with the weights: a second network of the same architecture in the same
+process takes a fraction of a second.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch._dynamo.exc import TorchDynamoException
+from torch._inductor import config as inductor
+from torch._inductor.exc import InductorError, InvalidCxxCompiler
+
+from taugrid.errors import DeviceUnusable, last_line, of_memory
+from taugrid.words import this_node
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from taugrid.workers.diffusion.process import Denoiser
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+CHOICES_BY_TIMING = {"shape_padding": False, "deterministic": True}
+"""Options of torch's compiler, of which older versions lack some."""
+
+
+def by_torch(function: F) -> F:
+    """`function`, which torch compiles when it is first called."""
+    options: dict[str, Any] = {name: value for name, value in CHOICES_BY_TIMING.items() if hasattr(inductor, name)}
+    return torch.compile(function, dynamic=False, options=options)  # type: ignore[return-value]
+
+
+def in_full_batches(network: "Denoiser", batch_size: int) -> "Denoiser":
+    """`network`, always called with `batch_size` images: others would be compiled anew. Zeros take the place of none.
+
+    Raises:
+        DeviceUnusable: if torch can't compile it here.
+    """
+
+    def call(x: "Tensor", t: int) -> "Tensor":
+        missing = batch_size - len(x)
+        whole = torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
+        try:
+            return network(whole, t)[: len(x)]
+        except (TorchDynamoException, InductorError, InvalidCxxCompiler) as error:
+            if of_memory(error):
+                raise
+            raise DeviceUnusable(
+                f"node {this_node()}: sample.compile: default failed: {last_line(error)[:300]}; it needs a C++ "
+                "compiler on CPUs and Triton on GPUs; set sample.compile: none"
+            ) from error
+
+    return call
