@@ -1,10 +1,10 @@
 """A config with its plan and its run directory: the start of commands and the Python API."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from taugrid.config.load import CONFIG_NAME, find, load
+from taugrid.config.load import CONFIG_NAME, Assignment, Given, find, load
 from taugrid.errors import UserError
 from taugrid.orchestrator.dispatch.address import check_form
 from taugrid.orchestrator.plan.grid import plan
@@ -24,8 +24,8 @@ class Opened:
 
     def __init__(
         self,
-        name: str,
-        assignments: Sequence[str],
+        name: Given,
+        assignments: Sequence[Assignment],
         out: str | None,
         runs_code: bool = False,
         trust_code: bool = False,
@@ -33,8 +33,8 @@ class Opened:
         """Read a config and plan its run.
 
         Args:
-            name: a file, the name of a shipped config, or a run directory.
-            assignments: `key=value`, as --set takes them.
+            name: a file, the name of a shipped config, a run directory, or a config's content.
+            assignments: as `config.load.load` takes them.
             out: the run directory; None: runs/<name>, or `name` where that is one.
             runs_code: the command does work, so it needs the code that the config of a directory names.
             trust_code: that code may run although it is not in the user's trust file.
@@ -44,9 +44,9 @@ class Opened:
         """
         self.config = load(name, assignments)
         self.rundir = rundir = _run_directory(name, out, self.config.name)
-        file = find(name)
-        is_own = file.name != CONFIG_NAME
-        if not is_own:
+        file = None if isinstance(name, Mapping) else find(name)
+        is_own = file is None or file.name != CONFIG_NAME
+        if file is not None and not is_own:
             rundir.runs_code = runs_code
             if not runs_code and file.parent.absolute() != rundir.root and custom_code(self.config):
                 raise UserError(
@@ -64,18 +64,19 @@ class Opened:
             trust(custom_code(self.config))
 
 
-def _run_directory(config: str, out: str | None, name: str) -> RunDir:
+def _run_directory(config: Given, out: str | None, name: str) -> RunDir:
     root, storage = open_place(run_folder(config, out, name), "CONFIG" if out is None else "--out")
     storage.require(root)
     return RunDir(root, storage)
 
 
-def run_folder(config: str, out: str | None, name: str) -> str:
+def run_folder(config: Given, out: str | None, name: str) -> str:
     """The run directory, a path or a URL: --out, or else CONFIG if it is one, or else runs/`name`."""
     if out == "":
         raise UserError("--out is empty; give a folder or a URL")
     if out is None:
-        return config if is_url(config) or Path(config).is_dir() else str(Path("runs") / name)
+        is_run = isinstance(config, str) and (is_url(config) or Path(config).is_dir())
+        return str(config if is_run else Path("runs") / name)
     if not is_url(out) and Path(out).exists() and not Path(out).is_dir():
         raise UserError(f"--out {out} is a file; give a folder")
     return out
@@ -93,7 +94,7 @@ def open_existing(directory: str) -> Opened:
     return Opened(directory, (), None)
 
 
-def open_to_plan(name: str, assignments: Sequence[str], out: str | None) -> Opened:
+def open_to_plan(name: Given, assignments: Sequence[Assignment], out: str | None) -> Opened:
     """Open a config that is to be looked at before it is run.
 
     Raises:
@@ -106,8 +107,8 @@ def open_to_plan(name: str, assignments: Sequence[str], out: str | None) -> Open
 
 
 def open_to_run(
-    name: str,
-    assignments: Sequence[str],
+    name: Given,
+    assignments: Sequence[Assignment],
     out: str | None,
     address: str,
     runs_code: bool = True,

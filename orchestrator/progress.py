@@ -1,5 +1,6 @@
 """Progress on stderr: a live line on a terminal, otherwise a plain line now and then."""
 
+import io
 import time
 from types import TracebackType
 
@@ -54,6 +55,11 @@ class Progress:
         )
         self._task: progress.TaskID | None = None
         self._last_plain = time.monotonic()
+
+    @classmethod
+    def silent(cls) -> "Progress":
+        """One that shows nothing."""
+        return cls(Console(file=io.StringIO(), quiet=True))
 
     def __enter__(self) -> "Progress":
         return self

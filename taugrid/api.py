@@ -1,26 +1,54 @@
-"""The Python API: what the commands `plan`, `run` and `report` do, for notebooks and scripts.
+"""The Python API: what the commands do, for notebooks and scripts.
 
 Each function loads what it needs when it is called, so that `import taugrid` stays light.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from taugrid.config.load import Assignment
+    from taugrid.orchestrator.view.run import RunView
 
 STAGES = ("train", "sample", "evaluate", "report")
 """The stages of `taugrid run`, in their order."""
 
+REPLACED_WHOLE = ("model", "grid")
+"""Sections whose keys exclude each other: a mapping given for one replaces it, and is merged into any other."""
 
-def plan(config: str | Path, out: str | Path | None = None, assignments: Sequence[str] = ()) -> dict[str, Any]:
+Path = str | PathLike[str]
+
+
+def open(directory: Path) -> "RunView":
+    """The run in a directory, or at a URL: its tables, cells, images and figures. Starts nothing.
+
+    Raises:
+        taugrid.errors.UserError: if there is no run.
+    """
+    from taugrid.orchestrator.view.run import RunView
+
+    return RunView.of(str(directory))
+
+
+def plan(
+    config: Path | Mapping[str, Any],
+    out: Path | None = None,
+    assignments: Sequence[str] = (),
+    **overrides: Any,
+) -> dict[str, Any]:
     """What a run would do and what is already done, as `taugrid plan --json` prints it. Starts nothing.
 
     Args:
-        config: a file, the name of a shipped config, or a run directory.
+        config: a file, the name of a shipped config, a run directory, or a config's content.
         out: the run directory; None: runs/<name>, or `config` where that is one.
         assignments: `key=value`, as --set takes them.
+        overrides: keys of the config with their values, applied after `assignments`. A mapping is merged into its
+            section, or replaces it if it is `model` or `grid`: `sample={"num_samples": 200}, grid={"steps": [5, 10]}`.
+            A dotted key goes in as `**{"model.unet.dropout": 0.1}`.
 
     Raises:
         taugrid.errors.UserError: if the config is wrong, has no extractor, or would orphan images.
@@ -28,19 +56,21 @@ def plan(config: str | Path, out: str | Path | None = None, assignments: Sequenc
     from taugrid.orchestrator.inspection import describe_plan
     from taugrid.orchestrator.opened import open_to_plan
 
-    opened = open_to_plan(str(config), assignments, None if out is None else str(out))
+    opened = open_to_plan(_given(config), [*assignments, *_assigned(overrides)], None if out is None else str(out))
     return describe_plan(opened.config, opened.plan, opened.rundir)
 
 
 def run(
-    config: str | Path,
-    out: str | Path | None = None,
+    config: Path | Mapping[str, Any],
+    out: Path | None = None,
     assignments: Sequence[str] = (),
     address: str = "local",
     stages: Sequence[str] = STAGES,
     trust_code: bool = False,
-) -> "pd.DataFrame":
-    """Do what is still missing, like `taugrid run`, and return the results: a table with a row for each cell.
+    progress: bool = True,
+    **overrides: Any,
+) -> "RunView":
+    """Do what is still missing, like `taugrid run`, and return the run: its tables, cells, images and figures.
 
     Args:
         config: as in `plan`.
@@ -50,26 +80,100 @@ def run(
             directory must be named by an absolute path.
         stages: some of `STAGES`.
         trust_code: run the custom code that a run directory's config names, whoever wrote it, as --trust-code does.
+        progress: show on stderr how far it is.
+        overrides: as in `plan`.
 
     Raises:
         taugrid.errors.UserError: if something must be changed first.
         taugrid.errors.RunFailed: if a stage could not go on, or some cells could not be finished.
     """
-    import pandas as pd
-
     from taugrid.errors import RunFailed
     from taugrid.orchestrator.opened import open_to_run
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.session import Run
+    from taugrid.orchestrator.view.run import RunView
     from taugrid.words import counted
 
     runs_code = set(stages) != {"report"}
-    folder = None if out is None else str(out)
-    opened = open_to_run(str(config), assignments, folder, address, runs_code, trust_code)
-    with Progress() as progress:
-        outcome = Run(opened.config, opened.plan, opened.rundir, address, progress).do(stages)
+    changes = [*assignments, *_assigned(overrides)]
+    opened = open_to_run(_given(config), changes, None if out is None else str(out), address, runs_code, trust_code)
+    with Progress.silent() if not progress else Progress() as shown:
+        outcome = Run(opened.config, opened.plan, opened.rundir, address, shown).do(stages)
     if outcome.missing:
         name, reason = next(iter(outcome.missing.items()))
         label = outcome.labels.get(name, name)
         raise RunFailed(f"{counted(len(outcome.missing), 'cell')} could not be finished; {label}: {reason}")
-    return pd.DataFrame(outcome.rows)
+    return RunView(opened)
+
+
+def evaluate(
+    samples: "Path | NDArray[np.uint8]",
+    reference: "Path | NDArray[np.uint8]",
+    progress: bool = True,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Scores of any images against any others, as `taugrid evaluate --samples --json` prints them. Needs no run.
+
+    Args:
+        samples: a folder of PNG or JPEG files, an `.npz`, Parquet, or an array (N, H, W) or (N, H, W, 1 or 3) of uint8.
+        reference: as `samples`; or an `.npz` with `mu` and `sigma`, a data set with its split (`fashion-mnist/train`),
+            or a run directory, for what that run was scored against.
+        progress: show on stderr how far it is.
+        settings: keys of the config's section evaluate, such as `extractor="pixels"` and `metrics=["fid", "kid"]`.
+
+    Raises:
+        taugrid.errors.UserError: if images, reference, weights or settings can't be used.
+    """
+    from taugrid.orchestrator.external import score_images
+    from taugrid.orchestrator.progress import Progress
+
+    with Progress.silent() if not progress else Progress() as shown:
+        return score_images(samples, reference, settings, (), shown)
+
+
+def sample(
+    model: Any,
+    indices: int | Iterable[int] = 16,
+    *,
+    shape: tuple[int, int, int] | None = None,
+    diffusion: Mapping[str, Any] = {},
+    device: str | None = None,
+    **settings: Any,
+) -> "NDArray[np.uint8]":
+    """Images of a model, as arrays in memory, without a run: image n is what a run would sample with the same settings.
+
+    Args:
+        model: the folder of a checkpoint or an id on the hub; a mapping, as the config's section model (an oracle, a
+            custom network); or a network in memory: an `nn.Module` or function that predicts from x, (B, C, H, W)
+            float32, and the time indices (B,) in 0..T-1, as docs/custom-network.md says, or a diffusers UNet2DModel.
+        indices: which samples; a number n means 0 to n - 1.
+        shape: (channels, height, width), needed where the model does not say it.
+        diffusion: keys of the config's section diffusion; others come from the checkpoint, or are the defaults.
+        device: as torch names it; None: a GPU if there is one.
+        settings: keys of the config's section sample, such as `steps=20, eta=0.5, seed=1`. In a run with another
+            `batch_size` (the default is its default, 256), or on another device, bytes may differ in the last bit.
+
+    Returns:
+        (n, H, W) if they are grey, else (n, H, W, 3), uint8, in the order of `indices`.
+
+    Raises:
+        taugrid.errors.UserError: if the model or the settings can't be used.
+        taugrid.errors.NotFinite: if the network returns NaN or infinity.
+    """
+    from taugrid.orchestrator.in_memory import sample_in_memory
+
+    return sample_in_memory(_given(model), indices, shape, diffusion, settings, device)
+
+
+def _given(config: Any) -> Any:
+    """A config or model as other rooms take it: a path as text."""
+    return str(config) if isinstance(config, PathLike) else config
+
+
+def _assigned(overrides: Mapping[str, Any]) -> "Iterator[Assignment]":
+    """Overrides as assignments: a section's mapping as one for each key, so that it is merged."""
+    for key, value in overrides.items():
+        if isinstance(value, Mapping) and "." not in key and key not in REPLACED_WHOLE:
+            yield from ((f"{key}.{inner}", item) for inner, item in value.items())
+        else:
+            yield key, value

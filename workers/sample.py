@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,26 @@ class SampleJob(Job):
         """The batch that fits."""
         load = partial(device.network, self.network, self.diffusion, self.arithmetic._replace(compile="none"))
         return smaller_batch(load, self.image_shape, self.settings.batch_size, device.name)
+
+
+class Recipe(Protocol):
+    """Everything besides the network, the seed included, that determines an image. A job has it."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+
+    @property
+    def settings(self) -> Sample:
+        """Resolved: no key is null."""
+
+    @property
+    def diffusion(self) -> Diffusion:
+        """Resolved."""
+
+    @property
+    def tau(self) -> tuple[int, ...]:
+        """Increasing times in 1..T."""
 
 
 def run(job: SampleJob, device: Device) -> Result:
@@ -115,7 +135,7 @@ def _copy_kept(job: SampleJob, writer: parquet.SampleWriter) -> int:
     return job.kept
 
 
-def sample_batch(model: "Denoiser", indices: "Tensor", job: SampleJob, alpha_bar: NDArray[np.float64]) -> "Tensor":
+def sample_batch(model: "Denoiser", indices: "Tensor", job: Recipe, alpha_bar: NDArray[np.float64]) -> "Tensor":
     """x_0 of the samples `indices` (B,), int64, as (B, C, H, W) float32: a function of the cell, the seed and n."""
     from taugrid.workers.diffusion import noise
     from taugrid.workers.samplers import ddim as sampler

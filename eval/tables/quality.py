@@ -37,6 +37,7 @@ def write_quality(
     about = _about(table, protocols)
     marked = (protocols, indistinguishable, joined)
     document = {"rows": table.to_dict("records"), "protocols": protocols, "notes": list(notes)}
+    document |= {"indistinguishable": sorted(indistinguishable), "joined": sorted(joined)}
     listed = "\n".join(f"- {note}" for note in notes)
     contents = {
         "csv": table.to_csv(index=False, lineterminator="\n"),

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +18,12 @@ from taugrid.storage import is_url, open_place
 
 CONFIG_NAME = "config.json"
 """The name of a run directory's config. A file of this name is the directory's, not the user's own."""
+
+Given = str | Mapping[str, Any]
+"""A config: the name of one (see `find`), or its content."""
+
+Assignment = str | tuple[str, Any]
+"""`key=value` as --set takes it, or a key and its value."""
 
 
 def find(name: str) -> Path:
@@ -111,22 +118,14 @@ def _from_yaml(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
-def merge(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """`values` with every `key.path=value` of `--set` applied; a value is read as YAML."""
-    merged: dict[str, Any] = json.loads(json.dumps(values))
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"--set takes key=value, as in --set sample.num_samples=2000, not {assignment!r}")
-        try:
-            value = _from_yaml(text)
-        except yaml.YAMLError as error:
-            reason = f" ({error.problem})" if isinstance(error, yaml.constructor.ConstructorError) else ""
-            raise UserError(f"--set {key}: {text!r} is not a YAML value{reason}") from None
-        *parents, last = key.strip().split(".")
+def merge(values: Mapping[str, Any], assignments: Sequence[Assignment]) -> dict[str, Any]:
+    """`values` with every assignment applied, as plain data."""
+    merged: dict[str, Any] = _plain("config", values)
+    for key, value in map(_key_and_value, assignments):
+        *parents, last = key.split(".")
         node = merged
         if parents[:1] == ["grid"]:
-            parents, last = ["grid"], key.strip().removeprefix("grid.")  # a grid key may itself contain dots
+            parents, last = ["grid"], key.removeprefix("grid.")  # a grid key may itself contain dots
         for parent in parents:
             if not isinstance(node.get(parent), dict):
                 if isinstance(node.get(parent), list) and node[parent]:
@@ -137,19 +136,51 @@ def merge(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     return merged
 
 
-def load(name: str, assignments: Sequence[str] = ()) -> Config:
-    """The config called `name` (see `find`) with `--set` assignments applied, validated, and seeds filled in.
+def _key_and_value(assignment: Assignment) -> tuple[str, Any]:
+    """The key and the value of an assignment; those of a text are read as YAML."""
+    if not isinstance(assignment, str):
+        key, value = assignment
+        return key, _plain(key, value)
+    key, equals, text = assignment.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set takes key=value, as in --set sample.num_samples=2000, not {assignment!r}")
+    try:
+        return key.strip(), _from_yaml(text)
+    except yaml.YAMLError as error:
+        reason = f" ({error.problem})" if isinstance(error, yaml.constructor.ConstructorError) else ""
+        raise UserError(f"--set {key}: {text!r} is not a YAML value{reason}") from None
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A copy of `value` as JSON would hold it. Paths become texts, and NumPy's numbers and arrays Python's."""
+
+    def convert(other: Any) -> Any:
+        if isinstance(other, os.PathLike):
+            return os.fspath(other)
+        if hasattr(other, "tolist"):
+            return other.tolist()
+        raise UserError(f"{key}: a config holds texts, numbers, lists and mappings, not {type(other).__name__}")
+
+    return json.loads(json.dumps(value, default=convert))
+
+
+def load(given: Given, assignments: Sequence[Assignment] = ()) -> Config:
+    """A config with assignments applied, validated, and seeds filled in.
+
+    Args:
+        given: its name or content.
+        assignments: applied in their order.
 
     Raises:
         UserError: for a missing file, bad syntax, an unknown key or a bad value.
     """
-    path = find(name)
-    values = read(path)
+    path = None if isinstance(given, Mapping) else find(given)
+    values = given if isinstance(given, Mapping) else read(find(given))
     merged = merge(values, assignments)
     _refuse_overruled(merged, assignments)
-    if path.name == CONFIG_NAME:
+    if path is not None and path.name == CONFIG_NAME:
         _follow_seed(values, merged)
-    config = _with_absolute_paths(validate(Config, merged, str(path)))
+    config = _with_absolute_paths(validate(Config, merged, str(path or "config")))
     return config.model_copy(
         update={
             "train": _with_seed(config.train, config.seed),
@@ -158,14 +189,13 @@ def load(name: str, assignments: Sequence[str] = ()) -> Config:
     )
 
 
-def _refuse_overruled(merged: Mapping[str, Any], assignments: Sequence[str]) -> None:
+def _refuse_overruled(merged: Mapping[str, Any], assignments: Sequence[Assignment]) -> None:
     """Raise `UserError` for a --set that would change nothing, because every mapping of the grid sets the same key."""
     grid = merged.get("grid")
     mappings = [grid] if isinstance(grid, Mapping) else grid
     if not isinstance(mappings, list) or not all(isinstance(mapping, Mapping) for mapping in mappings):
         return  # it is refused as a whole
-    for assignment in assignments:
-        key = assignment.partition("=")[0].strip()
+    for key, _ in map(_key_and_value, assignments):
         section, _, rest = key.partition(".")
         axis = rest if section == "sample" else key if section in GRID_SECTIONS else None
         if mappings and all(axis in values_by_key(mapping) for mapping in mappings):

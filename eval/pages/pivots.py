@@ -1,0 +1,92 @@
+"""The quality tables as HTML: shaded by value, with errors and marks as in quality.md."""
+
+import math
+from collections.abc import Iterator, Mapping, Set
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from taugrid.eval.tables.entries import Entry, entries, marked_pivots
+from taugrid.eval.tables.pivots import Pivot
+from taugrid.protocol import ProtocolFields
+from taugrid.registry.metrics import MetricColumn
+
+SHADES = 8
+"""Shades from the best value to the worst."""
+NO_SHADE = "none"
+
+
+class ShadedEntry(NamedTuple):
+    """A cell of a table as a page shows it."""
+
+    value: str
+    error: str
+    best: bool
+    mark: str
+    shade: str
+    """A number from 0, the best, to `SHADES` - 1, or `NO_SHADE`."""
+
+
+class ShadedTable(NamedTuple):
+    """A pivot as a page shows it."""
+
+    heading: str
+    notes: tuple[str, ...]
+    steps: tuple[int, ...]
+    rows: tuple[tuple[str, tuple[ShadedEntry, ...]], ...]
+    """Labels of eta and their cells."""
+
+
+def shaded_tables(
+    frame: pd.DataFrame,
+    metric: MetricColumn,
+    protocols: Mapping[str, ProtocolFields] = {},
+    indistinguishable: Set[str] = frozenset(),
+    joined: Set[str] = frozenset(),
+) -> list[ShadedTable]:
+    """The pivots of `metric` with shades that mean the same in all of them; arguments as `marked_pivots`."""
+    pivots = marked_pivots(frame, metric, protocols, indistinguishable, joined)
+    scale = _Scale.of(frame[metric.name].to_numpy(dtype=np.float64), metric.higher_is_better)
+    return [
+        ShadedTable(
+            table.heading,
+            table.notes,
+            tuple(int(steps) for steps in table.values.columns),
+            tuple(_rows(table, metric, scale)),
+        )
+        for table in pivots
+    ]
+
+
+def _rows(table: Pivot, metric: MetricColumn, scale: "_Scale") -> Iterator[tuple[str, tuple[ShadedEntry, ...]]]:
+    for (label, row), (_, values) in zip(entries(table, metric), table.values.iterrows(), strict=True):
+        yield label, tuple(_shaded(entry, scale.shade(value)) for entry, value in zip(row, values, strict=True))
+
+
+def _shaded(entry: Entry, shade: str) -> ShadedEntry:
+    return ShadedEntry(entry.value, entry.error, bool(entry.best), entry.mark, shade)
+
+
+class _Scale(NamedTuple):
+    """From a value to its shade: logarithmic if all values are positive, since FIDs span decades."""
+
+    low: float
+    high: float
+    is_log: bool
+    higher_is_better: bool
+
+    @classmethod
+    def of(cls, values: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]", higher_is_better: bool) -> "_Scale":
+        finite = values[np.isfinite(values)]
+        is_log = bool(len(finite)) and bool((finite > 0).all())
+        ends = np.log(finite) if is_log else finite
+        low, high = (float(ends.min()), float(ends.max())) if len(finite) else (0.0, 0.0)
+        return cls(low, high, is_log, higher_is_better)
+
+    def shade(self, value: float) -> str:
+        """The shade of a value; none if it is missing or there is nothing to tell apart."""
+        if not math.isfinite(value) or self.high <= self.low:
+            return NO_SHADE
+        share = ((math.log(value) if self.is_log else value) - self.low) / (self.high - self.low)
+        return str(min(SHADES - 1, int((1 - share if self.higher_is_better else share) * SHADES)))

@@ -1,0 +1,132 @@
+"""Samples a model in this process, as arrays: no run directory, no cluster.
+
+Torch is imported when something is sampled, not with this module.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taugrid.config import Diffusion, Sample, validate
+from taugrid.config.load import load
+from taugrid.errors import CustomCodeError, UserError
+from taugrid.images import to_pictures, to_uint8
+from taugrid.jobs import NetworkSpec
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.resolve import diffusion_section, sample_section, times
+from taugrid.workers import schedules
+from taugrid.workers.device import Device, set_up
+from taugrid.workers.finite import Watched
+from taugrid.workers.sample import sample_batch
+
+if TYPE_CHECKING:
+    from taugrid.workers.diffusion.process import Denoiser
+
+FOR_A_RUN = ("num_samples", "shard_evaluations")
+"""Keys of `sample` that mean nothing without files."""
+
+Shape = tuple[int, int, int]
+
+
+class Settings(NamedTuple):
+    """Everything besides the network that determines an image, resolved: a `workers.sample.Recipe`."""
+
+    image_shape: Shape
+    diffusion: Diffusion
+    settings: Sample
+    tau: tuple[int, ...]
+
+
+def sample_in_memory(
+    model: Any,
+    indices: int | Iterable[int],
+    shape: Shape | None,
+    diffusion: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    device: str | None,
+) -> NDArray[np.uint8]:
+    """The images `indices` of a model; arguments and errors as in `taugrid.sample`."""
+    wanted = list(range(indices) if isinstance(indices, int) else indices)
+    if not wanted or min(wanted) < 0:
+        raise UserError(f"indices must be a positive number of images, or their indices from 0, not {indices!r}")
+    if idle := sorted(settings.keys() & set(FOR_A_RUN)):
+        raise UserError(f"{idle[0]} is for a run; say with indices which images are wanted")
+    with _true_float32():
+        if isinstance(model, str | Mapping):
+            spec, planned = _planned(model, shape, diffusion, settings)
+            place = device or _usual_device()
+            return _sampled(Device(place).network(spec, planned.diffusion), planned, wanted, place)
+        from taugrid.workers.network.held import held_network, place_of, shape_of
+
+        found = _settings(shape or shape_of(model), diffusion, settings)
+        try:
+            with held_network(model) as network:
+                return _sampled(network, found, wanted, device or place_of(model) or _usual_device())
+        except CustomCodeError as error:
+            raise UserError(str(error)) from error
+
+
+def _planned(
+    model: str | Mapping[str, Any], shape: Shape | None, diffusion: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[NetworkSpec, Settings]:
+    """What a run with a checkpoint, a custom network or an oracle would plan."""
+    section = {"checkpoint": model} if isinstance(model, str) else dict(model)
+    if "unet" in section:
+        raise UserError("model.unet is still to be trained; `taugrid.run` trains it, and its folder can be sampled")
+    if shape is None and "callable" in section:
+        raise UserError("shape is missing: a custom network does not say (channels, height, width) itself")
+    data = {"name": section.get("oracle", "gaussian")} | ({} if shape is None else {"shape": shape})
+    config = load({"name": "in-memory", "data": data, "model": section, "diffusion": diffusion, "sample": settings})
+    [cell] = plan(config).cells
+    network = cell.model.source.network(Path(), cell.settings.weights)  # such a source needs no run directory
+    return network, Settings(cell.model.image_shape, cell.model.diffusion, cell.settings, cell.tau)
+
+
+def _settings(shape: Shape | None, diffusion: Mapping[str, Any], settings: Mapping[str, Any]) -> Settings:
+    """The settings for a network that the caller holds."""
+    if shape is None:
+        raise UserError("shape is missing: the network does not say (channels, height, width) itself")
+    process = diffusion_section(validate(Diffusion, diffusion, "diffusion"))
+    resolved = sample_section(validate(Sample, {"seed": 0} | dict(settings), "sample"), {})
+    return Settings(shape, process, resolved, times(resolved, process))
+
+
+def _sampled(network: "Denoiser", recipe: Settings, wanted: Sequence[int], device: str) -> NDArray[np.uint8]:
+    """The wanted images, (n, H, W) or (n, H, W, 3), in batches of the size of a run's."""
+    import torch
+
+    alpha_bar = schedules.alpha_bar(recipe.diffusion)
+    watched = Watched(network)
+    found = []
+    for start in range(0, len(wanted), recipe.settings.batch_size):
+        batch = wanted[start : start + recipe.settings.batch_size]
+        x0 = sample_batch(watched, torch.tensor(batch, device=device), recipe, alpha_bar)
+        watched.require_finite(start, start + len(batch))
+        found.append(to_uint8(x0.cpu().numpy()))
+    return to_pictures(np.concatenate(found))
+
+
+def _usual_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def _true_float32() -> Iterator[None]:
+    """Torch as `workers.device.set_up` leaves it, within the context: the caller's process has settings of its own."""
+    import torch
+
+    places = ((torch.backends.cudnn, "allow_tf32"), (torch.backends.cuda.matmul, "allow_tf32"))
+    places += ((torch.backends.cudnn, "deterministic"),)
+    before = [getattr(place, name) for place, name in places]
+    set_up()
+    try:
+        yield
+    finally:
+        for (place, name), value in zip(places, before, strict=True):
+            setattr(place, name, value)

@@ -1,0 +1,68 @@
+"""The figures of a run as matplotlib's, drawn anew from its tables and logs."""
+
+from collections.abc import Callable, Mapping
+
+import matplotlib.image
+from matplotlib.figure import Figure
+
+from taugrid.errors import UserError
+from taugrid.eval.figures.loss import losses_figure
+from taugrid.eval.figures.quality import quality_figure
+from taugrid.eval.figures.reconstruction import reconstruction_figure
+from taugrid.eval.tables.long_form import long_form
+from taugrid.orchestrator.opened import Opened
+from taugrid.orchestrator.report.write import loss_curves
+from taugrid.orchestrator.view.tables import Tables
+
+INCHES_WIDE = 8.0
+"""Of a picture that is shown as it is."""
+
+
+def figure(opened: Opened, name: str) -> Figure:
+    """The figure of this name: drawn anew if it is in `DRAWN`, else the picture figures/`name`.png.
+
+    Raises:
+        UserError: if there is neither, or a table that it is drawn from is missing.
+    """
+    if name in DRAWN:
+        return DRAWN[name](opened)
+    rundir = opened.rundir
+    path = rundir.figures / f"{name}.png"
+    if not rundir.storage.exists(path):
+        known = [
+            *DRAWN,
+            *(path.stem for path in rundir.storage.list(rundir.figures, "*.png") if path.stem not in DRAWN),
+        ]
+        raise UserError(f"there is no figure {name!r} (there are {', '.join(known)})")
+    with rundir.storage.local_path(path) as local:
+        pixels = matplotlib.image.imread(local)
+    height, width = pixels.shape[:2]
+    picture = Figure(figsize=(INCHES_WIDE, INCHES_WIDE * height / width))
+    axes = picture.add_axes((0, 0, 1, 1))
+    axes.imshow(pixels, cmap="gray", interpolation="none")
+    axes.set_axis_off()
+    return picture
+
+
+def _quality(opened: Opened) -> Figure:
+    document = Tables(opened.rundir).document()
+    protocols = {} if opened.config.report.join_protocols else document["protocols"]
+    return quality_figure(long_form(document["rows"]), protocols)
+
+
+def _reconstruction(opened: Opened) -> Figure:
+    return reconstruction_figure(Tables(opened.rundir).frame("reconstruction"))
+
+
+def _loss(opened: Opened) -> Figure:
+    curves = loss_curves(opened.plan, opened.rundir)
+    if not curves:
+        raise UserError("no model of this run was trained here, so there is no loss")
+    return losses_figure(curves)
+
+
+DRAWN: Mapping[str, Callable[[Opened], Figure]] = {
+    "quality": _quality,
+    "reconstruction": _reconstruction,
+    "loss": _loss,
+}

@@ -1,0 +1,103 @@
+"""A run directory as Python holds it: tables as DataFrames, cells, figures, and a page of HTML for notebooks."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from taugrid.eval.pages.run import run_html
+from taugrid.orchestrator.inspection import describe, find_cell
+from taugrid.orchestrator.opened import Opened, open_existing
+from taugrid.orchestrator.view.cell import CellView
+from taugrid.orchestrator.view.tables import Tables
+from taugrid.words import counted
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class RunView:
+    """One run directory. Looking at it starts nothing and runs no code that its config names."""
+
+    def __init__(self, opened: Opened) -> None:
+        self._opened = opened
+        self._tables = Tables(opened.rundir)
+
+    @classmethod
+    def of(cls, directory: str) -> "RunView":
+        """The run in a directory that `taugrid run` made; `UserError` if there is none."""
+        return cls(open_existing(directory))
+
+    def __repr__(self) -> str:
+        return f"<run {self.name} in {self.directory}: {counted(len(self.cells), 'cell')}>"
+
+    @property
+    def name(self) -> str:
+        """The name that its config gives it."""
+        return self._opened.config.name
+
+    @property
+    def directory(self) -> str:
+        """Its path or URL."""
+        return self._opened.rundir.shown
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The whole config, with defaults filled in."""
+        return self._opened.config.model_dump(mode="json")
+
+    def status(self) -> dict[str, Any]:
+        """How far it is, as `taugrid status --json` prints it."""
+        return describe(self._opened.config, self._opened.plan, self._opened.rundir)
+
+    @property
+    def quality(self) -> pd.DataFrame:
+        """tables/quality.csv: a row for each scored cell; `UserError` if it is not written yet."""
+        return self.table("quality")
+
+    @property
+    def differences(self) -> pd.DataFrame:
+        """tables/differences.csv: paired differences in FID; `UserError` if it is not written yet."""
+        return self.table("differences")
+
+    @property
+    def tables(self) -> list[str]:
+        """The names that `table` takes."""
+        return self._tables.names
+
+    def table(self, name: str) -> pd.DataFrame:
+        """tables/`name`.csv, with its columns; `UserError` if there is none."""
+        return self._tables.frame(name)
+
+    @property
+    def protocols(self) -> dict[str, Any]:
+        """How each row was measured, by the short hash in the column `protocol`."""
+        return dict(self._tables.document().get("protocols", {}))
+
+    @cached_property
+    def cells(self) -> Sequence[CellView]:
+        """The cells, in the order of the grid."""
+        return tuple(CellView(cell, self._opened.rundir) for cell in self._opened.plan.cells)
+
+    def cell(self, name: str) -> CellView:
+        """A cell by its id, its folder's name, or the beginning of either; `UserError` unless exactly one fits."""
+        return CellView(find_cell(self._opened.plan, name), self._opened.rundir)
+
+    def figure(self, name: str = "quality") -> "Figure":
+        """A figure as matplotlib's.
+
+        Args:
+            name: quality, loss or reconstruction, which are drawn anew; else a picture in figures/, such as samples.
+
+        Raises:
+            UserError: if there is no such figure, or not yet.
+        """
+        from taugrid.orchestrator.view.figures import figure
+
+        return figure(self._opened, name)
+
+    def _repr_html_(self) -> str:
+        scored = len(self._tables.document().get("rows", []))
+        state = f"{scored} of {counted(len(self.cells), 'cell')} in its table"
+        return run_html(self.name, self.directory, state, self._tables.document())
