@@ -1,11 +1,16 @@
 """References, identified by their content: a data set, external images, or a mean and a covariance."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from taugrid.config import Data
 from taugrid.eval.metrics.moments_file import MomentsFile, open_moments
-from taugrid.eval.sources import Source, open_source
+from taugrid.eval.reference_names import meant
+from taugrid.eval.sources import Source, batches, open_source
 from taugrid.hashing import spaced_json_sha256
 from taugrid.protocol import ReferenceIdentity
 from taugrid.registry.extractors import ExtractorSpec
@@ -55,16 +60,19 @@ class Reference:
 
 
 def open_reference(given: Data | str) -> Reference:
-    """The reference that a data set or a path means.
+    """The reference that a data set or a text means.
 
-    A path leads to an `.npz` with `mu` and `sigma`, or to images as in `open_source`. An `.npz` that also holds images
-    (guided-diffusion's) counts as images, because any extractor can use those.
+    A text is read as in `reference_names.meant`. A path leads to an `.npz` with `mu` and `sigma`, or to images as in
+    `open_source`. An `.npz` that also holds images (guided-diffusion's) counts as images, because any extractor can use
+    those.
 
     Raises:
         workers.data.readers.SourceError, DamagedFile: as `open_source`, and for a mean and covariance that belong to no
             distribution.
         UserError: for a data set that can't be read.
     """
+    if isinstance(given, str):
+        given = meant(given).given
     if isinstance(given, Data):
         return Reference(given, len(load_images(given)), content_fingerprint(given), given.image_shape)
     file = Path(given).expanduser().absolute()
@@ -77,6 +85,15 @@ def open_reference(given: Data | str) -> Reference:
 def reference_of(source: Source) -> Reference:
     """External images as a reference."""
     return Reference(source, source.num_images, source.sha256, source.shape)
+
+
+def image_batches(given: Data | Source, size: int) -> Iterator[NDArray[np.uint8]]:
+    """The images of a reference in order, (B, C, H, W), `size` at a time. Raises as `load_images` and `batches`."""
+    if isinstance(given, Source):
+        yield from (images for _, images in batches(given, size))
+    else:
+        found = load_images(given)
+        yield from (np.array(found[start : start + size]) for start in range(0, len(found), size))
 
 
 def cache_key(content_sha256: str, extractor: ExtractorSpec, preprocessing: str) -> str:

@@ -148,7 +148,10 @@ def _locate(text: str) -> tuple[Kind, Path, str | None]:
     if not path.exists():
         if text in torch_fidelity.NAMES:
             return "dataset", torch_hub_folder().parent / "fidelity_datasets", text
-        raise SourceError(f"there is no {text}; give {WAYS}, or a data set: {', '.join(torch_fidelity.NAMES)}")
+        raise SourceError(
+            f"there is no {text}; give {WAYS}, or a data set: {', '.join(torch_fidelity.NAMES)}; a reference may also "
+            "be a run directory, or a data set of a config with its split (fashion-mnist/train)"
+        )
     if path.is_dir():
         pictures, tables = directory.files(path, directory.EXTENSIONS), directory.files(path, (".parquet",))
         if pictures and tables:

@@ -1,7 +1,7 @@
 """Scores of external images against any reference, in this process and without a run directory."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +9,9 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from taugrid.config import Data
 from taugrid.eval.features.load import Extraction, load
 from taugrid.eval.metrics.moments_file import MomentsFile
 from taugrid.eval.metrics.reference_statistics import (
@@ -22,8 +24,8 @@ from taugrid.eval.metrics.reference_statistics import (
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.eval.metrics.statistics import ROWS_AT_ONCE
 from taugrid.eval.metrics.streams import Features
-from taugrid.eval.reference import Reference
-from taugrid.eval.sources import Source, batches
+from taugrid.eval.reference import Reference, image_batches
+from taugrid.eval.sources import Source
 from taugrid.protocol import Protocol
 from taugrid.registry.extractors import PIXELS, ExtractorSpec
 from taugrid.registry.metrics import MetricSettings
@@ -61,7 +63,7 @@ def evaluate(
 
     Args:
         samples: the images to judge.
-        reference: external images, or their mean and covariance in features of the same extractor.
+        reference: external images, a data set, or their mean and covariance in features of the same extractor.
         extractor: see `eval.features.resolve.resolve`; for the shape of the samples.
         settings: the metrics and their settings. A metric that can't be computed is left out, with the reason.
         versions: versions of software, for the protocol.
@@ -91,14 +93,15 @@ def evaluate(
     with ExitStack() as stack:
         features = stack.enter_context(Spool())
         logits = stack.enter_context(Spool()) if any(metric.needs_logits for metric in left.chosen) else None
-        for extraction in _extractions(samples, extract, batch_size, "samples", progress):
+        batches = image_batches(samples, batch_size)
+        for extraction in _extractions(batches, samples.num_images, extract, "samples", progress):
             features.append(extraction.features.numpy())
             if logits is not None and extraction.logits is not None:
                 logits.append(extraction.logits.numpy())
         scores = score(features.chunks, None if logits is None else logits.chunks, samples.num_images, compared, left)
     return {
         "samples": _identity(samples),
-        "reference": _identity(_external(reference)),
+        "reference": _identity_of_reference(reference),
         "metrics": scores.values,
         "notes": [*(f"no {metric}: {reason}" for metric, reason in reasons.items()), *remarks, *scores.notes],
         "warnings": warnings(samples, reference, extractor),
@@ -140,13 +143,13 @@ def _statistics(
     cache: Path | None,
     progress: OnProgress,
 ) -> ReferenceStatistics:
-    key, given = reference.cache_key(spec), _external(reference)
+    key, given, count = reference.cache_key(spec), reference.given, reference.num_images
     if isinstance(given, MomentsFile):
         return of_moments(given, cache, key)
-    count = given.num_images
+    assert count is not None, "only of moments it is unknown"
 
     def features() -> Iterator[Features]:
-        for extraction in _extractions(given, extract, batch_size, "reference", progress):
+        for extraction in _extractions(image_batches(given, batch_size), count, extract, "reference", progress):
             yield extraction.features.numpy()
 
     if not any(metric.needs_reference_features for metric in settings.chosen):
@@ -158,13 +161,13 @@ def _statistics(
 
 
 def _extractions(
-    source: Source, extract: Extractor, batch_size: int, what: str, progress: OnProgress
+    batches: Iterable[NDArray[np.uint8]], total: int, extract: Extractor, what: str, progress: OnProgress
 ) -> Iterator[Extraction]:
     done = 0
-    for _, images in batches(source, batch_size):
+    for images in batches:
         yield extract(torch.from_numpy(images))
         done += len(images)
-        progress(what, done, source.num_images)
+        progress(what, done, total)
 
 
 class Spool:
@@ -201,7 +204,8 @@ def warnings(samples: Source, reference: Reference, extractor: ExtractorSpec) ->
     found = [f"samples: {warning}" for warning in samples.warnings]
     if isinstance(reference.given, Source):
         found += [f"reference: {warning}" for warning in reference.given.warnings]
-        found += _warnings_of_both(samples, reference.given)
+    if not isinstance(reference.given, MomentsFile):
+        found += _warnings_of_both(samples, reference)
     elif samples.num_images != PUBLISHED_SAMPLES:
         found.append(f"{samples.num_images} samples, but most published FIDs use {PUBLISHED_SAMPLES}: FID depends on N")
     counts = {"samples": samples.num_images, "references": reference.num_images}
@@ -213,7 +217,7 @@ def warnings(samples: Source, reference: Reference, extractor: ExtractorSpec) ->
     return found
 
 
-def _warnings_of_both(samples: Source, reference: Source) -> list[str]:
+def _warnings_of_both(samples: Source, reference: Reference) -> list[str]:
     found = []
     if samples.sha256 == reference.sha256:
         found.append("samples and reference are the same images")
@@ -240,10 +244,12 @@ def _identity(side: Source | MomentsFile) -> dict[str, Any]:
     return {"kind": fields.get("kind", "moments"), **kept}
 
 
-def _external(reference: Reference) -> Source | MomentsFile:
-    """The reference as external images or moments: only runs have a data set of a config."""
-    assert isinstance(reference.given, Source | MomentsFile)
-    return reference.given
+def _identity_of_reference(reference: Reference) -> dict[str, Any]:
+    given = reference.given
+    if not isinstance(given, Data):
+        return _identity(given)
+    about = {"dataset": f"{given.full_name}/{given.split}", "num_images": reference.num_images}
+    return {"kind": "dataset", "path": given.root, **about, "sha256": reference.sha256}
 
 
 def _protocol(

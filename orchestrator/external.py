@@ -1,28 +1,77 @@
 """`taugrid evaluate --samples`: scores external images in this process."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from taugrid.config import Evaluate, validate
-from taugrid.config.load import merge
+from taugrid.config.load import Override, merge
 from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.metrics.reference_statistics import default_cache
 from taugrid.eval.reference import open_reference
+from taugrid.eval.reference_names import Meant, meant
 from taugrid.eval.sources import open_source
 from taugrid.orchestrator.progress import Progress
 from taugrid.protocol import SOFTWARE
 from taugrid.versions import versions
 
+Images = str | NDArray[np.uint8]
+"""A path or another text that means images, or the images as (N, H, W) or (N, H, W, 1 or 3)."""
+
 
 def score_images(
-    samples: str, reference: str, evaluate: dict[str, Any], assignments: Sequence[str], progress: Progress
+    samples: Images,
+    reference: Images,
+    evaluate: Mapping[str, Any],
+    assignments: Sequence[Override],
+    progress: Progress,
 ) -> dict[str, Any]:
     """Score the images in `samples` against `reference` with the keys of a config's section `evaluate`.
+
+    Without an extractor, it is that of the reference's run or data set, if it is one, else Inception.
 
     Raises:
         UserError: if images, reference, weights or settings can't be used.
     """
+    section = _section(evaluate, assignments)
+    with ExitStack() as files:
+        try:
+            progress.say("reading images")
+            found = _opened("--samples", open_source, _as_file("samples", samples, files))
+            text = _as_file("reference", reference, files)
+            goes_with = _opened("--reference", meant, text)
+            compared = _opened("--reference", open_reference, goes_with.given)
+            spec = resolve(*_extractor(section, goes_with), found.shape)
+            from taugrid.eval import standalone
+
+            scores = standalone.evaluate(
+                found,
+                compared,
+                spec,
+                section.metric_settings,
+                batch_size=section.batch_size,
+                versions=versions(SOFTWARE),
+                device=_device(),
+                cache=default_cache(),
+                progress=_teller(progress),
+            )
+        except (ValueError, DamagedFile) as error:
+            raise UserError(_with_flags(str(error), evaluate)) from None
+        finally:
+            progress.end()
+    for side, images in (("samples", samples), ("reference", reference)):
+        if not isinstance(images, str):
+            scores[side] |= {"kind": "array", "path": None}
+    return scores
+
+
+def _section(evaluate: Mapping[str, Any], assignments: Sequence[Override]) -> Evaluate:
     values = merge({"evaluate": evaluate}, assignments)
     others = sorted(values.keys() - {"evaluate"})
     if others:
@@ -33,49 +82,64 @@ def score_images(
         raise UserError(_with_flags(str(error), evaluate)) from None
     if section.reference is not None or not section.keep_features:
         raise UserError("--set evaluate.reference and evaluate.keep_features are for a run; give --reference PATH here")
-    try:
-        progress.say("reading images")
-        found = _opened("--samples", open_source, samples)
-        compared = _opened("--reference", open_reference, reference)
-        spec = resolve(section.extractor, "", section.weights, found.shape)
-        import torch
+    return section
 
-        from taugrid.eval import standalone
 
-        stage = ""
-
-        def tell(what: str, done: int, total: int) -> None:
-            nonlocal stage
-            if what != stage:
-                stage = what
-                progress.begin(what, total, "images")
-                progress.started()
-            progress.update(done, done)
-
-        return standalone.evaluate(
-            found,
-            compared,
-            spec,
-            section.metric_settings,
-            batch_size=section.batch_size,
-            versions=versions(SOFTWARE),
-            device="cuda" if torch.cuda.is_available() else "cpu",
-            cache=default_cache(),
-            progress=tell,
+def _extractor(section: Evaluate, goes_with: Meant) -> tuple[str | None, str, str | None]:
+    """The extractor's name, no data set, and its weights: those asked for, or else those of the reference."""
+    if section.extractor is not None:
+        return section.extractor, "", section.weights
+    if goes_with.extractor is not None and ":" in goes_with.extractor:
+        raise UserError(
+            f"--reference: the run was scored with the custom extractor {goes_with.extractor}, and code that a run "
+            f"directory names is not run here; if you trust it, give --extractor {goes_with.extractor}"
         )
-    except (ValueError, DamagedFile) as error:
-        raise UserError(_with_flags(str(error), evaluate)) from None
-    finally:
-        progress.end()
+    return goes_with.extractor, "", section.weights or goes_with.weights
 
 
-Images = TypeVar("Images")
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _opened(flag: str, open_images: Callable[[str], Images], path: str) -> Images:
+def _teller(progress: Progress) -> Callable[[str, int, int], None]:
+    """What `standalone.evaluate` calls, as stages of `progress`."""
+    stage = ""
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal stage
+        if what != stage:
+            stage = what
+            progress.begin(what, total, "images")
+            progress.started()
+        progress.update(done, done)
+
+    return tell
+
+
+def _as_file(name: str, images: Images, files: ExitStack) -> str:
+    """A text as it is, or an `.npz` of an array, which is there until `files` are closed."""
+    if isinstance(images, str):
+        return images
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or not len(images):
+        raise UserError(
+            f"{name}: an array of images is uint8, (N, H, W) or (N, H, W, 1 or 3), not {images.dtype} of shape "
+            f"{images.shape}"
+        )
+    path = Path(files.enter_context(TemporaryDirectory(prefix="taugrid-"))) / f"{name}.npz"
+    np.savez(path, images.reshape(*images.shape[:3], -1))
+    return str(path)
+
+
+Text = TypeVar("Text")
+Side = TypeVar("Side")
+
+
+def _opened(flag: str, open_images: Callable[[Text], Side], given: Text) -> Side:
     try:
-        return open_images(path)
-    except (ValueError, DamagedFile) as error:
+        return open_images(given)
+    except (ValueError, DamagedFile, UserError) as error:
         raise UserError(f"{flag}: {error}") from None
 
 

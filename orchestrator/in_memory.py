@@ -18,6 +18,7 @@ from taugrid.images import to_pictures, to_uint8
 from taugrid.jobs import NetworkSpec
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.resolve import diffusion_section, sample_section, times
+from taugrid.registry.datasets import Shape
 from taugrid.workers import schedules
 from taugrid.workers.device import Device, set_up
 from taugrid.workers.finite import Watched
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 FOR_A_RUN = ("num_samples", "shard_evaluations")
 """Keys of `sample` that mean nothing without files."""
-
-Shape = tuple[int, int, int]
 
 
 class Settings(NamedTuple):
@@ -121,12 +120,10 @@ def _true_float32() -> Iterator[None]:
     """Torch as `workers.device.set_up` leaves it, within the context: the caller's process has settings of its own."""
     import torch
 
-    places = ((torch.backends.cudnn, "allow_tf32"), (torch.backends.cuda.matmul, "allow_tf32"))
-    places += ((torch.backends.cudnn, "deterministic"),)
-    before = [getattr(place, name) for place, name in places]
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic
     set_up()
     try:
         yield
     finally:
-        for (place, name), value in zip(places, before, strict=True):
-            setattr(place, name, value)
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic = before

@@ -259,8 +259,7 @@ def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
     Raises:
         UserError: if the cell has no images yet, some are missing or damaged, or the folder is not empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--to {folder} exists and is not an empty folder; give a new one")
+    require_new_folder(folder)
     if rundir.has_removed_images(cell):
         raise UserError(f"the images of {cell.label} were removed; delete {rundir.removal_record(cell)} and run again")
     damages: list[Damage] = []
@@ -270,11 +269,23 @@ def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
         raise UserError(
             f"{cell.label} has missing or damaged shards ({lacking} of {len(cell.shards)}); `taugrid run` makes them"
         )
+    make_new_folder(folder)
+    return sum(_export_part(rundir, cell, shard, folder) for shard in cell.shards)
+
+
+def require_new_folder(folder: Path) -> None:
+    """Raise `UserError` unless a folder for an export is new or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--to {folder} exists and is not an empty folder; give a new one")
+
+
+def make_new_folder(folder: Path) -> None:
+    """Make a folder for an export; `UserError` unless it is new or empty."""
+    require_new_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"can't write to {folder}: {error.strerror}") from None
-    return sum(_export_part(rundir, cell, shard, folder) for shard in cell.shards)
 
 
 def _export_part(rundir: RunDir, cell: Cell, shard: Shard, folder: Path) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from taugrid.config.load import CONFIG_NAME, Assignment, Given, find, load
+from taugrid.config.load import CONFIG_NAME, Given, Override, find, load
 from taugrid.errors import UserError
 from taugrid.orchestrator.dispatch.address import check_form
 from taugrid.orchestrator.plan.grid import plan
@@ -25,7 +25,7 @@ class Opened:
     def __init__(
         self,
         name: Given,
-        assignments: Sequence[Assignment],
+        assignments: Sequence[Override],
         out: str | None,
         runs_code: bool = False,
         trust_code: bool = False,
@@ -94,7 +94,7 @@ def open_existing(directory: str) -> Opened:
     return Opened(directory, (), None)
 
 
-def open_to_plan(name: Given, assignments: Sequence[Assignment], out: str | None) -> Opened:
+def open_to_plan(name: Given, assignments: Sequence[Override], out: str | None) -> Opened:
     """Open a config that is to be looked at before it is run.
 
     Raises:
@@ -108,7 +108,7 @@ def open_to_plan(name: Given, assignments: Sequence[Assignment], out: str | None
 
 def open_to_run(
     name: Given,
-    assignments: Sequence[Assignment],
+    assignments: Sequence[Override],
     out: str | None,
     address: str,
     runs_code: bool = True,

@@ -1,6 +1,7 @@
 """taugrid: how good are a diffusion model's samples at S steps?
 
-`open`, `plan`, `run`, `evaluate` and `sample` are the Python API (docs/python.md); the command line is `taugrid --help`.
+The Python API is `open`, `plan`, `run`, `evaluate` and `sample`; docs/python.md shows it. The command line is
+`taugrid --help`.
 """
 
 from taugrid.api import evaluate, open, plan, run, sample

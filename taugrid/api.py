@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from taugrid.config.load import Assignment
+    from taugrid.config.load import Override
     from taugrid.orchestrator.view.run import RunView
 
 STAGES = ("train", "sample", "evaluate", "report")
@@ -128,7 +128,7 @@ def evaluate(
     from taugrid.orchestrator.progress import Progress
 
     with Progress.silent() if not progress else Progress() as shown:
-        return score_images(samples, reference, settings, (), shown)
+        return score_images(_given(samples), _given(reference), settings, (), shown)
 
 
 def sample(
@@ -165,12 +165,12 @@ def sample(
     return sample_in_memory(_given(model), indices, shape, diffusion, settings, device)
 
 
-def _given(config: Any) -> Any:
-    """A config or model as other rooms take it: a path as text."""
-    return str(config) if isinstance(config, PathLike) else config
+def _given(value: Any) -> Any:
+    """A config, a model or images as other rooms take them: a path as text."""
+    return str(value) if isinstance(value, PathLike) else value
 
 
-def _assigned(overrides: Mapping[str, Any]) -> "Iterator[Assignment]":
+def _assigned(overrides: Mapping[str, Any]) -> "Iterator[Override]":
     """Overrides as assignments: a section's mapping as one for each key, so that it is merged."""
     for key, value in overrides.items():
         if isinstance(value, Mapping) and "." not in key and key not in REPLACED_WHOLE:

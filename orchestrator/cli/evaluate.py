@@ -17,8 +17,17 @@ METRICS_HELP = f"Some of {','.join(METRICS)}.  [default: {','.join(DEFAULT_METRI
 @click.option("--out", metavar="DIR", help="Run directory.  [default: runs/<name>]")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML.")
 @click.option("--samples", metavar="PATH", help="Score these images instead: a folder, an .npz, Parquet.")
-@click.option("--reference", metavar="PATH", help="Compare --samples with this; also an .npz of mu and sigma.")
-@click.option("--extractor", metavar="NAME", help="For --samples.  [default: inception-v3-compat]")
+@click.option(
+    "--reference",
+    metavar="PATH",
+    help="Compare --samples with this: images as above, an .npz of mu and sigma, a data set with its split "
+    "(fashion-mnist/train), or a run directory: what that was scored against.",
+)
+@click.option(
+    "--extractor",
+    metavar="NAME",
+    help="For --samples.  [default: that of the reference's run or data set, else inception-v3-compat]",
+)
 @click.option("--weights", metavar="FILE", help="For --samples: the extractor's weights.")
 @click.option("--metrics", metavar="LIST", help=METRICS_HELP)
 @cluster_options

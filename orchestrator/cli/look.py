@@ -17,12 +17,10 @@ from taugrid.words import counted
 @json_option
 def plan(config: str, out: str | None, assignments: tuple[str, ...], history: str | None, as_json: bool) -> None:
     """Show what a run would do and what is already done. Starts nothing."""
+    from taugrid import api
     from taugrid.orchestrator.cli.text import plan_text
-    from taugrid.orchestrator.inspection import describe_plan
-    from taugrid.orchestrator.opened import open_to_plan
 
-    opened = open_to_plan(config, assignments, out)
-    described = describe_plan(opened.config, opened.plan, opened.rundir)
+    described = api.plan(config, out, assignments)
     if history is None:
         print_value(described, as_json, plan_text)
         return
@@ -84,22 +82,33 @@ def verify(directory: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("directory", metavar="DIR")
-@click.argument("cell")
-@click.option("--to", "folder", required=True, metavar="FOLDER", help="A new or empty folder.")
-def export(directory: str, cell: str, folder: str) -> None:
+@click.argument("cell", required=False)
+@click.option("--to", "target", required=True, metavar="PATH", help="A new or empty folder; for --reference also .npz.")
+@click.option("--reference", is_flag=True, help="What the run is scored against, in place of a cell.")
+def export(directory: str, cell: str | None, target: str, reference: bool) -> None:
     """Write a cell's images as PNG files named by their index.
 
     CELL is settings that fit one cell only (steps=50,schedule=cosine), its id, or the name of its folder, of which the
     first characters are enough if they fit no other.
+
+    With --reference, write the images that the run is scored against or, if PATH ends in .npz, the mean and covariance
+    of their features (mu and sigma, as pytorch-fid names them).
     """
     from taugrid.orchestrator.inspection import export as export_images
     from taugrid.orchestrator.opened import open_existing
     from taugrid.orchestrator.selection import find_cell
 
+    if (cell is None) != reference:
+        raise click.UsageError("give DIR and a CELL, or DIR and --reference")
     opened = open_existing(directory)
+    if cell is None:
+        from taugrid.orchestrator.reference_export import export_reference
+
+        click.echo(f"{export_reference(opened, Path(target))} in {target}")
+        return
     found = find_cell(opened.plan, cell)
-    count = export_images(found, opened.rundir, Path(folder))
-    click.echo(f"{counted(count, 'image')} of {found.label} in {folder}")
+    count = export_images(found, opened.rundir, Path(target))
+    click.echo(f"{counted(count, 'image')} of {found.label} in {target}")
 
 
 @click.command()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from taugrid.config import Config, Data
 from taugrid.errors import UserError
+from taugrid.eval.reference_names import meant
 from taugrid.orchestrator.plan.cells import Model
 from taugrid.workers.data.load import require_files
 from taugrid.workers.data.readers.torch_fidelity import NAMES
@@ -17,6 +18,11 @@ def missing_images(config: Config, untrained: list[Model]) -> list[str]:
         untrained: models that the run would train, on data that are looked for.
     """
     reference = config.data if config.evaluate.reference is None else config.evaluate.reference
+    if isinstance(reference, str):
+        try:
+            reference = meant(reference).given
+        except UserError as error:
+            return [f"evaluate.reference: {error}"]
     sections = [model.data for model in untrained] + ([reference] if isinstance(reference, Data) else [])
     found = [_missing_data(data) for data in dict.fromkeys(sections)]
     if isinstance(reference, str) and reference not in NAMES and not Path(reference).exists():

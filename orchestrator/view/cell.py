@@ -13,6 +13,8 @@ from taugrid.errors import UserError
 from taugrid.images import decode_png, to_pictures
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.storage.objects import ObjectStorage
+from taugrid.storage.requests import file_system
 
 
 class CellView:
@@ -81,13 +83,12 @@ class CellView:
         paths = [path for path in there if path in planned]
         if not paths:
             self._require(self._rundir.sample_part(self._cell, self._cell.shards[0]))
-        if self._rundir.storage.on_disk:
-            found = ds.dataset([str(path) for path in paths], format="parquet")
-        else:
-            from obstore.fsspec import FsspecStore
-
+        storage = self._rundir.storage
+        if isinstance(storage, ObjectStorage):
             keys = [str(Path(*path.parts[1:])) for path in paths]
-            found = ds.dataset(keys, format="parquet", filesystem=FsspecStore(paths[0].parts[0].removesuffix(":")))
+            found = ds.dataset(keys, format="parquet", filesystem=file_system(storage.bucket))
+        else:
+            found = ds.dataset([str(path) for path in paths], format="parquet")
         return found.filter(ds.field("index") < len(self))  # a file may hold more, from when N was larger
 
     def features(self, extractor: str | None = None) -> NDArray[np.float32]:

@@ -1,6 +1,8 @@
 """The figures of a run as matplotlib's, drawn anew from its tables and logs."""
 
+import io
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import matplotlib.image
 from matplotlib.figure import Figure
@@ -21,11 +23,23 @@ INCHES_WIDE = 8.0
 def figure(opened: Opened, name: str) -> Figure:
     """The figure of this name: drawn anew if it is in `DRAWN`, else the picture figures/`name`.png.
 
+    A notebook shows it at the end of a cell, whether or not pyplot is loaded.
+
     Raises:
         UserError: if there is neither, or a table that it is drawn from is missing.
     """
-    if name in DRAWN:
-        return DRAWN[name](opened)
+    found = DRAWN[name](opened) if name in DRAWN else _picture(opened, name)
+    vars(found)["_repr_png_"] = partial(_as_png, found)
+    return found
+
+
+def _as_png(shown: Figure) -> bytes:
+    buffer = io.BytesIO()
+    shown.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _picture(opened: Opened, name: str) -> Figure:
     rundir = opened.rundir
     path = rundir.figures / f"{name}.png"
     if not rundir.storage.exists(path):

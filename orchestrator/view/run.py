@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -30,7 +31,13 @@ class RunView:
         return cls(open_existing(directory))
 
     def __repr__(self) -> str:
-        return f"<run {self.name} in {self.directory}: {counted(len(self.cells), 'cell')}>"
+        return f"<run {self.name} in {self._place}: {counted(len(self.cells), 'cell')}>"
+
+    @property
+    def _place(self) -> str:
+        """The directory as seen from the working directory, if it is below it."""
+        root, here = self._opened.rundir.root, Path.cwd()
+        return str(root.relative_to(here)) if root.is_relative_to(here) else self.directory
 
     @property
     def name(self) -> str:
@@ -100,4 +107,4 @@ class RunView:
     def _repr_html_(self) -> str:
         scored = len(self._tables.document().get("rows", []))
         state = f"{scored} of {counted(len(self.cells), 'cell')} in its table"
-        return run_html(self.name, self.directory, state, self._tables.document())
+        return run_html(self.name, self._place, state, self._tables.document())

@@ -22,7 +22,7 @@ CONFIG_NAME = "config.json"
 Given = str | Mapping[str, Any]
 """A config: the name of one (see `find`), or its content."""
 
-Assignment = str | tuple[str, Any]
+Override = str | tuple[str, Any]
 """`key=value` as --set takes it, or a key and its value."""
 
 
@@ -118,7 +118,7 @@ def _from_yaml(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
-def merge(values: Mapping[str, Any], assignments: Sequence[Assignment]) -> dict[str, Any]:
+def merge(values: Mapping[str, Any], assignments: Sequence[Override]) -> dict[str, Any]:
     """`values` with every assignment applied, as plain data."""
     merged: dict[str, Any] = _plain("config", values)
     for key, value in map(_key_and_value, assignments):
@@ -136,7 +136,7 @@ def merge(values: Mapping[str, Any], assignments: Sequence[Assignment]) -> dict[
     return merged
 
 
-def _key_and_value(assignment: Assignment) -> tuple[str, Any]:
+def _key_and_value(assignment: Override) -> tuple[str, Any]:
     """The key and the value of an assignment; those of a text are read as YAML."""
     if not isinstance(assignment, str):
         key, value = assignment
@@ -164,7 +164,7 @@ def _plain(key: str, value: Any) -> Any:
     return json.loads(json.dumps(value, default=convert))
 
 
-def load(given: Given, assignments: Sequence[Assignment] = ()) -> Config:
+def load(given: Given, assignments: Sequence[Override] = ()) -> Config:
     """A config with assignments applied, validated, and seeds filled in.
 
     Args:
@@ -189,7 +189,7 @@ def load(given: Given, assignments: Sequence[Assignment] = ()) -> Config:
     )
 
 
-def _refuse_overruled(merged: Mapping[str, Any], assignments: Sequence[Assignment]) -> None:
+def _refuse_overruled(merged: Mapping[str, Any], assignments: Sequence[Override]) -> None:
     """Raise `UserError` for a --set that would change nothing, because every mapping of the grid sets the same key."""
     grid = merged.get("grid")
     mappings = [grid] if isinstance(grid, Mapping) else grid

@@ -104,10 +104,9 @@ def connected(bucket: Bucket) -> "ObjectStore":
     """The store of a bucket, with the credentials of this process's environment. Nothing is asked of it yet."""
     from obstore.store import AzureStore, GCSStore, S3Store
 
-    is_plain = (bucket.endpoint or "").startswith("http://")
     shared: dict[str, Any] = {
         "client_options": {
-            "allow_http": is_plain,
+            "allow_http": _is_plain(bucket),
             "timeout": f"{REQUEST_SECONDS}s",
             "connect_timeout": f"{CONNECT_SECONDS}s",
         },
@@ -118,6 +117,20 @@ def connected(bucket: Bucket) -> "ObjectStore":
     if bucket.scheme == "gs":
         return GCSStore(bucket.name, **_given(base_url=bucket.endpoint), **shared)
     return AzureStore(bucket.name, **_given(account_name=bucket.account, endpoint=bucket.endpoint), **shared)
+
+
+def file_system(bucket: Bucket) -> Any:
+    """The store of a bucket as an fsspec file system, for libraries that read one: a name begins with the bucket's."""
+    from obstore.fsspec import FsspecStore
+
+    named = {"s3": {"endpoint": bucket.endpoint, "region": bucket.region}, "gs": {"base_url": bucket.endpoint}}
+    options = named.get(bucket.scheme, {"account_name": bucket.account, "endpoint": bucket.endpoint})
+    create: Any = FsspecStore  # its overloads want the scheme as a literal
+    return create(bucket.scheme, **_given(**options), client_options={"allow_http": _is_plain(bucket)})
+
+
+def _is_plain(bucket: Bucket) -> bool:
+    return (bucket.endpoint or "").startswith("http://")
 
 
 def _given(**options: str | None) -> dict[str, Any]:

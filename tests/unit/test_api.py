@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -88,10 +89,10 @@ def test_run_on_a_cluster_takes_an_absolute_path(done, tmp_path):
     assert asked == [(str(tmp_path), "auto", ("sample",))]
 
 
-def test_run_does_the_stages_of_the_command_and_returns_a_row_for_each_cell(done, tmp_path):
+def test_run_does_the_stages_of_the_command_and_returns_the_run(done, tmp_path):
     asked = done({})
-    table = taugrid.run(CONFIG, tmp_path)
-    assert table.to_dict("records") == [{"steps": 2, "fid": 1.5}]
+    run = taugrid.run(CONFIG, tmp_path)
+    assert (run.name, run.directory) == (CONFIG, str(tmp_path))
     CliRunner().invoke(cli, ["run", CONFIG, "--out", str(tmp_path), "--json"], catch_exceptions=False)
     [of_the_api, of_the_command] = asked
     assert of_the_api == of_the_command
@@ -101,3 +102,29 @@ def test_run_raises_if_cells_are_missing(done, tmp_path):
     done({"S=2 abc": "worker died"})
     with pytest.raises(RunFailed, match=r"1 cell .*S=2 abc: worker died"):
         taugrid.run(CONFIG, tmp_path)
+
+
+def test_a_config_is_a_file_or_its_content(tmp_path):
+    content = {"name": "mine", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian"}, "grid": {"steps": [2, 5]}}
+    file = tmp_path / "mine.yaml"
+    file.write_text(json.dumps(content))
+    assert taugrid.plan(content, tmp_path / "run") == taugrid.plan(file, tmp_path / "run")
+    with pytest.raises(UserError, match=r"config: unknown key 'smaple' \(did you mean 'sample'"):
+        taugrid.plan(content | {"smaple": {}}, tmp_path / "run")
+
+
+def test_overrides_are_merged_into_their_section_and_replace_the_model_and_the_grid(tmp_path):
+    def cells(**overrides):
+        return taugrid.plan("digits", tmp_path / "run", **overrides)["cells"]
+
+    few = {"grid": {"steps": np.array([5, 10]), "eta": [0.0]}, "sample": {"num_samples": np.int64(60)}}
+    named = cells(**few)
+    assert [(cell["steps"], cell["num_samples"]) for cell in named] == [(5, 60), (10, 60)]
+    said = [f"grid={json.dumps({'steps': [5, 10], 'eta': [0.0]})}", "sample.num_samples=60"]
+    assert named == taugrid.plan("digits", tmp_path / "run", said)["cells"], "batch_size: 250 is still the config's"
+    dotted = cells(**few, **{"sample.batch_size": 256})
+    assert dotted[0]["cell"] != named[0]["cell"]
+    oracle = {"model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "split": "all"}}
+    assert cells(**few, **oracle)[0]["cell"] != named[0]["cell"]
+    with pytest.raises(UserError, match="sample: a config holds"):
+        cells(sample=object())

@@ -66,6 +66,21 @@ def test_asking_a_run_that_has_not_begun_imports_neither_torch_nor_ray(arguments
     assert not modules & set(HEAVY)
 
 
+def test_the_api_is_light_until_it_is_used():
+    modules = modules_after("import taugrid; assert taugrid.open and taugrid.sample")
+    assert "taugrid.api" in modules
+    assert not modules & {*HEAVY, "pydantic", "numpy", "pandas", "pyarrow", "matplotlib", "jinja2"}
+
+
+def test_looking_at_a_run_imports_neither_torch_nor_ray(tmp_path):
+    from taugrid.config.load import load
+
+    (tmp_path / "config.json").write_text(load("digits").model_dump_json())
+    modules = modules_after(f"import taugrid; assert taugrid.open({str(tmp_path)!r})._repr_html_()")
+    assert "taugrid.orchestrator.view.run" in modules
+    assert not modules & set(HEAVY)
+
+
 def test_help_imports_next_to_nothing():
     """`--help` answers at once because of this; a clock in a test would measure the machine."""
     modules = modules_after(

@@ -1,0 +1,81 @@
+"""What the text of a reference means: a path, a run directory, or a data set with its split."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from taugrid.config import Data, validate
+from taugrid.config.load import CONFIG_NAME, load
+from taugrid.errors import UserError
+from taugrid.registry.datasets import DATASETS
+from taugrid.storage import is_url
+from taugrid.workers.data.fashion_mnist import FILES as IDX_FILES
+
+
+class Meant(NamedTuple):
+    """A reference, and the extractor that goes with it."""
+
+    given: Data | str
+    """A data set, or a path as `eval.sources.open_source` takes it."""
+    extractor: str | None
+    """A name for `eval.features.resolve.resolve`, of custom code too; None: no reason to take a particular one."""
+    weights: str | None = None
+    """A file of weights of that extractor."""
+
+
+def meant(text: str) -> Meant:
+    """What a text means as a reference, in this order:
+
+    - a run directory, by path or URL: what the run is scored against, with its extractor;
+    - a folder with Fashion-MNIST's IDX files, or such a folder and a split of them: `data/fashion-mnist/train`;
+    - a data set and, if it has parts, its category and split: `digits/test`, `lsun/bedroom/train`;
+    - anything else as it is.
+
+    Raises:
+        UserError: for a run directory that can't be used, or without a split that is needed.
+    """
+    path = Path(text).expanduser()
+    if is_url(text) or (path / CONFIG_NAME).is_file():
+        return _of_run(text if is_url(text) else str(path))
+    return _of_images(text)
+
+
+def _of_images(text: str) -> Meant:
+    path = Path(text).expanduser()
+    found = _idx_folder(path) if path.exists() else _idx_folder(path.parent, path.name) or _data_set(text)
+    return Meant(text, None) if found is None else Meant(found, found.dataset.extractor)
+
+
+def _of_run(directory: str) -> Meant:
+    config = load(directory)
+    given = config.data if config.evaluate.reference is None else config.evaluate.reference
+    extractor = config.evaluate.extractor or config.data.dataset.extractor
+    return Meant(_of_images(given).given if isinstance(given, str) else given, extractor, config.evaluate.weights)
+
+
+def _idx_folder(folder: Path, split: str | None = None) -> Data | None:
+    """The IDX files in a folder as a data set; None if it has none, or there is no such split."""
+    there = [
+        name for name, file in IDX_FILES.items() if any((folder / f"{file}{end}").is_file() for end in ("", ".gz"))
+    ]
+    if not there or split not in (None, *IDX_FILES):
+        return None
+    if split is None and len(there) > 1:
+        ways = " or ".join(str(folder / name) for name in there)
+        raise UserError(f"{folder} has IDX files of {' and '.join(there)}; give {ways}")
+    return validate(Data, {"name": "fashion-mnist", "root": str(folder), "split": split or there[0]}, str(folder))
+
+
+def _data_set(text: str) -> Data | None:
+    """The data set that NAME, NAME/SPLIT or NAME/CATEGORY/SPLIT means; None if there is none by that name."""
+    name, *parts = text.split("/")
+    if name not in DATASETS or "root" in DATASETS[name].required:
+        return None
+    values = {"name": name}
+    if parts and parts[-1] in DATASETS[name].splits:
+        values["split"] = parts.pop()
+    if parts and "category" in DATASETS[name].keys:
+        values["category"] = parts.pop(0)
+    if parts:
+        splits = ", ".join(DATASETS[name].splits)
+        raise UserError(f"{text}: {'/'.join(parts)} is no split of {name}; its splits are {splits}")
+    return validate(Data, values, text)

@@ -1,0 +1,78 @@
+"""`taugrid export --reference`: what a run was scored against, for other tools."""
+
+from pathlib import Path
+
+import numpy as np
+
+from taugrid.errors import UserError
+from taugrid.eval.metrics.moments_file import MomentsFile, read_moments
+from taugrid.eval.metrics.reference_statistics import read_all
+from taugrid.eval.metrics.statistics import Moments
+from taugrid.eval.metrics.streams import moments
+from taugrid.eval.reference import image_batches
+from taugrid.eval.sources import part_bounds
+from taugrid.images import encode_png
+from taugrid.orchestrator.inspection import make_new_folder
+from taugrid.orchestrator.opened import Opened
+from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.storage import replacing
+from taugrid.words import counted
+
+IMAGES_AT_ONCE = 1024
+"""How many images are in memory at a time."""
+
+
+def export_reference(opened: Opened, target: Path) -> str:
+    """Write what a run is scored against, and say in a few words what was written.
+
+    Args:
+        opened: the run.
+        target: an `.npz` for the mean and covariance of its features, under pytorch-fid's names `mu` and `sigma`; else
+            a new or empty folder for its images, as PNG files named by their index.
+
+    Raises:
+        UserError: if the reference can't be read, has no images, or its features are not there.
+    """
+    scoring = evaluation(opened.config, opened.plan, opened.rundir.extractor)
+    if target.suffix == ".npz":
+        return _export_moments(scoring, opened.rundir, target)
+    return _export_images(scoring, target)
+
+
+def _export_images(scoring: Evaluation, folder: Path) -> str:
+    given = scoring.reference.given
+    if isinstance(given, MomentsFile):
+        raise UserError(f"the reference is the mean and covariance in {given.path}; give --to FILE.npz for these")
+    make_new_folder(folder)
+    index = 0
+    for batch in image_batches(given, IMAGES_AT_ONCE):
+        for image in batch:
+            (folder / f"{index:07d}.png").write_bytes(encode_png(image))
+            index += 1
+    return counted(index, "image")
+
+
+def _export_moments(scoring: Evaluation, rundir: RunDir, file: Path) -> str:
+    if file.exists():
+        raise UserError(f"--to {file} exists; give a new file")
+    found = _moments(scoring, rundir)
+    try:
+        with replacing(file) as temporary, temporary.open("wb") as opened:
+            np.savez(opened, mu=found.mean, sigma=found.covariance)
+    except OSError as error:
+        raise UserError(f"can't write {file}: {error.strerror}") from None
+    return f"mean and covariance of {counted(len(found.mean), 'feature')} of {scoring.extractor.name}"
+
+
+def _moments(scoring: Evaluation, rundir: RunDir) -> Moments:
+    reference = scoring.reference
+    if isinstance(reference.given, MomentsFile):
+        return read_moments(reference.given)
+    assert reference.num_images is not None, "only of moments it is unknown"
+    folder = rundir.extractor_folder(scoring.extractor)
+    parts = range(len(part_bounds(reference.num_images)))
+    paths = [rundir.reference_part(folder, reference.sha256, number) for number in parts]
+    if missing := [path for path in paths if not rundir.storage.exists(path)]:
+        raise UserError(f"{rundir.relative(missing[0])} is not there yet; `taugrid evaluate` extracts the reference")
+    return moments(read_all(paths, rundir.storage), reference.num_images)

@@ -1,0 +1,297 @@
+"""A run as Python holds it, and the API that needs no run; the workers of the runs here are this process."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from in_process import CONFIG, small_run
+from matplotlib.figure import Figure
+from nbclient import NotebookClient
+from PIL import Image
+
+import taugrid
+from taugrid.config import DIFFUSION_DEFAULTS
+from taugrid.errors import UserError
+from taugrid.eval import reference
+from taugrid.eval.pages.run import run_html
+from taugrid.eval.sources import open_source
+from taugrid.images import decode_png
+from taugrid.orchestrator.cli.main import cli
+from taugrid.orchestrator.view.tables import parsed
+from taugrid.storage import open_place, replacing
+from taugrid.workers import schedules
+from taugrid.workers.data.load import fingerprint, load_images
+from taugrid.workers.diffusion import gaussian, oracle
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The directory of a run with tables and figures; tests do not change it."""
+    folder = tmp_path_factory.mktemp("view")
+    with small_run(folder):
+        made = taugrid.run(folder / "small.yaml", out=folder / "runs" / "digits", progress=False)
+    return Path(made.directory)
+
+
+@pytest.fixture
+def run(finished):
+    return taugrid.open(finished)
+
+
+def test_tables_are_what_their_files_hold(run, finished):
+    for name, table in (("quality", run.quality), ("differences", run.differences)):
+        text = pd.read_csv(finished / f"tables/{name}.csv", dtype=str, keep_default_na=False)
+        assert list(table) == list(text)
+        for column in table:
+            shown = ["" if value != value else str(value) for value in table[column]]
+            assert shown == list(text[column]), column
+    assert run.tables == ["differences", "quality"]
+    assert set(run.quality["protocol"]) == set(run.protocols)
+
+
+def test_columns_of_ids_and_texts_stay_texts_and_numbers_are_exact():
+    frame = parsed("cell,fid,steps,joined,diffusion.schedule,note,share\n123e456789,0.1,10,True,cosine,,\n")
+    assert frame.to_dict("records")[0] | {"share": None} == {
+        "cell": "123e456789",
+        "fid": 0.1,
+        "steps": 10,
+        "joined": True,
+        "diffusion.schedule": "cosine",
+        "note": "",
+        "share": None,
+    }
+    assert np.isnan(frame["share"][0])
+    next_to_it = float(np.nextafter(0.1, 1))
+    assert parsed(f"fid\n{next_to_it!r}\n")["fid"][0] == next_to_it
+
+
+def test_a_table_that_is_not_there_is_refused_with_those_that_are(run):
+    with pytest.raises(UserError, match=r"no table nonsense.*quality"):
+        run.table("nonsense")
+
+
+def test_images_are_those_of_the_files_in_the_order_asked_for(run, finished):
+    cell = run.cells[1]
+    rows = pq.read_table(finished / "samples" / cell.name).to_pylist()
+    images = cell.images([13, 2])
+    assert images.shape == (2, 4, 4)
+    for image, index in zip(images, (13, 2), strict=True):
+        [png] = [row["image"]["bytes"] for row in rows if row["index"] == index]
+        assert (image == decode_png(png)[0]).all()
+    assert len(cell.images()) == len(cell) == 20
+    for wrong in ([20], [-1]):
+        with pytest.raises(UserError, match="images 0 to 19"):
+            cell.images(wrong)
+
+
+def test_a_cell_is_found_by_the_beginning_of_its_name(run):
+    assert run.cell("S0002-eta1").id == run.cells[1].id
+    with pytest.raises(UserError, match="more than one"):
+        run.cell("S0002")
+
+
+def test_the_data_set_has_the_cells_rows_alone(run, finished, tmp_path):
+    assert run.cells[0].dataset().to_table(columns=["index"])["index"].to_pylist() == list(range(20))
+    fewer = shutil.copytree(finished, tmp_path / "fewer")
+    config = (fewer / "config.json").read_text()
+    (fewer / "config.json").write_text(config.replace('"num_samples": 20', '"num_samples": 12'))
+    cell = taugrid.open(fewer).cells[0]
+    assert cell.dataset().count_rows() == len(cell) == len(cell.images()) == len(cell.features()) == 12
+
+
+def test_a_run_in_a_bucket_is_looked_at_as_one_in_a_folder(run, finished, s3):
+    name = s3.bucket()
+    root, storage = open_place(f"s3://{name}/runs/digits", "--out")
+    for path in filter(Path.is_file, finished.rglob("*")):
+        if path.relative_to(finished).parts[0] in ("config.json", "samples", "tables", "features"):
+            with replacing(root / path.relative_to(finished), storage) as temporary:
+                shutil.copy(path, temporary)
+    there = taugrid.open(f"s3://{name}/runs/digits")
+    assert there.quality.equals(run.quality)
+    assert (there.cells[1].images([3, 15]) == run.cells[1].images([3, 15])).all()
+    assert (there.cells[1].features() == run.cells[1].features()).all()
+    assert there.cells[1].dataset().to_table().equals(run.cells[1].dataset().to_table())
+
+
+def test_images_that_are_not_there_are_said_to_be_missing(run, finished, tmp_path):
+    holed = shutil.copytree(finished, tmp_path / "holed")
+    cell = taugrid.open(holed).cells[0]
+    (holed / "samples" / cell.name / "part-000001.parquet").unlink()
+    assert len(cell.images(range(10))) == 10
+    with pytest.raises(UserError, match=r"part-000001.parquet is not there yet"):
+        cell.images([3, 15])
+    shutil.rmtree(holed / "features")
+    with pytest.raises(UserError, match="features of 0 of 20"):
+        cell.features()
+
+
+def test_features_are_in_the_order_of_the_images(run):
+    cell = run.cells[0]
+    expected = cell.images().reshape(20, 16).astype(np.float32) / 127.5 - 1
+    assert np.allclose(cell.features(), expected, atol=1e-6)
+
+
+def test_figures_are_matplotlibs(run, finished, tmp_path):
+    figure = run.figure("quality")
+    assert isinstance(figure, Figure)
+    assert len(figure.axes[0].containers) == 2, "a line for each eta"
+    [axes] = run.figure("samples").axes
+    shown = axes.images[0].get_array()
+    assert (np.rint(np.asarray(shown) * 255) == np.asarray(Image.open(finished / "figures/samples.png"))).all()
+    with pytest.raises(UserError, match=r"no figure 'nonsense'.*samples"):
+        run.figure("nonsense")
+    with pytest.raises(UserError, match="trained here"):
+        run.figure("loss")
+
+
+def test_a_run_shows_its_table_in_a_notebook(run):
+    html = run._repr_html_()
+    value = f"{run.quality['fid'].min():.4f}"[:4]
+    assert value in html
+    assert html.count('<th scope="row">') == 2
+    assert "2 of 2 cells" in html
+
+
+def test_texts_of_a_config_are_escaped_in_html(finished):
+    document = json.loads((finished / "tables/quality.json").read_text())
+    planted = "<script>alert(1)</script>"
+    for place, row in enumerate(document["rows"]):
+        row["diffusion.schedule"] = planted if place else "linear"
+    html = run_html(planted, planted, planted, document)
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") == 4, "name, directory, state, and the heading of a table"
+
+
+def test_a_run_without_tables_says_how_to_get_them(tmp_path, finished):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(finished / "config.json", bare)
+    run = taugrid.open(bare)
+    assert "0 of 2 cells" in run._repr_html_()
+    with pytest.raises(UserError, match="taugrid report"):
+        _ = run.quality
+    with pytest.raises(UserError, match="taugrid run"):
+        run.cells[0].dataset()
+
+
+ORACLE = {"oracle": "gaussian"}
+AS_IN_THE_RUN = {"shape": (1, 4, 4), "steps": 2, "batch_size": 10}
+
+
+def test_samples_in_memory_are_the_runs(run):
+    cell = run.cell("S0002-eta1")
+    assert (taugrid.sample(ORACLE, 20, eta=1.0, **AS_IN_THE_RUN) == cell.images()).all()
+    assert (taugrid.sample(ORACLE, [17, 4], eta=1.0, **AS_IN_THE_RUN) == cell.images([17, 4])).all()
+    assert (taugrid.sample(ORACLE, 20, eta=1.0, seed=1, **AS_IN_THE_RUN) != cell.images()).any()
+
+
+def test_a_network_in_memory_is_sampled_and_left_as_it_was(run):
+    eps = oracle.gaussian_eps(gaussian.gaussian((1, 4, 4)), schedules.alpha_bar(DIFFUSION_DEFAULTS), "cpu")
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused = torch.nn.Linear(1, 1)
+            self.was_training = None
+
+        def forward(self, x, index):
+            self.was_training = self.training
+            assert index.shape == (len(x),)
+            return eps(x, int(index[0]) + 1)
+
+    network = Network()
+    found = taugrid.sample(network, 20, eta=1.0, **AS_IN_THE_RUN)
+    assert (found == run.cell("S0002-eta1").images()).all()
+    assert network.was_training is False
+    assert network.training
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"model": ORACLE, "indices": 0}, "indices"),
+        ({"model": ORACLE, "indices": [-1]}, "indices"),
+        ({"model": ORACLE, "num_samples": 5}, "num_samples is for a run"),
+        ({"model": ORACLE, "steps": 0}, "sample.steps"),
+        ({"model": {"unet": {}}}, "trained"),
+        ({"model": {"callable": "a:b"}}, "shape is missing"),
+        ({"model": lambda x, t: x}, "shape is missing"),
+        ({"model": lambda x, t: x[:1], "shape": (1, 4, 4)}, "keep the shape"),
+        ({"model": 5, "shape": (1, 4, 4)}, "to be called"),
+        ({"model": "no/such/folder"}, "no/such/folder"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_can_not_be_sampled_is_refused(arguments, words):
+    with pytest.raises(UserError, match=words):
+        taugrid.sample(**arguments)
+
+
+def test_torch_keeps_its_settings(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    taugrid.sample(ORACLE, 1, **AS_IN_THE_RUN)
+    assert torch.backends.cudnn.deterministic is False
+
+
+def test_a_runs_images_score_against_its_reference_as_in_the_run(run, finished, tmp_path, user_cache):
+    row = run.quality.iloc[0]
+    images = run.cell(row["cell"]).images()
+    scores = taugrid.evaluate(images, finished, progress=False, metrics=["fid"])
+    assert scores["metrics"]["fid"] == pytest.approx(row["fid"], rel=1e-9)
+    assert scores["protocol"]["extractor"]["name"] == "pixels"
+    assert scores["samples"]["kind"] == "array"
+    assert scores["reference"]["dataset"] == "gaussian/all"
+
+    cli.main(["export", str(finished), "--reference", "--to", str(tmp_path / "mean.npz")], standalone_mode=False)
+    given = {"extractor": "pixels", "metrics": ["fid"], "progress": False}
+    by_moments = taugrid.evaluate(images, tmp_path / "mean.npz", **given)
+    assert by_moments["metrics"]["fid"] == pytest.approx(row["fid"], rel=1e-9)
+
+
+def test_the_reference_is_exported_as_pictures(finished, tmp_path, monkeypatch):
+    few = load_images(taugrid.open(finished)._opened.config.data)[:1500]
+    monkeypatch.setattr(reference, "load_images", lambda data: few)
+    cli.main(["export", str(finished), "--reference", "--to", str(tmp_path / "pngs")], standalone_mode=False)
+    assert open_source(str(tmp_path / "pngs")).sha256 == fingerprint(few)
+    with pytest.raises(UserError, match="not an empty folder"):
+        cli.main(["export", str(finished), "--reference", "--to", str(tmp_path / "pngs")], standalone_mode=False)
+
+
+def snippets():
+    return re.findall(r"^```python\n(.*?)^```", (DOCS / "python.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_every_snippet_of_the_docs_runs(finished, tmp_path, monkeypatch, user_cache):
+    shutil.copytree(finished, tmp_path / "runs/digits")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    with small_run(tmp_path):
+        for text in snippets():
+            exec(compile(text, "docs/python.md", "exec"), names)
+    assert (tmp_path / "quality.pdf").stat().st_size
+    assert list(names["known"].quality["steps"]) == [2, 5, 10, 2, 5, 10]
+    assert names["known"].quality["fid_exact"].notna().all()
+    assert len(names["indices"]) == 20
+
+
+def test_the_notebook_runs(finished, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/digits").symlink_to(finished)
+    notebook = nbformat.read(DOCS / "look-at-a-run.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [output["data"] for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
+    assert "tg-pivot" in shown[0]["text/html"]
+    assert "image/png" in shown[1], "the figure"
+    assert "fid_se" in shown[2]["text/html"]
+    assert not CONFIG.startswith("name: digits"), "the run is a small one of that name"
