@@ -33,23 +33,25 @@ def meant(text: str) -> Meant:
     Raises:
         UserError: for a run directory that can't be used, or without a split that is needed.
     """
+    return _meant(text, through=())
+
+
+def _meant(text: str, through: tuple[str, ...]) -> Meant:
+    """The meaning of a text that the run directories `through` led to, each the reference of the one before."""
     path = Path(text).expanduser()
     if is_url(text) or (path / CONFIG_NAME).is_file():
-        return _of_run(text if is_url(text) else str(path))
-    return _of_images(text)
-
-
-def _of_images(text: str) -> Meant:
-    path = Path(text).expanduser()
+        if text in through:
+            raise UserError(f"{text} is a run directory whose evaluate.reference leads back to itself")
+        return _of_run(text if is_url(text) else str(path), (*through, text))
     found = _idx_folder(path) if path.exists() else _idx_folder(path.parent, path.name) or _data_set(text)
     return Meant(text, None) if found is None else Meant(found, found.dataset.extractor)
 
 
-def _of_run(directory: str) -> Meant:
+def _of_run(directory: str, through: tuple[str, ...]) -> Meant:
     config = load(directory)
     given = config.data if config.evaluate.reference is None else config.evaluate.reference
     extractor = config.evaluate.extractor or config.data.dataset.extractor
-    return Meant(_of_images(given).given if isinstance(given, str) else given, extractor, config.evaluate.weights)
+    return Meant(_meant(given, through).given if isinstance(given, str) else given, extractor, config.evaluate.weights)
 
 
 def _idx_folder(folder: Path, split: str | None = None) -> Data | None:

@@ -1,0 +1,93 @@
+"""What the text of a reference means."""
+
+import json
+
+import numpy as np
+import pytest
+
+from taugrid.config import Data
+from taugrid.errors import UserError
+from taugrid.eval.reference_names import Meant, meant
+from taugrid.eval.sources import open_source
+from taugrid.orchestrator.external import score_images
+from taugrid.orchestrator.progress import Progress
+from taugrid.workers.data.fashion_mnist import FILES
+from taugrid.workers.data.readers.picture import SourceError
+
+
+@pytest.fixture
+def idx(tmp_path):
+    """A folder with the names of Fashion-MNIST's files; what is in them is not read here."""
+    folder = tmp_path / "fashion"
+    folder.mkdir()
+    for ending, name in (("", FILES["train"]), (".gz", FILES["test"])):
+        (folder / f"{name}{ending}").touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "extractor"),
+    [
+        ("digits", {"name": "digits"}, "digits-convnet"),
+        ("digits/test", {"name": "digits", "split": "test"}, "digits-convnet"),
+        ("cifar10/train", {"name": "cifar10", "split": "train"}, None),
+        ("lsun/bedroom/train", {"name": "lsun", "category": "bedroom", "split": "train"}, None),
+    ],
+)
+def test_a_data_set_is_named_with_its_split(text, values, extractor):
+    assert meant(text) == Meant(Data(**values), extractor)
+
+
+@pytest.mark.parametrize(("text", "words"), [("digits/tset", "no split of digits"), ("lsun/train", "category")])
+def test_a_wrong_split_is_refused(text, words):
+    with pytest.raises(UserError, match=words):
+        meant(text)
+
+
+def test_a_path_comes_before_a_data_set_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    assert meant("digits") == Meant("digits", None)
+    assert meant("cifar10-train") == Meant("cifar10-train", None), "torch-fidelity's name"
+
+
+def test_a_folder_of_idx_files_is_fashion_mnist(idx):
+    of_test = Data(name="fashion-mnist", root=str(idx), split="test")
+    assert meant(f"{idx}/test") == Meant(of_test, "fashion-convnet")
+    with pytest.raises(UserError, match=f"{idx}/train or {idx}/test"):
+        meant(str(idx))
+    (idx / FILES["train"]).unlink()
+    assert meant(str(idx)) == Meant(of_test, "fashion-convnet")
+    assert meant(f"{idx}/validation") == Meant(f"{idx}/validation", None), "no such split"
+
+
+def config(folder, **sections):
+    folder.mkdir()
+    values = {"name": "other", "data": {"name": "digits", "split": "train"}, "model": {"oracle": "gaussian"}}
+    (folder / "config.json").write_text(json.dumps(values | sections))
+    return str(folder)
+
+
+def test_a_run_directory_is_what_it_is_scored_against(tmp_path):
+    of_data = config(tmp_path / "a")
+    assert meant(of_data) == Meant(Data(split="train"), "digits-convnet")
+    named = config(tmp_path / "b", evaluate={"reference": "digits/test", "extractor": "pixels"})
+    assert meant(named) == Meant(Data(split="test"), "pixels")
+    of_files = config(tmp_path / "c", evaluate={"reference": "some.npz", "extractor": "pixels", "weights": "w"})
+    assert meant(of_files) == Meant("some.npz", "pixels", "w")
+    of_another = config(tmp_path / "d", evaluate={"reference": of_files})
+    assert meant(of_another) == Meant("some.npz", "digits-convnet")
+    of_itself = config(tmp_path / "e", evaluate={"reference": str(tmp_path / "e")})
+    with pytest.raises(UserError, match="leads back to itself"):
+        meant(of_itself)
+
+
+def test_code_that_a_run_directory_names_is_not_run(tmp_path):
+    sent = config(tmp_path / "sent", evaluate={"extractor": "their_code:Features", "reference": "digits/test"})
+    with pytest.raises(UserError, match=r"their_code:Features.*give --extractor"):
+        score_images(np.zeros((2, 8, 8), np.uint8), sent, {}, (), Progress.silent())
+
+
+def test_what_is_nothing_is_refused_with_all_that_it_could_be():
+    with pytest.raises(SourceError, match=r"no nowhere; .*run directory.*fashion-mnist/train"):
+        open_source("nowhere")
