@@ -68,6 +68,7 @@ def run(
     stages: Sequence[str] = STAGES,
     trust_code: bool = False,
     progress: bool = True,
+    only: Sequence[str] = (),
     **overrides: Any,
 ) -> "RunView":
     """Do what is still missing, like `taugrid run`, and return the run: its tables, cells, images and figures.
@@ -81,6 +82,7 @@ def run(
         stages: some of `STAGES`.
         trust_code: run the custom code that a run directory's config names, whoever wrote it, as --trust-code does.
         progress: show on stderr how far it is.
+        only: work on the cells alone that one of these texts fits, such as "schedule=cosine,steps=50", as --only does.
         overrides: as in `plan`.
 
     Raises:
@@ -90,6 +92,7 @@ def run(
     from taugrid.errors import RunFailed
     from taugrid.orchestrator.opened import open_to_run
     from taugrid.orchestrator.progress import Progress
+    from taugrid.orchestrator.selection import select
     from taugrid.orchestrator.session import Run
     from taugrid.orchestrator.view.run import RunView
     from taugrid.words import counted
@@ -98,7 +101,8 @@ def run(
     changes = [*assignments, *_assigned(overrides)]
     opened = open_to_run(_given(config), changes, None if out is None else str(out), address, runs_code, trust_code)
     with Progress.silent() if not progress else Progress() as shown:
-        outcome = Run(opened.config, opened.plan, opened.rundir, address, shown).do(stages)
+        part = select(opened.plan, only)
+        outcome = Run(opened.config, opened.plan, opened.rundir, address, shown, part).do(stages)
     if outcome.missing:
         name, reason = next(iter(outcome.missing.items()))
         label = outcome.labels.get(name, name)

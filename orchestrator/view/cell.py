@@ -25,7 +25,7 @@ class CellView:
         self._rundir = rundir
 
     def __repr__(self) -> str:
-        return f"<cell {self.name}: {len(self):,} images>"
+        return f"<cell {self.label}: {len(self):,} images>"
 
     def __len__(self) -> int:
         return self._cell.settings.num_samples
@@ -41,6 +41,11 @@ class CellView:
         return self._cell.name
 
     @property
+    def label(self) -> str:
+        """What messages, tables and figures call it."""
+        return self._cell.label
+
+    @property
     def model(self) -> str:
         """The id of its model."""
         return self._cell.model.id
@@ -48,7 +53,7 @@ class CellView:
     @property
     def settings(self) -> Mapping[str, Any]:
         """The keys of `sample` with which it is sampled, and the grid's other keys."""
-        return {**self._cell.settings.model_dump(mode="json"), **self._cell.axes}
+        return {**self._cell.settings.model_dump(mode="json"), **self._cell.values}
 
     def images(self, indices: Iterable[int] | None = None) -> NDArray[np.uint8]:
         """Images by index, as (n, H, W) if they are grey, else (n, H, W, 3), in the order asked for; None: all.
@@ -61,7 +66,7 @@ class CellView:
         if not wanted:
             raise UserError("no indices were given; leave them out for all images")
         if beyond := [index for index in wanted if not 0 <= index < len(self)]:
-            raise UserError(f"{self.name} has the images 0 to {len(self) - 1}, so not {beyond[0]}")
+            raise UserError(f"{self.label} has the images 0 to {len(self) - 1}, so not {beyond[0]}")
         found: dict[int, bytes] = {}
         for shard in self._cell.shards:
             inside = [index for index in wanted if shard.start <= index < shard.stop]
@@ -69,7 +74,7 @@ class CellView:
             if inside:
                 found |= parquet.read_png(self._require(path), inside, self._rundir.storage)
         if lacking := [index for index in wanted if index not in found]:
-            raise UserError(f"image {lacking[0]} of {self.name} is not sampled yet; `taugrid run` makes it")
+            raise UserError(f"image {lacking[0]} of {self.label} is not sampled yet; `taugrid run` makes it")
         return to_pictures([decode_png(found[index]) for index in wanted])
 
     def dataset(self) -> ds.Dataset:
@@ -104,14 +109,14 @@ class CellView:
         paths = self._rundir.storage.list(self._rundir.features, pattern)
         folders = sorted({path.parent.parent.name for path in paths})
         if len(folders) > 1:
-            raise UserError(f"{self.name} has features of {' and '.join(folders)}; name one of them")
+            raise UserError(f"{self.label} has features of {' and '.join(folders)}; name one of them")
         chunks = [
             values for path in paths for _, values in parquet.read_features(path, "features", self._rundir.storage)
         ]
         found = sum(map(len, chunks))
         if found < len(self):
             raise UserError(
-                f"{self.name} has the features of {found} of {len(self)} images; `taugrid evaluate` extracts them if "
+                f"{self.label} has the features of {found} of {len(self)} images; `taugrid evaluate` extracts them if "
                 "evaluate.keep_features is true and evaluate.metrics asks for a score that is not there yet"
             )
         return np.concatenate(chunks)[: len(self)]
@@ -120,7 +125,7 @@ class CellView:
         """`path`, if it is there; `UserError` saying why it is not."""
         if self._rundir.has_removed_images(self._cell):
             record = self._rundir.relative(self._rundir.removal_record(self._cell))
-            raise UserError(f"the images of {self.name} were removed; delete {record} and run again")
+            raise UserError(f"the images of {self.label} were removed; delete {record} and run again")
         if not self._rundir.storage.exists(path):
             raise UserError(f"{self._rundir.relative(path)} is not there yet; `taugrid run` makes it")
         return path

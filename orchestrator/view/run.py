@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from taugrid.eval.pages.run import run_html
-from taugrid.orchestrator.inspection import describe, find_cell
+from taugrid.orchestrator.inspection import describe
 from taugrid.orchestrator.opened import Opened, open_existing
+from taugrid.orchestrator.selection import find_cell
 from taugrid.orchestrator.view.cell import CellView
 from taugrid.orchestrator.view.tables import Tables
 from taugrid.words import counted
@@ -88,7 +89,7 @@ class RunView:
         return tuple(CellView(cell, self._opened.rundir) for cell in self._opened.plan.cells)
 
     def cell(self, name: str) -> CellView:
-        """A cell by its id, its folder's name, or the beginning of either; `UserError` unless exactly one fits."""
+        """A cell by its settings (steps=50,eta=0), id, label or folder's name; `UserError` unless exactly one fits."""
         return CellView(find_cell(self._opened.plan, name), self._opened.rundir)
 
     def figure(self, name: str = "quality") -> "Figure":

@@ -13,7 +13,7 @@ from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.storage import read_json
 
 TEXT_COLUMNS = frozenset(
-    {"cell", "model", "protocol", "cell_a", "cell_b", "protocol_a", "protocol_b"}
+    {"cell", "folder", "name", "model", "model_name", "protocol", "cell_a", "cell_b", "protocol_a", "protocol_b"}
     | {"spacing", "along", "settings", "others", "note"}
 )
 """Columns that stay text, though all their values may look like numbers (an id can be 123e456789) or be empty."""

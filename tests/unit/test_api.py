@@ -98,6 +98,18 @@ def test_run_does_the_stages_of_the_command_and_returns_the_run(done, tmp_path):
     assert of_the_api == of_the_command
 
 
+def test_run_works_on_some_cells_alone(monkeypatch, tmp_path):
+    parts = []
+
+    def do(self, stages, break_lock=False):
+        parts.append([cell.settings.steps for cell in self.part.cells])
+        return session.Outcome({}, [], "", None)
+
+    monkeypatch.setattr(session.Run, "do", do)
+    taugrid.run(CONFIG, tmp_path, only=["steps=10"])
+    assert set(parts[0]) == {10}
+
+
 def test_run_raises_if_cells_are_missing(done, tmp_path):
     done({"S=2 abc": "worker died"})
     with pytest.raises(RunFailed, match=r"1 cell .*S=2 abc: worker died"):
