@@ -102,7 +102,7 @@ def export(directory: str, cell: str | None, target: str, reference: bool) -> No
         raise click.UsageError("give DIR and a CELL, or DIR and --reference")
     opened = open_existing(directory)
     if cell is None:
-        from taugrid.orchestrator.reference_export import export_reference
+        from taugrid.orchestrator.view.reference_export import export_reference
 
         click.echo(f"{export_reference(opened, Path(target))} in {target}")
         return

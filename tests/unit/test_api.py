@@ -92,7 +92,7 @@ def test_run_on_a_cluster_takes_an_absolute_path(done, tmp_path):
 def test_run_does_the_stages_of_the_command_and_returns_the_run(done, tmp_path):
     asked = done({})
     run = taugrid.run(CONFIG, tmp_path)
-    assert (run.name, run.directory) == (CONFIG, str(tmp_path))
+    assert (len(run.cells), run.directory) == (len(taugrid.plan(CONFIG, tmp_path)["cells"]), str(tmp_path))
     CliRunner().invoke(cli, ["run", CONFIG, "--out", str(tmp_path), "--json"], catch_exceptions=False)
     [of_the_api, of_the_command] = asked
     assert of_the_api == of_the_command
