@@ -3,8 +3,7 @@
 Torch is imported when something is sampled, not with this module.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,13 +12,15 @@ from numpy.typing import NDArray
 
 from taugrid.config import Diffusion, Sample, validate
 from taugrid.config.load import load
-from taugrid.errors import CustomCodeError, UserError
+from taugrid.errors import CustomCodeError, DeviceUnusable, UserError
 from taugrid.images import to_pictures, to_uint8
 from taugrid.jobs import NetworkSpec
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.resolve import diffusion_section, sample_section, times
 from taugrid.registry.datasets import Shape
 from taugrid.workers import schedules
+from taugrid.workers.accelerator import arithmetic
+from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.device import Device, set_up
 from taugrid.workers.finite import Watched
 from taugrid.workers.sample import sample_batch
@@ -54,19 +55,33 @@ def sample_in_memory(
         raise UserError(f"indices must be a positive number of images, or their indices from 0, not {indices!r}")
     if idle := sorted(settings.keys() & set(FOR_A_RUN)):
         raise UserError(f"{idle[0]} is for a run; say with indices which images are wanted")
-    with _true_float32():
-        if isinstance(model, str | Mapping):
-            spec, planned = _planned(model, shape, diffusion, settings)
-            place = device or _usual_device()
-            return _sampled(Device(place).network(spec, planned.diffusion), planned, wanted, place)
-        from taugrid.workers.network.held import held_network, place_of, shape_of
-
-        found = _settings(shape or shape_of(model), diffusion, settings)
+    with arithmetic.restored():
+        set_up()
         try:
-            with held_network(model) as network:
-                return _sampled(network, found, wanted, device or place_of(model) or _usual_device())
-        except CustomCodeError as error:
+            return _sample(model, wanted, shape, diffusion, settings, device)
+        except (CustomCodeError, DeviceUnusable) as error:
             raise UserError(str(error)) from error
+
+
+def _sample(
+    model: Any,
+    wanted: Sequence[int],
+    shape: Shape | None,
+    diffusion: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    device: str | None,
+) -> NDArray[np.uint8]:
+    if isinstance(model, str | Mapping):
+        spec, planned = _planned(model, shape, diffusion, settings)
+        place = device or _usual_device()
+        network = Device(place).network(spec, planned.diffusion, Arithmetic.of(planned.settings))
+        return _sampled(network, planned, wanted, place)
+    from taugrid.workers.network.held import held_network, place_of, shape_of
+
+    found = _settings(shape or shape_of(model), diffusion, settings)
+    with held_network(model) as network:
+        place = device or place_of(model) or _usual_device()
+        return _sampled(_computed(network, found.settings, place), found, wanted, place)
 
 
 def _planned(
@@ -94,6 +109,15 @@ def _settings(shape: Shape | None, diffusion: Mapping[str, Any], settings: Mappi
     return Settings(shape, process, resolved, times(resolved, process))
 
 
+def _computed(network: "Denoiser", settings: Sample, place: str) -> "Denoiser":
+    """A network that the caller holds, computed as `settings` say."""
+    if settings.compile != "none":
+        raise UserError("compile is for models that taugrid loads; pass torch.compile(network) instead")
+    kind = place.partition(":")[0]
+    arithmetic.prepare(settings.precision, kind, kind)
+    return arithmetic.computed(network, Arithmetic.of(settings), kind)
+
+
 def _sampled(network: "Denoiser", recipe: Settings, wanted: Sequence[int], device: str) -> NDArray[np.uint8]:
     """The wanted images, (n, H, W) or (n, H, W, 3), in batches of the size of a run's."""
     import torch
@@ -113,17 +137,3 @@ def _usual_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@contextmanager
-def _true_float32() -> Iterator[None]:
-    """Torch as `workers.device.set_up` leaves it, within the context: the caller's process has settings of its own."""
-    import torch
-
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic
-    set_up()
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic = before

@@ -65,7 +65,9 @@ class Device:
 
     def __init__(self, name: str, heard: Beat = unheard) -> None:
         self.name = name
-        """As torch names it: `cpu` or `cuda`."""
+        """As torch names it: `cpu`, `cuda` or, outside of a run, `cuda:1`."""
+        self.kind = name.partition(":")[0]
+        """Without its number."""
         self.hardware = name
         """What it is, for people."""
         self._heard = heard
@@ -84,11 +86,11 @@ class Device:
         """
         from taugrid.workers.network.load import load_network
 
-        arithmetic.prepare(how.precision, self.name, self.hardware)
+        arithmetic.prepare(how.precision, self.kind, self.hardware)
         key, compiles = (spec, diffusion, how.compile), how.compile != "none"
         network: Denoiser = self._networks.get(key, lambda: load_network(spec, diffusion, self.name, compiles))
-        arithmetic.prepare(how.precision, self.name, self.hardware)  # a custom network may have changed it
-        return arithmetic.computed(network, how, self.name)
+        arithmetic.prepare(how.precision, self.kind, self.hardware)  # a custom network may have changed it
+        return arithmetic.computed(network, how, self.kind)
 
     def extractor(self, spec: Hashable, load: Callable[[], L]) -> L:
         """The extractor that `load` returns; kept for the next job with an equal `spec`."""

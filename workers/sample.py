@@ -51,7 +51,7 @@ class SampleJob(Job):
     @property
     def arithmetic(self) -> Arithmetic:
         """How its network is computed."""
-        return Arithmetic(self.settings.precision, self.settings.compile, self.settings.batch_size)
+        return Arithmetic.of(self.settings)
 
     def remedy(self, device: Device) -> str:
         """The batch that fits."""

@@ -27,6 +27,7 @@ from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.view.tables import parsed
 from taugrid.storage import open_place, replacing
 from taugrid.workers import schedules
+from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.data.load import fingerprint, load_images
 from taugrid.workers.diffusion import gaussian, oracle
 
@@ -230,6 +231,8 @@ def test_a_network_in_memory_is_sampled_and_left_as_it_was(run):
         ({"model": lambda x, t: x}, "shape is missing"),
         ({"model": lambda x, t: x[:1], "shape": (1, 4, 4)}, "keep the shape"),
         ({"model": 5, "shape": (1, 4, 4)}, "to be called"),
+        ({"model": lambda x, t: x, "shape": (1, 4, 4), "compile": "default"}, "torch.compile"),
+        ({"model": lambda x, t: x, "shape": (1, 4, 4), "precision": "tf32", "device": "cpu"}, "sample.precision: tf32"),
         ({"model": "no/such/folder"}, "no/such/folder"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -239,10 +242,31 @@ def test_what_can_not_be_sampled_is_refused(arguments, words):
         taugrid.sample(**arguments)
 
 
-def test_torch_keeps_its_settings(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
-    taugrid.sample(ORACLE, 1, **AS_IN_THE_RUN)
-    assert torch.backends.cudnn.deterministic is False
+def test_a_network_in_memory_computes_in_the_precision_that_is_asked_for():
+    types = []
+
+    def network(x, index):
+        types.append((x[:, 0] @ x[:, 0]).dtype)
+        return x
+
+    for precision in ("float32", "bf16"):
+        taugrid.sample(network, 1, precision=precision, device="cpu", **AS_IN_THE_RUN)
+    assert types == [torch.float32] * 2 + [torch.bfloat16] * 2
+
+
+def test_torch_keeps_its_settings():
+    backends = torch.backends
+
+    def settings():
+        cudnn, places = backends.cudnn, (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.matmul)
+        return cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, [place.fp32_precision for place in places]
+
+    with arithmetic.restored():
+        backends.cudnn.deterministic = False
+        backends.cudnn.benchmark = backends.cudnn.allow_tf32 = True
+        before = settings()
+        taugrid.sample(ORACLE, 1, **AS_IN_THE_RUN)
+        assert settings() == before
 
 
 def test_a_runs_images_score_against_its_reference_as_in_the_run(run, finished, tmp_path, user_cache):

@@ -3,9 +3,11 @@
 torch is imported when something is computed, not with this module: the driver must not import it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from taugrid.config.sample import Compilation, Precision
+from taugrid.config.sample import Compilation, Precision, Sample
 from taugrid.errors import DeviceUnusable
 from taugrid.words import this_node
 
@@ -28,6 +30,11 @@ class Arithmetic(NamedTuple):
     compile: Compilation = "none"
     batch_size: int | None = None
     """The one number of images for which a compiled network is built. None: it is not compiled."""
+
+    @classmethod
+    def of(cls, settings: Sample) -> "Arithmetic":
+        """How the network of a cell with these `settings` is computed."""
+        return cls(settings.precision, settings.compile, settings.batch_size)
 
 
 PLAIN = Arithmetic()
@@ -54,6 +61,25 @@ def settle(tf32: bool = False) -> None:
         place.fp32_precision = "ieee"  # a CPU could take bf16 for it
     backends.cudnn.deterministic = True
     backends.cudnn.benchmark = False  # it takes the kernel that was fastest this time
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Leave this process's switches after the context as they were before: a caller's process has its own."""
+    import torch
+
+    backends: Any = torch.backends
+    cudnn, matmul, mkldnn = backends.cudnn, backends.cuda.matmul, backends.mkldnn
+    old = [(cudnn, "allow_tf32"), (matmul, "allow_tf32"), (cudnn, "deterministic"), (cudnn, "benchmark")]
+    places = (cudnn.conv, cudnn.rnn, matmul, mkldnn.conv, mkldnn.rnn, mkldnn.matmul, cudnn, mkldnn, backends)
+    switches = [*old, *((place, "fp32_precision") for place in places)]  # the old ones first: they set new ones too
+    matrices, before = torch.get_float32_matmul_precision(), [getattr(*switch) for switch in switches]
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matrices)
+        for (place, name), value in zip(switches, before, strict=True):
+            setattr(place, name, value)
 
 
 def repeat_backward() -> None:
