@@ -1,7 +1,10 @@
+import gc
 import random
 
 import pytest
 from hypothesis import settings
+
+gc.disable()  # until all files are imported: passes over what stays are a third of the time
 
 # Machines here share their cores: a time limit for each example would fail tests for what else is running.
 settings.register_profile("taugrid", deadline=None)
@@ -35,6 +38,11 @@ def bucket(s3):
     from taugrid.storage import open_place
 
     return open_place(f"s3://{s3.bucket()}/some/run", "--out")
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_addoption(parser):

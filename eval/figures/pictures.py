@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -189,6 +188,8 @@ def _tile_size(width: int, height: int) -> tuple[int, int]:
 
 def _font() -> ImageFont.FreeTypeFont:
     """DejaVu Sans from matplotlib's data: it is on every machine and has Greek letters."""
+    import matplotlib
+
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", FONT_SIZE)
 
 

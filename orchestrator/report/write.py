@@ -1,4 +1,7 @@
-"""Writes the report of a run: tables/ and figures/, from the rows that were collected."""
+"""Writes the report of a run: tables/ and figures/, from the rows that were collected.
+
+matplotlib is imported when a figure is drawn, which in a run is at its end: workers start sooner.
+"""
 
 from typing import Any
 
@@ -6,10 +9,6 @@ import numpy as np
 import pandas as pd
 
 from taugrid.config import DIFFUSION_DEFAULTS, Config
-from taugrid.eval.figures.checkpoints import checkpoints_figure
-from taugrid.eval.figures.drawing import save
-from taugrid.eval.figures.loss import losses_figure
-from taugrid.eval.figures.quality import quality_figure
 from taugrid.eval.tables.best_checkpoints import best_checkpoints
 from taugrid.eval.tables.differences import Evidence, differences, indistinguishable
 from taugrid.eval.tables.differences_files import write_differences
@@ -41,6 +40,9 @@ def write_report(config: Config, plan: Plan, rundir: RunDir, collected: Rows) ->
         write_quality(rows, tables, evidence.protocols, notes, alike, joined.cells)
         write_differences(differences(rows, evidence) if rows else [], tables)
     if rows:
+        from taugrid.eval.figures.drawing import save
+        from taugrid.eval.figures.quality import quality_figure
+
         with rundir.storage.local_folder(rundir.figures) as figures:
             save(quality_figure(long_form(rows), {} if joining else evidence.protocols), figures / "quality")
     _write_checkpoints(plan, rundir, rows, evidence, joining)
@@ -52,6 +54,9 @@ def write_report(config: Config, plan: Plan, rundir: RunDir, collected: Rows) ->
 def write_losses(plan: Plan, rundir: RunDir) -> None:
     """Write figures/loss if a model of the plan was trained here; otherwise remove an earlier one."""
     if curves := loss_curves(plan, rundir):
+        from taugrid.eval.figures.drawing import save
+        from taugrid.eval.figures.loss import losses_figure
+
         with rundir.storage.local_folder(rundir.figures) as figures:
             save(losses_figure(curves), figures / "loss")
     else:
@@ -85,6 +90,9 @@ def _write_checkpoints(
     order = list(dict.fromkeys(cell.axes.get(CHECKPOINT) for cell in plan.cells))
     loaded = [checkpoint for checkpoint in order if checkpoint is not None]
     if rows and len(loaded) > 1:
+        from taugrid.eval.figures.checkpoints import checkpoints_figure
+        from taugrid.eval.figures.drawing import save
+
         with rundir.storage.local_folder(rundir.figures) as figures:
             protocols = {} if joining else evidence.protocols
             figure = checkpoints_figure(long_form(rows), loaded, protocols, best_checkpoints(rows, evidence))

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from taugrid.config import Diffusion
+from taugrid.workers.network.diffusers_unet import UNet2DModel
 from taugrid.workers.network.scheduler import scheduler_config
 
 
-def save_pipeline(folder: Path, unet: diffusers.UNet2DModel, ema: Mapping[str, Tensor], diffusion: Diffusion) -> None:
+def save_pipeline(folder: Path, unet: UNet2DModel, ema: Mapping[str, Tensor], diffusion: Diffusion) -> None:
     """Write what `diffusers.DDIMPipeline.from_pretrained(folder)` reads, in safetensors.
 
     unet/ holds the averaged weights. The raw ones are in unet_raw/, which is not a component of the pipeline.

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from torch import Tensor
 
@@ -23,13 +22,14 @@ from taugrid.workers.network.checkpoint import (
     config_sha256,
     weights_file,
 )
+from taugrid.workers.network.diffusers_unet import UNet2DModel
 
 
-def build_unet(unet: Unet, image_shape: tuple[int, int, int]) -> diffusers.UNet2DModel:
+def build_unet(unet: Unet, image_shape: tuple[int, int, int]) -> UNet2DModel:
     """A network for images of (channels, height, width), with random weights from torch's global generator."""
     channels, height, width = image_shape
     size = {"sample_size": (height, width), "in_channels": channels, "out_channels": channels}
-    return diffusers.UNet2DModel(**size, **unet.model_dump())
+    return UNet2DModel(**size, **unet.model_dump())
 
 
 def load_unet(saved: SavedUnet, device: str, compiled: bool = False) -> Denoiser:
@@ -72,14 +72,14 @@ def _config(file: Path, sha256: str, storage: Storage) -> bytes:
     return data
 
 
-def _from_folder(copy: Path, folder: Path) -> diffusers.UNet2DModel:
+def _from_folder(copy: Path, folder: Path) -> UNet2DModel:
     """The network in `copy`, a private copy of `folder`; messages name `folder`."""
     file = folder / weights_file(copy).name
     is_pickled = file.name != WEIGHTS_FILE
     if is_pickled:
         _require_tensors(copy / file.name, file)
     try:
-        unet, found = diffusers.UNet2DModel.from_pretrained(
+        unet, found = UNet2DModel.from_pretrained(
             copy,
             torch_dtype=torch.float32,
             use_safetensors=not is_pickled,

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import diffusers
 import ray.train
 import ray.util
 import torch
@@ -29,6 +28,7 @@ from taugrid.words import this_node
 from taugrid.workers.accelerator.arithmetic import repeat_backward
 from taugrid.workers.device import set_up
 from taugrid.workers.diffusion.process import network_time
+from taugrid.workers.network.diffusers_unet import UNet2DModel
 from taugrid.workers.network.ema import ema_decay, ema_update
 from taugrid.workers.training import checkpoints
 from taugrid.workers.training.batches import Batches
@@ -194,7 +194,7 @@ def _output(settings: Train, network: Any, batch: TrainingBatch) -> Tensor:
     return output.float()
 
 
-def _network(settings: Train, unet: diffusers.UNet2DModel, batches: Batches, world_size: int) -> Any:
+def _network(settings: Train, unet: UNet2DModel, batches: Batches, world_size: int) -> Any:
     """`unet`, compiled in place if `compile` is set; with several ranks, wrapped in DDP, which averages gradients.
 
     It is compiled inside DDP, as torch advises (torch.compiler, "Where to apply torch.compile?").

@@ -3,11 +3,11 @@
 import math
 from dataclasses import dataclass
 
-import diffusers
 import torch
 from torch import Tensor
 
 from taugrid.config import Train
+from taugrid.workers.network.diffusers_unet import UNet2DModel
 from taugrid.workers.network.ema import ema_start
 from taugrid.workers.network.unet import build_unet
 from taugrid.workers.training.log import Record
@@ -18,7 +18,7 @@ from taugrid.workers.training.spec import Hopeless, TrainingSpec
 class State:
     """The content of a checkpoint."""
 
-    unet: diffusers.UNet2DModel
+    unet: UNet2DModel
     ema: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     step: int = 0
@@ -46,7 +46,7 @@ def new_state(spec: TrainingSpec, device: str) -> State:
     return State(unet, ema_start(unet), _optimizer(spec.train, unet))
 
 
-def _optimizer(settings: Train, unet: diffusers.UNet2DModel) -> torch.optim.Optimizer:
+def _optimizer(settings: Train, unet: UNet2DModel) -> torch.optim.Optimizer:
     if settings.optimizer == "adamw":
         decay = settings.weight_decay
         return torch.optim.AdamW(unet.parameters(), lr=settings.learning_rate, weight_decay=decay, fused=True)

@@ -1,0 +1,58 @@
+import gc
+import importlib
+import sys
+
+import diffusers
+import pytest
+
+from taugrid.workers.network.diffusers_unet import imported_on_use, uncollected
+
+MODULE = "xml.sax.saxutils"  # nothing here imports it
+
+
+@pytest.fixture
+def unloaded(monkeypatch):
+    monkeypatch.delitem(sys.modules, MODULE, raising=False)
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_a_module_is_loaded_with_the_first_thing_asked_of_it():
+    with imported_on_use(MODULE):
+        stand_in = importlib.import_module(MODULE)
+        assert stand_in.escape("<") == "&lt;"
+    assert sys.modules[MODULE].escape is stand_in.escape
+    with pytest.raises(AttributeError, match="no_such_name"):
+        stand_in.no_such_name  # noqa: B018
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_a_module_that_nothing_was_asked_of_is_not_loaded():
+    with imported_on_use(MODULE):
+        importlib.import_module(MODULE)
+    assert MODULE not in sys.modules
+
+
+def test_a_module_that_is_loaded_stays_as_it_is():
+    with imported_on_use("json"):
+        assert importlib.import_module("json") is sys.modules["json"]
+    assert sys.modules["json"].loads("1") == 1
+
+
+def test_the_collector_is_off_within_and_back_after_an_error():
+    def fail():
+        assert not gc.isenabled()
+        raise ImportError
+
+    with pytest.raises(ImportError), uncollected():
+        fail()
+    assert gc.isenabled()
+
+
+def test_schedulers_that_need_scipy_have_it():
+    """They were imported while `scipy.stats` and `scipy.integrate` were left out."""
+    multistep = diffusers.DPMSolverMultistepScheduler(use_beta_sigmas=True)
+    multistep.set_timesteps(4)
+    assert multistep.sigmas.isfinite().all()
+    linear = diffusers.LMSDiscreteScheduler()
+    linear.set_timesteps(4)
+    assert linear.get_lms_coefficient(2, 2, 0) < 0
