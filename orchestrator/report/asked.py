@@ -10,6 +10,7 @@ from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.grids.names import plain_text, short_keys
 from taugrid.grids.selectors import fits, key_of
 from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.plan.grid import column
 
 
 def check(config: Config, plan: Plan) -> None:
@@ -19,9 +20,9 @@ def check(config: Config, plan: Plan) -> None:
 
 
 def layout(config: Config, plan: Plan) -> Layout:
-    """The rows and columns of tables."""
-    columns = _key("report.columns", config.report.columns, plan)
-    rows = [_key("report.rows", name, plan) for name in config.report.rows or ()]
+    """The rows and columns of tables, by the columns of quality.csv."""
+    columns = column(_key("report.columns", config.report.columns, plan))
+    rows = [column(_key("report.rows", name, plan)) for name in config.report.rows or ()]
     if columns in rows or len(set(rows)) < len(rows):
         raise UserError(
             f"report.rows: {', '.join(rows)} with report.columns: {columns} names a key twice; name each once"
@@ -30,7 +31,7 @@ def layout(config: Config, plan: Plan) -> Layout:
 
 
 def base(config: Config, plan: Plan) -> dict[str, Any]:
-    """The values that effects are differences to, by their keys in full."""
+    """The values that effects are differences to, by the columns of quality.csv."""
     found: dict[str, Any] = {}
     for name, wanted in config.report.base.items():
         key = _key("report.base", name, plan)
@@ -40,7 +41,7 @@ def base(config: Config, plan: Plan) -> dict[str, Any]:
             listed = ", ".join(map(plain_text, values))
             problem = "is not in the grid" if not fitting else "fits several values"
             raise UserError(f"report.base: {name}: {plain_text(wanted)} {problem}; choose one of {listed}")
-        found[key] = fitting[0]
+        found[column(key)] = fitting[0]
     return found
 
 

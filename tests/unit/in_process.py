@@ -90,11 +90,7 @@ class PoolHere:
 
 @contextmanager
 def small_run(folder, text=CONFIG) -> Iterator[Opened]:
-<<<<<<< HEAD
-    """The run, whose workers are this process while the context lasts."""
-=======
     """The run that `text` describes, whose workers are this process while the context lasts."""
->>>>>>> 8ffc124 (One table for all models of a metric, means over seeds, effects with Holm's correction, their figures; report.base, report --rows and --columns)
     config = folder / "small.yaml"
     config.write_text(text)
     with (
