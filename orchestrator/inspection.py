@@ -15,6 +15,7 @@ from taugrid.orchestrator.dispatch.capacity import nodes
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan, Shard
 from taugrid.orchestrator.plan.missing import missing_images
 from taugrid.orchestrator.plan.sources import Trained
+from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.extension import orphans_in_words
@@ -58,7 +59,8 @@ def describe_plan(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
     described = describe(config, plan, rundir)
     untrained = [model for model, _ in plan.trained_here if not rundir.is_ready(model)]
     fits = _fit(config, plan, described) if described["network_evaluations_remaining"] else []
-    return described | {"remarks": [*described["remarks"], *missing_images(config, untrained), *fits]}
+    remarks = [*described["remarks"], *missing_images(config, untrained), *fits, *_about_replicates(plan, described)]
+    return described | {"remarks": remarks}
 
 
 def _fit(config: Config, plan: Plan, described: Mapping[str, Any]) -> list[str]:
@@ -68,6 +70,16 @@ def _fit(config: Config, plan: Plan, described: Mapping[str, Any]) -> list[str]:
     if config.cluster.workers or not Path("/proc/driver/nvidia").exists():  # else it has a worker for each GPU
         told.append(too_few_shards(plan, workers))
     return [said for said in told if said is not None]
+
+
+def _about_replicates(plan: Plan, described: Mapping[str, Any]) -> list[str]:
+    """That settings were trained once, or have unequal numbers of replicates."""
+    said = unequal(plan.cells)
+    if models := compared_trainings(plan):
+        ids = {model.id for model in models}
+        evaluations = sum(cell["network_evaluations"] for cell in described["cells"] if cell["model"] in ids)
+        said.append(suggestion(models, None, evaluations, described["evaluations_per_second_and_worker"]))
+    return said
 
 
 def _describe_model(model: Model, rundir: RunDir, scratch: str | None) -> dict[str, Any]:

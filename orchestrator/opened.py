@@ -10,6 +10,7 @@ from taugrid.orchestrator.dispatch.address import check_form
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.patterns import resolve_patterns
 from taugrid.orchestrator.plan.trust import custom_code, require_trusted, trust
+from taugrid.orchestrator.report import asked
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.extension import check_extends
 from taugrid.storage import is_url, open_place
@@ -60,6 +61,7 @@ class Opened:
         self.config, notes = resolve_patterns(self.config, recorded)
         made = plan(self.config, rundir.read_checkpoint, rundir.describe_network, rundir.fingerprint)
         self.plan = replace(made, notes=notes)
+        asked.check(self.config, self.plan)
         if is_own:
             trust(custom_code(self.config))
 

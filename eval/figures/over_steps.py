@@ -14,17 +14,17 @@ from taugrid.eval.tables.pivots import Pivot
 def draw_over_steps(panel: Axes, table: Pivot, styles: Styles) -> None:
     """Draw a line for each row of `table`, without values that have no logarithm; heading and notes make the title."""
     steps = [int(steps) for steps in table.values.columns]
-    lines = [textwrap.fill(line, TITLE_WIDTH) for line in (table.heading, *table.notes) if line]
+    lines = [textwrap.fill(line, TITLE_WIDTH) for line in (table.label, *table.notes) if line]
     panel.set_title("\n".join(lines), parse_math=False)  # a path may hold a dollar sign
     panel.set_xlabel("sampling steps $S$")
     span = _mark_steps(panel, steps)
-    for label in table.values.index:
-        look, value = styles[str(label)], table.values.loc[label]
+    for place, label in enumerate(table.labels):
+        look, value, error = styles[" ".join(label)], table.values.iloc[place], table.errors.iloc[place]
         shown = value[value > 0]
         if shown.empty:
             continue
         positions = shown.index.to_numpy() * math.exp(span * look.shift)
-        draw_line(panel, positions, shown.to_numpy(), table.errors.loc[label, shown.index].to_numpy(), look)
+        draw_line(panel, positions, shown.to_numpy(), error[shown.index].to_numpy(), look)
 
 
 def _mark_steps(panel: Axes, steps: Sequence[int]) -> float:

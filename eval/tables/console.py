@@ -8,6 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from taugrid.eval.tables.ablation.one_table import USUAL, Layout
+from taugrid.eval.tables.ablation.replicates import averaged
 from taugrid.eval.tables.entries import Entry, entries, legend, marked_pivots
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import Pivot
@@ -15,6 +17,8 @@ from taugrid.protocol import ProtocolFields
 
 CONSOLE_WIDTH = 80
 """Width in characters that every terminal and pipe has. rich assumes it if there is no terminal."""
+LEAST_LABEL = 10
+"""Characters that a label gets at least, however many there are in a row; longer ones are folded."""
 
 
 def to_console(
@@ -22,39 +26,48 @@ def to_console(
     protocols: Mapping[str, ProtocolFields] = {},
     indistinguishable: Set[str] = frozenset(),
     joined: Set[str] = frozenset(),
+    layout: Layout = USUAL,
 ) -> Group:
-    """The FID pivots, for `rich` to print; arguments as in `marked_pivots`.
+    """The tables of FID, for `rich` to print; arguments as in `marked_pivots`.
 
     A table wider than 80 characters gets its errors below the values; if it is still too wide, it is split by S.
     """
     parts: list[RenderableType] = []
-    tables = marked_pivots(frame, FID, protocols, indistinguishable, joined)
+    tables = marked_pivots(frame, FID, protocols, indistinguishable, joined, layout)
     for table in tables:
-        parts += [Text(": ".join(filter(None, [FID.heading, table.heading]))), *_console_tables(table)]
+        parts += [Text(": ".join(filter(None, [FID.heading, table.label]))), *_console_tables(table)]
         parts += [Text(note) for note in table.notes]
-    return Group(*parts, *map(Text, legend(tables, FID)))
+    of_means = "" if frame.empty else averaged(frame, protocols).caption()
+    return Group(*parts, *map(Text, filter(None, [of_means, *legend(tables, FID)])))
 
 
 def _console_tables(pivoted: Pivot) -> Iterator[Table]:
     labels, rows = zip(*entries(pivoted, FID), strict=True)
     steps = [str(steps) for steps in pivoted.values.columns]
-    corner, gap = "η \\ S", 2  # a space of padding, and one where the box has its divider
+    gap = 2  # a space of padding, and one where the box has its divider
+    heads = [*pivoted.heads[:-1], f"{pivoted.heads[-1]} \\ {pivoted.across}"]
+    lengths = [max(len(head), *map(len, column)) for head, *column in zip(heads, *labels, strict=True)]
+    most = max(LEAST_LABEL, (CONSOLE_WIDTH // 2) // len(heads))
+    label_widths = [min(length, most) for length in lengths]
+    for_labels = sum(label_widths) + gap * (len(heads) - 1)
     for separator in (" ", "\n"):
         columns = [_aligned(head, column, separator) for head, *column in zip(steps, *rows, strict=True)]
         widths = [gap + len(column[0]) for column in columns]
-        if len(corner) + sum(widths) <= CONSOLE_WIDTH:
+        if for_labels + sum(widths) <= CONSOLE_WIDTH:
             break
     parts: list[list[int]] = [[]]
     for i, width in enumerate(widths):
-        if parts[-1] and len(corner) + sum(widths[j] for j in parts[-1]) + width > CONSOLE_WIDTH:
+        if parts[-1] and for_labels + sum(widths[j] for j in parts[-1]) + width > CONSOLE_WIDTH:
             parts.append([])
         parts[-1].append(i)
     for part in parts:
-        table = Table(corner, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for head, label_width in zip(heads, label_widths, strict=True):
+            table.add_column(head, width=label_width, overflow="fold")
         for i in part:
             table.add_column(columns[i][0])
         for k, label in enumerate(labels):
-            table.add_row(label, *(Text(columns[i][k + 1], style="bold" if rows[k][i].best else "") for i in part))
+            table.add_row(*label, *(Text(columns[i][k + 1], style="bold" if rows[k][i].best else "") for i in part))
         yield table
 
 

@@ -18,8 +18,11 @@ import pandas as pd
 
 from taugrid.eval.metrics.frechet import difference_standard_error
 from taugrid.eval.metrics.statistics import Array
+from taugrid.eval.tables.ablation.one_table import USUAL, Layout, one_table
+from taugrid.eval.tables.ablation.replicates import SEEDS, Replicate, averaged
+from taugrid.eval.tables.ablation.seeds import LEVEL, mean_over_seeds
 from taugrid.eval.tables.entries import Z_95
-from taugrid.eval.tables.long_form import CHECKPOINT, FID, axes, long_form
+from taugrid.eval.tables.long_form import CHECKPOINT, FID, axes, in_grid_order, long_form
 from taugrid.eval.tables.pivots import Pivot, pivot_tables, short_checkpoints
 from taugrid.eval.tables.rows import as_text
 from taugrid.protocol import ProtocolFields, disagreements
@@ -35,8 +38,9 @@ an error is missing or what was joined. Checkpoints have their short names."""
 ROUNDING = 1e-9
 """A standard error below this share of the cells' errors means that both have the same samples, as any eta at S = 1."""
 
-NOT_AXES = frozenset({"model", "num_samples", "protocol"})
-"""Settings along which cells are never neighbours: ids have no order, and other N or protocols can't be compared."""
+NOT_AXES = frozenset({"model", "num_samples", "protocol", *SEEDS})
+"""Settings along which cells are never neighbours: ids and seeds have no order, and other N or protocols can't be
+compared."""
 
 SETTINGS = frozenset({"model", "sampler", "spacing", "clip", "num_samples"})
 """Columns of the quality table that are settings, besides the grid keys. S and eta are reported separately."""
@@ -174,29 +178,59 @@ def pair(
     }
 
 
-def indistinguishable(rows: Sequence[Mapping[str, Any]], evidence: Evidence, joined: bool = False) -> frozenset[str]:
+def indistinguishable(
+    rows: Sequence[Mapping[str, Any]], evidence: Evidence, joined: bool = False, layout: Layout = USUAL
+) -> frozenset[str]:
     """Cells whose FID can't be distinguished from the best of their column: |z| < `Z_95`, or the same samples.
 
-    The best itself is not among them, nor is a cell that equals it or has no paired standard error.
+    Replicates are compared by their means, with Student's t over the seeds that both have. The best itself is not among
+    the cells, nor is one that equals it, has no paired standard error, or shares fewer than two seeds with it.
 
     Args:
-        rows: rows of quality.csv, in any order.
+        rows: rows of quality.csv, in the order of the grid.
         evidence: covers the cells and protocols of all rows.
         joined: whether columns mix protocols, as the tables' columns do with `join_protocols`.
+        layout: of the tables.
     """
+    if not rows:
+        return frozenset()
     by_cell = {row["cell"]: row for row in rows}
+    protocols = {} if joined else evidence.protocols
+    frame = in_grid_order(rows)
+    members = averaged(frame, protocols).members
     alike: set[str] = set()
-    for table in _pivots(rows, {} if joined else evidence.protocols):
+    for table in one_table(frame, FID, protocols, layout):
         for (_, column), (_, cells) in zip(table.values.items(), table.cells.items(), strict=True):
             least = column.min()
             if np.isnan(least):
                 continue
-            best = by_cell[cells[column == least].iloc[0]]
-            for cell in cells[column > least]:
-                paired = _paired(by_cell[cell]["fid"] - best["fid"], best, by_cell[cell], evidence)
-                if paired.se is not None and (paired.z is None or abs(paired.z) < Z_95):
-                    alike.add(cell)
+            best = cells[column == least].iloc[0]
+            alike |= {cell for cell in cells[column > least] if _alike(members[best], members[cell], by_cell, evidence)}
     return frozenset(alike)
+
+
+def _alike(
+    best: Sequence[Replicate], other: Sequence[Replicate], rows: Mapping[str, Mapping[str, Any]], evidence: Evidence
+) -> bool:
+    """Whether chance explains the difference between two cells, or between the means of their replicates."""
+    if not best[0].seeds:
+        row_a, row_b = rows[best[0].cell], rows[other[0].cell]
+        paired = _paired(row_b["fid"] - row_a["fid"], row_a, row_b, evidence)
+        return paired.se is not None and (paired.z is None or abs(paired.z) < Z_95)
+    found = mean_over_seeds(np.array(list(by_first_seed(best, other, rows).values()) or [np.nan]))
+    return bool(found.p >= LEVEL)
+
+
+def by_first_seed(
+    first: Sequence[Replicate], second: Sequence[Replicate], rows: Mapping[str, Mapping[str, Any]]
+) -> dict[Hashable, float]:
+    """FID of the second minus the first for each value of their first seed, averaged over seeds that both have."""
+    cells = {member.seeds: member.cell for member in first}
+    found: dict[Hashable, list[float]] = defaultdict(list)
+    for seeds, cell in ((member.seeds, member.cell) for member in second):
+        if seeds in cells and not any(_is_missing(rows[each]["fid"]) for each in (cell, cells[seeds])):
+            found[seeds[0]].append(float(rows[cell]["fid"]) - float(rows[cells[seeds]]["fid"]))
+    return {seed: sum(values) / len(values) for seed, values in found.items()}
 
 
 def _pivots(rows: Sequence[Mapping[str, Any]], protocols: Mapping[str, ProtocolFields]) -> list[Pivot]:

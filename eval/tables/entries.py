@@ -2,7 +2,8 @@
 
 With an error, value and error get as many decimals as show two significant digits of the error, but are never rounded
 left of the point (14.21 ± 0.32, 367 ± 12, 4.160 ± 0.012). Without one, a value has two decimals, or three significant
-digits if that is more (13.36, 0.00412). There are never more than six decimals. A missing value is a dash.
+digits if that is more (13.36, 0.00412). There are never more than six decimals. A missing value is a dash. A mean over
+replicates also has their standard deviation, in brackets.
 """
 
 import math
@@ -12,8 +13,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from taugrid.eval.tables.ablation.one_table import USUAL, Layout, one_table
+from taugrid.eval.tables.ablation.replicates import averaged
 from taugrid.eval.tables.long_form import FID, score_columns
-from taugrid.eval.tables.pivots import Pivot, pivot_tables
+from taugrid.eval.tables.pivots import Pivot
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.metrics import MetricColumn
 
@@ -33,6 +36,11 @@ MEANINGS = {
     JOINED: "has another protocol than most, see the notes",
 }
 """The marks after values, and their explanations below a table."""
+AMONG_REPLICATES = (
+    "not distinguishable from the best of its column: p > 0.05 by Student's t for the differences of FID, paired by "
+    "seed (values without ± are not tested)"
+)
+"""What `INDISTINGUISHABLE` means where values are means over replicates."""
 
 
 class Entry(NamedTuple):
@@ -59,18 +67,29 @@ def _unscaled(column: MetricColumn) -> MetricColumn:
     return replace(column, title=column.title.split(" ×")[0], scale=1.0)
 
 
-def entries(table: Pivot, metric: MetricColumn) -> Iterator[tuple[str, list[Entry]]]:
-    """Each row's label and its cells. The best of a column is marked only if the column has more than one value."""
+def entries(table: Pivot, metric: MetricColumn) -> Iterator[tuple[tuple[str, ...], list[Entry]]]:
+    """Each row's labels and its cells. The best of a column is marked only if the column has more than one value."""
     values, errors = table.values * metric.scale, table.errors * metric.scale
+    spreads = errors * math.nan if table.spreads is None else table.spreads * metric.scale
     cells = table.cells.reindex(index=values.index, columns=values.columns)
     best = (values.max() if metric.higher_is_better else values.min()).where(values.count() > 1)
-    for label in values.index:
-        row = zip(values.loc[label], errors.loc[label], best, cells.loc[label], strict=True)
-        yield str(label), [_entry(*placed, table.marks) for placed in row]
+    for place, labels in enumerate(table.labels):
+        numbers = (part.iloc[place] for part in (values, errors, spreads))
+        row = zip(*numbers, best, cells.iloc[place], strict=True)
+        yield (
+            labels,
+            [
+                _entry(value, error, spread, least, table.marks.get(cell, ""))
+                for value, error, spread, least, cell in row
+            ],
+        )
 
 
-def _entry(value: float, error: float, best: float, cell: str, marks: Mapping[str, str]) -> Entry:
-    return Entry(*write_number(value, error), value == best, marks.get(cell, "") if math.isfinite(value) else "")
+def _entry(value: float, error: float, spread: float, best: float, mark: str) -> Entry:
+    shown, behind = write_number(value, error)
+    if behind and math.isfinite(spread):
+        behind += f" ({spread:.{_decimals(error, digits=2)}f})"
+    return Entry(shown, behind, value == best, mark if math.isfinite(value) else "")
 
 
 def marked_pivots(
@@ -79,8 +98,9 @@ def marked_pivots(
     protocols: Mapping[str, ProtocolFields],
     indistinguishable: Set[str],
     joined: Set[str],
+    layout: Layout = USUAL,
 ) -> list[Pivot]:
-    """The pivots of `metric` with marks. Only FID is tested.
+    """The tables of `metric` with marks, one for all models. Only FID is tested.
 
     Args:
         frame: in long form.
@@ -89,17 +109,22 @@ def marked_pivots(
         indistinguishable: cells whose FID can't be distinguished from the best of its column
             (eval/tables/differences.py).
         joined: cells with another kind of protocol that share a table anyway (`eval.tables.rows.check_joinable`).
+        layout: what rows and columns are.
     """
+    pivots = one_table(frame, metric, {} if joined else protocols, layout)
     marks: dict[str, str] = dict.fromkeys(indistinguishable, INDISTINGUISHABLE) if metric.name == FID.name else {}
-    marks |= {cell: marks.get(cell, "") + JOINED for cell in joined}
-    pivots = pivot_tables(frame, metric.name, metric.error, {} if joined else protocols)
+    if joined:
+        members = averaged(frame).members
+        mixed = (cell for cell, replicates in members.items() if any(each.cell in joined for each in replicates))
+        marks |= {cell: marks.get(cell, "") + JOINED for cell in mixed}
     return [replace(table, marks=marks) for table in pivots]
 
 
 def legend(tables: Sequence[Pivot], metric: MetricColumn) -> list[str]:
     """A line for each mark that appears in the tables."""
     seen = {mark for table in tables for _, row in entries(table, metric) for entry in row for mark in entry.mark}
-    return [f"{mark} {meaning}." for mark, meaning in MEANINGS.items() if mark in seen]
+    of_means = {INDISTINGUISHABLE: AMONG_REPLICATES} if any(table.spreads is not None for table in tables) else {}
+    return [f"{mark} {meaning}." for mark, meaning in (MEANINGS | of_means).items() if mark in seen]
 
 
 def write_number(value: float, error: float) -> tuple[str, str]:

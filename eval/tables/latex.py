@@ -4,6 +4,8 @@ from collections.abc import Mapping, Set
 
 import pandas as pd
 
+from taugrid.eval.tables.ablation.one_table import USUAL, Layout
+from taugrid.eval.tables.ablation.replicates import averaged
 from taugrid.eval.tables.entries import (
     INDISTINGUISHABLE,
     JOINED,
@@ -36,40 +38,46 @@ def to_latex(
     protocols: Mapping[str, ProtocolFields] = {},
     indistinguishable: Set[str] = frozenset(),
     joined: Set[str] = frozenset(),
+    layout: Layout = USUAL,
 ) -> str:
-    """A `table` environment for each metric and pivot; arguments as in `marked_pivots`."""
+    """A `table` environment for each table of each metric; arguments as in `marked_pivots`."""
+    of_means = "" if frame.empty else averaged(frame, protocols).caption().rstrip(".")
     tables = [
-        _table(pivot, metric, frame)
+        _table(pivot, metric, frame, of_means)
         for metric in tabulated(frame)
-        for pivot in marked_pivots(frame, metric, protocols, indistinguishable, joined)
+        for pivot in marked_pivots(frame, metric, protocols, indistinguishable, joined, layout)
     ]
     return "\n".join(["% Needs \\usepackage{booktabs}.", *tables])
 
 
-def _table(pivot: Pivot, metric: MetricColumn, frame: pd.DataFrame) -> str:
+def _table(pivot: Pivot, metric: MetricColumn, frame: pd.DataFrame, of_means: str) -> str:
     labels, rows = zip(*entries(pivot, metric), strict=True)
-    steps = [str(steps) for steps in pivot.values.columns]
+    heads, steps = [_tex(head) for head in pivot.heads], [_tex(str(steps)) for steps in pivot.values.columns]
+    across = "$S$" if pivot.across == "S" else _tex(pivot.across)
     # The corner has S above the columns and eta above the labels: names of column levels are written there.
-    columns = pd.MultiIndex.from_product([["$S$"], steps], names=["", r"$\eta$"])
-    texts = pd.DataFrame(
-        [[_entry(entry) for entry in row] for row in rows], index=list(map(_tex, labels)), columns=columns
-    )
+    columns = pd.MultiIndex.from_product([[across], steps], names=["", heads[-1]])
+    # Labels before the last are cells of a label's text: pandas writes an index of several levels in two lines.
+    index = [" & ".join(map(_tex, label)) for label in labels]
+    texts = pd.DataFrame([[_entry(entry) for entry in row] for row in rows], index=index, columns=columns)
     table = texts.style.to_latex(
-        column_format="l" + "r" * len(steps),
+        column_format="l" * len(heads) + "r" * len(steps),
         position_float="centering",
         hrules=True,
         multicol_align="c",
-        caption=_caption(pivot, metric, frame),
+        caption=_caption(pivot, metric, frame, of_means),
     )
-    # pandas draws no rule below the first line of a header.
-    return table.replace("\n$\\eta$ &", f"\n\\cmidrule(lr){{2-{len(steps) + 1}}}\n$\\eta$ &", 1)
+    # pandas draws no rule below the first line of a header, and knows of one column of labels.
+    n, blank = len(heads), " & " * (len(heads) - 1)
+    table = table.replace("\n & \\multicolumn", f"\n{blank} & \\multicolumn", 1)
+    rule = f"\n\\cmidrule(lr){{{n + 1}-{len(steps) + n}}}\n"
+    return table.replace(f"\n{heads[-1]} &", f"{rule}{' & '.join(heads)} &", 1)
 
 
-def _caption(pivot: Pivot, metric: MetricColumn, frame: pd.DataFrame) -> str:
-    means = f"± is {metric.error_means}" if pivot.errors.notna().any(axis=None) else ""
+def _caption(pivot: Pivot, metric: MetricColumn, frame: pd.DataFrame, of_means: str) -> str:
+    means = of_means or (f"± is {metric.error_means}" if pivot.errors.notna().any(axis=None) else "")
     number = "N = " + sizes(frame) if "num_samples" not in pivot.settings else ""
     lines = [line.rstrip(".") for line in legend([pivot], metric)]
-    return _tex(". ".join(filter(None, [metric.heading, pivot.heading, number, means, *pivot.notes, *lines]))) + "."
+    return _tex(". ".join(filter(None, [metric.heading, pivot.label, number, means, *pivot.notes, *lines]))) + "."
 
 
 def _entry(entry: Entry) -> str:

@@ -72,3 +72,15 @@ def long_form(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     values |= {name: [row.get(name) for row in ordered] for name in behind}
     floats = {"eta", "seconds", EXACT, *SCORES, *scores}
     return pd.DataFrame({name: series(listed, name in floats) for name, listed in values.items()})
+
+
+def in_grid_order(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
+    """The long form of `rows`, which stay in the order of the grid; so do the columns of its keys, behind the others.
+
+    For tables and figures, which show the values of a key in the config's order.
+    """
+    frame = long_form(rows)
+    keys = list(dict.fromkeys(key for row in rows for key in row if key in axes(frame.columns)))
+    first = [column for column in frame.columns if column not in keys]
+    placed = frame.set_index("cell", drop=False).loc[[row["cell"] for row in rows]]
+    return placed.reset_index(drop=True)[[*first, *keys]]

@@ -10,17 +10,25 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from taugrid.config import Sample
 from taugrid.eval.tables.long_form import CHECKPOINT, COLUMNS, axes
 from taugrid.eval.tables.rows import as_text
-from taugrid.grids.names import short_names
+from taugrid.grids.names import short_keys, short_names
 from taugrid.protocol import ProtocolFields, disagreements, kind
 
 SIGMA_HAT = "σ̂"
 
 
+SYMBOLS = {"steps": "S", "eta": "η", "num_samples": "N"}
+"""Columns that tables and figures write as the paper does."""
+
+
 @dataclass(frozen=True)
 class Pivot:
-    """A table as in the paper: labels of eta as index, ascending, sigma_hat last; S as columns, ascending."""
+    """A table as in the paper: labels of eta as index, ascending, sigma_hat last; S as columns, ascending.
+
+    A table of several models (eval/tables/ablation/one_table.py) has an index of several levels, eta's the last.
+    """
 
     settings: Mapping[str, str]
     """What distinguishes this table from the others; checkpoints by their short names. Empty if it is the only one."""
@@ -34,6 +42,22 @@ class Pivot:
     """Ids, with NaN where there is no cell."""
     marks: Mapping[str, str] = field(default_factory=dict)
     """Cell -> the mark after its value."""
+    heads: tuple[str, ...] = ("η",)
+    """What each level of the index is."""
+    across: str = "S"
+    """What the columns are."""
+    spreads: pd.DataFrame | None = None
+    """Standard deviations between replicates, shaped like `values`; None where cells are no means."""
+
+    @property
+    def labels(self) -> list[tuple[str, ...]]:
+        """The index: for each row, its label at each level."""
+        return [label if isinstance(label, tuple) else (label,) for label in self.values.index]
+
+    @property
+    def label(self) -> str:
+        """The settings as names write them, such as "schedule=linear clip=x0"."""
+        return " ".join(f"{name}={value}" for name, value in short_settings(self.settings).items())
 
     @property
     def heading(self) -> str:
@@ -62,12 +86,8 @@ def pivot_tables(
     """
     if frame.empty:
         return []
-    kinds = {name: kind(protocol) for name, protocol in protocols.items()}
-    told = _kind_notes(frame, protocols)
-    frame = frame.assign(protocol=frame["protocol"].map(lambda name: kinds.get(name, "unknown")))
-    if CHECKPOINT in frame:
-        names = short_checkpoints(frame[CHECKPOINT])
-        frame = frame.assign(**{CHECKPOINT: frame[CHECKPOINT].map(lambda path: names.get(path, path))})
+    told = kind_notes(frame, protocols)
+    frame = prepared(frame, protocols)
     apart, by_row = _layout(frame)
     groups = list(frame.groupby(apart, sort=False, dropna=False)) if apart else [((), frame)]
     return [
@@ -75,11 +95,33 @@ def pivot_tables(
             settings={column: as_text(group[column].iloc[0]) for column in apart},
             values=_grid(group, metric),
             errors=_grid(group, error),
-            notes=(*(_row_note(group, column) for column in by_row), *told.get(group["protocol"].iloc[0], [])),
+            notes=(*(row_note(group, column) for column in by_row), *told.get(group["protocol"].iloc[0], [])),
             cells=_grid(group, "cell"),
         )
         for _, group in groups
     ]
+
+
+def prepared(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> pd.DataFrame:
+    """The frame with kinds in the place of protocols, and checkpoints by their short names."""
+    kinds = {name: kind(protocol) for name, protocol in protocols.items()}
+    changed = {"protocol": frame["protocol"].map(lambda name: kinds.get(name, "unknown"))}
+    if CHECKPOINT in frame:
+        names = short_checkpoints(frame[CHECKPOINT])
+        changed[CHECKPOINT] = frame[CHECKPOINT].map(lambda path: names.get(path, path))
+    return frame.assign(**changed)
+
+
+def short_columns(columns: Iterable[str]) -> dict[str, str]:
+    """Column -> its name for people: a symbol of the paper, or a grid key's last component where that is unique."""
+    given = list(columns)
+    return {**short_keys(given, Sample.model_fields), **{name: SYMBOLS[name] for name in given if name in SYMBOLS}}
+
+
+def short_settings(settings: Mapping[str, str]) -> dict[str, str]:
+    """The settings of a table under the names of `short_columns`."""
+    names = short_columns(settings)
+    return {names[column]: value for column, value in settings.items()}
 
 
 def short_checkpoints(checkpoints: Iterable[object]) -> dict[str, str]:
@@ -88,7 +130,7 @@ def short_checkpoints(checkpoints: Iterable[object]) -> dict[str, str]:
     return dict(zip(given, short_names(given), strict=True))
 
 
-def _kind_notes(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> dict[str, list[str]]:
+def kind_notes(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> dict[str, list[str]]:
     """Kind -> a note of how it differs from the others of its N, such as "protocol: versions.torch 2.9.1"."""
     particular: dict[str, list[str]] = defaultdict(list)
     for _, group in frame.groupby("num_samples"):
@@ -122,13 +164,14 @@ def _layout(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     return apart, by_row
 
 
-def _labels(group: pd.DataFrame) -> "pd.Series[str]":
+def eta_labels(group: pd.DataFrame) -> "pd.Series[str]":
+    """What rows of eta are called: its number, or σ̂."""
     numbers = group["eta"].map(lambda eta: str(float(eta)))
     return numbers.where(group["sigma"] != "sigma_hat", SIGMA_HAT)
 
 
 def _grid(group: pd.DataFrame, column: str | None) -> pd.DataFrame:
-    placed = group.assign(row=_labels(group)).sort_values(["sigma", "eta", "steps"])
+    placed = group.assign(row=eta_labels(group)).sort_values(["sigma", "eta", "steps"])
     twice = placed[placed.duplicated(["row", "steps"], keep=False)]
     if len(twice):
         place = f"eta {twice['row'].iloc[0]}, S = {twice['steps'].iloc[0]}"
@@ -138,8 +181,8 @@ def _grid(group: pd.DataFrame, column: str | None) -> pd.DataFrame:
     return grid.reindex(index=placed["row"].unique(), columns=sorted(grid.columns))
 
 
-def _row_note(group: pd.DataFrame, column: str) -> str:
+def row_note(group: pd.DataFrame, column: str) -> str:
     """Which rows have which value of `column`, such as "clip: none (0.0, 0.2), x0_and_eps (σ̂)"."""
-    ordered = group.assign(row=_labels(group), value=group[column].map(as_text)).sort_values(["sigma", "eta"])
+    ordered = group.assign(row=eta_labels(group), value=group[column].map(as_text)).sort_values(["sigma", "eta"])
     rows = {str(value): ", ".join(part.unique()) for value, part in ordered.groupby("value", sort=False)["row"]}
     return f"{column}: " + ", ".join(f"{v} ({labels})" if len(rows) > 1 else v for v, labels in rows.items())

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from taugrid.eval.tables.ablation.one_table import USUAL, Layout
+from taugrid.eval.tables.ablation.replicates import varying_seeds
 from taugrid.eval.tables.entries import sizes
 from taugrid.eval.tables.latex import to_latex
-from taugrid.eval.tables.long_form import long_form
+from taugrid.eval.tables.long_form import in_grid_order, long_form
 from taugrid.eval.tables.markdown import to_markdown
 from taugrid.eval.tables.rows import without_nan
 from taugrid.protocol import ProtocolFields, shortened
@@ -22,28 +24,30 @@ def write_quality(
     notes: Sequence[str] = (),
     indistinguishable: Set[str] = frozenset(),
     joined: Set[str] = frozenset(),
+    layout: Layout = USUAL,
 ) -> None:
     """Write quality.{csv,json,md,tex} into `folder`, each whole or not at all.
 
     Args:
-        rows: the cells' rows, as in `long_form`.
+        rows: the cells' rows, as in `long_form`, in the order of the grid.
         folder: made if it is missing.
         protocols: the rows' protocols by hash.
         notes: lines below the tables.
         indistinguishable: as in `marked_pivots`.
         joined: as in `marked_pivots`.
+        layout: what rows and columns are in quality.md and .tex.
     """
-    table = long_form(rows)
+    table, ordered = long_form(rows), in_grid_order(rows)
     about = _about(table, protocols)
-    marked = (protocols, indistinguishable, joined)
+    marked = (protocols, indistinguishable, joined, layout)
     document = {"rows": table.to_dict("records"), "protocols": protocols, "notes": list(notes)}
     document |= {"indistinguishable": sorted(indistinguishable), "joined": sorted(joined)}
     listed = "\n".join(f"- {note}" for note in notes)
     contents = {
         "csv": table.to_csv(index=False, lineterminator="\n"),
         "json": json.dumps(without_nan(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        "md": about + "\n\n" + to_markdown(table, *marked) + (f"\n## Notes\n\n{listed}\n" if notes else ""),
-        "tex": "".join(f"% {' '.join(line.split())}\n" for line in (about, *notes)) + to_latex(table, *marked),
+        "md": about + "\n\n" + to_markdown(ordered, *marked) + (f"\n## Notes\n\n{listed}\n" if notes else ""),
+        "tex": "".join(f"% {' '.join(line.split())}\n" for line in (about, *notes)) + to_latex(ordered, *marked),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, text in contents.items():
@@ -58,9 +62,11 @@ def _about(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> str:
     for key in ("reference", "extractor"):
         values = list(dict.fromkeys(_spell(protocol[key]) for protocol in spelled if protocol.get(key) is not None))
         parts += [f"{key}: {' or '.join(values)}"] if values else []
-    parts.append(
-        "± beside FID is one standard error of sampling at this N (neither its bias nor the spread between trainings)"
-    )
+    if not varying_seeds(frame):
+        parts.append(
+            "± beside FID is one standard error of sampling at this N (neither its bias nor the spread between "
+            "trainings)"
+        )
     parts.append("bold is the best of its column")
     line = "; ".join(parts) + "."
     return line[0].upper() + line[1:]

@@ -91,7 +91,7 @@ def reconstruction_markdown(frame: pd.DataFrame, about: str) -> str:
     table = reconstruction_pivot(frame)
     steps = [str(steps) for steps in table.values.columns]
     lines = [["S", *steps], [":--", *["--:"] * len(steps)]]
-    for label, row in entries(table, RECONSTRUCTION_ERROR):
+    for (label,), row in entries(table, RECONSTRUCTION_ERROR):
         cells = [f"**{e.joined(' ')}**" if e.best else e.joined(" ") for e in row]
         lines.append([label.replace("|", r"\|"), *cells])
     meanings = [LEGEND]

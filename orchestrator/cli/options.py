@@ -39,6 +39,18 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def pivot_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --rows and --columns, short for report.rows and report.columns."""
+    for option in (
+        click.option(
+            "--columns", metavar="KEY", help="The key of a table's columns, as report.columns.  [default: steps]"
+        ),
+        click.option("--rows", metavar="KEY,...", help="The keys of a table's rows, as report.rows: schedule,eta."),
+    ):
+        command = option(command)
+    return command
+
+
 only_option = click.option(
     "--only",
     multiple=True,

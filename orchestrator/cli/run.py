@@ -8,14 +8,19 @@ import click
 
 from taugrid.api import STAGES
 from taugrid.errors import Exit
-from taugrid.orchestrator.cli.options import cluster_options, config_options, only_option, trust_option
+from taugrid.orchestrator.cli.options import cluster_options, config_options, only_option, pivot_options, trust_option
 
 if TYPE_CHECKING:
     from taugrid.orchestrator.opened import Opened
 
 
-def _stage(name: str, stages: tuple[str, ...], text: str, takes_only: bool = False) -> click.Command:
-    """The command `name`, which does `stages`; `takes_only`: of some cells alone, if the user wishes."""
+def _stage(
+    name: str, stages: tuple[str, ...], text: str, takes_only: bool = False, takes_pivot: bool = False
+) -> click.Command:
+    """The command `name`, which does `stages`.
+
+    `takes_only`: of some cells alone, if the user wishes; `takes_pivot`: with other rows and columns.
+    """
 
     @config_options
     @cluster_options
@@ -29,18 +34,21 @@ def _stage(name: str, stages: tuple[str, ...], text: str, takes_only: bool = Fal
         break_lock: bool,
         trust_code: bool = False,
         only: tuple[str, ...] = (),
+        rows: str | None = None,
+        columns: str | None = None,
     ) -> None:
+        assignments += (f"report.rows=[{rows}]",) * (rows is not None) + (f"report.columns={columns}",) * bool(columns)
         run_stages(config, out, assignments, address, workers, stages, as_json, break_lock, trust_code, only)
 
     command.__doc__ = text
-    found = only_option(command) if takes_only else command
+    found = only_option(command) if takes_only else pivot_options(command) if takes_pivot else command
     return click.command(name)(found if stages == ("report",) else trust_option(found))
 
 
 run = _stage("run", STAGES, "Do everything that is missing: train, sample, score, report.", takes_only=True)
 train = _stage("train", ("train",), "Train the models of the config.", takes_only=True)
 sample = _stage("sample", ("sample",), "Sample every cell; models must be trained already.", takes_only=True)
-report = _stage("report", ("report",), "Write tables and figures from existing scores.")
+report = _stage("report", ("report",), "Write tables and figures from existing scores.", takes_pivot=True)
 reconstruct = _stage(
     "reconstruct",
     ("train", "reconstruct"),
@@ -84,6 +92,7 @@ def _work(
 ) -> None:
     from taugrid.orchestrator.cli.text import outcome_json, print_outcome
     from taugrid.orchestrator.progress import Progress
+    from taugrid.orchestrator.report.asked import layout
     from taugrid.orchestrator.selection import select
     from taugrid.orchestrator.session import Run
 
@@ -93,6 +102,6 @@ def _work(
     if as_json:
         click.echo(json.dumps(outcome_json(opened.rundir, outcome), indent=2, allow_nan=False))
     else:
-        print_outcome(opened.rundir, outcome, opened.config.report.join_protocols)
+        print_outcome(opened.rundir, outcome, opened.config.report.join_protocols, layout(opened.config, opened.plan))
     if outcome.missing:
         sys.exit(Exit.INCOMPLETE)

@@ -13,6 +13,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.words import counted, duration, quantity, with_urls
 
 if TYPE_CHECKING:
+    from taugrid.eval.tables.ablation.one_table import Layout
     from taugrid.orchestrator.selfcheck import Findings
     from taugrid.orchestrator.session import Outcome
 
@@ -147,19 +148,23 @@ def without_error(rows: Sequence[Mapping[str, Any]], reasons: Mapping[str, str])
     ]
 
 
-def print_outcome(rundir: RunDir, outcome: "Outcome", join_protocols: bool = False) -> None:
+def print_outcome(
+    rundir: RunDir, outcome: "Outcome", join_protocols: bool = False, layout: "Layout | None" = None
+) -> None:
     """Print the table on stdout, and on stderr what is missing and where the results are."""
     people = Console(stderr=True, highlight=False, soft_wrap=True)
     if outcome.rows and outcome.evidence is not None:
+        from taugrid.eval.tables.ablation.one_table import USUAL
         from taugrid.eval.tables.console import to_console
         from taugrid.eval.tables.differences import indistinguishable
-        from taugrid.eval.tables.long_form import EXACT, long_form
+        from taugrid.eval.tables.long_form import EXACT, in_grid_order
         from taugrid.eval.tables.rows import check_joinable
 
         protocols = outcome.evidence.protocols
-        alike = indistinguishable(outcome.rows, outcome.evidence, join_protocols)
+        layout = layout or USUAL
+        alike = indistinguishable(outcome.rows, outcome.evidence, join_protocols, layout)
         joined = check_joinable(outcome.rows, protocols, override=True).cells if join_protocols else frozenset()
-        Console(highlight=False).print(to_console(long_form(outcome.rows), protocols, alike, joined))
+        Console(highlight=False).print(to_console(in_grid_order(outcome.rows), protocols, alike, joined, layout))
         for remark in without_error(outcome.rows, outcome.evidence.reasons):
             people.print(remark, markup=False)
         if any(EXACT in row for row in outcome.rows):

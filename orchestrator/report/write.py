@@ -9,16 +9,19 @@ import numpy as np
 import pandas as pd
 
 from taugrid.config import DIFFUSION_DEFAULTS, Config
+from taugrid.eval.tables.ablation.replicates import averaged
 from taugrid.eval.tables.best_checkpoints import best_checkpoints
 from taugrid.eval.tables.differences import Evidence, differences, indistinguishable
 from taugrid.eval.tables.differences_files import write_differences
-from taugrid.eval.tables.long_form import CHECKPOINT, long_form
+from taugrid.eval.tables.long_form import CHECKPOINT, in_grid_order, long_form
 from taugrid.eval.tables.published.counterparts import NetworkOrigin, quality_counterparts
 from taugrid.eval.tables.published.files import pointer, write_published
 from taugrid.eval.tables.quality import write_quality
 from taugrid.eval.tables.rows import JoinedRows, check_joinable
 from taugrid.orchestrator.plan.cells import Model, Plan
 from taugrid.orchestrator.plan.sources import Trained
+from taugrid.orchestrator.report import asked
+from taugrid.orchestrator.report.ablation import about_replicates, write_ablation
 from taugrid.orchestrator.report.collect import Rows
 from taugrid.orchestrator.report.sample_figures import write_sample_figures
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -30,21 +33,24 @@ def write_report(config: Config, plan: Plan, rundir: RunDir, collected: Rows) ->
     rows, notes, evidence = collected
     joining = config.report.join_protocols
     joined = check_joinable(rows, evidence.protocols, override=True) if joining else JoinedRows([], frozenset())
-    alike = indistinguishable(rows, evidence, joining) if rows else frozenset()
+    layout = asked.layout(config, plan)
+    alike = indistinguishable(rows, evidence, joining, layout)
     beside = quality_counterparts(rows, evidence.protocols, {model.id: network_origin(model) for model in plan.models})
-    notes = [*map(plan.with_labels, joined.notes), *notes, *pointer(beside, "published")]
+    notes = [*map(plan.with_labels, joined.notes), *notes, *about_replicates(plan, rows), *pointer(beside, "published")]
     if not beside:
         rundir.remove_tables("published.*")
     with rundir.storage.local_folder(rundir.tables) as tables:
         write_published(beside, tables, "published")
-        write_quality(rows, tables, evidence.protocols, notes, alike, joined.cells)
+        write_quality(rows, tables, evidence.protocols, notes, alike, joined.cells, layout)
         write_differences(differences(rows, evidence) if rows else [], tables)
+    protocols = {} if joining else evidence.protocols
     if rows:
         from taugrid.eval.figures.drawing import save
         from taugrid.eval.figures.quality import quality_figure
 
         with rundir.storage.local_folder(rundir.figures) as figures:
-            save(quality_figure(long_form(rows), {} if joining else evidence.protocols), figures / "quality")
+            save(quality_figure(averaged(in_grid_order(rows), protocols).frame, protocols), figures / "quality")
+    write_ablation(config, plan, rundir, collected)
     _write_checkpoints(plan, rundir, rows, evidence, joining)
     if not any(rundir.has_removed_images(cell) for cell in plan.cells):  # else those of before stay
         write_sample_figures(config, plan, rundir)

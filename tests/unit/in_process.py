@@ -90,7 +90,7 @@ class PoolHere:
 
 @contextmanager
 def small_run(folder, text=CONFIG) -> Iterator[Opened]:
-    """The run, whose workers are this process while the context lasts."""
+    """The run that `text` describes, whose workers are this process while the context lasts."""
     config = folder / "small.yaml"
     config.write_text(text)
     with (

@@ -260,7 +260,7 @@ def test_what_can_not_be_told_from_the_best_is_marked(z, marked):
     assert indistinguishable(rows, known) == ({"other"} if marked else set())
 
 
-def test_marks_are_per_column_and_pivot_and_spare_what_has_no_test():
+def test_marks_are_per_column_of_all_models_and_spare_what_has_no_test():
     rows = [
         cell("far-best", 10, 0.0, 4.0), cell("far", 10, 1.0, 9.0),
         cell("near", 20, 0.0, 3.1), cell("near-best", 20, 1.0, 3.0),
@@ -269,11 +269,11 @@ def test_marks_are_per_column_and_pivot_and_spare_what_has_no_test():
         cell("tie", 100, 0.0, 2.0), cell("other-tie", 100, 1.0, 2.0),
         cell("worst", 200, 0.0, 9.0), cell("last-best", 200, 1.0, 1.0),
     ]  # fmt: skip
-    rows += [cell(f"{row['cell']}-2", row["steps"], row["eta"], 7.0 + row["steps"] * row["eta"],
-                  model="m2", **{"train.steps": 2}) for row in rows[:2]]  # fmt: skip
+    rows += [cell(f"{name}-2", 10, eta, fid, model="m2", **{"train.steps": 2})
+             for name, eta, fid in (("near-the-other-model", 0.0, 4.05), ("far-from-it", 1.0, 7.0))]  # fmt: skip
     influences = {row["cell"]: spread(0.1 + 0.1 * row["eta"]) for row in rows if row["cell"] != "no-error"}
     pairings = {row["cell"]: 0 for row in rows} | {"unpaired": 1}
-    assert indistinguishable(rows, evidence(rows, influences, pairings=pairings)) == {"near"}
+    assert indistinguishable(rows, evidence(rows, influences, pairings=pairings)) == {"near", "near-the-other-model-2"}
 
 
 def test_marks_reach_across_protocols_only_when_joined():

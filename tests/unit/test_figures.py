@@ -108,7 +108,7 @@ def test_a_panel_for_each_combination_with_one_look_per_eta_and_a_common_scale()
     figure = draw([row | {"fid": factors[row["model"]] * row["fid"]} for row in rows])
     assert len(figure.axes) == 4
     titles = [panel.get_title().splitlines()[0] for panel in figure.axes]
-    assert titles == [f"diffusion.schedule = {s}" for s in sorted(schedules)]
+    assert titles == [f"schedule={s}" for s in sorted(schedules)]
     assert "x0_and_eps (σ̂)" in figure.axes[0].get_title()
     assert len({bars(panel)[r"$\eta$ = 0.5"].lines[0].get_color() for panel in figure.axes}) == 1
     assert len({panel.get_ylim() for panel in figure.axes}) == 1
@@ -180,7 +180,7 @@ def test_a_figure_without_any_fid_says_so(rows):
 def test_a_dollar_sign_in_a_setting_is_shown_as_it_is():
     # As mathematics, "$_$" does not parse, and drawing would fail.
     rows = [row for m in ("a$_$", "c") for row in grid(model=m, **{"model.checkpoint": m})]
-    assert draw(rows).axes[0].get_title().startswith("model.checkpoint = a$_$")
+    assert draw(rows).axes[0].get_title().startswith("checkpoint=a$_$")
 
 
 def test_files_are_written_whole_and_equal_for_equal_input(tmp_path):

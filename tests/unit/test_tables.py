@@ -13,7 +13,7 @@ from rich.console import Console
 from taugrid.eval.tables.console import CONSOLE_WIDTH, to_console
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.latex import to_latex
-from taugrid.eval.tables.long_form import COLUMNS, long_form
+from taugrid.eval.tables.long_form import COLUMNS, in_grid_order, long_form
 from taugrid.eval.tables.markdown import to_markdown
 from taugrid.eval.tables.pivots import pivot_tables
 from taugrid.eval.tables.quality import write_quality
@@ -192,8 +192,14 @@ def test_checkpoints_keep_the_order_and_the_data_the_full_names_that_they_are_gi
     pivots = pivot_tables(long_form(rows))
     assert [pivot.heading for pivot in pivots] == headings
     assert [list(pivot.values.index) for pivot in pivots] == [["0.0", "1.0"]] * 6
-    sections = [line for line in printed(long_form(rows)).splitlines() if line.startswith("FID")]
-    assert sections == [f"FID (lower is better): {heading}" for heading in headings]
+    shown = table_rows(to_markdown(in_grid_order(rows)))
+    assert shown[0] == ["checkpoint", "weights", "η \\ S", "10"]
+    assert [row[:3] for row in shown[1:]] == [
+        [name, weights, eta]
+        for name in ("step-5000", "step-10000", "best")
+        for weights in ("raw", "ema")
+        for eta in ("0.0", "1.0")
+    ]
     write_quality(rows[::-1], tmp_path, {})
     assert pd.read_csv(tmp_path / "quality.csv")["model.checkpoint"].unique().tolist() == given[::-1]
 
@@ -309,16 +315,17 @@ def test_fid_that_nobody_asked_for_has_no_table_but_a_grid_without_scores_shows_
 
 def test_latex_is_balanced_escaped_and_rectangular():
     rows = paper_grid(**{"data.root": "runs/100%_{x}~&$^\\"})
-    rows.append(cell(10, 0.0, 1.0, model="other", **{"data.root": "b"}))
+    rows.append(cell(10, 0.0, 14.0, model="other", num_samples=9, **{"data.root": "b"}))
     tex = to_latex(long_form(rows))
     assert tex.isascii()
     assert tex.count(r"\begin{table}") == tex.count(r"\end{table}") == 2
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 2
     assert r"runs/100\%\_\{x\}\textasciitilde{}\&\$\textasciicircum{}\textbackslash{}" in tex
     assert r"x0\_and\_eps ($\hat{\sigma}$)" in tex
-    assert r"\begin{tabular}{lrr}" in tex
-    assert "\n & \\multicolumn{2}{c}{$S$} \\\\\n\\cmidrule(lr){2-3}\n$\\eta$ & 10 & 1000 \\\\\n\\midrule\n" in tex
-    assert r"0.0 & $\mathbf{13.36 \pm 0.10}$ & $4.04 \pm 0.10$ \\" in tex
+    assert r"\begin{tabular}{llrr}" in tex
+    head = "\n &  & \\multicolumn{2}{c}{$S$} \\\\\n\\cmidrule(lr){3-4}\nroot & $\\eta$ & 10 & 1000 \\\\\n\\midrule\n"
+    assert head in tex
+    assert r"& 0.0 & $\mathbf{13.36 \pm 0.10}$ & $4.04 \pm 0.10$ \\" in tex
     assert r"$\hat{\sigma}$ & $367.4 \pm 1.3$ & $\mathbf{3.170 \pm 0.012}$ \\" in tex
     unescaped = tex.replace(r"\\", "").replace(r"\{", "").replace(r"\}", "").replace(r"\$", "")
     assert unescaped.count("{") == unescaped.count("}")
@@ -507,7 +514,7 @@ def test_rows_of_other_versions_get_pivots_of_their_own_that_say_what_differs():
     assert by_steps[1000].notes[-1] == "protocol: versions.torch 2.10.0"
     for text in (to_markdown(long_form(rows), spelled), to_latex(long_form(rows), spelled)):
         assert text.count("versions.torch 2.9.1") == text.count("versions.torch 2.10.0") == 1
-    assert printed(long_form(rows), spelled).count("FID (lower is better): protocol = ") == 2
+    assert printed(long_form(rows), spelled).count("FID (lower is better): protocol=") == 2
 
 
 def test_tau_clip_and_weights_set_no_pivots_apart_and_neither_does_an_n_that_does_already():

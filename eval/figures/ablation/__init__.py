@@ -1,0 +1,1 @@
+"""Figures of grids that compare settings."""

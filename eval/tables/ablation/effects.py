@@ -1,0 +1,269 @@
+"""Effects: by how much FID changes if one key of the grid has another value than its base, all else equal.
+
+Each effect averages paired differences: cells that agree in every other key, in S, eta and seeds. It is given over all
+of them, for each S, and cell by cell. Its error over sampling comes from the samples' influences (differences.py); with
+replicates, an interval over trainings comes from Student's t over their seeds.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from taugrid.eval.metrics.frechet import standard_error
+from taugrid.eval.metrics.statistics import Array
+from taugrid.eval.tables.ablation.one_table import OTHERS, labelled
+from taugrid.eval.tables.ablation.replicates import SEEDS, UNITS, varying_seeds
+from taugrid.eval.tables.ablation.seeds import holm, mean_over_seeds, two_sided
+from taugrid.eval.tables.differences import ROUNDING, Evidence
+from taugrid.eval.tables.entries import Z_95
+from taugrid.eval.tables.long_form import axes, in_grid_order
+from taugrid.eval.tables.pivots import prepared, short_columns
+
+EVERYWHERE, EACH_S, EACH_CELL = "all", "S", "cell"
+SCOPES = {EVERYWHERE: "averaged over all cells", EACH_S: "averaged at each S", EACH_CELL: "cell by cell"}
+"""What an effect is about. The comparisons of a scope are a family: Holm's correction counts them together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """A row of effects.csv."""
+
+    scope: str = EVERYWHERE
+    key: str = ""
+    """The key that differs, as quality.csv has it; keys that always change together are joined by `TOGETHER`."""
+    base: str = ""
+    value: str = ""
+    settings: str = ""
+    """What else the cells have; empty if averaged over all."""
+    fid_base: float
+    fid_value: float
+    effect: float
+    """fid_value - fid_base: below 0, `value` is better."""
+    se_sampling: float | None
+    """Over sampling alone: of drawing these samples of these networks."""
+    replicates: int
+    """Trainings, or sampling seeds, that the interval is over; 1: over sampling alone."""
+    over: str
+    """`training`, `sampling seed` or `sampling`: what `low`, `high` and `p` are about."""
+    low: float | None
+    """95 % interval."""
+    high: float | None
+    p: float | None
+    p_holm: float | None = None
+    """`p`, corrected for the number of comparisons of the scope."""
+    pairs: int
+    """Paired differences that were averaged."""
+    note: str = ""
+
+
+TOGETHER = " & "
+"""Between keys, or values, that always change together."""
+
+
+class _Pair(NamedTuple):
+    block: tuple[str, ...]
+    """All settings besides the key and the seeds."""
+    seeds: tuple[Hashable, ...]
+    base: Mapping[str, Any]
+    other: Mapping[str, Any]
+
+
+class _Grid(NamedTuple):
+    """Scored cells with their settings as text."""
+
+    rows: Sequence[Mapping[str, Any]]
+    labels: pd.DataFrame
+    """A row for each of `rows`: all settings, eta as 0.0 or σ̂."""
+    seeds: tuple[str, ...]
+    """The seeds that vary."""
+    by_seed: Sequence[tuple[Hashable, ...]]
+    """Each row's values of them."""
+
+    def varying(self) -> list[str]:
+        """The settings that vary, in the grid's order."""
+        names = (str(name) for name in self.labels if name not in COMPARABLE)
+        return [name for name in names if self.labels[name].nunique() > 1]
+
+
+COMPARABLE = ("num_samples", "protocol")
+"""What must agree for a comparison to mean anything."""
+ON_REQUEST = ("steps", "eta")
+
+
+def effects(rows: Sequence[Mapping[str, Any]], evidence: Evidence, base: Mapping[str, Any] = {}) -> list[Effect]:
+    """The effects of every key that is ablated, in the grid's order; keys and values without a pair are left out.
+
+    Args:
+        rows: rows of quality.csv, in the order of the grid.
+        evidence: covers the cells and protocols of all rows.
+        base: grid key -> its base value. Keys that it lacks have the first value of the grid. S and eta are ablated
+            only if they are in it.
+    """
+    scored = [row for row in rows if row["fid"] is not None]
+    if not scored:
+        return []
+    grid = _grid(scored, evidence)
+    by_scope: dict[str, list[Effect]] = defaultdict(list)
+    for keys in ablated(grid.labels[grid.varying()], base):
+        labels = _joined(grid.labels, keys)
+        values = list(dict.fromkeys(labels))
+        chosen = _base_label(grid, keys, labels, base)
+        for value in values:
+            if value != chosen:
+                pairs = _pairs(grid, keys, labels, chosen, value)
+                for scope, settings, part in _scopes(pairs, grid, keys):
+                    effect = _effect(part, grid.seeds, evidence)
+                    named = replace(effect, scope=scope, key=TOGETHER.join(keys), base=chosen, value=value)
+                    by_scope[scope].append(replace(named, settings=settings))
+    return [effect for scope in SCOPES for effect in _corrected(by_scope[scope])]
+
+
+def _grid(rows: Sequence[Mapping[str, Any]], evidence: Evidence) -> _Grid:
+    frame = prepared(in_grid_order(rows), evidence.protocols)
+    given = list(frame.columns)
+    keys = sorted(set(axes(given)) - set(SEEDS), key=given.index)
+    names = (*keys, *OTHERS, *ON_REQUEST, *COMPARABLE)
+    labels = pd.DataFrame({name: labelled(frame, name).map(str) for name in names})
+    seeds = varying_seeds(frame)
+    return _Grid(rows, labels, tuple(seeds), [tuple(its) for its in frame[seeds].itertuples(index=False)])
+
+
+def ablated(labels: pd.DataFrame, base: Collection[str]) -> list[tuple[str, ...]]:
+    """The settings whose effects are asked for; those that always change together, as zipped keys do, are one."""
+    found: list[tuple[str, ...]] = []
+    for name in map(str, labels):
+        if name in ON_REQUEST and name not in base:
+            continue
+        for place, keys in enumerate(found):
+            if len(labels.drop_duplicates([name, keys[0]])) == labels[name].nunique() == labels[keys[0]].nunique():
+                found[place] = (*keys, name)
+                break
+        else:
+            found.append((name,))
+    return found
+
+
+def _joined(labels: pd.DataFrame, keys: Sequence[str]) -> list[str]:
+    return [TOGETHER.join(values) for values in labels[list(keys)].itertuples(index=False)]
+
+
+def _base_label(grid: _Grid, keys: Sequence[str], labels: Sequence[str], base: Mapping[str, Any]) -> str:
+    """The value that others are compared with: the first that has what `base` asks for."""
+    for label, row in zip(labels, grid.rows, strict=True):
+        if all(key not in base or _value(row, key) == base[key] for key in keys):
+            return label
+    return ""  # no cell with the base value is scored
+
+
+def _value(row: Mapping[str, Any], key: str) -> Any:
+    return "sigma_hat" if key == "eta" and row["sigma"] == "sigma_hat" else row[key]
+
+
+def _pairs(grid: _Grid, keys: Sequence[str], labels: Sequence[str], base: str, value: str) -> list[_Pair]:
+    """Cells with `value` and with `base` that agree in everything else."""
+    blocks = [tuple(block) for block in grid.labels.drop(columns=list(keys)).itertuples(index=False)]
+    cells = list(zip(blocks, grid.by_seed, labels, grid.rows, strict=True))
+    bases = {(block, seeds): row for block, seeds, label, row in cells if label == base}
+    return [
+        _Pair(block, seeds, bases[block, seeds], row)
+        for block, seeds, label, row in cells
+        if label == value and (block, seeds) in bases
+    ]
+
+
+def _scopes(pairs: Sequence[_Pair], grid: _Grid, keys: Sequence[str]) -> Iterator[tuple[str, str, list[_Pair]]]:
+    """Scope, settings and pairs of each effect. A scope that would repeat the one before is left out."""
+    lengths = sorted({pair.base["steps"] for pair in pairs}) if "steps" not in keys else []
+    blocks = list(dict.fromkeys(pair.block for pair in pairs))
+    if pairs:
+        yield EVERYWHERE, "", list(pairs)
+    if len(lengths) > 1:
+        for steps in lengths:
+            yield EACH_S, f"S={steps}", [pair for pair in pairs if pair.base["steps"] == steps]
+    if len(blocks) > max(1, len(lengths)):
+        columns = [name for name in grid.labels if name not in keys]
+        others = [name for name in grid.varying() if name not in keys]
+        names = {**short_columns(others), "eta": "eta"}
+        for block in blocks:
+            its = dict(zip(columns, block, strict=True))
+            settings = " ".join(f"{names[name]}={its[name]}" for name in others)
+            yield EACH_CELL, settings, [pair for pair in pairs if pair.block == block]
+
+
+def _effect(pairs: Sequence[_Pair], seeds: Sequence[str], evidence: Evidence) -> Effect:
+    """The mean difference of some pairs with its errors; `seeds` vary."""
+    kept, note = _balanced(pairs, seeds)
+    by_seed: dict[Hashable, list[float]] = defaultdict(list)
+    for pair in kept:
+        by_seed[pair.seeds[0] if seeds else None].append(pair.other["fid"] - pair.base["fid"])
+    each = np.array([np.mean(values) for values in by_seed.values()])
+    found, error = mean_over_seeds(each), _sampling_error(kept, evidence)
+    mean = float(found.mean)
+    over, half, p = "sampling", error and Z_95 * error, two_sided(mean / error) if error else None
+    if len(each) > 1:
+        over, half, p = UNITS[seeds[0]], float(found.half_width), _finite(found.p)
+    return Effect(
+        fid_base=float(np.mean([pair.base["fid"] for pair in kept])),
+        fid_value=float(np.mean([pair.other["fid"] for pair in kept])),
+        effect=mean,
+        se_sampling=error,
+        replicates=len(each),
+        over=over,
+        low=None if half is None else mean - half,
+        high=None if half is None else mean + half,
+        p=p,
+        pairs=len(kept),
+        note=note,
+    )
+
+
+def _finite(number: float) -> float | None:
+    return float(number) if math.isfinite(number) else None
+
+
+def _balanced(pairs: Sequence[_Pair], seeds: Sequence[str]) -> tuple[list[_Pair], str]:
+    """The pairs of the seeds that have all settings, so that each seed's mean is over the same; and a note if fewer."""
+    if not seeds:
+        return list(pairs), ""
+    blocks: dict[Hashable, set[tuple[tuple[str, ...], tuple[Hashable, ...]]]] = defaultdict(set)
+    for pair in pairs:
+        blocks[pair.seeds[0]].add((pair.block, pair.seeds[1:]))
+    wanted = set().union(*blocks.values())
+    most = max(map(len, blocks.values()))
+    whole = [seed for seed, its in blocks.items() if its == wanted] or [
+        next(seed for seed, its in blocks.items() if len(its) == most)
+    ]
+    left_out = [str(seed) for seed in blocks if seed not in whole]
+    note = f"without {seeds[0]} {', '.join(left_out)}: not all its cells are scored" if left_out else ""
+    return [pair for pair in pairs if pair.seeds[0] in whole], note
+
+
+def _sampling_error(pairs: Sequence[_Pair], evidence: Evidence) -> float | None:
+    """The standard error of the mean difference over sampling; None if a cell has no influences.
+
+    Cells with the same x_T are added up sample by sample, so what their noise shares cancels or adds up as it does in
+    the mean; groups with other noise are independent.
+    """
+    sums: dict[Hashable, Array] = {}
+    sizes: list[float] = []
+    for pair in pairs:
+        for sign, row in ((-1, pair.base), (1, pair.other)):
+            phi = evidence.influences.get(row["cell"])
+            if phi is None:
+                return None
+            noise = (evidence.pairings[row["cell"]], len(phi))
+            sums[noise] = sums.get(noise, np.zeros(len(phi))) + sign / len(pairs) * phi
+            sizes.append(standard_error(phi))
+    error = math.sqrt(sum(standard_error(total) ** 2 for total in sums.values()))
+    return error if error > ROUNDING * max(sizes) else 0.0
+
+
+def _corrected(found: Sequence[Effect]) -> list[Effect]:
+    """The effects of one scope with Holm's correction."""
+    p = np.array([math.nan if effect.p is None else effect.p for effect in found])
+    return [replace(effect, p_holm=_finite(value)) for effect, value in zip(found, holm(p), strict=True)]

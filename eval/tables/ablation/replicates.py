@@ -1,0 +1,121 @@
+"""Replicates: cells that differ in nothing but a seed. Tables show their mean, and the spread between them.
+
+`train.seed` makes trainings, `seed` makes samplings of one training. If both vary, a training counts with the mean of
+its samplings, and the spread is that between trainings.
+"""
+
+import math
+from collections.abc import Hashable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from taugrid.eval.tables.ablation.seeds import mean_over_seeds
+from taugrid.eval.tables.long_form import axes, score_columns
+from taugrid.protocol import ProtocolFields, kind
+
+TRAINING, SAMPLING = "train.seed", "seed"
+SEEDS = (TRAINING, SAMPLING)
+"""The grid keys that are no settings to tabulate."""
+UNITS = {TRAINING: "training", SAMPLING: "sampling seed"}
+"""What the values of each make."""
+
+
+class Replicate(NamedTuple):
+    """One cell of several that share their settings."""
+
+    cell: str
+    seeds: tuple[Hashable, ...]
+    """Its values of the seeds that vary."""
+
+
+class Averaged(NamedTuple):
+    """A table in long form without seeds: a row for each group of replicates, under the id of the first."""
+
+    frame: pd.DataFrame
+    """In columns of scores, means over replicates. Their errors are standard errors of these means where there are
+    replicates, and as they were otherwise."""
+    errors: pd.DataFrame
+    """Standard errors of the means: a row for each id, a column for each score. Empty without replicates."""
+    spreads: pd.DataFrame
+    """Standard deviations between replicates, as `errors`."""
+    members: Mapping[str, tuple[Replicate, ...]]
+    """Id -> its replicates."""
+    over: str
+    """The seed that `errors` are about; empty without replicates."""
+
+    @property
+    def most(self) -> int:
+        """How many different values of `over` the fullest group has."""
+        return max(map(self.count, self.members), default=0)
+
+    def count(self, cell: str) -> int:
+        """How many different values of `over` the group of `cell` has."""
+        return len({member.seeds[0] for member in self.members[cell]})
+
+    def caption(self) -> str:
+        """What a value and the numbers behind it are; empty without replicates."""
+        if not self.over:
+            return ""
+        unit = UNITS[self.over]
+        return (
+            f"Each value is the mean of {self.most} {unit}s ({self.over}), ± its standard error, that is, the standard "
+            f"deviation between {unit}s (in brackets) over the square root of their number."
+        )
+
+
+def varying_seeds(frame: pd.DataFrame) -> list[str]:
+    """The seeds that have several values."""
+    return [seed for seed in SEEDS if seed in frame and frame[seed].nunique(dropna=False) > 1]
+
+
+def averaged(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) -> Averaged:
+    """`frame` with the means of replicates in their place; rows stay in the order of each group's first.
+
+    Replicates share every setting and their kind of protocol.
+    """
+    seeds = varying_seeds(frame)
+    plain = frame.drop(columns=[seed for seed in SEEDS if seed in frame])
+    if not seeds:
+        alone = {cell: (Replicate(cell, ()),) for cell in frame["cell"]}
+        return Averaged(plain, pd.DataFrame(), pd.DataFrame(), alone, "")
+    groups = _groups(frame, protocols)
+    scores = [column for column in score_columns() if column.name in frame]
+    firsts, errors, spreads, members = [], {}, {}, {}
+    for place in groups:
+        group = frame.loc[place]
+        cell = group["cell"].iloc[0]
+        members[cell] = tuple(
+            Replicate(str(row["cell"]), tuple(row[seed] for seed in seeds)) for _, row in group.iterrows()
+        )
+        first = plain.loc[place[0]].copy()
+        found = {column.name: mean_over_seeds(_values(group, column.name, seeds)) for column in scores}
+        for column in scores:
+            first[column.name] = found[column.name].mean
+            if column.error is not None:
+                first[column.error] = found[column.name].se
+        errors[cell] = {name: value.se for name, value in found.items()}
+        spreads[cell] = {name: value.sd for name, value in found.items()}
+        firsts.append(first)
+    means = pd.DataFrame(firsts).reset_index(drop=True).astype(plain.dtypes.to_dict())
+    return Averaged(
+        means, pd.DataFrame.from_dict(errors, "index"), pd.DataFrame.from_dict(spreads, "index"), members, seeds[0]
+    )
+
+
+def _groups(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> list[list[int]]:
+    """The places in the frame of each group's rows."""
+    settings = [name for name in axes(frame.columns) if name not in SEEDS]
+    settings += ["sampler", "spacing", "clip", "num_samples", "sigma", "eta", "steps"]
+    if TRAINING not in varying_seeds(frame):
+        settings.append("model")
+    kinds = {name: kind(protocol) for name, protocol in protocols.items()}
+    keyed = frame[settings].assign(protocol=frame["protocol"].map(lambda name: kinds.get(name, "")))
+    return [list(part.index) for _, part in keyed.groupby([*settings, "protocol"], sort=False, dropna=False)]
+
+
+def _values(group: pd.DataFrame, column: str, seeds: list[str]) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    """A score of each value of the first seed that has one, averaged over the other; NaN if there is none."""
+    by_seed = group.groupby(seeds[0], sort=False)[column].mean().dropna()
+    return np.array(by_seed if len(by_seed) else [math.nan], dtype=np.float64)

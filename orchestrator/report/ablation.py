@@ -1,0 +1,47 @@
+"""What a report says of a grid that compares settings: replicates, effects and their figures."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from taugrid.config import Config
+from taugrid.eval.figures.ablation.forest import effects_figure
+from taugrid.eval.figures.ablation.heat_maps import heat_maps
+from taugrid.eval.figures.ablation.panels import panels_figures
+from taugrid.eval.figures.drawing import save
+from taugrid.eval.tables.ablation.effects import effects
+from taugrid.eval.tables.ablation.effects_files import write_effects
+from taugrid.eval.tables.long_form import in_grid_order
+from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.report import asked
+from taugrid.orchestrator.report.collect import Rows
+from taugrid.orchestrator.report.replicates import ONE_TRAINING, compared_trainings, unequal
+from taugrid.orchestrator.rundir.directory import RunDir
+
+
+def about_replicates(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Notes below the tables: that each setting was trained once, or has not all its replicates."""
+    scored = {row["cell"] for row in rows}
+    cells = [cell for cell in plan.cells if cell.id in scored]
+    one = (
+        [ONE_TRAINING] if len({cell.model.id for cell in cells} & {m.id for m in compared_trainings(plan)}) > 1 else []
+    )
+    return [*one, *unequal(cells, " that are scored")]
+
+
+def write_ablation(config: Config, plan: Plan, rundir: RunDir, collected: Rows) -> None:
+    """Write tables/effects.* and figures/effects, by-<key> and heat-map; remove earlier ones that have no ground."""
+    rows, evidence = collected.rows, collected.evidence
+    found = effects(rows, evidence, asked.base(config, plan))
+    for pattern in ("effects.*", "by-*", "heat-map*"):
+        rundir.remove_figures(pattern)
+    if not found:
+        rundir.remove_tables("effects.*")
+        return
+    with rundir.storage.local_folder(rundir.tables) as tables:
+        write_effects(found, tables)
+    protocols = {} if config.report.join_protocols else evidence.protocols
+    frame = in_grid_order(rows)
+    with rundir.storage.local_folder(rundir.figures) as figures:
+        save(effects_figure(found), figures / "effects")
+        for name, figure in (*panels_figures(frame, found, protocols), *heat_maps(frame, found, protocols)):
+            save(figure, figures / name)

@@ -1,0 +1,68 @@
+"""What `report` asks of tables: their rows and columns, and the base of effects, checked against the grid."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from taugrid.config import Config, Sample
+from taugrid.errors import UserError
+from taugrid.eval.tables.ablation.one_table import Layout
+from taugrid.eval.tables.ablation.replicates import SEEDS
+from taugrid.grids.names import plain_text, short_keys
+from taugrid.grids.selectors import fits, key_of
+from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.plan.grid import column
+
+
+def check(config: Config, plan: Plan) -> None:
+    """Raise `UserError` if `report` names keys or values that the grid does not have."""
+    layout(config, plan)
+    base(config, plan)
+
+
+def layout(config: Config, plan: Plan) -> Layout:
+    """The rows and columns of tables, by the columns of quality.csv."""
+    columns = column(_key("report.columns", config.report.columns, plan))
+    rows = [column(_key("report.rows", name, plan)) for name in config.report.rows or ()]
+    if columns in rows or len(set(rows)) < len(rows):
+        raise UserError(
+            f"report.rows: {', '.join(rows)} with report.columns: {columns} names a key twice; name each once"
+        )
+    return Layout(tuple(rows), columns)
+
+
+def base(config: Config, plan: Plan) -> dict[str, Any]:
+    """The values that effects are differences to, by the columns of quality.csv."""
+    found: dict[str, Any] = {}
+    for name, wanted in config.report.base.items():
+        key = _key("report.base", name, plan)
+        values = _values(plan, key)
+        fitting = [value for value in values if fits(value, wanted)]
+        if len(fitting) != 1:
+            listed = ", ".join(map(plain_text, values))
+            problem = "is not in the grid" if not fitting else "fits several values"
+            raise UserError(f"report.base: {name}: {plain_text(wanted)} {problem}; choose one of {listed}")
+        found[column(key)] = fitting[0]
+    return found
+
+
+def _values(plan: Plan, key: str) -> Sequence[Any]:
+    """A key's values as rows of quality.csv have them, each once."""
+    every: list[Any] = []
+    for cell in plan.cells:
+        own: Mapping[str, Any] = {"steps": cell.settings.steps, "eta": cell.settings.eta, **cell.values}
+        value = cell.settings.spacing_name if key == "spacing" else own.get(key)
+        every += [value] if value not in every else []
+    return every
+
+
+def _key(where: str, name: str, plan: Plan) -> str:
+    """The grid key that `name` means."""
+    keys = list(dict.fromkeys([*plan.cells[0].values, "steps", "eta"]))
+    short = short_keys(keys, Sample.model_fields)
+    key = key_of(name, short)
+    if key in SEEDS:
+        raise UserError(f"{where}: {name} is a seed, which tables average over; quality.csv has every cell")
+    if key is None:
+        given = ", ".join(text for full, text in short.items() if full not in SEEDS)
+        raise UserError(f"{where}: there is no key {name!r} in this grid; its keys are {given}")
+    return key

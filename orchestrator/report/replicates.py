@@ -1,0 +1,72 @@
+"""Which cells of a plan differ in nothing but a seed, and whether they are enough to tell settings apart."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from taugrid.grids.names import BETWEEN
+from taugrid.orchestrator.plan.cells import Cell, Model, Plan
+from taugrid.orchestrator.plan.sources import Trained
+from taugrid.words import counted, duration
+
+TRAINING_SEED = "train.seed"
+SEEDS = (TRAINING_SEED, "seed")
+NAMED = 4
+"""How many settings a line names. The rest are counted."""
+SUGGESTED = 3
+"""Trainings of each setting that `plan` suggests: the fewest whose spread says something."""
+
+
+def label_without_seeds(cell: Cell) -> str:
+    """What a cell and its replicates have in common, such as "schedule=cosine · S=50 eta=0"."""
+    naming = replace(cell.naming, keys=tuple(key for key in cell.naming.keys if key not in SEEDS))
+    own = naming.cell(cell.values, cell.settings.steps, cell.settings.eta)
+    return BETWEEN.join(filter(None, [naming.model(cell.values), own]))
+
+
+def unequal(cells: Iterable[Cell], verb: str = "") -> list[str]:
+    """A line that names settings with fewer replicates than others, if there are any; `verb` as in "is scored"."""
+    counts = Counter(map(label_without_seeds, cells))
+    most = max(counts.values(), default=0)
+    fewer = [f"{label} ({count})" for label, count in counts.items() if count < most]
+    more = f" and {len(fewer) - NAMED} more" * (len(fewer) > NAMED)
+    told = f"{', '.join(fewer[:NAMED])}{more}"
+    return [f"some settings have fewer than {most} replicates{verb}, which means are over: {told}"] if fewer else []
+
+
+def compared_trainings(plan: Plan) -> list[Model]:
+    """The models that are trained here and differ in a setting, if each is trained with one seed only; else none."""
+    trained = [model for model in plan.models if isinstance(model.source, Trained)]
+    with_seed = TRAINING_SEED in plan.cells[0].naming.keys
+    return [] if with_seed or len(trained) < 2 else trained
+
+
+ONE_TRAINING = (
+    "each setting was trained once: a single training can't tell whether a difference between settings is more than "
+    f"luck; {TRAINING_SEED}: [0, 1, 2] in the grid shows means over trainings and their spread"
+)
+
+
+def suggestion(models: Sequence[Model], seconds_a_step: float | None, evaluations: int, rate: float | None) -> str:
+    """That each setting needs several trainings, and what more of them cost.
+
+    Args:
+        models: as from `compared_trainings`, not empty.
+        seconds_a_step: of a training, as measured; None if unknown.
+        evaluations: network evaluations of the plan's cells of these models.
+        rate: network evaluations per second of a worker, as measured; None if unknown.
+    """
+    more = SUGGESTED - 1
+    steps = more * sum(model.source.train.steps for model in models if isinstance(model.source, Trained))
+    trainings = counted(more * len(models), "training")
+    price = f"{trainings} more of {steps:,} steps in all{took(steps, seconds_a_step)}"
+    sampling = f"{more * evaluations:,} network evaluations{took(more * evaluations, rate and 1 / rate)}"
+    return (
+        "each setting is trained once, and a single training can't tell whether a difference between settings is more "
+        f"than luck; {TRAINING_SEED}: [0, 1, 2] in the grid trains each three times: {price}, and {sampling}"
+    )
+
+
+def took(count: int, seconds_each: float | None) -> str:
+    """Such as " (12 min 30 s as measured here)"; empty if the rate is unknown."""
+    return "" if seconds_each is None else f" ({duration(count * seconds_each)} as measured here)"

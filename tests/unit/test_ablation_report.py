@@ -1,0 +1,125 @@
+"""The report of a grid that compares settings: a small real run of oracles, jobs in this process."""
+
+import csv
+import io
+
+import pytest
+from click.testing import CliRunner
+from in_process import small_run
+from test_grid import planned
+
+from taugrid.config import Config, validate
+from taugrid.errors import UserError
+from taugrid.orchestrator.cli.main import cli
+from taugrid.orchestrator.cli.text import print_outcome
+from taugrid.orchestrator.inspection import describe_plan
+from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.report import asked
+from taugrid.orchestrator.report.replicates import label_without_seeds, unequal
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.session import Run
+
+CONFIG = """
+name: ablation
+model: {oracle: gaussian}
+data: {name: gaussian, shape: [1, 2, 2]}
+sample: {num_samples: 60, batch_size: 60}
+grid: {diffusion.schedule: [linear, cosine], diffusion.beta_end: [0.02, 0.01], seed: [0, 1, 2], steps: [2, 4]}
+evaluate: {metrics: [fid], keep_features: true}
+report: {base: {schedule: cosine}}
+cluster: {workers: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The opened run after everything was done, and its outcome."""
+    with small_run(tmp_path_factory.mktemp("ablation"), CONFIG) as opened:
+        outcome = Run(opened.config, opened.plan, opened.rundir, "local", Progress()).do(
+            ("sample", "evaluate", "report")
+        )
+    return opened, outcome
+
+
+def test_tables_and_figures_are_of_means_and_effects(run):
+    opened, outcome = run
+    assert len(outcome.rows) == 24
+    quality = (opened.rundir.tables / "quality.md").read_text()
+    rows = [line for line in quality.splitlines() if line.startswith("| ")]
+    assert rows[0] == "| schedule | beta_end | η \\ S | 2 | 4 |"
+    assert [line.split("|")[1].strip() for line in rows[2:6]] == ["linear", "linear", "cosine", "cosine"]
+    assert "mean of 3 sampling seeds (seed)" in quality
+    effects = list(csv.DictReader(io.StringIO((opened.rundir.tables / "effects.csv").read_text())))
+    of_schedule = [row for row in effects if row["key"] == "diffusion.schedule"]
+    assert {(row["base"], row["value"], row["over"]) for row in of_schedule} == {("cosine", "linear", "sampling seed")}
+    names = {path.name for path in opened.rundir.figures.iterdir()}
+    assert {"effects.png", "by-schedule.png", "by-beta_end.svg", "heat-map.png", "quality.png"} <= names
+
+
+def test_the_terminal_shows_the_one_table_and_another_layout_on_request(run, capsys):
+    opened, outcome = run
+    print_outcome(opened.rundir, outcome, layout=asked.layout(opened.config, opened.plan))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "FID (lower is better)"
+    assert lines[1].split() == ["schedule", "beta_end", "η", "\\", "S", "2", "4"]
+    assert len([line for line in lines if line.startswith(("linear", "cosine"))]) == 4
+
+
+def test_report_takes_rows_and_columns_from_the_command_line(run):
+    opened, _ = run
+    folder = str(opened.rundir.root)
+    done = CliRunner().invoke(cli, ["report", folder, "--rows", "beta_end,steps", "--columns", "schedule"])
+    assert done.exit_code == 0, done.output
+    quality = (opened.rundir.tables / "quality.md").read_text()
+    assert "| beta_end | S \\ schedule | linear | cosine |" in quality
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        ({"base": {"schedule": "sigmoid"}}, ["report.base", "schedule: sigmoid", "linear, cosine"]),
+        ({"base": {"rate": 1}}, ["report.base", "'rate'", "schedule, steps, eta"]),
+        ({"base": {"train.seed": 1}}, ["report.base", "train.seed", "average"]),
+        ({"rows": ["schedule", "weights"]}, ["report.rows", "'weights'"]),
+        ({"rows": ["eta", "schedule"], "columns": "eta"}, ["report.rows", "twice"]),
+        ({"columns": "train.seed"}, ["report.columns", "train.seed", "quality.csv"]),
+    ],
+)
+def test_what_the_grid_does_not_have_is_refused_in_a_line(report, words):
+    plan = planned(grid={"diffusion.schedule": ["linear", "cosine"], "steps": [3], "train.seed": [0, 1]})
+    with pytest.raises(UserError) as refused:
+        asked.check(validate(Config, {"name": "x", "report": report}, "test"), plan)
+    assert "\n" not in str(refused.value)
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_a_base_is_found_by_short_names_and_numbers_as_people_write_them():
+    grid = {"diffusion.schedule": ["linear", "cosine"], "train.learning_rate": [1e-3, 2e-3], "eta": [0.0, "sigma_hat"]}
+    config = validate(Config, {"name": "x", "report": {"base": {"learning_rate": 0.002, "eta": "sigma_hat"}}}, "test")
+    assert asked.base(config, planned(grid=grid)) == {"train.learning_rate": 0.002, "eta": "sigma_hat"}
+
+
+def test_plan_suggests_replicates_and_names_unequal_ones(tmp_path):
+    grid = {"diffusion.schedule": ["linear", "cosine"], "steps": [3]}
+
+    def remarks(grid):
+        plan = planned(grid=grid)
+        return describe_plan(validate(Config, {"name": "x"}, "test"), plan, RunDir(tmp_path))["remarks"]
+
+    [said] = [line for line in remarks(grid) if "luck" in line]
+    assert "train.seed: [0, 1, 2]" in said
+    assert "4 trainings more of" in said
+    assert not [line for line in remarks(grid | {"train.seed": [0, 1, 2]}) if "luck" in line or "replicates" in line]
+    assert not [line for line in remarks({"steps": [3, 4]}) if "luck" in line]
+    uneven = [grid | {"train.seed": [0, 1]}, {"diffusion.schedule": ["linear"], "train.seed": [2], "steps": [3]}]
+    [said] = [line for line in remarks(uneven) if "replicates" in line]
+    assert "fewer than 3 replicates" in said
+    assert "schedule=cosine · S=3 eta=0 (2)" in said
+
+
+def test_replicates_share_a_label():
+    cells = planned(grid={"diffusion.schedule": ["linear", "cosine"], "train.seed": [0, 1], "seed": [5, 6]}).cells
+    assert [label_without_seeds(cell) for cell in cells[:4]] == ["schedule=linear · S=50 eta=0"] * 4
+    assert unequal(cells) == []
+    assert "schedule=linear · S=50 eta=0 (3)" in unequal(cells[1:])[0]

@@ -1,0 +1,142 @@
+"""Effects of a grid's keys: paired differences to a base, with errors over sampling and over trainings."""
+
+import math
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from scipy import stats
+from test_differences import cell, evidence, spread
+from test_one_table import RATE, SCHEDULE, TRAINING, ablation
+
+from taugrid.eval.figures.ablation.forest import effects_figure
+from taugrid.eval.figures.ablation.heat_maps import heat_maps
+from taugrid.eval.figures.ablation.panels import panels_figures
+from taugrid.eval.tables.ablation.effects import effects
+from taugrid.eval.tables.ablation.effects_files import effects_markdown, write_effects
+from taugrid.eval.tables.long_form import in_grid_order
+
+
+def trained(seeds=3, steps=(10, 20), rates=(0.01,)):
+    """Two schedules: cosine is 1 better at S = 10 and 0.5 at S = 20, give or take 0.1 with the seed."""
+    return ablation({
+        (schedule, rate, seed, s): 30 + 3 * seed - s + (schedule == "cosine") * (0.1 * (seed - 1) - 10 / s)
+        for schedule in ("linear", "cosine") for rate in rates for seed in range(seeds) for s in steps
+    })  # fmt: skip
+
+
+def test_an_effect_over_trainings_is_students_t_of_differences_paired_by_seed():
+    rows = trained()
+    found = effects(rows, evidence(rows, {row["cell"]: spread(0.3) for row in rows}))
+    assert [(e.scope, e.settings, e.key, e.base, e.value) for e in found] == [
+        ("all", "", SCHEDULE, "linear", "cosine"),
+        ("S", "S=10", SCHEDULE, "linear", "cosine"),
+        ("S", "S=20", SCHEDULE, "linear", "cosine"),
+    ]
+    of_10 = np.array([-1.1, -1.0, -0.9])
+    expected = stats.ttest_1samp(of_10, 0)
+    low, high = expected.confidence_interval()
+    at_10 = found[1]
+    assert (at_10.over, at_10.replicates, at_10.pairs) == ("training", 3, 3)
+    assert [at_10.effect, at_10.low, at_10.high, at_10.p] == pytest.approx([-1.0, low, high, expected.pvalue])
+    assert found[0].effect == pytest.approx(-0.75)
+    assert found[0].p_holm == found[0].p, "the only comparison of its family"
+    both = sorted((found[1].p, found[2].p))
+    assert sorted((found[1].p_holm, found[2].p_holm)) == pytest.approx([2 * both[0], max(2 * both[0], both[1])])
+
+
+def test_noise_that_both_cells_and_all_trainings_share_cancels_or_adds_up_in_the_error_of_sampling():
+    rows = trained(seeds=2, steps=(10,))
+    phi = {row["cell"]: spread(0.5) if row[SCHEDULE] == "linear" else spread(0.8) for row in rows}
+    [found] = effects(rows, evidence(rows, phi))
+    assert found.se_sampling == pytest.approx(0.3), "the same noise in both trainings: no smaller for the mean of two"
+    noise = {row["cell"]: row[TRAINING] for row in rows}
+    [found] = effects(rows, evidence(rows, phi, pairings=noise))
+    assert found.se_sampling == pytest.approx(0.3 / math.sqrt(2))
+    [found] = effects(rows, evidence(rows, {}))
+    assert (found.se_sampling, found.over) == (None, "training")
+
+
+def test_with_one_training_the_interval_is_of_sampling_and_the_page_says_so():
+    rows = trained(seeds=1, steps=(10,))
+    phi = {row["cell"]: spread(0.5) if row[SCHEDULE] == "linear" else spread(0.8) for row in rows}
+    [found] = effects(rows, evidence(rows, phi))
+    assert (found.over, found.replicates, found.se_sampling) == ("sampling", 1, pytest.approx(0.3))
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * 0.3)
+    assert "one training of each can't tell" in effects_markdown([found])
+
+
+def test_the_base_is_the_first_value_unless_one_is_given_and_s_and_eta_count_on_request():
+    rows = trained()
+    known = evidence(rows, {})
+    assert {(e.base, e.value) for e in effects(rows, known, {SCHEDULE: "cosine"})} == {("cosine", "linear")}
+    assert {e.key for e in effects(rows, known, {"steps": 20})} == {SCHEDULE, "steps"}
+    with_eta = [cell("a", 10, 0.0, 5.0), cell("b", 10, "sigma_hat", 9.0, clip="none")]
+    [found] = effects(with_eta, evidence(with_eta, {}), {"eta": "sigma_hat"})
+    assert (found.base, found.value, found.effect) == ("σ̂", "0.0", -4.0)
+    assert effects(with_eta, evidence(with_eta, {})) == []
+
+
+def test_effects_average_over_the_other_keys_and_are_given_cell_by_cell():
+    rows = ablation({("linear", 0.1, None, 10): 5.0, ("linear", 0.2, None, 10): 7.0,
+                     ("cosine", 0.1, None, 10): 6.0, ("cosine", 0.2, None, 10): 11.0})  # fmt: skip
+    found = effects(rows, evidence(rows, {}))
+    assert [(e.scope, e.key, e.value, e.settings, e.effect) for e in found] == [
+        ("all", SCHEDULE, "cosine", "", 2.5), ("all", RATE, "0.2", "", 3.5),
+        ("cell", SCHEDULE, "cosine", "learning_rate=0.1", 1.0), ("cell", SCHEDULE, "cosine", "learning_rate=0.2", 4.0),
+        ("cell", RATE, "0.2", "schedule=linear", 2.0), ("cell", RATE, "0.2", "schedule=cosine", 5.0),
+    ]  # fmt: skip
+
+
+def test_a_training_that_failed_costs_its_seed_and_is_named():
+    rows = [row for row in trained() if row["cell"] != "cosine-0.01-2-20"]
+    found = effects(rows, evidence(rows, {}))
+    assert [(e.settings, e.replicates) for e in found] == [("", 2), ("S=10", 3), ("S=20", 2)]
+    assert found[0].note == "without train.seed 2: not all its cells are scored"
+    assert "schedule=cosine: without train.seed 2" in effects_markdown(found)
+
+
+def test_zipped_keys_are_one_and_what_follows_from_eta_is_no_key():
+    rows = ablation({("linear", 0.1, None, 10): 5.0, ("cosine", 0.2, None, 10): 6.0})
+    [found] = effects(rows, evidence(rows, {}), {RATE: 0.2})
+    assert (found.key, found.base, found.value) == (f"{SCHEDULE} & {RATE}", "cosine & 0.2", "linear & 0.1")
+    demo = [cell("a", 10, 0.0, 5.0), cell("b", 10, "sigma_hat", 9.0)]
+    assert effects(demo, evidence(demo, {})) == []
+
+
+def test_what_cannot_be_compared_has_no_effect():
+    rows = ablation({("linear", None, None, 10): 5.0, ("cosine", None, None, 10): 6.0})
+    assert effects([rows[0], rows[1] | {"num_samples": 9}], evidence(rows, {})) == []
+    assert effects([], evidence([], {})) == []
+
+
+def test_files_hold_every_effect_and_both_values_of_p(tmp_path):
+    rows = trained(rates=(0.01, 0.02))
+    write_effects(effects(rows, evidence(rows, {row["cell"]: spread(0.3) for row in rows})), tmp_path)
+    lines = (tmp_path / "effects.csv").read_text().splitlines()
+    assert lines[0].endswith("se_sampling,replicates,over,low,high,p,p_holm,pairs,note")
+    text = (tmp_path / "effects.md").read_text()
+    assert "## Averaged over all cells (2 comparisons)" in text
+    assert "## Cell by cell" in text
+    assert "| learning_rate | 0.02 | 0.01 |" in text
+    assert len([line for line in text.splitlines() if line.startswith(("| schedule", "| learning"))]) == len(lines) - 1
+
+
+def test_figures_have_a_panel_for_each_value_a_row_for_each_effect_and_a_square_for_each_pair_of_numbers():
+    rows = trained(rates=(0.02, 0.01))
+    found = effects(rows, evidence(rows, {row["cell"]: spread(0.3) for row in rows}))
+    frame = in_grid_order(rows)
+    panels = dict(panels_figures(frame, found, {}))
+    assert list(panels) == ["by-schedule", "by-learning_rate"]
+    assert [panel.get_title() for panel in panels["by-schedule"].axes] == ["schedule=linear", "schedule=cosine"]
+    assert len({panel.get_ylim() for panel in panels["by-schedule"].axes}) == 1
+    forest = effects_figure(found)
+    assert sum(len(panel.containers) for panel in forest.axes) == len(found)
+    [(name, heat)] = heat_maps(frame, found, {})
+    assert name == "heat-map"
+    first = heat.axes[0]
+    assert [text.get_text() for text in first.get_yticklabels()] == ["0.01", "0.02"], "ascending, whatever the config"
+    assert (first.get_xlabel(), first.get_ylabel(), first.get_title()) == ("S", "learning_rate", "schedule=linear")
+    for figure in (forest, heat, *panels.values()):
+        assert isinstance(figure, Figure)
+        figure.draw_without_rendering()

@@ -1,0 +1,130 @@
+"""One table for all models of a metric, its means over seeds, and the marks in it."""
+
+import math
+
+import pytest
+from test_differences import cell, evidence, spread
+from test_tables import table_rows
+
+from taugrid.eval.tables.ablation.one_table import Layout, one_table
+from taugrid.eval.tables.ablation.replicates import averaged
+from taugrid.eval.tables.differences import differences, indistinguishable
+from taugrid.eval.tables.latex import to_latex
+from taugrid.eval.tables.long_form import FID, in_grid_order
+from taugrid.eval.tables.markdown import to_markdown
+
+SCHEDULE, RATE, TRAINING = "diffusion.schedule", "train.learning_rate", "train.seed"
+
+
+def ablation(values, **settings):
+    """A row for each (schedule, rate, seed, steps) -> FID, in this order; `settings` for all."""
+    rows = []
+    for (schedule, rate, seed, steps), fid in values.items():
+        name = f"{schedule}-{rate}-{seed}-{steps}"
+        keys = {SCHEDULE: schedule, RATE: rate, TRAINING: seed, **settings}
+        given = {key: value for key, value in keys.items() if value is not None}
+        rows.append(cell(name, steps, 0.0, fid, model=f"{schedule}-{rate}-{seed}", **given))
+    return rows
+
+
+def text_of(rows, **given):
+    return table_rows(to_markdown(in_grid_order(rows), **given))
+
+
+def test_all_models_are_rows_of_one_table_in_the_configs_order_under_short_names():
+    points = [(s, r, None, steps) for s in ("linear", "cosine") for r in (0.01, 0.001) for steps in (20, 10)]
+    values = {point: fid for fid, point in enumerate(points, start=11)}
+    rows = [row | {"fid_se": None} for row in ablation(values)]
+    assert text_of(rows) == [
+        ["schedule", "learning_rate", "η \\ S", "10", "20"],
+        ["linear", "0.01", "0.0", "**12.00**", "**11.00**"],
+        ["linear", "0.001", "0.0", "14.00", "13.00"],
+        ["cosine", "0.01", "0.0", "16.00", "15.00"],
+        ["cosine", "0.001", "0.0", "18.00", "17.00"],
+    ]
+
+
+def test_other_rows_and_columns_on_request_and_separate_tables_for_what_is_in_neither():
+    values = {(s, r, None, 10): fid for (s, r), fid in zip(
+        ((s, r) for s in ("linear", "cosine") for r in (0.01, 0.001)), (4.0, 3.0, 2.0, 1.0), strict=True)}  # fmt: skip
+    frame = in_grid_order(ablation(values))
+    [table] = one_table(frame, FID, layout=Layout((RATE, "eta"), SCHEDULE))
+    assert (table.heads, table.across) == (("learning_rate", "η"), "schedule")
+    assert table.values.to_numpy().tolist() == [[4.0, 2.0], [3.0, 1.0]]
+    tables = one_table(frame, FID, layout=Layout(("eta",), RATE))
+    assert [each.label for each in tables] == ["schedule=linear", "schedule=cosine"]
+    assert [list(each.values.columns) for each in tables] == [["0.01", "0.001"]] * 2
+    tex = to_latex(frame, layout=Layout(("eta",), RATE))
+    assert tex.count(r"\begin{table}") == 2
+    assert "schedule=cosine" in tex
+
+
+def test_a_clip_that_follows_from_eta_is_noted_below_and_one_that_does_not_is_a_row():
+    rows = [cell(f"{eta}", 10, eta, 5.0) for eta in (0.0, "sigma_hat")]
+    [table] = one_table(in_grid_order(rows), FID)
+    assert (table.heads, table.notes) == (("η",), ("clip: none (0.0), x0_and_eps (σ̂)",))
+    rows.append(cell("clipped", 10, 0.0, 4.0, clip="x0"))
+    [table] = one_table(in_grid_order(rows), FID)
+    assert table.labels == [("none", "0.0"), ("x0_and_eps", "σ̂"), ("x0", "0.0")]
+
+
+def test_cells_that_cannot_be_compared_stay_apart_under_what_tells_them_apart():
+    rows = [
+        cell("a", 10, 0.0, 5.0, protocol="a", rounding="up"),
+        cell("b", 10, 0.0, 4.0, protocol="b", rounding="down"),
+    ]
+    spelled = {"a": {"rounding": "up"}, "b": {"rounding": "down"}}
+    assert [table.label for table in one_table(in_grid_order(rows), FID, spelled)] == ["rounding=up", "rounding=down"]
+    rows = [row | {"num_samples": n, "rounding": "up", "protocol": "a"} for row, n in zip(rows, (9, 8), strict=True)]
+    assert [table.label for table in one_table(in_grid_order(rows), FID, spelled)] == ["N=9", "N=8"]
+
+
+def test_two_cells_in_one_place_are_refused_by_name():
+    rows = [cell("first", 10, 0.0, 1.0), cell("second", 10, 0.0, 2.0)]
+    with pytest.raises(ValueError, match=r"cells first and second are both at eta 0\.0, steps 10"):
+        one_table(in_grid_order(rows), FID)
+
+
+def test_seeds_of_trainings_are_no_rows_but_means_with_their_spread():
+    fids = {"linear": (10.0, 12.0, 14.0), "cosine": (9.0, 9.5, 13.0)}
+    rows = ablation({(s, None, seed, 10): fid for s, its in fids.items() for seed, fid in enumerate(its)})
+    text = to_markdown(in_grid_order(rows))
+    assert table_rows(text)[1:] == [
+        ["linear", "0.0", "12.0 ± 1.2 (2.0)"],
+        ["cosine", "0.0", "**10.5 ± 1.3 (2.2)**"],
+    ]
+    assert "mean of 3 trainings (train.seed), ± its standard error" in text
+    assert "standard deviation between trainings (in brackets)" in text
+    assert "± is one standard error of sampling" not in text
+    assert "(2.0)" in to_latex(in_grid_order(rows))
+    assert not [row for row in differences(rows, evidence(rows, {})) if row["along"] == TRAINING]
+
+
+def test_with_both_seeds_a_training_counts_with_the_mean_of_its_samplings():
+    values = {(0, 0): 10.0, (0, 1): 12.0, (1, 0): 14.0, (1, 1): 18.0}
+    rows = [cell(f"{t}-{s}", 10, 0.0, fid, model=f"m{t}", **{TRAINING: t, "seed": s}) for (t, s), fid in values.items()]
+    found = averaged(in_grid_order(rows))
+    assert found.over == TRAINING
+    assert found.frame["fid"].tolist() == [13.5]
+    assert found.spreads.loc["0-0", "fid"] == pytest.approx(5 / math.sqrt(2))
+    assert found.errors.loc["0-0", "fid"] == pytest.approx(2.5)
+    alone = averaged(in_grid_order(rows[:2]))
+    assert (alone.over, alone.most, alone.frame["fid"].tolist()) == ("seed", 2, [11.0])
+
+
+def test_a_missing_replicate_leaves_the_mean_of_the_others():
+    rows = ablation({("linear", None, 0, 10): 10.0, ("linear", None, 1, 10): 12.0, ("cosine", None, 0, 10): 9.0})
+    assert text_of(rows)[1:] == [["linear", "0.0", "11.0 ± 1.0 (1.4)"], ["cosine", "0.0", "**9.00**"]]
+
+
+def test_marks_among_means_pair_the_trainings_by_their_seeds():
+    """What a seed does to all settings cancels: `far` is always 1 worse, `near` sometimes better."""
+    noise = (0.0, 5.0, -4.0)
+    shifts = {"best": (0.0, 0.0, 0.0), "near": (0.6, -0.5, 0.2), "far": (1.0, 1.1, 0.9)}
+    values = {(s, None, seed, 10): 20 + noise[seed] + its[seed] for s, its in shifts.items() for seed in range(3)}
+    rows = ablation(values)
+    known = evidence(rows, {row["cell"]: spread(0.01) for row in rows})
+    assert indistinguishable(rows, known) == {"near-None-0-10"}
+    text = to_markdown(in_grid_order(rows), known.protocols, {"near-None-0-10"})
+    assert "≈ not distinguishable from the best of its column: p > 0.05 by Student's t" in text
+    assert indistinguishable([], known) == frozenset()
