@@ -93,7 +93,7 @@ class Worker(Audible):
         installed = check_versions(probe, node)
         self._set_up()
         check_device(self._device.name, self._given_gpu, node)
-        return WorkerInfo(node, self._hardware, installed, node_id)
+        return WorkerInfo(node, self._hardware, installed, node_id, self._threads)
 
     def do(self, job: Job) -> Result:
         """Do a job with the function that it names, and commit its file.
