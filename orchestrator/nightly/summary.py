@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from taugrid.eval.tables.entries import write_number
+from taugrid.orchestrator.baseline.others import NOT_JUDGED, change_in_words, columns_in
 
 MOST_ROWS = 200
 """Rows of the table; GitHub takes 1 MB, and nobody reads more."""
@@ -30,7 +31,8 @@ def summary(verdict: dict[str, Any]) -> str:
     blocks = [f"# {verdict['name']}, night {verdict['night']}: {headline}"]
     compared = verdict["comparison"]
     if compared is not None:
-        blocks += [_counts(compared), _table(verdict, compared), _rule(compared)]
+        blocks += [_counts(compared), _table(verdict, compared), _rule(compared), _baseline(verdict["baseline"])]
+        blocks += [_others(verdict, compared)]
         blocks += [f"- {mark}" for mark in compared["marks"]]
         blocks += [f"Not in the baseline: {_listed(compared['only_new'])}"] * bool(compared["only_new"])
         blocks += [f"Only in the baseline: {_listed(compared['only_baseline'])}"] * bool(compared["only_baseline"])
@@ -42,7 +44,7 @@ def summary(verdict: dict[str, Any]) -> str:
     blocks += [f"- missing: `{name}`: {reason}" for name, reason in list(verdict["missing"].items())[:MOST_ROWS]]
     if verdict["missing"]:
         blocks.append("Run the same command again to finish what is missing.")
-    blocks.append("Trend: `trend.png` of the history, from `history.parquet`.")
+    blocks.append("Trend, as seen from this file: `../../trend.png`, drawn from `../../history.parquet`.")
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
@@ -81,16 +83,21 @@ def _change(cell: dict[str, Any]) -> str:
     return f"{'+' if cell['difference'] > 0 else ''}{_number(cell['difference'], cell['se'])}"
 
 
+def _baseline(baseline: dict[str, Any]) -> str:
+    accepted, reason = baseline["accepted"], baseline["reason"]
+    return f"Baseline: `{baseline['place']}`" + (f", accepted {accepted[:10]}: {reason}" if accepted else "")
+
+
 def _counts(compared: dict[str, Any]) -> str:
     found = [cell["result"] for cell in compared["cells"]]
     return ", ".join(f"{found.count(result)} {result}" for result in ORDER if result in found) + "."
 
 
 def _table(verdict: dict[str, Any], compared: dict[str, Any]) -> str:
-    named = {score["cell"]: score["label"] for score in verdict["scores"]}
+    named = _labels(verdict)
     cells = sorted(compared["cells"], key=lambda cell: (ORDER.index(cell["result"]), -(cell["t"] or 0)))
     rows = [
-        f"| {named[cell['cell']].replace('|', '/')} | {'**' if cell['result'] in ORDER[:2] else ''}{cell['result']}"
+        f"| {named[cell['cell']]} | {'**' if cell['result'] in ORDER[:2] else ''}{cell['result']}"
         f"{'**' if cell['result'] in ORDER[:2] else ''} | {_number(cell['baseline_fid'])} | {_number(cell['fid'])} | "
         f"{_change(cell)} | {'' if cell['t'] is None else format(cell['t'], '+.1f')} | {'; '.join(_remarks(cell))} |"
         for cell in cells[:MOST_ROWS]
@@ -98,6 +105,24 @@ def _table(verdict: dict[str, Any], compared: dict[str, Any]) -> str:
     more = [f"... and {len(cells) - MOST_ROWS} more cells."] if len(cells) > MOST_ROWS else []
     head = ["| cell | verdict | baseline FID | FID | change | T | |", "| :-- | :-- | --: | --: | --: | --: | :-- |"]
     return "\n".join([*head, *rows, *(["", *more] if more else [])])
+
+
+def _others(verdict: dict[str, Any], compared: dict[str, Any]) -> str:
+    columns = columns_in(cell["others"] for cell in compared["cells"])
+    if not columns:
+        return ""
+    named = _labels(verdict)
+    rows = []
+    for cell in compared["cells"][:MOST_ROWS]:
+        told = (change_in_words(cell["others"], column, "→") for column in columns)
+        rows.append(f"| {' | '.join([named[cell['cell']], *told])} |")
+    head = [f"| cell | {' | '.join(column.title for column in columns)} |", f"| :-- |{' --: |' * len(columns)}"]
+    return "\n".join([f"Other metrics, {NOT_JUDGED}:", "", *head, *rows])
+
+
+def _labels(verdict: dict[str, Any]) -> dict[str, str]:
+    """Cell id -> its label, which must not end a column of a table."""
+    return {score["cell"]: score["label"].replace("|", "/") for score in verdict["scores"]}
 
 
 def _scores(verdict: dict[str, Any]) -> str:
@@ -112,8 +137,8 @@ def _rule(compared: dict[str, Any]) -> str:
     if compared["critical"] is None:
         return ""
     return (
-        f"Rule: {compared['rule']}. A cell is worse if T = (change - margin) / se is above {compared['critical']:.2f}; "
-        f"the margin is {100 * compared['margin']:g} % of the baseline's FID."
+        f"Rule: {compared['rule']}. T = (change - margin) / se; the margin is {100 * compared['margin']:g} % of the "
+        "baseline's FID."
     )
 
 

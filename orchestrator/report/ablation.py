@@ -4,10 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taugrid.config import Config
-from taugrid.eval.figures.ablation.forest import effects_figure
-from taugrid.eval.figures.ablation.heat_maps import heat_maps
-from taugrid.eval.figures.ablation.panels import panels_figures
-from taugrid.eval.figures.drawing import save
 from taugrid.eval.tables.ablation.effects import effects
 from taugrid.eval.tables.ablation.effects_files import write_effects
 from taugrid.eval.tables.long_form import in_grid_order
@@ -39,6 +35,11 @@ def write_ablation(config: Config, plan: Plan, rundir: RunDir, collected: Rows) 
         return
     with rundir.storage.local_folder(rundir.tables) as tables:
         write_effects(found, tables)
+    from taugrid.eval.figures.ablation.forest import effects_figure
+    from taugrid.eval.figures.ablation.heat_maps import heat_maps
+    from taugrid.eval.figures.ablation.panels import panels_figures
+    from taugrid.eval.figures.drawing import save
+
     protocols = {} if config.report.join_protocols else evidence.protocols
     frame = in_grid_order(rows)
     with rundir.storage.local_folder(rundir.figures) as figures:
