@@ -60,8 +60,11 @@ def shaded_tables(
 
 
 def _rows(table: Pivot, metric: MetricColumn, scale: "_Scale") -> Iterator[tuple[str, tuple[ShadedEntry, ...]]]:
-    for (label, row), (_, values) in zip(entries(table, metric), table.values.iterrows(), strict=True):
-        yield label, tuple(_shaded(entry, scale.shade(value)) for entry, value in zip(row, values, strict=True))
+    for (labels, row), (_, values) in zip(entries(table, metric), table.values.iterrows(), strict=True):
+        yield (
+            " · ".join(labels),
+            tuple(_shaded(entry, scale.shade(value)) for entry, value in zip(row, values, strict=True)),
+        )
 
 
 def _shaded(entry: Entry, shade: str) -> ShadedEntry:

@@ -20,14 +20,17 @@ def plan(config: str, out: str | None, assignments: tuple[str, ...], history: st
     from taugrid import api
     from taugrid.orchestrator.cli.text import plan_text
 
-    described = api.plan(config, out, assignments)
     if history is None:
-        print_value(described, as_json, plan_text)
+        print_value(api.plan(config, out, assignments), as_json, plan_text)
         return
+    from taugrid.orchestrator.inspection import describe_plan
     from taugrid.orchestrator.nightly.checks import check_standard_error
     from taugrid.orchestrator.nightly.price import price, price_text
+    from taugrid.orchestrator.opened import open_to_plan
 
+    opened = open_to_plan(config, assignments, out)
     check_standard_error(opened)
+    described = describe_plan(opened.config, opened.plan, opened.rundir)
     described["night"] = price(described, history)
     print_value(described, as_json, lambda shown: f"{plan_text(shown)}\n{price_text(shown['night'])}")
 
