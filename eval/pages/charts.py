@@ -23,7 +23,7 @@ MARKERS = (
 """Outlines around (0, 0), so that lines can be told apart without colours."""
 
 
-class Point(NamedTuple):
+class ChartPoint(NamedTuple):
     """A value with what is said of it."""
 
     x: float
@@ -43,12 +43,12 @@ class Look(NamedTuple):
     marker: str
 
 
-class Line(NamedTuple):
+class ChartLine(NamedTuple):
     """Points that belong together."""
 
     name: str
     look: Look
-    points: Sequence[Point]
+    points: Sequence[ChartPoint]
     kind: str = "line"
     """`line`, `dotted` (someone else's numbers), `points` (nothing joins them), or `curve` (no markers)."""
 
@@ -111,10 +111,10 @@ def looks(names: Iterable[str], special: str = "") -> dict[str, Look]:
 def chart(
     title: str,
     axes: tuple[str, str],
-    lines: Sequence[Line],
+    lines: Sequence[ChartLine],
     columns: Sequence[str],
     values: Sequence[float] = (),
-    front: Sequence[Point] = (),
+    front: Sequence[ChartPoint] = (),
     own_ticks: bool = False,
 ) -> Chart:
     """Place `lines` in pixels.
@@ -145,13 +145,13 @@ def chart(
     )
 
 
-def _ends(point: Point) -> tuple[float, ...]:
+def _ends(point: ChartPoint) -> tuple[float, ...]:
     """The ends of a point's error bar that have a logarithm."""
     ends = (point.y - point.error, point.y, point.y + point.error)
     return tuple(max(end, point.y / 4) for end in ends if math.isfinite(end))
 
 
-def _drawn(line: Line, across: LogAxis, up: LogAxis, columns: Sequence[str]) -> DrawnLine:
+def _drawn(line: ChartLine, across: LogAxis, up: LogAxis, columns: Sequence[str]) -> DrawnLine:
     marks = []
     for point in line.points:
         if point.x > 0 and point.y > 0:

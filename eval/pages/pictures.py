@@ -11,10 +11,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
+from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.tables.pivots import SIGMA_HAT
-
-Place = tuple[str, int]
-"""Eta as in a config ("0.2" or "sigma_hat"), and S."""
 
 SIDES = (96, 64, 32, 16)
 """Pixels of the longer side that images are reduced to, the first that fits the budget."""
@@ -25,29 +23,31 @@ TAG_BYTES = 120
 """What the page spends on an image besides its data."""
 
 
-class Grid(NamedTuple):
+class ImageGrid(NamedTuple):
     """The images of cells that differ in eta and S only."""
 
     title: str
     steps: tuple[int, ...]
     rows: tuple[tuple[str, tuple[tuple[Markup, ...], ...]], ...]
     """Labels of eta, and the images of each S; none where the cell has no images."""
-    count: int
+    per_cell: int
     """Images of a cell."""
     is_small: bool
 
     @property
     def across(self) -> int:
         """Images side by side in a cell: 8 are 2 rows of 4."""
-        return min(MOST_ACROSS, math.ceil(self.count / max(1, math.isqrt(self.count))))
+        return min(MOST_ACROSS, math.ceil(self.per_cell / max(1, math.isqrt(self.per_cell))))
 
 
-class Picture(NamedTuple):
+class PagePicture(NamedTuple):
     """A figure of the run."""
 
     file: str
     """Its name in figures/."""
     title: str
+    of: str
+    """The cell or group of cells that it shows; empty if there is one such figure."""
     said: str
     """What a screen reader says instead."""
     data: Markup = Markup()
@@ -64,7 +64,7 @@ def uri_bytes(png: bytes) -> int:
     return 4 * math.ceil(len(png) / 3) + TAG_BYTES
 
 
-def grids(groups: Mapping[str, Mapping[Place, NDArray[np.uint8]]], budget: int) -> list[Grid]:
+def grids(groups: Mapping[str, Mapping[EtaAndSteps, NDArray[np.uint8]]], budget: int) -> list[ImageGrid]:
     """A grid for each group: as many of the first images as fit, as large as fits; none if nothing does.
 
     Args:
@@ -90,8 +90,11 @@ def _fitting(cells: Sequence[Sequence[bytes]], budget: int) -> int:
 
 
 def _grid(
-    title: str, cells: Mapping[Place, Sequence[bytes]], count: int, images: Mapping[Place, NDArray[np.uint8]]
-) -> Grid:
+    title: str,
+    cells: Mapping[EtaAndSteps, Sequence[bytes]],
+    count: int,
+    images: Mapping[EtaAndSteps, NDArray[np.uint8]],
+) -> ImageGrid:
     etas = sorted({eta for eta, _ in cells}, key=lambda eta: math.inf if eta == "sigma_hat" else float(eta))
     steps = tuple(sorted({steps for _, steps in cells}))
     rows = tuple(
@@ -102,7 +105,7 @@ def _grid(
         for eta in etas
     )
     first = next(iter(images.values()))
-    return Grid(title, steps, rows, min(count, len(first)), max(first.shape[1:3]) <= PIXELATED)
+    return ImageGrid(title, steps, rows, min(count, len(first)), max(first.shape[1:3]) <= PIXELATED)
 
 
 def _png(image: NDArray[np.uint8], side: int) -> bytes:

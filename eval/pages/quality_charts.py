@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from taugrid.eval.pages.charts import Chart, Line, Look, Point, chart, looks
+from taugrid.eval.pages.charts import Chart, ChartLine, ChartPoint, Look, chart, looks
 from taugrid.eval.pages.measured import Measured, by_kind, pareto_front
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import SIGMA_HAT
@@ -37,17 +37,21 @@ def over_steps(cells: Sequence[Measured], published: Sequence[Mapping[str, Any]]
     return Charts(tuple(charts), tuple(styles.items()))
 
 
-def _row(row: str, cells: Sequence[Measured], styles: Mapping[str, Look], theirs: Mapping[str, float]) -> list[Line]:
+def _row(
+    row: str, cells: Sequence[Measured], styles: Mapping[str, Look], theirs: Mapping[str, float]
+) -> list[ChartLine]:
     own = [cell for cell in cells if cell.row == row]
     source = ("this run",) if theirs else ()
     points = [
-        Point(cell.steps, cell.entry.number, cell.entry.standard_error, (row, str(cell.steps), _shown(cell), *source))
+        ChartPoint(
+            cell.steps, cell.entry.number, cell.entry.standard_error, (row, str(cell.steps), _shown(cell), *source)
+        )
         for cell in own
     ]
     beside = [(cell.steps, theirs[cell.entry.cell]) for cell in own if cell.entry.cell in theirs]
-    paper = [Point(steps, value, math.nan, (row, str(steps), f"{value:g}", "paper")) for steps, value in beside]
-    lines = [Line(row, styles[row], points)]
-    return [*lines, *([Line(row, styles[row], paper, "dotted")] if paper else [])]
+    paper = [ChartPoint(steps, value, math.nan, (row, str(steps), f"{value:g}", "paper")) for steps, value in beside]
+    lines = [ChartLine(row, styles[row], points)]
+    return [*lines, *([ChartLine(row, styles[row], paper, "dotted")] if paper else [])]
 
 
 def over_costs(cells: Sequence[Measured]) -> Charts:
@@ -65,14 +69,15 @@ def over_costs(cells: Sequence[Measured]) -> Charts:
 def _cost_chart(cells: Sequence[Measured], costs: Sequence[float], title: str, styles: Mapping[str, Look]) -> Chart:
     front = pareto_front(cells, costs)
     points = [
-        Point(cost, cell.entry.number, cell.entry.standard_error, (
+        ChartPoint(cost, cell.entry.number, cell.entry.standard_error, (
             cell.line, str(cell.steps), f"{cost:,.3g}" if isinstance(cost, float) else f"{cost:,}", _shown(cell),
             "yes" if place in front else "",
         ))
         for place, (cell, cost) in enumerate(zip(cells, costs, strict=True))
     ]  # fmt: skip
     lines = [
-        Line(name, look, [point for point in points if point.row[0] == name], "points") for name, look in styles.items()
+        ChartLine(name, look, [point for point in points if point.row[0] == name], "points")
+        for name, look in styles.items()
     ]
     columns = ("row", "S", title, "FID", "on the front")
     return chart("", (title, FID.heading), lines, columns, front=[points[place] for place in front])

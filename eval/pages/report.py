@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.pages.answer import answer
 from taugrid.eval.pages.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
 from taugrid.eval.pages.environment import asset, environment
 from taugrid.eval.pages.loss_chart import loss_charts
 from taugrid.eval.pages.measured import Measured, measured
-from taugrid.eval.pages.pictures import Grid, Picture, Place, data_uri, grids, uri_bytes
+from taugrid.eval.pages.pictures import ImageGrid, PagePicture, data_uri, grids, uri_bytes
 from taugrid.eval.pages.pivots import ShadedTable, shaded_tables
 from taugrid.eval.pages.protocol_table import protocol_rows
 from taugrid.eval.pages.quality_charts import over_costs, over_steps
@@ -34,7 +35,7 @@ FEW_SAMPLES = 10_000
 
 
 @dataclass(frozen=True)
-class Findings:
+class PageFacts:
     """What a page shows of a run."""
 
     name: str
@@ -50,9 +51,9 @@ class Findings:
     """reconstruction.json; empty if there is none."""
     losses: Mapping[str, pd.DataFrame]
     """Logs of trainings, by what the model is called."""
-    samples: Mapping[str, Mapping[Place, NDArray[np.uint8]]]
+    samples: Mapping[str, Mapping[EtaAndSteps, NDArray[np.uint8]]]
     """Groups of cells with the same images of each, by title."""
-    pictures: Sequence[tuple[Picture, bytes]]
+    pictures: Sequence[tuple[PagePicture, bytes]]
     """Figures without their data, and their PNG files."""
     provenance: Mapping[str, Any]
     config: str
@@ -68,20 +69,27 @@ class MetricTables(NamedTuple):
     legend: list[str]
 
 
-def report_html(found: Findings) -> str:
+def report_html(found: PageFacts) -> str:
     """The page, below `LARGEST` bytes: images that would make it larger are reduced or left out."""
     page = _content(found)
     room = LARGEST - len(_rendered(page).encode())
     pictures = list(_fitting(found.pictures, room // 2))
     room -= sum(len(picture.data) for picture in pictures)
-    return _rendered(page | {"pictures": pictures, "grids": grids(found.samples, room)})
+    return _rendered(page | {"pictures": _by_title(pictures), "grids": grids(found.samples, room)})
+
+
+def _by_title(pictures: Sequence[PagePicture]) -> dict[str, list[PagePicture]]:
+    groups: dict[str, list[PagePicture]] = {}
+    for picture in pictures:
+        groups.setdefault(picture.title, []).append(picture)
+    return groups
 
 
 def _rendered(page: Mapping[str, Any]) -> str:
     return environment().get_template("report.html").render(**page)
 
 
-def _fitting(pictures: Sequence[tuple[Picture, bytes]], budget: int) -> Iterator[Picture]:
+def _fitting(pictures: Sequence[tuple[PagePicture, bytes]], budget: int) -> Iterator[PagePicture]:
     """The pictures with their data, as long as `budget` bytes last."""
     for picture, png in pictures:
         fits = uri_bytes(png) <= budget
@@ -89,15 +97,14 @@ def _fitting(pictures: Sequence[tuple[Picture, bytes]], budget: int) -> Iterator
         yield picture._replace(data=data_uri(png)) if fits else picture
 
 
-def _content(found: Findings) -> dict[str, Any]:
+def _content(found: PageFacts) -> dict[str, Any]:
     """Everything of the page but images."""
     rows = found.document.get("rows", [])
     protocols, joined = found.document.get("protocols", {}), frozenset(found.document.get("joined", ()))
     tables = list(_tables(found)) if rows else []
     cells = measured(tables[0].tables, rows, protocols, joined) if tables and tables[0].metric.name == FID.name else []
     style, script = asset("tables.css") + asset("report.css"), asset("report.js")
-    no_pictures: list[Picture] = []
-    no_grids: list[Grid] = []
+    no_grids: list[ImageGrid] = []
     return {
         "name": found.name,
         "style": style,
@@ -117,7 +124,7 @@ def _content(found: Findings) -> dict[str, Any]:
         "provenance": found.provenance,
         "config": found.config,
         "warnings": [*found.warnings, *_few_samples(cells, rows)],
-        "pictures": no_pictures,
+        "pictures": _by_title([picture for picture, _ in found.pictures]),
         "grids": no_grids,
     }
 
@@ -135,7 +142,7 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _tables(found: Findings) -> Iterator[MetricTables]:
+def _tables(found: PageFacts) -> Iterator[MetricTables]:
     """The tables of each metric that some cell has."""
     frame = long_form(found.document["rows"])
     alike, joined = (frozenset(found.document.get(key, ())) for key in ("indistinguishable", "joined"))

@@ -10,15 +10,13 @@ from numpy.typing import NDArray
 from taugrid.config import Config
 from taugrid.errors import DamagedFile
 from taugrid.eval.figures import pictures
+from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.tables.long_form import CHECKPOINT
 from taugrid.eval.tables.pivots import short_checkpoints
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.naming import name_of
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.parquet import first_pictures
-
-Place = tuple[str, int]
-"""Eta as in a config ("0.2" or "sigma_hat"), and S."""
 
 
 def write_sample_figures(config: Config, plan: Plan, rundir: RunDir) -> None:
@@ -32,7 +30,7 @@ def write_sample_figures(config: Config, plan: Plan, rundir: RunDir) -> None:
             _write_consistency(shown, figures / f"{stem.replace('samples', 'consistency', 1)}.png")
 
 
-def first_images(config: Config, plan: Plan, rundir: RunDir) -> dict[str, dict[Place, NDArray[np.uint8]]]:
+def first_images(config: Config, plan: Plan, rundir: RunDir) -> dict[str, dict[EtaAndSteps, NDArray[np.uint8]]]:
     """The same first images of every cell that has them, by the name of its group, which is empty for the only one.
 
     Images are (n, H, W) or (n, H, W, 3), with the same n within a group. A group without images is left out.
@@ -62,14 +60,14 @@ def _groups(plan: Plan) -> dict[str, list[Cell]]:
     return groups
 
 
-def _write_consistency(shown: Mapping[tuple[str, int], NDArray[np.uint8]], path: Path) -> None:
+def _write_consistency(shown: Mapping[EtaAndSteps, NDArray[np.uint8]], path: Path) -> None:
     """Write the paper's figure 5: only the row of eta = 0, if there is more than one S to compare."""
     by_steps = {steps: images for (eta, steps), images in shown.items() if eta == "0"}
     if len(by_steps) > 1:
         pictures.consistency(by_steps, path)
 
 
-def _place(cell: Cell) -> tuple[str, int]:
+def _place(cell: Cell) -> EtaAndSteps:
     eta = cell.settings.eta
     return ("sigma_hat" if eta == "sigma_hat" else f"{eta:g}", cell.settings.steps)
 

@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from taugrid.config import Config
-from taugrid.eval.pages.pictures import Picture
-from taugrid.eval.pages.report import Findings, report_html
+from taugrid.eval.pages.pictures import PagePicture
+from taugrid.eval.pages.report import PageFacts, report_html
 from taugrid.eval.tables.rows import without_nan
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.report.sample_figures import first_images
@@ -37,7 +37,7 @@ def write_page(config: Config, plan: Plan, rundir: RunDir, missing: Mapping[str,
     """
     tables = Tables(rundir)
     document = tables.document()
-    found = Findings(
+    found = PageFacts(
         name=config.name,
         planned=len(plan.cells),
         document=document,
@@ -46,7 +46,7 @@ def write_page(config: Config, plan: Plan, rundir: RunDir, missing: Mapping[str,
         reconstruction=read_json(rundir.tables / "reconstruction.json", rundir.storage) or {},
         losses=loss_curves(plan, rundir),
         samples=first_images(config, plan, rundir),
-        pictures=list(_pictures(rundir)),
+        pictures=list(_pictures(plan, rundir)),
         provenance=_provenance(rundir),
         config=yaml.safe_dump(reproducing(config), sort_keys=False, allow_unicode=True),
         warnings=[*_unscored(plan, document, missing), *document.get("notes", ())],
@@ -65,18 +65,18 @@ def _rows(tables: Tables, name: str) -> list[dict[str, Any]]:
     """The rows of a table, with None for NaN; none if there is no such table."""
     if name not in tables.names:
         return []
-    rows: list[dict[str, Any]] = without_nan(tables.frame(name).to_dict("records"))
+    rows = without_nan(tables.frame(name).to_dict("records"))
+    assert isinstance(rows, list)
     return rows
 
 
-def _pictures(rundir: RunDir) -> Iterator[tuple[Picture, bytes]]:
+def _pictures(plan: Plan, rundir: RunDir) -> Iterator[tuple[PagePicture, bytes]]:
     """The pictures in figures/ that the page shows, with their PNG files; those of samples if no images are left."""
     for start, (title, said) in PICTURES.items():
         for path in rundir.storage.list(rundir.figures, f"{start}*.png"):
             if re.fullmatch(rf"{start}(-(?!square).*)?", path.stem) or start == "interpolation-square":
                 rest = path.stem.removeprefix(start).lstrip("-")
-                heading = f"{title}: {rest}" if rest else title
-                yield Picture(path.name, heading, said), rundir.storage.read(path)
+                yield PagePicture(path.name, title, plan.labels.get(rest, rest), said), rundir.storage.read(path)
 
 
 def _unscored(plan: Plan, document: Mapping[str, Any], missing: Mapping[str, str]) -> list[str]:
