@@ -35,7 +35,7 @@ def losses_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
         for name, log in curves.items():
             step, loss, colour = log["step"].to_numpy(), log["loss"].to_numpy(), styles[name].colour
             panel.plot(step, loss, color=colour, linewidth=0.6, alpha=0.3)
-            panel.plot(step, _running_mean(step, loss), color=colour, linewidth=1.5, label=styles[name].name)
+            panel.plot(step, running_mean(step, loss), color=colour, linewidth=1.5, label=styles[name].name)
         panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         panel.set_xlabel("training step")
         panel.set_ylabel("loss")
@@ -45,7 +45,7 @@ def losses_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def _running_mean(step: NDArray[np.int64], loss: NDArray[np.float64]) -> NDArray[np.float64]:
+def running_mean(step: NDArray[np.int64], loss: NDArray[np.float64]) -> NDArray[np.float64]:
     """The mean at each increasing step over the steps within a factor of `SMOOTHING`: uniform on a log scale."""
     sums = np.concatenate([[0.0], loss.cumsum()])
     first, end = np.searchsorted(step, step / SMOOTHING), np.searchsorted(step, step * SMOOTHING, side="right")

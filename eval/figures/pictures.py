@@ -11,6 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from taugrid.eval.tables.pivots import SIGMA_HAT
 from taugrid.storage import replacing
 
+EtaAndSteps = tuple[str, int]
+"""The place of a cell in a grid of pictures: eta as in a config ("0.2" or "sigma_hat"), and S."""
+
 TILE = 48
 """Approximate size in pixels that a small image is enlarged to: 8x8 becomes 48x48, 32x32 becomes 64x64."""
 LARGEST_TILE = 96
@@ -18,7 +21,7 @@ LARGEST_TILE = 96
 GAP, BLOCK_GAP, MARGIN, FONT_SIZE = 2, 14, 14, 19
 
 
-def samples(images: Mapping[tuple[str, int], NDArray[np.uint8]], path: Path) -> None:
+def samples(images: Mapping[EtaAndSteps, NDArray[np.uint8]], path: Path) -> None:
     """Rows of eta and columns of S, with the same n images as a block in each cell. Missing cells stay blank.
 
     Like every picture of this module it is a PNG, put in place whole, with equal bytes for equal input. It is grey if

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from taugrid.eval.tables.ablation.one_table import USUAL, Layout
 from taugrid.eval.tables.entries import Entry, entries, marked_pivots
 from taugrid.eval.tables.pivots import Pivot
 from taugrid.protocol import ProtocolFields
@@ -26,6 +27,16 @@ class ShadedEntry(NamedTuple):
     mark: str
     shade: str
     """A number from 0, the best, to `SHADES` - 1, or `NO_SHADE`."""
+    number: float
+    """The value itself; NaN if it is missing."""
+    standard_error: float
+    cell: str
+    """Its id; empty where there is no cell."""
+
+    @property
+    def shown(self) -> str:
+        """Value and error as people read them."""
+        return f"{self.value} {self.error}".rstrip()
 
 
 class ShadedTable(NamedTuple):
@@ -33,9 +44,13 @@ class ShadedTable(NamedTuple):
 
     heading: str
     notes: tuple[str, ...]
-    steps: tuple[int, ...]
-    rows: tuple[tuple[str, tuple[ShadedEntry, ...]], ...]
-    """Labels of eta and their cells."""
+    heads: tuple[str, ...]
+    """What each label of a row is."""
+    across: str
+    """What the columns are."""
+    columns: tuple[str, ...]
+    rows: tuple[tuple[tuple[str, ...], tuple[ShadedEntry, ...]], ...]
+    """The labels of each row, and its cells."""
 
 
 def shaded_tables(
@@ -44,31 +59,35 @@ def shaded_tables(
     protocols: Mapping[str, ProtocolFields] = {},
     indistinguishable: Set[str] = frozenset(),
     joined: Set[str] = frozenset(),
+    layout: Layout = USUAL,
 ) -> list[ShadedTable]:
     """The pivots of `metric` with shades that mean the same in all of them; arguments as `marked_pivots`."""
-    pivots = marked_pivots(frame, metric, protocols, indistinguishable, joined)
+    pivots = marked_pivots(frame, metric, protocols, indistinguishable, joined, layout)
     scale = _Scale.of(frame[metric.name].to_numpy(dtype=np.float64), metric.higher_is_better)
     return [
         ShadedTable(
             table.heading,
             table.notes,
-            tuple(int(steps) for steps in table.values.columns),
+            table.heads,
+            table.across,
+            tuple(map(str, table.values.columns)),
             tuple(_rows(table, metric, scale)),
         )
         for table in pivots
     ]
 
 
-def _rows(table: Pivot, metric: MetricColumn, scale: "_Scale") -> Iterator[tuple[str, tuple[ShadedEntry, ...]]]:
-    for (labels, row), (_, values) in zip(entries(table, metric), table.values.iterrows(), strict=True):
-        yield (
-            " · ".join(labels),
-            tuple(_shaded(entry, scale.shade(value)) for entry, value in zip(row, values, strict=True)),
-        )
+def _rows(
+    table: Pivot, metric: MetricColumn, scale: "_Scale"
+) -> Iterator[tuple[tuple[str, ...], tuple[ShadedEntry, ...]]]:
+    numbers = zip(table.values.to_numpy(), table.errors.to_numpy(), table.cells.to_numpy(), strict=True)
+    for (labels, row), (values, errors, cells) in zip(entries(table, metric), numbers, strict=True):
+        yield labels, tuple(map(_shaded, row, map(scale.shade, values), values, errors, cells))
 
 
-def _shaded(entry: Entry, shade: str) -> ShadedEntry:
-    return ShadedEntry(entry.value, entry.error, bool(entry.best), entry.mark, shade)
+def _shaded(entry: Entry, shade: str, value: float, error: float, cell: object) -> ShadedEntry:
+    name = cell if isinstance(cell, str) else ""
+    return ShadedEntry(entry.value, entry.error, bool(entry.best), entry.mark, shade, float(value), float(error), name)
 
 
 class _Scale(NamedTuple):

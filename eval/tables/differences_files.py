@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -60,19 +60,36 @@ def write_differences(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
             temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
+class SaidDifference(NamedTuple):
+    """A difference as people read it."""
+
+    where: str
+    """Such as "S 10 -> 20 at eta 0"."""
+    value: str
+    """With its sign and its error."""
+    z: str
+    """Empty if there is none."""
+    mark: str
+
+
 def difference_line(row: Mapping[str, Any]) -> str:
-    """A difference as people read it, such as "S 10 -> 20 at eta 0: -5.43 ± 0.80, z = -6.8"."""
+    """A difference in a line, such as "S 10 -> 20 at eta 0: -5.43 ± 0.80, z = -6.8"."""
+    said = said_difference(row)
+    parts = [said.value, *([f"z = {said.z}"] if said.z else [])]
+    return f"{said.where}: {', '.join(parts)} {said.mark}".rstrip()
+
+
+def said_difference(row: Mapping[str, Any]) -> SaidDifference:
+    """The parts of `difference_line`."""
     value, error = write_number(row["difference"], math.nan if row["se"] is None else row["se"])
     signed = f"+{value}" if row["difference"] > 0 else value
-    parts = [f"{signed} {error}".rstrip()]
-    if row["z"] is not None:
-        parts.append(f"z = {row['z']:+.1f}")
-        if abs(row["z"]) < Z_95:
-            parts[-1] += f" {INDISTINGUISHABLE}"
-    if row["joined"]:
-        parts[-1] += f" {JOINED}"
+    z = "" if row["z"] is None else f"{row['z']:+.1f}"
+    marks = [
+        *([INDISTINGUISHABLE] if row["z"] is not None and abs(row["z"]) < Z_95 else []),
+        *([JOINED] if row["joined"] else []),
+    ]
     where = ", ".join(filter(None, [_place(row), row["others"]]))
-    return f"{where}: {', '.join(parts)}"
+    return SaidDifference(where, f"{signed} {error}".rstrip(), z, " ".join(marks))
 
 
 def _place(row: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from taugrid.config import Config
 from taugrid.errors import DamagedFile
 from taugrid.eval.figures import pictures
+from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.tables.long_form import CHECKPOINT
 from taugrid.eval.tables.pivots import short_checkpoints
 from taugrid.orchestrator.plan.cells import Cell, Plan
@@ -20,19 +21,29 @@ from taugrid.parquet import first_pictures
 
 def write_sample_figures(config: Config, plan: Plan, rundir: RunDir) -> None:
     """Write figures/samples.png and consistency.png: a pair for each group if cells differ in more than eta and S."""
-    groups = _groups(plan)
     rundir.remove_figures("samples*.png")
     rundir.remove_figures("consistency*.png")
+    for name, shown in first_images(config, plan, rundir).items():
+        stem = f"samples-{name}" if name else "samples"
+        with rundir.storage.local_folder(rundir.figures) as figures:
+            pictures.samples(shown, figures / f"{stem}.png")
+            _write_consistency(shown, figures / f"{stem.replace('samples', 'consistency', 1)}.png")
+
+
+def first_images(config: Config, plan: Plan, rundir: RunDir) -> dict[str, dict[EtaAndSteps, NDArray[np.uint8]]]:
+    """The same first images of every cell that has them, by the name of its group, which is empty for the only one.
+
+    Images are (n, H, W) or (n, H, W, 3), with the same n within a group. A group without images is left out.
+    """
+    groups, found = _groups(plan), {}
     for name, cells in groups.items():
         firsts = {_place(cell): _first_images(cell, rundir, config.report.images_per_cell) for cell in cells}
         complete = {place: images for place, images in firsts.items() if images is not None}
-        smallest = min((len(picture) for picture in complete.values()), default=0)
+        smallest = min((len(images) for images in complete.values()), default=0)
         if complete:
-            stem = "samples" if len(groups) == 1 else f"samples-{name}"
-            same_length = {place: picture[:smallest] for place, picture in complete.items()}
-            with rundir.storage.local_folder(rundir.figures) as figures:
-                pictures.samples(same_length, figures / f"{stem}.png")
-                _write_consistency(same_length, figures / f"{stem.replace('samples', 'consistency', 1)}.png")
+            title = "" if len(groups) == 1 else name
+            found[title] = {place: images[:smallest] for place, images in complete.items()}
+    return found
 
 
 def _groups(plan: Plan) -> dict[str, list[Cell]]:
@@ -49,14 +60,14 @@ def _groups(plan: Plan) -> dict[str, list[Cell]]:
     return groups
 
 
-def _write_consistency(shown: Mapping[tuple[str, int], NDArray[np.uint8]], path: Path) -> None:
+def _write_consistency(shown: Mapping[EtaAndSteps, NDArray[np.uint8]], path: Path) -> None:
     """Write the paper's figure 5: only the row of eta = 0, if there is more than one S to compare."""
     by_steps = {steps: images for (eta, steps), images in shown.items() if eta == "0"}
     if len(by_steps) > 1:
         pictures.consistency(by_steps, path)
 
 
-def _place(cell: Cell) -> tuple[str, int]:
+def _place(cell: Cell) -> EtaAndSteps:
     eta = cell.settings.eta
     return ("sigma_hat" if eta == "sigma_hat" else f"{eta:g}", cell.settings.steps)
 

@@ -40,6 +40,7 @@ class Paths:
         self.scores = self.root / "scores"
         self.tables = self.root / "tables"
         self.figures = self.root / "figures"
+        self.report = self.root / "report.html"
         self.events = self.root / "events"
         self.logs = self.root / "logs"
         self.damaged = self.root / "damaged"

@@ -1,0 +1,71 @@
+"""What a run found, in two sentences that say nothing beyond its numbers and their errors."""
+
+from collections.abc import Sequence
+
+from taugrid.eval.pages.measured import Measured, by_kind
+from taugrid.eval.tables.entries import INDISTINGUISHABLE
+from taugrid.words import counted
+
+MOST_NAMED = 3
+"""Rows, or kinds of cells, that a sentence names. More are counted."""
+
+
+def answer(cells: Sequence[Measured], planned: int) -> list[str]:
+    """Where FID is lowest, and which setting is best at the other end of the steps.
+
+    Args:
+        cells: with their FID and its error.
+        planned: how many cells the grid has.
+    """
+    if not cells:
+        return [f"None of {counted(planned, 'cell')} has an FID yet."]
+    groups = by_kind(cells)
+    if len(groups) > 1:
+        bests = [_lowest(group) for group in groups[:MOST_NAMED]]
+        found = "; ".join(f"{best.entry.shown} at {best.place}" for best in bests)
+        more = f", and {counted(len(groups) - MOST_NAMED, 'other')}" if len(groups) > MOST_NAMED else ""
+        return [
+            f"The cells were measured under {len(groups)} protocols, whose numbers can't be compared.",
+            f"The lowest FID under each: {found}{more}.",
+        ]
+    best = _lowest(cells)
+    first = f"Of {counted(len(cells), 'cell')}, FID is lowest at {best.place}: {best.entry.shown}"
+    second = _other_end(cells, best)
+    return [f"{first}{_beside(best, cells)}.", *([second] if second else [])]
+
+
+def _lowest(cells: Sequence[Measured]) -> Measured:
+    return min(cells, key=lambda cell: cell.entry.number)
+
+
+def _other_end(cells: Sequence[Measured], best: Measured) -> str:
+    """What is best with the fewest steps; if the best of all has these, with the most."""
+    counts = {cell.steps for cell in cells}
+    fewest = min(counts) < best.steps
+    steps = min(counts) if fewest else max(counts)
+    if steps == best.steps:
+        return ""
+    column = [cell for cell in cells if cell.steps == steps]
+    there = _lowest(column)
+    end = "the fewest steps" if fewest else "the most steps"
+    lowest = "it is" if len(column) == 1 else "it is lowest with"
+    value = f"{there.entry.shown} ({there.line})" if len(column) == 1 else f"{there.line}: {there.entry.shown}"
+    return f"At S = {steps}, {end}, {lowest} {value}{_beside(there, column)}."
+
+
+def _beside(best: Measured, cells: Sequence[Measured]) -> str:
+    """Which cells of the same S and table can't be told apart from the best."""
+    column = [cell for cell in cells if cell.steps == best.steps and cell.table is best.table]
+    if len(column) < 2:
+        return ""
+    if not best.entry.error:
+        return ", without an error bar that would tell how close the others are"
+    alike = [cell.row for cell in column if INDISTINGUISHABLE in cell.entry.mark]
+    if not alike:
+        return ""
+    named = _listed(alike) if len(alike) <= MOST_NAMED else counted(len(alike), "other row")
+    return f"; at this S, {named} can't be told apart from it"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -1,0 +1,116 @@
+"""Images within a page: the same indices of every cell, and whole figures, as PNG in data URIs, within a budget."""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
+
+from taugrid.eval.figures.pictures import EtaAndSteps
+from taugrid.eval.tables.pivots import SIGMA_HAT
+
+SIDES = (96, 64, 32, 16)
+"""Pixels of the longer side that images are reduced to, the first that fits the budget."""
+PIXELATED = 32
+"""Images up to this side are enlarged without smoothing."""
+MOST_ACROSS = 8
+TAG_BYTES = 120
+"""What the page spends on an image besides its data."""
+
+
+class ImageGrid(NamedTuple):
+    """The images of cells that differ in eta and S only."""
+
+    title: str
+    steps: tuple[int, ...]
+    rows: tuple[tuple[str, tuple[tuple[Markup, ...], ...]], ...]
+    """Labels of eta, and the images of each S; none where the cell has no images."""
+    per_cell: int
+    """Images of a cell."""
+    is_small: bool
+
+    @property
+    def across(self) -> int:
+        """Images side by side in a cell: 8 are 2 rows of 4."""
+        return min(MOST_ACROSS, math.ceil(self.per_cell / max(1, math.isqrt(self.per_cell))))
+
+
+class PagePicture(NamedTuple):
+    """A figure of the run."""
+
+    file: str
+    """Its name in figures/."""
+    title: str
+    of: str
+    """The cell or group of cells that it shows; empty if there is one such figure."""
+    said: str
+    """What a screen reader says instead."""
+    data: Markup = Markup()
+    """Empty if it does not fit into the page."""
+
+
+def data_uri(png: bytes) -> Markup:
+    """PNG bytes as a URI that loads nothing."""
+    return Markup("data:image/png;base64,") + Markup(base64.b64encode(png).decode())
+
+
+def uri_bytes(png: bytes) -> int:
+    """The length of `data_uri`, and of the tag around it."""
+    return 4 * math.ceil(len(png) / 3) + TAG_BYTES
+
+
+def grids(groups: Mapping[str, Mapping[EtaAndSteps, NDArray[np.uint8]]], budget: int) -> list[ImageGrid]:
+    """A grid for each group: as many of the first images as fit, as large as fits; none if nothing does.
+
+    Args:
+        groups: by title; the images (n, H, W) or (n, H, W, 3) of each place, with equal n within a group.
+        budget: bytes of the page that images may take.
+    """
+    for side in SIDES:
+        encoded = {
+            title: {place: [_png(image, side) for image in images] for place, images in cells.items()}
+            for title, cells in groups.items()
+        }
+        count = _fitting([pngs for cells in encoded.values() for pngs in cells.values()], budget)
+        if count:
+            return [_grid(title, cells, count, groups[title]) for title, cells in encoded.items()]
+    return []
+
+
+def _fitting(cells: Sequence[Sequence[bytes]], budget: int) -> int:
+    """How many images of each cell fit into `budget` bytes."""
+    most = max(map(len, cells), default=0)
+    totals = np.cumsum([sum(uri_bytes(pngs[i]) for pngs in cells if i < len(pngs)) for i in range(most)])
+    return int(np.searchsorted(totals, budget, side="right"))
+
+
+def _grid(
+    title: str,
+    cells: Mapping[EtaAndSteps, Sequence[bytes]],
+    count: int,
+    images: Mapping[EtaAndSteps, NDArray[np.uint8]],
+) -> ImageGrid:
+    etas = sorted({eta for eta, _ in cells}, key=lambda eta: math.inf if eta == "sigma_hat" else float(eta))
+    steps = tuple(sorted({steps for _, steps in cells}))
+    rows = tuple(
+        (
+            SIGMA_HAT if eta == "sigma_hat" else f"η = {eta}",
+            tuple(tuple(map(data_uri, cells.get((eta, s), ())[:count])) for s in steps),
+        )
+        for eta in etas
+    )
+    first = next(iter(images.values()))
+    return ImageGrid(title, steps, rows, min(count, len(first)), max(first.shape[1:3]) <= PIXELATED)
+
+
+def _png(image: NDArray[np.uint8], side: int) -> bytes:
+    picture = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,183 @@
+"""report.html: what a run found, in one file that opens anywhere and loads nothing."""
+
+import base64
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from taugrid.eval.figures.pictures import EtaAndSteps
+from taugrid.eval.pages.answer import answer
+from taugrid.eval.pages.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from taugrid.eval.pages.environment import asset, environment
+from taugrid.eval.pages.loss_chart import loss_charts
+from taugrid.eval.pages.measured import Measured, measured
+from taugrid.eval.pages.pictures import ImageGrid, PagePicture, data_uri, grids, uri_bytes
+from taugrid.eval.pages.pivots import ShadedTable, shaded_tables
+from taugrid.eval.pages.protocol_table import protocol_rows
+from taugrid.eval.pages.quality_charts import over_costs, over_steps
+from taugrid.eval.tables.differences_files import ABOUT, SaidDifference, said_difference
+from taugrid.eval.tables.entries import entries, legend, marked_pivots, tabulated
+from taugrid.eval.tables.long_form import FID, long_form
+from taugrid.eval.tables.reconstruction import LEGEND, RECONSTRUCTION_ERROR, reconstruction_frame, reconstruction_pivot
+from taugrid.registry.metrics import MetricColumn
+
+LARGEST = 4_900_000
+"""Bytes of a page."""
+MOST_DIFFERENCES = 400
+"""Rows of the table of differences. The rest are in tables/differences.csv."""
+FEW_SAMPLES = 10_000
+"""The number of samples below which readers are warned of FID's bias."""
+
+
+@dataclass(frozen=True)
+class PageFacts:
+    """What a page shows of a run."""
+
+    name: str
+    planned: int
+    """Cells of the grid."""
+    document: Mapping[str, Any]
+    """quality.json; empty if there is none."""
+    differences: Sequence[Mapping[str, Any]]
+    """Rows of differences.csv, with None where there is nothing."""
+    published: Sequence[Mapping[str, Any]]
+    """Rows of published.csv."""
+    reconstruction: Mapping[str, Any]
+    """reconstruction.json; empty if there is none."""
+    losses: Mapping[str, pd.DataFrame]
+    """Logs of trainings, by what the model is called."""
+    samples: Mapping[str, Mapping[EtaAndSteps, NDArray[np.uint8]]]
+    """Groups of cells with the same images of each, by title."""
+    pictures: Sequence[tuple[PagePicture, bytes]]
+    """Figures without their data, and their PNG files."""
+    provenance: Mapping[str, Any]
+    config: str
+    """As YAML, from which the run can be made again."""
+    warnings: Sequence[str]
+
+
+class MetricTables(NamedTuple):
+    """The tables of one metric, with what their marks mean."""
+
+    metric: MetricColumn
+    tables: list[ShadedTable]
+    legend: list[str]
+
+
+def report_html(found: PageFacts) -> str:
+    """The page, below `LARGEST` bytes: images that would make it larger are reduced or left out."""
+    page = _content(found)
+    room = LARGEST - len(_rendered(page).encode())
+    pictures = list(_fitting(found.pictures, room // 2))
+    room -= sum(len(picture.data) for picture in pictures)
+    return _rendered(page | {"pictures": _by_title(pictures), "grids": grids(found.samples, room)})
+
+
+def _by_title(pictures: Sequence[PagePicture]) -> dict[str, list[PagePicture]]:
+    groups: dict[str, list[PagePicture]] = {}
+    for picture in pictures:
+        groups.setdefault(picture.title, []).append(picture)
+    return groups
+
+
+def _rendered(page: Mapping[str, Any]) -> str:
+    return environment().get_template("report.html").render(**page)
+
+
+def _fitting(pictures: Sequence[tuple[PagePicture, bytes]], budget: int) -> Iterator[PagePicture]:
+    """The pictures with their data, as long as `budget` bytes last."""
+    for picture, png in pictures:
+        fits = uri_bytes(png) <= budget
+        budget -= uri_bytes(png) if fits else 0
+        yield picture._replace(data=data_uri(png)) if fits else picture
+
+
+def _content(found: PageFacts) -> dict[str, Any]:
+    """Everything of the page but images."""
+    rows = found.document.get("rows", [])
+    protocols, joined = found.document.get("protocols", {}), frozenset(found.document.get("joined", ()))
+    tables = list(_tables(found)) if rows else []
+    cells = measured(tables[0].tables, rows, protocols, joined) if tables and tables[0].metric.name == FID.name else []
+    style, script = asset("tables.css") + asset("report.css"), asset("report.js")
+    no_grids: list[ImageGrid] = []
+    return {
+        "name": found.name,
+        "style": style,
+        "script": script,
+        "policy": _policy(style, script),
+        "size": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
+        "answer": answer(cells, found.planned),
+        "metrics": tables,
+        "over_steps": over_steps(cells, found.published) if cells else None,
+        "published": found.published,
+        "costs": over_costs(cells) if cells else None,
+        "differences": _differences(found.differences),
+        "about_differences": ABOUT,
+        "reconstruction": _reconstruction(found.reconstruction),
+        "losses": loss_charts(found.losses) if found.losses else None,
+        "protocol": protocol_rows(protocols),
+        "provenance": found.provenance,
+        "config": found.config,
+        "warnings": [*found.warnings, *_few_samples(cells, rows)],
+        "pictures": _by_title([picture for picture, _ in found.pictures]),
+        "grids": no_grids,
+    }
+
+
+def _policy(style: str, script: str) -> str:
+    """The content security policy: this style and this script, images in the page, and nothing else."""
+    sources = {"style": _hash(style), "script": _hash(script)}
+    return (
+        f"default-src 'none'; img-src data:; style-src {sources['style']}; script-src {sources['script']}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _tables(found: PageFacts) -> Iterator[MetricTables]:
+    """The tables of each metric that some cell has."""
+    frame = long_form(found.document["rows"])
+    alike, joined = (frozenset(found.document.get(key, ())) for key in ("indistinguishable", "joined"))
+    marks = (found.document["protocols"], alike, joined)
+    for metric in tabulated(frame):
+        about = legend(marked_pivots(frame, metric, *marks), metric)
+        error = [f"± is {metric.error_means}."] if metric.error and frame[metric.error].notna().any() else []
+        yield MetricTables(metric, shaded_tables(frame, metric, *marks), [*error, *about])
+
+
+def _differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The differences by direction, as people read them."""
+    groups: dict[str, list[SaidDifference]] = {}
+    for row in rows[:MOST_DIFFERENCES]:
+        along = {"steps": "S", "": "other pairs"}.get(row["along"], row["along"])
+        heading = ": ".join(filter(None, [f"Along {along}", row["settings"]]))
+        groups.setdefault(heading, []).append(said_difference(row))
+    notes = list(dict.fromkeys(row["note"] for row in rows if row["note"]))
+    return {"groups": groups, "left_out": max(0, len(rows) - MOST_DIFFERENCES), "notes": notes}
+
+
+def _reconstruction(document: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not document.get("rows"):
+        return None
+    table = reconstruction_pivot(reconstruction_frame(document["rows"]))
+    return {
+        "heading": RECONSTRUCTION_ERROR.heading,
+        "steps": list(table.values.columns),
+        "rows": list(entries(table, RECONSTRUCTION_ERROR)),
+        "notes": [document["about"], *table.notes, LEGEND, *document["notes"]],
+    }
+
+
+def _few_samples(cells: Sequence[Measured], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    least = min((row["num_samples"] for row in rows), default=FEW_SAMPLES)
+    if not cells or least >= FEW_SAMPLES:
+        return []
+    return [f"N = {least:,}: FID is biased upwards at a small N, so compare these numbers only with others of that N"]

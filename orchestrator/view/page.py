@@ -1,0 +1,111 @@
+"""report.html: gathers what a run's tables, figures, logs and images say, and writes the page."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from taugrid.config import Config
+from taugrid.eval.pages.pictures import PagePicture
+from taugrid.eval.pages.report import PageFacts, report_html
+from taugrid.eval.tables.rows import without_nan
+from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.report.sample_figures import first_images
+from taugrid.orchestrator.report.write import loss_curves
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.view.tables import Tables
+from taugrid.protocol import shortened
+from taugrid.storage import read_json, replacing
+from taugrid.words import counted
+
+PICTURES: Mapping[str, tuple[str, str]] = {
+    "consistency": ("The same x_T at every S", "Rows of S, columns of samples: each column starts from one x_T"),
+    "reconstructions": ("Reconstructions", "Held-out images, and below them what each S makes of their x_T"),
+    "interpolations": ("Interpolations", "Rows lead from one sample's x_T to another's"),
+    "interpolation-square": ("Interpolations between four samples", "The corners are samples"),
+}
+"""The beginning of a picture's name in figures/, its title, and what a screen reader says."""
+NAMED_CELLS = 8
+"""Cells without a score that the page names. The rest are counted."""
+
+
+def write_page(config: Config, plan: Plan, rundir: RunDir, missing: Mapping[str, str] = {}) -> None:
+    """Write report.html from what is on disk, whole or not at all.
+
+    `missing` has the reasons of cells that this session could not finish, by the names of their folders.
+    """
+    tables = Tables(rundir)
+    document = tables.document()
+    found = PageFacts(
+        name=config.name,
+        planned=len(plan.cells),
+        document=document,
+        differences=_rows(tables, "differences"),
+        published=_rows(tables, "published"),
+        reconstruction=read_json(rundir.tables / "reconstruction.json", rundir.storage) or {},
+        losses=loss_curves(plan, rundir),
+        samples=first_images(config, plan, rundir),
+        pictures=list(_pictures(plan, rundir)),
+        provenance=_provenance(rundir),
+        config=yaml.safe_dump(reproducing(config), sort_keys=False, allow_unicode=True),
+        warnings=[*_unscored(plan, document, missing), *document.get("notes", ())],
+    )
+    with replacing(rundir.report, rundir.storage) as temporary:
+        temporary.write_text(report_html(found), encoding="utf-8", newline="\n")
+
+
+def reproducing(config: Config) -> dict[str, Any]:
+    """The config without what is at its default."""
+    found: dict[str, Any] = config.model_dump(mode="json", exclude_defaults=True)
+    return found
+
+
+def _rows(tables: Tables, name: str) -> list[dict[str, Any]]:
+    """The rows of a table, with None for NaN; none if there is no such table."""
+    if name not in tables.names:
+        return []
+    rows = without_nan(tables.frame(name).to_dict("records"))
+    assert isinstance(rows, list)
+    return rows
+
+
+def _pictures(plan: Plan, rundir: RunDir) -> Iterator[tuple[PagePicture, bytes]]:
+    """The pictures in figures/ that the page shows, with their PNG files; those of samples if no images are left."""
+    for start, (title, said) in PICTURES.items():
+        for path in rundir.storage.list(rundir.figures, f"{start}*.png"):
+            if re.fullmatch(rf"{start}(-(?!square).*)?", path.stem) or start == "interpolation-square":
+                rest = path.stem.removeprefix(start).lstrip("-")
+                yield PagePicture(path.name, title, plan.labels.get(rest, rest), said), rundir.storage.read(path)
+
+
+def _unscored(plan: Plan, document: Mapping[str, Any], missing: Mapping[str, str]) -> list[str]:
+    """A line for each cell without a score, as far as there are few, and one for all others."""
+    scored = {row["cell"] for row in document.get("rows", ())}
+    lacking = [cell for cell in plan.cells if cell.id not in scored]
+    lines = [f"{cell.label} has no score: {missing.get(cell.name, 'not evaluated')}" for cell in lacking[:NAMED_CELLS]]
+    more = len(lacking) - NAMED_CELLS
+    return [*lines, *([f"{counted(more, 'more cell')} without a score"] if more > 0 else [])]
+
+
+def _provenance(rundir: RunDir) -> dict[str, str]:
+    """provenance.json as lines of a table. Machines are known by their devices; their names stay here."""
+    recorded = read_json(rundir.provenance, rundir.storage) or {}
+    machines = recorded.get("machines") or ()
+    devices = sorted({str(machine["device"]) for machine in machines})
+    versions = {"python": recorded.get("python"), **(recorded.get("versions") or {})}
+    commit = recorded.get("git_commit")
+    found = {
+        "devices": ", ".join(devices),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        "taugrid's commit": f"{commit}{' and changes' if recorded.get('git_dirty') else ''}" if commit else "",
+        **{name: _in_words(recorded.get(name)) for name in ("models", "dataset", "reference", "extractor")},
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def _in_words(value: Any) -> str:
+    """Nested JSON in a line: "name digits, split train"; hashes are cut to ten digits."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_in_words(item)}" for key, item in value.items() if item is not None)
+    return "" if value is None else shortened(str(value))

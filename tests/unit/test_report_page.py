@@ -1,0 +1,310 @@
+"""report.html: what it says, that it says nothing else, and that it loads nothing; read by a parser and a browser."""
+
+import base64
+import hashlib
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import browser
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from in_process import small_run
+
+import taugrid
+from taugrid.config.load import load
+from taugrid.eval.pages.answer import answer
+from taugrid.eval.pages.measured import measured, pareto_front
+from taugrid.eval.pages.pictures import PagePicture, grids, uri_bytes
+from taugrid.eval.pages.pivots import shaded_tables
+from taugrid.eval.pages.quality_charts import over_steps
+from taugrid.eval.pages.report import LARGEST, PageFacts, report_html
+from taugrid.eval.tables.long_form import FID, long_form
+from taugrid.orchestrator.opened import open_existing
+from taugrid.orchestrator.view.page import reproducing, write_page
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SCRIPT = "<script>alert(1)</script>"
+VOID = frozenset({"meta", "img", "path", "circle", "br"})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The directory of a run with tables, figures and the page; tests do not change it."""
+    folder = tmp_path_factory.mktemp("page")
+    with small_run(folder):
+        return Path(taugrid.run(folder / "small.yaml", out=folder / "run", progress=False).directory)
+
+
+def row(steps, eta, fid, se=1.0, cell="", protocol="p", seconds=None):
+    blank = dict.fromkeys(("fid_infinity", "isc_mean", "isc_std", "kid_mean", "kid_std", "precision", "recall"))
+    return blank | {
+        "cell": cell or f"{steps}-{eta}", "model": "m", "sampler": "ddim", "steps": steps, "eta": eta, "sigma": "eta",
+        "spacing": "linear", "clip": "none", "num_samples": 100, "network_evaluations": steps, "fid": fid,
+        "fid_se": se, "seconds": seconds, "protocol": protocol,
+    }  # fmt: skip
+
+
+ROWS = [row(10, 0.0, 20.0, seconds=5.0), row(10, 1.0, 30.0, seconds=4.0), row(50, 0.0, 9.0, seconds=20.0),
+        row(50, 1.0, 8.0, seconds=21.0)]  # fmt: skip
+PROTOCOLS = {
+    "p": {"num_samples": 100, "versions": {"torch": "1"}},
+    "q": {"num_samples": 100, "versions": {"torch": "2"}},
+}
+
+
+def cells_of(rows, alike=frozenset()):
+    return measured(shaded_tables(long_form(rows), FID, PROTOCOLS, alike), rows, PROTOCOLS)
+
+
+def findings(**changes):
+    steps = np.arange(1, 500)
+    found = PageFacts(
+        name="a run",
+        planned=4,
+        document={"rows": ROWS, "protocols": PROTOCOLS, "notes": []},
+        differences=[],
+        published=[],
+        reconstruction={},
+        losses={"m": pd.DataFrame({"step": steps, "loss": 1 / steps})},
+        samples={"": {("0", 10): np.zeros((8, 4, 4), np.uint8), ("0", 50): np.zeros((8, 4, 4), np.uint8)}},
+        pictures=[],
+        provenance={"devices": "cpu"},
+        config="name: a run\n",
+        warnings=[],
+    )
+    return replace(found, **changes)
+
+
+class Parsed(HTMLParser):
+    """The elements of a page, in order, each with its attributes, its ancestors' names and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self._open = [], []
+        self.feed(text)
+        assert self._open == [], "every element is closed"
+
+    def handle_starttag(self, tag, attributes):
+        element = {"tag": tag, "within": [outer["tag"] for outer in self._open], "text": "", **dict(attributes)}
+        self.elements.append(element)
+        if tag not in VOID:
+            self._open.append(element)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self._open.pop()
+
+    def handle_endtag(self, tag):
+        assert self._open.pop()["tag"] == tag
+
+    def handle_data(self, data):
+        for element in self._open:
+            element["text"] += data
+
+    def all(self, tag, **attributes):
+        return [e for e in self.elements if e["tag"] == tag and attributes.items() <= e.items()]
+
+
+@pytest.fixture
+def page(finished):
+    return Parsed((finished / "report.html").read_text())
+
+
+def test_nothing_runs_or_loads_but_what_is_in_the_page(page):
+    [policy] = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
+    [script], [style] = page.all("script"), page.all("style")
+    for kind, element in (("script-src", script), ("style-src", style)):
+        digest = base64.b64encode(hashlib.sha256(element["text"].encode()).digest()).decode()
+        assert f"{kind} 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    for element in page.elements:
+        assert not [name for name in element if name.startswith("on") or name == "style"], element
+        for name in ("src", "href", "action", "data"):
+            assert element.get(name, "#").startswith(("#", "data:image/png;base64,")), element
+    assert not re.search(r"\burl\(|@import|https?:", style["text"])
+
+
+def test_a_screen_reader_finds_its_way(page):
+    charts = page.all("figure", **{"class": "chart"})
+    assert len(charts) == 3, "FID against S, evaluations and seconds"
+    beside = [table for table in page.all("table") if "figure" in table["within"]]
+    assert len(beside) == len(charts)
+    for svg in page.all("svg", role="img"):
+        assert svg["aria-label"]
+    assert all(image["alt"] for image in page.all("img"))
+    assert all(head["scope"] in ("col", "row") for head in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table"))
+    ids = [element["id"] for element in page.elements if "id" in element]
+    assert len(set(ids)) == len(ids)
+    assert {link["href"].removeprefix("#") for link in page.all("a")} <= set(ids)
+    levels = [element["tag"] for element in page.elements if re.fullmatch(r"h\d", element["tag"])]
+    assert levels[0] == "h1"
+    assert set(levels[1:]) <= {"h2", "h3"}
+    assert levels[1] == "h2"
+
+
+def test_it_holds_the_run(page, finished):
+    run = taugrid.open(finished)
+    text = page.all("main")[0]["text"]
+    for value in run.quality["fid"]:
+        assert f"{value:.4f}"[:4] in text
+    assert len(page.all("img")) == 16, "8 images of each of 2 cells"
+    assert page.all("h1")[0]["text"] == "small"
+
+
+def test_the_config_in_it_makes_the_same_run(finished, tmp_path):
+    config = open_existing(str(finished)).config
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(reproducing(config)))
+    assert load(str(tmp_path / "again.yaml")) == config
+
+
+def test_cells_without_a_score_are_told_with_their_reasons(finished):
+    opened = open_existing(str(finished))
+    name = opened.plan.cells[0].name
+    table = finished / "tables/quality.json"
+    whole = table.read_text()
+    try:
+        table.write_text(whole.replace(opened.plan.cells[0].id, "0000000000"))
+        write_page(opened.config, opened.plan, opened.rundir, {name: "set aside: killed its workers"})
+        warnings = Parsed((finished / "report.html").read_text()).all("section", id="warnings")[0]["text"]
+    finally:
+        table.write_text(whole)
+        write_page(opened.config, opened.plan, opened.rundir)
+    assert f"{opened.plan.cells[0].label} has no score: set aside: killed its workers" in warnings
+
+
+def test_texts_of_a_config_are_escaped():
+    difference = {
+        "cell_a": "a", "cell_b": "b", "along": SCRIPT, "settings": SCRIPT, "steps_a": 1, "steps_b": 2, "eta_a": 0.0,
+        "eta_b": 0.0, "sigma_a": "eta", "sigma_b": "eta", "others": SCRIPT, "difference": 1.0, "se": 0.5, "z": 2.0,
+        "joined": False, "note": SCRIPT,
+    }  # fmt: skip
+    rows = [one | {"diffusion.schedule": f'"{SCRIPT}' if one["eta"] else "linear"} for one in ROWS]
+    found = findings(
+        name=SCRIPT,
+        document={"rows": rows, "protocols": {"p": {"preprocessing": SCRIPT}}, "notes": []},
+        differences=[difference],
+        published=[
+            {"steps": 10, "sigma": "eta", "eta": 0.0, "published": 1.0, "ours": 1.0, "differs": SCRIPT, "cell": ""}
+        ],
+        losses={SCRIPT: pd.DataFrame({"step": [1, 2], "loss": [1.0, 0.5]})},
+        samples={SCRIPT: {("0", 10): np.zeros((1, 4, 4), np.uint8)}},
+        pictures=[(PagePicture("x.png", SCRIPT, SCRIPT, SCRIPT), b"png")],
+        provenance={SCRIPT: SCRIPT},
+        config=f"name: {SCRIPT}</pre>",
+        warnings=[SCRIPT],
+    )
+    page = Parsed(report_html(found))
+    assert len(page.all("script")) == 1, "our own"
+    assert page.all("h1")[0]["text"] == SCRIPT
+    assert SCRIPT in [item["text"] for item in page.all("li")], "a warning"
+
+
+def test_a_page_of_many_large_images_stays_small():
+    noise = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), np.uint8)
+    samples = {"": {(f"{eta:g}", steps): noise for eta in np.linspace(0, 1, 10) for steps in range(10, 20)}}
+    text = report_html(findings(samples=samples, pictures=[(PagePicture("p.png", "p", "", "p"), bytes(4_000_000))]))
+    assert 0.5 * LARGEST < len(text.encode()) <= LARGEST < 5_000_000
+    page = Parsed(text)
+    assert len(page.all("img")) >= 100, "some of each cell"
+    assert "Too large for this page: figures/p.png" in page.all("main")[0]["text"]
+
+
+def test_images_are_reduced_before_cells_lose_them():
+    images = {("0", 10): np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), np.uint8)}
+    [whole] = grids({"": images}, 10**6)
+    [uri] = whole.rows[0][1][0][:1]
+    [fewer] = grids({"": images}, 2 * len(uri) + 300)
+    assert (whole.per_cell, fewer.per_cell) == (4, 2)
+    [smaller] = grids({"": images}, len(uri) // 2)
+    assert smaller.per_cell >= 1
+    assert len(smaller.rows[0][1][0][0]) < len(uri) // 2
+    assert grids({"": images}, 100) == []
+    assert uri_bytes(b"x" * 3) >= len("data:image/png;base64,eHh4")
+
+
+def test_the_answer_is_the_best_and_the_other_end_with_what_is_as_good():
+    first, second = answer(cells_of(ROWS, {"50-0.0"}), 4)
+    assert first == (
+        "Of 4 cells, FID is lowest at S = 50, η = 1.0: 8.0 ± 1.0; at this S, η = 0.0 can't be told apart from it."
+    )
+    assert second == "At S = 10, the fewest steps, it is lowest with η = 0.0: 20.0 ± 1.0."
+
+
+def test_the_answer_claims_nothing_without_errors_or_across_protocols():
+    plain = [one | {"fid_se": None} for one in ROWS]
+    assert "without an error bar" in answer(cells_of(plain), 4)[0]
+    mixed = [one | {"protocol": "q" if one["eta"] else "p"} for one in ROWS]
+    sentences = answer(cells_of(mixed), 4)
+    assert "2 protocols, whose numbers can't be compared" in sentences[0]
+    assert "9.0 ± 1.0 at S = 50, η = 0.0" in sentences[1]
+    assert "8.0 ± 1.0 at S = 50, η = 1.0" in sentences[1]
+    assert answer([], 4) == ["None of 4 cells has an FID yet."]
+    assert len(answer(cells_of(ROWS[:1]), 4)) == 1
+
+
+def test_the_front_is_of_cells_that_none_beats_in_cost_and_value():
+    cells = cells_of([row(10, 0.0, 20.0), row(20, 0.0, 25.0), row(30, 0.0, 9.0), row(40, 0.0, 9.0), row(50, 0.0, 5.0)])
+    assert pareto_front(cells, [10, 20, 30, 40, 50]) == [0, 2, 4]
+    assert pareto_front(cells, [1, 1, 1, 1, 1]) == [4]
+
+
+def test_published_numbers_are_drawn_only_where_nothing_differs():
+    published = [
+        {"cell": "10-0.0", "published": 19.0, "differs": ""},
+        {"cell": "50-0.0", "published": 7.0, "differs": "N"},
+    ]
+    [chart] = over_steps(cells_of(ROWS), published).charts
+    [dotted] = [line for line in chart.lines if line.kind == "dotted"]
+    assert [mark.said for mark in dotted.marks] == ["row η = 0.0, S 10, FID 19, source paper"]
+
+
+def test_a_bar_that_reaches_zero_stays_in_the_chart():
+    [chart] = over_steps(cells_of([row(10, 0.0, 2.0, se=3.0), row(20, 0.0, 1.5, se=0.1)]), []).charts
+    [line] = chart.lines
+    assert all(0 <= mark.high <= mark.y <= mark.low <= 320 for mark in line.marks) or all(
+        0 <= mark.low <= mark.y <= mark.high <= 320 for mark in line.marks
+    )
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="there is no Chromium here")
+def test_in_a_browser_lines_and_indices_are_chosen_by_mouse_and_keyboard(finished, tmp_path):
+    with browser.page(tmp_path / "profile") as tab:
+        tab.open(finished / "report.html", width=390)
+        assert tab.run("document.documentElement.scrollWidth <= innerWidth"), "nothing to scroll sideways"
+        shown = "[...document.querySelectorAll('#steps [data-line]')].map(e => getComputedStyle(e).display != 'none')"
+        assert tab.run(shown) == [True, True]
+        tab.click("#steps [data-toggle='1']")
+        assert tab.run(shown) == [True, False]
+        assert tab.run("document.querySelector(\"#steps [data-toggle='1']\").ariaPressed") == "false"
+        tab.press(" ")
+        assert tab.run(shown) == [True, True], "the button has the focus"
+
+        tab.run("document.querySelector('#steps svg[tabindex]').focus()")
+        tab.press("ArrowRight")
+        said = tab.run("document.querySelector('#steps .tip').textContent")
+        assert said.startswith("row η = 0.0, S 2, FID ")
+        tab.press("Escape")
+        assert tab.run("document.querySelector('#steps .tip').hidden")
+
+        visible = "[...document.querySelectorAll('#samples img')].filter(e => e.offsetWidth).map(e => e.alt)"
+        assert len(tab.run(visible)) == 16
+        tab.click("#samples [data-image='3']")
+        assert tab.run(visible) == ["image 3", "image 3"]
+        tab.click("#samples [data-index='']")
+        assert len(tab.run(visible)) == 16
+
+        assert tab.named("Runtime.exceptionThrown") == []
+        assert tab.named("Runtime.consoleAPICalled") == []
+        assert tab.named("Log.entryAdded") == [], "such as a breach of the policy"
+        asked = {sent["request"]["url"].partition(":")[0] for sent in tab.named("Network.requestWillBeSent")}
+        assert asked == {"file", "data"}
+        files = [s for s in tab.named("Network.requestWillBeSent") if s["request"]["url"].startswith("file:")]
+        assert len(files) == 1
