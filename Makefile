@@ -34,6 +34,7 @@ bench: $(STAMP)           ## what docs/decisions.md quotes
 	$(BIN)/python -m benchmarks.noise
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.evaluation
+	$(BIN)/python -m benchmarks.gate
 	$(BIN)/python -m benchmarks.restart
 	$(BIN)/python -m benchmarks.scale
 

@@ -1,6 +1,6 @@
 """How often the nightly gate cries wolf, and what it sees: simulated nights, judged by the rule as it is.
 
-    python -m benchmarks.gate [--nights 2000] [--blocks 100] [--draws 20000]
+    python -m benchmarks.gate [--cells 20 60] [--parts one-stage worst-block new-blocks] [--nights 2000]
     python -m benchmarks.gate RUN BASELINE    # nights resampled from the influences of two real runs
 
 Networks are exchangeable: network k turns the noise z of a sample into a z + b w_k, so all of them have the same true
@@ -35,6 +35,9 @@ COMMON = 0.6
 MIXING = np.random.default_rng(99).standard_normal((D, D)) / np.sqrt(D)
 CHANGES = (0, 1, 2, 4, 6)
 """True changes, in standard errors of the cell's difference."""
+PARTS = ("one-stage", "worst-block", "new-blocks")
+SEARCHED = 40
+"""Nights of each block by which the unluckiest is found."""
 
 
 class Noise(NamedTuple):
@@ -109,9 +112,15 @@ class Block:
         return self.world.changes(self.world.score(z, old), self.world.score(z, new))
 
 
-def two_stages(usual: list[Change], fresh: Callable[[], list[Change]], draws: int) -> NightJudgement:
+def confirmed(names: list[str], fresh: list[Change], draws: int) -> NightJudgement:
+    """The second stage: the fresh seed's verdict on the cells that the usual seeds singled out."""
+    return judge([change for change in fresh if change.name in names], draws=draws)
+
+
+def two_stages(usual: list[Change], fresh: Callable[[], list[Change]], draws: int) -> bool:
+    """Whether both stages together raise the alarm; `fresh` samples both networks anew."""
     names = screened(usual, draws)
-    return judge([change for change in fresh() if change.name in names] if names else [], draws=draws)
+    return bool(names and confirmed(names, fresh(), draws).worse)
 
 
 def changed(changes: list[Change], by: float, only_first: bool) -> list[Change]:
@@ -159,32 +168,37 @@ def report_one_stage(nights: Iterator[list[Change]], draws: int) -> None:
         print(f"  true change of {by} se in one cell, which is called worse: {one}; in all, of which any is: {every}")
 
 
-def report_frozen(cells: int, blocks: int, nights: int, draws: int) -> None:
-    """Find the unluckiest block by some nights, and measure both rules on other nights of it."""
-    world = World(cells)
+def unluckiest(world: World, blocks: int, draws: int) -> Block:
+    """The frozen block with the most false alarms of one stage in its first `SEARCHED` nights."""
     made = [Block(world, number) for number in range(blocks)]
-    few = 40
-    alarms = [sum(bool(judge(block.night(night), draws=draws).worse) for night in range(few)) for block in made]
-    print(f"  one stage, {blocks} blocks of {few} nights: {rate(sum(alarms), blocks * few)}")
-    worst = made[int(np.argmax(alarms))]
-    print(f"  the worst block: {max(alarms)} of {few}; on {nights} other nights of it:")
+    alarms = [sum(bool(judge(block.night(night), draws=draws).worse) for night in range(SEARCHED)) for block in made]
+    print(f"  one stage, {blocks} blocks of {SEARCHED} nights: {rate(sum(alarms), blocks * SEARCHED)}")
+    print(f"  the worst block: {max(alarms)} of {SEARCHED}")
+    return made[int(np.argmax(alarms))]
+
+
+def report_worst_block(block: Block, nights: int, draws: int) -> None:
+    """Both rules on nights of one block that its choice did not see; power in the first quarter of them."""
     one = screen = two = seen = 0
-    for night in range(few, few + nights):
-        usual = worst.night(night)
+    for night in range(SEARCHED, SEARCHED + nights):
+        usual = block.night(night)
         one += bool(judge(usual, draws=draws).worse)
         names = screened(usual, draws)
         screen += bool(names)
-        two += bool(two_stages(usual, lambda night=night: worst.fresh(night), draws).worse)  # type: ignore[misc]
-        if night < few + nights // 4:
-            moved = changed(usual, 4, only_first=True)
-            seen += bool(two_stages(moved, lambda night=night: changed(worst.fresh(night), 4, True), draws).worse)  # type: ignore[misc]
+        two += bool(names and confirmed(names, block.fresh(night), draws).worse)
+        if night < SEARCHED + nights // 4:
+            moved, fresh = (changed(at, 4, only_first=True) for at in (usual, block.fresh(night)))
+            seen += two_stages(moved, lambda fresh=fresh: fresh, draws)  # type: ignore[misc]
+    print(f"  {nights} other nights of it:")
     print(f"    one stage: {rate(one, nights)}")
     print(f"    two stages: {rate(two, nights)}; second stage needed: {rate(screen, nights)}")
     print(f"    two stages, one cell truly worse by 4 se: {rate(seen, nights // 4)}")
-    luck = 0
-    for night in range(nights):
-        block = Block(world, 10_000 + night)
-        luck += bool(two_stages(block.night(0), lambda block=block: block.fresh(0), draws).worse)  # type: ignore[misc]
+
+
+def report_new_blocks(world: World, nights: int, draws: int) -> None:
+    """Two stages where every night has a block of its own: the average over all blocks."""
+    made = (Block(world, 10_000 + night) for night in range(nights))
+    luck = sum(two_stages(block.night(0), lambda block=block: block.fresh(0), draws) for block in made)  # type: ignore[misc]
     print(f"  two stages, a new block each night: {rate(luck, nights)}")
 
 
@@ -213,6 +227,20 @@ def resampled(changes: list[Change], nights: int) -> Iterator[list[Change]]:
         ]
 
 
+def report(part: str, cells: int, nights: int, blocks: int, draws: int) -> None:
+    """Simulate and print one of `PARTS`."""
+    began, world = time.perf_counter(), World(cells)
+    print(f"{cells} cells, {part}:")
+    match part:
+        case "one-stage":
+            report_one_stage(fresh_nights(world, nights), draws)
+        case "worst-block":
+            report_worst_block(unluckiest(world, blocks, draws), nights, draws)
+        case "new-blocks":
+            report_new_blocks(world, nights, draws)
+    print(f"  ({time.perf_counter() - began:.0f} s)", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", metavar="RUN BASELINE")
@@ -220,6 +248,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=100)
     parser.add_argument("--draws", type=int, default=20_000, help="for each critical value; the gate itself: 200,000")
     parser.add_argument("--cells", type=int, nargs="+", default=[20, 60])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()
     with threadpool_limits(limits=1):
         if arguments.runs:
@@ -230,12 +259,8 @@ def main() -> None:
                 report_one_stage(resampled(chosen, arguments.nights), arguments.draws)
             return
         for cells in arguments.cells:
-            began = time.perf_counter()
-            print(f"{cells} cells, {arguments.nights} nights without change:")
-            report_one_stage(fresh_nights(World(cells), arguments.nights), arguments.draws)
-            print(f"{cells} cells, frozen seeds:")
-            report_frozen(cells, arguments.blocks, arguments.nights, arguments.draws)
-            print(f"  ({time.perf_counter() - began:.0f} s)", flush=True)
+            for part in arguments.parts:
+                report(part, cells, arguments.nights, arguments.blocks, arguments.draws)
 
 
 if __name__ == "__main__":

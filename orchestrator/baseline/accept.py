@@ -1,24 +1,23 @@
 """Accepts a run as a baseline."""
 
-from pathlib import Path
 from typing import Any
 
 from taugrid.errors import UserError
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
-from taugrid.orchestrator.baseline.files import parquet_beside, read_baseline, write_baseline
+from taugrid.orchestrator.baseline.files import open_baseline, parquet_beside, read_baseline, write_baseline
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
-from taugrid.storage import LOCAL, Storage
 from taugrid.words import counted
 
 
-def accept(directory: str, path: Path, reason: str, storage: Storage = LOCAL) -> dict[str, Any]:
-    """Write the run in `directory` as the baseline file `path`, and return what that says.
+def accept(directory: str, file: str, reason: str) -> dict[str, Any]:
+    """Write the run in `directory` as the baseline file `file`, a path or a URL, and return what that says.
 
     A baseline that is there is replaced; if the run is worse than it, or can't be compared with it, the file says so.
 
     Raises:
         UserError: if it is no run directory, has unscored cells, or the file that is there is no baseline.
     """
+    path, storage = open_baseline(file, "--to")
     snapshot = snapshot_of_run(directory)
     if snapshot.unscored:
         raise UserError(
@@ -39,5 +38,6 @@ def accept(directory: str, path: Path, reason: str, storage: Storage = LOCAL) ->
             if bad:
                 remarks.append(f"accepted although worse than the baseline that it replaces: {', '.join(bad)}")
     elif storage.exists(parquet_beside(path)):
-        raise UserError(f"{parquet_beside(path)} exists without {path}; remove it or give another --to")
+        beside = parquet_beside(path).name
+        raise UserError(f"--to {file}: {beside} is there without it; remove that, or give another --to")
     return write_baseline(snapshot, path, reason, remarks, replaces, storage)

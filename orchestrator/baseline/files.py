@@ -25,20 +25,42 @@ from taugrid.orchestrator.baseline.snapshot import (
     images_of_run,
     snapshot_of_run,
 )
-from taugrid.storage import LOCAL, Storage, read_sealed, replacing, write_sealed
+from taugrid.storage import LOCAL, Storage, is_url, open_place, read_sealed, replacing, write_sealed
+from taugrid.words import with_urls
 
 FORMAT = "taugrid baseline 1"
 
 SCHEMA = pa.schema([("cell", pa.string()), ("index", pa.int64()), ("influence", pa.float64()), ("pixels", pa.int64())])
 
 
-def snapshot_of(name: str, storage: Storage = LOCAL) -> Snapshot:
-    """The snapshot of a run directory or a baseline file.
+def snapshot_of(name: str) -> Snapshot:
+    """The snapshot of a run directory or a baseline file, each a path or a URL.
 
     Raises:
         UserError: if it is neither, or a baseline file was changed or has lost its Parquet file.
     """
-    return read_baseline(Path(name), storage) if name.endswith(".json") else snapshot_of_run(name)
+    return read_baseline(*open_baseline(name, "BASELINE")) if is_baseline_file(name) else snapshot_of_run(name)
+
+
+def is_baseline_file(name: str) -> bool:
+    """Whether a name is that of a baseline file, and not of a run directory."""
+    return name.endswith(".json")
+
+
+def open_baseline(name: str, named: str) -> tuple[Path, Storage]:
+    """The path of a baseline file and its storage; `named` is the option or argument that names it.
+
+    Raises:
+        UserError: if it does not end in .json, or its place can't be used.
+    """
+    if not is_baseline_file(name):
+        beside = f"; give {name.removesuffix('.parquet')}.json, which it belongs to" * name.endswith(".parquet")
+        raise UserError(f"{named} {name}: a baseline file ends in .json{beside}")
+    if not is_url(name):
+        return Path(name), LOCAL
+    root, storage = open_place(name, named)
+    storage.require(root.parent)
+    return root, storage
 
 
 def parquet_beside(path: Path) -> Path:
@@ -109,12 +131,14 @@ def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
     try:
         data = storage.read(beside)
     except FileNotFoundError:
-        raise UserError(f"{path} has lost {beside}, which belongs to it; restore both from git") from None
+        raise UserError(
+            f"{_shown(path)} has lost {beside.name}, which belongs beside it; restore both from git"
+        ) from None
     if hashlib.sha256(data).hexdigest() != value["parquet_sha256"]:
-        raise UserError(f"{beside} is not the file that {path} was written with; restore both from git")
+        raise UserError(f"{_shown(beside)} is not the file that {path.name} was written with; restore both from git")
     table = pq.read_table(pa.BufferReader(data))
     cells = tuple(_read_cell(cell, table, value["run"]) for cell in value["cells"])
-    return Snapshot(str(path), value["name"], value["software"], cells, (), value)
+    return Snapshot(_shown(path), value["name"], value["software"], cells, (), value)
 
 
 def read_json_of_baseline(path: Path, storage: Storage = LOCAL) -> dict[str, Any]:
@@ -122,10 +146,15 @@ def read_json_of_baseline(path: Path, storage: Storage = LOCAL) -> dict[str, Any
     value = read_sealed(path, storage)
     if value is None:
         found = "was changed by hand, or is no baseline file" if storage.exists(path) else "does not exist"
-        raise UserError(f"{path} {found}; `taugrid baseline accept DIR --to FILE --reason TEXT` writes one")
+        raise UserError(f"{_shown(path)} {found}; `taugrid baseline accept DIR --to FILE --reason TEXT` writes one")
     if value.get("format") != FORMAT:
-        raise UserError(f"{path} is no baseline file of this version ({FORMAT}); accept the baseline again")
+        raise UserError(f"{_shown(path)} is no baseline file of this version ({FORMAT}); accept the baseline again")
     return value
+
+
+def _shown(path: Path) -> str:
+    """As the user names it: a path or a URL."""
+    return with_urls(str(path))
 
 
 def _read_cell(value: Mapping[str, Any], table: pa.Table, run: str) -> SnapshotCell:

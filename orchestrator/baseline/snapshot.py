@@ -146,9 +146,9 @@ def snapshot_of_opened(opened: Opened) -> Snapshot:
         known = weights.get(cell.model.id, {}).get(cell.settings.weights)
         cells.append(_scored_cell(rundir, cell, score, _network(rundir, cell.model, known), setup))
     if not cells:
-        raise UserError(f"{rundir.root} has no scored cells; run `taugrid evaluate` first")
+        raise UserError(f"{rundir.shown} has no scored cells; run `taugrid evaluate` first")
     software = {key: provenance.get(key) for key in ("python", "versions", "git_commit", "git_dirty")}
-    return Snapshot(str(rundir.root), opened.config.name, software, tuple(cells), tuple(unscored))
+    return Snapshot(rundir.shown, opened.config.name, software, tuple(cells), tuple(unscored))
 
 
 def planned_snapshot(opened: Opened) -> Snapshot:
@@ -176,7 +176,7 @@ def planned_snapshot(opened: Opened) -> Snapshot:
         )
         for cell in opened.plan.cells
     ]
-    return Snapshot(str(rundir.root), opened.config.name, {}, tuple(cells))
+    return Snapshot(rundir.shown, opened.config.name, {}, tuple(cells))
 
 
 def _score(opened: Opened, cell: Cell) -> dict[str, Any] | None:

@@ -1,7 +1,6 @@
 """Commands about baselines: `compare DIR BASELINE`, `baseline accept` and `baseline show`."""
 
 import sys
-from pathlib import Path
 
 import click
 
@@ -48,11 +47,9 @@ def accept(directory: str, file: str, reason: str, as_json: bool) -> None:
     from taugrid.orchestrator.baseline.accept import accept as accept_run
     from taugrid.orchestrator.baseline.text import baseline_text
 
-    if not file.endswith(".json"):
-        raise UserError(f"--to {file}: a baseline file ends in .json")
     if not reason.strip():
         raise UserError("--reason is empty; say why this run becomes the baseline")
-    print_value(accept_run(directory, Path(file), reason), as_json, baseline_text)
+    print_value(accept_run(directory, file, reason), as_json, baseline_text)
 
 
 @baseline.command()
@@ -60,7 +57,7 @@ def accept(directory: str, file: str, reason: str, as_json: bool) -> None:
 @json_option
 def show(file: str, as_json: bool) -> None:
     """Show what a baseline file holds: when and why it was accepted, its cells and their scores."""
-    from taugrid.orchestrator.baseline.files import read_json_of_baseline
+    from taugrid.orchestrator.baseline.files import open_baseline, read_json_of_baseline
     from taugrid.orchestrator.baseline.text import baseline_text
 
-    print_value(read_json_of_baseline(Path(file)), as_json, baseline_text)
+    print_value(read_json_of_baseline(*open_baseline(file, "FILE")), as_json, baseline_text)

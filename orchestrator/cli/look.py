@@ -26,7 +26,7 @@ def plan(config: str, out: str | None, assignments: tuple[str, ...], history: st
         return
     from taugrid.orchestrator.nightly.price import price, price_text
 
-    described["night"] = price(described, Path(history))
+    described["night"] = price(described, history)
     print_value(described, as_json, lambda shown: f"{plan_text(shown)}\n{price_text(shown['night'])}")
 
 

@@ -1,13 +1,13 @@
 """The command `nightly`."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 from taugrid.errors import Exit
 from taugrid.orchestrator.cli.options import cluster_options, print_value, trust_option
+from taugrid.words import with_urls
 
 
 @click.command()
@@ -49,22 +49,23 @@ def nightly(
     Exits with 3 if a cell got worse, and with 4 if some cells could not be finished; the same command goes on.
     """
     from taugrid.orchestrator.nightly.judging import Terms
-    from taugrid.orchestrator.nightly.night import Wish, run_night
+    from taugrid.orchestrator.nightly.night import NightRequest, run_night
     from taugrid.orchestrator.nightly.summary import summary
     from taugrid.orchestrator.progress import Progress
 
     if workers is not None:
         assignments = (*assignments, f"cluster.workers={workers}")
     terms = Terms(margin, alpha, grow_to)
-    place = Path(history)
-    wish = Wish(config, assignments, place, baseline, night, keep_images, terms, address, break_lock, trust_code)
+    request = NightRequest(
+        config, assignments, history, baseline, night, keep_images, terms, address, break_lock, trust_code
+    )
     with Progress() as progress:
-        told = run_night(wish, progress)
+        outcome = run_night(request, progress)
 
     def text(verdict: dict[str, Any]) -> str:
         return summary(verdict).rstrip()
 
-    print_value(told.verdict, as_json, text)
-    click.echo(f"summary: {told.night.summary}", err=True)
-    if told.exit != Exit.DONE:
-        sys.exit(told.exit)
+    print_value(outcome.verdict, as_json, text)
+    click.echo(f"summary: {with_urls(str(outcome.night.summary))}", err=True)
+    if outcome.exit != Exit.DONE:
+        sys.exit(outcome.exit)

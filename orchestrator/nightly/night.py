@@ -17,7 +17,7 @@ from taugrid.orchestrator.baseline.labels import labels
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot, snapshot_of_opened
 from taugrid.orchestrator.nightly.judging import Terms, judge_night
-from taugrid.orchestrator.nightly.places import History, Night
+from taugrid.orchestrator.nightly.places import History, Night, open_history
 from taugrid.orchestrator.nightly.removal import remove_old_images
 from taugrid.orchestrator.nightly.second_look import SecondLook, Unfinished
 from taugrid.orchestrator.nightly.write import is_current, write_history, write_night
@@ -27,17 +27,19 @@ from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.rundir.lock import sole_driver
 from taugrid.orchestrator.session import Run
 from taugrid.storage import write_sealed
+from taugrid.words import with_urls
 
 WITHOUT_TRAINING = ("sample", "evaluate", "report")
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a nightly is asked for."""
+class NightRequest:
+    """What `taugrid nightly` is asked to do."""
 
     config: str
     assignments: tuple[str, ...]
-    history: Path
+    history: str
+    """A folder or a URL."""
     baseline: str | None
     """A baseline file or run directory; None: baseline.json in the history, if there is one."""
     night: str | None
@@ -50,7 +52,7 @@ class Wish:
     trust_code: bool
 
 
-class Told(NamedTuple):
+class NightOutcome(NamedTuple):
     """What became of a night."""
 
     night: Night
@@ -66,34 +68,35 @@ class Told(NamedTuple):
         return Exit.REGRESSION if self.verdict["result"] in ("worse", "changed pixels") else Exit.DONE
 
 
-def run_night(wish: Wish, progress: Progress) -> Told:
+def run_night(request: NightRequest, progress: Progress) -> NightOutcome:
     """Run or resume a night, judge it, and add it to the history.
 
     Raises:
         UserError: if something must be changed first, such as an N that gives FID no standard error.
         RunFailed: if the run could not go on.
     """
-    history = History(wish.history)
-    with sole_driver(history, wish.break_lock, progress.say):
-        opened, night = _open_night(wish, history, progress)
+    history = open_history(request.history)
+    with sole_driver(history, request.break_lock, progress.say):
+        opened, night = _open_night(request, history, progress)
         verdict = night.verdict
         if verdict is not None:
             progress.say(f"night {night.id} is complete; nothing to do")
             if not is_current(history):  # a kill came after the verdict
                 write_history(history)
-            return Told(night, verdict, again=True)
+            return NightOutcome(night, verdict, again=True)
         check_standard_error(opened)
-        baseline = _baseline(wish, history)
+        baseline = _baseline(request, history)
         if baseline is not None:
             matched(planned_snapshot(opened), baseline)  # refuse what can't be compared before anything is sampled
-        outcome = Run(opened.config, opened.plan, opened.rundir, wish.address, progress).do(STAGES, wish.break_lock)
-        verdict = _judge(wish, opened, night, baseline, dict(outcome.missing), progress)
+        run = Run(opened.config, opened.plan, opened.rundir, request.address, progress)
+        outcome = run.do(STAGES, request.break_lock)
+        verdict = _judge(request, opened, night, baseline, dict(outcome.missing), progress)
         write_night(night, verdict)
         if not verdict["missing"]:
             write_sealed(night.verdict_file, verdict, night.storage)
             write_history(history)
-            remove_old_images(history, wish.keep_images, progress.say)
-        return Told(night, verdict, again=False)
+            remove_old_images(history, request.keep_images, progress.say)
+        return NightOutcome(night, verdict, again=False)
 
 
 def check_standard_error(opened: Opened) -> None:
@@ -110,16 +113,16 @@ def check_standard_error(opened: Opened) -> None:
         )
 
 
-def _open_night(wish: Wish, history: History, progress: Progress) -> tuple[Opened, Night]:
+def _open_night(request: NightRequest, history: History, progress: Progress) -> tuple[Opened, Night]:
     """Tonight's run: the named one, or an unfinished one of the same cells, or a new one under today's date."""
 
     def opened_in(night: Night) -> Opened:
         return open_to_run(
-            wish.config, wish.assignments, str(night.run.absolute()), wish.address, trust_code=wish.trust_code
+            request.config, request.assignments, night.named(night.run), request.address, trust_code=request.trust_code
         )
 
-    if wish.night is not None:
-        night = history.night(wish.night)
+    if request.night is not None:
+        night = history.night(request.night)
         return opened_in(night), night
     today = datetime.now(UTC).date().isoformat()
     for night in history.unfinished_nights():
@@ -134,16 +137,16 @@ def _open_night(wish: Wish, history: History, progress: Progress) -> tuple[Opene
     return opened_in(night), night
 
 
-def _baseline(wish: Wish, history: History) -> Snapshot | None:
-    if wish.baseline is not None:
-        return snapshot_of(wish.baseline)
+def _baseline(request: NightRequest, history: History) -> Snapshot | None:
+    if request.baseline is not None:
+        return snapshot_of(request.baseline)
     if history.storage.exists(history.default_baseline):
-        return snapshot_of(str(history.default_baseline))
+        return snapshot_of(with_urls(str(history.default_baseline)))
     return None
 
 
 def _judge(
-    wish: Wish,
+    request: NightRequest,
     opened: Opened,
     night: Night,
     baseline: Snapshot | None,
@@ -154,8 +157,8 @@ def _judge(
 
     def sample_both(config: Config, folder: Path) -> Opened | None:
         progress.say(f"second look: {len(config.grid)} cells of both networks, with a fresh seed")
-        second = _opened_from(config, folder, wish)
-        outcome = Run(second.config, second.plan, second.rundir, wish.address, progress).do(WITHOUT_TRAINING)
+        second = _opened_from(config, folder, request)
+        outcome = Run(second.config, second.plan, second.rundir, request.address, progress).do(WITHOUT_TRAINING)
         missing.update({f"{folder.name}/{name}": reason for name, reason in outcome.missing.items()})
         return None if outcome.missing else second
 
@@ -167,7 +170,7 @@ def _judge(
     if tonight is not None and baseline is not None:
         second = SecondLook(opened.config, night.id, sample_both)
         with suppress(Unfinished):
-            compared = judge_night(tonight, baseline, wish.terms, second, night.fresh, night.grown).as_dict()
+            compared = judge_night(tonight, baseline, request.terms, second, night.fresh, night.grown).as_dict()
     named = {} if tonight is None else labels(tonight.cells)
     return {
         "night": night.id,
@@ -206,8 +209,8 @@ def _baseline_in_words(baseline: Snapshot | None) -> dict[str, Any] | None:
     }
 
 
-def _opened_from(config: Config, folder: Path, wish: Wish) -> Opened:
+def _opened_from(config: Config, folder: Path, request: NightRequest) -> Opened:
     with TemporaryDirectory() as place:
         path = Path(place) / f"{config.name}.json"
         path.write_text(dumps(config.model_dump(mode="json")))
-        return open_to_run(str(path), (), str(folder.absolute()), wish.address, trust_code=wish.trust_code)
+        return open_to_run(str(path), (), Night.named(folder), request.address, trust_code=request.trust_code)

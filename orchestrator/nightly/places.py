@@ -14,7 +14,8 @@ from typing import Any
 
 from taugrid.errors import UserError
 from taugrid.orchestrator.rundir.paths import Paths
-from taugrid.storage import Storage, read_sealed
+from taugrid.storage import Storage, is_url, open_place, read_sealed
+from taugrid.words import with_urls
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -31,6 +32,11 @@ class Night:
         self.verdict_file = folder / "verdict.json"
         self.summary = folder / "summary.md"
         self.junit = folder / "junit.xml"
+
+    @staticmethod
+    def named(directory: Path) -> str:
+        """One of the night's run directories as commands take it: a path or a URL."""
+        return with_urls(str(directory))
 
     @property
     def verdict(self) -> dict[str, Any] | None:
@@ -64,3 +70,27 @@ class History(Paths):
         files = self.storage.list(self.root / "nights", "*/run/config.json")
         nights = [Night(path.parent.parent, self.storage) for path in files]
         return [night for night in nights if night.verdict is None]
+
+
+def open_history(text: str) -> History:
+    """The history that `--history` names, which may be new.
+
+    Raises:
+        UserError: if it is a file, a run directory, a folder of something else, or a place that can't be used.
+    """
+    if not text:
+        raise UserError("--history is empty; give a folder or a URL")
+    if not is_url(text) and Path(text).exists() and not Path(text).is_dir():
+        raise UserError(f"--history {text} is a file; give a folder")
+    root, storage = open_place(text, "--history")
+    storage.require(root)
+    history = History(root, storage)
+    if storage.exists(history.config):
+        raise UserError(f"--history {text} is a run directory; give the folder that holds all nights, or a new one")
+    held = sorted(path.name for path in storage.list(root, "*") if not path.name.startswith("."))
+    if held and not {"nights", history.lease.name, history.default_baseline.name} & set(held):
+        raise UserError(
+            f"--history {text} is not empty and no history of nights (it holds {', '.join(held[:3])}"
+            f"{', ...' if len(held) > 3 else ''}); give a new folder"
+        )
+    return history

@@ -16,7 +16,7 @@ def remove_old_images(history: History, keep: int | None, say: Callable[[str], N
         return
     nights = history.complete_nights()
     for night in nights[: max(0, len(nights) - keep)]:
-        removed = sum(_remove(folder) for folder in _run_directories(night))
+        removed = sum(_remove(night.named(folder)) for folder in _run_directories(night))
         if removed:
             say(f"night {night.id}: the images of {counted(removed, 'cell')} were removed; its scores stay")
 
@@ -25,9 +25,9 @@ def _run_directories(night: Night) -> list[Path]:
     return [path for path in (night.run, night.fresh, night.grown) if night.storage.exists(path / "config.json")]
 
 
-def _remove(directory: Path) -> int:
+def _remove(directory: str) -> int:
     """Remove the images of a run's complete cells; returns of how many."""
-    opened = open_existing(str(directory))
+    opened = open_existing(directory)
     rundir, count = opened.rundir, 0
     with rundir.lock():
         for cell in opened.plan.cells:

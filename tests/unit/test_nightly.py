@@ -1,8 +1,10 @@
 """`taugrid nightly`, on runs of small networks that are really sampled and scored, and what it leaves on disk."""
 
+import io
 import json
 import random
 import shutil
+from pathlib import Path
 from xml.etree import ElementTree
 
 import duckdb
@@ -13,6 +15,7 @@ from in_process import PoolHere
 from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
 
 from taugrid.orchestrator.nightly.history import SCHEMA
+from taugrid.storage import open_place
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -292,3 +295,41 @@ def test_a_night_that_cannot_be_compared_is_refused_before_anything_is_sampled(b
     _, told = taugrid(*words, code=2)
     assert "reference is gaussian/test, in the baseline gaussian/all" in told
     assert not (started / "nights/2/run/samples").exists()
+
+
+def test_a_history_in_a_bucket(begun, s3):
+    """Two nights and a baseline in a bucket: the same results as in a folder, and images of the first are removed."""
+    history = f"s3://{s3.bucket()}/nights"
+    night(history, begun / "old.yaml", "1")
+    baseline = f"{history}/baseline.json"
+    taugrid("baseline", "accept", f"{history}/nights/1/run", "--to", baseline, "--reason", "the first night")
+    found = night(history, begun / "worse.yaml", "2", "--keep-images", 1, code=3)
+    assert found["baseline"]["place"] == baseline
+    assert "two stages: the usual seeds single out 4 cells of 4" in found["comparison"]["rule"]
+    assert night(history, begun / "worse.yaml", "2", code=3) == found, "it is complete"
+    root, storage = open_place(history, "--history")
+    table = pd.read_parquet(io.BytesIO(storage.read(root / "history.parquet")))
+    assert table.groupby("night").size().to_dict() == {"1": CELLS, "2": CELLS}
+    assert all(storage.exists(root / f"trend.{kind}") for kind in ("png", "svg"))
+    assert "removed" in taugrid("status", f"{history}/nights/1/run")[0]
+    shown, _ = taugrid("plan", begun / "old.yaml", "--history", history)
+    assert "measured in night 2" in shown
+    assert not Path("s3:").exists()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words"),
+    [
+        (lambda place: place.write_text("x"), "is a file"),
+        (lambda place: (place / "thesis").mkdir(parents=True), "is not empty and no history"),
+        (lambda place: place.mkdir() or (place / "config.json").write_text("{}"), "is a run directory"),
+    ],
+)
+def test_a_place_that_is_no_history_is_refused_and_left_alone(begun, tmp_path, prepare, words):
+    place = tmp_path / "place"
+    prepare(place)
+    before = sorted(tmp_path.rglob("*"))
+    for command in (("nightly", begun / "old.yaml"), ("plan", begun / "old.yaml")):
+        _, told = taugrid(*command, "--history", place, code=2)
+        assert words in told
+    assert sorted(tmp_path.rglob("*")) == before
