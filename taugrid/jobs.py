@@ -116,3 +116,5 @@ class WorkerInfo:
     versions: dict[str, str]
     node_id: str = ""
     """Ray's; several nodes may share an address."""
+    threads: int | None = None
+    """CPU threads that torch uses; None: not known."""

@@ -99,7 +99,7 @@ class Worker(Audible):
         self._set_up()
         with self._whole_accelerator():
             check_device(self._device.name, self._given_gpu, node)
-        return WorkerInfo(node, self._device.hardware, installed, node_id)
+        return WorkerInfo(node, self._device.hardware, installed, node_id, self._threads)
 
     def do(self, job: Job) -> Result:
         """Do a job with the function that it names, and commit its file.

@@ -171,7 +171,7 @@ def _read_cell(value: Mapping[str, Any], table: pa.Table, run: str) -> SnapshotC
         metrics=value["metrics"],
         protocol=value["protocol"],
         network=Network(**value["network"]),
-        setup=Setup(tuple(setup["devices"]), setup["versions"], setup["threads"], setup["batch_size"]),
+        setup=Setup(tuple(setup["devices"]), setup["versions"], str(setup["threads"]), setup["batch_size"]),
         influence=None if influence.null_count else influence.to_numpy(),
         reason=value["reason"],
         find_digests=lambda: digests,

@@ -29,24 +29,40 @@ MODEL_FILES = frozenset({"model.checkpoint", "model.weights"})
 """Grid keys whose values are places of files: they differ from night to night."""
 
 
+AND = " and "
+"""Joins the values of a cell that workers of several kinds made."""
+
+
 @dataclass(frozen=True)
 class Setup:
-    """What the bytes of a cell's images depend on besides weights and settings. Lists are sorted."""
+    """What the bytes of a cell's images depend on besides weights and settings, as the workers recorded it.
+
+    A cell that several kinds of worker made has all their values. Which of them made which image is left open, so it is
+    the same setup as no other cell.
+    """
 
     devices: tuple[str, ...]
     versions: Mapping[str, str]
-    """Of the software, as the workers recorded them; values of a mixed cell are joined by " and "."""
-    threads: int
+    """Of the software. Values of a mixed cell are joined by `AND`."""
+    threads: str
+    """A number, or several joined by `AND`."""
     batch_size: int
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether workers of several kinds made the cell."""
+        return len(self.devices) > 1 or any(AND in value for value in (*self.versions.values(), self.threads))
+
     def differences(self, before: "Setup") -> list[str]:
-        """What has changed since `before`, such as "torch 2.9.1 -> 2.10.0"; unknown values differ."""
+        """What has changed since `before`, such as "torch 2.9.1 -> 2.10.0"; unknown and mixed values differ."""
         names = sorted({*self.versions, *before.versions})
         pairs = [(name, before.versions.get(name, "unknown"), self.versions.get(name, "unknown")) for name in names]
-        pairs.append(("device", " and ".join(before.devices) or "unknown", " and ".join(self.devices) or "unknown"))
-        pairs.append(("threads", str(before.threads), str(self.threads)))
+        pairs.append(("device", AND.join(before.devices) or "unknown", AND.join(self.devices) or "unknown"))
+        pairs.append(("threads", before.threads, self.threads))
         pairs.append(("batch size", str(before.batch_size), str(self.batch_size)))
-        return [f"{name} {old} -> {new}" for name, old, new in pairs if old != new or "unknown" in (old, new)]
+        found = [f"{name} {old} -> {new}" for name, old, new in pairs if old != new or "unknown" in (old, new)]
+        mixed = self.is_mixed or before.is_mixed
+        return found or (["workers of several kinds, and who made which image is not known"] if mixed else [])
 
 
 @dataclass(frozen=True)
@@ -141,8 +157,8 @@ def snapshot_of_opened(opened: Opened) -> Snapshot:
         if score is None:
             unscored.append(cell.name)
             continue
-        threads = max(1, int(opened.config.cluster.cpus_per_worker))
-        setup = _setup(made.get(cell.id, Origin()), threads, cell.settings.batch_size)
+        planned_threads = max(1, int(opened.config.cluster.cpus_per_worker))
+        setup = _setup(made.get(cell.id, Origin()), planned_threads, cell.settings.batch_size)
         known = weights.get(cell.model.id, {}).get(cell.settings.weights)
         cells.append(_scored_cell(rundir, cell, score, _network(rundir, cell.model, known), setup))
     if not cells:
@@ -254,10 +270,13 @@ def _network(rundir: RunDir, model: Model, weights_sha256: str | None) -> Networ
     return Network(weights_sha256, model.diffusion.model_dump(mode="json"), source, folder)
 
 
-def _setup(origin: Origin, threads: int, batch_size: int) -> Setup:
+def _setup(origin: Origin, planned_threads: int, batch_size: int) -> Setup:
+    """What the events say; of runs whose events do not tell the threads, what the config asks for."""
     versions: dict[str, set[str]] = {}
     for maker in origin.makers:
         for name, version in maker.versions:
             versions.setdefault(name, set()).add(version)
-    joined = {name: " and ".join(sorted(found)) for name, found in sorted(versions.items())}
-    return Setup(tuple(sorted({maker.device for maker in origin.makers})), joined, threads, batch_size)
+    joined = {name: AND.join(sorted(found)) for name, found in sorted(versions.items())}
+    threads = {maker.threads or planned_threads for maker in origin.makers} or {planned_threads}
+    devices = tuple(sorted({maker.device for maker in origin.makers}))
+    return Setup(devices, joined, AND.join(map(str, sorted(threads))), batch_size)

@@ -105,7 +105,8 @@ class Crew:
         self._names.setdefault(node, info.node)
         if worker not in self.infos:
             self.infos[worker] = info
-            self._events.note("worker", worker=worker, node=info.node, device=info.device, versions=info.versions)
+            made_by = {"device": info.device, "versions": info.versions, "threads": info.threads}
+            self._events.note("worker", worker=worker, node=info.node, **made_by)
         if worker in self._starting:
             self._starting.discard(worker)
             self._not_started = 0

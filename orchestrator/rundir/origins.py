@@ -16,10 +16,12 @@ PACKAGES = ("taugrid", "torch", "diffusers", "numpy", "pillow")
 
 
 class Maker(NamedTuple):
-    """A kind of device, and the versions of `PACKAGES` on it."""
+    """A kind of device, the versions of `PACKAGES` on it, and the number of CPU threads."""
 
     device: str
     versions: tuple[tuple[str, str], ...]
+    threads: int | None = None
+    """None: an event of an earlier version, which did not record them."""
 
 
 @dataclass
@@ -52,21 +54,21 @@ class _Shard(Origin):
 def origins(events: Iterable[Mapping[str, Any]]) -> dict[str, Origin]:
     """Cell id -> what made its images."""
     shards: dict[tuple[str, str], _Shard] = defaultdict(_Shard)
-    versions: dict[str, tuple[tuple[str, str], ...]] = {}
+    workers: dict[str, Maker] = {}
     for event in events:
         match event["event"]:
             case "session":
-                versions = {}  # another session's workers have the same names
+                workers = {}  # another session's workers have the same names
             case "worker":
                 known = event.get("versions") or {}
-                versions[event["worker"]] = tuple((name, known[name]) for name in PACKAGES if known.get(name))
+                software = tuple((name, known[name]) for name in PACKAGES if known.get(name))
+                workers[event["worker"]] = Maker(event["device"], software, event.get("threads"))
             case "assigned" if event["task"].startswith("sample/"):
                 _, cell, number = event["task"].split("/")
-                maker = Maker(event["device"], versions.get(event["worker"], ()))
-                shards[cell, part_name(int(number))].assigned.append(maker)
+                shards[cell, part_name(int(number))].assigned.append(_maker(event, workers))
             case "shard" if event["committed"]:
                 shard = shards[event["cell"], event["path"]]
-                _committed(shard, event, Maker(event["device"], versions.get(event["worker"], ())))
+                _committed(shard, event, _maker(event, workers))
             case "damaged" if event["path"].startswith("samples/"):
                 _, folder, path = event["path"].split("/")
                 shards.pop((folder.rsplit("-", 1)[-1], path), None)
@@ -75,6 +77,11 @@ def origins(events: Iterable[Mapping[str, Any]]) -> dict[str, Origin]:
         found[cell].seconds += shard.seconds
         found[cell].makers |= shard.makers | set(shard.assigned)
     return found
+
+
+def _maker(event: Mapping[str, Any], workers: Mapping[str, Maker]) -> Maker:
+    """Who an event of a shard is about; events of the first version do not introduce the worker."""
+    return workers.get(event["worker"], Maker("", ()))._replace(device=event["device"])
 
 
 def _committed(shard: _Shard, event: Mapping[str, Any], maker: Maker) -> None:

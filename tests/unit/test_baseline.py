@@ -87,6 +87,42 @@ def test_the_same_weights_with_other_software_are_judged_by_their_difference(bas
     assert by_result["not worse"]["pixels"]["largest"] >= 1
 
 
+def rewrite(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_threads_are_those_that_ran_not_those_of_the_config(base, tmp_path):
+    """A resumed run may have other `cluster` settings than the session that made the images."""
+    root = shutil.copytree(base / "run", tmp_path / "run")
+    rewrite(root / "config.json", '"cpus_per_worker": 1', '"cpus_per_worker": 4')
+    found = compare(root, base / "run")
+    assert {cell["situation"] for cell in found["cells"]} == {"same weights and setup"}
+    rewrite(next((root / "events").glob("*.jsonl")), '"threads": 1', '"threads": 4')
+    found = compare(root, base / "run")
+    assert {cell["situation"] for cell in found["cells"]} == {"same weights, other setup"}
+    assert "sampled with threads 1 -> 4" in found["marks"]
+
+
+def test_cells_made_by_workers_of_several_kinds_are_no_evidence_of_a_changed_sampler(base, tmp_path, monkeypatch):
+    """Which worker made which image differs from night to night, and so may the pixels."""
+    monkeypatch.setattr(ddim, "sigma", planted_sigma)
+    root = run(base, tmp_path, base / "old")
+    before = shutil.copytree(base / "run", tmp_path / "before")
+    for directory in (root, before):
+        path = next((directory / "events").glob("*.jsonl"))
+        events = [json.loads(line) for line in path.read_text().splitlines()]
+        shards = [event for event in events if event["event"] in ("assigned", "shard")]
+        for number, event in enumerate(shards):
+            event["device"] = ("one", "another")[number // 2 % 2]
+        path.write_text("".join(f"{json.dumps(event)}\n" for event in events))
+    found = compare(root, before, "--margin", 1.0)
+    assert {cell["situation"] for cell in found["cells"]} == {"same weights, other setup"}
+    assert {cell["result"] for cell in found["cells"]} == {"identical", "not worse"}
+    assert any("workers of several kinds" in mark for mark in found["marks"])
+
+
 def test_new_weights_are_judged_by_the_paired_difference_alone(base, tmp_path):
     found = compare(run(base, tmp_path, checkpoint(tmp_path / "worse", 0.3)), base / "baseline.json", code=3)
     assert {cell["situation"] for cell in found["cells"]} == {"new weights"}
