@@ -23,7 +23,7 @@ from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
 from taugrid.eval.gate.critical import correlation
-from taugrid.eval.gate.rule import ALPHA, Change, NightJudgement, judge, screened
+from taugrid.eval.gate.rule import ALPHA, Change, NightJudgement, judge, screen
 from taugrid.eval.metrics.frechet import Frechet, standard_error
 from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
 
@@ -112,6 +112,10 @@ class Block:
         return self.world.changes(self.world.score(z, old), self.world.score(z, new))
 
 
+def singled_out(usual: list[Change], draws: int) -> list[str]:
+    return [cell.name for cell in screen(usual, draws=draws).worse]
+
+
 def confirmed(names: list[str], fresh: list[Change], draws: int) -> NightJudgement:
     """The second stage: the fresh seed's verdict on the cells that the usual seeds singled out."""
     return judge([change for change in fresh if change.name in names], draws=draws)
@@ -119,7 +123,7 @@ def confirmed(names: list[str], fresh: list[Change], draws: int) -> NightJudgeme
 
 def two_stages(usual: list[Change], fresh: Callable[[], list[Change]], draws: int) -> bool:
     """Whether both stages together raise the alarm; `fresh` samples both networks anew."""
-    names = screened(usual, draws)
+    names = singled_out(usual, draws)
     return bool(names and confirmed(names, fresh(), draws).worse)
 
 
@@ -183,7 +187,7 @@ def report_worst_block(block: Block, nights: int, draws: int) -> None:
     for night in range(SEARCHED, SEARCHED + nights):
         usual = block.night(night)
         one += bool(judge(usual, draws=draws).worse)
-        names = screened(usual, draws)
+        names = singled_out(usual, draws)
         screen += bool(names)
         two += bool(names and confirmed(names, block.fresh(night), draws).worse)
         if night < SEARCHED + nights // 4:

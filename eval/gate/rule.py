@@ -98,14 +98,14 @@ def judge(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) -
     return NightJudgement(tuple(_judged(change, critical) for change in changes), critical, alpha)
 
 
-def screened(changes: Sequence[Change], draws: int = DRAWS) -> list[str]:
-    """The names of the cells that a night's usual seeds single out for a look with a fresh seed.
+def screen(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) -> NightJudgement:
+    """The first of two stages, by a night's usual seeds: the cells that are `worse` get a look with a fresh seed.
 
     The usual seeds are the same every night, so an unlucky block of noise would raise the same false alarm every night.
     A fresh seed's verdict, at alpha over these cells, has at most alpha false alarms whatever the block: it is
-    independent of the screening.
+    independent of the screening. The level is `SCREENING`, or alpha where that is larger.
     """
-    return [cell.name for cell in judge(changes, SCREENING, draws).worse]
+    return judge(changes, max(SCREENING, alpha), draws)
 
 
 def _judged(change: Change, critical: float) -> CellJudgement:

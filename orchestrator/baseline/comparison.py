@@ -19,6 +19,7 @@ from taugrid.orchestrator.baseline.matching import changed_versions, matched
 from taugrid.orchestrator.baseline.pixels import PixelDistance, distance
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell
 from taugrid.registry.metrics import METRICS
+from taugrid.words import counted
 
 Situation = Literal["same weights and setup", "same weights, other setup", "new weights"]
 CellResult = Literal["changed pixels", "worse", "undecided", "not worse", "identical", "no standard error"]
@@ -81,8 +82,9 @@ class BaselineComparison:
     margin: float
     """As a share of the baseline's FID."""
     critical: float | None
-    """The value that T has to exceed; None if no cell was judged."""
+    """The value that T had to exceed in the last look; None if no cell was judged."""
     rule: str
+    """In words, with the value of each look."""
 
     @property
     def is_regression(self) -> bool:
@@ -136,8 +138,14 @@ def compare_snapshots(
         alpha=alpha,
         margin=margin,
         critical=None if math.isnan(judgement.critical) else judgement.critical,
-        rule=f"one stage: the usual seeds, at alpha = {alpha:g} over {len(judgement.cells)} cells",
+        rule=f"one stage: the usual seeds at alpha = {alpha:g} over {counted(len(judgement.cells), 'cell')} "
+        f"({threshold(judgement.critical)})",
     )
+
+
+def threshold(critical: float) -> str:
+    """What T has to exceed, for the rule in words."""
+    return f"T > {critical:.2f}"
 
 
 def change_of(new: SnapshotCell, old: SnapshotCell, margin: float) -> Change:

@@ -76,6 +76,17 @@ class Network:
     """Of the code of a custom network."""
     folder: str | None
     """A diffusers folder, or an id on the hub, that `model.checkpoint` can name; None: it can't be loaded so."""
+    callable: str | None = None
+    """Of a custom network: `model.callable`."""
+    weights_file: str | None = None
+    """Of a custom network: `model.weights`, if the function is given one."""
+
+    @property
+    def keys(self) -> dict[str, str | None]:
+        """The keys of a config that load it again."""
+        if self.callable is not None:
+            return {"model.callable": self.callable, "model.weights": self.weights_file}
+        return {"model.checkpoint": self.folder}
 
     def is_same(self, other: "Network") -> bool:
         """Whether both have the same weights and process."""
@@ -257,17 +268,17 @@ def _images(rundir: RunDir, cell: Cell) -> Mapping[int, NDArray[np.uint8]] | Non
 
 
 def _network(rundir: RunDir, model: Model, weights_sha256: str | None) -> Network:
-    folder = source = None
+    diffusion = model.diffusion.model_dump(mode="json")
     match model.source:
         case Trained():
-            folder = str(rundir.model_folder(model))
+            folder = str(rundir.model_folder(model)) if rundir.storage.on_disk else None
+            return Network(weights_sha256, diffusion, None, folder)
         case Loaded(checkpoint):
-            folder = checkpoint.path
+            return Network(weights_sha256, diffusion, None, checkpoint.path)
         case Custom(spec):
-            source = spec.source_sha256
+            return Network(weights_sha256, diffusion, spec.source_sha256, None, spec.callable, spec.weights)
         case Oracle():
-            pass
-    return Network(weights_sha256, model.diffusion.model_dump(mode="json"), source, folder)
+            return Network(weights_sha256, diffusion, None, None)
 
 
 def _setup(origin: Origin, planned_threads: int, batch_size: int) -> Setup:

@@ -74,7 +74,7 @@ def comparison_text(found: BaselineComparison) -> str:
     lines += [f"{VERDICTS[cell.result]:9}  {cell.label:{width}}  {reason(cell)}" for cell in found.cells]
     lines.append("")
     if found.critical is not None:
-        lines.append(f"{found.rule}; worse: T > {found.critical:.2f}; margin {100 * found.margin:g} % of the FID")
+        lines.append(f"rule: {found.rule}; margin {100 * found.margin:g} % of the baseline's FID")
     for title, names in (("not in the baseline", found.only_new), ("only in the baseline", found.only_baseline)):
         if names:
             more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""

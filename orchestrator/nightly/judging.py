@@ -1,22 +1,26 @@
 """The verdict of a night: by two stages where the baseline's weights can still be sampled, else by one."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from taugrid.eval.gate.rule import SCREENING, NightJudgement, judge, screened
+from taugrid.eval.gate.rule import judge, screen
 from taugrid.orchestrator.baseline.comparison import (
     BaselineComparison,
     change_of,
     compare_snapshots,
+    threshold,
     with_judgement,
     worst,
 )
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot
-from taugrid.orchestrator.nightly.second_look import Pair, SecondLook, why_not
+from taugrid.orchestrator.nightly.loadable import Pair, why_not
+from taugrid.orchestrator.nightly.second_look import Look, SecondLook
 from taugrid.words import counted
+
+UNFINISHED = "its second look is unfinished"
 
 
 class Terms(NamedTuple):
@@ -28,74 +32,82 @@ class Terms(NamedTuple):
     grow_to: int | None
     """The N to which undecided cells are grown; None: they are not."""
 
+    @property
+    def alpha_of_a_look(self) -> float:
+        """Each look at fresh samples can raise a false alarm, so they share alpha."""
+        return self.alpha if self.grow_to is None else self.alpha / 2
 
-def judge_night(
-    new: Snapshot, baseline: Snapshot, terms: Terms, second: SecondLook, fresh: Path, grown: Path
-) -> BaselineComparison:
+
+@dataclass(frozen=True)
+class Looks:
+    """How cells are sampled again, and where."""
+
+    second: SecondLook
+    fresh: Path
+    """The run directory of cells that were singled out."""
+    grown: Path
+    """That of cells that were grown."""
+    trust_code: bool = False
+
+
+def judge_night(new: Snapshot, baseline: Snapshot, terms: Terms, looks: Looks) -> BaselineComparison:
     """Compare tonight's cells with the baseline's, and look again at what the usual seeds single out.
 
-    Args:
-        new: tonight's run.
-        baseline: what it is compared with.
-        terms: margin, alpha, and the N to grow to.
-        second: how cells are sampled again.
-        fresh: the run directory of cells that were screened.
-        grown: that of cells that were grown.
+    If a second look could not be finished, its cells are undecided.
 
     Raises:
         UserError: if the runs can't be compared.
-        taugrid.orchestrator.nightly.second_look.Unfinished: if cells of a second look could not be finished.
     """
     found = compare_snapshots(new, baseline, terms.margin, terms.alpha)
     pairs = {pair[0].name: pair for pair in matched(new, baseline).pairs}
     judged = {cell.name: pairs[cell.name] for cell in found.cells if cell.t is not None}
     if not judged:
         return found
-    reason = why_not(list(judged.values()))
+    reason = why_not(list(judged.values()), looks.trust_code)
     if reason is not None:
         grow = "; --grow-to has no effect for the same reason" if terms.grow_to else ""
         return replace(found, rule=f"{found.rule}; no second stage, because {reason}{grow}")
-    looks = 1 if terms.grow_to is None else 2
-    alpha = terms.alpha / looks
-    names = screened([change_of(*pair, terms.margin) for pair in judged.values()])
-    rule = f"two stages: the usual seeds single out {counted(len(names), 'cell')} of {len(judged)} at {SCREENING:g}"
-    if names:
-        chosen = [judged[name] for name in names]
-        confirmed = judge(second.changes(chosen, "fresh", fresh, terms.margin, None), alpha)
-        found = _with(found, confirmed, "fresh")
-        rule += f"; the verdict is that of a fresh seed at alpha = {alpha:g} over {'them' if len(names) > 1 else 'it'}"
-    if terms.grow_to is not None:
-        found, told = _grow(found, judged, terms, alpha, second, grown)
-        rule += told
-    return replace(found, rule=rule)
+    found, singled_out = _screened(found, judged, terms)
+    if singled_out:
+        them = "it" if len(singled_out) == 1 else "them"
+        told = f"the verdict is that of a fresh seed at alpha = {terms.alpha_of_a_look:g} over {them}"
+        found = _look_again(found, singled_out, Look("fresh", looks.fresh, None), told, terms, looks)
+    if terms.grow_to is None or any(cell.note == UNFINISHED for cell in found.cells):
+        return found
+    small = [cell.name for cell in found.cells if cell.name in judged and cell.result == "undecided"]
+    small = [name for name in small if judged[name][0].num_samples < terms.grow_to]
+    if not small:
+        return replace(found, rule=f"{found.rule}; no undecided cell to grow")
+    told = f"{counted(len(small), 'undecided cell')} grown to N = {terms.grow_to} at alpha = {terms.alpha_of_a_look:g}"
+    look = Look("grown", looks.grown, terms.grow_to)
+    return _look_again(found, [judged[name] for name in small], look, told, terms, looks)
 
 
-def _grow(
-    found: BaselineComparison,
-    judged: dict[str, Pair],
-    terms: Terms,
-    alpha: float,
-    second: SecondLook,
-    folder: Path,
-) -> tuple[BaselineComparison, str]:
-    """Look once more at the undecided cells, with more samples of both networks."""
-    assert terms.grow_to is not None
-    open_cells: Sequence[Pair] = [
-        judged[cell.name]
-        for cell in found.cells
-        if cell.name in judged and cell.result == "undecided" and judged[cell.name][0].num_samples < terms.grow_to
-    ]
-    if not open_cells:
-        return found, "; no undecided cell to grow"
-    grown = judge(second.changes(open_cells, "grown", folder, terms.margin, terms.grow_to), alpha)
-    count = counted(len(open_cells), "undecided cell")
-    return _with(
-        found, grown, "grown"
-    ), f"; {count} grown to N = {terms.grow_to} with a fresh seed, at alpha = {alpha:g}"
+def _screened(
+    found: BaselineComparison, judged: dict[str, Pair], terms: Terms
+) -> tuple[BaselineComparison, list[Pair]]:
+    """The comparison with the first stage told, and the cells that the usual seeds single out."""
+    judgement = screen([change_of(*pair, terms.margin) for pair in judged.values()], terms.alpha)
+    chosen = [judged[cell.name] for cell in judgement.worse]
+    share = f"{len(chosen)} of {counted(len(judged), 'cell')}"
+    told = f"two stages: the usual seeds single out {share} at {judgement.alpha:g} ({threshold(judgement.critical)})"
+    return replace(found, rule=told, critical=judgement.critical), chosen
 
 
-def _with(found: BaselineComparison, judgement: NightJudgement, seeds: str) -> BaselineComparison:
-    cells = with_judgement(found.cells, judgement, seeds)
-    return replace(
-        found, cells=tuple(cells), result=worst([cell.result for cell in cells]), critical=judgement.critical
-    )
+def _look_again(
+    found: BaselineComparison, pairs: Sequence[Pair], look: Look, told: str, terms: Terms, looks: Looks
+) -> BaselineComparison:
+    """Give `pairs` the verdict of fresh samples, whatever they had; undecided if some could not be finished."""
+    names = {new.name for new, _ in pairs}
+    changes = looks.second.changes(pairs, look, terms.margin)
+    if changes is None:
+        cells = [
+            replace(cell, result="undecided", note=UNFINISHED) if cell.name in names else cell for cell in found.cells
+        ]
+        rule = f"{found.rule}; {told}, which is unfinished"
+    else:
+        judgement = judge(changes, terms.alpha_of_a_look)
+        cells = with_judgement(found.cells, judgement, look.name)
+        rule = f"{found.rule}; {told} ({threshold(judgement.critical)})"
+        found = replace(found, critical=judgement.critical)
+    return replace(found, cells=tuple(cells), result=worst([cell.result for cell in cells]), rule=rule)

@@ -1,6 +1,5 @@
 """One night, from its run to its verdict. Called again, it continues where it stopped; a complete night stays."""
 
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from json import dumps
@@ -10,16 +9,17 @@ from typing import Any, NamedTuple
 
 from taugrid.api import STAGES
 from taugrid.config import Config
+from taugrid.config.load import CONFIG_NAME
 from taugrid.errors import Exit, UserError
 from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
 from taugrid.orchestrator.baseline.files import snapshot_of
 from taugrid.orchestrator.baseline.labels import labels
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot, snapshot_of_opened
-from taugrid.orchestrator.nightly.judging import Terms, judge_night
+from taugrid.orchestrator.nightly.judging import Looks, Terms, judge_night
 from taugrid.orchestrator.nightly.places import History, Night, open_history
 from taugrid.orchestrator.nightly.removal import remove_old_images
-from taugrid.orchestrator.nightly.second_look import SecondLook, Unfinished
+from taugrid.orchestrator.nightly.second_look import SecondLook
 from taugrid.orchestrator.nightly.write import is_current, write_history, write_night
 from taugrid.orchestrator.opened import Opened, open_to_run
 from taugrid.orchestrator.progress import Progress
@@ -169,8 +169,8 @@ def _judge(
     compared: dict[str, Any] | None = None
     if tonight is not None and baseline is not None:
         second = SecondLook(opened.config, night.id, sample_both)
-        with suppress(Unfinished):
-            compared = judge_night(tonight, baseline, request.terms, second, night.fresh, night.grown).as_dict()
+        looks = Looks(second, night.fresh, night.grown, request.trust_code)
+        compared = judge_night(tonight, baseline, request.terms, looks).as_dict()
     named = {} if tonight is None else labels(tonight.cells)
     return {
         "night": night.id,
@@ -210,7 +210,8 @@ def _baseline_in_words(baseline: Snapshot | None) -> dict[str, Any] | None:
 
 
 def _opened_from(config: Config, folder: Path, request: NightRequest) -> Opened:
+    """A second look's run. Its custom code is tonight's, which ran already, with files of weights that are trusted."""
     with TemporaryDirectory() as place:
-        path = Path(place) / f"{config.name}.json"
+        path = Path(place) / CONFIG_NAME
         path.write_text(dumps(config.model_dump(mode="json")))
-        return open_to_run(str(path), (), Night.named(folder), request.address, trust_code=request.trust_code)
+        return open_to_run(str(path), (), Night.named(folder), request.address, trust_code=True)

@@ -7,50 +7,29 @@ fresh seed follows from the night's id: it differs from night to night, and a re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from taugrid.config import Config, validate
 from taugrid.errors import UserError
 from taugrid.eval.gate.rule import Change
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.baseline.snapshot import Network, SnapshotCell, snapshot_of_opened
+from taugrid.orchestrator.baseline.snapshot import SnapshotCell, snapshot_of_opened
+from taugrid.orchestrator.nightly.loadable import Pair
 from taugrid.orchestrator.opened import Opened
-from taugrid.workers.network.checkpoint import read_checkpoint, weights_file, weights_sha256
-
-Pair = tuple[SnapshotCell, SnapshotCell]
-"""(new, baseline)."""
 
 SampleBoth = Callable[[Config, Path], Opened | None]
 """Runs a config in a folder; None if some cells could not be finished."""
 
 
-class Unfinished(Exception):
-    """Some cells of a second look could not be sampled."""
+class Look(NamedTuple):
+    """Which second look it is."""
 
-
-def why_not(pairs: Sequence[Pair]) -> str | None:
-    """Why a second look is impossible; None if both networks of every pair can still be sampled."""
-    for new, old in pairs:
-        if new.network.is_same(old.network):
-            return "the weights are the baseline's, so a fresh seed would compare them with themselves"
-        for side, cell in (("tonight's", new), ("the baseline's", old)):
-            if (reason := _cannot_be_loaded(cell.network, cell.settings["weights"])) is not None:
-                return f"{side} weights can't be sampled: {reason}"
-    return None
-
-
-def _cannot_be_loaded(network: Network, weights: str) -> str | None:
-    if network.folder is None:
-        return "they are not in a folder that diffusers reads"
-    try:
-        found = read_checkpoint(network.folder)
-        folder = found.unet_folder if weights == "ema" else found.raw_folder
-        digest = None if folder is None else weights_sha256(weights_file(Path(folder)))
-    except UserError as error:
-        return str(error)
-    if digest != network.weights_sha256:
-        return f"{network.folder} holds other weights now"
-    return None
+    name: str
+    """`fresh` or `grown`; the fresh seed depends on it."""
+    folder: Path
+    """Its run directory."""
+    num_samples: int | None
+    """None: as tonight."""
 
 
 def fresh_seed(night: str, look: str, seed: int) -> int:
@@ -67,40 +46,34 @@ class SecondLook:
     night: str
     sample_both: SampleBoth
 
-    def changes(self, pairs: Sequence[Pair], look: str, folder: Path, margin: float, n: int | None) -> list[Change]:
-        """Sample both networks of `pairs` with a fresh seed, and return what the rule needs.
+    def changes(self, pairs: Sequence[Pair], look: Look, margin: float) -> list[Change] | None:
+        """Sample both networks of `pairs` with a fresh seed, and return what the rule needs; None if unfinished.
 
         Args:
-            pairs: the cells; `why_not` has nothing against them.
-            look: `fresh` or `grown`.
-            folder: the run directory of the look.
+            pairs: the cells; `loadable.why_not` has nothing against them.
+            look: fresh or grown.
             margin: as a share of the baseline's recorded FID.
-            n: the number of samples; None: as tonight.
-
-        Raises:
-            Unfinished: if some cells could not be finished.
         """
-        points = [self._point(cell, look, n) for pair in pairs for cell in pair]
-        opened = self.sample_both(_second_config(self.config, look, points), folder)
+        points = [self._point(cell, look) for pair in pairs for cell in pair]
+        opened = self.sample_both(_second_config(self.config, look.name, points), look.folder)
         if opened is None:
-            raise Unfinished
+            return None
         scored = {_place(cell, {}): cell for cell in snapshot_of_opened(opened).cells}
-        return [self._change(pair, look, n, scored, margin) for pair in pairs]
+        return [self._change(pair, look, scored, margin) for pair in pairs]
 
-    def _anew(self, cell: SnapshotCell, look: str, n: int | None) -> dict[str, Any]:
+    def _anew(self, cell: SnapshotCell, look: Look) -> dict[str, Any]:
         """The settings in which a cell's second look differs from the cell."""
-        return {"seed": fresh_seed(self.night, look, cell.settings["seed"]), "num_samples": n or cell.num_samples}
+        seed = fresh_seed(self.night, look.name, cell.settings["seed"])
+        return {"seed": seed, "num_samples": look.num_samples or cell.num_samples}
 
-    def _point(self, cell: SnapshotCell, look: str, n: int | None) -> dict[str, Any]:
+    def _point(self, cell: SnapshotCell, look: Look) -> dict[str, Any]:
         """The cell as a point of a grid: with all its settings, and a fresh seed."""
-        sample = {**cell.settings, **self._anew(cell, look, n)}
+        sample = {**cell.settings, **self._anew(cell, look)}
         diffusion = {f"diffusion.{key}": value for key, value in cell.network.diffusion.items() if value is not None}
-        return {"model.checkpoint": cell.network.folder, **diffusion, **sample}
+        return {**cell.network.keys, **diffusion, **sample}
 
-    def _change(
-        self, pair: Pair, look: str, n: int | None, scored: Mapping[str, SnapshotCell], margin: float
-    ) -> Change:
-        new, old = (scored[_place(cell, self._anew(cell, look, n))] for cell in pair)
+    def _change(self, pair: Pair, look: Look, scored: Mapping[str, SnapshotCell], margin: float) -> Change:
+        new, old = (scored[_place(cell, self._anew(cell, look))] for cell in pair)
         if new.influence is None or old.influence is None:
             raise UserError(f"{new.name} has no standard error with a fresh seed: {new.reason or old.reason}")
         difference = float(new.metrics["fid"]) - float(old.metrics["fid"])

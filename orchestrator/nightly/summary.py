@@ -112,8 +112,8 @@ def _rule(compared: dict[str, Any]) -> str:
     if compared["critical"] is None:
         return ""
     return (
-        f"Rule: {compared['rule']}. A cell is worse if T = (change - margin) / se is above {compared['critical']:.2f}; "
-        f"the margin is {100 * compared['margin']:g} % of the baseline's FID."
+        f"Rule: {compared['rule']}. T = (change - margin) / se; the margin is {100 * compared['margin']:g} % of the "
+        "baseline's FID."
     )
 
 

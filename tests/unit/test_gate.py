@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import norm
 
 from taugrid.eval.gate.critical import correlation, critical_value
-from taugrid.eval.gate.rule import ALPHA, POWER, Change, judge, screened
+from taugrid.eval.gate.rule import ALPHA, POWER, Change, judge, screen
 
 N, CELLS, NIGHTS, DRAWS = 150, 20, 1_500, 20_000
 SHARED = 0.4
@@ -100,8 +100,18 @@ def test_correlations_are_of_means_whose_cells_share_their_first_samples():
 
 def test_screening_singles_out_more_than_the_verdict_does():
     moved = night(3, by=3.3)
-    assert screened(moved, DRAWS) == ["0"]
-    assert judge(moved, 0.10, DRAWS).critical < judge(moved, 0.01, DRAWS).critical
+    singled_out = screen(moved, draws=DRAWS)
+    assert [cell.name for cell in singled_out.worse] == ["0"]
+    assert singled_out.critical < judge(moved, 0.01, DRAWS).critical
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.3])
+def test_no_cell_is_worse_by_the_usual_seeds_without_being_singled_out(alpha):
+    """Else its verdict would stay that of the usual seeds, which are the same every night."""
+    for number in range(40):
+        changes = night(number, by=2)
+        worse = {cell.name for cell in judge(changes, alpha, DRAWS).worse}
+        assert worse <= {cell.name for cell in screen(changes, alpha, DRAWS).worse}
 
 
 def test_a_night_without_cells_is_no_alarm_and_cells_that_never_vary_are_refused():

@@ -11,6 +11,7 @@ import duckdb
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 from in_process import PoolHere
 from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
 
@@ -59,7 +60,7 @@ def test_the_same_weights_are_an_identical_night(begun, started):
 def test_a_worse_night_is_confirmed_with_a_fresh_seed_and_exits_with_3(begun, started):
     found = night(started, begun / "worse.yaml", "2", code=3)
     assert found["result"] == "worse"
-    assert "two stages: the usual seeds single out 4 cells of 4 at 0.1" in found["comparison"]["rule"]
+    assert "two stages: the usual seeds single out 4 of 4 cells at 0.1" in found["comparison"]["rule"]
     fresh = {json.loads(path.read_text())["cell"] for path in (started / "nights/2/fresh/scores").glob("*.json")}
     assert len(fresh) == 2 * CELLS, "both networks were sampled anew"
     seeds = {name.parent.name for name in (started / "nights/2/fresh/samples").rglob("*.parquet")}
@@ -84,7 +85,7 @@ def night_row(history, name):
 def test_a_change_within_the_margin_is_not_worse_and_needs_no_second_look(begun, started):
     found = night(started, begun / "alike.yaml", "2")
     assert found["result"] == "not worse"
-    assert "single out 0 cells" in found["comparison"]["rule"]
+    assert "single out 0 of 4 cells" in found["comparison"]["rule"]
     assert not (started / "nights/2/fresh").exists()
 
 
@@ -107,7 +108,7 @@ def test_undecided_cells_are_grown_and_alpha_is_split(begun, started):
     undecided = [cell for cell in once["comparison"]["cells"] if cell["result"] == "undecided"]
     assert undecided, once["comparison"]["cells"]
     grown = night(started, begun / "worse.yaml", "3", "--margin", margin, "--grow-to", 400, code=None)
-    assert "grown to N = 400 with a fresh seed, at alpha = 0.005" in grown["comparison"]["rule"]
+    assert "grown to N = 400 at alpha = 0.005" in grown["comparison"]["rule"]
     by_name = {cell["name"]: cell for cell in grown["comparison"]["cells"]}
     assert all(by_name[cell["name"]]["se"] < cell["se"] for cell in undecided)
 
@@ -194,16 +195,19 @@ def test_an_unfinished_night_whose_checkpoint_changed_makes_way(begun, started, 
     assert "its checkpoint or config has changed" in told
 
 
-def test_a_night_with_quarantined_cells_says_so_and_exits_with_4(begun, started, monkeypatch):
+def failing(monkeypatch, fails):
+    """Jobs of samples for which `fails(job)` holds are ones that no worker can do."""
     give = PoolHere.give
 
-    def fails(pool, worker, job):
-        if type(job).__name__ == "SampleJob" and job.settings.steps == 3 and job.settings.eta == 1:
-            job = None  # which no worker can do
-        give(pool, worker, job)
+    def given(pool, worker, job):
+        give(pool, worker, None if type(job).__name__ == "SampleJob" and fails(job) else job)
 
+    monkeypatch.setattr(PoolHere, "give", given)
+
+
+def test_a_night_with_quarantined_cells_says_so_and_exits_with_4(begun, started, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(PoolHere, "give", fails)
+        failing(patch, lambda job: (job.settings.steps, job.settings.eta) == (3, 1))
         found = night(started, begun / "old.yaml", "2", code=4)
     assert [name.rsplit("-", 1)[0] for name in found["missing"]] == ["S0003-eta1"]
     text = (started / "nights/2/summary.md").read_text()
@@ -211,6 +215,68 @@ def test_a_night_with_quarantined_cells_says_so_and_exits_with_4(begun, started,
     assert 'errors="1"' in (started / "nights/2/junit.xml").read_text()
     assert not (started / "nights/2/verdict.json").exists()
     assert night(started, begun / "old.yaml", "2")["missing"] == {}
+
+
+def test_a_night_with_missing_and_worse_cells_says_both_and_exits_with_4(begun, started, monkeypatch):
+    with monkeypatch.context() as patch:
+        failing(patch, lambda job: (job.settings.steps, job.settings.eta, job.settings.seed) == (3, 1, 0))
+        found = night(started, begun / "worse.yaml", "2", code=4)
+    assert found["result"] == "worse"
+    assert len(found["missing"]) == 1
+    headline = (started / "nights/2/summary.md").read_text().splitlines()[0]
+    assert "1 missing" in headline
+    assert "worse" in headline
+    (suite,) = ElementTree.fromstring((started / "nights/2/junit.xml").read_text())
+    assert (suite.get("failures"), suite.get("errors")) == ("3", "1")
+    assert night(started, begun / "worse.yaml", "2", code=3)["missing"] == {}
+
+
+def test_an_unfinished_second_look_leaves_its_cells_undecided_and_exits_with_4(begun, started, monkeypatch):
+    with monkeypatch.context() as patch:
+        failing(patch, lambda job: job.settings.seed != 0 and job.settings.eta == 1)
+        found = night(started, begun / "worse.yaml", "2", "--grow-to", 400, code=4)
+    assert {cell["result"] for cell in found["comparison"]["cells"]} == {"undecided"}
+    assert all(name.startswith("fresh/") for name in found["missing"])
+    assert "which is unfinished" in (started / "nights/2/summary.md").read_text()
+    assert not (started / "nights/2/grown").exists()
+    assert night(started, begun / "worse.yaml", "2", "--grow-to", 400, code=3)["result"] == "worse"
+
+
+CUSTOM = """
+import torch
+from torch import nn
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.tensor(0.9)), nn.Parameter(torch.tensor(0.0))
+    def forward(self, x, t):
+        return self.scale * x - self.shift
+
+def scaled(weights):
+    network = Scaled()
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    return network
+"""
+
+
+def test_custom_networks_have_two_stages_too(tmp_path, monkeypatch, quick_hashes):
+    (tmp_path / "mine.py").write_text(CUSTOM)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def config(name, shift):
+        weights = tmp_path / f"{name}.pt"
+        torch.save({"scale": torch.tensor(0.9), "shift": torch.tensor(shift)}, weights)
+        model = {"callable": "mine:scaled", "weights": str(weights)}
+        return write_config(tmp_path / f"{name}.yaml", "unused", model=model, grid={"steps": [2], "eta": [0.0]})
+
+    old, worse = config("old", 0.0), config("worse", 0.3)
+    night("history", old, "1")
+    baseline = ("--baseline", "history/nights/1/run")
+    found = night("history", worse, "2", *baseline, code=3)
+    assert "verdict is that of a fresh seed" in found["comparison"]["rule"]
+    assert found["comparison"]["cells"][0]["seeds"] == "fresh"
 
 
 def test_old_images_are_removed_and_count_as_done(begun, started):
@@ -299,17 +365,17 @@ def test_a_night_that_cannot_be_compared_is_refused_before_anything_is_sampled(b
 
 def test_a_history_in_a_bucket(begun, s3):
     """Two nights and a baseline in a bucket: the same results as in a folder, and images of the first are removed."""
-    history = f"s3://{s3.bucket()}/nights"
-    night(history, begun / "old.yaml", "1")
+    history, one = f"s3://{s3.bucket()}/nights", ("--set", "grid={steps: [2], eta: [0.0]}")
+    night(history, begun / "old.yaml", "1", *one)
     baseline = f"{history}/baseline.json"
     taugrid("baseline", "accept", f"{history}/nights/1/run", "--to", baseline, "--reason", "the first night")
-    found = night(history, begun / "worse.yaml", "2", "--keep-images", 1, code=3)
+    found = night(history, begun / "worse.yaml", "2", *one, "--keep-images", 1, code=3)
     assert found["baseline"]["place"] == baseline
-    assert "two stages: the usual seeds single out 4 cells of 4" in found["comparison"]["rule"]
-    assert night(history, begun / "worse.yaml", "2", code=3) == found, "it is complete"
+    assert "two stages: the usual seeds single out 1 of 1 cell " in found["comparison"]["rule"]
+    assert night(history, begun / "worse.yaml", "2", *one, code=3) == found, "it is complete"
     root, storage = open_place(history, "--history")
     table = pd.read_parquet(io.BytesIO(storage.read(root / "history.parquet")))
-    assert table.groupby("night").size().to_dict() == {"1": CELLS, "2": CELLS}
+    assert table.groupby("night").size().to_dict() == {"1": 1, "2": 1}
     assert all(storage.exists(root / f"trend.{kind}") for kind in ("png", "svg"))
     assert "removed" in taugrid("status", f"{history}/nights/1/run")[0]
     shown, _ = taugrid("plan", begun / "old.yaml", "--history", history)

@@ -1,0 +1,71 @@
+"""Whether both networks of a comparison can still be sampled: the baseline's files may have gone or been replaced."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from taugrid.errors import UserError
+from taugrid.hashing import json_sha256
+from taugrid.orchestrator.baseline.snapshot import Network, SnapshotCell
+from taugrid.orchestrator.plan.trust import Code, require_trusted
+from taugrid.workers.network import custom_process
+from taugrid.workers.network.checkpoint import read_checkpoint, weights_file, weights_sha256
+
+Pair = tuple[SnapshotCell, SnapshotCell]
+"""(new, baseline)."""
+
+SIDES = ("tonight's", "the baseline's")
+
+
+def why_not(pairs: Sequence[Pair], trust_code: bool) -> str | None:
+    """Why a second look is impossible; None if both networks of every pair can still be sampled.
+
+    Args:
+        pairs: the cells.
+        trust_code: a custom network may be given a file of weights that no config of the user's has named.
+    """
+    for new, old in (_networks(pair) for pair in pairs):
+        if new.is_same(old):
+            return "the weights are the baseline's, so a fresh seed would compare them with themselves"
+        if (new.callable, new.source_sha256) != (old.callable, old.source_sha256):
+            return "the custom network's code has changed, and the baseline's is gone"
+    seen: set[str] = set()
+    for pair in pairs:
+        for side, network in zip(SIDES, _networks(pair), strict=True):
+            weights = str(pair[0].settings["weights"])
+            key = json_sha256([network.keys, network.weights_sha256, weights])
+            if key not in seen and (reason := _reason(network, weights, trust_code)) is not None:
+                return f"{side} weights can't be sampled: {reason}"
+            seen.add(key)
+    return None
+
+
+def _networks(pair: Pair) -> tuple[Network, Network]:
+    return pair[0].network, pair[1].network
+
+
+def _reason(network: Network, weights: str, trust_code: bool) -> str | None:
+    try:
+        if network.callable is not None:
+            return _not_callable(network, network.callable, trust_code)
+        return _not_loadable(network, weights)
+    except UserError as error:
+        return str(error)
+
+
+def _not_loadable(network: Network, weights: str) -> str | None:
+    if network.folder is None:
+        return "they are in no folder on a disk that diffusers reads"
+    found = read_checkpoint(network.folder)
+    folder = found.unet_folder if weights == "ema" else found.raw_folder
+    digest = None if folder is None else weights_sha256(weights_file(Path(folder)))
+    return None if digest == network.weights_sha256 else f"{network.folder} holds other weights now"
+
+
+def _not_callable(network: Network, function: str, trust_code: bool) -> str | None:
+    if network.weights_file is None:
+        return "the function of the custom network is given no file (model.weights), so there is nothing to tell apart"
+    if custom_process.weights_sha256(Path(network.weights_file)) != network.weights_sha256:
+        return f"{network.weights_file} holds other weights now"
+    if not trust_code:  # a baseline file may come from somebody else, and a file of weights may be a pickle
+        require_trusted([Code("model.callable", function, network.weights_file)], Path(network.weights_file))
+    return None
