@@ -16,9 +16,9 @@ from taugrid.errors import UserError
 from taugrid.eval.gate.rule import ALPHA, MARGIN, Change, NightJudgement, judge
 from taugrid.orchestrator.baseline.labels import labels
 from taugrid.orchestrator.baseline.matching import changed_versions, matched
+from taugrid.orchestrator.baseline.others import other_metrics
 from taugrid.orchestrator.baseline.pixels import PixelDistance, distance
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell
-from taugrid.registry.metrics import METRICS
 from taugrid.words import counted
 
 Situation = Literal["same weights and setup", "same weights, other setup", "new weights"]
@@ -209,7 +209,7 @@ def _look(new: SnapshotCell, old: SnapshotCell, margin: float) -> Compared:
         se=0.0 if result == "identical" else None,
         pixels=pixels,
         note=note,
-        others=_other_metrics(new, old),
+        others=other_metrics(new.metrics, old.metrics),
     )
 
 
@@ -241,9 +241,3 @@ def _pixels(new: SnapshotCell, old: SnapshotCell) -> PixelDistance | None:
     if not len(differing):
         return distance(differing, len(mine), None, None)
     return distance(differing, len(mine), new.find_images(), old.find_images())
-
-
-def _other_metrics(new: SnapshotCell, old: SnapshotCell) -> dict[str, tuple[float | None, float | None]]:
-    names = [column.name for metric in METRICS.values() for column in metric.columns if column.name != "fid"]
-    sides = {name: (new.metrics.get(name), old.metrics.get(name)) for name in names}
-    return {name: values for name, values in sides.items() if any(value is not None for value in values)}

@@ -7,6 +7,7 @@ from typing import Any
 
 from taugrid.eval.tables.entries import write_number
 from taugrid.orchestrator.baseline.comparison import BaselineComparison, Compared
+from taugrid.orchestrator.baseline.others import NOT_JUDGED, change_in_words, columns_in
 from taugrid.words import counted
 
 VERDICTS = {
@@ -75,6 +76,7 @@ def comparison_text(found: BaselineComparison) -> str:
     lines.append("")
     if found.critical is not None:
         lines.append(f"rule: {found.rule}; margin {100 * found.margin:g} % of the baseline's FID")
+    lines += _others(found)
     for title, names in (("not in the baseline", found.only_new), ("only in the baseline", found.only_baseline)):
         if names:
             more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
@@ -82,6 +84,17 @@ def comparison_text(found: BaselineComparison) -> str:
     lines += [f"differs: {mark}" for mark in found.marks]
     lines += [f"warning: {note}" for note in found.notes]
     return "\n".join(lines)
+
+
+def _others(found: BaselineComparison) -> list[str]:
+    """A line for each cell with its metrics beside FID, as they were and are."""
+    columns = columns_in(cell.others for cell in found.cells)
+    lines = [f"other metrics, {NOT_JUDGED}:"] * bool(columns)
+    width = max((len(cell.name) for cell in found.cells), default=0)
+    for cell in found.cells if columns else ():
+        told = (f"{column.title} {change_in_words(cell.others, column)}" for column in columns)
+        lines.append(f"  {cell.name:{width}}  {', '.join(told)}")
+    return lines
 
 
 def baseline_text(value: Mapping[str, Any]) -> str:

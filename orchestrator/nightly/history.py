@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from taugrid.orchestrator.baseline.others import OTHER_COLUMNS
 from taugrid.storage import Storage, replacing
 
 COLUMNS_ABOUT = (
@@ -23,10 +24,6 @@ COLUMNS_ABOUT = (
     ("weights_sha256", pa.string(), "of the network"),
     ("fid", pa.float64(), "FID"),
     ("fid_se", pa.float64(), "one standard error of sampling at this N"),
-    ("isc_mean", pa.float64(), "Inception Score; null if it was not asked for, as are those below"),
-    ("kid_mean", pa.float64(), "KID"),
-    ("precision", pa.float64(), "precision"),
-    ("recall", pa.float64(), "recall"),
     ("baseline", pa.string(), "SHA-256 of the baseline's Parquet file, or the path of a run directory"),
     ("baseline_fid", pa.float64(), "the baseline's FID, as recorded"),
     ("situation", pa.string(), "same weights and setup, same weights, other setup, or new weights"),
@@ -38,8 +35,9 @@ COLUMNS_ABOUT = (
     ("upper", pa.float64(), "the upper end of the difference's interval"),
     ("detectable", pa.float64(), "the change that would be called worse in 4 of 5 nights"),
     ("seeds", pa.string(), "the samples that the difference is of: usual, fresh (a second look) or grown"),
+    *((column.name, pa.float64(), f"{column.title.split(' ×')[0]}; null if not asked for") for column in OTHER_COLUMNS),
 )
-"""Name, type and meaning of each column. New columns go at the end."""
+"""Name, type and meaning of each column; those of metrics beside FID are the registry's."""
 
 SCHEMA = pa.schema([pa.field(name, kind, metadata={b"about": about.encode()}) for name, kind, about in COLUMNS_ABOUT])
 
@@ -55,7 +53,7 @@ def _night_rows(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for score in verdict["scores"]:
         found, settings, metrics = compared.get(score["cell"], {}), score["settings"], score["metrics"]
-        row = {name: metrics.get(name) for name in ("fid", "fid_se", "isc_mean", "kid_mean", "precision", "recall")}
+        row = {name: metrics.get(name) for name in ("fid", "fid_se", *(column.name for column in OTHER_COLUMNS))}
         names = ("baseline_fid", "situation", "result", "difference", "margin", "t", "upper", "detectable", "seeds")
         row |= {name: found.get(name) for name in names}
         row |= {name: score[name] for name in ("label", "cell", "weights_sha256")}

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from taugrid.eval.tables.entries import write_number
+from taugrid.orchestrator.baseline.others import NOT_JUDGED, change_in_words, columns_in
 
 MOST_ROWS = 200
 """Rows of the table; GitHub takes 1 MB, and nobody reads more."""
@@ -30,7 +31,7 @@ def summary(verdict: dict[str, Any]) -> str:
     blocks = [f"# {verdict['name']}, night {verdict['night']}: {headline}"]
     compared = verdict["comparison"]
     if compared is not None:
-        blocks += [_counts(compared), _table(verdict, compared), _rule(compared)]
+        blocks += [_counts(compared), _table(verdict, compared), _rule(compared), _others(verdict, compared)]
         blocks += [f"- {mark}" for mark in compared["marks"]]
         blocks += [f"Not in the baseline: {_listed(compared['only_new'])}"] * bool(compared["only_new"])
         blocks += [f"Only in the baseline: {_listed(compared['only_baseline'])}"] * bool(compared["only_baseline"])
@@ -87,10 +88,10 @@ def _counts(compared: dict[str, Any]) -> str:
 
 
 def _table(verdict: dict[str, Any], compared: dict[str, Any]) -> str:
-    named = {score["cell"]: score["label"] for score in verdict["scores"]}
+    named = _labels(verdict)
     cells = sorted(compared["cells"], key=lambda cell: (ORDER.index(cell["result"]), -(cell["t"] or 0)))
     rows = [
-        f"| {named[cell['cell']].replace('|', '/')} | {'**' if cell['result'] in ORDER[:2] else ''}{cell['result']}"
+        f"| {named[cell['cell']]} | {'**' if cell['result'] in ORDER[:2] else ''}{cell['result']}"
         f"{'**' if cell['result'] in ORDER[:2] else ''} | {_number(cell['baseline_fid'])} | {_number(cell['fid'])} | "
         f"{_change(cell)} | {'' if cell['t'] is None else format(cell['t'], '+.1f')} | {'; '.join(_remarks(cell))} |"
         for cell in cells[:MOST_ROWS]
@@ -98,6 +99,24 @@ def _table(verdict: dict[str, Any], compared: dict[str, Any]) -> str:
     more = [f"... and {len(cells) - MOST_ROWS} more cells."] if len(cells) > MOST_ROWS else []
     head = ["| cell | verdict | baseline FID | FID | change | T | |", "| :-- | :-- | --: | --: | --: | --: | :-- |"]
     return "\n".join([*head, *rows, *(["", *more] if more else [])])
+
+
+def _others(verdict: dict[str, Any], compared: dict[str, Any]) -> str:
+    columns = columns_in(cell["others"] for cell in compared["cells"])
+    if not columns:
+        return ""
+    named = _labels(verdict)
+    rows = []
+    for cell in compared["cells"][:MOST_ROWS]:
+        told = (change_in_words(cell["others"], column, "→") for column in columns)
+        rows.append(f"| {' | '.join([named[cell['cell']], *told])} |")
+    head = [f"| cell | {' | '.join(column.title for column in columns)} |", f"| :-- |{' --: |' * len(columns)}"]
+    return "\n".join([f"Other metrics, {NOT_JUDGED}:", "", *head, *rows])
+
+
+def _labels(verdict: dict[str, Any]) -> dict[str, str]:
+    """Cell id -> its label, which must not end a column of a table."""
+    return {score["cell"]: score["label"].replace("|", "/") for score in verdict["scores"]}
 
 
 def _scores(verdict: dict[str, Any]) -> str:

@@ -69,7 +69,6 @@ def test_a_worse_night_is_confirmed_with_a_fresh_seed_and_exits_with_3(begun, st
     assert (usual["difference"] != usual["fid"] - usual["baseline_fid"]).all(), "the verdict is the fresh seed's"
     text = (started / "nights/2/summary.md").read_text()
     assert text.startswith("# night, night 2: ❌ worse")
-    assert len(text) < 1_000_000
     (suite,) = ElementTree.fromstring((started / "nights/2/junit.xml").read_text())
     assert (suite.get("tests"), suite.get("failures")) == ("4", "4")
     case = suite.find("testcase")

@@ -1,0 +1,66 @@
+"""summary.md and junit.xml of nights of any size, from verdicts as plain data."""
+
+from xml.etree import ElementTree
+
+import pytest
+
+from taugrid.orchestrator.baseline.comparison import BaselineComparison, Compared, worst
+from taugrid.orchestrator.baseline.text import comparison_text
+from taugrid.orchestrator.nightly.junit import junit_xml
+from taugrid.orchestrator.nightly.summary import summary
+
+
+def cell(number, result, **more):
+    numbers = {"fid": 12.5, "baseline_fid": 10.0, "difference": 2.5, "margin": 0.2, "se": 0.5, "t": 4.6, "upper": 4.0}
+    name = f"S0010-eta0.{number}-{number:010x}"
+    found = {"cell": f"{number:010x}", "name": name, "baseline_cell": name, "situation": "new weights", **numbers}
+    return Compared(**{**found, "result": result, "detectable": 1.9, **more})
+
+
+def compared(cells):
+    result = worst([one.result for one in cells])
+    sides = {"only_new": (), "only_baseline": (), "marks": (), "notes": ()}
+    return BaselineComparison(
+        "run", "b.json", result, tuple(cells), **sides, alpha=0.01, margin=0.02, critical=3.1, rule="R"
+    )
+
+
+def verdict(cells, missing=()):
+    found = compared(cells).as_dict()
+    scores = [{"cell": one.cell, "label": f"S0010-eta0.{i} " + "x" * 60, "metrics": {"fid": one.fid}}
+              for i, one in enumerate(cells)]  # fmt: skip
+    return {"night": "n", "name": "big", "time": "2026-11-26T00:00:00+00:00", "result": found["result"],
+            "missing": dict(missing), "scores": scores, "comparison": found}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def large():
+    others = {"kid_mean": (0.0021, 0.0011), "isc_mean": (2.5, None)}
+    results = ["not worse"] * 4000 + ["worse"] * 1000
+    return verdict([cell(i, result, others=others, note="n" * 100) for i, result in enumerate(results)],
+                   {f"gone-{i}": "r" * 200 for i in range(1000)})  # fmt: skip
+
+
+def test_a_summary_of_thousands_of_cells_is_under_1_megabyte_and_begins_with_the_verdict(large):
+    text = summary(large)
+    assert 100_000 < len(text.encode()) < 1_000_000
+    assert text.splitlines()[0] == "# big, night n: ⚠️ incomplete: 1000 missing; so far: ❌ worse"
+    table = [line for line in text.splitlines() if line.startswith("| S0010")]
+    assert "**worse**" in table[0], "the worse cells come first"
+
+
+def test_metrics_beside_fid_are_shown_with_what_they_were(large):
+    text = summary(large)
+    assert "| cell | Inception Score | KID × 1000 |" in text
+    assert "| – → 2.50 | 1.10 → 2.10 |" in text
+    shown = comparison_text(compared([cell(0, "worse", others={"kid_mean": (0.0021, 0.0011)})]))
+    assert "KID × 1000 1.10 -> 2.10" in shown
+    assert "Other metrics" not in summary(verdict([cell(0, "worse")]))
+
+
+def test_every_cell_is_a_test_case(large):
+    (suite,) = ElementTree.fromstring(junit_xml(large))
+    assert {name: suite.get(name) for name in ("tests", "failures", "errors")} == {
+        "tests": "6000", "failures": "1000", "errors": "1000",
+    }  # fmt: skip
+    assert "T = +4.6" in suite.find("testcase/failure").text
