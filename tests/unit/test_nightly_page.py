@@ -1,15 +1,19 @@
 """docs/nightly.md: its YAML is valid, its shell parts run, and its schema is the one that is written."""
 
+import copy
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
+from ci_schemas import CRON_JOB, WORKFLOW
 from nights import checkpoint, taugrid, write_config
 
+from taugrid.errors import Exit
 from taugrid.orchestrator.nightly.history import COLUMNS_ABOUT
 
 PAGE = (Path(__file__).parents[2] / "docs/nightly.md").read_text()
@@ -22,12 +26,22 @@ def block(language, beginning=""):
 
 
 def actions():
-    return yaml.safe_load(block("yaml", "name: nightly"))
+    """The workflow; YAML 1.1 reads its key `on` as true."""
+    return {
+        "on" if key is True else key: value for key, value in yaml.safe_load(block("yaml", "name: nightly")).items()
+    }
+
+
+def cron_job():
+    return yaml.safe_load(block("yaml", "apiVersion"))
+
+
+def pod():
+    return cron_job()["spec"]["jobTemplate"]["spec"]["template"]["spec"]
 
 
 def container():
-    value = yaml.safe_load(block("yaml", "apiVersion"))
-    return value["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
+    return pod()["containers"][0]
 
 
 def shell_parts():
@@ -64,6 +78,7 @@ def test_a_shell_part_runs(place, way, tmp_path):
         **os.environ,
         "PATH": f"{place / 'bin'}:{os.environ['PATH']}",
         "GITHUB_RUN_ID": "42",
+        "HISTORY": "history",
         "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
     }
     subprocess.run(["bash", "-ec", shell_parts()[way]], cwd=place, env=environment, check=True, timeout=300)
@@ -74,9 +89,53 @@ def test_a_shell_part_runs(place, way, tmp_path):
         assert "exit" not in (place / "night.log").read_text()
 
 
-def test_the_yaml_says_what_it_should():
-    assert actions()[True]["schedule"] == [{"cron": "30 2 * * *"}]  # YAML 1.1 reads `on` as true
-    assert container()["workingDir"] == "/nightly"
+def test_the_workflow_is_what_github_takes():
+    workflow = actions()
+    jsonschema.validate(workflow, WORKFLOW)
+    step = ("jobs", "nightly", "steps", 0, "uses")
+    mistakes = {("on", "schedule"): [{"cron": "30 2 * *"}], step: "checkout", ("jobs", "nightly", "run-on"): "gpu"}
+    for path, value in mistakes.items():
+        wrong = changed(workflow, path, value)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, WORKFLOW)
+    (job,) = workflow["jobs"].values()
+    text = str(job["steps"])
+    assert set(re.findall(r"\$\{\{ ([\w.]+) \}\}", text)) <= {"github.run_id", *(f"env.{name}" for name in job["env"])}
+
+
+def test_the_cron_job_is_what_kubernetes_takes():
+    document = cron_job()
+    jsonschema.validate(document, CRON_JOB)
+    job = ("spec", "jobTemplate", "spec")
+    rule = (*job, "podFailurePolicy", "rules", 0, "onExitCodes")
+    pods = (*job, "template", "spec")
+    mistakes = {(*rule, "values"): [0, 3], (*pods, "restartPolicy"): "OnFailure", (*pods, "containers", 0, "dir"): "/x"}
+    for path, value in mistakes.items():
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(changed(document, path, value), CRON_JOB)
+    codes = document["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]
+    assert codes["containerName"] == container()["name"]
+    assert set(codes["values"]) == {Exit.USAGE, Exit.REGRESSION}, "what trying again does not mend"
+    assert {mount["name"] for mount in container()["volumeMounts"]} == {volume["name"] for volume in pod()["volumes"]}
+    assert container()["workingDir"] == container()["volumeMounts"][0]["mountPath"]
+
+
+def changed(document, path, value):
+    wrong = copy.deepcopy(document)
+    place = wrong
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return wrong
+
+
+def test_scrontab_gives_sbatch_its_options():
+    options = re.findall(r"^#SCRON (--[\w-]+)=\S+$", block("scrontab"), re.MULTILINE)
+    assert options == ["--job-name", "--gres", "--time", "--chdir", "--mail-type"]
+    assert len(block("scrontab").splitlines()) == len(options) + 1
+
+
+def test_the_pattern_of_checkpoints_is_one():
     grid = re.search(r"^( {4}grid:\n(?: {6}[^\n]*\n)+)", PAGE, re.MULTILINE)[1]
     assert yaml.safe_load(grid)["grid"]["model.checkpoint"] == ["runs/x/step-*"]
 

@@ -1,0 +1,76 @@
+"""What GitHub Actions and Kubernetes take, as far as docs/nightly.md uses it: JSON schemas by hand.
+
+Unknown keys are errors. Written from GitHub's "Workflow syntax", and from Kubernetes' types in
+staging/src/k8s.io/api/batch/v1/types.go with what pkg/apis/batch/validation refuses of pod failure policies. A key that
+is not here is not forbidden there: look it up, and add it.
+"""
+
+from kuberay import COUNT, NAME, QUANTITY, each, exact
+
+TEXT = {"type": "string", "minLength": 1}
+CRON = {"type": "string", "pattern": r"^([\d*/,-]+ ){4}[\d*/,-]+$"}
+
+RUN = exact("run", name=TEXT, run=TEXT, shell=TEXT, env={"type": "object"}, **{"if": TEXT})
+USES = exact(
+    "uses",
+    name=TEXT,
+    uses={"type": "string", "pattern": r"^[\w.-]+/[\w./-]+@[\w.-]+$"},
+    **{"if": TEXT, "with": {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}},
+)
+WORKFLOW = exact(
+    "on jobs",
+    name=TEXT,
+    on=exact("", schedule=each(exact("cron", cron=CRON)), workflow_dispatch={"type": ["null", "object"]}),
+    concurrency=TEXT,
+    jobs={
+        "type": "object",
+        "minProperties": 1,
+        "additionalProperties": exact(
+            "runs-on steps",
+            env={"type": "object", "additionalProperties": TEXT},
+            steps=each({"oneOf": [RUN, USES]}),
+            **{"runs-on": {"anyOf": [TEXT, each(TEXT)]}, "timeout-minutes": COUNT},
+        ),
+    },
+)
+"""YAML 1.1 reads the key `on` as true: see `test_nightly_page.actions`."""
+
+AMOUNTS = {"type": "object", "additionalProperties": {"anyOf": [QUANTITY, COUNT]}}
+CONTAINER = exact(
+    "name image",
+    name=NAME,
+    image=TEXT,
+    workingDir={"type": "string", "pattern": "^/"},
+    command=each(TEXT),
+    args=each(TEXT),
+    resources=exact("", limits=AMOUNTS, requests=AMOUNTS),
+    volumeMounts=each(exact("name mountPath", name=NAME, mountPath={"type": "string", "pattern": "^/"})),
+)
+POD = exact(
+    "containers restartPolicy",
+    restartPolicy={"const": "Never"},  # Always is refused for jobs, OnFailure beside a pod failure policy
+    containers=each(CONTAINER),
+    volumes=each(exact("name", name=NAME, persistentVolumeClaim=exact("claimName", claimName=NAME))),
+)
+EXIT_CODES = exact(
+    "operator values",
+    containerName=NAME,
+    operator={"enum": ["In", "NotIn"]},
+    values=each({"type": "integer", "not": {"const": 0}}) | {"uniqueItems": True},
+)
+RULE = exact("action onExitCodes", action={"enum": ["FailJob", "Ignore", "Count"]}, onExitCodes=EXIT_CODES)
+JOB = exact(
+    "template", backoffLimit=COUNT, podFailurePolicy=exact("rules", rules=each(RULE)), template=exact("spec", spec=POD)
+)
+CRON_JOB = exact(
+    "apiVersion kind metadata spec",
+    apiVersion={"const": "batch/v1"},
+    kind={"const": "CronJob"},
+    metadata=exact("name", name=NAME | {"maxLength": 52}),  # Kubernetes adds 11 characters for the names of jobs
+    spec=exact(
+        "schedule jobTemplate",
+        schedule=CRON,
+        concurrencyPolicy={"enum": ["Allow", "Forbid", "Replace"]},
+        jobTemplate=exact("spec", spec=JOB),
+    ),
+)
