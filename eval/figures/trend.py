@@ -51,14 +51,15 @@ def _draw_trend(panel: Axes, table: TrendPanel, styles: Styles) -> None:
         draw_line(panel, x + look.shift * len(places), values, errors, look)
         base = rows["baseline_fid"].to_numpy(dtype=np.float64)
         margin = rows["margin"].to_numpy(dtype=np.float64)
-        if not np.isnan(base).all():
-            panel.fill_between(x, base, base + margin, step="mid", color=look.colour, alpha=0.2, linewidth=0)
+        for place, low, high in zip(x, base, base + margin, strict=True):
+            if np.isfinite(low):  # a night's own stretch: with one night, a line over the nights would be a point
+                panel.fill_between([place - 0.5, place + 0.5], low, high, color=look.colour, alpha=0.2, linewidth=0)
     baselines = table.rows.groupby("night", sort=False)["baseline"].first().reindex(table.nights)
     for place, (before, now) in enumerate(pairwise(baselines), start=1):
         if isinstance(now, str) and now != before:
             panel.axvline(place - 0.5, color="#555555", linewidth=0.8, linestyle=":")
     panel.set_title(table.heading)
-    panel.set_xlabel("night (dotted: a baseline was accepted)")
+    panel.set_xlabel("night (band: baseline and margin; dotted: a new baseline)")
     panel.set_xlim(-0.5, len(places) - 0.5)
     every = max(1, -(-len(places) // MOST_TICKS))
     ticks = list(range(0, len(places), every))

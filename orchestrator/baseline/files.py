@@ -39,7 +39,11 @@ def snapshot_of(name: str) -> Snapshot:
     Raises:
         UserError: if it is neither, or a baseline file was changed or has lost its Parquet file.
     """
-    return read_baseline(*open_baseline(name, "BASELINE")) if is_baseline_file(name) else snapshot_of_run(name)
+    if is_baseline_file(name) or name.endswith(".parquet"):
+        return read_baseline(*open_baseline(name, "BASELINE"))
+    if not is_url(name) and not Path(name).is_dir():
+        raise UserError(f"BASELINE {name}: no such run directory; a baseline file ends in .json")
+    return snapshot_of_run(name)
 
 
 def is_baseline_file(name: str) -> bool:

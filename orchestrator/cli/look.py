@@ -24,8 +24,10 @@ def plan(config: str, out: str | None, assignments: tuple[str, ...], history: st
     if history is None:
         print_value(described, as_json, plan_text)
         return
+    from taugrid.orchestrator.nightly.checks import check_standard_error
     from taugrid.orchestrator.nightly.price import price, price_text
 
+    check_standard_error(opened)
     described["night"] = price(described, history)
     print_value(described, as_json, lambda shown: f"{plan_text(shown)}\n{price_text(shown['night'])}")
 

@@ -11,11 +11,11 @@ from taugrid.api import STAGES
 from taugrid.config import Config
 from taugrid.config.load import CONFIG_NAME
 from taugrid.errors import Exit, UserError
-from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
 from taugrid.orchestrator.baseline.files import snapshot_of
 from taugrid.orchestrator.baseline.labels import labels
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot, snapshot_of_opened
+from taugrid.orchestrator.nightly.checks import check_growth, check_same_night, check_standard_error
 from taugrid.orchestrator.nightly.judging import Looks, Terms, judge_night
 from taugrid.orchestrator.nightly.places import History, Night, open_history
 from taugrid.orchestrator.nightly.removal import remove_old_images
@@ -27,7 +27,7 @@ from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.rundir.lock import sole_driver
 from taugrid.orchestrator.session import Run
 from taugrid.storage import write_sealed
-from taugrid.words import with_urls
+from taugrid.words import counted, with_urls
 
 WITHOUT_TRAINING = ("sample", "evaluate", "report")
 
@@ -80,11 +80,13 @@ def run_night(request: NightRequest, progress: Progress) -> NightOutcome:
         opened, night = _open_night(request, history, progress)
         verdict = night.verdict
         if verdict is not None:
+            check_same_night(opened, night, verdict)
             progress.say(f"night {night.id} is complete; nothing to do")
             if not is_current(history):  # a kill came after the verdict
                 write_history(history)
             return NightOutcome(night, verdict, again=True)
         check_standard_error(opened)
+        check_growth(request.terms.grow_to, opened)
         baseline = _baseline(request, history)
         if baseline is not None:
             matched(planned_snapshot(opened), baseline)  # refuse what can't be compared before anything is sampled
@@ -97,20 +99,6 @@ def run_night(request: NightRequest, progress: Progress) -> NightOutcome:
             write_history(history)
             remove_old_images(history, request.keep_images, progress.say)
         return NightOutcome(night, verdict, again=False)
-
-
-def check_standard_error(opened: Opened) -> None:
-    """Raise `UserError` if a cell's N gives FID no standard error: then nothing could be said about it, ever."""
-    if "fid" not in opened.config.evaluate.metrics:
-        raise UserError("evaluate.metrics lacks fid, which is what a night is judged by; add it")
-    spec = opened.rundir.extractor(opened.config)
-    least = SAMPLES_PER_DIMENSION * spec.dimensions
-    small = sorted({cell.settings.num_samples for cell in opened.plan.cells if cell.settings.num_samples < least})
-    if small:
-        raise UserError(
-            f"sample.num_samples: {small[0]} gives FID no standard error with {spec.name}, whose features have "
-            f"{spec.dimensions} dimensions; a night needs at least {least}"
-        )
 
 
 def _open_night(request: NightRequest, history: History, progress: Progress) -> tuple[Opened, Night]:
@@ -156,7 +144,8 @@ def _judge(
     """The verdict as plain data: what verdict.json holds."""
 
     def sample_both(config: Config, folder: Path) -> Opened | None:
-        progress.say(f"second look: {len(config.grid)} cells of both networks, with a fresh seed")
+        cells = counted(len(config.grid) // 2, "cell")
+        progress.say(f"second look: {cells} with a fresh seed, of tonight's network and the baseline's")
         second = _opened_from(config, folder, request)
         outcome = Run(second.config, second.plan, second.rundir, request.address, progress).do(WITHOUT_TRAINING)
         missing.update({f"{folder.name}/{name}": reason for name, reason in outcome.missing.items()})

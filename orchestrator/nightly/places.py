@@ -88,7 +88,7 @@ def open_history(text: str) -> History:
     if storage.exists(history.config):
         raise UserError(f"--history {text} is a run directory; give the folder that holds all nights, or a new one")
     held = sorted(path.name for path in storage.list(root, "*") if not path.name.startswith("."))
-    if held and not {"nights", history.lease.name, history.default_baseline.name} & set(held):
+    if "nights" not in held and set(held) - {history.lease.name, "baseline.json", "baseline.parquet"}:
         raise UserError(
             f"--history {text} is not empty and no history of nights (it holds {', '.join(held[:3])}"
             f"{', ...' if len(held) > 3 else ''}); give a new folder"

@@ -31,7 +31,8 @@ def summary(verdict: dict[str, Any]) -> str:
     blocks = [f"# {verdict['name']}, night {verdict['night']}: {headline}"]
     compared = verdict["comparison"]
     if compared is not None:
-        blocks += [_counts(compared), _table(verdict, compared), _rule(compared), _others(verdict, compared)]
+        blocks += [_counts(compared), _table(verdict, compared), _rule(compared), _baseline(verdict["baseline"])]
+        blocks += [_others(verdict, compared)]
         blocks += [f"- {mark}" for mark in compared["marks"]]
         blocks += [f"Not in the baseline: {_listed(compared['only_new'])}"] * bool(compared["only_new"])
         blocks += [f"Only in the baseline: {_listed(compared['only_baseline'])}"] * bool(compared["only_baseline"])
@@ -43,7 +44,7 @@ def summary(verdict: dict[str, Any]) -> str:
     blocks += [f"- missing: `{name}`: {reason}" for name, reason in list(verdict["missing"].items())[:MOST_ROWS]]
     if verdict["missing"]:
         blocks.append("Run the same command again to finish what is missing.")
-    blocks.append("Trend: `trend.png` of the history, from `history.parquet`.")
+    blocks.append("Trend, as seen from this file: `../../trend.png`, drawn from `../../history.parquet`.")
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
@@ -80,6 +81,11 @@ def _number(value: float, error: float | None = None) -> str:
 
 def _change(cell: dict[str, Any]) -> str:
     return f"{'+' if cell['difference'] > 0 else ''}{_number(cell['difference'], cell['se'])}"
+
+
+def _baseline(baseline: dict[str, Any]) -> str:
+    accepted, reason = baseline["accepted"], baseline["reason"]
+    return f"Baseline: `{baseline['place']}`" + (f", accepted {accepted[:10]}: {reason}" if accepted else "")
 
 
 def _counts(compared: dict[str, Any]) -> str:

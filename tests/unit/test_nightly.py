@@ -119,6 +119,18 @@ def test_the_same_night_again_changes_nothing(begun, started):
     assert every_file(started) == before
 
 
+def test_a_complete_night_does_not_answer_for_another_model(begun, started, tmp_path):
+    """Else tonight's model would get the verdict, and the exit code, of one that was sampled earlier."""
+    network = checkpoint(tmp_path / "latest")
+    config = write_config(tmp_path / "latest.yaml", network)
+    night(started, config, "2")
+    checkpoint(network, 0.3)
+    before = every_file(started)
+    _, told = taugrid("nightly", config, "--history", started, "--id", "2", code=2)
+    assert "the checkpoint or the config has changed" in told
+    assert every_file(started) == before
+
+
 def test_a_kill_between_verdict_and_history_is_mended_by_the_same_command(begun, started):
     night(started, begun / "old.yaml", "2")
     whole = every_file(started)
@@ -336,6 +348,12 @@ def test_an_n_without_a_standard_error_is_refused_before_anything_starts(begun, 
     _, told = taugrid("nightly", config, "--history", tmp_path / "history", "--id", "1", code=2)
     assert "a night needs at least 160" in told
     assert not (tmp_path / "history/nights/1/run/samples").exists()
+    assert "a night needs at least 160" in taugrid("plan", config, "--history", tmp_path / "history", code=2)[1]
+
+
+def test_a_growth_to_no_more_than_there_is_is_refused(begun, tmp_path):
+    words = ("nightly", begun / "old.yaml", "--history", tmp_path / "history", "--id", "1", "--grow-to", 200)
+    assert "N = 200 or more already" in taugrid(*words, code=2)[1]
 
 
 def test_a_name_that_is_no_folders_name_is_refused(begun, tmp_path):
@@ -388,6 +406,7 @@ def test_a_history_in_a_bucket(begun, s3):
         (lambda place: place.write_text("x"), "is a file"),
         (lambda place: (place / "thesis").mkdir(parents=True), "is not empty and no history"),
         (lambda place: place.mkdir() or (place / "config.json").write_text("{}"), "is a run directory"),
+        (lambda place: [(place / name).mkdir(parents=True) for name in ("baseline.json", "src")], "it holds baseline"),
     ],
 )
 def test_a_place_that_is_no_history_is_refused_and_left_alone(begun, tmp_path, prepare, words):

@@ -29,8 +29,9 @@ def verdict(cells, missing=()):
     found = compared(cells).as_dict()
     scores = [{"cell": one.cell, "label": f"S0010-eta0.{i} " + "x" * 60, "metrics": {"fid": one.fid}}
               for i, one in enumerate(cells)]  # fmt: skip
-    return {"night": "n", "name": "big", "time": "2026-11-26T00:00:00+00:00", "result": found["result"],
-            "missing": dict(missing), "scores": scores, "comparison": found}  # fmt: skip
+    baseline = {"place": "b.json", "accepted": "2026-11-25T01:02:03+00:00", "reason": "it was good"}
+    about = {"night": "n", "name": "big", "time": "2026-11-26T00:00:00+00:00", "baseline": baseline}
+    return {**about, "result": found["result"], "missing": dict(missing), "scores": scores, "comparison": found}
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,8 @@ def test_metrics_beside_fid_are_shown_with_what_they_were(large):
     text = summary(large)
     assert "| cell | Inception Score | KID × 1000 |" in text
     assert "| – → 2.50 | 1.10 → 2.10 |" in text
+    assert "Baseline: `b.json`, accepted 2026-11-25: it was good" in text
+    assert "| KID |" in summary(verdict([cell(0, "worse", others={"kid_mean": (3.0, 2.0)})]))
     shown = comparison_text(compared([cell(0, "worse", others={"kid_mean": (0.0021, 0.0011)})]))
     assert "KID × 1000 1.10 -> 2.10" in shown
     assert "Other metrics" not in summary(verdict([cell(0, "worse")]))

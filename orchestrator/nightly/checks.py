@@ -1,0 +1,43 @@
+"""What must hold before a night begins, so that its verdict can say something."""
+
+from typing import Any
+
+from taugrid.errors import UserError
+from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
+from taugrid.orchestrator.nightly.places import Night
+from taugrid.orchestrator.opened import Opened
+
+
+def check_standard_error(opened: Opened) -> None:
+    """Raise `UserError` if a cell's N gives FID no standard error: then nothing could be said about it, ever."""
+    if "fid" not in opened.config.evaluate.metrics:
+        raise UserError("evaluate.metrics lacks fid, which is what a night is judged by; add it")
+    spec = opened.rundir.extractor(opened.config)
+    least = SAMPLES_PER_DIMENSION * spec.dimensions
+    small = sorted({cell.settings.num_samples for cell in opened.plan.cells if cell.settings.num_samples < least})
+    if small:
+        raise UserError(
+            f"sample.num_samples: {small[0]} gives FID no standard error with {spec.name}, whose features have "
+            f"{spec.dimensions} dimensions; a night needs at least {least}"
+        )
+
+
+def check_growth(grow_to: int | None, opened: Opened) -> None:
+    """Raise `UserError` if no cell could grow."""
+    least = min(cell.settings.num_samples for cell in opened.plan.cells)
+    if grow_to is not None and grow_to <= least:
+        raise UserError(f"--grow-to {grow_to}: every cell has N = {least} or more already; give more than that")
+
+
+def check_same_night(opened: Opened, night: Night, verdict: dict[str, Any]) -> None:
+    """Raise `UserError` if a complete night is asked for with cells that it does not have: tonight's model is another.
+
+    Its verdict, and its exit code, would be taken for those of a model that nobody has sampled.
+    """
+    judged = {score["cell"] for score in verdict["scores"]}
+    new = [cell.name for cell in opened.plan.cells if cell.id not in judged]
+    if new:
+        raise UserError(
+            f"night {night.id} is complete, but has no {new[0]}{' and others' * (len(new) > 1)}: the checkpoint or the "
+            "config has changed since; give --id NAME for another night"
+        )
