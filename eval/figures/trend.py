@@ -59,7 +59,7 @@ def _draw_trend(panel: Axes, table: TrendPanel, styles: Styles) -> None:
         if isinstance(now, str) and now != before:
             panel.axvline(place - 0.5, color="#555555", linewidth=0.8, linestyle=":")
     panel.set_title(table.heading)
-    panel.set_xlabel("night (band: baseline and margin; dotted: a new baseline)")
+    panel.set_xlabel("night\n(band: baseline and margin;\ndotted: a new baseline)")
     panel.set_xlim(-0.5, len(places) - 0.5)
     every = max(1, -(-len(places) // MOST_TICKS))
     ticks = list(range(0, len(places), every))

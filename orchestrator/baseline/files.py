@@ -30,6 +30,8 @@ from taugrid.words import with_urls
 
 FORMAT = "taugrid baseline 1"
 
+ACCEPT = "`taugrid baseline accept DIR --to FILE --reason TEXT`"
+
 SCHEMA = pa.schema([("cell", pa.string()), ("index", pa.int64()), ("influence", pa.float64()), ("pixels", pa.int64())])
 
 
@@ -149,8 +151,12 @@ def read_json_of_baseline(path: Path, storage: Storage = LOCAL) -> dict[str, Any
     """What the JSON of a baseline file says; `UserError` if it is none, or has changed."""
     value = read_sealed(path, storage)
     if value is None:
-        found = "was changed by hand, or is no baseline file" if storage.exists(path) else "does not exist"
-        raise UserError(f"{_shown(path)} {found}; `taugrid baseline accept DIR --to FILE --reason TEXT` writes one")
+        if storage.exists(path):
+            raise UserError(
+                f"{_shown(path)} was changed by hand, or is no baseline file; restore it from git, or remove it and "
+                f"accept a run again: {ACCEPT}"
+            )
+        raise UserError(f"{_shown(path)} does not exist; {ACCEPT} writes one")
     if value.get("format") != FORMAT:
         raise UserError(f"{_shown(path)} is no baseline file of this version ({FORMAT}); accept the baseline again")
     return value

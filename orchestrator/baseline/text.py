@@ -26,7 +26,7 @@ MOST_LISTED = 6
 def headline(found: BaselineComparison) -> str:
     """The verdict in a line."""
     counts = Counter(cell.result for cell in found.cells)
-    parts = [f"{number} {result}" for result, number in sorted(counts.items())]
+    parts = [f"{counts[result]} {result}" for result in VERDICTS if counts[result]]
     first = {
         "changed pixels": "CHANGED: the same weights, software and device make other images",
         "worse": f"WORSE: {counted(counts['worse'], 'cell')} got worse by more than the margin",
@@ -90,10 +90,10 @@ def _others(found: BaselineComparison) -> list[str]:
     """A line for each cell with its metrics beside FID, as they were and are."""
     columns = columns_in(cell.others for cell in found.cells)
     lines = [f"other metrics, {NOT_JUDGED}:"] * bool(columns)
-    width = max((len(cell.name) for cell in found.cells), default=0)
+    width = max((len(cell.label) for cell in found.cells), default=0)
     for cell in found.cells if columns else ():
         told = (f"{column.title} {change_in_words(cell.others, column)}" for column in columns)
-        lines.append(f"  {cell.name:{width}}  {', '.join(told)}")
+        lines.append(f"  {cell.label:{width}}  {', '.join(told)}")
     return lines
 
 

@@ -114,8 +114,11 @@ def test_another_reference_split_is_refused(folder):
 ALONE = "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); from nights import taugrid; taugrid(*sys.argv[1:])"
 
 
-def test_a_night_killed_at_random_moments_ten_times(folder):
-    """SIGKILL of the real process, at moments drawn over the time that an undisturbed night takes."""
+def test_a_night_killed_at_random_moments_ten_times(folder, pytestconfig):
+    """SIGKILL of the real process, ten times, at moments drawn over the time that an undisturbed night takes.
+
+    A night that ends before the tenth kill is followed by another. Each is in the history once, as if undisturbed.
+    """
     words = ("nightly", config(folder, STEPS // 5), "--history", folder / "history", "--id")
     command = [sys.executable, "-c", ALONE, str(Path(__file__).parent), *map(str, words)]
 
@@ -125,25 +128,28 @@ def test_a_night_killed_at_random_moments_ten_times(folder):
 
     began = time.monotonic()
     assert start("undisturbed").wait(600) == 1, "the planted regression ends with 3, which the helper refuses"
-    undisturbed, draw, kills = time.monotonic() - began, random.Random(6), 0
-    for _ in range(10):
-        process = start("f")
+    undisturbed, draw = time.monotonic() - began, random.Random(pytestconfig.getoption("--seed"))
+    names, kills = ["f0"], 0
+    while kills < 10:
+        process = start(names[-1])
         try:
-            process.wait(undisturbed * draw.uniform(0.05, 0.6))
+            process.wait(undisturbed * draw.uniform(0.05, 0.95))
+            names.append(f"f{len(names)}")
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1
-    print(f"\n(f) {kills} kills")
-    found = night(folder, STEPS // 5, "f", code=3)
-    history = pd.read_parquet(folder / "history/history.parquet")
-    assert history.groupby("night").size()["f"] == CELLS
+    print(f"\n(f) {kills} kills, {len(names)} nights")
     first = json.loads((folder / "history/nights/undisturbed/verdict.json").read_text())
-    fids = [[cell["metrics"]["fid"] for cell in verdict["scores"]] for verdict in (found, first)]
-    assert fids[0] == fids[1]
-    for run in (folder / "history/nights/f").iterdir():
-        if run.is_dir():
-            taugrid("verify", run)
+    for name in names:
+        found = night(folder, STEPS // 5, name, code=3)
+        fids = [[cell["metrics"]["fid"] for cell in verdict["scores"]] for verdict in (found, first)]
+        assert fids[0] == fids[1]
+        for run in (folder / "history/nights" / name).iterdir():
+            if run.is_dir():
+                taugrid("verify", run)
+    counted = pd.read_parquet(folder / "history/history.parquet").groupby("night").size()
+    assert counted[["undisturbed", *names]].eq(CELLS).all()
 
 
 def test_the_trend_figure_is_kept(folder):
