@@ -8,11 +8,11 @@ from taugrid.config.load import CONFIG_NAME, Given, Override, find, load
 from taugrid.errors import UserError
 from taugrid.orchestrator.dispatch.address import check_form
 from taugrid.orchestrator.plan.grid import plan
-from taugrid.orchestrator.plan.patterns import resolve_patterns
+from taugrid.orchestrator.plan.patterns import checkpoints_in, resolve_patterns
 from taugrid.orchestrator.plan.trust import custom_code, require_trusted, trust
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.extension import check_extends
-from taugrid.storage import is_url, open_place
+from taugrid.storage import is_url, open_place, read_json
 
 
 class Opened:
@@ -29,6 +29,7 @@ class Opened:
         out: str | None,
         runs_code: bool = False,
         trust_code: bool = False,
+        same_checkpoints: bool = False,
     ) -> None:
         """Read a config and plan its run.
 
@@ -38,6 +39,7 @@ class Opened:
             out: the run directory; None: runs/<name>, or `name` where that is one.
             runs_code: the command does work, so it needs the code that the config of a directory names.
             trust_code: that code may run although it is not in the user's trust file.
+            same_checkpoints: a pattern of checkpoints means those that the directory was begun with, not newer ones.
 
         Raises:
             UserError: if the config is wrong, or names code that is not trusted.
@@ -56,8 +58,11 @@ class Opened:
             if runs_code and not trust_code:
                 named = custom_code(load(name))
                 require_trusted([code for code in custom_code(self.config) if code in named], file)
-        recorded = (str(record["path"]) for record in rundir.model_records() if "path" in record)
-        self.config, notes = resolve_patterns(self.config, recorded)
+        recorded = [str(record["path"]) for record in rundir.model_records() if "path" in record]
+        if same_checkpoints:
+            begun = read_json(rundir.config, rundir.storage)
+            recorded = checkpoints_in(begun.get("grid", []) if isinstance(begun, dict) else [])
+        self.config, notes = resolve_patterns(self.config, recorded, same_checkpoints)
         made = plan(self.config, rundir.read_checkpoint, rundir.describe_network, rundir.fingerprint)
         self.plan = replace(made, notes=notes)
         if is_own:
@@ -113,6 +118,7 @@ def open_to_run(
     address: str,
     runs_code: bool = True,
     trust_code: bool = False,
+    same_checkpoints: bool = False,
 ) -> Opened:
     """Open a config that is to be run on the Ray cluster at `address`. The other arguments are as for `Opened`.
 
@@ -120,7 +126,7 @@ def open_to_run(
         UserError: if the config is wrong, or a cluster is joined and the run directory is named by a relative path.
     """
     require_shared(run_folder(name, out, ""), address)
-    return Opened(name, assignments, out, runs_code, trust_code)
+    return Opened(name, assignments, out, runs_code, trust_code, same_checkpoints)
 
 
 def require_shared(out: str | Path, address: str) -> None:

@@ -25,7 +25,7 @@ MOST_LISTED = 6
 
 def headline(found: BaselineComparison) -> str:
     """The verdict in a line."""
-    counts = Counter(cell.result for cell in found.cells)
+    counts: Counter[str] = Counter(cell.result for cell in found.cells)
     parts = [f"{counts[result]} {result}" for result in VERDICTS if counts[result]]
     first = {
         "changed pixels": "CHANGED: the same weights, software and device make other images",

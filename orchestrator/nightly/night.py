@@ -106,7 +106,12 @@ def _open_night(request: NightRequest, history: History, progress: Progress) -> 
 
     def opened_in(night: Night) -> Opened:
         return open_to_run(
-            request.config, request.assignments, night.named(night.run), request.address, trust_code=request.trust_code
+            request.config,
+            request.assignments,
+            night.named(night.run),
+            request.address,
+            trust_code=request.trust_code,
+            same_checkpoints=True,
         )
 
     if request.night is not None:
@@ -120,7 +125,10 @@ def _open_night(request: NightRequest, history: History, progress: Progress) -> 
         if orphans_in_words(opened.config, opened.plan, opened.rundir) is None:
             progress.say(f"night {night.id} was not finished; it is continued")
             return opened, night
-        progress.say(f"night {night.id} was not finished and can't be: its checkpoint or config has changed since")
+        progress.say(
+            f"night {night.id} was not finished and can't be: its checkpoint or config has changed since; remove "
+            f"{night.named(night.folder)} to forget it"
+        )
     night = history.night(today)
     return opened_in(night), night
 

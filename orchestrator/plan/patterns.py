@@ -35,12 +35,13 @@ class _Pattern(NamedTuple):
     newest: int | None
 
 
-def resolve_patterns(config: Config, recorded: Iterable[str]) -> Resolved:
+def resolve_patterns(config: Config, recorded: Iterable[str], stay: bool = False) -> Resolved:
     """`config` with each pattern replaced by the folders that match it, in the natural order of their names.
 
     Args:
         config: as loaded.
         recorded: the paths of checkpoints that the run directory has records of; those that match stay.
+        stay: a pattern that some of them match is not looked up again: it is what it was.
 
     Raises:
         UserError: for a bad value, or a pattern that nothing matches.
@@ -49,17 +50,30 @@ def resolve_patterns(config: Config, recorded: Iterable[str]) -> Resolved:
     notes: list[str] = []
 
     def resolved(key: str, values: list[Any]) -> list[Any]:
-        return _values(values, known, notes) if key == KEY else values
+        return _values(values, known, stay, notes) if key == KEY else values
 
     grid = [with_values(mapping, resolved) for mapping in config.grid]
     return Resolved(config if grid == config.grid else config.model_copy(update={"grid": grid}), tuple(notes))
 
 
-def _values(values: list[Any], recorded: list[str], notes: list[str]) -> list[Any]:
+def checkpoints_in(grid: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The paths that a grid names under `model.checkpoint`."""
+    found: list[str] = []
+
+    def noted(key: str, values: list[Any]) -> list[Any]:
+        found.extend(value for value in values if key == KEY and isinstance(value, str))
+        return values
+
+    for mapping in grid:
+        with_values(mapping, noted)
+    return found
+
+
+def _values(values: list[Any], recorded: list[str], stay: bool, notes: list[str]) -> list[Any]:
     found: dict[Any, None] = {}
     for value in values:
         pattern = _pattern(value)
-        found |= dict.fromkeys([value] if pattern is None else _folders(pattern, recorded, notes))
+        found |= dict.fromkeys([value] if pattern is None else _folders(pattern, recorded, stay, notes))
     return list(found)
 
 
@@ -75,7 +89,10 @@ def _pattern(value: Any) -> _Pattern | None:
     return None
 
 
-def _folders(pattern: _Pattern, recorded: list[str], notes: list[str]) -> list[str]:
+def _folders(pattern: _Pattern, recorded: list[str], stay: bool, notes: list[str]) -> list[str]:
+    before = [path for path in recorded if fnmatch.fnmatch(path, pattern.text)]
+    if stay and before:
+        return sorted(before, key=natural)
     whole = Path(pattern.text)
     found_now = Path(whole.anchor).glob(str(whole.relative_to(whole.anchor)))
     matching = [str(path) for path in found_now if path.is_dir()]
@@ -84,7 +101,6 @@ def _folders(pattern: _Pattern, recorded: list[str], notes: list[str]) -> list[s
         names = ", ".join(Path(path).name for path in waiting[:3])
         notes.append(f"{KEY}: passed over, because still being written or not complete: {names}; run again later")
     chosen = ready if pattern.newest is None else ready[-pattern.newest :]
-    before = [path for path in recorded if fnmatch.fnmatch(path, pattern.text)]
     found = sorted({*chosen, *before}, key=natural)
     if not found:
         raise UserError(f"grid: {KEY}: no checkpoint matches {pattern.text}; give a pattern of diffusers folders")

@@ -16,6 +16,7 @@ from in_process import PoolHere
 from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
 
 from taugrid.orchestrator.nightly.history import SCHEMA
+from taugrid.orchestrator.plan import patterns
 from taugrid.storage import open_place
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -204,6 +205,25 @@ def test_an_unfinished_night_whose_checkpoint_changed_makes_way(begun, started, 
     out, told = taugrid("nightly", config, "--history", started, "--json")
     assert json.loads(out)["night"] != "yesterday"
     assert "its checkpoint or config has changed" in told
+
+
+def test_a_night_of_the_newest_checkpoint_is_continued_with_the_one_it_began_with(
+    begun, started, tmp_path, monkeypatch
+):
+    """Else it would have two, of which neither is the baseline's only one, and no night could be compared any more."""
+    checkpoint(tmp_path / "x/step-100", 1e-4)
+    grid = {"model.checkpoint": [{"newest": 1, "of": str(tmp_path / "x/step-*")}], **CONFIG["grid"]}
+    config = write_config(tmp_path / "newest.yaml", "unused", model={}, grid=grid)
+    monkeypatch.setattr(patterns, "SETTLED_SECONDS", 0)
+    with monkeypatch.context() as patch:
+        failing(patch, lambda job: job.settings.eta == 1)
+        night(started, config, "2", code=4)
+    checkpoint(tmp_path / "x/step-200", 0.3)
+    found = night(started, config, "2")
+    assert found["result"] == "not worse"
+    assert len({score["weights_sha256"] for score in found["scores"]}) == 1
+    assert night(started, config, "2") == found, "a newer checkpoint does not reopen it"
+    assert night(started, config, "3", code=3)["result"] == "worse"
 
 
 def failing(monkeypatch, fails):
