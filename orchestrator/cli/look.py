@@ -26,8 +26,9 @@ def plan(config: str, out: str | None, assignments: tuple[str, ...], history: st
         return
     from taugrid.orchestrator.nightly.checks import check_standard_error
     from taugrid.orchestrator.nightly.price import price, price_text
+    from taugrid.orchestrator.opened import open_to_plan
 
-    check_standard_error(opened)
+    check_standard_error(open_to_plan(config, assignments, out))
     described["night"] = price(described, history)
     print_value(described, as_json, lambda shown: f"{plan_text(shown)}\n{price_text(shown['night'])}")
 
