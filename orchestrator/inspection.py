@@ -12,10 +12,10 @@ from taugrid import parquet
 from taugrid.config import Config
 from taugrid.errors import DamagedFile, UserError
 from taugrid.orchestrator.dispatch.capacity import nodes
-from taugrid.orchestrator.plan.cells import Cell, Model, Plan, Shard
+from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.plan.missing import missing_images
-from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
+from taugrid.orchestrator.report.trainings import describe_models, training_price
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.extension import orphans_in_words
@@ -25,8 +25,7 @@ from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.sample import images_to_keep
 from taugrid.run_id import FILE as RUN_FILE
-from taugrid.storage import LOCAL, Storage, read_json, read_sealed
-from taugrid.workers.training.log import training_progress
+from taugrid.storage import Storage, read_json, read_sealed
 
 PNG_OVERHEAD_BYTES = 200
 """Upper bound on an image's bytes beyond raw pixels: PNG's chunks, a row's share of Parquet's columns and pages."""
@@ -38,10 +37,11 @@ def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
     cells = [_describe_cell(cell, rundir) for cell in plan.cells]
     remaining = sum(cell["network_evaluations"] - cell["network_evaluations_done"] for cell in cells)
     shape = plan.models[0].image_shape
+    models = describe_models(plan.models, cells, rundir, config.cluster.scratch)
     return {
         "name": config.name,
         "dir": rundir.shown,
-        "models": [_describe_model(model, rundir, config.cluster.scratch) for model in plan.models],
+        "models": models,
         "cells": cells,
         "shards": len(plan.shards),
         "images": sum(cell.settings.num_samples for cell in plan.cells),
@@ -51,6 +51,7 @@ def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
         "bytes_at_most": sum(cell.settings.num_samples for cell in plan.cells) * (prod(shape) + PNG_OVERHEAD_BYTES),
         "evaluations_per_second_and_worker": rate,
         "worker_seconds_remaining": None if rate is None else round(remaining / rate, 1),
+        **training_price(models),
     }
 
 
@@ -78,20 +79,9 @@ def _about_replicates(plan: Plan, described: Mapping[str, Any]) -> list[str]:
     if models := compared_trainings(plan):
         ids = {model.id for model in models}
         evaluations = sum(cell["network_evaluations"] for cell in described["cells"] if cell["model"] in ids)
-        said.append(suggestion(models, None, evaluations, described["evaluations_per_second_and_worker"]))
+        rate = described["evaluations_per_second_and_worker"]
+        said.append(suggestion(models, described["worker_seconds_a_train_step"], evaluations, rate))
     return said
-
-
-def _describe_model(model: Model, rundir: RunDir, scratch: str | None) -> dict[str, Any]:
-    source = model.source.description(model.diffusion)
-    described = {"id": model.id, "label": model.label, "source": source}
-    if not isinstance(model.source, Trained):
-        return described | {"train_steps": 0, "train_steps_done": 0, "ready": True}
-    ready, steps = rundir.is_ready(model), model.source.train.steps
-    storage = rundir.storage if rundir.storage.on_disk else LOCAL
-    at = training_progress(rundir.training_folder(scratch), model.id, storage)
-    done = steps if ready else at.step if at else 0
-    return described | {"train_steps": steps, "train_steps_done": done, "ready": ready}
 
 
 def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Which cells of a plan a user means: by id, folder name, label, or settings such as `steps=50,schedule=cosine`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +42,15 @@ def select(plan: Plan, selectors: Sequence[str]) -> Plan:
         return plan
     wanted = {cell.id for text in selectors for cell in _fitting(plan, text)}
     cells = tuple(cell for cell in plan.cells if cell.id in wanted)
+    return _part(plan, cells)
+
+
+def without_models(plan: Plan, ids: Collection[str]) -> Plan:
+    """The plan without the cells of some models."""
+    return _part(plan, tuple(cell for cell in plan.cells if cell.model.id not in ids))
+
+
+def _part(plan: Plan, cells: tuple[Cell, ...]) -> Plan:
     models = {cell.model.id for cell in cells}
     return replace(plan, cells=cells, models=tuple(model for model in plan.models if model.id in models))
 

@@ -25,8 +25,9 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_directory
 from taugrid.orchestrator.rundir.integrity import Damage
+from taugrid.orchestrator.selection import without_models
 from taugrid.orchestrator.shard_sizes import require_no_tf32, too_few_shards
-from taugrid.orchestrator.training import Training
+from taugrid.orchestrator.training import Training, TrainingFailed
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.kind import Conclusion, Piece, WorkKind
 from taugrid.orchestrator.work.survey import Survey
@@ -134,16 +135,16 @@ class Run:
         if scoring is not None:
             self.rundir.record_extractor(scoring.extractor, self.config.data.image_shape)
             self._modules |= set(scoring.extractor.files)
-        survey = Survey(self.config, self.part, self.rundir, scoring, frozenset(stages), self._set_aside, self.plan)
-        told = [kind(survey) for kind in work_kinds() if {kind.stage, *kind.told_by} & survey.stages]
-        works = [work for work in told if work.stage in survey.stages]
+        told, works = self._kinds(self.part, stages, scoring)
         for work in works:
             work.check()
-        if "train" in stages:
-            self._train()
-        if set(stages) == {"train"}:
+        failed = self._train() if "train" in stages else {}
+        if failed:
+            told, works = self._kinds(without_models(self.part, failed), stages, scoring)
+        if set(stages) == {"train"} and not failed:
             self._progress.say("every model of this config is trained" if self.part is self.plan else "models trained")
         problems = self._work(works, scoring) if works else {}
+        problems |= {cell.name: failed[cell.model.id] for cell in self.part.cells if cell.model.id in failed}
         unfinished: dict[str, str] = {}
         for work in told:
             unfinished |= work.missing()
@@ -154,6 +155,14 @@ class Run:
         provenance.write(self.rundir, self.plan, scoring)
         labels = self.plan.labels
         return Outcome(unfinished | problems, last.rows, last.table, last.evidence, last.text, labels)
+
+    def _kinds(
+        self, part: Plan, stages: Collection[str], scoring: Evaluation | None
+    ) -> tuple[list[WorkKind], list[WorkKind]]:
+        """The kinds of work on `part` whose results are told, and those of them that are done."""
+        survey = Survey(self.config, part, self.rundir, scoring, frozenset(stages), self._set_aside, self.plan)
+        told = [kind(survey) for kind in work_kinds() if {kind.stage, *kind.told_by} & survey.stages]
+        return told, [work for work in told if work.stage in survey.stages]
 
     def _require_scratch(self) -> None:
         """Raise `UserError` if training workers on other machines would have no folder in common."""
@@ -171,7 +180,13 @@ class Run:
             self._cluster.enter_context(connection)
             self._connected = True
 
-    def _train(self) -> None:
+    def _train(self) -> dict[str, str]:
+        """Train what is missing. Returns model id -> reason for trainings that failed while others did not.
+
+        Raises:
+            TrainingFailed: if there is no other model to go on with.
+        """
+        failed: dict[str, TrainingFailed] = {}
         for model, source in self.part.trained_here:
             if not self.rundir.is_ready(model):
                 self._connect()
@@ -181,11 +196,18 @@ class Run:
                     self._set_aside(Damage(folder, "its weights are missing"))
                 limits, may_grow = self.config.cluster, self._address != "local"
                 training = Training(model, source, self.rundir, limits, self._progress, self._events, may_grow)
-                training.run(self._log)
+                try:
+                    training.run(self._log)
+                except TrainingFailed as error:
+                    failed[model.id] = error
+                    self._progress.say(f"{error}; the others go on")
             else:
                 scratch = self.rundir.training_folder(self.config.cluster.scratch)
                 fit.remove_leftovers(scratch, model.id)  # if a driver was killed after the commit
         write_losses(self.plan, self.rundir)
+        if failed and len(failed) == len(self.part.models):
+            raise next(iter(failed.values()))
+        return {model: str(error) for model, error in failed.items()}
 
     def _work(self, works: Sequence[WorkKind], scoring: Evaluation | None) -> dict[str, str]:
         """Do what is missing, if anything. Returns cell name -> reason for what could not be done."""

@@ -35,6 +35,10 @@ STANDSTILL_SECONDS = 120.0
 """Time without a logged step after which the user is told what a training may be waiting for."""
 
 
+class TrainingFailed(RunFailed):
+    """The training of one model failed; others may still succeed."""
+
+
 @dataclass(frozen=True)
 class Training:
     """One model's training in a driver session; Ray must be connected."""
@@ -53,7 +57,7 @@ class Training:
 
         Raises:
             UserError: if something must be changed first.
-            RunFailed: if training could not go on.
+            TrainingFailed: if this training could not go on.
         """
         model = self.model
         spec = self._spec()
@@ -72,7 +76,7 @@ class Training:
             raise error
         if error is not None:
             path = log(f"train-{model.id}", "".join(traceback.format_exception(error)))
-            raise RunFailed(f"training of model {model.called} failed: {last_line(error)} (details: {path})")
+            raise TrainingFailed(f"training of model {model.called} failed: {last_line(error)} (details: {path})")
         seconds = time.monotonic() - began
         at = self._now()
         self._upload(spec)

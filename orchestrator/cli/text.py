@@ -28,7 +28,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         else:
             state = model["source"]
         called = f"{model['label']} ({model['id']})" if model["label"] else model["id"]
-        lines.append(f"model {called}: {state}")
+        lines.append(f"model {called}: {state}{_sums(model) if len(plan['models']) > 1 else ''}")
     width = max(len(cell["label"]) for cell in plan["cells"])
     lines += ["", f"{'cell':{width}}  {'id':10}  {'images':>16}  {'shards':>9}  evaluations  scored"]
     for cell in plan["cells"]:
@@ -50,10 +50,29 @@ def plan_text(plan: dict[str, Any]) -> str:
         "",
         f"{counts}, at most {quantity(plan['bytes_at_most'])}B of images",
         f"network evaluations: {plan['network_evaluations']:,}, {remaining:,} of them still to do",
+        *_training(plan),
         f"expected sampling time: {_expected(plan)}",
         *(f"warning: {remark}" for remark in plan["remarks"]),
     ]
     return "\n".join(lines)
+
+
+def _sums(model: dict[str, Any]) -> str:
+    """How far a model's cells are."""
+    images = f"{model['images_done']:,} of {model['images']:,} images"
+    return f"; {images}, {model['cells_scored']} of {counted(model['cells'], 'cell')} scored"
+
+
+def _training(plan: dict[str, Any]) -> list[str]:
+    """A line on what is left to train, if the plan trains anything."""
+    total, left = sum(model["train_steps"] for model in plan["models"]), plan["train_steps_remaining"]
+    if not total:
+        return []
+    line, seconds = f"training steps: {total:,}, {left:,} of them still to do", plan["train_worker_seconds_remaining"]
+    if not left or seconds is None:
+        return [line]
+    rate = quantity(1 / plan["worker_seconds_a_train_step"])
+    return [f"{line}; expected training time: {duration(seconds)} of one worker, at {rate} steps/s as measured here"]
 
 
 def _expected(plan: dict[str, Any]) -> str:

@@ -97,6 +97,8 @@ class TrainingProgress(NamedTuple):
     """Steps done."""
     loss: float
     workers: int
+    seconds: float = 0.0
+    """Time spent on training so far, over all attempts."""
 
 
 def training_progress(models_dir: str | Path, model_id: str, storage: Storage = LOCAL) -> TrainingProgress | None:
@@ -107,7 +109,8 @@ def training_progress(models_dir: str | Path, model_id: str, storage: Storage = 
     if not records:
         return None
     last = records[-1]
-    return TrainingProgress(last["step"], last["loss"], last.get("workers", 1))  # older logs lack it
+    workers, seconds = last.get("workers", 1), last.get("seconds", 0.0)  # older logs lack them
+    return TrainingProgress(last["step"], last["loss"], workers, seconds)
 
 
 def _last_lines(log: Path, storage: Storage) -> list[dict[str, Any]]:

@@ -1,0 +1,63 @@
+"""How far the trainings of a plan are and what they take, by their logs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from taugrid.orchestrator.plan.cells import Model
+from taugrid.orchestrator.plan.sources import Trained
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.storage import LOCAL
+from taugrid.workers.training.log import TrainingProgress, training_progress
+
+
+def progress_of(model: Model, rundir: RunDir, scratch: str | None) -> TrainingProgress | None:
+    """The last logged step of a model's training, finished or not; None before the first."""
+    storage = rundir.storage if rundir.storage.on_disk else LOCAL
+    return training_progress(rundir.training_folder(scratch), model.id, storage)
+
+
+def worker_seconds(at: TrainingProgress | None) -> float | None:
+    """Time on devices that a training took so far, with as many workers as in the end; None if it is not known."""
+    return round(at.seconds * at.workers, 3) if at is not None and at.seconds else None
+
+
+def describe_models(
+    models: Sequence[Model], cells: Sequence[Mapping[str, Any]], rundir: RunDir, scratch: str | None
+) -> list[dict[str, Any]]:
+    """Each model's state, with the sums over its cells (`inspection.describe`)."""
+    found = []
+    for model in models:
+        own = [cell for cell in cells if cell["model"] == model.id]
+        sums = {
+            "cells": len(own),
+            "cells_scored": sum(cell["scored"] for cell in own),
+            "images": sum(cell["num_samples"] for cell in own),
+            "images_done": sum(cell["images_done"] for cell in own),
+        }
+        found.append(_describe(model, rundir, scratch) | sums)
+    return found
+
+
+def _describe(model: Model, rundir: RunDir, scratch: str | None) -> dict[str, Any]:
+    source = model.source.description(model.diffusion)
+    described = {"id": model.id, "label": model.label, "source": source}
+    if not isinstance(model.source, Trained):
+        return described | {"train_steps": 0, "train_steps_done": 0, "ready": True, "train_worker_seconds": None}
+    ready, steps = rundir.is_ready(model), model.source.train.steps
+    at = progress_of(model, rundir, scratch)
+    done = steps if ready else at.step if at else 0
+    state = {"train_steps": steps, "train_steps_done": done, "ready": ready}
+    return described | state | {"train_worker_seconds": worker_seconds(at)}
+
+
+def training_price(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is left to train and how long it takes, at the rate of the trainings here; None before the first."""
+    remaining = sum(model["train_steps"] - model["train_steps_done"] for model in models)
+    timed = [model for model in models if model["train_worker_seconds"] and model["train_steps_done"]]
+    steps = sum(model["train_steps_done"] for model in timed)
+    each = sum(model["train_worker_seconds"] for model in timed) / steps if timed else None
+    return {
+        "train_steps_remaining": remaining,
+        "worker_seconds_a_train_step": each,
+        "train_worker_seconds_remaining": None if each is None else round(remaining * each, 1),
+    }
