@@ -1,9 +1,14 @@
-"""What a report says of a grid that compares settings: replicates, effects and their figures."""
+"""What a report says of a grid that compares settings: replicates, effects, costs, and their figures.
+
+matplotlib is imported when a figure is drawn, as in write.py.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taugrid.config import Config
+from taugrid.eval.tables.ablation.cost import costs
+from taugrid.eval.tables.ablation.cost_files import write_costs
 from taugrid.eval.tables.ablation.effects import effects
 from taugrid.eval.tables.ablation.effects_files import write_effects
 from taugrid.eval.tables.long_form import in_grid_order
@@ -11,6 +16,7 @@ from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.report import asked
 from taugrid.orchestrator.report.collect import Rows
 from taugrid.orchestrator.report.replicates import ONE_TRAINING, compared_trainings, unequal
+from taugrid.orchestrator.report.trainings import progress_of, worker_seconds
 from taugrid.orchestrator.rundir.directory import RunDir
 
 
@@ -46,3 +52,28 @@ def write_ablation(config: Config, plan: Plan, rundir: RunDir, collected: Rows) 
         save(effects_figure(found), figures / "effects")
         for name, figure in (*panels_figures(frame, found, protocols), *heat_maps(frame, found, protocols)):
             save(figure, figures / name)
+
+
+def write_cost(config: Config, plan: Plan, rundir: RunDir, collected: Rows) -> None:
+    """Write tables/cost.* and figures/cost, if there are several cells to choose from."""
+    rundir.remove_figures("cost.*")
+    protocols = {} if config.report.join_protocols else collected.evidence.protocols
+    found = costs(collected.rows, protocols, _train_seconds(config, plan, rundir))
+    if len(found) < 2:
+        rundir.remove_tables("cost.*")
+        return
+    with rundir.storage.local_folder(rundir.tables) as tables:
+        write_costs(found, tables)
+    from taugrid.eval.figures.ablation.cost import costs_figure
+    from taugrid.eval.figures.drawing import save
+
+    with rundir.storage.local_folder(rundir.figures) as figures:
+        save(costs_figure(found), figures / "cost")
+
+
+def _train_seconds(config: Config, plan: Plan, rundir: RunDir) -> dict[str, float]:
+    """Cell -> what the training of its model took, of models that were trained here."""
+    trained = [model for model, _ in plan.trained_here]
+    by_model = {model.id: worker_seconds(progress_of(model, rundir, config.cluster.scratch)) for model in trained}
+    took = {cell.id: by_model.get(cell.model.id) for cell in plan.cells}
+    return {cell: seconds for cell, seconds in took.items() if seconds is not None}

@@ -21,7 +21,7 @@ from taugrid.eval.tables.rows import JoinedRows, check_joinable
 from taugrid.orchestrator.plan.cells import Model, Plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.report import asked
-from taugrid.orchestrator.report.ablation import about_replicates, write_ablation
+from taugrid.orchestrator.report.ablation import about_replicates, write_ablation, write_cost
 from taugrid.orchestrator.report.collect import Rows
 from taugrid.orchestrator.report.sample_figures import write_sample_figures
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -51,6 +51,7 @@ def write_report(config: Config, plan: Plan, rundir: RunDir, collected: Rows) ->
         with rundir.storage.local_folder(rundir.figures) as figures:
             save(quality_figure(averaged(in_grid_order(rows), protocols).frame, protocols), figures / "quality")
     write_ablation(config, plan, rundir, collected)
+    write_cost(config, plan, rundir, collected)
     _write_checkpoints(plan, rundir, rows, evidence, joining)
     if not any(rundir.has_removed_images(cell) for cell in plan.cells):  # else those of before stay
         write_sample_figures(config, plan, rundir)

@@ -1,0 +1,64 @@
+"""Writes what cells cost beside their quality: cost.csv and cost.md."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from taugrid.eval.tables.ablation.cost import IMAGES, Cost
+from taugrid.eval.tables.entries import MISSING, write_number
+from taugrid.storage import replacing
+
+OPTIMAL = "●"
+ABOUT = (
+    f"{OPTIMAL} marks Pareto-optimal cells: none that can be compared has a lower FID at no more cost. Measured FIDs "
+    "decide, so near ties are not told apart. Network evaluations are per image; seconds are those of devices, as "
+    f"measured in this run, for sampling {IMAGES:,} images and for the training of the model. Seconds depend on the "
+    "machines and on what else they did."
+)
+
+
+def write_costs(found: Sequence[Cost], folder: Path) -> None:
+    """Write cost.{csv,md} into `folder`, each whole or not at all."""
+    rows = [
+        {
+            "cell": cost.cell,
+            **cost.settings,
+            "fid": cost.fid,
+            "fid_se": cost.fid_se,
+            "evaluations_per_image": cost.evaluations,
+            "seconds_per_1000_images": cost.seconds,
+            "train_seconds": cost.train_seconds,
+            "pareto_evaluations": cost.best_for_evaluations,
+            "pareto_seconds": cost.best_for_seconds,
+        }
+        for cost in found
+    ]
+    contents = {"csv": pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"), "md": costs_markdown(found)}
+    for suffix, text in contents.items():
+        with replacing(folder / f"cost.{suffix}") as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def costs_markdown(found: Sequence[Cost]) -> str:
+    """A row for each cell, in the order of the grid."""
+    names = list(found[0].settings)
+    heads = [*names, "FID", "evaluations", "seconds", "training seconds", "by evaluations", "by seconds"]
+    lines = [heads, [*[":--"] * len(names), *["--:"] * 4, ":-:", ":-:"], *map(_line, found)]
+    listed = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"# Cost beside quality\n\n{ABOUT}\n\n{listed}\n"
+
+
+def _line(cost: Cost) -> list[str]:
+    marks = [OPTIMAL * best for best in (cost.best_for_evaluations, cost.best_for_seconds)]
+    times = [
+        MISSING if time is None else write_number(time, math.nan)[0] for time in (cost.seconds, cost.train_seconds)
+    ]
+    return [
+        *cost.settings.values(),
+        " ".join(write_number(cost.fid, cost.fid_se)),
+        str(cost.evaluations),
+        *times,
+        *marks,
+    ]

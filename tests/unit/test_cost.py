@@ -1,0 +1,59 @@
+"""Cost beside quality, and which cells are Pareto-optimal."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_one_table import SCHEDULE, TRAINING, ablation
+
+from taugrid.eval.figures.ablation.cost import costs_figure
+from taugrid.eval.tables.ablation.cost import costs, pareto
+from taugrid.eval.tables.ablation.cost_files import costs_markdown, write_costs
+
+
+def rows():
+    """Two schedules, two trainings, S = 10 and 20; cosine is better at S = 10 and no better at 20."""
+    fids = {("linear", 10): 9.0, ("linear", 20): 5.0, ("cosine", 10): 7.0, ("cosine", 20): 6.0}
+    made = ablation({(s, None, seed, steps): fid + seed for (s, steps), fid in fids.items() for seed in (0, 1)})
+    seconds = {"linear": 0.4, "cosine": 0.2}
+    return [
+        row | {"network_evaluations": row["steps"], "seconds": seconds[row[SCHEDULE]] * row["steps"]} for row in made
+    ]
+
+
+def test_means_over_replicates_with_what_they_took():
+    found = costs(rows(), {}, {row["cell"]: 10.0 + row[TRAINING] for row in rows()})
+    assert [(c.settings["schedule"], c.settings["S"], c.fid, c.evaluations, c.train_seconds) for c in found] == [
+        ("linear", "10", 9.5, 10, 10.5), ("linear", "20", 5.5, 20, 10.5),
+        ("cosine", "10", 7.5, 10, 10.5), ("cosine", "20", 6.5, 20, 10.5),
+    ]  # fmt: skip
+    assert [c.seconds for c in found] == pytest.approx([10.0, 20.0, 5.0, 10.0]), "400 images took 4 s"
+    assert [c.best_for_evaluations for c in found] == [False, True, True, False]
+    assert [c.best_for_seconds for c in found] == [False, True, True, True]
+
+
+def test_files_and_figure_mark_the_same_cells(tmp_path):
+    found = costs(rows(), {}, {})
+    write_costs(found, tmp_path)
+    text = (tmp_path / "cost.md").read_text()
+    assert text.count("●") == 1 + 5
+    assert "| linear | 10 | 0.0 |" in text
+    assert (tmp_path / "cost.csv").read_text().splitlines()[0].startswith("cell,schedule,S,η,fid,fid_se,evaluations")
+    assert costs_markdown(found) == text
+    figure = costs_figure(found)
+    figure.draw_without_rendering()
+    assert [len(panel.containers) for panel in figure.axes] == [4, 4]
+    assert costs([], {}, {}) == []
+
+
+def test_cells_that_cannot_be_compared_do_not_beat_each_other_and_what_has_no_cost_is_not_marked():
+    assert pareto([("a", 1, 5.0), ("b", 1, 4.0), ("a", 2, 5.0), ("a", None, 1.0)]) == [True, True, False, False]
+    assert pareto([("a", 1, 5.0), ("a", 1, 5.0)]) == [True, True]
+
+
+@given(st.lists(st.tuples(st.just(0), st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12))
+def test_every_point_is_optimal_or_beaten_by_an_optimal_one(points):
+    marks = pareto(points)
+    best = [point for point, mark in zip(points, marks, strict=True) if mark]
+    for point, mark in zip(points, marks, strict=True):
+        beaten = any(a[1] <= point[1] and a[2] <= point[2] and a[1:] != point[1:] for a in best)
+        assert mark != beaten
