@@ -1,4 +1,7 @@
-"""What a report says of a grid that compares settings: replicates, effects, costs, and their figures."""
+"""What a report says of a grid that compares settings: replicates, effects, costs, and their figures.
+
+matplotlib is imported when a figure is drawn, as in write.py.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -59,11 +62,11 @@ def write_cost(config: Config, plan: Plan, rundir: RunDir, collected: Rows) -> N
     if len(found) < 2:
         rundir.remove_tables("cost.*")
         return
+    with rundir.storage.local_folder(rundir.tables) as tables:
+        write_costs(found, tables)
     from taugrid.eval.figures.ablation.cost import costs_figure
     from taugrid.eval.figures.drawing import save
 
-    with rundir.storage.local_folder(rundir.tables) as tables:
-        write_costs(found, tables)
     with rundir.storage.local_folder(rundir.figures) as figures:
         save(costs_figure(found), figures / "cost")
 
