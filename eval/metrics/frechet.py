@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.blas import dtrmm
 
 from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
 from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Moments, symmetric_root
@@ -79,8 +80,8 @@ class Frechet:
     """(d,): m - mu."""
     dimensions: int
     """r, the number of directions in which both distributions vary."""
-    transport_factor: Array | None
-    """F (d, r), with F F^T = T, for the standard error; None if N is too small for one."""
+    curvature: Array | None
+    """U (d, d), upper triangular, with U + U^T = I - T, for the standard error; None if N is too small for one."""
 
     @classmethod
     def of(cls, samples: Moments, reference: Moments, root: Array | None = None) -> "Frechet":
@@ -102,7 +103,9 @@ class Frechet:
         kept = _kept(eigenvalues)
         factor = root @ (vectors[:, kept] * eigenvalues[kept] ** -0.25)
         distance = _distance(samples, reference, eigenvalues)
-        return cls(distance, samples.n, samples.mean, difference, int(kept.sum()), factor)
+        curvature = np.triu(np.eye(len(root)) - factor @ factor.T)
+        curvature[np.diag_indices_from(curvature)] /= 2
+        return cls(distance, samples.n, samples.mean, difference, int(kept.sum()), curvature)
 
     def influence(self, features: NDArray[np.floating[Any]]) -> Array:
         """Return phi (n,) float64 of some of the samples, `features` (n, d), from which standard errors are computed.
@@ -110,13 +113,14 @@ class Frechet:
         phi(x) = 2 (m - mu)^T (x - m) + (x - m)^T (I - T) (x - m), with T = R (R S R)^(-1/2) R, is the derivative of
         FID towards a sample x at (m, S), up to a constant, with the reference (mu, M) fixed and R the root of M.
         """
-        if self.transport_factor is None:
+        if self.curvature is None:
             raise ValueError(f"the influences are unknown: {self.no_standard_error}")
         influence = np.empty(len(features))
         for start in range(0, len(features), ROWS_AT_ONCE):
             centred = features[start : start + ROWS_AT_ONCE].astype(np.float64) - self.mean
-            transported = centred @ self.transport_factor
-            quadratic = np.square(centred).sum(axis=1) - np.square(transported).sum(axis=1)
+            # BLAS counts columns first, so it sees both transposed. A triangle takes half the time of a full product.
+            product = dtrmm(2.0, self.curvature.T, centred.T, lower=1).T
+            quadratic = np.einsum("nd,nd->n", product, centred)
             influence[start : start + ROWS_AT_ONCE] = 2 * centred @ self.difference + quadratic
         return influence
 

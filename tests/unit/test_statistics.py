@@ -11,6 +11,7 @@ from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
+from taugrid.eval.metrics import kernel as kernel_module
 from taugrid.eval.metrics.frechet import (
     SAMPLES_PER_DIMENSION,
     Frechet,
@@ -300,9 +301,11 @@ def test_kernel_distance_refuses_features_that_are_not_finite():
         kernel_distance(a, correlated(30, 4, seed=2), subsets=3, subset_size=10, seed=0)
 
 
+@pytest.mark.parametrize("block", [7, 1000])
 @pytest.mark.parametrize("size", [5, 30])
-def test_pairs_are_counted_alike_one_by_one_and_in_subsets(size):
+def test_pairs_are_counted_alike_one_by_one_and_in_subsets(size, block, monkeypatch):
     """30 of 40 in 10 subsets: each pair is computed once; 5 of 40: subset by subset. Both against plain loops."""
+    monkeypatch.setattr(kernel_module, "BLOCK", block)
     rng = np.random.default_rng(3)
     x, y = rng.normal(size=(40, 6)), rng.normal(size=(40, 6))
     of_x, of_y = ([rng.choice(40, size, replace=False) for _ in range(10)] for _ in range(2))

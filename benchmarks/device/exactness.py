@@ -1,0 +1,134 @@
+"""Bits: of noise, of a network twice, in another process and in a CUDA graph, of 8-bit pixels, of training."""
+
+import hashlib
+import subprocess
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.device.setting import NAMES, SMALL, Setting, denoiser, unet
+from benchmarks.device.speed import PROCESS, job_of
+from taugrid.images import to_uint8
+from taugrid.workers.accelerator import arithmetic
+from taugrid.workers.diffusion.noise import normal, words
+from taugrid.workers.sample import sample_batch
+from taugrid.workers.schedules import alpha_bar
+
+SEED = 20
+NORMALS = 100_000_000
+OTHER_PROCESS = "from benchmarks.device import exactness, setting; print(exactness.digest(setting.Setting('{}', {})))"
+
+
+def noise(setting: Setting) -> dict[str, Any]:
+    """Milliseconds of a batch of noise, eager and compiled, and how a GPU's words and normals differ from the CPU's."""
+    shape, batch = setting.shapes[-1], setting.batches[-1 if setting.short else 1]
+    indices = torch.arange(batch, device=setting.device)
+    found: dict[str, Any] = {"batch": batch, "shape": NAMES[shape]}
+    found["eager_ms"] = round(1000 * setting.seconds(lambda: normal(SEED, indices, 1, shape)), 3)
+    if not setting.on_gpu:
+        return found | {"against_the_cpu": "skipped: this is the CPU"}
+    fused = torch.compile(normal, dynamic=False)
+    found["compiled_ms"] = round(1000 * setting.seconds(lambda: fused(SEED, indices, 1, shape)), 3)
+    found["compiled_equals_eager"] = torch.equal(fused(SEED, indices, 1, shape), normal(SEED, indices, 1, shape))
+    return found | _against_the_cpu(setting)
+
+
+def _against_the_cpu(setting: Setting) -> dict[str, Any]:
+    shape, batch = (3, 32, 32), 1000
+    here, there = torch.arange(batch), torch.arange(batch, device=setting.device)
+    times = 2 if setting.short else -(-NORMALS // (batch * 3072))
+    equal, different, largest = True, 0, 0.0
+    for t in range(times):
+        equal &= torch.equal(words(SEED, "sample", here, t, 768), words(SEED, "sample", there, t, 768).cpu())
+        difference = (normal(SEED, here, t, shape) - normal(SEED, there, t, shape).cpu()).abs()
+        different += int((difference > 0).sum())
+        largest = max(largest, float(difference.max()))
+    return {"words_equal": equal, "normals": times * batch * 3072, "differ": different, "largest_difference": largest}
+
+
+def digest(setting: Setting) -> str:
+    """SHA-256 of the small network's output for a batch of noise."""
+    from taugrid.workers.device import set_up
+
+    set_up(1)
+    x = normal(SEED, torch.arange(setting.batches[0], device=setting.device), 0, SMALL)
+    output = denoiser(unet(SMALL, setting.device), setting, "float32")(x, 500)
+    return hashlib.sha256(output.cpu().numpy().tobytes()).hexdigest()
+
+
+def bits(setting: Setting) -> dict[str, Any]:
+    """Whether a network gives the same bits twice, in another process, and replayed from a CUDA graph."""
+    first = digest(setting)
+    command = [sys.executable, "-c", OTHER_PROCESS.format(setting.device, setting.short)]
+    other = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    found: dict[str, Any] = {"twice": digest(setting) == first, "in_another_process": other == first}
+    return found | {"cuda_graph": _graph(setting) if setting.on_gpu else "skipped: CUDA graphs need a GPU"}
+
+
+@torch.inference_mode()
+def _graph(setting: Setting) -> dict[str, Any]:
+    """Bits and milliseconds of a captured network against the eager one."""
+    network, batch = unet(SMALL, setting.device), setting.batches[0]
+    x = normal(SEED, torch.arange(batch, device=setting.device), 0, SMALL).contiguous(memory_format=torch.channels_last)
+    index = torch.full((batch,), 499, device=setting.device)
+
+    def call() -> Tensor:
+        output: Tensor = network(x, index, return_dict=False)[0]
+        return output
+
+    eager = call().clone()
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        call()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call()
+    graph.replay()
+    equal = torch.equal(captured, eager)
+    both = {"eager_ms": setting.seconds(call), "replayed_ms": setting.seconds(graph.replay)}
+    return {"equal": equal} | {name: round(1000 * seconds, 3) for name, seconds in both.items()}
+
+
+def flips(setting: Setting) -> dict[str, Any]:
+    """The share of 8-bit pixels that other precisions move, and by how much at most. Weights are random here."""
+    shape, batch = SMALL, setting.batches[0]
+    job = job_of("unused", shape, batch, batch)
+    network, indices = unet(shape, setting.device), torch.arange(batch, device=setting.device)
+    images = {}
+    for precision in setting.precisions:
+        x0 = sample_batch(denoiser(network, setting, precision), indices, job, alpha_bar(PROCESS))
+        images[precision] = to_uint8(x0.cpu().numpy()).astype(int)
+    found = {}
+    for precision in setting.precisions[1:]:
+        moved = abs(images[precision] - images["float32"])
+        found[precision] = {"share": round(float((moved > 0).mean()), 5), "most_levels": int(moved.max())}
+    return {"network": NAMES[shape], "against_float32": found}
+
+
+def training(setting: Setting) -> dict[str, Any]:
+    """Whether 20 steps of training give the same weights twice, and milliseconds of a step."""
+    if setting.on_gpu:
+        arithmetic.repeat_backward()
+    count, batch = (3, 8) if setting.short else (20, 128)
+    first, second = (_trained(setting.device, count, batch) for _ in range(2))
+    milliseconds = 1000 * setting.seconds(lambda: _trained(setting.device, 1, batch), 1)
+    torch.use_deterministic_algorithms(False)
+    return {"steps": count, "batch": batch, "same_weights": first == second, "step_ms": round(milliseconds, 1)}
+
+
+def _trained(device: str, count: int, batch: int) -> str:
+    network = unet(SMALL, device).train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    indices = torch.arange(batch, device=device)
+    for step in range(count):
+        x, eps = (normal(SEED, indices, step, SMALL, domain) for domain in ("train", "train-eps"))
+        output = network(x, torch.full((batch,), 500, device=device), return_dict=False)[0]
+        optimizer.zero_grad()
+        torch.autograd.backward((output - eps).square().mean())
+        optimizer.step()
+    state = torch.cat([weight.detach().flatten() for weight in network.parameters()])
+    return hashlib.sha256(state.cpu().numpy().tobytes()).hexdigest()

@@ -1,0 +1,141 @@
+"""Time: of a network's step, of diffusers' pipeline, of a shard, of extraction, of PNG."""
+
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler
+
+from benchmarks.device.setting import NAMES, Setting, Shape, denoiser, unet
+from benchmarks.evaluation import draw_weights
+from taugrid.config import Data, Diffusion, Sample
+from taugrid.eval.features.load import load
+from taugrid.eval.features.resolve import resolve
+from taugrid.images import encode_png
+from taugrid.jobs import OracleNetwork
+from taugrid.registry.extractors import INCEPTION
+from taugrid.workers.accelerator import arithmetic
+from taugrid.workers.diffusion.process import Denoiser
+from taugrid.workers.diffusion.timesteps import tau
+from taugrid.workers.sample import SampleJob, sample_batch, sample_shard
+from taugrid.workers.schedules import alpha_bar
+
+STEPS = 10
+PROCESS = Diffusion(
+    timesteps=1000,
+    schedule="linear",
+    beta_start=1e-4,
+    beta_end=2e-2,
+    prediction="epsilon",
+    rescale_betas_zero_snr=False,
+    set_alpha_to_one=True,
+)
+
+
+def steps(setting: Setting) -> dict[str, Any]:
+    """Milliseconds of a network evaluation: precision x layout x eager or compiled, for each network and batch."""
+    found = {}
+    for shape in setting.shapes:
+        for channels_last in (True, False):
+            network = unet(shape, setting.device, channels_last)
+            for precision in setting.precisions:
+                for compiled in ("none",) if setting.short else ("none", "default"):
+                    for batch in setting.batches:
+                        model = denoiser(network, setting, precision, compiled, batch)
+                        x = torch.zeros(batch, *shape, device=setting.device)
+                        milliseconds = 1000 * setting.seconds(lambda model=model, x=x: model(x, 500))
+                        layout = "NHWC" if channels_last else "NCHW"
+                        name = f"{NAMES[shape]} batch {batch} {precision} {layout} compile={compiled}"
+                        found[name] = round(milliseconds, 3)
+    return {"milliseconds": found}
+
+
+def pipeline(setting: Setting) -> dict[str, Any]:
+    """Images a second of diffusers' DDIM pipeline, with TF32 as torch ships it and off, and of taugrid's sampler."""
+    shape, batch = setting.shapes[-1], setting.batches[-1 if setting.short else 1]
+    network = unet(shape, setting.device)
+    pipe = DDIMPipeline(network, DDIMScheduler(num_train_timesteps=1000))
+    pipe.set_progress_bar_config(disable=True)
+    found = {}
+    for tf32 in (True, False) if arithmetic.has_tf32(setting.device) else (False,):
+        arithmetic.settle(tf32)
+        if tf32:
+            torch.backends.cuda.matmul.allow_tf32 = False  # torch ships TF32 for convolutions alone
+        seconds = setting.seconds(lambda: pipe(batch, num_inference_steps=STEPS, output_type="np"), 3)
+        found[f"diffusers, TF32 {'as shipped' if tf32 else 'off'}"] = round(batch / seconds, 2)
+    job, indices = job_of("unused", shape, batch, batch), torch.arange(batch, device=setting.device)
+    for precision in setting.precisions:
+        model = denoiser(network, setting, precision)
+        seconds = setting.seconds(lambda model=model: sample_batch(model, indices, job, alpha_bar(PROCESS)).cpu(), 3)
+        found[f"taugrid, {precision}"] = round(batch / seconds, 2)
+    return {"network": NAMES[shape], "batch": batch, "steps": STEPS, "images_per_second": found}
+
+
+def shard(setting: Setting) -> dict[str, Any]:
+    """A shard of four batches with noise, PNG and Parquet, over the bare network: 1 if nothing waits for anything."""
+    found, batch = {}, setting.batches[-1 if setting.short else 1]
+    for shape in setting.shapes:
+        for precision in setting.precisions:
+            model = denoiser(unet(shape, setting.device), setting, precision)
+            bare = setting.seconds(lambda model=model, shape=shape: _bare(model, shape, batch, setting.device), 3)
+            whole = setting.seconds(lambda model=model, shape=shape: _shard(model, shape, batch, setting.device), 3)
+            found[f"{NAMES[shape]} batch {batch} {precision}"] = round(bare / whole, 3)
+    return {"bare_over_shard": found}
+
+
+def _bare(model: Denoiser, shape: Shape, batch: int, device: str) -> None:
+    x = torch.zeros(batch, *shape, device=device)
+    for _ in range(4):
+        for t in tau("linear", STEPS, 1000):
+            model(x, t)
+
+
+def _shard(model: Denoiser, shape: Shape, batch: int, device: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        sample_shard(job_of(str(Path(folder) / "shard.parquet"), shape, batch, 4 * batch), model, device)
+
+
+def job_of(path: str, shape: Shape, batch: int, images: int) -> SampleJob:
+    """Samples `images` images in `path`. Its network is never loaded: callers bring their own."""
+    settings = Sample(steps=STEPS, eta=1.0, seed=0, batch_size=batch, clip="none")
+    metadata = {"cell": "benchmark", "model": "benchmark"}
+    times = tau("linear", STEPS, 1000)
+    return SampleJob(
+        path, 0, images, OracleNetwork(Data(name="gaussian", shape=shape)), shape, settings, PROCESS, times, metadata
+    )
+
+
+def extraction(setting: Setting) -> dict[str, Any]:
+    """Images a second through Inception with weights from a seed: grey and RGB, 32 and 256 pixels."""
+    found = {}
+    count = 8 if setting.short else 512
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "inception.pth"
+        draw_weights(weights)
+        random = np.random.default_rng(0)
+        for channels in (1, 3):
+            for side in (32,) if setting.short else (32, 256):
+                shape = (channels, side, side)
+                extract = load(resolve(INCEPTION, "any", str(weights), shape), setting.device)
+                images = torch.from_numpy(random.integers(0, 256, (count, *shape), dtype=np.uint8))
+                seconds = setting.seconds(lambda extract=extract, images=images: extract(images), 1)
+                found["x".join(map(str, shape))] = round(count / seconds, 1)
+    return {"images_per_second": found}
+
+
+def encoders(setting: Setting) -> dict[str, Any]:
+    """PNGs a second of this host with 1, 2 and 4 threads, of noise, which compresses least."""
+    found = {}
+    random = np.random.default_rng(0)
+    for side in (32,) if setting.short else (32, 64, 256):
+        images = list(random.integers(0, 256, (500 if side < 256 else 50, 3, side, side), dtype=np.uint8))
+        for threads in (1, 2, 4):
+            with ThreadPoolExecutor(threads) as pool:
+                began = time.perf_counter()
+                list(pool.map(encode_png, images))
+                found[f"{side} pixels, {threads} threads"] = round(len(images) / (time.perf_counter() - began))
+    return {"images_per_second": found}
