@@ -1,10 +1,15 @@
 """docs/nightly.md: its YAML is valid, its shell parts run, and its schema is the one that is written."""
 
+import ast
 import copy
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
+from contextlib import chdir, suppress
 from pathlib import Path
 
 import jsonschema
@@ -59,17 +64,58 @@ def shell_parts():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a config and a baseline, and the command `taugrid` whose workers are its own process."""
+    """A folder with a config, a baseline and a command `taugrid` that this process does, which has torch by then."""
     folder = tmp_path_factory.mktemp("nightly")
     config = write_config(folder / "night.yaml", checkpoint(folder / "network"))
     taugrid("run", config, "--out", folder / "first")
     taugrid("baseline", "accept", folder / "first", "--to", folder / "baseline.json", "--reason", "the first")
     (folder / "bin").mkdir()
     script = folder / "bin/taugrid"
-    helper = f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]; from nights import taugrid\n"
-    script.write_text(f"#!{sys.executable}\n{helper}print(*taugrid(*sys.argv[1:]))\n")
+    script.write_text(f"#!{sys.executable} -S\n{ASKING}")
     script.chmod(0o755)
     return folder
+
+
+ASKING = """
+import os, socket, sys
+with socket.socket(socket.AF_UNIX) as asked:
+    asked.connect(os.environ["TAUGRID_SOCKET"])
+    asked.sendall(repr((os.getcwd(), sys.argv[1:])).encode())
+    asked.shutdown(socket.SHUT_WR)
+    code, printed = eval(asked.makefile().read())
+print(printed)
+sys.exit(code)
+"""
+
+
+def do(asked):
+    """One command, in the folder where it was given."""
+    folder, arguments = ast.literal_eval(asked.makefile().read())
+    with chdir(folder):
+        try:
+            answer = 0, " ".join(taugrid(*arguments))
+        except AssertionError as error:
+            answer = 1, str(error)
+    asked.sendall(repr(answer).encode())
+
+
+def run_shell(script, folder, environment):
+    """Run a script of bash to its end in `folder`; does the commands `taugrid` that it gives."""
+    with socket.socket(socket.AF_UNIX) as server:
+        path = f"{tempfile.mkdtemp()}/socket"  # of 107 characters at most
+        server.bind(path)
+        server.listen()
+        server.settimeout(0.05)
+        with subprocess.Popen(
+            ["bash", "-ec", script], cwd=folder, env=environment | {"TAUGRID_SOCKET": path}
+        ) as process:
+            while process.poll() is None:
+                with suppress(TimeoutError):
+                    asked, _ = server.accept()
+                    with asked:
+                        do(asked)
+    shutil.rmtree(Path(path).parent)
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("way", ["cron", "actions", "kubernetes", "slurm"])
@@ -81,7 +127,7 @@ def test_a_shell_part_runs(place, way, tmp_path):
         "HISTORY": "history",
         "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
     }
-    subprocess.run(["bash", "-ec", shell_parts()[way]], cwd=place, env=environment, check=True, timeout=300)
+    run_shell(shell_parts()[way], place, environment)
     assert list((place / "history/nights").glob("*/verdict.json"))
     if way == "actions":
         assert "night 42: ✅ identical" in (tmp_path / "summary.md").read_text()
