@@ -17,6 +17,9 @@ SHADES = 8
 """Shades from the best value to the worst."""
 NO_SHADE = "none"
 
+Labels = tuple[str, ...]
+"""Of a row, one for each of its table's heads."""
+
 
 class ShadedEntry(NamedTuple):
     """A cell of a table as a page shows it."""
@@ -49,8 +52,7 @@ class ShadedTable(NamedTuple):
     across: str
     """What the columns are."""
     columns: tuple[str, ...]
-    rows: tuple[tuple[tuple[str, ...], tuple[ShadedEntry, ...]], ...]
-    """The labels of each row, and its cells."""
+    rows: tuple[tuple[Labels, tuple[ShadedEntry, ...]], ...]
 
 
 def shaded_tables(
@@ -77,9 +79,7 @@ def shaded_tables(
     ]
 
 
-def _rows(
-    table: Pivot, metric: MetricColumn, scale: "_Scale"
-) -> Iterator[tuple[tuple[str, ...], tuple[ShadedEntry, ...]]]:
+def _rows(table: Pivot, metric: MetricColumn, scale: "_Scale") -> Iterator[tuple[Labels, tuple[ShadedEntry, ...]]]:
     numbers = zip(table.values.to_numpy(), table.errors.to_numpy(), table.cells.to_numpy(), strict=True)
     for (labels, row), (values, errors, cells) in zip(entries(table, metric), numbers, strict=True):
         yield labels, tuple(map(_shaded, row, map(scale.shade, values), values, errors, cells))

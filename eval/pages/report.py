@@ -20,10 +20,12 @@ from taugrid.eval.pages.pictures import ImageGrid, PagePicture, data_uri, grids,
 from taugrid.eval.pages.pivots import ShadedTable, shaded_tables
 from taugrid.eval.pages.protocol_table import protocol_rows
 from taugrid.eval.pages.quality_charts import over_costs, over_steps
+from taugrid.eval.tables.ablation.one_table import USUAL, Layout
 from taugrid.eval.tables.differences_files import ABOUT, SaidDifference, said_difference
 from taugrid.eval.tables.entries import entries, legend, marked_pivots, tabulated
-from taugrid.eval.tables.long_form import FID, long_form
+from taugrid.eval.tables.long_form import FID, in_grid_order
 from taugrid.eval.tables.reconstruction import LEGEND, RECONSTRUCTION_ERROR, reconstruction_frame, reconstruction_pivot
+from taugrid.protocol import ProtocolFields
 from taugrid.registry.metrics import MetricColumn
 
 LARGEST = 4_900_000
@@ -42,7 +44,9 @@ class PageFacts:
     planned: int
     """Cells of the grid."""
     document: Mapping[str, Any]
-    """quality.json; empty if there is none."""
+    """quality.json, with rows in the order of the grid; empty if there is none."""
+    layout: Layout
+    """Rows and columns of the quality tables."""
     differences: Sequence[Mapping[str, Any]]
     """Rows of differences.csv, with None where there is nothing."""
     published: Sequence[Mapping[str, Any]]
@@ -101,8 +105,7 @@ def _content(found: PageFacts) -> dict[str, Any]:
     """Everything of the page but images."""
     rows = found.document.get("rows", [])
     protocols, joined = found.document.get("protocols", {}), frozenset(found.document.get("joined", ()))
-    tables = list(_tables(found)) if rows else []
-    cells = measured(tables[0].tables, rows, protocols, joined) if tables and tables[0].metric.name == FID.name else []
+    cells = measured(_by_steps(found), rows, protocols, joined) if rows else []
     style, script = asset("tables.css") + asset("report.css"), asset("report.js")
     no_grids: list[ImageGrid] = []
     return {
@@ -112,7 +115,7 @@ def _content(found: PageFacts) -> dict[str, Any]:
         "policy": _policy(style, script),
         "size": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
         "answer": answer(cells, found.planned),
-        "metrics": tables,
+        "metrics": list(_tables(found)) if rows else [],
         "over_steps": over_steps(cells, found.published) if cells else None,
         "published": found.published,
         "costs": over_costs(cells) if cells else None,
@@ -142,11 +145,22 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
+def _by_steps(found: PageFacts) -> list[ShadedTable]:
+    """The tables of FID with columns of S. The marks of another layout compare other cells, so they are left out."""
+    protocols, alike, joined = _marks(found.document)
+    frame = in_grid_order(found.document["rows"])
+    return shaded_tables(frame, FID, protocols, alike if found.layout == USUAL else frozenset(), joined)
+
+
+def _marks(document: Mapping[str, Any]) -> tuple[Mapping[str, ProtocolFields], frozenset[str], frozenset[str]]:
+    """Protocols by hash, cells that can't be told apart from the best of their column, and cells of mixed protocols."""
+    alike, joined = (frozenset(document.get(key, ())) for key in ("indistinguishable", "joined"))
+    return document["protocols"], alike, joined
+
+
 def _tables(found: PageFacts) -> Iterator[MetricTables]:
     """The tables of each metric that some cell has."""
-    frame = long_form(found.document["rows"])
-    alike, joined = (frozenset(found.document.get(key, ())) for key in ("indistinguishable", "joined"))
-    marks = (found.document["protocols"], alike, joined)
+    frame, marks = in_grid_order(found.document["rows"]), (*_marks(found.document), found.layout)
     for metric in tabulated(frame):
         about = legend(marked_pivots(frame, metric, *marks), metric)
         error = [f"± is {metric.error_means}."] if metric.error and frame[metric.error].notna().any() else []

@@ -11,6 +11,7 @@ from taugrid.eval.pages.pictures import PagePicture
 from taugrid.eval.pages.report import PageFacts, report_html
 from taugrid.eval.tables.rows import without_nan
 from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.report import asked
 from taugrid.orchestrator.report.sample_figures import first_images
 from taugrid.orchestrator.report.write import loss_curves
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -37,10 +38,13 @@ def write_page(config: Config, plan: Plan, rundir: RunDir, missing: Mapping[str,
     """
     tables = Tables(rundir)
     document = tables.document()
+    places = {cell.id: place for place, cell in enumerate(plan.cells)}
+    rows = [row for row in document.get("rows", ()) if row["cell"] in places]
     found = PageFacts(
         name=config.name,
         planned=len(plan.cells),
-        document=document,
+        document=document | {"rows": sorted(rows, key=lambda row: places[row["cell"]])},
+        layout=asked.layout(config, plan),
         differences=_rows(tables, "differences"),
         published=_rows(tables, "published"),
         reconstruction=read_json(rundir.tables / "reconstruction.json", rundir.storage) or {},

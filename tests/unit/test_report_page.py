@@ -22,6 +22,7 @@ from taugrid.eval.pages.pictures import PagePicture, grids, uri_bytes
 from taugrid.eval.pages.pivots import shaded_tables
 from taugrid.eval.pages.quality_charts import over_steps
 from taugrid.eval.pages.report import LARGEST, PageFacts, report_html
+from taugrid.eval.tables.ablation.one_table import USUAL, Layout
 from taugrid.eval.tables.long_form import FID, long_form
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.view.page import reproducing, write_page
@@ -67,6 +68,7 @@ def findings(**changes):
         name="a run",
         planned=4,
         document={"rows": ROWS, "protocols": PROTOCOLS, "notes": []},
+        layout=USUAL,
         differences=[],
         published=[],
         reconstruction={},
@@ -248,6 +250,15 @@ def test_the_answer_claims_nothing_without_errors_or_across_protocols():
     assert "8.0 ± 1.0 at S = 50, η = 1.0" in sentences[1]
     assert answer([], 4) == ["None of 4 cells has an FID yet."]
     assert len(answer(cells_of(ROWS[:1]), 4)) == 1
+
+
+def test_marks_of_another_layout_are_not_taken_for_those_of_a_column_of_steps():
+    document = {"rows": ROWS, "protocols": PROTOCOLS, "notes": [], "indistinguishable": ["50-0.0"]}
+    text = report_html(findings(document=document, layout=Layout(("steps",), "eta")))
+    said = [line["text"] for line in Parsed(text).all("p", **{"class": "answer"})]
+    assert said[0].replace("\u00a0", " ") == "Of 4 cells, FID is lowest at S = 50, η = 1.0: 8.0 ± 1.0."
+    [table] = Parsed(text).all("table", **{"class": "tg-pivot"})
+    assert "S \\ η" in table["text"]
 
 
 def test_the_front_is_of_cells_that_none_beats_in_cost_and_value():

@@ -2,7 +2,18 @@
 
 // Lines are switched on and off by the buttons above their charts, in every chart of the section.
 function toggleLine(button) {
+  showLine(button, button.getAttribute("aria-pressed") !== "true");
+}
+
+function toggleAll(button) {
   const shown = button.getAttribute("aria-pressed") !== "true";
+  button.setAttribute("aria-pressed", String(shown));
+  for (const each of button.parentElement.querySelectorAll("[data-toggle]")) {
+    showLine(each, shown);
+  }
+}
+
+function showLine(button, shown) {
   button.setAttribute("aria-pressed", String(shown));
   const key = button.dataset.toggle;
   for (const line of button.closest("section").querySelectorAll("[data-line]")) {
@@ -124,6 +135,9 @@ function updateScrollStops() {
 
 document.querySelectorAll("[data-toggle]").forEach((button) => {
   button.addEventListener("click", () => toggleLine(button));
+});
+document.querySelectorAll("[data-toggle-all]").forEach((button) => {
+  button.addEventListener("click", () => toggleAll(button));
 });
 document.querySelectorAll(".chart svg[tabindex]").forEach(prepareChart);
 document.querySelectorAll(".samples").forEach(prepareSamples);
