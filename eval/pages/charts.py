@@ -34,7 +34,7 @@ class ChartPoint(NamedTuple):
     """Its row of the table beside the chart."""
 
 
-class Look(NamedTuple):
+class ChartLook(NamedTuple):
     """How a line is drawn, the same in every chart of a section."""
 
     key: str
@@ -47,7 +47,7 @@ class ChartLine(NamedTuple):
     """Points that belong together."""
 
     name: str
-    look: Look
+    look: ChartLook
     points: Sequence[ChartPoint]
     kind: str = "line"
     """`line`, `dotted` (someone else's numbers), `points` (nothing joins them), or `curve` (no markers)."""
@@ -68,7 +68,7 @@ class DrawnLine(NamedTuple):
     """A line in pixels."""
 
     name: str
-    look: Look
+    look: ChartLook
     kind: str
     path: str
     marks: tuple[Mark, ...]
@@ -96,7 +96,7 @@ class Chart(NamedTuple):
         return f"{heading}{self.y_title} against {self.x_title}, {count} values, which are in the table below"
 
 
-def looks(names: Iterable[str], special: str = "") -> dict[str, Look]:
+def looks(names: Iterable[str], special: str = "") -> dict[str, ChartLook]:
     """A look for each name in its order; `special` is the name that gets the colour `SPECIAL`."""
     given = list(dict.fromkeys(names))
     scale = [name for name in given if name != special]
@@ -104,7 +104,7 @@ def looks(names: Iterable[str], special: str = "") -> dict[str, Look]:
     for place, name in enumerate(given):
         position = scale.index(name) * (COLOURS - 1) // max(1, len(scale) - 1) if name in scale else 0
         colour = SPECIAL if name == special else str(position)
-        found[name] = Look(str(place), colour, MARKERS[place % len(MARKERS)])
+        found[name] = ChartLook(str(place), colour, MARKERS[place % len(MARKERS)])
     return found
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from taugrid.eval.figures.loss import running_mean
-from taugrid.eval.pages.charts import ChartLine, ChartPoint, Look, chart, looks
+from taugrid.eval.pages.charts import ChartLine, ChartLook, ChartPoint, chart, looks
 from taugrid.eval.pages.quality_charts import Charts
 
 MOST_POINTS = 60
@@ -28,7 +28,7 @@ def loss_charts(curves: Mapping[str, pd.DataFrame]) -> Charts:
     return Charts((drawn,), tuple(styles.items()))
 
 
-def _curve(name: str, log: pd.DataFrame, look: Look) -> ChartLine:
+def _curve(name: str, log: pd.DataFrame, look: ChartLook) -> ChartLine:
     step, mean = log["step"].to_numpy(), running_mean(log["step"].to_numpy(), log["loss"].to_numpy())
     wanted = np.geomspace(max(1, step[0]), step[-1], MOST_POINTS) if len(step) else step
     places = sorted({min(int(np.searchsorted(step, value)), len(step) - 1) for value in wanted})

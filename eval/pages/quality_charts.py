@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from taugrid.eval.pages.charts import Chart, ChartLine, ChartPoint, Look, chart, looks
+from taugrid.eval.pages.charts import Chart, ChartLine, ChartLook, ChartPoint, chart, looks
 from taugrid.eval.pages.measured import Measured, by_kind, pareto_front
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import SIGMA_HAT
@@ -14,7 +14,7 @@ class Charts(NamedTuple):
     """Charts whose lines are switched on and off together."""
 
     charts: tuple[Chart, ...]
-    legend: tuple[tuple[str, Look], ...]
+    legend: tuple[tuple[str, ChartLook], ...]
 
 
 def over_steps(cells: Sequence[Measured], published: Sequence[Mapping[str, Any]]) -> Charts:
@@ -38,7 +38,7 @@ def over_steps(cells: Sequence[Measured], published: Sequence[Mapping[str, Any]]
 
 
 def _row(
-    row: str, cells: Sequence[Measured], styles: Mapping[str, Look], theirs: Mapping[str, float]
+    row: str, cells: Sequence[Measured], styles: Mapping[str, ChartLook], theirs: Mapping[str, float]
 ) -> list[ChartLine]:
     own = [cell for cell in cells if cell.row == row]
     source = ("this run",) if theirs else ()
@@ -66,7 +66,9 @@ def over_costs(cells: Sequence[Measured]) -> Charts:
     return Charts(tuple(charts), tuple(styles.items()))
 
 
-def _cost_chart(cells: Sequence[Measured], costs: Sequence[float], title: str, styles: Mapping[str, Look]) -> Chart:
+def _cost_chart(
+    cells: Sequence[Measured], costs: Sequence[float], title: str, styles: Mapping[str, ChartLook]
+) -> Chart:
     front = pareto_front(cells, costs)
     points = [
         ChartPoint(cost, cell.entry.number, cell.entry.standard_error, (
