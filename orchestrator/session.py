@@ -28,7 +28,6 @@ from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.orchestrator.selection import without_models
 from taugrid.orchestrator.shard_sizes import require_no_tf32, too_few_shards
 from taugrid.orchestrator.training import Training, TrainingFailed
-from taugrid.orchestrator.view.page import write_page
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.kind import Conclusion, Piece, WorkKind
 from taugrid.orchestrator.work.survey import Survey
@@ -155,6 +154,8 @@ class Run:
             self._progress.say("tables and figures are unchanged; `taugrid report` updates them")
         provenance.write(self.rundir, self.plan, scoring)
         if conclusions and ("report" in stages or "evaluate" not in stages):
+            from taugrid.orchestrator.view.page import write_page
+
             write_page(self.config, self.plan, self.rundir, unfinished | problems)
         labels = self.plan.labels
         return Outcome(unfinished | problems, last.rows, last.table, last.evidence, last.text, labels)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from taugrid.eval.figures.loss import running_mean
+from taugrid.eval.figures.smoothing import running_mean
 from taugrid.eval.pages.charts import ChartLine, ChartLook, ChartPoint, chart, looks
 from taugrid.eval.pages.quality_charts import Charts
 

@@ -1,4 +1,4 @@
-"""The cells of the shaded tables as rows of charts: what each cost, and which of them can be compared."""
+"""The cells of the shaded tables as points of charts, and which of them can be compared."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
@@ -17,10 +17,6 @@ class Measured(NamedTuple):
     table: ShadedTable
     steps: int
     entry: ShadedEntry
-    evaluations: float
-    """Of the network, for one image."""
-    seconds: float
-    """On a device, for one image; NaN if it is unknown."""
     kind: str
     """Cells of one kind can be compared."""
 
@@ -67,9 +63,7 @@ def _measured(
     values: Mapping[str, Any],
     kinds: Mapping[str, str],
 ) -> Measured:
-    seconds = values["seconds"] / values["num_samples"] if values["seconds"] else float("nan")
-    its_kind = kinds.get(values["protocol"], "unknown")
-    return Measured(row, table, values["steps"], entry, values["network_evaluations"], seconds, its_kind)
+    return Measured(row, table, values["steps"], entry, kinds.get(values["protocol"], "unknown"))
 
 
 def row_name(heads: Sequence[str], labels: Sequence[str]) -> str:
@@ -84,12 +78,3 @@ def by_kind(cells: Sequence[Measured]) -> list[list[Measured]]:
     for cell in cells:
         groups[cell.kind].append(cell)
     return list(groups.values())
-
-
-def pareto_front(cells: Sequence[Measured], costs: Sequence[float]) -> list[int]:
-    """Places of the cells that no other beats in both cost and value, cheapest first; lower values are better."""
-    found: list[int] = []
-    for place in sorted(range(len(cells)), key=lambda i: (costs[i], cells[i].entry.number)):
-        if not found or cells[place].entry.number < cells[found[-1]].entry.number:
-            found.append(place)
-    return found

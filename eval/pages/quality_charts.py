@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from taugrid.eval.pages.charts import Chart, ChartLine, ChartLook, ChartPoint, chart, looks
-from taugrid.eval.pages.measured import Measured, by_kind, pareto_front
+from taugrid.eval.pages.measured import Measured, by_kind
+from taugrid.eval.tables.ablation.cost import IMAGES
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import SIGMA_HAT
 
@@ -15,6 +16,21 @@ class Charts(NamedTuple):
 
     charts: tuple[Chart, ...]
     legend: tuple[tuple[str, ChartLook], ...]
+
+
+class CostColumn(NamedTuple):
+    """A cost as cost.csv has it."""
+
+    column: str
+    front: str
+    """The column that says whether a cell is Pareto-optimal by it."""
+    title: str
+
+
+COSTS = (
+    CostColumn("evaluations_per_image", "pareto_evaluations", "network evaluations an image"),
+    CostColumn("seconds_per_1000_images", "pareto_seconds", f"device seconds for {IMAGES:,} images"),
+)
 
 
 def over_steps(cells: Sequence[Measured], published: Sequence[Mapping[str, Any]]) -> Charts:
@@ -54,35 +70,39 @@ def _row(
     return [*lines, *([ChartLine(row, styles[row], paper, "dotted")] if paper else [])]
 
 
-def over_costs(cells: Sequence[Measured]) -> Charts:
-    """For each kind of cells a chart against network evaluations, and one against seconds if all are known."""
+def over_costs(cells: Sequence[Measured], costs: Sequence[Mapping[str, Any]]) -> Charts:
+    """For each kind of cells a chart against network evaluations, and one against seconds if all are known.
+
+    Args:
+        cells: with their FIDs.
+        costs: rows of cost.csv.
+    """
+    by_cell = {row["cell"]: row for row in costs}
     styles = looks((cell.line for cell in cells), SIGMA_HAT)
     charts = []
     for group in by_kind(cells):
-        charts.append(_cost_chart(group, [cell.evaluations for cell in group], "network evaluations an image", styles))
-        seconds = [cell.seconds for cell in group]
-        if all(map(math.isfinite, seconds)):
-            charts.append(_cost_chart(group, seconds, "device seconds an image", styles))
+        known = [(cell, by_cell[cell.entry.cell]) for cell in group if cell.entry.cell in by_cell]
+        for cost in COSTS:
+            if known and all(row[cost.column] is not None for _, row in known):
+                charts.append(_cost_chart(known, cost, styles))
     return Charts(tuple(charts), tuple(styles.items()))
 
 
 def _cost_chart(
-    cells: Sequence[Measured], costs: Sequence[float], title: str, styles: Mapping[str, ChartLook]
+    cells: Sequence[tuple[Measured, Mapping[str, Any]]], cost: CostColumn, styles: Mapping[str, ChartLook]
 ) -> Chart:
-    front = pareto_front(cells, costs)
-    points = [
-        ChartPoint(cost, cell.entry.number, cell.entry.standard_error, (
-            cell.line, str(cell.steps), f"{cost:,.3g}" if isinstance(cost, float) else f"{cost:,}", _shown(cell),
-            "yes" if place in front else "",
-        ))
-        for place, (cell, cost) in enumerate(zip(cells, costs, strict=True))
-    ]  # fmt: skip
+    points, front = [], []
+    for cell, row in cells:
+        value, best = row[cost.column], row[cost.front]
+        texts = (cell.line, str(cell.steps), f"{value:,.3g}" if value < 100 else f"{value:,.0f}", _shown(cell))
+        points.append(ChartPoint(value, cell.entry.number, cell.entry.standard_error, (*texts, "yes" if best else "")))
+        front += [points[-1]] if best else []
     lines = [
         ChartLine(name, look, [point for point in points if point.row[0] == name], "points")
         for name, look in styles.items()
     ]
-    columns = ("row", "S", title, "FID", "on the front")
-    return chart("", (title, FID.heading), lines, columns, front=[points[place] for place in front])
+    columns = ("row", "S", cost.title, "FID", "on the front")
+    return chart("", (cost.title, FID.heading), lines, columns, front=sorted(front))
 
 
 def _shown(cell: Measured) -> str:

@@ -51,6 +51,8 @@ class PageFacts:
     """Rows of differences.csv, with None where there is nothing."""
     published: Sequence[Mapping[str, Any]]
     """Rows of published.csv."""
+    costs: Sequence[Mapping[str, Any]]
+    """Rows of cost.csv."""
     reconstruction: Mapping[str, Any]
     """reconstruction.json; empty if there is none."""
     losses: Mapping[str, pd.DataFrame]
@@ -118,7 +120,7 @@ def _content(found: PageFacts) -> dict[str, Any]:
         "metrics": list(_tables(found)) if rows else [],
         "over_steps": over_steps(cells, found.published) if cells else None,
         "published": found.published,
-        "costs": over_costs(cells) if cells else None,
+        "costs": over_costs(cells, found.costs) if cells and found.costs else None,
         "differences": _differences(found.differences),
         "about_differences": ABOUT,
         "reconstruction": _reconstruction(found.reconstruction),

@@ -17,10 +17,10 @@ from in_process import small_run
 import taugrid
 from taugrid.config.load import load
 from taugrid.eval.pages.answer import answer
-from taugrid.eval.pages.measured import measured, pareto_front
+from taugrid.eval.pages.measured import measured
 from taugrid.eval.pages.pictures import PagePicture, grids, uri_bytes
 from taugrid.eval.pages.pivots import shaded_tables
-from taugrid.eval.pages.quality_charts import over_steps
+from taugrid.eval.pages.quality_charts import over_costs, over_steps
 from taugrid.eval.pages.report import LARGEST, PageFacts, report_html
 from taugrid.eval.tables.ablation.one_table import USUAL, Layout
 from taugrid.eval.tables.long_form import FID, long_form
@@ -71,6 +71,7 @@ def findings(**changes):
         layout=USUAL,
         differences=[],
         published=[],
+        costs=[],
         reconstruction={},
         losses={"m": pd.DataFrame({"step": steps, "loss": 1 / steps})},
         samples={"": {("0", 10): np.zeros((8, 4, 4), np.uint8), ("0", 50): np.zeros((8, 4, 4), np.uint8)}},
@@ -261,10 +262,22 @@ def test_marks_of_another_layout_are_not_taken_for_those_of_a_column_of_steps():
     assert "S \\ η" in table["text"]
 
 
-def test_the_front_is_of_cells_that_none_beats_in_cost_and_value():
-    cells = cells_of([row(10, 0.0, 20.0), row(20, 0.0, 25.0), row(30, 0.0, 9.0), row(40, 0.0, 9.0), row(50, 0.0, 5.0)])
-    assert pareto_front(cells, [10, 20, 30, 40, 50]) == [0, 2, 4]
-    assert pareto_front(cells, [1, 1, 1, 1, 1]) == [4]
+def test_the_front_is_what_the_table_of_costs_marks():
+    marks = dict(zip(["10-0.0", "10-1.0", "50-0.0", "50-1.0"], [True, False, False, True], strict=True))
+    costs = [
+        {"cell": cell, "evaluations_per_image": int(cell[:2]), "pareto_evaluations": best, "pareto_seconds": False}
+        | {"seconds_per_1000_images": None if cell == "10-1.0" else 5.0}
+        for cell, best in marks.items()
+    ]
+    [chart] = over_costs(cells_of(ROWS), costs).charts
+    assert chart.x_title == "network evaluations an image", "seconds are not known of all"
+    assert {row[:2]: row[-1] for row in chart.rows} == {
+        ("η = 0.0", "10"): "yes", ("η = 1.0", "10"): "", ("η = 0.0", "50"): "", ("η = 1.0", "50"): "yes",
+    }  # fmt: skip
+    corners = re.findall(r"[\d.]+", chart.front)
+    by_said = {mark.said: mark for line in chart.lines for mark in line.marks}
+    first, last = (next(mark for said, mark in by_said.items() if f"FID {value}" in said) for value in ("20.0", "8.0"))
+    assert [float(text) for text in corners[:4]] == [first.x, first.y, last.x, last.y]
 
 
 def test_published_numbers_are_drawn_only_where_nothing_differs():
