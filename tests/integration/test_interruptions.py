@@ -38,8 +38,8 @@ SLOW = {
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory, pytestconfig):
-    """54 shards or, for the long forms, 324."""
-    samples = SLOW["sample"] | {"num_samples": 864 if pytestconfig.getoption("--long") else 144}
+    """27 shards or, for the long forms, 324."""
+    samples = SLOW["sample"] | {"num_samples": 864 if pytestconfig.getoption("--long") else 72}
     return write_config(tmp_path_factory.mktemp("config"), **SLOW | {"sample": samples})
 
 

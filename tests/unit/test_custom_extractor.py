@@ -136,7 +136,7 @@ def test_a_custom_class_is_described_by_another_process(folder):
     assert torch.allclose(logits, features[:, :2] - 1)
 
 
-def test_custom_weights_are_passed_on_and_make_the_identity(folder):
+def test_custom_weights_are_passed_on_and_make_the_identity(folder, asked_here):
     save_file({"scale": torch.tensor([2.0])}, folder / "scale.safetensors")
     spec = resolve("mine.networks:Means", "any", "scale.safetensors", (1, 5, 5))
     assert spec.weights_path == str(folder / "scale.safetensors")

@@ -95,7 +95,9 @@ EXECUTES_WEIGHTS = {"callable": "runpy:run_path", "weights": "code.py"}
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-def test_looking_at_a_directory_runs_none_of_the_code_that_its_config_names(mark, tmp_path, recorded, capsys):
+def test_looking_at_a_directory_runs_none_of_the_code_that_its_config_names(
+    mark, asked_here, tmp_path, recorded, capsys
+):
     model = EXECUTES_WEIGHTS | {"weights": str(tmp_path / "code.py")}
     root = sent(tmp_path / "sent", config_of(model, "mine:Extractor"), recorded)
     for command in looking(root):
@@ -110,7 +112,7 @@ def test_looking_at_a_directory_runs_none_of_the_code_that_its_config_names(mark
 
 
 @pytest.mark.parametrize("model", [EXECUTES_WEIGHTS, {"callable": "mine:load"}], ids=lambda model: model["callable"])
-def test_work_in_a_directory_that_names_code_needs_trust(mark, tmp_path, model):
+def test_work_in_a_directory_that_names_code_needs_trust(mark, asked_here, tmp_path, model):
     root = sent(tmp_path / "sent", config_of(model))
     for command in WORKING:
         said = ends(command, root)
@@ -122,14 +124,17 @@ def test_work_in_a_directory_that_names_code_needs_trust(mark, tmp_path, model):
     assert mark.exists(), "the flag is for running it"
 
 
-def test_a_custom_extractor_needs_trust_as_well(mark, tmp_path):
+def test_a_custom_extractor_needs_trust_as_well(mark, asked_here, tmp_path):
     root = sent(tmp_path / "sent", config_of({"oracle": "gaussian"}, "mine:Extractor"))
     assert "evaluate.extractor" in str(ends("evaluate", root))
     assert not mark.exists()
 
 
 def test_code_that_the_users_own_config_named_may_run_wherever_it_is_named(mark, tmp_path):
-    """The first `plan` of a file describes the network and trusts it; a directory then needs no flag."""
+    """The first `plan` of a file describes the network and trusts it; a directory then needs no flag.
+
+    Other processes are asked here, as they are by users; the other tests answer in this one.
+    """
     own = tmp_path / "own.yaml"
     own.write_text(yaml.safe_dump({"name": "own", "model": {"callable": "mine:load"}, "sample": {"num_samples": 4}}))
     assert ends("plan", own) is None
@@ -146,7 +151,7 @@ def trusted(config):
     return True
 
 
-def test_trust_is_in_the_function_its_source_and_its_weights(mark, tmp_path):
+def test_trust_is_in_the_function_its_source_and_its_weights(mark, asked_here, tmp_path):
     torch.save({}, tmp_path / "one.pt")
     config = config_of({"callable": "mine:load", "weights": str(tmp_path / "one.pt")})
     assert not trusted(config)
@@ -170,13 +175,13 @@ def test_every_network_of_a_grid_is_asked_about():
     assert found == {("a:b", None), ("c:d", None), ("e:f", "x.pt"), ("e:f", "y.pt"), ("g:H", "z")}
 
 
-def test_what_the_user_sets_on_the_command_line_is_the_users_own(mark, tmp_path):
+def test_what_the_user_sets_on_the_command_line_is_the_users_own(mark, asked_here, tmp_path):
     root = sent(tmp_path / "sent", config_of({"oracle": "gaussian"}))
     opened = Opened(str(root), ["model={callable: mine:load}"], None, runs_code=True)
     assert opened.plan.models[0].source.name == "mine:load"
 
 
-def test_a_trust_file_that_can_not_be_written_is_no_obstacle(mark, tmp_path, monkeypatch):
+def test_a_trust_file_that_can_not_be_written_is_no_obstacle(mark, asked_here, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     config = config_of({"callable": "mine:load"})
