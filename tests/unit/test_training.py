@@ -386,18 +386,18 @@ def test_log_is_cut_back_to_the_checkpoint_and_progress_reads_its_end(tmp_path):
     assert training_progress(tmp_path, "m") is None
     for step in range(1, 301):
         log.write(Record(step, 1 / step, 1e-3, 0.3, 2, 0.1))
-    assert training_progress(tmp_path, "m") == (300, 1 / 300, 2)
+    assert training_progress(tmp_path, "m")[:3] == (300, 1 / 300, 2)
     with path.open("a") as torn:
         torn.write('{"step": 301, "lo')  # a kill cut the line off
-    assert training_progress(tmp_path, "m") == (300, 1 / 300, 2)
+    assert training_progress(tmp_path, "m")[:3] == (300, 1 / 300, 2)
     with path.open("ab") as torn:
         torn.write(b"\n" + bytes(40) + b"\n")  # and a power loss the end of a file
-    assert training_progress(tmp_path, "m") == (300, 1 / 300, 2)
+    assert training_progress(tmp_path, "m")[:3] == (300, 1 / 300, 2)
     Log(spec.running, 120, tensorboard=False).write(Record(121, 0.5, 1e-3, 0.3, 1, 0.2))
     assert [record["step"] for record in log_of(spec)] == list(range(1, 122))
     (tmp_path / "m" / "train").mkdir(parents=True)
     path.rename(tmp_path / "m" / "train" / "log.jsonl")
-    assert training_progress(tmp_path, "m") == (121, 0.5, 1), "of a training that is finished too"
+    assert training_progress(tmp_path, "m")[:3] == (121, 0.5, 1), "of a training that is finished too"
 
 
 def test_tensorboard_has_each_logged_step_once_after_a_restart_too(tmp_path):

@@ -54,7 +54,7 @@ def costs(
         protocols: the rows' protocols by hash.
         train_seconds: cell -> seconds on devices, of models that were trained here.
     """
-    scored = [row for row in rows if row["fid"] is not None]
+    scored = [row for row in rows if row["fid"] is not None and row["network_evaluations"] is not None]
     if not scored:
         return []
     frame = in_grid_order(scored)
