@@ -65,7 +65,8 @@ def costs(
     labels.columns = pd.Index([short_columns(names)[name] for name in names])
     by_cell = {row["cell"]: row for row in scored}
     found = []
-    for place, row in ready.iterrows():
+    for place in range(len(ready)):
+        row = ready.iloc[place]
         members = [member.cell for member in means.members[row["cell"]]]
         took = [
             by_cell[cell]["seconds"] / by_cell[cell]["num_samples"] * IMAGES
@@ -75,7 +76,7 @@ def costs(
         found.append(
             Cost(
                 cell=row["cell"],
-                settings=labels.loc[place].to_dict(),
+                settings=dict(zip(labels.columns, labels.iloc[place], strict=True)),
                 apart=(row["num_samples"], row["protocol"]),
                 fid=float(row["fid"]),
                 fid_se=float(row["fid_se"]),
