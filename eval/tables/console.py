@@ -47,8 +47,7 @@ def _console_tables(pivoted: Pivot) -> Iterator[Table]:
     gap = 2  # a space of padding, and one where the box has its divider
     heads = [*pivoted.heads[:-1], f"{pivoted.heads[-1]} \\ {pivoted.across}"]
     lengths = [max(len(head), *map(len, column)) for head, *column in zip(heads, *labels, strict=True)]
-    most = max(LEAST_LABEL, (CONSOLE_WIDTH // 2) // len(heads))
-    label_widths = [min(length, most) for length in lengths]
+    label_widths = _fitted(lengths, CONSOLE_WIDTH // 2)
     for_labels = sum(label_widths) + gap * (len(heads) - 1)
     for separator in (" ", "\n"):
         columns = [_aligned(head, column, separator) for head, *column in zip(steps, *rows, strict=True)]
@@ -69,6 +68,14 @@ def _console_tables(pivoted: Pivot) -> Iterator[Table]:
         for k, label in enumerate(labels):
             table.add_row(*label, *(Text(columns[i][k + 1], style="bold" if rows[k][i].best else "") for i in part))
         yield table
+
+
+def _fitted(lengths: Sequence[int], room: int) -> list[int]:
+    """Widths of labels that fit into `room`: the longest are folded, but none below `LEAST_LABEL`."""
+    widths = list(lengths)
+    while sum(widths) > room and max(widths) > LEAST_LABEL:
+        widths[widths.index(max(widths))] -= 1
+    return widths
 
 
 def _aligned(head: str, column: Sequence[Entry], separator: str) -> list[str]:

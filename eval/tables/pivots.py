@@ -149,7 +149,8 @@ def _layout(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
         known = frame.drop_duplicates(given) if given else frame.head(1)
         return len(frame.drop_duplicates([*given, column])) == len(known)
 
-    others = axes(frame.columns)
+    given = list(frame.columns)
+    others = sorted(axes(given), key=given.index)
     apart = [axis for axis in [*others, "num_samples"] if ("." in axis or axis in COLUMNS) and not follows(axis, [])]
     if not follows("model", apart):
         apart.append("model")

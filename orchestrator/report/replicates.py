@@ -58,8 +58,8 @@ def suggestion(models: Sequence[Model], seconds_a_step: float | None, evaluation
     """
     more = SUGGESTED - 1
     steps = more * sum(model.source.train.steps for model in models if isinstance(model.source, Trained))
-    trainings = counted(more * len(models), "training")
-    price = f"{trainings} more of {steps:,} steps in all{took(steps, seconds_a_step)}"
+    trainings = counted(more * len(models), "more training")
+    price = f"{trainings} of {steps:,} steps in all{took(steps, seconds_a_step)}"
     sampling = f"{more * evaluations:,} network evaluations{took(more * evaluations, rate and 1 / rate)}"
     return (
         "each setting is trained once, and a single training can't tell whether a difference between settings is more "

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -9,10 +10,12 @@ from in_process import small_run
 from test_grid import planned
 
 from taugrid.config import Config, validate
+from taugrid.config.load import load
 from taugrid.errors import UserError
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.cli.text import print_outcome
 from taugrid.orchestrator.inspection import describe_plan
+from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report import asked
 from taugrid.orchestrator.report.replicates import label_without_seeds, unequal
@@ -109,13 +112,23 @@ def test_plan_suggests_replicates_and_names_unequal_ones(tmp_path):
 
     [said] = [line for line in remarks(grid) if "luck" in line]
     assert "train.seed: [0, 1, 2]" in said
-    assert "4 trainings more of" in said
+    assert "4 more trainings of" in said
     assert not [line for line in remarks(grid | {"train.seed": [0, 1, 2]}) if "luck" in line or "replicates" in line]
     assert not [line for line in remarks({"steps": [3, 4]}) if "luck" in line]
     uneven = [grid | {"train.seed": [0, 1]}, {"diffusion.schedule": ["linear"], "train.seed": [2], "steps": [3]}]
     [said] = [line for line in remarks(uneven) if "replicates" in line]
     assert "fewer than 3 replicates" in said
     assert "schedule=cosine · S=3 eta=0 (2)" in said
+
+
+def test_the_experiment_of_the_docs_is_one():
+    file = Path(__file__).parents[2] / "docs/results/ablation/digits-ablation.yaml"
+    config = load(str(file))
+    made = plan(config)
+    asked.check(config, made)
+    assert (len(made.models), len(made.cells)) == (12, 48)
+    table = (file.parent / "tables/quality.csv").read_text()
+    assert all(cell.id in table for cell in made.cells), "its tables are of another config"
 
 
 def test_replicates_share_a_label():

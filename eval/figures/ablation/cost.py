@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator, NullLocator
 
+from taugrid.eval.figures.ablation.panels import make_room, name_of
 from taugrid.eval.figures.drawing import (
-    LEGEND_LINE,
     Styles,
     legend,
     legend_name,
@@ -22,33 +22,34 @@ from taugrid.eval.figures.drawing import (
 from taugrid.eval.tables.ablation.cost import IMAGES, Cost
 from taugrid.eval.tables.long_form import FID
 
-LINES_BESIDE = 14
-"""As many lines of a legend fit beside the panels."""
-
 
 def costs_figure(found: Sequence[Cost]) -> Figure:
     """A panel for each cost, both axes logarithmic; filled points are Pareto-optimal, and a line joins them."""
     labels = dict.fromkeys(map(_setting, found))
-    styles = ordered_styles({label: legend_name(label) for label in labels}, [0.0] * len(labels))
+    heads = [name for cost in found[:1] for name in cost.settings if name != "S"]
+    names = {label: legend_name(name_of(label, heads, labels)) for label in labels}
+    styles = ordered_styles({" ".join(label): name for label, name in names.items()}, [0.0] * len(labels))
     with plain_style():
         figure, (left, right) = make_panels(1, 2)
         _draw(left, found, lambda cost: cost.evaluations, lambda cost: cost.best_for_evaluations, styles)
         _draw(right, found, lambda cost: cost.seconds, lambda cost: cost.best_for_seconds, styles)
         left.set_xlabel("network evaluations per image")
-        right.set_xlabel(f"device seconds per {IMAGES:,} images, as measured")
+        right.set_xlabel(f"device seconds per {IMAGES:,} images")
         left.set_ylabel(FID.heading)
         mark_values(left)
         for panel in (left, right):
-            panel.xaxis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 1)))
-        figure.set_figheight(figure.get_figheight() + LEGEND_LINE * max(0, len(labels) - LINES_BESIDE))
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.xaxis.set_minor_locator(NullLocator())
+        make_room(figure, names.values())
         legend(figure, styles.values(), "outside right upper")
         say_if_empty(figure, "no cell has an FID")
     return figure
 
 
-def _setting(cost: Cost) -> str:
+def _setting(cost: Cost) -> tuple[str, ...]:
     """Everything but S."""
-    return " ".join(f"{name}={value}" for name, value in cost.settings.items() if name != "S")
+    return tuple(value for name, value in cost.settings.items() if name != "S")
 
 
 def _draw(
@@ -60,7 +61,7 @@ def _draw(
 ) -> None:
     shown = [cost for cost in found if price(cost) is not None and cost.fid > 0]
     for cost in shown:
-        look, error = styles[_setting(cost)], 0.0 if math.isnan(cost.fid_se) else cost.fid_se
+        look, error = styles[" ".join(_setting(cost))], 0.0 if math.isnan(cost.fid_se) else cost.fid_se
         face = look.colour if is_best(cost) else "white"
         panel.errorbar(
             [price(cost) or 0],

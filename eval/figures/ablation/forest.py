@@ -16,6 +16,10 @@ MOST_ROWS = 36
 """If there are more effects, those of single cells are left to effects.md."""
 ROW_HEIGHT = 0.22
 """Inches."""
+CAPTION_WIDTH = 100
+"""Characters."""
+SPAN = 5.0
+"""Times the middle effect from which the largest would hide the small ones on a linear axis."""
 CERTAIN, OPEN = "#0072b2", "#888888"
 """Blue of the Okabe-Ito palette, and grey."""
 
@@ -31,7 +35,11 @@ def effects_figure(found: Sequence[Effect]) -> Figure:
         panels = figure.subplots(len(by_key), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for panel, (key, its) in zip(panels, by_key.items(), strict=True):
             _draw(panel, its, f"{names[key]}, against {its[0].base}")
-        panels[-1].set_xlabel(textwrap.fill(_caption(rows), 96))
+        beyond = _linear_reach(rows)
+        if beyond is not None:
+            panels[0].set_xscale("symlog", linthresh=beyond)
+            panels[0].xaxis.set_major_formatter("{x:g}")
+        figure.supxlabel(textwrap.fill(_caption(rows, beyond), CAPTION_WIDTH), fontsize=9)
         say_if_empty(figure, "no effect has an interval")
     return figure
 
@@ -50,9 +58,17 @@ def _draw(panel: Axes, rows: Sequence[Effect], title: str) -> None:
     panel.set_ylim(len(rows) - 0.4, -0.6)
 
 
-def _caption(rows: Sequence[Effect]) -> str:
+def _linear_reach(rows: Sequence[Effect]) -> float | None:
+    """How far the axis is linear, if effects differ so much that the small ones would not be seen on it."""
+    sizes = sorted(abs(effect.effect) for effect in rows)
+    middle = sizes[len(sizes) // 2]
+    return float(f"{middle:.1g}") if middle and sizes[-1] > SPAN * middle else None
+
+
+def _caption(rows: Sequence[Effect], beyond: float | None) -> str:
     over = " or ".join(dict.fromkeys("sampling alone" if e.over == "sampling" else f"{e.over}s" for e in rows))
+    scale = "" if beyond is None else f" The axis is logarithmic beyond ±{beyond:g}."
     return (
         f"FID minus the base's, all else equal (below 0 is better), with 95 % intervals over {over}. Filled: p below "
-        f"{LEVEL} after Holm's correction."
+        f"{LEVEL} after Holm's correction.{scale}"
     )
