@@ -19,7 +19,7 @@ CONFIG = {
     "cluster": {"workers": 2},
 }
 RESULTS = ("samples/*/*", "features/*/*/*", "scores/*", "tables/*", "figures/*")
-VOLATILE = ("quality.csv", "quality.json")
+VOLATILE = ("quality.csv", "quality.json", "cost.csv", "cost.md")
 """They tell seconds, which are outside any promise."""
 
 

@@ -228,21 +228,21 @@ def test_ctrl_c_leaves_a_job_running_and_stop_stops_it(head, at, tmp_path):
         run.wait_until(lambda: "starting 1 worker" in run.output)
         os.kill(run.process.pid, signal.SIGINT)
         run.wait(code=130, timeout=30)
-        assert "job gaussian-2 runs on" in run.output
-        assert f"`taugrid stop gaussian-2 --address {head.dashboard}` stops it" in run.output
-    at_terminal(("\x03", "Stop it?"), ("\x03", "` stops it"), "logs", "gaussian-2", "--follow", *at)
-    assert status(at, "gaussian-2") == "RUNNING"
-    with Started(tmp_path / "log", "logs", "gaussian-2", "--follow", *at) as follower:
+        assert "job gaussian-v2-2 runs on" in run.output
+        assert f"`taugrid stop gaussian-v2-2 --address {head.dashboard}` stops it" in run.output
+    at_terminal(("\x03", "Stop it?"), ("\x03", "` stops it"), "logs", "gaussian-v2-2", "--follow", *at)
+    assert status(at, "gaussian-v2-2") == "RUNNING"
+    with Started(tmp_path / "log", "logs", "gaussian-v2-2", "--follow", *at) as follower:
         follower.wait_until(lambda: "starting 1 worker" in follower.output)
         with frozen_job_server(head.dashboard.rpartition(":")[2]):
             time.sleep(2)  # its status is asked for once a second
             os.kill(follower.process.pid, signal.SIGINT)
             follower.wait(code=130, timeout=10)
-    with Started(tmp_path / "log", "logs", "gaussian-2", "--follow", *at) as follower:
+    with Started(tmp_path / "log", "logs", "gaussian-v2-2", "--follow", *at) as follower:
         follower.wait_until(lambda: "starting 1 worker" in follower.output)
-        assert "job gaussian-2 is stopped" in taugrid("stop", "gaussian-2", *at).stderr
+        assert "job gaussian-v2-2 is stopped" in taugrid("stop", "gaussian-v2-2", *at).stderr
         follower.wait(code=130, timeout=30)
-    assert "job gaussian-2 had ended before (STOPPED)" in taugrid("stop", "gaussian-2", *at).stderr
+    assert "job gaussian-v2-2 had ended before (STOPPED)" in taugrid("stop", "gaussian-v2-2", *at).stderr
     assert not [pid for pid in descendants(1) if str(out) in command_line(pid)], "its driver is gone"
 
 

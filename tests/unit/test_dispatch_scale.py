@@ -41,11 +41,13 @@ def steps(function, *arguments):
         return trace
 
     before = sys.gettrace()
+    gc.disable()  # what it finalizes would be counted too
     sys.settrace(trace)
     try:
         function(*arguments)
     finally:
         sys.settrace(before)
+        gc.enable()
     return count
 
 
