@@ -70,7 +70,7 @@ class Run:
         progress: Progress,
         part: Plan | None = None,
     ) -> None:
-        """A session of the Ray cluster at `address`.
+        """A session that works on the Ray cluster at `address`.
 
         `part` is what of `plan` is to be done; None: all. Tables show all of `plan`.
         """
@@ -238,11 +238,11 @@ class Run:
         room = resources.room(limits) if embedded else limits.workers
         workers = min(room, len(pieces)) if embedded and room else room
         samples = any(isinstance(piece.job, SampleJob) for piece in pieces.values())
-        if samples and room and (said := too_few_shards(self.plan, room)) is not None:
+        if samples and room and (said := too_few_shards(self.part, room)) is not None:
             self._progress.say(said)
         cpus, gpus = resources.worker_size(limits)
         if not gpus:
-            require_no_tf32(self.plan)
+            require_no_tf32(self.part)
         probe = self.rundir.new_probe()
         with replacing(probe, self.rundir.storage) as temporary:
             write_text(temporary, "")

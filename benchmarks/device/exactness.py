@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.device.setting import NAMES, SMALL, Setting, denoiser, unet
-from benchmarks.device.speed import PROCESS, job_of
+from benchmarks.device.speed import job_of
+from taugrid.config import DIFFUSION_DEFAULTS
 from taugrid.images import to_uint8
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.diffusion.noise import normal, words
@@ -100,7 +101,7 @@ def flips(setting: Setting) -> dict[str, Any]:
     network, indices = unet(shape, setting.device), torch.arange(batch, device=setting.device)
     images = {}
     for precision in setting.precisions:
-        x0 = sample_batch(denoiser(network, setting, precision), indices, job, alpha_bar(PROCESS))
+        x0 = sample_batch(denoiser(network, setting, precision), indices, job, alpha_bar(DIFFUSION_DEFAULTS))
         images[precision] = to_uint8(x0.cpu().numpy()).astype(int)
     found = {}
     for precision in setting.precisions[1:]:

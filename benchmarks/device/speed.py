@@ -12,7 +12,7 @@ from diffusers import DDIMPipeline, DDIMScheduler
 
 from benchmarks.device.setting import NAMES, Setting, Shape, denoiser, unet
 from benchmarks.evaluation import draw_weights
-from taugrid.config import Data, Diffusion, Sample
+from taugrid.config import DIFFUSION_DEFAULTS, Data, Sample
 from taugrid.eval.features.load import load
 from taugrid.eval.features.resolve import resolve
 from taugrid.images import encode_png
@@ -25,15 +25,6 @@ from taugrid.workers.sample import SampleJob, sample_batch, sample_shard
 from taugrid.workers.schedules import alpha_bar
 
 STEPS = 10
-PROCESS = Diffusion(
-    timesteps=1000,
-    schedule="linear",
-    beta_start=1e-4,
-    beta_end=2e-2,
-    prediction="epsilon",
-    rescale_betas_zero_snr=False,
-    set_alpha_to_one=True,
-)
 
 
 def steps(setting: Setting) -> dict[str, Any]:
@@ -70,7 +61,9 @@ def pipeline(setting: Setting) -> dict[str, Any]:
     job, indices = job_of("unused", shape, batch, batch), torch.arange(batch, device=setting.device)
     for precision in setting.precisions:
         model = denoiser(network, setting, precision)
-        seconds = setting.seconds(lambda model=model: sample_batch(model, indices, job, alpha_bar(PROCESS)).cpu(), 3)
+        seconds = setting.seconds(
+            lambda model=model: sample_batch(model, indices, job, alpha_bar(DIFFUSION_DEFAULTS)).cpu(), 3
+        )
         found[f"taugrid, {precision}"] = round(batch / seconds, 2)
     return {"network": NAMES[shape], "batch": batch, "steps": STEPS, "images_per_second": found}
 
@@ -105,7 +98,15 @@ def job_of(path: str, shape: Shape, batch: int, images: int) -> SampleJob:
     metadata = {"cell": "benchmark", "model": "benchmark"}
     times = tau("linear", STEPS, 1000)
     return SampleJob(
-        path, 0, images, OracleNetwork(Data(name="gaussian", shape=shape)), shape, settings, PROCESS, times, metadata
+        path,
+        0,
+        images,
+        OracleNetwork(Data(name="gaussian", shape=shape)),
+        shape,
+        settings,
+        DIFFUSION_DEFAULTS,
+        times,
+        metadata,
     )
 
 

@@ -1,8 +1,6 @@
 """Writes what a night leaves: summary.md, junit.xml, and the history of all nights with its trend figure."""
 
 from taugrid.disk import write_text
-from taugrid.eval.figures.drawing import save
-from taugrid.eval.figures.trend import trend_figure
 from taugrid.orchestrator.nightly.history import history_rows, history_table, nights_in, write_parquet
 from taugrid.orchestrator.nightly.junit import junit_xml
 from taugrid.orchestrator.nightly.places import History, Night
@@ -26,6 +24,9 @@ def is_current(history: History) -> bool:
 
 def write_history(history: History) -> None:
     """Make history.parquet and the trend figure anew, from the verdicts of all complete nights."""
+    from taugrid.eval.figures.drawing import save  # matplotlib, which only the end of a night needs
+    from taugrid.eval.figures.trend import trend_figure
+
     verdicts = [verdict for night in history.complete_nights() if (verdict := night.verdict) is not None]
     rows = history_rows(verdicts)
     write_parquet(history.parquet, history_table(rows), history.storage)

@@ -36,3 +36,12 @@ def test_what_is_missing_of_a_part_is_told_by_its_label(tmp_path):
     [name] = outcome.missing
     assert outcome.labels[name] == "S=2 eta=1"
     assert "eta: [0.0, 1.0]" in CONFIG
+
+
+def test_what_workers_can_not_do_is_refused_only_if_the_part_needs_it(tmp_path):
+    """Workers here have no GPU, which TF32 needs."""
+    both = CONFIG.replace("eta: [0.0, 1.0]", "precision: [float32, tf32]")
+    with small_run(tmp_path, both) as opened:
+        assert do(opened, ("sample",), "precision=float32").missing == {}
+        with pytest.raises(UserError, match=r"sample\.precision: tf32"):
+            do(opened, ("sample",))

@@ -298,7 +298,7 @@ def snippets():
 
 
 def test_every_snippet_of_the_docs_runs(finished, tmp_path, monkeypatch, user_cache):
-    shutil.copytree(finished, tmp_path / "runs/digits")
+    shutil.copytree(finished, tmp_path / "runs/digits-v2")
     monkeypatch.chdir(tmp_path)
     names = {}
     with small_run(tmp_path):
@@ -312,7 +312,7 @@ def test_every_snippet_of_the_docs_runs(finished, tmp_path, monkeypatch, user_ca
 
 def test_the_notebook_runs(finished, tmp_path):
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs/digits").symlink_to(finished)
+    (tmp_path / "runs/digits-v2").symlink_to(finished)
     notebook = nbformat.read(DOCS / "look-at-a-run.ipynb", as_version=4)
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [output["data"] for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]

@@ -113,29 +113,28 @@ def trainers(cluster: Cluster, workers: int | tuple[int, int], may_grow: bool = 
     """
     own = {name: value for name, value in cluster.train if value is not None}
     cluster = cluster.model_copy(update=own)
-    size, there = worker_size(cluster), _staying(cluster)
+    size = worker_size(cluster)
     most = workers if isinstance(workers, int) else workers[1]
     if most > 1 and 0 < size.gpus <= MOST_OF_A_SHARED_GPU:
         raise UserError(
             f"cluster.gpus_per_worker: with {size.gpus:g}, two of {most} training workers could share a GPU, which "
             "NCCL refuses (Duplicate GPU detected); set cluster.train.gpus_per_worker: 1, or train.workers: 1"
         )
-    fits = sum(node.room(size) for node in there)
-    if fits < 1 and not may_grow:
+    found = fits(size, cluster)
+    if found < 1 and not may_grow:
         raise no_room(size, cluster.label_selector)
     if not isinstance(workers, int):
-        if fits < workers[0] and not may_grow:
+        if found < workers[0] and not may_grow:
             raise UserError(
                 f"train.workers: {list(workers)} needs room for {counted(workers[0], 'worker')} of {size}, "
-                f"but the cluster fits {fits}; lower it or cluster.cpus_per_worker, or add nodes"
+                f"but the cluster fits {found}; lower it or cluster.cpus_per_worker, or add nodes"
             )
         return Trainers(workers, *size)
-    if may_grow and fits < workers and workers > 1 and not 0 < size.gpus < 1 and not cluster.label_selector:
+    if may_grow and found < workers and workers > 1 and not 0 < size.gpus < 1 and not cluster.label_selector:
         return Trainers((1, workers), *size)
-    workers = min(workers, fits or workers)
+    workers = min(workers, found or workers)
     cpus = size.cpus
-    if not size.gpus and fits and "cpus_per_worker" not in own:
-        most = int(max(node.cpus for node in there))
-        shares = range(most, int(cpus), -1)
-        cpus = next((float(c) for c in shares if sum(node.room(Size(c, 0)) for node in there) >= workers), cpus)
+    if not size.gpus and found and "cpus_per_worker" not in own:
+        shares = range(int(max(node.cpus for node in _staying(cluster))), int(cpus), -1)
+        cpus = next((float(c) for c in shares if fits(Size(c, 0), cluster) >= workers), cpus)
     return Trainers(workers, cpus, size.gpus)
