@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -17,11 +17,14 @@ FILES = "[0-9]*.jsonl*"
 _FILE = re.compile(r"(\d+)\.jsonl(\.\d{6})?")
 """NNNN.jsonl; in an object store also NNNN.jsonl.000001 and so on, by which a session's file goes on."""
 
+Listener = Callable[[datetime, Mapping[str, Any]], None]
+
 
 class Events:
-    """The events of one session."""
+    """The events of one session; `listener` is told each with its time, too."""
 
-    def __init__(self, run: Paths) -> None:
+    def __init__(self, run: Paths, listener: Listener = lambda time, event: None) -> None:
+        self._listener = listener
         self._storage = run.storage
         last = max((int(path.name.split(".")[0]) for path in _files(run)), default=0)
         self._noted: list[str] = []
@@ -34,8 +37,10 @@ class Events:
 
     def note(self, event: str, **values: Any) -> None:
         """Append one event with the next `flush` or `add`: each write costs a request in an object store."""
-        time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._noted.append(with_urls(json.dumps({"time": time, "event": event, **values})) + "\n")
+        now = datetime.now(UTC)
+        record = {"time": now.isoformat(timespec="milliseconds"), "event": event, **values}
+        self._noted.append(with_urls(json.dumps(record)) + "\n")
+        self._listener(now, record)
 
     def flush(self) -> None:
         """Write what was noted."""
