@@ -14,7 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 
 from taugrid.orchestrator.progress.briefing import Briefing
-from taugrid.orchestrator.progress.draw import Space, frame
+from taugrid.orchestrator.progress.draw import Space, frame, table
 from taugrid.orchestrator.progress.stage import Stage, Stand
 from taugrid.orchestrator.progress.state import LiveState
 from taugrid.words import with_urls
@@ -23,6 +23,11 @@ PLAIN_INTERVAL_SECONDS = 10.0
 """Time between plain lines: often enough to show that it is alive, rare enough for a log."""
 
 FRAMES_A_SECOND = 4
+
+KEPT_LINES = 60
+"""Most lines of a table that stays."""
+
+ReadScore = Callable[[str], float | None]
 
 
 class Progress:
@@ -50,7 +55,7 @@ class Progress:
         self._entered = False
         self._state: LiveState | None = None
         self._stage: Stage | None = None
-        self._read_score: Callable[[str], float | None] = lambda cell: None
+        self._read_score: ReadScore = lambda cell: None
         self._last_plain = clock()
 
     @classmethod
@@ -80,10 +85,19 @@ class Progress:
         """Print a line that stays."""
         self._console.print(with_urls(text), markup=False, highlight=False, soft_wrap=True)
 
-    def follow(self, state: LiveState) -> None:
-        """Show this session from now on."""
+    def follow(self, state: LiveState, read_score: ReadScore = lambda cell: None) -> None:
+        """Show this session from now on; `read_score` takes the id of a cell and returns its score on disk."""
         with self._shown():
-            self._state, self._stage = state, None
+            self._state, self._stage, self._read_score = state, None, read_score
+
+    def keep_table(self) -> None:
+        """End the view, but for its table."""
+        with self._lock:
+            lines = table(self._state, self._console.width - 1, KEPT_LINES) if self._is_live and self._state else []
+            self._state = self._stage = None
+        self._view.stop()
+        for line in lines:
+            self._console.print(line, no_wrap=True, crop=True)
 
     def brief(self, briefing: Briefing) -> None:
         """Know what the session has to do and, if anybody sees them, its cells."""

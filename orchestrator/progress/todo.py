@@ -66,12 +66,14 @@ class Todo:
             self._open.setdefault((entry["kind"], entry["pace"]), Amount()).add(*amount)
 
     def item(self, key: str, event: Mapping[str, Any]) -> KnownTask:
-        """What is known of a task: from the plan, or else from the event that tells that it is done."""
+        """What is known of a task: from the plan, or else from others of its kind and the event that it is done."""
         if key in self.items:
             return self.items[key]
         kind, images = key.split("/")[0], event.get("images", 0)
         pace = next((pace for name, pace in self._open if name == kind), kind)
-        return KnownTask(kind, event.get("evaluations", images), pace, images=images if "evaluations" in event else 0)
+        amount = self.all.get(kind, Amount(1, images))
+        cost = amount.cost / max(1, amount.tasks)
+        return KnownTask(kind, cost, pace, images=images if "evaluations" in event else 0)
 
     def finish(self, key: str, item: KnownTask, seconds: float, share: float) -> bool:
         """A task is done, `share` of it within the last `seconds`; False if that is old news."""

@@ -26,7 +26,7 @@ class Events:
     def __init__(self, run: Paths, listener: Listener = lambda time, event: None) -> None:
         self._listener = listener
         self._storage = run.storage
-        last = max((int(path.name.split(".")[0]) for path in _files(run)), default=0)
+        last = max(map(_session, _files(run)), default=0)
         self._noted: list[str] = []
         self.path = next(path for n in count(last + 1) if _start(path := run.events / f"{n:04d}.jsonl", run.storage))
 
@@ -63,10 +63,46 @@ def _files(run: Paths) -> list[Path]:
 def read_events(run: Paths) -> Iterator[dict[str, Any]]:
     """All events of all sessions, in order. A line that a kill cut short is skipped."""
     for path in _files(run):
-        for line in run.storage.read(path).decode(errors="replace").splitlines():
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(event, dict):
-                yield event
+        yield from _parsed(run.storage.read(path))
+
+
+def _parsed(lines: bytes) -> Iterator[dict[str, Any]]:
+    for line in lines.decode(errors="replace").splitlines():
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(event, dict):
+            yield event
+
+
+class LastSession:
+    """The events of a run's last session, as they come in."""
+
+    def __init__(self, run: Paths) -> None:
+        self._run = run
+        self._read: dict[Path, int] = {}  # file -> bytes of it that were read
+        self.number = 0
+        """The session's; 0: there is none yet."""
+
+    def new(self) -> list[dict[str, Any]]:
+        """The events since the last call; all of the last session's if that is another one now."""
+        files = _files(self._run)
+        last = max(map(_session, files), default=0)
+        if last != self.number:
+            self.number, self._read = last, {}
+        return [event for path in files if _session(path) == last for event in self._new_in(path)]
+
+    def _new_in(self, path: Path) -> Iterator[dict[str, Any]]:
+        if path in self._read and path != max(self._read):
+            return  # it goes on in another file
+        start, storage = self._read.get(path, 0), self._run.storage
+        data = storage.read_range(path, start, storage.size(path) - start)
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read[path] = start + len(whole)
+        yield from _parsed(whole)
+
+
+def _session(path: Path) -> int:
+    """The number of the session that a file is of."""
+    return int(path.name.split(".")[0])
