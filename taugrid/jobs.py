@@ -104,6 +104,8 @@ class Result:
     """False if the file already existed."""
     size: int | None = None
     """Of the job's file in bytes, as its worker sees it; the driver must see the same."""
+    remarks: tuple[str, ...] = ()
+    """Lines for people about the worker."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import ray
 
+from taugrid.config.cluster import CudaGraphs
 from taugrid.errors import BrokenAccelerator, DoesNotFit, accelerators_fault, last_line, of_memory
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.words import call_this_node
@@ -80,9 +81,10 @@ class Audible:
 class Worker(Audible):
     """Does jobs one at a time; holds nothing but its device."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, cuda_graphs: CudaGraphs = "off") -> None:
         super().__init__()
         self._threads = threads
+        self._cuda_graphs = cuda_graphs
         self._thread: int | None = None  # the one that was set up
         self._broken: str | None = None  # what the accelerator said
 
@@ -115,7 +117,8 @@ class Worker(Audible):
         try:
             with heartbeat.heard_by(self._device.alive), self._whole_accelerator():
                 result = run_in_memory(job, self._device)
-            return replace(result, size=job.storage.size(Path(job.path)))
+            remarks, self._device.remarks[:] = tuple(self._device.remarks), []
+            return replace(result, size=job.storage.size(Path(job.path)), remarks=remarks)
         except FileNotFoundError:
             job.check_run()  # a folder that vanished meanwhile is the node's fault, not the job's
             raise
@@ -147,7 +150,7 @@ class Worker(Audible):
         set_up(self._threads)
         self._given_gpu = ray.is_initialized() and bool(ray.get_gpu_ids())
         on_gpu = torch.cuda.is_available() and self._given_gpu
-        self._device = Device("cuda" if on_gpu else "cpu", self.beat)
+        self._device = Device("cuda" if on_gpu else "cpu", self.beat, graphs=on_gpu and self._cuda_graphs == "auto")
         cpu = f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
         self._device.hardware = torch.cuda.get_device_name() if on_gpu else cpu
         self._thread = threading.get_ident()

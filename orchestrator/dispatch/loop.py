@@ -80,6 +80,7 @@ class Loop:
         self._done: Counter[str] = Counter()  # kind -> cost done
         self._fractions: dict[str, float] = {}  # worker -> how much of its task is done
         self._long_shards = LongShards()
+        self._remarks: set[str] = set()
         self._images = 0
         self._finished: Counter[str] = Counter()  # kind -> tasks done
         self._tasks = Counter(piece.task.kind for piece in pieces.values())
@@ -229,6 +230,9 @@ class Loop:
         self._events.note(name, **fields, worker=worker, node=info.node, device=info.device)
         if first:
             self._new.append(Path(piece.job.path))
+        for remark in sorted(set(result.remarks) - self._remarks):  # workers may all make the same
+            self._progress.say(f"{worker} on {info.node}: {remark}")
+        self._remarks |= set(result.remarks)
 
     def _failed(self, failure: Failed) -> None:
         worker, cause = failure.worker, failure.cause
