@@ -1,6 +1,6 @@
-"""The commands `plan`, `status`, `verify`, `export` and `compare`, from nothing but the config and the disk."""
+"""The commands `status`, `verify`, `export` and `compare`, from nothing but the config and the disk."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -11,17 +11,13 @@ from typing import Any, NamedTuple
 from taugrid import parquet
 from taugrid.config import Config
 from taugrid.errors import DamagedFile, UserError
-from taugrid.orchestrator.dispatch.capacity import nodes
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
-from taugrid.orchestrator.plan.missing import missing_images
-from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
 from taugrid.orchestrator.report.trainings import describe_models, training_price
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.rundir.integrity import READERS, Damage
 from taugrid.orchestrator.selection import find_cell
-from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.sample import images_to_keep
 from taugrid.run_id import FILE as RUN_FILE
@@ -37,7 +33,7 @@ def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
     cells = [_describe_cell(cell, rundir) for cell in plan.cells]
     remaining = sum(cell["network_evaluations"] - cell["network_evaluations_done"] for cell in cells)
     shape = plan.models[0].image_shape
-    models = describe_models(plan.models, cells, rundir, config.cluster.scratch)
+    models = describe_models(plan, cells, rundir, config.cluster.scratch)
     return {
         "name": config.name,
         "dir": rundir.shown,
@@ -55,35 +51,6 @@ def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
     }
 
 
-def describe_plan(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
-    """What `describe` says and, among the remarks, which images a run would need that are missing."""
-    described = describe(config, plan, rundir)
-    untrained = [model for model, _ in plan.trained_here if not rundir.is_ready(model)]
-    fits = _fit(config, plan, described) if described["network_evaluations_remaining"] else []
-    remarks = [*described["remarks"], *missing_images(config, untrained), *fits, *_about_replicates(plan, described)]
-    return described | {"remarks": remarks}
-
-
-def _fit(config: Config, plan: Plan, described: Mapping[str, Any]) -> list[str]:
-    """What to say of a plan's shards for the workers that it would have, as far as that is known without a cluster."""
-    workers = config.cluster.workers or int(nodes.available_cpus() // config.cluster.cpus_per_worker)
-    told = [longest_shard(plan, described["evaluations_per_second_and_worker"])]
-    if config.cluster.workers or not Path("/proc/driver/nvidia").exists():  # else it has a worker for each GPU
-        told.append(too_few_shards(plan, workers))
-    return [said for said in told if said is not None]
-
-
-def _about_replicates(plan: Plan, described: Mapping[str, Any]) -> list[str]:
-    """That settings were trained once, or have unequal numbers of replicates."""
-    said = unequal(plan.cells)
-    if models := compared_trainings(plan):
-        ids = {model.id for model in models}
-        evaluations = sum(cell["network_evaluations"] for cell in described["cells"] if cell["model"] in ids)
-        rate = described["evaluations_per_second_and_worker"]
-        said.append(suggestion(models, described["worker_seconds_a_train_step"], evaluations, rate))
-    return said
-
-
 def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:
     done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None)
     there = rundir.versions(rundir.samples / cell.name)
@@ -91,10 +58,10 @@ def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:
     images_done = sum(shard.images for shard in cell.shards if shard.number in done)
     images_done += sum(images_to_keep(rundir, cell, shard) for shard in begun)
     return {
-        "cell": cell.id,
-        "name": cell.name,
+        "cell": cell.shown_id,
+        "name": cell.name.replace(cell.id, cell.shown_id),
         "label": cell.label,
-        "model": cell.model.id,
+        "model": cell.model.shown_id,
         "steps": cell.settings.steps,
         "eta": cell.settings.eta,
         **cell.axes,
@@ -103,7 +70,7 @@ def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:
         "shards_done": len(done),
         "images_done": images_done,
         "images_removed": rundir.has_removed_images(cell),
-        "network_evaluations": cell.settings.num_samples * len(cell.tau),
+        "network_evaluations": cell.network_evaluations,
         "network_evaluations_done": images_done * len(cell.tau),
         "scored": len(done) == len(cell.shards)
         and any(_is_of_n(rundir, path, cell) for path in rundir.scores_of(cell)),

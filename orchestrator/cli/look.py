@@ -23,14 +23,15 @@ def plan(config: str, out: str | None, assignments: tuple[str, ...], history: st
     if history is None:
         print_value(api.plan(config, out, assignments), as_json, plan_text)
         return
-    from taugrid.orchestrator.inspection import describe_plan
-    from taugrid.orchestrator.nightly.checks import check_standard_error
+    from taugrid.orchestrator.dry_run.describe import describe_plan
+    from taugrid.orchestrator.nightly.checks import standard_error_problem
     from taugrid.orchestrator.nightly.price import price, price_text
     from taugrid.orchestrator.opened import open_to_plan
 
     opened = open_to_plan(config, assignments, out)
-    check_standard_error(opened)
     described = describe_plan(opened.config, opened.plan, opened.rundir)
+    if (problem := standard_error_problem(opened)) is not None:
+        described["remarks"].append(problem)
     described["night"] = price(described, history)
     print_value(described, as_json, lambda shown: f"{plan_text(shown)}\n{price_text(shown['night'])}")
 
@@ -44,7 +45,7 @@ def status(directory: str, as_json: bool) -> None:
     from taugrid.orchestrator.inspection import describe
     from taugrid.orchestrator.opened import open_existing
 
-    opened = open_existing(directory)
+    opened = open_existing(directory, dry=True)
     print_value(describe(opened.config, opened.plan, opened.rundir), as_json, plan_text)
 
 

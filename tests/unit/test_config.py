@@ -1,3 +1,4 @@
+import re
 from typing import get_args
 
 import pytest
@@ -52,6 +53,49 @@ def test_set_takes_yaml_values_and_reaches_into_sections():
 def test_a_malformed_set_is_refused(assignment):
     with pytest.raises(UserError, match="--set"):
         merge(MINIMAL, [assignment])
+
+
+@pytest.mark.parametrize(
+    ("model", "assignment", "way_out"),
+    [
+        ({"unet": {}}, "model.checkpoint=some/folder", "model={checkpoint: some/folder}"),
+        ({"checkpoint": "a"}, "model.callable=mine:load", "model={callable: mine:load}"),
+    ],
+)
+def test_a_second_source_of_a_model_is_refused_with_a_set_that_replaces_the_first(model, assignment, way_out):
+    values = {"name": "x", "model": model}
+    with pytest.raises(UserError) as caught:
+        load(values, [assignment])
+    assert f"--set '{way_out}'" in str(caught.value)
+    name, wanted = assignment.removeprefix("model.").split("=")
+    assert getattr(load(values, [way_out]).model, name).endswith(wanted), "the way out is one"
+    assert getattr(load(values, [f"model.{next(iter(model))}=null", assignment]).model, name).endswith(wanted)
+
+
+def test_a_set_of_one_key_of_a_list_of_grids_is_refused_with_a_set_of_the_list():
+    values = MINIMAL | {"grid": [{"steps": [10, 20], "eta": [0]}, {"steps": [10], "eta": ["sigma_hat"]}]}
+    with pytest.raises(UserError) as caught:
+        load(values, ["grid.steps=[5]"])
+    way_out = re.search("--set '(.*)'$", str(caught.value))[1]
+    assert load(values, [way_out]).grid == [{"steps": [5], "eta": [0]}, {"steps": [5], "eta": ["sigma_hat"]}]
+
+
+def keys_of(schema, section, path=""):
+    """Every key below a part of a JSON schema, dotted, with its description."""
+    for branch in section.get("anyOf", [section]):
+        target = schema["$defs"][branch["$ref"].rpartition("/")[2]] if "$ref" in branch else branch
+        for name, key in target.get("properties", {}).items():
+            yield f"{path}{name}", key.get("description")
+            yield from keys_of(schema, key, f"{path}{name}.")
+
+
+def test_every_key_has_a_description_of_its_own():
+    schema = config_schema()
+    described = dict(keys_of(schema, schema))
+    assert {"sample.eta", "model.unet.dropout", "train.loss_weights.sigma_1", "evaluate.reference.split"} <= set(
+        described
+    )
+    assert [key for key, description in described.items() if not description] == []
 
 
 def test_seeds_default_to_the_top_level_seed(tmp_path):
