@@ -48,7 +48,7 @@ def snapshot(
         )
     except Exception as error:  # its HTTP library's errors, and that library changes with its major version
         if not download:
-            raise NotHere(f"{key}: {identifier} is not downloaded yet; a run does that") from None
+            raise NotHere(f"{key}: {identifier} is not in the cache yet; a run downloads it") from None
         raise NotHere(f"{key}: {identifier} is not a folder, and the hub can't provide it: {_reason(error)}") from error
     return Path(folder)
 

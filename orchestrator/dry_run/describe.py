@@ -8,11 +8,11 @@ from taugrid.config import Config, Data
 from taugrid.errors import NotHere
 from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
 from taugrid.orchestrator.dispatch.capacity import nodes
+from taugrid.orchestrator.dry_run.replaced import replaced_tables
 from taugrid.orchestrator.inspection import describe
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.extractor import name_and_dimensions
 from taugrid.orchestrator.plan.missing import missing_images
-from taugrid.orchestrator.dry_run.replaced import replaced_tables
 from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
@@ -25,7 +25,7 @@ def describe_plan(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
     return described | {
         "remarks": [
             *described["remarks"],
-            *missing_images(config, untrained),
+            *(line for line in missing_images(config, untrained) if not any(line in said for said in plan.remarks)),
             *_about_extractor(config, plan, rundir),
             *_other_shapes(config, plan),
             *replaced_tables(config, plan, rundir),

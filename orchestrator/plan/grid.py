@@ -218,7 +218,7 @@ def _absent(sections: Sections, reason: str, most_times: int) -> Model:
     if model.checkpoint is not None:
         theirs = theirs.model_copy(update={"timesteps": most_times})
     diffusion = diffusion_section(sections.diffusion, theirs)
-    absent = Absent(str(model.checkpoint or model.weights), data.image_shape)
+    absent = Absent(str(model.checkpoint or model.weights), data)
     return Model(identity(absent.content(diffusion)), data, diffusion, absent, lacks=reason)
 
 

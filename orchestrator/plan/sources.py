@@ -369,8 +369,12 @@ class Absent(BaseModelSource):
 
     path: str
     """As the config has it."""
-    image_shape: tuple[int, int, int]
-    """(channels, height, width) of one image: that of the config's data."""
+    data: Data
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image: that of the config's data, until the network says it."""
+        return self.data.image_shape
 
     @property
     def name(self) -> str:

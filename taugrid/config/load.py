@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 from collections.abc import Hashable, Mapping, Sequence
+from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def merge(values: Mapping[str, Any], assignments: Sequence[Override]) -> dict[st
 
 def _whole_list(parent: str, mappings: list[Any], key: str, value: Any) -> str:
     """How to set a key in each mapping of a list: the whole list, as --set takes it."""
-    changed = [mapping | {key: value} for mapping in mappings if isinstance(mapping, dict)]
+    changed = [mapping | {key: deepcopy(value)} for mapping in mappings if isinstance(mapping, dict)]
     text = yaml.safe_dump(changed, default_flow_style=True, sort_keys=False, width=10**6).strip()
     return f"to set {key} in each of its {len(changed)} mappings: --set '{parent}={text}'"
 
