@@ -54,9 +54,10 @@ def status(directory: str, as_json: bool) -> None:
 @json_option
 def verify(directory: str, as_json: bool) -> None:
     """Re-read every file of a run and decode every image."""
-    from taugrid.orchestrator.inspection import verify as verify_files
     from taugrid.orchestrator.opened import open_existing
     from taugrid.orchestrator.progress import Progress
+    from taugrid.orchestrator.verification.next_steps import in_words, next_steps
+    from taugrid.orchestrator.verification.verify import verify as verify_files
 
     opened = open_existing(directory)
     total = sum(cell.settings.num_samples for cell in opened.plan.cells)
@@ -71,17 +72,23 @@ def verify(directory: str, as_json: bool) -> None:
             progress.update(seen)
 
         damages = verify_files(opened.config, opened.plan, opened.rundir, tick)
-    listed = [{"path": opened.rundir.relative(path), "reason": reason} for path, reason in damages]
+    steps = next_steps(damages, opened.plan, opened.rundir)
+    listed = [
+        {"path": opened.rundir.relative(path), "reason": reason, "next": step.command or step.words}
+        for (path, reason), step in zip(damages, steps, strict=True)
+    ]
     if as_json:
         click.echo(json.dumps({"dir": opened.rundir.shown, "images": seen, "damaged": listed}, indent=2))
     else:
-        for damage in listed:
-            click.echo(f"{damage['path']}: {damage['reason']}")
-        found = f"{counted(len(listed), 'problem')} found; `taugrid run {directory}` does what is damaged again"
-        verdict = found if listed else "everything is intact"
+        for damage, step in zip(listed, steps, strict=True):
+            more = f"; {step.words}" if step.words not in damage["reason"] else ""
+            click.echo(f"{damage['path']}: {damage['reason']}{more}")
+        verdict = f"{counted(len(listed), 'problem')} found" if listed else "everything is intact"
         removed = sum(opened.rundir.has_removed_images(cell) for cell in opened.plan.cells)
         of_removed = f"; images removed: {counted(removed, 'cell')}, whose records are checked" if removed else ""
         click.echo(f"{counted(seen, 'image')} decoded{of_removed}; {verdict}", err=bool(listed))
+        for line in in_words(steps):
+            click.echo(line, err=True)
     if listed:
         sys.exit(Exit.FAILED)
 
