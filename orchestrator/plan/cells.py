@@ -166,7 +166,7 @@ class Plan:
         settings = [(cell.settings.spacing, cell.settings.steps, cell.tau) for cell in lists.values()]
         return [
             *self.notes,
-            *(f"{model.lacks}; until then the ids of its cells are {PENDING}" for model in self.pending),
+            *(f"{model.lacks}; until it is here, the ids of its cells are {PENDING}" for model in self.pending),
             *filter(None, (model.source.warning(model.diffusion) for model in self.models)),
             *(remark for spacing, steps, times in settings for remark in remarks(spacing, steps, times)),
         ]
