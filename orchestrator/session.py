@@ -17,6 +17,8 @@ from taugrid.orchestrator.dispatch.capacity import nodes, resources
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.progress.briefing import Briefing
+from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.report.cells import write_cells
 from taugrid.orchestrator.report.write import write_losses
 from taugrid.orchestrator.rundir import provenance
@@ -110,7 +112,8 @@ class Run:
             self.rundir.claim()
             write_json(self.rundir.config, self.config.model_dump(mode="json"), self.rundir.storage)
             write_cells(self.plan, self.rundir)
-            self._events = Events(self.rundir)
+            self._progress.follow(LiveState({kind.name: kind for kind in work_kinds()}))
+            self._events = Events(self.rundir, self._progress.observe)
             self._events.add("session", stages=sorted(stages), **provenance.software())
             try:
                 outcome = self._do(stages, scoring)
@@ -218,6 +221,9 @@ class Run:
         by_key = {piece.task.key: piece for work in works for piece in work.pieces()}
         provenance.write(self.rundir, self.plan, scoring)
         problems: dict[str, str] = {}
+        briefing = Briefing(self.config, self.part, self.rundir, scoring, by_key)
+        self._progress.brief(briefing)
+        self._events.add("to do", work=briefing.to_do)
         if by_key:
             self._connect()
             problems = self._dispatch(by_key)
