@@ -116,7 +116,7 @@ def sample_shard(job: SampleJob, model: "Denoiser", device: str, beat: Beat = un
             encoding.result()
         writer.flush()
         first = part.commit_over(job.replaces)
-    return Result(seconds, job.stop - first_new, first)
+    return Result(seconds, job.stop - first_new, first, part=part.content)
 
 
 def _copy_kept(job: SampleJob, writer: parquet.SampleWriter) -> int:

@@ -27,7 +27,7 @@ from taugrid.orchestrator.dispatch.crew import Crew
 from taugrid.orchestrator.dispatch.policy import Charge, Dispatcher, Fault
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Located, Lost, Pool, PoolEvent
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.rundir.commits import confirm, require_here
+from taugrid.orchestrator.rundir.commits import Committed, confirm, require_here
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.shard_sizes import LongShards
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Piece, WorkKind
@@ -35,6 +35,9 @@ from taugrid.words import counted, duration, quantity
 
 POLL_SECONDS = 0.5
 """How often the driver wakes up while nothing happens, for Ctrl-C, stragglers, hangs and benches that end."""
+
+SHOW_SECONDS = 0.1
+"""Least time between two looks at how far all tasks are: people see no more, and a look costs more than an event."""
 
 
 FINAL = NotFinite | DoesNotFit
@@ -58,7 +61,7 @@ class Loop:
         progress: Progress,
         events: Events,
         log: Callable[[str, str], Path],
-        committed: Callable[[Sequence[Path]], None] = lambda paths: None,
+        committed: Callable[[Sequence[Committed]], None] = lambda files: None,
     ) -> None:
         self._pieces = pieces
         self._committed = committed
@@ -75,7 +78,7 @@ class Loop:
         spare_kinds = frozenset(kind.name for kind in kinds if not kind.needs_network)
         room = Room(pool, self._dispatcher, workers, not embedded, spare_kinds, limits.max_wait_seconds)
         self._crew = Crew(pool, self._dispatcher, room, limits, progress, events, log)
-        self._new: list[Path] = []  # committed, and `committed` is still to be told
+        self._new: list[Committed] = []  # `committed` is still to be told
         self._reasons: dict[str, str] = {}
         self._done: Counter[str] = Counter()  # kind -> cost done
         self._fractions: dict[str, float] = {}  # worker -> how much of its task is done
@@ -84,6 +87,7 @@ class Loop:
         self._finished: Counter[str] = Counter()  # kind -> tasks done
         self._tasks = Counter(piece.task.kind for piece in pieces.values())
         self._phase = ""
+        self._shown = float("-inf")  # when
         self._totals: Counter[str] = Counter()
         for piece in pieces.values():
             self._totals[piece.task.kind] += int(piece.task.cost)
@@ -127,7 +131,9 @@ class Loop:
         for worker, task, _ in assignments:
             self._progress.started()
             self._pool.give(worker, self._pieces[task.key].job)
-        self._show()
+        if now - self._shown >= SHOW_SECONDS:
+            self._shown = now
+            self._show()
 
     def _write_down(self) -> None:
         """Write the events of this turn, and what was committed in it: one request each in an object store."""
@@ -228,7 +234,7 @@ class Loop:
         name, fields = kind.event(piece, result, first)
         self._events.note(name, **fields, worker=worker, node=info.node, device=info.device)
         if first:
-            self._new.append(Path(piece.job.path))
+            self._new.append(Committed(Path(piece.job.path), result.part if result.first else None))
 
     def _failed(self, failure: Failed) -> None:
         worker, cause = failure.worker, failure.cause
