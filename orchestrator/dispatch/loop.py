@@ -36,7 +36,6 @@ from taugrid.words import counted, duration, quantity
 POLL_SECONDS = 0.5
 """How often the driver wakes up while nothing happens, for Ctrl-C, stragglers, hangs and benches that end."""
 
-
 FINAL = NotFinite | DoesNotFit
 """Errors that the same job would give again, and so would the others of its cell."""
 
