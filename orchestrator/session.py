@@ -57,7 +57,7 @@ class Outcome(NamedTuple):
     text: str = ""
     """The table as printed on stdout, if it is not the quality table."""
     labels: Mapping[str, str] = {}
-    """Name -> label of the plan's cells."""
+    """Name -> label of the cells that were worked on."""
 
 
 class Run:
@@ -149,8 +149,10 @@ class Run:
         problems = self._work(works, scoring) if works else {}
         problems |= {cell.name: failed[cell.model.id] for cell in self.part.cells if cell.model.id in failed}
         unfinished: dict[str, str] = {}
+        labels = dict(self.plan.labels)
         for work in told:
             unfinished |= work.missing()
+            labels |= work.labels()
         conclusions = [conclusion for work in told if (conclusion := work.conclude()) is not None]
         last = conclusions[-1] if conclusions else Conclusion("", [])
         if "evaluate" in stages and "report" not in stages:
@@ -160,7 +162,6 @@ class Run:
             from taugrid.orchestrator.view.page import write_page
 
             write_page(self.config, self.plan, self.rundir, unfinished | problems)
-        labels = self.plan.labels
         return Outcome(unfinished | problems, last.rows, last.table, last.evidence, last.text, labels)
 
     def _kinds(
@@ -256,8 +257,9 @@ class Run:
         spare = None
         if limits.use_cpus and gpus:
             share = float(nodes.exact(limits.score.cpus_per_worker or limits.cpus_per_worker))
-            spare = Spare((max(1, int(share)),), share)
-        pool = Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, limits.label_selector, spare)
+            spare = Spare((max(1, int(share)), limits.cuda_graphs), share)
+        arguments = (max(1, int(cpus)), limits.cuda_graphs)
+        pool = Pool(Worker, arguments, cpus, gpus, files, limits.label_selector, spare)
         try:
             outputs = self._progress, self._events, self._log, self.rundir.committed
             return Loop(pieces, work_kinds(), pool, workers, embedded, limits, *outputs).run()

@@ -27,7 +27,7 @@ from taugrid.orchestrator.dispatch.crew import Crew
 from taugrid.orchestrator.dispatch.policy import Charge, Dispatcher, Fault
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Located, Lost, Pool, PoolEvent
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.rundir.commits import confirm, require_here
+from taugrid.orchestrator.rundir.commits import Committed, confirm, require_here
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.shard_sizes import LongShards
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Piece, WorkKind
@@ -35,7 +35,6 @@ from taugrid.words import counted, duration, quantity
 
 POLL_SECONDS = 0.5
 """How often the driver wakes up while nothing happens, for Ctrl-C, stragglers, hangs and benches that end."""
-
 
 FINAL = NotFinite | DoesNotFit
 """Errors that the same job would give again, and so would the others of its cell."""
@@ -58,7 +57,7 @@ class Loop:
         progress: Progress,
         events: Events,
         log: Callable[[str, str], Path],
-        committed: Callable[[Sequence[Path]], None] = lambda paths: None,
+        committed: Callable[[Sequence[Committed]], None] = lambda files: None,
     ) -> None:
         self._pieces = pieces
         self._committed = committed
@@ -75,9 +74,10 @@ class Loop:
         spare_kinds = frozenset(kind.name for kind in kinds if not kind.needs_network)
         room = Room(pool, self._dispatcher, workers, not embedded, spare_kinds, limits.max_wait_seconds)
         self._crew = Crew(pool, self._dispatcher, room, limits, progress, events, log)
-        self._new: list[Path] = []  # committed, and `committed` is still to be told
+        self._new: list[Committed] = []  # `committed` is still to be told
         self._reasons: dict[str, str] = {}
         self._long_shards = LongShards()
+        self._remarks: set[str] = set()
 
     def run(self) -> dict[str, str]:
         """Run, and return cell name -> reason for the cells that could not be finished.
@@ -190,7 +190,10 @@ class Loop:
         name, fields = kind.event(piece, result, first)
         self._events.note(name, **fields, worker=worker, node=info.node, device=info.device)
         if first:
-            self._new.append(Path(piece.job.path))
+            self._new.append(Committed(Path(piece.job.path), result.part if result.first else None))
+        for remark in sorted(set(result.remarks) - self._remarks):  # workers may all make the same
+            self._progress.say(f"{worker} on {info.node}: {remark}")
+        self._remarks |= set(result.remarks)
 
     def _failed(self, failure: Failed) -> None:
         worker, cause = failure.worker, failure.cause
