@@ -21,7 +21,7 @@ from taugrid.eval.pages.pivots import ShadedTable, shaded_tables
 from taugrid.eval.pages.protocol_table import protocol_rows
 from taugrid.eval.pages.quality_charts import over_costs, over_steps
 from taugrid.eval.tables.ablation.one_table import USUAL, Layout
-from taugrid.eval.tables.differences_files import ABOUT, SaidDifference, said_difference
+from taugrid.eval.tables.differences_files import ABOUT, SaidDifference, said_difference, with_short_keys
 from taugrid.eval.tables.entries import entries, legend, marked_pivots, tabulated
 from taugrid.eval.tables.long_form import FID, in_grid_order
 from taugrid.eval.tables.reconstruction import LEGEND, RECONSTRUCTION_ERROR, reconstruction_frame, reconstruction_pivot
@@ -172,7 +172,7 @@ def _tables(found: PageFacts) -> Iterator[MetricTables]:
 def _differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The differences by direction, as people read them."""
     groups: dict[str, list[SaidDifference]] = {}
-    for row in rows[:MOST_DIFFERENCES]:
+    for row in with_short_keys(rows[:MOST_DIFFERENCES]):
         along = {"steps": "S", "": "other pairs"}.get(row["along"], row["along"])
         heading = ": ".join(filter(None, [f"Along {along}", row["settings"]]))
         groups.setdefault(heading, []).append(said_difference(row))

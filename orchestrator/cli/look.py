@@ -38,14 +38,26 @@ def plan(config: str, out: str | None, assignments: tuple[str, ...], history: st
 
 @click.command()
 @click.argument("directory", metavar="DIR")
+@click.option("--watch", "watches", is_flag=True, help="Show it as it goes on, for as long as somebody works on it.")
 @json_option
-def status(directory: str, as_json: bool) -> None:
-    """Show how far a run is, from its directory alone."""
+def status(directory: str, watches: bool, as_json: bool) -> None:
+    """Show how far a run is, from its directory alone.
+
+    With --watch on a terminal, show what `taugrid run` shows there while it works, wherever that is; in a log, a line
+    now and then. Ctrl-C ends it, and not the run.
+    """
+    if watches and as_json:
+        raise click.UsageError("--watch shows people how a run goes on, and --json is one document; give one of them")
     from taugrid.orchestrator.cli.text import plan_text
     from taugrid.orchestrator.inspection import describe
     from taugrid.orchestrator.opened import open_existing
 
     opened = open_existing(directory, dry=True)
+    if watches:
+        from taugrid.orchestrator.progress.watch import watch
+
+        click.echo(watch(opened, directory))
+        return
     print_value(describe(opened.config, opened.plan, opened.rundir), as_json, plan_text)
 
 

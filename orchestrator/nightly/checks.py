@@ -52,7 +52,7 @@ def check_same_night(opened: Opened, night: Night, verdict: dict[str, Any]) -> N
     Its verdict, and its exit code, would be taken for those of a model that nobody has sampled.
     """
     judged = {score["cell"] for score in verdict["scores"]}
-    new = [cell.name for cell in opened.plan.cells if cell.id not in judged]
+    new = [cell.label for cell in opened.plan.cells if cell.id not in judged]
     if new:
         raise UserError(
             f"night {night.id} is complete, but has no {new[0]}{' and others' * (len(new) > 1)}: the checkpoint or the "

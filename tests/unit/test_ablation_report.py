@@ -57,6 +57,11 @@ def test_tables_and_figures_are_of_means_and_effects(run):
     assert {(row["base"], row["value"], row["over"]) for row in of_schedule} == {("cosine", "linear", "sampling seed")}
     names = {path.name for path in opened.rundir.figures.iterdir()}
     assert {"effects.png", "by-schedule.png", "by-beta_end.svg", "heat-map.png", "quality.png"} <= names
+    samples = [name for name in names if name.startswith("samples-")]
+    assert len(samples) == 4, "of replicates only the first is shown"
+    assert all("seed=0" in name for name in samples)
+    page = opened.rundir.report.read_text()
+    assert "schedule=linear beta_end=0.02 seed=0" in page
 
 
 def test_the_terminal_shows_the_one_table_and_another_layout_on_request(run, capsys):
@@ -136,3 +141,6 @@ def test_replicates_share_a_label():
     assert [label_without_seeds(cell) for cell in cells[:4]] == ["schedule=linear · S=50 eta=0"] * 4
     assert unequal(cells) == []
     assert "schedule=linear · S=50 eta=0 (3)" in unequal(cells[1:])[0]
+    assert "schedule=linear · S=50 eta=0 (0)" in unequal(cells[4:], "scored ", cells)[0]
+    once = planned(grid={"diffusion.schedule": ["linear", "cosine"]}).cells
+    assert unequal(once[1:], "scored ", once) == [], "nothing is a mean"

@@ -128,3 +128,23 @@ def test_marks_among_means_pair_the_trainings_by_their_seeds():
     text = to_markdown(in_grid_order(rows), known.protocols, {"near-None-0-10"})
     assert "≈ not distinguishable from the best of its column: p > 0.05 by Student's t" in text
     assert indistinguishable([], known) == frozenset()
+
+
+def test_other_metrics_are_marked_over_replicates_alone():
+    scores = {"best": [7.0, 8.0, 9.0], "near": [7.1, 7.8, 8.9], "far": [5.0, 6.1, 7.0]}
+    rows = [
+        row | {"isc_mean": scores[row[SCHEDULE]][row[TRAINING]]}
+        for row in ablation({(name, None, seed, 10): 5.0 + seed for name in scores for seed in range(3)})
+    ]
+    shares = {line[0]: line[-1] for line in text_of(rows)[-3:]}
+    assert shares["best"].startswith("**8.0")
+    assert [name for name, text in shares.items() if text.endswith("≈")] == ["near"]
+    once = [row for row in rows if row[TRAINING] == 0]
+    assert "≈" not in to_markdown(in_grid_order(once))
+
+
+def test_means_of_unequal_numbers_are_said_to_be_that():
+    values = {(name, None, seed, 10): 5.0 + seed for name in ("linear", "cosine") for seed in range(3)}
+    assert averaged(in_grid_order(ablation(values))).caption().startswith("Each value is the mean of 3 trainings")
+    del values["cosine", None, 2, 10]
+    assert averaged(in_grid_order(ablation(values))).caption().startswith("Each value is the mean of 2 to 3 trainings")

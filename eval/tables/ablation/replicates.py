@@ -5,13 +5,14 @@ its samplings, and the spread is that between trainings.
 """
 
 import math
-from collections.abc import Hashable, Mapping
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from taugrid.eval.tables.ablation.seeds import mean_over_seeds
+from taugrid.eval.tables.ablation.seeds import LEVEL, mean_over_seeds
 from taugrid.eval.tables.long_form import axes, score_columns
 from taugrid.protocol import ProtocolFields, kind
 
@@ -59,8 +60,10 @@ class Averaged(NamedTuple):
         if not self.over:
             return ""
         unit = UNITS[self.over]
+        fewest = min(map(self.count, self.members))
+        number = str(self.most) if fewest == self.most else f"{fewest} to {self.most}"
         return (
-            f"Each value is the mean of {self.most} {unit}s ({self.over}), ± its standard error, that is, the standard "
+            f"Each value is the mean of {number} {unit}s ({self.over}), ± its standard error, that is, the standard "
             f"deviation between {unit}s (in brackets) over the square root of their number."
         )
 
@@ -102,6 +105,33 @@ def averaged(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) 
     return Averaged(
         means, pd.DataFrame.from_dict(errors, "index"), pd.DataFrame.from_dict(spreads, "index"), members, seeds[0]
     )
+
+
+def alike_over_seeds(
+    first: Sequence[Replicate], second: Sequence[Replicate], values: Mapping[str, float | None]
+) -> bool:
+    """Whether chance among the seeds explains the difference between two means, by Student's t paired by seed.
+
+    Args:
+        first: replicates of one setting.
+        second: those of another.
+        values: cell -> its score.
+    """
+    found = mean_over_seeds(np.array(list(_by_first_seed(first, second, values).values()) or [np.nan]))
+    return bool(found.p >= LEVEL)
+
+
+def _by_first_seed(
+    first: Sequence[Replicate], second: Sequence[Replicate], values: Mapping[str, float | None]
+) -> dict[Hashable, float]:
+    """The second minus the first for each value of their first seed, averaged over seeds that both have."""
+    cells = {member.seeds: member.cell for member in first}
+    found: dict[Hashable, list[float]] = defaultdict(list)
+    for member in second:
+        a, b = values.get(cells.get(member.seeds, "")), values.get(member.cell)
+        if a is not None and b is not None and math.isfinite(b - a):
+            found[member.seeds[0]].append(b - a)
+    return {seed: sum(each) / len(each) for seed, each in found.items()}
 
 
 def _groups(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> list[list[int]]:
