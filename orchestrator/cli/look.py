@@ -56,7 +56,7 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
     if watches:
         from taugrid.orchestrator.progress.watch import watch
 
-        click.echo(watch(opened, directory))
+        click.echo(watch(opened.config, opened.plan, opened.rundir))
         return
     print_value(describe(opened.config, opened.plan, opened.rundir), as_json, plan_text)
 

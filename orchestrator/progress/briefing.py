@@ -48,13 +48,13 @@ class Briefing:
         """What the scores of cells are; empty: none are wanted."""
         return "" if self.scoring is None else shown_metric(self.config.evaluate.metrics).title
 
-    def cells(self) -> dict[str, GridCell]:
-        """The cells by id, as they are before the session."""
+    def cells(self, with_scores: bool) -> dict[str, GridCell]:
+        """The cells by id, as they are before the session; to read their scores may take a while."""
         left = evaluations_left(self.items.values(), {kind.name: kind for kind in work_kinds()})
         outdated = {item.cell for item in self.items.values() if item.kind == "score"}
 
         def score(cell: Cell) -> float | None:
-            return None if cell.id in outdated else self.score(cell.id)
+            return self.score(cell.id) if with_scores and cell.id not in outdated else None
 
         return grid_cells(self._cells.values(), self.config.report.columns, left, score)
 

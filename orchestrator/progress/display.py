@@ -100,8 +100,8 @@ class Progress:
             self._console.print(line, no_wrap=True, crop=True)
 
     def brief(self, briefing: Briefing) -> None:
-        """Know what the session has to do and, if anybody sees them, its cells."""
-        cells = briefing.cells() if self._is_live else {}
+        """Know what the session has to do, and its cells."""
+        cells = briefing.cells(with_scores=self._is_live)
         with self._shown():
             if self._state is not None:
                 self._state.expect(briefing.items, briefing.earlier)

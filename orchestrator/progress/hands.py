@@ -24,6 +24,8 @@ class Hand:
     first: Beaten | None = None
     """The first heartbeat of its task that told of anything done: loading and warming up come before."""
     last: Beaten | None = None
+    warm: set[str] = field(default_factory=set)
+    """The paces of the tasks that it has done: what those need is loaded."""
 
     @property
     def fraction(self) -> float:

@@ -2,7 +2,7 @@
 
 import heapq
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 LEAST_SECONDS = 2.0
@@ -26,26 +26,30 @@ class Rates:
     """Seconds that a worker takes for each unit of cost, by pace: the name of what takes equal time for equal cost."""
 
     def __init__(self) -> None:
-        self._done: dict[str, deque[Span]] = defaultdict(lambda: deque(maxlen=TASKS_KEPT))
+        self._warm: dict[str, deque[Span]] = defaultdict(lambda: deque(maxlen=TASKS_KEPT))
+        self._cold: dict[str, deque[Span]] = defaultdict(lambda: deque(maxlen=TASKS_KEPT))
         self._earlier: dict[str, float] = {}
 
     def expect(self, pace: str, seconds: float) -> None:
         """Take `seconds` for a unit of cost until something of this pace was measured."""
         self._earlier[pace] = seconds
 
-    def add(self, pace: str, span: Span) -> None:
-        """A task was done."""
+    def add(self, pace: str, span: Span, is_cold: bool = False) -> None:
+        """A task was done. One is cold if its worker loaded or computed for it what it keeps for others."""
         if span.cost > 0:
-            self._done[pace].append(span)
+            (self._cold if is_cold else self._warm)[pace].append(span)
 
     def seconds(self, pace: str, running: Iterable[Span] = ()) -> float | None:
         """Seconds for a unit of cost, with what `running` tasks of this pace have done; None: nothing is known yet."""
-        done = self._done.get(pace, ())
-        spans = [*done, *running]
-        seconds, cost = (sum(column) for column in zip(*spans, strict=True)) if spans else (0.0, 0.0)
-        if cost > 0 and (done or seconds >= LEAST_SECONDS):
-            return seconds / cost
-        return self._earlier.get(pace)
+        warm, running = self._warm.get(pace, ()), list(running)
+        if warm or sum(span.seconds for span in running) >= LEAST_SECONDS:
+            return _average([*warm, *running])
+        return self._earlier.get(pace) or _average(self._cold.get(pace, ()))
+
+
+def _average(spans: Collection[Span]) -> float | None:
+    cost = sum(span.cost for span in spans)
+    return sum(span.seconds for span in spans) / cost if cost else None
 
 
 class Waiting(NamedTuple):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from taugrid.orchestrator.progress.hands import Hand, Hands
+from taugrid.orchestrator.progress.remaining import Span
 from taugrid.orchestrator.progress.stage import Speed, Stand
 from taugrid.orchestrator.progress.todo import Amount, KnownTask, Todo
 from taugrid.words import duration
@@ -52,7 +53,6 @@ class LiveState:
     _speed: Speed = field(default_factory=Speed)
     _images: Speed = field(default_factory=Speed)
     _images_done: int = 0
-    _before: float = 0.0
 
     def expect(self, items: Mapping[str, KnownTask], earlier: Mapping[tuple[str, str], float]) -> None:
         """Know the tasks by key, and the seconds for a unit of cost that earlier sessions took, by pace and device."""
@@ -61,7 +61,6 @@ class LiveState:
     def show_cells(self, cells: Mapping[str, GridCell], metric: str) -> None:
         """Show these cells; what of them was done before the session counts in the bar as well."""
         self.cells, self.metric = dict(cells), metric
-        self._before = sum(cell.done for cell in cells.values())
 
     def observe(self, at: float, event: Mapping[str, Any]) -> None:
         """Take a line of the events file."""
@@ -98,16 +97,24 @@ class LiveState:
 
     def _did(self, at: float, worker: str, event: Mapping[str, Any]) -> None:
         hand = self.hands.by_name[worker]
-        if hand.task is None or not event["committed"]:
-            self.hands.release(at, worker)
-            return
-        item = self.todo.item(hand.task, event)
-        since, before = (hand.since, 0.0) if hand.first is None else hand.first
-        if self.todo.finish(hand.task, item, at - since, 1 - before):
-            self._images_done += item.images
-            if item.cell in self.cells and self._is_evaluations(item.kind):
-                self.cells[item.cell].done += item.cost
+        if hand.task is not None and event["committed"]:
+            item = self.todo.item(hand.task, event)
+            self._measure(at, worker, hand, item, event)
+            if self.todo.finish(hand.task, item):
+                self._images_done += item.images
+                if item.cell in self.cells and self._is_evaluations(item.kind):
+                    self.cells[item.cell].done += item.cost
         self.hands.release(at, worker)
+
+    def _measure(self, at: float, worker: str, hand: Hand, item: KnownTask, event: Mapping[str, Any]) -> None:
+        """Learn from a task that was done how long such tasks take."""
+        if hand.first is not None:
+            span = Span(at - hand.first.at, (1 - hand.first.fraction) * item.cost)
+            self.todo.rates.add(item.pace, span)
+        else:
+            span = Span(event.get("seconds", at - hand.since), item.cost)
+            self.todo.rates.add(item.pace, span, is_cold=item.pace not in hand.warm)
+        hand.warm.add(item.pace)
 
     def _is_evaluations(self, kind: str) -> bool:
         return kind in self.kinds and self.kinds[kind].unit == NETWORK_EVALUATIONS
@@ -177,9 +184,11 @@ class LiveState:
         if kind.finished:
             tasks, of = self.todo.done[kind.name].tasks, self.todo.all[kind.name].tasks
             return Stand(kind.activity, tasks, of, kind.finished)
-        before = self._before if self._is_evaluations(kind.name) else 0.0
-        total = sum(self.todo.all[name].cost for name in kinds) + before
-        return Stand(kind.activity, min(total, sum(map(self.done, kinds)) + before), total, kind.unit)
+        done, total = sum(map(self.done, kinds)), sum(self.todo.all[name].cost for name in kinds)
+        if self.cells and self._is_evaluations(kind.name):
+            done = sum(cell.done for cell in self.cells.values()) + self.begun.total()
+            total = sum(cell.total for cell in self.cells.values())
+        return Stand(kind.activity, min(done, total), total, kind.unit)
 
     @property
     def finished(self) -> str:

@@ -75,11 +75,10 @@ class Todo:
         cost = amount.cost / max(1, amount.tasks)
         return KnownTask(kind, cost, pace, images=images if "evaluations" in event else 0)
 
-    def finish(self, key: str, item: KnownTask, seconds: float, share: float) -> bool:
-        """A task is done, `share` of it within the last `seconds`; False if that is old news."""
+    def finish(self, key: str, item: KnownTask) -> bool:
+        """A task is done; False if that is old news."""
         if key in self._closed:
             return False
-        self.rates.add(item.pace, Span(seconds, share * item.cost))
         self.done.setdefault(item.kind, Amount()).add(1, item.cost)
         self._close(key, item)
         return True

@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from taugrid.orchestrator.opened import Opened
-from taugrid.orchestrator.plan.cells import Cell, Model
+from taugrid.config import Config
+from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.grid import grid_cells, shown_metric
@@ -20,6 +20,7 @@ from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.progress.tasks import pace
 from taugrid.orchestrator.progress.todo import KnownTask
 from taugrid.orchestrator.report.trainings import progress_of
+from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import LastSession
 from taugrid.orchestrator.rundir.lease import EXPIRY_SECONDS, Lease
 from taugrid.orchestrator.work import work_kinds
@@ -30,34 +31,33 @@ LOOK_SECONDS = 2.0
 """How often the directory is looked at."""
 
 
-def watch(opened: Opened, directory: str) -> str:
-    """Show on stdout how the run goes on, until its driver ends or Ctrl-C. Returns how far it is then."""
+def watch(config: Config, plan: Plan, rundir: RunDir) -> str:
+    """Show on stdout how a run goes on, until its driver ends or Ctrl-C. Returns how far it is then."""
     with Progress(Console(highlight=False)) as progress, suppress(KeyboardInterrupt):
-        watched = Watching(opened, progress)
+        watched = Watching(config, plan, rundir, progress)
         try:
             while watched.look():
                 time.sleep(LOOK_SECONDS)
         finally:
             progress.keep_table()
-    scored, cells = sum(score is not None for score in map(watched.score, opened.plan.cells)), len(opened.plan.cells)
+    scored, cells = sum(watched.score(cell) is not None for cell in plan.cells), len(plan.cells)
     said = f"{scored} of {counted(cells, 'cell')} scored"
     if watched.has_driver:
         return said
-    continues = "" if scored == cells else f"; `taugrid run {directory}` continues"
+    continues = "" if scored == cells else f"; `taugrid run {rundir.shown}` continues"
     return f"{said}; nobody is at work here{continues}"
 
 
 class Watching:
     """Feeds what is new in a run directory to `progress`."""
 
-    def __init__(self, opened: Opened, progress: Progress) -> None:
-        self._config, self._plan, self._rundir = opened.config, opened.plan, opened.rundir
-        self._progress = progress
-        self._events = LastSession(opened.rundir)
+    def __init__(self, config: Config, plan: Plan, rundir: RunDir, progress: Progress) -> None:
+        self._config, self._plan, self._rundir, self._progress = config, plan, rundir, progress
+        self._events = LastSession(rundir)
         self._session: int | None = None
         self._training: Model | None = None
-        self._metric = shown_metric(opened.config.evaluate.metrics)
-        self._by_id = {cell.id: cell for cell in opened.plan.cells}
+        self._metric = shown_metric(config.evaluate.metrics)
+        self._by_id = {cell.id: cell for cell in plan.cells}
         self.has_driver = False
 
     def look(self) -> bool:

@@ -160,9 +160,16 @@ def test_a_pace_is_that_of_the_last_tasks():
     assert rates.seconds("sample") == 0.2
 
 
+def test_a_first_task_that_loads_much_counts_until_there_is_another():
+    rates = Rates()
+    rates.add("score", Span(30, 100), is_cold=True)
+    assert rates.seconds("score") == 0.3
+    rates.add("score", Span(1, 100))
+    assert rates.seconds("score") == 0.01
+
+
 def test_the_bar_counts_what_earlier_sessions_did_but_the_rate_does_not():
-    cells = {name: GridCell("eta=0", f"S={name}", 20_000, 18_000) for name in ("a", "b")}
-    session = Session(cells=cells)
+    session = Session(cells={name: GridCell("eta=0", f"S={name}", 20_000, 18_000) for name in ("a", "b")})
     session.join("w0")
     session.give("w0", "sample/a/0")
     session.did("w0", "shard", after=10)
