@@ -17,6 +17,8 @@ from taugrid.orchestrator.dispatch.capacity import nodes, resources
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.progress.briefing import Briefing
+from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.report.cells import write_cells
 from taugrid.orchestrator.report.replicates import unequal
 from taugrid.orchestrator.report.write import write_losses
@@ -111,7 +113,8 @@ class Run:
             self.rundir.claim()
             write_json(self.rundir.config, self.config.model_dump(mode="json"), self.rundir.storage)
             write_cells(self.plan, self.rundir)
-            self._events = Events(self.rundir)
+            self._progress.follow(LiveState({kind.name: kind for kind in work_kinds()}))
+            self._events = Events(self.rundir, self._progress.observe)
             self._events.add("session", stages=sorted(stages), **provenance.software())
             try:
                 outcome = self._do(stages, scoring)
@@ -224,6 +227,9 @@ class Run:
         by_key = {piece.task.key: piece for work in works for piece in work.pieces()}
         provenance.write(self.rundir, self.plan, scoring)
         problems: dict[str, str] = {}
+        briefing = Briefing(self.config, self.part, self.rundir, scoring, by_key)
+        self._progress.brief(briefing)
+        self._events.add("to do", work=briefing.to_do)
         if by_key:
             self._connect()
             problems = self._dispatch(by_key)
@@ -256,8 +262,9 @@ class Run:
         spare = None
         if limits.use_cpus and gpus:
             share = float(nodes.exact(limits.score.cpus_per_worker or limits.cpus_per_worker))
-            spare = Spare((max(1, int(share)),), share)
-        pool = Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, limits.label_selector, spare)
+            spare = Spare((max(1, int(share)), limits.cuda_graphs), share)
+        arguments = (max(1, int(cpus)), limits.cuda_graphs)
+        pool = Pool(Worker, arguments, cpus, gpus, files, limits.label_selector, spare)
         try:
             outputs = self._progress, self._events, self._log, self.rundir.committed
             return Loop(pieces, work_kinds(), pool, workers, embedded, limits, *outputs).run()

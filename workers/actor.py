@@ -7,6 +7,7 @@ Torch is imported when an actor says hello, not with this module: the driver onl
 torch.
 """
 
+import pickle
 import platform
 import threading
 import time
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 import ray
 
+from taugrid.config.cluster import CudaGraphs
 from taugrid.errors import BrokenAccelerator, DoesNotFit, accelerators_fault, last_line, of_memory
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.words import call_this_node
@@ -57,6 +59,14 @@ class Audible:
             self._pulse = Pulse(self._pulse.beats + 1, done, of)
             self._changed.notify_all()
 
+    def do(self, job: Job) -> Result:
+        """Do a job, and commit its file."""
+        raise NotImplementedError
+
+    def perform(self, job: bytes) -> bytes:
+        """`do` a pickled job; a pickled `Result`. Ray would pickle both in Python, which takes the driver longer."""
+        return pickle.dumps(self.do(pickle.loads(job)))
+
     @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
     def where(self) -> tuple[str, str]:
         """Address and id of this worker's node."""
@@ -80,9 +90,10 @@ class Audible:
 class Worker(Audible):
     """Does jobs one at a time; holds nothing but its device."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, cuda_graphs: CudaGraphs = "off") -> None:
         super().__init__()
         self._threads = threads
+        self._cuda_graphs = cuda_graphs
         self._thread: int | None = None  # the one that was set up
         self._broken: str | None = None  # what the accelerator said
 
@@ -115,7 +126,8 @@ class Worker(Audible):
         try:
             with heartbeat.heard_by(self._device.alive), self._whole_accelerator():
                 result = run_in_memory(job, self._device)
-            return replace(result, size=job.storage.size(Path(job.path)))
+            remarks, self._device.remarks[:] = tuple(self._device.remarks), []
+            return replace(result, size=job.storage.size(Path(job.path)), remarks=remarks)
         except FileNotFoundError:
             job.check_run()  # a folder that vanished meanwhile is the node's fault, not the job's
             raise
@@ -147,7 +159,7 @@ class Worker(Audible):
         set_up(self._threads)
         self._given_gpu = ray.is_initialized() and bool(ray.get_gpu_ids())
         on_gpu = torch.cuda.is_available() and self._given_gpu
-        self._device = Device("cuda" if on_gpu else "cpu", self.beat)
+        self._device = Device("cuda" if on_gpu else "cpu", self.beat, graphs=on_gpu and self._cuda_graphs == "auto")
         cpu = f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
         self._device.hardware = torch.cuda.get_device_name() if on_gpu else cpu
         self._thread = threading.get_ident()

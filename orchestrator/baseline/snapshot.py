@@ -16,7 +16,7 @@ from taugrid.orchestrator.baseline.pixels import Digests, pixel_digests
 from taugrid.orchestrator.opened import Opened, open_existing
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.evaluation import evaluation
-from taugrid.orchestrator.plan.sources import Custom, Loaded, Oracle, Trained
+from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, Oracle, Trained
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.origins import Origin, origins
@@ -277,7 +277,7 @@ def _network(rundir: RunDir, model: Model, weights_sha256: str | None) -> Networ
             return Network(weights_sha256, diffusion, None, checkpoint.path)
         case Custom(spec):
             return Network(weights_sha256, diffusion, spec.source_sha256, None, spec.callable, spec.weights)
-        case Oracle():
+        case Oracle() | Absent():
             return Network(weights_sha256, diffusion, None, None)
 
 
