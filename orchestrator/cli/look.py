@@ -179,4 +179,4 @@ def compare(
     opened = open_existing(directory)
     cell_a, cell_b = others
     compared = compare_cells(opened.config, opened.plan, opened.rundir, cell_a, cell_b, join)
-    print_value(compared, as_json, difference_line)
+    print_value(compared, as_json, lambda row: "\n".join(filter(None, [difference_line(row), row["note"]])))
