@@ -1,12 +1,11 @@
 """A config with its plan and its run directory: the start of commands and the Python API."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from taugrid.config.load import CONFIG_NAME, Given, Override, find, load
-from taugrid.errors import NotHere, UserError
+from taugrid.errors import UserError
 from taugrid.orchestrator.dispatch.address import check_form
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.patterns import checkpoints_in, resolve_patterns
@@ -109,13 +108,11 @@ def open_to_plan(name: Given, assignments: Sequence[Override], out: str | None) 
     """Open a config that is to be looked at before it is run. What is missing is no error, and nothing is downloaded.
 
     Raises:
-        UserError: if the config is wrong, has no extractor, or would orphan images.
+        UserError: if the config is wrong or would orphan images.
     """
     opened = Opened(name, assignments, out, dry=True)
     if not opened.plan.pending:  # else whose the images are can't be known
         check_extends(opened.config, opened.plan, opened.rundir)
-    with suppress(NotHere):
-        opened.rundir.extractor(opened.config)
     return opened
 
 

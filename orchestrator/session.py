@@ -20,6 +20,7 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.briefing import Briefing
 from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.report.cells import write_cells
+from taugrid.orchestrator.report.replicates import unequal
 from taugrid.orchestrator.report.write import write_losses
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.commits import require_here
@@ -159,6 +160,10 @@ class Run:
         last = conclusions[-1] if conclusions else Conclusion("", [])
         if "evaluate" in stages and "report" not in stages:
             self._progress.say("tables and figures are unchanged; `taugrid report` updates them")
+        if "report" in stages and last.table == "quality":
+            scored = {row["cell"] for row in last.rows}
+            for said in unequal((cell for cell in self.plan.cells if cell.id in scored), "scored "):
+                self._progress.say(f"warning: {said}")
         provenance.write(self.rundir, self.plan, scoring)
         if conclusions and ("report" in stages or "evaluate" not in stages):
             from taugrid.orchestrator.view.page import write_page

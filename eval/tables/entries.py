@@ -3,7 +3,7 @@
 With an error, value and error get as many decimals as show two significant digits of the error, but are never rounded
 left of the point (14.21 ± 0.32, 367 ± 12, 4.160 ± 0.012). Without one, a value has two decimals, or three significant
 digits if that is more (13.36, 0.00412). There are never more than six decimals. A missing value is a dash. A mean over
-replicates also has their standard deviation, in brackets.
+replicates also has their standard deviation, in brackets, and their number n where others have more.
 """
 
 import math
@@ -79,16 +79,18 @@ def entries(table: Pivot, metric: MetricColumn) -> Iterator[tuple[tuple[str, ...
         yield (
             labels,
             [
-                _entry(value, error, spread, least, table.marks.get(cell, ""))
+                _entry(value, error, spread, least, table.marks.get(cell, ""), table.fewer.get(cell))
                 for value, error, spread, least, cell in row
             ],
         )
 
 
-def _entry(value: float, error: float, spread: float, best: float, mark: str) -> Entry:
+def _entry(value: float, error: float, spread: float, best: float, mark: str, fewer: int | None) -> Entry:
     shown, behind = write_number(value, error)
     if behind and math.isfinite(spread):
         behind += f" ({spread:.{_decimals(error, digits=2)}f})"
+    if fewer is not None and math.isfinite(value):
+        behind = f"{behind} (n = {fewer})".lstrip()
     return Entry(shown, behind, value == best, mark if math.isfinite(value) else "")
 
 

@@ -48,6 +48,8 @@ class Pivot:
     """What the columns are."""
     spreads: pd.DataFrame | None = None
     """Standard deviations between replicates, shaped like `values`; None where cells are no means."""
+    fewer: Mapping[str, int] = field(default_factory=dict)
+    """Cell -> its number of replicates, where that is smaller than others'."""
 
     @property
     def labels(self) -> list[tuple[str, ...]]:

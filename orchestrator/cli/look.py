@@ -16,7 +16,7 @@ from taugrid.words import counted
 @click.option("--history", metavar="DIR", help="Also show what a night costs, as measured in DIR's last night.")
 @json_option
 def plan(config: str, out: str | None, assignments: tuple[str, ...], history: str | None, as_json: bool) -> None:
-    """Show what a run would do and what is already done. Starts nothing."""
+    """Show what a run would do, what is done, and what is missing. Starts and downloads nothing."""
     from taugrid import api
     from taugrid.orchestrator.cli.text import plan_text
 
@@ -24,13 +24,13 @@ def plan(config: str, out: str | None, assignments: tuple[str, ...], history: st
         print_value(api.plan(config, out, assignments), as_json, plan_text)
         return
     from taugrid.orchestrator.dry_run.describe import describe_plan
-    from taugrid.orchestrator.nightly.checks import standard_error_problem
+    from taugrid.orchestrator.nightly.checks import expected_standard_error_problem
     from taugrid.orchestrator.nightly.price import price, price_text
     from taugrid.orchestrator.opened import open_to_plan
 
     opened = open_to_plan(config, assignments, out)
     described = describe_plan(opened.config, opened.plan, opened.rundir)
-    if (problem := standard_error_problem(opened)) is not None:
+    if (problem := expected_standard_error_problem(opened)) is not None:
         described["remarks"].append(problem)
     described["night"] = price(described, history)
     print_value(described, as_json, lambda shown: f"{plan_text(shown)}\n{price_text(shown['night'])}")
@@ -65,7 +65,7 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
 @click.argument("directory", metavar="DIR")
 @json_option
 def verify(directory: str, as_json: bool) -> None:
-    """Re-read every file of a run and decode every image."""
+    """Re-read every file of a run, decode every image, and say what to do about damage."""
     from taugrid.orchestrator.opened import open_existing
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.verification.next_steps import in_words, next_steps
@@ -179,4 +179,4 @@ def compare(
     opened = open_existing(directory)
     cell_a, cell_b = others
     compared = compare_cells(opened.config, opened.plan, opened.rundir, cell_a, cell_b, join)
-    print_value(compared, as_json, difference_line)
+    print_value(compared, as_json, lambda row: "\n".join(filter(None, [difference_line(row), row["note"]])))

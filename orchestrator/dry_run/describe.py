@@ -19,7 +19,11 @@ from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
 
 
 def describe_plan(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
-    """What `describe` says and, among the remarks, what a run would lack, not tell, or replace."""
+    """What `describe` says and, among the remarks, what a run would lack, leave without error bars, or replace.
+
+    Raises:
+        UserError: if there is no such extractor.
+    """
     described = describe(config, plan, rundir)
     untrained = [model for model, _ in plan.trained_here if model.lacks is None and not rundir.is_ready(model)]
     return described | {

@@ -12,25 +12,30 @@ from taugrid.orchestrator.plan.extractor import name_and_dimensions
 
 def check_standard_error(opened: Opened) -> None:
     """Raise `UserError` if a cell's N gives FID no standard error: then nothing could be said about it, ever."""
-    opened.rundir.extractor(opened.config)
-    if (problem := standard_error_problem(opened)) is not None:
+    spec = opened.rundir.extractor(opened.config)
+    if (problem := standard_error_problem(opened, spec.name, spec.dimensions)) is not None:
         raise UserError(problem)
 
 
-def standard_error_problem(opened: Opened) -> str | None:
-    """Why a night would have nothing to judge by: no FID, or an N that gives it no standard error. None: it has."""
-    if "fid" not in opened.config.evaluate.metrics:
-        return "evaluate.metrics lacks fid, which is what a night is judged by; add it"
+def expected_standard_error_problem(opened: Opened) -> str | None:
+    """`standard_error_problem` as far as it is known without the extractor's weights."""
     name, dimensions = name_and_dimensions(opened.config)
     with suppress(NotHere):
         dimensions = opened.rundir.extractor(opened.config).dimensions
-    least = SAMPLES_PER_DIMENSION * (dimensions or 0)
+    return standard_error_problem(opened, name, dimensions or 0)
+
+
+def standard_error_problem(opened: Opened, extractor: str, dimensions: int) -> str | None:
+    """Why a night would have nothing to judge by: no FID, or an N that gives it no standard error. None: it has."""
+    if "fid" not in opened.config.evaluate.metrics:
+        return "evaluate.metrics lacks fid, which is what a night is judged by; add it"
+    least = SAMPLES_PER_DIMENSION * dimensions
     small = sorted({cell.settings.num_samples for cell in opened.plan.cells if cell.settings.num_samples < least})
     if not small:
         return None
     return (
-        f"sample.num_samples: {small[0]} gives FID no standard error with {name}, whose features have {dimensions} "
-        f"dimensions; a night needs at least {least}"
+        f"sample.num_samples: {small[0]} gives FID no standard error with {extractor}, whose features have "
+        f"{dimensions} dimensions; a night needs at least {least}"
     )
 
 

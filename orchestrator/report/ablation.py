@@ -15,17 +15,18 @@ from taugrid.eval.tables.long_form import FID, in_grid_order
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.report import asked
 from taugrid.orchestrator.report.collect import Rows
-from taugrid.orchestrator.report.replicates import ONE_TRAINING, compared_trainings, unequal
+from taugrid.orchestrator.report.replicates import ONE_TRAINING, compared_trainings, unequal, unscored
 from taugrid.orchestrator.report.trainings import progress_of, worker_seconds
 from taugrid.orchestrator.rundir.directory import RunDir
 
 
 def about_replicates(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Notes below the tables: that each setting was trained once, or has not all its replicates."""
+    """Notes below the tables: that each setting was trained once, or lacks replicates, or is not there."""
     scored = {row["cell"] for row in rows}
     cells = [cell for cell in plan.cells if cell.id in scored]
     several = len({cell.model.id for cell in cells} & {model.id for model in compared_trainings(plan)}) > 1
-    return [*[ONE_TRAINING] * several, *unequal(cells, "scored ", plan.cells)]
+    lacking = [cell for cell in plan.cells if cell.id not in scored] if scored else []
+    return [*[ONE_TRAINING] * several, *unequal(cells, "scored "), *unscored(lacking)]
 
 
 def write_ablation(config: Config, plan: Plan, rundir: RunDir, collected: Rows) -> None:

@@ -15,10 +15,8 @@ from shared import taugrid
 from taugrid.config import Train, validate
 
 ROOT = Path(__file__).parents[2]
-PAGES = [
-    ROOT / name
-    for name in ("README.md", *(f"docs/{page}.md" for page in ("grid", "models", "scores", "run-directory")))
-]
+NAMES = ("README.md", "docs/grid.md", "docs/models.md", "docs/scores.md", "docs/run-directory.md")
+PAGES = [ROOT / name for name in NAMES]
 NOT_RUN_HERE = ("--address", "submit", "jobs", "logs", "stop", "taugrid selfcheck")
 """test_submitted_jobs.py has a cluster; test_selfcheck_run.py."""
 

@@ -21,6 +21,12 @@ def prose(text: str) -> str:
     return re.sub(r"`[^`\n]*`", "", INDENTED.sub("", FENCED.sub("", text)))
 
 
+def mentioned(page: Path, program: str = "taugrid") -> list[str]:
+    """The commands that sentences of a page name; they may lack arguments."""
+    text = INDENTED.sub("", FENCED.sub("", page.read_text()))
+    return [" ".join(span.split()) for span in re.findall(rf"`({program}\s[^`]+)`", text)]
+
+
 def links(text: str) -> list[str]:
     """The targets of a page's links and pictures, in Markdown and in HTML."""
     shown = prose(text)

@@ -114,6 +114,8 @@ def test_a_training_that_failed_costs_its_seed_and_is_named():
     found = effects(rows, evidence(rows, {}))
     assert [(e.settings, e.replicates) for e in found] == [("", 2), ("S=10", 3), ("S=20", 2)]
     assert found[0].note == "without train.seed 2: not all its cells are scored"
+    assert found[2].note == found[0].note, "also where a value has fewer seeds than the base"
+    assert found[1].note == ""
     assert "schedule=cosine: without train.seed 2" in effects_markdown({FID: found})
 
 

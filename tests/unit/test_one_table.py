@@ -114,7 +114,7 @@ def test_with_both_seeds_a_training_counts_with_the_mean_of_its_samplings():
 
 def test_a_missing_replicate_leaves_the_mean_of_the_others():
     rows = ablation({("linear", None, 0, 10): 10.0, ("linear", None, 1, 10): 12.0, ("cosine", None, 0, 10): 9.0})
-    assert text_of(rows)[1:] == [["linear", "0.0", "11.0 ± 1.0 (1.4)"], ["cosine", "0.0", "**9.00**"]]
+    assert text_of(rows)[1:] == [["linear", "0.0", "11.0 ± 1.0 (1.4)"], ["cosine", "0.0", "**9.00 (n = 1)**"]]
 
 
 def test_marks_among_means_pair_the_trainings_by_their_seeds():
@@ -143,8 +143,13 @@ def test_other_metrics_are_marked_over_replicates_alone():
     assert "≈" not in to_markdown(in_grid_order(once))
 
 
-def test_means_of_unequal_numbers_are_said_to_be_that():
+def test_means_of_fewer_replicates_say_of_how_many():
     values = {(name, None, seed, 10): 5.0 + seed for name in ("linear", "cosine") for seed in range(3)}
-    assert averaged(in_grid_order(ablation(values))).caption().startswith("Each value is the mean of 3 trainings")
+    assert "n = " not in to_markdown(in_grid_order(ablation(values)))
     del values["cosine", None, 2, 10]
-    assert averaged(in_grid_order(ablation(values))).caption().startswith("Each value is the mean of 2 to 3 trainings")
+    rows = ablation(values)
+    assert [line[-1] for line in text_of(rows)[1:]] == ["6.00 ± 0.58 (1.00)", "**5.50 ± 0.50 (0.71) (n = 2)**"]
+    assert "mean of 3 trainings (train.seed), or of n where it says so" in to_markdown(in_grid_order(rows))
+    single = in_grid_order([row for row in rows if (row[SCHEDULE], row[TRAINING]) != ("cosine", 1)])
+    assert "| **5.00 (n = 1)** |" in to_markdown(single)
+    assert "no difference from it is tested" in to_markdown(single)

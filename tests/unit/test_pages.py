@@ -2,12 +2,13 @@
 
 import re
 import shlex
+from contextlib import suppress
 from urllib.parse import unquote
 
 import click
 import pytest
 import yaml
-from pages import PAGES, ROOT, anchors, blocks, commands, links, name
+from pages import PAGES, ROOT, anchors, blocks, commands, links, mentioned, name
 
 import taugrid
 from taugrid.orchestrator.cli.main import cli
@@ -80,12 +81,22 @@ def test_readme_is_one_page():
     assert len((ROOT / "README.md").read_text().splitlines()) <= LONGEST_README
 
 
-@pytest.mark.parametrize("line", sorted({line for block in blocks() for line in commands(block)}))
-def test_a_command_that_a_page_shows_exists_with_its_options(line):
+def parse(line):
     command, words = cli, shlex.split(line)[1:]
     while isinstance(command, click.Group):
         command, (_, *words) = command.commands[words[0]], words
     command.make_context(command.name, words)
+
+
+@pytest.mark.parametrize("line", sorted({line for block in blocks() for line in commands(block)}))
+def test_a_command_that_a_page_shows_exists_with_its_options(line):
+    parse(line)
+
+
+@pytest.mark.parametrize("line", sorted({line for page in PAGES for line in mentioned(page)}))
+def test_a_command_that_a_sentence_names_exists_with_the_options_that_it_has(line):
+    with suppress(click.MissingParameter, click.BadOptionUsage):
+        parse(line)
 
 
 @pytest.mark.parametrize("line", sorted({line for block in blocks() for line in commands(block, "python")}))

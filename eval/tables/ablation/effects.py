@@ -7,7 +7,7 @@ seeds, for every metric. The error over sampling comes from the samples' influen
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -138,9 +138,10 @@ def effects(
         chosen = _base_label(grid, keys, labels, base)
         for value in values:
             if value != chosen:
-                pairs = _pairs(grid, keys, labels, chosen, value)
+                pairs, alone = _pairs(grid, keys, labels, chosen, value)
                 for scope, settings, part in _scopes(pairs, grid, keys):
-                    effect = _effect(part, grid.seeds, evidence, metric)
+                    lone = {seed for pair in part for seed in alone[pair.block]}
+                    effect = _effect(part, grid.seeds, lone, evidence, metric)
                     named = replace(effect, scope=scope, key=TOGETHER.join(keys), base=chosen, value=value)
                     by_scope[scope].append(replace(named, settings=settings))
     return [effect for scope in SCOPES for effect in _corrected(by_scope[scope])]
@@ -187,16 +188,20 @@ def _value(row: Mapping[str, Any], key: str) -> Any:
     return "sigma_hat" if key == "eta" and row["sigma"] == "sigma_hat" else row[key]
 
 
-def _pairs(grid: _Grid, keys: Sequence[str], labels: Sequence[str], base: str, value: str) -> list[_Pair]:
-    """Cells with `value` and with `base` that agree in everything else."""
+def _pairs(
+    grid: _Grid, keys: Sequence[str], labels: Sequence[str], base: str, value: str
+) -> tuple[list[_Pair], dict[tuple[str, ...], set[Hashable]]]:
+    """Cells with `value` and `base` that agree in everything else; and by block, the seeds of those left over."""
     blocks = [tuple(block) for block in grid.labels.drop(columns=list(keys)).itertuples(index=False)]
     cells = list(zip(blocks, grid.by_seed, labels, grid.rows, strict=True))
-    bases = {(block, seeds): row for block, seeds, label, row in cells if label == base}
-    return [
-        _Pair(block, seeds, bases[block, seeds], row)
-        for block, seeds, label, row in cells
-        if label == value and (block, seeds) in bases
-    ]
+    bases, others = (
+        {(block, seeds): row for block, seeds, label, row in cells if label == which} for which in (base, value)
+    )
+    alone: dict[tuple[str, ...], set[Hashable]] = defaultdict(set)
+    for block, seeds in bases.keys() ^ others.keys():
+        alone[block] |= set(seeds[:1])
+    pairs = [_Pair(*place, bases[place], row) for place, row in others.items() if place in bases]
+    return pairs, alone
 
 
 def _scopes(pairs: Sequence[_Pair], grid: _Grid, keys: Sequence[str]) -> Iterator[tuple[str, str, list[_Pair]]]:
@@ -218,9 +223,11 @@ def _scopes(pairs: Sequence[_Pair], grid: _Grid, keys: Sequence[str]) -> Iterato
             yield EACH_CELL, settings, [pair for pair in pairs if pair.block == block]
 
 
-def _effect(pairs: Sequence[_Pair], seeds: Sequence[str], evidence: Evidence, metric: MetricColumn) -> Effect:
-    """The mean difference of some pairs with its errors; `seeds` vary."""
-    kept, note = _balanced(pairs, seeds)
+def _effect(
+    pairs: Sequence[_Pair], seeds: Sequence[str], alone: Set[Hashable], evidence: Evidence, metric: MetricColumn
+) -> Effect:
+    """The mean difference of some pairs with its errors; `seeds` vary, and `alone` are those with unpaired cells."""
+    kept, note = _balanced(pairs, seeds, alone)
     by_seed: dict[Hashable, list[float]] = defaultdict(list)
     for pair in kept:
         by_seed[pair.seeds[0] if seeds else None].append(pair.other[metric.name] - pair.base[metric.name])
@@ -249,7 +256,7 @@ def _finite(number: float) -> float | None:
     return float(number) if math.isfinite(number) else None
 
 
-def _balanced(pairs: Sequence[_Pair], seeds: Sequence[str]) -> tuple[list[_Pair], str]:
+def _balanced(pairs: Sequence[_Pair], seeds: Sequence[str], alone: Set[Hashable]) -> tuple[list[_Pair], str]:
     """The pairs of the seeds that have all settings, so that each seed's mean is over the same; and a note if fewer."""
     if not seeds:
         return list(pairs), ""
@@ -261,7 +268,7 @@ def _balanced(pairs: Sequence[_Pair], seeds: Sequence[str]) -> tuple[list[_Pair]
     whole = [seed for seed, its in blocks.items() if its == wanted] or [
         next(seed for seed, its in blocks.items() if len(its) == most)
     ]
-    left_out = [str(seed) for seed in blocks if seed not in whole]
+    left_out = sorted({str(seed) for seed in (*blocks, *alone) if seed not in whole})
     note = f"without {seeds[0]} {', '.join(left_out)}: not all its cells are scored" if left_out else ""
     return [pair for pair in pairs if pair.seeds[0] in whole], note
 

@@ -30,8 +30,8 @@ OVER = {
     "nothing about other trainings. ±, which only FID has, is one standard error of sampling, from the samples' "
     "influences.",
     "sampling": "The interval is of 95 % over sampling alone, for these networks: one training of each can't tell "
-    "whether other trainings would show the same. Give `train.seed` several values for that; then effects on other "
-    "metrics than FID have an interval, too.",
+    "whether other trainings would show the same. Several values of `train.seed`, scored for both, can, and give an "
+    "interval to metrics other than FID too.",
 }
 
 

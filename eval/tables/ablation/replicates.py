@@ -55,16 +55,22 @@ class Averaged(NamedTuple):
         """How many different values of `over` the group of `cell` has."""
         return len({member.seeds[0] for member in self.members[cell]})
 
+    @property
+    def fewer(self) -> dict[str, int]:
+        """Id -> its count, of the groups that have fewer than the fullest."""
+        counts = {cell: self.count(cell) for cell in self.members} if self.over else {}
+        return {cell: count for cell, count in counts.items() if count < self.most}
+
     def caption(self) -> str:
         """What a value and the numbers behind it are; empty without replicates."""
         if not self.over:
             return ""
         unit = UNITS[self.over]
-        fewest = min(map(self.count, self.members))
-        number = str(self.most) if fewest == self.most else f"{fewest} to {self.most}"
+        uneven = ", or of n where it says so" if self.fewer else ""
+        single = f" A single {unit} has no ±, and no difference from it is tested." if 1 in self.fewer.values() else ""
         return (
-            f"Each value is the mean of {number} {unit}s ({self.over}), ± its standard error, that is, the standard "
-            f"deviation between {unit}s (in brackets) over the square root of their number."
+            f"Each value is the mean of {self.most} {unit}s ({self.over}){uneven}, ± its standard error, that is, the "
+            f"standard deviation between {unit}s (in brackets) over the square root of their number.{single}"
         )
 
 
