@@ -141,7 +141,7 @@ def scores_text(scores: dict[str, Any]) -> str:
             lines.append(f"{column.heading.replace(' × 1000', '')}: {f'{value} {spread}'.rstrip()}{means}")
     for side in ("samples", "reference"):
         about = scores[side]
-        count = "moments" if about["num_images"] is None else f"{about['num_images']} images"
+        count = "moments" if about["num_images"] is None else counted(about["num_images"], "image")
         lines.append(f"{side}: {about['dataset'] or about['path']} ({count}, SHA-256 {about['sha256'][:10]})")
     extractor = scores["protocol"]["extractor"]
     lines.append(f"extractor: {extractor['name']}, weights {extractor['weights_sha256'][:10]}")
