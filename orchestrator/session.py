@@ -41,6 +41,8 @@ from taugrid.workers.sample import SampleJob
 from taugrid.workers.training import fit
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from taugrid.eval.tables.differences import Evidence
 
 
@@ -55,7 +57,7 @@ class Outcome(NamedTuple):
     """Its name (`work.kind.Conclusion`); empty if there is none."""
     evidence: "Evidence | None" = None
     """For the quality table: what tells its cells apart."""
-    text: str = ""
+    text: "RenderableType" = ""
     """The table as printed on stdout, if it is not the quality table."""
     labels: Mapping[str, str] = {}
     """Name -> label of the cells that were worked on."""
