@@ -45,6 +45,7 @@ from taugrid.orchestrator.dispatch.pool import Done, Joined, Located, PoolEvent
 from taugrid.orchestrator.plan.cells import Plan, Shard
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.rundir.commits import Committed
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.work import work_kinds
@@ -52,6 +53,7 @@ from taugrid.orchestrator.work.kind import Piece
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers.actor import Audible
+from taugrid.workers.device import Device
 from taugrid.workers.hello import Probe
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "unit"))
@@ -94,12 +96,18 @@ def template(folder: Path) -> Path:
     return rundir.sample_part(cell, shard)
 
 
-def commit(job: Job, file: Path) -> Result:
-    path = Path(job.path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):  # of a copy
-        path.symlink_to(file)
-    return Result(0.0, BATCH, True, file.stat().st_size)
+class Committer:
+    """Commits a link to one real file for each job, and says what a worker says of its own."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._part, self._size = file, parquet.inspect(file), file.stat().st_size
+
+    def commit(self, job: Job) -> Result:
+        path = Path(job.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # of a copy
+            path.symlink_to(self._file)
+        return Result(0.0, BATCH, True, self._size, self._part)
 
 
 class Sleeper(Audible):
@@ -107,15 +115,16 @@ class Sleeper(Audible):
 
     def __init__(self, seconds: float, file: Path) -> None:
         super().__init__()
-        self._seconds, self._file = seconds, file
+        self._seconds, self._committer, self._device = seconds, Committer(file), Device("cpu", self.beat)
 
     def hello(self, probe: Probe) -> WorkerInfo:
         return WorkerInfo("here", "none", {})
 
     def do(self, job: Job) -> Result:
-        self.beat(0, 1)
+        self._device.begin()
         time.sleep(self._seconds)
-        return commit(job, self._file)
+        self._device.beat(0, 1)
+        return self._committer.commit(job)
 
 
 def resident() -> float:
@@ -192,7 +201,7 @@ class Simulated:
     size, spare = Size(1, 0), None
 
     def __init__(self, workers: int, file: Path) -> None:
-        self.now, self._file, self._order = 0.0, file, count()
+        self.now, self._committer, self._order = 0.0, Committer(file), count()
         self._nodes = [Node(f"n{i}", 8, 0) for i in range(workers // 8)]
         self._events: list[tuple[float, int, PoolEvent]] = []
         self._started = 0
@@ -215,7 +224,7 @@ class Simulated:
         return worker
 
     def give(self, worker: str, job: Job) -> None:
-        self._at(10.0 + int(worker.split("-")[1]) / 512, Done(worker, commit(job, self._file)))
+        self._at(10.0 + int(worker.split("-")[1]) / 512, Done(worker, self._committer.commit(job)))
 
     def events(self, timeout_seconds: float) -> Iterator[PoolEvent]:
         self.now = min(self.now + timeout_seconds, self._events[0][0] if self._events else float("inf"))
@@ -267,7 +276,7 @@ def planning(cells: int) -> None:
 def memory(cells: int) -> tuple[float, float]:
     """Bytes a task that the driver holds once all are done: plan, survey, jobs, dispatcher; and those of the ledger."""
     with tempfile.TemporaryDirectory() as name:
-        file = template(Path(name) / "template")
+        committer = Committer(template(Path(name) / "template"))
         config = experiment(cells, BATCH)
         rundir = new_run(Path(name) / "run", plan(config))
         tracemalloc.start()
@@ -285,8 +294,7 @@ def memory(cells: int) -> tuple[float, float]:
         held = tracemalloc.get_traced_memory()[0]
         some = list(islice(pieces.values(), 5_000))
         for piece in some:
-            commit(piece.job, file)
-            rundir.committed([Path(piece.job.path)])
+            rundir.committed([Committed(Path(piece.job.path), committer.commit(piece.job).part)])
         gc.collect()
         ledger = tracemalloc.get_traced_memory()[0] - held
         tracemalloc.stop()

@@ -71,7 +71,7 @@ def run(job: ExtractJob, device: Device) -> Result:
             part.write(columns)
             count += len(index)
         first = part.commit_over(job.replaces)
-    return Result(time.perf_counter() - began, count, first)
+    return Result(time.perf_counter() - began, count, first, part=part.content)
 
 
 class InBatches:

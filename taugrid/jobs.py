@@ -4,12 +4,15 @@ A concrete job is defined beside the function that does it, in `workers` or `eva
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
 from taugrid.config import Data
 from taugrid.hashing import SourceFile
 from taugrid.run_id import RunId, check_run
 from taugrid.storage import LOCAL, Storage
+
+if TYPE_CHECKING:
+    from taugrid.parquet import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,8 @@ class Result:
     """Of the job's file in bytes, as its worker sees it; the driver must see the same."""
     remarks: tuple[str, ...] = ()
     """Lines for people about the worker."""
+    part: Optional["Part"] = None
+    """What its worker wrote into a Parquet file, so that the driver need not read it. None: not known."""
 
 
 @dataclass(frozen=True)

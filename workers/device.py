@@ -134,8 +134,9 @@ class Device:
         self.alive()
 
     def begin(self) -> None:
-        """A new job begins, of which nothing is done."""
+        """A new job begins, of which nothing is done. It is first heard after `BEAT_SECONDS`; a short one never is."""
         self._at = (0.0, 0.0)
+        self._last_beat = time.monotonic()
 
     def alive(self) -> None:
         """Beat without news of how far the job is; `taugrid.workers.heartbeat` calls it for loops that do not know."""

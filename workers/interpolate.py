@@ -77,7 +77,7 @@ def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: str, beat: 
             part.write(parquet.pictures(pixels, first_row))
             first_row += len(pixels)
         first = part.commit(replace=False)
-    return Result(seconds, len(x_T), first)
+    return Result(seconds, len(x_T), first, part=part.content)
 
 
 def points(job: InterpolateJob, device: str) -> "Tensor":

@@ -89,4 +89,4 @@ def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: str, beat:
             part.write(parquet.pictures(pixels, first_row) | columns)
             first_row += len(batch)
         first = part.commit_over(job.replaces)
-    return Result(seconds, len(originals), first)
+    return Result(seconds, len(originals), first, part=part.content)

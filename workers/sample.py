@@ -105,7 +105,7 @@ def sample_shard(job: SampleJob, model: "Denoiser", device: str, beat: Beat = un
                 encoding.append(batch.images)
             encoding.finish()
         first = part.commit_over(job.replaces)
-    return Result(clock.seconds, job.stop - first_new, first)
+    return Result(clock.seconds, job.stop - first_new, first, part=part.content)
 
 
 def _sent(job: SampleJob, first_new: int, model: "Denoiser", device: str, beat: Beat) -> "Iterator[Transfer]":

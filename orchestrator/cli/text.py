@@ -1,7 +1,7 @@
 """The output of commands: plans and outcomes as text for people, outcomes as JSON for scripts."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -162,9 +162,28 @@ def without_error(rows: Sequence[Mapping[str, Any]], reasons: Mapping[str, str])
     scored = [row for row in rows if row["fid"] is not None]
     found = Counter(reasons[row["cell"]] for row in scored if row["fid_se"] is None and row["cell"] in reasons)
     return [
-        f"no ± for {'any FID' if count == len(scored) else f'{count} of {len(scored)} FIDs'}: {reason}"
+        f"no error of sampling for {'any FID' if count == len(scored) else f'{count} of {len(scored)} FIDs'}: {reason}"
         for reason, count in found.items()
     ]
+
+
+MOST_REASONS, MOST_CELLS = 10, 4
+"""How many reasons are told, and how many cells a line names. The rest are counted."""
+
+
+def missing_lines(missing: Mapping[str, str], labels: Mapping[str, str]) -> list[str]:
+    """A line for each reason in `missing` (cell -> reason), with its cells: a training that failed has many."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for cell, reason in missing.items():
+        by_reason[reason].append(labels.get(cell, cell))
+    lines = [with_urls(f"missing: {_some(cells)}: {reason}") for reason, cells in by_reason.items()][:MOST_REASONS]
+    untold = sum(len(cells) for cells in list(by_reason.values())[MOST_REASONS:])
+    return lines + [f"... and {counted(untold, 'more cell')}"] * bool(untold)
+
+
+def _some(cells: Sequence[str]) -> str:
+    more = len(cells) - MOST_CELLS
+    return "; ".join(cells[:MOST_CELLS]) + (f" and {counted(more, 'more cell')}" if more > 0 else "")
 
 
 def print_outcome(
@@ -190,12 +209,9 @@ def print_outcome(
             people.print("the tables also have the FID in closed form, at infinite N (fid_exact)")
     elif outcome.rows and outcome.text:
         Console(highlight=False, soft_wrap=True).print(outcome.text, markup=False)
-    missing = outcome.missing
-    for cell, reason in list(missing.items())[:10]:
-        people.print(with_urls(f"missing: {outcome.labels.get(cell, cell)}: {reason}"), markup=False)
-    if len(missing) > 10:
-        people.print(f"... and {counted(len(missing) - 10, 'more cell')}")
-    if missing:
+    for line in missing_lines(outcome.missing, outcome.labels):
+        people.print(line, markup=False)
+    if outcome.missing:
         people.print("run the same command again to finish what is missing")
     for name, path in (
         ("models", rundir.models),

@@ -1,9 +1,11 @@
 """The workers as Ray actors: starts them, gives them jobs, listens to them and reports. Decides nothing."""
 
+import pickle
 import textwrap
-import time
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 import click
@@ -96,10 +98,12 @@ class Spare(NamedTuple):
 
 
 class Pool:
-    """Actors of one class with the methods `hello(probe)`, `do(job)` and those of `workers.actor.Audible`.
+    """Actors of one class, an `workers.actor.Audible` with the methods `hello(probe)` and `do(job)`.
 
     Actors have `max_restarts=0` and `max_task_retries=0`: the dispatcher does the retrying, and each result comes once.
     `label_selector` says on which nodes they may be. `spare` is what another sort of them takes, which has no GPU.
+
+    Answers put themselves into a queue as they come, so an event costs the same with two workers and with a thousand.
     """
 
     def __init__(
@@ -130,8 +134,9 @@ class Pool:
         """What each of the other sort takes, if there are any."""
         self._probe = probe
         self._handles: dict[str, Any] = {}
-        self._waiting: dict[Any, str] = {}  # object ref of a call of hello or do -> worker
-        self._watching: dict[Any, str] = {}  # object ref of a call of where or watch -> worker
+        self._waiting: dict[Future[Any], str] = {}  # answer of hello or perform -> worker
+        self._watching: dict[Future[Any], str] = {}  # answer of where or watch -> worker
+        self._answers: SimpleQueue[Future[Any]] = SimpleQueue()  # those that have come
         self._joining: set[str] = set()
         self._beats: dict[str, int] = {}
         self._started = 0
@@ -158,17 +163,23 @@ class Pool:
         worker = f"worker-{self._started}"
         self._started += 1
         self._handles[worker] = handle
-        self._watching[handle.where.remote()] = worker
+        self._watching[self._answer(handle.where.remote())] = worker
         return worker
+
+    def _answer(self, ref: Any) -> Future[Any]:
+        """The answer to a call, which will be found in the queue."""
+        answer: Future[Any] = ref.future()
+        answer.add_done_callback(self._answers.put)  # in a thread of Ray's
+        return answer
 
     def greet(self, worker: str) -> None:
         """Have `worker` say hello, perhaps again; a `Joined`, `Failed` or `Lost` follows."""
         self._joining.add(worker)
-        self._waiting[self._handles[worker].hello.remote(self._probe)] = worker
+        self._waiting[self._answer(self._handles[worker].hello.remote(self._probe))] = worker
 
     def give(self, worker: str, job: Job) -> None:
         """Have `worker` do `job`; perhaps `Heard`s follow, and a `Done`, `Failed` or `Lost`."""
-        self._waiting[self._handles[worker].do.remote(job)] = worker
+        self._waiting[self._answer(self._handles[worker].perform.remote(pickle.dumps(job)))] = worker
 
     def kill(self, worker: str) -> None:
         """End `worker`, whatever it is doing. Nothing follows."""
@@ -180,41 +191,39 @@ class Pool:
 
     def events(self, timeout_seconds: float) -> Iterator[PoolEvent]:
         """What has happened since, waiting up to `timeout_seconds` for a first event."""
-        refs = [*self._waiting, *self._watching]
-        if not refs:  # Ray would return at once
-            time.sleep(timeout_seconds)
+        try:
+            ready = [self._answers.get(timeout=timeout_seconds)]
+        except Empty:
             return
-        ready, _ = ray.wait(refs, num_returns=1, timeout=timeout_seconds)
-        if ready and len(refs) > 1:
-            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-        for ref in sorted(ready, key=lambda ref: ref in self._waiting):  # a heartbeat comes before the result
-            if ref in self._watching:
-                heard = self._heard(self._watching.pop(ref), ref)
+        ready += [self._answers.get() for _ in range(self._answers.qsize())]
+        for answer in sorted(ready, key=lambda answer: answer in self._waiting):  # a heartbeat comes before the result
+            if answer in self._watching:
+                heard = self._heard(self._watching.pop(answer), answer)
                 if heard is not None:
                     yield heard
-            elif ref in self._waiting:  # not of a worker whose death has just been seen
-                yield self._outcome(self._waiting.pop(ref), ref)
+            elif answer in self._waiting:  # not of a worker that was killed, or whose death has just been seen
+                yield self._outcome(self._waiting.pop(answer), answer)
 
-    def _heard(self, worker: str, ref: Any) -> PoolEvent | None:
+    def _heard(self, worker: str, future: Future[Any]) -> PoolEvent | None:
         """What the answer to `where` or `watch` tells, if it is news; asks again."""
         try:
-            answer = ray.get(ref)
+            answer = future.result()
         except RayError as error:
             has_call = worker in self._waiting.values()  # which tells as much
             return None if has_call else self._lost(worker, error)
         before = self._beats.get(worker)
         self._beats[worker] = answer.beats if isinstance(answer, Pulse) else -1
         pause = len(self._handles) / BEATS_A_SECOND
-        self._watching[self._handles[worker].watch.remote(self._beats[worker], pause)] = worker
+        self._watching[self._answer(self._handles[worker].watch.remote(self._beats[worker], pause))] = worker
         if not isinstance(answer, Pulse):
             self.greet(worker)
             return Located(worker, *answer)
         first_or_old = before in (-1, answer.beats)
         return None if first_or_old else Heard(worker, answer.done, answer.of)
 
-    def _outcome(self, worker: str, ref: Any) -> PoolEvent:
+    def _outcome(self, worker: str, answer: Future[Any]) -> PoolEvent:
         try:
-            value = ray.get(ref)
+            value = answer.result()
         except RayTaskError as error:
             self._joining.discard(worker)
             return Failed(worker, error.cause, click.unstyle(str(error)))
@@ -223,7 +232,7 @@ class Pool:
         if worker in self._joining:
             self._joining.discard(worker)
             return Joined(worker, value)
-        return Done(worker, value)
+        return Done(worker, pickle.loads(value))
 
     def _lost(self, worker: str, error: RayError) -> Lost:
         handle = self._forget(worker)
@@ -238,8 +247,8 @@ class Pool:
         self._joining.discard(worker)
         self._beats.pop(worker, None)
         for calls in (self._waiting, self._watching):
-            for ref in [ref for ref, other in calls.items() if other == worker]:
-                del calls[ref]
+            for answer in [answer for answer, other in calls.items() if other == worker]:
+                del calls[answer]
         return self._handles.pop(worker)
 
     def close(self) -> None:

@@ -2,15 +2,24 @@
 
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from taugrid.errors import NotCommitted, RunDirectoryNotSeen, RunFailed
 from taugrid.jobs import Job, Result
-from taugrid.parquet import file_end
+from taugrid.parquet import Part, file_end
 from taugrid.run_id import RunId, check_run
 from taugrid.storage import Storage
 
 PAUSES_SECONDS = (0.1, 0.5, 2.0)
 """A network file system may go on answering "no such file" from its cache. Listing the folder renews it."""
+
+
+class Committed(NamedTuple):
+    """A file that a worker has committed, and that the driver sees as its worker left it."""
+
+    path: Path
+    part: Part | None
+    """What its worker wrote into it; None if the file is another's, or no Parquet file."""
 
 
 def confirm(job: Job, result: Result) -> None:
@@ -20,14 +29,15 @@ def confirm(job: Job, result: Result) -> None:
         NotCommitted: if not: the worker's node has another folder in that place.
         RunFailed: if the driver itself no longer sees the run directory.
     """
-    fault = _fault(job, result)
+    path = Path(job.path)
+    fault = _fault(path, job, result)
     for seconds in PAUSES_SECONDS:
         if fault is None:
             return
         require_here(job.run, job.storage)
         time.sleep(seconds)
-        job.storage.list(Path(job.path).parent, "*")
-        fault = _fault(job, result)
+        job.storage.list(path.parent, "*")
+        fault = _fault(path, job, result)
     if fault is not None:
         raise NotCommitted(f"its worker committed {job.path}, but here {fault}; is the folder mounted on its node?")
 
@@ -45,8 +55,7 @@ def require_here(run: RunId | None, storage: Storage) -> None:
         ) from None
 
 
-def _fault(job: Job, result: Result) -> str | None:
-    path = Path(job.path)
+def _fault(path: Path, job: Job, result: Result) -> str | None:
     try:
         end = file_end(path, job.storage)
     except (FileNotFoundError, NotADirectoryError):

@@ -20,6 +20,7 @@ from taugrid import parquet
 from taugrid.errors import DamagedFile, UserError
 from taugrid.hashing import canonical_json
 from taugrid.orchestrator.plan.cells import Cell, Shard
+from taugrid.orchestrator.rundir.commits import Committed
 from taugrid.orchestrator.rundir.ledger import Ledger
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.storage import read_sealed
@@ -99,13 +100,17 @@ class Integrity(RemovedImages):
         """The files that were found whole."""
         return Ledger(self.root, self.storage)
 
-    def committed(self, paths: Iterable[Path]) -> None:
-        """Note that workers have just committed files, sealed, and the driver sees them: they need not be read."""
-        for path in paths:
+    def committed(self, files: Iterable[Committed]) -> None:
+        """Note that workers have just committed files, sealed, and the driver sees them: they need not be read.
+
+        Of a file that was there already, at least the index is read.
+        """
+        for path, part in files:
             if path.suffix == ".parquet":
                 with suppress(FileNotFoundError, DamagedFile):  # the next survey says so
                     version = self.storage.version(path)
-                    self.ledger.add(path, version, parquet.inspect(path, every_byte=False, storage=self.storage))
+                    found = part or parquet.inspect(path, every_byte=False, storage=self.storage)
+                    self.ledger.add(path, version, found)
         self.ledger.flush()
 
     def sampled(self, cell: Cell, metadata: dict[str, Any] | None, every_byte: bool, on_damage: OnDamage) -> set[int]:

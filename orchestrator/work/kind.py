@@ -104,6 +104,10 @@ class WorkKind(ABC):
         """Cell name -> what it lacks now, for the cells that are not complete."""
         return {}
 
+    def labels(self) -> dict[str, str]:
+        """Name -> label of the cells that `missing` speaks of."""
+        return self.plan.labels
+
     def conclude(self) -> Conclusion | None:
         """Write the results of what is complete. None: other work continues from here."""
         return None

@@ -90,6 +90,10 @@ class ReconstructWork(WorkKind):
                 lacking[cell.name] = f"{count} of {len(cell.shards)} shards are not reconstructed"
         return lacking
 
+    def labels(self) -> dict[str, str]:
+        """Name -> label of the cells of the ODE."""
+        return {cell.name: cell.label for cell in self._cells()}
+
     def conclude(self) -> Conclusion:
         """Write tables/reconstruction.* and figures/reconstruction*."""
         from taugrid.eval.figures.drawing import save
@@ -102,7 +106,8 @@ class ReconstructWork(WorkKind):
         cells = [cell for cell in self._cells() if cell.name not in lacking]
         rows = [self._row(cell, [place.path for place in self._places([cell])]) for cell in cells]
         beside = reconstruction_counterparts(rows, [_encoded(cell) for cell in cells])
-        notes = [f"{name} is left out: {reason}" for name, reason in lacking.items()]
+        labels = self.labels()
+        notes = [f"{labels[name]} is left out: {reason}" for name, reason in lacking.items()]
         notes += pointer(beside, "reconstruction-published")
         if not beside:
             self.rundir.remove_tables("reconstruction-published.*")

@@ -51,6 +51,7 @@ class Cluster(Section):
     """The most sampling and evaluation workers at a time. On a cluster that one joins, Ray's autoscaler hears of that
     many even if they do not fit yet, and can add nodes; null: as many as fit, also on nodes that join later."""
     cpus_per_worker: Cpus = 1
+    """CPUs that a worker takes."""
     gpus_per_worker: Gpus | None = None
     """A fraction shares a GPU: five workers of 0.2. null: 1 if, when a stage begins, a node has a GPU that torch there
     can use, else 0; say 1 if such nodes are yet to join."""
@@ -66,7 +67,9 @@ class Cluster(Section):
     max_wait_seconds: Annotated[float, Field(gt=0)] = 600
     """On a cluster that one joins: how long a run waits for room for a worker while it has none."""
     train: TrainingWorker = TrainingWorker()
+    """What a training worker takes, if it is not what other workers take."""
     score: ScoringWorker = ScoringWorker()
+    """What a worker of `use_cpus` takes, if it is not what other workers take."""
     max_attempts: Positive = 3
     """A task that has failed on so many nodes, or on all if there are fewer, is set aside and reported; the rest goes
     on. On a single node it has so many attempts. What a node is to blame for does not count."""

@@ -3,6 +3,7 @@
 Until then it is in the same folder under a temporary name that begins with a dot.
 """
 
+import json
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from taugrid.disk import retried
 from taugrid.errors import OtherBytes
+from taugrid.parquet.reader import Part
 from taugrid.parquet.schemas import SETTING_FIELDS
 from taugrid.parquet.seal import write_seal
 from taugrid.storage import LOCAL, Storage
@@ -31,6 +34,8 @@ class PartWriter:
         self._path = path
         self._schema = schema
         self._storage = storage
+        self._rows: tuple[int, int] | None = None  # the first index, and the one after the last
+        self._in_order = True
         self._removal = ExitStack()
         self._temporary = self._removal.enter_context(storage.temporary(path))
         self._writer = retried(self._open)
@@ -54,10 +59,26 @@ class PartWriter:
         with self._removal, suppress(Exception):
             self._writer.close()
 
+    @property
+    def content(self) -> Part | None:
+        """What `inspect` would find in the file, known without reading it; None if it would find damage."""
+        if self._rows is None or not self._in_order:
+            return None
+        return Part(*self._rows, json.loads((self._schema.metadata or {}).get(b"taugrid", b"{}")))
+
     def write(self, columns: Mapping[str, Any]) -> None:
         """Append one row group; a column is a sequence, or a (B, d) array for a list of fixed size."""
+        self._count(np.asarray(columns["index"]))
         arrays = [_array(columns[field.name], field.type) for field in self._schema]
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=ROWS_PER_GROUP)
+
+    def _count(self, index: NDArray[np.int64]) -> None:
+        if len(index) == 0:
+            return
+        start, stop = int(index[0]), int(index[0]) + len(index)
+        follows = self._rows is None or self._rows[1] == start
+        self._in_order = self._in_order and follows and np.array_equal(index, np.arange(start, stop))
+        self._rows = (start if self._rows is None else self._rows[0], stop)
 
     def commit(self, replace: bool) -> bool:
         """Put the file in place, atomically. If a file is already there and `replace` is off, keep it, return False.

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from taugrid.disk import commit_folder, is_there, make_folder, matching, naming, rename, retried, sync_file, sync_folder
 
@@ -126,9 +127,15 @@ class LocalStorage:
 
     def append(self, path: Path, data: bytes) -> None:
         """See `Storage`. Readers see it at once."""
-        make_folder(path.parent, self.root)
-        with naming(path), retried(lambda: path.open("ab")) as file:  # closing it writes, too
+        with naming(path), self._opened_to_append(path) as file:  # closing it writes, too
             file.write(data)
+
+    def _opened_to_append(self, path: Path) -> IO[bytes]:
+        try:
+            return retried(lambda: path.open("ab"))
+        except FileNotFoundError:  # its folder is made by the first of many
+            make_folder(path.parent, self.root)
+            return retried(lambda: path.open("ab"))
 
     def move(self, path: Path, target: Path) -> None:
         """See `Storage`."""

@@ -21,6 +21,24 @@ def test_a_job_may_beat_often_and_is_heard_once_a_second(monkeypatch):
     assert heard == [(0, 20), (8, 20), (16, 20)]
 
 
+def test_a_job_of_less_than_a_second_is_not_heard_and_a_longer_one_is(monkeypatch):
+    """Each heartbeat is a call that the driver pays for; of a short job it hears the end."""
+    now, heard = [100.0], []
+    monkeypatch.setattr(device.time, "monotonic", lambda: now[0])
+    beating = Device("cpu", lambda done, of: heard.append((done, of)))
+    for _ in range(5):
+        beating.begin()
+        for done in range(8):
+            beating.beat(done, 8)
+            now[0] += BEAT_SECONDS / 10
+    assert heard == []
+    beating.begin()
+    for done in range(16):
+        beating.beat(done, 16)
+        now[0] += BEAT_SECONDS / 8
+    assert heard == [(8, 16)]
+
+
 def test_nobody_needs_to_listen():
     Device("cpu").beat(1, 2)
 

@@ -109,6 +109,14 @@ def test_images_of_another_cell_are_not_extracted(tmp_path):
     assert not Path(job.path).exists()
 
 
+def test_a_result_says_what_its_file_holds_so_that_the_driver_need_not_read_it(tmp_path):
+    run = Here(tmp_path / "run")
+    for kind in ("reference", "sample", "extract"):
+        for job in [piece.job for piece in run.pieces(kind)]:
+            result = do(job)
+            assert (result.part, result.first) == (parquet.inspect(Path(job.path)), True)
+
+
 # The run directory
 
 

@@ -44,6 +44,21 @@ def test_a_shard_reads_back_with_its_indices_and_settings(tmp_path):
     assert list(tmp_path.iterdir()) == [path], "no temporary file is left"
 
 
+@pytest.mark.parametrize("indices", [[[]], [[7, 8], [9]], [[7, 9]], [[7], [9]], [[7, 8], [8]], [[8, 7]]])
+def test_a_writer_knows_what_its_file_holds_as_a_reader_finds_it(tmp_path, indices):
+    path = tmp_path / "numbers.parquet"
+    with parquet.PartWriter(path, parquet.number_schema({"cell": "0123456789", "more": {"a": 1}}, ["x"])) as part:
+        for index in indices:
+            part.write({"index": index, "x": [0.5] * len(index)})
+        part.commit(replace=False)
+    try:
+        found = parquet.inspect(path)
+    except DamagedFile:
+        found = None
+    assert part.content == found
+    assert (found is not None) == (indices == [[7, 8], [9]])
+
+
 @given(batches=st.integers(1, 40))
 def test_bytes_do_not_depend_on_how_batches_arrive(tmp_path_factory, batches):
     folder = tmp_path_factory.mktemp("bytes")
