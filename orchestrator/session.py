@@ -231,8 +231,8 @@ class Run:
         problems: dict[str, str] = {}
         briefing = Briefing(self.config, self.part, self.rundir, scoring, by_key)
         self._progress.brief(briefing)
-        self._events.add("to do", work=briefing.to_do)
         if by_key:
+            self._events.add("to do", work=briefing.to_do)
             self._connect()
             problems = self._dispatch(by_key)
         if not problems and self._began is not None:

@@ -25,7 +25,8 @@ ABOUT = (
 )
 OVER = {
     "training": "The interval is of 95 % over trainings, by Student's t over their n seeds: it says what other "
-    "trainings would give. ±, which only FID has, is one standard error of sampling alone, for these networks.",
+    "trainings would give. ±, which only FID at a large enough N has, is one standard error of sampling alone, for "
+    "these networks.",
     "sampling seed": "The interval is of 95 % over n sampling seeds, by Student's t, for these networks: it says "
     "nothing about other trainings. ±, which only FID has, is one standard error of sampling, from the samples' "
     "influences.",
