@@ -1,4 +1,4 @@
-"""Draws what is known of the work as lines that fit a terminal. A line that wrapped would make rich erase messages."""
+"""Draws the state as lines that fit a terminal. If a line wrapped, rich would erase messages above the view."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,13 +17,13 @@ LONGEST_BAR = 60
 SHORTEST_BAR = 10
 
 BESIDE_THE_BAR = 36
-"""Columns that stay for the remaining time: the bar must not change its length with it."""
+"""Columns kept free for the percentage and the remaining time, so that the bar keeps its length."""
 
 LISTED_WORKERS = 4
-"""Up to so many workers have a line each. Of more, it is counted what they do."""
+"""Up to this many workers get a line each. More are only counted, by what they do."""
 
 FEWEST_ROWS = 3
-"""Rows of the table that are worth their heading."""
+"""With room for fewer rows, there is no table."""
 
 GAP = "  "
 STAGES = ("train", "sample", "reconstruct", "interpolate", "evaluate", "report")
@@ -32,7 +32,7 @@ STAGES = ("train", "sample", "reconstruct", "interpolate", "evaluate", "report")
 
 @dataclass(frozen=True)
 class Space:
-    """What there is of a terminal."""
+    """The size of a terminal in characters."""
 
     width: int
     height: int
@@ -109,7 +109,7 @@ def _work(stand: Stand, width: int) -> Iterator[Text]:
 
 
 def _workers(state: LiveState, at: float) -> Iterator[Text]:
-    """Who is there, and at what."""
+    """How many workers there are, and what they are doing."""
     hands, doing = state.hands, Counter[str]()
     for hand in hands.by_name.values():
         if hand.task is not None:
@@ -153,10 +153,10 @@ def _percent(done: float, total: float) -> str:
 
 
 def table(state: LiveState, width: int, height: int) -> list[Text]:
-    """The grid with what is known of each cell: its score, or how much of it is sampled; at most `height` lines."""
+    """The grid with each cell's score or, before it has one, how much is sampled; at most `height` lines."""
     rows = list(dict.fromkeys(cell.row for cell in state.cells.values()))
     columns = list(dict.fromkeys(cell.column for cell in state.cells.values()))
-    room = height - 3  # a heading, a line for rows that are left out, and a gap
+    room = height - 3  # a heading, a line that counts hidden rows, and a gap
     if not rows or room < min(FEWEST_ROWS, len(rows)):
         return []
     by_place = {(cell.row, cell.column): cell for cell in state.cells.values()}
@@ -207,7 +207,7 @@ def _row(label: Text, label_width: int, entries: Sequence[Text], widths: Sequenc
 
 
 def _entry(cell: GridCell, begun: float) -> Text:
-    """What is known of a cell; workers have `begun` so many of its network evaluations."""
+    """A cell's score, or how much is sampled; unfinished tasks have done `begun` of its network evaluations."""
     if cell.value is not None:
         return Text(f"{cell.value:.4g}")
     if cell.note:

@@ -6,10 +6,10 @@ from typing import NamedTuple
 from taugrid.words import counted, duration, quantity
 
 WINDOW_SECONDS = 60.0
-"""A rate is that of so many last seconds."""
+"""A rate is the average over this many of the last seconds."""
 
 SAMPLE_SECONDS = 1.0
-"""Least time between two readings."""
+"""The least time between two readings."""
 
 
 class Reading(NamedTuple):
@@ -30,7 +30,7 @@ class Speed:
         return not self._readings or at - self._readings[-1].at >= SAMPLE_SECONDS
 
     def read(self, at: float, done: float) -> None:
-        """So much is done by now."""
+        """Record that `done` is done by now."""
         readings = self._readings
         readings.append(Reading(at, done))
         while len(readings) > 2 and at - readings[1].at >= WINDOW_SECONDS:
@@ -48,7 +48,7 @@ class Speed:
 
 
 class Stand(NamedTuple):
-    """How far some work is, as it is told."""
+    """How far some work is, as it is shown."""
 
     name: str
     done: float
