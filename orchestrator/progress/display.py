@@ -141,11 +141,11 @@ class Progress:
             if self._stage is not None:
                 self._stage.started(self._clock(), done)
 
-    def update(self, done: float, images: int = 0, workers: int = 0, note: str = "") -> None:
-        """Show that `done` units are done; `images` counts only those of this session."""
+    def update(self, done: float, workers: int = 0, note: str = "") -> None:
+        """Show that `done` units are done."""
         with self._shown():
             if self._stage is not None:
-                self._stage.update(self._clock(), done, images, workers, note)
+                self._stage.update(self._clock(), done, workers, note)
 
     def end(self) -> None:
         """End the stage."""

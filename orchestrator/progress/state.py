@@ -3,18 +3,15 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from taugrid.orchestrator.progress.hands import Hand, Hands
 from taugrid.orchestrator.progress.remaining import Span
 from taugrid.orchestrator.progress.stage import Speed, Stand
 from taugrid.orchestrator.progress.todo import Amount, KnownTask, Todo
+from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
 from taugrid.words import duration
 
-if TYPE_CHECKING:
-    from taugrid.orchestrator.work.kind import WorkKind
-
-NETWORK_EVALUATIONS = "network evaluations"
 FAILED = "failed"
 
 
@@ -37,7 +34,7 @@ class GridCell:
 class LiveState:
     """A driver session. `observe` takes the lines of its events file, `heard` its heartbeats; times are in seconds."""
 
-    kinds: Mapping[str, "type[WorkKind]"]
+    kinds: Mapping[str, type[WorkKind]]
     """By name, in the order of their priorities."""
     stages: Sequence[str] = ()
     training: bool | None = None

@@ -291,20 +291,16 @@ def test_a_table_that_is_too_high_shows_where_the_work_is():
 def test_the_rate_of_a_stage_leaves_out_what_an_earlier_session_did():
     shown, clock, printed = a_progress()
     with shown:
-        shown.begin("sampling", 1000, "network evaluations")
+        shown.begin("training", 1000, "steps")
         shown.update(400, workers=2)
         clock.now += 100  # workers start
         shown.started(400)
         for done in (410, 420, 430):
             clock.now += 5
-            shown.update(done, images=done - 400, workers=2, note="1 of 3 cells scored")
+            shown.update(done, workers=2, note="loss 0.5")
     lines = printed.getvalue().splitlines()
-    assert lines[0].startswith("sampling: 410 of 1,000 network evaluations")
-    clock.now += display.PLAIN_INTERVAL_SECONDS
-    shown.update(430, images=30, workers=2, note="1 of 3 cells scored")
-    assert lines[-1] == (
-        "sampling: 430 of 1,000 network evaluations, 2/s, 2 images/s, 4 min 45 s left, 2 workers, 1 of 3 cells scored"
-    )
+    assert lines[0].startswith("training: 410 of 1,000 steps")
+    assert lines[-1] == "training: 430 of 1,000 steps, 2/s, 4 min 45 s left, 2 workers, loss 0.5"
 
 
 def test_plain_lines_come_seldom_and_not_before_work_starts():
