@@ -163,7 +163,7 @@ def without_error(rows: Sequence[Mapping[str, Any]], reasons: Mapping[str, str])
     scored = [row for row in rows if row["fid"] is not None]
     found = Counter(reasons[row["cell"]] for row in scored if row["fid_se"] is None and row["cell"] in reasons)
     return [
-        f"no error of sampling for {'any FID' if count == len(scored) else f'{count} of {len(scored)} FIDs'}: {reason}"
+        f"no sampling error for {'any FID' if count == len(scored) else f'{count} of {len(scored)} FIDs'}: {reason}"
         for reason, count in found.items()
     ]
 

@@ -58,7 +58,7 @@ def frame(state: LiveState | None, stage: Stage | None, at: float, space: Space)
     elif state is not None and state.todo.open_kinds:
         below += [*_work(state.stand(at)._replace(name="", note="", workers=0), width), *_workers(state, at)]
     above = [] if state is None else table(state, width, space.height - len(below) - 2)
-    return [fit(line, width) for line in [*above, *below]]
+    return [fit(line, width) for line in [*above, *below][: max(1, space.height - 1)]]
 
 
 def _stages(state: LiveState) -> Text:
