@@ -42,6 +42,8 @@ from taugrid.workers.sample import SampleJob
 from taugrid.workers.training import fit
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from taugrid.eval.tables.differences import Evidence
 
 
@@ -56,7 +58,7 @@ class Outcome(NamedTuple):
     """Its name (`work.kind.Conclusion`); empty if there is none."""
     evidence: "Evidence | None" = None
     """For the quality table: what tells its cells apart."""
-    text: str = ""
+    text: "RenderableType" = ""
     """The table as printed on stdout, if it is not the quality table."""
     labels: Mapping[str, str] = {}
     """Name -> label of the cells that were worked on."""
@@ -236,8 +238,8 @@ class Run:
         problems: dict[str, str] = {}
         briefing = Briefing(self.config, self.part, self.rundir, scoring, by_key)
         self._progress.brief(briefing)
-        self._events.add("to do", work=briefing.to_do)
         if by_key:
+            self._events.add("to do", work=briefing.to_do)
             self._connect()
             problems = self._dispatch(by_key)
         if not problems and self._began is not None:

@@ -28,6 +28,7 @@ from taugrid.workers import heartbeat
 from taugrid.workers.accelerator.arithmetic import settle
 from taugrid.workers.device import Device, set_up
 from taugrid.workers.hello import Probe, check_device, check_run_directory, check_versions
+from taugrid.workers.importing import uncollected
 
 WATCH_SECONDS = 10.0
 """How long a call of `watch` waits for a heartbeat before it answers that there was none."""
@@ -154,7 +155,8 @@ class Worker(Audible):
         if self._thread == threading.get_ident():
             settle()
             return
-        import torch
+        with uncollected():
+            import torch
 
         set_up(self._threads)
         self._given_gpu = ray.is_initialized() and bool(ray.get_gpu_ids())

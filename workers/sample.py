@@ -22,7 +22,6 @@ from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.device import Beat, Device, unheard, with_heartbeats
-from taugrid.workers.encoding import Encoding
 from taugrid.workers.finite import Watched, not_finite
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ def sample_shard(job: SampleJob, model: "Denoiser", device: str, beat: Beat = un
     with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
         writer = parquet.SampleWriter(part, _columns(job), job.start)
         first_new = job.start + _copy_kept(job, writer)
-        with Encoding(writer) as encoding:
+        with parquet.Encoding(writer) as encoding:
             for batch in landed(_sent(job, first_new, model, device, beat)):
                 _require_finite(batch, job)
                 clock.landed(batch)

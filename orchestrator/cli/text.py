@@ -14,6 +14,7 @@ from taugrid.words import counted, duration, quantity, with_urls
 
 if TYPE_CHECKING:
     from taugrid.eval.tables.ablation.one_table import Layout
+    from taugrid.eval.tables.differences import Evidence
     from taugrid.orchestrator.plan.cells import Plan
     from taugrid.orchestrator.selfcheck import Findings
     from taugrid.orchestrator.session import Outcome
@@ -203,6 +204,33 @@ def _some(cells: Sequence[str]) -> str:
     return "; ".join(cells[:MOST_CELLS]) + (f" and {counted(more, 'more cell')}" if more > 0 else "")
 
 
+def _print_quality(
+    rows: list[dict[str, Any]],
+    evidence: "Evidence",
+    join_protocols: bool,
+    layout: "Layout | None",
+    plan: "Plan | None",
+) -> None:
+    """Print the tables of all metrics on stdout, and what they are of."""
+    from taugrid.eval.tables.ablation.one_table import USUAL
+    from taugrid.eval.tables.console import others_to_console, scored_as, to_console
+    from taugrid.eval.tables.differences import indistinguishable
+    from taugrid.eval.tables.entries import tabulated
+    from taugrid.eval.tables.long_form import in_grid_order
+    from taugrid.eval.tables.rows import check_joinable
+    from taugrid.orchestrator.report.whole_grid import with_unscored
+
+    protocols, layout = evidence.protocols, layout or USUAL
+    ordered = in_grid_order(rows if plan is None else with_unscored(plan, rows, protocols))
+    alike = indistinguishable(rows, evidence, join_protocols, layout)
+    joined = check_joinable(rows, protocols, override=True).cells if join_protocols else frozenset()
+    console, first = Console(highlight=False), tabulated(ordered)[0]
+    console.print(to_console(ordered, protocols, alike, joined, layout, first))
+    if len(tabulated(ordered)) > 1:
+        console.print(others_to_console(ordered, protocols, joined, layout, first))
+    console.print(scored_as(ordered, protocols), markup=False, soft_wrap=True)
+
+
 def print_outcome(
     rundir: RunDir,
     outcome: "Outcome",
@@ -216,25 +244,12 @@ def print_outcome(
     """
     people = Console(stderr=True, highlight=False, soft_wrap=True)
     if outcome.rows and outcome.evidence is not None:
-        from taugrid.eval.tables.ablation.one_table import USUAL
-        from taugrid.eval.tables.console import to_console
-        from taugrid.eval.tables.differences import indistinguishable
-        from taugrid.eval.tables.long_form import EXACT, in_grid_order
-        from taugrid.eval.tables.rows import check_joinable
-        from taugrid.orchestrator.report.whole_grid import with_unscored
-
-        protocols = outcome.evidence.protocols
-        layout = layout or USUAL
-        alike = indistinguishable(outcome.rows, outcome.evidence, join_protocols, layout)
-        joined = check_joinable(outcome.rows, protocols, override=True).cells if join_protocols else frozenset()
-        shown = outcome.rows if plan is None else with_unscored(plan, outcome.rows, protocols)
-        Console(highlight=False).print(to_console(in_grid_order(shown), protocols, alike, joined, layout))
+        _print_quality(outcome.rows, outcome.evidence, join_protocols, layout, plan)
         for remark in without_error(outcome.rows, outcome.evidence.reasons):
             people.print(remark, markup=False)
-        if any(EXACT in row for row in outcome.rows):
-            people.print("the tables also have the FID in closed form, at infinite N (fid_exact)")
     elif outcome.rows and outcome.text:
-        Console(highlight=False, soft_wrap=True).print(outcome.text, markup=False)
+        is_text = isinstance(outcome.text, str)
+        Console(highlight=False, soft_wrap=is_text).print(outcome.text, markup=False)
     for line in missing_lines(outcome.missing, outcome.labels):
         people.print(line, markup=False)
     if advice := _advice(outcome):

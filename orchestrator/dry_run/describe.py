@@ -25,11 +25,12 @@ def describe_plan(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
         UserError: if there is no such extractor.
     """
     described = describe(config, plan, rundir)
+    told = described["remarks"]
     untrained = [model for model, _ in plan.trained_here if model.lacks is None and not rundir.is_ready(model)]
     return described | {
         "remarks": [
-            *described["remarks"],
-            *(line for line in missing_images(config, untrained) if not any(line in said for said in plan.remarks)),
+            *told,
+            *(line for line in missing_images(config, untrained) if not any(line in said for said in told)),
             *_about_extractor(config, plan, rundir),
             *_other_shapes(config, plan),
             *replaced_tables(config, plan, rundir),
@@ -54,7 +55,7 @@ def _about_extractor(config: Config, plan: Plan, rundir: RunDir) -> list[str]:
     if small:
         more = f" (and {len(small) - 1} larger)" * (len(small) > 1)
         said.append(
-            f"sample.num_samples: {small[0]}{more} may be too few for FID's \u00b1, which takes N = {least} if all "
+            f"sample.num_samples: {small[0]}{more} may be too few for FID's ±, which takes N = {least} if all "
             f"{dimensions} features of {name} vary"
         )
     return said

@@ -136,11 +136,20 @@ def _most_times(config: Config) -> int:
 
 
 def _telling_absence(fingerprint: Fingerprint) -> Fingerprint:
-    def found(data: Data) -> str:
+    """`fingerprint`, which raises `NotHere` where images can't be used. It looks once, whatever comes of it."""
+
+    @cache
+    def look(data: Data) -> str | UserError:
         try:
             return fingerprint(data)
         except UserError as error:
-            raise NotHere(str(error)) from None
+            return error
+
+    def found(data: Data) -> str:
+        result = look(data)
+        if isinstance(result, UserError):
+            raise NotHere(str(result))
+        return result
 
     return found
 

@@ -120,12 +120,13 @@ class LiveState:
         return kind in self.kinds and self.kinds[kind].unit == NETWORK_EVALUATIONS
 
     def _read(self, at: float) -> None:
+        if not self._speed.is_due(at) or not self.has_begun:
+            return  # most events: what follows looks at all workers
         if (kinds := self.main) != self._measured:
             self._measured, self._speed, self._images = kinds, Speed(), Speed()
-        if self.has_begun and self._speed.is_due(at):
-            self._speed.read(at, self.bar.done)
-            begun = sum(hand.fraction * self.item(key).images for key, hand in self.running.items())
-            self._images.read(at, self._images_done + begun)
+        self._speed.read(at, self.bar.done)
+        begun = sum(hand.fraction * self.item(key).images for key, hand in self.running.items())
+        self._images.read(at, self._images_done + begun)
 
     @property
     def has_begun(self) -> bool:

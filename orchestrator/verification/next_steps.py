@@ -43,4 +43,4 @@ def _next_step(damage: Damage, rundir: RunDir, own: dict[str, str], is_planned: 
 def in_words(steps: Sequence[NextStep]) -> list[str]:
     """A line for each command, with how much it mends."""
     commands = [step.command for step in steps if step.command is not None]
-    return [f"`{each}` makes {commands.count(each):,} of them again" for each in dict.fromkeys(commands)]
+    return [f"`{each}` takes care of {commands.count(each):,} of them" for each in dict.fromkeys(commands)]

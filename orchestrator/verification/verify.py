@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from taugrid import parquet
 from taugrid.config import Config
-from taugrid.errors import DamagedFile, UserError
+from taugrid.errors import DamagedFile, NotHere, UserError
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.extension import orphans_in_words
@@ -17,6 +17,9 @@ from taugrid.orchestrator.rundir.integrity import READERS, Damage
 from taugrid.orchestrator.work import work_kinds
 from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import Storage, read_json, read_sealed
+
+GONE = "missing; put it back to sample more: images, features and scores do not need it"
+"""What is said of a network's weights."""
 
 
 def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> list[Damage]:
@@ -69,7 +72,8 @@ def _verify_samples(cell: Cell, rundir: RunDir, tick: Callable[[int], None]) -> 
         metadata = rundir.sample_metadata(cell)
         done = rundir.sampled(cell, metadata, every_byte=False, on_damage=found.append)
     except UserError as error:  # of the weights: the images can be read without them
-        found.append(Damage(rundir.weights_file(cell.model, cell.settings.weights), str(error)))
+        reason = GONE if isinstance(error, NotHere) else str(error)
+        found.append(Damage(rundir.weights_file(cell.model, cell.settings.weights), reason))
         done = rundir.sampled(cell, None, every_byte=False, on_damage=found.append)
     parts = [rundir.sample_part(cell, shard) for shard in cell.shards if shard.number in done]
     there = rundir.versions(rundir.samples / cell.name)

@@ -98,6 +98,7 @@ class ReconstructWork(WorkKind):
         """Write tables/reconstruction.* and figures/reconstruction*."""
         from taugrid.eval.figures.drawing import save
         from taugrid.eval.figures.reconstruction import reconstruction_figure
+        from taugrid.eval.tables.console import reconstruction_to_console
         from taugrid.eval.tables.published.counterparts import reconstruction_counterparts
         from taugrid.eval.tables.published.files import pointer, write_published
         from taugrid.eval.tables.reconstruction import reconstruction_frame, write_reconstruction
@@ -119,8 +120,8 @@ class ReconstructWork(WorkKind):
         with self.rundir.storage.local_folder(self.rundir.figures) as figures:
             save(reconstruction_figure(reconstruction_frame(rows)), figures / "reconstruction-error")
         self._draw(cells)
-        table = self.rundir.storage.read(self.rundir.tables / "reconstruction.md").decode()
-        return Conclusion("reconstruction", rows, table)
+        drawn = reconstruction_to_console(reconstruction_frame(rows), self._about(cells), notes)
+        return Conclusion("reconstruction", rows, drawn)
 
     def _draw(self, cells: list[Cell]) -> None:
         """Draw a figure of pictures for each group of cells that differ only in S."""

@@ -93,7 +93,8 @@ class ModelSection(Section):
         given = [key for key in SOURCES if getattr(self, key) is not None]
         if len(given) > 1:
             raise ValueError(
-                f"give one of unet (to train a network), checkpoint (to load one), callable and oracle, not {given}"
+                "give one of unet (to train a network), checkpoint (to load one), callable and oracle, not "
+                f"{' and '.join(given)}; set what you do not mean to null (model.{given[0]}: null)"
             )
         if self.weights is not None and self.callable is None:
             raise ValueError("weights is for callable; a checkpoint's weights are in its folder")

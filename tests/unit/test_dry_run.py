@@ -102,17 +102,22 @@ def test_training_images_that_are_missing_leave_the_price_of_training(tmp_path):
     assert said.count(str(tmp_path / "absent")) == 1
 
 
-def test_a_checkpoint_that_is_gone_is_found_by_its_recorded_path(made, copy):
+def test_a_checkpoint_that_is_gone_is_found_by_its_recorded_path_and_asked_for_by_verify(made, copy):
     config = json.loads((copy / "run/config.json").read_text())
     there, _ = planned(config, copy / "run")
     shutil.move(made / "network", made / "away")
     try:
         found, said = planned(config, copy / "run")
+        verified = json.loads(taugrid("verify", copy / "run", "--json", code=1)[0])
     finally:
         shutil.move(made / "away", made / "network")
     assert found["cells"] == there["cells"]
     assert [cell["images_done"] for cell in found["cells"]] == [200] * CELLS
     assert "pending" not in said
+    [damage] = verified["damaged"]
+    assert damage["path"].startswith(str(made / "network"))
+    assert "put it back" in damage["next"]
+    assert verified["images"] == 200 * CELLS
 
 
 def test_images_of_a_directory_may_be_those_of_a_checkpoint_that_is_not_here(copy):

@@ -11,9 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from taugrid import parquet
 from taugrid.errors import NotFinite
 from taugrid.images import to_uint8
-from taugrid.workers import encoding
+from taugrid.parquet import encoding
 from taugrid.workers.accelerator import transfer
-from taugrid.workers.encoding import Encoding
 from taugrid.workers.finite import Watched, not_finite
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -149,7 +148,7 @@ SETTINGS = {
 
 def written(path, batches):
     with parquet.PartWriter(path, parquet.sample_schema({"cell": "x"})) as part:
-        with Encoding(parquet.SampleWriter(part, SETTINGS, 7)) as threads:
+        with parquet.Encoding(parquet.SampleWriter(part, SETTINGS, 7)) as threads:
             for batch in batches:
                 threads.append(batch)
             threads.finish()

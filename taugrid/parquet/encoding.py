@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.images import encode_png
-from taugrid.parquet import SampleWriter
+from taugrid.parquet.samples import SampleWriter
 
 ENCODERS = 2
 """Threads that encode. Pillow lets go of Python's lock meanwhile, so they use two cores where there are two."""
