@@ -67,7 +67,7 @@ class LiveState:
         name, worker = event["event"], event.get("worker", "")
         if name == "session":
             self.stages = event["stages"]
-        elif name in ("train", "trained"):
+        elif name in ("train", "trained", "training failed"):
             self.training = name == "train"
         elif name == "to do":
             self.todo.begin(event["work"])

@@ -12,8 +12,9 @@ from taugrid.eval.pages.report import PageFacts, report_html
 from taugrid.eval.tables.rows import without_nan
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.report import asked
-from taugrid.orchestrator.report.replicates import NOT_SCORED
+from taugrid.orchestrator.report.replicates import NOT_SCORED, label_without_seeds
 from taugrid.orchestrator.report.sample_figures import first_images
+from taugrid.orchestrator.report.whole_grid import with_unscored
 from taugrid.orchestrator.report.write import loss_curves
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.view.tables import Tables
@@ -40,12 +41,12 @@ def write_page(config: Config, plan: Plan, rundir: RunDir, missing: Mapping[str,
     tables = Tables(rundir)
     document = tables.document()
     notes = [note for note in document.get("notes", ()) if not note.startswith(NOT_SCORED)]  # told with reasons
-    places = {cell.id: place for place, cell in enumerate(plan.cells)}
-    rows = [row for row in document.get("rows", ()) if row["cell"] in places]
+    planned = {cell.id for cell in plan.cells}
+    rows = [row for row in document.get("rows", ()) if row["cell"] in planned]
     found = PageFacts(
         name=config.name,
-        planned=len(plan.cells),
-        document=document | {"rows": sorted(rows, key=lambda row: places[row["cell"]])},
+        planned=len(set(map(label_without_seeds, plan.cells))),
+        document=document | {"rows": with_unscored(plan, rows, document.get("protocols", {}))},
         layout=asked.layout(config, plan),
         differences=_rows(tables, "differences"),
         published=_rows(tables, "published"),
