@@ -148,7 +148,7 @@ def scores_text(scores: dict[str, Any]) -> str:
             lines.append(f"{column.heading.replace(' × 1000', '')}: {f'{value} {spread}'.rstrip()}{means}")
     for side in ("samples", "reference"):
         about = scores[side]
-        count = "moments" if about["num_images"] is None else f"{about['num_images']} images"
+        count = "moments" if about["num_images"] is None else counted(about["num_images"], "image")
         lines.append(f"{side}: {about['dataset'] or about['path']} ({count}, SHA-256 {about['sha256'][:10]})")
     extractor = scores["protocol"]["extractor"]
     lines.append(f"extractor: {extractor['name']}, weights {extractor['weights_sha256'][:10]}")
@@ -170,7 +170,7 @@ def without_error(rows: Sequence[Mapping[str, Any]], reasons: Mapping[str, str])
     scored = [row for row in rows if row["fid"] is not None]
     found = Counter(reasons[row["cell"]] for row in scored if row["fid_se"] is None and row["cell"] in reasons)
     return [
-        f"no error of sampling for {'any FID' if count == len(scored) else f'{count} of {len(scored)} FIDs'}: {reason}"
+        f"no sampling error for {'any FID' if count == len(scored) else f'{count} of {len(scored)} FIDs'}: {reason}"
         for reason, count in found.items()
     ]
 

@@ -59,7 +59,7 @@ def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
     called = (f"{labels[name]} ({name})" if name in labels else name for name in orphans[:2])
     named = ", ".join(called) + (f" and {len(orphans) - 2} more" if len(orphans) > 2 else "")
     if plan.pending:
-        return f"{rundir.root} holds {named}; whether this config has them is known once no id is pending"
+        return f"{rundir.root} holds {named}; whether this config has them is not known while an id is pending"
     before = _with_defaults(read_json(rundir.config, rundir.storage))
     if not before:
         return (
