@@ -18,7 +18,7 @@ from taugrid.storage import read_sealed
 def grid_cells(
     cells: Iterable[Cell], across: str, left: Mapping[str, float], score: Callable[[Cell], float | None]
 ) -> dict[str, GridCell]:
-    """Cells by id, in a table whose columns are the grid key `across`; `left` is what a session has to do of each."""
+    """Cells by id, in a table whose columns are the grid key `across`; `left` has each one's evaluations to do."""
     found = {}
     for cell in cells:
         to_do = left.get(cell.id, 0.0)

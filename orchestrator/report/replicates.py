@@ -31,7 +31,7 @@ def unequal(cells: Iterable[Cell], such: str = "") -> list[str]:
     fewer = [f"{label} ({count})" for label, count in counts.items() if count < most]
     more = f" and {len(fewer) - NAMED} more" * (len(fewer) > NAMED)
     told = f"{', '.join(fewer[:NAMED])}{more}"
-    return [f"settings with fewer than {most} {such}replicates, which their means are over: {told}"] if fewer else []
+    return [f"settings with fewer than {most} {such}replicates (in brackets, their number): {told}"] if fewer else []
 
 
 NOT_SCORED = "not scored, so not in the tables: "
