@@ -86,7 +86,12 @@ def verify(directory: str, as_json: bool) -> None:
         damages = verify_files(opened.config, opened.plan, opened.rundir, tick)
     steps = next_steps(damages, opened.plan, opened.rundir)
     listed = [
-        {"path": opened.rundir.relative(path), "reason": reason, "next": step.command or step.words}
+        {
+            "path": (shown := opened.rundir.relative(path)),
+            "of": opened.plan.label_in(shown),
+            "reason": reason,
+            "next": step.command or step.words,
+        }
         for (path, reason), step in zip(damages, steps, strict=True)
     ]
     if as_json:
@@ -94,7 +99,8 @@ def verify(directory: str, as_json: bool) -> None:
     else:
         for damage, step in zip(listed, steps, strict=True):
             more = f"; {step.words}" if step.words not in damage["reason"] else ""
-            click.echo(f"{damage['path']}: {damage['reason']}{more}")
+            of = f" ({damage['of']})" * bool(damage["of"])
+            click.echo(f"{damage['path']}{of}: {damage['reason']}{more}")
         verdict = f"{counted(len(listed), 'problem')} found" if listed else "everything is intact"
         removed = sum(opened.rundir.has_removed_images(cell) for cell in opened.plan.cells)
         of_removed = f"; images removed: {counted(removed, 'cell')}, whose records are checked" if removed else ""

@@ -21,6 +21,8 @@ HEADLINES = {
     "incomplete": "⚠️ incomplete",
 }
 
+UNMATCHED = {"only_new": "Not in the baseline", "only_baseline": "Only in the baseline"}
+
 ORDER = ("changed pixels", "worse", "undecided", "no standard error", "not worse", "identical")
 
 
@@ -35,8 +37,9 @@ def summary(verdict: dict[str, Any]) -> str:
         blocks += [_counts(compared), _table(verdict, compared), _rule(compared), _baseline(verdict["baseline"])]
         blocks += [_others(verdict, compared)]
         blocks += [f"- {mark}" for mark in compared["marks"]]
-        blocks += [f"Not in the baseline: {_listed(compared['only_new'])}"] * bool(compared["only_new"])
-        blocks += [f"Only in the baseline: {_listed(compared['only_baseline'])}"] * bool(compared["only_baseline"])
+        for title in ("only_new", "only_baseline"):
+            named = [compared.get("unmatched", {}).get(name, name) for name in compared[title]]
+            blocks += [f"{UNMATCHED[title]}: {_listed(named)}"] * bool(named)
         blocks += [f"Note: {note}" for note in compared["notes"]]
     elif verdict["scores"]:
         blocks += [_scores(verdict)]

@@ -14,9 +14,10 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 
 from taugrid.orchestrator.progress.briefing import Briefing
-from taugrid.orchestrator.progress.draw import Space, frame, table
+from taugrid.orchestrator.progress.draw import Space, frame
 from taugrid.orchestrator.progress.stage import Stage, Stand
 from taugrid.orchestrator.progress.state import LiveState
+from taugrid.orchestrator.progress.table import table
 from taugrid.words import with_urls
 
 PLAIN_INTERVAL_SECONDS = 10.0

@@ -93,6 +93,7 @@ def test_report_takes_rows_and_columns_from_the_command_line(run):
         ({"base": {"train.seed": 1}}, ["report.base", "train.seed", "average"]),
         ({"rows": ["schedule", "weights"]}, ["report.rows", "'weights'"]),
         ({"rows": ["eta", "schedule"], "columns": "eta"}, ["report.rows", "twice"]),
+        ({"columns": "schedule,steps"}, ["report.columns", "schedule,steps", "report.rows"]),
         ({"columns": "train.seed"}, ["report.columns", "train.seed", "quality.csv"]),
     ],
 )
