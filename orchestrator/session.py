@@ -22,6 +22,7 @@ from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.report.ablation import no_effects
 from taugrid.orchestrator.report.cells import write_cells
 from taugrid.orchestrator.report.replicates import unequal
+from taugrid.orchestrator.report.trainings import failed_trainings
 from taugrid.orchestrator.report.write import write_losses
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.commits import require_here
@@ -153,14 +154,14 @@ class Run:
         if set(stages) == {"train"} and not failed:
             self._progress.say("every model of this config is trained" if self.part is self.plan else "models trained")
         problems = self._work(works, scoring) if works else {}
-        untrained = {cell.name: failed[cell.model.id] for cell in self.part.cells if cell.model.id in failed}
-        problems |= {name: str(error) for name, error in untrained.items()}
-        lasting = frozenset(name for name, error in untrained.items() if error.fails_again)
         unfinished: dict[str, str] = {}
         labels = dict(self.plan.labels)
         for work in told:
             unfinished |= work.missing()
             labels |= work.labels()
+        untrained = self._untrained(failed, unfinished)
+        problems |= {name: str(error) for name, error in untrained.items()}
+        lasting = frozenset(name for name, error in untrained.items() if error.fails_again)
         conclusions = [conclusion for work in told if (conclusion := work.conclude()) is not None]
         last = conclusions[-1] if conclusions else Conclusion("", [])
         if "evaluate" in stages and "report" not in stages:
@@ -230,6 +231,18 @@ class Run:
         if failed and len(failed) == len(self.part.models):
             raise next(iter(failed.values()))
         return failed
+
+    def _untrained(self, failed: Mapping[str, TrainingFailed], lacking: Collection[str]) -> dict[str, TrainingFailed]:
+        """Cell name -> why its model is not trained; what failed in earlier sessions is told of cells in `lacking`."""
+        earlier = failed_trainings(self.rundir)
+        found: dict[str, TrainingFailed] = {}
+        for cell in self.part.cells:
+            model = cell.model
+            if model.id in failed:
+                found[cell.name] = failed[model.id]
+            elif cell.name in lacking and model.id in earlier and not self.rundir.is_ready(model):
+                found[cell.name] = TrainingFailed(model.called, **earlier[model.id])
+        return found
 
     def _work(self, works: Sequence[WorkKind], scoring: Evaluation | None) -> dict[str, str]:
         """Do what is missing, if anything. Returns cell name -> reason for what could not be done."""

@@ -57,14 +57,15 @@ def test_the_other_models_are_sampled_and_scored(tmp_path, failing):
         quality = (opened.rundir.tables / "quality.md").read_text()
         assert "fewer than 2 scored replicates" in quality
         assert "schedule=cosine · S=1 eta=0 (1)" in quality
-        Events(opened.rundir).add("training failed", model=opened.plan.models[3].id, reason="nan", log="logs/x.txt")
+        failure = {"reason": "nan; lower it", "log": "logs/x.txt", "fails_again": True}
+        Events(opened.rundir).add("training failed", model=opened.plan.models[3].id, **failure)
         status = describe(opened.config, opened.plan, opened.rundir)
-        assert [model["train_failed"] for model in status["models"]] == [None] * 3 + [
-            {"reason": "nan", "log": "logs/x.txt"}
-        ]
-        assert " steps: nan (details: logs/x.txt)" in plan_text(status)
+        assert [model["train_failed"] for model in status["models"]] == [None] * 3 + [failure]
+        assert " steps: nan; lower it (details: logs/x.txt)" in plan_text(status)
         assert [(model["cells_scored"], model["images_done"]) for model in status["models"]] == [(1, 8)] * 3 + [(0, 0)]
         assert "0 of 8 images, 0 of 1 cell scored" in plan_text(status)
+        told = run.do(("report",)).missing
+        assert "nan; lower it" in told[opened.plan.cells[3].name], "a later report knows why"
         failing.clear()
         assert run.do(("train", "sample", "evaluate", "report")).missing == {}
 
