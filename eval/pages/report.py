@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 
 from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.pages.answer import answer
-from taugrid.eval.pages.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from taugrid.eval.pages.charts.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from taugrid.eval.pages.charts.loss import loss_charts
+from taugrid.eval.pages.charts.quality import over_costs, over_steps
+from taugrid.eval.pages.comparisons import differences, effects
 from taugrid.eval.pages.environment import asset, environment
-from taugrid.eval.pages.loss_chart import loss_charts
 from taugrid.eval.pages.measured import measured
 from taugrid.eval.pages.pictures import ImageGrid, PagePicture, data_uri, grids, uri_bytes
 from taugrid.eval.pages.pivots import NO_SHADE, ShadedTable, shaded_tables
 from taugrid.eval.pages.protocol_table import protocol_rows
-from taugrid.eval.pages.quality_charts import over_costs, over_steps
 from taugrid.eval.tables.ablation.one_table import USUAL, Layout
 from taugrid.eval.tables.ablation.replicates import averaged
-from taugrid.eval.tables.differences_files import ABOUT, SaidDifference, said_difference, with_short_keys
+from taugrid.eval.tables.differences_files import ABOUT
 from taugrid.eval.tables.entries import entries, legend, marked_pivots, tabulated
 from taugrid.eval.tables.long_form import FID, in_grid_order
 from taugrid.eval.tables.reconstruction import LEGEND, RECONSTRUCTION_ERROR, reconstruction_frame, reconstruction_pivot
@@ -31,8 +32,6 @@ from taugrid.registry.metrics import MetricColumn
 
 LARGEST = 4_900_000
 """Bytes of a page."""
-MOST_DIFFERENCES = 400
-"""Rows of the table of differences. The rest are in tables/differences.csv."""
 FEW_SAMPLES = 10_000
 """The number of samples below which readers are warned of FID's bias."""
 
@@ -50,6 +49,8 @@ class PageFacts:
     """Rows and columns of the quality tables."""
     differences: Sequence[Mapping[str, Any]]
     """Rows of differences.csv, with None where there is nothing."""
+    effects: Sequence[Mapping[str, Any]]
+    """Rows of effects.csv, likewise."""
     published: Sequence[Mapping[str, Any]]
     """Rows of published.csv."""
     costs: Sequence[Mapping[str, Any]]
@@ -136,8 +137,9 @@ def _content(found: PageFacts) -> dict[str, Any]:
         "over_steps": over_steps(cells, found.published) if cells else None,
         "published": found.published,
         "costs": over_costs(cells, found.costs) if cells and found.costs else None,
-        "differences": _differences(found.differences),
+        "differences": differences(found.differences),
         "about_differences": ABOUT,
+        "effects": effects(found.effects, tabulated(in_grid_order(rows))) if rows else None,
         "reconstruction": _reconstruction(found.reconstruction),
         "losses": loss_charts(found.losses) if found.losses else None,
         "protocol": protocol_rows(protocols),
@@ -195,17 +197,6 @@ def _meaning(tables: Sequence[ShadedTable]) -> list[str]:
     shades = "Shades go from the best value (blue) to the worst (orange)."
     is_shaded = any(entry.shade != NO_SHADE for entry in seen)
     return [" ".join(filter(None, [bold, shades if is_shaded else ""]))] if bold or is_shaded else []
-
-
-def _differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The differences by direction, as people read them."""
-    groups: dict[str, list[SaidDifference]] = {}
-    for row in with_short_keys(rows[:MOST_DIFFERENCES]):
-        along = {"steps": "S", "": "other pairs"}.get(row["along"], row["along"])
-        heading = ": ".join(filter(None, [f"Along {along}", row["settings"]]))
-        groups.setdefault(heading, []).append(said_difference(row))
-    notes = list(dict.fromkeys(row["note"] for row in rows if row["note"]))
-    return {"groups": groups, "left_out": max(0, len(rows) - MOST_DIFFERENCES), "notes": notes}
 
 
 def _reconstruction(document: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from taugrid.eval.pages.charts import COLOURS
+from taugrid.eval.pages.charts.chart import COLOURS
 from taugrid.eval.pages.environment import asset
 from taugrid.eval.pages.pivots import SHADES
 

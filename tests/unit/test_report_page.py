@@ -19,10 +19,10 @@ from PIL import Image
 import taugrid
 from taugrid.config.load import load
 from taugrid.eval.pages.answer import answer
+from taugrid.eval.pages.charts.quality import over_costs, over_steps
 from taugrid.eval.pages.measured import measured
 from taugrid.eval.pages.pictures import PagePicture, grids, uri_bytes
 from taugrid.eval.pages.pivots import shaded_tables
-from taugrid.eval.pages.quality_charts import over_costs, over_steps
 from taugrid.eval.pages.report import LARGEST, PageFacts, report_html
 from taugrid.eval.tables.ablation.one_table import USUAL, Layout
 from taugrid.eval.tables.long_form import FID, long_form
@@ -74,6 +74,7 @@ def findings(**changes):
         document={"rows": ROWS, "protocols": PROTOCOLS, "notes": []},
         layout=USUAL,
         differences=[],
+        effects=[],
         published=[],
         costs=[],
         reconstruction={},
@@ -209,6 +210,28 @@ def test_bold_and_shades_are_explained_where_there_are_any():
     assert "bold" not in one_row
     assert "Shades" in one_row
     assert "Shades" not in notes(ROWS[:1])
+
+
+def effect(**changes):
+    row = {"metric": "fid", "scope": "all", "key": "diffusion.schedule", "base": "linear", "value": "cosine",
+           "settings": None, "mean_base": 9.0, "mean_value": 4.0, "effect": -5.0, "se_sampling": 0.5, "replicates": 3,
+           "over": "training", "low": -6.0, "high": -4.0, "p": 0.001, "p_holm": 0.002, "pairs": 4,
+           "note": None}  # fmt: skip
+    return row | changes
+
+
+def test_effects_are_a_table_with_those_that_are_certain_in_bold():
+    at_10 = effect(scope="S", settings="S=10", p_holm=0.2, effect=-3.0)
+    page = Parsed(report_html(findings(effects=[effect(), at_10])))
+    tables = [table["text"] for table in page.all("table") if "cosine" in table["text"]]
+    assert len(tables) == 2, "one for each scope"
+    for text, value, where in zip(tables, ("-5.00 ± 0.50", "-3.00 ± 0.50"), ("", "S=10"), strict=True):
+        for part in ("schedule", "linear", "-6.00 to -4.00", value, where):
+            assert part in text
+    bold = [entry["text"] for entry in page.all("td", **{"class": "tg-best"})]
+    assert bold == ["-5.00 ± 0.50"]
+    assert page.all("a", href="#effects")
+    assert not Parsed(report_html(findings())).all("section", id="effects")
 
 
 def test_the_section_of_pictures_is_called_what_it_has():

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from taugrid.eval.pages.scales import FEWEST_LABELS, LABEL_GAP, LogAxis
+from taugrid.eval.pages.charts.scales import FEWEST_LABELS, LABEL_GAP, LogAxis
 
 PIXELS = {"up": (272.0, 12.0), "across": (56.0, 464.0)}
 
