@@ -70,7 +70,7 @@ class WarmWorker(Worker):
 
     def hello(self, probe: Probe) -> WorkerInfo:
         info = super().hello(probe)
-        self._device.network(self._network, self._diffusion)
+        self._set_up().network(self._network, self._diffusion)
         return info
 
 
@@ -81,7 +81,7 @@ class BareForwards(WarmWorker):
         import torch
 
         assert isinstance(job, SampleJob)
-        model = self._device.network(job.network, job.diffusion)
+        model = self._set_up().network(job.network, job.diffusion)
         began = time.perf_counter()
         for start in range(job.start, job.stop, job.settings.batch_size):
             x = torch.randn(min(job.settings.batch_size, job.stop - start), *job.image_shape)

@@ -4,6 +4,7 @@ Torch is imported when a job runs, not with this module, because the driver buil
 """
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
-from taugrid.workers.device import Beat, Device, unheard, with_heartbeats
+from taugrid.workers.device import Beat, Device, nothing, unheard, with_heartbeats
 from taugrid.workers.finite import Watched
 
 if TYPE_CHECKING:
@@ -81,11 +82,16 @@ class Recipe(Protocol):
 
 def run(job: SampleJob, device: Device) -> Result:
     """Load the job's network and call `sample_shard`."""
-    return sample_shard(job, device.network(job.network, job.diffusion, job.arithmetic), device.name, device.beat)
+    model = device.network(job.network, job.diffusion, job.arithmetic)
+    return sample_shard(job, model, device.name, device.beat, device.computed)
 
 
-def sample_shard(job: SampleJob, model: "Denoiser", device: str, beat: Beat = unheard) -> Result:
+def sample_shard(
+    job: SampleJob, model: "Denoiser", device: str, beat: Beat = unheard, computed: Callable[[], None] = nothing
+) -> Result:
     """Sample the job's images and commit its file. A job gives the same images wherever and whenever it runs.
+
+    It calls `computed` when only the last batch is to be encoded and the file to be written.
 
     Raises:
         NotFinite: if the network returns NaN or infinity.
@@ -112,6 +118,7 @@ def sample_shard(job: SampleJob, model: "Denoiser", device: str, beat: Beat = un
             if encoding is not None:
                 encoding.result()  # at most one batch waits, so memory does not grow with the shard
             encoding = encoder.submit(writer.append, batch)
+        computed()
         if encoding is not None:
             encoding.result()
         writer.flush()

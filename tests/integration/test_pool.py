@@ -53,7 +53,7 @@ def test_an_error_arrives_as_what_was_raised(started, tmp_path, error):
 
     pool, first = started(Raising, (), tmp_path)
     assert isinstance(first, Joined)
-    pool.give("worker-0", Job("unused"))
+    pool.give("worker-0", Job("unused"), "task")
     failure = next_event(pool)
     assert isinstance(failure, Failed)
     assert type(failure.cause) is type(error)
@@ -88,7 +88,7 @@ def beating():
 
 def test_heartbeats_are_heard_while_a_job_runs(started):
     pool, _ = started(beating(), (), None)
-    pool.give("worker-0", Job("20"))
+    pool.give("worker-0", Job("20"), "task")
     heard = []
     while not heard or isinstance(heard[-1], Heard):
         heard.append(next_event(pool, Heard | Done))
@@ -100,7 +100,7 @@ def test_heartbeats_are_heard_while_a_job_runs(started):
 
 def test_the_death_of_an_idle_worker_is_heard_at_once(started):
     pool, _ = started(beating(), (), None)
-    pool.give("worker-0", Job("0"))
+    pool.give("worker-0", Job("0"), "task")
     process = next_event(pool).result.images
     list(pool.events(0.1))
     os.kill(process, signal.SIGKILL)
@@ -150,7 +150,7 @@ def test_jobs_have_the_threads_that_the_worker_was_given(started, tmp_path):
     probe.touch()
     pool, first = started(Counting, (3,), Probe(str(probe)))
     assert isinstance(first, Joined)
-    pool.give("worker-0", Job("unused"))
+    pool.give("worker-0", Job("unused"), "task")
     assert next_event(pool).result.images == 3
     assert list(tmp_path.iterdir()) == [probe], "a hello leaves nothing behind"
 
