@@ -16,17 +16,18 @@ import time
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from taugrid.orchestrator.dispatch import cluster
 
 cluster.prepare_embedded()
 
+import psutil
 import ray
 
-from taugrid.config import Cluster, Config, Diffusion
+from taugrid.config import Cluster, Config
 from taugrid.config.load import load
-from taugrid.jobs import Job, NetworkSpec, Result, WorkerInfo
+from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.pool import Joined, Pool, PoolEvent
 from taugrid.orchestrator.plan.grid import plan
@@ -62,15 +63,18 @@ class WarmPool(Pool):
 
 
 class WarmWorker(Worker):
-    """Has loaded torch and a network before it says hello."""
+    """Has loaded torch and a job's network before it says hello, and called it once."""
 
-    def __init__(self, threads: int, network: NetworkSpec, diffusion: Diffusion) -> None:
+    def __init__(self, threads: int, job: SampleJob) -> None:
         super().__init__(threads)
-        self._network, self._diffusion = network, diffusion
+        self._job = job
 
     def hello(self, probe: Probe) -> WorkerInfo:
-        info = super().hello(probe)
-        self._set_up().network(self._network, self._diffusion)
+        import torch
+
+        info, job = super().hello(probe), self._job
+        model = self._set_up().network(job.network, job.diffusion, job.arithmetic)
+        model(torch.zeros(job.settings.batch_size, *job.image_shape), 1)
         return info
 
 
@@ -81,7 +85,7 @@ class BareForwards(WarmWorker):
         import torch
 
         assert isinstance(job, SampleJob)
-        model = self._set_up().network(job.network, job.diffusion)
+        model = self._set_up().network(job.network, job.diffusion, job.arithmetic)
         began = time.perf_counter()
         for start in range(job.start, job.stop, job.settings.batch_size):
             x = torch.randn(min(job.settings.batch_size, job.stop - start), *job.image_shape)
@@ -100,24 +104,39 @@ class Empty(Audible):
         return Result(0.0, 0, True)
 
 
-def run_loop(actor: type, arguments: tuple[Any, ...], pieces: dict[str, Piece], workers: int, folder: Path) -> float:
-    """Seconds from the first assignment to the last commit."""
+class Spent(NamedTuple):
+    """What work took."""
+
+    seconds: float
+    cpu_seconds: float
+    """Of this process, Ray and the workers: other load on the machine changes it less."""
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process and all that it started, as far as they live."""
+    here = psutil.Process()
+    times = [process.cpu_times() for process in (here, *here.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
+
+
+def run_loop(actor: type, arguments: tuple[Any, ...], pieces: dict[str, Piece], workers: int, folder: Path) -> Spent:
+    """From the first assignment to the last commit."""
     probe = folder / ".probe"
     probe.touch()
     pool = WarmPool(actor, arguments, 1, 0, Probe(str(probe)))
     pool.warm(workers)
     events = Events(Paths(folder))
-    began = time.perf_counter()
+    began, before = time.perf_counter(), cpu_seconds()
     outputs = Progress(), events, lambda name, text: folder
     problems = Loop(pieces, work_kinds(), pool, workers, True, Cluster(), *outputs).run()
-    seconds = time.perf_counter() - began
+    spent = Spent(time.perf_counter() - began, cpu_seconds() - before)
     pool.close()
     assert not problems, problems
-    return seconds
+    return spent
 
 
-def bare(pieces: dict[str, Piece], arguments: tuple[Any, ...], workers: int, folder: Path) -> float:
-    """Seconds of the slowest of `workers` processes, each timing its share of the forwards."""
+def spread(actor: type, arguments: tuple[Any, ...], pieces: dict[str, Piece], workers: int, folder: Path) -> Spent:
+    """The seconds of the slowest of `workers` processes, each with its share of the jobs and nothing around them."""
     loads = [0.0] * workers
     shares: list[list[Job]] = [[] for _ in range(workers)]
     for piece in sorted(pieces.values(), key=lambda piece: -piece.task.cost):
@@ -126,14 +145,16 @@ def bare(pieces: dict[str, Piece], arguments: tuple[Any, ...], workers: int, fol
         shares[least].append(piece.job)
     probe = folder / ".probe"
     probe.touch()
-    remote = ray.remote(num_cpus=1, concurrency_groups={"watch": 1})(BareForwards)
+    remote = ray.remote(num_cpus=1, concurrency_groups={"watch": 1})(actor)
     actors = [remote.remote(*arguments) for _ in range(workers)]
-    ray.get([actor.hello.remote(Probe(str(probe))) for actor in actors])
-    results = [[actor.do.remote(job) for job in share] for actor, share in zip(actors, shares, strict=True)]
+    ray.get([each.hello.remote(Probe(str(probe))) for each in actors])
+    before = cpu_seconds()
+    results = [[each.do.remote(job) for job in share] for each, share in zip(actors, shares, strict=True)]
     seconds = max(sum(result.seconds for result in ray.get(refs)) for refs in results)
-    for actor in actors:
-        ray.kill(actor)
-    return seconds
+    spent = Spent(seconds, cpu_seconds() - before)
+    for each in actors:
+        ray.kill(each)
+    return spent
 
 
 def experiment(images: int) -> Config:
@@ -174,18 +195,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, cluster.connected("local", config.cluster):
         folder = Path(name)
         rundir = save_network(config, folder / "run")
-        warm = (1, rundir.network(planned.models[0], "ema"), planned.models[0].diffusion)
 
         def pieces() -> dict[str, Piece]:
             shutil.rmtree(rundir.samples, ignore_errors=True)
             survey = Survey(config, planned, rundir, None, frozenset({"sample"}), lambda damage: None)
             return {piece.task.key: piece for piece in SampleWork(survey).pieces()}
 
+        warm = (1, next(iter(pieces().values())).job)
         for workers in (1, 2):
             stage, forwards = [], []
             for _ in range(arguments.rounds):
-                stage.append(run_loop(WarmWorker, warm, pieces(), workers, folder))
-                forwards.append(bare(pieces(), warm, workers, folder))
+                stage.append(run_loop(WarmWorker, warm, pieces(), workers, folder).seconds)
+                forwards.append(spread(BareForwards, warm, pieces(), workers, folder).seconds)
             ratio = statistics.median(stage) / statistics.median(forwards)
             print(
                 f"{workers} workers: sampling stage {statistics.median(stage):.2f} s, bare forwards "
@@ -200,7 +221,7 @@ def main() -> None:
                 piece = some[i % len(some)]
                 task = piece.task.__class__(f"sample/{i}", "sample", 1.0)
                 many[task.key] = Piece(task, replace(piece.job, path=str(there)), piece.cell)
-            times = [run_loop(Empty, (), many, workers, folder) for _ in range(arguments.rounds)]
+            times = [run_loop(Empty, (), many, workers, folder).seconds for _ in range(arguments.rounds)]
             each = statistics.median(times) / arguments.shards * 1000
             print(f"{workers} workers: {each:.2f} ms a shard with empty work, {arguments.shards} shards")
 

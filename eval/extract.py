@@ -58,7 +58,7 @@ def run(job: ExtractJob, device: Device) -> Result:
     import torch
 
     extractor = device.extractor(job.extractor, lambda: _load(job.extractor, device.name))
-    extracted = InBatches(extractor, job.batch_size, device)
+    extracted = InBatches(extractor, job.batch_size, device, _number_of_images(job))
     began, count = time.perf_counter(), 0  # excludes loading the extractor, as times of networks do
     schema = parquet.feature_schema(job.metadata, job.extractor.dimensions, job.extractor.classes)
     job.check_run()
@@ -80,19 +80,23 @@ class InBatches:
     Each image's features are its own, so another batch changes them by rounding only (docs/decisions.md has how much).
     """
 
-    def __init__(self, extractor: "Callable[[Tensor], Extraction]", size: int, device: Device) -> None:
+    def __init__(
+        self, extractor: "Callable[[Tensor], Extraction]", size: int, device: Device, number_of_images: int = 0
+    ) -> None:
         self._extractor = extractor
         self._size = size
         self._device = device
+        self._done, self._of = 0, number_of_images  # 0: not known
 
     def __call__(self, images: "Tensor") -> "Iterator[Extraction]":
         """The extractions of `images` (N, C, H, W), batch by batch."""
         start = 0
         while start < len(images):
-            self._device.alive()
+            self._device.beat(self._done, self._of)
             batch = images[start : start + self._size]
             if (found := self._try(batch)) is not None:
                 start += len(batch)
+                self._done += len(batch)
                 yield found
 
     def _try(self, batch: "Tensor") -> "Extraction | None":
@@ -113,11 +117,23 @@ def _load(spec: ExtractorSpec, device: str) -> "Callable[[Tensor], Extraction]":
     return extractors.load(spec, device)
 
 
+def _number_of_images(job: ExtractJob) -> int:
+    """How many images a job has.
+
+    Raises:
+        DamagedFile: if its file has those of another cell.
+    """
+    if not isinstance(job.images, str):
+        return job.stop - job.start
+    part = parquet.inspect(Path(job.images), every_byte=False, storage=job.storage)
+    found = part.metadata.get("cell")
+    if found != job.metadata["cell"]:
+        raise DamagedFile(f"{job.images}: these are images of cell {found}, not of {job.metadata['cell']}")
+    return part.stop - part.start
+
+
 def _batches(job: ExtractJob) -> Iterator[Batch]:
     if isinstance(job.images, str):
-        found = parquet.inspect(Path(job.images), every_byte=False, storage=job.storage).metadata.get("cell")
-        if found != job.metadata["cell"]:
-            raise DamagedFile(f"{job.images}: these are images of cell {found}, not of {job.metadata['cell']}")
         for index, images in parquet.read_images(Path(job.images), storage=job.storage):
             yield Batch(index, images)
     elif isinstance(job.images, Source):

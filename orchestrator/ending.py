@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +51,10 @@ def stop(failure: str) -> None:
 
 
 def leave() -> NoReturn:
-    """End the process now, and say why."""
-    print(f"taugrid: {with_urls(_failure or INTERRUPTED)}", file=sys.stderr, flush=True)
+    """End the process now, and say why.
+
+    It writes past `sys.stderr`, which is rich's while a live view is shown: the main thread may hold its lock.
+    """
+    restored = "\r\n\x1b[?25h" if os.isatty(2) else ""  # a line of its own, and the cursor
+    os.write(2, f"{restored}taugrid: {with_urls(_failure or INTERRUPTED)}\n".encode())
     os._exit(Exit.FAILED if _failure else Exit.INTERRUPTED)

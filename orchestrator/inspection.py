@@ -1,31 +1,21 @@
-"""The commands `plan`, `status`, `verify`, `export` and `compare`, from nothing but the config and the disk."""
+"""The commands `status`, `export` and `compare`, from nothing but the config and the disk."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from taugrid import parquet
 from taugrid.config import Config
-from taugrid.errors import DamagedFile, UserError
-from taugrid.orchestrator.dispatch.capacity import nodes
+from taugrid.errors import UserError
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
-from taugrid.orchestrator.plan.missing import missing_images
-from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
 from taugrid.orchestrator.report.trainings import describe_models, training_price
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.extension import orphans_in_words
-from taugrid.orchestrator.rundir.integrity import READERS, Damage
+from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.orchestrator.selection import find_cell
-from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
-from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.sample import images_to_keep
-from taugrid.run_id import FILE as RUN_FILE
-from taugrid.storage import Storage, read_json, read_sealed
+from taugrid.storage import read_sealed
 
 PNG_OVERHEAD_BYTES = 200
 """Upper bound on an image's bytes beyond raw pixels: PNG's chunks, a row's share of Parquet's columns and pages."""
@@ -37,7 +27,7 @@ def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
     cells = [_describe_cell(cell, rundir) for cell in plan.cells]
     remaining = sum(cell["network_evaluations"] - cell["network_evaluations_done"] for cell in cells)
     shape = plan.models[0].image_shape
-    models = describe_models(plan.models, cells, rundir, config.cluster.scratch)
+    models = describe_models(plan, cells, rundir, config.cluster.scratch)
     return {
         "name": config.name,
         "dir": rundir.shown,
@@ -55,35 +45,6 @@ def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
     }
 
 
-def describe_plan(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
-    """What `describe` says and, among the remarks, which images a run would need that are missing."""
-    described = describe(config, plan, rundir)
-    untrained = [model for model, _ in plan.trained_here if not rundir.is_ready(model)]
-    fits = _fit(config, plan, described) if described["network_evaluations_remaining"] else []
-    remarks = [*described["remarks"], *missing_images(config, untrained), *fits, *_about_replicates(plan, described)]
-    return described | {"remarks": remarks}
-
-
-def _fit(config: Config, plan: Plan, described: Mapping[str, Any]) -> list[str]:
-    """What to say of a plan's shards for the workers that it would have, as far as that is known without a cluster."""
-    workers = config.cluster.workers or int(nodes.available_cpus() // config.cluster.cpus_per_worker)
-    told = [longest_shard(plan, described["evaluations_per_second_and_worker"])]
-    if config.cluster.workers or not Path("/proc/driver/nvidia").exists():  # else it has a worker for each GPU
-        told.append(too_few_shards(plan, workers))
-    return [said for said in told if said is not None]
-
-
-def _about_replicates(plan: Plan, described: Mapping[str, Any]) -> list[str]:
-    """That settings were trained once, or have unequal numbers of replicates."""
-    said = unequal(plan.cells)
-    if models := compared_trainings(plan):
-        ids = {model.id for model in models}
-        evaluations = sum(cell["network_evaluations"] for cell in described["cells"] if cell["model"] in ids)
-        rate = described["evaluations_per_second_and_worker"]
-        said.append(suggestion(models, described["worker_seconds_a_train_step"], evaluations, rate))
-    return said
-
-
 def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:
     done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None)
     there = rundir.versions(rundir.samples / cell.name)
@@ -91,10 +52,10 @@ def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:
     images_done = sum(shard.images for shard in cell.shards if shard.number in done)
     images_done += sum(images_to_keep(rundir, cell, shard) for shard in begun)
     return {
-        "cell": cell.id,
-        "name": cell.name,
+        "cell": cell.shown_id,
+        "name": cell.name.replace(cell.id, cell.shown_id),
         "label": cell.label,
-        "model": cell.model.id,
+        "model": cell.model.shown_id,
         "steps": cell.settings.steps,
         "eta": cell.settings.eta,
         **cell.axes,
@@ -103,7 +64,7 @@ def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:
         "shards_done": len(done),
         "images_done": images_done,
         "images_removed": rundir.has_removed_images(cell),
-        "network_evaluations": cell.settings.num_samples * len(cell.tau),
+        "network_evaluations": cell.network_evaluations,
         "network_evaluations_done": images_done * len(cell.tau),
         "scored": len(done) == len(cell.shards)
         and any(_is_of_n(rundir, path, cell) for path in rundir.scores_of(cell)),
@@ -121,116 +82,6 @@ def measured_rate(rundir: RunDir) -> float | None:
     shards = [event for event in read_events(rundir) if event["event"] == "shard"]
     seconds = sum(event["seconds"] for event in shards)
     return sum(event["evaluations"] for event in shards) / seconds if seconds else None
-
-
-def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> list[Damage]:
-    """Re-read every file of a run and decode every image, calling `tick(n)` after n images.
-
-    It changes nothing, but if something is wrong it removes the ledger, so that the next run does not believe it.
-
-    Several files are read at a time: reading, hashing and decoding release Python's lock.
-    """
-    found: list[Damage] = []
-    storage = rundir.storage
-    rundir.ledger.distrust()
-    if (said := orphans_in_words(config, plan, rundir)) is not None:
-        found.append(Damage(rundir.samples, said))
-    planned = {cell.id for cell in plan.cells}
-    for cell_id, name in rundir.committed_cells().items():
-        if cell_id not in planned:
-            paths = storage.list(rundir.samples / name, "part-*.parquet")
-            found += _read_all(paths, partial(_verify_images, shape=None, storage=storage), tick)
-    for cell in plan.cells:
-        found += _verify_samples(cell, rundir, tick)
-    derived = [
-        path
-        for kind in work_kinds()
-        if kind.folder != rundir.samples.name  # whose images were decoded above
-        for path in storage.list(rundir.root / kind.folder, kind.files)
-    ]
-    found += _read_all(sorted(derived), partial(_verify_bytes, storage=storage), tick)
-    scored = [cell for cell in plan.cells if rundir.scores_of(cell)]
-    found += [Damage(rundir.score(cell, "*"), "missing") for cell in plan.cells if scored and cell not in scored]
-    changed = [path for path in storage.list(rundir.scores, "*.json") if read_sealed(path, storage) is None]
-    found += [Damage(path, "it has changed since it was written") for path in changed]
-    for path in (rundir.tables / "quality.json", rundir.provenance, rundir.root / RUN_FILE):
-        if storage.exists(path) and not isinstance(read_json(path, storage), dict):
-            found.append(Damage(path, "it can't be read as a JSON object"))
-    if rundir.committed_cells() and not storage.exists(rundir.provenance):
-        found.append(Damage(rundir.provenance, "missing"))
-    if found:
-        with suppress(OSError):  # of a directory that may only be read
-            rundir.ledger.forget()
-    return list(dict.fromkeys(found))
-
-
-def _verify_samples(cell: Cell, rundir: RunDir, tick: Callable[[int], None]) -> list[Damage]:
-    if not rundir.is_ready(cell.model):
-        return [Damage(rundir.models / cell.model.id, "not trained yet; `taugrid run` continues")]
-    found: list[Damage] = []
-    metadata: dict[str, Any] | None = None
-    try:
-        metadata = rundir.sample_metadata(cell)
-        done = rundir.sampled(cell, metadata, every_byte=False, on_damage=found.append)
-    except UserError as error:  # of the weights: the images can be read without them
-        found.append(Damage(rundir.weights_file(cell.model, cell.settings.weights), str(error)))
-        done = rundir.sampled(cell, None, every_byte=False, on_damage=found.append)
-    parts = [rundir.sample_part(cell, shard) for shard in cell.shards if shard.number in done]
-    there = rundir.versions(rundir.samples / cell.name)
-    whole = [path for path in parts if path in there]  # others were removed: their record is whole
-    look = partial(_verify_images, shape=cell.model.image_shape, storage=rundir.storage)
-    found += _read_all(whole, look, tick)
-    planned = {rundir.sample_part(cell, shard) for shard in cell.shards}
-    beyond = [path for path in rundir.storage.list(rundir.samples / cell.name, "part-*.parquet") if path not in planned]
-    found += _read_all(beyond, look, tick)
-    for shard in cell.shards:
-        path = rundir.sample_part(cell, shard)
-        if shard.number in done:
-            continue
-        if not rundir.storage.exists(path):
-            found.append(Damage(path, "missing"))
-        elif all(damage.path != path for damage in found):
-            found.append(Damage(path, "it holds fewer images than the config asks for"))
-    return found
-
-
-class _Read(NamedTuple):
-    """What was found in a file that was read to its end."""
-
-    damages: list[Damage]
-    images: int
-    """How many were decoded."""
-
-
-def _read_all(paths: Sequence[Path], look: Callable[[Path], _Read], tick: Callable[[int], None]) -> Iterator[Damage]:
-    """The damages that `look` finds in the files, in their order."""
-    with ThreadPoolExecutor(READERS) as pool:
-        for damages, images in pool.map(look, paths):
-            tick(images)
-            yield from damages
-
-
-def _verify_images(path: Path, shape: tuple[int, int, int] | None, storage: Storage) -> _Read:
-    """Decode every image of a file; `shape` is (channels, height, width), or None if it is not known."""
-    images = 0
-    try:
-        with storage.local_path(path) as local:
-            parquet.inspect(local)
-            for index, batch in parquet.read_images(local):
-                if shape is not None and batch.shape[1:] != shape:
-                    raise DamagedFile(f"its images have shape {batch.shape[1:]}, not {shape}")
-                images += len(index)
-    except (DamagedFile, ValueError) as error:
-        return _Read([Damage(path, str(error).removeprefix(f"{local}: "))], images)
-    return _Read([], images)
-
-
-def _verify_bytes(path: Path, storage: Storage) -> _Read:
-    try:
-        parquet.inspect(path, storage=storage)
-    except DamagedFile as error:
-        return _Read([Damage(path, str(error))], 0)
-    return _Read([], 0)
 
 
 def compare(config: Config, plan: Plan, rundir: RunDir, name_a: str, name_b: str, join: bool) -> dict[str, Any]:

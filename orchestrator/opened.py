@@ -31,6 +31,7 @@ class Opened:
         runs_code: bool = False,
         trust_code: bool = False,
         same_checkpoints: bool = False,
+        dry: bool = False,
     ) -> None:
         """Read a config and plan its run.
 
@@ -41,12 +42,14 @@ class Opened:
             runs_code: the command does work, so it needs the code that the config of a directory names.
             trust_code: that code may run although it is not in the user's trust file.
             same_checkpoints: a pattern of checkpoints means those that the directory was begun with, not newer ones.
+            dry: nothing is downloaded, and models whose files are not here are planned too.
 
         Raises:
             UserError: if the config is wrong, or names code that is not trusted.
         """
         self.config = load(name, assignments)
         self.rundir = rundir = _run_directory(name, out, self.config.name)
+        rundir.downloads = not dry
         file = None if isinstance(name, Mapping) else find(name)
         is_own = file is None or file.name != CONFIG_NAME
         if file is not None and not is_own:
@@ -63,8 +66,8 @@ class Opened:
         if same_checkpoints:
             begun = read_json(rundir.config, rundir.storage)
             recorded = checkpoints_in(begun.get("grid", []) if isinstance(begun, dict) else [])
-        self.config, notes = resolve_patterns(self.config, recorded, same_checkpoints)
-        made = plan(self.config, rundir.read_checkpoint, rundir.describe_network, rundir.fingerprint)
+        self.config, notes = resolve_patterns(self.config, recorded, same_checkpoints, dry)
+        made = plan(self.config, rundir.read_checkpoint, rundir.describe_network, rundir.fingerprint, dry)
         self.plan = replace(made, notes=notes)
         asked.check(self.config, self.plan)
         if is_own:
@@ -89,8 +92,8 @@ def run_folder(config: Given, out: str | None, name: str) -> str:
     return out
 
 
-def open_existing(directory: str) -> Opened:
-    """The run in a directory that `taugrid run` made; `UserError` if there is none."""
+def open_existing(directory: str, dry: bool = False) -> Opened:
+    """The run in a directory that `taugrid run` made; `UserError` if there is none. `dry` is as for `Opened`."""
     root, storage = open_place(directory, "DIR")
     storage.require(root)
     if not storage.exists(root / CONFIG_NAME):
@@ -98,18 +101,18 @@ def open_existing(directory: str) -> Opened:
             f"{directory} is not a run directory (it has no config.json); give the one that `taugrid run` made, or "
             f"write a lost config.json again with `taugrid report CONFIG --out {directory}`"
         )
-    return Opened(directory, (), None)
+    return Opened(directory, (), None, dry=dry)
 
 
 def open_to_plan(name: Given, assignments: Sequence[Override], out: str | None) -> Opened:
-    """Open a config that is to be looked at before it is run.
+    """Open a config that is to be looked at before it is run. What is missing is no error, and nothing is downloaded.
 
     Raises:
-        UserError: if the config is wrong, has no extractor, or would orphan images.
+        UserError: if the config is wrong or would orphan images.
     """
-    opened = Opened(name, assignments, out)
-    check_extends(opened.config, opened.plan, opened.rundir)
-    opened.rundir.extractor(opened.config)
+    opened = Opened(name, assignments, out, dry=True)
+    if not opened.plan.pending:  # else whose the images are can't be known
+        check_extends(opened.config, opened.plan, opened.rundir)
     return opened
 
 

@@ -40,6 +40,10 @@ def select(plan: Plan, selectors: Sequence[str]) -> Plan:
     """
     if not selectors:
         return plan
+    keys = {name for pair in _short(plan).items() for name in pair}
+    for text in selectors:
+        if not text.strip() or text in keys:
+            raise UserError(f"--only {text!r}: a value is missing; write KEY=VALUE, as in steps=50,schedule=cosine")
     wanted = {cell.id for text in selectors for cell in _fitting(plan, text)}
     cells = tuple(cell for cell in plan.cells if cell.id in wanted)
     return _part(plan, cells)
@@ -60,9 +64,12 @@ def _fitting(plan: Plan, text: str) -> list[Cell]:
     if not is_selector(text):
         return [find_cell(plan, text)]
     values = [_values(cell) for cell in plan.cells]
-    grid_keys = [*plan.cells[0].values, *(key for key in Sample.model_fields if key not in plan.cells[0].values)]
-    short = short_keys(grid_keys, Sample.model_fields)
-    return [plan.cells[place] for place in chosen(text, values, short)]
+    return [plan.cells[place] for place in chosen(text, values, _short(plan))]
+
+
+def _short(plan: Plan) -> dict[str, str]:
+    """Key -> its short form, for every key that a selector can name."""
+    return short_keys(dict.fromkeys([*plan.cells[0].values, *Sample.model_fields]), Sample.model_fields)
 
 
 def _values(cell: Cell) -> Mapping[str, Any]:

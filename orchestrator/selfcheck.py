@@ -35,7 +35,7 @@ class Findings(NamedTuple):
     @property
     def problems(self) -> list[str]:
         """One line for each problem."""
-        of_cells = [f"{cell.name}: {line}" for cell, verdict in self.judgements for line in verdict.problems]
+        of_cells = [f"{cell.label}: {line}" for cell, verdict in self.judgements for line in verdict.problems]
         return [*self.reference_problems, *of_cells]
 
 

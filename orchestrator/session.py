@@ -17,7 +17,10 @@ from taugrid.orchestrator.dispatch.capacity import nodes, resources
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.progress.briefing import Briefing
+from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.report.cells import write_cells
+from taugrid.orchestrator.report.replicates import unequal
 from taugrid.orchestrator.report.write import write_losses
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.commits import require_here
@@ -38,6 +41,8 @@ from taugrid.workers.sample import SampleJob
 from taugrid.workers.training import fit
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from taugrid.eval.tables.differences import Evidence
 
 
@@ -52,10 +57,10 @@ class Outcome(NamedTuple):
     """Its name (`work.kind.Conclusion`); empty if there is none."""
     evidence: "Evidence | None" = None
     """For the quality table: what tells its cells apart."""
-    text: str = ""
+    text: "RenderableType" = ""
     """The table as printed on stdout, if it is not the quality table."""
     labels: Mapping[str, str] = {}
-    """Name -> label of the plan's cells."""
+    """Name -> label of the cells that were worked on."""
 
 
 class Run:
@@ -110,7 +115,8 @@ class Run:
             self.rundir.claim()
             write_json(self.rundir.config, self.config.model_dump(mode="json"), self.rundir.storage)
             write_cells(self.plan, self.rundir)
-            self._events = Events(self.rundir)
+            self._progress.follow(LiveState({kind.name: kind for kind in work_kinds()}))
+            self._events = Events(self.rundir, self._progress.observe)
             self._events.add("session", stages=sorted(stages), **provenance.software())
             try:
                 outcome = self._do(stages, scoring)
@@ -146,18 +152,23 @@ class Run:
         problems = self._work(works, scoring) if works else {}
         problems |= {cell.name: failed[cell.model.id] for cell in self.part.cells if cell.model.id in failed}
         unfinished: dict[str, str] = {}
+        labels = dict(self.plan.labels)
         for work in told:
             unfinished |= work.missing()
+            labels |= work.labels()
         conclusions = [conclusion for work in told if (conclusion := work.conclude()) is not None]
         last = conclusions[-1] if conclusions else Conclusion("", [])
         if "evaluate" in stages and "report" not in stages:
             self._progress.say("tables and figures are unchanged; `taugrid report` updates them")
+        if "report" in stages and last.table == "quality":
+            scored = {row["cell"] for row in last.rows}
+            for said in unequal((cell for cell in self.plan.cells if cell.id in scored), "scored "):
+                self._progress.say(f"warning: {said}")
         provenance.write(self.rundir, self.plan, scoring)
         if conclusions and ("report" in stages or "evaluate" not in stages):
             from taugrid.orchestrator.view.page import write_page
 
             write_page(self.config, self.plan, self.rundir, unfinished | problems)
-        labels = self.plan.labels
         return Outcome(unfinished | problems, last.rows, last.table, last.evidence, last.text, labels)
 
     def _kinds(
@@ -218,7 +229,10 @@ class Run:
         by_key = {piece.task.key: piece for work in works for piece in work.pieces()}
         provenance.write(self.rundir, self.plan, scoring)
         problems: dict[str, str] = {}
+        briefing = Briefing(self.config, self.part, self.rundir, scoring, by_key)
+        self._progress.brief(briefing)
         if by_key:
+            self._events.add("to do", work=briefing.to_do)
             self._connect()
             problems = self._dispatch(by_key)
         if not problems and self._began is not None:
@@ -250,8 +264,9 @@ class Run:
         spare = None
         if limits.use_cpus and gpus:
             share = float(nodes.exact(limits.score.cpus_per_worker or limits.cpus_per_worker))
-            spare = Spare((max(1, int(share)),), share)
-        pool = Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, limits.label_selector, spare)
+            spare = Spare((max(1, int(share)), limits.cuda_graphs), share)
+        arguments = (max(1, int(cpus)), limits.cuda_graphs)
+        pool = Pool(Worker, arguments, cpus, gpus, files, limits.label_selector, spare)
         try:
             outputs = self._progress, self._events, self._log, self.rundir.committed
             return Loop(pieces, work_kinds(), pool, workers, embedded, limits, *outputs).run()

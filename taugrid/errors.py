@@ -29,6 +29,10 @@ class UserError(_Told):
     """Wrong usage, config or input: one line with the fault, the value and the ways out. No traceback, exit 2."""
 
 
+class NotHere(UserError):
+    """A file that a config names is not on this machine, or not yet: a run needs it, a plan can do without it."""
+
+
 class WorkerRefusal(UserError):
     """A node lacks what the driver has: it gets no work. The run ends if every node refuses.
 

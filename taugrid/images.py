@@ -9,6 +9,8 @@ from PIL import Image, UnidentifiedImageError
 
 from taugrid.errors import DamagedFile, NotFinite
 
+NOT_FINITE = "the images hold nan or infinity, so they would be meaningless; trying again changes nothing"
+
 
 def to_uint8(x: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Values in [-1, 1] as 0..255, rounded to nearest (half to even); values outside are clipped.
@@ -19,7 +21,7 @@ def to_uint8(x: NDArray[np.float32]) -> NDArray[np.uint8]:
         NotFinite: if a value is NaN or infinite, which would silently become some grey level, black or white.
     """
     if not np.isfinite(x).all():
-        raise NotFinite("the images hold nan or infinity, so they would be meaningless; trying again changes nothing")
+        raise NotFinite(NOT_FINITE)
     grey = np.rint((x.astype(np.float32) + np.float32(1)) * np.float32(127.5))
     result: NDArray[np.uint8] = np.clip(grey, 0, 255).astype(np.uint8)
     return result

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import ray
 
+from taugrid.config.cluster import CudaGraphs
 from taugrid.errors import BrokenAccelerator, DoesNotFit, accelerators_fault, last_line, of_memory
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.words import call_this_node
@@ -27,6 +28,7 @@ from taugrid.workers import heartbeat
 from taugrid.workers.accelerator.arithmetic import settle
 from taugrid.workers.device import Device, set_up
 from taugrid.workers.hello import Probe, check_device, check_run_directory, check_versions
+from taugrid.workers.importing import uncollected
 
 WATCH_SECONDS = 10.0
 """How long a call of `watch` waits for a heartbeat before it answers that there was none."""
@@ -120,9 +122,10 @@ class Audible:
 class Worker(Audible):
     """Does jobs; holds nothing but its device, which one of them has at a time."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, cuda_graphs: CudaGraphs = "off") -> None:
         super().__init__()
         self._threads = threads
+        self._cuda_graphs = cuda_graphs
         self._here = threading.local()
         self._device: Device | None = None
         self._broken: str | None = None  # what the accelerator said
@@ -156,7 +159,8 @@ class Worker(Audible):
         try:
             with heartbeat.heard_by(device.alive), self._whole_accelerator():
                 result = run_in_memory(job, device)
-            return replace(result, size=job.storage.size(Path(job.path)))
+            remarks, device.remarks[:] = tuple(device.remarks), []
+            return replace(result, size=job.storage.size(Path(job.path)), remarks=remarks)
         except FileNotFoundError:
             job.check_run()  # a folder that vanished meanwhile is the node's fault, not the job's
             raise
@@ -183,7 +187,8 @@ class Worker(Audible):
         if getattr(self._here, "is_set_up", False):
             settle()
         else:
-            set_up(self._threads)
+            with uncollected():
+                set_up(self._threads)
             self._here.is_set_up = True
         if self._device is None:
             self._device = self._own_device()
@@ -194,7 +199,8 @@ class Worker(Audible):
 
         self._given_gpu = ray.is_initialized() and bool(ray.get_gpu_ids())
         on_gpu = torch.cuda.is_available() and self._given_gpu
-        device = Device("cuda" if on_gpu else "cpu", self.beat, self._turn.end)
+        graphs = on_gpu and self._cuda_graphs == "auto"
+        device = Device("cuda" if on_gpu else "cpu", self.beat, graphs, self._turn.end)
         cpu = f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
         device.hardware = torch.cuda.get_device_name() if on_gpu else cpu
         return device

@@ -6,10 +6,10 @@ Torch is imported when a device is set up, not with this module: the driver must
 import os
 import time
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from taugrid.config import Diffusion
-from taugrid.jobs import NetworkSpec
+from taugrid.jobs import NetworkSpec, OracleNetwork
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
 from taugrid.workers.accelerator.memory import Kept, give_back
@@ -23,6 +23,9 @@ NETWORKS_KEPT = 2
 """Networks that a worker keeps in memory: where one model's jobs end and another's begin, they may alternate."""
 
 EXTRACTORS_KEPT = 1
+
+GRAPHS_KEPT = 2
+"""Ways of computing a network (precisions, batch sizes) of which a worker keeps CUDA graphs: jobs may alternate."""
 
 BEAT_SECONDS = 1.0
 """Least time between two heartbeats of a job: a job may call `Device.beat` as often as it likes."""
@@ -64,10 +67,18 @@ def with_heartbeats(network: "Denoiser", beat: Beat, calls: int) -> "Denoiser":
     return call
 
 
+class _Loaded(NamedTuple):
+    network: "Denoiser"
+    graphs: Kept
+    """Of this network, by how it is computed."""
+
+
 class Device:
     """A device, the networks that were last used on it, and the heart of the job that runs on it."""
 
-    def __init__(self, name: str, heard: Beat = unheard, computed: Callable[[], None] = nothing) -> None:
+    def __init__(
+        self, name: str, heard: Beat = unheard, graphs: bool = False, computed: Callable[[], None] = nothing
+    ) -> None:
         self.name = name
         """As torch names it: `cpu`, `cuda` or, outside of a run, `cuda:1`."""
         self.kind = name.partition(":")[0]
@@ -76,6 +87,9 @@ class Device:
         """What it is, for people."""
         self.computed = computed
         """A job may call it once it only encodes and writes: the worker's next job begins then, not at its end."""
+        self.remarks: list[str] = []
+        """What people should know of the jobs here, in lines; whoever passes them on clears them."""
+        self._graphs = graphs
         self._heard = heard
         self._last_beat = -BEAT_SECONDS
         self._at = (0.0, 0.0)
@@ -94,9 +108,17 @@ class Device:
 
         arithmetic.prepare(how.precision, self.kind, self.hardware)
         key, compiles = (spec, diffusion, how.compile), how.compile != "none"
-        network: Denoiser = self._networks.get(key, lambda: load_network(spec, diffusion, self.name, compiles))
+        loaded: _Loaded = self._networks.get(
+            key, lambda: _Loaded(load_network(spec, diffusion, self.name, compiles), Kept(GRAPHS_KEPT))
+        )
         arithmetic.prepare(how.precision, self.kind, self.hardware)  # a custom network may have changed it
-        return arithmetic.computed(network, how, self.kind)
+        network = arithmetic.computed(loaded.network, how, self.kind)
+        if not self._graphs or compiles or isinstance(spec, OracleNetwork) or (size := how.batch_size) is None:
+            return network
+        from taugrid.workers.accelerator.graphs import InGraphs
+
+        in_graphs: Denoiser = loaded.graphs.get(how, lambda: InGraphs(network, size, self.remarks.append))
+        return in_graphs
 
     def extractor(self, spec: Hashable, load: Callable[[], L]) -> L:
         """The extractor that `load` returns; kept for the next job with an equal `spec`."""
@@ -104,7 +126,8 @@ class Device:
         return extractor
 
     def make_room(self) -> None:
-        """Let go of everything that was kept from earlier jobs."""
+        """Let go of everything that was kept from earlier jobs, and of CUDA graphs for good: they keep memory."""
+        self._graphs = False
         self._networks.clear()
         self._extractors.clear()
         give_back(self.name)

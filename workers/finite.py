@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from taugrid.config.sample import Precision
 from taugrid.errors import NotFinite
 
 if TYPE_CHECKING:
@@ -27,11 +28,22 @@ class Watched:
         self._finite = finite if self._finite is None else self._finite & finite
         return output
 
-    def require_finite(self, first: int, stop: int) -> None:
-        """Raise `NotFinite` if an output since the last call was not; it was for images `first` to `stop` - 1."""
+    def answer(self) -> "Tensor":
+        """Whether all outputs since the last answer were finite: a bool, on the network's device."""
         finite, self._finite = self._finite, None
-        if finite is not None and not bool(finite):
-            raise NotFinite(
-                f"the network returned nan or infinity for images {first} to {stop - 1}; its images would be "
-                "meaningless, and trying again would change nothing"
-            )
+        assert finite is not None, "the network was not called"
+        return finite
+
+    def require_finite(self, first: int, stop: int) -> None:
+        """Raise `NotFinite` if an output since the last answer was not; it was for images `first` to `stop` - 1."""
+        if not bool(self.answer()):
+            raise not_finite(first, stop)
+
+
+def not_finite(first: int, stop: int, precision: Precision = "float32") -> NotFinite:
+    """The error of a network whose output for images `first` to `stop` - 1 was not finite."""
+    ways_out = "; fp16 holds no number above 65,504: set sample.precision: bf16 or float32"
+    return NotFinite(
+        f"the network returned nan or infinity for images {first} to {stop - 1}; its images would be meaningless, and "
+        f"trying again would change nothing{ways_out if precision == 'fp16' else ''}"
+    )

@@ -5,10 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from taugrid.config.model import HUB_ID
-from taugrid.errors import UserError
+from taugrid.errors import NotHere
 
 
-def snapshot(identifier: str, files: Sequence[str], key: str, commit: str | None = None, kind: str = "model") -> Path:
+def snapshot(
+    identifier: str,
+    files: Sequence[str],
+    key: str,
+    commit: str | None = None,
+    kind: str = "model",
+    download: bool = True,
+) -> Path:
     """The folder with the files of a repository that match one of the patterns `files`.
 
     It is named after the commit. Files of a known commit that are in the cache are not downloaded again.
@@ -19,9 +26,10 @@ def snapshot(identifier: str, files: Sequence[str], key: str, commit: str | None
         key: the key of the config, for messages.
         commit: 40 hex digits; replaces the revision.
         kind: `model` or `dataset`.
+        download: if not, only the cache is looked into, and files that it lacks are not noticed.
 
     Raises:
-        UserError: if the files are not available, saying why.
+        NotHere: if the files are not available, saying why.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -32,12 +40,16 @@ def snapshot(identifier: str, files: Sequence[str], key: str, commit: str | None
         disable_progress_bars()
     try:
         folder = snapshot_download(
-            found["name"], repo_type=kind, revision=commit or found["revision"], allow_patterns=list(files)
+            found["name"],
+            repo_type=kind,
+            revision=commit or found["revision"],
+            allow_patterns=list(files),
+            local_files_only=not download,
         )
     except Exception as error:  # its HTTP library's errors, and that library changes with its major version
-        raise UserError(
-            f"{key}: {identifier} is not a folder, and the hub can't provide it: {_reason(error)}"
-        ) from error
+        if not download:
+            raise NotHere(f"{key}: {identifier} is not in the cache yet; a run downloads it") from None
+        raise NotHere(f"{key}: {identifier} is not a folder, and the hub can't provide it: {_reason(error)}") from error
     return Path(folder)
 
 

@@ -1,11 +1,10 @@
-"""Samples one shard, batch by batch, while a second thread encodes and writes the previous batch.
+"""Samples one shard, batch by batch, while other threads encode and write the batches before.
 
 Torch is imported when a job runs, not with this module, because the driver builds jobs without it.
 """
 
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,18 +15,19 @@ from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.config import Diffusion, Sample
-from taugrid.errors import DamagedFile
-from taugrid.images import to_uint8
+from taugrid.errors import DamagedFile, NotFinite
+from taugrid.images import NOT_FINITE
 from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.device import Beat, Device, nothing, unheard, with_heartbeats
-from taugrid.workers.finite import Watched
+from taugrid.workers.finite import Watched, not_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from taugrid.workers.accelerator.transfer import Transfer
     from taugrid.workers.diffusion.process import Denoiser
 
 
@@ -96,34 +96,45 @@ def sample_shard(
     Raises:
         NotFinite: if the network returns NaN or infinity.
     """
-    import torch
+    from taugrid.workers.accelerator.transfer import Clock, landed
 
-    settings, alpha_bar = job.settings, schedules.alpha_bar(job.diffusion)
-    seconds = 0.0
-    schema = parquet.sample_schema(job.metadata)
+    schema, clock = parquet.sample_schema(job.metadata), Clock()
     job.check_run()
-    with parquet.PartWriter(Path(job.path), schema, job.storage) as part, ThreadPoolExecutor(1) as encoder:
+    with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
         writer = parquet.SampleWriter(part, _columns(job), job.start)
         first_new = job.start + _copy_kept(job, writer)
-        batches = range(first_new, job.stop, settings.batch_size)
-        watched = Watched(with_heartbeats(model, beat, len(batches) * len(job.tau)))
-        encoding: Future[None] | None = None
-        for start in batches:
-            began = time.perf_counter()
-            indices = torch.arange(start, min(start + settings.batch_size, job.stop), device=device)
-            x0 = sample_batch(watched, indices, job, alpha_bar)
-            batch = to_uint8(x0.cpu().numpy())  # waits for the device, so the clock below covers its work
-            watched.require_finite(start, start + len(batch))
-            seconds += time.perf_counter() - began
-            if encoding is not None:
-                encoding.result()  # at most one batch waits, so memory does not grow with the shard
-            encoding = encoder.submit(writer.append, batch)
-        computed()
-        if encoding is not None:
-            encoding.result()
-        writer.flush()
+        with parquet.Encoding(writer) as encoding:
+            for batch in landed(_sent(job, first_new, model, device, beat)):
+                _require_finite(batch, job)
+                clock.landed(batch)
+                encoding.append(batch.images)
+            computed()
+            encoding.finish()
         first = part.commit_over(job.replaces)
-    return Result(seconds, job.stop - first_new, first, part=part.content)
+    return Result(clock.seconds, job.stop - first_new, first, part=part.content)
+
+
+def _sent(job: SampleJob, first_new: int, model: "Denoiser", device: str, beat: Beat) -> "Iterator[Transfer]":
+    """The job's batches from image `first_new` on, each on its way from the device once its steps were begun."""
+    import torch
+
+    from taugrid.workers.accelerator.transfer import sent
+
+    alpha_bar = schedules.alpha_bar(job.diffusion)
+    starts = range(first_new, job.stop, job.settings.batch_size)
+    watched = Watched(with_heartbeats(model, beat, len(starts) * len(job.tau)))
+    for start in starts:
+        began = time.perf_counter()
+        indices = torch.arange(start, min(start + job.settings.batch_size, job.stop), device=device)
+        x0 = sample_batch(watched, indices, job, alpha_bar)
+        yield sent(x0, watched.answer(), start, began)
+
+
+def _require_finite(batch: "Transfer", job: SampleJob) -> None:
+    if not batch.network_was_finite:
+        raise not_finite(batch.start, batch.start + len(batch.images), job.settings.precision)
+    if not batch.images_are_finite:
+        raise NotFinite(NOT_FINITE)
 
 
 def _copy_kept(job: SampleJob, writer: parquet.SampleWriter) -> int:

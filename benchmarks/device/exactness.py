@@ -6,14 +6,15 @@ import sys
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from benchmarks.device.setting import NAMES, SMALL, Setting, denoiser, unet
+from benchmarks.device.setting import NAMES, SMALL, Setting, Shape, denoiser, unet
 from benchmarks.device.speed import job_of
 from taugrid.config import DIFFUSION_DEFAULTS
 from taugrid.images import to_uint8
 from taugrid.workers.accelerator import arithmetic
+from taugrid.workers.accelerator.graphs import InGraphs
 from taugrid.workers.diffusion.noise import normal, words
+from taugrid.workers.diffusion.process import Denoiser
 from taugrid.workers.sample import sample_batch
 from taugrid.workers.schedules import alpha_bar
 
@@ -65,33 +66,31 @@ def bits(setting: Setting) -> dict[str, Any]:
     command = [sys.executable, "-c", OTHER_PROCESS.format(setting.device, setting.short)]
     other = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     found: dict[str, Any] = {"twice": digest(setting) == first, "in_another_process": other == first}
-    return found | {"cuda_graph": _graph(setting) if setting.on_gpu else "skipped: CUDA graphs need a GPU"}
+    return found | {"cuda_graphs": _graphs(setting) if setting.on_gpu else "skipped: CUDA graphs need a GPU"}
 
 
-@torch.inference_mode()
-def _graph(setting: Setting) -> dict[str, Any]:
-    """Bits and milliseconds of a captured network against the eager one."""
-    network, batch = unet(SMALL, setting.device), setting.batches[0]
-    x = normal(SEED, torch.arange(batch, device=setting.device), 0, SMALL).contiguous(memory_format=torch.channels_last)
-    index = torch.full((batch,), 499, device=setting.device)
+def _graphs(setting: Setting) -> dict[str, Any]:
+    """Bits and milliseconds of a network as CUDA graphs against the same without, for each network and precision."""
+    found = {}
+    for shape in setting.shapes:
+        for precision in setting.precisions:
+            for batch in setting.batches:
+                model = denoiser(unet(shape, setting.device), setting, precision)
+                found[f"{NAMES[shape]} batch {batch} {precision}"] = _in_graphs(model, shape, batch, setting)
+    return found
 
-    def call() -> Tensor:
-        output: Tensor = network(x, index, return_dict=False)[0]
-        return output
 
-    eager = call().clone()
-    beside = torch.cuda.Stream()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
-        call()
-    torch.cuda.current_stream().wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = call()
-    graph.replay()
-    equal = torch.equal(captured, eager)
-    both = {"eager_ms": setting.seconds(call), "replayed_ms": setting.seconds(graph.replay)}
-    return {"equal": equal} | {name: round(1000 * seconds, 3) for name, seconds in both.items()}
+def _in_graphs(model: Denoiser, shape: Shape, batch: int, setting: Setting) -> dict[str, Any]:
+    remarks: list[str] = []
+    in_graphs = InGraphs(model, batch, remarks.append)
+    indices = torch.arange(batch, device=setting.device)
+    equal = all(
+        torch.equal(in_graphs(x, t), model(x, t)) for t in (999, 500, 1) for x in [normal(t, indices, 0, shape)]
+    )
+    x = normal(SEED, indices, 0, shape)
+    both = {"eager_ms": lambda: model(x, 500), "replayed_ms": lambda: in_graphs(x, 500)}
+    times = {name: round(1000 * setting.seconds(call), 3) for name, call in both.items()}
+    return {"equal": equal, **times, "remarks": remarks}
 
 
 def flips(setting: Setting) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from benchmarks import noise as noise_benchmark
 from taugrid.config.sample import Compilation, Precision
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.diffusion.process import Denoiser, network_time
+from taugrid.workers.diffusion.process import Denoiser, network_index
 
 Shape = tuple[int, int, int]
 
@@ -108,9 +108,8 @@ def denoiser(
     layout = torch.channels_last if _is_channels_last(network) else torch.contiguous_format
 
     @torch.inference_mode()
-    def call(x: Tensor, t: int) -> Tensor:
-        index = torch.full((len(x),), network_time(t), device=x.device)
-        output: Tensor = module(x.contiguous(memory_format=layout), index, return_dict=False)[0]
+    def call(x: Tensor, t: int | Tensor) -> Tensor:
+        output: Tensor = module(x.contiguous(memory_format=layout), network_index(t, x), return_dict=False)[0]
         return output
 
     return arithmetic.computed(call, Arithmetic(precision, compiled, batch), setting.device)

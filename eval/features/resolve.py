@@ -14,30 +14,42 @@ from taugrid.registry.extractors import EXTRACTORS, INCEPTION, ExtractorSpec, Kn
 from taugrid.workers.custom.describe import ask
 
 
-def resolve(name: str | None, data_name: str, weights: str | None, image_shape: tuple[int, int, int]) -> ExtractorSpec:
-    """The extractor that `evaluate.extractor` and `evaluate.weights` mean for the data set `data_name`.
+def chosen(name: str | None, data_name: str) -> str:
+    """The name of the extractor that `evaluate.extractor` means for the data set `data_name`.
 
     `name` None chooses the data set's default (registry/datasets.py), or torch-fidelity's Inception if it has none.
-    `package.module:Class` is a custom `torch_fidelity.FeatureExtractorBase`, importable from the current folder or
-    from Python's path; another process finds out its layers. `weights` None means the file that ships with taugrid, or
-    torch-fidelity's file in torch's hub folder, downloaded if it is missing; a custom class must find its weights
-    itself. `image_shape` is (channels, height, width).
-
-    Raises:
-        ValueError: for an unknown name, images of a size that the extractor does not take, a file of weights that is
-            missing, can't be downloaded or is not the published one, or a class that can't be used.
     """
     dataset = DATASETS.get(data_name)
-    chosen = name or (dataset and dataset.extractor) or INCEPTION
-    if ":" in chosen:
-        return _custom(chosen, weights, image_shape)
-    known = _known(chosen)
+    return name or (dataset and dataset.extractor) or INCEPTION
+
+
+def resolve(
+    name: str | None, data_name: str, weights: str | None, image_shape: tuple[int, int, int], download: bool = True
+) -> ExtractorSpec:
+    """The extractor that `evaluate.extractor` and `evaluate.weights` mean for the data set `data_name`.
+
+    `package.module:Class` is a custom `torch_fidelity.FeatureExtractorBase`, importable from the current folder or
+    from Python's path; another process finds out its layers. `weights` None means the file that ships with taugrid, or
+    torch-fidelity's file in torch's hub folder, with `download` fetched if it is missing; a custom class must find its
+    weights itself. `image_shape` is (channels, height, width).
+
+    Raises:
+        MissingWeights: if a file of weights is missing or can't be downloaded.
+        ValueError: for an unknown name, images of a size that the extractor does not take, a file of weights that is
+            not the published one, or a class that can't be used.
+    """
+    extractor = chosen(name, data_name)
+    if ":" in extractor:
+        return _custom(extractor, weights, image_shape)
+    known = _known(extractor)
     side = known.image_side
     if side is not None and image_shape not in ((1, side, side), (3, side, side)):
-        raise ValueError(f"{chosen} takes images of {side}x{side} pixels, grey or RGB, not (C, H, W) = {image_shape}")
-    path = find_weights(known, weights)
+        raise ValueError(
+            f"{extractor} takes images of {side}x{side} pixels, grey or RGB, not (C, H, W) = {image_shape}"
+        )
+    path = find_weights(known, weights, download)
     return ExtractorSpec(
-        name=chosen,
+        name=extractor,
         weights_path=None if path is None else str(path),
         weights_sha256=_weights_sha256(known, path),
         feature_layer=known.feature_layer,

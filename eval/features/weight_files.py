@@ -15,14 +15,18 @@ DOWNLOAD_TIMEOUT_SECONDS = 10.0
 """Timeout for a connection, and for silence during a download: a user without a network should soon know."""
 
 
-def find_weights(extractor: KnownExtractor, weights: str | None) -> Path | None:
-    """The file that `evaluate.weights` means for `extractor`, downloaded if it is published and missing.
+class MissingWeights(ValueError):
+    """A file of weights is not there, or could not be downloaded."""
+
+
+def find_weights(extractor: KnownExtractor, weights: str | None, download: bool = True) -> Path | None:
+    """The file that `evaluate.weights` means for `extractor`, with `download` fetched if it is published and missing.
 
     None: the weights ship with taugrid, or there are none.
 
     Raises:
-        ValueError: if the extractor takes no file, or the file is missing, damaged, can't be downloaded, or is a
-            program other than the published one.
+        MissingWeights: if the file is missing or can't be downloaded.
+        ValueError: if the extractor takes no file, or the file is damaged or a program other than the published one.
     """
     name, source = extractor.name, extractor.weights
     if weights is not None:
@@ -34,20 +38,22 @@ def find_weights(extractor: KnownExtractor, weights: str | None) -> Path | None:
     if isinstance(source, HubWeights):
         return _hub_weights(name, source)
     if isinstance(source, PublishedWeights):
-        return _published_weights(name, source)
+        return _published_weights(name, source, download)
     return None
 
 
 def given_weights(weights: str) -> Path:
-    """The absolute path of an existing file; ValueError if there is none."""
+    """The absolute path of an existing file; MissingWeights if there is none."""
     path = Path(weights).expanduser().absolute()
     if not path.is_file():
-        raise ValueError(f"evaluate.weights: there is no file {path}")
+        raise MissingWeights(f"evaluate.weights: there is no file {path}")
     return path
 
 
-def _published_weights(name: str, source: PublishedWeights) -> Path:
+def _published_weights(name: str, source: PublishedWeights, download: bool) -> Path:
     path = torch_hub_folder() / "checkpoints" / source.file_name
+    if not path.is_file() and not download:
+        raise MissingWeights(f"the weights of {name} are not downloaded yet; a run gets {source.url}")
     if not path.is_file():
         _download(name, source.url, path)
     digest = file_sha256(path)
@@ -67,7 +73,7 @@ def _download(name: str, url: str, path: Path) -> None:
                 raise OSError(f"the download has SHA-256 {digest[:12]}...")
     except (OSError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(
+        raise MissingWeights(
             f"the weights of {name} are missing and can't be downloaded ({reason}): "
             f"get {url} on another machine and put it at {path}, or give a file with evaluate.weights: PATH"
         ) from None
@@ -99,7 +105,7 @@ def _hub_weights(name: str, source: HubWeights) -> Path:
     folder = source.repository.replace("/", "_")
     code = [torch_hub_folder() / f"{folder}_{branch}" for branch in ("main", "master")]
     if not path.is_file() or not any(c.is_dir() for c in code):
-        raise ValueError(
+        raise MissingWeights(
             f"{name} is only available through torch's hub, because torch-fidelity takes no path: it needs its code in "
             f"{code[0]} and its weights in {path} (from {source.url}); run "
             f"torch.hub.load({source.repository!r}, {source.entry!r}) once where there is a network"

@@ -34,13 +34,13 @@ class Moments:
         Raises:
             ValueError: for another shape, or for features that are not finite.
         """
-        values = np.asarray(features, dtype=np.float64)
-        if values.ndim != 2 or not values.size:
-            raise ValueError(f"features must be a non-empty (n, d) array, not of shape {values.shape}")
-        require_finite(values)
-        mean = values.mean(axis=0)
-        centred = values - mean
-        return cls(len(values), mean, centred.T @ centred)
+        if features.ndim != 2 or not features.size:
+            raise ValueError(f"features must be a non-empty (n, d) array, not of shape {features.shape}")
+        require_finite(features)
+        centred = features.astype(np.float64)
+        mean = centred.mean(axis=0)
+        centred -= mean
+        return cls(len(features), mean, centred.T @ centred)
 
     @property
     def covariance(self) -> Array:
@@ -56,7 +56,10 @@ def merge(a: Moments, b: Moments) -> Moments:
         raise ValueError(f"moments of {len(a.mean)} and {len(b.mean)} dimensions can't be merged")
     n = a.n + b.n
     delta = b.mean - a.mean
-    scatter = a.scatter + b.scatter + np.outer(delta, delta) * (a.n * b.n / n)
+    between = np.outer(delta, delta)
+    between *= a.n * b.n / n  # in place, as below: a pass through memory is most of what a merge costs
+    scatter = a.scatter + b.scatter
+    scatter += between
     return Moments(n, a.mean + delta * (b.n / n), scatter)
 
 

@@ -68,7 +68,7 @@ def shaded_tables(
     scale = _Scale.of(frame[metric.name].to_numpy(dtype=np.float64), metric.higher_is_better)
     return [
         ShadedTable(
-            table.heading,
+            table.label,
             table.notes,
             table.heads,
             table.across,

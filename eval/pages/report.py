@@ -21,7 +21,8 @@ from taugrid.eval.pages.pivots import ShadedTable, shaded_tables
 from taugrid.eval.pages.protocol_table import protocol_rows
 from taugrid.eval.pages.quality_charts import over_costs, over_steps
 from taugrid.eval.tables.ablation.one_table import USUAL, Layout
-from taugrid.eval.tables.differences_files import ABOUT, SaidDifference, said_difference
+from taugrid.eval.tables.ablation.replicates import averaged
+from taugrid.eval.tables.differences_files import ABOUT, SaidDifference, said_difference, with_short_keys
 from taugrid.eval.tables.entries import entries, legend, marked_pivots, tabulated
 from taugrid.eval.tables.long_form import FID, in_grid_order
 from taugrid.eval.tables.reconstruction import LEGEND, RECONSTRUCTION_ERROR, reconstruction_frame, reconstruction_pivot
@@ -163,16 +164,18 @@ def _marks(document: Mapping[str, Any]) -> tuple[Mapping[str, ProtocolFields], f
 def _tables(found: PageFacts) -> Iterator[MetricTables]:
     """The tables of each metric that some cell has."""
     frame, marks = in_grid_order(found.document["rows"]), (*_marks(found.document), found.layout)
+    of_means = averaged(frame, marks[0]).caption()
     for metric in tabulated(frame):
         about = legend(marked_pivots(frame, metric, *marks), metric)
-        error = [f"± is {metric.error_means}."] if metric.error and frame[metric.error].notna().any() else []
-        yield MetricTables(metric, shaded_tables(frame, metric, *marks), [*error, *about])
+        has_error = metric.error is not None and frame[metric.error].notna().any()
+        error = of_means or (f"± is {metric.error_means}." if has_error else "")
+        yield MetricTables(metric, shaded_tables(frame, metric, *marks), [*filter(None, [error]), *about])
 
 
 def _differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The differences by direction, as people read them."""
     groups: dict[str, list[SaidDifference]] = {}
-    for row in rows[:MOST_DIFFERENCES]:
+    for row in with_short_keys(rows[:MOST_DIFFERENCES]):
         along = {"steps": "S", "": "other pairs"}.get(row["along"], row["along"])
         heading = ": ".join(filter(None, [f"Along {along}", row["settings"]]))
         groups.setdefault(heading, []).append(said_difference(row))

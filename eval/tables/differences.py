@@ -13,17 +13,15 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from taugrid.eval.metrics.frechet import difference_standard_error
 from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.ablation.one_table import USUAL, Layout, one_table
-from taugrid.eval.tables.ablation.replicates import SEEDS, Replicate, averaged
-from taugrid.eval.tables.ablation.seeds import LEVEL, mean_over_seeds
+from taugrid.eval.tables.ablation.replicates import SEEDS, Replicate, alike_over_seeds, averaged
 from taugrid.eval.tables.entries import Z_95
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, axes, in_grid_order, long_form
-from taugrid.eval.tables.pivots import Pivot, pivot_tables, short_checkpoints
+from taugrid.eval.tables.pivots import Pivot, against_best, pivot_tables, short_checkpoints
 from taugrid.eval.tables.rows import as_text
 from taugrid.protocol import ProtocolFields, disagreements
 
@@ -200,12 +198,8 @@ def indistinguishable(
     members = averaged(frame, protocols).members
     alike: set[str] = set()
     for table in one_table(frame, FID, protocols, layout):
-        for (_, column), (_, cells) in zip(table.values.items(), table.cells.items(), strict=True):
-            least = column.min()
-            if np.isnan(least):
-                continue
-            best = cells[column == least].iloc[0]
-            alike |= {cell for cell in cells[column > least] if _alike(members[best], members[cell], by_cell, evidence)}
+        pairs = against_best(table, FID.higher_is_better)
+        alike |= {cell for best, cell in pairs if _alike(members[best], members[cell], by_cell, evidence)}
     return frozenset(alike)
 
 
@@ -217,20 +211,7 @@ def _alike(
         row_a, row_b = rows[best[0].cell], rows[other[0].cell]
         paired = _paired(row_b["fid"] - row_a["fid"], row_a, row_b, evidence)
         return paired.se is not None and (paired.z is None or abs(paired.z) < Z_95)
-    found = mean_over_seeds(np.array(list(by_first_seed(best, other, rows).values()) or [np.nan]))
-    return bool(found.p >= LEVEL)
-
-
-def by_first_seed(
-    first: Sequence[Replicate], second: Sequence[Replicate], rows: Mapping[str, Mapping[str, Any]]
-) -> dict[Hashable, float]:
-    """FID of the second minus the first for each value of their first seed, averaged over seeds that both have."""
-    cells = {member.seeds: member.cell for member in first}
-    found: dict[Hashable, list[float]] = defaultdict(list)
-    for seeds, cell in ((member.seeds, member.cell) for member in second):
-        if seeds in cells and not any(_is_missing(rows[each]["fid"]) for each in (cell, cells[seeds])):
-            found[seeds[0]].append(float(rows[cell]["fid"]) - float(rows[cells[seeds]]["fid"]))
-    return {seed: sum(values) / len(values) for seed, values in found.items()}
+    return alike_over_seeds(best, other, {cell: row["fid"] for cell, row in rows.items()})
 
 
 def _pivots(rows: Sequence[Mapping[str, Any]], protocols: Mapping[str, ProtocolFields]) -> list[Pivot]:

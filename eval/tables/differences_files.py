@@ -1,6 +1,7 @@
 """Writes the differences of FID between neighbours: differences.csv and .md."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import pandas as pd
 
 from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, Z_95, write_number
-from taugrid.eval.tables.pivots import SIGMA_HAT
+from taugrid.eval.tables.pivots import SIGMA_HAT, short_columns
 from taugrid.eval.tables.rows import series
 from taugrid.storage import replacing
 
@@ -22,6 +23,10 @@ ABOUT = (
     f"{INDISTINGUISHABLE} marks differences that sampling alone can explain: |z| < {Z_95}. There is no correction for "
     "the number of differences, so 1 in 20 pairs without a true difference stays unmarked."
 )
+IN_WORDS = ("along", "settings", "others")
+"""Columns that name keys of the grid."""
+_KEY = re.compile(r"(?:^|(?<=, ))[a-z_0-9.]+(?= = |: |$)")
+"""A key in one of them: "diffusion.schedule = cosine, clip = x0", "train.seed: 0 -> 1"."""
 HEADINGS = {"steps": "Along S:", "eta": "Along eta:", "": "Other pairs:"}
 
 
@@ -34,7 +39,7 @@ def differences_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """A list for each pivot and direction, in the order of `rows`. Notes on missing errors come last, each once."""
     blocks = ["# Differences of FID", ABOUT if rows else "No two neighbours of the grid can be compared."]
     groups: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
+    for row in with_short_keys(rows):
         groups.setdefault((row["settings"], row["along"]), []).append(f"- {difference_line(row)}")
     heading = ""
     for (settings, along), lines in groups.items():
@@ -47,6 +52,16 @@ def differences_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     if notes:
         blocks += ["## Notes", "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(blocks) + "\n"
+
+
+def with_short_keys(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows with the last components of grid keys where files have all of them."""
+    texts = dict.fromkeys(row[name] or "" for row in rows for name in IN_WORDS)
+    short = short_columns(dict.fromkeys(key for text in texts for key in _KEY.findall(text) if "." in key))
+    return [
+        {**row, **{name: _KEY.sub(lambda found: short.get(found[0], found[0]), row[name] or "") for name in IN_WORDS}}
+        for row in rows
+    ]
 
 
 def write_differences(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
@@ -74,7 +89,8 @@ class SaidDifference(NamedTuple):
 
 def difference_line(row: Mapping[str, Any]) -> str:
     """A difference in a line, such as "S 10 -> 20 at eta 0: -5.43 ± 0.80, z = -6.8"."""
-    said = said_difference(row)
+    [shown] = with_short_keys([row])
+    said = said_difference(shown)
     parts = [said.value, *([f"z = {said.z}"] if said.z else [])]
     return f"{said.where}: {', '.join(parts)} {said.mark}".rstrip()
 

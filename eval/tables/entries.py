@@ -3,7 +3,7 @@
 With an error, value and error get as many decimals as show two significant digits of the error, but are never rounded
 left of the point (14.21 ± 0.32, 367 ± 12, 4.160 ± 0.012). Without one, a value has two decimals, or three significant
 digits if that is more (13.36, 0.00412). There are never more than six decimals. A missing value is a dash. A mean over
-replicates also has their standard deviation, in brackets.
+replicates also has their standard deviation, in brackets, and their number n where others have more.
 """
 
 import math
@@ -14,9 +14,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from taugrid.eval.tables.ablation.one_table import USUAL, Layout, one_table
-from taugrid.eval.tables.ablation.replicates import averaged
+from taugrid.eval.tables.ablation.replicates import alike_over_seeds, averaged
 from taugrid.eval.tables.long_form import FID, score_columns
-from taugrid.eval.tables.pivots import Pivot
+from taugrid.eval.tables.pivots import Pivot, against_best
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.metrics import MetricColumn
 
@@ -37,8 +37,8 @@ MEANINGS = {
 }
 """The marks after values, and their explanations below a table."""
 AMONG_REPLICATES = (
-    "not distinguishable from the best of its column: p > 0.05 by Student's t for the differences of FID, paired by "
-    "seed (values without ± are not tested)"
+    "not distinguishable from the best of its column: p > 0.05 by Student's t for differences paired by seed (values "
+    "without ± are not tested)"
 )
 """What `INDISTINGUISHABLE` means where values are means over replicates."""
 
@@ -79,16 +79,18 @@ def entries(table: Pivot, metric: MetricColumn) -> Iterator[tuple[tuple[str, ...
         yield (
             labels,
             [
-                _entry(value, error, spread, least, table.marks.get(cell, ""))
+                _entry(value, error, spread, least, table.marks.get(cell, ""), table.fewer.get(cell))
                 for value, error, spread, least, cell in row
             ],
         )
 
 
-def _entry(value: float, error: float, spread: float, best: float, mark: str) -> Entry:
+def _entry(value: float, error: float, spread: float, best: float, mark: str, fewer: int | None) -> Entry:
     shown, behind = write_number(value, error)
     if behind and math.isfinite(spread):
         behind += f" ({spread:.{_decimals(error, digits=2)}f})"
+    if fewer is not None and math.isfinite(value):
+        behind = f"{behind} (n = {fewer})".lstrip()
     return Entry(shown, behind, value == best, mark if math.isfinite(value) else "")
 
 
@@ -100,7 +102,7 @@ def marked_pivots(
     joined: Set[str],
     layout: Layout = USUAL,
 ) -> list[Pivot]:
-    """The tables of `metric` with marks, one for all models. Only FID is tested.
+    """The tables of `metric` with marks, one for all models. Metrics other than FID are tested only over replicates.
 
     Args:
         frame: in long form.
@@ -111,13 +113,27 @@ def marked_pivots(
         joined: cells with another kind of protocol that share a table anyway (`eval.tables.rows.check_joinable`).
         layout: what rows and columns are.
     """
-    pivots = one_table(frame, metric, {} if joined else protocols, layout)
-    marks: dict[str, str] = dict.fromkeys(indistinguishable, INDISTINGUISHABLE) if metric.name == FID.name else {}
+    used = {} if joined else protocols
+    pivots = one_table(frame, metric, used, layout)
+    alike = indistinguishable if metric.name == FID.name else _alike_over_seeds(pivots, frame, metric, used)
+    marks: dict[str, str] = dict.fromkeys(alike, INDISTINGUISHABLE)
     if joined:
         members = averaged(frame).members
         mixed = (cell for cell, replicates in members.items() if any(each.cell in joined for each in replicates))
         marks |= {cell: marks.get(cell, "") + JOINED for cell in mixed}
     return [replace(table, marks=marks) for table in pivots]
+
+
+def _alike_over_seeds(
+    tables: Sequence[Pivot], frame: pd.DataFrame, metric: MetricColumn, protocols: Mapping[str, ProtocolFields]
+) -> set[str]:
+    """Cells whose mean over replicates can't be distinguished from the best of its column; none without replicates."""
+    means = averaged(frame, protocols)
+    if not means.over:
+        return set()
+    values = dict(zip(frame["cell"], frame[metric.name], strict=True))
+    pairs = (pair for table in tables for pair in against_best(table, metric.higher_is_better))
+    return {cell for best, cell in pairs if alike_over_seeds(means.members[best], means.members[cell], values)}
 
 
 def legend(tables: Sequence[Pivot], metric: MetricColumn) -> list[str]:

@@ -5,7 +5,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -48,6 +48,8 @@ class Pivot:
     """What the columns are."""
     spreads: pd.DataFrame | None = None
     """Standard deviations between replicates, shaped like `values`; None where cells are no means."""
+    fewer: Mapping[str, int] = field(default_factory=dict)
+    """Cell -> its number of replicates, where that is smaller than others'."""
 
     @property
     def labels(self) -> list[tuple[str, ...]]:
@@ -61,7 +63,7 @@ class Pivot:
 
     @property
     def heading(self) -> str:
-        """The settings in a line, such as "diffusion.schedule = linear, clip = x0"."""
+        """The settings under their full names, such as "diffusion.schedule = linear, clip = x0"."""
         return self.heading_without()
 
     def heading_without(self, *left_out: str) -> str:
@@ -163,6 +165,14 @@ def _layout(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     if not follows("protocol", apart):
         apart.append("protocol")
     return apart, by_row
+
+
+def against_best(table: Pivot, higher_is_better: bool) -> Iterator[tuple[str, str]]:
+    """The best cell of each column with every other that is not as good."""
+    for (_, column), (_, cells) in zip(table.values.items(), table.cells.items(), strict=True):
+        best = column.max() if higher_is_better else column.min()
+        for cell in cells[column.notna() & (column != best)]:
+            yield cells[column == best].iloc[0], cell
 
 
 def eta_labels(group: pd.DataFrame) -> "pd.Series[str]":

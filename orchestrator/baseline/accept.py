@@ -20,10 +20,8 @@ def accept(directory: str, file: str, reason: str) -> dict[str, Any]:
     path, storage = open_baseline(file, "--to")
     snapshot = snapshot_of_run(directory)
     if snapshot.unscored:
-        raise UserError(
-            f"{directory} has {counted(len(snapshot.unscored), 'cell')} without a score ({snapshot.unscored[0]}); "
-            "`taugrid run` completes it"
-        )
+        count, first = counted(len(snapshot.unscored), "cell"), next(iter(snapshot.unscored.values()))
+        raise UserError(f"{directory} has {count} without a score ({first}); `taugrid run` completes it")
     remarks, replaces = [], None
     if storage.exists(path):
         before = read_baseline(path, storage)
@@ -34,7 +32,7 @@ def accept(directory: str, file: str, reason: str) -> dict[str, Any]:
         except UserError as error:
             remarks.append(f"it could not be compared with the baseline that it replaces: {error}")
         else:
-            bad = [cell.name for cell in found.cells if cell.result in ("worse", "changed pixels")]
+            bad = [cell.label for cell in found.cells if cell.result in ("worse", "changed pixels")]
             if bad:
                 remarks.append(f"accepted although worse than the baseline that it replaces: {', '.join(bad)}")
     elif storage.exists(parquet_beside(path)):

@@ -144,7 +144,7 @@ def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
         raise UserError(f"{_shown(beside)} is not the file that {path.name} was written with; restore both from git")
     table = pq.read_table(pa.BufferReader(data))
     cells = tuple(_read_cell(cell, table, value["run"]) for cell in value["cells"])
-    return Snapshot(_shown(path), value["name"], value["software"], cells, (), value)
+    return Snapshot(_shown(path), value["name"], value["software"], cells, {}, value)
 
 
 def read_json_of_baseline(path: Path, storage: Storage = LOCAL) -> dict[str, Any]:

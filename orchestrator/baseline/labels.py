@@ -1,7 +1,7 @@
 """Names of cells that stay the same from night to night: ids and folders' names change with every new network."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taugrid.grids.names import varying
@@ -11,20 +11,24 @@ from taugrid.orchestrator.plan.grid import COLUMN_NAMES
 
 def labels(cells: Sequence[SnapshotCell]) -> dict[str, str]:
     """Cell id -> label, such as "S0010-eta0.2" or "S0010-sigma_hat clip=x0_and_eps", with the settings that vary."""
-    given = [_values(cell) for cell in cells]
-    differing = varying(given)
+    return labels_of({cell.cell: {**cell.settings, **cell.axes} for cell in cells})
+
+
+def labels_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """As `labels`, for cells of which only the settings and the grid's other values are at hand, by cell id."""
+    given = {cell: _in_text(values) for cell, values in cells.items()}
+    differing = varying(list(given.values()))
     found = {}
-    for cell, values in zip(cells, given, strict=True):
-        eta = cell.settings["eta"]
-        base = f"S{cell.settings['steps']:04d}-{eta if eta == 'sigma_hat' else f'eta{eta:g}'}"
-        found[cell.cell] = " ".join([base, *(f"{name}={values[name]}" for name in differing if name in values)])
+    for cell, values in given.items():
+        eta = cells[cell]["eta"]
+        base = f"S{cells[cell]['steps']:04d}-{eta if eta == 'sigma_hat' else f'eta{eta:g}'}"
+        found[cell] = " ".join([base, *(f"{name}={values[name]}" for name in differing if name in values)])
     return found
 
 
-def _values(cell: SnapshotCell) -> dict[str, str]:
-    """The settings and grid values besides S and eta, as text."""
+def _in_text(values: Mapping[str, Any]) -> dict[str, str]:
+    """The values besides S and eta, as text."""
     left_out = {"steps", "eta", *(NOT_MATCHED - {"num_samples"}), *COLUMN_NAMES.values()}
-    given: dict[str, Any] = {**cell.settings, **cell.axes}
-    given = {key: value for key, value in given.items() if key not in left_out}
+    given = {key: value for key, value in values.items() if key not in left_out}
     shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in given.items()}
     return {key: value.rstrip("/").rsplit("/", 1)[-1] if key in MODEL_FILES else value for key, value in shown.items()}

@@ -16,7 +16,7 @@ from taugrid.orchestrator.baseline.pixels import Digests, pixel_digests
 from taugrid.orchestrator.opened import Opened, open_existing
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.evaluation import evaluation
-from taugrid.orchestrator.plan.sources import Custom, Loaded, Oracle, Trained
+from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, Oracle, Trained
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.origins import Origin, origins
@@ -140,8 +140,8 @@ class Snapshot:
     software: Mapping[str, Any]
     """As provenance.json has it."""
     cells: tuple[SnapshotCell, ...]
-    unscored: tuple[str, ...] = ()
-    """Names of cells without a complete score."""
+    unscored: Mapping[str, str] = field(default_factory=dict)
+    """Name -> label of cells without a complete score."""
     accepted: Mapping[str, Any] | None = None
     """Of a baseline file: when and why it was accepted."""
 
@@ -162,11 +162,11 @@ def snapshot_of_opened(opened: Opened) -> Snapshot:
     provenance = read_json(rundir.provenance, rundir.storage) or {}
     weights = provenance.get("models") or {}
     cells: list[SnapshotCell] = []
-    unscored: list[str] = []
+    unscored: dict[str, str] = {}
     for cell in opened.plan.cells:
         score = _score(opened, cell)
         if score is None:
-            unscored.append(cell.name)
+            unscored[cell.name] = cell.label
             continue
         planned_threads = max(1, int(opened.config.cluster.cpus_per_worker))
         setup = _setup(made.get(cell.id, Origin()), planned_threads, cell.settings.batch_size)
@@ -175,7 +175,7 @@ def snapshot_of_opened(opened: Opened) -> Snapshot:
     if not cells:
         raise UserError(f"{rundir.shown} has no scored cells; run `taugrid evaluate` first")
     software = {key: provenance.get(key) for key in ("python", "versions", "git_commit", "git_dirty")}
-    return Snapshot(rundir.shown, opened.config.name, software, tuple(cells), tuple(unscored))
+    return Snapshot(rundir.shown, opened.config.name, software, tuple(cells), unscored)
 
 
 def planned_snapshot(opened: Opened) -> Snapshot:
@@ -277,7 +277,7 @@ def _network(rundir: RunDir, model: Model, weights_sha256: str | None) -> Networ
             return Network(weights_sha256, diffusion, None, checkpoint.path)
         case Custom(spec):
             return Network(weights_sha256, diffusion, spec.source_sha256, None, spec.callable, spec.weights)
-        case Oracle():
+        case Oracle() | Absent():
             return Network(weights_sha256, diffusion, None, None)
 
 

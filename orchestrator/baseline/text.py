@@ -7,6 +7,7 @@ from typing import Any
 
 from taugrid.eval.tables.entries import write_number
 from taugrid.orchestrator.baseline.comparison import BaselineComparison, Compared
+from taugrid.orchestrator.baseline.labels import labels_of
 from taugrid.orchestrator.baseline.others import NOT_JUDGED, change_in_words, columns_in
 from taugrid.words import counted
 
@@ -108,8 +109,10 @@ def baseline_text(value: Mapping[str, Any]) -> str:
         f"taugrid {(software.get('versions') or {}).get('taugrid')}, commit {commit[:12] if commit else 'unknown'}",
         "",
     ]
-    width = max(len(cell["name"]) for cell in value["cells"])
+    named = labels_of({cell["cell"]: {**cell["settings"], **cell["axes"]} for cell in value["cells"]})
+    width = max(map(len, named.values()))
     for cell in value["cells"]:
         number, error = write_number(cell["metrics"]["fid"], cell["metrics"].get("fid_se", math.nan))
-        lines.append(f"{cell['name']:{width}}  N = {cell['settings']['num_samples']}  FID {number} {error}".rstrip())
+        label, n = named[cell["cell"]], cell["settings"]["num_samples"]
+        lines.append(f"{label:{width}}  N = {n}  FID {number} {error}".rstrip())
     return "\n".join(lines)

@@ -9,7 +9,7 @@ import click
 
 from taugrid.errors import Exit, UserError
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.cli.options import json_option, print_value, trust_option
+from taugrid.orchestrator.cli.options import json_option, only_option, print_value, trust_option
 from taugrid.words import duration
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Terminated(KeyboardInterrupt):
 @click.option("--workers", type=click.IntRange(1), help="Sets cluster.workers.")
 @click.option("--ship", is_flag=True, help="Send this taugrid along, in place of the one that the cluster has.")
 @click.option("--break-lock", is_flag=True, help="Take the run directory from a driver that seems to be at work there.")
+@only_option
 @trust_option
 @json_option
 def submit(
@@ -50,6 +51,7 @@ def submit(
     workers: int | None,
     ship: bool,
     break_lock: bool,
+    only: tuple[str, ...],
     trust_code: bool,
     as_json: bool,
 ) -> None:
@@ -58,11 +60,14 @@ def submit(
     The config and the modules that it names are sent there. Everything else, such as data and the run directory, must
     have the same absolute path on every node, or be a URL.
     """
+    from taugrid.grids.selectors import is_selector, parse
     from taugrid.orchestrator.jobs.client import Jobs
 
     loaded, directory = _read(config, out, assignments, workers, trust_code)
+    for selector in filter(is_selector, only):
+        parse(selector)  # what it fits is known where the checkpoints are
     jobs = Jobs(address)
-    job = jobs.submit(loaded, directory, ship, break_lock)
+    job = jobs.submit(loaded, directory, ship, break_lock, only)
     click.echo(f"job {job}: submitted to {jobs.address}, results in {directory}", err=True)
     if follow:
         _follow(jobs, job, as_json)

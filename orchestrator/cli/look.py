@@ -16,35 +16,48 @@ from taugrid.words import counted
 @click.option("--history", metavar="DIR", help="Also show what a night costs, as measured in DIR's last night.")
 @json_option
 def plan(config: str, out: str | None, assignments: tuple[str, ...], history: str | None, as_json: bool) -> None:
-    """Show what a run would do and what is already done. Starts nothing."""
+    """Show what a run would do, what is done, and what is missing. Starts and downloads nothing."""
     from taugrid import api
     from taugrid.orchestrator.cli.text import plan_text
 
     if history is None:
         print_value(api.plan(config, out, assignments), as_json, plan_text)
         return
-    from taugrid.orchestrator.inspection import describe_plan
-    from taugrid.orchestrator.nightly.checks import check_standard_error
+    from taugrid.orchestrator.dry_run.describe import describe_plan
+    from taugrid.orchestrator.nightly.checks import expected_standard_error_problem
     from taugrid.orchestrator.nightly.price import price, price_text
     from taugrid.orchestrator.opened import open_to_plan
 
     opened = open_to_plan(config, assignments, out)
-    check_standard_error(opened)
     described = describe_plan(opened.config, opened.plan, opened.rundir)
+    if (problem := expected_standard_error_problem(opened)) is not None:
+        described["remarks"].append(problem)
     described["night"] = price(described, history)
     print_value(described, as_json, lambda shown: f"{plan_text(shown)}\n{price_text(shown['night'])}")
 
 
 @click.command()
 @click.argument("directory", metavar="DIR")
+@click.option("--watch", "watches", is_flag=True, help="Show it as it goes on, for as long as somebody works on it.")
 @json_option
-def status(directory: str, as_json: bool) -> None:
-    """Show how far a run is, from its directory alone."""
+def status(directory: str, watches: bool, as_json: bool) -> None:
+    """Show how far a run is, from its directory alone.
+
+    With --watch on a terminal, show what `taugrid run` shows there while it works, wherever that is; in a log, a line
+    now and then. Ctrl-C ends it, and not the run.
+    """
+    if watches and as_json:
+        raise click.UsageError("--watch shows people how a run goes on, and --json is one document; give one of them")
     from taugrid.orchestrator.cli.text import plan_text
     from taugrid.orchestrator.inspection import describe
     from taugrid.orchestrator.opened import open_existing
 
-    opened = open_existing(directory)
+    opened = open_existing(directory, dry=True)
+    if watches:
+        from taugrid.orchestrator.progress.watch import watch
+
+        click.echo(watch(opened.config, opened.plan, opened.rundir))
+        return
     print_value(describe(opened.config, opened.plan, opened.rundir), as_json, plan_text)
 
 
@@ -52,10 +65,11 @@ def status(directory: str, as_json: bool) -> None:
 @click.argument("directory", metavar="DIR")
 @json_option
 def verify(directory: str, as_json: bool) -> None:
-    """Re-read every file of a run and decode every image."""
-    from taugrid.orchestrator.inspection import verify as verify_files
+    """Re-read every file of a run, decode every image, and say what to do about damage."""
     from taugrid.orchestrator.opened import open_existing
     from taugrid.orchestrator.progress import Progress
+    from taugrid.orchestrator.verification.next_steps import in_words, next_steps
+    from taugrid.orchestrator.verification.verify import verify as verify_files
 
     opened = open_existing(directory)
     total = sum(cell.settings.num_samples for cell in opened.plan.cells)
@@ -70,17 +84,23 @@ def verify(directory: str, as_json: bool) -> None:
             progress.update(seen)
 
         damages = verify_files(opened.config, opened.plan, opened.rundir, tick)
-    listed = [{"path": opened.rundir.relative(path), "reason": reason} for path, reason in damages]
+    steps = next_steps(damages, opened.plan, opened.rundir)
+    listed = [
+        {"path": opened.rundir.relative(path), "reason": reason, "next": step.command or step.words}
+        for (path, reason), step in zip(damages, steps, strict=True)
+    ]
     if as_json:
         click.echo(json.dumps({"dir": opened.rundir.shown, "images": seen, "damaged": listed}, indent=2))
     else:
-        for damage in listed:
-            click.echo(f"{damage['path']}: {damage['reason']}")
-        found = f"{counted(len(listed), 'problem')} found; `taugrid run {directory}` does what is damaged again"
-        verdict = found if listed else "everything is intact"
+        for damage, step in zip(listed, steps, strict=True):
+            more = f"; {step.words}" if step.words not in damage["reason"] else ""
+            click.echo(f"{damage['path']}: {damage['reason']}{more}")
+        verdict = f"{counted(len(listed), 'problem')} found" if listed else "everything is intact"
         removed = sum(opened.rundir.has_removed_images(cell) for cell in opened.plan.cells)
         of_removed = f"; images removed: {counted(removed, 'cell')}, whose records are checked" if removed else ""
         click.echo(f"{counted(seen, 'image')} decoded{of_removed}; {verdict}", err=bool(listed))
+        for line in in_words(steps):
+            click.echo(line, err=True)
     if listed:
         sys.exit(Exit.FAILED)
 
@@ -159,4 +179,4 @@ def compare(
     opened = open_existing(directory)
     cell_a, cell_b = others
     compared = compare_cells(opened.config, opened.plan, opened.rundir, cell_a, cell_b, join)
-    print_value(compared, as_json, difference_line)
+    print_value(compared, as_json, lambda row: "\n".join(filter(None, [difference_line(row), row["note"]])))

@@ -1,7 +1,7 @@
 """The output of commands: plans and outcomes as text for people, outcomes as JSON for scripts."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from taugrid.words import counted, duration, quantity, with_urls
 
 if TYPE_CHECKING:
     from taugrid.eval.tables.ablation.one_table import Layout
+    from taugrid.eval.tables.differences import Evidence
     from taugrid.orchestrator.selfcheck import Findings
     from taugrid.orchestrator.session import Outcome
 
@@ -162,9 +163,49 @@ def without_error(rows: Sequence[Mapping[str, Any]], reasons: Mapping[str, str])
     scored = [row for row in rows if row["fid"] is not None]
     found = Counter(reasons[row["cell"]] for row in scored if row["fid_se"] is None and row["cell"] in reasons)
     return [
-        f"no ± for {'any FID' if count == len(scored) else f'{count} of {len(scored)} FIDs'}: {reason}"
+        f"no error of sampling for {'any FID' if count == len(scored) else f'{count} of {len(scored)} FIDs'}: {reason}"
         for reason, count in found.items()
     ]
+
+
+MOST_REASONS, MOST_CELLS = 10, 4
+"""How many reasons are told, and how many cells a line names. The rest are counted."""
+
+
+def missing_lines(missing: Mapping[str, str], labels: Mapping[str, str]) -> list[str]:
+    """A line for each reason in `missing` (cell -> reason), with its cells: a training that failed has many."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for cell, reason in missing.items():
+        by_reason[reason].append(labels.get(cell, cell))
+    lines = [with_urls(f"missing: {_some(cells)}: {reason}") for reason, cells in by_reason.items()][:MOST_REASONS]
+    untold = sum(len(cells) for cells in list(by_reason.values())[MOST_REASONS:])
+    return lines + [f"... and {counted(untold, 'more cell')}"] * bool(untold)
+
+
+def _some(cells: Sequence[str]) -> str:
+    more = len(cells) - MOST_CELLS
+    return "; ".join(cells[:MOST_CELLS]) + (f" and {counted(more, 'more cell')}" if more > 0 else "")
+
+
+def _print_quality(
+    rows: list[dict[str, Any]], evidence: "Evidence", join_protocols: bool, layout: "Layout | None"
+) -> None:
+    """Print the tables of all metrics on stdout, and what they are of."""
+    from taugrid.eval.tables.ablation.one_table import USUAL
+    from taugrid.eval.tables.console import others_to_console, scored_as, to_console
+    from taugrid.eval.tables.differences import indistinguishable
+    from taugrid.eval.tables.entries import tabulated
+    from taugrid.eval.tables.long_form import in_grid_order
+    from taugrid.eval.tables.rows import check_joinable
+
+    protocols, layout, ordered = evidence.protocols, layout or USUAL, in_grid_order(rows)
+    alike = indistinguishable(rows, evidence, join_protocols, layout)
+    joined = check_joinable(rows, protocols, override=True).cells if join_protocols else frozenset()
+    console, first = Console(highlight=False), tabulated(ordered)[0]
+    console.print(to_console(ordered, protocols, alike, joined, layout, first))
+    if len(tabulated(ordered)) > 1:
+        console.print(others_to_console(ordered, protocols, joined, layout, first))
+    console.print(scored_as(ordered, protocols), markup=False, soft_wrap=True)
 
 
 def print_outcome(
@@ -173,29 +214,15 @@ def print_outcome(
     """Print the table on stdout, and on stderr what is missing and where the results are."""
     people = Console(stderr=True, highlight=False, soft_wrap=True)
     if outcome.rows and outcome.evidence is not None:
-        from taugrid.eval.tables.ablation.one_table import USUAL
-        from taugrid.eval.tables.console import to_console
-        from taugrid.eval.tables.differences import indistinguishable
-        from taugrid.eval.tables.long_form import EXACT, in_grid_order
-        from taugrid.eval.tables.rows import check_joinable
-
-        protocols = outcome.evidence.protocols
-        layout = layout or USUAL
-        alike = indistinguishable(outcome.rows, outcome.evidence, join_protocols, layout)
-        joined = check_joinable(outcome.rows, protocols, override=True).cells if join_protocols else frozenset()
-        Console(highlight=False).print(to_console(in_grid_order(outcome.rows), protocols, alike, joined, layout))
+        _print_quality(outcome.rows, outcome.evidence, join_protocols, layout)
         for remark in without_error(outcome.rows, outcome.evidence.reasons):
             people.print(remark, markup=False)
-        if any(EXACT in row for row in outcome.rows):
-            people.print("the tables also have the FID in closed form, at infinite N (fid_exact)")
     elif outcome.rows and outcome.text:
-        Console(highlight=False, soft_wrap=True).print(outcome.text, markup=False)
-    missing = outcome.missing
-    for cell, reason in list(missing.items())[:10]:
-        people.print(with_urls(f"missing: {outcome.labels.get(cell, cell)}: {reason}"), markup=False)
-    if len(missing) > 10:
-        people.print(f"... and {counted(len(missing) - 10, 'more cell')}")
-    if missing:
+        is_text = isinstance(outcome.text, str)
+        Console(highlight=False, soft_wrap=is_text).print(outcome.text, markup=False)
+    for line in missing_lines(outcome.missing, outcome.labels):
+        people.print(line, markup=False)
+    if outcome.missing:
         people.print("run the same command again to finish what is missing")
     for name, path in (
         ("models", rundir.models),

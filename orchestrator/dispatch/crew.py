@@ -128,6 +128,7 @@ class Crew:
         if of_the_accelerator(event.cause):  # a new process may be better
             self._progress.say(f"{self._name(node)}: {said}; starting another worker (details: {path})")
             self._pool.kill(worker)
+            self._events.note("lost", worker=worker, reason=said)
             self._dispatcher.worker_lost(worker, now, said)
             self._forget(worker)
             self._another_in_vain(said)
@@ -277,6 +278,7 @@ class Crew:
         return found
 
     def _start(self, worker: str) -> None:
+        self._events.note("starting", worker=worker)
         self._workers[worker] = None
         self._starting.add(worker)
 

@@ -36,10 +36,6 @@ from taugrid.words import counted, duration, quantity
 POLL_SECONDS = 0.5
 """How often the driver wakes up while nothing happens, for Ctrl-C, stragglers, hangs and benches that end."""
 
-SHOW_SECONDS = 0.1
-"""Least time between two looks at how far all tasks are: people see no more, and a look costs more than an event."""
-
-
 FINAL = NotFinite | DoesNotFit
 """Errors that the same job would give again, and so would the others of its cell."""
 
@@ -84,17 +80,8 @@ class Loop:
         self._crew = Crew(pool, self._dispatcher, room, limits, progress, events, log)
         self._new: list[Committed] = []  # `committed` is still to be told
         self._reasons: dict[str, str] = {}
-        self._done: Counter[str] = Counter()  # kind -> cost done
-        self._fractions: dict[str, float] = {}  # worker -> how much of its task is done
         self._long_shards = LongShards()
-        self._images = 0
-        self._finished: Counter[str] = Counter()  # kind -> tasks done
-        self._tasks = Counter(piece.task.kind for piece in pieces.values())
-        self._phase = ""
-        self._shown = float("-inf")  # when
-        self._totals: Counter[str] = Counter()
-        for piece in pieces.values():
-            self._totals[piece.task.kind] += int(piece.task.cost)
+        self._remarks: set[str] = set()
 
     def run(self) -> dict[str, str]:
         """Run, and return cell name -> reason for the cells that could not be finished.
@@ -112,7 +99,6 @@ class Loop:
                 self._write_down()
             raise
         self._write_down()
-        self._progress.end()
         return self._problems()
 
     def _turn(self) -> None:
@@ -134,11 +120,8 @@ class Loop:
             self._events.note("assigned", task=task.key, worker=worker, node=info.node, device=info.device)
         self._write_down()  # before a job begins: if this driver dies, the device of its file must be known
         for worker, task, _ in assignments:
-            self._progress.started()
             self._pool.give(worker, self._pieces[task.key].job, task.key)
-        if now - self._shown >= SHOW_SECONDS:
-            self._shown = now
-            self._show()
+        self._progress.tick()
 
     def _write_down(self) -> None:
         """Write the events of this turn, and what was committed in it: one request each in an object store."""
@@ -148,35 +131,13 @@ class Loop:
             self._committed(new)
 
     def _announce(self, workers: int) -> None:
-        kinds = self._kinds.values()
-        evaluations = sum(self._totals[kind.name] for kind in kinds if kind.unit == NETWORK_EVALUATIONS)
-        counts = [(self._tasks[kind.name], *kind.task) for kind in kinds]
+        kinds, pieces = self._kinds.values(), self._pieces.values()
+        costs = (piece.task.cost for piece in pieces if self._kinds[piece.task.kind].unit == NETWORK_EVALUATIONS)
+        tasks, evaluations = Counter(piece.task.kind for piece in pieces), sum(costs)
+        counts = [(tasks[kind.name], *kind.task) for kind in kinds]
         listed = ", ".join(f"{counted(number, noun)} {purpose}" for number, noun, purpose in counts if number)
         cost = f" ({quantity(evaluations)} network evaluations)" if evaluations else ""
         self._progress.say(f"to do: {listed}{cost}; starting {counted(workers, 'worker')}")
-        self._show()
-
-    def _show(self) -> None:
-        """Show the first kind with work left, and the counts that are always shown."""
-        kind = next((kind for kind in self._kinds if self._done[kind] < self._totals[kind]), self._phase)
-        if kind != self._phase:
-            self._phase = kind
-            self._images = 0
-            self._progress.begin(self._kinds[kind].activity, self._totals[kind], self._kinds[kind].unit)
-            if self._dispatcher.workers:
-                self._progress.started(self._done[kind])
-        counted = [kind for kind in self._kinds.values() if kind.finished and self._tasks[kind.name]]
-        note = ", ".join(f"{self._finished[kind.name]} of {self._tasks[kind.name]} {kind.finished}" for kind in counted)
-        self._progress.update(self._done[kind] + self._begun(kind), self._images, self._dispatcher.workers, note)
-
-    def _begun(self, kind: str) -> float:
-        """Cost done within running tasks, by their heartbeats."""
-        begun: dict[str, float] = {}
-        for worker, fraction in self._fractions.items():
-            key = self._dispatcher.running[worker]
-            if key not in self._dispatcher.done and self._pieces[key].task.kind == kind:
-                begun[key] = max(fraction, begun.get(key, 0.0))  # the better copy
-        return sum(fraction * self._pieces[key].task.cost for key, fraction in begun.items())
 
     def _handle(self, event: PoolEvent) -> None:
         match event:
@@ -211,7 +172,8 @@ class Loop:
     def _heard(self, event: Heard) -> None:
         worker, now = event.worker, time.monotonic()
         self._dispatcher.beat(worker, now)
-        fraction = self._fractions[worker] = min(1.0, event.done / event.of) if event.of else 0.0
+        fraction = min(1.0, event.done / event.of) if event.of else 0.0
+        self._progress.heard(worker, fraction)
         job = self._pieces[self._dispatcher.running[worker]].job
         if (said := self._long_shards.heard(worker, job, fraction, now)) is not None:
             self._progress.say(said)
@@ -228,17 +190,14 @@ class Loop:
     def _record(self, worker: str, result: Result, key: str) -> None:
         piece = self._pieces[key]
         first = self._dispatcher.succeeded(worker, time.monotonic(), key)
-        self._fractions.pop(worker, None)
-        if first:
-            self._done[piece.task.kind] += int(piece.task.cost)
-            self._finished[piece.task.kind] += 1
         kind, info = self._kinds[piece.task.kind], self._crew.infos[worker]
-        if kind.counts_images and first:
-            self._images += result.images
         name, fields = kind.event(piece, result, first)
         self._events.note(name, **fields, worker=worker, node=info.node, device=info.device)
         if first:
             self._new.append(Committed(Path(piece.job.path), result.part if result.first else None))
+        for remark in sorted(set(result.remarks) - self._remarks):  # workers may all make the same
+            self._progress.say(f"{worker} on {info.node}: {remark}")
+        self._remarks |= set(result.remarks)
 
     def _failed(self, failure: Failed) -> None:
         worker, cause = failure.worker, failure.cause
@@ -248,7 +207,6 @@ class Loop:
         if isinstance(cause, WorkerRefusal):
             require_here(self._pieces[doing].job.run, self._pieces[doing].job.storage)
         path = self._log(doing, failure.traceback)
-        self._fractions.pop(worker, None)
         self._crew.failed(failure)
         reason = str(cause) if isinstance(cause, UserError | DoesNotFit) else failure.summary
         if of_the_accelerator(cause):  # the process is of no more use, and the task may do the same to the next
@@ -257,7 +215,7 @@ class Loop:
             self._lost(Lost(worker, reason, False), certain=True)
             return
         charge = self._dispatcher.failed(worker, time.monotonic(), _fault(cause), reason, doing)
-        self._charge(charge, f"{reason} (details: {path})")
+        self._charge(worker, charge, f"{reason} (details: {path})")
         if isinstance(cause, FINAL) and charge.quarantined:
             self._give_up_cell_of(doing)
         self._crew.benched(charge.benching, reason)
@@ -266,15 +224,14 @@ class Loop:
         worker, reason = event.worker, event.reason
         self._log(worker, reason)
         self._events.note("lost", worker=worker, reason=reason)
-        self._fractions.pop(worker, None)
         charge = self._dispatcher.worker_lost(worker, time.monotonic(), reason, event.with_its_node, certain)
-        self._charge(charge, f"lost {worker}, starting another: {reason}")
+        self._charge(worker, charge, f"lost {worker}, starting another: {reason}")
         self._crew.benched(charge.benching, f"its workers die ({reason})")
         self._crew.gone(worker, reason)
 
-    def _charge(self, charge: Charge, reason: str) -> None:
+    def _charge(self, worker: str, charge: Charge, reason: str) -> None:
         key = str(charge.key)
-        self._events.note("failed", task=key, reason=reason, quarantined=charge.quarantined)
+        self._events.note("failed", task=key, worker=worker, reason=reason, quarantined=charge.quarantined)
         self._reasons[key] = reason
         if key in self._dispatcher.done:
             then = "another copy of it is already done"

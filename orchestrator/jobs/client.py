@@ -11,7 +11,7 @@ import shlex
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -112,8 +112,11 @@ class Jobs:
                 ) from None
             raise RunFailed(f"the job server at {self.address} refused: {_last_line(error)}") from error
 
-    def submit(self, config: Config, out: str, ships: bool, break_lock: bool) -> str:
-        """Start a run of `config` in the run directory `out` as a job; its id, which is <run>-<attempt>."""
+    def submit(self, config: Config, out: str, ships: bool, break_lock: bool, only: Sequence[str] = ()) -> str:
+        """Start a run of `config`, or of the cells that `only` selects, in the run directory `out` as a job.
+
+        Returns its id, which is <run>-<attempt>.
+        """
         with tempfile.TemporaryDirectory(prefix="taugrid-") as name:
             folder = Path(name)
             pack_job(config, folder, ships)
@@ -122,7 +125,7 @@ class Jobs:
                 try:
                     with self._told():
                         submitted: str = self.client.submit_job(
-                            entrypoint=shlex.join(entrypoint(config, out, break_lock)),
+                            entrypoint=shlex.join(entrypoint(config, out, break_lock, only)),
                             submission_id=job,
                             runtime_env={"working_dir": name},
                             metadata={SAME: __version__, "run": config.name, "out": out},

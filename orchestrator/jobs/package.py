@@ -5,6 +5,7 @@ the machine that submits goes along: no folder of the user's, no environment var
 """
 
 import shutil
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -67,8 +68,9 @@ def _pack_taugrid(folder: Path) -> None:
         shutil.copytree(place, folder / "taugrid" / room, ignore=NOT_CODE, dirs_exist_ok=True)
 
 
-def entrypoint(config: Config, out: str, break_lock: bool) -> list[str]:
+def entrypoint(config: Config, out: str, break_lock: bool, only: Sequence[str] = ()) -> list[str]:
     """The words of the command that runs the job on the cluster, in the folder."""
     lock = ["--break-lock"] if break_lock else []
-    run = ["run", config_file(config), "--address", "auto", "--out", out, *lock]
+    part = [word for selector in only for word in ("--only", selector)]
+    run = ["run", config_file(config), "--address", "auto", "--out", out, *part, *lock]
     return ["python3", ENTRY, taugrid.__version__, *run]

@@ -1,25 +1,42 @@
 """What must hold before a night begins, so that its verdict can say something."""
 
+from contextlib import suppress
 from typing import Any
 
-from taugrid.errors import UserError
+from taugrid.errors import NotHere, UserError
 from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
 from taugrid.orchestrator.nightly.places import Night
 from taugrid.orchestrator.opened import Opened
+from taugrid.orchestrator.plan.extractor import name_and_dimensions
 
 
 def check_standard_error(opened: Opened) -> None:
     """Raise `UserError` if a cell's N gives FID no standard error: then nothing could be said about it, ever."""
-    if "fid" not in opened.config.evaluate.metrics:
-        raise UserError("evaluate.metrics lacks fid, which is what a night is judged by; add it")
     spec = opened.rundir.extractor(opened.config)
-    least = SAMPLES_PER_DIMENSION * spec.dimensions
+    if (problem := standard_error_problem(opened, spec.name, spec.dimensions)) is not None:
+        raise UserError(problem)
+
+
+def expected_standard_error_problem(opened: Opened) -> str | None:
+    """`standard_error_problem` as far as it is known without the extractor's weights."""
+    name, dimensions = name_and_dimensions(opened.config)
+    with suppress(NotHere):
+        dimensions = opened.rundir.extractor(opened.config).dimensions
+    return standard_error_problem(opened, name, dimensions or 0)
+
+
+def standard_error_problem(opened: Opened, extractor: str, dimensions: int) -> str | None:
+    """Why a night would have nothing to judge by: no FID, or an N that gives it no standard error. None: it has."""
+    if "fid" not in opened.config.evaluate.metrics:
+        return "evaluate.metrics lacks fid, which is what a night is judged by; add it"
+    least = SAMPLES_PER_DIMENSION * dimensions
     small = sorted({cell.settings.num_samples for cell in opened.plan.cells if cell.settings.num_samples < least})
-    if small:
-        raise UserError(
-            f"sample.num_samples: {small[0]} gives FID no standard error with {spec.name}, whose features have "
-            f"{spec.dimensions} dimensions; a night needs at least {least}"
-        )
+    if not small:
+        return None
+    return (
+        f"sample.num_samples: {small[0]} gives FID no standard error with {extractor}, whose features have "
+        f"{dimensions} dimensions; a night needs at least {least}"
+    )
 
 
 def check_growth(grow_to: int | None, opened: Opened) -> None:
@@ -35,7 +52,7 @@ def check_same_night(opened: Opened, night: Night, verdict: dict[str, Any]) -> N
     Its verdict, and its exit code, would be taken for those of a model that nobody has sampled.
     """
     judged = {score["cell"] for score in verdict["scores"]}
-    new = [cell.name for cell in opened.plan.cells if cell.id not in judged]
+    new = [cell.label for cell in opened.plan.cells if cell.id not in judged]
     if new:
         raise UserError(
             f"night {night.id} is complete, but has no {new[0]}{' and others' * (len(new) > 1)}: the checkpoint or the "

@@ -25,17 +25,27 @@ class Model:
     source: ModelSource
     label: str = field(default="", compare=False)
     """Its values of the grid's dotted keys, such as "schedule=cosine"; empty for the only model of a plan."""
+    lacks: str | None = field(default=None, compare=False)
+    """What its id needs and is not here: then `id` only tells it from the plan's other models."""
+
+    @property
+    def shown_id(self) -> str:
+        """Its id, or `pending` while it has none."""
+        return self.id if self.lacks is None else PENDING
 
     @property
     def called(self) -> str:
         """What messages call it: its label or, if it is the only one, its id."""
-        return self.label or self.id
+        return self.label or self.shown_id
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image."""
         return self.source.image_shape
 
+
+PENDING = "pending"
+"""The id of models and cells as long as it is not known: it is a hash of what is not here yet."""
 
 _ID = re.compile(r"\b[0-9a-f]{10}\b")
 
@@ -97,6 +107,16 @@ class Cell:
         return f"S{self.settings.steps:04d}-{eta if eta == 'sigma_hat' else f'eta{eta:g}'}-{self.id}"
 
     @property
+    def shown_id(self) -> str:
+        """Its id, or `pending` while its model has none."""
+        return self.id if self.model.lacks is None else PENDING
+
+    @property
+    def network_evaluations(self) -> int:
+        """Those of all its images."""
+        return self.settings.num_samples * len(self.tau)
+
+    @property
     def shard_images(self) -> int:
         """Images of a full shard: whole batches, about `shard_evaluations` network evaluations. Independent of N."""
         per_batch = self.settings.batch_size * len(self.tau)
@@ -124,6 +144,11 @@ class Plan:
     """What the user should know about how the config was read."""
 
     @property
+    def pending(self) -> list[Model]:
+        """The models whose ids, and so those of their cells, are not known."""
+        return [model for model in self.models if model.lacks is not None]
+
+    @property
     def trained_here(self) -> list[tuple[Model, Trained]]:
         """The models that taugrid trains, each with its source."""
         return [(model, model.source) for model in self.models if isinstance(model.source, Trained)]
@@ -136,11 +161,13 @@ class Plan:
 
     @property
     def remarks(self) -> list[str]:
-        """What the user should know about the lists tau that the config leads to."""
+        """What the user should know about how the config was read, and about the lists tau that it leads to."""
         lists = {(cell.settings.spacing_name, cell.settings.steps, cell.tau): cell for cell in self.cells}
         settings = [(cell.settings.spacing, cell.settings.steps, cell.tau) for cell in lists.values()]
         return [
             *self.notes,
+            *(f"{model.lacks}; until it is here, the ids of its cells are {PENDING}" for model in self.pending),
+            *filter(None, (model.source.warning(model.diffusion) for model in self.models)),
             *(remark for spacing, steps, times in settings for remark in remarks(spacing, steps, times)),
         ]
 

@@ -10,8 +10,19 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
-from taugrid.config import GRID_SECTIONS, Config, Data, Diffusion, ModelSection, Sample, Section, Train, validate
-from taugrid.errors import UserError
+from taugrid.config import (
+    DIFFUSION_DEFAULTS,
+    GRID_SECTIONS,
+    Config,
+    Data,
+    Diffusion,
+    ModelSection,
+    Sample,
+    Section,
+    Train,
+    validate,
+)
+from taugrid.errors import NotHere, UserError
 from taugrid.grids.names import naming
 from taugrid.grids.points import points, values_by_key
 from taugrid.hashing import identity
@@ -25,7 +36,7 @@ from taugrid.orchestrator.plan.resolve import (
     sample_section,
     times,
 )
-from taugrid.orchestrator.plan.sources import Custom, Loaded, ModelSource, Oracle, Trained
+from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, ModelSource, Oracle, Trained
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
@@ -49,6 +60,8 @@ class Lookups(NamedTuple):
     read_checkpoint: ReadCheckpoint
     describe_network: DescribeNetwork
     fingerprint: Fingerprint
+    most_times: int | None
+    """None: a plan that can be run. Otherwise, T of a model that is not here."""
 
 
 class Sections(NamedTuple):
@@ -77,13 +90,23 @@ def plan(
     read_checkpoint: ReadCheckpoint = read_checkpoint,
     describe_network: DescribeNetwork = custom_process.describe,
     fingerprint: Fingerprint = content_fingerprint,
+    dry: bool = False,
 ) -> Plan:
     """The models and cells of `config`, in the order of its grid.
 
+    Args:
+        config: as loaded.
+        read_checkpoint: reads what `model.checkpoint` names.
+        describe_network: describes what `model.callable` names.
+        fingerprint: identifies training images that no published name does.
+        dry: models whose files are not here are planned too (`Model.lacks`).
+
     Raises:
         UserError: unknown grid key, bad value, S > T, a point named twice, a model without a source.
+        NotHere: a checkpoint, weights or training images are missing, unless `dry` is set.
     """
-    lookups = Lookups(cache(read_checkpoint), cache(describe_network), fingerprint)
+    most_times = _most_times(config) if dry else None
+    lookups = Lookups(cache(read_checkpoint), cache(describe_network), _telling_absence(fingerprint), most_times)
     mappings = config.grid or [{}]
     keys = [key for mapping in mappings for key in values_by_key(mapping)] + _unusual(config.sample)
     every = (point for mapping in mappings for point in points(mapping, Sample.model_fields))
@@ -101,6 +124,34 @@ def plan(
             raise UserError(f"grid: the point {_describe(point)} appears twice{hint}; remove one of them")
         cells[cell.id] = cell
     return Plan(tuple(models.values()), tuple(cells.values()))
+
+
+def _most_times(config: Config) -> int:
+    """A T that every cell's tau fits into, where a checkpoint that is not here would say T: the usual one, or more."""
+    grids = [values_by_key(mapping) for mapping in config.grid]
+    values = [value for grid in grids for key in ("steps", "spacing") for value in grid.get(key, ())]
+    values += [config.sample.steps, config.sample.spacing, DIFFUSION_DEFAULTS.timesteps]
+    numbers = [number for value in values for number in (value if isinstance(value, list) else [value])]
+    return max(number for number in numbers if isinstance(number, int))
+
+
+def _telling_absence(fingerprint: Fingerprint) -> Fingerprint:
+    """`fingerprint`, which raises `NotHere` where images can't be used. It looks once, whatever comes of it."""
+
+    @cache
+    def look(data: Data) -> str | UserError:
+        try:
+            return fingerprint(data)
+        except UserError as error:
+            return error
+
+    def found(data: Data) -> str:
+        result = look(data)
+        if isinstance(result, UserError):
+            raise NotHere(str(result))
+        return result
+
+    return found
 
 
 def column(key: str) -> str:
@@ -158,6 +209,29 @@ def _locate(key: str) -> tuple[str, list[str]]:
 
 
 def _model(sections: Sections, lookups: Lookups) -> Model:
+    try:
+        return _present(sections, lookups)
+    except NotHere as error:
+        if lookups.most_times is None:
+            raise
+        return _absent(sections, str(error), lookups.most_times)
+
+
+def _absent(sections: Sections, reason: str, most_times: int) -> Model:
+    """A model whose files are not here. Its id only tells it from others."""
+    data, model, theirs = sections.data, sections.model, DIFFUSION_DEFAULTS
+    if model.unet is not None:
+        diffusion = diffusion_section(sections.diffusion)
+        trained = Trained(data, {"absent": data.model_dump(mode="json")}, model.unet, sections.train)
+        return Model(identity(trained.content(diffusion)), data, diffusion, trained, lacks=reason)
+    if model.checkpoint is not None:
+        theirs = theirs.model_copy(update={"timesteps": most_times})
+    diffusion = diffusion_section(sections.diffusion, theirs)
+    absent = Absent(str(model.checkpoint or model.weights), data)
+    return Model(identity(absent.content(diffusion)), data, diffusion, absent, lacks=reason)
+
+
+def _present(sections: Sections, lookups: Lookups) -> Model:
     theirs = _loaded(sections, lookups)
     diffusion = diffusion_section(sections.diffusion, *([theirs.checkpoint.diffusion] if theirs else []))
     source = theirs or _source(sections, diffusion, lookups)

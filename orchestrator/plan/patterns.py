@@ -35,22 +35,23 @@ class _Pattern(NamedTuple):
     newest: int | None
 
 
-def resolve_patterns(config: Config, recorded: Iterable[str], stay: bool = False) -> Resolved:
+def resolve_patterns(config: Config, recorded: Iterable[str], stay: bool = False, dry: bool = False) -> Resolved:
     """`config` with each pattern replaced by the folders that match it, in the natural order of their names.
 
     Args:
         config: as loaded.
         recorded: the paths of checkpoints that the run directory has records of; those that match stay.
         stay: a pattern that some of them match is not looked up again: it is what it was.
+        dry: a pattern that nothing matches stays as it is, in place of a checkpoint that is yet to come.
 
     Raises:
-        UserError: for a bad value, or a pattern that nothing matches.
+        UserError: for a bad value or, unless `dry` is set, a pattern that nothing matches.
     """
     known = list(dict.fromkeys(recorded))
     notes: list[str] = []
 
     def resolved(key: str, values: list[Any]) -> list[Any]:
-        return _values(values, known, stay, notes) if key == KEY else values
+        return _values(values, known, stay, dry, notes) if key == KEY else values
 
     grid = [with_values(mapping, resolved) for mapping in config.grid]
     return Resolved(config if grid == config.grid else config.model_copy(update={"grid": grid}), tuple(notes))
@@ -69,11 +70,17 @@ def checkpoints_in(grid: Iterable[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def _values(values: list[Any], recorded: list[str], stay: bool, notes: list[str]) -> list[Any]:
+def _values(values: list[Any], recorded: list[str], stay: bool, dry: bool, notes: list[str]) -> list[Any]:
     found: dict[Any, None] = {}
     for value in values:
         pattern = _pattern(value)
-        found |= dict.fromkeys([value] if pattern is None else _folders(pattern, recorded, stay, notes))
+        if pattern is None:
+            found[value] = None
+            continue
+        folders = _folders(pattern, recorded, stay, notes)
+        if not folders and not dry:
+            raise UserError(f"grid: {KEY}: no checkpoint matches {pattern.text}; give a pattern of diffusers folders")
+        found |= dict.fromkeys(folders or [pattern.text])
     return list(found)
 
 
@@ -101,10 +108,7 @@ def _folders(pattern: _Pattern, recorded: list[str], stay: bool, notes: list[str
         names = ", ".join(Path(path).name for path in waiting[:3])
         notes.append(f"{KEY}: passed over, because still being written or not complete: {names}; run again later")
     chosen = ready if pattern.newest is None else ready[-pattern.newest :]
-    found = sorted({*chosen, *before}, key=natural)
-    if not found:
-        raise UserError(f"grid: {KEY}: no checkpoint matches {pattern.text}; give a pattern of diffusers folders")
-    return _once_each(found, notes)
+    return _once_each(sorted({*chosen, *before}, key=natural), notes)
 
 
 def _once_each(paths: list[str], notes: list[str]) -> list[str]:

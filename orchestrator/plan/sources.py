@@ -1,4 +1,4 @@
-"""Where a model comes from: a closed union of four. Each knows its identity, network, weights and description.
+"""Where a model comes from: a closed union of five. Each knows its identity, network, weights and description.
 
 The argument `folder` is always the model's folder in the run directory, models/<id>, and `storage` the run's.
 """
@@ -28,7 +28,7 @@ TRAINED_WEIGHTS = f"unet/{checkpoint.WEIGHTS_FILE}"
 
 
 class BaseModelSource(ABC):
-    """The interface of all four, with the defaults that most of them use."""
+    """The interface of all, with the defaults that most of them use."""
 
     @property
     @abstractmethod
@@ -79,6 +79,10 @@ class BaseModelSource(ABC):
 
     def announcement(self, diffusion: Diffusion, settings: Collection[Sample]) -> str | None:
         """What the user should check before a run with cells of these settings."""
+        return None
+
+    def warning(self, diffusion: Diffusion) -> str | None:
+        """A setting of the config that the network was not made for."""
         return None
 
     def relation_to(self, data: Data) -> str:
@@ -220,6 +224,16 @@ class Loaded(BaseModelSource):
         at = f" at commit {loaded.commit[:10]}" if loaded.commit else ""
         return f"loaded {loaded.path}{at} ({origin}: {', '.join(filter(None, said))})"
 
+    def warning(self, diffusion: Diffusion) -> str | None:
+        """That T is another than in training: the network then gets other noise levels at the same times."""
+        theirs = self.checkpoint.diffusion.timesteps
+        if theirs is None or diffusion.timesteps == theirs:
+            return None
+        return (
+            f"diffusion.timesteps is {diffusion.timesteps}, but {self.checkpoint.path} was trained with {theirs}; "
+            "remove the key unless you mean that"
+        )
+
 
 def _unless_overridden(theirs: str, ours: Iterable[str | None]) -> str:
     """A setting of a loaded pipeline, followed by the cells' settings if any cell has another."""
@@ -349,4 +363,43 @@ class Oracle(BaseModelSource):
         return "draws from the distribution that the oracle knows"
 
 
-ModelSource = Trained | Loaded | Custom | Oracle
+@dataclass(frozen=True)
+class Absent(BaseModelSource):
+    """A checkpoint, or a custom network's weights, that is not here: a plan prices its cells, and nothing runs them."""
+
+    path: str
+    """As the config has it."""
+    data: Data
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image: that of the config's data, until the network says it."""
+        return self.data.image_shape
+
+    @property
+    def name(self) -> str:
+        """What the config calls it."""
+        return self.path
+
+    def content(self, diffusion: Diffusion) -> dict[str, Any]:
+        """What tells it from other absent models of a plan."""
+        return {"absent": self.path, "diffusion": diffusion_identity(diffusion)}
+
+    def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
+        """Raises `UserError`: there is none."""
+        raise UserError(f"{self.path} is not here")
+
+    def weights_file(self, folder: Path, weights: str) -> Path:
+        """Where the record of it would be."""
+        return folder / RECORD
+
+    def is_ready(self, folder: Path, storage: Storage = LOCAL) -> bool:
+        """False: it can't be sampled."""
+        return False
+
+    def description(self, diffusion: Diffusion) -> str:
+        """The source in a few words."""
+        return f"{self.path} (not here yet)"
+
+
+ModelSource = Trained | Loaded | Custom | Oracle | Absent

@@ -9,38 +9,39 @@ from typing import Any
 from taugrid.config import Config
 from taugrid.eval.tables.ablation.cost import costs
 from taugrid.eval.tables.ablation.cost_files import write_costs
-from taugrid.eval.tables.ablation.effects import effects
+from taugrid.eval.tables.ablation.effects import effects_by_metric
 from taugrid.eval.tables.ablation.effects_files import write_effects
-from taugrid.eval.tables.long_form import in_grid_order
+from taugrid.eval.tables.long_form import FID, in_grid_order
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.report import asked
 from taugrid.orchestrator.report.collect import Rows
-from taugrid.orchestrator.report.replicates import ONE_TRAINING, compared_trainings, unequal
+from taugrid.orchestrator.report.replicates import ONE_TRAINING, compared_trainings, unequal, unscored
 from taugrid.orchestrator.report.trainings import progress_of, worker_seconds
 from taugrid.orchestrator.rundir.directory import RunDir
 
 
 def about_replicates(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Notes below the tables: that each setting was trained once, or has not all its replicates."""
+    """Notes below the tables: that each setting was trained once, or lacks replicates, or is not there."""
     scored = {row["cell"] for row in rows}
     cells = [cell for cell in plan.cells if cell.id in scored]
-    one = (
-        [ONE_TRAINING] if len({cell.model.id for cell in cells} & {m.id for m in compared_trainings(plan)}) > 1 else []
-    )
-    return [*one, *unequal(cells, " that are scored")]
+    several = len({cell.model.id for cell in cells} & {model.id for model in compared_trainings(plan)}) > 1
+    lacking = [cell for cell in plan.cells if cell.id not in scored] if scored else []
+    return [*[ONE_TRAINING] * several, *unequal(cells, "scored "), *unscored(lacking)]
 
 
 def write_ablation(config: Config, plan: Plan, rundir: RunDir, collected: Rows) -> None:
     """Write tables/effects.* and figures/effects, by-<key> and heat-map; remove earlier ones that have no ground."""
     rows, evidence = collected.rows, collected.evidence
-    found = effects(rows, evidence, asked.base(config, plan))
+    by_metric = effects_by_metric(rows, evidence, asked.base(config, plan))
     for pattern in ("effects.*", "by-*", "heat-map*"):
         rundir.remove_figures(pattern)
-    if not found:
+    if not by_metric:
         rundir.remove_tables("effects.*")
         return
     with rundir.storage.local_folder(rundir.tables) as tables:
-        write_effects(found, tables)
+        write_effects(by_metric, tables)
+    if not (found := by_metric.get(FID)):
+        return
     from taugrid.eval.figures.ablation.forest import effects_figure
     from taugrid.eval.figures.ablation.heat_maps import heat_maps
     from taugrid.eval.figures.ablation.panels import panels_figures

@@ -24,14 +24,24 @@ def label_without_seeds(cell: Cell) -> str:
     return BETWEEN.join(filter(None, [naming.model(cell.values), own]))
 
 
-def unequal(cells: Iterable[Cell], verb: str = "") -> list[str]:
-    """A line that names settings with fewer replicates than others, if there are any; `verb` as in "is scored"."""
+def unequal(cells: Iterable[Cell], such: str = "") -> list[str]:
+    """A line that names settings with fewer replicates than others, if there are any; `such` as in "scored "."""
     counts = Counter(map(label_without_seeds, cells))
     most = max(counts.values(), default=0)
     fewer = [f"{label} ({count})" for label, count in counts.items() if count < most]
     more = f" and {len(fewer) - NAMED} more" * (len(fewer) > NAMED)
     told = f"{', '.join(fewer[:NAMED])}{more}"
-    return [f"some settings have fewer than {most} replicates{verb}, which means are over: {told}"] if fewer else []
+    return [f"settings with fewer than {most} {such}replicates, which their means are over: {told}"] if fewer else []
+
+
+NOT_SCORED = "not scored, so not in the tables: "
+
+
+def unscored(cells: Iterable[Cell]) -> list[str]:
+    """A line that names `cells`, if there are any, because a table does not show what it lacks."""
+    labels = [cell.label for cell in cells]
+    more = f" and {counted(len(labels) - NAMED, 'more cell')}" * (len(labels) > NAMED)
+    return [f"{NOT_SCORED}{'; '.join(labels[:NAMED])}{more}"] * bool(labels)
 
 
 def compared_trainings(plan: Plan) -> list[Model]:

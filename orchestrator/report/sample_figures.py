@@ -1,8 +1,9 @@
 """The figures of samples: a grid of eta and S, and one row of S at eta = 0 (the paper's figure 5)."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from taugrid.eval.tables.long_form import CHECKPOINT
 from taugrid.eval.tables.pivots import short_checkpoints
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.naming import name_of
+from taugrid.orchestrator.report.replicates import SEEDS
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.parquet import first_pictures
 
@@ -23,27 +25,45 @@ def write_sample_figures(config: Config, plan: Plan, rundir: RunDir) -> None:
     """Write figures/samples.png and consistency.png: a pair for each group if cells differ in more than eta and S."""
     rundir.remove_figures("samples*.png")
     rundir.remove_figures("consistency*.png")
-    for name, shown in first_images(config, plan, rundir).items():
-        stem = f"samples-{name}" if name else "samples"
+    for group in first_images(config, plan, rundir):
+        stem = f"samples-{group.name}" if group.name else "samples"
         with rundir.storage.local_folder(rundir.figures) as figures:
-            pictures.samples(shown, figures / f"{stem}.png")
-            _write_consistency(shown, figures / f"{stem.replace('samples', 'consistency', 1)}.png")
+            pictures.samples(group.images, figures / f"{stem}.png")
+            _write_consistency(group.images, figures / f"{stem.replace('samples', 'consistency', 1)}.png")
 
 
-def first_images(config: Config, plan: Plan, rundir: RunDir) -> dict[str, dict[EtaAndSteps, NDArray[np.uint8]]]:
-    """The same first images of every cell that has them, by the name of its group, which is empty for the only one.
+class Shown(NamedTuple):
+    """The images of cells that differ only in eta and S."""
 
-    Images are (n, H, W) or (n, H, W, 3), with the same n within a group. A group without images is left out.
-    """
-    groups, found = _groups(plan), {}
+    name: str
+    """Part of a file's name. Empty for the only group."""
+    title: str
+    """What people call the group, such as "schedule=cosine train.seed=0". Empty for the only one."""
+    images: dict[EtaAndSteps, NDArray[np.uint8]]
+    """Each (n, H, W) or (n, H, W, 3), with the same n."""
+
+
+def first_images(config: Config, plan: Plan, rundir: RunDir) -> list[Shown]:
+    """The same first images of every cell that has them. Of replicates only the first that has images is shown."""
+    groups = _groups(plan)
+    found: dict[str, Shown] = {}
     for name, cells in groups.items():
+        setting = _title(cells, without=SEEDS)
         firsts = {_place(cell): _first_images(cell, rundir, config.report.images_per_cell) for cell in cells}
         complete = {place: images for place, images in firsts.items() if images is not None}
-        smallest = min((len(images) for images in complete.values()), default=0)
-        if complete:
-            title = "" if len(groups) == 1 else name
-            found[title] = {place: images[:smallest] for place, images in complete.items()}
-    return found
+        if complete and setting not in found:
+            smallest = min(map(len, complete.values()))
+            shown = {place: images[:smallest] for place, images in complete.items()}
+            found[setting] = Shown(name, _title(cells), shown) if len(groups) > 1 else Shown("", "", shown)
+    return list(found.values())
+
+
+def _title(cells: Sequence[Cell], without: Collection[str] = ()) -> str:
+    """What the cells of a group share, among the keys that vary in the grid."""
+    naming, first = cells[0].naming, cells[0].values
+    left_out = {"steps", "eta", *without}
+    shared = (key for key in naming.keys if key not in left_out and all(c.values[key] == first[key] for c in cells))
+    return " ".join(naming.part(key, first[key]) for key in shared)
 
 
 def _groups(plan: Plan) -> dict[str, list[Cell]]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from taugrid.orchestrator.plan.cells import Model
+from taugrid.orchestrator.plan.cells import Model, Plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.storage import LOCAL
@@ -22,12 +22,12 @@ def worker_seconds(at: TrainingProgress | None) -> float | None:
 
 
 def describe_models(
-    models: Sequence[Model], cells: Sequence[Mapping[str, Any]], rundir: RunDir, scratch: str | None
+    plan: Plan, cells: Sequence[Mapping[str, Any]], rundir: RunDir, scratch: str | None
 ) -> list[dict[str, Any]]:
-    """Each model's state, with the sums over its cells (`inspection.describe`)."""
+    """Each model's state, with the sums over its cells: `cells` are the plan's as `inspection.describe` has them."""
     found = []
-    for model in models:
-        own = [cell for cell in cells if cell["model"] == model.id]
+    for model in plan.models:
+        own = [described for cell, described in zip(plan.cells, cells, strict=True) if cell.model.id == model.id]
         sums = {
             "cells": len(own),
             "cells_scored": sum(cell["scored"] for cell in own),
@@ -40,10 +40,11 @@ def describe_models(
 
 def _describe(model: Model, rundir: RunDir, scratch: str | None) -> dict[str, Any]:
     source = model.source.description(model.diffusion)
-    described = {"id": model.id, "label": model.label, "source": source}
+    described = {"id": model.shown_id, "label": model.label, "source": source}
+    ready = rundir.is_ready(model)
     if not isinstance(model.source, Trained):
-        return described | {"train_steps": 0, "train_steps_done": 0, "ready": True, "train_worker_seconds": None}
-    ready, steps = rundir.is_ready(model), model.source.train.steps
+        return described | {"train_steps": 0, "train_steps_done": 0, "ready": ready, "train_worker_seconds": None}
+    steps = model.source.train.steps
     at = progress_of(model, rundir, scratch)
     done = steps if ready else at.step if at else 0
     state = {"train_steps": steps, "train_steps_done": done, "ready": ready}

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -17,13 +17,16 @@ FILES = "[0-9]*.jsonl*"
 _FILE = re.compile(r"(\d+)\.jsonl(\.\d{6})?")
 """NNNN.jsonl; in an object store also NNNN.jsonl.000001 and so on, by which a session's file goes on."""
 
+Listener = Callable[[datetime, Mapping[str, Any]], None]
+
 
 class Events:
-    """The events of one session."""
+    """The events of one session; `listener` is told each with its time, too."""
 
-    def __init__(self, run: Paths) -> None:
+    def __init__(self, run: Paths, listener: Listener = lambda time, event: None) -> None:
+        self._listener = listener
         self._storage = run.storage
-        last = max((int(path.name.split(".")[0]) for path in _files(run)), default=0)
+        last = max(map(_session, _files(run)), default=0)
         self._noted: list[str] = []
         self.path = next(path for n in count(last + 1) if _start(path := run.events / f"{n:04d}.jsonl", run.storage))
 
@@ -34,8 +37,10 @@ class Events:
 
     def note(self, event: str, **values: Any) -> None:
         """Append one event with the next `flush` or `add`: each write costs a request in an object store."""
-        time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._noted.append(with_urls(json.dumps({"time": time, "event": event, **values})) + "\n")
+        now = datetime.now(UTC)
+        record = {"time": now.isoformat(timespec="milliseconds"), "event": event, **values}
+        self._noted.append(with_urls(json.dumps(record)) + "\n")
+        self._listener(now, record)
 
     def flush(self) -> None:
         """Write what was noted."""
@@ -58,10 +63,46 @@ def _files(run: Paths) -> list[Path]:
 def read_events(run: Paths) -> Iterator[dict[str, Any]]:
     """All events of all sessions, in order. A line that a kill cut short is skipped."""
     for path in _files(run):
-        for line in run.storage.read(path).decode(errors="replace").splitlines():
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(event, dict):
-                yield event
+        yield from _parsed(run.storage.read(path))
+
+
+def _parsed(lines: bytes) -> Iterator[dict[str, Any]]:
+    for line in lines.decode(errors="replace").splitlines():
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(event, dict):
+            yield event
+
+
+class LastSession:
+    """The events of a run's last session, as they come in."""
+
+    def __init__(self, run: Paths) -> None:
+        self._run = run
+        self._read: dict[Path, int] = {}  # file -> bytes of it that were read
+        self.number = 0
+        """The session's; 0: there is none yet."""
+
+    def new(self) -> list[dict[str, Any]]:
+        """The events since the last call; all of the last session's if that is another one now."""
+        files = _files(self._run)
+        last = max(map(_session, files), default=0)
+        if last != self.number:
+            self.number, self._read = last, {}
+        return [event for path in files if _session(path) == last for event in self._new_in(path)]
+
+    def _new_in(self, path: Path) -> Iterator[dict[str, Any]]:
+        if path in self._read and path != max(self._read):
+            return  # it goes on in another file
+        start, storage = self._read.get(path, 0), self._run.storage
+        data = storage.read_range(path, start, storage.size(path) - start)
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read[path] = start + len(whole)
+        yield from _parsed(whole)
+
+
+def _session(path: Path) -> int:
+    """The number of the session that a file is of."""
+    return int(path.name.split(".")[0])

@@ -54,6 +54,8 @@ def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
     if not orphans:
         return None
     named = ", ".join(orphans[:2]) + (f" and {len(orphans) - 2} more" if len(orphans) > 2 else "")
+    if plan.pending:
+        return f"{rundir.root} holds {named}; whether this config has them is known once no id is pending"
     before = _with_defaults(read_json(rundir.config, rundir.storage))
     if not before:
         return (

@@ -26,6 +26,9 @@ class ModelRecords(Paths):
     runs_code = True
     """Whether the custom code that a config names may be run. If not, records say what it is."""
 
+    downloads = True
+    """Whether what a config names may be downloaded. If not, what was downloaded before, and records, are all."""
+
     def weights_file(self, model: Model, weights: str) -> Path:
         """The file of a model's weights, or the record that stands for it."""
         return model.source.weights_file(self.model_folder(model), weights)
@@ -79,7 +82,7 @@ class ModelRecords(Paths):
         recorded = (read_json(self.provenance, self.storage) or {}).get("extractor")
         name = config.evaluate.extractor
         if self.runs_code or name is None or ":" not in name:
-            found = extractor(config)
+            found = extractor(config, self.downloads)
             is_old = found.by_bytes is not None and recorded == _by_bytes(found).describe()
             return _by_bytes(found) if is_old else found
         shape = list(config.data.image_shape)
@@ -104,7 +107,7 @@ class ModelRecords(Paths):
     def fingerprint(self, data: Data) -> str:
         """SHA-256 of a data set's images or, if they are gone, the one recorded when a model was trained on them."""
         try:
-            return content_fingerprint(data)
+            return content_fingerprint(data if self.downloads else data.model_copy(update={"download": False}))
         except UserError:
             recorded = (read_json(self.provenance, self.storage) or {}).get("dataset") or {}
             section = data.model_dump(mode="json", exclude={"download"})
@@ -119,7 +122,7 @@ class ModelRecords(Paths):
         """
         recorded = self._recorded_checkpoint(path)
         try:
-            return read_checkpoint(path, recorded.commit if recorded else None)
+            return read_checkpoint(path, recorded.commit if recorded else None, self.downloads)
         except UserError:
             if recorded is None:
                 raise

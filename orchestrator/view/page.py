@@ -12,6 +12,7 @@ from taugrid.eval.pages.report import PageFacts, report_html
 from taugrid.eval.tables.rows import without_nan
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.report import asked
+from taugrid.orchestrator.report.replicates import NOT_SCORED
 from taugrid.orchestrator.report.sample_figures import first_images
 from taugrid.orchestrator.report.write import loss_curves
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -38,6 +39,7 @@ def write_page(config: Config, plan: Plan, rundir: RunDir, missing: Mapping[str,
     """
     tables = Tables(rundir)
     document = tables.document()
+    notes = [note for note in document.get("notes", ()) if not note.startswith(NOT_SCORED)]  # told with reasons
     places = {cell.id: place for place, cell in enumerate(plan.cells)}
     rows = [row for row in document.get("rows", ()) if row["cell"] in places]
     found = PageFacts(
@@ -50,11 +52,11 @@ def write_page(config: Config, plan: Plan, rundir: RunDir, missing: Mapping[str,
         costs=_rows(tables, "cost"),
         reconstruction=read_json(rundir.tables / "reconstruction.json", rundir.storage) or {},
         losses=loss_curves(plan, rundir),
-        samples=first_images(config, plan, rundir),
+        samples={group.title: group.images for group in first_images(config, plan, rundir)},
         pictures=list(_pictures(plan, rundir)),
         provenance=_provenance(rundir),
         config=yaml.safe_dump(reproducing(config), sort_keys=False, allow_unicode=True),
-        warnings=[*_unscored(plan, document, missing), *document.get("notes", ())],
+        warnings=[*_unscored(plan, document, missing), *notes],
     )
     with replacing(rundir.report, rundir.storage) as temporary:
         temporary.write_text(report_html(found), encoding="utf-8", newline="\n")

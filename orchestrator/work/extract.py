@@ -25,7 +25,7 @@ class ExtractWork(WorkKind):
     files = "*/S*/part-*.parquet"
     stage = "evaluate"
     unit = IMAGES
-    activity = "evaluating"
+    activity = "extracting features"
     task = ("feature file", "to extract")
 
     def pieces(self) -> Iterator[Piece]:

@@ -56,6 +56,10 @@ class InterpolateWork(WorkKind):
         """Cells without their file."""
         return {cell.name: "not interpolated" for cell in self._cells() if not self._is_whole(cell)}
 
+    def labels(self) -> dict[str, str]:
+        """Name -> label of the cells of the ODE."""
+        return {cell.name: cell.label for cell in self._cells()}
+
     def conclude(self) -> Conclusion:
         """Write figures/interpolation*.png, and tables/interpolation.csv with each image's place and its x_T."""
         import pandas as pd

@@ -11,6 +11,8 @@ from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.survey import Survey
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from taugrid.eval.tables.differences import Evidence
 
 NETWORK_EVALUATIONS = "network evaluations"
@@ -38,7 +40,7 @@ class Conclusion(NamedTuple):
     table: str
     """Name of the table."""
     rows: list[dict[str, Any]]
-    text: str = ""
+    text: "RenderableType" = ""
     """The table as printed on stdout. Empty: the command prints the rows as the quality table."""
     evidence: "Evidence | None" = None
     """For the quality table: what tells its cells apart."""
@@ -103,6 +105,10 @@ class WorkKind(ABC):
     def missing(self) -> dict[str, str]:
         """Cell name -> what it lacks now, for the cells that are not complete."""
         return {}
+
+    def labels(self) -> dict[str, str]:
+        """Name -> label of the cells that `missing` speaks of."""
+        return self.plan.labels
 
     def conclude(self) -> Conclusion | None:
         """Write the results of what is complete. None: other work continues from here."""

@@ -90,10 +90,15 @@ class ReconstructWork(WorkKind):
                 lacking[cell.name] = f"{count} of {len(cell.shards)} shards are not reconstructed"
         return lacking
 
+    def labels(self) -> dict[str, str]:
+        """Name -> label of the cells of the ODE."""
+        return {cell.name: cell.label for cell in self._cells()}
+
     def conclude(self) -> Conclusion:
         """Write tables/reconstruction.* and figures/reconstruction*."""
         from taugrid.eval.figures.drawing import save
         from taugrid.eval.figures.reconstruction import reconstruction_figure
+        from taugrid.eval.tables.console import reconstruction_to_console
         from taugrid.eval.tables.published.counterparts import reconstruction_counterparts
         from taugrid.eval.tables.published.files import pointer, write_published
         from taugrid.eval.tables.reconstruction import reconstruction_frame, write_reconstruction
@@ -102,7 +107,8 @@ class ReconstructWork(WorkKind):
         cells = [cell for cell in self._cells() if cell.name not in lacking]
         rows = [self._row(cell, [place.path for place in self._places([cell])]) for cell in cells]
         beside = reconstruction_counterparts(rows, [_encoded(cell) for cell in cells])
-        notes = [f"{name} is left out: {reason}" for name, reason in lacking.items()]
+        labels = self.labels()
+        notes = [f"{labels[name]} is left out: {reason}" for name, reason in lacking.items()]
         notes += pointer(beside, "reconstruction-published")
         if not beside:
             self.rundir.remove_tables("reconstruction-published.*")
@@ -114,8 +120,8 @@ class ReconstructWork(WorkKind):
         with self.rundir.storage.local_folder(self.rundir.figures) as figures:
             save(reconstruction_figure(reconstruction_frame(rows)), figures / "reconstruction-error")
         self._draw(cells)
-        table = self.rundir.storage.read(self.rundir.tables / "reconstruction.md").decode()
-        return Conclusion("reconstruction", rows, table)
+        drawn = reconstruction_to_console(reconstruction_frame(rows), self._about(cells), notes)
+        return Conclusion("reconstruction", rows, drawn)
 
     def _draw(self, cells: list[Cell]) -> None:
         """Draw a figure of pictures for each group of cells that differ only in S."""

@@ -1,6 +1,6 @@
 """`cluster`: where the work runs."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -8,6 +8,8 @@ from taugrid.config.section import Positive, Section
 
 SMALLEST_SHARE = 0.0001
 """Ray counts CPUs and GPUs in ten-thousandths."""
+
+CudaGraphs = Literal["auto", "off"]
 
 LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 
@@ -49,12 +51,15 @@ class Cluster(Section):
     """The most sampling and evaluation workers at a time. On a cluster that one joins, Ray's autoscaler hears of that
     many even if they do not fit yet, and can add nodes; null: as many as fit, also on nodes that join later."""
     cpus_per_worker: Cpus = 1
+    """CPUs that a worker takes."""
     gpus_per_worker: Gpus | None = None
     """A fraction shares a GPU: five workers of 0.2. null: 1 if, when a stage begins, a node has a GPU that torch there
     can use, else 0; say 1 if such nodes are yet to join."""
     label_selector: dict[LabelKey, LabelValue] = {}
     """Ray labels of the nodes to use, such as {ray.io/accelerator-type: A100}. A value may be x, !x, in(x, y) or
     !in(x, y)."""
+    cuda_graphs: CudaGraphs = "auto"
+    """auto: on GPUs, launch a network's kernels together, where that gives the same bits and it is not compiled."""
     use_cpus: bool = False
     """Workers with GPUs are joined by workers without one, on nodes that have none; those only compute scores. This
     uses CPU nodes that are there; it asks for none. `label_selector` holds for them too: one that only nodes with GPUs
@@ -62,7 +67,9 @@ class Cluster(Section):
     max_wait_seconds: Annotated[float, Field(gt=0)] = 600
     """On a cluster that one joins: how long a run waits for room for a worker while it has none."""
     train: TrainingWorker = TrainingWorker()
+    """What a training worker takes, if it is not what other workers take."""
     score: ScoringWorker = ScoringWorker()
+    """What a worker of `use_cpus` takes, if it is not what other workers take."""
     max_attempts: Positive = 3
     """A task that has failed on so many nodes, or on all if there are fewer, is set aside and reported; the rest goes
     on. On a single node it has so many attempts. What a node is to blame for does not count."""

@@ -11,9 +11,14 @@ class Diffusion(Section):
     """The forward process. A key left `null` comes from a loaded checkpoint, or else from `DIFFUSION_DEFAULTS`."""
 
     timesteps: Positive | None = None
+    """T, the number of times. For a loaded checkpoint, T of its training."""
     schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid", "constant", "jsd"] | None = None
+    """How beta_1..beta_T go from `beta_start` to `beta_end`. `cosine` (Nichol & Dhariwal 2021) and `jsd` (1/T, 1/(T-1),
+    ..., 1) use neither; `constant` is `beta_end`."""
     beta_start: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """beta_1, where the schedule has one."""
     beta_end: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """beta_T, where the schedule has one."""
     prediction: Literal["epsilon", "sample", "v_prediction"] | None = None
     """What the network predicts: the noise, the image, or v (Salimans & Ho 2022)."""
     trained_betas: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] | None = None

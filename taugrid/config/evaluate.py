@@ -34,8 +34,11 @@ class Evaluate(Section):
         description=f"Any of {', '.join(f'{name} ({metric.about})' for name, metric in METRICS.items())}.",
     )
     batch_size: Positive = 250
+    """Images that the extractor sees at once."""
     isc_splits: Positive = 10
+    """Parts into which samples are divided for the Inception Score; torch-fidelity's default."""
     kid_subsets: Positive = 100
+    """Random subsets over which KID is averaged; torch-fidelity's default."""
     kid_subset_size: Positive = 1_000
     """Reduced to N or to the reference's size if that is smaller; the size used is recorded."""
     prc_neighborhood: Positive = 3

@@ -23,19 +23,29 @@ class Config(Section):
     """An experiment: everything that `taugrid run` needs."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """The name of the experiment; without --out, its run directory is runs/<name>."""
     seed: Seed = 0
+    """The default of `train.seed` and `sample.seed`."""
     data: Data = Data()
+    """The images that a model learns and that samples are compared with."""
     model: ModelSection = ModelSection()
+    """The network: trained, loaded, custom, or an oracle."""
     diffusion: Diffusion = Diffusion()
+    """The forward process, and what the network predicts."""
     train: Train = Train()
+    """How `model.unet` is trained."""
     sample: Sample = Sample()
+    """How cells are sampled, where the grid does not say it."""
     grid: list[dict[str, list[Any]]] = []
     """A mapping from keys to lists of values, or a list of such mappings, whose products are joined. A bare key belongs
     to `sample`; a dotted key (`diffusion.schedule`) makes more models. `zip: {...}` holds keys that vary together, and
     `exclude: [{schedule: cosine, steps: 1000}]` leaves points out."""
     evaluate: Evaluate = Evaluate()
+    """How cells are scored."""
     report: Report = Report()
+    """What tables and figures show."""
     cluster: Cluster = Cluster()
+    """Where the work runs. Changes no result."""
 
     @field_validator("grid", mode="before")
     @classmethod

@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 from collections.abc import Hashable, Mapping, Sequence
+from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import yaml
 
 from taugrid.config import GRID_SECTIONS, Config, S, validate
-from taugrid.config.model import is_hub_id
+from taugrid.config.model import SOURCES, is_hub_id
 from taugrid.errors import UserError
 from taugrid.grids.points import values_by_key, with_values
 from taugrid.storage import is_url, open_place
@@ -129,11 +130,20 @@ def merge(values: Mapping[str, Any], assignments: Sequence[Override]) -> dict[st
         for parent in parents:
             if not isinstance(node.get(parent), dict):
                 if isinstance(node.get(parent), list) and node[parent]:
-                    raise UserError(f"--set {key}: {parent} is a list; set all of it: --set '{parent}=[{{...}}]'")
+                    raise UserError(
+                        f"--set {key}: {parent} is a list; {_whole_list(parent, node[parent], last, value)}"
+                    )
                 node[parent] = {}
             node = node[parent]
         node[last] = value
     return merged
+
+
+def _whole_list(parent: str, mappings: list[Any], key: str, value: Any) -> str:
+    """How to set a key in each mapping of a list: the whole list, as --set takes it."""
+    changed = [mapping | {key: deepcopy(value)} for mapping in mappings if isinstance(mapping, dict)]
+    text = yaml.safe_dump(changed, default_flow_style=True, sort_keys=False, width=10**6).strip()
+    return f"to set {key} in each of its {len(changed)} mappings: --set '{parent}={text}'"
 
 
 def _key_and_value(assignment: Override) -> tuple[str, Any]:
@@ -178,6 +188,7 @@ def load(given: Given, assignments: Sequence[Override] = ()) -> Config:
     values = given if isinstance(given, Mapping) else read(find(given))
     merged = merge(values, assignments)
     _refuse_overruled(merged, assignments)
+    _refuse_second_source(merged, assignments)
     if path is not None and path.name == CONFIG_NAME:
         _follow_seed(values, merged)
     config = _with_absolute_paths(validate(Config, merged, str(path or "config")))
@@ -200,6 +211,20 @@ def _refuse_overruled(merged: Mapping[str, Any], assignments: Sequence[Override]
         axis = rest if section == "sample" else key if section in GRID_SECTIONS else None
         if mappings and all(axis in values_by_key(mapping) for mapping in mappings):
             raise UserError(f"--set {key} changes nothing, because the grid sets {axis}; set it there")
+
+
+def _refuse_second_source(merged: Mapping[str, Any], assignments: Sequence[Override]) -> None:
+    """Raise `UserError` for a --set that gives a model with a source another one, saying how to replace the section."""
+    model = merged.get("model")
+    given = [name for name in SOURCES if isinstance(model, Mapping) and model.get(name) is not None]
+    for key, value in map(_key_and_value, assignments):
+        section, _, name = key.partition(".")
+        others = [other for other in given if other != name]
+        if section == "model" and name in given and others:
+            raise UserError(
+                f"--set {key}: the config has model.{others[0]}, and a model is one of {', '.join(SOURCES)}; replace "
+                f"the section: --set 'model={{{name}: {value if isinstance(value, str) else json.dumps(value)}}}'"
+            )
 
 
 def _follow_seed(before: Mapping[str, Any], merged: dict[str, Any]) -> None:

@@ -13,6 +13,9 @@ DownBlock = Literal[
 UpBlock = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D"]
 
 
+SOURCES = ("unet", "checkpoint", "callable", "oracle")
+"""Keys of `model` of which exactly one says where the network comes from."""
+
 HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(@(?P<revision>[\w./-]+))?")
 """`org/name`, or `org/name@revision`."""
 
@@ -26,17 +29,29 @@ class Unet(Section):
     """Arguments of diffusers' `UNet2DModel`; the defaults follow the DDPM U-Net, not diffusers."""
 
     block_out_channels: list[Positive] = [128, 256, 256, 256]
+    """Width of each level, from the full resolution down."""
     layers_per_block: Positive = 2
+    """Residual blocks of each level on the way down; one more on the way up."""
     down_block_types: list[DownBlock] = ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"]
+    """The kind of each level on the way down. Those with Attn have self-attention."""
     up_block_types: list[UpBlock] = ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"]
+    """The kind of each level on the way up, from the lowest resolution."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of activations that training drops in residual blocks. Needs train.workers: 1."""
     norm_num_groups: Positive = 32
+    """Groups of the group normalisation; every width must be a multiple of it."""
     norm_eps: float = 1e-6
+    """Added to variances in the normalisation."""
     attention_head_dim: Positive | None = None
+    """Channels of an attention head; null: one head with all channels."""
     add_attention: bool = True
+    """Self-attention at the lowest resolution."""
     freq_shift: int = 1
+    """Of the sinusoidal time embedding: half its width minus this divides the exponent."""
     flip_sin_to_cos: bool = False
+    """Of the time embedding: cosines before sines."""
     downsample_padding: int = 0
+    """Of the convolutions that halve the resolution; 0 pads below and on the right alone, as in DDPM."""
 
     @model_validator(mode="after")
     def _levels_agree(self) -> "Unet":
@@ -55,6 +70,7 @@ class ModelSection(Section):
     """The network: exactly one of `unet` (trained by taugrid), `checkpoint`, `callable` and `oracle`."""
 
     unet: Unet | None = None
+    """A network that taugrid trains: arguments of diffusers' `UNet2DModel`."""
     checkpoint: str | None = None
     """A diffusers folder (a pipeline or a bare UNet2DModel), or a model's id on the Hugging Face hub. In a grid also a
     pattern of folders (`runs/x/step-*`), or its newest: `{newest: 3, of: runs/x/step-*}`."""
@@ -74,10 +90,11 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelSection":
-        given = [key for key in ("unet", "checkpoint", "callable", "oracle") if getattr(self, key) is not None]
+        given = [key for key in SOURCES if getattr(self, key) is not None]
         if len(given) > 1:
             raise ValueError(
-                f"give one of unet (to train a network), checkpoint (to load one), callable and oracle, not {given}"
+                "give one of unet (to train a network), checkpoint (to load one), callable and oracle, not "
+                f"{' and '.join(given)}; set what you do not mean to null (model.{given[0]}: null)"
             )
         if self.weights is not None and self.callable is None:
             raise ValueError("weights is for callable; a checkpoint's weights are in its folder")

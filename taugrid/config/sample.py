@@ -21,9 +21,11 @@ class Sample(Section):
     steps: Positive = 50
     """S, the length of tau: the number of sampling steps."""
     eta: Annotated[float, Field(ge=0, le=1)] | Literal["sigma_hat"] = 0.0
+    """Scale of the noise in each step (eq. 16): 0 is DDIM, 1 is DDPM; `sigma_hat` is DDPM's larger variance."""
     spacing: Spacing | Times = "linear"
     """How tau is chosen (workers/diffusion/timesteps.py), or tau itself: `steps` increasing times in 1..T."""
     sampler: Literal["ddim"] = "ddim"
+    """The update from one time to the next (eq. 12)."""
     clip: Literal["none", "x0", "x0_and_eps"] | None = None
     """null: the loaded pipeline's setting, else `none`."""
     clip_range: Annotated[float, Field(gt=0)] | None = None
@@ -31,12 +33,14 @@ class Sample(Section):
     steps_offset: Annotated[int, Field(ge=0)] | None = None
     """Added to the times of the spacing `leading`, as in diffusers; null: the loaded pipeline's setting, else 0."""
     weights: Literal["ema", "raw"] = "ema"
+    """`ema`: the averaged weights, or the only ones of a loaded model; `raw`: those before averaging."""
     precision: Precision = "float32"
     """How the network computes: float32 is never TF32; tf32 needs an NVIDIA GPU; bf16 and fp16 are autocast's. The
     sampler's own arithmetic is float32 for all of them."""
     num_samples: Positive = 1_000
     """N. Not part of a cell's identity: raising it extends the cell."""
     batch_size: Positive = 256
+    """Images that the network sees at once. Part of a cell's identity: another batch may change the last bit."""
     seed: Seed | None = None
     """Defaults to the top-level `seed`."""
     shard_evaluations: Positive = 50_000

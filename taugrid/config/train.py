@@ -25,17 +25,21 @@ class Train(Section):
     """Training. `workers`, `checkpoint_every` and `tensorboard` do not change the result."""
 
     steps: Positive = 100_000
+    """Number of optimiser steps."""
     batch_size: Positive = 128
     """Global: the sum over all workers."""
     optimizer: Literal["adam", "adamw"] = "adam"
+    """adam, or adamw for weight decay."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """For adamw: decoupled from the gradient (Loshchilov & Hutter 2019)."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """After the warm-up."""
     learning_rate_schedule: Literal["constant", "cosine"] = "constant"
     """After the warm-up. `cosine` falls to 0 at the last step (Loshchilov & Hutter 2017, without restarts)."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which the rate rises linearly to `learning_rate`."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    """Decay of the exponential moving average of the weights at each step; `sample.weights: ema` uses the average."""
     ema_warmup: bool = True
     """Limit the average's decay at step n = 0, 1, ... to (1 + n) / (10 + n), so that the start is soon forgotten."""
     gradient_clip: Annotated[float, Field(gt=0)] | None = 1.0
@@ -57,6 +61,7 @@ class Train(Section):
     workers: Positive | tuple[Positive, Positive] = 1
     """Training processes; [least, most]: as many as the cluster has room for, adjusted when that changes (elastic)."""
     checkpoint_every: Positive = 1_000
+    """Steps between checkpoints, from which a killed training continues."""
     tensorboard: bool = False
     """Also write log.jsonl's numbers for TensorBoard, next to it (needs `taugrid[tensorboard]`)."""
 

@@ -89,7 +89,7 @@ def points(mapping: Grid, reserved: Collection[str] = ()) -> Iterator[dict[str, 
     every = [dict(itertools.chain.from_iterable(point.items() for point in chosen)) for chosen in _product(mapping)]
     left_out = _excluded(mapping, every, reserved)
     if len(left_out) == len(every):
-        raise UserError(f"grid.{EXCLUDE} leaves no point of {counted(len(every), 'point')}; remove an exclusion")
+        raise UserError(f"grid.{EXCLUDE} leaves out all of {counted(len(every), 'point')}; remove an exclusion")
     yield from (point for place, point in enumerate(every) if place not in left_out)
 
 

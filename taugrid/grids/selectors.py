@@ -94,7 +94,11 @@ def chosen(text: str, points: Sequence[Mapping[str, Any]], short: Mapping[str, s
         before, left = left, [place for place in left if fits(points[place].get(key), wanted)]
         if not left:
             values = dict.fromkeys(value_text(points[place].get(key)) for place in before)
-            raise UserError(f"{text!r} fits no {what}: there, {name} is {_listed(values)}, not {wanted}")
+            others = (
+                k for k in short if k.endswith(f".{name}") and any(fits(points[p].get(k), wanted) for p in before)
+            )
+            hint = f"; did you mean {other}={wanted}?" if (other := next(others, None)) else ""
+            raise UserError(f"{text!r} fits no {what}: there, {name} is {_listed(values)}, not {wanted}{hint}")
     return left
 
 

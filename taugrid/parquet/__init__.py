@@ -1,5 +1,6 @@
 """Sealed Parquet files of samples, features and numbers: a file holds one shard, or the features of one."""
 
+from taugrid.parquet.encoding import Encoding
 from taugrid.parquet.first import first_pictures
 from taugrid.parquet.reader import Part, inspect, read_encoded, read_features, read_images, read_numbers, read_png
 from taugrid.parquet.samples import SampleWriter, pictures
@@ -9,6 +10,7 @@ from taugrid.parquet.writer import ROWS_PER_GROUP, PartWriter
 
 __all__ = [
     "ROWS_PER_GROUP",
+    "Encoding",
     "Part",
     "PartWriter",
     "SampleWriter",

@@ -8,6 +8,7 @@ import io
 import signal
 import sys
 from collections.abc import Iterator
+from concurrent import futures
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, ClassVar, NamedTuple
 from unittest import mock
@@ -55,9 +56,8 @@ class KeptPool(pool.Pool):
 
     def close(self) -> None:
         """Keep the workers, those too that are at the copy of a task that another has done meanwhile."""
-        refs = list(self._waiting)
-        _, unfinished = ray.wait(refs, num_returns=len(refs), timeout=20) if refs else ([], [])
-        gone = {self._waiting[ref] for ref in refs if ref in unfinished or _has_died(ref)}
+        unfinished = futures.wait(self._waiting, timeout=20).not_done
+        gone = {worker for answer, worker in self._waiting.items() if answer in unfinished or _has_died(answer)}
         keep = [self._handles.pop(worker) for worker in list(self._handles) if worker not in gone]
         for handle in keep:
             handle.beat.remote(0.0, 0.0)  # its `watch` answers; else the next `where` waits up to 10 s for that
@@ -71,10 +71,10 @@ class KeptPool(pool.Pool):
             ray.kill(cls.kept.pop())
 
 
-def _has_died(ref: Any) -> bool:
+def _has_died(answer: futures.Future[Any]) -> bool:
     """Whether a call has failed because its actor is gone, and not because of what it raised."""
     try:
-        ray.get(ref)
+        answer.result()
     except RayTaskError:
         return False
     except RayError:

@@ -1,31 +1,34 @@
-"""Every command that README shows is run, on a tiny experiment in the place of the reader's own."""
+"""Every command that README and the pages for users show is run, on a tiny experiment in the place of the reader's own.
+
+`tests/unit/test_pages.py` reads the commands of all pages, and plans their configs.
+"""
 
 import re
 import shlex
 import shutil
-import textwrap
 from pathlib import Path
 
 import pytest
 import yaml
 from shared import taugrid
 
-from taugrid.config import Config, Train, validate
+from taugrid.config import Train, validate
 
-README = Path(__file__).parents[2] / "README.md"
-NOT_RUN_HERE = ("--address", "submit", "jobs", "logs", "stop", "make ", "taugrid selfcheck", "baseline.json")
-"""test_submitted_jobs.py has a cluster; make is what runs this; test_selfcheck_run.py; nights need standard errors
-(tests/unit/test_nightly_page.py)."""
+ROOT = Path(__file__).parents[2]
+NAMES = ("README.md", "docs/grid.md", "docs/models.md", "docs/scores.md", "docs/run-directory.md")
+PAGES = [ROOT / name for name in NAMES]
+NOT_RUN_HERE = ("--address", "submit", "jobs", "logs", "stop", "taugrid selfcheck")
+"""test_submitted_jobs.py has a cluster; test_selfcheck_run.py."""
 
 
 def commands():
-    lines = re.findall(r"^ {4}(taugrid [^\n]+)$", README.read_text(), re.MULTILINE)
-    shown = [line.split(" #")[0].strip() for line in lines]
+    lines = [line for page in PAGES for line in re.findall(r"^ {4}(taugrid [^\n]+)$", page.read_text(), re.MULTILINE)]
+    shown = dict.fromkeys(line.split(" #")[0].strip() for line in lines)
     return [line for line in shown if not any(words in line for words in NOT_RUN_HERE)]
 
 
 @pytest.mark.parametrize("command", commands())
-def test_a_command_of_the_readme_does_what_it_says(command, config, finished, tmp_path, monkeypatch):
+def test_a_command_that_is_shown_does_what_it_says(command, config, finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished, "runs/mine")
     shutil.copytree(finished, "runs/tiny")
@@ -40,19 +43,12 @@ def test_a_command_of_the_readme_does_what_it_says(command, config, finished, tm
     taugrid(*words)
 
 
-def test_the_readme_has_commands():
-    assert len(commands()) >= 6
+def test_the_pages_have_commands():
+    assert len(commands()) >= 16
 
 
-def test_the_readmes_settings_of_training_are_some():
-    text = re.search(r"^ +(train: \{[^}]+\}[^}]+\})$", README.read_text(), re.MULTILINE)
+def test_the_settings_of_training_that_are_shown_are_some():
+    text = re.search(r"^ +(train: \{[^}]+\}[^}]+\})$", (ROOT / "docs/models.md").read_text(), re.MULTILINE)
     assert text
-    train = validate(Train, yaml.safe_load(text[1])["train"], "README")
+    train = validate(Train, yaml.safe_load(text[1])["train"], "docs/models.md")
     assert set(train.model_dump(exclude_defaults=True)) >= {"precision", "loss_weights", "optimizer", "workers"}
-
-
-def test_the_readmes_config_is_one(tmp_path):
-    text = re.search(r"^( {4}name: my-grid\n(?: {4}[^\n]*\n)+)", README.read_text(), re.MULTILINE)
-    assert text
-    config = validate(Config, yaml.safe_load(textwrap.dedent(text[1])), "README")
-    assert len(config.grid) == 2

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from taugrid import config
 from taugrid.config.load import load
-from taugrid.errors import RunFailed, UserError
+from taugrid.errors import UserError
 from taugrid.orchestrator.dispatch.capacity import resources
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.workers.data import load as data
@@ -253,11 +253,24 @@ def test_a_compiled_network_learns_the_same_in_two_workers(uninterrupted, tmp_pa
     assert losses_of(tmp_path) == pytest.approx(losses_of(uninterrupted)[:5], rel=1e-4)
 
 
-def test_a_diverging_training_stops_with_one_line(tmp_path):
+def test_a_training_that_diverges_leaves_the_other_models(tmp_path):
     """What the loop says of one worker is tests/unit/test_training.py's; here the line comes back through Ray Train."""
-    with pytest.raises(RunFailed, match=r"^the loss of step 2 is not finite; lower train.learning_rate"):
-        in_a_thread(a_spec(tmp_path, learning_rate=1e30, workers=2)).result()
-    assert not (tmp_path / SPEC.model_id).exists()
+    file = write_config(
+        tmp_path,
+        train={"steps": 2, "batch_size": 16, "workers": 2},
+        sample={"num_samples": 20, "batch_size": 20},
+        grid={"train.learning_rate": [1e30, 1e-3], "steps": [2, 4]},
+        evaluate={"extractor": "pixels", "metrics": ["fid"]},
+    )
+    done = taugrid("run", file, "--out", tmp_path / "run", code=4)
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("missing: ")]
+    assert line.startswith(
+        "missing: learning_rate=1e+30 · S=2 eta=0; learning_rate=1e+30 · S=4 eta=0: training of model"
+    )
+    assert "the loss of step 2 is not finite; lower train.learning_rate" in line
+    scores = (tmp_path / "run/tables/quality.csv").read_text().splitlines()
+    assert len(list((tmp_path / "run/models").glob("[!.]*"))) == 1
+    assert [row.rsplit(",", 1)[1] for row in scores] == ["train.learning_rate", "0.001", "0.001"]
 
 
 def _has_checkpoint(folder):

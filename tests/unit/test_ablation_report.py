@@ -14,11 +14,11 @@ from taugrid.config.load import load
 from taugrid.errors import UserError
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.cli.text import print_outcome
-from taugrid.orchestrator.inspection import describe_plan
+from taugrid.orchestrator.dry_run.describe import describe_plan
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report import asked
-from taugrid.orchestrator.report.replicates import label_without_seeds, unequal
+from taugrid.orchestrator.report.replicates import label_without_seeds, unequal, unscored
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Run
 
@@ -57,6 +57,13 @@ def test_tables_and_figures_are_of_means_and_effects(run):
     assert {(row["base"], row["value"], row["over"]) for row in of_schedule} == {("cosine", "linear", "sampling seed")}
     names = {path.name for path in opened.rundir.figures.iterdir()}
     assert {"effects.png", "by-schedule.png", "by-beta_end.svg", "heat-map.png", "quality.png"} <= names
+    samples = [name for name in names if name.startswith("samples-")]
+    assert len(samples) == 4, "of replicates only the first is shown"
+    assert all("seed=0" in name for name in samples)
+    page = opened.rundir.report.read_text()
+    assert "schedule=linear beta_end=0.02 seed=0" in page
+    assert "the mean of 3 sampling seeds (seed), ± its standard error" in page
+    assert "± is one standard error of sampling" not in page
 
 
 def test_the_terminal_shows_the_one_table_and_another_layout_on_request(run, capsys):
@@ -65,7 +72,8 @@ def test_the_terminal_shows_the_one_table_and_another_layout_on_request(run, cap
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "FID (lower is better)"
     assert lines[1].split() == ["schedule", "beta_end", "η", "\\", "S", "2", "4"]
-    assert len([line for line in lines if line.startswith(("linear", "cosine"))]) == 4
+    of_fid = lines[: lines.index("")]
+    assert len([line for line in of_fid if line.startswith(("linear", "cosine"))]) == 4
 
 
 def test_report_takes_rows_and_columns_from_the_command_line(run):
@@ -136,3 +144,5 @@ def test_replicates_share_a_label():
     assert [label_without_seeds(cell) for cell in cells[:4]] == ["schedule=linear · S=50 eta=0"] * 4
     assert unequal(cells) == []
     assert "schedule=linear · S=50 eta=0 (3)" in unequal(cells[1:])[0]
+    assert unscored(cells[:1]) == ["not scored, so not in the tables: schedule=linear train.seed=0 · S=50 eta=0 seed=5"]
+    assert unscored(cells)[0].endswith(" and 4 more cells")

@@ -60,7 +60,7 @@ def test_plan_says_which_images_a_run_would_miss(tmp_path, monkeypatch):
     assert "list_eval_partition.txt" in remarks(f"evaluate.reference={celeba}")
     assert "list_eval_partition.txt" in remarks(f"data={celeba}", "model={unet: {}}", "evaluate.extractor=pixels")
     if_it_may = f"{{name: celeba, root: {tmp_path}, download: true}}"
-    assert remarks(f"evaluate.reference={if_it_may}") == "", "it would be downloaded"
+    assert "list_eval" not in remarks(f"evaluate.reference={if_it_may}"), "it would be downloaded"
 
 
 @pytest.mark.parametrize(

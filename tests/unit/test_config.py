@@ -1,3 +1,4 @@
+import re
 from typing import get_args
 
 import pytest
@@ -52,6 +53,56 @@ def test_set_takes_yaml_values_and_reaches_into_sections():
 def test_a_malformed_set_is_refused(assignment):
     with pytest.raises(UserError, match="--set"):
         merge(MINIMAL, [assignment])
+
+
+@pytest.mark.parametrize(
+    ("model", "assignment", "way_out"),
+    [
+        ({"unet": {}}, "model.checkpoint=some/folder", "model={checkpoint: some/folder}"),
+        ({"checkpoint": "a"}, "model.callable=mine:load", "model={callable: mine:load}"),
+    ],
+)
+def test_a_second_source_of_a_model_is_refused_with_a_set_that_replaces_the_first(model, assignment, way_out):
+    values = {"name": "x", "model": model}
+    with pytest.raises(UserError) as caught:
+        load(values, [assignment])
+    assert f"--set '{way_out}'" in str(caught.value)
+    name, wanted = assignment.removeprefix("model.").split("=")
+    assert getattr(load(values, [way_out]).model, name).endswith(wanted), "the way out is one"
+    assert getattr(load(values, [f"model.{next(iter(model))}=null", assignment]).model, name).endswith(wanted)
+
+
+def test_a_set_of_one_key_of_a_list_of_grids_is_refused_with_a_set_of_the_list():
+    values = MINIMAL | {"grid": [{"steps": [10, 20], "eta": [0]}, {"steps": [10], "eta": ["sigma_hat"]}]}
+    with pytest.raises(UserError) as caught:
+        load(values, ["grid.steps=[5]"])
+    way_out = re.search("--set '(.*)'$", str(caught.value))[1]
+    assert way_out == "grid=[{steps: [5], eta: [0]}, {steps: [5], eta: [sigma_hat]}]"
+    assert load(values, [way_out]).grid == [{"steps": [5], "eta": [0]}, {"steps": [5], "eta": ["sigma_hat"]}]
+
+
+def parts(schema, key):
+    """The branches of a part of a JSON schema, with what they refer to."""
+    return [
+        schema["$defs"][branch["$ref"].rpartition("/")[2]] if "$ref" in branch else branch
+        for branch in key.get("anyOf", [key])
+    ]
+
+
+def keys_of(schema, section, path=""):
+    """Every key below a part of a JSON schema, dotted, with its description or that of the section that it is."""
+    for part in parts(schema, section):
+        for name, key in part.get("properties", {}).items():
+            sections = [other.get("description") for other in parts(schema, key) if "properties" in other]
+            yield f"{path}{name}", key.get("description") or next(iter(sections), None)
+            yield from keys_of(schema, key, f"{path}{name}.")
+
+
+def test_every_key_has_a_description():
+    schema = config_schema()
+    described = dict(keys_of(schema, schema))
+    assert described.keys() >= {"sample.eta", "train.loss_weights.sigma_1", "evaluate.reference.split", "cluster.train"}
+    assert [key for key, description in described.items() if not description] == []
 
 
 def test_seeds_default_to_the_top_level_seed(tmp_path):

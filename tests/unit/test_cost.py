@@ -37,6 +37,7 @@ def test_files_and_figure_mark_the_same_cells(tmp_path):
     text = (tmp_path / "cost.md").read_text()
     assert text.count("●") == 1 + 5
     assert "| linear | 10 | 0.0 |" in text
+    assert "the mean over trainings; ± is its standard error" in text
     assert (tmp_path / "cost.csv").read_text().splitlines()[0].startswith("cell,schedule,S,η,fid,fid_se,evaluations")
     assert costs_markdown(found) == text
     figure = costs_figure(found)

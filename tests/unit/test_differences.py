@@ -156,7 +156,8 @@ def test_cells_that_differ_in_one_other_axis_are_neighbours_in_the_order_of_the_
     assert [row["se"] for row in found] == pytest.approx([0.3, 0.3, 0.1, 0.1, 0.2])
     write_differences(found, tmp_path)
     text = (tmp_path / "differences.md").read_text(encoding="utf-8")
-    assert "## Along weights: model.checkpoint = step-5000\n\n- S 10 at eta 0, weights: raw -> ema: " in text
+    assert difference_line(found[0]).startswith("S 10 at eta 0, checkpoint: step-5000 -> step-10000: ")
+    assert "## Along weights: checkpoint = step-5000\n\n- S 10 at eta 0, weights: raw -> ema: " in text
 
 
 def test_an_axis_that_moves_what_must_agree_makes_no_neighbours(tmp_path):

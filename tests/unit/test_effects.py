@@ -12,9 +12,9 @@ from test_one_table import RATE, SCHEDULE, TRAINING, ablation
 from taugrid.eval.figures.ablation.forest import effects_figure
 from taugrid.eval.figures.ablation.heat_maps import heat_maps
 from taugrid.eval.figures.ablation.panels import panels_figures
-from taugrid.eval.tables.ablation.effects import effects
+from taugrid.eval.tables.ablation.effects import effects, effects_by_metric
 from taugrid.eval.tables.ablation.effects_files import effects_markdown, write_effects
-from taugrid.eval.tables.long_form import in_grid_order
+from taugrid.eval.tables.long_form import FID, in_grid_order
 
 
 def trained(seeds=3, steps=(10, 20), rates=(0.01,)):
@@ -57,13 +57,34 @@ def test_noise_that_both_cells_and_all_trainings_share_cancels_or_adds_up_in_the
     assert (found.se_sampling, found.over) == (None, "training")
 
 
+def test_other_metrics_have_an_interval_over_trainings_and_without_replicates_no_effects(tmp_path):
+    rows = [row | {"isc_mean": 9 - row["fid"] / 10, "kid_mean": row["fid"] / 1000} for row in trained()]
+    found = effects_by_metric(rows, evidence(rows, {row["cell"]: spread(0.3) for row in rows}))
+    fid, score, kid = found.values()
+    assert [metric.name for metric in found] == ["fid", "isc_mean", "kid_mean"]
+    for one, other in zip(fid, score, strict=True):
+        assert (other.effect, other.low, other.high) == pytest.approx((-one.effect / 10, -one.high / 10, -one.low / 10))
+        assert (other.p, other.p_holm) == pytest.approx((one.p, one.p_holm)), "a family for each metric"
+    assert {effect.se_sampling for effect in (*score, *kid)} == {None}
+    write_effects(found, tmp_path)
+    lines = (tmp_path / "effects.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["metric", *["fid"] * 3, *["isc_mean"] * 3, *["kid_mean"] * 3]
+    text = (tmp_path / "effects.md").read_text()
+    assert "## Inception Score (higher is better)" in text
+    assert f"| **{kid[0].effect * 1000:.2f}** |" in text, (
+        "scaled as in the other tables, with the decimals of its interval"
+    )
+    once = [row for row in rows if row[TRAINING] == 0]
+    assert [metric.name for metric in effects_by_metric(once, evidence(once, {}))] == ["fid"]
+
+
 def test_with_one_training_the_interval_is_of_sampling_and_the_page_says_so():
     rows = trained(seeds=1, steps=(10,))
     phi = {row["cell"]: spread(0.5) if row[SCHEDULE] == "linear" else spread(0.8) for row in rows}
     [found] = effects(rows, evidence(rows, phi))
     assert (found.over, found.replicates, found.se_sampling) == ("sampling", 1, pytest.approx(0.3))
     assert (found.high - found.low) / 2 == pytest.approx(1.96 * 0.3)
-    assert "one training of each can't tell" in effects_markdown([found])
+    assert "one training of each can't tell" in effects_markdown({FID: [found]})
 
 
 def test_the_base_is_the_first_value_unless_one_is_given_and_s_and_eta_count_on_request():
@@ -93,7 +114,9 @@ def test_a_training_that_failed_costs_its_seed_and_is_named():
     found = effects(rows, evidence(rows, {}))
     assert [(e.settings, e.replicates) for e in found] == [("", 2), ("S=10", 3), ("S=20", 2)]
     assert found[0].note == "without train.seed 2: not all its cells are scored"
-    assert "schedule=cosine: without train.seed 2" in effects_markdown(found)
+    assert found[2].note == found[0].note, "also where a value has fewer seeds than the base"
+    assert found[1].note == ""
+    assert "schedule=cosine: without train.seed 2" in effects_markdown({FID: found})
 
 
 def test_zipped_keys_are_one_and_what_follows_from_eta_is_no_key():
@@ -112,7 +135,7 @@ def test_what_cannot_be_compared_has_no_effect():
 
 def test_files_hold_every_effect_and_both_values_of_p(tmp_path):
     rows = trained(rates=(0.01, 0.02))
-    write_effects(effects(rows, evidence(rows, {row["cell"]: spread(0.3) for row in rows})), tmp_path)
+    write_effects(effects_by_metric(rows, evidence(rows, {row["cell"]: spread(0.3) for row in rows})), tmp_path)
     lines = (tmp_path / "effects.csv").read_text().splitlines()
     assert lines[0].endswith("se_sampling,replicates,over,low,high,p,p_holm,pairs,note")
     text = (tmp_path / "effects.md").read_text()

@@ -5,7 +5,7 @@ from in_process import small_run
 from test_reconstruct_work import save_network
 
 from taugrid.orchestrator import session
-from taugrid.orchestrator.cli.text import plan_text
+from taugrid.orchestrator.cli.text import missing_lines, plan_text
 from taugrid.orchestrator.inspection import describe
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.session import Run
@@ -47,8 +47,10 @@ def test_the_other_models_are_sampled_and_scored(tmp_path, failing):
         assert len(outcome.rows) == 3
         assert set(outcome.missing) == {opened.plan.cells[3].name}
         assert "the loss is nan" in outcome.missing[opened.plan.cells[3].name]
+        [line] = missing_lines(outcome.missing, outcome.labels)
+        assert line.startswith("missing: schedule=cosine train.seed=1 · S=1 eta=0: training of model schedule=cosine")
         quality = (opened.rundir.tables / "quality.md").read_text()
-        assert "fewer than 2 replicates that are scored" in quality
+        assert "fewer than 2 scored replicates" in quality
         assert "schedule=cosine · S=1 eta=0 (1)" in quality
         status = describe(opened.config, opened.plan, opened.rundir)
         assert [(model["cells_scored"], model["images_done"]) for model in status["models"]] == [(1, 8)] * 3 + [(0, 0)]

@@ -92,10 +92,10 @@ def test_a_job_takes_its_config_and_the_modules_that_it_names_along(modules, tmp
     pack_job(config, tmp_path / "job", ships=False)
     assert files(tmp_path / "job") == set(MODULES) - {"not_imported.py"} | {"mine.yaml", "on_the_head.py"}
     assert load(str(tmp_path / "job" / "mine.yaml")).model_dump() == load_again(config, tmp_path).model_dump()
-    words = entrypoint(config, "/shared/a run", break_lock=True)
+    words = entrypoint(config, "/shared/a run", break_lock=True, only=("steps=50,schedule=cosine",))
     assert words == [
         *("python3", "on_the_head.py", taugrid.__version__, "run", "mine.yaml", "--address", "auto"),
-        *("--out", "/shared/a run", "--break-lock"),
+        *("--out", "/shared/a run", "--only", "steps=50,schedule=cosine", "--break-lock"),
     ]
     with pytest.raises(UserError, match=r"evaluate.extractor: there is no module 'nowhere'"):
         pack_job(Config(name="mine", evaluate={"extractor": "nowhere:Class"}), tmp_path / "job", ships=False)

@@ -150,6 +150,15 @@ def test_an_extractor_takes_smaller_batches_once_one_does_not_fit(room):
     assert sum(size > room for size in card.tried) == (2 if room == 3 else 0), "8, 4, and never again"
 
 
+def test_an_extraction_says_how_far_it_is():
+    device, heard = Device("cpu"), []
+    device.beat = lambda done, of: heard.append((done, of))
+    extracted = InBatches(lambda x: Extraction(x, None), 8, device, 40)
+    for images in (torch.zeros(20, 1), torch.zeros(20, 1)):
+        list(extracted(images))
+    assert heard == [(done, 40) for done in (0, 8, 16, 20, 28, 36)]
+
+
 def test_an_extractor_that_does_not_take_one_image_fails():
     extracted = InBatches(lambda x: Card(0).network(x, 1), 8, Device("cpu"))
     with pytest.raises(OutOfMemoryError):

@@ -113,6 +113,19 @@ def test_a_part_of_a_plan_has_the_cells_that_any_selector_fits_and_their_models(
     assert select(plan, []) is plan
 
 
+@pytest.mark.parametrize("selector", ["", "schedule", "train.learning_rate", "steps"])
+def test_a_key_without_a_value_selects_nothing(selector):
+    with pytest.raises(UserError, match=r"a value is missing; write KEY=VALUE"):
+        select(planned(grid=TWO_KEYS), [selector])
+
+
+def test_a_sampling_seed_that_is_meant_as_one_of_training_is_told_so():
+    plan = planned(grid={"train.seed": [0, 1], "steps": [3]})
+    with pytest.raises(UserError, match=r"seed is 0, not 1; did you mean train\.seed=1\?"):
+        find_cell(plan, "seed=1")
+    assert find_cell(plan, "train.seed=1") is plan.cells[1]
+
+
 def test_a_setting_that_no_grid_key_has_selects_too():
     plan = planned(grid={"steps": [10, 20]}, sample={"weights": "raw"})
     assert find_cell(plan, "weights=raw,steps=20") is plan.cells[1]

@@ -14,12 +14,13 @@ from taugrid import parquet
 from taugrid.disk import StoreError
 from taugrid.errors import OtherBytes, OtherContent, RunFailed, UserError
 from taugrid.jobs import SavedUnet
-from taugrid.orchestrator.inspection import describe, verify
+from taugrid.orchestrator.inspection import describe
 from taugrid.orchestrator.opened import Opened
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.verification.verify import verify
 from taugrid.storage import LocalStorage, appended, open_place, pieces, replacing, requests
 from taugrid.storage.objects import ObjectStorage
 from taugrid.workers.content import verified_copy

@@ -114,7 +114,7 @@ def test_with_both_seeds_a_training_counts_with_the_mean_of_its_samplings():
 
 def test_a_missing_replicate_leaves_the_mean_of_the_others():
     rows = ablation({("linear", None, 0, 10): 10.0, ("linear", None, 1, 10): 12.0, ("cosine", None, 0, 10): 9.0})
-    assert text_of(rows)[1:] == [["linear", "0.0", "11.0 ± 1.0 (1.4)"], ["cosine", "0.0", "**9.00**"]]
+    assert text_of(rows)[1:] == [["linear", "0.0", "11.0 ± 1.0 (1.4)"], ["cosine", "0.0", "**9.00 (n = 1)**"]]
 
 
 def test_marks_among_means_pair_the_trainings_by_their_seeds():
@@ -128,3 +128,28 @@ def test_marks_among_means_pair_the_trainings_by_their_seeds():
     text = to_markdown(in_grid_order(rows), known.protocols, {"near-None-0-10"})
     assert "≈ not distinguishable from the best of its column: p > 0.05 by Student's t" in text
     assert indistinguishable([], known) == frozenset()
+
+
+def test_other_metrics_are_marked_over_replicates_alone():
+    scores = {"best": [7.0, 8.0, 9.0], "near": [7.1, 7.8, 8.9], "far": [5.0, 6.1, 7.0]}
+    rows = [
+        row | {"isc_mean": scores[row[SCHEDULE]][row[TRAINING]]}
+        for row in ablation({(name, None, seed, 10): 5.0 + seed for name in scores for seed in range(3)})
+    ]
+    shares = {line[0]: line[-1] for line in text_of(rows)[-3:]}
+    assert shares["best"].startswith("**8.0")
+    assert [name for name, text in shares.items() if text.endswith("≈")] == ["near"]
+    once = [row for row in rows if row[TRAINING] == 0]
+    assert "≈" not in to_markdown(in_grid_order(once))
+
+
+def test_means_of_fewer_replicates_say_of_how_many():
+    values = {(name, None, seed, 10): 5.0 + seed for name in ("linear", "cosine") for seed in range(3)}
+    assert "n = " not in to_markdown(in_grid_order(ablation(values)))
+    del values["cosine", None, 2, 10]
+    rows = ablation(values)
+    assert [line[-1] for line in text_of(rows)[1:]] == ["6.00 ± 0.58 (1.00)", "**5.50 ± 0.50 (0.71) (n = 2)**"]
+    assert "mean of 3 trainings (train.seed), or of n where it says so" in to_markdown(in_grid_order(rows))
+    single = in_grid_order([row for row in rows if (row[SCHEDULE], row[TRAINING]) != ("cosine", 1)])
+    assert "| **5.00 (n = 1)** |" in to_markdown(single)
+    assert "no difference from it is tested" in to_markdown(single)

@@ -1,7 +1,6 @@
 """`sample.precision` and `sample.compile` as settings of cells: tables, protocols and files; old ones stay the same."""
 
 import json
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -13,6 +12,7 @@ from taugrid.eval.tables.long_form import COLUMNS
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Run
 from taugrid.orchestrator.shard_sizes import require_no_tf32
@@ -35,7 +35,7 @@ def scored(tmp_path_factory):
     root = tmp_path_factory.mktemp("precisions")
     with small_run(root, GRID) as opened:
         drive(opened, root / "run", LOCAL)
-        Run(opened.config, opened.plan, RunDir(root / "run"), "local", SimpleNamespace(say=print)).do(("report",))
+        Run(opened.config, opened.plan, RunDir(root / "run"), "local", Progress.silent()).do(("report",))
     return root / "run"
 
 

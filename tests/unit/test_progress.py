@@ -1,68 +1,375 @@
-"""The lines that people read while taugrid works."""
+"""What people read while taugrid works: the state, the remaining time, the drawing, plain lines."""
 
 import io
+from datetime import UTC, datetime
 
 import pytest
 from rich.console import Console
 
-from taugrid.orchestrator import progress
-from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.progress import Progress, display
+from taugrid.orchestrator.progress.draw import Space, frame
+from taugrid.orchestrator.progress.remaining import LEAST_SECONDS, Rates, Span, Waiting, seconds_left
+from taugrid.orchestrator.progress.stage import Stage
+from taugrid.orchestrator.progress.state import GridCell, LiveState
+from taugrid.orchestrator.progress.todo import KnownTask
+from taugrid.orchestrator.work import work_kinds
+
+KINDS = {kind.name: kind for kind in work_kinds()}
+WIDTHS = (60, 80, 100)
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that the test moves, for rich's estimates and our plain lines."""
-    now = [1000.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    return now
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
 
 
-def a_progress(clock, terminal=False):
-    console = Console(file=io.StringIO(), width=200, force_terminal=terminal)
-    shown = Progress(console)
-    shown._bars.get_time = lambda: clock[0]
-    return shown, console.file
+def a_progress(live=False, width=200):
+    clock, console = Clock(), Console(file=io.StringIO(), width=width, force_terminal=live)
+    return Progress(console, live, clock), clock, console.file
 
 
-def test_the_rate_leaves_out_what_an_earlier_session_did(clock):
-    shown, printed = a_progress(clock)
+def tasks(cells=("a", "b"), shards=2):
+    """The tasks of a small run: each cell has shards of 100 images in 1,000 evaluations, and a score."""
+    found = {}
+    for cell in cells:
+        for number in range(shards):
+            found[f"sample/{cell}/{number}"] = KnownTask("sample", 1000, "sample/m", cell, 100)
+            found[f"extract/{cell}/{number}"] = KnownTask("extract", 100, "extract", cell)
+        found[f"score/{cell}"] = KnownTask("score", 200, "score", cell)
+    return found
+
+
+def to_do(known):
+    groups = {}
+    for task in known.values():
+        groups.setdefault((task.kind, task.pace), []).append(task.cost)
+    return [{"kind": k, "pace": p, "tasks": len(costs), "cost": sum(costs)} for (k, p), costs in groups.items()]
+
+
+class Session:
+    """A state, and the events that it is told, each some seconds after the one before."""
+
+    def __init__(self, known=None, earlier=None, cells=None):
+        self.now, self.state = 0.0, LiveState(KINDS)
+        self.known = tasks() if known is None else known
+        self.state.expect(self.known, earlier or {})
+        self.state.show_cells(cells or {}, "FID")
+        self.tell("session", stages=["evaluate", "report", "sample", "train"])
+        self.tell("to do", work=to_do(self.known))
+
+    def tell(self, event, after=0.0, **values):
+        self.now += after
+        self.state.observe(self.now, {"event": event, **values})
+
+    def join(self, *workers, after=0.0, device="cpu"):
+        for worker in workers:
+            self.tell("starting", worker=worker)
+        for worker in workers:
+            self.tell("worker", worker=worker, device=device, after=after)
+
+    def give(self, worker, task):
+        self.tell("assigned", worker=worker, task=task)
+
+    def beat(self, worker, fraction, after=1.0):
+        self.now += after
+        self.state.heard(self.now, worker, fraction)
+
+    def did(self, worker, event, after=1.0, **values):
+        self.tell(event, after, worker=worker, committed=True, **values)
+
+    @property
+    def left(self):
+        return self.state.left(self.now)
+
+    def drawn(self, width=80, height=30):
+        return [line.plain for line in frame(self.state, None, self.now, Space(width, height))]
+
+
+def seconds(said):
+    return int(said.split(" s ")[0].split(" min ")[-1]) + 60 * int(said.split(" min ")[0] if " min " in said else 0)
+
+
+def test_there_is_no_remaining_time_before_a_rate_is_known():
+    session = Session()
+    session.join("w0", after=9)
+    session.give("w0", "sample/a/0")
+    assert session.left == ""
+    session.beat("w0", 0.0, after=5)  # loading
+    session.beat("w0", 0.1)
+    assert session.left == "", "one heartbeat is no rate"
+    session.beat("w0", 0.2, after=LEAST_SECONDS)
+    assert session.left.startswith("1 min 16 s left"), "0.05 a second, and 3.8 shards to do"
+    assert session.left.endswith("then extracting features and scoring"), "of which nothing is known"
+
+
+def test_loading_and_warming_up_are_not_in_the_pace():
+    session = Session()
+    session.join("w0")
+    session.give("w0", "sample/a/0")
+    session.beat("w0", 0.1, after=60)
+    session.beat("w0", 0.2, after=5)
+    assert 185 <= seconds(session.left) <= 195
+
+
+def test_earlier_sessions_on_the_same_device_tell_the_time_at_once():
+    earlier = {("sample/m", "gpu"): 0.01, ("extract", "gpu"): 0.01, ("score", "gpu"): 0.01}
+    session = Session(earlier=earlier)
+    session.join("w0", device="cpu")
+    assert session.left == ""
+    session.join("w1", device="gpu")
+    assert session.left == "24 s left", "4,000 evaluations, 400 features and 400 scores, by two"
+
+
+def test_the_rate_of_the_reference_foretells_that_of_features():
+    known = {"reference/0": KnownTask("reference", 100, "extract"), **tasks(("a",), 1)}
+    session = Session(known)
+    session.join("w0")
+    session.give("w0", "reference/0")
+    session.did("w0", "extract", after=10)
+    assert session.left == "", "sampling is most of the work, and nothing is known of it"
+    session.give("w0", "sample/a/0")
+    session.did("w0", "shard", after=10)
+    assert session.left == "10 s left then scoring"
+
+
+def test_models_have_rates_of_their_own():
+    known = {f"sample/{m}/0": KnownTask("sample", 1000, f"sample/{m}", m) for m in ("small", "large")}
+    session = Session(known)
+    session.join("w0")
+    session.give("w0", "sample/small/0")
+    session.did("w0", "shard", after=10)
+    assert session.left == "", "of the large one nothing is known"
+
+
+def test_more_workers_take_less_time_and_the_last_task_is_not_divided():
+    assert seconds_left([], [Waiting(4, 10.0)], 2) == 20
+    assert seconds_left([], [Waiting(4, 10.0)], 3) == 20, "two rounds"
+    assert seconds_left([30.0], [Waiting(4, 10.0)], 2) == 40
+    assert seconds_left([30.0], [Waiting(100_000, 10.0)], 100) == pytest.approx(10_000, rel=0.01)
+
+
+def test_a_pace_is_that_of_the_last_tasks():
+    rates = Rates()
+    for _ in range(100):
+        rates.add("sample", Span(10, 100))
+    for _ in range(64):
+        rates.add("sample", Span(20, 100))
+    assert rates.seconds("sample") == 0.2
+
+
+def test_a_first_task_that_loads_much_counts_until_there_is_another():
+    rates = Rates()
+    rates.add("score", Span(30, 100), is_cold=True)
+    assert rates.seconds("score") == 0.3
+    rates.add("score", Span(1, 100))
+    assert rates.seconds("score") == 0.01
+
+
+def test_the_bar_counts_what_earlier_sessions_did_but_the_rate_does_not():
+    session = Session(cells={name: GridCell("eta=0", f"S={name}", 20_000, 18_000) for name in ("a", "b")})
+    session.join("w0")
+    session.give("w0", "sample/a/0")
+    session.did("w0", "shard", after=10)
+    stand = session.state.stand(session.now)
+    assert (stand.done, stand.total, stand.unit) == (37_000, 40_000, "network evaluations")
+    assert stand.rate == pytest.approx(100)
+    assert stand.images_rate == pytest.approx(10)
+
+
+def test_copies_count_once_and_the_better_one_counts():
+    session = Session()
+    session.join("w0", "w1")
+    session.give("w0", "sample/a/0")
+    session.give("w1", "sample/a/0")
+    session.beat("w0", 0.2)
+    session.beat("w1", 0.5)
+    assert session.state.bar.done == 500
+    session.did("w1", "shard")
+    assert session.state.bar.done == 1000
+    session.did("w0", "shard")
+    assert session.state.bar.done == 1000
+
+
+def test_a_lost_worker_takes_its_progress_with_it():
+    session = Session()
+    session.join("w0", "w1")
+    session.give("w0", "sample/a/0")
+    session.beat("w0", 0.9)
+    session.tell("failed", worker="w0", task="sample/a/0", quarantined=False)
+    session.tell("lost", worker="w0")
+    assert session.state.bar.done == 0
+    assert (session.state.hands.joined, session.state.hands.lost) == (1, 1)
+    assert any("1 lost" in line for line in session.drawn())
+
+
+def test_what_is_given_up_is_not_left_to_do():
+    cells = {name: GridCell("eta=0", f"S={name}", 2000) for name in ("a", "b")}
+    session = Session(
+        {f"sample/{name}/0": KnownTask("sample", 1000, "sample/m", name) for name in ("a", "b")}, {}, cells
+    )
+    session.join("w0")
+    session.give("w0", "sample/a/0")
+    session.did("w0", "shard", after=10)
+    assert session.left == "10 s left"
+    session.give("w0", "sample/b/0")
+    session.tell("failed", worker="w0", task="sample/b/0", quarantined=True)
+    assert session.left == ""
+    assert any("failed" in line for line in session.drawn())
+
+
+def test_one_bar_goes_on_from_the_reference_to_the_scores():
+    known = {"reference/0": KnownTask("reference", 500, "extract"), **tasks(("a",), 1)}
+    session, units = Session(known), []
+    session.join("w0")
+    for task, event in (("reference/0", "extract"), ("sample/a/0", "shard"), ("extract/a/0", "extract")):
+        units.append(session.state.bar.unit)
+        session.give("w0", task)
+        session.did("w0", event)
+    assert units == ["images", "network evaluations", "images"]
+    assert session.state.bar[:4] == ("scoring", 0, 1, "cells scored")
+
+
+def busy(rows=3, columns=4, workers=3):
+    """A session in the middle of a grid of long names."""
+    cells = {
+        f"{r}-{c}": GridCell(f"checkpoint=digits/step-{r:06d} eta=0.{r}", f"S={10**c}", 1000)
+        for r in range(rows)
+        for c in range(columns)
+    }
+    session = Session(tasks(cells, 1), {}, cells)
+    session.join(*(f"worker-{number}" for number in range(workers)))
+    session.tell("starting", worker="worker-99", after=2)
+    for number, cell in enumerate(list(cells)[:workers]):
+        session.give(f"worker-{number}", f"sample/{cell}/0")
+        session.beat(f"worker-{number}", 0.25)
+        session.beat(f"worker-{number}", 0.5)
+    session.did("worker-0", "shard")
+    session.state.score(next(iter(cells)), 12.34567)
+    return session
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("workers", [1, 3, 12])
+def test_no_line_is_as_wide_as_the_terminal(width, workers):
+    lines = busy(workers=workers).drawn(width)
+    assert all(len(line) < width for line in lines), lines
+    assert any("network evaluations" in line for line in lines)
+    assert any("left" in line for line in lines)
+
+
+@pytest.mark.parametrize("height", range(4, 40, 3))
+def test_the_view_is_lower_than_the_terminal(height):
+    lines = busy(rows=30).drawn(80, height)
+    assert len(lines) < max(height, 12)
+    assert any("%" in line for line in lines)
+
+
+def test_the_table_shows_scores_and_how_far_the_others_are():
+    lines = busy().drawn(100)
+    assert lines[0].split() == ["FID", "S=1", "S=10", "S=100", "S=1000"]
+    assert lines[1].split()[-4:] == ["12.35", "50%", "50%", "·"]
+
+
+def test_a_table_that_is_too_high_shows_where_the_work_is():
+    session = busy(rows=30)
+    for cell in list(session.state.cells)[:40]:
+        session.state.score(cell, 1.0)
+    lines = session.drawn(100, 20)
+    assert any("step-000010" in line for line in lines)
+    assert any("more rows" in line for line in lines)
+
+
+def test_the_rate_of_a_stage_leaves_out_what_an_earlier_session_did():
+    shown, clock, printed = a_progress()
     with shown:
         shown.begin("sampling", 1000, "network evaluations")
         shown.update(400, workers=2)
-        clock[0] += 100  # workers start
+        clock.now += 100  # workers start
         shown.started(400)
         for done in (410, 420, 430):
-            clock[0] += 5
+            clock.now += 5
             shown.update(done, images=done - 400, workers=2, note="1 of 3 cells scored")
     lines = printed.getvalue().splitlines()
     assert lines[0].startswith("sampling: 410 of 1,000 network evaluations")
+    clock.now += display.PLAIN_INTERVAL_SECONDS
+    shown.update(430, images=30, workers=2, note="1 of 3 cells scored")
     assert lines[-1] == (
         "sampling: 430 of 1,000 network evaluations, 2/s, 2 images/s, 4 min 45 s left, 2 workers, 1 of 3 cells scored"
     )
 
 
-def test_plain_lines_come_seldom_and_not_before_work_starts(clock):
-    shown, printed = a_progress(clock)
+def test_plain_lines_come_seldom_and_not_before_work_starts():
+    shown, clock, printed = a_progress()
     shown.begin("scoring", 10, "images")
     for _ in range(5):
-        clock[0] += progress.PLAIN_INTERVAL_SECONDS
+        clock.now += display.PLAIN_INTERVAL_SECONDS
         shown.update(0, workers=1)
     assert printed.getvalue() == ""
     shown.started()
     for done in range(1, 9):
-        clock[0] += progress.PLAIN_INTERVAL_SECONDS / 4
+        clock.now += display.PLAIN_INTERVAL_SECONDS / 4
         shown.update(done, workers=1)
     assert printed.getvalue().count("\n") == 2
     shown.end()
 
 
-def test_a_terminal_has_a_bar_that_goes_away(clock):
-    shown, printed = a_progress(clock, terminal=True)
-    shown.begin("judging [2]", 4, "cells")
-    shown.started()
-    shown.update(3)
-    shown._bars.refresh()
-    assert "judging [2]" in printed.getvalue()
-    assert "3 of 4 cells" in printed.getvalue()
-    shown.end()
-    assert printed.getvalue().endswith("\x1b[2K")
+def test_plain_lines_of_a_session_say_the_same_as_its_bar():
+    shown, clock, printed = a_progress()
+    shown.follow(LiveState(KINDS))
+    known = tasks()
+    shown._state.expect(known, {})
+    for event in (
+        {"event": "to do", "work": to_do(known)},
+        {"event": "worker", "worker": "w0", "device": "cpu"},
+        {"event": "assigned", "worker": "w0", "task": "sample/a/0"},
+    ):
+        shown.observe(datetime.fromtimestamp(clock.now, UTC), event)
+    for fraction in (0.1, 0.2, 0.3):
+        clock.now += display.PLAIN_INTERVAL_SECONDS / 2
+        shown.heard("w0", fraction)
+    line = printed.getvalue().splitlines()[0]
+    assert line.startswith("sampling: 200 of 4,000 network evaluations, 20/s, 2 images/s, 3 min 10 s left then")
+    assert line.endswith("1 worker, 0 of 2 cells scored")
+
+
+def test_a_terminal_has_a_view_that_goes_away_and_messages_that_stay():
+    shown, _, printed = a_progress(live=True, width=40)
+    with shown:
+        shown.begin("judging [2]", 4, "cells")
+        shown.started()
+        shown.say("x" * 100)
+        shown.update(3)
+        shown._view.refresh()
+    said = printed.getvalue()
+    assert "judging [2]: 3 of 4 cells" in said
+    assert said.count("x" * 100) == 1, "as one line, for the terminal to wrap"
+    assert said.rindex("\x1b[?25h") > said.rindex("\x1b[?25l"), "the cursor is shown again"
+    assert "\x1b[2K" in said[said.rindex("judging") :], "the view is erased"
+
+
+def test_what_was_last_known_stays_after_a_failure():
+    shown, _, printed = a_progress(live=True)
+
+    def work():
+        with shown:
+            shown.begin("judging", 4, "cells")
+            shown.started()
+            shown.update(3)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        work()
+    assert printed.getvalue().rstrip().endswith("judging: 3 of 4 cells")
+
+
+def test_colours_in_a_log_make_no_live_view(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert not Progress(Console(file=io.StringIO()))._is_live
+
+
+def test_a_stage_that_has_not_begun_says_so():
+    lines = [line.plain for line in frame(None, Stage("training", 100, "steps", 0.0), 12.0, Space(80, 24))]
+    assert "starting, 12 s" in lines[-1]

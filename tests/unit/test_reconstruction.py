@@ -1,3 +1,4 @@
+import io
 import json
 import random
 
@@ -5,7 +6,9 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from taugrid.eval.tables.console import reconstruction_to_console
 from taugrid.eval.tables.reconstruction import (
     RECONSTRUCTION_COLUMNS,
     reconstruction_frame,
@@ -168,3 +171,14 @@ def test_write_replaces_the_three_files_and_leaves_nothing_else(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == names
     assert all("0.002" in (folder / name).read_text(encoding="utf-8") for name in names[:2])
     assert "2.00" in (folder / "reconstruction.md").read_text(encoding="utf-8")
+
+
+def test_the_terminal_has_the_table_and_its_notes():
+    pipe = io.StringIO()
+    drawn = reconstruction_to_console(reconstruction_frame(paper()), ABOUT, ["1 image is missing"])
+    Console(file=pipe, width=80).print(drawn)
+    lines = pipe.getvalue().splitlines()
+    assert lines[1].split() == ["S", *(str(steps) for steps in sorted({row["steps"] for row in paper()}))]
+    assert lines[3].split()[0] == "Error"
+    assert "|" not in pipe.getvalue(), "it is no Markdown"
+    assert "1 image is missing" in lines

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from taugrid.config import Config, validate
-from taugrid.orchestrator.inspection import describe_plan
+from taugrid.orchestrator.dry_run.describe import describe_plan
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.shard_sizes import HEARD_SECONDS, LongShards, longest_shard, too_few_shards

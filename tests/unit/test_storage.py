@@ -520,12 +520,13 @@ ALLOWED = [
         "a baseline, which is a file of the user's repository",
     ),
     Exceptions("orchestrator/cli/jobs.py", {"is_dir": 1}, "what an argument is"),
+    Exceptions("orchestrator/dry_run/describe.py", {"exists": 1}, "whether a GPU's driver is here"),
     Exceptions("orchestrator/dispatch/address.py", {"read_text": 1}, "Ray's token in the user's home"),
     Exceptions("orchestrator/external.py", {"np.savez": 1}, "a temporary file of images that a caller holds"),
     Exceptions(
         "orchestrator/inspection.py",
-        {"exists": 2, "inspect": 1, "is_dir": 1, "iterdir": 1, "mkdir": 1, "read_images": 1, "write_bytes": 1},
-        "`export --to`, which is no part of a run; what `local_path` gives; whether a GPU's driver is here",
+        {"exists": 1, "is_dir": 1, "iterdir": 1, "mkdir": 1, "write_bytes": 1},
+        "`export --to`, which is no part of a run",
     ),
     Exceptions("orchestrator/jobs/client.py", {"open": 1}, "what is sent to a job server"),
     Exceptions(
@@ -576,6 +577,7 @@ ALLOWED = [
         {"exists": 1, "np.savez": 1, "open": 1, "replacing": 1, "write_bytes": 1},
         "`export --to`, which is no part of a run",
     ),
+    Exceptions("orchestrator/verification/verify.py", {"inspect": 1, "read_images": 1}, "of what `local_path` gives"),
     Exceptions("workers/content.py", {"open": 2}, "weights, to hash them and to copy them for libraries"),
     Exceptions(
         "workers/network/checkpoint.py",

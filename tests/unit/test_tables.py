@@ -389,6 +389,43 @@ def test_the_console_table_has_errors_beside_the_values_where_they_fit():
     assert lines[-1] == "clip: none (0.0, 0.2, 0.5, 1.0), x0_and_eps (σ̂)"
 
 
+ASKED = {"isc_mean": 8.25, "isc_std": 0.11, "kid_mean": 0.0123, "kid_std": 0.0004, "precision": 0.71, "recall": 0.62}
+SPELLED = {
+    "reference": {"dataset": "digits", "split": "train", "num_images": 1437, "sha256": "16b824c6b1" + 54 * "0"},
+    "extractor": {"name": "digits-convnet", "weights_sha256": "0" * 64},
+}
+
+
+def outcome_on_stdout(rows, capsys, tmp_path):
+    spelled = {row["protocol"]: SPELLED for row in rows}
+    print_outcome(RunDir(tmp_path), Outcome({}, rows, "quality", Evidence({}, {}, spelled, {})))
+    return capsys.readouterr().out
+
+
+def test_the_terminal_shows_every_metric_that_was_asked_for_and_what_they_are_of(tmp_path, capsys):
+    said = outcome_on_stdout([cell(10, eta, 13.36, 0.1, **ASKED) for eta in (0.0, 1.0)], capsys, tmp_path)
+    words = said.split()
+    assert [words.count(number) for number in ("13.36", "8.25", "12.30", "0.710", "0.620")] == [2] * 5
+    assert "KID × 1000 (lower is better); ± is the standard deviation over subsets" in said
+    assert (
+        said.splitlines()[-1]
+        == "N = 5000 images a cell; reference: digits/train (1,437 images); features: digits-convnet"
+    )
+
+
+def test_without_fid_the_first_metric_is_the_table(tmp_path, capsys):
+    said = outcome_on_stdout([cell(10, 0.0, precision=0.71, recall=0.62)], capsys, tmp_path)
+    assert "FID" not in said
+    assert said.startswith("Precision (higher is better)")
+
+
+def test_many_tables_are_left_to_the_files(tmp_path, capsys):
+    said = outcome_on_stdout([cell(10, eta / 100, 13.36, 0.1, **ASKED) for eta in range(40)], capsys, tmp_path)
+    assert said.split().count("13.36") == 40
+    assert "8.25" not in said
+    assert "Inception Score and KID × 1000 and Precision and Recall: see tables/quality.md" in said
+
+
 @pytest.mark.parametrize("count", [5, 6, 8, 9, 20])
 def test_however_many_steps_the_console_shows_every_number_in_80_columns(count):
     steps = [10 * 2**i for i in range(count)]
@@ -408,7 +445,7 @@ def test_the_terminal_says_once_why_there_is_no_standard_error(tmp_path, capsys)
         evidence = Evidence({}, {row["cell"]: 0 for row in rows}, spelled, {row["cell"]: few for row in rows})
         print_outcome(RunDir(tmp_path), Outcome({}, scored, "quality", evidence))
         printed_to = capsys.readouterr()
-        assert printed_to.err.splitlines() == [f"no ± for {said}: {few}"]
+        assert printed_to.err.splitlines() == [f"no error of sampling for {said}: {few}"]
         assert few not in printed_to.out
     print_outcome(RunDir(tmp_path), Outcome({}, rows[2:3], "quality", evidence))
     assert capsys.readouterr().err == ""

@@ -19,13 +19,13 @@ from taugrid.orchestrator.cli.text import print_outcome
 from taugrid.orchestrator.dispatch import health
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined
-from taugrid.orchestrator.inspection import verify
 from taugrid.orchestrator.opened import Opened
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.verification.verify import verify
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers.actor import Worker
 from taugrid.workers.hello import Probe
@@ -128,11 +128,11 @@ class PoolHere:
     def places(self):
         return set()
 
-    def give(self, worker, job):
+    def give(self, worker, job, key):
         try:
-            self._events.append(Done(worker, self._worker.do(job)))
+            self._events.append(Done(worker, self._worker.do(job), key))
         except Exception as error:
-            self._events.append(Failed(worker, error, "".join(traceback.format_exception(error))))
+            self._events.append(Failed(worker, error, "".join(traceback.format_exception(error)), key))
 
     def events(self, timeout_seconds):
         while self._events:

@@ -29,6 +29,11 @@ def network_time(t: Time) -> Time:
     return t - 1
 
 
+def network_index(t: int | Tensor, x: Tensor) -> Tensor:
+    """The index of each image of x for a network: (B,) int64, made on its device. t that is a tensor is one already."""
+    return t if isinstance(t, Tensor) else torch.full((len(x),), network_time(t), device=x.device)
+
+
 def diffuse(x0: Tensor, eps: Tensor, alpha_bar_t: Tensor | float) -> Tensor:
     """x_t = sqrt(alpha_t) x0 + sqrt(1 - alpha_t) eps, eq. 4.
 

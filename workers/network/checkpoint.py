@@ -8,7 +8,7 @@ from typing import Any
 
 from taugrid.config import Diffusion
 from taugrid.config.model import is_hub_id
-from taugrid.errors import UserError
+from taugrid.errors import NotHere, UserError
 from taugrid.hashing import file_sha256, json_sha256
 from taugrid.jobs import SavedUnet
 from taugrid.storage import LOCAL, Storage
@@ -53,39 +53,42 @@ class Checkpoint:
         return (self.unet_config["in_channels"], height, width)
 
 
-def read_checkpoint(path: str, commit: str | None = None) -> Checkpoint:
+def read_checkpoint(path: str, commit: str | None = None, download: bool = True) -> Checkpoint:
     """The model in a pipeline folder (`unet/`, `scheduler/`), in a bare `UNet2DModel` folder, or on the hub.
 
-    `commit` selects a commit on the hub instead of the newest or the revision in `path`.
+    Args:
+        path: a folder or an id on the hub.
+        commit: selects a commit on the hub instead of the newest or the revision in `path`.
+        download: if not, of a model on the hub only what has been downloaded before counts.
 
     Raises:
-        UserError: if there is no such folder or file, it is not a `UNet2DModel`, or it has a setting that taugrid
-            can't honour.
+        NotHere: if there is no such folder, or it lacks the weights or holds only a part of them.
+        UserError: if it is not a `UNet2DModel`, or it has a setting that taugrid can't honour.
     """
     if Path(path).is_dir():
         return _read(path, Path(path), None)
-    folder = _downloaded(path, commit)
+    folder = _downloaded(path, commit, download)
     return _read(path, folder, folder.name)
 
 
-def _downloaded(path: str, commit: str | None) -> Path:
+def _downloaded(path: str, commit: str | None, download: bool) -> Path:
     """The folder with the files of a model on the hub. Pickled weights are fetched only if there are no others."""
     if not is_hub_id(path):
-        raise UserError(f"model.checkpoint: no folder {path!r}; give a diffusers folder, or an id on the hub: org/name")
+        raise NotHere(f"model.checkpoint: no folder {path!r}; give a diffusers folder, or an id on the hub: org/name")
     names = ["config.json", "scheduler_config.json", "model_index.json", WEIGHTS_FILE, "*.index.json"]
     files = [place + name for place in FOLDERS for name in names]
-    folder = hub.snapshot(path, files, "model.checkpoint", commit)
+    folder = hub.snapshot(path, files, "model.checkpoint", commit, download=download)
     if any((folder / place / WEIGHTS_FILE).exists() for place in FOLDERS):
         return folder
     files += [place + PICKLED_WEIGHTS_FILE for place in FOLDERS]
-    return hub.snapshot(path, files, "model.checkpoint", commit)
+    return hub.snapshot(path, files, "model.checkpoint", commit, download=download)
 
 
 def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
     in_pipeline = (folder / "unet").is_dir()
     unet = folder / "unet" if in_pipeline else folder
     if not (unet / "config.json").is_file():
-        raise UserError(
+        raise (UserError if commit is None else NotHere)(  # a download from the hub may have been cut short
             f"model.checkpoint: {path} is not a diffusers model: it has neither {folder / 'unet' / 'config.json'} "
             f"nor {folder / 'config.json'}"
         )
@@ -195,7 +198,7 @@ def weights_sha256(path: Path, storage: Storage = LOCAL) -> str:
     """SHA-256 of a file of weights, in hex. An unchanged file is read only once.
 
     Raises:
-        UserError: if there is no such file. The message names other files of weights in its folder.
+        NotHere: if there is no such file. The message names other files of weights in its folder.
     """
     try:
         version = storage.version(path)
@@ -203,7 +206,7 @@ def weights_sha256(path: Path, storage: Storage = LOCAL) -> str:
         suffixes = {".safetensors", ".bin", ".ckpt", ".pt", ".pth"}
         others = [other.name for other in storage.list(path.parent, "*") if other.suffix in suffixes]
         there = f", only {', '.join(others[:MOST_NAMED])}" if others else ""
-        raise UserError(
+        raise NotHere(
             f"there is no {path}{there}; a model's weights must be in this one file, as diffusers' save_pretrained "
             "writes it without a variant"
         ) from None
@@ -230,7 +233,7 @@ def _check_whole(path: Path, config: dict[str, Any]) -> None:
             ends = {"conv_in.weight", "conv_out.weight"} & set(file.keys())
             shapes = {name: file.get_slice(name).get_shape() for name in ends}
     except SafetensorError as error:
-        raise UserError(
+        raise NotHere(
             f"model.checkpoint: {path} is not a complete safetensors file ({error}); get it again (with git lfs "
             "pull, if it is a Git LFS pointer)"
         ) from None

@@ -4,59 +4,7 @@ diffusers imports parts of SciPy for the noise levels of schedulers that never r
 Python's garbage collector takes a third of the time. docs/decisions.md, "What a worker imports", has the figures.
 """
 
-import gc
-import importlib
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import ModuleType
-from typing import Any
-
-
-class _StandIn(ModuleType):
-    """A module that loads the real one when it is first asked for anything."""
-
-    __file__ = None
-    """`inspect.getmodule`, which torch calls as it is imported, asks every module for its file."""
-
-    def __getattr__(self, attribute: str) -> Any:
-        _step_aside(self)
-        return getattr(importlib.import_module(self.__name__), attribute)
-
-
-@contextmanager
-def imported_on_use(*names: str) -> Iterator[None]:
-    """Within the block, `import` of these modules loads nothing.
-
-    Whoever imported one there gets the real module with its first attribute. `importlib.util.LazyLoader` would not do:
-    its modules load with any attribute, `__file__` and `__spec__` too, for which Python itself asks.
-    """
-    stand_ins = [_StandIn(name) for name in names if name not in sys.modules]
-    sys.modules.update({stand_in.__name__: stand_in for stand_in in stand_ins})
-    try:
-        yield
-    finally:
-        for stand_in in stand_ins:
-            _step_aside(stand_in)
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Within the block no garbage is collected; what exists at its end is never looked at again (`gc.freeze`)."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if was_enabled:
-            gc.enable()
-
-
-def _step_aside(stand_in: _StandIn) -> None:
-    if sys.modules.get(stand_in.__name__) is stand_in:
-        del sys.modules[stand_in.__name__]
-
+from taugrid.workers.importing import imported_on_use, uncollected
 
 with uncollected(), imported_on_use("scipy.integrate", "scipy.stats"):
     from diffusers import UNet2DModel as UNet2DModel

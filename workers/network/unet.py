@@ -14,7 +14,7 @@ from taugrid.errors import WrongWeights
 from taugrid.jobs import SavedUnet
 from taugrid.storage import Storage
 from taugrid.workers.content import require_same, verified_copy
-from taugrid.workers.diffusion.process import Denoiser, network_time
+from taugrid.workers.diffusion.process import Denoiser, network_index
 from taugrid.workers.network.checkpoint import (
     CONFIG_FILE,
     MOST_NAMED,
@@ -52,9 +52,8 @@ def load_unet(saved: SavedUnet, device: str, compiled: bool = False) -> Denoiser
         module = by_torch(unet)
 
     @torch.inference_mode()
-    def network(x: Tensor, t: int) -> Tensor:
-        # The times are made on the device: diffusers would copy a number to it at each step.
-        index = torch.full((len(x),), network_time(t), device=x.device)
+    def network(x: Tensor, t: int | Tensor) -> Tensor:
+        index = network_index(t, x)  # of a number, diffusers would make a tensor at each step, and copy it
         output: Tensor = module(x.contiguous(memory_format=torch.channels_last), index, return_dict=False)[0]
         return output
 

@@ -22,6 +22,10 @@ from taugrid.eval.figures.drawing import (
 from taugrid.eval.tables.ablation.cost import IMAGES, Cost
 from taugrid.eval.tables.long_form import FID
 
+CAPTION = (
+    "Filled: Pareto-optimal, joined by the grey line. A setting has a marker for each S. Bars: ± one standard error."
+)
+
 
 def costs_figure(found: Sequence[Cost]) -> Figure:
     """A panel for each cost, both axes logarithmic; filled points are Pareto-optimal, and a line joins them."""
@@ -41,6 +45,7 @@ def costs_figure(found: Sequence[Cost]) -> Figure:
             panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             panel.xaxis.set_major_formatter("{x:g}")
             panel.xaxis.set_minor_locator(NullLocator())
+        figure.supxlabel(CAPTION, fontsize=9)
         make_room(figure, names.values())
         legend(figure, styles.values(), "outside right upper")
         say_if_empty(figure, "no cell has an FID")

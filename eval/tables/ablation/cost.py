@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from taugrid.eval.tables.ablation.one_table import labelled, settings_in_rows
-from taugrid.eval.tables.ablation.replicates import averaged
+from taugrid.eval.tables.ablation.replicates import UNITS, averaged
 from taugrid.eval.tables.long_form import in_grid_order
 from taugrid.eval.tables.pivots import prepared, short_columns
 from taugrid.protocol import ProtocolFields
@@ -38,6 +38,8 @@ class Cost:
     """On devices, for `IMAGES` images. Measured, so outside any promise of equality."""
     train_seconds: float | None
     """On devices, for the training of its model; None if it was not trained here."""
+    over: str = ""
+    """What its numbers are means over and `fid_se` is the error of, such as "training"; empty without replicates."""
     best_for_evaluations: bool = False
     best_for_seconds: bool = False
 
@@ -82,6 +84,7 @@ def costs(
                 evaluations=int(row["network_evaluations"]),
                 seconds=_mean(took),
                 train_seconds=_mean([train_seconds[cell] for cell in members if cell in train_seconds]),
+                over=UNITS[means.over] if means.over else "",
             )
         )
     return _marked(found)

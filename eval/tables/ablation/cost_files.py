@@ -17,6 +17,8 @@ ABOUT = (
     f"measured in this run, for sampling {IMAGES:,} images and for the training of the model. Seconds depend on the "
     "machines and on what else they did."
 )
+OF_MEANS = "Each value is the mean over {over}s; ± is its standard error."
+OF_CELLS = "± is one standard error of sampling."
 
 
 def write_costs(found: Sequence[Cost], folder: Path) -> None:
@@ -47,7 +49,8 @@ def costs_markdown(found: Sequence[Cost]) -> str:
     heads = [*names, "FID", "evaluations", "seconds", "training seconds", "by evaluations", "by seconds"]
     lines = [heads, [*[":--"] * len(names), *["--:"] * 4, ":-:", ":-:"], *map(_line, found)]
     listed = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"# Cost beside quality\n\n{ABOUT}\n\n{listed}\n"
+    over = found[0].over
+    return f"# Cost beside quality\n\n{ABOUT} {OF_MEANS.format(over=over) if over else OF_CELLS}\n\n{listed}\n"
 
 
 def _line(cost: Cost) -> list[str]:

@@ -1,13 +1,13 @@
-"""Effects: by how much FID changes if one key of the grid has another value than its base, all else equal.
+"""Effects: by how much a metric changes if one key of the grid has another value than its base, all else equal.
 
 Each effect averages paired differences: cells that agree in every other key, in S, eta and seeds. It is given over all
-of them, for each S, and cell by cell. Its error over sampling comes from the samples' influences (differences.py); with
-replicates, an interval over trainings comes from Student's t over their seeds.
+of them, for each S, and cell by cell. With replicates, an interval over trainings comes from Student's t over their
+seeds, for every metric. The error over sampling comes from the samples' influences (differences.py); only FID has it.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -20,18 +20,19 @@ from taugrid.eval.tables.ablation.one_table import OTHERS, labelled
 from taugrid.eval.tables.ablation.replicates import SEEDS, UNITS, varying_seeds
 from taugrid.eval.tables.ablation.seeds import holm, mean_over_seeds, two_sided
 from taugrid.eval.tables.differences import ROUNDING, Evidence
-from taugrid.eval.tables.entries import Z_95
-from taugrid.eval.tables.long_form import axes, in_grid_order
+from taugrid.eval.tables.entries import Z_95, tabulated
+from taugrid.eval.tables.long_form import EXACT, FID, axes, in_grid_order
 from taugrid.eval.tables.pivots import prepared, short_columns
+from taugrid.registry.metrics import MetricColumn
 
 EVERYWHERE, EACH_S, EACH_CELL = "all", "S", "cell"
 SCOPES = {EVERYWHERE: "averaged over all cells", EACH_S: "averaged at each S", EACH_CELL: "cell by cell"}
-"""What an effect is about. The comparisons of a scope are a family: Holm's correction counts them together."""
+"""What an effect is about. A metric's comparisons in a scope are a family: Holm's correction counts them together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """A row of effects.csv."""
+    """A row of effects.csv, besides its metric."""
 
     scope: str = EVERYWHERE
     key: str = ""
@@ -40,12 +41,13 @@ class Effect:
     value: str = ""
     settings: str = ""
     """What else the cells have; empty if averaged over all."""
-    fid_base: float
-    fid_value: float
+    mean_base: float
+    """Of the metric, in cells with `base`."""
+    mean_value: float
     effect: float
-    """fid_value - fid_base: below 0, `value` is better."""
+    """mean_value - mean_base."""
     se_sampling: float | None
-    """Over sampling alone: of drawing these samples of these networks."""
+    """Over sampling alone: of drawing these samples of these networks. None for metrics other than FID."""
     replicates: int
     """Trainings, or sampling seeds, that the interval is over; 1: over sampling alone."""
     over: str
@@ -95,7 +97,27 @@ COMPARABLE = ("num_samples", "protocol")
 ON_REQUEST = ("steps", "eta")
 
 
-def effects(rows: Sequence[Mapping[str, Any]], evidence: Evidence, base: Mapping[str, Any] = {}) -> list[Effect]:
+def effects_by_metric(
+    rows: Sequence[Mapping[str, Any]], evidence: Evidence, base: Mapping[str, Any] = {}
+) -> dict[MetricColumn, list[Effect]]:
+    """The effects on every metric of which they are known with an interval, scaled as in tables; and those on FID.
+
+    Arguments as for `effects`. Metrics without effects are left out.
+    """
+    if not rows:
+        return {}
+    given = [metric for metric in tabulated(in_grid_order(rows)) if metric.name != EXACT]
+    found = {metric: effects(rows, evidence, base, metric) for metric in given}
+    return {
+        metric: its
+        for metric, its in found.items()
+        if its and (metric == FID or any(effect.low is not None for effect in its))
+    }
+
+
+def effects(
+    rows: Sequence[Mapping[str, Any]], evidence: Evidence, base: Mapping[str, Any] = {}, metric: MetricColumn = FID
+) -> list[Effect]:
     """The effects of every key that is ablated, in the grid's order; keys and values without a pair are left out.
 
     Args:
@@ -103,8 +125,9 @@ def effects(rows: Sequence[Mapping[str, Any]], evidence: Evidence, base: Mapping
         evidence: covers the cells and protocols of all rows.
         base: grid key -> its base value. Keys that it lacks have the first value of the grid. S and eta are ablated
             only if they are in it.
+        metric: what they are effects on.
     """
-    scored = [row for row in rows if row["fid"] is not None]
+    scored = [row for row in rows if row.get(metric.name) is not None]
     if not scored:
         return []
     grid = _grid(scored, evidence)
@@ -115,9 +138,10 @@ def effects(rows: Sequence[Mapping[str, Any]], evidence: Evidence, base: Mapping
         chosen = _base_label(grid, keys, labels, base)
         for value in values:
             if value != chosen:
-                pairs = _pairs(grid, keys, labels, chosen, value)
+                pairs, alone = _pairs(grid, keys, labels, chosen, value)
                 for scope, settings, part in _scopes(pairs, grid, keys):
-                    effect = _effect(part, grid.seeds, evidence)
+                    lone = {seed for pair in part for seed in alone[pair.block]}
+                    effect = _effect(part, grid.seeds, lone, evidence, metric)
                     named = replace(effect, scope=scope, key=TOGETHER.join(keys), base=chosen, value=value)
                     by_scope[scope].append(replace(named, settings=settings))
     return [effect for scope in SCOPES for effect in _corrected(by_scope[scope])]
@@ -164,16 +188,20 @@ def _value(row: Mapping[str, Any], key: str) -> Any:
     return "sigma_hat" if key == "eta" and row["sigma"] == "sigma_hat" else row[key]
 
 
-def _pairs(grid: _Grid, keys: Sequence[str], labels: Sequence[str], base: str, value: str) -> list[_Pair]:
-    """Cells with `value` and with `base` that agree in everything else."""
+def _pairs(
+    grid: _Grid, keys: Sequence[str], labels: Sequence[str], base: str, value: str
+) -> tuple[list[_Pair], dict[tuple[str, ...], set[Hashable]]]:
+    """Cells with `value` and `base` that agree in everything else; and by block, the seeds of those left over."""
     blocks = [tuple(block) for block in grid.labels.drop(columns=list(keys)).itertuples(index=False)]
     cells = list(zip(blocks, grid.by_seed, labels, grid.rows, strict=True))
-    bases = {(block, seeds): row for block, seeds, label, row in cells if label == base}
-    return [
-        _Pair(block, seeds, bases[block, seeds], row)
-        for block, seeds, label, row in cells
-        if label == value and (block, seeds) in bases
-    ]
+    bases, others = (
+        {(block, seeds): row for block, seeds, label, row in cells if label == which} for which in (base, value)
+    )
+    alone: dict[tuple[str, ...], set[Hashable]] = defaultdict(set)
+    for block, seeds in bases.keys() ^ others.keys():
+        alone[block] |= set(seeds[:1])
+    pairs = [_Pair(*place, bases[place], row) for place, row in others.items() if place in bases]
+    return pairs, alone
 
 
 def _scopes(pairs: Sequence[_Pair], grid: _Grid, keys: Sequence[str]) -> Iterator[tuple[str, str, list[_Pair]]]:
@@ -195,21 +223,23 @@ def _scopes(pairs: Sequence[_Pair], grid: _Grid, keys: Sequence[str]) -> Iterato
             yield EACH_CELL, settings, [pair for pair in pairs if pair.block == block]
 
 
-def _effect(pairs: Sequence[_Pair], seeds: Sequence[str], evidence: Evidence) -> Effect:
-    """The mean difference of some pairs with its errors; `seeds` vary."""
-    kept, note = _balanced(pairs, seeds)
+def _effect(
+    pairs: Sequence[_Pair], seeds: Sequence[str], alone: Set[Hashable], evidence: Evidence, metric: MetricColumn
+) -> Effect:
+    """The mean difference of some pairs with its errors; `seeds` vary, and `alone` are those with unpaired cells."""
+    kept, note = _balanced(pairs, seeds, alone)
     by_seed: dict[Hashable, list[float]] = defaultdict(list)
     for pair in kept:
-        by_seed[pair.seeds[0] if seeds else None].append(pair.other["fid"] - pair.base["fid"])
+        by_seed[pair.seeds[0] if seeds else None].append(pair.other[metric.name] - pair.base[metric.name])
     each = np.array([np.mean(values) for values in by_seed.values()])
-    found, error = mean_over_seeds(each), _sampling_error(kept, evidence)
+    found, error = mean_over_seeds(each), _sampling_error(kept, evidence) if metric == FID else None
     mean = float(found.mean)
     over, half, p = "sampling", error and Z_95 * error, two_sided(mean / error) if error else None
     if len(each) > 1:
         over, half, p = UNITS[seeds[0]], float(found.half_width), _finite(found.p)
     return Effect(
-        fid_base=float(np.mean([pair.base["fid"] for pair in kept])),
-        fid_value=float(np.mean([pair.other["fid"] for pair in kept])),
+        mean_base=float(np.mean([pair.base[metric.name] for pair in kept])),
+        mean_value=float(np.mean([pair.other[metric.name] for pair in kept])),
         effect=mean,
         se_sampling=error,
         replicates=len(each),
@@ -226,7 +256,7 @@ def _finite(number: float) -> float | None:
     return float(number) if math.isfinite(number) else None
 
 
-def _balanced(pairs: Sequence[_Pair], seeds: Sequence[str]) -> tuple[list[_Pair], str]:
+def _balanced(pairs: Sequence[_Pair], seeds: Sequence[str], alone: Set[Hashable]) -> tuple[list[_Pair], str]:
     """The pairs of the seeds that have all settings, so that each seed's mean is over the same; and a note if fewer."""
     if not seeds:
         return list(pairs), ""
@@ -238,13 +268,13 @@ def _balanced(pairs: Sequence[_Pair], seeds: Sequence[str]) -> tuple[list[_Pair]
     whole = [seed for seed, its in blocks.items() if its == wanted] or [
         next(seed for seed, its in blocks.items() if len(its) == most)
     ]
-    left_out = [str(seed) for seed in blocks if seed not in whole]
+    left_out = sorted({str(seed) for seed in (*blocks, *alone) if seed not in whole})
     note = f"without {seeds[0]} {', '.join(left_out)}: not all its cells are scored" if left_out else ""
     return [pair for pair in pairs if pair.seeds[0] in whole], note
 
 
 def _sampling_error(pairs: Sequence[_Pair], evidence: Evidence) -> float | None:
-    """The standard error of the mean difference over sampling; None if a cell has no influences.
+    """The standard error of the mean difference of FID over sampling; None if a cell has no influences.
 
     Cells with the same x_T are added up sample by sample, so what their noise shares cancels or adds up as it does in
     the mean; groups with other noise are independent.

@@ -1,7 +1,7 @@
 """Writes the effects of a grid's keys: effects.csv and effects.md."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -12,31 +12,34 @@ from taugrid.eval.tables.ablation.seeds import LEVEL
 from taugrid.eval.tables.entries import MISSING, write_number
 from taugrid.eval.tables.pivots import short_columns
 from taugrid.eval.tables.rows import series
+from taugrid.registry.metrics import MetricColumn
 from taugrid.storage import replacing
 from taugrid.words import counted
 
-FLOATS = frozenset({"fid_base", "fid_value", "effect", "se_sampling", "low", "high", "p", "p_holm"})
+FLOATS = frozenset({"mean_base", "mean_value", "effect", "se_sampling", "low", "high", "p", "p_holm"})
 
 ABOUT = (
-    "Each effect is FID with a value of a key minus FID with its base value, all else equal: the mean of paired "
-    "differences between cells that agree in every other key, in S, eta and seeds. Below 0 the value is better than "
-    "the base. p is two-sided; p (Holm) is corrected for all comparisons of its table, and an effect is bold if that "
-    f"is below {LEVEL}."
+    "Each effect is the metric with a value of a key minus the metric with its base value, all else equal: the mean of "
+    "paired differences between cells that agree in every other key, in S, eta and seeds. p is two-sided; p (Holm) is "
+    f"corrected for all comparisons of its table, and an effect is bold if that is below {LEVEL}."
 )
 OVER = {
     "training": "The interval is of 95 % over trainings, by Student's t over their n seeds: it says what other "
-    "trainings would give. ± is one standard error of sampling alone, for these networks.",
+    "trainings would give. ±, which only FID at a large enough N has, is one standard error of sampling alone, for "
+    "these networks.",
     "sampling seed": "The interval is of 95 % over n sampling seeds, by Student's t, for these networks: it says "
-    "nothing about other trainings. ± is one standard error of sampling, from the samples' influences.",
+    "nothing about other trainings. ±, which only FID has, is one standard error of sampling, from the samples' "
+    "influences.",
     "sampling": "The interval is of 95 % over sampling alone, for these networks: one training of each can't tell "
-    "whether other trainings would show the same. Give `train.seed` several values for that.",
+    "whether other trainings would show the same. Several values of `train.seed`, scored for both, can, and give an "
+    "interval to metrics other than FID too.",
 }
 
 
-def write_effects(found: Sequence[Effect], folder: Path) -> None:
-    """Write effects.{csv,md} into `folder`, each whole or not at all."""
-    rows = [asdict(effect) for effect in found]
-    names = [field.name for field in fields(Effect)]
+def write_effects(found: Mapping[MetricColumn, Sequence[Effect]], folder: Path) -> None:
+    """Write effects.{csv,md} into `folder`, each whole or not at all. Numbers in effects.csv are not scaled."""
+    rows = [{"metric": metric.name} | asdict(effect) for metric, its in found.items() for effect in its]
+    names = ["metric", *(field.name for field in fields(Effect))]
     frame = pd.DataFrame({name: series([row[name] for row in rows], name in FLOATS) for name in names})
     contents = {"csv": frame.to_csv(index=False, lineterminator="\n"), "md": effects_markdown(found)}
     for suffix, text in contents.items():
@@ -44,24 +47,30 @@ def write_effects(found: Sequence[Effect], folder: Path) -> None:
             temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def effects_markdown(found: Sequence[Effect]) -> str:
-    """A table for each scope, with the number of its comparisons."""
-    names = short_keys_of(found)
-    blocks = ["# Effects on FID", ABOUT, *(OVER[over] for over in dict.fromkeys(effect.over for effect in found))]
+def effects_markdown(found: Mapping[MetricColumn, Sequence[Effect]]) -> str:
+    """A section for each metric, and a table for each scope with the number of its comparisons."""
+    every = [effect for its in found.values() for effect in its]
+    names = short_keys_of(every)
+    blocks = ["# Effects", ABOUT, *(OVER[over] for over in dict.fromkeys(effect.over for effect in every))]
+    for metric, its in found.items():
+        blocks += [f"## {metric.heading}", *_tables(its, names, metric.scale)]
+    notes = {f"{names[e.key]}={e.value} {e.settings}".rstrip() + f": {e.note}" for e in every if e.note}
+    if notes:
+        blocks += ["## Notes", "\n".join(f"- {note}" for note in sorted(notes))]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _tables(found: Sequence[Effect], names: Mapping[str, str], scale: float) -> Iterator[str]:
     for scope, title in SCOPES.items():
         rows = [effect for effect in found if effect.scope == scope]
         if not rows:
             continue
-        blocks.append(f"## {title[0].upper()}{title[1:]} ({counted(len(rows), 'comparison')})")
+        yield f"### {title[0].upper()}{title[1:]} ({counted(len(rows), 'comparison')})"
         has_settings = any(row.settings for row in rows)
         heads = ["key", "value", "base", *["where"] * has_settings, "effect", "95 % interval", "n", "p", "p (Holm)"]
         lines = [heads, [":--"] * (3 + has_settings) + ["--:"] * 5]
-        lines += [_line(row, names[row.key], has_settings) for row in rows]
-        blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    notes = {f"{names[e.key]}={e.value} {e.settings}".rstrip() + f": {e.note}" for e in found if e.note}
-    if notes:
-        blocks += ["## Notes", "\n".join(f"- {note}" for note in sorted(notes))]
-    return "\n\n".join(blocks) + "\n"
+        lines += [_line(row, names[row.key], has_settings, scale) for row in rows]
+        yield "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def short_keys_of(found: Sequence[Effect]) -> dict[str, str]:
@@ -70,13 +79,17 @@ def short_keys_of(found: Sequence[Effect]) -> dict[str, str]:
     return {effect.key: TOGETHER.join(short[key] for key in effect.key.split(TOGETHER)) for effect in found}
 
 
-def _line(row: Effect, name: str, has_settings: bool) -> list[str]:
+def _line(row: Effect, name: str, has_settings: bool, scale: float) -> list[str]:
     certain = row.p_holm is not None and row.p_holm < LEVEL
-    value, error = write_number(row.effect, math.nan if row.se_sampling is None else row.se_sampling)
-    effect = f"{'+' * (row.effect > 0)}{value} {error}".rstrip()
-    interval = MISSING
+    interval, width = MISSING, math.nan
     if row.low is not None and row.high is not None:
-        interval = " to ".join(write_number(bound, (row.high - row.low) / 4)[0] for bound in (row.low, row.high))
+        ends, width = (scale * row.low, scale * row.high), scale * (row.high - row.low)
+        interval = " to ".join(write_number(end, width / 4)[0] for end in ends)
+    if row.se_sampling is None:
+        value, error = write_number(scale * row.effect, width / 4)[0], ""
+    else:
+        value, error = write_number(scale * row.effect, scale * row.se_sampling)
+    effect = f"{'+' * (row.effect > 0)}{value} {error}".rstrip()
     numbers = [f"**{effect}**" if certain else effect, interval, str(row.replicates), *map(_p, (row.p, row.p_holm))]
     return [name, row.value, row.base, *[row.settings] * has_settings, *numbers]
 

@@ -75,6 +75,7 @@ def one_table(
             notes=(*(row_note(group, name) for name in by_row), *told.get(group["protocol"].iloc[0], [])),
             heads=tuple(short_columns(rows).values()),
             across=short_columns([layout.columns])[layout.columns],
+            fewer=means.fewer,
             **_grids(group, shown.loc[group.index], rows, layout.columns, metric, means),
         )
         for _, group in groups

@@ -5,13 +5,14 @@ its samplings, and the spread is that between trainings.
 """
 
 import math
-from collections.abc import Hashable, Mapping
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from taugrid.eval.tables.ablation.seeds import mean_over_seeds
+from taugrid.eval.tables.ablation.seeds import LEVEL, mean_over_seeds
 from taugrid.eval.tables.long_form import axes, score_columns
 from taugrid.protocol import ProtocolFields, kind
 
@@ -54,14 +55,22 @@ class Averaged(NamedTuple):
         """How many different values of `over` the group of `cell` has."""
         return len({member.seeds[0] for member in self.members[cell]})
 
+    @property
+    def fewer(self) -> dict[str, int]:
+        """Id -> its count, of the groups that have fewer than the fullest."""
+        counts = {cell: self.count(cell) for cell in self.members} if self.over else {}
+        return {cell: count for cell, count in counts.items() if count < self.most}
+
     def caption(self) -> str:
         """What a value and the numbers behind it are; empty without replicates."""
         if not self.over:
             return ""
         unit = UNITS[self.over]
+        uneven = ", or of n where it says so" if self.fewer else ""
+        single = f" A single {unit} has no ±, and no difference from it is tested." if 1 in self.fewer.values() else ""
         return (
-            f"Each value is the mean of {self.most} {unit}s ({self.over}), ± its standard error, that is, the standard "
-            f"deviation between {unit}s (in brackets) over the square root of their number."
+            f"Each value is the mean of {self.most} {unit}s ({self.over}){uneven}, ± its standard error, that is, the "
+            f"standard deviation between {unit}s (in brackets) over the square root of their number.{single}"
         )
 
 
@@ -102,6 +111,33 @@ def averaged(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) 
     return Averaged(
         means, pd.DataFrame.from_dict(errors, "index"), pd.DataFrame.from_dict(spreads, "index"), members, seeds[0]
     )
+
+
+def alike_over_seeds(
+    first: Sequence[Replicate], second: Sequence[Replicate], values: Mapping[str, float | None]
+) -> bool:
+    """Whether chance among the seeds explains the difference between two means, by Student's t paired by seed.
+
+    Args:
+        first: replicates of one setting.
+        second: those of another.
+        values: cell -> its score.
+    """
+    found = mean_over_seeds(np.array(list(_by_first_seed(first, second, values).values()) or [np.nan]))
+    return bool(found.p >= LEVEL)
+
+
+def _by_first_seed(
+    first: Sequence[Replicate], second: Sequence[Replicate], values: Mapping[str, float | None]
+) -> dict[Hashable, float]:
+    """The second minus the first for each value of their first seed, averaged over seeds that both have."""
+    cells = {member.seeds: member.cell for member in first}
+    found: dict[Hashable, list[float]] = defaultdict(list)
+    for member in second:
+        a, b = values.get(cells.get(member.seeds, "")), values.get(member.cell)
+        if a is not None and b is not None and math.isfinite(b - a):
+            found[member.seeds[0]].append(b - a)
+    return {seed: sum(each) / len(each) for seed, each in found.items()}
 
 
 def _groups(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> list[list[int]]:

@@ -1,0 +1,1 @@
+"""What `taugrid plan` says of a run before it is started."""

@@ -1,0 +1,94 @@
+"""What a run would do, lack and replace. Nothing is started or downloaded."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from taugrid.config import Config, Data
+from taugrid.errors import NotHere
+from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
+from taugrid.orchestrator.dispatch.capacity import nodes
+from taugrid.orchestrator.dry_run.replaced import replaced_tables
+from taugrid.orchestrator.inspection import describe
+from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.plan.extractor import name_and_dimensions
+from taugrid.orchestrator.plan.missing import missing_images
+from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
+
+
+def describe_plan(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
+    """What `describe` says and, among the remarks, what a run would lack, leave without error bars, or replace.
+
+    Raises:
+        UserError: if there is no such extractor.
+    """
+    described = describe(config, plan, rundir)
+    told = described["remarks"]
+    untrained = [model for model, _ in plan.trained_here if model.lacks is None and not rundir.is_ready(model)]
+    return described | {
+        "remarks": [
+            *told,
+            *(line for line in missing_images(config, untrained) if not any(line in said for said in told)),
+            *_about_extractor(config, plan, rundir),
+            *_other_shapes(config, plan),
+            *replaced_tables(config, plan, rundir),
+            *(_fit(config, plan, described) if described["network_evaluations_remaining"] else []),
+            *_about_replicates(plan, described),
+        ]
+    }
+
+
+def _about_extractor(config: Config, plan: Plan, rundir: RunDir) -> list[str]:
+    """That its weights are missing, and that N is too small for error bars with as many features."""
+    name, dimensions = name_and_dimensions(config)
+    said = []
+    try:
+        dimensions = rundir.extractor(config).dimensions
+    except NotHere as error:
+        said.append(str(error))
+    if dimensions is None or "fid" not in config.evaluate.metrics:
+        return said
+    least = SAMPLES_PER_DIMENSION * dimensions
+    small = sorted({cell.settings.num_samples for cell in plan.cells if cell.settings.num_samples < least})
+    if small:
+        more = f" (and {len(small) - 1} larger)" * (len(small) > 1)
+        said.append(
+            f"sample.num_samples: {small[0]}{more} may be too few for FID's ±, which takes N = {least} if all "
+            f"{dimensions} features of {name} vary"
+        )
+    return said
+
+
+def _other_shapes(config: Config, plan: Plan) -> list[str]:
+    """That a model makes images of another shape than the reference's, so that they could not be scored."""
+    reference = config.data if config.evaluate.reference is None else config.evaluate.reference
+    if not isinstance(reference, Data):
+        return []
+    others = [m for m in plan.models if m.lacks is None and m.image_shape != reference.image_shape]
+    return [
+        f"{model.called} makes images of {model.image_shape} (channels, height, width), but the reference, "
+        f"{reference.full_name}, has {reference.image_shape}; choose data or evaluate.reference, or only sample"
+        for model in others
+    ]
+
+
+def _fit(config: Config, plan: Plan, described: Mapping[str, Any]) -> list[str]:
+    """What to say of a plan's shards for the workers that it would have, as far as that is known without a cluster."""
+    workers = config.cluster.workers or int(nodes.available_cpus() // config.cluster.cpus_per_worker)
+    told = [longest_shard(plan, described["evaluations_per_second_and_worker"])]
+    if config.cluster.workers or not Path("/proc/driver/nvidia").exists():  # else it has a worker for each GPU
+        told.append(too_few_shards(plan, workers))
+    return [said for said in told if said is not None]
+
+
+def _about_replicates(plan: Plan, described: Mapping[str, Any]) -> list[str]:
+    """That settings were trained once, or have unequal numbers of replicates."""
+    said = unequal(plan.cells)
+    if models := compared_trainings(plan):
+        ids = {model.id for model in models}
+        evaluations = sum(cell.network_evaluations for cell in plan.cells if cell.model.id in ids)
+        rate = described["evaluations_per_second_and_worker"]
+        said.append(suggestion(models, described["worker_seconds_a_train_step"], evaluations, rate))
+    return said

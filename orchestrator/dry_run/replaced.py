@@ -1,0 +1,78 @@
+"""What a run with another reference, extractor or N would do to the tables that a directory has."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from taugrid.config import Config, Data
+from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.plan.extractor import name_and_dimensions
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.storage import read_json
+from taugrid.words import counted
+
+NOT_CONTENT = {"root", "download"}
+"""Keys of `data` that say where images are, not which."""
+
+
+def replaced_tables(config: Config, plan: Plan, rundir: RunDir) -> list[str]:
+    """A line for each way in which tables/ would become others; empty if there are none yet, or nothing changes.
+
+    Other files in the place of a reference are not noticed: that would take reading them.
+    """
+    tables, before = (read_json(path, rundir.storage) for path in (rundir.tables / "quality.json", rundir.config))
+    if not isinstance(tables, dict) or not tables.get("protocols") or not isinstance(before, dict):
+        return []
+    *_, protocol = tables["protocols"].values()
+    told = [
+        _reference(config, before, protocol["reference"]),
+        _extractor(config, protocol["extractor"]["name"]),
+        _num_samples(plan, tables["rows"]),
+    ]
+    return [line for line in told if line is not None]
+
+
+def _reference(config: Config, before: Mapping[str, Any], scored_against: Mapping[str, Any]) -> str | None:
+    given = config.data if config.evaluate.reference is None else config.evaluate.reference
+    evaluate = before.get("evaluate") or {}
+    old = evaluate.get("reference") or before.get("data")
+    now = given.model_dump(mode="json") if isinstance(given, Data) else given
+    section = "data" if config.evaluate.reference is None and not evaluate.get("reference") else "evaluate.reference"
+    changed = _changed(section, old, now)
+    if not changed:
+        return None
+    count, name = scored_against["num_images"], scored_against["dataset"]
+    images = "a mean and a covariance" if count is None else counted(count, "image")
+    of = f" of {name}/{scored_against['split']}" if name else ""
+    return f"{', '.join(changed)}: this replaces tables scored against {images}{of}"
+
+
+def _changed(section: str, old: Any, now: Any) -> list[str]:
+    """What differs between two references, as "key: old -> new"."""
+    if not isinstance(old, Mapping) or not isinstance(now, Mapping):
+        return [] if old == now else [f"{section}: {_in_words(old)} -> {_in_words(now)}"]
+    keys = [key for key in now if key not in NOT_CONTENT and old.get(key) != now[key]]
+    return [f"{section}.{key}: {_in_words(old.get(key))} -> {_in_words(now[key])}" for key in keys]
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{value.get('name')}/{value.get('split')}"
+    return "null" if value is None else str(value)
+
+
+def _extractor(config: Config, before: str) -> str | None:
+    name, _ = name_and_dimensions(config)
+    if name == before:
+        return None
+    return f"evaluate.extractor: this replaces tables scored with {before} by tables scored with {name}"
+
+
+def _num_samples(plan: Plan, rows: list[Mapping[str, Any]]) -> str | None:
+    scored = {row["cell"]: row["num_samples"] for row in rows}
+    pairs = [(scored[cell.id], cell.settings.num_samples) for cell in plan.cells if cell.id in scored]
+    changed = sorted({before for before, now in pairs if before != now})
+    if not changed:
+        return None
+    now = ", ".join(f"{n:,}" for n in sorted({now for before, now in pairs if before != now}))
+    before = ", ".join(f"{n:,}" for n in changed)
+    return f"sample.num_samples: this replaces tables of N = {before} by tables of N = {now}; images stay"

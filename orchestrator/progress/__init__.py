@@ -1,0 +1,9 @@
+"""What people see while taugrid works: `state.py` knows it, `draw.py` draws it, `display.py` shows it.
+
+`state.py` and `remaining.py` are pure: they are told of events with their times. `status --watch` feeds the same state
+from the events on disk (`watch.py`).
+"""
+
+from taugrid.orchestrator.progress.display import Progress
+
+__all__ = ["Progress"]

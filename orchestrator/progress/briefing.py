@@ -1,0 +1,72 @@
+"""What a session tells those who watch, before its first task goes out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from taugrid.config import Config
+from taugrid.orchestrator.plan.cells import Cell, Plan
+from taugrid.orchestrator.plan.evaluation import Evaluation
+from taugrid.orchestrator.progress import tasks
+from taugrid.orchestrator.progress.grid import evaluations_left, grid_cells, read_score, shown_metric
+from taugrid.orchestrator.progress.state import GridCell
+from taugrid.orchestrator.progress.todo import KnownTask
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import read_events
+from taugrid.orchestrator.work import work_kinds
+from taugrid.orchestrator.work.kind import Piece
+
+
+@dataclass(frozen=True)
+class Briefing:
+    """The work of one session on `plan`."""
+
+    config: Config
+    plan: Plan
+    rundir: RunDir
+    scoring: Evaluation | None
+    pieces: Mapping[str, Piece]
+
+    @cached_property
+    def items(self) -> dict[str, KnownTask]:
+        """The tasks by key."""
+        return tasks.items(self.pieces, {kind.name: kind for kind in work_kinds()})
+
+    @property
+    def to_do(self) -> list[dict[str, Any]]:
+        """The content of the event "to do"."""
+        return tasks.to_do(self.items.values())
+
+    @cached_property
+    def earlier(self) -> dict[tuple[str, str], float]:
+        """What a unit of cost took in earlier sessions, by pace and device."""
+        return tasks.earlier_paces(read_events(self.rundir), self.plan.cells)
+
+    @property
+    def metric_title(self) -> str:
+        """What the scores of cells are; empty: none are wanted."""
+        return "" if self.scoring is None else shown_metric(self.config.evaluate.metrics).title
+
+    def cells(self, with_scores: bool) -> dict[str, GridCell]:
+        """The cells by id, as they are before the session; to read their scores may take a while."""
+        left = evaluations_left(self.items.values(), {kind.name: kind for kind in work_kinds()})
+        outdated = {item.cell for item in self.items.values() if item.kind == "score"}
+
+        def score(cell: Cell) -> float | None:
+            return self.score(cell.id) if with_scores and cell.id not in outdated else None
+
+        return grid_cells(self._cells.values(), self.config.report.columns, left, score)
+
+    def score(self, cell: str) -> float | None:
+        """A cell's score on disk."""
+        if self.scoring is None or cell not in self._cells:
+            return None
+        return read_score(self.rundir, self.scoring, self._cells[cell], shown_metric(self.config.evaluate.metrics))
+
+    @cached_property
+    def _cells(self) -> dict[str, Cell]:
+        """The plan's cells; of reconstructions and interpolations, which have others, those."""
+        planned = {cell.id: cell for cell in self.plan.cells}
+        worked = {piece.cell.id: piece.cell for piece in self.pieces.values() if piece.cell is not None}
+        return planned if worked.keys() <= planned.keys() else worked

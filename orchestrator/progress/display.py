@@ -1,0 +1,179 @@
+"""Progress on stderr: a live view at the bottom of a terminal, otherwise a plain line now and then."""
+
+import io
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+
+from taugrid.orchestrator.progress.briefing import Briefing
+from taugrid.orchestrator.progress.draw import Space, frame, table
+from taugrid.orchestrator.progress.stage import Stage, Stand
+from taugrid.orchestrator.progress.state import LiveState
+from taugrid.words import with_urls
+
+PLAIN_INTERVAL_SECONDS = 10.0
+"""Time between plain lines: often enough to show that it is alive, rare enough for a log."""
+
+FRAMES_A_SECOND = 4
+
+KEPT_LINES = 60
+"""Most lines of a table that stays."""
+
+ReadScore = Callable[[str], float | None]
+
+
+class Progress:
+    """Shows how far a session is (`follow`), or one stage at a time (`begin`), and says lines that stay.
+
+    The live view is drawn by a thread of its own, so that it lives while Ray's C++ holds the main thread. What it draws
+    is changed under `_lock`, and nothing is printed under it: rich has locks of its own.
+    """
+
+    def __init__(
+        self, console: Console | None = None, live: bool | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        """`live` None: if `console` is a terminal that people look at."""
+        self._console = console or Console(stderr=True, highlight=False)
+        self._is_live = _is_looked_at(self._console) if live is None else live
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._view = Live(
+            get_renderable=lambda: self,
+            console=self._console,
+            refresh_per_second=FRAMES_A_SECOND,
+            transient=True,
+            redirect_stdout=sys.stdout.isatty(),
+        )
+        self._entered = False
+        self._state: LiveState | None = None
+        self._stage: Stage | None = None
+        self._read_score: ReadScore = lambda cell: None
+        self._last_plain = clock()
+
+    @classmethod
+    def silent(cls) -> "Progress":
+        """One that shows nothing."""
+        return cls(Console(file=io.StringIO(), quiet=True))
+
+    def __enter__(self) -> "Progress":
+        self._entered = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entered = False
+        stand = self._stand()
+        self._view.stop()
+        if self._is_live and error is not None and stand is not None:
+            self.say(stand.line)  # the view is gone, and what it said last may matter
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        with self._lock:
+            lines = frame(self._state, self._stage, self._clock(), Space(options.max_width, console.height))
+        yield from lines
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self._console.print(with_urls(text), markup=False, highlight=False, soft_wrap=True)
+
+    def follow(self, state: LiveState, read_score: ReadScore = lambda cell: None) -> None:
+        """Show this session from now on; `read_score` takes the id of a cell and returns its score on disk."""
+        with self._shown():
+            self._state, self._stage, self._read_score = state, None, read_score
+
+    def keep_table(self) -> None:
+        """End the view, but for its table."""
+        with self._lock:
+            lines = table(self._state, self._console.width - 1, KEPT_LINES) if self._is_live and self._state else []
+            self._state = self._stage = None
+        self._view.stop()
+        for line in lines:
+            self._console.print(line, no_wrap=True, crop=True)
+
+    def brief(self, briefing: Briefing) -> None:
+        """Know what the session has to do, and its cells."""
+        cells = briefing.cells(with_scores=self._is_live)
+        with self._shown():
+            if self._state is not None:
+                self._state.expect(briefing.items, briefing.earlier)
+                self._state.show_cells(cells, briefing.metric_title)
+                self._read_score = briefing.score
+
+    def observe(self, at: datetime, event: Mapping[str, Any]) -> None:
+        """Take a line of the events file."""
+        if self._state is None:
+            return
+        scored = event["task"].split("/")[1] if self._is_live and event["event"] == "score" else None
+        value = None if scored is None else self._read_score(scored)
+        with self._shown():
+            self._state.observe(at.timestamp(), event)
+            if scored is not None:
+                self._state.score(scored, value)
+
+    def heard(self, worker: str, fraction: float) -> None:
+        """A worker's task is done to `fraction`."""
+        with self._shown():
+            if self._state is not None:
+                self._state.heard(self._clock(), worker, fraction)
+
+    def tick(self) -> None:
+        """Nothing has changed but the time."""
+        with self._shown():
+            pass
+
+    def begin(self, stage: str, total: float, unit: str) -> None:
+        """Begin a stage of `total` units of work. Its clock starts with the first `started`."""
+        with self._shown():
+            self._stage, self._last_plain = Stage(stage, total, unit, self._clock()), self._clock()
+
+    def started(self, done: float = 0.0) -> None:
+        """Work continues from `done`. Anything before (starting workers, an earlier session) is not in the rate."""
+        with self._lock:
+            if self._stage is not None:
+                self._stage.started(self._clock(), done)
+
+    def update(self, done: float, images: int = 0, workers: int = 0, note: str = "") -> None:
+        """Show that `done` units are done; `images` counts only those of this session."""
+        with self._shown():
+            if self._stage is not None:
+                self._stage.update(self._clock(), done, images, workers, note)
+
+    def end(self) -> None:
+        """End the stage."""
+        with self._shown():
+            self._stage = None
+
+    @contextmanager
+    def _shown(self) -> Iterator[None]:
+        """Change what is shown within the block; then show it, or say it if it is time to."""
+        with self._lock:
+            yield
+        if not self._is_live:
+            self._say_now_and_then()
+        elif self._entered and not self._view.is_started:
+            self._view.start()
+
+    def _say_now_and_then(self) -> None:
+        now = self._clock()
+        if now - self._last_plain >= PLAIN_INTERVAL_SECONDS and (stand := self._stand()) is not None:
+            self._last_plain = now
+            self.say(stand.line)
+
+    def _stand(self) -> Stand | None:
+        """How far the work is; None if none has begun."""
+        shown = self._stage or self._state
+        return shown.stand(self._clock()) if shown is not None and shown.has_begun else None
+
+
+def _is_looked_at(console: Console) -> bool:
+    """Whether it is a terminal where lines can be drawn anew; not a log that was promised colours."""
+    return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()

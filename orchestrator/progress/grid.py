@@ -1,0 +1,59 @@
+"""The cells of a run as a table that fills in: where each stands, and the score that it is shown with."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+
+from taugrid.grids.names import BETWEEN
+from taugrid.orchestrator.plan.cells import Cell
+from taugrid.orchestrator.plan.evaluation import Evaluation
+from taugrid.orchestrator.progress.state import GridCell
+from taugrid.orchestrator.progress.todo import KnownTask
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
+from taugrid.registry.metrics import METRICS, MetricColumn
+from taugrid.storage import read_sealed
+
+
+def grid_cells(
+    cells: Iterable[Cell], across: str, left: Mapping[str, float], score: Callable[[Cell], float | None]
+) -> dict[str, GridCell]:
+    """Cells by id, in a table whose columns are the grid key `across`; `left` is what a session has to do of each."""
+    found = {}
+    for cell in cells:
+        to_do = left.get(cell.id, 0.0)
+        total = max(to_do, cell.settings.num_samples * len(cell.tau))
+        row, column = place(cell, across)
+        found[cell.id] = GridCell(row, column, total, total - to_do, score(cell))
+    return found
+
+
+def place(cell: Cell, across: str) -> tuple[str, str]:
+    """A cell's row and column, in the words of its label; `across` is a grid key, perhaps its short form."""
+    naming = cell.naming
+    values = {"steps": cell.settings.steps, "eta": cell.settings.eta, **cell.values}
+    key = next((key for key in values if across in (key, naming.short.get(key))), "steps")
+    column = naming.part(key, values[key])
+    row = re.sub(rf"(?<!\S){re.escape(column)}(?!\S)", "", cell.label)
+    return " ".join(row.replace(BETWEEN.strip(), " ").split()), column
+
+
+def evaluations_left(found: Iterable[KnownTask], kinds: Mapping[str, type[WorkKind]]) -> dict[str, float]:
+    """Cell -> network evaluations that a session has to do."""
+    left = Counter[str]()
+    for item in found:
+        if item.cell is not None and kinds[item.kind].unit == NETWORK_EVALUATIONS:
+            left[item.cell] += int(item.cost)
+    return dict(left)
+
+
+def shown_metric(metrics: Iterable[str]) -> MetricColumn:
+    """The number that cells are shown with: the first of the metrics that are asked for."""
+    return METRICS[next(iter(metrics))].columns[0]
+
+
+def read_score(rundir: RunDir, evaluation: Evaluation, cell: Cell, metric: MetricColumn) -> float | None:
+    """A cell's score on disk, as tables show it; None if there is none."""
+    score = read_sealed(rundir.score(cell, evaluation.id(cell)), rundir.storage)
+    value = None if score is None else score["metrics"].get(metric.name)
+    return None if value is None else float(value) * metric.scale

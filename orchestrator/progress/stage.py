@@ -1,0 +1,117 @@
+"""One stage with one bar, such as a training or `verify`: how far it is, in words. Pure."""
+
+from collections import deque
+from typing import NamedTuple
+
+from taugrid.words import counted, duration, quantity
+
+WINDOW_SECONDS = 60.0
+"""A rate is that of so many last seconds."""
+
+SAMPLE_SECONDS = 1.0
+"""Least time between two readings."""
+
+
+class Reading(NamedTuple):
+    """How much was done at a time."""
+
+    at: float
+    done: float
+
+
+class Speed:
+    """How much is done a second, lately."""
+
+    def __init__(self) -> None:
+        self._readings: deque[Reading] = deque()
+
+    def is_due(self, at: float) -> bool:
+        """Whether it is time for another reading."""
+        return not self._readings or at - self._readings[-1].at >= SAMPLE_SECONDS
+
+    def read(self, at: float, done: float) -> None:
+        """So much is done by now."""
+        readings = self._readings
+        readings.append(Reading(at, done))
+        while len(readings) > 2 and at - readings[1].at >= WINDOW_SECONDS:
+            readings.popleft()
+
+    @property
+    def per_second(self) -> float | None:
+        """None: not known yet."""
+        if len(self._readings) < 2:
+            return None
+        first, last = self._readings[0], self._readings[-1]
+        return (
+            (last.done - first.done) / (last.at - first.at) if last.at > first.at and last.done > first.done else None
+        )
+
+
+class Stand(NamedTuple):
+    """How far some work is, as it is told."""
+
+    name: str
+    done: float
+    total: float
+    unit: str
+    rate: float | None = None
+    """Units a second."""
+    images_rate: float | None = None
+    left: str = ""
+    """The remaining time in words; empty: not known."""
+    workers: int = 0
+    note: str = ""
+
+    @property
+    def amount(self) -> str:
+        """What is done of what there is."""
+        return f"{quantity(self.done)} of {quantity(self.total)} {self.unit}"
+
+    @property
+    def rates(self) -> list[str]:
+        """How fast it goes, as far as that is known."""
+        images = "" if self.images_rate is None else f"{quantity(self.images_rate)} images/s"
+        return [text for text in ("" if self.rate is None else f"{quantity(self.rate)}/s", images) if text]
+
+    @property
+    def line(self) -> str:
+        """All of it, for a log."""
+        workers = counted(self.workers, "worker") if self.workers else ""
+        parts = [self.amount, *self.rates, self.left, workers, self.note]
+        return f"{self.name}: {', '.join(filter(None, parts))}"
+
+
+class Stage:
+    """A stage of `total` units of work."""
+
+    def __init__(self, name: str, total: float, unit: str, at: float) -> None:
+        self._stand = Stand(name, 0.0, total, unit)
+        self._speed, self._images = Speed(), Speed()
+        self.since = at
+        """When it began."""
+        self.has_begun = False
+        """Whether work goes on. Before, workers start."""
+
+    def started(self, at: float, done: float) -> None:
+        """Work continues from `done`. Anything before (starting workers, an earlier session) is not in the rate."""
+        if not self.has_begun:
+            self.has_begun = True
+            self._speed, self._images = Speed(), Speed()
+            self._speed.read(at, done)
+            self._images.read(at, 0)
+            self._stand = self._stand._replace(done=done)
+
+    def update(self, at: float, done: float, images: int, workers: int, note: str) -> None:
+        """`done` units are done; `images` counts only those of this session."""
+        self._stand = self._stand._replace(done=done, workers=workers, note=note)
+        if self.has_begun and self._speed.is_due(at):
+            self._speed.read(at, done)
+            self._images.read(at, images)
+
+    def stand(self, at: float) -> Stand:
+        """How far it is."""
+        if not self.has_begun:
+            return self._stand
+        rate, images = self._speed.per_second, self._images.per_second
+        left = "" if rate is None else f"{duration(max(0.0, self._stand.total - self._stand.done) / rate)} left"
+        return self._stand._replace(rate=rate, images_rate=images, left=left)

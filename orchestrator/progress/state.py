@@ -1,0 +1,224 @@
+"""How far a session is, from its plan, its events and its heartbeats alone: no clock, no files, no terminal."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from taugrid.orchestrator.progress.hands import Hand, Hands
+from taugrid.orchestrator.progress.remaining import Span
+from taugrid.orchestrator.progress.stage import Speed, Stand
+from taugrid.orchestrator.progress.todo import Amount, KnownTask, Todo
+from taugrid.words import duration
+
+if TYPE_CHECKING:
+    from taugrid.orchestrator.work.kind import WorkKind
+
+NETWORK_EVALUATIONS = "network evaluations"
+FAILED = "failed"
+
+
+@dataclass
+class GridCell:
+    """A cell in the table that fills in."""
+
+    row: str
+    column: str
+    total: float
+    """Network evaluations in all."""
+    done: float = 0.0
+    value: float | None = None
+    """Its score."""
+    note: str = ""
+    """What stands in its place if there will be no score."""
+
+
+@dataclass
+class LiveState:
+    """A driver session. `observe` takes the lines of its events file, `heard` its heartbeats; times are in seconds."""
+
+    kinds: Mapping[str, "type[WorkKind]"]
+    """By name, in the order of their priorities."""
+    stages: Sequence[str] = ()
+    training: bool | None = None
+    """Whether a model is being trained; None: none had to be."""
+    ended: bool = False
+    hands: Hands = field(default_factory=Hands)
+    todo: Todo = field(default_factory=Todo)
+    cells: dict[str, GridCell] = field(default_factory=dict)
+    metric: str = ""
+    """What the values of cells are; empty: they have none."""
+    _earlier: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    _measured: list[str] = field(default_factory=list)  # the kinds of work that the next two are of
+    _speed: Speed = field(default_factory=Speed)
+    _images: Speed = field(default_factory=Speed)
+    _images_done: int = 0
+
+    def expect(self, items: Mapping[str, KnownTask], earlier: Mapping[tuple[str, str], float]) -> None:
+        """Know the tasks by key, and the seconds for a unit of cost that earlier sessions took, by pace and device."""
+        self.todo.items, self._earlier = items, earlier
+
+    def show_cells(self, cells: Mapping[str, GridCell], metric: str) -> None:
+        """Show these cells; what of them was done before the session counts in the bar as well."""
+        self.cells, self.metric = dict(cells), metric
+
+    def observe(self, at: float, event: Mapping[str, Any]) -> None:
+        """Take a line of the events file."""
+        name, worker = event["event"], event.get("worker", "")
+        if name == "session":
+            self.stages = event["stages"]
+        elif name in ("train", "trained"):
+            self.training = name == "train"
+        elif name == "to do":
+            self.todo.begin(event["work"])
+        elif name == "worker":
+            for (pace, device), seconds in self._earlier.items():
+                if device == event["device"]:
+                    self.todo.rates.expect(pace, seconds)
+        elif name == "end":
+            self.ended = True
+        elif "committed" in event and worker in self.hands.by_name:
+            self._did(at, worker, event)
+        for key in _given_up(event):
+            if (item := self.todo.give_up(key)) is not None and item.cell in self.cells:
+                self.cells[item.cell].note = FAILED
+        self.hands.observe(at, event)
+        self._read(at)
+
+    def heard(self, at: float, worker: str, fraction: float) -> None:
+        """A worker's task is done to `fraction`."""
+        self.hands.heard(at, worker, fraction)
+        self._read(at)
+
+    def score(self, cell: str, value: float | None) -> None:
+        """A cell has its score."""
+        if cell in self.cells:
+            self.cells[cell].value = value
+
+    def _did(self, at: float, worker: str, event: Mapping[str, Any]) -> None:
+        hand = self.hands.by_name[worker]
+        if hand.task is not None and event["committed"]:
+            item = self.todo.item(hand.task, event)
+            self._measure(at, worker, hand, item, event)
+            if self.todo.finish(hand.task, item):
+                self._images_done += item.images
+                if item.cell in self.cells and self._is_evaluations(item.kind):
+                    self.cells[item.cell].done += item.cost
+        self.hands.release(at, worker)
+
+    def _measure(self, at: float, worker: str, hand: Hand, item: KnownTask, event: Mapping[str, Any]) -> None:
+        """Learn from a task that was done how long such tasks take."""
+        if hand.first is not None:
+            span = Span(at - hand.first.at, (1 - hand.first.fraction) * item.cost)
+            self.todo.rates.add(item.pace, span)
+        else:
+            span = Span(event.get("seconds", at - hand.since), item.cost)
+            self.todo.rates.add(item.pace, span, is_cold=item.pace not in hand.warm)
+        hand.warm.add(item.pace)
+
+    def _is_evaluations(self, kind: str) -> bool:
+        return kind in self.kinds and self.kinds[kind].unit == NETWORK_EVALUATIONS
+
+    def _read(self, at: float) -> None:
+        if not self._speed.is_due(at) or not self.has_begun:
+            return  # most events: what follows looks at all workers
+        if (kinds := self.main) != self._measured:
+            self._measured, self._speed, self._images = kinds, Speed(), Speed()
+        self._speed.read(at, self.bar.done)
+        begun = sum(hand.fraction * self.item(key).images for key, hand in self.running.items())
+        self._images.read(at, self._images_done + begun)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a worker has got a task."""
+        some_done = any(amount.tasks for amount in self.todo.done.values())
+        return some_done or any(hand.task for hand in self.hands.by_name.values())
+
+    @property
+    def running(self) -> dict[str, Hand]:
+        """Open task -> the worker that is farthest with it."""
+        return {key: hand for key, hand in self.hands.running.items() if self.todo.is_open(key)}
+
+    def item(self, key: str) -> KnownTask:
+        """A task, or what its key tells."""
+        return self.todo.items.get(key) or KnownTask(key.split("/")[0], 0.0, "")
+
+    @property
+    def _begun(self) -> Iterator[tuple[KnownTask, float]]:
+        """The tasks that workers are at, and the cost that is done of each by their heartbeats."""
+        for key, hand in self.running.items():
+            item = self.item(key)
+            yield item, item.cost * hand.fraction
+
+    def done(self, kind: str) -> float:
+        """The cost of what is done of a kind of work, with what heartbeats tell."""
+        done = self.todo.done.get(kind, Amount()).cost
+        return done + sum(cost for item, cost in self._begun if item.kind == kind)
+
+    @property
+    def begun(self) -> Counter[str]:
+        """Cell -> network evaluations of the tasks that workers are at, as far as they are done."""
+        found = Counter[str]()
+        for item, cost in self._begun:
+            if item.cell is not None and self._is_evaluations(item.kind):
+                found[item.cell] += int(cost)
+        return found
+
+    @property
+    def main(self) -> list[str]:
+        """The kinds of work that the bar counts: all in network evaluations, from the first until all are done.
+
+        Before and after, it is the first kind that is not done.
+        """
+        evaluations = [name for name in self.todo.all if self._is_evaluations(name)]
+        is_open = any(name in self.todo.open_kinds for name in evaluations)
+        has_begun = any(self.done(name) for name in evaluations)
+        first = [name for name in self.kinds if name in self.todo.open_kinds][:1]
+        return evaluations if is_open and (has_begun or first[0] in evaluations) else first
+
+    @property
+    def bar(self) -> Stand:
+        """What is done of what there is, what earlier sessions did included."""
+        if not (kinds := self.main):
+            return Stand("", 0.0, 0.0, "")
+        kind = self.kinds[kinds[0]]
+        if kind.finished:
+            tasks, of = self.todo.done[kind.name].tasks, self.todo.all[kind.name].tasks
+            return Stand(kind.activity, tasks, of, kind.finished)
+        done, total = sum(map(self.done, kinds)), sum(self.todo.all[name].cost for name in kinds)
+        if self.cells and self._is_evaluations(kind.name):
+            done = sum(cell.done for cell in self.cells.values()) + self.begun.total()
+            total = sum(cell.total for cell in self.cells.values())
+        return Stand(kind.activity, min(done, total), total, kind.unit)
+
+    @property
+    def finished(self) -> str:
+        """The tasks of the kinds whose finished ones are always counted."""
+        named = [(kind.finished, name) for name, kind in self.kinds.items() if kind.finished and name in self.todo.all]
+        return ", ".join(f"{self.todo.done[n].tasks} of {self.todo.all[n].tasks} {words}" for words, n in named)
+
+    def stand(self, at: float) -> Stand:
+        """How far it is, with rates and the remaining time."""
+        bar = self.bar._replace(workers=self.hands.joined, left=self.left(at))
+        if any(self.kinds[name].finished for name in self.main):
+            return bar  # which counts them itself, a few a minute
+        counts = any(self.kinds[name].counts_images for name in self.main)
+        images = self._images.per_second if counts else None
+        return bar._replace(note=self.finished, rate=self._speed.per_second, images_rate=images)
+
+    def left(self, at: float) -> str:
+        """The remaining time in words, and what it does not include; empty if too little is known yet."""
+        known = {key: hand for key, hand in self.running.items() if key in self.todo.items}
+        seconds, unknown = self.todo.left(known, self.hands.usable, at)
+        if seconds is None or any(map(self._is_evaluations, unknown)):
+            return ""
+        others = dict.fromkeys(self.kinds[name].activity for name in unknown if name in self.kinds)
+        time = duration(seconds) if seconds >= 1 else "less than 1 s"
+        return " then ".join(filter(None, [f"{time} left", " and ".join(others)]))
+
+
+def _given_up(event: Mapping[str, Any]) -> Sequence[str]:
+    """The tasks that an event says will not be done."""
+    if event["event"] == "given up":
+        return list(event["tasks"])
+    return [event["task"]] if event["event"] == "failed" and event["quarantined"] else []

@@ -1,0 +1,135 @@
+"""What a session has to do and what of it is done, by kind of work, and how long the rest takes. Pure."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from taugrid.orchestrator.progress.hands import Hand
+from taugrid.orchestrator.progress.remaining import Rates, Span, Waiting, seconds_left
+
+
+class KnownTask(NamedTuple):
+    """A task, as far as it matters here."""
+
+    kind: str
+    cost: float
+    pace: str
+    """Tasks of one pace take equal time for equal cost."""
+    cell: str | None = None
+    images: int = 0
+    """How many it makes, if those are counted."""
+
+
+@dataclass
+class Amount:
+    """Of some tasks."""
+
+    tasks: int = 0
+    cost: float = 0.0
+
+    def add(self, tasks: int, cost: float) -> None:
+        """So many more, or fewer."""
+        self.tasks += tasks
+        self.cost += cost
+
+
+class Left(NamedTuple):
+    """The time that is left."""
+
+    seconds: float | None
+    """None: nothing is known yet."""
+    unknown: tuple[str, ...] = ()
+    """The kinds of work that it does not include, because none of it was measured."""
+
+
+@dataclass
+class Todo:
+    """The tasks of a session."""
+
+    items: Mapping[str, KnownTask] = field(default_factory=dict)
+    """By key. In a session that is watched from its directory, not all are known."""
+    all: dict[str, Amount] = field(default_factory=dict)
+    """Kind -> what there is to do."""
+    done: dict[str, Amount] = field(default_factory=dict)
+    """Kind -> what of it is done."""
+    rates: Rates = field(default_factory=Rates)
+    _open: dict[tuple[str, str], Amount] = field(default_factory=dict)  # kind and pace -> what is not done
+    _closed: set[str] = field(default_factory=set)
+
+    def begin(self, work: Iterable[Mapping[str, Any]]) -> None:
+        """Take the work that an event "to do" announces."""
+        for entry in work:
+            amount = entry["tasks"], entry["cost"]
+            self.all.setdefault(entry["kind"], Amount()).add(*amount)
+            self.done.setdefault(entry["kind"], Amount())
+            self._open.setdefault((entry["kind"], entry["pace"]), Amount()).add(*amount)
+
+    def item(self, key: str, event: Mapping[str, Any]) -> KnownTask:
+        """What is known of a task: from the plan, or else from others of its kind and the event that it is done."""
+        if key in self.items:
+            return self.items[key]
+        kind, images = key.split("/")[0], event.get("images", 0)
+        pace = next((pace for name, pace in self._open if name == kind), kind)
+        amount = self.all.get(kind, Amount(1, images))
+        cost = amount.cost / max(1, amount.tasks)
+        return KnownTask(kind, cost, pace, images=images if "evaluations" in event else 0)
+
+    def finish(self, key: str, item: KnownTask) -> bool:
+        """A task is done; False if that is old news."""
+        if key in self._closed:
+            return False
+        self.done.setdefault(item.kind, Amount()).add(1, item.cost)
+        self._close(key, item)
+        return True
+
+    def give_up(self, key: str) -> KnownTask | None:
+        """A task will not be done; None if it is none that is open."""
+        if (item := self.items.get(key)) is None or key in self._closed:
+            return None
+        self._close(key, item)
+        return item
+
+    @property
+    def open_kinds(self) -> set[str]:
+        """The kinds of which something is left to do."""
+        return {kind for (kind, _), amount in self._open.items() if amount.tasks > 0}
+
+    def is_open(self, key: str) -> bool:
+        """Whether a task is neither done nor given up."""
+        return key not in self._closed
+
+    def _close(self, key: str, item: KnownTask) -> None:
+        self._closed.add(key)
+        if (amount := self._open.get((item.kind, item.pace))) is not None:
+            amount.add(-1, -item.cost)
+
+    def left(self, running: Mapping[str, Hand], workers: int, at: float) -> Left:
+        """How long the rest takes so many workers; `running` are the known tasks that they are at."""
+        hands = [(self.items[key], hand) for key, hand in running.items()]
+        paces = self._paces(hands)
+        begun, taken = [], Counter[tuple[str, str]]()
+        for item, hand in hands:
+            taken[item.kind, item.pace] += 1
+            if (pace := paces.get(item.pace)) is not None:
+                seen = hand.last.at if hand.last else hand.since
+                begun.append(max(0.0, (1 - hand.fraction) * item.cost * pace - max(0.0, at - seen)))
+        waiting, unknown = [], []
+        for (kind, name), amount in self._open.items():
+            known = paces[name]
+            if amount.tasks > 0 and known is None:
+                unknown.append(kind)
+            elif amount.tasks > taken[kind, name] and known is not None:
+                waiting.append(Waiting(amount.tasks - taken[kind, name], amount.cost / amount.tasks * known))
+        if not workers or not (begun or waiting):
+            return Left(None, tuple(unknown))
+        return Left(seconds_left(begun, waiting, max(workers, len(begun))), tuple(unknown))
+
+    def _paces(self, hands: Iterable[tuple[KnownTask, Hand]]) -> dict[str, float | None]:
+        """Seconds for each unit of cost, with what heartbeats tell."""
+        beaten: dict[str, list[Span]] = {}
+        for item, hand in hands:
+            if hand.first and hand.last:
+                done = (hand.last.fraction - hand.first.fraction) * item.cost
+                beaten.setdefault(item.pace, []).append(Span(hand.last.at - hand.first.at, done))
+        return {pace: self.rates.seconds(pace, beaten.get(pace, ())) for _, pace in self._open}

@@ -1,0 +1,127 @@
+"""`status --watch`: the live view of a run from its directory alone, wherever its driver is.
+
+It has what the events file has. Heartbeats are not written down, so a shard counts when it is done.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+
+from taugrid.config import Config
+from taugrid.orchestrator.plan.cells import Cell, Model, Plan
+from taugrid.orchestrator.plan.sources import Trained
+from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.progress.grid import grid_cells, shown_metric
+from taugrid.orchestrator.progress.state import LiveState
+from taugrid.orchestrator.progress.tasks import pace
+from taugrid.orchestrator.progress.todo import KnownTask
+from taugrid.orchestrator.report.trainings import progress_of
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import LastSession
+from taugrid.orchestrator.rundir.lease import EXPIRY_SECONDS, Lease
+from taugrid.orchestrator.work import work_kinds
+from taugrid.storage import read_sealed
+from taugrid.words import counted
+
+LOOK_SECONDS = 2.0
+"""How often the directory is looked at."""
+
+
+def watch(config: Config, plan: Plan, rundir: RunDir) -> str:
+    """Show on stdout how a run goes on, until its driver ends or Ctrl-C. Returns how far it is then."""
+    with Progress(Console(highlight=False)) as progress, suppress(KeyboardInterrupt):
+        watched = Watching(config, plan, rundir, progress)
+        try:
+            while watched.look():
+                time.sleep(LOOK_SECONDS)
+        finally:
+            progress.keep_table()
+    scored, cells = sum(watched.score(cell) is not None for cell in plan.cells), len(plan.cells)
+    said = f"{scored} of {counted(cells, 'cell')} scored"
+    if watched.has_driver:
+        return said
+    continues = "" if scored == cells else f"; `taugrid run {rundir.shown}` continues"
+    return f"{said}; nobody is at work here{continues}"
+
+
+class Watching:
+    """Feeds what is new in a run directory to `progress`."""
+
+    def __init__(self, config: Config, plan: Plan, rundir: RunDir, progress: Progress) -> None:
+        self._config, self._plan, self._rundir, self._progress = config, plan, rundir, progress
+        self._events = LastSession(rundir)
+        self._session: int | None = None
+        self._training: Model | None = None
+        self._metric = shown_metric(config.evaluate.metrics)
+        self._by_id = {cell.id: cell for cell in plan.cells}
+        self.has_driver = False
+
+    def look(self) -> bool:
+        """Show what is new. Returns whether somebody is at work there."""
+        holder = Lease(self._rundir.lease, self._rundir.storage).holder()
+        self.has_driver = holder is not None and not holder.is_dead and holder.age_seconds < EXPIRY_SECONDS
+        events = self._events.new()
+        if self._events.number != self._session:
+            self._session = self._events.number
+            self._progress.follow(self._state(events), lambda cell: self.score(self._by_id[cell]))
+        for event in events:
+            self._progress.observe(datetime.fromisoformat(event["time"]), event)
+            if event["event"] in ("train", "trained", "to do"):
+                self._follow_training(event)
+        self._show_training()
+        return self.has_driver
+
+    def score(self, cell: Cell) -> float | None:
+        """A cell's score of as many samples as the config asks for, as tables show it."""
+        for path in self._rundir.scores_of(cell):
+            found = read_sealed(path, self._rundir.storage)
+            if found is not None and found["protocol"]["num_samples"] == cell.settings.num_samples:
+                value = found["metrics"].get(self._metric.name)
+                return None if value is None else float(value) * self._metric.scale
+        return None
+
+    def _state(self, events: Iterable[Mapping[str, Any]]) -> LiveState:
+        """The state before the session whose events have come in so far, which will be told to it."""
+        state = LiveState({kind.name: kind for kind in work_kinds()})
+        made_since = {(event["cell"], event["path"]) for event in events if event["event"] == "shard"}
+        left = {}
+        for cell in self._plan.cells:
+            done = self._rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None)
+            before = [s for s in cell.shards if s.number in done and (cell.id, s.name) not in made_since]
+            left[cell.id] = float(sum(s.evaluations for s in cell.shards) - sum(s.evaluations for s in before))
+        state.expect(dict(self._tasks()), {})
+        cells = grid_cells(self._plan.cells, self._config.report.columns, left, self.score)
+        state.show_cells(cells, self._metric.title)
+        return state
+
+    def _tasks(self) -> Iterator[tuple[str, KnownTask]]:
+        """The tasks that the plan may have, by key."""
+        for cell in self._plan.cells:
+            sampling = pace("sample", cell.model.id)
+            for shard in cell.shards:
+                place = f"{cell.id}/{shard.number}"
+                yield f"sample/{place}", KnownTask("sample", shard.evaluations, sampling, cell.id, shard.images)
+                yield f"extract/{place}", KnownTask("extract", shard.images, pace("extract", None), cell.id)
+            yield f"score/{cell.id}", KnownTask("score", cell.settings.num_samples, pace("score", None), cell.id)
+
+    def _follow_training(self, event: Mapping[str, Any]) -> None:
+        self._progress.end()
+        self._training = next((m for m in self._plan.models if m.id == event.get("model")), None)
+        if event["event"] != "train" or self._training is None:
+            self._training = None
+            return
+        source = self._training.source
+        if isinstance(source, Trained):
+            self._progress.begin(f"training {self._training.called}", source.train.steps, "steps")
+
+    def _show_training(self) -> None:
+        if self._training is None:
+            return
+        at = progress_of(self._training, self._rundir, self._config.cluster.scratch)
+        if at is not None:
+            self._progress.started(at.step)
+            self._progress.update(at.step, workers=at.workers, note=f"loss {at.loss:.4f}")

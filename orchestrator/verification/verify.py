@@ -1,0 +1,133 @@
+"""Reads every byte of a run directory."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from taugrid import parquet
+from taugrid.config import Config
+from taugrid.errors import DamagedFile, NotHere, UserError
+from taugrid.orchestrator.plan.cells import Cell, Plan
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.extension import orphans_in_words
+from taugrid.orchestrator.rundir.integrity import READERS, Damage
+from taugrid.orchestrator.work import work_kinds
+from taugrid.run_id import FILE as RUN_FILE
+from taugrid.storage import Storage, read_json, read_sealed
+
+GONE = "missing; put it back to sample more: images, features and scores do not need it"
+"""What is said of a network's weights."""
+
+
+def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> list[Damage]:
+    """Re-read every file of a run and decode every image, calling `tick(n)` after n images.
+
+    It changes nothing, but if something is wrong it removes the ledger, so that the next run does not believe it.
+
+    Several files are read at a time: reading, hashing and decoding release Python's lock.
+    """
+    found: list[Damage] = []
+    storage = rundir.storage
+    rundir.ledger.distrust()
+    if (said := orphans_in_words(config, plan, rundir)) is not None:
+        found.append(Damage(rundir.samples, said))
+    planned = {cell.id for cell in plan.cells}
+    for cell_id, name in rundir.committed_cells().items():
+        if cell_id not in planned:
+            paths = storage.list(rundir.samples / name, "part-*.parquet")
+            found += _read_all(paths, partial(_verify_images, shape=None, storage=storage), tick)
+    for cell in plan.cells:
+        found += _verify_samples(cell, rundir, tick)
+    derived = [
+        path
+        for kind in work_kinds()
+        if kind.folder != rundir.samples.name  # whose images were decoded above
+        for path in storage.list(rundir.root / kind.folder, kind.files)
+    ]
+    found += _read_all(sorted(derived), partial(_verify_bytes, storage=storage), tick)
+    scored = [cell for cell in plan.cells if rundir.scores_of(cell)]
+    found += [Damage(rundir.score(cell, "*"), "missing") for cell in plan.cells if scored and cell not in scored]
+    changed = [path for path in storage.list(rundir.scores, "*.json") if read_sealed(path, storage) is None]
+    found += [Damage(path, "it has changed since it was written") for path in changed]
+    for path in (rundir.tables / "quality.json", rundir.provenance, rundir.root / RUN_FILE):
+        if storage.exists(path) and not isinstance(read_json(path, storage), dict):
+            found.append(Damage(path, "it can't be read as a JSON object"))
+    if rundir.committed_cells() and not storage.exists(rundir.provenance):
+        found.append(Damage(rundir.provenance, "missing"))
+    if found:
+        with suppress(OSError):  # of a directory that may only be read
+            rundir.ledger.forget()
+    return list(dict.fromkeys(found))
+
+
+def _verify_samples(cell: Cell, rundir: RunDir, tick: Callable[[int], None]) -> list[Damage]:
+    if not rundir.is_ready(cell.model):
+        return [Damage(rundir.models / cell.model.id, "not trained yet; `taugrid run` continues")]
+    found: list[Damage] = []
+    metadata: dict[str, Any] | None = None
+    try:
+        metadata = rundir.sample_metadata(cell)
+        done = rundir.sampled(cell, metadata, every_byte=False, on_damage=found.append)
+    except UserError as error:  # of the weights: the images can be read without them
+        reason = GONE if isinstance(error, NotHere) else str(error)
+        found.append(Damage(rundir.weights_file(cell.model, cell.settings.weights), reason))
+        done = rundir.sampled(cell, None, every_byte=False, on_damage=found.append)
+    parts = [rundir.sample_part(cell, shard) for shard in cell.shards if shard.number in done]
+    there = rundir.versions(rundir.samples / cell.name)
+    whole = [path for path in parts if path in there]  # others were removed: their record is whole
+    look = partial(_verify_images, shape=cell.model.image_shape, storage=rundir.storage)
+    found += _read_all(whole, look, tick)
+    planned = {rundir.sample_part(cell, shard) for shard in cell.shards}
+    beyond = [path for path in rundir.storage.list(rundir.samples / cell.name, "part-*.parquet") if path not in planned]
+    found += _read_all(beyond, look, tick)
+    for shard in cell.shards:
+        path = rundir.sample_part(cell, shard)
+        if shard.number in done:
+            continue
+        if not rundir.storage.exists(path):
+            found.append(Damage(path, "missing"))
+        elif all(damage.path != path for damage in found):
+            found.append(Damage(path, "it holds fewer images than the config asks for"))
+    return found
+
+
+class _Read(NamedTuple):
+    """What was found in a file that was read to its end."""
+
+    damages: list[Damage]
+    images: int
+    """How many were decoded."""
+
+
+def _read_all(paths: Sequence[Path], look: Callable[[Path], _Read], tick: Callable[[int], None]) -> Iterator[Damage]:
+    """The damages that `look` finds in the files, in their order."""
+    with ThreadPoolExecutor(READERS) as pool:
+        for damages, images in pool.map(look, paths):
+            tick(images)
+            yield from damages
+
+
+def _verify_images(path: Path, shape: tuple[int, int, int] | None, storage: Storage) -> _Read:
+    """Decode every image of a file; `shape` is (channels, height, width), or None if it is not known."""
+    images = 0
+    try:
+        with storage.local_path(path) as local:
+            parquet.inspect(local)
+            for index, batch in parquet.read_images(local):
+                if shape is not None and batch.shape[1:] != shape:
+                    raise DamagedFile(f"its images have shape {batch.shape[1:]}, not {shape}")
+                images += len(index)
+    except (DamagedFile, ValueError) as error:
+        return _Read([Damage(path, str(error).removeprefix(f"{local}: "))], images)
+    return _Read([], images)
+
+
+def _verify_bytes(path: Path, storage: Storage) -> _Read:
+    try:
+        parquet.inspect(path, storage=storage)
+    except DamagedFile as error:
+        return _Read([Damage(path, str(error))], 0)
+    return _Read([], 0)

@@ -1,0 +1,176 @@
+"""`plan` says what a run would lack and what it would replace; it refuses none of it, and fetches nothing."""
+
+import json
+import shutil
+
+import pytest
+from hub import serving
+from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
+
+import taugrid as api
+from taugrid.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A checkpoint, and a finished run of it."""
+    root = tmp_path_factory.mktemp("made")
+    config = write_config(root / "c.yaml", checkpoint(root / "network"))
+    taugrid("run", config, "--out", root / "run")
+    return root
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    """The same in a place of its own; the path of its checkpoint stays."""
+    shutil.copytree(made / "run", tmp_path / "run")
+    return tmp_path
+
+
+def planned(config, out, *assignments):
+    found = api.plan(config, out, assignments)
+    return found, " ".join(found["remarks"])
+
+
+@pytest.mark.parametrize(
+    ("model", "word"),
+    [
+        ({"checkpoint": "no/such/folder"}, "no/such/folder"),
+        ({"callable": "mine:load", "weights": "no/such/file"}, "no/such/file"),
+    ],
+)
+def test_a_model_that_is_not_here_is_priced_and_has_no_id_yet(model, word, tmp_path):
+    config = CONFIG | {"model": model, "grid": {"steps": [2, 1500], "eta": [0.0]}}
+    found, said = planned(config | {"diffusion": {"timesteps": 2000}}, tmp_path / "run")
+    assert [cell["cell"] for cell in found["cells"]] == ["pending"] * 2
+    assert [cell["network_evaluations"] for cell in found["cells"]] == [400, 300_000]
+    assert [(model["id"], model["ready"]) for model in found["models"]] == [("pending", False)]
+    assert word in said
+    assert "pending" in said
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match=word):
+        api.run(config, tmp_path / "run", progress=False)
+
+
+def test_more_steps_than_usual_are_priced_before_the_checkpoint_says_its_t(tmp_path):
+    config = CONFIG | {"model": {"checkpoint": "absent"}, "grid": {"steps": [1500], "spacing": ["linear"]}}
+    assert planned(config, tmp_path)[0]["network_evaluations"] == 300_000
+
+
+def test_several_models_that_are_not_here_are_told_apart(made, tmp_path):
+    grid = {"model.checkpoint": ["a", "b", str(made / "network")], "steps": [2]}
+    found, _ = planned(CONFIG | {"model": {}, "grid": grid}, tmp_path / "run")
+    ids = [model["id"] for model in found["models"]]
+    assert (ids[:2], ids[2] == "pending") == (["pending", "pending"], False)
+    assert [model["cells"] for model in found["models"]] == [1, 1, 1]
+
+
+def test_a_pattern_that_nothing_matches_yet_is_one_model(tmp_path):
+    newest = {"newest": 3, "of": str(tmp_path / "step-*")}
+    found, said = planned(
+        CONFIG | {"model": {}, "grid": {"model.checkpoint": [newest], "steps": [2]}}, tmp_path / "run"
+    )
+    assert [model["id"] for model in found["models"]] == ["pending"]
+    assert "step-*" in said
+
+
+def test_nothing_is_asked_of_the_hub(made, tmp_path, monkeypatch):
+    with serving({"models/org/name": made / "network"}, tmp_path / "cache", monkeypatch) as requests:
+        found, said = planned(CONFIG | {"model": {"checkpoint": "org/name"}}, tmp_path / "run")
+        assert requests == []
+    assert {cell["cell"] for cell in found["cells"]} == {"pending"}
+    assert "org/name" in said
+
+
+def test_weights_of_an_extractor_are_not_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("a download"))
+    config = CONFIG | {"model": {"oracle": "gaussian"}, "diffusion": {}}
+    _, said = planned(config, tmp_path / "run", "evaluate.extractor=inception-v3-compat")
+    assert "weights-inception" in said
+    assert "200" in said
+    assert "20480" in said
+
+
+def test_training_images_that_are_missing_leave_the_price_of_training(tmp_path):
+    data = {"name": "folder", "root": str(tmp_path / "absent"), "shape": [1, 4, 4]}
+    config = CONFIG | {"data": data, "model": {"unet": {}}, "train": {"steps": 70}}
+    found, said = planned(config | {"evaluate": {"extractor": "pixels"}}, tmp_path / "run")
+    assert (found["models"][0]["id"], found["train_steps_remaining"]) == ("pending", 70)
+    assert said.count(str(tmp_path / "absent")) == 1
+
+
+def test_a_checkpoint_that_is_gone_is_found_by_its_recorded_path_and_asked_for_by_verify(made, copy):
+    config = json.loads((copy / "run/config.json").read_text())
+    there, _ = planned(config, copy / "run")
+    shutil.move(made / "network", made / "away")
+    try:
+        found, said = planned(config, copy / "run")
+        verified = json.loads(taugrid("verify", copy / "run", "--json", code=1)[0])
+    finally:
+        shutil.move(made / "away", made / "network")
+    assert found["cells"] == there["cells"]
+    assert [cell["images_done"] for cell in found["cells"]] == [200] * CELLS
+    assert "pending" not in said
+    [damage] = verified["damaged"]
+    assert damage["path"].startswith(str(made / "network"))
+    assert "put it back" in damage["next"]
+    assert verified["images"] == 200 * CELLS
+
+
+def test_images_of_a_directory_may_be_those_of_a_checkpoint_that_is_not_here(copy):
+    _, said = planned(CONFIG | {"model": {"checkpoint": "absent"}}, copy / "run")
+    assert "whether this config has them is known once no id is pending" in said
+
+
+def test_status_of_a_run_whose_checkpoint_never_came(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"model": {"checkpoint": "/absent"}}))
+    out, _ = taugrid("status", tmp_path, "--json")
+    assert {cell["cell"] for cell in json.loads(out)["cells"]} == {"pending"}
+
+
+@pytest.mark.parametrize(("num_samples", "is_few"), [(159, True), (160, False)])
+def test_an_n_without_error_bars_is_said(made, tmp_path, num_samples, is_few):
+    _, said = planned(made / "c.yaml", tmp_path, f"sample.num_samples={num_samples}")
+    assert ("sample.num_samples: 159" in said and "N = 160" in said) == is_few
+
+
+@pytest.mark.parametrize(
+    ("assignment", "facts"),
+    [
+        ("data.limit=1000", ["data.limit: null -> 1000", "IMAGES"]),
+        ("evaluate.reference={name: gaussian, shape: [1, 4, 4], limit: 7}", ["evaluate.reference", "IMAGES"]),
+        ("sample.num_samples=300", ["sample.num_samples", "N = 200", "N = 300"]),
+        ("evaluate.extractor=inception-v3-compat", ["evaluate.extractor", "pixels", "inception-v3-compat"]),
+        ("evaluate.metrics=[fid]", None),
+    ],
+)
+def test_what_a_change_does_to_tables_is_said(copy, assignment, facts, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(copy / "torch"))
+    reference = json.loads((copy / "run/provenance.json").read_text())["reference"]
+    _, said = planned(copy / "run", copy / "run", assignment)
+    assert ("this replaces tables" in said) == (facts is not None)
+    for fact in facts or ():
+        assert fact.replace("IMAGES", f"{reference['num_images']:,} images of gaussian/all") in said
+
+
+def test_another_t_than_the_checkpoints_is_a_warning(made, tmp_path):
+    saved = made / "network"
+    pipeline = tmp_path / "pipeline"
+    shutil.copytree(saved, pipeline / "unet")
+    (pipeline / "scheduler").mkdir()
+    scheduler = {"_class_name": "DDIMScheduler", "num_train_timesteps": 40, "prediction_type": "sample"}
+    (pipeline / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
+    config = write_config(tmp_path / "c.yaml", pipeline)
+    assert "trained with" not in planned(config, tmp_path / "run")[1]
+    _, said = planned(config, tmp_path / "run", "diffusion.timesteps=50")
+    assert "diffusion.timesteps is 50" in said
+    assert "trained with 40" in said
+
+
+def test_images_of_another_shape_than_the_references_are_said(made, tmp_path):
+    _, said = planned(made / "c.yaml", tmp_path / "run", "data={name: digits}")
+    assert "(1, 4, 4)" in said
+    assert "(1, 8, 8)" in said

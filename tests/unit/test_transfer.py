@@ -1,0 +1,212 @@
+"""Images leave a device as 8 bits, two batches at a time, and are written in order whatever waits for what."""
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from taugrid import parquet
+from taugrid.errors import NotFinite
+from taugrid.images import to_uint8
+from taugrid.parquet import encoding
+from taugrid.workers.accelerator import transfer
+from taugrid.workers.finite import Watched, not_finite
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TRUE = torch.tensor(True)
+
+
+def between_levels():
+    """The middles between two levels and all levels, with the floats next to each."""
+    found = [(np.arange(511) / 255 - 1).astype(np.float32)]
+    for towards in (-2, 2):
+        found += [np.nextafter(found[0], np.float32(towards))]
+        found += [np.nextafter(found[-1], np.float32(towards))]
+    return np.concatenate(found)
+
+
+def random_bits():
+    """Finite floats of any size, most of them far outside [-1, 1], and many inside."""
+    random = np.random.default_rng(0)
+    values = random.integers(0, 2**32, 1_000_000, dtype=np.uint32).view(np.float32)
+    values = values[abs(values) < 1e30]  # neither NaN nor what NumPy warns of
+    return np.concatenate([values, random.uniform(-1.01, 1.01, 1_000_000).astype(np.float32)])
+
+
+@pytest.mark.parametrize("values", [between_levels(), random_bits()], ids=["at the limits", "anywhere"])
+def test_levels_are_those_of_to_uint8_bit_for_bit(values):
+    assert np.array_equal(transfer.to_grey_levels(torch.from_numpy(values)).numpy(), to_uint8(values))
+
+
+def test_images_are_not_changed_by_being_sent():
+    x0 = torch.randn(2, 1, 3, 3)
+    before = x0.clone()
+    transfer.sent(x0, TRUE, 0, 0.0)
+    assert torch.equal(x0, before)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_flag_says_what_8_bits_can_not(value):
+    x0 = torch.zeros(2, 1, 3, 3)
+    good = transfer.sent(x0, TRUE, 0, 0.0)
+    assert good.network_was_finite
+    assert good.images_are_finite
+    x0[1, 0, 2, 2] = value
+    watched = Watched(lambda x, t: x)
+    watched(x0, 1)
+    bad = transfer.sent(x0, watched.answer(), 0, 0.0)
+    assert not bad.network_was_finite
+    assert not bad.images_are_finite
+    watched(torch.zeros(1), 1)
+    assert watched.answer(), "each batch is judged by its own calls"
+
+
+def test_fp16_that_overflows_says_what_to_take():
+    assert "sample.precision: bf16 or float32" in str(not_finite(0, 64, "fp16"))
+    assert "precision" not in str(not_finite(0, 64))
+
+
+def test_from_a_gpu_bytes_and_flags_are_copied_without_waiting_and_then_the_event_is_recorded(monkeypatch):
+    """On tensors of a simulated GPU: shapes, types and devices are torch's own, no kernel runs."""
+    calls, copied = [], torch.Tensor.copy_
+
+    class Event:
+        def record(self):
+            calls.append("event")
+
+    def copy(self, source, non_blocking=False):
+        if source.is_cuda:
+            calls.append((str(self.device), str(source.device), source.dtype, non_blocking))
+        return copied(self, source, non_blocking)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.Tensor, "copy_", copy)
+    with FakeTensorMode():
+        x0 = torch.empty(4, 3, 8, 8, device="cuda")
+        batch = transfer.sent(x0, x0.isfinite().all(), 0, 0.0)
+    assert calls == [("cpu", "cuda:0", dtype, True) for dtype in (torch.uint8, torch.bool)] + ["event"]
+    assert (batch.pixels.shape, batch.flags.shape) == (x0.shape, (2,))
+    assert {batch.pixels.device.type, batch.flags.device.type} == {"cpu"}
+
+
+class Late:
+    """The event of a copy that a GPU has not come to; only `synchronize` waits until the bytes are there."""
+
+    def __init__(self, pixels, level, is_quick):
+        self.pixels, self.level, self.is_quick = pixels, level, is_quick
+
+    def query(self):
+        if self.is_quick:
+            self.synchronize()
+        return self.is_quick
+
+    def synchronize(self):
+        self.pixels.fill_(self.level)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+@pytest.mark.parametrize("quick", [(), (0,), (1, 2), (0, 1, 2, 3, 4)])
+def test_a_batch_is_read_once_it_is_there_and_after_the_next_was_begun(count, quick):
+    begun = []
+
+    def batches():
+        for number in range(count):
+            begun.append(number)
+            pixels = torch.zeros(1, dtype=torch.uint8)
+            event = Late(pixels, number + 1, number in quick)
+            yield transfer.Transfer(number, 0.0, pixels, torch.ones(2, dtype=torch.bool), event)
+
+    for number, batch in enumerate(transfer.landed(batches())):
+        assert batch.images.tolist() == [number + 1], "in order, and not before it was copied"
+        assert len(begun) - number <= transfer.IN_FLIGHT
+        if number not in quick and number + 1 < count:
+            assert len(begun) == number + 2, "the next is under way while this one is waited for"
+    assert len(begun) == count
+
+
+def test_seconds_of_batches_in_flight_together_count_once(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(transfer.time, "perf_counter", lambda: now[0])
+    clock, batch = transfer.Clock(), transfer.sent(torch.zeros(1, 1, 1, 1), TRUE, 0, 0.0)
+    for began, landed in ((10.0, 15.0), (12.0, 18.0), (30.0, 31.0)):
+        now[0] = landed
+        clock.landed(replace(batch, began=began))
+    assert clock.seconds == (18 - 10) + (31 - 30)
+
+
+# Encoding
+
+SETTINGS = {
+    "seed": 3, "steps": 10, "eta": 1.0, "sigma": "eta", "spacing": "linear", "sampler": "ddim", "clip": "none",
+    "cell": "0123456789", "model": "abcdef0123",
+}  # fmt: skip
+
+
+def written(path, batches):
+    with parquet.PartWriter(path, parquet.sample_schema({"cell": "x"})) as part:
+        with parquet.Encoding(parquet.SampleWriter(part, SETTINGS, 7)) as threads:
+            for batch in batches:
+                threads.append(batch)
+            threads.finish()
+        part.commit(replace=False)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_file_has_the_bytes_that_one_thread_would_write(tmp_path, monkeypatch, slow):
+    """Also if the thread with the first half of each batch takes longest."""
+    images = np.random.default_rng(0).integers(0, 256, (1100, 1, 4, 4), dtype=np.uint8)
+    batches = np.array_split(images, 24)
+    with parquet.PartWriter(tmp_path / "plain", parquet.sample_schema({"cell": "x"})) as part:
+        writer = parquet.SampleWriter(part, SETTINGS, 7)
+        writer.append(images)
+        writer.flush()
+        part.commit(replace=False)
+    if slow:
+        encode, firsts = encoding.encode_png, {batch[0].tobytes() for batch in batches}
+        pause = threading.Event()
+
+        def late(image):
+            if image.tobytes() in firsts:
+                pause.wait(0.005)
+            return encode(image)
+
+        monkeypatch.setattr(encoding, "encode_png", late)
+    assert written(tmp_path / "threads", [*batches, images[:1][:0]]) == (tmp_path / "plain").read_bytes()
+
+
+def test_whoever_brings_batches_faster_than_they_are_encoded_waits(tmp_path, monkeypatch):
+    brought, go_on = [], threading.Event()
+    monkeypatch.setattr(encoding, "encode_png", lambda image: go_on.wait(10) and b"")
+    image = np.zeros((2, 1, 4, 4), np.uint8)
+
+    def batches():
+        for number in range(6):
+            brought.append(number)
+            yield image
+
+    thread = threading.Thread(target=written, args=(tmp_path / "x", batches()))
+    thread.start()
+    thread.join(0.2)
+    assert len(brought) == encoding.MOST_WAITING + 1, "none waits beyond that"
+    go_on.set()
+    thread.join(10)
+    assert len(brought) == 6
+
+
+def test_an_image_that_can_not_be_encoded_leaves_no_file(tmp_path):
+    good, bad = np.zeros((4, 1, 4, 4), np.uint8), np.zeros((4, 5, 4, 4), np.uint8)
+    with pytest.raises((TypeError, ValueError)):
+        written(tmp_path / "x", [good, bad, good, good, good])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_is_asked_for_its_answer_where_nothing_is_in_flight():
+    watched = Watched(lambda x, t: x)
+    watched(torch.full((2,), float("nan")), 1)
+    with pytest.raises(NotFinite, match="images 0 to 1"):
+        watched.require_finite(0, 2)

@@ -1,0 +1,131 @@
+"""`status --watch`, and the view of a real session: the same state from the disk as from the session itself."""
+
+import io
+import json
+
+import pytest
+from click.testing import CliRunner
+from in_process import drive, small_run
+from rich.console import Console
+
+from taugrid.orchestrator.cli.main import cli
+from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.progress.state import LiveState
+from taugrid.orchestrator.progress.watch import Watching
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import Events, LastSession
+from taugrid.orchestrator.session import Run
+from taugrid.storage import LocalStorage
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A small run that is done, opened, and the progress that watched it on a terminal."""
+    folder = tmp_path_factory.mktemp("watched")
+    progress = Progress(Console(file=io.StringIO(), force_terminal=True, width=80), live=True)
+    with small_run(folder) as opened, progress:
+        rundir = RunDir(folder / "run", LocalStorage(folder / "run"))
+        outcome = Run(opened.config, opened.plan, rundir, "local", progress).do(("sample", "evaluate", "report"))
+        yield opened, rundir, progress, outcome
+
+
+@pytest.fixture
+def events(done):
+    """The path of the only session's events, whole again after the test."""
+    path = done[1].root / "events" / "0001.jsonl"
+    whole = path.read_text()
+    yield path
+    path.write_text(whole)
+
+
+def watching(done, width=80):
+    opened, rundir, *_ = done
+    progress = Progress(Console(file=io.StringIO(), width=width, force_terminal=True), live=True)
+    return Watching(opened.config, opened.plan, rundir, progress)
+
+
+def shown(watched):
+    return watched._progress._state
+
+
+def test_a_session_fills_in_the_table_as_it_goes(done):
+    state, rows = done[2]._state, done[3].rows
+    assert {cell: found.value for cell, found in state.cells.items()} == {row["cell"]: row["fid"] for row in rows}
+    assert {(cell.row, cell.column) for cell in state.cells.values()} == {("eta=0", "S=2"), ("eta=1", "S=2")}
+    assert all(cell.done == cell.total == 40 for cell in state.cells.values())
+    assert not state.todo.open_kinds
+    assert state.ended
+
+
+def test_the_directory_tells_the_same(done):
+    watched = watching(done)
+    assert watched.look() is False, "nobody is at work there"
+    mine, theirs = shown(watched), done[2]._state
+    assert mine.cells == theirs.cells
+    assert mine.todo.done == theirs.todo.done
+    assert (mine.hands.joined, mine.hands.lost) == (theirs.hands.joined, theirs.hands.lost)
+
+
+def test_what_comes_in_is_shown_and_counted_once(done, events):
+    lines = events.read_text().splitlines(keepends=True)
+    first = next(i for i, line in enumerate(lines) if json.loads(line)["event"] == "shard") + 1
+    events.write_text("".join(lines[:first]) + lines[first][:10])
+    watched = watching(done)
+    watched.look()
+    assert shown(watched).bar[1:4] == (80, 80, "network evaluations"), "the disk has more than the events so far"
+    events.write_text("".join(lines))
+    watched.look()
+    assert not shown(watched).todo.open_kinds
+    assert all(cell.done >= cell.total for cell in shown(watched).cells.values())
+
+
+def test_another_session_begins_anew(done, events):
+    rundir = done[1]
+    tail = LastSession(rundir)
+    assert tail.new()
+    assert tail.new() == []
+    later = Events(rundir)
+    try:
+        later.add("session", stages=["report"])
+        assert [event["event"] for event in tail.new()] == ["session"]
+        assert tail.number == 2
+        later.add("end", missing={})
+        assert [event["event"] for event in tail.new()] == ["end"]
+    finally:
+        later.path.unlink()
+
+
+def test_the_command_ends_once_nobody_is_at_work(done):
+    said = CliRunner().invoke(cli, ["status", str(done[1].root), "--watch"])
+    assert said.exit_code == 0
+    assert "2 of 2 cells scored; nobody is at work here" in said.output
+    assert "taugrid run" not in said.output, "there is nothing to continue"
+
+
+def test_watching_is_not_for_scripts(done):
+    said = CliRunner().invoke(cli, ["status", str(done[1].root), "--watch", "--json"])
+    assert said.exit_code == 2
+    assert "--json" in said.output
+
+
+def test_a_second_session_has_the_first_ones_rate_and_counts_what_is_there(tmp_path, monkeypatch):
+    folder = tmp_path / "again"
+    folder.mkdir()
+    with small_run(folder) as opened:
+        drive(opened, folder / "run", LocalStorage(folder / "run"))
+        sample = next((folder / "run" / "samples").glob("*/part-000000.parquet"))
+        sample.unlink()
+        progress = Progress(Console(file=io.StringIO(), force_terminal=True), live=True)
+        rundir, before = RunDir(folder / "run", LocalStorage(folder / "run")), {}
+        show = LiveState.show_cells
+
+        def spy(state, cells, metric):
+            before.update({name: cell.done for name, cell in cells.items()})
+            show(state, cells, metric)
+
+        monkeypatch.setattr(LiveState, "show_cells", spy)
+        Run(opened.config, opened.plan, rundir, "local", progress).do(("sample", "evaluate"))
+    assert sum(before.values()) == 60, "of 80 evaluations, 20 were gone"
+    assert {pace.split("/")[0] for pace, _ in progress._state._earlier} == {"sample", "extract", "score"}
