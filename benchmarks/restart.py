@@ -20,13 +20,14 @@ from rich.console import Console
 
 from taugrid import parquet
 from taugrid.api import STAGES
-from taugrid.orchestrator.inspection import describe, verify
+from taugrid.orchestrator.inspection import describe
 from taugrid.orchestrator.opened import Opened
 from taugrid.orchestrator.plan.cells import Cell, Shard
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.verification.verify import verify
 from taugrid.storage import write_sealed
 
 CELLS = 20
