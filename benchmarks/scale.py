@@ -107,7 +107,7 @@ class Committer:
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):  # of a copy
             path.symlink_to(self._file)
-        return Result(0.0, BATCH, True, self._size, part=self._part)
+        return Result(0.0, BATCH, True, size=self._size, part=self._part)
 
 
 class Sleeper(Audible):

@@ -113,7 +113,7 @@ def _teller(progress: Progress) -> Callable[[str, int, int], None]:
             stage = what
             progress.begin(what, total, "images")
             progress.started()
-        progress.update(done, done)
+        progress.update(done)
 
     return tell
 

@@ -19,8 +19,10 @@ from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.briefing import Briefing
 from taugrid.orchestrator.progress.state import LiveState
+from taugrid.orchestrator.report.ablation import no_effects
 from taugrid.orchestrator.report.cells import write_cells
 from taugrid.orchestrator.report.replicates import unequal
+from taugrid.orchestrator.report.trainings import failed_trainings
 from taugrid.orchestrator.report.write import write_losses
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.commits import require_here
@@ -61,6 +63,8 @@ class Outcome(NamedTuple):
     """The table as printed on stdout, if it is not the quality table."""
     labels: Mapping[str, str] = {}
     """Name -> label of the cells that were worked on."""
+    lasting: Collection[str] = ()
+    """Names in `missing` whose reasons would come again with the same command."""
 
 
 class Run:
@@ -150,26 +154,29 @@ class Run:
         if set(stages) == {"train"} and not failed:
             self._progress.say("every model of this config is trained" if self.part is self.plan else "models trained")
         problems = self._work(works, scoring) if works else {}
-        problems |= {cell.name: failed[cell.model.id] for cell in self.part.cells if cell.model.id in failed}
         unfinished: dict[str, str] = {}
         labels = dict(self.plan.labels)
         for work in told:
             unfinished |= work.missing()
             labels |= work.labels()
+        untrained = self._untrained(failed, unfinished)
+        problems |= {name: str(error) for name, error in untrained.items()}
+        lasting = frozenset(name for name, error in untrained.items() if error.fails_again)
         conclusions = [conclusion for work in told if (conclusion := work.conclude()) is not None]
         last = conclusions[-1] if conclusions else Conclusion("", [])
         if "evaluate" in stages and "report" not in stages:
             self._progress.say("tables and figures are unchanged; `taugrid report` updates them")
         if "report" in stages and last.table == "quality":
             scored = {row["cell"] for row in last.rows}
-            for said in unequal((cell for cell in self.plan.cells if cell.id in scored), "scored "):
+            cells = [cell for cell in self.plan.cells if cell.id in scored]
+            for said in (*unequal(cells, "scored "), *no_effects(self.config, self.plan, last.rows)):
                 self._progress.say(f"warning: {said}")
         provenance.write(self.rundir, self.plan, scoring)
         if conclusions and ("report" in stages or "evaluate" not in stages):
             from taugrid.orchestrator.view.page import write_page
 
             write_page(self.config, self.plan, self.rundir, unfinished | problems)
-        return Outcome(unfinished | problems, last.rows, last.table, last.evidence, last.text, labels)
+        return Outcome(unfinished | problems, last.rows, last.table, last.evidence, last.text, labels, lasting)
 
     def _kinds(
         self, part: Plan, stages: Collection[str], scoring: Evaluation | None
@@ -195,8 +202,8 @@ class Run:
             self._cluster.enter_context(connection)
             self._connected = True
 
-    def _train(self) -> dict[str, str]:
-        """Train what is missing. Returns model id -> reason for trainings that failed while others did not.
+    def _train(self) -> dict[str, TrainingFailed]:
+        """Train what is missing. Returns model id -> error for trainings that failed while others did not.
 
         Raises:
             TrainingFailed: if there is no other model to go on with.
@@ -215,14 +222,27 @@ class Run:
                     training.run(self._log)
                 except TrainingFailed as error:
                     failed[model.id] = error
-                    self._progress.say(f"{error}; the others go on")
+                    if len(self.part.models) > 1:
+                        self._progress.say(f"{error.briefly}; the others go on")
             else:
                 scratch = self.rundir.training_folder(self.config.cluster.scratch)
                 fit.remove_leftovers(scratch, model.id)  # if a driver was killed after the commit
         write_losses(self.plan, self.rundir)
         if failed and len(failed) == len(self.part.models):
             raise next(iter(failed.values()))
-        return {model: str(error) for model, error in failed.items()}
+        return failed
+
+    def _untrained(self, failed: Mapping[str, TrainingFailed], lacking: Collection[str]) -> dict[str, TrainingFailed]:
+        """Cell name -> why its model is not trained; what failed in earlier sessions is told of cells in `lacking`."""
+        earlier = failed_trainings(self.rundir)
+        found: dict[str, TrainingFailed] = {}
+        for cell in self.part.cells:
+            model = cell.model
+            if model.id in failed:
+                found[cell.name] = failed[model.id]
+            elif cell.name in lacking and model.id in earlier and not self.rundir.is_ready(model):
+                found[cell.name] = TrainingFailed(model.called, **earlier[model.id])
+        return found
 
     def _work(self, works: Sequence[WorkKind], scoring: Evaluation | None) -> dict[str, str]:
         """Do what is missing, if anything. Returns cell name -> reason for what could not be done."""

@@ -19,7 +19,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.run_id import claim
 from taugrid.storage import LOCAL
-from taugrid.words import counted, duration
+from taugrid.words import counted, duration, with_urls
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.training import fit
 from taugrid.workers.training.log import TrainingProgress, training_progress
@@ -37,6 +37,13 @@ STANDSTILL_SECONDS = 120.0
 
 class TrainingFailed(RunFailed):
     """The training of one model failed; others may still succeed."""
+
+    def __init__(self, called: str, reason: str, log: Path | str, fails_again: bool = False) -> None:
+        super().__init__(f"training of model {called} failed: {reason} (details: {log})")
+        self.briefly = f"training of model {called} failed: {reason.partition('; ')[0]} (details: {log})"
+        """Without what can be done about it, for a line that the whole one follows."""
+        self.fails_again = fails_again
+        """Whether the same command would fail in the same way."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,11 @@ class Training:
             raise error
         if error is not None:
             path = log(f"train-{model.id}", "".join(traceback.format_exception(error)))
-            raise TrainingFailed(f"training of model {model.called} failed: {last_line(error)} (details: {path})")
+            reason = with_urls(last_line(error))
+            again = isinstance(error, fit.FailsAgain)
+            place = self.rundir.relative(path)
+            self.events.add("training failed", model=model.id, reason=reason, log=place, fails_again=again)
+            raise TrainingFailed(model.called, reason, path, again)
         seconds = time.monotonic() - began
         at = self._now()
         self._upload(spec)

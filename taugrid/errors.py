@@ -30,7 +30,7 @@ class UserError(_Told):
 
 
 class NotHere(UserError):
-    """A file that a config names is not on this machine, or not yet: a run needs it, a plan can do without it."""
+    """A file that a config names is not on this machine (yet). A run needs it; a plan can do without it."""
 
 
 class WorkerRefusal(UserError):

@@ -3,7 +3,7 @@
 A concrete job is defined beside the function that does it, in `workers` or `eval`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
 from taugrid.config import Data
@@ -105,6 +105,7 @@ class Result:
     images: int
     first: bool
     """False if the file already existed."""
+    _: KW_ONLY
     size: int | None = None
     """Of the job's file in bytes, as its worker sees it; the driver must see the same."""
     remarks: tuple[str, ...] = ()

@@ -5,6 +5,9 @@ import re
 
 _node = platform.node()
 
+LONGEST_PATH = 40
+"""Characters of a path that a message has room for."""
+
 _URL_AS_PATH = re.compile(r"(?<![\w/])(s3|gs|az):/(?=[^/\s])")
 
 
@@ -22,6 +25,17 @@ def call_this_node(name: str) -> None:
 def counted(count: int, noun: str, plural: str = "") -> str:
     """`count` and `noun` in agreement: 1 file, 2 files, 1,200 files; `plural` if it is not the noun and an s."""
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def some_of(count: int, total: int, noun: str) -> str:
+    """A subject with its verb: 1 of 2 shards is, 3 of 4 shards are."""
+    return f"{count:,} of {counted(total, noun)} {'is' if count == 1 else 'are'}"
+
+
+def short_path(path: str) -> str:
+    """A path as messages name it where the user knows it: the last two parts of a long one."""
+    parts = path.rstrip("/").split("/")
+    return path if len(path) <= LONGEST_PATH or len(parts) < 3 else "/".join(["…", *parts[-2:]])
 
 
 def quantity(value: float) -> str:

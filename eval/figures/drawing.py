@@ -61,6 +61,7 @@ def save(figure: Figure, path_stem: Path) -> None:
         for kind, metadata in {"png": {"Software": None}, "svg": {"Date": None}}.items():
             with replacing(path_stem.with_name(f"{path_stem.name}.{kind}")) as temporary:
                 figure.savefig(temporary, format=kind, metadata=metadata)
+            figure.set_layout_engine("none")  # the other file has the same layout, and need not compute it
 
 
 def make_panels(down: int, across: int, x_scale: str = "log") -> tuple[Figure, list[Axes]]:

@@ -15,7 +15,7 @@ def answer(cells: Sequence[Measured], planned: int) -> list[str]:
 
     Args:
         cells: with their FID and its error.
-        planned: how many cells the grid has.
+        planned: how many cells the grid has, means over replicates counted once.
     """
     if not cells:
         return [f"None of {counted(planned, 'cell')} has an FID yet."]
@@ -29,7 +29,9 @@ def answer(cells: Sequence[Measured], planned: int) -> list[str]:
             f"The lowest FID under each: {found}{more}.",
         ]
     best = _lowest(cells)
-    first = f"Of {counted(len(cells), 'cell')}, FID is lowest at {best.place}: {best.entry.shown}"
+    among = counted(len(cells), "cell") if len(cells) >= planned else counted(len(cells), "scored cell")
+    more = f" ({planned:,} in the grid)" if len(cells) < planned else ""
+    first = f"Of {among}{more}, FID is lowest at {best.place}: {best.entry.shown}"
     second = _other_end(cells, best)
     return [f"{first}{_beside(best, cells)}.", *([second] if second else [])]
 

@@ -43,7 +43,7 @@ class PageFacts:
 
     name: str
     planned: int
-    """Cells of the grid."""
+    """Cells of the grid; replicates are one."""
     document: Mapping[str, Any]
     """quality.json, with rows in the order of the grid; empty if there is none."""
     layout: Layout

@@ -25,6 +25,7 @@ def write_quality(
     indistinguishable: Set[str] = frozenset(),
     joined: Set[str] = frozenset(),
     layout: Layout = USUAL,
+    shown: Sequence[Mapping[str, object]] = (),
 ) -> None:
     """Write quality.{csv,json,md,tex} into `folder`, each whole or not at all.
 
@@ -36,8 +37,9 @@ def write_quality(
         indistinguishable: as in `marked_pivots`.
         joined: as in `marked_pivots`.
         layout: what rows and columns are in quality.md and .tex.
+        shown: the rows of quality.md and .tex, if these also have places for cells without scores.
     """
-    table, ordered = long_form(rows), in_grid_order(rows)
+    table, ordered = long_form(rows), in_grid_order(shown or rows)
     about = _about(table, protocols)
     marked = (protocols, indistinguishable, joined, layout)
     document = {"rows": table.to_dict("records"), "protocols": protocols, "notes": list(notes)}

@@ -6,7 +6,7 @@ paired difference alone is judged.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -85,6 +85,8 @@ class BaselineComparison:
     """The value that T had to exceed in the last look; None if no cell was judged."""
     rule: str
     """In words, with the value of each look."""
+    unmatched: Mapping[str, str] = field(default_factory=dict)
+    """Name -> label of the cells that only one side has, as far as they are scored."""
 
     @property
     def is_regression(self) -> bool:
@@ -133,6 +135,7 @@ def compare_snapshots(
         cells=tuple(cells),
         only_new=tuple(only_new),
         only_baseline=tuple(only_baseline),
+        unmatched=_labels_by_name(baseline.cells, only_baseline) | _labels_by_name(new.cells, only_new),
         marks=(*marks, *changed_versions(pairs)),
         notes=(NO_MARGIN,) if margin == 0 else (),
         alpha=alpha,
@@ -141,6 +144,11 @@ def compare_snapshots(
         rule=f"one stage: the usual seeds at alpha = {alpha:g} over {counted(len(judgement.cells), 'cell')} "
         f"({threshold(judgement.critical)})",
     )
+
+
+def _labels_by_name(cells: Sequence[SnapshotCell], names: Collection[str]) -> dict[str, str]:
+    label_of = labels(cells)
+    return {cell.name: label_of[cell.cell] for cell in cells if cell.name in names}
 
 
 def threshold(critical: float) -> str:

@@ -15,7 +15,7 @@ def labels(cells: Sequence[SnapshotCell]) -> dict[str, str]:
 
 
 def labels_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """As `labels`, for cells of which only the settings and the grid's other values are at hand, by cell id."""
+    """As `labels`; `cells` has the settings and the grid's other values of each cell id."""
     given = {cell: _in_text(values) for cell, values in cells.items()}
     differing = varying(list(given.values()))
     found = {}

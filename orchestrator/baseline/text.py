@@ -81,7 +81,8 @@ def comparison_text(found: BaselineComparison) -> str:
     for title, names in (("not in the baseline", found.only_new), ("only in the baseline", found.only_baseline)):
         if names:
             more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-            lines.append(f"{title}: {', '.join(names[:MOST_LISTED])}{more}")
+            called = (found.unmatched.get(name, name) for name in names[:MOST_LISTED])
+            lines.append(f"{title}: {', '.join(called)}{more}")
     lines += [f"differs: {mark}" for mark in found.marks]
     lines += [f"warning: {note}" for note in found.notes]
     return "\n".join(lines)

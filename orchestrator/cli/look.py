@@ -38,16 +38,16 @@ def plan(config: str, out: str | None, assignments: tuple[str, ...], history: st
 
 @click.command()
 @click.argument("directory", metavar="DIR")
-@click.option("--watch", "watches", is_flag=True, help="Show it as it goes on, for as long as somebody works on it.")
+@click.option("--watch", "watches", is_flag=True, help="Keep showing progress while a driver is at work.")
 @json_option
 def status(directory: str, watches: bool, as_json: bool) -> None:
     """Show how far a run is, from its directory alone.
 
-    With --watch on a terminal, show what `taugrid run` shows there while it works, wherever that is; in a log, a line
-    now and then. Ctrl-C ends it, and not the run.
+    With --watch, show the live view of `taugrid run`, wherever that is at work; in a log, a line now and then. Ctrl-C
+    ends the view, not the run.
     """
     if watches and as_json:
-        raise click.UsageError("--watch shows people how a run goes on, and --json is one document; give one of them")
+        raise click.UsageError("--watch keeps showing progress, and --json prints one document; give only one of them")
     from taugrid.orchestrator.cli.text import plan_text
     from taugrid.orchestrator.inspection import describe
     from taugrid.orchestrator.opened import open_existing
@@ -86,7 +86,12 @@ def verify(directory: str, as_json: bool) -> None:
         damages = verify_files(opened.config, opened.plan, opened.rundir, tick)
     steps = next_steps(damages, opened.plan, opened.rundir)
     listed = [
-        {"path": opened.rundir.relative(path), "reason": reason, "next": step.command or step.words}
+        {
+            "path": (shown := opened.rundir.relative(path)),
+            "of": opened.plan.label_in(shown),
+            "reason": reason,
+            "next": step.command or step.words,
+        }
         for (path, reason), step in zip(damages, steps, strict=True)
     ]
     if as_json:
@@ -94,7 +99,8 @@ def verify(directory: str, as_json: bool) -> None:
     else:
         for damage, step in zip(listed, steps, strict=True):
             more = f"; {step.words}" if step.words not in damage["reason"] else ""
-            click.echo(f"{damage['path']}: {damage['reason']}{more}")
+            of = f" ({damage['of']})" * bool(damage["of"])
+            click.echo(f"{damage['path']}{of}: {damage['reason']}{more}")
         verdict = f"{counted(len(listed), 'problem')} found" if listed else "everything is intact"
         removed = sum(opened.rundir.has_removed_images(cell) for cell in opened.plan.cells)
         of_removed = f"; images removed: {counted(removed, 'cell')}, whose records are checked" if removed else ""

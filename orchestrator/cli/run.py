@@ -102,6 +102,7 @@ def _work(
     if as_json:
         click.echo(json.dumps(outcome_json(opened.rundir, outcome), indent=2, allow_nan=False))
     else:
-        print_outcome(opened.rundir, outcome, opened.config.report.join_protocols, layout(opened.config, opened.plan))
+        asked = opened.config.report.join_protocols, layout(opened.config, opened.plan)
+        print_outcome(opened.rundir, outcome, *asked, opened.plan)
     if outcome.missing:
         sys.exit(Exit.INCOMPLETE)

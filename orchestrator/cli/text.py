@@ -15,6 +15,7 @@ from taugrid.words import counted, duration, quantity, with_urls
 if TYPE_CHECKING:
     from taugrid.eval.tables.ablation.one_table import Layout
     from taugrid.eval.tables.differences import Evidence
+    from taugrid.orchestrator.plan.cells import Plan
     from taugrid.orchestrator.selfcheck import Findings
     from taugrid.orchestrator.session import Outcome
 
@@ -23,11 +24,7 @@ def plan_text(plan: dict[str, Any]) -> str:
     """A plan or a status, from `inspection.describe`, as lines."""
     lines = [f"{plan['name']} in {plan['dir']}", ""]
     for model in plan["models"]:
-        if model["train_steps"]:
-            done = f" ({model['train_steps_done']:,} done)" * bool(model["train_steps_done"])
-            state = "trained" if model["ready"] else f"to be trained for {model['train_steps']:,} steps{done}"
-        else:
-            state = model["source"]
+        state = _training_state(model) if model["train_steps"] else model["source"]
         called = f"{model['label']} ({model['id']})" if model["label"] else model["id"]
         lines.append(f"model {called}: {state}{_sums(model) if len(plan['models']) > 1 else ''}")
     width = max(len(cell["label"]) for cell in plan["cells"])
@@ -56,6 +53,16 @@ def plan_text(plan: dict[str, Any]) -> str:
         *(f"warning: {remark}" for remark in plan["remarks"]),
     ]
     return "\n".join(lines)
+
+
+def _training_state(model: dict[str, Any]) -> str:
+    """Whether a model is trained and, if that failed, why."""
+    if model["ready"]:
+        return "trained"
+    steps, done = model["train_steps"], model["train_steps_done"]
+    if (failure := model["train_failed"]) is not None:
+        return f"training failed at {done:,} of {steps:,} steps: {failure['reason']} (details: {failure['log']})"
+    return f"to be trained for {steps:,} steps" + f" ({done:,} done)" * bool(done)
 
 
 def _sums(model: dict[str, Any]) -> str:
@@ -141,7 +148,7 @@ def scores_text(scores: dict[str, Any]) -> str:
             lines.append(f"{column.heading.replace(' × 1000', '')}: {f'{value} {spread}'.rstrip()}{means}")
     for side in ("samples", "reference"):
         about = scores[side]
-        count = "moments" if about["num_images"] is None else f"{about['num_images']} images"
+        count = "moments" if about["num_images"] is None else counted(about["num_images"], "image")
         lines.append(f"{side}: {about['dataset'] or about['path']} ({count}, SHA-256 {about['sha256'][:10]})")
     extractor = scores["protocol"]["extractor"]
     lines.append(f"extractor: {extractor['name']}, weights {extractor['weights_sha256'][:10]}")
@@ -163,7 +170,7 @@ def without_error(rows: Sequence[Mapping[str, Any]], reasons: Mapping[str, str])
     scored = [row for row in rows if row["fid"] is not None]
     found = Counter(reasons[row["cell"]] for row in scored if row["fid_se"] is None and row["cell"] in reasons)
     return [
-        f"no error of sampling for {'any FID' if count == len(scored) else f'{count} of {len(scored)} FIDs'}: {reason}"
+        f"no sampling error for {'any FID' if count == len(scored) else f'{count} of {len(scored)} FIDs'}: {reason}"
         for reason, count in found.items()
     ]
 
@@ -182,13 +189,27 @@ def missing_lines(missing: Mapping[str, str], labels: Mapping[str, str]) -> list
     return lines + [f"... and {counted(untold, 'more cell')}"] * bool(untold)
 
 
+def _advice(outcome: "Outcome") -> str:
+    """What to do about what is missing."""
+    lasting = set(outcome.missing) & set(outcome.lasting)
+    if not lasting:
+        return "run the same command again to finish what is missing" if outcome.missing else ""
+    advice = "a training that failed as above fails again with the same command: change what its line names"
+    rest = len(outcome.missing) - len(lasting)
+    return advice + (f"; run the same command again to finish the other {counted(rest, 'cell')}" if rest else "")
+
+
 def _some(cells: Sequence[str]) -> str:
     more = len(cells) - MOST_CELLS
     return "; ".join(cells[:MOST_CELLS]) + (f" and {counted(more, 'more cell')}" if more > 0 else "")
 
 
 def _print_quality(
-    rows: list[dict[str, Any]], evidence: "Evidence", join_protocols: bool, layout: "Layout | None"
+    rows: list[dict[str, Any]],
+    evidence: "Evidence",
+    join_protocols: bool,
+    layout: "Layout | None",
+    plan: "Plan | None",
 ) -> None:
     """Print the tables of all metrics on stdout, and what they are of."""
     from taugrid.eval.tables.ablation.one_table import USUAL
@@ -197,8 +218,10 @@ def _print_quality(
     from taugrid.eval.tables.entries import tabulated
     from taugrid.eval.tables.long_form import in_grid_order
     from taugrid.eval.tables.rows import check_joinable
+    from taugrid.orchestrator.report.whole_grid import with_unscored
 
-    protocols, layout, ordered = evidence.protocols, layout or USUAL, in_grid_order(rows)
+    protocols, layout = evidence.protocols, layout or USUAL
+    ordered = in_grid_order(rows if plan is None else with_unscored(plan, rows, protocols))
     alike = indistinguishable(rows, evidence, join_protocols, layout)
     joined = check_joinable(rows, protocols, override=True).cells if join_protocols else frozenset()
     console, first = Console(highlight=False), tabulated(ordered)[0]
@@ -209,12 +232,19 @@ def _print_quality(
 
 
 def print_outcome(
-    rundir: RunDir, outcome: "Outcome", join_protocols: bool = False, layout: "Layout | None" = None
+    rundir: RunDir,
+    outcome: "Outcome",
+    join_protocols: bool = False,
+    layout: "Layout | None" = None,
+    plan: "Plan | None" = None,
 ) -> None:
-    """Print the table on stdout, and on stderr what is missing and where the results are."""
+    """Print the table on stdout, and on stderr what is missing and where the results are.
+
+    With `plan`, the table has a place for each of its cells, scored or not.
+    """
     people = Console(stderr=True, highlight=False, soft_wrap=True)
     if outcome.rows and outcome.evidence is not None:
-        _print_quality(outcome.rows, outcome.evidence, join_protocols, layout)
+        _print_quality(outcome.rows, outcome.evidence, join_protocols, layout, plan)
         for remark in without_error(outcome.rows, outcome.evidence.reasons):
             people.print(remark, markup=False)
     elif outcome.rows and outcome.text:
@@ -222,8 +252,8 @@ def print_outcome(
         Console(highlight=False, soft_wrap=is_text).print(outcome.text, markup=False)
     for line in missing_lines(outcome.missing, outcome.labels):
         people.print(line, markup=False)
-    if outcome.missing:
-        people.print("run the same command again to finish what is missing")
+    if advice := _advice(outcome):
+        people.print(advice)
     for name, path in (
         ("models", rundir.models),
         ("samples", rundir.samples),

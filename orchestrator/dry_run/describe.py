@@ -19,7 +19,7 @@ from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
 
 
 def describe_plan(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
-    """What `describe` says and, among the remarks, what a run would lack, leave without error bars, or replace.
+    """What `describe` says, with remarks on what a run would lack, leave without error bars, or replace.
 
     Raises:
         UserError: if there is no such extractor.
@@ -55,8 +55,8 @@ def _about_extractor(config: Config, plan: Plan, rundir: RunDir) -> list[str]:
     if small:
         more = f" (and {len(small) - 1} larger)" * (len(small) > 1)
         said.append(
-            f"sample.num_samples: {small[0]}{more} may be too few for FID's ±, which takes N = {least} if all "
-            f"{dimensions} features of {name} vary"
+            f"sample.num_samples: {small[0]}{more} may be too few for FID's ±, which needs at least N = {least} if "
+            f"all {dimensions} features of {name} vary"
         )
     return said
 
@@ -75,7 +75,7 @@ def _other_shapes(config: Config, plan: Plan) -> list[str]:
 
 
 def _fit(config: Config, plan: Plan, described: Mapping[str, Any]) -> list[str]:
-    """What to say of a plan's shards for the workers that it would have, as far as that is known without a cluster."""
+    """How a plan's shards fit its workers, as far as that is known without a cluster."""
     workers = config.cluster.workers or int(nodes.available_cpus() // config.cluster.cpus_per_worker)
     told = [longest_shard(plan, described["evaluations_per_second_and_worker"])]
     if config.cluster.workers or not Path("/proc/driver/nvidia").exists():  # else it has a worker for each GPU

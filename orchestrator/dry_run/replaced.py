@@ -1,4 +1,4 @@
-"""What a run with another reference, extractor or N would do to the tables that a directory has."""
+"""What a run with another reference, extractor or N would do to the tables in a directory."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +15,9 @@ NOT_CONTENT = {"root", "download"}
 
 
 def replaced_tables(config: Config, plan: Plan, rundir: RunDir) -> list[str]:
-    """A line for each way in which tables/ would become others; empty if there are none yet, or nothing changes.
+    """A line for each reason why tables/ would be replaced; empty if there are none yet, or nothing changes.
 
-    Other files in the place of a reference are not noticed: that would take reading them.
+    A reference whose files have changed is not noticed: that would mean reading them.
     """
     tables, before = (read_json(path, rundir.storage) for path in (rundir.tables / "quality.json", rundir.config))
     if not isinstance(tables, dict) or not tables.get("protocols") or not isinstance(before, dict):
@@ -64,7 +64,7 @@ def _extractor(config: Config, before: str) -> str | None:
     name, _ = name_and_dimensions(config)
     if name == before:
         return None
-    return f"evaluate.extractor: this replaces tables scored with {before} by tables scored with {name}"
+    return f"evaluate.extractor: this replaces tables scored with {before}; the new ones use {name}"
 
 
 def _num_samples(plan: Plan, rows: list[Mapping[str, Any]]) -> str | None:
@@ -75,4 +75,4 @@ def _num_samples(plan: Plan, rows: list[Mapping[str, Any]]) -> str | None:
         return None
     now = ", ".join(f"{n:,}" for n in sorted({now for before, now in pairs if before != now}))
     before = ", ".join(f"{n:,}" for n in changed)
-    return f"sample.num_samples: this replaces tables of N = {before} by tables of N = {now}; images stay"
+    return f"sample.num_samples: this replaces tables of N = {before} with tables of N = {now}; images are kept"

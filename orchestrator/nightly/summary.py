@@ -5,6 +5,7 @@ from typing import Any
 
 from taugrid.eval.tables.entries import write_number
 from taugrid.orchestrator.baseline.others import NOT_JUDGED, change_in_words, columns_in
+from taugrid.words import counted
 
 MOST_ROWS = 200
 """Rows of the table; GitHub takes 1 MB, and nobody reads more."""
@@ -20,6 +21,8 @@ HEADLINES = {
     "incomplete": "⚠️ incomplete",
 }
 
+UNMATCHED = {"only_new": "Not in the baseline", "only_baseline": "Only in the baseline"}
+
 ORDER = ("changed pixels", "worse", "undecided", "no standard error", "not worse", "identical")
 
 
@@ -34,8 +37,9 @@ def summary(verdict: dict[str, Any]) -> str:
         blocks += [_counts(compared), _table(verdict, compared), _rule(compared), _baseline(verdict["baseline"])]
         blocks += [_others(verdict, compared)]
         blocks += [f"- {mark}" for mark in compared["marks"]]
-        blocks += [f"Not in the baseline: {_listed(compared['only_new'])}"] * bool(compared["only_new"])
-        blocks += [f"Only in the baseline: {_listed(compared['only_baseline'])}"] * bool(compared["only_baseline"])
+        for title in ("only_new", "only_baseline"):
+            named = [compared.get("unmatched", {}).get(name, name) for name in compared[title]]
+            blocks += [f"{UNMATCHED[title]}: {_listed(named)}"] * bool(named)
         blocks += [f"Note: {note}" for note in compared["notes"]]
     elif verdict["scores"]:
         blocks += [_scores(verdict)]
@@ -102,7 +106,7 @@ def _table(verdict: dict[str, Any], compared: dict[str, Any]) -> str:
         f"{_change(cell)} | {'' if cell['t'] is None else format(cell['t'], '+.1f')} | {'; '.join(_remarks(cell))} |"
         for cell in cells[:MOST_ROWS]
     ]
-    more = [f"... and {len(cells) - MOST_ROWS} more cells."] if len(cells) > MOST_ROWS else []
+    more = [f"... and {counted(len(cells) - MOST_ROWS, 'more cell')}."] if len(cells) > MOST_ROWS else []
     head = ["| cell | verdict | baseline FID | FID | change | T | |", "| :-- | :-- | --: | --: | --: | --: | :-- |"]
     return "\n".join([*head, *rows, *(["", *more] if more else [])])
 

@@ -176,6 +176,15 @@ class Plan:
         """Folder name -> label, of every cell."""
         return {cell.name: cell.label for cell in self.cells}
 
+    @cached_property
+    def _labels_by_id(self) -> dict[str, str]:
+        """Id -> label, of every model and cell."""
+        return {part.id: part.label for parts in (self.models, self.cells) for part in parts}
+
+    def label_in(self, path: str) -> str:
+        """The label of the model or cell that a file belongs to, by the ids in its path; empty if there is none."""
+        return next((self._labels_by_id[part] for part in _ID.findall(path) if part in self._labels_by_id), "")
+
     def with_labels(self, text: str) -> str:
         """`text` with labels in the place of cells' ids."""
         labels = {cell.id: cell.label for cell in self.cells}

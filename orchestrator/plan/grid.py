@@ -121,6 +121,8 @@ def plan(
         if cell.id in cells:
             idle = sorted(NOT_CELLS & set(point))
             hint = f" ({', '.join(idle)} does not make a different cell)" if idle else ""
+            if len(mappings) > 1:
+                hint += " (each entry of the list is a grid of its own; to combine keys, write them in one entry)"
             raise UserError(f"grid: the point {_describe(point)} appears twice{hint}; remove one of them")
         cells[cell.id] = cell
     return Plan(tuple(models.values()), tuple(cells.values()))

@@ -16,6 +16,7 @@ from taugrid.hashing import SourceFile
 from taugrid.jobs import CustomNetwork, NetworkSpec, OracleNetwork, SavedUnet
 from taugrid.orchestrator.plan.identity import diffusion_identity, train_identity, unet_identity
 from taugrid.storage import LOCAL, Storage
+from taugrid.words import short_path
 from taugrid.workers.network import checkpoint, custom_process
 from taugrid.workers.network.checkpoint import Checkpoint
 
@@ -222,7 +223,7 @@ class Loaded(BaseModelSource):
         ]
         origin = "its scheduler" if loaded.sample else "no scheduler, so defaults"
         at = f" at commit {loaded.commit[:10]}" if loaded.commit else ""
-        return f"loaded {loaded.path}{at} ({origin}: {', '.join(filter(None, said))})"
+        return f"loaded {short_path(loaded.path)}{at} ({origin}: {', '.join(filter(None, said))})"
 
     def warning(self, diffusion: Diffusion) -> str | None:
         """That T is another than in training: the network then gets other noise levels at the same times."""

@@ -1,4 +1,4 @@
-"""What a session tells those who watch, before its first task goes out."""
+"""What the display is told about a session before its first task goes out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,16 +40,16 @@ class Briefing:
 
     @cached_property
     def earlier(self) -> dict[tuple[str, str], float]:
-        """What a unit of cost took in earlier sessions, by pace and device."""
+        """Seconds per unit of cost in earlier sessions, by pace and device."""
         return tasks.earlier_paces(read_events(self.rundir), self.plan.cells)
 
     @property
     def metric_title(self) -> str:
-        """What the scores of cells are; empty: none are wanted."""
+        """The heading of the cells' scores; empty if none are asked for."""
         return "" if self.scoring is None else shown_metric(self.config.evaluate.metrics).title
 
     def cells(self, with_scores: bool) -> dict[str, GridCell]:
-        """The cells by id, as they are before the session; to read their scores may take a while."""
+        """The cells by id, as they are before the session. Reading their scores may take a while."""
         left = evaluations_left(self.items.values(), {kind.name: kind for kind in work_kinds()})
         outdated = {item.cell for item in self.items.values() if item.kind == "score"}
 
@@ -66,7 +66,7 @@ class Briefing:
 
     @cached_property
     def _cells(self) -> dict[str, Cell]:
-        """The plan's cells; of reconstructions and interpolations, which have others, those."""
+        """The plan's cells by id or, if the plan lacks some that are worked on (reconstructions), those that are."""
         planned = {cell.id: cell for cell in self.plan.cells}
         worked = {piece.cell.id: piece.cell for piece in self.pieces.values() if piece.cell is not None}
         return planned if worked.keys() <= planned.keys() else worked

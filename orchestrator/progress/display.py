@@ -14,9 +14,10 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 
 from taugrid.orchestrator.progress.briefing import Briefing
-from taugrid.orchestrator.progress.draw import Space, frame, table
+from taugrid.orchestrator.progress.draw import Space, frame
 from taugrid.orchestrator.progress.stage import Stage, Stand
 from taugrid.orchestrator.progress.state import LiveState
+from taugrid.orchestrator.progress.table import table
 from taugrid.words import with_urls
 
 PLAIN_INTERVAL_SECONDS = 10.0
@@ -25,7 +26,7 @@ PLAIN_INTERVAL_SECONDS = 10.0
 FRAMES_A_SECOND = 4
 
 KEPT_LINES = 60
-"""Most lines of a table that stays."""
+"""The most lines of a table that stays on the screen after the view."""
 
 ReadScore = Callable[[str], float | None]
 
@@ -33,14 +34,14 @@ ReadScore = Callable[[str], float | None]
 class Progress:
     """Shows how far a session is (`follow`), or one stage at a time (`begin`), and says lines that stay.
 
-    The live view is drawn by a thread of its own, so that it lives while Ray's C++ holds the main thread. What it draws
-    is changed under `_lock`, and nothing is printed under it: rich has locks of its own.
+    A thread of its own draws the live view, so that it goes on while Ray's C++ holds the main thread. What it draws is
+    changed under `_lock`. Nothing is printed under that lock, because rich has locks of its own.
     """
 
     def __init__(
         self, console: Console | None = None, live: bool | None = None, clock: Callable[[], float] = time.time
     ) -> None:
-        """`live` None: if `console` is a terminal that people look at."""
+        """`live` None: show a live view if `console` is a terminal that can redraw lines."""
         self._console = console or Console(stderr=True, highlight=False)
         self._is_live = _is_looked_at(self._console) if live is None else live
         self._clock = clock
@@ -60,7 +61,7 @@ class Progress:
 
     @classmethod
     def silent(cls) -> "Progress":
-        """One that shows nothing."""
+        """A progress that shows nothing."""
         return cls(Console(file=io.StringIO(), quiet=True))
 
     def __enter__(self) -> "Progress":
@@ -91,7 +92,7 @@ class Progress:
             self._state, self._stage, self._read_score = state, None, read_score
 
     def keep_table(self) -> None:
-        """End the view, but for its table."""
+        """End the view and leave its table on the screen."""
         with self._lock:
             lines = table(self._state, self._console.width - 1, KEPT_LINES) if self._is_live and self._state else []
             self._state = self._stage = None
@@ -100,7 +101,7 @@ class Progress:
             self._console.print(line, no_wrap=True, crop=True)
 
     def brief(self, briefing: Briefing) -> None:
-        """Know what the session has to do, and its cells."""
+        """Take what the session has to do, and its cells."""
         cells = briefing.cells(with_scores=self._is_live)
         with self._shown():
             if self._state is not None:
@@ -126,7 +127,7 @@ class Progress:
                 self._state.heard(self._clock(), worker, fraction)
 
     def tick(self) -> None:
-        """Nothing has changed but the time."""
+        """Time has passed, and nothing else has changed."""
         with self._shown():
             pass
 
@@ -141,11 +142,11 @@ class Progress:
             if self._stage is not None:
                 self._stage.started(self._clock(), done)
 
-    def update(self, done: float, images: int = 0, workers: int = 0, note: str = "") -> None:
-        """Show that `done` units are done; `images` counts only those of this session."""
+    def update(self, done: float, workers: int = 0, note: str = "") -> None:
+        """Show that `done` units are done."""
         with self._shown():
             if self._stage is not None:
-                self._stage.update(self._clock(), done, images, workers, note)
+                self._stage.update(self._clock(), done, workers, note)
 
     def end(self) -> None:
         """End the stage."""
@@ -175,5 +176,5 @@ class Progress:
 
 
 def _is_looked_at(console: Console) -> bool:
-    """Whether it is a terminal where lines can be drawn anew; not a log that was promised colours."""
+    """Whether lines can be redrawn: in a terminal, but not in a log file for which FORCE_COLOR is set."""
     return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()

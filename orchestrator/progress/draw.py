@@ -1,14 +1,15 @@
-"""Draws what is known of the work as lines that fit a terminal. A line that wrapped would make rich erase messages."""
+"""Draws the state as lines that fit a terminal. If a line wrapped, rich would erase messages above the view."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 from rich.text import Text
 
 from taugrid.orchestrator.progress.stage import Stage, Stand
-from taugrid.orchestrator.progress.state import GridCell, LiveState
+from taugrid.orchestrator.progress.state import LiveState
+from taugrid.orchestrator.progress.table import percent, table
 from taugrid.words import counted, duration
 
 LONGEST_BAR = 60
@@ -17,13 +18,10 @@ LONGEST_BAR = 60
 SHORTEST_BAR = 10
 
 BESIDE_THE_BAR = 36
-"""Columns that stay for the remaining time: the bar must not change its length with it."""
+"""Columns kept free for the percentage and the remaining time, so that the bar keeps its length."""
 
 LISTED_WORKERS = 4
-"""Up to so many workers have a line each. Of more, it is counted what they do."""
-
-FEWEST_ROWS = 3
-"""Rows of the table that are worth their heading."""
+"""Up to this many workers get a line each. More are only counted, by what they do."""
 
 GAP = "  "
 STAGES = ("train", "sample", "reconstruct", "interpolate", "evaluate", "report")
@@ -32,7 +30,7 @@ STAGES = ("train", "sample", "reconstruct", "interpolate", "evaluate", "report")
 
 @dataclass(frozen=True)
 class Space:
-    """What there is of a terminal."""
+    """The size of a terminal in characters."""
 
     width: int
     height: int
@@ -58,7 +56,7 @@ def frame(state: LiveState | None, stage: Stage | None, at: float, space: Space)
     elif state is not None and state.todo.open_kinds:
         below += [*_work(state.stand(at)._replace(name="", note="", workers=0), width), *_workers(state, at)]
     above = [] if state is None else table(state, width, space.height - len(below) - 2)
-    return [fit(line, width) for line in [*above, *below]]
+    return [fit(line, width) for line in [*above, *below][: max(1, space.height - 1)]]
 
 
 def _stages(state: LiveState) -> Text:
@@ -85,17 +83,16 @@ def _stage(state: LiveState, name: str) -> Text:
 def _of_stage(state: LiveState, kinds: Sequence[str]) -> str:
     """How far a stage is: its finished cells if they are counted, else in percent."""
     done, total = state.todo.done, state.todo.all
-    if told := [kind for kind in kinds if state.kinds[kind].finished]:
-        return (
-            f" {sum(done[kind].tasks for kind in told)} of {counted(sum(total[kind].tasks for kind in told), 'cell')}"
-        )
-    return f" {_percent(sum(map(state.done, kinds)), sum(total[kind].cost for kind in kinds))}"
+    for kind in kinds:
+        if state.kinds[kind].finished:
+            return f" {done[kind].tasks} of {counted(total[kind].tasks, 'cell')}"
+    return f" {percent(sum(map(state.done, kinds)), sum(total[kind].cost for kind in kinds))}"
 
 
 def _work(stand: Stand, width: int) -> Iterator[Text]:
     """The bar, and the numbers below it: in one line if they fit, else in two."""
     share = min(1.0, stand.done / stand.total) if stand.total else 0.0
-    beside = GAP.join(filter(None, [f" {_percent(stand.done, stand.total):>4}", stand.left]))
+    beside = GAP.join(filter(None, [f" {percent(stand.done, stand.total):>4}", stand.left]))
     columns = max(SHORTEST_BAR, min(LONGEST_BAR, width - BESIDE_THE_BAR))
     full = int(share * columns)
     yield Text.assemble(("━" * full, "green"), ("━" * (columns - full), "dim"), beside)
@@ -109,7 +106,7 @@ def _work(stand: Stand, width: int) -> Iterator[Text]:
 
 
 def _workers(state: LiveState, at: float) -> Iterator[Text]:
-    """Who is there, and at what."""
+    """How many workers there are, and what they are doing."""
     hands, doing = state.hands, Counter[str]()
     for hand in hands.by_name.values():
         if hand.task is not None:
@@ -144,73 +141,3 @@ def _each_worker(state: LiveState) -> Iterator[str]:
 def _activity(state: LiveState, task: str) -> str:
     kind = task.split("/")[0]
     return state.kinds[kind].activity if kind in state.kinds else kind
-
-
-def _percent(done: float, total: float) -> str:
-    """Never 100 % before all is done."""
-    share = done / total if total else 0.0
-    return f"{min(int(share * 100), 100 if done >= total else 99)}%"
-
-
-def table(state: LiveState, width: int, height: int) -> list[Text]:
-    """The grid with what is known of each cell: its score, or how much of it is sampled; at most `height` lines."""
-    rows = list(dict.fromkeys(cell.row for cell in state.cells.values()))
-    columns = list(dict.fromkeys(cell.column for cell in state.cells.values()))
-    room = height - 3  # a heading, a line for rows that are left out, and a gap
-    if not rows or room < min(FEWEST_ROWS, len(rows)):
-        return []
-    by_place = {(cell.row, cell.column): cell for cell in state.cells.values()}
-    first = _first_row(rows, by_place, columns, room)
-    shown = rows[first : first + room]
-    heading = state.metric or "sampled"
-    label = min(max(map(cell_len, [heading, *shown])), width // 2)
-    begun = state.begun
-    entries = {(cell.row, cell.column): _entry(cell, begun[name]) for name, cell in state.cells.items()}
-    widths = [
-        max([cell_len(column), 6, *(len(entries[r, column].plain) for r in shown if (r, column) in entries)])
-        for column in columns
-    ]
-    fitting = _fitting(widths, width - label)
-    lines = [_row(Text(heading, "bold"), label, [Text(name, "bold") for name in columns], widths, fitting)]
-    for row in shown:
-        lines.append(_row(Text(row), label, [entries.get((row, name), Text()) for name in columns], widths, fitting))
-    if hidden := len(rows) - len(shown):
-        lines.append(Text(f"and {counted(hidden, 'more row')}", style="dim"))
-    return [*lines, Text()]
-
-
-def _first_row(rows: Sequence[str], cells: dict[tuple[str, str], GridCell], columns: Sequence[str], room: int) -> int:
-    """The row that the table begins with, if not all fit: the one before the first that is not done."""
-    done = [all(cells[r, c].value is not None for c in columns if (r, c) in cells) for r in rows]
-    first = done.index(False) if False in done else len(rows)
-    return max(0, min(first - 1, len(rows) - room))
-
-
-def _fitting(widths: Sequence[int], room: int) -> int:
-    """How many columns fit."""
-    for count in range(len(widths)):
-        room -= widths[count] + len(GAP)
-        if room < 0:
-            return count
-    return len(widths)
-
-
-def _row(label: Text, label_width: int, entries: Sequence[Text], widths: Sequence[int], fitting: int) -> Text:
-    line = Text(set_cell_size(label.plain, label_width), style=label.style)
-    line = Text.assemble(line)
-    for entry, width in list(zip(entries, widths, strict=True))[:fitting]:
-        line.append(GAP + " " * (width - cell_len(entry.plain)))
-        line.append_text(entry)
-    if fitting < len(entries):
-        line.append(" …", style="dim")
-    return line
-
-
-def _entry(cell: GridCell, begun: float) -> Text:
-    """What is known of a cell; workers have `begun` so many of its network evaluations."""
-    if cell.value is not None:
-        return Text(f"{cell.value:.4g}")
-    if cell.note:
-        return Text(cell.note, style="red")
-    done = cell.done + begun
-    return Text(_percent(done, cell.total) if done else "·", style="dim")

@@ -1,10 +1,8 @@
 """The cells of a run as a table that fills in: where each stands, and the score that it is shown with."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
-from taugrid.grids.names import BETWEEN
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.progress.state import GridCell
@@ -18,7 +16,7 @@ from taugrid.storage import read_sealed
 def grid_cells(
     cells: Iterable[Cell], across: str, left: Mapping[str, float], score: Callable[[Cell], float | None]
 ) -> dict[str, GridCell]:
-    """Cells by id, in a table whose columns are the grid key `across`; `left` is what a session has to do of each."""
+    """Cells by id, in a table whose columns are the grid key `across`; `left` has each one's evaluations to do."""
     found = {}
     for cell in cells:
         to_do = left.get(cell.id, 0.0)
@@ -34,8 +32,9 @@ def place(cell: Cell, across: str) -> tuple[str, str]:
     values = {"steps": cell.settings.steps, "eta": cell.settings.eta, **cell.values}
     key = next((key for key in values if across in (key, naming.short.get(key))), "steps")
     column = naming.part(key, values[key])
-    row = re.sub(rf"(?<!\S){re.escape(column)}(?!\S)", "", cell.label)
-    return " ".join(row.replace(BETWEEN.strip(), " ").split()), column
+    of_model = [name for name in naming.keys if "." in name]
+    shown = dict.fromkeys([*of_model, "steps", "eta", *naming.keys])  # in the order of the label
+    return " ".join(naming.part(name, values[name]) for name in shown if name != key and name in values), column
 
 
 def evaluations_left(found: Iterable[KnownTask], kinds: Mapping[str, type[WorkKind]]) -> dict[str, float]:

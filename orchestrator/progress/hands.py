@@ -1,4 +1,4 @@
-"""The workers of a session, and what each is at. Pure: fed with the lines of the events file, and heartbeats."""
+"""The workers of a session, and what each is doing. Pure: fed with lines of the events file and with heartbeats."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class Beaten(NamedTuple):
-    """A heartbeat that told of something done."""
+    """A heartbeat that reported some of a task as done."""
 
     at: float
     fraction: float
@@ -24,10 +24,10 @@ class Hand:
     second: str | None = None
     """The task that it will go on with, if it has one in hand already."""
     first: Beaten | None = None
-    """The first heartbeat of its task that told of anything done: loading and warming up come before."""
+    """The first heartbeat that reported some of its task as done: loading and warming up come before."""
     last: Beaten | None = None
     warm: set[str] = field(default_factory=set)
-    """The paces of the tasks that it has done: what those need is loaded."""
+    """The paces of the tasks that it has done: what such tasks need is loaded."""
 
     def begin(self, at: float, task: str | None) -> None:
         """It is at `task` from now on, or at nothing."""
@@ -47,7 +47,7 @@ class Hands:
     lost: int = 0
 
     def observe(self, at: float, event: Mapping[str, Any]) -> None:
-        """Take a line of the events file, if it is about who is there and at what."""
+        """Take a line of the events file. Those that are not about workers are ignored."""
         name, worker = event["event"], event.get("worker", "")
         if name == "starting":
             self.by_name[worker] = Hand(at)
@@ -86,17 +86,17 @@ class Hands:
 
     @property
     def joined(self) -> int:
-        """How many are there."""
+        """How many have joined."""
         return sum(hand.joined for hand in self.by_name.values())
 
     @property
     def usable(self) -> int:
-        """How many are there and get work."""
+        """How many have joined and get work."""
         return sum(hand.joined and not hand.benched for hand in self.by_name.values())
 
     @property
     def starting(self) -> list[Hand]:
-        """Those that are not there yet."""
+        """Those that have not joined yet."""
         return [hand for hand in self.by_name.values() if not hand.joined]
 
     @property

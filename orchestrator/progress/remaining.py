@@ -6,13 +6,13 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 LEAST_SECONDS = 2.0
-"""A pace is known after so many seconds of work, or after a first task: before, one heartbeat more or less decides."""
+"""A pace is known after this many seconds of work, or a first task. Before that, a single heartbeat would decide it."""
 
 TASKS_KEPT = 64
-"""A pace is that of so many last tasks: a node that joined, or other load, must show soon."""
+"""A pace is the average over this many of the last tasks, so that a new node or another load soon shows."""
 
 SCHEDULED_TASKS = 2000
-"""Up to so many tasks are scheduled one by one. Of more, the last ones hardly matter."""
+"""Up to this many tasks are scheduled one by one. With more, the last ones hardly matter."""
 
 
 class Span(NamedTuple):
@@ -31,16 +31,16 @@ class Rates:
         self._earlier: dict[str, float] = {}
 
     def expect(self, pace: str, seconds: float) -> None:
-        """Take `seconds` for a unit of cost until something of this pace was measured."""
+        """Assume `seconds` per unit of cost until a task of this pace has been measured."""
         self._earlier[pace] = seconds
 
     def add(self, pace: str, span: Span, is_cold: bool = False) -> None:
-        """A task was done. One is cold if its worker loaded or computed for it what it keeps for others."""
+        """Add a finished task. It is cold if its worker first had to load or compute what later tasks use too."""
         if span.cost > 0:
             (self._cold if is_cold else self._warm)[pace].append(span)
 
     def seconds(self, pace: str, running: Iterable[Span] = ()) -> float | None:
-        """Seconds for a unit of cost, with what `running` tasks of this pace have done; None: nothing is known yet."""
+        """Seconds per unit of cost; `running` is the work done in unfinished tasks. None: nothing is known yet."""
         warm, running = self._warm.get(pace, ()), list(running)
         if warm or sum(span.seconds for span in running) >= LEAST_SECONDS:
             return _average([*warm, *running])
@@ -61,9 +61,9 @@ class Waiting(NamedTuple):
 
 
 def seconds_left(running: Sequence[float], waiting: Sequence[Waiting], workers: int) -> float:
-    """Time until `workers` have done it all, the longest tasks first; `running` has what is left of what they are at.
+    """Time until `workers` have done it all, longest tasks first; `running` has the seconds left of each task in hand.
 
-    It knows of no task that waits for others, so it errs towards too little when scores wait for a last shard.
+    It ignores that tasks wait for others, so the time is too short where scores wait for a last shard.
     """
     total = sum(running) + sum(group.number * group.seconds for group in waiting)
     if sum(group.number for group in waiting) > SCHEDULED_TASKS:

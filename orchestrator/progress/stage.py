@@ -6,10 +6,10 @@ from typing import NamedTuple
 from taugrid.words import counted, duration, quantity
 
 WINDOW_SECONDS = 60.0
-"""A rate is that of so many last seconds."""
+"""A rate is the average over this many of the last seconds."""
 
 SAMPLE_SECONDS = 1.0
-"""Least time between two readings."""
+"""The least time between two readings."""
 
 
 class Reading(NamedTuple):
@@ -30,7 +30,7 @@ class Speed:
         return not self._readings or at - self._readings[-1].at >= SAMPLE_SECONDS
 
     def read(self, at: float, done: float) -> None:
-        """So much is done by now."""
+        """Record that `done` is done by now."""
         readings = self._readings
         readings.append(Reading(at, done))
         while len(readings) > 2 and at - readings[1].at >= WINDOW_SECONDS:
@@ -48,7 +48,7 @@ class Speed:
 
 
 class Stand(NamedTuple):
-    """How far some work is, as it is told."""
+    """How far some work is, as it is shown."""
 
     name: str
     done: float
@@ -86,7 +86,7 @@ class Stage:
 
     def __init__(self, name: str, total: float, unit: str, at: float) -> None:
         self._stand = Stand(name, 0.0, total, unit)
-        self._speed, self._images = Speed(), Speed()
+        self._speed = Speed()
         self.since = at
         """When it began."""
         self.has_begun = False
@@ -96,22 +96,19 @@ class Stage:
         """Work continues from `done`. Anything before (starting workers, an earlier session) is not in the rate."""
         if not self.has_begun:
             self.has_begun = True
-            self._speed, self._images = Speed(), Speed()
             self._speed.read(at, done)
-            self._images.read(at, 0)
             self._stand = self._stand._replace(done=done)
 
-    def update(self, at: float, done: float, images: int, workers: int, note: str) -> None:
-        """`done` units are done; `images` counts only those of this session."""
+    def update(self, at: float, done: float, workers: int, note: str) -> None:
+        """`done` units are done."""
         self._stand = self._stand._replace(done=done, workers=workers, note=note)
         if self.has_begun and self._speed.is_due(at):
             self._speed.read(at, done)
-            self._images.read(at, images)
 
     def stand(self, at: float) -> Stand:
         """How far it is."""
         if not self.has_begun:
             return self._stand
-        rate, images = self._speed.per_second, self._images.per_second
+        rate = self._speed.per_second
         left = "" if rate is None else f"{duration(max(0.0, self._stand.total - self._stand.done) / rate)} left"
-        return self._stand._replace(rate=rate, images_rate=images, left=left)
+        return self._stand._replace(rate=rate, left=left)

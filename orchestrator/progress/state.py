@@ -3,18 +3,15 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from taugrid.orchestrator.progress.hands import Hand, Hands
 from taugrid.orchestrator.progress.remaining import Span
 from taugrid.orchestrator.progress.stage import Speed, Stand
 from taugrid.orchestrator.progress.todo import Amount, KnownTask, Todo
+from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
 from taugrid.words import duration
 
-if TYPE_CHECKING:
-    from taugrid.orchestrator.work.kind import WorkKind
-
-NETWORK_EVALUATIONS = "network evaluations"
 FAILED = "failed"
 
 
@@ -30,14 +27,14 @@ class GridCell:
     value: float | None = None
     """Its score."""
     note: str = ""
-    """What stands in its place if there will be no score."""
+    """What is shown if there will be no score."""
 
 
 @dataclass
 class LiveState:
     """A driver session. `observe` takes the lines of its events file, `heard` its heartbeats; times are in seconds."""
 
-    kinds: Mapping[str, "type[WorkKind]"]
+    kinds: Mapping[str, type[WorkKind]]
     """By name, in the order of their priorities."""
     stages: Sequence[str] = ()
     training: bool | None = None
@@ -47,7 +44,7 @@ class LiveState:
     todo: Todo = field(default_factory=Todo)
     cells: dict[str, GridCell] = field(default_factory=dict)
     metric: str = ""
-    """What the values of cells are; empty: they have none."""
+    """The heading of the cells' values; empty if they have none."""
     _earlier: Mapping[tuple[str, str], float] = field(default_factory=dict)
     _measured: list[str] = field(default_factory=list)  # the kinds of work that the next two are of
     _speed: Speed = field(default_factory=Speed)
@@ -55,11 +52,11 @@ class LiveState:
     _images_done: int = 0
 
     def expect(self, items: Mapping[str, KnownTask], earlier: Mapping[tuple[str, str], float]) -> None:
-        """Know the tasks by key, and the seconds for a unit of cost that earlier sessions took, by pace and device."""
+        """Take the tasks by key, and the seconds per unit of cost in earlier sessions, by pace and device."""
         self.todo.items, self._earlier = items, earlier
 
     def show_cells(self, cells: Mapping[str, GridCell], metric: str) -> None:
-        """Show these cells; what of them was done before the session counts in the bar as well."""
+        """Show these cells. The bar also counts what was done before the session."""
         self.cells, self.metric = dict(cells), metric
 
     def observe(self, at: float, event: Mapping[str, Any]) -> None:
@@ -67,7 +64,7 @@ class LiveState:
         name, worker = event["event"], event.get("worker", "")
         if name == "session":
             self.stages = event["stages"]
-        elif name in ("train", "trained"):
+        elif name in ("train", "trained", "training failed"):
             self.training = name == "train"
         elif name == "to do":
             self.todo.begin(event["work"])
@@ -107,7 +104,7 @@ class LiveState:
         self.hands.release(at, worker)
 
     def _measure(self, at: float, worker: str, hand: Hand, item: KnownTask, event: Mapping[str, Any]) -> None:
-        """Learn from a task that was done how long such tasks take."""
+        """Learn from a finished task how long such tasks take."""
         if hand.first is not None:
             span = Span(at - hand.first.at, (1 - hand.first.fraction) * item.cost)
             self.todo.rates.add(item.pace, span)
@@ -140,24 +137,24 @@ class LiveState:
         return {key: hand for key, hand in self.hands.running.items() if self.todo.is_open(key)}
 
     def item(self, key: str) -> KnownTask:
-        """A task, or what its key tells."""
+        """A task by its key, which tells at least its kind."""
         return self.todo.items.get(key) or KnownTask(key.split("/")[0], 0.0, "")
 
     @property
     def _begun(self) -> Iterator[tuple[KnownTask, float]]:
-        """The tasks that workers are at, and the cost that is done of each by their heartbeats."""
+        """The tasks in hand, and how much of each one's cost is done, by their heartbeats."""
         for key, hand in self.running.items():
             item = self.item(key)
             yield item, item.cost * hand.fraction
 
     def done(self, kind: str) -> float:
-        """The cost of what is done of a kind of work, with what heartbeats tell."""
+        """How much of a kind of work is done, in its unit, with what heartbeats report."""
         done = self.todo.done.get(kind, Amount()).cost
         return done + sum(cost for item, cost in self._begun if item.kind == kind)
 
     @property
     def begun(self) -> Counter[str]:
-        """Cell -> network evaluations of the tasks that workers are at, as far as they are done."""
+        """Cell -> network evaluations that are done in the tasks in hand."""
         found = Counter[str]()
         for item, cost in self._begun:
             if item.cell is not None and self._is_evaluations(item.kind):
@@ -178,7 +175,7 @@ class LiveState:
 
     @property
     def bar(self) -> Stand:
-        """What is done of what there is, what earlier sessions did included."""
+        """How much is done of how much, with what earlier sessions did."""
         if not (kinds := self.main):
             return Stand("", 0.0, 0.0, "")
         kind = self.kinds[kinds[0]]
@@ -193,7 +190,7 @@ class LiveState:
 
     @property
     def finished(self) -> str:
-        """The tasks of the kinds whose finished ones are always counted."""
+        """How many tasks are done of the kinds that are always counted."""
         named = [(kind.finished, name) for name, kind in self.kinds.items() if kind.finished and name in self.todo.all]
         return ", ".join(f"{self.todo.done[n].tasks} of {self.todo.all[n].tasks} {words}" for words, n in named)
 
@@ -207,7 +204,7 @@ class LiveState:
         return bar._replace(note=self.finished, rate=self._speed.per_second, images_rate=images)
 
     def left(self, at: float) -> str:
-        """The remaining time in words, and what it does not include; empty if too little is known yet."""
+        """The remaining time in words, and the work that it leaves out; empty if too little is known yet."""
         known = {key: hand for key, hand in self.running.items() if key in self.todo.items}
         seconds, unknown = self.todo.left(known, self.hands.usable, at)
         if seconds is None or any(map(self._is_evaluations, unknown)):

@@ -10,7 +10,7 @@ from taugrid.orchestrator.progress.todo import KnownTask
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Piece, WorkKind
 
 SAME_PACE = {"reference": "extract", "shard": "sample"}
-"""Kinds of work, and events, that take as long as another for equal cost."""
+"""Kinds of work, and events, that take as long as another kind at equal cost."""
 
 
 def pace(kind: str, model: str | None) -> str:
@@ -33,7 +33,7 @@ def _item(piece: Piece, kind: type[WorkKind]) -> KnownTask:
 
 
 def to_do(found: Iterable[KnownTask]) -> list[dict[str, Any]]:
-    """The tasks as the event "to do" tells of them: their number and cost by kind and pace."""
+    """The tasks as the event "to do" has them: their number and cost by kind and pace."""
     tasks, costs = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for item in found:
         tasks[item.kind, item.pace] += 1

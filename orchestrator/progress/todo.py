@@ -1,4 +1,4 @@
-"""What a session has to do and what of it is done, by kind of work, and how long the rest takes. Pure."""
+"""What a session has to do, what is done, by kind of work, and how long the rest takes. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ from taugrid.orchestrator.progress.remaining import Rates, Span, Waiting, second
 
 
 class KnownTask(NamedTuple):
-    """A task, as far as it matters here."""
+    """What the display knows of a task."""
 
     kind: str
     cost: float
@@ -18,18 +18,18 @@ class KnownTask(NamedTuple):
     """Tasks of one pace take equal time for equal cost."""
     cell: str | None = None
     images: int = 0
-    """How many it makes, if those are counted."""
+    """How many it makes, for kinds of work whose images are counted."""
 
 
 @dataclass
 class Amount:
-    """Of some tasks."""
+    """The number and the cost of some tasks."""
 
     tasks: int = 0
     cost: float = 0.0
 
     def add(self, tasks: int, cost: float) -> None:
-        """So many more, or fewer."""
+        """Add tasks, or take them away with negative numbers."""
         self.tasks += tasks
         self.cost += cost
 
@@ -48,11 +48,11 @@ class Todo:
     """The tasks of a session."""
 
     items: Mapping[str, KnownTask] = field(default_factory=dict)
-    """By key. In a session that is watched from its directory, not all are known."""
+    """By key. Not all are known if the session is watched from its directory."""
     all: dict[str, Amount] = field(default_factory=dict)
     """Kind -> what there is to do."""
     done: dict[str, Amount] = field(default_factory=dict)
-    """Kind -> what of it is done."""
+    """Kind -> what is done."""
     rates: Rates = field(default_factory=Rates)
     _open: dict[tuple[str, str], Amount] = field(default_factory=dict)  # kind and pace -> what is not done
     _closed: set[str] = field(default_factory=set)
@@ -66,7 +66,7 @@ class Todo:
             self._open.setdefault((entry["kind"], entry["pace"]), Amount()).add(*amount)
 
     def item(self, key: str, event: Mapping[str, Any]) -> KnownTask:
-        """What is known of a task: from the plan, or else from others of its kind and the event that it is done."""
+        """A task: from the plan, or else estimated from others of its kind and the event that says it is done."""
         if key in self.items:
             return self.items[key]
         kind, images = key.split("/")[0], event.get("images", 0)
@@ -76,7 +76,7 @@ class Todo:
         return KnownTask(kind, cost, pace, images=images if "evaluations" in event else 0)
 
     def finish(self, key: str, item: KnownTask) -> bool:
-        """A task is done; False if that is old news."""
+        """Count a task as done. Returns False if it was counted before."""
         if key in self._closed:
             return False
         self.done.setdefault(item.kind, Amount()).add(1, item.cost)
@@ -84,7 +84,7 @@ class Todo:
         return True
 
     def give_up(self, key: str) -> KnownTask | None:
-        """A task will not be done; None if it is none that is open."""
+        """Count a task as one that will not be done, and return it; None if it is not known, or no longer open."""
         if (item := self.items.get(key)) is None or key in self._closed:
             return None
         self._close(key, item)
@@ -105,7 +105,7 @@ class Todo:
             amount.add(-1, -item.cost)
 
     def left(self, running: Mapping[str, Hand], workers: int, at: float) -> Left:
-        """How long the rest takes so many workers; `running` are the known tasks that they are at."""
+        """How long `workers` need for the rest; `running` are the known tasks that they are doing."""
         hands = [(self.items[key], hand) for key, hand in running.items()]
         paces = self._paces(hands)
         begun, taken = [], Counter[tuple[str, str]]()
@@ -126,7 +126,7 @@ class Todo:
         return Left(seconds_left(begun, waiting, max(workers, len(begun))), tuple(unknown))
 
     def _paces(self, hands: Iterable[tuple[KnownTask, Hand]]) -> dict[str, float | None]:
-        """Seconds for each unit of cost, with what heartbeats tell."""
+        """Seconds per unit of cost by pace, with what heartbeats report."""
         beaten: dict[str, list[Span]] = {}
         for item, hand in hands:
             if hand.first and hand.last:

@@ -1,6 +1,6 @@
 """`status --watch`: the live view of a run from its directory alone, wherever its driver is.
 
-It has what the events file has. Heartbeats are not written down, so a shard counts when it is done.
+It knows what the events file has. Heartbeats are not written down, so a shard counts once it is done.
 """
 
 import time
@@ -32,7 +32,7 @@ LOOK_SECONDS = 2.0
 
 
 def watch(config: Config, plan: Plan, rundir: RunDir) -> str:
-    """Show on stdout how a run goes on, until its driver ends or Ctrl-C. Returns how far it is then."""
+    """Show a run's progress on stdout until its driver ends, or Ctrl-C. Returns how far it is then."""
     with Progress(Console(highlight=False)) as progress, suppress(KeyboardInterrupt):
         watched = Watching(config, plan, rundir, progress)
         try:
@@ -45,7 +45,7 @@ def watch(config: Config, plan: Plan, rundir: RunDir) -> str:
     if watched.has_driver:
         return said
     continues = "" if scored == cells else f"; `taugrid run {rundir.shown}` continues"
-    return f"{said}; nobody is at work here{continues}"
+    return f"{said}; no driver is at work here{continues}"
 
 
 class Watching:
@@ -61,7 +61,7 @@ class Watching:
         self.has_driver = False
 
     def look(self) -> bool:
-        """Show what is new. Returns whether somebody is at work there."""
+        """Show what is new. Returns whether a driver is at work there."""
         holder = Lease(self._rundir.lease, self._rundir.storage).holder()
         self.has_driver = holder is not None and not holder.is_dead and holder.age_seconds < EXPIRY_SECONDS
         events = self._events.new()
@@ -76,7 +76,7 @@ class Watching:
         return self.has_driver
 
     def score(self, cell: Cell) -> float | None:
-        """A cell's score of as many samples as the config asks for, as tables show it."""
+        """A cell's score at the config's N, as tables show it; None if it has none."""
         for path in self._rundir.scores_of(cell):
             found = read_sealed(path, self._rundir.storage)
             if found is not None and found["protocol"]["num_samples"] == cell.settings.num_samples:
@@ -85,7 +85,7 @@ class Watching:
         return None
 
     def _state(self, events: Iterable[Mapping[str, Any]]) -> LiveState:
-        """The state before the session whose events have come in so far, which will be told to it."""
+        """The state before the last session, whose `events` it is told later."""
         state = LiveState({kind.name: kind for kind in work_kinds()})
         made_since = {(event["cell"], event["path"]) for event in events if event["event"] == "shard"}
         left = {}

@@ -15,18 +15,39 @@ from taugrid.eval.tables.long_form import FID, in_grid_order
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.report import asked
 from taugrid.orchestrator.report.collect import Rows
-from taugrid.orchestrator.report.replicates import ONE_TRAINING, compared_trainings, unequal, unscored
+from taugrid.orchestrator.report.replicates import (
+    ONE_TRAINING,
+    SEEDS,
+    compared_trainings,
+    unequal,
+    unscored,
+)
 from taugrid.orchestrator.report.trainings import progress_of, worker_seconds
 from taugrid.orchestrator.rundir.directory import RunDir
 
 
-def about_replicates(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Notes below the tables: that each setting was trained once, or lacks replicates, or is not there."""
+def about_grid(config: Config, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Notes below the tables: that each setting was trained once, lacks replicates, is not there, or has no effect."""
     scored = {row["cell"] for row in rows}
     cells = [cell for cell in plan.cells if cell.id in scored]
     several = len({cell.model.id for cell in cells} & {model.id for model in compared_trainings(plan)}) > 1
     lacking = [cell for cell in plan.cells if cell.id not in scored] if scored else []
-    return [*[ONE_TRAINING] * several, *unequal(cells, "scored "), *unscored(lacking)]
+    return [*[ONE_TRAINING] * several, *unequal(cells, "scored "), *unscored(lacking), *no_effects(config, plan, rows)]
+
+
+def no_effects(config: Config, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each key of which no effect is known, because only one of its values has scores."""
+    scored = {row["cell"] for row in rows if row["fid"] is not None}
+    cells = [cell for cell in plan.cells if cell.id in scored]
+    if not cells:
+        return []
+    naming = cells[0].naming
+    without = {*SEEDS, *({"steps", "eta"} - set(asked.base(config, plan)))}
+    lone = [key for key in naming.keys if key not in without and len({repr(cell.values[key]) for cell in cells}) == 1]
+    return [
+        f"no effects of {naming.short[key]}: of its values, only {naming.value(key, cells[0].values[key])} has scores"
+        for key in lone
+    ]
 
 
 def write_ablation(config: Config, plan: Plan, rundir: RunDir, collected: Rows) -> None:

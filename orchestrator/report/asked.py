@@ -21,6 +21,11 @@ def check(config: Config, plan: Plan) -> None:
 
 def layout(config: Config, plan: Plan) -> Layout:
     """The rows and columns of tables, by the columns of quality.csv."""
+    if "," in config.report.columns:
+        raise UserError(
+            f"report.columns: {config.report.columns} names several keys, and a table's columns are the values of one; "
+            "give one key, and the others in report.rows"
+        )
     columns = column(_key("report.columns", config.report.columns, plan))
     rows = [column(_key("report.rows", name, plan)) for name in config.report.rows or ()]
     if columns in rows or len(set(rows)) < len(rows):

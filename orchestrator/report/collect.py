@@ -59,7 +59,7 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
         short = short_name(score["protocol"])
         protocols[short] = score["protocol"]
         exact = {} if (value := _exact_fid(cell, evaluation)) is None else {EXACT: value}
-        rows.append(_row(cell, score["metrics"], short, made[cell.id].seconds if cell.id in made else None) | exact)
+        rows.append(row_of(cell, score["metrics"], short, made[cell.id].seconds if cell.id in made else None) | exact)
         for note in score["notes"]:
             cells_of[note].append(cell.label)
         pairings[cell.id] = (cell.settings.seed, cell.model.image_shape)
@@ -90,7 +90,8 @@ def _listed(names: list[str], cells: int) -> str:
     return ", ".join(names[:NAMED_CELLS]) + (f" and {more} more" if more > 0 else "")
 
 
-def _row(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: float | None) -> dict[str, Any]:
+def row_of(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: float | None) -> dict[str, Any]:
+    """A row of quality.csv."""
     settings = cell.settings
     return {
         "cell": cell.id,

@@ -31,14 +31,14 @@ def unequal(cells: Iterable[Cell], such: str = "") -> list[str]:
     fewer = [f"{label} ({count})" for label, count in counts.items() if count < most]
     more = f" and {len(fewer) - NAMED} more" * (len(fewer) > NAMED)
     told = f"{', '.join(fewer[:NAMED])}{more}"
-    return [f"settings with fewer than {most} {such}replicates, which their means are over: {told}"] if fewer else []
+    return [f"settings with fewer than {most} {such}replicates (in brackets, their number): {told}"] if fewer else []
 
 
-NOT_SCORED = "not scored, so not in the tables: "
+NOT_SCORED = "not scored: "
 
 
 def unscored(cells: Iterable[Cell]) -> list[str]:
-    """A line that names `cells`, if there are any, because a table does not show what it lacks."""
+    """A line that names `cells`, if there are any, because a table does not show why they have no score."""
     labels = [cell.label for cell in cells]
     more = f" and {counted(len(labels) - NAMED, 'more cell')}" * (len(labels) > NAMED)
     return [f"{NOT_SCORED}{'; '.join(labels[:NAMED])}{more}"] * bool(labels)

@@ -6,6 +6,7 @@ from typing import Any
 from taugrid.orchestrator.plan.cells import Model, Plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import read_events
 from taugrid.storage import LOCAL
 from taugrid.workers.training.log import TrainingProgress, training_progress
 
@@ -25,16 +26,29 @@ def describe_models(
     plan: Plan, cells: Sequence[Mapping[str, Any]], rundir: RunDir, scratch: str | None
 ) -> list[dict[str, Any]]:
     """Each model's state, with the sums over its cells: `cells` are the plan's as `inspection.describe` has them."""
-    found = []
+    found, failures = [], failed_trainings(rundir)
     for model in plan.models:
-        own = [described for cell, described in zip(plan.cells, cells, strict=True) if cell.model.id == model.id]
+        own = [its for cell, its in zip(plan.cells, cells, strict=True) if cell.model.id == model.id]
         sums = {
             "cells": len(own),
             "cells_scored": sum(cell["scored"] for cell in own),
             "images": sum(cell["num_samples"] for cell in own),
             "images_done": sum(cell["images_done"] for cell in own),
         }
-        found.append(_describe(model, rundir, scratch) | sums)
+        described = _describe(model, rundir, scratch)
+        failed = None if described["ready"] else failures.get(model.id)
+        found.append(described | sums | {"train_failed": failed})
+    return found
+
+
+def failed_trainings(rundir: RunDir) -> dict[str, dict[str, Any]]:
+    """Model id -> why its last training failed and whether it would again, if it did and has not begun anew."""
+    found: dict[str, dict[str, Any]] = {}
+    for event in read_events(rundir):
+        if event["event"] == "train":
+            found.pop(event["model"], None)
+        elif event["event"] == "training failed":
+            found[event["model"]] = {name: event[name] for name in ("reason", "log", "fails_again")}
     return found
 
 

@@ -21,9 +21,10 @@ from taugrid.eval.tables.rows import JoinedRows, check_joinable
 from taugrid.orchestrator.plan.cells import Model, Plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.report import asked
-from taugrid.orchestrator.report.ablation import about_replicates, write_ablation, write_cost
+from taugrid.orchestrator.report.ablation import about_grid, write_ablation, write_cost
 from taugrid.orchestrator.report.collect import Rows
 from taugrid.orchestrator.report.sample_figures import write_sample_figures
+from taugrid.orchestrator.report.whole_grid import with_unscored
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers import schedules
 
@@ -34,14 +35,16 @@ def write_report(config: Config, plan: Plan, rundir: RunDir, collected: Rows) ->
     joining = config.report.join_protocols
     joined = check_joinable(rows, evidence.protocols, override=True) if joining else JoinedRows([], frozenset())
     layout = asked.layout(config, plan)
+    shown = with_unscored(plan, rows, evidence.protocols)
     alike = indistinguishable(rows, evidence, joining, layout)
     beside = quality_counterparts(rows, evidence.protocols, {model.id: network_origin(model) for model in plan.models})
-    notes = [*map(plan.with_labels, joined.notes), *notes, *about_replicates(plan, rows), *pointer(beside, "published")]
+    notes = [*map(plan.with_labels, joined.notes), *notes, *about_grid(config, plan, rows)]
+    notes += pointer(beside, "published")
     if not beside:
         rundir.remove_tables("published.*")
     with rundir.storage.local_folder(rundir.tables) as tables:
         write_published(beside, tables, "published")
-        write_quality(rows, tables, evidence.protocols, notes, alike, joined.cells, layout)
+        write_quality(rows, tables, evidence.protocols, notes, alike, joined.cells, layout, shown)
         write_differences(differences(rows, evidence) if rows else [], tables)
     protocols = {} if joining else evidence.protocols
     if rows:
@@ -51,7 +54,7 @@ def write_report(config: Config, plan: Plan, rundir: RunDir, collected: Rows) ->
         with rundir.storage.local_folder(rundir.figures) as figures:
             save(quality_figure(averaged(in_grid_order(rows), protocols).frame, protocols), figures / "quality")
     write_ablation(config, plan, rundir, collected)
-    write_cost(config, plan, rundir, collected)
+    write_cost(config, plan, rundir, collected._replace(rows=shown))
     _write_checkpoints(plan, rundir, rows, evidence, joining)
     if not any(rundir.has_removed_images(cell) for cell in plan.cells):  # else those of before stay
         write_sample_figures(config, plan, rundir)

@@ -21,7 +21,7 @@ Listener = Callable[[datetime, Mapping[str, Any]], None]
 
 
 class Events:
-    """The events of one session; `listener` is told each with its time, too."""
+    """The events of one session; `listener` is also told each of them, with its time."""
 
     def __init__(self, run: Paths, listener: Listener = lambda time, event: None) -> None:
         self._listener = listener

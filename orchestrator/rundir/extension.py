@@ -1,11 +1,13 @@
 """Whether a config may run in a directory with earlier work: it may add cells, but not orphan any."""
 
-import json
+import csv
+import io
 from typing import Any
 
 from taugrid.config import GRID_SECTIONS, Config
 from taugrid.config.sample import LATER_KEYS
 from taugrid.errors import UserError
+from taugrid.grids.names import plain_text
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.changes import changed_files
 from taugrid.orchestrator.plan.identity import NOT_IDENTITY
@@ -53,9 +55,11 @@ def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
     orphans = [name for cell, name in rundir.committed_cells().items() if cell not in planned]
     if not orphans:
         return None
-    named = ", ".join(orphans[:2]) + (f" and {len(orphans) - 2} more" if len(orphans) > 2 else "")
+    labels = _labels(rundir)
+    called = (f"{labels[name]} ({name})" if name in labels else name for name in orphans[:2])
+    named = ", ".join(called) + (f" and {len(orphans) - 2} more" if len(orphans) > 2 else "")
     if plan.pending:
-        return f"{rundir.root} holds {named}; whether this config has them is known once no id is pending"
+        return f"{rundir.root} holds {named}; whether this config has them is not known while an id is pending"
     before = _with_defaults(read_json(rundir.config, rundir.storage))
     if not before:
         return (
@@ -76,10 +80,20 @@ def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """The differences between two configs that affect cells, as "key: old -> new"."""
     old, new = _flat(before), _flat(after)
     harmless = {f"{section}.{key}" for section, keys in NOT_IDENTITY.items() for key in keys}
-    sections = (*GRID_SECTIONS, "sample", "grid")
-    keys = [key for key in dict.fromkeys([*old, *new]) if key.split(".")[0] in sections and key not in harmless]
+    sections = (*(f"{section}." for section in (*GRID_SECTIONS, "sample", "grid")), "grid[")
+    keys = [key for key in dict.fromkeys([*old, *new]) if key.startswith(sections) and key not in harmless]
     changed = [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
     return [f"{key}: {_in_yaml(was)} -> {_in_yaml(now)}" for key, was, now in changed]
+
+
+def _labels(rundir: RunDir) -> dict[str, str]:
+    """Folder name -> label of the cells that the directory's last session knew (tables/cells.csv)."""
+    try:
+        text = rundir.storage.read(rundir.tables / "cells.csv").decode()
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    rows = csv.DictReader(io.StringIO(text))
+    return {row["folder"]: row["name"] for row in rows if row.get("folder") and row.get("name")}
 
 
 def _with_defaults(config: Any) -> Any:
@@ -91,10 +105,13 @@ def _with_defaults(config: Any) -> Any:
 
 def _in_yaml(value: Any) -> str:
     """A value as a config has it: null, not None."""
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+    return f"[{', '.join(map(plain_text, value))}]" if isinstance(value, list) else plain_text(value)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if prefix == "grid." and isinstance(value, list):  # of mappings: nearly always one
+        parts = [_flat(each, "grid." if len(value) == 1 else f"grid[{n}].") for n, each in enumerate(value)]
+        return {key: inner for part in parts for key, inner in part.items()}
     if isinstance(value, dict):
         return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}{key}.").items()}
     return {prefix.rstrip("."): value}

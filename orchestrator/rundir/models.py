@@ -27,7 +27,7 @@ class ModelRecords(Paths):
     """Whether the custom code that a config names may be run. If not, records say what it is."""
 
     downloads = True
-    """Whether what a config names may be downloaded. If not, what was downloaded before, and records, are all."""
+    """Whether what a config names may be downloaded. If not, only earlier downloads and records are used."""
 
     def weights_file(self, model: Model, weights: str) -> Path:
         """The file of a model's weights, or the record that stands for it."""

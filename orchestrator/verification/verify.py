@@ -18,8 +18,8 @@ from taugrid.orchestrator.work import work_kinds
 from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import Storage, read_json, read_sealed
 
-GONE = "missing; put it back to sample more: images, features and scores do not need it"
-"""What is said of a network's weights."""
+GONE = "missing; put it back before you sample more (images, features and scores do not need it)"
+"""The damage of a network's weights that are gone."""
 
 
 def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> list[Damage]:

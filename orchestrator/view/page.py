@@ -12,8 +12,9 @@ from taugrid.eval.pages.report import PageFacts, report_html
 from taugrid.eval.tables.rows import without_nan
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.report import asked
-from taugrid.orchestrator.report.replicates import NOT_SCORED
+from taugrid.orchestrator.report.replicates import NOT_SCORED, label_without_seeds
 from taugrid.orchestrator.report.sample_figures import first_images
+from taugrid.orchestrator.report.whole_grid import with_unscored
 from taugrid.orchestrator.report.write import loss_curves
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.view.tables import Tables
@@ -40,21 +41,22 @@ def write_page(config: Config, plan: Plan, rundir: RunDir, missing: Mapping[str,
     tables = Tables(rundir)
     document = tables.document()
     notes = [note for note in document.get("notes", ()) if not note.startswith(NOT_SCORED)]  # told with reasons
-    places = {cell.id: place for place, cell in enumerate(plan.cells)}
-    rows = [row for row in document.get("rows", ()) if row["cell"] in places]
+    planned = {cell.id for cell in plan.cells}
+    rows = [row for row in document.get("rows", ()) if row["cell"] in planned]
+    groups = first_images(config, plan, rundir)
     found = PageFacts(
         name=config.name,
-        planned=len(plan.cells),
-        document=document | {"rows": sorted(rows, key=lambda row: places[row["cell"]])},
+        planned=len(set(map(label_without_seeds, plan.cells))),
+        document=document | {"rows": with_unscored(plan, rows, document.get("protocols", {}))},
         layout=asked.layout(config, plan),
         differences=_rows(tables, "differences"),
         published=_rows(tables, "published"),
         costs=_rows(tables, "cost"),
         reconstruction=read_json(rundir.tables / "reconstruction.json", rundir.storage) or {},
         losses=loss_curves(plan, rundir),
-        samples={group.title: group.images for group in first_images(config, plan, rundir)},
-        pictures=list(_pictures(plan, rundir)),
-        provenance=_provenance(rundir),
+        samples={group.title: group.images for group in groups},
+        pictures=list(_pictures(plan.labels | {group.name: group.title for group in groups}, rundir)),
+        provenance=_provenance(plan, rundir),
         config=yaml.safe_dump(reproducing(config), sort_keys=False, allow_unicode=True),
         warnings=[*_unscored(plan, document, missing), *notes],
     )
@@ -77,25 +79,32 @@ def _rows(tables: Tables, name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _pictures(plan: Plan, rundir: RunDir) -> Iterator[tuple[PagePicture, bytes]]:
-    """The pictures in figures/ that the page shows, with their PNG files; those of samples if no images are left."""
+def _pictures(labels: Mapping[str, str], rundir: RunDir) -> Iterator[tuple[PagePicture, bytes]]:
+    """The pictures in figures/ that the page shows, with their PNG files; those of samples if no images are left.
+
+    `labels` says what people call that which a file is named after.
+    """
     for start, (title, said) in PICTURES.items():
         for path in rundir.storage.list(rundir.figures, f"{start}*.png"):
             if re.fullmatch(rf"{start}(-(?!square).*)?", path.stem) or start == "interpolation-square":
                 rest = path.stem.removeprefix(start).lstrip("-")
-                yield PagePicture(path.name, title, plan.labels.get(rest, rest), said), rundir.storage.read(path)
+                yield PagePicture(path.name, title, labels.get(rest, rest), said), rundir.storage.read(path)
 
 
 def _unscored(plan: Plan, document: Mapping[str, Any], missing: Mapping[str, str]) -> list[str]:
-    """A line for each cell without a score, as far as there are few, and one for all others."""
+    """A line for each reason why cells have no score, as far as these are few, and one for all others."""
     scored = {row["cell"] for row in document.get("rows", ())}
     lacking = [cell for cell in plan.cells if cell.id not in scored]
-    lines = [f"{cell.label} has no score: {missing.get(cell.name, 'not evaluated')}" for cell in lacking[:NAMED_CELLS]]
+    by_reason: dict[str, list[str]] = {}
+    for cell in lacking[:NAMED_CELLS]:
+        by_reason.setdefault(missing.get(cell.name, "not evaluated"), []).append(cell.label)
+    verbs = {reason: "has" if len(labels) == 1 else "have" for reason, labels in by_reason.items()}
+    lines = [f"{'; '.join(labels)} {verbs[reason]} no score: {reason}" for reason, labels in by_reason.items()]
     more = len(lacking) - NAMED_CELLS
     return [*lines, *([f"{counted(more, 'more cell')} without a score"] if more > 0 else [])]
 
 
-def _provenance(rundir: RunDir) -> dict[str, str]:
+def _provenance(plan: Plan, rundir: RunDir) -> dict[str, str]:
     """provenance.json as lines of a table. Machines are known by their devices; their names stay here."""
     recorded = read_json(rundir.provenance, rundir.storage) or {}
     machines = recorded.get("machines") or ()
@@ -106,9 +115,17 @@ def _provenance(rundir: RunDir) -> dict[str, str]:
         "devices": ", ".join(devices),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         "taugrid's commit": f"{commit}{' and changes' if recorded.get('git_dirty') else ''}" if commit else "",
-        **{name: _in_words(recorded.get(name)) for name in ("models", "dataset", "reference", "extractor")},
+        "weights": _weights(plan, recorded.get("models") or {}),
+        **{name: _in_words(recorded.get(name)) for name in ("dataset", "reference", "extractor")},
     }
     return {name: text for name, text in found.items() if text}
+
+
+def _weights(plan: Plan, recorded: Mapping[str, Any]) -> str:
+    """The hashes of each model's weights, such as "schedule=cosine: ema 276ed13c17"."""
+    known = [model for model in plan.models if model.id in recorded]
+    hashes = (": ".join(filter(None, [model.label, _in_words(recorded[model.id])])) for model in known)
+    return "; ".join(filter(None, hashes))
 
 
 def _in_words(value: Any) -> str:

@@ -21,6 +21,7 @@ from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, Piece, WorkKind, shard_key
 from taugrid.orchestrator.work.ode import ignore_damage, ode_cells
 from taugrid.parquet import first_pictures
+from taugrid.words import some_of
 from taugrid.workers.data import load as data
 from taugrid.workers.reconstruct import ReconstructJob
 
@@ -87,7 +88,7 @@ class ReconstructWork(WorkKind):
         for cell in self._cells():
             count = sum(not self._is_whole(place, ignore_damage) for place in self._places([cell]))
             if count:
-                lacking[cell.name] = f"{count} of {len(cell.shards)} shards are not reconstructed"
+                lacking[cell.name] = f"{some_of(count, len(cell.shards), 'shard')} not reconstructed"
         return lacking
 
     def labels(self) -> dict[str, str]:

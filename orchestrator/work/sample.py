@@ -10,6 +10,7 @@ from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, Piece, WorkKind, shard_key
+from taugrid.words import some_of
 from taugrid.workers.sample import SampleJob
 
 
@@ -95,7 +96,7 @@ def unsampled(plan: Plan, rundir: RunDir) -> dict[str, str]:
     for cell in plan.cells:
         done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None)
         if len(done) < len(cell.shards):
-            lacking[cell.name] = f"{len(cell.shards) - len(done)} of {len(cell.shards)} shards are not sampled"
+            lacking[cell.name] = f"{some_of(len(cell.shards) - len(done), len(cell.shards), 'shard')} not sampled"
     return lacking
 
 

@@ -59,7 +59,8 @@ class Cluster(Section):
     """Ray labels of the nodes to use, such as {ray.io/accelerator-type: A100}. A value may be x, !x, in(x, y) or
     !in(x, y)."""
     cuda_graphs: CudaGraphs = "auto"
-    """auto: on GPUs, launch a network's kernels together, where that gives the same bits and it is not compiled."""
+    """auto: on GPUs, launch the kernels of a network as one CUDA graph if that gives the same bits (and it is not
+    compiled)."""
     use_cpus: bool = False
     """Workers with GPUs are joined by workers without one, on nodes that have none; those only compute scores. This
     uses CPU nodes that are there; it asks for none. `label_selector` holds for them too: one that only nodes with GPUs

@@ -94,7 +94,7 @@ class ModelSection(Section):
         if len(given) > 1:
             raise ValueError(
                 "give one of unet (to train a network), checkpoint (to load one), callable and oracle, not "
-                f"{' and '.join(given)}; set what you do not mean to null (model.{given[0]}: null)"
+                f"{' and '.join(given)}; set the others to null (model.{given[0]}: null)"
             )
         if self.weights is not None and self.callable is None:
             raise ValueError("weights is for callable; a checkpoint's weights are in its folder")

@@ -33,7 +33,7 @@ class Train(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """For adamw: decoupled from the gradient (Loshchilov & Hutter 2019)."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    """After the warm-up."""
+    """The rate at the end of the warm-up."""
     learning_rate_schedule: Literal["constant", "cosine"] = "constant"
     """After the warm-up. `cosine` falls to 0 at the last step (Loshchilov & Hutter 2017, without restarts)."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0

@@ -13,7 +13,6 @@ from typing import Any
 from taugrid.errors import UserError
 from taugrid.grids.names import plain_text, short_keys
 from taugrid.grids.selectors import fits, key_of
-from taugrid.words import counted
 
 ZIP, EXCLUDE = "zip", "exclude"
 Grid = Mapping[str, list[Any]]
@@ -89,7 +88,7 @@ def points(mapping: Grid, reserved: Collection[str] = ()) -> Iterator[dict[str, 
     every = [dict(itertools.chain.from_iterable(point.items() for point in chosen)) for chosen in _product(mapping)]
     left_out = _excluded(mapping, every, reserved)
     if len(left_out) == len(every):
-        raise UserError(f"grid.{EXCLUDE} leaves out all of {counted(len(every), 'point')}; remove an exclusion")
+        raise UserError(f"grid.{EXCLUDE} leaves out every point; remove an exclusion")
     yield from (point for place, point in enumerate(every) if place not in left_out)
 
 

@@ -122,7 +122,8 @@ def test_a_checkpoint_that_is_gone_is_found_by_its_recorded_path_and_asked_for_b
 
 def test_images_of_a_directory_may_be_those_of_a_checkpoint_that_is_not_here(copy):
     _, said = planned(CONFIG | {"model": {"checkpoint": "absent"}}, copy / "run")
-    assert "whether this config has them is known once no id is pending" in said
+    assert "S0002-eta1-" in said, "one of the folders that it holds"
+    assert "while an id is pending" in said
 
 
 def test_status_of_a_run_whose_checkpoint_never_came(tmp_path):

@@ -5,9 +5,11 @@ from in_process import small_run
 from test_reconstruct_work import save_network
 
 from taugrid.orchestrator import session
-from taugrid.orchestrator.cli.text import missing_lines, plan_text
+from taugrid.orchestrator.cli.text import missing_lines, plan_text, print_outcome
 from taugrid.orchestrator.inspection import describe
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.report import asked
+from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Run
 from taugrid.orchestrator.training import TrainingFailed
 
@@ -23,6 +25,8 @@ evaluate: {extractor: pixels, metrics: [fid], keep_features: true}
 cluster: {workers: 1}
 """
 
+AFTER_TRAINING = ("sample", "evaluate", "report")
+
 
 @pytest.fixture
 def failing(monkeypatch):
@@ -32,7 +36,7 @@ def failing(monkeypatch):
     class Training(session.Training):
         def run(self, log):
             if self.model.label in labels:
-                raise TrainingFailed(f"training of model {self.model.label} failed: the loss is nan")
+                raise TrainingFailed(self.model.label, "the loss is nan; lower it", "logs/x.txt", fails_again=True)
             save_network(self.rundir.models / self.model.id, self.model.source.unet, self.model.image_shape)
 
     monkeypatch.setattr(session, "Training", Training)
@@ -47,16 +51,41 @@ def test_the_other_models_are_sampled_and_scored(tmp_path, failing):
         assert len(outcome.rows) == 3
         assert set(outcome.missing) == {opened.plan.cells[3].name}
         assert "the loss is nan" in outcome.missing[opened.plan.cells[3].name]
+        assert outcome.lasting == {opened.plan.cells[3].name}
         [line] = missing_lines(outcome.missing, outcome.labels)
         assert line.startswith("missing: schedule=cosine train.seed=1 · S=1 eta=0: training of model schedule=cosine")
         quality = (opened.rundir.tables / "quality.md").read_text()
         assert "fewer than 2 scored replicates" in quality
         assert "schedule=cosine · S=1 eta=0 (1)" in quality
+        failure = {"reason": "nan; lower it", "log": "logs/x.txt", "fails_again": True}
+        Events(opened.rundir).add("training failed", model=opened.plan.models[3].id, **failure)
         status = describe(opened.config, opened.plan, opened.rundir)
+        assert [model["train_failed"] for model in status["models"]] == [None] * 3 + [failure]
+        assert " steps: nan; lower it (details: logs/x.txt)" in plan_text(status)
         assert [(model["cells_scored"], model["images_done"]) for model in status["models"]] == [(1, 8)] * 3 + [(0, 0)]
         assert "0 of 8 images, 0 of 1 cell scored" in plan_text(status)
+        told = run.do(("report",)).missing
+        assert "nan; lower it" in told[opened.plan.cells[3].name], "a later report knows why"
         failing.clear()
         assert run.do(("train", "sample", "evaluate", "report")).missing == {}
+
+
+def test_the_only_scored_value_of_a_key_keeps_its_column(tmp_path, failing, capsys):
+    """Names come from the grid: a table of what is left must say of what it is, and that more was planned."""
+    failing |= {f"schedule=cosine train.seed={seed}" for seed in (0, 1)}
+    with small_run(tmp_path, CONFIG) as opened:
+        outcome = Run(opened.config, opened.plan, opened.rundir, "local", Progress()).do(("train", *AFTER_TRAINING))
+        print_outcome(opened.rundir, outcome, layout=asked.layout(opened.config, opened.plan), plan=opened.plan)
+        shown = capsys.readouterr()
+        assert [line.split()[0] for line in shown.out.splitlines() if " 0.0 " in line] == ["linear", "cosine"]
+        assert "the same command" in shown.err
+        assert "to finish" not in shown.err
+        quality = (opened.rundir.tables / "quality.md").read_text()
+        assert "| cosine | 0.0 | – |" in quality
+        assert "n = " not in quality
+        assert "no effects of schedule: of its values, only linear has scores" in quality
+        assert (opened.rundir.tables / "cost.md").exists() is False
+        assert "Of 1 scored cell (2 in the grid)" in opened.rundir.report.read_text()
 
 
 def test_if_nothing_else_can_go_on_the_run_fails(tmp_path, failing):

@@ -139,7 +139,7 @@ def test_an_axis_named_in_one_mapping_alone_has_its_default_in_the_others():
         ({"sample.steps": [1]}, "without the section: 'steps'"),
         ({"evaluate.seed": [1]}, "unknown key 'evaluate.seed'"),
         ({"steps": [10, 10]}, "appears twice"),
-        ([{"steps": [10], "eta": [0]}, {"steps": [10]}], "appears twice"),
+        ([{"steps": [10], "eta": [0]}, {"steps": [10]}], "is a grid of its own"),
         ({"train.workers": [1, 2]}, "train.workers does not make a different cell"),
         ({"num_samples": [1, 2]}, "num_samples does not make a different cell"),
         ({"steps": [2000]}, "can't be chosen from 1000 time steps"),

@@ -156,7 +156,7 @@ def test_no_job_writes_where_the_run_directory_is_not(tmp_path, kind):
     root.rmdir()
     aside.rename(root)
     do(job)
-    confirm(job, Result(0.0, 1, True, Path(job.path).stat().st_size))
+    confirm(job, Result(0.0, 1, True, size=Path(job.path).stat().st_size))
 
 
 def test_another_run_directory_in_the_same_place_is_refused(tmp_path):

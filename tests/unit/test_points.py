@@ -46,7 +46,7 @@ def test_a_model_whose_points_are_all_excluded_is_not_made():
         ({"zip": {"steps": 5}}, ["steps must be a list", "steps: [5]"]),
         ({"steps": [5], "exclude": [{"steps": 50}]}, ["{steps: 50} fits no point", "steps is 5"]),
         ({"steps": [5], "exclude": [{"schedule": "cosine"}]}, ["names schedule", "its keys: steps"]),
-        ({"steps": [5], "exclude": [{"steps": 5}]}, ["exclude leaves out all"]),
+        ({"steps": [5], "exclude": [{"steps": 5}]}, ["exclude leaves out every point"]),
         ({"steps": [5], "exclude": "cosine"}, ["exclude must be a mapping or a list"]),
         ({"steps": [5], "exclude": []}, ["exclude must be a mapping or a list"]),
     ],

@@ -120,7 +120,7 @@ def test_a_cell_that_lacks_a_shard_has_no_row_and_the_table_says_so(tmp_path):
     [lost, *_] = tmp_path.glob("reconstructions/S0004-*/part-000000.parquet")
     lost.unlink()
     assert [row["steps"] for row in work.conclude().rows] == [2]
-    assert "is left out: 1 of 2 shards are not reconstructed" in (tmp_path / "tables/reconstruction.md").read_text()
+    assert "is left out: 1 of 2 shards is not reconstructed" in (tmp_path / "tables/reconstruction.md").read_text()
 
 
 def test_lowering_the_number_does_nothing_again(tmp_path):
@@ -141,7 +141,7 @@ def test_files_of_other_weights_are_not_taken(tmp_path):
     do(work)
     [old] = work.conclude().rows
     save_networks(work, seed=2)
-    assert list(work.missing().values()) == ["1 of 1 shards are not reconstructed"]
+    assert list(work.missing().values()) == ["1 of 1 shard is not reconstructed"]
     assert work.conclude().rows == []
     [piece] = do(work)
     assert piece.job.replaces is None

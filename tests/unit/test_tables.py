@@ -445,7 +445,7 @@ def test_the_terminal_says_once_why_there_is_no_standard_error(tmp_path, capsys)
         evidence = Evidence({}, {row["cell"]: 0 for row in rows}, spelled, {row["cell"]: few for row in rows})
         print_outcome(RunDir(tmp_path), Outcome({}, scored, "quality", evidence))
         printed_to = capsys.readouterr()
-        assert printed_to.err.splitlines() == [f"no error of sampling for {said}: {few}"]
+        assert printed_to.err.splitlines() == [f"no sampling error for {said}: {few}"]
         assert few not in printed_to.out
     print_outcome(RunDir(tmp_path), Outcome({}, rows[2:3], "quality", evidence))
     assert capsys.readouterr().err == ""

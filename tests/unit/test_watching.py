@@ -100,7 +100,7 @@ def test_another_session_begins_anew(done, events):
 def test_the_command_ends_once_nobody_is_at_work(done):
     said = CliRunner().invoke(cli, ["status", str(done[1].root), "--watch"])
     assert said.exit_code == 0
-    assert "2 of 2 cells scored; nobody is at work here" in said.output
+    assert "2 of 2 cells scored; no driver is at work here" in said.output
     assert "taugrid run" not in said.output, "there is nothing to continue"
 
 

@@ -36,6 +36,14 @@ COLLATERAL = re.compile(
 """Matches the error of a worker that failed only because another worker did."""
 
 
+LOW_MEMORY = re.compile(r"low on memory|OutOfMemory", re.I)
+"""Matches Ray's words for a worker that it killed itself. What the system's kernel kills, it does not know."""
+
+
+class FailsAgain(RunFailed):
+    """A training that would fail in the same way if it were tried again."""
+
+
 def check(settings: Train) -> None:
     """Raise `UserError` if TensorBoard is requested but not installed."""
     if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
@@ -56,8 +64,8 @@ def train(spec: TrainingSpec) -> None:
     Ray must be initialised. Don't call this in the main thread: there, Ray Train takes over SIGINT and keeps it.
 
     Raises:
-        RunFailed: if the network can't be built, the loss is not finite, or workers failed more often than
-            `MAX_WORKER_FAILURES`.
+        FailsAgain: if the network can't be built, or the loss is not finite.
+        RunFailed: if workers failed more often than `MAX_WORKER_FAILURES`.
     """
     remove_leftovers(spec.models_dir, spec.model_id)
     if not spec.final.is_dir():
@@ -99,7 +107,7 @@ def _fit(spec: TrainingSpec) -> None:
     except ray.train.TrainingFailedError as error:
         raise RunFailed(_in_one_line(error)) from error
     if result.return_value is not None:
-        raise RunFailed(result.return_value)
+        raise FailsAgain(result.return_value)
 
 
 def _in_one_line(error: "TrainingFailedError") -> str:
@@ -107,12 +115,32 @@ def _in_one_line(error: "TrainingFailedError") -> str:
     from ray.train.v2.api.exceptions import WorkerGroupError
 
     if not isinstance(error, WorkerGroupError) or not error.worker_failures:
-        return last_line(error)
+        return _of_worker(getattr(error, "controller_failure", error))
     ranks: dict[str, list[str]] = {}
     for rank, failure in sorted(error.worker_failures.items()):
-        ranks.setdefault(last_line(failure), []).append(str(rank))
+        ranks.setdefault(_of_worker(failure), []).append(str(rank))
     causes = [line for line in ranks if not COLLATERAL.search(line)] or list(ranks)
     return "; ".join(f"{line} (worker {', '.join(ranks[line])})" for line in causes)
+
+
+def _of_worker(failure: BaseException) -> str:
+    """The last line of a worker's error or, if its process is gone, what is known of that and what to do."""
+    from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+
+    cause = getattr(failure, "health_check_failure", failure)
+    if not isinstance(cause, OutOfMemoryError | RayActorError | WorkerCrashedError | WorkerGroupStartupFailedError):
+        return last_line(failure)
+    if LOW_MEMORY.search(str(cause)):
+        return (
+            "Ray killed a training worker because its node was low on memory; use a node with more, or fewer workers "
+            "on it, and run the same command again to continue from the last checkpoint"
+        )
+    when = " as it started" if isinstance(cause, WorkerGroupStartupFailedError) else ""
+    return (
+        f"a training worker died{when}, killed from outside, for want of memory, or by a crash: its node's kernel log "
+        "(dmesg) tells which; run the same command again to continue from the last checkpoint"
+    )
 
 
 def _work(loop_config: dict[str, Any]) -> str | None:

@@ -52,17 +52,17 @@ def costs(
     """The cost of every scored cell, in the order of the grid; replicates are averaged.
 
     Args:
-        rows: rows of quality.csv, in the order of the grid.
+        rows: rows of quality.csv, in the order of the grid; those without an FID only say which settings vary.
         protocols: the rows' protocols by hash.
         train_seconds: cell -> seconds on devices, of models that were trained here.
     """
     scored = [row for row in rows if row["fid"] is not None and row["network_evaluations"] is not None]
     if not scored:
         return []
-    frame = in_grid_order(scored)
+    frame, every = in_grid_order(scored), in_grid_order(rows)
     means = averaged(frame, protocols)
     ready = prepared(means.frame, protocols)
-    names = [*settings_in_rows(frame, protocols), "steps", "eta"]
+    names = [*settings_in_rows(every, protocols), "steps", "eta"]
     labels = pd.DataFrame({name: labelled(ready, name).map(str) for name in names})
     labels.columns = pd.Index([short_columns(names)[name] for name in names])
     by_cell = {row["cell"]: row for row in scored}

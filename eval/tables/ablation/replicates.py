@@ -42,7 +42,7 @@ class Averaged(NamedTuple):
     spreads: pd.DataFrame
     """Standard deviations between replicates, as `errors`."""
     members: Mapping[str, tuple[Replicate, ...]]
-    """Id -> its replicates."""
+    """Id -> its replicates; none of a setting without scores."""
     over: str
     """The seed that `errors` are about; empty without replicates."""
 
@@ -59,7 +59,7 @@ class Averaged(NamedTuple):
     def fewer(self) -> dict[str, int]:
         """Id -> its count, of the groups that have fewer than the fullest."""
         counts = {cell: self.count(cell) for cell in self.members} if self.over else {}
-        return {cell: count for cell, count in counts.items() if count < self.most}
+        return {cell: count for cell, count in counts.items() if 0 < count < self.most}
 
     def caption(self) -> str:
         """What a value and the numbers behind it are; empty without replicates."""
@@ -95,8 +95,9 @@ def averaged(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) 
     for place in groups:
         group = frame.loc[place]
         cell = group["cell"].iloc[0]
+        given = group[group[[column.name for column in scores]].notna().any(axis=1)]
         members[cell] = tuple(
-            Replicate(str(row["cell"]), tuple(row[seed] for seed in seeds)) for _, row in group.iterrows()
+            Replicate(str(row["cell"]), tuple(row[seed] for seed in seeds)) for _, row in given.iterrows()
         )
         first = plain.loc[place[0]].copy()
         found = {column.name: mean_over_seeds(_values(group, column.name, seeds)) for column in scores}

@@ -1,0 +1,35 @@
+"""Arrow arrays from buffers. `pa.array` would import pandas, to ask whether it got a Series: 0.2 s of each worker."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+
+def arrow_array(values: Any, kind: pa.DataType) -> pa.Array:
+    """`values` as an Arrow array: a sequence, or a (B, d) array for a list of fixed size. None is null."""
+    if pa.types.is_fixed_size_list(kind):
+        return pa.FixedSizeListArray.from_arrays(_numbers(np.reshape(values, -1), kind.value_type), kind.list_size)
+    if pa.types.is_struct(kind):
+        fields = [kind.field(i) for i in range(kind.num_fields)]
+        columns = [arrow_array([value[field.name] for value in values], field.type) for field in fields]
+        return pa.StructArray.from_arrays(columns, fields=fields)
+    if isinstance(values, list) and None in values:
+        return pa.nulls(len(values), kind) if values.count(None) == len(values) else pa.array(values, type=kind)
+    if pa.types.is_string(kind):
+        return _bytes([text.encode() for text in values], kind)
+    return _bytes(values, kind) if pa.types.is_binary(kind) else _numbers(values, kind)
+
+
+def _numbers(values: Any, kind: pa.DataType) -> pa.Array:
+    numbers = np.ascontiguousarray(values, dtype=kind.to_pandas_dtype())
+    return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])
+
+
+def _bytes(values: Sequence[bytes], kind: pa.DataType) -> pa.Array:
+    ends = np.cumsum([0, *map(len, values)])
+    if ends[-1] > np.iinfo(np.int32).max:
+        return pa.array(values, type=kind)  # which says what is wrong
+    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(b"".join(values))]
+    return pa.Array.from_buffers(kind, len(values), buffers)
