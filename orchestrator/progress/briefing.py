@@ -14,7 +14,7 @@ from taugrid.orchestrator.progress.state import GridCell
 from taugrid.orchestrator.progress.todo import KnownTask
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.work import work_kinds
+from taugrid.orchestrator.work import kinds_by_name
 from taugrid.orchestrator.work.kind import Piece
 
 
@@ -31,7 +31,7 @@ class Briefing:
     @cached_property
     def items(self) -> dict[str, KnownTask]:
         """The tasks by key."""
-        return tasks.items(self.pieces, {kind.name: kind for kind in work_kinds()})
+        return tasks.items(self.pieces, kinds_by_name())
 
     @property
     def to_do(self) -> list[dict[str, Any]]:
@@ -50,7 +50,7 @@ class Briefing:
 
     def cells(self, with_scores: bool) -> dict[str, GridCell]:
         """The cells by id, as they are before the session. Reading their scores may take a while."""
-        left = evaluations_left(self.items.values(), {kind.name: kind for kind in work_kinds()})
+        left = evaluations_left(self.items.values(), kinds_by_name())
         outdated = {item.cell for item in self.items.values() if item.kind == "score"}
 
         def score(cell: Cell) -> float | None:

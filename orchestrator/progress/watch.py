@@ -23,7 +23,7 @@ from taugrid.orchestrator.report.trainings import progress_of
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import LastSession
 from taugrid.orchestrator.rundir.lease import EXPIRY_SECONDS, Lease
-from taugrid.orchestrator.work import work_kinds
+from taugrid.orchestrator.work import kinds_by_name
 from taugrid.storage import read_sealed
 from taugrid.words import counted
 
@@ -86,7 +86,7 @@ class Watching:
 
     def _state(self, events: Iterable[Mapping[str, Any]]) -> LiveState:
         """The state before the last session, whose `events` it is told later."""
-        state = LiveState({kind.name: kind for kind in work_kinds()})
+        state = LiveState(kinds_by_name())
         made_since = {(event["cell"], event["path"]) for event in events if event["event"] == "shard"}
         left = {}
         for cell in self._plan.cells:
