@@ -9,11 +9,12 @@ from taugrid.config import Config
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.progress import tasks
-from taugrid.orchestrator.progress.grid import evaluations_left, grid_cells, read_score, shown_metric
+from taugrid.orchestrator.progress.grid import evaluations_left, grid_cells, shown_metric
 from taugrid.orchestrator.progress.state import GridCell
 from taugrid.orchestrator.progress.todo import KnownTask
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
+from taugrid.orchestrator.rundir.scores import score_on_disk
 from taugrid.orchestrator.work import kinds_by_name
 from taugrid.orchestrator.work.kind import Piece
 
@@ -62,7 +63,8 @@ class Briefing:
         """A cell's score on disk."""
         if self.scoring is None or cell not in self._cells:
             return None
-        return read_score(self.rundir, self.scoring, self._cells[cell], shown_metric(self.config.evaluate.metrics))
+        metric = shown_metric(self.config.evaluate.metrics)
+        return score_on_disk(self.rundir, self._cells[cell], metric, self.scoring)
 
     @cached_property
     def _cells(self) -> dict[str, Cell]:
