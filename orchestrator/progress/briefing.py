@@ -12,9 +12,9 @@ from taugrid.orchestrator.progress import tasks
 from taugrid.orchestrator.progress.grid import evaluations_left, grid_cells, shown_metric
 from taugrid.orchestrator.progress.state import GridCell
 from taugrid.orchestrator.progress.todo import KnownTask
+from taugrid.orchestrator.report.scores import score_on_disk
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.rundir.scores import score_on_disk
 from taugrid.orchestrator.work import kinds_by_name
 from taugrid.orchestrator.work.kind import Piece
 
