@@ -18,7 +18,6 @@ from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.briefing import Briefing
-from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.report.ablation import no_effects
 from taugrid.orchestrator.report.cells import write_cells
 from taugrid.orchestrator.report.replicates import unequal
@@ -121,7 +120,7 @@ class Run:
             self.rundir.claim()
             write_json(self.rundir.config, self.config.model_dump(mode="json"), self.rundir.storage)
             write_cells(self.plan, self.rundir)
-            self._progress.follow(LiveState({kind.name: kind for kind in work_kinds()}))
+            self._progress.follow()
             self._events = Events(self.rundir, self._progress.observe)
             self._events.add("session", stages=sorted(stages), **provenance.software())
             try:
