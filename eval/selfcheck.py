@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.eval.metrics.statistics import Array
+from taugrid.words import counted
 from taugrid.workers.diffusion.gaussian import Gaussian, TwoPoints, expected_fid, rounded, sampled
 
 DIFFERING_SHARE = 0.002
@@ -104,7 +105,7 @@ def judge(
     share, largest = float((difference > 0).mean()), int(difference.max())
     if largest > 1:
         off = int((difference > 1).any(axis=1).sum())
-        problems.append(f"{off} of {len(images)} images are not those of (seed, n): off by up to {largest} grey levels")
+        problems.append(f"{off} of {len(images)} images not as (seed, n) gives them: up to {largest} grey levels off")
     elif share > DIFFERING_SHARE:
         problems.append(f"{share:.1%} of pixels are off by one grey level; rounding explains {DIFFERING_SHARE:.1%}")
     if isinstance(cell.data, TwoPoints):
@@ -144,10 +145,14 @@ def index_problems(index: NDArray[np.int64], num_samples: int) -> list[str]:
     counts = Counter(index.tolist())
     kinds = {
         "missing": sorted(set(range(num_samples)) - set(counts)),
-        "there more than once": sorted(n for n, count in counts.items() if count > 1),
+        "repeated": sorted(n for n, count in counts.items() if count > 1),
         f"outside 0..{num_samples - 1}": sorted(n for n in counts if not 0 <= n < num_samples),
     }
-    return [f"{len(which)} indices are {kind}, the first is {which[0]}" for kind, which in kinds.items() if which]
+    return [
+        f"{counted(len(which), 'index', 'indices')} {kind}, the first is {which[0]}"
+        for kind, which in kinds.items()
+        if which
+    ]
 
 
 def equal_images(images: NDArray[np.uint8], index: NDArray[np.int64]) -> list[str]:
@@ -158,7 +163,10 @@ def equal_images(images: NDArray[np.uint8], index: NDArray[np.int64]) -> list[st
         for n, image in zip(index.tolist(), images, strict=True)
         if (earlier := first.setdefault(hashlib.sha256(image.tobytes()).digest(), n)) != n
     ]
-    return [f"{len(equal)} images are equal to others, first {equal[0][0]} and {equal[0][1]}"] if equal else []
+    if not equal:
+        return []
+    (one, other), count = equal[0], counted(len(equal), "image")
+    return [f"{count} equal to an earlier one, first {one} and {other}"]
 
 
 def recomputed(index: NDArray[np.int64], cell: CellSettings) -> NDArray[np.int64]:

@@ -18,10 +18,10 @@ from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.briefing import Briefing
-from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.report.ablation import no_effects
 from taugrid.orchestrator.report.cells import write_cells
 from taugrid.orchestrator.report.replicates import unequal
+from taugrid.orchestrator.report.trainings import failed_trainings
 from taugrid.orchestrator.report.write import write_losses
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.commits import require_here
@@ -64,6 +64,8 @@ class Outcome(NamedTuple):
     """Name -> label of the cells that were worked on."""
     lasting: Collection[str] = ()
     """Names in `missing` whose reasons would come again with the same command."""
+    warnings: Sequence[str] = ()
+    """The warnings of report.html."""
 
 
 class Run:
@@ -118,7 +120,7 @@ class Run:
             self.rundir.claim()
             write_json(self.rundir.config, self.config.model_dump(mode="json"), self.rundir.storage)
             write_cells(self.plan, self.rundir)
-            self._progress.follow(LiveState({kind.name: kind for kind in work_kinds()}))
+            self._progress.follow()
             self._events = Events(self.rundir, self._progress.observe)
             self._events.add("session", stages=sorted(stages), **provenance.software())
             try:
@@ -153,14 +155,14 @@ class Run:
         if set(stages) == {"train"} and not failed:
             self._progress.say("every model of this config is trained" if self.part is self.plan else "models trained")
         problems = self._work(works, scoring) if works else {}
-        untrained = {cell.name: failed[cell.model.id] for cell in self.part.cells if cell.model.id in failed}
-        problems |= {name: str(error) for name, error in untrained.items()}
-        lasting = frozenset(name for name, error in untrained.items() if error.fails_again)
         unfinished: dict[str, str] = {}
         labels = dict(self.plan.labels)
         for work in told:
             unfinished |= work.missing()
             labels |= work.labels()
+        untrained = self._untrained(failed, unfinished)
+        problems |= {name: str(error) for name, error in untrained.items()}
+        lasting = frozenset(name for name, error in untrained.items() if error.fails_again)
         conclusions = [conclusion for work in told if (conclusion := work.conclude()) is not None]
         last = conclusions[-1] if conclusions else Conclusion("", [])
         if "evaluate" in stages and "report" not in stages:
@@ -171,11 +173,14 @@ class Run:
             for said in (*unequal(cells, "scored "), *no_effects(self.config, self.plan, last.rows)):
                 self._progress.say(f"warning: {said}")
         provenance.write(self.rundir, self.plan, scoring)
+        warnings: list[str] = []
         if conclusions and ("report" in stages or "evaluate" not in stages):
             from taugrid.orchestrator.view.page import write_page
 
-            write_page(self.config, self.plan, self.rundir, unfinished | problems)
-        return Outcome(unfinished | problems, last.rows, last.table, last.evidence, last.text, labels, lasting)
+            warnings = write_page(self.config, self.plan, self.rundir, unfinished | problems)
+        return Outcome(
+            unfinished | problems, last.rows, last.table, last.evidence, last.text, labels, lasting, warnings
+        )
 
     def _kinds(
         self, part: Plan, stages: Collection[str], scoring: Evaluation | None
@@ -230,6 +235,18 @@ class Run:
         if failed and len(failed) == len(self.part.models):
             raise next(iter(failed.values()))
         return failed
+
+    def _untrained(self, failed: Mapping[str, TrainingFailed], lacking: Collection[str]) -> dict[str, TrainingFailed]:
+        """Cell name -> why its model is not trained; what failed in earlier sessions is told of cells in `lacking`."""
+        earlier = failed_trainings(self.rundir)
+        found: dict[str, TrainingFailed] = {}
+        for cell in self.part.cells:
+            model = cell.model
+            if model.id in failed:
+                found[cell.name] = failed[model.id]
+            elif cell.name in lacking and model.id in earlier and not self.rundir.is_ready(model):
+                found[cell.name] = TrainingFailed(model.called, **earlier[model.id])
+        return found
 
     def _work(self, works: Sequence[WorkKind], scoring: Evaluation | None) -> dict[str, str]:
         """Do what is missing, if anything. Returns cell name -> reason for what could not be done."""

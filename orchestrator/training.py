@@ -84,8 +84,10 @@ class Training:
         if error is not None:
             path = log(f"train-{model.id}", "".join(traceback.format_exception(error)))
             reason = with_urls(last_line(error))
-            self.events.add("training failed", model=model.id, reason=reason, log=self.rundir.relative(path))
-            raise TrainingFailed(model.called, reason, path, isinstance(error, fit.FailsAgain))
+            again = isinstance(error, fit.FailsAgain)
+            place = self.rundir.relative(path)
+            self.events.add("training failed", model=model.id, reason=reason, log=place, fails_again=again)
+            raise TrainingFailed(model.called, reason, path, again)
         seconds = time.monotonic() - began
         at = self._now()
         self._upload(spec)

@@ -1,4 +1,4 @@
-"""Watches a network for NaN and infinity, which clipping x0 would turn into black or white without a word."""
+"""Watches a network for NaN and infinity, which clipping x0 would silently turn into black or white."""
 
 from typing import TYPE_CHECKING
 

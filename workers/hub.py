@@ -26,7 +26,7 @@ def snapshot(
         key: the key of the config, for messages.
         commit: 40 hex digits; replaces the revision.
         kind: `model` or `dataset`.
-        download: if not, only the cache is looked into, and files that it lacks are not noticed.
+        download: if False, only the cache is searched, and it may lack some of the files.
 
     Raises:
         NotHere: if the files are not available, saying why.

@@ -41,7 +41,7 @@ def imported_on_use(*names: str) -> Iterator[None]:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Within the block no garbage is collected; what exists at its end is never looked at again (`gc.freeze`)."""
+    """Within the block no garbage is collected; later collections skip what exists at its end (`gc.freeze`)."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

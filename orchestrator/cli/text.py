@@ -258,10 +258,13 @@ def print_outcome(
     if advice := _advice(outcome, again):
         people.print(advice, markup=False)
     for name, path in (
+        ("report", rundir.report),
         ("models", rundir.models),
         ("samples", rundir.samples),
         ("tables", rundir.tables),
         ("figures", rundir.figures),
     ):
         if rundir.storage.exists(path):
-            people.print(with_urls(f"{name + ':':9}{path}"), markup=False)
+            warned = f" ({counted(len(outcome.warnings), 'warning')} at its end)" if outcome.warnings else ""
+            line = f"{name + ':':9}{path}{warned if path == rundir.report else ''}"
+            people.print(with_urls(line), markup=False)

@@ -5,6 +5,7 @@ from typing import Any
 
 from taugrid.eval.tables.entries import write_number
 from taugrid.orchestrator.baseline.others import NOT_JUDGED, change_in_words, columns_in
+from taugrid.words import counted
 
 MOST_ROWS = 200
 """Rows of the table; GitHub takes 1 MB, and nobody reads more."""
@@ -105,7 +106,7 @@ def _table(verdict: dict[str, Any], compared: dict[str, Any]) -> str:
         f"{_change(cell)} | {'' if cell['t'] is None else format(cell['t'], '+.1f')} | {'; '.join(_remarks(cell))} |"
         for cell in cells[:MOST_ROWS]
     ]
-    more = [f"... and {len(cells) - MOST_ROWS} more cells."] if len(cells) > MOST_ROWS else []
+    more = [f"... and {counted(len(cells) - MOST_ROWS, 'more cell')}."] if len(cells) > MOST_ROWS else []
     head = ["| cell | verdict | baseline FID | FID | change | T | |", "| :-- | :-- | --: | --: | --: | --: | :-- |"]
     return "\n".join([*head, *rows, *(["", *more] if more else [])])
 

@@ -1,18 +1,13 @@
 """The cells of a run as a table that fills in: where each stands, and the score that it is shown with."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
-from taugrid.grids.names import BETWEEN
 from taugrid.orchestrator.plan.cells import Cell
-from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.progress.state import GridCell
 from taugrid.orchestrator.progress.todo import KnownTask
-from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
 from taugrid.registry.metrics import METRICS, MetricColumn
-from taugrid.storage import read_sealed
 
 
 def grid_cells(
@@ -34,8 +29,9 @@ def place(cell: Cell, across: str) -> tuple[str, str]:
     values = {"steps": cell.settings.steps, "eta": cell.settings.eta, **cell.values}
     key = next((key for key in values if across in (key, naming.short.get(key))), "steps")
     column = naming.part(key, values[key])
-    row = re.sub(rf"(?<!\S){re.escape(column)}(?!\S)", "", cell.label)
-    return " ".join(row.replace(BETWEEN.strip(), " ").split()), column
+    of_model = [name for name in naming.keys if "." in name]
+    shown = dict.fromkeys([*of_model, "steps", "eta", *naming.keys])  # in the order of the label
+    return " ".join(naming.part(name, values[name]) for name in shown if name != key and name in values), column
 
 
 def evaluations_left(found: Iterable[KnownTask], kinds: Mapping[str, type[WorkKind]]) -> dict[str, float]:
@@ -50,10 +46,3 @@ def evaluations_left(found: Iterable[KnownTask], kinds: Mapping[str, type[WorkKi
 def shown_metric(metrics: Iterable[str]) -> MetricColumn:
     """The number that cells are shown with: the first of the metrics that are asked for."""
     return METRICS[next(iter(metrics))].columns[0]
-
-
-def read_score(rundir: RunDir, evaluation: Evaluation, cell: Cell, metric: MetricColumn) -> float | None:
-    """A cell's score on disk, as tables show it; None if there is none."""
-    score = read_sealed(rundir.score(cell, evaluation.id(cell)), rundir.storage)
-    value = None if score is None else score["metrics"].get(metric.name)
-    return None if value is None else float(value) * metric.scale

@@ -34,11 +34,11 @@ def unequal(cells: Iterable[Cell], such: str = "") -> list[str]:
     return [f"settings with fewer than {most} {such}replicates (in brackets, their number): {told}"] if fewer else []
 
 
-NOT_SCORED = "not scored, so not in the tables: "
+NOT_SCORED = "not scored: "
 
 
 def unscored(cells: Iterable[Cell]) -> list[str]:
-    """A line that names `cells`, if there are any, because a table does not show what it lacks."""
+    """A line that names `cells`, if there are any, because a table does not show why they have no score."""
     labels = [cell.label for cell in cells]
     more = f" and {counted(len(labels) - NAMED, 'more cell')}" * (len(labels) > NAMED)
     return [f"{NOT_SCORED}{'; '.join(labels[:NAMED])}{more}"] * bool(labels)

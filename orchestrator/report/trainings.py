@@ -41,14 +41,16 @@ def describe_models(
     return found
 
 
-def failed_trainings(rundir: RunDir) -> dict[str, dict[str, str]]:
-    """Model id -> reason and log of its last training, if that failed and has not begun anew."""
-    found: dict[str, dict[str, str]] = {}
+def failed_trainings(rundir: RunDir) -> dict[str, dict[str, Any]]:
+    """Model id -> why its last training failed and whether it would again, if it did and has not begun anew."""
+    found: dict[str, dict[str, Any]] = {}
     for event in read_events(rundir):
         if event["event"] == "train":
             found.pop(event["model"], None)
         elif event["event"] == "training failed":
-            found[event["model"]] = {"reason": event["reason"], "log": event["log"]}
+            # Events of earlier versions do not say whether it would fail again.
+            failure = {"fails_again": False, **event}
+            found[event["model"]] = {name: failure[name] for name in ("reason", "log", "fails_again")}
     return found
 
 

@@ -55,7 +55,17 @@ def naming(points: Sequence[Mapping[str, Any]], reserved: Collection[str]) -> Na
     """How to name the `points` of a grid, each with a value for every key; `reserved` as in `short_keys`."""
     keys = list(dict.fromkeys(key for point in points for key in point))
     paths = dict.fromkeys(path for point in points if isinstance(path := point.get(CHECKPOINT), str))
-    return Naming(varying(points), short_keys(keys, reserved), dict(zip(paths, short_names(list(paths)), strict=True)))
+    return Naming(_telling(points), short_keys(keys, reserved), dict(zip(paths, short_names(list(paths)), strict=True)))
+
+
+def _telling(points: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The keys that vary, without those whose texts are at all points those of an earlier one: they tell nothing."""
+    found: dict[tuple[Any, ...], str] = {}
+    for key in varying(points):
+        values = tuple(point.get(key) for point in points)
+        is_text = all(isinstance(value, str) for value in values)  # numbers may agree by chance
+        found.setdefault(values if is_text else (key,), key)
+    return tuple(found.values())
 
 
 def varying(points: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

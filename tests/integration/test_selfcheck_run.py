@@ -91,9 +91,9 @@ def test_what_is_wrong_on_disk_under_a_right_seal_is_found(checked, tmp_path):
     lines = [line.removeprefix("wrong: ") for line in done.stderr.splitlines() if line.startswith("wrong: ")]
     labels, wrong = zip(*(line.split(": ", 1) for line in lines), strict=True)
     expected = [
-        "2 of 1000 images are not those of (seed, n)",
-        "1 of 1000 images are not those of (seed, n)",
-        "1 images are equal to others, first 3 and 40",
+        "2 of 1000 images not as (seed, n) gives them",
+        "1 of 1000 images not as (seed, n) gives them",
+        "1 image equal to an earlier one, first 3 and 40",
         "the table's FID is",
         f"the table's FID is {score['metrics']['fid']:.8g}",
     ]

@@ -145,5 +145,5 @@ def test_replicates_share_a_label():
     assert [label_without_seeds(cell) for cell in cells[:4]] == ["schedule=linear · S=50 eta=0"] * 4
     assert unequal(cells) == []
     assert "schedule=linear · S=50 eta=0 (3)" in unequal(cells[1:])[0]
-    assert unscored(cells[:1]) == ["not scored, so not in the tables: schedule=linear train.seed=0 · S=50 eta=0 seed=5"]
+    assert unscored(cells[:1]) == ["not scored: schedule=linear train.seed=0 · S=50 eta=0 seed=5"]
     assert unscored(cells)[0].endswith(" and 4 more cells")

@@ -9,6 +9,8 @@ from taugrid.orchestrator.cli.text import missing_lines, plan_text, print_outcom
 from taugrid.orchestrator.inspection import describe
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report import asked
+from taugrid.orchestrator.report.trainings import failed_trainings
+from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Run
 from taugrid.orchestrator.training import TrainingFailed
@@ -57,14 +59,15 @@ def test_the_other_models_are_sampled_and_scored(tmp_path, failing):
         quality = (opened.rundir.tables / "quality.md").read_text()
         assert "fewer than 2 scored replicates" in quality
         assert "schedule=cosine · S=1 eta=0 (1)" in quality
-        Events(opened.rundir).add("training failed", model=opened.plan.models[3].id, reason="nan", log="logs/x.txt")
+        failure = {"reason": "nan; lower it", "log": "logs/x.txt", "fails_again": True}
+        Events(opened.rundir).add("training failed", model=opened.plan.models[3].id, **failure)
         status = describe(opened.config, opened.plan, opened.rundir)
-        assert [model["train_failed"] for model in status["models"]] == [None] * 3 + [
-            {"reason": "nan", "log": "logs/x.txt"}
-        ]
-        assert " steps: nan (details: logs/x.txt)" in plan_text(status)
+        assert [model["train_failed"] for model in status["models"]] == [None] * 3 + [failure]
+        assert " steps: nan; lower it (details: logs/x.txt)" in plan_text(status)
         assert [(model["cells_scored"], model["images_done"]) for model in status["models"]] == [(1, 8)] * 3 + [(0, 0)]
         assert "0 of 8 images, 0 of 1 cell scored" in plan_text(status)
+        told = run.do(("report",)).missing
+        assert "nan; lower it" in told[opened.plan.cells[3].name], "a later report knows why"
         failing.clear()
         assert run.do(("train", "sample", "evaluate", "report")).missing == {}
 
@@ -92,3 +95,10 @@ def test_if_nothing_else_can_go_on_the_run_fails(tmp_path, failing):
         failing |= {model.label for model in opened.plan.models}
         with pytest.raises(TrainingFailed, match="the loss is nan"):
             Run(opened.config, opened.plan, opened.rundir, "local", Progress()).do(("train", "sample"))
+
+
+def test_failures_that_an_earlier_version_wrote_down_are_told(tmp_path):
+    rundir = RunDir(tmp_path)
+    Events(rundir).add("training failed", model="0123456789", reason="nan; lower it", log="logs/x.txt")
+    told = {"reason": "nan; lower it", "log": "logs/x.txt", "fails_again": False}
+    assert failed_trainings(rundir) == {"0123456789": told}

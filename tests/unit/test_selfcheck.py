@@ -121,7 +121,7 @@ def test_z_scores_are_standard_normal():
 
 FAULTS = {}
 
-IMAGES = "images are not those of (seed, n)"
+IMAGES = "images not as (seed, n) gives them"
 ALL_IMAGES = f"512 of 512 {IMAGES}"
 LEVELS = "of pixels are off by one grey level"
 TABLE = "the table's FID"
@@ -237,7 +237,7 @@ class SeedOffByRank(Run):
         return noise.normal(self.cell.seed + int(indices[0]) // BATCH % 2, indices, t, SHAPE)
 
 
-@fault(settings(), finds=[f"384 of 512 {IMAGES}", "384 images are equal"])
+@fault(settings(), finds=[f"384 of 512 {IMAGES}", "384 images equal"])
 class NoiseOfThePlaceInTheBatch(Run):
     def noise(self, indices, t):
         return super().noise(indices % BATCH, t)
@@ -301,35 +301,35 @@ class ChannelsSwapped(Run):
         return super().pixels(indices)[:, ::-1]
 
 
-@fault(settings(), finds=["128 indices are there more than once, the first is 384"])
+@fault(settings(), finds=["128 indices repeated, the first is 384"])
 class ShardTwice(Run):
     def files(self):
         pixels, index = super().files()
         return np.concatenate([pixels, pixels[-BATCH:]]), np.concatenate([index, index[-BATCH:]])
 
 
-@fault(settings(), finds=["128 indices are missing, the first is 0"])
+@fault(settings(), finds=["128 indices missing, the first is 0"])
 class ShardMissing(Run):
     def files(self):
         pixels, index = super().files()
         return pixels[BATCH:], index[BATCH:]
 
 
-@fault(settings(), finds=[f"128 of 512 {IMAGES}", "128 images are equal"])
+@fault(settings(), finds=[f"128 of 512 {IMAGES}", "128 images equal"])
 class ShardUnderTwoNames(Run):
     def files(self):
         pixels, index = super().files()
         return np.concatenate([pixels[:-BATCH], pixels[:BATCH]]), index
 
 
-@fault(settings(), finds=[f"256 of 512 {IMAGES}", "256 images are equal"])
+@fault(settings(), finds=[f"256 of 512 {IMAGES}", "256 images equal"])
 class HalfOfTheImagesDoubled(Run):
     def files(self):
         pixels, index = super().files()
         return np.concatenate([pixels[: N // 2]] * 2), index
 
 
-@fault(settings(), finds=["1 indices are missing, the first is 0", "1 indices are outside", ALL_IMAGES])
+@fault(settings(), finds=["1 index missing, the first is 0", "1 index outside", ALL_IMAGES])
 class IndexFromOne(Run):
     def files(self):
         pixels, index = super().files()
@@ -350,7 +350,7 @@ class ImagesOfAnotherCell(Run):
         return Run(replace(self.cell, eta=0.2)).files()
 
 
-@fault(settings(), finds=[f"1 of 512 {IMAGES}: off by up to 2 grey levels"])
+@fault(settings(), finds=[f"1 of 512 {IMAGES}: up to 2 grey levels off"])
 class OnePixelOfOneImage(Run):
     def files(self):
         pixels, index = super().files()
@@ -458,9 +458,9 @@ def test_problems_are_lines_for_people():
     index = np.where(index == 5, 4, index)
     verdict = judge(pixels, index, settings(), 1.0, reference())
     assert verdict.problems[:3] == (
-        "1 indices are missing, the first is 5",
-        "1 indices are there more than once, the first is 4",
-        "2 of 512 images are not those of (seed, n): off by up to 16 grey levels",
+        "1 index missing, the first is 5",
+        "1 index repeated, the first is 4",
+        "2 of 512 images not as (seed, n) gives them: up to 16 grey levels off",
     )
     assert verdict.problems[3].startswith("FID: 1 where 0.138")
     assert verdict.problems[4].startswith("the table's FID is 1, that of the images on disk 0.137")

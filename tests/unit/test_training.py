@@ -10,6 +10,8 @@ import time
 
 import pytest
 import torch
+from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -533,6 +535,21 @@ def test_the_line_is_of_the_worker_that_failed_and_not_of_those_that_lost_it():
     only = WorkerGroupError("all of it", {0: RuntimeError(lost)})
     assert fit._in_one_line(only).endswith("Connection closed by peer [127.0.0.1]:1234 (worker 0)")
     assert fit._in_one_line(ControllerError(ValueError("no node"))) == "no node"
+
+
+def test_a_worker_that_died_is_told_with_what_is_known_and_what_to_do():
+    """Ray's own last lines say that an actor failed to initialize, or nothing but where its log is."""
+    health = WorkerHealthCheckFailedError("rank 0", ActorDiedError())
+    died = fit._in_one_line(WorkerGroupError("all of it", {0: health}))
+    started = fit._in_one_line(ControllerError(WorkerGroupStartupFailedError("At least one failed to initialize.")))
+    memory = OutOfMemoryError("Task was killed due to the node running low on memory.\nSee the docs")
+    short = fit._in_one_line(WorkerGroupError("all of it", {1: memory}))
+    assert "a training worker died, killed from outside" in died
+    assert "died as it started" in started
+    assert "low on memory" in short
+    assert "(worker 1)" in short
+    for told in (died, started, short):
+        assert "run the same command again" in told
 
 
 def test_logged_steps_are_few_in_a_long_training():

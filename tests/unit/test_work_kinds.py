@@ -128,11 +128,11 @@ class PoolHere:
     def places(self):
         return set()
 
-    def give(self, worker, job):
+    def give(self, worker, job, key):
         try:
-            self._events.append(Done(worker, self._worker.do(job)))
+            self._events.append(Done(worker, self._worker.do(job), key))
         except Exception as error:
-            self._events.append(Failed(worker, error, "".join(traceback.format_exception(error))))
+            self._events.append(Failed(worker, error, "".join(traceback.format_exception(error)), key))
 
     def events(self, timeout_seconds):
         while self._events:

@@ -30,7 +30,7 @@ def network_time(t: Time) -> Time:
 
 
 def network_index(t: int | Tensor, x: Tensor) -> Tensor:
-    """The index of each image of x for a network: (B,) int64, made on its device. t that is a tensor is one already."""
+    """The time index of each image of x: (B,) int64 on its device. A tensor t is such indices already."""
     return t if isinstance(t, Tensor) else torch.full((len(x),), network_time(t), device=x.device)
 
 

@@ -59,7 +59,7 @@ def read_checkpoint(path: str, commit: str | None = None, download: bool = True)
     Args:
         path: a folder or an id on the hub.
         commit: selects a commit on the hub instead of the newest or the revision in `path`.
-        download: if not, of a model on the hub only what has been downloaded before counts.
+        download: if False, a model on the hub is used only if it was downloaded before.
 
     Raises:
         NotHere: if there is no such folder, it is empty, or it lacks the weights or holds only a part of them.

@@ -1,17 +1,19 @@
 """The figure of cost: FID against network evaluations and device seconds, with the Pareto-optimal cells joined."""
 
 import math
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from taugrid.eval.figures.ablation.panels import make_room, name_of
 from taugrid.eval.figures.drawing import (
     Styles,
-    legend,
     legend_name,
     make_panels,
     mark_values,
@@ -23,8 +25,16 @@ from taugrid.eval.tables.ablation.cost import IMAGES, Cost
 from taugrid.eval.tables.long_form import FID
 
 CAPTION = (
-    "Filled: Pareto-optimal, joined by the grey line. A setting has a marker for each S. Bars: ± one standard error."
+    "Filled: Pareto-optimal, that is, no cell has a lower FID at no more cost; the grey line joins these. "
+    "Bars: ± one standard error. Left: equal numbers of evaluations are spread sideways. Right: numbers are S."
 )
+CAPTION_WIDTH = 110
+"""Characters."""
+APART = 0.6
+"""Settings with equal numbers of evaluations are spread over this share of the way to the next number, ..."""
+WIDEST = math.log(2)
+"""... but not over more than a factor of two."""
+GREY = "#999999"
 
 
 def costs_figure(found: Sequence[Cost]) -> Figure:
@@ -32,24 +42,60 @@ def costs_figure(found: Sequence[Cost]) -> Figure:
     labels = dict.fromkeys(map(_setting, found))
     heads = [name for cost in found[:1] for name in cost.settings if name != "S"]
     names = {label: legend_name(name_of(label, heads, labels)) for label in labels}
-    styles = ordered_styles({" ".join(label): name for label, name in names.items()}, [0.0] * len(labels))
+    given = {" ".join(label): name for label, name in names.items()}
+    spread = _spread(cost.evaluations for cost in found) if len(labels) > 1 else 0.0
     with plain_style():
         figure, (left, right) = make_panels(1, 2)
+        styles = ordered_styles(given, list(np.linspace(-spread / 2, spread / 2, len(labels))))
         _draw(left, found, lambda cost: cost.evaluations, lambda cost: cost.best_for_evaluations, styles)
-        _draw(right, found, lambda cost: cost.seconds, lambda cost: cost.best_for_seconds, styles)
+        exact = ordered_styles(given, [0.0] * len(labels))
+        _draw(right, found, lambda cost: cost.seconds, lambda cost: cost.best_for_seconds, exact)
+        _write_steps(right, found, exact)
         left.set_xlabel("network evaluations per image")
         right.set_xlabel(f"device seconds per {IMAGES:,} images")
         left.set_ylabel(FID.heading)
         mark_values(left)
+        left.xaxis.set_major_locator(FixedLocator(sorted({cost.evaluations for cost in found})))
+        right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         for panel in (left, right):
-            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             panel.xaxis.set_major_formatter("{x:g}")
             panel.xaxis.set_minor_locator(NullLocator())
-        figure.supxlabel(CAPTION, fontsize=9)
+        figure.supxlabel(textwrap.fill(CAPTION, CAPTION_WIDTH), fontsize=9)
         make_room(figure, names.values())
-        legend(figure, styles.values(), "outside right upper")
+        _legend(figure, styles)
         say_if_empty(figure, "no cell has an FID")
     return figure
+
+
+def _spread(counts: Iterable[int]) -> float:
+    """Over which part of a logarithmic axis markers of one number are spread."""
+    logs = sorted({math.log(count) for count in counts})
+    return min([WIDEST, *(APART * (right - left) for left, right in pairwise(logs))])
+
+
+def _write_steps(panel: Axes, found: Sequence[Cost], styles: Styles) -> None:
+    """Write S beside each marker: above and below in turn from left to right, as neighbours may be close."""
+    shown = [(cost.seconds, cost) for cost in found if cost.seconds is not None and cost.fid > 0]
+    for place, (seconds, cost) in enumerate(sorted(shown, key=lambda pair: pair[0])):
+        panel.annotate(
+            cost.settings["S"],
+            (seconds, cost.fid),
+            xytext=(4, (4, -9)[place % 2]),
+            textcoords="offset points",
+            fontsize=7,
+            color=styles[" ".join(_setting(cost))].colour,
+        )
+
+
+def _legend(figure: Figure, styles: Styles) -> None:
+    """Every setting with an empty marker, since filled ones are of single cells, and what filled markers are."""
+    handles = [
+        Line2D([], [], color=look.colour, marker=look.marker, markersize=6, markerfacecolor="white", linestyle="")
+        for look in styles.values()
+    ]
+    best = Line2D([], [], color=GREY, marker="o", markersize=6, linewidth=1.0)
+    names = [*(look.name for look in styles.values()), "Pareto-optimal (filled)"]
+    figure.legend([*handles, best], names, loc="outside right upper", frameon=False)
 
 
 def _setting(cost: Cost) -> tuple[str, ...]:
@@ -65,22 +111,21 @@ def _draw(
     styles: Styles,
 ) -> None:
     shown = [cost for cost in found if price(cost) is not None and cost.fid > 0]
+    places = {cost.cell: (price(cost) or 0) * math.exp(styles[" ".join(_setting(cost))].shift) for cost in shown}
     for cost in shown:
         look, error = styles[" ".join(_setting(cost))], 0.0 if math.isnan(cost.fid_se) else cost.fid_se
-        face = look.colour if is_best(cost) else "white"
         panel.errorbar(
-            [price(cost) or 0],
+            [places[cost.cell]],
             [cost.fid],
             yerr=[error],
             color=look.colour,
             marker=look.marker,
             markersize=6,
-            markerfacecolor=face,
+            markerfacecolor=look.colour if is_best(cost) else "white",
             linestyle="",
-            label=look.name,
             capsize=2.0,
         )
     for apart in dict.fromkeys(cost.apart for cost in shown):
-        best = sorted((price(cost) or 0, cost.fid) for cost in shown if cost.apart == apart and is_best(cost))
+        best = sorted((places[cost.cell], cost.fid) for cost in shown if cost.apart == apart and is_best(cost))
         if best:
-            panel.plot(*np.array(best).T, color="#999999", linewidth=1.0, zorder=0)
+            panel.plot(*np.array(best).T, color=GREY, linewidth=1.0, zorder=0)
