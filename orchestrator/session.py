@@ -18,7 +18,6 @@ from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.briefing import Briefing
-from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.report.ablation import no_effects
 from taugrid.orchestrator.report.cells import write_cells
 from taugrid.orchestrator.report.replicates import unequal
@@ -65,6 +64,8 @@ class Outcome(NamedTuple):
     """Name -> label of the cells that were worked on."""
     lasting: Collection[str] = ()
     """Names in `missing` whose reasons would come again with the same command."""
+    warnings: Sequence[str] = ()
+    """The warnings of report.html."""
 
 
 class Run:
@@ -119,7 +120,7 @@ class Run:
             self.rundir.claim()
             write_json(self.rundir.config, self.config.model_dump(mode="json"), self.rundir.storage)
             write_cells(self.plan, self.rundir)
-            self._progress.follow(LiveState({kind.name: kind for kind in work_kinds()}))
+            self._progress.follow()
             self._events = Events(self.rundir, self._progress.observe)
             self._events.add("session", stages=sorted(stages), **provenance.software())
             try:
@@ -172,11 +173,14 @@ class Run:
             for said in (*unequal(cells, "scored "), *no_effects(self.config, self.plan, last.rows)):
                 self._progress.say(f"warning: {said}")
         provenance.write(self.rundir, self.plan, scoring)
+        warnings: list[str] = []
         if conclusions and ("report" in stages or "evaluate" not in stages):
             from taugrid.orchestrator.view.page import write_page
 
-            write_page(self.config, self.plan, self.rundir, unfinished | problems)
-        return Outcome(unfinished | problems, last.rows, last.table, last.evidence, last.text, labels, lasting)
+            warnings = write_page(self.config, self.plan, self.rundir, unfinished | problems)
+        return Outcome(
+            unfinished | problems, last.rows, last.table, last.evidence, last.text, labels, lasting, warnings
+        )
 
     def _kinds(
         self, part: Plan, stages: Collection[str], scoring: Evaluation | None

@@ -9,12 +9,13 @@ from taugrid.config import Config
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.progress import tasks
-from taugrid.orchestrator.progress.grid import evaluations_left, grid_cells, read_score, shown_metric
+from taugrid.orchestrator.progress.grid import evaluations_left, grid_cells, shown_metric
 from taugrid.orchestrator.progress.state import GridCell
 from taugrid.orchestrator.progress.todo import KnownTask
+from taugrid.orchestrator.report.scores import score_on_disk
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.work import work_kinds
+from taugrid.orchestrator.work import kinds_by_name
 from taugrid.orchestrator.work.kind import Piece
 
 
@@ -31,7 +32,7 @@ class Briefing:
     @cached_property
     def items(self) -> dict[str, KnownTask]:
         """The tasks by key."""
-        return tasks.items(self.pieces, {kind.name: kind for kind in work_kinds()})
+        return tasks.items(self.pieces, kinds_by_name())
 
     @property
     def to_do(self) -> list[dict[str, Any]]:
@@ -50,7 +51,7 @@ class Briefing:
 
     def cells(self, with_scores: bool) -> dict[str, GridCell]:
         """The cells by id, as they are before the session. Reading their scores may take a while."""
-        left = evaluations_left(self.items.values(), {kind.name: kind for kind in work_kinds()})
+        left = evaluations_left(self.items.values(), kinds_by_name())
         outdated = {item.cell for item in self.items.values() if item.kind == "score"}
 
         def score(cell: Cell) -> float | None:
@@ -62,7 +63,8 @@ class Briefing:
         """A cell's score on disk."""
         if self.scoring is None or cell not in self._cells:
             return None
-        return read_score(self.rundir, self.scoring, self._cells[cell], shown_metric(self.config.evaluate.metrics))
+        metric = shown_metric(self.config.evaluate.metrics)
+        return score_on_disk(self.rundir, self._cells[cell], metric, self.scoring)
 
     @cached_property
     def _cells(self) -> dict[str, Cell]:

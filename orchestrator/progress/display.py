@@ -18,6 +18,7 @@ from taugrid.orchestrator.progress.draw import Space, frame
 from taugrid.orchestrator.progress.stage import Stage, Stand
 from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.progress.table import table
+from taugrid.orchestrator.work import kinds_by_name
 from taugrid.words import with_urls
 
 PLAIN_INTERVAL_SECONDS = 10.0
@@ -86,10 +87,14 @@ class Progress:
         """Print a line that stays."""
         self._console.print(with_urls(text), markup=False, highlight=False, soft_wrap=True)
 
-    def follow(self, state: LiveState, read_score: ReadScore = lambda cell: None) -> None:
-        """Show this session from now on; `read_score` takes the id of a cell and returns its score on disk."""
+    def follow(self, state: LiveState | None = None, read_score: ReadScore = lambda cell: None) -> None:
+        """Show a session from now on; None: one that begins.
+
+        `read_score` takes the id of a cell and returns its score on disk.
+        """
         with self._shown():
-            self._state, self._stage, self._read_score = state, None, read_score
+            self._state = LiveState(kinds_by_name()) if state is None else state
+            self._stage, self._read_score = None, read_score
 
     def keep_table(self) -> None:
         """End the view and leave its table on the screen."""

@@ -4,13 +4,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from taugrid.orchestrator.plan.cells import Cell
-from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.progress.state import GridCell
 from taugrid.orchestrator.progress.todo import KnownTask
-from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
 from taugrid.registry.metrics import METRICS, MetricColumn
-from taugrid.storage import read_sealed
 
 
 def grid_cells(
@@ -49,10 +46,3 @@ def evaluations_left(found: Iterable[KnownTask], kinds: Mapping[str, type[WorkKi
 def shown_metric(metrics: Iterable[str]) -> MetricColumn:
     """The number that cells are shown with: the first of the metrics that are asked for."""
     return METRICS[next(iter(metrics))].columns[0]
-
-
-def read_score(rundir: RunDir, evaluation: Evaluation, cell: Cell, metric: MetricColumn) -> float | None:
-    """A cell's score on disk, as tables show it; None if there is none."""
-    score = read_sealed(rundir.score(cell, evaluation.id(cell)), rundir.storage)
-    value = None if score is None else score["metrics"].get(metric.name)
-    return None if value is None else float(value) * metric.scale

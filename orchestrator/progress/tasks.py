@@ -51,7 +51,9 @@ def earlier_paces(events: Iterable[Mapping[str, Any]], cells: Sequence[Cell]) ->
         cost, device = event.get("evaluations", event.get("images")), event.get("device")
         if device is None or not cost or "seconds" not in event:
             continue
-        model = models.get(event.get("cell", "")) if "evaluations" in event else None
+        model = None
+        if "evaluations" in event:
+            model = event.get("model") or models.get(event.get("cell", ""))
         key = pace(event["event"], model), device
         spans[key] = Span(spans[key].seconds + event["seconds"], spans[key].cost + cost)
     return {key: span.seconds / span.cost for key, span in spans.items()}

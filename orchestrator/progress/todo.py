@@ -73,7 +73,7 @@ class Todo:
         pace = next((pace for name, pace in self._open if name == kind), kind)
         amount = self.all.get(kind, Amount(1, images))
         cost = amount.cost / max(1, amount.tasks)
-        return KnownTask(kind, cost, pace, images=images if "evaluations" in event else 0)
+        return KnownTask(kind, cost, pace, images=images if event["event"] == "shard" else 0)
 
     def finish(self, key: str, item: KnownTask) -> bool:
         """Count a task as done. Returns False if it was counted before."""

@@ -13,18 +13,19 @@ from rich.console import Console
 
 from taugrid.config import Config
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
+from taugrid.orchestrator.plan.extractor import name_and_dimensions
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.grid import grid_cells, shown_metric
 from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.progress.tasks import pace
 from taugrid.orchestrator.progress.todo import KnownTask
+from taugrid.orchestrator.report.scores import score_on_disk
 from taugrid.orchestrator.report.trainings import progress_of
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import LastSession
 from taugrid.orchestrator.rundir.lease import EXPIRY_SECONDS, Lease
-from taugrid.orchestrator.work import work_kinds
-from taugrid.storage import read_sealed
+from taugrid.orchestrator.work import kinds_by_name
 from taugrid.words import counted
 
 LOOK_SECONDS = 2.0
@@ -57,6 +58,7 @@ class Watching:
         self._session: int | None = None
         self._training: Model | None = None
         self._metric = shown_metric(config.evaluate.metrics)
+        self._extractor, _ = name_and_dimensions(config)
         self._by_id = {cell.id: cell for cell in plan.cells}
         self.has_driver = False
 
@@ -76,17 +78,12 @@ class Watching:
         return self.has_driver
 
     def score(self, cell: Cell) -> float | None:
-        """A cell's score at the config's N, as tables show it; None if it has none."""
-        for path in self._rundir.scores_of(cell):
-            found = read_sealed(path, self._rundir.storage)
-            if found is not None and found["protocol"]["num_samples"] == cell.settings.num_samples:
-                value = found["metrics"].get(self._metric.name)
-                return None if value is None else float(value) * self._metric.scale
-        return None
+        """A cell's newest score at the config's N and with its extractor, as tables show it; None if it has none."""
+        return score_on_disk(self._rundir, cell, self._metric, None, self._extractor)
 
     def _state(self, events: Iterable[Mapping[str, Any]]) -> LiveState:
         """The state before the last session, whose `events` it is told later."""
-        state = LiveState({kind.name: kind for kind in work_kinds()})
+        state = LiveState(kinds_by_name())
         made_since = {(event["cell"], event["path"]) for event in events if event["event"] == "shard"}
         left = {}
         for cell in self._plan.cells:

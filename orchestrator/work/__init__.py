@@ -13,3 +13,8 @@ def work_kinds() -> tuple[type["WorkKind"], ...]:
     modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
     kinds: list[type[WorkKind]] = [module.KIND for module in modules if hasattr(module, "KIND")]
     return tuple(sorted(kinds, key=lambda kind: (kind.priority, kind.name)))
+
+
+def kinds_by_name() -> dict[str, type["WorkKind"]]:
+    """Every kind of work by its name, in the order of priority."""
+    return {kind.name: kind for kind in work_kinds()}

@@ -116,8 +116,13 @@ class WorkKind(ABC):
 
     @classmethod
     def event(cls, piece: Piece, result: Result, first: bool) -> Event:
-        """The line in the events file for a finished piece; `first`: no other copy was finished before."""
-        fields = {"task": piece.task.key, "images": result.images, "seconds": round(result.seconds, 4)}
+        """The line in the events file for a finished piece; `first`: no other copy was finished before.
+
+        It names the model whose network was evaluated, and how often: from these, later sessions know their pace.
+        """
+        fields: dict[str, Any] = {"task": piece.task.key, "images": result.images, "seconds": round(result.seconds, 4)}
+        if piece.cell is not None and cls.unit == NETWORK_EVALUATIONS:
+            fields |= {"cell": piece.cell.id, "model": piece.cell.model.id, "evaluations": int(piece.task.cost)}
         return Event(cls.name, {**fields, "committed": first})
 
 

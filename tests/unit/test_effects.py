@@ -160,6 +160,10 @@ def test_figures_have_a_panel_for_each_value_a_row_for_each_effect_and_a_square_
     assert len({panel.get_ylim() for panel in panels["by-schedule"].axes}) == 1
     forest = effects_figure(found)
     assert sum(len(panel.containers) for panel in forest.axes) == len(found)
+    for panel in forest.axes:
+        assert panel.xaxis.get_tick_params()["labelbottom"], "each panel says what its places are"
+        labels = [label.get_text() for label in panel.get_yticklabels()]
+        assert labels[-1] == "average over all cells", "cells come before averages, which may hide them"
     [(name, heat)] = heat_maps(frame, found, {})
     assert name == "heat-map"
     first = heat.axes[0]

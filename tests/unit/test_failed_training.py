@@ -9,6 +9,8 @@ from taugrid.orchestrator.cli.text import missing_lines, plan_text, print_outcom
 from taugrid.orchestrator.inspection import describe
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report import asked
+from taugrid.orchestrator.report.trainings import failed_trainings
+from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Run
 from taugrid.orchestrator.training import TrainingFailed
@@ -93,3 +95,10 @@ def test_if_nothing_else_can_go_on_the_run_fails(tmp_path, failing):
         failing |= {model.label for model in opened.plan.models}
         with pytest.raises(TrainingFailed, match="the loss is nan"):
             Run(opened.config, opened.plan, opened.rundir, "local", Progress()).do(("train", "sample"))
+
+
+def test_failures_that_an_earlier_version_wrote_down_are_told(tmp_path):
+    rundir = RunDir(tmp_path)
+    Events(rundir).add("training failed", model="0123456789", reason="nan; lower it", log="logs/x.txt")
+    told = {"reason": "nan; lower it", "log": "logs/x.txt", "fails_again": False}
+    assert failed_trainings(rundir) == {"0123456789": told}

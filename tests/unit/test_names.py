@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from test_grid import planned
 
 from taugrid.errors import UserError
-from taugrid.grids.names import short_keys, value_text
+from taugrid.grids.names import naming, short_keys, value_text
 from taugrid.grids.selectors import parse
 from taugrid.orchestrator.selection import find_cell, select
 
@@ -20,6 +20,13 @@ def test_models_and_cells_are_named_by_the_grids_keys_in_its_order():
         "schedule=cosine learning_rate=0.001", "schedule=cosine learning_rate=0.0002",
     ]  # fmt: skip
     assert plan.cells[5].label == "schedule=cosine learning_rate=0.001 · S=50 eta=0"
+
+
+def test_a_key_whose_texts_are_those_of_another_is_left_out_and_numbers_that_agree_are_kept():
+    points = [
+        {"model.oracle": name, "data.name": name, "steps": n, "train.steps": n} for name, n in (("a", 1), ("b", 2))
+    ]
+    assert naming(points, ()).keys == ("model.oracle", "steps", "train.steps")
 
 
 def test_the_only_model_is_called_by_its_id_and_cells_by_what_differs():

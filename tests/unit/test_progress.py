@@ -17,10 +17,10 @@ from taugrid.orchestrator.progress.remaining import LEAST_SECONDS, Rates, Span, 
 from taugrid.orchestrator.progress.stage import Stage
 from taugrid.orchestrator.progress.state import GridCell, LiveState
 from taugrid.orchestrator.progress.todo import KnownTask
-from taugrid.orchestrator.work import work_kinds
+from taugrid.orchestrator.work import kinds_by_name
 from taugrid.words import short_path, some_of
 
-KINDS = {kind.name: kind for kind in work_kinds()}
+KINDS = kinds_by_name()
 WIDTHS = (60, 80, 100)
 
 
@@ -320,7 +320,7 @@ def test_plain_lines_come_seldom_and_not_before_work_starts():
 
 def test_plain_lines_of_a_session_say_the_same_as_its_bar():
     shown, clock, printed = a_progress()
-    shown.follow(LiveState(KINDS))
+    shown.follow()
     known = tasks()
     shown._state.expect(known, {})
     for event in (

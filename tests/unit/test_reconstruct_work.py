@@ -12,9 +12,12 @@ import torch
 from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Data, Unet, validate
 from taugrid.errors import UserError
+from taugrid.jobs import Result
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Trained
+from taugrid.orchestrator.progress.briefing import Briefing
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.work.reconstruct import ReconstructWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers.data import load as data
@@ -92,6 +95,21 @@ def errors_of(path, of):
     kept = np.concatenate([batch for _, batch in parts]).astype(float)
     index = np.concatenate([i for i, _ in parts])
     return listed, (((kept - of[index]) / 255) ** 2).reshape(len(kept), -1).mean(axis=1)
+
+
+def test_a_later_session_knows_the_pace_of_reconstructions_and_models_have_their_own(tmp_path):
+    grid = {"train.seed": [0, 1]}
+    work = reconstruct(tmp_path / "run", 8, grid=grid)
+    save_networks(work)
+    events = Events(work.rundir)
+    for piece, seconds in zip(work.pieces(), (8.0, 16.0), strict=True):
+        name, fields = ReconstructWork.event(piece, Result(seconds, 8, True), first=True)
+        events.add(name, **fields, device="cpu")
+    again = reconstruct(tmp_path / "run", 16, grid=grid)
+    pieces = {piece.task.key: piece for piece in again.pieces()}
+    briefing = Briefing(again.config, again.plan, again.rundir, None, pieces)
+    paces = [briefing.earlier[item.pace, "cpu"] for item in briefing.items.values()]
+    assert paces == [8 / 32] * 2 + [16 / 32] * 2, "8 images, there and back in 2 steps"
 
 
 def test_raising_the_number_replaces_the_short_shard(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import pytest
 from click.testing import CliRunner
@@ -9,13 +10,16 @@ from in_process import drive, small_run
 from rich.console import Console
 
 from taugrid.orchestrator.cli.main import cli
+from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.progress.watch import Watching
+from taugrid.orchestrator.report.scores import score_on_disk
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, LastSession
 from taugrid.orchestrator.session import Run
-from taugrid.storage import LocalStorage
+from taugrid.registry.metrics import METRICS
+from taugrid.storage import LocalStorage, write_sealed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -102,6 +106,62 @@ def test_the_command_ends_once_nobody_is_at_work(done):
     assert said.exit_code == 0
     assert "2 of 2 cells scored; no driver is at work here" in said.output
     assert "taugrid run" not in said.output, "there is nothing to continue"
+
+
+@pytest.fixture
+def scored(done, tmp_path):
+    """Writes a score of a cell into an empty run directory, some seconds after the one before."""
+    cell, metric = done[0].plan.cells[0], METRICS["fid"].columns[0]
+    rundir = RunDir(tmp_path / "scored", LocalStorage(tmp_path / "scored"))
+    rundir.root.mkdir()
+    written = []
+
+    def write(evaluation, value, n=cell.settings.num_samples, extractor="pixels"):
+        path = rundir.score(cell, evaluation)
+        protocol = {"num_samples": n, "extractor": {"name": extractor}}
+        write_sealed(path, {"protocol": protocol, "metrics": {"fid": value}}, rundir.storage)
+        written.append(path)
+        os.utime(path, (len(written), len(written)))
+
+    write.read = lambda evaluation=None, extractor=None: score_on_disk(rundir, cell, metric, evaluation, extractor)
+    return write
+
+
+def test_the_newest_score_is_shown_if_the_evaluation_is_not_known(scored):
+    assert scored.read() is None
+    scored("b", 2.0)
+    scored("a", 1.0)
+    assert scored.read() == 1.0
+    scored("c", 3.0)
+    assert scored.read() == 3.0
+    scored("d", 4.0, n=10)
+    assert scored.read() == 3.0, "another N"
+
+
+def test_a_score_with_another_extractor_does_not_count_as_the_cells(scored):
+    scored("a", 1.0, extractor="another")
+    assert scored.read(extractor="pixels") is None
+    scored("b", 2.0)
+    scored("c", 3.0, extractor="another")
+    assert scored.read(extractor="pixels") == 2.0
+
+
+def test_a_known_evaluation_has_one_score_however_old(done, scored):
+    opened = done[0]
+    scoring = evaluation(opened.config, opened.plan)
+    scored("a", 1.0)
+    assert scored.read(scoring) is None
+    scored(scoring.id(opened.plan.cells[0]), 2.0)
+    scored("b", 3.0)
+    assert scored.read(scoring) == 2.0
+
+
+def test_watching_a_config_with_another_extractor_shows_no_old_scores(done):
+    opened, rundir, *_ = done
+    evaluate = opened.config.evaluate.model_copy(update={"extractor": "inception-v3-compat"})
+    config = opened.config.model_copy(update={"evaluate": evaluate})
+    watched = Watching(config, opened.plan, rundir, Progress.silent())
+    assert [watched.score(cell) for cell in opened.plan.cells] == [None, None]
 
 
 def test_watching_is_not_for_scripts(done):

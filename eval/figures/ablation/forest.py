@@ -62,9 +62,16 @@ def _draw(panel: Axes, rows: Sequence[Effect], title: str) -> None:
         certain = effect.p_holm is not None and effect.p_holm < LEVEL
         colour = CERTAIN if certain else OPEN
         reach = None if effect.low is None else [[effect.effect - effect.low]] * 2
-        look = {"color": colour, "markerfacecolor": colour if certain else "white", "capsize": 2.5}
-        marker = "o" if effect.scope == EACH_CELL else "D"
-        panel.errorbar([effect.effect], [place], xerr=reach, fmt=marker, markersize=5, **look)
+        panel.errorbar(
+            [effect.effect],
+            [place],
+            xerr=reach,
+            fmt="o" if effect.scope == EACH_CELL else "D",
+            markersize=5,
+            color=colour,
+            markerfacecolor=colour if certain else "white",
+            capsize=2.5,
+        )
     cells = sum(effect.scope == EACH_CELL for effect in rows)
     if 0 < cells < len(rows):
         panel.axhline(cells - 0.5, color="#bbbbbb", linewidth=0.8)
