@@ -20,8 +20,8 @@ from taugrid.orchestrator.progress.grid import grid_cells, shown_metric
 from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.progress.tasks import pace
 from taugrid.orchestrator.progress.todo import KnownTask
-from taugrid.orchestrator.report.trainings import progress_of
 from taugrid.orchestrator.report.scores import score_on_disk
+from taugrid.orchestrator.report.trainings import progress_of
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import LastSession
 from taugrid.orchestrator.rundir.lease import EXPIRY_SECONDS, Lease
