@@ -73,7 +73,7 @@ class WarmWorker(Worker):
         import torch
 
         info, job = super().hello(probe), self._job
-        model = self._device.network(job.network, job.diffusion, job.arithmetic)
+        model = self._set_up().network(job.network, job.diffusion, job.arithmetic)
         model(torch.zeros(job.settings.batch_size, *job.image_shape), 1)
         return info
 
@@ -85,7 +85,7 @@ class BareForwards(WarmWorker):
         import torch
 
         assert isinstance(job, SampleJob)
-        model = self._device.network(job.network, job.diffusion, job.arithmetic)
+        model = self._set_up().network(job.network, job.diffusion, job.arithmetic)
         began = time.perf_counter()
         for start in range(job.start, job.stop, job.settings.batch_size):
             x = torch.randn(min(job.settings.batch_size, job.stop - start), *job.image_shape)

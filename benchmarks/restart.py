@@ -110,7 +110,7 @@ def look(opened: Opened) -> None:
 
 
 def check(opened: Opened) -> None:
-    assert verify(opened.config, opened.plan, RunDir(opened.rundir.root), lambda count: None) == []
+    assert verify(opened.config, opened.plan, RunDir(opened.rundir.root), lambda count: None) == ([], [])
 
 
 COMMANDS: dict[str, Callable[[Opened], None]] = {

@@ -205,6 +205,7 @@ class Simulated:
         self._nodes = [Node(f"n{i}", 8, 0) for i in range(workers // 8)]
         self._events: list[tuple[float, int, PoolEvent]] = []
         self._started = 0
+        self._free: dict[str, float] = {}  # worker -> when it will have done what it was given
 
     def monotonic(self) -> float:
         return self.now
@@ -223,8 +224,9 @@ class Simulated:
         self._at(2.0, Joined(worker, WorkerInfo(node, "none", {}, node)))
         return worker
 
-    def give(self, worker: str, job: Job) -> None:
-        self._at(10.0 + int(worker.split("-")[1]) / 512, Done(worker, self._committer.commit(job)))
+    def give(self, worker: str, job: Job, key: str) -> None:
+        self._free[worker] = max(self.now, self._free.get(worker, 0.0)) + 10.0 + int(worker.split("-")[1]) / 512
+        self._at(self._free[worker] - self.now, Done(worker, self._committer.commit(job), key))
 
     def events(self, timeout_seconds: float) -> Iterator[PoolEvent]:
         self.now = min(self.now + timeout_seconds, self._events[0][0] if self._events else float("inf"))

@@ -96,12 +96,22 @@ def open_existing(directory: str, dry: bool = False) -> Opened:
     """The run in a directory that `taugrid run` made; `UserError` if there is none. `dry` is as for `Opened`."""
     root, storage = open_place(directory, "DIR")
     storage.require(root)
+    if not is_url(directory) and Path(directory).is_file():
+        raise UserError(f"{directory} is a file; this command takes {_directory_meant(directory)}")
     if not storage.exists(root / CONFIG_NAME):
         raise UserError(
             f"{directory} is not a run directory (it has no config.json); give the one that `taugrid run` made, or "
             f"write a lost config.json again with `taugrid report CONFIG --out {directory}`"
         )
     return Opened(directory, (), None, dry=dry)
+
+
+def _directory_meant(file: str) -> str:
+    """The run directory that belongs to a file given in its place, as far as that can be told."""
+    try:
+        return f"a run directory, and that config's is {run_folder(file, None, load(file).name)}"
+    except UserError:
+        return "the run directory that `taugrid run` made"
 
 
 def open_to_plan(name: Given, assignments: Sequence[Override], out: str | None) -> Opened:

@@ -64,6 +64,8 @@ class Outcome(NamedTuple):
     """Name -> label of the cells that were worked on."""
     lasting: Collection[str] = ()
     """Names in `missing` whose reasons would come again with the same command."""
+    warnings: Sequence[str] = ()
+    """The warnings of report.html."""
 
 
 class Run:
@@ -171,11 +173,14 @@ class Run:
             for said in (*unequal(cells, "scored "), *no_effects(self.config, self.plan, last.rows)):
                 self._progress.say(f"warning: {said}")
         provenance.write(self.rundir, self.plan, scoring)
+        warnings: list[str] = []
         if conclusions and ("report" in stages or "evaluate" not in stages):
             from taugrid.orchestrator.view.page import write_page
 
-            write_page(self.config, self.plan, self.rundir, unfinished | problems)
-        return Outcome(unfinished | problems, last.rows, last.table, last.evidence, last.text, labels, lasting)
+            warnings = write_page(self.config, self.plan, self.rundir, unfinished | problems)
+        return Outcome(
+            unfinished | problems, last.rows, last.table, last.evidence, last.text, labels, lasting, warnings
+        )
 
     def _kinds(
         self, part: Plan, stages: Collection[str], scoring: Evaluation | None

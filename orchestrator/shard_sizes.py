@@ -91,14 +91,18 @@ class LongShards:
 
 
 def smaller_shards(settings: Sample, steps: int, evaluations: float) -> str:
-    """What to set for shards of about so many `evaluations`. A shard has at least one batch."""
-    batch = settings.batch_size * steps
-    if settings.shard_evaluations < 2 * batch:
-        images = max(1, int(evaluations // steps))
-        key, value = "batch_size", _rounded(min(images, settings.batch_size // 2 or 1))
+    """What to set for shards of about so many `evaluations`.
+
+    A batch is never split, so a shard that must be smaller than a batch needs both keys.
+    """
+    smaller = _rounded(max(1, int(evaluations)))
+    if evaluations >= settings.batch_size * steps:
+        advice = f"sample.shard_evaluations: {smaller}"
     else:
-        key, value = "shard_evaluations", _rounded(max(int(evaluations), batch))
-    return f"sample.{key}: {value} would help, in a new directory (it makes other cells)"
+        images = _rounded(max(1, int(evaluations // steps)))
+        both = settings.shard_evaluations >= 2 * images * steps  # else such a shard is one batch already
+        advice = f"sample.batch_size: {images}" + f" and sample.shard_evaluations: {smaller}" * both
+    return f"{advice} would help, in a new directory (it makes other cells)"
 
 
 def _rounded(number: int) -> int:

@@ -34,6 +34,10 @@ WATCH_SECONDS = 10.0
 """How long a call of `watch` waits for a heartbeat before it answers that there was none."""
 
 
+IN_HAND = 2
+"""Jobs that a worker may have: one that computes, and one that waits for it or writes its last images."""
+
+
 class Pulse(NamedTuple):
     """What a worker's job has last said."""
 
@@ -41,6 +45,27 @@ class Pulse(NamedTuple):
     """Heartbeats since the worker started."""
     done: float
     of: float
+
+
+class Turn:
+    """The turn to compute, which one job has at a time. It ends with the job, or when the job says so."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._here = threading.local()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._here.has_it = True
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Let the next job begin, if it is the turn of this thread's job."""
+        if getattr(self._here, "has_it", False):
+            self._here.has_it = False
+            self._lock.release()
 
 
 class Audible:
@@ -51,6 +76,7 @@ class Audible:
     """
 
     def __init__(self) -> None:
+        self._turn = Turn()
         self._changed = threading.Condition()
         self._pulse = Pulse(0, 0.0, 0.0)
 
@@ -64,9 +90,14 @@ class Audible:
         """Do a job, and commit its file."""
         raise NotImplementedError
 
+    @ray.method(concurrency_group="work")  # type: ignore[untyped-decorator]
     def perform(self, job: bytes) -> bytes:
-        """`do` a pickled job; a pickled `Result`. Ray would pickle both in Python, which takes the driver longer."""
-        return pickle.dumps(self.do(pickle.loads(job)))
+        """`do` a pickled job in its turn; a pickled `Result`.
+
+        Ray would pickle both in Python, which takes the driver longer.
+        """
+        with self._turn:
+            return pickle.dumps(self.do(pickle.loads(job)))
 
     @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
     def where(self) -> tuple[str, str]:
@@ -89,13 +120,14 @@ class Audible:
 
 
 class Worker(Audible):
-    """Does jobs one at a time; holds nothing but its device."""
+    """Does jobs; holds nothing but its device, which one of them has at a time."""
 
     def __init__(self, threads: int, cuda_graphs: CudaGraphs = "off") -> None:
         super().__init__()
         self._threads = threads
         self._cuda_graphs = cuda_graphs
-        self._thread: int | None = None  # the one that was set up
+        self._here = threading.local()
+        self._device: Device | None = None
         self._broken: str | None = None  # what the accelerator said
 
     def hello(self, probe: Probe) -> WorkerInfo:
@@ -108,10 +140,10 @@ class Worker(Audible):
         node, node_id = self.where()
         check_run_directory(probe, node)
         installed = check_versions(probe, node)
-        self._set_up()
+        device = self._set_up()
         with self._whole_accelerator():
-            check_device(self._device.name, self._given_gpu, node)
-        return WorkerInfo(node, self._device.hardware, installed, node_id, self._threads)
+            check_device(device.name, self._given_gpu, node)
+        return WorkerInfo(node, device.hardware, installed, node_id, self._threads)
 
     def do(self, job: Job) -> Result:
         """Do a job with the function that it names, and commit its file.
@@ -121,13 +153,13 @@ class Worker(Audible):
             DoesNotFit: if it does not fit into memory even with nothing else there.
             BrokenAccelerator: if this process can't use its accelerator any more; the driver replaces it.
         """
-        self._set_up()
+        device = self._set_up()
         job.check_run()
-        self._device.begin()
+        device.begin()
         try:
-            with heartbeat.heard_by(self._device.alive), self._whole_accelerator():
-                result = run_in_memory(job, self._device)
-            remarks, self._device.remarks[:] = tuple(self._device.remarks), []
+            with heartbeat.heard_by(device.alive), self._whole_accelerator():
+                result = run_in_memory(job, device)
+            remarks, device.remarks[:] = tuple(device.remarks), []
             return replace(result, size=job.storage.size(Path(job.path)), remarks=remarks)
         except FileNotFoundError:
             job.check_run()  # a folder that vanished meanwhile is the node's fault, not the job's
@@ -150,21 +182,28 @@ class Worker(Audible):
             self._broken = f"{type(fault).__name__}: {last_line(fault)}"
             raise BrokenAccelerator(self._broken) from error
 
-    def _set_up(self) -> None:
+    def _set_up(self) -> Device:
         """Set up torch: its arithmetic for each job, its threads for each thread, for which OpenMP keeps a number."""
-        if self._thread == threading.get_ident():
+        if getattr(self._here, "is_set_up", False):
             settle()
-            return
-        with uncollected():
-            import torch
+        else:
+            with uncollected():
+                set_up(self._threads)
+            self._here.is_set_up = True
+        if self._device is None:
+            self._device = self._own_device()
+        return self._device
 
-        set_up(self._threads)
+    def _own_device(self) -> Device:
+        import torch
+
         self._given_gpu = ray.is_initialized() and bool(ray.get_gpu_ids())
         on_gpu = torch.cuda.is_available() and self._given_gpu
-        self._device = Device("cuda" if on_gpu else "cpu", self.beat, graphs=on_gpu and self._cuda_graphs == "auto")
+        graphs = on_gpu and self._cuda_graphs == "auto"
+        device = Device("cuda" if on_gpu else "cpu", self.beat, graphs, self._turn.end)
         cpu = f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-        self._device.hardware = torch.cuda.get_device_name() if on_gpu else cpu
-        self._thread = threading.get_ident()
+        device.hardware = torch.cuda.get_device_name() if on_gpu else cpu
+        return device
 
 
 def run_in_memory(job: Job, device: Device) -> Result:

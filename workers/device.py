@@ -40,6 +40,10 @@ def unheard(done: float, of: float) -> None:
     """A `Beat` for jobs that nobody watches."""
 
 
+def nothing() -> None:
+    """For jobs that no other waits for."""
+
+
 def set_up(threads: int | None = None) -> None:
     """Give this process true float32, repeatable sums and `threads` CPU threads (None: leave the number unchanged)."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # repeatable sums; read when CUDA starts
@@ -72,13 +76,17 @@ class _Loaded(NamedTuple):
 class Device:
     """A device, the networks that were last used on it, and the heart of the job that runs on it."""
 
-    def __init__(self, name: str, heard: Beat = unheard, graphs: bool = False) -> None:
+    def __init__(
+        self, name: str, heard: Beat = unheard, graphs: bool = False, computed: Callable[[], None] = nothing
+    ) -> None:
         self.name = name
         """As torch names it: `cpu`, `cuda` or, outside of a run, `cuda:1`."""
         self.kind = name.partition(":")[0]
         """Without its number."""
         self.hardware = name
         """What it is, for people."""
+        self.computed = computed
+        """A job may call it once it only encodes and writes: the worker's next job begins then, not at its end."""
         self.remarks: list[str] = []
         """What people should know of the jobs here, in lines; whoever passes them on clears them."""
         self._graphs = graphs

@@ -4,7 +4,7 @@ Torch is imported when a job runs, not with this module, because the driver buil
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
-from taugrid.workers.device import Beat, Device, unheard, with_heartbeats
+from taugrid.workers.device import Beat, Device, nothing, unheard, with_heartbeats
 from taugrid.workers.finite import Watched, not_finite
 
 if TYPE_CHECKING:
@@ -82,11 +82,16 @@ class Recipe(Protocol):
 
 def run(job: SampleJob, device: Device) -> Result:
     """Load the job's network and call `sample_shard`."""
-    return sample_shard(job, device.network(job.network, job.diffusion, job.arithmetic), device.name, device.beat)
+    model = device.network(job.network, job.diffusion, job.arithmetic)
+    return sample_shard(job, model, device.name, device.beat, device.computed)
 
 
-def sample_shard(job: SampleJob, model: "Denoiser", device: str, beat: Beat = unheard) -> Result:
+def sample_shard(
+    job: SampleJob, model: "Denoiser", device: str, beat: Beat = unheard, computed: Callable[[], None] = nothing
+) -> Result:
     """Sample the job's images and commit its file. A job gives the same images wherever and whenever it runs.
+
+    It calls `computed` when only the last batch is to be encoded and the file to be written.
 
     Raises:
         NotFinite: if the network returns NaN or infinity.
@@ -103,6 +108,7 @@ def sample_shard(job: SampleJob, model: "Denoiser", device: str, beat: Beat = un
                 _require_finite(batch, job)
                 clock.landed(batch)
                 encoding.append(batch.images)
+            computed()
             encoding.finish()
         first = part.commit_over(job.replaces)
     return Result(clock.seconds, job.stop - first_new, first, part=part.content)

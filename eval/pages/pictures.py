@@ -15,10 +15,11 @@ from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.tables.pivots import SIGMA_HAT
 
 SIDES = (96, 64, 32, 16)
-"""Pixels of the longer side that images are reduced to, the first that fits the budget."""
+"""Pixels of the longer side that images are brought to, the first that fits the budget."""
 PIXELATED = 32
-"""Images up to this side are enlarged without smoothing."""
+"""Images up to this side are enlarged, each pixel to a square: who shows or prints a page would blur them."""
 MOST_ACROSS = 8
+DETERMINISTIC = "η = 0"
 TAG_BYTES = 120
 """What the page spends on an image besides its data."""
 
@@ -38,6 +39,13 @@ class ImageGrid(NamedTuple):
     def across(self) -> int:
         """Images side by side in a cell: 8 are 2 rows of 4."""
         return min(MOST_ACROSS, math.ceil(self.per_cell / max(1, math.isqrt(self.per_cell))))
+
+    @property
+    def same_noise(self) -> tuple[tuple[int, tuple[Markup, ...]], ...]:
+        """The images of eta = 0, by S: image n of each comes from one x_T (figure 5 of the paper). None for one S."""
+        rows = (cells for label, cells in self.rows if label == DETERMINISTIC)
+        found = tuple((s, images) for s, images in zip(self.steps, next(rows, ()), strict=False) if images)
+        return found if len(found) > 1 else ()
 
 
 class PagePicture(NamedTuple):
@@ -76,10 +84,16 @@ def grids(groups: Mapping[str, Mapping[EtaAndSteps, NDArray[np.uint8]]], budget:
             title: {place: [_png(image, side) for image in images] for place, images in cells.items()}
             for title, cells in groups.items()
         }
-        count = _fitting([pngs for cells in encoded.values() for pngs in cells.values()], budget)
+        count = _fitting([pngs for cells in encoded.values() for pngs in _as_shown(cells)], budget)
         if count:
             return [_grid(title, cells, count, groups[title]) for title, cells in encoded.items()]
     return []
+
+
+def _as_shown(cells: Mapping[EtaAndSteps, Sequence[bytes]]) -> list[Sequence[bytes]]:
+    """The images of each cell, twice if the page has them twice (`ImageGrid.same_noise`)."""
+    again = [pngs for (eta, _), pngs in cells.items() if eta == "0"]
+    return [*cells.values(), *(again if len(again) > 1 else [])]
 
 
 def _fitting(cells: Sequence[Sequence[bytes]], budget: int) -> int:
@@ -110,6 +124,9 @@ def _grid(
 
 def _png(image: NDArray[np.uint8], side: int) -> bytes:
     picture = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+    if max(picture.size) <= PIXELATED:
+        factor = max(1, side // max(picture.size))
+        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)

@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 
 from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.pages.answer import answer
-from taugrid.eval.pages.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from taugrid.eval.pages.charts.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from taugrid.eval.pages.charts.loss import loss_charts
+from taugrid.eval.pages.charts.quality import over_costs, over_steps
+from taugrid.eval.pages.comparisons import differences, effects
 from taugrid.eval.pages.environment import asset, environment
-from taugrid.eval.pages.loss_chart import loss_charts
-from taugrid.eval.pages.measured import Measured, measured
+from taugrid.eval.pages.measured import measured
 from taugrid.eval.pages.pictures import ImageGrid, PagePicture, data_uri, grids, uri_bytes
-from taugrid.eval.pages.pivots import ShadedTable, shaded_tables
+from taugrid.eval.pages.pivots import NO_SHADE, ShadedTable, shaded_tables
 from taugrid.eval.pages.protocol_table import protocol_rows
-from taugrid.eval.pages.quality_charts import over_costs, over_steps
 from taugrid.eval.tables.ablation.one_table import USUAL, Layout
 from taugrid.eval.tables.ablation.replicates import averaged
-from taugrid.eval.tables.differences_files import ABOUT, SaidDifference, said_difference, with_short_keys
+from taugrid.eval.tables.differences_files import ABOUT
 from taugrid.eval.tables.entries import entries, legend, marked_pivots, tabulated
 from taugrid.eval.tables.long_form import FID, in_grid_order
 from taugrid.eval.tables.reconstruction import LEGEND, RECONSTRUCTION_ERROR, reconstruction_frame, reconstruction_pivot
@@ -31,8 +32,6 @@ from taugrid.registry.metrics import MetricColumn
 
 LARGEST = 4_900_000
 """Bytes of a page."""
-MOST_DIFFERENCES = 400
-"""Rows of the table of differences. The rest are in tables/differences.csv."""
 FEW_SAMPLES = 10_000
 """The number of samples below which readers are warned of FID's bias."""
 
@@ -50,6 +49,8 @@ class PageFacts:
     """Rows and columns of the quality tables."""
     differences: Sequence[Mapping[str, Any]]
     """Rows of differences.csv, with None where there is nothing."""
+    effects: Sequence[Mapping[str, Any]]
+    """Rows of effects.csv, likewise."""
     published: Sequence[Mapping[str, Any]]
     """Rows of published.csv."""
     costs: Sequence[Mapping[str, Any]]
@@ -82,7 +83,21 @@ def report_html(found: PageFacts) -> str:
     room = LARGEST - len(_rendered(page).encode())
     pictures = list(_fitting(found.pictures, room // 2))
     room -= sum(len(picture.data) for picture in pictures)
-    return _rendered(page | {"pictures": _by_title(pictures), "grids": grids(found.samples, room)})
+    shown = grids(found.samples, room)
+    in_pictures = _in_pictures(found, shown)
+    return _rendered(page | {"pictures": _by_title(pictures), "grids": shown, "in_pictures": in_pictures})
+
+
+def _in_pictures(found: PageFacts, shown: Sequence[ImageGrid]) -> str:
+    """What the section of pictures has, such as "Consistency, interpolation"; empty if there is nothing."""
+    parts = {
+        "consistency": any(grid.same_noise for grid in shown),
+        "reconstruction": bool(found.reconstruction.get("rows")),
+        "interpolation": False,
+    }
+    files = [picture.file for picture, _ in found.pictures]
+    has = (part for part, is_there in parts.items() if is_there or any(file.startswith(part) for file in files))
+    return ", ".join(has).capitalize()
 
 
 def _by_title(pictures: Sequence[PagePicture]) -> dict[str, list[PagePicture]]:
@@ -122,16 +137,18 @@ def _content(found: PageFacts) -> dict[str, Any]:
         "over_steps": over_steps(cells, found.published) if cells else None,
         "published": found.published,
         "costs": over_costs(cells, found.costs) if cells and found.costs else None,
-        "differences": _differences(found.differences),
+        "differences": differences(found.differences),
         "about_differences": ABOUT,
+        "effects": effects(found.effects, tabulated(in_grid_order(rows))) if rows else None,
         "reconstruction": _reconstruction(found.reconstruction),
         "losses": loss_charts(found.losses) if found.losses else None,
         "protocol": protocol_rows(protocols),
         "provenance": found.provenance,
         "config": found.config,
-        "warnings": [*found.warnings, *_few_samples(cells, rows)],
+        "warnings": warnings(found),
         "pictures": _by_title([picture for picture, _ in found.pictures]),
         "grids": no_grids,
+        "in_pictures": _in_pictures(found, no_grids),
     }
 
 
@@ -169,18 +186,17 @@ def _tables(found: PageFacts) -> Iterator[MetricTables]:
         about = legend(marked_pivots(frame, metric, *marks), metric)
         has_error = metric.error is not None and frame[metric.error].notna().any()
         error = of_means or (f"± is {metric.error_means}." if has_error else "")
-        yield MetricTables(metric, shaded_tables(frame, metric, *marks), [*filter(None, [error]), *about])
+        tables = shaded_tables(frame, metric, *marks)
+        yield MetricTables(metric, tables, [*filter(None, [error]), *about, *_meaning(tables)])
 
 
-def _differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The differences by direction, as people read them."""
-    groups: dict[str, list[SaidDifference]] = {}
-    for row in with_short_keys(rows[:MOST_DIFFERENCES]):
-        along = {"steps": "S", "": "other pairs"}.get(row["along"], row["along"])
-        heading = ": ".join(filter(None, [f"Along {along}", row["settings"]]))
-        groups.setdefault(heading, []).append(said_difference(row))
-    notes = list(dict.fromkeys(row["note"] for row in rows if row["note"]))
-    return {"groups": groups, "left_out": max(0, len(rows) - MOST_DIFFERENCES), "notes": notes}
+def _meaning(tables: Sequence[ShadedTable]) -> list[str]:
+    """What bold numbers and shades mean, as far as there are any."""
+    seen = [entry for table in tables for _, row in table.rows for entry in row]
+    bold = "The best of a column is bold." if any(entry.best for entry in seen) else ""
+    shades = "Shades go from the best value (blue) to the worst (orange)."
+    is_shaded = any(entry.shade != NO_SHADE for entry in seen)
+    return [" ".join(filter(None, [bold, shades if is_shaded else ""]))] if bold or is_shaded else []
 
 
 def _reconstruction(document: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -195,8 +211,12 @@ def _reconstruction(document: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _few_samples(cells: Sequence[Measured], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    least = min((row["num_samples"] for row in rows), default=FEW_SAMPLES)
-    if not cells or least >= FEW_SAMPLES:
-        return []
-    return [f"N = {least:,}: FID is biased upwards at a small N, so compare these numbers only with others of that N"]
+def warnings(found: PageFacts) -> list[str]:
+    """The warnings of the page: those of the run, and that FIDs of few samples are biased."""
+    least = min((row["num_samples"] for row in found.document.get("rows", ()) if row["fid"] is not None), default=None)
+    if least is None or least >= FEW_SAMPLES:
+        return [*found.warnings]
+    about_few = (
+        f"N = {least:,}: FID is biased upwards at a small N, so compare these numbers only with others of that N"
+    )
+    return [*found.warnings, about_few]

@@ -7,7 +7,7 @@ replicates also has their standard deviation, in brackets, and their number n wh
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -134,6 +134,11 @@ def _alike_over_seeds(
     values = dict(zip(frame["cell"], frame[metric.name], strict=True))
     pairs = (pair for table in tables for pair in against_best(table, metric.higher_is_better))
     return {cell for best, cell in pairs if alike_over_seeds(means.members[best], means.members[cell], values)}
+
+
+def has_best(tables: Iterable[Pivot], metric: MetricColumn) -> bool:
+    """Whether the best of some column is marked."""
+    return any(entry.best for table in tables for _, row in entries(table, metric) for entry in row)
 
 
 def legend(tables: Sequence[Pivot], metric: MetricColumn) -> list[str]:

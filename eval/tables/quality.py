@@ -8,7 +8,7 @@ import pandas as pd
 
 from taugrid.eval.tables.ablation.one_table import USUAL, Layout
 from taugrid.eval.tables.ablation.replicates import varying_seeds
-from taugrid.eval.tables.entries import sizes
+from taugrid.eval.tables.entries import has_best, marked_pivots, sizes, tabulated
 from taugrid.eval.tables.latex import to_latex
 from taugrid.eval.tables.long_form import in_grid_order, long_form
 from taugrid.eval.tables.markdown import to_markdown
@@ -40,8 +40,9 @@ def write_quality(
         shown: the rows of quality.md and .tex, if these also have places for cells without scores.
     """
     table, ordered = long_form(rows), in_grid_order(shown or rows)
-    about = _about(table, protocols)
     marked = (protocols, indistinguishable, joined, layout)
+    has_bold = any(has_best(marked_pivots(ordered, metric, *marked), metric) for metric in tabulated(ordered))
+    about = _about(table, protocols, has_bold)
     document = {"rows": table.to_dict("records"), "protocols": protocols, "notes": list(notes)}
     document |= {"indistinguishable": sorted(indistinguishable), "joined": sorted(joined)}
     listed = "\n".join(f"- {note}" for note in notes)
@@ -57,7 +58,7 @@ def write_quality(
             temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _about(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> str:
+def _about(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields], has_bold: bool) -> str:
     """One line with N, reference, extractor, and the meaning of ± and bold."""
     spelled = [protocols[name] for name in dict.fromkeys(frame["protocol"]) if name in protocols]
     parts = [f"N = {sizes(frame)} samples per cell" if len(frame) else "no cell has been scored"]
@@ -69,7 +70,7 @@ def _about(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> str:
             "± beside FID is one standard error of sampling at this N (neither its bias nor the spread between "
             "trainings)"
         )
-    parts.append("bold is the best of its column")
+    parts += ["bold is the best of its column"] if has_bold else []
     line = "; ".join(parts) + "."
     return line[0].upper() + line[1:]
 

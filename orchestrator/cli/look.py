@@ -68,10 +68,11 @@ def verify(directory: str, as_json: bool) -> None:
     """Re-read every file of a run, decode every image, and say what to do about damage."""
     from taugrid.orchestrator.opened import open_existing
     from taugrid.orchestrator.progress import Progress
-    from taugrid.orchestrator.verification.next_steps import in_words, next_steps
+    from taugrid.orchestrator.verification.next_steps import in_words, next_steps, unfinished_in_words
     from taugrid.orchestrator.verification.verify import verify as verify_files
 
     opened = open_existing(directory)
+    opened.rundir.downloads = False  # to look at a run fetches nothing
     total = sum(cell.settings.num_samples for cell in opened.plan.cells)
     with Progress() as progress:
         progress.begin("verifying", total, "images")
@@ -83,8 +84,8 @@ def verify(directory: str, as_json: bool) -> None:
             seen += count
             progress.update(seen)
 
-        damages = verify_files(opened.config, opened.plan, opened.rundir, tick)
-    steps = next_steps(damages, opened.plan, opened.rundir)
+        damages, unfinished = verify_files(opened.config, opened.plan, opened.rundir, tick)
+    steps = next_steps(damages, opened.config, opened.plan, opened.rundir)
     listed = [
         {
             "path": (shown := opened.rundir.relative(path)),
@@ -95,20 +96,23 @@ def verify(directory: str, as_json: bool) -> None:
         for (path, reason), step in zip(damages, steps, strict=True)
     ]
     if as_json:
-        click.echo(json.dumps({"dir": opened.rundir.shown, "images": seen, "damaged": listed}, indent=2))
+        lacking = [{"path": opened.rundir.relative(path), "reason": reason} for path, reason in unfinished]
+        document = {"dir": opened.rundir.shown, "images": seen, "damaged": listed, "unfinished": lacking}
+        click.echo(json.dumps(document, indent=2))
     else:
         for damage, step in zip(listed, steps, strict=True):
             more = f"; {step.words}" if step.words not in damage["reason"] else ""
             of = f" ({damage['of']})" * bool(damage["of"])
             click.echo(f"{damage['path']}{of}: {damage['reason']}{more}")
-        verdict = f"{counted(len(listed), 'problem')} found" if listed else "everything is intact"
+        intact = "what is there is intact" if unfinished else "everything is intact"
+        verdict = f"{counted(len(listed), 'problem')} found" if listed else intact
         removed = sum(opened.rundir.has_removed_images(cell) for cell in opened.plan.cells)
         of_removed = f"; images removed: {counted(removed, 'cell')}, whose records are checked" if removed else ""
         click.echo(f"{counted(seen, 'image')} decoded{of_removed}; {verdict}", err=bool(listed))
-        for line in in_words(steps):
+        for line in [*in_words(steps), *unfinished_in_words(unfinished, opened.rundir)]:
             click.echo(line, err=True)
-    if listed:
-        sys.exit(Exit.FAILED)
+    if listed or unfinished:
+        sys.exit(Exit.FAILED if listed else Exit.INCOMPLETE)
 
 
 @click.command()
@@ -185,4 +189,4 @@ def compare(
     opened = open_existing(directory)
     cell_a, cell_b = others
     compared = compare_cells(opened.config, opened.plan, opened.rundir, cell_a, cell_b, join)
-    print_value(compared, as_json, lambda row: "\n".join(filter(None, [difference_line(row), row["note"]])))
+    print_value(compared, as_json, lambda row: "\n".join(filter(None, [f"FID, {difference_line(row)}", row["note"]])))

@@ -103,6 +103,8 @@ def _work(
         click.echo(json.dumps(outcome_json(opened.rundir, outcome), indent=2, allow_nan=False))
     else:
         asked = opened.config.report.join_protocols, layout(opened.config, opened.plan)
-        print_outcome(opened.rundir, outcome, *asked, opened.plan)
+        makes_images = "sample" in stages or "train" in stages
+        again = "run the same command again" if makes_images else f"`taugrid run {opened.rundir.shown}`"
+        print_outcome(opened.rundir, outcome, *asked, opened.plan, again)
     if outcome.missing:
         sys.exit(Exit.INCOMPLETE)

@@ -189,14 +189,14 @@ def missing_lines(missing: Mapping[str, str], labels: Mapping[str, str]) -> list
     return lines + [f"... and {counted(untold, 'more cell')}"] * bool(untold)
 
 
-def _advice(outcome: "Outcome") -> str:
-    """What to do about what is missing."""
+def _advice(outcome: "Outcome", again: str) -> str:
+    """What to do about what is missing; `again` is the command that makes it."""
     lasting = set(outcome.missing) & set(outcome.lasting)
     if not lasting:
-        return "run the same command again to finish what is missing" if outcome.missing else ""
+        return f"{again} to finish what is missing" if outcome.missing else ""
     advice = "a training that failed as above fails again with the same command: change what its line names"
     rest = len(outcome.missing) - len(lasting)
-    return advice + (f"; run the same command again to finish the other {counted(rest, 'cell')}" if rest else "")
+    return advice + (f"; {again} to finish the other {counted(rest, 'cell')}" if rest else "")
 
 
 def _some(cells: Sequence[str]) -> str:
@@ -237,10 +237,12 @@ def print_outcome(
     join_protocols: bool = False,
     layout: "Layout | None" = None,
     plan: "Plan | None" = None,
+    again: str = "run the same command again",
 ) -> None:
     """Print the table on stdout, and on stderr what is missing and where the results are.
 
-    With `plan`, the table has a place for each of its cells, scored or not.
+    With `plan`, the table has a place for each of its cells, scored or not. `again` says which command makes what is
+    missing.
     """
     people = Console(stderr=True, highlight=False, soft_wrap=True)
     if outcome.rows and outcome.evidence is not None:
@@ -252,13 +254,16 @@ def print_outcome(
         Console(highlight=False, soft_wrap=is_text).print(outcome.text, markup=False)
     for line in missing_lines(outcome.missing, outcome.labels):
         people.print(line, markup=False)
-    if advice := _advice(outcome):
-        people.print(advice)
+    if advice := _advice(outcome, again):
+        people.print(advice, markup=False)
     for name, path in (
+        ("report", rundir.report),
         ("models", rundir.models),
         ("samples", rundir.samples),
         ("tables", rundir.tables),
         ("figures", rundir.figures),
     ):
         if rundir.storage.exists(path):
-            people.print(with_urls(f"{name + ':':9}{path}"), markup=False)
+            warned = f" ({counted(len(outcome.warnings), 'warning')} at its end)" if outcome.warnings else ""
+            line = f"{name + ':':9}{path}{warned if path == rundir.report else ''}"
+            people.print(with_urls(line), markup=False)

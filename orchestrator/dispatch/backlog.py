@@ -91,17 +91,24 @@ class Backlog:
 
     def take(self, kinds: Collection[str], place: str | None = None) -> str | None:
         """Remove and return the first task of `kinds` that has not failed at `place`, a node or a worker; or None."""
-        for kind, queue in self._fresh.items():
-            while queue and kind in kinds:
-                rank = heapq.heappop(queue)
-                if self._is_fresh[rank]:  # not removed meanwhile
-                    self._is_fresh[rank] = False
-                    self._ready[kind] -= 1
-                    return self._tasks[rank].key
+        for kind in self._fresh:
+            if kind in kinds and (key := self.take_fresh(kind)) is not None:
+                return key
         for kind, retries in self._retries.items():
             if retries and kind in kinds and (again := retries.take(place)) is not None:
                 self._ready[kind] -= 1
                 return self._tasks[again].key
+        return None
+
+    def take_fresh(self, kind: str) -> str | None:
+        """Remove and return the first task of `kind` that has not failed anywhere; None if there is none."""
+        queue = self._fresh[kind]
+        while queue:
+            rank = heapq.heappop(queue)
+            if self._is_fresh[rank]:  # not removed meanwhile
+                self._is_fresh[rank] = False
+                self._ready[kind] -= 1
+                return self._tasks[rank].key
         return None
 
     def complete(self, key: str) -> None:

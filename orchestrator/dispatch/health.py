@@ -121,8 +121,10 @@ class Health:
         self._note(worker)
 
     def failed(self, worker: str, now: float, reason: str, strong: bool) -> Benching | None:
-        """`worker` failed a task that may not be to blame."""
+        """`worker` failed a task that may not be to blame. If it is benched, it had that task in hand before."""
         record = self._workers[worker]
+        if record.until is not None:
+            return None
         record.failures += 1
         record.reason, record.strong = reason, strong or record.strong
         self._note(worker)
@@ -207,8 +209,8 @@ class Health:
         record = self._workers[worker]
         return not self._nodes[record.node].proven, record.benches, record.failures
 
-    def due(self, now: float, at_once: bool) -> list[str]:
-        """The benched workers that should say hello now, which are then asked.
+    def due(self, now: float, at_once: bool, busy: Collection[str] = ()) -> list[str]:
+        """The benched workers that should say hello now, which are then asked. Those that are `busy` are not.
 
         `at_once`: nobody works, though there is work. Then it makes no sense to sit out a bench on weak evidence.
         """
@@ -218,6 +220,7 @@ class Health:
             for name, record in benched
             if record.until is not None
             and not record.asked
+            and name not in busy
             and (record.until <= now or (at_once and not record.strong))
         ]
         for name in due:

@@ -69,7 +69,11 @@ class Loop:
         self._events = events
         self._log = log
         self._dispatcher = Dispatcher(
-            (piece.task for piece in pieces.values()), list(self._kinds), limits.max_attempts, limits.hang_seconds
+            (piece.task for piece in pieces.values()),
+            list(self._kinds),
+            limits.max_attempts,
+            limits.hang_seconds,
+            second=True,
         )
         spare_kinds = frozenset(kind.name for kind in kinds if not kind.needs_network)
         room = Room(pool, self._dispatcher, workers, not embedded, spare_kinds, limits.max_wait_seconds)
@@ -105,7 +109,8 @@ class Loop:
         for worker in self._dispatcher.overdue(now):
             self._pool.kill(worker)
             silent = duration(self._limits.hang_seconds)
-            self._lost(Lost(worker, f"killed after {silent} without a heartbeat (cluster.hang_seconds)", False))
+            said = f"killed after {silent} without a heartbeat (cluster.hang_seconds)"
+            self._lost(Lost(worker, said, False), certain=True)
         self._crew.tend(now)
         assignments = self._dispatcher.assign(now)
         for worker, task, speculative in assignments:
@@ -115,7 +120,7 @@ class Loop:
             self._events.note("assigned", task=task.key, worker=worker, node=info.node, device=info.device)
         self._write_down()  # before a job begins: if this driver dies, the device of its file must be known
         for worker, task, _ in assignments:
-            self._pool.give(worker, self._pieces[task.key].job)
+            self._pool.give(worker, self._pieces[task.key].job, task.key)
         self._progress.tick()
 
     def _write_down(self) -> None:
@@ -143,14 +148,14 @@ class Loop:
             case Heard():
                 if event.worker in self._dispatcher.running:
                     self._heard(event)
-            case Done(worker, result):
+            case Done(worker, result, key):
                 self._crew.worked()
-                if (fault := self._unseen(worker, result)) is None:
-                    self._record(worker, result)
+                if (fault := self._unseen(key, result)) is None:
+                    self._record(worker, result, key)
                 else:
-                    self._failed(Failed(worker, fault, str(fault)))
+                    self._failed(Failed(worker, fault, str(fault), key))
             case Failed():
-                if event.worker in self._dispatcher.running:
+                if event.key is not None:
                     self._failed(event)
                 else:
                     self._crew.refused(event)
@@ -173,9 +178,8 @@ class Loop:
         if (said := self._long_shards.heard(worker, job, fraction, now)) is not None:
             self._progress.say(said)
 
-    def _unseen(self, worker: str, result: Result) -> NotCommitted | None:
-        """Why the driver does not believe that a worker's task is done; of a task that is done, a copy may be gone."""
-        key = self._dispatcher.running[worker]
+    def _unseen(self, key: str, result: Result) -> NotCommitted | None:
+        """Why the driver does not believe that a task is done; of a task that is done, a copy may be gone."""
         if key not in self._dispatcher.done:
             try:
                 confirm(self._pieces[key].job, result)
@@ -183,9 +187,9 @@ class Loop:
                 return fault
         return None
 
-    def _record(self, worker: str, result: Result) -> None:
-        piece = self._pieces[self._dispatcher.running[worker]]
-        first = self._dispatcher.succeeded(worker, time.monotonic())
+    def _record(self, worker: str, result: Result, key: str) -> None:
+        piece = self._pieces[key]
+        first = self._dispatcher.succeeded(worker, time.monotonic(), key)
         kind, info = self._kinds[piece.task.kind], self._crew.infos[worker]
         name, fields = kind.event(piece, result, first)
         self._events.note(name, **fields, worker=worker, node=info.node, device=info.device)
@@ -197,7 +201,7 @@ class Loop:
 
     def _failed(self, failure: Failed) -> None:
         worker, cause = failure.worker, failure.cause
-        doing = self._dispatcher.running[worker]
+        doing = failure.key or self._dispatcher.running[worker]
         if _fills(cause, self._pieces[doing].job):
             raise RunFailed(in_one_line(cause))
         if isinstance(cause, WorkerRefusal):
@@ -207,19 +211,20 @@ class Loop:
         reason = str(cause) if isinstance(cause, UserError | DoesNotFit) else failure.summary
         if of_the_accelerator(cause):  # the process is of no more use, and the task may do the same to the next
             self._pool.kill(worker)
-            self._lost(Lost(worker, reason, False))
+            self._dispatcher.bring_forward(worker, doing, time.monotonic())
+            self._lost(Lost(worker, reason, False), certain=True)
             return
-        charge = self._dispatcher.failed(worker, time.monotonic(), _fault(cause), reason)
+        charge = self._dispatcher.failed(worker, time.monotonic(), _fault(cause), reason, doing)
         self._charge(worker, charge, f"{reason} (details: {path})")
         if isinstance(cause, FINAL) and charge.quarantined:
             self._give_up_cell_of(doing)
         self._crew.benched(charge.benching, reason)
 
-    def _lost(self, event: Lost) -> None:
+    def _lost(self, event: Lost, certain: bool = False) -> None:
         worker, reason = event.worker, event.reason
         self._log(worker, reason)
         self._events.note("lost", worker=worker, reason=reason)
-        charge = self._dispatcher.worker_lost(worker, time.monotonic(), reason, event.with_its_node)
+        charge = self._dispatcher.worker_lost(worker, time.monotonic(), reason, event.with_its_node, certain)
         self._charge(worker, charge, f"lost {worker}, starting another: {reason}")
         self._crew.benched(charge.benching, f"its workers die ({reason})")
         self._crew.gone(worker, reason)

@@ -12,8 +12,14 @@ What a failure is charged to:
   only suspect at that time.
 - the loss of a node: to nobody.
 
+A worker that is at a task may have a second one in hand, which it begins by itself when the first only writes or is
+done: then nothing waits for the driver. It gets one only while more are ready than there are workers, so that none is
+kept from an idle one, and only if neither has ever been in trouble. Which of the two a worker died of cannot be known,
+so neither is charged; both have been in trouble from then on, and a task that kills will do so alone.
+
 `history.suffices` says when a task is quarantined. Once the queue has nothing for it, an idle worker takes a copy of
-the oldest task that runs much longer than similar ones, or is silent. Commits are idempotent, so the first copy counts.
+a task that waits behind another, or of the oldest one that runs much longer than similar ones or is silent. Commits are
+idempotent, so the first copy counts.
 
 No event and no assignment costs time that grows with the number of tasks or with workers times workers; docs/scale.md
 has the figures for 512 workers.
@@ -77,8 +83,14 @@ class Dispatcher:
     """
 
     def __init__(
-        self, tasks: Iterable[Task], kinds: Sequence[str], max_attempts: int = 3, hang_seconds: float = 600.0
+        self,
+        tasks: Iterable[Task],
+        kinds: Sequence[str],
+        max_attempts: int = 3,
+        hang_seconds: float = 600.0,
+        second: bool = False,
     ) -> None:
+        """`second`: whether a worker may have a second task in hand."""
         self._backlog = Backlog(tasks, kinds)
         self._health = Health()
         self._max_attempts = max_attempts
@@ -88,6 +100,10 @@ class Dispatcher:
         self._running: dict[str, Running] = {}
         self._keys: dict[str, str] = {}  # worker -> key of its task
         self._runners: dict[str, list[str]] = {}  # key -> the workers that are at it, of those that somebody is at
+        self._single: dict[str, None] = {}  # workers that are at a task and may get a second, an ordered set
+        self._second: dict[str, str] = {}  # worker -> key of the task that waits behind the first
+        self._behind: dict[str, str] = {}  # the other way round
+        self._gives_second = second
         self._histories: dict[str, TaskHistory] = {}
         self._suspects: deque[str] = deque()  # those that wait, the one on trial first
         self._suspected: set[str] = set()
@@ -119,6 +135,10 @@ class Dispatcher:
     def running(self) -> Mapping[str, str]:
         """Worker -> key of its current task."""
         return MappingProxyType(self._keys)
+
+    def in_hand(self, worker: str) -> list[str]:
+        """The keys of the tasks that `worker` has, the one that it is at first."""
+        return [some[worker] for some in (self._keys, self._second) if worker in some]
 
     @property
     def oldest(self) -> float:
@@ -168,17 +188,21 @@ class Dispatcher:
 
     def assign(self, now: float) -> list[Assignment]:
         """Assign tasks to idle workers, as far as there are any; they count as running from `now`."""
-        if not self._idle:
-            return []
-        assignments = [self._start(worker, key, now) for worker, key in self._ready()]
-        assignments += [self._start(worker, key, now) for worker, key in self._trial(now)]
-        return assignments + [self._start(worker, key, now, speculative=True) for worker, key in self._copies(now)]
+        assignments = []
+        if self._idle:
+            assignments = [self._start(worker, key, now) for worker, key in self._ready()]
+            assignments += [self._start(worker, key, now) for worker, key in self._trial(now)]
+            assignments += [self._start(worker, key, now, speculative=True) for worker, key in self._copies(now)]
+        return assignments + list(self._seconds(now)) if self._gives_second else assignments
 
-    def succeeded(self, worker: str, now: float) -> bool:
-        """`worker` finished its task. True if it was the first to do so."""
+    def succeeded(self, worker: str, now: float, key: str | None = None) -> bool:
+        """`worker` finished the task `key` (None: the one that it was at). True if it was the first to do so."""
+        overtook = self.bring_forward(worker, key, now)
         running = self._release(worker)
         key, node = running.task.key, self._health.node(worker)
-        self._idle[worker] = None
+        self._go_on(worker, now)
+        if overtook:
+            del self._single[worker]  # a third would beat for the first, which may hang
         self._health.succeeded(worker)
         if key in self.done or key in self.quarantined:
             return False
@@ -186,14 +210,18 @@ class Dispatcher:
             for other in self._histories[key].evidence.keys() - {node}:
                 self._health.convict(other)
         self._suspected.discard(key)
-        self._pace.add(running.task, now - running.since)
+        if not overtook:
+            self._pace.add(running.task, now - running.since)
         self._backlog.complete(key)
         return True
 
-    def failed(self, worker: str, now: float, fault: Fault = Fault.TASK, reason: str = "") -> Charge:
-        """`worker` failed its task but is alive."""
+    def failed(
+        self, worker: str, now: float, fault: Fault = Fault.TASK, reason: str = "", key: str | None = None
+    ) -> Charge:
+        """`worker` failed the task `key` (None: the one that it was at) but is alive."""
+        self.bring_forward(worker, key, now)
         key, node = self._release(worker).task.key, self._health.node(worker)
-        self._idle[worker] = None
+        self._go_on(worker, now)
         history = self._histories.setdefault(key, TaskHistory())
         agreed = bool(self._health.proven() & (history.errors.keys() - {node}))
         history.met |= {worker, node}
@@ -212,7 +240,8 @@ class Dispatcher:
     def give_up(self, keys: Iterable[str]) -> set[str]:
         """Quarantine those of `keys` that nobody runs and that are open; returns which."""
         closed = (self.done, self.quarantined, self.unreachable)
-        waiting = {key for key in keys if key not in self._runners and not any(key in some for some in closed)}
+        in_hand = (self._runners, self._behind)
+        waiting = {key for key in keys if not any(key in some for some in (*in_hand, *closed))}
         if waiting & self._suspected:
             self._suspected -= waiting
             self._suspects = deque(key for key in self._suspects if key not in waiting)
@@ -221,10 +250,18 @@ class Dispatcher:
                 self._backlog.give_up(key)
         return waiting
 
-    def worker_lost(self, worker: str, now: float, reason: str = "", with_its_node: bool = False) -> Charge:
-        """`worker` is gone, and its work with it."""
+    def worker_lost(
+        self, worker: str, now: float, reason: str = "", with_its_node: bool = False, certain: bool = False
+    ) -> Charge:
+        """`worker` is gone, and its work with it. `certain`: due to the task that it was at, not to a second one."""
+        waited = self._second.pop(worker, None)
         running = self._release(worker) if worker in self._running else None
         self._idle.pop(worker, None)
+        if waited is not None:
+            del self._behind[waited]
+            if not with_its_node:
+                self._histories.setdefault(waited, TaskHistory()).met |= {worker, self._health.node(worker)}
+            self._settle(waited, False)
         key, node = running.task.key if running else None, self._health.node(worker)
         benching = None
         if not with_its_node and key not in self._suspected:
@@ -235,6 +272,9 @@ class Dispatcher:
             return Charge(key, key is not None and self._settle(key, False), benching)
         history = self._histories.setdefault(key, TaskHistory())
         history.met |= {worker, node}
+        if waited is not None and not certain:
+            self._lost_last = None
+            return Charge(key, self._settle(key, False), benching)
         history.losses[node] += 1
         history.losses_in_a_row = history.losses_in_a_row + 1 if self._lost_last == key else 1
         self._lost_last = key
@@ -258,6 +298,7 @@ class Dispatcher:
         may_be_late = any(running.task.kind not in ready for running in self._running.values())
         late = [self._backlog.task(key).kind for key in self._late(now)] if may_be_late else []
         found = Counter(ready) + Counter(kind for kind in late if kind not in ready)
+        found += Counter(self._backlog.task(key).kind for key in self._waiting())
         if self._may_try():
             found[self._backlog.task(self._suspects[0]).kind] += 1
         return found
@@ -265,7 +306,7 @@ class Dispatcher:
     def due(self, now: float) -> list[str]:
         """The benched workers that are to say hello now: call `readmitted` or `refused` (or `worker_lost`) then."""
         at_once = not self._running and bool(wanted := self.startable) and not self._health.able(self._idle, wanted)
-        return self._health.due(now, at_once)
+        return self._health.due(now, at_once, self._running)
 
     def readmitted(self, worker: str) -> None:
         """`worker` passed its hello."""
@@ -289,14 +330,57 @@ class Dispatcher:
 
     def _start(self, worker: str, key: str, now: float, speculative: bool = False) -> Assignment:
         del self._idle[worker]
+        return Assignment(worker, self._begin(worker, key, now), speculative)
+
+    def _begin(self, worker: str, key: str, now: float) -> Task:
         task = self._backlog.task(key)
         self._running[worker] = Running(task, now, now)
         self._keys[worker] = key
         self._runners.setdefault(key, []).append(worker)
-        return Assignment(worker, task, speculative)
+        self._single[worker] = None
+        return task
+
+    def _go_on(self, worker: str, now: float) -> None:
+        """`worker`, which is at nothing, goes on with its second task or idles."""
+        if (key := self._second.pop(worker, None)) is None:
+            self._idle[worker] = None
+        else:
+            del self._behind[key]
+            self._begin(worker, key, now)
+
+    def bring_forward(self, worker: str, key: str | None, now: float) -> bool:
+        """If `key` is the second task of `worker`, which has overtaken the first, let it be the first. True if so."""
+        if key is None or self._second.get(worker) != key:
+            return False
+        first = self._release(worker).task.key
+        self._go_on(worker, now)
+        del self._single[worker]
+        self._second[worker], self._behind[first] = first, worker
+        return True
+
+    def _seconds(self, now: float) -> Iterator[Assignment]:
+        """Workers that are at a task, each with a second one of the same kind."""
+        plenty = len(self._backlog) - self.workers
+        if plenty <= 0:
+            return
+        kinds = self._backlog.kinds
+        for worker in self._health.able(self._single, kinds):
+            running = self._running[worker]
+            if running.since == now or running.task.key in self._histories:  # the first must begin first
+                continue
+            if plenty > 0 and (key := self._backlog.take_fresh(running.task.kind)) is not None:
+                plenty -= 1
+                del self._single[worker]
+                self._second[worker], self._behind[key] = key, worker
+                yield Assignment(worker, self._backlog.task(key), False)
+
+    def _waiting(self) -> list[str]:
+        """The tasks that wait behind another, and that nobody is at."""
+        return [key for key in self._behind if key not in self._runners and key not in self.done]
 
     def _release(self, worker: str) -> Running:
         key, running = self._keys.pop(worker), self._running.pop(worker)
+        self._single.pop(worker, None)
         self._runners[key].remove(worker)
         if not self._runners[key]:
             del self._runners[key]
@@ -310,7 +394,7 @@ class Dispatcher:
             self._suspected.discard(key)
             self._backlog.give_up(key)
             return True
-        if key not in self._runners:
+        if key not in self._runners and key not in self._behind:
             if key in self._suspected:
                 self._suspects.appendleft(key)
             else:
@@ -360,7 +444,7 @@ class Dispatcher:
 
     def _copies(self, now: float) -> Iterator[tuple[str, str]]:
         """Idle workers, each with the oldest late task that it may copy, if possible one that its node does not run."""
-        late = self._late(now) if self._idle else {}
+        late = {key: {self._health.node(self._behind[key])} for key in self._waiting()} | self._late(now)
         kinds = {key: self._backlog.task(key).kind for key in late}
         for worker in self._health.able(self._idle, set(kinds.values())):
             node, takes = self._health.node(worker), self._health.takes(worker)
@@ -385,7 +469,7 @@ class Dispatcher:
         if key in self.done or key in self.quarantined or key in self._suspected:
             return False
         copies = [self._running[runner] for runner in self._runners[key]]
-        audible = sum(not copy.is_silent(now) for copy in copies)
+        audible = sum(not copy.is_silent(now) for copy in copies) + (key in self._behind)
         return audible <= 1 and len(copies) < MOST_COPIES and self.attempts(key) < self._max_attempts
 
 

@@ -15,7 +15,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from taugrid.errors import last_line
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size, nodes
-from taugrid.workers.actor import Pulse
+from taugrid.workers.actor import IN_HAND, Pulse
 
 BEATS_A_SECOND = 100
 """How many heartbeats of all workers together the driver listens to: each costs it about half a millisecond."""
@@ -54,6 +54,8 @@ class Done:
 
     worker: str
     result: Result
+    key: str
+    """Of its task."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Failed:
     """The worker's exception, of its original type."""
     traceback: str
     """The whole traceback, as text."""
+    key: str | None = None
+    """Of the job's task; None: it was a hello."""
 
     @property
     def summary(self) -> str:
@@ -125,7 +129,7 @@ class Pool:
             max_task_retries=0,
             scheduling_strategy="SPREAD",
             label_selector=self.selector,
-            concurrency_groups={"watch": 1},
+            concurrency_groups={"watch": 1, "work": IN_HAND},
         )(actor)
         self._arguments = arguments
         self.size = Size(cpus, gpus)
@@ -135,9 +139,9 @@ class Pool:
         self._probe = probe
         self._handles: dict[str, Any] = {}
         self._waiting: dict[Future[Any], str] = {}  # answer of hello or perform -> worker
+        self._keys: dict[Future[Any], str] = {}  # answer of perform -> key of the job's task
         self._watching: dict[Future[Any], str] = {}  # answer of where or watch -> worker
         self._answers: SimpleQueue[Future[Any]] = SimpleQueue()  # those that have come
-        self._joining: set[str] = set()
         self._beats: dict[str, int] = {}
         self._started = 0
 
@@ -174,12 +178,15 @@ class Pool:
 
     def greet(self, worker: str) -> None:
         """Have `worker` say hello, perhaps again; a `Joined`, `Failed` or `Lost` follows."""
-        self._joining.add(worker)
         self._waiting[self._answer(self._handles[worker].hello.remote(self._probe))] = worker
 
-    def give(self, worker: str, job: Job) -> None:
-        """Have `worker` do `job`; perhaps `Heard`s follow, and a `Done`, `Failed` or `Lost`."""
-        self._waiting[self._answer(self._handles[worker].perform.remote(pickle.dumps(job)))] = worker
+    def give(self, worker: str, job: Job, key: str) -> None:
+        """Have `worker` do `job`, of the task `key`; perhaps `Heard`s follow, and a `Done`, `Failed` or `Lost`.
+
+        Up to `workers.actor.IN_HAND` jobs may be given before one is done: they begin in turn.
+        """
+        answer = self._answer(self._handles[worker].perform.remote(pickle.dumps(job)))
+        self._waiting[answer], self._keys[answer] = worker, key
 
     def kill(self, worker: str) -> None:
         """End `worker`, whatever it is doing. Nothing follows."""
@@ -222,17 +229,14 @@ class Pool:
         return None if first_or_old else Heard(worker, answer.done, answer.of)
 
     def _outcome(self, worker: str, answer: Future[Any]) -> PoolEvent:
+        key = self._keys.pop(answer, None)
         try:
             value = answer.result()
         except RayTaskError as error:
-            self._joining.discard(worker)
-            return Failed(worker, error.cause, click.unstyle(str(error)))
+            return Failed(worker, error.cause, click.unstyle(str(error)), key)
         except RayError as error:  # its process or node died, ran out of memory, could not be started, ...
             return self._lost(worker, error)
-        if worker in self._joining:
-            self._joining.discard(worker)
-            return Joined(worker, value)
-        return Done(worker, pickle.loads(value))
+        return Joined(worker, value) if key is None else Done(worker, pickle.loads(value), key)
 
     def _lost(self, worker: str, error: RayError) -> Lost:
         handle = self._forget(worker)
@@ -244,11 +248,11 @@ class Pool:
         return Lost(worker, said, with_its_node)
 
     def _forget(self, worker: str) -> Any:
-        self._joining.discard(worker)
         self._beats.pop(worker, None)
         for calls in (self._waiting, self._watching):
             for answer in [answer for answer, other in calls.items() if other == worker]:
                 del calls[answer]
+                self._keys.pop(answer, None)
         return self._handles.pop(worker)
 
     def close(self) -> None:

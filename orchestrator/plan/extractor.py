@@ -20,9 +20,14 @@ def extractor(config: Config, download: bool = True) -> ExtractorSpec:
         evaluate, data = config.evaluate, config.data
         return resolve(evaluate.extractor, data.name, evaluate.weights, data.image_shape, download)
     except MissingWeights as error:
-        raise NotHere(f"evaluate: {error}") from None
+        raise NotHere(_with_key(error)) from None
     except ValueError as error:
-        raise UserError(f"evaluate: {error}") from None
+        raise UserError(_with_key(error)) from None
+
+
+def _with_key(error: ValueError) -> str:
+    said = str(error)
+    return said if said.startswith("evaluate.") else f"evaluate: {said}"
 
 
 def name_and_dimensions(config: Config) -> tuple[str, int | None]:

@@ -21,11 +21,17 @@ class Hand:
     joined: bool = False
     benched: bool = False
     task: str | None = None
+    second: str | None = None
+    """The task that it will go on with, if it has one in hand already."""
     first: Beaten | None = None
     """The first heartbeat that reported some of its task as done: loading and warming up come before."""
     last: Beaten | None = None
     warm: set[str] = field(default_factory=set)
     """The paces of the tasks that it has done: what such tasks need is loaded."""
+
+    def begin(self, at: float, task: str | None) -> None:
+        """It is at `task` from now on, or at nothing."""
+        self.task, self.since, self.first, self.last = task, at, None, None
 
     @property
     def fraction(self) -> float:
@@ -50,11 +56,14 @@ class Hands:
         elif name == "assigned":
             hand = self._hand(at, worker)
             hand.joined, hand.benched = True, False
-            hand.task, hand.since, hand.first, hand.last = event["task"], at, None, None
+            if hand.task is None:
+                hand.begin(at, event["task"])
+            else:
+                hand.second = event["task"]
         elif name == "benched" and worker in self.by_name:
             self.by_name[worker].benched = True
         elif name == "failed":
-            self.release(at, worker)
+            self.release(at, worker, event["task"])
         elif name in ("lost", "released"):
             self.lost += name == "lost"
             self.by_name.pop(worker, None)
@@ -66,10 +75,14 @@ class Hands:
             hand.last = Beaten(at, fraction)
             hand.first = hand.first or hand.last
 
-    def release(self, at: float, worker: str) -> None:
-        """A worker's task has ended."""
-        if (hand := self.by_name.get(worker)) is not None:
-            hand.task, hand.since, hand.first, hand.last = None, at, None, None
+    def release(self, at: float, worker: str, task: str | None = None) -> None:
+        """A worker's task has ended: `task`, or the one that it was at."""
+        hand = self.by_name.get(worker)
+        if hand is not None and task is not None and task == hand.second:
+            hand.second = None
+        elif hand is not None:
+            following, hand.second = hand.second, None
+            hand.begin(at, following)
 
     @property
     def joined(self) -> int:

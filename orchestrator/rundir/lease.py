@@ -186,8 +186,8 @@ def refusal(root: Path, holder: Holder | None) -> UserError:
     """What a second driver is told."""
     who = "" if holder is None else f" ({holder})"
     return UserError(
-        f"another taugrid command is at work in {root}{who}; wait for it, stop it, give another directory (--out, "
-        "--history), or take this one over with --break-lock"
+        f"another taugrid command is at work in {root}{who}; wait for it, stop it, give another directory (--out; of "
+        "nightly: --history), or take this one over with --break-lock"
     )
 
 

@@ -27,7 +27,9 @@ def software() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "versions": versions(PACKAGES),
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
+        "git_dirty": None
+        if (status := _git("status", "--porcelain", "--untracked-files=no")) is None
+        else bool(status),
     }
 
 

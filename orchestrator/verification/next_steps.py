@@ -1,12 +1,20 @@
 """What to do about each thing that `verify` found."""
 
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+from taugrid.config import Config, Data
+from taugrid.errors import UserError
+from taugrid.eval.sources import part_bounds
 from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.integrity import Damage
+from taugrid.orchestrator.verification.verify import NOT_SAMPLED, NOT_SCORED, NOT_TRAINED
 from taugrid.orchestrator.work import work_kinds
+from taugrid.words import counted
 
 RUN = "run"
 """The command that makes again what no other command makes."""
@@ -19,11 +27,48 @@ class NextStep(NamedTuple):
     words: str
 
 
-def next_steps(damages: Sequence[Damage], plan: Plan, rundir: RunDir) -> list[NextStep]:
+UNUSED = "the present config does not use it; delete it"
+"""What to do about a damaged score, or damaged features, of another protocol: no run would look at it."""
+
+
+def next_steps(damages: Sequence[Damage], config: Config, plan: Plan, rundir: RunDir) -> list[NextStep]:
     """What to do about each damage, in their order."""
+    unused = _unused(damages, config, plan, rundir)
     planned = {rundir.sample_part(cell, shard) for cell in plan.cells for shard in cell.shards}
     own = {kind.folder: kind.stage for kind in work_kinds() if kind.stage not in ("sample", "evaluate")}
-    return [_next_step(damage, rundir, own, damage.path in planned) for damage in damages]
+    return [
+        NextStep(None, UNUSED) if damage.path in unused else _next_step(damage, rundir, own, damage.path in planned)
+        for damage in damages
+    ]
+
+
+def _unused(damages: Sequence[Damage], config: Config, plan: Plan, rundir: RunDir) -> set[Path]:
+    """The damaged scores and features that the config's evaluation does not use; none if it can't be told now."""
+    inside = [path for path, _ in damages if {rundir.scores, rundir.features} & set(path.parents)]
+    there = {path for path in inside if rundir.storage.exists(path)}
+    if not there:
+        return set()
+    try:
+        scoring = evaluation(_without_downloads(config), plan, rundir.extractor)
+    except UserError:
+        return set()
+    folder, reference = rundir.extractor_folder(scoring.extractor), scoring.reference
+    parts = range(len(part_bounds(reference.num_images or 0)))
+    used = {rundir.reference_part(folder, reference.sha256, number) for number in parts}
+    for cell in plan.cells:
+        key = scoring.id(cell)
+        used |= {rundir.score(cell, key), rundir.influence(cell, key)}
+        used |= {rundir.feature_part(folder, cell, shard) for shard in cell.shards}
+    return there - used
+
+
+def _without_downloads(config: Config) -> Config:
+    """The config with references that are taken only from this machine."""
+    here, reference = {"download": False}, config.evaluate.reference
+    if isinstance(reference, Data):
+        reference = reference.model_copy(update=here)
+    evaluate = config.evaluate.model_copy(update={"reference": reference})
+    return config.model_copy(update={"data": config.data.model_copy(update=here), "evaluate": evaluate})
 
 
 def _next_step(damage: Damage, rundir: RunDir, own: dict[str, str], is_planned: bool) -> NextStep:
@@ -38,6 +83,14 @@ def _next_step(damage: Damage, rundir: RunDir, own: dict[str, str], is_planned: 
         return NextStep(None, "remove it: it belongs to no cell of the config")
     command = "report" if path in (rundir.provenance, rundir.tables / path.name) else own.get(folder, RUN)
     return NextStep(f"taugrid {command} {rundir.shown}", "")
+
+
+def unfinished_in_words(unfinished: Sequence[Damage], rundir: RunDir) -> list[str]:
+    """A line that counts what was never made; none if nothing is lacking."""
+    counts = Counter(reason for _, reason in unfinished)
+    nouns = {NOT_TRAINED: "model", NOT_SAMPLED: "shard", NOT_SCORED: "cell"}
+    said = [f"{counted(counts[reason], noun)} {reason}" for reason, noun in nouns.items() if counts[reason]]
+    return [f"{', '.join(said)}; `taugrid {RUN} {rundir.shown}` continues"] if said else []
 
 
 def in_words(steps: Sequence[NextStep]) -> list[str]:

@@ -1,6 +1,6 @@
 """Reads every byte of a run directory."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -12,6 +12,7 @@ from taugrid.config import Config
 from taugrid.errors import DamagedFile, NotHere, UserError
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.rundir.integrity import READERS, Damage
 from taugrid.orchestrator.work import work_kinds
@@ -21,16 +22,53 @@ from taugrid.storage import Storage, read_json, read_sealed
 GONE = "missing; put it back before you sample more (images, features and scores do not need it)"
 """The damage of a network's weights that are gone."""
 
+NOT_TRAINED, NOT_SAMPLED, NOT_SCORED = "not trained yet", "not sampled yet", "not scored yet"
+"""What of an unfinished run is not damage."""
 
-def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> list[Damage]:
+
+class Verified(NamedTuple):
+    """What is wrong with a run directory, and what was only never made."""
+
+    damages: list[Damage]
+    unfinished: list[Damage]
+    """Work that a run has not done yet: the file that it would make, and what is lacking."""
+
+
+class _Made(NamedTuple):
+    """What a run's events say was made. It is kept apart from what was not begun: only its loss is damage."""
+
+    shards: set[tuple[str, str]]
+    """Cell id and file name."""
+    scores: set[str]
+    """Cell ids."""
+
+
+def _made(events: Iterable[Mapping[str, Any]]) -> _Made:
+    made = _Made(set(), set())
+    for event in events:
+        match event["event"]:
+            case "shard":
+                made.shards.add((event["cell"], event["path"]))
+            case "score":
+                made.scores.add(event["task"].partition("/")[2])
+            case "damaged" if event["path"].startswith("samples/"):  # it was moved away, to be sampled again
+                _, folder, path = event["path"].split("/")
+                made.shards.discard((folder.rsplit("-", 1)[-1], path))
+    return made
+
+
+def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> Verified:
     """Re-read every file of a run and decode every image, calling `tick(n)` after n images.
+
+    Features are needed only to score, and may be deleted: their absence is no damage.
 
     It changes nothing, but if something is wrong it removes the ledger, so that the next run does not believe it.
 
     Several files are read at a time: reading, hashing and decoding release Python's lock.
     """
     found: list[Damage] = []
-    storage = rundir.storage
+    unfinished: list[Damage] = []
+    storage, made = rundir.storage, _made(read_events(rundir))
     rundir.ledger.distrust()
     if (said := orphans_in_words(config, plan, rundir)) is not None:
         found.append(Damage(rundir.samples, said))
@@ -40,7 +78,9 @@ def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], Non
             paths = storage.list(rundir.samples / name, "part-*.parquet")
             found += _read_all(paths, partial(_verify_images, shape=None, storage=storage), tick)
     for cell in plan.cells:
-        found += _verify_samples(cell, rundir, tick)
+        damages, lacking = _verify_samples(cell, rundir, made, tick)
+        found += damages
+        unfinished += lacking
     derived = [
         path
         for kind in work_kinds()
@@ -49,7 +89,11 @@ def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], Non
     ]
     found += _read_all(sorted(derived), partial(_verify_bytes, storage=storage), tick)
     scored = [cell for cell in plan.cells if rundir.scores_of(cell)]
-    found += [Damage(rundir.score(cell, "*"), "missing") for cell in plan.cells if scored and cell not in scored]
+    for cell in plan.cells:
+        if cell.id in made.scores and cell not in scored:
+            found.append(Damage(rundir.score(cell, "*"), "missing"))
+        elif scored and cell not in scored:
+            unfinished.append(Damage(rundir.score(cell, "*"), NOT_SCORED))
     changed = [path for path in storage.list(rundir.scores, "*.json") if read_sealed(path, storage) is None]
     found += [Damage(path, "it has changed since it was written") for path in changed]
     for path in (rundir.tables / "quality.json", rundir.provenance, rundir.root / RUN_FILE):
@@ -60,13 +104,14 @@ def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], Non
     if found:
         with suppress(OSError):  # of a directory that may only be read
             rundir.ledger.forget()
-    return list(dict.fromkeys(found))
+    return Verified(list(dict.fromkeys(found)), list(dict.fromkeys(unfinished)))
 
 
-def _verify_samples(cell: Cell, rundir: RunDir, tick: Callable[[int], None]) -> list[Damage]:
+def _verify_samples(cell: Cell, rundir: RunDir, made: _Made, tick: Callable[[int], None]) -> Verified:
     if not rundir.is_ready(cell.model):
-        return [Damage(rundir.models / cell.model.id, "not trained yet; `taugrid run` continues")]
+        return Verified([], [Damage(rundir.models / cell.model.id, NOT_TRAINED)])
     found: list[Damage] = []
+    unfinished: list[Damage] = []
     metadata: dict[str, Any] | None = None
     try:
         metadata = rundir.sample_metadata(cell)
@@ -87,11 +132,14 @@ def _verify_samples(cell: Cell, rundir: RunDir, tick: Callable[[int], None]) -> 
         path = rundir.sample_part(cell, shard)
         if shard.number in done:
             continue
-        if not rundir.storage.exists(path):
+        if rundir.storage.exists(path):
+            if all(damage.path != path for damage in found):
+                unfinished.append(Damage(path, NOT_SAMPLED))  # whole, but it holds fewer images than it should
+        elif (cell.id, path.name) in made.shards:
             found.append(Damage(path, "missing"))
-        elif all(damage.path != path for damage in found):
-            found.append(Damage(path, "it holds fewer images than the config asks for"))
-    return found
+        else:
+            unfinished.append(Damage(path, NOT_SAMPLED))
+    return Verified(found, unfinished)
 
 
 class _Read(NamedTuple):

@@ -8,7 +8,7 @@ import yaml
 
 from taugrid.config import Config
 from taugrid.eval.pages.pictures import PagePicture
-from taugrid.eval.pages.report import PageFacts, report_html
+from taugrid.eval.pages.report import PageFacts, report_html, warnings
 from taugrid.eval.tables.rows import without_nan
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.report import asked
@@ -23,7 +23,6 @@ from taugrid.storage import read_json, replacing
 from taugrid.words import counted
 
 PICTURES: Mapping[str, tuple[str, str]] = {
-    "consistency": ("The same x_T at every S", "Rows of S, columns of samples: each column starts from one x_T"),
     "reconstructions": ("Reconstructions", "Held-out images, and below them what each S makes of their x_T"),
     "interpolations": ("Interpolations", "Rows lead from one sample's x_T to another's"),
     "interpolation-square": ("Interpolations between four samples", "The corners are samples"),
@@ -33,8 +32,8 @@ NAMED_CELLS = 8
 """Cells without a score that the page names. The rest are counted."""
 
 
-def write_page(config: Config, plan: Plan, rundir: RunDir, missing: Mapping[str, str] = {}) -> None:
-    """Write report.html from what is on disk, whole or not at all.
+def write_page(config: Config, plan: Plan, rundir: RunDir, missing: Mapping[str, str] = {}) -> list[str]:
+    """Write report.html from what is on disk, whole or not at all, and return its warnings.
 
     `missing` has the reasons of cells that this session could not finish, by the names of their folders.
     """
@@ -50,6 +49,7 @@ def write_page(config: Config, plan: Plan, rundir: RunDir, missing: Mapping[str,
         document=document | {"rows": with_unscored(plan, rows, document.get("protocols", {}))},
         layout=asked.layout(config, plan),
         differences=_rows(tables, "differences"),
+        effects=_rows(tables, "effects"),
         published=_rows(tables, "published"),
         costs=_rows(tables, "cost"),
         reconstruction=read_json(rundir.tables / "reconstruction.json", rundir.storage) or {},
@@ -62,6 +62,7 @@ def write_page(config: Config, plan: Plan, rundir: RunDir, missing: Mapping[str,
     )
     with replacing(rundir.report, rundir.storage) as temporary:
         temporary.write_text(report_html(found), encoding="utf-8", newline="\n")
+    return warnings(found)
 
 
 def reproducing(config: Config) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def _rows(tables: Tables, name: str) -> list[dict[str, Any]]:
 
 
 def _pictures(labels: Mapping[str, str], rundir: RunDir) -> Iterator[tuple[PagePicture, bytes]]:
-    """The pictures in figures/ that the page shows, with their PNG files; those of samples if no images are left.
+    """The pictures in figures/ that the page shows, with their PNG files.
 
     `labels` says what people call that which a file is named after.
     """

@@ -1,18 +1,22 @@
 """`data`: the images that a model learns and that samples are compared with."""
 
+import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from taugrid.config.section import Positive, Section
-from taugrid.registry.datasets import DATASETS, KEYS, Dataset
+from taugrid.registry.datasets import ALL_SPLITS, DATASETS, KEYS, Dataset
 
 
 def _known(name: Any) -> Any:
     if not isinstance(name, str) or name not in DATASETS:
         *others, last = DATASETS
-        raise ValueError(f"must be {', '.join(others)} or {last}")
+        near = difflib.get_close_matches(name, DATASETS, n=1) if isinstance(name, str) else []
+        said = f"{', '.join(others)} or {last}"
+        raise ValueError(f"must be {said} (did you mean {near[0]!r}?)" if near else f"must be {said}")
     return name
 
 
@@ -85,14 +89,22 @@ class Data(Section):
             return root
         return str(Path(root).expanduser().absolute())  # Ray's workers change directory
 
+    @field_validator("split", mode="before")
+    @classmethod
+    def _split_is_known(cls, split: Any, info: ValidationInfo) -> Any:
+        dataset = DATASETS.get(info.data.get("name", ""))
+        if dataset is not None and split not in ALL_SPLITS:
+            *others, last = dataset.splits
+            raise ValueError(f"must be {', '.join(others)} or {last} for {dataset.name}")
+        return split
+
     @model_validator(mode="after")
     def _keys_fit_the_data_set(self) -> "Data":
         given = {key for key in KEYS if getattr(self, key) not in (None, False)}
         refused = [key for key in KEYS if key in given - self.dataset.keys]
         if refused:
-            raise ValueError(
-                "; ".join(f"{key} is not for {self.name}: {_why_not(key, self.dataset)}" for key in refused)
-            )
+            said = "; ".join(f"{key} is not for {self.name}: {_why_not(key, self.dataset)}" for key in refused)
+            raise ValueError(said if "name" in self.model_fields_set else f"{said} ({_default_name(refused)})")
         missing = [key for key in KEYS if key in self.dataset.required - given]
         if missing:
             raise ValueError(f"{self.name} requires " + " and ".join(f"{key} ({KEYS[key]})" for key in missing))
@@ -108,6 +120,12 @@ class Data(Section):
             on_hub = ", ".join(name for name, dataset in DATASETS.items() if dataset.is_on_hub)
             raise ValueError(f"root of {self.name} must be a folder, not {self.root}; hf:// is for {on_hub}")
         return self
+
+
+def _default_name(keys: Sequence[str]) -> str:
+    """That `name` has a default, and which data sets take the keys that it refuses."""
+    able = [name for name, dataset in DATASETS.items() if dataset.keys.issuperset(keys)]
+    return f"data.name is digits unless you set it; {', '.join(able)} take {' and '.join(keys)}"
 
 
 def _why_not(key: str, dataset: Dataset) -> str:

@@ -143,7 +143,8 @@ def _whole_list(parent: str, mappings: list[Any], key: str, value: Any) -> str:
     """How to set a key in each mapping of a list: the whole list, as --set takes it."""
     changed = [mapping | {key: deepcopy(value)} for mapping in mappings if isinstance(mapping, dict)]
     text = yaml.safe_dump(changed, default_flow_style=True, sort_keys=False, width=10**6).strip()
-    return f"to set {key} in each of its {len(changed)} mappings: --set '{parent}={text}'"
+    where = "its mapping" if len(changed) == 1 else f"each of its {len(changed)} mappings"
+    return f"to set {key} in {where}: --set '{parent}={text}'"
 
 
 def _key_and_value(assignment: Override) -> tuple[str, Any]:

@@ -14,6 +14,12 @@ Schema = Mapping[str, Any]
 """A JSON schema, or a part of one."""
 Keys = tuple[str, ...]
 
+TEXTS_MEAN = {
+    "data": "{{name: folder, root: {}, shape: [CHANNELS, HEIGHT, WIDTH]}}, or {{name: NAME}} for a known data set",
+    "model": "{{checkpoint: {}}}",
+}
+"""Sections that people give as a folder, and how to write them."""
+
 LONGEST_LIST = 8
 """Of a longer list a message shows only the first wrong item."""
 
@@ -35,7 +41,8 @@ def explain(error: ValidationError, cls: type[BaseModel], values: Mapping[str, A
             found[keys] = ": ".join(filter(None, (".".join(keys), f"{text}{given}")))
         else:
             given = _shown(_at(values, keys), mistake)
-            found.setdefault(keys, f"{'.'.join(keys) or 'config'}: must be {_expected(node, schema)}, not {given}")
+            key, shown = ".".join(keys), f"must be {_expected(node, schema)}, not {given}"
+            found.setdefault(keys, f"{key or 'config'}: {shown}{_section_meant(key, _at(values, keys))}")
     # A section that is one branch of a union: its keys say what is wrong, not that it could have been something else.
     inner = {keys[:length] for keys in found for length in range(len(keys))}
     return "; ".join(text for keys, text in found.items() if keys not in inner)
@@ -61,6 +68,13 @@ def _section(node: Schema, schema: Schema) -> Schema:
             properties: Schema = target["properties"]
             return properties
     return {}
+
+
+def _section_meant(key: str, value: Any) -> str:
+    """How to write the section that somebody gave as a folder or a name."""
+    if key not in TEXTS_MEAN or not isinstance(value, str):
+        return ""
+    return f"; write {key}: {TEXTS_MEAN[key].format(value)}"
 
 
 def _hint(key: str, known: list[str]) -> str:

@@ -53,7 +53,7 @@ def test_an_error_arrives_as_what_was_raised(started, tmp_path, error):
 
     pool, first = started(Raising, (), tmp_path)
     assert isinstance(first, Joined)
-    pool.give("worker-0", Job("unused"))
+    pool.give("worker-0", Job("unused"), "task")
     failure = next_event(pool)
     assert isinstance(failure, Failed)
     assert type(failure.cause) is type(error)
@@ -88,7 +88,7 @@ def beating():
 
 def test_heartbeats_are_heard_while_a_job_runs(started):
     pool, _ = started(beating(), (), None)
-    pool.give("worker-0", Job("20"))
+    pool.give("worker-0", Job("20"), "task")
     heard = []
     while not heard or isinstance(heard[-1], Heard):
         heard.append(next_event(pool, Heard | Done))
@@ -98,9 +98,54 @@ def test_heartbeats_are_heard_while_a_job_runs(started):
     assert [beat.done for beat in beats] == sorted({beat.done for beat in beats})
 
 
+def writing():
+    """A class whose jobs compute for 0.2 s and then write for 0.4 s, and say so if their path does."""
+
+    class Writing(Audible):
+        def hello(self, probe):
+            return WorkerInfo("here", "cpu", {})
+
+        def do(self, job):
+            began = time.monotonic()
+            time.sleep(0.2)
+            if job.path == "free":
+                self._turn.end()
+            time.sleep(0.4)
+            if job.path == "fail":
+                raise ValueError("planted")
+            return Result(began, os.getpid(), True)
+
+    return Writing
+
+
+@pytest.mark.parametrize(("path", "apart"), [("free", 0.2), ("kept", 0.6)])
+def test_a_second_job_begins_once_the_first_only_writes(started, path, apart):
+    pool, _ = started(writing(), (), None)
+    pool.give("worker-0", Job(path), "first")
+    time.sleep(0.1)
+    pool.give("worker-0", Job(path), "second")
+    first, second = next_event(pool), next_event(pool)
+    assert (first.key, second.key) == ("first", "second")
+    assert apart <= second.result.seconds - first.result.seconds < apart + 0.2
+
+
+def test_a_first_job_that_fails_lets_the_second_begin_and_a_death_ends_both(started):
+    pool, _ = started(writing(), (), None)
+    pool.give("worker-0", Job("fail"), "first")
+    pool.give("worker-0", Job("kept"), "second")
+    failed, done = next_event(pool), next_event(pool)
+    assert (type(failed), failed.key, type(done), done.key) == (Failed, "first", Done, "second")
+    pool.give("worker-0", Job("kept"), "third")
+    pool.give("worker-0", Job("kept"), "fourth")
+    time.sleep(0.1)
+    os.kill(done.result.images, signal.SIGKILL)
+    assert isinstance(next_event(pool), Lost)
+    assert list(pool.events(0.5)) == [], "one death is told once"
+
+
 def test_the_death_of_an_idle_worker_is_heard_at_once(started):
     pool, _ = started(beating(), (), None)
-    pool.give("worker-0", Job("0"))
+    pool.give("worker-0", Job("0"), "task")
     process = next_event(pool).result.images
     list(pool.events(0.1))
     os.kill(process, signal.SIGKILL)
@@ -150,7 +195,7 @@ def test_jobs_have_the_threads_that_the_worker_was_given(started, tmp_path):
     probe.touch()
     pool, first = started(Counting, (3,), Probe(str(probe)))
     assert isinstance(first, Joined)
-    pool.give("worker-0", Job("unused"))
+    pool.give("worker-0", Job("unused"), "task")
     assert next_event(pool).result.images == 3
     assert list(tmp_path.iterdir()) == [probe], "a hello leaves nothing behind"
 

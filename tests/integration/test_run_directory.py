@@ -89,7 +89,7 @@ def test_images_that_are_of_no_cell_any_more_are_said_and_read(copy):
     assert "which this config does not have" in taugrid("status", copy).stdout
     verified = taugrid("verify", copy, code=1)
     assert "which this config does not have" in verified.stdout
-    assert "not trained yet" in verified.stdout
+    assert "1 model not trained yet" in verified.stderr
     assert "600 images decoded" in verified.stderr
 
 

@@ -68,14 +68,14 @@ class PoolHere:
     def greet(self, worker):
         self._answer(worker, lambda: Joined(worker, self._worker.hello(self._probe)))
 
-    def give(self, worker, job):
-        self._answer(worker, lambda: Done(worker, self._worker.do(job)))
+    def give(self, worker, job, key):
+        self._answer(worker, lambda: Done(worker, self._worker.do(job), key), key)
 
-    def _answer(self, worker, call):
+    def _answer(self, worker, call, key=None):
         try:
             self._events.append(call())
         except Exception as error:
-            self._events.append(Failed(worker, error, "traceback"))
+            self._events.append(Failed(worker, error, "traceback", key))
 
     def kill(self, worker):
         pytest.fail(f"{worker} had to be killed")

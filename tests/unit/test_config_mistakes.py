@@ -81,6 +81,25 @@ def test_each_key_has_its_sentence():
     assert [text.partition(":")[0] for text in message.split("; ")] == keys
 
 
+@pytest.mark.parametrize(
+    ("values", "facts"),
+    [
+        ({"data": "/my/images"}, ["data: must be a mapping", "'/my/images'", "name: folder, root: /my/images"]),
+        ({"model": "/my/model"}, ["model: must be a mapping", "{checkpoint: /my/model}"]),
+        ({"data": {"root": "/x"}}, ["root is not for digits", "data.name is digits unless", "folder, parquet"]),
+        ({"data": {"name": "fashionmnist"}}, ["did you mean 'fashion-mnist'?"]),
+        ({"data": {"name": "fashion-mnist", "split": "valid"}}, ["data.split", "all, train or test", "'valid'"]),
+    ],
+)
+def test_a_section_in_short_is_told_how_to_be_written(values, facts):
+    message = refusal(values)
+    assert [fact for fact in facts if fact not in message] == []
+
+
+def test_a_data_set_that_was_named_is_not_called_the_default():
+    assert "unless you set it" not in refusal({"data": {"name": "digits", "root": "/x"}})
+
+
 def test_a_missing_key_is_named():
     assert refusal({"train": {"loss_weights": {}}}) == "train.loss_weights.sigma_1 is missing"
 

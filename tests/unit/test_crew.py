@@ -70,6 +70,7 @@ class ScriptedPool:
     def __init__(self, rooms, node_is):
         self.now, self.rooms, self.node_is = 0.0, rooms, node_is
         self.where, self.sick, self.ended = {}, set(), Counter()
+        self.free = {}  # worker -> when it will have done what it was given
         self.started = 0
         self.given = []  # (when, node) of each job
         self.waiting, self._events, self._order = [], [], count()
@@ -119,20 +120,23 @@ class ScriptedPool:
         elif ill != "mute":
             self._at(0.1, Joined(worker, WorkerInfo(node, "cpu", {}, node)))
 
-    def give(self, worker, job):
+    def give(self, worker, job, key):
         self.given.append((self.now, self.where[worker]))
+        wait = max(0.0, self.free.get(worker, 0.0) - self.now)
+        seconds = 0.1
         if worker in self.sick or job.behaviour == "breaks":
             self.sick.add(worker)
-            self._at(0.1, Failed(worker, RuntimeError(CUDA), "traceback"))
+            self._at(wait + seconds, Failed(worker, RuntimeError(CUDA), "traceback", key))
         elif job.behaviour == "kills":
-            self._at(0.1, Lost(worker, "it died", False))
+            self._at(wait + seconds, Lost(worker, "it died", False))
         elif job.behaviour == "infinite":
-            self._at(0.1, Failed(worker, NotFinite("NaN in image 0"), "traceback"))
+            self._at(wait + seconds, Failed(worker, NotFinite("NaN in image 0"), "traceback", key))
         else:
             seconds = LONG_SECONDS if "long" in job.behaviour else TASK_SECONDS
             for after in range(10, int(seconds), 10):
-                self._at(after, Heard(worker, after, seconds))
-            self._at(seconds, Done(worker, Result(seconds, 1, True)))
+                self._at(wait + after, Heard(worker, after, seconds))
+            self._at(wait + seconds, Done(worker, Result(seconds, 1, True), key))
+        self.free[worker] = self.now + wait + seconds
 
     def kill(self, worker):
         self.waiting = [(other, avoid) for other, avoid in self.waiting if other != worker]

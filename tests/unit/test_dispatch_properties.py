@@ -68,10 +68,18 @@ def disturbances(data, number):
     return disturb
 
 
+TAILS = st.sampled_from((None, 0.0, 0.02, 3.0))
+"""How late the end of a task is heard of by whoever may have a second one in hand; None: nobody may."""
+
+
+def seconds(tail):
+    return {"second": tail is not None, "tail": tail or 0.0}
+
+
 @settings(max_examples=300)
-@given(nodes=clusters(), tasks=plans(), data=st.data(), max_attempts=st.integers(2, 4))
-def test_while_a_node_is_good_all_good_tasks_are_done_and_all_others_given_up(nodes, tasks, data, max_attempts):
-    world = World(nodes, tasks, max_attempts)
+@given(nodes=clusters(), tasks=plans(), data=st.data(), max_attempts=st.integers(2, 4), tail=TAILS)
+def test_while_a_node_is_good_all_good_tasks_are_done_and_all_others_given_up(nodes, tasks, data, max_attempts, tail):
+    world = World(nodes, tasks, max_attempts, **seconds(tail))
     assert world.run(disturbances(data, 12)), "a good node is left"
     d = world.dispatcher
     assert d.done | d.quarantined | d.unreachable == {task.key for task, _ in tasks}
@@ -82,13 +90,14 @@ def test_while_a_node_is_good_all_good_tasks_are_done_and_all_others_given_up(no
 
 
 @settings(max_examples=60)
-@given(nodes=clusters(healthy=2), tasks=plans(), data=st.data())
-def test_nodes_that_take_some_kinds_and_nodes_that_drain_keep_no_task_from_the_good_node_that_stays(nodes, tasks, data):
+@given(nodes=clusters(healthy=2), tasks=plans(), data=st.data(), tail=TAILS)
+def test_nodes_that_take_some_kinds_or_drain_keep_no_task_from_the_good_node_that_stays(nodes, tasks, data, tail):
     """One of the two good nodes takes everything and stays; any others may drain, and may take only scores."""
     stays = next(name for name, (behaviour, _) in nodes.items() if behaviour == "good")
     others = [name for name in nodes if name != stays]
     some = st.sampled_from((("score",), ("extract", "score")))
-    world = World(nodes, tasks, 3, {name: data.draw(some) for name in others if data.draw(st.booleans())})
+    takes = {name: data.draw(some) for name in others if data.draw(st.booleans())}
+    world = World(nodes, tasks, 3, takes, **seconds(tail))
 
     def drain(world):
         at = [node for node in set(world.where.values()) if node != stays]
@@ -111,19 +120,23 @@ def test_nodes_that_take_some_kinds_and_nodes_that_drain_keep_no_task_from_the_g
     tasks=plans(),
     data=st.data(),
     max_attempts=st.integers(1, 3),
+    tail=TAILS,
 )
-def test_it_ends_even_if_no_node_is_good(behaviours, tasks, data, max_attempts):
-    world = World({f"n{i}": (behaviour, 2) for i, behaviour in enumerate(behaviours)}, tasks, max_attempts)
+def test_it_ends_even_if_no_node_is_good(behaviours, tasks, data, max_attempts, tail):
+    nodes = {f"n{i}": (behaviour, 2) for i, behaviour in enumerate(behaviours)}
+    world = World(nodes, tasks, max_attempts, **seconds(tail))
     finished = world.run(disturbances(data, 5))
     assert finished or set(world.dispatcher.unfit()) == set(world.where.values())
 
 
 @pytest.mark.parametrize("behaviour", BAD_NODES)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_bad_node_of_two_costs_no_task(behaviour, workers):
+@pytest.mark.parametrize("tail", [None, 0.02])
+def test_a_bad_node_of_two_costs_no_task(behaviour, workers, tail):
     tasks = [(Task(f"sample/{i}", "sample", 10.0), "good") for i in range(48)]
-    world = World({"bad": (behaviour, workers), "good": ("good", workers)}, tasks)
+    world = World({"bad": (behaviour, workers), "good": ("good", workers)}, tasks, **seconds(tail))
     assert world.run()
+    assert (world.seconds > 20) == (tail is not None)
     assert len(world.dispatcher.done) == 48
     assert world.failures["bad"] < 30, "a node that fails all it gets is not given the queue"
 
@@ -139,10 +152,11 @@ def test_three_workers_of_32_that_fail_at_once_cost_no_task():
 
 @pytest.mark.parametrize("behaviour", ["raises", "kills"])
 @pytest.mark.parametrize("nodes", [1, 2, 4])
-def test_the_costliest_tasks_may_all_be_bad_and_the_rest_is_done_first(behaviour, nodes):
+@pytest.mark.parametrize("tail", [None, 0.02])
+def test_the_costliest_tasks_may_all_be_bad_and_the_rest_is_done_first(behaviour, nodes, tail):
     bad = [(Task(f"sample/{i}", "sample", 100.0), behaviour) for i in range(20)]
     good = [(Task(f"sample/{i}", "sample", 1.0), "good") for i in range(20, 520)]
-    world = World({f"n{i}": ("good", 2) for i in range(nodes)}, bad + good)
+    world = World({f"n{i}": ("good", 2) for i in range(nodes)}, bad + good, **seconds(tail))
     assert world.run()
     assert len(world.dispatcher.done) == 500
     assert len(world.quarantined_after) == 20

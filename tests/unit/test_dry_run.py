@@ -59,6 +59,13 @@ def test_more_steps_than_usual_are_priced_before_the_checkpoint_says_its_t(tmp_p
     assert planned(config, tmp_path)[0]["network_evaluations"] == 300_000
 
 
+def test_an_empty_folder_is_a_checkpoint_that_is_not_here(tmp_path):
+    (tmp_path / "empty").mkdir()
+    found, said = planned(CONFIG | {"model": {"checkpoint": str(tmp_path / "empty")}}, tmp_path / "run")
+    assert {cell["cell"] for cell in found["cells"]} == {"pending"}
+    assert str(tmp_path / "empty") in said
+
+
 def test_several_models_that_are_not_here_are_told_apart(made, tmp_path):
     grid = {"model.checkpoint": ["a", "b", str(made / "network")], "steps": [2]}
     found, _ = planned(CONFIG | {"model": {}, "grid": grid}, tmp_path / "run")
@@ -130,6 +137,17 @@ def test_status_of_a_run_whose_checkpoint_never_came(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"model": {"checkpoint": "/absent"}}))
     out, _ = taugrid("status", tmp_path, "--json")
     assert {cell["cell"] for cell in json.loads(out)["cells"]} == {"pending"}
+
+
+def test_the_directory_of_a_config_is_named_to_who_gives_the_config(made):
+    _, said = taugrid("status", made / "c.yaml", code=2)
+    assert "c.yaml is a file" in said
+    assert "runs/night" in said
+
+
+def test_report_says_that_run_makes_what_is_missing(made, tmp_path):
+    _, said = taugrid("report", made / "c.yaml", "--out", tmp_path / "run", code=4)
+    assert f"`taugrid run {tmp_path / 'run'}` to finish" in said
 
 
 @pytest.mark.parametrize(("num_samples", "is_few"), [(159, True), (160, False)])

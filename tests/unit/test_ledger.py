@@ -146,7 +146,8 @@ def test_verify_believes_no_ledger(opened, copy):
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     again, _ = read_by_a_run(opened, copy)
     assert path not in again
-    assert [damage.path for damage in verify(opened.config, opened.plan, RunDir(copy), lambda count: None)] == [path]
+    damages, _ = verify(opened.config, opened.plan, RunDir(copy), lambda count: None)
+    assert [damage.path for damage in damages] == [path]
     again, _ = read_by_a_run(opened, copy)
     assert path in again, "what verify has found, the next run finds too"
 
@@ -159,7 +160,7 @@ def test_verify_reads_files_side_by_side_and_tells_all_of_them_in_order(opened, 
     features = sorted(copy.glob("features/*/*/part-000001.parquet"))[0]
     flip(features)
     ticks = []
-    damages = verify(opened.config, opened.plan, RunDir(copy), ticks.append)
+    damages, _ = verify(opened.config, opened.plan, RunDir(copy), ticks.append)
     assert {damage.path for damage in damages} == {cut, flipped, missing, features}
     assert [damage.path for damage in damages][-1] == features
     assert sum(ticks) == 10, "of 40 images, the 10 of the last file are whole"

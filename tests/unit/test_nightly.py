@@ -230,8 +230,8 @@ def failing(monkeypatch, fails):
     """Jobs of samples for which `fails(job)` holds are ones that no worker can do."""
     give = PoolHere.give
 
-    def given(pool, worker, job):
-        give(pool, worker, None if type(job).__name__ == "SampleJob" and fails(job) else job)
+    def given(pool, worker, job, key):
+        give(pool, worker, None if type(job).__name__ == "SampleJob" and fails(job) else job, key)
 
     monkeypatch.setattr(PoolHere, "give", given)
 

@@ -68,7 +68,7 @@ def test_a_run_in_a_bucket_makes_the_same_bytes_and_goes_on_where_it_was(opened,
     _, printed = drive(opened, root, storage)
     assert "1 shard to sample" in printed
     assert results(root, storage) == expected
-    assert verify(opened.config, opened.plan, RunDir(root, storage), lambda n: None) == []
+    assert verify(opened.config, opened.plan, RunDir(root, storage), lambda n: None) == ([], [])
 
 
 def test_no_credential_is_in_the_run(opened, bucket):

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -13,18 +14,21 @@ import pandas as pd
 import pytest
 import yaml
 from in_process import small_run
+from PIL import Image
 
 import taugrid
 from taugrid.config.load import load
 from taugrid.eval.pages.answer import answer
+from taugrid.eval.pages.charts.quality import over_costs, over_steps
 from taugrid.eval.pages.measured import measured
 from taugrid.eval.pages.pictures import PagePicture, grids, uri_bytes
 from taugrid.eval.pages.pivots import shaded_tables
-from taugrid.eval.pages.quality_charts import over_costs, over_steps
 from taugrid.eval.pages.report import LARGEST, PageFacts, report_html
 from taugrid.eval.tables.ablation.one_table import USUAL, Layout
 from taugrid.eval.tables.long_form import FID, long_form
+from taugrid.orchestrator.cli.text import print_outcome
 from taugrid.orchestrator.opened import open_existing
+from taugrid.orchestrator.session import Outcome
 from taugrid.orchestrator.view.page import reproducing, write_page
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,6 +74,7 @@ def findings(**changes):
         document={"rows": ROWS, "protocols": PROTOCOLS, "notes": []},
         layout=USUAL,
         differences=[],
+        effects=[],
         published=[],
         costs=[],
         reconstruction={},
@@ -181,6 +186,75 @@ def test_cells_without_a_score_are_told_with_their_reasons(finished):
         table.write_text(whole)
         write_page(opened.config, opened.plan, opened.rundir)
     assert f"{opened.plan.cells[0].label} has no score: set aside: killed its workers" in warnings
+
+
+def test_what_a_session_returns_and_prints_of_the_page_is_on_it(finished, capsys):
+    opened = open_existing(str(finished))
+    warnings = write_page(opened.config, opened.plan, opened.rundir)
+    page = Parsed((finished / "report.html").read_text())
+    assert [item["text"] for item in page.all("li") if "nav" not in item["within"]] == warnings != []
+    print_outcome(opened.rundir, Outcome({}, [], "", warnings=warnings))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].split() == ["report:", f"{finished}/report.html", *f"({len(warnings)} warnings at its end)".split()]
+    assert [line.partition(":")[0] for line in lines] == ["report", "samples", "tables", "figures"]
+
+
+def test_bold_and_shades_are_explained_where_there_are_any():
+    def notes(rows):
+        page = Parsed(report_html(findings(document={"rows": rows, "protocols": PROTOCOLS, "notes": []})))
+        return " ".join(note["text"] for note in page.all("p", **{"class": "tg-note"}) if "section" in note["within"])
+
+    assert "bold" in notes(ROWS)
+    assert "Shades" in notes(ROWS)
+    one_row = notes([ROWS[0], ROWS[2]])
+    assert "bold" not in one_row
+    assert "Shades" in one_row
+    assert "Shades" not in notes(ROWS[:1])
+
+
+def effect(**changes):
+    row = {"metric": "fid", "scope": "all", "key": "diffusion.schedule", "base": "linear", "value": "cosine",
+           "settings": None, "mean_base": 9.0, "mean_value": 4.0, "effect": -5.0, "se_sampling": 0.5, "replicates": 3,
+           "over": "training", "low": -6.0, "high": -4.0, "p": 0.001, "p_holm": 0.002, "pairs": 4,
+           "note": None}  # fmt: skip
+    return row | changes
+
+
+def test_effects_are_a_table_with_those_that_are_certain_in_bold():
+    at_10 = effect(scope="S", settings="S=10", p_holm=0.2, effect=-3.0)
+    page = Parsed(report_html(findings(effects=[effect(), at_10])))
+    tables = [table["text"] for table in page.all("table") if "cosine" in table["text"]]
+    assert len(tables) == 2, "one for each scope"
+    for text, value, where in zip(tables, ("-5.00 ± 0.50", "-3.00 ± 0.50"), ("", "S=10"), strict=True):
+        for part in ("schedule", "linear", "-6.00 to -4.00", value, where):
+            assert part in text
+    bold = [entry["text"] for entry in page.all("td", **{"class": "tg-best"})]
+    assert bold == ["-5.00 ± 0.50"]
+    assert page.all("a", href="#effects")
+    assert not Parsed(report_html(findings())).all("section", id="effects")
+
+
+def test_the_section_of_pictures_is_called_what_it_has():
+    def heading(**changes):
+        page = Parsed(report_html(findings(**changes)))
+        [link] = page.all("a", href="#pictures") or [{"text": ""}]
+        [title] = page.all("h2", id="pictures-title") or [{"text": ""}]
+        assert link["text"] == title["text"]
+        return title["text"]
+
+    interpolation = [(PagePicture("interpolations-x.png", "Interpolations", "", "p"), b"png")]
+    assert heading() == "Consistency", "two S of eta 0"
+    assert heading(pictures=interpolation) == "Consistency, interpolation"
+    assert heading(pictures=interpolation, samples={}) == "Interpolation"
+    assert heading(samples={}) == ""
+
+
+def test_small_images_are_enlarged_pixel_by_pixel_so_that_paper_shows_them_sharp():
+    image = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
+    [grid] = grids({"": {("0", 10): image[None]}}, 10**6)
+    uri = grid.rows[0][1][0][0]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+    assert (shown == image.repeat(12, 0).repeat(12, 1)).all()
 
 
 def test_texts_of_a_config_are_escaped():

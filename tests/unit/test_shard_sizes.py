@@ -21,8 +21,7 @@ def configured(workers=None, **sample):
 
 
 def advised(said):
-    key, value = re.search(r"sample\.(\w+): (\d+) would help", said).groups()
-    return {key: int(value)}
+    return {key: int(value) for key, value in re.findall(r"sample\.(\w+): (\d+)", said)}
 
 
 def test_a_cell_that_is_one_shard_leaves_workers_idle_and_the_advice_helps():
@@ -39,6 +38,14 @@ def test_a_shard_of_one_batch_needs_smaller_batches():
     sample = {"num_samples": 256, "batch_size": 256, "shard_evaluations": 1}
     said = too_few_shards(plan(configured(**sample)), 8)
     assert len(plan(configured(**sample | advised(said))).shards) >= 8
+
+
+@pytest.mark.parametrize("batch_size", [64, 250])
+def test_a_short_cell_needs_smaller_batches_and_smaller_shards_at_once(batch_size):
+    sample = {"num_samples": 64, "batch_size": batch_size, "steps": 5}
+    said = too_few_shards(plan(configured(**sample)), 2)
+    assert advised(said).keys() == {"batch_size", "shard_evaluations"}
+    assert len(plan(configured(**sample | advised(said))).shards) >= 4
 
 
 def test_enough_shards_are_not_spoken_of(tmp_path):

@@ -302,6 +302,13 @@ def test_a_large_kid_is_not_scaled():
     assert table_rows(markdown)[-1] == ["0.0", "45.5 ± 8.0"]
 
 
+def test_bold_is_explained_where_something_is_bold(tmp_path):
+    for rows, explained in ((paper_grid(), True), ([cell(10, 0.0, 4.0), cell(20, 0.0, 3.0)], False)):
+        write_quality(rows, tmp_path, {})
+        about = (tmp_path / "quality.md").read_text().splitlines()[0]
+        assert ("bold" in about) is explained
+
+
 def test_ties_are_bold_together():
     rows = table_rows(to_markdown(long_form([cell(10, eta, 4.0) for eta in (0.0, 0.5)])))
     assert [row[1] for row in rows[1:]] == ["**4.00**", "**4.00**"]

@@ -10,7 +10,7 @@ from rich.console import Console
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Run
-from taugrid.orchestrator.verification.next_steps import in_words, next_steps
+from taugrid.orchestrator.verification.next_steps import in_words, next_steps, unfinished_in_words
 from taugrid.orchestrator.verification.verify import verify
 
 STAGES = {"run": ("train", "sample", "evaluate", "report"), "report": ("report",)}
@@ -23,8 +23,10 @@ def opened(tmp_path_factory):
 
 
 def do(opened, command, root):
-    progress = Progress(Console(file=io.StringIO()))
-    Run(opened.config, opened.plan, RunDir(root), "local", progress).do(STAGES[command])
+    printed = io.StringIO()
+    progress = Progress(Console(file=printed, soft_wrap=True))
+    Run(opened.config, opened.plan, RunDir(root), "local", progress).do(STAGES.get(command, (command,)))
+    return printed.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +44,9 @@ def copy(finished, tmp_path):
 
 def said(opened, root):
     rundir = RunDir(root)
-    damages = verify(opened.config, opened.plan, rundir, lambda count: None)
-    return damages, next_steps(damages, opened.plan, rundir)
+    damages, unfinished = verify(opened.config, opened.plan, rundir, lambda count: None)
+    assert unfinished == []
+    return damages, next_steps(damages, opened.config, opened.plan, rundir)
 
 
 def flip(path):
@@ -79,8 +82,48 @@ def test_the_next_step_mends_the_damage(pattern, harm, command, opened, copy):
     assert {step.command for step in steps} == {f"taugrid {command} {copy}"}
     [line] = in_words(steps)
     assert line.startswith(f"`taugrid {command} {copy}` solves {'all' if len(damages) > 1 else 'it'}")
-    do(opened, command, copy)
+    printed = do(opened, command, copy)
+    is_moved = harm is not delete and pattern.startswith(("samples", "features", "scores"))
+    assert ("moved to damaged/" in printed) == is_moved
     assert said(opened, copy) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "other", "harm"),
+    [
+        ("scores/*.json", "scores/0123456789-0123456789.json", spoil),
+        ("features/*/S*/part-*.parquet", "features/other-01234567/S0002-eta0-0123456789/part-000000.parquet", flip),
+    ],
+)
+def test_a_damaged_file_of_another_protocol_is_to_be_deleted(opened, copy, pattern, other, harm):
+    """No run of the present config would look at it, so `run` can't be the way out."""
+    other = copy / other
+    other.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(sorted(copy.glob(pattern))[0], other)
+    harm(other)
+    [damage], [step] = said(opened, copy)
+    assert (damage.path, step.command) == (other, None)
+    assert "not use it; delete it" in step.words
+    other.unlink()
+    assert said(opened, copy) == ([], [])
+
+
+def test_what_was_never_made_is_not_damage(opened, tmp_path):
+    root = tmp_path / "run"
+    do(opened, "sample", root)
+    for path in (root / "samples").rglob("part-000000.parquet"):
+        shutil.rmtree(path.parent)
+        break
+    rundir = RunDir(root)
+    damages, _ = verify(opened.config, opened.plan, rundir, lambda count: None)
+    assert {damage.reason for damage in damages} == {"missing"}, "its events say that it was there"
+    shutil.rmtree(root / "events")
+    damages, unfinished = verify(opened.config, opened.plan, rundir, lambda count: None)
+    assert damages == []
+    assert {lack.reason for lack in unfinished} == {"not sampled yet"}
+    [line] = unfinished_in_words(unfinished, rundir)
+    assert line.startswith(f"{len(unfinished)} shards not sampled yet")
+    assert f"taugrid run {root}" in line
 
 
 def test_a_damaged_file_that_no_cell_has_is_to_be_removed(opened, copy):

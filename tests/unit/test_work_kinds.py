@@ -128,11 +128,11 @@ class PoolHere:
     def places(self):
         return set()
 
-    def give(self, worker, job):
+    def give(self, worker, job, key):
         try:
-            self._events.append(Done(worker, self._worker.do(job)))
+            self._events.append(Done(worker, self._worker.do(job), key))
         except Exception as error:
-            self._events.append(Failed(worker, error, "".join(traceback.format_exception(error))))
+            self._events.append(Failed(worker, error, "".join(traceback.format_exception(error)), key))
 
     def events(self, timeout_seconds):
         while self._events:
@@ -214,7 +214,7 @@ def test_the_files_of_a_sixth_kind_are_cleaned_up_verified_and_told(sixth, tmp_p
     assert "all is painted" in capsys.readouterr().out
     painting = root / "paintings" / f"{cell.id}.parquet"
     painting.write_bytes(painting.read_bytes()[:-20])
-    damages = verify(opened.config, opened.plan, opened.rundir, lambda count: None)
+    damages, _ = verify(opened.config, opened.plan, opened.rundir, lambda count: None)
     assert painting in [damage.path for damage in damages]
 
 

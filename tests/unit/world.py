@@ -23,12 +23,16 @@ POLL_SECONDS = 5.0
 class World:
     """Runs a dispatcher. `nodes` is name -> (behaviour, workers); `tasks` is a list of (task, behaviour).
 
-    `takes` is node -> the kinds of tasks that its workers take, if not all.
+    `takes` is node -> the kinds of tasks that its workers take, if not all. With `second`, a worker may have a second
+    task in hand; it begins when the first is done, which is heard of `tail` seconds later.
     """
 
-    def __init__(self, nodes, tasks, max_attempts=3, takes=None):
+    def __init__(self, nodes, tasks, max_attempts=3, takes=None, second=False, tail=0.0):
         self.behaviour = {task.key: behaviour for task, behaviour in tasks}
-        self.dispatcher = Dispatcher((task for task, _ in tasks), KINDS, max_attempts, HANG_SECONDS)
+        self.dispatcher = Dispatcher((task for task, _ in tasks), KINDS, max_attempts, HANG_SECONDS, second)
+        self.tail = tail
+        self.hands = {}  # worker -> the tasks that it has, of which it is at the first
+        self.seconds = 0  # how often a worker was given a second
         self.nodes = {name: behaviour for name, (behaviour, _) in nodes.items()}
         self.takes = dict(takes or {})
         self.draining = set()
@@ -68,19 +72,25 @@ class World:
             node = self.where[worker]
             assert task.kind in self.takes.get(node, KINDS), "a worker got what it does not take"
             assert node not in self.draining, "a worker got a task on a node that will be gone"
-            self._begin(worker, task)
+            hands = self.hands.setdefault(worker, [])
+            hands.append(task)
+            assert d.in_hand(worker)[-1] == task.key
+            if len(hands) == 1:
+                self._begin(worker, task)
+            else:
+                self.seconds += 1
         assert not d._health.able(d._idle, d._backlog.kinds), "a ready task waits while a worker idles that may do it"
 
     def _begin(self, worker, task):
         node, itself = self.nodes[self.where[worker]], self.behaviour[task.key]
         if node in ("surroundings", "refuses"):
-            self._at(FAILING_SECONDS, "fails", worker, Fault.SURROUNDINGS)
+            self._at(FAILING_SECONDS, "fails", worker, (task.key, Fault.SURROUNDINGS))
         elif (what := node if node != "good" else itself) == "good":
-            self._at(task.cost, "succeeds", worker)
+            self._at(task.cost, "computes", worker, (task.key, None))
         elif what == "raises":
-            self._at(FAILING_SECONDS, "fails", worker, Fault.TASK)
+            self._at(FAILING_SECONDS, "fails", worker, (task.key, Fault.TASK))
         elif what == "final":
-            self._at(FAILING_SECONDS, "fails", worker, Fault.FINAL)
+            self._at(FAILING_SECONDS, "fails", worker, (task.key, Fault.FINAL))
         elif what == "kills":
             self._at(FAILING_SECONDS, "dies", worker)
 
@@ -97,7 +107,7 @@ class World:
             if worker in busy:
                 d.beat(worker, self.now)
         for worker in d.overdue(self.now):
-            self.kill_one(worker)
+            self.kill_one(worker, certain=True)
 
     def _happen(self, what, worker, detail):
         d = self.dispatcher
@@ -106,23 +116,33 @@ class World:
                 self.where[worker] = detail
                 d.worker_joined(worker, detail, self.now, self.takes.get(detail))
         elif worker in d.running:
-            if what == "succeeds":
-                d.succeeded(worker, self.now)
+            if what == "computes":
+                self._at(self.tail, "succeeds", worker, detail)
+                self._go_on(worker)
+            elif what == "succeeds":
+                d.succeeded(worker, self.now, detail[0])
             elif what == "fails":
                 self.failures[self.where[worker]] += 1
-                self._note(d.failed(worker, self.now, detail, "it fails"))
+                self._note(d.failed(worker, self.now, detail[1], "it fails", detail[0]))
+                self._go_on(worker)
             elif what == "dies":
                 self.kill_one(worker)
+
+    def _go_on(self, worker):
+        self.hands[worker].pop(0)
+        if self.hands[worker]:
+            self._begin(worker, self.hands[worker][0])
 
     def _note(self, verdict):
         if verdict.quarantined:
             self.quarantined_after[verdict.key] = len(self.dispatcher.done)
 
-    def kill_one(self, worker):
+    def kill_one(self, worker, certain=False):
         """A worker dies; another starts on its node."""
         node = self.where.pop(worker)
         self.failures[node] += worker in self.dispatcher.running
-        self._note(self.dispatcher.worker_lost(worker, self.now, "it died"))
+        self.hands.pop(worker, None)
+        self._note(self.dispatcher.worker_lost(worker, self.now, "it died", certain=certain))
         self._at(START_SECONDS, "joins", f"w{next(self._numbers)}", node)
 
     def drain(self, node):

@@ -62,7 +62,7 @@ def read_checkpoint(path: str, commit: str | None = None, download: bool = True)
         download: if False, a model on the hub is used only if it was downloaded before.
 
     Raises:
-        NotHere: if there is no such folder, or its weights are missing or incomplete.
+        NotHere: if there is no such folder, it is empty, or it lacks the weights or holds only a part of them.
         UserError: if it is not a `UNet2DModel`, or it has a setting that taugrid can't honour.
     """
     if Path(path).is_dir():
@@ -88,7 +88,8 @@ def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
     in_pipeline = (folder / "unet").is_dir()
     unet = folder / "unet" if in_pipeline else folder
     if not (unet / "config.json").is_file():
-        raise (UserError if commit is None else NotHere)(  # a download from the hub may have been cut short
+        is_coming = commit is not None or not any(folder.iterdir())  # a download cut short, or not begun
+        raise (NotHere if is_coming else UserError)(
             f"model.checkpoint: {path} is not a diffusers model: it has neither {folder / 'unet' / 'config.json'} "
             f"nor {folder / 'config.json'}"
         )

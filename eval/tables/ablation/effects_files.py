@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -79,8 +80,44 @@ def short_keys_of(found: Sequence[Effect]) -> dict[str, str]:
     return {effect.key: TOGETHER.join(short[key] for key in effect.key.split(TOGETHER)) for effect in found}
 
 
+def effects_from_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Effect]]:
+    """The effects by the names of their metrics, from rows of effects.csv with None for what is empty."""
+    found: dict[str, list[Effect]] = {}
+    for row in rows:
+        if "metric" in row:  # earlier files have FID alone, in other columns
+            texts = {key: str(row[key]) for key in ("base", "value")}
+            its = {field.name: row[field.name] for field in fields(Effect)} | texts
+            found.setdefault(row["metric"], []).append(Effect(**its))
+    return found
+
+
 def _line(row: Effect, name: str, has_settings: bool, scale: float) -> list[str]:
-    certain = row.p_holm is not None and row.p_holm < LEVEL
+    said = said_effect(row, name, scale)
+    effect = f"**{said.effect}**" if said.is_certain else said.effect
+    texts = [said.key, said.value, said.base, *[said.settings] * has_settings]
+    return [*texts, effect, said.interval, said.replicates, said.p, said.p_holm]
+
+
+class SaidEffect(NamedTuple):
+    """An effect as people read it."""
+
+    key: str
+    value: str
+    base: str
+    settings: str
+    effect: str
+    """With its sign and its error of sampling."""
+    interval: str
+    replicates: str
+    p: str
+    p_holm: str
+    is_certain: bool
+    """Whether it is there by the corrected p."""
+
+
+def said_effect(row: Effect, name: str, scale: float) -> SaidEffect:
+    """The parts of a line of effects.md. `name` is what people call its key, `scale` is the metric's."""
+    is_certain = row.p_holm is not None and row.p_holm < LEVEL
     interval, width = MISSING, math.nan
     if row.low is not None and row.high is not None:
         ends, width = (scale * row.low, scale * row.high), scale * (row.high - row.low)
@@ -90,8 +127,8 @@ def _line(row: Effect, name: str, has_settings: bool, scale: float) -> list[str]
     else:
         value, error = write_number(scale * row.effect, scale * row.se_sampling)
     effect = f"{'+' * (row.effect > 0)}{value} {error}".rstrip()
-    numbers = [f"**{effect}**" if certain else effect, interval, str(row.replicates), *map(_p, (row.p, row.p_holm))]
-    return [name, row.value, row.base, *[row.settings] * has_settings, *numbers]
+    numbers = (effect, interval, str(row.replicates), _p(row.p), _p(row.p_holm))
+    return SaidEffect(name, row.value, row.base, row.settings, *numbers, is_certain)
 
 
 def _p(value: float | None) -> str:

@@ -7,6 +7,10 @@ from typing import NamedTuple
 ROUND_NUMBERS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
 """Within a decade; the first that gives `FEWEST_TICKS` is taken."""
 FEWEST_TICKS = 4
+EVEN_STEPS = (5.0, 2.0, 1.0)
+"""Where none of these choices has as many, ticks are a step apart that is such a multiple of a power of ten."""
+FEWEST_LABELS = 3
+"""With fewer, an axis says too little about what lies between."""
 LEAST_RATIO = 1.2
 """An axis ends at no less than this many times its start; otherwise nearly equal values would look far apart."""
 LABEL_GAP = 34.0
@@ -49,12 +53,25 @@ class LogAxis(NamedTuple):
             found = [part * 10.0**decade for decade in decades for part in choice]
             found = [value for value in found if self.low <= value <= self.high]
             if len(found) >= FEWEST_TICKS:
+                return self._without_crowding(found)
+        return self._without_crowding(self._even_values())
+
+    def _even_values(self) -> list[float]:
+        """Values equally far apart, the fewest that are enough."""
+        largest = math.floor(math.log10(self.high - self.low))
+        for step in (part * 10.0**power for power in (largest, largest - 1) for part in EVEN_STEPS):
+            multiples = range(math.ceil(self.low / step), math.floor(self.high / step) + 1)
+            if len(multiples) >= FEWEST_TICKS:
                 break
-        return self._without_crowding(found)
+        return [multiple * step for multiple in multiples]
 
     def ticks_at(self, values: Sequence[float]) -> list[Tick]:
-        """Ticks at these values, which increase."""
-        return self._without_crowding(values)
+        """Ticks at these values, which increase, and at round numbers between them if they are few."""
+        own = self._without_crowding(values)
+        if sum(tick.label != "" for tick in own) >= FEWEST_LABELS:
+            return own
+        others = (tick for tick in self.round_ticks() if all(abs(tick.at - other.at) >= LABEL_GAP for other in own))
+        return sorted([*own, *others])
 
     def _without_crowding(self, values: Sequence[float]) -> list[Tick]:
         """Labels from the largest value down, each that is not too near to the one before."""

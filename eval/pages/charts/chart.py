@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from taugrid.eval.pages.scales import LogAxis, Tick
+from taugrid.eval.pages.charts.scales import LogAxis, Tick
 
 WIDTH, HEIGHT = 480, 320
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 12, 48

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from taugrid.eval.pages.charts import Chart, ChartLine, ChartLook, ChartPoint, chart, looks
+from taugrid.eval.pages.charts.chart import Chart, ChartLine, ChartLook, ChartPoint, chart, looks
 from taugrid.eval.pages.measured import Measured, by_kind
 from taugrid.eval.tables.ablation.cost import IMAGES
 from taugrid.eval.tables.long_form import FID

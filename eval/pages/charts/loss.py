@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from taugrid.eval.figures.smoothing import running_mean
-from taugrid.eval.pages.charts import ChartLine, ChartLook, ChartPoint, chart, looks
-from taugrid.eval.pages.quality_charts import Charts
+from taugrid.eval.pages.charts.chart import ChartLine, ChartLook, ChartPoint, chart, looks
+from taugrid.eval.pages.charts.quality import Charts
 
 MOST_POINTS = 60
 """Of a curve. The log of a training may have thousands."""

@@ -1,0 +1,55 @@
+"""The colours of report.html against what is behind them, by WCAG 2.2: 4.5:1 for text, 3:1 for lines."""
+
+import re
+
+import pytest
+
+from taugrid.eval.pages.charts.chart import COLOURS
+from taugrid.eval.pages.environment import asset
+from taugrid.eval.pages.pivots import SHADES
+
+TEXT, LINES = 4.5, 3.0
+CSS = asset("report.css") + asset("tables.css")
+LIGHT, DARK = (
+    dict(re.findall(r"--([\w-]+): (#\w+);", block))
+    for block in re.findall(r":root \{(.*?)\}", asset("report.css"), re.S)
+)
+MODES = {"light": LIGHT, "dark": LIGHT | DARK}
+IN_CELLS = re.search(r"\.tg-pivot td \{ color: (#\w+)", CSS)[1]
+
+
+def luminance(colour):
+    digits = colour.removeprefix("#")
+    digits = digits if len(digits) == 6 else "".join(2 * digit for digit in digits)
+    parts = (int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4))
+    linear = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one, other):
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_contrast_is_that_of_wcag():
+    assert contrast("#000", "#fff") == pytest.approx(21)
+    assert contrast("#767676", "#ffffff") == pytest.approx(4.54, abs=0.005)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_texts_and_lines_stand_out(mode):
+    colours = MODES[mode]
+    texts = {
+        (name, behind): contrast(colours[name], colours[behind])
+        for name, behinds in {"text": ("back", "panel"), "soft": ("back",), "link": ("back",)}.items()
+        for behind in behinds
+    }
+    assert {pair: ratio for pair, ratio in texts.items() if ratio < TEXT} == {}
+    lines = {name: contrast(colours[name], colours["back"]) for name in ("hat", *(f"c{i}" for i in range(COLOURS)))}
+    assert {name: ratio for name, ratio in lines.items() if ratio < LINES} == {}
+
+
+def test_numbers_stand_out_of_their_shades():
+    shades = dict(re.findall(r"\.tg-shade-(\d) \{ background: (#\w+)", CSS))
+    assert len(shades) == SHADES
+    assert {shade: colour for shade, colour in shades.items() if contrast(IN_CELLS, colour) < TEXT} == {}

@@ -1,0 +1,187 @@
+"""A second task in a worker's hand: who gets one, who is charged, and that none is kept from an idle worker."""
+
+import pytest
+
+from taugrid.orchestrator.dispatch.policy import Dispatcher, Fault
+from taugrid.orchestrator.task import Task
+
+KINDS = ("sample", "score")
+HANG_SECONDS = 600.0
+
+
+def dispatcher(tasks, workers=1, max_attempts=3, kind="sample"):
+    """All workers are on nodes of their own; the tasks are called 0, 1, 2, ... and go out in that order."""
+    d = Dispatcher([Task(str(i), kind, 1.0) for i in range(tasks)], KINDS, max_attempts, HANG_SECONDS, second=True)
+    for i in range(workers):
+        d.worker_joined(f"w{i}")
+    return d
+
+
+def given(d, now):
+    return {(worker, task.key) for worker, task, _ in d.assign(now)}
+
+
+def in_hand(d, workers=1):
+    return [d.in_hand(f"w{i}") for i in range(workers)]
+
+
+@pytest.fixture
+def busy():
+    """One worker with two tasks of ten."""
+    d = dispatcher(10)
+    assert given(d, 0.0) == {("w0", "0")}
+    assert given(d, 0.0) == set(), "the first must have begun"
+    assert given(d, 0.1) == {("w0", "1")}
+    assert given(d, 0.2) == set()
+    return d
+
+
+def test_the_second_follows_the_first_and_a_third_is_given(busy):
+    assert busy.succeeded("w0", 1.0, "0")
+    assert busy.running == {"w0": "1"}
+    assert given(busy, 1.1) == {("w0", "2")}
+    assert busy.succeeded("w0", 1.5, "1")
+    assert busy._running["w0"].since == 1.5
+
+
+def test_there_are_seconds_only_while_more_are_ready_than_there_are_workers():
+    d = dispatcher(tasks=7, workers=3)
+    d.assign(0.0)
+    assert len(given(d, 0.1)) == 1, "of four that were left, three may soon be somebody's first"
+    assert given(d, 0.2) == set()
+    assert len(d._backlog) == 3
+
+
+def test_a_second_is_of_the_kind_of_the_first():
+    tasks = [Task("a", "sample", 1.0), *(Task(str(i), "score", 1.0) for i in range(9))]
+    d = Dispatcher(tasks, KINDS, second=True)
+    d.worker_joined("w0")
+    assert given(d, 0.0) == {("w0", "a")}
+    assert given(d, 0.1) == set()
+
+
+def test_nothing_follows_a_task_that_has_been_in_trouble():
+    later = [Task(f"later {i}", "sample", 1.0, frozenset({"gate"})) for i in range(9)]
+    d = Dispatcher([Task("0", "sample", 3.0), Task("gate", "sample", 2.0), *later], KINDS, second=True)
+    for worker in ("w0", "w1"):
+        d.worker_joined(worker)
+    assert given(d, 0.0) == {("w0", "0"), ("w1", "gate")}
+    d.failed("w0", 1.0, Fault.TASK, "ValueError", "0")
+    assert given(d, 1.0) == {("w0", "0")}
+    d.succeeded("w1", 2.0, "gate")
+    assert given(d, 2.0) == {("w1", "later 0")}
+    assert given(d, 2.1) == {("w1", "later 1")}
+
+
+def test_a_death_with_two_is_charged_to_neither_and_each_then_runs_alone(busy):
+    charge = busy.worker_lost("w0", 1.0, "killed")
+    assert (charge.key, charge.quarantined) == ("0", False)
+    assert (busy.attempts("0"), busy.attempts("1")) == (0, 0)
+    busy.worker_joined("w1", now=1.0)
+    now, alone = 1.0, []
+    while not busy.finished:
+        now += 1.0
+        busy.assign(now)
+        busy.assign(now + 0.1)
+        hand = busy.in_hand("w1")
+        alone += [hand[0]] if {"0", "1"} & set(hand) and len(hand) == 1 else []
+        assert len(hand) == 1 or not {"0", "1"} & set(hand)
+        busy.succeeded("w1", now + 0.5, hand[0])
+    assert alone == ["0", "1"]
+
+
+def test_a_task_that_kills_behind_others_is_given_up_and_no_other_is_charged():
+    d, now, number = dispatcher(30), 0.0, 0
+    while not d.finished:
+        now += 1.0
+        d.assign(now)
+        d.assign(now + 0.1)
+        for worker, key in dict(d.running).items():
+            if "1" in d.in_hand(worker):  # it kills as soon as the first only writes, which is not known
+                number += 1
+                d.worker_lost(worker, now + 0.2, "killed")
+                d.worker_joined(f"again-{number}", now=now + 0.2)
+            else:
+                d.succeeded(worker, now + 0.5, key)
+    assert d.quarantined == {"1"}
+    assert len(d.done) == 29
+    assert number == 4, "the first time it was not alone"
+    assert all(d.attempts(str(i)) == 0 for i in range(30) if i != 1)
+
+
+def test_a_worker_that_was_killed_for_its_first_is_not_charged_to_its_second(busy):
+    busy.worker_lost("w0", 1.0, "silent", certain=True)
+    assert (busy.attempts("0"), busy.attempts("1")) == (1, 0)
+
+
+def test_neither_is_charged_for_the_loss_of_a_node_and_both_may_be_seconds_again(busy):
+    busy.worker_lost("w0", 1.0, "gone", with_its_node=True)
+    assert (busy.attempts("0"), busy.attempts("1")) == (0, 0)
+    busy.worker_joined("w1", now=1.0)
+    busy.assign(2.0)
+    busy.assign(2.1)
+    assert busy.in_hand("w1") == ["0", "1"]
+
+
+def test_a_second_that_fails_before_the_first_is_done_is_charged_alone(busy):
+    assert busy.failed("w0", 1.0, Fault.TASK, "ValueError", "1").key == "1"
+    assert (busy.attempts("0"), busy.attempts("1")) == (0, 1)
+    assert busy.in_hand("w0") == ["0"]
+    assert busy.succeeded("w0", 1.2, "0")
+
+
+def test_a_first_that_fails_leaves_the_second_at_work(busy):
+    assert busy.failed("w0", 1.0, Fault.TASK, "ValueError", "0").key == "0"
+    assert (busy.attempts("0"), busy.attempts("1")) == (1, 0)
+    assert busy.in_hand("w0") == ["1"]
+
+
+def test_a_first_that_hangs_while_it_writes_is_found_though_the_second_was_done(busy):
+    """The heartbeats of a third would be taken for its own."""
+    assert busy.succeeded("w0", 1.0, "1")
+    for now in (1.1, 5.0):
+        assert given(busy, now) == set()
+    assert busy.overdue(1.0 + HANG_SECONDS) == ["w0"]
+    assert busy.worker_lost("w0", 700.0, "silent", certain=True).key == "0"
+    assert "1" in busy.done
+
+
+def test_an_idle_worker_takes_a_copy_of_what_waits_behind_another():
+    d = dispatcher(tasks=6, workers=2)
+    d.assign(0.0)
+    d.assign(0.1)
+    assert in_hand(d, 2) == [["0", "2"], ["1", "3"]]
+    now = 1.0
+    while d.ready:
+        d.succeeded("w1", now, d.in_hand("w1")[0])
+        d.assign(now)
+        now += 1.0
+    for key in d.in_hand("w1"):
+        d.succeeded("w1", now, key)
+    assert d.openings(now)["sample"] == 2, "what waits, and what is late"
+    assert [(worker, task.key, copy) for worker, task, copy in d.assign(now)] == [("w1", "2", True)]
+    assert d.assign(now) == []
+    d.failed("w1", now, Fault.TASK, "ValueError", "2")
+    assert d.ready == 0, "it still waits behind the other"
+    assert d.succeeded("w0", now, "0")
+    assert d.succeeded("w0", now, "2")
+    assert d.finished
+
+
+def test_of_a_cell_that_is_given_up_what_is_in_hand_is_not(busy):
+    assert busy.give_up(["0", "1", "2"]) == {"2"}
+
+
+def test_a_benched_worker_is_asked_again_only_once_it_is_idle():
+    d = dispatcher(40)
+    d.worker_joined("other")
+    now = 0.0
+    while not (benching := d.failed("w0", now, Fault.SURROUNDINGS, "read-only").benching if d.in_hand("w0") else None):
+        now += 1.0
+        d.assign(now)
+        d.assign(now + 0.1)
+    assert d.in_hand("w0"), "its second goes on"
+    later = now + benching.seconds + 1.0
+    assert d.due(later) == []
+    assert d.failed("w0", later, Fault.SURROUNDINGS, "read-only").benching is None, "it sits there already"
+    assert d.due(later) == ["w0"]
