@@ -179,7 +179,7 @@ def test_what_a_change_does_to_tables_is_said(copy, assignment, facts, monkeypat
     ("assignment", "told"),
     [
         ("evaluate.seed=3", "evaluate.seed: 2020 -> 3"),
-        ("evaluate.metrics=[fid, kid]", "evaluate.metrics: fid -> fid, kid"),
+        ("evaluate.metrics=[fid, kid]", "evaluate.metrics: [fid] -> [fid, kid]"),
         ("data.split=test", "data.split"),
         ("evaluate.reference={name: gaussian, shape: [1, 4, 4], limit: 7}", "evaluate.reference"),
         ("evaluate.extractor=inception-v3-compat", "evaluate.extractor"),
