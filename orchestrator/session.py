@@ -132,17 +132,9 @@ class Run:
             return outcome
 
     def _do(self, stages: Collection[str], scoring: Evaluation | None) -> Outcome:
-        for remark in self.plan.remarks:
-            self._progress.say(f"warning: {remark}")
-        if self.part is not self.plan:
-            self._progress.say(f"only {len(self.part.cells):,} of {counted(len(self.plan.cells), 'cell')}")
+        self._announce()
         for model in self.part.models:
             self.rundir.record_model(model)
-            settings = [cell.settings for cell in self.part.cells if cell.model.id == model.id]
-            if (said := model.source.announcement(model.diffusion, settings)) is not None:
-                self._progress.say(f"model {model.called}: {said}")
-        if removed := sum(self.rundir.has_removed_images(cell) for cell in self.part.cells):
-            self._progress.say(f"images removed: {counted(removed, 'cell')}; scores and influences stay")
         if scoring is not None:
             self.rundir.record_extractor(scoring.extractor, self.config.data.image_shape)
             self._modules |= set(scoring.extractor.files)
@@ -168,13 +160,7 @@ class Run:
         lasting = frozenset(name for name, error in untrained.items() if error.fails_again)
         conclusions = [conclusion for work in told if (conclusion := work.conclude()) is not None]
         last = conclusions[-1] if conclusions else Conclusion("", [])
-        if "evaluate" in stages and "report" not in stages:
-            self._progress.say("tables and figures are unchanged; `taugrid report` updates them")
-        if "report" in stages and last.table == "quality":
-            scored = {row["cell"] for row in last.rows}
-            cells = [cell for cell in self.plan.cells if cell.id in scored]
-            for said in (*unequal(cells, "scored "), *no_effects(self.config, self.plan, last.rows)):
-                self._progress.say(f"warning: {said}")
+        self._warn_of_tables(stages, last)
         provenance.write(self.rundir, self.plan, scoring)
         warnings: list[str] = []
         if conclusions and ("report" in stages or "evaluate" not in stages):
@@ -184,6 +170,29 @@ class Run:
         return Outcome(
             unfinished | problems, last.rows, last.table, last.evidence, last.text, labels, lasting, warnings
         )
+
+    def _announce(self) -> None:
+        """Say what is remarkable about the plan, its models and its images."""
+        for remark in self.plan.remarks:
+            self._progress.say(f"warning: {remark}")
+        if self.part is not self.plan:
+            self._progress.say(f"only {len(self.part.cells):,} of {counted(len(self.plan.cells), 'cell')}")
+        for model in self.part.models:
+            settings = [cell.settings for cell in self.part.cells if cell.model.id == model.id]
+            if (said := model.source.announcement(model.diffusion, settings)) is not None:
+                self._progress.say(f"model {model.called}: {said}")
+        if removed := sum(self.rundir.has_removed_images(cell) for cell in self.part.cells):
+            self._progress.say(f"images removed: {counted(removed, 'cell')}; scores and influences stay")
+
+    def _warn_of_tables(self, stages: Collection[str], last: Conclusion) -> None:
+        """Say that tables stay as they are, or what the quality table can't show."""
+        if "evaluate" in stages and "report" not in stages:
+            self._progress.say("tables and figures are unchanged; `taugrid report` updates them")
+        if "report" in stages and last.table == "quality":
+            scored = {row["cell"] for row in last.rows}
+            cells = [cell for cell in self.plan.cells if cell.id in scored]
+            for said in (*unequal(cells, "scored "), *no_effects(self.config, self.plan, last.rows)):
+                self._progress.say(f"warning: {said}")
 
     def _kinds(
         self, part: Plan, stages: Collection[str], scoring: Evaluation | None

@@ -8,12 +8,12 @@ from taugrid.config import Config, Data
 from taugrid.errors import NotHere
 from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
 from taugrid.orchestrator.dispatch.capacity import nodes
+from taugrid.orchestrator.dry_run.missing import missing_images
 from taugrid.orchestrator.dry_run.replaced import replaced_tables
 from taugrid.orchestrator.inspection import describe
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import singular_samples
 from taugrid.orchestrator.plan.extractor import name_and_dimensions
-from taugrid.orchestrator.plan.missing import missing_images
 from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from taugrid.config import Config, Data
+from taugrid.grids.names import in_yaml
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.extractor import name_and_dimensions
 from taugrid.orchestrator.report.up_to_date import Asked
@@ -51,17 +52,14 @@ def _reference(config: Config, before: Mapping[str, Any], scored_against: Mappin
 def _changed(section: str, old: Any, now: Any) -> list[str]:
     """What differs between two references, as "key: old -> new"."""
     if not isinstance(old, Mapping) or not isinstance(now, Mapping):
-        return [] if old == now else [f"{section}: {_in_words(old)} -> {_in_words(now)}"]
+        return [] if old == now else [f"{section}: {_called(old)} -> {_called(now)}"]
     keys = [key for key in now if key not in NOT_CONTENT and old.get(key) != now[key]]
-    return [f"{section}.{key}: {_in_words(old.get(key))} -> {_in_words(now[key])}" for key in keys]
+    return [f"{section}.{key}: {in_yaml(old.get(key))} -> {in_yaml(now[key])}" for key in keys]
 
 
-def _in_words(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return f"{value.get('name')}/{value.get('split')}"
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return "null" if value is None else str(value)
+def _called(reference: Any) -> str:
+    """A reference in short: a data set and its split, or what the config has."""
+    return f"{reference.get('name')}/{reference.get('split')}" if isinstance(reference, Mapping) else in_yaml(reference)
 
 
 def _extractor(config: Config, before: str) -> str | None:
@@ -75,7 +73,7 @@ def _metrics(asked: Asked, protocol: Mapping[str, Any]) -> str | None:
     changed = asked.changed_metrics(protocol, protocol["num_samples"])
     if not changed:
         return None
-    said = ", ".join(f"evaluate.{key}: {_in_words(old)} -> {_in_words(now)}" for key, (old, now) in changed.items())
+    said = ", ".join(f"evaluate.{key}: {_called(old)} -> {_called(now)}" for key, (old, now) in changed.items())
     return f"{said}: this replaces the scores in the tables; images are kept"
 
 

@@ -119,13 +119,18 @@ def plan(
         axes = {column(key): value for key, value in values.items() if key not in TABLE_KEYS}
         cell = Cell(_cell_id(model, settings), model, settings, axes, values, names)
         if cell.id in cells:
-            idle = sorted(NOT_CELLS & set(point))
-            hint = f" ({', '.join(idle)} does not make a different cell)" if idle else ""
-            if len(mappings) > 1:
-                hint += " (each entry of the list is a grid of its own; to combine keys, write them in one entry)"
-            raise UserError(f"grid: the point {_describe(point)} appears twice{hint}; remove one of them")
+            raise _twice(point, len(mappings))
         cells[cell.id] = cell
     return Plan(tuple(models.values()), tuple(cells.values()))
+
+
+def _twice(point: Mapping[str, Any], grids: int) -> UserError:
+    """The error for a point that makes a cell that another has made."""
+    idle = sorted(NOT_CELLS & set(point))
+    hint = f" ({', '.join(idle)} does not make a different cell)" if idle else ""
+    if grids > 1:
+        hint += " (each entry of the list is a grid of its own; to combine keys, write them in one entry)"
+    return UserError(f"grid: the point {_describe(point)} appears twice{hint}; remove one of them")
 
 
 def _most_times(config: Config) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 from taugrid.config import GRID_SECTIONS, Config
 from taugrid.config.sample import LATER_KEYS
 from taugrid.errors import UserError
-from taugrid.grids.names import plain_text
+from taugrid.grids.names import in_yaml
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.changes import changed_files
 from taugrid.orchestrator.plan.identity import NOT_IDENTITY
@@ -83,7 +83,7 @@ def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     sections = (*(f"{section}." for section in (*GRID_SECTIONS, "sample", "grid")), "grid[")
     keys = [key for key in dict.fromkeys([*old, *new]) if key.startswith(sections) and key not in harmless]
     changed = [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
-    return [f"{key}: {_in_yaml(was)} -> {_in_yaml(now)}" for key, was, now in changed]
+    return [f"{key}: {in_yaml(was)} -> {in_yaml(now)}" for key, was, now in changed]
 
 
 def _labels(rundir: RunDir) -> dict[str, str]:
@@ -101,11 +101,6 @@ def _with_defaults(config: Any) -> Any:
     if isinstance(config, dict) and isinstance(config.get("sample"), dict):
         return config | {"sample": LATER_KEYS | config["sample"]}
     return config
-
-
-def _in_yaml(value: Any) -> str:
-    """A value as a config has it: null, not None."""
-    return f"[{', '.join(map(plain_text, value))}]" if isinstance(value, list) else plain_text(value)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -107,3 +107,10 @@ def plain_text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def in_yaml(value: Any) -> str:
+    """A value as a config has it: null, not None; lists and mappings on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {plain_text(inner)}" for key, inner in value.items()) + "}"
+    return f"[{', '.join(map(plain_text, value))}]" if isinstance(value, list) else plain_text(value)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from taugrid.errors import UserError
-from taugrid.grids.names import plain_text, short_keys
+from taugrid.grids.names import in_yaml, plain_text, short_keys
 from taugrid.grids.selectors import fits, key_of
 
 ZIP, EXCLUDE = "zip", "exclude"
@@ -125,7 +125,7 @@ def _excluded(mapping: Grid, every: list[dict[str, Any]], reserved: Collection[s
         for name, wanted in exclusion.items():
             if (key := key_of(str(name), short)) is None:
                 raise UserError(
-                    f"grid.{EXCLUDE}: {_in_yaml(exclusion)} names {name}, which this grid does not have (its keys: "
+                    f"grid.{EXCLUDE}: {in_yaml(exclusion)} names {name}, which this grid does not have (its keys: "
                     f"{', '.join(by_key)})"
                 )
             conditions[key] = wanted
@@ -136,10 +136,6 @@ def _excluded(mapping: Grid, every: list[dict[str, Any]], reserved: Collection[s
         }
         if not fitting:
             there = "; ".join(f"{key} is {', '.join(map(plain_text, by_key[key]))}" for key in conditions)
-            raise UserError(f"grid.{EXCLUDE}: {_in_yaml(exclusion)} fits no point ({there}); correct or remove it")
+            raise UserError(f"grid.{EXCLUDE}: {in_yaml(exclusion)} fits no point ({there}); correct or remove it")
         found |= fitting
     return found
-
-
-def _in_yaml(point: Mapping[str, Any]) -> str:
-    return "{" + ", ".join(f"{key}: {plain_text(value)}" for key, value in point.items()) + "}"

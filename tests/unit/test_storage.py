@@ -521,6 +521,7 @@ ALLOWED = [
     ),
     Exceptions("orchestrator/cli/jobs.py", {"is_dir": 1}, "what an argument is"),
     Exceptions("orchestrator/dry_run/describe.py", {"exists": 1}, "whether a GPU's driver is here"),
+    Exceptions("orchestrator/dry_run/missing.py", {"exists": 1}, "a reference that a user names"),
     Exceptions("orchestrator/dispatch/address.py", {"read_text": 1}, "Ray's token in the user's home"),
     Exceptions("orchestrator/external.py", {"np.savez": 1}, "a temporary file of images that a caller holds"),
     Exceptions(
@@ -543,7 +544,6 @@ ALLOWED = [
     Exceptions("orchestrator/nightly/places.py", {"exists": 1, "is_dir": 1}, "what --history is"),
     Exceptions("orchestrator/nightly/write.py", {"write_text": 1}, "of what `replacing` gives"),
     Exceptions("orchestrator/opened.py", {"exists": 1, "is_dir": 2}, "what --out or an argument is"),
-    Exceptions("orchestrator/plan/missing.py", {"exists": 1}, "a reference that a user names"),
     Exceptions(
         "orchestrator/plan/patterns.py",
         {"exists": 1, "glob": 1, "is_dir": 2, "is_file": 2, "rglob": 1, "stat": 1},
