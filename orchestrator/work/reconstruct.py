@@ -62,8 +62,8 @@ class ReconstructWork(WorkKind):
         """How many images and evaluations it is, and the key that makes it fewer."""
         images = " or ".join(f"{n:,}" for n in sorted({cell.settings.num_samples for cell in self._cells()}))
         return (
-            f"reconstructing {images} held-out images for each S: {round(cost):,} network evaluations to do; for fewer, "
-            "set report.reconstructed_images (--set report.reconstructed_images=100)"
+            f"reconstructing {images} held-out images for each S: {round(cost):,} network evaluations to do; for "
+            "fewer, set report.reconstructed_images (--set report.reconstructed_images=100)"
         )
 
     def pieces(self) -> Iterator[Piece]:
