@@ -104,7 +104,7 @@ def _work(
     else:
         asked = opened.config.report.join_protocols, layout(opened.config, opened.plan)
         makes_images = "sample" in stages or "train" in stages
-        again = "run the same command again" if makes_images else f"`taugrid run {opened.rundir.shown}`"
+        again = "run the same command again" if makes_images else f"run `taugrid run {opened.rundir.shown}`"
         print_outcome(opened.rundir, outcome, *asked, opened.plan, again)
     if outcome.missing:
         sys.exit(Exit.INCOMPLETE)

@@ -3,6 +3,7 @@
 import pytest
 
 from taugrid.config import Config, Diffusion, Train, validate
+from taugrid.config.load import merge
 from taugrid.errors import UserError
 
 MINIMAL = {"name": "x", "model": {"unet": {}}}
@@ -94,6 +95,11 @@ def test_each_key_has_its_sentence():
 def test_a_section_in_short_is_told_how_to_be_written(values, facts):
     message = refusal(values)
     assert [fact for fact in facts if fact not in message] == []
+
+
+def test_the_only_mapping_of_a_list_is_not_one_of_each():
+    with pytest.raises(UserError, match=r"to set steps in its mapping: --set 'grid="):
+        merge({"grid": [{"steps": [5]}]}, ["grid.steps=[1]"])
 
 
 def test_a_data_set_that_was_named_is_not_called_the_default():
