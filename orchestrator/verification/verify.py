@@ -88,14 +88,9 @@ def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], Non
         for path in storage.list(rundir.root / kind.folder, kind.files)
     ]
     found += _read_all(sorted(derived), partial(_verify_bytes, storage=storage), tick)
-    scored = [cell for cell in plan.cells if rundir.scores_of(cell)]
-    for cell in plan.cells:
-        if cell.id in made.scores and cell not in scored:
-            found.append(Damage(rundir.score(cell, "*"), "missing"))
-        elif scored and cell not in scored:
-            unfinished.append(Damage(rundir.score(cell, "*"), NOT_SCORED))
-    changed = [path for path in storage.list(rundir.scores, "*.json") if read_sealed(path, storage) is None]
-    found += [Damage(path, "it has changed since it was written") for path in changed]
+    damages, lacking = _verify_scores(plan, rundir, made)
+    found += damages
+    unfinished += lacking
     for path in (rundir.tables / "quality.json", rundir.provenance, rundir.root / RUN_FILE):
         if storage.exists(path) and not isinstance(read_json(path, storage), dict):
             found.append(Damage(path, "it can't be read as a JSON object"))
@@ -105,6 +100,22 @@ def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], Non
         with suppress(OSError):  # of a directory that may only be read
             rundir.ledger.forget()
     return Verified(list(dict.fromkeys(found)), list(dict.fromkeys(unfinished)))
+
+
+def _verify_scores(plan: Plan, rundir: RunDir, made: _Made) -> Verified:
+    """Scores of any protocol. Cells without one are unfinished only where others have one: a run may only sample."""
+    lacking = [cell for cell in plan.cells if not rundir.scores_of(cell)]
+    lost = [cell for cell in lacking if cell.id in made.scores]
+    unscored = [] if len(lacking) == len(plan.cells) else [cell for cell in lacking if cell.id not in made.scores]
+    paths = rundir.storage.list(rundir.scores, "*.json")
+    changed = [path for path in paths if read_sealed(path, rundir.storage) is None]
+    return Verified(
+        [
+            *(Damage(rundir.score(cell, "*"), "missing") for cell in lost),
+            *(Damage(path, "it has changed since it was written") for path in changed),
+        ],
+        [Damage(rundir.score(cell, "*"), NOT_SCORED) for cell in unscored],
+    )
 
 
 def _verify_samples(cell: Cell, rundir: RunDir, made: _Made, tick: Callable[[int], None]) -> Verified:
