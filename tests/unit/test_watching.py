@@ -69,7 +69,7 @@ def test_the_directory_tells_the_same(done):
     mine, theirs = shown(watched), done[2]._state
     assert mine.cells == theirs.cells
     assert mine.todo.done == theirs.todo.done
-    assert (mine.hands.joined, mine.hands.lost) == (theirs.hands.joined, theirs.hands.lost)
+    assert (mine.workforce.joined, mine.workforce.lost) == (theirs.workforce.joined, theirs.workforce.lost)
 
 
 def test_what_comes_in_is_shown_and_counted_once(done, events):
