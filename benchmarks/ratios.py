@@ -125,6 +125,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=1)
     given = parser.parse_args()
+    if given.shards < 8 or given.shards % 8:
+        parser.error(f"--shards {given.shards}: expected a multiple of 8, so that each quarter has as many of each eta")
     sizes = str(Path(given.checkpoint).resolve()), given.shards, given.steps, given.batch
     plain = experiment(*sizes)
     quick = experiment(*sizes, precision="bf16", compile="default")

@@ -9,13 +9,13 @@ from taugrid.config import Config
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.report.trainings import describe_models, training_price
+from taugrid.orchestrator.report.up_to_date import Asked
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.orchestrator.selection import find_cell
 from taugrid.orchestrator.work.sample import images_to_keep
-from taugrid.storage import read_sealed
 
 PNG_OVERHEAD_BYTES = 200
 """Upper bound on an image's bytes beyond raw pixels: PNG's chunks, a row's share of Parquet's columns and pages."""
@@ -24,7 +24,8 @@ PNG_OVERHEAD_BYTES = 200
 def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
     """Everything that `plan` and `status` show, as plain data."""
     rate = measured_rate(rundir)
-    cells = [_describe_cell(cell, rundir) for cell in plan.cells]
+    asked = Asked(config, rundir)
+    cells = [_describe_cell(cell, rundir, asked) for cell in plan.cells]
     remaining = sum(cell["network_evaluations"] - cell["network_evaluations_done"] for cell in cells)
     shape = plan.models[0].image_shape
     models = describe_models(plan, cells, rundir, config.cluster.scratch)
@@ -37,6 +38,7 @@ def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
         "images": sum(cell.settings.num_samples for cell in plan.cells),
         "network_evaluations": sum(shard.evaluations for shard in plan.shards),
         "network_evaluations_remaining": remaining,
+        "cells_to_score": sum(not cell["scored"] for cell in cells),
         "remarks": [*plan.remarks, *filter(None, [orphans_in_words(config, plan, rundir)])],
         "bytes_at_most": sum(cell.settings.num_samples for cell in plan.cells) * (prod(shape) + PNG_OVERHEAD_BYTES),
         "evaluations_per_second_and_worker": rate,
@@ -45,7 +47,7 @@ def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
     }
 
 
-def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:
+def _describe_cell(cell: Cell, rundir: RunDir, asked: Asked) -> dict[str, Any]:
     done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None)
     there = rundir.versions(rundir.samples / cell.name)
     begun = [s for s in cell.shards if s.number not in done and rundir.sample_part(cell, s) in there]
@@ -66,15 +68,8 @@ def _describe_cell(cell: Cell, rundir: RunDir) -> dict[str, Any]:
         "images_removed": rundir.has_removed_images(cell),
         "network_evaluations": cell.network_evaluations,
         "network_evaluations_done": images_done * len(cell.tau),
-        "scored": len(done) == len(cell.shards)
-        and any(_is_of_n(rundir, path, cell) for path in rundir.scores_of(cell)),
+        "scored": len(done) == len(cell.shards) and asked.is_scored(cell),
     }
-
-
-def _is_of_n(rundir: RunDir, score: Path, cell: Cell) -> bool:
-    """Whether a score is of as many samples as the config asks for."""
-    value = read_sealed(score, rundir.storage)
-    return value is not None and value["protocol"]["num_samples"] == cell.settings.num_samples
 
 
 def measured_rate(rundir: RunDir) -> float | None:

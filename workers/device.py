@@ -17,6 +17,7 @@ from taugrid.workers.accelerator.memory import Kept, give_back
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from taugrid.workers.accelerator.graphs import Recording
     from taugrid.workers.diffusion.process import Denoiser
 
 NETWORKS_KEPT = 2
@@ -117,8 +118,22 @@ class Device:
             return network
         from taugrid.workers.accelerator.graphs import InGraphs
 
-        in_graphs: Denoiser = loaded.graphs.get(how, lambda: InGraphs(network, size, self.remarks.append))
+        in_graphs: Denoiser = loaded.graphs.get(
+            how, lambda: InGraphs(network, size, self.remarks.append, self._recorded)
+        )
         return in_graphs
+
+    def _recorded(self, call: "Callable[[], Tensor]") -> "Recording":
+        """A recording. After one that was broken off, this process makes no more."""
+        from taugrid.workers.accelerator.graphs import CaptureFailed, recorded
+
+        if not self._graphs:
+            raise CaptureFailed("this worker makes no more recordings")
+        try:
+            return recorded(call)
+        except CaptureFailed:
+            self._graphs = False
+            raise
 
     def extractor(self, spec: Hashable, load: Callable[[], L]) -> L:
         """The extractor that `load` returns; kept for the next job with an equal `spec`."""

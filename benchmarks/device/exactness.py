@@ -1,11 +1,14 @@
 """Bits: of noise, of a network twice, in another process and in a CUDA graph, of 8-bit pixels, of training."""
 
 import hashlib
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.device.setting import NAMES, SMALL, Setting, Shape, denoiser, unet
 from benchmarks.device.speed import job_of
@@ -21,6 +24,12 @@ from taugrid.workers.schedules import alpha_bar
 SEED = 20
 NORMALS = 100_000_000
 OTHER_PROCESS = "from benchmarks.device import exactness, setting; print(exactness.digest(setting.Setting('{}', {})))"
+
+WAITS: dict[str, Callable[[Tensor], object]] = {
+    "item": lambda x: x.sum().item(),
+    "synchronize": lambda x: torch.cuda.synchronize(),
+}
+WAITING = "import json; from benchmarks.device import exactness; print(json.dumps(exactness.after_a_wait('{}')))"
 
 
 def noise(setting: Setting) -> dict[str, Any]:
@@ -66,7 +75,9 @@ def bits(setting: Setting) -> dict[str, Any]:
     command = [sys.executable, "-c", OTHER_PROCESS.format(setting.device, setting.short)]
     other = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     found: dict[str, Any] = {"twice": digest(setting) == first, "in_another_process": other == first}
-    return found | {"cuda_graphs": _graphs(setting) if setting.on_gpu else "skipped: CUDA graphs need a GPU"}
+    if not setting.on_gpu:
+        return found | {"cuda_graphs": "skipped: CUDA graphs need a GPU"}
+    return found | {"cuda_graphs": _graphs(setting), "not_recorded": _not_recorded()}
 
 
 def _graphs(setting: Setting) -> dict[str, Any]:
@@ -91,6 +102,37 @@ def _in_graphs(model: Denoiser, shape: Shape, batch: int, setting: Setting) -> d
     both = {"eager_ms": lambda: model(x, 500), "replayed_ms": lambda: in_graphs(x, 500)}
     times = {name: round(1000 * setting.seconds(call), 3) for name, call in both.items()}
     return {"equal": equal, **times, "remarks": remarks}
+
+
+def _not_recorded() -> dict[str, Any]:
+    """What networks that no graph can hold leave behind, each in its own process, which may be unusable afterwards."""
+    found = {}
+    for wait in WAITS:
+        command = [sys.executable, "-c", WAITING.format(wait)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        found[wait] = json.loads(done.stdout) if done.returncode == 0 else done.stderr.strip()[-300:]
+    return found
+
+
+def after_a_wait(wait: str) -> dict[str, Any]:
+    """Whether a network that waits for the host costs a line and nothing else.
+
+    `item` fails before the recording, `synchronize` within it.
+    """
+
+    def network(x: Tensor, t: int | Tensor) -> Tensor:
+        WAITS[wait](x)
+        return x + 1
+
+    x, remarks = torch.ones(4, 1, 8, 8, device="cuda"), list[str]()
+    stream, output = torch.cuda.current_stream(), InGraphs(network, len(x), remarks.append)(x, 500)
+    found = {"equal": torch.equal(output, x + 1), "same_stream": torch.cuda.current_stream() == stream}
+    try:
+        torch.cuda.empty_cache()
+        found["cache_emptied"] = True
+    except RuntimeError:
+        found["cache_emptied"] = False
+    return found | {"remarks": remarks}
 
 
 def flips(setting: Setting) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         "",
         f"{counts}, at most {quantity(plan['bytes_at_most'])}B of images",
         f"network evaluations: {plan['network_evaluations']:,}, {remaining:,} of them still to do",
+        f"scores: {len(plan['cells']):,}, {plan['cells_to_score']:,} of them still to do",
         *_training(plan),
         f"expected sampling time: {_expected(plan)}",
         *(f"warning: {remark}" for remark in plan["remarks"]),

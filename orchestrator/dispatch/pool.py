@@ -102,7 +102,7 @@ class Spare(NamedTuple):
 
 
 class Pool:
-    """Actors of one class, an `workers.actor.Audible` with the methods `hello(probe)` and `do(job)`.
+    """Actors of one class, a `workers.actor.Audible` with the methods `hello(probe)` and `do(job)`.
 
     Actors have `max_restarts=0` and `max_task_retries=0`: the dispatcher does the retrying, and each result comes once.
     `label_selector` says on which nodes they may be. `spare` is what another sort of them takes, which has no GPU.

@@ -7,6 +7,7 @@ from taugrid.config import Config, Data
 from taugrid.grids.names import in_yaml
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.extractor import name_and_dimensions
+from taugrid.orchestrator.report.up_to_date import Asked
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.storage import read_json
 from taugrid.words import counted
@@ -28,6 +29,7 @@ def replaced_tables(config: Config, plan: Plan, rundir: RunDir) -> list[str]:
         _reference(config, before, protocol["reference"]),
         _extractor(config, protocol["extractor"]["name"]),
         _num_samples(plan, tables["rows"]),
+        _metrics(Asked(config, rundir), protocol),
     ]
     return [line for line in told if line is not None]
 
@@ -65,6 +67,14 @@ def _extractor(config: Config, before: str) -> str | None:
     if name == before:
         return None
     return f"evaluate.extractor: this replaces tables scored with {before}; the new ones use {name}"
+
+
+def _metrics(asked: Asked, protocol: Mapping[str, Any]) -> str | None:
+    changed = asked.changed_metrics(protocol, protocol["num_samples"])
+    if not changed:
+        return None
+    said = ", ".join(f"evaluate.{key}: {_called(old)} -> {_called(now)}" for key, (old, now) in changed.items())
+    return f"{said}: this replaces the scores in the tables; images are kept"
 
 
 def _num_samples(plan: Plan, rows: list[Mapping[str, Any]]) -> str | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 
 def arrow_array(values: Any, kind: pa.DataType) -> pa.Array:
@@ -15,16 +16,33 @@ def arrow_array(values: Any, kind: pa.DataType) -> pa.Array:
         fields = [kind.field(i) for i in range(kind.num_fields)]
         columns = [arrow_array([value[field.name] for value in values], field.type) for field in fields]
         return pa.StructArray.from_arrays(columns, fields=fields)
-    if isinstance(values, list) and None in values:
-        return pa.nulls(len(values), kind) if values.count(None) == len(values) else pa.array(values, type=kind)
+    if _may_hold_none(values) and any(value is None for value in values):
+        return pa.nulls(len(values), kind) if all(value is None for value in values) else pa.array(values, type=kind)
     if pa.types.is_string(kind):
         return _bytes([text.encode() for text in values], kind)
     return _bytes(values, kind) if pa.types.is_binary(kind) else _numbers(values, kind)
 
 
 def _numbers(values: Any, kind: pa.DataType) -> pa.Array:
-    numbers = np.ascontiguousarray(values, dtype=kind.to_pandas_dtype())
+    given = np.asarray(values)
+    if not _holds(kind, given):
+        return pa.array(given, type=kind)  # which converts them or says what is wrong
+    numbers = np.ascontiguousarray(given, dtype=kind.to_pandas_dtype())
     return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])
+
+
+def _may_hold_none(values: Any) -> bool:
+    return not isinstance(values, np.ndarray) or values.dtype == object
+
+
+def _holds(kind: pa.DataType, numbers: NDArray[Any]) -> bool:
+    """Whether NumPy's conversion to `kind` keeps the numbers: floats are rounded, integers would wrap."""
+    if pa.types.is_floating(kind):
+        return numbers.dtype.kind == "f"
+    if not pa.types.is_integer(kind) or numbers.dtype.kind not in "iu":
+        return False
+    limits = np.iinfo(kind.to_pandas_dtype())
+    return numbers.size == 0 or (limits.min <= int(numbers.min()) and int(numbers.max()) <= limits.max)
 
 
 def _bytes(values: Sequence[bytes], kind: pa.DataType) -> pa.Array:

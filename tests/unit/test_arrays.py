@@ -38,6 +38,14 @@ def test_sequences(data, texts, numbers):
         (np.arange(6.0)[::2], pa.float64()),
         (np.arange(3, dtype=np.float32), pa.float64()),
         ([10, 20], pa.int32()),
+        ((0.5, None), pa.float64()),
+        ((None, "x"), pa.string()),
+        (np.array([1, None], object), pa.int64()),
+        (np.array([True, False, True]), pa.bool_()),
+        ([1, 2], pa.float64()),
+        ([0.1, float("inf")], pa.float32()),
+        (np.array([2**31 - 1, -(2**31)]), pa.int32()),
+        ([], pa.int64()),
     ],
     ids=repr,
 )
@@ -51,9 +59,20 @@ def test_rows_of_a_fixed_size():
     assert found.to_pylist() == rows.tolist()
 
 
-def test_a_number_that_does_not_fit_is_no_other_number():
-    with pytest.raises(OverflowError):
-        arrow_array([2**31], pa.int32())
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([2**31], pa.int32()),
+        (np.array([2**31 + 5]), pa.int32()),
+        (np.array([2**63], np.uint64), pa.int64()),
+        ([float("nan")], pa.int64()),
+        (np.array([1.5]), pa.int64()),
+    ],
+    ids=repr,
+)
+def test_a_number_that_does_not_fit_is_no_other_number(values, kind):
+    with pytest.raises(pa.ArrowInvalid):
+        arrow_array(values, kind)
 
 
 def test_a_worker_that_writes_samples_does_not_import_pandas(tmp_path):

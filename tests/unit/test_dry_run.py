@@ -175,6 +175,26 @@ def test_what_a_change_does_to_tables_is_said(copy, assignment, facts, monkeypat
         assert fact.replace("IMAGES", f"{reference['num_images']:,} images of gaussian/all") in said
 
 
+@pytest.mark.parametrize(
+    ("assignment", "told"),
+    [
+        ("evaluate.seed=3", "evaluate.seed: 2020 -> 3"),
+        ("evaluate.metrics=[fid, kid]", "evaluate.metrics: fid -> fid, kid"),
+        ("data.split=test", "data.split"),
+        ("evaluate.reference={name: gaussian, shape: [1, 4, 4], limit: 7}", "evaluate.reference"),
+        ("evaluate.extractor=inception-v3-compat", "evaluate.extractor"),
+        ("cluster.workers=1", None),
+        ("evaluate.batch_size=7", None),
+    ],
+)
+def test_cells_that_a_run_would_score_again_are_not_called_scored(copy, assignment, told, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(copy / "torch"))
+    found, said = planned(copy / "run", copy / "run", assignment)
+    assert [cell["scored"] for cell in found["cells"]] == [told is None] * CELLS
+    assert found["cells_to_score"] == (0 if told is None else CELLS)
+    assert told is None or told in said
+
+
 def test_another_t_than_the_checkpoints_is_a_warning(made, tmp_path):
     saved = made / "network"
     pipeline = tmp_path / "pipeline"

@@ -109,6 +109,11 @@ def test_effects_average_over_the_other_keys_and_are_given_cell_by_cell():
     ]  # fmt: skip
 
 
+def test_seeds_that_are_left_out_are_named_by_number():
+    rows = [row for row in trained(seeds=12) if row["cell"] not in ("cosine-0.01-2-20", "cosine-0.01-10-20")]
+    assert "train.seed 2, 10:" in effects(rows, evidence(rows, {}))[0].note
+
+
 def test_a_training_that_failed_costs_its_seed_and_is_named():
     rows = [row for row in trained() if row["cell"] != "cosine-0.01-2-20"]
     found = effects(rows, evidence(rows, {}))

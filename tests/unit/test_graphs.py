@@ -1,5 +1,9 @@
 """CUDA graphs, on a tape that does what a graph does: the same operations on the same memory, with the same numbers."""
 
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from in_process import drive, small_run
@@ -10,8 +14,9 @@ from torch.utils._pytree import tree_leaves
 from taugrid import config
 from taugrid.jobs import CustomNetwork, OracleNetwork
 from taugrid.storage import LOCAL
+from taugrid.workers.accelerator import graphs
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic, computed
-from taugrid.workers.accelerator.graphs import InGraphs, Recording
+from taugrid.workers.accelerator.graphs import CaptureFailed, InGraphs, Recording
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion.process import network_index
 from taugrid.workers.network.custom import for_inference
@@ -152,6 +157,76 @@ def test_a_recording_that_fails_costs_nothing_but_a_line():
     assert "\n" not in remarks[0]
 
 
+def test_nan_is_no_reason_to_do_without_graphs():
+    """What watches the network reports it."""
+    in_graphs = InGraphs(lambda x, t: x / x, 2, pytest.fail, on_tape)
+    for _ in range(2):
+        assert in_graphs(torch.tensor([0.0, 1.0]), 3).isnan().tolist() == [True, False]
+
+
+class Cuda:
+    """The calls that `recorded` makes of torch, with a capture that fails where the network is in `breaks`."""
+
+    def __init__(self, monkeypatch, breaks=()):
+        self.stream, self.mode, self.breaks, self.seen = "main", 0, breaks, []
+        for name in ("current_stream", "stream", "get_sync_debug_mode", "set_sync_debug_mode", "graph"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, f"_{name}"))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+        monkeypatch.setattr(graphs, "_side_stream", lambda: self._named("side"))
+
+    def _named(self, name):
+        return SimpleNamespace(name=name, wait_stream=lambda other: self.seen.append(f"{name} waits for {other.name}"))
+
+    def _current_stream(self):
+        return self._named(self.stream)
+
+    @contextmanager
+    def _stream(self, stream):
+        before, self.stream = self.stream, stream.name
+        try:
+            yield
+        finally:
+            self.stream = before
+
+    def _get_sync_debug_mode(self):
+        return self.mode
+
+    def _set_sync_debug_mode(self, mode):
+        self.mode = mode
+
+    @contextmanager
+    def _graph(self, graph, stream, capture_error_mode):
+        self.stream = "of the capture"  # as torch's, it stays where the capture fails
+        yield
+        self.stream = stream.name
+
+    def call(self):
+        self.seen.append((self.stream, self.mode))
+        if self.stream in self.breaks:
+            raise RuntimeError("called a synchronizing operation")
+        return torch.ones(1)
+
+
+FIRST, CAPTURE = ("side", "error"), ("of the capture", 0)
+
+
+@pytest.mark.parametrize(
+    ("breaks", "error", "calls"),
+    [
+        ((), None, [FIRST, CAPTURE]),
+        (("side",), RuntimeError, [FIRST]),
+        (("of the capture",), CaptureFailed, [FIRST, CAPTURE]),
+    ],
+    ids=["nothing", "the first call", "the capture"],
+)
+def test_what_a_recording_changes_in_torch_it_changes_back_whatever_breaks(monkeypatch, breaks, error, calls):
+    cuda = Cuda(monkeypatch, breaks)
+    with pytest.raises(error) if error else nullcontext():
+        graphs.recorded(cuda.call)
+    assert (cuda.stream, cuda.mode) == ("main", 0)
+    assert cuda.seen == ["side waits for main", calls[0], "main waits for side", *calls[1:]]
+
+
 # On a device
 
 SPEC = CustomNetwork("mine:made", None, "0", "0", "0", (1, 8, 8), "a network")
@@ -177,6 +252,24 @@ def test_graphs_are_kept_with_their_network_for_the_next_job(loads):
     assert network_of(device) is first
     device.make_room()
     assert not isinstance(network_of(device), InGraphs), "memory is short here"
+
+
+@pytest.mark.parametrize(("error", "goes_on"), [(CaptureFailed, False), (RuntimeError, True)])
+def test_a_capture_that_fails_is_the_last_of_its_process(loads, monkeypatch, error, goes_on):
+    tried = []
+
+    def recorded(call):
+        tried.append(call)
+        raise error("reason")
+
+    monkeypatch.setattr(graphs, "recorded", recorded)
+    device = Device("cpu", graphs=True)
+    first, earlier = network_of(device), network_of(device, FULL._replace(precision="bf16"))
+    first(noise(), 9)
+    assert "reason" in device.remarks[0]
+    assert isinstance(network_of(device, spec=replace(SPEC, callable="other:made")), InGraphs) == goes_on
+    earlier(noise(), 9)
+    assert len(tried) == 1 + goes_on
 
 
 @pytest.mark.parametrize(

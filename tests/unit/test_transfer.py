@@ -75,8 +75,11 @@ def test_from_a_gpu_bytes_and_flags_are_copied_without_waiting_and_then_the_even
     calls, copied = [], torch.Tensor.copy_
 
     class Event:
+        def __init__(self, blocking=False):
+            self.blocking = blocking
+
         def record(self):
-            calls.append("event")
+            calls.append(("event", self.blocking))
 
     def copy(self, source, non_blocking=False):
         if source.is_cuda:
@@ -88,7 +91,7 @@ def test_from_a_gpu_bytes_and_flags_are_copied_without_waiting_and_then_the_even
     with FakeTensorMode():
         x0 = torch.empty(4, 3, 8, 8, device="cuda")
         batch = transfer.sent(x0, x0.isfinite().all(), 0, 0.0)
-    assert calls == [("cpu", "cuda:0", dtype, True) for dtype in (torch.uint8, torch.bool)] + ["event"]
+    assert calls == [("cpu", "cuda:0", dtype, True) for dtype in (torch.uint8, torch.bool)] + [("event", True)]
     assert (batch.pixels.shape, batch.flags.shape) == (x0.shape, (2,))
     assert {batch.pixels.device.type, batch.flags.device.type} == {"cpu"}
 

@@ -6,7 +6,9 @@ time as an index on the device. Only the network is recorded. The sampler's coef
 become tensors: CUDA computes x / number as x * (1 / number), which has other bits than x / tensor.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -30,17 +32,48 @@ Recorder = Callable[[Callable[[], "Tensor"]], Recording]
 """Records a call of a function."""
 
 
+class CaptureFailed(Exception):
+    """Raised where a recording was broken off; torch may then be unable to record again or to empty its cache."""
+
+
 def recorded(call: "Callable[[], Tensor]") -> Recording:
-    """`call` as a CUDA graph. It is called twice: before the recording, libraries make there what they keep."""
-    beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
-        call()
-    torch.cuda.current_stream().wait_stream(beside)
+    """Records `call` as a CUDA graph, after one call in which libraries allocate what they keep.
+
+    What waits for the host fails in that first call, which leaves nothing behind.
+
+    Raises:
+        CaptureFailed: if only the recording fails.
+    """
+    here, side = torch.cuda.current_stream(), _side_stream()
+    side.wait_stream(here)
+    try:
+        with torch.cuda.stream(side), _waiting_is_an_error():
+            call()
+    finally:
+        here.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
-        output = call()
+    try:  # the outer `stream` goes back to the caller's; `graph` does not if the recording fails
+        with torch.cuda.stream(side), torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            output = call()
+    except Exception as error:
+        raise CaptureFailed(f"recording failed: {last_line(error)}") from error
     return Recording(output, graph.replay)
+
+
+@cache
+def _side_stream() -> torch.cuda.Stream:
+    """One for all recordings of this process: cuBLAS keeps a workspace for each stream that it meets."""
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _waiting_is_an_error() -> Iterator[None]:
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")  # for all threads, of which no other waits for the GPU so
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 class _Static(NamedTuple):
@@ -56,6 +89,11 @@ class _Static(NamedTuple):
         self.times.fill_(network_time(t))
         self.recording.replay()
         return self.recording.output.clone()  # the next replay overwrites it
+
+
+def _equal(one: "Tensor", other: "Tensor") -> bool:
+    """Whether they are equal; NaN equals NaN, which is for `finite.py` to report."""
+    return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 class InGraphs:
@@ -91,7 +129,7 @@ class InGraphs:
         output = self._network(x, t)
         try:
             static = self._static(x)
-            self._usable = torch.equal(static(x, t), output)
+            self._usable = _equal(static(x, t), output)
         except Exception as error:  # whatever it is: without graphs it is met again, or does not matter
             self._give_up(last_line(error)[:200])
         else:

@@ -1,7 +1,7 @@
 """Batches of images on their way to the host, as 8 bits, while the device computes the next one.
 
-A GPU is never waited for while it has only one batch to do: the copy of one goes on beside the steps of the next. A CPU
-has computed a batch when its call returns, so there nothing is on its way.
+The host never waits for a GPU that has only one batch left to do: the copy of one goes on beside the steps of the next.
+A CPU has computed a batch when its call returns, so there nothing is on its way.
 """
 
 import time
@@ -61,7 +61,7 @@ class Transfer:
 
 
 def to_grey_levels(x: Tensor) -> Tensor:
-    """`images.to_uint8` on the device of x, bit for bit. NaN becomes some level: look for it before."""
+    """`images.to_uint8` on the device of x, bit for bit. NaN becomes an arbitrary level: check for it first."""
     return torch.add(x, 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -71,7 +71,7 @@ def sent(x0: Tensor, network_was_finite: Tensor, start: int, began: float) -> Tr
     if not x0.is_cuda:
         return Transfer(start, began, pixels, flags)
     pixels, flags = (_copy_begun(tensor) for tensor in (pixels, flags))
-    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waiting for it keeps no core busy
     copied.record()
     return Transfer(start, began, pixels, flags, copied)
 
@@ -98,7 +98,11 @@ def _waited_for(batch: Transfer) -> Transfer:
 
 
 class Clock:
-    """Seconds in which the device had at least one batch to do."""
+    """Seconds in which at least one batch was under way: its work was begun, and it had not landed.
+
+    On a GPU the next batch is begun before one is handed on, so what its receiver waits for then, such as threads that
+    encode, counts too.
+    """
 
     def __init__(self) -> None:
         self.seconds = 0.0

@@ -268,7 +268,8 @@ def _balanced(pairs: Sequence[_Pair], seeds: Sequence[str], alone: Set[Hashable]
     whole = [seed for seed, its in blocks.items() if its == wanted] or [
         next(seed for seed, its in blocks.items() if len(its) == most)
     ]
-    left_out = sorted({str(seed) for seed in (*blocks, *alone) if seed not in whole})
+    texts = {str(seed) for seed in (*blocks, *alone) if seed not in whole}
+    left_out = sorted(texts, key=lambda seed: (len(seed), seed))  # by number: 2 before 10
     note = f"without {seeds[0]} {', '.join(left_out)}: not all its cells are scored" if left_out else ""
     return [pair for pair in pairs if pair.seeds[0] in whole], note
 

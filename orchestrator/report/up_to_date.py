@@ -1,0 +1,91 @@
+"""Whether a score on disk is the one that a config asks for, without reading the reference's images."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from taugrid.config import Config, Data
+from taugrid.errors import UserError
+from taugrid.eval.metrics.score import feasible
+from taugrid.eval.reference_names import meant
+from taugrid.orchestrator.plan.cells import Cell
+from taugrid.orchestrator.plan.extractor import name_and_dimensions
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.protocol import ProtocolFields
+from taugrid.registry.extractors import ExtractorSpec
+from taugrid.storage import read_json, read_sealed
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a config asks of scores, compared with protocols as they were recorded."""
+
+    config: Config
+    rundir: RunDir
+
+    @cached_property
+    def extractor(self) -> ExtractorSpec | None:
+        """The config's extractor; None: it can't be described now, and only its name is known."""
+        try:
+            return self.rundir.extractor(self.config)
+        except UserError:
+            return None
+
+    @cached_property
+    def _before(self) -> Mapping[str, Any]:
+        """The config that the directory was last used with."""
+        before = read_json(self.rundir.config, self.rundir.storage)
+        return before if isinstance(before, dict) else {}
+
+    def is_scored(self, cell: Cell) -> bool:
+        """Whether a cell has the score that is asked for."""
+        scores = (read_sealed(path, self.rundir.storage) for path in self.rundir.scores_of(cell))
+        return any(score is not None and self._is_asked(score["protocol"], cell) for score in scores)
+
+    def _is_asked(self, protocol: ProtocolFields, cell: Cell) -> bool:
+        n = cell.settings.num_samples
+        return (
+            protocol["num_samples"] == n
+            and self._is_its_extractor(protocol["extractor"])
+            and self._is_its_reference(protocol["reference"])
+            and not self.changed_metrics(protocol, n)
+        )
+
+    def changed_metrics(self, protocol: ProtocolFields, num_samples: int) -> dict[str, tuple[Any, Any]]:
+        """Key of `evaluate` -> its recorded and its present value, where a protocol's metrics are others."""
+        wanted = self.config.evaluate.metric_settings
+        if self.extractor is None:
+            asked: dict[str, Any] = {"seed": wanted.seed}
+        else:
+            num_reference = protocol["reference"]["num_images"]
+            asked = feasible(wanted, self.extractor, num_samples, num_reference).settings.as_dict()
+        return {key: (protocol[key], now) for key, now in asked.items() if protocol.get(key, now) != now}
+
+    def _is_its_extractor(self, recorded: Mapping[str, Any]) -> bool:
+        if self.extractor is None:
+            return bool(recorded["name"] == name_and_dimensions(self.config)[0])
+        now = self.extractor.describe()
+        return all(recorded.get(key) == now.get(key) for key in ("name", "weights_sha256", "source_sha256"))
+
+    def _is_its_reference(self, recorded: Mapping[str, Any]) -> bool:
+        given = self.config.evaluate.reference
+        try:
+            reference = self.config.data if given is None else meant(given).given if isinstance(given, str) else given
+        except UserError:
+            return False
+        if not isinstance(reference, Data):
+            return bool((self._before.get("evaluate") or {}).get("reference") == given)
+        names = recorded["dataset"], recorded["split"]
+        shape = "x".join(map(str, reference.image_shape))
+        if names != (reference.full_name, reference.split) or not (recorded["preprocessing"] or "").endswith(shape):
+            return False
+        size = reference.dataset.published_size(reference.split, reference.category)
+        if size is None:
+            return self._limit_before() == reference.limit
+        return bool(recorded["num_images"] == min(size, reference.limit or size))
+
+    def _limit_before(self) -> int | None:
+        reference = (self._before.get("evaluate") or {}).get("reference") or self._before.get("data") or {}
+        limit: int | None = reference.get("limit") if isinstance(reference, Mapping) else None
+        return limit
