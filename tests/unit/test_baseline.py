@@ -215,4 +215,4 @@ def test_a_baseline_file_that_was_changed_or_torn_apart_is_refused(base, tmp_pat
 
 def test_two_cells_are_still_compared(base):
     shown, _ = taugrid("compare", base / "run", "S0002-eta0-", "S0003-eta0-")
-    assert shown.startswith("S 2 -> 3 at eta 0:")
+    assert shown.startswith("FID, S 2 -> 3 at eta 0:")

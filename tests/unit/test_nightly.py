@@ -147,12 +147,12 @@ def test_a_night_killed_ten_times_is_one_complete_night(begun, started, monkeypa
     draw, give = random.Random(5), PoolHere.give
     left = 0
 
-    def interrupted(pool, worker, job):
+    def interrupted(pool, worker, job, key):
         nonlocal left
         left -= 1
         if left < 0:
             raise KeyboardInterrupt
-        give(pool, worker, job)
+        give(pool, worker, job, key)
 
     monkeypatch.setattr(PoolHere, "give", interrupted)
     kills = 0
@@ -173,7 +173,7 @@ def test_a_night_killed_ten_times_is_one_complete_night(begun, started, monkeypa
 
 
 def test_an_unfinished_night_is_continued_by_the_next_call(begun, started, monkeypatch):
-    def dies(pool, worker, job):
+    def dies(pool, worker, job, key):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -190,12 +190,12 @@ def test_an_unfinished_night_whose_checkpoint_changed_makes_way(begun, started, 
     config = write_config(tmp_path / "latest.yaml", network)
     give, left = PoolHere.give, 5
 
-    def dies(pool, worker, job):
+    def dies(pool, worker, job, key):
         nonlocal left
         left -= 1
         if left < 0:
             raise KeyboardInterrupt
-        give(pool, worker, job)
+        give(pool, worker, job, key)
 
     with monkeypatch.context() as patch:
         patch.setattr(PoolHere, "give", dies)
@@ -352,10 +352,10 @@ def test_two_at_once_do_not_corrupt_a_history(begun, started, monkeypatch):
     """The second is refused while the first is at work, and nothing of the first is lost."""
     give, refusals = PoolHere.give, []
 
-    def with_a_rival(pool, worker, job):
+    def with_a_rival(pool, worker, job, key):
         if not refusals:
             refusals.append(taugrid("nightly", begun / "old.yaml", "--history", started, "--id", "3", code=2)[1])
-        give(pool, worker, job)
+        give(pool, worker, job, key)
 
     monkeypatch.setattr(PoolHere, "give", with_a_rival)
     night(started, begun / "old.yaml", "2")
