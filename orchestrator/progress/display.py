@@ -15,7 +15,7 @@ from rich.live import Live
 
 from taugrid.orchestrator.progress.briefing import Briefing
 from taugrid.orchestrator.progress.draw import Space, frame
-from taugrid.orchestrator.progress.stage import Stage, Stand
+from taugrid.orchestrator.progress.stage import Stage, Standing
 from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.progress.table import table
 from taugrid.orchestrator.work import kinds_by_name
@@ -73,10 +73,10 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._entered = False
-        stand = self._stand()
+        standing = self._standing()
         self._view.stop()
-        if self._is_live and error is not None and stand is not None:
-            self.say(stand.line)  # the view is gone, and what it said last may matter
+        if self._is_live and error is not None and standing is not None:
+            self.say(standing.line)  # the view is gone, and what it said last may matter
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         with self._lock:
@@ -170,14 +170,14 @@ class Progress:
 
     def _say_now_and_then(self) -> None:
         now = self._clock()
-        if now - self._last_plain >= PLAIN_INTERVAL_SECONDS and (stand := self._stand()) is not None:
+        if now - self._last_plain >= PLAIN_INTERVAL_SECONDS and (standing := self._standing()) is not None:
             self._last_plain = now
-            self.say(stand.line)
+            self.say(standing.line)
 
-    def _stand(self) -> Stand | None:
+    def _standing(self) -> Standing | None:
         """How far the work is; None if none has begun."""
         shown = self._stage or self._state
-        return shown.stand(self._clock()) if shown is not None and shown.has_begun else None
+        return shown.standing(self._clock()) if shown is not None and shown.has_begun else None
 
 
 def _is_looked_at(console: Console) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 from rich.text import Text
 
-from taugrid.orchestrator.progress.stage import Stage, Stand
+from taugrid.orchestrator.progress.stage import Stage, Standing
 from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.progress.table import percent, table
 from taugrid.words import counted, duration
@@ -50,11 +50,11 @@ def frame(state: LiveState | None, stage: Stage | None, at: float, space: Space)
     if state is not None and state.stages:
         below.append(_stages(state))
     if stage is not None:
-        below += _work(stage.stand(at), width)
+        below += _work(stage.standing(at), width)
         if not stage.has_begun:
             below.append(Text(f"starting, {duration(at - stage.since)}", style="dim"))
     elif state is not None and state.todo.open_kinds:
-        below += [*_work(state.stand(at)._replace(name="", note="", workers=0), width), *_workers(state, at)]
+        below += [*_work(state.standing(at)._replace(name="", note="", workers=0), width), *_workers(state, at)]
     above = [] if state is None else table(state, width, space.height - len(below) - 2)
     return [fit(line, width) for line in [*above, *below][: max(1, space.height - 1)]]
 
@@ -89,16 +89,16 @@ def _of_stage(state: LiveState, kinds: Sequence[str]) -> str:
     return f" {percent(sum(map(state.done, kinds)), sum(total[kind].cost for kind in kinds))}"
 
 
-def _work(stand: Stand, width: int) -> Iterator[Text]:
+def _work(standing: Standing, width: int) -> Iterator[Text]:
     """The bar, and the numbers below it: in one line if they fit, else in two."""
-    share = min(1.0, stand.done / stand.total) if stand.total else 0.0
-    beside = GAP.join(filter(None, [f" {percent(stand.done, stand.total):>4}", stand.left]))
+    share = min(1.0, standing.done / standing.total) if standing.total else 0.0
+    beside = GAP.join(filter(None, [f" {percent(standing.done, standing.total):>4}", standing.left]))
     columns = max(SHORTEST_BAR, min(LONGEST_BAR, width - BESIDE_THE_BAR))
     full = int(share * columns)
     yield Text.assemble(("━" * full, "green"), ("━" * (columns - full), "dim"), beside)
-    amount = f"{stand.name}: {stand.amount}" if stand.name else stand.amount
-    workers = counted(stand.workers, "worker") if stand.workers else ""
-    rest = ", ".join(filter(None, [*stand.rates, workers, stand.note]))
+    amount = f"{standing.name}: {standing.amount}" if standing.name else standing.amount
+    workers = counted(standing.workers, "worker") if standing.workers else ""
+    rest = ", ".join(filter(None, [*standing.rates, workers, standing.note]))
     if cell_len(amount) + 2 + cell_len(rest) <= width:
         yield Text(", ".join(filter(None, [amount, rest])))
     else:
@@ -107,34 +107,34 @@ def _work(stand: Stand, width: int) -> Iterator[Text]:
 
 def _workers(state: LiveState, at: float) -> Iterator[Text]:
     """How many workers there are, and what they are doing."""
-    hands, doing = state.hands, Counter[str]()
-    for hand in hands.by_name.values():
-        if hand.task is not None:
-            doing[_activity(state, hand.task)] += 1
-        elif hand.joined:
-            doing["benched" if hand.benched else "idle"] += 1
+    workforce, doing = state.workforce, Counter[str]()
+    for worker in workforce.by_name.values():
+        if worker.task is not None:
+            doing[_activity(state, worker.task)] += 1
+        elif worker.joined:
+            doing["benched" if worker.benched else "idle"] += 1
     listed = ", ".join(f"{count} {what}" for what, count in doing.items())
-    said = f"{counted(hands.joined, 'worker')}: {listed}" if hands.joined else ""
-    if starting := hands.starting:
-        waited = duration(at - min(hand.since for hand in starting))
+    said = f"{counted(workforce.joined, 'worker')}: {listed}" if workforce.joined else ""
+    if starting := workforce.starting:
+        waited = duration(at - min(worker.since for worker in starting))
         said = "; ".join(filter(None, [said, f"starting {counted(len(starting), 'worker')}, {waited}"]))
-    lost = (f"; {hands.lost} lost", "red") if hands.lost else ""
+    lost = (f"; {workforce.lost} lost", "red") if workforce.lost else ""
     yield Text.assemble(said, lost)
-    if hands.joined <= LISTED_WORKERS:
+    if workforce.joined <= LISTED_WORKERS:
         yield from (Text(line, style="dim") for line in _each_worker(state))
 
 
 def _each_worker(state: LiveState) -> Iterator[str]:
-    names = [name for name, hand in state.hands.by_name.items() if hand.task is not None]
+    names = [name for name, worker in state.workforce.by_name.items() if worker.task is not None]
     longest = max(map(len, names), default=0)
     for name in names:
-        hand = state.hands.by_name[name]
-        assert hand.task is not None
-        item = state.item(hand.task)
+        worker = state.workforce.by_name[name]
+        assert worker.task is not None
+        item = state.item(worker.task)
         cell = state.cells.get(item.cell or "")
         what = f"{cell.column} {cell.row}" if cell else ""
-        done = f"{hand.fraction:.0%}" if hand.last else ""
-        parts = [f"  {name:{longest}}", _activity(state, hand.task), what, done]
+        done = f"{worker.fraction:.0%}" if worker.last else ""
+        parts = [f"  {name:{longest}}", _activity(state, worker.task), what, done]
         yield GAP.join(filter(None, parts))
 
 

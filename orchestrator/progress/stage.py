@@ -47,7 +47,7 @@ class Speed:
         )
 
 
-class Stand(NamedTuple):
+class Standing(NamedTuple):
     """How far some work is, as it is shown."""
 
     name: str
@@ -85,7 +85,7 @@ class Stage:
     """A stage of `total` units of work."""
 
     def __init__(self, name: str, total: float, unit: str, at: float) -> None:
-        self._stand = Stand(name, 0.0, total, unit)
+        self._standing = Standing(name, 0.0, total, unit)
         self._speed = Speed()
         self.since = at
         """When it began."""
@@ -97,18 +97,18 @@ class Stage:
         if not self.has_begun:
             self.has_begun = True
             self._speed.read(at, done)
-            self._stand = self._stand._replace(done=done)
+            self._standing = self._standing._replace(done=done)
 
     def update(self, at: float, done: float, workers: int, note: str) -> None:
         """`done` units are done."""
-        self._stand = self._stand._replace(done=done, workers=workers, note=note)
+        self._standing = self._standing._replace(done=done, workers=workers, note=note)
         if self.has_begun and self._speed.is_due(at):
             self._speed.read(at, done)
 
-    def stand(self, at: float) -> Stand:
+    def standing(self, at: float) -> Standing:
         """How far it is."""
         if not self.has_begun:
-            return self._stand
+            return self._standing
         rate = self._speed.per_second
-        left = "" if rate is None else f"{duration(max(0.0, self._stand.total - self._stand.done) / rate)} left"
-        return self._stand._replace(rate=rate, left=left)
+        left = "" if rate is None else f"{duration(max(0.0, self._standing.total - self._standing.done) / rate)} left"
+        return self._standing._replace(rate=rate, left=left)

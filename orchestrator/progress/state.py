@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from taugrid.orchestrator.progress.hands import Hand, Hands
 from taugrid.orchestrator.progress.remaining import Span
-from taugrid.orchestrator.progress.stage import Speed, Stand
+from taugrid.orchestrator.progress.stage import Speed, Standing
 from taugrid.orchestrator.progress.todo import Amount, KnownTask, Todo
+from taugrid.orchestrator.progress.workforce import WorkerState, Workforce
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
 from taugrid.words import duration
 
@@ -40,7 +40,7 @@ class LiveState:
     training: bool | None = None
     """Whether a model is being trained; None: none had to be."""
     ended: bool = False
-    hands: Hands = field(default_factory=Hands)
+    workforce: Workforce = field(default_factory=Workforce)
     todo: Todo = field(default_factory=Todo)
     cells: dict[str, GridCell] = field(default_factory=dict)
     metric: str = ""
@@ -74,17 +74,17 @@ class LiveState:
                     self.todo.rates.expect(pace, seconds)
         elif name == "end":
             self.ended = True
-        elif "committed" in event and worker in self.hands.by_name:
+        elif "committed" in event and worker in self.workforce.by_name:
             self._did(at, worker, event)
         for key in _given_up(event):
             if (item := self.todo.give_up(key)) is not None and item.cell in self.cells:
                 self.cells[item.cell].note = FAILED
-        self.hands.observe(at, event)
+        self.workforce.observe(at, event)
         self._read(at)
 
     def heard(self, at: float, worker: str, fraction: float) -> None:
         """A worker's task is done to `fraction`."""
-        self.hands.heard(at, worker, fraction)
+        self.workforce.heard(at, worker, fraction)
         self._read(at)
 
     def score(self, cell: str, value: float | None) -> None:
@@ -92,26 +92,26 @@ class LiveState:
         if cell in self.cells:
             self.cells[cell].value = value
 
-    def _did(self, at: float, worker: str, event: Mapping[str, Any]) -> None:
-        hand = self.hands.by_name[worker]
-        if hand.task is not None and event["committed"]:
-            item = self.todo.item(hand.task, event)
-            self._measure(at, worker, hand, item, event)
-            if self.todo.finish(hand.task, item):
+    def _did(self, at: float, name: str, event: Mapping[str, Any]) -> None:
+        worker = self.workforce.by_name[name]
+        if worker.task is not None and event["committed"]:
+            item = self.todo.item(worker.task, event)
+            self._measure(at, worker, item, event)
+            if self.todo.finish(worker.task, item):
                 self._images_done += item.images
                 if item.cell in self.cells and self._is_evaluations(item.kind):
                     self.cells[item.cell].done += item.cost
-        self.hands.release(at, worker)
+        self.workforce.release(at, name)
 
-    def _measure(self, at: float, worker: str, hand: Hand, item: KnownTask, event: Mapping[str, Any]) -> None:
+    def _measure(self, at: float, worker: WorkerState, item: KnownTask, event: Mapping[str, Any]) -> None:
         """Learn from a finished task how long such tasks take."""
-        if hand.first is not None:
-            span = Span(at - hand.first.at, (1 - hand.first.fraction) * item.cost)
+        if worker.first is not None:
+            span = Span(at - worker.first.at, (1 - worker.first.fraction) * item.cost)
             self.todo.rates.add(item.pace, span)
         else:
-            span = Span(event.get("seconds", at - hand.since), item.cost)
-            self.todo.rates.add(item.pace, span, is_cold=item.pace not in hand.warm)
-        hand.warm.add(item.pace)
+            span = Span(event.get("seconds", at - worker.since), item.cost)
+            self.todo.rates.add(item.pace, span, is_cold=item.pace not in worker.warm)
+        worker.warm.add(item.pace)
 
     def _is_evaluations(self, kind: str) -> bool:
         return kind in self.kinds and self.kinds[kind].unit == NETWORK_EVALUATIONS
@@ -122,41 +122,41 @@ class LiveState:
         if (kinds := self.main) != self._measured:
             self._measured, self._speed, self._images = kinds, Speed(), Speed()
         self._speed.read(at, self.bar.done)
-        begun = sum(hand.fraction * self.item(key).images for key, hand in self.running.items())
+        begun = sum(worker.fraction * self.item(key).images for key, worker in self.running.items())
         self._images.read(at, self._images_done + begun)
 
     @property
     def has_begun(self) -> bool:
         """Whether a worker has got a task."""
         some_done = any(amount.tasks for amount in self.todo.done.values())
-        return some_done or any(hand.task for hand in self.hands.by_name.values())
+        return some_done or any(worker.task for worker in self.workforce.by_name.values())
 
     @property
-    def running(self) -> dict[str, Hand]:
+    def running(self) -> dict[str, WorkerState]:
         """Open task -> the worker that is farthest with it."""
-        return {key: hand for key, hand in self.hands.running.items() if self.todo.is_open(key)}
+        return {key: worker for key, worker in self.workforce.running.items() if self.todo.is_open(key)}
 
     def item(self, key: str) -> KnownTask:
         """A task by its key, which tells at least its kind."""
         return self.todo.items.get(key) or KnownTask(key.split("/")[0], 0.0, "")
 
     @property
-    def _begun(self) -> Iterator[tuple[KnownTask, float]]:
+    def _under_way(self) -> Iterator[tuple[KnownTask, float]]:
         """The tasks in hand, and how much of each one's cost is done, by their heartbeats."""
-        for key, hand in self.running.items():
+        for key, worker in self.running.items():
             item = self.item(key)
-            yield item, item.cost * hand.fraction
+            yield item, item.cost * worker.fraction
 
     def done(self, kind: str) -> float:
         """How much of a kind of work is done, in its unit, with what heartbeats report."""
         done = self.todo.done.get(kind, Amount()).cost
-        return done + sum(cost for item, cost in self._begun if item.kind == kind)
+        return done + sum(cost for item, cost in self._under_way if item.kind == kind)
 
     @property
     def begun(self) -> Counter[str]:
         """Cell -> network evaluations that are done in the tasks in hand."""
         found = Counter[str]()
-        for item, cost in self._begun:
+        for item, cost in self._under_way:
             if item.cell is not None and self._is_evaluations(item.kind):
                 found[item.cell] += int(cost)
         return found
@@ -174,19 +174,19 @@ class LiveState:
         return evaluations if is_open and (has_begun or first[0] in evaluations) else first
 
     @property
-    def bar(self) -> Stand:
+    def bar(self) -> Standing:
         """How much is done of how much, with what earlier sessions did."""
         if not (kinds := self.main):
-            return Stand("", 0.0, 0.0, "")
+            return Standing("", 0.0, 0.0, "")
         kind = self.kinds[kinds[0]]
         if kind.finished:
             tasks, of = self.todo.done[kind.name].tasks, self.todo.all[kind.name].tasks
-            return Stand(kind.activity, tasks, of, kind.finished)
+            return Standing(kind.activity, tasks, of, kind.finished)
         done, total = sum(map(self.done, kinds)), sum(self.todo.all[name].cost for name in kinds)
         if self.cells and self._is_evaluations(kind.name):
             done = sum(cell.done for cell in self.cells.values()) + self.begun.total()
             total = sum(cell.total for cell in self.cells.values())
-        return Stand(kind.activity, min(done, total), total, kind.unit)
+        return Standing(kind.activity, min(done, total), total, kind.unit)
 
     @property
     def finished(self) -> str:
@@ -194,9 +194,9 @@ class LiveState:
         named = [(kind.finished, name) for name, kind in self.kinds.items() if kind.finished and name in self.todo.all]
         return ", ".join(f"{self.todo.done[n].tasks} of {self.todo.all[n].tasks} {words}" for words, n in named)
 
-    def stand(self, at: float) -> Stand:
+    def standing(self, at: float) -> Standing:
         """How far it is, with rates and the remaining time."""
-        bar = self.bar._replace(workers=self.hands.joined, left=self.left(at))
+        bar = self.bar._replace(workers=self.workforce.joined, left=self.left(at))
         if any(self.kinds[name].finished for name in self.main):
             return bar  # which counts them itself, a few a minute
         counts = any(self.kinds[name].counts_images for name in self.main)
@@ -205,8 +205,8 @@ class LiveState:
 
     def left(self, at: float) -> str:
         """The remaining time in words, and the work that it leaves out; empty if too little is known yet."""
-        known = {key: hand for key, hand in self.running.items() if key in self.todo.items}
-        seconds, unknown = self.todo.left(known, self.hands.usable, at)
+        known = {key: worker for key, worker in self.running.items() if key in self.todo.items}
+        seconds, unknown = self.todo.left(known, self.workforce.usable, at)
         if seconds is None or any(map(self._is_evaluations, unknown)):
             return ""
         others = dict.fromkeys(self.kinds[name].activity for name in unknown if name in self.kinds)

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from taugrid.orchestrator.progress.hands import Hand
 from taugrid.orchestrator.progress.remaining import Rates, Span, Waiting, seconds_left
+from taugrid.orchestrator.progress.workforce import WorkerState
 
 
 class KnownTask(NamedTuple):
@@ -104,16 +104,16 @@ class Todo:
         if (amount := self._open.get((item.kind, item.pace))) is not None:
             amount.add(-1, -item.cost)
 
-    def left(self, running: Mapping[str, Hand], workers: int, at: float) -> Left:
+    def left(self, running: Mapping[str, WorkerState], workers: int, at: float) -> Left:
         """How long `workers` need for the rest; `running` are the known tasks that they are doing."""
-        hands = [(self.items[key], hand) for key, hand in running.items()]
-        paces = self._paces(hands)
+        in_hand = [(self.items[key], worker) for key, worker in running.items()]
+        paces = self._paces(in_hand)
         begun, taken = [], Counter[tuple[str, str]]()
-        for item, hand in hands:
+        for item, worker in in_hand:
             taken[item.kind, item.pace] += 1
             if (pace := paces.get(item.pace)) is not None:
-                seen = hand.last.at if hand.last else hand.since
-                begun.append(max(0.0, (1 - hand.fraction) * item.cost * pace - max(0.0, at - seen)))
+                seen = worker.last.at if worker.last else worker.since
+                begun.append(max(0.0, (1 - worker.fraction) * item.cost * pace - max(0.0, at - seen)))
         waiting, unknown = [], []
         for (kind, name), amount in self._open.items():
             known = paces[name]
@@ -125,11 +125,11 @@ class Todo:
             return Left(None, tuple(unknown))
         return Left(seconds_left(begun, waiting, max(workers, len(begun))), tuple(unknown))
 
-    def _paces(self, hands: Iterable[tuple[KnownTask, Hand]]) -> dict[str, float | None]:
+    def _paces(self, running: Iterable[tuple[KnownTask, WorkerState]]) -> dict[str, float | None]:
         """Seconds per unit of cost by pace, with what heartbeats report."""
-        beaten: dict[str, list[Span]] = {}
-        for item, hand in hands:
-            if hand.first and hand.last:
-                done = (hand.last.fraction - hand.first.fraction) * item.cost
-                beaten.setdefault(item.pace, []).append(Span(hand.last.at - hand.first.at, done))
-        return {pace: self.rates.seconds(pace, beaten.get(pace, ())) for _, pace in self._open}
+        heard: dict[str, list[Span]] = {}
+        for item, worker in running:
+            if worker.first and worker.last:
+                done = (worker.last.fraction - worker.first.fraction) * item.cost
+                heard.setdefault(item.pace, []).append(Span(worker.last.at - worker.first.at, done))
+        return {pace: self.rates.seconds(pace, heard.get(pace, ())) for _, pace in self._open}

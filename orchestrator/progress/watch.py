@@ -13,7 +13,6 @@ from rich.console import Console
 
 from taugrid.config import Config
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
-from taugrid.orchestrator.plan.extractor import name_and_dimensions
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.grid import grid_cells, shown_metric
@@ -22,6 +21,7 @@ from taugrid.orchestrator.progress.tasks import pace
 from taugrid.orchestrator.progress.todo import KnownTask
 from taugrid.orchestrator.report.scores import score_on_disk
 from taugrid.orchestrator.report.trainings import progress_of
+from taugrid.orchestrator.report.up_to_date import Asked
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import LastSession
 from taugrid.orchestrator.rundir.lease import EXPIRY_SECONDS, Lease
@@ -58,7 +58,7 @@ class Watching:
         self._session: int | None = None
         self._training: Model | None = None
         self._metric = shown_metric(config.evaluate.metrics)
-        self._extractor, _ = name_and_dimensions(config)
+        self._asked = Asked(config, rundir)
         self._by_id = {cell.id: cell for cell in plan.cells}
         self.has_driver = False
 
@@ -78,8 +78,8 @@ class Watching:
         return self.has_driver
 
     def score(self, cell: Cell) -> float | None:
-        """A cell's newest score at the config's N and with its extractor, as tables show it; None if it has none."""
-        return score_on_disk(self._rundir, cell, self._metric, None, self._extractor)
+        """A cell's score by the config's evaluation, as tables show it; None if it has none."""
+        return score_on_disk(self._rundir, cell, self._metric, self._asked)
 
     def _state(self, events: Iterable[Mapping[str, Any]]) -> LiveState:
         """The state before the last session, whose `events` it is told later."""

@@ -40,8 +40,18 @@ class Asked:
 
     def is_scored(self, cell: Cell) -> bool:
         """Whether a cell has the score that is asked for."""
-        scores = (read_sealed(path, self.rundir.storage) for path in self.rundir.scores_of(cell))
-        return any(score is not None and self._is_asked(score["protocol"], cell) for score in scores)
+        return self.score(cell) is not None
+
+    def score(self, cell: Cell) -> dict[str, Any] | None:
+        """The score that is asked for: of several, the newest, for a reference whose files have changed is not noticed.
+
+        None: the cell has none.
+        """
+        scores = ((path, read_sealed(path, self.rundir.storage)) for path in self.rundir.scores_of(cell))
+        found = [(path, score) for path, score in scores if score and self._is_asked(score["protocol"], cell)]
+        if len(found) < 2:
+            return found[0][1] if found else None
+        return max(found, key=lambda each: self.rundir.storage.modified(each[0]))[1]
 
     def _is_asked(self, protocol: ProtocolFields, cell: Cell) -> bool:
         n = cell.settings.num_samples

@@ -150,6 +150,13 @@ def test_models_have_rates_of_their_own():
     assert session.left == "", "of the large one nothing is known"
 
 
+def test_only_images_of_samples_are_counted_where_the_plan_is_not_known():
+    """`status --watch` does not know the tasks of reconstructions."""
+    todo = Session({}).state.todo
+    for task, event, images in (("sample/a/0", "shard", 8), ("reconstruct/a/0", "reconstruct", 0)):
+        assert todo.item(task, {"event": event, "images": 8, "evaluations": 32}).images == images
+
+
 def test_more_workers_take_less_time_and_the_last_task_is_not_divided():
     assert seconds_left([], [Waiting(4, 10.0)], 2) == 20
     assert seconds_left([], [Waiting(4, 10.0)], 3) == 20, "two rounds"
@@ -179,10 +186,10 @@ def test_the_bar_counts_what_earlier_sessions_did_but_the_rate_does_not():
     session.join("w0")
     session.give("w0", "sample/a/0")
     session.did("w0", "shard", after=10)
-    stand = session.state.stand(session.now)
-    assert (stand.done, stand.total, stand.unit) == (37_000, 40_000, "network evaluations")
-    assert stand.rate == pytest.approx(100)
-    assert stand.images_rate == pytest.approx(10)
+    standing = session.state.standing(session.now)
+    assert (standing.done, standing.total, standing.unit) == (37_000, 40_000, "network evaluations")
+    assert standing.rate == pytest.approx(100)
+    assert standing.images_rate == pytest.approx(10)
 
 
 def test_copies_count_once_and_the_better_one_counts():
@@ -207,7 +214,7 @@ def test_a_lost_worker_takes_its_progress_with_it():
     session.tell("failed", worker="w0", task="sample/a/0", quarantined=False)
     session.tell("lost", worker="w0")
     assert session.state.bar.done == 0
-    assert (session.state.hands.joined, session.state.hands.lost) == (1, 1)
+    assert (session.state.workforce.joined, session.state.workforce.lost) == (1, 1)
     assert any("1 lost" in line for line in session.drawn())
 
 

@@ -15,6 +15,7 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.progress.watch import Watching
 from taugrid.orchestrator.report.scores import score_on_disk
+from taugrid.orchestrator.report.up_to_date import Asked
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, LastSession
 from taugrid.orchestrator.session import Run
@@ -69,7 +70,7 @@ def test_the_directory_tells_the_same(done):
     mine, theirs = shown(watched), done[2]._state
     assert mine.cells == theirs.cells
     assert mine.todo.done == theirs.todo.done
-    assert (mine.hands.joined, mine.hands.lost) == (theirs.hands.joined, theirs.hands.lost)
+    assert (mine.workforce.joined, mine.workforce.lost) == (theirs.workforce.joined, theirs.workforce.lost)
 
 
 def test_what_comes_in_is_shown_and_counted_once(done, events):
@@ -111,19 +112,23 @@ def test_the_command_ends_once_nobody_is_at_work(done):
 @pytest.fixture
 def scored(done, tmp_path):
     """Writes a score of a cell into an empty run directory, some seconds after the one before."""
-    cell, metric = done[0].plan.cells[0], METRICS["fid"].columns[0]
-    rundir = RunDir(tmp_path / "scored", LocalStorage(tmp_path / "scored"))
-    rundir.root.mkdir()
+    opened, made, *_ = done
+    cell, scoring, metric = opened.plan.cells[0], evaluation(opened.config, opened.plan), METRICS["fid"].columns[0]
+    rundir = RunDir(tmp_path, LocalStorage(tmp_path))
+    rundir.config.write_bytes(made.config.read_bytes())
     written = []
 
-    def write(evaluation, value, n=cell.settings.num_samples, extractor="pixels"):
-        path = rundir.score(cell, evaluation)
-        protocol = {"num_samples": n, "extractor": {"name": extractor}}
+    def write(name, value, **protocol):
+        path = rundir.score(cell, name)
+        protocol = scoring.protocol(cell).as_dict() | protocol
         write_sealed(path, {"protocol": protocol, "metrics": {"fid": value}}, rundir.storage)
         written.append(path)
         os.utime(path, (len(written), len(written)))
 
-    write.read = lambda evaluation=None, extractor=None: score_on_disk(rundir, cell, metric, evaluation, extractor)
+    def read(wanted=None):
+        return score_on_disk(rundir, cell, metric, wanted or Asked(opened.config, rundir))
+
+    write.read = read
     return write
 
 
@@ -134,16 +139,15 @@ def test_the_newest_score_is_shown_if_the_evaluation_is_not_known(scored):
     assert scored.read() == 1.0
     scored("c", 3.0)
     assert scored.read() == 3.0
-    scored("d", 4.0, n=10)
-    assert scored.read() == 3.0, "another N"
 
 
-def test_a_score_with_another_extractor_does_not_count_as_the_cells(scored):
-    scored("a", 1.0, extractor="another")
-    assert scored.read(extractor="pixels") is None
+@pytest.mark.parametrize("other", [{"num_samples": 10}, {"extractor": {"name": "another"}}, {"metrics": ["kid"]}])
+def test_a_score_by_another_evaluation_does_not_count_as_the_cells(scored, other):
+    scored("a", 1.0, **other)
+    assert scored.read() is None
     scored("b", 2.0)
-    scored("c", 3.0, extractor="another")
-    assert scored.read(extractor="pixels") == 2.0
+    scored("c", 3.0, **other)
+    assert scored.read() == 2.0
 
 
 def test_a_known_evaluation_has_one_score_however_old(done, scored):

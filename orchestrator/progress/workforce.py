@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 
-class Beaten(NamedTuple):
+class TaskProgress(NamedTuple):
     """A heartbeat that reported some of a task as done."""
 
     at: float
@@ -13,7 +13,7 @@ class Beaten(NamedTuple):
 
 
 @dataclass
-class Hand:
+class WorkerState:
     """A worker."""
 
     since: float
@@ -23,9 +23,9 @@ class Hand:
     task: str | None = None
     second: str | None = None
     """The task that it will go on with, if it has one in hand already."""
-    first: Beaten | None = None
+    first: TaskProgress | None = None
     """The first heartbeat that reported some of its task as done: loading and warming up come before."""
-    last: Beaten | None = None
+    last: TaskProgress | None = None
     warm: set[str] = field(default_factory=set)
     """The paces of the tasks that it has done: what such tasks need is loaded."""
 
@@ -40,26 +40,26 @@ class Hand:
 
 
 @dataclass
-class Hands:
+class Workforce:
     """All workers of a session."""
 
-    by_name: dict[str, Hand] = field(default_factory=dict)
+    by_name: dict[str, WorkerState] = field(default_factory=dict)
     lost: int = 0
 
     def observe(self, at: float, event: Mapping[str, Any]) -> None:
         """Take a line of the events file. Those that are not about workers are ignored."""
         name, worker = event["event"], event.get("worker", "")
         if name == "starting":
-            self.by_name[worker] = Hand(at)
+            self.by_name[worker] = WorkerState(at)
         elif name == "worker":
-            self._hand(at, worker).joined = True
+            self._worker(at, worker).joined = True
         elif name == "assigned":
-            hand = self._hand(at, worker)
-            hand.joined, hand.benched = True, False
-            if hand.task is None:
-                hand.begin(at, event["task"])
+            state = self._worker(at, worker)
+            state.joined, state.benched = True, False
+            if state.task is None:
+                state.begin(at, event["task"])
             else:
-                hand.second = event["task"]
+                state.second = event["task"]
         elif name == "benched" and worker in self.by_name:
             self.by_name[worker].benched = True
         elif name == "failed":
@@ -70,43 +70,43 @@ class Hands:
 
     def heard(self, at: float, worker: str, fraction: float) -> None:
         """A worker's task is done to `fraction`."""
-        hand = self.by_name.get(worker)
-        if hand is not None and fraction > 0:
-            hand.last = Beaten(at, fraction)
-            hand.first = hand.first or hand.last
+        state = self.by_name.get(worker)
+        if state is not None and fraction > 0:
+            state.last = TaskProgress(at, fraction)
+            state.first = state.first or state.last
 
     def release(self, at: float, worker: str, task: str | None = None) -> None:
         """A worker's task has ended: `task`, or the one that it was at."""
-        hand = self.by_name.get(worker)
-        if hand is not None and task is not None and task == hand.second:
-            hand.second = None
-        elif hand is not None:
-            following, hand.second = hand.second, None
-            hand.begin(at, following)
+        state = self.by_name.get(worker)
+        if state is not None and task is not None and task == state.second:
+            state.second = None
+        elif state is not None:
+            following, state.second = state.second, None
+            state.begin(at, following)
 
     @property
     def joined(self) -> int:
         """How many have joined."""
-        return sum(hand.joined for hand in self.by_name.values())
+        return sum(state.joined for state in self.by_name.values())
 
     @property
     def usable(self) -> int:
         """How many have joined and get work."""
-        return sum(hand.joined and not hand.benched for hand in self.by_name.values())
+        return sum(state.joined and not state.benched for state in self.by_name.values())
 
     @property
-    def starting(self) -> list[Hand]:
+    def starting(self) -> list[WorkerState]:
         """Those that have not joined yet."""
-        return [hand for hand in self.by_name.values() if not hand.joined]
+        return [state for state in self.by_name.values() if not state.joined]
 
     @property
-    def running(self) -> dict[str, Hand]:
+    def running(self) -> dict[str, WorkerState]:
         """Task -> the worker that is farthest with it."""
-        found: dict[str, Hand] = {}
-        for hand in self.by_name.values():
-            if hand.task is not None and (hand.task not in found or found[hand.task].fraction < hand.fraction):
-                found[hand.task] = hand
+        found: dict[str, WorkerState] = {}
+        for state in self.by_name.values():
+            if state.task is not None and (state.task not in found or found[state.task].fraction < state.fraction):
+                found[state.task] = state
         return found
 
-    def _hand(self, at: float, worker: str) -> Hand:
-        return self.by_name.setdefault(worker, Hand(at))
+    def _worker(self, at: float, worker: str) -> WorkerState:
+        return self.by_name.setdefault(worker, WorkerState(at))
