@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from taugrid.config import Data
 from taugrid.eval.features.load import Extraction, load
+from taugrid.eval.metrics.frechet import singular
 from taugrid.eval.metrics.moments_file import MomentsFile
 from taugrid.eval.metrics.reference_statistics import (
     ReferenceStatistics,
@@ -210,10 +211,8 @@ def warnings(samples: Source, reference: Reference, extractor: ExtractorSpec) ->
         found.append(f"{samples.num_images} samples, but most published FIDs use {PUBLISHED_SAMPLES}: FID depends on N")
     counts = {"samples": samples.num_images, "references": reference.num_images}
     for side, count in counts.items():
-        if count is not None and count <= extractor.dimensions:
-            found.append(
-                f"{count} {side} for {extractor.dimensions} features: their covariance is singular, so FID means little"
-            )
+        if count is not None and (said := singular(count, side, extractor.dimensions)) is not None:
+            found.append(said)
     return found
 
 

@@ -15,7 +15,7 @@ from taugrid.errors import UserError
 from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.dispatch.capacity import nodes, resources
 from taugrid.orchestrator.plan.cells import Plan
-from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation
+from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation, singular_samples
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.briefing import Briefing
 from taugrid.orchestrator.report.ablation import no_effects
@@ -138,6 +138,9 @@ class Run:
         if scoring is not None:
             self.rundir.record_extractor(scoring.extractor, self.config.data.image_shape)
             self._modules |= set(scoring.extractor.files)
+            if "fid" in self.config.evaluate.metrics and "evaluate" in stages:
+                for said in singular_samples(self.part, scoring.extractor.dimensions):
+                    self._progress.say(f"warning: {said}")
         told, works = self._kinds(self.part, stages, scoring)
         for work in works:
             work.check()
@@ -266,6 +269,10 @@ class Run:
         self._progress.brief(briefing)
         if by_key:
             self._events.add("to do", work=briefing.to_do)
+            for work in works:
+                costs = [piece.task.cost for piece in by_key.values() if piece.task.kind == work.name]
+                if costs and (said := work.announcement(sum(costs))) is not None:
+                    self._progress.say(said)
             self._connect()
             problems = self._dispatch(by_key)
         if not problems and self._began is not None:

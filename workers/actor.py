@@ -26,7 +26,7 @@ from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.words import call_this_node
 from taugrid.workers import heartbeat
 from taugrid.workers.accelerator.arithmetic import settle
-from taugrid.workers.device import Device, set_up
+from taugrid.workers.device import Device, Turn, set_up
 from taugrid.workers.hello import Probe, check_device, check_run_directory, check_versions
 from taugrid.workers.importing import uncollected
 
@@ -45,27 +45,6 @@ class Pulse(NamedTuple):
     """Heartbeats since the worker started."""
     done: float
     of: float
-
-
-class Turn:
-    """The turn to compute, which one job has at a time. It ends with the job, or when the job says so."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._here = threading.local()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        self._here.has_it = True
-
-    def __exit__(self, *error: object) -> None:
-        self.end()
-
-    def end(self) -> None:
-        """Let the next job begin, if it is the turn of this thread's job."""
-        if getattr(self._here, "has_it", False):
-            self._here.has_it = False
-            self._lock.release()
 
 
 class Audible:
@@ -200,7 +179,7 @@ class Worker(Audible):
         self._given_gpu = ray.is_initialized() and bool(ray.get_gpu_ids())
         on_gpu = torch.cuda.is_available() and self._given_gpu
         graphs = on_gpu and self._cuda_graphs == "auto"
-        device = Device("cuda" if on_gpu else "cpu", self.beat, graphs, self._turn.end)
+        device = Device("cuda" if on_gpu else "cpu", self.beat, graphs, self._turn)
         cpu = f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
         device.hardware = torch.cuda.get_device_name() if on_gpu else cpu
         return device
@@ -216,6 +195,7 @@ def run_in_memory(job: Job, device: Device) -> Result:
         done = _result_or_lack(job, device)
         if isinstance(done, Result):
             return done
+        device.turn.begin()  # which a job may have ended before it lacked memory
         device.make_room()  # after the error, which holds what was computed so far
     raise DoesNotFit(f"{job.remedy(device)} ({device.hardware}: {done})")
 

@@ -4,6 +4,7 @@ Torch is imported when a device is set up, not with this module: the driver must
 """
 
 import os
+import threading
 import time
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -74,20 +75,44 @@ class _Loaded(NamedTuple):
     """Of this network, by how it is computed."""
 
 
+class Turn:
+    """The turn to compute, which one job has at a time. It ends with the job, or when the job says so."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._here = threading.local()
+
+    def __enter__(self) -> None:
+        self.begin()
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+
+    def begin(self) -> None:
+        """Wait until no other job has the turn, unless this thread's job has it."""
+        if not getattr(self._here, "has_it", False):
+            self._lock.acquire()
+            self._here.has_it = True
+
+    def end(self) -> None:
+        """Let the next job begin, if it is the turn of this thread's job."""
+        if getattr(self._here, "has_it", False):
+            self._here.has_it = False
+            self._lock.release()
+
+
 class Device:
     """A device, the networks that were last used on it, and the heart of the job that runs on it."""
 
-    def __init__(
-        self, name: str, heard: Beat = unheard, graphs: bool = False, computed: Callable[[], None] = nothing
-    ) -> None:
+    def __init__(self, name: str, heard: Beat = unheard, graphs: bool = False, turn: Turn | None = None) -> None:
         self.name = name
         """As torch names it: `cpu`, `cuda` or, outside of a run, `cuda:1`."""
         self.kind = name.partition(":")[0]
         """Without its number."""
         self.hardware = name
         """What it is, for people."""
-        self.computed = computed
-        """A job may call it once it only encodes and writes: the worker's next job begins then, not at its end."""
+        self.turn = turn or Turn()
+        """A job may end it once it only encodes and writes: the worker's next job begins then, not at its end."""
         self.remarks: list[str] = []
         """What people should know of the jobs here, in lines; whoever passes them on clears them."""
         self._graphs = graphs

@@ -83,7 +83,7 @@ class Recipe(Protocol):
 def run(job: SampleJob, device: Device) -> Result:
     """Load the job's network and call `sample_shard`."""
     model = device.network(job.network, job.diffusion, job.arithmetic)
-    return sample_shard(job, model, device.name, device.beat, device.computed)
+    return sample_shard(job, model, device.name, device.beat, device.turn.end)
 
 
 def sample_shard(

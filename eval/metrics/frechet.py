@@ -29,6 +29,13 @@ NO_ERROR = "no fid_se: "
 """The beginning of the note that says why FID has no standard error."""
 
 
+def singular(count: int, side: str, dimensions: int) -> str | None:
+    """What to say if so many images (`side`: samples or references) can't span `dimensions` features; else None."""
+    if count > dimensions:
+        return None
+    return f"{count} {side} for {dimensions} features: their covariance is singular, so FID means little"
+
+
 def compute_fid(inputs: MetricInputs) -> MetricResult:
     """FID, and its standard error if N is large enough for one. Reads the features twice."""
     n = inputs.num_samples

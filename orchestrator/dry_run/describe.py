@@ -12,6 +12,7 @@ from taugrid.orchestrator.dry_run.missing import missing_images
 from taugrid.orchestrator.dry_run.replaced import replaced_tables
 from taugrid.orchestrator.inspection import describe
 from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.plan.evaluation import singular_samples
 from taugrid.orchestrator.plan.extractor import name_and_dimensions
 from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -50,6 +51,7 @@ def _about_extractor(config: Config, plan: Plan, rundir: RunDir) -> list[str]:
         said.append(str(error))
     if dimensions is None or "fid" not in config.evaluate.metrics:
         return said
+    said += singular_samples(plan, dimensions)
     least = SAMPLES_PER_DIMENSION * dimensions
     small = sorted({cell.settings.num_samples for cell in plan.cells if cell.settings.num_samples < least})
     if small:

@@ -73,7 +73,7 @@ def _metrics(asked: Asked, protocol: Mapping[str, Any]) -> str | None:
     changed = asked.changed_metrics(protocol, protocol["num_samples"])
     if not changed:
         return None
-    said = ", ".join(f"evaluate.{key}: {_called(old)} -> {_called(now)}" for key, (old, now) in changed.items())
+    said = ", ".join(f"evaluate.{key}: {in_yaml(old)} -> {in_yaml(now)}" for key, (old, now) in changed.items())
     return f"{said}: this replaces the scores in the tables; images are kept"
 
 

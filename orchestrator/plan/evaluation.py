@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from taugrid.config import Config
 from taugrid.errors import DamagedFile, UserError
+from taugrid.eval.metrics.frechet import singular
 from taugrid.eval.metrics.score import Feasible, feasible
 from taugrid.eval.reference import Reference, open_reference
 from taugrid.hashing import identity
@@ -59,6 +60,12 @@ class Evaluation:
             versions=versions(SOFTWARE),
             compile=None if cell.settings.compile == "none" else cell.settings.compile,
         )
+
+
+def singular_samples(plan: Plan, dimensions: int) -> list[str]:
+    """A line if cells have no more samples than there are features."""
+    few = sorted(n for cell in plan.cells if singular(n := cell.settings.num_samples, "samples", dimensions))
+    return [f"sample.num_samples: {singular(few[0], 'samples', dimensions)}"] if few else []
 
 
 def check_shapes(plan: Plan) -> None:

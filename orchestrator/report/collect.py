@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.config import Data
-from taugrid.eval.metrics.frechet import NO_ERROR
+from taugrid.eval.metrics.frechet import NO_ERROR, singular
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import EXACT, SCORES, appended_columns
 from taugrid.orchestrator.plan.cells import Cell, Plan
@@ -60,7 +60,9 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
         protocols[short] = score["protocol"]
         exact = {} if (value := _exact_fid(cell, evaluation)) is None else {EXACT: value}
         rows.append(row_of(cell, score["metrics"], short, made[cell.id].seconds if cell.id in made else None) | exact)
-        for note in score["notes"]:
+        n, dimensions = cell.settings.num_samples, evaluation.extractor.dimensions
+        about = singular(n, "samples", dimensions) if "fid" in score["metrics"] else None
+        for note in (*score["notes"], *filter(None, [about])):
             cells_of[note].append(cell.label)
         pairings[cell.id] = (cell.settings.seed, cell.model.image_shape)
         influence = _influence(rundir, rundir.influence(cell, evaluation.id(cell)), cell.settings.num_samples)

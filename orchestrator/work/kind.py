@@ -94,6 +94,10 @@ class WorkKind(ABC):
         """Raise `UserError` for failures that can be foreseen before any worker starts."""
         return
 
+    def announcement(self, cost: float) -> str | None:
+        """What the user should know before work of so much cost begins, and how to have less of it."""
+        return None
+
     @abstractmethod
     def pieces(self) -> Iterator[Piece]:
         """What is missing on disk. Damaged files are reported and count as missing. Models must exist."""

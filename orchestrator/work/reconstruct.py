@@ -58,6 +58,14 @@ class ReconstructWork(WorkKind):
         for model in self.plan.models:
             data.load_images(model.data.held_out)
 
+    def announcement(self, cost: float) -> str:
+        """How many images and evaluations it is, and the key that makes it fewer."""
+        images = " or ".join(f"{n:,}" for n in sorted({cell.settings.num_samples for cell in self._cells()}))
+        return (
+            f"reconstructing {images} held-out images for each S: {round(cost):,} network evaluations to do; for "
+            "fewer, set report.reconstructed_images (--set report.reconstructed_images=100)"
+        )
+
     def pieces(self) -> Iterator[Piece]:
         """A piece for each shard whose file is missing."""
         for place in self._places(self._cells()):

@@ -139,6 +139,16 @@ def test_status_of_a_run_whose_checkpoint_never_came(tmp_path):
     assert {cell["cell"] for cell in json.loads(out)["cells"]} == {"pending"}
 
 
+@pytest.mark.parametrize(("num_samples", "is_singular"), [(16, True), (17, False)])
+def test_no_more_samples_than_features_is_said_by_plan_run_and_table(made, tmp_path, num_samples, is_singular):
+    fact, assignment = f"{num_samples} samples for 16 features", f"sample.num_samples={num_samples}"
+    arguments = (made / "c.yaml", "--out", tmp_path / "run", "--set", assignment)
+    _, printed = taugrid("run", *arguments)
+    quality = (tmp_path / "run/tables/quality.md").read_text()
+    texts = [planned(made / "c.yaml", tmp_path / "run", assignment)[1], printed, quality]
+    assert [fact in text for text in texts] == [is_singular] * 3
+
+
 def test_the_directory_of_a_config_is_named_to_who_gives_the_config(made):
     _, said = taugrid("status", made / "c.yaml", code=2)
     assert "c.yaml is a file" in said
@@ -179,7 +189,7 @@ def test_what_a_change_does_to_tables_is_said(copy, assignment, facts, monkeypat
     ("assignment", "told"),
     [
         ("evaluate.seed=3", "evaluate.seed: 2020 -> 3"),
-        ("evaluate.metrics=[fid, kid]", "evaluate.metrics: fid -> fid, kid"),
+        ("evaluate.metrics=[fid, kid]", "evaluate.metrics: [fid] -> [fid, kid]"),
         ("data.split=test", "data.split"),
         ("evaluate.reference={name: gaussian, shape: [1, 4, 4], limit: 7}", "evaluate.reference"),
         ("evaluate.extractor=inception-v3-compat", "evaluate.extractor"),

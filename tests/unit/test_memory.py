@@ -1,5 +1,7 @@
 """Out of memory: caches go first, a job is tried once more, and what is said then names a batch that fits."""
 
+import threading
+import time
 import weakref
 from dataclasses import dataclass
 
@@ -108,10 +110,41 @@ def work(job, device):
     raise job.fault(job.says)
 
 
+class Writing(Job):
+    runs = "test_memory:write"
+
+
+def write(job, device):
+    """Ends its turn as if only writing were left, and then lacks memory: another job has the turn by then."""
+    ATTEMPTS.append("begins")
+    if len(ATTEMPTS) > 1:
+        return Result(0.1, 1, True)
+    device.turn.end()
+    has_the_turn = threading.Event()
+    threading.Thread(target=compute, args=(device, has_the_turn)).start()
+    assert has_the_turn.wait(10)
+    raise MemoryError
+
+
+def compute(device, has_the_turn):
+    with device.turn:
+        has_the_turn.set()
+        time.sleep(0.1)
+        ATTEMPTS.append("the next job has computed")
+
+
 @pytest.fixture(autouse=True)
 def attempts():
     ATTEMPTS.clear()
     return ATTEMPTS
+
+
+def test_a_job_is_tried_again_in_its_turn_alone(attempts):
+    """Else it would change precision flags, and take memory, while the next job computes."""
+    device = Device("cpu")
+    with device.turn:
+        assert run_in_memory(Writing("x"), device).first
+    assert attempts == ["begins", "the next job has computed", "begins"]
 
 
 def test_what_earlier_jobs_left_goes_first_and_the_job_is_tried_once_more(attempts):

@@ -3,11 +3,15 @@
 Networks are untrained or oracles: nothing here depends on how good a reconstruction is.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from in_process import CONFIG as SMALL
+from in_process import small_run
+from rich.console import Console
 
 from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Data, Unet, validate
@@ -15,9 +19,11 @@ from taugrid.errors import UserError
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Trained
+from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.briefing import Briefing
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
+from taugrid.orchestrator.session import Run
 from taugrid.orchestrator.work.reconstruct import ReconstructWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers.data import load as data
@@ -110,6 +116,17 @@ def test_a_later_session_knows_the_pace_of_reconstructions_and_models_have_their
     briefing = Briefing(again.config, again.plan, again.rundir, None, pieces)
     paces = [briefing.earlier[item.pace, "cpu"] for item in briefing.items.values()]
     assert paces == [8 / 32] * 2 + [16 / 32] * 2, "8 images, there and back in 2 steps"
+
+
+def test_the_price_and_the_way_to_a_lower_one_are_said_before_it_starts(tmp_path):
+    printed = io.StringIO()
+    with small_run(tmp_path, f"{SMALL}report: {{reconstructed_images: 12}}\n") as opened:
+        progress = Progress(Console(file=printed, soft_wrap=True))
+        Run(opened.config, opened.plan, RunDir(tmp_path / "run"), "local", progress).do(("reconstruct",))
+    said, started, _ = printed.getvalue().partition("starting Ray")
+    assert started
+    for fact in ("12 held-out images", f"{12 * 2 * 2} network evaluations", "report.reconstructed_images"):
+        assert fact in said
 
 
 def test_raising_the_number_replaces_the_short_shard(tmp_path):

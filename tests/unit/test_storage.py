@@ -543,7 +543,7 @@ ALLOWED = [
     Exceptions("orchestrator/nightly/night.py", {"write_text": 1}, "of what `replacing` gives"),
     Exceptions("orchestrator/nightly/places.py", {"exists": 1, "is_dir": 1}, "what --history is"),
     Exceptions("orchestrator/nightly/write.py", {"write_text": 1}, "of what `replacing` gives"),
-    Exceptions("orchestrator/opened.py", {"exists": 1, "is_dir": 2}, "what --out or an argument is"),
+    Exceptions("orchestrator/opened.py", {"exists": 1, "is_dir": 2, "is_file": 1}, "what --out or an argument is"),
     Exceptions(
         "orchestrator/plan/patterns.py",
         {"exists": 1, "glob": 1, "is_dir": 2, "is_file": 2, "rglob": 1, "stat": 1},
@@ -581,7 +581,7 @@ ALLOWED = [
     Exceptions("workers/content.py", {"open": 2}, "weights, to hash them and to copy them for libraries"),
     Exceptions(
         "workers/network/checkpoint.py",
-        {"exists": 1, "is_dir": 3, "is_file": 7},
+        {"exists": 1, "is_dir": 3, "is_file": 7, "iterdir": 1},
         DIFFUSERS,
     ),
     Exceptions("workers/hello.py", {"write_bytes": 1}, "of what `temporary` gives"),
