@@ -68,7 +68,7 @@ def verify(directory: str, as_json: bool) -> None:
     """Re-read every file of a run, decode every image, and say what to do about damage."""
     from taugrid.orchestrator.opened import open_existing
     from taugrid.orchestrator.progress import Progress
-    from taugrid.orchestrator.verification.next_steps import in_words, next_steps, unfinished_in_words
+    from taugrid.orchestrator.verification.diagnosis import Diagnosis
     from taugrid.orchestrator.verification.verify import verify as verify_files
 
     opened = open_existing(directory)
@@ -84,35 +84,18 @@ def verify(directory: str, as_json: bool) -> None:
             seen += count
             progress.update(seen)
 
-        damages, unfinished = verify_files(opened.config, opened.plan, opened.rundir, tick)
-    steps = next_steps(damages, opened.config, opened.plan, opened.rundir)
-    listed = [
-        {
-            "path": (shown := opened.rundir.relative(path)),
-            "of": opened.plan.label_in(shown),
-            "reason": reason,
-            "next": step.command or step.words,
-        }
-        for (path, reason), step in zip(damages, steps, strict=True)
-    ]
+        verified = verify_files(opened.config, opened.plan, opened.rundir, tick)
+    diagnosis = Diagnosis(opened, seen, verified)
     if as_json:
-        lacking = [{"path": opened.rundir.relative(path), "reason": reason} for path, reason in unfinished]
-        document = {"dir": opened.rundir.shown, "images": seen, "damaged": listed, "unfinished": lacking}
-        click.echo(json.dumps(document, indent=2))
+        click.echo(json.dumps(diagnosis.document, indent=2))
     else:
-        for damage, step in zip(listed, steps, strict=True):
-            more = f"; {step.words}" if step.words not in damage["reason"] else ""
-            of = f" ({damage['of']})" * bool(damage["of"])
-            click.echo(f"{damage['path']}{of}: {damage['reason']}{more}")
-        intact = "what is there is intact" if unfinished else "everything is intact"
-        verdict = f"{counted(len(listed), 'problem')} found" if listed else intact
-        removed = sum(opened.rundir.has_removed_images(cell) for cell in opened.plan.cells)
-        of_removed = f"; images removed: {counted(removed, 'cell')}, whose records are checked" if removed else ""
-        click.echo(f"{counted(seen, 'image')} decoded{of_removed}; {verdict}", err=bool(listed))
-        for line in [*in_words(steps), *unfinished_in_words(unfinished, opened.rundir)]:
+        for line in diagnosis.problems:
+            click.echo(line)
+        click.echo(diagnosis.verdict, err=bool(verified.damages))
+        for line in diagnosis.advice:
             click.echo(line, err=True)
-    if listed or unfinished:
-        sys.exit(Exit.FAILED if listed else Exit.INCOMPLETE)
+    if verified.damages or verified.unfinished:
+        sys.exit(Exit.FAILED if verified.damages else Exit.INCOMPLETE)
 
 
 @click.command()
