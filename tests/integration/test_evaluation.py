@@ -220,7 +220,7 @@ def test_compare_takes_any_two_cells(oracle):
     cells = [path.name.rsplit("-", 1)[1] for name in (first, second) for path in oracle.glob(f"samples/{name}*")]
     difference = rows.loc[cells[1], "fid"] - rows.loc[cells[0], "fid"]
     line = taugrid("compare", oracle, first, second).stdout
-    assert line.startswith(f"S 5, eta 0 -> S 10, eta 1: {difference:.3f}"[:-1])
+    assert line.startswith(f"FID, S 5, eta 0 -> S 10, eta 1: {difference:.3f}"[:-1])
     found = json.loads(taugrid("compare", oracle, first, cells[1], "--json").stdout)
     assert (found["cell_a"], found["cell_b"], found["difference"]) == (*cells, difference)
     assert found["se"] > 0
