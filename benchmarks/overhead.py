@@ -40,7 +40,7 @@ from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.kind import Piece
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.workers.actor import Audible, Worker
+from taugrid.workers.actor import CONCURRENCY_GROUPS, Audible, Worker
 from taugrid.workers.hello import Probe
 from taugrid.workers.sample import SampleJob
 
@@ -145,7 +145,7 @@ def spread(actor: type, arguments: tuple[Any, ...], pieces: dict[str, Piece], wo
         shares[least].append(piece.job)
     probe = folder / ".probe"
     probe.touch()
-    remote = ray.remote(num_cpus=1, concurrency_groups={"watch": 1})(actor)
+    remote = ray.remote(num_cpus=1, concurrency_groups=CONCURRENCY_GROUPS)(actor)
     actors = [remote.remote(*arguments) for _ in range(workers)]
     ray.get([each.hello.remote(Probe(str(probe))) for each in actors])
     before = cpu_seconds()

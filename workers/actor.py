@@ -37,6 +37,9 @@ WATCH_SECONDS = 10.0
 IN_HAND = 2
 """Jobs that a worker may have: one that computes, and one that waits for it or writes its last images."""
 
+CONCURRENCY_GROUPS = {"watch": 1, "work": IN_HAND}
+"""The threads of an `Audible`, as Ray takes them."""
+
 
 class Pulse(NamedTuple):
     """What a worker's job has last said."""

@@ -15,7 +15,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from taugrid.errors import last_line
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size, nodes
-from taugrid.workers.actor import IN_HAND, Pulse
+from taugrid.workers.actor import CONCURRENCY_GROUPS, Pulse
 
 BEATS_A_SECOND = 100
 """How many heartbeats of all workers together the driver listens to: each costs it about half a millisecond."""
@@ -129,7 +129,7 @@ class Pool:
             max_task_retries=0,
             scheduling_strategy="SPREAD",
             label_selector=self.selector,
-            concurrency_groups={"watch": 1, "work": IN_HAND},
+            concurrency_groups=CONCURRENCY_GROUPS,
         )(actor)
         self._arguments = arguments
         self.size = Size(cpus, gpus)
