@@ -414,6 +414,14 @@ def test_in_a_browser_lines_and_indices_are_chosen_by_mouse_and_keyboard(finishe
         tab.click("#samples [data-index='']")
         assert len(tab.run(visible)) == 16
 
+        samples = "document.querySelector('#samples .scroll')"
+        fades = f"{samples}.classList.contains('more')"
+        assert not tab.run(fades), "all of it is in sight"
+        tab.run(f"{samples}.style.width = '120px'; updateScrolling()")
+        assert tab.run(fades)
+        tab.run(f"{samples}.scrollLeft = 10000; showMore({samples})")
+        assert not tab.run(fades)
+
         assert tab.named("Runtime.exceptionThrown") == []
         assert tab.named("Runtime.consoleAPICalled") == []
         assert tab.named("Log.entryAdded") == [], "such as a breach of the policy"
