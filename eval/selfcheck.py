@@ -103,11 +103,7 @@ def judge(
     problems = index_problems(index, cell.num_samples)
     difference = np.abs(images.reshape(len(images), -1).astype(np.int64) - recomputed(index, cell))
     share, largest = float((difference > 0).mean()), int(difference.max())
-    if largest > 1:
-        off = int((difference > 1).any(axis=1).sum())
-        problems.append(f"{off} of {len(images)} images not as (seed, n) gives them: up to {largest} grey levels off")
-    elif share > DIFFERING_SHARE:
-        problems.append(f"{share:.1%} of pixels are off by one grey level; rounding explains {DIFFERING_SHARE:.1%}")
+    problems += _pixel_problems(difference, share, largest)
     if isinstance(cell.data, TwoPoints):
         return Verdict(share, largest, None, None, None, None, tuple(problems))
     if fid is None or reference is None:
@@ -123,6 +119,16 @@ def judge(
     if not abs(fid - again) <= FID_TOLERANCE * again:
         problems.append(f"the table's FID is {fid:.8g}, that of the images on disk {again:.8g}")
     return Verdict(share, largest, mean, covariance, compared, again, tuple(problems))
+
+
+def _pixel_problems(difference: NDArray[np.int64], share: float, largest: int) -> list[str]:
+    """At most one line about |images - recomputed|, (n, d), with the share of pixels that differ and the largest."""
+    if largest > 1:
+        off = int((difference > 1).any(axis=1).sum())
+        return [f"{off} of {len(difference)} images not as (seed, n) gives them: up to {largest} grey levels off"]
+    if share > DIFFERING_SHARE:
+        return [f"{share:.1%} of pixels are off by one grey level; rounding explains {DIFFERING_SHARE:.1%}"]
+    return []
 
 
 def reference_problems(reference: NDArray[np.uint8], data: Gaussian) -> list[str]:

@@ -17,8 +17,8 @@ from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.grid import grid_cells, shown_metric
 from taugrid.orchestrator.progress.state import LiveState
-from taugrid.orchestrator.progress.tasks import pace
 from taugrid.orchestrator.progress.todo import KnownTask
+from taugrid.orchestrator.rates import pace
 from taugrid.orchestrator.report.scores import score_on_disk
 from taugrid.orchestrator.report.trainings import progress_of
 from taugrid.orchestrator.report.up_to_date import Asked

@@ -37,6 +37,8 @@ class Damage(NamedTuple):
 
     path: Path
     reason: str
+    way_out: str = ""
+    """What the user must do about it, where no command can."""
 
 
 OnDamage = Callable[[Damage], None]
