@@ -24,7 +24,7 @@ from taugrid.errors import (
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator.dispatch.capacity.room import Room
 from taugrid.orchestrator.dispatch.crew import Crew
-from taugrid.orchestrator.dispatch.policy import Charge, Dispatcher, Fault
+from taugrid.orchestrator.dispatch.policy.dispatcher import Charge, Dispatcher, Fault
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Located, Lost, Pool, PoolEvent
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.commits import Committed, confirm, require_here
