@@ -98,6 +98,21 @@ def test_another_session_begins_anew(done, events):
         later.path.unlink()
 
 
+def test_a_driver_with_a_larger_grid_than_the_watcher_has_read_is_watched_all_the_same(done):
+    watched, progress = watching(done)
+    watched.look()
+    later = Events(done[1])
+    try:
+        later.add("session", stages=["evaluate"])
+        later.add("worker", worker="w0", node="n", device="cpu")
+        later.add("assigned", task="score/0123456789", worker="w0")
+        later.add("score", task="score/0123456789", images=40, seconds=1.0, worker="w0", committed=True)
+        watched.look()
+        assert progress.state.todo.done["score"].tasks == 1
+    finally:
+        later.path.unlink()
+
+
 def test_the_command_ends_once_nobody_is_at_work(done):
     said = CliRunner().invoke(cli, ["status", str(done[1].root), "--watch"])
     assert said.exit_code == 0
