@@ -72,8 +72,6 @@ class Verdict:
     """The covariances: (N - 1) / 2 times the whitened error's squared norm, which should be d (d + 1) / 2."""
     fid: Comparison | None
     """The table's FID, and its expectation at this N."""
-    recomputed_fid: float | None
-    """FID from the moments that the judge computed from the images."""
     problems: tuple[str, ...]
     """One line for each problem."""
 
@@ -105,7 +103,7 @@ def judge(
     share, largest = float((difference > 0).mean()), int(difference.max())
     problems += _pixel_problems(difference, share, largest)
     if isinstance(cell.data, TwoPoints):
-        return Verdict(share, largest, None, None, None, None, tuple(problems))
+        return Verdict(share, largest, None, None, None, tuple(problems))
     if fid is None or reference is None:
         raise ValueError("judging a Gaussian cell needs the table's FID and the reference's images")
     problems += equal_images(images, index)
@@ -118,7 +116,7 @@ def judge(
     again = _frechet_distance(found, known)
     if not abs(fid - again) <= FID_TOLERANCE * again:
         problems.append(f"the table's FID is {fid:.8g}, that of the images on disk {again:.8g}")
-    return Verdict(share, largest, mean, covariance, compared, again, tuple(problems))
+    return Verdict(share, largest, mean, covariance, compared, tuple(problems))
 
 
 def _pixel_problems(difference: NDArray[np.int64], share: float, largest: int) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from taugrid.config import Data, Diffusion, Sample, Train, Unet
-from taugrid.errors import UserError
+from taugrid.errors import OtherWeights, UserError
 from taugrid.hashing import SourceFile
 from taugrid.jobs import CustomNetwork, NetworkSpec, OracleNetwork, SavedUnet
 from taugrid.orchestrator.plan.identity import diffusion_identity, train_identity, unet_identity
@@ -22,9 +22,6 @@ from taugrid.workers.network.checkpoint import Checkpoint
 
 RECORD = "model.json"
 """The file in a model's folder that records what a loaded or custom model was when it was sampled."""
-
-PUT_OLD_BACK = "put the old file back, or run the command again"
-"""What to do about weights that were replaced after the plan was made."""
 
 TRAINED_WEIGHTS = f"unet/{checkpoint.WEIGHTS_FILE}"
 """The file of a trained model that says that the model is whole: it is there last."""
@@ -202,9 +199,10 @@ class Loaded(BaseModelSource):
         """SHA-256 of the weights; `UserError` if there are none, or others than the model's id is a hash of."""
         found = super().weights_sha256(folder, weights)
         if weights == "ema" and found != self.checkpoint.weights_sha256:
-            raise UserError(
+            raise OtherWeights(
                 f"{self.weights_file(folder, weights)} has been replaced: SHA-256 {found[:12]}, planned with "
-                f"{self.checkpoint.weights_sha256[:12]}; {PUT_OLD_BACK}"
+                f"{self.checkpoint.weights_sha256[:12]}",
+                "put the old file back, or run the command again",
             )
         return found
 

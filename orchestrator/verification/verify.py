@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 from taugrid import parquet
 from taugrid.config import Config
-from taugrid.errors import DamagedFile, NotHere, UserError
+from taugrid.errors import DamagedFile, NotHere, OtherWeights
 from taugrid.orchestrator.plan.cells import Cell, Plan
-from taugrid.orchestrator.plan.sources import PUT_OLD_BACK
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.extension import orphans_in_words
@@ -140,10 +139,12 @@ def _verify_samples(cell: Cell, rundir: RunDir, made: _Made, tick: Callable[[int
     try:
         metadata = rundir.sample_metadata(cell)
         done = rundir.sampled(cell, metadata, every_byte=False, on_damage=found.append)
-    except UserError as error:  # of the weights: the images can be read without them
-        gone = isinstance(error, NotHere)
-        reason, way_out = (f"missing; {PUT_BACK}", PUT_BACK) if gone else (str(error), PUT_OLD_BACK)
-        found.append(Damage(rundir.weights_file(cell.model, cell.settings.weights), reason, way_out))
+    except (NotHere, OtherWeights) as error:  # the images can be read without them
+        path = rundir.weights_file(cell.model, cell.settings.weights)
+        if isinstance(error, OtherWeights):
+            found.append(Damage(path, str(error), error.way_out))
+        else:
+            found.append(Damage(path, f"missing; {PUT_BACK}", PUT_BACK))
         done = rundir.sampled(cell, None, every_byte=False, on_damage=found.append)
     parts = [rundir.sample_part(cell, shard) for shard in cell.shards if shard.number in done]
     there = rundir.versions(rundir.samples / cell.name)
