@@ -31,6 +31,14 @@ HEAVY = (*LOAD_TORCH, "ray")
 
 RAY_BELONGS = ("orchestrator/dispatch/", "orchestrator/jobs/", "workers/actor.py", "workers/training/")
 
+POLICY = "orchestrator/dispatch/policy/"
+
+POLICY_KNOWS = (f"{POLICY}", "orchestrator/task.py")
+"""What the policy imports of the product code. It is told what happens and when, so that a test can tell it a story."""
+
+SURROUNDINGS = ("time", "datetime", "random", "os", "pathlib", "threading", "ray")
+"""Modules whose answers are no function of what they are asked."""
+
 MOST_FILES = 13
 """Python files in a folder: a dozen, and `__init__.py`."""
 
@@ -171,6 +179,16 @@ def heavy_imports(root: Path) -> list[str]:
         if on_the_ground or by_the_driver or misplaced:
             found.append(str(each))
     return sorted(set(found))
+
+
+def impure_policy(root: Path) -> list[str]:
+    """Imports by the scheduling policy of a clock, files, Ray, or product code other than tasks."""
+    return [
+        str(each)
+        for each in imports(root)
+        if each.file.startswith(POLICY)
+        and (each.package in SURROUNDINGS or ("/" in each.target and not each.target.startswith(POLICY_KNOWS)))
+    ]
 
 
 def driver_imports_of_torch(root: Path) -> list[str]:
