@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from taugrid.config import Train
 from taugrid.errors import RunFailed, UserError, last_line
+from taugrid.workers.importing import uncollected
 from taugrid.workers.training.spec import Hopeless, TrainingSpec, running_folder
 
 if TYPE_CHECKING:
@@ -145,7 +146,8 @@ def _of_worker(failure: BaseException) -> str:
 
 def _work(loop_config: dict[str, Any]) -> str | None:
     """Run the loop in a worker. Returns why training is hopeless: after an exception, Ray Train would repeat it."""
-    from taugrid.workers.training import loop
+    with uncollected():
+        from taugrid.workers.training import loop
 
     try:
         loop.run(loop_config["spec"])
