@@ -8,6 +8,7 @@ import re
 import runpy
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -88,10 +89,16 @@ def imports(root: Path) -> list[Import]:
     found = []
     for file in paths.values():
         package = module_of(file) if file.endswith("__init__.py") else module_of(file).rpartition(".")[0]
-        for node, when in _statements(ast.parse((root / file).read_text()), "imported"):
+        for node, when in _import_statements((root / file).read_text()):
             for name in _names(node, package, paths):
                 found.append(Import(file, paths.get(name, name), when))
     return found
+
+
+@cache
+def _import_statements(text: str) -> list[tuple[ast.Import | ast.ImportFrom, When]]:
+    """Those of a file; most rules ask for the same files."""
+    return list(_statements(ast.parse(text), "imported"))
 
 
 def _statements(node: ast.AST, when: When) -> Iterator[tuple[ast.Import | ast.ImportFrom, When]]:

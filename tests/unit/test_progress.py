@@ -141,6 +141,18 @@ def test_the_rate_of_the_reference_foretells_that_of_features():
     assert session.left == "10 s left then scoring"
 
 
+def test_the_rate_of_one_kind_of_work_is_not_shown_for_the_next():
+    known = {"reference/0": KnownTask("reference", 100, "extract"), **tasks(("a",), 1)}
+    session = Session(known)
+    session.join("w0")
+    session.give("w0", "reference/0")
+    session.beat("w0", 0.5)
+    session.beat("w0", 0.9)
+    assert session.state.standing(session.now).rate == pytest.approx(45)
+    session.did("w0", "extract", after=0.5)
+    assert session.state.standing(session.now).rate is None
+
+
 def test_models_have_rates_of_their_own():
     known = {f"sample/{m}/0": KnownTask("sample", 1000, f"sample/{m}", m) for m in ("small", "large")}
     session = Session(known)
@@ -190,6 +202,20 @@ def test_the_bar_counts_what_earlier_sessions_did_but_the_rate_does_not():
     assert (standing.done, standing.total, standing.unit) == (37_000, 40_000, "network evaluations")
     assert standing.rate == pytest.approx(100)
     assert standing.images_rate == pytest.approx(10)
+
+
+def test_the_stages_the_bar_and_the_table_count_alike_in_a_session_that_continues():
+    """Half of it was sampled before, and one of the cells was scored."""
+    cells = {name: GridCell("eta=0", f"S={name}", 4000, 2000) for name in ("a", "b")}
+    cells["c"] = GridCell("eta=0", "S=c", 4000, 4000, value=4.5)
+    session = Session(cells=cells)
+    session.join("w0")
+    session.give("w0", "sample/a/0")
+    lines = session.drawn(100)
+    assert lines[1].split()[-3:] == ["50%", "50%", "4.5"]
+    assert "sample 66%" in lines[3]
+    assert lines[4].endswith(" 66%")
+    assert "evaluate 1 of 3 cells" in lines[3]
 
 
 def test_copies_count_once_and_the_better_one_counts():
