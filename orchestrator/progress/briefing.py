@@ -12,6 +12,7 @@ from taugrid.orchestrator.progress import tasks
 from taugrid.orchestrator.progress.grid import evaluations_left, grid_cells, shown_metric
 from taugrid.orchestrator.progress.state import GridCell
 from taugrid.orchestrator.progress.todo import KnownTask
+from taugrid.orchestrator.rates import seconds_by_pace
 from taugrid.orchestrator.report.scores import score_on_disk
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
@@ -42,7 +43,7 @@ class Briefing:
     @cached_property
     def earlier(self) -> dict[tuple[str, str], float]:
         """Seconds per unit of cost in earlier sessions, by pace and device."""
-        return tasks.earlier_paces(read_events(self.rundir), self.plan.cells)
+        return seconds_by_pace(read_events(self.rundir), self.plan.cells)
 
     @property
     def metric_title(self) -> str:

@@ -15,6 +15,8 @@ from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Run
 from taugrid.orchestrator.training import TrainingFailed
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 CONFIG = """
 name: failing
 data: {name: gaussian, shape: [1, 8, 8]}

@@ -355,7 +355,7 @@ def test_plain_lines_of_a_session_say_the_same_as_its_bar():
     shown, clock, printed = a_progress()
     shown.follow()
     known = tasks()
-    shown._state.expect(known, {})
+    shown.state.expect(known, {})
     for event in (
         {"event": "to do", "work": to_do(known)},
         {"event": "worker", "worker": "w0", "device": "cpu"},
@@ -377,7 +377,6 @@ def test_a_terminal_has_a_view_that_goes_away_and_messages_that_stay():
         shown.started()
         shown.say("x" * 100)
         shown.update(3)
-        shown._view.refresh()
     said = printed.getvalue()
     assert "judging [2]: 3 of 4 cells" in said
     assert said.count("x" * 100) == 1, "as one line, for the terminal to wrap"
@@ -402,7 +401,12 @@ def test_what_was_last_known_stays_after_a_failure():
 
 def test_colours_in_a_log_make_no_live_view(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert not Progress(Console(file=io.StringIO()))._is_live
+    printed = io.StringIO()
+    with Progress(Console(file=printed)) as shown:
+        shown.begin("judging", 4, "cells")
+        shown.started()
+        shown.update(3)
+    assert "\x1b" not in printed.getvalue(), "a live view hides the cursor"
 
 
 def test_a_stage_that_has_not_begun_says_so():

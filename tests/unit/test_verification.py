@@ -15,6 +15,8 @@ from taugrid.orchestrator.verification.verify import verify
 from taugrid.orchestrator.work.interpolate import InterpolateWork
 from taugrid.orchestrator.work.reconstruct import ReconstructWork
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 STAGES = {"run": ("train", "sample", "evaluate", "report"), "report": ("report",)}
 
 
