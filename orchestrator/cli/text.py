@@ -196,7 +196,7 @@ def _advice(outcome: "Outcome", again: str) -> str:
     lasting = set(outcome.missing) & set(outcome.lasting)
     if not lasting:
         return f"{again} to finish what is missing" if outcome.missing else ""
-    advice = "a training that failed as above fails again with the same command: change what its line names"
+    advice = "what failed as above fails again with the same command: first change what its line names"
     rest = len(outcome.missing) - len(lasting)
     return advice + (f"; {again} to finish the other {counted(rest, 'cell')}" if rest else "")
 
