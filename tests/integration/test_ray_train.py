@@ -34,7 +34,9 @@ from taugrid.workers.training.state import new_state
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-SETTINGS = {"steps": 120, "batch_size": 15, "warmup_steps": 10, "checkpoint_every": 30, "workers": 1}
+STEPS, EVERY = 80, 20
+"""In all, and between two checkpoints."""
+SETTINGS = {"steps": STEPS, "batch_size": 15, "warmup_steps": 10, "checkpoint_every": EVERY, "workers": 1}
 (DIGITS,) = plan(load("digits", [f"train.{key}={value}" for key, value in SETTINGS.items()])).models
 """The model of configs/digits.yaml, with few steps, and with batches that are no even number."""
 
@@ -115,7 +117,7 @@ def test_a_finished_training_leaves_a_pipeline_and_its_log_alone(uninterrupted_o
     pipeline = diffusers.DDIMPipeline.from_pretrained(folder / SPEC.model_id)
     assert pipeline(batch_size=2, num_inference_steps=3, output_type="np").images.shape == (2, 8, 8, 1)
     log = log_of(folder)
-    assert [record["step"] for record in log] == list(range(1, 121))
+    assert [record["step"] for record in log] == list(range(1, STEPS + 1))
     losses = [record["loss"] for record in log]
     assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
     seconds = [record["seconds"] for record in log]
@@ -160,14 +162,14 @@ def killed(ray_session, tmp_path_factory):
     spec = a_spec(folder / "models", workers=(1, 3))
     log = spec.running / "log.jsonl"
     running = in_a_thread(spec)
-    _wait(lambda: _has_checkpoint(spec.running) and steps_of(log) >= 65, running)
+    _wait(lambda: _has_checkpoint(spec.running) and steps_of(log) > 2 * EVERY, running)
     assert listening(os.getpid()) <= LOOPBACK
     before, workers = log.stat().st_ino, _training_workers(os.getpid())
     (other,) = set(workers) - {_holder(log, workers)}
     os.kill(other, signal.SIGKILL)
     shutil.copytree(spec.running, folder / "at_the_kill" / spec.running.name)
     _wait(lambda: log.stat().st_ino != before, running)  # the new worker has cut the log back
-    assert steps_of(log) >= 30
+    assert steps_of(log) >= EVERY
     running.result()
     return Killed(folder / "models", folder / "at_the_kill")
 
@@ -187,7 +189,7 @@ def test_a_training_goes_on_with_another_number_of_workers(uninterrupted, killed
     (a_spec(killed.at_the_kill).running / "checkpoint_manager_snapshot.json").write_text('{"ray_version": "2.')
     in_a_thread(a_spec(killed.at_the_kill)).result()
     workers = [record["workers"] for record in log_of(killed.at_the_kill)]
-    assert workers in [[2] * done + [1] * (120 - done) for done in (30, 60)]
+    assert workers in [[2] * done + [1] * (STEPS - done) for done in (EVERY, 2 * EVERY)]
     assert losses_of(killed.at_the_kill) == pytest.approx(losses_of(uninterrupted), rel=1e-4)
 
 
@@ -208,12 +210,12 @@ def test_driver_and_worker_are_killed_then_ctrl_c_and_the_result_is_the_same(uni
     options = ("--out", root, "--set", "train.workers=[1, 1]", "--set", "train.tensorboard=true")
     with Started(tmp_path / "log", "train", path, *options) as run:
         (log,) = run.wait_until(lambda: list(root.glob("models/.training-*/log.jsonl")))
-        run.wait_until(lambda: _has_checkpoint(log.parent) and steps_of(log) > 30)
+        run.wait_until(lambda: _has_checkpoint(log.parent) and steps_of(log) > EVERY)
         (worker,) = _training_workers(run.process.pid)
         os.kill(run.process.pid, signal.SIGKILL)
         os.kill(worker, signal.SIGKILL)
         run.process.wait()
-        kept = records(log)[:30]
+        kept = records(log)[:EVERY]
     with Started(tmp_path / "log", "train", path, *options) as run:
         run.wait_until(lambda: _training_workers(run.process.pid) and _has_checkpoint(log.parent))
         assert listening(run.process.pid) <= LOOPBACK
@@ -223,9 +225,9 @@ def test_driver_and_worker_are_killed_then_ctrl_c_and_the_result_is_the_same(uni
     (model,) = (root / "models").iterdir()  # and no `.training-*`
     assert files_of_weights(model) == files_of_weights(uninterrupted / SPEC.model_id)
     log = records(model / "train" / "log.jsonl")
-    assert log[:30] == kept, "it went on, it did not start anew"
+    assert log[:EVERY] == kept, "it went on, it did not start anew"
     shown = EventAccumulator(str(model / "train")).Reload().Scalars("loss")
-    assert [event.step for event in shown] == list(range(1, 121))
+    assert [event.step for event in shown] == list(range(1, STEPS + 1))
     assert {path.name for path in (root / "figures").iterdir()} == {"loss.png", "loss.svg"}
 
 
