@@ -68,7 +68,7 @@ def _of_other_cells(damages: Sequence[Damage], plan: Plan, rundir: RunDir) -> se
     for kind in work_kinds():
         if kind.stage not in ("sample", "evaluate"):
             folder, names = rundir.root / kind.folder, tuple(f"{cell.name}-" for cell in kind.cells_of(plan))
-            inside = (path for path, _ in damages if folder in path.parents)
+            inside = (damage.path for damage in damages if folder in damage.path.parents)
             found |= {path for path in inside if not path.parent.name.startswith(names)}
     return found
 
