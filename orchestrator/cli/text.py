@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.protocol import extractor_in_words
 from taugrid.words import counted, duration, quantity, with_urls
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def scores_text(scores: dict[str, Any]) -> str:
         count = "moments" if about["num_images"] is None else counted(about["num_images"], "image")
         lines.append(f"{side}: {about['dataset'] or about['path']} ({count}, SHA-256 {about['sha256'][:10]})")
     extractor = scores["protocol"]["extractor"]
-    lines.append(f"extractor: {extractor['name']}, weights {extractor['weights_sha256'][:10]}")
+    lines.append(f"extractor: {extractor_in_words(extractor)}, weights {extractor['weights_sha256'][:10]}")
     return "\n".join([*lines, *scores["notes"], *(f"warning: {warning}" for warning in scores["warnings"])])
 
 
