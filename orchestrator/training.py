@@ -1,11 +1,11 @@
-"""Trains one model, from the driver's side: runs Ray Train in a thread, shows the log's progress, reports the end."""
+"""Trains one model, from the driver's side: runs Ray Train in a thread, follows the log, reports the end."""
 
 import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 from taugrid.config import Cluster
 from taugrid.disk import make_folder
@@ -14,7 +14,6 @@ from taugrid.orchestrator.dispatch.capacity import resources
 from taugrid.orchestrator.dispatch.capacity.nodes import Size
 from taugrid.orchestrator.plan.cells import Model
 from taugrid.orchestrator.plan.sources import TRAINED_WEIGHTS, Trained
-from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.run_id import claim
@@ -24,9 +23,6 @@ from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.training import fit
 from taugrid.workers.training.log import TrainingProgress, training_progress
 from taugrid.workers.training.spec import TrainingSpec
-
-POLL_SECONDS = 0.5
-"""How often the driver checks the log and Ctrl-C."""
 
 ROOM_SECONDS = 5.0
 """How often a training that waits for room looks whether nodes have joined."""
@@ -46,138 +42,156 @@ class TrainingFailed(RunFailed):
         """Whether the same command would fail in the same way."""
 
 
-@dataclass(frozen=True)
 class Training:
-    """One model's training in a driver session; Ray must be connected."""
+    """One model's training in a driver session; Ray must be connected.
 
-    model: Model
-    source: Trained
-    rundir: RunDir
-    cluster: Cluster
-    progress: Progress
-    events: Events
-    may_grow: bool = False
-    """Whether nodes may join the cluster."""
+    Only Ray Train runs in a thread: in the main thread its `fit` would take over SIGINT and never give it back. All
+    else is done by the caller, who calls `begin`, then `look` now and then, and `end` once the thread has ended.
+    """
 
-    def run(self, log: Callable[[str, str], Path]) -> None:
-        """Train the model, continuing interrupted training from its last checkpoint. `log` writes a file in logs/.
+    def __init__(
+        self,
+        model: Model,
+        source: Trained,
+        rundir: RunDir,
+        cluster: Cluster,
+        say: Callable[[str], None],
+        events: Events,
+        may_grow: bool = False,
+    ) -> None:
+        """`may_grow`: whether nodes may join the cluster."""
+        self.model = model
+        self.steps = source.train.steps
+        self._source, self._rundir, self._cluster = source, rundir, cluster
+        self._say, self._events, self._may_grow = say, events, may_grow
+        self._error: BaseException | None = None
+        self.at = self._now()
+        """How far it is, by its log; None before the first step."""
+        self.has_begun = False
+        """Whether it has logged a step since `begin`: its workers are at work."""
+
+    @property
+    def done(self) -> int:
+        """Steps done."""
+        return self.at.step if self.at is not None else 0
+
+    @property
+    def found_no_room(self) -> bool:
+        """Whether it ended because other work took the room for its workers. It can begin again."""
+        return isinstance(self._error, fit.NoRoom)
+
+    def wanted(self) -> resources.Trainers:
+        """What it takes of the cluster as it is now.
+
+        Raises:
+            UserError: if no worker fits, and none ever will.
+        """
+        return resources.trainers(self._cluster, self._source.train.workers, self._may_grow)
+
+    def begin(self, ended: "SimpleQueue[Training]") -> None:
+        """Start or continue it, from its last checkpoint. It comes into `ended` when its thread ends."""
+        model, self._spec = self.model, self._specified(self.wanted())
+        self.at, self.has_begun, self._error = self._now(), False, None
+        if self.at is not None:
+            has_checkpoint = any(self._spec.running.glob("checkpoint_*"))
+            place = "its last checkpoint" if has_checkpoint else "the start, because it has no checkpoint"
+            self._say(f"training of {model.called} was interrupted at step {self.at.step}; it continues from {place}")
+        self._began = self._changed = time.monotonic()
+        self._told = False
+        self._room = _WaitForRoom(self._spec, self._cluster)
+        self._events.add("train", model=model.id)
+        threading.Thread(target=self._fit, args=(ended,), name=f"train-{model.id}", daemon=True).start()
+
+    def look(self) -> None:
+        """Read the log, and tell the user once if nothing happens.
+
+        Raises:
+            UserError: if nodes large enough did not join in time. The thread goes on waiting, as Ray Train knows no
+                limit. It ends with the driver.
+        """
+        if self._may_grow and not self.has_begun and (error := self._room.too_long()):
+            raise error
+        at = self._now()
+        if at is not None and at != self.at:
+            self.at, self.has_begun, self._changed = at, True, time.monotonic()
+        train = self._spec.train
+        may_wait = train.is_elastic or (self._may_grow and not self.has_begun)
+        if may_wait and not self._told and time.monotonic() - self._changed > STANDSTILL_SECONDS:
+            self._told = True
+            self._say(
+                f"training {self.model.called}: no step logged for {duration(STANDSTILL_SECONDS)}; it waits while "
+                f"the cluster has no room for {counted(train.fewest_workers, 'worker')}"
+            )
+
+    def end(self, log: Callable[[str, str], Path]) -> None:
+        """Put the model in place, and say how it went. `log` writes a file in logs/.
 
         Raises:
             UserError: if something must be changed first.
-            TrainingFailed: if this training could not go on.
+            TrainingFailed: if it could not go on.
         """
-        model = self.model
-        spec = self._spec()
-        if (at := self._now()) is not None:
-            has_checkpoint = any(spec.running.glob("checkpoint_*"))
-            place = "its last checkpoint" if has_checkpoint else "the start, because it has no checkpoint"
-            self.progress.say(
-                f"training of {model.called} was interrupted at step {at.step}; it continues from {place}"
-            )
-        began = time.monotonic()
-        self.events.add("train", model=model.id)
-        self.progress.begin(f"training {model.called}", self.source.train.steps, "steps")
-        error = self._fit(spec)
-        self.progress.end()
+        error, model = self._error, self.model
         if isinstance(error, UserError):
             raise error
         if error is not None:
             path = log(f"train-{model.id}", "".join(traceback.format_exception(error)))
             reason = with_urls(last_line(error))
             again = isinstance(error, fit.FailsAgain)
-            place = self.rundir.relative(path)
-            self.events.add("training failed", model=model.id, reason=reason, log=place, fails_again=again)
+            place = self._rundir.relative(path)
+            self._events.add("training failed", model=model.id, reason=reason, log=place, fails_again=again)
             raise TrainingFailed(model.called, reason, path, again)
-        seconds = time.monotonic() - began
-        at = self._now()
-        self._upload(spec)
-        self.events.add("trained", model=model.id, seconds=round(seconds, 3))
-        assert at is not None, "the last step is always logged"
-        steps = counted(at.step, "step")
-        self.progress.say(f"trained model {model.called}: {steps} in {duration(seconds)}, loss {at.loss:.4f}")
+        seconds = time.monotonic() - self._began
+        self.at = self._now()
+        self._upload()
+        self._events.add("trained", model=model.id, seconds=round(seconds, 3))
+        assert self.at is not None, "the last step is always logged"
+        steps = counted(self.at.step, "step")
+        self._say(f"trained model {model.called}: {steps} in {duration(seconds)}, loss {self.at.loss:.4f}")
+
+    def _fit(self, ended: "SimpleQueue[Training]") -> None:
+        try:
+            fit.train(self._spec)
+        except BaseException as error:
+            self._error = error
+        ended.put(self)
 
     def _now(self) -> TrainingProgress | None:
         """How far the training is, by the log in the folder where it runs."""
-        storage = self.rundir.storage if self.rundir.storage.on_disk else LOCAL
-        return training_progress(self.rundir.training_folder(self.cluster.scratch), self.model.id, storage)
+        storage = self._rundir.storage if self._rundir.storage.on_disk else LOCAL
+        return training_progress(self._rundir.training_folder(self._cluster.scratch), self.model.id, storage)
 
-    def _upload(self, spec: TrainingSpec) -> None:
+    def _upload(self) -> None:
         """Put the trained model into the run directory, if it was trained elsewhere, and remove what is left there."""
-        if not self.rundir.storage.on_disk:
-            self.rundir.storage.create_folder(self.rundir.model_folder(self.model), spec.final, TRAINED_WEIGHTS)
+        storage, spec = self._rundir.storage, self._spec
+        if not storage.on_disk:
+            storage.create_folder(self._rundir.model_folder(self.model), spec.final, TRAINED_WEIGHTS)
             LOCAL.delete_folder(spec.final)
             LOCAL.delete_folder(spec.running)
 
-    def _spec(self) -> TrainingSpec:
-        source = self.source
-        folder, run = self.rundir.training_folder(self.cluster.scratch), self.rundir.run
-        if not self.rundir.storage.on_disk:
+    def _specified(self, wanted: resources.Trainers) -> TrainingSpec:
+        source = self._source
+        folder, run = self._rundir.training_folder(self._cluster.scratch), self._rundir.run
+        if not self._rundir.storage.on_disk:
             make_folder(folder)
             run = claim(folder, LOCAL)  # what every training worker must see is this folder
         asked = source.train.workers
-        trainers = resources.trainers(self.cluster, asked, self.may_grow)
-        if self.may_grow and trainers.workers != asked:
+        if self._may_grow and wanted.workers != asked:
             grows = "it begins with as many as fit, at least one, and takes more as nodes join"
-            then = f"it trains with {trainers.workers}" if isinstance(trainers.workers, int) else grows
-            self.progress.say(f"training {self.model.called}: the cluster does not fit {asked} workers now; {then}")
+            then = f"it trains with {wanted.workers}" if isinstance(wanted.workers, int) else grows
+            self._say(f"training {self.model.called}: the cluster does not fit {asked} workers now; {then}")
         return TrainingSpec(
             data=source.data,
             data_sha256=content_fingerprint(source.data),
             unet=source.unet,
             diffusion=self.model.diffusion,
-            train=source.train.model_copy(update={"workers": trainers.workers}),
+            train=source.train.model_copy(update={"workers": wanted.workers}),
             model_id=self.model.id,
             models_dir=str(folder),
-            cpus_per_worker=trainers.cpus,
-            gpus_per_worker=trainers.gpus,
-            label_selector=self.cluster.label_selector,
+            cpus_per_worker=wanted.cpus,
+            gpus_per_worker=wanted.gpus,
+            label_selector=self._cluster.label_selector,
             run=run,
         )
-
-    def _fit(self, spec: TrainingSpec) -> BaseException | None:
-        """The error that ended training, if any.
-
-        Ray Train runs in a thread: in the main thread its `fit` would take over SIGINT and never give it back.
-        """
-        errors: list[BaseException] = []
-
-        def train() -> None:
-            try:
-                fit.train(spec)
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=train, name=f"train-{self.model.id}", daemon=True)
-        thread.start()
-        waited_too_long = self._watch(thread, spec)
-        return errors[0] if errors else waited_too_long
-
-    def _watch(self, thread: threading.Thread, spec: TrainingSpec) -> UserError | None:
-        """Show the training's progress until its thread ends; an error if nodes large enough did not join in time.
-
-        In that case the thread goes on waiting, as Ray Train knows no limit. It ends with the driver.
-        """
-        train = spec.train
-        first = step = at.step if (at := self._now()) else 0
-        changed, told = time.monotonic(), False
-        room = _WaitForRoom(spec, self.cluster)
-        while thread.is_alive():
-            if self.may_grow and step == first and (error := room.too_long()):
-                return error
-            thread.join(POLL_SECONDS)
-            if (at := self._now()) is not None:
-                self.progress.started(at.step)
-                self.progress.update(at.step, workers=at.workers, note=f"loss {at.loss:.4f}")
-                if at.step != step:
-                    step, changed = at.step, time.monotonic()
-            may_wait = train.is_elastic or (self.may_grow and step == first)
-            if may_wait and not told and time.monotonic() - changed > STANDSTILL_SECONDS:
-                told = True
-                self.progress.say(
-                    f"training {self.model.called}: no step logged for {duration(STANDSTILL_SECONDS)}; it waits while "
-                    f"the cluster has no room for {counted(train.fewest_workers, 'worker')}"
-                )
-        return None
 
 
 class _WaitForRoom:

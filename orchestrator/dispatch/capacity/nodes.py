@@ -70,6 +70,23 @@ def nodes(selector: Mapping[str, str] | None = None) -> list[Node]:
     ]
 
 
+def free(selector: Mapping[str, str]) -> list[Node]:
+    """The nodes that stay and have these labels, with what nothing takes now. Ray knows it a moment late."""
+    from ray._private.state import available_resources_per_node
+
+    left = available_resources_per_node()
+    staying = [node for node in nodes(selector) if not node.draining and node.id in left]
+    return [node._replace(cpus=left[node.id].get("CPU", 0), gpus=left[node.id].get("GPU", 0)) for node in staying]
+
+
+def memory_here() -> float:
+    """Bytes of memory that Ray counts on the driver's node: about 70 % of what the machine or container has."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    return next((float(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["NodeID"] == here), 0.0)
+
+
 def _draining() -> Collection[str]:
     """The ids of nodes with a notice of pre-emption, or that `ray drain-node` or an autoscaler drains.
 
