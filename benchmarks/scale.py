@@ -40,7 +40,7 @@ from taugrid.orchestrator.dispatch import cluster, crew, loop
 from taugrid.orchestrator.dispatch.capacity import room
 from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size
 from taugrid.orchestrator.dispatch.loop import Loop
-from taugrid.orchestrator.dispatch.policy import Dispatcher
+from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.pool import Done, Joined, Located, PoolEvent
 from taugrid.orchestrator.plan.cells import Plan, Shard
 from taugrid.orchestrator.plan.grid import plan

@@ -72,8 +72,6 @@ class Verdict:
     """The covariances: (N - 1) / 2 times the whitened error's squared norm, which should be d (d + 1) / 2."""
     fid: Comparison | None
     """The table's FID, and its expectation at this N."""
-    recomputed_fid: float | None
-    """FID from the moments that the judge computed from the images."""
     problems: tuple[str, ...]
     """One line for each problem."""
 
@@ -103,13 +101,9 @@ def judge(
     problems = index_problems(index, cell.num_samples)
     difference = np.abs(images.reshape(len(images), -1).astype(np.int64) - recomputed(index, cell))
     share, largest = float((difference > 0).mean()), int(difference.max())
-    if largest > 1:
-        off = int((difference > 1).any(axis=1).sum())
-        problems.append(f"{off} of {len(images)} images not as (seed, n) gives them: up to {largest} grey levels off")
-    elif share > DIFFERING_SHARE:
-        problems.append(f"{share:.1%} of pixels are off by one grey level; rounding explains {DIFFERING_SHARE:.1%}")
+    problems += _pixel_problems(difference, share, largest)
     if isinstance(cell.data, TwoPoints):
-        return Verdict(share, largest, None, None, None, None, tuple(problems))
+        return Verdict(share, largest, None, None, None, tuple(problems))
     if fid is None or reference is None:
         raise ValueError("judging a Gaussian cell needs the table's FID and the reference's images")
     problems += equal_images(images, index)
@@ -122,7 +116,17 @@ def judge(
     again = _frechet_distance(found, known)
     if not abs(fid - again) <= FID_TOLERANCE * again:
         problems.append(f"the table's FID is {fid:.8g}, that of the images on disk {again:.8g}")
-    return Verdict(share, largest, mean, covariance, compared, again, tuple(problems))
+    return Verdict(share, largest, mean, covariance, compared, tuple(problems))
+
+
+def _pixel_problems(difference: NDArray[np.int64], share: float, largest: int) -> list[str]:
+    """At most one line about |images - recomputed|, (n, d), with the share of pixels that differ and the largest."""
+    if largest > 1:
+        off = int((difference > 1).any(axis=1).sum())
+        return [f"{off} of {len(difference)} images not as (seed, n) gives them: up to {largest} grey levels off"]
+    if share > DIFFERING_SHARE:
+        return [f"{share:.1%} of pixels are off by one grey level; rounding explains {DIFFERING_SHARE:.1%}"]
+    return []
 
 
 def reference_problems(reference: NDArray[np.uint8], data: Gaussian) -> list[str]:

@@ -1,15 +1,14 @@
 """Scores of external images against any reference, in this process and without a run directory."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from taugrid.config import Data
 from taugrid.eval.features.load import Extraction, load
@@ -24,15 +23,13 @@ from taugrid.eval.metrics.reference_statistics import (
 )
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.eval.metrics.statistics import ROWS_AT_ONCE
-from taugrid.eval.metrics.streams import Features
+from taugrid.eval.metrics.streams import Features, Stream
 from taugrid.eval.reference import Reference, image_batches
 from taugrid.eval.sources import Source
 from taugrid.protocol import Protocol
 from taugrid.registry.extractors import PIXELS, ExtractorSpec
 from taugrid.registry.metrics import MetricSettings
 from taugrid.workers.device import set_up
-
-Extractor = Callable[[torch.Tensor], Extraction]
 
 OnProgress = Callable[[str, int, int], None]
 """Called with the name of the activity, how many images are done, and how many there are."""
@@ -65,13 +62,12 @@ def evaluate(
     Args:
         samples: the images to judge.
         reference: external images, a data set, or their mean and covariance in features of the same extractor.
-        extractor: see `eval.features.resolve.resolve`; for the shape of the samples.
+        extractor: for the shape of the samples, as `eval.features.resolve.resolve` returns it.
         settings: the metrics and their settings. A metric that can't be computed is left out, with the reason.
-        versions: versions of software, for the protocol.
+        versions: of the software, for the protocol.
         device: where the extractor runs, in torch's notation.
         batch_size: number of images that the extractor gets at once.
-        cache: folder that keeps the statistics of the reference, and its features if a metric needs them; None keeps
-            nothing.
+        cache: folder that keeps the reference's statistics, and features if a metric needs them; None keeps nothing.
         progress: called after each batch.
 
     Returns:
@@ -86,20 +82,12 @@ def evaluate(
     """
     left, reasons, remarks = feasible(settings, extractor, samples.num_images, reference.num_images)
     _require_fit(samples, reference, extractor, left, reasons)
-    if cache is not None:
-        _make_folder(cache)
+    _make_folder(cache)
     set_up()
-    extract = load(extractor, device)
-    compared = _statistics(reference, extractor, extract, left, batch_size, cache, progress)
-    with ExitStack() as stack:
-        features = stack.enter_context(Spool())
-        logits = stack.enter_context(Spool()) if any(metric.needs_logits for metric in left.chosen) else None
-        batches = image_batches(samples, batch_size)
-        for extraction in _extractions(batches, samples.num_images, extract, "samples", progress):
-            features.append(extraction.features.numpy())
-            if logits is not None and extraction.logits is not None:
-                logits.append(extraction.logits.numpy())
-        scores = score(features.chunks, None if logits is None else logits.chunks, samples.num_images, compared, left)
+    extracting = _Extracting(load(extractor, device), batch_size, progress)
+    compared = _statistics(reference, extractor, left, cache, extracting)
+    with _extracted(samples, left, extracting) as (features, logits):
+        scores = score(features, logits, samples.num_images, compared, left)
     return {
         "samples": _identity(samples),
         "reference": _identity_of_reference(reference),
@@ -128,21 +116,38 @@ def _require_fit(
         )
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path | None) -> None:
+    if folder is None:
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"can't keep references in {folder}: {error.strerror}; choose another folder") from None
 
 
+@dataclass(frozen=True)
+class _Extracting:
+    """How images become features."""
+
+    extract: Callable[[torch.Tensor], Extraction]
+    batch_size: int
+    progress: OnProgress
+
+    def __call__(self, images: Source | Data, count: int, what: str) -> Iterator[Extraction]:
+        """The extractions of all `count` images, a batch at a time; `what` names them for `progress`."""
+        done = 0
+        for batch in image_batches(images, self.batch_size):
+            yield self.extract(torch.from_numpy(batch))
+            done += len(batch)
+            self.progress(what, done, count)
+
+
 def _statistics(
     reference: Reference,
     spec: ExtractorSpec,
-    extract: Extractor,
     settings: MetricSettings,
-    batch_size: int,
     cache: Path | None,
-    progress: OnProgress,
+    extracting: _Extracting,
 ) -> ReferenceStatistics:
     key, given, count = reference.cache_key(spec), reference.given, reference.num_images
     if isinstance(given, MomentsFile):
@@ -150,7 +155,7 @@ def _statistics(
     assert count is not None, "only of moments it is unknown"
 
     def features() -> Iterator[Features]:
-        for extraction in _extractions(image_batches(given, batch_size), count, extract, "reference", progress):
+        for extraction in extracting(given, count, "reference"):
             yield extraction.features.numpy()
 
     if not any(metric.needs_reference_features for metric in settings.chosen):
@@ -159,16 +164,6 @@ def _statistics(
         return of_feature_files([cached_features(cache, key, count, features)], count, cache, key)
     held = np.concatenate(list(features()))
     return of_features(lambda: iter([held]), count, None, key, lambda: held)
-
-
-def _extractions(
-    batches: Iterable[NDArray[np.uint8]], total: int, extract: Extractor, what: str, progress: OnProgress
-) -> Iterator[Extraction]:
-    done = 0
-    for images in batches:
-        yield extract(torch.from_numpy(images))
-        done += len(images)
-        progress(what, done, total)
 
 
 class Spool:
@@ -198,6 +193,25 @@ class Spool:
         self._file.seek(0)
         while data := self._file.read(bytes_at_once):
             yield np.frombuffer(data, np.float32).reshape(-1, self._dimensions)
+
+
+class _Extracted(NamedTuple):
+    features: Stream
+    logits: Stream | None
+    """None if no metric needs them."""
+
+
+@contextmanager
+def _extracted(samples: Source, settings: MetricSettings, extracting: _Extracting) -> Iterator[_Extracted]:
+    """What the metrics need of the samples, within the block."""
+    with ExitStack() as stack:
+        features = stack.enter_context(Spool())
+        logits = stack.enter_context(Spool()) if any(metric.needs_logits for metric in settings.chosen) else None
+        for extraction in extracting(samples, samples.num_images, "samples"):
+            features.append(extraction.features.numpy())
+            if logits is not None and extraction.logits is not None:
+                logits.append(extraction.logits.numpy())
+        yield _Extracted(features.chunks, None if logits is None else logits.chunks)
 
 
 def warnings(samples: Source, reference: Reference, extractor: ExtractorSpec) -> list[str]:

@@ -43,24 +43,8 @@ def score_images(
     with ExitStack() as files:
         try:
             progress.say("reading images")
-            found = _opened("--samples", open_source, _as_file("samples", samples, files))
-            text = _as_file("reference", reference, files)
-            goes_with = _opened("--reference", meant, text)
-            compared = _opened("--reference", open_reference, goes_with.given)
-            spec = resolve(*_extractor(section, goes_with), found.shape)
-            from taugrid.eval import standalone
-
-            scores = standalone.evaluate(
-                found,
-                compared,
-                spec,
-                section.metric_settings,
-                batch_size=section.batch_size,
-                versions=versions(SOFTWARE),
-                device=_device(),
-                cache=default_cache(),
-                progress=_teller(progress),
-            )
+            mine, theirs = _as_file("samples", samples, files), _as_file("reference", reference, files)
+            scores = _scores(mine, theirs, section, progress)
         except (ValueError, DamagedFile) as error:
             raise UserError(_with_flags(str(error), evaluate)) from None
         finally:
@@ -69,6 +53,26 @@ def score_images(
         if not isinstance(images, str):
             scores[side] |= {"kind": "array", "path": None}
     return scores
+
+
+def _scores(samples: str, reference: str, section: Evaluate, progress: Progress) -> dict[str, Any]:
+    found = _opened("--samples", open_source, samples)
+    goes_with = _opened("--reference", meant, reference)
+    compared = _opened("--reference", open_reference, goes_with.given)
+    spec = resolve(*_extractor(section, goes_with), found.shape)
+    from taugrid.eval import standalone  # loads torch, which no error above should wait for
+
+    return standalone.evaluate(
+        found,
+        compared,
+        spec,
+        section.metric_settings,
+        batch_size=section.batch_size,
+        versions=versions(SOFTWARE),
+        device=_device(),
+        cache=default_cache(),
+        progress=_teller(progress),
+    )
 
 
 def _section(evaluate: Mapping[str, Any], assignments: Sequence[Override]) -> Evaluate:

@@ -8,6 +8,7 @@ from taugrid import parquet
 from taugrid.config import Config
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
+from taugrid.orchestrator.rates import evaluations_per_second
 from taugrid.orchestrator.report.trainings import describe_models, training_price
 from taugrid.orchestrator.report.up_to_date import Asked
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -23,7 +24,7 @@ PNG_OVERHEAD_BYTES = 200
 
 def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
     """Everything that `plan` and `status` show, as plain data."""
-    rate = measured_rate(rundir)
+    rate = evaluations_per_second(read_events(rundir))
     asked = Asked(config, rundir)
     cells = [_describe_cell(cell, rundir, asked) for cell in plan.cells]
     remaining = sum(cell["network_evaluations"] - cell["network_evaluations_done"] for cell in cells)
@@ -70,13 +71,6 @@ def _describe_cell(cell: Cell, rundir: RunDir, asked: Asked) -> dict[str, Any]:
         "network_evaluations_done": images_done * len(cell.tau),
         "scored": len(done) == len(cell.shards) and asked.is_scored(cell),
     }
-
-
-def measured_rate(rundir: RunDir) -> float | None:
-    """Network evaluations per second of one worker, over all shards sampled here; None before the first."""
-    shards = [event for event in read_events(rundir) if event["event"] == "shard"]
-    seconds = sum(event["seconds"] for event in shards)
-    return sum(event["evaluations"] for event in shards) / seconds if seconds else None
 
 
 def compare(config: Config, plan: Plan, rundir: RunDir, name_a: str, name_b: str, join: bool) -> dict[str, Any]:

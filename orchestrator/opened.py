@@ -54,14 +54,7 @@ class Opened:
         is_own = file is None or file.name != CONFIG_NAME
         if file is not None and not is_own:
             rundir.runs_code = runs_code
-            if not runs_code and file.parent.absolute() != rundir.root and custom_code(self.config):
-                raise UserError(
-                    f"{name} is the config of a run directory, and the code that it names is not run by commands that "
-                    f"only look; give {file.parent} or, if the config is yours, a copy of it under another name"
-                )
-            if runs_code and not trust_code:
-                named = custom_code(load(name))
-                require_trusted([code for code in custom_code(self.config) if code in named], file)
+            self._check_code(name, file, trust_code)
         recorded = [str(record["path"]) for record in rundir.model_records() if "path" in record]
         if same_checkpoints:
             begun = read_json(rundir.config, rundir.storage)
@@ -72,6 +65,20 @@ class Opened:
         asked.check(self.config, self.plan)
         if is_own:
             trust(custom_code(self.config))
+
+    def _check_code(self, name: Given, file: Path, trust_code: bool) -> None:
+        """Raise `UserError` if the command needs code that `file`, a run directory's config, names, and may not run it.
+
+        A command that only looks needs it where no record of the directory describes what it is.
+        """
+        if self.rundir.runs_code and not trust_code:
+            named = custom_code(load(name))
+            require_trusted([code for code in custom_code(self.config) if code in named], file)
+        elif not self.rundir.runs_code and file.parent.absolute() != self.rundir.root and custom_code(self.config):
+            raise UserError(
+                f"{name} is the config of a run directory, and the code that it names is not run by commands that "
+                f"only look; give {file.parent} or, if the config is yours, a copy of it under another name"
+            )
 
 
 def _run_directory(config: Given, out: str | None, name: str) -> RunDir:

@@ -31,8 +31,8 @@ from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_di
 from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.orchestrator.selection import without_models
 from taugrid.orchestrator.shard_sizes import require_no_tf32, too_few_shards
-from taugrid.orchestrator.training import Training, TrainingFailed
-from taugrid.orchestrator.trainings import Trainings
+from taugrid.orchestrator.training.one import Training, TrainingFailed
+from taugrid.orchestrator.training.several import Trainings
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.kind import Conclusion, Piece, WorkKind
 from taugrid.orchestrator.work.survey import Survey

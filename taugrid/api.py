@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from taugrid.config.load import Override
+    from taugrid.orchestrator.session import Outcome
     from taugrid.orchestrator.view.run import RunView
 
 STAGES = ("train", "sample", "evaluate", "report")
@@ -89,25 +90,31 @@ def run(
         taugrid.errors.UserError: if something must be changed first.
         taugrid.errors.RunFailed: if a stage could not go on, or some cells could not be finished.
     """
-    from taugrid.errors import RunFailed
     from taugrid.orchestrator.opened import open_to_run
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.selection import select
     from taugrid.orchestrator.session import Run
     from taugrid.orchestrator.view.run import RunView
-    from taugrid.words import counted
 
     runs_code = set(stages) != {"report"}
     changes = [*assignments, *_assigned(overrides)]
     opened = open_to_run(_given(config), changes, None if out is None else str(out), address, runs_code, trust_code)
-    with Progress.silent() if not progress else Progress() as shown:
-        part = select(opened.plan, only)
+    part = select(opened.plan, only)
+    with Progress() if progress else Progress.silent() as shown:
         outcome = Run(opened.config, opened.plan, opened.rundir, address, shown, part).do(stages)
+    _require_all(outcome)
+    return RunView(opened)
+
+
+def _require_all(outcome: "Outcome") -> None:
+    """Raise `RunFailed` if some cells could not be finished, with the first one's reason."""
+    from taugrid.errors import RunFailed
+    from taugrid.words import counted
+
     if outcome.missing:
         name, reason = next(iter(outcome.missing.items()))
         label = outcome.labels.get(name, name)
         raise RunFailed(f"{counted(len(outcome.missing), 'cell')} could not be finished; {label}: {reason}")
-    return RunView(opened)
 
 
 def evaluate(

@@ -33,6 +33,15 @@ class NotHere(UserError):
     """A file that a config names is not on this machine (yet). A run needs it; a plan can do without it."""
 
 
+class OtherWeights(UserError):
+    """A file of weights is not the one that a plan, or a cell's images, were made with."""
+
+    def __init__(self, what: str, way_out: str = "") -> None:
+        super().__init__("; ".join(filter(None, [what, way_out])))
+        self.way_out = way_out
+        """What to do about it."""
+
+
 class WorkerRefusal(UserError):
     """A node lacks what the driver has: it gets no work. The run ends if every node refuses.
 

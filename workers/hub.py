@@ -32,12 +32,10 @@ def snapshot(
         NotHere: if the files are not available, saying why.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     found = HUB_ID.fullmatch(identifier)
     assert found is not None, "callers ask is_hub_id first"
-    if not sys.stderr.isatty():
-        disable_progress_bars()
+    _keep_bars_out_of_logs()
     try:
         folder = snapshot_download(
             found["name"],
@@ -51,6 +49,13 @@ def snapshot(
             raise NotHere(f"{key}: {identifier} is not in the cache yet; a run downloads it") from None
         raise NotHere(f"{key}: {identifier} is not a folder, and the hub can't provide it: {_reason(error)}") from error
     return Path(folder)
+
+
+def _keep_bars_out_of_logs() -> None:
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
 
 
 def _reason(error: Exception) -> str:

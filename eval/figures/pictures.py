@@ -3,11 +3,13 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from taugrid.eval.figures.tiles import Tiles
 from taugrid.eval.tables.pivots import SIGMA_HAT
 from taugrid.storage import replacing
 
@@ -19,6 +21,13 @@ TILE = 48
 LARGEST_TILE = 96
 """Larger images are reduced to this size, so that a grid of them stays readable."""
 GAP, BLOCK_GAP, MARGIN, FONT_SIZE = 2, 14, 14, 19
+
+
+class Tiled(NamedTuple):
+    """A picture, and where its tiles stand in it."""
+
+    canvas: Image.Image
+    tiles: Tiles
 
 
 def samples(images: Mapping[EtaAndSteps, NDArray[np.uint8]], path: Path) -> None:
@@ -105,9 +114,7 @@ def interpolation_grid(images: NDArray[np.uint8], path: Path) -> None:
     _save(_rows(list(images), ["0 → 1", *fractions[1:-1], "2 → 3"], fractions), path)
 
 
-def _rows(
-    rows: Sequence[NDArray[np.uint8]], labels: Sequence[str], titles: Sequence[str], corner: str = ""
-) -> Image.Image:
+def _rows(rows: Sequence[NDArray[np.uint8]], labels: Sequence[str], titles: Sequence[str], corner: str = "") -> Tiled:
     """A grid with a row for each of `rows` and an image in each place."""
     _check_sizes(rows)
     blocks = {(i, j): _block(row[j : j + 1]) for i, row in enumerate(rows) for j in range(len(row))}
@@ -141,7 +148,7 @@ def _grid(
     titles: Sequence[str],
     gap: int,
     corner: str = "",
-) -> Image.Image:
+) -> Tiled:
     """Blocks of one size at their (row, column), with row labels on the left, column titles above, and `gap` between.
 
     A column is as wide as its block or the widest title, whichever is wider. `corner` says what the titles count.
@@ -162,7 +169,7 @@ def _grid(
         draw.text((left - MARGIN, y + height / 2), label, fill="black", font=font, anchor="rm")
     for (i, j), block in blocks.items():
         canvas.paste(block, (xs[j], ys[i]))
-    return canvas
+    return Tiled(canvas, Tiles(width, height, xs, ys, [*titles], [*labels], corner))
 
 
 def _block(images: NDArray[np.uint8]) -> Image.Image:
@@ -196,6 +203,6 @@ def _font() -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", FONT_SIZE)
 
 
-def _save(image: Image.Image, path: Path) -> None:
+def _save(picture: Tiled, path: Path) -> None:
     with replacing(path) as temporary:
-        image.save(temporary, format="PNG", optimize=True)
+        picture.canvas.save(temporary, format="PNG", optimize=True, pnginfo=picture.tiles.text)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from taugrid.eval.figures.pictures import EtaAndSteps
+from taugrid.eval.figures.tiles import tiles_of
 from taugrid.eval.tables.pivots import SIGMA_HAT
 
 SIDES = (96, 64, 32, 16)
@@ -41,11 +42,20 @@ class ImageGrid(NamedTuple):
         return min(MOST_ACROSS, math.ceil(self.per_cell / max(1, math.isqrt(self.per_cell))))
 
     @property
-    def same_noise(self) -> tuple[tuple[int, tuple[Markup, ...]], ...]:
+    def same_noise(self) -> tuple[tuple[str, tuple[Markup, ...]], ...]:
         """The images of eta = 0, by S: image n of each comes from one x_T (figure 5 of the paper). None for one S."""
         rows = (cells for label, cells in self.rows if label == DETERMINISTIC)
-        found = tuple((s, images) for s, images in zip(self.steps, next(rows, ()), strict=False) if images)
+        found = tuple((f"S = {s}", images) for s, images in zip(self.steps, next(rows, ()), strict=False) if images)
         return found if len(found) > 1 else ()
+
+
+class TileTable(NamedTuple):
+    """A picture of tiles as a table, so that its words are words."""
+
+    corner: str
+    titles: list[str]
+    rows: list[tuple[str, list[Markup]]]
+    """Labels, and the tiles of the row."""
 
 
 class PagePicture(NamedTuple):
@@ -59,7 +69,19 @@ class PagePicture(NamedTuple):
     said: str
     """What a screen reader says instead."""
     data: Markup = Markup()
-    """Empty if it does not fit into the page."""
+    """The whole picture; empty if it is a table, or does not fit into the page."""
+    table: TileTable | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the page."""
+        tiles = [] if self.table is None else [uri for _, row in self.table.rows for uri in row]
+        return sum(len(uri) + TAG_BYTES for uri in filter(None, [self.data, *tiles]))
+
+    def with_images(self, png: bytes) -> "PagePicture":
+        """The picture with the content of its file: as a table if the file says where its tiles are."""
+        table = _tile_table(png)
+        return self._replace(table=table, data=Markup() if table else data_uri(png))
 
 
 def data_uri(png: bytes) -> Markup:
@@ -128,6 +150,22 @@ def _png(image: NDArray[np.uint8], side: int) -> bytes:
         factor = max(1, side // max(picture.size))
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return _encoded(picture)
+
+
+def _encoded(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+def _tile_table(png: bytes) -> TileTable | None:
+    """The tiles of a picture; None if its file does not say where they are, or is damaged."""
+    try:
+        with Image.open(io.BytesIO(png)) as whole:
+            if (found := tiles_of(whole)) is None:
+                return None
+            rows = [[data_uri(_encoded(tile)) for tile in row] for row in found.rows(whole)]
+    except (OSError, SyntaxError):
+        return None  # a browser shows what is left of it
+    return TileTable(found.corner, found.titles, list(zip(found.labels, rows, strict=True)))

@@ -18,7 +18,7 @@ from taugrid.eval.pages.charts.quality import over_costs, over_steps
 from taugrid.eval.pages.comparisons import differences, effects
 from taugrid.eval.pages.environment import asset, environment
 from taugrid.eval.pages.measured import measured
-from taugrid.eval.pages.pictures import ImageGrid, PagePicture, data_uri, grids, uri_bytes
+from taugrid.eval.pages.pictures import ImageGrid, PagePicture, grids
 from taugrid.eval.pages.pivots import NO_SHADE, ShadedTable, shaded_tables
 from taugrid.eval.pages.protocol_table import protocol_rows
 from taugrid.eval.tables.ablation.one_table import USUAL, Layout
@@ -82,7 +82,7 @@ def report_html(found: PageFacts) -> str:
     page = _content(found)
     room = LARGEST - len(_rendered(page).encode())
     pictures = list(_fitting(found.pictures, room // 2))
-    room -= sum(len(picture.data) for picture in pictures)
+    room -= sum(picture.size for picture in pictures)
     shown = grids(found.samples, room)
     in_pictures = _in_pictures(found, shown)
     return _rendered(page | {"pictures": _by_title(pictures), "grids": shown, "in_pictures": in_pictures})
@@ -114,9 +114,10 @@ def _rendered(page: Mapping[str, Any]) -> str:
 def _fitting(pictures: Sequence[tuple[PagePicture, bytes]], budget: int) -> Iterator[PagePicture]:
     """The pictures with their data, as long as `budget` bytes last."""
     for picture, png in pictures:
-        fits = uri_bytes(png) <= budget
-        budget -= uri_bytes(png) if fits else 0
-        yield picture._replace(data=data_uri(png)) if fits else picture
+        filled = picture.with_images(png)
+        fits = filled.size <= budget
+        budget -= filled.size if fits else 0
+        yield filled if fits else picture
 
 
 def _content(found: PageFacts) -> dict[str, Any]:

@@ -1,18 +1,21 @@
-"""The tables for a terminal: of every metric, and of reconstruction errors."""
+"""The tables for a terminal: of every metric, and of reconstruction errors.
 
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import replace
+The best of a column is bold or, in a log, a pipe and a terminal without colours, marked with a star.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from taugrid.eval.tables.ablation.one_table import USUAL, Layout
 from taugrid.eval.tables.ablation.replicates import averaged
-from taugrid.eval.tables.entries import Entry, entries, legend, marked_pivots, sizes, tabulated
+from taugrid.eval.tables.entries import Entry, entries, has_best, legend, marked_pivots, sizes, tabulated
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import Pivot
 from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_pivot
@@ -26,6 +29,19 @@ MOST_ROWS = 60
 """Of the tables of further metrics together. More would push what matters off the screen."""
 LEAST_LABEL = 10
 """Characters that a label gets at least, however many there are in a row; longer ones are folded."""
+BEST = "*"
+"""The mark of the best of a column where nothing can be bold."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What `rich` prints. It is made as it is printed: only then is it known whether the console shows bold."""
+
+    parts: Callable[[bool], Iterator[RenderableType]]
+    """Takes whether it does."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from self.parts(console.color_system is not None and not console.no_color)
 
 
 def to_console(
@@ -35,43 +51,60 @@ def to_console(
     joined: Set[str] = frozenset(),
     layout: Layout = USUAL,
     metric: MetricColumn = FID,
-) -> Group:
+) -> Drawn:
     """The tables of one metric, for `rich` to print; arguments as in `marked_pivots`.
 
     A table wider than 80 characters gets its errors below the values; if it is still too wide, it is split by S.
     """
-    parts: list[RenderableType] = []
     tables = marked_pivots(frame, metric, protocols, indistinguishable, joined, layout)
-    for table in tables:
-        parts += [Text(": ".join(filter(None, [metric.heading, table.label]))), *_console_tables(table, metric)]
-        parts += [Text(note) for note in table.notes]
     of_means = "" if frame.empty else averaged(frame, protocols).caption()
-    return Group(*parts, *map(Text, filter(None, [of_means, *legend(tables, metric)])))
+
+    def parts(bold: bool) -> Iterator[RenderableType]:
+        for table in tables:
+            yield Text(": ".join(filter(None, [metric.heading, table.label])))
+            yield from _console_tables(table, metric, bold)
+            yield from map(Text, table.notes)
+        below = [of_means, *_star(tables, metric, bold), *legend(tables, metric)]
+        yield from map(Text, filter(None, below))
+
+    return Drawn(parts)
 
 
 def others_to_console(
     frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields], joined: Set[str], layout: Layout, shown: MetricColumn
-) -> Group:
-    """The tables of all metrics but `shown`, without the notes that stand below that one's."""
+) -> Drawn:
+    """The tables of all metrics but `shown`, without the notes and the star's meaning that stand below that one's."""
     others = [metric for metric in tabulated(frame) if metric.name != shown.name]
     pivots = {metric: marked_pivots(frame, metric, protocols, frozenset(), joined, layout) for metric in others}
-    if sum(len(table.values) for tables in pivots.values() for table in tables) > MOST_ROWS:
-        return Group(Text(f"{' and '.join(metric.title for metric in others)}: see tables/quality.md"))
-    parts: list[RenderableType] = []
-    for metric, tables in pivots.items():
-        heading = f"{metric.heading}; ± is {metric.error_means}" if metric.error_means else metric.heading
-        for table in tables:
-            parts += [Text(), Text(": ".join(filter(None, [heading, table.label]))), *_console_tables(table, metric)]
-        parts += [Text(line) for line in legend(tables, metric)]
-    return Group(*parts, Text())
+    are_too_many = sum(len(table.values) for tables in pivots.values() for table in tables) > MOST_ROWS
+
+    def parts(bold: bool) -> Iterator[RenderableType]:
+        if are_too_many:
+            yield Text(f"{' and '.join(metric.title for metric in others)}: see tables/quality.md")
+            return
+        for metric, tables in pivots.items():
+            heading = f"{metric.heading}; ± is {metric.error_means}" if metric.error_means else metric.heading
+            for table in tables:
+                yield from (Text(), Text(": ".join(filter(None, [heading, table.label]))))
+                yield from _console_tables(table, metric, bold)
+            yield from map(Text, legend(tables, metric))
+        yield Text()
+
+    return Drawn(parts)
 
 
-def reconstruction_to_console(frame: pd.DataFrame, about: str, notes: Sequence[str] = ()) -> Group:
+def reconstruction_to_console(frame: pd.DataFrame, about: str, notes: Sequence[str] = ()) -> Drawn:
     """The table of reconstruction errors, with `about` and `notes` below it, as `write_reconstruction` takes them."""
     table, metric = replace(reconstruction_pivot(frame), heads=("",)), RECONSTRUCTION_ERROR
     with_errors = table.errors.notna().any(axis=None)
-    below = [about, *table.notes, *[f"± is {metric.error_means}."] * bool(with_errors), *notes]
-    return Group(Text(metric.heading), *_console_tables(table, metric), *map(Text, below))
+
+    def parts(bold: bool) -> Iterator[RenderableType]:
+        yield Text(metric.heading)
+        yield from _console_tables(table, metric, bold)
+        error_means = [f"± is {metric.error_means}."] * bool(with_errors)
+        yield from map(Text, [*_star([table], metric, bold), about, *table.notes, *error_means, *notes])
+
+    return Drawn(parts)
 
 
 def scored_as(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> str:
@@ -93,8 +126,15 @@ def _reference(fields: Mapping[str, Any]) -> str:
     return f"{name} ({size})"
 
 
-def _console_tables(pivoted: Pivot, metric: MetricColumn) -> Iterator[Table]:
+def _star(tables: Sequence[Pivot], metric: MetricColumn, bold: bool) -> list[str]:
+    """The line that says what the star means, if there is one."""
+    return [f"{BEST} the best of its column."] if not bold and has_best(tables, metric) else []
+
+
+def _console_tables(pivoted: Pivot, metric: MetricColumn, bold: bool) -> Iterator[Table]:
     labels, rows = zip(*entries(pivoted, metric), strict=True)
+    if not bold:
+        rows = tuple([entry._replace(mark=BEST * entry.best + entry.mark) for entry in row] for row in rows)
     steps = [str(steps) for steps in pivoted.values.columns]
     gap = 2  # a space of padding, and one where the box has its divider
     heads = [*pivoted.heads[:-1], f"{pivoted.heads[-1]} \\ {pivoted.across}" if pivoted.heads[-1] else pivoted.across]
@@ -118,7 +158,8 @@ def _console_tables(pivoted: Pivot, metric: MetricColumn) -> Iterator[Table]:
         for i in part:
             table.add_column(columns[i][0])
         for k, label in enumerate(labels):
-            table.add_row(*label, *(Text(columns[i][k + 1], style="bold" if rows[k][i].best else "") for i in part))
+            styles = ["bold" if bold and rows[k][i].best else "" for i in part]
+            table.add_row(*label, *(Text(columns[i][k + 1], style) for i, style in zip(part, styles, strict=True)))
         yield table
 
 

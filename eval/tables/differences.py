@@ -145,23 +145,20 @@ def pair(
             comparable, naming the fields that differ.
         KeyError: if a cell has no pairing, or a protocol is missing.
     """
-    a, b = row_a["cell"], row_b["cell"]
-    for row in (row_a, row_b):
-        if _is_missing(row["fid"]):
-            raise ValueError(f"cell {row['cell']} has no FID")
+    _require_fids(row_a, row_b)
     obstacles = _obstacles(row_a, row_b, evidence)
     if obstacles and not override:
-        raise ValueError(f"cells {a} and {b} can't be compared: {'; '.join(obstacles)}")
+        names = f"{row_a['cell']} and {row_b['cell']}"
+        raise ValueError(f"cells {names} can't be compared: {'; '.join(obstacles)}")
     difference = float(row_b["fid"]) - float(row_a["fid"])
     paired = _paired(difference, row_a, row_b, evidence)
     return {
-        "cell_a": a,
-        "cell_b": b,
+        "cell_a": row_a["cell"],
+        "cell_b": row_b["cell"],
         "along": "",
         "settings": "",
-        **{
-            f"{key}_{side}": row[key] for side, row in (("a", row_a), ("b", row_b)) for key in ("steps", "eta", "sigma")
-        },
+        **{f"{key}_a": row_a[key] for key in ("steps", "eta", "sigma")},
+        **{f"{key}_b": row_b[key] for key in ("steps", "eta", "sigma")},
         "others": _others(row_a, row_b),
         "fid_a": float(row_a["fid"]),
         "fid_b": float(row_b["fid"]),
@@ -174,6 +171,12 @@ def pair(
         "joined": bool(obstacles),
         "note": "; ".join(filter(None, [*(f"joined although {obstacle}" for obstacle in obstacles), paired.note])),
     }
+
+
+def _require_fids(*rows: Mapping[str, Any]) -> None:
+    for row in rows:
+        if _is_missing(row["fid"]):
+            raise ValueError(f"cell {row['cell']} has no FID")
 
 
 def indistinguishable(

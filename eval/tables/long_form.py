@@ -80,7 +80,8 @@ def in_grid_order(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     For tables and figures, which show the values of a key in the config's order.
     """
     frame = long_form(rows)
-    keys = list(dict.fromkeys(key for row in rows for key in row if key in axes(frame.columns)))
+    of_grid = set(axes(frame.columns))
+    keys = list(dict.fromkeys(key for row in rows for key in row if key in of_grid))
     first = [column for column in frame.columns if column not in keys]
     placed = frame.set_index("cell", drop=False).loc[[row["cell"] for row in rows]]
     return placed.reset_index(drop=True)[[*first, *keys]]

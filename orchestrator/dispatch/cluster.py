@@ -10,7 +10,7 @@ import os
 import secrets
 import signal
 import textwrap
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,7 +44,6 @@ COMMON_ENVIRONMENT = {
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """At 0, every server of an embedded cluster listens only on 127.0.0.1; with it, Ray could not join a remote cluster."""
 
-
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """The variable in which Ray tells a job's driver its runtime environment, as JSON."""
 
@@ -77,20 +76,35 @@ def connected(
         UserError: if the address can't be reached, its cluster has no token, or does not accept the one that is here.
         RunFailed: if the head of a running cluster dies within the block.
     """
-    if address == "local":
-        prepare_embedded()
-        options: dict[str, Any] = {
-            "address": "local",  # without it, Ray joins a cluster that `ray start` began on this machine
-            "num_cpus": _embedded_cpus(cluster, trainers),
-            "include_dashboard": False,
-            "object_store_memory": OBJECT_STORE_BYTES,
-            "_node_ip_address": "127.0.0.1",
-        }
-    else:
-        options = {"address": join(address)}
+    options = _embedded(cluster, trainers) if address == "local" else {"address": join(address)}
     import ray
 
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    _init(address, options, modules)
+    signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        with nullcontext() if address == "local" else watched(options["address"]):
+            yield
+    finally:
+        ray.shutdown()
+
+
+def _embedded(cluster: Cluster, trainers: int) -> dict[str, Any]:
+    """Arguments of `ray.init` for an embedded cluster, whose environment is set from now on."""
+    prepare_embedded()
+    return {
+        "address": "local",  # without it, Ray joins a cluster that `ray start` began on this machine
+        "num_cpus": _embedded_cpus(cluster, trainers),
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "_node_ip_address": "127.0.0.1",
+    }
+
+
+def _init(address: str, options: Mapping[str, Any], modules: Collection[SourceFile]) -> None:
+    """Call `ray.init` with the arguments `options`. Ray's errors become ours, in one line; see `connected`."""
+    import ray
+
     try:
         with nullcontext() if address == "local" else _shipped(modules) as runtime_env:
             ray.init(
@@ -107,12 +121,6 @@ def connected(
         if address == "local":
             raise RunFailed(f"Ray could not start here: {reason}") from error
         raise UserError(f"--address {address}: the cluster there can't be joined: {reason}") from error
-    signal.signal(signal.SIGTERM, on_sigterm)
-    try:
-        with nullcontext() if address == "local" else watched(options["address"]):
-            yield
-    finally:
-        ray.shutdown()
 
 
 def join(address: str) -> str:

@@ -24,7 +24,8 @@ from taugrid.errors import (
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator.dispatch.capacity.room import Room
 from taugrid.orchestrator.dispatch.crew import Crew
-from taugrid.orchestrator.dispatch.policy import Charge, Dispatcher, Fault
+from taugrid.orchestrator.dispatch.fractions import Fractions
+from taugrid.orchestrator.dispatch.policy.dispatcher import Charge, Dispatcher, Fault
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Located, Lost, Pool, PoolEvent
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.commits import Committed, confirm, require_here
@@ -80,6 +81,7 @@ class Loop:
         self._crew = Crew(pool, self._dispatcher, room, limits, progress, events, log)
         self._new: list[Committed] = []  # `committed` is still to be told
         self._reasons: dict[str, str] = {}
+        self._fractions = Fractions()
         self._long_shards = LongShards()
         self._remarks: set[str] = set()
 
@@ -172,9 +174,12 @@ class Loop:
     def _heard(self, event: Heard) -> None:
         worker, now = event.worker, time.monotonic()
         self._dispatcher.beat(worker, now)
-        fraction = min(1.0, event.done / event.of) if event.of else 0.0
+        key = self._dispatcher.running[worker]
+        fraction = self._fractions.heard(worker, key, min(1.0, event.done / event.of) if event.of else 0.0)
+        if fraction is None:
+            return
         self._progress.heard(worker, fraction)
-        job = self._pieces[self._dispatcher.running[worker]].job
+        job = self._pieces[key].job
         if (said := self._long_shards.heard(worker, job, fraction, now)) is not None:
             self._progress.say(said)
 

@@ -5,15 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from taugrid.config import Config, Data
-from taugrid.errors import NotHere
-from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
 from taugrid.orchestrator.dispatch.capacity import nodes
 from taugrid.orchestrator.dry_run.missing import missing_images
 from taugrid.orchestrator.dry_run.replaced import replaced_tables
 from taugrid.orchestrator.inspection import describe
 from taugrid.orchestrator.plan.cells import Plan
-from taugrid.orchestrator.plan.evaluation import singular_samples
-from taugrid.orchestrator.plan.extractor import name_and_dimensions
+from taugrid.orchestrator.plan.evaluation import singular_samples, too_few_samples
+from taugrid.orchestrator.plan.extractor import foreseen
 from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
@@ -43,17 +41,12 @@ def describe_plan(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
 
 def _about_extractor(config: Config, plan: Plan, rundir: RunDir) -> list[str]:
     """That its weights are missing, and that N is too small for error bars with as many features."""
-    name, dimensions = name_and_dimensions(config)
-    said = []
-    try:
-        dimensions = rundir.extractor(config).dimensions
-    except NotHere as error:
-        said.append(str(error))
+    name, dimensions, lacks = foreseen(config, rundir.extractor)
+    said = [] if lacks is None else [lacks]
     if dimensions is None or "fid" not in config.evaluate.metrics:
         return said
     said += singular_samples(plan, dimensions)
-    least = SAMPLES_PER_DIMENSION * dimensions
-    small = sorted({cell.settings.num_samples for cell in plan.cells if cell.settings.num_samples < least})
+    small, least = too_few_samples(plan, dimensions)
     if small:
         more = f" (and {len(small) - 1} larger)" * (len(small) > 1)
         said.append(

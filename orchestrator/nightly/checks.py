@@ -1,13 +1,12 @@
 """What must hold before a night begins, so that its verdict can say something."""
 
-from contextlib import suppress
 from typing import Any
 
-from taugrid.errors import NotHere, UserError
-from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
+from taugrid.errors import UserError
 from taugrid.orchestrator.nightly.places import Night
 from taugrid.orchestrator.opened import Opened
-from taugrid.orchestrator.plan.extractor import name_and_dimensions
+from taugrid.orchestrator.plan.evaluation import too_few_samples
+from taugrid.orchestrator.plan.extractor import foreseen
 
 
 def check_standard_error(opened: Opened) -> None:
@@ -19,18 +18,15 @@ def check_standard_error(opened: Opened) -> None:
 
 def expected_standard_error_problem(opened: Opened) -> str | None:
     """`standard_error_problem` as far as it is known without the extractor's weights."""
-    name, dimensions = name_and_dimensions(opened.config)
-    with suppress(NotHere):
-        dimensions = opened.rundir.extractor(opened.config).dimensions
-    return standard_error_problem(opened, name, dimensions or 0)
+    found = foreseen(opened.config, opened.rundir.extractor)
+    return standard_error_problem(opened, found.name, found.dimensions or 0)
 
 
 def standard_error_problem(opened: Opened, extractor: str, dimensions: int) -> str | None:
     """Why a night would have nothing to judge by: no FID, or an N that gives it no standard error. None: it has."""
     if "fid" not in opened.config.evaluate.metrics:
         return "evaluate.metrics lacks fid, which is what a night is judged by; add it"
-    least = SAMPLES_PER_DIMENSION * dimensions
-    small = sorted({cell.settings.num_samples for cell in opened.plan.cells if cell.settings.num_samples < least})
+    small, least = too_few_samples(opened.plan, dimensions)
     if not small:
         return None
     return (

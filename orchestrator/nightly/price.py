@@ -2,16 +2,17 @@
 
 from typing import Any
 
-from taugrid.orchestrator.inspection import measured_rate
 from taugrid.orchestrator.nightly.places import open_history
+from taugrid.orchestrator.rates import evaluations_per_second
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import read_events
 from taugrid.words import duration, quantity
 
 
 def price(plan: dict[str, Any], history: str) -> dict[str, Any]:
     """The price of a night of `plan`, from `inspection.describe_plan`. Seconds are None before the first night."""
     nights = open_history(history).complete_nights()
-    rate = measured_rate(RunDir(nights[-1].run, nights[-1].storage)) if nights else None
+    rate = evaluations_per_second(read_events(RunDir(nights[-1].run, nights[-1].storage))) if nights else None
     evaluations = plan["network_evaluations"]
     seconds = None if rate is None else round(evaluations / rate, 1)
     return {

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from taugrid.config import Config
 from taugrid.errors import DamagedFile, UserError
-from taugrid.eval.metrics.frechet import singular
+from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION, singular
 from taugrid.eval.metrics.score import Feasible, feasible
 from taugrid.eval.reference import Reference, open_reference
 from taugrid.hashing import identity
@@ -66,6 +67,21 @@ def singular_samples(plan: Plan, dimensions: int) -> list[str]:
     """A line if cells have no more samples than there are features."""
     few = sorted(n for cell in plan.cells if singular(n := cell.settings.num_samples, "samples", dimensions))
     return [f"sample.num_samples: {singular(few[0], 'samples', dimensions)}"] if few else []
+
+
+class TooFew(NamedTuple):
+    """Numbers of samples that give FID no standard error if all features vary."""
+
+    found: list[int]
+    """Those of a plan's cells, each once, ascending."""
+    least: int
+    """The fewest that give one."""
+
+
+def too_few_samples(plan: Plan, dimensions: int) -> TooFew:
+    """The cells' N that are too few for a standard error of FID with so many features."""
+    least = SAMPLES_PER_DIMENSION * dimensions
+    return TooFew(sorted({n for cell in plan.cells if (n := cell.settings.num_samples) < least}), least)
 
 
 def check_shapes(plan: Plan) -> None:

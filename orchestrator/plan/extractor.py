@@ -1,6 +1,8 @@
 """Finds the feature extractor that a config means, without torch."""
 
+from collections.abc import Callable
 from math import prod
+from typing import NamedTuple
 
 from taugrid.config import Config
 from taugrid.errors import NotHere, UserError
@@ -37,3 +39,26 @@ def name_and_dimensions(config: Config) -> tuple[str, int | None]:
         return name, None
     width = EXTRACTORS[name].dimensions
     return name, prod(config.data.image_shape) if width is None else width
+
+
+class Foreseen(NamedTuple):
+    """An extractor as far as it is known now."""
+
+    name: str
+    dimensions: int | None
+    """The width of its features."""
+    lacks: str | None
+    """What must be fetched first, in a line; None if everything is here."""
+
+
+def foreseen(config: Config, find: Callable[[Config], ExtractorSpec]) -> Foreseen:
+    """The extractor that a config means and `find` returns, or what is known of it if its weights are missing.
+
+    Raises:
+        UserError: if there is none by that name, or it can't be used.
+    """
+    name, dimensions = name_and_dimensions(config)
+    try:
+        return Foreseen(name, find(config).dimensions, None)
+    except NotHere as error:
+        return Foreseen(name, dimensions, str(error))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from taugrid.config import Data, Diffusion, Sample, Train, Unet
-from taugrid.errors import UserError
+from taugrid.errors import OtherWeights, UserError
 from taugrid.hashing import SourceFile
 from taugrid.jobs import CustomNetwork, NetworkSpec, OracleNetwork, SavedUnet
 from taugrid.orchestrator.plan.identity import diffusion_identity, train_identity, unet_identity
@@ -22,7 +22,6 @@ from taugrid.workers.network.checkpoint import Checkpoint
 
 RECORD = "model.json"
 """The file in a model's folder that records what a loaded or custom model was when it was sampled."""
-
 
 TRAINED_WEIGHTS = f"unet/{checkpoint.WEIGHTS_FILE}"
 """The file of a trained model that says that the model is whole: it is there last."""
@@ -89,6 +88,21 @@ class BaseModelSource(ABC):
     def relation_to(self, data: Data) -> str:
         """What the images of `data.held_out` are to the network, as the end of a sentence."""
         return "some of which the loaded model may have been trained on"
+
+
+class WithoutWeights(BaseModelSource):
+    """What has no file of weights here, and no network that says its shape: the config's data says it."""
+
+    data: Data
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image, as the config's data has it."""
+        return self.data.image_shape
+
+    def weights_file(self, folder: Path, weights: str) -> Path:
+        """The record that stands for weights."""
+        return folder / RECORD
 
 
 @dataclass(frozen=True)
@@ -185,9 +199,10 @@ class Loaded(BaseModelSource):
         """SHA-256 of the weights; `UserError` if there are none, or others than the model's id is a hash of."""
         found = super().weights_sha256(folder, weights)
         if weights == "ema" and found != self.checkpoint.weights_sha256:
-            raise UserError(
+            raise OtherWeights(
                 f"{self.weights_file(folder, weights)} has been replaced: SHA-256 {found[:12]}, planned with "
-                f"{self.checkpoint.weights_sha256[:12]}; put the old file back, or run the command again"
+                f"{self.checkpoint.weights_sha256[:12]}",
+                "put the old file back, or run the command again",
             )
         return found
 
@@ -314,16 +329,11 @@ class Custom(BaseModelSource):
 
 
 @dataclass(frozen=True)
-class Oracle(BaseModelSource):
+class Oracle(WithoutWeights):
     """The optimal eps, in closed form, for the distribution that `data` names."""
 
     distribution: str
     data: Data
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
-        return self.data.image_shape
 
     @property
     def name(self) -> str:
@@ -347,10 +357,6 @@ class Oracle(BaseModelSource):
         """What a worker loads."""
         return OracleNetwork(self.data)
 
-    def weights_file(self, folder: Path, weights: str) -> Path:
-        """The path where weights would be; an oracle has none."""
-        return folder / RECORD
-
     def weights_sha256(self, folder: Path, weights: str, storage: Storage = LOCAL) -> str:
         """SHA-256 of the oracle's name and shape, in place of weights."""
         return hashlib.sha256(f"taugrid/oracle/{self.distribution}/{self.image_shape}".encode()).hexdigest()
@@ -365,17 +371,12 @@ class Oracle(BaseModelSource):
 
 
 @dataclass(frozen=True)
-class Absent(BaseModelSource):
+class Absent(WithoutWeights):
     """A checkpoint, or a custom network's weights, that is not here: a plan prices its cells, and nothing runs them."""
 
     path: str
     """As the config has it."""
     data: Data
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image: that of the config's data, until the network says it."""
-        return self.data.image_shape
 
     @property
     def name(self) -> str:
@@ -389,10 +390,6 @@ class Absent(BaseModelSource):
     def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
         """Raises `UserError`: there is none."""
         raise UserError(f"{self.path} is not here")
-
-    def weights_file(self, folder: Path, weights: str) -> Path:
-        """Where the record of it would be."""
-        return folder / RECORD
 
     def is_ready(self, folder: Path, storage: Storage = LOCAL) -> bool:
         """False: it can't be sampled."""

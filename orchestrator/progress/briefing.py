@@ -12,11 +12,12 @@ from taugrid.orchestrator.progress import tasks
 from taugrid.orchestrator.progress.grid import evaluations_left, grid_cells, shown_metric
 from taugrid.orchestrator.progress.state import GridCell
 from taugrid.orchestrator.progress.todo import KnownTask
+from taugrid.orchestrator.rates import seconds_by_pace
 from taugrid.orchestrator.report.scores import score_on_disk
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.work import kinds_by_name
-from taugrid.orchestrator.work.kind import Piece
+from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Piece
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Briefing:
     @cached_property
     def earlier(self) -> dict[tuple[str, str], float]:
         """Seconds per unit of cost in earlier sessions, by pace and device."""
-        return tasks.earlier_paces(read_events(self.rundir), self.plan.cells)
+        return seconds_by_pace(read_events(self.rundir), self.plan.cells)
 
     @property
     def metric_title(self) -> str:
@@ -57,7 +58,7 @@ class Briefing:
         def score(cell: Cell) -> float | None:
             return self.score(cell.id) if with_scores and cell.id not in outdated else None
 
-        return grid_cells(self._cells.values(), self.config.report.columns, left, score)
+        return grid_cells(self._cells.values(), self.config.report.columns, left, score, self._is_of_samples)
 
     def score(self, cell: str) -> float | None:
         """A cell's score on disk."""
@@ -66,9 +67,14 @@ class Briefing:
         metric = shown_metric(self.config.evaluate.metrics)
         return score_on_disk(self.rundir, self._cells[cell], metric, self.scoring)
 
+    @property
+    def _is_of_samples(self) -> bool:
+        """Whether no network runs but for samples."""
+        kinds = (kinds_by_name()[item.kind] for item in self.items.values())
+        return all(kind.counts_images or kind.unit != NETWORK_EVALUATIONS for kind in kinds)
+
     @cached_property
     def _cells(self) -> dict[str, Cell]:
-        """The plan's cells by id or, if the plan lacks some that are worked on (reconstructions), those that are."""
-        planned = {cell.id: cell for cell in self.plan.cells}
+        """The plan's cells by id or, if other work than samples and scores is done, those that it is done on."""
         worked = {piece.cell.id: piece.cell for piece in self.pieces.values() if piece.cell is not None}
-        return planned if worked.keys() <= planned.keys() else worked
+        return {cell.id: cell for cell in self.plan.cells} if self._is_of_samples else worked

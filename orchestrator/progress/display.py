@@ -65,6 +65,11 @@ class Progress:
         """A progress that shows nothing."""
         return cls(Console(file=io.StringIO(), quiet=True))
 
+    @property
+    def state(self) -> LiveState | None:
+        """The session that is shown; None: there is none."""
+        return self._state
+
     def __enter__(self) -> "Progress":
         self._entered = True
         return self

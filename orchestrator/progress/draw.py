@@ -82,11 +82,11 @@ def _stage(state: LiveState, name: str) -> Text:
 
 def _of_stage(state: LiveState, kinds: Sequence[str]) -> str:
     """How far a stage is: its finished cells if they are counted, else in percent."""
-    done, total = state.todo.done, state.todo.all
     for kind in kinds:
         if state.kinds[kind].finished:
-            return f" {done[kind].tasks} of {counted(total[kind].tasks, 'cell')}"
-    return f" {percent(sum(map(state.done, kinds)), sum(total[kind].cost for kind in kinds))}"
+            done, total = state.finished(kind)
+            return f" {done} of {counted(total, 'cell')}"
+    return f" {percent(*state.amounts(kinds))}"
 
 
 def _work(standing: Standing, width: int) -> Iterator[Text]:

@@ -11,13 +11,20 @@ from taugrid.registry.metrics import METRICS, MetricColumn
 
 
 def grid_cells(
-    cells: Iterable[Cell], across: str, left: Mapping[str, float], score: Callable[[Cell], float | None]
+    cells: Iterable[Cell],
+    across: str,
+    left: Mapping[str, float],
+    score: Callable[[Cell], float | None],
+    of_samples: bool = True,
 ) -> dict[str, GridCell]:
-    """Cells by id, in a table whose columns are the grid key `across`; `left` has each one's evaluations to do."""
+    """Cells by id, in a table whose columns are the grid key `across`.
+
+    `left` has each one's network evaluations to do: of sampling, part of what its samples take, else all that is shown.
+    """
     found = {}
     for cell in cells:
         to_do = left.get(cell.id, 0.0)
-        total = max(to_do, cell.settings.num_samples * len(cell.tau))
+        total = max(to_do, cell.settings.num_samples * len(cell.tau)) if of_samples else to_do
         row, column = place(cell, across)
         found[cell.id] = GridCell(row, column, total, total - to_do, score(cell))
     return found

@@ -181,28 +181,44 @@ class LiveState:
             return Standing("", 0.0, 0.0, "")
         kind = self.kinds[kinds[0]]
         if kind.finished:
-            tasks, of = self.todo.done[kind.name].tasks, self.todo.all[kind.name].tasks
-            return Standing(kind.activity, tasks, of, kind.finished)
-        done, total = sum(map(self.done, kinds)), sum(self.todo.all[name].cost for name in kinds)
-        if self.cells and self._is_evaluations(kind.name):
+            return Standing(kind.activity, *self.finished(kind.name), kind.finished)
+        return Standing(kind.activity, *self.amounts(kinds), kind.unit)
+
+    def amounts(self, kinds: Sequence[str]) -> tuple[float, float]:
+        """How much is done of some kinds of work, and how much there is, in their unit.
+
+        Network evaluations are counted over the cells, as in the table: with what earlier sessions did.
+        """
+        if self.cells and all(map(self._is_evaluations, kinds)):
             done = sum(cell.done for cell in self.cells.values()) + self.begun.total()
             total = sum(cell.total for cell in self.cells.values())
-        return Standing(kind.activity, min(done, total), total, kind.unit)
+        else:
+            done, total = sum(map(self.done, kinds)), sum(self.todo.all[name].cost for name in kinds)
+        return min(done, total), total
+
+    def finished(self, kind: str) -> tuple[int, int]:
+        """How many cells are scored, and how many there are: all that the table shows if it shows scores."""
+        scored = [cell.value is not None for cell in self.cells.values()]
+        if any(scored):
+            return sum(scored), len(scored)
+        return self.todo.done[kind].tasks, self.todo.all[kind].tasks
 
     @property
-    def finished(self) -> str:
+    def _finished_in_words(self) -> str:
         """How many tasks are done of the kinds that are always counted."""
-        named = [(kind.finished, name) for name, kind in self.kinds.items() if kind.finished and name in self.todo.all]
-        return ", ".join(f"{self.todo.done[n].tasks} of {self.todo.all[n].tasks} {words}" for words, n in named)
+        names = [name for name, kind in self.kinds.items() if kind.finished and name in self.todo.all]
+        return ", ".join("{} of {} {}".format(*self.finished(name), self.kinds[name].finished) for name in names)
 
     def standing(self, at: float) -> Standing:
         """How far it is, with rates and the remaining time."""
         bar = self.bar._replace(workers=self.workforce.joined, left=self.left(at))
         if any(self.kinds[name].finished for name in self.main):
             return bar  # which counts them itself, a few a minute
+        if self.main != self._measured:
+            return bar._replace(note=self._finished_in_words)  # the last rate is that of other work
         counts = any(self.kinds[name].counts_images for name in self.main)
         images = self._images.per_second if counts else None
-        return bar._replace(note=self.finished, rate=self._speed.per_second, images_rate=images)
+        return bar._replace(note=self._finished_in_words, rate=self._speed.per_second, images_rate=images)
 
     def left(self, at: float) -> str:
         """The remaining time in words, and the work that it leaves out; empty if too little is known yet."""

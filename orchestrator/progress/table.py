@@ -24,7 +24,7 @@ def table(state: LiveState, width: int, height: int) -> list[Text]:
     by_place = {(cell.row, cell.column): cell for cell in state.cells.values()}
     first = _first_row(rows, by_place, columns, room)
     shown = rows[first : first + room]
-    heading = state.metric or "sampled"
+    heading = state.metric or "done"
     label = min(max(map(cell_len, [heading, *shown])), width // 2)
     begun = state.begun
     entries = {(cell.row, cell.column): _entry(cell, begun[name]) for name, cell in state.cells.items()}

@@ -1,21 +1,12 @@
-"""A session's tasks as the live view and the events file know them, and what such tasks took in earlier sessions."""
+"""A session's tasks as the live view and the events file know them."""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from taugrid.orchestrator.plan.cells import Cell
-from taugrid.orchestrator.progress.remaining import Span
 from taugrid.orchestrator.progress.todo import KnownTask
+from taugrid.orchestrator.rates import pace
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Piece, WorkKind
-
-SAME_PACE = {"reference": "extract", "shard": "sample"}
-"""Kinds of work, and events, that take as long as another kind at equal cost."""
-
-
-def pace(kind: str, model: str | None) -> str:
-    """The name of what takes equal time for equal cost; `model` is that of the network that runs, if any."""
-    return "/".join(filter(None, [SAME_PACE.get(kind, kind), model]))
 
 
 def items(pieces: Mapping[str, Piece], kinds: Mapping[str, type[WorkKind]]) -> dict[str, KnownTask]:
@@ -41,19 +32,3 @@ def to_do(found: Iterable[KnownTask]) -> list[dict[str, Any]]:
     return [
         {"kind": kind, "pace": name, "tasks": count, "cost": costs[kind, name]} for (kind, name), count in tasks.items()
     ]
-
-
-def earlier_paces(events: Iterable[Mapping[str, Any]], cells: Sequence[Cell]) -> dict[tuple[str, str], float]:
-    """Pace and device -> seconds for a unit of cost, as measured in earlier sessions of the run directory."""
-    models = {cell.id: cell.model.id for cell in cells}
-    spans: dict[tuple[str, str], Span] = defaultdict(lambda: Span(0.0, 0.0))
-    for event in events:
-        cost, device = event.get("evaluations", event.get("images")), event.get("device")
-        if device is None or not cost or "seconds" not in event:
-            continue
-        model = None
-        if "evaluations" in event:
-            model = event.get("model") or models.get(event.get("cell", ""))
-        key = pace(event["event"], model), device
-        spans[key] = Span(spans[key].seconds + event["seconds"], spans[key].cost + cost)
-    return {key: span.seconds / span.cost for key, span in spans.items()}

@@ -18,8 +18,8 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.grid import grid_cells, shown_metric
 from taugrid.orchestrator.progress.stage import name_of_trainings, note_of_trainings
 from taugrid.orchestrator.progress.state import LiveState
-from taugrid.orchestrator.progress.tasks import pace
 from taugrid.orchestrator.progress.todo import KnownTask
+from taugrid.orchestrator.rates import pace
 from taugrid.orchestrator.report.scores import score_on_disk
 from taugrid.orchestrator.report.trainings import progress_of
 from taugrid.orchestrator.report.up_to_date import Asked
@@ -69,8 +69,8 @@ class Watching:
         self.has_driver = holder is not None and not holder.is_dead and holder.age_seconds < EXPIRY_SECONDS
         events = self._events.new()
         if self._events.number != self._session:
-            self._session = self._events.number
-            self._progress.follow(self._state(events), lambda cell: self.score(self._by_id[cell]))
+            self._session, self._trainings = self._events.number, []
+            self._progress.follow(self._state(events), self._score)
         for event in events:
             self._progress.observe(datetime.fromisoformat(event["time"]), event)
             if event["event"] in ("train", "trained", "training failed", "to do"):
@@ -81,6 +81,10 @@ class Watching:
     def score(self, cell: Cell) -> float | None:
         """A cell's score by the config's evaluation, as tables show it; None if it has none."""
         return score_on_disk(self._rundir, cell, self._metric, self._asked)
+
+    def _score(self, cell: str) -> float | None:
+        """A cell's score, by its id. A driver may have begun with a larger grid than the one that was read here."""
+        return self.score(self._by_id[cell]) if cell in self._by_id else None
 
     def _state(self, events: Iterable[Mapping[str, Any]]) -> LiveState:
         """The state before the last session, whose `events` it is told later."""

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from taugrid import parquet
-from taugrid.errors import DamagedFile, UserError
+from taugrid.errors import DamagedFile, OtherWeights
 from taugrid.hashing import canonical_json
 from taugrid.orchestrator.plan.cells import Cell, Shard
 from taugrid.orchestrator.rundir.commits import Committed
@@ -37,6 +37,8 @@ class Damage(NamedTuple):
 
     path: Path
     reason: str
+    way_out: str = ""
+    """What the user must do about it, where no command can."""
 
 
 OnDamage = Callable[[Damage], None]
@@ -116,7 +118,7 @@ class Integrity(RemovedImages):
     def sampled(self, cell: Cell, metadata: dict[str, Any] | None, every_byte: bool, on_damage: OnDamage) -> set[int]:
         """Numbers of the cell's shards whose files are complete. Damaged files are reported.
 
-        `metadata` is what the files' blobs must say (None: anything). A file made with other weights is a `UserError`,
+        `metadata` is what the files' blobs must say (None: anything). `OtherWeights` for a file made with others,
         because images of two networks would end up in one cell.
         """
         done = set()
@@ -130,10 +132,11 @@ class Integrity(RemovedImages):
             if metadata is not None and any(part.metadata.get(key) != metadata[key] for key in SAMPLE_IDENTITY):
                 if recorded != metadata["weights_sha256"]:
                     now = metadata["weights_sha256"]
-                    raise UserError(
+                    raise OtherWeights(
                         f"{self.relative(path)} was made with weights {str(recorded)[:8]}, but {cell.model.called} "
-                        f"has {now[:8]} now (replaced or damaged); restore the old weights (or remove that model to "
-                        f"train it again), remove {self.relative(path.parent)}, or give another --out"
+                        f"has {now[:8]} now (replaced or damaged)",
+                        "restore the old weights (or remove that model to train it again), remove "
+                        f"{self.relative(path.parent)}, or give another --out",
                     )
                 on_damage(Damage(path, "its metadata is not this cell's"))
             elif part.stop >= shard.stop:

@@ -32,6 +32,26 @@ def sole_driver(
         UserError: if another driver is at work, or the folder can't be written to.
         RunFailed: if another driver took the directory over.
     """
+    _make_writable(run)
+    # A killed process would leave a soft lock behind, which would block the directory for good.
+    lock, lease = FileLock(run.root / ".lock", timeout=0, fallback_to_soft=False), Lease(run.lease, run.storage)
+    try:
+        if run.storage.on_disk:  # an object store has no locks: its lease is made and replaced by conditional requests
+            _acquire(lock, lease, break_lock)
+        lease.take(break_lock, say)
+        yield lease
+    except KeyboardInterrupt:
+        if lease.loss is None:
+            raise
+        raise RunFailed(lease.loss) from None
+    finally:
+        lease.release()
+        lock.release()
+        end_session(run.storage)
+
+
+def _make_writable(run: Paths) -> None:
+    """Make the run directory; `UserError` if files can't be written there."""
     root = run.root
     try:
         if run.storage.on_disk:
@@ -45,23 +65,6 @@ def sole_driver(
         looks = f"make it writable, or look at it with `taugrid status {root}`, which only reads"
         way_out = looks if run.storage.exists(run.config) else "give another --out"
         raise UserError(f"can't write to {root}: {error.strerror}; {way_out}") from None
-    # A killed process would leave a soft lock behind, which would block the directory for good.
-    lock, lease = FileLock(root / ".lock", timeout=0, fallback_to_soft=False), Lease(run.lease, run.storage)
-    try:
-        if (
-            run.storage.on_disk
-        ):  # an object store has no locks: the lease is created and replaced by conditional requests
-            _acquire(lock, lease, break_lock)
-        lease.take(break_lock, say)
-        yield lease
-    except KeyboardInterrupt:
-        if lease.loss is None:
-            raise
-        raise RunFailed(lease.loss) from None
-    finally:
-        lease.release()
-        lock.release()
-        end_session(run.storage)
 
 
 def _acquire(lock: FileLock, lease: Lease, break_lock: bool) -> None:

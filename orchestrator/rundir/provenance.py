@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,14 @@ PACKAGES = ("taugrid", "ray", "torch", "diffusers", "torch-fidelity", "pyarrow",
 
 def software() -> dict[str, Any]:
     """Versions, and the commit of the checkout that taugrid runs from (None if it is not a checkout)."""
-    return {
-        "python": sys.version.split()[0],
-        "versions": versions(PACKAGES),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": None
-        if (status := _git("status", "--porcelain", "--untracked-files=no")) is None
-        else bool(status),
-    }
+    return {"python": sys.version.split()[0], "versions": versions(PACKAGES), **_checkout()}
+
+
+@cache
+def _checkout() -> dict[str, Any]:
+    """The commit that this process runs, as git first tells it: what is loaded does not change with the files."""
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": None if status is None else bool(status)}
 
 
 def _git(*arguments: str) -> str | None:

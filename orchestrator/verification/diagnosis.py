@@ -29,19 +29,19 @@ class Diagnosis:
         """Each problem: the file, the cell that it is of, what is wrong, and what to do."""
         return [
             {
-                "path": (shown := self.opened.rundir.relative(path)),
+                "path": (shown := self.opened.rundir.relative(damage.path)),
                 "of": self.opened.plan.label_in(shown),
-                "reason": reason,
+                "reason": damage.reason,
                 "next": step.command or step.words,
             }
-            for (path, reason), step in zip(self.verified.damages, self._steps, strict=True)
+            for damage, step in zip(self.verified.damages, self._steps, strict=True)
         ]
 
     @property
     def document(self) -> dict[str, Any]:
         """All of it, for `--json`."""
         rundir = self.opened.rundir
-        lacking = [{"path": rundir.relative(path), "reason": reason} for path, reason in self.verified.unfinished]
+        lacking = [{"path": rundir.relative(one.path), "reason": one.reason} for one in self.verified.unfinished]
         return {"dir": rundir.shown, "images": self.images, "damaged": self.damaged, "unfinished": lacking}
 
     @property

@@ -44,7 +44,7 @@ def next_steps(damages: Sequence[Damage], config: Config, plan: Plan, rundir: Ru
 
 def _unused(damages: Sequence[Damage], config: Config, plan: Plan, rundir: RunDir) -> set[Path]:
     """The damaged scores and features that the config's evaluation does not use; none if it can't be told now."""
-    inside = [path for path, _ in damages if {rundir.scores, rundir.features} & set(path.parents)]
+    inside = [damage.path for damage in damages if {rundir.scores, rundir.features} & set(damage.path.parents)]
     there = {path for path in inside if rundir.storage.exists(path)}
     if not there:
         return set()
@@ -75,10 +75,9 @@ def _next_step(damage: Damage, rundir: RunDir, own: dict[str, str], is_planned: 
     path = damage.path
     if path == rundir.samples:
         return NextStep(None, "use a config that has these cells, or remove their folders")
-    is_inside = path.is_relative_to(rundir.root)
-    folder, *inner = path.relative_to(rundir.root).parts if is_inside else ("",)
-    if not is_inside or (folder == rundir.models.name and len(inner) > 1):  # weights: the message has the ways out
-        return NextStep(None, damage.reason.partition("; ")[2])
+    if damage.way_out:
+        return NextStep(None, damage.way_out)
+    folder = path.relative_to(rundir.root).parts[0]
     if folder == rundir.samples.name and not is_planned:
         return NextStep(None, "remove it: it belongs to no cell of the config")
     command = "report" if path in (rundir.provenance, rundir.tables / path.name) else own.get(folder, RUN)
@@ -87,7 +86,7 @@ def _next_step(damage: Damage, rundir: RunDir, own: dict[str, str], is_planned: 
 
 def unfinished_in_words(unfinished: Sequence[Damage], rundir: RunDir) -> list[str]:
     """A line that counts what was never made; none if nothing is lacking."""
-    counts = Counter(reason for _, reason in unfinished)
+    counts = Counter(lack.reason for lack in unfinished)
     nouns = {NOT_TRAINED: "model", NOT_SAMPLED: "shard", NOT_SCORED: "cell"}
     said = [f"{counted(counts[reason], noun)} {reason}" for reason, noun in nouns.items() if counts[reason]]
     return [f"{', '.join(said)}; `taugrid {RUN} {rundir.shown}` continues"] if said else []

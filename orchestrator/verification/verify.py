@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from taugrid import parquet
 from taugrid.config import Config
-from taugrid.errors import DamagedFile, NotHere, UserError
+from taugrid.errors import DamagedFile, NotHere, OtherWeights
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
@@ -19,8 +19,8 @@ from taugrid.orchestrator.work import work_kinds
 from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import Storage, read_json, read_sealed
 
-GONE = "missing; put it back before you sample more (images, features and scores do not need it)"
-"""The damage of a network's weights that are gone."""
+PUT_BACK = "put it back before you sample more (images, features and scores do not need it)"
+"""What to do about a network's weights that are gone."""
 
 NOT_TRAINED, NOT_SAMPLED, NOT_SCORED = "not trained yet", "not sampled yet", "not scored yet"
 """What of an unfinished run is not damage."""
@@ -68,38 +68,50 @@ def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], Non
     """
     found: list[Damage] = []
     unfinished: list[Damage] = []
-    storage, made = rundir.storage, _made(read_events(rundir))
+    made = _made(read_events(rundir))
     rundir.ledger.distrust()
     if (said := orphans_in_words(config, plan, rundir)) is not None:
         found.append(Damage(rundir.samples, said))
-    planned = {cell.id for cell in plan.cells}
-    for cell_id, name in rundir.committed_cells().items():
-        if cell_id not in planned:
-            paths = storage.list(rundir.samples / name, "part-*.parquet")
-            found += _read_all(paths, partial(_verify_images, shape=None, storage=storage), tick)
+    found += _verify_orphans(plan, rundir, tick)
     for cell in plan.cells:
         damages, lacking = _verify_samples(cell, rundir, made, tick)
         found += damages
         unfinished += lacking
-    derived = [
-        path
-        for kind in work_kinds()
-        if kind.folder != rundir.samples.name  # whose images were decoded above
-        for path in storage.list(rundir.root / kind.folder, kind.files)
-    ]
-    found += _read_all(sorted(derived), partial(_verify_bytes, storage=storage), tick)
+    found += _verify_derived(rundir, tick)
     damages, lacking = _verify_scores(plan, rundir, made)
     found += damages
     unfinished += lacking
-    for path in (rundir.tables / "quality.json", rundir.provenance, rundir.root / RUN_FILE):
-        if storage.exists(path) and not isinstance(read_json(path, storage), dict):
-            found.append(Damage(path, "it can't be read as a JSON object"))
-    if rundir.committed_cells() and not storage.exists(rundir.provenance):
-        found.append(Damage(rundir.provenance, "missing"))
+    found += _verify_documents(rundir)
     if found:
         with suppress(OSError):  # of a directory that may only be read
             rundir.ledger.forget()
     return Verified(list(dict.fromkeys(found)), list(dict.fromkeys(unfinished)))
+
+
+def _verify_orphans(plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> Iterator[Damage]:
+    """The images of cells that the plan does not have."""
+    look = partial(_verify_images, shape=None, storage=rundir.storage)
+    planned = {cell.id for cell in plan.cells}
+    for cell_id, name in rundir.committed_cells().items():
+        if cell_id not in planned:
+            yield from _read_all(rundir.storage.list(rundir.samples / name, "part-*.parquet"), look, tick)
+
+
+def _verify_derived(rundir: RunDir, tick: Callable[[int], None]) -> Iterator[Damage]:
+    """The Parquet files of all kinds of work but sampling, whose images are decoded elsewhere."""
+    kinds = [kind for kind in work_kinds() if kind.folder != rundir.samples.name]
+    paths = [path for kind in kinds for path in rundir.storage.list(rundir.root / kind.folder, kind.files)]
+    return _read_all(sorted(paths), partial(_verify_bytes, storage=rundir.storage), tick)
+
+
+def _verify_documents(rundir: RunDir) -> Iterator[Damage]:
+    """The JSON files that every run has."""
+    storage = rundir.storage
+    for path in (rundir.tables / "quality.json", rundir.provenance, rundir.root / RUN_FILE):
+        if storage.exists(path) and not isinstance(read_json(path, storage), dict):
+            yield Damage(path, "it can't be read as a JSON object")
+    if rundir.committed_cells() and not storage.exists(rundir.provenance):
+        yield Damage(rundir.provenance, "missing")
 
 
 def _verify_scores(plan: Plan, rundir: RunDir, made: _Made) -> Verified:
@@ -127,9 +139,12 @@ def _verify_samples(cell: Cell, rundir: RunDir, made: _Made, tick: Callable[[int
     try:
         metadata = rundir.sample_metadata(cell)
         done = rundir.sampled(cell, metadata, every_byte=False, on_damage=found.append)
-    except UserError as error:  # of the weights: the images can be read without them
-        reason = GONE if isinstance(error, NotHere) else str(error)
-        found.append(Damage(rundir.weights_file(cell.model, cell.settings.weights), reason))
+    except (NotHere, OtherWeights) as error:  # the images can be read without them
+        path = rundir.weights_file(cell.model, cell.settings.weights)
+        if isinstance(error, OtherWeights):
+            found.append(Damage(path, str(error), error.way_out))
+        else:
+            found.append(Damage(path, f"missing; {PUT_BACK}", PUT_BACK))
         done = rundir.sampled(cell, None, every_byte=False, on_damage=found.append)
     parts = [rundir.sample_part(cell, shard) for shard in cell.shards if shard.number in done]
     there = rundir.versions(rundir.samples / cell.name)

@@ -41,7 +41,7 @@ def explain(error: ValidationError, cls: type[BaseModel], values: Mapping[str, A
             found[keys] = ": ".join(filter(None, (".".join(keys), f"{text}{given}")))
         else:
             given = _shown(_at(values, keys), mistake)
-            key, shown = ".".join(keys), f"must be {_expected(node, schema)}, not {given}"
+            key, shown = ".".join(keys), f"must be {_expected(node)}, not {given}"
             found.setdefault(keys, f"{key or 'config'}: {shown}{_section_meant(key, _at(values, keys))}")
     # A section that is one branch of a union: its keys say what is wrong, not that it could have been something else.
     inner = {keys[:length] for keys in found for length in range(len(keys))}
@@ -96,7 +96,7 @@ def _shown(value: Any, mistake: Mapping[str, Any]) -> str:
     return repr(value)
 
 
-def _expected(node: Schema, schema: Schema) -> str:
+def _expected(node: Schema) -> str:
     """What a key may be: a number from 0 to 1, or sigma_hat."""
     branches = node.get("anyOf", [node])
     words = [word for branch in branches for word in _words(branch)]

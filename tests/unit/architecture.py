@@ -8,6 +8,7 @@ import re
 import runpy
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -29,6 +30,14 @@ LOAD_TORCH = ("torch", "torchvision", "diffusers", "torch_fidelity", "safetensor
 HEAVY = (*LOAD_TORCH, "ray")
 
 RAY_BELONGS = ("orchestrator/dispatch/", "orchestrator/jobs/", "workers/actor.py", "workers/training/")
+
+POLICY = "orchestrator/dispatch/policy/"
+
+POLICY_KNOWS = (f"{POLICY}", "orchestrator/task.py")
+"""What the policy imports of the product code. It is told what happens and when, so that a test can tell it a story."""
+
+SURROUNDINGS = ("time", "datetime", "random", "os", "pathlib", "threading", "ray")
+"""Modules whose answers are no function of what they are asked."""
 
 MOST_FILES = 13
 """Python files in a folder: a dozen, and `__init__.py`."""
@@ -80,10 +89,16 @@ def imports(root: Path) -> list[Import]:
     found = []
     for file in paths.values():
         package = module_of(file) if file.endswith("__init__.py") else module_of(file).rpartition(".")[0]
-        for node, when in _statements(ast.parse((root / file).read_text()), "imported"):
+        for node, when in _import_statements((root / file).read_text()):
             for name in _names(node, package, paths):
                 found.append(Import(file, paths.get(name, name), when))
     return found
+
+
+@cache
+def _import_statements(text: str) -> list[tuple[ast.Import | ast.ImportFrom, When]]:
+    """Those of a file; most rules ask for the same files."""
+    return list(_statements(ast.parse(text), "imported"))
 
 
 def _statements(node: ast.AST, when: When) -> Iterator[tuple[ast.Import | ast.ImportFrom, When]]:
@@ -164,6 +179,16 @@ def heavy_imports(root: Path) -> list[str]:
         if on_the_ground or by_the_driver or misplaced:
             found.append(str(each))
     return sorted(set(found))
+
+
+def impure_policy(root: Path) -> list[str]:
+    """Imports by the scheduling policy of a clock, files, Ray, or product code other than tasks."""
+    return [
+        str(each)
+        for each in imports(root)
+        if each.file.startswith(POLICY)
+        and (each.package in SURROUNDINGS or ("/" in each.target and not each.target.startswith(POLICY_KNOWS)))
+    ]
 
 
 def driver_imports_of_torch(root: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""What GitHub Actions and Kubernetes take, as far as docs/nightly.md uses it: JSON schemas by hand.
+"""What GitHub Actions and Kubernetes take, as far as docs/nightly-recipes.md uses it: JSON schemas by hand.
 
 Unknown keys are errors. Written from GitHub's "Workflow syntax", and from Kubernetes' types in
 staging/src/k8s.io/api/batch/v1/types.go with what pkg/apis/batch/validation refuses of pod failure policies. A key that

@@ -28,6 +28,33 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module")
+def sketched():
+    """A figure's files hold the texts in it: rendering them would take a third of the time of a night this small.
+
+    For modules whose tests look at no figure; test_figures.py and others render all kinds. A test that looks at one
+    after all asks for `rendered`.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    def write_texts(figure, path, **_):
+        Path(path).write_text("\n".join(text.get_text() for text in figure.findobj(Text)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        rendered = Figure.savefig
+        patch.setattr(Figure, "savefig", write_texts)
+        yield rendered
+
+
+@pytest.fixture
+def rendered(sketched, monkeypatch):
+    """Figures are rendered in this test, though not in others of its module."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", sketched)
+
+
 @pytest.fixture
 def user_cache(tmp_path, monkeypatch):
     """A user's cache of the test's own, and no images remembered from other tests."""

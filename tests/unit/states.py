@@ -6,7 +6,7 @@ workers; tasks are of ten costs, and one in ten is a score.
 
 from collections.abc import Callable
 
-from taugrid.orchestrator.dispatch.policy import Dispatcher, Fault
+from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher, Fault
 from taugrid.orchestrator.task import Task
 
 KINDS = ("sample", "extract", "reconstruct", "interpolate", "reference", "score")

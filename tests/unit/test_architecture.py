@@ -12,6 +12,7 @@ from architecture import (
     cycles_of_folders,
     driver_imports_of_torch,
     heavy_imports,
+    impure_policy,
     misplaced_packages,
     repeated_classes,
 )
@@ -23,6 +24,7 @@ RULES = (
     cycles,
     cycles_of_folders,
     heavy_imports,
+    impure_policy,
     driver_imports_of_torch,
     repeated_classes,
     crowded_folders,
@@ -144,6 +146,21 @@ def test_a_file_directly_in_a_room_is_no_part_of_a_folder_beside_it(plant):
 )
 def test_a_heavy_import_in_the_wrong_place_is_found(plant, file, text, broken):
     assert bool(heavy_imports(plant({file: text}))) == broken
+
+
+@pytest.mark.parametrize(
+    ("text", "is_pure"),
+    [
+        ("import heapq", True),
+        ("from taugrid.orchestrator.task import Task", True),
+        ("def f():\n    import time", False),
+        ("from ray.util import state", False),
+        ("from taugrid.orchestrator.progress import Progress", False),
+    ],
+)
+def test_a_policy_that_asks_its_surroundings_is_found(plant, text, is_pure):
+    rooms = {"orchestrator/task": "", "orchestrator/progress/__init__": ""}
+    assert (impure_policy(plant({"orchestrator/dispatch/policy/a": text} | rooms)) == []) == is_pure
 
 
 def test_torch_is_found_at_the_end_of_a_chain_of_imports_from_the_driver(plant):

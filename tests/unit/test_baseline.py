@@ -13,7 +13,7 @@ from taugrid.workers.samplers import ddim
 
 GAUSSIAN = CONFIG["data"]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 
 @pytest.fixture(scope="module")

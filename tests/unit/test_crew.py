@@ -277,6 +277,20 @@ def test_a_network_that_returns_nan_costs_its_cell_one_task_and_other_cells_noth
     assert problem.startswith("paint/0: NotFinite: NaN in image 0")
 
 
+def test_the_heartbeats_of_a_second_task_are_not_taken_for_those_of_a_first_that_is_being_written(
+    scripted, monkeypatch
+):
+    run = scripted(["long"] * 4)
+    running, heard = run.loop._dispatcher.running, {}
+    monkeypatch.setattr(Progress, "heard", lambda _, worker, at: heard.setdefault(running[worker], []).append(at))
+    begun = START_SECONDS + 0.1
+    for after in (0.5, 0.6):  # the first is computed, and the second at its beginning
+        run.pool._at(begun + LONG_SECONDS - 10 + after, Heard("worker-0", after, LONG_SECONDS))
+    run.run()
+    assert [len(fractions) for fractions in heard.values()] == [29] * 4
+    assert all(fractions == sorted(fractions) for fractions in heard.values())
+
+
 def test_a_slot_that_fails_to_start_ends_no_healthy_run(scripted):
     run = scripted(["good"] * 200, {"n0": 1, "n1": 1, "n2": 1}, {"n2": "startless"}, workers=3)
     assert len(run.run().done) == 200

@@ -1,7 +1,7 @@
 import pytest
 
-from taugrid.orchestrator.dispatch.pace import SPECULATION_SLOWNESS
-from taugrid.orchestrator.dispatch.policy import Dispatcher
+from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
+from taugrid.orchestrator.dispatch.policy.pace import SPECULATION_SLOWNESS
 from taugrid.orchestrator.task import Task
 
 KINDS = ("sample", "extract", "score")
@@ -134,12 +134,13 @@ def test_the_oldest_straggler_is_duplicated_first():
 def simulated_seconds(tasks, speeds):
     """Time until a dispatcher's work is done by workers of the given speeds, in cost per second."""
     d = with_workers(tasks, *speeds)
-    now, ends = 0.0, {}
+    now, began, ends = 0.0, {}, {}
     while not d.finished:
-        ends |= {worker: now + task.cost / speeds[worker] for worker, task, _ in d.assign(now)}
+        for worker, task, _ in d.assign(now):
+            began[worker], ends[worker] = now, now + task.cost / speeds[worker]
         for worker in ends:
             d.beat(worker, now)
-        waking = [d._running[w].since + SPECULATION_SLOWNESS * 1.01 for w in ends]  # the driver looks up
+        waking = [began[w] + SPECULATION_SLOWNESS * 1.01 for w in ends]  # the driver looks up
         now = min(*ends.values(), *(t for t in waking if t > now), float("inf"))
         for worker in [w for w, end in ends.items() if end <= now]:
             del ends[worker]

@@ -16,9 +16,9 @@ from states import KINDS as STATE_KINDS
 
 from taugrid.config import Config, validate
 from taugrid.jobs import OracleNetwork
-from taugrid.orchestrator.dispatch.backlog import Backlog
-from taugrid.orchestrator.dispatch.pace import Median
-from taugrid.orchestrator.dispatch.policy import Dispatcher
+from taugrid.orchestrator.dispatch.policy.backlog import Backlog
+from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
+from taugrid.orchestrator.dispatch.policy.pace import Median
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.task import Task
 from taugrid.workers.sample import SampleJob

@@ -10,7 +10,7 @@ from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
 import taugrid as api
 from taugrid.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,9 @@ from taugrid.orchestrator.report.trainings import failed_trainings
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Run
-from taugrid.orchestrator.training import TrainingFailed
+from taugrid.orchestrator.training.one import TrainingFailed
+
+pytestmark = pytest.mark.usefixtures("sketched")
 
 CONFIG = """
 name: failing

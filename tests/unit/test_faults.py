@@ -12,7 +12,7 @@ from in_process import Faulty, drive, results, small_run
 
 from taugrid.errors import RunFailed
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 ERRORS = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES, errno.ENOSPC, errno.ETIMEDOUT)
 

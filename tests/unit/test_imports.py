@@ -1,17 +1,43 @@
+"""What a command, or `import taugrid`, loads: nothing heavy, unless it computes."""
+
+import json
 import subprocess
 import sys
 import textwrap
 
 import pytest
 
+from taugrid.config.load import load
+from taugrid.orchestrator.plan.grid import plan
+
 HEAVY = ("torch", "torchvision", "ray", "diffusers", "torch_fidelity", "matplotlib")
+TABLES = ("pydantic", "numpy", "pandas", "pyarrow", "matplotlib")
+
+LOOKING = [("plan", "digits"), ("config", "show", "digits"), ("config", "schema"), ("config", "validate", "digits")]
+ASKING = [("verify", "DIR"), ("report", "DIR"), ("export", "DIR", "A", "--to", "DIR/png"), ("compare", "DIR", "A", "B")]
+"""Commands about a run in DIR that has not begun, of whose cells A and B are two."""
+
+RUN_ALL = """
+import json, sys
+steps = json.loads(sys.argv[1])
+for name, code in steps.items():
+    exec(code, {})
+    print(json.dumps([name, sorted(sys.modules)]), file=sys.stderr)
+"""
+
+
+def modules_after_each(steps):
+    """Name -> the modules that a process has loaded after running this piece of code and those before it."""
+    steps = {name: textwrap.dedent(code) for name, code in steps.items()}
+    process = [sys.executable, "-c", RUN_ALL, json.dumps(steps)]
+    done = subprocess.run(process, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("[")]
+    return {name: set(modules) for name, modules in found}
 
 
 def modules_after(code):
-    script = textwrap.dedent(code) + "\nimport sys; print('\\n'.join(sys.modules), file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return set(done.stderr.split())
+    return modules_after_each({"code": code})["code"]
 
 
 def command(*arguments):
@@ -23,71 +49,66 @@ def command(*arguments):
     """
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [("plan", "digits"), ("config", "show", "digits"), ("config", "schema"), ("config", "validate", "digits")],
-    ids=" ".join,
-)
-def test_looking_imports_nothing_heavy(arguments):
-    modules = modules_after(command(*arguments))
+def refused(*arguments):
+    """The command is refused or says what is missing, after all that it imports to find out."""
+    lines = textwrap.indent(textwrap.dedent(command(*arguments)), "    ")
+    return (
+        f"from taugrid.errors import UserError\ntry:{lines}\nexcept (UserError, SystemExit) as end:\n"
+        "    assert end.args[0]\nelse:\n    raise AssertionError('it did not end')"
+    )
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """After each thing that loads little: one process does them all, in the order of what they may load."""
+    folder, config = tmp_path_factory.mktemp("run"), load("digits")
+    (folder / "config.json").write_text(config.model_dump_json())
+    first, second, *_ = plan(config).cells
+    places = {"DIR": str(folder), "DIR/png": str(folder / "png"), "A": first.name, "B": second.name}
+    return modules_after_each(
+        {
+            "import": "import taugrid; assert taugrid.open and taugrid.sample",
+            "help": "from taugrid.orchestrator.cli.main import cli\ncli.main(['--help'], standalone_mode=False)",
+            **{" ".join(arguments): command(*arguments) for arguments in LOOKING},
+            "status": command("status", str(folder)),
+            **{arguments[0]: refused(*(places.get(word, word) for word in arguments)) for arguments in ASKING},
+            "open": f"import taugrid; assert taugrid.open({str(folder)!r})._repr_html_()",
+        }
+    )
+
+
+def test_the_api_is_light_until_it_is_used(loaded):
+    assert "taugrid.api" in loaded["import"]
+    assert not loaded["import"] & {*HEAVY, *TABLES, "jinja2"}
+
+
+def test_help_imports_next_to_nothing(loaded):
+    """`--help` answers at once because of this; a clock in a test would measure the machine."""
+    assert "click" in loaded["help"]
+    assert not loaded["help"] & {*HEAVY, *TABLES, "rich", "yaml"}
+
+
+@pytest.mark.parametrize("arguments", LOOKING, ids=" ".join)
+def test_looking_imports_nothing_heavy(arguments, loaded):
+    modules = loaded[" ".join(arguments)]
     assert "taugrid.config" in modules
     assert not modules & set(HEAVY)
 
 
-def test_status_imports_nothing_heavy(tmp_path):
-    from taugrid.config.load import load
-
-    (tmp_path / "config.json").write_text(load("digits").model_dump_json())
-    modules = modules_after(command("status", str(tmp_path)))
-    assert "taugrid.orchestrator.inspection" in modules
-    assert not modules & set(HEAVY)
+def test_status_imports_nothing_heavy(loaded):
+    assert "taugrid.orchestrator.inspection" in loaded["status"]
+    assert not loaded["status"] & set(HEAVY)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [("verify", "DIR"), ("report", "DIR"), ("export", "DIR", "A", "--to", "DIR/png"), ("compare", "DIR", "A", "B")],
-    ids=lambda arguments: arguments[0],
-)
-def test_asking_a_run_that_has_not_begun_imports_nothing_heavy(arguments, tmp_path):
-    """Each command is refused or says what is missing, after all that it imports to find out."""
-    from taugrid.config.load import load
-    from taugrid.orchestrator.plan.grid import plan
-
-    config = load("digits")
-    (tmp_path / "config.json").write_text(config.model_dump_json())
-    first, second, *_ = plan(config).cells
-    places = {"DIR": str(tmp_path), "DIR/png": str(tmp_path / "png"), "A": first.name, "B": second.name}
-    lines = textwrap.indent(textwrap.dedent(command(*(places.get(word, word) for word in arguments))), "    ")
-    modules = modules_after(
-        f"from taugrid.errors import UserError\ntry:{lines}\nexcept (UserError, SystemExit) as end:\n"
-        "    assert end.args[0]\nelse:\n    raise AssertionError('it did not end')"
-    )
-    assert "taugrid.orchestrator.opened" in modules
-    assert not modules & set(HEAVY)
+@pytest.mark.parametrize("arguments", ASKING, ids=lambda arguments: arguments[0])
+def test_asking_a_run_that_has_not_begun_imports_nothing_heavy(arguments, loaded):
+    assert "taugrid.orchestrator.opened" in loaded[arguments[0]]
+    assert not loaded[arguments[0]] & set(HEAVY)
 
 
-def test_the_api_is_light_until_it_is_used():
-    modules = modules_after("import taugrid; assert taugrid.open and taugrid.sample")
-    assert "taugrid.api" in modules
-    assert not modules & {*HEAVY, "pydantic", "numpy", "pandas", "pyarrow", "matplotlib", "jinja2"}
-
-
-def test_looking_at_a_run_imports_neither_torch_nor_ray(tmp_path):
-    from taugrid.config.load import load
-
-    (tmp_path / "config.json").write_text(load("digits").model_dump_json())
-    modules = modules_after(f"import taugrid; assert taugrid.open({str(tmp_path)!r})._repr_html_()")
-    assert "taugrid.orchestrator.view.run" in modules
-    assert not modules & set(HEAVY)
-
-
-def test_help_imports_next_to_nothing():
-    """`--help` answers at once because of this; a clock in a test would measure the machine."""
-    modules = modules_after(
-        "from taugrid.orchestrator.cli.main import cli\ncli.main(['--help'], standalone_mode=False)"
-    )
-    assert "click" in modules
-    assert not modules & {*HEAVY, "pydantic", "numpy", "pandas", "pyarrow", "rich", "yaml"}
+def test_looking_at_a_run_imports_neither_torch_nor_ray(loaded):
+    assert "taugrid.orchestrator.view.run" in loaded["open"]
+    assert not loaded["open"] & set(HEAVY)
 
 
 def test_the_driver_needs_no_torch_to_dispatch():

@@ -13,7 +13,7 @@ from taugrid.eval.extract import InBatches
 from taugrid.eval.features.load import Extraction
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator.dispatch.loop import _fault
-from taugrid.orchestrator.dispatch.policy import Fault
+from taugrid.orchestrator.dispatch.policy.dispatcher import Fault
 from taugrid.workers.accelerator.memory import Kept, batch_that_fits, smaller_batch
 from taugrid.workers.actor import Worker, run_in_memory
 from taugrid.workers.device import Device

@@ -19,7 +19,7 @@ from taugrid.orchestrator.nightly.history import SCHEMA
 from taugrid.orchestrator.plan import patterns
 from taugrid.storage import open_place
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 
 def night(history, config, name, *options, code=0):
@@ -336,7 +336,7 @@ def test_a_damaged_record_of_removed_images_is_no_record(begun, started):
     assert "missing" in taugrid("verify", root, code=1)[0]
 
 
-def test_history_is_documented_and_read_by_pandas_and_duckdb(begun, started):
+def test_history_is_documented_and_read_by_pandas_and_duckdb(begun, started, rendered):
     night(started, begun / "worse.yaml", "2", code=3)
     path = started / "history.parquet"
     assert pq.read_schema(path).equals(SCHEMA, check_metadata=True)

@@ -1,4 +1,4 @@
-"""docs/nightly.md: its YAML is valid, its shell parts run, and its schema is the one that is written."""
+"""docs/nightly*.md: their YAML is valid, their shell parts run, and their schema is the one that is written."""
 
 import ast
 import copy
@@ -21,12 +21,14 @@ from nights import checkpoint, taugrid, write_config
 from taugrid.errors import Exit
 from taugrid.orchestrator.nightly.history import COLUMNS_ABOUT
 
-PAGE = (Path(__file__).parents[2] / "docs/nightly.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE, RECIPES, HISTORY = ((DOCS / f"nightly{part}.md").read_text() for part in ("", "-recipes", "-history"))
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def block(language, beginning=""):
-    (found,) = (text for text in re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL) if text.startswith(beginning))
+    blocks = re.findall(rf"```{language}\n(.*?)```", RECIPES, re.DOTALL)
+    (found,) = (text for text in blocks if text.startswith(beginning))
     return found
 
 
@@ -187,5 +189,5 @@ def test_the_pattern_of_checkpoints_is_one():
 
 
 def test_the_schema_is_that_of_the_file():
-    written = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*) \|$", PAGE, re.MULTILINE)
+    written = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*) \|$", HISTORY, re.MULTILINE)
     assert written == [(name, str(kind), about) for name, kind, about in COLUMNS_ABOUT]

@@ -21,6 +21,8 @@ TESTED_ELSEWHERE = {
     "docs/python.md": "test_view.py",
     "docs/storage.md": "test_readers.py",
     "docs/nightly.md": "test_nightly_page.py",
+    "docs/nightly-history.md": "test_nightly_page.py",
+    "docs/nightly-recipes.md": "test_nightly_page.py",
 }
 """Pages whose Python, YAML and shell scripts a test of their own runs."""
 

@@ -17,7 +17,7 @@ from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.patterns import SETTLED_SECONDS, natural, resolve_patterns
 from taugrid.orchestrator.report.collect import collect
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 
 def settled(folder):
@@ -100,7 +100,7 @@ def test_tomorrows_newest_orphan_none_of_todays_and_each_is_evaluated_once(train
     assert (training / "run/figures/checkpoints.png").exists()
 
 
-def test_the_figure_names_the_best_and_what_cannot_be_told_from_it(training):
+def test_the_figure_names_the_best_and_what_cannot_be_told_from_it(training, rendered):
     path = config(training / "c.yaml", str(training / "x/step-*"))
     taugrid("run", path, "--out", training / "run")
     found = Opened(str(path), (), str(training / "run"))

@@ -20,7 +20,7 @@ from taugrid.orchestrator.work.ode import ode_cells
 from taugrid.parquet import inspect
 from taugrid.storage import LOCAL, read_json, write_json
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 GRID = CONFIG.replace("eta: [0.0, 1.0]", "eta: [0.0], precision: [float32, bf16]")
 METADATA_OF_VERSION_1 = {

@@ -141,6 +141,18 @@ def test_the_rate_of_the_reference_foretells_that_of_features():
     assert session.left == "10 s left then scoring"
 
 
+def test_the_rate_of_one_kind_of_work_is_not_shown_for_the_next():
+    known = {"reference/0": KnownTask("reference", 100, "extract"), **tasks(("a",), 1)}
+    session = Session(known)
+    session.join("w0")
+    session.give("w0", "reference/0")
+    session.beat("w0", 0.5)
+    session.beat("w0", 0.9)
+    assert session.state.standing(session.now).rate == pytest.approx(45)
+    session.did("w0", "extract", after=0.5)
+    assert session.state.standing(session.now).rate is None
+
+
 def test_models_have_rates_of_their_own():
     known = {f"sample/{m}/0": KnownTask("sample", 1000, f"sample/{m}", m) for m in ("small", "large")}
     session = Session(known)
@@ -190,6 +202,20 @@ def test_the_bar_counts_what_earlier_sessions_did_but_the_rate_does_not():
     assert (standing.done, standing.total, standing.unit) == (37_000, 40_000, "network evaluations")
     assert standing.rate == pytest.approx(100)
     assert standing.images_rate == pytest.approx(10)
+
+
+def test_the_stages_the_bar_and_the_table_count_alike_in_a_session_that_continues():
+    """Half of it was sampled before, and one of the cells was scored."""
+    cells = {name: GridCell("eta=0", f"S={name}", 4000, 2000) for name in ("a", "b")}
+    cells["c"] = GridCell("eta=0", "S=c", 4000, 4000, value=4.5)
+    session = Session(cells=cells)
+    session.join("w0")
+    session.give("w0", "sample/a/0")
+    lines = session.drawn(100)
+    assert lines[1].split()[-3:] == ["50%", "50%", "4.5"]
+    assert "sample 66%" in lines[3]
+    assert lines[4].endswith(" 66%")
+    assert "evaluate 1 of 3 cells" in lines[3]
 
 
 def test_copies_count_once_and_the_better_one_counts():
@@ -329,7 +355,7 @@ def test_plain_lines_of_a_session_say_the_same_as_its_bar():
     shown, clock, printed = a_progress()
     shown.follow()
     known = tasks()
-    shown._state.expect(known, {})
+    shown.state.expect(known, {})
     for event in (
         {"event": "to do", "work": to_do(known)},
         {"event": "worker", "worker": "w0", "device": "cpu"},
@@ -351,7 +377,6 @@ def test_a_terminal_has_a_view_that_goes_away_and_messages_that_stay():
         shown.started()
         shown.say("x" * 100)
         shown.update(3)
-        shown._view.refresh()
     said = printed.getvalue()
     assert "judging [2]: 3 of 4 cells" in said
     assert said.count("x" * 100) == 1, "as one line, for the terminal to wrap"
@@ -376,7 +401,12 @@ def test_what_was_last_known_stays_after_a_failure():
 
 def test_colours_in_a_log_make_no_live_view(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert not Progress(Console(file=io.StringIO()))._is_live
+    printed = io.StringIO()
+    with Progress(Console(file=printed)) as shown:
+        shown.begin("judging", 4, "cells")
+        shown.started()
+        shown.update(3)
+    assert "\x1b" not in printed.getvalue(), "a live view hides the cursor"
 
 
 def test_a_stage_that_has_not_begun_says_so():

@@ -118,6 +118,14 @@ def test_a_later_session_knows_the_pace_of_reconstructions_and_models_have_their
     assert paces == [8 / 32] * 2 + [16 / 32] * 2, "8 images, there and back in 2 steps"
 
 
+def test_the_view_of_reconstructions_counts_their_evaluations_and_not_those_of_samples(tmp_path):
+    work = reconstruct(tmp_path / "run", 8)
+    save_networks(work)
+    pieces = {piece.task.key: piece for piece in work.pieces()}
+    cells = Briefing(work.config, work.plan, work.rundir, None, pieces).cells(with_scores=False)
+    assert [(cell.done, cell.total) for cell in cells.values()] == [(0, 8 * 2 * 2)], "there and back in 2 steps"
+
+
 def test_the_price_and_the_way_to_a_lower_one_are_said_before_it_starts(tmp_path):
     printed = io.StringIO()
     with small_run(tmp_path, f"{SMALL}report: {{reconstructed_images: 12}}\n") as opened:

@@ -18,6 +18,7 @@ from PIL import Image
 
 import taugrid
 from taugrid.config.load import load
+from taugrid.eval.figures.pictures import reconstructions
 from taugrid.eval.pages.answer import answer
 from taugrid.eval.pages.charts.quality import over_costs, over_steps
 from taugrid.eval.pages.measured import measured
@@ -257,6 +258,20 @@ def test_small_images_are_enlarged_pixel_by_pixel_so_that_paper_shows_them_sharp
     assert (shown == image.repeat(12, 0).repeat(12, 1)).all()
 
 
+def test_a_picture_of_tiles_is_a_table_in_the_page_so_that_its_words_are_not_black_in_the_dark(tmp_path):
+    originals = np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8)
+    png = tmp_path / "reconstructions.png"
+    reconstructions(originals, {10: 255 - originals}, png)
+    shown = (PagePicture(png.name, "Reconstructions", "", "held-out images"), png.read_bytes())
+    page = Parsed(report_html(findings(samples={}, pictures=[shown])))
+    [table] = page.all("table", **{"class": "images rows"})
+    assert "".join(table["text"].split()) == "held-outimages" + "image012" + "original" + "S=10"
+    images = {e["alt"]: e["src"] for e in page.all("img")}
+    assert list(images)[::5] == ["original, image 0", "S = 10, image 2"]
+    last = Image.open(io.BytesIO(base64.b64decode(images["S = 10, image 2"].partition(",")[2])))
+    assert (np.asarray(last) == (255 - originals[2]).repeat(6, 0).repeat(6, 1)).all()
+
+
 def test_texts_of_a_config_are_escaped():
     difference = {
         "cell_a": "a", "cell_b": "b", "along": SCRIPT, "settings": SCRIPT, "steps_a": 1, "steps_b": 2, "eta_a": 0.0,
@@ -398,6 +413,14 @@ def test_in_a_browser_lines_and_indices_are_chosen_by_mouse_and_keyboard(finishe
         assert tab.run(visible) == ["image 3", "image 3"]
         tab.click("#samples [data-index='']")
         assert len(tab.run(visible)) == 16
+
+        samples = "document.querySelector('#samples .scroll')"
+        fades = f"{samples}.classList.contains('more')"
+        assert not tab.run(fades), "all of it is in sight"
+        tab.run(f"{samples}.style.width = '120px'; updateScrolling()")
+        assert tab.run(fades)
+        tab.run(f"{samples}.scrollLeft = 10000; showMore({samples})")
+        assert not tab.run(fades)
 
         assert tab.named("Runtime.exceptionThrown") == []
         assert tab.named("Runtime.consoleAPICalled") == []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from taugrid.orchestrator.dispatch.policy import Dispatcher, Fault
+from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher, Fault
 from taugrid.orchestrator.task import Task
 
 KINDS = ("sample", "score")
@@ -41,7 +41,7 @@ def test_the_second_follows_the_first_and_a_third_is_given(busy):
     assert busy.running == {"w0": "1"}
     assert given(busy, 1.1) == {("w0", "2")}
     assert busy.succeeded("w0", 1.5, "1")
-    assert busy._running["w0"].since == 1.5
+    assert busy.oldest == 1.5
 
 
 def test_there_are_seconds_only_while_more_are_ready_than_there_are_workers():
@@ -49,7 +49,7 @@ def test_there_are_seconds_only_while_more_are_ready_than_there_are_workers():
     d.assign(0.0)
     assert len(given(d, 0.1)) == 1, "of four that were left, three may soon be somebody's first"
     assert given(d, 0.2) == set()
-    assert len(d._backlog) == 3
+    assert d.ready == 3
 
 
 def test_a_second_is_of_the_kind_of_the_first():
@@ -144,6 +144,12 @@ def test_a_first_that_hangs_while_it_writes_is_found_though_the_second_was_done(
     assert busy.overdue(1.0 + HANG_SECONDS) == ["w0"]
     assert busy.worker_lost("w0", 700.0, "silent", certain=True).key == "0"
     assert "1" in busy.done
+
+
+def test_a_first_that_hangs_is_found_though_the_second_failed(busy):
+    busy.failed("w0", 1.0, Fault.TASK, "ValueError", "1")
+    assert given(busy, 1.1) == set(), "a third would beat for it"
+    assert busy.overdue(1.0 + HANG_SECONDS) == ["w0"]
 
 
 def test_an_idle_worker_takes_a_copy_of_what_waits_behind_another():

@@ -13,15 +13,14 @@ from rich.console import Console
 from test_reconstruct_work import save_network
 
 from taugrid.config import Cluster
-from taugrid.orchestrator import training, trainings
-from taugrid.orchestrator.dispatch.capacity import side_by_side
 from taugrid.orchestrator.dispatch.capacity.nodes import Node
 from taugrid.orchestrator.dispatch.capacity.resources import Trainers
-from taugrid.orchestrator.dispatch.capacity.side_by_side import HELPERS_BYTES, UnderWay, another_fits
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.stage import note_of_trainings
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.training import one, room, several
+from taugrid.orchestrator.training.room import HELPERS_BYTES, UnderWay, another_fits, most_at_once
 from taugrid.workers.training import fit
 from taugrid.workers.training.log import Log, Record, TrainingProgress
 
@@ -41,11 +40,11 @@ MINUTE = 60.0
 
 @pytest.fixture
 def cluster_of(monkeypatch):
-    """Says what is free on which nodes, and how many trainings' helpers the driver's node has memory for."""
+    """Says what is free on which nodes, and what memory the driver has."""
 
-    def give(*nodes, helpers=100):
-        monkeypatch.setattr(side_by_side, "free", lambda selector: list(nodes))
-        monkeypatch.setattr(side_by_side, "memory_here", lambda: float(helpers * HELPERS_BYTES))
+    def give(*nodes, memory=100 * HELPERS_BYTES):
+        monkeypatch.setattr(room, "free", lambda selector: list(nodes))
+        monkeypatch.setattr(room, "memory_here", lambda: memory)
 
     return give
 
@@ -76,28 +75,26 @@ def test_the_first_begins_without_room_and_waits_for_it(cluster_of):
     assert not another_fits(GPU, UnderWay(1, 0), Cluster(), may_grow=True)
 
 
-def test_a_number_limits_them_and_on_a_cluster_that_grows_asks_for_so_many(cluster_of):
-    cluster_of(Node("a", 64, 1))
-    two = Cluster(trainings=2)
-    assert another_fits(GPU, UnderWay(1, 0), two, may_grow=False)
-    assert not another_fits(GPU, UnderWay(1, 1), two, may_grow=False), "this machine does not grow"
-    assert another_fits(GPU, UnderWay(1, 1), two, may_grow=True)
-    assert not another_fits(GPU, UnderWay(2, 0), two, may_grow=True)
+def test_a_number_asks_for_so_many_on_a_cluster_that_grows(cluster_of):
+    cluster_of()
+    assert another_fits(GPU, UnderWay(1, 1), Cluster(trainings=2), may_grow=True)
+    assert not another_fits(GPU, UnderWay(1, 1), Cluster(trainings=2), may_grow=False), "this machine does not grow"
 
 
-def test_the_memory_of_the_drivers_node_limits_them_unless_a_number_is_given(cluster_of):
-    cluster_of(Node("a", 64, 8), helpers=2.5)
-    assert [another_fits(GPU, UnderWay(n, 0), Cluster(), may_grow=True) for n in (1, 2)] == [True, False]
-    assert another_fits(GPU, UnderWay(2, 0), Cluster(trainings=3), may_grow=False)
+def test_the_drivers_memory_limits_them_unless_a_number_is_given(cluster_of):
+    cluster_of(memory=5.9 * HELPERS_BYTES)  # of which half is for them
+    assert [most_at_once(cluster) for cluster in (Cluster(), Cluster(trainings=64))] == [2, 64]
+    cluster_of(memory=0.5 * HELPERS_BYTES)
+    assert most_at_once(Cluster()) == 1
 
 
 @pytest.fixture
 def opened(tmp_path, monkeypatch, cluster_of):
     """A run of three models on a machine that holds three trainings."""
     cluster_of(Node("a", 3, 0))
-    monkeypatch.setattr(training.Training, "wanted", lambda self: Trainers(1, 1, 0))
-    monkeypatch.setattr(trainings, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(trainings, "ROOM_SECONDS", 0.0)
+    monkeypatch.setattr(one.Training, "wanted", lambda self: Trainers(1, 1, 0))
+    monkeypatch.setattr(several, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(several, "ROOM_SECONDS", 0.0)
     with small_run(tmp_path, CONFIG) as opened:
         yield opened
 
@@ -138,11 +135,14 @@ def test_trainings_with_room_run_at_the_same_time(opened, monkeypatch):
     assert all(opened.rundir.is_ready(model) for model in opened.plan.models)
 
 
-def test_with_one_at_a_time_they_begin_in_the_configs_order(opened, monkeypatch):
+@pytest.mark.parametrize(("cluster", "memory", "told"), [({"trainings": 1}, 100, 0), ({}, 2, 1)])
+def test_one_at_a_time_they_begin_in_the_configs_order(opened, monkeypatch, cluster_of, cluster, memory, told):
+    cluster_of(Node("a", 3, 0), memory=memory * HELPERS_BYTES)
     begun = []
-    do(opened, monkeypatch, lambda spec: (begun.append(spec.model_id), trained(spec)), trainings=1)
+    _, printed = do(opened, monkeypatch, lambda spec: (begun.append(spec.model_id), trained(spec)), **cluster)
     assert begun == [model.id for model in opened.plan.models]
     assert events(opened) == ["train", "trained"] * 3
+    assert printed.count("training 1 model at a time") == told
 
 
 def test_one_that_fails_leaves_those_beside_it(opened, monkeypatch):
@@ -163,7 +163,7 @@ def test_one_that_fails_leaves_those_beside_it(opened, monkeypatch):
 
 def test_one_that_found_no_room_begins_again_beside_those_at_work(opened, monkeypatch):
     late, tries, at_work, again = opened.plan.models[2].id, [], threading.Event(), threading.Event()
-    show = trainings.Trainings._show
+    show = several.Trainings._show
 
     def shown(self):
         show(self)
@@ -181,7 +181,7 @@ def test_one_that_found_no_room_begins_again_beside_those_at_work(opened, monkey
         again.set()
         trained(spec)
 
-    monkeypatch.setattr(trainings.Trainings, "_show", shown)
+    monkeypatch.setattr(several.Trainings, "_show", shown)
     outcome, _ = do(opened, monkeypatch, train)
     assert (tries.count(late), outcome.missing) == (2, {})
 
@@ -190,7 +190,7 @@ def test_if_none_finds_room_they_have_failed(opened, monkeypatch):
     def train(spec):
         raise fit.NoRoom("no room")
 
-    with pytest.raises(training.TrainingFailed, match="no room"):
+    with pytest.raises(one.TrainingFailed, match="no room"):
         do(opened, monkeypatch, train)
 
 
@@ -207,7 +207,7 @@ def test_ctrl_c_ends_all_and_each_continues(opened, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(trainings.Trainings, "_show", interrupted)
+        patched.setattr(several.Trainings, "_show", interrupted)
         with pytest.raises(KeyboardInterrupt):
             do(opened, patched, train)
     stay.set()

@@ -1,7 +1,9 @@
+import functools
 import io
 import json
 import math
 import random
+import re
 
 import pandas as pd
 import pytest
@@ -392,8 +394,8 @@ def printed(frame, *given, **marks):
 def test_the_console_table_has_errors_beside_the_values_where_they_fit():
     lines = printed(long_form(paper_grid())).splitlines()
     assert lines[0] == "FID (lower is better)"
-    assert next(line.split() for line in lines if "σ̂" in line) == ["σ̂", "367.4", "±", "1.3", "3.170", "±", "0.012"]
-    assert lines[-1] == "clip: none (0.0, 0.2, 0.5, 1.0), x0_and_eps (σ̂)"
+    assert next(line.split() for line in lines if "σ̂" in line) == ["σ̂", "367.4", "±", "1.3", "3.170", "±", "0.012", "*"]
+    assert lines[-2] == "clip: none (0.0, 0.2, 0.5, 1.0), x0_and_eps (σ̂)"
 
 
 ASKED = {"isc_mean": 8.25, "isc_std": 0.11, "kid_mean": 0.0123, "kid_std": 0.0004, "precision": 0.71, "recall": 0.62}
@@ -458,10 +460,30 @@ def test_the_terminal_says_once_why_there_is_no_standard_error(tmp_path, capsys)
     assert capsys.readouterr().err == ""
 
 
+def printed_to_a_terminal(frame, **more):
+    screen = io.StringIO()
+    terminal = Console(file=screen, width=CONSOLE_WIDTH, force_terminal=True, color_system="standard", **more)
+    terminal.print(to_console(frame))
+    return screen.getvalue()
+
+
 def test_the_best_of_a_column_is_bold_in_the_terminal():
-    _, table, _ = to_console(long_form(paper_grid())).renderables
-    values = {str(cell): str(cell.style) for column in list(table.columns)[1:] for cell in column.cells}
-    assert [text for text, style in values.items() if style == "bold"] == ["13.36 ± 0.10", "3.170 ± 0.012"]
+    said = printed_to_a_terminal(long_form(paper_grid()), no_color=False)
+    assert re.findall(r"\x1b\[1m *([^\x1b]+ ± [^\x1b]+)\x1b\[0m", said) == ["13.36 ± 0.10", "3.170 ± 0.012"]
+    assert "*" not in said
+
+
+@pytest.mark.parametrize(
+    "draw", [printed, functools.partial(printed_to_a_terminal, no_color=True)], ids=["a pipe", "NO_COLOR"]
+)
+def test_the_best_of_a_column_has_a_star_where_nothing_is_bold(draw):
+    said = draw(long_form(paper_grid()))
+    assert re.findall(r"(\S+ ± \S+) \*", said) == ["13.36 ± 0.10", "3.170 ± 0.012"]
+    assert "* the best of its column." in said.splitlines()
+
+
+def test_a_table_without_a_choice_has_no_star():
+    assert "*" not in printed(long_form([cell(10, 0.0, 13.36, 0.1), cell(20, 0.0, 8.5, 0.1)]))
 
 
 LEGEND = "≈ not distinguishable from the best of its column: |z| < 1.96 for the paired difference of FID"
@@ -511,11 +533,11 @@ def test_marks_in_the_terminal_stand_behind_digits_that_stay_aligned():
     rows, marked = marked_grid()
     lines = printed(long_form(rows), indistinguishable=marked).splitlines()
     assert [line.rstrip() for line in lines[3:8]] == [
-        "0.0    13.36 ± 0.10      4.04 ± 0.10",
+        "0.0    13.36 ± 0.10 *    4.04 ± 0.10",
         "0.2    14.04 ± 0.10 ≈    4.09 ± 0.10",
         "0.5    16.66 ± 0.10 ≈    4.29 ± 0.10",
         "1.0    41.07 ± 0.10      4.73 ± 0.10",
-        "σ̂       367.4 ± 1.3    3.170 ± 0.012",
+        "σ̂       367.4 ± 1.3    3.170 ± 0.012 *",
     ]
     assert any(line.startswith("≈ not distinguishable") for line in lines)
 
@@ -525,7 +547,7 @@ def test_marks_fit_into_80_columns_too(count):
     rows = [cell(10 * 2**i, eta, 100.0 + i, 0.1234) for i in range(count) for eta in (0.0, "sigma_hat")]
     text = printed(long_form(rows), indistinguishable={row["cell"] for row in rows if row["eta"] == 1.0})
     assert max(cell_len(line) for line in text.splitlines()) <= CONSOLE_WIDTH
-    assert text.count(" 0.12 ≈") == count  # none is folded below its value
+    assert len(re.findall(r" 0\.12 \*?≈", text)) == count  # none is folded below its value
     assert "…" not in text
 
 

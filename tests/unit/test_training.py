@@ -23,7 +23,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from taugrid import config
 from taugrid.errors import DeviceUnusable, UserError
-from taugrid.orchestrator import training as driver
 from taugrid.orchestrator.dispatch.capacity import resources
 from taugrid.orchestrator.dispatch.capacity.nodes import Node
 from taugrid.orchestrator.plan.grid import plan
@@ -32,6 +31,8 @@ from taugrid.orchestrator.report.write import write_losses
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.training import one as driver
+from taugrid.orchestrator.training import room
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import noise
@@ -497,7 +498,7 @@ def test_a_training_that_stands_still_says_once_what_it_may_wait_for(tmp_path, m
 
 @pytest.mark.parametrize(("cpus", "ends"), [(1, True), (2, False)])
 def test_a_training_waits_no_longer_for_nodes_than_it_may(tmp_path, monkeypatch, few_nodes, cpus, ends):
-    monkeypatch.setattr(driver, "ROOM_SECONDS", 0.01)
+    monkeypatch.setattr(room, "ROOM_SECONDS", 0.01)
     few_nodes(Node("n", cpus, 0))
     limit = pytest.raises(UserError, match=r"cluster\.max_wait_seconds") if ends else nullcontext()
     with limit:

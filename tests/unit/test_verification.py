@@ -13,6 +13,8 @@ from taugrid.orchestrator.session import Run
 from taugrid.orchestrator.verification.next_steps import in_words, next_steps, unfinished_in_words
 from taugrid.orchestrator.verification.verify import verify
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 STAGES = {"run": ("train", "sample", "evaluate", "report"), "report": ("report",)}
 
 

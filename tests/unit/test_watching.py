@@ -21,6 +21,8 @@ from taugrid.orchestrator.rundir.events import Events, LastSession
 from taugrid.orchestrator.session import Run
 from taugrid.registry.metrics import METRICS
 from taugrid.storage import LocalStorage, write_sealed
+from taugrid.workers.training.log import Log, Record
+from taugrid.workers.training.spec import running_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,15 +50,11 @@ def events(done):
 def watching(done, width=80):
     opened, rundir, *_ = done
     progress = Progress(Console(file=io.StringIO(), width=width, force_terminal=True), live=True)
-    return Watching(opened.config, opened.plan, rundir, progress)
-
-
-def shown(watched):
-    return watched._progress._state
+    return Watching(opened.config, opened.plan, rundir, progress), progress
 
 
 def test_a_session_fills_in_the_table_as_it_goes(done):
-    state, rows = done[2]._state, done[3].rows
+    state, rows = done[2].state, done[3].rows
     assert {cell: found.value for cell, found in state.cells.items()} == {row["cell"]: row["fid"] for row in rows}
     assert {(cell.row, cell.column) for cell in state.cells.values()} == {("eta=0", "S=2"), ("eta=1", "S=2")}
     assert all(cell.done == cell.total == 40 for cell in state.cells.values())
@@ -65,9 +63,9 @@ def test_a_session_fills_in_the_table_as_it_goes(done):
 
 
 def test_the_directory_tells_the_same(done):
-    watched = watching(done)
+    watched, progress = watching(done)
     assert watched.look() is False, "nobody is at work there"
-    mine, theirs = shown(watched), done[2]._state
+    mine, theirs = progress.state, done[2].state
     assert mine.cells == theirs.cells
     assert mine.todo.done == theirs.todo.done
     assert (mine.workforce.joined, mine.workforce.lost) == (theirs.workforce.joined, theirs.workforce.lost)
@@ -77,13 +75,13 @@ def test_what_comes_in_is_shown_and_counted_once(done, events):
     lines = events.read_text().splitlines(keepends=True)
     first = next(i for i, line in enumerate(lines) if json.loads(line)["event"] == "shard") + 1
     events.write_text("".join(lines[:first]) + lines[first][:10])
-    watched = watching(done)
+    watched, progress = watching(done)
     watched.look()
-    assert shown(watched).bar[1:4] == (80, 80, "network evaluations"), "the disk has more than the events so far"
+    assert progress.state.bar[1:4] == (80, 80, "network evaluations"), "the disk has more than the events so far"
     events.write_text("".join(lines))
     watched.look()
-    assert not shown(watched).todo.open_kinds
-    assert all(cell.done >= cell.total for cell in shown(watched).cells.values())
+    assert not progress.state.todo.open_kinds
+    assert all(cell.done >= cell.total for cell in progress.state.cells.values())
 
 
 def test_another_session_begins_anew(done, events):
@@ -98,6 +96,21 @@ def test_another_session_begins_anew(done, events):
         assert tail.number == 2
         later.add("end", missing={})
         assert [event["event"] for event in tail.new()] == ["end"]
+    finally:
+        later.path.unlink()
+
+
+def test_a_driver_with_a_larger_grid_than_the_watcher_has_read_is_watched_all_the_same(done):
+    watched, progress = watching(done)
+    watched.look()
+    later = Events(done[1])
+    try:
+        later.add("session", stages=["evaluate"])
+        later.add("worker", worker="w0", node="n", device="cpu")
+        later.add("assigned", task="score/0123456789", worker="w0")
+        later.add("score", task="score/0123456789", images=40, seconds=1.0, worker="w0", committed=True)
+        watched.look()
+        assert progress.state.todo.done["score"].tasks == 1
     finally:
         later.path.unlink()
 
@@ -182,14 +195,55 @@ def test_a_second_session_has_the_first_ones_rate_and_counts_what_is_there(tmp_p
         sample = next((folder / "run" / "samples").glob("*/part-000000.parquet"))
         sample.unlink()
         progress = Progress(Console(file=io.StringIO(), force_terminal=True), live=True)
-        rundir, before = RunDir(folder / "run", LocalStorage(folder / "run")), {}
-        show = LiveState.show_cells
+        rundir, before, earlier = RunDir(folder / "run", LocalStorage(folder / "run")), {}, {}
+        show, expect = LiveState.show_cells, LiveState.expect
 
         def spy(state, cells, metric):
             before.update({name: cell.done for name, cell in cells.items()})
             show(state, cells, metric)
 
+        def spy_on_rates(state, items, paces):
+            earlier.update(paces)
+            expect(state, items, paces)
+
         monkeypatch.setattr(LiveState, "show_cells", spy)
+        monkeypatch.setattr(LiveState, "expect", spy_on_rates)
         Run(opened.config, opened.plan, rundir, "local", progress).do(("sample", "evaluate"))
     assert sum(before.values()) == 60, "of 80 evaluations, 20 were gone"
-    assert {pace.split("/")[0] for pace, _ in progress._state._earlier} == {"sample", "extract", "score"}
+    assert {pace.split("/")[0] for pace, _ in earlier} == {"sample", "extract", "score"}
+
+
+TRAINED = """
+name: two
+data: {name: gaussian, shape: [1, 8, 8]}
+model:
+  unet: {block_out_channels: [8, 8], layers_per_block: 1, norm_num_groups: 4, add_attention: false,
+         down_block_types: [DownBlock2D, DownBlock2D], up_block_types: [UpBlock2D, UpBlock2D]}
+train: {steps: 100}
+grid: {train.seed: [0, 1], steps: [1]}
+"""
+
+
+def test_trainings_side_by_side_are_one_bar(tmp_path):
+    with small_run(tmp_path, TRAINED) as opened:
+        rundir, (first, second) = RunDir(tmp_path), opened.plan.models
+        session = Events(rundir)
+        session.add("session", stages=["train"])
+        watched, progress = watching((opened, rundir))
+        session.add("train", model=first.id)
+        session.add("train", model=second.id)
+        for model, steps in ((first, 40), (second, 20)):
+            Log(running_folder(rundir.models, model.id), 0, tensorboard=False).write(
+                Record(steps, 1 / steps, 1e-3, 1.0, 2, 0.1)
+            )
+        watched.look()
+        said = "60 of 200 steps, 4 workers, 2 at a time, loss 0.0250 to 0.0500"
+        assert progress._stage.standing(0.0).line == f"training 2 models: {said}"
+        session.add("training failed", model=first.id, reason="nan", log="logs/x.txt", fails_again=True)
+        watched.look()
+        only = progress._stage.standing(0.0).line
+        assert only == "training train.seed=1: 20 of 100 steps, 2 workers, loss 0.0500"
+        assert progress.state.trainings == {second.id}
+        session.add("trained", model=second.id, seconds=1.0)
+        watched.look()
+        assert (progress._stage, progress.state.trainings) == (None, set())

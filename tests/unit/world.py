@@ -10,7 +10,7 @@ import heapq
 from collections import Counter
 from itertools import count
 
-from taugrid.orchestrator.dispatch.policy import Dispatcher, Fault
+from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher, Fault
 
 KINDS = ("sample", "extract", "score")
 HANG_SECONDS = 600.0
@@ -79,7 +79,9 @@ class World:
                 self._begin(worker, task)
             else:
                 self.seconds += 1
-        assert not d._health.able(d._idle, d._backlog.kinds), "a ready task waits while a worker idles that may do it"
+        assert not d._health.able(d._hands.idle, d._backlog.kinds), (
+            "a ready task waits while a worker idles that may do it"
+        )
 
     def _begin(self, worker, task):
         node, itself = self.nodes[self.where[worker]], self.behaviour[task.key]

@@ -6,6 +6,7 @@ These hashes name runs, so the hashed bytes must never change.
 import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -42,6 +43,11 @@ def _contents(tensors: Mapping[str, object]) -> Iterator[tuple[str, bytes]]:
 
 def _loaded_sha256(content: Callable[[bytes], bytes]) -> str:
     """SHA-256 of the files of all user modules that this process has loaded so far, by any name or means."""
-    files = {name: Path(file) for name, module in sys.modules.items() if (file := getattr(module, "__file__", None))}
-    users = {name: path for name, path in files.items() if is_user_file(path) and path.is_file()}
-    return digest((name, content(path.read_bytes())) for name, path in users.items())
+    files = {name: file for name, module in sys.modules.items() if (file := getattr(module, "__file__", None))}
+    users = {name: Path(file) for name, file in files.items() if _is_users(file)}
+    return digest((name, content(path.read_bytes())) for name, path in users.items() if path.is_file())
+
+
+@cache
+def _is_users(file: str) -> bool:
+    return is_user_file(Path(file))

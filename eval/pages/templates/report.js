@@ -126,11 +126,17 @@ function closePartsAgain() {
   closedParts.clear();
 }
 
-// A region that has nothing to scroll is no stop of the tab key.
-function updateScrollStops() {
+// A region that has nothing to scroll is no stop of the tab key; one with more to its right fades there.
+function updateScrolling() {
   for (const region of document.querySelectorAll(".scroll")) {
     region.tabIndex = region.scrollWidth > region.clientWidth ? 0 : -1;
+    showMore(region);
   }
+}
+
+function showMore(region) {
+  const hidden = region.scrollWidth - region.clientWidth - region.scrollLeft;
+  region.classList.toggle("more", hidden > 1);
 }
 
 document.querySelectorAll("[data-toggle]").forEach((button) => {
@@ -141,8 +147,11 @@ document.querySelectorAll("[data-toggle-all]").forEach((button) => {
 });
 document.querySelectorAll(".chart svg[tabindex]").forEach(prepareChart);
 document.querySelectorAll(".samples").forEach(prepareSamples);
-document.querySelectorAll("details").forEach((part) => part.addEventListener("toggle", updateScrollStops));
+document.querySelectorAll("details").forEach((part) => part.addEventListener("toggle", updateScrolling));
+document.querySelectorAll(".scroll").forEach((region) => {
+  region.addEventListener("scroll", () => showMore(region), { passive: true });
+});
 window.addEventListener("beforeprint", openAllParts);
 window.addEventListener("afterprint", closePartsAgain);
-window.addEventListener("resize", updateScrollStops);
-updateScrollStops();
+window.addEventListener("resize", updateScrolling);
+updateScrolling();

@@ -65,29 +65,30 @@ def costs(
     names = [*settings_in_rows(every, protocols), "steps", "eta"]
     labels = pd.DataFrame({name: labelled(ready, name).map(str) for name in names})
     labels.columns = pd.Index([short_columns(names)[name] for name in names])
-    by_cell = {row["cell"]: row for row in scored}
+    sampling_seconds = {
+        row["cell"]: row["seconds"] / row["num_samples"] * IMAGES for row in scored if row["seconds"] is not None
+    }
     found = []
     for (_, row), settings in zip(ready.iterrows(), labels.to_dict("records"), strict=True):
         members = [member.cell for member in means.members[row["cell"]]]
-        took = [
-            by_cell[cell]["seconds"] / by_cell[cell]["num_samples"] * IMAGES
-            for cell in members
-            if by_cell[cell]["seconds"] is not None
-        ]
-        found.append(
-            Cost(
-                cell=row["cell"],
-                settings={str(name): value for name, value in settings.items()},
-                apart=(row["num_samples"], row["protocol"]),
-                fid=float(row["fid"]),
-                fid_se=float(row["fid_se"]),
-                evaluations=int(row["network_evaluations"]),
-                seconds=_mean(took),
-                train_seconds=_mean([train_seconds[cell] for cell in members if cell in train_seconds]),
-                over=UNITS[means.over] if means.over else "",
-            )
+        cost = Cost(
+            cell=row["cell"],
+            settings={str(name): value for name, value in settings.items()},
+            apart=(row["num_samples"], row["protocol"]),
+            fid=float(row["fid"]),
+            fid_se=float(row["fid_se"]),
+            evaluations=int(row["network_evaluations"]),
+            seconds=_mean_of_known(sampling_seconds, members),
+            train_seconds=_mean_of_known(train_seconds, members),
+            over=UNITS[means.over] if means.over else "",
         )
+        found.append(cost)
     return _marked(found)
+
+
+def _mean_of_known(seconds: Mapping[str, float], cells: Sequence[str]) -> float | None:
+    """The mean over those of `cells` whose seconds are known; None if none are."""
+    return _mean([seconds[cell] for cell in cells if cell in seconds])
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -79,12 +79,11 @@ def free(selector: Mapping[str, str]) -> list[Node]:
     return [node._replace(cpus=left[node.id].get("CPU", 0), gpus=left[node.id].get("GPU", 0)) for node in staying]
 
 
-def memory_here() -> float:
-    """Bytes of memory that Ray counts on the driver's node: about 70 % of what the machine or container has."""
-    import ray
+def memory_here() -> int:
+    """Bytes of memory of this machine or container, whose limit Ray knows better than Python does."""
+    from ray._common.utils import get_system_memory
 
-    here = ray.get_runtime_context().get_node_id()
-    return next((float(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["NodeID"] == here), 0.0)
+    return int(get_system_memory())
 
 
 def _draining() -> Collection[str]:

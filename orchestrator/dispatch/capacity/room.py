@@ -10,7 +10,7 @@ from taugrid.errors import RunFailed
 from taugrid.orchestrator.dispatch.capacity.demand import Crowd, demand
 from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size
 from taugrid.orchestrator.dispatch.capacity.resources import no_room
-from taugrid.orchestrator.dispatch.policy import Dispatcher
+from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.pool import Pool
 from taugrid.words import counted, duration
 

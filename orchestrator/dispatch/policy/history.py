@@ -1,4 +1,4 @@
-"""What went wrong with a task, and when that suffices to give it up. Pure, as policy.py."""
+"""What went wrong with a task, and when that suffices to give it up. Pure."""
 
 from collections import Counter
 from dataclasses import dataclass, field

@@ -1,8 +1,8 @@
 """The scheduling policy as a pure state machine: no clock, no Ray, no files. It takes events and gives assignments.
 
-`backlog.py` holds the tasks, `health.py` judges workers and nodes; here the two meet. A worker that is not benched,
-on a node that will stay, never idles while a task is ready that it takes: a task prefers a node that has not failed it,
-then a worker that has not, then any.
+`backlog.py` holds the tasks, `hands.py` who has which, `health.py` judges workers and nodes; here they meet. A worker
+that is not benched, on a node that will stay, never idles while a task is ready that it takes: a task prefers a node
+that has not failed it, then a worker that has not, then any.
 
 What a failure is charged to:
 - an error of the surroundings: to the worker and its node. The task is queued again.
@@ -25,16 +25,18 @@ No event and no assignment costs time that grows with the number of tasks or wit
 has the figures for 512 workers.
 """
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from enum import Enum, auto
 from types import MappingProxyType
 from typing import NamedTuple
 
-from taugrid.orchestrator.dispatch.backlog import Backlog
-from taugrid.orchestrator.dispatch.health import Benching, Health
-from taugrid.orchestrator.dispatch.history import TaskHistory, suffices
-from taugrid.orchestrator.dispatch.pace import Pace, Running
+from taugrid.orchestrator.dispatch.policy.backlog import Backlog
+from taugrid.orchestrator.dispatch.policy.hands import Hands
+from taugrid.orchestrator.dispatch.policy.health import Benching, Health
+from taugrid.orchestrator.dispatch.policy.history import TaskHistory, suffices
+from taugrid.orchestrator.dispatch.policy.pace import Pace
+from taugrid.orchestrator.dispatch.policy.suspects import Suspects
 from taugrid.orchestrator.task import Task
 
 MOST_COPIES = 3
@@ -96,17 +98,10 @@ class Dispatcher:
         self._max_attempts = max_attempts
         self._hang_seconds = hang_seconds
         self._kinds = frozenset(kinds)
-        self._idle: dict[str, None] = {}  # an ordered set
-        self._running: dict[str, Running] = {}
-        self._keys: dict[str, str] = {}  # worker -> key of its task
-        self._runners: dict[str, list[str]] = {}  # key -> the workers that are at it, of those that somebody is at
-        self._single: dict[str, None] = {}  # workers that are at a task and may get a second, an ordered set
-        self._second: dict[str, str] = {}  # worker -> key of the task that waits behind the first
-        self._behind: dict[str, str] = {}  # the other way round
+        self._hands = Hands()
         self._gives_second = second
         self._histories: dict[str, TaskHistory] = {}
-        self._suspects: deque[str] = deque()  # those that wait, the one on trial first
-        self._suspected: set[str] = set()
+        self._suspects = Suspects()
         self._lost_last: str | None = None
         self._pace = Pace(kinds)
         self._none_overdue_until = float("-inf")
@@ -134,21 +129,21 @@ class Dispatcher:
     @property
     def running(self) -> Mapping[str, str]:
         """Worker -> key of its current task."""
-        return MappingProxyType(self._keys)
+        return MappingProxyType(self._hands.keys)
 
     def in_hand(self, worker: str) -> list[str]:
         """The keys of the tasks that `worker` has, the one that it is at first."""
-        return [some[worker] for some in (self._keys, self._second) if worker in some]
+        return self._hands.of(worker)
 
     @property
     def oldest(self) -> float:
         """Since when the task runs that has run longest; infinity if none runs."""
-        return min((running.since for running in self._running.values()), default=float("inf"))
+        return min((running.since for running in self._hands.running.values()), default=float("inf"))
 
     @property
     def workers(self) -> int:
         """Number of workers that have joined and are not lost."""
-        return len(self._idle) + len(self._running)
+        return len(self._hands)
 
     @property
     def ready(self) -> int:
@@ -163,9 +158,7 @@ class Dispatcher:
         self, worker: str, node: str | None = None, now: float = 0.0, kinds: Collection[str] | None = None
     ) -> None:
         """`worker` is ready for tasks of `kinds` (None: of all) on `node` (None: a node of its own)."""
-        if worker in self._idle or worker in self._running:
-            raise ValueError(f"worker {worker!r} joined twice")
-        self._idle[worker] = None
+        self._hands.join(worker)
         takes = self._kinds if kinds is None else frozenset(kinds)
         self._health.joined(worker, worker if node is None else node, now, takes)
 
@@ -175,41 +168,37 @@ class Dispatcher:
 
     def beat(self, worker: str, now: float) -> None:
         """The task of `worker` goes on."""
-        if worker in self._running:
-            self._running[worker].heard = now
+        if worker in self._hands.running:
+            self._hands.running[worker].heard = now
 
     def overdue(self, now: float) -> list[str]:
         """The workers whose task has been silent for `hang_seconds`: kill them and call `worker_lost`."""
         if now < self._none_overdue_until:
             return []
-        oldest = min((running.heard for running in self._running.values()), default=now)
+        oldest = min((running.heard for running in self._hands.running.values()), default=now)
         self._none_overdue_until = oldest + self._hang_seconds  # beats only put it off
-        return [worker for worker, running in self._running.items() if now - running.heard >= self._hang_seconds]
+        return [worker for worker, running in self._hands.running.items() if now - running.heard >= self._hang_seconds]
 
     def assign(self, now: float) -> list[Assignment]:
         """Assign tasks to idle workers, as far as there are any; they count as running from `now`."""
         assignments = []
-        if self._idle:
-            assignments = [self._start(worker, key, now) for worker, key in self._ready()]
-            assignments += [self._start(worker, key, now) for worker, key in self._trial(now)]
-            assignments += [self._start(worker, key, now, speculative=True) for worker, key in self._copies(now)]
+        if self._hands.idle:
+            assignments = [self._begin(worker, key, now) for worker, key in self._ready()]
+            assignments += [self._begin(worker, key, now) for worker, key in self._trial(now)]
+            assignments += [self._begin(worker, key, now, speculative=True) for worker, key in self._copies(now)]
         return assignments + list(self._seconds(now)) if self._gives_second else assignments
 
     def succeeded(self, worker: str, now: float, key: str | None = None) -> bool:
         """`worker` finished the task `key` (None: the one that it was at). True if it was the first to do so."""
-        overtook = self.bring_forward(worker, key, now)
-        running = self._release(worker)
+        running, overtook = self._hands.finish(worker, key, now)
         key, node = running.task.key, self._health.node(worker)
-        self._go_on(worker, now)
-        if overtook:
-            del self._single[worker]  # a third would beat for the first, which may hang
         self._health.succeeded(worker)
         if key in self.done or key in self.quarantined:
             return False
         if key in self._histories:
             for other in self._histories[key].evidence.keys() - {node}:
                 self._health.convict(other)
-        self._suspected.discard(key)
+        self._suspects.clear(key)
         if not overtook:
             self._pace.add(running.task, now - running.since)
         self._backlog.complete(key)
@@ -219,16 +208,14 @@ class Dispatcher:
         self, worker: str, now: float, fault: Fault = Fault.TASK, reason: str = "", key: str | None = None
     ) -> Charge:
         """`worker` failed the task `key` (None: the one that it was at) but is alive."""
-        self.bring_forward(worker, key, now)
-        key, node = self._release(worker).task.key, self._health.node(worker)
-        self._go_on(worker, now)
+        key, node = self._hands.finish(worker, key, now).running.task.key, self._health.node(worker)
         history = self._histories.setdefault(key, TaskHistory())
         agreed = bool(self._health.proven() & (history.errors.keys() - {node}))
         history.met |= {worker, node}
         if fault in (Fault.TASK, Fault.FINAL):
             history.errors[node] += 1
         if history.errors.total() >= self._max_attempts:
-            self._suspected.add(key)
+            self._suspects.add(key)
         to_blame = fault is Fault.TASK and self._suffices(key, history, now)
         quarantined = self._settle(key, to_blame or fault is Fault.FINAL)
         if fault is Fault.FINAL or (fault is Fault.TASK and agreed):
@@ -240,11 +227,8 @@ class Dispatcher:
     def give_up(self, keys: Iterable[str]) -> set[str]:
         """Quarantine those of `keys` that nobody runs and that are open; returns which."""
         closed = (self.done, self.quarantined, self.unreachable)
-        in_hand = (self._runners, self._behind)
-        waiting = {key for key in keys if not any(key in some for some in (*in_hand, *closed))}
-        if waiting & self._suspected:
-            self._suspected -= waiting
-            self._suspects = deque(key for key in self._suspects if key not in waiting)
+        waiting = {key for key in keys if not any(key in some for some in (self._hands, *closed))}
+        self._suspects.drop(waiting)
         for key in waiting:
             if key not in self.unreachable:  # because of another one
                 self._backlog.give_up(key)
@@ -254,17 +238,14 @@ class Dispatcher:
         self, worker: str, now: float, reason: str = "", with_its_node: bool = False, certain: bool = False
     ) -> Charge:
         """`worker` is gone, and its work with it. `certain`: due to the task that it was at, not to a second one."""
-        waited = self._second.pop(worker, None)
-        running = self._release(worker) if worker in self._running else None
-        self._idle.pop(worker, None)
+        running, waited = self._hands.lose(worker)
         if waited is not None:
-            del self._behind[waited]
             if not with_its_node:
                 self._histories.setdefault(waited, TaskHistory()).met |= {worker, self._health.node(worker)}
             self._settle(waited, False)
         key, node = running.task.key if running else None, self._health.node(worker)
         benching = None
-        if not with_its_node and key not in self._suspected:
+        if not with_its_node and (key is None or key not in self._suspects):
             benching = self._health.lost(worker, now, reason)
         self._health.left(worker, now, with_its_node)
         if key is None or with_its_node:
@@ -279,14 +260,14 @@ class Dispatcher:
         history.losses_in_a_row = history.losses_in_a_row + 1 if self._lost_last == key else 1
         self._lost_last = key
         if history.losses.total() >= LOSSES_OF_A_SUSPECT:
-            self._suspected.add(key)
+            self._suspects.add(key)
         convincing = bool(history.errors) or history.losses_in_a_row >= self._max_attempts
         to_blame = convincing and self._suffices(key, history, now)
         return Charge(key, self._settle(key, to_blame), benching)
 
     def worker_left(self, worker: str, now: float) -> None:
         """`worker`, which is idle, was sent away."""
-        del self._idle[worker]
+        self._hands.lose(worker)
         self._health.left(worker, now)
 
     def openings(self, now: float) -> Counter[str]:
@@ -295,18 +276,19 @@ class Dispatcher:
         Where none of a kind is ready: one for each late task of it. Of suspects, only one is ready at a time.
         """
         ready = self._backlog.ready
-        may_be_late = any(running.task.kind not in ready for running in self._running.values())
+        may_be_late = any(running.task.kind not in ready for running in self._hands.running.values())
         late = [self._backlog.task(key).kind for key in self._late(now)] if may_be_late else []
         found = Counter(ready) + Counter(kind for kind in late if kind not in ready)
         found += Counter(self._backlog.task(key).kind for key in self._waiting())
-        if self._may_try():
-            found[self._backlog.task(self._suspects[0]).kind] += 1
+        if (suspect := self._next_on_trial) is not None:
+            found[self._backlog.task(suspect).kind] += 1
         return found
 
     def due(self, now: float) -> list[str]:
         """The benched workers that are to say hello now: call `readmitted` or `refused` (or `worker_lost`) then."""
-        at_once = not self._running and bool(wanted := self.startable) and not self._health.able(self._idle, wanted)
-        return self._health.due(now, at_once, self._running)
+        running = self._hands.running
+        at_once = not running and bool(wanted := self.startable) and not self._health.able(self._hands.idle, wanted)
+        return self._health.due(now, at_once, running)
 
     def readmitted(self, worker: str) -> None:
         """`worker` passed its hello."""
@@ -319,44 +301,23 @@ class Dispatcher:
     def unfit(self) -> dict[str, str]:
         """Node -> why, if nobody works and no node that has workers is fit to do what is ready. Otherwise empty."""
         unfit = self._health.unfit()
-        if not unfit or self._running:
+        if not unfit or self._hands.running:
             return {}
         wanted = self.startable
-        return {} if not wanted or self._health.may_yet(self._idle, wanted) else dict(unfit)
+        return {} if not wanted or self._health.may_yet(self._hands.idle, wanted) else dict(unfit)
 
     def avoided(self) -> set[str]:
         """The nodes on which no further worker should be started."""
         return set(self._health.unfit())
 
-    def _start(self, worker: str, key: str, now: float, speculative: bool = False) -> Assignment:
-        del self._idle[worker]
-        return Assignment(worker, self._begin(worker, key, now), speculative)
+    def bring_forward(self, worker: str, key: str, now: float) -> None:
+        """If `key` is the second task of `worker`, which has overtaken the first, let it be the first."""
+        self._hands.bring_forward(worker, key, now)
 
-    def _begin(self, worker: str, key: str, now: float) -> Task:
+    def _begin(self, worker: str, key: str, now: float, speculative: bool = False) -> Assignment:
         task = self._backlog.task(key)
-        self._running[worker] = Running(task, now, now)
-        self._keys[worker] = key
-        self._runners.setdefault(key, []).append(worker)
-        self._single[worker] = None
-        return task
-
-    def _go_on(self, worker: str, now: float) -> None:
-        """`worker`, which is at nothing, goes on with its second task or idles."""
-        if (key := self._second.pop(worker, None)) is None:
-            self._idle[worker] = None
-        else:
-            del self._behind[key]
-            self._begin(worker, key, now)
-
-    def bring_forward(self, worker: str, key: str | None, now: float) -> bool:
-        """If `key` is the second task of `worker`, which has overtaken the first, let it be the first. True if so."""
-        if key is None or self._second.get(worker) != key:
-            return False
-        first = self._release(worker).task.key
-        self._go_on(worker, now)
-        del self._single[worker]
-        self._second[worker], self._behind[first] = first, worker
-        return True
+        self._hands.begin(worker, task, now)
+        return Assignment(worker, task, speculative)
 
     def _seconds(self, now: float) -> Iterator[Assignment]:
         """Workers that are at a task, each with a second one of the same kind."""
@@ -364,46 +325,38 @@ class Dispatcher:
         if plenty <= 0:
             return
         kinds = self._backlog.kinds
-        for worker in self._health.able(self._single, kinds):
-            running = self._running[worker]
+        for worker in self._health.able(self._hands.single, kinds):
+            running = self._hands.running[worker]
             if running.since == now or running.task.key in self._histories:  # the first must begin first
                 continue
             if plenty > 0 and (key := self._backlog.take_fresh(running.task.kind)) is not None:
                 plenty -= 1
-                del self._single[worker]
-                self._second[worker], self._behind[key] = key, worker
-                yield Assignment(worker, self._backlog.task(key), False)
+                task = self._backlog.task(key)
+                self._hands.give_second(worker, task)
+                yield Assignment(worker, task, False)
 
     def _waiting(self) -> list[str]:
         """The tasks that wait behind another, and that nobody is at."""
-        return [key for key in self._behind if key not in self._runners and key not in self.done]
-
-    def _release(self, worker: str) -> Running:
-        key, running = self._keys.pop(worker), self._running.pop(worker)
-        self._single.pop(worker, None)
-        self._runners[key].remove(worker)
-        if not self._runners[key]:
-            del self._runners[key]
-        return running
+        return [key for key in self._hands.behind if key not in self._hands.runners and key not in self.done]
 
     def _settle(self, key: str, to_blame: bool) -> bool:
         """Quarantine a task that is to blame, or queue it again unless a copy is running. True if quarantined."""
         if key in self.done or key in self.quarantined:
             return False
         if to_blame:
-            self._suspected.discard(key)
+            self._suspects.clear(key)
             self._backlog.give_up(key)
             return True
-        if key not in self._runners and key not in self._behind:
-            if key in self._suspected:
-                self._suspects.appendleft(key)
+        if key not in self._hands:
+            if key in self._suspects:
+                self._suspects.queue(key)
             else:
                 self._backlog.add(key, self._histories[key].met if key in self._histories else ())
         return False
 
     def _suffices(self, key: str, history: TaskHistory, now: float) -> bool:
         """Whether a task that failed is to blame; not as long as a copy of it runs."""
-        if key in self._runners:
+        if key in self._hands.runners:
             return False
         fit = self._health.fit(now, self._backlog.task(key).kind)
         return suffices(history.evidence, self._max_attempts, fit, self._health.proven())
@@ -411,11 +364,12 @@ class Dispatcher:
     @property
     def startable(self) -> set[str]:
         """The kinds of the tasks that could start now."""
-        return self._backlog.kinds | {self._backlog.task(key).kind for key in list(self._suspects)[:1]}
+        suspect = self._suspects.first
+        return self._backlog.kinds | (set() if suspect is None else {self._backlog.task(suspect).kind})
 
     def _ready(self) -> Iterator[tuple[str, str]]:
         """Idle workers, the healthiest first, each with the ready task that it gets."""
-        workers = self._health.able(self._idle, self._backlog.kinds)
+        workers = self._health.able(self._hands.idle, self._backlog.kinds)
         for place in (self._health.node, str, _anywhere):
             left = []
             for worker in workers:
@@ -429,24 +383,27 @@ class Dispatcher:
 
     def _trial(self, now: float) -> Iterator[tuple[str, str]]:
         """The first suspect, if none is running, with a worker whose node has failed it least, of all fit ones."""
-        if not self._may_try():
+        if (suspect := self._next_on_trial) is None:
             return
-        kind, failures = self._backlog.task(self._suspects[0]).kind, self._histories[self._suspects[0]].evidence
+        kind, failures = self._backlog.task(suspect).kind, self._histories[suspect].evidence
         fewest = min((failures[node] for node in self._health.fit(now, kind)), default=0)
-        for worker in self._health.able(self._idle, {kind}):
+        for worker in self._health.able(self._hands.idle, {kind}):
             if failures[self._health.node(worker)] <= fewest:
-                yield worker, self._suspects.popleft()
+                yield worker, self._suspects.take()
                 return
 
-    def _may_try(self) -> bool:
-        """Whether a suspect waits, and none is running."""
-        return bool(self._suspects) and self._suspected.isdisjoint(self._keys.values())
+    @property
+    def _next_on_trial(self) -> str | None:
+        """The first suspect that waits, if none is running."""
+        if self._suspects.first is None or self._suspects.any_of(self._hands.keys.values()):
+            return None
+        return self._suspects.first
 
     def _copies(self, now: float) -> Iterator[tuple[str, str]]:
         """Idle workers, each with the oldest late task that it may copy, if possible one that its node does not run."""
-        late = {key: {self._health.node(self._behind[key])} for key in self._waiting()} | self._late(now)
+        late = {key: {self._health.node(self._hands.behind[key])} for key in self._waiting()} | self._late(now)
         kinds = {key: self._backlog.task(key).kind for key in late}
-        for worker in self._health.able(self._idle, set(kinds.values())):
+        for worker in self._health.able(self._hands.idle, set(kinds.values())):
             node, takes = self._health.node(worker), self._health.takes(worker)
             if (key := _first(key for key in late if kinds[key] in takes and node not in late[key])) is None:
                 key = _first(key for key in late if kinds[key] in takes)
@@ -459,17 +416,17 @@ class Dispatcher:
     def _late(self, now: float) -> dict[str, set[str]]:
         """The tasks that are late and may be copied, the oldest first, each with the nodes where it runs."""
         return {
-            one.task.key: {self._health.node(runner) for runner in self._runners[one.task.key]}
-            for one in self._pace.late(self._running.values(), now)
+            one.task.key: {self._health.node(runner) for runner in self._hands.runners[one.task.key]}
+            for one in self._pace.late(self._hands.running.values(), now)
             if self._may_be_copied(one.task.key, now)
         }
 
     def _may_be_copied(self, key: str, now: float) -> bool:
         """One more copy, if one at most is not silent. None once the attempts are used up: failing copies must end."""
-        if key in self.done or key in self.quarantined or key in self._suspected:
+        if key in self.done or key in self.quarantined or key in self._suspects:
             return False
-        copies = [self._running[runner] for runner in self._runners[key]]
-        audible = sum(not copy.is_silent(now) for copy in copies) + (key in self._behind)
+        copies = [self._hands.running[runner] for runner in self._hands.runners[key]]
+        audible = sum(not copy.is_silent(now) for copy in copies) + (key in self._hands.behind)
         return audible <= 1 and len(copies) < MOST_COPIES and self.attempts(key) < self._max_attempts
 
 

@@ -11,11 +11,11 @@ from taugrid.config import Cluster
 from taugrid.disk import make_folder
 from taugrid.errors import RunFailed, UserError, last_line
 from taugrid.orchestrator.dispatch.capacity import resources
-from taugrid.orchestrator.dispatch.capacity.nodes import Size
 from taugrid.orchestrator.plan.cells import Model
 from taugrid.orchestrator.plan.sources import TRAINED_WEIGHTS, Trained
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
+from taugrid.orchestrator.training.room import WaitForRoom
 from taugrid.run_id import claim
 from taugrid.storage import LOCAL
 from taugrid.words import counted, duration, with_urls
@@ -23,9 +23,6 @@ from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.training import fit
 from taugrid.workers.training.log import TrainingProgress, training_progress
 from taugrid.workers.training.spec import TrainingSpec
-
-ROOM_SECONDS = 5.0
-"""How often a training that waits for room looks whether nodes have joined."""
 
 STANDSTILL_SECONDS = 120.0
 """Time without a logged step after which the user is told what a training may be waiting for."""
@@ -98,7 +95,7 @@ class Training:
             self._say(f"training of {model.called} was interrupted at step {self.at.step}; it continues from {place}")
         self._began = self._changed = time.monotonic()
         self._told = False
-        self._room = _WaitForRoom(self._spec, self._cluster)
+        self._room = WaitForRoom(self._spec, self._cluster)
         self._events.add("train", model=model.id)
         threading.Thread(target=self._fit, args=(ended,), name=f"train-{model.id}", daemon=True).start()
 
@@ -192,25 +189,3 @@ class Training:
             label_selector=self._cluster.label_selector,
             run=run,
         )
-
-
-class _WaitForRoom:
-    """Whether a training that has not begun has waited longer for nodes than `cluster.max_wait_seconds`."""
-
-    def __init__(self, spec: TrainingSpec, cluster: Cluster) -> None:
-        self._size = Size(spec.cpus_per_worker, spec.gpus_per_worker)
-        self._fewest, self._cluster = spec.train.fewest_workers, cluster
-        self._looked_at = self._room_at = time.monotonic()
-
-    def too_long(self) -> UserError | None:
-        """The error to end with, if nodes for the fewest workers have been missing for too long."""
-        now, limit = time.monotonic(), self._cluster.max_wait_seconds
-        if now - self._looked_at < ROOM_SECONDS:
-            return None
-        self._looked_at = now
-        if resources.fits(self._size, self._cluster) >= self._fewest:
-            self._room_at = now
-        if now - self._room_at < limit:
-            return None
-        then = f", nor has one joined in {duration(limit)} (cluster.max_wait_seconds)"
-        return resources.no_room(self._size, self._cluster.label_selector, then)

@@ -1,4 +1,4 @@
-"""The tasks of a run: what is ready, in which order, and what came of them. Pure, as policy.py.
+"""The tasks of a run: what is ready, in which order, and what came of them. Pure.
 
 Ready tasks go out in the order of their kinds, the costliest of a kind first. A task that has failed goes behind all
 that have not, so that a few hopeless ones can't keep the rest waiting.
@@ -9,7 +9,7 @@ A run may have a million tasks, so each is one number here: its place in that or
 import heapq
 from collections.abc import Collection, Iterable, Sequence
 
-from taugrid.orchestrator.dispatch.retries import Retries
+from taugrid.orchestrator.dispatch.policy.retries import Retries
 from taugrid.orchestrator.task import Task
 
 

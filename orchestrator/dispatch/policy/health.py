@@ -1,4 +1,4 @@
-"""The health of workers and nodes: who is benched, for how long, and which nodes are fit. Pure, as policy.py.
+"""The health of workers and nodes: who is benched, for how long, and which nodes are fit. Pure.
 
 A worker is benched after `FAILURES_IN_A_ROW` failures, for a time that doubles each time. A node is benched when all
 its workers are, or when its workers keep dying. A benched worker comes back by passing `hello`, on probation: one more

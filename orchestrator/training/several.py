@@ -8,10 +8,11 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from taugrid.config import Cluster
-from taugrid.orchestrator.dispatch.capacity.side_by_side import UnderWay, another_fits
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.stage import name_of_trainings, note_of_trainings
-from taugrid.orchestrator.training import Training, TrainingFailed
+from taugrid.orchestrator.training.one import Training, TrainingFailed
+from taugrid.orchestrator.training.room import HELPERS_BYTES, UnderWay, another_fits, most_at_once
+from taugrid.words import counted
 
 POLL_SECONDS = 0.5
 """How often the driver checks the logs and Ctrl-C."""
@@ -48,6 +49,7 @@ class Trainings:
         self._cluster, self._may_grow, self._others = cluster, may_grow, others
         self._progress, self._log = progress, log
         self._failed: dict[str, TrainingFailed] = {}
+        self._most, self._told = most_at_once(cluster), False
         self._trained = 0
         self._looked_at = float("-inf")
 
@@ -74,10 +76,22 @@ class Trainings:
         if self._under_way and now - self._looked_at < ROOM_SECONDS:
             return
         self._looked_at = now
-        while self._waiting and self._fits(self._waiting[0]):
+        while self._waiting and not self._are_enough() and self._fits(self._waiting[0]):
             training = self._waiting.popleft()
             training.begin(self._ended)
             self._under_way.append(training)
+
+    def _are_enough(self) -> bool:
+        """Whether so many are under way as may be; tells the user once if nothing but memory is in the way."""
+        if len(self._under_way) < self._most:
+            return False
+        if self._cluster.trainings is None and not self._told and self._fits(self._waiting[0]):
+            self._told = True
+            self._progress.say(
+                f"training {counted(self._most, 'model')} at a time: for each, Ray Train's own processes take "
+                f"{HELPERS_BYTES / 2**30:.1f} GiB of this machine; cluster.trainings allows more"
+            )
+        return True
 
     def _fits(self, training: Training) -> bool:
         starting = sum(not other.has_begun for other in self._under_way)

@@ -1,4 +1,4 @@
-"""How fast tasks of a kind are done, and which running ones are late. Pure, as policy.py."""
+"""How fast tasks of a kind are done, and which running ones are late. Pure."""
 
 import heapq
 from collections.abc import Iterable

@@ -1,0 +1,28 @@
+"""How far the tasks that workers are at have come, by heartbeats that do not say which task they are of. Pure."""
+
+from typing import NamedTuple
+
+
+class _Last(NamedTuple):
+    key: str
+    fraction: float
+
+
+class Fractions:
+    """By worker.
+
+    A worker begins its second task while the first is only written. The heartbeats from then on are the second's, and
+    would make the first look hardly begun. They begin low, which tells them: the fraction of one task never falls.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, _Last] = {}
+
+    def heard(self, worker: str, key: str, fraction: float) -> float | None:
+        """How much of the task `key`, which `worker` is at, is done; None if the heartbeat is not of this task."""
+        last = self._last.get(worker)
+        if last is not None and last.key == key and fraction < last.fraction:
+            self._last[worker] = _Last(key, float("inf"))  # nor is any that follows
+            return None
+        self._last[worker] = _Last(key, fraction)
+        return fraction
