@@ -3,6 +3,7 @@
 Torch is imported when a job runs, not with this module, because the driver builds jobs without it.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -93,7 +94,7 @@ class InBatches:
         start = 0
         while start < len(images):
             self._device.beat(self._done, self._of)
-            batch = images[start : start + self._size]
+            batch = images[start : start + _even(len(images) - start, self._size)]
             if (found := self._try(batch)) is not None:
                 start += len(batch)
                 self._done += len(batch)
@@ -109,6 +110,11 @@ class InBatches:
         give_back(self._device.name)  # after the error, which holds what was computed so far
         self._size = len(batch) // 2
         return None
+
+
+def _even(left: int, most: int) -> int:
+    """The size of the next batch where `left` images are split evenly into batches of at most `most`."""
+    return math.ceil(left / math.ceil(left / most))
 
 
 def _load(spec: ExtractorSpec, device: str) -> "Callable[[Tensor], Extraction]":

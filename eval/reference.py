@@ -50,12 +50,19 @@ class Reference:
         """64 hex digits that name its statistics, from everything that determines them. Paths are not part of it."""
         return cache_key(self.sha256, extractor, self.preprocessing or "moments")
 
-    def require_dimensions(self, extractor: ExtractorSpec) -> None:
-        """Raise ValueError if a mean and covariance don't have as many features as `extractor`."""
-        if isinstance(self.given, MomentsFile) and self.given.dimensions != extractor.dimensions:
+    def require_same_features(self, extractor: ExtractorSpec) -> None:
+        """Raise ValueError if a mean and covariance are not of as many features as `extractor` gives, or as precise."""
+        if not isinstance(self.given, MomentsFile):
+            return
+        if self.given.dimensions != extractor.dimensions:
             raise ValueError(
                 f"{self.given.path} has moments of {self.given.dimensions} features, but {extractor.name} has "
                 f"{extractor.dimensions}: set the extractor that they were made with, or give images as the reference"
+            )
+        if self.given.precision != extractor.precision:
+            raise ValueError(
+                f"{self.given.path} has moments of features in {self.given.precision}, which are not compared with "
+                f"others: set evaluate.precision: {self.given.precision}, or give images as the reference"
             )
 
 
@@ -110,5 +117,6 @@ def cache_key(content_sha256: str, extractor: ExtractorSpec, preprocessing: str)
         "source": extractor.source_sha256,
         "layer": extractor.feature_layer,
         "preprocessing": preprocessing,
+        **extractor.other_precision,
     }
     return spaced_json_sha256(determines)

@@ -7,6 +7,7 @@ from taugrid.config import Data, validate
 from taugrid.config.load import CONFIG_NAME, load
 from taugrid.errors import UserError
 from taugrid.registry.datasets import DATASETS
+from taugrid.registry.extractors import FeaturePrecision
 from taugrid.storage import is_url
 from taugrid.workers.data.fashion_mnist import FILES as IDX_FILES
 
@@ -20,6 +21,8 @@ class Meant(NamedTuple):
     """A name for `eval.features.resolve.resolve`, of custom code too; None: no reason to take a particular one."""
     weights: str | None = None
     """A file of weights of that extractor."""
+    precision: FeaturePrecision = "float32"
+    """How its network computes."""
 
 
 def meant(text: str) -> Meant:
@@ -50,8 +53,9 @@ def _meant(text: str, through: tuple[str, ...]) -> Meant:
 def _of_run(directory: str, through: tuple[str, ...]) -> Meant:
     config = load(directory)
     given = config.data if config.evaluate.reference is None else config.evaluate.reference
-    extractor = config.evaluate.extractor or config.data.dataset.extractor
-    return Meant(_meant(given, through).given if isinstance(given, str) else given, extractor, config.evaluate.weights)
+    extractor, scored = config.evaluate.extractor or config.data.dataset.extractor, config.evaluate
+    reference = _meant(given, through).given if isinstance(given, str) else given
+    return Meant(reference, extractor, scored.weights, scored.precision)
 
 
 def _idx_folder(folder: Path, split: str | None = None) -> Data | None:

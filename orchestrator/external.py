@@ -19,6 +19,7 @@ from taugrid.eval.reference_names import Meant, meant
 from taugrid.eval.sources import open_source
 from taugrid.orchestrator.progress import Progress
 from taugrid.protocol import SOFTWARE
+from taugrid.registry.extractors import FeaturePrecision
 from taugrid.versions import versions
 
 Images = str | NDArray[np.uint8]
@@ -59,7 +60,7 @@ def _scores(samples: str, reference: str, section: Evaluate, progress: Progress)
     found = _opened("--samples", open_source, samples)
     goes_with = _opened("--reference", meant, reference)
     compared = _opened("--reference", open_reference, goes_with.given)
-    spec = resolve(*_extractor(section, goes_with), found.shape)
+    spec = resolve(*_extractor(section, goes_with), found.shape, precision=_precision(section, goes_with))
     from taugrid.eval import standalone  # loads torch, which no error above should wait for
 
     return standalone.evaluate(
@@ -99,6 +100,12 @@ def _extractor(section: Evaluate, goes_with: Meant) -> tuple[str | None, str, st
             f"directory names is not run here; if you trust it, give --extractor {goes_with.extractor}"
         )
     return goes_with.extractor, "", section.weights or goes_with.weights
+
+
+def _precision(section: Evaluate, goes_with: Meant) -> FeaturePrecision:
+    """The precision that is asked for, or else that of the reference's run, if its extractor is used."""
+    given = section.extractor is not None or "precision" in section.model_fields_set
+    return section.precision if given else goes_with.precision
 
 
 def _device() -> str:

@@ -93,6 +93,7 @@ class Run:
         self._progress = progress
         self._cluster = ExitStack()
         self._connected = False
+        self._lasting: set[str] = set()
         self._modules = {file for model in plan.models for file in model.source.modules}
 
     @failing_in_one_line()
@@ -158,7 +159,7 @@ class Run:
             labels |= work.labels()
         untrained = self._untrained(failed, unfinished)
         problems |= {name: str(error) for name, error in untrained.items()}
-        lasting = frozenset(name for name, error in untrained.items() if error.fails_again)
+        self._lasting |= {name for name, error in untrained.items() if error.fails_again}
         conclusions = [conclusion for work in told if (conclusion := work.conclude()) is not None]
         last = conclusions[-1] if conclusions else Conclusion("", [])
         self._warn_of_tables(stages, last)
@@ -168,9 +169,8 @@ class Run:
             from taugrid.orchestrator.view.page import write_page
 
             warnings = write_page(self.config, self.plan, self.rundir, unfinished | problems)
-        return Outcome(
-            unfinished | problems, last.rows, last.table, last.evidence, last.text, labels, lasting, warnings
-        )
+        missing, lasting = unfinished | problems, frozenset(self._lasting)
+        return Outcome(missing, last.rows, last.table, last.evidence, last.text, labels, lasting, warnings)
 
     def _announce(self) -> None:
         """Say what is remarkable about the plan, its models and its images."""
@@ -311,7 +311,10 @@ class Run:
         pool = Pool(Worker, arguments, cpus, gpus, files, limits.label_selector, spare)
         try:
             outputs = self._progress, self._events, self._log, self.rundir.committed
-            return Loop(pieces, work_kinds(), pool, workers, embedded, limits, *outputs).run()
+            loop = Loop(pieces, work_kinds(), pool, workers, embedded, limits, *outputs)
+            problems = loop.run()
+            self._lasting |= loop.lasting
+            return problems
         finally:
             pool.close()
             with suppress(OSError):  # what is more important is said; `remove_temporaries` removes what stays

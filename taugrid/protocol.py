@@ -44,7 +44,7 @@ class Protocol:
     """How the network computed."""
     rounding: str | None
     extractor: Mapping[str, str | None]
-    """Its name, the hashes of its weights and source, and the layers used."""
+    """Its name, the hashes of its weights and source, the layers used, and its precision if that is not float32."""
     metrics: MetricSettings
     versions: Mapping[str, str]
     compile: str | None = None
@@ -73,6 +73,11 @@ each of them changes a score by itself. So must a field that is unknown here."""
 
 LABELS = frozenset({"reference.dataset", "reference.split"})
 """Names of a reference. They may differ; its content, `reference.sha256`, must agree."""
+
+
+def extractor_in_words(extractor: Mapping[str, Any]) -> str:
+    """A protocol's extractor as people name it, with its precision unless that is float32."""
+    return f"{extractor['name']} in {extractor['precision']}" if "precision" in extractor else str(extractor["name"])
 
 
 def short_name(protocol: ProtocolFields) -> str:

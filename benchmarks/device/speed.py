@@ -4,7 +4,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from taugrid.eval.features.load import load
 from taugrid.eval.features.resolve import resolve
 from taugrid.images import encode_png
 from taugrid.jobs import OracleNetwork
-from taugrid.registry.extractors import INCEPTION
+from taugrid.registry.extractors import INCEPTION, FeaturePrecision
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.diffusion.process import Denoiser
 from taugrid.workers.diffusion.timesteps import tau
@@ -111,7 +111,7 @@ def job_of(path: str, shape: Shape, batch: int, images: int) -> SampleJob:
 
 
 def extraction(setting: Setting) -> dict[str, Any]:
-    """Images a second through Inception with weights from a seed: grey and RGB, 32 and 256 pixels."""
+    """Images a second through Inception with weights from a seed: grey and RGB, 32 and 256 pixels, both precisions."""
     found = {}
     count = 8 if setting.short else 512
     with tempfile.TemporaryDirectory() as folder:
@@ -121,10 +121,12 @@ def extraction(setting: Setting) -> dict[str, Any]:
         for channels in (1, 3):
             for side in (32,) if setting.short else (32, 256):
                 shape = (channels, side, side)
-                extract = load(resolve(INCEPTION, "any", str(weights), shape), setting.device)
                 images = torch.from_numpy(random.integers(0, 256, (count, *shape), dtype=np.uint8))
-                seconds = setting.seconds(lambda extract=extract, images=images: extract(images), 1)
-                found["x".join(map(str, shape))] = round(count / seconds, 1)
+                for precision in get_args(FeaturePrecision):
+                    spec = resolve(INCEPTION, "any", str(weights), shape, precision=precision)
+                    extract = load(spec, setting.device)
+                    seconds = setting.seconds(lambda extract=extract, images=images: extract(images), 1)
+                    found[f"{'x'.join(map(str, shape))} {precision}"] = round(count / seconds, 1)
     return {"images_per_second": found}
 
 

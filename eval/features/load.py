@@ -1,5 +1,6 @@
 """Loads feature extractors, which turn images into features and logits: torch-fidelity's, taugrid's and custom ones."""
 
+import math
 import pkgutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -40,17 +41,17 @@ def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
     module.requires_grad_(False).eval()
     if known is not None and known.on_host:
         device = "cpu"
-    if known is not None and known.prepare is not None:
-        pkgutil.resolve_name(known.prepare)(module)
     module.to(device)
-    on_gpu = torch.device(device).type == "cuda"
-    at_once = None if known is None or on_gpu else known.at_once_on_cpu
+    kind = torch.device(device).type
+    at_once = known.at_once_on_cpu if known is not None and kind == "cpu" else None
     takes_grey = known is not None and known.takes_grey
 
     @torch.inference_mode()
     def extract(images: Tensor) -> Extraction:
-        chunks = torch.split(as_input(images, device, takes_grey), at_once or len(images))
-        outputs = zip(*(module(chunk) for chunk in chunks), strict=True)
+        batch = as_input(images, device, takes_grey)
+        chunks = [batch] if at_once is None else batch.tensor_split(math.ceil(len(batch) / at_once))
+        with torch.autocast(kind, torch.bfloat16, enabled=spec.precision == "bf16"):
+            outputs = zip(*(module(chunk) for chunk in chunks), strict=True)
         by_layer = {layer: torch.cat(parts).float().cpu() for layer, parts in zip(layers, outputs, strict=True)}
         return Extraction(by_layer[spec.feature_layer], by_layer[spec.logits_layer] if spec.logits_layer else None)
 

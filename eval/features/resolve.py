@@ -4,13 +4,21 @@ import difflib
 import hashlib
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from taugrid.eval.features.weight_files import find_weights, given_weights, require_published, shipped_weights
 from taugrid.hashing import SourceFile, file_sha256
 from taugrid.registry.datasets import DATASETS
-from taugrid.registry.extractors import EXTRACTORS, INCEPTION, ExtractorSpec, KnownExtractor, ShippedWeights
+from taugrid.registry.extractors import (
+    EXTRACTORS,
+    INCEPTION,
+    ExtractorSpec,
+    FeaturePrecision,
+    KnownExtractor,
+    ShippedWeights,
+)
 from taugrid.workers.custom.describe import ask
 
 
@@ -24,9 +32,14 @@ def chosen(name: str | None, data_name: str) -> str:
 
 
 def resolve(
-    name: str | None, data_name: str, weights: str | None, image_shape: tuple[int, int, int], download: bool = True
+    name: str | None,
+    data_name: str,
+    weights: str | None,
+    image_shape: tuple[int, int, int],
+    download: bool = True,
+    precision: FeaturePrecision = "float32",
 ) -> ExtractorSpec:
-    """The extractor that `evaluate.extractor` and `evaluate.weights` mean for the data set `data_name`.
+    """The extractor that `evaluate.extractor`, `weights` and `precision` mean for the data set `data_name`.
 
     `package.module:Class` is a custom `torch_fidelity.FeatureExtractorBase`, importable from the current folder or
     from Python's path; another process finds out its layers. `weights` None means the file that ships with taugrid, or
@@ -35,13 +48,15 @@ def resolve(
 
     Raises:
         MissingWeights: if a file of weights is missing or can't be downloaded.
-        ValueError: for an unknown name, images of a size that the extractor does not take, a file of weights that is
-            not the published one, or a class that can't be used.
+        ValueError: for an unknown name, images of a size that the extractor does not take, a precision of an extractor
+            that has no network, a file of weights that is not the published one, or a class that can't be used.
     """
     extractor = chosen(name, data_name)
     if ":" in extractor:
-        return _custom(extractor, weights, image_shape)
+        return replace(_custom(extractor, weights, image_shape), precision=precision)
     known = _known(extractor)
+    if known.weights is None and precision != "float32":
+        raise ValueError(f"evaluate.precision is {precision}, but {extractor} has no network; remove the key")
     side = known.image_side
     if side is not None and image_shape not in ((1, side, side), (3, side, side)):
         raise ValueError(
@@ -56,6 +71,7 @@ def resolve(
         logits_layer=known.logits_layer,
         dimensions=math.prod(image_shape) if known.dimensions is None else known.dimensions,
         classes=known.classes,
+        precision=precision,
     )
 
 

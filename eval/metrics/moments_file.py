@@ -21,6 +21,10 @@ NEGATIVITY = 1e-4
 float32 moves eigenvalues by at most 6e-8 sqrt(d) of it (3e-6 at d = 2048); summing in float32 moves them further."""
 
 
+PRECISION = "precision"
+"""The name of an array that only taugrid writes; other tools read `mu` and `sigma`."""
+
+
 @dataclass(frozen=True)
 class MomentsFile:
     """An `.npz` with `mu` (d,) and `sigma` (d, d), as pytorch-fid and EDM keep their references."""
@@ -29,6 +33,8 @@ class MomentsFile:
     dimensions: int
     sha256: str
     """SHA-256 of the file's bytes."""
+    precision: str = "float32"
+    """How the features were computed: what `taugrid export` wrote beside `mu` and `sigma`, if it was not float32."""
 
 
 def open_moments(file: Path) -> MomentsFile | None:
@@ -42,7 +48,8 @@ def open_moments(file: Path) -> MomentsFile | None:
         if NPZ_IMAGES in arrays or not {"mu", "sigma"} & set(arrays):
             return None
         mean, _ = _mean_and_covariance(file, arrays)
-    return MomentsFile(str(file), len(mean), file_sha256(file))
+        precision = _precision(file, arrays)
+    return MomentsFile(str(file), len(mean), file_sha256(file), precision)
 
 
 def read_moments(file: MomentsFile) -> Moments:
@@ -60,6 +67,13 @@ def load_npz(path: Path) -> Any:
     """The open `.npz` at `path`; DamagedFile if its archive is damaged."""
     require_whole_npz(path)
     return np.load(path, allow_pickle=False)
+
+
+def _precision(path: Path, arrays: Any) -> str:
+    try:
+        return str(arrays[PRECISION]) if PRECISION in arrays else "float32"
+    except NPZ_ERRORS as error:
+        raise DamagedFile(f"{path}: {PRECISION} can't be read: {' '.join(str(error).split())}") from None
 
 
 def _mean_and_covariance(path: Path, arrays: Any) -> tuple[Array, Array]:

@@ -19,7 +19,7 @@ from taugrid.eval.tables.entries import Entry, entries, has_best, legend, marked
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import Pivot
 from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_pivot
-from taugrid.protocol import ProtocolFields, shortened
+from taugrid.protocol import ProtocolFields, extractor_in_words, shortened
 from taugrid.registry.metrics import MetricColumn
 from taugrid.words import counted
 
@@ -111,7 +111,9 @@ def scored_as(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> s
     """A line with N, the reference and the extractor."""
     spelled = [protocols[name] for name in dict.fromkeys(frame["protocol"]) if name in protocols]
     references = dict.fromkeys(_reference(protocol["reference"]) for protocol in spelled if "reference" in protocol)
-    extractors = dict.fromkeys(str(protocol["extractor"]["name"]) for protocol in spelled if "extractor" in protocol)
+    extractors = dict.fromkeys(
+        extractor_in_words(protocol["extractor"]) for protocol in spelled if "extractor" in protocol
+    )
     parts = [f"N = {sizes(frame)} images a cell"]
     parts += [f"reference: {' or '.join(references)}"] if references else []
     parts += [f"features: {' or '.join(extractors)}"] if extractors else []

@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.protocol import extractor_in_words
 from taugrid.words import counted, duration, quantity, with_urls
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def scores_text(scores: dict[str, Any]) -> str:
         count = "moments" if about["num_images"] is None else counted(about["num_images"], "image")
         lines.append(f"{side}: {about['dataset'] or about['path']} ({count}, SHA-256 {about['sha256'][:10]})")
     extractor = scores["protocol"]["extractor"]
-    lines.append(f"extractor: {extractor['name']}, weights {extractor['weights_sha256'][:10]}")
+    lines.append(f"extractor: {extractor_in_words(extractor)}, weights {extractor['weights_sha256'][:10]}")
     return "\n".join([*lines, *scores["notes"], *(f"warning: {warning}" for warning in scores["warnings"])])
 
 
@@ -195,7 +196,7 @@ def _advice(outcome: "Outcome", again: str) -> str:
     lasting = set(outcome.missing) & set(outcome.lasting)
     if not lasting:
         return f"{again} to finish what is missing" if outcome.missing else ""
-    advice = "a training that failed as above fails again with the same command: change what its line names"
+    advice = "what failed as above fails again with the same command: first change what its line names"
     rest = len(outcome.missing) - len(lasting)
     return advice + (f"; {again} to finish the other {counted(rest, 'cell')}" if rest else "")
 

@@ -40,9 +40,10 @@ class Evaluation:
     def id(self, cell: Cell) -> str:
         """Name of a cell's score file, from what was measured against what. Without versions: upgrades keep scores."""
         n = cell.settings.num_samples
-        extractor = {"name": self.extractor.name, "weights": self.extractor.weights_sha256}
-        if self.extractor.source_sha256 is not None:
-            extractor["source"] = self.extractor.source_sha256
+        found = self.extractor
+        extractor = {"name": found.name, "weights": found.weights_sha256, **found.other_precision}
+        if found.source_sha256 is not None:
+            extractor["source"] = found.source_sha256
         settings = self.feasible(n).settings.as_dict()
         return identity({"reference": self.reference.sha256, "N": n, "extractor": extractor, **settings})
 
@@ -115,7 +116,7 @@ def evaluation(config: Config, plan: Plan, find_extractor: Callable[[Config], Ex
             )
     spec = find_extractor(config)
     try:
-        reference.require_dimensions(spec)
+        reference.require_same_features(spec)
     except ValueError as error:
         raise UserError(f"evaluate.reference: {error}") from None
     found = Evaluation(config, spec, reference)

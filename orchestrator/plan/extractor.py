@@ -20,7 +20,7 @@ def extractor(config: Config, download: bool = True) -> ExtractorSpec:
     """
     try:
         evaluate, data = config.evaluate, config.data
-        return resolve(evaluate.extractor, data.name, evaluate.weights, data.image_shape, download)
+        return resolve(evaluate.extractor, data.name, evaluate.weights, data.image_shape, download, evaluate.precision)
     except MissingWeights as error:
         raise NotHere(_with_key(error)) from None
     except ValueError as error:

@@ -74,9 +74,11 @@ class Asked:
 
     def _is_its_extractor(self, recorded: Mapping[str, Any]) -> bool:
         if self.extractor is None:
-            return bool(recorded["name"] == name_and_dimensions(self.config)[0])
+            asked = name_and_dimensions(self.config)[0], self.config.evaluate.precision
+            return (recorded["name"], recorded.get("precision", "float32")) == asked
         now = self.extractor.describe()
-        return all(recorded.get(key) == now.get(key) for key in ("name", "weights_sha256", "source_sha256"))
+        keys = ("name", "weights_sha256", "source_sha256", "precision")
+        return all(recorded.get(key) == now.get(key) for key in keys)
 
     def _is_its_reference(self, recorded: Mapping[str, Any]) -> bool:
         given = self.config.evaluate.reference

@@ -83,7 +83,7 @@ class ModelRecords(Paths):
         name = config.evaluate.extractor
         if self.runs_code or name is None or ":" not in name:
             found = extractor(config, self.downloads)
-            is_old = found.by_bytes is not None and recorded == _by_bytes(found).describe()
+            is_old = found.by_bytes is not None and _by_bytes(found).is_described_by(recorded)
             return _by_bytes(found) if is_old else found
         shape = list(config.data.image_shape)
         for file in self.storage.list(self.extractors, "*.json"):
@@ -91,8 +91,8 @@ class ModelRecords(Paths):
             if not isinstance(record, dict) or record.pop("image_shape", None) != shape:
                 continue
             with suppress(KeyError, TypeError):  # keys are missing or unknown: a file that somebody sent
-                if (spec := restored(record)).describe() == recorded:
-                    return spec
+                if (spec := restored(record)).is_described_by(recorded):
+                    return replace(spec, precision=config.evaluate.precision)
         raise UserError(
             f"evaluate.extractor: {self.root} has no record of {name}, and {WITHOUT_CODE}; "
             "`taugrid evaluate` writes one"
@@ -101,8 +101,10 @@ class ModelRecords(Paths):
     def record_extractor(self, spec: ExtractorSpec, image_shape: tuple[int, int, int]) -> None:
         """Write what a custom extractor gives for images of a shape (C, H, W), for commands that don't run its code."""
         if spec.source_sha256 is not None:
-            path = self.extractors / f"{self.extractor_folder(spec)}.json"
-            write_json(path, asdict(spec) | {"image_shape": image_shape}, self.storage)
+            path = self.extractors / f"{self.extractor_folder(replace(spec, precision='float32'))}.json"
+            record = asdict(spec) | {"image_shape": image_shape}
+            del record["precision"]  # the config says it
+            write_json(path, record, self.storage)
 
     def fingerprint(self, data: Data) -> str:
         """SHA-256 of a data set's images or, if they are gone, the one recorded when a model was trained on them."""

@@ -81,9 +81,9 @@ class Paths:
         return self.samples / cell.name / shard.name
 
     def extractor_folder(self, extractor: ExtractorSpec) -> str:
-        """Name of the folder of features: the extractor, and 8 digits of the hashes of its weights and its source."""
-        hashes = [extractor.weights_sha256, extractor.source_sha256 or ""]
-        return name_of([extractor.name, *(digest[:8] for digest in hashes if digest)])
+        """Name of the folder of features: the extractor, 8 digits of its hashes, and its precision if not float32."""
+        hashes = [digest[:8] for digest in (extractor.weights_sha256, extractor.source_sha256) if digest]
+        return name_of([extractor.name, *hashes, *extractor.other_precision.values()])
 
     def feature_part(self, extractor: str, cell: Cell, shard: Shard) -> Path:
         """The file of a shard's features; `extractor` is its folder's name."""

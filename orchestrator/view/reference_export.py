@@ -1,6 +1,7 @@
 """`taugrid export --reference`: what a run was scored against, for other tools."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,9 +58,10 @@ def _export_moments(scoring: Evaluation, rundir: RunDir, file: Path) -> str:
     if file.exists():
         raise UserError(f"--to {file} exists; give a new file")
     found = _moments(scoring, rundir)
+    arrays: dict[str, Any] = {"mu": found.mean, "sigma": found.covariance, **scoring.extractor.other_precision}
     try:
         with replacing(file) as temporary, temporary.open("wb") as opened:
-            np.savez(opened, mu=found.mean, sigma=found.covariance)
+            np.savez(opened, **arrays)
     except OSError as error:
         raise UserError(f"can't write {file}: {error.strerror}") from None
     return f"mean and covariance of {counted(len(found.mean), 'feature')} of {scoring.extractor.name}"

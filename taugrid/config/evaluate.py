@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Field
 
 from taugrid.config.data import Data
 from taugrid.config.section import Positive, Section, Seed
+from taugrid.registry.extractors import FeaturePrecision
 from taugrid.registry.metrics import DEFAULT_METRICS, METRICS, MetricSettings
 
 
@@ -34,7 +35,9 @@ class Evaluate(Section):
         description=f"Any of {', '.join(f'{name} ({metric.about})' for name, metric in METRICS.items())}.",
     )
     batch_size: Positive = 250
-    """Images that the extractor sees at once."""
+    """The most images that the extractor sees at once."""
+    precision: FeaturePrecision = "float32"
+    """How the extractor's network computes: float32 is never TF32; bf16 is autocast's. The two are never compared."""
     isc_splits: Positive = 10
     """Parts into which samples are divided for the Inception Score; torch-fidelity's default."""
     kid_subsets: Positive = 100

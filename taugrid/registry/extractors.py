@@ -3,7 +3,9 @@
 A new extractor is one file in eval/features/ and one entry in `EXTRACTORS`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from taugrid.hashing import SourceFile
 
@@ -11,6 +13,9 @@ DIGITS_CONVNET = "digits-convnet"
 FASHION_CONVNET = "fashion-convnet"
 INCEPTION = "inception-v3-compat"
 PIXELS = "pixels"
+
+FeaturePrecision = Literal["float32", "bf16"]
+"""How an extractor's network computes: float32 is never TF32; bf16 is autocast's."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +70,8 @@ class KnownExtractor:
     """It sees one grey channel as such. For others it is repeated to three, as reading a grey PNG as RGB does."""
     on_host: bool = False
     """It is computed on the CPU, whatever the device."""
-    prepare: str | None = None
-    """`package.module:function`: makes the module faster in place."""
     at_once_on_cpu: int | None = None
-    """How many images it gets at once on a CPU; None: a whole batch."""
+    """The most images that it gets at once on a CPU; None: a whole batch."""
 
 
 # The layers are torch-fidelity's defaults. Its default `isc` layer of vgg16, CLIP and DINOv2 holds features, not the
@@ -100,7 +103,7 @@ EXTRACTORS = {
         ),
         KnownExtractor(
             INCEPTION,
-            "torch_fidelity.feature_extractor_inceptionv3:FeatureExtractorInceptionV3",
+            "taugrid.eval.features.inception:FoldedInception",
             feature_layer="2048",
             dimensions=2048,
             weights=PublishedWeights(
@@ -111,7 +114,6 @@ EXTRACTORS = {
             ),
             logits_layer="logits_unbiased",
             classes=1008,
-            prepare="taugrid.eval.features.inception:prepare",
             # A larger batch overflows the caches of a CPU: 8 images take 129 ms each where 64 take 145 (one core,
             # channels last), and 250 would take 1.4 GB for one layer.
             at_once_on_cpu=8,
@@ -189,6 +191,12 @@ class ExtractorSpec:
     """What `source_sha256` is a hash of."""
     by_bytes: tuple[str, str] | None = None
     """`source_sha256` and `weights_sha256` as they were made before comments were cut out of the source."""
+    precision: FeaturePrecision = "float32"
+
+    @property
+    def other_precision(self) -> dict[str, str | None]:
+        """`{"precision": ...}` for identities and protocols, which leave float32 out; empty for float32."""
+        return {} if self.precision == "float32" else {"precision": self.precision}
 
     def describe(self) -> dict[str, str | None]:
         """What protocols and provenance say of it."""
@@ -198,4 +206,11 @@ class ExtractorSpec:
             "feature_layer": self.feature_layer,
             "logits_layer": self.logits_layer,
         }
-        return fields if self.source_sha256 is None else {**fields, "source_sha256": self.source_sha256}
+        source = {} if self.source_sha256 is None else {"source_sha256": self.source_sha256}
+        return {**fields, **source, **self.other_precision}
+
+    def is_described_by(self, recorded: object) -> bool:
+        """Whether `recorded`, which `describe` once returned, is of this extractor in any precision."""
+        if not isinstance(recorded, Mapping):
+            return False
+        return replace(self, precision=recorded.get("precision", "float32")).describe() == recorded

@@ -15,12 +15,15 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, BasicConv2d
+from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torchvision.models import VGG16_Weights
 
 from taugrid.errors import OtherContent
+from taugrid.eval.features.inception import resized
 from taugrid.eval.features.load import load
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.features.weight_files import shipped_weights, torch_hub_folder
@@ -97,7 +100,7 @@ def test_layers_and_files_are_torch_fidelitys():
         if name == "pixels":
             continue
         extractor = pkgutil.resolve_name(known.extractor_class)
-        assert name.endswith("convnet") or extractor is FEATURE_EXTRACTORS_REGISTRY[name]
+        assert name.endswith("convnet") or issubclass(extractor, FEATURE_EXTRACTORS_REGISTRY[name])
         assert extractor.get_default_feature_layer_for_metric("fid") == known.feature_layer
         assert known.logits_layer in (None, extractor.get_default_feature_layer_for_metric("isc"))
     assert EXTRACTORS[INCEPTION].weights.url == URL_INCEPTION_V3
@@ -305,6 +308,34 @@ def test_inception_gives_torch_fidelitys_features(inception_file):
     features, logits = extractions[0]
     assert (features.shape, logits.shape) == ((9, spec.dimensions), (9, spec.classes)) == ((9, 2048), (9, 1008))
     assert features.std(dim=0).median() > 0.01  # else any two would agree
+
+
+def test_inceptions_bits_are_those_of_torch_fidelitys_forward_pass(inception_file):
+    """Once its batch norms are folded, resizing in another order changes no bit.
+
+    How a batch is split changes none of the features; a product with few rows may round logits otherwise.
+    """
+    spec = resolve(INCEPTION, "photographs", str(inception_file), PHOTOGRAPH)
+    theirs = torch_fidelity.FeatureExtractorInceptionV3(INCEPTION, ["2048", "logits_unbiased"], str(inception_file))
+    for block in theirs.modules():
+        if isinstance(block, BasicConv2d):
+            block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), torch.nn.Identity()
+    theirs.to(memory_format=torch.channels_last)
+    images = torch.randint(0, 256, (10, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    ours = load(spec, "cpu")(images)
+    with torch.inference_mode():
+        features, logits = (torch.cat(parts) for parts in zip(*map(theirs, images.split(5)), strict=True))
+        assert torch.equal(ours.features, features)
+        assert torch.equal(ours.logits, logits), "10 images are 5 and 5 where 8 fit"
+        assert torch.equal(ours.features, torch.cat([theirs(images[:8])[0], theirs(images[8:])[0]]))
+
+
+def test_images_are_resized_bit_for_bit_as_by_torch_fidelity():
+    generator = torch.Generator().manual_seed(0)
+    for height, width in ((1, 1), (2, 9), (8, 8), (28, 28), (32, 32), (64, 48), (218, 178), (299, 299), (512, 300)):
+        images = torch.randint(0, 256, (2, 3, height, width), generator=generator).float()
+        theirs = interpolate_bilinear_2d_like_tensorflow1x(images, size=(299, 299), align_corners=False)
+        assert torch.equal(resized(images, 299), theirs)
 
 
 class _Malicious:

@@ -192,7 +192,7 @@ def _extractor_differs(extractor: Mapping[str, Any]) -> list[str]:
         return [f"extractor {extractor['name']}, not {INCEPTION}: FID is on another scale"]
     if not extractor["weights_sha256"].startswith(INCEPTION_SHA256):
         return [f"extractor {INCEPTION} has other weights than the published ones"]
-    return []
+    return [f"features in {extractor['precision']}, not float32"] if "precision" in extractor else []
 
 
 def _reference_differs(reference: Mapping[str, Any], dataset: Mapping[str, str]) -> Iterator[str]:

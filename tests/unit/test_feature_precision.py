@@ -1,0 +1,165 @@
+"""`evaluate.precision`: features in bf16 stand beside those in float32 and are never mixed or compared with them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from in_process import CONFIG, drive, results, small_run
+
+import taugrid
+from taugrid.config import Config, validate
+from taugrid.errors import UserError
+from taugrid.eval.features.load import load
+from taugrid.eval.features.resolve import resolve
+from taugrid.eval.reference import cache_key, open_reference
+from taugrid.eval.tables.console import scored_as
+from taugrid.orchestrator.baseline.matching import matched
+from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
+from taugrid.orchestrator.plan.extractor import extractor
+from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.report.up_to_date import Asked
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.view.reference_export import export_reference
+from taugrid.protocol import disagreements
+from taugrid.storage import LOCAL, read_json, write_json
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+IN_FLOAT32 = CONFIG.replace("[1, 4, 4]", "[1, 8, 8], limit: 40").replace(
+    "metrics: [fid]", "metrics: [fid], extractor: digits-convnet"
+)
+IN_BF16 = IN_FLOAT32.replace("metrics: [fid]", "metrics: [fid], precision: bf16")
+
+
+def convnet(precision="float32"):
+    return resolve("digits-convnet", "any", None, (1, 8, 8), precision=precision)
+
+
+def done(root, text):
+    """The run of `text` in the directory `root`/run, scored and reported, with its results."""
+    with small_run(root, text) as opened:
+        drive(opened, root / "run", LOCAL)
+        Run(opened.config, opened.plan, RunDir(root / "run"), "local", Progress.silent()).do(("report",))
+        return opened, results(root / "run"), snapshot_of_run(str(root / "run"))
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """A run directory that was scored in float32 and then in bf16: its folder, and what there was after each."""
+    root = tmp_path_factory.mktemp("features")
+    return root / "run", done(root, IN_FLOAT32), done(root, IN_BF16)
+
+
+def test_features_of_both_precisions_stand_beside_each_other(both):
+    root, (_, before, _), (_, after, _) = both
+    assert before.items() <= after.items(), "nothing that was there has changed"
+    folders = {path.name for path in (root / "features").iterdir()}
+    assert len(folders) == 2
+    assert [name for name in folders if name.endswith("-bf16")]
+    assert len(list(root.glob("scores/*.json"))) == 4, "each cell was scored in each"
+
+
+def test_a_table_has_the_rows_of_one_precision_and_says_which(both):
+    root, *_ = both
+    quality = read_json(root / "tables/quality.json")
+    assert len(quality["rows"]) == 2
+    assert {protocol["extractor"]["precision"] for protocol in quality["protocols"].values()} == {"bf16"}
+    assert "features: digits-convnet in bf16" in scored_as(pd.DataFrame(quality["rows"]), quality["protocols"])
+
+
+def test_a_score_of_the_other_precision_does_not_count(both):
+    root, (float32, *_), (bf16, *_) = both
+    for opened, said in ((float32, {None}), (bf16, {"bf16"})):
+        asked = Asked(opened.config, RunDir(root))
+        scores = [asked.score(cell) for cell in opened.plan.cells]
+        assert {score["protocol"]["extractor"].get("precision") for score in scores} == said
+    [one, other] = [Asked(o.config, RunDir(root)).score(o.plan.cells[0]) for o in (float32, bf16)]
+    assert one["metrics"]["fid"] != other["metrics"]["fid"]
+    assert one["metrics"]["fid"] == pytest.approx(other["metrics"]["fid"], rel=0.05)
+
+
+def test_scores_of_both_are_not_compared(both):
+    _, (_, _, float32), (_, _, bf16) = both
+    protocols = {"a": float32.cells[0].protocol, "b": bf16.cells[0].protocol}
+    assert disagreements(protocols) == {"extractor.precision": {"not set": ["a"], "bf16": ["b"]}}
+    assert len(matched(bf16, bf16).pairs) == 2
+    with pytest.raises(UserError, match=r"extractor.precision is bf16, in the baseline not set"):
+        matched(bf16, float32)
+
+
+def test_images_against_a_run_are_scored_in_its_precision_unless_another_is_asked_for(both, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    root, *_ = both
+    run = taugrid.open(root)
+    row = run.quality.iloc[0]
+    images = run.cell(row["cell"]).images()
+    scores = {
+        asked: taugrid.evaluate(
+            images, root, progress=False, metrics=["fid"], **({"precision": asked} if asked else {})
+        )
+        for asked in (None, "bf16", "float32")
+    }
+    assert scores[None]["metrics"]["fid"] == scores["bf16"]["metrics"]["fid"] == pytest.approx(row["fid"], rel=1e-9)
+    assert scores["float32"]["metrics"]["fid"] != scores["bf16"]["metrics"]["fid"]
+    said = [scores[asked]["protocol"]["extractor"].get("precision") for asked in (None, "bf16", "float32")]
+    assert said == ["bf16", "bf16", None]
+    assert len(list((tmp_path / "taugrid/references").glob("*.npz"))) == 2, "a cached reference for each"
+
+
+def test_an_exported_mean_and_covariance_know_their_precision(both, tmp_path):
+    root, *_ = both
+    export_reference(taugrid.open(root)._opened, tmp_path / "half.npz")
+    moments = open_reference(str(tmp_path / "half.npz"))
+    moments.require_same_features(convnet("bf16"))
+    with pytest.raises(ValueError, match=r"half.npz has moments of features in bf16.*set evaluate.precision: bf16"):
+        moments.require_same_features(convnet())
+    np.savez(tmp_path / "theirs.npz", mu=np.zeros(64), sigma=np.eye(64))
+    with pytest.raises(ValueError, match=r"features in float32.*set evaluate.precision: float32"):
+        open_reference(str(tmp_path / "theirs.npz")).require_same_features(convnet("bf16"))
+
+
+def test_float32_is_written_nowhere():
+    """What was hashed before there was the key is still hashed so."""
+    spec, half = convnet(), convnet("bf16")
+    assert "precision" not in spec.describe()
+    assert half.describe() == spec.describe() | {"precision": "bf16"}
+    assert cache_key("a", spec, "b") == cache_key("a", convnet("float32"), "b") != cache_key("a", half, "b")
+    assert spec.is_described_by(half.describe())
+    assert not spec.is_described_by(replace(half, weights_sha256="other").describe())
+    assert not spec.is_described_by(None)
+
+
+def test_a_recorded_custom_extractor_has_the_precision_that_the_config_asks_for(tmp_path):
+    """Commands that run no code have its record and the config; the last session may have used the other precision."""
+    rundir = RunDir(tmp_path)
+    rundir.runs_code = False
+    made = replace(convnet("bf16"), name="mine:Extractor", source_sha256="b" * 64, by_bytes=("", ""))
+    rundir.record_extractor(made, (1, 8, 8))
+    [record] = (tmp_path / "extractors").iterdir()
+    assert "precision" not in read_json(record)
+    write_json(rundir.provenance, {"extractor": made.describe()})
+    for precision in ("float32", "bf16"):
+        evaluate = {"extractor": made.name, "precision": precision}
+        config = validate(Config, {"name": "x", "model": {"oracle": "gaussian"}, "evaluate": evaluate}, "test")
+        assert rundir.extractor(config) == replace(made, precision=precision)
+
+
+def test_only_the_network_computes_in_bf16():
+    images = torch.randint(0, 256, (9, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole, half = load(convnet(), "cpu")(images), load(convnet("bf16"), "cpu")(images)
+    for exact, rounded in zip(whole, half, strict=True):
+        assert exact.dtype == rounded.dtype == torch.float32
+        error = (exact - rounded).norm() / exact.norm()
+        assert 1e-4 < error < 0.02, "bf16 has 8 bits"
+
+
+def test_pixels_have_no_network(tmp_path):
+    with small_run(tmp_path, CONFIG.replace("metrics: [fid]", "metrics: [fid], precision: bf16")) as opened:
+        with pytest.raises(UserError, match=r"^evaluate.precision is bf16, but pixels has no network"):
+            extractor(opened.config)
+        with pytest.raises(UserError, match="pixels has no network"):
+            drive(opened, tmp_path / "run", LOCAL)
+    assert not (tmp_path / "run/samples").exists(), "refused before anything is sampled"
