@@ -28,7 +28,6 @@ def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
     asked = Asked(config, rundir)
     cells = [_describe_cell(cell, rundir, asked) for cell in plan.cells]
     remaining = sum(cell["network_evaluations"] - cell["network_evaluations_done"] for cell in cells)
-    shape = plan.models[0].image_shape
     models = describe_models(plan, cells, rundir, config.cluster.scratch)
     return {
         "name": config.name,
@@ -41,11 +40,16 @@ def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
         "network_evaluations_remaining": remaining,
         "cells_to_score": sum(not cell["scored"] for cell in cells),
         "remarks": [*plan.remarks, *filter(None, [orphans_in_words(config, plan, rundir)])],
-        "bytes_at_most": sum(cell.settings.num_samples for cell in plan.cells) * (prod(shape) + PNG_OVERHEAD_BYTES),
+        "bytes_at_most": sum(map(_bytes_at_most, plan.cells)),
         "evaluations_per_second_and_worker": rate,
         "worker_seconds_remaining": None if rate is None else round(remaining / rate, 1),
         **training_price(models),
     }
+
+
+def _bytes_at_most(cell: Cell) -> int:
+    """Of a cell's images."""
+    return cell.settings.num_samples * (prod(cell.model.image_shape) + PNG_OVERHEAD_BYTES)
 
 
 def _describe_cell(cell: Cell, rundir: RunDir, asked: Asked) -> dict[str, Any]:

@@ -40,9 +40,13 @@ def short_path(path: str) -> str:
 
 def quantity(value: float) -> str:
     """A count that people can read: 950, 12.3k, 4.56M."""
-    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if suffix == 'k' else size):.3g}{suffix}"
+    for size, least, suffix in ((1e12, 999.5e9, "T"), (1e9, 999.5e6, "G"), (1e6, 999.5e3, "M"), (1e3, 1e4, "k")):
+        if abs(value) >= least:  # it rounds to 1 at least, and to less than 1000 of the suffix below
+            return f"{_three_digits(value / size)}{suffix}"
+    return _three_digits(value)
+
+
+def _three_digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

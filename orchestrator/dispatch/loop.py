@@ -84,6 +84,8 @@ class Loop:
         self._fractions = Fractions()
         self._long_shards = LongShards()
         self._remarks: set[str] = set()
+        self.lasting: set[str] = set()
+        """Names of cells that could not be finished and never can: their network returns NaN or infinity."""
 
     def run(self) -> dict[str, str]:
         """Run, and return cell name -> reason for the cells that could not be finished.
@@ -223,6 +225,8 @@ class Loop:
         self._charge(worker, charge, f"{reason} (details: {path})")
         if isinstance(cause, FINAL) and charge.quarantined:
             self._give_up_cell_of(doing)
+            if isinstance(cause, NotFinite) and (cell := self._pieces[doing].cell) is not None:
+                self.lasting.add(cell.name)
         self._crew.benched(charge.benching, reason)
 
     def _lost(self, event: Lost, certain: bool = False) -> None:

@@ -28,12 +28,12 @@ class NextStep(NamedTuple):
 
 
 UNUSED = "the present config does not use it; delete it"
-"""What to do about a damaged score, or damaged features, of another protocol: no run would look at it."""
+"""What to do about a damaged file of another protocol, or of a cell that the config lacks: no run would look at it."""
 
 
 def next_steps(damages: Sequence[Damage], config: Config, plan: Plan, rundir: RunDir) -> list[NextStep]:
     """What to do about each damage, in their order."""
-    unused = _unused(damages, config, plan, rundir)
+    unused = _unused(damages, config, plan, rundir) | _of_other_cells(damages, plan, rundir)
     planned = {rundir.sample_part(cell, shard) for cell in plan.cells for shard in cell.shards}
     own = {kind.folder: kind.stage for kind in work_kinds() if kind.stage not in ("sample", "evaluate")}
     return [
@@ -60,6 +60,17 @@ def _unused(damages: Sequence[Damage], config: Config, plan: Plan, rundir: RunDi
         used |= {rundir.score(cell, key), rundir.influence(cell, key)}
         used |= {rundir.feature_part(folder, cell, shard) for shard in cell.shards}
     return there - used
+
+
+def _of_other_cells(damages: Sequence[Damage], plan: Plan, rundir: RunDir) -> set[Path]:
+    """The damaged reconstructions and interpolations of cells that the plan does not have."""
+    found: set[Path] = set()
+    for kind in work_kinds():
+        if kind.stage not in ("sample", "evaluate"):
+            folder, names = rundir.root / kind.folder, tuple(f"{cell.name}-" for cell in kind.cells_of(plan))
+            inside = (damage.path for damage in damages if folder in damage.path.parents)
+            found |= {path for path in inside if not path.parent.name.startswith(names)}
+    return found
 
 
 def _without_downloads(config: Config) -> Config:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from taugrid.hashing import identity
-from taugrid.orchestrator.plan.cells import Cell, part_name
+from taugrid.orchestrator.plan.cells import Cell, Plan, part_name
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, Piece, WorkKind
 from taugrid.orchestrator.work.ode import ignore_damage, ode_cells
@@ -84,6 +84,11 @@ class InterpolateWork(WorkKind):
             temporary.write_text(pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"), encoding="utf-8")
         cells = counted(len({row["cell"] for row in rows}), "cell")
         return Conclusion("interpolation", rows, f"{cells} interpolated: figures/interpolation*.png")
+
+    @classmethod
+    def cells_of(cls, plan: Plan) -> list[Cell]:
+        """The cells of the ODE."""
+        return ode_cells(plan)
 
     def _cells(self) -> list[Cell]:
         steps = INTERPOLATION_STEPS

@@ -1,12 +1,12 @@
 """The interface of a kind of work: everything that the rest of the program knows about it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from taugrid.jobs import Job, Result
-from taugrid.orchestrator.plan.cells import Cell, Shard
+from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.survey import Survey
 
@@ -84,6 +84,11 @@ class WorkKind(ABC):
     def writes_in(cls) -> str:
         """The folders that its tasks write to, as a glob pattern below the run directory."""
         return (PurePosixPath(cls.folder) / cls.files).parent.as_posix()
+
+    @classmethod
+    def cells_of(cls, plan: Plan) -> Sequence[Cell]:
+        """The cells that its files are of, by whose names their folders begin."""
+        return plan.cells
 
     @property
     def place(self) -> Path:

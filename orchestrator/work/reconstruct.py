@@ -10,7 +10,7 @@ from taugrid import parquet
 from taugrid.config import Data
 from taugrid.hashing import identity
 from taugrid.images import to_pictures
-from taugrid.orchestrator.plan.cells import Cell, Shard
+from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.plan.evaluation import check_shapes
 from taugrid.orchestrator.plan.grid import with_settings
 from taugrid.orchestrator.plan.naming import name_of
@@ -153,9 +153,14 @@ class ReconstructWork(WorkKind):
             with self.rundir.storage.local_folder(self.rundir.figures) as figures:
                 pictures.reconstructions(originals[:count], rebuilt, figures / f"{name}.png")
 
+    @classmethod
+    def cells_of(cls, plan: Plan) -> list[Cell]:
+        """The cells of the ODE, without a seed of their own: nothing is drawn."""
+        return ode_cells(plan, seed=0)
+
     def _cells(self) -> list[Cell]:
-        cells = ode_cells(self.plan, seed=0)  # nothing is drawn
-        return [with_settings(cell, {"num_samples": self._count(cell.model.data.held_out)}) for cell in cells]
+        counts = ((cell, self._count(cell.model.data.held_out)) for cell in self.cells_of(self.plan))
+        return [with_settings(cell, {"num_samples": count}) for cell, count in counts]
 
     def _count(self, held_out: Data) -> int:
         return min(len(data.load_images(held_out)), self.config.report.reconstructed_images)

@@ -109,6 +109,14 @@ def test_training_images_that_are_missing_leave_the_price_of_training(tmp_path):
     assert said.count(str(tmp_path / "absent")) == 1
 
 
+def test_the_bytes_of_images_of_several_shapes_are_those_of_each(tmp_path):
+    shapes = [[1, 4, 4], [3, 32, 32]]
+    values = {"model": {"oracle": "gaussian"}, "diffusion": {}, "grid": {"data.shape": shapes, "steps": [2]}}
+    found, _ = planned(CONFIG | values | {"data": {"name": "gaussian"}}, tmp_path / "run")
+    n = CONFIG["sample"]["num_samples"]
+    assert found["bytes_at_most"] >= n * (16 + 3072)
+
+
 def test_a_checkpoint_that_is_gone_is_found_by_its_recorded_path_and_asked_for_by_verify(made, copy):
     config = json.loads((copy / "run/config.json").read_text())
     there, _ = planned(config, copy / "run")

@@ -18,7 +18,7 @@ from taugrid.orchestrator.progress.stage import Stage
 from taugrid.orchestrator.progress.state import GridCell, LiveState
 from taugrid.orchestrator.progress.todo import KnownTask
 from taugrid.orchestrator.work import kinds_by_name
-from taugrid.words import short_path, some_of
+from taugrid.words import quantity, short_path, some_of
 
 KINDS = kinds_by_name()
 WIDTHS = (60, 80, 100)
@@ -397,6 +397,14 @@ def test_what_was_last_known_stays_after_a_failure():
     with pytest.raises(RuntimeError):
         work()
     assert printed.getvalue().rstrip().endswith("judging: 3 of 4 cells")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(9_999, "9,999"), (12_345, "12.3k"), (999_400, "999k"), (999_600, "1M"), (999.6e9, "1T"), (1.5e15, "1,500T")],
+)
+def test_a_quantity_has_three_digits_and_no_exponent(value, said):
+    assert quantity(value) == said
 
 
 def test_colours_in_a_log_make_no_live_view(monkeypatch):

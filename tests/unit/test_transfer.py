@@ -65,9 +65,11 @@ def test_a_flag_says_what_8_bits_can_not(value):
     assert watched.answer(), "each batch is judged by its own calls"
 
 
-def test_fp16_that_overflows_says_what_to_take():
+def test_a_network_that_is_not_finite_says_what_to_change():
     assert "sample.precision: bf16 or float32" in str(not_finite(0, 64, "fp16"))
+    assert "sample.precision: float32" in str(not_finite(0, 64, "bf16"))
     assert "precision" not in str(not_finite(0, 64))
+    assert "weights" in str(not_finite(0, 64))
 
 
 def test_from_a_gpu_bytes_and_flags_are_copied_without_waiting_and_then_the_event_is_recorded(monkeypatch):

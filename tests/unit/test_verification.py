@@ -12,6 +12,8 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Run
 from taugrid.orchestrator.verification.next_steps import in_words, next_steps, unfinished_in_words
 from taugrid.orchestrator.verification.verify import verify
+from taugrid.orchestrator.work.interpolate import InterpolateWork
+from taugrid.orchestrator.work.reconstruct import ReconstructWork
 
 pytestmark = pytest.mark.usefixtures("sketched")
 
@@ -147,9 +149,14 @@ def test_images_that_are_of_no_cell_are_for_the_user_to_decide(opened, copy):
     assert (step.command, "remove their folders" in step.words) == (None, True)
 
 
-def test_pictures_and_reconstructions_are_made_by_their_own_commands(opened, copy):
-    for folder in ("reconstructions", "interpolations"):
-        (copy / folder / "x").mkdir(parents=True)
-        (copy / folder / "x/part-000000.parquet").write_text("none")
-    _, steps = said(opened, copy)
-    assert {step.command for step in steps} == {f"taugrid reconstruct {copy}", f"taugrid interpolate {copy}"}
+@pytest.mark.parametrize("kind", [ReconstructWork, InterpolateWork], ids=lambda kind: kind.name)
+def test_pictures_and_reconstructions_are_made_by_their_own_commands(opened, copy, kind):
+    """Those of cells that a later config lacks are made by none."""
+    first = kind.cells_of(opened.plan)[0].name
+    for folder in (f"{first}-01234567", "S0003-eta0-0123456789-01234567"):
+        (copy / kind.folder / folder).mkdir(parents=True)
+        (copy / kind.folder / folder / "part-000000.parquet").write_text("none")
+    damages, steps = said(opened, copy)
+    advice = {damage.path.parent.name[:5]: step for damage, step in zip(damages, steps, strict=True)}
+    assert advice["S0003"] == (None, "the present config does not use it; delete it")
+    assert advice[first[:5]] == (f"taugrid {kind.stage} {copy}", "")
