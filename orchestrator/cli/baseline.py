@@ -31,7 +31,7 @@ def compare_with_baseline(
 
 @click.group()
 def baseline() -> None:
-    """Accept a run as the baseline of later ones, or show a baseline."""
+    """Accept a run as the baseline of later ones, or show one."""
 
 
 @baseline.command()

@@ -45,7 +45,7 @@ def evaluate(
     only: tuple[str, ...],
     **external: str | None,
 ) -> None:
-    """Score the sampled cells of CONFIG, or external images with --samples."""
+    """Score CONFIG's cells or, with --samples, any images."""
     given = {key: value for key, value in external.items() if value is not None}
     if config is None:
         if not {"samples", "reference"} <= given.keys():

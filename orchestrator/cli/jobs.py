@@ -78,7 +78,7 @@ def submit(
 @address_option
 @json_option
 def jobs(address: str, as_json: bool) -> None:
-    """List the jobs that taugrid submitted to a cluster, the latest first."""
+    """List the jobs that taugrid submitted, the latest first."""
     from taugrid.orchestrator.jobs.client import Jobs
 
     server = Jobs(address)

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -65,7 +66,10 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
 @click.argument("directory", metavar="DIR")
 @json_option
 def verify(directory: str, as_json: bool) -> None:
-    """Re-read every file of a run, decode every image, and say what to do about damage."""
+    """Re-read every file of a run, and say what to do about damage.
+
+    Every image is decoded too.
+    """
     from taugrid.orchestrator.opened import open_existing
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.verification.diagnosis import Diagnosis
@@ -165,11 +169,19 @@ def compare(
         return
     if len(others) != 2 or margin is not None or alpha is not None:
         raise click.UsageError("give DIR and a BASELINE, with --margin and --alpha, or DIR and two cells, with --join")
-    from taugrid.eval.tables.differences_files import difference_line
     from taugrid.orchestrator.inspection import compare as compare_cells
     from taugrid.orchestrator.opened import open_existing
 
     opened = open_existing(directory)
     cell_a, cell_b = others
     compared = compare_cells(opened.config, opened.plan, opened.rundir, cell_a, cell_b, join)
-    print_value(compared, as_json, lambda row: "\n".join(filter(None, [f"FID, {difference_line(row)}", row["note"]])))
+    print_value(compared, as_json, _compared_text)
+
+
+def _compared_text(row: dict[str, Any]) -> str:
+    from taugrid.eval.tables.differences_files import difference_line
+    from taugrid.eval.tables.entries import INDISTINGUISHABLE
+
+    line = difference_line(row)
+    meaning = f"{INDISTINGUISHABLE} sampling alone can explain it" if INDISTINGUISHABLE in line else ""
+    return "\n".join(filter(None, [f"FID, {line}", meaning, row["note"]]))

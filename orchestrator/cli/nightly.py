@@ -44,9 +44,10 @@ def nightly(
     break_lock: bool,
     trust_code: bool,
 ) -> None:
-    """Run or resume a night, compare it with a baseline, and add it to the history.
+    """Evaluate tonight's model against a baseline.
 
-    Exits with 3 if a cell got worse, and with 4 if some cells could not be finished; the same command goes on.
+    Runs or resumes a night, compares it with the baseline, and adds it to the history. Exits with 3 if a cell got
+    worse, and with 4 if some cells could not be finished; the same command goes on.
     """
     from taugrid.orchestrator.nightly.judging import Terms
     from taugrid.orchestrator.nightly.night import NightRequest, run_night

@@ -55,7 +55,7 @@ only_option = click.option(
     "--only",
     multiple=True,
     metavar="KEY=VALUE,...",
-    help="Work on these cells alone, as in schedule=cosine,steps=50; given twice, on both. Tables show all.",
+    help="Work on these cells alone, as in schedule=cosine,steps=50; may be repeated. Tables show all cells.",
 )
 
 trust_option = click.option(

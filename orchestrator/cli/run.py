@@ -52,16 +52,16 @@ report = _stage("report", ("report",), "Write tables and figures from existing s
 reconstruct = _stage(
     "reconstruct",
     ("train", "reconstruct"),
-    """Encode held-out images to x_T and decode them again, with the grid's S steps each way (the paper's table 2).
+    """Encode held-out images to x_T, and decode them again.
 
-    Models that are missing are trained.""",
+    That is the paper's table 2, with the grid's S steps each way. Models that are missing are trained.""",
 )
 interpolate = _stage(
     "interpolate",
     ("train", "interpolate"),
-    """Decode points between the x_T of samples, with the grid's S steps (the paper's figure 6).
+    """Interpolate between the x_T of samples.
 
-    Models that are missing are trained.""",
+    That is the paper's figure 6, with the grid's S steps. Models that are missing are trained.""",
 )
 
 

@@ -15,9 +15,10 @@ from taugrid.words import counted
 @click.option("--out", metavar="DIR", help="Keep the run here.  [default: a temporary folder]")
 @cluster_options
 def selfcheck(out: str | None, address: str, workers: int | None, as_json: bool, break_lock: bool) -> None:
-    """Check the whole system with samples whose pixels and distribution are known.
+    """Check an installation against closed forms.
 
-    Exits with 1 if an image differs from a float64 loop of the paper, or a number from its closed form.
+    Samples images whose pixels and distribution are known. Exits with 1 if an image differs from a float64 loop of the
+    paper, or a number from its closed form.
     """
     from taugrid.orchestrator.dispatch.address import check_form
 

@@ -28,15 +28,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         state = _training_state(model) if model["train_steps"] else model["source"]
         called = f"{model['label']} ({model['id']})" if model["label"] else model["id"]
         lines.append(f"model {called}: {state}{_sums(model) if len(plan['models']) > 1 else ''}")
-    width = max(len(cell["label"]) for cell in plan["cells"])
-    lines += ["", f"{'cell':{width}}  {'id':10}  {'images':>16}  {'shards':>9}  evaluations  scored"]
-    for cell in plan["cells"]:
-        images = "removed" if cell["images_removed"] else f"{cell['images_done']}/{cell['num_samples']}"
-        shards = f"{cell['shards_done']}/{cell['shards']}"
-        evaluations = quantity(cell["network_evaluations"])
-        scored = "yes" if cell["scored"] else "no"
-        named = f"{cell['label']:{width}}  {cell['cell']}"
-        lines.append(f"{named}  {images:>16}  {shards:>9}  {evaluations:>11}  {scored}")
+    lines += ["", *_cell_table(plan["cells"])]
     remaining = plan["network_evaluations_remaining"]
     numbers = (
         (len(plan["models"]), "model"),
@@ -55,6 +47,21 @@ def plan_text(plan: dict[str, Any]) -> str:
         *(f"warning: {remark}" for remark in plan["remarks"]),
     ]
     return "\n".join(lines)
+
+
+def _cell_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A heading and a line for each cell, as narrow as they can be: most terminals have 80 columns."""
+    rows = [("cell", "id", "images", "shards", "evals", "scored")]
+    for cell in cells:
+        images = "removed" if cell["images_removed"] else f"{cell['images_done']}/{cell['num_samples']}"
+        shards = f"{cell['shards_done']}/{cell['shards']}"
+        evaluations, scored = quantity(cell["network_evaluations"]), "yes" if cell["scored"] else "no"
+        rows.append((cell["label"], cell["cell"], images, shards, evaluations, scored))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = "<<>>>>"
+    return [
+        "  ".join(f"{text:{side}{width}}" for text, side, width in zip(row, sides, widths, strict=True)) for row in rows
+    ]
 
 
 def _training_state(model: dict[str, Any]) -> str:
