@@ -21,8 +21,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from taugrid import config
 from taugrid.config.load import load
 from taugrid.errors import UserError
-from taugrid.orchestrator.dispatch.capacity import resources
+from taugrid.orchestrator.dispatch.capacity import nodes, resources
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import read_events
 from taugrid.workers.data import load as data
 from taugrid.workers.training import checkpoints, loop
 from taugrid.workers.training import fit as training
@@ -197,6 +199,8 @@ def test_room_for_the_least_is_enough_and_less_is_said(ray_session):
     section = config.Cluster(cpus_per_worker=1, gpus_per_worker=0)
     assert resources.trainers(section, (1, 3)) == ((1, 3), 1, 0)
     assert resources.trainers(section, 3) == (2, 1, 0)
+    assert nodes.free({}) == nodes.nodes(), "nothing runs now"
+    assert 2**30 < nodes.memory_here() < 2**50
     with pytest.raises(
         UserError,
         match=r"^train.workers: \[3, 4\] needs room for 3 workers .* fits 2;",
@@ -267,24 +271,35 @@ def test_a_compiled_network_learns_the_same_in_two_workers(uninterrupted, tmp_pa
     assert losses_of(tmp_path) == pytest.approx(losses_of(uninterrupted)[:5], rel=1e-4)
 
 
-def test_a_training_that_diverges_leaves_the_other_models(tmp_path):
-    """What the loop says of one worker is tests/unit/test_training.py's; here the line comes back through Ray Train."""
+def test_trainings_run_side_by_side_and_one_that_diverges_leaves_the_others(uninterrupted_of_two, tmp_path):
+    """Two workers each, of half a CPU. What trains beside it changes no byte of a model.
+
+    What the loop says of one worker is tests/unit/test_training.py's; here the line comes back through Ray Train.
+    """
+    settings = SPEC.train.model_copy(update={"workers": 2}).model_dump(mode="json", exclude_unset=True)
     file = write_config(
         tmp_path,
-        train={"steps": 2, "batch_size": 16, "workers": 2},
+        data=SPEC.data.model_dump(mode="json"),
+        model={"unet": SPEC.unet.model_dump()},
+        train=settings,
         sample={"num_samples": 20, "batch_size": 20},
-        grid={"train.learning_rate": [1e30, 1e-3], "steps": [2, 4]},
+        grid={"train.learning_rate": [1e30, SPEC.train.learning_rate], "steps": [2, 4]},
         evaluate={"extractor": "pixels", "metrics": ["fid"]},
+        cluster={"train": {"cpus_per_worker": 0.5}},
     )
-    done = taugrid("run", file, "--out", tmp_path / "run", code=4)
+    root = tmp_path / "run"
+    done = taugrid("run", file, "--out", root, code=4)
     [line] = [line for line in done.stderr.splitlines() if line.startswith("missing: ")]
     assert line.startswith(
         "missing: learning_rate=1e+30 · S=2 eta=0; learning_rate=1e+30 · S=4 eta=0: training of model"
     )
     assert "the loss of step 2 is not finite; lower train.learning_rate" in line
-    scores = (tmp_path / "run/tables/quality.csv").read_text().splitlines()
-    assert len(list((tmp_path / "run/models").glob("[!.]*"))) == 1
-    assert [row.rsplit(",", 1)[1] for row in scores] == ["train.learning_rate", "0.001", "0.001"]
+    names = [event["event"] for event in read_events(RunDir(root))]
+    assert [name for name in names if name.startswith("train")] == ["train", "train", "training failed", "trained"]
+    [model] = (root / "models").glob("[!.]*")
+    assert files_of_weights(model) == files_of_weights(uninterrupted_of_two / SPEC.model_id)
+    scores = (root / "tables/quality.csv").read_text().splitlines()
+    assert [row.rsplit(",", 1)[1] for row in scores] == ["train.learning_rate", "0.002", "0.002"]
 
 
 def _has_checkpoint(folder):
