@@ -4,7 +4,7 @@ Each does only what is missing on disk. If nothing is missing, no cluster is sta
 `dispatch/` who does it; this module connects them and reports to the user.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,7 +31,8 @@ from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_di
 from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.orchestrator.selection import without_models
 from taugrid.orchestrator.shard_sizes import require_no_tf32, too_few_shards
-from taugrid.orchestrator.training import Training, TrainingFailed
+from taugrid.orchestrator.training.one import Training, TrainingFailed
+from taugrid.orchestrator.training.several import Trainings
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.kind import Conclusion, Piece, WorkKind
 from taugrid.orchestrator.work.survey import Survey
@@ -224,29 +225,30 @@ class Run:
         Raises:
             TrainingFailed: if there is no other model to go on with.
         """
-        failed: dict[str, TrainingFailed] = {}
-        for model, source in self.part.trained_here:
-            if not self.rundir.is_ready(model):
-                self._connect()
-                folder = self.rundir.model_folder(model)
-                # In an object store, such a folder is an upload that was cut short.
-                if self.rundir.storage.on_disk and self.rundir.storage.exists(folder):
-                    self._set_aside(Damage(folder, "its weights are missing"))
-                limits, may_grow = self.config.cluster, self._address != "local"
-                training = Training(model, source, self.rundir, limits, self._progress, self._events, may_grow)
-                try:
-                    training.run(self._log)
-                except TrainingFailed as error:
-                    failed[model.id] = error
-                    if len(self.part.models) > 1:
-                        self._progress.say(f"{error.briefly}; the others go on")
-            else:
-                scratch = self.rundir.training_folder(self.config.cluster.scratch)
-                fit.remove_leftovers(scratch, model.id)  # if a driver was killed after the commit
+        failed = {}
+        if trainings := list(self._trainings()):
+            self._connect()
+            may_grow, others = self._address != "local", len(self.part.models) > 1
+            outputs = self._progress, self._log
+            failed = Trainings(trainings, self.config.cluster, may_grow, *outputs, others).run()
         write_losses(self.plan, self.rundir)
         if failed and len(failed) == len(self.part.models):
             raise next(iter(failed.values()))
         return failed
+
+    def _trainings(self) -> Iterator[Training]:
+        """What must be trained. Puts right what killed drivers left."""
+        limits, may_grow = self.config.cluster, self._address != "local"
+        for model, source in self.part.trained_here:
+            if self.rundir.is_ready(model):
+                scratch = self.rundir.training_folder(limits.scratch)
+                fit.remove_leftovers(scratch, model.id)  # if a driver was killed after the commit
+                continue
+            folder = self.rundir.model_folder(model)
+            # In an object store, such a folder is an upload that was cut short.
+            if self.rundir.storage.on_disk and self.rundir.storage.exists(folder):
+                self._set_aside(Damage(folder, "its weights are missing"))
+            yield Training(model, source, self.rundir, limits, self._progress.say, self._events, may_grow)
 
     def _untrained(self, failed: Mapping[str, TrainingFailed], lacking: Collection[str]) -> dict[str, TrainingFailed]:
         """Cell name -> why its model is not trained; what failed in earlier sessions is told of cells in `lacking`."""

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from taugrid.eval.tables.pivots import short_checkpoints
 from taugrid.grids.names import varying
 from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, NOT_MATCHED, SnapshotCell
 from taugrid.orchestrator.plan.grid import COLUMN_NAMES
@@ -16,7 +17,8 @@ def labels(cells: Sequence[SnapshotCell]) -> dict[str, str]:
 
 def labels_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """As `labels`; `cells` has the settings and the grid's other values of each cell id."""
-    given = {cell: _in_text(values) for cell, values in cells.items()}
+    places = {key: short_checkpoints(values.get(key) for values in cells.values()) for key in MODEL_FILES}
+    given = {cell: _in_text(values, places) for cell, values in cells.items()}
     differing = varying(list(given.values()))
     found = {}
     for cell, values in given.items():
@@ -26,9 +28,9 @@ def labels_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return found
 
 
-def _in_text(values: Mapping[str, Any]) -> dict[str, str]:
-    """The values besides S and eta, as text."""
+def _in_text(values: Mapping[str, Any], places: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """The values besides S and eta, as text; places of models by their short names."""
     left_out = {"steps", "eta", *(NOT_MATCHED - {"num_samples"}), *COLUMN_NAMES.values()}
     given = {key: value for key, value in values.items() if key not in left_out}
     shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in given.items()}
-    return {key: value.rstrip("/").rsplit("/", 1)[-1] if key in MODEL_FILES else value for key, value in shown.items()}
+    return {key: places[key].get(value, value) if key in MODEL_FILES else value for key, value in shown.items()}

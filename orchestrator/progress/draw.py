@@ -61,7 +61,7 @@ def frame(state: LiveState | None, stage: Stage | None, at: float, space: Space)
 
 def _stages(state: LiveState) -> Text:
     """The stages of the session: done, under way, or to come."""
-    asked = [name for name in STAGES if name in state.stages and (name != "train" or state.training is not None)]
+    asked = [name for name in STAGES if name in state.stages and (name != "train" or state.trainings is not None)]
     return Text(GAP).join(_stage(state, name) for name in asked)
 
 
@@ -69,7 +69,7 @@ def _stage(state: LiveState, name: str) -> Text:
     kinds = [kind for kind in state.todo.all if kind in state.kinds and state.kinds[kind].stage == name]
     planned, is_open = bool(state.todo.all), not state.todo.open_kinds.isdisjoint(kinds)
     if name == "train":
-        begun, over = bool(state.training), planned or state.training is False
+        begun, over = bool(state.trainings), planned or state.trainings == set()
     elif name == "report":
         begun, over = planned and not state.todo.open_kinds, False
     else:

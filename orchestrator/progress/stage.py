@@ -1,9 +1,11 @@
 """One stage with one bar, such as a training or `verify`: how far it is, in words. Pure."""
 
 from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from taugrid.words import counted, duration, quantity
+from taugrid.workers.training.log import TrainingProgress
 
 WINDOW_SECONDS = 60.0
 """A rate is the average over this many of the last seconds."""
@@ -112,3 +114,19 @@ class Stage:
         rate = self._speed.per_second
         left = "" if rate is None else f"{duration(max(0.0, self._standing.total - self._standing.done) / rate)} left"
         return self._standing._replace(rate=rate, left=left)
+
+
+def name_of_trainings(called: Sequence[str]) -> str:
+    """What one bar for the trainings of these models is called."""
+    return f"training {called[0]}" if len(called) == 1 else f"training {counted(len(called), 'model')}"
+
+
+def note_of_trainings(at_work: Mapping[str, TrainingProgress], models: int, trained: int) -> str:
+    """What the bar of `models` trainings says beside their steps; `at_work` is by what the models are called."""
+    losses = sorted(at.loss for at in at_work.values())
+    shown = "loss " + " to ".join(f"{loss:.4f}" for loss in sorted({losses[0], losses[-1]}))
+    if len(at_work) > 1:
+        shown = f"{len(at_work)} at a time, {shown}"
+    elif models > 1:
+        shown = f"{next(iter(at_work))}: {shown}"
+    return ", ".join(filter(None, [shown, f"{trained} trained" if trained else ""]))

@@ -37,8 +37,8 @@ class LiveState:
     kinds: Mapping[str, type[WorkKind]]
     """By name, in the order of their priorities."""
     stages: Sequence[str] = ()
-    training: bool | None = None
-    """Whether a model is being trained; None: none had to be."""
+    trainings: set[str] | None = None
+    """The ids of the models that are being trained; None: none had to be."""
     ended: bool = False
     workforce: Workforce = field(default_factory=Workforce)
     todo: Todo = field(default_factory=Todo)
@@ -65,7 +65,8 @@ class LiveState:
         if name == "session":
             self.stages = event["stages"]
         elif name in ("train", "trained", "training failed"):
-            self.training = name == "train"
+            before = self.trainings or set()
+            self.trainings = before | {event["model"]} if name == "train" else before - {event["model"]}
         elif name == "to do":
             self.todo.begin(event["work"])
         elif name == "worker":

@@ -16,6 +16,7 @@ from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.grid import grid_cells, shown_metric
+from taugrid.orchestrator.progress.stage import name_of_trainings, note_of_trainings
 from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.progress.todo import KnownTask
 from taugrid.orchestrator.rates import pace
@@ -56,7 +57,7 @@ class Watching:
         self._config, self._plan, self._rundir, self._progress = config, plan, rundir, progress
         self._events = LastSession(rundir)
         self._session: int | None = None
-        self._training: Model | None = None
+        self._trainings: list[Model] = []
         self._metric = shown_metric(config.evaluate.metrics)
         self._asked = Asked(config, rundir)
         self._by_id = {cell.id: cell for cell in plan.cells}
@@ -68,13 +69,13 @@ class Watching:
         self.has_driver = holder is not None and not holder.is_dead and holder.age_seconds < EXPIRY_SECONDS
         events = self._events.new()
         if self._events.number != self._session:
-            self._session = self._events.number
+            self._session, self._trainings = self._events.number, []
             self._progress.follow(self._state(events), self._score)
         for event in events:
             self._progress.observe(datetime.fromisoformat(event["time"]), event)
-            if event["event"] in ("train", "trained", "to do"):
-                self._follow_training(event)
-        self._show_training()
+            if event["event"] in ("train", "trained", "training failed", "to do"):
+                self._follow_trainings(event)
+        self._show_trainings()
         return self.has_driver
 
     def score(self, cell: Cell) -> float | None:
@@ -109,20 +110,21 @@ class Watching:
                 yield f"extract/{place}", KnownTask("extract", shard.images, pace("extract", None), cell.id)
             yield f"score/{cell.id}", KnownTask("score", cell.settings.num_samples, pace("score", None), cell.id)
 
-    def _follow_training(self, event: Mapping[str, Any]) -> None:
+    def _follow_trainings(self, event: Mapping[str, Any]) -> None:
+        """Show those under way as one stage, which begins anew when one begins or ends."""
         self._progress.end()
-        self._training = next((m for m in self._plan.models if m.id == event.get("model")), None)
-        if event["event"] != "train" or self._training is None:
-            self._training = None
-            return
-        source = self._training.source
-        if isinstance(source, Trained):
-            self._progress.begin(f"training {self._training.called}", source.train.steps, "steps")
+        others = [model for model in self._trainings if model.id != event.get("model")]
+        begun = [model for model in self._plan.models if event["event"] == "train" and model.id == event["model"]]
+        self._trainings = [] if event["event"] == "to do" else others + begun
+        steps = [model.source.train.steps for model in self._trainings if isinstance(model.source, Trained)]
+        if steps:
+            self._progress.begin(name_of_trainings([model.called for model in self._trainings]), sum(steps), "steps")
 
-    def _show_training(self) -> None:
-        if self._training is None:
-            return
-        at = progress_of(self._training, self._rundir, self._config.cluster.scratch)
-        if at is not None:
-            self._progress.started(at.step)
-            self._progress.update(at.step, workers=at.workers, note=f"loss {at.loss:.4f}")
+    def _show_trainings(self) -> None:
+        scratch = self._config.cluster.scratch
+        found = {model.called: progress_of(model, self._rundir, scratch) for model in self._trainings}
+        at_work = {called: at for called, at in found.items() if at is not None}
+        if at_work:
+            done, workers = sum(at.step for at in at_work.values()), sum(at.workers for at in at_work.values())
+            self._progress.started(done)
+            self._progress.update(done, workers, note_of_trainings(at_work, len(self._trainings), 0))

@@ -111,7 +111,9 @@ class CellView:
         if len(folders) > 1:
             raise UserError(f"{self.label} has features of {' and '.join(folders)}; name one of them")
         chunks = [
-            values for path in paths for _, values in parquet.read_features(path, "features", self._rundir.storage)
+            values[index < len(self)]  # a file may hold more, from when N was larger
+            for path in paths
+            for index, values in parquet.read_features(path, "features", self._rundir.storage)
         ]
         found = sum(map(len, chunks))
         if found < len(self):
@@ -119,7 +121,7 @@ class CellView:
                 f"{self.label} has the features of {found} of {len(self)} images; `taugrid evaluate` extracts them if "
                 "evaluate.keep_features is true and evaluate.metrics asks for a score that is not there yet"
             )
-        return np.concatenate(chunks)[: len(self)]
+        return np.concatenate(chunks)
 
     def _require(self, path: Path) -> Path:
         """`path`, if it is there; `UserError` saying why it is not."""

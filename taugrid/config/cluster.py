@@ -50,6 +50,9 @@ class Cluster(Section):
     workers: Positive | None = None
     """The most sampling and evaluation workers at a time. On a cluster that one joins, Ray's autoscaler hears of that
     many even if they do not fit yet, and can add nodes; null: as many as fit, also on nodes that join later."""
+    trainings: Positive | None = None
+    """The most trainings at a time. On a cluster that one joins, so many begin even if they do not fit yet, and Ray's
+    autoscaler hears of them; null: as many as fit."""
     cpus_per_worker: Cpus = 1
     """CPUs that a worker takes."""
     gpus_per_worker: Gpus | None = None

@@ -21,16 +21,24 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from taugrid import config
 from taugrid.config.load import load
 from taugrid.errors import UserError
-from taugrid.orchestrator.dispatch.capacity import resources
+from taugrid.orchestrator.dispatch.capacity import nodes, resources
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import read_events
 from taugrid.workers.data import load as data
+from taugrid.workers.training import checkpoints, loop
 from taugrid.workers.training import fit as training
+from taugrid.workers.training.batches import Batches
+from taugrid.workers.training.log import Log
 from taugrid.workers.training.spec import TrainingSpec
+from taugrid.workers.training.state import new_state
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-SETTINGS = {"steps": 120, "batch_size": 15, "warmup_steps": 10, "checkpoint_every": 30, "workers": 1}
+STEPS, EVERY = 80, 20
+"""In all, and between two checkpoints."""
+SETTINGS = {"steps": STEPS, "batch_size": 15, "warmup_steps": 10, "checkpoint_every": EVERY, "workers": 1}
 (DIGITS,) = plan(load("digits", [f"train.{key}={value}" for key, value in SETTINGS.items()])).models
 """The model of configs/digits.yaml, with few steps, and with batches that are no even number."""
 
@@ -81,8 +89,22 @@ def files_of_weights(model):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
+    """What one worker learns, by its loop alone, in this process: Ray Train must not change a byte of it."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    spec = a_spec(folder)
+    spec = a_spec(folder, checkpoint_every=1_000)  # Ray Train would take the checkpoints
+    device = loop._device(spec)
+    state = new_state(spec, device)
+    log = Log(spec.running, 0, tensorboard=False)
+    loop._loop(spec, state, Batches(spec, 0, 1, device), log, 0, 1)
+    checkpoints.commit(spec, state)
+    shutil.rmtree(spec.running)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_of_two(ray_session, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted_of_two")
+    spec = a_spec(folder, workers=2)
     spec.running.mkdir()
     (spec.running / "checkpoint_manager_snapshot.json").write_text('{"ray_version": "2.')  # a kill left this
     leftover = folder / f".{SPEC.model_id}.77.tmp"
@@ -91,35 +113,29 @@ def uninterrupted(tmp_path_factory):
     return folder
 
 
-def test_a_finished_training_leaves_a_pipeline_and_its_log_alone(uninterrupted):
-    assert [path.name for path in uninterrupted.iterdir()] == [SPEC.model_id]
-    pipeline = diffusers.DDIMPipeline.from_pretrained(uninterrupted / SPEC.model_id)
+def test_a_finished_training_leaves_a_pipeline_and_its_log_alone(uninterrupted_of_two):
+    folder = uninterrupted_of_two
+    assert [path.name for path in folder.iterdir()] == [SPEC.model_id]
+    pipeline = diffusers.DDIMPipeline.from_pretrained(folder / SPEC.model_id)
     assert pipeline(batch_size=2, num_inference_steps=3, output_type="np").images.shape == (2, 8, 8, 1)
-    log = log_of(uninterrupted)
-    assert [record["step"] for record in log] == list(range(1, 121))
+    log = log_of(folder)
+    assert [record["step"] for record in log] == list(range(1, STEPS + 1))
     losses = [record["loss"] for record in log]
     assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
     seconds = [record["seconds"] for record in log]
     assert seconds == sorted(seconds)
 
 
-def test_averaged_and_raw_weights_differ(uninterrupted):
-    averaged, raw = (load_file(uninterrupted / SPEC.model_id / name / WEIGHTS) for name in ("unet", "unet_raw"))
+def test_averaged_and_raw_weights_differ(uninterrupted_of_two):
+    averaged, raw = (load_file(uninterrupted_of_two / SPEC.model_id / name / WEIGHTS) for name in ("unet", "unet_raw"))
     assert averaged.keys() == raw.keys()
     assert not torch.equal(averaged["conv_in.weight"], raw["conv_in.weight"])
 
 
-def test_a_trained_model_is_not_trained_again(uninterrupted):
+def test_a_trained_model_is_not_trained_again(uninterrupted_of_two):
     began = time.monotonic()
-    in_a_thread(a_spec(uninterrupted)).result()
+    in_a_thread(a_spec(uninterrupted_of_two, workers=2)).result()
     assert time.monotonic() - began < 1  # Ray Train needs seconds to start anything
-
-
-@pytest.fixture(scope="module")
-def uninterrupted_of_two(ray_session, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("uninterrupted_of_two")
-    in_a_thread(a_spec(folder, workers=2)).result()
-    return folder
 
 
 def test_two_workers_learn_what_one_learns(uninterrupted, uninterrupted_of_two):
@@ -148,14 +164,14 @@ def killed(ray_session, tmp_path_factory):
     spec = a_spec(folder / "models", workers=(1, 3))
     log = spec.running / "log.jsonl"
     running = in_a_thread(spec)
-    _wait(lambda: _has_checkpoint(spec.running) and steps_of(log) >= 65, running)
+    _wait(lambda: _has_checkpoint(spec.running) and steps_of(log) > 2 * EVERY, running)
     assert listening(os.getpid()) <= LOOPBACK
     before, workers = log.stat().st_ino, _training_workers(os.getpid())
     (other,) = set(workers) - {_holder(log, workers)}
     os.kill(other, signal.SIGKILL)
     shutil.copytree(spec.running, folder / "at_the_kill" / spec.running.name)
     _wait(lambda: log.stat().st_ino != before, running)  # the new worker has cut the log back
-    assert steps_of(log) >= 30
+    assert steps_of(log) >= EVERY
     running.result()
     return Killed(folder / "models", folder / "at_the_kill")
 
@@ -175,7 +191,7 @@ def test_a_training_goes_on_with_another_number_of_workers(uninterrupted, killed
     (a_spec(killed.at_the_kill).running / "checkpoint_manager_snapshot.json").write_text('{"ray_version": "2.')
     in_a_thread(a_spec(killed.at_the_kill)).result()
     workers = [record["workers"] for record in log_of(killed.at_the_kill)]
-    assert workers in [[2] * done + [1] * (120 - done) for done in (30, 60)]
+    assert workers in [[2] * done + [1] * (STEPS - done) for done in (EVERY, 2 * EVERY)]
     assert losses_of(killed.at_the_kill) == pytest.approx(losses_of(uninterrupted), rel=1e-4)
 
 
@@ -183,6 +199,8 @@ def test_room_for_the_least_is_enough_and_less_is_said(ray_session):
     section = config.Cluster(cpus_per_worker=1, gpus_per_worker=0)
     assert resources.trainers(section, (1, 3)) == ((1, 3), 1, 0)
     assert resources.trainers(section, 3) == (2, 1, 0)
+    assert nodes.free({}) == nodes.nodes(), "nothing runs now"
+    assert 2**30 < nodes.memory_here() < 2**50
     with pytest.raises(
         UserError,
         match=r"^train.workers: \[3, 4\] needs room for 3 workers .* fits 2;",
@@ -196,12 +214,12 @@ def test_driver_and_worker_are_killed_then_ctrl_c_and_the_result_is_the_same(uni
     options = ("--out", root, "--set", "train.workers=[1, 1]", "--set", "train.tensorboard=true")
     with Started(tmp_path / "log", "train", path, *options) as run:
         (log,) = run.wait_until(lambda: list(root.glob("models/.training-*/log.jsonl")))
-        run.wait_until(lambda: _has_checkpoint(log.parent) and steps_of(log) > 30)
+        run.wait_until(lambda: _has_checkpoint(log.parent) and steps_of(log) > EVERY)
         (worker,) = _training_workers(run.process.pid)
         os.kill(run.process.pid, signal.SIGKILL)
         os.kill(worker, signal.SIGKILL)
         run.process.wait()
-        kept = records(log)[:30]
+        kept = records(log)[:EVERY]
     with Started(tmp_path / "log", "train", path, *options) as run:
         run.wait_until(lambda: _training_workers(run.process.pid) and _has_checkpoint(log.parent))
         assert listening(run.process.pid) <= LOOPBACK
@@ -211,9 +229,9 @@ def test_driver_and_worker_are_killed_then_ctrl_c_and_the_result_is_the_same(uni
     (model,) = (root / "models").iterdir()  # and no `.training-*`
     assert files_of_weights(model) == files_of_weights(uninterrupted / SPEC.model_id)
     log = records(model / "train" / "log.jsonl")
-    assert log[:30] == kept, "it went on, it did not start anew"
+    assert log[:EVERY] == kept, "it went on, it did not start anew"
     shown = EventAccumulator(str(model / "train")).Reload().Scalars("loss")
-    assert [event.step for event in shown] == list(range(1, 121))
+    assert [event.step for event in shown] == list(range(1, STEPS + 1))
     assert {path.name for path in (root / "figures").iterdir()} == {"loss.png", "loss.svg"}
 
 
@@ -253,24 +271,35 @@ def test_a_compiled_network_learns_the_same_in_two_workers(uninterrupted, tmp_pa
     assert losses_of(tmp_path) == pytest.approx(losses_of(uninterrupted)[:5], rel=1e-4)
 
 
-def test_a_training_that_diverges_leaves_the_other_models(tmp_path):
-    """What the loop says of one worker is tests/unit/test_training.py's; here the line comes back through Ray Train."""
+def test_trainings_run_side_by_side_and_one_that_diverges_leaves_the_others(uninterrupted_of_two, tmp_path):
+    """Two workers each, of half a CPU. What trains beside it changes no byte of a model.
+
+    What the loop says of one worker is tests/unit/test_training.py's; here the line comes back through Ray Train.
+    """
+    settings = SPEC.train.model_copy(update={"workers": 2}).model_dump(mode="json", exclude_unset=True)
     file = write_config(
         tmp_path,
-        train={"steps": 2, "batch_size": 16, "workers": 2},
+        data=SPEC.data.model_dump(mode="json"),
+        model={"unet": SPEC.unet.model_dump()},
+        train=settings,
         sample={"num_samples": 20, "batch_size": 20},
-        grid={"train.learning_rate": [1e30, 1e-3], "steps": [2, 4]},
+        grid={"train.learning_rate": [1e30, SPEC.train.learning_rate], "steps": [2, 4]},
         evaluate={"extractor": "pixels", "metrics": ["fid"]},
+        cluster={"train": {"cpus_per_worker": 0.5}},
     )
-    done = taugrid("run", file, "--out", tmp_path / "run", code=4)
+    root = tmp_path / "run"
+    done = taugrid("run", file, "--out", root, code=4)
     [line] = [line for line in done.stderr.splitlines() if line.startswith("missing: ")]
     assert line.startswith(
         "missing: learning_rate=1e+30 · S=2 eta=0; learning_rate=1e+30 · S=4 eta=0: training of model"
     )
     assert "the loss of step 2 is not finite; lower train.learning_rate" in line
-    scores = (tmp_path / "run/tables/quality.csv").read_text().splitlines()
-    assert len(list((tmp_path / "run/models").glob("[!.]*"))) == 1
-    assert [row.rsplit(",", 1)[1] for row in scores] == ["train.learning_rate", "0.001", "0.001"]
+    names = [event["event"] for event in read_events(RunDir(root))]
+    assert [name for name in names if name.startswith("train")] == ["train", "train", "training failed", "trained"]
+    [model] = (root / "models").glob("[!.]*")
+    assert files_of_weights(model) == files_of_weights(uninterrupted_of_two / SPEC.model_id)
+    scores = (root / "tables/quality.csv").read_text().splitlines()
+    assert [row.rsplit(",", 1)[1] for row in scores] == ["train.learning_rate", "0.002", "0.002"]
 
 
 def _has_checkpoint(folder):

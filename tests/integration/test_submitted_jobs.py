@@ -29,6 +29,7 @@ from taugrid.orchestrator.jobs.client import Jobs
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # how Ray calls aiohttp
 
 NETWORK = """
+import time
 from pathlib import Path
 
 import torch
@@ -45,6 +46,10 @@ def load():
 def broken():
     Path({place!r}).write_text(f"{{__file__}} {{taugrid.__file__}}")
     return lambda x, t: SCALE * x * (torch.nan if len(x) > 2 else 1)  # the trial before a run has 2 images
+
+
+def slow():
+    return lambda x, t: (SCALE * x, time.sleep(0.5 if len(x) > 2 else 0))[0]
 """
 
 EXTRACTOR = """
@@ -222,28 +227,30 @@ def test_submits_at_once_get_ids_of_their_own_and_nobody_elses(head, tmp_path, m
     assert sorted(ids) == ["both-8", "both-9"]
 
 
-def test_ctrl_c_leaves_a_job_running_and_stop_stops_it(head, at, tmp_path):
+def test_ctrl_c_leaves_a_job_running_and_stop_stops_it(head, at, mine, tmp_path):
+    """The job sleeps, so that it does not take a core from the tests beside this one."""
     out = tmp_path / "run"
-    endless = ("--set", "sample.num_samples=1000000", "--workers", "1")
-    with Started(tmp_path / "log", "submit", "gaussian", "--out", out, *endless, *at) as run:
+    settings = ("name=endless", "model.callable=own_network:slow", "evaluate.extractor=pixels")
+    endless = [word for setting in (*settings, "sample.num_samples=100000") for word in ("--set", setting)]
+    with Started(tmp_path / "log", "submit", "mine.yaml", "--out", out, *endless, *at) as run:
         run.wait_until(lambda: "starting 1 worker" in run.output)
         os.kill(run.process.pid, signal.SIGINT)
         run.wait(code=130, timeout=30)
-        assert "job gaussian-v2-2 runs on" in run.output
-        assert f"`taugrid stop gaussian-v2-2 --address {head.dashboard}` stops it" in run.output
-    at_terminal(("\x03", "Stop it?"), ("\x03", "` stops it"), "logs", "gaussian-v2-2", "--follow", *at)
-    assert status(at, "gaussian-v2-2") == "RUNNING"
-    with Started(tmp_path / "log", "logs", "gaussian-v2-2", "--follow", *at) as follower:
+        assert "job endless-1 runs on" in run.output
+        assert f"`taugrid stop endless-1 --address {head.dashboard}` stops it" in run.output
+    at_terminal(("\x03", "Stop it?"), ("\x03", "` stops it"), "logs", "endless-1", "--follow", *at)
+    assert status(at, "endless-1") == "RUNNING"
+    with Started(tmp_path / "log", "logs", "endless-1", "--follow", *at) as follower:
         follower.wait_until(lambda: "starting 1 worker" in follower.output)
         with frozen_job_server(head.dashboard.rpartition(":")[2]):
             time.sleep(2)  # its status is asked for once a second
             os.kill(follower.process.pid, signal.SIGINT)
             follower.wait(code=130, timeout=10)
-    with Started(tmp_path / "log", "logs", "gaussian-v2-2", "--follow", *at) as follower:
+    with Started(tmp_path / "log", "logs", "endless-1", "--follow", *at) as follower:
         follower.wait_until(lambda: "starting 1 worker" in follower.output)
-        assert "job gaussian-v2-2 is stopped" in taugrid("stop", "gaussian-v2-2", *at).stderr
+        assert "job endless-1 is stopped" in taugrid("stop", "endless-1", *at).stderr
         follower.wait(code=130, timeout=30)
-    assert "job gaussian-v2-2 had ended before (STOPPED)" in taugrid("stop", "gaussian-v2-2", *at).stderr
+    assert "job endless-1 had ended before (STOPPED)" in taugrid("stop", "endless-1", *at).stderr
     assert not [pid for pid in descendants(1) if str(out) in command_line(pid)], "its driver is gone"
 
 

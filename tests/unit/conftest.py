@@ -78,7 +78,7 @@ def quick_hashes(monkeypatch):
 def asked_here(monkeypatch, quick_hashes):
     """What another process is asked about a user's code, this one answers: it has torch. Then it forgets the code.
 
-    The code is of a module or package `mine` in the current folder.
+    The code is of modules in the current folder.
     """
     from taugrid.eval.features import resolve
     from taugrid.orchestrator.plan import trust
@@ -92,8 +92,9 @@ def asked_here(monkeypatch, quick_hashes):
             try:
                 fields = asdict(find(function)(**json.loads(json.dumps(arguments))))
             finally:
-                for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
-                    del sys.modules[name]
+                for name, module in list(sys.modules.items()):
+                    if str(getattr(module, "__file__", None)).startswith(f"{Path.cwd()}/"):
+                        del sys.modules[name]
         return json.loads(json.dumps(fields))
 
     for module in (resolve, trust, custom_process):

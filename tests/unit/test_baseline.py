@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
 
+from taugrid.orchestrator.baseline.labels import labels_of
 from taugrid.workers.diffusion import forward
 from taugrid.workers.samplers import ddim
 
@@ -216,3 +217,15 @@ def test_a_baseline_file_that_was_changed_or_torn_apart_is_refused(base, tmp_pat
 def test_two_cells_are_still_compared(base):
     shown, _ = taugrid("compare", base / "run", "S0002-eta0-", "S0003-eta0-")
     assert shown.startswith("FID, S 2 -> 3 at eta 0:")
+
+
+@pytest.mark.parametrize(
+    ("places", "names"),
+    [
+        (["/x/a/unet", "/x/b/unet/"], ["a/unet", "b/unet"]),
+        (["/x/step-900", "/x/step-1000"], ["step-900", "step-1000"]),
+    ],
+)
+def test_cells_of_checkpoints_in_folders_of_one_name_have_labels_of_their_own(places, names):
+    cells = {str(n): {"steps": 2, "eta": 0.0, "model.checkpoint": place} for n, place in enumerate(places)}
+    assert list(labels_of(cells).values()) == [f"S0002-eta0 model.checkpoint={name}" for name in names]

@@ -517,7 +517,7 @@ def test_a_run_can_be_looked_at_when_its_weights_are_gone(folder):
         planned(rundir.describe_network, model=model, data={"name": "fashion-mnist"})
 
 
-def test_ids_made_from_the_bytes_of_the_source_stay_while_the_bytes_match(folder):
+def test_ids_made_from_the_bytes_of_the_source_stay_while_the_bytes_match(folder, asked_here):
     """A run directory of an earlier version is continued; a change of its code is refused, and the file is named."""
     save_weights(folder / "scale.pt", 0.25)
     rundir, model = RunDir(folder / "run"), {"callable": "mine:scaled", "weights": "scale.pt"}

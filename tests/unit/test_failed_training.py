@@ -6,6 +6,7 @@ from test_reconstruct_work import save_network
 
 from taugrid.orchestrator import session
 from taugrid.orchestrator.cli.text import missing_lines, plan_text, print_outcome
+from taugrid.orchestrator.dispatch.capacity.resources import Trainers
 from taugrid.orchestrator.inspection import describe
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report import asked
@@ -13,7 +14,7 @@ from taugrid.orchestrator.report.trainings import failed_trainings
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Run
-from taugrid.orchestrator.training import TrainingFailed
+from taugrid.orchestrator.training.one import TrainingFailed
 
 pytestmark = pytest.mark.usefixtures("sketched")
 
@@ -26,7 +27,7 @@ model:
 sample: {num_samples: 8, batch_size: 8}
 grid: {diffusion.schedule: [linear, cosine], train.seed: [0, 1], steps: [1]}
 evaluate: {extractor: pixels, metrics: [fid], keep_features: true}
-cluster: {workers: 1}
+cluster: {workers: 1, trainings: 1}
 """
 
 AFTER_TRAINING = ("sample", "evaluate", "report")
@@ -38,10 +39,19 @@ def failing(monkeypatch):
     labels = set()
 
     class Training(session.Training):
-        def run(self, log):
+        def wanted(self):
+            return Trainers(1, 1, 0)
+
+        def begin(self, ended):
+            ended.put(self)
+
+        def look(self):
+            pass
+
+        def end(self, log):
             if self.model.label in labels:
                 raise TrainingFailed(self.model.label, "the loss is nan; lower it", "logs/x.txt", fails_again=True)
-            save_network(self.rundir.models / self.model.id, self.model.source.unet, self.model.image_shape)
+            save_network(self._rundir.models / self.model.id, self.model.source.unet, self.model.image_shape)
 
     monkeypatch.setattr(session, "Training", Training)
     return labels

@@ -291,15 +291,15 @@ def scaled(weights):
 """
 
 
-def test_custom_networks_have_two_stages_too(tmp_path, monkeypatch, quick_hashes):
-    (tmp_path / "my_scaling.py").write_text(CUSTOM)
+def test_custom_networks_have_two_stages_too(tmp_path, monkeypatch, asked_here):
+    (tmp_path / "mine.py").write_text(CUSTOM)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
 
     def config(name, shift):
         weights = tmp_path / f"{name}.pt"
         torch.save({"scale": torch.tensor(0.9), "shift": torch.tensor(shift)}, weights)
-        model = {"callable": "my_scaling:scaled", "weights": str(weights)}
+        model = {"callable": "mine:scaled", "weights": str(weights)}
         return write_config(tmp_path / f"{name}.yaml", "unused", model=model, grid={"steps": [2], "eta": [0.0]})
 
     old, worse = config("old", 0.0), config("worse", 0.3)

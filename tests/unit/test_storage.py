@@ -558,7 +558,7 @@ ALLOWED = [
     Exceptions("orchestrator/rundir/lock.py", {"mkdir": 1, "touch": 1}, "the lock is one of the local file system"),
     Exceptions("orchestrator/rundir/provenance.py", {"exists": 1}, "of taugrid's own checkout"),
     Exceptions("orchestrator/session.py", {"write_text": 1}, "of what `replacing` gives"),
-    Exceptions("orchestrator/training.py", {"glob": 1}, RAY_TRAIN),
+    Exceptions("orchestrator/training/one.py", {"glob": 1}, RAY_TRAIN),
     Exceptions("orchestrator/work/interpolate.py", {"to_csv": 1, "write_text": 1}, "a text, to what `replacing` gives"),
     Exceptions(
         "taugrid/config/load.py",

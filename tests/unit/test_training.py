@@ -5,27 +5,34 @@ import json
 import math
 import shutil
 import sys
-import threading
 import time
+from contextlib import nullcontext
+from queue import SimpleQueue
 
 import pytest
 import torch
 from ray.exceptions import ActorDiedError, OutOfMemoryError
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from taugrid import config
 from taugrid.errors import DeviceUnusable, UserError
-from taugrid.orchestrator import training as driver
 from taugrid.orchestrator.dispatch.capacity import resources
 from taugrid.orchestrator.dispatch.capacity.nodes import Node
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.write import write_losses
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.training import one as driver
+from taugrid.orchestrator.training import room
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import noise
@@ -454,36 +461,48 @@ def test_what_a_driver_left_that_was_killed_after_the_commit_is_put_right(tmp_pa
     assert list(rundir.figures.iterdir()) == [], "a figure of models that are gone"
 
 
-def watched(tmp_path, may_grow=False, **train):
-    """A training whose thread does nothing for a while: how watching it ended, and what was said."""
+def watched(tmp_path, monkeypatch, may_grow=False, **train):
+    """What is said of a training that does nothing for a while."""
+    monkeypatch.setattr(driver.fit, "train", lambda spec: time.sleep(0.3))
+    training, said = a_training(tmp_path, may_grow, config.Cluster(max_wait_seconds=0.1), **train)
+    ended = SimpleQueue()
+    training.begin(ended)
+    while ended.empty():
+        training.look()
+        time.sleep(0.01)
+    return said()
+
+
+def a_training(tmp_path, may_grow, cluster, **train):
     session = a_run(tmp_path, **train)
     [(model, source)] = session.plan.trained_here
-    thread = threading.Thread(target=time.sleep, args=(0.3,))
-    thread.start()
-    cluster = config.Cluster(max_wait_seconds=0.1)
-    given = model, source, session.rundir, cluster, session._progress, None, may_grow
-    spec = dataclasses.replace(a_spec(tmp_path), train=source.train)
-    ended = driver.Training(*given)._watch(thread, spec)
-    return ended, session._progress._console.file.getvalue()
+    given = model, source, session.rundir, cluster, session._progress.say, Events(session.rundir), may_grow
+    return driver.Training(*given), session._progress._console.file.getvalue
 
 
-def test_a_training_that_stands_still_says_once_what_it_may_wait_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(driver, "POLL_SECONDS", 0.01)
+@pytest.fixture
+def few_nodes(monkeypatch):
+    """Adds nodes; no images are needed."""
+    monkeypatch.setattr(driver, "content_fingerprint", lambda data: "0" * 64)
+    return lambda *there: monkeypatch.setattr(resources, "nodes", lambda selector: list(there))
+
+
+def test_a_training_that_stands_still_says_once_what_it_may_wait_for(tmp_path, monkeypatch, few_nodes):
     monkeypatch.setattr(driver, "STANDSTILL_SECONDS", 0.05)
-    assert watched(tmp_path, workers=2) == (None, "")
+    few_nodes(Node("n", 2, 0))
+    assert watched(tmp_path, monkeypatch, workers=2) == ""
     waits = "it waits while the cluster has no room for 2 workers\n"
-    assert watched(tmp_path, workers=2, may_grow=True)[1].count(waits) == 1
-    assert watched(tmp_path, workers=[2, 4])[1].count(waits) == 1
+    assert watched(tmp_path, monkeypatch, workers=2, may_grow=True).count(waits) == 1
+    assert watched(tmp_path, monkeypatch, workers=[2, 4]).count(waits) == 1
 
 
 @pytest.mark.parametrize(("cpus", "ends"), [(1, True), (2, False)])
-def test_a_training_waits_no_longer_for_nodes_than_it_may(tmp_path, monkeypatch, cpus, ends):
-    monkeypatch.setattr(driver, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(driver, "ROOM_SECONDS", 0.01)
-    monkeypatch.setattr(resources, "nodes", lambda selector: [Node("n", cpus, 0)])
-    ended, _ = watched(tmp_path, workers=2, may_grow=True)
-    assert isinstance(ended, UserError) is ends
-    assert not ends or "cluster.max_wait_seconds" in str(ended)
+def test_a_training_waits_no_longer_for_nodes_than_it_may(tmp_path, monkeypatch, few_nodes, cpus, ends):
+    monkeypatch.setattr(room, "ROOM_SECONDS", 0.01)
+    few_nodes(Node("n", cpus, 0))
+    limit = pytest.raises(UserError, match=r"cluster\.max_wait_seconds") if ends else nullcontext()
+    with limit:
+        watched(tmp_path, monkeypatch, workers=[2, 2], may_grow=True)
 
 
 @pytest.mark.parametrize(
@@ -494,16 +513,12 @@ def test_a_training_waits_no_longer_for_nodes_than_it_may(tmp_path, monkeypatch,
     ],
 )
 def test_a_training_on_a_cluster_that_may_grow_asks_for_all_its_workers_and_says_so(
-    tmp_path, monkeypatch, gpus, workers, said
+    tmp_path, few_nodes, gpus, workers, said
 ):
-    monkeypatch.setattr(resources, "nodes", lambda selector: [Node("g", 8, 1)])
-    monkeypatch.setattr(driver, "content_fingerprint", lambda data: "0" * 64)  # no images are needed
-    session = a_run(tmp_path, workers=8)
-    [(model, source)] = session.plan.trained_here
-    cluster = config.Cluster(gpus_per_worker=gpus)
-    training = driver.Training(model, source, session.rundir, cluster, session._progress, None, may_grow=True)
-    assert training._spec().train.workers == workers
-    assert said in session._progress._console.file.getvalue()
+    few_nodes(Node("g", 8, 1))
+    training, text = a_training(tmp_path, True, config.Cluster(gpus_per_worker=gpus), workers=8)
+    assert training._specified(training.wanted()).train.workers == workers
+    assert said in text()
 
 
 def test_a_gpu_that_torch_can_not_use_is_named_and_not_replaced_by_the_cpu(tmp_path, monkeypatch):
@@ -550,6 +565,12 @@ def test_a_worker_that_died_is_told_with_what_is_known_and_what_to_do():
     assert "(worker 1)" in short
     for told in (died, started, short):
         assert "run the same command again" in told
+
+
+def test_a_training_that_found_no_room_may_begin_again():
+    assert fit._found_no_room(ControllerError(WorkerGroupStartupTimeoutError(2)))
+    assert not fit._found_no_room(ControllerError(WorkerGroupStartupFailedError("At least one failed.")))
+    assert not fit._found_no_room(WorkerGroupError("all of it", {0: RuntimeError("lost")}))
 
 
 def test_logged_steps_are_few_in_a_long_training():

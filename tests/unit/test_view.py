@@ -138,6 +138,16 @@ def test_images_that_are_not_there_are_said_to_be_missing(run, finished, tmp_pat
         cell.features()
 
 
+def test_features_beyond_n_do_not_stand_in_for_missing_ones(finished, tmp_path):
+    fewer = shutil.copytree(finished, tmp_path / "fewer")
+    config = (fewer / "config.json").read_text()
+    (fewer / "config.json").write_text(config.replace('"num_samples": 20', '"num_samples": 10'))
+    cell = taugrid.open(fewer).cells[0]
+    next(fewer.glob(f"features/*/{cell.name}/part-000000.parquet")).unlink()
+    with pytest.raises(UserError, match="features of 0 of 10"):
+        cell.features()
+
+
 def test_features_are_in_the_order_of_the_images(run):
     cell = run.cells[0]
     expected = cell.images().reshape(20, 16).astype(np.float32) / 127.5 - 1

@@ -21,6 +21,8 @@ from taugrid.orchestrator.rundir.events import Events, LastSession
 from taugrid.orchestrator.session import Run
 from taugrid.registry.metrics import METRICS
 from taugrid.storage import LocalStorage, write_sealed
+from taugrid.workers.training.log import Log, Record
+from taugrid.workers.training.spec import running_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -209,3 +211,39 @@ def test_a_second_session_has_the_first_ones_rate_and_counts_what_is_there(tmp_p
         Run(opened.config, opened.plan, rundir, "local", progress).do(("sample", "evaluate"))
     assert sum(before.values()) == 60, "of 80 evaluations, 20 were gone"
     assert {pace.split("/")[0] for pace, _ in earlier} == {"sample", "extract", "score"}
+
+
+TRAINED = """
+name: two
+data: {name: gaussian, shape: [1, 8, 8]}
+model:
+  unet: {block_out_channels: [8, 8], layers_per_block: 1, norm_num_groups: 4, add_attention: false,
+         down_block_types: [DownBlock2D, DownBlock2D], up_block_types: [UpBlock2D, UpBlock2D]}
+train: {steps: 100}
+grid: {train.seed: [0, 1], steps: [1]}
+"""
+
+
+def test_trainings_side_by_side_are_one_bar(tmp_path):
+    with small_run(tmp_path, TRAINED) as opened:
+        rundir, (first, second) = RunDir(tmp_path), opened.plan.models
+        session = Events(rundir)
+        session.add("session", stages=["train"])
+        watched, progress = watching((opened, rundir))
+        session.add("train", model=first.id)
+        session.add("train", model=second.id)
+        for model, steps in ((first, 40), (second, 20)):
+            Log(running_folder(rundir.models, model.id), 0, tensorboard=False).write(
+                Record(steps, 1 / steps, 1e-3, 1.0, 2, 0.1)
+            )
+        watched.look()
+        said = "60 of 200 steps, 4 workers, 2 at a time, loss 0.0250 to 0.0500"
+        assert progress._stage.standing(0.0).line == f"training 2 models: {said}"
+        session.add("training failed", model=first.id, reason="nan", log="logs/x.txt", fails_again=True)
+        watched.look()
+        only = progress._stage.standing(0.0).line
+        assert only == "training train.seed=1: 20 of 100 steps, 2 workers, loss 0.0500"
+        assert progress.state.trainings == {second.id}
+        session.add("trained", model=second.id, seconds=1.0)
+        watched.look()
+        assert (progress._stage, progress.state.trainings) == (None, set())

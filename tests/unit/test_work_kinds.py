@@ -16,8 +16,8 @@ from taugrid.errors import RunDirectoryNotSeen, RunFailed, UserError, WorkerRefu
 from taugrid.jobs import WorkerInfo
 from taugrid.orchestrator import work
 from taugrid.orchestrator.cli.text import print_outcome
-from taugrid.orchestrator.dispatch import health
 from taugrid.orchestrator.dispatch.loop import Loop
+from taugrid.orchestrator.dispatch.policy import health
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined
 from taugrid.orchestrator.opened import Opened
 from taugrid.orchestrator.plan.grid import plan

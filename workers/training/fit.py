@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from taugrid.config import Train
 from taugrid.errors import RunFailed, UserError, last_line
+from taugrid.workers.importing import uncollected
 from taugrid.workers.training.spec import Hopeless, TrainingSpec, running_folder
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ class FailsAgain(RunFailed):
     """A training that would fail in the same way if it were tried again."""
 
 
+class NoRoom(RunFailed):
+    """A training whose workers found no room in all attempts. It may find some later."""
+
+
 def check(settings: Train) -> None:
     """Raise `UserError` if TensorBoard is requested but not installed."""
     if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
@@ -65,6 +70,7 @@ def train(spec: TrainingSpec) -> None:
 
     Raises:
         FailsAgain: if the network can't be built, or the loss is not finite.
+        NoRoom: if other work took the room for its workers, in each of `MAX_CONTROLLER_FAILURES` attempts.
         RunFailed: if workers failed more often than `MAX_WORKER_FAILURES`.
     """
     remove_leftovers(spec.models_dir, spec.model_id)
@@ -105,9 +111,15 @@ def _fit(spec: TrainingSpec) -> None:
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise RunFailed(_in_one_line(error)) from error
+        raise (NoRoom if _found_no_room(error) else RunFailed)(_in_one_line(error)) from error
     if result.return_value is not None:
         raise FailsAgain(result.return_value)
+
+
+def _found_no_room(error: "TrainingFailedError") -> bool:
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
 
 
 def _in_one_line(error: "TrainingFailedError") -> str:
@@ -145,7 +157,8 @@ def _of_worker(failure: BaseException) -> str:
 
 def _work(loop_config: dict[str, Any]) -> str | None:
     """Run the loop in a worker. Returns why training is hopeless: after an exception, Ray Train would repeat it."""
-    from taugrid.workers.training import loop
+    with uncollected():
+        from taugrid.workers.training import loop
 
     try:
         loop.run(loop_config["spec"])

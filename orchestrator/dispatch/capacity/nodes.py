@@ -70,6 +70,22 @@ def nodes(selector: Mapping[str, str] | None = None) -> list[Node]:
     ]
 
 
+def free(selector: Mapping[str, str]) -> list[Node]:
+    """The nodes that stay and have these labels, with what nothing takes now. Ray knows it a moment late."""
+    from ray._private.state import available_resources_per_node
+
+    left = available_resources_per_node()
+    staying = [node for node in nodes(selector) if not node.draining and node.id in left]
+    return [node._replace(cpus=left[node.id].get("CPU", 0), gpus=left[node.id].get("GPU", 0)) for node in staying]
+
+
+def memory_here() -> int:
+    """Bytes of memory of this machine or container, whose limit Ray knows better than Python does."""
+    from ray._common.utils import get_system_memory
+
+    return int(get_system_memory())
+
+
 def _draining() -> Collection[str]:
     """The ids of nodes with a notice of pre-emption, or that `ray drain-node` or an autoscaler drains.
 

@@ -95,6 +95,11 @@ class Trainers(NamedTuple):
     gpus: float
     """GPUs of each worker."""
 
+    @property
+    def most(self) -> int:
+        """The largest number of workers."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
 
 def trainers(cluster: Cluster, workers: int | tuple[int, int], may_grow: bool = False) -> Trainers:
     """The training workers that the cluster has room for, up to `workers`. Fewer change nothing but rounding.

@@ -1,0 +1,191 @@
+"""Trains one model, from the driver's side: runs Ray Train in a thread, follows the log, reports the end."""
+
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+
+from taugrid.config import Cluster
+from taugrid.disk import make_folder
+from taugrid.errors import RunFailed, UserError, last_line
+from taugrid.orchestrator.dispatch.capacity import resources
+from taugrid.orchestrator.plan.cells import Model
+from taugrid.orchestrator.plan.sources import TRAINED_WEIGHTS, Trained
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import Events
+from taugrid.orchestrator.training.room import WaitForRoom
+from taugrid.run_id import claim
+from taugrid.storage import LOCAL
+from taugrid.words import counted, duration, with_urls
+from taugrid.workers.data.load import content_fingerprint
+from taugrid.workers.training import fit
+from taugrid.workers.training.log import TrainingProgress, training_progress
+from taugrid.workers.training.spec import TrainingSpec
+
+STANDSTILL_SECONDS = 120.0
+"""Time without a logged step after which the user is told what a training may be waiting for."""
+
+
+class TrainingFailed(RunFailed):
+    """The training of one model failed; others may still succeed."""
+
+    def __init__(self, called: str, reason: str, log: Path | str, fails_again: bool = False) -> None:
+        super().__init__(f"training of model {called} failed: {reason} (details: {log})")
+        self.briefly = f"training of model {called} failed: {reason.partition('; ')[0]} (details: {log})"
+        """Without what can be done about it, for a line that the whole one follows."""
+        self.fails_again = fails_again
+        """Whether the same command would fail in the same way."""
+
+
+class Training:
+    """One model's training in a driver session; Ray must be connected.
+
+    Only Ray Train runs in a thread: in the main thread its `fit` would take over SIGINT and never give it back. All
+    else is done by the caller, who calls `begin`, then `look` now and then, and `end` once the thread has ended.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        source: Trained,
+        rundir: RunDir,
+        cluster: Cluster,
+        say: Callable[[str], None],
+        events: Events,
+        may_grow: bool = False,
+    ) -> None:
+        """`may_grow`: whether nodes may join the cluster."""
+        self.model = model
+        self.steps = source.train.steps
+        self._source, self._rundir, self._cluster = source, rundir, cluster
+        self._say, self._events, self._may_grow = say, events, may_grow
+        self._error: BaseException | None = None
+        self.at = self._now()
+        """How far it is, by its log; None before the first step."""
+        self.has_begun = False
+        """Whether it has logged a step since `begin`: its workers are at work."""
+
+    @property
+    def done(self) -> int:
+        """Steps done."""
+        return self.at.step if self.at is not None else 0
+
+    @property
+    def found_no_room(self) -> bool:
+        """Whether it ended because other work took the room for its workers. It can begin again."""
+        return isinstance(self._error, fit.NoRoom)
+
+    def wanted(self) -> resources.Trainers:
+        """What it takes of the cluster as it is now.
+
+        Raises:
+            UserError: if no worker fits, and none ever will.
+        """
+        return resources.trainers(self._cluster, self._source.train.workers, self._may_grow)
+
+    def begin(self, ended: "SimpleQueue[Training]") -> None:
+        """Start or continue it, from its last checkpoint. It comes into `ended` when its thread ends."""
+        model, self._spec = self.model, self._specified(self.wanted())
+        self.at, self.has_begun, self._error = self._now(), False, None
+        if self.at is not None:
+            has_checkpoint = any(self._spec.running.glob("checkpoint_*"))
+            place = "its last checkpoint" if has_checkpoint else "the start, because it has no checkpoint"
+            self._say(f"training of {model.called} was interrupted at step {self.at.step}; it continues from {place}")
+        self._began = self._changed = time.monotonic()
+        self._told = False
+        self._room = WaitForRoom(self._spec, self._cluster)
+        self._events.add("train", model=model.id)
+        threading.Thread(target=self._fit, args=(ended,), name=f"train-{model.id}", daemon=True).start()
+
+    def look(self) -> None:
+        """Read the log, and tell the user once if nothing happens.
+
+        Raises:
+            UserError: if nodes large enough did not join in time. The thread goes on waiting, as Ray Train knows no
+                limit. It ends with the driver.
+        """
+        if self._may_grow and not self.has_begun and (error := self._room.too_long()):
+            raise error
+        at = self._now()
+        if at is not None and at != self.at:
+            self.at, self.has_begun, self._changed = at, True, time.monotonic()
+        train = self._spec.train
+        may_wait = train.is_elastic or (self._may_grow and not self.has_begun)
+        if may_wait and not self._told and time.monotonic() - self._changed > STANDSTILL_SECONDS:
+            self._told = True
+            self._say(
+                f"training {self.model.called}: no step logged for {duration(STANDSTILL_SECONDS)}; it waits while "
+                f"the cluster has no room for {counted(train.fewest_workers, 'worker')}"
+            )
+
+    def end(self, log: Callable[[str, str], Path]) -> None:
+        """Put the model in place, and say how it went. `log` writes a file in logs/.
+
+        Raises:
+            UserError: if something must be changed first.
+            TrainingFailed: if it could not go on.
+        """
+        error, model = self._error, self.model
+        if isinstance(error, UserError):
+            raise error
+        if error is not None:
+            path = log(f"train-{model.id}", "".join(traceback.format_exception(error)))
+            reason = with_urls(last_line(error))
+            again = isinstance(error, fit.FailsAgain)
+            place = self._rundir.relative(path)
+            self._events.add("training failed", model=model.id, reason=reason, log=place, fails_again=again)
+            raise TrainingFailed(model.called, reason, path, again)
+        seconds = time.monotonic() - self._began
+        self.at = self._now()
+        self._upload()
+        self._events.add("trained", model=model.id, seconds=round(seconds, 3))
+        assert self.at is not None, "the last step is always logged"
+        steps = counted(self.at.step, "step")
+        self._say(f"trained model {model.called}: {steps} in {duration(seconds)}, loss {self.at.loss:.4f}")
+
+    def _fit(self, ended: "SimpleQueue[Training]") -> None:
+        try:
+            fit.train(self._spec)
+        except BaseException as error:
+            self._error = error
+        ended.put(self)
+
+    def _now(self) -> TrainingProgress | None:
+        """How far the training is, by the log in the folder where it runs."""
+        storage = self._rundir.storage if self._rundir.storage.on_disk else LOCAL
+        return training_progress(self._rundir.training_folder(self._cluster.scratch), self.model.id, storage)
+
+    def _upload(self) -> None:
+        """Put the trained model into the run directory, if it was trained elsewhere, and remove what is left there."""
+        storage, spec = self._rundir.storage, self._spec
+        if not storage.on_disk:
+            storage.create_folder(self._rundir.model_folder(self.model), spec.final, TRAINED_WEIGHTS)
+            LOCAL.delete_folder(spec.final)
+            LOCAL.delete_folder(spec.running)
+
+    def _specified(self, wanted: resources.Trainers) -> TrainingSpec:
+        source = self._source
+        folder, run = self._rundir.training_folder(self._cluster.scratch), self._rundir.run
+        if not self._rundir.storage.on_disk:
+            make_folder(folder)
+            run = claim(folder, LOCAL)  # what every training worker must see is this folder
+        asked = source.train.workers
+        if self._may_grow and wanted.workers != asked:
+            grows = "it begins with as many as fit, at least one, and takes more as nodes join"
+            then = f"it trains with {wanted.workers}" if isinstance(wanted.workers, int) else grows
+            self._say(f"training {self.model.called}: the cluster does not fit {asked} workers now; {then}")
+        return TrainingSpec(
+            data=source.data,
+            data_sha256=content_fingerprint(source.data),
+            unet=source.unet,
+            diffusion=self.model.diffusion,
+            train=source.train.model_copy(update={"workers": wanted.workers}),
+            model_id=self.model.id,
+            models_dir=str(folder),
+            cpus_per_worker=wanted.cpus,
+            gpus_per_worker=wanted.gpus,
+            label_selector=self._cluster.label_selector,
+            run=run,
+        )

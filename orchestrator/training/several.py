@@ -1,0 +1,131 @@
+"""Trains the models of a session: side by side where the cluster has the resources, else one after another."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+from taugrid.config import Cluster
+from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.progress.stage import name_of_trainings, note_of_trainings
+from taugrid.orchestrator.training.one import Training, TrainingFailed
+from taugrid.orchestrator.training.room import HELPERS_BYTES, UnderWay, another_fits, most_at_once
+from taugrid.words import counted
+
+POLL_SECONDS = 0.5
+"""How often the driver checks the logs and Ctrl-C."""
+
+ROOM_SECONDS = 2.0
+"""How often it looks whether another training has room."""
+
+
+class Trainings:
+    """The trainings of a session. All but `fit.train` is done by the caller's thread, so nothing here needs a lock."""
+
+    def __init__(
+        self,
+        trainings: Sequence[Training],
+        cluster: Cluster,
+        may_grow: bool,
+        progress: Progress,
+        log: Callable[[str, str], Path],
+        others: bool,
+    ) -> None:
+        """A stage of these trainings.
+
+        Args:
+            trainings: at least one, in the order in which they begin.
+            cluster: the config's section.
+            may_grow: whether nodes may join the cluster.
+            progress: shows all of them as one stage.
+            log: writes a file in logs/.
+            others: whether the session has models to go on with when one fails.
+        """
+        self._all, self._waiting = list(trainings), deque(trainings)
+        self._under_way: list[Training] = []
+        self._ended: SimpleQueue[Training] = SimpleQueue()
+        self._cluster, self._may_grow, self._others = cluster, may_grow, others
+        self._progress, self._log = progress, log
+        self._failed: dict[str, TrainingFailed] = {}
+        self._most, self._told = most_at_once(cluster), False
+        self._trained = 0
+        self._looked_at = float("-inf")
+
+    def run(self) -> dict[str, TrainingFailed]:
+        """Train them all. Returns model id -> error for those that failed.
+
+        Raises:
+            UserError: if something must be changed first. What has not ended then continues in the next session.
+        """
+        self._show_anew()
+        while self._waiting or self._under_way:
+            self._begin()
+            for training in self._under_way:
+                training.look()
+            self._show()
+            with suppress(Empty):
+                self._end(self._ended.get(timeout=POLL_SECONDS))
+        self._progress.end()
+        return self._failed
+
+    def _begin(self) -> None:
+        """Begin those that wait, in their order, as long as the next one has room."""
+        now = time.monotonic()
+        if self._under_way and now - self._looked_at < ROOM_SECONDS:
+            return
+        self._looked_at = now
+        while self._waiting and not self._are_enough() and self._fits(self._waiting[0]):
+            training = self._waiting.popleft()
+            training.begin(self._ended)
+            self._under_way.append(training)
+
+    def _are_enough(self) -> bool:
+        """Whether so many are under way as may be; tells the user once if nothing but memory is in the way."""
+        if len(self._under_way) < self._most:
+            return False
+        if self._cluster.trainings is None and not self._told and self._fits(self._waiting[0]):
+            self._told = True
+            self._progress.say(
+                f"training {counted(self._most, 'model')} at a time: for each, Ray Train's own processes take "
+                f"{HELPERS_BYTES / 2**30:.1f} GiB of this machine; cluster.trainings allows more"
+            )
+        return True
+
+    def _fits(self, training: Training) -> bool:
+        starting = sum(not other.has_begun for other in self._under_way)
+        under_way = UnderWay(len(self._under_way), starting)
+        return another_fits(training.wanted(), under_way, self._cluster, self._may_grow)
+
+    def _end(self, training: Training) -> None:
+        self._under_way.remove(training)
+        if training.found_no_room and any(other.has_begun for other in self._under_way):
+            self._waiting.append(training)  # for the room of one that is at work
+            return
+        try:
+            training.end(self._log)
+            self._trained += 1
+        except TrainingFailed as error:
+            self._failed[training.model.id] = error
+            self._all.remove(training)
+            self._show_anew()
+            if self._others:
+                self._progress.say(f"{error.briefly}; the others go on")
+
+    def _show_anew(self) -> None:
+        """Show a stage of all that have not failed."""
+        self._progress.end()
+        if self._all:
+            name = name_of_trainings([training.model.called for training in self._all])
+            self._progress.begin(name, sum(training.steps for training in self._all), "steps")
+
+    def _show(self) -> None:
+        at_work = {training.model.called: training.at for training in self._under_way if training.has_begun}
+        known = {called: at for called, at in at_work.items() if at is not None}
+        if known:
+            done = sum(training.done for training in self._all)
+            self._progress.started(done)
+            workers = sum(at.workers for at in known.values())
+            note = note_of_trainings(known, len(self._all), self._trained)
+            self._progress.update(done, workers=workers, note=note)
