@@ -64,7 +64,7 @@ class LiveState:
         name, worker = event["event"], event.get("worker", "")
         if name == "session":
             self.stages = event["stages"]
-        elif name in ("train", "trained", "training failed"):
+        elif name in ("train", "training waits", "trained", "training failed"):
             before = self.trainings or set()
             self.trainings = before | {event["model"]} if name == "train" else before - {event["model"]}
         elif name == "to do":

@@ -73,7 +73,7 @@ class Watching:
             self._progress.follow(self._state(events), self._score)
         for event in events:
             self._progress.observe(datetime.fromisoformat(event["time"]), event)
-            if event["event"] in ("train", "trained", "training failed", "to do"):
+            if event["event"] in ("train", "training waits", "trained", "training failed", "to do"):
                 self._follow_trainings(event)
         self._show_trainings()
         return self.has_driver

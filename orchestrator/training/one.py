@@ -99,6 +99,10 @@ class Training:
         self._events.add("train", model=model.id)
         threading.Thread(target=self._fit, args=(ended,), name=f"train-{model.id}", daemon=True).start()
 
+    def put_back(self) -> None:
+        """Say in the events that it waits for `begin`, having found no room."""
+        self._events.add("training waits", model=self.model.id)
+
     def look(self) -> None:
         """Read the log, and tell the user once if nothing happens.
 

@@ -2,12 +2,13 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from taugrid.config import Cluster
+from taugrid.errors import UserError
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.stage import name_of_trainings, note_of_trainings
 from taugrid.orchestrator.training.one import Training, TrainingFailed
@@ -17,7 +18,7 @@ from taugrid.words import counted
 POLL_SECONDS = 0.5
 """How often the driver checks the logs and Ctrl-C."""
 
-ROOM_SECONDS = 2.0
+LOOK_SECONDS = 2.0
 """How often it looks whether another training has room."""
 
 
@@ -48,7 +49,9 @@ class Trainings:
         self._ended: SimpleQueue[Training] = SimpleQueue()
         self._cluster, self._may_grow, self._others = cluster, may_grow, others
         self._progress, self._log = progress, log
+        self._beside_work: set[Training] = set()  # those beside which another has worked since they began
         self._failed: dict[str, TrainingFailed] = {}
+        self._to_change: UserError | None = None  # ends the stage once nothing is at work
         self._most, self._told = most_at_once(cluster), False
         self._trained = 0
         self._looked_at = float("-inf")
@@ -57,27 +60,59 @@ class Trainings:
         """Train them all. Returns model id -> error for those that failed.
 
         Raises:
-            UserError: if something must be changed first. What has not ended then continues in the next session.
+            UserError: if something must be changed first. Those at work have then ended; the others continue in the
+                next session.
         """
         self._show_anew()
-        while self._waiting or self._under_way:
-            self._begin()
-            for training in self._under_way:
-                training.look()
+        while self._waiting or self._goes_on():
+            with self._work_goes_on():
+                self._begin()
+            self._look()
             self._show()
-            with suppress(Empty):
+            with suppress(Empty), self._work_goes_on():
                 self._end(self._ended.get(timeout=POLL_SECONDS))
         self._progress.end()
+        if self._to_change is not None:
+            raise self._to_change
         return self._failed
+
+    def _goes_on(self) -> bool:
+        """Whether the end of one under way is worth waiting for."""
+        if self._to_change is None:
+            return bool(self._under_way)
+        return any(training.has_begun for training in self._under_way)
+
+    @contextmanager
+    def _work_goes_on(self) -> Iterator[None]:
+        """Keep a `UserError` until those at work have ended: what one training lacks must not cost hours of others."""
+        try:
+            yield
+        except UserError as error:
+            is_first, self._to_change = self._to_change is None, self._to_change or error
+            self._waiting.clear()
+            if not self._goes_on():
+                raise self._to_change from None
+            if is_first:
+                self._progress.say(f"{error}; no other training begins, and those at work go on to their end")
+
+    def _look(self) -> None:
+        """Read the logs of those under way."""
+        for training in self._under_way:
+            with self._work_goes_on():
+                training.look()
+        for worker in self._under_way:
+            if worker.has_begun:
+                self._beside_work.update(other for other in self._under_way if other is not worker)
 
     def _begin(self) -> None:
         """Begin those that wait, in their order, as long as the next one has room."""
         now = time.monotonic()
-        if self._under_way and now - self._looked_at < ROOM_SECONDS:
+        if self._under_way and now - self._looked_at < LOOK_SECONDS:
             return
         self._looked_at = now
         while self._waiting and not self._are_enough() and self._fits(self._waiting[0]):
             training = self._waiting.popleft()
+            self._beside_work.discard(training)
             training.begin(self._ended)
             self._under_way.append(training)
 
@@ -100,12 +135,17 @@ class Trainings:
 
     def _end(self, training: Training) -> None:
         self._under_way.remove(training)
-        if training.found_no_room and any(other.has_begun for other in self._under_way):
-            self._waiting.append(training)  # for the room of one that is at work
+        if training.found_no_room and self._to_change is not None:
+            return  # it continues in the next session
+        # What another had, it may get. If none has worked in all its attempts, none will ever give room.
+        if training.found_no_room and training in self._beside_work:
+            training.put_back()
+            self._waiting.append(training)
             return
         try:
             training.end(self._log)
             self._trained += 1
+            self._beside_work.update(self._under_way)  # also if it was too quick to be seen at work
         except TrainingFailed as error:
             self._failed[training.model.id] = error
             self._all.remove(training)

@@ -13,7 +13,8 @@ from rich.console import Console
 from test_reconstruct_work import save_network
 
 from taugrid.config import Cluster
-from taugrid.orchestrator.dispatch.capacity.nodes import Node
+from taugrid.errors import UserError
+from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size
 from taugrid.orchestrator.dispatch.capacity.resources import Trainers
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.stage import note_of_trainings
@@ -62,11 +63,37 @@ GPU, EIGHT_OF_TWO = Trainers(1, 4, 1), Trainers(8, 4, 2)
         (Trainers((1, 7), 4, 2), (3, 0), True),
         (Trainers((1, 7), 4, 2), (3, 1), False),
         (Trainers((1, 8), 4, 2), (3, 0), False),  # elastic: the one that runs may take them
+        (Trainers(1, 4, 0.6), (4, 0), True),
+        (Trainers(15, 4, 0.6), (4, 0), False),  # 14 GPUs
     ],
 )
 def test_as_many_begin_as_what_is_free_holds(cluster_of, wanted, under_way, begins):
     cluster_of(Node("a", 64, 8), Node("b", 64, 6))
     assert another_fits(wanted, UnderWay(*under_way), Cluster(), may_grow=True) is begins
+
+
+@pytest.mark.parametrize(
+    ("gpus", "taken", "each", "begins"),
+    [
+        (1, 0.5, 0.5, True),
+        (1, 0.4, 0.4, True),
+        (1, 0.6, 0.6, False),
+        (4, 2.4, 0.6, False),  # 0.4 of each is left
+        (4, 1.8, 0.6, True),
+        (1, 0.6666, 1 / 3, True),
+        (1, 0.9999, 1 / 3, False),
+        (2, 1.5, 0.5, True),
+    ],
+)
+def test_a_part_of_a_gpu_is_sought_on_one_gpu(cluster_of, gpus, taken, each, begins):
+    cluster_of(Node("a", 64, gpus, taken=Size(4, taken)))
+    assert another_fits(Trainers(1, 2, each), UnderWay(1, 0), Cluster(), may_grow=False) is begins
+
+
+def test_cpus_that_are_taken_are_not_free(cluster_of):
+    cluster_of(Node("a", 4, 0, taken=Size(1.5, 0)))
+    fit = [another_fits(Trainers(1, cpus, 0), UnderWay(1, 0), Cluster(), may_grow=False) for cpus in (2.5, 3)]
+    assert fit == [True, False]
 
 
 def test_the_first_begins_without_room_and_waits_for_it(cluster_of):
@@ -94,7 +121,7 @@ def opened(tmp_path, monkeypatch, cluster_of):
     cluster_of(Node("a", 3, 0))
     monkeypatch.setattr(one.Training, "wanted", lambda self: Trainers(1, 1, 0))
     monkeypatch.setattr(several, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(several, "ROOM_SECONDS", 0.0)
+    monkeypatch.setattr(several, "LOOK_SECONDS", 0.0)
     with small_run(tmp_path, CONFIG) as opened:
         yield opened
 
@@ -186,12 +213,80 @@ def test_one_that_found_no_room_begins_again_beside_those_at_work(opened, monkey
     assert (tries.count(late), outcome.missing) == (2, {})
 
 
+@pytest.mark.parametrize("third", ["starts", "has ended"])
+def test_one_that_found_no_room_while_another_worked_begins_again(opened, monkeypatch, third):
+    """The first has ended when the second gives up, and the third, in its room, has logged no step yet."""
+    first, second, _ = (model.id for model in opened.plan.models)
+    others, tries, refused = threading.Semaphore(0), [], threading.Event()
+    end, put_back = one.Training.end, several.Trainings._end
+
+    def ended(self, log):
+        end(self, log)
+        others.release()
+
+    def handled(self, training):
+        put_back(self, training)
+        if training.model.id == second:
+            refused.set()
+
+    def train(spec):
+        tries.append(spec.model_id)
+        if spec.model_id == second and tries.count(second) == 1:
+            for _ in range(2):
+                assert others.acquire(timeout=MINUTE)
+            raise fit.NoRoom("no room")
+        if third == "starts" and spec.model_id not in (first, second):
+            others.release()
+            assert refused.wait(MINUTE)
+        trained(spec)
+
+    monkeypatch.setattr(one.Training, "end", ended)
+    monkeypatch.setattr(several.Trainings, "_end", handled)
+    outcome, _ = do(opened, monkeypatch, train)
+    assert (tries.count(second), outcome.missing) == (2, {})
+    assert "training waits" in events(opened)
+
+
 def test_if_none_finds_room_they_have_failed(opened, monkeypatch):
     def train(spec):
         raise fit.NoRoom("no room")
 
     with pytest.raises(one.TrainingFailed, match="no room"):
         do(opened, monkeypatch, train)
+
+
+def test_a_setting_to_change_is_told_at_once_and_those_at_work_end_first(opened, monkeypatch):
+    first, second, third = (model.id for model in opened.plan.models)
+    works, told, stay = threading.Event(), threading.Event(), threading.Event()
+    look, say = one.Training.look, Progress.say
+
+    def too_long(self):
+        if self.model.id == second and works.is_set():
+            raise UserError("no worker fits")
+        look(self)
+        if self.model.id == first and self.has_begun:
+            works.set()
+
+    def said(self, text):
+        say(self, text)
+        if "no worker fits" in text:
+            told.set()
+
+    def train(spec):
+        if spec.model_id == first:
+            step(spec, 4)
+            assert told.wait(MINUTE)
+            trained(spec)
+        else:
+            stay.wait(MINUTE)
+
+    monkeypatch.setattr(one.Training, "look", too_long)
+    monkeypatch.setattr(Progress, "say", said)
+    with pytest.raises(UserError, match="no worker fits"):
+        do(opened, monkeypatch, train, trainings=2)
+    stay.set()
+    assert [opened.rundir.is_ready(model) for model in opened.plan.models] == [True, False, False]
+    assert third not in {event.get("model") for event in read_events(opened.rundir)}, "no other has begun"
 
 
 def test_ctrl_c_ends_all_and_each_continues(opened, monkeypatch):

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from fractions import Fraction
+from math import ceil
 from typing import NamedTuple
 
 RAYS_UNITS = 10_000
@@ -33,18 +34,24 @@ class Node(NamedTuple):
     gpus: float
     draining: bool = False
     """It will be taken away: Ray places nothing more on it."""
+    taken: Size = Size(0, 0)
+    """What something takes of it, where that was asked."""
 
     def room(self, size: Size) -> int:
-        """How many workers fit on it, if nothing else runs there. A part of a GPU can't span two GPUs."""
+        """How many workers fit on it beside what is `taken`. A part of a GPU can't span two GPUs.
+
+        Ray does not tell how much of which GPU is taken. It counts as taken by workers of this size, as it is by
+        trainings side by side.
+        """
         cpus, gpus = map(exact, size)
         fits = []
         if cpus:
-            fits.append(exact(self.cpus) // cpus)
+            fits.append((exact(self.cpus) - exact(self.taken.cpus)) // cpus)
         if 0 < gpus < 1:
-            fits.append(int(self.gpus) * (1 // gpus))
+            fits.append(int(self.gpus) * (1 // gpus) - ceil(exact(self.taken.gpus) / gpus))
         elif gpus:
-            fits.append(exact(self.gpus) // gpus)
-        return int(min(fits, default=0))
+            fits.append((exact(self.gpus) - exact(self.taken.gpus)) // gpus)
+        return int(max(0, min(fits, default=0)))
 
 
 def exact(amount: float) -> Fraction:
@@ -71,12 +78,18 @@ def nodes(selector: Mapping[str, str] | None = None) -> list[Node]:
 
 
 def free(selector: Mapping[str, str]) -> list[Node]:
-    """The nodes that stay and have these labels, with what nothing takes now. Ray knows it a moment late."""
+    """The nodes that stay and have these labels, with what is taken of them now. Ray knows it a moment late."""
     from ray._private.state import available_resources_per_node
 
     left = available_resources_per_node()
     staying = [node for node in nodes(selector) if not node.draining and node.id in left]
-    return [node._replace(cpus=left[node.id].get("CPU", 0), gpus=left[node.id].get("GPU", 0)) for node in staying]
+    return [node._replace(taken=_taken(node, left[node.id])) for node in staying]
+
+
+def _taken(node: Node, left: Mapping[str, float]) -> Size:
+    """What is taken of a node, in Ray's units: floats would make 0.6000001 of 1 - 0.4."""
+    amounts = zip((node.cpus, node.gpus), ("CPU", "GPU"), strict=True)
+    return Size(*(round((total - left.get(name, 0)) * RAYS_UNITS) / RAYS_UNITS for total, name in amounts))
 
 
 def memory_here() -> int:
