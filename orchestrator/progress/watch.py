@@ -28,6 +28,7 @@ from taugrid.orchestrator.rundir.events import LastSession
 from taugrid.orchestrator.rundir.lease import EXPIRY_SECONDS, Lease
 from taugrid.orchestrator.work import kinds_by_name
 from taugrid.words import counted
+from taugrid.workers.training.log import TrainingProgress
 
 LOOK_SECONDS = 2.0
 """How often the directory is looked at."""
@@ -58,6 +59,7 @@ class Watching:
         self._events = LastSession(rundir)
         self._session: int | None = None
         self._trainings: list[Model] = []
+        self._waits_at: dict[str, int] = {}  # model id -> the step in its log as it began, until another is there
         self._metric = shown_metric(config.evaluate.metrics)
         self._asked = Asked(config, rundir)
         self._by_id = {cell.id: cell for cell in plan.cells}
@@ -69,7 +71,7 @@ class Watching:
         self.has_driver = holder is not None and not holder.is_dead and holder.age_seconds < EXPIRY_SECONDS
         events = self._events.new()
         if self._events.number != self._session:
-            self._session, self._trainings = self._events.number, []
+            self._session, self._trainings, self._waits_at = self._events.number, [], {}
             self._progress.follow(self._state(events), self._score)
         for event in events:
             self._progress.observe(datetime.fromisoformat(event["time"]), event)
@@ -116,15 +118,23 @@ class Watching:
         others = [model for model in self._trainings if model.id != event.get("model")]
         begun = [model for model in self._plan.models if event["event"] == "train" and model.id == event["model"]]
         self._trainings = [] if event["event"] == "to do" else others + begun
+        self._waits_at.pop(event.get("model", ""), None)
+        if "step" in event:
+            self._waits_at[event["model"]] = event["step"]
         steps = [model.source.train.steps for model in self._trainings if isinstance(model.source, Trained)]
         if steps:
             self._progress.begin(name_of_trainings([model.called for model in self._trainings]), sum(steps), "steps")
 
     def _show_trainings(self) -> None:
         scratch = self._config.cluster.scratch
-        found = {model.called: progress_of(model, self._rundir, scratch) for model in self._trainings}
-        at_work = {called: at for called, at in found.items() if at is not None}
+        done, at_work = 0, dict[str, TrainingProgress]()
+        for model in self._trainings:
+            if (at := progress_of(model, self._rundir, scratch)) is not None:
+                done += at.step
+                if at.step != self._waits_at.get(model.id):
+                    self._waits_at.pop(model.id, None)
+                    at_work[model.called] = at
         if at_work:
-            done, workers = sum(at.step for at in at_work.values()), sum(at.workers for at in at_work.values())
+            workers = sum(at.workers for at in at_work.values())
             self._progress.started(done)
             self._progress.update(done, workers, note_of_trainings(at_work, len(self._trainings), 0))

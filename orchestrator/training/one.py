@@ -61,6 +61,7 @@ class Training:
         self.steps = source.train.steps
         self._source, self._rundir, self._cluster = source, rundir, cluster
         self._say, self._events, self._may_grow = say, events, may_grow
+        self._told: set[str] = set()
         self._error: BaseException | None = None
         self.at = self._now()
         """How far it is, by its log; None before the first step."""
@@ -92,11 +93,12 @@ class Training:
         if self.at is not None:
             has_checkpoint = any(self._spec.running.glob("checkpoint_*"))
             place = "its last checkpoint" if has_checkpoint else "the start, because it has no checkpoint"
-            self._say(f"training of {model.called} was interrupted at step {self.at.step}; it continues from {place}")
+            said = f"training of {model.called} was interrupted at step {self.at.step}; it continues from {place}"
+            self._say_once("interrupted", said)
         self._began = self._changed = time.monotonic()
-        self._told = False
         self._room = WaitForRoom(self._spec, self._cluster)
-        self._events.add("train", model=model.id)
+        # Who watches knows by the step whether the log has grown since.
+        self._events.add("train", model=model.id, **({} if self.at is None else {"step": self.at.step}))
         threading.Thread(target=self._fit, args=(ended,), name=f"train-{model.id}", daemon=True).start()
 
     def put_back(self) -> None:
@@ -117,11 +119,11 @@ class Training:
             self.at, self.has_begun, self._changed = at, True, time.monotonic()
         train = self._spec.train
         may_wait = train.is_elastic or (self._may_grow and not self.has_begun)
-        if may_wait and not self._told and time.monotonic() - self._changed > STANDSTILL_SECONDS:
-            self._told = True
-            self._say(
+        if may_wait and time.monotonic() - self._changed > STANDSTILL_SECONDS:
+            self._say_once(
+                "standstill",
                 f"training {self.model.called}: no step logged for {duration(STANDSTILL_SECONDS)}; it waits while "
-                f"the cluster has no room for {counted(train.fewest_workers, 'worker')}"
+                f"the cluster has no room for {counted(train.fewest_workers, 'worker')}",
             )
 
     def end(self, log: Callable[[str, str], Path]) -> None:
@@ -148,6 +150,12 @@ class Training:
         assert self.at is not None, "the last step is always logged"
         steps = counted(self.at.step, "step")
         self._say(f"trained model {model.called}: {steps} in {duration(seconds)}, loss {self.at.loss:.4f}")
+
+    def _say_once(self, about: str, text: str) -> None:
+        """Say it unless the like was said before: one that finds no room begins again every ten minutes."""
+        if about not in self._told:
+            self._told.add(about)
+            self._say(text)
 
     def _fit(self, ended: "SimpleQueue[Training]") -> None:
         try:
@@ -179,7 +187,8 @@ class Training:
         if self._may_grow and wanted.workers != asked:
             grows = "it begins with as many as fit, at least one, and takes more as nodes join"
             then = f"it trains with {wanted.workers}" if isinstance(wanted.workers, int) else grows
-            self._say(f"training {self.model.called}: the cluster does not fit {asked} workers now; {then}")
+            said = f"training {self.model.called}: the cluster does not fit {asked} workers now; {then}"
+            self._say_once("workers", said)
         return TrainingSpec(
             data=source.data,
             data_sha256=content_fingerprint(source.data),

@@ -52,7 +52,7 @@ class Cluster(Section):
     many even if they do not fit yet, and can add nodes; null: as many as fit, also on nodes that join later."""
     trainings: Positive | None = None
     """The most trainings at a time. On a cluster that one joins, so many begin even if they do not fit yet, and Ray's
-    autoscaler hears of them; null: as many as fit."""
+    autoscaler hears of them; null: as many as fit; half of the driver's memory, at 500 MiB each, is a limit too."""
     cpus_per_worker: Cpus = 1
     """CPUs that a worker takes."""
     gpus_per_worker: Gpus | None = None

@@ -224,6 +224,12 @@ grid: {train.seed: [0, 1], steps: [1]}
 """
 
 
+def log(rundir, model, step):
+    """Writes a step into the log of a training with two workers."""
+    folder = running_folder(rundir.models, model.id)
+    Log(folder, step - 1, tensorboard=False).write(Record(step, 1 / step, 1e-3, 1.0, 2, 0.1))
+
+
 def test_trainings_side_by_side_are_one_bar(tmp_path):
     with small_run(tmp_path, TRAINED) as opened:
         rundir, (first, second) = RunDir(tmp_path), opened.plan.models
@@ -232,10 +238,8 @@ def test_trainings_side_by_side_are_one_bar(tmp_path):
         watched, progress = watching((opened, rundir))
         session.add("train", model=first.id)
         session.add("train", model=second.id)
-        for model, steps in ((first, 40), (second, 20)):
-            Log(running_folder(rundir.models, model.id), 0, tensorboard=False).write(
-                Record(steps, 1 / steps, 1e-3, 1.0, 2, 0.1)
-            )
+        log(rundir, first, 40)
+        log(rundir, second, 20)
         watched.look()
         said = "60 of 200 steps, 4 workers, 2 at a time, loss 0.0250 to 0.0500"
         assert progress._stage.standing(0.0).line == f"training 2 models: {said}"
@@ -247,3 +251,30 @@ def test_trainings_side_by_side_are_one_bar(tmp_path):
         session.add("trained", model=second.id, seconds=1.0)
         watched.look()
         assert (progress._stage, progress.state.trainings) == (None, set())
+
+
+def test_a_training_that_waits_is_not_at_work(tmp_path):
+    with small_run(tmp_path, TRAINED) as opened:
+        rundir, (first, second) = RunDir(tmp_path), opened.plan.models
+        log(rundir, first, 40)
+        log(rundir, second, 20)
+        session = Events(rundir)
+        session.add("session", stages=["train"])
+        watched, progress = watching((opened, rundir))
+
+        def shown():
+            watched.look()
+            return progress._stage.standing(0.0).line
+
+        session.add("train", model=first.id, step=40)
+        session.add("train", model=second.id, step=20)
+        assert shown() == "training 2 models: 0 of 200 steps"
+        log(rundir, first, 41)
+        assert shown() == "training 2 models: 61 of 200 steps, 2 workers, train.seed=0: loss 0.0244"
+        log(rundir, second, 15)  # from its last checkpoint
+        assert "4 workers, 2 at a time" in shown()
+        log(rundir, second, 20)
+        assert "4 workers, 2 at a time" in shown(), "it repeats the step that it began with"
+        session.add("training waits", model=second.id)
+        assert shown() == "training train.seed=0: 41 of 100 steps, 2 workers, loss 0.0244"
+        assert progress.state.trainings == {first.id}

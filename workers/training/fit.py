@@ -70,7 +70,7 @@ def train(spec: TrainingSpec) -> None:
 
     Raises:
         FailsAgain: if the network can't be built, or the loss is not finite.
-        NoRoom: if other work took the room for its workers, in each of `MAX_CONTROLLER_FAILURES` attempts.
+        NoRoom: if other work took the room for its workers, in all `MAX_CONTROLLER_FAILURES` + 1 attempts.
         RunFailed: if workers failed more often than `MAX_WORKER_FAILURES`.
     """
     remove_leftovers(spec.models_dir, spec.model_id)
