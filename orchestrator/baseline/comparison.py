@@ -216,9 +216,15 @@ def _look(new: SnapshotCell, old: SnapshotCell, margin: float) -> Compared:
         margin=margin * base,
         se=0.0 if result == "identical" else None,
         pixels=pixels,
-        note=note,
+        note="; ".join(filter(None, [note, *_gone(new, old)])),
         others=other_metrics(new.metrics, old.metrics),
     )
+
+
+def _gone(new: SnapshotCell, old: SnapshotCell) -> list[str]:
+    """Whose images are lacking, so that its score can't be checked."""
+    sides = (("this run", new), ("the baseline", old))
+    return [f"{whose} lacks images that it was scored on" for whose, side in sides if side.lacks_images]
 
 
 def _before_judgement(

@@ -7,6 +7,9 @@ import pytest
 from in_process import small_run
 from rich.console import Console
 
+from taugrid.orchestrator.baseline.comparison import compare_snapshots
+from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
+from taugrid.orchestrator.inspection import compare
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Run
@@ -160,3 +163,22 @@ def test_pictures_and_reconstructions_are_made_by_their_own_commands(opened, cop
     advice = {damage.path.parent.name[:5]: step for damage, step in zip(damages, steps, strict=True)}
     assert advice["S0003"] == (None, "the present config does not use it; delete it")
     assert advice[first[:5]] == (f"taugrid {kind.stage} {copy}", "")
+
+
+def test_a_score_whose_images_are_gone_is_marked_in_tables_and_comparisons(opened, finished, copy):
+    first, second = opened.plan.cells
+    notes = copy / "tables/quality.md"
+    assert "are gone" not in notes.read_text()
+    shutil.rmtree(copy / "samples" / first.name)
+    do(opened, "report", copy)
+    [line] = [line for line in notes.read_text().splitlines() if "are gone" in line]
+    assert first.label in line
+    assert second.label not in line
+    assert "`taugrid run`" in line
+    pair = opened.config, opened.plan, RunDir(copy), first.id, second.id, False
+    assert f"{first.label}: images" in compare(*pair)["note"]
+    whole = opened.config, opened.plan, RunDir(finished), first.id, second.id, False
+    assert "are gone" not in compare(*whole)["note"]
+    compared = {cell.name: cell.note for cell in compare_snapshots(*map(snapshot_of_run, map(str, (copy, finished)))).cells}
+    assert "this run lacks images" in compared[first.name]
+    assert "lacks images" not in compared[second.name]
