@@ -97,7 +97,8 @@ def _expected(plan: dict[str, Any]) -> str:
     if not plan["network_evaluations_remaining"]:
         return "none, everything is sampled"
     if seconds is None:
-        return "unknown (no shard of this run has been sampled yet)"
+        some = any(cell["shards_done"] for cell in plan["cells"])
+        return f"unknown (no {'shard of this run has been sampled' if not some else 'driver has timed a shard'} yet)"
     time = duration(seconds) if seconds >= 1 else "less than 1 s"
     return f"{time} on one worker, at {quantity(rate)} network evaluations/s as measured here"
 

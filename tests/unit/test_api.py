@@ -72,6 +72,15 @@ def test_plan_refuses_what_the_command_refuses(tmp_path, assignment):
     assert str(caught.value) == said_by_the_command("plan", CONFIG, "--out", str(tmp_path), "--set", assignment)
 
 
+def test_a_folder_is_advised_how_to_mend_it_only_if_it_holds_some_of_a_run(tmp_path):
+    with pytest.raises(UserError, match="not a run directory") as caught:
+        taugrid.open(tmp_path)
+    assert "--out" not in str(caught.value)
+    (tmp_path / "provenance.json").write_text("{}")
+    with pytest.raises(UserError, match=rf"`taugrid report CONFIG --out {tmp_path}`"):
+        taugrid.open(tmp_path)
+
+
 @pytest.mark.parametrize("out", [None, "runs/mine"])
 def test_run_on_a_cluster_needs_an_absolute_path_as_the_command_does(out, done, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -370,6 +370,16 @@ def test_plain_lines_of_a_session_say_the_same_as_its_bar():
     assert line.endswith("1 worker, 0 of 2 cells scored")
 
 
+def test_a_plain_line_after_the_last_task_counts_no_work():
+    """The session may go on for a while: tables are written."""
+    session = Session(tasks(("a",), 1))
+    session.join("w0")
+    for task, event in (("sample/a/0", "shard"), ("extract/a/0", "extract"), ("score/a", "score")):
+        session.give("w0", task)
+        session.did("w0", event, task=task)
+    assert session.state.standing(session.now).line == "1 worker, 1 of 1 cells scored"
+
+
 def test_a_terminal_has_a_view_that_goes_away_and_messages_that_stay():
     shown, _, printed = a_progress(live=True, width=40)
     with shown:
