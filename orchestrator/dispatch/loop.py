@@ -231,10 +231,11 @@ class Loop:
 
     def _lost(self, event: Lost, certain: bool = False) -> None:
         worker, reason = event.worker, event.reason
-        self._log(worker, reason)
+        path = self._log(worker, event.details or reason)
         self._events.note("lost", worker=worker, reason=reason)
         charge = self._dispatcher.worker_lost(worker, time.monotonic(), reason, event.with_its_node, certain)
-        self._charge(worker, charge, f"lost {worker}, starting another: {reason}")
+        details = f" (details: {path})" if event.details else ""
+        self._charge(worker, charge, f"lost {worker}, starting another: {reason}{details}")
         self._crew.benched(charge.benching, f"its workers die ({reason})")
         self._crew.gone(worker, reason)
 

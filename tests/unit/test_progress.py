@@ -244,6 +244,17 @@ def test_a_lost_worker_takes_its_progress_with_it():
     assert any("1 lost" in line for line in session.drawn())
 
 
+def test_workers_of_a_node_that_is_benched_do_none_of_what_is_left():
+    session = Session(tasks(shards=20))
+    for worker, node in (("w0", "a"), ("w1", "a"), ("w2", "b")):
+        session.tell("starting", worker=worker)
+        session.tell("worker", worker=worker, device="cpu", node=node)
+    session.tell("benched", worker="w0", node="a", seconds=1.0, reason="errors", whole_node=True)
+    assert session.state.workforce.usable == 1, "w1 is benched with its node"
+    session.tell("assigned", worker="w1", task="sample/a/0", node="a")
+    assert session.state.workforce.usable == 2, "the node is back, and w0 has to pass its hello"
+
+
 def test_what_is_given_up_is_not_left_to_do():
     cells = {name: GridCell("eta=0", f"S={name}", 2000) for name in ("a", "b")}
     session = Session(
