@@ -10,6 +10,7 @@ from taugrid.errors import UserError
 from taugrid.eval.sources import part_bounds
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import evaluation
+from taugrid.orchestrator.plan.sources import RECORD
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.orchestrator.rundir.lease import Lease
@@ -38,6 +39,8 @@ def next_steps(damages: Sequence[Damage], config: Config, plan: Plan, rundir: Ru
     unused = _unused(damages, config, plan, rundir) | _of_other_cells(damages, plan, rundir)
     planned = {rundir.sample_part(cell, shard) for cell in plan.cells for shard in cell.shards}
     own = {kind.folder: kind.stage for kind in work_kinds() if kind.stage not in ("sample", "evaluate")}
+    unused |= {damage.path for damage in damages if damage.path.name == RECORD}
+    unused -= {rundir.model_record(model.id) for model in plan.models}
     return [
         NextStep(None, UNUSED) if damage.path in unused else _next_step(damage, rundir, own, damage.path in planned)
         for damage in damages

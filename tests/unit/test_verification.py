@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from in_process import small_run
+from nights import checkpoint, write_config
 from rich.console import Console
 
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
@@ -201,13 +202,25 @@ def test_what_a_report_makes_again_is_no_damage_but_is_named(opened, copy):
     assert remarks(RunDir(copy)) == []
 
 
-def test_a_spoilt_record_of_a_model_is_found_and_report_writes_it_again(opened, copy):
-    """Oracles have none: this is what a loaded model's would be."""
-    record = RunDir(copy).model_record(opened.plan.models[0].id)
-    record.parent.mkdir(parents=True, exist_ok=True)
-    spoil(record)
-    [damage], [step] = said(opened, copy)
-    assert (damage.path, step.command) == (record, f"taugrid report {copy}")
+def test_a_spoilt_record_of_a_model_is_found_and_report_writes_it_again(tmp_path):
+    few = {"num_samples": 2, "batch_size": 2}
+    config = write_config(tmp_path / "one.yaml", checkpoint(tmp_path / "network"), sample=few, grid={"steps": [1]})
+    root = tmp_path / "run"
+    with small_run(tmp_path, config.read_text()) as opened:
+        do(opened, "sample", root)
+        record = RunDir(root).model_record(opened.plan.models[0].id)
+        whole, other = record.read_bytes(), RunDir(root).model_record("of-another-config")
+        other.parent.mkdir()
+        for path in (record, other):
+            spoil(path)
+        damages, steps = said(opened, root)
+        advice = {damage.path: step for damage, step in zip(damages, steps, strict=True)}
+        assert advice[record].command == f"taugrid report {root}"
+        assert "delete it" in advice[other].words
+        other.unlink()
+        do(opened, "report", root)
+        assert record.read_bytes() == whole
+        assert said(opened, root) == ([], [])
 
 
 def test_lines_that_are_not_as_written_are_told_but_for_a_last_one_that_a_kill_tore(opened, copy):
