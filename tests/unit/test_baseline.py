@@ -44,6 +44,7 @@ def test_the_same_weights_make_the_same_pixels(base, tmp_path, baseline):
     assert [cell["situation"] for cell in found["cells"]] == ["same weights and setup"] * CELLS
     assert {cell["pixels"]["differing"] for cell in found["cells"]} == {0}
     assert found["critical"] is None, "no cell takes part in the rule"
+    assert "no cell" in found["rule"]
 
 
 def planted_sigma(alpha_t, alpha_prev, eta):
