@@ -97,7 +97,7 @@ def in_one_line(error: OSError) -> str:
         return f"the disk is full: can't write {place}; free some space and run the same command again"
     said = f"can't read or write {place}: {os.strerror(error.errno or 0)}; no file counts as damaged for this"
     if error.errno in FORBIDDEN:
-        return f"{said}; change its permissions or those of its folder, then run the same command again"
+        return f"{said}; make it readable and writable, then run the same command again"
     return f"{said}; run the same command again"
 
 
