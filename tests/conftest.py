@@ -1,4 +1,5 @@
 import gc
+import os
 import random
 
 import pytest
@@ -16,6 +17,14 @@ def users_state(tmp_path_factory):
     """Tests name code that the user's own trust file should not hold."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced():
+    """What a test's process writes need not survive a power loss: it would wait for the disk ten thousand times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
         yield
 
 

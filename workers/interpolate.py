@@ -14,6 +14,7 @@ from taugrid.config import Diffusion
 from taugrid.images import to_uint8
 from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
+from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.device import Beat, Device, unheard, with_heartbeats
 from taugrid.workers.finite import Watched
@@ -49,7 +50,8 @@ class InterpolateJob(Job):
 
 def run(job: InterpolateJob, device: Device) -> Result:
     """Load the job's network and call `interpolate_cell`."""
-    return interpolate_cell(job, device.network(job.network, job.diffusion), device.name, device.beat)
+    network = device.network(job.network, job.diffusion, Arithmetic(batch_size=job.batch_size))
+    return interpolate_cell(job, network, device.name, device.beat)
 
 
 def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: str, beat: Beat = unheard) -> Result:

@@ -101,29 +101,33 @@ def uninterrupted(tmp_path_factory):
     return folder
 
 
+class Beside(NamedTuple):
+    """A run whose two models are trained side by side, of two workers with half a CPU each; one of them diverges."""
+
+    root: Path
+    said: str
+
+
 @pytest.fixture(scope="module")
-def uninterrupted_of_two(ray_session, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("uninterrupted_of_two")
-    spec = a_spec(folder, workers=2)
-    spec.running.mkdir()
-    (spec.running / "checkpoint_manager_snapshot.json").write_text('{"ray_version": "2.')  # a kill left this
-    leftover = folder / f".{SPEC.model_id}.77.tmp"
-    leftover.mkdir()
-    in_a_thread(spec).result()
-    return folder
+def beside(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("beside")
+    file = write_config(
+        folder,
+        data=SPEC.data.model_dump(mode="json"),
+        model={"unet": SPEC.unet.model_dump()},
+        train=SPEC.train.model_copy(update={"workers": 2}).model_dump(mode="json", exclude_unset=True),
+        sample={"num_samples": 20, "batch_size": 20},
+        grid={"train.learning_rate": [1e30, SPEC.train.learning_rate], "steps": [2, 4]},
+        evaluate={"extractor": "pixels", "metrics": ["fid"]},
+        cluster={"train": {"cpus_per_worker": 0.5}},
+    )
+    return Beside(folder / "run", taugrid("run", file, "--out", folder / "run", code=4).stderr)
 
 
-def test_a_finished_training_leaves_a_pipeline_and_its_log_alone(uninterrupted_of_two):
-    folder = uninterrupted_of_two
-    assert [path.name for path in folder.iterdir()] == [SPEC.model_id]
-    pipeline = diffusers.DDIMPipeline.from_pretrained(folder / SPEC.model_id)
-    assert pipeline(batch_size=2, num_inference_steps=3, output_type="np").images.shape == (2, 8, 8, 1)
-    log = log_of(folder)
-    assert [record["step"] for record in log] == list(range(1, STEPS + 1))
-    losses = [record["loss"] for record in log]
-    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
-    seconds = [record["seconds"] for record in log]
-    assert seconds == sorted(seconds)
+@pytest.fixture(scope="module")
+def uninterrupted_of_two(beside):
+    """The folder of what two workers learn. Nothing disturbed them: what trains beside them must change no byte."""
+    return beside.root / "models"
 
 
 def test_averaged_and_raw_weights_differ(uninterrupted_of_two):
@@ -162,6 +166,9 @@ def killed(ray_session, tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("killed")
     spec = a_spec(folder / "models", workers=(1, 3))
+    spec.running.mkdir(parents=True)
+    (spec.running / "checkpoint_manager_snapshot.json").write_text('{"ray_version": "2.')  # a kill left these two
+    (folder / "models" / f".{SPEC.model_id}.77.tmp").mkdir()
     log = spec.running / "log.jsonl"
     running = in_a_thread(spec)
     _wait(lambda: _has_checkpoint(spec.running) and steps_of(log) > 2 * EVERY, running)
@@ -174,6 +181,19 @@ def killed(ray_session, tmp_path_factory):
     assert steps_of(log) >= EVERY
     running.result()
     return Killed(folder / "models", folder / "at_the_kill")
+
+
+def test_a_finished_training_leaves_a_pipeline_and_its_log_alone(killed):
+    folder = killed.folder
+    assert [path.name for path in folder.iterdir()] == [SPEC.model_id]
+    pipeline = diffusers.DDIMPipeline.from_pretrained(folder / SPEC.model_id)
+    assert pipeline(batch_size=2, num_inference_steps=3, output_type="np").images.shape == (2, 8, 8, 1)
+    log = log_of(folder)
+    assert [record["step"] for record in log] == list(range(1, STEPS + 1))
+    losses = [record["loss"] for record in log]
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
+    seconds = [record["seconds"] for record in log]
+    assert seconds == sorted(seconds)
 
 
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same(uninterrupted_of_two, killed):
@@ -271,34 +291,17 @@ def test_a_compiled_network_learns_the_same_in_two_workers(uninterrupted, tmp_pa
     assert losses_of(tmp_path) == pytest.approx(losses_of(uninterrupted)[:5], rel=1e-4)
 
 
-def test_trainings_run_side_by_side_and_one_that_diverges_leaves_the_others(uninterrupted_of_two, tmp_path):
-    """Two workers each, of half a CPU. What trains beside it changes no byte of a model.
-
-    What the loop says of one worker is tests/unit/test_training.py's; here the line comes back through Ray Train.
-    """
-    settings = SPEC.train.model_copy(update={"workers": 2}).model_dump(mode="json", exclude_unset=True)
-    file = write_config(
-        tmp_path,
-        data=SPEC.data.model_dump(mode="json"),
-        model={"unet": SPEC.unet.model_dump()},
-        train=settings,
-        sample={"num_samples": 20, "batch_size": 20},
-        grid={"train.learning_rate": [1e30, SPEC.train.learning_rate], "steps": [2, 4]},
-        evaluate={"extractor": "pixels", "metrics": ["fid"]},
-        cluster={"train": {"cpus_per_worker": 0.5}},
-    )
-    root = tmp_path / "run"
-    done = taugrid("run", file, "--out", root, code=4)
-    [line] = [line for line in done.stderr.splitlines() if line.startswith("missing: ")]
+def test_a_training_that_diverges_leaves_the_others(beside):
+    """What the loop says of one worker is tests/unit/test_training.py's; here the line comes back through Ray Train."""
+    [line] = [line for line in beside.said.splitlines() if line.startswith("missing: ")]
     assert line.startswith(
         "missing: learning_rate=1e+30 · S=2 eta=0; learning_rate=1e+30 · S=4 eta=0: training of model"
     )
     assert "the loss of step 2 is not finite; lower train.learning_rate" in line
-    names = [event["event"] for event in read_events(RunDir(root))]
+    names = [event["event"] for event in read_events(RunDir(beside.root))]
     assert [name for name in names if name.startswith("train")] == ["train", "train", "training failed", "trained"]
-    [model] = (root / "models").glob("[!.]*")
-    assert files_of_weights(model) == files_of_weights(uninterrupted_of_two / SPEC.model_id)
-    scores = (root / "tables/quality.csv").read_text().splitlines()
+    assert [path.name for path in (beside.root / "models").glob("[!.]*")] == [SPEC.model_id]
+    scores = (beside.root / "tables/quality.csv").read_text().splitlines()
     assert [row.rsplit(",", 1)[1] for row in scores] == ["train.learning_rate", "0.002", "0.002"]
 
 

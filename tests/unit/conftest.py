@@ -74,6 +74,14 @@ def quick_hashes(monkeypatch):
     monkeypatch.setattr(content, "without_comments", WITHOUT_COMMENTS)
 
 
+def forget_code_here():
+    """Forget the modules of the current folder, which a test has made."""
+    assert not Path(__file__).is_relative_to(Path.cwd()), "the tests' own modules must stay"
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(f"{Path.cwd()}/"):
+            del sys.modules[name]
+
+
 @pytest.fixture
 def asked_here(monkeypatch, quick_hashes):
     """What another process is asked about a user's code, this one answers: it has torch. Then it forgets the code.
@@ -92,10 +100,10 @@ def asked_here(monkeypatch, quick_hashes):
             try:
                 fields = asdict(find(function)(**json.loads(json.dumps(arguments))))
             finally:
-                for name, module in list(sys.modules.items()):
-                    if str(getattr(module, "__file__", None)).startswith(f"{Path.cwd()}/"):
-                        del sys.modules[name]
+                forget_code_here()
         return json.loads(json.dumps(fields))
 
     for module in (resolve, trust, custom_process):
         monkeypatch.setattr(module, "ask", ask)
+    yield
+    forget_code_here()  # which work that is done here has loaded

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from taugrid import config
 from taugrid.jobs import CustomNetwork, OracleNetwork
 from taugrid.storage import LOCAL
+from taugrid.workers import interpolate, reconstruct, schedules
 from taugrid.workers.accelerator import graphs
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic, computed
 from taugrid.workers.accelerator.graphs import CaptureFailed, InGraphs, Recording
@@ -21,6 +22,7 @@ from taugrid.workers.device import Device
 from taugrid.workers.diffusion.process import network_index
 from taugrid.workers.network.custom import for_inference
 from taugrid.workers.network.unet import UNet2DModel
+from taugrid.workers.samplers import ddim
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -108,6 +110,35 @@ def test_replays_give_the_networks_bits_for_every_x_and_t(precision, surrounding
             assert torch.equal(output, network.network(noise(seed=t), t)), "no later replay has overwritten it"
     assert remarks == []
     assert len({tuple(output.flatten().tolist()) for output in outputs}) == len(times)
+
+
+def test_encoding_and_decoding_replay_one_recording_with_the_networks_bits():
+    network = Counted(loaded(Net()))
+    in_graphs = InGraphs(network, B, pytest.fail, on_tape)
+    diffusion, times = config.DIFFUSION_DEFAULTS, (250, 500, 1000)
+
+    def there_and_back(model):
+        x_T = ddim.encode(model, noise(), schedules.alpha_bar(diffusion), times, diffusion.predicts)
+        return x_T, ddim.decode(model, x_T, schedules.alpha_bar(diffusion), times, diffusion.predicts)
+
+    replayed = there_and_back(in_graphs)
+    assert network.calls == 2, "once as it is and once on the tape"
+    for one, other in zip(replayed, there_and_back(network), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("run", [reconstruct.run, interpolate.run])
+def test_reconstructions_and_interpolations_ask_for_graphs_of_their_batches(run):
+    class Asked(Exception):
+        pass
+
+    class Spy(Device):
+        def network(self, spec, diffusion, how=PLAIN):
+            raise Asked(how)
+
+    with pytest.raises(Asked) as caught:
+        run(SimpleNamespace(network=None, diffusion=None, batch_size=7), Spy("cpu", graphs=True))
+    assert caught.value.args == (PLAIN._replace(batch_size=7),)
 
 
 def test_a_smaller_batch_is_computed_as_without_graphs():
