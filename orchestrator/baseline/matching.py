@@ -43,7 +43,7 @@ def matched(new: Snapshot, baseline: Snapshot) -> Matched:
             f"no cell of {new.place} has the settings of one of {baseline.place} "
             f"({_first_difference(new.cells[0], baseline.cells[0])}); give the baseline of this grid"
         )
-    _require_comparable(pairs, new.place)
+    _require_comparable(pairs, new.place if new.cells[0].metrics else "DIR")
     used = {old.cell for _, old in pairs}
     found = {cell.cell for cell, _ in pairs}
     return Matched(
@@ -80,7 +80,7 @@ def _first_difference(new: SnapshotCell, old: SnapshotCell) -> str:
 
 
 def _require_comparable(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]], place: str) -> None:
-    """Raise `UserError` if a pair differs in a field of `MUST_AGREE`; `place` is that of the new run."""
+    """Raise `UserError` if a pair differs in a field of `MUST_AGREE`, and say how `place` is accepted instead."""
     told: dict[str, set[str]] = {}
     for new, old in pairs:
         sides = {name: _fields(cell.protocol) for name, cell in (("here", new), ("baseline", old))}
@@ -94,8 +94,8 @@ def _require_comparable(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]], plac
         counts = Counter({text: len(names) for text, names in told.items()})
         shown = "; ".join(text for text, _ in counts.most_common(MOST_NAMED))
         raise UserError(
-            f"the runs were measured in different ways: {shown}; score both alike, or go on from this run as the new "
-            f"baseline: {ACCEPT.replace('DIR', place)}"
+            f"the runs were measured in different ways: {shown}; score both alike, or accept a run that is scored "
+            f"as this one: {ACCEPT.replace('DIR', place)}"
         )
 
 
