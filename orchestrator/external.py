@@ -45,8 +45,8 @@ def score_images(
     with ExitStack() as files:
         try:
             progress.say("reading images")
-            mine, theirs = _as_file("samples", samples, files), _as_file("reference", reference, files)
-            scores = _scores(mine, theirs, section, progress)
+            sample_file, reference_file = _as_file("samples", samples, files), _as_file("reference", reference, files)
+            scores = _scores(sample_file, reference_file, section, progress)
         except (ValueError, DamagedFile) as error:
             raise UserError(_with_flags(str(error), evaluate)) from None
         finally:
