@@ -167,7 +167,8 @@ def _ways_to(missing: MissingImages, reference: Data | str) -> str:
         split = "train" if reference.split == "all" else reference.split
         place = f"give --reference DIR/{split}, DIR being {missing.root}"
     others = [way for way in missing.others if not way.startswith("data.")]
-    ways = [place, *others, "give a run directory that was scored against it"]
+    is_of_run = isinstance(reference, Data) and reference.root is not None
+    ways = [place, *others, *([] if is_of_run else ["give a run directory that was scored against it"])]
     return f"{missing.fault}: {', or '.join(ways)}"
 
 
