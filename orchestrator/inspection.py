@@ -36,6 +36,7 @@ def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
         "cells": cells,
         "shards": len(plan.shards),
         "images": sum(cell.settings.num_samples for cell in plan.cells),
+        "longest_shard_evaluations": plan.shards[0].evaluations if plan.shards else 0,
         "network_evaluations": sum(shard.evaluations for shard in plan.shards),
         "network_evaluations_remaining": remaining,
         "cells_to_score": sum(not cell["scored"] for cell in cells),

@@ -45,6 +45,13 @@ def test_plan_is_what_the_command_prints_as_json(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("word", "hint"), [("plann", "did you mean 'plan'?"), ("frobnicate", "commands: run, plan, ")])
+def test_an_unknown_command_is_told_what_there_is(word, hint):
+    printed = CliRunner().invoke(cli, [word])
+    assert printed.exit_code == 2
+    assert hint in printed.output
+
+
 def test_plan_says_which_images_a_run_would_miss(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
