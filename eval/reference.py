@@ -51,7 +51,7 @@ class Reference:
         return cache_key(self.sha256, extractor, self.preprocessing or "moments")
 
     def require_same_features(self, extractor: ExtractorSpec) -> None:
-        """Raise ValueError if a mean and covariance are not of as many features as `extractor` gives, or as precise."""
+        """Raise ValueError if a mean and covariance have another number or precision of features than `extractor`."""
         if not isinstance(self.given, MomentsFile):
             return
         if self.given.dimensions != extractor.dimensions:

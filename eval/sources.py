@@ -148,10 +148,7 @@ def _locate(text: str) -> tuple[Kind, Path, str | None]:
     if not path.exists():
         if text in torch_fidelity.NAMES:
             return "dataset", torch_hub_folder().parent / "fidelity_datasets", text
-        raise SourceError(
-            f"there is no {text}; give {WAYS}, or a data set: {', '.join(torch_fidelity.NAMES)}; a reference may also "
-            "be a run directory, or a data set of a config with its split (fashion-mnist/train)"
-        )
+        raise SourceError(nothing_there(text))
     if path.is_dir():
         pictures, tables = directory.files(path, directory.EXTENSIONS), directory.files(path, (".parquet",))
         if pictures and tables:
@@ -164,6 +161,14 @@ def _locate(text: str) -> tuple[Kind, Path, str | None]:
     if path.suffix == ".parquet":
         return "parquet", path, None
     raise SourceError(f"{path} does not hold images; give {WAYS}")
+
+
+def nothing_there(text: str) -> str:
+    """What to say of a text that is neither a path nor the name of a data set."""
+    return (
+        f"there is no {text}; give {WAYS}, or a data set: {', '.join(torch_fidelity.NAMES)}; a reference may also be a "
+        "run directory, or a data set of a config with its split (fashion-mnist/train)"
+    )
 
 
 def _nothing_in(folder: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from taugrid.config import Evaluate, validate
+from taugrid.config import Data, Evaluate, validate
 from taugrid.config.load import Override, merge
 from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.features.resolve import resolve
@@ -21,6 +21,7 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.protocol import SOFTWARE
 from taugrid.registry.extractors import FeaturePrecision
 from taugrid.versions import versions
+from taugrid.workers.data.places import MissingImages, default_root
 
 Images = str | NDArray[np.uint8]
 """A path or another text that means images, or the images as (N, H, W) or (N, H, W, 1 or 3)."""
@@ -44,8 +45,8 @@ def score_images(
     with ExitStack() as files:
         try:
             progress.say("reading images")
-            mine, theirs = _as_file("samples", samples, files), _as_file("reference", reference, files)
-            scores = _scores(mine, theirs, section, progress)
+            sample_file, reference_file = _as_file("samples", samples, files), _as_file("reference", reference, files)
+            scores = _scores(sample_file, reference_file, section, progress)
         except (ValueError, DamagedFile) as error:
             raise UserError(_with_flags(str(error), evaluate)) from None
         finally:
@@ -59,7 +60,10 @@ def score_images(
 def _scores(samples: str, reference: str, section: Evaluate, progress: Progress) -> dict[str, Any]:
     found = _opened("--samples", open_source, samples)
     goes_with = _opened("--reference", meant, reference)
-    compared = _opened("--reference", open_reference, goes_with.given)
+    try:
+        compared = _opened("--reference", open_reference, goes_with.given)
+    except MissingImages as error:
+        raise UserError(f"--reference: {_ways_to(error, goes_with.given)}") from None
     spec = resolve(*_extractor(section, goes_with), found.shape, precision=_precision(section, goes_with))
     from taugrid.eval import standalone  # loads torch, which no error above should wait for
 
@@ -150,8 +154,22 @@ Side = TypeVar("Side")
 def _opened(flag: str, open_images: Callable[[Text], Side], given: Text) -> Side:
     try:
         return open_images(given)
+    except MissingImages:
+        raise
     except (ValueError, DamagedFile, UserError) as error:
         raise UserError(f"{flag}: {error}") from None
+
+
+def _ways_to(missing: MissingImages, reference: Data | str) -> str:
+    """What to say of a data set that is not there: here no config has keys that could tell where it is."""
+    place = f"put it in {default_root()}"
+    if isinstance(reference, Data) and reference.name == "fashion-mnist":
+        split = "train" if reference.split == "all" else reference.split
+        place = f"give --reference DIR/{split}, DIR being {missing.root}"
+    others = [way for way in missing.others if not way.startswith("data.")]
+    is_of_run = isinstance(reference, Data) and reference.root is not None
+    ways = [place, *others, *([] if is_of_run else ["give a run directory that was scored against it"])]
+    return f"{missing.fault}: {', or '.join(ways)}"
 
 
 def _with_flags(text: str, given: Iterable[str]) -> str:

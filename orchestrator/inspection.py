@@ -36,6 +36,7 @@ def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
         "cells": cells,
         "shards": len(plan.shards),
         "images": sum(cell.settings.num_samples for cell in plan.cells),
+        "longest_shard_evaluations": plan.shards[0].evaluations if plan.shards else 0,
         "network_evaluations": sum(shard.evaluations for shard in plan.shards),
         "network_evaluations_remaining": remaining,
         "cells_to_score": sum(not cell["scored"] for cell in cells),
@@ -85,7 +86,7 @@ def compare(config: Config, plan: Plan, rundir: RunDir, name_a: str, name_b: str
     """
     from taugrid.eval.tables.differences import pair
     from taugrid.orchestrator.plan.evaluation import evaluation
-    from taugrid.orchestrator.report.collect import collect
+    from taugrid.orchestrator.report.collect import NO_IMAGES, collect
 
     cells = [find_cell(plan, name) for name in (name_a, name_b)]
     collected = collect(plan, rundir, evaluation(config, plan, rundir.extractor))
@@ -94,9 +95,11 @@ def compare(config: Config, plan: Plan, rundir: RunDir, name_a: str, name_b: str
     if unscored:
         raise UserError(f"{unscored[0]} has no complete score; run `taugrid evaluate` first")
     try:
-        return pair(rows[cells[0].id], rows[cells[1].id], collected.evidence, join)
+        row = pair(rows[cells[0].id], rows[cells[1].id], collected.evidence, join)
     except ValueError as error:
         raise UserError(f"{plan.with_labels(str(error))} (--join compares them anyway)") from None
+    lacking = [f"{cell.label}: {NO_IMAGES}" for cell in cells if rundir.lacks_images(cell)]
+    return {**row, "note": "; ".join(filter(None, [row["note"], *lacking]))}
 
 
 def export(cell: Cell, rundir: RunDir, folder: Path) -> int:

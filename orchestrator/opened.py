@@ -12,8 +12,11 @@ from taugrid.orchestrator.plan.patterns import checkpoints_in, resolve_patterns
 from taugrid.orchestrator.plan.trust import custom_code, require_trusted, trust
 from taugrid.orchestrator.report import asked
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import FILES
 from taugrid.orchestrator.rundir.extension import check_extends
-from taugrid.storage import is_url, open_place, read_json
+from taugrid.orchestrator.rundir.paths import Paths
+from taugrid.run_id import FILE as RUN_FILE
+from taugrid.storage import Storage, is_url, open_place, read_json
 
 
 class Opened:
@@ -106,11 +109,18 @@ def open_existing(directory: str, dry: bool = False) -> Opened:
     if not is_url(directory) and Path(directory).is_file():
         raise UserError(f"{directory} is a file; this command takes {_directory_meant(directory)}")
     if not storage.exists(root / CONFIG_NAME):
+        lost = f", or write a lost config.json again with `taugrid report CONFIG --out {directory}`"
         raise UserError(
-            f"{directory} is not a run directory (it has no config.json); give the one that `taugrid run` made, or "
-            f"write a lost config.json again with `taugrid report CONFIG --out {directory}`"
+            f"{directory} is not a run directory (it has no config.json); give the one that `taugrid run` made"
+            f"{lost * _has_run_files(root, storage)}"
         )
     return Opened(directory, (), None, dry=dry)
+
+
+def _has_run_files(root: Path, storage: Storage) -> bool:
+    """Whether a folder without config.json holds other files of a run."""
+    places = Paths(root, storage)
+    return any(map(storage.exists, (places.provenance, root / RUN_FILE))) or bool(storage.list(places.events, FILES))
 
 
 def _directory_meant(file: str) -> str:

@@ -294,8 +294,10 @@ class Run:
         room = resources.room(limits) if embedded else limits.workers
         workers = min(room, len(pieces)) if embedded and room else room
         samples = any(isinstance(piece.job, SampleJob) for piece in pieces.values())
-        if samples and room and (said := too_few_shards(self.part, room)) is not None:
-            self._progress.say(said)
+        if samples and room:
+            said = too_few_shards(self.part, room, bool(self.rundir.committed_cells()))
+            if said is not None:
+                self._progress.say(said)
         cpus, gpus = resources.worker_size(limits)
         if not gpus:
             require_no_tf32(self.part)

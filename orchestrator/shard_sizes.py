@@ -11,6 +11,10 @@ from taugrid.workers.sample import SampleJob
 LONG_SECONDS = 300.0
 """A shard is done again as a whole if its worker is lost, and the last one keeps the others waiting."""
 
+FORETOLD_LONG_SECONDS = 0.5 * LONG_SECONDS
+"""A plan speaks of shards as long as this, because it can still be helped, and the rest of a grid may be slower than
+the part that was measured: on two busy cores, 32,000 evaluations took 330 s where the rate of 6,400 foretold 220 s."""
+
 GOOD_SECONDS = 60.0
 """How long a shard should take: long against the milliseconds that it costs the driver, short against a cell."""
 
@@ -30,23 +34,26 @@ def require_no_tf32(plan: Plan) -> None:
         )
 
 
-def too_few_shards(plan: Plan, workers: int) -> str | None:
-    """What to say if the plan has fewer shards than there are workers; None if it has enough."""
+def too_few_shards(plan: Plan, workers: int, has_samples: bool) -> str | None:
+    """What to say if the plan has fewer shards than there are workers; None if it has enough.
+
+    `has_samples` is as for `smaller_shards`.
+    """
     shards = len(plan.shards)
     if shards >= workers:
         return None
     total = sum(shard.evaluations for shard in plan.shards)
     longest = max(plan.cells, key=lambda cell: len(cell.tau))
-    advice = smaller_shards(longest.settings, len(longest.tau), total / (SHARDS_A_WORKER * workers))
+    advice = smaller_shards(longest.settings, len(longest.tau), total / (SHARDS_A_WORKER * workers), has_samples)
     idle = workers - shards
     return f"{counted(shards, 'shard')} to sample for {workers} workers: {idle} will have nothing to sample; {advice}"
 
 
-def too_long(settings: Sample, steps: int, evaluations: int, seconds: float) -> str | None:
-    """What to say if a shard of so many `evaluations` takes `seconds`; None if that is not too long."""
-    if seconds <= LONG_SECONDS:
+def too_long(settings: Sample, steps: int, evaluations: int, seconds: float, most: float = LONG_SECONDS) -> str | None:
+    """What to say if a shard of so many `evaluations` takes `seconds`; None if that is not more than `most`."""
+    if seconds <= most:
         return None
-    advice = smaller_shards(settings, steps, evaluations * GOOD_SECONDS / seconds)
+    advice = smaller_shards(settings, steps, evaluations * GOOD_SECONDS / seconds, has_samples=True)
     return f"a shard takes about {duration(seconds)}, which a lost worker has to do again; {advice}"
 
 
@@ -56,7 +63,8 @@ def longest_shard(plan: Plan, rate: float | None) -> str | None:
         return None
     shard = plan.shards[0]
     cell = next(cell for cell in plan.cells if cell.id == shard.cell)
-    return too_long(cell.settings, len(cell.tau), shard.evaluations, shard.evaluations / rate)
+    seconds = shard.evaluations / rate
+    return too_long(cell.settings, len(cell.tau), shard.evaluations, seconds, FORETOLD_LONG_SECONDS)
 
 
 class Heartbeat(NamedTuple):
@@ -90,10 +98,11 @@ class LongShards:
         return said
 
 
-def smaller_shards(settings: Sample, steps: int, evaluations: float) -> str:
+def smaller_shards(settings: Sample, steps: int, evaluations: float, has_samples: bool) -> str:
     """What to set for shards of about so many `evaluations`.
 
-    A batch is never split, so a shard that must be smaller than a batch needs both keys.
+    A batch is never split, so a shard that must be smaller than a batch needs both keys. `has_samples` tells whether
+    the run directory holds images, which other keys would orphan.
     """
     smaller = _rounded(max(1, int(evaluations)))
     if evaluations >= settings.batch_size * steps:
@@ -102,7 +111,8 @@ def smaller_shards(settings: Sample, steps: int, evaluations: float) -> str:
         images = _rounded(max(1, int(evaluations // steps)))
         both = settings.shard_evaluations >= 2 * images * steps  # else such a shard is one batch already
         advice = f"sample.batch_size: {images}" + f" and sample.shard_evaluations: {smaller}" * both
-    return f"{advice} would help, in a new directory (it makes other cells)"
+    when = "in a new directory (it makes other cells)" if has_samples else "if set before the first image is sampled"
+    return f"{advice} would help, {when}"
 
 
 def _rounded(number: int) -> int:

@@ -23,6 +23,9 @@ PAUSES_SECONDS = (0.1, 0.4, 1.6)
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
+FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+"""What stays as it is until the user changes it: the same command would meet it again."""
+
 UNSYNCABLE = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 """What file systems that cannot sync a folder say; those write names at once, or offer no way to make sure."""
 
@@ -92,8 +95,10 @@ def in_one_line(error: OSError) -> str:
         return f"can't read or write {place}: {error.strerror}; then run the same command again"
     if error.errno in FULL:
         return f"the disk is full: can't write {place}; free some space and run the same command again"
-    said = os.strerror(error.errno or 0)
-    return f"can't read or write {place}: {said}; no file counts as damaged for this; run the same command again"
+    said = f"can't read or write {place}: {os.strerror(error.errno or 0)}; no file counts as damaged for this"
+    if error.errno in FORBIDDEN:
+        return f"{said}; make it readable and writable, then run the same command again"
+    return f"{said}; run the same command again"
 
 
 @contextmanager

@@ -41,6 +41,9 @@ class Tiles(NamedTuple):
 
 
 def tiles_of(picture: Image) -> Tiles | None:
-    """The layout that a PNG has; None if it has none, as those of earlier versions."""
+    """The layout that a PNG has; None if it has none that this version knows, as those of others."""
     text = picture.info.get(KEY)
-    return None if text is None else Tiles(**json.loads(text))
+    try:
+        return None if text is None else Tiles(**json.loads(text))
+    except (ValueError, TypeError):
+        return None

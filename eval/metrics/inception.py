@@ -13,6 +13,7 @@ from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
 from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, MeanAndSpread
 from taugrid.eval.metrics.streams import Features, runs
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
+from taugrid.words import counted
 
 ROWS_IN_CACHE = 64
 """Rows of logits that are read at a time: 1008 classes in float64, and what is made of them, fit into a cache."""
@@ -21,7 +22,7 @@ ROWS_IN_CACHE = 64
 def isc_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
     """Whether every split gets a sample."""
     if sizes.num_samples < settings.isc_splits:
-        return Limits(f"{sizes.num_samples} samples can't be divided into {settings.isc_splits} splits")
+        return Limits(f"{counted(sizes.num_samples, 'sample')} can't be divided into {settings.isc_splits} splits")
     return Limits()
 
 
@@ -51,7 +52,9 @@ def inception_splits(num_samples: int, splits: int, seed: int) -> NDArray[np.int
         ValueError: for more splits than samples.
     """
     if not 1 <= splits <= num_samples:
-        raise ValueError(f"{num_samples} samples can't be divided into {splits} splits of the Inception Score")
+        raise ValueError(
+            f"{counted(num_samples, 'sample')} can't be divided into {splits} splits of the Inception Score"
+        )
     order = np.random.RandomState(seed).permutation(num_samples)
     bounds = np.arange(splits + 1) * num_samples // splits
     split_of = np.empty(num_samples, dtype=np.int64)

@@ -10,6 +10,7 @@ from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
 from taugrid.eval.metrics.statistics import Array, MeanAndSpread, require_finite
 from taugrid.eval.metrics.streams import FloatFeatures
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
+from taugrid.words import counted
 from taugrid.workers.heartbeat import alive
 
 Draws = Sequence[NDArray[np.int64]]
@@ -74,7 +75,8 @@ def kernel_distance(
     n, m = len(features), len(reference_features)
     if not 2 <= subset_size <= min(n, m):
         raise ValueError(
-            f"KID subsets of {subset_size} can't be drawn from {n} samples and {m} references; a subset has at least 2"
+            f"KID subsets of {subset_size} can't be drawn from {counted(n, 'sample')} and {counted(m, 'reference')}; a "
+            "subset has at least 2"
         )
     stream = np.random.RandomState(seed)
     drawn = [(stream.choice(n, subset_size, replace=False), stream.choice(m, subset_size, replace=False))

@@ -21,7 +21,7 @@ NEGATIVITY = 1e-4
 float32 moves eigenvalues by at most 6e-8 sqrt(d) of it (3e-6 at d = 2048); summing in float32 moves them further."""
 
 
-PRECISION = "precision"
+PRECISION = "taugrid_precision"
 """The name of an array that only taugrid writes; other tools read `mu` and `sigma`."""
 
 

@@ -141,14 +141,20 @@ def compare_snapshots(
         alpha=alpha,
         margin=margin,
         critical=None if math.isnan(judgement.critical) else judgement.critical,
-        rule=f"one stage: the usual seeds at alpha = {alpha:g} over {counted(len(judgement.cells), 'cell')} "
-        f"({threshold(judgement.critical)})",
+        rule=_rule(judgement, alpha),
     )
 
 
 def _labels_by_name(cells: Sequence[SnapshotCell], names: Collection[str]) -> dict[str, str]:
     label_of = labels(cells)
     return {cell.name: label_of[cell.cell] for cell in cells if cell.name in names}
+
+
+def _rule(judgement: NightJudgement, alpha: float) -> str:
+    if not judgement.cells:
+        return f"one stage at alpha = {alpha:g}: no cell is left to judge"
+    judged = counted(len(judgement.cells), "cell")
+    return f"one stage: the usual seeds at alpha = {alpha:g} over {judged} ({threshold(judgement.critical)})"
 
 
 def threshold(critical: float) -> str:
@@ -216,9 +222,15 @@ def _look(new: SnapshotCell, old: SnapshotCell, margin: float) -> Compared:
         margin=margin * base,
         se=0.0 if result == "identical" else None,
         pixels=pixels,
-        note=note,
+        note="; ".join(filter(None, [note, *_gone(new, old)])),
         others=other_metrics(new.metrics, old.metrics),
     )
+
+
+def _gone(new: SnapshotCell, old: SnapshotCell) -> list[str]:
+    """Whose images are lacking, so that its score can't be checked."""
+    sides = (("this run", new), ("the baseline", old))
+    return [f"{whose} lacks images that it was scored on" for whose, side in sides if side.lacks_images]
 
 
 def _before_judgement(

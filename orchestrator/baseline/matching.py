@@ -1,14 +1,16 @@
 """Which cells of two runs are the same cell: by settings and grid values, since ids differ with every new network."""
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from taugrid.errors import UserError
+from taugrid.orchestrator.baseline.files import ACCEPT
 from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, NOT_MATCHED, Snapshot, SnapshotCell
 from taugrid.orchestrator.plan.grid import COLUMN_NAMES
 from taugrid.protocol import disagreements
+from taugrid.words import counted
 
 MUST_AGREE = ("reference", "extractor", "num_samples", "weights", "tau", "clip", "precision", "compile", "rounding")
 """Fields of a protocol without which two FIDs are not comparable. Versions may differ: an upgrade is what a night is
@@ -41,7 +43,7 @@ def matched(new: Snapshot, baseline: Snapshot) -> Matched:
             f"no cell of {new.place} has the settings of one of {baseline.place} "
             f"({_first_difference(new.cells[0], baseline.cells[0])}); give the baseline of this grid"
         )
-    _require_comparable(pairs)
+    _require_comparable(pairs, new.place if new.cells[0].metrics else "DIR")
     used = {old.cell for _, old in pairs}
     found = {cell.cell for cell, _ in pairs}
     return Matched(
@@ -77,32 +79,38 @@ def _first_difference(new: SnapshotCell, old: SnapshotCell) -> str:
     return "their settings differ"
 
 
-def _require_comparable(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]]) -> None:
-    """Raise `UserError` if a pair differs in a field of `MUST_AGREE`."""
-    told: dict[str, list[str]] = defaultdict(list)
+def _require_comparable(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]], place: str) -> None:
+    """Raise `UserError` if a pair differs in a field of `MUST_AGREE`, and say how `place` is accepted instead."""
+    told: dict[str, set[str]] = {}
     for new, old in pairs:
         sides = {name: _fields(cell.protocol) for name, cell in (("here", new), ("baseline", old))}
         for name, values in disagreements(sides, may_differ=frozenset()).items():
             by_side = {side: value for value, who in values.items() for side in who}
-            told[f"{name} is {by_side['here']}, in the baseline {by_side['baseline']}"].append(new.name)
-            if name == "reference.sha256":
-                told[_labels(new, old)].append(new.name)
+            if name.startswith("reference."):
+                by_side, name = {side: _reference(fields) for side, fields in sides.items()}, "reference"
+            text = f"{name} is {by_side['here']}, in the baseline {by_side['baseline']}"
+            told.setdefault(text, set()).add(new.name)
     if told:
         counts = Counter({text: len(names) for text, names in told.items()})
         shown = "; ".join(text for text, _ in counts.most_common(MOST_NAMED))
-        raise UserError(f"the runs were measured in different ways: {shown}; accept a new baseline to go on")
+        raise UserError(
+            f"the runs were measured in different ways: {shown}; score both alike, or accept a run that is scored "
+            f"as this one: {ACCEPT.replace('DIR', place)}"
+        )
 
 
-def _fields(protocol: Mapping[str, object]) -> dict[str, object]:
+def _fields(protocol: Mapping[str, Any]) -> dict[str, Any]:
     return {name: protocol.get(name) for name in MUST_AGREE}
 
 
-def _labels(new: SnapshotCell, old: SnapshotCell) -> str:
-    names = [
-        "/".join(str(cell.protocol["reference"].get(key)) for key in ("dataset", "split") if cell.protocol["reference"])
-        for cell in (new, old)
-    ]
-    return f"reference is {names[0]}, in the baseline {names[1]}"
+def _reference(fields: Mapping[str, Any]) -> str:
+    """The reference in a protocol, with all that tells it from another of the same name."""
+    reference = fields["reference"]
+    count, name = reference.get("num_images"), reference.get("dataset")
+    images = "a mean and a covariance" if count is None else counted(count, "image")
+    of = f" of {name}/{reference.get('split')}" if name else ""
+    kind = f"{reference.get('preprocessing')}, " if reference.get("preprocessing") else ""
+    return f"{images}{of} ({kind}SHA-256 {reference['sha256'][:8]})"
 
 
 def changed_versions(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]]) -> list[str]:

@@ -115,6 +115,8 @@ class SnapshotCell:
     """Why there are no influences."""
     find_digests: Callable[[], Digests | None] = field(repr=False)
     """The hashes of the decoded images, which takes reading them; None if they are unknown."""
+    lacks_images: bool = False
+    """Whether files of its images are gone, although nobody recorded that they were removed."""
     find_images: Callable[[], Mapping[int, NDArray[np.uint8]] | None] = field(repr=False, default=lambda: None)
     """The decoded images by index, or None if they are gone."""
 
@@ -239,6 +241,7 @@ def _scored_cell(rundir: RunDir, cell: Cell, score: Mapping[str, Any], network: 
         influence=influence,
         reason=None if influence is not None else next(iter(told), missing),
         find_digests=lambda: pixel_digests(rundir, cell),
+        lacks_images=rundir.lacks_images(cell),
         find_images=lambda: _images(rundir, cell),
     )
 

@@ -21,7 +21,8 @@ METRICS_HELP = f"Some of {','.join(METRICS)}.  [default: {','.join(DEFAULT_METRI
     "--reference",
     metavar="PATH",
     help="Compare --samples with this: images as above, an .npz of mu and sigma, a data set with its split "
-    "(fashion-mnist/train), or a run directory: what that was scored against.",
+    "(fashion-mnist/train), a folder with Fashion-MNIST's IDX files and a split (DIR/train), or a run directory: what "
+    "that was scored against.",
 )
 @click.option(
     "--extractor",

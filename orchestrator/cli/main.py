@@ -1,5 +1,6 @@
 """The command line: its commands, and how errors become exit codes."""
 
+import difflib
 import signal
 import socket
 import sys
@@ -24,6 +25,16 @@ class InOrder(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names as they were added."""
         return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the first argument names; a usage error says which one was meant, or what there is."""
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], self.commands, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(self.commands)}"
+            ctx.fail(f"no such command {args[0]!r} ({hint})")
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"]})

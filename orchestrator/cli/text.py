@@ -44,6 +44,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"scores: {len(plan['cells']):,}, {plan['cells_to_score']:,} of them still to do",
         *_training(plan),
         f"expected sampling time: {_expected(plan)}",
+        *_longest_shard(plan),
         *(f"warning: {remark}" for remark in plan["remarks"]),
     ]
     return "\n".join(lines)
@@ -97,9 +98,19 @@ def _expected(plan: dict[str, Any]) -> str:
     if not plan["network_evaluations_remaining"]:
         return "none, everything is sampled"
     if seconds is None:
-        return "unknown (no shard of this run has been sampled yet)"
+        some = any(cell["shards_done"] for cell in plan["cells"])
+        return f"unknown (no {'shard of this run has been sampled' if not some else 'driver has timed a shard'} yet)"
     time = duration(seconds) if seconds >= 1 else "less than 1 s"
     return f"{time} on one worker, at {quantity(rate)} network evaluations/s as measured here"
+
+
+def _longest_shard(plan: dict[str, Any]) -> list[str]:
+    """A line on the longest shard, while there is something to sample."""
+    if not plan["network_evaluations_remaining"]:
+        return []
+    evaluations, rate = plan["longest_shard_evaluations"], plan["evaluations_per_second_and_worker"]
+    time = f", {duration(evaluations / rate)} at that rate" if rate and evaluations >= rate else ""
+    return [f"longest shard: {evaluations:,} network evaluations{time}"]
 
 
 SELFCHECK_WIDTH = 90

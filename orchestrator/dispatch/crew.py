@@ -145,13 +145,14 @@ class Crew:
             return
         node, seconds = self._name(benching.node), benching.seconds
         who = f"node {node}" if benching.whole_node else f"{benching.worker} on node {node}"
-        self._events.note("benched", worker=benching.worker, node=node, seconds=seconds, reason=reason)
+        whole_node = {"whole_node": True} if benching.whole_node else {}
+        self._events.note("benched", worker=benching.worker, node=node, seconds=seconds, reason=reason, **whole_node)
         self._progress.say(f"{reason}; {who} gets no work for {duration(seconds)}")
 
     def lost(self, event: Lost) -> None:
         """A worker that had no task is gone."""
         worker, now = event.worker, time.monotonic()
-        self._log(worker, event.reason)
+        self._log(worker, event.details or event.reason)
         self._events.note("lost", worker=worker, reason=event.reason)
         if worker in self._starting:
             self._starting.discard(worker)

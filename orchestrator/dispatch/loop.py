@@ -177,7 +177,8 @@ class Loop:
         worker, now = event.worker, time.monotonic()
         self._dispatcher.beat(worker, now)
         key = self._dispatcher.running[worker]
-        fraction = self._fractions.heard(worker, key, min(1.0, event.done / event.of) if event.of else 0.0)
+        has_second = len(self._dispatcher.in_hand(worker)) > 1
+        fraction = self._fractions.heard(worker, key, min(1.0, event.done / event.of) if event.of else 0.0, has_second)
         if fraction is None:
             return
         self._progress.heard(worker, fraction)
@@ -209,6 +210,7 @@ class Loop:
     def _failed(self, failure: Failed) -> None:
         worker, cause = failure.worker, failure.cause
         doing = failure.key or self._dispatcher.running[worker]
+        self._fractions.forget(worker)
         if _fills(cause, self._pieces[doing].job):
             raise RunFailed(in_one_line(cause))
         if isinstance(cause, WorkerRefusal):
@@ -231,10 +233,12 @@ class Loop:
 
     def _lost(self, event: Lost, certain: bool = False) -> None:
         worker, reason = event.worker, event.reason
-        self._log(worker, reason)
+        self._fractions.forget(worker)
+        path = self._log(worker, event.details or reason)
         self._events.note("lost", worker=worker, reason=reason)
         charge = self._dispatcher.worker_lost(worker, time.monotonic(), reason, event.with_its_node, certain)
-        self._charge(worker, charge, f"lost {worker}, starting another: {reason}")
+        details = f" (details: {path})" if event.details else ""
+        self._charge(worker, charge, f"lost {worker}, starting another: {reason}{details}")
         self._crew.benched(charge.benching, f"its workers die ({reason})")
         self._crew.gone(worker, reason)
 

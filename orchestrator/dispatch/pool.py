@@ -12,7 +12,7 @@ import click
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from taugrid.errors import last_line
+from taugrid.errors import last_line, of_memory
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size, nodes
 from taugrid.workers.actor import CONCURRENCY_GROUPS, Pulse
@@ -84,7 +84,10 @@ class Lost:
 
     worker: str
     reason: str
+    """In plain words."""
     with_its_node: bool
+    details: str = ""
+    """What Ray said of it, for the logs."""
 
 
 PoolEvent = Located | Joined | Heard | Done | Failed | Lost
@@ -99,6 +102,21 @@ class Spare(NamedTuple):
 
     arguments: tuple[Any, ...]
     cpus: float
+
+
+PROCESS_DEATH = "worker process has died"
+"""Part of Ray's message when an actor's process ended by itself or was killed, and the node is well."""
+
+
+def why_lost(error: RayError, with_its_node: bool) -> str:
+    """Why a worker is gone, in plain words: Ray lists all that may kill a process, and its own names for them."""
+    if with_its_node:
+        return "its node died or was taken away"
+    if of_memory(error):
+        return "it was killed, because its node ran out of memory"
+    if PROCESS_DEATH in str(error):
+        return "its process was killed, perhaps for lack of memory, or crashed"
+    return textwrap.shorten(last_line(error), 160, placeholder=" ...")
 
 
 class Pool:
@@ -244,8 +262,7 @@ class Pool:
             ray.kill(handle)  # it may or may not have done the job: the commit decides, and it must not linger
         preempted = isinstance(error, ActorDiedError) and error.preempted
         with_its_node = preempted or any(words in str(error) for words in NODE_DEATHS)
-        said = textwrap.shorten(last_line(error), 160, placeholder=" ...")
-        return Lost(worker, said, with_its_node)
+        return Lost(worker, why_lost(error, with_its_node), with_its_node, str(error))
 
     def _forget(self, worker: str) -> Any:
         self._beats.pop(worker, None)

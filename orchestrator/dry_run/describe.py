@@ -1,6 +1,7 @@
 """What a run would do, lack and replace. Nothing is started or downloaded."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def describe_plan(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
             *_about_extractor(config, plan, rundir),
             *_other_shapes(config, plan),
             *replaced_tables(config, plan, rundir),
-            *(_fit(config, plan, described) if described["network_evaluations_remaining"] else []),
+            *(_fit(config, plan, rundir, described) if described["network_evaluations_remaining"] else []),
             *_about_replicates(plan, described),
         ]
     }
@@ -69,12 +70,14 @@ def _other_shapes(config: Config, plan: Plan) -> list[str]:
     ]
 
 
-def _fit(config: Config, plan: Plan, described: Mapping[str, Any]) -> list[str]:
+def _fit(config: Config, plan: Plan, rundir: RunDir, described: Mapping[str, Any]) -> list[str]:
     """How a plan's shards fit its workers, as far as that is known without a cluster."""
     workers = config.cluster.workers or int(nodes.available_cpus() // config.cluster.cpus_per_worker)
-    told = [longest_shard(plan, described["evaluations_per_second_and_worker"])]
+    cells = zip(plan.cells, described["cells"], strict=True)
+    left = replace(plan, cells=tuple(cell for cell, about in cells if about["shards_done"] < about["shards"]))
+    told = [longest_shard(left, described["evaluations_per_second_and_worker"])]
     if config.cluster.workers or not Path("/proc/driver/nvidia").exists():  # else it has a worker for each GPU
-        told.append(too_few_shards(plan, workers))
+        told.append(too_few_shards(plan, workers, bool(rundir.committed_cells())))
     return [said for said in told if said is not None]
 
 

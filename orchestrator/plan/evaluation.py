@@ -15,6 +15,7 @@ from taugrid.orchestrator.plan.extractor import extractor
 from taugrid.protocol import SOFTWARE, Protocol
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.versions import versions
+from taugrid.workers.data.places import MissingImages
 
 MANY = 10**9
 """A number of samples that is enough for any metric."""
@@ -106,6 +107,8 @@ def evaluation(config: Config, plan: Plan, find_extractor: Callable[[Config], Ex
     given = config.data if config.evaluate.reference is None else config.evaluate.reference
     try:
         reference = open_reference(given)
+    except MissingImages as error:
+        raise error.of("data" if given == config.data else "evaluate.reference") from None
     except (ValueError, DamagedFile) as error:
         raise UserError(f"evaluate.reference: {error}") from None
     for model in plan.models:

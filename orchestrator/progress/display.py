@@ -180,9 +180,10 @@ class Progress:
             self.say(standing.line)
 
     def _standing(self) -> Standing | None:
-        """How far the work is; None if none has begun."""
+        """How far the work is; None if none has begun, or there is nothing to say of it."""
         shown = self._stage or self._state
-        return shown.standing(self._clock()) if shown is not None and shown.has_begun else None
+        standing = shown.standing(self._clock()) if shown is not None and shown.has_begun else None
+        return standing if standing is not None and standing.line else None
 
 
 def _is_looked_at(console: Console) -> bool:

@@ -112,7 +112,7 @@ def _workers(state: LiveState, at: float) -> Iterator[Text]:
         if worker.task is not None:
             doing[_activity(state, worker.task)] += 1
         elif worker.joined:
-            doing["benched" if worker.benched else "idle"] += 1
+            doing["benched" if workforce.is_benched(worker) else "idle"] += 1
     listed = ", ".join(f"{count} {what}" for what, count in doing.items())
     said = f"{counted(workforce.joined, 'worker')}: {listed}" if workforce.joined else ""
     if starting := workforce.starting:

@@ -53,6 +53,7 @@ class Standing(NamedTuple):
     """How far some work is, as it is shown."""
 
     name: str
+    """Empty: no work is left."""
     done: float
     total: float
     unit: str
@@ -79,6 +80,8 @@ class Standing(NamedTuple):
     def line(self) -> str:
         """All of it, for a log."""
         workers = counted(self.workers, "worker") if self.workers else ""
+        if not self.name:  # all that was to do is done
+            return ", ".join(filter(None, [workers, self.note]))
         parts = [self.amount, *self.rates, self.left, workers, self.note]
         return f"{self.name}: {', '.join(filter(None, parts))}"
 

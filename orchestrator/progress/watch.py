@@ -25,7 +25,7 @@ from taugrid.orchestrator.report.trainings import progress_of
 from taugrid.orchestrator.report.up_to_date import Asked
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import LastSession
-from taugrid.orchestrator.rundir.lease import EXPIRY_SECONDS, Lease
+from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.work import kinds_by_name
 from taugrid.words import counted
 from taugrid.workers.training.log import TrainingProgress
@@ -67,8 +67,7 @@ class Watching:
 
     def look(self) -> bool:
         """Show what is new. Returns whether a driver is at work there."""
-        holder = Lease(self._rundir.lease, self._rundir.storage).holder()
-        self.has_driver = holder is not None and not holder.is_dead and holder.age_seconds < EXPIRY_SECONDS
+        self.has_driver = Lease(self._rundir.lease, self._rundir.storage).live_holder() is not None
         events = self._events.new()
         if self._events.number != self._session:
             self._session, self._trainings, self._waits_at = self._events.number, [], {}

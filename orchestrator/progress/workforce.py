@@ -20,6 +20,7 @@ class WorkerState:
     """When it was started or got its task."""
     joined: bool = False
     benched: bool = False
+    node: str = ""
     task: str | None = None
     second: str | None = None
     """The task that it will go on with, if it has one in hand already."""
@@ -45,6 +46,8 @@ class Workforce:
 
     by_name: dict[str, WorkerState] = field(default_factory=dict)
     lost: int = 0
+    benched_nodes: set[str] = field(default_factory=set)
+    """None of whose workers gets work."""
 
     def observe(self, at: float, event: Mapping[str, Any]) -> None:
         """Take a line of the events file. Those that are not about workers are ignored."""
@@ -52,21 +55,33 @@ class Workforce:
         if name == "starting":
             self.by_name[worker] = WorkerState(at)
         elif name == "worker":
-            self._worker(at, worker).joined = True
+            state = self._worker(at, worker)
+            state.joined, state.node = True, event.get("node", "")
         elif name == "assigned":
             state = self._worker(at, worker)
             state.joined, state.benched = True, False
+            self.benched_nodes.discard(event.get("node", ""))
             if state.task is None:
                 state.begin(at, event["task"])
             else:
                 state.second = event["task"]
-        elif name == "benched" and worker in self.by_name:
-            self.by_name[worker].benched = True
+        elif name == "benched":
+            self._benched(worker, event)
         elif name == "failed":
             self.release(at, worker, event["task"])
         elif name in ("lost", "released"):
             self.lost += name == "lost"
             self.by_name.pop(worker, None)
+
+    def _benched(self, worker: str, event: Mapping[str, Any]) -> None:
+        if worker in self.by_name:
+            self.by_name[worker].benched = True
+        if event.get("whole_node"):
+            self.benched_nodes.add(event["node"])
+
+    def is_benched(self, state: WorkerState) -> bool:
+        """Whether a worker gets no work for a time, it or its whole node."""
+        return state.benched or state.node in self.benched_nodes
 
     def heard(self, at: float, worker: str, fraction: float) -> None:
         """A worker's task is done to `fraction`."""
@@ -92,7 +107,7 @@ class Workforce:
     @property
     def usable(self) -> int:
         """How many have joined and get work."""
-        return sum(state.joined and not state.benched for state in self.by_name.values())
+        return sum(state.joined and not self.is_benched(state) for state in self.by_name.values())
 
     @property
     def starting(self) -> list[WorkerState]:

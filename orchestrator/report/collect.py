@@ -27,6 +27,9 @@ from taugrid.workers.diffusion import gaussian
 
 NO_INFLUENCE = "its samples' influences are missing or incomplete; `taugrid evaluate` computes them"
 
+NO_IMAGES = "images that it was scored on are gone, so nothing can check the score; `taugrid run` makes both again"
+"""Of a cell whose images were not removed by a command that keeps a record of them."""
+
 LARGEST_SHARE_BEYOND_1 = 1e-6
 """The largest share of a Gaussian's pixels that 8 bits may clip: the closed form ignores clipping."""
 
@@ -44,7 +47,7 @@ class Rows(NamedTuple):
 
 
 def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
-    """The rows of all scored cells, in the order of the grid."""
+    """The rows of all scored cells, in the order of the grid. A note names those whose images are gone."""
     made = origins(read_events(rundir))
     rows: list[dict[str, Any]] = []
     protocols: dict[str, Any] = {}
@@ -62,7 +65,7 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
         rows.append(row_of(cell, score["metrics"], short, made[cell.id].seconds if cell.id in made else None) | exact)
         n, dimensions = cell.settings.num_samples, evaluation.extractor.dimensions
         about = singular(n, "samples", dimensions) if "fid" in score["metrics"] else None
-        for note in (*score["notes"], *filter(None, [about])):
+        for note in (*score["notes"], *filter(None, [about]), *[NO_IMAGES] * rundir.lacks_images(cell)):
             cells_of[note].append(cell.label)
         pairings[cell.id] = (cell.settings.seed, cell.model.image_shape)
         influence = _influence(rundir, rundir.influence(cell, evaluation.id(cell)), cell.settings.num_samples)

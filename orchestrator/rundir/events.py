@@ -66,14 +66,27 @@ def read_events(run: Paths) -> Iterator[dict[str, Any]]:
         yield from _parsed(run.storage.read(path))
 
 
+def unreadable_lines(run: Paths) -> dict[Path, int]:
+    """File -> how many of its lines are no events, but for a last one that a kill cut short."""
+    found = {}
+    for path in _files(run):
+        whole = run.storage.read(path).rpartition(b"\n")[0].decode(errors="replace").splitlines()
+        if lines := sum(_event(line) is None for line in whole):
+            found[path] = lines
+    return found
+
+
 def _parsed(lines: bytes) -> Iterator[dict[str, Any]]:
-    for line in lines.decode(errors="replace").splitlines():
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(event, dict):
-            yield event
+    return filter(None, map(_event, lines.decode(errors="replace").splitlines()))
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    """The event in a line; None if it is not as it was written."""
+    try:
+        event = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return event if isinstance(event, dict) and "event" in event else None
 
 
 class LastSession:

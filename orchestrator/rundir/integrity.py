@@ -74,6 +74,12 @@ class RemovedImages(Paths):
             found: NDArray[np.int64] = pq.read_table(local, columns=["pixels"]).column("pixels").to_numpy()
         return found
 
+    def lacks_images(self, cell: Cell) -> bool:
+        """Whether files of the cell's images are gone, and no record says that they were removed on purpose."""
+        there = self.storage.versions(self.samples / cell.name, "part-*.parquet")
+        is_lacking = any(self.sample_part(cell, shard) not in there for shard in cell.shards)
+        return is_lacking and not self.has_removed_images(cell)
+
     def remove_images(self, cell: Cell, metadata: Mapping[str, Any], digests: NDArray[np.int64]) -> None:
         """Write the record of a cell whose images are complete, and delete them.
 

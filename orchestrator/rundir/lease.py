@@ -100,6 +100,11 @@ class Lease:
         """Who holds the lease now; None: nobody, or the file can't be understood."""
         return _holder(read_json(self._path, self._storage))
 
+    def live_holder(self) -> Holder | None:
+        """The driver that is at work; None: nobody, as far as can be told from here."""
+        found = self.holder()
+        return None if found is None or found.is_dead or found.age_seconds >= EXPIRY_SECONDS else found
+
     def take(self, by_force: bool, say: Callable[[str], None]) -> None:
         """Take the lease, and refresh it from now on.
 

@@ -68,6 +68,12 @@ class Ledger:
         for piece in pieces(self._storage, self._path):
             self._storage.delete(piece)
 
+    def unreadable_lines(self) -> int:
+        """How many lines on disk are not as they were written, but for a last one that a kill cut short."""
+        data = b"".join(map(self._storage.read, pieces(self._storage, self._path)))
+        whole = data.rpartition(b"\n")[0].decode(errors="replace").splitlines()
+        return sum(_read(line) is None for line in whole)
+
     def find(self, path: Path, version: str) -> Part | None:
         """What a file holds; None if it was not found whole, or has another version now."""
         entry = self._load().get(self._name(path))

@@ -2,10 +2,11 @@
 
 import errno
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from filelock import FileLock, Timeout
 
+from taugrid.disk import FORBIDDEN, StoreError
 from taugrid.errors import RunFailed, UserError
 from taugrid.orchestrator.rundir.lease import Lease, refusal
 from taugrid.orchestrator.rundir.paths import Paths
@@ -14,8 +15,8 @@ from taugrid.storage import end_session
 NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL})
 """What file systems without locks say."""
 
-NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT})
-"""Errors that another --out avoids."""
+NOT_WRITABLE = FORBIDDEN | {errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
+"""Errors of making the folder that another --out avoids."""
 
 
 @contextmanager
@@ -36,9 +37,14 @@ def sole_driver(
     # A killed process would leave a soft lock behind, which would block the directory for good.
     lock, lease = FileLock(run.root / ".lock", timeout=0, fallback_to_soft=False), Lease(run.lease, run.storage)
     try:
-        if run.storage.on_disk:  # an object store has no locks: its lease is made and replaced by conditional requests
-            _acquire(lock, lease, break_lock)
-        lease.take(break_lock, say)
+        try:
+            if run.storage.on_disk:  # an object store has no locks: its lease is made by conditional requests
+                _acquire(lock, lease, break_lock)
+            lease.take(break_lock, say)
+        except OSError as error:
+            if error.errno not in FORBIDDEN or isinstance(error, StoreError):  # a store says itself what to do
+                raise
+            raise _not_writable(run, error) from None
         yield lease
     except KeyboardInterrupt:
         if lease.loss is None:
@@ -62,9 +68,19 @@ def _make_writable(run: Paths) -> None:
     except OSError as error:
         if error.errno not in NOT_WRITABLE:
             raise
-        looks = f"make it writable, or look at it with `taugrid status {root}`, which only reads"
-        way_out = looks if run.storage.exists(run.config) else "give another --out"
-        raise UserError(f"can't write to {root}: {error.strerror}; {way_out}") from None
+        raise _not_writable(run, error) from None
+
+
+def _not_writable(run: Paths, error: OSError) -> UserError:
+    """What the user is told of a folder that may not be written to: the same command would fail again."""
+    ways_out = "give another --out"
+    with suppress(OSError):
+        if run.storage.exists(run.config):
+            ways_out = (
+                "make the folder and what is in it writable, or copy it and give the copy; `taugrid status` and "
+                "`taugrid verify` only read"
+            )
+    return UserError(f"can't write to {run.root}: {error.strerror}; {ways_out}")
 
 
 def _acquire(lock: FileLock, lease: Lease, break_lock: bool) -> None:

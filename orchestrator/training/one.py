@@ -13,6 +13,7 @@ from taugrid.errors import RunFailed, UserError, last_line
 from taugrid.orchestrator.dispatch.capacity import resources
 from taugrid.orchestrator.plan.cells import Model
 from taugrid.orchestrator.plan.sources import TRAINED_WEIGHTS, Trained
+from taugrid.orchestrator.report.trainings import failed_trainings
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.training.room import WaitForRoom
@@ -93,7 +94,8 @@ class Training:
         if self.at is not None:
             has_checkpoint = any(self._spec.running.glob("checkpoint_*"))
             place = "its last checkpoint" if has_checkpoint else "the start, because it has no checkpoint"
-            said = f"training of {model.called} was interrupted at step {self.at.step}; it continues from {place}"
+            how = "failed" if model.id in failed_trainings(self._rundir) else "was interrupted"
+            said = f"training of {model.called} {how} at step {self.at.step}; it continues from {place}"
             self._say_once("interrupted", said)
         self._began = self._changed = time.monotonic()
         self._room = WaitForRoom(self._spec, self._cluster)

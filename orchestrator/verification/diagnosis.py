@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from taugrid.orchestrator.opened import Opened
-from taugrid.orchestrator.verification.next_steps import NextStep, in_words, next_steps, unfinished_in_words
+from taugrid.orchestrator.verification.next_steps import NextStep, in_words, next_steps, remarks, unfinished_in_words
 from taugrid.orchestrator.verification.verify import Verified
 from taugrid.words import counted
 
@@ -66,5 +66,6 @@ class Diagnosis:
 
     @property
     def advice(self) -> list[str]:
-        """The commands that solve the problems, and what is left to make."""
-        return [*in_words(self._steps), *unfinished_in_words(self.verified.unfinished, self.opened.rundir)]
+        """The commands that solve the problems, what is left to make, and what else is worth knowing."""
+        rundir = self.opened.rundir
+        return [*in_words(self._steps), *unfinished_in_words(self.verified.unfinished, rundir), *remarks(rundir)]

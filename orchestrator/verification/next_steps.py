@@ -10,10 +10,13 @@ from taugrid.errors import UserError
 from taugrid.eval.sources import part_bounds
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import evaluation
+from taugrid.orchestrator.plan.sources import RECORD
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.integrity import Damage
+from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.verification.verify import NOT_SAMPLED, NOT_SCORED, NOT_TRAINED
 from taugrid.orchestrator.work import work_kinds
+from taugrid.storage import read_json
 from taugrid.words import counted
 
 RUN = "run"
@@ -36,6 +39,8 @@ def next_steps(damages: Sequence[Damage], config: Config, plan: Plan, rundir: Ru
     unused = _unused(damages, config, plan, rundir) | _of_other_cells(damages, plan, rundir)
     planned = {rundir.sample_part(cell, shard) for cell in plan.cells for shard in cell.shards}
     own = {kind.folder: kind.stage for kind in work_kinds() if kind.stage not in ("sample", "evaluate")}
+    unused |= {damage.path for damage in damages if damage.path.name == RECORD}
+    unused -= {rundir.model_record(model.id) for model in plan.models}
     return [
         NextStep(None, UNUSED) if damage.path in unused else _next_step(damage, rundir, own, damage.path in planned)
         for damage in damages
@@ -91,7 +96,8 @@ def _next_step(damage: Damage, rundir: RunDir, own: dict[str, str], is_planned: 
     folder = path.relative_to(rundir.root).parts[0]
     if folder == rundir.samples.name and not is_planned:
         return NextStep(None, "remove it: it belongs to no cell of the config")
-    command = "report" if path in (rundir.provenance, rundir.tables / path.name) else own.get(folder, RUN)
+    of_report = (rundir.provenance, rundir.tables / path.name, rundir.model_record(path.parent.name))
+    command = "report" if path in of_report else own.get(folder, RUN)
     return NextStep(f"taugrid {command} {rundir.shown}", "")
 
 
@@ -100,7 +106,38 @@ def unfinished_in_words(unfinished: Sequence[Damage], rundir: RunDir) -> list[st
     counts = Counter(lack.reason for lack in unfinished)
     nouns = {NOT_TRAINED: "model", NOT_SAMPLED: "shard", NOT_SCORED: "cell"}
     said = [f"{counted(counts[reason], noun)} {reason}" for reason, noun in nouns.items() if counts[reason]]
-    return [f"{', '.join(said)}; `taugrid {RUN} {rundir.shown}` continues"] if said else []
+    if not said:
+        return []
+    holder = Lease(rundir.lease, rundir.storage).live_holder()
+    continues = (
+        f"`taugrid {RUN} {rundir.shown}` continues" if holder is None else f"a driver is at work here ({holder})"
+    )
+    return [f"{', '.join(said)}; {continues}"]
+
+
+def remarks(rundir: RunDir) -> list[str]:
+    """What is no damage, but worth knowing: what any `report` makes again, and lines that the ledger does without."""
+    found = []
+    if lines := rundir.ledger.unreadable_lines():
+        found.append(f"ledger.jsonl: {counted(lines, 'line')} can't be read; the next run reads those files again")
+    if lacking := _lacking_pages(rundir):
+        found.append(f"{', '.join(lacking)}: not there; `taugrid report {rundir.shown}` makes them")
+    return found
+
+
+def _lacking_pages(rundir: RunDir) -> list[str]:
+    """What a report of the scores would make and is not there; none while a driver is at work, which may make it."""
+    storage = rundir.storage
+    if not storage.list(rundir.scores, "*.json") or Lease(rundir.lease, storage).live_holder() is not None:
+        return []
+    table = read_json(rundir.tables / "quality.json", storage)
+    is_empty = isinstance(table, dict) and not table.get("rows")  # then there is nothing to draw
+    there = {
+        "tables/": storage.exists(rundir.tables / "quality.csv"),
+        "figures/": is_empty or storage.exists(rundir.figures / "quality.png"),
+        rundir.report.name: storage.exists(rundir.report),
+    }
+    return [name for name, is_there in there.items() if not is_there]
 
 
 def in_words(steps: Sequence[NextStep]) -> list[str]:

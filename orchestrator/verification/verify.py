@@ -12,15 +12,19 @@ from taugrid.config import Config
 from taugrid.errors import DamagedFile, NotHere, OtherWeights
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.events import read_events
+from taugrid.orchestrator.rundir.events import read_events, unreadable_lines
 from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.rundir.integrity import READERS, Damage
 from taugrid.orchestrator.work import work_kinds
 from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import Storage, read_json, read_sealed
+from taugrid.words import counted
 
 PUT_BACK = "put it back before you sample more (images, features and scores do not need it)"
 """What to do about a network's weights that are gone."""
+
+OF_EVENTS = "remove what can't be read from it (what it told, such as times and devices, is lost; no image or score is)"
+"""What to do about a file of events that has changed."""
 
 NOT_TRAINED, NOT_SAMPLED, NOT_SCORED = "not trained yet", "not sampled yet", "not scored yet"
 """What of an unfinished run is not damage."""
@@ -105,13 +109,16 @@ def _verify_derived(rundir: RunDir, tick: Callable[[int], None]) -> Iterator[Dam
 
 
 def _verify_documents(rundir: RunDir) -> Iterator[Damage]:
-    """The JSON files that every run has."""
+    """The JSON files of a run but scores, and its events."""
     storage = rundir.storage
-    for path in (rundir.tables / "quality.json", rundir.provenance, rundir.root / RUN_FILE):
+    records = storage.list(rundir.models, str(rundir.model_record("*").relative_to(rundir.models)))
+    for path in (rundir.tables / "quality.json", rundir.provenance, rundir.root / RUN_FILE, *records):
         if storage.exists(path) and not isinstance(read_json(path, storage), dict):
             yield Damage(path, "it can't be read as a JSON object")
     if rundir.committed_cells() and not storage.exists(rundir.provenance):
         yield Damage(rundir.provenance, "missing")
+    for path, lines in unreadable_lines(rundir).items():
+        yield Damage(path, f"{counted(lines, 'line')} can't be read", OF_EVENTS)
 
 
 def _verify_scores(plan: Plan, rundir: RunDir, made: _Made) -> Verified:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from taugrid.errors import UserError
-from taugrid.eval.metrics.moments_file import MomentsFile, read_moments
+from taugrid.eval.metrics.moments_file import PRECISION, MomentsFile, read_moments
 from taugrid.eval.metrics.reference_statistics import read_all
 from taugrid.eval.metrics.statistics import Moments
 from taugrid.eval.metrics.streams import moments
@@ -58,7 +58,9 @@ def _export_moments(scoring: Evaluation, rundir: RunDir, file: Path) -> str:
     if file.exists():
         raise UserError(f"--to {file} exists; give a new file")
     found = _moments(scoring, rundir)
-    arrays: dict[str, Any] = {"mu": found.mean, "sigma": found.covariance, **scoring.extractor.other_precision}
+    arrays: dict[str, Any] = {"mu": found.mean, "sigma": found.covariance}
+    if scoring.extractor.precision != "float32":
+        arrays[PRECISION] = scoring.extractor.precision
     try:
         with replacing(file) as temporary, temporary.open("wb") as opened:
             np.savez(opened, **arrays)

@@ -87,7 +87,7 @@ class WorkKind(ABC):
 
     @classmethod
     def cells_of(cls, plan: Plan) -> Sequence[Cell]:
-        """The cells that its files are of, by whose names their folders begin."""
+        """The cells whose names begin the names of its folders."""
         return plan.cells
 
     @property

@@ -19,6 +19,13 @@ from taugrid.grids.points import normalised
 GRID_SECTIONS = ("data", "model", "diffusion", "train")
 
 
+def _or_one_mapping(schema: dict[str, Any]) -> None:
+    """Have the schema say that a mapping alone is a grid too, with `zip` and `exclude` among its values."""
+    mapping = {"type": "object"}
+    del schema["type"], schema["items"]
+    schema["anyOf"] = [mapping, {"type": "array", "items": mapping}]
+
+
 class Config(Section):
     """An experiment: everything that `taugrid run` needs."""
 
@@ -36,7 +43,7 @@ class Config(Section):
     """How `model.unet` is trained."""
     sample: Sample = Sample()
     """How cells are sampled, where the grid does not say it."""
-    grid: list[dict[str, list[Any]]] = []
+    grid: Annotated[list[dict[str, list[Any]]], Field(json_schema_extra=_or_one_mapping)] = []
     """A mapping from keys to lists of values, or a list of such mappings, whose products are joined. A bare key belongs
     to `sample`; a dotted key (`diffusion.schedule`) makes more models. `zip: {...}` holds keys that vary together, and
     `exclude: [{schedule: cosine, steps: 1000}]` leaves points out."""

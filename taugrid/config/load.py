@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from taugrid.config import GRID_SECTIONS, Config, S, validate
+from taugrid.config import GRID_SECTIONS, Config, Data, S, validate
 from taugrid.config.model import SOURCES, is_hub_id
 from taugrid.errors import UserError
 from taugrid.grids.points import values_by_key, with_values
@@ -73,7 +73,9 @@ def read(path: Path) -> dict[str, Any]:
         text = _bytes(path).decode("utf-8")
         values = json.loads(text, object_pairs_hook=_without_twins) if path.suffix == ".json" else _from_yaml(text)
     except (yaml.YAMLError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).replace('in "<unicode string>", line', "in line")
+        if isinstance(error, UnicodeDecodeError):
+            reason = "it is not text, so no config"
         is_runs = path.name == CONFIG_NAME
         way_out = f"; remove it and give your own config with --out {path.parent}" if is_runs else ""
         raise UserError(f"can't read {path}: {reason}{way_out}") from None
@@ -192,7 +194,7 @@ def load(given: Given, assignments: Sequence[Override] = ()) -> Config:
     _refuse_second_source(merged, assignments)
     if path is not None and path.name == CONFIG_NAME:
         _follow_seed(values, merged)
-    config = _with_absolute_paths(validate(Config, merged, str(path or "config")))
+    config = _with_absolute_paths(_with_references_root(validate(Config, merged, str(path or "config"))))
     return config.model_copy(
         update={
             "train": _with_seed(config.train, config.seed),
@@ -234,6 +236,15 @@ def _follow_seed(before: Mapping[str, Any], merged: dict[str, Any]) -> None:
         seed = before.get(section, {}).get("seed")
         if before.get("seed", 0) != merged.get("seed", 0) and seed == before.get("seed", 0) == merged[section]["seed"]:
             merged[section]["seed"] = None
+
+
+def _with_references_root(config: Config) -> Config:
+    """The reference's root is that of `data` if both are the same data set, and only one says where its files are."""
+    data, reference = config.data, config.evaluate.reference
+    if not isinstance(reference, Data) or reference.name != data.name or reference.root is not None:
+        return config
+    evaluate = config.evaluate.model_copy(update={"reference": reference.model_copy(update={"root": data.root})})
+    return config.model_copy(update={"evaluate": evaluate})
 
 
 def _with_absolute_paths(config: Config) -> Config:

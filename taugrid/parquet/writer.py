@@ -37,9 +37,10 @@ class PartWriter:
         self._storage = storage
         self._rows: tuple[int, int] | None = None  # the first index, and the one after the last
         self._in_order = True
-        self._removal = ExitStack()
-        self._temporary = self._removal.enter_context(storage.temporary(path))
-        self._writer = retried(self._open)
+        with ExitStack() as removal:  # which also gives an error of Arrow's the name of the file
+            self._temporary = removal.enter_context(storage.temporary(path))
+            self._writer = retried(self._open)
+            self._removal = removal.pop_all()
 
     def _open(self) -> pq.ParquetWriter:
         return pq.ParquetWriter(
@@ -57,8 +58,9 @@ class PartWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._removal, suppress(Exception):
+        with suppress(Exception):
             self._writer.close()
+        self._removal.__exit__(kind, error, trace)
 
     @property
     def content(self) -> Part | None:

@@ -153,6 +153,9 @@ def test_the_death_of_an_idle_worker_is_heard_at_once(started):
     lost = next_event(pool)
     assert isinstance(lost, Lost)
     assert not lost.with_its_node
+    assert "process was killed" in lost.reason
+    assert "exit type" in lost.details, "Ray's own words are for the logs"
+    assert "exit type" not in lost.reason
     assert time.monotonic() - began < 2
 
 

@@ -45,6 +45,13 @@ def test_plan_is_what_the_command_prints_as_json(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("word", "hint"), [("plann", "did you mean 'plan'?"), ("frobnicate", "commands: run, plan, ")])
+def test_an_unknown_command_is_told_what_there_is(word, hint):
+    printed = CliRunner().invoke(cli, [word])
+    assert printed.exit_code == 2
+    assert hint in printed.output
+
+
 def test_plan_says_which_images_a_run_would_miss(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
@@ -70,6 +77,15 @@ def test_plan_refuses_what_the_command_refuses(tmp_path, assignment):
     with pytest.raises(UserError) as caught:
         taugrid.plan(CONFIG, tmp_path, [assignment])
     assert str(caught.value) == said_by_the_command("plan", CONFIG, "--out", str(tmp_path), "--set", assignment)
+
+
+def test_a_folder_is_advised_how_to_mend_it_only_if_it_holds_some_of_a_run(tmp_path):
+    with pytest.raises(UserError, match="not a run directory") as caught:
+        taugrid.open(tmp_path)
+    assert "--out" not in str(caught.value)
+    (tmp_path / "provenance.json").write_text("{}")
+    with pytest.raises(UserError, match=rf"`taugrid report CONFIG --out {tmp_path}`"):
+        taugrid.open(tmp_path)
 
 
 @pytest.mark.parametrize("out", [None, "runs/mine"])

@@ -142,7 +142,9 @@ def test_names_are_those_of_the_mathematics():
 
 
 def test_the_schema_describes_every_section():
-    assert set(config_schema()["properties"]) == set(Config.model_fields)
+    properties = config_schema()["properties"]
+    assert set(properties) == set(Config.model_fields)
+    assert {branch["type"] for branch in properties["grid"]["anyOf"]} == {"object", "array"}
 
 
 def test_a_new_seed_reaches_the_sections_of_a_run_directory(tmp_path):
@@ -187,6 +189,29 @@ def test_a_key_that_a_file_has_twice_is_refused(tmp_path):
         merge({}, ["grid={steps: [1], steps: [2]}"])
     path.write_text("name: x\nsample: &s {steps: 5}\ntrain: {}\ncluster: {}\ndata: &d {name: digits}\n")
     assert load(str(path)).sample.steps == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"), [(b"\x89PNG\r\n", "it is not text"), (b"a: 1\nb: [1\n", "in line 2, col")]
+)
+def test_a_file_that_is_no_config_is_said_without_pythons_words(tmp_path, content, fact):
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=fact) as error:
+        load(str(tmp_path / "c.yaml"))
+    assert "c.yaml: " in str(error.value)
+    assert [word for word in ("codec", "unicode") if word in str(error.value)] == []
+
+
+def test_the_references_root_is_that_of_the_same_data_set(tmp_path):
+    values = MINIMAL | {"data": {"name": "fashion-mnist", "root": str(tmp_path)}}
+
+    def root(**reference):
+        return load(values | {"evaluate": {"reference": reference}}).evaluate.reference.root
+
+    assert root(name="fashion-mnist", split="test") == str(tmp_path)
+    assert root(name="fashion-mnist", root="/other") == "/other"
+    assert root(name="cifar10") is None
+    assert root(name="digits") is None
 
 
 def test_a_key_that_a_json_file_has_twice_is_refused(tmp_path):

@@ -51,7 +51,8 @@ def refusal(values: dict, cls=Config) -> str:
         ({"evaluate": {"reference": {"name": "foo"}}}, "evaluate.reference.name", "digits, gaussian", "'foo'"),
         ({"evaluate": {"metrics": "fid"}}, "evaluate.metrics", "a list of fid, isc, kid", "'fid'"),
         ({"evaluate": {"metrics": ["foo"]}}, "evaluate.metrics", "fid, isc, kid", "'foo'"),
-        ({"grid": [5]}, "grid", "a list of mappings", "[5]"),
+        ({"grid": [5]}, "grid", "a mapping, or a list of mappings", "[5]"),
+        ({"grid": 3}, "grid", "a mapping, or a list of mappings", "3"),
     ],
 )
 def test_a_key_gives_one_sentence_however_many_branches_it_has(values, key, allowed, given):

@@ -9,6 +9,7 @@ from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
 
 import taugrid as api
 from taugrid.errors import UserError
+from taugrid.workers.data import fashion_mnist
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
@@ -107,6 +108,16 @@ def test_training_images_that_are_missing_leave_the_price_of_training(tmp_path):
     found, said = planned(config | {"evaluate": {"extractor": "pixels"}}, tmp_path / "run")
     assert (found["models"][0]["id"], found["train_steps_remaining"]) == ("pending", 70)
     assert said.count(str(tmp_path / "absent")) == 1
+
+
+def test_a_reference_that_is_missing_is_asked_for_by_its_own_key(tmp_path, user_cache, monkeypatch):
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path)
+    config = CONFIG | {"model": {"oracle": "gaussian"}, "diffusion": {}}
+    _, said = planned(config, tmp_path / "run", "evaluate.reference={name: fashion-mnist}")
+    assert "evaluate.reference.root" in said
+    assert "data.root" not in said
+    _, said = planned(config, tmp_path / "run", f"evaluate.reference={tmp_path}/no")
+    assert f"there is no {tmp_path}/no; give a folder" in said
 
 
 def test_the_bytes_of_images_of_several_shapes_are_those_of_each(tmp_path):

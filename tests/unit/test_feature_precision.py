@@ -116,7 +116,7 @@ def test_an_exported_mean_and_covariance_know_their_precision(both, tmp_path):
     moments.require_same_features(convnet("bf16"))
     with pytest.raises(ValueError, match=r"half.npz has moments of features in bf16.*set evaluate.precision: bf16"):
         moments.require_same_features(convnet())
-    np.savez(tmp_path / "theirs.npz", mu=np.zeros(64), sigma=np.eye(64))
+    np.savez(tmp_path / "theirs.npz", mu=np.zeros(64), sigma=np.eye(64), precision=np.eye(64))
     with pytest.raises(ValueError, match=r"features in float32.*set evaluate.precision: float32"):
         open_reference(str(tmp_path / "theirs.npz")).require_same_features(convnet("bf16"))
 

@@ -80,6 +80,24 @@ def test_an_empty_folder_and_a_damaged_file_are_named(pictures, tmp_path):
     assert f"{path} can't be decoded" in refused(of_folder(root))
 
 
+@pytest.mark.parametrize(
+    ("file", "split", "write"),
+    [
+        ("train-images-idx3-ubyte", "all", "{name: fashion-mnist, root: ROOT}"),
+        ("train-images-idx3-ubyte.gz", "train", "{name: fashion-mnist, split: train, root: ROOT}"),
+        ("FashionMNIST/raw/t10k-images-idx3-ubyte", "validation", "{name: fashion-mnist, root: ROOT/FashionMNIST/raw}"),
+        ("cifar-10-batches-py/data_batch_1", "all", "{name: cifar10, root: ROOT}"),
+        ("bedroom_train_lmdb/data.mdb", "train", "{name: lsun, split: train, category: bedroom, root: ROOT}"),
+        ("deep/x.parquet", "all", "{name: parquet, shape: [CHANNELS, HEIGHT, WIDTH], root: ROOT}"),
+    ],
+)
+def test_files_of_another_data_set_are_told_their_name(tmp_path, file, split, write):
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    assert f"write data: {write.replace('ROOT', str(tmp_path))}" in refused(of_folder(tmp_path, split=split))
+
+
 def test_a_link_that_leads_nowhere_is_named_with_the_way_out(pictures):
     root, _ = pictures
     (root / "c.png").symlink_to(root / "gone.png")

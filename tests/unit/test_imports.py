@@ -102,7 +102,6 @@ def test_status_imports_nothing_heavy(loaded):
 
 @pytest.mark.parametrize("arguments", ASKING, ids=lambda arguments: arguments[0])
 def test_asking_a_run_that_has_not_begun_imports_nothing_heavy(arguments, loaded):
-    assert "taugrid.orchestrator.opened" in loaded[arguments[0]]
     assert not loaded[arguments[0]] & set(HEAVY)
 
 

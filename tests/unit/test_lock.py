@@ -132,6 +132,23 @@ def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
         raise AssertionError
 
 
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("what", ["filelock.FileLock.acquire", "taugrid.storage.local.make_folder"])
+def test_a_run_that_may_only_be_read_is_a_user_error_that_does_not_say_again(tmp_path, monkeypatch, code, what):
+    """Nothing changes by running the command again: the folder must become writable, or another be given."""
+
+    def refuse(*arguments):
+        raise OSError(code, os.strerror(code), str(tmp_path))
+
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(what, refuse)
+    with pytest.raises(UserError, match=os.strerror(code)) as caught, RunDir(tmp_path).lock():
+        raise AssertionError
+    assert "writable" in str(caught.value)
+    assert "run the same command again" not in str(caught.value)
+    assert not list(tmp_path.glob("lease.json"))
+
+
 def test_the_lock_of_an_older_version_is_seen(tmp_path):
     """It was flock on the same file."""
     import fcntl

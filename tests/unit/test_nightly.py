@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 from xml.etree import ElementTree
@@ -396,7 +397,8 @@ def test_a_night_that_cannot_be_compared_is_refused_before_anything_is_sampled(b
     other = ("--set", "evaluate.reference={name: gaussian, shape: [1, 4, 4], split: test}")
     words = ("nightly", begun / "old.yaml", "--history", started, "--id", "2", *other)
     _, told = taugrid(*words, code=2)
-    assert "reference is gaussian/test, in the baseline gaussian/all" in told
+    assert re.search(r"images of gaussian/test .*, in the baseline 10,000 images of gaussian/all", told)
+    assert "taugrid baseline accept DIR --to" in told, "this night has no scores to accept"
     assert not (started / "nights/2/run/samples").exists()
 
 

@@ -1,4 +1,9 @@
+import errno
 import json
+import os
+import pickle
+import resource
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,6 +14,7 @@ from hypothesis import strategies as st
 from taugrid import parquet
 from taugrid.errors import DamagedFile
 from taugrid.images import decode_png
+from taugrid.storage import LocalStorage
 
 SETTINGS = {
     "seed": 3, "steps": 10, "eta": 1.0, "sigma": "sigma_hat", "spacing": "linear", "sampler": "ddim",
@@ -87,6 +93,47 @@ def test_an_error_while_writing_leaves_nothing(tmp_path):
 
     with pytest.raises(RuntimeError, match="boom"):
         fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+class OnAFullDisk(LocalStorage):
+    """Its files are the kernel's device that has no space."""
+
+    @contextmanager
+    def temporary(self, path):
+        with super().temporary(path) as temporary:
+            temporary.symlink_to("/dev/full")
+            yield temporary
+
+
+@contextmanager
+def no_file_larger_than(size):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize(
+    ("code", "storage", "limit"),
+    [(errno.ENOSPC, OnAFullDisk, nullcontext()), (errno.EFBIG, LocalStorage, no_file_larger_than(50_000))],
+    ids=["on opening it", "on writing to it"],
+)
+def test_an_error_of_writing_names_the_file(tmp_path, code, storage, limit):
+    """By the name the driver knows that its run directory is full, and ends the run; and so from another process."""
+    path = tmp_path / "p"
+
+    def write_much():
+        with parquet.PartWriter(path, parquet.number_schema({}, ["x"]), storage(tmp_path)) as part:
+            part.write({"index": np.arange(100_000), "x": np.arange(100_000.0)})
+            part.commit(replace=True)
+
+    with limit, pytest.raises(OSError, match=os.strerror(code)) as caught:
+        write_much()
+    arrived = pickle.loads(pickle.dumps(caught.value))
+    assert (arrived.errno, arrived.filename) == (code, str(path))
     assert list(tmp_path.iterdir()) == []
 
 

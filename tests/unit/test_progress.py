@@ -244,6 +244,17 @@ def test_a_lost_worker_takes_its_progress_with_it():
     assert any("1 lost" in line for line in session.drawn())
 
 
+def test_workers_of_a_node_that_is_benched_do_none_of_what_is_left():
+    session = Session(tasks(shards=20))
+    for worker, node in (("w0", "a"), ("w1", "a"), ("w2", "b")):
+        session.tell("starting", worker=worker)
+        session.tell("worker", worker=worker, device="cpu", node=node)
+    session.tell("benched", worker="w0", node="a", seconds=1.0, reason="errors", whole_node=True)
+    assert session.state.workforce.usable == 1, "w1 is benched with its node"
+    session.tell("assigned", worker="w1", task="sample/a/0", node="a")
+    assert session.state.workforce.usable == 2, "the node is back, and w0 has to pass its hello"
+
+
 def test_what_is_given_up_is_not_left_to_do():
     cells = {name: GridCell("eta=0", f"S={name}", 2000) for name in ("a", "b")}
     session = Session(
@@ -368,6 +379,16 @@ def test_plain_lines_of_a_session_say_the_same_as_its_bar():
     line = printed.getvalue().splitlines()[0]
     assert line.startswith("sampling: 200 of 4,000 network evaluations, 20/s, 2 images/s, 3 min 10 s left then")
     assert line.endswith("1 worker, 0 of 2 cells scored")
+
+
+def test_a_plain_line_after_the_last_task_counts_no_work():
+    """The session may go on for a while: tables are written."""
+    session = Session(tasks(("a",), 1))
+    session.join("w0")
+    for task, event in (("sample/a/0", "shard"), ("extract/a/0", "extract"), ("score/a", "score")):
+        session.give("w0", task)
+        session.did("w0", event, task=task)
+    assert session.state.standing(session.now).line == "1 worker, 1 of 1 cells scored"
 
 
 def test_a_terminal_has_a_view_that_goes_away_and_messages_that_stay():

@@ -15,10 +15,12 @@ import pytest
 import yaml
 from in_process import small_run
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import taugrid
 from taugrid.config.load import load
 from taugrid.eval.figures.pictures import reconstructions
+from taugrid.eval.figures.tiles import KEY
 from taugrid.eval.pages.answer import answer
 from taugrid.eval.pages.charts.quality import over_costs, over_steps
 from taugrid.eval.pages.measured import measured
@@ -270,6 +272,16 @@ def test_a_picture_of_tiles_is_a_table_in_the_page_so_that_its_words_are_not_bla
     assert list(images)[::5] == ["original, image 0", "S = 10, image 2"]
     last = Image.open(io.BytesIO(base64.b64decode(images["S = 10, image 2"].partition(",")[2])))
     assert (np.asarray(last) == (255 - originals[2]).repeat(6, 0).repeat(6, 1)).all()
+
+
+@pytest.mark.parametrize("text", ["{", '{"width": 8, "a later version": 1}', "[]"])
+def test_a_picture_whose_tiles_are_not_known_is_shown_whole(text):
+    said, file = PngInfo(), io.BytesIO()
+    said.add_text(KEY, text)
+    Image.new("L", (8, 8)).save(file, format="PNG", pnginfo=said)
+    shown = (PagePicture("reconstructions.png", "Reconstructions", "", "as a whole"), file.getvalue())
+    page = Parsed(report_html(findings(samples={}, pictures=[shown])))
+    assert "as a whole" in [e["alt"] for e in page.all("img")]
 
 
 def test_texts_of_a_config_are_escaped():

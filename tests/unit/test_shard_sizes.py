@@ -27,23 +27,23 @@ def advised(said):
 def test_a_cell_that_is_one_shard_leaves_workers_idle_and_the_advice_helps():
     """1,024 images at S = 10 in the default's shards: measured at 0.61 of diffusers' pipeline with two workers."""
     sample = {"num_samples": 1024, "batch_size": 64}
-    said = too_few_shards(plan(configured(**sample)), 2)
+    said = too_few_shards(plan(configured(**sample)), 2, has_samples=False)
     assert said.startswith("1 shard to sample for 2 workers: 1 will have nothing")
     better = plan(configured(**sample | advised(said)))
-    assert too_few_shards(better, 2) is None
+    assert too_few_shards(better, 2, has_samples=False) is None
     assert len(better.shards) >= 4
 
 
 def test_a_shard_of_one_batch_needs_smaller_batches():
     sample = {"num_samples": 256, "batch_size": 256, "shard_evaluations": 1}
-    said = too_few_shards(plan(configured(**sample)), 8)
+    said = too_few_shards(plan(configured(**sample)), 8, has_samples=False)
     assert len(plan(configured(**sample | advised(said))).shards) >= 8
 
 
 @pytest.mark.parametrize("batch_size", [64, 250])
 def test_a_short_cell_needs_smaller_batches_and_smaller_shards_at_once(batch_size):
     sample = {"num_samples": 64, "batch_size": batch_size, "steps": 5}
-    said = too_few_shards(plan(configured(**sample)), 2)
+    said = too_few_shards(plan(configured(**sample)), 2, has_samples=False)
     assert advised(said).keys() == {"batch_size", "shard_evaluations"}
     assert len(plan(configured(**sample | advised(said))).shards) >= 4
 
@@ -51,7 +51,7 @@ def test_a_short_cell_needs_smaller_batches_and_smaller_shards_at_once(batch_siz
 def test_enough_shards_are_not_spoken_of(tmp_path):
     config = configured(workers=2, num_samples=1024, batch_size=64, shard_evaluations=5000)
     found = plan(config)
-    assert too_few_shards(found, 2) is None
+    assert too_few_shards(found, 2, has_samples=False) is None
     assert describe_plan(config, found, RunDir(tmp_path))["remarks"] == []
 
 
@@ -59,11 +59,22 @@ def test_a_plan_warns_of_too_few(tmp_path):
     config = configured(workers=3, num_samples=1024, batch_size=64)
     [remark] = describe_plan(config, plan(config), RunDir(tmp_path))["remarks"]
     assert "1 shard to sample for 3 workers" in remark
+    assert "directory" not in remark, "nothing is sampled yet, so this one will do"
 
 
-@pytest.mark.parametrize(("rate", "minutes"), [(None, None), (40, None), (10, "17 min 04 s")])
-def test_a_shard_of_more_than_five_minutes_is_spoken_of(rate, minutes):
-    """10,240 evaluations."""
+def test_images_of_other_cells_need_a_new_directory_for_other_shards(tmp_path):
+    config = configured(workers=3, num_samples=1024, batch_size=64)
+    found, rundir = plan(config), RunDir(tmp_path)
+    part = rundir.sample_part(found.cells[0], found.shards[0])
+    other = part.parent.with_name(part.parent.name.replace(found.cells[0].id, "0123456789")) / part.name
+    other.parent.mkdir(parents=True)
+    other.touch()
+    assert any("in a new directory" in said for said in describe_plan(config, found, rundir)["remarks"])
+
+
+@pytest.mark.parametrize(("rate", "minutes"), [(None, None), (70, None), (40, "4 min 16 s"), (10, "17 min 04 s")])
+def test_a_plan_speaks_of_a_long_shard_before_a_run_would(rate, minutes):
+    """10,240 evaluations; where a plan foretells 256 s, a run may take more than the five minutes that it warns of."""
     sample = {"num_samples": 1024, "batch_size": 64}
     said = longest_shard(plan(configured(**sample)), rate)
     if minutes is None:

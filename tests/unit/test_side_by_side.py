@@ -322,3 +322,15 @@ def test_a_bar_says_which_training_it_is_of_or_how_many():
     assert note_of_trainings(one, 1, 0) == "loss 0.5000"
     assert note_of_trainings(one, 3, 2) == "seed=0: loss 0.5000, 2 trained"
     assert note_of_trainings(at, 4, 1) == "3 at a time, loss 0.2500 to 0.5000, 1 trained"
+
+
+def test_a_training_that_failed_was_not_interrupted(opened, monkeypatch):
+    def train(spec):
+        step(spec, 4)
+        raise fit.FailsAgain("the loss is nan")
+
+    with pytest.raises(one.TrainingFailed, match="nan"):
+        do(opened, monkeypatch, train)
+    _, printed = do(opened, monkeypatch, trained)
+    assert printed.count("failed at step 4; it continues from the start") == 3
+    assert "interrupted" not in printed

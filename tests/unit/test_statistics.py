@@ -236,8 +236,9 @@ def test_inception_score_of_certain_and_of_useless_classifiers():
 
 
 def test_inception_score_refuses_what_it_cannot_divide():
-    with pytest.raises(ValueError, match="5 samples can't be divided into 10 splits"):
-        inception_splits(5, 10, seed=0)
+    for count, said in ((5, "5 samples can't be divided into 10 splits"), (1, "1 sample can't be divided")):
+        with pytest.raises(ValueError, match=said):
+            inception_splits(count, 10, seed=0)
     with pytest.raises(ValueError, match="has no samples"):
         InceptionSums.of(np.zeros((3, 10)), np.array([0, 0, 1]), 3).score()
     with pytest.raises(ValueError, match="nan or infinity"):

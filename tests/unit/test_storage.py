@@ -333,6 +333,12 @@ def test_another_error_of_a_link_is_no_reason_to_rename(tmp_path, monkeypatch, c
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_only_the_user_can_change_is_said_to_be_changed_before_another_try():
+    said = {code: disk.in_one_line(OSError(code, "", "/a/file")) for code in (errno.EACCES, errno.EROFS, errno.EIO)}
+    assert {code for code, text in said.items() if "writable, then run the same" in text} == {errno.EACCES, errno.EROFS}
+    assert all("/a/file" in text for text in said.values())
+
+
 @contextmanager
 def no_more_files():
     """As many files as this process may open are open; the context gives a function that closes one."""

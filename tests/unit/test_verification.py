@@ -1,17 +1,24 @@
 """`verify` says what to do about each kind of damage, and doing that mends it."""
 
 import io
+import os
 import shutil
 
 import pytest
 from in_process import small_run
+from nights import checkpoint, write_config
 from rich.console import Console
 
+from taugrid.orchestrator.baseline.comparison import compare_snapshots
+from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
+from taugrid.orchestrator.cli.text import plan_text
+from taugrid.orchestrator.inspection import compare, describe
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.orchestrator.session import Run
-from taugrid.orchestrator.verification.next_steps import in_words, next_steps, unfinished_in_words
-from taugrid.orchestrator.verification.verify import verify
+from taugrid.orchestrator.verification.next_steps import in_words, next_steps, remarks, unfinished_in_words
+from taugrid.orchestrator.verification.verify import NOT_SAMPLED, verify
 from taugrid.orchestrator.work.interpolate import InterpolateWork
 from taugrid.orchestrator.work.reconstruct import ReconstructWork
 
@@ -160,3 +167,96 @@ def test_pictures_and_reconstructions_are_made_by_their_own_commands(opened, cop
     advice = {damage.path.parent.name[:5]: step for damage, step in zip(damages, steps, strict=True)}
     assert advice["S0003"] == (None, "the present config does not use it; delete it")
     assert advice[first[:5]] == (f"taugrid {kind.stage} {copy}", "")
+
+
+def test_a_score_whose_images_are_gone_is_marked_in_tables_and_comparisons(opened, finished, copy):
+    first, second = opened.plan.cells
+    notes = copy / "tables/quality.md"
+    assert "are gone" not in notes.read_text()
+    shutil.rmtree(copy / "samples" / first.name)
+    do(opened, "report", copy)
+    [line] = [line for line in notes.read_text().splitlines() if "are gone" in line]
+    assert first.label in line
+    assert second.label not in line
+    assert "`taugrid run`" in line
+    pair = opened.config, opened.plan, RunDir(copy), first.id, second.id, False
+    assert f"{first.label}: images" in compare(*pair)["note"]
+    whole = opened.config, opened.plan, RunDir(finished), first.id, second.id, False
+    assert "are gone" not in compare(*whole)["note"]
+    compared = compare_snapshots(*map(snapshot_of_run, map(str, (copy, finished))))
+    compared = {cell.name: cell.note for cell in compared.cells}
+    assert "this run lacks images" in compared[first.name]
+    assert "lacks images" not in compared[second.name]
+
+
+def test_what_a_report_makes_again_is_no_damage_but_is_named(opened, copy):
+    assert remarks(RunDir(copy)) == []
+    shutil.rmtree(copy / "tables")
+    shutil.rmtree(copy / "figures")
+    (copy / "report.html").unlink()
+    assert said(opened, copy) == ([], [])
+    [line] = remarks(RunDir(copy))
+    assert line.startswith("tables/, figures/, report.html")
+    assert f"`taugrid report {copy}`" in line
+    do(opened, "report", copy)
+    assert remarks(RunDir(copy)) == []
+
+
+def test_a_spoilt_record_of_a_model_is_found_and_report_writes_it_again(tmp_path):
+    few = {"num_samples": 2, "batch_size": 2}
+    config = write_config(tmp_path / "one.yaml", checkpoint(tmp_path / "network"), sample=few, grid={"steps": [1]})
+    root = tmp_path / "run"
+    with small_run(tmp_path, config.read_text()) as opened:
+        do(opened, "sample", root)
+        record = RunDir(root).model_record(opened.plan.models[0].id)
+        whole, other = record.read_bytes(), RunDir(root).model_record("of-another-config")
+        other.parent.mkdir()
+        for path in (record, other):
+            spoil(path)
+        damages, steps = said(opened, root)
+        advice = {damage.path: step for damage, step in zip(damages, steps, strict=True)}
+        assert advice[record].command == f"taugrid report {root}"
+        assert "delete it" in advice[other].words
+        other.unlink()
+        do(opened, "report", root)
+        assert record.read_bytes() == whole
+        assert said(opened, root) == ([], [])
+
+
+def test_lines_that_are_not_as_written_are_told_but_for_a_last_one_that_a_kill_tore(opened, copy):
+    events, ledger = copy / "events/0001.jsonl", copy / "ledger.jsonl"
+    for path in (events, ledger):
+        path.write_bytes(path.read_bytes() + b'{"torn')
+    assert said(opened, copy) == ([], [])
+    assert remarks(RunDir(copy)) == []
+    for path in (events, ledger):
+        path.write_bytes(b"junk\n" + path.read_bytes())
+    [line] = remarks(RunDir(copy))
+    assert line.startswith("ledger.jsonl: 1 line")
+    [damage], [step] = said(opened, copy)
+    assert damage.path == events
+    assert "1 line " in damage.reason
+    assert "remove" in step.words
+
+
+def test_a_driver_that_is_at_work_is_named_in_place_of_the_command_that_continues(copy):
+    rundir = RunDir(copy)
+    lacking = [Damage(rundir.samples, NOT_SAMPLED)]
+    with rundir.lock():
+        [line] = unfinished_in_words(lacking, rundir)
+        assert f"process {os.getpid()}" in line
+        assert "taugrid run" not in line
+    [line] = unfinished_in_words(lacking, rundir)
+    assert f"`taugrid run {copy}`" in line
+
+
+def test_status_does_not_deny_shards_that_no_driver_lived_to_time(opened, copy, tmp_path):
+    def expected(root):
+        described = plan_text(describe(opened.config, opened.plan, RunDir(root)))
+        return next(line for line in described.splitlines() if line.startswith("expected sampling time"))
+
+    shutil.rmtree(copy / "events")
+    delete(sorted(copy.glob("samples/*/part-000000.parquet"))[0])
+    assert expected(copy).startswith("expected sampling time: unknown")
+    assert "no shard" not in expected(copy)
+    assert "no shard of this run has been sampled" in expected(tmp_path / "new")

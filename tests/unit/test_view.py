@@ -138,6 +138,23 @@ def test_images_that_are_not_there_are_said_to_be_missing(run, finished, tmp_pat
         cell.features()
 
 
+def test_what_is_said_to_bring_lost_features_back_does_so(run, finished, tmp_path):
+    bare = shutil.copytree(finished, tmp_path / "bare")
+    shutil.rmtree(bare / "features")
+    cell = taugrid.open(bare).cells[0]
+    with pytest.raises(UserError, match="features of 0 of 20") as caught:
+        cell.features()
+    assert f"delete scores/{cell.id}-*.json" in str(caught.value)
+    assert f"`taugrid evaluate {bare} --set evaluate.keep_features=true`" in str(caught.value)
+    [score] = bare.glob(f"scores/{cell.id}-*.json")
+    before = score.read_bytes()
+    score.unlink()
+    with small_run(tmp_path):
+        taugrid.run(bare, stages=["evaluate"], progress=False, evaluate={"keep_features": True})
+    assert (cell.features() == run.cells[0].features()).all()
+    assert score.read_bytes() == before
+
+
 def test_features_beyond_n_do_not_stand_in_for_missing_ones(finished, tmp_path):
     fewer = shutil.copytree(finished, tmp_path / "fewer")
     config = (fewer / "config.json").read_text()

@@ -6,7 +6,7 @@ from pathlib import Path
 from taugrid.config import Data
 from taugrid.errors import UserError
 from taugrid.workers.data.decoding import EncodedDataset
-from taugrid.workers.data.places import download, root_of
+from taugrid.workers.data.places import MissingImages, download, root_of
 from taugrid.workers.data.readers.directory import decode_file
 from taugrid.workers.data.readers.picture import Picture, SourceError
 
@@ -37,10 +37,12 @@ def read(data: Data) -> EncodedDataset:
         download("CelebA", root)
         found = next(filter(_is_celeba, candidates), None)
     if found is None:
-        raise UserError(
-            f"data: CelebA is missing (list_eval_partition.txt and img_align_celeba/ are neither in {candidates[0]} "
-            f"nor in {root}): set data.root to their folder, or data.download: true (Google Drive has a daily limit; "
-            "to download by hand: https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html)"
+        raise MissingImages(
+            f"CelebA is missing (list_eval_partition.txt and img_align_celeba/ are neither in {candidates[0]} nor in "
+            f"{root})",
+            "their folder",
+            "data.download: true (Google Drive has a daily limit; to download by hand: "
+            "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html)",
         )
     partition = found / "list_eval_partition.txt"
     lines = [line.split() for line in partition.read_text(encoding="utf-8").splitlines() if line.strip()]

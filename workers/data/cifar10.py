@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.config import Data
-from taugrid.errors import UserError
-from taugrid.workers.data.places import download, root_of
+from taugrid.workers.data.places import MissingImages, download, root_of
 
 
 def read(data: Data) -> NDArray[np.uint8]:
@@ -26,9 +25,10 @@ def read(data: Data) -> NDArray[np.uint8]:
     if images is None:
         folder = root / CIFAR10.base_folder
         fault = f"files in {folder} are missing or changed" if folder.is_dir() else f"there is no {folder}"
-        raise UserError(
-            f"data: CIFAR-10 is missing ({fault}): set data.root to the folder where {CIFAR10.filename} was unpacked "
-            f"({CIFAR10.url}), or data.download: true"
+        raise MissingImages(
+            f"CIFAR-10 is missing ({fault})",
+            f"the folder where {CIFAR10.filename} was unpacked ({CIFAR10.url})",
+            "data.download: true",
         )
     return images
 

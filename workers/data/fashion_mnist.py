@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from taugrid.config import Data
 from taugrid.errors import UserError
-from taugrid.workers.data.places import download, root_of
+from taugrid.workers.data.places import MissingImages, download, root_of
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its files."""
@@ -58,9 +58,11 @@ def _find(data: Data, split: str) -> Path:
         download("FashionMNIST", root)
         found = next(filter(Path.is_file, candidates), None)
     if found is None:
-        raise UserError(
-            f"data: Fashion-MNIST is missing (no {name}.gz in {', '.join(map(str, folders))}): set data.root to the "
-            "folder with its IDX files, or data.download: true, or install Debian's package dataset-fashion-mnist"
+        raise MissingImages(
+            f"Fashion-MNIST is missing (no {name}.gz or {name} in {', '.join(map(str, folders))})",
+            "the folder with its IDX files",
+            "data.download: true",
+            "install Debian's package dataset-fashion-mnist",
         )
     return found
 

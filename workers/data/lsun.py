@@ -12,7 +12,7 @@ from PIL import Image
 from taugrid.config import Data
 from taugrid.errors import DamagedFile, UserError
 from taugrid.workers.data.decoding import EncodedDataset
-from taugrid.workers.data.places import root_of
+from taugrid.workers.data.places import MissingImages, root_of
 from taugrid.workers.data.readers.picture import EncodedImage, Picture, one_line
 
 
@@ -28,10 +28,10 @@ def read(data: Data) -> EncodedDataset:
     part = {"train": "train", "validation": "val"}[data.split]
     folder = root_of(data) / f"{data.category}_{part}_lmdb"
     if not (folder / "data.mdb").is_file():
-        raise UserError(
-            f"data: LSUN's {data.category} is missing (no {folder}/data.mdb): get {folder.name} with the script from "
-            "https://github.com/fyu/lsun, unpack it, and set data.root to the folder above it (taugrid does not "
-            "download LSUN)"
+        raise MissingImages(
+            f"LSUN's {data.category} is missing (no {folder}/data.mdb)",
+            f"the folder above {folder.name}, which you get with the script from https://github.com/fyu/lsun and "
+            "unpack (taugrid does not download LSUN)",
         )
     if find_spec("lmdb") is None:
         raise UserError("data: LSUN needs the module lmdb: pip install 'taugrid[lsun]'")

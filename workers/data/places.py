@@ -10,6 +10,26 @@ from taugrid.storage import user_cache
 from taugrid.workers.data.decoding import locked
 
 
+class MissingImages(UserError):
+    """The images of a published data set are not there. Its text is for the section `data` of a config."""
+
+    def __init__(self, fault: str, root: str, *others: str) -> None:
+        """Keep the parts of the message, for places that name the keys in another way.
+
+        Args:
+            fault: what is missing, and where it was looked for.
+            root: what `data.root` must be.
+            others: ways out besides setting it, each a phrase.
+        """
+        self.fault, self.root, self.others = fault, root, others
+        super().__init__(f"data: {fault}: {', or '.join([f'set data.root to {root}', *others])}")
+
+    def of(self, section: str) -> UserError:
+        """The same for another section that names a data set, such as `evaluate.reference`."""
+        text = str(self).replace("data.root", f"{section}.root").replace("data.download", f"{section}.download")
+        return UserError(f"{section}: {text.removeprefix('data: ')}")
+
+
 def default_root() -> Path:
     """The folder where data sets are looked for, and downloaded to, unless `data.root` is set."""
     return user_cache() / "datasets"
