@@ -77,10 +77,10 @@ def _not_writable(run: Paths, error: OSError) -> UserError:
     with suppress(OSError):
         if run.storage.exists(run.config):
             ways_out = (
-                "make the folder and what is in it writable, or copy it and give the copy; `taugrid status` and "
-                "`taugrid verify` only read"
+                f"make the folder and what is in it writable, or copy it and give the copy; `taugrid status {run.shown}` "
+                f"and `taugrid verify {run.shown}` only read"
             )
-    return UserError(f"can't write to {run.root}: {error.strerror}; {ways_out}")
+    return UserError(f"can't write to {run.shown}: {error.strerror}; {ways_out}")
 
 
 def _acquire(lock: FileLock, lease: Lease, break_lock: bool) -> None:
