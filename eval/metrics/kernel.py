@@ -31,6 +31,8 @@ def kid_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
     if possible == wanted:
         return Limits()
     remark = f"kid_subset_size is {possible} here, not {wanted}: one side has no more images"
+    if possible == sizes.num_samples:
+        remark += ", so every subset holds all samples, and KID's ± says nothing about their spread"
     return Limits(changes={"kid_subset_size": possible}, remark=remark)
 
 

@@ -286,6 +286,8 @@ def test_subsets_become_as_small_as_the_smaller_side(num_samples, num_reference,
     assert limits.reason is None
     assert limits.changes == changes
     assert (limits.remark is None) == (not changes)
+    holds_all = num_samples == 300
+    assert ("±" in (limits.remark or "")) == holds_all, "no sampling error if each subset holds all samples"
 
 
 def test_kernel_distance_subset_sizes():
