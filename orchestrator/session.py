@@ -67,6 +67,8 @@ class Outcome(NamedTuple):
     """Names in `missing` whose reasons would come again with the same command."""
     warnings: Sequence[str] = ()
     """The warnings of report.html."""
+    warned: Collection[str] = ()
+    """The warnings that the session has said."""
 
 
 class Run:
@@ -94,6 +96,7 @@ class Run:
         self._cluster = ExitStack()
         self._connected = False
         self._lasting: set[str] = set()
+        self._warned: list[str] = []
         self._modules = {file for model in plan.models for file in model.source.modules}
 
     @failing_in_one_line()
@@ -142,7 +145,7 @@ class Run:
             self._modules |= set(scoring.extractor.files)
             if "fid" in self.config.evaluate.metrics and "evaluate" in stages:
                 for said in singular_samples(self.part, scoring.extractor.dimensions):
-                    self._progress.say(f"warning: {said}")
+                    self._warn(said)
         told, works = self._kinds(self.part, stages, scoring)
         for work in works:
             work.check()
@@ -170,12 +173,12 @@ class Run:
 
             warnings = write_page(self.config, self.plan, self.rundir, unfinished | problems)
         missing, lasting = unfinished | problems, frozenset(self._lasting)
-        return Outcome(missing, last.rows, last.table, last.evidence, last.text, labels, lasting, warnings)
+        return Outcome(missing, last.rows, last.table, last.evidence, last.text, labels, lasting, warnings, self._warned)
 
     def _announce(self) -> None:
         """Say what is remarkable about the plan, its models and its images."""
         for remark in self.plan.remarks:
-            self._progress.say(f"warning: {remark}")
+            self._warn(remark)
         if self.part is not self.plan:
             self._progress.say(f"only {len(self.part.cells):,} of {counted(len(self.plan.cells), 'cell')}")
         for model in self.part.models:
@@ -193,7 +196,11 @@ class Run:
             scored = {row["cell"] for row in last.rows}
             cells = [cell for cell in self.plan.cells if cell.id in scored]
             for said in (*unequal(cells, "scored "), *no_effects(self.config, self.plan, last.rows)):
-                self._progress.say(f"warning: {said}")
+                self._warn(said)
+
+    def _warn(self, text: str) -> None:
+        self._warned.append(text)
+        self._progress.say(f"warning: {text}")
 
     def _kinds(
         self, part: Plan, stages: Collection[str], scoring: Evaluation | None

@@ -196,7 +196,7 @@ def without_error(rows: Sequence[Mapping[str, Any]], reasons: Mapping[str, str])
 
 
 MOST_REASONS, MOST_CELLS = 10, 4
-"""How many reasons are told, and how many cells a line names. The rest are counted."""
+"""How many reasons or warnings are told, and how many cells a line names. The rest are counted."""
 
 
 def missing_lines(missing: Mapping[str, str], labels: Mapping[str, str]) -> list[str]:
@@ -217,6 +217,15 @@ def _advice(outcome: "Outcome", again: str) -> str:
     advice = "what failed as above fails again with the same command: first change what its line names"
     rest = len(outcome.missing) - len(lasting)
     return advice + (f"; {again} to finish the other {counted(rest, 'cell')}" if rest else "")
+
+
+def _untold(outcome: "Outcome") -> list[str]:
+    """The warnings of report.html that the session has not said, and that no other line tells, a line for each."""
+    no_errors = outcome.evidence.reasons.values() if outcome.rows and outcome.evidence is not None else ()
+    told = {*outcome.warned, *outcome.missing.values(), *no_errors}
+    lines = [f"warning: {text}" for text in outcome.warnings if not any(said in text for said in told)]
+    more = len(lines) - MOST_REASONS
+    return lines[:MOST_REASONS] + [f"... and {counted(more, 'more warning')}"] * (more > 0)
 
 
 def _some(cells: Sequence[str]) -> str:
@@ -276,6 +285,8 @@ def print_outcome(
         people.print(line, markup=False)
     if advice := _advice(outcome, again):
         people.print(advice, markup=False)
+    for line in _untold(outcome):
+        people.print(with_urls(line), markup=False)
     for name, path in (
         ("report", rundir.report),
         ("models", rundir.models),

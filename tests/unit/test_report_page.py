@@ -198,8 +198,18 @@ def test_what_a_session_returns_and_prints_of_the_page_is_on_it(finished, capsys
     assert [item["text"] for item in page.all("li") if "nav" not in item["within"]] == warnings != []
     print_outcome(opened.rundir, Outcome({}, [], "", warnings=warnings))
     lines = capsys.readouterr().err.splitlines()
+    assert lines[: len(warnings)] == [f"warning: {text}" for text in warnings]
+    lines = lines[len(warnings) :]
     assert lines[0].split() == ["report:", f"{finished}/report.html", *f"({len(warnings)} warnings at its end)".split()]
     assert [line.partition(":")[0] for line in lines] == ["report", "samples", "tables", "figures"]
+
+
+def test_a_warning_that_was_told_before_is_not_printed_again(finished, capsys):
+    warnings = ["every cell: a has no B", "S=10 has no score: set aside", "N is small"]
+    said = {"missing": {"x": "set aside"}, "warnings": warnings, "warned": ["a has no B"]}
+    print_outcome(open_existing(str(finished)).rundir, Outcome(rows=[], table="", **said))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("warning")] == ["warning: N is small"]
 
 
 def test_bold_and_shades_are_explained_where_there_are_any():
