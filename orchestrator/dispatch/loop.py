@@ -140,7 +140,9 @@ class Loop:
         tasks, evaluations = Counter(piece.task.kind for piece in pieces), sum(costs)
         counts = [(tasks[kind.name], *kind.task) for kind in kinds]
         listed = ", ".join(f"{counted(number, noun)} {purpose}" for number, noun, purpose in counts if number)
-        cost = f" ({quantity(evaluations)} network evaluations)" if evaluations else ""
+        total = self._progress.state.evaluations if self._progress.state is not None else 0
+        of = f" of {quantity(total)}" if total > evaluations else ""
+        cost = f" ({quantity(evaluations)}{of} network evaluations)" if evaluations else ""
         self._progress.say(f"to do: {listed}{cost}; starting {counted(workers, 'worker')}")
 
     def _handle(self, event: PoolEvent) -> None:

@@ -112,7 +112,7 @@ class Progress:
 
     def brief(self, briefing: Briefing) -> None:
         """Take what the session has to do, and its cells."""
-        cells = briefing.cells(with_scores=self._is_live)
+        cells = briefing.cells(with_scores=self._is_live or (bool(briefing.items) and not self._console.quiet))
         with self._shown():
             if self._state is not None:
                 self._state.expect(briefing.items, briefing.earlier)
@@ -123,7 +123,8 @@ class Progress:
         """Take a line of the events file."""
         if self._state is None:
             return
-        scored = event["task"].split("/")[1] if self._is_live and event["event"] == "score" else None
+        counts = event["event"] == "score" and not self._console.quiet
+        scored = event["task"].split("/")[1] if counts else None
         value = None if scored is None else self._read_score(scored)
         with self._shown():
             self._state.observe(at.timestamp(), event)

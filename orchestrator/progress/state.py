@@ -191,10 +191,15 @@ class LiveState:
         """
         if self.cells and all(map(self._is_evaluations, kinds)):
             done = sum(cell.done for cell in self.cells.values()) + self.begun.total()
-            total = sum(cell.total for cell in self.cells.values())
+            total = self.evaluations
         else:
             done, total = sum(map(self.done, kinds)), sum(self.todo.all[name].cost for name in kinds)
         return min(done, total), total
+
+    @property
+    def evaluations(self) -> float:
+        """The network evaluations of all cells, with what earlier sessions did, as the bar counts them."""
+        return sum(cell.total for cell in self.cells.values())
 
     def finished(self, kind: str) -> tuple[int, int]:
         """How many cells are scored, and how many there are: all that the table shows if it shows scores."""

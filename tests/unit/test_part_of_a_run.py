@@ -1,7 +1,11 @@
 """`--only`: a part of a grid is done, and the rest is neither done nor called missing."""
 
+import io
+import time
+
 import pytest
 from in_process import CONFIG, small_run
+from rich.console import Console
 
 from taugrid.errors import UserError
 from taugrid.orchestrator.progress import Progress
@@ -10,9 +14,9 @@ from taugrid.orchestrator.session import Run
 from taugrid.storage import read_json
 
 
-def do(opened, stages, *only):
+def do(opened, stages, *only, progress=None):
     part = select(opened.plan, only)
-    return Run(opened.config, opened.plan, opened.rundir, "local", Progress(), part).do(stages)
+    return Run(opened.config, opened.plan, opened.rundir, "local", progress or Progress(), part).do(stages)
 
 
 def test_a_part_is_done_and_tables_show_what_is_there(tmp_path):
@@ -28,6 +32,16 @@ def test_a_part_is_done_and_tables_show_what_is_there(tmp_path):
         assert [row["cell"] for row in outcome.rows] == [first.id, second.id]
         with pytest.raises(UserError, match="eta is 0, 1"):
             do(opened, stages, "eta=3")
+
+
+def test_a_log_of_the_rest_counts_all_cells_and_their_network_evaluations(tmp_path):
+    printed = io.StringIO()
+    progress = Progress(Console(file=printed, soft_wrap=True))
+    with small_run(tmp_path) as opened:
+        do(opened, ("sample", "evaluate"), "eta=1")
+        do(opened, ("sample", "evaluate"), progress=progress)
+    assert "(40 of 80 network evaluations)" in printed.getvalue()
+    assert progress.state.standing(time.time()).line.endswith("2 of 2 cells scored")
 
 
 def test_what_is_missing_of_a_part_is_told_by_its_label(tmp_path):
