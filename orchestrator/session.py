@@ -172,8 +172,8 @@ class Run:
             from taugrid.orchestrator.view.page import write_page
 
             warnings = write_page(self.config, self.plan, self.rundir, unfinished | problems)
-        missing, lasting = unfinished | problems, frozenset(self._lasting)
-        return Outcome(missing, last.rows, last.table, last.evidence, last.text, labels, lasting, warnings, self._warned)
+        told_of = labels, frozenset(self._lasting), warnings, self._warned
+        return Outcome(unfinished | problems, last.rows, last.table, last.evidence, last.text, *told_of)
 
     def _announce(self) -> None:
         """Say what is remarkable about the plan, its models and its images."""

@@ -101,7 +101,9 @@ def _expected(plan: dict[str, Any]) -> str:
         some = any(cell["shards_done"] for cell in plan["cells"])
         return f"unknown (no {'shard of this run has been sampled' if not some else 'driver has timed a shard'} yet)"
     time = duration(seconds) if seconds >= 1 else "less than 1 s"
-    return f"{time} on one worker, at {quantity(rate)} network evaluations/s as measured here"
+    workers = plan.get("workers_at_a_time") or 1  # `status` does not foretell how many there are
+    on_all = f", {duration(plan['seconds_remaining'])} on {workers}" if workers > 1 and seconds >= workers else ""
+    return f"{time} on one worker{on_all}, at {quantity(rate)} network evaluations/s as measured here"
 
 
 def _longest_shard(plan: dict[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """What a run would do, lack and replace. Nothing is started or downloaded."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from taugrid.orchestrator.inspection import describe
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import singular_samples, too_few_samples
 from taugrid.orchestrator.plan.extractor import foreseen
+from taugrid.orchestrator.progress.remaining import Waiting, seconds_left
 from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
@@ -25,6 +26,7 @@ def describe_plan(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
         UserError: if there is no such extractor.
     """
     described = describe(config, plan, rundir)
+    described |= _on_workers(config, plan, described)
     told = described["remarks"]
     untrained = [model for model, _ in plan.trained_here if model.lacks is None and not rundir.is_ready(model)]
     return described | {
@@ -72,13 +74,44 @@ def _other_shapes(config: Config, plan: Plan) -> list[str]:
 
 def _fit(config: Config, plan: Plan, rundir: RunDir, described: Mapping[str, Any]) -> list[str]:
     """How a plan's shards fit its workers, as far as that is known without a cluster."""
-    workers = config.cluster.workers or int(nodes.available_cpus() // config.cluster.cpus_per_worker)
+    workers = _workers(config)
     cells = zip(plan.cells, described["cells"], strict=True)
     left = replace(plan, cells=tuple(cell for cell, about in cells if about["shards_done"] < about["shards"]))
     told = [longest_shard(left, described["evaluations_per_second_and_worker"])]
-    if config.cluster.workers or not Path("/proc/driver/nvidia").exists():  # else it has a worker for each GPU
+    if workers is not None:
         told.append(too_few_shards(plan, workers, bool(rundir.committed_cells())))
     return [said for said in told if said is not None]
+
+
+def _workers(config: Config) -> int | None:
+    """How many workers a run has, as far as that is known without Ray: those configured, or else as many as fit here.
+
+    None: it has a worker for each GPU, and how many torch can use is not known here.
+    """
+    if config.cluster.workers or Path("/proc/driver/nvidia").exists():
+        return config.cluster.workers
+    return int(nodes.available_cpus() // config.cluster.cpus_per_worker)
+
+
+def _on_workers(config: Config, plan: Plan, described: Mapping[str, Any]) -> dict[str, Any]:
+    """How many workers would sample at a time, and the time that they would need; None if that is not known."""
+    rate, workers = described["evaluations_per_second_and_worker"], _workers(config)
+    waiting = list(_waiting(plan, described["cells"], rate)) if rate else []
+    busy = min(workers or 0, sum(group.number for group in waiting))
+    return {
+        "workers_at_a_time": busy or None,
+        "seconds_remaining": round(seconds_left([], waiting, busy), 1) if busy else None,
+    }
+
+
+def _waiting(plan: Plan, cells: Iterable[Mapping[str, Any]], rate: float) -> Iterator[Waiting]:
+    """The shards that are left; of a cell that is done in part, they count as equally long."""
+    for cell, about in zip(plan.cells, cells, strict=True):
+        left, done = about["shards"] - about["shards_done"], about["network_evaluations_done"]
+        if not done:
+            yield from (Waiting(1, shard.evaluations / rate) for shard in cell.shards)
+        elif left:
+            yield Waiting(left, (about["network_evaluations"] - done) / left / rate)
 
 
 def _about_replicates(plan: Plan, described: Mapping[str, Any]) -> list[str]:

@@ -1,11 +1,13 @@
 """What is said of shards that do not fit the workers."""
 
+import json
 import re
 from dataclasses import replace
 
 import pytest
 
 from taugrid.config import Config, validate
+from taugrid.orchestrator.cli.text import plan_text
 from taugrid.orchestrator.dry_run.describe import describe_plan
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -60,6 +62,23 @@ def test_a_plan_warns_of_too_few(tmp_path):
     [remark] = describe_plan(config, plan(config), RunDir(tmp_path))["remarks"]
     assert "1 shard to sample for 3 workers" in remark
     assert "directory" not in remark, "nothing is sampled yet, so this one will do"
+
+
+def test_a_plan_foretells_the_time_of_all_workers_that_find_a_shard(tmp_path):
+    """Three shards, of 4,480, 4,480 and 1,280 network evaluations."""
+    rundir = RunDir(tmp_path)
+    rundir.events.mkdir()
+    (rundir.events / "0001.jsonl").write_text(json.dumps({"event": "shard", "seconds": 10, "evaluations": 1000}) + "\n")
+
+    def foretold(workers):
+        config = configured(workers, num_samples=1024, batch_size=64, shard_evaluations=5000)
+        return describe_plan(config, plan(config), rundir)
+
+    keys = ("worker_seconds_remaining", "seconds_remaining", "workers_at_a_time")
+    assert [foretold(8)[key] for key in keys] == [102.4, 44.8, 3]
+    assert [foretold(2)[key] for key in keys] == [102.4, 57.6, 2]
+    assert "1 min 42 s on one worker, 45 s on 3, at 100 network" in plan_text(foretold(8))
+    assert "1 min 42 s on one worker, at" in plan_text(foretold(1))
 
 
 def test_images_of_other_cells_need_a_new_directory_for_other_shards(tmp_path):
