@@ -182,9 +182,9 @@ class Run:
         if self.part is not self.plan:
             self._progress.say(f"only {len(self.part.cells):,} of {counted(len(self.plan.cells), 'cell')}")
         for model in self.part.models:
-            settings = [cell.settings for cell in self.part.cells if cell.model.id == model.id]
-            if (said := model.source.announcement(model.diffusion, settings)) is not None:
-                self._progress.say(f"model {model.called}: {said}")
+            if model.source.is_announced:
+                settings = [cell.settings for cell in self.part.cells if cell.model.id == model.id]
+                self._progress.say(f"model {model.called}: {model.source.description(model.diffusion, settings)}")
         if removed := sum(self.rundir.has_removed_images(cell) for cell in self.part.cells):
             self._progress.say(f"images removed: {counted(removed, 'cell')}; scores and influences stay")
 

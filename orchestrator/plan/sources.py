@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from taugrid.config import Data, Diffusion, Sample, Train, Unet
 from taugrid.errors import OtherWeights, UserError
@@ -29,6 +29,9 @@ TRAINED_WEIGHTS = f"unet/{checkpoint.WEIGHTS_FILE}"
 
 class BaseModelSource(ABC):
     """The interface of all, with the defaults that most of them use."""
+
+    is_announced: ClassVar[bool] = False
+    """Whether a run says its description first: it has settings that the config does not show."""
 
     @property
     @abstractmethod
@@ -74,12 +77,8 @@ class BaseModelSource(ABC):
         return ()
 
     @abstractmethod
-    def description(self, diffusion: Diffusion) -> str:
-        """The source in a few words."""
-
-    def announcement(self, diffusion: Diffusion, settings: Collection[Sample]) -> str | None:
-        """What the user should check before a run with cells of these settings."""
-        return None
+    def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
+        """The source in a line, with what cells of these settings take from it."""
 
     def warning(self, diffusion: Diffusion) -> str | None:
         """A setting of the config that the network was not made for."""
@@ -146,7 +145,7 @@ class Trained(BaseModelSource):
         """Whether the model can be sampled."""
         return storage.exists(folder / TRAINED_WEIGHTS)
 
-    def description(self, diffusion: Diffusion) -> str:
+    def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
         """The source in a few words."""
         return "trained here"
 
@@ -160,6 +159,8 @@ class Trained(BaseModelSource):
 @dataclass(frozen=True)
 class Loaded(BaseModelSource):
     """A diffusers model in a folder or from the hub."""
+
+    is_announced: ClassVar[bool] = True
 
     checkpoint: Checkpoint
 
@@ -216,11 +217,7 @@ class Loaded(BaseModelSource):
         """The content of the checkpoint's config files, in case they are gone later."""
         return asdict(self.checkpoint) | {"diffusion": self.checkpoint.diffusion.model_dump()}
 
-    def description(self, diffusion: Diffusion) -> str:
-        """The source in a few words."""
-        return f"loaded from {self.checkpoint.path} ({diffusion.in_words})"
-
-    def announcement(self, diffusion: Diffusion, settings: Collection[Sample]) -> str | None:
+    def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
         """The settings taken from the checkpoint's files, and those that the config overrides."""
         loaded = self.checkpoint
         theirs = {key: value for key, value in loaded.diffusion.model_dump().items() if value is not None}
@@ -260,6 +257,8 @@ def _unless_overridden(theirs: str, ours: Iterable[str | None]) -> str:
 @dataclass(frozen=True)
 class Custom(BaseModelSource):
     """A network in user code: `model.callable`."""
+
+    is_announced: ClassVar[bool] = True
 
     spec: CustomNetwork
 
@@ -317,11 +316,7 @@ class Custom(BaseModelSource):
         """The network's description, in case the code is gone later; None if it already is."""
         return None if self.spec.unusable else asdict(self.spec)
 
-    def description(self, diffusion: Diffusion) -> str:
-        """The source in a few words."""
-        return f"custom, {self.spec.callable} ({diffusion.in_words})"
-
-    def announcement(self, diffusion: Diffusion, settings: Collection[Sample]) -> str | None:
+    def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
         """What the function returned."""
         weights = f" with {self.spec.weights}" if self.spec.weights else ""
         now = f"; that was when it was sampled ({self.spec.unusable})" if self.spec.unusable else ""
@@ -361,7 +356,7 @@ class Oracle(WithoutWeights):
         """SHA-256 of the oracle's name and shape, in place of weights."""
         return hashlib.sha256(f"taugrid/oracle/{self.distribution}/{self.image_shape}".encode()).hexdigest()
 
-    def description(self, diffusion: Diffusion) -> str:
+    def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
         """The source in a few words."""
         return f"the {self.distribution} oracle"
 
@@ -395,7 +390,7 @@ class Absent(WithoutWeights):
         """False: it can't be sampled."""
         return False
 
-    def description(self, diffusion: Diffusion) -> str:
+    def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
         """The source in a few words."""
         return f"{self.path} (not here yet)"
 

@@ -35,7 +35,9 @@ def describe_models(
             "images": sum(cell["num_samples"] for cell in own),
             "images_done": sum(cell["images_done"] for cell in own),
         }
-        described = _describe(model, rundir, scratch)
+        settings = [cell.settings for cell in plan.cells if cell.model.id == model.id]
+        source = model.source.description(model.diffusion, settings)
+        described = _describe(model, source, rundir, scratch)
         failed = None if described["ready"] else failures.get(model.id)
         found.append(described | sums | {"train_failed": failed})
     return found
@@ -54,8 +56,7 @@ def failed_trainings(rundir: RunDir) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _describe(model: Model, rundir: RunDir, scratch: str | None) -> dict[str, Any]:
-    source = model.source.description(model.diffusion)
+def _describe(model: Model, source: str, rundir: RunDir, scratch: str | None) -> dict[str, Any]:
     described = {"id": model.shown_id, "label": model.label, "source": source}
     ready = rundir.is_ready(model)
     if not isinstance(model.source, Trained):

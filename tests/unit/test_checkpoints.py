@@ -64,7 +64,7 @@ def pipeline(saved, tmp_path):
 
 
 def announced(model, settings):
-    return model.source.announcement(model.diffusion, settings)
+    return model.source.description(model.diffusion, settings)
 
 
 def planned(folder, read=read_checkpoint, **sections):

@@ -60,6 +60,12 @@ def test_more_steps_than_usual_are_priced_before_the_checkpoint_says_its_t(tmp_p
     assert planned(config, tmp_path)[0]["network_evaluations"] == 300_000
 
 
+def test_settings_that_a_checkpoint_brings_are_shown(made, tmp_path):
+    [model] = planned(made / "c.yaml", tmp_path / "new")[0]["models"]
+    assert "predicts sample" in model["source"]
+    assert "clip none" in model["source"]
+
+
 def test_an_empty_folder_is_a_checkpoint_that_is_not_here(tmp_path):
     (tmp_path / "empty").mkdir()
     found, said = planned(CONFIG | {"model": {"checkpoint": str(tmp_path / "empty")}}, tmp_path / "run")

@@ -106,7 +106,7 @@ def test_looking_at_a_directory_runs_none_of_the_code_that_its_config_names(
         assert not mark.exists(), command
     if recorded:
         assert ends("status", root) is None
-        assert "custom, runpy:run_path" in capsys.readouterr().out
+        assert ": runpy:run_path" in capsys.readouterr().out
     else:
         assert "runpy:run_path" in str(ends("status", root))
 
