@@ -117,6 +117,18 @@ def open_existing(directory: str, dry: bool = False) -> Opened:
     return Opened(directory, (), None, dry=dry)
 
 
+def directory_of(given: str) -> str:
+    """The run directory that is meant: `given` or, if that is a config file, the one that its runs have without --out.
+
+    Raises:
+        UserError: for a file that is no config.
+    """
+    if is_url(given) or not Path(given).is_file():
+        return given
+    file = Path(given)
+    return str(file.parent) if file.name == CONFIG_NAME else run_folder(given, None, load(given).name)
+
+
 def _has_run_files(root: Path, storage: Storage) -> bool:
     """Whether a folder without config.json holds other files of a run."""
     places = Paths(root, storage)
@@ -126,7 +138,7 @@ def _has_run_files(root: Path, storage: Storage) -> bool:
 def _directory_meant(file: str) -> str:
     """The run directory that belongs to a file given in its place, as far as that can be told."""
     try:
-        return f"a run directory, and that config's is {run_folder(file, None, load(file).name)}"
+        return f"a run directory, and that config's is {directory_of(file)}"
     except UserError:
         return "the run directory that `taugrid run` made"
 

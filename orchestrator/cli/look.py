@@ -38,11 +38,11 @@ def plan(config: str, out: str | None, assignments: tuple[str, ...], history: st
 
 
 @click.command()
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="DIR | CONFIG")
 @click.option("--watch", "watches", is_flag=True, help="Keep showing progress while a driver is at work.")
 @json_option
 def status(directory: str, watches: bool, as_json: bool) -> None:
-    """Show how far a run is, from its directory alone.
+    """Show how far a run is, from its directory alone: DIR, or the one that CONFIG's runs have without --out.
 
     With --watch, show the live view of `taugrid run`, wherever that is at work; in a log, a line now and then. Ctrl-C
     ends the view, not the run.
@@ -51,9 +51,9 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
         raise click.UsageError("--watch keeps showing progress, and --json prints one document; give only one of them")
     from taugrid.orchestrator.cli.text import plan_text
     from taugrid.orchestrator.inspection import describe
-    from taugrid.orchestrator.opened import open_existing
+    from taugrid.orchestrator.opened import directory_of, open_existing
 
-    opened = open_existing(directory, dry=True)
+    opened = open_existing(directory_of(directory), dry=True)
     if watches:
         from taugrid.orchestrator.progress.watch import watch
 

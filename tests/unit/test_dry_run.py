@@ -175,9 +175,19 @@ def test_no_more_samples_than_features_is_said_by_plan_run_and_table(made, tmp_p
 
 
 def test_the_directory_of_a_config_is_named_to_who_gives_the_config(made):
-    _, said = taugrid("status", made / "c.yaml", code=2)
+    _, said = taugrid("verify", made / "c.yaml", code=2)
     assert "c.yaml is a file" in said
     assert "runs/night" in said
+
+
+def test_status_of_a_config_is_that_of_its_directory(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, said = taugrid("status", made / "c.yaml", code=2)
+    assert "runs/night is not a run directory" in said
+    shutil.copytree(made / "run", tmp_path / "runs/night")
+    for given in (made / "c.yaml", tmp_path / "runs/night/config.json"):
+        found = json.loads(taugrid("status", given, "--json")[0])
+        assert [cell["scored"] for cell in found["cells"]] == [True] * CELLS
 
 
 def test_report_says_that_run_makes_what_is_missing(made, tmp_path):
