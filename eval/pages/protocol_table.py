@@ -1,15 +1,27 @@
-"""How the cells of a run were measured, as rows of a table."""
+"""How the cells of a run were measured: in a line, and as rows of a table."""
 
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pandas as pd
+
+from taugrid.eval.tables.entries import scored_as
 from taugrid.protocol import ProtocolFields, shortened
+from taugrid.registry.extractors import INCEPTION
 
 MOST_VALUES = 4
 """Values of a field that its row names. The rest are counted; quality.json has all of them."""
 LONGEST_LIST = 4
 """Numbers of a list that are written out."""
+
+
+def protocol_line(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> str:
+    """N, the reference and the extractor, and that published FIDs have another extractor if they do."""
+    spelled = (protocols.get(name, {}) for name in frame["protocol"])
+    names = {protocol["extractor"]["name"] for protocol in spelled if "extractor" in protocol}
+    is_other = bool(names) and INCEPTION not in names
+    return scored_as(frame, protocols) + (", not Inception: not comparable with published FIDs" if is_other else "")
 
 
 def protocol_rows(protocols: Mapping[str, ProtocolFields]) -> list[tuple[str, tuple[str, ...]]]:

@@ -5,7 +5,6 @@ The best of a column is bold or, in a log, a pipe and a terminal without colours
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pandas as pd
 from rich import box
@@ -15,13 +14,12 @@ from rich.text import Text
 
 from taugrid.eval.tables.ablation.one_table import USUAL, Layout
 from taugrid.eval.tables.ablation.replicates import averaged
-from taugrid.eval.tables.entries import Entry, entries, has_best, legend, marked_pivots, sizes, tabulated
+from taugrid.eval.tables.entries import Entry, entries, has_best, legend, marked_pivots, tabulated
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import Pivot
 from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_pivot
-from taugrid.protocol import ProtocolFields, extractor_in_words, shortened
+from taugrid.protocol import ProtocolFields
 from taugrid.registry.metrics import MetricColumn
-from taugrid.words import counted
 
 CONSOLE_WIDTH = 80
 """Width in characters that every terminal and pipe has. rich assumes it if there is no terminal."""
@@ -105,27 +103,6 @@ def reconstruction_to_console(frame: pd.DataFrame, about: str, notes: Sequence[s
         yield from map(Text, [*_star([table], metric, bold), about, *table.notes, *error_means, *notes])
 
     return Drawn(parts)
-
-
-def scored_as(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> str:
-    """A line with N, the reference and the extractor."""
-    spelled = [protocols[name] for name in dict.fromkeys(frame["protocol"]) if name in protocols]
-    references = dict.fromkeys(_reference(protocol["reference"]) for protocol in spelled if "reference" in protocol)
-    extractors = dict.fromkeys(
-        extractor_in_words(protocol["extractor"]) for protocol in spelled if "extractor" in protocol
-    )
-    parts = [f"N = {sizes(frame)} images a cell"]
-    parts += [f"reference: {' or '.join(references)}"] if references else []
-    parts += [f"features: {' or '.join(extractors)}"] if extractors else []
-    return "; ".join(parts)
-
-
-def _reference(fields: Mapping[str, Any]) -> str:
-    """A reference as people name it: digits/train (1,437 images)."""
-    content = shortened(str(fields["sha256"]))
-    name = f"{fields['dataset']}/{fields['split']}" if fields["dataset"] else f"the one with SHA-256 {content}"
-    size = "mean and covariance" if fields["num_images"] is None else counted(fields["num_images"], "image")
-    return f"{name} ({size})"
 
 
 def _star(tables: Sequence[Pivot], metric: MetricColumn, bold: bool) -> list[str]:

@@ -16,13 +16,20 @@ from taugrid.storage import replacing
 
 _FLOATS = frozenset({"eta_a", "eta_b", "fid_a", "fid_b", "difference", "se", "z"})
 
-ABOUT = (
-    "Each value is the FID of the second cell minus that of the first, ± one paired standard error: sample n of both "
-    "cells starts from the same noise, so what the noise does to both cancels. The error is that of sampling at this "
-    "N; it includes neither the bias of FID nor the spread between trainings. "
+_VALUE = "Each value is the FID of the second cell minus that of the first, ± one paired standard error: "
+_LIMITS = (
+    "The error is that of sampling at this N; it includes neither the bias of FID nor the spread between trainings. "
     f"{INDISTINGUISHABLE} marks differences that sampling alone can explain: |z| < {Z_95}. There is no correction for "
     "the number of differences, so 1 in 20 pairs without a true difference stays unmarked."
 )
+ABOUT = f"{_VALUE}sample n of both cells starts from the same noise, so what the noise does to both cancels. {_LIMITS}"
+"""The words of differences.md, which stay as they are: a report changes no table of an earlier run."""
+ABOUT_EXACTLY = (
+    f"{_VALUE}sample n of both cells starts from the same noise. Where the two images stay alike, as along S at η = 0, "
+    "most of what the noise does to both cancels; where they don't, as from η = 0 to η = 1, little or nothing does. "
+    f"{_LIMITS}"
+)
+"""The same, with how much cancels."""
 IN_WORDS = ("along", "settings", "others")
 """Columns that name keys of the grid."""
 _KEY = re.compile(r"(?:^|(?<=, ))[a-z_0-9.]+(?= = |: |$)")

@@ -9,7 +9,7 @@ replicates also has their standard deviation, in brackets, and their number n wh
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -17,8 +17,9 @@ from taugrid.eval.tables.ablation.one_table import USUAL, Layout, one_table
 from taugrid.eval.tables.ablation.replicates import alike_over_seeds, averaged
 from taugrid.eval.tables.long_form import FID, score_columns
 from taugrid.eval.tables.pivots import Pivot, against_best
-from taugrid.protocol import ProtocolFields
+from taugrid.protocol import ProtocolFields, extractor_in_words, shortened
 from taugrid.registry.metrics import MetricColumn
+from taugrid.words import counted
 
 MISSING = "–"
 NOTHING = 5e-7
@@ -169,3 +170,24 @@ def _decimals(number: float, digits: int) -> int:
 def sizes(frame: pd.DataFrame) -> str:
     """Every N in the table, such as "1000 or 5000"."""
     return " or ".join(str(size) for size in sorted(set(frame["num_samples"])))
+
+
+def scored_as(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> str:
+    """A line with N, the reference and the extractor."""
+    spelled = [protocols[name] for name in dict.fromkeys(frame["protocol"]) if name in protocols]
+    references = dict.fromkeys(_reference(protocol["reference"]) for protocol in spelled if "reference" in protocol)
+    extractors = dict.fromkeys(
+        extractor_in_words(protocol["extractor"]) for protocol in spelled if "extractor" in protocol
+    )
+    parts = [f"N = {sizes(frame)} images a cell"]
+    parts += [f"reference: {' or '.join(references)}"] if references else []
+    parts += [f"features: {' or '.join(extractors)}"] if extractors else []
+    return "; ".join(parts)
+
+
+def _reference(fields: Mapping[str, Any]) -> str:
+    """A reference as people name it: digits/train (1,437 images)."""
+    content = shortened(str(fields["sha256"]))
+    name = f"{fields['dataset']}/{fields['split']}" if fields["dataset"] else f"the one with SHA-256 {content}"
+    size = "mean and covariance" if fields["num_images"] is None else counted(fields["num_images"], "image")
+    return f"{name} ({size})"

@@ -77,7 +77,7 @@ def _not_writable(run: Paths, error: OSError) -> UserError:
     with suppress(OSError):
         if run.storage.exists(run.config):
             ways_out = (
-                f"make the folder and what is in it writable, or copy it and give the copy; "
+                "make the folder and what is in it writable, or copy it and give the copy; "
                 f"`taugrid status {run.shown}` and `taugrid verify {run.shown}` only read"
             )
     return UserError(f"can't write to {run.shown}: {error.strerror}; {ways_out}")

@@ -74,7 +74,7 @@ class RunView:
         """The names that `table` takes."""
         return self._tables.names
 
-    def table(self, name: str) -> pd.DataFrame:
+    def table(self, name: str = "quality") -> pd.DataFrame:
         """tables/`name`.csv, with its columns; `UserError` if there is none."""
         return self._tables.frame(name)
 

@@ -14,7 +14,7 @@ from taugrid.errors import UserError
 from taugrid.eval.features.load import load
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.reference import cache_key, open_reference
-from taugrid.eval.tables.console import scored_as
+from taugrid.eval.tables.entries import scored_as
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
 from taugrid.orchestrator.plan.extractor import extractor

@@ -33,6 +33,7 @@ from taugrid.orchestrator.cli.text import print_outcome
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.session import Outcome
 from taugrid.orchestrator.view.page import reproducing, write_page
+from taugrid.registry.extractors import INCEPTION
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,6 +64,11 @@ PROTOCOLS = {
     "p": {"num_samples": 100, "versions": {"torch": "1"}},
     "q": {"num_samples": 100, "versions": {"torch": "2"}},
 }
+
+
+def scored_by(extractor, dataset="digits"):
+    reference = {"dataset": dataset, "split": "train", "num_images": 1437, "sha256": "0" * 64}
+    return {"num_samples": 100, "reference": reference, "extractor": {"name": extractor}}
 
 
 def cells_of(rows, alike=frozenset()):
@@ -233,6 +239,29 @@ def effect(**changes):
     return row | changes
 
 
+@pytest.mark.parametrize("extractor", ["digits-convnet", INCEPTION])
+def test_the_head_says_what_was_measured_and_whether_published_numbers_are_apart(extractor):
+    def head(protocols):
+        page = Parsed(report_html(findings(document={"rows": ROWS, "protocols": protocols, "notes": []})))
+        return " ".join(e["text"] for e in page.all("p") if "header" in e["within"]).replace("\u00a0", " ")
+
+    text = head({"p": scored_by(extractor)})
+    for part in ("N = 100 ", "digits/train (1,437 images)", f"features: {extractor}"):
+        assert part in text
+    assert ("not comparable with published FIDs" in text) == (extractor != INCEPTION)
+    unknown = head(PROTOCOLS)
+    assert "N = 100 " in unknown
+    assert "features" not in unknown
+    assert "published" not in unknown
+    nothing = Parsed(report_html(findings(document={})))
+    assert "N =" not in nothing.all("header")[0]["text"]
+
+
+def test_the_horizontal_axis_of_fid_has_only_the_steps_that_were_measured():
+    [chart] = over_steps(cells_of(ROWS), []).charts
+    assert [tick.label for tick in chart.x_ticks] == ["10", "50"]
+
+
 def test_effects_are_a_table_with_those_that_are_certain_in_bold():
     at_10 = effect(scope="S", settings="S=10", p_holm=0.2, effect=-3.0)
     page = Parsed(report_html(findings(effects=[effect(), at_10])))
@@ -303,7 +332,7 @@ def test_texts_of_a_config_are_escaped():
     rows = [one | {"diffusion.schedule": f'"{SCRIPT}' if one["eta"] else "linear"} for one in ROWS]
     found = findings(
         name=SCRIPT,
-        document={"rows": rows, "protocols": {"p": {"preprocessing": SCRIPT}}, "notes": []},
+        document={"rows": rows, "protocols": {"p": scored_by(SCRIPT, SCRIPT)}, "notes": []},
         differences=[difference],
         published=[
             {"steps": 10, "sigma": "eta", "eta": 0.0, "published": 1.0, "ours": 1.0, "differs": SCRIPT, "cell": ""}

@@ -9,8 +9,6 @@ ROUND_NUMBERS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 
 FEWEST_TICKS = 4
 EVEN_STEPS = (5.0, 2.0, 1.0)
 """Where none of these choices has as many, ticks are a step apart that is such a multiple of a power of ten."""
-FEWEST_LABELS = 3
-"""With fewer, an axis says too little about what lies between."""
 LEAST_RATIO = 1.2
 """An axis ends at no less than this many times its start; otherwise nearly equal values would look far apart."""
 LABEL_GAP = 34.0
@@ -66,12 +64,8 @@ class LogAxis(NamedTuple):
         return [multiple * step for multiple in multiples]
 
     def ticks_at(self, values: Sequence[float]) -> list[Tick]:
-        """Ticks at these values, which increase, and at round numbers between them if they are few."""
-        own = self._without_crowding(values)
-        if sum(tick.label != "" for tick in own) >= FEWEST_LABELS:
-            return own
-        others = (tick for tick in self.round_ticks() if all(abs(tick.at - other.at) >= LABEL_GAP for other in own))
-        return sorted([*own, *others])
+        """Ticks at these values, which increase."""
+        return self._without_crowding(values)
 
     def _without_crowding(self, values: Sequence[float]) -> list[Tick]:
         """Labels from the largest value down, each that is not too near to the one before."""
