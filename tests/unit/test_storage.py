@@ -549,7 +549,7 @@ ALLOWED = [
     Exceptions("orchestrator/nightly/night.py", {"write_text": 1}, "of what `replacing` gives"),
     Exceptions("orchestrator/nightly/places.py", {"exists": 1, "is_dir": 1}, "what --history is"),
     Exceptions("orchestrator/nightly/write.py", {"write_text": 1}, "of what `replacing` gives"),
-    Exceptions("orchestrator/opened.py", {"exists": 1, "is_dir": 2, "is_file": 1}, "what --out or an argument is"),
+    Exceptions("orchestrator/opened.py", {"exists": 1, "is_dir": 2, "is_file": 2}, "what --out or an argument is"),
     Exceptions(
         "orchestrator/plan/patterns.py",
         {"exists": 1, "glob": 1, "is_dir": 2, "is_file": 2, "rglob": 1, "stat": 1},
