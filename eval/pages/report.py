@@ -23,7 +23,7 @@ from taugrid.eval.pages.pivots import NO_SHADE, ShadedTable, shaded_tables
 from taugrid.eval.pages.protocol_table import protocol_line, protocol_rows
 from taugrid.eval.tables.ablation.one_table import USUAL, Layout
 from taugrid.eval.tables.ablation.replicates import averaged
-from taugrid.eval.tables.differences_files import ABOUT_EXACTLY
+from taugrid.eval.tables.differences_files import ABOUT
 from taugrid.eval.tables.entries import entries, legend, marked_pivots, tabulated
 from taugrid.eval.tables.long_form import FID, in_grid_order
 from taugrid.eval.tables.reconstruction import LEGEND, RECONSTRUCTION_ERROR, reconstruction_frame, reconstruction_pivot
@@ -140,7 +140,7 @@ def _content(found: PageFacts) -> dict[str, Any]:
         "published": found.published,
         "costs": over_costs(cells, found.costs) if cells and found.costs else None,
         "differences": differences(found.differences),
-        "about_differences": ABOUT_EXACTLY,
+        "about_differences": ABOUT,
         "effects": effects(found.effects, tabulated(in_grid_order(rows))) if rows else None,
         "reconstruction": _reconstruction(found.reconstruction),
         "losses": loss_charts(found.losses) if found.losses else None,

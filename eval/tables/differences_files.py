@@ -22,14 +22,11 @@ _LIMITS = (
     f"{INDISTINGUISHABLE} marks differences that sampling alone can explain: |z| < {Z_95}. There is no correction for "
     "the number of differences, so 1 in 20 pairs without a true difference stays unmarked."
 )
-ABOUT = f"{_VALUE}sample n of both cells starts from the same noise, so what the noise does to both cancels. {_LIMITS}"
-"""The words of differences.md, which stay as they are: a report changes no table of an earlier run."""
-ABOUT_EXACTLY = (
+ABOUT = (
     f"{_VALUE}sample n of both cells starts from the same noise. Where the two images stay alike, as along S at η = 0, "
     "most of what the noise does to both cancels; where they don't, as from η = 0 to η = 1, little or nothing does. "
     f"{_LIMITS}"
 )
-"""The same, with how much cancels."""
 IN_WORDS = ("along", "settings", "others")
 """Columns that name keys of the grid."""
 _KEY = re.compile(r"(?:^|(?<=, ))[a-z_0-9.]+(?= = |: |$)")

@@ -31,6 +31,10 @@ evaluate: {metrics: [fid], keep_features: true}
 cluster: {workers: 1}
 """
 
+SMALL_UNET = """{block_out_channels: [8, 8], layers_per_block: 1, norm_num_groups: 4, add_attention: false,
+  down_block_types: [DownBlock2D, DownBlock2D], up_block_types: [UpBlock2D, UpBlock2D]}"""
+"""`model.unet` for images of 8 x 8, as YAML; the fewest operations that are still a U-Net."""
+
 STAGES = ("sample", "evaluate")
 
 

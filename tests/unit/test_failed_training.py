@@ -1,7 +1,7 @@
 """A training that fails leaves the other models of a grid, and its cells are missing with the reason."""
 
 import pytest
-from in_process import small_run
+from in_process import SMALL_UNET, small_run
 from test_reconstruct_work import save_network
 
 from taugrid.orchestrator import session
@@ -18,16 +18,15 @@ from taugrid.orchestrator.training.one import TrainingFailed
 
 pytestmark = pytest.mark.usefixtures("sketched")
 
-CONFIG = """
+CONFIG = f"""
 name: failing
-data: {name: gaussian, shape: [1, 8, 8]}
+data: {{name: gaussian, shape: [1, 8, 8]}}
 model:
-  unet: {block_out_channels: [8, 8], layers_per_block: 1, norm_num_groups: 4, add_attention: false,
-         down_block_types: [DownBlock2D, DownBlock2D], up_block_types: [UpBlock2D, UpBlock2D]}
-sample: {num_samples: 8, batch_size: 8}
-grid: {diffusion.schedule: [linear, cosine], train.seed: [0, 1], steps: [1]}
-evaluate: {extractor: pixels, metrics: [fid], keep_features: true}
-cluster: {workers: 1, trainings: 1}
+  unet: {SMALL_UNET}
+sample: {{num_samples: 8, batch_size: 8}}
+grid: {{diffusion.schedule: [linear, cosine], train.seed: [0, 1], steps: [1]}}
+evaluate: {{extractor: pixels, metrics: [fid], keep_features: true}}
+cluster: {{workers: 1, trainings: 1}}
 """
 
 AFTER_TRAINING = ("sample", "evaluate", "report")

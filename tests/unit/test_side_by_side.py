@@ -8,7 +8,7 @@ import io
 import threading
 
 import pytest
-from in_process import small_run
+from in_process import SMALL_UNET, small_run
 from rich.console import Console
 from test_reconstruct_work import save_network
 
@@ -25,16 +25,15 @@ from taugrid.orchestrator.training.room import HELPERS_BYTES, UnderWay, another_
 from taugrid.workers.training import fit
 from taugrid.workers.training.log import Log, Record, TrainingProgress
 
-CONFIG = """
+CONFIG = f"""
 name: several
-data: {name: gaussian, shape: [1, 8, 8]}
+data: {{name: gaussian, shape: [1, 8, 8]}}
 model:
-  unet: {block_out_channels: [8, 8], layers_per_block: 1, norm_num_groups: 4, add_attention: false,
-         down_block_types: [DownBlock2D, DownBlock2D], up_block_types: [UpBlock2D, UpBlock2D]}
-train: {steps: 10}
-sample: {num_samples: 8, batch_size: 8}
-grid: {train.seed: [0, 1, 2], steps: [1]}
-cluster: {workers: 1}
+  unet: {SMALL_UNET}
+train: {{steps: 10}}
+sample: {{num_samples: 8, batch_size: 8}}
+grid: {{train.seed: [0, 1, 2], steps: [1]}}
+cluster: {{workers: 1}}
 """
 MINUTE = 60.0
 

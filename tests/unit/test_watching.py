@@ -6,7 +6,7 @@ import os
 
 import pytest
 from click.testing import CliRunner
-from in_process import drive, small_run
+from in_process import SMALL_UNET, drive, small_run
 from rich.console import Console
 
 from taugrid.orchestrator.cli.main import cli
@@ -213,14 +213,13 @@ def test_a_second_session_has_the_first_ones_rate_and_counts_what_is_there(tmp_p
     assert {pace.split("/")[0] for pace, _ in earlier} == {"sample", "extract", "score"}
 
 
-TRAINED = """
+TRAINED = f"""
 name: two
-data: {name: gaussian, shape: [1, 8, 8]}
+data: {{name: gaussian, shape: [1, 8, 8]}}
 model:
-  unet: {block_out_channels: [8, 8], layers_per_block: 1, norm_num_groups: 4, add_attention: false,
-         down_block_types: [DownBlock2D, DownBlock2D], up_block_types: [UpBlock2D, UpBlock2D]}
-train: {steps: 100}
-grid: {train.seed: [0, 1], steps: [1]}
+  unet: {SMALL_UNET}
+train: {{steps: 100}}
+grid: {{train.seed: [0, 1], steps: [1]}}
 """
 
 
