@@ -29,6 +29,7 @@ from taugrid.eval.sources import Source
 from taugrid.protocol import Protocol
 from taugrid.registry.extractors import PIXELS, ExtractorSpec
 from taugrid.registry.metrics import MetricSettings
+from taugrid.workers.accelerator.transfer import landed
 from taugrid.workers.device import set_up
 
 OnProgress = Callable[[str, int, int], None]
@@ -127,7 +128,7 @@ def _make_folder(folder: Path | None) -> None:
 
 @dataclass(frozen=True)
 class _Extracting:
-    """How images become features."""
+    """How images become features: while a GPU works on a batch, the next one is read and sent to it."""
 
     extract: Callable[[torch.Tensor], Extraction]
     batch_size: int
@@ -136,9 +137,10 @@ class _Extracting:
     def __call__(self, images: Source | Data, count: int, what: str) -> Iterator[Extraction]:
         """The extractions of all `count` images, a batch at a time; `what` names them for `progress`."""
         done = 0
-        for batch in image_batches(images, self.batch_size):
-            yield self.extract(torch.from_numpy(batch))
-            done += len(batch)
+        begun = (self.extract(torch.from_numpy(batch)) for batch in image_batches(images, self.batch_size))
+        for extraction in landed(begun):
+            yield extraction
+            done += len(extraction.features)
             self.progress(what, done, count)
 
 
