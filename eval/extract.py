@@ -7,7 +7,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from taugrid.errors import DamagedFile, OtherContent, of_memory
 from taugrid.eval.sources import Batch, Source, batches
 from taugrid.jobs import Job, Result
 from taugrid.registry.extractors import ExtractorSpec
+from taugrid.threads import one_ahead
 from taugrid.words import this_node
 from taugrid.workers.accelerator.memory import give_back
 from taugrid.workers.data import load as data
@@ -86,7 +86,7 @@ def _begun(job: ExtractJob, extracted: "InBatches", groups: "deque[NDArray[np.in
     """The job's extractions, each once its work was begun. The indices of their row groups are added to `groups`."""
     import torch
 
-    for index, images in _ahead(_batches(job)):
+    for index, images in one_ahead(_batches(job)):
         groups.append(index)
         yield from extracted(torch.tensor(images))
 
@@ -181,18 +181,3 @@ def _batches(job: ExtractJob) -> Iterator[Batch]:
         for first in range(0, len(reference), parquet.ROWS_PER_GROUP):
             batch = reference[first : first + parquet.ROWS_PER_GROUP]
             yield Batch(np.arange(job.start + first, job.start + first + len(batch)), batch)
-
-
-def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The batches, each decoded while the network works on the previous one.
-
-    It does not wait for its thread at the end; `ahead` in workers/data/readers/picture.py explains why.
-    """
-    pool = ThreadPoolExecutor(1)
-    try:
-        coming = pool.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = pool.submit(next, batches, None)
-            yield batch
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)

@@ -29,6 +29,7 @@ from taugrid.eval.sources import Source
 from taugrid.protocol import Protocol
 from taugrid.registry.extractors import PIXELS, ExtractorSpec
 from taugrid.registry.metrics import MetricSettings
+from taugrid.threads import one_ahead
 from taugrid.workers.accelerator.transfer import landed
 from taugrid.workers.device import set_up
 
@@ -137,7 +138,8 @@ class _Extracting:
     def __call__(self, images: Source | Data, count: int, what: str) -> Iterator[Extraction]:
         """The extractions of all `count` images, a batch at a time; `what` names them for `progress`."""
         done = 0
-        begun = (self.extract(torch.from_numpy(batch)) for batch in image_batches(images, self.batch_size))
+        batches = one_ahead(image_batches(images, self.batch_size))
+        begun = (self.extract(torch.from_numpy(batch)) for batch in batches)
         for extraction in landed(begun):
             yield extraction
             done += len(extraction.features)
