@@ -110,7 +110,7 @@ def _require_fit(
     if not settings.metrics:
         told = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
         raise ValueError(f"none of the metrics can be given ({told})")
-    reference.require_same_features(extractor)
+    reference.require_same_features(extractor.name, extractor.dimensions, extractor.precision)
     if extractor.name == PIXELS and reference.shape not in (None, samples.shape):
         raise ValueError(
             f"{PIXELS} compares images of one shape only: samples are {_shape(samples.shape)}, the reference "
