@@ -5,13 +5,14 @@ Torch is imported when a job runs, not with this module, because the driver buil
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.config import Data
@@ -19,6 +20,7 @@ from taugrid.errors import DamagedFile, OtherContent, of_memory
 from taugrid.eval.sources import Batch, Source, batches
 from taugrid.jobs import Job, Result
 from taugrid.registry.extractors import ExtractorSpec
+from taugrid.threads import one_ahead
 from taugrid.words import this_node
 from taugrid.workers.accelerator.memory import give_back
 from taugrid.workers.data import load as data
@@ -52,11 +54,15 @@ class ExtractJob(Job):
 def run(job: ExtractJob, device: Device) -> Result:
     """Extract the job's features and commit their file.
 
+    While a GPU works on a batch, the next one is decoded and sent to it, also beyond the end of a row group.
+
     Raises:
         taugrid.errors.DamagedFile: if the images can't be read.
         ValueError: if the extractor does not accept such images.
     """
     import torch
+
+    from taugrid.workers.accelerator.transfer import landed
 
     extractor = device.extractor(job.extractor, lambda: _load(job.extractor, device.name))
     extracted = InBatches(extractor, job.batch_size, device, _number_of_images(job))
@@ -64,8 +70,9 @@ def run(job: ExtractJob, device: Device) -> Result:
     schema = parquet.feature_schema(job.metadata, job.extractor.dimensions, job.extractor.classes)
     job.check_run()
     with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
-        for index, batch in _ahead(_batches(job)):
-            chunks = list(extracted(torch.tensor(batch)))
+        groups: deque[NDArray[np.int64]] = deque()
+        for chunks in _whole(landed(_begun(job, extracted, groups)), groups):
+            index = groups.popleft()
             columns: dict[str, Any] = {"index": index, "features": torch.cat([c.features for c in chunks]).numpy()}
             if job.extractor.classes is not None:
                 columns["logits"] = torch.cat([c.logits for c in chunks if c.logits is not None]).numpy()
@@ -73,6 +80,27 @@ def run(job: ExtractJob, device: Device) -> Result:
             count += len(index)
         first = part.commit_over(job.replaces)
     return Result(time.perf_counter() - began, count, first, part=part.content)
+
+
+def _begun(job: ExtractJob, extracted: "InBatches", groups: "deque[NDArray[np.int64]]") -> "Iterator[Extraction]":
+    """The job's extractions, each once its work was begun. The indices of their row groups are added to `groups`."""
+    import torch
+
+    for index, images in one_ahead(_batches(job)):
+        groups.append(index)
+        yield from extracted(torch.tensor(images))
+
+
+def _whole(extractions: "Iterable[Extraction]", groups: "deque[NDArray[np.int64]]") -> "Iterator[list[Extraction]]":
+    """The extractions of one row group after another; the next to be whole is always `groups[0]`."""
+    held: list[Extraction] = []
+    rows = 0
+    for extraction in extractions:
+        held.append(extraction)
+        rows += len(extraction.features)
+        if rows == len(groups[0]):
+            yield held
+            held, rows = [], 0
 
 
 class InBatches:
@@ -90,7 +118,7 @@ class InBatches:
         self._done, self._of = 0, number_of_images  # 0: not known
 
     def __call__(self, images: "Tensor") -> "Iterator[Extraction]":
-        """The extractions of `images` (N, C, H, W), batch by batch."""
+        """The extractions of `images` (N, C, H, W), batch by batch, each once its work was begun."""
         start = 0
         while start < len(images):
             self._device.beat(self._done, self._of)
@@ -153,18 +181,3 @@ def _batches(job: ExtractJob) -> Iterator[Batch]:
         for first in range(0, len(reference), parquet.ROWS_PER_GROUP):
             batch = reference[first : first + parquet.ROWS_PER_GROUP]
             yield Batch(np.arange(job.start + first, job.start + first + len(batch)), batch)
-
-
-def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The batches, each decoded while the network works on the previous one.
-
-    It does not wait for its thread at the end; `ahead` in workers/data/readers/picture.py explains why.
-    """
-    pool = ThreadPoolExecutor(1)
-    try:
-        coming = pool.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = pool.submit(next, batches, None)
-            yield batch
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)

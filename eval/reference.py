@@ -13,7 +13,7 @@ from taugrid.eval.reference_names import meant
 from taugrid.eval.sources import Source, batches, open_source
 from taugrid.hashing import spaced_json_sha256
 from taugrid.protocol import ReferenceIdentity
-from taugrid.registry.extractors import ExtractorSpec
+from taugrid.registry.extractors import ExtractorSpec, FeaturePrecision
 from taugrid.workers.data.load import content_fingerprint, load_images
 
 CACHE_FORMAT = 1
@@ -50,16 +50,19 @@ class Reference:
         """64 hex digits that name its statistics, from everything that determines them. Paths are not part of it."""
         return cache_key(self.sha256, extractor, self.preprocessing or "moments")
 
-    def require_same_features(self, extractor: ExtractorSpec) -> None:
-        """Raise ValueError if a mean and covariance have another number or precision of features than `extractor`."""
+    def require_same_features(self, extractor: str, dimensions: int | None, precision: FeaturePrecision) -> None:
+        """Raise ValueError if a mean and covariance have another number or precision of features than an extractor.
+
+        `extractor` is its name; without its weights or code, its `dimensions` may be unknown.
+        """
         if not isinstance(self.given, MomentsFile):
             return
-        if self.given.dimensions != extractor.dimensions:
+        if dimensions is not None and self.given.dimensions != dimensions:
             raise ValueError(
-                f"{self.given.path} has moments of {self.given.dimensions} features, but {extractor.name} has "
-                f"{extractor.dimensions}: set the extractor that they were made with, or give images as the reference"
+                f"{self.given.path} has moments of {self.given.dimensions} features, but {extractor} has "
+                f"{dimensions}: set the extractor that they were made with, or give images as the reference"
             )
-        if self.given.precision != extractor.precision:
+        if self.given.precision != precision:
             raise ValueError(
                 f"{self.given.path} has moments of features in {self.given.precision}, which are not compared with "
                 f"others: set evaluate.precision: {self.given.precision}, or give images as the reference"
@@ -82,11 +85,18 @@ def open_reference(given: Data | str) -> Reference:
         given = meant(given).given
     if isinstance(given, Data):
         return Reference(given, len(load_images(given)), content_fingerprint(given), given.image_shape)
-    file = Path(given).expanduser().absolute()
+    return reference_of_moments(given) or reference_of(open_source(given))
+
+
+def reference_of_moments(path: str) -> Reference | None:
+    """The mean and covariance that `path` leads to as a reference; None if it leads to anything else.
+
+    Raises:
+        workers.data.readers.SourceError, DamagedFile: as `open_moments`.
+    """
+    file = Path(path).expanduser().absolute()
     moments = open_moments(file) if file.suffix == ".npz" and file.is_file() else None
-    if moments is not None:
-        return Reference(moments, None, moments.sha256, None)
-    return reference_of(open_source(given))
+    return None if moments is None else Reference(moments, None, moments.sha256, None)
 
 
 def reference_of(source: Source) -> Reference:

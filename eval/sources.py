@@ -102,7 +102,8 @@ def batches(
 ) -> Iterator[Batch]:
     """Images `start` to `stop` - 1 of `source` in order, `size` at a time; all of them if nothing is said.
 
-    Threads decode a bounded number of images ahead. `sha256` is that of these images alone (`parts_sha256`).
+    Threads decode a bounded number of large images ahead (`threads.decoded`). `sha256` is that of these images alone
+    (`parts_sha256`).
 
     Raises:
         workers.data.readers.picture.SourceError: also if the images have changed since they were opened, which is only

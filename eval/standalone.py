@@ -29,6 +29,8 @@ from taugrid.eval.sources import Source
 from taugrid.protocol import Protocol
 from taugrid.registry.extractors import PIXELS, ExtractorSpec
 from taugrid.registry.metrics import MetricSettings
+from taugrid.threads import one_ahead
+from taugrid.workers.accelerator.transfer import landed
 from taugrid.workers.device import set_up
 
 OnProgress = Callable[[str, int, int], None]
@@ -108,7 +110,7 @@ def _require_fit(
     if not settings.metrics:
         told = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
         raise ValueError(f"none of the metrics can be given ({told})")
-    reference.require_same_features(extractor)
+    reference.require_same_features(extractor.name, extractor.dimensions, extractor.precision)
     if extractor.name == PIXELS and reference.shape not in (None, samples.shape):
         raise ValueError(
             f"{PIXELS} compares images of one shape only: samples are {_shape(samples.shape)}, the reference "
@@ -127,7 +129,7 @@ def _make_folder(folder: Path | None) -> None:
 
 @dataclass(frozen=True)
 class _Extracting:
-    """How images become features."""
+    """How images become features: while a GPU works on a batch, the next one is read and sent to it."""
 
     extract: Callable[[torch.Tensor], Extraction]
     batch_size: int
@@ -136,9 +138,11 @@ class _Extracting:
     def __call__(self, images: Source | Data, count: int, what: str) -> Iterator[Extraction]:
         """The extractions of all `count` images, a batch at a time; `what` names them for `progress`."""
         done = 0
-        for batch in image_batches(images, self.batch_size):
-            yield self.extract(torch.from_numpy(batch))
-            done += len(batch)
+        batches = one_ahead(image_batches(images, self.batch_size))
+        begun = (self.extract(torch.from_numpy(batch)) for batch in batches)
+        for extraction in landed(begun):
+            yield extraction
+            done += len(extraction.features)
             self.progress(what, done, count)
 
 

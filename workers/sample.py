@@ -27,7 +27,7 @@ from taugrid.workers.finite import Watched, not_finite
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taugrid.workers.accelerator.transfer import Transfer
+    from taugrid.workers.accelerator.transfer import SentImages
     from taugrid.workers.diffusion.process import Denoiser
 
 
@@ -114,7 +114,7 @@ def sample_shard(
     return Result(clock.seconds, job.stop - first_new, first, part=part.content)
 
 
-def _sent(job: SampleJob, first_new: int, model: "Denoiser", device: str, beat: Beat) -> "Iterator[Transfer]":
+def _sent(job: SampleJob, first_new: int, model: "Denoiser", device: str, beat: Beat) -> "Iterator[SentImages]":
     """The job's batches from image `first_new` on, each on its way from the device once its steps were begun."""
     import torch
 
@@ -130,7 +130,7 @@ def _sent(job: SampleJob, first_new: int, model: "Denoiser", device: str, beat: 
         yield sent(x0, watched.answer(), start, began)
 
 
-def _require_finite(batch: "Transfer", job: SampleJob) -> None:
+def _require_finite(batch: "SentImages", job: SampleJob) -> None:
     if not batch.network_was_finite:
         raise not_finite(batch.start, batch.start + len(batch.images), job.settings.precision)
     if not batch.images_are_finite:

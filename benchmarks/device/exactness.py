@@ -15,7 +15,7 @@ from benchmarks.device.speed import job_of
 from taugrid.config import DIFFUSION_DEFAULTS
 from taugrid.images import to_uint8
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.accelerator.graphs import InGraphs
+from taugrid.workers.accelerator.graphs import InGraphs, recorded
 from taugrid.workers.diffusion.noise import normal, words
 from taugrid.workers.diffusion.process import Denoiser
 from taugrid.workers.sample import sample_batch
@@ -33,7 +33,10 @@ WAITING = "import json; from benchmarks.device import exactness; print(json.dump
 
 
 def noise(setting: Setting) -> dict[str, Any]:
-    """Milliseconds of a batch of noise, eager and compiled, and how a GPU's words and normals differ from the CPU's."""
+    """Milliseconds of a batch of noise, eager, compiled and in a graph, and of a step with noise made in each way.
+
+    Also how a GPU's words and normals differ from the CPU's.
+    """
     shape, batch = setting.shapes[-1], setting.batches[-1 if setting.short else 1]
     indices = torch.arange(batch, device=setting.device)
     found: dict[str, Any] = {"batch": batch, "shape": NAMES[shape]}
@@ -43,7 +46,57 @@ def noise(setting: Setting) -> dict[str, Any]:
     fused = torch.compile(normal, dynamic=False)
     found["compiled_ms"] = round(1000 * setting.seconds(lambda: fused(SEED, indices, 1, shape)), 3)
     found["compiled_equals_eager"] = torch.equal(fused(SEED, indices, 1, shape), normal(SEED, indices, 1, shape))
-    return found | _against_the_cpu(setting)
+    return found | _in_a_graph(setting, indices, shape) | _against_the_cpu(setting)
+
+
+def _in_a_graph(setting: Setting, indices: Tensor, shape: Shape) -> dict[str, Any]:
+    replayed = _replayed(indices, shape)
+    equal = all(torch.equal(replayed(t), normal(SEED, indices, t, shape)) for t in (0, 1, 999))
+    milliseconds = round(1000 * setting.seconds(lambda: replayed(1)), 3)
+    return {"graph_ms": milliseconds, "graph_equals_eager": equal, "step_ms": _steps_with_noise(setting, shape)}
+
+
+def _replayed(indices: Tensor, shape: Shape) -> Callable[[int], Tensor]:
+    """Noise at a time, replayed from a CUDA graph."""
+    time = torch.zeros(1, dtype=torch.int64, device=indices.device)
+    recording = recorded(lambda: normal(SEED, indices, time, shape))
+
+    def at(t: int) -> Tensor:
+        time.fill_(t)
+        recording.replay()
+        return recording.output.clone()  # the next replay overwrites it
+
+    return at
+
+
+def _steps_with_noise(setting: Setting, shape: Shape) -> dict[str, Any]:
+    """A network's evaluation without noise, with noise after it, eager and in a graph, and on a stream beside it."""
+    found, remarks = dict[str, Any](), list[str]()
+    for batch in setting.batches[:2]:
+        network = denoiser(unet(shape, setting.device), setting, setting.precisions[-1])
+        indices = torch.arange(batch, device=setting.device)
+        x, replayed, side = normal(SEED, indices, 0, shape), _replayed(indices, shape), torch.cuda.Stream()
+
+        def eager(model: Denoiser, x: Tensor = x, indices: Tensor = indices) -> None:
+            model(x, 500)
+            normal(SEED, indices, 500, shape)
+
+        def graph(model: Denoiser, x: Tensor = x, replayed: Callable[[int], Tensor] = replayed) -> None:
+            model(x, 500)
+            replayed(500)
+
+        def ahead(model: Denoiser, x: Tensor = x, indices: Tensor = indices, side: torch.cuda.Stream = side) -> None:
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                normal(SEED, indices, 500, shape)
+            model(x, 500)
+            torch.cuda.current_stream().wait_stream(side)
+
+        ways = {"no noise": lambda model, x=x: model(x, 500), "eager": eager, "graph": graph, "ahead": ahead}
+        for name, model in {"eager": network, "in a graph": InGraphs(network, batch, remarks.append)}.items():
+            times = {way: 1000 * setting.seconds(lambda run=run, model=model: run(model)) for way, run in ways.items()}
+            found[f"{NAMES[shape]} batch {batch}, network {name}"] = {way: round(ms, 3) for way, ms in times.items()}
+    return found | {"remarks": remarks}
 
 
 def _against_the_cpu(setting: Setting) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
@@ -9,22 +10,26 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler
+from torch import Tensor
 
 from benchmarks.device.setting import NAMES, Setting, Shape, denoiser, unet
 from benchmarks.evaluation import draw_weights
 from taugrid.config import DIFFUSION_DEFAULTS, Data, Sample
-from taugrid.eval.features.load import load
+from taugrid.eval.features.load import Extraction, load
 from taugrid.eval.features.resolve import resolve
 from taugrid.images import encode_png
 from taugrid.jobs import OracleNetwork
 from taugrid.registry.extractors import INCEPTION, FeaturePrecision
 from taugrid.workers.accelerator import arithmetic
+from taugrid.workers.accelerator.transfer import landed
 from taugrid.workers.diffusion.process import Denoiser
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.sample import SampleJob, sample_batch, sample_shard
 from taugrid.workers.schedules import alpha_bar
 
 STEPS = 10
+BATCHES = 4
+"""How many are extracted one after another."""
 
 
 def steps(setting: Setting) -> dict[str, Any]:
@@ -111,9 +116,13 @@ def job_of(path: str, shape: Shape, batch: int, images: int) -> SampleJob:
 
 
 def extraction(setting: Setting) -> dict[str, Any]:
-    """Images a second through Inception with weights from a seed: grey and RGB, 32 and 256 pixels, both precisions."""
-    found = {}
-    count = 8 if setting.short else 512
+    """Images a second through Inception with weights from a seed: grey and RGB, 32 and 256 pixels, both precisions.
+
+    Each batch waited for by itself, and as in a run, where the next one is begun before.
+    """
+    found: dict[str, dict[str, float]] = {"by_itself": {}, "in_flight": {}}
+    waits = []
+    count = 2 if setting.short else 250
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "inception.pth"
         draw_weights(weights)
@@ -125,9 +134,38 @@ def extraction(setting: Setting) -> dict[str, Any]:
                 for precision in get_args(FeaturePrecision):
                     spec = resolve(INCEPTION, "any", str(weights), shape, precision=precision)
                     extract = load(spec, setting.device)
-                    seconds = setting.seconds(lambda extract=extract, images=images: extract(images), 1)
-                    found[f"{'x'.join(map(str, shape))} {precision}"] = round(count / seconds, 1)
-    return {"images_per_second": found}
+                    name = f"{'x'.join(map(str, shape))} {precision}"
+                    alone, flying = (
+                        setting.seconds(lambda way=way, extract=extract, images=images: way(extract, images), 1)
+                        for way in (_each_waited_for, _in_flight)
+                    )
+                    found["by_itself"][name] = round(BATCHES * count / alone, 1)
+                    found["in_flight"][name] = round(BATCHES * count / flying, 1)
+                    if setting.on_gpu and (said := _waits(extract, images)) is not None:
+                        waits.append(f"{name}: {said}")
+    return {"images_per_second": found, "waits_for_the_device": waits if setting.on_gpu else "skipped: this is the CPU"}
+
+
+def _each_waited_for(extract: Callable[[Tensor], Extraction], images: Tensor) -> None:
+    for _ in range(BATCHES):
+        extract(images).wait()
+
+
+def _in_flight(extract: Callable[[Tensor], Extraction], images: Tensor) -> None:
+    for _ in landed(extract(images) for _ in range(BATCHES)):
+        pass
+
+
+def _waits(extract: Callable[[Tensor], Extraction], images: Tensor) -> str | None:
+    """What makes the host wait while a batch is begun; None if nothing does."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        extract(images)
+    except RuntimeError as error:
+        return str(error)[:200]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return None
 
 
 def encoders(setting: Setting) -> dict[str, Any]:

@@ -4,8 +4,9 @@ import math
 import pkgutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,11 +15,13 @@ from torch import Tensor
 from taugrid.eval.features.custom import class_source, find_class, layers_read
 from taugrid.eval.features.weight_files import require_published, shipped_weights
 from taugrid.registry.extractors import EXTRACTORS, ExtractorSpec, HubWeights, KnownExtractor, PublishedWeights
+from taugrid.workers.accelerator.transfer import Transfer, to_device, to_host
 from taugrid.workers.content import require_same, unchanged, verified_copy
 from taugrid.workers.custom.content import tensors_sha256
 
 
-class Extraction(NamedTuple):
+@dataclass
+class Extraction(Transfer):
     """An extractor's output for a batch, in host memory."""
 
     features: Tensor
@@ -29,6 +32,8 @@ class Extraction(NamedTuple):
 
 def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
     """The extractor of `spec` on `device`: a function from uint8 images (B, C, H, W) to their `Extraction`.
+
+    It waits for no GPU, so what it returns may not have landed. On a CPU it has.
 
     Raises:
         OtherContent: if this node has another file of weights than the resolved one, or none; or if a custom class
@@ -52,8 +57,10 @@ def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
         chunks = [batch] if at_once is None else batch.tensor_split(math.ceil(len(batch) / at_once))
         with torch.autocast(kind, torch.bfloat16, enabled=spec.precision == "bf16"):
             outputs = zip(*(module(chunk) for chunk in chunks), strict=True)
-        by_layer = {layer: torch.cat(parts).float().cpu() for layer, parts in zip(layers, outputs, strict=True)}
-        return Extraction(by_layer[spec.feature_layer], by_layer[spec.logits_layer] if spec.logits_layer else None)
+        found, copied = to_host([torch.cat(parts).float() for parts in outputs])
+        by_layer = dict(zip(layers, found, strict=True))
+        logits = by_layer[spec.logits_layer] if spec.logits_layer else None
+        return Extraction(by_layer[spec.feature_layer], logits, copied=copied)
 
     return extract
 
@@ -61,11 +68,9 @@ def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
 def as_input(images: Tensor, device: str, takes_grey: bool) -> Tensor:
     """`images` (B, C, H, W) on `device`; grey ones with three equal channels unless the extractor `takes_grey`.
 
-    They go by way of pinned memory, which a GPU reads on its own. A view with repeated channels can't be pinned.
+    Channels are repeated there: a view with repeated channels can't be pinned.
     """
-    if torch.device(device).type == "cuda":
-        images = images.pin_memory()
-    images = images.to(device, non_blocking=True)
+    images = to_device(images, device)
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 and not takes_grey else images
 
 

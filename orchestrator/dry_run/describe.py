@@ -8,11 +8,12 @@ from typing import Any
 from taugrid.config import Config, Data
 from taugrid.orchestrator.dispatch.capacity import nodes
 from taugrid.orchestrator.dry_run.missing import missing_images
+from taugrid.orchestrator.dry_run.moments import other_features
 from taugrid.orchestrator.dry_run.replaced import replaced_tables
 from taugrid.orchestrator.inspection import describe
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import singular_samples, too_few_samples
-from taugrid.orchestrator.plan.extractor import foreseen
+from taugrid.orchestrator.plan.extractor import Foreseen, foreseen
 from taugrid.orchestrator.progress.remaining import Waiting, seconds_left
 from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -27,14 +28,15 @@ def describe_plan(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
     """
     described = describe(config, plan, rundir)
     described |= _on_workers(config, plan, described)
-    told = described["remarks"]
+    told, extractor = described["remarks"], foreseen(config, rundir.extractor)
     untrained = [model for model, _ in plan.trained_here if model.lacks is None and not rundir.is_ready(model)]
     return described | {
         "remarks": [
             *told,
             *(line for line in missing_images(config, untrained) if not any(line in said for said in told)),
-            *_about_extractor(config, plan, rundir),
+            *_about_extractor(config, plan, extractor),
             *_other_shapes(config, plan),
+            *other_features(config, extractor),
             *replaced_tables(config, plan, rundir),
             *(_fit(config, plan, rundir, described) if described["network_evaluations_remaining"] else []),
             *_about_replicates(plan, described),
@@ -42,9 +44,9 @@ def describe_plan(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
     }
 
 
-def _about_extractor(config: Config, plan: Plan, rundir: RunDir) -> list[str]:
+def _about_extractor(config: Config, plan: Plan, extractor: Foreseen) -> list[str]:
     """That its weights are missing, and that N is too small for error bars with as many features."""
-    name, dimensions, lacks = foreseen(config, rundir.extractor)
+    name, dimensions, lacks = extractor
     said = [] if lacks is None else [lacks]
     if dimensions is None or "fid" not in config.evaluate.metrics:
         return said

@@ -119,7 +119,7 @@ def evaluation(config: Config, plan: Plan, find_extractor: Callable[[Config], Ex
             )
     spec = find_extractor(config)
     try:
-        reference.require_same_features(spec)
+        reference.require_same_features(spec.name, spec.dimensions, spec.precision)
     except ValueError as error:
         raise UserError(f"evaluate.reference: {error}") from None
     found = Evaluation(config, spec, reference)

@@ -17,6 +17,7 @@ from taugrid.errors import DamagedFile
 from taugrid.images import decode_png
 from taugrid.parquet.seal import check_seal
 from taugrid.storage import LOCAL, Storage
+from taugrid.threads import decoded
 
 
 class Part(NamedTuple):
@@ -65,6 +66,8 @@ def read_images(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
     """Indices (B,) and images (B, C, H, W) uint8, row group by row group, for indices below `stop`.
 
+    Threads decode large images (`threads.decoded`).
+
     Raises:
         DamagedFile: if a checksum or an image is wrong.
     """
@@ -72,7 +75,8 @@ def read_images(
         count = len(index) if stop is None else int(np.searchsorted(index, stop))
         pngs = column.combine_chunks().field("bytes").to_pylist()[:count]
         if count:
-            yield index[:count], np.stack([decode_png(png) for png in pngs])
+            images = list(decoded(decode_png, pngs, lambda image: image.nbytes))
+            yield index[:count], np.stack(images)
 
 
 def read_png(path: Path, wanted: Iterable[int], storage: Storage = LOCAL) -> dict[int, bytes]:

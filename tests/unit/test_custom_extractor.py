@@ -130,7 +130,8 @@ def test_a_custom_class_is_described_by_another_process(folder):
     assert resolve("mine.networks:Means", "any", None, (3, 5, 5)) == spec, "the same in every process"
     assert "mine" not in sys.modules
     images = torch.randint(256, (4, 3, 5, 5), dtype=torch.uint8)
-    features, logits = load(spec, "cpu")(images)
+    extraction = load(spec, "cpu")(images)
+    features, logits = extraction.features, extraction.logits
     assert (features.dtype, logits.dtype) == (torch.float32, torch.float32)
     assert torch.allclose(features, images.float().mean((2, 3)))
     assert torch.allclose(logits, features[:, :2] - 1)
@@ -269,7 +270,8 @@ def test_inception_score_is_not_given_without_logits(folder):
 
 
 def test_one_layer_can_be_both(folder):
-    features, logits = load(spec_of("OnlyLogits"), "cpu")(torch.randint(256, (4, 3, 5, 5), dtype=torch.uint8))
+    extraction = load(spec_of("OnlyLogits"), "cpu")(torch.randint(256, (4, 3, 5, 5), dtype=torch.uint8))
+    features, logits = extraction.features, extraction.logits
     assert features.shape == (4, 2)
     assert torch.equal(features, logits)
 

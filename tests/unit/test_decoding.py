@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import threading
 import time
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from taugrid.config import Data
 from taugrid.errors import UserError
 from taugrid.workers.data import decoding, folder
 from taugrid.workers.data import load as data
-from taugrid.workers.data.readers.picture import Picture, SourceError, ahead
+from taugrid.workers.data.readers.picture import Picture, SourceError
 
 
 def noise(*shape, seed=0):
@@ -188,21 +187,3 @@ def test_the_record_beside_the_images_is_sealed(section, load):
     [path] = files_of(".json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": "0" * 64}))
     assert load(section)[2], "a fingerprint that was changed by hand is not believed"
-
-
-def test_a_reader_that_is_left_does_not_wait_for_its_threads():
-    """The garbage collector may close it in a thread that is about to start; to wait there is a deadlock."""
-    hold = threading.Event()
-
-    def work(item):
-        assert item == 0 or hold.wait(60)
-        return [Picture(str(item), np.zeros((1, 8, 8), np.uint8), False)]
-
-    reader = ahead(work, range(100))
-    assert next(reader).name == "0"
-    closing = threading.Thread(target=reader.close, daemon=True)
-    closing.start()
-    closing.join(10)
-    waits = closing.is_alive()
-    hold.set()
-    assert not waits

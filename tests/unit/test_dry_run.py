@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from hub import serving
 from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
@@ -258,3 +259,41 @@ def test_images_of_another_shape_than_the_references_are_said(made, tmp_path):
     _, said = planned(made / "c.yaml", tmp_path / "run", "data={name: digits}")
     assert "(1, 4, 4)" in said
     assert "(1, 8, 8)" in said
+
+
+@pytest.mark.parametrize(
+    ("kept", "precision", "refused"),
+    [
+        (
+            {"taugrid_precision": "bf16"},
+            "float32",
+            "features in bf16, which are not compared with others: set evaluate",
+        ),
+        ({"taugrid_precision": "bf16"}, "bf16", None),
+        ({}, "bf16", "features in float32, which are not compared with others: set evaluate.precision: float32"),
+        ({}, "float32", None),
+        ({"mu": np.zeros(9), "sigma": np.eye(9)}, "float32", "moments of 9 features, but digits-convnet has 64"),
+        ({"sigma": -np.eye(64)}, "float32", "sigma has eigenvalues from"),
+    ],
+)
+def test_a_reference_of_moments_that_a_run_refuses_is_said_in_its_words(kept, precision, refused, tmp_path):
+    path, digits = tmp_path / "moments.npz", {"name": "gaussian", "shape": [1, 8, 8]}
+    config = CONFIG | {"data": digits, "model": {"oracle": "gaussian"}, "diffusion": {}}
+    np.savez(path, **({"mu": np.zeros(64), "sigma": np.eye(64)} | kept))
+    asked = (f"evaluate.reference={path}", "evaluate.extractor=digits-convnet", f"evaluate.precision={precision}")
+    told = [line for line in planned(config, tmp_path / "run", *asked)[0]["remarks"] if str(path) in line]
+    if refused is None:
+        assert told == []
+        return
+    with pytest.raises(UserError) as caught:
+        api.run(config, tmp_path / "run", asked, progress=False)
+    assert told == [str(caught.value)]
+    assert refused in told[0]
+
+
+def test_moments_are_looked_at_where_the_weights_are_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    np.savez(tmp_path / "m.npz", mu=np.zeros(9), sigma=np.eye(9), taugrid_precision="bf16")
+    config = CONFIG | {"model": {"oracle": "gaussian"}, "diffusion": {}}
+    asked = ("evaluate.extractor=inception-v3-compat", f"evaluate.reference={tmp_path}/m.npz")
+    assert "moments of 9 features, but inception-v3-compat has 2048" in planned(config, tmp_path / "run", *asked)[1]

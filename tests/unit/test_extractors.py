@@ -140,7 +140,8 @@ def test_a_new_extractor_is_one_file_and_one_entry(tmp_path, monkeypatch):
     monkeypatch.setitem(EXTRACTORS, "channel-means", entry)
     spec = resolve("channel-means", "digits", None, DIGIT)
     assert (spec.dimensions, spec.weights_path, spec.logits_layer) == (3, None, None)
-    features, logits = load(spec, "cpu")(torch.full((4, 1, 8, 8), 7, dtype=torch.uint8))
+    extraction = load(spec, "cpu")(torch.full((4, 1, 8, 8), 7, dtype=torch.uint8))
+    features, logits = extraction.features, extraction.logits
     assert logits is None
     assert torch.equal(features, torch.full((4, 3), 7.0))
     with pytest.raises(ValueError, match="did you mean 'channel-means'"):
@@ -152,7 +153,8 @@ def test_pixels_are_grey_levels_in_c_order():
     spec = resolve(None, "gaussian", None, (3, 2, 5))
     assert (spec.name, spec.dimensions, spec.logits_layer, spec.classes) == ("pixels", 30, None, None)
     images = torch.arange(60, dtype=torch.uint8).reshape(2, 3, 2, 5) * 4
-    features, logits = load(spec, "cpu")(images)
+    extraction = load(spec, "cpu")(images)
+    features, logits = extraction.features, extraction.logits
     assert logits is None
     assert features.dtype == torch.float32
     np.testing.assert_allclose(features.numpy(), np.arange(60).reshape(2, 30) * 4 / 127.5 - 1, atol=1e-7)
@@ -305,7 +307,7 @@ def test_inception_gives_torch_fidelitys_features(inception_file):
         features, logits = theirs(given)
         assert (ours.features - features).abs().max() < 1e-4
         assert (ours.logits - logits).abs().max() < 1e-4
-    features, logits = extractions[0]
+    features, logits = extractions[0].features, extractions[0].logits
     assert (features.shape, logits.shape) == ((9, spec.dimensions), (9, spec.classes)) == ((9, 2048), (9, 1008))
     assert features.std(dim=0).median() > 0.01  # else any two would agree
 

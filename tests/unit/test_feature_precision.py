@@ -24,6 +24,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Run
 from taugrid.orchestrator.view.reference_export import export_reference
 from taugrid.protocol import disagreements
+from taugrid.registry.extractors import DIGITS_CONVNET
 from taugrid.storage import LOCAL, read_json, write_json
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,12 +114,15 @@ def test_an_exported_mean_and_covariance_know_their_precision(both, tmp_path):
     root, *_ = both
     export_reference(taugrid.open(root)._opened, tmp_path / "half.npz")
     moments = open_reference(str(tmp_path / "half.npz"))
-    moments.require_same_features(convnet("bf16"))
+    moments.require_same_features(DIGITS_CONVNET, 64, "bf16")
+    moments.require_same_features(DIGITS_CONVNET, None, "bf16")
+    with pytest.raises(ValueError, match="moments of 64 features, but digits-convnet has 63"):
+        moments.require_same_features(DIGITS_CONVNET, 63, "bf16")
     with pytest.raises(ValueError, match=r"half.npz has moments of features in bf16.*set evaluate.precision: bf16"):
-        moments.require_same_features(convnet())
+        moments.require_same_features(DIGITS_CONVNET, 64, "float32")
     np.savez(tmp_path / "theirs.npz", mu=np.zeros(64), sigma=np.eye(64), precision=np.eye(64))
     with pytest.raises(ValueError, match=r"features in float32.*set evaluate.precision: float32"):
-        open_reference(str(tmp_path / "theirs.npz")).require_same_features(convnet("bf16"))
+        open_reference(str(tmp_path / "theirs.npz")).require_same_features(DIGITS_CONVNET, 64, "bf16")
 
 
 def test_float32_is_written_nowhere():
@@ -150,7 +154,7 @@ def test_a_recorded_custom_extractor_has_the_precision_that_the_config_asks_for(
 def test_only_the_network_computes_in_bf16():
     images = torch.randint(0, 256, (9, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     whole, half = load(convnet(), "cpu")(images), load(convnet("bf16"), "cpu")(images)
-    for exact, rounded in zip(whole, half, strict=True):
+    for exact, rounded in ((whole.features, half.features), (whole.logits, half.logits)):
         assert exact.dtype == rounded.dtype == torch.float32
         error = (exact - rounded).norm() / exact.norm()
         assert 1e-4 < error < 0.02, "bf16 has 8 bits"

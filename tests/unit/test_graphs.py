@@ -19,6 +19,7 @@ from taugrid.workers.accelerator import graphs
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic, computed
 from taugrid.workers.accelerator.graphs import CaptureFailed, InGraphs, Recording
 from taugrid.workers.device import Device
+from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import network_index
 from taugrid.workers.network.custom import for_inference
 from taugrid.workers.network.unet import UNet2DModel
@@ -139,6 +140,15 @@ def test_reconstructions_and_interpolations_ask_for_graphs_of_their_batches(run)
     with pytest.raises(Asked) as caught:
         run(SimpleNamespace(network=None, diffusion=None, batch_size=7), Spy("cpu", graphs=True))
     assert caught.value.args == (PLAIN._replace(batch_size=7),)
+
+
+def test_noise_with_its_time_on_the_device_is_recorded_once_for_all_times():
+    indices, time = torch.tensor([0, 5, 2**33]), torch.zeros(1, dtype=torch.int64)
+    recording = on_tape(lambda: normal(7, indices, time, (1, 3, 5)))
+    for t in (0, 1, 999, 2**32 - 1):
+        time.fill_(t)
+        recording.replay()
+        assert torch.equal(recording.output, normal(7, indices, t, (1, 3, 5)))
 
 
 def test_a_smaller_batch_is_computed_as_without_graphs():

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from taugrid import parquet
+from taugrid import parquet, threads
 from taugrid.errors import DamagedFile
 from taugrid.eval.sources import batches, open_source
 from taugrid.images import encode_png
 from taugrid.workers.data.load import fingerprint
-from taugrid.workers.data.readers import directory, picture, torch_fidelity
+from taugrid.workers.data.readers import directory, torch_fidelity
 from taugrid.workers.data.readers.picture import SourceError
 
 SETTINGS = {
@@ -71,9 +71,11 @@ def read(source, size=32):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_same_images_are_the_same_source_however_they_are_kept(tmp_path, channels):
+@pytest.mark.parametrize("large", [0, 10**9], ids=["threads", "no threads"])
+def test_the_same_images_are_the_same_source_however_they_are_kept(tmp_path, channels, large, monkeypatch):
     """Their identity is that of taugrid.workers.data.load.fingerprint, so that of a run's reference too."""
-    batch = pictures(2 * picture.IMAGES_AT_ONCE * picture.THREADS + 5, channels)
+    monkeypatch.setattr(threads, "LARGE_BYTES", large)
+    batch = pictures(2 * threads.IMAGES_OF_A_TASK * threads.THREADS + 5, channels)
     places = {
         "folder": as_folder(tmp_path / "folder", batch),
         "npz": as_npz(tmp_path / "samples.npz", batch),
@@ -107,37 +109,6 @@ def test_batches_hold_every_image_once_and_in_order(tmp_path_factory, count, siz
     batch = pictures(count, 1, 2)
     source = open_source(as_npz(tmp_path_factory.mktemp("npz") / "a.npz", batch))
     assert np.array_equal(read(source, size), batch)
-
-
-def test_threads_that_end_out_of_order_change_no_order():
-    """Later chunks are done first here; a reader that yields what is done first would mix the images."""
-    from threading import Event
-
-    done = Event()
-
-    def work(item):
-        if item == 0:
-            assert done.wait(timeout=60), "nothing ran beside the first chunk"
-        else:
-            done.set()
-        return [picture.Picture(str(item), np.zeros((1, 1, 1), np.uint8), lossy=False)]
-
-    if picture.THREADS == 1:
-        pytest.skip("one core: one thread")
-    assert [picture.name for picture in picture.ahead(work, range(40))] == [str(i) for i in range(40)]
-
-
-def test_decoding_ahead_is_bounded():
-    started = []
-
-    def work(item):
-        started.append(item)
-        return [picture.Picture(str(item), np.zeros((1, 1, 1), np.uint8), lossy=False)]
-
-    stream = picture.ahead(work, range(10_000))
-    next(stream)
-    stream.close()
-    assert len(started) <= 4 * picture.THREADS
 
 
 def test_shards_are_taken_by_index_and_other_parquet_by_name(tmp_path):

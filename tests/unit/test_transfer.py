@@ -80,8 +80,8 @@ def test_from_a_gpu_bytes_and_flags_are_copied_without_waiting_and_then_the_even
         def __init__(self, blocking=False):
             self.blocking = blocking
 
-        def record(self):
-            calls.append(("event", self.blocking))
+        def record(self, stream):
+            calls.append(("event", self.blocking, stream))
 
     def copy(self, source, non_blocking=False):
         if source.is_cuda:
@@ -89,11 +89,13 @@ def test_from_a_gpu_bytes_and_flags_are_copied_without_waiting_and_then_the_even
         return copied(self, source, non_blocking)
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"of {device}")
     monkeypatch.setattr(torch.Tensor, "copy_", copy)
     with FakeTensorMode():
-        x0 = torch.empty(4, 3, 8, 8, device="cuda")
+        x0 = torch.empty(4, 3, 8, 8, device="cuda:1")
         batch = transfer.sent(x0, x0.isfinite().all(), 0, 0.0)
-    assert calls == [("cpu", "cuda:0", dtype, True) for dtype in (torch.uint8, torch.bool)] + [("event", True)]
+    copies = [("cpu", "cuda:1", dtype, True) for dtype in (torch.uint8, torch.bool)]
+    assert calls == [*copies, ("event", True, "of cuda:1")], "on the stream of the GPU that has the images"
     assert (batch.pixels.shape, batch.flags.shape) == (x0.shape, (2,))
     assert {batch.pixels.device.type, batch.flags.device.type} == {"cpu"}
 
@@ -123,7 +125,7 @@ def test_a_batch_is_read_once_it_is_there_and_after_the_next_was_begun(count, qu
             begun.append(number)
             pixels = torch.zeros(1, dtype=torch.uint8)
             event = Late(pixels, number + 1, number in quick)
-            yield transfer.Transfer(number, 0.0, pixels, torch.ones(2, dtype=torch.bool), event)
+            yield transfer.SentImages(number, 0.0, pixels, torch.ones(2, dtype=torch.bool), copied=event)
 
     for number, batch in enumerate(transfer.landed(batches())):
         assert batch.images.tolist() == [number + 1], "in order, and not before it was copied"

@@ -21,7 +21,8 @@ from taugrid.errors import DamagedFile, UserError
 from taugrid.hashing import digest_of_shape, spaced_json_sha256
 from taugrid.registry.datasets import Shape
 from taugrid.storage import read_sealed, replacing, write_sealed
-from taugrid.workers.data.readers.picture import IMAGES_AT_ONCE, Picture, SourceError, ahead
+from taugrid.workers.data.readers.picture import Picture, SourceError
+from taugrid.workers.data.readers.picture import decoded as decoded_pictures
 from taugrid.workers.heartbeat import alive
 
 CACHE_FORMAT = 1
@@ -80,10 +81,8 @@ def decoded(data: Data, encoded: EncodedDataset, cache: Path) -> Decoded:
 
 
 def fitted(encoded: EncodedDataset, shape: Shape, count: int) -> Iterator[Picture]:
-    """The first `count` images, decoded and fitted by threads that work a bounded number of images ahead."""
-    items = islice(iter(encoded.items()), count)
-    chunks = iter(lambda: list(islice(items, IMAGES_AT_ONCE)), [])
-    return ahead(lambda chunk: [fit(encoded.decode(item), shape) for item in chunk], chunks)
+    """The first `count` images, decoded and fitted; if they are large, by threads that work ahead."""
+    return decoded_pictures(encoded.decode, islice(encoded.items(), count), lambda picture: fit(picture, shape))
 
 
 def fit(picture: Picture, shape: Shape) -> Picture:

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from taugrid.errors import DamagedFile
-from taugrid.workers.data.readers.picture import IMAGES_AT_ONCE, Picture, Reader, ahead, decode
+from taugrid.workers.data.readers.picture import Picture, Reader, decode, decoded
 
 EXTENSIONS = (".png", ".jpg", ".jpeg")
 """The endings that torch-fidelity reads. `files` also uses its order: files directly in the folder, by real path."""
@@ -58,14 +58,13 @@ def folder_reader(folder: Path) -> Reader:
     warnings = (f"images in subfolders of {folder}, such as {deeper}, are ignored",) if deeper else ()
 
     def pictures(first: int) -> Iterator[Picture]:
-        starts = range(first, len(paths), IMAGES_AT_ONCE)
-        return ahead(_decode_files, (paths[i : i + IMAGES_AT_ONCE] for i in starts))
+        return decoded(_decode_listed, paths[first:])
 
     return Reader(len(paths), pictures, warnings)
 
 
-def _decode_files(paths: Sequence[str]) -> list[Picture]:
+def _decode_listed(path: str) -> Picture:
     try:
-        return [decode_file(Path(path)) for path in paths]
+        return decode_file(Path(path))
     except OSError as error:
         raise DamagedFile(f"{error.filename} can't be read: {error.strerror}") from None

@@ -17,8 +17,8 @@ from taugrid.workers.data.readers.picture import (
     Picture,
     Reader,
     SourceError,
-    ahead,
     decode,
+    decoded,
     one_line,
 )
 
@@ -47,7 +47,7 @@ def parquet_reader(path: Path) -> Reader:
     count = sum(table.rows for table in tables)
     if not count:
         raise SourceError(f"{path} holds no rows")
-    return Reader(count, lambda first: ahead(_decode_rows, _rows(tables, first)), warnings)
+    return Reader(count, lambda first: decoded(_decode_row, _rows(tables, first)), warnings)
 
 
 def _require_one_cell(path: Path, tables: Sequence[Table]) -> None:
@@ -65,8 +65,8 @@ def _require_one_cell(path: Path, tables: Sequence[Table]) -> None:
         before, stop = table.path, last + 1
 
 
-def _decode_rows(rows: Sequence[EncodedImage]) -> list[Picture]:
-    return [decode(name, data) for name, data in rows]
+def _decode_row(row: EncodedImage) -> Picture:
+    return decode(row.name, row.data)
 
 
 def _table(path: str) -> Table:
@@ -104,7 +104,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _rows(tables: Sequence[Table], first: int) -> Iterator[list[EncodedImage]]:
+def _rows(tables: Sequence[Table], first: int) -> Iterator[EncodedImage]:
     """The rows from number `first` on, over all tables."""
     for table in tables:
         skipped = min(first, table.rows)
@@ -122,7 +122,7 @@ def _rows(tables: Sequence[Table], first: int) -> Iterator[list[EncodedImage]]:
                     row += len(column)
                     if row > skipped:
                         encoded = zip(numbers, column.to_pylist(), strict=True)
-                        yield [_encoded(table, number, data) for number, data in encoded if number >= skipped]
+                        yield from (_encoded(table, number, data) for number, data in encoded if number >= skipped)
         except (pa.ArrowException, OSError) as error:
             raise DamagedFile(f"{table.path} can't be read: {one_line(error)}") from None
 

@@ -1,23 +1,19 @@
-"""Images, encoded and decoded, and threads that decode ahead of the reader."""
+"""Images, encoded and decoded."""
 
 import io
-import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from taugrid import threads
 from taugrid.errors import DamagedFile
+from taugrid.threads import Item, unchanged
 
 IMAGES_AT_ONCE = 32
-"""Images that a thread decodes before it hands them over: few, so that the first batch is ready soon."""
-
-THREADS = min(8, os.cpu_count() or 1)
-"""Number of threads that decode."""
+"""Images that are read at once: few, so that the first batch is ready soon."""
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_DEPTH_AT = 24
@@ -80,23 +76,8 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-Item = TypeVar("Item")
-
-
-def ahead(work: Callable[[Item], list[Picture]], items: Iterable[Item]) -> Iterator[Picture]:
-    """The results of `work` on each item, in order. Threads work a bounded number of items ahead.
-
-    The garbage collector closes a reader that was abandoned before its end, in whatever thread it runs. Closing must
-    not wait for the threads: in a thread that is just starting, Python 3.11 would deadlock on a lock that it holds.
-    """
-    pool = ThreadPoolExecutor(THREADS)
-    try:
-        pending: deque[Future[list[Picture]]] = deque()
-        for item in items:
-            pending.append(pool.submit(work, item))
-            if len(pending) > 2 * THREADS:
-                yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+def decoded(
+    decode: Callable[[Item], Picture], items: Iterable[Item], then: Callable[[Picture], Picture] = unchanged
+) -> Iterator[Picture]:
+    """`then(decode(item))` of each item, in order; as in `threads.decoded`, threads decode large ones ahead."""
+    return threads.decoded(decode, items, lambda picture: picture.pixels.nbytes, then)

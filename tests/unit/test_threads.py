@@ -1,0 +1,263 @@
+"""Threads decode large images ahead, in order and within bounds; small ones need none, and none is left behind."""
+
+import threading
+import time
+from itertools import count, islice
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from taugrid import parquet, threads
+from taugrid.errors import DamagedFile
+from taugrid.eval import extract
+from taugrid.eval.features.resolve import resolve
+from taugrid.eval.sources import batches, open_source
+from taugrid.images import encode_png
+from taugrid.registry.extractors import PIXELS
+from taugrid.workers.data.decoding import EncodedDataset, fitted
+from taugrid.workers.data.readers import picture
+from taugrid.workers.data.readers.picture import Picture
+from taugrid.workers.device import Device
+
+SETTINGS = {
+    "seed": 3, "steps": 10, "eta": 1.0, "sigma": "eta", "spacing": "linear", "sampler": "ddim", "clip": "none",
+    "cell": "x", "model": "y",
+}  # fmt: skip
+LIMIT = 64
+"""The side of an RGB image from which on threads decode."""
+
+
+@pytest.fixture(autouse=True)
+def several(monkeypatch):
+    """Threads, also where there is one core."""
+    monkeypatch.setattr(threads, "THREADS", 3)
+
+
+def decoded(decode, items, size):
+    return threads.decoded(decode, items, lambda _: size)
+
+
+def of_side(side, number=40, channels=3):
+    return np.random.default_rng(side).integers(0, 256, (number, channels, side, side), dtype=np.uint8)
+
+
+def shard_of(path, images):
+    with parquet.PartWriter(path, parquet.sample_schema({"cell": "x"})) as part:
+        writer = parquet.SampleWriter(part, SETTINGS, 0)
+        writer.append(images)
+        writer.flush()
+        part.commit(replace=False)
+    return path
+
+
+def folder_of(path, images):
+    path.mkdir()
+    for number, image in enumerate(images):
+        (path / f"{number:04d}.png").write_bytes(encode_png(image))
+    return path
+
+
+def foreign(path, images):
+    """A Parquet file as others write it."""
+    pq.write_table(pa.table({"image": [encode_png(image) for image in images]}), path)
+    return path
+
+
+def ways(folder, images):
+    """Each way to keep images: a function that reads them all."""
+
+    def of_source(path):
+        source = open_source(str(path))
+        return np.concatenate([batch.images for batch in batches(source, 16)])
+
+    return {
+        "shard": lambda: np.concatenate([i for _, i in parquet.read_images(shard_of(folder / "s", images))]),
+        "folder": lambda: of_source(folder_of(folder / "f", images)),
+        "parquet": lambda: of_source(foreign(folder / "p.parquet", images)),
+    }
+
+
+@pytest.mark.parametrize("way", ["shard", "folder", "parquet"])
+@pytest.mark.parametrize(
+    ("side", "channels", "expected"), [(LIMIT - 1, 3, False), (LIMIT, 3, True), (LIMIT, 1, False), (111, 1, True)]
+)
+def test_threads_decode_large_images_alone(side, channels, expected, way, tmp_path, monkeypatch):
+    decoders, opened = set(), Image.open
+
+    def watched(*arguments, **more):
+        decoders.add(threading.current_thread())
+        return opened(*arguments, **more)
+
+    images = of_side(side, channels=channels)
+    monkeypatch.setattr(Image, "open", watched)
+    assert np.array_equal(ways(tmp_path, images)[way](), images)
+    assert bool(decoders - {threading.main_thread()}) is expected
+
+
+def test_images_that_are_made_smaller_count_as_they_were(monkeypatch):
+    decoders = set()
+
+    def decode(side):
+        decoders.add(threading.current_thread())
+        return Picture("x", of_side(side, 1)[0], lossy=False)
+
+    for side, expected in ((LIMIT, True), (LIMIT - 1, False)):
+        encoded = EncodedDataset(None, (), 9, lambda side=side: [side] * 9, decode)
+        assert {found.pixels.shape for found in fitted(encoded, (3, 8, 8), 9)} == {(3, 8, 8)}
+        assert bool(decoders - {threading.main_thread()}) is expected
+        decoders.clear()
+
+
+def test_threads_that_end_out_of_order_change_no_order():
+    """The second task is done last here; what yields first what is done first would mix the images."""
+    second, images = threading.Event(), threads.IMAGES_OF_A_TASK
+
+    def decode(item):
+        if item == 1:
+            assert second.wait(timeout=60), "nothing ran beside the first task"
+        elif item > images:
+            second.set()
+        return item
+
+    assert list(decoded(decode, range(400), threads.LARGE_BYTES)) == list(range(400))
+
+
+@pytest.mark.parametrize(("size", "of_a_task"), [(threads.LARGE_BYTES, 32), (2**18, 4), (2**20 + 1, 1), (2**30, 1)])
+def test_what_is_decoded_ahead_is_bounded_in_images_and_bytes(size, of_a_task):
+    begun = []
+    reader = decoded(lambda item: begun.append(item) or item, range(10_000), size)
+    list(islice(reader, 2))
+    most = 1 + (2 * threads.THREADS + 1) * of_a_task
+    deadline = time.monotonic() + 60
+    while len(begun) < most and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert len(begun) == most
+    reader.close()
+    assert len(begun) == most
+
+
+def test_the_next_value_is_made_while_the_last_one_is_used():
+    made, wanted = [], threading.Event()
+
+    def values():
+        for number in range(4):
+            made.append((number, threading.current_thread() is threading.main_thread()))
+            if number == 1:
+                assert wanted.wait(60)
+            yield number
+
+    found = threads.one_ahead(values())
+    assert next(found) == 0
+    wanted.set()  # had it been awaited before the first value was handed over, this would never come
+    assert list(found) == [1, 2, 3]
+    assert made == [(number, False) for number in range(4)]
+    assert list(threads.one_ahead(iter(()))) == []
+
+
+@pytest.mark.parametrize("side", [8, LIMIT])
+@pytest.mark.parametrize("broken", [0, 1, 37])
+def test_a_broken_image_is_the_same_line_with_and_without_threads(side, broken, tmp_path, monkeypatch):
+    pngs = [encode_png(image) for image in of_side(side)]
+    pngs[broken] = pngs[broken][: len(pngs[broken]) // 2]
+    folder = tmp_path / "f"
+    folder.mkdir()
+    for number, png in enumerate(pngs):
+        (folder / f"{number:04d}.png").write_bytes(png)
+    pq.write_table(pa.table({"image": pngs}), tmp_path / "p.parquet")
+    for place, name in ((folder, folder / f"{broken:04d}.png"), (tmp_path / "p.parquet", f"p.parquet row {broken} ")):
+        told = set()
+        for large in (0, 10**9):
+            monkeypatch.setattr(threads, "LARGE_BYTES", large)
+            with pytest.raises(DamagedFile) as caught:
+                open_source(str(place))
+            told.add(str(caught.value))
+        [said] = told
+        assert str(name) in said
+        assert "can't be decoded: " in said
+        assert "\n" not in said
+
+
+def test_a_broken_image_of_a_run_is_the_same_line_with_and_without_threads(tmp_path, monkeypatch):
+    path, told = tmp_path / "s", set()
+    pngs = [encode_png(image) for image in of_side(LIMIT)]
+    pngs[20] = b"no picture"
+    with parquet.PartWriter(path, parquet.sample_schema({"cell": "x"})) as part:
+        writer = parquet.SampleWriter(part, SETTINGS, 0)
+        writer.append_encoded(pngs)
+        writer.flush()
+        part.commit(replace=False)
+    for large in (0, 10**9):
+        monkeypatch.setattr(threads, "LARGE_BYTES", large)
+        with pytest.raises(DamagedFile) as caught:
+            list(parquet.read_images(path))
+        told.add(str(caught.value))
+    assert told == {"an image can't be decoded: it is no PNG"}
+
+
+def gone(before):
+    """Whether all threads that were not there before end, within a minute."""
+    deadline = time.monotonic() + 60
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not set(threading.enumerate()) - before
+
+
+@pytest.mark.parametrize("fails", ["extractor", "image", "nothing"])
+def test_a_job_leaves_no_threads_behind(fails, tmp_path):
+    spec, before = resolve(PIXELS, "any", None, (3, LIMIT, LIMIT)), set(threading.enumerate())
+    pngs = [encode_png(image) for image in of_side(LIMIT, 300)] * 4
+    if fails == "image":
+        pngs[1100] = b"no picture"
+    with parquet.PartWriter(tmp_path / "s", parquet.sample_schema({"cell": "x"})) as part:
+        writer = parquet.SampleWriter(part, SETTINGS, 0)
+        writer.append_encoded(pngs)
+        writer.flush()
+        part.commit(replace=False)
+    device, job = (
+        Device("cpu"),
+        extract.ExtractJob(str(tmp_path / "x"), str(tmp_path / "s"), None, spec, 50, {"cell": "x"}),
+    )
+    if fails == "extractor":
+        calls = count()
+
+        def extractor(images):
+            if next(calls) == 3:
+                raise RuntimeError("the extractor fails")
+
+        device.extractor(spec, lambda: extractor)
+    if fails == "nothing":
+        assert extract.run(job, device).images == 1200
+    else:
+        with pytest.raises((RuntimeError, DamagedFile), match=r"the extractor fails|can't be decoded"):
+            extract.run(job, device)
+    assert gone(before)
+
+
+def test_a_reader_that_is_left_does_not_wait_for_its_threads():
+    """The garbage collector may close it in a thread that is about to start; to wait there is a deadlock."""
+    hold, before = threading.Event(), set(threading.enumerate())
+
+    def work(item):
+        assert item < 1 or hold.wait(60)
+        return Picture(str(item), np.zeros((3, LIMIT, LIMIT), np.uint8), lossy=False)
+
+    reader = picture.decoded(work, range(200))
+    assert next(reader).name == "0"
+    waiting = threading.Thread(target=lambda: next(reader, None), daemon=True)
+    waiting.start()
+    while not set(threading.enumerate()) - before - {waiting}:
+        time.sleep(0.01)
+    hold.set()
+    waiting.join(60)
+    hold.clear()
+    closing = threading.Thread(target=reader.close, daemon=True)
+    closing.start()
+    closing.join(10)
+    waits = closing.is_alive()
+    hold.set()
+    assert not waits
+    assert gone(before)
