@@ -133,12 +133,13 @@ def _console_tables(pivoted: Pivot, metric: MetricColumn, bold: bool) -> Iterato
     for part in parts:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for head, label_width in zip(heads, label_widths, strict=True):
-            table.add_column(head, width=label_width, overflow="fold")
+            table.add_column(Text(head), width=label_width, overflow="fold")
         for i in part:
-            table.add_column(columns[i][0])
+            table.add_column(Text(columns[i][0]))
         for k, label in enumerate(labels):
             styles = ["bold" if bold and rows[k][i].best else "" for i in part]
-            table.add_row(*label, *(Text(columns[i][k + 1], style) for i, style in zip(part, styles, strict=True)))
+            entered = (Text(columns[i][k + 1], style) for i, style in zip(part, styles, strict=True))
+            table.add_row(*map(Text, label), *entered)
         yield table
 
 
