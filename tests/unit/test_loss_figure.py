@@ -43,6 +43,7 @@ def test_long_names_leave_room_for_the_panel():
         figure.draw_without_rendering()
     heights = [figure.axes[0].get_window_extent().height for figure in (alone, many)]
     assert heights[1] > 0.8 * heights[0]
+    assert not many.legends[0].get_window_extent().overlaps(many.axes[0].get_tightbbox())
 
 
 def test_the_running_mean_is_over_the_steps_within_a_factor():
