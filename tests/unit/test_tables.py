@@ -392,6 +392,17 @@ def printed(frame, *given, **marks):
     return pipe.getvalue()
 
 
+def test_in_a_narrow_terminal_every_number_of_the_table_is_whole():
+    for width in (60, 40, 24):
+        pipe = io.StringIO()
+        Console(file=pipe, width=width).print(to_console(long_form(paper_grid())))
+        lines = pipe.getvalue().splitlines()
+        assert max(map(cell_len, lines)) <= width
+        assert "…" not in pipe.getvalue()
+        words = pipe.getvalue().split()
+        assert {"10", "1000", "13.36", "367.4", "4.73", "3.170"} <= set(words), width
+
+
 def test_a_zero_has_no_sign():
     assert write_number(-0.001, 0.5) == ("0.00", "± 0.50")
     assert write_number(-0.3, 12.0) == ("0", "± 12")
