@@ -4,7 +4,6 @@ Torch is imported when something is sampled, not with this module.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,10 +51,12 @@ def sample_in_memory(
     device: str | None,
 ) -> NDArray[np.uint8]:
     """The images `indices` of a model; arguments and errors as in `taugrid.sample`."""
-    is_count = isinstance(indices, Integral) and not isinstance(indices, bool)
-    wanted = list(range(indices)) if is_count else whole_numbers(indices)
+    given = indices
+    if isinstance(indices, int | np.integer) and not isinstance(indices, bool):
+        indices = range(int(indices))
+    wanted = whole_numbers(indices)
     if not wanted or min(wanted) < 0:
-        raise UserError(f"indices must be a positive number of images, or their indices from 0, not {indices!r}")
+        raise UserError(f"indices must be a positive number of images, or their indices from 0, not {given!r}")
     if idle := sorted(settings.keys() & set(FOR_A_RUN)):
         raise UserError(f"{idle[0]} is for a run; say with indices which images are wanted")
     if device is not None:

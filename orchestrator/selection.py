@@ -34,7 +34,7 @@ def find_cell(plan: Plan, name: str) -> Cell:
     raise UserError(f"{name!r} {problem}; choose one of: {_labels(fitting or plan.cells)}")
 
 
-def whole_numbers(indices: Iterable[Any]) -> list[int]:
+def whole_numbers(indices: Any) -> list[int]:
     """Indices of images as given.
 
     Raises:
