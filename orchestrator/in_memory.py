@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from taugrid.config import Diffusion, Sample, validate
 from taugrid.config.load import load
-from taugrid.errors import CustomCodeError, DeviceUnusable, UserError
+from taugrid.errors import CustomCodeError, DeviceUnusable, UserError, last_line
 from taugrid.images import to_pictures, to_uint8
 from taugrid.jobs import NetworkSpec
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.resolve import diffusion_section, sample_section, times
+from taugrid.orchestrator.selection import whole_numbers
 from taugrid.registry.datasets import Shape
 from taugrid.workers import schedules
 from taugrid.workers.accelerator import arithmetic
@@ -50,11 +51,16 @@ def sample_in_memory(
     device: str | None,
 ) -> NDArray[np.uint8]:
     """The images `indices` of a model; arguments and errors as in `taugrid.sample`."""
-    wanted = list(range(indices) if isinstance(indices, int) else indices)
+    given = indices
+    if isinstance(indices, int | np.integer) and not isinstance(indices, bool):
+        indices = range(int(indices))
+    wanted = whole_numbers(indices)
     if not wanted or min(wanted) < 0:
-        raise UserError(f"indices must be a positive number of images, or their indices from 0, not {indices!r}")
+        raise UserError(f"indices must be a positive number of images, or their indices from 0, not {given!r}")
     if idle := sorted(settings.keys() & set(FOR_A_RUN)):
         raise UserError(f"{idle[0]} is for a run; say with indices which images are wanted")
+    if device is not None:
+        _require_device(device)
     with arithmetic.restored():
         set_up()
         try:
@@ -131,6 +137,16 @@ def _sampled(network: "Denoiser", recipe: Settings, wanted: Sequence[int], devic
         watched.require_finite(start, start + len(batch))
         found.append(to_uint8(x0.cpu().numpy()))
     return to_pictures(np.concatenate(found))
+
+
+def _require_device(place: str) -> None:
+    """Raise `UserError` if torch has no device of that name, or can't use it."""
+    import torch
+
+    try:
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device: {place} can't be used: {last_line(error)}") from None
 
 
 def _usual_device() -> str:

@@ -1,5 +1,7 @@
-"""Which cells of a plan a user means: by id, folder name, label, or settings such as `steps=50,schedule=cosine`."""
+"""Which cells of a plan a user means: by id, folder name, label, or settings such as `steps=50,schedule=cosine`.
+And which images: by whole numbers."""
 
+import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,6 +32,21 @@ def find_cell(plan: Plan, name: str) -> Cell:
         return (exact or fitting)[0]
     problem = "fits more than one cell" if fitting else "is not a cell of this run"
     raise UserError(f"{name!r} {problem}; choose one of: {_labels(fitting or plan.cells)}")
+
+
+def whole_numbers(indices: Any) -> list[int]:
+    """Indices of images as given.
+
+    Raises:
+        UserError: for what is not a whole number. A mask would be taken for the images 0 and 1.
+    """
+    try:
+        given = list(indices)
+        if any(isinstance(index, bool) for index in given):
+            raise TypeError
+        return list(map(operator.index, given))
+    except TypeError:
+        raise UserError(f"indices must be whole numbers, as in [7, 0, 3], not {indices!r}") from None
 
 
 def select(plan: Plan, selectors: Sequence[str]) -> Plan:

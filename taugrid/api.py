@@ -90,12 +90,16 @@ def run(
         taugrid.errors.UserError: if something must be changed first.
         taugrid.errors.RunFailed: if a stage could not go on, or some cells could not be finished.
     """
+    from taugrid.errors import UserError
     from taugrid.orchestrator.opened import open_to_run
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.selection import select
     from taugrid.orchestrator.session import Run
     from taugrid.orchestrator.view.run import RunView
 
+    stages = [stages] if isinstance(stages, str) else stages
+    if not stages or set(stages) - set(STAGES):
+        raise UserError(f"stages must be some of {', '.join(STAGES)}, not {stages!r}")
     runs_code = set(stages) != {"report"}
     changes = [*assignments, *_assigned(overrides)]
     opened = open_to_run(_given(config), changes, None if out is None else str(out), address, runs_code, trust_code)

@@ -36,6 +36,7 @@ def losses_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
         panel.set_xlabel("training step")
         panel.set_ylabel("loss")
         mark_values(panel)
-        figure.set_figheight(figure.get_figheight() + LEGEND_LINE * len(curves))
+        lines = sum(look.name.count("\n") + 1 for look in styles.values())
+        figure.set_figheight(figure.get_figheight() + LEGEND_LINE * lines)
         legend(figure, styles.values(), "outside lower center")
     return figure

@@ -54,7 +54,7 @@ def _draw_trend(panel: Axes, table: TrendPanel, styles: Styles) -> None:
         for place, low, high in zip(x, base, base + margin, strict=True):
             if np.isfinite(low):  # a night's own stretch: with one night, a line over the nights would be a point
                 panel.fill_between([place - 0.5, place + 0.5], low, high, color=look.colour, alpha=0.2, linewidth=0)
-    baselines = table.rows.groupby("night", sort=False)["baseline"].first().reindex(table.nights)
+    baselines = table.rows.groupby("night", sort=False)["baseline"].first().reindex(table.nights).ffill()
     for place, (before, now) in enumerate(pairwise(baselines), start=1):
         if isinstance(now, str) and now != before:
             panel.axvline(place - 0.5, color="#555555", linewidth=0.8, linestyle=":")

@@ -22,7 +22,8 @@ from taugrid.protocol import ProtocolFields
 from taugrid.registry.metrics import MetricColumn
 
 CONSOLE_WIDTH = 80
-"""Width in characters that every terminal and pipe has. rich assumes it if there is no terminal."""
+"""Characters that tables take at most. rich assumes as many if there is no terminal; a narrower one gets narrower
+tables."""
 MOST_ROWS = 60
 """Of the tables of further metrics together. More would push what matters off the screen."""
 LEAST_LABEL = 10
@@ -35,11 +36,12 @@ BEST = "*"
 class Drawn:
     """What `rich` prints. It is made as it is printed: only then is it known whether the console shows bold."""
 
-    parts: Callable[[bool], Iterator[RenderableType]]
-    """Takes whether it does."""
+    parts: Callable[[bool, int], Iterator[RenderableType]]
+    """Takes whether it does, and how many characters there are."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from self.parts(console.color_system is not None and not console.no_color)
+        shows_bold = console.color_system is not None and not console.no_color
+        yield from self.parts(shows_bold, min(CONSOLE_WIDTH, options.max_width))
 
 
 def to_console(
@@ -52,15 +54,16 @@ def to_console(
 ) -> Drawn:
     """The tables of one metric, for `rich` to print; arguments as in `marked_pivots`.
 
-    A table wider than 80 characters gets its errors below the values; if it is still too wide, it is split by S.
+    A table wider than 80 characters, or than the terminal, gets its errors below the values; if it is still too wide,
+    it is split by S.
     """
     tables = marked_pivots(frame, metric, protocols, indistinguishable, joined, layout)
     of_means = "" if frame.empty else averaged(frame, protocols).caption()
 
-    def parts(bold: bool) -> Iterator[RenderableType]:
+    def parts(bold: bool, width: int) -> Iterator[RenderableType]:
         for table in tables:
             yield Text(": ".join(filter(None, [metric.heading, table.label])))
-            yield from _console_tables(table, metric, bold)
+            yield from _console_tables(table, metric, bold, width)
             yield from map(Text, table.notes)
         below = [of_means, *_star(tables, metric, bold), *legend(tables, metric)]
         yield from map(Text, filter(None, below))
@@ -76,7 +79,7 @@ def others_to_console(
     pivots = {metric: marked_pivots(frame, metric, protocols, frozenset(), joined, layout) for metric in others}
     are_too_many = sum(len(table.values) for tables in pivots.values() for table in tables) > MOST_ROWS
 
-    def parts(bold: bool) -> Iterator[RenderableType]:
+    def parts(bold: bool, width: int) -> Iterator[RenderableType]:
         if are_too_many:
             yield Text(f"{' and '.join(metric.title for metric in others)}: see tables/quality.md")
             return
@@ -84,7 +87,7 @@ def others_to_console(
             heading = f"{metric.heading}; ± is {metric.error_means}" if metric.error_means else metric.heading
             for table in tables:
                 yield from (Text(), Text(": ".join(filter(None, [heading, table.label]))))
-                yield from _console_tables(table, metric, bold)
+                yield from _console_tables(table, metric, bold, width)
             yield from map(Text, legend(tables, metric))
         yield Text()
 
@@ -96,9 +99,9 @@ def reconstruction_to_console(frame: pd.DataFrame, about: str, notes: Sequence[s
     table, metric = replace(reconstruction_pivot(frame), heads=("",)), RECONSTRUCTION_ERROR
     with_errors = table.errors.notna().any(axis=None)
 
-    def parts(bold: bool) -> Iterator[RenderableType]:
+    def parts(bold: bool, width: int) -> Iterator[RenderableType]:
         yield Text(metric.heading)
-        yield from _console_tables(table, metric, bold)
+        yield from _console_tables(table, metric, bold, width)
         error_means = [f"± is {metric.error_means}."] * bool(with_errors)
         yield from map(Text, [*_star([table], metric, bold), about, *table.notes, *error_means, *notes])
 
@@ -110,7 +113,7 @@ def _star(tables: Sequence[Pivot], metric: MetricColumn, bold: bool) -> list[str
     return [f"{BEST} the best of its column."] if not bold and has_best(tables, metric) else []
 
 
-def _console_tables(pivoted: Pivot, metric: MetricColumn, bold: bool) -> Iterator[Table]:
+def _console_tables(pivoted: Pivot, metric: MetricColumn, bold: bool, room: int) -> Iterator[Table]:
     labels, rows = zip(*entries(pivoted, metric), strict=True)
     if not bold:
         rows = tuple([entry._replace(mark=BEST * entry.best + entry.mark) for entry in row] for row in rows)
@@ -118,27 +121,28 @@ def _console_tables(pivoted: Pivot, metric: MetricColumn, bold: bool) -> Iterato
     gap = 2  # a space of padding, and one where the box has its divider
     heads = [*pivoted.heads[:-1], f"{pivoted.heads[-1]} \\ {pivoted.across}" if pivoted.heads[-1] else pivoted.across]
     lengths = [max(len(head), *map(len, column)) for head, *column in zip(heads, *labels, strict=True)]
-    label_widths = _fitted(lengths, CONSOLE_WIDTH // 2)
+    label_widths = _fitted(lengths, room // 2)
     for_labels = sum(label_widths) + gap * (len(heads) - 1)
     for separator in (" ", "\n"):
         columns = [_aligned(head, column, separator) for head, *column in zip(steps, *rows, strict=True)]
         widths = [gap + len(column[0]) for column in columns]
-        if for_labels + sum(widths) <= CONSOLE_WIDTH:
+        if for_labels + sum(widths) <= room:
             break
     parts: list[list[int]] = [[]]
     for i, width in enumerate(widths):
-        if parts[-1] and for_labels + sum(widths[j] for j in parts[-1]) + width > CONSOLE_WIDTH:
+        if parts[-1] and for_labels + sum(widths[j] for j in parts[-1]) + width > room:
             parts.append([])
         parts[-1].append(i)
     for part in parts:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for head, label_width in zip(heads, label_widths, strict=True):
-            table.add_column(head, width=label_width, overflow="fold")
+            table.add_column(Text(head), width=label_width, overflow="fold")
         for i in part:
-            table.add_column(columns[i][0])
+            table.add_column(Text(columns[i][0]))
         for k, label in enumerate(labels):
             styles = ["bold" if bold and rows[k][i].best else "" for i in part]
-            table.add_row(*label, *(Text(columns[i][k + 1], style) for i, style in zip(part, styles, strict=True)))
+            entered = (Text(columns[i][k + 1], style) for i, style in zip(part, styles, strict=True))
+            table.add_row(*map(Text, label), *entered)
         yield table
 
 

@@ -151,14 +151,19 @@ def legend(tables: Sequence[Pivot], metric: MetricColumn) -> list[str]:
 
 def write_number(value: float, error: float) -> tuple[str, str]:
     """Value and "± error" by the rules in the module's docstring; the error is empty if there is none."""
-    value = 0.0 if abs(value) < NOTHING else value  # not "-0.000000"
     if not math.isfinite(value):
         return MISSING, ""
     # A single split has spread 0, and subsets that equal the whole set have nearly none: neither means anything.
     if not (math.isfinite(error) and error > ROUNDING * abs(value)):
-        return f"{value:.{max(2, _decimals(value, digits=3))}f}", ""
+        value = 0.0 if abs(value) < NOTHING else value
+        return _fixed(value, max(2, _decimals(value, digits=3))), ""
     decimals = _decimals(error, digits=2)
-    return f"{value:.{decimals}f}", f"± {error:.{decimals}f}"
+    return _fixed(value, decimals), f"± {error:.{decimals}f}"
+
+
+def _fixed(value: float, decimals: int) -> str:
+    """A number with so many decimals; zero has no sign."""
+    return f"{value:z.{decimals}f}"
 
 
 def _decimals(number: float, digits: int) -> int:

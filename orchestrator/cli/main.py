@@ -1,6 +1,7 @@
 """The command line: its commands, and how errors become exit codes."""
 
 import difflib
+import io
 import signal
 import socket
 import sys
@@ -30,7 +31,8 @@ class InOrder(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command that the first argument names; a usage error says which one was meant, or what there is."""
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
+        is_wrong = bool(args) and args[0] not in self.commands and not args[0].startswith("-")
+        if is_wrong and not ctx.resilient_parsing:  # a shell completes words behind it all the same
             near = difflib.get_close_matches(args[0], self.commands, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(self.commands)}"
             ctx.fail(f"no such command {args[0]!r} ({hint})")
@@ -103,8 +105,16 @@ def _interruptible() -> Iterator[None]:
         wakes.close()
 
 
+def _print_whatever_the_locale() -> None:
+    """Print what stdout can't encode, such as η in a Latin-1 locale, as an escape: work that is done must not fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> NoReturn:
     """Run a command. User errors are one line on stderr, bugs a traceback."""
+    _print_whatever_the_locale()
     try:
         with _interruptible(), failing_in_one_line():
             cli.main(prog_name="taugrid", standalone_mode=False)

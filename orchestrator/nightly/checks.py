@@ -43,14 +43,20 @@ def check_growth(grow_to: int | None, opened: Opened) -> None:
 
 
 def check_same_night(opened: Opened, night: Night, verdict: dict[str, Any]) -> None:
-    """Raise `UserError` if a complete night is asked for with cells that it does not have: tonight's model is another.
+    """Raise `UserError` if a complete night is asked for with cells, or an N, that it does not have.
 
     Its verdict, and its exit code, would be taken for those of a model that nobody has sampled.
     """
-    judged = {score["cell"] for score in verdict["scores"]}
+    judged = {score["cell"]: score["settings"]["num_samples"] for score in verdict["scores"]}
     new = [cell.label for cell in opened.plan.cells if cell.id not in judged]
     if new:
         raise UserError(
             f"night {night.id} is complete, but has no {new[0]}{' and others' * (len(new) > 1)}: the checkpoint or the "
             "config has changed since; give --id NAME for another night"
         )
+    for cell in opened.plan.cells:
+        if (n := cell.settings.num_samples) != judged[cell.id]:
+            had = judged[cell.id]
+            raise UserError(
+                f"night {night.id} is complete with N = {had}, not N = {n}; give --id NAME for another night"
+            )

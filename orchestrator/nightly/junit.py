@@ -1,10 +1,13 @@
 """junit.xml of a night: a test case for each cell, so that a CI's own pages show which cells failed and why."""
 
+import re
 from typing import Any
 from xml.etree import ElementTree
 
 FAILURES = ("worse", "changed pixels")
 SKIPPED = ("undecided", "no standard error")
+NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that no XML may hold, such as the colours in an error's text from Ray."""
 
 
 def junit_xml(verdict: dict[str, Any]) -> str:
@@ -33,7 +36,8 @@ def junit_xml(verdict: dict[str, Any]) -> str:
     root = ElementTree.Element("testsuites")
     root.append(suite)
     ElementTree.indent(root)
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+    text = NOT_XML.sub("\ufffd", ElementTree.tostring(root, encoding="unicode"))
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'
 
 
 def _case(suite: ElementTree.Element, verdict: dict[str, Any], name: str) -> ElementTree.Element:

@@ -13,6 +13,7 @@ from taugrid.errors import UserError
 from taugrid.images import decode_png, to_pictures
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.selection import whole_numbers
 from taugrid.storage.objects import ObjectStorage
 from taugrid.storage.requests import file_system
 
@@ -59,10 +60,10 @@ class CellView:
         """Images by index, as (n, H, W) if they are grey, else (n, H, W, 3), in the order asked for; None: all.
 
         Raises:
-            UserError: if there is no image of that index, or it is not sampled yet.
+            UserError: if there is no image of that index, it is not sampled yet, or an index is no whole number.
             taugrid.errors.DamagedFile: if a file can't be read.
         """
-        wanted = list(range(len(self))) if indices is None else [int(index) for index in indices]
+        wanted = list(range(len(self))) if indices is None else whole_numbers(indices)
         if not wanted:
             raise UserError("no indices were given; leave them out for all images")
         if beyond := [index for index in wanted if not 0 <= index < len(self)]:

@@ -11,7 +11,8 @@ from taugrid.errors import UserError
 from taugrid.eval.figures.loss import losses_figure
 from taugrid.eval.figures.quality import quality_figure
 from taugrid.eval.figures.reconstruction import reconstruction_figure
-from taugrid.eval.tables.long_form import long_form
+from taugrid.eval.tables.ablation.replicates import averaged
+from taugrid.eval.tables.long_form import in_grid_order
 from taugrid.orchestrator.opened import Opened
 from taugrid.orchestrator.report.write import loss_curves
 from taugrid.orchestrator.view.tables import Tables
@@ -59,9 +60,13 @@ def _picture(opened: Opened, name: str) -> Figure:
 
 
 def _quality(opened: Opened) -> Figure:
-    document = Tables(opened.rundir).document()
+    tables = Tables(opened.rundir)
+    if not (document := tables.document()):
+        raise tables.lacks("quality")
     protocols = {} if opened.config.report.join_protocols else document["protocols"]
-    return quality_figure(long_form(document["rows"]), protocols)
+    places = {cell.id: place for place, cell in enumerate(opened.plan.cells)}
+    rows = sorted(document["rows"], key=lambda row: places.get(row["cell"], len(places)))
+    return quality_figure(averaged(in_grid_order(rows), protocols).frame, protocols)
 
 
 def _reconstruction(opened: Opened) -> Figure:

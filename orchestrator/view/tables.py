@@ -14,7 +14,7 @@ from taugrid.storage import read_json
 
 TEXT_COLUMNS = frozenset(
     {"cell", "folder", "name", "model", "model_name", "protocol", "cell_a", "cell_b", "protocol_a", "protocol_b"}
-    | {"spacing", "along", "settings", "others", "note"}
+    | {"spacing", "along", "settings", "others", "note", "base", "value"}
 )
 """Columns that stay text, though all their values may look like numbers (an id can be 123e456789) or be empty."""
 
@@ -36,9 +36,13 @@ class Tables:
         try:
             text = self._rundir.storage.read(path).decode()
         except (FileNotFoundError, NotADirectoryError):
-            there = f"it has {', '.join(self.names)}" if self.names else "`taugrid report` writes tables from scores"
-            raise UserError(f"{self._rundir.shown} has no table {name} ({there})") from None
+            raise self.lacks(name) from None
         return parsed(text)
+
+    def lacks(self, name: str) -> UserError:
+        """What to say of a table that is not there."""
+        there = f"it has {', '.join(self.names)}" if self.names else "`taugrid report` writes tables from scores"
+        return UserError(f"{self._rundir.shown} has no table {name} ({there})")
 
     def document(self) -> dict[str, Any]:
         """What quality.json says besides the rows: protocols, notes and marks; empty if there is none."""

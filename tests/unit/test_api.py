@@ -1,6 +1,9 @@
 """The Python API does what the commands do, and refuses what they refuse."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -50,6 +53,21 @@ def test_an_unknown_command_is_told_what_there_is(word, hint):
     printed = CliRunner().invoke(cli, [word])
     assert printed.exit_code == 2
     assert hint in printed.output
+
+
+def test_a_shell_that_completes_behind_a_wrong_command_prints_no_usage():
+    completing = {"COMP_WORDS": "taugrid frobnicate ", "COMP_CWORD": "2", "_TAUGRID_COMPLETE": "bash_complete"}
+    printed = CliRunner().invoke(cli, prog_name="taugrid", env=completing)
+    assert (printed.exit_code, printed.stderr) == (0, "")
+
+
+def test_what_a_locale_can_not_encode_is_printed_as_an_escape(tmp_path):
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    printed = subprocess.run(
+        [sys.executable, "-m", "taugrid", "plan", "gaussian", "--out", str(tmp_path / "η-ö")],
+        env=environment, capture_output=True, check=True,
+    )  # fmt: skip
+    assert rb"\u03b7-" + "ö".encode("latin-1") in printed.stdout.splitlines()[0]
 
 
 def test_plan_says_which_images_a_run_would_miss(tmp_path, monkeypatch):
@@ -124,6 +142,16 @@ def test_run_works_on_some_cells_alone(monkeypatch, tmp_path):
     monkeypatch.setattr(session.Run, "do", do)
     taugrid.run(CONFIG, tmp_path, only=["steps=10"])
     assert set(parts[0]) == {10}
+
+
+def test_a_stage_that_does_not_exist_is_refused_and_a_lone_one_is_itself(done, tmp_path):
+    asked = done({})
+    for wrong in (["smaple"], ["sample", "reports"], []):
+        with pytest.raises(UserError, match="stages must be some of train, sample"):
+            taugrid.run(CONFIG, tmp_path, stages=wrong)
+    assert asked == []
+    taugrid.run(CONFIG, tmp_path, stages="report", progress=False)
+    assert [stages for _, _, stages in asked] == [("report",)]
 
 
 def test_run_raises_if_cells_are_missing(done, tmp_path):

@@ -172,3 +172,16 @@ def test_figures_have_a_panel_for_each_value_a_row_for_each_effect_and_a_square_
     for figure in (forest, heat, *panels.values()):
         assert isinstance(figure, Figure)
         figure.draw_without_rendering()
+
+
+def test_there_is_no_heat_map_over_eta_where_sigma_hat_is_one_of_its_values():
+    rows = [
+        cell(f"{steps}-{eta}", steps, eta, 10.0 + steps) | {"protocol": "one", "clip": "none"}
+        for steps in (10, 20)
+        for eta in (0.0, 1.0, "sigma_hat")
+    ]
+    found = effects(rows, evidence(rows, {row["cell"]: spread(0.3) for row in rows}), {"eta": 0.0})
+    assert {effect.value for effect in found} == {"1.0", "σ̂"}
+    assert list(heat_maps(in_grid_order(rows), found, {})) == [], "it has no place between numbers"
+    numbers = [row for row in rows if row["sigma"] == "eta"]
+    assert [name for name, _ in heat_maps(in_grid_order(numbers), found, {})] == ["heat-map"]

@@ -36,6 +36,16 @@ def test_each_model_has_a_light_line_as_logged_and_a_dark_one_that_is_smooth():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["first", "second"]
 
 
+def test_long_names_leave_room_for_the_panel():
+    alone = losses_figure({"m": a_log(300)})
+    many = losses_figure({f"{'long name ' * 15}{i}": a_log(300) for i in range(8)})
+    for figure in (alone, many):
+        figure.draw_without_rendering()
+    heights = [figure.axes[0].get_window_extent().height for figure in (alone, many)]
+    assert heights[1] > 0.8 * heights[0]
+    assert not many.legends[0].get_window_extent().overlaps(many.axes[0].get_tightbbox())
+
+
 def test_the_running_mean_is_over_the_steps_within_a_factor():
     figure = losses_figure({"m": pd.DataFrame({"step": [4, 5, 6, 7, 100], "loss": [1.0, 2.0, 6.0, 10.0, 5.0]})})
     mean = figure.axes[0].lines[1].get_ydata()

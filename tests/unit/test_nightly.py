@@ -133,6 +133,15 @@ def test_a_complete_night_does_not_answer_for_another_model(begun, started, tmp_
     assert every_file(started) == before
 
 
+def test_a_complete_night_does_not_answer_for_another_n(begun, started):
+    night(started, begun / "old.yaml", "2")
+    before = every_file(started)
+    more = ("--set", "sample.num_samples=400")
+    _, told = taugrid("nightly", begun / "old.yaml", "--history", started, "--id", "2", *more, code=2)
+    assert re.search(r"night 2 is complete with N = \d+, not N = 400", told)
+    assert every_file(started) == before
+
+
 def test_a_kill_between_verdict_and_history_is_mended_by_the_same_command(begun, started):
     night(started, begun / "old.yaml", "2")
     whole = every_file(started)

@@ -67,3 +67,10 @@ def test_every_cell_is_a_test_case(large):
         "tests": "6000", "failures": "1000", "errors": "1000",
     }  # fmt: skip
     assert "T = +4.6" in suite.find("testcase/failure").text
+
+
+def test_control_characters_of_an_errors_text_leave_junit_xml_well_formed():
+    found = verdict([cell(0, "worse", note="\x1b[31mred")], {"gone": "\x1b[36mray::Worker\x1b[39m: lost\x00"})
+    suite = ElementTree.fromstring(junit_xml(found)).find("testsuite")
+    assert suite.findtext("testcase/error") == "\ufffd[36mray::Worker\ufffd[39m: lost\ufffd"
+    assert suite.findtext("testcase/failure").endswith("\ufffd[31mred")

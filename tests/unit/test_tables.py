@@ -14,6 +14,7 @@ from rich.console import Console
 
 from taugrid.eval.tables.console import CONSOLE_WIDTH, to_console
 from taugrid.eval.tables.differences import Evidence
+from taugrid.eval.tables.entries import write_number
 from taugrid.eval.tables.latex import to_latex
 from taugrid.eval.tables.long_form import COLUMNS, in_grid_order, long_form
 from taugrid.eval.tables.markdown import to_markdown
@@ -389,6 +390,32 @@ def printed(frame, *given, **marks):
     pipe = io.StringIO()
     Console(file=pipe, width=CONSOLE_WIDTH).print(to_console(frame, *given, **marks))
     return pipe.getvalue()
+
+
+def test_in_a_narrow_terminal_every_number_of_the_table_is_whole():
+    for width in (60, 40, 24):
+        pipe = io.StringIO()
+        Console(file=pipe, width=width).print(to_console(long_form(paper_grid())))
+        lines = pipe.getvalue().splitlines()
+        assert max(map(cell_len, lines)) <= width
+        assert "…" not in pipe.getvalue()
+        words = pipe.getvalue().split()
+        assert {"10", "1000", "13.36", "367.4", "4.73", "3.170"} <= set(words), width
+
+
+def test_a_zero_has_no_sign():
+    assert write_number(-0.001, 0.5) == ("0.00", "± 0.50")
+    assert write_number(-0.3, 12.0) == ("0", "± 12")
+    assert write_number(-1e-9, math.nan) == ("0.00", "")
+    assert write_number(-0.006, 0.5) == ("-0.01", "± 0.50")
+
+
+def test_square_brackets_in_a_name_are_no_markup_of_the_console():
+    names = ["runs/[best]", "runs/[red]y"]
+    rows = [cell(10, 0.0, 5.0 + i, model=name, **{"model.checkpoint": name}) for i, name in enumerate(names)]
+    text = printed(in_grid_order(rows))
+    assert "[best]" in text
+    assert "[red]y" in text
 
 
 def test_the_console_table_has_errors_beside_the_values_where_they_fit():

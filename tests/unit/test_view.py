@@ -20,6 +20,7 @@ import taugrid
 from taugrid.config import DIFFUSION_DEFAULTS
 from taugrid.errors import UserError
 from taugrid.eval import reference
+from taugrid.eval.figures.drawing import save
 from taugrid.eval.pages.run import run_html
 from taugrid.eval.sources import open_source
 from taugrid.images import decode_png
@@ -77,6 +78,11 @@ def test_columns_of_ids_and_texts_stay_texts_and_numbers_are_exact():
     assert parsed(f"fid\n{next_to_it!r}\n")["fid"][0] == next_to_it
 
 
+def test_the_values_of_keys_stay_texts_in_the_table_of_effects():
+    frame = parsed("key,base,value,effect\ntrain.steps,1000,0100,0.5\nmodel.unet.dropout,0.1,0.2,0.5\n")
+    assert [list(frame[name]) for name in ("base", "value")] == [["1000", "0.1"], ["0100", "0.2"]]
+
+
 def test_a_table_that_is_not_there_is_refused_with_those_that_are(run):
     with pytest.raises(UserError, match=r"no table nonsense.*quality"):
         run.table("nonsense")
@@ -93,6 +99,14 @@ def test_images_are_those_of_the_files_in_the_order_asked_for(run, finished):
     assert len(cell.images()) == len(cell) == 20
     for wrong in ([20], [-1]):
         with pytest.raises(UserError, match="images 0 to 19"):
+            cell.images(wrong)
+
+
+def test_an_index_is_a_whole_number(run):
+    cell = run.cells[0]
+    assert cell.images(np.array([3, 1])).shape == (2, 4, 4)
+    for wrong in (np.arange(20) < 3, [True, False], [1.5], "12", 3):
+        with pytest.raises(UserError, match="indices must be whole numbers"):
             cell.images(wrong)
 
 
@@ -184,6 +198,20 @@ def test_figures_are_matplotlibs(run, finished, tmp_path):
         run.figure("loss")
 
 
+def test_the_figure_of_quality_is_that_of_the_report_with_means_over_seeds_too(finished, tmp_path):
+    bare = shutil.copytree(finished, tmp_path / "bare")
+    seeds = CONFIG.replace("eta: [0.0, 1.0]", "eta: [1.0, 0.0], seed: [0, 1]")
+    with small_run(tmp_path, seeds):
+        run = taugrid.run(tmp_path / "small.yaml", out=tmp_path / "seeds", progress=False)
+    figure = run.figure("quality")
+    assert len(figure.axes) == 1, "no panel for each seed"
+    save(figure, tmp_path / "again")
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "seeds/figures/quality.png").read_bytes()
+    shutil.rmtree(bare / "tables")
+    with pytest.raises(UserError, match=r"has no table quality .*taugrid report"):
+        taugrid.open(bare).figure("quality")
+
+
 def test_a_run_shows_its_table_in_a_notebook(run):
     html = run._repr_html_()
     value = f"{run.quality['fid'].min():.4f}"[:4]
@@ -221,6 +249,7 @@ AS_IN_THE_RUN = {"shape": (1, 4, 4), "steps": 2, "batch_size": 10}
 def test_samples_in_memory_are_the_runs(run):
     cell = run.cell("S0002-eta1")
     assert (taugrid.sample(ORACLE, 20, eta=1.0, **AS_IN_THE_RUN) == cell.images()).all()
+    assert (taugrid.sample(ORACLE, np.int64(20), eta=1.0, **AS_IN_THE_RUN) == cell.images()).all()
     assert (taugrid.sample(ORACLE, [17, 4], eta=1.0, **AS_IN_THE_RUN) == cell.images([17, 4])).all()
     assert (taugrid.sample(ORACLE, 20, eta=1.0, seed=1, **AS_IN_THE_RUN) != cell.images()).any()
 
@@ -251,6 +280,10 @@ def test_a_network_in_memory_is_sampled_and_left_as_it_was(run):
     [
         ({"model": ORACLE, "indices": 0}, "indices"),
         ({"model": ORACLE, "indices": [-1]}, "indices"),
+        ({"model": ORACLE, "indices": [0.5]}, "indices must be whole numbers"),
+        ({"model": ORACLE, "indices": np.arange(4) == 2}, "indices must be whole numbers"),
+        ({"model": ORACLE, "indices": 2.0}, "indices must be whole numbers"),
+        ({"model": ORACLE, "indices": 1, "device": "nonsense"}, "device: nonsense can't be used"),
         ({"model": ORACLE, "num_samples": 5}, "num_samples is for a run"),
         ({"model": ORACLE, "steps": 0}, "sample.steps"),
         ({"model": {"unet": {}}}, "trained"),

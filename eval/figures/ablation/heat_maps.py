@@ -40,6 +40,8 @@ def heat_maps(
 
 
 def _is_numeric(frame: pd.DataFrame, key: str) -> bool:
+    if key == "eta" and (frame["sigma"] != "eta").any():
+        return False  # sigma_hat is a row of its own
     values = list(frame[key]) if key in frame else [None]
     return all(isinstance(value, Real) and not isinstance(value, bool) for value in values)
 
