@@ -314,8 +314,9 @@ def test_a_network_in_memory_computes_in_the_precision_that_is_asked_for():
     assert types == [torch.float32] * 2 + [torch.bfloat16] * 2
 
 
-def test_torch_keeps_its_settings():
-    backends = torch.backends
+@pytest.mark.parametrize("what", ["sample", "evaluate"])
+def test_torch_keeps_its_settings(what):
+    backends, images = torch.backends, np.random.default_rng(0).integers(0, 256, (20, 4, 4), dtype=np.uint8)
 
     def settings():
         cudnn, places = backends.cudnn, (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.matmul)
@@ -325,7 +326,10 @@ def test_torch_keeps_its_settings():
         backends.cudnn.deterministic = False
         backends.cudnn.benchmark = backends.cudnn.allow_tf32 = True
         before = settings()
-        taugrid.sample(ORACLE, 1, **AS_IN_THE_RUN)
+        if what == "sample":
+            taugrid.sample(ORACLE, 1, **AS_IN_THE_RUN)
+        else:
+            taugrid.evaluate(images[:10], images[10:], progress=False, extractor="pixels", metrics=["fid"])
         assert settings() == before
 
 
