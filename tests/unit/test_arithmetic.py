@@ -31,6 +31,7 @@ PLANTED = {
     "the new switch above all": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
     "a new switch": lambda: setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32"),
     "cuDNN's choice by timing": lambda: setattr(torch.backends.cudnn, "benchmark", True),
+    "MIOpen's choice by timing": lambda: setattr(torch.backends.miopen, "immediate", False),
     "TF32 in cuBLAS": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
     "the new switch of matrices alone": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
     "the new switch of one of cuDNN's": lambda: setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee"),
@@ -60,10 +61,11 @@ def switches():
         told(lambda: matmul.allow_tf32),
         told(torch.get_float32_matmul_precision),
     )
+    kernels = (backends.cudnn.benchmark, backends.cudnn.deterministic, backends.miopen.immediate)
     names = ("fp16_reduced_precision_reduction", "bf16_reduced_precision_reduction", "fp16_accumulation")
     sums = [getattr(matmul, f"allow_{name}") for name in names]
     attention = [getattr(backends.cuda, f"{name}_sdp_enabled")() for name in arithmetic.ATTENTION]
-    return new, old, backends.cudnn.benchmark, backends.cudnn.deterministic, sums, attention
+    return new, old, kernels, sums, attention
 
 
 @pytest.mark.parametrize("what", PLANTED)
@@ -71,7 +73,7 @@ def test_no_switch_that_users_code_sets_outlives_its_job(what):
     arithmetic.settle()
     expected = switches()
     old = (False, False, "highest")
-    assert expected == (["ieee"] * 5, old, False, True, [True, True, False], [True] * 4)
+    assert expected == (["ieee"] * 5, old, (False, True, True), [True, True, False], [True] * 4)
     PLANTED[what]()
     arithmetic.settle()
     assert switches() == expected, "and torch does not refuse to read the old ones"
@@ -83,6 +85,7 @@ FROM_ABOVE = (torch.backends.cuda.matmul, torch.backends.mkldnn.conv, torch.back
 def as_torch_ships_them():
     arithmetic.settle()
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = True, False
+    torch.backends.miopen.immediate = False
     for place in (*FROM_ABOVE, torch.backends.mkldnn.rnn):
         place.fp32_precision = "none"
 

@@ -65,6 +65,7 @@ def settle(tf32: bool = False) -> None:
         place.fp32_precision = "ieee"  # a CPU could take bf16 for it
     backends.cudnn.deterministic = True
     backends.cudnn.benchmark = False  # it takes the kernel that was fastest this time
+    backends.miopen.immediate = True  # the same on ROCm, whose library times kernels even without a benchmark
     for half in HALF:
         setattr(backends.cuda.matmul, f"allow_{half}_reduced_precision_reduction", True)
     backends.cuda.matmul.allow_fp16_accumulation = False
@@ -79,7 +80,8 @@ def restored() -> Iterator[None]:
 
     backends: Any = torch.backends
     cudnn, matmul = backends.cudnn, backends.cuda.matmul
-    switches = [(cudnn, "deterministic"), (cudnn, "benchmark"), (matmul, "allow_fp16_accumulation")]
+    switches = [(cudnn, "deterministic"), (cudnn, "benchmark"), (backends.miopen, "immediate")]
+    switches.append((matmul, "allow_fp16_accumulation"))
     before = [(*switch, getattr(*switch)) for switch in switches]
     before += [(matmul, *_reduced_sums(matmul, half)) for half in HALF]
     attention = {kernel: getattr(backends.cuda, f"{kernel}_sdp_enabled")() for kernel in ATTENTION}
