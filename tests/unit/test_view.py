@@ -275,6 +275,22 @@ def test_a_network_in_memory_is_sampled_and_left_as_it_was(run):
     assert network.training
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_each_part_of_a_network_in_memory_is_in_evaluation_mode_and_then_as_it_was(whole):
+    """A part may be frozen while the rest is trained, and dropout may be on in a network that is not."""
+
+    class Network(torch.nn.Sequential):
+        def forward(self, x, index):
+            assert not any(part.training for part in self.modules())
+            return x
+
+    network = Network(torch.nn.BatchNorm2d(1), torch.nn.Dropout()).train(whole)
+    network[0].eval()
+    network[1].train()
+    taugrid.sample(network, 2, **AS_IN_THE_RUN)
+    assert [part.training for part in network.modules()] == [whole, False, True]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
