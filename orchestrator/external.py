@@ -21,6 +21,7 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.protocol import SOFTWARE
 from taugrid.registry.extractors import FeaturePrecision
 from taugrid.versions import versions
+from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.data.places import MissingImages, default_root
 
 Images = str | NDArray[np.uint8]
@@ -67,17 +68,18 @@ def _scores(samples: str, reference: str, section: Evaluate, progress: Progress)
     spec = resolve(*_extractor(section, goes_with), found.shape, precision=_precision(section, goes_with))
     from taugrid.eval import standalone  # loads torch, which no error above should wait for
 
-    return standalone.evaluate(
-        found,
-        compared,
-        spec,
-        section.metric_settings,
-        batch_size=section.batch_size,
-        versions=versions(SOFTWARE),
-        device=_device(),
-        cache=default_cache(),
-        progress=_teller(progress),
-    )
+    with arithmetic.restored():
+        return standalone.evaluate(
+            found,
+            compared,
+            spec,
+            section.metric_settings,
+            batch_size=section.batch_size,
+            versions=versions(SOFTWARE),
+            device=_device(),
+            cache=default_cache(),
+            progress=_teller(progress),
+        )
 
 
 def _section(evaluate: Mapping[str, Any], assignments: Sequence[Override]) -> Evaluate:

@@ -117,7 +117,10 @@ _RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
 _ACCELERATOR = re.compile(
     r"\b(CUDA|HIP|cuDNN|MIOpen|NCCL|NVML)\b.{0,20}\berror|CUBLAS_STATUS_|CUDNN_STATUS_|CUSOLVER_STATUS_|Triton Error"
 )
-_OUT_OF_MEMORY = re.compile(r"out of memory|_ALLOC_FAILED|OutOfMemory|can't allocate memory|bad_alloc", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|_ALLOC(ATION)?_FAILED|OutOfMemory|can't allocate memory|bad_alloc", re.IGNORECASE
+)
+"""cuBLAS says `_ALLOC_FAILED`, cuDNN since its version 9 `_DEVICE_ALLOCATION_FAILED`."""
 
 
 def of_the_surroundings(error: BaseException) -> bool:

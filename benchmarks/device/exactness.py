@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor
 from benchmarks.device.setting import NAMES, SMALL, Setting, Shape, denoiser, unet
 from benchmarks.device.speed import job_of
 from taugrid.config import DIFFUSION_DEFAULTS
+from taugrid.config.sample import Compilation
 from taugrid.images import to_uint8
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.graphs import InGraphs, recorded
@@ -23,7 +26,9 @@ from taugrid.workers.schedules import alpha_bar
 
 SEED = 20
 NORMALS = 100_000_000
-OTHER_PROCESS = "from benchmarks.device import exactness, setting; print(exactness.digest(setting.Setting('{}', {})))"
+OTHER_PROCESS = (
+    "from benchmarks.device import exactness, setting; print(exactness.digest(setting.Setting('{}', {}), '{}'))"
+)
 
 WAITS: dict[str, Callable[[Tensor], object]] = {
     "item": lambda x: x.sum().item(),
@@ -112,25 +117,32 @@ def _against_the_cpu(setting: Setting) -> dict[str, Any]:
     return {"words_equal": equal, "normals": times * batch * 3072, "differ": different, "largest_difference": largest}
 
 
-def digest(setting: Setting) -> str:
+def digest(setting: Setting, compiled: Compilation = "none") -> str:
     """SHA-256 of the small network's output for a batch of noise."""
     from taugrid.workers.device import set_up
 
     set_up(1)
-    x = normal(SEED, torch.arange(setting.batches[0], device=setting.device), 0, SMALL)
-    output = denoiser(unet(SMALL, setting.device), setting, "float32")(x, 500)
+    batch = setting.batches[0]
+    x = normal(SEED, torch.arange(batch, device=setting.device), 0, SMALL)
+    output = denoiser(unet(SMALL, setting.device), setting, "float32", compiled, batch)(x, 500)
     return hashlib.sha256(output.cpu().numpy().tobytes()).hexdigest()
 
 
 def bits(setting: Setting) -> dict[str, Any]:
-    """Whether a network gives the same bits twice, in another process, and replayed from a CUDA graph."""
-    first = digest(setting)
-    command = [sys.executable, "-c", OTHER_PROCESS.format(setting.device, setting.short)]
-    other = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    found: dict[str, Any] = {"twice": digest(setting) == first, "in_another_process": other == first}
+    """Whether a network gives the same bits twice, in another process, compiled there, and from a CUDA graph."""
+    found: dict[str, Any] = _twice(setting, "none")
     if not setting.on_gpu:
         return found | {"cuda_graphs": "skipped: CUDA graphs need a GPU"}
-    return found | {"cuda_graphs": _graphs(setting), "not_recorded": _not_recorded()}
+    compiled = {"compiled": _twice(setting, "default")}
+    return found | compiled | {"cuda_graphs": _graphs(setting), "not_recorded": _not_recorded()}
+
+
+def _twice(setting: Setting, compiled: Compilation) -> dict[str, Any]:
+    first = digest(setting, compiled)
+    command = [sys.executable, "-c", OTHER_PROCESS.format(setting.device, setting.short, compiled)]
+    anew = {**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}  # or else it reads what this process compiled
+    other = subprocess.run(command, capture_output=True, text=True, check=True, env=anew).stdout.strip()
+    return {"twice": digest(setting, compiled) == first, "in_another_process": other == first}
 
 
 def _graphs(setting: Setting) -> dict[str, Any]:
@@ -205,14 +217,19 @@ def flips(setting: Setting) -> dict[str, Any]:
 
 
 def training(setting: Setting) -> dict[str, Any]:
-    """Whether 20 steps of training give the same weights twice, and milliseconds of a step."""
+    """Whether 20 steps of training give the same weights twice, what torch can't repeat, and milliseconds of a step."""
     if setting.on_gpu:
         arithmetic.repeat_backward()
     count, batch = (3, 8) if setting.short else (20, 128)
-    first, second = (_trained(setting.device, count, batch) for _ in range(2))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        first, second = (_trained(setting.device, count, batch) for _ in range(2))
+    said = sorted({str(warning.message).partition("\n")[0][:150] for warning in caught})
     milliseconds = 1000 * setting.seconds(lambda: _trained(setting.device, 1, batch), 1)
     torch.use_deterministic_algorithms(False)
-    return {"steps": count, "batch": batch, "same_weights": first == second, "step_ms": round(milliseconds, 1)}
+    arithmetic.settle()  # attention as workers compute it
+    found = {"steps": count, "batch": batch, "same_weights": first == second, "warnings": said}
+    return found | {"step_ms": round(milliseconds, 1)}
 
 
 def _trained(device: str, count: int, batch: int) -> str:

@@ -31,26 +31,87 @@ PLANTED = {
     "the new switch above all": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
     "a new switch": lambda: setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32"),
     "cuDNN's choice by timing": lambda: setattr(torch.backends.cudnn, "benchmark", True),
+    "MIOpen's choice by timing": lambda: setattr(torch.backends.miopen, "immediate", False),
     "TF32 in cuBLAS": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    "the new switch of matrices alone": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    "the new switch of one of cuDNN's": lambda: setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee"),
+    "the new switch of NVIDIA's": lambda: setattr(torch.backends.cudnn, "fp32_precision", "tf32"),
+    "the new switch of CPUs": lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+    "sums in bf16": lambda: setattr(torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
+    "sums in fp16": lambda: setattr(torch.backends.cuda.matmul, "allow_fp16_accumulation", True),
+    "a kernel of attention": lambda: torch.backends.cuda.enable_flash_sdp(False),
 }
+
+
+def told(read):
+    """What torch says of an old switch: it refuses where old and new ones disagree."""
+    try:
+        return read()
+    except RuntimeError:
+        return "they disagree"
 
 
 def switches():
     backends = torch.backends
     places = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul, backends.mkldnn.conv)
     new = [place.fp32_precision for place in (*places, backends.mkldnn.matmul)]
-    old = (backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision())
-    return new, old, backends.cudnn.benchmark, backends.cudnn.deterministic
+    matmul = backends.cuda.matmul
+    old = (
+        told(lambda: backends.cudnn.allow_tf32),
+        told(lambda: matmul.allow_tf32),
+        told(torch.get_float32_matmul_precision),
+    )
+    kernels = (backends.cudnn.benchmark, backends.cudnn.deterministic, backends.miopen.immediate)
+    names = ("fp16_reduced_precision_reduction", "bf16_reduced_precision_reduction", "fp16_accumulation")
+    sums = [getattr(matmul, f"allow_{name}") for name in names]
+    attention = [getattr(backends.cuda, f"{name}_sdp_enabled")() for name in arithmetic.ATTENTION]
+    return new, old, kernels, sums, attention
 
 
 @pytest.mark.parametrize("what", PLANTED)
 def test_no_switch_that_users_code_sets_outlives_its_job(what):
     arithmetic.settle()
     expected = switches()
-    assert expected == (["ieee"] * 5, (False, False, "highest"), False, True)
+    old = (False, False, "highest")
+    assert expected == (["ieee"] * 5, old, (False, True, True), [True, True, False], [True] * 4)
     PLANTED[what]()
     arithmetic.settle()
     assert switches() == expected, "and torch does not refuse to read the old ones"
+
+
+FROM_ABOVE = (torch.backends.cuda.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul)
+
+
+def as_torch_ships_them():
+    arithmetic.settle()
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = True, False
+    torch.backends.miopen.immediate = False
+    for place in (*FROM_ABOVE, torch.backends.mkldnn.rnn):
+        place.fp32_precision = "none"
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+@pytest.mark.parametrize("what", PLANTED)
+def test_a_callers_switches_are_as_before_whichever_set_of_them_is_used(what, tf32):
+    """torch refuses to read old switches that disagree with new ones, and advises to use the new ones alone."""
+    as_torch_ships_them()
+    PLANTED[what]()
+    before = switches()
+    with arithmetic.restored():
+        arithmetic.settle(tf32)
+        assert switches() != before
+    assert switches() == before
+
+
+def test_what_a_caller_sets_above_all_still_reaches_what_was_not_set():
+    as_torch_ships_them()
+    with arithmetic.restored():
+        arithmetic.settle()
+    torch.backends.fp32_precision = "tf32"
+    with arithmetic.restored():
+        arithmetic.settle()
+    torch.backends.fp32_precision = "ieee"
+    assert [place.fp32_precision for place in FROM_ABOVE] == ["ieee"] * 3
 
 
 def test_a_product_of_matrices_has_the_same_bits_whatever_a_user_has_set():

@@ -7,6 +7,7 @@ from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 
 from taugrid.errors import DeviceUnusable
+from taugrid.workers.accelerator import compiled
 from taugrid.workers.accelerator.arithmetic import Arithmetic, computed
 from taugrid.workers.network.custom import for_inference
 
@@ -56,4 +57,42 @@ def test_a_node_without_a_compiler_is_refused_in_one_line():
         pytest.raises(DeviceUnusable, match=r"sample.compile: default failed.* set sample.compile: none$") as caught,
     ):
         denoiser(0, True, FULL)(torch.randn(4, 1, 3, 3), 5)
+    assert "\n" not in str(caught.value)
+
+
+class Wide(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(9, width), nn.Linear(width, 9))
+
+    def forward(self, x, t):
+        return self.layers(x.flatten(1)).view_as(x)
+
+
+def outputs_of(widths):
+    """Of networks with one code and weights of other shapes, compiled as far as torch's limit on this matters."""
+    torch._dynamo.reset()
+    counters.clear()
+    for width in widths:
+        network = torch.compile(Wide(width).eval(), dynamic=False, backend="eager")
+        with torch.inference_mode():
+            yield compiled.in_full_batches(network, 4)(torch.zeros(4, 1, 3, 3), 5)
+
+
+def test_a_worker_compiles_more_than_eight_architectures():
+    """After eight, torch would compute the others as if they were not compiled, and say so in a log."""
+    assert len(list(outputs_of(range(1, 13)))) == 12
+    assert counters["stats"]["unique_graphs"] == 12
+    assert torch._dynamo.config.recompile_limit == 8, "a caller's own networks keep their limit"
+
+
+def test_what_is_compiled_anew_again_and_again_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(compiled, "MOST_COMPILED", 2)
+    outputs = outputs_of(range(1, 4))
+    next(outputs)
+    next(outputs)
+    with pytest.raises(
+        DeviceUnusable, match=r"compiled a network's code 2 times .* set sample.compile: none$"
+    ) as caught:
+        next(outputs)
     assert "\n" not in str(caught.value)

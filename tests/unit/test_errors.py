@@ -48,6 +48,7 @@ THE_TASKS = [
     OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
     AcceleratorError("CUDA error: out of memory"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
     SafetensorError("No such file (os error 2)"),
 ]
 

@@ -72,6 +72,19 @@ def test_what_would_fit_is_found_by_trying(room, fits):
         assert "not even one image fits" in said
 
 
+def test_what_would_fit_is_tried_as_the_sampler_calls_a_network_without_gradients():
+    """A custom function may have parameters: what backward passes would need is not what sampling needs."""
+    weight, kept = torch.ones(1, requires_grad=True), []
+
+    def network(x, t):
+        output = x * weight
+        kept.append(output.requires_grad)
+        return output
+
+    assert batch_that_fits(network, (1, 2, 2), 4, "cpu") == 2
+    assert kept == [False]
+
+
 def test_a_network_that_can_not_be_loaded_leaves_nothing_that_fits():
     def load():
         raise OutOfMemoryError("CUDA out of memory")
@@ -205,6 +218,8 @@ def test_an_extractor_that_does_not_take_one_image_fails():
         OutOfMemoryError("CUDA out of memory"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"),
         RuntimeError("std::bad_alloc"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
     ],
     ids=repr,
 )

@@ -275,6 +275,22 @@ def test_a_network_in_memory_is_sampled_and_left_as_it_was(run):
     assert network.training
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_each_part_of_a_network_in_memory_is_in_evaluation_mode_and_then_as_it_was(whole):
+    """A part may be frozen while the rest is trained, and dropout may be on in a network that is not."""
+
+    class Network(torch.nn.Sequential):
+        def forward(self, x, index):
+            assert not any(part.training for part in self.modules())
+            return x
+
+    network = Network(torch.nn.BatchNorm2d(1), torch.nn.Dropout()).train(whole)
+    network[0].eval()
+    network[1].train()
+    taugrid.sample(network, 2, **AS_IN_THE_RUN)
+    assert [part.training for part in network.modules()] == [whole, False, True]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -314,8 +330,9 @@ def test_a_network_in_memory_computes_in_the_precision_that_is_asked_for():
     assert types == [torch.float32] * 2 + [torch.bfloat16] * 2
 
 
-def test_torch_keeps_its_settings():
-    backends = torch.backends
+@pytest.mark.parametrize("what", ["sample", "evaluate"])
+def test_torch_keeps_its_settings(what):
+    backends, images = torch.backends, np.random.default_rng(0).integers(0, 256, (20, 4, 4), dtype=np.uint8)
 
     def settings():
         cudnn, places = backends.cudnn, (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.matmul)
@@ -325,7 +342,10 @@ def test_torch_keeps_its_settings():
         backends.cudnn.deterministic = False
         backends.cudnn.benchmark = backends.cudnn.allow_tf32 = True
         before = settings()
-        taugrid.sample(ORACLE, 1, **AS_IN_THE_RUN)
+        if what == "sample":
+            taugrid.sample(ORACLE, 1, **AS_IN_THE_RUN)
+        else:
+            taugrid.evaluate(images[:10], images[10:], progress=False, extractor="pixels", metrics=["fid"])
         assert settings() == before
 
 

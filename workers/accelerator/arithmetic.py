@@ -22,6 +22,9 @@ FIRST_WITH_TF32 = (8, 0)
 HALF = {"bf16": "bfloat16", "fp16": "float16"}
 """Precisions under autocast -> torch's names of their types."""
 
+ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
+"""torch's kernels for attention, as it names their switches."""
+
 
 class Arithmetic(NamedTuple):
     """How a network is computed; every field changes its output in the last digits, or more."""
@@ -45,7 +48,8 @@ def settle(tf32: bool = False) -> None:
 
     A user's network or extractor can change these settings of the whole process, so they are set for every job. torch
     has an old and a new set of switches. Libraries read the old ones, and torch raises an error if both disagree, so
-    both are set. The new ones are set where they are read, not from above: there no later setting reaches them.
+    both are set. The new ones are set where they are read, not from above: there no later setting reaches them. Sums in
+    half precision and the kernels of attention are as torch ships them.
     """
     import torch
 
@@ -61,6 +65,12 @@ def settle(tf32: bool = False) -> None:
         place.fp32_precision = "ieee"  # a CPU could take bf16 for it
     backends.cudnn.deterministic = True
     backends.cudnn.benchmark = False  # it takes the kernel that was fastest this time
+    backends.miopen.immediate = True  # the same on ROCm, whose library times kernels even without a benchmark
+    for half in HALF:
+        setattr(backends.cuda.matmul, f"allow_{half}_reduced_precision_reduction", True)
+    backends.cuda.matmul.allow_fp16_accumulation = False
+    for kernel in ATTENTION:
+        getattr(backends.cuda, f"enable_{kernel}_sdp")(True)
 
 
 @contextmanager
@@ -69,17 +79,67 @@ def restored() -> Iterator[None]:
     import torch
 
     backends: Any = torch.backends
-    cudnn, matmul, mkldnn = backends.cudnn, backends.cuda.matmul, backends.mkldnn
-    old = [(cudnn, "allow_tf32"), (matmul, "allow_tf32"), (cudnn, "deterministic"), (cudnn, "benchmark")]
-    places = (cudnn.conv, cudnn.rnn, matmul, mkldnn.conv, mkldnn.rnn, mkldnn.matmul, cudnn, mkldnn, backends)
-    switches = [*old, *((place, "fp32_precision") for place in places)]  # the old ones first: they set new ones too
-    matrices, before = torch.get_float32_matmul_precision(), [getattr(*switch) for switch in switches]
+    cudnn, matmul = backends.cudnn, backends.cuda.matmul
+    switches = [(cudnn, "deterministic"), (cudnn, "benchmark"), (backends.miopen, "immediate")]
+    switches.append((matmul, "allow_fp16_accumulation"))
+    before = [(*switch, getattr(*switch)) for switch in switches]
+    before += [(matmul, *_reduced_sums(matmul, half)) for half in HALF]
+    attention = {kernel: getattr(backends.cuda, f"{kernel}_sdp_enabled")() for kernel in ATTENTION}
+    float32 = _Float32.read()
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(matrices)
-        for (place, name), value in zip(switches, before, strict=True):
-            setattr(place, name, value)
+        float32.write()
+        for switch in before:
+            setattr(*switch)
+        for kernel, on in attention.items():
+            getattr(backends.cuda, f"enable_{kernel}_sdp")(on)
+
+
+def _reduced_sums(matmul: Any, half: str) -> tuple[str, Any]:
+    """The switch for sums of products in `half`, and its value, which in newer versions also tells of split sums."""
+    name = f"allow_{half}_reduced_precision_reduction"
+    split = getattr(matmul, f"{name}_split_k", None)
+    return name, getattr(matmul, name) if split is None else (getattr(matmul, name), split)
+
+
+class _Float32(NamedTuple):
+    """The switches of float32's precision, old and new, whether they agree or not: torch refuses to read those that do
+    not agree, and its users are told to use the new ones alone."""
+
+    matrices: str
+    convolutions: bool
+    new: list[tuple[Any, str]]
+    """Each place and what is set there itself, not from above."""
+
+    @classmethod
+    def read(cls) -> "_Float32":
+        """They are not left as they were: `write` does that."""
+        import torch
+
+        backends: Any = torch.backends
+        cudnn, mkldnn, new = backends.cudnn, backends.mkldnn, []
+        for place in (backends, cudnn, mkldnn):  # the topmost first, or else its value would be read below
+            new.append((place, place.fp32_precision))
+            place.fp32_precision = "none"
+        below = (cudnn.conv, cudnn.rnn, backends.cuda.matmul, mkldnn.conv, mkldnn.rnn, mkldnn.matmul)
+        new += [(place, place.fp32_precision) for place in below]
+        for place in below:
+            place.fp32_precision = "ieee"
+        try:
+            convolutions = bool(cudnn.allow_tf32)
+        except RuntimeError:  # the new ones say no, so the old one says yes
+            convolutions = True
+        return cls(torch.get_float32_matmul_precision(), convolutions, new)
+
+    def write(self) -> None:
+        """Set them as they were read."""
+        import torch
+
+        torch.set_float32_matmul_precision(self.matrices)
+        torch.backends.cudnn.allow_tf32 = self.convolutions  # both set new ones too, so these come last
+        for place, value in reversed(self.new):  # the topmost last: mkldnn's switch sets that one too (torch 2.13)
+            place.fp32_precision = value
 
 
 def repeat_backward() -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo import config as dynamo
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._inductor import config as inductor
 from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
@@ -24,6 +25,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 CHOICES_BY_TIMING = {"shape_padding": False, "deterministic": True}
 """Options of torch's compiler, of which older versions lack some."""
+
+MOST_COMPILED = 256
+"""How often torch may compile the same code, for other shapes of weights or batches and other precisions. Its own limit
+is 8 in a process. After that it computes without a word as if nothing were compiled, so the bits of an image would
+depend on what its worker did before."""
 
 
 def by_torch(function: F) -> F:
@@ -43,7 +49,13 @@ def in_full_batches(network: "Denoiser", batch_size: int) -> "Denoiser":
         missing = batch_size - len(x)
         whole = torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
         try:
-            return network(whole, t)[: len(x)]
+            with dynamo.patch(**_limits()):
+                return network(whole, t)[: len(x)]
+        except FailOnRecompileLimitHit as error:
+            raise DeviceUnusable(
+                f"node {this_node()}: sample.compile: default failed: torch compiled a network's code "
+                f"{MOST_COMPILED} times in one process; set sample.compile: none"
+            ) from error
         except (TorchDynamoException, InductorError, InvalidCxxCompiler) as error:
             if of_memory(error):
                 raise
@@ -53,3 +65,9 @@ def in_full_batches(network: "Denoiser", batch_size: int) -> "Denoiser":
             ) from error
 
     return call
+
+
+def _limits() -> dict[str, Any]:
+    """What `MOST_COMPILED` means in torch's words."""
+    limits = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), MOST_COMPILED)
+    return {**limits, "fail_on_recompile_limit_hit": True}

@@ -56,7 +56,8 @@ def _fits(network: "Denoiser", shape: tuple[int, ...], device: str) -> bool:
     import torch
 
     try:
-        network(torch.zeros(shape, device=device), 1)
+        with torch.no_grad():  # as the sampler does
+            network(torch.zeros(shape, device=device), 1)
         if device == "cuda":
             torch.cuda.synchronize()
     except Exception as error:

@@ -31,14 +31,14 @@ def held_network(made: Any) -> Iterator[Denoiser]:
         output = made(x, torch.full((len(x),), network_time(t), device=x.device))
         return checked(getattr(output, "sample", output), x, name)
 
-    was_training = isinstance(made, nn.Module) and made.training
-    if was_training:
+    modes = [(part, part.training) for part in made.modules()] if isinstance(made, nn.Module) else []
+    if modes:
         made.eval()
     try:
         yield network
     finally:
-        if was_training:
-            made.train()
+        for part, mode in modes:  # each its own: `train` would set those that the caller has frozen, too
+            part.training = mode
 
 
 def place_of(made: Any) -> str | None:
