@@ -27,7 +27,7 @@ FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 """What stays as it is until the user changes it: the same command would meet it again."""
 
 UNUSABLE = frozenset({errno.ENAMETOOLONG, errno.ELOOP})
-"""What is said of a path that can't be one here, whatever is on the disk: a name is too long, or links go in a circle."""
+"""What is said of a path that can be none, whatever is on the disk: a name is too long, or links go in a circle."""
 
 UNSYNCABLE = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 """What file systems that cannot sync a folder say; those write names at once, or offer no way to make sure."""
