@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
-from taugrid.errors import RunFailed, of_the_surroundings
+from taugrid.errors import RunFailed, UserError, of_the_surroundings
 
 T = TypeVar("T")
 
@@ -25,6 +25,9 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 """What stays as it is until the user changes it: the same command would meet it again."""
+
+UNUSABLE = frozenset({errno.ENAMETOOLONG, errno.ELOOP})
+"""What is said of a path that can be none, whatever is on the disk: a name is too long, or links go in a circle."""
 
 UNSYNCABLE = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 """What file systems that cannot sync a folder say; those write names at once, or offer no way to make sure."""
@@ -103,10 +106,16 @@ def in_one_line(error: OSError) -> str:
 
 @contextmanager
 def failing_in_one_line() -> Iterator[None]:
-    """Turn an error of the disk into `RunFailed`: it is no bug, and the user can do something about it."""
+    """Turn an error of the disk into `RunFailed`: it is no bug, and the user can do something about it.
+
+    Raises:
+        UserError: for a path that must be another one.
+    """
     try:
         yield
     except OSError as error:
+        if error.errno in UNUSABLE:
+            raise UserError(f"{error.filename or 'a path'} can't be used: {error.strerror}; give another one") from None
         if error.errno is None or not of_the_surroundings(error):
             raise
         raise RunFailed(in_one_line(error)) from error

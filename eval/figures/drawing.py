@@ -38,6 +38,9 @@ TITLE_WIDTH = 52
 LEGEND_LINE = 0.19
 """Inches that a line of a legend below the panel takes."""
 
+LONGEST_SIDE = 2**15
+"""Pixels. A larger picture gets fewer per inch: matplotlib refuses 2^16, and viewers much less; its SVG stays sharp."""
+
 Values = NDArray[np.float64]
 TableOfFigure = TypeVar("TableOfFigure")
 
@@ -58,9 +61,10 @@ Styles = Mapping[str, LineStyle]
 def save(figure: Figure, path_stem: Path) -> None:
     """Write `path_stem` + .png and .svg, each whole or not at all; equal figures give equal bytes."""
     with plain_style():
+        dpi = min(STYLE["savefig.dpi"], LONGEST_SIDE / max(figure.get_size_inches()))
         for kind, metadata in {"png": {"Software": None}, "svg": {"Date": None}}.items():
             with replacing(path_stem.with_name(f"{path_stem.name}.{kind}")) as temporary:
-                figure.savefig(temporary, format=kind, metadata=metadata)
+                figure.savefig(temporary, format=kind, metadata=metadata, dpi=dpi)
             figure.set_layout_engine("none")  # the other file has the same layout, and need not compute it
 
 

@@ -10,6 +10,7 @@ import os
 import secrets
 import signal
 import textwrap
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -74,14 +75,24 @@ def connected(
 
     Raises:
         UserError: if the address can't be reached, its cluster has no token, or does not accept the one that is here.
+            Also outside of the main thread, which is interrupted when the run must end.
         RunFailed: if the head of a running cluster dies within the block.
     """
+    if threading.current_thread() is not threading.main_thread():
+        raise UserError("a run that needs workers must be called in the main thread, where Ctrl-C is heard")
     options = _embedded(cluster, trainers) if address == "local" else {"address": join(address)}
     import ray
 
+    is_ours = not ray.is_initialized()
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    _init(address, options, modules)
-    signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        _init(address, options, modules)
+    except BaseException:
+        if is_ours:  # what has started of it would live as long as this process, which may be a notebook's
+            ray.shutdown()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         with nullcontext() if address == "local" else watched(options["address"]):
             yield

@@ -182,6 +182,10 @@ class Crew:
             died = counted(len(self._deaths), "worker")
             raise RunFailed(f"{died} died of their tasks, and no task was done; the last: {reason}")
 
+    def excuse(self, seconds: float) -> None:
+        """For so long no hello could be heard."""
+        self._greeted = {worker: since + seconds for worker, since in self._greeted.items()}
+
     def worked(self) -> None:
         """A task was done: not all is in vain."""
         self._in_vain = 0

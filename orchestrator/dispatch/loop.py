@@ -37,6 +37,10 @@ from taugrid.words import counted, duration, quantity
 POLL_SECONDS = 0.5
 """How often the driver wakes up while nothing happens, for Ctrl-C, stragglers, hangs and benches that end."""
 
+AWAY_SECONDS = 30.0
+"""A turn takes a second or so. One that takes so long was held up, by a disk that hangs or because the driver was
+stopped; no heartbeat is heard meanwhile, and workers must not be killed for it."""
+
 FINAL = NotFinite | DoesNotFit
 """Errors that the same job would give again, and so would the others of its cell."""
 
@@ -83,6 +87,7 @@ class Loop:
         self._reasons: dict[str, str] = {}
         self._fractions = Fractions()
         self._long_shards = LongShards()
+        self._listened = time.monotonic()
         self._remarks: set[str] = set()
         self.lasting: set[str] = set()
         """Names of cells that could not be finished and never can: their network returns NaN or infinity."""
@@ -110,6 +115,10 @@ class Loop:
         for event in self._pool.events(POLL_SECONDS):
             self._handle(event)
         now = time.monotonic()
+        away, self._listened = now - self._listened, now
+        if away >= AWAY_SECONDS:
+            self._dispatcher.excuse(away)
+            self._crew.excuse(away)
         for worker in self._dispatcher.overdue(now):
             self._pool.kill(worker)
             silent = duration(self._limits.hang_seconds)

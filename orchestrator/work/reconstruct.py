@@ -114,7 +114,8 @@ class ReconstructWork(WorkKind):
 
         lacking = self.missing()
         cells = [cell for cell in self._cells() if cell.name not in lacking]
-        rows = [self._row(cell, [place.path for place in self._places([cell])]) for cell in cells]
+        seconds = _seconds(self.rundir)
+        rows = [self._row(cell, [place.path for place in self._places([cell])], seconds.get(cell.id)) for cell in cells]
         beside = reconstruction_counterparts(rows, [_encoded(cell) for cell in cells])
         labels = self.labels()
         notes = [f"{labels[name]} is left out: {reason}" for name, reason in lacking.items()]
@@ -181,7 +182,7 @@ class ReconstructWork(WorkKind):
             place.path, place.shard.stop, on_damage, place.shard.start, expected={"cell": place.cell.id}
         )
 
-    def _row(self, cell: Cell, paths: list[Path]) -> dict[str, Any]:
+    def _row(self, cell: Cell, paths: list[Path], seconds: float | None) -> dict[str, Any]:
         n = cell.settings.num_samples
         mse, mse_8bit = (
             np.concatenate(
@@ -200,7 +201,7 @@ class ReconstructWork(WorkKind):
             "mse": float(mse.mean()),
             "mse_se": float(mse.std(ddof=1) / np.sqrt(n)) if n > 1 else None,
             "mse_8bit": float(mse_8bit.mean()),
-            "seconds": _seconds(self.rundir, f"{self.name}/{cell.id}/"),
+            "seconds": seconds,
             **cell.axes,
         }
 
@@ -227,11 +228,14 @@ def _group(cell: Cell) -> str:
     return name_of([cell.settings.spacing_name, cell.settings.weights, *cell.axes.values(), cell.model.id])
 
 
-def _seconds(rundir: RunDir, prefix: str) -> float | None:
-    """Device time of the tasks whose key begins with `prefix`; of each task, only the last commit counts."""
-    done = (e for e in read_events(rundir) if e.get("task", "").startswith(prefix) and e.get("committed"))
-    last = {event["task"]: event["seconds"] for event in done}
-    return round(sum(last.values()), 3) if last else None
+def _seconds(rundir: RunDir) -> dict[str, float]:
+    """Cell id -> device time of its tasks; of each task, only the last commit counts."""
+    last: dict[str, dict[str, float]] = {}
+    for event in read_events(rundir):
+        kind, *rest = event.get("task", "").split("/")
+        if kind == ReconstructWork.name and event.get("committed"):
+            last.setdefault(rest[0], {})[event["task"]] = event["seconds"]
+    return {cell: round(sum(tasks.values()), 3) for cell, tasks in last.items()}
 
 
 KIND = ReconstructWork

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from taugrid.disk import retried
-from taugrid.errors import OtherBytes
+from taugrid.errors import DamagedFile, OtherBytes
 from taugrid.parquet.arrays import arrow_array
-from taugrid.parquet.reader import Part
+from taugrid.parquet.reader import Part, inspect
 from taugrid.parquet.schemas import SETTING_FIELDS
 from taugrid.parquet.seal import write_seal
 from taugrid.storage import LOCAL, Storage
@@ -97,14 +97,37 @@ class PartWriter:
         return True
 
     def commit_over(self, version: str | None) -> bool:
-        """Put the file in place of the one that has this version (`Storage.version`), or of none.
+        """Put the file in place of the one that has this version (`Storage.version`), of a shorter one, or of none.
 
         Any other file is kept; then it returns False. Raises as `commit`.
         """
         self._writer.close()
         write_seal(self._temporary)
-        replaced = version is not None and self._storage.replace_if(self._path, self._temporary, version)
+        if version is None:
+            return self._create()
+        replaced = self._replace(version) or self._replace(self._shorter())
         return replaced or self._create()
+
+    def _replace(self, version: str | None) -> bool:
+        return version is not None and self._storage.replace_if(self._path, self._temporary, version)
+
+    def _shorter(self) -> str | None:
+        """The version of the file in place if it is a whole one that has fewer of the same rows.
+
+        It may be the one to replace although it has another version: a copy or `touch` changed its time, or the file
+        system numbers its files anew for each machine that mounts it.
+        """
+        if (ours := self.content) is None:
+            return None
+        try:
+            version = self._storage.version(self._path)
+            theirs = inspect(self._path, every_byte=False, storage=self._storage)
+        except (FileNotFoundError, NotADirectoryError, DamagedFile):
+            return None
+        same = theirs.start == ours.start and all(
+            theirs.metadata.get(key) == ours.metadata[key] for key in ours.metadata
+        )
+        return version if same and theirs.stop < ours.stop else None
 
     def _create(self) -> bool:
         created = self._storage.create(self._path, self._temporary)

@@ -2,7 +2,10 @@
 
 import json
 import secrets
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from command import events, sample_files, taugrid_alone
@@ -81,3 +84,33 @@ def test_a_cluster_beyond_this_machine_needs_a_token(config, tmp_path, monkeypat
     done = taugrid("run", config, "--out", tmp_path / "run", "--address", "192.0.2.1:6379", code=2)
     assert "token" in done.stderr
     assert len(done.stderr.strip().splitlines()) <= 2
+
+
+def test_ctrl_c_as_ray_starts_leaves_nothing_of_it_in_a_process_that_goes_on():
+    """As a notebook's does: what had started of Ray lived on beside the next run's, and SIGTERM was Ray's."""
+    command, here = [sys.executable, "-c", INTERRUPTED_START], Path(__file__).parent
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["True", "True", "[]"], done.stderr
+
+
+INTERRUPTED_START = """
+import os, signal
+from command import descendants
+from taugrid.config import Cluster
+from taugrid.orchestrator.dispatch import cluster
+
+cluster.prepare_embedded()
+import ray
+init, before = ray.init, signal.getsignal(signal.SIGTERM)
+
+def interrupted(**options):
+    init(**options)
+    signal.raise_signal(signal.SIGINT)
+
+ray.init = interrupted
+try:
+    with cluster.connected("local", Cluster()):
+        pass
+except KeyboardInterrupt:
+    print(not ray.is_initialized(), signal.getsignal(signal.SIGTERM) == before, descendants(os.getpid()))
+"""

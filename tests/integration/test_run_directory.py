@@ -135,6 +135,19 @@ def test_a_place_that_can_not_be_written_is_one_line(config, tmp_path):
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
+@pytest.mark.parametrize("command", [("run", "CONFIG", "--out", "PLACE"), ("plan", "PLACE"), ("status", "PLACE")])
+@pytest.mark.parametrize(
+    ("place", "said"), [("x" * 300, "File name too long"), ("circle/run", "Too many levels of symbolic links")]
+)
+def test_a_path_that_can_be_none_is_one_line(config, tmp_path, command, place, said):
+    (tmp_path / "circle").symlink_to("circle")
+    words = {"CONFIG": config, "PLACE": tmp_path / place}
+    done = taugrid(*(words.get(word, word) for word in command), code=2)
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("taugrid: ")
+    assert said in done.stderr or "no config file, run directory or shipped config" in done.stderr
+
+
 def test_plan_status_verify_and_export(config, finished, tmp_path):
     plan = json.loads(taugrid("plan", config, "--out", tmp_path / "new", "--json").stdout)
     assert plan["network_evaluations"] == 100 * (2 + 4) * 3 == plan["network_evaluations_remaining"]

@@ -8,7 +8,9 @@ import pytest
 from ray._private import services
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
+from taugrid.config import Cluster
 from taugrid.errors import UserError
+from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.dispatch.address import (
     Token,
     check_form,
@@ -154,3 +156,9 @@ def test_a_password_in_an_address_is_refused_and_not_shown():
     with pytest.raises(UserError, match="without a user or a password") as caught:
         check_form("user:word@host:6379")
     assert "word@" not in str(caught.value)
+
+
+def test_a_run_outside_of_the_main_thread_is_refused_before_ray_starts():
+    """It failed on the handler of SIGTERM once Ray was there, and left Ray running. Nor could it be interrupted."""
+    with futures.ThreadPoolExecutor(1) as threads, pytest.raises(UserError, match="in the main thread"):
+        threads.submit(cluster.connected("local", Cluster()).__enter__).result()

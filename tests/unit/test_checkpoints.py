@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 from taugrid import config
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Diffusion, validate
 from taugrid.errors import UserError, WrongWeights
+from taugrid.hashing import file_sha256
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers import schedules
+from taugrid.workers.network import checkpoint
 from taugrid.workers.network.checkpoint import PICKLED_WEIGHTS_FILE, WEIGHTS_FILE, read_checkpoint, saved_unet
 from taugrid.workers.network.ema import ema_start
 from taugrid.workers.network.load import load_network
@@ -492,3 +494,17 @@ def test_what_the_hub_can_not_give_is_one_line(pipeline, tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", ["somewhere", "./some/where", "/some/where/else", "../where", "a b/c"])
 def test_what_is_no_id_is_not_asked_for(path):
     assert "no folder" in refusal(read_checkpoint, path)
+
+
+def test_the_weights_of_however_many_models_are_hashed_once(tmp_path, monkeypatch):
+    """The cells of a grid that lists S before its checkpoints come back to each of a hundred checkpoints for each S."""
+    files = [tmp_path / f"{number}.safetensors" for number in range(100)]
+    for number, file in enumerate(files):
+        file.write_bytes(bytes([number]))
+    hashed = []
+    monkeypatch.setattr(checkpoint, "file_sha256", lambda path: [hashed.append(path), file_sha256(path)][1])
+    first, again = ([checkpoint.weights_sha256(file) for file in files] for _ in range(2))
+    assert first == again
+    assert hashed == files
+    files[0].write_bytes(b"other")
+    assert checkpoint.weights_sha256(files[0]) != first[0]

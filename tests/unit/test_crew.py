@@ -2,6 +2,7 @@
 
 import heapq
 import io
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -340,6 +341,27 @@ def test_hellos_that_all_hang_end_the_run(scripted):
     run = scripted(["good"], node_is={"n0": "mute"})
     with pytest.raises(RunFailed, match="has not answered hello"):
         run.run()
+
+
+@pytest.mark.parametrize("node_is", [{}, {"n1": "mute"}], ids=["at work", "greeted"])
+def test_what_a_driver_that_was_held_up_could_not_hear_is_no_silence_of_its_workers(scripted, monkeypatch, node_is):
+    """Its disk hung, or it was stopped, for longer than `cluster.hang_seconds`: all workers were killed for it."""
+    monkeypatch.setattr(sys.modules[__name__], "LONG_SECONDS", 3000.0)
+    run = scripted(["long"] * 2, {"n0": 1, "n1": 1}, dict(node_is), workers=2)
+
+    def held_up():
+        until = run.pool.now + 700.0
+        kept = [event for event in run.pool._events if event[0] > until or not isinstance(event[-1], Heard)]
+        run.pool._events[:] = sorted(kept)
+        run.pool.now = until
+        if run.pool.node_is:
+            run.pool.node_is.clear()
+            run.pool._at(20.0, Joined("worker-1", WorkerInfo("n1", "cpu", {}, "n1")))
+
+    run.pool.then(100.0, held_up)
+    assert len(run.run().done) == 2
+    assert run.pool.started == 2
+    assert run.said("cluster.hang_seconds") == run.said("has not answered") == 0
 
 
 def test_what_happens_at_a_time_is_written_at_once(scripted, monkeypatch):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
 from PIL import Image
 
-from taugrid.eval.figures.drawing import LEAST_SPAN, save
+from taugrid.eval.figures.drawing import LEAST_SPAN, LONGEST_SIDE, save
 from taugrid.eval.figures.quality import quality_figure
 from taugrid.eval.figures.reconstruction import reconstruction_figure
 from taugrid.eval.tables.long_form import COLUMNS, long_form
@@ -281,3 +282,12 @@ def test_the_figure_of_errors_is_written_whole_and_equal_for_equal_input(tmp_pat
     assert sorted(path.name for path in (tmp_path / "first").iterdir()) == names
     for name in names:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_a_figure_of_a_huge_grid_is_saved_at_fewer_pixels_per_inch(tmp_path):
+    """400 inches, as 2,000 lines of a legend take; matplotlib refuses 2^16 pixels, at the end of a run of days."""
+    save(Figure(figsize=(2, 400)), tmp_path / "high")
+    save(Figure(figsize=(2, 100)), tmp_path / "usual")
+    with Image.open(tmp_path / "high.png") as high, Image.open(tmp_path / "usual.png") as usual:
+        assert (high.size, usual.size) == ((163, LONGEST_SIDE), (400, 20_000))
+    assert 'height="28800pt"' in (tmp_path / "high.svg").read_text()

@@ -1,6 +1,7 @@
 """What jobs accept and refuse: files of another cell, another run directory, numbers that are not finite."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
@@ -296,6 +297,18 @@ def test_another_file_than_the_one_to_replace_is_kept(tmp_path):
     before = Path(job.path).read_bytes()
     assert not do(job).first
     assert Path(job.path).read_bytes() == before
+
+
+def test_a_short_file_that_only_its_time_or_its_number_tells_from_the_one_to_replace_is_replaced(tmp_path):
+    """As after `touch`, or on a mount with its own numbers of files: it was kept, and its shard counted as done."""
+    Here(tmp_path / "run", num_samples=14).do("sample")
+    at_once = Here(tmp_path / "once", num_samples=20)
+    at_once.do("sample")
+    for piece in Here(tmp_path / "run", num_samples=20).pieces("sample"):
+        if piece.job.replaces is not None:
+            os.utime(piece.job.path)
+        assert do(piece.job).first
+    assert files(tmp_path / "run") == files(tmp_path / "once")
 
 
 # The reference in parts

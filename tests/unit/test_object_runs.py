@@ -19,6 +19,7 @@ from taugrid.orchestrator.opened import Opened
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
+from taugrid.orchestrator.rundir.ledger import MOST_SUPERSEDED, Ledger
 from taugrid.orchestrator.session import Run
 from taugrid.orchestrator.verification.verify import verify
 from taugrid.storage import LocalStorage, appended, open_place, pieces, replacing, requests
@@ -119,6 +120,29 @@ def test_requests_of_a_run_that_is_done_do_not_grow_with_its_files(opened, bucke
     used = s3.requests - before
     assert used["LIST"] == len(opened.plan.cells) + 1, "a list for each cell, and one for the ledger"
     assert used.total() - used["LIST"] <= len(pieces(storage, root / "ledger.jsonl")), "and the ledger itself"
+
+
+def test_to_write_a_ledger_anew_asks_for_no_file(bucket, s3):
+    """Each file was asked for alone, before anything is said: an hour for 100,000 of them."""
+    root, storage = bucket
+    old = Ledger(root, storage)
+    old.keep()
+    names = [root / f"samples/S0002/part-{number:06d}.parquet" for number in range(50)]
+    for number in range(MOST_SUPERSEDED + 2):
+        old.add(names[0], str(number), parquet.Part(0, 3, {"cell": "c"}))
+    for name in names[1:]:
+        old.add(name, "1", parquet.Part(0, 3, {"cell": "c"}))
+    old.flush()
+    before = s3.requests.copy()
+    Ledger(root, storage).keep()
+    assert (s3.requests - before).total() < 10
+    again = Ledger(root, storage)
+    assert (
+        again.find(names[0], str(MOST_SUPERSEDED + 1))
+        == again.find(names[-1], "1")
+        == parquet.Part(0, 3, {"cell": "c"})
+    )
+    assert storage.read(root / "ledger.jsonl").count(b"\n") == len(names)
 
 
 def test_the_requests_a_shard_that_the_documentation_tells(opened, tmp_path, s3):

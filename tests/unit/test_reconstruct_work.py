@@ -26,6 +26,7 @@ from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Run
 from taugrid.orchestrator.work.reconstruct import ReconstructWork
 from taugrid.orchestrator.work.survey import Survey
+from taugrid.storage import LocalStorage
 from taugrid.workers.data import load as data
 from taugrid.workers.network.ema import ema_start
 from taugrid.workers.network.load import load_network
@@ -292,3 +293,23 @@ def test_a_damaged_file_is_one_piece_again(tmp_path):
     assert [path.read_bytes() for path in (tmp_path / "damaged").iterdir()] == [content]
     assert files(work) == before
     assert work.conclude().rows == rows
+
+
+def test_the_seconds_of_all_cells_are_found_by_reading_the_events_once(tmp_path, monkeypatch):
+    """They were read anew for each cell: with a thousand cells, a thousand times."""
+    work = reconstruct(tmp_path / "run", 8, **GAUSSIAN, grid={"steps": [2, 3, 5]})
+    events = Events(work.rundir)
+    for number, piece in enumerate(do(work)):
+        for attempt in range(2):  # the second is of a later file, in the place of a damaged one
+            result = Result(number + attempt / 4, piece.job.stop - piece.job.start, True)
+            name, fields = work.event(piece, result, True)
+            events.add(name, **fields)
+    pieces = [
+        piece.cell.id for piece in reconstruct(tmp_path / "new", 8, **GAUSSIAN, grid={"steps": [2, 3, 5]}).pieces()
+    ]
+    read, reads = LocalStorage.read, []
+    monkeypatch.setattr(LocalStorage, "read", lambda self, path: [reads.append(path), read(self, path)][1])
+    rows = work.conclude().rows
+    expected = [sum(n + 0.25 for n, cell in enumerate(pieces) if cell == of) for of in dict.fromkeys(pieces)]
+    assert [row["seconds"] for row in rows] == expected
+    assert reads.count(events.path) == 1

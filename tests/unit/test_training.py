@@ -4,6 +4,7 @@ import io
 import json
 import math
 import shutil
+import subprocess
 import sys
 import time
 from contextlib import nullcontext
@@ -579,3 +580,27 @@ def test_logged_steps_are_few_in_a_long_training():
     assert logged[50:53] == [100, 200, 300]
     assert logged[-1] == 100_000
     assert is_logged(7_777, 7_777)
+
+
+MEETING = """
+import sys
+from pathlib import Path
+from torch import distributed
+from taugrid.workers.training.loop import meet, stay_on_loopback
+
+stay_on_loopback()
+meet(Path(sys.argv[1]), int(sys.argv[2]), 2, "cpu")
+distributed.barrier()
+print(Path(sys.argv[1]).exists())
+"""
+
+
+def test_ranks_meet_in_a_run_directory_of_any_name(tmp_path):
+    """torch took the name for a URL: of run#2 it opened run, a folder (`DistStoreError`) or another training's file."""
+    folder = tmp_path / "run#2 ?a=1&b %20 ü"
+    folder.mkdir()
+    (tmp_path / "run").mkdir()
+    command = [sys.executable, "-c", MEETING, str(folder / "meeting")]
+    ranks = [subprocess.Popen([*command, rank], stdout=subprocess.PIPE, text=True) for rank in "01"]
+    assert [rank.communicate(timeout=120)[0] for rank in ranks] == ["True\n", "True\n"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", folder.name]

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,7 @@ def weights_sha256(path: Path, storage: Storage = LOCAL) -> str:
     return _sha256(path, storage, version)
 
 
-@lru_cache(maxsize=64)
+@cache  # of any number of models: a plan's cells may come back to each of them in turn
 def _sha256(path: Path, storage: Storage, version: str) -> str:
     with storage.local_path(path) as local:
         return file_sha256(local)

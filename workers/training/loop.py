@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray.train
@@ -19,6 +20,7 @@ import ray.util
 import torch
 from ray.train.collective import broadcast_from_rank_zero
 from torch import Tensor, distributed
+from torch.distributed.constants import default_pg_timeout
 
 from taugrid.config import Train
 from taugrid.errors import DeviceUnusable, UserError
@@ -91,14 +93,20 @@ def _process_group(spec: TrainingSpec, rank: int, world_size: int, device: str) 
     if ray.util.get_node_ip_address() == "127.0.0.1":
         stay_on_loopback()
     meeting = broadcast_from_rank_zero(f"meeting-{uuid.uuid4().hex[:12]}" if rank == 0 else None)
-    distributed.init_process_group(
-        "nccl" if device == "cuda" else "gloo",
-        init_method=f"file://{spec.running / str(meeting)}",
-        rank=rank,
-        world_size=world_size,
-    )
+    meet(spec.running / str(meeting), rank, world_size, device)
     yield
     distributed.destroy_process_group()
+
+
+def meet(file: Path, rank: int, world_size: int, device: str) -> None:
+    """Make the process group with the ranks that come to this file.
+
+    It is opened by its path. In a URL, as torch's `init_method` takes it, a name would end before # or ?: elsewhere.
+    """
+    store = distributed.FileStore(str(file), world_size)  # type: ignore[attr-defined]  # public, but not to mypy
+    store.set_timeout(default_pg_timeout)
+    backend = "nccl" if device == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
 def stay_on_loopback() -> None:

@@ -171,6 +171,11 @@ class Dispatcher:
         if worker in self._hands.running:
             self._hands.running[worker].heard = now
 
+    def excuse(self, seconds: float) -> None:
+        """For so long nobody could be heard: that is no silence of the tasks that run."""
+        for running in self._hands.running.values():
+            running.heard += seconds
+
     def overdue(self, now: float) -> list[str]:
         """The workers whose task has been silent for `hang_seconds`: kill them and call `worker_lost`."""
         if now < self._none_overdue_until:
