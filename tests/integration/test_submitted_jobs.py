@@ -269,7 +269,9 @@ def frozen_job_server(port):
 def at_terminal(first, second, *arguments):
     """Run a command at a terminal of its own until the job's workers start. It must end with 130.
 
-    Each of `first` and `second` is what is typed then, and what is printed for it.
+    Each of `first` and `second` is what is typed then, and what is printed for it. It is typed again every few seconds
+    until that is printed, as a person would: a signal that arrives between Python's last look for signals and the read
+    of the terminal leaves `input()` waiting, and the question is on the screen by then.
     """
     master, slave = pty.openpty()
 
@@ -285,12 +287,16 @@ def at_terminal(first, second, *arguments):
     shown = ""
     try:
         for typed, expected in (("", "starting 1 worker"), first, second):
-            os.write(master, typed.encode())
-            end = time.monotonic() + 60
+            now = again = time.monotonic()
+            end = now + 60
             while expected not in shown:
-                assert time.monotonic() < end, shown
+                assert now < end, shown
+                if now >= again:
+                    os.write(master, typed.encode())
+                    again = now + 5
                 if select.select([master], [], [], 1)[0]:
                     shown += os.read(master, 4096).decode()
+                now = time.monotonic()
         assert process.wait(timeout=30) == 130
     finally:
         process.kill()
