@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.linalg.blas import dtrmm
 
 from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
-from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Moments, symmetric_root
+from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
 from taugrid.eval.metrics.streams import moments, runs
 
 RANGE_TOLERANCE = 1e-10
@@ -24,6 +24,10 @@ the inverse root of S is mostly noise. In simulations (Gaussians, d = 16 and 64,
 difference) the estimate over the true sd was 0.93 to 1.13 at N = 10 d, up to 1.27 at 5 d and up to 1.37 at 1.2 d. Where
 samples and reference follow the same distribution it is about 1.4 at any N: second-order terms dominate there, and the
 estimate errs on the safe side."""
+
+ROWS_OF_INFLUENCE = 1024
+"""Samples whose influences are computed at a time. A product of 4096 rows of 2048 features takes as long for each, but
+the steps beside it then leave the cache: 8 % more in all."""
 
 NO_ERROR = "no fid_se: "
 """The beginning of the note that says why FID has no standard error."""
@@ -123,12 +127,13 @@ class Frechet:
         if self.curvature is None:
             raise ValueError(f"the influences are unknown: {self.no_standard_error}")
         influence = np.empty(len(features))
-        for start in range(0, len(features), ROWS_AT_ONCE):
-            centred = features[start : start + ROWS_AT_ONCE].astype(np.float64) - self.mean
+        for start in range(0, len(features), ROWS_OF_INFLUENCE):
+            rows = slice(start, start + ROWS_OF_INFLUENCE)
+            centred = features[rows].astype(np.float64)
+            centred -= self.mean
             # BLAS counts columns first, so it sees both transposed. A triangle takes half the time of a full product.
             product = dtrmm(2.0, self.curvature.T, centred.T, lower=1).T
-            quadratic = np.einsum("nd,nd->n", product, centred)
-            influence[start : start + ROWS_AT_ONCE] = 2 * centred @ self.difference + quadratic
+            influence[rows] = centred @ (2 * self.difference) + np.einsum("nd,nd->n", product, centred)
         return influence
 
     @property

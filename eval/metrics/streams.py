@@ -24,6 +24,8 @@ anywhere."""
 def runs(stream: Iterable[Features], count: int) -> Iterator[Features]:
     """The rows of `stream` in runs of `ROWS_AT_ONCE`: a sum over runs does not depend on how the stream was cut.
 
+    A run that lies in one chunk is a view of it.
+
     Raises:
         ValueError: if there are more or fewer than `count`.
     """
@@ -34,14 +36,19 @@ def runs(stream: Iterable[Features], count: int) -> Iterator[Features]:
         seen += len(chunk)
         while waiting + len(chunk) >= ROWS_AT_ONCE:
             cut = ROWS_AT_ONCE - waiting
-            yield np.concatenate([*pending, chunk[:cut]])
+            yield _joined([*pending, chunk[:cut]])
             chunk, pending, waiting = chunk[cut:], [], 0
-        pending.append(chunk)
+        if len(chunk):
+            pending.append(chunk)
         waiting += len(chunk)
     if seen != count:
         raise ValueError(f"there must be {count} feature vectors, not {seen}")
     if waiting:
-        yield np.concatenate(pending)
+        yield _joined(pending)
+
+
+def _joined(parts: list[Features]) -> Features:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def moments(stream: Iterable[Features], count: int) -> Moments:

@@ -21,7 +21,8 @@ from taugrid.eval.metrics.frechet import (
 )
 from taugrid.eval.metrics.inception import InceptionSums, inception_splits
 from taugrid.eval.metrics.kernel import kernel_distance, kid_limits, pair_sums
-from taugrid.eval.metrics.statistics import Array, Moments, merge, symmetric_root
+from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Moments, merge, symmetric_root
+from taugrid.eval.metrics.streams import runs
 from taugrid.registry.metrics import MetricSettings, Sizes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -74,6 +75,19 @@ def test_moments_refuse_what_has_none():
         _ = Moments.of(np.ones((1, 4))).covariance
     with pytest.raises(ValueError, match="3 and 4 dimensions"):
         merge(Moments.of(np.ones((2, 3))), Moments.of(np.ones((2, 4))))
+
+
+def test_runs_are_views_where_a_chunk_holds_them_whole():
+    """A copy of every run would cost as much as reading the features once more."""
+    rows = ROWS_AT_ONCE * 2 + 100
+    whole = np.arange(rows * 2, dtype=np.float32).reshape(rows, 2)
+    for chunks in ([whole], np.split(whole, [ROWS_AT_ONCE]), np.split(whole, [0, ROWS_AT_ONCE * 2])):
+        found = list(runs(chunks, rows))
+        assert all(np.shares_memory(run, whole) for run in found)
+        assert np.array_equal(np.concatenate(found), whole)
+    cut = list(runs(np.split(whole, [10, 10, 5000]), rows))
+    assert [len(run) for run in cut] == [ROWS_AT_ONCE, ROWS_AT_ONCE, 100]
+    assert np.array_equal(np.concatenate(cut), whole)
 
 
 # Frechet distance
@@ -305,9 +319,9 @@ def test_kernel_distance_refuses_features_that_are_not_finite():
 
 
 @pytest.mark.parametrize("block", [7, 1000])
-@pytest.mark.parametrize("size", [5, 30])
+@pytest.mark.parametrize("size", [5, 12, 30])
 def test_pairs_are_counted_alike_one_by_one_and_in_subsets(size, block, monkeypatch):
-    """30 of 40 in 10 subsets: each pair is computed once; 5 of 40: subset by subset. Both against plain loops."""
+    """30 of 40 in 10 subsets: each pair is computed once; 5 or 12 of 40: subset by subset. All against plain loops."""
     monkeypatch.setattr(kernel_module, "BLOCK", block)
     rng = np.random.default_rng(3)
     x, y = rng.normal(size=(40, 6)), rng.normal(size=(40, 6))
