@@ -15,6 +15,7 @@ class Exit(IntEnum):
     USAGE = 2
     REGRESSION = 3
     INCOMPLETE = 4
+    NOT_JUDGED = 5
     INTERRUPTED = 130
 
 
