@@ -1,46 +1,25 @@
 """Comparisons with a baseline, and baseline files, as text for people."""
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from taugrid.eval.tables.entries import write_number
+from taugrid.eval.tables.entries import MISSING, write_number
 from taugrid.orchestrator.baseline.comparison import BaselineComparison, Compared
+from taugrid.orchestrator.baseline.headline import check_lines, counts, headline
 from taugrid.orchestrator.baseline.labels import labels_of
 from taugrid.orchestrator.baseline.others import NOT_JUDGED, change_in_words, columns_in
+from taugrid.orchestrator.baseline.verdict import Verdict
 from taugrid.words import counted
-
-VERDICTS = {
-    "changed pixels": "CHANGED",
-    "worse": "WORSE",
-    "undecided": "undecided",
-    "not worse": "not worse",
-    "identical": "identical",
-    "no standard error": "no error",
-}
 
 MOST_LISTED = 6
 """Names in a list of unmatched cells."""
 
 
-def headline(found: BaselineComparison) -> str:
-    """The verdict in a line."""
-    counts: Counter[str] = Counter(cell.result for cell in found.cells)
-    parts = [f"{counts[result]} {result}" for result in VERDICTS if counts[result]]
-    first = {
-        "changed pixels": "CHANGED: the same weights, software and device make other images",
-        "worse": f"WORSE: {counted(counts['worse'], 'cell')} got worse by more than the margin",
-        "undecided": "not worse, as far as can be told: some cells are undecided at this N",
-        "not worse": "not worse",
-        "identical": "identical: every image is the same",
-        "no standard error": "not judged: some cells have no standard error",
-    }[found.result]
-    return f"{first} ({', '.join(parts)})"
-
-
 def change(cell: Compared) -> str:
     """The difference of FID as people read it, such as "+0.52 ± 0.11"."""
+    if cell.difference is None:
+        return ""
     value, error = write_number(cell.difference, math.nan if cell.se is None else cell.se)
     return f"{'+' if cell.difference > 0 else ''}{value} {error}".rstrip()
 
@@ -48,11 +27,11 @@ def change(cell: Compared) -> str:
 def reason(cell: Compared) -> str:
     """Why a cell has its verdict."""
     base = write_number(cell.baseline_fid, math.nan)[0]
-    fid = write_number(cell.fid, math.nan)[0]
-    told = f"FID {base} -> {fid}, {change(cell)}"
+    fid = MISSING if cell.fid is None else write_number(cell.fid, math.nan)[0]
+    told = ", ".join(filter(None, [f"FID {base} -> {fid}", change(cell)]))
     if cell.t is not None:
         told += f", T = {cell.t:+.1f}; margin {cell.margin:.3g}"
-    if cell.result == "undecided" and cell.detectable is not None:
+    if cell.result is Verdict.UNDECIDED and cell.detectable is not None:
         told += f"; a change of {cell.detectable:.3g} would be seen in 4 of 5 nights"
     if cell.pixels is not None and cell.pixels.differing:
         told += f"; {pixels_text(cell)}"
@@ -71,10 +50,13 @@ def pixels_text(cell: Compared) -> str:
 
 def comparison_text(found: BaselineComparison) -> str:
     """The verdict, a line for each cell, and what else was found."""
-    width = max(len(cell.label) for cell in found.cells)
-    lines = [headline(found), ""]
-    lines += [f"{VERDICTS[cell.result]:9}  {cell.label:{width}}  {reason(cell)}" for cell in found.cells]
-    lines.append("")
+    width, plain = max(len(cell.label) for cell in found.cells), found.as_dict()
+    lines = [headline(plain), f"{counts(plain)}.", ""]
+    longest = max(len(cell.result) for cell in found.cells)
+    lines += [f"{cell.result:{longest}}  {cell.label:{width}}  {reason(cell)}" for cell in found.cells]
+    lines += ["", *check_lines(plain)]
+    lines += [f"not judged: {said}" for said in found.not_judged]
+    lines += [f"missing: {name}: {said}" for name, said in found.missing.items()]
     if found.critical is not None:
         lines.append(f"rule: {found.rule}; margin {100 * found.margin:g} % of the baseline's FID")
     lines += _others(found)

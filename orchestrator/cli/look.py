@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from taugrid.errors import Exit
-from taugrid.orchestrator.cli.options import config_options, json_option, print_value
+from taugrid.orchestrator.cli.options import SHARE, config_options, json_option, print_value
 from taugrid.words import counted
 
 
@@ -147,27 +147,29 @@ def export(directory: str, cell: str | None, target: str, reference: bool) -> No
     type=click.FloatRange(0, 0.5, min_open=True),
     help="Baseline: the share of nights without a loss that may be called worse.  [default: 0.01]",
 )
+@click.option("--allow-missing", is_flag=True, help="Baseline: cells of it may be missing in DIR.")
+@click.option("--sharpness", type=SHARE, help="Baseline: the loss / FID that must be seen in half of the cells.")
 @json_option
-def compare(
-    directory: str, others: tuple[str, ...], join: bool, margin: float | None, alpha: float | None, as_json: bool
-) -> None:
+def compare(directory: str, others: tuple[str, ...], join: bool, as_json: bool, **judged: Any) -> None:
     """Compare a run with a baseline, or two cells of a run.
 
     BASELINE is a run directory, or a file of `taugrid baseline accept`. Cells are matched by their settings. Exits with
-    3 if a cell got worse by more than the margin, or if the same weights, software and device made other images.
+    3 if a cell got worse by more than the margin, or if the same weights, software and device made other images, and
+    with 5 if something could not be judged.
 
     CELL CELL shows the difference between two cells' FIDs, second minus first, with its paired standard error. CELL is
     settings that fit one cell only (steps=50,schedule=cosine), its id, or the name of its folder, of which the first
     characters are enough if they fit no other.
     """
+    asked = {key: value for key, value in judged.items() if value is not None and value is not False}
     if len(others) == 1:
         from taugrid.orchestrator.cli.baseline import compare_with_baseline
 
         if join:
             raise click.UsageError("--join is for two cells")
-        compare_with_baseline(directory, others[0], margin, alpha, as_json)
+        compare_with_baseline(directory, others[0], asked, as_json)
         return
-    if len(others) != 2 or margin is not None or alpha is not None:
+    if len(others) != 2 or asked:
         raise click.UsageError("give DIR and a BASELINE, with --margin and --alpha, or DIR and two cells, with --join")
     from taugrid.orchestrator.inspection import compare as compare_cells
     from taugrid.orchestrator.opened import open_existing

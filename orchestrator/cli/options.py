@@ -51,6 +51,9 @@ def pivot_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+SHARE = click.FloatRange(0, min_open=True)
+"""A share of FID."""
+
 only_option = click.option(
     "--only",
     multiple=True,

@@ -12,6 +12,7 @@ from typing import TypeGuard
 from taugrid.config import Cluster
 from taugrid.disk import FULL, in_one_line
 from taugrid.errors import (
+    DamagedFile,
     DoesNotFit,
     NotCommitted,
     NotFinite,
@@ -32,6 +33,7 @@ from taugrid.orchestrator.rundir.commits import Committed, confirm, require_here
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.shard_sizes import LongShards
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Piece, WorkKind
+from taugrid.orchestrator.work.score import ScoreWork
 from taugrid.words import counted, duration, quantity
 
 POLL_SECONDS = 0.5
@@ -90,7 +92,7 @@ class Loop:
         self._listened = time.monotonic()
         self._remarks: set[str] = set()
         self.lasting: set[str] = set()
-        """Names of cells that could not be finished and never can: their network returns NaN or infinity."""
+        """Names of cells that could not be finished and never can: the network returns NaN, or a metric fails."""
 
     def run(self) -> dict[str, str]:
         """Run, and return cell name -> reason for the cells that could not be finished.
@@ -238,9 +240,16 @@ class Loop:
         self._charge(worker, charge, f"{reason} (details: {path})")
         if isinstance(cause, FINAL) and charge.quarantined:
             self._give_up_cell_of(doing)
-            if isinstance(cause, NotFinite) and (cell := self._pieces[doing].cell) is not None:
-                self.lasting.add(cell.name)
+        cell = self._pieces[doing].cell
+        if charge.quarantined and cell is not None and self._lasts(cause, doing):
+            self.lasting.add(cell.name)
         self._crew.benched(charge.benching, reason)
+
+    def _lasts(self, cause: BaseException, key: str) -> bool:
+        """Whether the same command would meet the same failure: of the network's numbers, or of a metric."""
+        is_metrics = self._kinds[self._pieces[key].task.kind].name == ScoreWork.name
+        of_a_metric = is_metrics and not isinstance(cause, OSError | DamagedFile | DoesNotFit)
+        return isinstance(cause, NotFinite) or (of_a_metric and _fault(cause) is Fault.TASK)
 
     def _lost(self, event: Lost, certain: bool = False) -> None:
         worker, reason = event.worker, event.reason

@@ -13,6 +13,8 @@ from taugrid.workers.network.checkpoint import read_checkpoint, weights_file, we
 Pair = tuple[SnapshotCell, SnapshotCell]
 """(new, baseline)."""
 
+OTHER_CODE = "the custom network's code has changed, and the baseline's is gone"
+
 SIDES = ("tonight's", "the baseline's")
 
 
@@ -26,8 +28,8 @@ def why_not(pairs: Sequence[Pair], trust_code: bool) -> str | None:
     for new, old in (_networks(pair) for pair in pairs):
         if new.is_same(old):
             return "the weights are the baseline's, so a fresh seed would compare them with themselves"
-        if (new.callable, new.source_sha256) != (old.callable, old.source_sha256):
-            return "the custom network's code has changed, and the baseline's is gone"
+        if not _same_code(new, old):
+            return OTHER_CODE
     seen: set[str] = set()
     for pair in pairs:
         for side, network in zip(SIDES, _networks(pair), strict=True):
@@ -37,6 +39,15 @@ def why_not(pairs: Sequence[Pair], trust_code: bool) -> str | None:
                 return f"{side} weights can't be sampled: {reason}"
             seen.add(key)
     return None
+
+
+def why_not_again(new: Network, old: Network, weights: str, trust_code: bool) -> str | None:
+    """Why the baseline's network can't be sampled again; `new` is tonight's, and `weights` are `ema` or `raw`."""
+    return _reason(old, weights, trust_code) if _same_code(new, old) else OTHER_CODE
+
+
+def _same_code(new: Network, old: Network) -> bool:
+    return (new.callable, new.source_sha256) == (old.callable, old.source_sha256)
 
 
 def _networks(pair: Pair) -> tuple[Network, Network]:

@@ -97,7 +97,10 @@ def test_without_the_baselines_weights_there_is_one_stage_and_it_says_why(begun,
     shutil.rmtree(network)
     baseline = tmp_path / "history/nights/1/run"
     found = night(tmp_path / "history", begun / "worse.yaml", "2", "--baseline", baseline, code=3)
-    assert "no second stage, because the baseline's weights can't be sampled" in found["comparison"]["rule"]
+    assert "no second stage, because the sampler could not be checked" in found["comparison"]["rule"]
+    assert "the baseline's network can't be sampled" in found["comparison"]["checks"]["sampler"]["reason"]
+    shown = (tmp_path / "history/nights/2/summary.md").read_text()
+    assert "sampler not checked: the baseline's network can't be sampled" in shown.lower()
 
 
 def test_undecided_cells_are_grown_and_alpha_is_split(begun, started):
