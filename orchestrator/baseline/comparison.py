@@ -28,9 +28,8 @@ from taugrid.orchestrator.baseline.matching import changed_versions, matched
 from taugrid.orchestrator.baseline.others import other_metrics
 from taugrid.orchestrator.baseline.pixels import Digests, PixelDistance, distance
 from taugrid.orchestrator.baseline.scorer import differs, tolerance
-from taugrid.orchestrator.baseline.sharpness import Sharpness, sharpness
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell
-from taugrid.orchestrator.baseline.verdict import Verdict, worst
+from taugrid.orchestrator.baseline.verdict import Sharpness, Verdict, sharpness, worst
 from taugrid.words import counted
 
 Situation = Literal["same weights and setup", "same weights, other setup", "new weights"]
@@ -89,7 +88,7 @@ class Compared:
         return self.result in (Verdict.UNDECIDED, Verdict.WORSE, Verdict.NOT_WORSE) and not self.missing
 
 
-class Asked(NamedTuple):
+class GateSettings(NamedTuple):
     """What a comparison is asked for."""
 
     margin: float = MARGIN
@@ -102,7 +101,7 @@ class Asked(NamedTuple):
     """The loss, as a share of the baseline's FID, that must be seen in half of the cells."""
 
 
-DEFAULTS = Asked()
+DEFAULTS = GateSettings()
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ class BaselineComparison:
     unmatched: Mapping[str, str] = field(default_factory=dict)
     """Name -> label of the cells that only one side has, as far as they are scored."""
     scorer: Check = UNCHECKED
-    asked: Asked = DEFAULTS
+    gate: GateSettings = DEFAULTS
 
     @property
     def sampler(self) -> Check:
@@ -162,10 +161,10 @@ class BaselineComparison:
         """Why this is no verdict on all that it was asked for, in sentences."""
         unjudged = sum(cell.result is Verdict.NOT_JUDGED and not cell.missing for cell in self.cells)
         said = [f"{counted(unjudged, 'cell')} can't be judged"] if unjudged else []
-        if self.only_baseline and not self.asked.allow_missing:
+        if self.only_baseline and not self.gate.allow_missing:
             said.append("cells of the baseline are missing (--allow-missing permits it)")
-        if self.asked.sharpness is not None and (found := self.sharpness) is not None:
-            said += found.complaints(self.asked.sharpness)
+        if self.gate.sharpness is not None and (found := self.sharpness) is not None:
+            said += found.complaints(self.gate.sharpness)
         return said
 
     @property
@@ -187,7 +186,7 @@ class BaselineComparison:
             "checks": {"sampler": self.sampler._asdict(), "scorer": self.scorer._asdict()},
             "sharpness": None if sharp is None else sharp._asdict(),
             "not_judged": self.not_judged,
-            "asked": self.asked._asdict(),
+            "gate": self.gate._asdict(),
         }
 
 
@@ -205,15 +204,15 @@ def not_sampled(cell: SnapshotCell) -> Check:
 
 
 def compare_snapshots(
-    new: Snapshot, baseline: Snapshot, asked: Asked = DEFAULTS, canaries: Canaries = not_sampled
+    new: Snapshot, baseline: Snapshot, gate: GateSettings = DEFAULTS, canaries: Canaries = not_sampled
 ) -> BaselineComparison:
     """Judge the cells of `new` that `baseline` has too by the one-stage rule, and check sampler and scorer.
 
     Args:
         new: tonight's run.
         baseline: what it is compared with.
-        asked: margin, alpha, and what must be there.
-        canaries: asked for cells with new weights.
+        gate: margin, alpha, and what must be there.
+        canaries: called for cells with new weights.
 
     Raises:
         UserError: if no cell matches, or cells that match were measured in different ways.
@@ -221,10 +220,10 @@ def compare_snapshots(
     pairs, only_new, only_baseline = matched(new, baseline)
     scorer = check_scorer(new, baseline)
     label_of = labels(new.cells)
-    looked = [replace(_look(*pair, asked.margin), label=label_of[pair[0].cell]) for pair in pairs]
+    looked = [replace(_look(*pair, gate.margin), label=label_of[pair[0].cell]) for pair in pairs]
     judgement = judge(
-        [change_of(*pair, asked.margin) for pair, found in zip(pairs, looked, strict=True) if found.is_judged],
-        asked.alpha,
+        [change_of(*pair, gate.margin) for pair, found in zip(pairs, looked, strict=True) if found.is_judged],
+        gate.alpha,
     )
     cells = with_judgement(looked, judgement)
     cells = [_checked(cell, *pair, scorer, canaries) for cell, pair in zip(cells, pairs, strict=True)]
@@ -240,13 +239,13 @@ def compare_snapshots(
         only_baseline=tuple(only_baseline),
         unmatched=_labels_by_name(baseline.cells, only_baseline) | _labels_by_name(new.cells, only_new),
         marks=(*marks, *changed_versions(pairs)),
-        notes=(NO_MARGIN,) if asked.margin == 0 else (),
-        alpha=asked.alpha,
-        margin=asked.margin,
+        notes=(NO_MARGIN,) if gate.margin == 0 else (),
+        alpha=gate.alpha,
+        margin=gate.margin,
         critical=None if math.isnan(judgement.critical) else judgement.critical,
-        rule=_rule(judgement, asked.alpha),
+        rule=_rule(judgement, gate.alpha),
         scorer=scorer,
-        asked=asked,
+        gate=gate,
     )
 
 

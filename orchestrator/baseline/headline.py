@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from taugrid.orchestrator.baseline.sharpness import Sharpness
-from taugrid.orchestrator.baseline.verdict import Verdict
+from taugrid.orchestrator.baseline.verdict import Sharpness, Verdict
 from taugrid.words import counted
 
 BAD, GOOD, NEUTRAL = "❌", "✅", "➖"

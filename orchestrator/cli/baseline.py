@@ -11,8 +11,8 @@ from taugrid.orchestrator.cli.options import json_option, print_value
 
 
 def compare_with_baseline(directory: str, baseline: str, asked: Mapping[str, Any], as_json: bool) -> None:
-    """Print the comparison of a run with a baseline, and exit as it says; `asked` has fields of `Asked`."""
-    from taugrid.orchestrator.baseline.comparison import Asked, compare_snapshots
+    """Print the comparison of a run with a baseline, and exit as it says; `asked` has fields of `GateSettings`."""
+    from taugrid.orchestrator.baseline.comparison import GateSettings, compare_snapshots
     from taugrid.orchestrator.baseline.files import snapshot_of
     from taugrid.orchestrator.baseline.snapshot import require_scores, snapshot_of_opened
     from taugrid.orchestrator.baseline.text import comparison_text
@@ -22,7 +22,7 @@ def compare_with_baseline(directory: str, baseline: str, asked: Mapping[str, Any
     opened = open_existing(directory)
     new = require_scores(snapshot_of_opened(opened))
     canaries = canaries_beside(opened.rundir.root, opened.rundir.storage)
-    found = compare_snapshots(new, snapshot_of(baseline), Asked(**asked), canaries)
+    found = compare_snapshots(new, snapshot_of(baseline), GateSettings(**asked), canaries)
     print_value(found.as_dict(), as_json, lambda _: comparison_text(found))
     if found.exit is not Exit.DONE:
         sys.exit(found.exit)

@@ -54,7 +54,7 @@ def nightly(
     worse, or the sampler or the scorer changed; with 4 if some cells could not be finished (the same command goes on);
     and with 5 if something could not be judged.
     """
-    from taugrid.orchestrator.baseline.comparison import Asked
+    from taugrid.orchestrator.baseline.comparison import GateSettings
     from taugrid.orchestrator.nightly.judging import Terms
     from taugrid.orchestrator.nightly.night import NightRequest, run_night
     from taugrid.orchestrator.nightly.summary import summary
@@ -62,7 +62,7 @@ def nightly(
 
     if workers is not None:
         assignments = (*assignments, f"cluster.workers={workers}")
-    terms = Terms(Asked(margin, alpha, allow_missing, sharpness), grow_to)
+    terms = Terms(GateSettings(margin, alpha, allow_missing, sharpness), grow_to)
     request = NightRequest(
         config, assignments, history, baseline, night, keep_images, terms, address, break_lock, trust_code
     )

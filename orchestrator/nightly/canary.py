@@ -11,8 +11,7 @@ from taugrid.orchestrator.baseline.canaries import Check, Sampled, batch_of, pla
 from taugrid.orchestrator.baseline.comparison import Canaries, not_sampled
 from taugrid.orchestrator.baseline.pixels import first_images, pixel_digests
 from taugrid.orchestrator.baseline.snapshot import SnapshotCell, setup_of
-from taugrid.orchestrator.nightly.again import point_of
-from taugrid.orchestrator.nightly.loadable import why_not_again
+from taugrid.orchestrator.nightly.loadable import point_of, why_not_again
 from taugrid.orchestrator.nightly.places import CANARY
 from taugrid.orchestrator.opened import Opened, open_existing
 from taugrid.orchestrator.rundir.events import read_events

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from taugrid.eval.gate.rule import judge, screen
 from taugrid.orchestrator.baseline.comparison import (
-    Asked,
     BaselineComparison,
     Canaries,
     Compared,
+    GateSettings,
     change_of,
     compare_snapshots,
     threshold,
@@ -34,19 +34,19 @@ UNFINISHED = "its second look is unfinished"
 class Terms(NamedTuple):
     """What a night is judged by."""
 
-    asked: Asked
+    gate: GateSettings
     grow_to: int | None = None
     """The N to which undecided cells are grown; None: they are not."""
 
     @property
     def margin(self) -> float:
         """As a share of the baseline's FID."""
-        return self.asked.margin
+        return self.gate.margin
 
     @property
     def alpha_of_a_look(self) -> float:
         """Each look at fresh samples can raise a false alarm, so they share alpha."""
-        return self.asked.alpha if self.grow_to is None else self.asked.alpha / 2
+        return self.gate.alpha if self.grow_to is None else self.gate.alpha / 2
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def judge_night(
     Raises:
         UserError: if the runs can't be compared.
     """
-    found = compare_snapshots(new, baseline, terms.asked, canaries)
+    found = compare_snapshots(new, baseline, terms.gate, canaries)
     pairs = {pair[0].name: pair for pair in matched(new, baseline).pairs}
     judged = {cell.name: pairs[cell.name] for cell in found.cells if cell.t is not None}
     if not judged:
@@ -109,7 +109,7 @@ def _screened(
     found: BaselineComparison, judged: dict[str, Pair], terms: Terms
 ) -> tuple[BaselineComparison, list[Pair]]:
     """The comparison with the first stage told, and the cells that the usual seeds single out."""
-    judgement = screen([change_of(*pair, terms.margin) for pair in judged.values()], terms.asked.alpha)
+    judgement = screen([change_of(*pair, terms.margin) for pair in judged.values()], terms.gate.alpha)
     chosen = [judged[cell.name] for cell in judgement.worse]
     share = f"{len(chosen)} of {counted(len(judged), 'cell')}"
     told = f"two stages: the usual seeds single out {share} at {judgement.alpha:g} ({threshold(judgement.critical)})"

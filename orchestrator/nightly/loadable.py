@@ -1,8 +1,13 @@
-"""Whether both networks of a comparison can still be sampled: the baseline's files may have gone or been replaced."""
+"""Cells of earlier runs, sampled again: as points of a grid, if their networks are still what they were.
 
-from collections.abc import Sequence
+The baseline's files may have gone or been replaced.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from taugrid.config import Config, validate
 from taugrid.errors import UserError
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.snapshot import Network, SnapshotCell
@@ -80,3 +85,17 @@ def _not_callable(network: Network, function: str, trust_code: bool) -> str | No
     if not trust_code:  # a baseline file may come from somebody else, and a file of weights may be a pickle
         require_trusted([Code("model.callable", function, network.weights_file)], Path(network.weights_file))
     return None
+
+
+def point_of(cell: SnapshotCell, **anew: Any) -> dict[str, Any]:
+    """The cell as a point of a grid; `anew` are the settings in which it differs."""
+    diffusion = {f"diffusion.{key}": value for key, value in cell.network.diffusion.items() if value is not None}
+    return {**cell.network.keys, **diffusion, **cell.settings, **anew}
+
+
+def config_of(config: Config, name: str, points: Sequence[Mapping[str, Any]]) -> Config:
+    """Tonight's config with `points` as its grid, each once; `name` is appended to its name."""
+    values = config.model_dump(mode="json")
+    unique = {json_sha256(point): {key: [value] for key, value in point.items()} for point in points}
+    values |= {"name": f"{config.name}-{name}", "model": {}, "grid": list(unique.values())}
+    return validate(Config, values, name)

@@ -15,8 +15,7 @@ from taugrid.eval.gate.rule import Change
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.canaries import place_of
 from taugrid.orchestrator.baseline.snapshot import SnapshotCell, snapshot_of_opened
-from taugrid.orchestrator.nightly.again import config_of, point_of
-from taugrid.orchestrator.nightly.loadable import Pair
+from taugrid.orchestrator.nightly.loadable import Pair, config_of, point_of
 from taugrid.orchestrator.opened import Opened
 
 SampleBoth = Callable[[Config, Path], Opened | None]
