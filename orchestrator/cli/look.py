@@ -25,8 +25,8 @@ def plan(config: str, out: str | None, assignments: tuple[str, ...], history: st
         print_value(api.plan(config, out, assignments), as_json, plan_text)
         return
     from taugrid.orchestrator.dry_run.describe import describe_plan
-    from taugrid.orchestrator.nightly.checks import expected_standard_error_problem
-    from taugrid.orchestrator.nightly.price import price, price_text
+    from taugrid.orchestrator.nightly.before.checks import expected_standard_error_problem
+    from taugrid.orchestrator.nightly.before.price import price, price_text
     from taugrid.orchestrator.opened import open_to_plan
 
     opened = open_to_plan(config, assignments, out)

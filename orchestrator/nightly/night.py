@@ -19,8 +19,8 @@ from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.scorer import ScorerRecord, keep_record
 from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot, snapshot_of_opened
 from taugrid.orchestrator.baseline.verdict import REGRESSIONS, Verdict
+from taugrid.orchestrator.nightly.before.checks import check_growth, check_same_night, check_standard_error
 from taugrid.orchestrator.nightly.canary import canaries_in, impossible, points
-from taugrid.orchestrator.nightly.checks import check_growth, check_same_night, check_standard_error
 from taugrid.orchestrator.nightly.judging import Looks, Terms, judge_night
 from taugrid.orchestrator.nightly.loadable import config_of
 from taugrid.orchestrator.nightly.places import CANARY, History, Night, open_history

@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 from taugrid.eval.tables.entries import MISSING, write_number
-from taugrid.orchestrator.baseline.headline import BAD, WORDS, check_lines, counts, headline
 from taugrid.orchestrator.baseline.others import NOT_JUDGED, change_in_words, columns_in
+from taugrid.orchestrator.baseline.text import BAD, WORDS, check_lines, counts, headline
 from taugrid.orchestrator.baseline.verdict import Verdict
 from taugrid.words import counted
 
