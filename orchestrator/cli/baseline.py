@@ -5,7 +5,7 @@ import sys
 import click
 
 from taugrid.errors import Exit, UserError
-from taugrid.orchestrator.cli.options import json_option, print_value
+from taugrid.orchestrator.cli.options import Group, json_option, print_value
 
 
 def compare_with_baseline(
@@ -29,7 +29,7 @@ def compare_with_baseline(
         sys.exit(Exit.REGRESSION)
 
 
-@click.group()
+@click.group(cls=Group)
 def baseline() -> None:
     """Accept a run as the baseline of later ones, or show one."""
 

@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from taugrid.errors import Exit
-from taugrid.orchestrator.cli.options import config_options, json_option, print_value
+from taugrid.orchestrator.cli.options import Command, config_options, json_option, print_value
 from taugrid.words import counted
 
 
-@click.command()
+@click.command(cls=Command)
 @config_options
 @click.option("--history", metavar="DIR", help="Also show what a night costs, as measured in DIR's last night.")
 @json_option
@@ -37,7 +37,7 @@ def plan(config: str, out: str | None, assignments: tuple[str, ...], history: st
     print_value(described, as_json, lambda shown: f"{plan_text(shown)}\n{price_text(shown['night'])}")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("directory", metavar="DIR | CONFIG")
 @click.option("--watch", "watches", is_flag=True, help="Keep showing progress while a driver is at work.")
 @json_option
@@ -62,7 +62,7 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
     print_value(describe(opened.config, opened.plan, opened.rundir), as_json, plan_text)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("directory", metavar="DIR")
 @json_option
 def verify(directory: str, as_json: bool) -> None:
@@ -102,7 +102,7 @@ def verify(directory: str, as_json: bool) -> None:
         sys.exit(Exit.FAILED if verified.damages else Exit.INCOMPLETE)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("directory", metavar="DIR")
 @click.argument("cell", required=False)
 @click.option("--to", "target", required=True, metavar="PATH", help="A new or empty folder; for --reference also .npz.")
@@ -133,7 +133,7 @@ def export(directory: str, cell: str | None, target: str, reference: bool) -> No
     click.echo(f"{counted(count, 'image')} of {found.label} in {target}")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("directory", metavar="DIR")
 @click.argument("others", metavar="BASELINE | CELL CELL", nargs=-1, required=True)
 @click.option("--join", is_flag=True, help="Two cells: compare even if protocols differ or no noise is shared.")
