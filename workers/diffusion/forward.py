@@ -2,7 +2,8 @@
 
 All dimensions of an image are treated alike and independently, so three plain numbers describe a conditional. The
 arguments are values of alpha_bar at two times s < t, `alpha_prev` at s and `alpha_t` at t, with
-0 <= alpha_t <= alpha_prev <= 1 and alpha_t < 1. The same formulas hold for neighbours in a sub-sequence tau instead of t - 1 and t (appendix C.1).
+0 <= alpha_t <= alpha_prev <= 1 and alpha_t < 1. The same formulas hold for neighbours in a sub-sequence tau instead of
+t - 1 and t (appendix C.1).
 """
 
 import math
