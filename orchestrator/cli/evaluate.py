@@ -64,12 +64,12 @@ def evaluate(
 
 def _score_external(given: dict[str, str], assignments: tuple[str, ...], as_json: bool) -> None:
     from taugrid.orchestrator.cli.text import scores_text
-    from taugrid.orchestrator.external import score_images
+    from taugrid.orchestrator.external import flag, score_images
     from taugrid.orchestrator.progress import Progress
 
     section: dict[str, Any] = {key: given[key] for key in ("extractor", "weights") if key in given}
     if "metrics" in given:
         section["metrics"] = [name.strip() for name in given["metrics"].split(",")]
     with Progress() as progress:
-        scores = score_images(given["samples"], given["reference"], section, assignments, progress)
+        scores = score_images(given["samples"], given["reference"], section, assignments, progress, flag)
     print_value(scores, as_json, scores_text)
