@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from taugrid.errors import Exit
+from taugrid.errors import Exit, UserError
 from taugrid.orchestrator.cli.options import Command, config_options, json_option, print_value
 from taugrid.words import counted
 
@@ -15,26 +15,45 @@ from taugrid.words import counted
 @click.command(cls=Command)
 @config_options
 @click.option("--history", metavar="DIR", help="Also show what a night costs, as measured in DIR's last night.")
+@click.option("--baseline", metavar="FILE", help="Also show which cells a night would compare with FILE, file or run.")
+@click.option("--strict", is_flag=True, help="Exit with 2 if there is any warning.")
 @json_option
-def plan(config: str, out: str | None, assignments: tuple[str, ...], history: str | None, as_json: bool) -> None:
-    """Show what a run would do, what is done, and what is missing. Starts and downloads nothing."""
-    from taugrid import api
-    from taugrid.orchestrator.cli.text import plan_text
+def plan(
+    config: str,
+    out: str | None,
+    assignments: tuple[str, ...],
+    history: str | None,
+    baseline: str | None,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Show what a run would do, what is done, and what is missing. Starts and downloads nothing.
 
-    if history is None:
-        print_value(api.plan(config, out, assignments), as_json, plan_text)
-        return
+    With --baseline, what a night would refuse is refused.
+    """
+    from taugrid.orchestrator.cli.text import plan_text
     from taugrid.orchestrator.dry_run.describe import describe_plan
-    from taugrid.orchestrator.nightly.checks import expected_standard_error_problem
-    from taugrid.orchestrator.nightly.price import price, price_text
     from taugrid.orchestrator.opened import open_to_plan
 
     opened = open_to_plan(config, assignments, out)
-    described = describe_plan(opened.config, opened.plan, opened.rundir)
-    if (problem := expected_standard_error_problem(opened)) is not None:
-        described["remarks"].append(problem)
-    described["night"] = price(described, history)
-    print_value(described, as_json, lambda shown: f"{plan_text(shown)}\n{price_text(shown['night'])}")
+    described, texts = describe_plan(opened.config, opened.plan, opened.rundir), [plan_text]
+    if history is not None:
+        from taugrid.orchestrator.nightly.checks import expected_standard_error_problem
+        from taugrid.orchestrator.nightly.price import price, price_text
+
+        if (problem := expected_standard_error_problem(opened)) is not None:
+            described["remarks"].append(problem)
+        described["night"] = price(described, history)
+        texts.append(lambda shown: price_text(shown["night"]))
+    if baseline is not None:
+        from taugrid.orchestrator.nightly.compared import compared, compared_text
+
+        described["baseline"] = compared(opened, baseline)
+        texts.append(lambda shown: compared_text(shown["baseline"]))
+    print_value(described, as_json, lambda shown: "\n".join(text(shown) for text in texts))
+    if strict and (remarks := described["remarks"]):
+        click.echo(f"taugrid: --strict: {counted(len(remarks), 'warning')}", err=True)
+        sys.exit(Exit.USAGE)
 
 
 @click.command(cls=Command)
@@ -160,6 +179,7 @@ def compare(
     settings that fit one cell only (steps=50,schedule=cosine), its id, or the name of its folder, of which the first
     characters are enough if they fit no other.
     """
+    _require_runs(directory, *others[: len(others) == 1])  # a cell may have the name of a folder
     if len(others) == 1:
         from taugrid.orchestrator.cli.baseline import compare_with_baseline
 
@@ -176,6 +196,18 @@ def compare(
     cell_a, cell_b = others
     compared = compare_cells(opened.config, opened.plan, opened.rundir, cell_a, cell_b, join)
     print_value(compared, as_json, _compared_text)
+
+
+def _require_runs(*places: str) -> None:
+    """Raise `UserError` for folders without a run, and say what compares what: they may be folders of images."""
+    from taugrid.orchestrator.opened import is_other_folder
+
+    if others := [place for place in places if is_other_folder(place)]:
+        raise UserError(
+            f"{others[0]} is not a run directory (it has no config.json); compare two cells of a run (compare DIR CELL "
+            "CELL), a run with a baseline or another run (compare DIR BASELINE), or images in two folders "
+            "(evaluate --samples A --reference B)"
+        )
 
 
 def _compared_text(row: dict[str, Any]) -> str:

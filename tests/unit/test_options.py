@@ -48,8 +48,9 @@ def test_a_flag_and_its_opposite_are_one_option():
 @pytest.mark.parametrize(
     "words", [words for words, command in COMMANDS.items() if any(p.multiple for p in command.params)]
 )
-def test_options_that_are_lists_may_be_repeated(words):
+def test_options_that_are_lists_may_be_repeated(words, tmp_path, monkeypatch):
     """Nothing but the missing CONFIG is wrong, or a config that does not exist."""
+    monkeypatch.chdir(tmp_path)
     given = ["absent-config", "--set", "seed=1", "--set", "seed=2"]
     history = ["--history", "absent"] if words == ("nightly",) else []
     with pytest.raises((UserError, click.UsageError)) as caught:
