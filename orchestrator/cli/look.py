@@ -69,7 +69,7 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
     if watches and as_json:
         raise click.UsageError("--watch keeps showing progress, and --json prints one document; give only one of them")
     from taugrid.orchestrator.cli.text import plan_text
-    from taugrid.orchestrator.inspection import describe
+    from taugrid.orchestrator.inspection import describe_status
     from taugrid.orchestrator.opened import directory_of, open_existing
 
     opened = open_existing(directory_of(directory), dry=True)
@@ -78,7 +78,7 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
 
         click.echo(watch(opened.config, opened.plan, opened.rundir))
         return
-    print_value(describe(opened.config, opened.plan, opened.rundir), as_json, plan_text)
+    print_value(describe_status(opened.config, opened.plan, opened.rundir), as_json, plan_text)
 
 
 @click.command(cls=Command)
