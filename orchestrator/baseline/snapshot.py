@@ -17,7 +17,7 @@ from taugrid.orchestrator.baseline.pixels import Digests, first_images, pixel_di
 from taugrid.orchestrator.baseline.scorer import ScoredWith, ScorerRecord, kept_record
 from taugrid.orchestrator.opened import Opened, open_existing
 from taugrid.orchestrator.plan.cells import Cell, Model
-from taugrid.orchestrator.plan.evaluation import evaluation
+from taugrid.orchestrator.plan.evaluation import evaluation, without_downloads
 from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, Oracle, Trained
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
@@ -239,14 +239,16 @@ def snapshot_of_opened(opened: Opened, failed: Mapping[str, str] = {}) -> Snapsh
     )
 
 
-def planned_snapshot(opened: Opened) -> Snapshot:
+def planned_snapshot(opened: Opened, downloads: bool = True) -> Snapshot:
     """The cells of a run that has not begun: what they are and how they will be measured, without any score.
 
     Raises:
+        NotHere: without `downloads`, if the reference or the extractor's weights are missing.
         UserError: if the reference or the extractor can't be opened.
     """
     rundir = opened.rundir
-    scoring = evaluation(opened.config, opened.plan, rundir.extractor)
+    config = opened.config if downloads else without_downloads(opened.config)
+    scoring = evaluation(config, opened.plan, rundir.extractor)
     cells = [
         SnapshotCell(
             cell=cell.id,

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from taugrid.errors import Exit, UserError
-from taugrid.orchestrator.cli.options import json_option, print_value
+from taugrid.orchestrator.cli.options import Group, json_option, print_value
 
 
 def compare_with_baseline(directory: str, baseline: str, asked: Mapping[str, Any], as_json: bool) -> None:
@@ -28,7 +28,7 @@ def compare_with_baseline(directory: str, baseline: str, asked: Mapping[str, Any
         sys.exit(found.exit)
 
 
-@click.group()
+@click.group(cls=Group)
 def baseline() -> None:
     """Accept a run as the baseline of later ones, or show one."""
 

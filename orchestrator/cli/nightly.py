@@ -6,11 +6,11 @@ from typing import Any
 import click
 
 from taugrid.errors import Exit
-from taugrid.orchestrator.cli.options import SHARE, cluster_options, print_value, trust_option
+from taugrid.orchestrator.cli.options import SHARE, Command, cluster_options, print_value, trust_option
 from taugrid.words import with_urls
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("config")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML.")
 @click.option("--history", required=True, metavar="DIR", help="Where all nights are kept.")

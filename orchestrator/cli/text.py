@@ -44,6 +44,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"scores: {len(plan['cells']):,}, {plan['cells_to_score']:,} of them still to do",
         *_training(plan),
         f"expected sampling time: {_expected(plan)}",
+        *_driver(plan),
         *_longest_shard(plan),
         *(f"warning: {remark}" for remark in plan["remarks"]),
     ]
@@ -104,6 +105,15 @@ def _expected(plan: dict[str, Any]) -> str:
     workers = plan.get("workers_at_a_time") or 1  # `status` does not foretell how many there are
     on_all = f", {duration(plan['seconds_remaining'])} on {workers}" if workers > 1 and seconds >= workers else ""
     return f"{time} on one worker{on_all}, at {quantity(rate)} network evaluations/s as measured here"
+
+
+def _driver(plan: dict[str, Any]) -> list[str]:
+    """A line on who is at work in the directory; a plan does not say it."""
+    if "driver" not in plan:
+        return []
+    at_work = plan["driver"]
+    who = "none is at work here" if at_work is None else f"process {at_work['process']} on {at_work['host']} is at work"
+    return [f"driver: {who}"]
 
 
 def _longest_shard(plan: dict[str, Any]) -> list[str]:
