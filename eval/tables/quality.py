@@ -65,6 +65,9 @@ def _about(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields], has_bol
     for key in ("reference", "extractor"):
         values = list(dict.fromkeys(_spell(protocol[key]) for protocol in spelled if protocol.get(key) is not None))
         parts += [f"{key}: {' or '.join(values)}"] if values else []
+    # Where clips differ, the tables say so. A loaded pipeline's own setting is in no config, and changes every score.
+    if list(frame["clip"].unique()) not in (["none"], [None]) and frame["clip"].nunique(dropna=False) == 1:
+        parts.append(f"clip: {frame['clip'].iloc[0]}")
     if not varying_seeds(frame):
         parts.append(
             "± beside FID is one standard error of sampling at this N (neither its bias nor the spread between "
