@@ -21,6 +21,7 @@ from taugrid.storage import (
     read_json,
     read_sealed,
     replacing,
+    requests,
     write_json,
     write_sealed,
 )
@@ -366,6 +367,19 @@ def test_what_passes_within_seconds_is_tried_again(tmp_path, monkeypatch):
         monkeypatch.setattr(disk.time, "sleep", lambda seconds: [pauses.append(seconds), close_some()])
         assert LocalStorage().read(path) == b"content"
     assert pauses == [disk.PAUSES_SECONDS[0]]
+
+
+def test_workers_that_a_store_refused_together_come_back_one_after_the_other(monkeypatch):
+    def pauses():
+        waited = []
+        monkeypatch.setattr(requests.time, "sleep", waited.append)
+        assert list(requests.attempts()) == [False] * 6 + [True]
+        return waited
+
+    one, other = pauses(), pauses()
+    for usual, *waited in zip((0.1, 0.3, 1.0, 3.0, 9.0, 9.0), one, other, strict=True):
+        assert all(0.5 * usual <= seconds <= 1.5 * usual for seconds in waited)
+    assert one != other
 
 
 def test_opening_is_tried_again_wherever_something_is_written(tmp_path, monkeypatch):
