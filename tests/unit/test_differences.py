@@ -223,6 +223,7 @@ def test_an_override_can_not_pair_different_numbers_of_samples():
     known = evidence(rows, {"a": spread(1.0), "b": np.tile(spread(1.0), 2)}, protocols=spelled)
     found = pair(*rows, known, override=True)
     assert (found["se"], found["others"]) == (None, f"num_samples: {N} -> {2 * N}")
+    assert found["num_samples"] == N, "what both have"
     assert found["note"].endswith("no standard error: the cells differ in N")
 
 

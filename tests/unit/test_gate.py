@@ -100,6 +100,13 @@ def test_correlations_are_of_means_whose_cells_share_their_first_samples():
     assert np.linalg.eigvalsh(found).min() >= -1e-12
 
 
+def test_correlations_are_of_influences_about_their_means():
+    random = np.random.default_rng(2)
+    common = random.standard_normal(N)
+    influences = [3 + common, 3 + 0.5 * common + random.standard_normal(N), -3 - common + random.standard_normal(N)]
+    assert correlation(influences, ["s"] * 3) == pytest.approx(np.corrcoef(influences))
+
+
 def test_screening_singles_out_more_than_the_verdict_does():
     moved = night(3, by=3.3)
     singled_out = screen(moved, draws=DRAWS)

@@ -293,6 +293,20 @@ def test_a_lease_is_refreshed_and_names_the_run(tmp_path, quick):
             time.sleep(0.02)
 
 
+def test_a_lease_that_was_deleted_is_written_again_and_ends_nobody(tmp_path, quick, unlocked):
+    """Nobody has taken it over: someone has tidied up."""
+    rundir = RunDir(tmp_path)
+    with rundir.lock():
+        rundir.lease.unlink()
+        end = time.monotonic() + 10
+        while not rundir.lease.exists():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        time.sleep(3 * lease.BEAT_SECONDS)
+        assert json.loads(rundir.lease.read_text())["process"] == os.getpid()
+    assert not rundir.lease.exists()
+
+
 def test_a_taken_lease_ends_the_driver_that_had_it(tmp_path, quick, unlocked):
     """A driver that was stopped for longer than a lease lasts must not go on beside the one that took over."""
     rundir = RunDir(tmp_path)

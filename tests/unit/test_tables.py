@@ -364,6 +364,16 @@ def test_the_first_line_of_markdown_says_what_the_numbers_are(tmp_path):
     assert first[1] == "% cell x is mixed: 2 kinds of device"
 
 
+def test_the_first_line_says_how_all_cells_clip_since_a_loaded_pipeline_may_do_so_unasked(tmp_path):
+    def first_line(*clips):
+        write_quality([cell(10, 0.0), cell(20, 0.0)], tmp_path, {"p10": {"clip": clips[0]}, "p20": {"clip": clips[1]}})
+        return (tmp_path / "quality.md").read_text(encoding="utf-8").splitlines()[0]
+
+    assert "; clip: x0 to +-2; " in first_line("x0 to +-2", "x0 to +-2")
+    for clips in (("none", "none"), (None, None), ("x0", "none")):
+        assert "clip" not in first_line(*clips)
+
+
 def test_write_replaces_the_four_files_and_leaves_nothing_else(tmp_path):
     folder = tmp_path / "run" / "tables"
     write_quality([cell(10, 0.0, 1.0)], folder, {})
