@@ -44,5 +44,9 @@ def test_each_night_has_the_mark_of_its_verdict_even_without_a_score():
     nights = {"1": "grey", "2": "green", "3": "red", "4": "green"}
     (panel,) = trend_figure(history(("1", 10, None), ("2", 10, "A"), ("4", 10, "A")), nights).axes
     marks = {line.get_label(): line for line in panel.lines if line.get_label() in {f"_{light}" for light in LIGHTS}}
-    assert {name: list(line.get_xdata()) for name, line in marks.items()} == {"_red": [2], "_green": [1, 3], "_grey": [0]}
+    assert {name: list(line.get_xdata()) for name, line in marks.items()} == {
+        "_red": [2],
+        "_green": [1, 3],
+        "_grey": [0],
+    }
     assert [(line.get_marker(), line.get_color()) for line in marks.values()] == list(LIGHTS.values())

@@ -26,8 +26,8 @@ class HistoryView:
 
     def __repr__(self) -> str:
         count = counted(len(self.nights), "night")
-        newest = next((line for line in reversed(self.nights) if line.time), self.nights[-1])
-        return f"<history of {count} in {self.directory}; newest verdict: {newest.verdict} ({newest.id})>"
+        newest = next((f"newest verdict: {line.verdict} ({line.id})" for line in self.nights[::-1] if line.time), "")
+        return f"<history of {count} in {self.directory}; {newest or 'no verdict yet'}>"
 
     @property
     def directory(self) -> str:
