@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from taugrid.config.load import Override
+    from taugrid.orchestrator.nightly.shown.view import HistoryView
     from taugrid.orchestrator.session import Outcome
     from taugrid.orchestrator.view.run import RunView
 
@@ -24,14 +25,21 @@ REPLACED_WHOLE = ("model", "grid")
 Path = str | PathLike[str]
 
 
-def open(directory: Path) -> "RunView":
+def open(directory: Path) -> "RunView | HistoryView":
     """The run in a directory, or at a URL: its tables, cells, images and figures. Starts nothing.
 
+    Of a history of nights (`taugrid nightly --history`) it is the history: its nights, their verdicts and runs.
+
     Raises:
-        taugrid.errors.UserError: if there is no run.
+        taugrid.errors.UserError: if there is no run, and no history either.
     """
+    from taugrid.orchestrator.nightly.places import find_history
+    from taugrid.orchestrator.nightly.shown.view import HistoryView
     from taugrid.orchestrator.view.run import RunView
 
+    history = find_history(str(directory))
+    if history is not None:
+        return HistoryView(history)
     return RunView.of(str(directory))
 
 

@@ -20,6 +20,8 @@ TILE = 48
 """Approximate size in pixels that a small image is enlarged to: 8x8 becomes 48x48, 32x32 becomes 64x64."""
 LARGEST_TILE = 96
 """Larger images are reduced to this size, so that a grid of them stays readable."""
+SIDES = ("baseline", "tonight")
+NOT_THERE = "its images are not at hand"
 GAP, BLOCK_GAP, MARGIN, FONT_SIZE = 2, 14, 14, 19
 
 
@@ -112,6 +114,30 @@ def interpolation_grid(images: NDArray[np.uint8], path: Path) -> None:
         raise ValueError(f"a grid of two pairs must have as many rows as columns, not {down} x {across}")
     fractions = _fractions(across)
     _save(_rows(list(images), ["0 → 1", *fractions[1:-1], "2 → 3"], fractions), path)
+
+
+def before_and_after(before: NDArray[np.uint8] | None, after: NDArray[np.uint8] | None, path: Path) -> None:
+    """The baseline's images, and below them tonight's of the same indices. A missing row is said in its place.
+
+    Args:
+        before: (n, H, W), (n, H, W, 1) or (n, H, W, 3); None if the baseline's images are gone.
+        after: as `before`; None if tonight's are gone.
+        path: of the PNG.
+
+    Raises:
+        ValueError: if there are no images, or those of the two rows differ in H or W.
+    """
+    given = {label: images for label, images in zip(SIDES, (before, after), strict=True) if images is not None}
+    count = min(map(len, given.values()), default=0)
+    shown = {label: images[:count] for label, images in given.items()}
+    _check_sizes(shown.values())
+    blank = np.full_like(next(iter(shown.values())), 255)
+    picture = _rows([shown.get(label, blank) for label in SIDES], SIDES, _indices([blank]), corner="sample")
+    draw, tiles = ImageDraw.Draw(picture.canvas), picture.tiles
+    for label, y in zip(SIDES, tiles.ys, strict=True):
+        if label not in shown:
+            draw.text((tiles.xs[0], y + tiles.height / 2), NOT_THERE, fill="black", font=_font(), anchor="lm")
+    _save(picture, path)
 
 
 def _rows(rows: Sequence[NDArray[np.uint8]], labels: Sequence[str], titles: Sequence[str], corner: str = "") -> Tiled:

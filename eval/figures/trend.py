@@ -1,5 +1,6 @@
-"""The figure of a history: FID of every cell over the nights, against the baseline."""
+"""The figure of a history: FID of every cell over the nights, against the baseline, and the verdict on each night."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -9,10 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from taugrid.eval.figures.drawing import Styles, Values, draw_line, fid_figure, ordered_styles, shifts
+from taugrid.eval.nights import Light
 
 MOST_NIGHTS = 60
 """The newest nights; older ones are in history.parquet."""
 MOST_TICKS = 8
+
+LIGHTS: Mapping[Light, tuple[str, str]] = {"red": ("X", "#c0392b"), "green": ("o", "#2e8b57"), "grey": ("s", "#8a8f95")}
+"""Marker and colour of a night's verdict."""
 
 
 class TrendPanel(NamedTuple):
@@ -20,19 +25,21 @@ class TrendPanel(NamedTuple):
 
     heading: str
     rows: pd.DataFrame
-    nights: list[str]
+    nights: Mapping[str, Light]
 
 
-def trend_figure(history: pd.DataFrame) -> Figure:
+def trend_figure(history: pd.DataFrame, lights: Mapping[str, Light]) -> Figure:
     """FID over nights: a panel for each S, a line for each other setting, bars of ±1 standard error.
 
-    The baseline's FID plus the accepted loss is a band of the line's colour. A vertical line marks the first night that
-    was compared with a newly accepted baseline.
+    A line breaks where a night lacks the cell. The baseline's FID plus the accepted loss is a band of the line's
+    colour. A vertical line marks the first night that was compared with a newly accepted baseline. The marks on the
+    horizontal axis are the verdicts on the nights.
 
     Args:
         history: the columns of history.parquet.
+        lights: the nights in their order, also those without a row in `history`.
     """
-    nights = list(dict.fromkeys(history["night"]))[-MOST_NIGHTS:]
+    nights = dict(list(lights.items())[-MOST_NIGHTS:])
     shown = history[history["night"].isin(nights)].copy()
     shown["line"] = shown["label"].str.replace(r"^S\d+-", "", regex=True)
     panels = [TrendPanel(f"S = {steps}", rows, nights) for steps, rows in shown.groupby("steps")]
@@ -46,21 +53,29 @@ def _draw_trend(panel: Axes, table: TrendPanel, styles: Styles) -> None:
     for line, rows in table.rows.groupby("line", sort=False):
         look = styles[str(line)]
         x: Values = np.array([places[night] for night in rows["night"]], dtype=np.float64)
-        values: Values = rows["fid"].where(rows["fid"] > 0).to_numpy(dtype=np.float64)
-        errors: Values = rows["fid_se"].to_numpy(dtype=np.float64)
-        draw_line(panel, x + look.shift * len(places), values, errors, look)
+        values, errors = (np.full(len(places), np.nan) for _ in range(2))
+        values[x.astype(int)] = rows["fid"].where(rows["fid"] > 0)
+        errors[x.astype(int)] = rows["fid_se"]
+        draw_line(panel, np.arange(len(places)) + look.shift * len(places), values, errors, look)
         base = rows["baseline_fid"].to_numpy(dtype=np.float64)
         margin = rows["margin"].to_numpy(dtype=np.float64)
         for place, low, high in zip(x, base, base + margin, strict=True):
             if np.isfinite(low):  # a night's own stretch: with one night, a line over the nights would be a point
                 panel.fill_between([place - 0.5, place + 0.5], low, high, color=look.colour, alpha=0.2, linewidth=0)
-    baselines = table.rows.groupby("night", sort=False)["baseline"].first().reindex(table.nights).ffill()
+    baselines = table.rows.groupby("night", sort=False)["baseline"].first().reindex(list(places)).ffill()
     for place, (before, now) in enumerate(pairwise(baselines), start=1):
         if isinstance(now, str) and now != before:
             panel.axvline(place - 0.5, color="#555555", linewidth=0.8, linestyle=":")
+    on_axis = {"transform": panel.get_xaxis_transform(), "clip_on": False, "zorder": 3}
+    for light, (marker, colour) in LIGHTS.items():
+        if at := [place for night, place in places.items() if table.nights[night] == light]:
+            panel.plot(at, [0.0] * len(at), marker, color=colour, markersize=5, label=f"_{light}", **on_axis)
     panel.set_title(table.heading)
-    panel.set_xlabel("night\n(band: baseline and margin;\ndotted: a new baseline)")
+    panel.set_xlabel(
+        "night (band: baseline and margin;\ndotted: a new baseline; on the axis:\n"
+        "red cross: regression, green dot: nothing\nworse, grey square: open or not judged)"
+    )
     panel.set_xlim(-0.5, len(places) - 0.5)
     every = max(1, -(-len(places) // MOST_TICKS))
     ticks = list(range(0, len(places), every))
-    panel.set_xticks(ticks, [table.nights[i] for i in ticks], rotation=30, ha="right", rotation_mode="anchor")
+    panel.set_xticks(ticks, [list(places)[i] for i in ticks], rotation=30, ha="right", rotation_mode="anchor")

@@ -1,7 +1,5 @@
 """report.html: what a run found, in one file that opens anywhere and loads nothing."""
 
-import base64
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,7 +14,7 @@ from taugrid.eval.pages.charts.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WI
 from taugrid.eval.pages.charts.loss import loss_charts
 from taugrid.eval.pages.charts.quality import over_costs, over_steps
 from taugrid.eval.pages.comparisons import differences, effects
-from taugrid.eval.pages.environment import asset, environment
+from taugrid.eval.pages.environment import asset, environment, policy
 from taugrid.eval.pages.measured import measured
 from taugrid.eval.pages.pictures import ImageGrid, PagePicture, grids
 from taugrid.eval.pages.pivots import NO_SHADE, ShadedTable, shaded_tables
@@ -131,7 +129,7 @@ def _content(found: PageFacts) -> dict[str, Any]:
         "name": found.name,
         "style": style,
         "script": script,
-        "policy": _policy(style, script),
+        "policy": policy(style, script),
         "size": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
         "answer": answer(cells, found.planned),
         "measured_as": protocol_line(in_grid_order(rows), protocols) if rows else "",
@@ -152,19 +150,6 @@ def _content(found: PageFacts) -> dict[str, Any]:
         "grids": no_grids,
         "in_pictures": _in_pictures(found, no_grids),
     }
-
-
-def _policy(style: str, script: str) -> str:
-    """The content security policy: this style and this script, images in the page, and nothing else."""
-    sources = {"style": _hash(style), "script": _hash(script)}
-    return (
-        f"default-src 'none'; img-src data:; style-src {sources['style']}; script-src {sources['script']}; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _by_steps(found: PageFacts) -> list[ShadedTable]:

@@ -57,11 +57,13 @@ def plan(
 
 
 @click.command(cls=Command)
-@click.argument("directory", metavar="DIR | CONFIG")
+@click.argument("directory", metavar="DIR | CONFIG | HISTORY")
 @click.option("--watch", "watches", is_flag=True, help="Keep showing progress while a driver is at work.")
 @json_option
 def status(directory: str, watches: bool, as_json: bool) -> None:
     """Show how far a run is, from its directory alone: DIR, or the one that CONFIG's runs have without --out.
+
+    Of a history of nights, show a line for each night: id, time, verdict, cells, checkpoint.
 
     With --watch, show the live view of `taugrid run`, wherever that is at work; in a log, a line now and then. Ctrl-C
     ends the view, not the run.
@@ -70,8 +72,17 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
         raise click.UsageError("--watch keeps showing progress, and --json prints one document; give only one of them")
     from taugrid.orchestrator.cli.text import plan_text
     from taugrid.orchestrator.inspection import describe_status
+    from taugrid.orchestrator.nightly.places import find_history
     from taugrid.orchestrator.opened import directory_of, open_existing
 
+    if (history := find_history(directory)) is not None:
+        from taugrid.orchestrator.nightly.shown.nights import history_as_dict, nights_of, nights_text
+
+        if watches:
+            raise click.UsageError("--watch shows a run, not a history; give the run of a night, HISTORY/nights/ID/run")
+        nights = nights_of(history)
+        print_value(history_as_dict(history, nights), as_json, lambda _: nights_text(nights))
+        return
     opened = open_existing(directory_of(directory), dry=True)
     if watches:
         from taugrid.orchestrator.progress.watch import watch

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -14,6 +15,7 @@ from taugrid.orchestrator.cli.options import (
     config_options,
     only_option,
     pivot_options,
+    print_value,
     trust_option,
 )
 
@@ -44,6 +46,10 @@ def _stage(
         rows: str | None = None,
         columns: str | None = None,
     ) -> None:
+        if stages == ("report",):
+            given = {"--out": out, "--set": assignments, "--workers": workers, "--rows": rows, "--columns": columns}
+            if _report_history(config, [name for name, value in given.items() if value], as_json, break_lock):
+                return
         assignments += (f"report.rows=[{rows}]",) * (rows is not None) + (f"report.columns={columns}",) * bool(columns)
         run_stages(config, out, assignments, address, workers, stages, as_json, break_lock, trust_code, only)
 
@@ -55,7 +61,14 @@ def _stage(
 run = _stage("run", STAGES, "Do everything that is missing: train, sample, score, report.", takes_only=True)
 train = _stage("train", ("train",), "Train the models of the config.", takes_only=True)
 sample = _stage("sample", ("sample",), "Sample every cell; models must be trained already.", takes_only=True)
-report = _stage("report", ("report",), "Write tables and figures from existing scores.", takes_pivot=True)
+report = _stage(
+    "report",
+    ("report",),
+    """Write tables and figures from existing scores.
+
+    If CONFIG is a history of nights, write its history.parquet, trend figure and index.html.""",
+    takes_pivot=True,
+)
 reconstruct = _stage(
     "reconstruct",
     ("train", "reconstruct"),
@@ -92,6 +105,28 @@ def run_stages(
     runs_code = stages != ("report",)
     opened = open_to_run(config, assignments, out, address, runs_code, trust_code)
     _work(opened, stages, address, as_json, break_lock, only)
+
+
+def _report_history(place: str, given: Sequence[str], as_json: bool, break_lock: bool) -> bool:
+    """Write the files of a history again, and print where its page is; False if `place` is no history.
+
+    `given` are options that have no meaning for one.
+    """
+    from taugrid.orchestrator.nightly.places import find_history
+    from taugrid.orchestrator.nightly.shown.nights import history_as_dict, nights_of
+    from taugrid.orchestrator.nightly.write import write_history
+    from taugrid.orchestrator.rundir.lock import sole_driver
+    from taugrid.words import with_urls
+
+    if (history := find_history(place)) is None:
+        return False
+    if given:
+        raise click.UsageError(f"{given[0]} has no meaning for {place}, which is a history of nights; leave it out")
+    with sole_driver(history, break_lock, lambda text: click.echo(text, err=True)):
+        write_history(history)
+    found = history_as_dict(history, nights_of(history)) | {"page": with_urls(str(history.index))}
+    print_value(found, as_json, lambda shown: f"page: {shown['page']}")
+    return True
 
 
 def _work(

@@ -6,7 +6,8 @@ HISTORY/nights/<id>/scorer.json    what the scorer gave for the reference
 HISTORY/nights/<id>/fresh/      both networks, sampled with a fresh seed (`grown/`: with more samples)
 HISTORY/nights/<id>/verdict.json   sealed; its presence makes the night complete
 HISTORY/nights/<id>/summary.md, junit.xml
-HISTORY/history.parquet, trend.png, trend.svg   made anew from all verdicts
+HISTORY/nights/<id>/strips/     pictures of the worst cells beside the baseline's
+HISTORY/history.parquet, trend.png, trend.svg, index.html   made anew from all verdicts
 """
 
 import re
@@ -38,6 +39,7 @@ class Night:
         self.verdict_file = folder / "verdict.json"
         self.summary = folder / "summary.md"
         self.junit = folder / "junit.xml"
+        self.strips = folder / "strips"
 
     @staticmethod
     def named(directory: Path) -> str:
@@ -55,25 +57,27 @@ class History(Paths):
 
     def __init__(self, root: Path, storage: Storage | None = None) -> None:
         super().__init__(root, storage)
+        self.nights = self.root / "nights"
         self.parquet = self.root / "history.parquet"
+        self.index = self.root / "index.html"
         self.default_baseline = self.root / "baseline.json"
 
     def night(self, name: str) -> Night:
         """The night of that id; `UserError` if it can't be a folder's name."""
         if not NAME.fullmatch(name):
             raise UserError(f"--id {name}: give letters, digits, dots, dashes and underscores")
-        return Night(self.root / "nights" / name, self.storage)
+        return Night(self.nights / name, self.storage)
 
     def complete_nights(self) -> Sequence[Night]:
         """The nights with a verdict, oldest first."""
-        files = self.storage.list(self.root / "nights", "*/verdict.json")
+        files = self.storage.list(self.nights, "*/verdict.json")
         nights = [Night(path.parent, self.storage) for path in files]
         dated = [(verdict["time"], night.id, night) for night in nights if (verdict := night.verdict) is not None]
         return [night for _, _, night in sorted(dated, key=lambda item: item[:2])]
 
     def unfinished_nights(self) -> Sequence[Night]:
         """The nights that began and have no verdict, in the order of their ids."""
-        files = self.storage.list(self.root / "nights", "*/run/config.json")
+        files = self.storage.list(self.nights, "*/run/config.json")
         nights = [Night(path.parent.parent, self.storage) for path in files]
         return [night for night in nights if night.verdict is None]
 
@@ -100,3 +104,22 @@ def open_history(text: str) -> History:
             f"{', ...' if len(held) > 3 else ''}); give a new folder"
         )
     return history
+
+
+def find_history(text: str) -> History | None:
+    """The history that a command or `taugrid.open` is given in place of a run directory, if it is one.
+
+    A history has at least one night, complete or not.
+
+    Raises:
+        UserError: if the place can't be used.
+    """
+    if not text or (not is_url(text) and not Path(text).is_dir()):
+        return None
+    root, storage = open_place(text, "DIR")
+    storage.require(root)
+    history = History(root, storage)
+    if storage.exists(history.config):
+        return None
+    begun = (storage.list(history.nights, pattern) for pattern in ("*/verdict.json", "*/run/config.json"))
+    return history if any(begun) else None

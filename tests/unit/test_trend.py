@@ -1,8 +1,9 @@
-"""The figure of a history: where it says that the baseline is another."""
+"""The figure of a history: its verdicts, its gaps, and where it says that the baseline is another."""
 
+import numpy as np
 import pyarrow as pa
 
-from taugrid.eval.figures.trend import trend_figure
+from taugrid.eval.figures.trend import LIGHTS, trend_figure
 from taugrid.orchestrator.nightly.history import SCHEMA
 
 
@@ -23,10 +24,29 @@ def new_baselines(panel):
 
 
 def test_a_night_without_an_s_or_a_baseline_does_not_make_the_next_ones_baseline_new():
-    figure = trend_figure(history(
+    rows = history(
         ("1", 10, None), ("1", 20, None), ("2", 10, "A"), ("2", 20, "A"), ("3", 20, "A"), ("4", 10, "A"),
         ("4", 20, None), ("5", 10, "B"), ("5", 20, "B"),
-    ))  # fmt: skip
-    of_10, of_20 = figure.axes
+    )  # fmt: skip
+    of_10, of_20 = trend_figure(rows, dict.fromkeys("12345", "green")).axes
     assert new_baselines(of_10) == [0.5, 3.5], "the third night had no S = 10"
     assert new_baselines(of_20) == [0.5, 3.5], "the fourth had no baseline"
+
+
+def test_a_line_breaks_where_a_night_lacks_the_cell():
+    nights = {"1": "grey", "2": "green", "3": "red", "4": "green"}
+    (panel,) = trend_figure(history(("1", 10, "A"), ("2", 10, "A"), ("4", 10, "A")), nights).axes
+    line = next(line for line in panel.lines if line.get_linestyle() == "-")
+    np.testing.assert_array_equal(line.get_ydata(), [5, 5, np.nan, 5])
+
+
+def test_each_night_has_the_mark_of_its_verdict_even_without_a_score():
+    nights = {"1": "grey", "2": "green", "3": "red", "4": "green"}
+    (panel,) = trend_figure(history(("1", 10, None), ("2", 10, "A"), ("4", 10, "A")), nights).axes
+    marks = {line.get_label(): line for line in panel.lines if line.get_label() in {f"_{light}" for light in LIGHTS}}
+    assert {name: list(line.get_xdata()) for name, line in marks.items()} == {
+        "_red": [2],
+        "_green": [1, 3],
+        "_grey": [0],
+    }
+    assert [(line.get_marker(), line.get_color()) for line in marks.values()] == list(LIGHTS.values())

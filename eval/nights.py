@@ -1,0 +1,79 @@
+"""One night of a history in a line: what its page, `taugrid status` and `taugrid.open` say of it."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from taugrid.words import counted
+
+Light = Literal["red", "green", "grey"]
+"""What a verdict says: red for a regression, green for nothing worse, grey where that can't be told."""
+
+UNFINISHED = "unfinished"
+DIGITS = 10
+"""Of a hash."""
+
+
+class NightModel(NamedTuple):
+    """The network of a night; None is what its verdict does not say."""
+
+    checkpoint: str | None
+    weights_sha256: str | None
+
+
+class NightLine(NamedTuple):
+    """A night, or the beginning of one."""
+
+    id: str
+    time: str
+    """When its verdict was reached, UTC, ISO 8601; empty if there is none."""
+    verdict: str
+    """The worst of its cells', "no baseline", or "unfinished"."""
+    light: Light
+    counts: Mapping[str, int] = {}
+    """Cells by their verdict, worst first."""
+    compared: tuple[int, int] | None = None
+    """How many cells were compared, of how many that the baseline has."""
+    remarks: tuple[str, ...] = ()
+    """What was not judged, and why."""
+    models: tuple[NightModel, ...] = ()
+    commit: str | None = None
+    """Of taugrid's repository."""
+    is_dirty: bool = False
+    """There were changes on top of it."""
+
+    @property
+    def cells(self) -> str:
+        """How many cells have which verdict, in words."""
+        told = ", ".join(f"{count} {verdict}" for verdict, count in self.counts.items())
+        if self.compared is None or self.compared[0] == self.compared[1]:
+            return told
+        return f"{told}; {self.compared[0]} of {counted(self.compared[1], 'baseline cell')} compared"
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """The names of its checkpoints, as far as they are known."""
+        return list(dict.fromkeys(model.checkpoint for model in self.models if model.checkpoint))
+
+    @property
+    def weights(self) -> list[str]:
+        """The first digits of the hash of each network's weights."""
+        return list(dict.fromkeys(model.weights_sha256[:DIGITS] for model in self.models if model.weights_sha256))
+
+    @property
+    def code(self) -> str:
+        """The commit, shortened."""
+        return f"{self.commit[:DIGITS]}{' and changes' if self.is_dirty else ''}" if self.commit else ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {
+            "night": self.id,
+            "time": self.time or None,
+            "verdict": self.verdict,
+            "cells": dict(self.counts),
+            "compared": None if self.compared is None else list(self.compared),
+            "remarks": list(self.remarks),
+            "models": [model._asdict() for model in self.models],
+            "git_commit": self.commit,
+            "git_dirty": self.is_dirty,
+        }

@@ -1,0 +1,373 @@
+"""A history of nights as people see it: index.html, `report`, `status`, `taugrid.open`, on nights that really ran."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import click
+import pandas as pd
+import pytest
+from in_process import PoolHere
+from nights import CELLS, checkpoint, taugrid, write_config
+
+import taugrid as taugrid_api
+from taugrid.errors import UserError
+from taugrid.eval.nights import NightLine
+from taugrid.eval.pages.history import HistoryFacts, history_html
+from taugrid.orchestrator.nightly.history import SCHEMA
+from taugrid.orchestrator.nightly.places import open_history
+from taugrid.orchestrator.nightly.shown.nights import night_line
+from taugrid.orchestrator.nightly.write import write_history
+from taugrid.storage import open_place, read_sealed, write_sealed
+
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
+
+
+def night(history, config, name, *options, code=0):
+    taugrid("nightly", config, "--history", history, "--id", name, *options, code=code)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Six nights: without a baseline, identical, not worse, with two cells only, worse, and one that was killed."""
+    folder = tmp_path_factory.mktemp("made")
+    history = folder / "history"
+    for kind, worse in (("old", 0.0), ("worse", 0.3), ("alike", 1e-4)):
+        write_config(folder / f"{kind}.yaml", checkpoint(folder / kind, worse), name="tonight")
+    night(history, folder / "old.yaml", "1")
+    taugrid("baseline", "accept", history / "nights/1/run", "--to", history / "baseline.json", "--reason", "the first")
+    night(history, folder / "old.yaml", "2")
+    night(history, folder / "alike.yaml", "3")
+    night(history, folder / "alike.yaml", "4", "--set", "grid={steps: [2, 3], eta: [0.0]}", code=None)
+    night(history, folder / "worse.yaml", "5", code=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PoolHere, "give", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            night(history, folder / "old.yaml", "6")
+    write_history(open_history(str(history)))
+    return folder
+
+
+@pytest.fixture
+def history(made, tmp_path):
+    """A copy of that history."""
+    shutil.copytree(made / "history", tmp_path / "history")
+    return tmp_path / "history"
+
+
+def rewritten(history, name, change):
+    """Give a night another verdict, as another version would have written it, and write the history's files again."""
+    path = history / f"nights/{name}/verdict.json"
+    verdict = read_sealed(path)
+    change(verdict)
+    write_sealed(path, verdict)
+    taugrid("report", history)
+    return verdict
+
+
+def verdict_of(history, name):
+    return read_sealed(history / f"nights/{name}/verdict.json")
+
+
+def every_file(root):
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+class Parsed(HTMLParser):
+    """The page's start tags, and the texts of its table of nights, row by row."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.rows, self._in_table = [], [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag == "table":
+            self._in_table = ("class", "nights") in attributes
+        if self._in_table and tag == "tr":
+            self.rows.append([])
+        if self._in_table and tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        self._in_table = self._in_table and tag != "table"
+
+    def handle_data(self, data):
+        if self._in_table and self.rows and self.rows[-1]:
+            self.rows[-1][-1] = " ".join((self.rows[-1][-1] + data).split())
+
+    def all(self, tag, **attributes):
+        return [found for name, found in self.tags if name == tag and attributes.items() <= found.items()]
+
+
+def page(history):
+    return Parsed((history / "index.html").read_text())
+
+
+def lights(parsed):
+    """The colours of the marks along the axis of the first chart."""
+    marks = [found["class"].split()[-1] for found in parsed.all("g") if "mark light" in found.get("class", "")]
+    return marks[: len(marks) // len(parsed.all("figure"))]
+
+
+def test_the_page_has_the_nights_with_their_verdicts_newest_first(history):
+    found = page(history)
+    head, *rows = found.rows
+    assert head == ["night", "time (UTC)", "verdict", "cells", "checkpoint", "weights", "commit", "files"]
+    assert [(row[0], row[2], row[3]) for row in rows] == [
+        ("6", "unfinished", "–"),
+        ("5", "worse", "4 worse"),
+        ("4", "not worse", rows[2][3]),
+        ("3", "not worse", "4 not worse"),
+        ("2", "identical", "4 identical"),
+        ("1", "no baseline", "–"),
+    ]
+    assert rows[2][3].startswith("2 not worse; 2 of 4 baseline cells compared")
+    hashes = {score["weights_sha256"] for score in verdict_of(history, "5")["scores"]}
+    assert {rows[1][5]} == {each[:10] for each in hashes}
+
+
+def test_a_night_is_marked_green_only_if_nothing_is_worse_and_all_was_judged(history):
+    assert lights(page(history)) == ["grey", "green", "green", "grey", "red"], "night 4 lacks two cells of the baseline"
+
+
+def test_lines_break_where_a_night_lacks_the_cell(history):
+    """Night 4 has the cells of eta = 0 alone."""
+    strokes = [found["d"] for found in page(history).all("path", **{"class": "stroke"}) if found["d"] != "M-13,0H13"]
+    assert [(stroke.count("M"), stroke.count("L")) for stroke in strokes] == [(1, 4), (2, 2)] * 2
+
+
+def test_the_page_loads_nothing_and_its_links_lead_to_files_of_the_nights(history):
+    found = page(history)
+    assert "default-src 'none'" in found.all("meta", **{"http-equiv": "Content-Security-Policy"})[0]["content"]
+    assert not [tag for tag, attributes in found.tags if tag in ("link", "iframe", "img") or "src" in attributes]
+    links = {found["href"] for found in found.all("a")}
+    assert all((history / link).is_file() for link in links)
+    for name in "12345":
+        assert {f"nights/{name}/summary.md", f"nights/{name}/run/report.html"} <= links
+
+
+def test_equal_nights_give_an_equal_page(history):
+    before = (history / "index.html").read_bytes()
+    taugrid("report", history)
+    assert (history / "index.html").read_bytes() == before
+
+
+def test_texts_are_escaped_and_fields_of_newer_verdicts_are_shown(history):
+    planted = "<script>alert('x')</script>&amp;"
+
+    def change(verdict):
+        verdict["name"] = f"{planted} name"
+        verdict["model"] = [{"checkpoint": f"runs/{planted}/step-900", "weights_sha256": "c0ffee" * 10}]
+        verdict["not_judged"] = [f"{planted} is too blunt"]
+        for score in verdict["scores"]:
+            score["label"] += planted
+        verdict["comparison"]["compared"] = [3, 12]
+        unknown = {"result": "unknown", "reason": f"{planted} is another device"}
+        verdict["comparison"]["checks"] = {"sampler": unknown, "scorer": {"result": "clean", "reason": "equal"}}
+        verdict["software"]["git_commit"] = f"{planted}"
+
+    rewritten(history, "5", change)
+    text, (_, _, row, *_) = (history / "index.html").read_text(), page(history).rows
+    assert text.count("<script>") == 1
+    assert row[4] == f"runs/{planted}/step-900"
+    assert row[5] == "c0ffeec0ff"
+    assert row[3] == (
+        f"4 worse; 3 of 12 baseline cells compared{planted} is too bluntsampler unknown: {planted} is another device"
+    )
+
+
+def test_an_early_verdict_is_read(history):
+    """Of a version that knew neither commits nor checks, and had another word for what it could not judge."""
+
+    def change(verdict):
+        verdict["software"] = {}
+        for key in ("model", "not_judged"):
+            verdict.pop(key, None)
+        for key in ("compared", "checks"):
+            verdict["comparison"].pop(key, None)
+        verdict["result"] = verdict["comparison"]["result"] = "no standard error"
+        for cell in verdict["comparison"]["cells"][:3]:
+            cell["result"] = "no standard error"
+
+    rewritten(history, "3", change)
+    found = page(history)
+    assert found.rows[4][2:7] == ["not judged", "3 not judged, 1 not worse", "–", found.rows[3][5], "–"]
+    assert lights(found)[2] == "grey"
+
+
+@pytest.mark.parametrize(
+    ("change", "light"),
+    [
+        ({}, "green"),
+        ({"checks": {"sampler": {"result": "clean", "reason": ""}}}, "green"),
+        ({"checks": {"sampler": {"result": "unknown", "reason": "another device"}}}, "grey"),
+        ({"checks": {"scorer": {"result": "changed", "reason": "other scores"}}}, "red"),
+        ({"compared": [1, 12]}, "green"),
+        ({"result": "undecided"}, "grey"),
+        ({"result": "not judged"}, "grey"),
+        *(
+            ({"result": result}, "red")
+            for result in ("changed sampler", "changed scorer", "collapsed", "changed pixels")
+        ),
+    ],
+)
+def test_the_colour_of_a_verdict(made, change, light):
+    """Fewer cells are fine where the night was told to allow that: otherwise `not_judged` names them."""
+    verdict = verdict_of(made / "history", "3")
+    verdict["comparison"] |= {"compared": [CELLS, CELLS], "checks": {}} | change
+    verdict |= {"result": change.get("result", "not worse"), "not_judged": []}
+    assert night_line(verdict).light == light
+    assert night_line(verdict | {"not_judged": ["2 cells are missing"]}).light == ("red" if light == "red" else "grey")
+
+
+def test_report_writes_the_files_of_a_history_again(history):
+    before = every_file(history)
+    for name in ("history.parquet", "index.html", "trend.png", "trend.svg"):
+        (history / name).unlink()
+    out, _ = taugrid("report", history)
+    assert out == f"page: {history / 'index.html'}\n"
+    assert {path: data for path, data in every_file(history).items() if path.name != "lease.json"} == before
+    found = json.loads(taugrid("report", history, "--json")[0])
+    assert found["page"] == str(history / "index.html")
+    assert [each["night"] for each in found["nights"]] == list("123456")
+
+
+@pytest.mark.parametrize("options", [("--out", "x"), ("--set", "name=x"), ("--rows", "eta"), ("--workers", 2)])
+def test_report_of_a_history_refuses_options_for_runs(history, options):
+    before = every_file(history)
+    with pytest.raises(click.UsageError, match=f"{options[0]} has no meaning for .*, which is a history of nights"):
+        taugrid("report", history, *options)
+    assert every_file(history) == before
+
+
+def test_status_has_a_line_for_each_night_and_changes_nothing(history):
+    before = every_file(history)
+    out, _ = taugrid("status", history)
+    lines = [re.split(r" {2,}", line) for line in out.splitlines()]
+    assert [(line[0], line[-2], line[-1]) for line in lines[1:5]] == [
+        ("2", "identical", "4 identical"),
+        ("3", "not worse", "4 not worse"),
+        ("4", "not worse", lines[3][-1]),
+        ("5", "worse", "4 worse"),
+    ]
+    assert [lines[0][0], lines[0][-1]] == ["1", "no baseline"]
+    assert lines[5] == ["6", "unfinished"]
+    assert every_file(history) == before
+
+
+def test_status_names_the_checkpoint_and_what_was_not_judged(history):
+    def change(verdict):
+        verdict["model"] = [{"checkpoint": f"runs/x/step-{step}", "weights_sha256": None} for step in (1, 2, 3)]
+        verdict["not_judged"] = ["3 of 4 cells are too blunt"]
+
+    rewritten(history, "3", change)
+    line = taugrid("status", history)[0].splitlines()[2]
+    assert line.endswith("4 not worse  runs/x/step-1, runs/x/step-2 and 1 more  (3 of 4 cells are too blunt)")
+
+
+def test_status_as_json(history):
+    found = json.loads(taugrid("status", history, "--json")[0])
+    assert found["dir"] == str(history)
+    assert [(each["night"], each["verdict"]) for each in found["nights"]] == [
+        ("1", "no baseline"), ("2", "identical"), ("3", "not worse"), ("4", "not worse"), ("5", "worse"),
+        ("6", "unfinished"),
+    ]  # fmt: skip
+    assert found["nights"][4]["cells"] == {"worse": 4}
+    assert found["nights"][3]["compared"] == [2, 4]
+    assert found["nights"][5]["time"] is None
+
+
+def test_a_history_is_not_watched(history):
+    with pytest.raises(click.UsageError, match="give the run of a night"):
+        taugrid("status", history, "--watch")
+
+
+def test_open_gives_the_nights_their_table_and_their_runs(history):
+    before = every_file(history)
+    found = taugrid_api.open(history)
+    assert [(night.id, night.verdict) for night in found.nights[3:]] == [
+        ("4", "not worse"), ("5", "worse"), ("6", "unfinished"),
+    ]  # fmt: skip
+    assert repr(found) == f"<history of 6 nights in {history}; newest verdict: worse (5)>"
+    assert found.table.groupby("night").size().to_dict() == {"1": 4, "2": 4, "3": 4, "4": 2, "5": 4}
+    run = found.open("5")
+    assert run.directory == str(history / "nights/5/run")
+    pd.testing.assert_series_equal(
+        run.quality.set_index("cell").fid.sort_index(),
+        found.table.query("night == '5'").set_index("cell").fid.sort_index(),
+    )
+    assert len(found.open("6").cells) == CELLS, "of an unfinished night too"
+    with pytest.raises(UserError, match="has no night '7'; its newest are 2, 3, 4, 5, 6"):
+        found.open("7")
+    assert every_file(history) == before
+
+
+def test_a_table_that_is_not_written_yet_is_told(history):
+    (history / "history.parquet").unlink()
+    with pytest.raises(UserError, match=f"`taugrid report {history}` writes it"):
+        _ = taugrid_api.open(history).table
+
+
+def test_a_run_stays_a_run_and_a_folder_of_something_else_an_error(history, tmp_path):
+    run = history / "nights/1/run"
+    assert repr(taugrid_api.open(run)).startswith("<run tonight in ")
+    assert json.loads(taugrid("status", run, "--json")[0])["cells"]
+    (tmp_path / "other/nights/1").mkdir(parents=True)
+    for place in (tmp_path / "other", tmp_path / "none"):
+        assert "is not a run directory (it has no config.json)" in taugrid("status", place, code=2)[1]
+        with pytest.raises(UserError, match="is not a run directory"):
+            taugrid_api.open(place)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_history_whose_first_night_is_unfinished_has_a_page(history):
+    for name in "12345":
+        shutil.rmtree(history / "nights" / name)
+    taugrid("report", history)
+    assert [row[0] for row in page(history).rows[1:]] == ["6"]
+    assert taugrid("status", history)[0] == "6    unfinished\n"
+    assert repr(taugrid_api.open(history)) == f"<history of 1 night in {history}; no verdict yet>"
+
+
+def test_a_complete_night_without_a_page_gets_one_from_the_same_command(made, history):
+    (history / "index.html").unlink()
+    taugrid("nightly", made / "worse.yaml", "--history", history, "--id", "5", code=3)
+    assert len(page(history).rows) == 7
+
+
+def test_a_history_in_a_bucket(history, s3):
+    place = f"s3://{s3.bucket()}/nights"
+    root, storage = open_place(place, "--history")
+    for path in history.rglob("*"):
+        if path.is_file() and path.name != ".lock":
+            storage.replace(root / path.relative_to(history), path)
+    storage.delete(root / "index.html")
+    assert taugrid("report", place)[0] == f"page: {place}/index.html\n"
+    assert storage.read(root / "index.html") == (history / "index.html").read_bytes()
+    assert taugrid("status", place)[0] == taugrid("status", history)[0]
+    found = taugrid_api.open(place)
+    assert found.directory == place
+    assert found.table.equals(taugrid_api.open(history).table)
+    assert found.open("5").directory == f"{place}/nights/5/run"
+
+
+def test_a_long_history_shows_its_newest_nights():
+    nights = [NightLine(f"night-{n:04d}-of-many", "2026-11-26", "not worse", "green") for n in range(1_200)]
+    told = dict.fromkeys(SCHEMA.names) | {"fid_se": 0.1, "margin": 0.1, "baseline_fid": 5.0}
+    rows = [
+        told | {"night": night.id, "steps": 10, "label": f"S0010-eta{eta}", "fid": 5.0 + eta}
+        for night in nights
+        for eta in range(20)
+    ]
+    text = history_html(HistoryFacts("long", nights, rows, {}))
+    found = Parsed(text)
+    assert len(text) < 2_000_000
+    assert lights(found) == ["green"] * 60
+    assert [row[0] for row in found.rows[1:3]] == ["night-1199-of-many", "night-1198-of-many"]
+    assert "200 older nights are left out" in text
+    ticks = [float(each["x"]) for each in found.all("text", **{"class": "x"})][:-1]
+    assert all(after - before > 110 for before, after in pairwise(ticks)), "labels of 12 characters do not touch"
