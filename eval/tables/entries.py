@@ -60,12 +60,7 @@ class Entry(NamedTuple):
 def tabulated(frame: pd.DataFrame) -> list[MetricColumn]:
     """The scores that some cell has; if no cell has any, FID with only dashes."""
     given = [column for column in score_columns() if column.name in frame and frame[column.name].notna().any()]
-    return [unscaled(column) if frame[column.name].max() >= 1 else column for column in given] or [FID]
-
-
-def unscaled(column: MetricColumn) -> MetricColumn:
-    """A column without its factor, which suits the small KIDs of Inception's features: KID grows as their cube."""
-    return replace(column, title=column.title.split(" ×")[0], scale=1.0)
+    return given or [FID]
 
 
 def entries(table: Pivot, metric: MetricColumn) -> Iterator[tuple[tuple[str, ...], list[Entry]]]:

@@ -167,7 +167,7 @@ def scores_text(scores: dict[str, Any]) -> str:
             error = values.get(column.error, math.nan) if column.error else math.nan
             value, spread = write_number(values[column.name], error)
             means = f"   (± is {column.error_means})" if spread else ""
-            lines.append(f"{column.heading.replace(' × 1000', '')}: {f'{value} {spread}'.rstrip()}{means}")
+            lines.append(f"{column.heading}: {f'{value} {spread}'.rstrip()}{means}")
     for side in ("samples", "reference"):
         about = scores[side]
         count = "moments" if about["num_images"] is None else counted(about["num_images"], "image")

@@ -71,9 +71,7 @@ def test_other_metrics_have_an_interval_over_trainings_and_without_replicates_no
     assert [line.split(",")[0] for line in lines] == ["metric", *["fid"] * 3, *["isc_mean"] * 3, *["kid_mean"] * 3]
     text = (tmp_path / "effects.md").read_text()
     assert "## Inception Score (higher is better)" in text
-    assert f"| **{kid[0].effect * 1000:.2f}** |" in text, (
-        "scaled as in the other tables, with the decimals of its interval"
-    )
+    assert f"| **{kid[0].effect:.5f}** |" in text, "with the decimals of its interval"
     once = [row for row in rows if row[TRAINING] == 0]
     assert [metric.name for metric in effects_by_metric(once, evidence(once, {}))] == ["fid"]
 
@@ -142,7 +140,7 @@ def test_files_hold_every_effect_and_both_values_of_p(tmp_path):
     rows = trained(rates=(0.01, 0.02))
     write_effects(effects_by_metric(rows, evidence(rows, {row["cell"]: spread(0.3) for row in rows})), tmp_path)
     lines = (tmp_path / "effects.csv").read_text().splitlines()
-    assert lines[0].endswith("se_sampling,replicates,over,low,high,p,p_holm,pairs,note")
+    assert lines[0].endswith("se_sampling,replicates,over,low,high,p,p_holm,pairs,note,se_shared")
     text = (tmp_path / "effects.md").read_text()
     assert "## Averaged over all cells (2 comparisons)" in text
     assert "## Cell by cell" in text
