@@ -243,9 +243,9 @@ def _print_quality(
     plan: "Plan | None",
 ) -> None:
     """Print the tables of all metrics on stdout, and what they are of."""
+    from taugrid.eval.tables.ablation.alike import indistinguishable
     from taugrid.eval.tables.ablation.one_table import USUAL
     from taugrid.eval.tables.console import others_to_console, to_console
-    from taugrid.eval.tables.differences import indistinguishable
     from taugrid.eval.tables.entries import scored_as, tabulated
     from taugrid.eval.tables.long_form import in_grid_order
     from taugrid.eval.tables.rows import check_joinable

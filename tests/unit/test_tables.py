@@ -513,7 +513,7 @@ def test_a_table_without_a_choice_has_no_star():
     assert "*" not in printed(long_form([cell(10, 0.0, 13.36, 0.1), cell(20, 0.0, 8.5, 0.1)]))
 
 
-LEGEND = "≈ not distinguishable from the best of its column: |z| < 1.96 for the paired difference of FID"
+LEGEND = "≈ not distinguishable from the best of its column by the paired difference of FID, 95 % jointly"
 """The beginning of the line under a table that has marks."""
 
 
@@ -549,7 +549,7 @@ def test_latex_marks_take_no_width_and_are_explained_in_the_caption():
     assert r"0.2 & $14.04 \pm 0.10$\rlap{$^{\approx}$} & $4.09 \pm 0.10$ \\" in tex
     captions = [line for line in tex.splitlines() if r"\caption" in line]
     assert [r"$\approx$ not distinguishable from the best of its column" in line for line in captions] == [True, False]
-    assert "$|$z$|$ $<$ 1.96" in captions[0]
+    assert r"95 \% jointly" in captions[0]
     for line in tex.splitlines():
         bare = line.replace(r"\$", "")
         assert bare.count("$") % 2 == 0

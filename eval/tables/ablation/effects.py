@@ -4,7 +4,7 @@ Each effect averages paired differences: cells that agree in every other key, in
 of them, for each S, and cell by cell. With replicates, an interval over trainings comes from Student's t over their
 seeds, for every metric. Trainings that are sampled with one seed share its noise, which their spread misses: FID's
 intervals include it, those of other metrics are given this sampling seed. The error over sampling comes from the
-samples' influences (differences.py); only FID has it.
+samples' influences (sampling_errors.py); only FID has it.
 """
 
 import math
@@ -18,12 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from taugrid.eval.metrics.frechet import standard_error
-from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.ablation.one_table import OTHERS, labelled
 from taugrid.eval.tables.ablation.replicates import SEEDS, UNITS, varying_seeds
-from taugrid.eval.tables.ablation.seeds import holm, mean_over_seeds, shared_error, two_sided
-from taugrid.eval.tables.differences import ROUNDING, Evidence
+from taugrid.eval.tables.ablation.sampling_errors import sampling_error, share_noise, shared_sampling_error
+from taugrid.eval.tables.ablation.seeds import holm, mean_over_seeds, two_sided
+from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.entries import Z_95, tabulated
 from taugrid.eval.tables.long_form import EXACT, FID, axes, in_grid_order
 from taugrid.eval.tables.pivots import prepared, short_columns
@@ -66,8 +65,8 @@ class Effect:
     """Paired differences that were averaged."""
     note: str = ""
     se_shared: float | None = None
-    """The standard error of the sampling noise that all replicates share, which the interval includes. 0 if each has noise of its own;
-    None if it is unknown, as for metrics other than FID, or without replicates."""
+    """The standard error of the sampling noise that all replicates share, which the interval includes. 0 if each has
+    noise of its own; None if it is unknown, as for metrics other than FID, or without replicates."""
 
     @property
     def given_noise(self) -> bool:
@@ -85,6 +84,10 @@ class _Pair(NamedTuple):
     seeds: tuple[Hashable, ...]
     base: Mapping[str, Any]
     other: Mapping[str, Any]
+
+    @property
+    def cells(self) -> tuple[str, str]:
+        return self.base["cell"], self.other["cell"]
 
 
 class _Grid(NamedTuple):
@@ -243,10 +246,13 @@ def _effect(
     by_seed: dict[Hashable, list[_Pair]] = defaultdict(list)
     for pair in kept:
         by_seed[pair.seeds[0] if seeds else None].append(pair)
-    parts = list(by_seed.values())
-    each = np.array([np.mean([pair.other[metric.name] - pair.base[metric.name] for pair in part]) for part in parts])
-    error = _sampling_error(kept, evidence) if metric == FID else None
-    shared = _shared_error(parts, error, evidence)
+    each = np.array([np.mean([pair.other[metric.name] - pair.base[metric.name] for pair in part])
+                     for part in by_seed.values()])  # fmt: skip
+    error = sampling_error([pair.cells for pair in kept], evidence) if metric == FID else None
+    shared = None
+    if len(each) > 1:
+        parts = [[pair.cells for pair in part] for part in by_seed.values()]
+        shared = shared_sampling_error(parts, evidence) if metric == FID or not share_noise(parts, evidence) else None
     found = mean_over_seeds(each, shared or 0.0)
     mean = float(found.mean)
     over, half, p = "sampling", error and Z_95 * error, two_sided(mean / error) if error else None
@@ -288,38 +294,6 @@ def _balanced(pairs: Sequence[_Pair], seeds: Sequence[str], alone: Set[Hashable]
     left_out = sorted(texts, key=lambda seed: (len(seed), seed))  # by number: 2 before 10
     note = f"without {seeds[0]} {', '.join(left_out)}: not all its cells are scored" if left_out else ""
     return [pair for pair in pairs if pair.seeds[0] in whole], note
-
-
-def _sampling_error(pairs: Sequence[_Pair], evidence: Evidence) -> float | None:
-    """The standard error of the mean difference of FID over sampling; None if a cell has no influences.
-
-    Cells with the same x_T are added up sample by sample, so what their noise shares cancels or adds up as it does in
-    the mean; groups with other noise are independent.
-    """
-    sums: dict[Hashable, Array] = {}
-    sizes: list[float] = []
-    for pair in pairs:
-        for sign, row in ((-1, pair.base), (1, pair.other)):
-            phi = evidence.influences.get(row["cell"])
-            if phi is None:
-                return None
-            noise = (evidence.pairings[row["cell"]], len(phi))
-            sums[noise] = sums.get(noise, np.zeros(len(phi))) + sign / len(pairs) * phi
-            sizes.append(standard_error(phi))
-    error = math.sqrt(sum(standard_error(total) ** 2 for total in sums.values()))
-    return error if error > ROUNDING * max(sizes) else 0.0
-
-
-def _shared_error(parts: Sequence[Sequence[_Pair]], error: float | None, evidence: Evidence) -> float | None:
-    """`Effect.se_shared` of replicates whose pairs are `parts`; `error` is that of their mean over sampling."""
-    if len(parts) < 2:
-        return None
-    noise = [{evidence.pairings[row["cell"]] for pair in part for row in (pair.base, pair.other)} for part in parts]
-    if len(set().union(*noise)) == sum(map(len, noise)):
-        return 0.0
-    if error is None:
-        return None
-    return float(shared_error(error, np.array([_sampling_error(part, evidence) for part in parts])))
 
 
 def _corrected(found: Sequence[Effect]) -> list[Effect]:

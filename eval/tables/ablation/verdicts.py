@@ -71,9 +71,8 @@ def enough(effect: Effect, comparisons: int) -> int | None:
 
 def _decides(effect: Effect, comparisons: int, n: float) -> bool:
     """Whether `n` replicates would have an interval that leaves out 0 with the probability `POWER`."""
-    assert effect.low is not None and effect.high is not None
-    shared = effect.se_shared or 0.0
-    own = math.sqrt(max(((effect.high - effect.low) / 2) ** 2 - (special.ndtri(LEVEL / 2) * shared) ** 2, 0.0))
+    half, shared = ((effect.high or 0.0) - (effect.low or 0.0)) / 2, effect.se_shared or 0.0
+    own = math.sqrt(max(half**2 - (special.ndtri(LEVEL / 2) * shared) ** 2, 0.0))
     se = own / half_width(LEVEL, effect.replicates - 1, 1.0, 0.0) * math.sqrt(effect.replicates / n)
     width = half_width(LEVEL / comparisons, n - 1, se, shared)
     return bool(width + special.ndtri(POWER) * math.hypot(se, shared) <= abs(effect.effect))
