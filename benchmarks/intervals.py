@@ -33,6 +33,13 @@ KINDS: dict[str, Draw] = {
 }
 
 
+def skewed_against_a_constant(random: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Skewed settings, the first of which, the base, never varies: nothing makes their differences symmetric."""
+    values = KINDS["skewed"](random, shape)
+    values[:, :1] = 0
+    return values
+
+
 class World(NamedTuple):
     """Where differences between trainings come from, in units of a cell's error of sampling."""
 
@@ -70,7 +77,7 @@ def effects(random: np.random.Generator, world: World, draw: Draw, trainings: in
 def report_effects(repeats: int) -> None:
     """The coverage of intervals and Holm's family-wise errors, with the shared noise and without it."""
     print(f"{COMPARISONS} comparisons with one base, {repeats} repeats; in brackets, without the shared noise")
-    for kind, draw in KINDS.items():
+    for kind, draw in (KINDS | {"skewed against a constant": skewed_against_a_constant}).items():
         for trainings in (3, 5, 10):
             for world in WORLDS:
                 random = np.random.default_rng((23, trainings))

@@ -83,7 +83,7 @@ def test_the_shared_error_is_the_root_of_the_trainings_mean_covariance():
 
 @pytest.mark.parametrize("k", [4, 20])
 def test_equal_cells_are_all_marked_in_95_percent_of_columns(k):
-    """Against the best of the measured values; with 1.96 for each pair, some cell has no mark in 22 and 83 %."""
+    """Against the best of the measured values; with 1.96 for each pair, some cell has no mark in 19 and 87 %."""
     rng = np.random.default_rng((19, k))
     influences = np.linspace(1, 2, k)[:, None] * (rng.normal(size=(1, 300)) + rng.normal(size=(k, 300)))
     covariance = np.cov(influences) / 300

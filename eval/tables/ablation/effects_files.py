@@ -98,8 +98,8 @@ def effects_from_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Effec
     for row in rows:
         if "metric" in row:  # earlier files have FID alone, in other columns
             texts = {key: str(row[key]) for key in ("base", "value")}
-            its = {field.name: row.get(field.name) for field in fields(Effect)} | texts  # earlier ones lack se_shared
-            found.setdefault(row["metric"], []).append(Effect(**its))
+            its: dict[str, Any] = {field.name: row.get(field.name) for field in fields(Effect)}  # se_shared came later
+            found.setdefault(row["metric"], []).append(Effect(**its | texts))
     return found
 
 
