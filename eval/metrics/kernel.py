@@ -30,7 +30,9 @@ def kid_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
         changes = {"kid_subset_size": possible}
         remarks.append(f"kid_subset_size is {possible} here, not {wanted}: one side has no more images")
     if possible == sizes.num_samples:
-        remarks.append(f"every KID subset holds all {possible} samples, so a ± over subsets says nothing about sampling")
+        remarks.append(
+            f"every KID subset holds all {possible} samples, so a ± over subsets says nothing about sampling"
+        )
     return Limits(changes=changes, remark="; ".join(remarks) or None)
 
 

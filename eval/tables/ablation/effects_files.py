@@ -10,7 +10,7 @@ import pandas as pd
 
 from taugrid.eval.tables.ablation.effects import SCOPES, TOGETHER, Effect
 from taugrid.eval.tables.ablation.seeds import LEVEL
-from taugrid.eval.tables.ablation.verdicts import verdicts
+from taugrid.eval.tables.ablation.verdicts import GIVEN_NOISE, verdicts
 from taugrid.eval.tables.entries import MISSING, write_number
 from taugrid.eval.tables.pivots import short_columns
 from taugrid.eval.tables.rows import series
@@ -37,9 +37,6 @@ OVER = {
     "whether other trainings would show the same. Several values of `train.seed`, scored for both, can, and give an "
     "interval to metrics other than FID too.",
 }
-
-GIVEN_NOISE = ", given this sampling seed"
-"""Follows the name of intervals that miss the noise that their trainings share."""
 
 
 def write_effects(found: Mapping[MetricColumn, Sequence[Effect]], folder: Path) -> None:

@@ -13,6 +13,8 @@ from taugrid.words import counted
 
 POWER = 0.80
 """The share of ablations in which the number of replicates that a verdict names would decide the effect as it is."""
+GIVEN_NOISE = ", given this sampling seed"
+"""Follows what is said of trainings whose shared noise is unknown."""
 MOST = 100
 """Replicates up to which a verdict names how many would decide."""
 
@@ -47,7 +49,7 @@ def _verdict(effect: Effect, comparisons: int, metric: MetricColumn) -> str:
         return f"{finding}, with these networks; {alone}" if is_certain else f"sampling can't tell {pair}; {alone}"
     replicates = counted(effect.replicates, effect.over)
     if is_certain:
-        return f"{finding}; {replicates} decide it"
+        return f"{finding}; {replicates} decide it{GIVEN_NOISE * effect.given_noise}"
     return f"{replicates} can't tell {pair}; {_what_would(effect, comparisons)}"
 
 
