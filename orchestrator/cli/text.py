@@ -177,7 +177,7 @@ def scores_text(scores: dict[str, Any]) -> str:
             error = values.get(column.error, math.nan) if column.error else math.nan
             value, spread = write_number(values[column.name], error)
             means = f"   (± is {column.error_means})" if spread else ""
-            lines.append(f"{column.heading.replace(' × 1000', '')}: {f'{value} {spread}'.rstrip()}{means}")
+            lines.append(f"{column.heading}: {f'{value} {spread}'.rstrip()}{means}")
     for side in ("samples", "reference"):
         about = scores[side]
         count = "moments" if about["num_images"] is None else counted(about["num_images"], "image")
@@ -253,9 +253,9 @@ def _print_quality(
     plan: "Plan | None",
 ) -> None:
     """Print the tables of all metrics on stdout, and what they are of."""
+    from taugrid.eval.tables.ablation.alike import indistinguishable
     from taugrid.eval.tables.ablation.one_table import USUAL
     from taugrid.eval.tables.console import others_to_console, to_console
-    from taugrid.eval.tables.differences import indistinguishable
     from taugrid.eval.tables.entries import scored_as, tabulated
     from taugrid.eval.tables.long_form import in_grid_order
     from taugrid.eval.tables.rows import check_joinable

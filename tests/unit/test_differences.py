@@ -6,7 +6,8 @@ import pytest
 
 from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.statistics import Moments
-from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, Evidence, differences, indistinguishable, pair
+from taugrid.eval.tables.ablation.alike import indistinguishable
+from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, Evidence, differences, pair
 from taugrid.eval.tables.differences_files import difference_line, write_differences
 from taugrid.eval.tables.long_form import COLUMNS
 
