@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import norm
 
 from taugrid.eval.gate.critical import correlation, critical_value
-from taugrid.eval.gate.rule import ALPHA, POWER, Change, judge, screen
+from taugrid.eval.gate.power import POWER
+from taugrid.eval.gate.rule import ALPHA, Change, judge, screen
 
 N, CELLS, NIGHTS = 150, 20, 1_500
 DRAWS = 5_000
