@@ -14,7 +14,7 @@ their correlations, are those of real networks, and the FIDs are linear in the s
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +25,7 @@ from benchmarks.gate_power import report_frozen_misses, report_power
 from benchmarks.gate_recipe import report_retrained
 from benchmarks.gate_worlds import Noise, World, rate
 from taugrid.eval.gate.critical import correlation
-from taugrid.eval.gate.rule import ALPHA, Change, NightJudgement, judge, screen
+from taugrid.eval.gate.rule import ALPHA, Change, NightJudgement, Scored, judge, screen
 from taugrid.eval.metrics.frechet import standard_error
 from taugrid.eval.metrics.statistics import Array
 
@@ -154,17 +154,29 @@ def report_new_blocks(world: World, nights: int, draws: int) -> None:
     print(f"  two stages, a new block each night: {rate(luck, nights)}")
 
 
-def real_changes(run: str, baseline: str) -> list[Change]:
-    """The changes between two run directories, all at N images."""
+def real_pairs(run: str, baseline: str) -> list[tuple[str, Scored, Scored, Hashable]]:
+    """Of each cell of two run directories: its name, the run's and the baseline's scores, and its block."""
     from taugrid.orchestrator.baseline.files import snapshot_of
     from taugrid.orchestrator.baseline.matching import matched
 
-    pairs = matched(snapshot_of(run), snapshot_of(baseline)).pairs
     return [
-        Change(new.name, 0.0, 0.0, new.influence - old.influence, new.block)
-        for new, old in pairs
+        (new.name, Scored(new.metrics["fid"], new.influence), Scored(old.metrics["fid"], old.influence), new.block)
+        for new, old in matched(snapshot_of(run), snapshot_of(baseline)).pairs
         if new.influence is not None and old.influence is not None
     ]
+
+
+def report_growth(pairs: list[tuple[str, Scored, Scored, Hashable]]) -> None:
+    """`SHARE_OF_OWN_ERROR` of real cells that are worse by 2 to 10 % of the baseline's FID."""
+    rises = [(new.fid / old.fid - 1, new, old) for _, new, old, _ in pairs]
+    shares = [
+        (standard_error(new.influence - old.influence) / standard_error(old.influence)) ** 2 / rise
+        for rise, new, old in rises
+        if 0.02 <= rise <= 0.1
+    ]
+    if shares:
+        told = ", ".join(f"{share:.2f}" for share in sorted(shares))
+        print(f"{len(shares)} cells worse by 2 to 10 %: squared paired error / (own error squared * D / FID): {told}")
 
 
 def resampled(changes: list[Change], nights: int) -> Iterator[list[Change]]:
@@ -206,7 +218,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with threadpool_limits(limits=1):
         if arguments.runs:
-            changes = real_changes(*arguments.runs)
+            pairs = real_pairs(*arguments.runs)
+            report_growth(pairs)
+            changes = [Change.between(name, new, [old], 0.0, block) for name, new, old, block in pairs]
             for cells in arguments.cells:
                 chosen = changes[:: max(1, len(changes) // cells)][:cells]
                 print(f"{len(chosen)} real cells, {arguments.nights} nights:")

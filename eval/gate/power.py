@@ -18,7 +18,7 @@ from scipy.stats import nct, norm
 POWER = 0.80
 """The probability of being called worse at the change that `Reach.detectable` gives."""
 
-SHARE_OF_OWN_ERROR = 1.0
+SHARE_OF_OWN_ERROR = 0.7
 """The growth of the paired error's square with D / FID, in units of the square of the baseline's own error."""
 
 FROZEN = 3.0
