@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from taugrid.errors import Exit, UserError
-from taugrid.eval.gate.rule import ALPHA, MARGIN, Change, NightJudgement, judge
+from taugrid.eval.gate.rule import ALPHA, MARGIN, Change, NightJudgement, Scored, judge
 from taugrid.eval.metrics.frechet import NOTHING_VARIES
 from taugrid.orchestrator.baseline.canaries import (
     Check,
@@ -68,6 +68,8 @@ class Compared:
     """The upper end of the interval of the difference."""
     detectable: float | None = None
     """The smallest change that would have been called worse with a probability of 80 %."""
+    judged_fids: tuple[float, float] | None = None
+    """The new FID and the baseline's with the seeds of a second look, whose difference is `difference`."""
     seeds: str = "usual"
     """Which samples the difference is of: `usual`, or those of a second look, `fresh` or `grown`."""
     pixels: PixelDistance | None = None
@@ -304,7 +306,8 @@ def change_of(new: SnapshotCell, old: SnapshotCell, margin: float) -> Change:
     assert new.influence is not None
     assert old.influence is not None
     base = float(old.metrics["fid"])
-    return Change(new.name, float(new.metrics["fid"]) - base, margin * base, new.influence - old.influence, new.block)
+    sides = Scored(float(new.metrics["fid"]), new.influence), [Scored(base, old.influence)]
+    return Change.between(new.name, *sides, margin * base, new.block)
 
 
 def with_judgement(cells: Sequence[Compared], judgement: NightJudgement, seeds: str = "usual") -> list[Compared]:

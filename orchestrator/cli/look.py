@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,15 @@ def plan(
     from taugrid.orchestrator.opened import open_to_plan
 
     opened = open_to_plan(config, assignments, out)
-    described, texts = describe_plan(opened.config, opened.plan, opened.rundir), [plan_text]
+    described = describe_plan(opened.config, opened.plan, opened.rundir)
+    texts: list[Callable[[dict[str, Any]], str]] = [plan_text]
     if history is not None:
         from taugrid.orchestrator.nightly.before.checks import expected_standard_error_problem
         from taugrid.orchestrator.nightly.before.price import price, price_text
 
         if (problem := expected_standard_error_problem(opened)) is not None:
             described["remarks"].append(problem)
-        described["night"] = price(described, history)
+        described["night"] = price(described, opened.plan, history)
         texts.append(lambda shown: price_text(shown["night"]))
     if baseline is not None:
         from taugrid.orchestrator.nightly.before.compared import compared, compared_text

@@ -130,8 +130,10 @@ def _look_again(
         cells = [_unfinished(cell) if cell.name in names else cell for cell in found.cells]
         rule = f"{found.rule}; {told}, which is unfinished"
     else:
-        judgement = judge(changes, terms.alpha_of_a_look)
-        cells = with_judgement(found.cells, judgement, look.name)
+        judgement = judge([found.change for found in changes], terms.alpha_of_a_look)
+        fids = {found.change.name: (found.fid, found.baseline_fid) for found in changes}
+        cells = [replace(cell, judged_fids=fids.get(cell.name, cell.judged_fids)) for cell in found.cells]
+        cells = with_judgement(cells, judgement, look.name)
         rule = f"{found.rule}; {told} ({threshold(judgement.critical)})"
         found = replace(found, critical=judgement.critical)
     return replace(found, cells=tuple(cells), result=worst(cell.result for cell in cells), rule=rule)

@@ -16,6 +16,7 @@ from taugrid.orchestrator.baseline.comparison import BaselineComparison, Canarie
 from taugrid.orchestrator.baseline.files import snapshot_of
 from taugrid.orchestrator.baseline.labels import labels
 from taugrid.orchestrator.baseline.matching import matched
+from taugrid.orchestrator.baseline.pixels import first_images
 from taugrid.orchestrator.baseline.scorer import ScorerRecord, keep_record
 from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot, snapshot_of_opened
 from taugrid.orchestrator.baseline.verdict import REGRESSIONS, Verdict
@@ -26,6 +27,7 @@ from taugrid.orchestrator.nightly.loadable import config_of
 from taugrid.orchestrator.nightly.places import CANARY, History, Night, open_history
 from taugrid.orchestrator.nightly.removal import remove_old_images
 from taugrid.orchestrator.nightly.second_look import SecondLook
+from taugrid.orchestrator.nightly.shown.strips import MOST_STRIPS, BeforeAndAfter, strips
 from taugrid.orchestrator.nightly.write import is_current, write_history, write_night
 from taugrid.orchestrator.opened import Opened, open_to_run
 from taugrid.orchestrator.progress import Progress
@@ -34,6 +36,9 @@ from taugrid.orchestrator.rundir.lock import sole_driver
 from taugrid.orchestrator.session import Outcome, Run
 from taugrid.storage import write_sealed
 from taugrid.words import counted, with_urls
+
+UP_TO_UNDECIDED = list(Verdict).index(Verdict.UNDECIDED)
+"""Pictures are of cells with such a verdict, or a worse one."""
 
 WITHOUT_TRAINING = ("sample", "evaluate", "report")
 
@@ -101,6 +106,9 @@ def run_night(request: NightRequest, progress: Progress) -> NightOutcome:
         run = Run(opened.config, opened.plan, opened.rundir, request.address, progress)
         outcome = run.do(STAGES, request.break_lock)
         verdict = _judge(request, opened, night, baseline, outcome, progress)
+        if baseline is not None and verdict["comparison"] is not None:
+            verdict["strips"] = _strips(night, opened, baseline, verdict)
+            verdict["next"] = _next_command(night, opened, baseline, verdict)
         write_night(night, verdict)
         if not verdict["missing"]:
             write_sealed(night.verdict_file, verdict, night.storage)
@@ -241,6 +249,37 @@ def _score(cell: Any, label: str) -> dict[str, Any]:
         "metrics": dict(cell.metrics),
         "weights_sha256": cell.network.weights_sha256,
     }
+
+
+def _strips(night: Night, opened: Opened, baseline: Snapshot, verdict: dict[str, Any]) -> dict[str, str]:
+    """Label -> file, seen from the summary: pictures of the worst cells that are undecided, or worse than that."""
+    order = list(Verdict)
+    judged = [cell for cell in verdict["comparison"]["cells"] if order.index(cell["result"]) <= UP_TO_UNDECIDED]
+    judged.sort(key=lambda cell: (order.index(cell["result"]), -(cell["t"] or 0)))
+    before = {cell.cell: cell for cell in baseline.cells}
+    now = {cell.id: cell for cell in opened.plan.cells}
+    pairs = [
+        BeforeAndAfter(
+            cell["label"], before[cell["baseline_cell"]].find_first(), first_images(opened.rundir, now[cell["cell"]])
+        )
+        for cell in judged[:MOST_STRIPS]
+    ]
+    files = strips(pairs, night.strips, night.storage)
+    return {label: path.relative_to(night.folder).as_posix() for label, path in files.items()}
+
+
+def _next_command(night: Night, opened: Opened, baseline: Snapshot, verdict: dict[str, Any]) -> str:
+    """What to type next: to look closer at a night that is not green, or to make it the baseline."""
+    run, force = night.named(night.run), " --force" if verdict["result"] in REGRESSIONS else ""
+    accept = f"`taugrid baseline accept {run} --to {baseline.place} --reason TEXT{force}`"
+    file = baseline.place if baseline.accepted else "FILE"
+    accept = accept.replace(baseline.place, file)
+    if verdict["result"] == Verdict.UNDECIDED:
+        n = 4 * min(cell.settings.num_samples for cell in opened.plan.cells)
+        return f"decide more with another night: add `--id NAME --grow-to {n}`"
+    if force:
+        return f"if the change is meant: {accept}"
+    return f"if tonight's network is to be the measure of later nights: {accept}"
 
 
 def _baseline_in_words(baseline: Snapshot | None) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from taugrid.config import Config
 from taugrid.errors import UserError
-from taugrid.eval.gate.rule import Change
+from taugrid.eval.gate.rule import Change, Scored
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.canaries import place_of
 from taugrid.orchestrator.baseline.snapshot import SnapshotCell, snapshot_of_opened
@@ -20,6 +20,15 @@ from taugrid.orchestrator.opened import Opened
 
 SampleBoth = Callable[[Config, Path], Opened | None]
 """Runs a config in a folder; None if some cells could not be finished."""
+
+
+class Resampled(NamedTuple):
+    """A cell's change with other samples than the usual ones."""
+
+    change: Change
+    fid: float
+    """Tonight's network's."""
+    baseline_fid: float
 
 
 class Look(NamedTuple):
@@ -47,7 +56,7 @@ class SecondLook:
     night: str
     sample_both: SampleBoth
 
-    def changes(self, pairs: Sequence[Pair], look: Look, margin: float) -> list[Change] | None:
+    def changes(self, pairs: Sequence[Pair], look: Look, margin: float) -> list[Resampled] | None:
         """Sample both networks of `pairs` with a fresh seed, and return what the rule needs; None if unfinished.
 
         Args:
@@ -67,10 +76,11 @@ class SecondLook:
         seed = fresh_seed(self.night, look.name, cell.settings["seed"])
         return {"seed": seed, "num_samples": look.num_samples or cell.num_samples}
 
-    def _change(self, pair: Pair, look: Look, scored: Mapping[str, SnapshotCell], margin: float) -> Change:
+    def _change(self, pair: Pair, look: Look, scored: Mapping[str, SnapshotCell], margin: float) -> Resampled:
         new, old = (scored[place_of(cell, **self._anew(cell, look))] for cell in pair)
         if new.influence is None or old.influence is None:
             raise UserError(f"{new.name} has no standard error with a fresh seed: {new.reason or old.reason}")
-        difference = float(new.metrics["fid"]) - float(old.metrics["fid"])
         recorded = margin * float(pair[1].metrics["fid"])
-        return Change(pair[0].name, difference, recorded, new.influence - old.influence, new.block)
+        fids = float(new.metrics["fid"]), float(old.metrics["fid"])
+        sides = Scored(fids[0], new.influence), [Scored(fids[1], old.influence)]
+        return Resampled(Change.between(pair[0].name, *sides, recorded, new.block), *fids)

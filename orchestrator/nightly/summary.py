@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from taugrid.eval.gate.power import frozen_seeds_remark
 from taugrid.eval.tables.entries import MISSING, write_number
 from taugrid.orchestrator.baseline.others import NOT_JUDGED, change_in_words, columns_in
 from taugrid.orchestrator.baseline.text import BAD, WORDS, check_lines, counts, headline
@@ -30,6 +31,7 @@ def summary(verdict: dict[str, Any]) -> str:
             named = [compared.get("unmatched", {}).get(name, name) for name in compared[title]]
             blocks += [f"{UNMATCHED[title]}: {_listed(named)}"] * bool(named)
         blocks += [f"Note: {note}" for note in compared["notes"]]
+        blocks += [_frozen(verdict, compared), *_pictures(verdict), _next(verdict)]
     elif verdict["scores"]:
         blocks += [_scores(verdict)]
         if verdict["result"] == "no baseline":
@@ -37,8 +39,30 @@ def summary(verdict: dict[str, Any]) -> str:
     blocks += [f"- missing: `{name}`: {reason}" for name, reason in list(verdict["missing"].items())[:MOST_ROWS]]
     if verdict["missing"]:
         blocks.append("Run the same command again to finish what is missing.")
-    blocks.append("Trend, as seen from this file: `../../trend.png`, drawn from `../../history.parquet`.")
+    blocks.append("Tonight's report: [run/report.html](run/report.html). All nights: [index.html](../../index.html).")
     return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _frozen(verdict: dict[str, Any], compared: dict[str, Any]) -> str:
+    """What the usual seeds may hide, where a cell is undecided."""
+    undecided = any(cell["result"] == Verdict.UNDECIDED for cell in compared["cells"])
+    if not undecided or compared["critical"] is None:
+        return ""
+    n = min(score["settings"]["num_samples"] for score in verdict["scores"])
+    said = frozen_seeds_remark(compared["critical"], n)
+    return f"{said[0].upper()}{said[1:]}."
+
+
+def _pictures(verdict: dict[str, Any]) -> list[str]:
+    """The strips of the worst cells: the baseline's images, and below them tonight's."""
+    return [f"![{label}: baseline above, tonight below]({file})" for label, file in verdict.get("strips", {}).items()]
+
+
+def _next(verdict: dict[str, Any]) -> str:
+    """The command that accepts the night, or looks closer at it."""
+    if verdict["missing"] or "next" not in verdict:
+        return ""
+    return f"Next: {verdict['next']}"
 
 
 def _headline(verdict: dict[str, Any]) -> str:
@@ -72,7 +96,9 @@ def _remarks(cell: dict[str, Any]) -> list[str]:
     """What the table's columns do not say."""
     told = []
     if cell["seeds"] != "usual":
-        told.append(f"change with {'a fresh seed' if cell['seeds'] == 'fresh' else 'more samples and a fresh seed'}")
+        seeds = "a fresh seed" if cell["seeds"] == "fresh" else "more samples and a fresh seed"
+        usual = f"{_number(cell['baseline_fid'])} -> {_number(cell['fid'])}"
+        told.append(f"numbers of {seeds}; with the usual one: FID {usual}")
     if cell["result"] == Verdict.UNDECIDED and cell["detectable"] is not None:
         told.append(f"a change of {cell['detectable']:.3g} would be seen in 4 of 5 nights")
     pixels = cell["pixels"]
@@ -114,12 +140,12 @@ def _table(verdict: dict[str, Any], compared: dict[str, Any]) -> str:
     named = _labels(verdict)
     order = list(Verdict)
     cells = sorted(compared["cells"], key=lambda cell: (order.index(Verdict(cell["result"])), -(cell["t"] or 0)))
-    rows = [
-        f"| {named[cell['cell']]} | {_bold(cell['result'])} | {_number(cell['baseline_fid'])} | "
-        f"{_number(cell['fid'])} | {_change(cell)} | {'' if cell['t'] is None else format(cell['t'], '+.1f')} | "
-        f"{'; '.join(_remarks(cell))} |"
-        for cell in cells[:MOST_ROWS]
-    ]
+    rows = []
+    for cell in cells[:MOST_ROWS]:
+        fid, base = cell.get("judged_fids") or (cell["fid"], cell["baseline_fid"])
+        t = "" if cell["t"] is None else format(cell["t"], "+.1f")
+        told = (_bold(cell["result"]), _number(base), _number(fid), _change(cell), t, "; ".join(_remarks(cell)))
+        rows.append(f"| {named[cell['cell']]} | {' | '.join(told)} |")
     more = [f"... and {counted(len(cells) - MOST_ROWS, 'more cell')}."] if len(cells) > MOST_ROWS else []
     head = ["| cell | verdict | baseline FID | FID | change | T | |", "| :-- | :-- | --: | --: | --: | --: | :-- |"]
     return "\n".join([*head, *rows, *(["", *more] if more else [])])
