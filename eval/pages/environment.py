@@ -8,15 +8,19 @@ from importlib.resources import files
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from taugrid.words import short_path
+
 TEMPLATES = "templates"
 
 
 @cache
 def environment() -> Environment:
     """Templates by name. Every value is escaped, and a name that a template lacks is an error."""
-    return Environment(
+    found = Environment(
         loader=FunctionLoader(_text), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    found.filters["short_path"] = short_path
+    return found
 
 
 def asset(name: str) -> Markup:

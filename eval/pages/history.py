@@ -44,6 +44,7 @@ def history_html(found: HistoryFacts) -> str:
         "script": script,
         "policy": policy(style, script),
         "size": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
+        "newest": complete[-1] if complete else None,
         "answer": _answer(complete, len(found.nights) - len(complete)),
         "trend": trend(found.rows, complete),
         "most_nights": MOST_NIGHTS,

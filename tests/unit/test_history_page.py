@@ -5,6 +5,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 
 import click
 import pandas as pd
@@ -22,6 +23,7 @@ from taugrid.orchestrator.nightly.shown.nights import night_line
 from taugrid.orchestrator.nightly.write import write_history
 from taugrid.storage import open_place, read_sealed, write_sealed
 
+PAGE = Path(__file__).parents[2] / "docs/nightly-history.md"
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 
@@ -157,7 +159,7 @@ def test_equal_nights_give_an_equal_page(history):
 
 
 def test_texts_are_escaped_and_fields_of_newer_verdicts_are_shown(history):
-    planted = "<script>alert('x')</script>&amp;"
+    planted = "<script>alert(1)<b>&amp;"
 
     def change(verdict):
         verdict["name"] = f"{planted} name"
@@ -353,6 +355,16 @@ def test_a_history_in_a_bucket(history, s3):
     assert found.directory == place
     assert found.table.equals(taugrid_api.open(history).table)
     assert found.open("5").directory == f"{place}/nights/5/run"
+
+
+def test_the_python_in_the_documentation_runs(history, monkeypatch, capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    monkeypatch.chdir(history.parent)
+    found = {}
+    exec(block, found)
+    assert "5 worse 4 worse" in capsys.readouterr().out.splitlines()
+    assert found["worst"]["night"] == "5"
+    assert found["cell"].id == found["worst"]["cell"]
 
 
 def test_a_long_history_shows_its_newest_nights():

@@ -28,9 +28,11 @@ LONGEST_LABEL = 12
 """Characters of a night's id along the axis."""
 CHARACTER = 9.0
 """Pixels that a character takes on a narrow screen, where text is larger."""
+WIDEST_MARK = 11.0
+"""Pixels of a verdict's mark and the gap beside it."""
 COLUMNS = ("night", "cell", "FID", "verdict")
 
-Rows = Sequence[Mapping[str, Any]]
+HistoryRows = Sequence[Mapping[str, Any]]
 
 
 class TrendChart(NamedTuple):
@@ -41,6 +43,8 @@ class TrendChart(NamedTuple):
     """Outlines from the baseline's FID to that and the accepted loss."""
     verdicts: list[tuple[float, NightLine]]
     """Where on the horizontal axis each night is."""
+    mark_scale: float
+    """Of the verdicts' marks, so that they stand apart."""
     new_baselines: str
     """Vertical lines before the first nights that were compared with another baseline than before."""
 
@@ -65,7 +69,7 @@ class _Axes(NamedTuple):
         return round(LEFT + (place + 0.5) * self.step, 1)
 
 
-def trend(rows: Rows, nights: Sequence[NightLine]) -> Trend | None:
+def trend(rows: HistoryRows, nights: Sequence[NightLine]) -> Trend | None:
     """Charts of the newest nights; None if no cell of them has an FID.
 
     Args:
@@ -87,7 +91,11 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _chart(
-    rows: Rows, steps: int, places: Mapping[str, int], nights: Sequence[NightLine], styles: Mapping[str, ChartLook]
+    rows: HistoryRows,
+    steps: int,
+    places: Mapping[str, int],
+    nights: Sequence[NightLine],
+    styles: Mapping[str, ChartLook],
 ) -> TrendChart:
     axes = _Axes(places, LogAxis.over([value for row in rows for value in _values(row)], HEIGHT - BOTTOM, TOP))
     lines = {name: [row for row in rows if _line(row) == name] for name in styles}
@@ -99,7 +107,8 @@ def _chart(
     )  # fmt: skip
     bands = [(styles[name], "".join(_bands(its, axes))) for name, its in lines.items()]
     verdicts = [(axes.x(places[night.id]), night) for night in nights]
-    return TrendChart(chart, [band for band in bands if band[1]], verdicts, _new_baselines(rows, axes))
+    scale = round(min(1.0, axes.step / WIDEST_MARK), 2)
+    return TrendChart(chart, [band for band in bands if band[1]], verdicts, scale, _new_baselines(rows, axes))
 
 
 def _values(row: Mapping[str, Any]) -> Iterator[float]:
@@ -118,7 +127,7 @@ def _fid(row: Mapping[str, Any]) -> str:
     return " ".join(write_number(row["fid"], math.nan if row["fid_se"] is None else row["fid_se"])).strip()
 
 
-def _drawn(name: str, rows: Rows, axes: _Axes, look: ChartLook) -> DrawnLine:
+def _drawn(name: str, rows: HistoryRows, axes: _Axes, look: ChartLook) -> DrawnLine:
     """A line that breaks where a night lacks the cell."""
     marks: dict[int, Mark] = {}
     for row in rows:
@@ -131,7 +140,7 @@ def _drawn(name: str, rows: Rows, axes: _Axes, look: ChartLook) -> DrawnLine:
     return DrawnLine(name, look, "line", path, tuple(marks[place] for place in places))
 
 
-def _bands(rows: Rows, axes: _Axes) -> Iterator[str]:
+def _bands(rows: HistoryRows, axes: _Axes) -> Iterator[str]:
     for row in rows:
         if row["baseline_fid"] is not None and row["baseline_fid"] > 0:
             place = axes.places[row["night"]]
@@ -139,7 +148,7 @@ def _bands(rows: Rows, axes: _Axes) -> Iterator[str]:
             yield f"M{axes.x(place - 0.5)},{high}H{axes.x(place + 0.5)}V{low}H{axes.x(place - 0.5)}Z"
 
 
-def _new_baselines(rows: Rows, axes: _Axes) -> str:
+def _new_baselines(rows: HistoryRows, axes: _Axes) -> str:
     named = {row["night"]: row["baseline"] for row in rows if row["baseline"] is not None}
     known = [night for night in axes.places if night in named]
     starts = [axes.places[known[0]]] if known and axes.places[known[0]] > 0 else []
