@@ -32,7 +32,7 @@ LEAST_SPAN = 2
 """Least ratio of N to the smallest subset: over a shorter range, noise determines the slope."""
 
 
-NO_ERROR = "fid_infinity has no ±: it scatters up to SCATTERx as much as FID (in simulations), and can be negative"
+NO_ERROR = "fid_infinity has no ±: it scatters up to 2.2 times as much as FID in simulations, and can be negative"
 
 
 def fid_infinity_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
