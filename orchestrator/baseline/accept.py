@@ -1,13 +1,15 @@
 """Accepts a run as a baseline."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from taugrid.errors import UserError
+from taugrid.eval.gate.rule import MIN_TRAININGS, Scored
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
 from taugrid.orchestrator.baseline.files import open_baseline, parquet_beside, read_baseline, write_baseline
-from taugrid.orchestrator.baseline.snapshot import Snapshot, require_scores, snapshot_of_opened
+from taugrid.orchestrator.baseline.matching import matched
+from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell, require_scores, snapshot_of_opened
 from taugrid.orchestrator.baseline.verdict import REGRESSIONS
 from taugrid.orchestrator.opened import Opened, open_existing
 from taugrid.storage import read_sealed
@@ -17,22 +19,26 @@ VERDICT = "verdict.json"
 """The file that a night leaves beside its run once it is complete."""
 
 
-def accept(directory: str, file: str, reason: str, force: bool = False) -> dict[str, Any]:
-    """Write the run in `directory` as the baseline file `file`, a path or a URL, and return what that says.
+def accept(directories: Sequence[str], file: str, reason: str, force: bool = False) -> dict[str, Any]:
+    """Write a run as the baseline file `file`, a path or a URL, and return what that says.
+
+    Several runs are trainings of one recipe, that differ in nothing but `train.seed`: later nights are compared with
+    their mean. The first one's images and network are those of the canaries.
 
     A baseline that is there is replaced; if the run is worse than it, or can't be compared with it, the file says so.
     `force` accepts a night's run that was judged worse, or changed; the file says that too.
 
     Raises:
-        UserError: if it is no run directory, has unscored cells, was judged worse, or the file that is there is no
-            baseline.
+        UserError: if one is no run directory, has unscored cells, was judged worse, or is no training of the same
+            recipe; or if the file that is there is no baseline.
     """
     path, storage = open_baseline(file, "--to")
-    opened = open_existing(directory)
-    snapshot, remarks = _after_its_night(require_scores(snapshot_of_opened(opened)), opened, force)
-    if snapshot.unscored:
-        count, first = counted(len(snapshot.unscored), "cell"), next(iter(snapshot.unscored.values()))
-        raise UserError(f"{directory} has {count} without a score ({first}); `taugrid run` completes it")
+    if 1 < len(directories) < MIN_TRAININGS:
+        raise UserError(f"give one DIR, or at least {MIN_TRAININGS}: two trainings say too little of a recipe's spread")
+    found = [_complete(directory, force) for directory in directories]
+    snapshot, remarks = found[0][0], [remark for _, said in found for remark in said]
+    if len(found) > 1:
+        snapshot = _recipe([one for one, _ in found])
     replaces = None
     if storage.exists(path):
         before = read_baseline(path, storage)
@@ -50,6 +56,44 @@ def accept(directory: str, file: str, reason: str, force: bool = False) -> dict[
         beside = parquet_beside(path).name
         raise UserError(f"--to {file}: {beside} is there without it; remove that, or give another --to")
     return write_baseline(snapshot, path, reason, remarks, replaces, storage)
+
+
+def _complete(directory: str, force: bool) -> tuple[Snapshot, list[str]]:
+    """The snapshot of a run whose cells are all scored, with remarks."""
+    opened = open_existing(directory)
+    snapshot, remarks = _after_its_night(require_scores(snapshot_of_opened(opened)), opened, force)
+    if snapshot.unscored:
+        count, first = counted(len(snapshot.unscored), "cell"), next(iter(snapshot.unscored.values()))
+        raise UserError(f"{directory} has {count} without a score ({first}); `taugrid run` completes it")
+    return snapshot, remarks
+
+
+def _recipe(trainings: Sequence[Snapshot]) -> Snapshot:
+    """The snapshot of the first training, whose cells have the scores of the others beside their own."""
+    first, cells = trainings[0], []
+    others = [_same_cells(training, first) for training in trainings[1:]]
+    hashes = [cell.network.weights_sha256 for training in trainings for cell in training.cells[:1]]
+    if len(set(hashes)) < len(hashes):
+        raise UserError("two DIRs have the same weights; a recipe is measured by trainings with seeds of their own")
+    for cell in first.cells:
+        same = [found[cell.cell] for found in others]
+        for other in (cell, *same):
+            if other.influence is None or other.block != cell.block:
+                raise UserError(
+                    f"{other.name}: {other.reason or 'its samples have another seed'}; a recipe needs FID's standard "
+                    "error, and the same `sample.seed`, in every training"
+                )
+        scores = (Scored(float(other.metrics["fid"]), other.influence) for other in same if other.influence is not None)
+        cells.append(replace(cell, trainings=tuple(scores)))
+    return replace(first, cells=tuple(cells), trainings=tuple(training.place for training in trainings))
+
+
+def _same_cells(training: Snapshot, first: Snapshot) -> dict[str, SnapshotCell]:
+    """Cell id of the first training -> the same cell of another one."""
+    pairs, only_new, only_first = matched(training, first)
+    if only_new or only_first:
+        raise UserError(f"{training.place} has other cells than {first.place}; a recipe's trainings have the same grid")
+    return {old.cell: new for new, old in pairs}
 
 
 def _after_its_night(snapshot: Snapshot, opened: Opened, force: bool) -> tuple[Snapshot, list[str]]:

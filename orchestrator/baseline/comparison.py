@@ -305,9 +305,9 @@ def change_of(new: SnapshotCell, old: SnapshotCell, margin: float) -> Change:
     """What the rule needs of a pair that has influences on both sides."""
     assert new.influence is not None
     assert old.influence is not None
-    base = float(old.metrics["fid"])
-    sides = Scored(float(new.metrics["fid"]), new.influence), [Scored(base, old.influence)]
-    return Change.between(new.name, *sides, margin * base, new.block)
+    trainings = [Scored(float(old.metrics["fid"]), old.influence), *old.trainings]
+    tonight = Scored(float(new.metrics["fid"]), new.influence)
+    return Change.between(new.name, tonight, trainings, margin * old.fid, new.block)
 
 
 def with_judgement(cells: Sequence[Compared], judgement: NightJudgement, seeds: str = "usual") -> list[Compared]:
@@ -342,7 +342,7 @@ def _look(new: SnapshotCell, old: SnapshotCell, margin: float) -> Compared:
     """A pair before the rule has judged it: "undecided" is what remains to be judged."""
     if "fid" not in old.metrics or ("fid" not in new.metrics and new.failed is None):
         raise UserError(f"{new.name} has no FID on both sides; evaluate.metrics must name fid")
-    situation, base = _situation(new, old), float(old.metrics["fid"])
+    situation, base = _situation(new, old), old.fid
     pixels = None if situation == "new weights" or new.failed else _pixels(new, old)
     result, note = _before_judgement(new, old, situation, pixels)
     fid = None if new.failed else float(new.metrics["fid"])

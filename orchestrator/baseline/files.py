@@ -3,7 +3,8 @@
 The JSON holds scores, protocols, settings, versions, why it was accepted, and the SHA-256 of the Parquet file. The
 Parquet file has a row for each image of each cell: `cell`, `index`, `influence` (how far the image moves FID; null
 where FID has no standard error), `pixels` (8 bytes of the SHA-256 of the decoded image) and, for the first images of a
-cell, `image` (their bytes, C x H x W). Its schema's metadata hold the canary of the scorer. Files of earlier versions
+cell, `image` (their bytes, C x H x W). The other trainings of a recipe have rows as well, for `<cell>/1` and so on.
+Its schema's metadata hold the canary of the scorer. Files of earlier versions
 have neither images nor that canary.
 """
 
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from taugrid.errors import UserError
+from taugrid.eval.gate.rule import Scored
 from taugrid.orchestrator.baseline.scorer import ScoredWith, ScorerRecord
 from taugrid.orchestrator.baseline.snapshot import (
     Network,
@@ -106,6 +108,7 @@ def write_baseline(
     value = {
         "format": FORMAT,
         "run": snapshot.place,
+        "trainings": list(snapshot.trainings),
         "name": snapshot.name,
         "accepted": datetime.now(UTC).isoformat(timespec="seconds"),
         "reason": reason,
@@ -132,8 +135,9 @@ def _cell_dict(cell: SnapshotCell) -> dict[str, Any]:
     names = ("cell", "name", "settings", "axes", "image_shape", "metrics", "protocol", "reason")
     plain = {name: getattr(cell, name) for name in names}
     scored_with = None if cell.scored_with is None else asdict(cell.scored_with)
+    trainings = {"trainings": [training.fid for training in cell.trainings]} if cell.trainings else {}
     made = {"setup": asdict(cell.setup), "first_setup": asdict(cell.first_setup), "scored_with": scored_with}
-    return plain | {"network": asdict(cell.network), **made, "distances": dict(cell.distances)}
+    return plain | {"network": asdict(cell.network), **made, **trainings, "distances": dict(cell.distances)}
 
 
 def _tables(snapshot: Snapshot, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -148,6 +152,14 @@ def _tables(snapshot: Snapshot, schema: pa.Schema) -> Iterator[pa.Table]:
             pa.array(images + [None] * (n - len(images)), pa.binary()),
         ]
         yield pa.Table.from_arrays(columns, schema=schema)
+        for number, training in enumerate(cell.trainings, start=1):
+            rows = {"cell": [_training(cell.cell, number)] * n, "index": np.arange(n), "influence": training.influence}
+            yield pa.table({**rows, "pixels": pa.nulls(n), "image": pa.nulls(n)}, schema=schema)
+
+
+def _training(cell: str, number: int) -> str:
+    """The name of another training's cell in the Parquet file."""
+    return f"{cell}/{number}"
 
 
 def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
@@ -174,7 +186,8 @@ def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
     def scorer() -> ScorerRecord | str:
         return unknown if kept is None else ScorerRecord.read(json.loads(kept))
 
-    return Snapshot(_shown(path), value["name"], value["software"], cells, {}, value, scorer)
+    about = {"trainings": tuple(value.get("trainings", ())), "accepted": value, "find_scorer": scorer}
+    return Snapshot(_shown(path), value["name"], value["software"], cells, **about)
 
 
 def read_json_of_baseline(path: Path, storage: Storage = LOCAL) -> dict[str, Any]:
@@ -198,7 +211,7 @@ def _shown(path: Path) -> str:
 
 
 def _read_cell(value: Mapping[str, Any], table: pa.Table, run: str) -> SnapshotCell:
-    rows = table.filter(pa.compute.equal(table["cell"], value["cell"]))
+    rows = _rows_of(table, value["cell"])
     influence, pixels = rows["influence"], rows["pixels"]
     digests = None if pixels.null_count else pixels.to_numpy()
     shape = tuple(value["image_shape"])
@@ -224,8 +237,16 @@ def _read_cell(value: Mapping[str, Any], table: pa.Table, run: str) -> SnapshotC
         first=_read_setup(value.get("first_setup", value["setup"])),
         find_first=first_images,
         distances=value.get("distances", {}),
+        trainings=tuple(
+            Scored(fid, _rows_of(table, _training(value["cell"], number))["influence"].to_numpy())
+            for number, fid in enumerate(value.get("trainings", ()), start=1)
+        ),
         scored_with=ScoredWith.read(value.get("scored_with")),
     )
+
+
+def _rows_of(table: pa.Table, cell: str) -> pa.Table:
+    return table.filter(pa.compute.equal(table["cell"], cell))
 
 
 def _read_setup(value: Mapping[str, Any]) -> Setup:

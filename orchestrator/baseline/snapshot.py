@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.errors import UserError
+from taugrid.eval.gate.rule import Scored
 from taugrid.eval.metrics.frechet import NO_ERROR
 from taugrid.eval.metrics.statistics import Array
 from taugrid.hashing import json_sha256
@@ -138,6 +139,8 @@ class SnapshotCell:
     """Pair of setups (`pair_key`) -> grey levels between their images that a night accepted as a baseline had."""
     scored_with: ScoredWith | None = None
     """None: unknown, in a baseline of an earlier version."""
+    trainings: tuple[Scored, ...] = ()
+    """Of the baseline of a recipe: the same cell of its other trainings. `metrics` are the first training's."""
     failed: str | None = None
     """Why the cell can never be scored: its network returns NaN, or a metric fails. It has no metrics then."""
 
@@ -145,6 +148,11 @@ class SnapshotCell:
     def num_samples(self) -> int:
         """N."""
         return int(self.settings["num_samples"])
+
+    @property
+    def fid(self) -> float:
+        """FID; of a recipe, the mean over its trainings."""
+        return float(np.mean([self.metrics["fid"], *(training.fid for training in self.trainings)]))
 
     @property
     def first_setup(self) -> Setup:
@@ -175,6 +183,8 @@ class Snapshot:
     cells: tuple[SnapshotCell, ...]
     unscored: Mapping[str, str] = field(default_factory=dict)
     """Name -> label of cells without a complete score."""
+    trainings: tuple[str, ...] = ()
+    """The runs of a recipe, the first one included; empty: one run."""
     accepted: Mapping[str, Any] | None = None
     """Of a baseline file: when and why it was accepted."""
     find_scorer: Callable[[], ScorerRecord | str] = field(repr=False, default=lambda: "none was recorded")

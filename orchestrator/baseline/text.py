@@ -152,6 +152,7 @@ def baseline_text(value: Mapping[str, Any]) -> str:
     lines = [
         f"baseline of {value['name']}, accepted {value['accepted']}: {value['reason']}",
         f"run: {value['run']}",
+        *(f"training of the recipe: {place}" for place in value.get("trainings", ())[1:]),
         *(f"remark: {remark}" for remark in value["remarks"]),
         f"taugrid {(software.get('versions') or {}).get('taugrid')}, commit {commit[:12] if commit else 'unknown'}",
         "",

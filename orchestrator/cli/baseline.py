@@ -34,13 +34,15 @@ def baseline() -> None:
 
 
 @baseline.command()
-@click.argument("directory", metavar="DIR")
+@click.argument("directories", metavar="DIR...", nargs=-1, required=True)
 @click.option("--to", "file", required=True, metavar="FILE", help="A .json file; a .parquet file is written beside it.")
 @click.option("--reason", required=True, metavar="TEXT", help="Why this run is the new measure; kept in FILE.")
 @click.option("--force", is_flag=True, help="Accept a night's run although the night was judged worse or changed.")
 @json_option
-def accept(directory: str, file: str, reason: str, force: bool, as_json: bool) -> None:
+def accept(directories: tuple[str, ...], file: str, reason: str, force: bool, as_json: bool) -> None:
     """Write a run's scores, and what pairing with them needs, to FILE and a Parquet file beside it; both are for git.
+
+    Three DIRs or more are trainings of one recipe, with seeds of their own: later nights are compared with their mean.
 
     If FILE is a baseline already, the run is compared with it first, and FILE says if it is worse.
     """
@@ -49,7 +51,7 @@ def accept(directory: str, file: str, reason: str, force: bool, as_json: bool) -
 
     if not reason.strip():
         raise UserError("--reason is empty; say why this run becomes the baseline")
-    print_value(accept_run(directory, file, reason, force), as_json, baseline_text)
+    print_value(accept_run(directories, file, reason, force), as_json, baseline_text)
 
 
 @baseline.command()

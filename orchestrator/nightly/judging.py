@@ -28,6 +28,8 @@ from taugrid.orchestrator.nightly.loadable import Pair, why_not
 from taugrid.orchestrator.nightly.second_look import Look, SecondLook
 from taugrid.words import counted
 
+OF_A_RECIPE = "the baseline is a recipe: fresh seeds of sampling would not change how its trainings differ"
+
 UNFINISHED = "its second look is unfinished"
 
 
@@ -76,7 +78,8 @@ def judge_night(
     judged = {cell.name: pairs[cell.name] for cell in found.cells if cell.t is not None}
     if not judged:
         return found
-    reason = _unclean(found) or why_not(list(judged.values()), looks.trust_code)
+    recipe = any(old.trainings for _, old in judged.values())
+    reason = _unclean(found) or (OF_A_RECIPE if recipe else None) or why_not(list(judged.values()), looks.trust_code)
     if reason is not None:
         grow = "; --grow-to has no effect for the same reason" if terms.grow_to else ""
         return replace(found, rule=f"{found.rule}; no second stage, because {reason}{grow}")

@@ -234,6 +234,31 @@ def test_a_night_judged_worse_is_accepted_by_force_alone(begun, history, monkeyp
     assert night(history, begun / "nearby.yaml", "4", code=3)["result"] == "changed pixels"
 
 
+def test_trainings_of_a_recipe_are_a_baseline_by_their_mean(begun, tmp_path):
+    """A network as far from their mean as they are from each other is no regression, and one far from them all is."""
+    runs = []
+    for number, worse in enumerate((0.0, 0.02, 0.04)):
+        config = write_config(tmp_path / f"{number}.yaml", checkpoint(tmp_path / f"training-{number}", worse))
+        runs.append(tmp_path / f"run-{number}")
+        taugrid("run", config, "--out", runs[-1])
+    file, words = tmp_path / "recipe.json", ("--reason", "three trainings")
+    assert "at least 3" in taugrid("baseline", "accept", *runs[:2], "--to", file, *words, code=2)[1]
+    assert "same weights" in taugrid("baseline", "accept", *runs[:2], runs[0], "--to", file, *words, code=2)[1]
+    assert "training of the recipe" in taugrid("baseline", "accept", *runs, "--to", file, *words)[0]
+    config = write_config(tmp_path / "another.yaml", checkpoint(tmp_path / "another", 0.03))
+    alone = night(tmp_path / "history", config, "1", "--baseline", runs[0], "--margin", 0, code=None)
+    found = night(tmp_path / "history", config, "2", "--baseline", file, "--margin", 0)
+    assert alone["result"] == "worse", "than one of them it is"
+    assert not Verdict(found["result"]).is_regression
+    fids = [json.loads(path.read_text())["metrics"]["fid"] for run in runs for path in (run / "scores").glob("*.json")]
+    cells = found["comparison"]["cells"]
+    assert sum(cell["baseline_fid"] for cell in cells) == pytest.approx(sum(fids) / 3)
+    assert "the baseline is a recipe" in found["comparison"]["rule"]
+    assert found["comparison"]["checks"]["sampler"]["result"] == "clean", "the first training's network"
+    far = write_config(tmp_path / "far.yaml", checkpoint(tmp_path / "far", 1.0))
+    assert night(tmp_path / "history", far, "3", "--baseline", file, code=3)["result"] == "worse"
+
+
 @pytest.mark.parametrize("verdict", Verdict)
 def test_every_verdict_has_its_exit_code(verdict):
     """Missing cells come first, then regressions, then what could not be judged."""
