@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from taugrid.errors import Exit, UserError
+from taugrid.eval.gate.power import Reach
 from taugrid.eval.gate.rule import ALPHA, MARGIN, Change, NightJudgement, Scored, judge
 from taugrid.eval.metrics.frechet import NOTHING_VARIES
 from taugrid.orchestrator.baseline.canaries import (
@@ -68,6 +69,9 @@ class Compared:
     """The upper end of the interval of the difference."""
     detectable: float | None = None
     """The smallest change that would have been called worse with a probability of 80 %."""
+    reach: Reach | None = None
+    """What `detectable` is computed from."""
+    num_samples: int = 0
     judged_fids: tuple[float, float] | None = None
     """The new FID and the baseline's with the seeds of a second look, whose difference is `difference`."""
     seeds: str = "usual"
@@ -127,6 +131,8 @@ class BaselineComparison:
     """The value that T had to exceed in the last look; None if no cell was judged."""
     rule: str
     """In words, with the value of each look."""
+    usual_critical: float | None = None
+    """The value that T had to exceed with the usual seeds."""
     unmatched: Mapping[str, str] = field(default_factory=dict)
     """Name -> label of the cells that only one side has, as far as they are scored."""
     scorer: Check = UNCHECKED
@@ -166,8 +172,15 @@ class BaselineComparison:
         if self.only_baseline and not self.gate.allow_missing:
             said.append("cells of the baseline are missing (--allow-missing permits it)")
         if self.gate.sharpness is not None and (found := self.sharpness) is not None:
-            said += found.complaints(self.gate.sharpness)
+            said += found.complaints(self.gate.sharpness, self._samples_needed(self.gate.sharpness))
         return said
+
+    def _samples_needed(self, loss: float) -> int | None:
+        """The N at which half of the judged cells would see a loss, a share of FID; None: no N would do."""
+        judged = [(cell.reach, cell.num_samples, loss * cell.baseline_fid) for cell in self.cells if cell.is_judged]
+        needed = [reach.samples_needed(n, fid) or math.inf for reach, n, fid in judged if reach is not None]
+        found = sorted(needed)[(len(needed) - 1) // 2] if needed else math.inf
+        return None if math.isinf(found) else int(found)
 
     @property
     def exit(self) -> Exit:
@@ -232,6 +245,7 @@ def compare_snapshots(
     if scorer.result == "unknown" and all(_scores_agree(*pair) for pair in pairs):
         scorer = Check("clean")
     marks = dict.fromkeys(mark for pair in pairs for mark in _marks(*pair))
+    critical = None if math.isnan(judgement.critical) else judgement.critical
     return BaselineComparison(
         directory=new.place,
         baseline=baseline.place,
@@ -244,7 +258,8 @@ def compare_snapshots(
         notes=(NO_MARGIN,) if gate.margin == 0 else (),
         alpha=gate.alpha,
         margin=gate.margin,
-        critical=None if math.isnan(judgement.critical) else judgement.critical,
+        critical=critical,
+        usual_critical=critical,
         rule=_rule(judgement, gate.alpha),
         scorer=scorer,
         gate=gate,
@@ -320,8 +335,8 @@ def _judged(cell: Compared, by_name: dict[str, Any], seeds: str) -> Compared:
     found = by_name.get(cell.name)
     if found is None:
         return cell
-    numbers = {"se": found.se, "t": found.t, "upper": found.upper, "detectable": found.detectable, "seeds": seeds}
-    return replace(cell, **numbers, difference=found.difference, result=Verdict(found.verdict))
+    numbers = {name: getattr(found, name) for name in ("se", "t", "upper", "detectable", "reach", "difference")}
+    return replace(cell, **numbers, seeds=seeds, result=Verdict(found.verdict))
 
 
 def _situation(new: SnapshotCell, old: SnapshotCell) -> Situation:
@@ -359,6 +374,7 @@ def _look(new: SnapshotCell, old: SnapshotCell, margin: float) -> Compared:
         se=0.0 if result is Verdict.IDENTICAL else None,
         pixels=pixels,
         note="; ".join(filter(None, [note, *_gone(new, old)])),
+        num_samples=new.num_samples,
         others=other_metrics(new.metrics, old.metrics),
         missing=_lacking(new, old),
     )

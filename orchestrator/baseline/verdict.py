@@ -62,11 +62,12 @@ class Sharpness(NamedTuple):
         where = " in half of its cells" if self.cells > 1 else ""
         return f"would miss losses below {100 * self.loss:.2g} %{where}"
 
-    def complaints(self, wanted: float) -> list[str]:
-        """What to say if losses of `wanted` are not seen in half of the cells."""
+    def complaints(self, wanted: float, samples: int | None) -> list[str]:
+        """What to say if losses of `wanted` are not seen in half of the cells, and at which N they would be."""
         if self.loss <= wanted:
             return []
-        return [f"--sharpness {wanted:g}: it {self.in_words}"]
+        way_out = "no N sees that, within the margin" if samples is None else f"N = {samples:,} would do"
+        return [f"--sharpness {wanted:g}: it {self.in_words}; {way_out}"]
 
 
 def sharpness(losses: Sequence[float]) -> Sharpness | None:

@@ -116,7 +116,8 @@ def _screened(
     chosen = [judged[cell.name] for cell in judgement.worse]
     share = f"{len(chosen)} of {counted(len(judged), 'cell')}"
     told = f"two stages: the usual seeds single out {share} at {judgement.alpha:g} ({threshold(judgement.critical)})"
-    return replace(found, rule=told, critical=judgement.critical), chosen
+    critical = {"critical": judgement.critical, "usual_critical": judgement.critical}
+    return replace(found, rule=told, **critical), chosen
 
 
 def _unfinished(cell: Compared) -> Compared:

@@ -46,10 +46,10 @@ def summary(verdict: dict[str, Any]) -> str:
 def _frozen(verdict: dict[str, Any], compared: dict[str, Any]) -> str:
     """What the usual seeds may hide, where a cell is undecided."""
     undecided = any(cell["result"] == Verdict.UNDECIDED for cell in compared["cells"])
-    if not undecided or compared["critical"] is None:
+    if not undecided or compared["usual_critical"] is None:
         return ""
     n = min(score["settings"]["num_samples"] for score in verdict["scores"])
-    said = frozen_seeds_remark(compared["critical"], n)
+    said = frozen_seeds_remark(compared["usual_critical"], n)
     return f"{said[0].upper()}{said[1:]}."
 
 

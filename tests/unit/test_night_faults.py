@@ -184,6 +184,11 @@ def test_a_blunt_night_says_so_and_can_be_refused(begun, history):
     assert night(history, begun / "nearby.yaml", "3", "--sharpness", 1.01 * loss)["not_judged"] == []
     blunt = night(history, begun / "nearby.yaml", "4", "--sharpness", 0.9 * loss, code=5)
     assert blunt["not_judged"][0].startswith("--sharpness")
+    named = int(blunt["not_judged"][0].partition("N = ")[2].partition(" ")[0].replace(",", ""))
+    expected = 200 * ((loss - 0.02) / (0.9 * loss - 0.02)) ** 2
+    assert 0.8 * expected < named < 1.2 * expected
+    none = night(history, begun / "nearby.yaml", "5", "--sharpness", 0.02, code=5)
+    assert "no N sees that, within the margin" in none["not_judged"][0]
     assert "Not judged: --sharpness" in (history / "nights/4/summary.md").read_text()
 
 
