@@ -16,7 +16,7 @@ from nights import CELLS, checkpoint, taugrid, write_config
 import taugrid as taugrid_api
 from taugrid.errors import UserError
 from taugrid.eval.nights import NightLine
-from taugrid.eval.pages.history import HistoryFacts, history_html
+from taugrid.eval.pages.history import history_html
 from taugrid.orchestrator.nightly.history import SCHEMA
 from taugrid.orchestrator.nightly.places import open_history
 from taugrid.orchestrator.nightly.shown.nights import night_line
@@ -375,7 +375,7 @@ def test_a_long_history_shows_its_newest_nights():
         for night in nights
         for eta in range(20)
     ]
-    text = history_html(HistoryFacts("long", nights, rows, {}))
+    text = history_html("long", nights, rows, {})
     found = Parsed(text)
     assert len(text) < 2_000_000
     assert lights(found) == ["green"] * 60
