@@ -1,6 +1,6 @@
 """How often the nightly gate cries wolf, and what it sees: simulated nights, judged by the rule as it is.
 
-    python -m benchmarks.gate [--cells 20 60] [--parts one-stage worst-block new-blocks] [--nights 2000]
+    python -m benchmarks.gate [--cells 20 60] [--parts one-stage worst-block ...] [--nights 2000]
     python -m benchmarks.gate RUN BASELINE    # nights resampled from the influences of two real runs
 
 Networks are exchangeable: network k turns the noise z of a sample into a z + b w_k, so all of them have the same true
@@ -14,75 +14,28 @@ their correlations, are those of real networks, and the FIDs are linear in the s
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
+from benchmarks.gate_power import report_frozen_misses, report_power
+from benchmarks.gate_recipe import report_retrained
+from benchmarks.gate_worlds import Noise, World, rate
 from taugrid.eval.gate.critical import correlation
-from taugrid.eval.gate.rule import ALPHA, Change, NightJudgement, judge, screen
-from taugrid.eval.metrics.frechet import Frechet, standard_error
-from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
+from taugrid.eval.gate.rule import ALPHA, Change, NightJudgement, Scored, judge, screen
+from taugrid.eval.metrics.frechet import standard_error
+from taugrid.eval.metrics.statistics import Array
 
-D, N = 6, 600
-SHARED, OWN = 0.8, 0.6
-"""a and b: how much of a sample is of its noise, and how much of the network."""
-COMMON = 0.6
-"""Share of the noise's variance that the cells of a night have in common. Real cells: see docs/decisions.md."""
-MIXING = np.random.default_rng(99).standard_normal((D, D)) / np.sqrt(D)
 CHANGES = (0, 1, 2, 4, 6)
 """True changes, in standard errors of the cell's difference."""
-PARTS = ("one-stage", "worst-block", "new-blocks")
+PARTS = ("one-stage", "worst-block", "new-blocks", "retrained")
+ALONE = ("power", "frozen-misses")
+"""Parts of one cell, whatever `--cells` is."""
 SEARCHED = 40
 """Nights of each block by which the unluckiest is found."""
-
-
-class Noise(NamedTuple):
-    """What N samples of all cells are made from: the common part (N, D), and each cell's own (cells, N, D)."""
-
-    common: Array
-    own: Array
-
-    @classmethod
-    def draw(cls, random: np.random.Generator, cells: int) -> "Noise":
-        return cls(random.standard_normal((N, D)), random.standard_normal((cells, N, D)))
-
-    def of_cell(self, cell: int) -> Array:
-        mixed: Array = np.sqrt(COMMON) * self.common + np.sqrt(1 - COMMON) * self.own[cell]
-        return mixed
-
-
-class Scored(NamedTuple):
-    fid: float
-    influence: Array
-
-
-class World:
-    """Cells of one kind of network, and their reference."""
-
-    def __init__(self, cells: int) -> None:
-        self.cells = cells
-        self.scales, self.shifts = np.linspace(1.1, 1.6, cells), np.linspace(0.1, 0.5, cells)
-        self.reference = Moments.of(np.maximum(np.random.default_rng(1).standard_normal((100_000, D)) @ MIXING, 0))
-        self.root = symmetric_root(self.reference.covariance)
-
-    def score(self, z: Noise, w: Noise) -> list[Scored]:
-        found = []
-        for cell in range(self.cells):
-            x = SHARED * z.of_cell(cell) + OWN * w.of_cell(cell)
-            features = np.maximum(x @ MIXING * self.scales[cell] + self.shifts[cell], 0)
-            frechet = Frechet.of(Moments.of(features), self.reference, self.root)
-            found.append(Scored(frechet.distance, frechet.influence(features)))
-        return found
-
-    def changes(self, baseline: list[Scored], tonight: list[Scored]) -> list[Change]:
-        return [
-            Change(str(cell), new.fid - old.fid, 0.0, new.influence - old.influence, "block")
-            for cell, (old, new) in enumerate(zip(baseline, tonight, strict=True))
-        ]
 
 
 def fresh_nights(world: World, nights: int) -> Iterator[list[Change]]:
@@ -135,11 +88,6 @@ def changed(changes: list[Change], by: float, only_first: bool) -> list[Change]:
         else change
         for i, change in enumerate(changes)
     ]
-
-
-def rate(hits: int, of: int) -> str:
-    share = hits / of
-    return f"{100 * share:.2f} % ± {100 * np.sqrt(share * (1 - share) / of):.2f} ({hits} of {of})"
 
 
 def single_cell(judgement: NightJudgement) -> bool:
@@ -206,17 +154,29 @@ def report_new_blocks(world: World, nights: int, draws: int) -> None:
     print(f"  two stages, a new block each night: {rate(luck, nights)}")
 
 
-def real_changes(run: str, baseline: str) -> list[Change]:
-    """The changes between two run directories, all at N images."""
+def real_pairs(run: str, baseline: str) -> list[tuple[str, Scored, Scored, Hashable]]:
+    """Of each cell of two run directories: its name, the run's and the baseline's scores, and its block."""
     from taugrid.orchestrator.baseline.files import snapshot_of
     from taugrid.orchestrator.baseline.matching import matched
 
-    pairs = matched(snapshot_of(run), snapshot_of(baseline)).pairs
     return [
-        Change(new.name, 0.0, 0.0, new.influence - old.influence, new.block)
-        for new, old in pairs
+        (new.name, Scored(new.metrics["fid"], new.influence), Scored(old.metrics["fid"], old.influence), new.block)
+        for new, old in matched(snapshot_of(run), snapshot_of(baseline)).pairs
         if new.influence is not None and old.influence is not None
     ]
+
+
+def report_growth(pairs: list[tuple[str, Scored, Scored, Hashable]]) -> None:
+    """`SHARE_OF_OWN_ERROR` of real cells that are worse by 2 to 10 % of the baseline's FID."""
+    rises = [(new.fid / old.fid - 1, new, old) for _, new, old, _ in pairs]
+    shares = [
+        (standard_error(new.influence - old.influence) / standard_error(old.influence)) ** 2 / rise
+        for rise, new, old in rises
+        if 0.02 <= rise <= 0.1
+    ]
+    if shares:
+        told = ", ".join(f"{share:.2f}" for share in sorted(shares))
+        print(f"{len(shares)} cells worse by 2 to 10 %: squared paired error / (own error squared * D / FID): {told}")
 
 
 def resampled(changes: list[Change], nights: int) -> Iterator[list[Change]]:
@@ -242,6 +202,8 @@ def report(part: str, cells: int, nights: int, blocks: int, draws: int) -> None:
             report_worst_block(unluckiest(world, blocks, draws), nights, draws)
         case "new-blocks":
             report_new_blocks(world, nights, draws)
+        case "retrained":
+            report_retrained(world, nights, draws)
     print(f"  ({time.perf_counter() - began:.0f} s)", flush=True)
 
 
@@ -252,18 +214,26 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=100)
     parser.add_argument("--draws", type=int, default=20_000, help="for each critical value; the gate itself: 200,000")
     parser.add_argument("--cells", type=int, nargs="+", default=[20, 60])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS + ALONE, default=PARTS + ALONE)
     arguments = parser.parse_args()
     with threadpool_limits(limits=1):
         if arguments.runs:
-            changes = real_changes(*arguments.runs)
+            pairs = real_pairs(*arguments.runs)
+            report_growth(pairs)
+            changes = [Change.between(name, new, [old], 0.0, block) for name, new, old, block in pairs]
             for cells in arguments.cells:
                 chosen = changes[:: max(1, len(changes) // cells)][:cells]
                 print(f"{len(chosen)} real cells, {arguments.nights} nights:")
                 report_one_stage(resampled(chosen, arguments.nights), arguments.draws)
             return
+        if "power" in arguments.parts:
+            print("power at the detectable change:")
+            report_power(arguments.nights)
+        if "frozen-misses" in arguments.parts:
+            print("what frozen seeds hide:")
+            report_frozen_misses(arguments.nights)
         for cells in arguments.cells:
-            for part in arguments.parts:
+            for part in (part for part in arguments.parts if part in PARTS):
                 report(part, cells, arguments.nights, arguments.blocks, arguments.draws)
 
 

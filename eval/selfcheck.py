@@ -59,7 +59,7 @@ class Comparison(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CellFindings:
     """The findings about a cell. No `problems` means that all is well."""
 
     differing_share: float
@@ -82,7 +82,7 @@ def judge(
     cell: CellSettings,
     fid: float | None = None,
     reference: NDArray[np.uint8] | None = None,
-) -> Verdict:
+) -> CellFindings:
     """Judge one cell by its images.
 
     Moments, FID and the search for equal images are only for Gaussian data: images of two points lie on one curve, so
@@ -103,7 +103,7 @@ def judge(
     share, largest = float((difference > 0).mean()), int(difference.max())
     problems += _pixel_problems(difference, share, largest)
     if isinstance(cell.data, TwoPoints):
-        return Verdict(share, largest, None, None, None, tuple(problems))
+        return CellFindings(share, largest, None, None, None, tuple(problems))
     if fid is None or reference is None:
         raise ValueError("judging a Gaussian cell needs the table's FID and the reference's images")
     problems += equal_images(images, index)
@@ -116,7 +116,7 @@ def judge(
     again = _frechet_distance(found, known)
     if not abs(fid - again) <= FID_TOLERANCE * again:
         problems.append(f"the table's FID is {fid:.8g}, that of the images on disk {again:.8g}")
-    return Verdict(share, largest, mean, covariance, compared, tuple(problems))
+    return CellFindings(share, largest, mean, covariance, compared, tuple(problems))
 
 
 def _pixel_problems(difference: NDArray[np.int64], share: float, largest: int) -> list[str]:

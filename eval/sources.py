@@ -106,10 +106,18 @@ def batches(
     (`parts_sha256`).
 
     Raises:
-        workers.data.readers.picture.SourceError: also if the images have changed since they were opened, which is only
-            known at the end.
+        workers.data.readers.picture.SourceError: also if the images are gone, or have changed since they were opened,
+            which is only known at the end.
         taugrid.errors.DamagedFile: for an image or a file that can't be read.
     """
+    try:
+        yield from _batches(source, size, start, stop, sha256)
+    except FileNotFoundError as error:
+        place = error.filename or source.path
+        raise SourceError(f"there is no {place} any more: put it back, and run the command again") from None
+
+
+def _batches(source: Source, size: int, start: int, stop: int | None, sha256: str | None) -> Iterator[Batch]:
     reader = _reader(source.kind, Path(source.path), source.dataset)
     first, stop, expected = start, source.num_images if stop is None else stop, sha256 or source.sha256
     pictures = _alike(islice(reader.pictures(start), stop - start))

@@ -15,11 +15,19 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.rundir.integrity import Damage
+from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.selection import find_cell
 from taugrid.orchestrator.work.sample import images_to_keep
 
 PNG_OVERHEAD_BYTES = 200
 """Upper bound on an image's bytes beyond raw pixels: PNG's chunks, a row's share of Parquet's columns and pages."""
+
+
+def describe_status(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
+    """What `status` shows: what `describe` says, and the driver that is at work there (None: no driver is)."""
+    holder = Lease(rundir.lease, rundir.storage).live_holder()
+    driver = None if holder is None else {"host": holder.host, "process": holder.process, "last_seen": holder.heartbeat}
+    return describe(config, plan, rundir) | {"driver": driver}
 
 
 def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:

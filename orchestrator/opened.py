@@ -117,6 +117,14 @@ def open_existing(directory: str, dry: bool = False) -> Opened:
     return Opened(directory, (), None, dry=dry)
 
 
+def is_other_folder(name: str) -> bool:
+    """Whether there is a local folder of that name that holds nothing of a run."""
+    if is_url(name) or not Path(name).is_dir():
+        return False
+    root, storage = open_place(name, "DIR")
+    return not storage.exists(root / CONFIG_NAME) and not _has_run_files(root, storage)
+
+
 def directory_of(given: str) -> str:
     """The run directory that is meant: `given` or, if that is a config file, the one that its runs have without --out.
 

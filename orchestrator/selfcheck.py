@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.config import Config
-from taugrid.eval.selfcheck import CellSettings, Verdict, judge, reference_problems
+from taugrid.eval.selfcheck import CellFindings, CellSettings, judge, reference_problems
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.progress import Progress
@@ -23,7 +23,7 @@ class Judgement(NamedTuple):
     """A cell and the verdict on it."""
 
     cell: Cell
-    verdict: Verdict
+    verdict: CellFindings
 
 
 class Findings(NamedTuple):
@@ -54,7 +54,7 @@ def judge_run(config: Config, plan: Plan, rundir: RunDir, progress: Progress) ->
     return Findings(judgements, reference_problems(reference, known))
 
 
-def _judge(cell: Cell, rundir: RunDir, fid: float, reference: NDArray[np.uint8]) -> Verdict:
+def _judge(cell: Cell, rundir: RunDir, fid: float, reference: NDArray[np.uint8]) -> CellFindings:
     parts = [
         part
         for shard in cell.shards
@@ -84,7 +84,7 @@ def as_json(findings: Findings, rundir: RunDir) -> dict[str, Any]:
     }
 
 
-def _as_json(cell: Cell, verdict: Verdict) -> dict[str, Any]:
+def _as_json(cell: Cell, verdict: CellFindings) -> dict[str, Any]:
     comparisons = {"fid": verdict.fid, "mean": verdict.mean, "covariance": verdict.covariance}
     return {
         "cell": cell.id,

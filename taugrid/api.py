@@ -130,18 +130,22 @@ def _require_all(outcome: "Outcome") -> None:
 
 
 def evaluate(
-    samples: "Path | NDArray[np.uint8]",
-    reference: "Path | NDArray[np.uint8]",
+    samples: Any,
+    reference: Any,
     progress: bool = True,
+    value_range: tuple[float, float] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Scores of any images against any others, as `taugrid evaluate --samples --json` prints them. Needs no run.
 
     Args:
-        samples: a folder of PNG or JPEG files, an `.npz`, Parquet, or an array (N, H, W) or (N, H, W, 1 or 3) of uint8.
+        samples: a folder of PNG or JPEG files, an `.npz`, Parquet, or an array or torch tensor (on any device) of shape
+            (N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W), uint8 or, with `value_range`, floating point.
         reference: as `samples`; or an `.npz` with `mu` and `sigma`, a data set with its split (`fashion-mnist/train`),
             or a run directory, for what that run was scored against.
         progress: show on stderr how far it is.
+        value_range: the values of black and white in arrays of floats, (0, 1) or (-1, 1). Floats are rounded to 8 bits,
+            to nearest, because that is what pictures have.
         settings: keys of the config's section evaluate, such as `extractor="pixels"` and `metrics=["fid", "kid"]`.
 
     Raises:
@@ -151,7 +155,7 @@ def evaluate(
     from taugrid.orchestrator.progress import Progress
 
     with Progress.silent() if not progress else Progress() as shown:
-        return score_images(_given(samples), _given(reference), settings, (), shown)
+        return score_images(_given(samples), _given(reference), settings, (), shown, value_range=value_range)
 
 
 def sample(

@@ -94,6 +94,8 @@ def is_of_content(error: OSError) -> bool:
 def in_one_line(error: OSError) -> str:
     """What failed, where, and what to do."""
     place = error.filename or "a file"
+    if isinstance(error, FileNotFoundError):
+        return f"there is no {place} any more; put it back, then run the same command again"
     if isinstance(error, StoreError):
         return f"can't read or write {place}: {error.strerror}; then run the same command again"
     if error.errno in FULL:
@@ -108,6 +110,8 @@ def in_one_line(error: OSError) -> str:
 def failing_in_one_line() -> Iterator[None]:
     """Turn an error of the disk into `RunFailed`: it is no bug, and the user can do something about it.
 
+    So is a named file that is not found: commands look for what they need when they begin, so it has vanished since.
+
     Raises:
         UserError: for a path that must be another one.
     """
@@ -116,7 +120,8 @@ def failing_in_one_line() -> Iterator[None]:
     except OSError as error:
         if error.errno in UNUSABLE:
             raise UserError(f"{error.filename or 'a path'} can't be used: {error.strerror}; give another one") from None
-        if error.errno is None or not of_the_surroundings(error):
+        vanished = isinstance(error, FileNotFoundError) and error.filename is not None
+        if error.errno is None or not (vanished or of_the_surroundings(error)):
             raise
         raise RunFailed(in_one_line(error)) from error
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -53,7 +53,8 @@ def _draw_trend(panel: Axes, table: TrendPanel, styles: Styles) -> None:
     for line, rows in table.rows.groupby("line", sort=False):
         look = styles[str(line)]
         x: Values = np.array([places[night] for night in rows["night"]], dtype=np.float64)
-        values, errors = (np.full(len(places), np.nan) for _ in range(2))
+        values: Values = np.full(len(places), np.nan)
+        errors: Values = np.full(len(places), np.nan)
         values[x.astype(int)] = rows["fid"].where(rows["fid"] > 0)
         errors[x.astype(int)] = rows["fid_se"]
         draw_line(panel, np.arange(len(places)) + look.shift * len(places), values, errors, look)
@@ -66,7 +67,7 @@ def _draw_trend(panel: Axes, table: TrendPanel, styles: Styles) -> None:
     for place, (before, now) in enumerate(pairwise(baselines), start=1):
         if isinstance(now, str) and now != before:
             panel.axvline(place - 0.5, color="#555555", linewidth=0.8, linestyle=":")
-    on_axis = {"transform": panel.get_xaxis_transform(), "clip_on": False, "zorder": 3}
+    on_axis: dict[str, Any] = {"transform": panel.get_xaxis_transform(), "clip_on": False, "zorder": 3}
     for light, (marker, colour) in LIGHTS.items():
         if at := [place for night, place in places.items() if table.nights[night] == light]:
             panel.plot(at, [0.0] * len(at), marker, color=colour, markersize=5, label=f"_{light}", **on_axis)

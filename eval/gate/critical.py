@@ -8,7 +8,7 @@ power than Bonferroni's bound where cells are correlated, as those of one networ
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 from taugrid.eval.metrics.statistics import Array
 
@@ -71,3 +71,12 @@ def critical_value(correlations: Array, alpha: float, draws: int = DRAWS) -> flo
         ]
     )
     return min(max(float(np.quantile(largest, 1 - alpha)), alone), bound)
+
+
+def recipe_critical_value(cells: int, trainings: int, alpha: float) -> float:
+    """C with P(any T > c) <= alpha for `cells` T, each a t with `trainings` - 1 degrees of freedom: Bonferroni's.
+
+    All cells' spreads come from the same few trainings, which can't tell how they correlate: a correlation of many
+    cells over k trainings has rank k - 1. Bonferroni's bound holds for every correlation.
+    """
+    return float(t.isf(alpha / cells, trainings - 1))

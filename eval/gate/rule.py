@@ -4,15 +4,20 @@ For each cell, T = (difference - margin) / se, where the difference is the new F
 paired standard error. A cell is *worse* if T is above the night's critical value, *not worse* if the upper end of its
 interval is below the margin, and else *undecided*: too few samples to tell. If no cell has changed by more than its
 margin, the probability that any is called worse is at most alpha, whatever the number of cells.
+
+The baseline is one network, or a recipe: k >= 3 trainings that differ in their seeds. For one network the errors are
+those of sampling. For a recipe the difference is to the trainings' mean, and its error includes their spread.
 """
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from scipy.stats import norm
+import numpy as np
 
-from taugrid.eval.gate.critical import DRAWS, correlation, critical_value
+from taugrid.eval.gate.critical import DRAWS, correlation, critical_value, recipe_critical_value
+from taugrid.eval.gate.power import SHARE_OF_OWN_ERROR, Reach, errors_for_power
 from taugrid.eval.metrics.frechet import standard_error
 from taugrid.eval.metrics.statistics import Array
 
@@ -26,15 +31,22 @@ error shrinks with the change, so without a margin a change without consequence 
 SCREENING = 0.10
 """The level at which a night's usual seeds screen cells for a second look with a fresh seed."""
 
-POWER = 0.80
-"""The probability of being called worse at the change that `detectable` gives."""
+MIN_TRAININGS = 3
+"""Trainings that make a recipe. Two would leave their spread one degree of freedom."""
 
 CellVerdict = Literal["worse", "not worse", "undecided"]
 
 
+class Scored(NamedTuple):
+    """One network's cell: its FID, and how far each sample moves it, (N,) in the order of the indices."""
+
+    fid: float
+    influence: Array
+
+
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What is known of one cell's change from the baseline."""
+    """What is known of one cell's change from the baseline; `Change.between` makes it."""
 
     name: str
     difference: float
@@ -45,6 +57,44 @@ class Change:
     """(N,): how far each sample moves the difference, phi_new - phi_baseline, in the order of the indices."""
     block: Hashable
     """Equal for cells whose sample n has the same noise."""
+    growth: float = 0.0
+    """How much the square of the difference's error grows with each unit of a true change, see eval/gate/power.py."""
+    trainings: int = 1
+    """The baseline's networks, whose mean FID and mean influences it is. All cells of a night have the same."""
+    spread: float = 0.0
+    """The standard deviation of FID over the baseline's trainings (divisor k - 1); 0 for one network."""
+
+    @classmethod
+    def between(cls, name: str, new: Scored, baseline: Sequence[Scored], margin: float, block: Hashable) -> "Change":
+        """The change from the baseline's one network, or from the mean of k >= 3 trainings, all with the same noise.
+
+        Args:
+            name: the cell's.
+            new: tonight's network.
+            baseline: one network, or all trainings of a recipe.
+            margin: in FID.
+            block: equal for cells whose sample n has the same noise.
+
+        Raises:
+            ValueError: for 0 or 2 baseline networks, or unequal numbers of samples.
+        """
+        k = len(baseline)
+        if k != 1 and k < MIN_TRAININGS:
+            raise ValueError(f"a baseline is 1 network or at least {MIN_TRAININGS} trainings, not {k}")
+        fids = np.array([network.fid for network in baseline])
+        influences = np.stack([network.influence for network in baseline])
+        own = float(np.mean([standard_error(influence) ** 2 for influence in influences]))
+        fid = float(fids.mean())
+        return cls(
+            name,
+            new.fid - fid,
+            margin,
+            new.influence - influences.mean(axis=0),
+            block,
+            growth=SHARE_OF_OWN_ERROR * own / fid if fid > 0 else 0.0,
+            trainings=k,
+            spread=float(fids.std(ddof=1)) if k > 1 else 0.0,
+        )
 
 
 class CellJudgement(NamedTuple):
@@ -54,13 +104,24 @@ class CellJudgement(NamedTuple):
     verdict: CellVerdict
     difference: float
     se: float
+    """Of the difference: from sampling, and for a recipe from training too."""
     margin: float
     t: float
     upper: float
     """The upper end of the interval: the true change is below it with a probability of 1 - alpha, for all cells at
     once."""
     detectable: float
-    """The smallest true change that would have been called worse with a probability of `POWER`."""
+    """The smallest true change that would have been called worse with a probability of 80 %."""
+    reach: Reach
+    """What `detectable` is computed from; it tells the N that another loss needs."""
+
+    def samples_needed(self, num_samples: int, loss: float) -> int | None:
+        """The N at which a true change of `loss` (in FID) would be called worse in 4 of 5 nights.
+
+        `num_samples` is the N of this judgement. None: no N would do, because `loss` is within the margin, or too small
+        for the recipe's few trainings.
+        """
+        return self.reach.samples_needed(num_samples, loss)
 
 
 class NightJudgement(NamedTuple):
@@ -89,13 +150,18 @@ def judge(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) -
     nights `critical_value` simulates.
 
     Raises:
-        ValueError: if a cell's influences do not vary.
+        ValueError: if a cell's influences do not vary, or cells differ in their number of trainings.
     """
     if not changes:
         return NightJudgement((), float("nan"), alpha)
+    trainings = {change.trainings for change in changes}
+    if len(trainings) > 1:
+        raise ValueError(f"all cells of a night need the same number of trainings, not {sorted(trainings)}")
     found = correlation([change.influence for change in changes], [change.block for change in changes])
-    critical = critical_value(found, alpha, draws)
-    return NightJudgement(tuple(_judged(change, critical) for change in changes), critical, alpha)
+    k = trainings.pop()
+    critical = critical_value(found, alpha, draws) if k == 1 else recipe_critical_value(len(changes), k, alpha)
+    errors = errors_for_power(critical, None if k == 1 else k - 1)
+    return NightJudgement(tuple(_judged(change, critical, errors) for change in changes), critical, alpha)
 
 
 def screen(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) -> NightJudgement:
@@ -103,15 +169,18 @@ def screen(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) 
 
     The usual seeds are the same every night, so an unlucky block of noise would raise the same false alarm every night.
     A fresh seed's verdict, at alpha over these cells, has at most alpha false alarms whatever the block: it is
-    independent of the screening. The level is `SCREENING`, or alpha where that is larger.
+    independent of the screening. The level is `SCREENING`, or alpha where that is larger. Not for a recipe:
+    fresh seeds would not change its trainings, whose spread is most of the error.
     """
     return judge(changes, max(SCREENING, alpha), draws)
 
 
-def _judged(change: Change, critical: float) -> CellJudgement:
-    se = standard_error(change.influence)
+def _judged(change: Change, critical: float, errors: float) -> CellJudgement:
+    sampling = standard_error(change.influence)
+    between = change.spread**2 * (1 + 1 / change.trainings)
+    reach = Reach(change.margin, sampling, change.growth, between, errors)
+    se = math.hypot(sampling, math.sqrt(between))
     t = (change.difference - change.margin) / se
     verdict: CellVerdict = "worse" if t > critical else "not worse" if t < -critical else "undecided"
-    detectable = change.margin + (critical + float(norm.ppf(POWER))) * se
     upper = change.difference + critical * se
-    return CellJudgement(change.name, verdict, change.difference, se, change.margin, t, upper, detectable)
+    return CellJudgement(change.name, verdict, change.difference, se, change.margin, t, upper, reach.detectable, reach)

@@ -32,9 +32,12 @@ LEAST_SPAN = 2
 """Least ratio of N to the smallest subset: over a shorter range, noise determines the slope."""
 
 
+NO_ERROR = "fid_infinity has no ±: it scatters up to 2.2 times as much as FID in simulations, and can be negative"
+
+
 def fid_infinity_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
-    """Whether there are enough samples to extrapolate."""
-    return Limits(no_extrapolation(sizes.num_samples, sizes.dimensions))
+    """Whether there are enough samples to extrapolate, and a remark on the scatter."""
+    return Limits(no_extrapolation(sizes.num_samples, sizes.dimensions), remark=NO_ERROR)
 
 
 def compute_fid_infinity(inputs: MetricInputs) -> MetricResult:

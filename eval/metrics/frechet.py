@@ -29,6 +29,9 @@ ROWS_OF_INFLUENCE = 1024
 """Samples whose influences are computed at a time. A product of 4096 rows of 2048 features takes as long for each, but
 the steps beside it then leave the cache: 8 % more in all."""
 
+NOTHING_VARIES = "no feature varies both in the samples and in the reference"
+"""Why FID has no standard error where all samples, or all references, have the same features."""
+
 NO_ERROR = "no fid_se: "
 """The beginning of the note that says why FID has no standard error."""
 
@@ -143,7 +146,7 @@ class Frechet:
         A difference has a standard error if both of its cells do.
         """
         if self.dimensions == 0:
-            return "no feature varies both in the samples and in the reference"
+            return NOTHING_VARIES
         needed = SAMPLES_PER_DIMENSION * self.dimensions
         if self.num_samples < needed:
             return (

@@ -25,12 +25,15 @@ ROWS_IN_CACHE = 64
 def kid_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
     """The size of subsets: they are drawn without repetition, so they can't be larger than the smaller side."""
     wanted, possible = settings.kid_subset_size, min(settings.kid_subset_size, sizes.fewest)
-    if possible == wanted:
-        return Limits()
-    remark = f"kid_subset_size is {possible} here, not {wanted}: one side has no more images"
+    changes, remarks = {}, []
+    if possible < wanted:
+        changes = {"kid_subset_size": possible}
+        remarks.append(f"kid_subset_size is {possible} here, not {wanted}: one side has no more images")
     if possible == sizes.num_samples:
-        remark += ", so every subset holds all samples, and KID's ± says nothing about their spread"
-    return Limits(changes={"kid_subset_size": possible}, remark=remark)
+        remarks.append(
+            f"every KID subset holds all {possible} samples, so a ± over subsets says nothing about sampling"
+        )
+    return Limits(changes=changes, remark="; ".join(remarks) or None)
 
 
 def compute_kid(inputs: MetricInputs) -> MetricResult:

@@ -9,9 +9,11 @@ from taugrid.eval.tables.ablation.effects_files import (
     OVER,
     SaidEffect,
     effects_from_rows,
+    interval_heading,
     said_effect,
     short_keys_of,
 )
+from taugrid.eval.tables.ablation.verdicts import verdicts
 from taugrid.eval.tables.differences_files import SaidDifference, said_difference, with_short_keys
 from taugrid.registry.metrics import MetricColumn
 from taugrid.words import counted
@@ -26,6 +28,8 @@ class EffectTable(NamedTuple):
     """The effects of a metric in a scope."""
 
     heading: str
+    interval: str
+    """The heading of the intervals."""
     has_settings: bool
     rows: list[SaidEffect]
     left_out: int
@@ -52,7 +56,8 @@ def effects(rows: Sequence[Mapping[str, Any]], metrics: Sequence[MetricColumn]) 
     tables = [table for metric in metrics for table in _effect_tables(found.get(metric.name, ()), metric, names)]
     about = [ABOUT, *(OVER[over] for over in dict.fromkeys(effect.over for effect in every))]
     notes = [f"{names[e.key]}={e.value} {e.settings}".rstrip() + f": {e.note}" for e in every if e.note]
-    return {"tables": tables, "about": about, "notes": list(dict.fromkeys(notes))}
+    told = {metric.title: list(verdicts(found.get(metric.name, ()), names, metric)) for metric in metrics}
+    return {"verdicts": told, "tables": tables, "about": about, "notes": list(dict.fromkeys(notes))}
 
 
 def _effect_tables(found: Sequence[Effect], metric: MetricColumn, names: Mapping[str, str]) -> Iterator[EffectTable]:
@@ -61,4 +66,5 @@ def _effect_tables(found: Sequence[Effect], metric: MetricColumn, names: Mapping
         if its:
             heading = f"{metric.heading}: {title} ({counted(len(its), 'comparison')})"
             said = [said_effect(effect, names[effect.key], metric.scale) for effect in its[:MOST_EFFECTS]]
-            yield EffectTable(heading, any(each.settings for each in said), said, max(0, len(its) - MOST_EFFECTS))
+            has_settings, left_out = any(each.settings for each in said), max(0, len(its) - MOST_EFFECTS)
+            yield EffectTable(heading, interval_heading(its), has_settings, said, left_out)

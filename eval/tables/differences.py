@@ -17,11 +17,9 @@ import pandas as pd
 
 from taugrid.eval.metrics.frechet import difference_standard_error
 from taugrid.eval.metrics.statistics import Array
-from taugrid.eval.tables.ablation.one_table import USUAL, Layout, one_table
-from taugrid.eval.tables.ablation.replicates import SEEDS, Replicate, alike_over_seeds, averaged
-from taugrid.eval.tables.entries import Z_95
-from taugrid.eval.tables.long_form import CHECKPOINT, FID, axes, in_grid_order, long_form
-from taugrid.eval.tables.pivots import Pivot, against_best, pivot_tables, short_checkpoints
+from taugrid.eval.tables.ablation.replicates import SEEDS
+from taugrid.eval.tables.long_form import CHECKPOINT, FID, axes, long_form
+from taugrid.eval.tables.pivots import Pivot, pivot_tables, short_checkpoints
 from taugrid.eval.tables.rows import as_text
 from taugrid.protocol import ProtocolFields, disagreements
 
@@ -151,7 +149,7 @@ def pair(
         names = f"{row_a['cell']} and {row_b['cell']}"
         raise ValueError(f"cells {names} can't be compared: {'; '.join(obstacles)}")
     difference = float(row_b["fid"]) - float(row_a["fid"])
-    paired = _paired(difference, row_a, row_b, evidence)
+    paired = paired_error(difference, row_a, row_b, evidence)
     return {
         "cell_a": row_a["cell"],
         "cell_b": row_b["cell"],
@@ -179,44 +177,6 @@ def _require_fids(*rows: Mapping[str, Any]) -> None:
             raise ValueError(f"cell {row['cell']} has no FID")
 
 
-def indistinguishable(
-    rows: Sequence[Mapping[str, Any]], evidence: Evidence, joined: bool = False, layout: Layout = USUAL
-) -> frozenset[str]:
-    """Cells whose FID can't be distinguished from the best of their column: |z| < `Z_95`, or the same samples.
-
-    Replicates are compared by their means, with Student's t over the seeds that both have. The best itself is not among
-    the cells, nor is one that equals it, has no paired standard error, or shares fewer than two seeds with it.
-
-    Args:
-        rows: rows of quality.csv, in the order of the grid.
-        evidence: covers the cells and protocols of all rows.
-        joined: whether columns mix protocols, as the tables' columns do with `join_protocols`.
-        layout: of the tables.
-    """
-    if not rows:
-        return frozenset()
-    by_cell = {row["cell"]: row for row in rows}
-    protocols = {} if joined else evidence.protocols
-    frame = in_grid_order(rows)
-    members = averaged(frame, protocols).members
-    alike: set[str] = set()
-    for table in one_table(frame, FID, protocols, layout):
-        pairs = against_best(table, FID.higher_is_better)
-        alike |= {cell for best, cell in pairs if _alike(members[best], members[cell], by_cell, evidence)}
-    return frozenset(alike)
-
-
-def _alike(
-    best: Sequence[Replicate], other: Sequence[Replicate], rows: Mapping[str, Mapping[str, Any]], evidence: Evidence
-) -> bool:
-    """Whether chance explains the difference between two cells, or between the means of their replicates."""
-    if not best[0].seeds:
-        row_a, row_b = rows[best[0].cell], rows[other[0].cell]
-        paired = _paired(row_b["fid"] - row_a["fid"], row_a, row_b, evidence)
-        return paired.se is not None and (paired.z is None or abs(paired.z) < Z_95)
-    return alike_over_seeds(best, other, {cell: row["fid"] for cell, row in rows.items()})
-
-
 def _pivots(rows: Sequence[Mapping[str, Any]], protocols: Mapping[str, ProtocolFields]) -> list[Pivot]:
     return pivot_tables(long_form(rows), FID.name, FID.error, protocols)
 
@@ -231,7 +191,12 @@ def _obstacles(row_a: Mapping[str, Any], row_b: Mapping[str, Any], evidence: Evi
     return found
 
 
-def _paired(difference: float, row_a: Mapping[str, Any], row_b: Mapping[str, Any], evidence: Evidence) -> Paired:
+def paired_error(difference: float, row_a: Mapping[str, Any], row_b: Mapping[str, Any], evidence: Evidence) -> Paired:
+    """The standard error of a difference between two cells.
+
+    Raises:
+        ValueError: if a cell does not have as many influences as samples.
+    """
     a, b = row_a["cell"], row_b["cell"]
     for row in (row_a, row_b):
         phi = evidence.influences.get(row["cell"])

@@ -27,19 +27,19 @@ NOTHING = 5e-7
 ROUNDING = 1e-9
 """A spread below this share of its value is rounding: it occurs if every subset is the whole set."""
 Z_95 = 1.96
-"""|z| from which a difference counts: chance alone reaches it 1 time in 20. There is no correction for the number of
-values in a column, nor for picking the best of them."""
+"""|z| from which a single difference counts: chance alone reaches it 1 time in 20. For the best of a column and all
+others, joint.py has the limit."""
 INDISTINGUISHABLE = "≈"
 JOINED = "‡"
 MEANINGS = {
-    INDISTINGUISHABLE: "not distinguishable from the best of its column: "
-    f"|z| < {Z_95} for the paired difference of FID (values without ± are not tested)",
+    INDISTINGUISHABLE: "not distinguishable from the best of its column by the paired difference of FID, 95 % jointly "
+    "for all cells of the column (values without ± are not tested)",
     JOINED: "has another protocol than most, see the notes",
 }
 """The marks after values, and their explanations below a table."""
 AMONG_REPLICATES = (
-    "not distinguishable from the best of its column: p > 0.05 by Student's t for differences paired by seed (values "
-    "without ± are not tested)"
+    "not distinguishable from the best of its column by Student's t for differences paired by seed, 95 % jointly for "
+    "all cells of the column (values without ± are not tested)"
 )
 """What `INDISTINGUISHABLE` means where values are means over replicates."""
 
@@ -60,12 +60,7 @@ class Entry(NamedTuple):
 def tabulated(frame: pd.DataFrame) -> list[MetricColumn]:
     """The scores that some cell has; if no cell has any, FID with only dashes."""
     given = [column for column in score_columns() if column.name in frame and frame[column.name].notna().any()]
-    return [unscaled(column) if frame[column.name].max() >= 1 else column for column in given] or [FID]
-
-
-def unscaled(column: MetricColumn) -> MetricColumn:
-    """A column without its factor, which suits the small KIDs of Inception's features: KID grows as their cube."""
-    return replace(column, title=column.title.split(" ×")[0], scale=1.0)
+    return given or [FID]
 
 
 def entries(table: Pivot, metric: MetricColumn) -> Iterator[tuple[tuple[str, ...], list[Entry]]]:
@@ -110,7 +105,7 @@ def marked_pivots(
         metric: the column to show.
         protocols: the rows' protocols by hash.
         indistinguishable: cells whose FID can't be distinguished from the best of its column
-            (eval/tables/differences.py).
+            (eval/tables/ablation/alike.py).
         joined: cells with another kind of protocol that share a table anyway (`eval.tables.rows.check_joinable`).
         layout: what rows and columns are.
     """
@@ -133,8 +128,11 @@ def _alike_over_seeds(
     if not means.over:
         return set()
     values = dict(zip(frame["cell"], frame[metric.name], strict=True))
-    pairs = (pair for table in tables for pair in against_best(table, metric.higher_is_better))
-    return {cell for best, cell in pairs if alike_over_seeds(means.members[best], means.members[cell], values)}
+    alike: set[str] = set()
+    for table in tables:
+        for best, others in against_best(table, metric.higher_is_better):
+            alike |= alike_over_seeds(means.members[best], {cell: means.members[cell] for cell in others}, values)
+    return alike
 
 
 def has_best(tables: Iterable[Pivot], metric: MetricColumn) -> bool:

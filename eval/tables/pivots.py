@@ -167,12 +167,12 @@ def _layout(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     return apart, by_row
 
 
-def against_best(table: Pivot, higher_is_better: bool) -> Iterator[tuple[str, str]]:
-    """The best cell of each column with every other that is not as good."""
+def against_best(table: Pivot, higher_is_better: bool) -> Iterator[tuple[str, list[str]]]:
+    """The best cell of each column with all others that are not as good, if there are any."""
     for (_, column), (_, cells) in zip(table.values.items(), table.cells.items(), strict=True):
         best = column.max() if higher_is_better else column.min()
-        for cell in cells[column.notna() & (column != best)]:
-            yield cells[column == best].iloc[0], cell
+        if others := list(cells[column.notna() & (column != best)]):
+            yield cells[column == best].iloc[0], others
 
 
 def eta_labels(group: pd.DataFrame) -> "pd.Series[str]":

@@ -59,12 +59,14 @@ def write_quality(
 
 
 def _about(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields], has_bold: bool) -> str:
-    """One line with N, reference, extractor, and the meaning of ± and bold."""
+    """One line with N, reference, extractor, a clip that all cells share, and the meaning of ± and bold."""
     spelled = [protocols[name] for name in dict.fromkeys(frame["protocol"]) if name in protocols]
     parts = [f"N = {sizes(frame)} samples per cell" if len(frame) else "no cell has been scored"]
     for key in ("reference", "extractor"):
         values = list(dict.fromkeys(_spell(protocol[key]) for protocol in spelled if protocol.get(key) is not None))
         parts += [f"{key}: {' or '.join(values)}"] if values else []
+    clips = {protocol.get("clip") for protocol in spelled}  # if they differ, the tables say where
+    parts += [f"clip: {clip}" for clip in clips if len(clips) == 1 and clip not in (None, "none")]
     if not varying_seeds(frame):
         parts.append(
             "± beside FID is one standard error of sampling at this N (neither its bias nor the spread between "

@@ -2,31 +2,45 @@
 
 Three situations are told apart. *Same weights and setup*: every image must be the same, pixel by pixel. *Same weights,
 other software or device*: images may be off by a little, and the FID's paired difference is judged. *New weights*: the
-paired difference alone is judged.
+paired difference is judged, and the sampler and the scorer are checked apart from it (`canaries`).
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from taugrid.errors import UserError
-from taugrid.eval.gate.rule import ALPHA, MARGIN, Change, NightJudgement, judge
+from taugrid.errors import Exit, UserError
+from taugrid.eval.gate.rule import ALPHA, MARGIN, Change, NightJudgement, Scored, judge
+from taugrid.eval.metrics.frechet import NOTHING_VARIES
+from taugrid.orchestrator.baseline.canaries import (
+    Check,
+    Sampled,
+    check_sampler,
+    check_scorer,
+    sampled_again,
+    summed_up,
+)
 from taugrid.orchestrator.baseline.labels import labels
 from taugrid.orchestrator.baseline.matching import changed_versions, matched
 from taugrid.orchestrator.baseline.others import other_metrics
-from taugrid.orchestrator.baseline.pixels import PixelDistance, distance
+from taugrid.orchestrator.baseline.pixels import Digests, PixelDistance, distance
+from taugrid.orchestrator.baseline.scorer import differs, tolerance
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell
+from taugrid.orchestrator.baseline.verdict import Sharpness, Verdict, sharpness, worst
 from taugrid.words import counted
 
 Situation = Literal["same weights and setup", "same weights, other setup", "new weights"]
-CellResult = Literal["changed pixels", "worse", "undecided", "not worse", "identical", "no standard error"]
-"""Worst first."""
+
+METRIC_SETTINGS = ("seed", "isc_splits", "kid_subsets", "kid_subset_size", "prc_neighborhood")
+"""Fields of a protocol that metrics other than FID depend on."""
 
 ROUNDING = 1e-9
 """A paired error below this share of the baseline cell's own error: both cells have the same samples."""
+
+UNCHECKED = Check("unknown", "it was not checked")
 
 NO_MARGIN = (
     "margin 0: new weights are never exactly equal, and the paired error shrinks with the change, so differences "
@@ -42,10 +56,11 @@ class Compared:
     name: str
     baseline_cell: str
     situation: Situation
-    result: CellResult
-    fid: float
+    result: Verdict
+    fid: float | None
+    """None: the cell can't be scored."""
     baseline_fid: float
-    difference: float
+    difference: float | None
     margin: float
     se: float | None = None
     t: float | None = None
@@ -53,6 +68,8 @@ class Compared:
     """The upper end of the interval of the difference."""
     detectable: float | None = None
     """The smallest change that would have been called worse with a probability of 80 %."""
+    judged_fids: tuple[float, float] | None = None
+    """The new FID and the baseline's with the seeds of a second look, whose difference is `difference`."""
     seeds: str = "usual"
     """Which samples the difference is of: `usual`, or those of a second look, `fresh` or `grown`."""
     pixels: PixelDistance | None = None
@@ -62,6 +79,31 @@ class Compared:
     """Metrics without a standard error: the new value, and the baseline's."""
     label: str = ""
     """Its settings, as the history has them (`labels`)."""
+    sampler: Check = UNCHECKED
+    """Whether the baseline's network still makes the baseline's images."""
+    missing: str = ""
+    """What a comparison of this cell lacks, that can still be made."""
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the rule judges it, or has."""
+        return self.result in (Verdict.UNDECIDED, Verdict.WORSE, Verdict.NOT_WORSE) and not self.missing
+
+
+class GateSettings(NamedTuple):
+    """What a comparison is asked for."""
+
+    margin: float = MARGIN
+    """As a share of the baseline's FID."""
+    alpha: float = ALPHA
+    """Of the whole night."""
+    allow_missing: bool = False
+    """Cells of the baseline may be missing."""
+    sharpness: float | None = None
+    """The loss, as a share of the baseline's FID, that must be seen in half of the cells."""
+
+
+DEFAULTS = GateSettings()
 
 
 @dataclass(frozen=True)
@@ -70,7 +112,7 @@ class BaselineComparison:
 
     directory: str
     baseline: str
-    result: CellResult
+    result: Verdict
     """The worst of its cells'."""
     cells: tuple[Compared, ...]
     only_new: tuple[str, ...]
@@ -87,62 +129,159 @@ class BaselineComparison:
     """In words, with the value of each look."""
     unmatched: Mapping[str, str] = field(default_factory=dict)
     """Name -> label of the cells that only one side has, as far as they are scored."""
+    scorer: Check = UNCHECKED
+    gate: GateSettings = DEFAULTS
 
     @property
-    def is_regression(self) -> bool:
-        """Whether something got worse or changed that must not."""
-        return self.result in ("changed pixels", "worse")
+    def sampler(self) -> Check:
+        """The worst of the cells' checks."""
+        return summed_up(cell.sampler for cell in self.cells)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether sampler and scorer are known to be the baseline's."""
+        return self.sampler.result == self.scorer.result == "clean"
+
+    @property
+    def sharpness(self) -> Sharpness | None:
+        """The smallest loss that it would have seen; None if the rule judged no cell."""
+        judged = [(cell.detectable, cell.baseline_fid) for cell in self.cells if cell.is_judged]
+        return sharpness([found / base for found, base in judged if found is not None])
+
+    @property
+    def compared(self) -> tuple[int, int]:
+        """How many cells of the baseline were compared, and how many it has."""
+        return len(self.cells), len(self.cells) + len(self.only_baseline)
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Name -> what is lacking and can still be made."""
+        return {cell.name: cell.missing for cell in self.cells if cell.missing}
+
+    @property
+    def not_judged(self) -> list[str]:
+        """Why this is no verdict on all that it was asked for, in sentences."""
+        unjudged = sum(cell.result is Verdict.NOT_JUDGED and not cell.missing for cell in self.cells)
+        said = [f"{counted(unjudged, 'cell')} can't be judged"] if unjudged else []
+        if self.only_baseline and not self.gate.allow_missing:
+            said.append("cells of the baseline are missing (--allow-missing permits it)")
+        if self.gate.sharpness is not None and (found := self.sharpness) is not None:
+            said += found.complaints(self.gate.sharpness)
+        return said
+
+    @property
+    def exit(self) -> Exit:
+        """How a command ends with it: incomplete, a regression, not judged, or done."""
+        if self.missing:
+            return Exit.INCOMPLETE
+        if self.result.is_regression:
+            return Exit.REGRESSION
+        return Exit.NOT_JUDGED if self.not_judged else Exit.DONE
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        return asdict(self) | {
-            "cells": [asdict(cell) | {"pixels": cell.pixels and cell.pixels._asdict()} for cell in self.cells]
+        sharp, plain = self.sharpness, asdict(self)
+        del plain["scorer"]  # it is among the checks
+        return plain | {
+            "cells": [_cell_dict(cell) for cell in self.cells],
+            "compared": list(self.compared),
+            "checks": {"sampler": self.sampler._asdict(), "scorer": self.scorer._asdict()},
+            "sharpness": None if sharp is None else sharp._asdict(),
+            "not_judged": self.not_judged,
+            "gate": self.gate._asdict(),
         }
 
 
-def worst(results: Sequence[CellResult]) -> CellResult:
-    """The first of the order in which `CellResult` lists them; a run without cells has nothing to complain of."""
-    order: tuple[CellResult, ...] = CellResult.__args__  # type: ignore[attr-defined]
-    return next((result for result in order if result in results), "identical")
+def _cell_dict(cell: Compared) -> dict[str, Any]:
+    return asdict(cell) | {"pixels": cell.pixels and cell.pixels._asdict(), "sampler": cell.sampler._asdict()}
+
+
+Canaries = Callable[[SnapshotCell], Sampled | Check]
+"""The first batch of a cell of the baseline, sampled with today's code, or why there is none."""
+
+
+def not_sampled(cell: SnapshotCell) -> Check:
+    """The `Canaries` of a comparison that has none."""
+    return Check("unknown", "no night has sampled the baseline's network with this code")
 
 
 def compare_snapshots(
-    new: Snapshot, baseline: Snapshot, margin: float = MARGIN, alpha: float = ALPHA
+    new: Snapshot, baseline: Snapshot, gate: GateSettings = DEFAULTS, canaries: Canaries = not_sampled
 ) -> BaselineComparison:
-    """Judge the cells of `new` that `baseline` has too, by the one-stage rule.
+    """Judge the cells of `new` that `baseline` has too by the one-stage rule, and check sampler and scorer.
 
     Args:
         new: tonight's run.
         baseline: what it is compared with.
-        margin: as a share of the baseline's FID.
-        alpha: of the whole night.
+        gate: margin, alpha, and what must be there.
+        canaries: called for cells with new weights.
 
     Raises:
         UserError: if no cell matches, or cells that match were measured in different ways.
     """
     pairs, only_new, only_baseline = matched(new, baseline)
+    scorer = check_scorer(new, baseline)
     label_of = labels(new.cells)
-    looked = [replace(_look(*pair, margin), label=label_of[pair[0].cell]) for pair in pairs]
+    looked = [replace(_look(*pair, gate.margin), label=label_of[pair[0].cell]) for pair in pairs]
     judgement = judge(
-        [change_of(*pair, margin) for pair, found in zip(pairs, looked, strict=True) if _is_judged(found)], alpha
+        [change_of(*pair, gate.margin) for pair, found in zip(pairs, looked, strict=True) if found.is_judged],
+        gate.alpha,
     )
     cells = with_judgement(looked, judgement)
+    cells = [_checked(cell, *pair, scorer, canaries) for cell, pair in zip(cells, pairs, strict=True)]
+    if scorer.result == "unknown" and all(_scores_agree(*pair) for pair in pairs):
+        scorer = Check("clean")
     marks = dict.fromkeys(mark for pair in pairs for mark in _marks(*pair))
     return BaselineComparison(
         directory=new.place,
         baseline=baseline.place,
-        result=worst([cell.result for cell in cells]),
+        result=worst(cell.result for cell in cells),
         cells=tuple(cells),
         only_new=tuple(only_new),
         only_baseline=tuple(only_baseline),
         unmatched=_labels_by_name(baseline.cells, only_baseline) | _labels_by_name(new.cells, only_new),
         marks=(*marks, *changed_versions(pairs)),
-        notes=(NO_MARGIN,) if margin == 0 else (),
-        alpha=alpha,
-        margin=margin,
+        notes=(NO_MARGIN,) if gate.margin == 0 else (),
+        alpha=gate.alpha,
+        margin=gate.margin,
         critical=None if math.isnan(judgement.critical) else judgement.critical,
-        rule=_rule(judgement, alpha),
+        rule=_rule(judgement, gate.alpha),
+        scorer=scorer,
+        gate=gate,
     )
+
+
+def _checked(cell: Compared, new: SnapshotCell, old: SnapshotCell, scorer: Check, canaries: Canaries) -> Compared:
+    """The cell with its check of the sampler, and with the verdict that follows from both checks."""
+    if cell.situation == "new weights":
+        again: Sampled | Check | None = canaries(old)
+    else:
+        again = sampled_again(new)
+    check = again if isinstance(again, Check) else check_sampler(old, again)
+    if cell.result is Verdict.CHANGED_PIXELS:
+        return replace(cell, sampler=Check("changed", "its images changed"))
+    found = {cell.result}
+    if check.result == "changed":
+        found.add(Verdict.CHANGED_SAMPLER)
+    if scorer.result == "changed":
+        found.add(Verdict.CHANGED_SCORER)
+    said = [check.reason] if check.result == "changed" else []
+    return replace(cell, sampler=check, result=worst(found), note="; ".join(filter(None, [cell.note, *said])))
+
+
+def _scores_agree(new: SnapshotCell, old: SnapshotCell) -> bool:
+    """Whether the same pixels have the same scores, which checks the scorer as well as a canary does."""
+    mine, theirs = _digests(new, old)
+    same = mine is not None and theirs is not None and np.array_equal(mine, theirs)
+    return same and not _other_scores(new, old)
+
+
+def _other_scores(new: SnapshotCell, old: SnapshotCell) -> list[str]:
+    """The metrics, of the same images, that differ by more than rounding."""
+    allowed = tolerance(new.scored_with, old.scored_with)
+    alike = all(new.protocol.get(key) == old.protocol.get(key) for key in METRIC_SETTINGS)
+    names = new.metrics.keys() & old.metrics.keys() if alike else {"fid"}
+    return sorted(name for name in names if differs(new.metrics[name], old.metrics[name], allowed))
 
 
 def _labels_by_name(cells: Sequence[SnapshotCell], names: Collection[str]) -> dict[str, str]:
@@ -167,7 +306,8 @@ def change_of(new: SnapshotCell, old: SnapshotCell, margin: float) -> Change:
     assert new.influence is not None
     assert old.influence is not None
     base = float(old.metrics["fid"])
-    return Change(new.name, float(new.metrics["fid"]) - base, margin * base, new.influence - old.influence, new.block)
+    sides = Scored(float(new.metrics["fid"]), new.influence), [Scored(base, old.influence)]
+    return Change.between(new.name, *sides, margin * base, new.block)
 
 
 def with_judgement(cells: Sequence[Compared], judgement: NightJudgement, seeds: str = "usual") -> list[Compared]:
@@ -181,11 +321,7 @@ def _judged(cell: Compared, by_name: dict[str, Any], seeds: str) -> Compared:
     if found is None:
         return cell
     numbers = {"se": found.se, "t": found.t, "upper": found.upper, "detectable": found.detectable, "seeds": seeds}
-    return Compared(**{**cell.__dict__, **numbers, "difference": found.difference, "result": found.verdict})
-
-
-def _is_judged(cell: Compared) -> bool:
-    return cell.result == "undecided"
+    return replace(cell, **numbers, difference=found.difference, result=Verdict(found.verdict))
 
 
 def _situation(new: SnapshotCell, old: SnapshotCell) -> Situation:
@@ -204,12 +340,12 @@ def _marks(new: SnapshotCell, old: SnapshotCell) -> list[str]:
 
 def _look(new: SnapshotCell, old: SnapshotCell, margin: float) -> Compared:
     """A pair before the rule has judged it: "undecided" is what remains to be judged."""
-    if "fid" not in new.metrics or "fid" not in old.metrics:
+    if "fid" not in old.metrics or ("fid" not in new.metrics and new.failed is None):
         raise UserError(f"{new.name} has no FID on both sides; evaluate.metrics must name fid")
-    situation = _situation(new, old)
-    pixels = None if situation == "new weights" else _pixels(new, old)
+    situation, base = _situation(new, old), float(old.metrics["fid"])
+    pixels = None if situation == "new weights" or new.failed else _pixels(new, old)
     result, note = _before_judgement(new, old, situation, pixels)
-    fid, base = float(new.metrics["fid"]), float(old.metrics["fid"])
+    fid = None if new.failed else float(new.metrics["fid"])
     return Compared(
         cell=new.cell,
         name=new.name,
@@ -218,13 +354,21 @@ def _look(new: SnapshotCell, old: SnapshotCell, margin: float) -> Compared:
         result=result,
         fid=fid,
         baseline_fid=base,
-        difference=fid - base,
+        difference=None if fid is None else fid - base,
         margin=margin * base,
-        se=0.0 if result == "identical" else None,
+        se=0.0 if result is Verdict.IDENTICAL else None,
         pixels=pixels,
         note="; ".join(filter(None, [note, *_gone(new, old)])),
         others=other_metrics(new.metrics, old.metrics),
+        missing=_lacking(new, old),
     )
+
+
+def _lacking(new: SnapshotCell, old: SnapshotCell) -> str:
+    """Whose influences are missing or damaged, so that the cell can't be judged until they are made again."""
+    sides = [whose for whose, side in (("its", new), ("the baseline's", old)) if side.lacks_influence]
+    whose = " and ".join(sides)
+    return f"{whose} influences are missing or damaged; `taugrid evaluate` computes them" if sides else ""
 
 
 def _gone(new: SnapshotCell, old: SnapshotCell) -> list[str]:
@@ -235,26 +379,59 @@ def _gone(new: SnapshotCell, old: SnapshotCell) -> list[str]:
 
 def _before_judgement(
     new: SnapshotCell, old: SnapshotCell, situation: Situation, pixels: PixelDistance | None
-) -> tuple[CellResult, str]:
+) -> tuple[Verdict, str]:
+    if new.failed is not None:
+        return Verdict.COLLAPSED, new.failed
     if pixels is not None and pixels.differing == 0:
-        return "identical", ""
+        return _same_samples(new, old, "")
     if situation == "same weights and setup" and pixels is not None:
-        return "changed pixels", "same weights, software, device and threads, but other images"
+        return Verdict.CHANGED_PIXELS, "same weights, software, device and threads, but other images"
+    if new.influence is None and old.influence is not None and (how := _collapse(new, old)) is not None:
+        return Verdict.COLLAPSED, how
     for side in (new, old):
         if side.influence is None:
-            return "no standard error", side.reason or "no influences are known"
+            return Verdict.NOT_JUDGED, side.reason or "no influences are known"
     if new.block != old.block:
-        return "no standard error", "the runs share no noise (their seeds differ)"
+        return Verdict.NOT_JUDGED, "the runs share no noise (their seeds differ)"
     assert new.influence is not None
     assert old.influence is not None
     if float((new.influence - old.influence).std()) <= ROUNDING * float(old.influence.std()):
-        return "identical", "both have the same features"
+        return _same_samples(new, old, "both have the same features")
     unknown = situation != "new weights" and pixels is None
-    return "undecided", "the images could not be compared: those of one side are gone" if unknown else ""
+    return Verdict.UNDECIDED, "the images could not be compared: those of one side are gone" if unknown else ""
+
+
+def _same_samples(new: SnapshotCell, old: SnapshotCell, note: str) -> tuple[Verdict, str]:
+    """The verdict on the same samples, which must have the same scores."""
+    if other := _other_scores(new, old):
+        told = (f"{name} {old.metrics[name]:.6g} -> {new.metrics[name]:.6g}" for name in other)
+        return Verdict.CHANGED_SCORER, f"the same images have other scores: {', '.join(told)}"
+    return Verdict.IDENTICAL, note
+
+
+def _collapse(new: SnapshotCell, old: SnapshotCell) -> str | None:
+    """How the images vary less than the baseline's, if that is why FID has no standard error any more.
+
+    Both have the same N. So either no feature varies any more, or more do than before, which is no collapse unless
+    images repeat.
+    """
+    if new.lacks_influence:
+        return None
+    shares = [None if found is None else len(np.unique(found)) / len(found) for found in _digests(new, old)]
+    repeats = shares[0] is not None and shares[1] is not None and shares[0] < shares[1]
+    if new.reason != NOTHING_VARIES and not repeats:
+        return None
+    told = "unknown" if shares[0] is None else f"{100 * shares[0]:.3g} %"
+    before = "" if shares[1] is None else f" (the baseline: {100 * shares[1]:.3g} %)"
+    return f"{new.reason}; distinct images: {told}{before}"
+
+
+def _digests(new: SnapshotCell, old: SnapshotCell) -> tuple[Digests | None, Digests | None]:
+    return new.find_digests(), old.find_digests()
 
 
 def _pixels(new: SnapshotCell, old: SnapshotCell) -> PixelDistance | None:
-    mine, theirs = new.find_digests(), old.find_digests()
+    mine, theirs = _digests(new, old)
     if mine is None or theirs is None or len(mine) != len(theirs):
         return None
     differing = np.flatnonzero(mine != theirs)

@@ -2,10 +2,13 @@
 
 The JSON holds scores, protocols, settings, versions, why it was accepted, and the SHA-256 of the Parquet file. The
 Parquet file has a row for each image of each cell: `cell`, `index`, `influence` (how far the image moves FID; null
-where FID has no standard error) and `pixels` (8 bytes of the SHA-256 of the decoded image). Neither holds images.
+where FID has no standard error), `pixels` (8 bytes of the SHA-256 of the decoded image) and, for the first images of a
+cell, `image` (their bytes, C x H x W). Its schema's metadata hold the canary of the scorer. Files of earlier versions
+have neither images nor that canary.
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -15,8 +18,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from taugrid.errors import UserError
+from taugrid.orchestrator.baseline.scorer import ScoredWith, ScorerRecord
 from taugrid.orchestrator.baseline.snapshot import (
     Network,
     Setup,
@@ -32,7 +37,18 @@ FORMAT = "taugrid baseline 1"
 
 ACCEPT = "`taugrid baseline accept DIR --to FILE --reason TEXT`"
 
-SCHEMA = pa.schema([("cell", pa.string()), ("index", pa.int64()), ("influence", pa.float64()), ("pixels", pa.int64())])
+SCHEMA = pa.schema(
+    [
+        ("cell", pa.string()),
+        ("index", pa.int64()),
+        ("influence", pa.float64()),
+        ("pixels", pa.int64()),
+        ("image", pa.binary()),
+    ]
+)
+
+SCORER = b"scorer"
+"""The key of the schema's metadata that holds the scorer's canary."""
 
 
 def snapshot_of(name: str) -> Snapshot:
@@ -98,10 +114,14 @@ def write_baseline(
         "software": dict(snapshot.software),
         "cells": [_cell_dict(cell) for cell in snapshot.cells],
     }
+    scorer = snapshot.find_scorer()
+    value["scorer"] = None if isinstance(scorer, ScorerRecord) else scorer
+    metadata = {SCORER: json.dumps(scorer.as_dict())} if isinstance(scorer, ScorerRecord) else None
+    schema = SCHEMA.with_metadata(metadata)
     # The Parquet file first: the JSON, which names its hash, makes the baseline complete.
     with replacing(parquet_beside(path), storage) as temporary:
-        with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
-            for table in _tables(snapshot):
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for table in _tables(snapshot, schema):
                 writer.write_table(table)
         value["parquet_sha256"] = hashlib.sha256(temporary.read_bytes()).hexdigest()
     write_sealed(path, value, storage)
@@ -111,19 +131,23 @@ def write_baseline(
 def _cell_dict(cell: SnapshotCell) -> dict[str, Any]:
     names = ("cell", "name", "settings", "axes", "image_shape", "metrics", "protocol", "reason")
     plain = {name: getattr(cell, name) for name in names}
-    return plain | {"network": asdict(cell.network), "setup": asdict(cell.setup)}
+    scored_with = None if cell.scored_with is None else asdict(cell.scored_with)
+    made = {"setup": asdict(cell.setup), "first_setup": asdict(cell.first_setup), "scored_with": scored_with}
+    return plain | {"network": asdict(cell.network), **made, "distances": dict(cell.distances)}
 
 
-def _tables(snapshot: Snapshot) -> Iterator[pa.Table]:
+def _tables(snapshot: Snapshot, schema: pa.Schema) -> Iterator[pa.Table]:
     for cell in snapshot.cells:
-        n, digests = cell.num_samples, cell.find_digests()
+        n, digests, first = cell.num_samples, cell.find_digests(), cell.find_first()
+        images = [] if first is None else [image.tobytes() for image in first]
         columns = [
             pa.array([cell.cell] * n, pa.string()),
             pa.array(np.arange(n)),
             pa.nulls(n, pa.float64()) if cell.influence is None else pa.array(cell.influence),
             pa.nulls(n, pa.int64()) if digests is None else pa.array(digests),
+            pa.array(images + [None] * (n - len(images)), pa.binary()),
         ]
-        yield pa.Table.from_arrays(columns, schema=SCHEMA)
+        yield pa.Table.from_arrays(columns, schema=schema)
 
 
 def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
@@ -144,7 +168,13 @@ def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
         raise UserError(f"{_shown(beside)} is not the file that {path.name} was written with; restore both from git")
     table = pq.read_table(pa.BufferReader(data))
     cells = tuple(_read_cell(cell, table, value["run"]) for cell in value["cells"])
-    return Snapshot(_shown(path), value["name"], value["software"], cells, {}, value)
+    kept = (table.schema.metadata or {}).get(SCORER)
+    unknown = value.get("scorer") or "the baseline was written by a version that did not record it"
+
+    def scorer() -> ScorerRecord | str:
+        return unknown if kept is None else ScorerRecord.read(json.loads(kept))
+
+    return Snapshot(_shown(path), value["name"], value["software"], cells, {}, value, scorer)
 
 
 def read_json_of_baseline(path: Path, storage: Storage = LOCAL) -> dict[str, Any]:
@@ -171,19 +201,32 @@ def _read_cell(value: Mapping[str, Any], table: pa.Table, run: str) -> SnapshotC
     rows = table.filter(pa.compute.equal(table["cell"], value["cell"]))
     influence, pixels = rows["influence"], rows["pixels"]
     digests = None if pixels.null_count else pixels.to_numpy()
-    setup = value["setup"]
+    shape = tuple(value["image_shape"])
+
+    def first_images() -> NDArray[np.uint8] | None:
+        kept = rows["image"].drop_null().to_pylist() if "image" in rows.column_names else []
+        return np.frombuffer(b"".join(kept), np.uint8).reshape(len(kept), *shape) if kept else None
+
     return SnapshotCell(
         cell=value["cell"],
         name=value["name"],
         settings=value["settings"],
         axes=value["axes"],
-        image_shape=tuple(value["image_shape"]),
+        image_shape=shape,
         metrics=value["metrics"],
         protocol=value["protocol"],
         network=Network(**value["network"]),
-        setup=Setup(tuple(setup["devices"]), setup["versions"], str(setup["threads"]), setup["batch_size"]),
+        setup=_read_setup(value["setup"]),
         influence=None if influence.null_count else influence.to_numpy(),
         reason=value["reason"],
         find_digests=lambda: digests,
         find_images=lambda: images_of_run(run, value["cell"], digests),
+        first=_read_setup(value.get("first_setup", value["setup"])),
+        find_first=first_images,
+        distances=value.get("distances", {}),
+        scored_with=ScoredWith.read(value.get("scored_with")),
     )
+
+
+def _read_setup(value: Mapping[str, Any]) -> Setup:
+    return Setup(tuple(value["devices"]), value["versions"], str(value["threads"]), value["batch_size"])

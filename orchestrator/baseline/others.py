@@ -4,7 +4,7 @@ splits), so they are shown beside the verdict and not judged."""
 import math
 from collections.abc import Iterable, Mapping
 
-from taugrid.eval.tables.entries import MISSING, unscaled, write_number
+from taugrid.eval.tables.entries import MISSING, write_number
 from taugrid.registry.metrics import METRICS, MetricColumn
 
 Others = Mapping[str, tuple[float | None, float | None]]
@@ -24,12 +24,9 @@ def other_metrics(new: Mapping[str, float], old: Mapping[str, float]) -> dict[st
 
 
 def columns_in(cells: Iterable[Others]) -> list[MetricColumn]:
-    """The metrics that some cell has, in the order of the registry, scaled as in the tables."""
-    largest: dict[str, float] = {}
-    for name, values in (item for others in cells for item in others.items()):
-        largest[name] = max(largest.get(name, 0.0), *(value for value in values if value is not None))
-    shown = [column for column in OTHER_COLUMNS if column.name in largest]
-    return [unscaled(column) if largest[column.name] >= 1 else column for column in shown]
+    """The metrics that some cell has, in the order of the registry."""
+    given = {name for others in cells for name in others}
+    return [column for column in OTHER_COLUMNS if column.name in given]
 
 
 def change_in_words(others: Others, column: MetricColumn, arrow: str = "->") -> str:

@@ -15,6 +15,9 @@ from taugrid.orchestrator.rundir.directory import RunDir
 Digests = NDArray[np.int64]
 """(N,): the first 8 bytes of the SHA-256 of each decoded image, in the order of the indices."""
 
+FIRST_IMAGES = 16
+"""Images of each cell that a baseline keeps: they say by how much the images of a later night differ."""
+
 
 class PixelDistance(NamedTuple):
     """How far the images of a cell are from the baseline's."""
@@ -48,6 +51,25 @@ def pixel_digests(rundir: RunDir, cell: Cell) -> Digests | None:
             return None
     digests = np.concatenate(found)
     return digests if len(digests) == cell.settings.num_samples else None
+
+
+def first_images(rundir: RunDir, cell: Cell) -> NDArray[np.uint8] | None:
+    """The first `FIRST_IMAGES` images (n, C, H, W) of a cell; None if they are gone."""
+    first, found = cell.shards[0], []
+    try:
+        for _, batch in parquet.read_images(
+            rundir.sample_part(cell, first), min(first.stop, FIRST_IMAGES), rundir.storage
+        ):
+            found.append(batch)
+    except (FileNotFoundError, NotADirectoryError, DamagedFile):
+        return None
+    return np.concatenate(found) if found else None
+
+
+def grey_levels_apart(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    """The mean distance in grey levels of two sets of images (n, C, H, W), of as many as both have."""
+    n = min(len(one), len(other))
+    return float(np.abs(one[:n].astype(np.int16) - other[:n].astype(np.int16)).mean())
 
 
 def distance(

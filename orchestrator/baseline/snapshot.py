@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,16 @@ from taugrid import parquet
 from taugrid.errors import UserError
 from taugrid.eval.metrics.frechet import NO_ERROR
 from taugrid.eval.metrics.statistics import Array
-from taugrid.orchestrator.baseline.pixels import Digests, pixel_digests
+from taugrid.hashing import json_sha256
+from taugrid.orchestrator.baseline.pixels import Digests, first_images, pixel_digests
+from taugrid.orchestrator.baseline.scorer import ScoredWith, ScorerRecord, kept_record
 from taugrid.orchestrator.opened import Opened, open_existing
 from taugrid.orchestrator.plan.cells import Cell, Model
-from taugrid.orchestrator.plan.evaluation import evaluation
+from taugrid.orchestrator.plan.evaluation import evaluation, without_downloads
 from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, Oracle, Trained
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.rundir.origins import Origin, origins
+from taugrid.orchestrator.rundir.origins import REFERENCE, Origin, first_origins, origins, scorers
 from taugrid.storage import read_json, read_sealed
 
 NOT_MATCHED = frozenset({"num_samples", "batch_size", "shard_evaluations"})
@@ -31,6 +33,9 @@ MODEL_FILES = frozenset({"model.checkpoint", "model.weights"})
 
 AND = " and "
 """Joins the values of a cell that workers of several kinds made."""
+
+OURS = "taugrid"
+"""Its own version never counts as other software: an upgrade that changes images is a changed sampler."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +58,15 @@ class Setup:
         """Whether workers of several kinds made the cell."""
         return len(self.devices) > 1 or any(AND in value for value in (*self.versions.values(), self.threads))
 
+    @property
+    def key(self) -> str:
+        """A hash of everything that counts."""
+        versions = {name: version for name, version in self.versions.items() if name != OURS}
+        return json_sha256([self.devices, versions, self.threads, self.batch_size])[:16]
+
     def differences(self, before: "Setup") -> list[str]:
         """What has changed since `before`, such as "torch 2.9.1 -> 2.10.0"; unknown and mixed values differ."""
-        names = sorted({*self.versions, *before.versions})
+        names = sorted({*self.versions, *before.versions} - {OURS})
         pairs = [(name, before.versions.get(name, "unknown"), self.versions.get(name, "unknown")) for name in names]
         pairs.append(("device", AND.join(before.devices) or "unknown", AND.join(self.devices) or "unknown"))
         pairs.append(("threads", before.threads, self.threads))
@@ -119,11 +130,31 @@ class SnapshotCell:
     """Whether files of its images are gone, although nobody recorded that they were removed."""
     find_images: Callable[[], Mapping[int, NDArray[np.uint8]] | None] = field(repr=False, default=lambda: None)
     """The decoded images by index, or None if they are gone."""
+    first: Setup | None = None
+    """What made the first shard; None: as `setup`."""
+    find_first: Callable[[], NDArray[np.uint8] | None] = field(repr=False, default=lambda: None)
+    """The first images (n, C, H, W), at most `pixels.FIRST_IMAGES`; None if they are gone."""
+    distances: Mapping[str, float] = field(default_factory=dict)
+    """Pair of setups (`pair_key`) -> grey levels between their images that a night accepted as a baseline had."""
+    scored_with: ScoredWith | None = None
+    """None: unknown, in a baseline of an earlier version."""
+    failed: str | None = None
+    """Why the cell can never be scored: its network returns NaN, or a metric fails. It has no metrics then."""
 
     @property
     def num_samples(self) -> int:
         """N."""
         return int(self.settings["num_samples"])
+
+    @property
+    def first_setup(self) -> Setup:
+        """What made image 0."""
+        return self.first or self.setup
+
+    @property
+    def lacks_influence(self) -> bool:
+        """Whether FID has a standard error, but the influences that it comes from are missing or damaged."""
+        return self.influence is None and "fid_se" in self.metrics
 
     @property
     def block(self) -> Hashable:
@@ -146,6 +177,8 @@ class Snapshot:
     """Name -> label of cells without a complete score."""
     accepted: Mapping[str, Any] | None = None
     """Of a baseline file: when and why it was accepted."""
+    find_scorer: Callable[[], ScorerRecord | str] = field(repr=False, default=lambda: "none was recorded")
+    """What its scorer gave for the reference; a text says why that is unknown."""
 
 
 def snapshot_of_run(directory: str) -> Snapshot:
@@ -154,40 +187,68 @@ def snapshot_of_run(directory: str) -> Snapshot:
     Raises:
         UserError: if it is none, or no cell is scored.
     """
-    return snapshot_of_opened(open_existing(directory))
+    return require_scores(snapshot_of_opened(open_existing(directory)))
 
 
-def snapshot_of_opened(opened: Opened) -> Snapshot:
-    """As `snapshot_of_run`."""
+def require_scores(snapshot: Snapshot) -> Snapshot:
+    """The snapshot itself; `UserError` if no cell is scored."""
+    if not snapshot.cells:
+        raise UserError(f"{snapshot.place} has no scored cells; run `taugrid evaluate` first")
+    return snapshot
+
+
+def snapshot_of_opened(opened: Opened, failed: Mapping[str, str] = {}) -> Snapshot:
+    """As `snapshot_of_run`, perhaps without any cell.
+
+    `failed` is name -> reason of cells that can never be scored. They are among the cells, without metrics.
+    """
     rundir = opened.rundir
-    made = origins(read_events(rundir))
+    events = list(read_events(rundir))
+    made, first, scored_on = origins(events), first_origins(events), scorers(events)
     provenance = read_json(rundir.provenance, rundir.storage) or {}
     weights = provenance.get("models") or {}
+    hopeless = {cell.cell: cell for cell in planned_snapshot(opened).cells} if failed else {}
     cells: list[SnapshotCell] = []
     unscored: dict[str, str] = {}
+    planned_threads = max(1, int(opened.config.cluster.cpus_per_worker))
     for cell in opened.plan.cells:
-        score = _score(opened, cell)
-        if score is None:
-            unscored[cell.name] = cell.label
-            continue
-        planned_threads = max(1, int(opened.config.cluster.cpus_per_worker))
-        setup = _setup(made.get(cell.id, Origin()), planned_threads, cell.settings.batch_size)
         known = weights.get(cell.model.id, {}).get(cell.settings.weights)
-        cells.append(_scored_cell(rundir, cell, score, _network(rundir, cell.model, known), setup))
-    if not cells:
-        raise UserError(f"{rundir.shown} has no scored cells; run `taugrid evaluate` first")
+        network = _network(rundir, cell.model, known)
+        score = _score(opened, cell)
+        if score is None and cell.name in failed:
+            cells.append(replace(hopeless[cell.id], network=network, failed=failed[cell.name]))
+        elif score is None:
+            unscored[cell.name] = cell.label
+        else:
+            setup, of_first = (
+                setup_of(of.get(cell.id, Origin()), planned_threads, cell.settings.batch_size) for of in (made, first)
+            )
+            places = scored_on.get(cell.id, set()) | scored_on.get(REFERENCE, set())
+            found = _scored_cell(rundir, cell, score, network, setup)
+            with_what = ScoredWith.of(places, score["protocol"])
+            cells.append(replace(found, first=of_first, scored_with=with_what))
     software = {key: provenance.get(key) for key in ("python", "versions", "git_commit", "git_dirty")}
-    return Snapshot(rundir.shown, opened.config.name, software, tuple(cells), unscored)
+    reference = scored_on.get(REFERENCE, set())
+    return Snapshot(
+        rundir.shown,
+        opened.config.name,
+        software,
+        tuple(cells),
+        unscored,
+        find_scorer=lambda: kept_record(opened, [cell.protocol for cell in cells if cell.metrics], reference),
+    )
 
 
-def planned_snapshot(opened: Opened) -> Snapshot:
+def planned_snapshot(opened: Opened, downloads: bool = True) -> Snapshot:
     """The cells of a run that has not begun: what they are and how they will be measured, without any score.
 
     Raises:
+        NotHere: without `downloads`, if the reference or the extractor's weights are missing.
         UserError: if the reference or the extractor can't be opened.
     """
     rundir = opened.rundir
-    scoring = evaluation(opened.config, opened.plan, rundir.extractor)
+    config = opened.config if downloads else without_downloads(opened.config)
+    scoring = evaluation(config, opened.plan, rundir.extractor)
     cells = [
         SnapshotCell(
             cell=cell.id,
@@ -198,7 +259,7 @@ def planned_snapshot(opened: Opened) -> Snapshot:
             metrics={},
             protocol=json.loads(json.dumps(scoring.protocol(cell).as_dict())),
             network=_network(rundir, cell.model, None),
-            setup=_setup(Origin(), 1, cell.settings.batch_size),
+            setup=setup_of(Origin(), 1, cell.settings.batch_size),
             influence=None,
             reason="it is not scored yet",
             find_digests=lambda: None,
@@ -243,7 +304,13 @@ def _scored_cell(rundir: RunDir, cell: Cell, score: Mapping[str, Any], network: 
         find_digests=lambda: pixel_digests(rundir, cell),
         lacks_images=rundir.lacks_images(cell),
         find_images=lambda: _images(rundir, cell),
+        find_first=lambda: first_images(rundir, cell),
     )
+
+
+def pair_key(one: Setup, other: Setup) -> str:
+    """The name of a pair of setups, in either order."""
+    return "-".join(sorted((one.key, other.key)))
 
 
 def images_of_run(directory: str, cell_id: str, digests: Digests | None) -> Mapping[int, NDArray[np.uint8]] | None:
@@ -284,7 +351,7 @@ def _network(rundir: RunDir, model: Model, weights_sha256: str | None) -> Networ
             return Network(weights_sha256, diffusion, None, None)
 
 
-def _setup(origin: Origin, planned_threads: int, batch_size: int) -> Setup:
+def setup_of(origin: Origin, planned_threads: int, batch_size: int) -> Setup:
     """What the events say; of runs whose events do not tell the threads, what the config asks for."""
     versions: dict[str, set[str]] = {}
     for maker in origin.makers:

@@ -1,35 +1,34 @@
 """Commands about baselines: `compare DIR BASELINE`, `baseline accept` and `baseline show`."""
 
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
 from taugrid.errors import Exit, UserError
-from taugrid.orchestrator.cli.options import json_option, print_value
+from taugrid.orchestrator.cli.options import Group, json_option, print_value
 
 
-def compare_with_baseline(
-    directory: str, baseline: str, margin: float | None, alpha: float | None, as_json: bool
-) -> None:
-    """Print the comparison of a run with a baseline; exit with 3 if something got worse or changed."""
-    from taugrid.eval.gate.rule import ALPHA, MARGIN
-    from taugrid.orchestrator.baseline.comparison import compare_snapshots
+def compare_with_baseline(directory: str, baseline: str, asked: Mapping[str, Any], as_json: bool) -> None:
+    """Print the comparison of a run with a baseline, and exit as it says; `asked` has fields of `GateSettings`."""
+    from taugrid.orchestrator.baseline.comparison import GateSettings, compare_snapshots
     from taugrid.orchestrator.baseline.files import snapshot_of
-    from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
+    from taugrid.orchestrator.baseline.snapshot import require_scores, snapshot_of_opened
     from taugrid.orchestrator.baseline.text import comparison_text
+    from taugrid.orchestrator.nightly.canary import canaries_beside
+    from taugrid.orchestrator.opened import open_existing
 
-    found = compare_snapshots(
-        snapshot_of_run(directory),
-        snapshot_of(baseline),
-        MARGIN if margin is None else margin,
-        ALPHA if alpha is None else alpha,
-    )
+    opened = open_existing(directory)
+    new = require_scores(snapshot_of_opened(opened))
+    canaries = canaries_beside(opened.rundir.root, opened.rundir.storage)
+    found = compare_snapshots(new, snapshot_of(baseline), GateSettings(**asked), canaries)
     print_value(found.as_dict(), as_json, lambda _: comparison_text(found))
-    if found.is_regression:
-        sys.exit(Exit.REGRESSION)
+    if found.exit is not Exit.DONE:
+        sys.exit(found.exit)
 
 
-@click.group()
+@click.group(cls=Group)
 def baseline() -> None:
     """Accept a run as the baseline of later ones, or show one."""
 
@@ -38,8 +37,9 @@ def baseline() -> None:
 @click.argument("directory", metavar="DIR")
 @click.option("--to", "file", required=True, metavar="FILE", help="A .json file; a .parquet file is written beside it.")
 @click.option("--reason", required=True, metavar="TEXT", help="Why this run is the new measure; kept in FILE.")
+@click.option("--force", is_flag=True, help="Accept a night's run although the night was judged worse or changed.")
 @json_option
-def accept(directory: str, file: str, reason: str, as_json: bool) -> None:
+def accept(directory: str, file: str, reason: str, force: bool, as_json: bool) -> None:
     """Write a run's scores, and what pairing with them needs, to FILE and a Parquet file beside it; both are for git.
 
     If FILE is a baseline already, the run is compared with it first, and FILE says if it is worse.
@@ -49,7 +49,7 @@ def accept(directory: str, file: str, reason: str, as_json: bool) -> None:
 
     if not reason.strip():
         raise UserError("--reason is empty; say why this run becomes the baseline")
-    print_value(accept_run(directory, file, reason), as_json, baseline_text)
+    print_value(accept_run(directory, file, reason, force), as_json, baseline_text)
 
 
 @baseline.command()

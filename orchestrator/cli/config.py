@@ -4,11 +4,11 @@ import json
 
 import click
 
-from taugrid.orchestrator.cli.options import json_option, print_value
+from taugrid.orchestrator.cli.options import Group, json_option, print_value
 from taugrid.words import counted
 
 
-@click.group()
+@click.group(cls=Group)
 def config() -> None:
     """Look at a config."""
 

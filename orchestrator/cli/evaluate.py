@@ -5,14 +5,14 @@ from typing import Any
 import click
 
 from taugrid.errors import UserError
-from taugrid.orchestrator.cli.options import cluster_options, only_option, print_value, trust_option
+from taugrid.orchestrator.cli.options import Command, cluster_options, only_option, print_value, trust_option
 from taugrid.orchestrator.cli.run import run_stages
 from taugrid.registry.metrics import DEFAULT_METRICS, METRICS
 
 METRICS_HELP = f"Some of {','.join(METRICS)}.  [default: {','.join(DEFAULT_METRICS)}]"
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("config", required=False)
 @click.option("--out", metavar="DIR", help="Run directory.  [default: runs/<name>]")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML.")
@@ -64,12 +64,12 @@ def evaluate(
 
 def _score_external(given: dict[str, str], assignments: tuple[str, ...], as_json: bool) -> None:
     from taugrid.orchestrator.cli.text import scores_text
-    from taugrid.orchestrator.external import score_images
+    from taugrid.orchestrator.external import flag, score_images
     from taugrid.orchestrator.progress import Progress
 
     section: dict[str, Any] = {key: given[key] for key in ("extractor", "weights") if key in given}
     if "metrics" in given:
         section["metrics"] = [name.strip() for name in given["metrics"].split(",")]
     with Progress() as progress:
-        scores = score_images(given["samples"], given["reference"], section, assignments, progress)
+        scores = score_images(given["samples"], given["reference"], section, assignments, progress, flag)
     print_value(scores, as_json, scores_text)

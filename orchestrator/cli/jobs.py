@@ -9,7 +9,7 @@ import click
 
 from taugrid.errors import Exit, UserError
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.cli.options import json_option, only_option, print_value, trust_option
+from taugrid.orchestrator.cli.options import Command, json_option, only_option, print_value, trust_option
 from taugrid.words import duration
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: nobody is there to be asked."""
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("config")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML.")
 @click.option("--out", metavar="DIR", help="Run directory: an absolute path that every node sees, or a URL.")
@@ -74,7 +74,7 @@ def submit(
     print_value(_as_json(jobs, jobs.one(job)), as_json, lambda _: job)
 
 
-@click.command()
+@click.command(cls=Command)
 @address_option
 @json_option
 def jobs(address: str, as_json: bool) -> None:
@@ -85,7 +85,7 @@ def jobs(address: str, as_json: bool) -> None:
     print_value([_as_json(server, job) for job in server.all()], as_json, _table)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("job", metavar="ID")
 @address_option
 @click.option("--follow", is_flag=True, help="Go on until the job has ended, and exit as its run does.")
@@ -100,7 +100,7 @@ def logs(job: str, address: str, follow: bool) -> None:
     click.echo(server.log(job), nl=False)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("job", metavar="ID")
 @address_option
 def stop(job: str, address: str) -> None:

@@ -2,42 +2,63 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from taugrid.errors import Exit
-from taugrid.orchestrator.cli.options import config_options, json_option, print_value
+from taugrid.errors import Exit, UserError
+from taugrid.orchestrator.cli.options import SHARE, Command, config_options, json_option, print_value
 from taugrid.words import counted
 
 
-@click.command()
+@click.command(cls=Command)
 @config_options
 @click.option("--history", metavar="DIR", help="Also show what a night costs, as measured in DIR's last night.")
+@click.option("--baseline", metavar="FILE", help="Also show which cells a night would compare with FILE, file or run.")
+@click.option("--strict", is_flag=True, help="Exit with 2 if there is any warning.")
 @json_option
-def plan(config: str, out: str | None, assignments: tuple[str, ...], history: str | None, as_json: bool) -> None:
-    """Show what a run would do, what is done, and what is missing. Starts and downloads nothing."""
-    from taugrid import api
-    from taugrid.orchestrator.cli.text import plan_text
+def plan(
+    config: str,
+    out: str | None,
+    assignments: tuple[str, ...],
+    history: str | None,
+    baseline: str | None,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Show what a run would do, what is done, and what is missing. Starts and downloads nothing.
 
-    if history is None:
-        print_value(api.plan(config, out, assignments), as_json, plan_text)
-        return
+    With --baseline, what a night would refuse is refused.
+    """
+    from taugrid.orchestrator.cli.text import plan_text
     from taugrid.orchestrator.dry_run.describe import describe_plan
-    from taugrid.orchestrator.nightly.checks import expected_standard_error_problem
-    from taugrid.orchestrator.nightly.price import price, price_text
     from taugrid.orchestrator.opened import open_to_plan
 
     opened = open_to_plan(config, assignments, out)
     described = describe_plan(opened.config, opened.plan, opened.rundir)
-    if (problem := expected_standard_error_problem(opened)) is not None:
-        described["remarks"].append(problem)
-    described["night"] = price(described, history)
-    print_value(described, as_json, lambda shown: f"{plan_text(shown)}\n{price_text(shown['night'])}")
+    texts: list[Callable[[dict[str, Any]], str]] = [plan_text]
+    if history is not None:
+        from taugrid.orchestrator.nightly.before.checks import expected_standard_error_problem
+        from taugrid.orchestrator.nightly.before.price import price, price_text
+
+        if (problem := expected_standard_error_problem(opened)) is not None:
+            described["remarks"].append(problem)
+        described["night"] = price(described, opened.plan, history)
+        texts.append(lambda shown: price_text(shown["night"]))
+    if baseline is not None:
+        from taugrid.orchestrator.nightly.before.compared import compared, compared_text
+
+        described["baseline"] = compared(opened, baseline)
+        texts.append(lambda shown: compared_text(shown["baseline"]))
+    print_value(described, as_json, lambda shown: "\n".join(text(shown) for text in texts))
+    if strict and (remarks := described["remarks"]):
+        click.echo(f"taugrid: --strict: {counted(len(remarks), 'warning')}", err=True)
+        sys.exit(Exit.USAGE)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("directory", metavar="DIR | CONFIG | HISTORY")
 @click.option("--watch", "watches", is_flag=True, help="Keep showing progress while a driver is at work.")
 @json_option
@@ -52,7 +73,7 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
     if watches and as_json:
         raise click.UsageError("--watch keeps showing progress, and --json prints one document; give only one of them")
     from taugrid.orchestrator.cli.text import plan_text
-    from taugrid.orchestrator.inspection import describe
+    from taugrid.orchestrator.inspection import describe_status
     from taugrid.orchestrator.nightly.places import find_history
     from taugrid.orchestrator.opened import directory_of, open_existing
 
@@ -70,10 +91,10 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
 
         click.echo(watch(opened.config, opened.plan, opened.rundir))
         return
-    print_value(describe(opened.config, opened.plan, opened.rundir), as_json, plan_text)
+    print_value(describe_status(opened.config, opened.plan, opened.rundir), as_json, plan_text)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("directory", metavar="DIR")
 @json_option
 def verify(directory: str, as_json: bool) -> None:
@@ -113,7 +134,7 @@ def verify(directory: str, as_json: bool) -> None:
         sys.exit(Exit.FAILED if verified.damages else Exit.INCOMPLETE)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("directory", metavar="DIR")
 @click.argument("cell", required=False)
 @click.option("--to", "target", required=True, metavar="PATH", help="A new or empty folder; for --reference also .npz.")
@@ -144,7 +165,7 @@ def export(directory: str, cell: str | None, target: str, reference: bool) -> No
     click.echo(f"{counted(count, 'image')} of {found.label} in {target}")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("directory", metavar="DIR")
 @click.argument("others", metavar="BASELINE | CELL CELL", nargs=-1, required=True)
 @click.option("--join", is_flag=True, help="Two cells: compare even if protocols differ or no noise is shared.")
@@ -158,27 +179,30 @@ def export(directory: str, cell: str | None, target: str, reference: bool) -> No
     type=click.FloatRange(0, 0.5, min_open=True),
     help="Baseline: the share of nights without a loss that may be called worse.  [default: 0.01]",
 )
+@click.option("--allow-missing", is_flag=True, help="Baseline: cells of it may be missing in DIR.")
+@click.option("--sharpness", type=SHARE, help="Baseline: the loss / FID that must be seen in half of the cells.")
 @json_option
-def compare(
-    directory: str, others: tuple[str, ...], join: bool, margin: float | None, alpha: float | None, as_json: bool
-) -> None:
+def compare(directory: str, others: tuple[str, ...], join: bool, as_json: bool, **judged: Any) -> None:
     """Compare a run with a baseline, or two cells of a run.
 
     BASELINE is a run directory, or a file of `taugrid baseline accept`. Cells are matched by their settings. Exits with
-    3 if a cell got worse by more than the margin, or if the same weights, software and device made other images.
+    3 if a cell got worse by more than the margin, or if the same weights, software and device made other images, and
+    with 5 if something could not be judged.
 
     CELL CELL shows the difference between two cells' FIDs, second minus first, with its paired standard error. CELL is
     settings that fit one cell only (steps=50,schedule=cosine), its id, or the name of its folder, of which the first
     characters are enough if they fit no other.
     """
+    asked = {key: value for key, value in judged.items() if value is not None and value is not False}
+    _require_runs(directory, *others[: len(others) == 1])  # a cell may have the name of a folder
     if len(others) == 1:
         from taugrid.orchestrator.cli.baseline import compare_with_baseline
 
         if join:
             raise click.UsageError("--join is for two cells")
-        compare_with_baseline(directory, others[0], margin, alpha, as_json)
+        compare_with_baseline(directory, others[0], asked, as_json)
         return
-    if len(others) != 2 or margin is not None or alpha is not None:
+    if len(others) != 2 or asked:
         raise click.UsageError("give DIR and a BASELINE, with --margin and --alpha, or DIR and two cells, with --join")
     from taugrid.orchestrator.inspection import compare as compare_cells
     from taugrid.orchestrator.opened import open_existing
@@ -187,6 +211,18 @@ def compare(
     cell_a, cell_b = others
     compared = compare_cells(opened.config, opened.plan, opened.rundir, cell_a, cell_b, join)
     print_value(compared, as_json, _compared_text)
+
+
+def _require_runs(*places: str) -> None:
+    """Raise `UserError` for folders without a run, and say what compares what: they may be folders of images."""
+    from taugrid.orchestrator.opened import is_other_folder
+
+    if others := [place for place in places if is_other_folder(place)]:
+        raise UserError(
+            f"{others[0]} is not a run directory (it has no config.json); compare two cells of a run (compare DIR CELL "
+            "CELL), a run with a baseline or another run (compare DIR BASELINE), or images in two folders "
+            "(evaluate --samples A --reference B)"
+        )
 
 
 def _compared_text(row: dict[str, Any]) -> str:

@@ -6,11 +6,11 @@ from typing import Any
 import click
 
 from taugrid.errors import Exit
-from taugrid.orchestrator.cli.options import cluster_options, print_value, trust_option
+from taugrid.orchestrator.cli.options import SHARE, Command, cluster_options, print_value, trust_option
 from taugrid.words import with_urls
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("config")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML.")
 @click.option("--history", required=True, metavar="DIR", help="Where all nights are kept.")
@@ -26,6 +26,8 @@ from taugrid.words import with_urls
     help="The share of nights without a loss that may be called worse.",
 )
 @click.option("--grow-to", type=click.IntRange(1), metavar="N", help="Sample undecided cells anew, with N images.")
+@click.option("--allow-missing", is_flag=True, help="Cells of the baseline may be missing tonight.")
+@click.option("--sharpness", type=SHARE, help="The loss / FID that must be seen in half of the cells, or exit with 5.")
 @cluster_options
 @trust_option
 def nightly(
@@ -38,6 +40,8 @@ def nightly(
     margin: float,
     alpha: float,
     grow_to: int | None,
+    allow_missing: bool,
+    sharpness: float | None,
     address: str,
     workers: int | None,
     as_json: bool,
@@ -47,8 +51,10 @@ def nightly(
     """Evaluate tonight's model against a baseline.
 
     Runs or resumes a night, compares it with the baseline, and adds it to the history. Exits with 3 if a cell got
-    worse, and with 4 if some cells could not be finished; the same command goes on.
+    worse, or the sampler or the scorer changed; with 4 if some cells could not be finished (the same command goes on);
+    and with 5 if something could not be judged.
     """
+    from taugrid.orchestrator.baseline.comparison import GateSettings
     from taugrid.orchestrator.nightly.judging import Terms
     from taugrid.orchestrator.nightly.night import NightRequest, run_night
     from taugrid.orchestrator.nightly.summary import summary
@@ -56,7 +62,7 @@ def nightly(
 
     if workers is not None:
         assignments = (*assignments, f"cluster.workers={workers}")
-    terms = Terms(margin, alpha, grow_to)
+    terms = Terms(GateSettings(margin, alpha, allow_missing, sharpness), grow_to)
     request = NightRequest(
         config, assignments, history, baseline, night, keep_images, terms, address, break_lock, trust_code
     )

@@ -1,4 +1,4 @@
-"""Options that several commands have, and how they print a value.
+"""Options that several commands have, that none is given twice, and how commands print a value.
 
 Everything heavy is imported when a command is called: `--help` must answer at once.
 """
@@ -8,6 +8,32 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+
+from taugrid.errors import UserError
+
+
+class Command(click.Command):
+    """A command that refuses an option given twice: click would silently take the last value."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse `args` into `ctx`.
+
+        Raises:
+            UserError: if an option that takes one value is given twice.
+        """
+        if not ctx.resilient_parsing:  # a shell completes words whatever stands before them
+            *_, given = self.make_parser(ctx).parse_args(list(args))
+            for option in given:
+                if isinstance(option, click.Option) and not option.multiple and given.count(option) > 1:
+                    names = "/".join([*option.opts, *option.secondary_opts])
+                    raise UserError(f"{names} is given twice, and only the last would count; give it once")
+        return super().parse_args(ctx, args)
+
+
+class Group(click.Group):
+    """A group of `Command`s."""
+
+    command_class = Command
 
 
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,6 +76,9 @@ def pivot_options(command: Callable[..., Any]) -> Callable[..., Any]:
         command = option(command)
     return command
 
+
+SHARE = click.FloatRange(0, min_open=True)
+"""A share of FID."""
 
 only_option = click.option(
     "--only",

@@ -10,6 +10,7 @@ import click
 from taugrid.api import STAGES
 from taugrid.errors import Exit
 from taugrid.orchestrator.cli.options import (
+    Command,
     cluster_options,
     config_options,
     only_option,
@@ -54,7 +55,7 @@ def _stage(
 
     command.__doc__ = text
     found = only_option(command) if takes_only else pivot_options(command) if takes_pivot else command
-    return click.command(name)(found if stages == ("report",) else trust_option(found))
+    return click.command(name, cls=Command)(found if stages == ("report",) else trust_option(found))
 
 
 run = _stage("run", STAGES, "Do everything that is missing: train, sample, score, report.", takes_only=True)

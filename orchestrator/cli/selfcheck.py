@@ -7,11 +7,11 @@ from tempfile import TemporaryDirectory
 import click
 
 from taugrid.errors import RunFailed, UserError
-from taugrid.orchestrator.cli.options import cluster_options
+from taugrid.orchestrator.cli.options import Command, cluster_options
 from taugrid.words import counted
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--out", metavar="DIR", help="Keep the run here.  [default: a temporary folder]")
 @cluster_options
 def selfcheck(out: str | None, address: str, workers: int | None, as_json: bool, break_lock: bool) -> None:

@@ -44,6 +44,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"scores: {len(plan['cells']):,}, {plan['cells_to_score']:,} of them still to do",
         *_training(plan),
         f"expected sampling time: {_expected(plan)}",
+        *_driver(plan),
         *_longest_shard(plan),
         *(f"warning: {remark}" for remark in plan["remarks"]),
     ]
@@ -104,6 +105,15 @@ def _expected(plan: dict[str, Any]) -> str:
     workers = plan.get("workers_at_a_time") or 1  # `status` does not foretell how many there are
     on_all = f", {duration(plan['seconds_remaining'])} on {workers}" if workers > 1 and seconds >= workers else ""
     return f"{time} on one worker{on_all}, at {quantity(rate)} network evaluations/s as measured here"
+
+
+def _driver(plan: dict[str, Any]) -> list[str]:
+    """A line on who is at work in the directory; a plan does not say it."""
+    if "driver" not in plan:
+        return []
+    at_work = plan["driver"]
+    who = "none is at work here" if at_work is None else f"process {at_work['process']} on {at_work['host']} is at work"
+    return [f"driver: {who}"]
 
 
 def _longest_shard(plan: dict[str, Any]) -> list[str]:
@@ -167,7 +177,7 @@ def scores_text(scores: dict[str, Any]) -> str:
             error = values.get(column.error, math.nan) if column.error else math.nan
             value, spread = write_number(values[column.name], error)
             means = f"   (± is {column.error_means})" if spread else ""
-            lines.append(f"{column.heading.replace(' × 1000', '')}: {f'{value} {spread}'.rstrip()}{means}")
+            lines.append(f"{column.heading}: {f'{value} {spread}'.rstrip()}{means}")
     for side in ("samples", "reference"):
         about = scores[side]
         count = "moments" if about["num_images"] is None else counted(about["num_images"], "image")
@@ -243,9 +253,9 @@ def _print_quality(
     plan: "Plan | None",
 ) -> None:
     """Print the tables of all metrics on stdout, and what they are of."""
+    from taugrid.eval.tables.ablation.alike import indistinguishable
     from taugrid.eval.tables.ablation.one_table import USUAL
     from taugrid.eval.tables.console import others_to_console, to_console
-    from taugrid.eval.tables.differences import indistinguishable
     from taugrid.eval.tables.entries import scored_as, tabulated
     from taugrid.eval.tables.long_form import in_grid_order
     from taugrid.eval.tables.rows import check_joinable

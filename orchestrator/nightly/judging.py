@@ -1,4 +1,9 @@
-"""The verdict of a night: by two stages where the baseline's weights can still be sampled, else by one."""
+"""The verdict of a night.
+
+It has two stages where sampler and scorer are the baseline's and both networks can still be sampled; else it is that of
+one stage, against the baseline's recorded scores. A second stage samples both networks with today's code, so a fault of
+that code would cancel.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,14 +13,17 @@ from typing import NamedTuple
 from taugrid.eval.gate.rule import judge, screen
 from taugrid.orchestrator.baseline.comparison import (
     BaselineComparison,
+    Canaries,
+    Compared,
+    GateSettings,
     change_of,
     compare_snapshots,
     threshold,
     with_judgement,
-    worst,
 )
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot
+from taugrid.orchestrator.baseline.verdict import Verdict, worst
 from taugrid.orchestrator.nightly.loadable import Pair, why_not
 from taugrid.orchestrator.nightly.second_look import Look, SecondLook
 from taugrid.words import counted
@@ -26,16 +34,19 @@ UNFINISHED = "its second look is unfinished"
 class Terms(NamedTuple):
     """What a night is judged by."""
 
-    margin: float
-    """As a share of the baseline's FID."""
-    alpha: float
-    grow_to: int | None
+    gate: GateSettings
+    grow_to: int | None = None
     """The N to which undecided cells are grown; None: they are not."""
+
+    @property
+    def margin(self) -> float:
+        """As a share of the baseline's FID."""
+        return self.gate.margin
 
     @property
     def alpha_of_a_look(self) -> float:
         """Each look at fresh samples can raise a false alarm, so they share alpha."""
-        return self.alpha if self.grow_to is None else self.alpha / 2
+        return self.gate.alpha if self.grow_to is None else self.gate.alpha / 2
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,9 @@ class Looks:
     trust_code: bool = False
 
 
-def judge_night(new: Snapshot, baseline: Snapshot, terms: Terms, looks: Looks) -> BaselineComparison:
+def judge_night(
+    new: Snapshot, baseline: Snapshot, terms: Terms, looks: Looks, canaries: Canaries
+) -> BaselineComparison:
     """Compare tonight's cells with the baseline's, and look again at what the usual seeds single out.
 
     If a second look could not be finished, its cells are undecided.
@@ -58,12 +71,12 @@ def judge_night(new: Snapshot, baseline: Snapshot, terms: Terms, looks: Looks) -
     Raises:
         UserError: if the runs can't be compared.
     """
-    found = compare_snapshots(new, baseline, terms.margin, terms.alpha)
+    found = compare_snapshots(new, baseline, terms.gate, canaries)
     pairs = {pair[0].name: pair for pair in matched(new, baseline).pairs}
     judged = {cell.name: pairs[cell.name] for cell in found.cells if cell.t is not None}
     if not judged:
         return found
-    reason = why_not(list(judged.values()), looks.trust_code)
+    reason = _unclean(found) or why_not(list(judged.values()), looks.trust_code)
     if reason is not None:
         grow = "; --grow-to has no effect for the same reason" if terms.grow_to else ""
         return replace(found, rule=f"{found.rule}; no second stage, because {reason}{grow}")
@@ -74,7 +87,7 @@ def judge_night(new: Snapshot, baseline: Snapshot, terms: Terms, looks: Looks) -
         found = _look_again(found, singled_out, Look("fresh", looks.fresh, None), told, terms, looks)
     if terms.grow_to is None or any(cell.note == UNFINISHED for cell in found.cells):
         return found
-    small = [cell.name for cell in found.cells if cell.name in judged and cell.result == "undecided"]
+    small = [cell.name for cell in found.cells if cell.name in judged and cell.result is Verdict.UNDECIDED]
     small = [name for name in small if judged[name][0].num_samples < terms.grow_to]
     if not small:
         return replace(found, rule=f"{found.rule}; no undecided cell to grow")
@@ -83,15 +96,28 @@ def judge_night(new: Snapshot, baseline: Snapshot, terms: Terms, looks: Looks) -
     return _look_again(found, [judged[name] for name in small], look, told, terms, looks)
 
 
+def _unclean(found: BaselineComparison) -> str | None:
+    """Why today's code can't be trusted to sample both networks; None if it can."""
+    for what, check in (("sampler", found.sampler), ("scorer", found.scorer)):
+        if check.result != "clean":
+            state = "has changed" if check.result == "changed" else "could not be checked"
+            return f"the {what} {state} ({check.reason})"
+    return None
+
+
 def _screened(
     found: BaselineComparison, judged: dict[str, Pair], terms: Terms
 ) -> tuple[BaselineComparison, list[Pair]]:
     """The comparison with the first stage told, and the cells that the usual seeds single out."""
-    judgement = screen([change_of(*pair, terms.margin) for pair in judged.values()], terms.alpha)
+    judgement = screen([change_of(*pair, terms.margin) for pair in judged.values()], terms.gate.alpha)
     chosen = [judged[cell.name] for cell in judgement.worse]
     share = f"{len(chosen)} of {counted(len(judged), 'cell')}"
     told = f"two stages: the usual seeds single out {share} at {judgement.alpha:g} ({threshold(judgement.critical)})"
     return replace(found, rule=told, critical=judgement.critical), chosen
+
+
+def _unfinished(cell: Compared) -> Compared:
+    return replace(cell, result=Verdict.UNDECIDED, note=UNFINISHED)
 
 
 def _look_again(
@@ -101,13 +127,13 @@ def _look_again(
     names = {new.name for new, _ in pairs}
     changes = looks.second.changes(pairs, look, terms.margin)
     if changes is None:
-        cells = [
-            replace(cell, result="undecided", note=UNFINISHED) if cell.name in names else cell for cell in found.cells
-        ]
+        cells = [_unfinished(cell) if cell.name in names else cell for cell in found.cells]
         rule = f"{found.rule}; {told}, which is unfinished"
     else:
-        judgement = judge(changes, terms.alpha_of_a_look)
-        cells = with_judgement(found.cells, judgement, look.name)
+        judgement = judge([found.change for found in changes], terms.alpha_of_a_look)
+        fids = {found.change.name: (found.fid, found.baseline_fid) for found in changes}
+        cells = [replace(cell, judged_fids=fids.get(cell.name, cell.judged_fids)) for cell in found.cells]
+        cells = with_judgement(cells, judgement, look.name)
         rule = f"{found.rule}; {told} ({threshold(judgement.critical)})"
         found = replace(found, critical=judgement.critical)
-    return replace(found, cells=tuple(cells), result=worst([cell.result for cell in cells]), rule=rule)
+    return replace(found, cells=tuple(cells), result=worst(cell.result for cell in cells), rule=rule)

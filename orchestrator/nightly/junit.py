@@ -4,8 +4,9 @@ import re
 from typing import Any
 from xml.etree import ElementTree
 
-FAILURES = ("worse", "changed pixels")
-SKIPPED = ("undecided", "no standard error")
+from taugrid.orchestrator.baseline.verdict import REGRESSIONS, Verdict
+
+SKIPPED = (Verdict.UNDECIDED, Verdict.NOT_JUDGED)
 NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that no XML may hold, such as the colours in an error's text from Ray."""
 
@@ -15,14 +16,14 @@ def junit_xml(verdict: dict[str, Any]) -> str:
     from taugrid.orchestrator.nightly.summary import reasons
 
     told = reasons(verdict)
-    results = {cell["cell"]: cell["result"] for cell in (verdict["comparison"] or {"cells": []})["cells"]}
+    results = {cell["cell"]: Verdict(cell["result"]) for cell in (verdict["comparison"] or {"cells": []})["cells"]}
     suite = ElementTree.Element("testsuite", {"name": verdict["name"], "timestamp": verdict["time"]})
     counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
     for score in verdict["scores"]:
-        result = results.get(score["cell"], "not in the baseline")
+        result = results.get(score["cell"])
         case = _case(suite, verdict, score["label"])
         counts["tests"] += 1
-        if result in FAILURES:
+        if result in REGRESSIONS:
             counts["failures"] += 1
             ElementTree.SubElement(case, "failure", {"message": result}).text = told[score["cell"]]
         elif result in SKIPPED:

@@ -1,8 +1,13 @@
-"""Whether both networks of a comparison can still be sampled: the baseline's files may have gone or been replaced."""
+"""Cells of earlier runs, sampled again: as points of a grid, if their networks are still what they were.
 
-from collections.abc import Sequence
+The baseline's files may have gone or been replaced.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from taugrid.config import Config, validate
 from taugrid.errors import UserError
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.snapshot import Network, SnapshotCell
@@ -12,6 +17,8 @@ from taugrid.workers.network.checkpoint import read_checkpoint, weights_file, we
 
 Pair = tuple[SnapshotCell, SnapshotCell]
 """(new, baseline)."""
+
+OTHER_CODE = "the custom network's code has changed, and the baseline's is gone"
 
 SIDES = ("tonight's", "the baseline's")
 
@@ -26,8 +33,8 @@ def why_not(pairs: Sequence[Pair], trust_code: bool) -> str | None:
     for new, old in (_networks(pair) for pair in pairs):
         if new.is_same(old):
             return "the weights are the baseline's, so a fresh seed would compare them with themselves"
-        if (new.callable, new.source_sha256) != (old.callable, old.source_sha256):
-            return "the custom network's code has changed, and the baseline's is gone"
+        if not _same_code(new, old):
+            return OTHER_CODE
     seen: set[str] = set()
     for pair in pairs:
         for side, network in zip(SIDES, _networks(pair), strict=True):
@@ -37,6 +44,15 @@ def why_not(pairs: Sequence[Pair], trust_code: bool) -> str | None:
                 return f"{side} weights can't be sampled: {reason}"
             seen.add(key)
     return None
+
+
+def why_not_again(new: Network, old: Network, weights: str, trust_code: bool) -> str | None:
+    """Why the baseline's network can't be sampled again; `new` is tonight's, and `weights` are `ema` or `raw`."""
+    return _reason(old, weights, trust_code) if _same_code(new, old) else OTHER_CODE
+
+
+def _same_code(new: Network, old: Network) -> bool:
+    return (new.callable, new.source_sha256) == (old.callable, old.source_sha256)
 
 
 def _networks(pair: Pair) -> tuple[Network, Network]:
@@ -69,3 +85,17 @@ def _not_callable(network: Network, function: str, trust_code: bool) -> str | No
     if not trust_code:  # a baseline file may come from somebody else, and a file of weights may be a pickle
         require_trusted([Code("model.callable", function, network.weights_file)], Path(network.weights_file))
     return None
+
+
+def point_of(cell: SnapshotCell, **anew: Any) -> dict[str, Any]:
+    """The cell as a point of a grid; `anew` are the settings in which it differs."""
+    diffusion = {f"diffusion.{key}": value for key, value in cell.network.diffusion.items() if value is not None}
+    return {**cell.network.keys, **diffusion, **cell.settings, **anew}
+
+
+def config_of(config: Config, name: str, points: Sequence[Mapping[str, Any]]) -> Config:
+    """Tonight's config with `points` as its grid, each once; `name` is appended to its name."""
+    values = config.model_dump(mode="json")
+    unique = {json_sha256(point): {key: [value] for key, value in point.items()} for point in points}
+    values |= {"name": f"{config.name}-{name}", "model": {}, "grid": list(unique.values())}
+    return validate(Config, values, name)

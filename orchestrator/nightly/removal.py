@@ -22,7 +22,8 @@ def remove_old_images(history: History, keep: int | None, say: Callable[[str], N
 
 
 def _run_directories(night: Night) -> list[Path]:
-    return [path for path in (night.run, night.fresh, night.grown) if night.storage.exists(path / "config.json")]
+    folders = (night.run, night.canary, night.fresh, night.grown)
+    return [path for path in folders if night.storage.exists(path / "config.json")]
 
 
 def _remove(directory: str) -> int:

@@ -3,44 +3,35 @@
 import math
 from typing import Any
 
-from taugrid.eval.tables.entries import write_number
+from taugrid.eval.gate.power import frozen_seeds_remark
+from taugrid.eval.tables.entries import MISSING, write_number
 from taugrid.orchestrator.baseline.others import NOT_JUDGED, change_in_words, columns_in
+from taugrid.orchestrator.baseline.text import BAD, WORDS, check_lines, counts, headline
+from taugrid.orchestrator.baseline.verdict import Verdict
 from taugrid.words import counted
 
 MOST_ROWS = 200
 """Rows of the table; GitHub takes 1 MB, and nobody reads more."""
 
-HEADLINES = {
-    "changed pixels": "❌ changed: the same weights, software and device make other images",
-    "worse": "❌ worse",
-    "undecided": "✅ not worse, as far as can be told: some cells are undecided at this N",
-    "not worse": "✅ not worse",
-    "identical": "✅ identical: every image is the same",
-    "no standard error": "⚠️ not judged: some cells have no standard error",
-    "no baseline": "no baseline yet",
-    "incomplete": "⚠️ incomplete",
-}
+MOST_NETWORKS = 4
 
 UNMATCHED = {"only_new": "Not in the baseline", "only_baseline": "Only in the baseline"}
-
-ORDER = ("changed pixels", "worse", "undecided", "no standard error", "not worse", "identical")
 
 
 def summary(verdict: dict[str, Any]) -> str:
     """The page."""
-    headline = HEADLINES[verdict["result"]]
-    if verdict["missing"]:
-        headline = f"⚠️ incomplete: {len(verdict['missing'])} missing; so far: {headline}"
-    blocks = [f"# {verdict['name']}, night {verdict['night']}: {headline}"]
     compared = verdict["comparison"]
+    blocks = [f"# {verdict['name']}, night {verdict['night']}: {_headline(verdict)}"]
     if compared is not None:
-        blocks += [_counts(compared), _table(verdict, compared), _rule(compared), _baseline(verdict["baseline"])]
-        blocks += [_others(verdict, compared)]
+        blocks += [f"{counts(compared)}.", *(f"Not judged: {said}." for said in verdict.get("not_judged", ()))]
+        blocks += [f"**{line[0].upper()}{line[1:]}**" for line in check_lines(compared)]
+        blocks += [_table(verdict, compared), _rule(compared), _sides(verdict), _others(verdict, compared)]
         blocks += [f"- {mark}" for mark in compared["marks"]]
         for title in ("only_new", "only_baseline"):
             named = [compared.get("unmatched", {}).get(name, name) for name in compared[title]]
             blocks += [f"{UNMATCHED[title]}: {_listed(named)}"] * bool(named)
         blocks += [f"Note: {note}" for note in compared["notes"]]
+        blocks += [_frozen(verdict, compared), *_pictures(verdict), _next(verdict)]
     elif verdict["scores"]:
         blocks += [_scores(verdict)]
         if verdict["result"] == "no baseline":
@@ -48,8 +39,44 @@ def summary(verdict: dict[str, Any]) -> str:
     blocks += [f"- missing: `{name}`: {reason}" for name, reason in list(verdict["missing"].items())[:MOST_ROWS]]
     if verdict["missing"]:
         blocks.append("Run the same command again to finish what is missing.")
-    blocks.append("Trend, as seen from this file: `../../trend.png`, drawn from `../../history.parquet`.")
+    blocks.append("Tonight's report: [run/report.html](run/report.html). All nights: [index.html](../../index.html).")
     return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _frozen(verdict: dict[str, Any], compared: dict[str, Any]) -> str:
+    """What the usual seeds may hide, where a cell is undecided."""
+    undecided = any(cell["result"] == Verdict.UNDECIDED for cell in compared["cells"])
+    if not undecided or compared["critical"] is None:
+        return ""
+    n = min(score["settings"]["num_samples"] for score in verdict["scores"])
+    said = frozen_seeds_remark(compared["critical"], n)
+    return f"{said[0].upper()}{said[1:]}."
+
+
+def _pictures(verdict: dict[str, Any]) -> list[str]:
+    """The strips of the worst cells: the baseline's images, and below them tonight's."""
+    return [f"![{label}: baseline above, tonight below]({file})" for label, file in verdict.get("strips", {}).items()]
+
+
+def _next(verdict: dict[str, Any]) -> str:
+    """The command that accepts the night, or looks closer at it."""
+    if verdict["missing"] or "next" not in verdict:
+        return ""
+    return f"Next: {verdict['next']}"
+
+
+def _headline(verdict: dict[str, Any]) -> str:
+    """What comes behind the night's name in the first line."""
+    compared = verdict["comparison"]
+    if compared is not None:
+        told = headline(compared)
+    elif verdict["result"] == Verdict.COLLAPSED:
+        told = f"{BAD} {WORDS[Verdict.COLLAPSED]}"
+    else:
+        told = "no baseline yet" if verdict["result"] == "no baseline" else "⚠️ incomplete"
+    if verdict["missing"]:
+        return f"⚠️ incomplete: {len(verdict['missing'])} missing; so far: {told}"
+    return told
 
 
 def reasons(verdict: dict[str, Any]) -> dict[str, str]:
@@ -59,7 +86,7 @@ def reasons(verdict: dict[str, Any]) -> dict[str, str]:
 
 
 def _reason(cell: dict[str, Any]) -> str:
-    told = [f"FID {_number(cell['baseline_fid'])} -> {_number(cell['fid'])}, change {_change(cell)}"]
+    told = [f"FID {_number(cell['baseline_fid'])} -> {_number(cell['fid'])}, change {_change(cell) or 'unknown'}"]
     if cell["t"] is not None:
         told.append(f"T = {cell['t']:+.1f}, margin {cell['margin']:.3g}")
     return "; ".join([*told, *_remarks(cell)])
@@ -69,8 +96,10 @@ def _remarks(cell: dict[str, Any]) -> list[str]:
     """What the table's columns do not say."""
     told = []
     if cell["seeds"] != "usual":
-        told.append(f"change with {'a fresh seed' if cell['seeds'] == 'fresh' else 'more samples and a fresh seed'}")
-    if cell["result"] == "undecided" and cell["detectable"] is not None:
+        seeds = "a fresh seed" if cell["seeds"] == "fresh" else "more samples and a fresh seed"
+        usual = f"{_number(cell['baseline_fid'])} -> {_number(cell['fid'])}"
+        told.append(f"numbers of {seeds}; with the usual one: FID {usual}")
+    if cell["result"] == Verdict.UNDECIDED and cell["detectable"] is not None:
         told.append(f"a change of {cell['detectable']:.3g} would be seen in 4 of 5 nights")
     pixels = cell["pixels"]
     if pixels and pixels["differing"]:
@@ -79,36 +108,51 @@ def _remarks(cell: dict[str, Any]) -> list[str]:
     return [*told, *filter(None, [cell["note"]])]
 
 
-def _number(value: float, error: float | None = None) -> str:
+def _number(value: float | None, error: float | None = None) -> str:
+    if value is None:
+        return MISSING
     return " ".join(write_number(value, math.nan if error is None else error)).strip()
 
 
 def _change(cell: dict[str, Any]) -> str:
+    if cell["difference"] is None:
+        return ""
     return f"{'+' if cell['difference'] > 0 else ''}{_number(cell['difference'], cell['se'])}"
 
 
-def _baseline(baseline: dict[str, Any]) -> str:
+def _sides(verdict: dict[str, Any]) -> str:
+    """What was compared with what: networks and code of tonight and of the baseline."""
+    baseline = verdict["baseline"]
     accepted, reason = baseline["accepted"], baseline["reason"]
-    return f"Baseline: `{baseline['place']}`" + (f", accepted {accepted[:10]}: {reason}" if accepted else "")
-
-
-def _counts(compared: dict[str, Any]) -> str:
-    found = [cell["result"] for cell in compared["cells"]]
-    return ", ".join(f"{found.count(result)} {result}" for result in ORDER if result in found) + "."
+    lines = [f"Baseline: `{baseline['place']}`" + (f", accepted {accepted[:10]}: {reason}" if accepted else "")]
+    sides = {"baseline": (baseline.get("model"), baseline.get("git_commit")),
+             "tonight": (verdict.get("model"), verdict.get("software", {}).get("git_commit"))}  # fmt: skip
+    for side, (networks, commit) in sides.items():
+        names = [f"`{net['checkpoint'] or 'no file'}` ({(net['weights_sha256'] or 'unknown')[:10]})"
+                 for net in (networks or [])[:MOST_NETWORKS]]  # fmt: skip
+        more = f" and {len(networks) - MOST_NETWORKS} more" if networks and len(networks) > MOST_NETWORKS else ""
+        if names:
+            lines.append(f"- {side}: {', '.join(names)}{more}" + (f", commit {commit[:10]}" if commit else ""))
+    return "\n".join([lines[0], "", *lines[1:]]) if lines[1:] else lines[0]
 
 
 def _table(verdict: dict[str, Any], compared: dict[str, Any]) -> str:
     named = _labels(verdict)
-    cells = sorted(compared["cells"], key=lambda cell: (ORDER.index(cell["result"]), -(cell["t"] or 0)))
-    rows = [
-        f"| {named[cell['cell']]} | {'**' if cell['result'] in ORDER[:2] else ''}{cell['result']}"
-        f"{'**' if cell['result'] in ORDER[:2] else ''} | {_number(cell['baseline_fid'])} | {_number(cell['fid'])} | "
-        f"{_change(cell)} | {'' if cell['t'] is None else format(cell['t'], '+.1f')} | {'; '.join(_remarks(cell))} |"
-        for cell in cells[:MOST_ROWS]
-    ]
+    order = list(Verdict)
+    cells = sorted(compared["cells"], key=lambda cell: (order.index(Verdict(cell["result"])), -(cell["t"] or 0)))
+    rows = []
+    for cell in cells[:MOST_ROWS]:
+        fid, base = cell.get("judged_fids") or (cell["fid"], cell["baseline_fid"])
+        t = "" if cell["t"] is None else format(cell["t"], "+.1f")
+        told = (_bold(cell["result"]), _number(base), _number(fid), _change(cell), t, "; ".join(_remarks(cell)))
+        rows.append(f"| {named[cell['cell']]} | {' | '.join(told)} |")
     more = [f"... and {counted(len(cells) - MOST_ROWS, 'more cell')}."] if len(cells) > MOST_ROWS else []
     head = ["| cell | verdict | baseline FID | FID | change | T | |", "| :-- | :-- | --: | --: | --: | --: | :-- |"]
     return "\n".join([*head, *rows, *(["", *more] if more else [])])
+
+
+def _bold(result: str) -> str:
+    return f"**{result}**" if Verdict(result).is_regression else result
 
 
 def _others(verdict: dict[str, Any], compared: dict[str, Any]) -> str:
@@ -130,10 +174,9 @@ def _labels(verdict: dict[str, Any]) -> dict[str, str]:
 
 
 def _scores(verdict: dict[str, Any]) -> str:
-    rows = [
-        f"| {score['label'].replace('|', '/')} | {_number(score['metrics']['fid'], score['metrics'].get('fid_se'))} |"
-        for score in verdict["scores"][:MOST_ROWS]
-    ]
+    named = _labels(verdict)
+    found = [(named[score["cell"]], score["metrics"]) for score in verdict["scores"][:MOST_ROWS]]
+    rows = [f"| {label} | {_number(metrics.get('fid'), metrics.get('fid_se'))} |" for label, metrics in found]
     return "\n".join(["| cell | FID |", "| :-- | --: |", *rows])
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from taugrid.config import Config
+from taugrid.config import Config, Data
 from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION, singular
 from taugrid.eval.metrics.score import Feasible, feasible
@@ -96,13 +96,23 @@ def check_shapes(plan: Plan) -> None:
             )
 
 
+def without_downloads(config: Config) -> Config:
+    """The config with references that are taken only from this machine."""
+    here, reference = {"download": False}, config.evaluate.reference
+    if isinstance(reference, Data):
+        reference = reference.model_copy(update=here)
+    evaluate = config.evaluate.model_copy(update={"reference": reference})
+    return config.model_copy(update={"data": config.data.model_copy(update=here), "evaluate": evaluate})
+
+
 def evaluation(config: Config, plan: Plan, find_extractor: Callable[[Config], ExtractorSpec] = extractor) -> Evaluation:
     """How `config` scores the cells of `plan`; `find_extractor` tells which extractor it means.
 
     Opens the reference and the extractor's weights, so that mistakes are found before any accelerator time is spent.
 
     Raises:
-        UserError: unknown extractor, missing weights, a reference that can't be read, or images of another shape.
+        NotHere: if the reference or the extractor's weights are missing.
+        UserError: unknown extractor, a reference that can't be read, or images of another shape.
     """
     given = config.data if config.evaluate.reference is None else config.evaluate.reference
     try:

@@ -22,6 +22,7 @@ from taugrid.config import (
     Train,
     validate,
 )
+from taugrid.config.mistakes import not_yet
 from taugrid.errors import NotHere, UserError
 from taugrid.grids.names import naming
 from taugrid.grids.points import points, values_by_key
@@ -210,6 +211,8 @@ def _locate(key: str) -> tuple[str, list[str]]:
         return "sample", [head]
     if head == "sample":
         raise UserError(f"grid: write keys of sample without the section: {'.'.join(rest)!r}, not {key!r}")
+    if (lacking := not_yet(key)) is not None:
+        raise UserError(f"grid: {lacking}")
     near = difflib.get_close_matches(key, [*Sample.model_fields, *(f"{name}." for name in GRID_SECTIONS)], n=1)
     hint = f"did you mean {near[0]!r}?" if near else "a key of sample, or a dotted one such as diffusion.schedule"
     raise UserError(f"grid: unknown key {key!r} ({hint})")

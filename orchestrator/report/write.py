@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from taugrid.config import DIFFUSION_DEFAULTS, Config
+from taugrid.eval.tables.ablation.alike import indistinguishable
 from taugrid.eval.tables.ablation.replicates import averaged
 from taugrid.eval.tables.best_checkpoints import best_checkpoints
-from taugrid.eval.tables.differences import Evidence, differences, indistinguishable
+from taugrid.eval.tables.differences import Evidence, differences
 from taugrid.eval.tables.differences_files import write_differences
 from taugrid.eval.tables.long_form import CHECKPOINT, in_grid_order, long_form
 from taugrid.eval.tables.published.counterparts import NetworkOrigin, quality_counterparts

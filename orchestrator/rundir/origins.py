@@ -50,9 +50,50 @@ class _Shard(Origin):
     assigned: list[Maker] = field(default_factory=list)
     """Who may have made the file since the last event that tells who did."""
 
+    @property
+    def all_makers(self) -> set[Maker]:
+        """Who made it, or may have."""
+        return self.makers | set(self.assigned)
+
 
 def origins(events: Iterable[Mapping[str, Any]]) -> dict[str, Origin]:
     """Cell id -> what made its images."""
+    found: dict[str, Origin] = defaultdict(Origin)
+    for (cell, _), shard in _shards(events).items():
+        found[cell].seconds += shard.seconds
+        found[cell].makers |= shard.all_makers
+    return found
+
+
+def first_origins(events: Iterable[Mapping[str, Any]]) -> dict[str, Origin]:
+    """Cell id -> what made the images of its first shard."""
+    shards = _shards(events).items()
+    return {cell: Origin(shard.seconds, shard.all_makers) for (cell, name), shard in shards if name == part_name(0)}
+
+
+REFERENCE = "reference"
+"""The key of the reference in `scorers`."""
+
+
+def scorers(events: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:
+    """Cell id, or `REFERENCE` -> the devices, with their threads, that extracted its features and scored it."""
+    found: dict[str, set[str]] = defaultdict(set)
+    threads: dict[str, Any] = {}
+    for event in events:
+        match event["event"]:
+            case "session":
+                threads = {}
+            case "worker":
+                threads[event["worker"]] = event.get("threads")
+            case "extract" | "score":
+                kind, _, rest = event["task"].partition("/")
+                key = REFERENCE if kind == REFERENCE else rest.partition("/")[0]
+                found[key].add(f"{event['device']}, threads: {threads.get(event['worker']) or 'unknown'}")
+    return found
+
+
+def _shards(events: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], _Shard]:
+    """(cell id, file name) -> what made the shard."""
     shards: dict[tuple[str, str], _Shard] = defaultdict(_Shard)
     workers: dict[str, Maker] = {}
     for event in events:
@@ -72,11 +113,7 @@ def origins(events: Iterable[Mapping[str, Any]]) -> dict[str, Origin]:
             case "damaged" if event["path"].startswith("samples/"):
                 _, folder, path = event["path"].split("/")
                 shards.pop((folder.rsplit("-", 1)[-1], path), None)
-    found: dict[str, Origin] = defaultdict(Origin)
-    for (cell, _), shard in shards.items():
-        found[cell].seconds += shard.seconds
-        found[cell].makers |= shard.makers | set(shard.assigned)
-    return found
+    return shards
 
 
 def _maker(event: Mapping[str, Any], workers: Mapping[str, Maker]) -> Maker:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from taugrid.config import Config, Data
+from taugrid.config import Config
 from taugrid.errors import UserError
 from taugrid.eval.sources import part_bounds
 from taugrid.orchestrator.plan.cells import Plan
-from taugrid.orchestrator.plan.evaluation import evaluation
+from taugrid.orchestrator.plan.evaluation import evaluation, without_downloads
 from taugrid.orchestrator.plan.sources import RECORD
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.integrity import Damage
@@ -54,7 +54,7 @@ def _unused(damages: Sequence[Damage], config: Config, plan: Plan, rundir: RunDi
     if not there:
         return set()
     try:
-        scoring = evaluation(_without_downloads(config), plan, rundir.extractor)
+        scoring = evaluation(without_downloads(config), plan, rundir.extractor)
     except UserError:
         return set()
     folder, reference = rundir.extractor_folder(scoring.extractor), scoring.reference
@@ -76,15 +76,6 @@ def _of_other_cells(damages: Sequence[Damage], plan: Plan, rundir: RunDir) -> se
             inside = (damage.path for damage in damages if folder in damage.path.parents)
             found |= {path for path in inside if not path.parent.name.startswith(names)}
     return found
-
-
-def _without_downloads(config: Config) -> Config:
-    """The config with references that are taken only from this machine."""
-    here, reference = {"download": False}, config.evaluate.reference
-    if isinstance(reference, Data):
-        reference = reference.model_copy(update=here)
-    evaluate = config.evaluate.model_copy(update={"reference": reference})
-    return config.model_copy(update={"data": config.data.model_copy(update=here), "evaluate": evaluate})
 
 
 def _next_step(damage: Damage, rundir: RunDir, own: dict[str, str], is_planned: bool) -> NextStep:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from taugrid.eval.pages.run import run_html
-from taugrid.orchestrator.inspection import describe
+from taugrid.orchestrator.inspection import describe_status
 from taugrid.orchestrator.opened import Opened, open_existing
 from taugrid.orchestrator.selection import find_cell
 from taugrid.orchestrator.view.cell import CellView
@@ -57,7 +57,7 @@ class RunView:
 
     def status(self) -> dict[str, Any]:
         """How far it is, as `taugrid status --json` prints it."""
-        return describe(self._opened.config, self._opened.plan, self._opened.rundir)
+        return describe_status(self._opened.config, self._opened.plan, self._opened.rundir)
 
     @property
     def quality(self) -> pd.DataFrame:

@@ -65,4 +65,4 @@ class Config(Section):
 
 def schema() -> dict[str, Any]:
     """The JSON schema of a config file, for editors."""
-    return Config.model_json_schema()
+    return Config.model_json_schema() | {"patternProperties": {"^x-": {"description": "Ignored; for anchors."}}}

@@ -17,6 +17,9 @@ from taugrid.errors import UserError
 from taugrid.grids.points import values_by_key, with_values
 from taugrid.storage import is_url, open_place
 
+OF_THE_USER = "x-"
+"""How the top-level keys of a YAML config begin that taugrid ignores, as in Docker Compose: they hold anchors."""
+
 CONFIG_NAME = "config.json"
 """The name of a run directory's config. A file of this name is the directory's, not the user's own."""
 
@@ -68,7 +71,7 @@ def _is_yaml(name: str) -> bool:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file; `UserError` if it can't be read as one."""
+    """The mapping in a YAML or JSON file, without the `OF_THE_USER` keys; `UserError` if it can't be read as one."""
     try:
         text = _bytes(path).decode("utf-8")
         values = json.loads(text, object_pairs_hook=_without_twins) if path.suffix == ".json" else _from_yaml(text)
@@ -83,7 +86,11 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is empty; it must hold sections (name:, data:, model:, ...)")
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold sections (name:, data:, model:, ...), not {type(values).__name__}")
-    return values
+    return {key: value for key, value in values.items() if not _is_of_the_user(key, path)}
+
+
+def _is_of_the_user(key: Any, path: Path) -> bool:
+    return _is_yaml(path.name) and isinstance(key, str) and key.startswith(OF_THE_USER)
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

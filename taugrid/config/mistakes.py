@@ -20,6 +20,16 @@ TEXTS_MEAN = {
 }
 """Sections that people give as a folder, and how to write them."""
 
+NOT_YET = {
+    "guided models": ("guidance", "guidance_scale", "cfg", "cfg_scale", "classifier_free_guidance"),
+    "conditional models": ("label", "labels", "class_labels", "classes", "num_classes", "condition", "conditional"),
+    "text prompts": ("prompt", "prompts", "negative_prompt", "text_encoder", "tokenizer"),
+    "latent models": ("latent", "latents", "vae", "autoencoder"),
+    "adapters": ("lora", "controlnet", "adapter", "adapters"),
+    "experiment trackers": ("wandb", "mlflow", "comet", "neptune", "tracker", "trackers"),
+}
+"""What people look for and this version lacks, and the keys by which they look for it. docs/limits.md has the list."""
+
 LONGEST_LIST = 8
 """Of a longer list a message shows only the first wrong item."""
 
@@ -32,7 +42,9 @@ def explain(error: ValidationError, cls: type[BaseModel], values: Mapping[str, A
         keys, node = _walk(mistake["loc"], schema)
         if mistake["type"] == "extra_forbidden":
             keys = (*keys, str(mistake["loc"][-1]))
-            found[keys] = f"unknown key {'.'.join(keys)!r} ({_hint(keys[-1], list(_section(node, schema)))})"
+            found[keys] = not_yet(".".join(keys)) or (
+                f"unknown key {'.'.join(keys)!r} ({_hint(keys[-1], list(_section(node, schema)))})"
+            )
         elif mistake["type"] == "missing" and mistake["loc"][-1] == keys[-1]:
             found[keys] = f"{'.'.join(keys)} is missing"
         elif mistake["type"] == "value_error":  # from one of our validators, which wrote a sentence
@@ -46,6 +58,14 @@ def explain(error: ValidationError, cls: type[BaseModel], values: Mapping[str, A
     # A section that is one branch of a union: its keys say what is wrong, not that it could have been something else.
     inner = {keys[:length] for keys in found for length in range(len(keys))}
     return "; ".join(text for keys, text in found.items() if keys not in inner)
+
+
+def not_yet(key: str) -> str | None:
+    """What to say of a dotted key of a feature that taugrid lacks; None: it is of no such feature."""
+    for feature, keys in NOT_YET.items():
+        if key.rpartition(".")[2].lower() in keys:
+            return f"{key!r}: {feature} are not supported yet; remove the key (docs/limits.md lists what is missing)"
+    return None
 
 
 def _walk(location: Sequence[str | int], schema: Schema) -> tuple[Keys, Schema]:

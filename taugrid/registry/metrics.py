@@ -115,7 +115,7 @@ METRICS = {
         Metric(
             "kid",
             "Kernel Inception Distance",
-            (MetricColumn("kid_mean", "KID × 1000", "kid_std", "the standard deviation over subsets", scale=1000),),
+            (MetricColumn("kid_mean", "KID", "kid_std", "the standard deviation over subsets"),),
             compute="taugrid.eval.metrics.kernel:compute_kid",
             limits="taugrid.eval.metrics.kernel:kid_limits",
             settings=("kid_subsets", "kid_subset_size"),

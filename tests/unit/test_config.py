@@ -49,6 +49,36 @@ def test_set_takes_yaml_values_and_reaches_into_sections():
     assert "sample" not in MINIMAL, "merging must not change what it was given"
 
 
+ANCHORED = """
+x-few: &few {num_samples: 60}
+x-of-the-team: whatever
+name: anchored
+model: {oracle: gaussian}
+data: {name: gaussian}
+sample: {<<: *few, steps: 5}
+"""
+
+
+def test_top_level_keys_that_begin_with_x_hold_anchors_and_are_ignored(tmp_path):
+    path = tmp_path / "anchored.yaml"
+    path.write_text(ANCHORED)
+    config = load(str(path))
+    assert (config.sample.num_samples, config.sample.steps) == (60, 5)
+    assert (
+        config.model_dump() == load({k: v for k, v in yaml.safe_load(ANCHORED).items() if k[:2] != "x-"}).model_dump()
+    )
+    assert "^x-" in config_schema()["patternProperties"]
+
+
+@pytest.mark.parametrize("text", [ANCHORED.replace("sample: {", "sample: {x-inner: 1, "), '{"name": "a", "x-few": 1}'])
+def test_they_are_ignored_nowhere_else(text, tmp_path):
+    """Neither within a section nor in JSON, which has no anchors."""
+    path = tmp_path / ("config.json" if text.startswith("{") else "anchored.yaml")
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"unknown key '(sample\.x-inner|x-few)'"):
+        load(str(path))
+
+
 @pytest.mark.parametrize("assignment", ["sample.steps", "=3", "sample.steps=[1"])
 def test_a_malformed_set_is_refused(assignment):
     with pytest.raises(UserError, match="--set"):

@@ -1,10 +1,14 @@
 """Each key that is wrong gives one sentence: the key, all that it may be, and what it is."""
 
+from pathlib import Path
+
 import pytest
 
-from taugrid.config import Config, Diffusion, Train, validate
-from taugrid.config.load import merge
+from taugrid.config import Config, Diffusion, Train, schema, validate
+from taugrid.config.load import load, merge
+from taugrid.config.mistakes import NOT_YET, not_yet
 from taugrid.errors import UserError
+from taugrid.orchestrator.plan.grid import plan
 
 MINIMAL = {"name": "x", "model": {"unet": {}}}
 
@@ -109,6 +113,51 @@ def test_a_data_set_that_was_named_is_not_called_the_default():
 
 def test_a_missing_key_is_named():
     assert refusal({"train": {"loss_weights": {}}}) == "train.loss_weights.sigma_1 is missing"
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "feature"),
+    [
+        ({"wandb": {"project": "p"}}, "wandb", "experiment trackers"),
+        ({"train": {"mlflow": True}}, "train.mlflow", "experiment trackers"),
+        ({"sample": {"guidance_scale": 7.5}}, "sample.guidance_scale", "guided models"),
+        ({"model": {"unet": {"num_classes": 10}}}, "model.unet.num_classes", "conditional models"),
+        ({"data": {"labels": True}}, "data.labels", "conditional models"),
+        ({"model": {"vae": "a/b"}}, "model.vae", "latent models"),
+        ({"prompts": ["a cat"]}, "prompts", "text prompts"),
+        ({"model": {"lora": "a/b"}}, "model.lora", "adapters"),
+    ],
+)
+def test_a_key_of_what_is_not_supported_yet_is_no_unknown_one(values, key, feature):
+    message = refusal(values)
+    assert message.startswith(f"{key!r}: {feature} are not supported yet; remove the key (docs/limits.md")
+    assert "unknown key" not in message
+
+
+def test_every_feature_that_is_lacking_is_on_the_page_of_limits():
+    page = (Path(__file__).parents[2] / "docs" / "limits.md").read_text().lower()
+    assert [feature for feature in NOT_YET if feature not in page] == []
+
+
+def test_a_grid_over_guidance_is_not_supported_yet():
+    config = load({"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian"}, "grid": {"cfg": [1.0]}})
+    with pytest.raises(UserError, match=r"^grid: 'cfg': guided models are not supported yet"):
+        plan(config)
+
+
+def test_no_key_that_there_is_counts_as_not_supported():
+    def names(node):
+        if isinstance(node, dict):
+            yield from node.get("properties", ())
+            for inner in node.values():
+                yield from names(inner)
+        elif isinstance(node, list):
+            for inner in node:
+                yield from names(inner)
+
+    known = set(names(schema()))
+    assert {"label_selector", "batch_size"} <= known
+    assert [key for key in known if not_yet(key)] == []
 
 
 def test_an_unknown_key_in_a_branch_of_a_union_is_said_as_people_wrote_it():

@@ -6,7 +6,8 @@ import pytest
 
 from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.statistics import Moments
-from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, Evidence, differences, indistinguishable, pair
+from taugrid.eval.tables.ablation.alike import indistinguishable
+from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, Evidence, differences, pair
 from taugrid.eval.tables.differences_files import difference_line, write_differences
 from taugrid.eval.tables.long_form import COLUMNS
 
@@ -223,6 +224,7 @@ def test_an_override_can_not_pair_different_numbers_of_samples():
     known = evidence(rows, {"a": spread(1.0), "b": np.tile(spread(1.0), 2)}, protocols=spelled)
     found = pair(*rows, known, override=True)
     assert (found["se"], found["others"]) == (None, f"num_samples: {N} -> {2 * N}")
+    assert found["num_samples"] == N, "what both have"
     assert found["note"].endswith("no standard error: the cells differ in N")
 
 

@@ -1,6 +1,7 @@
 import pytest
 
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
+from taugrid.orchestrator.dispatch.policy.health import Health
 from taugrid.orchestrator.dispatch.policy.pace import SPECULATION_SLOWNESS
 from taugrid.orchestrator.task import Task
 
@@ -108,8 +109,8 @@ def straggling():
 
 def test_a_straggler_is_duplicated_once_and_the_first_to_end_counts():
     d = straggling()
-    assert assigned(d, SPECULATION_SLOWNESS - 0.01) == {}, "not late yet"
-    assert assigned(d, SPECULATION_SLOWNESS + 0.01) == {"a": "sample/1"}
+    assert assigned(d, 1.49) == {}, "not late yet"
+    assert assigned(d, 1.51) == {"a": "sample/1"}
     d.worker_joined("c")
     d.beat("a", 99)
     d.beat("b", 99)
@@ -118,6 +119,16 @@ def test_a_straggler_is_duplicated_once_and_the_first_to_end_counts():
     assert d.finished, "the slow copy is not waited for"
     assert d.succeeded("b", 200) is False
     assert d.done == {"sample/0", "sample/1"}
+
+
+def test_a_task_whose_copies_are_all_silent_runs_three_times_at_most():
+    d = straggling()
+    assert assigned(d, 2) == {"a": "sample/1"}
+    d.worker_joined("c")
+    assert assigned(d, 59) == {}, "both are heard of as often as they should be"
+    assert assigned(d, 61) == {"c": "sample/1"}
+    d.worker_joined("d")
+    assert assigned(d, 1000) == {}
 
 
 def test_the_oldest_straggler_is_duplicated_first():
@@ -179,6 +190,48 @@ def test_both_copies_lost_puts_the_task_back_once():
     d.worker_joined("c")
     d.worker_joined("d")
     assert list(assigned(d, 20).values()) == ["sample/1"]
+
+
+def losing_a_worker_each_time(tasks):
+    """The tasks that workers of one node died of, until one is quarantined or three have died."""
+    d, lost = Dispatcher(tasks, KINDS, max_attempts=2), []
+    for number in range(3):
+        d.worker_joined(f"w{number}", "n")
+        lost += assigned(d, number).values()
+        if d.worker_lost(f"w{number}", number).quarantined:
+            return lost, True
+    return lost, False
+
+
+def test_a_task_is_to_blame_for_losses_in_a_row_and_another_ones_loss_in_between_starts_the_row_again():
+    assert losing_a_worker_each_time([shard(0)]) == (["sample/0", "sample/0"], True)
+    assert losing_a_worker_each_time([shard(0, 2), shard(1, 1)]) == (["sample/0", "sample/1", "sample/0"], False)
+
+
+def node(*workers):
+    health = Health()
+    for worker in workers:
+        health.joined(worker, "n", 0.0, frozenset({"sample"}))
+    return health
+
+
+def test_a_node_that_did_a_task_is_no_witness_any_more_once_three_of_its_workers_died():
+    health = node("a", "b", "c", "d")
+    health.succeeded("d")
+    for number, worker in enumerate("abc"):
+        assert health.proven() == {"n"}
+        benching = health.lost(worker, number, "killed")
+        health.left(worker, number)
+    assert benching.whole_node
+    assert health.proven() == set()
+
+
+def test_a_node_without_workers_counts_as_fit_for_two_minutes():
+    health = node("a")
+    health.lost("a", 0.0, "killed")
+    health.left("a", 0.0)
+    assert health.fit(119, "sample") == {"n"}
+    assert health.fit(121, "sample") == set()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Effects of a grid's keys: paired differences to a base, with errors over sampling and over trainings."""
 
+import csv
+import io
 import math
 
 import numpy as np
@@ -12,8 +14,10 @@ from test_one_table import RATE, SCHEDULE, TRAINING, ablation
 from taugrid.eval.figures.ablation.forest import effects_figure
 from taugrid.eval.figures.ablation.heat_maps import heat_maps
 from taugrid.eval.figures.ablation.panels import panels_figures
-from taugrid.eval.tables.ablation.effects import effects, effects_by_metric
-from taugrid.eval.tables.ablation.effects_files import effects_markdown, write_effects
+from taugrid.eval.tables.ablation.effects import EACH_CELL, EVERYWHERE, Effect, effects, effects_by_metric
+from taugrid.eval.tables.ablation.effects_files import effects_from_rows, effects_markdown, write_effects
+from taugrid.eval.tables.ablation.seeds import mean_over_seeds
+from taugrid.eval.tables.ablation.verdicts import enough, verdicts
 from taugrid.eval.tables.long_form import FID, in_grid_order
 
 
@@ -57,6 +61,85 @@ def test_noise_that_both_cells_and_all_trainings_share_cancels_or_adds_up_in_the
     assert (found.se_sampling, found.over) == (None, "training")
 
 
+def test_an_interval_over_trainings_includes_the_sampling_noise_that_they_share():
+    rows = [row | {"isc_mean": row["fid"]} for row in trained(steps=(10,))]
+    phi = {row["cell"]: spread(0.5) if row[SCHEDULE] == "linear" else spread(0.8) for row in rows}
+    se = 0.1 / math.sqrt(3)
+    for own_seeds, shared in ((False, 0.3), (True, 0.0)):
+        noise = {row["cell"]: row[TRAINING] if own_seeds else 7 for row in rows}
+        found = effects_by_metric(rows, evidence(rows, phi, pairings=noise))
+        (fid,), (isc,) = found.values()
+        assert fid.se_shared == pytest.approx(shared)
+        assert fid.high - fid.effect == pytest.approx(math.hypot(stats.t.isf(0.025, 2) * se, 1.96 * shared), rel=1e-4)
+        assert isc.high - isc.effect == pytest.approx(stats.t.isf(0.025, 2) * se), "it has no influences"
+        assert (fid.given_noise, isc.given_noise) == (False, not own_seeds)
+        assert effects_markdown(found).count("| 95 % interval, given this sampling seed |") == (not own_seeds)
+    assert effects(rows, evidence(rows, {}))[0].given_noise, "FID without influences, too"
+
+
+def test_trainings_whose_sampling_seeds_differ_all_count():
+    """With `zip: {train.seed: [0, 1, 2], seed: [7, 8, 9]}`; earlier, one training was left."""
+    rows = [row | {"seed": 7 + row[TRAINING]} for row in trained()]
+    found = effects(rows, evidence(rows, {}, pairings={row["cell"]: row["seed"] for row in rows}))
+    alone = effects(trained(), evidence(rows, {}))
+    assert [(e.replicates, e.over, e.note, e.given_noise) for e in found] == 3 * [(3, "training", "", False)]
+    assert [e.effect for e in found] == pytest.approx([e.effect for e in alone])
+
+
+def test_a_verdict_says_what_trainings_decide_or_how_many_would():
+    def said(differences, errors=0.3, **shares):
+        rows = ablation({("linear", None, seed, 10): 30.0 for seed in range(len(differences))}
+                        | {("cosine", None, seed, 10): 30.0 + d for seed, d in enumerate(differences)})  # fmt: skip
+        phi = {row["cell"]: spread(0.5) if row[SCHEDULE] == "linear" else spread(0.5 + errors) for row in rows}
+        noise = {row["cell"]: row[TRAINING] if shares.get("own") else 7 for row in rows}
+        [line] = verdicts(effects(rows, evidence(rows, phi, pairings=noise)), {SCHEDULE: "schedule"}, FID)
+        return line
+
+    assert (
+        said([-5.0, -5.2, -5.1]) == "schedule: cosine is better than linear, by 5.10 on average; 3 trainings decide it."
+    )
+    assert said([5.0, 5.2, 5.1]).startswith("schedule: cosine is worse than linear")
+    assert said([-3.0, -4.0]) == "schedule: 2 trainings can't tell cosine from linear; about 3 would."
+    assert said([-0.5, 0.3, -0.4], own=True).endswith("about 40 would.")
+    assert said([-0.5, 0.3, -0.4]).endswith("a larger N, or a seed for each, is needed.")
+    assert said([0.1, -0.1, 0.001], 0.0).endswith("more than 100 would be needed.")
+    alone = "one training of each can't decide for others"
+    assert said([-5.0]) == f"schedule: cosine is better than linear, by 5.00 on average, with these networks; {alone}."
+    assert said([-0.1]) == f"schedule: sampling can't tell cosine from linear; {alone}."
+
+
+def test_the_number_of_trainings_that_a_verdict_names_decides_in_4_of_5_ablations():
+    rng = np.random.default_rng(17)
+    for true, shared in ((1.5, 0.0), (2.0, 0.3)):
+        half = math.hypot(stats.t.isf(0.025, 2) / math.sqrt(3), 1.96 * shared)
+        known = Effect(mean_base=0, mean_value=true, effect=true, se_sampling=None, replicates=3, over="training",
+                       low=true - half, high=true + half, p=0.2, p_holm=0.2, pairs=3, se_shared=shared)  # fmt: skip
+        n = enough(known, comparisons=1)
+        draws = true + rng.normal(0, 1, (20_000, n)) + rng.normal(0, shared, (20_000, 1))
+        found = mean_over_seeds(draws, shared)
+        assert 0.75 <= np.mean(np.abs(found.mean) > found.half_width) <= 0.92
+
+
+def test_a_verdict_tells_of_cells_that_differ_in_sign():
+    rows = ablation({(s, rate, seed, 10): 30 + 0.1 * seed * (s == "cosine") + (s == "cosine") * (200 * rate - 3)
+                     for s in ("linear", "cosine") for rate in (0.01, 0.02) for seed in range(3)})  # fmt: skip
+    found = effects(rows, evidence(rows, {row["cell"]: spread(0.01) for row in rows}))
+    assert next(iter(verdicts(found, {SCHEDULE: "schedule", RATE: "rate"}, FID))).endswith(
+        "; its sign differs between cells."
+    )
+
+
+def test_effects_of_earlier_reports_are_read_and_said_to_miss_the_noise_that_trainings_share(tmp_path):
+    rows = trained()
+    write_effects(effects_by_metric(rows, evidence(rows, {row["cell"]: spread(0.3) for row in rows})), tmp_path)
+    listed = csv.DictReader(io.StringIO((tmp_path / "effects.csv").read_text()))
+    numbers = {"effect", "low", "high", "p", "p_holm", "replicates", "mean_base", "mean_value"}
+    given = [{k: float(v) if k in numbers else v or None for k, v in row.items()} for row in listed]
+    earlier = effects_from_rows([{k: v for k, v in row.items() if k != "se_shared"} for row in given])
+    assert all(effect.given_noise for effect in earlier["fid"])
+    assert not any(effect.given_noise for effect in effects_from_rows(given)["fid"])
+
+
 def test_other_metrics_have_an_interval_over_trainings_and_without_replicates_no_effects(tmp_path):
     rows = [row | {"isc_mean": 9 - row["fid"] / 10, "kid_mean": row["fid"] / 1000} for row in trained()]
     found = effects_by_metric(rows, evidence(rows, {row["cell"]: spread(0.3) for row in rows}))
@@ -71,9 +154,7 @@ def test_other_metrics_have_an_interval_over_trainings_and_without_replicates_no
     assert [line.split(",")[0] for line in lines] == ["metric", *["fid"] * 3, *["isc_mean"] * 3, *["kid_mean"] * 3]
     text = (tmp_path / "effects.md").read_text()
     assert "## Inception Score (higher is better)" in text
-    assert f"| **{kid[0].effect * 1000:.2f}** |" in text, (
-        "scaled as in the other tables, with the decimals of its interval"
-    )
+    assert f"| **{kid[0].effect:.5f}** |" in text, "with the decimals of its interval"
     once = [row for row in rows if row[TRAINING] == 0]
     assert [metric.name for metric in effects_by_metric(once, evidence(once, {}))] == ["fid"]
 
@@ -142,7 +223,7 @@ def test_files_hold_every_effect_and_both_values_of_p(tmp_path):
     rows = trained(rates=(0.01, 0.02))
     write_effects(effects_by_metric(rows, evidence(rows, {row["cell"]: spread(0.3) for row in rows})), tmp_path)
     lines = (tmp_path / "effects.csv").read_text().splitlines()
-    assert lines[0].endswith("se_sampling,replicates,over,low,high,p,p_holm,pairs,note")
+    assert lines[0].endswith("se_sampling,replicates,over,low,high,p,p_holm,pairs,note,se_shared")
     text = (tmp_path / "effects.md").read_text()
     assert "## Averaged over all cells (2 comparisons)" in text
     assert "## Cell by cell" in text
@@ -172,6 +253,48 @@ def test_figures_have_a_panel_for_each_value_a_row_for_each_effect_and_a_square_
     for figure in (forest, heat, *panels.values()):
         assert isinstance(figure, Figure)
         figure.draw_without_rendering()
+
+
+def drawn(sizes, scope=EACH_CELL, half=0.1, average=None):
+    """The first panel of a figure of effects of these sizes, and its caption."""
+    given = [(scope, size) for size in sizes] + ([(EVERYWHERE, average)] if average is not None else [])
+    rows = [
+        Effect(scope=its, key=SCHEDULE, base="linear", value="cosine", settings="", mean_base=0.0, mean_value=size,
+               effect=size, se_sampling=None, replicates=3, over="training", low=size - half, high=size + half,
+               p=0.5, p_holm=0.5, pairs=3)
+        for its, size in given
+    ]  # fmt: skip
+    figure = effects_figure(rows)
+    figure.draw_without_rendering()
+    return figure.axes[0], figure.get_supxlabel()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "average"),
+    [
+        ((1.0, -2.0, 3.0, 200.0), None),
+        ((1.0, 200.0), 100.5),  # either of two cells may be the outlier, and it is in their average, too
+        ((0.0, 1.0, -200.0), None),
+        ((1.0, 2e5), None),
+    ],
+)
+def test_one_large_effect_makes_the_axis_logarithmic_so_that_small_ones_are_still_seen(sizes, average):
+    panel, caption = drawn(sizes, average=average)
+    assert "logarithmic" in caption
+    assert panel.get_xscale() == "symlog"
+    one, zero = panel.transAxes.inverted().transform(panel.transData.transform([(1.0, 0), (0.0, 0)]))[:, 0]
+    assert one - zero > 0.04, "an effect of 1 is visibly not 0"
+    ticks = [tick for tick in panel.get_xticks() if tick]
+    assert all(min(*sizes, -4) <= tick <= max(*sizes, 4) for tick in ticks), "no room for a side that has no effects"
+    assert 4 <= len(ticks) <= 14
+
+
+def test_the_axis_is_linear_without_an_outlier_and_where_all_intervals_are_wide():
+    for sizes, half in (((1.0, -2.0, 3.0, 9.0), 0.1), ((1.0, -2.0, 3.0, 90.0), 300.0), ((0.0, 0.0), 0.0)):
+        panel, caption = drawn(sizes, half=half)
+        assert (panel.get_xscale(), "logarithmic" in caption) == ("linear", False)
+    panel, _ = drawn((1.0, -2.0, 3.0), average=90.0)
+    assert panel.get_xscale() == "symlog", "an average may be the outlier"
 
 
 def test_there_is_no_heat_map_over_eta_where_sigma_hat_is_one_of_its_values():

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from taugrid.eval.metrics.extrapolation import POINTS, fid_infinity, no_extrapolation, subset_sizes
+from taugrid.eval.metrics.extrapolation import POINTS, fid_infinity, fid_infinity_limits, no_extrapolation, subset_sizes
 from taugrid.eval.metrics.frechet import frechet_distance
 from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
+from taugrid.registry.metrics import MetricSettings, Sizes
 
 D = 8
 SCALES = np.geomspace(2, 0.5, D)
@@ -81,3 +82,15 @@ def test_features_that_are_not_finite_are_refused():
     x[99] = np.nan
     with pytest.raises(ValueError, match="1 of 100 feature vectors hold nan"):
         fid_infinity(x, exact_reference(), seed=0)
+
+
+def test_it_scatters_more_than_fid_which_a_remark_says_and_can_be_negative():
+    """Where samples and reference have one distribution; `python -m benchmarks.intervals --parts infinity` has more."""
+    assert "2.2 times" in fid_infinity_limits(MetricSettings(("fid_infinity",)), Sizes(320, None, D)).remark
+    reference, root = exact_reference(), symmetric_root(exact_reference().covariance)
+    draws = [np.random.default_rng(seed).standard_normal((320, D)) * SCALES for seed in range(100)]
+    plain = np.array([frechet_distance(Moments.of(x), reference, root) for x in draws])
+    extrapolated = np.array([fid_infinity(x, reference, root, seed=i) for i, x in enumerate(draws)])
+    assert 1.2 < extrapolated.std() / plain.std() < 2.6
+    assert (extrapolated < 0).any()
+    assert (plain > 0).all()

@@ -1,13 +1,23 @@
 """The nightly gate: a night of many cells has one verdict, and cries wolf no more often than it says."""
 
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import norm
 
-from taugrid.eval.gate.critical import correlation, critical_value
-from taugrid.eval.gate.rule import ALPHA, POWER, Change, judge, screen
+from taugrid.eval.gate.critical import correlation, critical_value, recipe_critical_value
+from taugrid.eval.gate.power import (
+    POWER,
+    Reach,
+    errors_for_power,
+    frozen_seeds_remark,
+    rounded_up,
+    samples_to_halve_misses,
+)
+from taugrid.eval.gate.rule import ALPHA, Change, Scored, judge, screen
 
 N, CELLS, NIGHTS = 150, 20, 1_500
 DRAWS = 5_000
@@ -35,9 +45,9 @@ def judged():
     return [judge(night(number), draws=DRAWS) for number in range(NIGHTS)]
 
 
-def is_at_most_alpha(alarms):
-    """Of `NIGHTS`, within two standard errors."""
-    return alarms / NIGHTS <= ALPHA + 2 * np.sqrt(ALPHA * (1 - ALPHA) / NIGHTS)
+def is_at_most_alpha(alarms, nights=NIGHTS):
+    """Within two standard errors."""
+    return alarms / nights <= ALPHA + 2 * np.sqrt(ALPHA * (1 - ALPHA) / nights)
 
 
 def test_false_alarms_of_whole_nights_are_at_most_alpha(judged):
@@ -51,7 +61,7 @@ def test_a_critical_value_of_a_single_cell_would_not_pass_that_test(judged):
     assert alone / NIGHTS > 5 * ALPHA
 
 
-def test_the_detectable_change_is_seen_as_often_as_promised():
+def test_the_detectable_change_is_seen_as_often_as_promised_where_the_error_is_constant():
     first = judge(night(0), draws=DRAWS).cells[0]
     by = first.detectable / first.se
     seen = np.mean([judge(night(number, by), draws=DRAWS).cells[0].verdict == "worse" for number in range(400)])
@@ -100,6 +110,13 @@ def test_correlations_are_of_means_whose_cells_share_their_first_samples():
     assert np.linalg.eigvalsh(found).min() >= -1e-12
 
 
+def test_correlations_are_of_influences_about_their_means():
+    random = np.random.default_rng(2)
+    common = random.standard_normal(N)
+    influences = [3 + common, 3 + 0.5 * common + random.standard_normal(N), -3 - common + random.standard_normal(N)]
+    assert correlation(influences, ["s"] * 3) == pytest.approx(np.corrcoef(influences))
+
+
 def test_screening_singles_out_more_than_the_verdict_does():
     moved = night(3, by=3.3)
     singled_out = screen(moved, draws=DRAWS)
@@ -120,3 +137,121 @@ def test_a_night_without_cells_is_no_alarm_and_cells_that_never_vary_are_refused
     assert judge([]).worse == []
     with pytest.raises(ValueError, match="do not vary"):
         judge([change(np.zeros(50)), change(np.arange(50.0))])
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    return import_module("benchmarks.gate_power")
+
+
+@pytest.mark.parametrize(("far", "own"), [(True, 0.2), (False, 0.6)])
+def test_a_network_that_is_really_worse_is_seen_as_often_as_promised(benchmark, far, own):
+    """The short form of `python -m benchmarks.gate --parts power`: the mean over ways in which a network gets worse.
+
+    With the error of an equal network, as it was computed once, fewer than 60 % are seen at the change in question.
+    """
+    cell = benchmark.Cell(far, skewed=False)
+    found = [benchmark.power(cell, way, 300, own, nights=80) for way in benchmark.WAYS]
+    assert 0.70 < np.mean([each.one_stage for each in found]) < 0.95
+    assert np.mean([each.constant_error for each in found]) < 0.60
+
+
+REACH = Reach(margin=0.5, sampling=0.3, growth=0.02, between=0.0, errors=4.0)
+
+
+@pytest.mark.parametrize("between", [0.0, 0.04])
+def test_the_detectable_change_exceeds_the_margin_by_its_own_errors(between):
+    reach = replace(REACH, between=between)
+    error = np.sqrt(0.3**2 + between + 0.02 * reach.detectable)
+    assert reach.detectable == pytest.approx(0.5 + 4 * error)
+    assert reach.detectable > replace(reach, growth=0.0).detectable > 0.5 + 4 * 0.3 - 1e-12
+
+
+@pytest.mark.parametrize("between", [0.0, 0.01])
+def test_with_the_samples_needed_a_loss_is_just_detectable(between):
+    reach = replace(REACH, between=between)
+    needed = reach.samples_needed(1_000, loss=1.2)
+    share = 1_000 / needed
+    there = replace(reach, sampling=0.3 * np.sqrt(share), growth=0.02 * share)
+    assert there.detectable == pytest.approx(1.2, rel=0.03)  # rounded up to two digits
+    assert there.detectable <= 1.2
+
+
+def test_no_number_of_samples_finds_a_loss_within_the_margin_or_hidden_by_few_trainings():
+    assert REACH.samples_needed(1_000, loss=0.5) is None
+    assert replace(REACH, between=0.04).samples_needed(1_000, loss=1.2) is None
+    assert replace(REACH, between=0.03).samples_needed(1_000, loss=1.2) is not None
+
+
+@pytest.mark.parametrize(
+    ("n", "up"), [(7, 7), (99, 99), (101, 110), (1_201, 1_300), (15_000.1, 16_000), (20_000, 20_000)]
+)
+def test_samples_are_rounded_up_to_two_digits(n, up):
+    assert rounded_up(n) == up
+
+
+@pytest.mark.parametrize("degrees", [None, 2, 9])
+def test_a_shift_by_the_errors_for_power_is_seen_in_4_of_5_nights(degrees):
+    random = np.random.default_rng(2)
+    shift, nights = errors_for_power(3.5, degrees), 40_000
+    scale = 1 if degrees is None else np.sqrt(random.chisquare(degrees, nights) / degrees)
+    assert np.mean((random.standard_normal(nights) + shift) / scale > 3.5) == pytest.approx(POWER, abs=0.01)
+
+
+def test_the_remark_on_frozen_seeds_names_what_they_hide_and_the_samples_that_halve_it():
+    blocks = np.random.default_rng(3).standard_normal(100_000)
+    halved = samples_to_halve_misses(2.27, 1_000)
+    missed = [np.mean(blocks + 3 * np.sqrt(n / 1_000) <= 2.27) for n in (1_000, halved - 100, halved)]
+    assert missed[2] <= missed[0] / 2 <= missed[1]  # rounded up to two digits
+    told = frozen_seeds_remark(2.27, 1_000)
+    assert f"{100 * missed[0]:.0f} % of seeds" in told
+    assert f"N = {halved:,} halves" in told
+
+
+def trainings(number, k):
+    """`k` + 1 networks of one recipe: 12 cells whose trainings correlate by half, and nearly no sampling noise."""
+    random = np.random.default_rng((8, number))
+    common, own = random.standard_normal((k + 1, 1)), random.standard_normal((k + 1, 12))
+    fids = 100 + np.sqrt(0.5) * common + np.sqrt(0.5) * own
+    influences = 0.1 * random.standard_normal((k + 1, 12, 40))
+    return [[Scored(*cell) for cell in zip(*network, strict=True)] for network in zip(fids, influences, strict=True)]
+
+
+def against(tonight, baseline):
+    cells = enumerate(zip(tonight, zip(*baseline, strict=True), strict=True))
+    return judge([Change.between(str(i), new, old, 0.0, "block") for i, (new, old) in cells], draws=DRAWS)
+
+
+@pytest.mark.parametrize("k", [3, 10])
+def test_a_retrained_network_is_no_false_alarm_against_its_recipe(k):
+    nights = [trainings(number, k) for number in range(600)]
+    assert is_at_most_alpha(sum(bool(against(new, old).worse) for new, *old in nights), 600)
+
+
+def test_a_retrained_network_is_mostly_worse_than_one_training():
+    nights = [trainings(number, 3) for number in range(50)]
+    assert sum(bool(against(new, old[:1]).worse) for new, *old in nights) > 25
+
+
+def test_a_change_from_a_recipe_is_from_the_trainings_mean_and_its_error_includes_their_spread():
+    random = np.random.default_rng(4)
+    new, *old = (Scored(fid, random.standard_normal(50)) for fid in (14.0, 9.0, 10.0, 12.5))
+    found = Change.between("a", new, old, 0.2, "block")
+    assert found.difference == pytest.approx(14 - 10.5)
+    assert found.influence == pytest.approx(new.influence - sum(network.influence for network in old) / 3)
+    (judged,) = judge([found]).cells
+    spread = np.std([9, 10, 12.5], ddof=1)
+    assert judged.se == pytest.approx(np.sqrt(found.influence.var(ddof=1) / 50 + spread**2 * 4 / 3))
+    assert (
+        judge([found]).critical == pytest.approx(recipe_critical_value(1, 3, ALPHA)) == pytest.approx(6.9646, abs=1e-4)
+    )
+
+
+def test_a_recipe_has_three_trainings_and_all_cells_of_a_night_have_the_same_number():
+    networks = [Scored(1.0 + i, np.arange(50.0) * (i + 1)) for i in range(5)]
+    with pytest.raises(ValueError, match="not 2"):
+        Change.between("a", networks[0], networks[1:3], 0.0, "block")
+    one, three = (Change.between("a", networks[0], networks[1 : 1 + k], 0.0, "block") for k in (1, 3))
+    with pytest.raises(ValueError, match="same number of trainings"):
+        judge([one, three])

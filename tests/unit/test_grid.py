@@ -83,7 +83,7 @@ def test_the_usual_shape_of_images_makes_no_other_model(section, usual, other):
 
 
 SAME = [
-    {"train": {"workers": 2, "checkpoint_every": 7}},
+    {"train": {"workers": 2, "checkpoint_every": 7, "tensorboard": True}},
     {"sample": {"num_samples": 7}},
     {"cluster": {"workers": 3}},
     {"evaluate": {"isc_splits": 3}},
@@ -103,6 +103,11 @@ OTHER = [
 @pytest.mark.parametrize("section", SAME, ids=str)
 def test_what_changes_no_image_changes_no_identity(section):
     assert ids(planned(**section)) == ids(planned())
+
+
+def test_where_images_of_a_published_data_set_lie_changes_no_identity():
+    elsewhere = planned(data={"name": "cifar10", "root": "elsewhere", "download": True})
+    assert ids(elsewhere) == ids(planned(data={"name": "cifar10"}))
 
 
 @pytest.mark.parametrize("section", OTHER, ids=str)
@@ -210,8 +215,10 @@ def test_a_checkpoint_is_known_by_its_content_not_its_path(tmp_path):
     one = checkpoint_folder(tmp_path / "one", {"clip_sample": False})
     same = checkpoint_folder(tmp_path / "same", {"clip_sample": False})
     other = checkpoint_folder(tmp_path / "other", {"clip_sample": False}, weights=b"v")
-    names = [ids(planned(model={"checkpoint": str(folder)})) for folder in (one, same, other)]
-    assert names[0] == names[1] != names[2]
+    heads = checkpoint_folder(tmp_path / "heads", {"clip_sample": False}, attention_head_dim=4)
+    names = [ids(planned(model={"checkpoint": str(folder)})) for folder in (one, same, other, heads)]
+    assert names[0] == names[1]
+    assert len({cell for [cell] in names}) == 3, "equal weights with other heads of attention compute other images"
     bare = planned(model={"checkpoint": str(one / "unet")})
     assert ids(bare) == names[0], "a bare network with default settings is the same model"
 

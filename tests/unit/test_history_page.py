@@ -250,11 +250,11 @@ def test_status_has_a_line_for_each_night_and_changes_nothing(history):
     before = every_file(history)
     out, _ = taugrid("status", history)
     lines = [re.split(r" {2,}", line) for line in out.splitlines()]
-    assert [(line[0], line[-2], line[-1]) for line in lines[1:5]] == [
-        ("2", "identical", "4 identical"),
-        ("3", "not worse", "4 not worse"),
-        ("4", "not worse", lines[3][-1]),
-        ("5", "worse", "4 worse"),
+    assert [(line[0], line[2], line[3], line[-1].rpartition("/")[2]) for line in lines[1:5]] == [
+        ("2", "identical", "4 identical", "old"),
+        ("3", "not worse", "4 not worse", "alike"),
+        ("4", "not worse", lines[3][3], lines[3][-1].rpartition("/")[2]),
+        ("5", "worse", "4 worse", "worse"),
     ]
     assert [lines[0][0], lines[0][-1]] == ["1", "no baseline"]
     assert lines[5] == ["6", "unfinished"]

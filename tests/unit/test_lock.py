@@ -3,14 +3,19 @@
 import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
 
 import pytest
+from click.testing import CliRunner
 
+import taugrid
+from taugrid.config.load import load
 from taugrid.errors import Exit, RunFailed, UserError
+from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.rundir import lease
 from taugrid.orchestrator.rundir.directory import RunDir
 
@@ -110,6 +115,28 @@ def test_a_second_driver_is_refused_and_a_killed_one_lets_go(tmp_path):
     with rundir.lock():
         pass
     assert not rundir.lease.exists()
+
+
+def test_status_says_who_is_at_work(tmp_path):
+    """In text and in JSON, where the key is the last; `plan` has no such key. A dead driver is none."""
+    root = tmp_path / "run"
+    root.mkdir()
+    (root / "config.json").write_text(load("gaussian").model_dump_json())
+
+    def said(*more):
+        printed = CliRunner().invoke(cli, ["status", str(root), *more], catch_exceptions=False)
+        return json.loads(printed.stdout) if more else printed.stdout
+
+    assert "driver: none is at work here" in said().splitlines()
+    assert said("--json")["driver"] is None
+    with held(root) as holder:
+        assert f"driver: process {holder.pid} on {socket.gethostname()} is at work" in said().splitlines()
+        at_work = said("--json")
+        assert list(at_work)[-1] == "driver"
+        assert (at_work["driver"]["host"], at_work["driver"]["process"]) == (socket.gethostname(), holder.pid)
+        assert taugrid.open(root).status()["driver"].keys() == {"host", "process", "last_seen"}
+        assert "driver" not in taugrid.plan("gaussian", root)
+    assert said("--json")["driver"] is None
 
 
 def test_a_second_driver_in_one_process_is_refused(tmp_path):
@@ -264,6 +291,20 @@ def test_a_lease_is_refreshed_and_names_the_run(tmp_path, quick):
         while json.loads((tmp_path / "lease.json").read_text())["heartbeat"] == first["heartbeat"]:
             assert time.monotonic() < end
             time.sleep(0.02)
+
+
+def test_a_lease_that_was_deleted_is_written_again_and_ends_nobody(tmp_path, quick, unlocked):
+    """Nobody has taken it over: someone has tidied up."""
+    rundir = RunDir(tmp_path)
+    with rundir.lock():
+        rundir.lease.unlink()
+        end = time.monotonic() + 10
+        while not rundir.lease.exists():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        time.sleep(3 * lease.BEAT_SECONDS)
+        assert json.loads(rundir.lease.read_text())["process"] == os.getpid()
+    assert not rundir.lease.exists()
 
 
 def test_a_taken_lease_ends_the_driver_that_had_it(tmp_path, quick, unlocked):

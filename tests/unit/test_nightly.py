@@ -17,6 +17,7 @@ from in_process import PoolHere
 from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
 
 from taugrid.orchestrator.nightly.history import SCHEMA
+from taugrid.orchestrator.nightly.second_look import fresh_seed
 from taugrid.orchestrator.plan import patterns
 from taugrid.storage import open_place
 
@@ -69,6 +70,10 @@ def test_a_worse_night_is_confirmed_with_a_fresh_seed_and_exits_with_3(begun, st
     assert not seeds & {path.name for path in (started / "nights/2/run/samples").iterdir()}
     usual = night_row(started, "2")
     assert (usual["difference"] != usual["fid"] - usual["baseline_fid"]).all(), "the verdict is the fresh seed's"
+    recorded = night_row(started, "1").set_index("label")["fid"]
+    for cell in found["comparison"]["cells"]:
+        margin = 0.02 * recorded[cell["name"].rsplit("-", 1)[0]]
+        assert cell["t"] * cell["se"] == pytest.approx(cell["difference"] - margin), "of the FID that was recorded"
     text = (started / "nights/2/summary.md").read_text()
     assert text.startswith("# night, night 2: ❌ worse")
     (suite,) = ElementTree.fromstring((started / "nights/2/junit.xml").read_text())
@@ -81,6 +86,14 @@ def test_a_worse_night_is_confirmed_with_a_fresh_seed_and_exits_with_3(begun, st
 def night_row(history, name):
     table = pd.read_parquet(history / "history.parquet")
     return table[table.night == name]
+
+
+def test_each_look_of_each_night_has_noise_of_its_own():
+    """A second look with the first's noise would confirm what that noise had singled out."""
+    seeds = [fresh_seed(night, look, seed) for night in ("2", "3") for look in ("fresh", "grown") for seed in (0, 1)]
+    assert len(set(seeds)) == 8
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert fresh_seed("2", "fresh", 0) == seeds[0], "a resumed night goes on with its own"
 
 
 def test_a_change_within_the_margin_is_not_worse_and_needs_no_second_look(begun, started):
@@ -97,7 +110,10 @@ def test_without_the_baselines_weights_there_is_one_stage_and_it_says_why(begun,
     shutil.rmtree(network)
     baseline = tmp_path / "history/nights/1/run"
     found = night(tmp_path / "history", begun / "worse.yaml", "2", "--baseline", baseline, code=3)
-    assert "no second stage, because the baseline's weights can't be sampled" in found["comparison"]["rule"]
+    assert "no second stage, because the sampler could not be checked" in found["comparison"]["rule"]
+    assert "the baseline's network can't be sampled" in found["comparison"]["checks"]["sampler"]["reason"]
+    shown = (tmp_path / "history/nights/2/summary.md").read_text()
+    assert "sampler not checked: the baseline's network can't be sampled" in shown.lower()
 
 
 def test_undecided_cells_are_grown_and_alpha_is_split(begun, started):
@@ -112,6 +128,20 @@ def test_undecided_cells_are_grown_and_alpha_is_split(begun, started):
     assert "grown to N = 400 at alpha = 0.005" in grown["comparison"]["rule"]
     by_name = {cell["name"]: cell for cell in grown["comparison"]["cells"]}
     assert all(by_name[cell["name"]]["se"] < cell["se"] for cell in undecided)
+
+
+def test_a_cell_that_has_the_n_to_grow_to_keeps_its_usual_seeds(begun, tmp_path):
+    """The margin is what they measure, so that the cell is undecided."""
+    grid = [{"steps": [2], "num_samples": [200]}, {"steps": [3], "num_samples": [400]}]
+    old, worse = (write_config(tmp_path / f"{name}.yaml", begun / name, grid=grid) for name in ("old", "worse"))
+    history = tmp_path / "history"
+    night(history, old, "1")
+    compared = ("--baseline", history / "nights/1/run")
+    large = night(history, worse, "measured", *compared, code=3)["comparison"]["cells"][1]
+    margin = (large["fid"] - large["baseline_fid"]) / large["baseline_fid"]
+    grown = night(history, worse, "2", *compared, "--margin", margin, "--grow-to", 400, code=None)["comparison"]
+    assert grown["cells"][1]["result"] == "undecided"
+    assert grown["cells"][1]["difference"] == pytest.approx(large["fid"] - large["baseline_fid"], rel=1e-12)
 
 
 def test_the_same_night_again_changes_nothing(begun, started):

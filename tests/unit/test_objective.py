@@ -1,12 +1,13 @@
 """The objective: Theorem 1 on a model whose J_sigma can be integrated exactly, and the weights' special cases.
 
 The model has T <= 4 times, d = 2 dimensions, two data points, and for each time a quadratic eps_theta without shared
-parameters. J_sigma is computed from its definition, log densities of eqs. 7, 10, 52 and 57 averaged over the paths,
-with none of the package's formulas. Its integrand is a polynomial of degree 4 in each normal variable of a path, for
-which Gauss-Hermite quadrature with 3 nodes is exact.
+parameters. The package's J_sigma is averaged over the paths. Its integrand is a polynomial of degree 4 in each normal
+variable of a path, for which Gauss-Hermite quadrature with 3 nodes is exact. `j_by_hand` has the same from its
+definition, log densities of eqs. 7, 10, 52 and 57, with none of the package's formulas.
 """
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -16,8 +17,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.polynomial.hermite_e import hermegauss
 
-from taugrid.workers.diffusion.forward import sigma_hat
-from taugrid.workers.diffusion.objective import l_gamma, l_simple
+from taugrid.workers.diffusion.forward import generative, posterior, sigma_hat
+from taugrid.workers.diffusion.objective import j_sigma, l_gamma, l_simple
 from taugrid.workers.diffusion.schedule import alpha_bar
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.diffusion.variational import theorem1_sigma, theorem1_weights
@@ -56,7 +57,22 @@ def eq_7_mean(x_t, x0, a, a_prev, sigma):
     return a_prev**0.5 * x0 + (1 - a_prev - sigma**2) ** 0.5 * (x_t - a**0.5 * x0) / (1 - a) ** 0.5
 
 
-def j_sigma(theta, alpha, times, sigma, as_printed=False, probabilities=PROBABILITIES):
+def j_of(theta, alpha, times, sigma, probabilities=PROBABILITIES):
+    """The package's J_sigma, integrated."""
+    x0, z, weights = expectation_grid(len(alpha) - 1, probabilities)
+
+    def network(x, t):
+        return torch.from_numpy(eps_theta(theta, x.numpy(), t))
+
+    def noise(t):
+        return torch.from_numpy(z[:, t - 1])
+
+    each = j_sigma(network, torch.from_numpy(x0), noise, alpha, times, sigma)
+    assert (each.shape, each.dtype) == ((len(x0),), torch.float64)
+    return weights @ each.numpy()
+
+
+def j_by_hand(theta, alpha, times, sigma, as_printed=False, probabilities=PROBABILITIES):
     """Eq. 11 over eqs. 52, 53 and 55 to 57: E_q [log q(x_{1:T} | x_0) - log p_theta(x_{0:T})].
 
     `as_printed` conditions eq. 57 on f(x_{tau_{i-1}}), where the correct formula has f(x_{tau_i}).
@@ -98,7 +114,7 @@ def residual(alpha, times, sigma, gamma, seed):
     """The spread over theta of J_sigma - L_gamma, relative to that of J_sigma."""
     rng = np.random.default_rng(seed)
     thetas = [random_theta(len(alpha) - 1, rng) for _ in range(4)]
-    j = np.array([j_sigma(theta, alpha, times, sigma) for theta in thetas])
+    j = np.array([j_of(theta, alpha, times, sigma) for theta in thetas])
     rest = j - [l_terms(theta, alpha, gamma).sum() for theta in thetas]
     return np.ptp(rest) / np.ptp(j)
 
@@ -118,6 +134,47 @@ PATHS = st.integers(1, 4).flatmap(
     lambda T: st.tuples(st.just(T), st.sets(st.integers(1, T)).map(lambda chosen: tuple(sorted({*chosen, T}))))
 )
 FULL, APPENDIX_C1, NESTED = (4, (1, 2, 3, 4)), (3, (1, 3)), (4, (2, 4))
+
+
+@settings(max_examples=40)
+@given(PATHS, SEEDS)
+@example(FULL, 0)
+@example(APPENDIX_C1, 1)
+@example(NESTED, 2)
+def test_j_sigma_is_eq_11_by_its_definition(path, seed):
+    """With its constant, of which Theorem 1 says nothing."""
+    alpha, sigma = random_problem(*path, seed)
+    theta = random_theta(path[0], np.random.default_rng(seed))
+    by_hand = j_by_hand(theta, alpha, path[1], sigma)
+    assert j_of(theta, alpha, path[1], sigma) == pytest.approx(by_hand, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
+def test_j_sigma_does_not_depend_on_what_the_network_predicts(prediction):
+    """It has another shape than (B, d), too: a term is of an image, whatever its shape."""
+    x0, z = torch.randn(2, 5, 1, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    alpha, sigma = np.array([1.0, 0.8, 0.5]), np.array([math.nan, 0.3, 0.2])
+
+    def found(prediction):
+        def network(x, t):
+            eps = 0.7 * x
+            image = (x - (1 - alpha[t]) ** 0.5 * eps) / alpha[t] ** 0.5
+            v = alpha[t] ** 0.5 * eps - (1 - alpha[t]) ** 0.5 * image
+            return {"epsilon": eps, "sample": image, "v_prediction": v}[prediction]
+
+        return j_sigma(network, x0, lambda t: z / t, alpha, (1, 2), sigma, prediction)
+
+    torch.testing.assert_close(found(prediction), found("epsilon"), rtol=1e-12, atol=1e-12)
+
+
+def test_the_generative_process_is_eq_7_down_to_t_1_and_has_noise_of_its_own_there():
+    """Eq. 10: at t = 1, N(f(x_1), sigma_1^2 I) for a sigma_1 that eq. 7 would not allow."""
+    assert generative(0.5, 0.8, 0.3) == posterior(0.5, 0.8, 0.3)
+    assert generative(0.8, 1.0, 2.0) == (1.0, 0.0, 4.0)
+    with pytest.raises(ValueError, match="too large"):
+        posterior(0.8, 1.0, 2.0)
+    with pytest.raises(ValueError, match="too large"):
+        generative(0.5, 0.8, 2.0)
 
 
 @settings(max_examples=40)
@@ -147,7 +204,8 @@ def fitted_weights(alpha, times, sigma, as_printed):
     """Least squares of J_sigma on the terms of L_1 and a constant: gamma, and the residual relative to J's spread."""
     rng = np.random.default_rng(4)
     thetas = [random_theta(len(alpha) - 1, rng) for _ in range(20)]
-    j = np.array([j_sigma(theta, alpha, times, sigma, as_printed) for theta in thetas])
+    j_paths = partial(j_by_hand, as_printed=True) if as_printed else j_of
+    j = np.array([j_paths(theta, alpha, times, sigma) for theta in thetas])
     terms = np.array([[*l_terms(theta, alpha, np.ones(len(alpha))), 1.0] for theta in thetas])
     fit = np.linalg.lstsq(terms, j, rcond=None)[0]
     return fit[:-1], np.ptp(j - terms @ fit) / np.ptp(j)
@@ -178,8 +236,8 @@ def test_j_bounds_the_likelihood_on_the_full_chain_but_not_with_a_star():
         theta[t, :3] = np.vstack([-(alpha[t] ** 0.5) * DATA[0], np.eye(D)]) / (1 - alpha[t]) ** 0.5
     only_the_first = np.array([1.0, 0.0])
     negative_log_likelihood = -log_density(DATA[:1], DATA[0], sigma[1] ** 2).item()
-    assert j_sigma(theta, alpha, (1, 2, 3), sigma, probabilities=only_the_first) > negative_log_likelihood
-    assert j_sigma(theta, alpha, (1, 3), sigma, probabilities=only_the_first) < negative_log_likelihood - 1
+    assert j_of(theta, alpha, (1, 2, 3), sigma, only_the_first) > negative_log_likelihood
+    assert j_of(theta, alpha, (1, 3), sigma, only_the_first) < negative_log_likelihood - 1
 
 
 @pytest.mark.parametrize("steps", [1000, 50, 10])
@@ -245,6 +303,13 @@ def test_tau_that_theorem_1_does_not_cover_is_refused(times):
 def test_alpha_of_0_is_refused():
     with pytest.raises(ValueError, match="ends above 0"):
         theorem1_weights(np.array([1.0, 0.5, 0.0]), (1, 2), np.full(3, 0.1))
+
+
+@pytest.mark.parametrize(("alpha_T", "sigma_1", "times"), [(0.0, 0.1, (1, 2)), (0.3, 0.0, (1, 2)), (0.3, 0.1, (1,))])
+def test_j_sigma_refuses_what_has_no_weights(alpha_T, sigma_1, times):
+    alpha, sigma, x0 = np.array([1.0, 0.5, alpha_T]), np.array([0.0, sigma_1, 0.1]), torch.zeros(1, 2)
+    with pytest.raises(ValueError, match=r"^(alpha_T is 0|sigma is 0 at t = 1|Theorem 1 needs times)"):
+        j_sigma(lambda x, t: x, x0, lambda t: x0, alpha, times, sigma)
 
 
 def test_l_gamma_weights_the_mean_square_of_each_image():

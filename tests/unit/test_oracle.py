@@ -243,6 +243,16 @@ def test_expected_fid_of_means_apart_and_of_one_distribution(shift):
     assert fids.std() == pytest.approx(expected.sd, rel=0.06)
 
 
+def test_expected_fid_of_one_pixel_varies_as_two_squares_of_normals_do():
+    """By hand, for n draws each of one N(0, v): the means differ by N(0, 2 v / n), the deviations by N(0, v / n).
+
+    FID is the sum of the squares, whose variances are twice those variances squared: (8 + 2) v^2 / n^2.
+    """
+    v, n = 0.04, 1_000_000
+    pixel = Gaussian(np.zeros(1), np.array([v]), np.eye(1))
+    assert expected_fid(pixel, pixel, n, n).sd == pytest.approx(sqrt(10) * v / n, rel=1e-5)
+
+
 def test_rounding_acts_as_independent_noise():
     """In the cell whose pixels vary least; draws and rounded draws are paired, which leaves little of their scatter."""
     data = gaussian((1, 4, 4))

@@ -85,6 +85,26 @@ def test_a_commit_never_overwrites_unless_told_to(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def commit_over(path, batch, version, metadata):
+    with parquet.PartWriter(path, parquet.sample_schema(metadata)) as part:
+        writer = parquet.SampleWriter(part, SETTINGS, 0)
+        writer.append(batch)
+        writer.flush()
+        return part.commit_over(version)
+
+
+@pytest.mark.parametrize(
+    ("rows", "cell", "replaced"), [(4, "0123456789", True), (3, "0123456789", False), (4, "another", False)]
+)
+def test_a_file_of_another_version_is_replaced_only_by_more_of_the_same_rows(tmp_path, rows, cell, replaced):
+    path = tmp_path / "part.parquet"
+    write(path, pictures(3))
+    before = path.stat().st_ino
+    assert commit_over(path, pictures(rows), "another version", {"cell": cell}) is replaced
+    assert (path.stat().st_ino != before) is replaced
+    assert parquet.inspect(path).stop == (rows if replaced else 3)
+
+
 def test_an_error_while_writing_leaves_nothing(tmp_path):
     def fail():
         with parquet.PartWriter(tmp_path / "p", parquet.sample_schema({})) as part:

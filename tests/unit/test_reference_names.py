@@ -9,7 +9,7 @@ from taugrid.config import Data
 from taugrid.errors import UserError
 from taugrid.eval.reference_names import Meant, meant
 from taugrid.eval.sources import open_source
-from taugrid.orchestrator.external import score_images
+from taugrid.orchestrator.external import flag, score_images
 from taugrid.orchestrator.progress import Progress
 from taugrid.workers.data import fashion_mnist
 from taugrid.workers.data.fashion_mnist import FILES
@@ -86,23 +86,28 @@ def test_a_run_directory_is_what_it_is_scored_against(tmp_path):
 def test_code_that_a_run_directory_names_is_not_run(tmp_path):
     sent = config(tmp_path / "sent", evaluate={"extractor": "their_code:Features", "reference": "digits/test"})
     with pytest.raises(UserError, match=r"their_code:Features.*give --extractor"):
-        score_images(np.zeros((2, 8, 8), np.uint8), sent, {}, (), Progress.silent())
+        score_images(np.zeros((2, 8, 8), np.uint8), sent, {}, (), Progress.silent(), flag)
 
 
 @pytest.mark.parametrize(
-    ("text", "ways"),
-    [("fashion-mnist/train", ["--reference DIR/train", "dataset-fashion-mnist"]), ("cifar10/test", ["datasets"])],
+    ("names", "text", "ways"),
+    [
+        (flag, "fashion-mnist/train", ["--reference: ", "give --reference DIR/train", "dataset-fashion-mnist"]),
+        (flag, "cifar10/test", ["--reference: ", "datasets"]),
+        (str, "fashion-mnist/train", ["reference: ", 'pass reference="DIR/train"', "dataset-fashion-mnist"]),
+    ],
 )
-def test_a_data_set_that_is_not_there_is_asked_for_as_the_option_takes_it(
-    text, ways, user_cache, tmp_path, monkeypatch
+def test_a_data_set_that_is_not_there_is_asked_for_as_the_option_or_the_argument_takes_it(
+    names, text, ways, user_cache, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path)
     with pytest.raises(UserError) as caught:
-        score_images(np.zeros((2, 28, 28), np.uint8), text, {}, (), Progress.silent())
+        score_images(np.zeros((2, 28, 28), np.uint8), text, {}, (), Progress.silent(), names)
     said = str(caught.value)
-    assert [way for way in [*ways, "--reference: ", "run directory"] if way not in said] == []
+    assert [way for way in [*ways, "run directory"] if way not in said] == []
     assert "data.root" not in said, "no config is read here"
     assert "data.download" not in said
+    assert ("--" in said) == (names is flag)
 
 
 def test_what_is_nothing_is_refused_with_all_that_it_could_be():

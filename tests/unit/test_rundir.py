@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from taugrid.config import Config, validate
 from taugrid.errors import UserError
+from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
-from taugrid.orchestrator.rundir.extension import check_is_run_directory
+from taugrid.orchestrator.rundir.extension import check_is_run_directory, orphans_in_words
 from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.registry.extractors import ExtractorSpec
 
@@ -137,3 +139,26 @@ def test_a_config_that_can_not_be_read_is_not_replaced(tmp_path, content):
         check_is_run_directory(rundir)
     rundir.config.write_text("{}")
     check_is_run_directory(rundir)
+
+
+def test_a_key_that_came_later_has_changed_only_if_the_directory_had_another_value(tmp_path):
+    """A config.json of before has no such key, which is its default."""
+
+    def sampled(**sample):
+        values = {"name": "x", "model": {"unet": {}}, "train": {"seed": 0}, "sample": sample}
+        return validate(Config, values, "test")
+
+    rundir, compiled = RunDir(tmp_path), sampled(compile="default", seed=0)
+    cell = plan(compiled).cells[0]
+    part = rundir.sample_part(cell, cell.shards[0])
+    part.parent.mkdir(parents=True)
+    part.touch()
+    rundir.config.write_text(compiled.model_dump_json())
+    assert orphans_in_words(compiled, plan(compiled), rundir) is None
+    plain = sampled(seed=0)
+    assert "(changed: sample.compile: default -> none)" in orphans_in_words(plain, plan(plain), rundir)
+    before = plain.model_dump(mode="json")
+    del before["sample"]["compile"]
+    rundir.config.write_text(json.dumps(before))
+    other = sampled(seed=1)
+    assert "(changed: sample.seed: 0 -> 1)" in orphans_in_words(other, plan(other), rundir)

@@ -14,7 +14,7 @@ from taugrid.eval.features import load as extractors
 from taugrid.eval.features.convnets import DigitsConvnet
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.metrics import frechet, inception, kernel, statistics, streams
-from taugrid.eval.metrics.extrapolation import fid_infinity
+from taugrid.eval.metrics.extrapolation import NO_ERROR, fid_infinity
 from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.neighbours import precision_recall
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
@@ -119,7 +119,7 @@ def test_an_exported_cell_scores_as_eval_statistics_says(tmp_path, spec, cell, d
     assert set(result["metrics"]) == set(wanted)
     assert result["metrics"] == pytest.approx(wanted, rel=1e-6)
     assert result["metrics"]["fid"] > 0.1
-    assert result["notes"] == []
+    assert result["notes"] == [NO_ERROR]
     assert seen[-1] == ("samples", SAMPLES, SAMPLES)
     assert ("reference", len(digits), len(digits)) in seen
     assert json.loads(json.dumps(result, allow_nan=False)) == result
@@ -197,7 +197,8 @@ def test_moments_alone_give_fid_and_say_why_not_the_rest(tmp_path, spec, cell, d
     )
     given = {"fid", "fid_se", "isc_mean", "isc_std", "fid_infinity"}
     assert result["metrics"] == pytest.approx({k: whole["metrics"][k] for k in given}, rel=1e-9)
-    assert result["notes"] == [f"no {m}: only mean and covariance of the reference are known" for m in ("kid", "prc")]
+    reason = "only mean and covariance of the reference are known"
+    assert result["notes"] == [*(f"no {m}: {reason}" for m in ("kid", "prc")), NO_ERROR]
     assert result["reference"]["num_images"] is None
     assert result["protocol"]["reference"]["num_images"] is None
     assert result["protocol"]["metrics"] == ["fid", "fid_infinity", "isc"]

@@ -21,6 +21,7 @@ from taugrid.storage import (
     read_json,
     read_sealed,
     replacing,
+    requests,
     write_json,
     write_sealed,
 )
@@ -334,8 +335,11 @@ def test_another_error_of_a_link_is_no_reason_to_rename(tmp_path, monkeypatch, c
 
 
 def test_what_only_the_user_can_change_is_said_to_be_changed_before_another_try():
-    said = {code: disk.in_one_line(OSError(code, "", "/a/file")) for code in (errno.EACCES, errno.EROFS, errno.EIO)}
+    codes = (errno.EACCES, errno.EROFS, errno.EIO, errno.EDQUOT, errno.ENOSPC)
+    said = {code: disk.in_one_line(OSError(code, "", "/a/file")) for code in codes}
     assert {code for code, text in said.items() if "writable, then run the same" in text} == {errno.EACCES, errno.EROFS}
+    full = {code for code, text in said.items() if "disk is full" in text and "free some space" in text}
+    assert full == {errno.EDQUOT, errno.ENOSPC}, "a user's quota, too"
     assert all("/a/file" in text for text in said.values())
 
 
@@ -363,6 +367,19 @@ def test_what_passes_within_seconds_is_tried_again(tmp_path, monkeypatch):
         monkeypatch.setattr(disk.time, "sleep", lambda seconds: [pauses.append(seconds), close_some()])
         assert LocalStorage().read(path) == b"content"
     assert pauses == [disk.PAUSES_SECONDS[0]]
+
+
+def test_workers_that_a_store_refused_together_come_back_one_after_the_other(monkeypatch):
+    def pauses():
+        waited = []
+        monkeypatch.setattr(requests.time, "sleep", waited.append)
+        assert list(requests.attempts()) == [False] * 6 + [True]
+        return waited
+
+    one, other = pauses(), pauses()
+    for usual, *waited in zip((0.1, 0.3, 1.0, 3.0, 9.0, 9.0), one, other, strict=True):
+        assert all(0.5 * usual <= seconds <= 1.5 * usual for seconds in waited)
+    assert one != other
 
 
 def test_opening_is_tried_again_wherever_something_is_written(tmp_path, monkeypatch):

@@ -45,19 +45,22 @@ def large():
 def test_a_summary_of_thousands_of_cells_is_under_1_megabyte_and_begins_with_the_verdict(large):
     text = summary(large)
     assert 100_000 < len(text.encode()) < 1_000_000
-    assert text.splitlines()[0] == "# big, night n: ⚠️ incomplete: 1000 missing; so far: ❌ worse"
+    assert text.splitlines()[0] == (
+        "# big, night n: ⚠️ incomplete: 1000 missing; so far: ❌ worse; 5,000 of 5,000 baseline cells compared; would "
+        "miss losses below 19 % in half of its cells; sampler and scorer not checked"
+    )
     table = [line for line in text.splitlines() if line.startswith("| S0010")]
     assert "**worse**" in table[0], "the worse cells come first"
 
 
 def test_metrics_beside_fid_are_shown_with_what_they_were(large):
     text = summary(large)
-    assert "| cell | Inception Score | KID × 1000 |" in text
-    assert "| – → 2.50 | 1.10 → 2.10 |" in text
+    assert "| cell | Inception Score | KID |" in text
+    assert "| – → 2.50 | 0.00110 → 0.00210 |" in text
     assert "Baseline: `b.json`, accepted 2026-11-25: it was good" in text
     assert "| KID |" in summary(verdict([cell(0, "worse", others={"kid_mean": (3.0, 2.0)})]))
     shown = comparison_text(compared([cell(0, "worse", others={"kid_mean": (0.0021, 0.0011)})]))
-    assert "KID × 1000 1.10 -> 2.10" in shown
+    assert "KID 0.00110 -> 0.00210" in shown
     assert "Other metrics" not in summary(verdict([cell(0, "worse")]))
 
 

@@ -281,7 +281,7 @@ def test_markdown_holds_the_paper_table_with_the_best_of_each_column_bold():
     ]
 
 
-def test_bold_follows_the_direction_of_each_metric_and_kid_is_scaled():
+def test_bold_follows_the_direction_of_each_metric_and_kid_is_as_it_is():
     scores = {"isc_std": 0.05, "kid_std": 0.0002}
     rows = [
         cell(10, 0.0, 4.0, isc_mean=9.1, kid_mean=0.0012, **scores),
@@ -290,10 +290,10 @@ def test_bold_follows_the_direction_of_each_metric_and_kid_is_scaled():
     markdown = to_markdown(long_form(rows))
     headings = [line for line in markdown.splitlines() if line.startswith("#")]
     assert headings == ["## FID (lower is better)", "## Inception Score (higher is better)",
-                        "## KID × 1000 (lower is better)"]  # fmt: skip
+                        "## KID (lower is better)"]  # fmt: skip
     assert [row[1] for row in table_rows(markdown) if row[0] == "0.0"] == ["**4.00**", "**9.100 ± 0.050**",
-                                                                          "**1.20 ± 0.20**"]  # fmt: skip
-    assert [row[1] for row in table_rows(markdown) if row[0] == "1.0"] == ["5.00", "8.400 ± 0.050", "3.40 ± 0.20"]
+                                                                          "**0.00120 ± 0.00020**"]  # fmt: skip
+    assert [row[1] for row in table_rows(markdown) if row[0] == "1.0"] == ["5.00", "8.400 ± 0.050", "0.00340 ± 0.00020"]
     assert "± is the standard deviation over splits." in markdown
     assert "± is one standard error" not in markdown  # no FID here has one
 
@@ -362,6 +362,16 @@ def test_the_first_line_of_markdown_says_what_the_numbers_are(tmp_path):
     first = (tmp_path / "quality.tex").read_text(encoding="utf-8").splitlines()[:2]
     assert first[0].startswith("% N = 5000 samples per cell;")
     assert first[1] == "% cell x is mixed: 2 kinds of device"
+
+
+def test_the_first_line_says_how_all_cells_clip_since_a_loaded_pipeline_may_do_so_unasked(tmp_path):
+    def first_line(*clips):
+        write_quality([cell(10, 0.0), cell(20, 0.0)], tmp_path, {"p10": {"clip": clips[0]}, "p20": {"clip": clips[1]}})
+        return (tmp_path / "quality.md").read_text(encoding="utf-8").splitlines()[0]
+
+    assert "; clip: x0 to +-2; " in first_line("x0 to +-2", "x0 to +-2")
+    for clips in (("none", "none"), (None, None), ("x0", "none")):
+        assert "clip" not in first_line(*clips)
 
 
 def test_write_replaces_the_four_files_and_leaves_nothing_else(tmp_path):
@@ -441,8 +451,8 @@ def outcome_on_stdout(rows, capsys, tmp_path):
 def test_the_terminal_shows_every_metric_that_was_asked_for_and_what_they_are_of(tmp_path, capsys):
     said = outcome_on_stdout([cell(10, eta, 13.36, 0.1, **ASKED) for eta in (0.0, 1.0)], capsys, tmp_path)
     words = said.split()
-    assert [words.count(number) for number in ("13.36", "8.25", "12.30", "0.710", "0.620")] == [2] * 5
-    assert "KID × 1000 (lower is better); ± is the standard deviation over subsets" in said
+    assert [words.count(number) for number in ("13.36", "8.25", "0.01230", "0.710", "0.620")] == [2] * 5
+    assert "KID (lower is better); ± is the standard deviation over subsets" in said
     assert (
         said.splitlines()[-1]
         == "N = 5000 images a cell; reference: digits/train (1,437 images); features: digits-convnet"
@@ -459,7 +469,7 @@ def test_many_tables_are_left_to_the_files(tmp_path, capsys):
     said = outcome_on_stdout([cell(10, eta / 100, 13.36, 0.1, **ASKED) for eta in range(40)], capsys, tmp_path)
     assert said.split().count("13.36") == 40
     assert "8.25" not in said
-    assert "Inception Score and KID × 1000 and Precision and Recall: see tables/quality.md" in said
+    assert "Inception Score and KID and Precision and Recall: see tables/quality.md" in said
 
 
 @pytest.mark.parametrize("count", [5, 6, 8, 9, 20])
@@ -513,7 +523,7 @@ def test_a_table_without_a_choice_has_no_star():
     assert "*" not in printed(long_form([cell(10, 0.0, 13.36, 0.1), cell(20, 0.0, 8.5, 0.1)]))
 
 
-LEGEND = "≈ not distinguishable from the best of its column: |z| < 1.96 for the paired difference of FID"
+LEGEND = "≈ not distinguishable from the best of its column by the paired difference of FID, 95 % jointly"
 """The beginning of the line under a table that has marks."""
 
 
@@ -549,7 +559,7 @@ def test_latex_marks_take_no_width_and_are_explained_in_the_caption():
     assert r"0.2 & $14.04 \pm 0.10$\rlap{$^{\approx}$} & $4.09 \pm 0.10$ \\" in tex
     captions = [line for line in tex.splitlines() if r"\caption" in line]
     assert [r"$\approx$ not distinguishable from the best of its column" in line for line in captions] == [True, False]
-    assert "$|$z$|$ $<$ 1.96" in captions[0]
+    assert r"95 \% jointly" in captions[0]
     for line in tex.splitlines():
         bare = line.replace(r"\$", "")
         assert bare.count("$") % 2 == 0

@@ -1,12 +1,13 @@
 """`verify` says what to do about each kind of damage, and doing that mends it."""
 
 import io
+import json
 import os
 import shutil
 
 import pytest
 from in_process import small_run
-from nights import checkpoint, write_config
+from nights import checkpoint, taugrid, write_config
 from rich.console import Console
 
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
@@ -135,6 +136,21 @@ def test_what_was_never_made_is_not_damage(opened, tmp_path):
     [line] = unfinished_in_words(unfinished, rundir)
     assert line.startswith(f"{len(unfinished)} shards not sampled yet")
     assert f"taugrid run {root}" in line
+
+
+def test_a_run_that_is_damaged_and_unfinished_exits_as_damaged(opened, tmp_path):
+    """1, for what the same command may not mend; 4 says that running it again is all there is to do."""
+    root = tmp_path / "run"
+    do(opened, "sample", root)
+    shutil.rmtree(root / "events")
+    first, *_, last = sorted((root / "samples").rglob("part-000000.parquet"))
+    delete(last)
+    taugrid("verify", root, code=4)
+    flip(first)
+    out, _ = taugrid("verify", root, "--json", code=1)
+    found = json.loads(out)
+    assert [one["path"] for one in found["damaged"]] == [str(first.relative_to(root))]
+    assert found["unfinished"]
 
 
 def test_a_damaged_file_that_no_cell_has_is_to_be_removed(opened, copy):

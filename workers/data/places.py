@@ -5,7 +5,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from taugrid.config import Data
-from taugrid.errors import UserError
+from taugrid.errors import NotHere, UserError
 from taugrid.storage import user_cache
 from taugrid.workers.data.decoding import locked
 
@@ -24,10 +24,10 @@ class MissingImages(UserError):
         self.fault, self.root, self.others = fault, root, others
         super().__init__(f"data: {fault}: {', or '.join([f'set data.root to {root}', *others])}")
 
-    def of(self, section: str) -> UserError:
+    def of(self, section: str) -> NotHere:
         """The same for another section that names a data set, such as `evaluate.reference`."""
         text = str(self).replace("data.root", f"{section}.root").replace("data.download", f"{section}.download")
-        return UserError(f"{section}: {text.removeprefix('data: ')}")
+        return NotHere(f"{section}: {text.removeprefix('data: ')}")
 
 
 def default_root() -> Path:

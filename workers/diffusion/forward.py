@@ -1,8 +1,9 @@
-"""The forward processes of the DDIM paper as linear-Gaussian conditionals, and eq. 16's sigma, in plain numbers.
+"""The processes of the DDIM paper, forward and generative, as linear-Gaussian conditionals; eq. 16's sigma.
 
-All dimensions of an image are treated alike and independently, so three numbers describe a conditional. The arguments
-are values of alpha_bar at two times s < t, `alpha_prev` at s and `alpha_t` at t, with 0 <= alpha_t <= alpha_prev <= 1
-and alpha_t < 1. The same formulas hold for neighbours in a sub-sequence tau instead of t - 1 and t (appendix C.1).
+All dimensions of an image are treated alike and independently, so three plain numbers describe a conditional. The
+arguments are values of alpha_bar at two times s < t, `alpha_prev` at s and `alpha_t` at t, with
+0 <= alpha_t <= alpha_prev <= 1 and alpha_t < 1. The same formulas hold for neighbours in a sub-sequence tau instead of
+t - 1 and t (appendix C.1).
 """
 
 import math
@@ -39,6 +40,18 @@ def posterior(alpha_t: float, alpha_prev: float, sigma: float) -> Conditional:
     """
     from_state = math.sqrt(_kept(alpha_prev, sigma) / (1 - alpha_t))
     return Conditional(math.sqrt(alpha_prev) - from_state * math.sqrt(alpha_t), from_state, sigma**2)
+
+
+def generative(alpha_t: float, alpha_prev: float, sigma: float) -> Conditional:
+    """p_theta(x_{t-1} | x_t), eq. 10, with the predicted f(x_t) of eq. 9 in place of x_0.
+
+    For t > 1 it is eq. 7, and at t = 1, where `alpha_prev` is 1, N(f(x_1), sigma_1^2 I) for any sigma_1. The paper's
+    sampler adds no noise there, because eq. 16 makes sigma_1 0.
+
+    Raises:
+        ValueError: for t > 1, unless sigma^2 <= 1 - alpha_prev.
+    """
+    return Conditional(1.0, 0.0, sigma**2) if alpha_prev == 1 else posterior(alpha_t, alpha_prev, sigma)
 
 
 def forward_step(alpha_t: float, alpha_prev: float, sigma: float) -> Conditional:

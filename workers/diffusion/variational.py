@@ -31,23 +31,34 @@ def theorem1_weights(
     Raises:
         ValueError: for another tau, for a sigma_t that is not above 0 or too large for eq. 7, and where alpha_T is 0.
     """
+    require_densities(alpha_bar, tau, sigma)
+    T = len(alpha_bar) - 1
+    gamma = np.zeros(T + 1)
+    time_before = {t: s for s, t in pairwise(tau)}
+    for t in range(1, T + 1):
+        alpha_t, sigma_t = float(alpha_bar[t]), float(sigma[t])
+        chained = t in time_before
+        share_of_x0 = posterior(alpha_t, float(alpha_bar[time_before[t]]), sigma_t).from_x0 if chained else 1.0
+        gamma[t] = share_of_x0**2 * (1 - alpha_t) / (2 * sigma_t**2 * alpha_t)
+    return gamma
+
+
+def require_densities(alpha_bar: NDArray[np.float64], tau: Sequence[int], sigma: NDArray[np.float64]) -> None:
+    """Return if eqs. 7, 10 and 52 to 57 have densities, so that J_sigma is finite; arguments as in `theorem1_weights`.
+
+    Raises:
+        ValueError: for another tau, for a sigma_t that is not above 0, and where alpha_T is 0.
+    """
     T = len(alpha_bar) - 1
     if any(t <= s for s, t in pairwise([0, *tau])) or not tau or tau[-1] != T:
         raise ValueError(f"Theorem 1 needs times that increase strictly from above 0 to {T}; tau is {list(tau)}")
     if alpha_bar[T] <= 0:
         raise ValueError("alpha_T is 0, where Theorem 1's weight is infinite; choose a schedule that ends above 0")
-    gamma = np.zeros(T + 1)
-    time_before = {t: s for s, t in pairwise(tau)}
     for t in range(1, T + 1):
-        alpha_t, sigma_t = float(alpha_bar[t]), float(sigma[t])
-        if not sigma_t > 0:
+        if not sigma[t] > 0:
             raise ValueError(
-                f"sigma is {sigma_t:g} at t = {t}, where Theorem 1's weight is infinite; take eta > 0 and sigma_1 > 0"
+                f"sigma is {sigma[t]:g} at t = {t}, where Theorem 1's weight is infinite; take eta > 0 and sigma_1 > 0"
             )
-        chained = t in time_before
-        share_of_x0 = posterior(alpha_t, float(alpha_bar[time_before[t]]), sigma_t).from_x0 if chained else 1.0
-        gamma[t] = share_of_x0**2 * (1 - alpha_t) / (2 * sigma_t**2 * alpha_t)
-    return gamma
 
 
 def theorem1_sigma(

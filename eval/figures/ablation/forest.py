@@ -13,6 +13,7 @@ from taugrid.eval.figures.drawing import plain_style, say_if_empty
 from taugrid.eval.tables.ablation.effects import EACH_CELL, EACH_S, EVERYWHERE, Effect
 from taugrid.eval.tables.ablation.effects_files import short_keys_of
 from taugrid.eval.tables.ablation.seeds import LEVEL
+from taugrid.eval.tables.ablation.verdicts import GIVEN_NOISE
 
 MOST_ROWS = 36
 """If there are more effects, those of single cells are left to effects.md."""
@@ -21,9 +22,12 @@ ROW_HEIGHT = 0.22
 CAPTION_WIDTH = 100
 """Characters."""
 SPAN = 5.0
-"""Times the middle effect from which the largest would hide the small ones on a linear axis."""
+"""The axis is logarithmic where some row reaches this many times as far from 0 as the median row: on a linear axis, one
+such row would hide the others."""
 TICKS_APART = 3.0
-"""Times one tick of a logarithmic axis at which the next may stand."""
+"""Times one tick of a logarithmic axis at which the next may stand; more where the axis is longer."""
+MOST_TICKS = 5
+"""On a side, beyond the linear part: labels have room for these."""
 CERTAIN, OPEN = "#0072b2", "#888888"
 """Blue of the Okabe-Ito palette, and grey."""
 
@@ -86,21 +90,34 @@ def _row_label(effect: Effect) -> str:
 
 
 def _linear_reach(rows: Sequence[Effect]) -> float | None:
-    """How far the axis is linear, if effects differ so much that the small ones would not be seen on it."""
-    sizes = sorted(abs(effect.effect) for effect in rows)
-    middle = sizes[len(sizes) // 2]
-    return float(f"{middle:.1g}") if middle and sizes[-1] > SPAN * middle else None
+    """How far from 0 the axis is linear: the median reach, to one digit; None if all of it is linear.
+
+    The median is of single cells where `rows` has them, because averages contain the outlier, and is the lower one of
+    an even number: of two rows, either may be the outlier. Rows at 0 have no size to compare with.
+    """
+    reaches = sorted(reach for row in rows if row.scope == rows[0].scope and (reach := _reach(row)))
+    middle = reaches[(len(reaches) - 1) // 2] if reaches else math.inf
+    return float(f"{middle:.1g}") if max(map(_reach, rows)) > SPAN * middle else None
+
+
+def _reach(row: Effect) -> float:
+    """The largest distance from 0 of the effect and of its interval's ends."""
+    return max(abs(end) for end in (row.effect, row.low, row.high) if end is not None)
 
 
 def _bend(panel: Axes, beyond: float, rows: Sequence[Effect]) -> None:
     """Make the axis logarithmic from +-`beyond` on, with a tick and a dotted line there."""
     panel.set_xscale("symlog", linthresh=beyond)
-    largest = max(abs(end) for e in rows for end in (e.effect, e.low, e.high) if end is not None)
+    largest = max(map(_reach, rows))
+    apart = max(TICKS_APART, (largest / beyond) ** (1 / MOST_TICKS))
     decades = range(math.floor(math.log10(beyond)), math.floor(math.log10(largest)) + 1)
     sizes = [beyond / 2, beyond]
     for size in (step * 10.0**decade for decade in decades for step in (1, 2, 5)):
-        sizes += [size] if TICKS_APART * sizes[-1] <= size <= largest else []
-    panel.set_xticks([*(-size for size in reversed(sizes)), 0.0, *sizes])
+        sizes += [size] if apart * sizes[-1] <= size <= largest else []
+    ends = [end for row in rows for end in (row.effect, row.low, row.high) if end is not None]
+    low, high = min(-beyond, *ends), max(beyond, *ends)
+    panel.set_xticks([x for x in (*(-size for size in reversed(sizes)), 0.0, *sizes) if low <= x <= high])
+    panel.autoscale(axis="x")  # margins that were made for a linear axis are wide on this one
     panel.xaxis.set_major_formatter("{x:g}")
     panel.xaxis.set_minor_locator(NullLocator())
     for place in (-beyond, beyond):
@@ -110,6 +127,7 @@ def _bend(panel: Axes, beyond: float, rows: Sequence[Effect]) -> None:
 def _caption(rows: Sequence[Effect], beyond: float | None) -> str:
     over = " or ".join(dict.fromkeys("sampling alone" if e.over == "sampling" else f"{e.over}s" for e in rows))
     scale = "" if beyond is None else " The axis is linear between the dotted lines and logarithmic outside them."
+    over += GIVEN_NOISE * any(effect.given_noise for effect in rows)
     cells = "a cell each, and averages over cells (diamonds)" if rows[0].scope == EACH_CELL else "averages over cells"
     return (
         f"Differences of FID, all else equal (below 0 is better): {cells}, with 95 % intervals over {over}. Filled: p "

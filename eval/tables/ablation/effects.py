@@ -2,24 +2,27 @@
 
 Each effect averages paired differences: cells that agree in every other key, in S, eta and seeds. It is given over all
 of them, for each S, and cell by cell. With replicates, an interval over trainings comes from Student's t over their
-seeds, for every metric. The error over sampling comes from the samples' influences (differences.py); only FID has it.
+seeds, for every metric. Trainings that are sampled with one seed share its noise, which their spread misses: FID's
+intervals include it, those of other metrics are given this sampling seed. The error over sampling comes from the
+samples' influences (sampling_errors.py); only FID has it.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from taugrid.eval.metrics.frechet import standard_error
-from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.ablation.one_table import OTHERS, labelled
 from taugrid.eval.tables.ablation.replicates import SEEDS, UNITS, varying_seeds
+from taugrid.eval.tables.ablation.sampling_errors import sampling_error, share_noise, shared_sampling_error
 from taugrid.eval.tables.ablation.seeds import holm, mean_over_seeds, two_sided
-from taugrid.eval.tables.differences import ROUNDING, Evidence
+from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.entries import Z_95, tabulated
 from taugrid.eval.tables.long_form import EXACT, FID, axes, in_grid_order
 from taugrid.eval.tables.pivots import prepared, short_columns
@@ -61,6 +64,14 @@ class Effect:
     pairs: int
     """Paired differences that were averaged."""
     note: str = ""
+    se_shared: float | None = None
+    """The standard error of the sampling noise that all replicates share, which the interval includes. 0 if each has
+    noise of its own; None if it is unknown, as for metrics other than FID, or without replicates."""
+
+    @property
+    def given_noise(self) -> bool:
+        """Whether its interval misses the noise that the replicates share: it is about this sampling seed alone."""
+        return self.replicates > 1 and self.se_shared is None
 
 
 TOGETHER = " & "
@@ -73,6 +84,10 @@ class _Pair(NamedTuple):
     seeds: tuple[Hashable, ...]
     base: Mapping[str, Any]
     other: Mapping[str, Any]
+
+    @property
+    def cells(self) -> tuple[str, str]:
+        return self.base["cell"], self.other["cell"]
 
 
 class _Grid(NamedTuple):
@@ -228,11 +243,17 @@ def _effect(
 ) -> Effect:
     """The mean difference of some pairs with its errors; `seeds` vary, and `alone` are those with unpaired cells."""
     kept, note = _balanced(pairs, seeds, alone)
-    by_seed: dict[Hashable, list[float]] = defaultdict(list)
+    by_seed: dict[Hashable, list[_Pair]] = defaultdict(list)
     for pair in kept:
-        by_seed[pair.seeds[0] if seeds else None].append(pair.other[metric.name] - pair.base[metric.name])
-    each = np.array([np.mean(values) for values in by_seed.values()])
-    found, error = mean_over_seeds(each), _sampling_error(kept, evidence) if metric == FID else None
+        by_seed[pair.seeds[0] if seeds else None].append(pair)
+    each = np.array([np.mean([pair.other[metric.name] - pair.base[metric.name] for pair in part])
+                     for part in by_seed.values()])  # fmt: skip
+    error = sampling_error([pair.cells for pair in kept], evidence) if metric == FID else None
+    shared = None
+    if len(each) > 1:
+        parts = [[pair.cells for pair in part] for part in by_seed.values()]
+        shared = shared_sampling_error(parts, evidence) if metric == FID or not share_noise(parts, evidence) else None
+    found = mean_over_seeds(each, shared or 0.0)
     mean = float(found.mean)
     over, half, p = "sampling", error and Z_95 * error, two_sided(mean / error) if error else None
     if len(each) > 1:
@@ -242,6 +263,7 @@ def _effect(
         mean_value=float(np.mean([pair.other[metric.name] for pair in kept])),
         effect=mean,
         se_sampling=error,
+        se_shared=shared,
         replicates=len(each),
         over=over,
         low=None if half is None else mean - half,
@@ -260,38 +282,18 @@ def _balanced(pairs: Sequence[_Pair], seeds: Sequence[str], alone: Set[Hashable]
     """The pairs of the seeds that have all settings, so that each seed's mean is over the same; and a note if fewer."""
     if not seeds:
         return list(pairs), ""
-    blocks: dict[Hashable, set[tuple[tuple[str, ...], tuple[Hashable, ...]]]] = defaultdict(set)
+    counts: dict[Hashable, Counter[tuple[str, ...]]] = defaultdict(Counter)
     for pair in pairs:
-        blocks[pair.seeds[0]].add((pair.block, pair.seeds[1:]))
-    wanted = set().union(*blocks.values())
-    most = max(map(len, blocks.values()))
-    whole = [seed for seed, its in blocks.items() if its == wanted] or [
-        next(seed for seed, its in blocks.items() if len(its) == most)
+        counts[pair.seeds[0]][pair.block] += 1  # samplings of this training
+    fullest: Counter[tuple[str, ...]] = reduce(or_, counts.values(), Counter())
+    most = max(its.total() for its in counts.values())
+    whole = [seed for seed, its in counts.items() if its == fullest] or [
+        next(seed for seed, its in counts.items() if its.total() == most)
     ]
-    texts = {str(seed) for seed in (*blocks, *alone) if seed not in whole}
+    texts = {str(seed) for seed in (*counts, *alone) if seed not in whole}
     left_out = sorted(texts, key=lambda seed: (len(seed), seed))  # by number: 2 before 10
     note = f"without {seeds[0]} {', '.join(left_out)}: not all its cells are scored" if left_out else ""
     return [pair for pair in pairs if pair.seeds[0] in whole], note
-
-
-def _sampling_error(pairs: Sequence[_Pair], evidence: Evidence) -> float | None:
-    """The standard error of the mean difference of FID over sampling; None if a cell has no influences.
-
-    Cells with the same x_T are added up sample by sample, so what their noise shares cancels or adds up as it does in
-    the mean; groups with other noise are independent.
-    """
-    sums: dict[Hashable, Array] = {}
-    sizes: list[float] = []
-    for pair in pairs:
-        for sign, row in ((-1, pair.base), (1, pair.other)):
-            phi = evidence.influences.get(row["cell"])
-            if phi is None:
-                return None
-            noise = (evidence.pairings[row["cell"]], len(phi))
-            sums[noise] = sums.get(noise, np.zeros(len(phi))) + sign / len(pairs) * phi
-            sizes.append(standard_error(phi))
-    error = math.sqrt(sum(standard_error(total) ** 2 for total in sums.values()))
-    return error if error > ROUNDING * max(sizes) else 0.0
 
 
 def _corrected(found: Sequence[Effect]) -> list[Effect]:

@@ -1,4 +1,4 @@
-"""Writes the effects of a grid's keys: effects.csv and effects.md."""
+"""Writes the effects of a grid's keys: effects.csv and effects.md, with a verdict for each value of a key."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +10,7 @@ import pandas as pd
 
 from taugrid.eval.tables.ablation.effects import SCOPES, TOGETHER, Effect
 from taugrid.eval.tables.ablation.seeds import LEVEL
+from taugrid.eval.tables.ablation.verdicts import GIVEN_NOISE, verdicts
 from taugrid.eval.tables.entries import MISSING, write_number
 from taugrid.eval.tables.pivots import short_columns
 from taugrid.eval.tables.rows import series
@@ -17,7 +18,7 @@ from taugrid.registry.metrics import MetricColumn
 from taugrid.storage import replacing
 from taugrid.words import counted
 
-FLOATS = frozenset({"mean_base", "mean_value", "effect", "se_sampling", "low", "high", "p", "p_holm"})
+FLOATS = frozenset({"mean_base", "mean_value", "effect", "se_sampling", "se_shared", "low", "high", "p", "p_holm"})
 
 ABOUT = (
     "Each effect is the metric with a value of a key minus the metric with its base value, all else equal: the mean of "
@@ -26,8 +27,9 @@ ABOUT = (
 )
 OVER = {
     "training": "The interval is of 95 % over trainings, by Student's t over their n seeds: it says what other "
-    "trainings would give. ±, which only FID at a large enough N has, is one standard error of sampling alone, for "
-    "these networks.",
+    "trainings would give. Trainings that are sampled with one seed share its noise, which their spread misses: FID's "
+    "interval includes it where ± is known. ±, which only FID at a large enough N has, is one standard error of "
+    "sampling alone, for these networks.",
     "sampling seed": "The interval is of 95 % over n sampling seeds, by Student's t, for these networks: it says "
     "nothing about other trainings. ±, which only FID has, is one standard error of sampling, from the samples' "
     "influences.",
@@ -54,7 +56,8 @@ def effects_markdown(found: Mapping[MetricColumn, Sequence[Effect]]) -> str:
     names = short_keys_of(every)
     blocks = ["# Effects", ABOUT, *(OVER[over] for over in dict.fromkeys(effect.over for effect in every))]
     for metric, its in found.items():
-        blocks += [f"## {metric.heading}", *_tables(its, names, metric.scale)]
+        blocks += [f"## {metric.heading}", "\n".join(f"- {line}" for line in verdicts(its, names, metric))]
+        blocks += _tables(its, names, metric.scale)
     notes = {f"{names[e.key]}={e.value} {e.settings}".rstrip() + f": {e.note}" for e in every if e.note}
     if notes:
         blocks += ["## Notes", "\n".join(f"- {note}" for note in sorted(notes))]
@@ -68,10 +71,16 @@ def _tables(found: Sequence[Effect], names: Mapping[str, str], scale: float) -> 
             continue
         yield f"### {title[0].upper()}{title[1:]} ({counted(len(rows), 'comparison')})"
         has_settings = any(row.settings for row in rows)
-        heads = ["key", "value", "base", *["where"] * has_settings, "effect", "95 % interval", "n", "p", "p (Holm)"]
+        interval = interval_heading(rows)
+        heads = ["key", "value", "base", *["where"] * has_settings, "effect", interval, "n", "p", "p (Holm)"]
         lines = [heads, [":--"] * (3 + has_settings) + ["--:"] * 5]
         lines += [_line(row, names[row.key], has_settings, scale) for row in rows]
         yield "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def interval_heading(found: Sequence[Effect]) -> str:
+    """The heading of the intervals of a table, which says what they miss."""
+    return f"95 % interval{GIVEN_NOISE * any(effect.given_noise for effect in found)}"
 
 
 def short_keys_of(found: Sequence[Effect]) -> dict[str, str]:
@@ -86,8 +95,8 @@ def effects_from_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Effec
     for row in rows:
         if "metric" in row:  # earlier files have FID alone, in other columns
             texts = {key: str(row[key]) for key in ("base", "value")}
-            its = {field.name: row[field.name] for field in fields(Effect)} | texts
-            found.setdefault(row["metric"], []).append(Effect(**its))
+            its: dict[str, Any] = {field.name: row.get(field.name) for field in fields(Effect)}  # se_shared came later
+            found.setdefault(row["metric"], []).append(Effect(**its | texts))
     return found
 
 

@@ -6,13 +6,14 @@ its samplings, and the spread is that between trainings.
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from taugrid.eval.tables.ablation.seeds import LEVEL, mean_over_seeds
+from taugrid.eval.tables.ablation.joint import level_against_best
+from taugrid.eval.tables.ablation.seeds import mean_over_seeds
 from taugrid.eval.tables.long_form import axes, score_columns
 from taugrid.protocol import ProtocolFields, kind
 
@@ -61,6 +62,12 @@ class Averaged(NamedTuple):
         counts = {cell: self.count(cell) for cell in self.members} if self.over else {}
         return {cell: count for cell, count in counts.items() if 0 < count < self.most}
 
+    @property
+    def shares_noise(self) -> bool:
+        """Whether trainings of some group were sampled with the same seed, so that their noise is not independent."""
+        used = [{member.seeds for member in its} for its in self.members.values()] if self.over == TRAINING else []
+        return any(len({seeds[1:] for seeds in its}) < len(its) for its in used)
+
     def caption(self) -> str:
         """What a value and the numbers behind it are; empty without replicates."""
         if not self.over:
@@ -68,9 +75,10 @@ class Averaged(NamedTuple):
         unit = UNITS[self.over]
         uneven = ", or of n where it says so" if self.fewer else ""
         single = f" A single {unit} has no ±, and no difference from it is tested." if 1 in self.fewer.values() else ""
+        shared = " The noise of the sampling seed that they share is not in it." if self.shares_noise else ""
         return (
             f"Each value is the mean of {self.most} {unit}s ({self.over}){uneven}, ± its standard error, that is, the "
-            f"standard deviation between {unit}s (in brackets) over the square root of their number.{single}"
+            f"standard deviation between {unit}s (in brackets) over the square root of their number.{shared}{single}"
         )
 
 
@@ -115,30 +123,49 @@ def averaged(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) 
 
 
 def alike_over_seeds(
-    first: Sequence[Replicate], second: Sequence[Replicate], values: Mapping[str, float | None]
-) -> bool:
-    """Whether chance among the seeds explains the difference between two means, by Student's t paired by seed.
+    best: Sequence[Replicate],
+    others: Mapping[str, Sequence[Replicate]],
+    values: Mapping[str, float | None],
+    shared: Callable[[list[list[tuple[str, str]]]], float] = lambda parts: 0.0,
+) -> set[str]:
+    """The settings whose difference from the best of their column chance among the seeds explains.
+
+    The test is Student's t paired by seed, 95 % jointly for all settings that are as good as the best.
 
     Args:
-        first: replicates of one setting.
-        second: those of another.
+        best: replicates of the best.
+        others: those of the other settings, by name.
         values: cell -> its score.
+        shared: takes the pairs of cells of each seed, returns the standard error of the noise that all seeds share.
     """
-    found = mean_over_seeds(np.array(list(_by_first_seed(first, second, values).values()) or [np.nan]))
-    return bool(found.p >= LEVEL)
+    parts = {name: _by_first_seed(best, members, values) for name, members in others.items()}
+    tested = {name: pairs for name, pairs in parts.items() if len(pairs) > 1}
+    if not tested:
+        return set()
+    level = level_against_best(len(tested) + 1, max(map(len, tested.values())))
+    found = set()
+    for name, pairs in tested.items():
+        each = np.array([np.mean([float(values[b] or 0) - float(values[a] or 0) for a, b in its]) for its in pairs])
+        if mean_over_seeds(each, shared(pairs)).p >= level:
+            found.add(name)
+    return found
 
 
 def _by_first_seed(
     first: Sequence[Replicate], second: Sequence[Replicate], values: Mapping[str, float | None]
-) -> dict[Hashable, float]:
-    """The second minus the first for each value of their first seed, averaged over seeds that both have."""
+) -> list[list[tuple[str, str]]]:
+    """The pairs of scored cells with the same seeds, for each value of their first seed."""
     cells = {member.seeds: member.cell for member in first}
-    found: dict[Hashable, list[float]] = defaultdict(list)
+    found: dict[Hashable, list[tuple[str, str]]] = defaultdict(list)
     for member in second:
-        a, b = values.get(cells.get(member.seeds, "")), values.get(member.cell)
-        if a is not None and b is not None and math.isfinite(b - a):
-            found[member.seeds[0]].append(b - a)
-    return {seed: sum(each) / len(each) for seed, each in found.items()}
+        pair = (cells.get(member.seeds, ""), member.cell)
+        if all(_is_finite(values.get(cell)) for cell in pair):
+            found[member.seeds[0]].append(pair)
+    return list(found.values())
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def _groups(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> list[list[int]]:

@@ -48,7 +48,8 @@ class HistoryView:
             raise UserError(
                 f"{self.directory} has no history.parquet yet; `taugrid report {self.directory}` writes it"
             ) from None
-        return pq.read_table(pa.BufferReader(data)).to_pandas()
+        found: pd.DataFrame = pq.read_table(pa.BufferReader(data)).to_pandas()
+        return found
 
     def open(self, night: str) -> RunView:
         """The run of a night, by the night's id; `UserError` if there is no such night."""

@@ -1,0 +1,105 @@
+"""The canaries of a comparison: whether today's code still samples and scores as the baseline's did.
+
+New weights change every image and every score, so a broken sampler could hide behind them. The canary of the sampler is
+the baseline's own network, sampled with today's code: its first batch must have the baseline's pixels. The canary of
+the scorer is the reference, scored against itself (`scorer`).
+"""
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taugrid.hashing import json_sha256
+from taugrid.orchestrator.baseline.pixels import Digests, grey_levels_apart
+from taugrid.orchestrator.baseline.scorer import changes
+from taugrid.orchestrator.baseline.snapshot import Setup, Snapshot, SnapshotCell, pair_key
+from taugrid.words import counted
+
+BEYOND = 2.0
+"""Images of another device or software may be up to this many times as far from the baseline's as those of the accepted
+night with the same pair were."""
+
+
+class Check(NamedTuple):
+    """What a canary says."""
+
+    result: Literal["clean", "changed", "unknown"]
+    reason: str = ""
+    distance: float | None = None
+    """Grey levels between today's images and the baseline's, on average; of other software or devices only."""
+    pair: str | None = None
+    """The name of the two setups that this distance is of."""
+
+
+class Sampled(NamedTuple):
+    """The first batch of a baseline's cell, sampled with today's code."""
+
+    digests: Digests
+    images: NDArray[np.uint8] | None
+    """(n, C, H, W), the first of them."""
+    setup: Setup
+
+
+def batch_of(cell: SnapshotCell) -> int:
+    """The number of images of its canary: one batch, so that the network sees batches of the shape that it saw."""
+    return min(int(cell.settings["batch_size"]), cell.num_samples)
+
+
+def sampled_again(cell: SnapshotCell) -> Sampled | None:
+    """A cell's own first batch, where it has the baseline's weights; None if its images are gone."""
+    digests = cell.find_digests()
+    return None if digests is None else Sampled(digests[: batch_of(cell)], cell.find_first(), cell.first_setup)
+
+
+def check_sampler(old: SnapshotCell, again: Sampled | None) -> Check:
+    """Whether the baseline's network still makes the images of `old`."""
+    digests = None if again is None else old.find_digests()
+    if again is None or digests is None:
+        return Check("unknown", "the images, or their hashes, are gone")
+    count = len(again.digests)
+    differing = int((again.digests != digests[:count]).sum())
+    if not differing:
+        return Check("clean")
+    first = old.find_first()
+    apart = None if first is None or again.images is None else grey_levels_apart(again.images, first)
+    how_far = "" if apart is None else f", by {apart:.2g} grey levels on average"
+    told = f"{differing} of the first {counted(count, 'image')} of the baseline's network differ{how_far}"
+    other = again.setup.differences(old.first_setup)
+    if not other:
+        return Check("changed", f"{told}, on the same device and software")
+    pair = pair_key(again.setup, old.first_setup)
+    known = old.distances.get(pair)
+    if known is None or apart is None:
+        return Check("unknown", f"other software or device ({', '.join(other)})", apart, pair)
+    if apart > BEYOND * known:
+        return Check("changed", f"{told}; {known:.2g} were accepted for this software and device", apart, pair)
+    return Check("clean", f"{told}, no more than was accepted for this software and device", apart, pair)
+
+
+def check_scorer(new: Snapshot, baseline: Snapshot) -> Check:
+    """Whether today's scorer gives for the reference what the baseline's gave."""
+    now, before = new.find_scorer(), baseline.find_scorer()
+    if isinstance(before, str):
+        return Check("unknown", f"the baseline has no canary of the scorer: {before}")
+    if isinstance(now, str):
+        return Check("unknown", f"there is no canary of the scorer: {now}")
+    if (now.reference, now.extractor) != (before.reference, before.extractor):
+        return Check("unknown", "the canaries of the scorer are of other references or extractors")
+    found = changes(now, before)
+    return Check("changed", "; ".join(found)) if found else Check("clean")
+
+
+def summed_up(checks: Iterable[Check]) -> Check:
+    """The worst of the checks of all cells; clean if there are none."""
+    found = list(checks)
+    order = ("changed", "unknown", "clean")
+    return min(found, key=lambda check: order.index(check.result), default=Check("clean"))._replace(
+        distance=None, pair=None
+    )
+
+
+def place_of(cell: SnapshotCell, **anew: object) -> str:
+    """What tells sampled cells apart: network and settings, `anew` in place of some."""
+    return json_sha256([cell.network.weights_sha256, cell.network.diffusion, {**cell.settings, **anew}])

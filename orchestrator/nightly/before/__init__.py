@@ -1,0 +1,1 @@
+"""Before a night begins: what must hold, what it costs, and what it would compare."""

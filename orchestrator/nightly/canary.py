@@ -1,0 +1,69 @@
+"""The canary of the sampler: the first batch of each cell of the baseline, from its network and with today's code.
+
+It is a run directory of its own, beside tonight's, with one shard for each cell and without scores.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from taugrid.hashing import json_sha256
+from taugrid.orchestrator.baseline.canaries import Check, Sampled, batch_of, place_of
+from taugrid.orchestrator.baseline.comparison import Canaries, not_sampled
+from taugrid.orchestrator.baseline.pixels import first_images, pixel_digests
+from taugrid.orchestrator.baseline.snapshot import SnapshotCell, setup_of
+from taugrid.orchestrator.nightly.loadable import point_of, why_not_again
+from taugrid.orchestrator.nightly.places import CANARY
+from taugrid.orchestrator.opened import Opened, open_existing
+from taugrid.orchestrator.rundir.events import read_events
+from taugrid.orchestrator.rundir.origins import Origin, origins
+from taugrid.storage import Storage, read_json
+from taugrid.words import with_urls
+
+NO_IMAGES = "the canary's images are missing"
+
+
+def points(cells: Sequence[SnapshotCell]) -> list[dict[str, object]]:
+    """The grid of the canary of `cells`, which are the baseline's."""
+    return [point_of(cell, num_samples=batch_of(cell)) for cell in cells]
+
+
+def impossible(pairs: Sequence[tuple[SnapshotCell, SnapshotCell]], trust_code: bool) -> dict[str, Check]:
+    """Cell id of the baseline -> why its network can't be sampled again, for the cells of which that is so."""
+    known: dict[str, str | None] = {}
+    found = {}
+    for new, old in pairs:
+        key = json_sha256([old.network.keys, old.network.weights_sha256, old.settings["weights"]])
+        if key not in known:
+            known[key] = why_not_again(new.network, old.network, str(old.settings["weights"]), trust_code)
+        if (reason := known[key]) is not None:
+            found[old.cell] = Check("unknown", f"the baseline's network can't be sampled: {reason}")
+    return found
+
+
+def canaries_in(opened: Opened, failed: Mapping[str, str] = {}) -> Canaries:
+    """What a run of canaries has for each cell of the baseline; `failed` is name -> why a cell never will be there."""
+    rundir = opened.rundir
+    made = origins(read_events(rundir))
+    weights = (read_json(rundir.provenance, rundir.storage) or {}).get("models") or {}
+    found: dict[str, Sampled | Check] = {}
+    for cell in opened.plan.cells:
+        known = weights.get(cell.model.id, {}).get(cell.settings.weights)
+        place = json_sha256([known, cell.model.diffusion.model_dump(mode="json"), cell.settings.recorded])
+        if cell.name in failed:
+            found[place] = Check("changed", f"the baseline's network fails with today's code: {failed[cell.name]}")
+        elif (digests := pixel_digests(rundir, cell)) is not None:
+            setup = setup_of(made.get(cell.id, Origin()), 1, cell.settings.batch_size)
+            found[place] = Sampled(digests, first_images(rundir, cell), setup)
+
+    def canary(old: SnapshotCell) -> Sampled | Check:
+        return found.get(place_of(old, num_samples=batch_of(old)), Check("unknown", NO_IMAGES))
+
+    return canary
+
+
+def canaries_beside(run: Path, storage: Storage) -> Canaries:
+    """The canaries that a night left beside its run; of other runs there are none."""
+    folder = run.parent / CANARY
+    if not storage.exists(folder / "config.json"):
+        return not_sampled
+    return canaries_in(open_existing(with_urls(str(folder))))

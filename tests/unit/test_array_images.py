@@ -1,0 +1,94 @@
+"""`taugrid.evaluate` takes images as Python code has them, and speaks of its arguments."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import taugrid
+from taugrid.errors import UserError
+from taugrid.orchestrator.array_images import to_pixels
+
+PIXELS = {"extractor": "pixels", "metrics": ["fid"], "progress": False}
+GREY = np.random.default_rng(0).integers(0, 256, (40, 4, 5), np.uint8)
+COLOUR = np.random.default_rng(1).integers(0, 256, (6, 4, 5, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        GREY[..., None],
+        GREY[:, None],
+        torch.tensor(GREY),
+        torch.tensor(GREY)[:, None],
+        torch.tensor(GREY / 255, requires_grad=True),
+        (GREY / 255).astype(np.float32)[:, None],
+        torch.tensor(GREY / 255).to(torch.float32),
+    ],
+    ids=lambda images: f"{type(images).__name__} {images.dtype} {tuple(images.shape)}",
+)
+def test_each_form_of_the_same_images_gives_the_same_pixels(same):
+    assert np.array_equal(to_pixels("samples", same, (0, 1)), GREY[..., None])
+    assert to_pixels("samples", same, (0, 1)).flags.c_contiguous
+
+
+@pytest.mark.parametrize("images", [COLOUR, COLOUR.transpose(0, 3, 1, 2), torch.tensor(COLOUR).permute(0, 3, 1, 2)])
+def test_channels_may_be_first_or_last(images):
+    assert np.array_equal(to_pixels("samples", images, None), COLOUR)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_floats_are_rounded_to_nearest_and_half_precision_only_where_it_can_not_say_more(dtype):
+    values = torch.tensor([[[-1.0, 0.0, 1.0, 0.5]]], dtype=dtype)
+    assert to_pixels("samples", values, (-1, 1)).ravel().tolist() == [0, 128, 255, 191]
+    assert to_pixels("samples", (values + 1) / 2, (0, 1)).ravel().tolist() == [0, 128, 255, 191]
+
+
+@pytest.mark.parametrize(
+    ("images", "value_range", "said"),
+    [
+        (GREY / 255, None, r"samples: an array of float64 does not say .*; pass value_range=\(0, 1\) or .*, or uint8"),
+        (torch.zeros(2, 1, 4, 4), None, r"samples: an array of float32 does not say .*; pass value_range=\(0, 1\) or "),
+        (GREY / 128, (0, 1), r"samples: values are from 0 to 1.99219, beyond value_range=\(0, 1\); clip them"),
+        (np.full((2, 4, 4), np.nan), (0, 1), r"samples: values are from nan to nan, beyond value_range=\(0, 1\)"),
+        (GREY.astype(np.int64), None, r"samples: an array of images is uint8 or floats, not int64; convert it"),
+        (GREY[0], None, r"samples: an array of images is \(N, H, W\), .*, not of shape \(4, 5\)"),
+        (GREY[:0], None, r"samples: an array of images is \(N, H, W\), .*, not of shape \(0, 4, 5\)"),
+        (np.zeros((2, 4, 4, 4), np.uint8), None, r"samples: an array of images is .*, not of shape \(2, 4, 4, 4\)"),
+        (np.zeros((2, 3, 8, 3), np.uint8), None, r"samples: \(2, 3, 8, 3\) may be \(N, C, H, W\) or \(N, H, W, C\)"),
+        (GREY, (0, 1), r"value_range is for arrays of floats, and there are none; leave it out"),
+    ],
+)
+def test_what_would_be_a_guess_is_refused_in_one_line(images, value_range, said):
+    with pytest.raises(UserError, match=f"^{said}") as caught:
+        taugrid.evaluate(images, GREY, value_range=value_range, **PIXELS)
+    assert "\n" not in str(caught.value)
+    assert "--" not in str(caught.value)
+
+
+def test_tensors_are_scored_as_the_arrays_that_they_hold():
+    by_array = taugrid.evaluate(GREY[:20], GREY[20:], **PIXELS)
+    floats = torch.tensor(GREY[:20, None] / 255).float()
+    by_tensor = taugrid.evaluate(floats, torch.tensor(GREY[20:]), value_range=(0, 1), **PIXELS)
+    assert by_tensor["metrics"] == by_array["metrics"]
+    assert by_tensor["samples"] == by_array["samples"]
+    assert by_tensor["samples"]["kind"] == "array"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"reference": "/absent/place"}, r"reference: there is no /absent/place; "),
+        ({"samples": "/absent/place"}, r"samples: there is no /absent/place; "),
+        ({"metrics": ["fud"]}, r"metrics: must be fid, isc, "),
+        ({"metric": ["fid"]}, r"evaluate: unknown key 'metric' \(did you mean 'metrics'\?\)"),
+        ({"extractor": "inception-v3-compat", "weights": "/absent.pth"}, r"weights: there is no file /absent.pth"),
+        ({"keep_features": False}, r"reference and keep_features are for a run; leave them out here"),
+        ({"precision": "bf16"}, r"precision is bf16, but pixels has no network; remove the key"),
+    ],
+)
+def test_errors_name_arguments_and_no_options_of_the_command_line(given, said):
+    with pytest.raises(UserError, match=f"^{said}") as caught:
+        taugrid.evaluate(**{"samples": GREY[:20], "reference": GREY[20:]} | PIXELS | given)
+    assert re.search(r"--[a-z]|\bevaluate\.", str(caught.value)) is None

@@ -1,0 +1,246 @@
+"""Faults planted in nights with new weights, where they change no pixel that is compared, and with the same weights.
+
+Each is seen red, and a healthy night beside it green. The code is today's for both networks of a second stage, so only
+the canaries can see a fault of it.
+"""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from nights import CELLS, checkpoint, taugrid, write_config
+
+from taugrid import versions
+from taugrid.errors import Exit
+from taugrid.eval.metrics import frechet
+from taugrid.orchestrator.baseline.verdict import REGRESSIONS, Verdict
+from taugrid.orchestrator.nightly.night import NightOutcome
+from taugrid.orchestrator.plan import evaluation
+from taugrid.orchestrator.rundir import provenance
+from taugrid.workers import hello
+from taugrid.workers import sample as sampling
+from taugrid.workers.diffusion import forward
+from taugrid.workers.samplers import ddim
+
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
+
+
+def night(history, config, name, *options, code=0):
+    out, _ = taugrid("nightly", config, "--history", history, "--id", name, *options, "--json", code=code)
+    return json.loads(out)
+
+
+def collapsed(folder, value=100.0):
+    """A network whose images are all white, or NaN."""
+    network = UNet2DModel.from_pretrained(checkpoint(folder))
+    with torch.no_grad():
+        network.conv_out.weight.zero_()
+        network.conv_out.bias.fill_(value)
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A history whose first night is its baseline; the same network, and one nearby."""
+    folder = tmp_path_factory.mktemp("begun")
+    for name, worse in (("same", 0.0), ("nearby", 1e-4)):
+        write_config(folder / f"{name}.yaml", checkpoint(folder / name, worse))
+    night(folder / "history", folder / "same.yaml", "1")
+    accept(folder / "history", "1")
+    return folder
+
+
+def accept(history, name, *options, code=0):
+    words = ("--to", history / "baseline.json", "--reason", "a night")
+    return taugrid("baseline", "accept", history / f"nights/{name}/run", *words, *options, code=code)
+
+
+@pytest.fixture
+def history(begun, tmp_path):
+    return shutil.copytree(begun / "history", tmp_path / "history")
+
+
+def drop_last_step(monkeypatch):
+    whole = sampling.sample_batch
+
+    def without_last(model, indices, job, alpha_bar):
+        from dataclasses import replace
+
+        return whole(model, indices, replace(job, tau=job.tau[1:]), alpha_bar)
+
+    monkeypatch.setattr(sampling, "sample_batch", without_last)
+
+
+def scaled_sigma(factor):
+    def plant(monkeypatch):
+        monkeypatch.setattr(ddim, "sigma", lambda *at: factor * forward.sigma(*at))
+
+    return plant
+
+
+def scaled_fid(factor):
+    """FID and its influences, as a changed formula would give them."""
+
+    def plant(monkeypatch):
+        whole = frechet.Frechet.of
+
+        def of(samples, reference, root=None):
+            found = whole(samples, reference, root)
+            object.__setattr__(found, "distance", factor * found.distance)
+            return found
+
+        monkeypatch.setattr(frechet.Frechet, "of", of)
+
+    return plant
+
+
+SAMPLER = {"last step dropped": drop_last_step, "sigma x 1.02": scaled_sigma(1.02), "sigma x 1.3": scaled_sigma(1.3)}
+SCORER = {"FID x 1.5": scaled_fid(1.5), "FID x 1.01": scaled_fid(1.01)}
+
+
+@pytest.mark.parametrize("fault", SAMPLER)
+@pytest.mark.parametrize("weights", ["same", "nearby"])
+def test_a_broken_sampler_is_red_whatever_the_weights(begun, history, monkeypatch, fault, weights):
+    SAMPLER[fault](monkeypatch)
+    found = night(history, begun / f"{weights}.yaml", "2", code=3)
+    assert found["result"] == ("changed pixels" if weights == "same" else "changed sampler")
+    by_eta = {cell["name"][:10]: cell["result"] for cell in found["comparison"]["cells"]}
+    if fault != "last step dropped":  # eta = 0 has no sigma
+        assert not Verdict(by_eta["S0002-eta0"]).is_regression or by_eta["S0002-eta0"] == "worse"
+    assert found["comparison"]["checks"]["sampler"]["result"] == "changed"
+    assert not (history / "nights/2/fresh").exists(), "a second look would sample both networks with the fault"
+    assert "❌ changed" in (history / "nights/2/summary.md").read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize("fault", SCORER)
+@pytest.mark.parametrize("weights", ["same", "nearby"])
+def test_a_changed_scorer_is_red_whatever_the_weights(begun, history, monkeypatch, fault, weights):
+    SCORER[fault](monkeypatch)
+    found = night(history, begun / f"{weights}.yaml", "2", code=3)
+    assert {cell["result"] for cell in found["comparison"]["cells"]} == {"changed scorer"}
+    assert "fid of the reference's halves is" in found["comparison"]["checks"]["scorer"]["reason"]
+    if weights == "same":
+        assert "the same images have other scores: fid" in found["comparison"]["cells"][0]["note"]
+
+
+def test_a_healthy_night_of_a_nearby_network_is_green(begun, history):
+    found = night(history, begun / "nearby.yaml", "2")
+    assert found["result"] == "not worse"
+    checks = found["comparison"]["checks"]
+    assert {check["result"] for check in checks.values()} == {"clean"}
+    line = (history / "nights/2/summary.md").read_text().splitlines()[0]
+    assert line.startswith("# night, night 2: ✅ not worse; 4 of 4 baseline cells compared; would miss losses below ")
+    assert "not checked" not in line
+
+
+def test_a_collapsed_network_is_red_and_its_night_is_complete(begun, history, tmp_path):
+    config = write_config(tmp_path / "white.yaml", collapsed(tmp_path / "white"))
+    found = night(history, config, "2", code=3)
+    assert {cell["result"] for cell in found["comparison"]["cells"]} == {"collapsed"}
+    assert "distinct images: 0.5 % (the baseline: 100 %)" in found["comparison"]["cells"][0]["note"]
+    assert night(history, config, "2", code=3) == found, "it is complete"
+    compared = taugrid("compare", history / "nights/2/run", history / "baseline.json", code=3)[0]
+    assert compared.startswith("❌ collapsed")
+
+
+def test_a_network_that_returns_nan_is_red_and_its_night_is_complete(begun, history, tmp_path):
+    config = write_config(tmp_path / "nan.yaml", collapsed(tmp_path / "nan", float("nan")))
+    found = night(history, config, "2", code=3)
+    assert (found["result"], found["missing"]) == ("collapsed", {})
+    assert [cell["fid"] for cell in found["comparison"]["cells"]] == [None] * CELLS
+    assert "the network returned nan" in found["comparison"]["cells"][0]["note"]
+    assert night(history, config, "2", code=3) == found, "it is complete"
+    assert (history / "nights/2/junit.xml").read_text().count("<failure") == CELLS
+    assert night(history, begun / "same.yaml", "3")["result"] == "identical"
+
+
+def test_a_metric_that_fails_is_red_and_its_night_is_complete(begun, history, monkeypatch):
+    def fails(inputs):
+        raise ValueError("planted")
+
+    monkeypatch.setattr(frechet, "compute_fid", fails)
+    found = night(history, begun / "nearby.yaml", "2", code=3)
+    assert (found["result"], found["missing"]) == ("collapsed", {})
+    assert "planted" in found["comparison"]["cells"][0]["note"]
+
+
+def test_fewer_cells_are_not_judged_unless_that_is_allowed(begun, history):
+    one = ("--set", "grid={steps: [2], eta: [0.0]}")
+    found = night(history, begun / "same.yaml", "2", *one, code=5)
+    assert (found["result"], found["comparison"]["compared"]) == ("identical", [1, CELLS])
+    line = (history / "nights/2/summary.md").read_text().splitlines()[0]
+    assert "➖ identical" in line
+    assert "1 of 4 baseline cells compared" in line
+    assert night(history, begun / "same.yaml", "3", *one, "--allow-missing")["not_judged"] == []
+
+
+def test_a_blunt_night_says_so_and_can_be_refused(begun, history):
+    found = night(history, begun / "nearby.yaml", "2")
+    loss = found["comparison"]["sharpness"]["loss"]
+    assert 0.02 < loss < 0.03, "just above the margin, for a network this near"
+    assert night(history, begun / "nearby.yaml", "3", "--sharpness", 1.01 * loss)["not_judged"] == []
+    blunt = night(history, begun / "nearby.yaml", "4", "--sharpness", 0.9 * loss, code=5)
+    assert blunt["not_judged"][0].startswith("--sharpness")
+    assert "Not judged: --sharpness" in (history / "nights/4/summary.md").read_text()
+
+
+def test_other_software_is_unknown_until_a_night_with_it_is_accepted(begun, history, tmp_path, monkeypatch):
+    """The distance that was accepted is allowed twice; a sampler that is further off is a changed one."""
+    known = versions.versions
+
+    def torch_9(names):
+        return known(names) | {"torch": "9"}
+
+    def nudged(monkeypatch, by):  # as other kernels would; one grey level here and there
+        monkeypatch.setattr(ddim, "sigma", lambda *at: by * forward.sigma(*at))
+
+    with monkeypatch.context() as patch:
+        for module in (hello, evaluation, provenance):
+            patch.setattr(module, "versions", torch_9)
+        nudged(patch, 1.001)
+        found = night(history, begun / "nearby.yaml", "2")
+        assert found["comparison"]["checks"]["sampler"]["result"] == "unknown"
+        assert "➖ not worse" in (history / "nights/2/summary.md").read_text().splitlines()[0]
+        assert "torch" in found["comparison"]["checks"]["sampler"]["reason"]
+        shown, _ = accept(history, "2")
+        assert "twice that is allowed later" in shown
+    assert night(history, begun / "same.yaml", "3")["comparison"]["checks"]["sampler"]["result"] == "clean"
+    nudged(monkeypatch, 1.3)
+    assert night(history, begun / "same.yaml", "4", code=3)["result"] == "changed sampler"
+
+
+def test_compare_checks_the_sampler_with_what_a_night_left_and_else_shows_no_tick(begun, history, tmp_path):
+    night(history, begun / "nearby.yaml", "2")
+    shown, _ = taugrid("compare", history / "nights/2/run", history / "baseline.json")
+    assert shown.startswith("✅ not worse")
+    alone = shutil.copytree(history / "nights/2/run", tmp_path / "alone/run")
+    shown, _ = taugrid("compare", alone, history / "baseline.json")
+    assert shown.startswith("➖ not worse")
+    assert "sampler not checked" in shown
+
+
+def test_a_night_judged_worse_is_accepted_by_force_alone(begun, history, monkeypatch):
+    with monkeypatch.context() as patch:
+        drop_last_step(patch)
+        night(history, begun / "nearby.yaml", "2", code=3)
+        before = (history / "baseline.json").read_text()
+        assert "night 2 was judged changed sampler" in accept(history, "2", code=2)[1]
+        assert (history / "baseline.json").read_text() == before
+        assert "accepted although night 2 was judged changed sampler" in accept(history, "2", "--force")[0]
+        assert night(history, begun / "nearby.yaml", "3")["result"] == "identical"
+    assert night(history, begun / "nearby.yaml", "4", code=3)["result"] == "changed pixels"
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_every_verdict_has_its_exit_code(verdict):
+    """Missing cells come first, then regressions, then what could not be judged."""
+    red = verdict in REGRESSIONS
+    outcome = {"result": str(verdict), "missing": {}, "not_judged": []}
+    assert NightOutcome(None, outcome, False).exit == (3 if red else 0)
+    assert NightOutcome(None, {**outcome, "not_judged": ["x"]}, False).exit == (3 if red else 5)
+    assert NightOutcome(None, {**outcome, "missing": {"a": "b"}, "not_judged": ["x"]}, False).exit == 4
+    assert (verdict in list(Verdict)[:5]) == red
+    assert [Exit.REGRESSION, Exit.INCOMPLETE, Exit.NOT_JUDGED] == [3, 4, 5]

@@ -1,0 +1,59 @@
+"""No option counts twice in silence, in whatever command."""
+
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from taugrid.errors import UserError
+from taugrid.orchestrator.cli.main import cli
+
+
+def commands(group: click.Group, before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*before, name))
+        else:
+            yield (*before, name), command
+
+
+COMMANDS = dict(commands(cli))
+OPTIONS = [
+    (words, option)
+    for words, command in COMMANDS.items()
+    for option in command.params
+    if isinstance(option, click.Option) and not option.multiple
+]
+
+
+def test_the_walk_finds_what_there_is():
+    assert {("evaluate",), ("nightly",), ("submit",), ("config", "show"), ("baseline", "accept")} <= COMMANDS.keys()
+    assert len(OPTIONS) > 60
+
+
+@pytest.mark.parametrize(
+    ("words", "option"), OPTIONS, ids=lambda value: " ".join(value) if isinstance(value, tuple) else value.opts[0]
+)
+def test_an_option_given_twice_is_refused_in_one_line(words, option):
+    once = [option.opts[-1]] if option.is_flag else [option.opts[-1], "2"]
+    with pytest.raises(UserError, match=rf"^{option.opts[0]}\S* is given twice, .*give it once$"):
+        cli.main([*words, *once, *once], standalone_mode=False)
+
+
+def test_a_flag_and_its_opposite_are_one_option():
+    with pytest.raises(UserError, match=r"^--follow/--no-follow is given twice"):
+        cli.main(["submit", "digits", "--follow", "--no-follow"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    "words", [words for words, command in COMMANDS.items() if any(p.multiple for p in command.params)]
+)
+def test_options_that_are_lists_may_be_repeated(words, tmp_path, monkeypatch):
+    """Nothing but the missing CONFIG is wrong, or a config that does not exist."""
+    monkeypatch.chdir(tmp_path)
+    given = ["absent-config", "--set", "seed=1", "--set", "seed=2"]
+    history = ["--history", "absent"] if words == ("nightly",) else []
+    with pytest.raises((UserError, click.UsageError)) as caught:
+        cli.main([*words, *given, *history], standalone_mode=False)
+    assert "given twice" not in str(caught.value)
+    assert "absent-config" in str(caught.value)
