@@ -57,7 +57,8 @@ def _draw_trend(panel: Axes, table: TrendPanel, styles: Styles) -> None:
         errors: Values = np.full(len(places), np.nan)
         values[x.astype(int)] = rows["fid"].where(rows["fid"] > 0)
         errors[x.astype(int)] = rows["fid_se"]
-        draw_line(panel, np.arange(len(places)) + look.shift * len(places), values, errors, look)
+        positions: Values = np.arange(len(places), dtype=np.float64) + look.shift * len(places)
+        draw_line(panel, positions, values, errors, look)
         base = rows["baseline_fid"].to_numpy(dtype=np.float64)
         margin = rows["margin"].to_numpy(dtype=np.float64)
         for place, low, high in zip(x, base, base + margin, strict=True):
