@@ -50,6 +50,7 @@ def trend_figure(history: pd.DataFrame, lights: Mapping[str, Light]) -> Figure:
 
 def _draw_trend(panel: Axes, table: TrendPanel, styles: Styles) -> None:
     places = {night: place for place, night in enumerate(table.nights)}
+    along: Values = np.arange(len(places), dtype=np.float64)
     for line, rows in table.rows.groupby("line", sort=False):
         look = styles[str(line)]
         x: Values = np.array([places[night] for night in rows["night"]], dtype=np.float64)
@@ -57,8 +58,7 @@ def _draw_trend(panel: Axes, table: TrendPanel, styles: Styles) -> None:
         errors: Values = np.full(len(places), np.nan)
         values[x.astype(int)] = rows["fid"].where(rows["fid"] > 0)
         errors[x.astype(int)] = rows["fid_se"]
-        positions: Values = np.arange(len(places), dtype=np.float64) + look.shift * len(places)
-        draw_line(panel, positions, values, errors, look)
+        draw_line(panel, along + look.shift * len(places), values, errors, look)
         base = rows["baseline_fid"].to_numpy(dtype=np.float64)
         margin = rows["margin"].to_numpy(dtype=np.float64)
         for place, low, high in zip(x, base, base + margin, strict=True):
