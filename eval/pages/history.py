@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 from taugrid.eval.nights import UNFINISHED, Light, NightLine
@@ -21,37 +21,37 @@ SHAPES: Mapping[Light, str] = {
 """Outlines around (0, 0), so that verdicts can be told apart without colours."""
 
 
-class HistoryFacts(NamedTuple):
-    """What the page shows."""
+def history_html(
+    name: str,
+    nights: Sequence[NightLine],
+    rows: Sequence[Mapping[str, Any]],
+    files: Mapping[str, Mapping[str, str]],
+) -> str:
+    """The page.
 
-    name: str
-    nights: Sequence[NightLine]
-    """The complete ones, oldest first, and after them the unfinished ones."""
-    rows: Sequence[Mapping[str, Any]]
-    """Rows of history.parquet, with None where there is nothing."""
-    files: Mapping[str, Mapping[str, str]]
-    """Night -> "report" and "summary", as far as it has them -> the file's path, as seen from the page."""
-
-
-def history_html(found: HistoryFacts) -> str:
-    """The page."""
-    complete = [night for night in found.nights if night.verdict != UNFINISHED]
+    Args:
+        name: of the history.
+        nights: the complete ones, oldest first, and after them the unfinished ones.
+        rows: those of history.parquet, with None where there is nothing.
+        files: night -> what it has ("report", "summary") -> the file's path, as seen from the page.
+    """
+    complete = [night for night in nights if night.verdict != UNFINISHED]
     style, script = asset("tables.css") + asset("report.css") + asset("history.css"), asset("report.js")
-    files = {night: {what: quote(path) for what, path in its.items()} for night, its in found.files.items()}
+    links = {night: {what: quote(path) for what, path in its.items()} for night, its in files.items()}
     page = {
-        "name": found.name,
+        "name": name,
         "style": style,
         "script": script,
         "policy": policy(style, script),
         "size": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
         "newest": complete[-1] if complete else None,
-        "answer": _answer(complete, len(found.nights) - len(complete)),
-        "trend": trend(found.rows, complete),
+        "answer": _answer(complete, len(nights) - len(complete)),
+        "trend": trend(rows, complete),
         "most_nights": MOST_NIGHTS,
-        "nights": found.nights[::-1][:MOST_ROWS],
-        "left_out": max(0, len(found.nights) - MOST_ROWS),
-        "files": files,
-        "leads_to": {night: next(iter(its.values())) for night, its in files.items()},
+        "nights": nights[::-1][:MOST_ROWS],
+        "left_out": max(0, len(nights) - MOST_ROWS),
+        "files": links,
+        "leads_to": {night: next(iter(its.values())) for night, its in links.items()},
         "shapes": SHAPES,
     }
     return environment().get_template("history.html").render(**page)

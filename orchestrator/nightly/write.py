@@ -1,7 +1,7 @@
 """Writes what a night leaves: summary.md, junit.xml, and the history of all nights with its page and trend figure."""
 
 from taugrid.disk import write_text
-from taugrid.eval.pages.history import HistoryFacts, history_html
+from taugrid.eval.pages.history import history_html
 from taugrid.orchestrator.nightly.history import history_rows, history_table, nights_in, write_parquet
 from taugrid.orchestrator.nightly.junit import junit_xml
 from taugrid.orchestrator.nightly.places import History, Night
@@ -36,9 +36,9 @@ def write_history(history: History) -> None:
         lights = {night.id: night.light for night in nights}
         save(trend_figure(history_table(rows).to_pandas(), lights), folder / "trend")
     name = verdicts[-1]["name"] if verdicts else history.root.name
-    page = HistoryFacts(name, [*nights, *unfinished(history)], rows, _files(history))
+    page = history_html(name, [*nights, *unfinished(history)], rows, _files(history))
     with replacing(history.index, history.storage) as temporary:
-        write_text(temporary, history_html(page))
+        write_text(temporary, page)
 
 
 def _files(history: History) -> dict[str, dict[str, str]]:

@@ -16,13 +16,14 @@ from nights import CELLS, checkpoint, taugrid, write_config
 import taugrid as taugrid_api
 from taugrid.errors import UserError
 from taugrid.eval.nights import NightLine
-from taugrid.eval.pages.history import HistoryFacts, history_html
+from taugrid.eval.pages.history import history_html
 from taugrid.orchestrator.nightly.history import SCHEMA
 from taugrid.orchestrator.nightly.places import open_history
 from taugrid.orchestrator.nightly.shown.nights import night_line
 from taugrid.orchestrator.nightly.write import write_history
 from taugrid.storage import open_place, read_sealed, write_sealed
 
+CLEAN = {"result": "clean", "reason": ""}
 PAGE = Path(__file__).parents[2] / "docs/nightly-history.md"
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
@@ -177,9 +178,8 @@ def test_texts_are_escaped_and_fields_of_newer_verdicts_are_shown(history):
     assert text.count("<script>") == 1
     assert row[4] == f"runs/{planted}/step-900"
     assert row[5] == "c0ffeec0ff"
-    assert row[3] == (
-        f"4 worse; 3 of 12 baseline cells compared{planted} is too bluntsampler unknown: {planted} is another device"
-    )
+    remarks = f"{planted} is too bluntsampler not checked: {planted} is another device"
+    assert row[3] == f"4 worse; 3 of 12 baseline cells compared{remarks}"
 
 
 def test_an_early_verdict_is_read(history):
@@ -197,7 +197,8 @@ def test_an_early_verdict_is_read(history):
 
     rewritten(history, "3", change)
     found = page(history)
-    assert found.rows[4][2:7] == ["not judged", "3 not judged, 1 not worse", "–", found.rows[3][5], "–"]
+    cells = "3 not judged, 1 not worsesampler and scorer not checked"
+    assert found.rows[4][2:7] == ["not judged", cells, "–", found.rows[3][5], "–"]
     assert lights(found)[2] == "grey"
 
 
@@ -205,9 +206,8 @@ def test_an_early_verdict_is_read(history):
     ("change", "light"),
     [
         ({}, "green"),
-        ({"checks": {"sampler": {"result": "clean", "reason": ""}}}, "green"),
-        ({"checks": {"sampler": {"result": "unknown", "reason": "another device"}}}, "grey"),
-        ({"checks": {"scorer": {"result": "changed", "reason": "other scores"}}}, "red"),
+        ({"checks": {"sampler": CLEAN, "scorer": {"result": "unknown", "reason": "another device"}}}, "grey"),
+        ({"checks": {}}, "grey"),
         ({"compared": [1, 12]}, "green"),
         ({"result": "undecided"}, "grey"),
         ({"result": "not judged"}, "grey"),
@@ -220,10 +220,12 @@ def test_an_early_verdict_is_read(history):
 def test_the_colour_of_a_verdict(made, change, light):
     """Fewer cells are fine where the night was told to allow that: otherwise `not_judged` names them."""
     verdict = verdict_of(made / "history", "3")
-    verdict["comparison"] |= {"compared": [CELLS, CELLS], "checks": {}} | change
-    verdict |= {"result": change.get("result", "not worse"), "not_judged": []}
+    told = {"result": "not worse", "compared": [CELLS, CELLS], "not_judged": []}
+    verdict["comparison"] |= told | {"checks": {"sampler": CLEAN, "scorer": CLEAN}} | change
+    verdict |= {"result": verdict["comparison"]["result"], "not_judged": []}
     assert night_line(verdict).light == light
-    assert night_line(verdict | {"not_judged": ["2 cells are missing"]}).light == ("red" if light == "red" else "grey")
+    verdict["comparison"]["not_judged"] = ["2 cells are missing"]
+    assert night_line(verdict).light == ("red" if light == "red" else "grey")
 
 
 def test_report_writes_the_files_of_a_history_again(history):
@@ -375,7 +377,7 @@ def test_a_long_history_shows_its_newest_nights():
         for night in nights
         for eta in range(20)
     ]
-    text = history_html(HistoryFacts("long", nights, rows, {}))
+    text = history_html("long", nights, rows, {})
     found = Parsed(text)
     assert len(text) < 2_000_000
     assert lights(found) == ["green"] * 60

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taugrid.eval.nights import UNFINISHED, Light, NightLine, NightModel
+from taugrid.orchestrator.baseline.text import GOOD, check_lines, sign
 from taugrid.orchestrator.baseline.verdict import Verdict
 from taugrid.orchestrator.nightly.places import History
 from taugrid.words import counted, short_path
@@ -46,40 +47,19 @@ def night_line(verdict: Mapping[str, Any]) -> NightLine:
 
 
 def _light(verdict: Mapping[str, Any]) -> Light:
-    """Green only for a night in which nothing is worse, all was judged and no check is in doubt."""
-    if verdict["result"] in WITHOUT_A_COMPARISON:
-        return "grey"
-    result, checks = Verdict(verdict["result"]), _checks(verdict)
-    if result.is_regression or any(check["result"] == "changed" for check in checks.values()):
+    """As the first line of the night's summary; grey if that may still change, or there was nothing to compare with."""
+    compared, result = verdict["comparison"], verdict["result"]
+    if result not in WITHOUT_A_COMPARISON and Verdict(result).is_regression:
         return "red"
-    is_sure = all(check["result"] == "clean" for check in checks.values())
-    is_whole = not (verdict.get("not_judged") or verdict["missing"] or _lacks_cells(verdict["comparison"]))
-    return "green" if result in (Verdict.NOT_WORSE, Verdict.IDENTICAL) and is_sure and is_whole else "grey"
-
-
-def _lacks_cells(compared: Mapping[str, Any]) -> bool:
-    """Whether an earlier version said nothing of cells that the baseline has; today `not_judged` has them."""
-    known, of_baseline = _how_many(compared)
-    return "compared" not in compared and known < of_baseline
-
-
-def _checks(verdict: Mapping[str, Any]) -> Mapping[str, Mapping[str, str]]:
-    """Whether today's sampler and scorer still do what they did for the baseline; empty in earlier verdicts."""
-    return (verdict["comparison"] or {}).get("checks") or {}
+    is_green = compared is not None and sign(compared) == GOOD and not verdict["missing"]
+    return "green" if is_green else "grey"
 
 
 def _remarks(verdict: Mapping[str, Any]) -> list[str]:
-    """What was not judged; checks that are not clean; how many cells are missing."""
-    missing = verdict["missing"]
-    checks = [f"{name} {check['result']}: {check['reason']}" for name, check in _checks(verdict).items()]
-    unclean = [
-        text for text, check in zip(checks, _checks(verdict).values(), strict=True) if check["result"] != "clean"
-    ]
-    return [
-        *([f"{counted(len(missing), 'cell')} missing"] if missing else []),
-        *verdict.get("not_judged", ()),
-        *unclean,
-    ]
+    """How many cells are missing, what was not judged, and checks that are not clean."""
+    compared, missing = verdict["comparison"] or {}, verdict["missing"]
+    of_checks = check_lines(compared) if "checks" in compared else ["sampler and scorer not checked"] * bool(compared)
+    return [*[f"{counted(len(missing), 'cell')} missing"] * bool(missing), *verdict.get("not_judged", ()), *of_checks]
 
 
 def _how_many(compared: Mapping[str, Any]) -> tuple[int, int]:
