@@ -7,9 +7,9 @@ margin, the probability that any is called worse is at most alpha, whatever the 
 
 The baseline is one network, or a recipe: k >= 3 trainings that differ in their seeds. For one network the errors are
 those of sampling. For a recipe the difference is to the trainings' mean, and the variance of a cell gains
-s^2 (max(1, FID / mean) + 1 / k), where s is the standard deviation of the trainings' FIDs and the mean is theirs. FID is
-a squared distance, so the further networks are from the reference, the more their FIDs vary. With s^2 (1 + 1 / k) alone,
-simulated nights had too many false alarms (docs/decisions.md).
+s^2 (max(1, FID / mean) + 1 / k), where s is the standard deviation of the trainings' FIDs and the mean is theirs. FID
+is a squared distance, so the further networks are from the reference, the more their FIDs vary. With s^2 (1 + 1 / k)
+alone, simulated nights had too many false alarms (docs/decisions.md).
 """
 
 import math
