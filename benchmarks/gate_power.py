@@ -17,7 +17,7 @@ from scipy.stats import norm
 
 from benchmarks.gate_worlds import MIXING, D, rate
 from taugrid.eval.gate.critical import critical_value
-from taugrid.eval.gate.power import FROZEN, missed_share, samples_to_halve_misses
+from taugrid.eval.gate.power import FROZEN, Variance, missed_share, samples_to_halve_misses
 from taugrid.eval.gate.rule import ALPHA, MARGIN, SCREENING, CellJudgement, Change, Scored, judge
 from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
@@ -142,7 +142,7 @@ def power(cell: Cell, way: Way, n: int, own: float, nights: int) -> Power:
     usual, screening = night_of_cells(ALPHA), night_of_cells(SCREENING)
     equal = [judged(cell, *pair, usual) for pair in made]
     change = float(np.mean([found.detectable for found in equal]))
-    constant = float(np.mean([replace(found.reach, growth=0.0).detectable for found in equal]))
+    constant = float(np.mean([replace(found.reach, sampling=Variance(found.se**2)).detectable for found in equal]))
     fid = np.mean([cell.score(old).fid for old, _ in made])
 
     def seen(pairs: list[Pair], by: float) -> list[CellJudgement]:

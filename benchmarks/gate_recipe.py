@@ -81,7 +81,9 @@ def report_recipe(world: World, k: int, spread: float, nights: int, draws: int) 
             alarms[name] += any(cell.t > limit for cell in recipe.cells)
         middle = world.cells // 2
         fid, found = tonight[middle].fid - against_all[middle].difference, recipe.cells[middle]
-        shares.append([against_all[middle].spread / fid, found.reach.sampling / fid, found.detectable / fid])
+        shares.append(
+            [against_all[middle].spread / fid, np.sqrt(found.reach.sampling.at_zero) / fid, found.detectable / fid]
+        )
     typical = 100 * np.median(shares, axis=0)
     print(f"  k = {k}, shift {spread}: T > {critical:.2f}; false alarms {rate(alarms['recipe'], nights)}")
     print("    a cell's spread {:.1f} %, paired error {:.1f} %, detectable {:.0f} % of FID".format(*typical))

@@ -11,6 +11,7 @@ FID. `python -m benchmarks.gate --parts power` measures how well this holds for 
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from scipy.optimize import brentq
 from scipy.stats import nct, norm
@@ -25,30 +26,42 @@ FROZEN = 3.0
 """Standard errors of the change by which `frozen_seeds_remark` says what frozen seeds hide."""
 
 
+class Variance(NamedTuple):
+    """The variance of a difference as a function of the true change D, in units of FID."""
+
+    at_zero: float
+    slope: float = 0.0
+
+    def at(self, change: float) -> float:
+        """The variance if the network is worse by `change`; a better one has that of an equal one."""
+        return self.at_zero + self.slope * max(0.0, change)
+
+
 @dataclass(frozen=True)
 class Reach:
-    """How far a cell's night reaches at its N; FIDs and their errors are in units of FID."""
+    """How far a cell's night reaches at its N."""
 
     margin: float
-    sampling: float
-    """The paired standard error, if nothing has changed."""
-    growth: float
-    """How much the square of that error grows with each unit of a true change."""
-    between: float
-    """The variance of the difference that comes from the training and that no N reduces; 0 for one network."""
     errors: float
     """By how many standard errors a true change must exceed the margin, to be called worse with probability `POWER`."""
+    sampling: Variance
+    """From drawing N samples; it shrinks with N."""
+    training: Variance
+    """From the training of a recipe's networks, which no N reduces."""
 
     @property
     def detectable(self) -> float:
         """The smallest true change D that is called worse with probability `POWER`.
 
-        It solves D - margin = errors * (sampling^2 + between + growth * D)^1/2.
+        It solves D - margin = errors * (sampling.at(D) + training.at(D))^1/2.
         """
         square = self.errors**2
-        half = square * self.growth / 2
-        variance = self.sampling**2 + self.between + self.growth * self.margin
-        return self.margin + half + math.sqrt(half**2 + square * variance)
+        half = square * (self.sampling.slope + self.training.slope) / 2
+        return (
+            self.margin
+            + half
+            + math.sqrt(half**2 + square * (self.sampling.at(self.margin) + self.training.at(self.margin)))
+        )
 
     def samples_needed(self, num_samples: int, loss: float) -> int | None:
         """The N at which a true change of `loss` is called worse with probability `POWER`, two digits, rounded up.
@@ -60,10 +73,10 @@ class Reach:
         Returns:
             N, or None if no N would do: the loss is not beyond the margin, or too small for so few trainings.
         """
-        variance = ((loss - self.margin) / self.errors) ** 2 - self.between
-        if loss <= self.margin or variance <= 0:
+        left = ((loss - self.margin) / self.errors) ** 2 - self.training.at(loss)
+        if loss <= self.margin or left <= 0:
             return None
-        return rounded_up(num_samples * (self.sampling**2 + self.growth * loss) / variance)
+        return rounded_up(num_samples * self.sampling.at(loss) / left)
 
 
 def errors_for_power(critical: float, degrees: int | None = None) -> float:

@@ -6,7 +6,10 @@ interval is below the margin, and else *undecided*: too few samples to tell. If 
 margin, the probability that any is called worse is at most alpha, whatever the number of cells.
 
 The baseline is one network, or a recipe: k >= 3 trainings that differ in their seeds. For one network the errors are
-those of sampling. For a recipe the difference is to the trainings' mean, and its error includes their spread.
+those of sampling. For a recipe the difference is to the trainings' mean, and the variance of a cell gains
+s^2 (max(1, FID / mean) + 1 / k), where s is the standard deviation of the trainings' FIDs and the mean is theirs. FID
+is a squared distance, so the further networks are from the reference, the more their FIDs vary. With s^2 (1 + 1 / k)
+alone, simulated nights had too many false alarms (docs/decisions.md).
 """
 
 import math
@@ -17,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from taugrid.eval.gate.critical import DRAWS, correlation, critical_value, recipe_critical_value
-from taugrid.eval.gate.power import SHARE_OF_OWN_ERROR, Reach, errors_for_power
+from taugrid.eval.gate.power import SHARE_OF_OWN_ERROR, Reach, Variance, errors_for_power
 from taugrid.eval.metrics.frechet import standard_error
 from taugrid.eval.metrics.statistics import Array
 
@@ -62,7 +65,9 @@ class Change:
     trainings: int = 1
     """The baseline's networks, whose mean FID and mean influences it is. All cells of a night have the same."""
     spread: float = 0.0
-    """The standard deviation of FID over the baseline's trainings (divisor k - 1); 0 for one network."""
+    """s, the standard deviation of FID over the baseline's trainings (divisor k - 1); 0 for one network."""
+    spread_growth: float = 0.0
+    """s^2 / FID: how much the variance between trainings grows with each unit of a true change."""
 
     @classmethod
     def between(cls, name: str, new: Scored, baseline: Sequence[Scored], margin: float, block: Hashable) -> "Change":
@@ -85,6 +90,7 @@ class Change:
         influences = np.stack([network.influence for network in baseline])
         own = float(np.mean([standard_error(influence) ** 2 for influence in influences]))
         fid = float(fids.mean())
+        spread = float(fids.std(ddof=1)) if k > 1 else 0.0
         return cls(
             name,
             new.fid - fid,
@@ -93,7 +99,8 @@ class Change:
             block,
             growth=SHARE_OF_OWN_ERROR * own / fid if fid > 0 else 0.0,
             trainings=k,
-            spread=float(fids.std(ddof=1)) if k > 1 else 0.0,
+            spread=spread,
+            spread_growth=spread**2 / fid if fid > 0 else 0.0,
         )
 
 
@@ -176,10 +183,10 @@ def screen(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) 
 
 
 def _judged(change: Change, critical: float, errors: float) -> CellJudgement:
-    sampling = standard_error(change.influence)
-    between = change.spread**2 * (1 + 1 / change.trainings)
-    reach = Reach(change.margin, sampling, change.growth, between, errors)
-    se = math.hypot(sampling, math.sqrt(between))
+    sampling = Variance(standard_error(change.influence) ** 2, change.growth)
+    training = Variance(change.spread**2 * (1 + 1 / change.trainings), change.spread_growth)
+    reach = Reach(change.margin, errors, sampling, training)
+    se = math.sqrt(sampling.at_zero + training.at(change.difference))
     t = (change.difference - change.margin) / se
     verdict: CellVerdict = "worse" if t > critical else "not worse" if t < -critical else "undecided"
     upper = change.difference + critical * se

@@ -12,6 +12,7 @@ from taugrid.eval.gate.critical import correlation, critical_value, recipe_criti
 from taugrid.eval.gate.power import (
     POWER,
     Reach,
+    Variance,
     errors_for_power,
     frozen_seeds_remark,
     rounded_up,
@@ -157,31 +158,33 @@ def test_a_network_that_is_really_worse_is_seen_as_often_as_promised(benchmark, 
     assert np.mean([each.constant_error for each in found]) < 0.60
 
 
-REACH = Reach(margin=0.5, sampling=0.3, growth=0.02, between=0.0, errors=4.0)
+REACH = Reach(0.5, 4.0, Variance(0.09, 0.02), Variance(0.0))
 
 
-@pytest.mark.parametrize("between", [0.0, 0.04])
-def test_the_detectable_change_exceeds_the_margin_by_its_own_errors(between):
-    reach = replace(REACH, between=between)
-    error = np.sqrt(0.3**2 + between + 0.02 * reach.detectable)
+@pytest.mark.parametrize("training", [Variance(0.0), Variance(0.04, 0.01)])
+def test_the_detectable_change_exceeds_the_margin_by_its_own_errors(training):
+    reach = replace(REACH, training=training)
+    error = np.sqrt(0.09 + training.at_zero + (0.02 + training.slope) * reach.detectable)
     assert reach.detectable == pytest.approx(0.5 + 4 * error)
-    assert reach.detectable > replace(reach, growth=0.0).detectable > 0.5 + 4 * 0.3 - 1e-12
+    assert replace(REACH, sampling=Variance(0.09)).detectable == pytest.approx(0.5 + 4 * 0.3)
 
 
-@pytest.mark.parametrize("between", [0.0, 0.01])
-def test_with_the_samples_needed_a_loss_is_just_detectable(between):
-    reach = replace(REACH, between=between)
+@pytest.mark.parametrize("training", [Variance(0.0), Variance(0.005, 0.002)])
+def test_with_the_samples_needed_a_loss_is_just_detectable(training):
+    reach = replace(REACH, training=training)
     needed = reach.samples_needed(1_000, loss=1.2)
     share = 1_000 / needed
-    there = replace(reach, sampling=0.3 * np.sqrt(share), growth=0.02 * share)
+    there = replace(reach, sampling=Variance(0.09 * share, 0.02 * share))
     assert there.detectable == pytest.approx(1.2, rel=0.03)  # rounded up to two digits
     assert there.detectable <= 1.2
 
 
 def test_no_number_of_samples_finds_a_loss_within_the_margin_or_hidden_by_few_trainings():
+    """At a loss of 1.2, ((1.2 - 0.5) / 4)^2 = 0.0306 is left for both variances."""
     assert REACH.samples_needed(1_000, loss=0.5) is None
-    assert replace(REACH, between=0.04).samples_needed(1_000, loss=1.2) is None
-    assert replace(REACH, between=0.03).samples_needed(1_000, loss=1.2) is not None
+    assert replace(REACH, training=Variance(0.031)).samples_needed(1_000, loss=1.2) is None
+    assert replace(REACH, training=Variance(0.0, 0.026)).samples_needed(1_000, loss=1.2) is None
+    assert replace(REACH, training=Variance(0.03)).samples_needed(1_000, loss=1.2) is not None
 
 
 @pytest.mark.parametrize(
@@ -242,7 +245,9 @@ def test_a_change_from_a_recipe_is_from_the_trainings_mean_and_its_error_include
     assert found.influence == pytest.approx(new.influence - sum(network.influence for network in old) / 3)
     (judged,) = judge([found]).cells
     spread = np.std([9, 10, 12.5], ddof=1)
-    assert judged.se == pytest.approx(np.sqrt(found.influence.var(ddof=1) / 50 + spread**2 * 4 / 3))
+    assert judged.se == pytest.approx(np.sqrt(found.influence.var(ddof=1) / 50 + spread**2 * (14 / 10.5 + 1 / 3)))
+    better = judge([replace(found, difference=-1.0)]).cells[0]
+    assert better.se == pytest.approx(np.sqrt(found.influence.var(ddof=1) / 50 + spread**2 * (1 + 1 / 3)))
     assert (
         judge([found]).critical == pytest.approx(recipe_critical_value(1, 3, ALPHA)) == pytest.approx(6.9646, abs=1e-4)
     )
