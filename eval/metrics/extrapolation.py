@@ -33,6 +33,7 @@ LEAST_SPAN = 2
 
 
 NO_ERROR = "fid_infinity has no ±: it scatters up to 2.2 times as much as FID in simulations, and can be negative"
+"""The remark below tables; `benchmarks/intervals.py` has the simulations."""
 
 
 def fid_infinity_limits(settings: MetricSettings, sizes: Sizes) -> Limits:

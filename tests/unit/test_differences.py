@@ -263,6 +263,15 @@ def test_what_can_not_be_told_from_the_best_is_marked(z, marked):
     assert indistinguishable(rows, known) == ({"other"} if marked else set())
 
 
+@pytest.mark.parametrize(("others", "marked"), [(1, False), (3, True)])
+def test_the_limit_of_a_mark_grows_with_the_cells_of_its_column(others, marked):
+    """Independent cells, each 2.3 paired errors worse than the best: 1.96 is the limit for two, 2.57 for four."""
+    names = ["best", *(f"other-{i}" for i in range(others))]
+    rows = [cell(name, 10, i / 10, 4.0 + 2.3 * math.hypot(0.5, 0.5) * (i > 0)) for i, name in enumerate(names)]
+    influences = {name: spread(0.5, 1 - 2 * (np.arange(N) >> (i + 1) & 1)) for i, name in enumerate(names)}
+    assert indistinguishable(rows, evidence(rows, influences)) == (set(names[1:]) if marked else set())
+
+
 def test_marks_are_per_column_of_all_models_and_spare_what_has_no_test():
     rows = [
         cell("far-best", 10, 0.0, 4.0), cell("far", 10, 1.0, 9.0),

@@ -131,6 +131,26 @@ def test_marks_among_means_pair_the_trainings_by_their_seeds():
     assert indistinguishable([], known) == frozenset()
 
 
+@pytest.mark.parametrize(("others", "marked"), [(1, False), (3, True)])
+def test_marks_among_means_are_joint_for_all_settings_of_a_column(others, marked):
+    """Each is 1 worse, with p = 0.026: below 5 %, and above the 1.3 % that four settings need."""
+    shifts = (0.72, 1.0, 1.28)
+    values = {("best", None, seed, 10): 20.0 for seed in range(3)}
+    values |= {(f"other{i}", None, seed, 10): 20 + shifts[seed] for i in range(others) for seed in range(3)}
+    rows = ablation(values)
+    found = indistinguishable(rows, evidence(rows, {row["cell"]: spread(0.01) for row in rows}))
+    assert found == ({f"other{i}-None-0-10" for i in range(others)} if marked else set())
+
+
+def test_marks_among_means_count_the_noise_that_trainings_share():
+    rows = ablation({(name, None, seed, 10): 20 + shift * (0.9 + 0.1 * seed)
+                     for name, shift in (("best", 0.0), ("other", 1.0)) for seed in range(3)})  # fmt: skip
+    phi = {row["cell"]: spread(1.0 if row[SCHEDULE] == "best" else 1.8) for row in rows}
+    assert indistinguishable(rows, evidence(rows, phi)) == {"other-None-0-10"}, "of one sampling seed, give or take 0.8"
+    own = {row["cell"]: row[TRAINING] for row in rows}
+    assert indistinguishable(rows, evidence(rows, phi, pairings=own)) == set()
+
+
 def test_other_metrics_are_marked_over_replicates_alone():
     scores = {"best": [7.0, 8.0, 9.0], "near": [7.1, 7.8, 8.9], "far": [5.0, 6.1, 7.0]}
     rows = [
