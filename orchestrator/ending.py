@@ -10,16 +10,31 @@ from typing import NoReturn
 from taugrid.errors import Exit
 from taugrid.words import with_urls
 
-INTERRUPTED = "interrupted; run the same command again to continue"
-
 _failure: str | None = None
+_lost = ""
 _hurries = True
 
 
 def begin() -> None:
     """Nothing has ended the driver yet."""
-    global _failure
-    _failure = None
+    global _failure, _lost
+    _failure, _lost = None, ""
+
+
+def lose(text: str) -> None:
+    """Keep in words what is lost if the driver is interrupted now, for the user to be told."""
+    global _lost
+    _lost = text
+
+
+def interrupted() -> str:
+    """What the user is told of an interruption."""
+    return "; ".join(filter(None, ["interrupted", _lost, "run the same command again to continue"]))
+
+
+def fails() -> bool:
+    """Whether the main thread was interrupted because the driver must not go on."""
+    return _failure is not None
 
 
 @contextmanager
@@ -56,5 +71,5 @@ def leave() -> NoReturn:
     It writes past `sys.stderr`, which is rich's while a live view is shown: the main thread may hold its lock.
     """
     restored = "\r\n\x1b[?25h" if os.isatty(2) else ""  # a line of its own, and the cursor
-    os.write(2, f"{restored}taugrid: {with_urls(_failure or INTERRUPTED)}\n".encode())
+    os.write(2, f"{restored}taugrid: {with_urls(_failure or interrupted())}\n".encode())
     os._exit(Exit.FAILED if _failure else Exit.INTERRUPTED)

@@ -85,6 +85,10 @@ class NotFinite(ValueError):
     """A network returned NaN or infinity. The same job gives the same again, so its cell fails without retries."""
 
 
+class Stopped(Exception):
+    """The driver ends, and a job is to end with what it can keep."""
+
+
 class DoesNotFit(_Told):
     """A job does not fit into its worker's memory, even with nothing else there; the message says what would."""
 

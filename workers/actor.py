@@ -72,6 +72,9 @@ class Audible:
         """Do a job, and commit its file."""
         raise NotImplementedError
 
+    def stop(self) -> None:
+        """Have the jobs here end soon, with what they can keep. It runs beside them, in Ray's default group."""
+
     @ray.method(concurrency_group="work")  # type: ignore[untyped-decorator]
     def perform(self, job: bytes) -> bytes:
         """`do` a pickled job in its turn; a pickled `Result`.
@@ -146,6 +149,11 @@ class Worker(Audible):
         except FileNotFoundError:
             job.check_run()  # a folder that vanished meanwhile is the node's fault, not the job's
             raise
+
+    def stop(self) -> None:
+        """Have the jobs here end at their next heartbeat, with what they can keep: this worker gets no others."""
+        if self._device is not None:
+            self._device.stops = True
 
     @contextmanager
     def _whole_accelerator(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from taugrid.config import Diffusion
+from taugrid.errors import Stopped
 from taugrid.jobs import NetworkSpec, OracleNetwork
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
@@ -113,6 +114,8 @@ class Device:
         """What it is, for people."""
         self.turn = turn or Turn()
         """A job may end it once it only encodes and writes: the worker's next job begins then, not at its end."""
+        self.stops = False
+        """Whether the jobs here are to end at their next heartbeat."""
         self.remarks: list[str] = []
         """What people should know of the jobs here, in lines; whoever passes them on clears them."""
         self._graphs = graphs
@@ -187,7 +190,13 @@ class Device:
         self._last_beat = time.monotonic()
 
     def alive(self) -> None:
-        """Beat without news of how far the job is; `taugrid.workers.heartbeat` calls it for loops that do not know."""
+        """Beat without news of how far the job is; `taugrid.workers.heartbeat` calls it for loops that do not know.
+
+        Raises:
+            Stopped: if the job is to end.
+        """
+        if self.stops:
+            raise Stopped
         now = time.monotonic()
         if now - self._last_beat >= BEAT_SECONDS:
             self._last_beat = now

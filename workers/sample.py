@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.config import Diffusion, Sample
-from taugrid.errors import DamagedFile, NotFinite
+from taugrid.errors import DamagedFile, NotFinite, Stopped
 from taugrid.images import NOT_FINITE
 from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
@@ -91,10 +91,12 @@ def sample_shard(
 ) -> Result:
     """Sample the job's images and commit its file. A job gives the same images wherever and whenever it runs.
 
-    It calls `computed` when only the last batch is to be encoded and the file to be written.
+    It calls `computed` when only the last batch is to be encoded and the file to be written. If a heartbeat says that
+    it is to stop, it commits the batches so far: a shorter file, which the next job for this shard goes on from.
 
     Raises:
         NotFinite: if the network returns NaN or infinity.
+        Stopped: if it is to stop before a batch is done.
     """
     from taugrid.workers.accelerator.transfer import Clock, landed
 
@@ -103,15 +105,21 @@ def sample_shard(
     with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
         writer = parquet.SampleWriter(part, _columns(job), job.start)
         first_new = job.start + _copy_kept(job, writer)
+        stop = first_new
         with parquet.Encoding(writer) as encoding:
-            for batch in landed(_sent(job, first_new, model, device, beat)):
-                _require_finite(batch, job)
-                clock.landed(batch)
-                encoding.append(batch.images)
+            try:
+                for batch in landed(_sent(job, first_new, model, device, beat)):
+                    _require_finite(batch, job)
+                    clock.landed(batch)
+                    encoding.append(batch.images)
+                    stop = batch.start + len(batch.images)
+            except Stopped:
+                if stop == first_new:
+                    raise
             computed()
             encoding.finish()
         first = part.commit_over(job.replaces)
-    return Result(clock.seconds, job.stop - first_new, first, part=part.content)
+    return Result(clock.seconds, stop - first_new, first, part=part.content)
 
 
 def _sent(job: SampleJob, first_new: int, model: "Denoiser", device: str, beat: Beat) -> "Iterator[SentImages]":

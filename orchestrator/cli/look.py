@@ -46,7 +46,7 @@ def plan(
         described["night"] = price(described, history)
         texts.append(lambda shown: price_text(shown["night"]))
     if baseline is not None:
-        from taugrid.orchestrator.nightly.compared import compared, compared_text
+        from taugrid.orchestrator.dry_run.compared import compared, compared_text
 
         described["baseline"] = compared(opened, baseline)
         texts.append(lambda shown: compared_text(shown["baseline"]))

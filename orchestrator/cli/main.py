@@ -129,5 +129,5 @@ def main() -> NoReturn:
         click.echo(f"taugrid: {error}", err=True)
         sys.exit(Exit.FAILED)
     except (KeyboardInterrupt, click.Abort):
-        click.echo(f"taugrid: {ending.INTERRUPTED}", err=True)
+        click.echo(f"taugrid: {ending.interrupted()}", err=True)
         sys.exit(Exit.INTERRUPTED)

@@ -30,6 +30,10 @@ class Fractions:
         self._last[worker] = _Last(key, fraction)
         return fraction
 
+    def last(self, worker: str) -> float:
+        """How much of its task was done when `worker` was last heard."""
+        return min(1.0, self._last[worker].fraction) if worker in self._last else 0.0
+
     def forget(self, worker: str) -> None:
         """What `worker` was at has failed, and may begin anew."""
         self._last.pop(worker, None)

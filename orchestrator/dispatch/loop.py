@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -22,9 +22,11 @@ from taugrid.errors import (
     of_the_surroundings,
 )
 from taugrid.jobs import Job, Result
+from taugrid.orchestrator import ending
 from taugrid.orchestrator.dispatch.capacity.room import Room
 from taugrid.orchestrator.dispatch.crew import Crew
 from taugrid.orchestrator.dispatch.fractions import Fractions
+from taugrid.orchestrator.dispatch.interruption import InProgress, in_words
 from taugrid.orchestrator.dispatch.policy.dispatcher import Charge, Dispatcher, Fault
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Located, Lost, Pool, PoolEvent
 from taugrid.orchestrator.progress import Progress
@@ -33,6 +35,7 @@ from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.shard_sizes import LongShards
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Piece, WorkKind
 from taugrid.words import counted, duration, quantity
+from taugrid.workers.sample import SampleJob
 
 POLL_SECONDS = 0.5
 """How often the driver wakes up while nothing happens, for Ctrl-C, stragglers, hangs and benches that end."""
@@ -40,6 +43,9 @@ POLL_SECONDS = 0.5
 AWAY_SECONDS = 30.0
 """A turn takes a second or so. One that takes so long was held up, by a disk that hangs or because the driver was
 stopped; no heartbeat is heard meanwhile, and workers must not be killed for it."""
+
+KEEP_SECONDS = 2.5
+"""How long an interrupted driver waits for what workers can keep; it must end within the grace of `cli.main`."""
 
 FINAL = NotFinite | DoesNotFit
 """Errors that the same job would give again, and so would the others of its cell."""
@@ -103,12 +109,43 @@ class Loop:
             self._announce(self._crew.begin())
             while not self._dispatcher.finished:
                 self._turn()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and not ending.fails():
+                with suppress(Exception):  # it may have come in the middle of anything, and must end the run
+                    self._keep()
             with suppress(OSError):  # a store that fails as well must not hide what ended the run
                 self._write_down()
             raise
         self._write_down()
         return self._problems()
+
+    def _keep(self) -> None:
+        """Have workers commit the whole batches of the shards that they are at; `ending` tells what is lost."""
+        now = time.monotonic()
+        shards = dict(self._in_progress(now))
+        ending.lose(in_words(shards.values()))
+        waited_for = shards.keys() & set(self._pool.stop()) if shards else set()
+        while waited_for and (left := now + KEEP_SECONDS - time.monotonic()) > 0:
+            for event in self._pool.events(left):
+                if isinstance(event, Lost):
+                    waited_for -= set(self._dispatcher.in_hand(event.worker))
+                elif isinstance(event, Done | Failed) and event.key in waited_for:
+                    waited_for -= {event.key}
+                    if isinstance(event, Done) and self._unseen(event.key, event.result) is None:
+                        shards[event.key] = shards[event.key]._replace(kept=event.result.images)
+                        self._record(event.worker, event.result, event.key)
+        ending.lose(in_words(shards.values()))
+
+    def _in_progress(self, now: float) -> Iterator[tuple[str, InProgress]]:
+        """The shards that workers have in hand, by key; of a second one it is not known whether it has begun."""
+        for worker in self._dispatcher.running:
+            for key in self._dispatcher.in_hand(worker):
+                job, cell = self._pieces[key].job, self._pieces[key].cell
+                if isinstance(job, SampleJob) and cell is not None:
+                    is_first = key == self._dispatcher.running[worker]
+                    seconds = now - self._dispatcher.since(worker) if is_first else 0.0
+                    done = self._fractions.last(worker) if is_first else 0.0
+                    yield key, InProgress(cell.label, done * (job.stop - job.start - job.kept), seconds)
 
     def _turn(self) -> None:
         """Handle what has happened, and give work to who has none."""

@@ -210,6 +210,15 @@ class Pool:
         """End `worker`, whatever it is doing. Nothing follows."""
         ray.kill(self._forget(worker))
 
+    def stop(self) -> list[str]:
+        """Have all workers end their jobs soon, with what they can keep.
+
+        Returns the keys of the tasks that they have in hand; a `Done`, `Failed` or `Lost` follows for each.
+        """
+        for handle in self._handles.values():
+            handle.stop.remote()
+        return list(self._keys.values())
+
     def nodes(self) -> list[Node]:
         """The nodes that are alive and that workers may be on, whether or not there is room for one."""
         return nodes(self.selector)

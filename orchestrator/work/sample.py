@@ -67,11 +67,12 @@ class SampleWork(WorkKind):
         """A line `shard`, from which `status` and tables compute a cell's speed and time."""
         job = piece.job
         assert isinstance(job, SampleJob)
+        stop = job.stop if result.part is None else result.part.stop  # before the job's, if its worker was stopped
         fields = {
             "cell": job.metadata["cell"],
             "path": Path(job.path).name,
             "images": result.images,
-            "copied": job.stop - job.start - result.images,
+            "copied": stop - job.start - result.images,
             "evaluations": result.images * len(job.tau),
             "seconds": round(result.seconds, 4),
             "committed": first or result.first,

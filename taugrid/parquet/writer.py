@@ -103,8 +103,8 @@ class PartWriter:
         """
         self._writer.close()
         write_seal(self._temporary)
-        if version is None:
-            return self._create()
+        if version is None and self._storage.create(self._path, self._temporary):
+            return True
         replaced = self._replace(version) or self._replace(self._shorter())
         return replaced or self._create()
 

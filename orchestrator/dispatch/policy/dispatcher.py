@@ -131,6 +131,10 @@ class Dispatcher:
         """Worker -> key of its current task."""
         return MappingProxyType(self._hands.keys)
 
+    def since(self, worker: str) -> float:
+        """When `worker` began the task that it is at."""
+        return self._hands.running[worker].since
+
     def in_hand(self, worker: str) -> list[str]:
         """The keys of the tasks that `worker` has, the one that it is at first."""
         return self._hands.of(worker)
