@@ -33,6 +33,8 @@ def in_words(shards: Iterable[InProgress]) -> str:
     lost = sum(max(0.0, shard.images - shard.kept) for shard in begun)
     at_work = f"{counted(len(begun), 'shard')} in progress ({', '.join(cells[:MOST_NAMED])}{more})"
     of_work = f"{duration(seconds)} of work (about {counted(round(lost), 'image')})"
+    if kept and round(lost) == 0:  # no heartbeat was newer than what is kept
+        of_work = "less than a batch"
     return f"{at_work}: {counted(kept, 'image')} kept, {of_work} lost"
 
 

@@ -1,6 +1,7 @@
 """Killing things on purpose: whatever dies, the same command ends with the same files."""
 
 import os
+import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -113,6 +114,30 @@ def test_ctrl_c_and_then_a_killed_driver_leave_what_the_same_command_ends(slow, 
             run.process.wait()
             wait_until_gone(workers)  # what they write meanwhile is cleared by the session after the next
     finish_and_compare(slow, root, undisturbed)
+
+
+def test_ctrl_c_keeps_the_whole_batches_of_a_long_shard(tmp_path):
+    """A cell of one shard of several seconds: what was sampled of it before Ctrl-C is not sampled again."""
+    samples = {"batch_size": 8, "shard_evaluations": 10**8, "num_samples": 800}
+    config = write_config(tmp_path, **SLOW | {"sample": samples, "grid": {"steps": [1000], "eta": [0.0]}})
+    with Started(tmp_path / "log", "run", config, "--out", tmp_path / "run", "--workers", 1) as run:
+        run.wait_until(lambda: any(event["event"] == "assigned" for event in events_so_far(tmp_path / "run")))
+        time.sleep(3)
+        assert interrupt(run) < MOST_SECONDS
+        assert "interrupted; 1 shard in progress (S=1000 eta=0): " in run.output
+        kept = int(re.search(r": (\d+) images kept, .* lost; run the same command again", run.output)[1])
+    assert 0 < kept < 800
+    assert kept % 8 == 0
+    taugrid("verify", tmp_path / "run", code=4)
+    taugrid("run", config, "--out", tmp_path / "run")
+    made = [event for event in events(tmp_path / "run") if event["event"] == "shard"]
+    assert [(event["images"], event["copied"]) for event in made] == [(800 - kept, kept)]
+    taugrid("run", config, "--out", tmp_path / "undisturbed")
+    assert sample_files(tmp_path / "run") == sample_files(tmp_path / "undisturbed")
+
+
+def events_so_far(root):
+    return events(root) if list(root.glob("events/*.jsonl")) else []
 
 
 @pytest.mark.slow

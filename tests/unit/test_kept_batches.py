@@ -1,0 +1,161 @@
+"""An interrupted driver: workers commit the whole batches of their shards, and the message says what is lost."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from in_process import CONFIG, PoolHere, drive, results, small_run
+
+from taugrid import parquet
+from taugrid.orchestrator import ending
+from taugrid.orchestrator.dispatch import pool
+from taugrid.orchestrator.dispatch.interruption import InProgress, in_words
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.storage import LocalStorage
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ONE_SHARD = CONFIG.replace("num_samples: 20", "num_samples: 45").replace(
+    "shard_evaluations: 20", "shard_evaluations: 200"
+)
+"""Of each cell: four whole batches of 10, and one of 5."""
+
+
+class Interrupted(PoolHere):
+    """A pool whose driver hears Ctrl-C while the first shard is sampled, and stops it after so many `batches`."""
+
+    batches = 0
+
+    def give(self, worker, job, key):
+        if key.startswith("sample/"):
+            self.job, self.worker_of_job, self.key = job, worker, key
+        else:
+            super().give(worker, job, key)
+
+    def events(self, timeout_seconds):
+        if getattr(self, "job", None) is not None and not self._events:
+            raise KeyboardInterrupt
+        yield from super().events(timeout_seconds)
+
+    def stop(self):
+        with pytest.MonkeyPatch.context() as patch:
+            self._worker._set_up()
+            append, appended = parquet.Encoding.append, []
+
+            def stopping(encoding, images):
+                append(encoding, images)
+                appended.append(len(images))
+                if len(appended) == self.batches:
+                    self._worker.stop()
+
+            patch.setattr(parquet.Encoding, "append", stopping)
+            if not self.batches:
+                self._worker.stop()
+            super().give(self.worker_of_job, self.job, self.key)
+            self.job = None
+        return [self.key]
+
+
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch):
+    """Interrupts a run after so many batches of its first shard; returns it, its storage and what the user is told."""
+
+    def run(batches):
+        monkeypatch.setattr(Interrupted, "batches", batches)
+        storage = LocalStorage(tmp_path / "run")
+        ending.begin()
+        with small_run(tmp_path, ONE_SHARD) as opened:
+            with monkeypatch.context() as patch:
+                patch.setattr(pool, "Pool", Interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    drive(opened, tmp_path / "run", storage)
+            return opened, storage, ending.interrupted()
+
+    yield run
+    ending.begin()
+
+
+def test_whole_batches_are_kept_and_the_same_command_goes_on_from_them(interrupted, tmp_path):
+    opened, storage, told = interrupted(2)
+    assert "1 shard in progress (S=2 eta=" in told
+    assert ": 20 images kept, less than a batch lost; run the same command again" in told
+    [part] = (tmp_path / "run/samples").glob("*/part-*.parquet")
+    found = parquet.inspect(part)
+    assert (found.start, found.stop) == (0, 20)
+    with small_run(tmp_path, ONE_SHARD):
+        drive(opened, tmp_path / "run", storage)
+        drive(opened, tmp_path / "undisturbed", LocalStorage(tmp_path / "undisturbed"))
+    assert results(tmp_path / "run") == results(tmp_path / "undisturbed")
+
+
+def test_the_next_session_says_what_it_copied_and_who_made_the_rest(interrupted, tmp_path):
+    opened, storage, _ = interrupted(2)
+    with small_run(tmp_path, ONE_SHARD):
+        drive(opened, tmp_path / "run", storage)
+    lines = [json.loads(line) for path in sorted((tmp_path / "run/events").glob("*")) for line in path.open()]
+    [part] = {line["path"] for line in lines if line["event"] == "shard"}
+    cell = next(line["cell"] for line in lines if line["event"] == "shard")
+    made = [line for line in lines if line["event"] == "shard" and (line["cell"], line["path"]) == (cell, part)]
+    assert [(line["images"], line["copied"], line["evaluations"]) for line in made] == [(20, 0, 40), (25, 20, 50)]
+
+
+def test_without_a_whole_batch_nothing_is_kept_and_it_is_said(interrupted, tmp_path):
+    _, _, told = interrupted(0)
+    assert ": 0 images kept, " in told
+    assert "of work (about 0 images) lost; run the same command again to continue" in told
+    assert not list((tmp_path / "run/samples").glob("*/part-*.parquet"))
+    assert not list((tmp_path / "run/samples").glob("*/.*.tmp"))
+
+
+def test_a_shard_that_ends_meanwhile_is_done(interrupted, tmp_path):
+    opened, _, told = interrupted(5)
+    assert ": 45 images kept, less than a batch lost" in told
+    done = [
+        shard for cell in opened.plan.cells for shard in RunDir(tmp_path / "run").sampled(cell, None, True, pytest.fail)
+    ]
+    assert len(done) == 1
+
+
+def test_a_driver_that_lost_its_directory_keeps_nothing(interrupted, tmp_path, monkeypatch):
+    """The directory is another driver's by then."""
+    monkeypatch.setattr(ending, "fails", lambda: True)
+    assert interrupted(2)[2] == "interrupted; run the same command again to continue"
+    assert not list((tmp_path / "run/samples").glob("*/part-*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("shards", "said"),
+    [
+        ([], ""),
+        ([InProgress("S=5", 0.0, 0.0)], ""),
+        (
+            [InProgress("S=5", 100.0, 90.0)],
+            "1 shard in progress (S=5): 0 images kept, 1 min 30 s of work (about 100 images) lost",
+        ),
+        (
+            [InProgress("S=5", 100.0, 90.0, 80)],
+            "1 shard in progress (S=5): 80 images kept, 18 s of work (about 20 images) lost",
+        ),
+        (
+            [InProgress(f"S={s}", 9.0, 1.0) for s in (1, 2, 3, 4)],
+            "4 shards in progress (S=1, S=2 and 2 more cells): 0 images kept, 4 s of work (about 36 images) lost",
+        ),
+        ([InProgress("S=5", 70.0, 90.0, 80)], "1 shard in progress (S=5): 80 images kept, less than a batch lost"),
+    ],
+)
+def test_what_is_lost_in_words(shards, said):
+    assert in_words(shards) == said
+
+
+def test_a_longer_file_takes_the_place_of_a_shorter_one_that_nobody_expected(tmp_path):
+    """A worker of an interrupted driver may commit its batches after the next driver has looked."""
+    schema = pa.schema([("index", pa.int64())], metadata={b"taugrid": b'{"cell": "a"}'})
+
+    def written(stop):
+        with parquet.PartWriter(tmp_path / "part.parquet", schema) as part:
+            part.write({"index": np.arange(stop)})
+            return part.commit_over(None)
+
+    assert [written(10), written(25), written(20)] == [True, True, False]
+    assert parquet.inspect(tmp_path / "part.parquet").stop == 25
