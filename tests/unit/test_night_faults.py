@@ -6,6 +6,7 @@ the canaries can see a fault of it.
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from taugrid.orchestrator.baseline.verdict import REGRESSIONS, Verdict
 from taugrid.orchestrator.nightly.night import NightOutcome
 from taugrid.orchestrator.plan import evaluation
 from taugrid.orchestrator.rundir import provenance
+from taugrid.storage import write_sealed
 from taugrid.workers import hello
 from taugrid.workers import sample as sampling
 from taugrid.workers.diffusion import forward
@@ -215,6 +217,34 @@ def test_other_software_is_unknown_until_a_night_with_it_is_accepted(begun, hist
     assert night(history, begun / "same.yaml", "3")["comparison"]["checks"]["sampler"]["result"] == "clean"
     nudged(monkeypatch, 1.3)
     assert night(history, begun / "same.yaml", "4", code=3)["result"] == "changed sampler"
+
+
+EARLIER = Path(__file__).parents[1] / "fixtures/baseline-011be7a"
+"""A baseline that a version without canaries wrote, of the network "same"; NETWORK stands for its folder."""
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_baseline_of_an_earlier_version_checks_the_sampler_by_its_hashes(begun, tmp_path, monkeypatch, broken):
+    value = json.loads((EARLIER / "baseline.json").read_text().replace("NETWORK", str(begun / "same")))
+    del value["sha256"]
+    write_sealed(tmp_path / "baseline.json", value)
+    shutil.copy(EARLIER / "baseline.parquet", tmp_path)
+    if broken:
+        drop_last_step(monkeypatch)
+    options = ("--baseline", tmp_path / "baseline.json")
+    found = night(tmp_path / "history", begun / "nearby.yaml", "1", *options, code=3 if broken else 0)
+    checks = found["comparison"]["checks"]
+    here = torch.__version__, torch.backends.cpu.get_cpu_capability()
+    made = value["cells"][0]["setup"]
+    known = made["versions"]["torch"] == here[0] and made["devices"][0].endswith(here[1])
+    if broken:  # on another machine its images prove nothing, but FID does
+        assert found["result"] == ("changed sampler" if known else "worse")
+    else:
+        assert checks["sampler"]["result"] == ("clean" if known else checks["sampler"]["result"])
+        assert "a version that did not record it" in checks["scorer"]["reason"]
+        line = (tmp_path / "history/nights/1/summary.md").read_text().splitlines()[0]
+        assert "➖ not worse" in line
+        assert "scorer not checked" in line
 
 
 def test_compare_checks_the_sampler_with_what_a_night_left_and_else_shows_no_tick(begun, history, tmp_path):
