@@ -33,6 +33,9 @@ class Check(NamedTuple):
     """The name of the two setups that this distance is of."""
 
 
+UNCHECKED = Check("unknown", "it was not checked")
+
+
 class Sampled(NamedTuple):
     """The first batch of a baseline's cell, sampled with today's code."""
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from taugrid.eval.tables.entries import MISSING, write_number
-from taugrid.orchestrator.baseline.comparison import BaselineComparison, Compared
-from taugrid.orchestrator.baseline.labels import labels_of
+from taugrid.orchestrator.baseline.compared import BaselineComparison, Compared
+from taugrid.orchestrator.baseline.matching import labels_of
 from taugrid.orchestrator.baseline.others import NOT_JUDGED, change_in_words, columns_in
 from taugrid.orchestrator.baseline.verdict import Sharpness, Verdict
 from taugrid.words import counted

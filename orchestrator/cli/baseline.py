@@ -12,7 +12,8 @@ from taugrid.orchestrator.cli.options import Group, json_option, print_value
 
 def compare_with_baseline(directory: str, baseline: str, asked: Mapping[str, Any], as_json: bool) -> None:
     """Print the comparison of a run with a baseline, and exit as it says; `asked` has fields of `GateSettings`."""
-    from taugrid.orchestrator.baseline.comparison import GateSettings, compare_snapshots
+    from taugrid.orchestrator.baseline.compared import GateSettings
+    from taugrid.orchestrator.baseline.comparison import compare_snapshots
     from taugrid.orchestrator.baseline.files import snapshot_of
     from taugrid.orchestrator.baseline.snapshot import require_scores, snapshot_of_opened
     from taugrid.orchestrator.baseline.text import comparison_text

@@ -54,7 +54,7 @@ def nightly(
     worse, or the sampler or the scorer changed; with 4 if some cells could not be finished (the same command goes on);
     and with 5 if something could not be judged.
     """
-    from taugrid.orchestrator.baseline.comparison import GateSettings
+    from taugrid.orchestrator.baseline.compared import GateSettings
     from taugrid.orchestrator.nightly.judging import Terms
     from taugrid.orchestrator.nightly.night import NightRequest, run_night
     from taugrid.orchestrator.nightly.summary import summary

@@ -11,16 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from taugrid.eval.gate.rule import judge, screen
-from taugrid.orchestrator.baseline.comparison import (
-    BaselineComparison,
-    Canaries,
-    Compared,
-    GateSettings,
-    change_of,
-    compare_snapshots,
-    threshold,
-    with_judgement,
-)
+from taugrid.orchestrator.baseline.compared import BaselineComparison, Compared, GateSettings
+from taugrid.orchestrator.baseline.comparison import Canaries, change_of, compare_snapshots, threshold, with_judgement
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot
 from taugrid.orchestrator.baseline.verdict import Verdict, worst

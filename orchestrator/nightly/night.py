@@ -12,10 +12,10 @@ from taugrid.api import STAGES
 from taugrid.config import Config
 from taugrid.config.load import CONFIG_NAME
 from taugrid.errors import Exit
-from taugrid.orchestrator.baseline.comparison import BaselineComparison, Canaries, not_sampled
+from taugrid.orchestrator.baseline.compared import BaselineComparison
+from taugrid.orchestrator.baseline.comparison import Canaries, not_sampled
 from taugrid.orchestrator.baseline.files import snapshot_of
-from taugrid.orchestrator.baseline.labels import labels
-from taugrid.orchestrator.baseline.matching import matched
+from taugrid.orchestrator.baseline.matching import labels, matched
 from taugrid.orchestrator.baseline.pixels import first_images
 from taugrid.orchestrator.baseline.scorer import ScorerRecord, keep_record
 from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot, snapshot_of_opened

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
 
-from taugrid.orchestrator.baseline.labels import labels_of
+from taugrid.orchestrator.baseline.matching import labels_of
 from taugrid.workers.diffusion import forward
 from taugrid.workers.samplers import ddim
 
@@ -228,6 +228,17 @@ def test_a_baseline_file_that_was_changed_or_torn_apart_is_refused(base, tmp_pat
     path.write_text(path.read_text().replace("the first", "another"))
     assert "changed by hand" in taugrid("compare", base / "run", path, code=2)[1]
     assert "does not exist" in taugrid("baseline", "show", tmp_path / "none.json", code=2)[1]
+
+
+def test_damaged_influences_are_missing_and_not_a_collapse(base, tmp_path):
+    root = run(base, tmp_path, checkpoint(tmp_path / "nudged", 1e-4))
+    path = next((root / "scores").glob("*.parquet"))
+    path.write_bytes(path.read_bytes()[:-3])
+    shown, _ = taugrid("compare", root, base / "baseline.json", code=4)
+    assert "its influences are missing or damaged; `taugrid evaluate` computes them" in shown
+    found = compare(root, base / "baseline.json", code=4)
+    assert sorted(cell["result"] for cell in found["cells"]) == ["not judged"] + ["not worse"] * (CELLS - 1)
+    assert not found["not_judged"], "it can still be judged"
 
 
 def test_two_cells_are_still_compared(base):

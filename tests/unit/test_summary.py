@@ -4,7 +4,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from taugrid.orchestrator.baseline.comparison import BaselineComparison, Compared, worst
+from taugrid.orchestrator.baseline.compared import BaselineComparison, Compared
+from taugrid.orchestrator.baseline.comparison import worst
 from taugrid.orchestrator.baseline.text import comparison_text
 from taugrid.orchestrator.nightly.junit import junit_xml
 from taugrid.orchestrator.nightly.summary import summary

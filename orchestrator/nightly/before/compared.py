@@ -5,8 +5,7 @@ from typing import Any
 
 from taugrid.errors import NotHere, UserError
 from taugrid.orchestrator.baseline.files import snapshot_of
-from taugrid.orchestrator.baseline.labels import labels
-from taugrid.orchestrator.baseline.matching import matched
+from taugrid.orchestrator.baseline.matching import labels, matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot
 from taugrid.orchestrator.baseline.text import MOST_LISTED
 from taugrid.orchestrator.nightly.before.checks import expected_standard_error_problem

@@ -1,0 +1,176 @@
+"""What a comparison with a baseline found, and how a command ends with it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from taugrid.errors import Exit
+from taugrid.eval.gate.power import Reach
+from taugrid.eval.gate.rule import ALPHA, MARGIN
+from taugrid.orchestrator.baseline.canaries import UNCHECKED, Check, summed_up
+from taugrid.orchestrator.baseline.pixels import PixelDistance
+from taugrid.orchestrator.baseline.verdict import Sharpness, Verdict, sharpness
+from taugrid.words import counted
+
+Situation = Literal["same weights and setup", "same weights, other setup", "new weights"]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One cell beside the baseline's. Numbers are None where there is no standard error, or nothing to judge."""
+
+    cell: str
+    name: str
+    baseline_cell: str
+    situation: Situation
+    result: Verdict
+    fid: float | None
+    """None: the cell can't be scored."""
+    baseline_fid: float
+    difference: float | None
+    margin: float
+    se: float | None = None
+    t: float | None = None
+    upper: float | None = None
+    """The upper end of the interval of the difference."""
+    detectable: float | None = None
+    """The smallest change that would have been called worse with a probability of 80 %."""
+    reach: Reach | None = None
+    """What `detectable` is computed from."""
+    num_samples: int = 0
+    judged_fids: tuple[float, float] | None = None
+    """The new FID and the baseline's with the seeds of a second look, whose difference is `difference`."""
+    seeds: str = "usual"
+    """Which samples the difference is of: `usual`, or those of a second look, `fresh` or `grown`."""
+    pixels: PixelDistance | None = None
+    """Where the weights are the same."""
+    note: str = ""
+    others: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    """Metrics without a standard error: the new value, and the baseline's."""
+    label: str = ""
+    """Its settings, as the history has them (`labels`)."""
+    sampler: Check = UNCHECKED
+    """Whether the baseline's network still makes the baseline's images."""
+    missing: str = ""
+    """What a comparison of this cell lacks, that can still be made."""
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the rule judges it, or has."""
+        return self.result in (Verdict.UNDECIDED, Verdict.WORSE, Verdict.NOT_WORSE) and not self.missing
+
+
+class GateSettings(NamedTuple):
+    """What a comparison is asked for."""
+
+    margin: float = MARGIN
+    """As a share of the baseline's FID."""
+    alpha: float = ALPHA
+    """Of the whole night."""
+    allow_missing: bool = False
+    """Cells of the baseline may be missing."""
+    sharpness: float | None = None
+    """The loss, as a share of the baseline's FID, that must be seen in half of the cells."""
+
+
+DEFAULTS = GateSettings()
+
+
+@dataclass(frozen=True)
+class BaselineComparison:
+    """A run against a baseline."""
+
+    directory: str
+    baseline: str
+    result: Verdict
+    """The worst of its cells'."""
+    cells: tuple[Compared, ...]
+    only_new: tuple[str, ...]
+    only_baseline: tuple[str, ...]
+    marks: tuple[str, ...]
+    """Versions and devices that differ."""
+    notes: tuple[str, ...]
+    alpha: float
+    margin: float
+    """As a share of the baseline's FID."""
+    critical: float | None
+    """The value that T had to exceed in the last look; None if no cell was judged."""
+    rule: str
+    """In words, with the value of each look."""
+    usual_critical: float | None = None
+    """The value that T had to exceed with the usual seeds."""
+    unmatched: Mapping[str, str] = field(default_factory=dict)
+    """Name -> label of the cells that only one side has, as far as they are scored."""
+    scorer: Check = UNCHECKED
+    gate: GateSettings = DEFAULTS
+
+    @property
+    def sampler(self) -> Check:
+        """The worst of the cells' checks."""
+        return summed_up(cell.sampler for cell in self.cells)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether sampler and scorer are known to be the baseline's."""
+        return self.sampler.result == self.scorer.result == "clean"
+
+    @property
+    def sharpness(self) -> Sharpness | None:
+        """The smallest loss that it would have seen; None if the rule judged no cell."""
+        judged = [(cell.detectable, cell.baseline_fid) for cell in self.cells if cell.is_judged]
+        return sharpness([found / base for found, base in judged if found is not None])
+
+    @property
+    def compared(self) -> tuple[int, int]:
+        """How many cells of the baseline were compared, and how many it has."""
+        return len(self.cells), len(self.cells) + len(self.only_baseline)
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Name -> what is lacking and can still be made."""
+        return {cell.name: cell.missing for cell in self.cells if cell.missing}
+
+    @property
+    def not_judged(self) -> list[str]:
+        """Why this is no verdict on all that it was asked for, in sentences."""
+        unjudged = sum(cell.result is Verdict.NOT_JUDGED and not cell.missing for cell in self.cells)
+        said = [f"{counted(unjudged, 'cell')} can't be judged"] if unjudged else []
+        if self.only_baseline and not self.gate.allow_missing:
+            said.append("cells of the baseline are missing (--allow-missing permits it)")
+        if self.gate.sharpness is not None and (found := self.sharpness) is not None:
+            said += found.complaints(self.gate.sharpness, self._samples_needed(self.gate.sharpness))
+        return said
+
+    def _samples_needed(self, loss: float) -> int | None:
+        """The N at which half of the judged cells would see a loss, a share of FID; None: no N would do."""
+        judged = [(cell.reach, cell.num_samples, loss * cell.baseline_fid) for cell in self.cells if cell.is_judged]
+        needed = [reach.samples_needed(n, fid) or math.inf for reach, n, fid in judged if reach is not None]
+        found = sorted(needed)[(len(needed) - 1) // 2] if needed else math.inf
+        return None if math.isinf(found) else int(found)
+
+    @property
+    def exit(self) -> Exit:
+        """How a command ends with it: incomplete, a regression, not judged, or done."""
+        if self.missing:
+            return Exit.INCOMPLETE
+        if self.result.is_regression:
+            return Exit.REGRESSION
+        return Exit.NOT_JUDGED if self.not_judged else Exit.DONE
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        sharp, plain = self.sharpness, asdict(self)
+        del plain["scorer"]  # it is among the checks
+        return plain | {
+            "cells": [_cell_dict(cell) for cell in self.cells],
+            "compared": list(self.compared),
+            "checks": {"sampler": self.sampler._asdict(), "scorer": self.scorer._asdict()},
+            "sharpness": None if sharp is None else sharp._asdict(),
+            "not_judged": self.not_judged,
+            "gate": self.gate._asdict(),
+        }
+
+
+def _cell_dict(cell: Compared) -> dict[str, Any]:
+    return asdict(cell) | {"pixels": cell.pixels and cell.pixels._asdict(), "sampler": cell.sampler._asdict()}
