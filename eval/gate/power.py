@@ -114,5 +114,5 @@ def frozen_seeds_remark(critical: float, num_samples: int) -> str:
 
 def rounded_up(n: float) -> int:
     """`n` with two significant digits, rounded up."""
-    unit = 10 ** max(0, math.floor(math.log10(n)) - 1)
+    unit = int(10 ** max(0, math.floor(math.log10(n)) - 1))
     return math.ceil(n / unit) * unit
