@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def plan(
     from taugrid.orchestrator.opened import open_to_plan
 
     opened = open_to_plan(config, assignments, out)
-    described, texts = describe_plan(opened.config, opened.plan, opened.rundir), [plan_text]
+    described = describe_plan(opened.config, opened.plan, opened.rundir)
+    texts: list[Callable[[dict[str, Any]], str]] = [plan_text]
     if history is not None:
         from taugrid.orchestrator.nightly.checks import expected_standard_error_problem
         from taugrid.orchestrator.nightly.price import price, price_text
