@@ -2,9 +2,10 @@
 
 It has two stages where sampler and scorer are the baseline's and both networks can still be sampled; else it is that of
 one stage, against the baseline's recorded scores. A second stage samples both networks with today's code, so a fault of
-that code would cancel.
+that code would cancel. Canaries see most such faults; others show because the second stage denies the first.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,11 @@ from taugrid.words import counted
 OF_A_RECIPE = "the baseline is a recipe: fresh seeds of sampling would not change how its trainings differ"
 
 UNFINISHED = "its second look is unfinished"
+
+CONTRADICTION = 6.0
+"""Standard errors between a cell's change with the usual seeds and with a fresh one. Chance gives so many in 1 of 10^9
+nights. A fault of today's code gives them: of the usual seeds' samples it has spoiled tonight's network's alone, of the
+fresh one's both networks'."""
 
 
 class Terms(NamedTuple):
@@ -75,11 +81,14 @@ def judge_night(
     if reason is not None:
         grow = "; --grow-to has no effect for the same reason" if terms.grow_to else ""
         return replace(found, rule=f"{found.rule}; no second stage, because {reason}{grow}")
+    one_stage = found
     found, singled_out = _screened(found, judged, terms)
     if singled_out:
         them = "it" if len(singled_out) == 1 else "them"
         told = f"the verdict is that of a fresh seed at alpha = {terms.alpha_of_a_look:g} over {them}"
         found = _look_again(found, singled_out, Look("fresh", looks.fresh, None), told, terms, looks)
+        if (contradicted := _contradicted(one_stage, found)) is not None:
+            return replace(one_stage, rule=f"{one_stage.rule}; the second stage does not count, because {contradicted}")
     if terms.grow_to is None or any(cell.note == UNFINISHED for cell in found.cells):
         return found
     small = [cell.name for cell in found.cells if cell.name in judged and cell.result is Verdict.UNDECIDED]
@@ -97,6 +106,22 @@ def _unclean(found: BaselineComparison) -> str | None:
         if check.result != "clean":
             state = "has changed" if check.result == "changed" else "could not be checked"
             return f"the {what} {state} ({check.reason})"
+    return None
+
+
+def _contradicted(usual: BaselineComparison, fresh: BaselineComparison) -> str | None:
+    """How a fresh seed denies what the usual seeds show, if that is beyond chance; else None."""
+    for cell, again in zip(usual.cells, fresh.cells, strict=True):
+        if again.seeds == "usual" or again.note == UNFINISHED:
+            continue
+        assert cell.difference is not None
+        assert again.difference is not None
+        if cell.difference - again.difference > CONTRADICTION * math.hypot(cell.se or 0, again.se or 0):
+            return (
+                f"{cell.label} changed by {cell.difference:+.3g} ± {cell.se:.2g} with the usual seeds and by "
+                f"{again.difference:+.3g} ± {again.se:.2g} with a fresh one, which is no chance: today's code treats "
+                "tonight's network differently than it treated the baseline's, although no canary shows it"
+            )
     return None
 
 

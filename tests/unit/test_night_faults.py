@@ -9,9 +9,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from diffusers import UNet2DModel
 from nights import CELLS, checkpoint, taugrid, write_config
+from planted_faults import (
+    collapse,
+    darken_later_batches,
+    drop_last_step,
+    scaled_fid,
+    scaled_sigma,
+)
 
 from taugrid import versions
 from taugrid.errors import Exit
@@ -22,7 +28,6 @@ from taugrid.orchestrator.plan import evaluation
 from taugrid.orchestrator.rundir import provenance
 from taugrid.storage import write_sealed
 from taugrid.workers import hello
-from taugrid.workers import sample as sampling
 from taugrid.workers.diffusion import forward
 from taugrid.workers.samplers import ddim
 
@@ -37,9 +42,7 @@ def night(history, config, name, *options, code=0):
 def collapsed(folder, value=100.0):
     """A network whose images are all white, or NaN."""
     network = UNet2DModel.from_pretrained(checkpoint(folder))
-    with torch.no_grad():
-        network.conv_out.weight.zero_()
-        network.conv_out.bias.fill_(value)
+    collapse(network, value)
     network.save_pretrained(folder)
     return folder
 
@@ -63,40 +66,6 @@ def accept(history, name, *options, code=0):
 @pytest.fixture
 def history(begun, tmp_path):
     return shutil.copytree(begun / "history", tmp_path / "history")
-
-
-def drop_last_step(monkeypatch):
-    whole = sampling.sample_batch
-
-    def without_last(model, indices, job, alpha_bar):
-        from dataclasses import replace
-
-        return whole(model, indices, replace(job, tau=job.tau[1:]), alpha_bar)
-
-    monkeypatch.setattr(sampling, "sample_batch", without_last)
-
-
-def scaled_sigma(factor):
-    def plant(monkeypatch):
-        monkeypatch.setattr(ddim, "sigma", lambda *at: factor * forward.sigma(*at))
-
-    return plant
-
-
-def scaled_fid(factor):
-    """FID and its influences, as a changed formula would give them."""
-
-    def plant(monkeypatch):
-        whole = frechet.Frechet.of
-
-        def of(samples, reference, root=None):
-            found = whole(samples, reference, root)
-            object.__setattr__(found, "distance", factor * found.distance)
-            return found
-
-        monkeypatch.setattr(frechet.Frechet, "of", of)
-
-    return plant
 
 
 SAMPLER = {"last step dropped": drop_last_step, "sigma x 1.02": scaled_sigma(1.02), "sigma x 1.3": scaled_sigma(1.3)}
@@ -126,6 +95,16 @@ def test_a_changed_scorer_is_red_whatever_the_weights(begun, history, monkeypatc
     assert "fid of the reference's halves is" in found["comparison"]["checks"]["scorer"]["reason"]
     if weights == "same":
         assert "the same images have other scores: fid" in found["comparison"]["cells"][0]["note"]
+
+
+def test_a_fault_that_no_canary_shows_is_red_because_the_second_stage_denies_it(begun, history, monkeypatch):
+    darken_later_batches(monkeypatch)
+    found = night(history, begun / "nearby.yaml", "2", code=3)
+    assert found["result"] == "worse"
+    assert {check["result"] for check in found["comparison"]["checks"].values()} == {"clean"}
+    assert {cell["seeds"] for cell in found["comparison"]["cells"]} == {"usual"}
+    assert "the second stage does not count" in found["comparison"]["rule"]
+    assert (history / "nights/2/fresh").exists()
 
 
 def test_a_healthy_night_of_a_nearby_network_is_green(begun, history):

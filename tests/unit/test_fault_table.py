@@ -1,0 +1,163 @@
+"""Faults planted in nights of 12 cells of digits, with the baseline's weights, nearby ones, and those of a retraining.
+
+It takes minutes: `make chaos` runs it, and with `pytest -s` it prints the table of docs/decisions.md.
+tests/unit/test_night_faults.py has the short form.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import yaml
+from diffusers import UNet2DModel
+from digits_nights import CONFIG, Without, train
+from nights import taugrid
+from planted_faults import (
+    added_eta,
+    collapse,
+    darken_later_batches,
+    drop_last_step,
+    repeat_the_first_batch,
+    round_down,
+    scaled_fid,
+    scaled_sigma,
+    swap_images,
+    swap_scores,
+)
+
+from taugrid.orchestrator.baseline.text import BAD, GOOD
+from taugrid.orchestrator.baseline.verdict import Verdict
+
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow, pytest.mark.chaos]
+
+CELLS, STEPS = 12, 1_500
+HALF, NEARBY, LAST = 375, 748, 750
+"""Steps of the checkpoints; the learning rate at the last one is half of what it was."""
+
+COLUMNS = {"same weights": (0, LAST), "nearby weights": (0, NEARBY), "retrained": (1, LAST)}
+"""Tonight's network: the seed of its training, and the step."""
+
+DIGIT = 3
+"""The class that is missing."""
+
+
+class Fault(NamedTuple):
+    """What is planted, in the code or in tonight's network, and how each night must end.
+
+    `caught` has, for each column, the stages that may catch it. Empty: the night must not be red. None: no such night.
+    """
+
+    caught: tuple[str | None, str | None, str | None]
+    code: Callable[[pytest.MonkeyPatch], None] = lambda monkeypatch: None
+    network: str | None = None
+    """A name of `_network`; None: the column's."""
+
+
+IN_THE_SAMPLER = ("pixels", "sampler canary", "sampler canary")
+IN_THE_NETWORK = (None, "fresh seed", "fresh seed")
+FAULTS = {
+    "nothing (the control)": Fault(("", "", "fresh seed")),
+    "last step of the sampler dropped": Fault(IN_THE_SAMPLER, drop_last_step),
+    "sigma x 1.02": Fault(IN_THE_SAMPLER, scaled_sigma(1.02)),
+    "sigma x 1.3": Fault(IN_THE_SAMPLER, scaled_sigma(1.3)),
+    "0.3 added to eta": Fault(IN_THE_SAMPLER, added_eta(0.3)),
+    "images rounded down": Fault(IN_THE_SAMPLER, round_down),
+    "images of two cells swapped": Fault(IN_THE_SAMPLER, swap_images),
+    "later batches darker": Fault(("pixels", "one stage", "one stage"), darken_later_batches),
+    "second batch repeats the first": Fault(("pixels", "one stage", "one stage"), repeat_the_first_batch),
+    "scores of two cells swapped": Fault(("scorer", "one stage", "one stage"), swap_scores),
+    "FID x 1.01": Fault(("scorer", "scorer", "scorer"), scaled_fid(1.01)),
+    "EMA off": Fault(IN_THE_NETWORK, network="raw"),
+    "half the training": Fault(IN_THE_NETWORK, network="half"),
+    "one digit missing": Fault(IN_THE_NETWORK, network="without"),
+    "all images white": Fault((None, "collapse", "collapse"), network="white"),
+    "NaN": Fault((None, "collapse", "collapse"), network="nan"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The trainings, a folder for each seed, and a history whose first night is the baseline."""
+    place = tmp_path_factory.mktemp("table")
+    for seed, since in ((0, 500), (1, 1)):
+        train(place / f"seed-{seed}", STEPS, [HALF, NEARBY, LAST], seed, LAST)
+        train(place / f"seed-{seed}/without", STEPS, [LAST], seed, LAST, Without(DIGIT, since))
+        for name, value in (("white", 100.0), ("nan", float("nan"))):
+            network = UNet2DModel.from_pretrained(place / f"seed-{seed}/step-{LAST}")
+            collapse(network, value)
+            network.save_pretrained(place / f"seed-{seed}/{name}")
+    (place / "night.yaml").write_text(yaml.safe_dump(CONFIG))
+    night(place, "seed-0/step-750", "0")
+    accept(place, "baseline", place / "history/nights/0/run")
+    return place
+
+
+def accept(folder, name, *runs):
+    file = folder / f"history/{name}.json"
+    taugrid("baseline", "accept", *runs, "--to", file, "--reason", "the measure")
+    return file
+
+
+def night(folder, network, name, *options, code=0):
+    words = ("--history", folder / "history", "--id", name, "--set", f"model.checkpoint={folder / network}")
+    return json.loads(taugrid("nightly", folder / "night.yaml", *words, *options, "--json", code=code)[0])
+
+
+def network_of(seed, step, kind):
+    """Its folder; "one digit missing" is a loss from step 500 on for seed 0, and from the first one for others."""
+    names = {None: f"step-{step}", "raw": f"step-{LAST}-raw", "half": f"step-{HALF}", "without": f"without/step-{LAST}"}
+    return f"seed-{seed}/{names.get(kind, kind)}"
+
+
+def stage(cell):
+    """Which stage caught a cell; empty: none."""
+    named = {"changed pixels": "pixels", "changed sampler": "sampler canary", "changed scorer": "scorer",
+             "collapsed": "collapse", "worse": "fresh seed" if cell["seeds"] == "fresh" else "one stage"}  # fmt: skip
+    return named.get(cell["result"], "")
+
+
+def shown(found):
+    """How a night ended, as the table has it."""
+    counts = Counter(filter(None, map(stage, found["comparison"]["cells"])))
+    return "; ".join([found["result"], *(f"{name} {count}" for name, count in counts.items())])
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_nothing_broken_is_green(folder, monkeypatch, fault):
+    """In every column; a retraining is another network, so its control is red too, and rightly if it is worse."""
+    caught, plant, kind = FAULTS[fault]
+    row, wrong = [fault], []
+    for number, (column, expected) in enumerate(zip(COLUMNS, caught, strict=True)):
+        if expected is None:
+            row.append("-")
+            continue
+        name = f"{list(FAULTS).index(fault)}-{number}"
+        with monkeypatch.context() as patch:
+            plant(patch)
+            found = night(folder, network_of(*COLUMNS[column], kind), name, code=None)
+        line = (folder / f"history/nights/{name}/summary.md").read_text().splitlines()[0]
+        stages = {stage(cell) for cell in found["comparison"]["cells"]} - {""}
+        row.append(shown(found))
+        if stages != ({expected} if expected else set()) or (BAD if expected else GOOD) not in line:
+            wrong.append(f"{column}: {row[-1]}; {found['comparison']['rule']}; {line}")
+    print(f"\n| {' | '.join(row)} |")
+    assert not wrong
+
+
+def test_a_retraining_is_not_red_against_its_recipe(folder):
+    """Whose three trainings differ as much as tonight's differs from them."""
+    runs = [folder / "history/nights/0/run"]
+    for seed in (2, 3):
+        train(folder / f"seed-{seed}", STEPS, [LAST], seed, LAST)
+        runs.append(folder / f"run-{seed}")
+        place = f"model.checkpoint={folder / f'seed-{seed}/step-{LAST}'}"
+        taugrid("run", folder / "night.yaml", "--set", place, "--out", runs[-1])
+    recipe = accept(folder, "recipe", *runs)
+    row = ["against the recipe of 3 trainings"]
+    for kind in (None, "raw", "half", "without", "white"):
+        found = night(folder, network_of(1, LAST, kind), f"recipe-{kind}", "--baseline", recipe, code=None)
+        row.append(f"{kind}: {shown(found)}; T up to {max((cell['t'] or 0) for cell in found['comparison']['cells']):.1f}")
+        assert kind is not None or found["result"] in (Verdict.NOT_WORSE, Verdict.UNDECIDED)
+    print(f"\n| {' | '.join(row)} |")
