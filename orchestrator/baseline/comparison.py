@@ -26,9 +26,9 @@ from taugrid.orchestrator.baseline.compared import DEFAULTS, BaselineComparison,
 from taugrid.orchestrator.baseline.matching import changed_versions, labels, matched
 from taugrid.orchestrator.baseline.others import other_metrics
 from taugrid.orchestrator.baseline.pixels import Digests, PixelDistance, distance
-from taugrid.orchestrator.baseline.scorer import differs, tolerance
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell
 from taugrid.orchestrator.baseline.verdict import Verdict, worst
+from taugrid.orchestrator.work.scorer import differs, tolerance
 from taugrid.words import counted
 
 METRIC_SETTINGS = ("seed", "isc_splits", "kid_subsets", "kid_subset_size", "prc_neighborhood")
@@ -210,7 +210,7 @@ def _look(new: SnapshotCell, old: SnapshotCell, margin: float) -> Compared:
         note="; ".join(filter(None, [note, *_gone(new, old)])),
         num_samples=new.num_samples,
         others=other_metrics(new.metrics, old.metrics),
-        missing=_lacking(new, old),
+        missing=_lacking(new, old) if result is Verdict.NOT_JUDGED else "",
     )
 
 

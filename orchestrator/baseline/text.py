@@ -41,8 +41,8 @@ def sign(compared: Mapping[str, Any]) -> str:
     if result.is_regression:
         return BAD
     checked = all(check["result"] == "clean" for check in _checks(compared).values())
-    is_good = result in (Verdict.NOT_WORSE, Verdict.IDENTICAL) and checked and not compared.get("not_judged")
-    return GOOD if is_good else NEUTRAL
+    lacking = compared.get("not_judged") or compared.get("missing")
+    return GOOD if result in (Verdict.NOT_WORSE, Verdict.IDENTICAL) and checked and not lacking else NEUTRAL
 
 
 def facts(compared: Mapping[str, Any]) -> list[str]:

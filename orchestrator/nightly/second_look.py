@@ -10,25 +10,31 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from taugrid.config import Config
-from taugrid.errors import UserError
 from taugrid.eval.gate.rule import Change, Scored
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.baseline.canaries import place_of
-from taugrid.orchestrator.baseline.snapshot import SnapshotCell, snapshot_of_opened
+from taugrid.orchestrator.baseline.canaries import check_scorer, place_of
+from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell, snapshot_of_opened
 from taugrid.orchestrator.nightly.loadable import Pair, config_of, point_of
 from taugrid.orchestrator.opened import Opened
 
-SampleBoth = Callable[[Config, Path], Opened | None]
-"""Runs a config in a folder; None if some cells could not be finished."""
+Hopeless = Mapping[str, str]
+"""Name -> why the cell can never be scored."""
+
+SampleBoth = Callable[[Config, Path], tuple[Opened, Hopeless] | None]
+"""Runs a config in a folder; None if some cells could not be finished and still can."""
 
 
 class Resampled(NamedTuple):
-    """A cell's change with other samples than the usual ones."""
+    """A cell with other samples than the usual ones."""
 
-    change: Change
-    fid: float
-    """Tonight's network's."""
-    baseline_fid: float
+    name: str
+    """The night's."""
+    change: Change | None
+    """None: tonight's network fails with these samples."""
+    fids: tuple[float, float] | None = None
+    """Tonight's network's FID, and the baseline's."""
+    failed: str = ""
+    """How tonight's network fails."""
 
 
 class Look(NamedTuple):
@@ -54,10 +60,14 @@ class SecondLook:
     config: Config
     """Tonight's."""
     night: str
+    tonight: Snapshot
     sample_both: SampleBoth
 
-    def changes(self, pairs: Sequence[Pair], look: Look, margin: float) -> list[Resampled] | None:
+    def changes(self, pairs: Sequence[Pair], look: Look, margin: float) -> list[Resampled] | str | None:
         """Sample both networks of `pairs` with a fresh seed, and return what the rule needs; None if unfinished.
+
+        A text says why this look does not count: the baseline's network fails, or taugrid has changed since tonight's
+        cells were sampled and scored.
 
         Args:
             pairs: the cells; `loadable.why_not` has nothing against them.
@@ -65,22 +75,44 @@ class SecondLook:
             margin: as a share of the baseline's recorded FID.
         """
         points = [point_of(cell, **self._anew(cell, look)) for pair in pairs for cell in pair]
-        opened = self.sample_both(config_of(self.config, look.name, points), look.folder)
-        if opened is None:
+        done = self.sample_both(config_of(self.config, look.name, points), look.folder)
+        if done is None:
             return None
-        scored = {place_of(cell): cell for cell in snapshot_of_opened(opened).cells}
-        return [self._change(pair, look, scored, margin) for pair in pairs]
+        snapshot = snapshot_of_opened(*done)
+        if (changed := other_code(self.tonight, snapshot)) is not None:
+            return changed
+        scored = {place_of(cell): cell for cell in snapshot.cells}
+        found = []
+        for pair in pairs:
+            new, old = (scored[place_of(cell, **self._anew(cell, look))] for cell in pair)
+            if old.influence is None:
+                return f"the baseline's network has no FID with an error for these samples ({old.failed or old.reason})"
+            found.append(self._resampled(pair, new, old, margin))
+        return found
 
     def _anew(self, cell: SnapshotCell, look: Look) -> dict[str, Any]:
         """The settings in which a cell's second look differs from the cell."""
         seed = fresh_seed(self.night, look.name, cell.settings["seed"])
         return {"seed": seed, "num_samples": look.num_samples or cell.num_samples}
 
-    def _change(self, pair: Pair, look: Look, scored: Mapping[str, SnapshotCell], margin: float) -> Resampled:
-        new, old = (scored[place_of(cell, **self._anew(cell, look))] for cell in pair)
-        if new.influence is None or old.influence is None:
-            raise UserError(f"{new.name} has no standard error with a fresh seed: {new.reason or old.reason}")
+    def _resampled(self, pair: Pair, new: SnapshotCell, old: SnapshotCell, margin: float) -> Resampled:
+        name = pair[0].name
+        if new.influence is None:
+            return Resampled(name, None, failed=new.failed or new.reason or "FID has no error")
+        assert old.influence is not None
         recorded = margin * float(pair[1].metrics["fid"])
         fids = float(new.metrics["fid"]), float(old.metrics["fid"])
         sides = Scored(fids[0], new.influence), [Scored(fids[1], old.influence)]
-        return Resampled(Change.between(pair[0].name, *sides, recorded, new.block), *fids)
+        return Resampled(name, Change.between(name, *sides, recorded, new.block), fids)
+
+
+def other_code(tonight: Snapshot, again: Snapshot) -> str | None:
+    """How the code that sampled or scored `again` is not that of tonight's run; None if it is, as far as known.
+
+    A night may be interrupted, and go on with other code.
+    """
+    if len(tonight.codes | again.codes) > 1:
+        return "taugrid's code has changed since tonight's cells were sampled"
+    if (check := check_scorer(again, tonight)).result == "changed":
+        return f"the scorer has changed since tonight's cells were scored ({check.reason})"
+    return None

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import UNet2DModel
 from nights import CELLS, checkpoint, taugrid, write_config
 from planted_faults import (
