@@ -75,8 +75,8 @@ def _require_one_recipe(runs: Sequence[Opened]) -> None:
     for opened, other in zip(runs[1:], others, strict=True):
         if other != first:
             raise UserError(
-                f"{opened.rundir.shown} is no training of {runs[0].rundir.shown}'s recipe: model, diffusion, data or train "
-                "differ in more than train.seed"
+                f"{opened.rundir.shown} is no training of {runs[0].rundir.shown}'s recipe: the sections model, data, "
+                "diffusion or train differ in more than train.seed"
             )
 
 

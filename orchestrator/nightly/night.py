@@ -25,7 +25,7 @@ from taugrid.orchestrator.nightly.loadable import config_of
 from taugrid.orchestrator.nightly.outcome import as_verdict
 from taugrid.orchestrator.nightly.places import CANARY, History, Night, open_history
 from taugrid.orchestrator.nightly.removal import remove_old_images
-from taugrid.orchestrator.nightly.second_look import Hopeless, SecondLook
+from taugrid.orchestrator.nightly.second_look import SecondLook, Unscorable
 from taugrid.orchestrator.nightly.write import is_current, write_history, write_night
 from taugrid.orchestrator.opened import Opened, open_to_run
 from taugrid.orchestrator.progress import Progress
@@ -179,7 +179,7 @@ class _Again:
     missing: dict[str, str]
     """What could not be finished, and still can, is added to it."""
 
-    def both(self, config: Config, folder: Path) -> tuple[Opened, Hopeless] | None:
+    def both(self, config: Config, folder: Path) -> tuple[Opened, Unscorable] | None:
         """`SampleBoth`."""
         cells = counted(len(config.grid) // 2, "cell")
         self.progress.say(f"second look: {cells} with a fresh seed, of tonight's network and the baseline's")
@@ -200,7 +200,7 @@ class _Again:
         sampled = canaries_in(again, tonight, failed)
         return lambda old: gone[old.cell] if old.cell in gone else sampled(old)
 
-    def _run(self, config: Config, folder: Path, stages: Sequence[str]) -> tuple[Opened, Hopeless]:
+    def _run(self, config: Config, folder: Path, stages: Sequence[str]) -> tuple[Opened, Unscorable]:
         again = _opened_from(config, folder, self.request)
         outcome = Run(again.config, again.plan, again.rundir, self.request.address, self.progress).do(stages)
         failed = {name: why for name, why in outcome.missing.items() if name in outcome.lasting}

@@ -17,10 +17,10 @@ from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell, snaps
 from taugrid.orchestrator.nightly.loadable import Pair, config_of, point_of
 from taugrid.orchestrator.opened import Opened
 
-Hopeless = Mapping[str, str]
+Unscorable = Mapping[str, str]
 """Name -> why the cell can never be scored."""
 
-SampleBoth = Callable[[Config, Path], tuple[Opened, Hopeless] | None]
+SampleBoth = Callable[[Config, Path], tuple[Opened, Unscorable] | None]
 """Runs a config in a folder; None if some cells could not be finished and still can."""
 
 
