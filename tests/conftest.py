@@ -64,8 +64,7 @@ def pytest_collection_finish():
 
 UNIT = Path(__file__).parent / "unit"
 UNIT_SECONDS, SLOW_SECONDS = 240, 3600
-"""Limits of a test of tests/unit and of a long form, setup included; others have that of pyproject.toml. A quiet machine
-needs a tenth of them."""
+"""Limits of a test of tests/unit and of a long form, setup included; others have that of pyproject.toml."""
 
 BACKSTOP_SECONDS = 60
 STDERR = pytest.StashKey[int]()
