@@ -1,9 +1,17 @@
+import faulthandler
 import gc
 import os
 import random
+import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# `nohup make test &` and many CI runners start their processes with SIGINT ignored. A driver that must stop then sends
+# SIGTERM to itself (`orchestrator/ending.py`), which would end pytest's process. Children start with the default.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 gc.disable()  # until all files are imported: passes over what stays are a third of the time
 
@@ -54,6 +62,29 @@ def pytest_collection_finish():
     gc.enable()
 
 
+UNIT = Path(__file__).parent / "unit"
+UNIT_SECONDS, SLOW_SECONDS = 240, 3600
+"""Limits of a test of tests/unit and of a long form, setup included; others have that of pyproject.toml."""
+
+BACKSTOP_SECONDS = 60
+STDERR = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_set_timer(item, settings):
+    """End the process, and print its stacks, if the test does not end: code in C may let no signal handler run."""
+    faulthandler.dump_traceback_later(settings.timeout + BACKSTOP_SECONDS, exit=True, file=item.config.stash[STDERR])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_cancel_timer():
+    faulthandler.cancel_dump_traceback_later()
+
+
+def pytest_configure(config):
+    config.stash[STDERR] = os.dup(2)  # during a test, 2 is what captures its output
+
+
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="run the long forms of tests too")
     parser.addoption("--seed", type=int, default=random.randrange(1_000_000), help="of what the chaos tests kill, when")
@@ -64,7 +95,9 @@ def pytest_report_header(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--long"):
-        for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="a long form: `make chaos` runs it"))
+    for item in items:
+        is_slow = "slow" in item.keywords
+        if is_slow and not config.getoption("--long"):
+            item.add_marker(pytest.mark.skip(reason="a long form: `make chaos` runs it"))
+        if is_slow or item.path.is_relative_to(UNIT):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS if is_slow else UNIT_SECONDS))

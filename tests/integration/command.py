@@ -47,11 +47,6 @@ def taugrid_alone(*arguments: object, code: int = 0, timeout: float = 240) -> su
     return done
 
 
-def heed_ctrl_c() -> None:
-    """Tests that a shell started in the background ignore SIGINT, and their children with them."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 class Started:
     """A command that runs while the test does something to it."""
 
@@ -64,7 +59,6 @@ class Started:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=heed_ctrl_c,
             )
 
     def __enter__(self) -> "Started":

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command import COMMAND, Started, command_line, descendants, events, heed_ctrl_c, taugrid_alone
+from command import COMMAND, Started, command_line, descendants, events, taugrid_alone
 from ray_head import free_port, started_head
 from shared import taugrid
 
@@ -276,7 +276,6 @@ def at_terminal(first, second, *arguments):
     master, slave = pty.openpty()
 
     def takes_terminal():
-        heed_ctrl_c()
         fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
 
     process = subprocess.Popen(
