@@ -42,7 +42,7 @@ def read(text: str) -> list[Mutant]:
 
 
 def planted(root: Path, mutant: Mutant) -> str:
-    """The text of the mutant's file with the mutant in it; exits if the patch or a test file no longer fits the tree."""
+    """The text of the mutant's file with the mutant in it; exits if the patch or a test file no longer fits."""
     text = (root / mutant.file).read_text()
     if (count := text.count(mutant.old)) != 1:
         sys.exit(f"mutants.txt: {mutant.file} has {mutant.old!r} {count} times, not once; correct the list")

@@ -25,10 +25,10 @@ OF_A_RECIPE = "the baseline is a recipe: fresh seeds of sampling would not chang
 
 UNFINISHED = "its second look is unfinished"
 
-CONTRADICTION = 6.0
-"""Standard errors between a cell's change with the usual seeds and with a fresh one. Chance gives so many in 1 of 10^9
-nights. A fault of today's code gives them: of the usual seeds' samples it has spoiled tonight's network's alone, of the
-fresh one's both networks'."""
+CONTRADICTION, SPREAD = 6.0, 3.0
+"""What is beyond chance: so many standard errors between a cell's changes with the usual seeds and with a fresh one, or
+such a ratio of their errors. A fault of today's code can do it: with the usual seeds it spoils tonight's samples alone,
+with a fresh one both networks'."""
 
 
 class Terms(NamedTuple):
@@ -126,7 +126,10 @@ def _contradicted(usual: BaselineComparison, fresh: BaselineComparison) -> str |
             continue
         assert cell.difference is not None
         assert again.difference is not None
-        if cell.difference - again.difference > CONTRADICTION * math.hypot(cell.se or 0, again.se or 0):
+        assert cell.se is not None
+        assert again.se is not None
+        apart = cell.difference - again.difference > CONTRADICTION * math.hypot(cell.se, again.se)
+        if apart or cell.se > SPREAD * again.se:
             return (
                 f"{cell.label} changed by {cell.difference:+.3g} ± {cell.se:.2g} with the usual seeds and by "
                 f"{again.difference:+.3g} ± {again.se:.2g} with a fresh one, which is no chance: today's code treats "

@@ -158,8 +158,7 @@ def test_a_retraining_is_not_red_against_its_recipe(folder):
     row = ["against the recipe of 3 trainings"]
     for kind in (None, "raw", "half", "without", "white"):
         found = night(folder, network_of(1, LAST, kind), f"recipe-{kind}", "--baseline", recipe, code=None)
-        row.append(
-            f"{kind}: {shown(found)}; T up to {max((cell['t'] or 0) for cell in found['comparison']['cells']):.1f}"
-        )
+        t = max(cell["t"] or 0 for cell in found["comparison"]["cells"])
+        row.append(f"{kind or 'control'}: {shown(found)}; T up to {t:.1f}")
         assert kind is not None or found["result"] in (Verdict.NOT_WORSE, Verdict.UNDECIDED)
     print(f"\n| {' | '.join(row)} |")

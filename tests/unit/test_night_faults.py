@@ -7,6 +7,7 @@ the canaries can see a fault of it.
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from planted_faults import (
     collapse,
     darken_later_batches,
     drop_last_step,
+    repeat_the_first_batch,
     scaled_fid,
     scaled_sigma,
 )
@@ -24,6 +26,7 @@ from taugrid import versions
 from taugrid.errors import Exit
 from taugrid.eval.metrics import frechet
 from taugrid.orchestrator.baseline.verdict import REGRESSIONS, Verdict
+from taugrid.orchestrator.nightly import judging
 from taugrid.orchestrator.nightly.night import NightOutcome
 from taugrid.orchestrator.plan import evaluation
 from taugrid.orchestrator.rundir import provenance
@@ -106,6 +109,26 @@ def test_a_fault_that_no_canary_shows_is_red_because_the_second_stage_denies_it(
     assert {cell["seeds"] for cell in found["comparison"]["cells"]} == {"usual"}
     assert "the second stage does not count" in found["comparison"]["rule"]
     assert (history / "nights/2/fresh").exists()
+
+
+@pytest.mark.parametrize(("usual", "fresh", "denied"), [
+    ((9.0, 0.5), (1.0, 0.5), True),  # 11 standard errors
+    ((4.0, 0.5), (1.0, 0.5), False),  # 4 of them
+    ((4.0, 1.6), (1.0, 0.5), True),  # the usual seeds' samples no longer share their noise with the baseline's
+    ((1.0, 0.5), (9.0, 0.5), False),  # worse by both
+])  # fmt: skip
+def test_a_fresh_seed_denies_the_usual_ones_only_beyond_chance(usual, fresh, denied):
+    sides = (SimpleNamespace(cells=[SimpleNamespace(difference=found[0], se=found[1], seeds=seeds, note="", label="a")])
+             for found, seeds in ((usual, "usual"), (fresh, "fresh")))  # fmt: skip
+    assert (judging._contradicted(*sides) is not None) == denied
+
+
+def test_images_that_repeat_are_collapsed_although_fid_hardly_moves(begun, history, monkeypatch):
+    repeat_the_first_batch(monkeypatch)
+    found = night(history, begun / "nearby.yaml", "2", code=3)
+    assert {cell["result"] for cell in found["comparison"]["cells"]} == {"collapsed"}
+    note = "images repeat; distinct images: 50 % (the baseline: 100 %)"
+    assert {cell["note"] for cell in found["comparison"]["cells"]} == {note}
 
 
 def test_a_healthy_night_of_a_nearby_network_is_green(begun, history):
