@@ -109,6 +109,12 @@ def open_existing(directory: str, dry: bool = False) -> Opened:
     if not is_url(directory) and Path(directory).is_file():
         raise UserError(f"{directory} is a file; this command takes {_directory_meant(directory)}")
     if not storage.exists(root / CONFIG_NAME):
+        if storage.exists(root / "run" / CONFIG_NAME):
+            raise UserError(f"{directory} is the folder of a night; give its run, {directory.rstrip('/')}/run")
+        if storage.list(root, "nights/*/run/config.json"):
+            raise UserError(
+                f"{directory} is a history of nights; give the run of one, {directory.rstrip('/')}/nights/ID/run"
+            )
         lost = f", or write a lost config.json again with `taugrid report CONFIG --out {directory}`"
         raise UserError(
             f"{directory} is not a run directory (it has no config.json); give the one that `taugrid run` made"

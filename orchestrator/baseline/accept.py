@@ -139,9 +139,15 @@ def _after_its_night(snapshot: Snapshot, opened: Opened, force: bool) -> tuple[S
 
     How far images of other software or devices were from the baseline's is accepted with the night.
     """
-    verdict = read_sealed(opened.rundir.root.parent / VERDICT, opened.rundir.storage)
+    folder, storage = opened.rundir.root.parent, opened.rundir.storage
+    verdict = read_sealed(folder / VERDICT, storage)
     if verdict is None:
-        return snapshot, []
+        if folder.parent.name != "nights" or force:
+            return snapshot, []
+        state = f"{VERDICT} was changed or is damaged" if storage.exists(folder / VERDICT) else "it is not finished"
+        raise UserError(
+            f"night {folder.name} has no verdict ({state}); finish it with `taugrid nightly`, or add --force"
+        )
     remarks = []
     if verdict["result"] in REGRESSIONS:
         if not force:

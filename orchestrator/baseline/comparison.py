@@ -185,6 +185,8 @@ def _situation(new: SnapshotCell, old: SnapshotCell) -> Situation:
 
 
 def _marks(new: SnapshotCell, old: SnapshotCell) -> list[str]:
+    if new.failed is not None and not new.setup.versions:
+        return []  # it has no images
     marks = [f"sampled with {text}" for text in new.setup.differences(old.setup)]
     if new.network.is_same(old.network) and new.network.source_sha256 != old.network.source_sha256:
         marks.append("the custom network's code differs")

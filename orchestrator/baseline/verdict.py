@@ -70,8 +70,8 @@ class Sharpness(NamedTuple):
 
     @property
     def in_words(self) -> str:
-        """Such as "would miss losses below 19 %"."""
-        where = " in half of its cells" if self.cells > 1 else ""
+        """Such as "would miss losses below 19 % (the median of 12 cells)"."""
+        where = f" (the median of {self.cells:,} cells)" if self.cells > 1 else ""
         return f"would miss losses below {100 * self.loss:.2g} %{where}"
 
     def complaints(self, wanted: float, samples: int | None) -> list[str]:

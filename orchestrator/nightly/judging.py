@@ -18,17 +18,16 @@ from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot
 from taugrid.orchestrator.baseline.verdict import Verdict, worst
 from taugrid.orchestrator.nightly.loadable import Pair, why_not
-from taugrid.orchestrator.nightly.second_look import Look, Resampled, SecondLook
+from taugrid.orchestrator.nightly.second_look import BEYOND_CHANCE, Look, Resampled, SecondLook
 from taugrid.words import counted
 
 OF_A_RECIPE = "the baseline is a recipe: fresh seeds of sampling would not change how its trainings differ"
 
 UNFINISHED = "its second look is unfinished"
 
-CONTRADICTION, SPREAD = 6.0, 3.0
-"""What is beyond chance: so many standard errors between a cell's changes with the usual seeds and with a fresh one, or
-such a ratio of their errors. A fault of today's code can do it: with the usual seeds it spoils tonight's samples alone,
-with a fresh one both networks'."""
+SPREAD = 3.0
+"""A cell's error with the usual seeds over that with a fresh one, from which on it is no chance. A fault of today's
+code can do it: with the usual seeds it spoils tonight's samples alone, with a fresh one both networks'."""
 
 
 class Terms(NamedTuple):
@@ -128,7 +127,7 @@ def _contradicted(usual: BaselineComparison, fresh: BaselineComparison) -> str |
         assert again.difference is not None
         assert cell.se is not None
         assert again.se is not None
-        apart = cell.difference - again.difference > CONTRADICTION * math.hypot(cell.se, again.se)
+        apart = cell.difference - again.difference > BEYOND_CHANCE * math.hypot(cell.se, again.se)
         if apart or cell.se > SPREAD * again.se:
             return (
                 f"{cell.label} changed by {cell.difference:+.3g} ± {cell.se:.2g} with the usual seeds and by "
@@ -185,4 +184,4 @@ def _seen_again(cell: Compared, again: Resampled | None, look: Look) -> Compared
     if again.change is None:
         how = "with a fresh seed" if look.name == "fresh" else "with more samples"
         return replace(cell, result=Verdict.COLLAPSED, note=f"{how}: {again.failed}")
-    return replace(cell, judged_fids=again.fids)
+    return replace(cell, judged_fids=again.fids, num_samples=again.num_samples)

@@ -44,6 +44,9 @@ def as_verdict(
         "comparison": None if found is None else found.as_dict(),
         "software": dict(tonight.software),
     }
+    if baseline is None and not failed and not missing:
+        command = f"`taugrid baseline accept {night.named(night.run)} --to FILE --reason TEXT`"
+        verdict["next"] = f"{command} makes tonight the measure of later nights"
     if baseline is not None and found is not None:
         verdict["strips"] = _strips(night, opened, baseline, verdict)
         verdict["next"] = _next(night, baseline, verdict)
@@ -85,7 +88,7 @@ def _strips(night: Night, opened: Opened, baseline: Snapshot, verdict: Mapping[s
             cell["label"], before[cell["baseline_cell"]].find_first(), first_images(opened.rundir, now[cell["cell"]])
         )
         for cell in judged[:MOST_STRIPS]
-        if ORDER.index(cell["result"]) <= UP_TO_UNDECIDED
+        if ORDER.index(cell["result"]) <= UP_TO_UNDECIDED and cell["fid"] is not None
     ]
     files = strips(pairs, night.strips, night.storage)
     return {label: path.relative_to(night.folder).as_posix() for label, path in files.items()}

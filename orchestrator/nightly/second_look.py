@@ -4,6 +4,7 @@ The usual seeds are the same every night, so an unlucky block of noise would rai
 fresh seed follows from the night's id: it differs from night to night, and a resumed night has the same.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,10 @@ SampleBoth = Callable[[Config, Path], tuple[Opened, Unscorable] | None]
 """Runs a config in a folder; None if some cells could not be finished and still can."""
 
 
+BEYOND_CHANCE = 6.0
+"""Standard errors. Chance gives so many in one of 10^9 nights."""
+
+
 class Resampled(NamedTuple):
     """A cell with other samples than the usual ones."""
 
@@ -33,6 +38,7 @@ class Resampled(NamedTuple):
     """None: tonight's network fails with these samples."""
     fids: tuple[float, float] | None = None
     """Tonight's network's FID, and the baseline's."""
+    num_samples: int = 0
     failed: str = ""
     """How tonight's network fails."""
 
@@ -87,6 +93,8 @@ class SecondLook:
             new, old = (scored[place_of(cell, **self._anew(cell, look))] for cell in pair)
             if old.influence is None:
                 return f"the baseline's network has no FID with an error for these samples ({old.failed or old.reason})"
+            if (denied := _denied(old, pair[1])) is not None:
+                return denied
             found.append(self._resampled(pair, new, old, margin))
         return found
 
@@ -103,7 +111,22 @@ class SecondLook:
         recorded = margin * float(pair[1].metrics["fid"])
         fids = float(new.metrics["fid"]), float(old.metrics["fid"])
         sides = Scored(fids[0], new.influence), [Scored(fids[1], old.influence)]
-        return Resampled(name, Change.between(name, *sides, recorded, new.block), fids)
+        return Resampled(name, Change.between(name, *sides, recorded, new.block), fids, new.num_samples)
+
+
+def _denied(again: SnapshotCell, recorded: SnapshotCell) -> str | None:
+    """How the baseline's network, sampled and scored today, is not what was recorded of it; None within chance.
+
+    The samples differ, so each FID has an error of its own. At another N, their biases differ as well.
+    """
+    fids = [float(cell.metrics["fid"]) for cell in (again, recorded)]
+    error = math.hypot(*(float(cell.metrics["fid_se"]) for cell in (again, recorded)))
+    if again.num_samples != recorded.num_samples or abs(fids[0] - fids[1]) <= BEYOND_CHANCE * error:
+        return None
+    return (
+        f"the baseline's network has FID {fids[0]:.4g} with a fresh seed, where {fids[1]:.4g} was recorded, which is "
+        "no chance: today's code samples or scores it differently, although no canary shows it"
+    )
 
 
 def other_code(tonight: Snapshot, again: Snapshot) -> str | None:

@@ -35,8 +35,7 @@ def summary(verdict: dict[str, Any]) -> str:
         blocks += [_frozen(verdict, compared), *_pictures(verdict), _next(verdict)]
     elif verdict["scores"]:
         blocks += [_scores(verdict)]
-        if verdict["result"] == "no baseline":
-            blocks.append("Accept this night: `taugrid baseline accept HISTORY/nights/ID/run --to FILE --reason TEXT`.")
+        blocks += [_next(verdict)]
     told = {cell["label"] for cell in (compared or {"cells": []})["cells"]}
     failed = verdict.get("failed", {}).items()
     blocks += [f"- **failed**: `{name}`: {reason}" for name, reason in failed if name not in told]

@@ -10,12 +10,14 @@ import json
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from taugrid import parquet
 from taugrid.config import Config
 from taugrid.errors import DamagedFile
 from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
@@ -28,7 +30,7 @@ from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.origins import OURS, REFERENCE, scorers
 from taugrid.protocol import SOFTWARE
 from taugrid.registry.metrics import MetricSettings
-from taugrid.storage import read_sealed, write_sealed
+from taugrid.storage import Storage, read_sealed, write_sealed
 from taugrid.versions import versions
 
 FILE = "scorer.json"
@@ -39,8 +41,8 @@ FEATURES = 64
 EQUAL = 1e-9
 """Relative tolerance for the same versions, devices and threads: rounding differs by far less."""
 
-IN_THE_DRIVER = ("fid", "kid")
-"""Metrics that need neither torch nor logits."""
+IN_THE_DRIVER = ("fid", "isc", "kid")
+"""Metrics that need no torch."""
 
 SUBSETS = 10
 """Subsets of KID: a fault of its formula shows in one."""
@@ -143,6 +145,8 @@ def differs(new: float, old: float, allowed: float) -> bool:
 def kept_record(rundir: RunDir) -> ScorerRecord | str:
     """The record that the last session with scores wrote; a text says why there is none."""
     found = read_sealed(rundir.root / FILE, rundir.storage)
+    if found is None and rundir.storage.exists(rundir.root / FILE):
+        return f"{FILE} was changed or is damaged"
     if found is None:
         return "none was recorded; a run that is scored by this version has one"
     return ScorerRecord.read(found) if "features" in found else str(found["reason"])
@@ -172,13 +176,14 @@ def _record(config: Config, rundir: RunDir, evaluation: Evaluation) -> ScorerRec
     few = replace(wanted, metrics=metrics, kid_subsets=min(wanted.kid_subsets, SUBSETS))
     try:
         features = np.concatenate(list(read_all(paths[:1], rundir.storage)))
+        logits = _logits(paths[0], rundir.storage) if any(metric.needs_logits for metric in few.chosen) else None
         half = len(features) // 2
         settings = feasible(few, evaluation.extractor, half, half).settings
         with threadpool_limits(1):  # so that a machine with other cores gives the same
             known = of_feature_files(
                 paths, reference.num_images, paths[0].parent, evaluation.reference_key, rundir.storage
             )
-            scores = _halves(features, settings) | _narrow(features) | _totals(known)
+            scores = _halves(features, logits, settings) | _narrow(features) | _totals(known)
     except (FileNotFoundError, DamagedFile) as error:
         return f"the features of the reference are not at hand ({error})"
     except (ValueError, ArithmeticError) as error:
@@ -189,18 +194,26 @@ def _record(config: Config, rundir: RunDir, evaluation: Evaluation) -> ScorerRec
     return ScorerRecord(reference.sha256, about, used, made_with, features[:FEATURES], scores)
 
 
-def _halves(features: NDArray[np.float32], settings: MetricSettings) -> dict[str, float]:
+def _logits(path: Path, storage: Storage) -> NDArray[np.float32]:
+    return np.concatenate([values for _, values in parquet.read_features(path, "logits", storage)])
+
+
+def _halves(
+    features: NDArray[np.float32], logits: NDArray[np.float32] | None, settings: MetricSettings
+) -> dict[str, float]:
     """The scores of the even rows against the odd ones."""
     half = len(features) // 2
     even, odd = features[: 2 * half : 2], features[1 : 2 * half : 2]
     reference = of_features(lambda: iter((odd,)), half, None, "", lambda: odd)
-    return score(lambda: iter((even,)), None, half, reference, settings).values
+    of_even = None if logits is None else logits[: 2 * half : 2]
+    stream = None if of_even is None else lambda: iter((of_even,))
+    return score(lambda: iter((even,)), stream, half, reference, settings).values
 
 
 def _narrow(features: NDArray[np.float32]) -> dict[str, float]:
     """FID of the halves over so few features that it has a standard error: the influences are checked with it."""
     width = max(1, min(features.shape[1], len(features) // 2 // SAMPLES_PER_DIMENSION))
-    scores = _halves(np.ascontiguousarray(features[:, :width]), MetricSettings(metrics=("fid",)))
+    scores = _halves(np.ascontiguousarray(features[:, :width]), None, MetricSettings(metrics=("fid",)))
     return {f"{name} of {width} features": value for name, value in scores.items()}
 
 

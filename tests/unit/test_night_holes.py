@@ -3,10 +3,13 @@
 import json
 import shutil
 
+import click
 import pytest
 from nights import CELLS, checkpoint, taugrid, write_config
 from planted_faults import drop_last_step, scaled_fid
 
+from taugrid.eval import extract
+from taugrid.eval.sources import Batch
 from taugrid.orchestrator.nightly import night as night_module
 from taugrid.orchestrator.rundir import provenance
 from taugrid.storage import write_sealed
@@ -161,6 +164,46 @@ def test_trainings_with_other_diffusion_are_no_recipe(begun, tmp_path):
     told = taugrid("baseline", "accept", *runs, "--to", tmp_path / "b.json", "--reason", "x", code=2)[1]
     assert "is no training of" in told
     assert not (tmp_path / "b.json").exists()
+
+
+def test_a_fault_in_reading_samples_is_red_because_the_baselines_network_denies_it(begun, history, monkeypatch):
+    """Neither canary sees it: one compares pixels, the other scores the reference."""
+    whole = extract._batches
+
+    def darker(job):
+        batches = whole(job)
+        return (Batch(index, images // 2) for index, images in batches) if isinstance(job.images, str) else batches
+
+    monkeypatch.setattr(extract, "_batches", darker)
+    found = night(history, begun / "nearby.yaml", "2", code=3)
+    assert found["result"] == "worse"
+    assert {check["result"] for check in found["comparison"]["checks"].values()} == {"clean"}
+    assert "the baseline's network has FID" in found["comparison"]["rule"]
+
+
+def test_a_record_of_the_scorer_that_was_damaged_is_no_record(begun, history):
+    night(history, begun / "nearby.yaml", "2")
+    (history / "nights/2/run/scorer.json").write_text("x")
+    shown, _ = taugrid("compare", history / "nights/2/run", history / "baseline.json")
+    assert shown.startswith("➖")
+    assert "scorer.json was changed or is damaged" in shown
+
+
+def test_a_night_without_its_verdict_is_no_baseline(begun, history):
+    path = history / "nights/1/verdict.json"
+    path.write_text(path.read_text().replace("no baseline", "not worse"))
+    assert "was changed or is damaged" in accept(history, "1", code=2)[1]
+    path.unlink()
+    assert "it is not finished" in accept(history, "1", code=2)[1]
+    accept(history, "1", "--force")
+
+
+@pytest.mark.parametrize("option", ["--margin", "--alpha", "--sharpness"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_numbers_that_are_none_are_refused(begun, history, option, value):
+    with pytest.raises(click.UsageError):
+        night(history, begun / "nearby.yaml", "2", option, value)
+    assert not (history / "nights/2").exists()
 
 
 def test_a_distance_that_was_accepted_is_kept_by_the_next_baseline(begun, history):
