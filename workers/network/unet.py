@@ -52,7 +52,7 @@ def load_unet(saved: SavedUnet, device: str, compiled: bool = False) -> Denoiser
         module = by_torch(unet)
 
     @torch.inference_mode()
-    def network(x: Tensor, t: int | Tensor) -> Tensor:
+    def network(x: Tensor, t: int) -> Tensor:
         index = network_index(t, x)  # of a number, diffusers would make a tensor at each step, and copy it
         output: Tensor = module(x.contiguous(memory_format=torch.channels_last), index, return_dict=False)[0]
         return output
