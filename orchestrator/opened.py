@@ -110,9 +110,9 @@ def open_existing(directory: str, dry: bool = False) -> Opened:
         raise UserError(f"{directory} is a file; this command takes {_directory_meant(directory)}")
     if not storage.exists(root / CONFIG_NAME):
         lost = f", or write a lost config.json again with `taugrid report CONFIG --out {directory}`"
+        way_out = lost if _has_run_files(root, storage) else ""
         raise UserError(
-            f"{directory} is not a run directory (it has no config.json); give the one that `taugrid run` made"
-            f"{lost * _has_run_files(root, storage)}"
+            f"{directory} is not a run directory (it has no config.json); give the one that `taugrid run` made{way_out}"
         )
     return Opened(directory, (), None, dry=dry)
 

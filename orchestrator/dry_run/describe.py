@@ -53,7 +53,7 @@ def _about_extractor(config: Config, plan: Plan, extractor: Foreseen) -> list[st
     said += singular_samples(plan, dimensions)
     small, least = too_few_samples(plan, dimensions)
     if small:
-        more = f" (and {len(small) - 1} larger)" * (len(small) > 1)
+        more = f" (and {len(small) - 1} larger)" if len(small) > 1 else ""
         said.append(
             f"sample.num_samples: {small[0]}{more} may be too few for FID's ±, which needs at least N = {least} if "
             f"all {dimensions} features of {name} vary"

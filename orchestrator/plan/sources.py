@@ -228,10 +228,10 @@ class Loaded(BaseModelSource):
         offset = str(sample.steps_offset or 0)
         said = [
             diffusion.in_words,
-            "predicts epsilon" * (diffusion.prediction == "epsilon"),
-            f"diffusion.{', '.join(changed)} by the config" * bool(changed),
+            "predicts epsilon" if diffusion.prediction == "epsilon" else "",
+            f"diffusion.{', '.join(changed)} by the config" if changed else "",
             f"clip {_unless_overridden(clip, (cell.clip_in_words for cell in settings))}",
-            f"steps_offset {_unless_overridden(offset, offsets)}" * (bool(offsets) and {offset, *offsets} != {"0"}),
+            f"steps_offset {_unless_overridden(offset, offsets)}" if offsets and {offset, *offsets} != {"0"} else "",
         ]
         origin = "its scheduler" if loaded.sample else "no scheduler, so defaults"
         at = f" at commit {loaded.commit[:10]}" if loaded.commit else ""

@@ -22,6 +22,7 @@ from taugrid.orchestrator.rundir.origins import origins
 from taugrid.protocol import short_name
 from taugrid.registry.extractors import PIXELS
 from taugrid.storage import read_sealed
+from taugrid.words import listed
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import gaussian
 
@@ -89,10 +90,7 @@ def _influence(rundir: RunDir, path: Path, num_samples: int) -> NDArray[np.float
 
 
 def _listed(names: list[str], cells: int) -> str:
-    if len(names) == cells:
-        return "every cell"
-    more = len(names) - NAMED_CELLS
-    return ", ".join(names[:NAMED_CELLS]) + (f" and {more} more" if more > 0 else "")
+    return "every cell" if len(names) == cells else listed(names, NAMED_CELLS)
 
 
 def row_of(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: float | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from taugrid.orchestrator.plan.identity import NOT_IDENTITY
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import read_json
+from taugrid.words import listed
 
 WHAT_NO_KEY_SAYS = "the files of its checkpoint, custom network or data, or taugrid itself"
 """What has changed if a cell is gone although no key has changed."""
@@ -56,8 +57,7 @@ def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
     if not orphans:
         return None
     labels = _labels(rundir)
-    called = (f"{labels[name]} ({name})" if name in labels else name for name in orphans[:2])
-    named = ", ".join(called) + (f" and {len(orphans) - 2} more" if len(orphans) > 2 else "")
+    named = listed([f"{labels[name]} ({name})" if name in labels else name for name in orphans], 2)
     if plan.pending:
         return f"{rundir.root} holds {named}; whether this config has them is not known while an id is pending"
     before = _with_defaults(read_json(rundir.config, rundir.storage))
@@ -71,9 +71,8 @@ def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
         records = rundir.model_records()
         changed = (file for model in plan.models for record in records for file in changed_files(model.source, record))
         differences = list(dict.fromkeys(changed))
-    shown = "; ".join(differences[:MOST_DIFFERENCES]) or WHAT_NO_KEY_SAYS
-    more = f" and {len(differences) - MOST_DIFFERENCES} more" if len(differences) > MOST_DIFFERENCES else ""
-    return f"{rundir.root} holds {named}, which this config does not have (changed: {shown}{more})"
+    shown = listed(differences, MOST_DIFFERENCES, between="; ") or WHAT_NO_KEY_SAYS
+    return f"{rundir.root} holds {named}, which this config does not have (changed: {shown})"
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

@@ -179,4 +179,4 @@ def _number(branch: Schema, noun: str, plural: bool) -> str:
         return f"{nouns} from {low:g} to {high:g}"
     limits = {"at least": low, "greater than": above, "at most": high, "less than": below}
     bounds = [f"{words} {limit:g}" for words, limit in limits.items() if limit is not None]
-    return f"{nouns} {'of ' * (low is not None)}{' and '.join(bounds)}" if bounds else nouns
+    return f"{nouns} {'of ' if low is not None else ''}{' and '.join(bounds)}" if bounds else nouns
