@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 
 
 class Outcome(NamedTuple):
-    """How a session ended."""
-
     missing: dict[str, str]
     """Name -> reason, for every cell without a score (or, if only images were requested, without all its images)."""
     rows: list[dict[str, Any]]

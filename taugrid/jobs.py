@@ -114,8 +114,6 @@ class Result:
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """Where a worker runs."""
-
     node: str
     """Its address."""
     device: str

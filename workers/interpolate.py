@@ -42,13 +42,11 @@ class InterpolateJob(Job):
     metadata: dict[str, Any]
 
     def remedy(self, device: Device) -> str:
-        """The batch that fits."""
         load = partial(device.network, self.network, self.diffusion)
         return smaller_batch(load, self.image_shape, self.batch_size, device.name)
 
 
 def run(job: InterpolateJob, device: Device) -> Result:
-    """Load the job's network and call `interpolate_cell`."""
     network = device.network(job.network, job.diffusion)
     return interpolate_cell(job, network, device.name, device.beat)
 

@@ -43,13 +43,11 @@ class ReconstructJob(Job):
     metadata: dict[str, Any]
 
     def remedy(self, device: Device) -> str:
-        """The batch that fits."""
         load = partial(device.network, self.network, self.diffusion)
         return smaller_batch(load, self.data.image_shape, self.batch_size, device.name)
 
 
 def run(job: ReconstructJob, device: Device) -> Result:
-    """Load the job's network and call `reconstruct_shard`."""
     network = device.network(job.network, job.diffusion)
     return reconstruct_shard(job, network, device.name, device.beat)
 

@@ -10,8 +10,6 @@ from taugrid.protocol import ProtocolFields, kind
 
 
 class Measured(NamedTuple):
-    """A cell with a value."""
-
     row: str
     """The row of its table, such as "η = 0.5"."""
     table: ShadedTable

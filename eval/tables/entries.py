@@ -53,7 +53,6 @@ class Entry(NamedTuple):
     mark: str = ""
 
     def joined(self, separator: str) -> str:
-        """Value and error with `separator` between them."""
         return f"{self.value}{separator}{self.error}" if self.error else self.value
 
 

@@ -32,7 +32,6 @@ def series(values: Sequence[object], as_float: bool) -> "pd.Series[Any]":
 
 
 def as_text(value: object) -> str:
-    """A value as text for people."""
     return "not set" if value is None or value is pd.NA or value != value else str(value)
 
 

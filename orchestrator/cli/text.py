@@ -67,7 +67,6 @@ def _cell_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _training_state(model: dict[str, Any]) -> str:
-    """Whether a model is trained and, if that failed, why."""
     if model["ready"]:
         return "trained"
     steps, done = model["train_steps"], model["train_steps_done"]
@@ -77,7 +76,6 @@ def _training_state(model: dict[str, Any]) -> str:
 
 
 def _sums(model: dict[str, Any]) -> str:
-    """How far a model's cells are."""
     images = f"{model['images_done']:,} of {model['images']:,} images"
     return f"; {images}, {model['cells_scored']} of {counted(model['cells'], 'cell')} scored"
 

@@ -90,7 +90,6 @@ class Crew:
         return len(self._workers)
 
     def located(self, event: Located) -> None:
-        """A worker's process is there."""
         node = event.node_id
         twins = [other for other, name in self._names.items() if name.split()[0] == event.node and other != node]
         self._names.setdefault(node, f"{event.node} ({node[:8]})" if twins else event.node)

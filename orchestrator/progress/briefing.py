@@ -32,7 +32,6 @@ class Briefing:
 
     @cached_property
     def items(self) -> dict[str, KnownTask]:
-        """The tasks by key."""
         return tasks.items(self.pieces, kinds_by_name())
 
     @property
@@ -61,7 +60,6 @@ class Briefing:
         return grid_cells(self._cells.values(), self.config.report.columns, left, score, self._is_of_samples)
 
     def score(self, cell: str) -> float | None:
-        """A cell's score on disk."""
         if self.scoring is None or cell not in self._cells:
             return None
         metric = shown_metric(self.config.evaluate.metrics)

@@ -106,7 +106,6 @@ def _work(standing: Standing, width: int) -> Iterator[Text]:
 
 
 def _workers(state: LiveState, at: float) -> Iterator[Text]:
-    """How many workers there are, and what they are doing."""
     workforce, doing = state.workforce, Counter[str]()
     for worker in workforce.by_name.values():
         if worker.task is not None:

@@ -15,15 +15,11 @@ SAMPLE_SECONDS = 1.0
 
 
 class Reading(NamedTuple):
-    """How much was done at a time."""
-
     at: float
     done: float
 
 
 class Speed:
-    """How much is done a second, lately."""
-
     def __init__(self) -> None:
         self._readings: deque[Reading] = deque()
 
@@ -105,13 +101,11 @@ class Stage:
             self._standing = self._standing._replace(done=done)
 
     def update(self, at: float, done: float, workers: int, note: str) -> None:
-        """`done` units are done."""
         self._standing = self._standing._replace(done=done, workers=workers, note=note)
         if self.has_begun and self._speed.is_due(at):
             self._speed.read(at, done)
 
     def standing(self, at: float) -> Standing:
-        """How far it is."""
         if not self.has_begun:
             return self._standing
         rate = self._speed.per_second

@@ -10,8 +10,6 @@ from taugrid.orchestrator.progress.workforce import WorkerState
 
 
 class KnownTask(NamedTuple):
-    """What the display knows of a task."""
-
     kind: str
     cost: float
     pace: str
@@ -23,8 +21,6 @@ class KnownTask(NamedTuple):
 
 @dataclass
 class Amount:
-    """The number and the cost of some tasks."""
-
     tasks: int = 0
     cost: float = 0.0
 
@@ -35,8 +31,6 @@ class Amount:
 
 
 class Left(NamedTuple):
-    """The time that is left."""
-
     seconds: float | None
     """None: nothing is known yet."""
     unknown: tuple[str, ...] = ()
@@ -45,8 +39,6 @@ class Left(NamedTuple):
 
 @dataclass
 class Todo:
-    """The tasks of a session."""
-
     items: Mapping[str, KnownTask] = field(default_factory=dict)
     """By key. Not all are known if the session is watched from its directory."""
     all: dict[str, Amount] = field(default_factory=dict)

@@ -39,7 +39,6 @@ class Asked:
         return before if isinstance(before, dict) else {}
 
     def is_scored(self, cell: Cell) -> bool:
-        """Whether a cell has the score that is asked for."""
         return self.score(cell) is not None
 
     def score(self, cell: Cell) -> dict[str, Any] | None:

@@ -46,7 +46,6 @@ class Diagnosis:
 
     @property
     def problems(self) -> list[str]:
-        """A line for each problem."""
         lines = []
         for damage, step in zip(self.damaged, self._steps, strict=True):
             more = f"; {step.words}" if step.words not in damage["reason"] else ""

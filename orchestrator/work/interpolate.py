@@ -57,7 +57,6 @@ class InterpolateWork(WorkKind):
         return {cell.name: "not interpolated" for cell in self._cells() if not self._is_whole(cell)}
 
     def labels(self) -> dict[str, str]:
-        """Name -> label of the cells of the ODE."""
         return {cell.name: cell.label for cell in self._cells()}
 
     def conclude(self) -> Conclusion:
@@ -87,7 +86,6 @@ class InterpolateWork(WorkKind):
 
     @classmethod
     def cells_of(cls, plan: Plan) -> list[Cell]:
-        """The cells of the ODE."""
         return ode_cells(plan)
 
     def _cells(self) -> list[Cell]:

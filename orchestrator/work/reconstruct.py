@@ -100,7 +100,6 @@ class ReconstructWork(WorkKind):
         return lacking
 
     def labels(self) -> dict[str, str]:
-        """Name -> label of the cells of the ODE."""
         return {cell.name: cell.label for cell in self._cells()}
 
     def conclude(self) -> Conclusion:

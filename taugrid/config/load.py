@@ -125,7 +125,6 @@ class _Loader(yaml.SafeLoader):
     """Refuses a key that a mapping has twice, of which YAML would silently use the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping in `node`."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         for (key_node, _), key in zip(node.value, keys, strict=False):
             if isinstance(key, Hashable) and keys.count(key) > 1:

@@ -28,7 +28,6 @@ class Kept:
         return self._values[key]
 
     def clear(self) -> None:
-        """Let go of all values."""
         self._values.clear()
 
 

@@ -5,8 +5,6 @@ from typing import NamedTuple
 
 
 class Crowd(NamedTuple):
-    """Numbers of workers."""
-
     full: int
     """Those that do all kinds of tasks."""
     spare: int

@@ -51,7 +51,6 @@ class Backlog:
                 self._add(rank)
 
     def __len__(self) -> int:
-        """The number of tasks that are ready and wait."""
         return sum(self._ready.values())
 
     @property
@@ -70,7 +69,6 @@ class Backlog:
         return len(self.done) + len(self.quarantined) + len(self.unreachable) == len(self._tasks)
 
     def task(self, key: str) -> Task:
-        """The task of this key."""
         return self._tasks[self._ranks[key]]
 
     def add(self, key: str, met: Collection[str] = ()) -> None:

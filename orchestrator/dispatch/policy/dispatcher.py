@@ -67,8 +67,6 @@ class Assignment(NamedTuple):
 
 
 class Charge(NamedTuple):
-    """What a failure led to."""
-
     key: str | None
     """The task that the worker had, if any."""
     quarantined: bool
@@ -113,12 +111,10 @@ class Dispatcher:
 
     @property
     def done(self) -> set[str]:
-        """The keys of tasks that are done."""
         return self._backlog.done
 
     @property
     def quarantined(self) -> set[str]:
-        """The keys of tasks that are given up."""
         return self._backlog.quarantined
 
     @property
@@ -171,7 +167,6 @@ class Dispatcher:
         self._health.draining(nodes)
 
     def beat(self, worker: str, now: float) -> None:
-        """The task of `worker` goes on."""
         if worker in self._hands.running:
             self._hands.running[worker].heard = now
 

@@ -44,7 +44,6 @@ class Hands:
         self._second: dict[str, Task] = {}  # the other way round
 
     def __len__(self) -> int:
-        """The number of workers."""
         return len(self.idle) + len(self.running)
 
     def __contains__(self, key: str) -> bool:
@@ -94,7 +93,6 @@ class Hands:
         return Finished(running, overtook)
 
     def lose(self, worker: str) -> LetGo:
-        """`worker` is gone."""
         waited = self._second.pop(worker, None)
         if waited is not None:
             del self.behind[waited.key]

@@ -10,8 +10,6 @@ do, and to try each on every node of a large cluster would take long."""
 
 @dataclass(slots=True)
 class TaskHistory:
-    """A task's failures."""
-
     errors: Counter[str] = field(default_factory=Counter)
     """Node -> how often it raised an error of its own there."""
     losses: Counter[str] = field(default_factory=Counter)

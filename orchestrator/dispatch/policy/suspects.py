@@ -12,7 +12,6 @@ class Suspects:
         self._all: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
-        """Whether the task is suspected."""
         return key in self._all
 
     @property
@@ -43,5 +42,4 @@ class Suspects:
             self._waiting = deque(key for key in self._waiting if key not in dropped)
 
     def any_of(self, keys: Iterable[str]) -> bool:
-        """Whether one of `keys` is suspected."""
         return not self._all.isdisjoint(keys)
