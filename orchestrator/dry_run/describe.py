@@ -7,8 +7,7 @@ from typing import Any
 
 from taugrid.config import Config, Data
 from taugrid.orchestrator.dispatch.capacity import nodes
-from taugrid.orchestrator.dry_run.missing import missing_images
-from taugrid.orchestrator.dry_run.moments import other_features
+from taugrid.orchestrator.dry_run.missing import missing_images, other_features
 from taugrid.orchestrator.dry_run.replaced import replaced_tables
 from taugrid.orchestrator.inspection import describe
 from taugrid.orchestrator.plan.cells import Plan

@@ -50,7 +50,7 @@ def write_report(config: Config, plan: Plan, rundir: RunDir, collected: Rows) ->
     protocols = {} if joining else evidence.protocols
     if rows:
         from taugrid.eval.figures.drawing import save
-        from taugrid.eval.figures.quality import quality_figure
+        from taugrid.eval.figures.over_steps import quality_figure
 
         with rundir.storage.local_folder(rundir.figures) as figures:
             save(quality_figure(averaged(in_grid_order(rows), protocols).frame, protocols), figures / "quality")

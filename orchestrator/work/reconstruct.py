@@ -105,7 +105,7 @@ class ReconstructWork(WorkKind):
     def conclude(self) -> Conclusion:
         """Write tables/reconstruction.* and figures/reconstruction*."""
         from taugrid.eval.figures.drawing import save
-        from taugrid.eval.figures.reconstruction import reconstruction_figure
+        from taugrid.eval.figures.over_steps import reconstruction_figure
         from taugrid.eval.tables.console import reconstruction_to_console
         from taugrid.eval.tables.published.counterparts import reconstruction_counterparts
         from taugrid.eval.tables.published.files import pointer, write_published

@@ -34,9 +34,8 @@ from typing import NamedTuple
 from taugrid.orchestrator.dispatch.policy.backlog import Backlog
 from taugrid.orchestrator.dispatch.policy.hands import Hands
 from taugrid.orchestrator.dispatch.policy.health import Benching, Health
-from taugrid.orchestrator.dispatch.policy.history import TaskHistory, suffices
+from taugrid.orchestrator.dispatch.policy.history import Suspects, TaskHistory, suffices
 from taugrid.orchestrator.dispatch.policy.pace import Pace
-from taugrid.orchestrator.dispatch.policy.suspects import Suspects
 from taugrid.orchestrator.task import Task
 
 MOST_COPIES = 3
