@@ -20,7 +20,6 @@ class Measured(NamedTuple):
 
     @property
     def line(self) -> str:
-        """Its row, and what sets its table apart."""
         return ", ".join(filter(None, [self.row, self.table.heading]))
 
     @property

@@ -136,7 +136,6 @@ def _alike_over_seeds(
 
 
 def has_best(tables: Iterable[Pivot], metric: MetricColumn) -> bool:
-    """Whether the best of some column is marked."""
     return any(entry.best for table in tables for _, row in entries(table, metric) for entry in row)
 
 

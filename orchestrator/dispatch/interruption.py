@@ -10,8 +10,6 @@ MOST_NAMED = 2
 
 
 class InProgress(NamedTuple):
-    """A shard that a worker was sampling."""
-
     cell: str
     """Its label."""
     images: float

@@ -200,7 +200,6 @@ class Loaded(BaseModelSource):
         return found
 
     def weights_file(self, folder: Path, weights: str) -> Path:
-        """The file of weights in the checkpoint's folder."""
         place = self.checkpoint.raw_folder if weights == "raw" else self.checkpoint.unet_folder
         assert place is not None, "a plan has no raw weights of a checkpoint without them"
         return checkpoint.weights_file(Path(place))

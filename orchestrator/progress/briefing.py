@@ -36,7 +36,6 @@ class Briefing:
 
     @property
     def to_do(self) -> list[dict[str, Any]]:
-        """The content of the event "to do"."""
         return work_to_do(self.items.values())
 
     @cached_property
@@ -79,7 +78,6 @@ class Briefing:
 
 
 def known_tasks(pieces: Mapping[str, Piece], kinds: Mapping[str, type[WorkKind]]) -> dict[str, KnownTask]:
-    """The tasks of a session by key."""
     return {key: _item(piece, kinds[piece.task.kind]) for key, piece in pieces.items()}
 
 

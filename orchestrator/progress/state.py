@@ -209,7 +209,6 @@ class LiveState:
         return ", ".join("{} of {} {}".format(*self.finished(name), self.kinds[name].finished) for name in names)
 
     def standing(self, at: float) -> Standing:
-        """How far it is, with rates and the remaining time."""
         bar = self.bar._replace(workers=self.workforce.joined, left=self.left(at))
         if any(self.kinds[name].finished for name in self.main):
             return bar  # which counts them itself, a few a minute

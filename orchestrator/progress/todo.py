@@ -50,7 +50,6 @@ class Todo:
     _closed: set[str] = field(default_factory=set)
 
     def begin(self, work: Iterable[Mapping[str, Any]]) -> None:
-        """Take the work that an event "to do" announces."""
         for entry in work:
             amount = entry["tasks"], entry["cost"]
             self.all.setdefault(entry["kind"], Amount()).add(*amount)
@@ -84,7 +83,6 @@ class Todo:
 
     @property
     def open_kinds(self) -> set[str]:
-        """The kinds of which something is left to do."""
         return {kind for (kind, _), amount in self._open.items() if amount.tasks > 0}
 
     def is_open(self, key: str) -> bool:

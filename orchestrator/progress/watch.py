@@ -51,8 +51,6 @@ def watch(config: Config, plan: Plan, rundir: RunDir) -> str:
 
 
 class Watching:
-    """Feeds what is new in a run directory to `progress`."""
-
     def __init__(self, config: Config, plan: Plan, rundir: RunDir, progress: Progress) -> None:
         self._config, self._plan, self._rundir, self._progress = config, plan, rundir, progress
         self._events = LastSession(rundir)

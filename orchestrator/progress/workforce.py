@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 
 
 class TaskProgress(NamedTuple):
-    """A heartbeat that reported some of a task as done."""
-
     at: float
     fraction: float
 
@@ -29,7 +27,6 @@ class WorkerState:
     """The paces of the tasks that it has done: what such tasks need is loaded."""
 
     def begin(self, at: float, task: str | None) -> None:
-        """It is at `task` from now on, or at nothing."""
         self.task, self.since, self.first, self.last = task, at, None, None
 
     @property

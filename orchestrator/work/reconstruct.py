@@ -33,8 +33,6 @@ PICTURES = 12
 
 
 class Place(NamedTuple):
-    """Where the images of a cell's shard are."""
-
     cell: Cell
     shard: Shard
     path: Path
@@ -67,7 +65,6 @@ class ReconstructWork(WorkKind):
         )
 
     def pieces(self) -> Iterator[Piece]:
-        """A piece for each shard whose file is missing."""
         for place in self._places(self._cells()):
             if self._is_whole(place, self.survey.on_damage):
                 continue
@@ -91,7 +88,6 @@ class ReconstructWork(WorkKind):
             yield Piece(task, job, cell)
 
     def missing(self) -> dict[str, str]:
-        """Cells whose images are not all reconstructed."""
         lacking = {}
         for cell in self._cells():
             count = sum(not self._is_whole(place, ignore_damage) for place in self._places([cell]))

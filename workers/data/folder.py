@@ -12,8 +12,6 @@ from taugrid.workers.data.readers.directory import EXTENSIONS, below, decode_fil
 
 
 class _Layout(NamedTuple):
-    """How files of another data set are recognised."""
-
     what: str
     name: str
     """`data.name` of what reads them."""

@@ -65,7 +65,6 @@ class Backlog:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left that can be done."""
         return len(self.done) + len(self.quarantined) + len(self.unreachable) == len(self._tasks)
 
     def task(self, key: str) -> Task:

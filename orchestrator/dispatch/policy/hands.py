@@ -10,16 +10,12 @@ from taugrid.orchestrator.task import Task
 
 
 class Finished(NamedTuple):
-    """A task that left a worker's hand."""
-
     running: Running
     overtook: bool
     """It was the second, and ended before the first."""
 
 
 class LetGo(NamedTuple):
-    """What a worker had in hand when it was lost."""
-
     running: Running | None
     waited: str | None
     """The key of its second task."""
