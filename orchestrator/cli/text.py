@@ -257,7 +257,7 @@ def _print_quality(
     from taugrid.eval.tables.entries import scored_as, tabulated
     from taugrid.eval.tables.long_form import in_grid_order
     from taugrid.eval.tables.rows import check_joinable
-    from taugrid.orchestrator.report.whole_grid import with_unscored
+    from taugrid.orchestrator.report.collect import with_unscored
 
     protocols, layout = evidence.protocols, layout or USUAL
     ordered = in_grid_order(rows if plan is None else with_unscored(plan, rows, protocols))
