@@ -116,9 +116,9 @@ def open_existing(directory: str, dry: bool = False) -> Opened:
                 f"{directory} is a history of nights; give the run of one, {directory.rstrip('/')}/nights/ID/run"
             )
         lost = f", or write a lost config.json again with `taugrid report CONFIG --out {directory}`"
+        way_out = lost if _has_run_files(root, storage) else ""
         raise UserError(
-            f"{directory} is not a run directory (it has no config.json); give the one that `taugrid run` made"
-            f"{lost * _has_run_files(root, storage)}"
+            f"{directory} is not a run directory (it has no config.json); give the one that `taugrid run` made{way_out}"
         )
     return Opened(directory, (), None, dry=dry)
 

@@ -22,8 +22,6 @@ Labels = tuple[str, ...]
 
 
 class ShadedEntry(NamedTuple):
-    """A cell of a table as a page shows it."""
-
     value: str
     error: str
     best: bool
@@ -38,13 +36,10 @@ class ShadedEntry(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """Value and error as people read them."""
         return f"{self.value} {self.error}".rstrip()
 
 
 class ShadedTable(NamedTuple):
-    """A pivot as a page shows it."""
-
     heading: str
     notes: tuple[str, ...]
     heads: tuple[str, ...]

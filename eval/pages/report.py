@@ -36,8 +36,6 @@ FEW_SAMPLES = 10_000
 
 @dataclass(frozen=True)
 class PageFacts:
-    """What a page shows of a run."""
-
     name: str
     planned: int
     """Cells of the grid; replicates are one."""
@@ -119,7 +117,6 @@ def _fitting(pictures: Sequence[tuple[PagePicture, bytes]], budget: int) -> Iter
 
 
 def _content(found: PageFacts) -> dict[str, Any]:
-    """Everything of the page but images."""
     rows = found.document.get("rows", [])
     protocols, joined = found.document.get("protocols", {}), frozenset(found.document.get("joined", ()))
     cells = measured(_by_steps(found), rows, protocols, joined) if rows else []

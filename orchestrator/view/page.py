@@ -12,9 +12,9 @@ from taugrid.eval.pages.report import PageFacts, report_html, warnings
 from taugrid.eval.tables.rows import without_nan
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.report import asked
+from taugrid.orchestrator.report.collect import with_unscored
 from taugrid.orchestrator.report.replicates import NOT_SCORED, label_without_seeds
 from taugrid.orchestrator.report.sample_figures import first_images
-from taugrid.orchestrator.report.whole_grid import with_unscored
 from taugrid.orchestrator.report.write import loss_curves
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.view.tables import Tables

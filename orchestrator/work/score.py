@@ -18,8 +18,6 @@ from taugrid.storage import read_sealed
 
 
 class ScoreWork(WorkKind):
-    """The metrics of every cell, and their table."""
-
     name = "score"
     priority = 50
     folder = "scores"
