@@ -60,5 +60,5 @@ def test_options_that_are_lists_may_be_repeated(words, tmp_path, monkeypatch):
 
 
 def test_two_values_for_one_key_are_refused():
-    with pytest.raises(click.UsageError, match="--set sample.seed is given twice"):
+    with pytest.raises(click.UsageError, match=r"--set sample\.seed is given twice"):
         cli.main(["plan", "digits", "--set", "sample.seed=1", "--set", "sample.seed=2"], standalone_mode=False)
