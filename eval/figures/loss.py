@@ -12,6 +12,7 @@ from taugrid.eval.figures.drawing import (
     legend_name,
     make_panels,
     mark_values,
+    name_parts,
     ordered_styles,
     plain_style,
     shifts,
@@ -29,9 +30,10 @@ def losses_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
     with plain_style():
         figure, (panel,) = make_panels(1, 1)
         for name, log in curves.items():
-            step, loss, colour = log["step"].to_numpy(), log["loss"].to_numpy(), styles[name].colour
-            panel.plot(step, loss, color=colour, linewidth=0.6, alpha=0.3)
-            panel.plot(step, running_mean(step, loss), color=colour, linewidth=1.5, label=styles[name].name)
+            step, loss, look = log["step"].to_numpy(), log["loss"].to_numpy(), styles[name]
+            raw = panel.plot(step, loss, color=look.colour, linewidth=0.6, alpha=0.3)
+            mean = panel.plot(step, running_mean(step, loss), color=look.colour, linewidth=1.5, label=look.name)
+            name_parts(look, [*raw, *mean])
         panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         panel.set_xlabel("training step")
         panel.set_ylabel("loss")

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -11,8 +11,11 @@ from taugrid.eval.figures.drawing import TITLE_WIDTH, Styles, draw_line
 from taugrid.eval.tables.pivots import Pivot
 
 
-def draw_over_steps(panel: Axes, table: Pivot, styles: Styles) -> None:
-    """Draw a line for each row of `table`, without values that have no logarithm; heading and notes make the title."""
+def draw_over_steps(panel: Axes, table: Pivot, styles: Styles, published: Mapping[str, float] = {}) -> None:
+    """Draw a line for each row of `table`, without values that have no logarithm; heading and notes make the title.
+
+    `published` has others' values by cell: they are dotted.
+    """
     steps = [int(steps) for steps in table.values.columns]
     lines = [textwrap.fill(line, TITLE_WIDTH) for line in (table.label, *table.notes) if line]
     panel.set_title("\n".join(lines), parse_math=False)  # a path may hold a dollar sign
@@ -25,6 +28,9 @@ def draw_over_steps(panel: Axes, table: Pivot, styles: Styles) -> None:
             continue
         positions = shown.index.to_numpy() * math.exp(span * look.shift)
         draw_line(panel, positions, shown.to_numpy(), error[shown.index].to_numpy(), look)
+        if beside := {s: published[cell] for s, cell in table.cells.iloc[place].items() if cell in published}:
+            plain = {"color": look.colour, "marker": look.marker, "markersize": 5, "markerfacecolor": "white"}
+            panel.plot(list(beside), list(beside.values()), ":", gid=look.key, **plain)
 
 
 def _mark_steps(panel: Axes, steps: Sequence[int]) -> float:

@@ -8,17 +8,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from taugrid.eval.figures.ablation.cost import CAPTION
 from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.pages.answer import answer
-from taugrid.eval.pages.charts.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
-from taugrid.eval.pages.charts.loss import loss_charts
-from taugrid.eval.pages.charts.quality import over_costs, over_steps
+from taugrid.eval.pages.charts import cost_chart, loss_chart, quality_chart
 from taugrid.eval.pages.comparisons import differences, effects
 from taugrid.eval.pages.environment import asset, environment, policy
 from taugrid.eval.pages.measured import measured
 from taugrid.eval.pages.pictures import ImageGrid, PagePicture, grids
 from taugrid.eval.pages.pivots import NO_SHADE, ShadedTable, shaded_tables
 from taugrid.eval.pages.protocol_table import protocol_line, protocol_rows
+from taugrid.eval.tables.ablation.cost import Cost
 from taugrid.eval.tables.ablation.one_table import USUAL, Layout
 from taugrid.eval.tables.ablation.replicates import averaged
 from taugrid.eval.tables.differences_files import ABOUT
@@ -51,8 +51,8 @@ class PageFacts:
     """Rows of effects.csv, likewise."""
     published: Sequence[Mapping[str, Any]]
     """Rows of published.csv."""
-    costs: Sequence[Mapping[str, Any]]
-    """Rows of cost.csv."""
+    costs: Sequence[Cost]
+    """Of the scored cells; a single one is not shown."""
     reconstruction: Mapping[str, Any]
     """reconstruction.json; empty if there is none."""
     losses: Mapping[str, pd.DataFrame]
@@ -123,6 +123,7 @@ def _content(found: PageFacts) -> dict[str, Any]:
     rows = found.document.get("rows", [])
     protocols, joined = found.document.get("protocols", {}), frozenset(found.document.get("joined", ()))
     cells = measured(_by_steps(found), rows, protocols, joined) if rows else []
+    compared = {} if joined else protocols
     style, script = asset("tables.css") + asset("report.css"), asset("report.js")
     no_grids: list[ImageGrid] = []
     return {
@@ -130,18 +131,18 @@ def _content(found: PageFacts) -> dict[str, Any]:
         "style": style,
         "script": script,
         "policy": policy(style, script),
-        "size": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
         "answer": answer(cells, found.planned),
         "measured_as": protocol_line(in_grid_order(rows), protocols) if rows else "",
         "metrics": list(_tables(found)) if rows else [],
-        "over_steps": over_steps(cells, found.published) if cells else None,
+        "over_steps": quality_chart(in_grid_order(rows), compared, cells, found.published) if cells else None,
         "published": found.published,
-        "costs": over_costs(cells, found.costs) if cells and found.costs else None,
+        "costs": cost_chart(found.costs) if len(found.costs) > 1 else None,
+        "about_costs": CAPTION,
         "differences": differences(found.differences),
         "about_differences": ABOUT,
         "effects": effects(found.effects, tabulated(in_grid_order(rows))) if rows else None,
         "reconstruction": _reconstruction(found.reconstruction),
-        "losses": loss_charts(found.losses) if found.losses else None,
+        "losses": loss_chart(found.losses) if found.losses else None,
         "protocol": protocol_rows(protocols),
         "provenance": found.provenance,
         "config": found.config,
