@@ -74,7 +74,7 @@ def save(figure: Figure, path_stem: Path) -> None:
 
 def number_ids(figure: Figure) -> None:
     """Add a number to each artist's id, such as "line-2.7", so that no two within an SVG are the same."""
-    for number, artist in enumerate(figure.findobj(lambda artist: artist.get_gid() is not None)):
+    for number, artist in enumerate(figure.findobj(Artist.get_gid)):
         artist.set_gid(f"{artist.get_gid().partition('.')[0]}.{number}")
 
 

@@ -4,6 +4,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -28,7 +29,8 @@ def draw_over_steps(panel: Axes, table: Pivot, styles: Styles, published: Mappin
             continue
         positions = shown.index.to_numpy() * math.exp(span * look.shift)
         draw_line(panel, positions, shown.to_numpy(), error[shown.index].to_numpy(), look)
-        if beside := {s: published[cell] for s, cell in table.cells.iloc[place].items() if cell in published}:
+        cells = table.cells.iloc[place] if published else pd.Series()
+        if beside := {s: published[cell] for s, cell in cells.items() if cell in published}:
             plain = {"color": look.colour, "marker": look.marker, "markersize": 5, "markerfacecolor": "white"}
             panel.plot(list(beside), list(beside.values()), ":", gid=look.key, **plain)
 

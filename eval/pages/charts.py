@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from taugrid.eval.figures.ablation.cost import costs_figure
+from taugrid.eval.figures.ablation.cost import CAPTION, costs_figure
 from taugrid.eval.figures.loss import losses_figure
 from taugrid.eval.figures.quality import quality_figure
 from taugrid.eval.figures.smoothing import running_mean
@@ -20,6 +20,10 @@ from taugrid.protocol import ProtocolFields
 MOST_POINTS = 60
 """Rows of a model's losses. The log of a training may have thousands."""
 MOST_MODELS = 12
+ABOUT_COSTS = (
+    f"{CAPTION} Measured FIDs decide, so near ties are not told apart. Seconds depend on the machines and on what else "
+    "they did."
+)
 
 
 def quality_chart(

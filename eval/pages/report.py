@@ -8,13 +8,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from taugrid.eval.figures.ablation.cost import CAPTION
 from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.pages.answer import answer
-from taugrid.eval.pages.charts import cost_chart, loss_chart, quality_chart
 from taugrid.eval.pages.comparisons import differences, effects
 from taugrid.eval.pages.environment import asset, environment, policy
-from taugrid.eval.pages.measured import measured
+from taugrid.eval.pages.measured import Measured, measured
 from taugrid.eval.pages.pictures import ImageGrid, PagePicture, grids
 from taugrid.eval.pages.pivots import NO_SHADE, ShadedTable, shaded_tables
 from taugrid.eval.pages.protocol_table import protocol_line, protocol_rows
@@ -123,7 +121,6 @@ def _content(found: PageFacts) -> dict[str, Any]:
     rows = found.document.get("rows", [])
     protocols, joined = found.document.get("protocols", {}), frozenset(found.document.get("joined", ()))
     cells = measured(_by_steps(found), rows, protocols, joined) if rows else []
-    compared = {} if joined else protocols
     style, script = asset("tables.css") + asset("report.css"), asset("report.js")
     no_grids: list[ImageGrid] = []
     return {
@@ -134,15 +131,12 @@ def _content(found: PageFacts) -> dict[str, Any]:
         "answer": answer(cells, found.planned),
         "measured_as": protocol_line(in_grid_order(rows), protocols) if rows else "",
         "metrics": list(_tables(found)) if rows else [],
-        "over_steps": quality_chart(in_grid_order(rows), compared, cells, found.published) if cells else None,
+        **_charts(found, {} if joined else protocols, cells),
         "published": found.published,
-        "costs": cost_chart(found.costs) if len(found.costs) > 1 else None,
-        "about_costs": CAPTION,
         "differences": differences(found.differences),
         "about_differences": ABOUT,
         "effects": effects(found.effects, tabulated(in_grid_order(rows))) if rows else None,
         "reconstruction": _reconstruction(found.reconstruction),
-        "losses": loss_chart(found.losses) if found.losses else None,
         "protocol": protocol_rows(protocols),
         "provenance": found.provenance,
         "config": found.config,
@@ -150,6 +144,21 @@ def _content(found: PageFacts) -> dict[str, Any]:
         "pictures": _by_title([picture for picture, _ in found.pictures]),
         "grids": no_grids,
         "in_pictures": _in_pictures(found, no_grids),
+    }
+
+
+def _charts(found: PageFacts, protocols: Mapping[str, ProtocolFields], cells: Sequence[Measured]) -> dict[str, Any]:
+    """The charts, each None if there is nothing to draw."""
+    if not cells and not found.losses:
+        return dict.fromkeys(("over_steps", "costs", "losses"))
+    from taugrid.eval.pages import charts  # matplotlib, which a run without scores does not need
+
+    frame, published = in_grid_order(found.document.get("rows", [])), found.published
+    return {
+        "over_steps": charts.quality_chart(frame, protocols, cells, published) if cells else None,
+        "costs": charts.cost_chart(found.costs) if len(found.costs) > 1 else None,
+        "about_costs": charts.ABOUT_COSTS,
+        "losses": charts.loss_chart(found.losses) if found.losses else None,
     }
 
 
