@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+from numpy.typing import NDArray
 
 from taugrid.eval.figures.drawing import (
     LEGEND_LINE,
@@ -17,7 +19,9 @@ from taugrid.eval.figures.drawing import (
     plain_style,
     shifts,
 )
-from taugrid.eval.figures.smoothing import running_mean
+
+SMOOTHING = 1.25
+"""The running mean of a loss at a step is over the steps within this factor of it."""
 
 
 def losses_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
@@ -42,3 +46,11 @@ def losses_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
         figure.set_figheight(figure.get_figheight() + LEGEND_LINE * lines)
         legend(figure, styles.values(), "outside lower center")
     return figure
+
+
+def running_mean(step: NDArray[np.int64], loss: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean at each increasing step over the steps within a factor of `SMOOTHING`: uniform on a log scale."""
+    sums = np.concatenate([[0.0], loss.cumsum()])
+    first, end = np.searchsorted(step, step / SMOOTHING), np.searchsorted(step, step * SMOOTHING, side="right")
+    mean: NDArray[np.float64] = (sums[end] - sums[first]) / (end - first)
+    return mean

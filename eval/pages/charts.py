@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 
 from taugrid.eval.figures.ablation.cost import CAPTION, costs_figure
-from taugrid.eval.figures.loss import losses_figure
+from taugrid.eval.figures.loss import losses_figure, running_mean
 from taugrid.eval.figures.quality import quality_figure
-from taugrid.eval.figures.smoothing import running_mean
 from taugrid.eval.pages.inline import Chart, chart
 from taugrid.eval.pages.measured import Measured
 from taugrid.eval.tables.ablation.cost import Cost

@@ -72,7 +72,7 @@ def chart(figure: Figure, name: str, said: str, columns: Sequence[str], rows: Se
     root = _svg(figure)
     ids = {element.get("id"): element for element in root.iter()}
     colours = _colours(list(lines))
-    legend = [Button(_plain(label), key, colours[key], _marker(ids, artist)) for key, (label, artist) in lines.items()]
+    legend = [Button(label, key, colours[key], _marker(ids, artist)) for key, (label, artist) in lines.items()]
     _adapt(root, name, colours)
     width, height = (float(number) for number in root.get("viewBox", "").split()[2:])
     root.attrib |= {"role": "img", "aria-label": f"{said}; the numbers are in the table below"}
@@ -81,12 +81,13 @@ def chart(figure: Figure, name: str, said: str, columns: Sequence[str], rows: Se
 
 
 def _lines(figure: Figure) -> dict[str, tuple[str, Artist]]:
-    """Key of each line -> its label and one of the artists that draw its points, in the order of the keys."""
+    """Key of each line -> its name and one of the artists that draw its points, in the order of the keys."""
     found: dict[str, tuple[str, Artist]] = {}
     for panel in figure.axes:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             artist = handle.get_children()[0] if isinstance(handle, Container) else handle
-            found.setdefault(_key(artist.get_gid()), (label, artist))
+            on_one_line = label.replace("-\n", "-").replace("\n", " ")
+            found.setdefault(_key(artist.get_gid()), (_plain(on_one_line), artist))
     return dict(sorted(found.items(), key=lambda item: (item[0] == SPECIAL, len(item[0]), item[0])))
 
 
@@ -142,28 +143,26 @@ def _marker(ids: dict[str | None, ElementTree.Element], artist: Artist) -> str:
     return "" if use is None else _rounded(ids[use.get("href", "")[1:]].get("d", ""))
 
 
-def _adapt(root: ElementTree.Element, name: str, colours: dict[str, str]) -> None:
-    """Make the SVG a part of a page: its ids the page's, its colours the page's, and no styles of its own."""
-    for element, own in list(_with_colour(root, "var(--soft)")):
-        group, _, _ = element.get("id", "").partition(".")
-        attributes = dict(_attributes(element, name, own))
-        if group in colours:
-            attributes |= {"class": colours[group], "data-line": group}
-        elif group.startswith("light-"):
-            attributes["class"] = group.replace("-", " ")
-        element.attrib = attributes
-        if element.tag != "text" and element.tag != "tspan":
-            element.text = None
-        element.tail = None
+def _adapt(element: ElementTree.Element, name: str, colours: dict[str, str], own: str = "var(--soft)") -> None:
+    """Make an element and all in it a part of a page: ids and colours are the page's, and it has no styles.
 
-
-def _with_colour(element: ElementTree.Element, colour: str) -> Iterator[tuple[ElementTree.Element, str]]:
-    """The elements below `element`, each with the colour of the line or the light that it belongs to."""
-    if element.get("id", "").startswith(("line-", "light-")):
-        colour = "var(--colour)"
-    yield element, colour
-    for child in element:
-        yield from _with_colour(child, colour)
+    Args:
+        element: a group of a line or of a light gets its class.
+        name: the beginning of all ids.
+        colours: key of a line -> its class.
+        own: the colour of all that is not neutral.
+    """
+    key = _key(element.get("id", ""))
+    classes = {"class": colours[key], "data-line": key} if key in colours else {}
+    if key.startswith("light-"):
+        classes = {"class": key.replace("-", " ")}
+    own = "var(--colour)" if classes else own
+    element.attrib = dict(_attributes(element, name, own)) | classes
+    if element.tag not in ("text", "tspan"):
+        element.text = None
+    element.tail = None
+    for part in element:
+        _adapt(part, name, colours, own)
 
 
 def _attributes(element: ElementTree.Element, name: str, own: str) -> Iterator[tuple[str, str]]:

@@ -448,9 +448,10 @@ def test_a_figure_in_the_page_has_the_pages_colours_and_ids_of_its_own():
 
 
 def test_names_of_lines_are_shown_as_they_are():
-    logs = {f"{name}": findings().losses["m"] for name in ("a$_$", "<b>&")}
+    long = f"{'long-name/of ' * 5}a-model"
+    logs = dict.fromkeys(("a$_$", "<b>&", long), findings().losses["m"])
     page = Parsed(report_html(findings(losses=logs)))
-    assert [e["text"].strip() for e in page.all("button") if e.get("data-toggle")][-2:] == list(logs)
+    assert [e["text"].strip() for e in page.all("button") if e.get("data-toggle")][-3:] == list(logs)
 
 
 @pytest.mark.skipif(browser.CHROMIUM is None, reason="there is no Chromium here")
