@@ -74,8 +74,13 @@ def save(figure: Figure, path_stem: Path) -> None:
 
 def number_ids(figure: Figure) -> None:
     """Add a number to each artist's id, such as "line-2.7", so that no two within an SVG are the same."""
-    for number, artist in enumerate(figure.findobj(Artist.get_gid)):
-        artist.set_gid(f"{artist.get_gid().partition('.')[0]}.{number}")
+    for number, artist in enumerate(figure.findobj(lambda artist: artist.get_gid() is not None)):
+        artist.set_gid(f"{key_of(artist)}.{number}")
+
+
+def key_of(artist: Artist) -> str:
+    """The id of an artist without the number, empty if it has none."""
+    return (artist.get_gid() or "").partition(".")[0]
 
 
 def name_parts(look: LineStyle, artists: Iterable[Artist]) -> None:

@@ -4,11 +4,11 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 
-import pandas as pd
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from taugrid.eval.figures.drawing import TITLE_WIDTH, Styles, draw_line
+from taugrid.eval.figures.drawing import TITLE_WIDTH, Styles, draw_line, name_parts
 from taugrid.eval.tables.pivots import Pivot
 
 
@@ -29,10 +29,11 @@ def draw_over_steps(panel: Axes, table: Pivot, styles: Styles, published: Mappin
             continue
         positions = shown.index.to_numpy() * math.exp(span * look.shift)
         draw_line(panel, positions, shown.to_numpy(), error[shown.index].to_numpy(), look)
-        cells = table.cells.iloc[place] if published else pd.Series()
-        if beside := {s: published[cell] for s, cell in cells.items() if cell in published}:
-            plain = {"color": look.colour, "marker": look.marker, "markersize": 5, "markerfacecolor": "white"}
-            panel.plot(list(beside), list(beside.values()), ":", gid=look.key, **plain)
+        cells = table.cells.iloc[place] if published else ()
+        if beside := [(s, published[cell]) for s, cell in zip(steps, cells, strict=False) if cell in published]:
+            (line,) = panel.plot(*np.array(beside).T, ":", color=look.colour, marker=look.marker, markersize=5)
+            line.set_markerfacecolor("white")
+            name_parts(look, [line])
 
 
 def _mark_steps(panel: Axes, steps: Sequence[int]) -> float:

@@ -17,7 +17,7 @@ from matplotlib.container import Container
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from taugrid.eval.figures.drawing import STYLE, number_ids, plain_style
+from taugrid.eval.figures.drawing import STYLE, key_of, number_ids, plain_style
 from taugrid.eval.tables.pivots import SIGMA_HAT
 
 COLOURS = 8
@@ -87,13 +87,8 @@ def _lines(figure: Figure) -> dict[str, tuple[str, Artist]]:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             artist = handle.get_children()[0] if isinstance(handle, Container) else handle
             on_one_line = label.replace("-\n", "-").replace("\n", " ")
-            found.setdefault(_key(artist.get_gid()), (_plain(on_one_line), artist))
+            found.setdefault(key_of(artist), (_plain(on_one_line), artist))
     return dict(sorted(found.items(), key=lambda item: (item[0] == SPECIAL, len(item[0]), item[0])))
-
-
-def _key(gid: str) -> str:
-    """The id without its number."""
-    return gid.partition(".")[0]
 
 
 def _colours(keys: Sequence[str]) -> dict[str, str]:
@@ -110,9 +105,11 @@ def _without_surroundings(figure: Figure) -> int:
     for text in figure.findobj(Text):
         if text.get_parse_math():
             text.set_text(_plain(text.get_text()))
-    grid = figure.axes[0].get_subplotspec().get_gridspec()
-    figure.set_size_inches(0.4 + 3.6 * grid.ncols, 0.3 + 3.1 * grid.nrows)
-    return int(grid.ncols)
+    place = figure.axes[0].get_subplotspec()
+    assert place is not None, "panels are in a grid"
+    down, across, _, _ = place.get_geometry()
+    figure.set_size_inches(0.4 + 3.6 * across, 0.3 + 3.1 * down)
+    return across
 
 
 def _plain(text: str) -> str:
@@ -152,7 +149,7 @@ def _adapt(element: ElementTree.Element, name: str, colours: dict[str, str], own
         colours: key of a line -> its class.
         own: the colour of all that is not neutral.
     """
-    key = _key(element.get("id", ""))
+    key = element.get("id", "").partition(".")[0]
     classes = {"class": colours[key], "data-line": key} if key in colours else {}
     if key.startswith("light-"):
         classes = {"class": key.replace("-", " ")}
