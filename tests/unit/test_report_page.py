@@ -448,7 +448,7 @@ def test_a_figure_in_the_page_has_the_pages_colours_and_ids_of_its_own():
 
 
 def test_names_of_lines_are_shown_as_they_are():
-    long = f"{'long-name/of ' * 5}a-model"
+    long = f"{'long-name-' * 8}of a model"
     logs = dict.fromkeys(("a$_$", "<b>&", long), findings().losses["m"])
     page = Parsed(report_html(findings(losses=logs)))
     assert [e["text"].strip() for e in page.all("button") if e.get("data-toggle")][-3:] == list(logs)
