@@ -3,7 +3,9 @@
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,6 +22,7 @@ from taugrid.eval.figures.drawing import (
     legend_name,
     make_panels,
     mark_values,
+    name_parts,
     ordered_styles,
     plain_style,
     say_if_empty,
@@ -31,8 +34,11 @@ from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruct
 from taugrid.protocol import ProtocolFields
 
 
-def draw_over_steps(panel: Axes, table: Pivot, styles: Styles) -> None:
-    """Draw a line for each row of `table`, without values that have no logarithm; heading and notes make the title."""
+def draw_over_steps(panel: Axes, table: Pivot, styles: Styles, published: Mapping[str, float] = {}) -> None:
+    """Draw a line for each row of `table`, without values that have no logarithm; heading and notes make the title.
+
+    `published` has others' values by cell: they are dotted.
+    """
     steps = [int(steps) for steps in table.values.columns]
     lines = [textwrap.fill(line, TITLE_WIDTH) for line in (table.label, *table.notes) if line]
     panel.set_title("\n".join(lines), parse_math=False)  # a path may hold a dollar sign
@@ -45,6 +51,11 @@ def draw_over_steps(panel: Axes, table: Pivot, styles: Styles) -> None:
             continue
         positions = shown.index.to_numpy() * math.exp(span * look.shift)
         draw_line(panel, positions, shown.to_numpy(), error[shown.index].to_numpy(), look)
+        cells = table.cells.iloc[place] if published else ()
+        if beside := [(s, published[cell]) for s, cell in zip(steps, cells, strict=False) if cell in published]:
+            (line,) = panel.plot(*np.array(beside).T, ":", color=look.colour, marker=look.marker, markersize=5)
+            line.set_markerfacecolor("white")
+            name_parts(look, [line])
 
 
 def _mark_steps(panel: Axes, steps: Sequence[int]) -> float:
@@ -66,15 +77,17 @@ SIGMA_HAT_COLOUR = "#d55e00"
 """Vermilion of the Okabe-Ito palette, which every common kind of colour vision can tell from viridis."""
 
 
-def quality_figure(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) -> Figure:
+def quality_figure(
+    frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}, published: Mapping[str, float] = {}
+) -> Figure:
     """FID against S, both logarithmic: a line for each eta, bars of ±1 standard error, a panel for each pivot.
 
     `protocols` has the rows' protocols by hash: cells that can't be compared don't share a panel. Cells without an FID,
-    or with one of 0 or less, which has no logarithm, are left out.
+    or with one of 0 or less, which has no logarithm, are left out. `published` has others' FIDs by cell, to be dotted.
     """
     pivots = pivot_tables(frame, FID.name, FID.error, protocols)
     styles = _eta_styles({label for table in pivots for label in table.values.index})
-    return fid_figure(pivots, draw_over_steps, styles, "log")
+    return fid_figure(pivots, partial(draw_over_steps, published=published), styles, "log")
 
 
 def _eta_styles(labels: Iterable[str]) -> dict[str, LineStyle]:
@@ -84,7 +97,7 @@ def _eta_styles(labels: Iterable[str]) -> dict[str, LineStyle]:
     places = shifts(len(given))
     styles = ordered_styles({label: rf"$\eta$ = {label}" for label in numbers}, places)
     if SIGMA_HAT in given:
-        styles[SIGMA_HAT] = LineStyle(r"$\hat{\sigma}$", places[-1], SIGMA_HAT_COLOUR, "X", "--")
+        styles[SIGMA_HAT] = LineStyle(r"$\hat{\sigma}$", places[-1], SIGMA_HAT_COLOUR, "X", "--", "line-hat")
     return styles
 
 

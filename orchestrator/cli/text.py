@@ -139,7 +139,7 @@ def selfcheck_table(findings: "Findings") -> RenderableType:
     for cell, verdict in findings.judgements:
         settings, fid = cell.settings, verdict.fid
         apart = [settings.spacing_name] if settings.spacing != "linear" else []
-        apart += [settings.clip] if settings.clip != "none" else []
+        apart += [str(settings.clip)] if settings.clip != "none" else []
         eta = "σ̂" if settings.sigma == "sigma_hat" else f"{settings.eta_number:g}"
         numbers = ["–"] * 5
         if fid is not None and verdict.mean is not None and verdict.covariance is not None:

@@ -44,11 +44,16 @@ def write_costs(found: Sequence[Cost], folder: Path) -> None:
             temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
+def costs_table(found: Sequence[Cost]) -> tuple[list[str], list[list[str]]]:
+    """The heads of the columns, and a row for each cell, in the order of the grid."""
+    heads = [*found[0].settings, "FID", "evaluations", "seconds", "training seconds", "by evaluations", "by seconds"]
+    return heads, [_line(cost) for cost in found]
+
+
 def costs_markdown(found: Sequence[Cost]) -> str:
     """A row for each cell, in the order of the grid."""
-    names = list(found[0].settings)
-    heads = [*names, "FID", "evaluations", "seconds", "training seconds", "by evaluations", "by seconds"]
-    listed = markdown_table(heads, "l" * len(names) + "rrrrcc", map(_line, found))
+    heads, rows = costs_table(found)
+    listed = markdown_table(heads, "l" * len(found[0].settings) + "rrrrcc", rows)
     over = found[0].over
     return f"# Cost beside quality\n\n{ABOUT} {OF_MEANS.format(over=over) if over else OF_CELLS}\n\n{listed}\n"
 
