@@ -33,7 +33,7 @@ OF_A_RECIPE = "the baseline is a recipe: fresh seeds of sampling would not chang
 
 UNFINISHED = "its second look is unfinished"
 
-CONTRADICTION, SPREAD = 6.0, 3.0
+CONTRADICTION, SPREAD = 5.0, 3.0
 """What is beyond chance: so many standard errors between a cell's changes with the usual seeds and with a fresh one, or
 such a ratio of their errors. A fault of today's code can do it: with the usual seeds it spoils tonight's samples alone,
 with a fresh one both networks'."""
