@@ -151,18 +151,16 @@ def test_nothing_broken_is_green(folder, monkeypatch, fault):
 
 
 def test_a_retraining_is_not_red_against_its_recipe(folder):
-    """Whose three trainings differ as much as tonight's differs from them."""
+    """Three trainings see so little that the night says so, of half the training too."""
     runs = [folder / "history/nights/0/run"]
     for seed in (2, 3):
         train(folder / f"seed-{seed}", STEPS, [LAST], seed, LAST)
         runs.append(folder / f"run-{seed}")
         place = f"model.checkpoint={folder / f'seed-{seed}/step-{LAST}'}"
         taugrid("run", folder / "night.yaml", "--set", place, "--out", runs[-1])
-    recipe = accept(folder, "recipe", *runs)
-    row = ["against the recipe of 3 trainings"]
-    for kind in (None, "raw", "half", "without", "white"):
-        found = night(folder, network_of(1, LAST, kind), f"recipe-{kind}", "--baseline", recipe, code=None)
-        t = max(cell["t"] or 0 for cell in found["comparison"]["cells"])
-        row.append(f"{kind or 'control'}: {shown(found)}; T up to {t:.1f}")
-        assert kind is not None or found["result"] in (Verdict.NOT_WORSE, Verdict.UNDECIDED)
-    print(f"\n| {' | '.join(row)} |")
+    options = ("--baseline", accept(folder, "recipe", *runs), "--sharpness", SHARPNESS)
+    for kind in (None, "half"):
+        found = night(folder, network_of(1, LAST, kind), f"recipe-{kind}", *options, code=5)
+        largest = max(cell["t"] for cell in found["comparison"]["cells"])
+        print(f"\n{kind or 'control'} against a recipe: {shown(found)}; {found['not_judged']}; T up to {largest:.1f}")
+        assert found["result"] == Verdict.UNDECIDED
