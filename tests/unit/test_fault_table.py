@@ -39,7 +39,7 @@ HALF, NEARBY, LAST = 375, 748, 750
 COLUMNS = {"same weights": (0, LAST), "nearby weights": (0, NEARBY), "retrained": (1, LAST)}
 """Tonight's network: the seed of its training, and the step."""
 
-SHARPNESS = 0.05
+SHARPNESS = 0.08
 """Of all nights: one that could not see such a loss must not pass."""
 
 DIGIT = 3
