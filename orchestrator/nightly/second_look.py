@@ -25,8 +25,8 @@ SampleBoth = Callable[[Config, Path], tuple[Opened, Unscorable] | None]
 """Runs a config in a folder; None if some cells could not be finished and still can."""
 
 
-BEYOND_CHANCE = 6.0
-"""Standard errors. Chance gives so many in one of 10^9 nights."""
+BEYOND_CHANCE = 5.0
+"""Standard errors. Chance gives as many in 3 of 10^7 cells."""
 
 
 class Resampled(NamedTuple):

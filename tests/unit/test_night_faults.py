@@ -112,7 +112,7 @@ def test_a_fault_that_no_canary_shows_is_red_because_the_second_stage_denies_it(
 
 
 @pytest.mark.parametrize(("usual", "fresh", "denied"), [
-    ((9.0, 0.5), (1.0, 0.5), True),  # 11 standard errors
+    ((9.0, 0.5), (1.0, 0.5), True),  # 11 standard errors apart
     ((4.0, 0.5), (1.0, 0.5), False),  # 4 of them
     ((4.0, 1.6), (1.0, 0.5), True),  # the usual seeds' samples no longer share their noise with the baseline's
     ((1.0, 0.5), (9.0, 0.5), False),  # worse by both
