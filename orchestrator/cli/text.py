@@ -145,7 +145,7 @@ def selfcheck_table(findings: "Findings") -> RenderableType:
         if fid is not None and verdict.mean is not None and verdict.covariance is not None:
             z_scores = (fid.z, verdict.mean.z, verdict.covariance.z)
             numbers = [f"{fid.measured:.4f}", f"{fid.exact:.4f}", *(f"{z:+.1f}" for z in z_scores)]
-        name = " ".join([cell.model.data.name, *map(str, apart)])
+        name = " ".join([cell.model.data.name, *apart])
         off = f"{verdict.differing_share * 1e6:.0f}"
         table.add_row("WRONG" if verdict.problems else "ok", name, str(settings.steps), eta, off, *numbers)
     return table
