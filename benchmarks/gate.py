@@ -25,7 +25,7 @@ from benchmarks.gate_power import report_frozen_misses, report_power
 from benchmarks.gate_recipe import report_retrained
 from benchmarks.gate_worlds import Noise, World, rate
 from taugrid.eval.gate.critical import correlation
-from taugrid.eval.gate.rule import ALPHA, Change, NightJudgement, Scored, judge, screen
+from taugrid.eval.gate.rule import ALPHA, Change, NightJudgement, Scored, is_denied, judge, screen
 from taugrid.eval.metrics.frechet import standard_error
 from taugrid.eval.metrics.statistics import Array
 
@@ -75,9 +75,19 @@ def confirmed(names: list[str], fresh: list[Change], draws: int) -> NightJudgeme
 
 
 def two_stages(usual: list[Change], fresh: Callable[[], list[Change]], draws: int) -> bool:
-    """Whether both stages together raise the alarm; `fresh` samples both networks anew."""
+    """Whether both stages together raise the alarm; `fresh` samples both networks anew.
+
+    A second stage that denies the first beyond chance does not count: the verdict is then that of one stage.
+    """
     names = singled_out(usual, draws)
-    return bool(names and confirmed(names, fresh(), draws).worse)
+    if not names:
+        return False
+    judgement = confirmed(names, fresh(), draws)
+    first = {cell.name: cell for cell in judge(usual, draws=draws).cells}
+    before = ((first[cell.name].difference, first[cell.name].se) for cell in judgement.cells)
+    if any(is_denied(one, (cell.difference, cell.se)) for one, cell in zip(before, judgement.cells, strict=True)):
+        return any(cell.verdict == "worse" for cell in first.values())
+    return bool(judgement.worse)
 
 
 def changed(changes: list[Change], by: float, only_first: bool) -> list[Change]:
@@ -137,7 +147,7 @@ def report_worst_block(block: Block, nights: int, draws: int) -> None:
         one += bool(judge(usual, draws=draws).worse)
         names = singled_out(usual, draws)
         screen += bool(names)
-        two += bool(names and confirmed(names, block.fresh(night), draws).worse)
+        two += two_stages(usual, lambda night=night: block.fresh(night), draws)  # type: ignore[misc]
         if night < SEARCHED + nights // 4:
             moved, fresh = (changed(at, 4, only_first=True) for at in (usual, block.fresh(night)))
             seen += two_stages(moved, lambda fresh=fresh: fresh, draws)  # type: ignore[misc]

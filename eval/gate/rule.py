@@ -177,6 +177,27 @@ def screen(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) 
     return judge(changes, max(SCREENING, alpha), draws)
 
 
+BEYOND_CHANCE = 5.0
+"""Standard errors between two estimates of one number. Chance gives as many in 3 of 10^7 cells."""
+
+SPREAD = 3.0
+"""A cell's error with the usual seeds over that with a fresh one, from which on it is no chance."""
+
+
+def is_denied(usual: tuple[float, float], fresh: tuple[float, float]) -> bool:
+    """Whether a fresh seed denies a loss that the usual seeds show, beyond chance.
+
+    A fault of today's code can do it: with the usual seeds it spoils tonight's samples alone, with a fresh one both
+    networks', where it cancels.
+
+    Args:
+        usual: the cell's difference with the usual seeds, and its error.
+        fresh: the same with a fresh seed.
+    """
+    apart = usual[0] - fresh[0]
+    return apart > BEYOND_CHANCE * math.hypot(usual[1], fresh[1]) or usual[1] > SPREAD * fresh[1]
+
+
 def _judged(change: Change, critical: float, errors: float) -> CellJudgement:
     sampling = Variance(standard_error(change.influence) ** 2, change.growth)
     training = Variance(change.spread**2 * (1 + 1 / change.trainings), change.spread_growth)

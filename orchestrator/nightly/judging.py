@@ -5,29 +5,24 @@ one stage, against the baseline's recorded scores. A second stage samples both n
 that code would cancel. Canaries see most such faults; others show because the second stage denies the first.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from taugrid.eval.gate.rule import judge, screen
+from taugrid.eval.gate.rule import is_denied, judge, screen
 from taugrid.orchestrator.baseline.compared import BaselineComparison, Compared, GateSettings
 from taugrid.orchestrator.baseline.comparison import Canaries, change_of, compare_snapshots, threshold, with_judgement
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot
 from taugrid.orchestrator.baseline.verdict import Verdict, worst
 from taugrid.orchestrator.nightly.loadable import Pair, why_not
-from taugrid.orchestrator.nightly.second_look import BEYOND_CHANCE, Look, Resampled, SecondLook
+from taugrid.orchestrator.nightly.second_look import Look, Resampled, SecondLook
 from taugrid.words import counted
 
 OF_A_RECIPE = "the baseline is a recipe: fresh seeds of sampling would not change how its trainings differ"
 
 UNFINISHED = "its second look is unfinished"
-
-SPREAD = 3.0
-"""A cell's error with the usual seeds over that with a fresh one, from which on it is no chance. A fault of today's
-code can do it: with the usual seeds it spoils tonight's samples alone, with a fresh one both networks'."""
 
 
 class Terms(NamedTuple):
@@ -127,8 +122,7 @@ def _contradicted(usual: BaselineComparison, fresh: BaselineComparison) -> str |
         assert again.difference is not None
         assert cell.se is not None
         assert again.se is not None
-        apart = cell.difference - again.difference > BEYOND_CHANCE * math.hypot(cell.se, again.se)
-        if apart or cell.se > SPREAD * again.se:
+        if is_denied((cell.difference, cell.se), (again.difference, again.se)):
             return (
                 f"{cell.label} changed by {cell.difference:+.3g} ± {cell.se:.2g} with the usual seeds and by "
                 f"{again.difference:+.3g} ± {again.se:.2g} with a fresh one, which is no chance: today's code treats "

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from taugrid.config import Config
-from taugrid.eval.gate.rule import Change, Scored
+from taugrid.eval.gate.rule import BEYOND_CHANCE, Change, Scored
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.canaries import check_scorer, place_of
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell, snapshot_of_opened
@@ -23,10 +23,6 @@ Unscorable = Mapping[str, str]
 
 SampleBoth = Callable[[Config, Path], tuple[Opened, Unscorable] | None]
 """Runs a config in a folder; None if some cells could not be finished and still can."""
-
-
-BEYOND_CHANCE = 5.0
-"""Standard errors. Chance gives as many in 3 of 10^7 cells."""
 
 
 class Resampled(NamedTuple):
