@@ -65,7 +65,6 @@ class NightLine(NamedTuple):
         return f"{self.commit[:DIGITS]}{' and changes' if self.is_dirty else ''}" if self.commit else ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
         return {
             "night": self.id,
             "time": self.time or None,

@@ -100,7 +100,6 @@ def reference_of_moments(path: str) -> Reference | None:
 
 
 def reference_of(source: Source) -> Reference:
-    """External images as a reference."""
     return Reference(source, source.num_images, source.sha256, source.shape)
 
 

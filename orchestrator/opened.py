@@ -109,10 +109,16 @@ def open_existing(directory: str, dry: bool = False) -> Opened:
     if not is_url(directory) and Path(directory).is_file():
         raise UserError(f"{directory} is a file; this command takes {_directory_meant(directory)}")
     if not storage.exists(root / CONFIG_NAME):
+        if storage.exists(root / "run" / CONFIG_NAME):
+            raise UserError(f"{directory} is the folder of a night; give its run, {directory.rstrip('/')}/run")
+        if storage.list(root, "nights/*/run/config.json"):
+            raise UserError(
+                f"{directory} is a history of nights; give the run of one, {directory.rstrip('/')}/nights/ID/run"
+            )
         lost = f", or write a lost config.json again with `taugrid report CONFIG --out {directory}`"
+        way_out = lost if _has_run_files(root, storage) else ""
         raise UserError(
-            f"{directory} is not a run directory (it has no config.json); give the one that `taugrid run` made"
-            f"{lost * _has_run_files(root, storage)}"
+            f"{directory} is not a run directory (it has no config.json); give the one that `taugrid run` made{way_out}"
         )
     return Opened(directory, (), None, dry=dry)
 

@@ -95,4 +95,4 @@ def _values(cell: Cell) -> Mapping[str, Any]:
 
 def _labels(cells: Iterable[Cell]) -> str:
     labels = [cell.label for cell in cells]
-    return "; ".join(labels[:MOST_NAMED]) + "; ..." * (len(labels) > MOST_NAMED)
+    return "; ".join(labels[:MOST_NAMED]) + ("; ..." if len(labels) > MOST_NAMED else "")

@@ -20,21 +20,16 @@ from taugrid.workers.diffusion.gaussian import Gaussian
 
 
 class Judgement(NamedTuple):
-    """A cell and the verdict on it."""
-
     cell: Cell
     verdict: CellFindings
 
 
 class Findings(NamedTuple):
-    """The verdicts on a run."""
-
     judgements: list[Judgement]
     reference_problems: list[str]
 
     @property
     def problems(self) -> list[str]:
-        """One line for each problem."""
         of_cells = [f"{cell.label}: {line}" for cell, verdict in self.judgements for line in verdict.problems]
         return [*self.reference_problems, *of_cells]
 
@@ -75,7 +70,6 @@ def _judge(cell: Cell, rundir: RunDir, fid: float, reference: NDArray[np.uint8])
 
 
 def as_json(findings: Findings, rundir: RunDir) -> dict[str, Any]:
-    """The findings as plain data."""
     return {
         "dir": rundir.shown,
         "status": "failed" if findings.problems else "done",

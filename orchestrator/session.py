@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 
 
 class Outcome(NamedTuple):
-    """How a session ended."""
-
     missing: dict[str, str]
     """Name -> reason, for every cell without a score (or, if only images were requested, without all its images)."""
     rows: list[dict[str, Any]]
@@ -315,9 +313,8 @@ class Run:
         spare = None
         if limits.use_cpus and gpus:
             share = float(nodes.exact(limits.score.cpus_per_worker or limits.cpus_per_worker))
-            spare = Spare((max(1, int(share)), limits.cuda_graphs), share)
-        arguments = (max(1, int(cpus)), limits.cuda_graphs)
-        pool = Pool(Worker, arguments, cpus, gpus, files, limits.label_selector, spare)
+            spare = Spare((max(1, int(share)),), share)
+        pool = Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, limits.label_selector, spare)
         try:
             outputs = self._progress, self._events, self._log, self.rundir.committed
             loop = Loop(pieces, work_kinds(), pool, workers, embedded, limits, *outputs)

@@ -110,7 +110,7 @@ def smaller_shards(settings: Sample, steps: int, evaluations: float, has_samples
     else:
         images = _rounded(max(1, int(evaluations // steps)))
         both = settings.shard_evaluations >= 2 * images * steps  # else such a shard is one batch already
-        advice = f"sample.batch_size: {images}" + f" and sample.shard_evaluations: {smaller}" * both
+        advice = f"sample.batch_size: {images}" + (f" and sample.shard_evaluations: {smaller}" if both else "")
     when = "in a new directory (it makes other cells)" if has_samples else "if set before the first image is sampled"
     return f"{advice} would help, {when}"
 

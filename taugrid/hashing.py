@@ -13,8 +13,6 @@ IDENTITY_DIGITS = 10
 
 
 class SourceFile(NamedTuple):
-    """A file of a user's code."""
-
     module: str
     path: str
     """On the machine where it was read. Not part of any id."""

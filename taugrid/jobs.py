@@ -108,16 +108,12 @@ class Result:
     _: KW_ONLY
     size: int | None = None
     """Of the job's file in bytes, as its worker sees it; the driver must see the same."""
-    remarks: tuple[str, ...] = ()
-    """Lines for people about the worker."""
     part: Optional["Part"] = None
     """What its worker wrote into a Parquet file, so that the driver need not read it. None: not known."""
 
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """Where a worker runs."""
-
     node: str
     """Its address."""
     device: str

@@ -54,7 +54,6 @@ def one_ahead(values: Iterator[Item]) -> Iterator[Item]:
 
 
 def unchanged(image: Image) -> Image:
-    """The image itself."""
     return image
 
 

@@ -2,6 +2,7 @@
 
 import platform
 import re
+from collections.abc import Iterable, Sequence
 
 _node = platform.node()
 
@@ -30,6 +31,21 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 def some_of(count: int, total: int, noun: str) -> str:
     """A subject with its verb: 1 of 2 shards is, 3 of 4 shards are."""
     return f"{count:,} of {counted(total, noun)} {'is' if count == 1 else 'are'}"
+
+
+def listed(names: Sequence[str], most: int, noun: str = "", between: str = ", ") -> str:
+    """The first `most` of `names`, and how many more there are: a, b and 3 more; with a `noun`, and 3 more cells."""
+    shown, left = between.join(names[:most]), len(names) - most
+    if left <= 0:
+        return shown
+    return f"{shown} and {counted(left, f'more {noun}') if noun else f'{left} more'}"
+
+
+def markdown_table(heads: Sequence[str], columns: str, rows: Iterable[Sequence[str]]) -> str:
+    """A table in GitHub's Markdown; `columns` has l, c or r for each column."""
+    rules = [{"l": ":--", "c": ":-:", "r": "--:"}[column] for column in columns]
+    lines = [[text.replace("|", r"\|") for text in line] for line in (heads, rules, *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def short_path(path: str) -> str:

@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import ray
 
-from taugrid.config.cluster import CudaGraphs
 from taugrid.errors import BrokenAccelerator, DoesNotFit, accelerators_fault, last_line, of_memory
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.words import call_this_node
@@ -107,10 +106,9 @@ class Audible:
 class Worker(Audible):
     """Does jobs; holds nothing but its device, which one of them has at a time."""
 
-    def __init__(self, threads: int, cuda_graphs: CudaGraphs = "off") -> None:
+    def __init__(self, threads: int) -> None:
         super().__init__()
         self._threads = threads
-        self._cuda_graphs = cuda_graphs
         self._here = threading.local()
         self._device: Device | None = None
         self._broken: str | None = None  # what the accelerator said
@@ -144,8 +142,7 @@ class Worker(Audible):
         try:
             with heartbeat.heard_by(device.alive), self._whole_accelerator():
                 result = run_in_memory(job, device)
-            remarks, device.remarks[:] = tuple(device.remarks), []
-            return replace(result, size=job.storage.size(Path(job.path)), remarks=remarks)
+            return replace(result, size=job.storage.size(Path(job.path)))
         except FileNotFoundError:
             job.check_run()  # a folder that vanished meanwhile is the node's fault, not the job's
             raise
@@ -189,8 +186,7 @@ class Worker(Audible):
 
         self._given_gpu = ray.is_initialized() and bool(ray.get_gpu_ids())
         on_gpu = torch.cuda.is_available() and self._given_gpu
-        graphs = on_gpu and self._cuda_graphs == "auto"
-        device = Device("cuda" if on_gpu else "cpu", self.beat, graphs, self._turn)
+        device = Device("cuda" if on_gpu else "cpu", self.beat, self._turn)
         cpu = f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
         device.hardware = torch.cuda.get_device_name() if on_gpu else cpu
         return device

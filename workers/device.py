@@ -7,11 +7,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from taugrid.config import Diffusion
 from taugrid.errors import Stopped
-from taugrid.jobs import NetworkSpec, OracleNetwork
+from taugrid.jobs import NetworkSpec
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
 from taugrid.workers.accelerator.memory import Kept, give_back
@@ -19,16 +19,12 @@ from taugrid.workers.accelerator.memory import Kept, give_back
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taugrid.workers.accelerator.graphs import Recording
     from taugrid.workers.diffusion.process import Denoiser
 
 NETWORKS_KEPT = 2
 """Networks that a worker keeps in memory: where one model's jobs end and another's begin, they may alternate."""
 
 EXTRACTORS_KEPT = 1
-
-GRAPHS_KEPT = 2
-"""Ways of computing a network (precisions, batch sizes) of which a worker keeps CUDA graphs: jobs may alternate."""
 
 BEAT_SECONDS = 1.0
 """Least time between two heartbeats of a job: a job may call `Device.beat` as often as it likes."""
@@ -70,12 +66,6 @@ def with_heartbeats(network: "Denoiser", beat: Beat, calls: int) -> "Denoiser":
     return call
 
 
-class _Loaded(NamedTuple):
-    network: "Denoiser"
-    graphs: Kept
-    """Of this network, by how it is computed."""
-
-
 class Turn:
     """The turn to compute, which one job has at a time. It ends with the job, or when the job says so."""
 
@@ -105,7 +95,7 @@ class Turn:
 class Device:
     """A device, the networks that were last used on it, and the heart of the job that runs on it."""
 
-    def __init__(self, name: str, heard: Beat = unheard, graphs: bool = False, turn: Turn | None = None) -> None:
+    def __init__(self, name: str, heard: Beat = unheard, turn: Turn | None = None) -> None:
         self.name = name
         """As torch names it: `cpu`, `cuda` or, outside of a run, `cuda:1`."""
         self.kind = name.partition(":")[0]
@@ -116,9 +106,6 @@ class Device:
         """A job may end it once it only encodes and writes: the worker's next job begins then, not at its end."""
         self.stops = False
         """Whether the jobs here are to end at their next heartbeat."""
-        self.remarks: list[str] = []
-        """What people should know of the jobs here, in lines; whoever passes them on clears them."""
-        self._graphs = graphs
         self._heard = heard
         self._last_beat = -BEAT_SECONDS
         self._at = (0.0, 0.0)
@@ -137,31 +124,9 @@ class Device:
 
         arithmetic.prepare(how.precision, self.kind, self.hardware)
         key, compiles = (spec, diffusion, how.compile), how.compile != "none"
-        loaded: _Loaded = self._networks.get(
-            key, lambda: _Loaded(load_network(spec, diffusion, self.name, compiles), Kept(GRAPHS_KEPT))
-        )
+        network: Denoiser = self._networks.get(key, lambda: load_network(spec, diffusion, self.name, compiles))
         arithmetic.prepare(how.precision, self.kind, self.hardware)  # a custom network may have changed it
-        network = arithmetic.computed(loaded.network, how, self.kind)
-        if not self._graphs or compiles or isinstance(spec, OracleNetwork) or (size := how.batch_size) is None:
-            return network
-        from taugrid.workers.accelerator.graphs import InGraphs
-
-        in_graphs: Denoiser = loaded.graphs.get(
-            how, lambda: InGraphs(network, size, self.remarks.append, self._recorded)
-        )
-        return in_graphs
-
-    def _recorded(self, call: "Callable[[], Tensor]") -> "Recording":
-        """A recording. After one that was broken off, this process makes no more."""
-        from taugrid.workers.accelerator.graphs import CaptureFailed, recorded
-
-        if not self._graphs:
-            raise CaptureFailed("this worker makes no more recordings")
-        try:
-            return recorded(call)
-        except CaptureFailed:
-            self._graphs = False
-            raise
+        return arithmetic.computed(network, how, self.kind)
 
     def extractor(self, spec: Hashable, load: Callable[[], L]) -> L:
         """The extractor that `load` returns; kept for the next job with an equal `spec`."""
@@ -169,8 +134,7 @@ class Device:
         return extractor
 
     def make_room(self) -> None:
-        """Let go of everything that was kept from earlier jobs, and of CUDA graphs for good: they keep memory."""
-        self._graphs = False
+        """Let go of everything that was kept from earlier jobs."""
         self._networks.clear()
         self._extractors.clear()
         give_back(self.name)

@@ -14,7 +14,6 @@ from taugrid.config import Diffusion
 from taugrid.images import to_uint8
 from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
-from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.device import Beat, Device, unheard, with_heartbeats
 from taugrid.workers.finite import Watched
@@ -43,14 +42,12 @@ class InterpolateJob(Job):
     metadata: dict[str, Any]
 
     def remedy(self, device: Device) -> str:
-        """The batch that fits."""
         load = partial(device.network, self.network, self.diffusion)
         return smaller_batch(load, self.image_shape, self.batch_size, device.name)
 
 
 def run(job: InterpolateJob, device: Device) -> Result:
-    """Load the job's network and call `interpolate_cell`."""
-    network = device.network(job.network, job.diffusion, Arithmetic(batch_size=job.batch_size))
+    network = device.network(job.network, job.diffusion)
     return interpolate_cell(job, network, device.name, device.beat)
 
 

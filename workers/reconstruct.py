@@ -16,7 +16,6 @@ from taugrid.config import Data, Diffusion
 from taugrid.images import to_uint8
 from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
-from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.data import load as data
 from taugrid.workers.device import Beat, Device, unheard, with_heartbeats
@@ -44,14 +43,12 @@ class ReconstructJob(Job):
     metadata: dict[str, Any]
 
     def remedy(self, device: Device) -> str:
-        """The batch that fits."""
         load = partial(device.network, self.network, self.diffusion)
         return smaller_batch(load, self.data.image_shape, self.batch_size, device.name)
 
 
 def run(job: ReconstructJob, device: Device) -> Result:
-    """Load the job's network and call `reconstruct_shard`."""
-    network = device.network(job.network, job.diffusion, Arithmetic(batch_size=job.batch_size))
+    network = device.network(job.network, job.diffusion)
     return reconstruct_shard(job, network, device.name, device.beat)
 
 

@@ -55,7 +55,6 @@ class SampleJob(Job):
         return Arithmetic.of(self.settings)
 
     def remedy(self, device: Device) -> str:
-        """The batch that fits."""
         load = partial(device.network, self.network, self.diffusion, self.arithmetic._replace(compile="none"))
         return smaller_batch(load, self.image_shape, self.settings.batch_size, device.name)
 
@@ -81,7 +80,6 @@ class Recipe(Protocol):
 
 
 def run(job: SampleJob, device: Device) -> Result:
-    """Load the job's network and call `sample_shard`."""
     model = device.network(job.network, job.diffusion, job.arithmetic)
     return sample_shard(job, model, device.name, device.beat, device.turn.end)
 

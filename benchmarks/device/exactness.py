@@ -1,12 +1,10 @@
-"""Bits: of noise, of a network twice, in another process and in a CUDA graph, of 8-bit pixels, of training."""
+"""Bits: of noise, of a network twice and in another process, of 8-bit pixels, of training."""
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +16,6 @@ from taugrid.config import DIFFUSION_DEFAULTS
 from taugrid.config.sample import Compilation
 from taugrid.images import to_uint8
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.accelerator.graphs import InGraphs, recorded
 from taugrid.workers.diffusion.noise import normal, words
 from taugrid.workers.diffusion.process import Denoiser
 from taugrid.workers.sample import sample_batch
@@ -30,15 +27,9 @@ OTHER_PROCESS = (
     "from benchmarks.device import exactness, setting; print(exactness.digest(setting.Setting('{}', {}), '{}'))"
 )
 
-WAITS: dict[str, Callable[[Tensor], object]] = {
-    "item": lambda x: x.sum().item(),
-    "synchronize": lambda x: torch.cuda.synchronize(),
-}
-WAITING = "import json; from benchmarks.device import exactness; print(json.dumps(exactness.after_a_wait('{}')))"
-
 
 def noise(setting: Setting) -> dict[str, Any]:
-    """Milliseconds of a batch of noise, eager, compiled and in a graph, and of a step with noise made in each way.
+    """Milliseconds of a batch of noise, eager and compiled, and of a step with noise after the network and beside it.
 
     Also how a GPU's words and normals differ from the CPU's.
     """
@@ -51,57 +42,34 @@ def noise(setting: Setting) -> dict[str, Any]:
     fused = torch.compile(normal, dynamic=False)
     found["compiled_ms"] = round(1000 * setting.seconds(lambda: fused(SEED, indices, 1, shape)), 3)
     found["compiled_equals_eager"] = torch.equal(fused(SEED, indices, 1, shape), normal(SEED, indices, 1, shape))
-    return found | _in_a_graph(setting, indices, shape) | _against_the_cpu(setting)
-
-
-def _in_a_graph(setting: Setting, indices: Tensor, shape: Shape) -> dict[str, Any]:
-    replayed = _replayed(indices, shape)
-    equal = all(torch.equal(replayed(t), normal(SEED, indices, t, shape)) for t in (0, 1, 999))
-    milliseconds = round(1000 * setting.seconds(lambda: replayed(1)), 3)
-    return {"graph_ms": milliseconds, "graph_equals_eager": equal, "step_ms": _steps_with_noise(setting, shape)}
-
-
-def _replayed(indices: Tensor, shape: Shape) -> Callable[[int], Tensor]:
-    """Noise at a time, replayed from a CUDA graph."""
-    time = torch.zeros(1, dtype=torch.int64, device=indices.device)
-    recording = recorded(lambda: normal(SEED, indices, time, shape))
-
-    def at(t: int) -> Tensor:
-        time.fill_(t)
-        recording.replay()
-        return recording.output.clone()  # the next replay overwrites it
-
-    return at
+    return found | {"step_ms": _steps_with_noise(setting, shape)} | _against_the_cpu(setting)
 
 
 def _steps_with_noise(setting: Setting, shape: Shape) -> dict[str, Any]:
-    """A network's evaluation without noise, with noise after it, eager and in a graph, and on a stream beside it."""
-    found, remarks = dict[str, Any](), list[str]()
+    """A network's evaluation without noise, with noise after it, and with noise on a stream beside it."""
+    found = dict[str, Any]()
     for batch in setting.batches[:2]:
         network = denoiser(unet(shape, setting.device), setting, setting.precisions[-1])
         indices = torch.arange(batch, device=setting.device)
-        x, replayed, side = normal(SEED, indices, 0, shape), _replayed(indices, shape), torch.cuda.Stream()
+        x, side = normal(SEED, indices, 0, shape), torch.cuda.Stream()
 
-        def eager(model: Denoiser, x: Tensor = x, indices: Tensor = indices) -> None:
+        def after(model: Denoiser = network, x: Tensor = x, indices: Tensor = indices) -> None:
             model(x, 500)
             normal(SEED, indices, 500, shape)
 
-        def graph(model: Denoiser, x: Tensor = x, replayed: Callable[[int], Tensor] = replayed) -> None:
-            model(x, 500)
-            replayed(500)
-
-        def ahead(model: Denoiser, x: Tensor = x, indices: Tensor = indices, side: torch.cuda.Stream = side) -> None:
+        def beside(
+            model: Denoiser = network, x: Tensor = x, indices: Tensor = indices, side: torch.cuda.Stream = side
+        ) -> None:
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 normal(SEED, indices, 500, shape)
             model(x, 500)
             torch.cuda.current_stream().wait_stream(side)
 
-        ways = {"no noise": lambda model, x=x: model(x, 500), "eager": eager, "graph": graph, "ahead": ahead}
-        for name, model in {"eager": network, "in a graph": InGraphs(network, batch, remarks.append)}.items():
-            times = {way: 1000 * setting.seconds(lambda run=run, model=model: run(model)) for way, run in ways.items()}
-            found[f"{NAMES[shape]} batch {batch}, network {name}"] = {way: round(ms, 3) for way, ms in times.items()}
-    return found | {"remarks": remarks}
+        ways = {"no noise": lambda model=network, x=x: model(x, 500), "after": after, "beside": beside}
+        times = {way: round(1000 * setting.seconds(run), 3) for way, run in ways.items()}
+        found[f"{NAMES[shape]} batch {batch}"] = times
+    return found
 
 
 def _against_the_cpu(setting: Setting) -> dict[str, Any]:
@@ -129,12 +97,9 @@ def digest(setting: Setting, compiled: Compilation = "none") -> str:
 
 
 def bits(setting: Setting) -> dict[str, Any]:
-    """Whether a network gives the same bits twice, in another process, compiled there, and from a CUDA graph."""
+    """Whether a network gives the same bits twice and in another process, and the same compiled."""
     found: dict[str, Any] = _twice(setting, "none")
-    if not setting.on_gpu:
-        return found | {"cuda_graphs": "skipped: CUDA graphs need a GPU"}
-    compiled = {"compiled": _twice(setting, "default")}
-    return found | compiled | {"cuda_graphs": _graphs(setting), "not_recorded": _not_recorded()}
+    return found | {"compiled": _twice(setting, "default") if setting.on_gpu else "skipped: this is the CPU"}
 
 
 def _twice(setting: Setting, compiled: Compilation) -> dict[str, Any]:
@@ -143,61 +108,6 @@ def _twice(setting: Setting, compiled: Compilation) -> dict[str, Any]:
     anew = {**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}  # or else it reads what this process compiled
     other = subprocess.run(command, capture_output=True, text=True, check=True, env=anew).stdout.strip()
     return {"twice": digest(setting, compiled) == first, "in_another_process": other == first}
-
-
-def _graphs(setting: Setting) -> dict[str, Any]:
-    """Bits and milliseconds of a network as CUDA graphs against the same without, for each network and precision."""
-    found = {}
-    for shape in setting.shapes:
-        for precision in setting.precisions:
-            for batch in setting.batches:
-                model = denoiser(unet(shape, setting.device), setting, precision)
-                found[f"{NAMES[shape]} batch {batch} {precision}"] = _in_graphs(model, shape, batch, setting)
-    return found
-
-
-def _in_graphs(model: Denoiser, shape: Shape, batch: int, setting: Setting) -> dict[str, Any]:
-    remarks: list[str] = []
-    in_graphs = InGraphs(model, batch, remarks.append)
-    indices = torch.arange(batch, device=setting.device)
-    equal = all(
-        torch.equal(in_graphs(x, t), model(x, t)) for t in (999, 500, 1) for x in [normal(t, indices, 0, shape)]
-    )
-    x = normal(SEED, indices, 0, shape)
-    both = {"eager_ms": lambda: model(x, 500), "replayed_ms": lambda: in_graphs(x, 500)}
-    times = {name: round(1000 * setting.seconds(call), 3) for name, call in both.items()}
-    return {"equal": equal, **times, "remarks": remarks}
-
-
-def _not_recorded() -> dict[str, Any]:
-    """What networks that no graph can hold leave behind, each in its own process, which may be unusable afterwards."""
-    found = {}
-    for wait in WAITS:
-        command = [sys.executable, "-c", WAITING.format(wait)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        found[wait] = json.loads(done.stdout) if done.returncode == 0 else done.stderr.strip()[-300:]
-    return found
-
-
-def after_a_wait(wait: str) -> dict[str, Any]:
-    """Whether a network that waits for the host costs a line and nothing else.
-
-    `item` fails before the recording, `synchronize` within it.
-    """
-
-    def network(x: Tensor, t: int | Tensor) -> Tensor:
-        WAITS[wait](x)
-        return x + 1
-
-    x, remarks = torch.ones(4, 1, 8, 8, device="cuda"), list[str]()
-    stream, output = torch.cuda.current_stream(), InGraphs(network, len(x), remarks.append)(x, 500)
-    found = {"equal": torch.equal(output, x + 1), "same_stream": torch.cuda.current_stream() == stream}
-    try:
-        torch.cuda.empty_cache()
-        found["cache_emptied"] = True
-    except RuntimeError:
-        found["cache_emptied"] = False
-    return found | {"remarks": remarks}
 
 
 def flips(setting: Setting) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def denoiser(
     layout = torch.channels_last if _is_channels_last(network) else torch.contiguous_format
 
     @torch.inference_mode()
-    def call(x: Tensor, t: int | Tensor) -> Tensor:
+    def call(x: Tensor, t: int) -> Tensor:
         output: Tensor = module(x.contiguous(memory_format=layout), network_index(t, x), return_dict=False)[0]
         return output
 

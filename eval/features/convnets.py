@@ -111,7 +111,6 @@ class ConvnetExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[mis
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
-        """The names of the layers."""
         return "64", "logits"
 
     @staticmethod

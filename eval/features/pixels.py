@@ -20,5 +20,4 @@ class Pixels(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]  # torc
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
-        """The names of the layers."""
         return (PIXELS,)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from matplotlib import colormaps, style
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -53,6 +54,8 @@ class LineStyle(NamedTuple):
     colour: str | tuple[float, ...]
     marker: str
     dashes: str
+    key: str
+    """The id in an SVG of all that belongs to the line begins with it, so that a page can hide them together."""
 
 
 Styles = Mapping[str, LineStyle]
@@ -60,12 +63,30 @@ Styles = Mapping[str, LineStyle]
 
 def save(figure: Figure, path_stem: Path) -> None:
     """Write `path_stem` + .png and .svg, each whole or not at all; equal figures give equal bytes."""
+    number_ids(figure)
     with plain_style():
         dpi = min(STYLE["savefig.dpi"], LONGEST_SIDE / max(figure.get_size_inches()))
         for kind, metadata in {"png": {"Software": None}, "svg": {"Date": None}}.items():
             with replacing(path_stem.with_name(f"{path_stem.name}.{kind}")) as temporary:
                 figure.savefig(temporary, format=kind, metadata=metadata, dpi=dpi)
             figure.set_layout_engine("none")  # the other file has the same layout, and need not compute it
+
+
+def number_ids(figure: Figure) -> None:
+    """Add a number to each artist's id, such as "line-2.7", so that no two within an SVG are the same."""
+    for number, artist in enumerate(figure.findobj(lambda artist: artist.get_gid() is not None)):
+        artist.set_gid(f"{key_of(artist)}.{number}")
+
+
+def key_of(artist: Artist) -> str:
+    """The id of an artist without the number, empty if it has none."""
+    return (artist.get_gid() or "").partition(".")[0]
+
+
+def name_parts(look: LineStyle, artists: Iterable[Artist]) -> None:
+    """Give the line's key to `artists`, which are drawn for it."""
+    for artist in artists:
+        artist.set_gid(look.key)
 
 
 def make_panels(down: int, across: int, x_scale: str = "log") -> tuple[Figure, list[Axes]]:
@@ -105,7 +126,7 @@ def ordered_styles(names: Mapping[str, str], shifts: Sequence[float]) -> dict[st
     """Viridis from dark to light in the order of `names`, which maps labels to their names in the legend."""
     shades = colormaps["viridis"](np.linspace(0.0, 0.82, max(2, len(names))))
     return {
-        label: LineStyle(name, shifts[i], tuple(shades[i]), MARKERS[i % len(MARKERS)], "-")
+        label: LineStyle(name, shifts[i], tuple(shades[i]), MARKERS[i % len(MARKERS)], "-", f"line-{i}")
         for i, (label, name) in enumerate(names.items())
     }
 
@@ -122,7 +143,7 @@ def legend_name(label: str) -> str:
 
 def draw_line(panel: Axes, positions: Values, values: Values, errors: Values, look: LineStyle) -> None:
     """Points joined by a line, with error bars where errors are not NaN."""
-    panel.errorbar(
+    drawn = panel.errorbar(
         positions,
         values,
         yerr=None if np.isnan(errors).all() else np.nan_to_num(errors),
@@ -137,6 +158,7 @@ def draw_line(panel: Axes, positions: Values, values: Values, errors: Values, lo
         elinewidth=1.0,
         capsize=2.5,
     )
+    name_parts(look, drawn.get_children())
 
 
 def mark_values(panel: Axes) -> None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+from numpy.typing import NDArray
 
 from taugrid.eval.figures.drawing import (
     LEGEND_LINE,
@@ -12,11 +14,14 @@ from taugrid.eval.figures.drawing import (
     legend_name,
     make_panels,
     mark_values,
+    name_parts,
     ordered_styles,
     plain_style,
     shifts,
 )
-from taugrid.eval.figures.smoothing import running_mean
+
+SMOOTHING = 1.25
+"""The running mean of a loss at a step is over the steps within this factor of it."""
 
 
 def losses_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
@@ -29,9 +34,10 @@ def losses_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
     with plain_style():
         figure, (panel,) = make_panels(1, 1)
         for name, log in curves.items():
-            step, loss, colour = log["step"].to_numpy(), log["loss"].to_numpy(), styles[name].colour
-            panel.plot(step, loss, color=colour, linewidth=0.6, alpha=0.3)
-            panel.plot(step, running_mean(step, loss), color=colour, linewidth=1.5, label=styles[name].name)
+            step, loss, look = log["step"].to_numpy(), log["loss"].to_numpy(), styles[name]
+            raw = panel.plot(step, loss, color=look.colour, linewidth=0.6, alpha=0.3)
+            mean = panel.plot(step, running_mean(step, loss), color=look.colour, linewidth=1.5, label=look.name)
+            name_parts(look, [*raw, *mean])
         panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         panel.set_xlabel("training step")
         panel.set_ylabel("loss")
@@ -40,3 +46,11 @@ def losses_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
         figure.set_figheight(figure.get_figheight() + LEGEND_LINE * lines)
         legend(figure, styles.values(), "outside lower center")
     return figure
+
+
+def running_mean(step: NDArray[np.int64], loss: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean at each increasing step over the steps within a factor of `SMOOTHING`: uniform on a log scale."""
+    sums = np.concatenate([[0.0], loss.cumsum()])
+    first, end = np.searchsorted(step, step / SMOOTHING), np.searchsorted(step, step * SMOOTHING, side="right")
+    mean: NDArray[np.float64] = (sums[end] - sums[first]) / (end - first)
+    return mean

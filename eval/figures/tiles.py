@@ -36,7 +36,6 @@ class Tiles(NamedTuple):
         return info
 
     def rows(self, picture: Image) -> list[list[Image]]:
-        """The tiles of a picture."""
         return [[picture.crop((x, y, x + self.width, y + self.height)) for x in self.xs] for y in self.ys]
 
 

@@ -9,7 +9,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from taugrid.eval.figures.drawing import Styles, Values, draw_line, fid_figure, ordered_styles, shifts
+from taugrid.eval.figures.drawing import (
+    LineStyle,
+    Styles,
+    Values,
+    draw_line,
+    fid_figure,
+    name_parts,
+    ordered_styles,
+    shifts,
+)
 from taugrid.eval.nights import Light
 
 MOST_NIGHTS = 60
@@ -20,15 +29,22 @@ LIGHTS: Mapping[Light, tuple[str, str]] = {"red": ("X", "#c0392b"), "green": ("o
 """Marker and colour of a night's verdict."""
 
 
+EXPLAINED = (
+    "night (band: baseline and margin;\ndotted: a new baseline; on the axis:\n"
+    "red cross: regression, green dot: nothing\nworse, grey square: open or not judged)"
+)
+
+
 class TrendPanel(NamedTuple):
     """The cells of one S: a row for each night and cell."""
 
     heading: str
     rows: pd.DataFrame
     nights: Mapping[str, Light]
+    links: Mapping[str, str]
 
 
-def trend_figure(history: pd.DataFrame, lights: Mapping[str, Light]) -> Figure:
+def trend_figure(history: pd.DataFrame, lights: Mapping[str, Light], links: Mapping[str, str] = {}) -> Figure:
     """FID over nights: a panel for each S, a line for each other setting, bars of ±1 standard error.
 
     A line breaks where a night lacks the cell. The baseline's FID plus the accepted loss is a band of the line's
@@ -38,11 +54,12 @@ def trend_figure(history: pd.DataFrame, lights: Mapping[str, Light]) -> Figure:
     Args:
         history: the columns of history.parquet.
         lights: the nights in their order, also those without a row in `history`.
+        links: night -> where its marks lead to in an SVG.
     """
     nights = dict(list(lights.items())[-MOST_NIGHTS:])
     shown = history[history["night"].isin(nights)].copy()
     shown["line"] = shown["label"].str.replace(r"^S\d+-", "", regex=True)
-    panels = [TrendPanel(f"S = {steps}", rows, nights) for steps, rows in shown.groupby("steps")]
+    panels = [TrendPanel(f"S = {steps}", rows, nights, links) for steps, rows in shown.groupby("steps")]
     lines = list(dict.fromkeys(shown["line"]))
     styles = ordered_styles({line: line for line in lines}, shifts(len(lines)))
     return fid_figure(panels, _draw_trend, styles, "linear")
@@ -59,25 +76,31 @@ def _draw_trend(panel: Axes, table: TrendPanel, styles: Styles) -> None:
         values[x.astype(int)] = rows["fid"].where(rows["fid"] > 0)
         errors[x.astype(int)] = rows["fid_se"]
         draw_line(panel, along + look.shift * len(places), values, errors, look)
-        base = rows["baseline_fid"].to_numpy(dtype=np.float64)
-        margin = rows["margin"].to_numpy(dtype=np.float64)
-        for place, low, high in zip(x, base, base + margin, strict=True):
-            if np.isfinite(low):  # a night's own stretch: with one night, a line over the nights would be a point
-                panel.fill_between([place - 0.5, place + 0.5], low, high, color=look.colour, alpha=0.2, linewidth=0)
+        _draw_band(panel, x, rows, look)
     baselines = table.rows.groupby("night", sort=False)["baseline"].first().reindex(list(places)).ffill()
     for place, (before, now) in enumerate(pairwise(baselines), start=1):
         if isinstance(now, str) and now != before:
             panel.axvline(place - 0.5, color="#555555", linewidth=0.8, linestyle=":")
     on_axis: dict[str, Any] = {"transform": panel.get_xaxis_transform(), "clip_on": False, "zorder": 3}
-    for light, (marker, colour) in LIGHTS.items():
-        if at := [place for night, place in places.items() if table.nights[night] == light]:
-            panel.plot(at, [0.0] * len(at), marker, color=colour, markersize=5, label=f"_{light}", **on_axis)
+    for night, place in places.items():
+        light = table.nights[night]
+        marker, colour = LIGHTS[light]
+        named: dict[str, Any] = {"label": f"_{light}", "gid": f"light-{light}", "url": table.links.get(night)}
+        panel.plot([place], [0.0], marker, color=colour, markersize=min(7, 240 / len(places)), **named, **on_axis)
     panel.set_title(table.heading)
-    panel.set_xlabel(
-        "night (band: baseline and margin;\ndotted: a new baseline; on the axis:\n"
-        "red cross: regression, green dot: nothing\nworse, grey square: open or not judged)"
-    )
+    panel.set_xlabel(EXPLAINED)
     panel.set_xlim(-0.5, len(places) - 0.5)
     every = max(1, -(-len(places) // MOST_TICKS))
     ticks = list(range(0, len(places), every))
     panel.set_xticks(ticks, [list(places)[i] for i in ticks], rotation=30, ha="right", rotation_mode="anchor")
+
+
+def _draw_band(panel: Axes, places: Values, rows: pd.DataFrame, look: LineStyle) -> None:
+    """Fill each night's own stretch: with one night, a band over the nights would have no width."""
+    base = np.repeat(rows["baseline_fid"].to_numpy(dtype=np.float64), 3)
+    margin = np.repeat(rows["margin"].to_numpy(dtype=np.float64), 3)
+    stretches = np.repeat(places, 3) + np.tile([-0.5, 0.5, np.nan], len(places))
+    is_there = np.isfinite(stretches) & np.isfinite(base + margin)
+    if is_there.any():
+        band = panel.fill_between(stretches, base, base + margin, is_there, color=look.colour, alpha=0.2, linewidth=0)
+        name_parts(look, [band])

@@ -39,8 +39,6 @@ class Variance(NamedTuple):
 
 @dataclass(frozen=True)
 class Reach:
-    """How far a cell's night reaches at its N."""
-
     margin: float
     errors: float
     """By how many standard errors a true change must exceed the margin, to be called worse with probability `POWER`."""

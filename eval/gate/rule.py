@@ -105,8 +105,6 @@ class Change:
 
 
 class CellJudgement(NamedTuple):
-    """The verdict on one cell."""
-
     name: str
     verdict: CellVerdict
     difference: float
@@ -132,8 +130,6 @@ class CellJudgement(NamedTuple):
 
 
 class NightJudgement(NamedTuple):
-    """The verdicts on all cells of a night."""
-
     cells: tuple[CellJudgement, ...]
     critical: float
     """The value that T has to exceed; NaN without cells."""
@@ -141,7 +137,6 @@ class NightJudgement(NamedTuple):
 
     @property
     def worse(self) -> list[CellJudgement]:
-        """The cells that got worse."""
         return [cell for cell in self.cells if cell.verdict == "worse"]
 
     @property

@@ -94,7 +94,6 @@ class InceptionSums:
         return cls(np.bincount(split_of, minlength=splits), probabilities, members @ negative_entropies)
 
     def merge(self, other: "InceptionSums") -> "InceptionSums":
-        """The sums over both sets of samples."""
         return InceptionSums(
             self.counts + other.counts,
             self.probabilities + other.probabilities,

@@ -31,8 +31,6 @@ class MetricInputs:
 
 
 class MetricResult(NamedTuple):
-    """The result of one metric, or of several."""
-
     values: dict[str, float]
     """Column of a table -> number."""
     influence: Array | None = None

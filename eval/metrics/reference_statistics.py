@@ -91,8 +91,6 @@ def default_cache() -> Path:
 
 
 class Statistics(NamedTuple):
-    """The cached statistics of a reference."""
-
     moments: Moments
     root: Array
 

@@ -16,8 +16,6 @@ from taugrid.registry.metrics import METRICS, Limits, Metric, MetricSettings, Si
 
 
 class Feasible(NamedTuple):
-    """Which of the requested metrics can be computed."""
-
     settings: MetricSettings
     reasons: dict[str, str]
     """Metric -> why it can't be computed."""

@@ -25,8 +25,6 @@ MOST_EFFECTS = 100
 
 
 class EffectTable(NamedTuple):
-    """The effects of a metric in a scope."""
-
     heading: str
     interval: str
     """The heading of the intervals."""

@@ -1,14 +1,18 @@
 """index.html of a history: the trend with the verdicts, and a table of the nights. It loads nothing."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+import pandas as pd
+
+from taugrid.eval.figures.trend import MOST_NIGHTS, trend_figure
 from taugrid.eval.nights import UNFINISHED, Light, NightLine
-from taugrid.eval.pages.charts.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
-from taugrid.eval.pages.charts.trend import MOST_NIGHTS, trend
 from taugrid.eval.pages.environment import asset, environment, policy
+from taugrid.eval.pages.inline import Chart, chart
+from taugrid.eval.tables.entries import write_number
 from taugrid.words import counted
 
 MOST_ROWS = 1000
@@ -38,20 +42,20 @@ def history_html(
     complete = [night for night in nights if night.verdict != UNFINISHED]
     style, script = asset("tables.css") + asset("report.css") + asset("history.css"), asset("report.js")
     links = {night: {what: quote(path) for what, path in its.items()} for night, its in files.items()}
+    leads_to = {night: next(iter(its.values())) for night, its in links.items()}
     page = {
         "name": name,
         "style": style,
         "script": script,
         "policy": policy(style, script),
-        "size": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
         "newest": complete[-1] if complete else None,
         "answer": _answer(complete, len(nights) - len(complete)),
-        "trend": trend(rows, complete),
+        "trend": _trend(rows, complete, leads_to),
         "most_nights": MOST_NIGHTS,
         "nights": nights[::-1][:MOST_ROWS],
         "left_out": max(0, len(nights) - MOST_ROWS),
         "files": links,
-        "leads_to": {night: next(iter(its.values())) for night, its in links.items()},
+        "leads_to": leads_to,
         "shapes": SHAPES,
     }
     return environment().get_template("history.html").render(**page)
@@ -66,3 +70,20 @@ def _answer(nights: Sequence[NightLine], unfinished: int) -> list[str]:
     lights = ", ".join(f"{found[light]} {light}" for light in SHAPES if found[light])
     more = f"; {counted(unfinished, 'night')} unfinished" if unfinished else ""
     return [f"Newest night, {newest.id}: {newest.verdict}{cells}.", f"{counted(len(nights), 'night')}: {lights}{more}."]
+
+
+def _trend(rows: Sequence[Mapping[str, Any]], nights: Sequence[NightLine], leads_to: Mapping[str, str]) -> Chart | None:
+    """FID over the newest nights; None if no cell of them has one."""
+    lights = {night.id: night.light for night in nights[-MOST_NIGHTS:]}
+    shown = [row for row in rows if row["night"] in lights and row["fid"] is not None and row["fid"] > 0]
+    if not shown:
+        return None
+    figure = trend_figure(pd.DataFrame(shown), lights, leads_to)
+    for panel in figure.axes:
+        panel.set_xlabel("night")
+    numbers = [(row["night"], row["label"], _fid(row), row["result"] or "") for row in shown]
+    return chart(figure, "trend", "FID over the nights", ("night", "cell", "FID", "verdict"), numbers)
+
+
+def _fid(row: Mapping[str, Any]) -> str:
+    return " ".join(write_number(row["fid"], math.nan if row["fid_se"] is None else row["fid_se"])).strip()

@@ -10,8 +10,6 @@ from taugrid.protocol import ProtocolFields, kind
 
 
 class Measured(NamedTuple):
-    """A cell with a value."""
-
     row: str
     """The row of its table, such as "η = 0.5"."""
     table: ShadedTable
@@ -22,7 +20,6 @@ class Measured(NamedTuple):
 
     @property
     def line(self) -> str:
-        """Its row, and what sets its table apart."""
         return ", ".join(filter(None, [self.row, self.table.heading]))
 
     @property

@@ -59,8 +59,6 @@ class TileTable(NamedTuple):
 
 
 class PagePicture(NamedTuple):
-    """A figure of the run."""
-
     file: str
     """Its name in figures/."""
     title: str

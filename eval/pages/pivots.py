@@ -22,8 +22,6 @@ Labels = tuple[str, ...]
 
 
 class ShadedEntry(NamedTuple):
-    """A cell of a table as a page shows it."""
-
     value: str
     error: str
     best: bool
@@ -32,19 +30,15 @@ class ShadedEntry(NamedTuple):
     """A number from 0, the best, to `SHADES` - 1, or `NO_SHADE`."""
     number: float
     """The value itself; NaN if it is missing."""
-    standard_error: float
     cell: str
     """Its id; empty where there is no cell."""
 
     @property
     def shown(self) -> str:
-        """Value and error as people read them."""
         return f"{self.value} {self.error}".rstrip()
 
 
 class ShadedTable(NamedTuple):
-    """A pivot as a page shows it."""
-
     heading: str
     notes: tuple[str, ...]
     heads: tuple[str, ...]
@@ -80,14 +74,14 @@ def shaded_tables(
 
 
 def _rows(table: Pivot, metric: MetricColumn, scale: "_Scale") -> Iterator[tuple[Labels, tuple[ShadedEntry, ...]]]:
-    numbers = zip(table.values.to_numpy(), table.errors.to_numpy(), table.cells.to_numpy(), strict=True)
-    for (labels, row), (values, errors, cells) in zip(entries(table, metric), numbers, strict=True):
-        yield labels, tuple(map(_shaded, row, map(scale.shade, values), values, errors, cells))
+    numbers = zip(table.values.to_numpy(), table.cells.to_numpy(), strict=True)
+    for (labels, row), (values, cells) in zip(entries(table, metric), numbers, strict=True):
+        yield labels, tuple(map(_shaded, row, map(scale.shade, values), values, cells))
 
 
-def _shaded(entry: Entry, shade: str, value: float, error: float, cell: object) -> ShadedEntry:
+def _shaded(entry: Entry, shade: str, value: float, cell: object) -> ShadedEntry:
     name = cell if isinstance(cell, str) else ""
-    return ShadedEntry(entry.value, entry.error, bool(entry.best), entry.mark, shade, float(value), float(error), name)
+    return ShadedEntry(entry.value, entry.error, bool(entry.best), entry.mark, shade, float(value), name)
 
 
 class _Scale(NamedTuple):

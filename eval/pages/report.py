@@ -10,15 +10,13 @@ from numpy.typing import NDArray
 
 from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.pages.answer import answer
-from taugrid.eval.pages.charts.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
-from taugrid.eval.pages.charts.loss import loss_charts
-from taugrid.eval.pages.charts.quality import over_costs, over_steps
 from taugrid.eval.pages.comparisons import differences, effects
 from taugrid.eval.pages.environment import asset, environment, policy
-from taugrid.eval.pages.measured import measured
+from taugrid.eval.pages.measured import Measured, measured
 from taugrid.eval.pages.pictures import ImageGrid, PagePicture, grids
 from taugrid.eval.pages.pivots import NO_SHADE, ShadedTable, shaded_tables
 from taugrid.eval.pages.protocol_table import protocol_line, protocol_rows
+from taugrid.eval.tables.ablation.cost import Cost
 from taugrid.eval.tables.ablation.one_table import USUAL, Layout
 from taugrid.eval.tables.ablation.replicates import averaged
 from taugrid.eval.tables.differences_files import ABOUT
@@ -36,8 +34,6 @@ FEW_SAMPLES = 10_000
 
 @dataclass(frozen=True)
 class PageFacts:
-    """What a page shows of a run."""
-
     name: str
     planned: int
     """Cells of the grid; replicates are one."""
@@ -51,8 +47,8 @@ class PageFacts:
     """Rows of effects.csv, likewise."""
     published: Sequence[Mapping[str, Any]]
     """Rows of published.csv."""
-    costs: Sequence[Mapping[str, Any]]
-    """Rows of cost.csv."""
+    costs: Sequence[Cost]
+    """Of the scored cells; a single one is not shown."""
     reconstruction: Mapping[str, Any]
     """reconstruction.json; empty if there is none."""
     losses: Mapping[str, pd.DataFrame]
@@ -119,7 +115,6 @@ def _fitting(pictures: Sequence[tuple[PagePicture, bytes]], budget: int) -> Iter
 
 
 def _content(found: PageFacts) -> dict[str, Any]:
-    """Everything of the page but images."""
     rows = found.document.get("rows", [])
     protocols, joined = found.document.get("protocols", {}), frozenset(found.document.get("joined", ()))
     cells = measured(_by_steps(found), rows, protocols, joined) if rows else []
@@ -130,18 +125,15 @@ def _content(found: PageFacts) -> dict[str, Any]:
         "style": style,
         "script": script,
         "policy": policy(style, script),
-        "size": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
         "answer": answer(cells, found.planned),
         "measured_as": protocol_line(in_grid_order(rows), protocols) if rows else "",
         "metrics": list(_tables(found)) if rows else [],
-        "over_steps": over_steps(cells, found.published) if cells else None,
+        **_charts(found, {} if joined else protocols, cells),
         "published": found.published,
-        "costs": over_costs(cells, found.costs) if cells and found.costs else None,
         "differences": differences(found.differences),
         "about_differences": ABOUT,
         "effects": effects(found.effects, tabulated(in_grid_order(rows))) if rows else None,
         "reconstruction": _reconstruction(found.reconstruction),
-        "losses": loss_charts(found.losses) if found.losses else None,
         "protocol": protocol_rows(protocols),
         "provenance": found.provenance,
         "config": found.config,
@@ -149,6 +141,21 @@ def _content(found: PageFacts) -> dict[str, Any]:
         "pictures": _by_title([picture for picture, _ in found.pictures]),
         "grids": no_grids,
         "in_pictures": _in_pictures(found, no_grids),
+    }
+
+
+def _charts(found: PageFacts, protocols: Mapping[str, ProtocolFields], cells: Sequence[Measured]) -> dict[str, Any]:
+    """The charts, each None if there is nothing to draw."""
+    if not cells and not found.losses:
+        return dict.fromkeys(("over_steps", "costs", "losses"))
+    from taugrid.eval.pages import charts  # matplotlib, which a run without scores does not need
+
+    frame, published = in_grid_order(found.document.get("rows", [])), found.published
+    return {
+        "over_steps": charts.quality_chart(frame, protocols, cells, published) if cells else None,
+        "costs": charts.cost_chart(found.costs) if len(found.costs) > 1 else None,
+        "about_costs": charts.ABOUT_COSTS,
+        "losses": charts.loss_chart(found.losses) if found.losses else None,
     }
 
 

@@ -102,7 +102,7 @@ def reconstruction_to_console(frame: pd.DataFrame, about: str, notes: Sequence[s
     def parts(bold: bool, width: int) -> Iterator[RenderableType]:
         yield Text(metric.heading)
         yield from _console_tables(table, metric, bold, width)
-        error_means = [f"± is {metric.error_means}."] * bool(with_errors)
+        error_means = [f"± is {metric.error_means}."] if with_errors else []
         yield from map(Text, [*_star([table], metric, bold), about, *table.notes, *error_means, *notes])
 
     return Drawn(parts)

@@ -18,6 +18,7 @@ import pandas as pd
 from taugrid.eval.metrics.frechet import difference_standard_error
 from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.ablation.replicates import SEEDS
+from taugrid.eval.tables.entries import ROUNDING
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, axes, long_form
 from taugrid.eval.tables.pivots import Pivot, pivot_tables, short_checkpoints
 from taugrid.eval.tables.rows import as_text
@@ -30,9 +31,6 @@ DIFFERENCE_COLUMNS = (
 """The columns of differences.csv. `along` is steps, eta or the setting in which the cells' tables differ, `settings`
 the heading that their tables share, `others` what differs besides S and eta. `difference` is b - a, and `note` says why
 an error is missing or what was joined. Checkpoints have their short names."""
-
-ROUNDING = 1e-9
-"""A standard error below this share of the cells' errors means that both have the same samples, as any eta at S = 1."""
 
 NOT_AXES = frozenset({"model", "num_samples", "protocol", *SEEDS})
 """Settings along which cells are never neighbours: ids and seeds have no order, and other N or protocols can't be

@@ -25,7 +25,8 @@ MISSING = "–"
 NOTHING = 5e-7
 """Smaller values have no digit that is shown."""
 ROUNDING = 1e-9
-"""A spread below this share of its value is rounding: it occurs if every subset is the whole set."""
+"""A spread or a standard error below this share of what it belongs to is rounding: it occurs if every subset is the
+whole set, or if two cells have the same samples, as any eta at S = 1."""
 Z_95 = 1.96
 """|z| from which a single difference counts: chance alone reaches it 1 time in 20. For the best of a column and all
 others, joint.py has the limit."""
@@ -53,7 +54,6 @@ class Entry(NamedTuple):
     mark: str = ""
 
     def joined(self, separator: str) -> str:
-        """Value and error with `separator` between them."""
         return f"{self.value}{separator}{self.error}" if self.error else self.value
 
 
@@ -136,7 +136,6 @@ def _alike_over_seeds(
 
 
 def has_best(tables: Iterable[Pivot], metric: MetricColumn) -> bool:
-    """Whether the best of some column is marked."""
     return any(entry.best for table in tables for _, row in entries(table, metric) for entry in row)
 
 

@@ -9,6 +9,7 @@ from taugrid.eval.tables.ablation.replicates import averaged
 from taugrid.eval.tables.entries import entries, legend, marked_pivots, tabulated
 from taugrid.eval.tables.pivots import short_settings
 from taugrid.protocol import ProtocolFields
+from taugrid.words import markdown_table
 
 
 def to_markdown(
@@ -35,16 +36,11 @@ def to_markdown(
                 )
             columns = [str(column) for column in table.values.columns]
             heads = [*table.heads[:-1], f"{table.heads[-1]} \\ {table.across}"]
-            lines = [[*heads, *columns], [*[":--"] * len(heads), *["--:"] * len(columns)]]
+            lines = []
             for labels, row in entries(table, metric):
                 texts = (f"**{e.joined(' ')}**" if e.best else e.joined(" ") for e in row)
-                lines.append(
-                    [
-                        *(label.replace("|", r"\|") for label in labels),
-                        *(f"{text} {e.mark}".rstrip() for text, e in zip(texts, row, strict=True)),
-                    ]
-                )
-            blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+                lines.append([*labels, *(f"{text} {e.mark}".rstrip() for text, e in zip(texts, row, strict=True))])
+            blocks.append(markdown_table([*heads, *columns], "l" * len(heads) + "r" * len(columns), lines))
             blocks += table.notes
         blocks += legend(tables, metric)
     return "\n\n".join(blocks) + "\n"

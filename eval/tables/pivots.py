@@ -13,13 +13,13 @@ import pandas as pd
 from taugrid.config import Sample
 from taugrid.eval.tables.long_form import CHECKPOINT, COLUMNS, axes
 from taugrid.eval.tables.rows import as_text
-from taugrid.grids.names import short_keys, short_names
+from taugrid.grids.names import SHOWN, short_keys, short_names
 from taugrid.protocol import ProtocolFields, disagreements, kind
 
 SIGMA_HAT = "σ̂"
 
 
-SYMBOLS = {"steps": "S", "eta": "η", "num_samples": "N"}
+SYMBOLS = SHOWN | {"eta": "η"}
 """Columns that tables and figures write as the paper does."""
 
 

@@ -11,6 +11,7 @@ from taugrid.eval.tables.pivots import Pivot
 from taugrid.eval.tables.rows import as_text, series, sort_key, without_nan
 from taugrid.registry.metrics import MetricColumn
 from taugrid.storage import replacing
+from taugrid.words import markdown_table
 
 RECONSTRUCTION_COLUMNS = (
     "model", "weights", "spacing", "steps", "num_images", "network_evaluations", "mse", "mse_se", "mse_8bit", "seconds",
@@ -90,16 +91,16 @@ def reconstruction_markdown(frame: pd.DataFrame, about: str) -> str:
     """The pivot as a table in GitHub's Markdown, with `about` and the meaning of the numbers below it."""
     table = reconstruction_pivot(frame)
     steps = [str(steps) for steps in table.values.columns]
-    lines = [["S", *steps], [":--", *["--:"] * len(steps)]]
+    lines = []
     for (label,), row in entries(table, RECONSTRUCTION_ERROR):
         cells = [f"**{e.joined(' ')}**" if e.best else e.joined(" ") for e in row]
-        lines.append([label.replace("|", r"\|"), *cells])
+        lines.append([label, *cells])
     meanings = [LEGEND]
     if table.errors.notna().any(axis=None):
         meanings.append(f"± is {RECONSTRUCTION_ERROR.error_means}.")
     if len(table.values) > 1:
         meanings.append("Bold is the best of its column.")
-    listed = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    listed = markdown_table(["S", *steps], "l" + "r" * len(steps), lines)
     return "\n\n".join([f"## {RECONSTRUCTION_ERROR.heading}", listed, about, *table.notes, " ".join(meanings)]) + "\n"
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from taugrid.protocol import ProtocolFields, disagreements, kind
+from taugrid.words import listed
 
 
 def sort_key(value: object) -> tuple[int, float, str]:
@@ -31,7 +32,6 @@ def series(values: Sequence[object], as_float: bool) -> "pd.Series[Any]":
 
 
 def as_text(value: object) -> str:
-    """A value as text for people."""
     return "not set" if value is None or value is pd.NA or value != value else str(value)
 
 
@@ -97,6 +97,4 @@ def _told(field: str, by_value: Mapping[str, Sequence[str]]) -> str:
 
 
 def _named(cells: Sequence[str]) -> str:
-    named = ", ".join(cells[:CELLS_NAMED])
-    more = f" and {len(cells) - CELLS_NAMED} more" if len(cells) > CELLS_NAMED else ""
-    return f"cell{'s' if len(cells) > 1 else ''} {named}{more}"
+    return f"cell{'s' if len(cells) > 1 else ''} {listed(cells, CELLS_NAMED)}"

@@ -6,6 +6,7 @@ from typing import Any
 
 from taugrid.errors import UserError
 from taugrid.eval.gate.rule import MIN_TRAININGS, Scored
+from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
 from taugrid.orchestrator.baseline.files import open_baseline, parquet_beside, read_baseline, write_baseline
 from taugrid.orchestrator.baseline.matching import matched
@@ -35,10 +36,12 @@ def accept(directories: Sequence[str], file: str, reason: str, force: bool = Fal
     path, storage = open_baseline(file, "--to")
     if 1 < len(directories) < MIN_TRAININGS:
         raise UserError(f"give one DIR, or at least {MIN_TRAININGS}: two trainings say too little of a recipe's spread")
-    found = [_complete(directory, force) for directory in directories]
-    snapshot, remarks = found[0][0], [remark for _, said in found for remark in said]
-    if len(found) > 1:
-        snapshot = _recipe([one for one, _ in found])
+    runs = [open_existing(directory) for directory in directories]
+    complete = [_complete(opened, force) for opened in runs]
+    snapshot, remarks = complete[0][0], [remark for _, said in complete for remark in said]
+    if len(runs) > 1:
+        _require_one_recipe(runs)
+        snapshot = _recipe([one for one, _ in complete])
     replaces = None
     if storage.exists(path):
         before = read_baseline(path, storage)
@@ -49,6 +52,7 @@ def accept(directories: Sequence[str], file: str, reason: str, force: bool = Fal
         except UserError as error:
             remarks.append(f"it could not be compared with the baseline that it replaces: {error}")
         else:
+            snapshot = _with_distances(snapshot, before)
             bad = [cell.label for cell in found.cells if cell.result in REGRESSIONS]
             if bad:
                 remarks.append(f"accepted although worse than the baseline that it replaces: {', '.join(bad)}")
@@ -58,13 +62,47 @@ def accept(directories: Sequence[str], file: str, reason: str, force: bool = Fal
     return write_baseline(snapshot, path, reason, remarks, replaces, storage)
 
 
-def _complete(directory: str, force: bool) -> tuple[Snapshot, list[str]]:
+def _with_distances(snapshot: Snapshot, before: Snapshot) -> Snapshot:
+    """The snapshot with the distances between setups that the baseline which it replaces has accepted."""
+    known = {new.cell: old.distances for new, old in matched(snapshot, before).pairs}
+    cells = (replace(cell, distances={**known.get(cell.cell, {}), **cell.distances}) for cell in snapshot.cells)
+    return replace(snapshot, cells=tuple(cells))
+
+
+def _require_one_recipe(runs: Sequence[Opened]) -> None:
+    """Raise `UserError` if runs differ in more of their training than its seed, as far as their configs say it."""
+    first, *others = ([_training_of(opened), sorted(_diffusions(opened))] for opened in runs)
+    for opened, other in zip(runs[1:], others, strict=True):
+        if other != first:
+            raise UserError(
+                f"{opened.rundir.shown} is no training of {runs[0].rundir.shown}'s recipe: the sections model, data, "
+                "diffusion or train differ in more than train.seed"
+            )
+
+
+def _training_of(opened: Opened) -> dict[str, Any]:
+    """What a run's config says of its training without the seed; of a loaded network, nothing."""
+    config = opened.config.model_dump(mode="json")
+    config["train"].pop("seed", None)
+    if opened.plan.trained_here:
+        return {section: config[section] for section in ("model", "train", "data")}
+    return {}
+
+
+def _diffusions(opened: Opened) -> set[str]:
+    return {json_sha256(model.diffusion.model_dump(mode="json")) for model in opened.plan.models}
+
+
+def _complete(opened: Opened, force: bool) -> tuple[Snapshot, list[str]]:
     """The snapshot of a run whose cells are all scored, with remarks."""
-    opened = open_existing(directory)
+    directory = opened.rundir.shown
     snapshot, remarks = _after_its_night(require_scores(snapshot_of_opened(opened)), opened, force)
     if snapshot.unscored:
         count, first = counted(len(snapshot.unscored), "cell"), next(iter(snapshot.unscored.values()))
         raise UserError(f"{directory} has {count} without a score ({first}); `taugrid run` completes it")
+    for cell in snapshot.cells:
+        if cell.lacks_influence:
+            raise UserError(f"{directory}: {cell.name}: {cell.reason}")
     return snapshot, remarks
 
 
@@ -101,9 +139,15 @@ def _after_its_night(snapshot: Snapshot, opened: Opened, force: bool) -> tuple[S
 
     How far images of other software or devices were from the baseline's is accepted with the night.
     """
-    verdict = read_sealed(opened.rundir.root.parent / VERDICT, opened.rundir.storage)
+    folder, storage = opened.rundir.root.parent, opened.rundir.storage
+    verdict = read_sealed(folder / VERDICT, storage)
     if verdict is None:
-        return snapshot, []
+        if folder.parent.name != "nights" or force:
+            return snapshot, []
+        state = f"{VERDICT} was changed or is damaged" if storage.exists(folder / VERDICT) else "it is not finished"
+        raise UserError(
+            f"night {folder.name} has no verdict ({state}); finish it with `taugrid nightly`, or add --force"
+        )
     remarks = []
     if verdict["result"] in REGRESSIONS:
         if not force:

@@ -5,16 +5,16 @@ the baseline's own network, sampled with today's code: its first batch must have
 the scorer is the reference, scored against itself (`scorer`).
 """
 
-from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.pixels import Digests, grey_levels_apart
-from taugrid.orchestrator.baseline.scorer import changes
 from taugrid.orchestrator.baseline.snapshot import Setup, Snapshot, SnapshotCell, pair_key
+from taugrid.orchestrator.work.scorer import changes
 from taugrid.words import counted
 
 BEYOND = 2.0
@@ -88,13 +88,15 @@ def check_scorer(new: Snapshot, baseline: Snapshot) -> Check:
         return Check("unknown", f"the baseline has no canary of the scorer: {before}")
     if isinstance(now, str):
         return Check("unknown", f"there is no canary of the scorer: {now}")
-    if (now.reference, now.extractor) != (before.reference, before.extractor):
+    if not now.is_comparable(before):
         return Check("unknown", "the canaries of the scorer are of other references or extractors")
-    found = changes(now, before)
+    if before.mixed:
+        return Check("unknown", f"the baseline's scorer changed between its sessions: {'; '.join(before.mixed)}")
+    found = [*(f"between sessions, {how}" for how in now.mixed), *changes(now, before)]
     return Check("changed", "; ".join(found)) if found else Check("clean")
 
 
-def summed_up(checks: Iterable[Check]) -> Check:
+def worst_check(checks: Iterable[Check]) -> Check:
     """The worst of the checks of all cells; clean if there are none."""
     found = list(checks)
     order = ("changed", "unknown", "clean")
@@ -105,4 +107,9 @@ def summed_up(checks: Iterable[Check]) -> Check:
 
 def place_of(cell: SnapshotCell, **anew: object) -> str:
     """What tells sampled cells apart: network and settings, `anew` in place of some."""
-    return json_sha256([cell.network.weights_sha256, cell.network.diffusion, {**cell.settings, **anew}])
+    return place(cell.network.weights_sha256, cell.network.diffusion, {**cell.settings, **anew})
+
+
+def place(weights_sha256: str | None, diffusion: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """As `place_of`, from the parts."""
+    return json_sha256([weights_sha256, diffusion, settings])

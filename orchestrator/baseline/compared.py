@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple
 from taugrid.errors import Exit
 from taugrid.eval.gate.power import Reach
 from taugrid.eval.gate.rule import ALPHA, MARGIN
-from taugrid.orchestrator.baseline.canaries import UNCHECKED, Check, summed_up
+from taugrid.orchestrator.baseline.canaries import UNCHECKED, Check, worst_check
 from taugrid.orchestrator.baseline.pixels import PixelDistance
-from taugrid.orchestrator.baseline.verdict import Sharpness, Verdict, sharpness
+from taugrid.orchestrator.baseline.verdict import Sharpness, Verdict, exit_of, sharpness
 from taugrid.words import counted
 
 Situation = Literal["same weights and setup", "same weights, other setup", "new weights"]
@@ -108,12 +108,7 @@ class BaselineComparison:
     @property
     def sampler(self) -> Check:
         """The worst of the cells' checks."""
-        return summed_up(cell.sampler for cell in self.cells)
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether sampler and scorer are known to be the baseline's."""
-        return self.sampler.result == self.scorer.result == "clean"
+        return worst_check(cell.sampler for cell in self.cells)
 
     @property
     def sharpness(self) -> Sharpness | None:
@@ -152,25 +147,22 @@ class BaselineComparison:
     @property
     def exit(self) -> Exit:
         """How a command ends with it: incomplete, a regression, not judged, or done."""
-        if self.missing:
-            return Exit.INCOMPLETE
-        if self.result.is_regression:
-            return Exit.REGRESSION
-        return Exit.NOT_JUDGED if self.not_judged else Exit.DONE
+        return exit_of(self.result, self.missing, self.not_judged)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         sharp, plain = self.sharpness, asdict(self)
         del plain["scorer"]  # it is among the checks
         return plain | {
-            "cells": [_cell_dict(cell) for cell in self.cells],
+            "cells": [_compared_dict(cell) for cell in self.cells],
             "compared": list(self.compared),
             "checks": {"sampler": self.sampler._asdict(), "scorer": self.scorer._asdict()},
             "sharpness": None if sharp is None else sharp._asdict(),
             "not_judged": self.not_judged,
+            "missing": self.missing,
             "gate": self.gate._asdict(),
         }
 
 
-def _cell_dict(cell: Compared) -> dict[str, Any]:
+def _compared_dict(cell: Compared) -> dict[str, Any]:
     return asdict(cell) | {"pixels": cell.pixels and cell.pixels._asdict(), "sampler": cell.sampler._asdict()}

@@ -15,6 +15,7 @@ import numpy as np
 from taugrid.errors import UserError
 from taugrid.eval.gate.rule import Change, NightJudgement, Scored, judge
 from taugrid.eval.metrics.frechet import NOTHING_VARIES
+from taugrid.eval.metrics.statistics import Array
 from taugrid.orchestrator.baseline.canaries import (
     Check,
     Sampled,
@@ -26,9 +27,9 @@ from taugrid.orchestrator.baseline.compared import DEFAULTS, BaselineComparison,
 from taugrid.orchestrator.baseline.matching import changed_versions, labels, matched
 from taugrid.orchestrator.baseline.others import other_metrics
 from taugrid.orchestrator.baseline.pixels import Digests, PixelDistance, distance
-from taugrid.orchestrator.baseline.scorer import differs, tolerance
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell
 from taugrid.orchestrator.baseline.verdict import Verdict, worst
+from taugrid.orchestrator.work.scorer import differs, tolerance
 from taugrid.words import counted
 
 METRIC_SETTINGS = ("seed", "isc_splits", "kid_subsets", "kid_subset_size", "prc_neighborhood")
@@ -36,6 +37,9 @@ METRIC_SETTINGS = ("seed", "isc_splits", "kid_subsets", "kid_subset_size", "prc_
 
 ROUNDING = 1e-9
 """A paired error below this share of the baseline cell's own error: both cells have the same samples."""
+
+REPEATS = 0.9
+"""Images repeat if the share of distinct ones is below this share of the baseline's."""
 
 NO_MARGIN = (
     "margin 0: new weights are never exactly equal, and the paired error shrinks with the change, so differences "
@@ -181,6 +185,8 @@ def _situation(new: SnapshotCell, old: SnapshotCell) -> Situation:
 
 
 def _marks(new: SnapshotCell, old: SnapshotCell) -> list[str]:
+    if new.failed is not None and not new.setup.versions:
+        return []  # it has no images
     marks = [f"sampled with {text}" for text in new.setup.differences(old.setup)]
     if new.network.is_same(old.network) and new.network.source_sha256 != old.network.source_sha256:
         marks.append("the custom network's code differs")
@@ -210,7 +216,7 @@ def _look(new: SnapshotCell, old: SnapshotCell, margin: float) -> Compared:
         note="; ".join(filter(None, [note, *_gone(new, old)])),
         num_samples=new.num_samples,
         others=other_metrics(new.metrics, old.metrics),
-        missing=_lacking(new, old),
+        missing=_lacking(new, old) if result is Verdict.NOT_JUDGED else "",
     )
 
 
@@ -247,6 +253,9 @@ def _before_judgement(
     assert old.influence is not None
     if float((new.influence - old.influence).std()) <= ROUNDING * float(old.influence.std()):
         return _same_samples(new, old, "both have the same features")
+    shares = _distinct(new.influence), _distinct(old.influence)
+    if shares[0] < REPEATS * shares[1]:
+        return Verdict.COLLAPSED, f"images repeat; {_told(*shares)}"
     unknown = situation != "new weights" and pixels is None
     return Verdict.UNDECIDED, "the images could not be compared: those of one side are gone" if unknown else ""
 
@@ -271,9 +280,17 @@ def _collapse(new: SnapshotCell, old: SnapshotCell) -> str | None:
     repeats = shares[0] is not None and shares[1] is not None and shares[0] < shares[1]
     if new.reason != NOTHING_VARIES and not repeats:
         return None
-    told = "unknown" if shares[0] is None else f"{100 * shares[0]:.3g} %"
-    before = "" if shares[1] is None else f" (the baseline: {100 * shares[1]:.3g} %)"
-    return f"{new.reason}; distinct images: {told}{before}"
+    return f"{new.reason}; {_told(*shares)}"
+
+
+def _told(share: float | None, before: float | None) -> str:
+    told = "unknown" if share is None else f"{100 * share:.3g} %"
+    return f"distinct images: {told}" + ("" if before is None else f" (the baseline: {100 * before:.3g} %)")
+
+
+def _distinct(influence: Array) -> float:
+    """The share of samples whose influence, to a millionth of its spread, no earlier sample has: images that differ."""
+    return len(np.unique(np.round(influence / influence.std(), 6))) / len(influence)
 
 
 def _digests(new: SnapshotCell, old: SnapshotCell) -> tuple[Digests | None, Digests | None]:

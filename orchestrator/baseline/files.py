@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from taugrid.errors import UserError
 from taugrid.eval.gate.rule import Scored
-from taugrid.orchestrator.baseline.scorer import ScoredWith, ScorerRecord
 from taugrid.orchestrator.baseline.snapshot import (
     Network,
     Setup,
@@ -32,6 +31,7 @@ from taugrid.orchestrator.baseline.snapshot import (
     images_of_run,
     snapshot_of_run,
 )
+from taugrid.orchestrator.work.scorer import ScoredWith, ScorerRecord
 from taugrid.storage import LOCAL, Storage, is_url, open_place, read_sealed, replacing, write_sealed
 from taugrid.words import with_urls
 
@@ -186,8 +186,15 @@ def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
     def scorer() -> ScorerRecord | str:
         return unknown if kept is None else ScorerRecord.read(json.loads(kept))
 
-    about = {"trainings": tuple(value.get("trainings", ())), "accepted": value, "find_scorer": scorer}
-    return Snapshot(_shown(path), value["name"], value["software"], cells, **about)
+    return Snapshot(
+        _shown(path),
+        value["name"],
+        value["software"],
+        cells,
+        trainings=tuple(value.get("trainings", ())),
+        accepted=value,
+        find_scorer=scorer,
+    )
 
 
 def read_json_of_baseline(path: Path, storage: Storage = LOCAL) -> dict[str, Any]:

@@ -15,14 +15,14 @@ from taugrid.eval.metrics.frechet import NO_ERROR
 from taugrid.eval.metrics.statistics import Array
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.pixels import Digests, first_images, pixel_digests
-from taugrid.orchestrator.baseline.scorer import ScoredWith, ScorerRecord, kept_record
 from taugrid.orchestrator.opened import Opened, open_existing
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.evaluation import evaluation, without_downloads
 from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, Oracle, Trained
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.rundir.origins import REFERENCE, Origin, first_origins, origins, scorers
+from taugrid.orchestrator.rundir.origins import OURS, REFERENCE, Origin, codes, first_origins, origins, scorers
+from taugrid.orchestrator.work.scorer import ScoredWith, ScorerRecord, kept_record
 from taugrid.storage import read_json, read_sealed
 
 NOT_MATCHED = frozenset({"num_samples", "batch_size", "shard_evaluations"})
@@ -34,9 +34,6 @@ MODEL_FILES = frozenset({"model.checkpoint", "model.weights"})
 
 AND = " and "
 """Joins the values of a cell that workers of several kinds made."""
-
-OURS = "taugrid"
-"""Its own version never counts as other software: an upgrade that changes images is a changed sampler."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +184,8 @@ class Snapshot:
     """The runs of a recipe, the first one included; empty: one run."""
     accepted: Mapping[str, Any] | None = None
     """Of a baseline file: when and why it was accepted."""
+    codes: frozenset[str] = frozenset()
+    """The hashes of taugrid's code in the sessions that sampled it."""
     find_scorer: Callable[[], ScorerRecord | str] = field(repr=False, default=lambda: "none was recorded")
     """What its scorer gave for the reference; a text says why that is unknown."""
 
@@ -217,35 +216,35 @@ def snapshot_of_opened(opened: Opened, failed: Mapping[str, str] = {}) -> Snapsh
     made, first, scored_on = origins(events), first_origins(events), scorers(events)
     provenance = read_json(rundir.provenance, rundir.storage) or {}
     weights = provenance.get("models") or {}
-    hopeless = {cell.cell: cell for cell in planned_snapshot(opened).cells} if failed else {}
+    protocols = {cell.cell: cell.protocol for cell in planned_snapshot(opened).cells} if failed else {}
+    threads = max(1, int(opened.config.cluster.cpus_per_worker))
     cells: list[SnapshotCell] = []
     unscored: dict[str, str] = {}
-    planned_threads = max(1, int(opened.config.cluster.cpus_per_worker))
     for cell in opened.plan.cells:
-        known = weights.get(cell.model.id, {}).get(cell.settings.weights)
-        network = _network(rundir, cell.model, known)
         score = _score(opened, cell)
-        if score is None and cell.name in failed:
-            cells.append(replace(hopeless[cell.id], network=network, failed=failed[cell.name]))
-        elif score is None:
+        if score is None and cell.name not in failed:
             unscored[cell.name] = cell.label
+            continue
+        network = _network(rundir, cell.model, weights.get(cell.model.id, {}).get(cell.settings.weights))
+        setup, of_first = (
+            setup_of(who.get(cell.id, Origin()), threads, cell.settings.batch_size) for who in (made, first)
+        )
+        found = replace(_sampled_cell(rundir, cell, network, setup), first=of_first)
+        if score is None:
+            cells.append(replace(found, protocol=protocols[cell.id], failed=failed[cell.name]))
         else:
-            setup, of_first = (
-                setup_of(of.get(cell.id, Origin()), planned_threads, cell.settings.batch_size) for of in (made, first)
-            )
             places = scored_on.get(cell.id, set()) | scored_on.get(REFERENCE, set())
-            found = _scored_cell(rundir, cell, score, network, setup)
-            with_what = ScoredWith.of(places, score["protocol"])
-            cells.append(replace(found, first=of_first, scored_with=with_what))
+            found = _with_score(found, rundir, cell, score)
+            cells.append(replace(found, scored_with=ScoredWith.of(places, score["protocol"])))
     software = {key: provenance.get(key) for key in ("python", "versions", "git_commit", "git_dirty")}
-    reference = scored_on.get(REFERENCE, set())
     return Snapshot(
         rundir.shown,
         opened.config.name,
         software,
         tuple(cells),
         unscored,
-        find_scorer=lambda: kept_record(opened, [cell.protocol for cell in cells if cell.metrics], reference),
+        codes=frozenset(codes(events, "sample")),
+        find_scorer=lambda: kept_record(rundir),
     )
 
 
@@ -259,24 +258,33 @@ def planned_snapshot(opened: Opened, downloads: bool = True) -> Snapshot:
     rundir = opened.rundir
     config = opened.config if downloads else without_downloads(opened.config)
     scoring = evaluation(config, opened.plan, rundir.extractor)
-    cells = [
-        SnapshotCell(
-            cell=cell.id,
-            name=cell.name,
-            settings=cell.settings.recorded,
-            axes=cell.axes,
-            image_shape=cell.model.image_shape,
-            metrics={},
-            protocol=json.loads(json.dumps(scoring.protocol(cell).as_dict())),
-            network=_network(rundir, cell.model, None),
-            setup=setup_of(Origin(), 1, cell.settings.batch_size),
-            influence=None,
-            reason="it is not scored yet",
-            find_digests=lambda: None,
-        )
-        for cell in opened.plan.cells
-    ]
+    cells = []
+    for cell in opened.plan.cells:
+        setup = setup_of(Origin(), 1, cell.settings.batch_size)
+        found = _sampled_cell(rundir, cell, _network(rundir, cell.model, None), setup)
+        cells.append(replace(found, protocol=json.loads(json.dumps(scoring.protocol(cell).as_dict()))))
     return Snapshot(rundir.shown, opened.config.name, {}, tuple(cells))
+
+
+def _sampled_cell(rundir: RunDir, cell: Cell, network: Network, setup: Setup) -> SnapshotCell:
+    """A cell without its score."""
+    return SnapshotCell(
+        cell=cell.id,
+        name=cell.name,
+        settings=cell.settings.recorded,
+        axes=cell.axes,
+        image_shape=cell.model.image_shape,
+        metrics={},
+        protocol={},
+        network=network,
+        setup=setup,
+        influence=None,
+        reason="it is not scored",
+        find_digests=lambda: pixel_digests(rundir, cell),
+        lacks_images=rundir.lacks_images(cell),
+        find_images=lambda: _images(rundir, cell),
+        find_first=lambda: first_images(rundir, cell),
+    )
 
 
 def _score(opened: Opened, cell: Cell) -> dict[str, Any] | None:
@@ -290,7 +298,7 @@ def _score(opened: Opened, cell: Cell) -> dict[str, Any] | None:
     return found[0] if found else None
 
 
-def _scored_cell(rundir: RunDir, cell: Cell, score: Mapping[str, Any], network: Network, setup: Setup) -> SnapshotCell:
+def _with_score(found: SnapshotCell, rundir: RunDir, cell: Cell, score: Mapping[str, Any]) -> SnapshotCell:
     n = cell.settings.num_samples
     path = rundir.influence(cell, score["evaluation"])
     influence = None
@@ -299,23 +307,8 @@ def _scored_cell(rundir: RunDir, cell: Cell, score: Mapping[str, Any], network: 
         influence = np.concatenate(values)[:n]
     told = [note.removeprefix(NO_ERROR) for note in score["notes"] if note.startswith(NO_ERROR)]
     missing = "its influences are missing or damaged; `taugrid evaluate` computes them"
-    return SnapshotCell(
-        cell=cell.id,
-        name=cell.name,
-        settings=cell.settings.recorded,
-        axes=cell.axes,
-        image_shape=cell.model.image_shape,
-        metrics=score["metrics"],
-        protocol=score["protocol"],
-        network=network,
-        setup=setup,
-        influence=influence,
-        reason=None if influence is not None else next(iter(told), missing),
-        find_digests=lambda: pixel_digests(rundir, cell),
-        lacks_images=rundir.lacks_images(cell),
-        find_images=lambda: _images(rundir, cell),
-        find_first=lambda: first_images(rundir, cell),
-    )
+    reason = None if influence is not None else next(iter(told), missing)
+    return replace(found, metrics=score["metrics"], protocol=score["protocol"], influence=influence, reason=reason)
 
 
 def pair_key(one: Setup, other: Setup) -> str:

@@ -1,6 +1,7 @@
 """Comparisons with a baseline, and baseline files, as text for people: the first line of a night, too."""
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -41,8 +42,8 @@ def sign(compared: Mapping[str, Any]) -> str:
     if result.is_regression:
         return BAD
     checked = all(check["result"] == "clean" for check in _checks(compared).values())
-    is_good = result in (Verdict.NOT_WORSE, Verdict.IDENTICAL) and checked and not compared.get("not_judged")
-    return GOOD if is_good else NEUTRAL
+    lacking = compared.get("not_judged") or compared.get("missing")
+    return GOOD if result in (Verdict.NOT_WORSE, Verdict.IDENTICAL) and checked and not lacking else NEUTRAL
 
 
 def facts(compared: Mapping[str, Any]) -> list[str]:
@@ -52,6 +53,8 @@ def facts(compared: Mapping[str, Any]) -> list[str]:
         found.append(f"{of[0]:,} of {counted(of[1], 'baseline cell')} compared")
     if (sharp := compared.get("sharpness")) is not None:
         found.append(Sharpness(**sharp).in_words)
+    if said := compared.get("not_judged"):
+        found.append(f"not judged in full: {said[0]}")
     unknown = [name for name, check in _checks(compared).items() if check["result"] == "unknown"]
     if unknown:
         found.append(f"{' and '.join(unknown)} not checked")
@@ -161,6 +164,10 @@ def baseline_text(value: Mapping[str, Any]) -> str:
     width = max(map(len, named.values()))
     for cell in value["cells"]:
         number, error = write_number(cell["metrics"]["fid"], cell["metrics"].get("fid_se", math.nan))
-        label, n = named[cell["cell"]], cell["settings"]["num_samples"]
+        label, n, fids = named[cell["cell"]], cell["settings"]["num_samples"], cell.get("trainings", [])
         lines.append(f"{label:{width}}  N = {n}  FID {number} {error}".rstrip())
+        if fids:
+            trainings = [cell["metrics"]["fid"], *fids]
+            mean, spread = write_number(statistics.mean(trainings), statistics.stdev(trainings))
+            lines[-1] += f"; the mean of the trainings is {mean}, their spread {spread.removeprefix('± ')}"
     return "\n".join(lines)

@@ -3,11 +3,13 @@
 One list for exit codes, pages, junit and the history.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
+
+from taugrid.errors import Exit
 
 
 class Verdict(StrEnum):
@@ -38,14 +40,24 @@ class Verdict(StrEnum):
         return self in REGRESSIONS
 
 
-REGRESSIONS = frozenset(list(Verdict)[:5])
-"""The first five."""
+REGRESSIONS = frozenset(
+    (Verdict.CHANGED_SAMPLER, Verdict.CHANGED_SCORER, Verdict.CHANGED_PIXELS, Verdict.COLLAPSED, Verdict.WORSE)
+)
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
-    """The worst of `verdicts`; a run without cells has nothing to complain of."""
+    """The worst of `verdicts`; `IDENTICAL` if there are none."""
     found = set(verdicts)
     return next((verdict for verdict in Verdict if verdict in found), Verdict.IDENTICAL)
+
+
+def exit_of(result: str, missing: Collection[str], not_judged: Collection[str]) -> Exit:
+    """How a command ends: while something can still be finished so, else with a regression, else with what lacks."""
+    if missing:
+        return Exit.INCOMPLETE
+    if result in REGRESSIONS:
+        return Exit.REGRESSION
+    return Exit.NOT_JUDGED if not_judged else Exit.DONE
 
 
 class Sharpness(NamedTuple):
@@ -58,8 +70,8 @@ class Sharpness(NamedTuple):
 
     @property
     def in_words(self) -> str:
-        """Such as "would miss losses below 19 %"."""
-        where = " in half of its cells" if self.cells > 1 else ""
+        """Such as "would miss losses below 19 % (the median of 12 cells)"."""
+        where = f" (the median of {self.cells:,} cells)" if self.cells > 1 else ""
         return f"would miss losses below {100 * self.loss:.2g} %{where}"
 
     def complaints(self, wanted: float, samples: int | None) -> list[str]:

@@ -22,7 +22,7 @@ def compare_with_baseline(directory: str, baseline: str, asked: Mapping[str, Any
 
     opened = open_existing(directory)
     new = require_scores(snapshot_of_opened(opened))
-    canaries = canaries_beside(opened.rundir.root, opened.rundir.storage)
+    canaries = canaries_beside(opened, new)
     found = compare_snapshots(new, snapshot_of(baseline), GateSettings(**asked), canaries)
     print_value(found.as_dict(), as_json, lambda _: comparison_text(found))
     if found.exit is not Exit.DONE:

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from taugrid.orchestrator.cli.options import Group, json_option, print_value
+from taugrid.orchestrator.cli.options import Group, json_option, print_value, set_option
 from taugrid.words import counted
 
 
@@ -15,7 +15,7 @@ def config() -> None:
 
 @config.command()
 @click.argument("config")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML.")
+@set_option
 @json_option
 def show(config: str, assignments: tuple[str, ...], as_json: bool) -> None:
     """Print the whole config, with defaults filled in."""
@@ -38,7 +38,7 @@ def schema() -> None:
 
 @config.command()
 @click.argument("config")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML.")
+@set_option
 def validate(config: str, assignments: tuple[str, ...]) -> None:
     """Check a config, including its grid."""
     from taugrid.orchestrator.opened import Opened

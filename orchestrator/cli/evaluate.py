@@ -5,7 +5,14 @@ from typing import Any
 import click
 
 from taugrid.errors import UserError
-from taugrid.orchestrator.cli.options import Command, cluster_options, only_option, print_value, trust_option
+from taugrid.orchestrator.cli.options import (
+    Command,
+    cluster_options,
+    only_option,
+    print_value,
+    set_option,
+    trust_option,
+)
 from taugrid.orchestrator.cli.run import run_stages
 from taugrid.registry.metrics import DEFAULT_METRICS, METRICS
 
@@ -15,7 +22,7 @@ METRICS_HELP = f"Some of {','.join(METRICS)}.  [default: {','.join(DEFAULT_METRI
 @click.command(cls=Command)
 @click.argument("config", required=False)
 @click.option("--out", metavar="DIR", help="Run directory.  [default: runs/<name>]")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML.")
+@set_option
 @click.option("--samples", metavar="PATH", help="Score these images instead: a folder, an .npz, Parquet.")
 @click.option(
     "--reference",

@@ -9,7 +9,7 @@ import click
 
 from taugrid.errors import Exit, UserError
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.cli.options import Command, json_option, only_option, print_value, trust_option
+from taugrid.orchestrator.cli.options import Command, json_option, only_option, print_value, set_option, trust_option
 from taugrid.words import duration
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Terminated(KeyboardInterrupt):
 
 @click.command(cls=Command)
 @click.argument("config")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML.")
+@set_option
 @click.option("--out", metavar="DIR", help="Run directory: an absolute path that every node sees, or a URL.")
 @address_option
 @click.option("--follow/--no-follow", default=True, show_default=True, help="Show the log, and exit as the run does.")

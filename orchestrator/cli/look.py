@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from taugrid.errors import Exit, UserError
-from taugrid.orchestrator.cli.options import SHARE, Command, config_options, json_option, print_value
+from taugrid.orchestrator.cli.options import SHARE, Command, Finite, config_options, json_option, print_value
 from taugrid.words import counted
 
 
@@ -51,6 +51,11 @@ def plan(
         from taugrid.orchestrator.nightly.before.compared import compared, compared_text
 
         described["baseline"] = compared(opened, baseline)
+        if count := len(described["baseline"]["only_baseline"]):
+            lacking = f"{counted(count, 'cell')} of the baseline"
+            described["remarks"].append(
+                f"{lacking} would be missing: a night ends with 5 unless --allow-missing is given"
+            )
         texts.append(lambda shown: compared_text(shown["baseline"]))
     print_value(described, as_json, lambda shown: "\n".join(text(shown) for text in texts))
     if strict and (remarks := described["remarks"]):
@@ -171,12 +176,12 @@ def export(directory: str, cell: str | None, target: str, reference: bool) -> No
 @click.option("--join", is_flag=True, help="Two cells: compare even if protocols differ or no noise is shared.")
 @click.option(
     "--margin",
-    type=click.FloatRange(0),
+    type=Finite(0),
     help="Baseline: the loss that is accepted, as a share of its FID.  [default: 0.02]",
 )
 @click.option(
     "--alpha",
-    type=click.FloatRange(0, 0.5, min_open=True),
+    type=Finite(0, 0.5, min_open=True),
     help="Baseline: the share of nights without a loss that may be called worse.  [default: 0.01]",
 )
 @click.option("--allow-missing", is_flag=True, help="Baseline: cells of it may be missing in DIR.")
@@ -215,6 +220,8 @@ def compare(directory: str, others: tuple[str, ...], join: bool, as_json: bool, 
 
 def _require_runs(*places: str) -> None:
     """Raise `UserError` for folders without a run, and say what compares what: they may be folders of images."""
+    if places[0].endswith(".json"):
+        raise UserError(f"{places[0]} is a baseline file: give the run first (compare DIR BASELINE)")
     from taugrid.orchestrator.opened import is_other_folder
 
     if others := [place for place in places if is_other_folder(place)]:

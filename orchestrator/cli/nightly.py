@@ -6,21 +6,29 @@ from typing import Any
 import click
 
 from taugrid.errors import Exit
-from taugrid.orchestrator.cli.options import SHARE, Command, cluster_options, print_value, trust_option
+from taugrid.orchestrator.cli.options import (
+    SHARE,
+    Command,
+    Finite,
+    cluster_options,
+    print_value,
+    set_option,
+    trust_option,
+)
 from taugrid.words import with_urls
 
 
 @click.command(cls=Command)
 @click.argument("config")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML.")
+@set_option
 @click.option("--history", required=True, metavar="DIR", help="Where all nights are kept.")
 @click.option("--baseline", metavar="FILE", help="A baseline file or run.  [default: HISTORY/baseline.json, if there]")
 @click.option("--id", "night", metavar="NAME", help="The night's name.  [default: an unfinished night's, or the date]")
 @click.option("--keep-images", type=click.IntRange(0), metavar="N", help="Remove the images of all but N nights.")
-@click.option("--margin", type=click.FloatRange(0), default=0.02, show_default=True, help="Accepted loss / FID.")
+@click.option("--margin", type=Finite(0), default=0.02, show_default=True, help="Accepted loss / FID.")
 @click.option(
     "--alpha",
-    type=click.FloatRange(0, 0.5, min_open=True),
+    type=Finite(0, 0.5, min_open=True),
     default=0.01,
     show_default=True,
     help="The share of nights without a loss that may be called worse.",

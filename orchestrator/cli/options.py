@@ -4,6 +4,7 @@ Everything heavy is imported when a command is called: `--help` must answer at o
 """
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,7 @@ class Group(click.Group):
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add CONFIG, --out and --set, the options of every command that takes a config."""
     for option in (
-        click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key; VALUE is YAML."),
+        set_option,
         click.option("--out", metavar="DIR", help="Run directory.  [default: runs/<name>]"),
         click.argument("config"),
     ):
@@ -77,7 +78,35 @@ def pivot_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-SHARE = click.FloatRange(0, min_open=True)
+class Finite(click.FloatRange):
+    """A range of numbers without nan and infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number; a usage error if it is none, or out of the range."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value} is no number that can be compared", param, ctx)
+        return found
+
+
+def given_once(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    """The values of --set; a usage error if two are for one key."""
+    keys = [text.partition("=")[0].strip() for text in given]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise click.UsageError(f"--set {twice[0]} is given twice, and only the last would count; give it once")
+    return given
+
+
+set_option = click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    callback=given_once,
+    metavar="KEY=VALUE",
+    help="Override a key; VALUE is YAML.",
+)
+
+SHARE = Finite(0, min_open=True)
 """A share of FID."""
 
 only_option = click.option(

@@ -50,7 +50,8 @@ def _stage(
             given = {"--out": out, "--set": assignments, "--workers": workers, "--rows": rows, "--columns": columns}
             if _report_history(config, [name for name, value in given.items() if value], as_json, break_lock):
                 return
-        assignments += (f"report.rows=[{rows}]",) * (rows is not None) + (f"report.columns={columns}",) * bool(columns)
+        assignments += () if rows is None else (f"report.rows=[{rows}]",)
+        assignments += (f"report.columns={columns}",) if columns else ()
         run_stages(config, out, assignments, address, workers, stages, as_json, break_lock, trust_code, only)
 
     command.__doc__ = text

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.protocol import extractor_in_words
-from taugrid.words import counted, duration, quantity, with_urls
+from taugrid.words import counted, duration, listed, quantity, with_urls
 
 if TYPE_CHECKING:
     from taugrid.eval.tables.ablation.one_table import Layout
@@ -67,17 +67,15 @@ def _cell_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _training_state(model: dict[str, Any]) -> str:
-    """Whether a model is trained and, if that failed, why."""
     if model["ready"]:
         return "trained"
     steps, done = model["train_steps"], model["train_steps_done"]
     if (failure := model["train_failed"]) is not None:
         return f"training failed at {done:,} of {steps:,} steps: {failure['reason']} (details: {failure['log']})"
-    return f"to be trained for {steps:,} steps" + f" ({done:,} done)" * bool(done)
+    return f"to be trained for {steps:,} steps" + (f" ({done:,} done)" if done else "")
 
 
 def _sums(model: dict[str, Any]) -> str:
-    """How far a model's cells are."""
     images = f"{model['images_done']:,} of {model['images']:,} images"
     return f"; {images}, {model['cells_scored']} of {counted(model['cells'], 'cell')} scored"
 
@@ -140,13 +138,14 @@ def selfcheck_table(findings: "Findings") -> RenderableType:
         column.no_wrap = True
     for cell, verdict in findings.judgements:
         settings, fid = cell.settings, verdict.fid
-        apart = [settings.spacing_name] * (settings.spacing != "linear") + [settings.clip] * (settings.clip != "none")
+        apart = [settings.spacing_name] if settings.spacing != "linear" else []
+        apart += [str(settings.clip)] if settings.clip != "none" else []
         eta = "σ̂" if settings.sigma == "sigma_hat" else f"{settings.eta_number:g}"
         numbers = ["–"] * 5
         if fid is not None and verdict.mean is not None and verdict.covariance is not None:
             z_scores = (fid.z, verdict.mean.z, verdict.covariance.z)
             numbers = [f"{fid.measured:.4f}", f"{fid.exact:.4f}", *(f"{z:+.1f}" for z in z_scores)]
-        name = " ".join([cell.model.data.name, *map(str, apart)])
+        name = " ".join([cell.model.data.name, *apart])
         off = f"{verdict.differing_share * 1e6:.0f}"
         table.add_row("WRONG" if verdict.problems else "ok", name, str(settings.steps), eta, off, *numbers)
     return table
@@ -216,9 +215,12 @@ def missing_lines(missing: Mapping[str, str], labels: Mapping[str, str]) -> list
     by_reason: dict[str, list[str]] = defaultdict(list)
     for cell, reason in missing.items():
         by_reason[reason].append(labels.get(cell, cell))
-    lines = [with_urls(f"missing: {_some(cells)}: {reason}") for reason, cells in by_reason.items()][:MOST_REASONS]
+    lines = [
+        with_urls(f"missing: {listed(cells, MOST_CELLS, 'cell', '; ')}: {reason}")
+        for reason, cells in by_reason.items()
+    ][:MOST_REASONS]
     untold = sum(len(cells) for cells in list(by_reason.values())[MOST_REASONS:])
-    return lines + [f"... and {counted(untold, 'more cell')}"] * bool(untold)
+    return [*lines, f"... and {counted(untold, 'more cell')}"] if untold else lines
 
 
 def _advice(outcome: "Outcome", again: str) -> str:
@@ -236,13 +238,9 @@ def _untold(outcome: "Outcome") -> list[str]:
     no_errors = outcome.evidence.reasons.values() if outcome.rows and outcome.evidence is not None else ()
     told = {*outcome.warned, *outcome.missing.values(), *no_errors}
     lines = [f"warning: {text}" for text in outcome.warnings if not any(said in text for said in told)]
-    more = len(lines) - MOST_REASONS
-    return lines[:MOST_REASONS] + [f"... and {counted(more, 'more warning')}"] * (more > 0)
-
-
-def _some(cells: Sequence[str]) -> str:
-    more = len(cells) - MOST_CELLS
-    return "; ".join(cells[:MOST_CELLS]) + (f" and {counted(more, 'more cell')}" if more > 0 else "")
+    if (more := len(lines) - MOST_REASONS) <= 0:
+        return lines
+    return [*lines[:MOST_REASONS], f"... and {counted(more, 'more warning')}"]
 
 
 def _print_quality(
@@ -259,7 +257,7 @@ def _print_quality(
     from taugrid.eval.tables.entries import scored_as, tabulated
     from taugrid.eval.tables.long_form import in_grid_order
     from taugrid.eval.tables.rows import check_joinable
-    from taugrid.orchestrator.report.whole_grid import with_unscored
+    from taugrid.orchestrator.report.collect import with_unscored
 
     protocols, layout = evidence.protocols, layout or USUAL
     ordered = in_grid_order(rows if plan is None else with_unscored(plan, rows, protocols))

@@ -13,8 +13,7 @@ from pathlib import Path
 from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError, of_the_accelerator
 from taugrid.jobs import WorkerInfo
-from taugrid.orchestrator.dispatch.capacity.demand import Crowd
-from taugrid.orchestrator.dispatch.capacity.room import Room
+from taugrid.orchestrator.dispatch.capacity.room import Crowd, Room
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.policy.health import Benching
 from taugrid.orchestrator.dispatch.pool import Failed, Joined, Located, Lost, Pool
@@ -90,7 +89,6 @@ class Crew:
         return len(self._workers)
 
     def located(self, event: Located) -> None:
-        """A worker's process is there."""
         node = event.node_id
         twins = [other for other, name in self._names.items() if name.split()[0] == event.node and other != node]
         self._names.setdefault(node, f"{event.node} ({node[:8]})" if twins else event.node)

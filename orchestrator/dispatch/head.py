@@ -52,7 +52,6 @@ def watched(address: str) -> Iterator[None]:
 
 
 def _answers(address: str) -> bool:
-    """Whether something at HOST:PORT accepts a connection."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=LOOK_SECONDS).close()

@@ -3,15 +3,13 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from taugrid.words import counted, duration
+from taugrid.words import counted, duration, listed
 
 MOST_NAMED = 2
 """Cells that are named; the rest are counted."""
 
 
 class InProgress(NamedTuple):
-    """A shard that a worker was sampling."""
-
     cell: str
     """Its label."""
     images: float
@@ -28,10 +26,9 @@ def in_words(shards: Iterable[InProgress]) -> str:
     if not begun:
         return ""
     cells = list(dict.fromkeys(shard.cell for shard in begun))
-    more = f" and {counted(len(cells) - MOST_NAMED, 'more cell')}" if len(cells) > MOST_NAMED else ""
     kept, seconds = sum(shard.kept for shard in begun), sum(map(_seconds_lost, begun))
     lost = sum(max(0.0, shard.images - shard.kept) for shard in begun)
-    at_work = f"{counted(len(begun), 'shard')} in progress ({', '.join(cells[:MOST_NAMED])}{more})"
+    at_work = f"{counted(len(begun), 'shard')} in progress ({listed(cells, MOST_NAMED, 'cell')})"
     of_work = f"{duration(seconds)} of work (about {counted(round(lost), 'image')})"
     if kept and round(lost) == 0:  # no heartbeat was newer than what is kept
         of_work = "less than a batch"

@@ -96,7 +96,6 @@ class Loop:
         self._fractions = Fractions()
         self._long_shards = LongShards()
         self._listened = time.monotonic()
-        self._remarks: set[str] = set()
         self.lasting: set[str] = set()
         """Names of cells that could not be finished and never can: the network returns NaN, or a metric fails."""
 
@@ -253,9 +252,6 @@ class Loop:
         self._events.note(name, **fields, worker=worker, node=info.node, device=info.device)
         if first:
             self._new.append(Committed(Path(piece.job.path), result.part if result.first else None))
-        for remark in sorted(set(result.remarks) - self._remarks):  # workers may all make the same
-            self._progress.say(f"{worker} on {info.node}: {remark}")
-        self._remarks |= set(result.remarks)
 
     def _failed(self, failure: Failed) -> None:
         worker, cause = failure.worker, failure.cause

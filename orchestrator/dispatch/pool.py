@@ -41,8 +41,6 @@ class Joined:
 
 @dataclass(frozen=True)
 class Heard:
-    """A worker's job goes on."""
-
     worker: str
     done: float
     of: float
@@ -50,8 +48,6 @@ class Heard:
 
 @dataclass(frozen=True)
 class Done:
-    """A worker did its job."""
-
     worker: str
     result: Result
     key: str
@@ -80,8 +76,6 @@ class Failed:
 
 @dataclass(frozen=True)
 class Lost:
-    """A worker is gone."""
-
     worker: str
     reason: str
     """In plain words."""

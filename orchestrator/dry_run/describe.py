@@ -7,8 +7,7 @@ from typing import Any
 
 from taugrid.config import Config, Data
 from taugrid.orchestrator.dispatch.capacity import nodes
-from taugrid.orchestrator.dry_run.missing import missing_images
-from taugrid.orchestrator.dry_run.moments import other_features
+from taugrid.orchestrator.dry_run.missing import missing_images, other_features
 from taugrid.orchestrator.dry_run.replaced import replaced_tables
 from taugrid.orchestrator.inspection import describe
 from taugrid.orchestrator.plan.cells import Plan
@@ -53,7 +52,7 @@ def _about_extractor(config: Config, plan: Plan, extractor: Foreseen) -> list[st
     said += singular_samples(plan, dimensions)
     small, least = too_few_samples(plan, dimensions)
     if small:
-        more = f" (and {len(small) - 1} larger)" * (len(small) > 1)
+        more = f" (and {len(small) - 1} larger)" if len(small) > 1 else ""
         said.append(
             f"sample.num_samples: {small[0]}{more} may be too few for FID's ±, which needs at least N = {least} if "
             f"all {dimensions} features of {name} vary"

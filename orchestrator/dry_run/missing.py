@@ -1,12 +1,14 @@
-"""Which images that a run would need are not where its config says."""
+"""Which images that a run would need are not where its config says, or do not go with its extractor."""
 
 from pathlib import Path
 
 from taugrid.config import Config, Data
-from taugrid.errors import UserError
+from taugrid.errors import DamagedFile, UserError
+from taugrid.eval.reference import reference_of_moments
 from taugrid.eval.reference_names import meant
 from taugrid.eval.sources import nothing_there
 from taugrid.orchestrator.plan.cells import Model
+from taugrid.orchestrator.plan.extractor import Foreseen
 from taugrid.workers.data.load import require_files
 from taugrid.workers.data.places import MissingImages
 from taugrid.workers.data.readers.torch_fidelity import NAMES
@@ -43,3 +45,20 @@ def _missing_data(data: Data, section: str) -> str | None:
     except UserError as error:
         return str(error)
     return None
+
+
+def other_features(config: Config, extractor: Foreseen) -> list[str]:
+    """A line if a run would refuse its file of moments, in the words of the run."""
+    given = config.evaluate.reference
+    try:
+        given = meant(given).given if isinstance(given, str) else None
+    except UserError:
+        return []  # `missing_images` says it
+    if not isinstance(given, str):
+        return []
+    try:
+        if (reference := reference_of_moments(given)) is not None:
+            reference.require_same_features(extractor.name, extractor.dimensions, config.evaluate.precision)
+    except (ValueError, DamagedFile) as error:
+        return [f"evaluate.reference: {error}"]
+    return []

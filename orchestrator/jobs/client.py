@@ -43,8 +43,6 @@ SAME = "taugrid"
 
 
 class Submission(NamedTuple):
-    """A job that taugrid submitted."""
-
     id: str
     run: str
     """The config's name."""
@@ -63,7 +61,6 @@ class Submission(NamedTuple):
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more will happen."""
         return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -154,7 +151,6 @@ class Jobs:
             return _job(self.client.get_job_info(job))
 
     def log(self, job: str) -> str:
-        """All that a job has printed so far."""
         with self._told(job):
             text: str = self.client.get_job_logs(job)
             return text

@@ -108,7 +108,6 @@ def _aside(ask: Callable[[str], Submission], job: str) -> asyncio.Future[Submiss
 
 
 def again(jobs: Jobs, job: str) -> str:
-    """The command that follows a job."""
     return f"taugrid logs {job} --follow --address {jobs.address}"
 
 

@@ -5,24 +5,27 @@ It is a run directory of its own, beside tonight's, with one shard for each cell
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.baseline.canaries import Check, Sampled, batch_of, place_of
+from taugrid.orchestrator.baseline.canaries import Check, Sampled, batch_of, place, place_of
 from taugrid.orchestrator.baseline.comparison import Canaries, not_sampled
 from taugrid.orchestrator.baseline.pixels import first_images, pixel_digests
-from taugrid.orchestrator.baseline.snapshot import SnapshotCell, setup_of
+from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell, setup_of
 from taugrid.orchestrator.nightly.loadable import point_of, why_not_again
-from taugrid.orchestrator.nightly.places import CANARY
+from taugrid.orchestrator.nightly.places import CANARY, Night
 from taugrid.orchestrator.opened import Opened, open_existing
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.rundir.origins import Origin, origins
-from taugrid.storage import Storage, read_json
+from taugrid.orchestrator.rundir.origins import Origin, codes, origins
+from taugrid.storage import read_json
 from taugrid.words import with_urls
 
 NO_IMAGES = "the canary's images are missing"
 
+OTHER_SESSION = "taugrid's code changed between the sessions of this night"
 
-def points(cells: Sequence[SnapshotCell]) -> list[dict[str, object]]:
+
+def points(cells: Sequence[SnapshotCell]) -> list[dict[str, Any]]:
     """The grid of the canary of `cells`, which are the baseline's."""
     return [point_of(cell, num_samples=batch_of(cell)) for cell in cells]
 
@@ -40,20 +43,34 @@ def impossible(pairs: Sequence[tuple[SnapshotCell, SnapshotCell]], trust_code: b
     return found
 
 
-def canaries_in(opened: Opened, failed: Mapping[str, str] = {}) -> Canaries:
-    """What a run of canaries has for each cell of the baseline; `failed` is name -> why a cell never will be there."""
+def folder_of(night: Night, grid: Sequence[Mapping[str, Any]]) -> Path:
+    """The folder of a night's canaries: of its own for each grid, since a baseline may be replaced meanwhile."""
+    return night.folder / f"{CANARY}-{json_sha256(list(grid))[:8]}"
+
+
+def canaries_in(opened: Opened, tonight: Snapshot, failed: Mapping[str, str] = {}) -> Canaries:
+    """What a run of canaries has for each cell of the baseline.
+
+    Args:
+        opened: that run.
+        tonight: whose sampler they check.
+        failed: name -> why a cell never will be there.
+    """
     rundir = opened.rundir
-    made = origins(read_events(rundir))
+    events = list(read_events(rundir))
+    made, other = origins(events), len(tonight.codes | codes(events, "sample")) > 1
     weights = (read_json(rundir.provenance, rundir.storage) or {}).get("models") or {}
     found: dict[str, Sampled | Check] = {}
     for cell in opened.plan.cells:
         known = weights.get(cell.model.id, {}).get(cell.settings.weights)
-        place = json_sha256([known, cell.model.diffusion.model_dump(mode="json"), cell.settings.recorded])
-        if cell.name in failed:
-            found[place] = Check("changed", f"the baseline's network fails with today's code: {failed[cell.name]}")
+        at = place(known, cell.model.diffusion.model_dump(mode="json"), cell.settings.recorded)
+        if other:
+            found[at] = Check("unknown", OTHER_SESSION)
+        elif cell.name in failed:
+            found[at] = Check("changed", f"the baseline's network fails with today's code: {failed[cell.name]}")
         elif (digests := pixel_digests(rundir, cell)) is not None:
             setup = setup_of(made.get(cell.id, Origin()), 1, cell.settings.batch_size)
-            found[place] = Sampled(digests, first_images(rundir, cell), setup)
+            found[at] = Sampled(digests, first_images(rundir, cell), setup)
 
     def canary(old: SnapshotCell) -> Sampled | Check:
         return found.get(place_of(old, num_samples=batch_of(old)), Check("unknown", NO_IMAGES))
@@ -61,9 +78,14 @@ def canaries_in(opened: Opened, failed: Mapping[str, str] = {}) -> Canaries:
     return canary
 
 
-def canaries_beside(run: Path, storage: Storage) -> Canaries:
+def canaries_beside(opened: Opened, tonight: Snapshot) -> Canaries:
     """The canaries that a night left beside its run; of other runs there are none."""
-    folder = run.parent / CANARY
-    if not storage.exists(folder / "config.json"):
-        return not_sampled
-    return canaries_in(open_existing(with_urls(str(folder))))
+    folder, storage = opened.rundir.root.parent, opened.rundir.storage
+    files = storage.list(folder, f"{CANARY}-*/config.json")
+    found = [canaries_in(open_existing(with_urls(str(path.parent))), tonight) for path in files]
+
+    def canary(old: SnapshotCell) -> Sampled | Check:
+        seen = [one(old) for one in found]
+        return next((one for one in seen if isinstance(one, Sampled)), seen[0] if seen else not_sampled(old))
+
+    return canary

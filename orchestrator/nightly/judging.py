@@ -2,10 +2,11 @@
 
 It has two stages where sampler and scorer are the baseline's and both networks can still be sampled; else it is that of
 one stage, against the baseline's recorded scores. A second stage samples both networks with today's code, so a fault of
-that code would cancel.
+that code would cancel. Canaries see most such faults; others show because the second stage denies the first.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,12 +18,16 @@ from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot
 from taugrid.orchestrator.baseline.verdict import Verdict, worst
 from taugrid.orchestrator.nightly.loadable import Pair, why_not
-from taugrid.orchestrator.nightly.second_look import Look, SecondLook
+from taugrid.orchestrator.nightly.second_look import BEYOND_CHANCE, Look, Resampled, SecondLook
 from taugrid.words import counted
 
 OF_A_RECIPE = "the baseline is a recipe: fresh seeds of sampling would not change how its trainings differ"
 
 UNFINISHED = "its second look is unfinished"
+
+SPREAD = 3.0
+"""A cell's error with the usual seeds over that with a fresh one, from which on it is no chance. A fault of today's
+code can do it: with the usual seeds it spoils tonight's samples alone, with a fresh one both networks'."""
 
 
 class Terms(NamedTuple):
@@ -75,11 +80,21 @@ def judge_night(
     if reason is not None:
         grow = "; --grow-to has no effect for the same reason" if terms.grow_to else ""
         return replace(found, rule=f"{found.rule}; no second stage, because {reason}{grow}")
-    found, singled_out = _screened(found, judged, terms)
+    screened, singled_out = _screened(found, judged, terms)
     if singled_out:
         them = "it" if len(singled_out) == 1 else "them"
         told = f"the verdict is that of a fresh seed at alpha = {terms.alpha_of_a_look:g} over {them}"
-        found = _look_again(found, singled_out, Look("fresh", looks.fresh, None), told, terms, looks)
+        again = _look_again(screened, singled_out, Look("fresh", looks.fresh, None), told, terms, looks)
+        void = again if isinstance(again, str) else _contradicted(found, again)
+        if void is not None:
+            return replace(found, rule=f"{found.rule}; the second stage does not count, because {void}")
+        assert not isinstance(again, str)
+        screened = again
+    return _grown(screened, judged, terms, looks)
+
+
+def _grown(found: BaselineComparison, judged: Mapping[str, Pair], terms: Terms, looks: Looks) -> BaselineComparison:
+    """The comparison after undecided cells were sampled anew with more images, if that is asked for."""
     if terms.grow_to is None or any(cell.note == UNFINISHED for cell in found.cells):
         return found
     small = [cell.name for cell in found.cells if cell.name in judged and cell.result is Verdict.UNDECIDED]
@@ -88,7 +103,10 @@ def judge_night(
         return replace(found, rule=f"{found.rule}; no undecided cell to grow")
     told = f"{counted(len(small), 'undecided cell')} grown to N = {terms.grow_to} at alpha = {terms.alpha_of_a_look:g}"
     look = Look("grown", looks.grown, terms.grow_to)
-    return _look_again(found, [judged[name] for name in small], look, told, terms, looks)
+    again = _look_again(found, [judged[name] for name in small], look, told, terms, looks)
+    if isinstance(again, str):
+        return replace(found, rule=f"{found.rule}; the grown cells do not count, because {again}")
+    return again
 
 
 def _unclean(found: BaselineComparison) -> str | None:
@@ -100,6 +118,25 @@ def _unclean(found: BaselineComparison) -> str | None:
     return None
 
 
+def _contradicted(usual: BaselineComparison, fresh: BaselineComparison) -> str | None:
+    """How a fresh seed denies what the usual seeds show, if that is beyond chance; else None."""
+    for cell, again in zip(usual.cells, fresh.cells, strict=True):
+        if again.seeds == "usual" or again.note == UNFINISHED:
+            continue
+        assert cell.difference is not None
+        assert again.difference is not None
+        assert cell.se is not None
+        assert again.se is not None
+        apart = cell.difference - again.difference > BEYOND_CHANCE * math.hypot(cell.se, again.se)
+        if apart or cell.se > SPREAD * again.se:
+            return (
+                f"{cell.label} changed by {cell.difference:+.3g} ± {cell.se:.2g} with the usual seeds and by "
+                f"{again.difference:+.3g} ± {again.se:.2g} with a fresh one, which is no chance: today's code treats "
+                "tonight's network differently than it treated the baseline's, although no canary shows it"
+            )
+    return None
+
+
 def _screened(
     found: BaselineComparison, judged: dict[str, Pair], terms: Terms
 ) -> tuple[BaselineComparison, list[Pair]]:
@@ -108,8 +145,8 @@ def _screened(
     chosen = [judged[cell.name] for cell in judgement.worse]
     share = f"{len(chosen)} of {counted(len(judged), 'cell')}"
     told = f"two stages: the usual seeds single out {share} at {judgement.alpha:g} ({threshold(judgement.critical)})"
-    critical = {"critical": judgement.critical, "usual_critical": judgement.critical}
-    return replace(found, rule=told, **critical), chosen
+    critical = judgement.critical
+    return replace(found, rule=told, critical=critical, usual_critical=critical), chosen
 
 
 def _unfinished(cell: Compared) -> Compared:
@@ -118,18 +155,33 @@ def _unfinished(cell: Compared) -> Compared:
 
 def _look_again(
     found: BaselineComparison, pairs: Sequence[Pair], look: Look, told: str, terms: Terms, looks: Looks
-) -> BaselineComparison:
-    """Give `pairs` the verdict of fresh samples, whatever they had; undecided if some could not be finished."""
+) -> BaselineComparison | str:
+    """Give `pairs` the verdict of fresh samples, whatever they had; undecided if some could not be finished.
+
+    A text says why the look does not count.
+    """
     names = {new.name for new, _ in pairs}
-    changes = looks.second.changes(pairs, look, terms.margin)
-    if changes is None:
+    seen = looks.second.changes(pairs, look, terms.margin)
+    if isinstance(seen, str):
+        return seen
+    if seen is None:
         cells = [_unfinished(cell) if cell.name in names else cell for cell in found.cells]
         rule = f"{found.rule}; {told}, which is unfinished"
     else:
-        judgement = judge([found.change for found in changes], terms.alpha_of_a_look)
-        fids = {found.change.name: (found.fid, found.baseline_fid) for found in changes}
-        cells = [replace(cell, judged_fids=fids.get(cell.name, cell.judged_fids)) for cell in found.cells]
+        judgement = judge([one.change for one in seen if one.change is not None], terms.alpha_of_a_look)
+        by_name = {one.name: one for one in seen}
+        cells = [_seen_again(cell, by_name.get(cell.name), look) for cell in found.cells]
         cells = with_judgement(cells, judgement, look.name)
         rule = f"{found.rule}; {told} ({threshold(judgement.critical)})"
-        found = replace(found, critical=judgement.critical)
+        found = replace(found, critical=judgement.critical if judgement.cells else found.critical)
     return replace(found, cells=tuple(cells), result=worst(cell.result for cell in cells), rule=rule)
+
+
+def _seen_again(cell: Compared, again: Resampled | None, look: Look) -> Compared:
+    """The cell with what other samples show before the rule has judged them."""
+    if again is None:
+        return cell
+    if again.change is None:
+        how = "with a fresh seed" if look.name == "fresh" else "with more samples"
+        return replace(cell, result=Verdict.COLLAPSED, note=f"{how}: {again.failed}")
+    return replace(cell, judged_fids=again.fids, num_samples=again.num_samples)

@@ -15,20 +15,27 @@ def junit_xml(verdict: dict[str, Any]) -> str:
     """The document. Worse cells fail, missing ones are errors, and undecided ones are skipped with the reason."""
     from taugrid.orchestrator.nightly.summary import reasons
 
-    told = reasons(verdict)
+    told, failed = reasons(verdict), verdict.get("failed", {})
     results = {cell["cell"]: Verdict(cell["result"]) for cell in (verdict["comparison"] or {"cells": []})["cells"]}
     suite = ElementTree.Element("testsuite", {"name": verdict["name"], "timestamp": verdict["time"]})
     counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
     for score in verdict["scores"]:
-        result = results.get(score["cell"])
+        result = results.get(score["cell"], Verdict.COLLAPSED if score["label"] in failed else None)
         case = _case(suite, verdict, score["label"])
         counts["tests"] += 1
         if result in REGRESSIONS:
             counts["failures"] += 1
-            ElementTree.SubElement(case, "failure", {"message": result}).text = told[score["cell"]]
+            why = told.get(score["cell"]) or failed.get(score["label"], "")
+            ElementTree.SubElement(case, "failure", {"message": result}).text = why
         elif result in SKIPPED:
             counts["skipped"] += 1
             ElementTree.SubElement(case, "skipped", {"message": told[score["cell"]]})
+    for said in verdict.get("not_judged", ()):  # the command ends with 5, so its page must not be green
+        counts["tests"] += 1
+        counts["failures"] += 1
+        ElementTree.SubElement(
+            _case(suite, verdict, "the whole night"), "failure", {"message": "not judged"}
+        ).text = said
     for name, reason in verdict["missing"].items():
         counts["tests"] += 1
         counts["errors"] += 1

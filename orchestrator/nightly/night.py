@@ -15,19 +15,17 @@ from taugrid.errors import Exit
 from taugrid.orchestrator.baseline.compared import BaselineComparison
 from taugrid.orchestrator.baseline.comparison import Canaries, not_sampled
 from taugrid.orchestrator.baseline.files import snapshot_of
-from taugrid.orchestrator.baseline.matching import labels, matched
-from taugrid.orchestrator.baseline.pixels import first_images
-from taugrid.orchestrator.baseline.scorer import ScorerRecord, keep_record
+from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot, snapshot_of_opened
-from taugrid.orchestrator.baseline.verdict import REGRESSIONS, Verdict
+from taugrid.orchestrator.baseline.verdict import exit_of
 from taugrid.orchestrator.nightly.before.checks import check_growth, check_same_night, check_standard_error
-from taugrid.orchestrator.nightly.canary import canaries_in, impossible, points
+from taugrid.orchestrator.nightly.canary import canaries_in, folder_of, impossible, points
 from taugrid.orchestrator.nightly.judging import Looks, Terms, judge_night
 from taugrid.orchestrator.nightly.loadable import config_of
+from taugrid.orchestrator.nightly.outcome import as_verdict
 from taugrid.orchestrator.nightly.places import CANARY, History, Night, open_history
 from taugrid.orchestrator.nightly.removal import remove_old_images
-from taugrid.orchestrator.nightly.second_look import SecondLook
-from taugrid.orchestrator.nightly.shown.strips import MOST_STRIPS, BeforeAndAfter, strips
+from taugrid.orchestrator.nightly.second_look import SecondLook, Unscorable
 from taugrid.orchestrator.nightly.write import is_current, write_history, write_night
 from taugrid.orchestrator.opened import Opened, open_to_run
 from taugrid.orchestrator.progress import Progress
@@ -36,9 +34,6 @@ from taugrid.orchestrator.rundir.lock import sole_driver
 from taugrid.orchestrator.session import Outcome, Run
 from taugrid.storage import write_sealed
 from taugrid.words import counted, with_urls
-
-UP_TO_UNDECIDED = list(Verdict).index(Verdict.UNDECIDED)
-"""Pictures are of cells with such a verdict, or a worse one."""
 
 WITHOUT_TRAINING = ("sample", "evaluate", "report")
 
@@ -74,11 +69,7 @@ class NightOutcome(NamedTuple):
     @property
     def exit(self) -> Exit:
         """How the command ends."""
-        if self.verdict["missing"]:
-            return Exit.INCOMPLETE
-        if self.verdict["result"] in REGRESSIONS:
-            return Exit.REGRESSION
-        return Exit.NOT_JUDGED if self.verdict.get("not_judged") else Exit.DONE
+        return exit_of(self.verdict["result"], self.verdict["missing"], self.verdict.get("not_judged", ()))
 
 
 def run_night(request: NightRequest, progress: Progress) -> NightOutcome:
@@ -106,9 +97,6 @@ def run_night(request: NightRequest, progress: Progress) -> NightOutcome:
         run = Run(opened.config, opened.plan, opened.rundir, request.address, progress)
         outcome = run.do(STAGES, request.break_lock)
         verdict = _judge(request, opened, night, baseline, outcome, progress)
-        if baseline is not None and verdict["comparison"] is not None:
-            verdict["strips"] = _strips(night, opened, baseline, verdict)
-            verdict["next"] = _next_command(night, opened, baseline, verdict)
         write_night(night, verdict)
         if not verdict["missing"]:
             write_sealed(night.verdict_file, verdict, night.storage)
@@ -169,140 +157,56 @@ def _judge(
     failed = {name: reason for name, reason in outcome.missing.items() if name in outcome.lasting}
     missing = {name: reason for name, reason in outcome.missing.items() if name not in failed}
     tonight = snapshot_of_opened(opened, failed)
-    if isinstance(scorer := tonight.find_scorer(), ScorerRecord):
-        keep_record(opened, scorer)
     found: BaselineComparison | None = None
     if tonight.cells and baseline is not None:
-        found = _compared(request, opened, night, tonight, baseline, missing, progress)
+        again = _Again(request, opened.config, night, progress, missing)
+        second = SecondLook(opened.config, night.id, tonight, again.both)
+        looks = Looks(second, night.fresh, night.grown, request.trust_code)
+        found = judge_night(tonight, baseline, request.terms, looks, again.canaries(tonight, baseline))
         missing |= found.missing
-    named = labels(tonight.cells)
-    return {
-        "night": night.id,
-        "name": opened.config.name,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "result": _result(found, baseline, bool(failed)),
-        "missing": missing,
-        "not_judged": [] if found is None else found.not_judged,
-        "baseline": _baseline_in_words(baseline),
-        "model": networks_of(tonight),
-        "scores": [_score(cell, named[cell.cell]) for cell in tonight.cells],
-        "comparison": None if found is None else found.as_dict(),
-        "software": dict(tonight.software),
-    }
+    return as_verdict(night, opened, tonight, baseline, found, missing)
 
 
-def _result(found: BaselineComparison | None, baseline: Snapshot | None, has_failed: bool) -> str:
-    if found is not None:
-        return found.result
-    if has_failed:
-        return Verdict.COLLAPSED
-    return "no baseline" if baseline is None else "incomplete"
+@dataclass(frozen=True)
+class _Again:
+    """Samples cells again, for canaries and second looks."""
 
+    request: NightRequest
+    config: Config
+    """Tonight's."""
+    night: Night
+    progress: Progress
+    missing: dict[str, str]
+    """What could not be finished, and still can, is added to it."""
 
-def _compared(
-    request: NightRequest,
-    opened: Opened,
-    night: Night,
-    tonight: Snapshot,
-    baseline: Snapshot,
-    missing: dict[str, str],
-    progress: Progress,
-) -> BaselineComparison:
-    """The comparison, after canaries and second looks; what they could not finish is added to `missing`."""
-
-    def run_again(config: Config, folder: Path, stages: Sequence[str]) -> tuple[Opened, Outcome]:
-        again = _opened_from(config, folder, request)
-        outcome = Run(again.config, again.plan, again.rundir, request.address, progress).do(stages)
-        lacking = {name: why for name, why in outcome.missing.items() if name not in outcome.lasting}
-        missing.update({f"{folder.name}/{name}": reason for name, reason in lacking.items()})
-        return again, outcome
-
-    def sample_both(config: Config, folder: Path) -> Opened | None:
+    def both(self, config: Config, folder: Path) -> tuple[Opened, Unscorable] | None:
+        """`SampleBoth`."""
         cells = counted(len(config.grid) // 2, "cell")
-        progress.say(f"second look: {cells} with a fresh seed, of tonight's network and the baseline's")
-        again, outcome = run_again(config, folder, WITHOUT_TRAINING)
-        return None if outcome.missing else again
+        self.progress.say(f"second look: {cells} with a fresh seed, of tonight's network and the baseline's")
+        before = len(self.missing)
+        done = self._run(config, folder, WITHOUT_TRAINING)
+        return done if len(self.missing) == before else None
 
-    def canaries() -> Canaries:
+    def canaries(self, tonight: Snapshot, baseline: Snapshot) -> Canaries:
+        """The first batch of each cell of the baseline that tonight has with new weights."""
         pairs = [pair for pair in matched(tonight, baseline).pairs if not pair[0].network.is_same(pair[1].network)]
-        gone = impossible(pairs, request.trust_code)
+        gone = impossible(pairs, self.request.trust_code)
         cells = [old for _, old in pairs if old.cell not in gone]
         if not cells:
             return lambda old: gone.get(old.cell, not_sampled(old))
-        progress.say(f"canary: one batch of {counted(len(cells), 'cell')}, of the baseline's network")
-        again, outcome = run_again(config_of(opened.config, CANARY, points(cells)), night.canary, ("sample",))
-        failed = {name: why for name, why in outcome.missing.items() if name in outcome.lasting}
-        sampled = canaries_in(again, failed)
+        self.progress.say(f"canary: one batch of {counted(len(cells), 'cell')}, of the baseline's network")
+        grid = points(cells)
+        again, failed = self._run(config_of(self.config, CANARY, grid), folder_of(self.night, grid), ("sample",))
+        sampled = canaries_in(again, tonight, failed)
         return lambda old: gone[old.cell] if old.cell in gone else sampled(old)
 
-    looks = Looks(SecondLook(opened.config, night.id, sample_both), night.fresh, night.grown, request.trust_code)
-    return judge_night(tonight, baseline, request.terms, looks, canaries())
-
-
-def _score(cell: Any, label: str) -> dict[str, Any]:
-    """A scored cell, for the history."""
-    return {
-        "cell": cell.cell,
-        "name": cell.name,
-        "label": label,
-        "settings": dict(cell.settings),
-        "metrics": dict(cell.metrics),
-        "weights_sha256": cell.network.weights_sha256,
-    }
-
-
-def _strips(night: Night, opened: Opened, baseline: Snapshot, verdict: dict[str, Any]) -> dict[str, str]:
-    """Label -> file, seen from the summary: pictures of the worst cells that are undecided, or worse than that."""
-    order = list(Verdict)
-    judged = [cell for cell in verdict["comparison"]["cells"] if order.index(cell["result"]) <= UP_TO_UNDECIDED]
-    judged.sort(key=lambda cell: (order.index(cell["result"]), -(cell["t"] or 0)))
-    before = {cell.cell: cell for cell in baseline.cells}
-    now = {cell.id: cell for cell in opened.plan.cells}
-    pairs = [
-        BeforeAndAfter(
-            cell["label"], before[cell["baseline_cell"]].find_first(), first_images(opened.rundir, now[cell["cell"]])
-        )
-        for cell in judged[:MOST_STRIPS]
-    ]
-    files = strips(pairs, night.strips, night.storage)
-    return {label: path.relative_to(night.folder).as_posix() for label, path in files.items()}
-
-
-def _next_command(night: Night, opened: Opened, baseline: Snapshot, verdict: dict[str, Any]) -> str:
-    """What to type next: to look closer at a night that is not green, or to make it the baseline."""
-    run, force = night.named(night.run), " --force" if verdict["result"] in REGRESSIONS else ""
-    accept = f"`taugrid baseline accept {run} --to {baseline.place} --reason TEXT{force}`"
-    file = baseline.place if baseline.accepted else "FILE"
-    accept = accept.replace(baseline.place, file)
-    if verdict["result"] == Verdict.UNDECIDED:
-        n = 4 * min(cell.settings.num_samples for cell in opened.plan.cells)
-        return f"decide more with another night: add `--id NAME --grow-to {n}`"
-    if force:
-        return f"if the change is meant: {accept}"
-    return f"if tonight's network is to be the measure of later nights: {accept}"
-
-
-def _baseline_in_words(baseline: Snapshot | None) -> dict[str, Any] | None:
-    if baseline is None:
-        return None
-    accepted = baseline.accepted or {}
-    return {
-        "place": baseline.place,
-        "id": accepted.get("parquet_sha256"),
-        "accepted": accepted.get("accepted"),
-        "reason": accepted.get("reason"),
-        "model": networks_of(baseline),
-        "git_commit": baseline.software.get("git_commit"),
-    }
-
-
-def networks_of(snapshot: Snapshot) -> list[dict[str, str | None]]:
-    """The networks of a run, each once: where its weights are or were, and their SHA-256."""
-    found: dict[str | None, dict[str, str | None]] = {}
-    for network in (cell.network for cell in snapshot.cells):
-        place = network.folder or network.weights_file or network.callable
-        found[network.weights_sha256] = {"checkpoint": place, "weights_sha256": network.weights_sha256}
-    return list(found.values())
+    def _run(self, config: Config, folder: Path, stages: Sequence[str]) -> tuple[Opened, Unscorable]:
+        again = _opened_from(config, folder, self.request)
+        outcome = Run(again.config, again.plan, again.rundir, self.request.address, self.progress).do(stages)
+        failed = {name: why for name, why in outcome.missing.items() if name in outcome.lasting}
+        lacking = outcome.missing.keys() - failed.keys()
+        self.missing.update({f"{folder.name}/{name}": outcome.missing[name] for name in sorted(lacking)})
+        return again, failed
 
 
 def _opened_from(config: Config, folder: Path, request: NightRequest) -> Opened:

@@ -1,8 +1,7 @@
 """The names of the files of a history of nights.
 
 HISTORY/nights/<id>/run/        tonight's run directory
-HISTORY/nights/<id>/canary/     the first batch of each cell, from the baseline's network
-HISTORY/nights/<id>/scorer.json    what the scorer gave for the reference
+HISTORY/nights/<id>/canary-*/   the first batch of each cell, from the baseline's network
 HISTORY/nights/<id>/fresh/      both networks, sampled with a fresh seed (`grown/`: with more samples)
 HISTORY/nights/<id>/verdict.json   sealed; its presence makes the night complete
 HISTORY/nights/<id>/summary.md, junit.xml
@@ -21,7 +20,7 @@ from taugrid.storage import Storage, is_url, open_place, read_sealed
 from taugrid.words import with_urls
 
 CANARY = "canary"
-"""The folder of a night's canaries, beside its run."""
+"""The beginning of the name of the folder of a night's canaries, beside its run."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -33,7 +32,6 @@ class Night:
         self.id = folder.name
         self.folder, self.storage = folder, storage
         self.run = folder / "run"
-        self.canary = folder / CANARY
         self.fresh = folder / "fresh"
         self.grown = folder / "grown"
         self.verdict_file = folder / "verdict.json"

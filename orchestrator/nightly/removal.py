@@ -5,7 +5,7 @@ from pathlib import Path
 
 from taugrid import parquet
 from taugrid.orchestrator.baseline.pixels import pixel_digests
-from taugrid.orchestrator.nightly.places import History, Night
+from taugrid.orchestrator.nightly.places import CANARY, History, Night
 from taugrid.orchestrator.opened import open_existing
 from taugrid.words import counted
 
@@ -22,7 +22,8 @@ def remove_old_images(history: History, keep: int | None, say: Callable[[str], N
 
 
 def _run_directories(night: Night) -> list[Path]:
-    folders = (night.run, night.canary, night.fresh, night.grown)
+    canaries = [path.parent for path in night.storage.list(night.folder, f"{CANARY}-*/config.json")]
+    folders = (night.run, *canaries, night.fresh, night.grown)
     return [path for path in folders if night.storage.exists(path / "config.json")]
 
 

@@ -6,8 +6,9 @@ from typing import Any
 from taugrid.eval.gate.power import frozen_seeds_remark
 from taugrid.eval.tables.entries import MISSING, write_number
 from taugrid.orchestrator.baseline.others import NOT_JUDGED, change_in_words, columns_in
-from taugrid.orchestrator.baseline.text import BAD, WORDS, check_lines, counts, headline
+from taugrid.orchestrator.baseline.text import BAD, WORDS, check_lines, counts, facts, headline
 from taugrid.orchestrator.baseline.verdict import Verdict
+from taugrid.orchestrator.nightly.outcome import worst_first
 from taugrid.words import counted
 
 MOST_ROWS = 200
@@ -34,8 +35,10 @@ def summary(verdict: dict[str, Any]) -> str:
         blocks += [_frozen(verdict, compared), *_pictures(verdict), _next(verdict)]
     elif verdict["scores"]:
         blocks += [_scores(verdict)]
-        if verdict["result"] == "no baseline":
-            blocks.append("Accept this night: `taugrid baseline accept HISTORY/nights/ID/run --to FILE --reason TEXT`.")
+        blocks += [_next(verdict)]
+    told = {cell["label"] for cell in (compared or {"cells": []})["cells"]}
+    failed = verdict.get("failed", {}).items()
+    blocks += [f"- **failed**: `{name}`: {reason}" for name, reason in failed if name not in told]
     blocks += [f"- missing: `{name}`: {reason}" for name, reason in list(verdict["missing"].items())[:MOST_ROWS]]
     if verdict["missing"]:
         blocks.append("Run the same command again to finish what is missing.")
@@ -68,10 +71,10 @@ def _next(verdict: dict[str, Any]) -> str:
 def _headline(verdict: dict[str, Any]) -> str:
     """What comes behind the night's name in the first line."""
     compared = verdict["comparison"]
-    if compared is not None:
+    if verdict["result"] == Verdict.COLLAPSED:
+        told = f"{BAD} {'; '.join([WORDS[Verdict.COLLAPSED], *(facts(compared) if compared else [])])}"
+    elif compared is not None:
         told = headline(compared)
-    elif verdict["result"] == Verdict.COLLAPSED:
-        told = f"{BAD} {WORDS[Verdict.COLLAPSED]}"
     else:
         told = "no baseline yet" if verdict["result"] == "no baseline" else "⚠️ incomplete"
     if verdict["missing"]:
@@ -138,8 +141,7 @@ def _sides(verdict: dict[str, Any]) -> str:
 
 def _table(verdict: dict[str, Any], compared: dict[str, Any]) -> str:
     named = _labels(verdict)
-    order = list(Verdict)
-    cells = sorted(compared["cells"], key=lambda cell: (order.index(Verdict(cell["result"])), -(cell["t"] or 0)))
+    cells = sorted(compared["cells"], key=worst_first)
     rows = []
     for cell in cells[:MOST_ROWS]:
         fid, base = cell.get("judged_fids") or (cell["fid"], cell["baseline_fid"])

@@ -1,7 +1,6 @@
 """Writes what a night leaves: summary.md, junit.xml, and the history of all nights with its page and trend figure."""
 
 from taugrid.disk import write_text
-from taugrid.eval.pages.history import history_html
 from taugrid.orchestrator.nightly.history import history_rows, history_table, nights_in, write_parquet
 from taugrid.orchestrator.nightly.junit import junit_xml
 from taugrid.orchestrator.nightly.places import History, Night
@@ -28,6 +27,7 @@ def write_history(history: History) -> None:
     """Make history.parquet, the trend figure and the page anew, from the verdicts of all complete nights."""
     from taugrid.eval.figures.drawing import save  # matplotlib, which only the end of a night needs
     from taugrid.eval.figures.trend import trend_figure
+    from taugrid.eval.pages.history import history_html
 
     verdicts = [verdict for night in history.complete_nights() if (verdict := night.verdict) is not None]
     nights, rows = [night_line(verdict) for verdict in verdicts], history_rows(verdicts)

@@ -72,7 +72,6 @@ class Shard:
 
     @property
     def images(self) -> int:
-        """Number of images."""
         return self.stop - self.start
 
 

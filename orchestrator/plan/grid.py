@@ -76,8 +76,6 @@ class Sections(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """A point of the grid, and what it makes."""
-
     point: Mapping[str, Any]
     """As the config has it."""
     model: Model

@@ -116,7 +116,6 @@ class Trained(BaseModelSource):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
         return self.data.image_shape
 
     @property
@@ -125,7 +124,6 @@ class Trained(BaseModelSource):
         return "trained here"
 
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
-        """What the model's id is a hash of."""
         return {
             "data": self.data_identity,
             "unet": unet_identity(self.unet),
@@ -138,15 +136,12 @@ class Trained(BaseModelSource):
         return checkpoint.saved_unet(self.weights_file(folder, weights).parent, storage)
 
     def weights_file(self, folder: Path, weights: str) -> Path:
-        """The file of weights."""
         return folder / ("unet_raw" if weights == "raw" else "unet") / checkpoint.WEIGHTS_FILE
 
     def is_ready(self, folder: Path, storage: Storage = LOCAL) -> bool:
-        """Whether the model can be sampled."""
         return storage.exists(folder / TRAINED_WEIGHTS)
 
     def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
-        """The source in a few words."""
         return "trained here"
 
     def relation_to(self, data: Data) -> str:
@@ -166,16 +161,13 @@ class Loaded(BaseModelSource):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
         return self.checkpoint.image_shape
 
     @property
     def name(self) -> str:
-        """The network's name in comparisons with published numbers."""
         return self.checkpoint.path
 
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
-        """What the model's id is a hash of."""
         return {
             "weights": self.checkpoint.weights_sha256,
             "unet": self.checkpoint.unet_config,
@@ -208,7 +200,6 @@ class Loaded(BaseModelSource):
         return found
 
     def weights_file(self, folder: Path, weights: str) -> Path:
-        """The file of weights in the checkpoint's folder."""
         place = self.checkpoint.raw_folder if weights == "raw" else self.checkpoint.unet_folder
         assert place is not None, "a plan has no raw weights of a checkpoint without them"
         return checkpoint.weights_file(Path(place))
@@ -228,10 +219,10 @@ class Loaded(BaseModelSource):
         offset = str(sample.steps_offset or 0)
         said = [
             diffusion.in_words,
-            "predicts epsilon" * (diffusion.prediction == "epsilon"),
-            f"diffusion.{', '.join(changed)} by the config" * bool(changed),
+            "predicts epsilon" if diffusion.prediction == "epsilon" else "",
+            f"diffusion.{', '.join(changed)} by the config" if changed else "",
             f"clip {_unless_overridden(clip, (cell.clip_in_words for cell in settings))}",
-            f"steps_offset {_unless_overridden(offset, offsets)}" * (bool(offsets) and {offset, *offsets} != {"0"}),
+            f"steps_offset {_unless_overridden(offset, offsets)}" if offsets and {offset, *offsets} != {"0"} else "",
         ]
         origin = "its scheduler" if loaded.sample else "no scheduler, so defaults"
         at = f" at commit {loaded.commit[:10]}" if loaded.commit else ""
@@ -264,12 +255,10 @@ class Custom(BaseModelSource):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
         return self.spec.image_shape
 
     @property
     def name(self) -> str:
-        """The network's name in comparisons with published numbers."""
         return self.spec.callable
 
     @property
@@ -278,7 +267,6 @@ class Custom(BaseModelSource):
         return self.spec.files
 
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
-        """What the model's id is a hash of."""
         return {
             "callable": self.spec.callable,
             "source": self.spec.source_sha256,
@@ -336,7 +324,6 @@ class Oracle(WithoutWeights):
         return "trained here"
 
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
-        """What the model's id is a hash of."""
         shape = list(self.image_shape)
         return {"oracle": self.distribution, "shape": shape, "diffusion": diffusion_identity(diffusion)}
 
@@ -349,7 +336,6 @@ class Oracle(WithoutWeights):
         return {}
 
     def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
-        """What a worker loads."""
         return OracleNetwork(self.data)
 
     def weights_sha256(self, folder: Path, weights: str, storage: Storage = LOCAL) -> str:
@@ -357,7 +343,6 @@ class Oracle(WithoutWeights):
         return hashlib.sha256(f"taugrid/oracle/{self.distribution}/{self.image_shape}".encode()).hexdigest()
 
     def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
-        """The source in a few words."""
         return f"the {self.distribution} oracle"
 
     def relation_to(self, data: Data) -> str:
@@ -375,7 +360,6 @@ class Absent(WithoutWeights):
 
     @property
     def name(self) -> str:
-        """What the config calls it."""
         return self.path
 
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
@@ -391,7 +375,6 @@ class Absent(WithoutWeights):
         return False
 
     def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
-        """The source in a few words."""
         return f"{self.path} (not here yet)"
 
 

@@ -21,8 +21,6 @@ WITHOUT_CODE = "commands that only look at a directory run none of its code"
 
 
 class Code(NamedTuple):
-    """Custom code that a config names."""
-
     key: str
     """The config's key: `model.callable` or `evaluate.extractor`."""
     name: str

@@ -1,6 +1,7 @@
 """What the display is told about a session before its first task goes out."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,16 +9,15 @@ from typing import Any
 from taugrid.config import Config
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation
-from taugrid.orchestrator.progress import tasks
-from taugrid.orchestrator.progress.grid import evaluations_left, grid_cells, shown_metric
 from taugrid.orchestrator.progress.state import GridCell
 from taugrid.orchestrator.progress.todo import KnownTask
-from taugrid.orchestrator.rates import seconds_by_pace
-from taugrid.orchestrator.report.scores import score_on_disk
+from taugrid.orchestrator.rates import pace, seconds_by_pace
+from taugrid.orchestrator.report.up_to_date import score_on_disk
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.work import kinds_by_name
-from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Piece
+from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Piece, WorkKind
+from taugrid.registry.metrics import METRICS, MetricColumn
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,11 @@ class Briefing:
 
     @cached_property
     def items(self) -> dict[str, KnownTask]:
-        """The tasks by key."""
-        return tasks.items(self.pieces, kinds_by_name())
+        return known_tasks(self.pieces, kinds_by_name())
 
     @property
     def to_do(self) -> list[dict[str, Any]]:
-        """The content of the event "to do"."""
-        return tasks.to_do(self.items.values())
+        return work_to_do(self.items.values())
 
     @cached_property
     def earlier(self) -> dict[tuple[str, str], float]:
@@ -61,7 +59,6 @@ class Briefing:
         return grid_cells(self._cells.values(), self.config.report.columns, left, score, self._is_of_samples)
 
     def score(self, cell: str) -> float | None:
-        """A cell's score on disk."""
         if self.scoring is None or cell not in self._cells:
             return None
         metric = shown_metric(self.config.evaluate.metrics)
@@ -78,3 +75,72 @@ class Briefing:
         """The plan's cells by id or, if other work than samples and scores is done, those that it is done on."""
         worked = {piece.cell.id: piece.cell for piece in self.pieces.values() if piece.cell is not None}
         return {cell.id: cell for cell in self.plan.cells} if self._is_of_samples else worked
+
+
+def known_tasks(pieces: Mapping[str, Piece], kinds: Mapping[str, type[WorkKind]]) -> dict[str, KnownTask]:
+    return {key: _item(piece, kinds[piece.task.kind]) for key, piece in pieces.items()}
+
+
+def _item(piece: Piece, kind: type[WorkKind]) -> KnownTask:
+    cell, cost = piece.cell, piece.task.cost
+    if cell is None:
+        return KnownTask(kind.name, cost, pace(kind.name, None))
+    images = round(cost / len(cell.tau)) if kind.counts_images else 0
+    model = cell.model.id if kind.unit == NETWORK_EVALUATIONS else None
+    return KnownTask(kind.name, cost, pace(kind.name, model), cell.id, images)
+
+
+def work_to_do(found: Iterable[KnownTask]) -> list[dict[str, Any]]:
+    """The tasks as the event "to do" has them: their number and cost by kind and pace."""
+    tasks, costs = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for item in found:
+        tasks[item.kind, item.pace] += 1
+        costs[item.kind, item.pace] += int(item.cost)
+    return [
+        {"kind": kind, "pace": name, "tasks": count, "cost": costs[kind, name]} for (kind, name), count in tasks.items()
+    ]
+
+
+def grid_cells(
+    cells: Iterable[Cell],
+    across: str,
+    left: Mapping[str, float],
+    score: Callable[[Cell], float | None],
+    of_samples: bool = True,
+) -> dict[str, GridCell]:
+    """Cells by id, in a table whose columns are the grid key `across`.
+
+    `left` has each one's network evaluations to do: of sampling, part of what its samples take, else all that is shown.
+    """
+    found = {}
+    for cell in cells:
+        to_do = left.get(cell.id, 0.0)
+        total = max(to_do, cell.settings.num_samples * len(cell.tau)) if of_samples else to_do
+        row, column = place(cell, across)
+        found[cell.id] = GridCell(row, column, total, total - to_do, score(cell))
+    return found
+
+
+def place(cell: Cell, across: str) -> tuple[str, str]:
+    """A cell's row and column, in the words of its label; `across` is a grid key, perhaps its short form."""
+    naming = cell.naming
+    values = {"steps": cell.settings.steps, "eta": cell.settings.eta, **cell.values}
+    key = next((key for key in values if across in (key, naming.short.get(key))), "steps")
+    column = naming.part(key, values[key])
+    of_model = [name for name in naming.keys if "." in name]
+    shown = dict.fromkeys([*of_model, "steps", "eta", *naming.keys])  # in the order of the label
+    return " ".join(naming.part(name, values[name]) for name in shown if name != key and name in values), column
+
+
+def evaluations_left(found: Iterable[KnownTask], kinds: Mapping[str, type[WorkKind]]) -> dict[str, float]:
+    """Cell -> network evaluations that a session has to do."""
+    left = Counter[str]()
+    for item in found:
+        if item.cell is not None and kinds[item.kind].unit == NETWORK_EVALUATIONS:
+            left[item.cell] += int(item.cost)
+    return dict(left)
+
+
+def shown_metric(metrics: Iterable[str]) -> MetricColumn:
+    """The number that cells are shown with: the first of the metrics that are asked for."""
+    return METRICS[next(iter(metrics))].columns[0]

@@ -111,7 +111,6 @@ class Progress:
             self._console.print(line, no_wrap=True, crop=True)
 
     def brief(self, briefing: Briefing) -> None:
-        """Take what the session has to do, and its cells."""
         cells = briefing.cells(with_scores=self._is_live or (bool(briefing.items) and not self._console.quiet))
         with self._shown():
             if self._state is not None:
@@ -120,7 +119,6 @@ class Progress:
                 self._read_score = briefing.score
 
     def observe(self, at: datetime, event: Mapping[str, Any]) -> None:
-        """Take a line of the events file."""
         if self._state is None:
             return
         counts = event["event"] == "score" and not self._console.quiet
@@ -154,13 +152,11 @@ class Progress:
                 self._stage.started(self._clock(), done)
 
     def update(self, done: float, workers: int = 0, note: str = "") -> None:
-        """Show that `done` units are done."""
         with self._shown():
             if self._stage is not None:
                 self._stage.update(self._clock(), done, workers, note)
 
     def end(self) -> None:
-        """End the stage."""
         with self._shown():
             self._stage = None
 

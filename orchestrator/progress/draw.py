@@ -24,7 +24,7 @@ LISTED_WORKERS = 4
 """Up to this many workers get a line each. More are only counted, by what they do."""
 
 GAP = "  "
-STAGES = ("train", "sample", "reconstruct", "interpolate", "evaluate", "report")
+IN_ORDER = ("train", "sample", "reconstruct", "interpolate", "evaluate", "report")
 """In the order in which a session does them."""
 
 
@@ -61,7 +61,7 @@ def frame(state: LiveState | None, stage: Stage | None, at: float, space: Space)
 
 def _stages(state: LiveState) -> Text:
     """The stages of the session: done, under way, or to come."""
-    asked = [name for name in STAGES if name in state.stages and (name != "train" or state.trainings is not None)]
+    asked = [name for name in IN_ORDER if name in state.stages and (name != "train" or state.trainings is not None)]
     return Text(GAP).join(_stage(state, name) for name in asked)
 
 
@@ -106,7 +106,6 @@ def _work(standing: Standing, width: int) -> Iterator[Text]:
 
 
 def _workers(state: LiveState, at: float) -> Iterator[Text]:
-    """How many workers there are, and what they are doing."""
     workforce, doing = state.workforce, Counter[str]()
     for worker in workforce.by_name.values():
         if worker.task is not None:

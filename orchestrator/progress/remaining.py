@@ -16,8 +16,6 @@ SCHEDULED_TASKS = 2000
 
 
 class Span(NamedTuple):
-    """Some work of one worker."""
-
     seconds: float
     cost: float
 

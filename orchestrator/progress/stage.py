@@ -15,24 +15,18 @@ SAMPLE_SECONDS = 1.0
 
 
 class Reading(NamedTuple):
-    """How much was done at a time."""
-
     at: float
     done: float
 
 
 class Speed:
-    """How much is done a second, lately."""
-
     def __init__(self) -> None:
         self._readings: deque[Reading] = deque()
 
     def is_due(self, at: float) -> bool:
-        """Whether it is time for another reading."""
         return not self._readings or at - self._readings[-1].at >= SAMPLE_SECONDS
 
     def read(self, at: float, done: float) -> None:
-        """Record that `done` is done by now."""
         readings = self._readings
         readings.append(Reading(at, done))
         while len(readings) > 2 and at - readings[1].at >= WINDOW_SECONDS:
@@ -50,8 +44,6 @@ class Speed:
 
 
 class Standing(NamedTuple):
-    """How far some work is, as it is shown."""
-
     name: str
     """Empty: no work is left."""
     done: float
@@ -67,7 +59,6 @@ class Standing(NamedTuple):
 
     @property
     def amount(self) -> str:
-        """What is done of what there is."""
         return f"{quantity(self.done)} of {quantity(self.total)} {self.unit}"
 
     @property
@@ -87,8 +78,6 @@ class Standing(NamedTuple):
 
 
 class Stage:
-    """A stage of `total` units of work."""
-
     def __init__(self, name: str, total: float, unit: str, at: float) -> None:
         self._standing = Standing(name, 0.0, total, unit)
         self._speed = Speed()
@@ -105,13 +94,11 @@ class Stage:
             self._standing = self._standing._replace(done=done)
 
     def update(self, at: float, done: float, workers: int, note: str) -> None:
-        """`done` units are done."""
         self._standing = self._standing._replace(done=done, workers=workers, note=note)
         if self.has_begun and self._speed.is_due(at):
             self._speed.read(at, done)
 
     def standing(self, at: float) -> Standing:
-        """How far it is."""
         if not self.has_begun:
             return self._standing
         rate = self._speed.per_second

@@ -17,8 +17,6 @@ FAILED = "failed"
 
 @dataclass
 class GridCell:
-    """A cell in the table that fills in."""
-
     row: str
     column: str
     total: float
@@ -84,12 +82,10 @@ class LiveState:
         self._read(at)
 
     def heard(self, at: float, worker: str, fraction: float) -> None:
-        """A worker's task is done to `fraction`."""
         self.workforce.heard(at, worker, fraction)
         self._read(at)
 
     def score(self, cell: str, value: float | None) -> None:
-        """A cell has its score."""
         if cell in self.cells:
             self.cells[cell].value = value
 
@@ -128,13 +124,11 @@ class LiveState:
 
     @property
     def has_begun(self) -> bool:
-        """Whether a worker has got a task."""
         some_done = any(amount.tasks for amount in self.todo.done.values())
         return some_done or any(worker.task for worker in self.workforce.by_name.values())
 
     @property
     def running(self) -> dict[str, WorkerState]:
-        """Open task -> the worker that is farthest with it."""
         return {key: worker for key, worker in self.workforce.running.items() if self.todo.is_open(key)}
 
     def item(self, key: str) -> KnownTask:
@@ -215,7 +209,6 @@ class LiveState:
         return ", ".join("{} of {} {}".format(*self.finished(name), self.kinds[name].finished) for name in names)
 
     def standing(self, at: float) -> Standing:
-        """How far it is, with rates and the remaining time."""
         bar = self.bar._replace(workers=self.workforce.joined, left=self.left(at))
         if any(self.kinds[name].finished for name in self.main):
             return bar  # which counts them itself, a few a minute

@@ -51,7 +51,6 @@ def _first_row(
 
 
 def _fitting(widths: Sequence[int], room: int) -> int:
-    """How many columns fit."""
     for count in range(len(widths)):
         room -= widths[count] + len(GAP)
         if room < 0:

@@ -10,8 +10,6 @@ from taugrid.orchestrator.progress.workforce import WorkerState
 
 
 class KnownTask(NamedTuple):
-    """What the display knows of a task."""
-
     kind: str
     cost: float
     pace: str
@@ -23,8 +21,6 @@ class KnownTask(NamedTuple):
 
 @dataclass
 class Amount:
-    """The number and the cost of some tasks."""
-
     tasks: int = 0
     cost: float = 0.0
 
@@ -35,8 +31,6 @@ class Amount:
 
 
 class Left(NamedTuple):
-    """The time that is left."""
-
     seconds: float | None
     """None: nothing is known yet."""
     unknown: tuple[str, ...] = ()
@@ -45,8 +39,6 @@ class Left(NamedTuple):
 
 @dataclass
 class Todo:
-    """The tasks of a session."""
-
     items: Mapping[str, KnownTask] = field(default_factory=dict)
     """By key. Not all are known if the session is watched from its directory."""
     all: dict[str, Amount] = field(default_factory=dict)
@@ -58,7 +50,6 @@ class Todo:
     _closed: set[str] = field(default_factory=set)
 
     def begin(self, work: Iterable[Mapping[str, Any]]) -> None:
-        """Take the work that an event "to do" announces."""
         for entry in work:
             amount = entry["tasks"], entry["cost"]
             self.all.setdefault(entry["kind"], Amount()).add(*amount)
@@ -92,7 +83,6 @@ class Todo:
 
     @property
     def open_kinds(self) -> set[str]:
-        """The kinds of which something is left to do."""
         return {kind for (kind, _), amount in self._open.items() if amount.tasks > 0}
 
     def is_open(self, key: str) -> bool:

@@ -15,14 +15,13 @@ from taugrid.config import Config
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.progress.grid import grid_cells, shown_metric
+from taugrid.orchestrator.progress.briefing import grid_cells, shown_metric
 from taugrid.orchestrator.progress.stage import name_of_trainings, note_of_trainings
 from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.progress.todo import KnownTask
 from taugrid.orchestrator.rates import pace
-from taugrid.orchestrator.report.scores import score_on_disk
 from taugrid.orchestrator.report.trainings import progress_of
-from taugrid.orchestrator.report.up_to_date import Asked
+from taugrid.orchestrator.report.up_to_date import Asked, score_on_disk
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import LastSession
 from taugrid.orchestrator.rundir.lease import Lease
@@ -52,8 +51,6 @@ def watch(config: Config, plan: Plan, rundir: RunDir) -> str:
 
 
 class Watching:
-    """Feeds what is new in a run directory to `progress`."""
-
     def __init__(self, config: Config, plan: Plan, rundir: RunDir, progress: Progress) -> None:
         self._config, self._plan, self._rundir, self._progress = config, plan, rundir, progress
         self._events = LastSession(rundir)

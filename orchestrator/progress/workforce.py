@@ -6,16 +6,12 @@ from typing import Any, NamedTuple
 
 
 class TaskProgress(NamedTuple):
-    """A heartbeat that reported some of a task as done."""
-
     at: float
     fraction: float
 
 
 @dataclass
 class WorkerState:
-    """A worker."""
-
     since: float
     """When it was started or got its task."""
     joined: bool = False
@@ -31,7 +27,6 @@ class WorkerState:
     """The paces of the tasks that it has done: what such tasks need is loaded."""
 
     def begin(self, at: float, task: str | None) -> None:
-        """It is at `task` from now on, or at nothing."""
         self.task, self.since, self.first, self.last = task, at, None, None
 
     @property
@@ -42,8 +37,6 @@ class WorkerState:
 
 @dataclass
 class Workforce:
-    """All workers of a session."""
-
     by_name: dict[str, WorkerState] = field(default_factory=dict)
     lost: int = 0
     benched_nodes: set[str] = field(default_factory=set)
@@ -84,7 +77,6 @@ class Workforce:
         return state.benched or state.node in self.benched_nodes
 
     def heard(self, at: float, worker: str, fraction: float) -> None:
-        """A worker's task is done to `fraction`."""
         state = self.by_name.get(worker)
         if state is not None and fraction > 0:
             state.last = TaskProgress(at, fraction)
@@ -101,7 +93,6 @@ class Workforce:
 
     @property
     def joined(self) -> int:
-        """How many have joined."""
         return sum(state.joined for state in self.by_name.values())
 
     @property

@@ -80,7 +80,7 @@ def write_cost(config: Config, plan: Plan, rundir: RunDir, collected: Rows) -> N
     """Write tables/cost.* and figures/cost, if there are several cells to choose from."""
     rundir.remove_figures("cost.*")
     protocols = {} if config.report.join_protocols else collected.evidence.protocols
-    found = costs(collected.rows, protocols, _train_seconds(config, plan, rundir))
+    found = costs(collected.rows, protocols, train_seconds(config, plan, rundir))
     if len(found) < 2:
         rundir.remove_tables("cost.*")
         return
@@ -93,7 +93,7 @@ def write_cost(config: Config, plan: Plan, rundir: RunDir, collected: Rows) -> N
         save(costs_figure(found), figures / "cost")
 
 
-def _train_seconds(config: Config, plan: Plan, rundir: RunDir) -> dict[str, float]:
+def train_seconds(config: Config, plan: Plan, rundir: RunDir) -> dict[str, float]:
     """Cell -> what the training of its model took, of models that were trained here."""
     trained = [model for model, _ in plan.trained_here]
     by_model = {model.id: worker_seconds(progress_of(model, rundir, config.cluster.scratch)) for model in trained}

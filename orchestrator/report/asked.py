@@ -61,7 +61,6 @@ def _values(plan: Plan, key: str) -> Sequence[Any]:
 
 
 def _key(where: str, name: str, plan: Plan) -> str:
-    """The grid key that `name` means."""
     keys = list(dict.fromkeys([*plan.cells[0].values, "steps", "eta"]))
     short = short_keys(keys, Sample.model_fields)
     key = key_of(name, short)

@@ -1,7 +1,10 @@
-"""Collects the rows of the quality table, and what comparisons need, from scores and events on disk."""
+"""Collects the rows of the quality table, and what comparisons need, from scores and events on disk.
+
+Tables have places for what has no score: names in a table come from the grid, not from what is done.
+"""
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +19,14 @@ from taugrid.eval.tables.long_form import EXACT, SCORES, appended_columns
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.plan.sources import Oracle
+from taugrid.orchestrator.report.replicates import SEEDS, label_without_seeds
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.origins import origins
-from taugrid.protocol import short_name
+from taugrid.protocol import ProtocolFields, kind, short_name
 from taugrid.registry.extractors import PIXELS
 from taugrid.storage import read_sealed
+from taugrid.words import listed
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import gaussian
 
@@ -89,10 +94,7 @@ def _influence(rundir: RunDir, path: Path, num_samples: int) -> NDArray[np.float
 
 
 def _listed(names: list[str], cells: int) -> str:
-    if len(names) == cells:
-        return "every cell"
-    more = len(names) - NAMED_CELLS
-    return ", ".join(names[:NAMED_CELLS]) + (f" and {more} more" if more > 0 else "")
+    return "every cell" if len(names) == cells else listed(names, NAMED_CELLS)
 
 
 def row_of(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: float | None) -> dict[str, Any]:
@@ -132,3 +134,35 @@ def _exact_fid(cell: Cell, evaluation: Evaluation) -> float | None:
     if max(map(gaussian.share_beyond_1, (samples, data))) > LARGEST_SHARE_BEYOND_1:
         return None
     return gaussian.frechet_distance(gaussian.rounded(samples), gaussian.rounded(data))
+
+
+def with_unscored(
+    plan: Plan, rows: Sequence[dict[str, Any]], protocols: Mapping[str, ProtocolFields]
+) -> list[dict[str, Any]]:
+    """`rows` of scored cells, and a row without scores for each setting that none of them has, in the grid's order.
+
+    Such a row has the protocol of the others of its N. Without one, because none or several kinds of protocol are
+    there, the table it belongs in is not known, and it is left out.
+    """
+    scored = {row["cell"]: row for row in rows}
+    told = {label_without_seeds(cell) for cell in plan.cells if cell.id in scored}
+    usual = _usual_protocols(rows, protocols)
+    found: list[dict[str, Any]] = []
+    for cell in plan.cells:
+        label = label_without_seeds(cell)
+        if cell.id in scored:
+            found.append(scored[cell.id])
+        elif label not in told and cell.settings.num_samples in usual:
+            told.add(label)
+            seeds = {seed: rows[0][seed] for seed in SEEDS if seed in rows[0]}  # it is no replicate of anything
+            found.append(row_of(cell, {}, usual[cell.settings.num_samples], None) | seeds)
+    return found
+
+
+def _usual_protocols(rows: Sequence[Mapping[str, Any]], protocols: Mapping[str, ProtocolFields]) -> dict[int, str]:
+    """N -> a protocol of its cells, if all of them are of one kind."""
+    names: dict[int, dict[str, str]] = {}
+    for row in rows:
+        protocol = protocols.get(row["protocol"])
+        names.setdefault(row["num_samples"], {})["" if protocol is None else kind(protocol)] = row["protocol"]
+    return {size: next(iter(kinds.values())) for size, kinds in names.items() if len(kinds) == 1}

@@ -7,7 +7,7 @@ from dataclasses import replace
 from taugrid.grids.names import BETWEEN
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.sources import Trained
-from taugrid.words import counted, duration
+from taugrid.words import counted, duration, listed
 
 TRAINING_SEED = "train.seed"
 SEEDS = (TRAINING_SEED, "seed")
@@ -29,9 +29,9 @@ def unequal(cells: Iterable[Cell], such: str = "") -> list[str]:
     counts = Counter(map(label_without_seeds, cells))
     most = max(counts.values(), default=0)
     fewer = [f"{label} ({count})" for label, count in counts.items() if count < most]
-    more = f" and {len(fewer) - NAMED} more" * (len(fewer) > NAMED)
-    told = f"{', '.join(fewer[:NAMED])}{more}"
-    return [f"settings with fewer than {most} {such}replicates (in brackets, their number): {told}"] if fewer else []
+    if not fewer:
+        return []
+    return [f"settings with fewer than {most} {such}replicates (in brackets, their number): {listed(fewer, NAMED)}"]
 
 
 NOT_SCORED = "not scored: "
@@ -40,8 +40,7 @@ NOT_SCORED = "not scored: "
 def unscored(cells: Iterable[Cell]) -> list[str]:
     """A line that names `cells`, if there are any, because a table does not show why they have no score."""
     labels = [cell.label for cell in cells]
-    more = f" and {counted(len(labels) - NAMED, 'more cell')}" * (len(labels) > NAMED)
-    return [f"{NOT_SCORED}{'; '.join(labels[:NAMED])}{more}"] * bool(labels)
+    return [f"{NOT_SCORED}{listed(labels, NAMED, 'cell', '; ')}"] if labels else []
 
 
 def compared_trainings(plan: Plan) -> list[Model]:

@@ -1,4 +1,4 @@
-"""Whether a score on disk is the one that a config asks for, without reading the reference's images."""
+"""The score on disk that a config asks for, found without reading the reference's images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +10,12 @@ from taugrid.errors import UserError
 from taugrid.eval.metrics.score import feasible
 from taugrid.eval.reference_names import meant
 from taugrid.orchestrator.plan.cells import Cell
+from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.plan.extractor import name_and_dimensions
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.extractors import ExtractorSpec
+from taugrid.registry.metrics import MetricColumn
 from taugrid.storage import read_json, read_sealed
 
 
@@ -39,7 +41,6 @@ class Asked:
         return before if isinstance(before, dict) else {}
 
     def is_scored(self, cell: Cell) -> bool:
-        """Whether a cell has the score that is asked for."""
         return self.score(cell) is not None
 
     def score(self, cell: Cell) -> dict[str, Any] | None:
@@ -101,3 +102,16 @@ class Asked:
         reference = (self._before.get("evaluate") or {}).get("reference") or self._before.get("data") or {}
         limit: int | None = reference.get("limit") if isinstance(reference, Mapping) else None
         return limit
+
+
+def score_on_disk(rundir: RunDir, cell: Cell, metric: MetricColumn, wanted: Evaluation | Asked) -> float | None:
+    """A cell's score at its N, as tables show it; None if it has none.
+
+    `wanted` is an `Evaluation`, which has opened the reference, or what is known of it without that.
+    """
+    if isinstance(wanted, Evaluation):
+        score = read_sealed(rundir.score(cell, wanted.id(cell)), rundir.storage)
+    else:
+        score = wanted.score(cell)
+    value = None if score is None else score["metrics"].get(metric.name)
+    return None if value is None else float(value) * metric.scale

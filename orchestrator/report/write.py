@@ -23,9 +23,8 @@ from taugrid.orchestrator.plan.cells import Model, Plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.report import asked
 from taugrid.orchestrator.report.ablation import about_grid, write_ablation, write_cost
-from taugrid.orchestrator.report.collect import Rows
+from taugrid.orchestrator.report.collect import Rows, with_unscored
 from taugrid.orchestrator.report.sample_figures import write_sample_figures
-from taugrid.orchestrator.report.whole_grid import with_unscored
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers import schedules
 
@@ -50,7 +49,7 @@ def write_report(config: Config, plan: Plan, rundir: RunDir, collected: Rows) ->
     protocols = {} if joining else evidence.protocols
     if rows:
         from taugrid.eval.figures.drawing import save
-        from taugrid.eval.figures.quality import quality_figure
+        from taugrid.eval.figures.over_steps import quality_figure
 
         with rundir.storage.local_folder(rundir.figures) as figures:
             save(quality_figure(averaged(in_grid_order(rows), protocols).frame, protocols), figures / "quality")

@@ -31,7 +31,6 @@ class Events:
         self.path = next(path for n in count(last + 1) if _start(path := run.events / f"{n:04d}.jsonl", run.storage))
 
     def add(self, event: str, **values: Any) -> None:
-        """Append one event."""
         self.note(event, **values)
         self.flush()
 

@@ -2,18 +2,23 @@
 
 import csv
 import io
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from taugrid.config import GRID_SECTIONS, Config
 from taugrid.config.sample import LATER_KEYS
 from taugrid.errors import UserError
 from taugrid.grids.names import in_yaml
+from taugrid.hashing import SourceFile
 from taugrid.orchestrator.plan.cells import Plan
-from taugrid.orchestrator.plan.changes import changed_files
 from taugrid.orchestrator.plan.identity import NOT_IDENTITY
+from taugrid.orchestrator.plan.sources import Custom, Loaded, ModelSource
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import read_json
+from taugrid.words import listed
+from taugrid.workers.custom.source import differences
 
 WHAT_NO_KEY_SAYS = "the files of its checkpoint, custom network or data, or taugrid itself"
 """What has changed if a cell is gone although no key has changed."""
@@ -56,8 +61,7 @@ def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
     if not orphans:
         return None
     labels = _labels(rundir)
-    called = (f"{labels[name]} ({name})" if name in labels else name for name in orphans[:2])
-    named = ", ".join(called) + (f" and {len(orphans) - 2} more" if len(orphans) > 2 else "")
+    named = listed([f"{labels[name]} ({name})" if name in labels else name for name in orphans], 2)
     if plan.pending:
         return f"{rundir.root} holds {named}; whether this config has them is not known while an id is pending"
     before = _with_defaults(read_json(rundir.config, rundir.storage))
@@ -71,9 +75,8 @@ def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
         records = rundir.model_records()
         changed = (file for model in plan.models for record in records for file in changed_files(model.source, record))
         differences = list(dict.fromkeys(changed))
-    shown = "; ".join(differences[:MOST_DIFFERENCES]) or WHAT_NO_KEY_SAYS
-    more = f" and {len(differences) - MOST_DIFFERENCES} more" if len(differences) > MOST_DIFFERENCES else ""
-    return f"{rundir.root} holds {named}, which this config does not have (changed: {shown}{more})"
+    shown = listed(differences, MOST_DIFFERENCES, between="; ") or WHAT_NO_KEY_SAYS
+    return f"{rundir.root} holds {named}, which this config does not have (changed: {shown})"
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -110,3 +113,33 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict):
         return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}{key}.").items()}
     return {prefix.rstrip("."): value}
+
+
+def changed_files(source: ModelSource, record: Mapping[str, Any]) -> list[str]:
+    """What differs between a model and the record of one with the same name, a phrase for each file."""
+    if isinstance(source, Loaded) and record.get("path") == source.checkpoint.path:
+        return _of_checkpoint(source, record)
+    if isinstance(source, Custom) and record.get("callable") == source.spec.callable:
+        return _of_code(source, record)
+    return []
+
+
+def _of_checkpoint(source: Loaded, record: Mapping[str, Any]) -> list[str]:
+    folder, loaded = Path(source.checkpoint.unet_folder), source.checkpoint
+    files = {
+        source.weights_file(folder, "ema"): record.get("weights_sha256") == loaded.weights_sha256,
+        folder / "config.json": record.get("unet_config") == loaded.unet_config,
+    }
+    return [f"{file} differs" for file, is_same in files.items() if not is_same]
+
+
+def _of_code(source: Custom, record: Mapping[str, Any]) -> list[str]:
+    spec, found = source.spec, []
+    if spec.source_sha256 != record.get("source_sha256"):
+        before = [SourceFile(*file) for file in record.get("files", ())]
+        found += differences(before, spec.files) or [f"the source of {spec.callable} differs"]
+    if spec.weights is not None and spec.weights_sha256 != record.get("weights_sha256"):
+        found.append(f"{spec.weights} differs")
+    elif not found and spec.tensors_sha256 != record.get("tensors_sha256"):
+        found.append(f"the weights that {spec.callable} returns differ")
+    return found

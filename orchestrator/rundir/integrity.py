@@ -52,7 +52,6 @@ class RemovedImages(Paths):
     """
 
     def removal_record(self, cell: Cell) -> Path:
-        """The record of a cell's images."""
         return self.root / "removed" / f"{cell.name}.parquet"
 
     def removed_images(self, cell: Cell) -> parquet.Part | None:
@@ -63,7 +62,6 @@ class RemovedImages(Paths):
             return None
 
     def has_removed_images(self, cell: Cell) -> bool:
-        """Whether the cell's images were removed after it was complete."""
         return self.storage.exists(self.removal_record(cell))
 
     def removed_digests(self, cell: Cell) -> NDArray[np.int64] | None:
@@ -218,7 +216,6 @@ class Integrity(RemovedImages):
             self.storage.delete(path)
 
     def remove_features(self, extractor: str, cell: Cell) -> None:
-        """Remove a cell's features."""
         self.storage.delete_folder(self.features / extractor / cell.name)
 
     def remove_tables(self, pattern: str) -> None:

@@ -36,8 +36,6 @@ POLL_SECONDS = 0.2
 
 
 class Holder(NamedTuple):
-    """A driver."""
-
     host: str
     process: int
     boot: str

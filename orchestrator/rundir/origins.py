@@ -71,6 +71,9 @@ def first_origins(events: Iterable[Mapping[str, Any]]) -> dict[str, Origin]:
     return {cell: Origin(shard.seconds, shard.all_makers) for (cell, name), shard in shards if name == part_name(0)}
 
 
+OURS = "taugrid"
+"""Its own version never counts as other software: a night looks for upgrades that change images or scores."""
+
 REFERENCE = "reference"
 """The key of the reference in `scorers`."""
 
@@ -90,6 +93,12 @@ def scorers(events: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:
                 key = REFERENCE if kind == REFERENCE else rest.partition("/")[0]
                 found[key].add(f"{event['device']}, threads: {threads.get(event['worker']) or 'unknown'}")
     return found
+
+
+def codes(events: Iterable[Mapping[str, Any]], stage: str) -> set[str]:
+    """The hashes of taugrid's code in the sessions that did `stage`; events of earlier versions have none."""
+    sessions = (event for event in events if event["event"] == "session" and stage in event["stages"])
+    return {event["code_sha256"] for event in sessions if event.get("code_sha256")}
 
 
 def _shards(events: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], _Shard]:

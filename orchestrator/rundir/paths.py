@@ -63,7 +63,6 @@ class Paths:
         return self.models / model_id / RECORD
 
     def training_log(self, model: Model) -> Path:
-        """The log of a finished training."""
         return self.models / model.id / "train" / LOG
 
     def training_folder(self, scratch: str | None) -> Path:
@@ -77,7 +76,6 @@ class Paths:
         return (user_cache() / "scratch" if scratch is None else Path(scratch).absolute()) / name / self.models.name
 
     def sample_part(self, cell: Cell, shard: Shard) -> Path:
-        """The file of a shard's images."""
         return self.samples / cell.name / shard.name
 
     def extractor_folder(self, extractor: ExtractorSpec) -> str:

@@ -1,10 +1,12 @@
 """provenance.json: the software, weights, data and machines that made a run's files."""
 
+import hashlib
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,27 @@ from taugrid.storage import read_json, write_json
 from taugrid.versions import versions
 from taugrid.workers.data.load import content_fingerprint, load_images
 
+ROOMS = ("workers", "eval", "orchestrator")
+
 PACKAGES = ("taugrid", "ray", "torch", "diffusers", "torch-fidelity", "pyarrow", "pandas", "numpy", "scipy", "pillow")
 
 
 def software() -> dict[str, Any]:
-    """Versions, and the commit of the checkout that taugrid runs from (None if it is not a checkout)."""
-    return {"python": sys.version.split()[0], "versions": versions(PACKAGES), **_checkout()}
+    """Versions, the commit of the checkout that taugrid runs from (None if it is not a checkout), its code's hash."""
+    found = {"python": sys.version.split()[0], "versions": versions(PACKAGES), **_checkout()}
+    return found | {"code_sha256": code_sha256()}
+
+
+@cache
+def code_sha256() -> str:
+    """SHA-256 of taugrid's modules as they are now: a night that was interrupted may go on with others."""
+    digest = hashlib.sha256()
+    for room in ("taugrid", *ROOMS):
+        root = Path(resources.files(room if room == "taugrid" else f"taugrid.{room}"))  # type: ignore[arg-type]
+        for path in sorted(root.rglob("*.py")):
+            digest.update(f"{room}/{path.relative_to(root).as_posix()}".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 @cache

@@ -71,7 +71,6 @@ class Training:
 
     @property
     def done(self) -> int:
-        """Steps done."""
         return self.at.step if self.at is not None else 0
 
     @property

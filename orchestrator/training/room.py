@@ -26,8 +26,6 @@ HELPERS_SHARE = 0.5
 
 
 class UnderWay(NamedTuple):
-    """Numbers of trainings."""
-
     all: int
     """Trainings that have begun and not ended."""
     starting: int

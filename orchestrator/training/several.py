@@ -96,7 +96,6 @@ class Trainings:
                 self._progress.say(f"{error}; no other training begins, and those at work go on to their end")
 
     def _look(self) -> None:
-        """Read the logs of those under way."""
         for training in self._under_way:
             with self._work_goes_on():
                 training.look()

@@ -46,11 +46,10 @@ class Diagnosis:
 
     @property
     def problems(self) -> list[str]:
-        """A line for each problem."""
         lines = []
         for damage, step in zip(self.damaged, self._steps, strict=True):
             more = f"; {step.words}" if step.words not in damage["reason"] else ""
-            of = f" ({damage['of']})" * bool(damage["of"])
+            of = f" ({damage['of']})" if damage["of"] else ""
             lines.append(f"{damage['path']}{of}: {damage['reason']}{more}")
         return lines
 

@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 
 from taugrid.errors import UserError
 from taugrid.eval.figures.loss import losses_figure
-from taugrid.eval.figures.quality import quality_figure
-from taugrid.eval.figures.reconstruction import reconstruction_figure
+from taugrid.eval.figures.over_steps import quality_figure, reconstruction_figure
 from taugrid.eval.tables.ablation.replicates import averaged
 from taugrid.eval.tables.long_form import in_grid_order
 from taugrid.orchestrator.opened import Opened

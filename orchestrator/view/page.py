@@ -9,12 +9,14 @@ import yaml
 from taugrid.config import Config
 from taugrid.eval.pages.pictures import PagePicture
 from taugrid.eval.pages.report import PageFacts, report_html, warnings
+from taugrid.eval.tables.ablation.cost import costs
 from taugrid.eval.tables.rows import without_nan
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.report import asked
+from taugrid.orchestrator.report.ablation import train_seconds
+from taugrid.orchestrator.report.collect import with_unscored
 from taugrid.orchestrator.report.replicates import NOT_SCORED, label_without_seeds
 from taugrid.orchestrator.report.sample_figures import first_images
-from taugrid.orchestrator.report.whole_grid import with_unscored
 from taugrid.orchestrator.report.write import loss_curves
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.view.tables import Tables
@@ -43,15 +45,18 @@ def write_page(config: Config, plan: Plan, rundir: RunDir, missing: Mapping[str,
     planned = {cell.id for cell in plan.cells}
     rows = [row for row in document.get("rows", ()) if row["cell"] in planned]
     groups = first_images(config, plan, rundir)
+    protocols = document.get("protocols", {})
+    shown = with_unscored(plan, rows, protocols)
+    comparable = {} if config.report.join_protocols else protocols
     found = PageFacts(
         name=config.name,
         planned=len(set(map(label_without_seeds, plan.cells))),
-        document=document | {"rows": with_unscored(plan, rows, document.get("protocols", {}))},
+        document=document | {"rows": shown},
         layout=asked.layout(config, plan),
         differences=_rows(tables, "differences"),
         effects=_rows(tables, "effects"),
         published=_rows(tables, "published"),
-        costs=_rows(tables, "cost"),
+        costs=costs(shown, comparable, train_seconds(config, plan, rundir)),
         reconstruction=read_json(rundir.tables / "reconstruction.json", rundir.storage) or {},
         losses=loss_curves(plan, rundir),
         samples={group.title: group.images for group in groups},

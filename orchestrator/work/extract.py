@@ -29,7 +29,6 @@ class ExtractWork(WorkKind):
     task = ("feature file", "to extract")
 
     def pieces(self) -> Iterator[Piece]:
-        """A piece for each shard of the cells to score."""
         evaluation, found = self.survey.evaluation, self.survey.found
         assert evaluation is not None
         to_score = [state for state in found.cells if state.to_score]

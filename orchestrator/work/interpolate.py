@@ -30,7 +30,6 @@ class InterpolateWork(WorkKind):
     task = ("cell", "to interpolate")
 
     def pieces(self) -> Iterator[Piece]:
-        """A piece for each cell whose file is missing."""
         for cell in self._cells():
             path, count = self._path(cell), cell.settings.num_samples
             if self.rundir.is_whole(path, count, self.survey.on_damage):
@@ -53,11 +52,9 @@ class InterpolateWork(WorkKind):
             yield Piece(Task(f"{self.name}/{cell.id}", self.name, count * len(cell.tau)), job, cell)
 
     def missing(self) -> dict[str, str]:
-        """Cells without their file."""
         return {cell.name: "not interpolated" for cell in self._cells() if not self._is_whole(cell)}
 
     def labels(self) -> dict[str, str]:
-        """Name -> label of the cells of the ODE."""
         return {cell.name: cell.label for cell in self._cells()}
 
     def conclude(self) -> Conclusion:
@@ -87,7 +84,6 @@ class InterpolateWork(WorkKind):
 
     @classmethod
     def cells_of(cls, plan: Plan) -> list[Cell]:
-        """The cells of the ODE."""
         return ode_cells(plan)
 
     def _cells(self) -> list[Cell]:

@@ -33,8 +33,6 @@ PICTURES = 12
 
 
 class Place(NamedTuple):
-    """Where the images of a cell's shard are."""
-
     cell: Cell
     shard: Shard
     path: Path
@@ -67,7 +65,6 @@ class ReconstructWork(WorkKind):
         )
 
     def pieces(self) -> Iterator[Piece]:
-        """A piece for each shard whose file is missing."""
         for place in self._places(self._cells()):
             if self._is_whole(place, self.survey.on_damage):
                 continue
@@ -91,7 +88,6 @@ class ReconstructWork(WorkKind):
             yield Piece(task, job, cell)
 
     def missing(self) -> dict[str, str]:
-        """Cells whose images are not all reconstructed."""
         lacking = {}
         for cell in self._cells():
             count = sum(not self._is_whole(place, ignore_damage) for place in self._places([cell]))
@@ -100,13 +96,12 @@ class ReconstructWork(WorkKind):
         return lacking
 
     def labels(self) -> dict[str, str]:
-        """Name -> label of the cells of the ODE."""
         return {cell.name: cell.label for cell in self._cells()}
 
     def conclude(self) -> Conclusion:
         """Write tables/reconstruction.* and figures/reconstruction*."""
         from taugrid.eval.figures.drawing import save
-        from taugrid.eval.figures.reconstruction import reconstruction_figure
+        from taugrid.eval.figures.over_steps import reconstruction_figure
         from taugrid.eval.tables.console import reconstruction_to_console
         from taugrid.eval.tables.published.counterparts import reconstruction_counterparts
         from taugrid.eval.tables.published.files import pointer, write_published

@@ -28,7 +28,6 @@ class SampleWork(WorkKind):
     counts_images = True
 
     def pieces(self) -> Iterator[Piece]:
-        """A piece for each shard whose images are not complete."""
         for cell, sampled, _, _ in self.survey.found.cells:
             if len(sampled) == len(cell.shards):
                 continue

@@ -12,13 +12,12 @@ from taugrid.orchestrator.work.extract import ExtractWork, not_extracted
 from taugrid.orchestrator.work.kind import IMAGES, Conclusion, Piece, WorkKind, shard_key
 from taugrid.orchestrator.work.reference import reference_keys
 from taugrid.orchestrator.work.sample import unsampled
+from taugrid.orchestrator.work.scorer import keep_record
 from taugrid.orchestrator.work.survey import CellState
 from taugrid.storage import read_sealed
 
 
 class ScoreWork(WorkKind):
-    """The metrics of every cell, and their table."""
-
     name = "score"
     priority = 50
     folder = "scores"
@@ -79,7 +78,9 @@ class ScoreWork(WorkKind):
         return ReferenceFiles(moments or features, reference.num_images, str(folder), evaluation.reference_key)
 
     def clean_up(self) -> None:
-        """Remove the features of scored cells, unless `keep_features` is set."""
+        """Record what the scorer gives for the reference; remove the features of scored cells that are not kept."""
+        if any(state.to_score for state in self.survey.found.cells):
+            keep_record(self.config, self.rundir, self._evaluation)
         if not self.config.evaluate.keep_features:
             for cell in self.plan.cells:
                 if self.rundir.storage.exists(self.rundir.score(cell, self._evaluation.id(cell))):

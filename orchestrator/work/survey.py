@@ -17,8 +17,6 @@ from taugrid.storage import read_sealed
 
 
 class CellState(NamedTuple):
-    """What exists of a cell."""
-
     cell: Cell
     sampled: set[int]
     """Numbers of the shards whose images are complete."""
@@ -29,8 +27,6 @@ class CellState(NamedTuple):
 
 
 class ReferenceState(NamedTuple):
-    """What exists of the reference's features."""
-
     paths: tuple[Path, ...]
     """Their files in the order of the images, once none is missing. None if no features are wanted."""
     missing: tuple[int, ...]

@@ -1,6 +1,6 @@
 """`cluster`: where the work runs."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
@@ -8,8 +8,6 @@ from taugrid.config.section import Positive, Section
 
 SMALLEST_SHARE = 0.0001
 """Ray counts CPUs and GPUs in ten-thousandths."""
-
-CudaGraphs = Literal["auto", "off"]
 
 LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 
@@ -61,9 +59,6 @@ class Cluster(Section):
     label_selector: dict[LabelKey, LabelValue] = {}
     """Ray labels of the nodes to use, such as {ray.io/accelerator-type: A100}. A value may be x, !x, in(x, y) or
     !in(x, y)."""
-    cuda_graphs: CudaGraphs = "auto"
-    """auto: on GPUs, launch the kernels of a network as one CUDA graph if that gives the same bits (and it is not
-    compiled)."""
     use_cpus: bool = False
     """Workers with GPUs are joined by workers without one, on nodes that have none; those only compute scores. This
     uses CPU nodes that are there; it asks for none. `label_selector` holds for them too: one that only nodes with GPUs

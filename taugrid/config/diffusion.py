@@ -50,9 +50,9 @@ class Diffusion(Section):
         said = [
             self.named_betas,
             f"T = {self.timesteps}",
-            "rescaled to zero SNR" * bool(self.rescale_betas_zero_snr),
-            "alpha_0 = alpha_1" * (self.set_alpha_to_one is False),
-            f"predicts {self.prediction}" * (self.prediction != "epsilon"),
+            "rescaled to zero SNR" if self.rescale_betas_zero_snr else "",
+            "alpha_0 = alpha_1" if self.set_alpha_to_one is False else "",
+            f"predicts {self.prediction}" if self.prediction != "epsilon" else "",
         ]
         return ", ".join(filter(None, said))
 

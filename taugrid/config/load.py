@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from taugrid.config import GRID_SECTIONS, Config, Data, S, validate
+from taugrid.config.mistakes import GONE
 from taugrid.config.model import SOURCES, is_hub_id
 from taugrid.errors import UserError
 from taugrid.grids.points import values_by_key, with_values
@@ -86,7 +87,17 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is empty; it must hold sections (name:, data:, model:, ...)")
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold sections (name:, data:, model:, ...), not {type(values).__name__}")
-    return {key: value for key, value in values.items() if not _is_of_the_user(key, path)}
+    own = {key: value for key, value in values.items() if not _is_of_the_user(key, path)}
+    return _without_gone_keys(own) if path.name == CONFIG_NAME else own
+
+
+def _without_gone_keys(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        section: {key: inner for key, inner in value.items() if f"{section}.{key}" not in GONE}
+        if isinstance(value, dict)
+        else value
+        for section, value in values.items()
+    }
 
 
 def _is_of_the_user(key: Any, path: Path) -> bool:
@@ -114,7 +125,6 @@ class _Loader(yaml.SafeLoader):
     """Refuses a key that a mapping has twice, of which YAML would silently use the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping in `node`."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         for (key_node, _), key in zip(node.value, keys, strict=False):
             if isinstance(key, Hashable) and keys.count(key) > 1:

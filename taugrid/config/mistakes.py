@@ -30,6 +30,12 @@ NOT_YET = {
 }
 """What people look for and this version lacks, and the keys by which they look for it. docs/limits.md has the list."""
 
+GONE = {
+    "cluster.cuda_graphs": "taugrid no longer makes CUDA graphs; remove the key, or use sample.compile, which makes "
+    "other cells",
+}
+"""Keys of earlier versions, and what to do about them. The config of a run directory may still have them."""
+
 LONGEST_LIST = 8
 """Of a longer list a message shows only the first wrong item."""
 
@@ -42,9 +48,7 @@ def explain(error: ValidationError, cls: type[BaseModel], values: Mapping[str, A
         keys, node = _walk(mistake["loc"], schema)
         if mistake["type"] == "extra_forbidden":
             keys = (*keys, str(mistake["loc"][-1]))
-            found[keys] = not_yet(".".join(keys)) or (
-                f"unknown key {'.'.join(keys)!r} ({_hint(keys[-1], list(_section(node, schema)))})"
-            )
+            found[keys] = _unknown(".".join(keys), list(_section(node, schema)))
         elif mistake["type"] == "missing" and mistake["loc"][-1] == keys[-1]:
             found[keys] = f"{'.'.join(keys)} is missing"
         elif mistake["type"] == "value_error":  # from one of our validators, which wrote a sentence
@@ -58,6 +62,12 @@ def explain(error: ValidationError, cls: type[BaseModel], values: Mapping[str, A
     # A section that is one branch of a union: its keys say what is wrong, not that it could have been something else.
     inner = {keys[:length] for keys in found for length in range(len(keys))}
     return "; ".join(text for keys, text in found.items() if keys not in inner)
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    if key in GONE:
+        return f"{key!r}: {GONE[key]}"
+    return not_yet(key) or f"unknown key {key!r} ({_hint(key.rpartition('.')[2], known)})"
 
 
 def not_yet(key: str) -> str | None:
@@ -169,4 +179,4 @@ def _number(branch: Schema, noun: str, plural: bool) -> str:
         return f"{nouns} from {low:g} to {high:g}"
     limits = {"at least": low, "greater than": above, "at most": high, "less than": below}
     bounds = [f"{words} {limit:g}" for words, limit in limits.items() if limit is not None]
-    return f"{nouns} {'of ' * (low is not None)}{' and '.join(bounds)}" if bounds else nouns
+    return f"{nouns} {'of ' if low is not None else ''}{' and '.join(bounds)}" if bounds else nouns

@@ -104,7 +104,7 @@ def chosen(text: str, points: Sequence[Mapping[str, Any]], short: Mapping[str, s
 
 def _listed(names: Iterable[str]) -> str:
     listed = list(names)
-    return ", ".join(listed[:MOST_NAMED]) + ", ..." * (len(listed) > MOST_NAMED)
+    return ", ".join(listed[:MOST_NAMED]) + (", ..." if len(listed) > MOST_NAMED else "")
 
 
 def _unquoted(text: str) -> str:

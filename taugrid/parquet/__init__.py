@@ -1,8 +1,16 @@
 """Sealed Parquet files of samples, features and numbers: a file holds one shard, or the features of one."""
 
 from taugrid.parquet.encoding import Encoding
-from taugrid.parquet.first import first_pictures
-from taugrid.parquet.reader import Part, inspect, read_encoded, read_features, read_images, read_numbers, read_png
+from taugrid.parquet.reader import (
+    Part,
+    first_pictures,
+    inspect,
+    read_encoded,
+    read_features,
+    read_images,
+    read_numbers,
+    read_png,
+)
 from taugrid.parquet.samples import SampleWriter, pictures
 from taugrid.parquet.schemas import feature_schema, number_schema, picture_schema, sample_schema
 from taugrid.parquet.seal import check_seal, file_end

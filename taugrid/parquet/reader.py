@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from taugrid.disk import is_of_content, naming, retried
 from taugrid.errors import DamagedFile
-from taugrid.images import decode_png
+from taugrid.images import decode_png, to_pictures
 from taugrid.parquet.seal import check_seal
 from taugrid.storage import LOCAL, Storage
 from taugrid.threads import decoded
@@ -141,3 +141,25 @@ def _damage_told(path: Path, prefix: str) -> Iterator[None]:
             raise
         said = "its end is missing" if "magic bytes" in str(error) else " ".join(str(error).split())
         raise DamagedFile(f"{prefix}{said}") from None
+
+
+def first_pictures(paths: Iterable[Path], count: int, storage: Storage) -> NDArray[np.uint8]:
+    """The images 0 to `count` - 1, fewer if the files have fewer; later files are not read once all are found.
+
+    Args:
+        paths: of files with images, in the order of their indices.
+        count: how many are wanted.
+        storage: where the files are.
+
+    Returns:
+        (n, H, W) or (n, H, W, 3), in the order of their indices.
+
+    Raises:
+        taugrid.errors.DamagedFile: if a file can't be read.
+    """
+    found: dict[int, bytes] = {}
+    for path in paths:
+        if len(found) >= count:
+            break
+        found |= read_png(path, range(count), storage)
+    return to_pictures([decode_png(found[i]) for i in sorted(found)])

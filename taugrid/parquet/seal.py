@@ -15,6 +15,7 @@ from taugrid.errors import DamagedFile
 from taugrid.storage import Storage
 
 SEAL = b"taugrid.sha256:"
+SEAL_BYTES = len(SEAL) + hashlib.sha256().digest_size
 TAIL_BYTES = 8
 """Parquet ends with the footer's length (4 bytes, little-endian) and `PAR1`."""
 CHUNK_BYTES = 2**20
@@ -27,13 +28,26 @@ def write_seal(path: Path) -> None:
     """
     with retried(lambda: path.open("r+b")) as file:
         digest = hashlib.file_digest(file, "sha256").digest()
-        size = file.tell()
-        file.seek(size - TAIL_BYTES)
-        footer = int.from_bytes(file.read(4), "little") + TAIL_BYTES
-        file.seek(size - footer)
+        footer = _footer(file).start
+        file.seek(footer)
         end = file.read()
-        file.seek(size - footer)
+        file.seek(footer)
         file.write(SEAL + digest + end)
+
+
+class _Footer(NamedTuple):
+    start: int
+    """Where Parquet's footer begins; before the file if this is no whole Parquet file."""
+    size: int
+    """Of the whole file, in bytes."""
+
+
+def _footer(file: IO[bytes]) -> _Footer:
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - TAIL_BYTES))
+    tail = file.read(TAIL_BYTES)
+    is_whole = tail[4:] == b"PAR1"
+    return _Footer(size - TAIL_BYTES - int.from_bytes(tail[:4], "little") if is_whole else -1, size)
 
 
 class FileEnd(NamedTuple):
@@ -50,13 +64,10 @@ def file_end(path: Path, storage: Storage) -> FileEnd:
 
     def look() -> FileEnd:
         with storage.readable(path) as source, opened(source) as file:
-            size = file.seek(0, io.SEEK_END)
-            file.seek(max(0, size - TAIL_BYTES))
-            tail = file.read(TAIL_BYTES)
-            start = size - int.from_bytes(tail[:4], "little") - TAIL_BYTES - len(SEAL) - hashlib.sha256().digest_size
-            if tail[4:] != b"PAR1" or start < 0:
+            footer, size = _footer(file)
+            if footer < SEAL_BYTES:
                 return FileEnd(size, False)
-            file.seek(start)
+            file.seek(footer - SEAL_BYTES)
             return FileEnd(size, file.read(len(SEAL)) == SEAL)
 
     with naming(path):
@@ -71,18 +82,14 @@ def opened(source: Path | IO[bytes]) -> AbstractContextManager[IO[bytes]]:
 def check_seal(path: Path) -> None:
     """Raise `DamagedFile` unless every byte of a file is as it was written."""
     with path.open("rb") as file:
-        size = file.seek(0, io.SEEK_END)
-        file.seek(max(0, size - TAIL_BYTES))
-        tail = file.read()
-        footer = int.from_bytes(tail[:4], "little") + TAIL_BYTES
-        start = size - footer - len(SEAL) - hashlib.sha256().digest_size
-        if tail[4:] != b"PAR1" or start < 0:
+        start = _footer(file).start - SEAL_BYTES
+        if start < 0:
             raise DamagedFile("its end is missing")
         file.seek(0)
         digest = hashlib.sha256()
         for offset in range(0, start, CHUNK_BYTES):
             digest.update(file.read(min(CHUNK_BYTES, start - offset)))
-        seal = file.read(size - footer - start)
+        seal = file.read(SEAL_BYTES)
         digest.update(file.read())
     if seal != SEAL + digest.digest():
         raise DamagedFile("its bytes have changed since it was written")

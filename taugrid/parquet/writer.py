@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from taugrid.disk import retried
 from taugrid.errors import DamagedFile, OtherBytes
-from taugrid.parquet.arrays import arrow_array
 from taugrid.parquet.reader import Part, inspect
 from taugrid.parquet.schemas import SETTING_FIELDS
 from taugrid.parquet.seal import write_seal
@@ -72,7 +71,7 @@ class PartWriter:
     def write(self, columns: Mapping[str, Any]) -> None:
         """Append one row group; a column is a sequence, or a (B, d) array for a list of fixed size."""
         self._count(np.asarray(columns["index"]))
-        arrays = [arrow_array(columns[field.name], field.type) for field in self._schema]
+        arrays = [_array(columns[field.name], field.type) for field in self._schema]
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=ROWS_PER_GROUP)
 
     def _count(self, index: NDArray[np.int64]) -> None:
@@ -137,3 +136,9 @@ class PartWriter:
                 "it is kept: compare the devices and versions of both, or remove it"
             )
         return created
+
+
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    if not pa.types.is_fixed_size_list(kind):
+        return pa.array(values, type=kind)
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.reshape(values, -1), type=kind.value_type), kind.list_size)

@@ -29,8 +29,6 @@ class Rewritable(Storage, Protocol):
 
 @dataclass
 class _Piece:
-    """The object that this process adds to."""
-
     path: Path
     data: bytes
     written: float

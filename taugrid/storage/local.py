@@ -30,7 +30,6 @@ class LocalStorage:
 
     @property
     def on_disk(self) -> bool:
-        """See `Storage`."""
         return True
 
     def require(self, folder: Path) -> None:
@@ -40,13 +39,10 @@ class LocalStorage:
         """See `Storage`. A link never overwrites."""
 
     def read(self, path: Path) -> bytes:
-        """See `Storage`."""
         with naming(path):
             return retried(path.read_bytes)
 
     def read_range(self, path: Path, start: int, length: int) -> bytes:
-        """See `Storage`."""
-
         def read() -> bytes:
             with path.open("rb") as file:
                 file.seek(start)
@@ -56,16 +52,13 @@ class LocalStorage:
             return retried(read)
 
     def size(self, path: Path) -> int:
-        """See `Storage`."""
         return retried(path.stat).st_size
 
     def version(self, path: Path) -> str:
-        """See `Storage`."""
         found = retried(path.stat)
         return f"{found.st_size}-{found.st_ino}-{found.st_mtime_ns}"
 
     def versions(self, folder: Path, pattern: str) -> Mapping[Path, str]:
-        """See `Storage`."""
         found = {}
         for path in self.list(folder, pattern):
             with suppress(FileNotFoundError):  # it has gone since
@@ -73,11 +66,9 @@ class LocalStorage:
         return found
 
     def modified(self, path: Path) -> float:
-        """See `Storage`."""
         return retried(path.stat).st_mtime
 
     def exists(self, path: Path) -> bool:
-        """See `Storage`."""
         return is_there(path)
 
     def list(self, folder: Path, pattern: str) -> Sequence[Path]:
@@ -102,13 +93,11 @@ class LocalStorage:
         return True
 
     def replace(self, path: Path, finished: Path) -> None:
-        """See `Storage`."""
         sync_file(finished)
         rename(finished, path)
         sync_folder(path.parent)
 
     def replace_if(self, path: Path, finished: Path, version: str) -> bool:
-        """See `Storage`."""
         try:
             if self.version(path) != version:
                 return False
@@ -118,7 +107,6 @@ class LocalStorage:
         return True
 
     def other_bytes(self, path: Path, finished: Path) -> bool:
-        """See `Storage`."""
         return False
 
     def create_folder(self, folder: Path, finished: Path, last: str) -> None:
@@ -138,22 +126,18 @@ class LocalStorage:
             return retried(lambda: path.open("ab"))
 
     def move(self, path: Path, target: Path) -> None:
-        """See `Storage`."""
         make_folder(target.parent, self.root)
         rename(path, target)
         sync_folder(target.parent)
         sync_folder(path.parent)
 
     def delete(self, path: Path) -> None:
-        """See `Storage`."""
         retried(lambda: path.unlink(missing_ok=True))
 
     def delete_folder(self, folder: Path) -> None:
-        """See `Storage`."""
         shutil.rmtree(folder, ignore_errors=True)
 
     def delete_temporaries(self, folder: Path, pattern: str, before: float) -> None:
-        """See `Storage`."""
         for path in matching(folder, f"{pattern}/.*.tmp"):
             with suppress(FileNotFoundError):
                 if self.modified(path) < before:

@@ -43,7 +43,6 @@ class ObjectStorage:
 
     @property
     def on_disk(self) -> bool:
-        """See `Storage`."""
         return False
 
     def require(self, folder: Path) -> None:
@@ -69,20 +68,17 @@ class ObjectStorage:
             )
 
     def read(self, path: Path) -> bytes:
-        """See `Storage`."""
         import obstore
 
         return self._ask(path, lambda: bytes(obstore.get(self._store, key(path)).bytes()))
 
     def read_range(self, path: Path, start: int, length: int) -> bytes:
-        """See `Storage`."""
         with self.readable(path) as file:
             assert not isinstance(file, Path)
             file.seek(start)
             return file.read(length)
 
     def size(self, path: Path) -> int:
-        """See `Storage`."""
         return self._head(path)["size"]
 
     def version(self, path: Path) -> str:
@@ -94,11 +90,9 @@ class ObjectStorage:
         return {path: _version(meta) for path, meta in self._matching(folder, pattern).items() if meta is not None}
 
     def modified(self, path: Path) -> float:
-        """See `Storage`."""
         return self._head(path)["last_modified"].timestamp()
 
     def exists(self, path: Path) -> bool:
-        """See `Storage`."""
         try:
             self._head(path)
         except FileNotFoundError:
@@ -134,7 +128,6 @@ class ObjectStorage:
         raise AssertionError("the last attempt returns or raises")
 
     def replace(self, path: Path, finished: Path) -> None:
-        """See `Storage`."""
         import obstore
 
         in_parts = finished.stat().st_size > LARGEST_PUT_BYTES
@@ -197,11 +190,9 @@ class ObjectStorage:
             self.delete(old)
 
     def delete(self, path: Path) -> None:
-        """See `Storage`."""
         self._delete([path])
 
     def delete_folder(self, folder: Path) -> None:
-        """See `Storage`."""
         with suppress(StoreError):
             self._delete(list(self._below(folder)))
 

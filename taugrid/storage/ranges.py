@@ -31,32 +31,26 @@ class RangeFile(io.RawIOBase):
         self._end, self._fetch, self._at = end, fetch, 0
 
     def readable(self) -> bool:
-        """True."""
         return True
 
     def seekable(self) -> bool:
-        """True."""
         return True
 
     def tell(self) -> int:
-        """The position of the next byte to read."""
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a position, as files do."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._end.size}[whence]
         self._at = base + offset
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """Fill `buffer` with as much as there is."""
         view = memoryview(buffer).cast("B")
         data = self.read(len(view))
         view[: len(data)] = data
         return len(data)
 
     def read(self, size: int = -1) -> bytes:
-        """Up to `size` bytes, or all that follow."""
         start = min(self._at, self._end.size)
         stop = self._end.size if size is None or size < 0 else min(start + size, self._end.size)
         self._at = stop

@@ -16,7 +16,7 @@ from taugrid.config import Data
 from taugrid.config.load import load
 from taugrid.eval.figures import pictures
 from taugrid.eval.figures.drawing import save
-from taugrid.eval.figures.reconstruction import reconstruction_figure
+from taugrid.eval.figures.over_steps import reconstruction_figure
 from taugrid.eval.tables.reconstruction import reconstruction_frame
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir

@@ -3,6 +3,8 @@ import json
 import sys
 from dataclasses import asdict
 from functools import cache
+from html import escape
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -30,16 +32,24 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def sketched():
-    """A figure's files hold the texts in it: rendering them would take a third of the time of a night this small.
+    """A figure's files hold its texts, and its SVG in a page the ids too, which are all that a page needs.
+
+    Rendering them would take a third of the time of a night this small.
 
     For modules whose tests look at no figure; test_figures.py and others render all kinds. A test that looks at one
     after all asks for `rendered`.
     """
+    from matplotlib.artist import Artist
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-    def write_texts(figure, path, **_):
-        Path(path).write_text("\n".join(text.get_text() for text in figure.findobj(Text)))
+    def write_texts(figure, file, **_):
+        texts = [text.get_text() for text in figure.findobj(Text)]
+        if isinstance(file, StringIO):
+            ids = (f'<g id="{artist.get_gid()}"/>' for artist in figure.findobj(Artist.get_gid))
+            file.write(f'<svg viewBox="0 0 4 3">{"".join(ids)}<text>{escape(" ".join(texts))}</text></svg>')
+        else:
+            Path(file).write_text("\n".join(texts))
 
     with pytest.MonkeyPatch.context() as patch:
         rendered = Figure.savefig

@@ -1,10 +1,12 @@
 """Networks for digits, trained here in plain torch, at several steps of one training; nights of 12 cells."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from diffusers import UNet2DModel
+from sklearn.datasets import load_digits
 
 from taugrid.config import Data
 from taugrid.workers.data.load import load_images
@@ -29,15 +31,29 @@ CONFIG = {
 """12 cells. FID's standard error needs 640 images for the 64 features of digits-convnet."""
 
 
-def train(folder: Path, steps: int, save_at: list[int]) -> None:
-    """Train for `steps` steps with a cosine decay to 0, and save the averaged weights at `save_at` as `step-N`."""
-    torch.manual_seed(0)
+class Without(NamedTuple):
+    """A digit that the training does not see from a step on."""
+
+    digit: int
+    since: int
+
+
+def train(
+    folder: Path, steps: int, save_at: list[int], seed: int = 0, stop: int | None = None, without: Without | None = None
+) -> None:
+    """Train with a cosine decay to 0 over `steps` steps, and save at `save_at` the averaged weights, as `step-N`.
+
+    The weights as they are go to `step-N-raw`. It stops after `stop` steps.
+    """
+    torch.manual_seed(seed)
     network = UNet2DModel(**UNET)
     ema, images = ema_start(network), torch.from_numpy(load_images(Data(name="digits", split="train")).copy())
     alpha_bar = torch.from_numpy(np.concatenate([[1.0], np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000))]))
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in range(1, steps + 1):
+    for step in range(1, (stop or steps) + 1):
+        if without is not None and step == without.since:
+            images = images[torch.from_numpy(load_digits().target[: len(images)] != without.digit)]
         x0 = images[torch.randint(len(images), (128,))].float() / 127.5 - 1
         t, eps = torch.randint(1, 1001, (128,)), torch.randn(x0.shape)
         loss = (network(diffuse(x0, eps, alpha_bar[t]), t - 1).sample - eps).square().mean()
@@ -47,6 +63,7 @@ def train(folder: Path, steps: int, save_at: list[int]) -> None:
         schedule.step()
         ema_update(ema, network, 0.99)
         if step in save_at:
+            network.save_pretrained(folder / f"step-{step}-raw")
             saved = UNet2DModel(**UNET)
             saved.load_state_dict({name: tensor.clone() for name, tensor in ema.items()})
             saved.save_pretrained(folder / f"step-{step}")

@@ -184,7 +184,8 @@ def test_cells_of_one_side_alone_are_listed(base, tmp_path):
     assert [name.rsplit("-", 1)[0] for name in found["only_new"]] == ["S0004-eta0"]
     assert len(found["only_baseline"]) == 3
     shown, _ = taugrid("compare", root, base / "run", code=5)
-    assert shown.startswith("➖ identical: every image is the same; 1 of 4 baseline cells compared\n")
+    lacking = "not judged in full: cells of the baseline are missing (--allow-missing permits it)"
+    assert shown.startswith(f"➖ identical: every image is the same; 1 of 4 baseline cells compared; {lacking}\n")
     shown, _ = taugrid("compare", root, base / "run", "--allow-missing")
     assert shown.startswith("✅ identical: every image is the same; 1 of 4 baseline cells compared\n")
 

@@ -8,7 +8,7 @@ from taugrid import parquet
 from taugrid.config import Config, Diffusion, validate
 from taugrid.eval.figures.checkpoints import checkpoints_figure
 from taugrid.eval.figures.drawing import save
-from taugrid.eval.figures.quality import quality_figure
+from taugrid.eval.figures.over_steps import quality_figure
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import COLUMNS, long_form
 from taugrid.eval.tables.pivots import SIGMA_HAT

@@ -42,6 +42,21 @@ def test_a_mistake_is_one_line_that_names_the_key(values, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_key_that_is_gone_is_ignored_in_a_run_directory_and_names_its_successor_elsewhere(tmp_path):
+    content = '{"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian"}, "cluster": {%s}}'
+    for name in ("config.json", "my.json"):
+        (tmp_path / name).write_text(content % '"cuda_graphs": "off", "workers": 2')
+    loaded = load(str(tmp_path))
+    assert loaded.cluster.workers == 2
+    (tmp_path / "without.json").write_text(content % '"workers": 2')
+    assert loaded == load(str(tmp_path / "without.json"))
+    successor = "'cluster.cuda_graphs': taugrid no longer makes CUDA graphs; .* sample.compile"
+    with pytest.raises(UserError, match=successor):
+        load(str(tmp_path / "my.json"))
+    with pytest.raises(UserError, match=successor):
+        load(str(tmp_path), ["cluster.cuda_graphs=off"])
+
+
 def test_set_takes_yaml_values_and_reaches_into_sections():
     merged = merge(MINIMAL, ["grid.steps=[10, 20]", "sample.num_samples=5", "grid.diffusion.schedule=[linear, cosine]"])
     assert merged["grid"] == {"steps": [10, 20], "diffusion.schedule": ["linear", "cosine"]}

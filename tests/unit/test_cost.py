@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_one_table import SCHEDULE, TRAINING, ablation
 
-from taugrid.eval.figures.ablation.cost import costs_figure
+from taugrid.eval.figures.ablation.cost import GREY, costs_figure
 from taugrid.eval.tables.ablation.cost import costs, pareto
 from taugrid.eval.tables.ablation.cost_files import costs_markdown, write_costs
 
@@ -31,6 +31,10 @@ def test_means_over_replicates_with_what_they_took():
     assert [c.best_for_seconds for c in found] == [False, True, True, True]
 
 
+def cheapest(found, what):
+    return [cost for cost in found if getattr(cost, f"best_for_{what}")]
+
+
 def test_files_and_figure_mark_the_same_cells(tmp_path):
     found = costs(rows(), {}, {})
     write_costs(found, tmp_path)
@@ -43,6 +47,9 @@ def test_files_and_figure_mark_the_same_cells(tmp_path):
     figure = costs_figure(found)
     figure.draw_without_rendering()
     assert [len(panel.containers) for panel in figure.axes] == [4, 4]
+    for panel, names in zip(figure.axes, (cheapest(found, "evaluations"), cheapest(found, "seconds")), strict=True):
+        (front,) = [line for line in panel.lines if line.get_color() == GREY]
+        assert sorted(front.get_ydata()) == sorted(cost.fid for cost in names)
     assert costs([], {}, {}) == []
 
 

@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from taugrid.eval.figures.drawing import LEAST_SPAN, LONGEST_SIDE, save
-from taugrid.eval.figures.quality import quality_figure
-from taugrid.eval.figures.reconstruction import reconstruction_figure
+from taugrid.eval.figures.over_steps import quality_figure, reconstruction_figure
 from taugrid.eval.tables.long_form import COLUMNS, long_form
 from taugrid.eval.tables.reconstruction import reconstruction_frame
 
@@ -201,11 +200,11 @@ def test_figures_leave_matplotlibs_settings_alone_and_need_neither_pyplot_nor_to
     program = (
         "import sys, pathlib, matplotlib\n"
         "matplotlib.rcParams['font.size'] = 33\n"
-        "from taugrid.eval.figures import drawing, pictures, quality as q, reconstruction as r\n"
+        "from taugrid.eval.figures import drawing, over_steps as s, pictures\n"
         "from taugrid.eval.tables.long_form import long_form as rows\n"
         "from taugrid.eval.tables.reconstruction import reconstruction_frame as errors\n"
-        "drawing.save(q.quality_figure(rows([])), pathlib.Path(sys.argv[1]) / 'quality')\n"
-        "drawing.save(r.reconstruction_figure(errors([])), pathlib.Path(sys.argv[1]) / 'error')\n"
+        "drawing.save(s.quality_figure(rows([])), pathlib.Path(sys.argv[1]) / 'quality')\n"
+        "drawing.save(s.reconstruction_figure(errors([])), pathlib.Path(sys.argv[1]) / 'error')\n"
         "assert matplotlib.rcParams['font.size'] == 33\n"
         "assert not {'torch', 'ray', 'matplotlib.pyplot'} & set(sys.modules), sorted(sys.modules)\n"
     )

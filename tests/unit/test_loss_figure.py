@@ -5,8 +5,7 @@ from matplotlib.colors import to_rgba
 
 from taugrid.config import Config, validate
 from taugrid.eval.figures.drawing import save
-from taugrid.eval.figures.loss import losses_figure
-from taugrid.eval.figures.smoothing import SMOOTHING
+from taugrid.eval.figures.loss import SMOOTHING, losses_figure
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.report.write import loss_curves, write_losses
 from taugrid.orchestrator.rundir.directory import RunDir

@@ -7,22 +7,31 @@ the canaries can see a fault of it.
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import UNet2DModel
 from nights import CELLS, checkpoint, taugrid, write_config
+from planted_faults import (
+    collapse,
+    darken_later_batches,
+    drop_last_step,
+    repeat_the_first_batch,
+    scaled_fid,
+    scaled_sigma,
+)
 
 from taugrid import versions
 from taugrid.errors import Exit
 from taugrid.eval.metrics import frechet
 from taugrid.orchestrator.baseline.verdict import REGRESSIONS, Verdict
+from taugrid.orchestrator.nightly import judging
 from taugrid.orchestrator.nightly.night import NightOutcome
 from taugrid.orchestrator.plan import evaluation
 from taugrid.orchestrator.rundir import provenance
 from taugrid.storage import write_sealed
 from taugrid.workers import hello
-from taugrid.workers import sample as sampling
 from taugrid.workers.diffusion import forward
 from taugrid.workers.samplers import ddim
 
@@ -37,9 +46,7 @@ def night(history, config, name, *options, code=0):
 def collapsed(folder, value=100.0):
     """A network whose images are all white, or NaN."""
     network = UNet2DModel.from_pretrained(checkpoint(folder))
-    with torch.no_grad():
-        network.conv_out.weight.zero_()
-        network.conv_out.bias.fill_(value)
+    collapse(network, value)
     network.save_pretrained(folder)
     return folder
 
@@ -63,40 +70,6 @@ def accept(history, name, *options, code=0):
 @pytest.fixture
 def history(begun, tmp_path):
     return shutil.copytree(begun / "history", tmp_path / "history")
-
-
-def drop_last_step(monkeypatch):
-    whole = sampling.sample_batch
-
-    def without_last(model, indices, job, alpha_bar):
-        from dataclasses import replace
-
-        return whole(model, indices, replace(job, tau=job.tau[1:]), alpha_bar)
-
-    monkeypatch.setattr(sampling, "sample_batch", without_last)
-
-
-def scaled_sigma(factor):
-    def plant(monkeypatch):
-        monkeypatch.setattr(ddim, "sigma", lambda *at: factor * forward.sigma(*at))
-
-    return plant
-
-
-def scaled_fid(factor):
-    """FID and its influences, as a changed formula would give them."""
-
-    def plant(monkeypatch):
-        whole = frechet.Frechet.of
-
-        def of(samples, reference, root=None):
-            found = whole(samples, reference, root)
-            object.__setattr__(found, "distance", factor * found.distance)
-            return found
-
-        monkeypatch.setattr(frechet.Frechet, "of", of)
-
-    return plant
 
 
 SAMPLER = {"last step dropped": drop_last_step, "sigma x 1.02": scaled_sigma(1.02), "sigma x 1.3": scaled_sigma(1.3)}
@@ -126,6 +99,36 @@ def test_a_changed_scorer_is_red_whatever_the_weights(begun, history, monkeypatc
     assert "fid of the reference's halves is" in found["comparison"]["checks"]["scorer"]["reason"]
     if weights == "same":
         assert "the same images have other scores: fid" in found["comparison"]["cells"][0]["note"]
+
+
+def test_a_fault_that_no_canary_shows_is_red_because_the_second_stage_denies_it(begun, history, monkeypatch):
+    darken_later_batches(monkeypatch)
+    found = night(history, begun / "nearby.yaml", "2", code=3)
+    assert found["result"] == "worse"
+    assert {check["result"] for check in found["comparison"]["checks"].values()} == {"clean"}
+    assert {cell["seeds"] for cell in found["comparison"]["cells"]} == {"usual"}
+    assert "the second stage does not count" in found["comparison"]["rule"]
+    assert (history / "nights/2/fresh").exists()
+
+
+@pytest.mark.parametrize(("usual", "fresh", "denied"), [
+    ((9.0, 0.5), (1.0, 0.5), True),  # 11 standard errors apart
+    ((4.0, 0.5), (1.0, 0.5), False),  # 4 of them
+    ((4.0, 1.6), (1.0, 0.5), True),  # the usual seeds' samples no longer share their noise with the baseline's
+    ((1.0, 0.5), (9.0, 0.5), False),  # worse by both
+])  # fmt: skip
+def test_a_fresh_seed_denies_the_usual_ones_only_beyond_chance(usual, fresh, denied):
+    sides = (SimpleNamespace(cells=[SimpleNamespace(difference=found[0], se=found[1], seeds=seeds, note="", label="a")])
+             for found, seeds in ((usual, "usual"), (fresh, "fresh")))  # fmt: skip
+    assert (judging._contradicted(*sides) is not None) == denied
+
+
+def test_images_that_repeat_are_collapsed_although_fid_hardly_moves(begun, history, monkeypatch):
+    repeat_the_first_batch(monkeypatch)
+    found = night(history, begun / "nearby.yaml", "2", code=3)
+    assert {cell["result"] for cell in found["comparison"]["cells"]} == {"collapsed"}
+    note = "images repeat; distinct images: 50 % (the baseline: 100 %)"
+    assert {cell["note"] for cell in found["comparison"]["cells"]} == {note}
 
 
 def test_a_healthy_night_of_a_nearby_network_is_green(begun, history):

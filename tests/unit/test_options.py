@@ -51,9 +51,14 @@ def test_a_flag_and_its_opposite_are_one_option():
 def test_options_that_are_lists_may_be_repeated(words, tmp_path, monkeypatch):
     """Nothing but the missing CONFIG is wrong, or a config that does not exist."""
     monkeypatch.chdir(tmp_path)
-    given = ["absent-config", "--set", "seed=1", "--set", "seed=2"]
+    given = ["absent-config", "--set", "seed=1", "--set", "name=x"]
     history = ["--history", "absent"] if words == ("nightly",) else []
     with pytest.raises((UserError, click.UsageError)) as caught:
         cli.main([*words, *given, *history], standalone_mode=False)
     assert "given twice" not in str(caught.value)
     assert "absent-config" in str(caught.value)
+
+
+def test_two_values_for_one_key_are_refused():
+    with pytest.raises(click.UsageError, match=r"--set sample\.seed is given twice"):
+        cli.main(["plan", "digits", "--set", "sample.seed=1", "--set", "sample.seed=2"], standalone_mode=False)

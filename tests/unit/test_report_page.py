@@ -22,11 +22,12 @@ from taugrid.config.load import load
 from taugrid.eval.figures.pictures import reconstructions
 from taugrid.eval.figures.tiles import KEY
 from taugrid.eval.pages.answer import answer
-from taugrid.eval.pages.charts.quality import over_costs, over_steps
+from taugrid.eval.pages.charts import quality_chart
 from taugrid.eval.pages.measured import measured
 from taugrid.eval.pages.pictures import PagePicture, grids, uri_bytes
 from taugrid.eval.pages.pivots import shaded_tables
 from taugrid.eval.pages.report import LARGEST, PageFacts, report_html
+from taugrid.eval.tables.ablation.cost import costs
 from taugrid.eval.tables.ablation.one_table import USUAL, Layout
 from taugrid.eval.tables.long_form import FID, long_form
 from taugrid.orchestrator.cli.text import print_outcome
@@ -150,7 +151,7 @@ def test_nothing_runs_or_loads_but_what_is_in_the_page(page):
 
 def test_a_screen_reader_finds_its_way(page):
     charts = page.all("figure", **{"class": "chart"})
-    assert len(charts) == 3, "FID against S, evaluations and seconds"
+    assert len(charts) == 2, "FID against S, and against costs"
     beside = [table for table in page.all("table") if "figure" in table["within"]]
     assert len(beside) == len(charts)
     for svg in page.all("svg", role="img"):
@@ -255,11 +256,6 @@ def test_the_head_says_what_was_measured_and_whether_published_numbers_are_apart
     assert "published" not in unknown
     nothing = Parsed(report_html(findings(document={})))
     assert "N =" not in nothing.all("header")[0]["text"]
-
-
-def test_the_horizontal_axis_of_fid_has_only_the_steps_that_were_measured():
-    [chart] = over_steps(cells_of(ROWS), []).charts
-    assert [tick.label for tick in chart.x_ticks] == ["10", "50"]
 
 
 def test_effects_are_a_table_with_those_that_are_certain_in_bold():
@@ -402,40 +398,60 @@ def test_marks_of_another_layout_are_not_taken_for_those_of_a_column_of_steps():
     assert "S \\ η" in table["text"]
 
 
-def test_the_front_is_what_the_table_of_costs_marks():
-    marks = dict(zip(["10-0.0", "10-1.0", "50-0.0", "50-1.0"], [True, False, False, True], strict=True))
-    costs = [
-        {"cell": cell, "evaluations_per_image": int(cell[:2]), "pareto_evaluations": best, "pareto_seconds": False}
-        | {"seconds_per_1000_images": None if cell == "10-1.0" else 5.0}
-        for cell, best in marks.items()
-    ]
-    [chart] = over_costs(cells_of(ROWS), costs).charts
-    assert chart.x_title == "network evaluations an image", "seconds are not known of all"
-    assert {row[:2]: row[-1] for row in chart.rows} == {
-        ("η = 0.0", "10"): "yes", ("η = 1.0", "10"): "", ("η = 0.0", "50"): "", ("η = 1.0", "50"): "yes",
-    }  # fmt: skip
-    corners = re.findall(r"[\d.]+", chart.front)
-    by_said = {mark.said: mark for line in chart.lines for mark in line.marks}
-    first, last = (next(mark for said, mark in by_said.items() if f"FID {value}" in said) for value in ("20.0", "8.0"))
-    assert [float(text) for text in corners[:4]] == [first.x, first.y, last.x, last.y]
+def seen(text):
+    """The charts of a page: the SVGs, and the tables of their numbers, row by row."""
+    page = Parsed(text)
+    tables = [e for e in page.all("table") if "figure" in e["within"]]
+    assert len(page.all("svg", role="img")) == len(tables)
+    return page, [table["text"] for table in tables]
 
 
-def test_published_numbers_are_drawn_only_where_nothing_differs():
+def test_costs_have_a_chart_and_a_table_if_there_are_several():
+    rows = [row(10, 0.0, 20.0, seconds=5.0), row(50, 0.0, 9.0, seconds=20.0), row(50, 1.0, 9.5, seconds=None)]
+    found = costs(rows, PROTOCOLS, {})
+    page, (_, table, _) = seen(report_html(findings(costs=found)))
+    assert table.splitlines()[2:] == ["100.020.0 ± 1.01050.00–●●", "500.09.0 ± 1.050200.00–●●", "501.09.5 ± 1.050––"]
+    assert page.all("a", href="#cost")
+    assert not Parsed(report_html(findings(costs=found[:1]))).all("a", href="#cost")
+
+
+def test_published_numbers_are_drawn_and_listed_only_where_nothing_differs():
     published = [
         {"cell": "10-0.0", "published": 19.0, "differs": ""},
         {"cell": "50-0.0", "published": 7.0, "differs": "N"},
     ]
-    [chart] = over_steps(cells_of(ROWS), published).charts
-    [dotted] = [line for line in chart.lines if line.kind == "dotted"]
-    assert [mark.said for mark in dotted.marks] == ["row η = 0.0, S 10, FID 19, source paper"]
+    drawn = quality_chart(long_form(ROWS), PROTOCOLS, cells_of(ROWS), published)
+    assert [row for row in drawn.rows if "published" in row[0]] == [("η = 0.0, published", "10", "19")]
+    without = quality_chart(long_form(ROWS), PROTOCOLS, cells_of(ROWS), [])
+    more = drawn.svg.count("<use") - without.svg.count("<use")
+    assert more == 1, "an empty marker"
 
 
-def test_a_bar_that_reaches_zero_stays_in_the_chart():
-    [chart] = over_steps(cells_of([row(10, 0.0, 2.0, se=3.0), row(20, 0.0, 1.5, se=0.1)]), []).charts
-    [line] = chart.lines
-    assert all(0 <= mark.high <= mark.y <= mark.low <= 320 for mark in line.marks) or all(
-        0 <= mark.low <= mark.y <= mark.high <= 320 for mark in line.marks
-    )
+def test_a_figure_in_the_page_has_the_pages_colours_and_ids_of_its_own():
+    schedules = ("linear", "cosine")
+    rows = [one | {"cell": f"{s}-{one['cell']}", "diffusion.schedule": s} for one in ROWS for s in schedules]
+    page, _ = seen(report_html(findings(document={"rows": rows, "protocols": PROTOCOLS, "notes": []})))
+    svg = [element for element in page.elements if "svg" in element["within"]]
+    named = {element["id"] for element in svg if "id" in element}
+    used = [element[key] for element in svg for key in ("href", "clip-path") if key in element]
+    assert {name.removeprefix("url(").rstrip(")").removeprefix("#") for name in used} == named
+    assert {name.partition("-")[0] for name in named} == {"steps", "loss"}
+    colours = {element[key] for element in svg for key in ("fill", "stroke") if key in element}
+    assert colours == {"none", *(f"var(--{name})" for name in ("back", "colour", "rule", "soft"))}
+    steps = [e for e in svg if e.get("data-line") and e["within"].count("figure") and e["tag"] == "g"]
+    assert {e["data-line"]: e["class"] for e in steps} == {"line-0": "line-0", "line-1": "line-7"}
+    text = " ".join(e["text"] for e in svg if e["tag"] == "text")
+    assert "schedule=linear" in text
+    assert "sampling steps S" in text
+    assert "$" not in text
+    assert [e["text"].strip() for e in page.all("button") if e.get("data-toggle")] == ["η = 0.0", "η = 1.0", "m"]
+
+
+def test_names_of_lines_are_shown_as_they_are():
+    long = f"{'long-name-' * 8}of a model"
+    logs = dict.fromkeys(("a$_$", "<b>&", long), findings().losses["m"])
+    page = Parsed(report_html(findings(losses=logs)))
+    assert [e["text"].strip() for e in page.all("button") if e.get("data-toggle")][-3:] == list(logs)
 
 
 @pytest.mark.skipif(browser.CHROMIUM is None, reason="there is no Chromium here")
@@ -443,20 +459,18 @@ def test_in_a_browser_lines_and_indices_are_chosen_by_mouse_and_keyboard(finishe
     with browser.page(tmp_path / "profile") as tab:
         tab.open(finished / "report.html", width=390)
         assert tab.run("document.documentElement.scrollWidth <= innerWidth"), "nothing to scroll sideways"
-        shown = "[...document.querySelectorAll('#steps [data-line]')].map(e => getComputedStyle(e).display != 'none')"
-        assert tab.run(shown) == [True, True]
-        tab.click("#steps [data-toggle='1']")
-        assert tab.run(shown) == [True, False]
-        assert tab.run("document.querySelector(\"#steps [data-toggle='1']\").ariaPressed") == "false"
+        shown = (
+            "Object.fromEntries([...document.querySelectorAll('#steps [data-line]')].map("
+            "e => [e.dataset.line, getComputedStyle(e).display != 'none']))"
+        )
+        assert tab.run(shown) == {"line-0": True, "line-1": True}
+        tab.click("#steps [data-toggle='line-1']")
+        assert tab.run(shown) == {"line-0": True, "line-1": False}
+        assert tab.run("document.querySelector(\"#steps [data-toggle='line-1']\").ariaPressed") == "false"
         tab.press(" ")
-        assert tab.run(shown) == [True, True], "the button has the focus"
-
-        tab.run("document.querySelector('#steps svg[tabindex]').focus()")
-        tab.press("ArrowRight")
-        said = tab.run("document.querySelector('#steps .tip').textContent")
-        assert said.startswith("row η = 0.0, S 2, FID ")
-        tab.press("Escape")
-        assert tab.run("document.querySelector('#steps .tip').hidden")
+        assert tab.run(shown) == {"line-0": True, "line-1": True}, "the button has the focus"
+        stroke = "getComputedStyle(document.querySelector('#steps g.line-0 path[stroke]')).stroke"
+        assert tab.run(stroke) == "rgb(68, 1, 84)", "the variable of the page"
 
         visible = "[...document.querySelectorAll('#samples img')].filter(e => e.offsetWidth).map(e => e.alt)"
         assert len(tab.run(visible)) == 16

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from taugrid.eval.figures.trend import LIGHTS, trend_figure
 from taugrid.orchestrator.nightly.history import SCHEMA
@@ -43,10 +44,19 @@ def test_a_line_breaks_where_a_night_lacks_the_cell():
 def test_each_night_has_the_mark_of_its_verdict_even_without_a_score():
     nights = {"1": "grey", "2": "green", "3": "red", "4": "green"}
     (panel,) = trend_figure(history(("1", 10, None), ("2", 10, "A"), ("4", 10, "A")), nights).axes
-    marks = {line.get_label(): line for line in panel.lines if line.get_label() in {f"_{light}" for light in LIGHTS}}
-    assert {name: list(line.get_xdata()) for name, line in marks.items()} == {
-        "_red": [2],
-        "_green": [1, 3],
-        "_grey": [0],
-    }
-    assert [(line.get_marker(), line.get_color()) for line in marks.values()] == list(LIGHTS.values())
+    marks = [line for line in panel.lines if line.get_label().lstrip("_") in LIGHTS]
+    assert [(line.get_xdata(), line.get_label()) for line in marks] == [
+        ([0], "_grey"), ([1], "_green"), ([2], "_red"), ([3], "_green"),
+    ]  # fmt: skip
+    assert [(line.get_marker(), line.get_color()) for line in marks] == [LIGHTS[light] for light in nights.values()]
+
+
+def test_a_band_covers_each_night_that_has_a_baseline_from_its_fid_to_that_and_the_margin():
+    (panel,) = trend_figure(
+        history(("1", 10, None), ("2", 10, "A"), ("4", 10, "A")), dict.fromkeys("1234", "grey")
+    ).axes
+    (band,) = [shape for shape in panel.collections if shape.get_alpha() == 0.2]
+    corners = [(part.vertices.min(axis=0).tolist(), part.vertices.max(axis=0).tolist()) for part in band.get_paths()]
+    at = [0, 1, 3]
+    expected = [([place - 0.5, 5.0], [place + 0.5, pytest.approx(5.1)]) for place in at]
+    assert corners == expected

@@ -14,8 +14,7 @@ from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.progress.watch import Watching
-from taugrid.orchestrator.report.scores import score_on_disk
-from taugrid.orchestrator.report.up_to_date import Asked
+from taugrid.orchestrator.report.up_to_date import Asked, score_on_disk
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, LastSession
 from taugrid.orchestrator.session import Run

@@ -19,7 +19,6 @@ class Kept:
         self._values: OrderedDict[Hashable, Any] = OrderedDict()
 
     def get(self, key: Hashable, load: Callable[[], Any]) -> Any:
-        """The value of `key`, loaded if it is not kept."""
         if key not in self._values:
             while len(self._values) >= self._most:
                 self._values.popitem(last=False)
@@ -28,7 +27,6 @@ class Kept:
         return self._values[key]
 
     def clear(self) -> None:
-        """Let go of all values."""
         self._values.clear()
 
 

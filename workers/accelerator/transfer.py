@@ -139,7 +139,6 @@ class Clock:
         self._last = 0.0
 
     def landed(self, batch: SentImages) -> None:
-        """A batch is on the host."""
         now = time.perf_counter()
         self.seconds += now - max(batch.began, self._last)
         self._last = now

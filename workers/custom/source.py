@@ -161,8 +161,6 @@ def _spec(name: str) -> ModuleSpec | None:
 
 @dataclass(frozen=True)
 class Found:
-    """What `find_source` found."""
-
     sha256: str | None
     """`SourceCode.sha256`; None if there is no such module, or it has no file."""
     files: tuple[SourceFile, ...] = ()

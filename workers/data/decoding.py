@@ -43,8 +43,6 @@ class EncodedDataset(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """Images as they are used, and what identifies them."""
-
     images: NDArray[np.uint8]
     """(N, C, H, W), read-only."""
     fingerprint: str

@@ -12,8 +12,6 @@ from taugrid.workers.data.readers.directory import EXTENSIONS, below, decode_fil
 
 
 class _Layout(NamedTuple):
-    """How files of another data set are recognised."""
-
     what: str
     name: str
     """`data.name` of what reads them."""
@@ -60,7 +58,7 @@ def _other_data(root: Path, split: str) -> str | None:
         for path in below(root, layout.patterns)[:1]:
             place = path.parents[layout.depth - 1] if layout.depth else root
             keeps_split = split != "all" and split in DATASETS[layout.name].splits
-            keys = [f"name: {layout.name}", f"split: {split}" * keeps_split, layout.keys, f"root: {place}"]
-            write = ", ".join(filter(None, keys))
+            own_split = f"split: {split}" if keeps_split else ""
+            write = ", ".join(filter(None, [f"name: {layout.name}", own_split, layout.keys, f"root: {place}"]))
             return f"{root} holds {layout.what}, not PNG or JPEG: write data: {{{write}}}"
     return None

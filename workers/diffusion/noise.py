@@ -32,7 +32,7 @@ class TrainingDraws(NamedTuple):
     """(B,) bool: whether to mirror the image, if flips are on."""
 
 
-def normal(seed: int, indices: Tensor, time: int | Tensor, shape: tuple[int, ...], domain: str = "sample") -> Tensor:
+def normal(seed: int, indices: Tensor, time: int, shape: tuple[int, ...], domain: str = "sample") -> Tensor:
     """Standard normals for the samples `indices` at one time.
 
     Element e of a sample, in C order, depends only on (domain, seed, index, time, e). The Box-Muller transform is
@@ -43,7 +43,7 @@ def normal(seed: int, indices: Tensor, time: int | Tensor, shape: tuple[int, ...
     Args:
         seed: any integer.
         indices: (B,) int64 >= 0.
-        time: t in 1..T, or 0 for x_T; in training, the step. Below 2^32. Or the same as (1,) int64, for a CUDA graph.
+        time: t in 1..T, or 0 for x_T; in training, the step. Below 2^32.
         shape: the shape of one sample.
         domain: names the purpose; each domain is another stream.
 
@@ -51,7 +51,7 @@ def normal(seed: int, indices: Tensor, time: int | Tensor, shape: tuple[int, ...
         (B, *shape) float32 on the device of `indices`.
 
     Raises:
-        ValueError: if `time` is a number out of range.
+        ValueError: if `time` is out of range.
     """
     dims = math.prod(shape)
     w = words(seed, domain, indices, time, blocks=-(-dims // 4))

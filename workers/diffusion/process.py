@@ -29,9 +29,9 @@ def network_time(t: Time) -> Time:
     return t - 1
 
 
-def network_index(t: int | Tensor, x: Tensor) -> Tensor:
-    """The time index of each image of x: (B,) int64 on its device. A tensor t is such indices already."""
-    return t if isinstance(t, Tensor) else torch.full((len(x),), network_time(t), device=x.device)
+def network_index(t: int, x: Tensor) -> Tensor:
+    """The time index of each image of x: (B,) int64 on its device."""
+    return torch.full((len(x),), network_time(t), device=x.device)
 
 
 def diffuse(x0: Tensor, eps: Tensor, alpha_bar_t: Tensor | float) -> Tensor:

@@ -12,8 +12,7 @@ from taugrid.workers.network import custom
 def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, compiled: bool = False) -> Denoiser:
     """A network for inference on `device`, as a function of x, (B, C, H, W) float32, and the paper's t in 1..T.
 
-    It returns what the network predicts (`diffusion.prediction`), in the shape of x. `compiled`: by torch.compile. All
-    but oracles also take the images' indices, (B,) int64, in place of t (`process.network_index`).
+    It returns what the network predicts (`diffusion.prediction`), in the shape of x. `compiled`: by torch.compile.
 
     Raises:
         OtherContent: if this node has other files, code or weights than the driver planned with, or none.

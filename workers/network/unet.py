@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from taugrid.config import Unet
 from taugrid.errors import WrongWeights
 from taugrid.jobs import SavedUnet
 from taugrid.storage import Storage
+from taugrid.words import listed
 from taugrid.workers.content import require_same, verified_copy
 from taugrid.workers.diffusion.process import Denoiser, network_index
 from taugrid.workers.network.checkpoint import (
@@ -52,7 +53,7 @@ def load_unet(saved: SavedUnet, device: str, compiled: bool = False) -> Denoiser
         module = by_torch(unet)
 
     @torch.inference_mode()
-    def network(x: Tensor, t: int | Tensor) -> Tensor:
+    def network(x: Tensor, t: int) -> Tensor:
         index = network_index(t, x)  # of a number, diffusers would make a tensor at each step, and copy it
         output: Tensor = module(x.contiguous(memory_format=torch.channels_last), index, return_dict=False)[0]
         return output
@@ -91,7 +92,7 @@ def _from_folder(copy: Path, folder: Path) -> UNet2DModel:
         raise WrongWeights(f"{folder}/config.json is not a UNet2DModel's: {' '.join(str(error).split())}") from error
     shapes = [f"{name} {list(theirs)}, not {list(ours)}" for name, theirs, ours in found["mismatched_keys"]]
     wrong = {"missing": found["missing_keys"], "unexpected": found["unexpected_keys"], "of another shape": shapes}
-    faults = [f"{fault}: {_some(names)}" for fault, names in wrong.items() if names]
+    faults = [f"{fault}: {listed(sorted(names), MOST_NAMED)}" for fault, names in wrong.items() if names]
     if faults:
         raise WrongWeights(f"{file} does not fit the config.json next to it ({'; '.join(faults)})")
     return unet
@@ -104,8 +105,3 @@ def _require_tensors(copy: Path, file: Path) -> None:
         raise WrongWeights(
             f"{file} is damaged or holds more than tensors, which could run code, so it was not opened; use safetensors"
         ) from error
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(sorted(names)[:MOST_NAMED]) + more

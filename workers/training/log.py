@@ -23,8 +23,6 @@ LOGGED_LINES = 1_000
 
 
 class Record(NamedTuple):
-    """A logged step."""
-
     step: int
     """Steps done, including this one."""
     loss: float
@@ -58,7 +56,6 @@ class Log:
             self._show(record)
 
     def write(self, record: Record) -> None:
-        """Add a step."""
         fields = record._replace(seconds=round(record.seconds, 3))._asdict()
         self._file.write(json.dumps(fields) + "\n")
         self._show(fields)
@@ -91,8 +88,6 @@ def is_logged(step: int, steps: int) -> bool:
 
 
 class TrainingProgress(NamedTuple):
-    """How far a training has come."""
-
     step: int
     """Steps done."""
     loss: float

@@ -33,9 +33,8 @@ from taugrid.workers.diffusion.process import network_time
 from taugrid.workers.network.diffusers_unet import UNet2DModel
 from taugrid.workers.network.ema import ema_decay, ema_update
 from taugrid.workers.training import checkpoints
-from taugrid.workers.training.batches import Batches
+from taugrid.workers.training.batches import Batches, Loss, TrainingBatch
 from taugrid.workers.training.log import Log, Record, is_logged
-from taugrid.workers.training.loss import Loss, TrainingBatch
 from taugrid.workers.training.spec import Hopeless, TrainingSpec
 from taugrid.workers.training.state import State, new_state, not_finite
 

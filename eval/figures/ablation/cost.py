@@ -17,6 +17,7 @@ from taugrid.eval.figures.drawing import (
     legend_name,
     make_panels,
     mark_values,
+    name_parts,
     ordered_styles,
     plain_style,
     say_if_empty,
@@ -77,14 +78,16 @@ def _write_steps(panel: Axes, found: Sequence[Cost], styles: Styles) -> None:
     """Write S beside each marker: above and below in turn from left to right, as neighbours may be close."""
     shown = [(cost.seconds, cost) for cost in found if cost.seconds is not None and cost.fid > 0]
     for place, (seconds, cost) in enumerate(sorted(shown, key=lambda pair: pair[0])):
-        panel.annotate(
+        look = styles[" ".join(_setting(cost))]
+        text = panel.annotate(
             cost.settings["S"],
             (seconds, cost.fid),
             xytext=(4, (4, -9)[place % 2]),
             textcoords="offset points",
             fontsize=7,
-            color=styles[" ".join(_setting(cost))].colour,
+            color=look.colour,
         )
+        name_parts(look, [text])
 
 
 def _legend(figure: Figure, styles: Styles) -> None:
@@ -114,10 +117,11 @@ def _draw(
     places = {cost.cell: (price(cost) or 0) * math.exp(styles[" ".join(_setting(cost))].shift) for cost in shown}
     for cost in shown:
         look, error = styles[" ".join(_setting(cost))], 0.0 if math.isnan(cost.fid_se) else cost.fid_se
-        panel.errorbar(
+        drawn = panel.errorbar(
             [places[cost.cell]],
             [cost.fid],
             yerr=[error],
+            label=look.name,
             color=look.colour,
             marker=look.marker,
             markersize=6,
@@ -125,6 +129,7 @@ def _draw(
             linestyle="",
             capsize=2.0,
         )
+        name_parts(look, drawn.get_children())
     for apart in dict.fromkeys(cost.apart for cost in shown):
         best = sorted((places[cost.cell], cost.fid) for cost in shown if cost.apart == apart and is_best(cost))
         if best:

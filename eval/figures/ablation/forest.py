@@ -127,7 +127,7 @@ def _bend(panel: Axes, beyond: float, rows: Sequence[Effect]) -> None:
 def _caption(rows: Sequence[Effect], beyond: float | None) -> str:
     over = " or ".join(dict.fromkeys("sampling alone" if e.over == "sampling" else f"{e.over}s" for e in rows))
     scale = "" if beyond is None else " The axis is linear between the dotted lines and logarithmic outside them."
-    over += GIVEN_NOISE * any(effect.given_noise for effect in rows)
+    over += GIVEN_NOISE if any(effect.given_noise for effect in rows) else ""
     cells = "a cell each, and averages over cells (diamonds)" if rows[0].scope == EACH_CELL else "averages over cells"
     return (
         f"Differences of FID, all else equal (below 0 is better): {cells}, with 95 % intervals over {over}. Filled: p "

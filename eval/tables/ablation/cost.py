@@ -96,7 +96,6 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _marked(found: Sequence[Cost]) -> list[Cost]:
-    """The same with their marks."""
     by_evaluations = pareto([(cost.apart, cost.evaluations, cost.fid) for cost in found])
     by_seconds = pareto([(cost.apart, cost.seconds, cost.fid) for cost in found])
     marks = zip(found, by_evaluations, by_seconds, strict=True)

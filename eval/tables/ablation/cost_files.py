@@ -9,6 +9,7 @@ import pandas as pd
 from taugrid.eval.tables.ablation.cost import IMAGES, Cost
 from taugrid.eval.tables.entries import MISSING, write_number
 from taugrid.storage import replacing
+from taugrid.words import markdown_table
 
 OPTIMAL = "●"
 ABOUT = (
@@ -43,18 +44,22 @@ def write_costs(found: Sequence[Cost], folder: Path) -> None:
             temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
+def costs_table(found: Sequence[Cost]) -> tuple[list[str], list[list[str]]]:
+    """The heads of the columns, and a row for each cell, in the order of the grid."""
+    heads = [*found[0].settings, "FID", "evaluations", "seconds", "training seconds", "by evaluations", "by seconds"]
+    return heads, [_line(cost) for cost in found]
+
+
 def costs_markdown(found: Sequence[Cost]) -> str:
     """A row for each cell, in the order of the grid."""
-    names = list(found[0].settings)
-    heads = [*names, "FID", "evaluations", "seconds", "training seconds", "by evaluations", "by seconds"]
-    lines = [heads, [*[":--"] * len(names), *["--:"] * 4, ":-:", ":-:"], *map(_line, found)]
-    listed = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    heads, rows = costs_table(found)
+    listed = markdown_table(heads, "l" * len(found[0].settings) + "rrrrcc", rows)
     over = found[0].over
     return f"# Cost beside quality\n\n{ABOUT} {OF_MEANS.format(over=over) if over else OF_CELLS}\n\n{listed}\n"
 
 
 def _line(cost: Cost) -> list[str]:
-    marks = [OPTIMAL * best for best in (cost.best_for_evaluations, cost.best_for_seconds)]
+    marks = [OPTIMAL if best else "" for best in (cost.best_for_evaluations, cost.best_for_seconds)]
     times = [
         MISSING if time is None else write_number(time, math.nan)[0] for time in (cost.seconds, cost.train_seconds)
     ]

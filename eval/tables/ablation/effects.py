@@ -91,8 +91,6 @@ class _Pair(NamedTuple):
 
 
 class _Grid(NamedTuple):
-    """Scored cells with their settings as text."""
-
     rows: Sequence[Mapping[str, Any]]
     labels: pd.DataFrame
     """A row for each of `rows`: all settings, eta as 0.0 or σ̂."""

@@ -16,7 +16,7 @@ from taugrid.eval.tables.pivots import short_columns
 from taugrid.eval.tables.rows import series
 from taugrid.registry.metrics import MetricColumn
 from taugrid.storage import replacing
-from taugrid.words import counted
+from taugrid.words import counted, markdown_table
 
 FLOATS = frozenset({"mean_base", "mean_value", "effect", "se_sampling", "se_shared", "low", "high", "p", "p_holm"})
 
@@ -72,15 +72,15 @@ def _tables(found: Sequence[Effect], names: Mapping[str, str], scale: float) -> 
         yield f"### {title[0].upper()}{title[1:]} ({counted(len(rows), 'comparison')})"
         has_settings = any(row.settings for row in rows)
         interval = interval_heading(rows)
-        heads = ["key", "value", "base", *["where"] * has_settings, "effect", interval, "n", "p", "p (Holm)"]
-        lines = [heads, [":--"] * (3 + has_settings) + ["--:"] * 5]
-        lines += [_line(row, names[row.key], has_settings, scale) for row in rows]
-        yield "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        labels = ["key", "value", "base", *(["where"] if has_settings else [])]
+        heads = [*labels, "effect", interval, "n", "p", "p (Holm)"]
+        lines = (_line(row, names[row.key], has_settings, scale) for row in rows)
+        yield markdown_table(heads, "l" * len(labels) + "rrrrr", lines)
 
 
 def interval_heading(found: Sequence[Effect]) -> str:
     """The heading of the intervals of a table, which says what they miss."""
-    return f"95 % interval{GIVEN_NOISE * any(effect.given_noise for effect in found)}"
+    return f"95 % interval{GIVEN_NOISE if any(effect.given_noise for effect in found) else ''}"
 
 
 def short_keys_of(found: Sequence[Effect]) -> dict[str, str]:
@@ -103,7 +103,7 @@ def effects_from_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Effec
 def _line(row: Effect, name: str, has_settings: bool, scale: float) -> list[str]:
     said = said_effect(row, name, scale)
     effect = f"**{said.effect}**" if said.is_certain else said.effect
-    texts = [said.key, said.value, said.base, *[said.settings] * has_settings]
+    texts = [said.key, said.value, said.base, *([said.settings] if has_settings else [])]
     return [*texts, effect, said.interval, said.replicates, said.p, said.p_holm]
 
 
@@ -135,7 +135,7 @@ def said_effect(row: Effect, name: str, scale: float) -> SaidEffect:
         value, error = write_number(scale * row.effect, width / 4)[0], ""
     else:
         value, error = write_number(scale * row.effect, scale * row.se_sampling)
-    effect = f"{'+' * (row.effect > 0)}{value} {error}".rstrip()
+    effect = f"{'+' if row.effect > 0 else ''}{value} {error}".rstrip()
     numbers = (effect, interval, str(row.replicates), _p(row.p), _p(row.p_holm))
     return SaidEffect(name, row.value, row.base, row.settings, *numbers, is_certain)
 

@@ -135,7 +135,6 @@ def labelled(frame: pd.DataFrame, name: str) -> "pd.Series[Any]":
 
 
 def shown(value: object) -> str:
-    """A setting as text for people."""
     return as_text(value) if value is None or value != value else plain_text(value)
 
 

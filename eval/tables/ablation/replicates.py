@@ -25,8 +25,6 @@ UNITS = {TRAINING: "training", SAMPLING: "sampling seed"}
 
 
 class Replicate(NamedTuple):
-    """One cell of several that share their settings."""
-
     cell: str
     seeds: tuple[Hashable, ...]
     """Its values of the seeds that vary."""

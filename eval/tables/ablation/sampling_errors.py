@@ -8,7 +8,8 @@ import numpy as np
 from taugrid.eval.metrics.frechet import standard_error
 from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.ablation.seeds import shared_error
-from taugrid.eval.tables.differences import ROUNDING, Evidence
+from taugrid.eval.tables.differences import Evidence
+from taugrid.eval.tables.entries import ROUNDING
 
 Cells = tuple[str, str]
 """The ids of two cells, whose difference is the second minus the first."""

@@ -69,12 +69,10 @@ class Counterpart(NamedTuple):
 
     @property
     def place(self) -> str:
-        """Its place in its table."""
         return f"S = {self.steps}" if self.metric == "mse" else f"η = {self.label}, S = {self.steps}"
 
     @property
     def label(self) -> str:
-        """The label of its row, as in the quality table."""
         return SIGMA_HAT if self.sigma == "sigma_hat" else str(self.eta)
 
     @property

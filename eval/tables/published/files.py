@@ -8,6 +8,7 @@ import pandas as pd
 from taugrid.eval.tables.entries import MISSING, write_number
 from taugrid.eval.tables.published.counterparts import PAPER, Counterpart, dataset_facts
 from taugrid.storage import replacing
+from taugrid.words import markdown_table
 
 
 def write_published(found: Sequence[Counterpart], folder: Path, stem: str) -> None:
@@ -48,7 +49,7 @@ def published_markdown(found: Sequence[Counterpart]) -> str:
         blocks += [
             f"### Table {table}, {dataset}: {'FID' if members[0].metric == 'fid' else 'reconstruction error'}",
             *_what_differs(members, shared),
-            "\n".join(_table_lines(members, set(shared))),
+            _table(members, set(shared)),
             *_notes(members),
         ]
     return "\n\n".join(blocks) + "\n"
@@ -61,16 +62,18 @@ def _what_differs(members: Sequence[Counterpart], shared: Sequence[str]) -> Iter
         yield "Nothing that is known differs from the paper's protocol."
 
 
-def _table_lines(members: Sequence[Counterpart], shared: set[str]) -> Iterator[str]:
+def _table(members: Sequence[Counterpart], shared: set[str]) -> str:
     with_eta = members[0].metric == "fid"
     several = len({one.place for one in members}) < len(members)
     head = [*(["η"] if with_eta else []), "S", "paper", "ours", "difference", "what else differs"]
-    yield _line([*head, *(["cell" if with_eta else "model"] if several else [])])
-    yield _line([":--" if text in ("η", "what else differs") else "--:" for text in head] + [":--"] * several)
+    columns = "".join("l" if text in ("η", "what else differs") else "r" for text in head)
+    if several:
+        head, columns = [*head, "cell" if with_eta else "model"], f"{columns}l"
+    rows = []
     for one in members:
         value, error = write_number(one.ours, one.standard_error)
         decimals = len(one.published.partition(".")[2])
-        yield _line([
+        rows.append([
             *([one.label] if with_eta else []),
             str(one.steps),
             one.published,
@@ -79,10 +82,7 @@ def _table_lines(members: Sequence[Counterpart], shared: set[str]) -> Iterator[s
             "; ".join(text for text in one.differs if text not in shared) or MISSING,
             *([one.cell or one.model] if several else []),
         ])  # fmt: skip
-
-
-def _line(texts: Sequence[str]) -> str:
-    return "| " + " | ".join(text.replace("|", r"\|") for text in texts) + " |"
+    return markdown_table(head, columns, rows)
 
 
 def _notes(members: Sequence[Counterpart]) -> Iterator[str]:

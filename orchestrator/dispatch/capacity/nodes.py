@@ -15,8 +15,6 @@ RAYS_UNITS = 10_000
 
 
 class Size(NamedTuple):
-    """What a worker takes."""
-
     cpus: float
     gpus: float
 

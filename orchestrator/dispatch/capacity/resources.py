@@ -97,7 +97,6 @@ class Trainers(NamedTuple):
 
     @property
     def most(self) -> int:
-        """The largest number of workers."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 

@@ -4,15 +4,39 @@ On an embedded cluster their number is given. A cluster that the run joined is l
 """
 
 import time
-from collections.abc import Set
+from collections.abc import Collection, Mapping, Set
+from typing import NamedTuple
 
 from taugrid.errors import RunFailed
-from taugrid.orchestrator.dispatch.capacity.demand import Crowd, demand
 from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size
 from taugrid.orchestrator.dispatch.capacity.resources import no_room
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.pool import Pool
 from taugrid.words import counted, duration
+
+
+class Crowd(NamedTuple):
+    full: int
+    """Those that do all kinds of tasks."""
+    spare: int
+    """Those without a GPU, which do only some kinds."""
+
+
+def demand(openings: Mapping[str, int], spare_kinds: Collection[str], busy: Crowd, room: Crowd) -> Crowd:
+    """How many workers the tasks want: those that are `busy`, and one for each that could start.
+
+    `openings` is kind -> tasks that could start; `room` is how many workers fit on the nodes that are there. Tasks of
+    `spare_kinds` go to spare workers, as far as there is room. What is left of them employs full workers that fit too,
+    but asks for no node with a GPU, unless there is no room for a spare worker at all.
+    """
+    light = sum(number for kind, number in openings.items() if kind in spare_kinds)
+    full = busy.full + sum(openings.values()) - light
+    spare = min(light, max(0, room.spare - busy.spare))
+    left = light - spare
+    if room.spare:
+        left = min(left, max(0, room.full - full))
+    return Crowd(full + left, busy.spare + spare)
+
 
 LOOK_SECONDS = 5.0
 """How often Ray is asked which nodes there are: a node that joins gets work soon, one that drains no more of it."""

@@ -34,9 +34,8 @@ from typing import NamedTuple
 from taugrid.orchestrator.dispatch.policy.backlog import Backlog
 from taugrid.orchestrator.dispatch.policy.hands import Hands
 from taugrid.orchestrator.dispatch.policy.health import Benching, Health
-from taugrid.orchestrator.dispatch.policy.history import TaskHistory, suffices
+from taugrid.orchestrator.dispatch.policy.history import Suspects, TaskHistory, suffices
 from taugrid.orchestrator.dispatch.policy.pace import Pace
-from taugrid.orchestrator.dispatch.policy.suspects import Suspects
 from taugrid.orchestrator.task import Task
 
 MOST_COPIES = 3
@@ -67,8 +66,6 @@ class Assignment(NamedTuple):
 
 
 class Charge(NamedTuple):
-    """What a failure led to."""
-
     key: str | None
     """The task that the worker had, if any."""
     quarantined: bool
@@ -113,12 +110,10 @@ class Dispatcher:
 
     @property
     def done(self) -> set[str]:
-        """The keys of tasks that are done."""
         return self._backlog.done
 
     @property
     def quarantined(self) -> set[str]:
-        """The keys of tasks that are given up."""
         return self._backlog.quarantined
 
     @property
@@ -171,7 +166,6 @@ class Dispatcher:
         self._health.draining(nodes)
 
     def beat(self, worker: str, now: float) -> None:
-        """The task of `worker` goes on."""
         if worker in self._hands.running:
             self._hands.running[worker].heard = now
 

@@ -10,16 +10,12 @@ from taugrid.orchestrator.task import Task
 
 
 class Finished(NamedTuple):
-    """A task that left a worker's hand."""
-
     running: Running
     overtook: bool
     """It was the second, and ended before the first."""
 
 
 class LetGo(NamedTuple):
-    """What a worker had in hand when it was lost."""
-
     running: Running | None
     waited: str | None
     """The key of its second task."""
@@ -44,7 +40,6 @@ class Hands:
         self._second: dict[str, Task] = {}  # the other way round
 
     def __len__(self) -> int:
-        """The number of workers."""
         return len(self.idle) + len(self.running)
 
     def __contains__(self, key: str) -> bool:
@@ -94,7 +89,6 @@ class Hands:
         return Finished(running, overtook)
 
     def lose(self, worker: str) -> LetGo:
-        """`worker` is gone."""
         waited = self._second.pop(worker, None)
         if waited is not None:
             del self.behind[waited.key]

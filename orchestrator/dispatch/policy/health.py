@@ -34,8 +34,6 @@ node must not look as if it could not do what a bad node failed."""
 
 
 class Benching(NamedTuple):
-    """A worker was benched."""
-
     worker: str
     node: str
     seconds: float
@@ -182,7 +180,6 @@ class Health:
         self._note(worker)
 
     def node(self, worker: str) -> str:
-        """Where `worker` is."""
         return self._workers[worker].node
 
     def takes(self, worker: str) -> frozenset[str]:
@@ -257,7 +254,6 @@ class Health:
         return self._unfit_nodes
 
     def _note(self, worker: str) -> None:
-        """The record of `worker` has changed."""
         record = self._workers[worker]
         if record.until is None:
             self._benched.pop(worker, None)

@@ -17,8 +17,6 @@ SILENT_SECONDS = 60.0
 
 @dataclass(slots=True)
 class Running:
-    """A task that a worker is at."""
-
     task: Task
     since: float
     heard: float
@@ -37,7 +35,6 @@ class Median:
         self._upper: list[float] = []  # a heap
 
     def add(self, number: float) -> None:
-        """One more."""
         middle = -heapq.heappushpop(self._lower, -number)
         heapq.heappush(self._upper, middle)
         if len(self._upper) > len(self._lower):
@@ -59,7 +56,6 @@ class Pace:
         self._taken = {kind: Median() for kind in kinds}
 
     def add(self, task: Task, seconds: float) -> None:
-        """A task took so long."""
         self._taken[task.kind].add(seconds / max(task.cost, 1e-12))
 
     def late(self, running: Iterable[Running], now: float) -> list[Running]:

@@ -48,7 +48,11 @@ class HistoryView:
             raise UserError(
                 f"{self.directory} has no history.parquet yet; `taugrid report {self.directory}` writes it"
             ) from None
-        found: pd.DataFrame = pq.read_table(pa.BufferReader(data)).to_pandas()
+        try:
+            found: pd.DataFrame = pq.read_table(pa.BufferReader(data)).to_pandas()
+        except pa.ArrowException:
+            said = f"history.parquet of {self.directory} is damaged; `taugrid report {self.directory}` writes it again"
+            raise UserError(said) from None
         return found
 
     def open(self, night: str) -> RunView:

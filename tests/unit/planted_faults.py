@@ -1,0 +1,108 @@
+"""Faults that tests plant in the code of a night, each as a function of pytest's monkeypatch."""
+
+from dataclasses import replace
+
+import torch
+
+from taugrid.eval import score_cell
+from taugrid.eval.metrics import frechet
+from taugrid.orchestrator.work.score import ScoreWork
+from taugrid.workers import sample as sampling
+from taugrid.workers.accelerator import transfer
+from taugrid.workers.diffusion import forward
+from taugrid.workers.samplers import ddim
+
+SWAPPED, STEPS = {0.0: 1.0, 1.0: 0.0}, 3
+"""Cells with these values of eta and so many steps are taken for each other."""
+
+
+def _with_job(monkeypatch, change):
+    """Sample with `change` of the indices and the job."""
+    whole = sampling.sample_batch
+    monkeypatch.setattr(sampling, "sample_batch", lambda model, *given: whole(model, *change(*given[:2]), *given[2:]))
+
+
+def drop_last_step(monkeypatch):
+    _with_job(monkeypatch, lambda indices, job: (indices, replace(job, tau=job.tau[1:])))
+
+
+def darken_later_batches(monkeypatch):
+    """By 20 grey levels; a cell's first batch, which is the canary's, stays."""
+    whole = sampling.sample_batch
+
+    def darker(model, indices, *given):
+        return whole(model, indices, *given) - (0.16 if indices[0] else 0.0)
+
+    monkeypatch.setattr(sampling, "sample_batch", darker)
+
+
+def repeat_the_first_batch(monkeypatch):
+    _with_job(monkeypatch, lambda indices, job: (indices % job.settings.batch_size, job))
+
+
+def swap_images(monkeypatch):
+    def swapped(indices, job):
+        eta = SWAPPED.get(job.settings.eta) if job.settings.steps == STEPS else None
+        settings = job.settings if eta is None else job.settings.model_copy(update={"eta": eta})
+        return indices, replace(job, settings=settings)
+
+    _with_job(monkeypatch, swapped)
+
+
+def swap_scores(monkeypatch):
+    """The score of each of two cells of a run is written as that of the other one."""
+    whole = ScoreWork._job
+
+    def swapped(self, state):
+        of = state.cell.settings
+        wanted = of.model_copy(update={"eta": SWAPPED.get(of.eta)}) if of.steps == STEPS else None
+        for other in self.survey.found.cells:
+            if (other.cell.settings, other.cell.model.id) == (wanted, state.cell.model.id):
+                return replace(whole(self, other), feature_paths=whole(self, state).feature_paths)
+        return whole(self, state)
+
+    monkeypatch.setattr(ScoreWork, "_job", swapped)
+    monkeypatch.setattr(score_cell, "_require_own", lambda job, path: None)
+
+
+def scaled_sigma(factor):
+    return lambda monkeypatch: monkeypatch.setattr(ddim, "sigma", lambda *at: factor * forward.sigma(*at))
+
+
+def added_eta(more):
+    whole = ddim.coefficients
+
+    def coefficients(alpha_t, alpha_prev, eta, *rest, **named):
+        return whole(alpha_t, alpha_prev, eta if eta == "sigma_hat" else eta + more, *rest, **named)
+
+    return lambda monkeypatch: monkeypatch.setattr(ddim, "coefficients", coefficients)
+
+
+def round_down(monkeypatch):
+    def floored(x):
+        return torch.add(x, 1).mul_(127.5).floor_().clamp_(0, 255).to(torch.uint8)
+
+    monkeypatch.setattr(transfer, "to_grey_levels", floored)
+
+
+def scaled_fid(factor):
+    """FID as a changed formula would give it; the influences stay."""
+
+    def plant(monkeypatch):
+        whole = frechet.Frechet.of
+
+        def of(samples, reference, root=None):
+            found = whole(samples, reference, root)
+            object.__setattr__(found, "distance", factor * found.distance)
+            return found
+
+        monkeypatch.setattr(frechet.Frechet, "of", of)
+
+    return plant
+
+
+def collapse(network, value):
+    """Make the images of `network` all white or, with a NaN, no images."""
+    with torch.no_grad():
+        network.conv_out.weight.zero_()
+        network.conv_out.bias.fill_(value)

@@ -1,0 +1,166 @@
+"""Faults planted in nights of 12 cells of digits, with the baseline's weights, nearby ones, and those of a retraining.
+
+It takes minutes: `make chaos` runs it, and with `pytest -s` it prints the table of docs/decisions.md.
+tests/unit/test_night_faults.py has the short form.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import yaml
+from diffusers import UNet2DModel
+from digits_nights import CONFIG, Without, train
+from nights import taugrid
+from planted_faults import (
+    added_eta,
+    collapse,
+    darken_later_batches,
+    drop_last_step,
+    repeat_the_first_batch,
+    round_down,
+    scaled_fid,
+    scaled_sigma,
+    swap_images,
+    swap_scores,
+)
+
+from taugrid.orchestrator.baseline.text import BAD, GOOD, NEUTRAL
+from taugrid.orchestrator.baseline.verdict import Verdict
+
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow, pytest.mark.chaos]
+
+CELLS, STEPS = 12, 1_500
+HALF, NEARBY, LAST = 375, 748, 750
+"""Steps of the checkpoints; the learning rate at the last one is half of what it was."""
+
+COLUMNS = {"same weights": (0, LAST), "nearby weights": (0, NEARBY), "retrained": (1, LAST)}
+"""Tonight's network: the seed of its training, and the step."""
+
+SHARPNESS = 0.08
+"""Of all nights: one that could not see such a loss must not pass."""
+
+DIGIT = 3
+"""The class that is missing."""
+
+
+class Fault(NamedTuple):
+    """What is planted, in the code or in tonight's network, and how each night must end.
+
+    `caught` has, for each column, the stage that must catch it; in the last one a network of other weights may be red
+    beside it. Empty: the night must be green. "not judged": it must say that it is too blunt. None: no such night.
+    """
+
+    caught: tuple[str | None, str | None, str | None]
+    code: Callable[[pytest.MonkeyPatch], None] = lambda monkeypatch: None
+    network: str | None = None
+    """A name of `_network`; None: the column's."""
+
+
+BLUNT = "not judged"
+IN_THE_SAMPLER = ("pixels", "sampler canary", "sampler canary")
+IN_THE_NETWORK = (None, "fresh seed", "fresh seed")
+FAULTS = {
+    "nothing (the control)": Fault(("", "", "fresh seed")),
+    "last step of the sampler dropped": Fault(IN_THE_SAMPLER, drop_last_step),
+    "sigma x 1.02": Fault(IN_THE_SAMPLER, scaled_sigma(1.02)),
+    "sigma x 1.3": Fault(IN_THE_SAMPLER, scaled_sigma(1.3)),
+    "0.3 added to eta": Fault(IN_THE_SAMPLER, added_eta(0.3)),
+    "images rounded down": Fault(IN_THE_SAMPLER, round_down),
+    "images of two cells swapped": Fault(IN_THE_SAMPLER, swap_images),
+    "later batches darker": Fault(("pixels", "one stage", "one stage"), darken_later_batches),
+    "second batch repeats the first": Fault(("pixels", "collapse", "collapse"), repeat_the_first_batch),
+    "scores of two cells swapped": Fault(("scorer", "one stage", "fresh seed"), swap_scores),
+    "FID x 1.01": Fault(("scorer", "scorer", "scorer"), scaled_fid(1.01)),
+    "EMA off": Fault(IN_THE_NETWORK, network="raw"),
+    "half the training": Fault(IN_THE_NETWORK, network="half"),
+    "one digit missing": Fault((None, BLUNT, BLUNT), network="without"),
+    "all images white": Fault((None, "collapse", "collapse"), network="white"),
+    "NaN": Fault((None, "collapse", "collapse"), network="nan"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The trainings, a folder for each seed, and a history whose first night is the baseline."""
+    place = tmp_path_factory.mktemp("table")
+    for seed, since in ((0, 500), (1, 1)):
+        train(place / f"seed-{seed}", STEPS, [HALF, NEARBY, LAST], seed, LAST)
+        train(place / f"seed-{seed}/without", STEPS, [LAST], seed, LAST, Without(DIGIT, since))
+        for name, value in (("white", 100.0), ("nan", float("nan"))):
+            network = UNet2DModel.from_pretrained(place / f"seed-{seed}/step-{LAST}")
+            collapse(network, value)
+            network.save_pretrained(place / f"seed-{seed}/{name}")
+    (place / "night.yaml").write_text(yaml.safe_dump(CONFIG))
+    night(place, "seed-0/step-750", "0")
+    accept(place, "baseline", place / "history/nights/0/run")
+    return place
+
+
+def accept(folder, name, *runs):
+    file = folder / f"history/{name}.json"
+    taugrid("baseline", "accept", *runs, "--to", file, "--reason", "the measure")
+    return file
+
+
+def night(folder, network, name, *options, code=0):
+    words = ("--history", folder / "history", "--id", name, "--set", f"model.checkpoint={folder / network}")
+    return json.loads(taugrid("nightly", folder / "night.yaml", *words, *options, "--json", code=code)[0])
+
+
+def network_of(seed, step, kind):
+    """Its folder; "one digit missing" is a loss from step 500 on for seed 0, and from the first one for others."""
+    names = {None: f"step-{step}", "raw": f"step-{LAST}-raw", "half": f"step-{HALF}", "without": f"without/step-{LAST}"}
+    return f"seed-{seed}/{names.get(kind, kind)}"
+
+
+def stage(cell):
+    """Which stage caught a cell; empty: none."""
+    named = {"changed pixels": "pixels", "changed sampler": "sampler canary", "changed scorer": "scorer",
+             "collapsed": "collapse", "worse": "fresh seed" if cell["seeds"] == "fresh" else "one stage"}  # fmt: skip
+    return named.get(cell["result"], "")
+
+
+def shown(found):
+    """How a night ended, as the table has it."""
+    counts = Counter(filter(None, map(stage, found["comparison"]["cells"])))
+    return ": ".join(filter(None, [found["result"], ", ".join(f"{name} {count}" for name, count in counts.items())]))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_nothing_broken_is_green(folder, monkeypatch, fault):
+    """Exit code and first line of each night; a retraining is another network, and rightly red where it is worse."""
+    caught, plant, kind = FAULTS[fault]
+    row = [fault]
+    for number, (column, expected) in enumerate(zip(COLUMNS, caught, strict=True)):
+        if expected is None:
+            row.append("-")
+            continue
+        name, code = f"{list(FAULTS).index(fault)}-{number}", {"": 0, BLUNT: 5}.get(expected, 3)
+        with monkeypatch.context() as patch:
+            plant(patch)
+            found = night(folder, network_of(*COLUMNS[column], kind), name, "--sharpness", SHARPNESS, code=code)
+        row.append(f"{code}, {shown(found)}")
+        line = (folder / f"history/nights/{name}/summary.md").read_text().splitlines()[0]
+        assert {0: GOOD, 5: NEUTRAL, 3: BAD}[code] in line
+        stages = {stage(cell) for cell in found["comparison"]["cells"]} - {""}
+        assert stages == {expected} - {"", BLUNT} or (column == "retrained" and expected in stages), row
+    print(f"\n| {' | '.join(row)} |")
+
+
+def test_a_retraining_is_not_red_against_its_recipe(folder):
+    """Three trainings see so little that the night says so, of half the training too."""
+    runs = [folder / "history/nights/0/run"]
+    for seed in (2, 3):
+        train(folder / f"seed-{seed}", STEPS, [LAST], seed, LAST)
+        runs.append(folder / f"run-{seed}")
+        place = f"model.checkpoint={folder / f'seed-{seed}/step-{LAST}'}"
+        taugrid("run", folder / "night.yaml", "--set", place, "--out", runs[-1])
+    options = ("--baseline", accept(folder, "recipe", *runs), "--sharpness", SHARPNESS)
+    for kind in (None, "half"):
+        found = night(folder, network_of(1, LAST, kind), f"recipe-{kind}", *options, code=5)
+        largest = max(cell["t"] for cell in found["comparison"]["cells"])
+        print(f"\n{kind or 'control'} against a recipe: {shown(found)}; {found['not_judged']}; T up to {largest:.1f}")
+        assert found["result"] == Verdict.UNDECIDED
