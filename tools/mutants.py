@@ -42,7 +42,7 @@ def read(text: str) -> list[Mutant]:
 
 
 def planted(root: Path, mutant: Mutant) -> str:
-    """The text of the mutant's file with the mutant in it; exits if the patch or a test file no longer fits."""
+    """The text of the mutant's file with the mutant in it; exits if it no longer fits the tree."""
     text = (root / mutant.file).read_text()
     if (count := text.count(mutant.old)) != 1:
         sys.exit(f"mutants.txt: {mutant.file} has {mutant.old!r} {count} times, not once; correct the list")
@@ -61,30 +61,27 @@ def copy_tree(target: Path) -> None:
             (target / "taugrid" / room).symlink_to(f"../{room}")
 
 
-def run_tests(root: Path, tests: Sequence[str]) -> int:
-    """Run test files of the copy until one fails; returns pytest's exit code, having printed the output of an error."""
+def run_tests(root: Path, tests: Sequence[str], most: int) -> int:
+    """Run test files of the copy until one fails; returns pytest's exit code. Exits if that is above `most`."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode > 1:
-        print(done.stdout, done.stderr)
+    if done.returncode > most:
+        sys.exit(f"{done.stdout}{done.stderr}\npytest ended with {done.returncode}, so nothing can be said")
     return done.returncode
 
 
 def is_killed(root: Path, number: int, mutant: Mutant) -> bool:
-    """Whether a test fails with the mutant; exits if pytest could not even run it."""
+    """Whether a test fails with the mutant; exits if the tests could not even be run."""
     path = root / mutant.file
     original, before = path.read_text(), path.stat()
     path.write_text(planted(root, mutant))
     os.utime(path, (number, number))  # Python compiles a file again only if its size or its second of writing differs
     try:
-        code = run_tests(root, mutant.tests)
+        return run_tests(root, mutant.tests, most=1) == 1
     finally:
         path.write_text(original)
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    if code > 1:
-        sys.exit(f"mutants.txt: {mutant.file} with {mutant.new!r} can't be tested (pytest's exit code is {code})")
-    return code == 1
 
 
 def main() -> None:
@@ -99,8 +96,7 @@ def main() -> None:
         for mutant in mutants:
             planted(root, mutant)
         chosen = [m for m in mutants if not words or any(word in f"{m.file}\n{m.old}\n{m.new}" for word in words)]
-        if run_tests(root, sorted({test for mutant in chosen for test in mutant.tests})) != 0:
-            sys.exit("a test fails without any mutant, so nothing can be said")
+        run_tests(root, sorted({test for mutant in chosen for test in mutant.tests}), most=0)
         survivors = 0
         for number, mutant in enumerate(chosen, 1):
             killed = is_killed(root, number, mutant)
