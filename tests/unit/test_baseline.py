@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
 
+from taugrid.orchestrator.baseline import pixels
 from taugrid.orchestrator.baseline.matching import labels_of
 from taugrid.workers.diffusion import forward
 from taugrid.workers.samplers import ddim
@@ -257,3 +258,9 @@ def test_two_cells_are_still_compared(base):
 def test_cells_of_checkpoints_in_folders_of_one_name_have_labels_of_their_own(places, names):
     cells = {str(n): {"steps": 2, "eta": 0.0, "model.checkpoint": place} for n, place in enumerate(places)}
     assert list(labels_of(cells).values()) == [f"S0002-eta0 model.checkpoint={name}" for name in names]
+
+
+def test_the_mean_distance_of_images_is_over_all_their_pixels():
+    grey = np.zeros((1, 2, 2), np.uint8)
+    other = grey + np.array([[0, 0], [0, 8]], np.uint8)
+    assert pixels.distance(np.array([3]), 10, {3: other}, {3: grey}) == pixels.PixelDistance(10, 1, 8, 2.0)

@@ -1,8 +1,12 @@
+from collections import Counter
+
 import pytest
 
+from taugrid.orchestrator.dispatch.policy.backlog import Retries
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.policy.health import Health
-from taugrid.orchestrator.dispatch.policy.pace import SPECULATION_SLOWNESS
+from taugrid.orchestrator.dispatch.policy.history import suffices
+from taugrid.orchestrator.dispatch.policy.pace import SPECULATION_SLOWNESS, Median
 from taugrid.orchestrator.task import Task
 
 KINDS = ("sample", "extract", "score")
@@ -289,3 +293,29 @@ def test_the_workers_of_a_draining_node_end_their_tasks_and_get_no_others():
     assert assigned(d, 1) == {}
     d.draining(set())
     assert assigned(d, 1) == {"a": "sample/2"}
+
+
+def test_each_bench_is_twice_as_long_up_to_a_minute():
+    health = node("a")
+    assert [health.refused("a", 100.0 * n, "no GPU").seconds for n in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_failures_on_eight_nodes_suffice_where_no_node_has_done_anything():
+    nodes = [f"n{number}" for number in range(20)]
+    assert suffices(Counter(nodes[:8]), 3, set(nodes), set())
+    assert not suffices(Counter(nodes[:7]), 3, set(nodes), set())
+
+
+def test_a_task_that_was_taken_again_counts_no_more_for_the_places_where_it_failed():
+    retries = Retries()
+    retries.add(1, frozenset({"a"}))
+    assert retries.take(None) == 1
+    retries.add(2, frozenset({"b"}))
+    assert retries.take("a") == 2
+
+
+def test_the_median_of_an_even_number_is_the_mean_of_the_middle_two():
+    median = Median()
+    for number in (4.0, 1.0, 9.0, 2.0):
+        median.add(number)
+    assert median.value == 3.0

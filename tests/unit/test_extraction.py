@@ -191,3 +191,10 @@ def test_what_a_custom_extractor_left_on_the_host_is_taken_as_it_is():
     on_host = torch.ones(2)
     assert transfer.to_host([on_host]).copied is None
     assert transfer.to_host([on_host]).tensors[0] is on_host
+
+
+def test_batches_are_of_even_sizes():
+    sizes = []
+    in_batches = extract.InBatches(lambda batch: sizes.append(len(batch)) or batch, 64, Device("cpu"))
+    list(in_batches(torch.zeros(100, 1, 2, 2)))
+    assert sizes == [50, 50]

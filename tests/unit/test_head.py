@@ -42,6 +42,17 @@ def test_a_head_that_is_out_of_reach_for_a_moment_does_not(server):
             time.sleep(2 * head.MOST_FAILURES * head.LOOK_SECONDS)
 
 
+def test_only_failures_in_a_row_count(server, monkeypatch):
+    monkeypatch.setattr(head, "MOST_FAILURES", 8)
+    port = server.getsockname()[1]
+    with head.watched(address(server)):
+        server.close()
+        for _ in range(2):
+            time.sleep(5 * head.LOOK_SECONDS)
+            with socket.create_server(("127.0.0.1", port)):
+                time.sleep(5 * head.LOOK_SECONDS)
+
+
 def test_ctrl_c_is_no_death(server):
     with pytest.raises(KeyboardInterrupt), head.watched(address(server)):
         raise KeyboardInterrupt

@@ -52,3 +52,8 @@ def test_square_has_the_pairs_above_and_below():
     torch.testing.assert_close(found[0], above)
     torch.testing.assert_close(found[-1], below)
     torch.testing.assert_close(found[2, 3], slerp(above[3], below[3], torch.tensor([0.5]))[0])
+
+
+def test_between_opposite_points_there_is_no_arc_and_the_straight_line_is_used():
+    a = draws(1)[0]
+    torch.testing.assert_close(slerp(a, -a, torch.tensor([0.25]))[0], a / 2)

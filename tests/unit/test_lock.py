@@ -238,6 +238,14 @@ def test_a_lease_from_elsewhere_that_has_expired_is_taken_whatever_its_clock_say
     assert "elsewhere" in said[1]
 
 
+def test_a_driver_elsewhere_whose_lease_has_expired_is_not_at_work(tmp_path):
+    rundir = RunDir(tmp_path)
+    for heartbeat, is_at_work in (("2020-01-01T00:00:00+00:00", False), ("2100-01-01T00:00:00+00:00", True)):
+        leave_lease(rundir, **ELSEWHERE, heartbeat=heartbeat)
+        assert (lease.Lease(rundir.lease, rundir.storage).live_holder() is not None) == is_at_work
+        rundir.lease.unlink()
+
+
 def test_a_dead_process_counts_only_on_its_own_host_and_boot(tmp_path, quick, unlocked):
     rundir, pid = RunDir(tmp_path), no_process()
     for changed, waits in (({}, False), ({"boot": "before the reboot"}, True), ({"host": "elsewhere"}, True)):

@@ -472,3 +472,7 @@ def test_messages_count_as_people_do():
 )
 def test_long_paths_are_shortened(path, short):
     assert short_path(path) == short
+
+
+def test_the_longest_tasks_are_taken_to_go_first():
+    assert seconds_left([], [Waiting(2, 1.0), Waiting(1, 2.0)], 2) == 2.0

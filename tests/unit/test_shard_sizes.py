@@ -53,7 +53,7 @@ def test_a_short_cell_needs_smaller_batches_and_smaller_shards_at_once(batch_siz
 def test_enough_shards_are_not_spoken_of(tmp_path):
     config = configured(workers=2, num_samples=1024, batch_size=64, shard_evaluations=5000)
     found = plan(config)
-    assert too_few_shards(found, 2, has_samples=False) is None
+    assert too_few_shards(found, len(found.shards), has_samples=False) is None
     assert describe_plan(config, found, RunDir(tmp_path))["remarks"] == []
 
 
@@ -127,3 +127,15 @@ def test_a_new_job_begins_anew(tmp_path):
     listening = LongShards()
     listening.heard("a", job, 0.0, 100.0)
     assert listening.heard("a", replace(job), 0.01, 100.0 + HEARD_SECONDS) is None, "its first heartbeat"
+
+
+def test_images_that_are_only_copied_take_no_time(tmp_path):
+    job = replace(job_of(configured(num_samples=1024, batch_size=64), tmp_path), kept=512)
+    listening = LongShards()
+    listening.heard("a", job, 0.0, 100.0)
+    copied = listening.heard("a", job, 0.01, 100.0 + HEARD_SECONDS)
+    listening = LongShards()
+    job = replace(job, kept=0)
+    listening.heard("a", job, 0.0, 100.0)
+    assert copied != listening.heard("a", job, 0.01, 100.0 + HEARD_SECONDS)
+    assert advised(copied)["batch_size"] < 64

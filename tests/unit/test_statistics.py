@@ -348,3 +348,7 @@ def test_what_is_kept_of_the_reference_changes_nothing():
         with_kept = kernel_distance(samples, reference, subsets=5, subset_size=20, seed=1, kept=kept)
         assert with_kept == kernel_distance(samples, reference, subsets=5, subset_size=20, seed=1)
     assert len(kept) == 2, "one for each N: draws depend on it"
+
+
+def test_the_standard_error_divides_by_n_minus_1():
+    assert standard_error(np.array([1.0, 2.0, 4.0])) == pytest.approx((7 / 9) ** 0.5)

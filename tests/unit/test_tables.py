@@ -703,3 +703,7 @@ def test_the_kind_of_a_protocol_is_all_but_tau_clip_and_weights():
         "reference.tau": {"1": ["x"], "2": ["y"]}
     }
     assert disagreements({"x": base, "y": base | {"unheard_of": 0}}) == {"unheard_of": {"not set": ["x"], "0": ["y"]}}
+
+
+def test_a_number_has_at_most_six_decimals():
+    assert write_number(0.5, 2.6e-6) == ("0.500000", "± 0.000003")
