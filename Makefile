@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWER := build/lower-bounds
 
-.PHONY: demo test pytest lint types chaos bench lower-bounds clean
+.PHONY: demo test pytest lint types chaos mutants bench lower-bounds clean
 
 demo: $(STAMP)            ## train, sample and score the digits grid (minutes on a laptop)
 	$(BIN)/taugrid run configs/digits.yaml
@@ -30,6 +30,9 @@ types: $(STAMP)
 
 chaos: $(STAMP)           ## the long forms of the tests that kill things; SEED=... repeats what one run killed
 	$(BIN)/pytest -m chaos --long $(if $(SEED),--seed $(SEED))
+
+mutants: $(STAMP)         ## plant each mistake of tools/mutants.txt; a tenth of them may escape tests/unit
+	$(BIN)/python tools/mutants.py
 
 bench: $(STAMP)           ## what docs/decisions.md quotes
 	$(BIN)/python -m benchmarks.noise

@@ -180,3 +180,19 @@ def test_lines_without_effect_do_not_gather(tmp_path):
     assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 1
     assert again.find(path, str(MOST_SUPERSEDED + 1)) == parquet.Part(0, 3, {"cell": "c"})
     assert again.find(path, "0") is None
+
+
+def test_a_last_line_without_its_end_is_not_continued(tmp_path):
+    """As on a disk that was full for a moment. What is appended would make one unreadable line of two."""
+    path, other = tmp_path / "part", tmp_path / "other"
+    for added, is_cut in ((path, True), (other, False)):
+        added.touch()
+        kept = Ledger(tmp_path, LOCAL)
+        kept.keep()
+        kept.add(added, "0", parquet.Part(0, 3, {}))
+        kept.flush()
+        if is_cut:
+            (tmp_path / "ledger.jsonl").write_bytes((tmp_path / "ledger.jsonl").read_bytes()[:-1])
+    again = Ledger(tmp_path, LOCAL)
+    again.keep()
+    assert [again.find(each, "0") for each in (path, other)] == [parquet.Part(0, 3, {})] * 2
