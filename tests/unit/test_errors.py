@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from taugrid.disk import TRANSIENT
-from taugrid.errors import DamagedFile, RunDirectoryNotSeen, WrongWeights, of_the_surroundings
+from taugrid.errors import DamagedFile, RunDirectoryNotSeen, WrongWeights, accelerators_fault, of_the_surroundings
 
 
 class AcceleratorError(RuntimeError):
@@ -75,3 +75,10 @@ def test_what_pyarrow_and_torch_raise_at_a_disk_that_fails_is_understood():
     with pytest.raises(OSError) as error, pyarrow.OSFile("/proc/self/mem") as file:
         file.read_at(16, 0)
     assert of_the_surroundings(error.value)
+
+
+def test_an_accelerators_fault_is_found_behind_an_error_that_was_raised_while_it_was_handled():
+    fault = AcceleratorError("CUDA error: unspecified launch failure")
+    later = KeyError("x")
+    later.__context__ = fault
+    assert accelerators_fault(later) is fault

@@ -7,7 +7,7 @@ from test_grid import planned
 
 from taugrid.errors import UserError
 from taugrid.grids.names import naming, short_keys, value_text
-from taugrid.grids.selectors import parse
+from taugrid.grids.selectors import fits, parse
 from taugrid.orchestrator.selection import find_cell, select
 
 TWO_KEYS = {"diffusion.schedule": ["linear", "cosine"], "train.learning_rate": [1e-3, 2e-4], "steps": [10, 50]}
@@ -136,3 +136,10 @@ def test_a_sampling_seed_that_is_meant_as_one_of_training_is_told_so():
 def test_a_setting_that_no_grid_key_has_selects_too():
     plan = planned(grid={"steps": [10, 20]}, sample={"weights": "raw"})
     assert find_cell(plan, "weights=raw,steps=20") is plan.cells[1]
+
+
+def test_a_path_is_named_by_whole_parts_and_a_number_is_no_truth():
+    assert fits("runs/step-10", "step-10")
+    assert not fits("runs/step-10", "10")
+    assert fits(1, 1)
+    assert not fits(1, True)

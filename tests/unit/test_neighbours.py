@@ -8,6 +8,7 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 
 from taugrid.eval.metrics import neighbours
 from taugrid.eval.metrics.neighbours import ball_radii, precision_recall
+from taugrid.registry.metrics import Sizes
 
 Features = NDArray[np.float32]
 
@@ -104,3 +105,7 @@ def test_features_that_cannot_be_compared_are_refused():
     for pair in ((features, reference[:, :4].copy()), (reference[:, :4].copy(), features)):
         with pytest.raises(ValueError, match="1 of 30 feature vectors hold nan or infinity"):
             precision_recall(*pair, 3)
+
+
+def test_the_smaller_side_counts():
+    assert [Sizes(9, reference, 2).fewest for reference in (5, 12, None)] == [5, 9, 9]

@@ -50,7 +50,7 @@ def test_a_shard_reads_back_with_its_indices_and_settings(tmp_path):
     assert list(tmp_path.iterdir()) == [path], "no temporary file is left"
 
 
-@pytest.mark.parametrize("indices", [[[]], [[7, 8], [9]], [[7, 9]], [[7], [9]], [[7, 8], [8]], [[8, 7]]])
+@pytest.mark.parametrize("indices", [[[]], [[7, 8], [9]], [[7, 9]], [[7], [9]], [[7, 8], [8]], [[8, 7]], [[7, 9], [9]]])
 def test_a_writer_knows_what_its_file_holds_as_a_reader_finds_it(tmp_path, indices):
     path = tmp_path / "numbers.parquet"
     with parquet.PartWriter(path, parquet.number_schema({"cell": "0123456789", "more": {"a": 1}}, ["x"])) as part:

@@ -574,6 +574,13 @@ def test_a_training_that_found_no_room_may_begin_again():
     assert not fit._found_no_room(WorkerGroupError("all of it", {0: RuntimeError("lost")}))
 
 
+def test_a_cosine_needs_a_step_after_the_warm_up():
+    keys = {"steps": 5, "learning_rate_schedule": "cosine"}
+    assert config.Train(**keys, warmup_steps=4).warmup_steps == 4
+    with pytest.raises(ValueError, match="warmup_steps must be less than steps"):
+        config.Train(**keys, warmup_steps=5)
+
+
 def test_logged_steps_are_few_in_a_long_training():
     logged = [step for step in range(1, 100_001) if is_logged(step, 100_000)]
     assert logged[:50] == list(range(1, 51))
