@@ -120,14 +120,6 @@ class CellJudgement(NamedTuple):
     reach: Reach
     """What `detectable` is computed from; it tells the N that another loss needs."""
 
-    def samples_needed(self, num_samples: int, loss: float) -> int | None:
-        """The N at which a true change of `loss` (in FID) would be called worse in 4 of 5 nights.
-
-        `num_samples` is the N of this judgement. None: no N would do, because `loss` is within the margin, or too small
-        for the recipe's few trainings.
-        """
-        return self.reach.samples_needed(num_samples, loss)
-
 
 class NightJudgement(NamedTuple):
     cells: tuple[CellJudgement, ...]
@@ -138,11 +130,6 @@ class NightJudgement(NamedTuple):
     @property
     def worse(self) -> list[CellJudgement]:
         return [cell for cell in self.cells if cell.verdict == "worse"]
-
-    @property
-    def undecided(self) -> list[CellJudgement]:
-        """The cells of which nothing can be said at this N."""
-        return [cell for cell in self.cells if cell.verdict == "undecided"]
 
 
 def judge(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) -> NightJudgement:

@@ -35,7 +35,7 @@ COLUMNS_ABOUT = (
     ("upper", pa.float64(), "the upper end of the difference's interval"),
     ("detectable", pa.float64(), "the change that would be called worse in 4 of 5 nights"),
     ("seeds", pa.string(), "the samples that the difference is of: usual, fresh (a second look) or grown"),
-    *((column.name, pa.float64(), f"{column.title.split(' ×')[0]}; null if not asked for") for column in OTHER_COLUMNS),
+    *((column.name, pa.float64(), f"{column.title}; null if not asked for") for column in OTHER_COLUMNS),
 )
 """Name, type and meaning of each column; those of metrics beside FID are the registry's."""
 
