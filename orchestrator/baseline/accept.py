@@ -6,12 +6,12 @@ from typing import Any
 
 from taugrid.errors import UserError
 from taugrid.eval.gate.rule import MIN_TRAININGS, Scored
+from taugrid.eval.gate.verdict import REGRESSIONS
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
 from taugrid.orchestrator.baseline.files import open_baseline, parquet_beside, read_baseline, write_baseline
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell, require_scores, snapshot_of_opened
-from taugrid.orchestrator.baseline.verdict import REGRESSIONS
 from taugrid.orchestrator.opened import Opened, open_existing
 from taugrid.storage import read_sealed
 from taugrid.words import counted

@@ -14,7 +14,7 @@ from taugrid.eval.gate.rule import Scored
 from taugrid.eval.metrics.frechet import NO_ERROR
 from taugrid.eval.metrics.statistics import Array
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.baseline.pixels import Digests, first_images, pixel_digests
+from taugrid.orchestrator.baseline.pixels import Digests, all_images, first_images, pixel_digests
 from taugrid.orchestrator.opened import Opened, open_existing
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.evaluation import evaluation, without_downloads
@@ -282,7 +282,7 @@ def _sampled_cell(rundir: RunDir, cell: Cell, network: Network, setup: Setup) ->
         reason="it is not scored",
         find_digests=lambda: pixel_digests(rundir, cell),
         lacks_images=rundir.lacks_images(cell),
-        find_images=lambda: _images(rundir, cell),
+        find_images=lambda: all_images(rundir, cell),
         find_first=lambda: first_images(rundir, cell),
     )
 
@@ -325,19 +325,8 @@ def images_of_run(directory: str, cell_id: str, digests: Digests | None) -> Mapp
     for cell in opened.plan.cells:
         if cell.id == cell_id and digests is not None:
             found = pixel_digests(opened.rundir, cell)
-            return _images(opened.rundir, cell) if found is not None and np.array_equal(found, digests) else None
+            return all_images(opened.rundir, cell) if found is not None and np.array_equal(found, digests) else None
     return None
-
-
-def _images(rundir: RunDir, cell: Cell) -> Mapping[int, NDArray[np.uint8]] | None:
-    found: dict[int, NDArray[np.uint8]] = {}
-    for shard in cell.shards:
-        path = rundir.sample_part(cell, shard)
-        if not rundir.storage.exists(path):
-            return None
-        for index, batch in parquet.read_images(path, shard.stop, rundir.storage):
-            found |= dict(zip(index.tolist(), batch, strict=True))
-    return found
 
 
 def _network(rundir: RunDir, model: Model, weights_sha256: str | None) -> Network:

@@ -16,7 +16,7 @@ NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL
 """What file systems without locks say."""
 
 NOT_WRITABLE = FORBIDDEN | {errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
-"""Errors of making the folder that another --out avoids."""
+"""Errors of making the folder that another one avoids."""
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def _make_writable(run: Paths) -> None:
 
 def _not_writable(run: Paths, error: OSError) -> UserError:
     """What the user is told of a folder that may not be written to: the same command would fail again."""
-    ways_out = "give another --out"
+    ways_out = f"give another {run.option}"
     with suppress(OSError):
         if run.storage.exists(run.config):
             ways_out = (
