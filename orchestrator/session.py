@@ -30,10 +30,11 @@ from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_di
 from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.orchestrator.selection import without_models
 from taugrid.orchestrator.shard_sizes import require_no_tf32, too_few_shards
+from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.training.one import Training, TrainingFailed
 from taugrid.orchestrator.training.several import Trainings
 from taugrid.orchestrator.work import work_kinds
-from taugrid.orchestrator.work.kind import Conclusion, Piece, WorkKind
+from taugrid.orchestrator.work.kind import Conclusion, WorkKind
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import replacing, write_json
 from taugrid.words import counted, with_urls
@@ -265,7 +266,7 @@ class Session:
 
     def _work(self, works: Sequence[WorkKind], scoring: Evaluation | None) -> dict[str, str]:
         """Do what is missing, if anything. Returns cell name -> reason for what could not be done."""
-        by_key = {piece.task.key: piece for work in works for piece in work.pieces()}
+        by_key = {task.key: task for work in works for task in work.tasks()}
         provenance.write(self.rundir, self.plan, scoring)
         problems: dict[str, str] = {}
         briefing = Briefing(self.config, self.part, self.rundir, scoring, by_key)
@@ -273,7 +274,7 @@ class Session:
         if by_key:
             self._events.add("to do", work=briefing.to_do)
             for work in works:
-                costs = [piece.task.cost for piece in by_key.values() if piece.task.kind == work.name]
+                costs = [task.cost for task in by_key.values() if task.kind == work.name]
                 if costs and (said := work.announcement(sum(costs))) is not None:
                     self._progress.say(said)
             self._connect()
@@ -284,8 +285,8 @@ class Session:
             work.clean_up()
         return problems
 
-    def _dispatch(self, pieces: dict[str, Piece]) -> dict[str, str]:
-        """Have workers do `pieces`. Returns cell name -> reason for what could not be done."""
+    def _dispatch(self, tasks: dict[str, Task]) -> dict[str, str]:
+        """Have workers do `tasks`. Returns cell name -> reason for what could not be done."""
         from taugrid.orchestrator.dispatch.loop import Loop
         from taugrid.orchestrator.dispatch.pool import Pool, Spare
         from taugrid.workers.actor import Worker
@@ -293,8 +294,8 @@ class Session:
 
         limits, embedded = self.config.cluster, self._address == "local"
         room = resources.room(limits) if embedded else limits.workers
-        workers = min(room, len(pieces)) if embedded and room else room
-        samples = any(isinstance(piece.job, SampleJob) for piece in pieces.values())
+        workers = min(room, len(tasks)) if embedded and room else room
+        samples = any(isinstance(task.job, SampleJob) for task in tasks.values())
         if samples and room:
             said = too_few_shards(self.part, room, bool(self.rundir.committed_cells()))
             if said is not None:
@@ -313,7 +314,7 @@ class Session:
         pool = Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, limits.label_selector, spare)
         try:
             outputs = self._progress, self._events, self._log, self.rundir.committed
-            loop = Loop(pieces, work_kinds(), pool, workers, embedded, limits, *outputs)
+            loop = Loop(tasks, work_kinds(), pool, workers, embedded, limits, *outputs)
             problems = loop.run()
             self._lasting |= loop.lasting
             return problems

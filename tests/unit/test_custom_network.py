@@ -585,7 +585,7 @@ def test_reconstruction_and_interpolation_go_through_it(folder):
     rundir.root.mkdir()
     network = load_network(rundir.network(p.models[0], "ema"), p.models[0].diffusion, "cpu")
     survey = Survey(config, p, rundir, None, frozenset(), pytest.fail)
-    [rebuilt] = [piece.job for piece in ReconstructWork(survey).pieces()]
+    [rebuilt] = [task.job for task in ReconstructWork(survey).tasks()]
     assert reconstruct.reconstruct_shard(rebuilt, network, "cpu").images == 5
     from taugrid.workers.data import load as data
 
@@ -599,5 +599,5 @@ def test_reconstruction_and_interpolation_go_through_it(folder):
     error = ((sampler.decode(by_hand, x_t, alpha_bar, p.cells[0].tau) - x0) / 2).square().flatten(1).mean(1)
     read = np.concatenate([values for _, values in parquet.read_numbers(rundir.root / rebuilt.path, "mse")])
     assert read == pytest.approx(error.numpy(), rel=1e-4)
-    [between] = [piece.job for piece in InterpolateWork(survey).pieces()]
+    [between] = [task.job for task in InterpolateWork(survey).tasks()]
     assert interpolate.interpolate_cell(between, network, "cpu").images == 11 + 11**2

@@ -30,7 +30,7 @@ from taugrid.run_id import RunId
 from taugrid.storage import write_json
 from taugrid.workers import reconstruct as reconstruction
 from taugrid.workers.data import load as data
-from taugrid.workers.data.distributions import distribution
+from taugrid.workers.data.builtin import distribution
 from taugrid.workers.device import Device
 from taugrid.workers.training import batches, loop
 from taugrid.workers.training.batches import Batches

@@ -107,7 +107,7 @@ def test_a_plan_speaks_of_a_long_shard_before_a_run_would(rate, minutes):
 def job_of(config, root):
     found = plan(config)
     survey = Survey(config, found, RunDir(root), None, frozenset({"sample"}), print)
-    return next(SampleWork(survey).pieces()).job
+    return next(SampleWork(survey).tasks()).job
 
 
 @pytest.mark.parametrize(("fraction", "tells"), [(0.01, True), (0.5, False)])
