@@ -22,12 +22,13 @@ from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.pixels import first_images, pixel_digests
 from taugrid.orchestrator.baseline.snapshot import Network, Snapshot, SnapshotCell, setup_of
 from taugrid.orchestrator.nightly.places import CANARY, Night
-from taugrid.orchestrator.opened import Opened, open_existing, open_to_run
+from taugrid.orchestrator.opened import open_existing, open_to_run
 from taugrid.orchestrator.plan.trust import Code, require_trusted
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.origins import Origin, codes, origins
-from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.session import Session
 from taugrid.storage import read_json
 from taugrid.words import counted, with_urls
 from taugrid.workers.network import custom_process
@@ -42,7 +43,7 @@ OTHER_CODE = "the custom network's code has changed, and the baseline's is gone"
 class Ran(NamedTuple):
     """A run of cells that were sampled again."""
 
-    opened: Opened
+    run: Run
     failed: Mapping[str, str]
     """Name -> why the cell can never be sampled or scored."""
     is_complete: bool
@@ -65,12 +66,12 @@ class Again:
 
     def run(self, name: str, points: Sequence[Mapping[str, Any]], folder: Path, stages: Sequence[str]) -> Ran:
         """Run tonight's config with `points` as its grid, in a folder of its own."""
-        opened = _opened(config_of(self.config, name, points), folder, self.address)
-        outcome = Run(opened.config, opened.plan, opened.rundir, self.address, self.progress).do(stages)
+        run = _opened(config_of(self.config, name, points), folder, self.address)
+        outcome = Session(run, self.address, self.progress).do(stages)
         failed = {name: why for name, why in outcome.missing.items() if name in outcome.lasting}
         lacking = sorted(outcome.missing.keys() - failed.keys())
         self.missing.update({f"{folder.name}/{name}": outcome.missing[name] for name in lacking})
-        return Ran(opened, failed, not lacking)
+        return Ran(run, failed, not lacking)
 
     def canaries(self, tonight: Snapshot, baseline: Snapshot) -> Canaries:
         """The first batch of each cell of the baseline that tonight has with new weights."""
@@ -84,7 +85,7 @@ class Again:
         # A folder of its own for each grid, since a baseline may be replaced meanwhile.
         folder = self.night.folder / f"{CANARY}-{json_sha256(grid)[:8]}"
         ran = self.run(CANARY, grid, folder, ("sample",))
-        sampled = _canaries_in(ran.opened, tonight, ran.failed)
+        sampled = _canaries_in(ran.run, tonight, ran.failed)
         return lambda old: gone[old.cell] if old.cell in gone else sampled(old)
 
     def _impossible(self, pairs: Sequence[Pair]) -> dict[str, Check]:
@@ -100,7 +101,7 @@ class Again:
         return found
 
 
-def _opened(config: Config, folder: Path, address: str) -> Opened:
+def _opened(config: Config, folder: Path, address: str) -> Run:
     """Its custom code is tonight's, which ran already, with files of weights that are trusted."""
     with TemporaryDirectory() as place:
         path = Path(place) / CONFIG_NAME
@@ -122,14 +123,14 @@ def config_of(config: Config, name: str, points: Sequence[Mapping[str, Any]]) ->
     return validate(Config, values, name)
 
 
-def _canaries_in(opened: Opened, tonight: Snapshot, failed: Mapping[str, str] = {}) -> Canaries:
+def _canaries_in(run: Run, tonight: Snapshot, failed: Mapping[str, str] = {}) -> Canaries:
     """The canaries in a run of them, which check the sampler of `tonight`; `failed` are as in `Ran`."""
-    rundir = opened.rundir
+    rundir = run.rundir
     events = list(read_events(rundir))
     made, other = origins(events), len(tonight.codes | codes(events, "sample")) > 1
     weights = (read_json(rundir.provenance, rundir.storage) or {}).get("models") or {}
     found: dict[str, Sampled | Check] = {}
-    for cell in opened.plan.cells:
+    for cell in run.plan.cells:
         known = weights.get(cell.model.id, {}).get(cell.settings.weights)
         at = place(known, cell.model.diffusion.model_dump(mode="json"), cell.settings.recorded)
         if other:
@@ -147,9 +148,9 @@ def _canaries_in(opened: Opened, tonight: Snapshot, failed: Mapping[str, str] = 
     return canary
 
 
-def canaries_beside(opened: Opened, tonight: Snapshot) -> Canaries:
+def canaries_beside(run: Run, tonight: Snapshot) -> Canaries:
     """The canaries that a night left beside its run; other runs have none."""
-    folder, storage = opened.rundir.root.parent, opened.rundir.storage
+    folder, storage = run.rundir.root.parent, run.rundir.storage
     files = storage.list(folder, f"{CANARY}-*/config.json")
     found = [_canaries_in(open_existing(with_urls(str(path.parent))), tonight) for path in files]
 

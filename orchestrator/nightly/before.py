@@ -11,33 +11,33 @@ from taugrid.orchestrator.baseline.matching import labels, matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot
 from taugrid.orchestrator.baseline.text import MOST_LISTED, unmatched
 from taugrid.orchestrator.nightly.places import Night, open_history
-from taugrid.orchestrator.opened import Opened
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import too_few_samples
 from taugrid.orchestrator.plan.extractor import foreseen
 from taugrid.orchestrator.rates import evaluations_per_second
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.words import counted, duration, quantity
 
 
-def check_standard_error(opened: Opened) -> None:
+def check_standard_error(run: Run) -> None:
     """Raise `UserError` if a cell's N gives FID no standard error: then nothing could be said about it, ever."""
-    spec = opened.rundir.extractor(opened.config)
-    if (problem := _standard_error_problem(opened, spec.name, spec.dimensions)) is not None:
+    spec = run.rundir.extractor(run.config)
+    if (problem := _standard_error_problem(run, spec.name, spec.dimensions)) is not None:
         raise UserError(problem)
 
 
-def expected_standard_error_problem(opened: Opened) -> str | None:
+def expected_standard_error_problem(run: Run) -> str | None:
     """Why a night would have nothing to judge by, as far as it is known without the extractor's weights."""
-    found = foreseen(opened.config, opened.rundir.extractor)
-    return _standard_error_problem(opened, found.name, found.dimensions or 0)
+    found = foreseen(run.config, run.rundir.extractor)
+    return _standard_error_problem(run, found.name, found.dimensions or 0)
 
 
-def _standard_error_problem(opened: Opened, extractor: str, dimensions: int) -> str | None:
-    if "fid" not in opened.config.evaluate.metrics:
+def _standard_error_problem(run: Run, extractor: str, dimensions: int) -> str | None:
+    if "fid" not in run.config.evaluate.metrics:
         return "evaluate.metrics lacks fid, which is what a night is judged by; add it"
-    small, least = too_few_samples(opened.plan, dimensions)
+    small, least = too_few_samples(run.plan, dimensions)
     if not small:
         return None
     return (
@@ -46,24 +46,24 @@ def _standard_error_problem(opened: Opened, extractor: str, dimensions: int) -> 
     )
 
 
-def check_growth(grow_to: int | None, opened: Opened) -> None:
+def check_growth(grow_to: int | None, run: Run) -> None:
     """Raise `UserError` if no cell could grow."""
-    least = min(cell.settings.num_samples for cell in opened.plan.cells)
+    least = min(cell.settings.num_samples for cell in run.plan.cells)
     if grow_to is not None and grow_to <= least:
         raise UserError(f"--grow-to {grow_to}: every cell has N = {least} or more already; give more than that")
 
 
-def check_same_night(opened: Opened, night: Night, verdict: Mapping[str, Any]) -> None:
+def check_same_night(run: Run, night: Night, verdict: Mapping[str, Any]) -> None:
     """Raise `UserError` if a complete night lacks a cell, or has another N for it: its verdict is of another model."""
     judged = {score["cell"]: score["settings"]["num_samples"] for score in verdict["scores"]}
-    new = [cell.label for cell in opened.plan.cells if cell.id not in judged]
+    new = [cell.label for cell in run.plan.cells if cell.id not in judged]
     if new:
         others = " and others" if len(new) > 1 else ""
         raise UserError(
             f"night {night.id} is complete, but has no {new[0]}{others}: the checkpoint or the config has changed "
             "since; give --id NAME for another night"
         )
-    for cell in opened.plan.cells:
+    for cell in run.plan.cells:
         n, had = cell.settings.num_samples, judged[cell.id]
         if n != had:
             raise UserError(
@@ -125,7 +125,7 @@ def price_text(night: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def compared(opened: Opened, file: str) -> dict[str, Any]:
+def compared(run: Run, file: str) -> dict[str, Any]:
     """Which cells of a plan and of the baseline `file`, a file or a run, a night would compare, as plain data.
 
     It stays unknown while a checkpoint, the reference or an extractor's weights are missing: a plan downloads nothing.
@@ -133,15 +133,15 @@ def compared(opened: Opened, file: str) -> dict[str, Any]:
     Raises:
         UserError: if it is no baseline, or a night would refuse to begin.
     """
-    if (problem := expected_standard_error_problem(opened)) is not None:
+    if (problem := expected_standard_error_problem(run)) is not None:
         raise UserError(problem)
     baseline = snapshot_of(file)
     found: dict[str, Any] = {"place": baseline.place, "cells": len(baseline.cells), "compared": None, "unknown": None}
     found |= {"only_new": [], "only_baseline": []}
-    if opened.plan.pending:
+    if run.plan.pending:
         return found | {"unknown": "a model is not here yet"}
     try:
-        new = planned_snapshot(opened, downloads=False)
+        new = planned_snapshot(run, downloads=False)
     except NotHere as error:
         return found | {"unknown": str(error)}
     pairs, only_new, only_baseline = matched(new, baseline)

@@ -20,11 +20,12 @@ from taugrid.orchestrator.nightly.outcome import as_verdict
 from taugrid.orchestrator.nightly.places import History, Night, open_history
 from taugrid.orchestrator.nightly.second_look import SecondLook
 from taugrid.orchestrator.nightly.write import is_current, remove_old_images, write_history, write_night
-from taugrid.orchestrator.opened import Opened, open_to_run
+from taugrid.orchestrator.opened import open_to_run
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.extension import labels_begun, orphans_in_words
 from taugrid.orchestrator.rundir.lock import sole_driver
-from taugrid.orchestrator.session import Outcome, Run
+from taugrid.orchestrator.session import Outcome, Session
 from taugrid.storage import write_sealed
 from taugrid.words import with_urls
 
@@ -71,23 +72,22 @@ def run_night(request: NightRequest, progress: Progress) -> NightOutcome:
     """
     history = open_history(request.history)
     with sole_driver(history, request.break_lock, progress.say):
-        opened, night = _open_night(request, history, progress)
+        run, night = _open_night(request, history, progress)
         verdict = night.verdict
         if verdict is not None:
-            check_same_night(opened, night, verdict)
+            check_same_night(run, night, verdict)
             progress.say(f"night {night.id} is complete; nothing to do")
             if not is_current(history):  # a kill came after the verdict
                 write_history(history)
             return NightOutcome(night, verdict, again=True)
-        _require_extension(opened, night)
-        check_standard_error(opened)
-        check_growth(request.terms.grow_to, opened)
+        _require_extension(run, night)
+        check_standard_error(run)
+        check_growth(request.terms.grow_to, run)
         baseline = _baseline(request, history)
         if baseline is not None:
-            matched(planned_snapshot(opened), baseline)  # refuse what can't be compared before anything is sampled
-        run = Run(opened.config, opened.plan, opened.rundir, request.address, progress)
-        outcome = run.do(STAGES, request.break_lock)
-        verdict = _judge(request, opened, night, baseline, outcome, progress)
+            matched(planned_snapshot(run), baseline)  # refuse what can't be compared before anything is sampled
+        outcome = Session(run, request.address, progress).do(STAGES, request.break_lock)
+        verdict = _judge(request, run, night, baseline, outcome, progress)
         write_night(night, verdict)
         if not verdict["missing"]:
             write_sealed(night.verdict_file, verdict, night.storage)
@@ -96,10 +96,10 @@ def run_night(request: NightRequest, progress: Progress) -> NightOutcome:
         return NightOutcome(night, verdict, again=False)
 
 
-def _open_night(request: NightRequest, history: History, progress: Progress) -> tuple[Opened, Night]:
+def _open_night(request: NightRequest, history: History, progress: Progress) -> tuple[Run, Night]:
     """Tonight's run: the named one, or an unfinished one of the same cells, or a new one under today's date."""
 
-    def opened_in(night: Night) -> Opened:
+    def run_of(night: Night) -> Run:
         return open_to_run(
             request.config,
             request.assignments,
@@ -111,33 +111,33 @@ def _open_night(request: NightRequest, history: History, progress: Progress) -> 
 
     if request.night is not None:
         night = history.night(request.night)
-        return opened_in(night), night
+        return run_of(night), night
     today = datetime.now(UTC).date().isoformat()
     for night in history.unfinished_nights():
         if night.id == today:
             continue
-        opened = opened_in(night)
-        if _is_same_night(opened):
+        run = run_of(night)
+        if _is_same_night(run):
             progress.say(f"night {night.id} was not finished; it is continued")
-            return opened, night
+            return run, night
         progress.say(
             f"night {night.id} was not finished and can't be: its checkpoint or config has changed since; remove "
             f"{with_urls(str(night.folder))} to forget it"
         )
     night = history.night(today)
-    return opened_in(night), night
+    return run_of(night), night
 
 
-def _is_same_night(opened: Opened) -> bool:
+def _is_same_night(run: Run) -> bool:
     """Whether the plan has all cells that the night began with, sampled or not."""
-    if orphans_in_words(opened.config, opened.plan, opened.rundir) is not None:
+    if orphans_in_words(run.config, run.plan, run.rundir) is not None:
         return False
-    return labels_begun(opened.rundir).keys() <= {cell.name for cell in opened.plan.cells}
+    return labels_begun(run.rundir).keys() <= {cell.name for cell in run.plan.cells}
 
 
-def _require_extension(opened: Opened, night: Night) -> None:
+def _require_extension(run: Run, night: Night) -> None:
     """Raise `UserError` if the night has images of cells that are not in the plan."""
-    if (said := orphans_in_words(opened.config, opened.plan, opened.rundir)) is not None:
+    if (said := orphans_in_words(run.config, run.plan, run.rundir)) is not None:
         raise UserError(f"night {night.id} is not finished, and {said}; undo that, or give --id NAME for another night")
 
 
@@ -151,7 +151,7 @@ def _baseline(request: NightRequest, history: History) -> Snapshot | None:
 
 def _judge(
     request: NightRequest,
-    opened: Opened,
+    run: Run,
     night: Night,
     baseline: Snapshot | None,
     outcome: Outcome,
@@ -160,11 +160,11 @@ def _judge(
     """The verdict as plain data: the content of verdict.json."""
     failed = {name: reason for name, reason in outcome.missing.items() if name in outcome.lasting}
     missing = {name: reason for name, reason in outcome.missing.items() if name not in failed}
-    tonight = snapshot_of_opened(opened, failed)
+    tonight = snapshot_of_opened(run, failed)
     found = None
     if tonight.cells and baseline is not None:
-        again = Again(opened.config, night, request.address, request.trust_code, progress, missing)
+        again = Again(run.config, night, request.address, request.trust_code, progress, missing)
         canaries = again.canaries(tonight, baseline)
         found = judge_night(tonight, baseline, request.terms, SecondLook(again, tonight), canaries)
         missing |= found.missing
-    return as_verdict(night, opened, tonight, baseline, found, missing)
+    return as_verdict(night, run, tonight, baseline, found, missing)

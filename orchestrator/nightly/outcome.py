@@ -16,8 +16,8 @@ from taugrid.orchestrator.baseline.matching import labels
 from taugrid.orchestrator.baseline.pixels import Images, first_images
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell
 from taugrid.orchestrator.nightly.places import Night
-from taugrid.orchestrator.opened import Opened
 from taugrid.orchestrator.plan.naming import name_of
+from taugrid.orchestrator.run import Run
 from taugrid.storage import Storage
 
 MOST_STRIPS = 4
@@ -27,7 +27,7 @@ IMAGES = 8
 
 def as_verdict(
     night: Night,
-    opened: Opened,
+    run: Run,
     tonight: Snapshot,
     baseline: Snapshot | None,
     found: BaselineComparison | None,
@@ -38,7 +38,7 @@ def as_verdict(
     failed = {named[cell.cell]: cell.failed for cell in tonight.cells if cell.failed}
     verdict: dict[str, Any] = {
         "night": night.id,
-        "name": opened.config.name,
+        "name": run.config.name,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "result": _result(found, baseline, bool(failed)),
         "missing": dict(missing),
@@ -53,7 +53,7 @@ def as_verdict(
     if baseline is None and not failed and not missing:
         verdict["next"] = _acceptance(night, "FILE")
     if baseline is not None and found is not None:
-        verdict["strips"] = _strips_of_the_worst(night, opened, baseline, verdict["comparison"])
+        verdict["strips"] = _strips_of_the_worst(night, run, baseline, verdict["comparison"])
         verdict["next"] = _next(night, baseline, verdict)
     return verdict
 
@@ -128,15 +128,13 @@ class BeforeAndAfter(NamedTuple):
     tonight: Images | None
 
 
-def _strips_of_the_worst(
-    night: Night, opened: Opened, baseline: Snapshot, compared: Mapping[str, Any]
-) -> dict[str, str]:
+def _strips_of_the_worst(night: Night, run: Run, baseline: Snapshot, compared: Mapping[str, Any]) -> dict[str, str]:
     """Label -> file, seen from the summary: pictures of the worst cells that are undecided, or worse than that."""
     before = {cell.cell: cell for cell in baseline.cells}
-    now = {cell.id: cell for cell in opened.plan.cells}
+    now = {cell.id: cell for cell in run.plan.cells}
     pairs = [
         BeforeAndAfter(
-            cell["label"], before[cell["baseline_cell"]].find_first(), first_images(opened.rundir, now[cell["cell"]])
+            cell["label"], before[cell["baseline_cell"]].find_first(), first_images(run.rundir, now[cell["cell"]])
         )
         for cell in sorted(compared["cells"], key=worst_first)[:MOST_STRIPS]
         if Verdict(cell["result"]).rank <= Verdict.UNDECIDED.rank and cell["fid"] is not None

@@ -71,7 +71,7 @@ class SecondLook:
         ran = self.again.run(look.name, points, self.again.night.folder / look.name, WITHOUT_TRAINING)
         if not ran.is_complete:
             return None
-        snapshot = snapshot_of_opened(ran.opened, ran.failed)
+        snapshot = snapshot_of_opened(ran.run, ran.failed)
         if (changed := _other_code(self.tonight, snapshot)) is not None:
             return changed
         scored = {place_of(cell): cell for cell in snapshot.cells}

@@ -12,14 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taugrid import parquet
-from taugrid.disk import write_text
 from taugrid.orchestrator.baseline.pixels import pixel_digests
 from taugrid.orchestrator.baseline.text import OTHER_COLUMNS
 from taugrid.orchestrator.nightly.nights import night_line, unfinished
 from taugrid.orchestrator.nightly.places import History, Night
 from taugrid.orchestrator.nightly.summary import junit_xml, summary
 from taugrid.orchestrator.opened import open_existing
-from taugrid.storage import replacing
+from taugrid.storage import replacing, write_text
 from taugrid.words import counted, with_urls
 
 COLUMNS_ABOUT = (
@@ -150,10 +149,10 @@ def remove_old_images(history: History, keep: int | None, say: Callable[[str], N
 
 def _remove(directory: Path) -> int:
     """Remove the images of a run's complete cells; returns the number of these cells."""
-    opened = open_existing(with_urls(str(directory)))
-    rundir, count = opened.rundir, 0
+    run = open_existing(with_urls(str(directory)))
+    rundir, count = run.rundir, 0
     with rundir.lock():
-        for cell in opened.plan.cells:
+        for cell in run.plan.cells:
             parts = [rundir.sample_part(cell, shard) for shard in cell.shards]
             there = [path for path in parts if rundir.storage.exists(path)]
             if not there:
