@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from taugrid.config import Config
 from taugrid.disk import failing_in_one_line, write_text
 from taugrid.errors import UserError
-from taugrid.orchestrator.dispatch import cluster
-from taugrid.orchestrator.dispatch.capacity import nodes, resources
+from taugrid.orchestrator.dispatch import capacity, cluster
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation, singular_samples
 from taugrid.orchestrator.progress import Progress
@@ -292,18 +291,17 @@ class Run:
         """Have workers do `pieces`. Returns cell name -> reason for what could not be done."""
         from taugrid.orchestrator.dispatch.loop import Loop
         from taugrid.orchestrator.dispatch.pool import Pool, Spare
-        from taugrid.workers.actor import Worker
-        from taugrid.workers.hello import Probe
+        from taugrid.workers.actor import Probe, Worker
 
         limits, embedded = self.config.cluster, self._address == "local"
-        room = resources.room(limits) if embedded else limits.workers
+        room = capacity.embedded_workers(limits) if embedded else limits.workers
         workers = min(room, len(pieces)) if embedded and room else room
         samples = any(isinstance(piece.job, SampleJob) for piece in pieces.values())
         if samples and room:
             said = too_few_shards(self.part, room, bool(self.rundir.committed_cells()))
             if said is not None:
                 self._progress.say(said)
-        cpus, gpus = resources.worker_size(limits)
+        cpus, gpus = capacity.worker_size(limits)
         if not gpus:
             require_no_tf32(self.part)
         probe = self.rundir.new_probe()
@@ -312,7 +310,7 @@ class Run:
         files = Probe(str(probe), self.rundir.storage, self.rundir.run)
         spare = None
         if limits.use_cpus and gpus:
-            share = float(nodes.exact(limits.score.cpus_per_worker or limits.cpus_per_worker))
+            share = float(capacity.exact(limits.score.cpus_per_worker or limits.cpus_per_worker))
             spare = Spare((max(1, int(share)),), share)
         pool = Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, limits.label_selector, spare)
         try:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from taugrid.config import Config, Data
-from taugrid.orchestrator.dispatch.capacity import nodes
+from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.dry_run.missing import missing_images, other_features
 from taugrid.orchestrator.dry_run.replaced import replaced_tables
 from taugrid.orchestrator.inspection import describe
@@ -91,7 +91,7 @@ def _workers(config: Config) -> int | None:
     """
     if config.cluster.workers or Path("/proc/driver/nvidia").exists():
         return config.cluster.workers
-    return int(nodes.available_cpus() // config.cluster.cpus_per_worker)
+    return int(capacity.available_cpus() // config.cluster.cpus_per_worker)
 
 
 def _on_workers(config: Config, plan: Plan, described: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from unittest import mock
 import pytest
 from rich.console import Console
 
-from taugrid.orchestrator.dispatch import cluster, pool
-from taugrid.orchestrator.dispatch.capacity import nodes, resources
+from taugrid.orchestrator.dispatch import capacity, cluster, pool
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined
 from taugrid.orchestrator.opened import Opened
 from taugrid.orchestrator.progress import Progress
@@ -67,11 +66,11 @@ class PoolHere:
         self._worker, self._events, self._probe = Worker(1), deque(), probe
 
     def start(self, avoid=()):
-        self.greet("worker-0")
+        self.check_health("worker-0")
         return "worker-0"
 
-    def greet(self, worker):
-        self._answer(worker, lambda: Joined(worker, self._worker.hello(self._probe)))
+    def check_health(self, worker):
+        self._answer(worker, lambda: Joined(worker, self._worker.check_health(self._probe)))
 
     def give(self, worker, job, key):
         self._answer(worker, lambda: Done(worker, self._worker.do(job), key), key)
@@ -106,8 +105,8 @@ def small_run(folder, text=CONFIG) -> Iterator[Opened]:
     with (
         mock.patch.object(pool, "Pool", PoolHere),
         mock.patch.object(cluster, "connected", return_value=nullcontext()),
-        mock.patch.object(resources, "room", return_value=1),
-        mock.patch.object(resources, "worker_size", return_value=nodes.Size(1, 0)),
+        mock.patch.object(capacity, "embedded_workers", return_value=1),
+        mock.patch.object(capacity, "worker_size", return_value=capacity.Size(1, 0)),
     ):
         yield Opened(str(config), (), str(folder / "unused"))
 
