@@ -28,7 +28,7 @@ from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.work.kind import Piece
+from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers.actor import HeartbeatActor, Probe
@@ -77,12 +77,12 @@ def experiment(checkpoint: str, shards: int, steps: int, batch: int, **sample: s
     return load(values)
 
 
-def pieces(config: Config, folder: Path) -> dict[str, Piece]:
+def tasks(config: Config, folder: Path) -> dict[str, Task]:
     """The shards, none of them done."""
     rundir = RunDir(folder / "run")
     shutil.rmtree(rundir.samples, ignore_errors=True)
     survey = Survey(config, plan(config), rundir, None, frozenset({"sample"}), lambda damage: None)
-    return {piece.task.key: piece for piece in SampleWork(survey).pieces()}
+    return {task.key: task for task in SampleWork(survey).tasks()}
 
 
 def of_all(quarters: list[Spent]) -> Spent:
@@ -92,7 +92,7 @@ def of_all(quarters: list[Spent]) -> Spent:
 
 def in_turns(config: Config, rivals: dict[str, tuple[type, tuple[Any, ...]]], folder: Path) -> dict[str, Spent]:
     """A quarter of each rival's work, the stage, and another quarter in reverse."""
-    whole = pieces(config, folder)
+    whole = tasks(config, folder)
     job = next(iter(whole.values())).job
     assert isinstance(job, SampleJob)
     items = list(whole.items())

@@ -9,7 +9,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from taugrid.config import Config
 from taugrid.disk import failing_in_one_line, write_text
 from taugrid.errors import UserError
 from taugrid.orchestrator.dispatch import capacity, cluster
@@ -22,18 +21,19 @@ from taugrid.orchestrator.report.cells import write_cells
 from taugrid.orchestrator.report.replicates import unequal
 from taugrid.orchestrator.report.trainings import failed_trainings
 from taugrid.orchestrator.report.write import write_losses
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.commits import require_here
-from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_directory
 from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.orchestrator.selection import without_models
 from taugrid.orchestrator.shard_sizes import require_no_tf32, too_few_shards
+from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.training.one import Training, TrainingFailed
 from taugrid.orchestrator.training.several import Trainings
 from taugrid.orchestrator.work import work_kinds
-from taugrid.orchestrator.work.kind import Conclusion, Piece, WorkKind
+from taugrid.orchestrator.work.kind import Conclusion, WorkKind
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import replacing, write_json
 from taugrid.words import counted, with_urls
@@ -68,33 +68,30 @@ class Outcome(NamedTuple):
     """The warnings that the session has said."""
 
 
-class Run:
-    """One driver session on one run directory."""
+class Session:
+    """One session of a driver: it does what is missing in one run directory."""
 
     def __init__(
         self,
-        config: Config,
-        plan: Plan,
-        rundir: RunDir,
+        run: Run,
         address: str,
         progress: Progress,
         part: Plan | None = None,
     ) -> None:
         """A session that works on the Ray cluster at `address`.
 
-        `part` is what of `plan` is to be done; None: all. Tables show all of `plan`.
+        `part` is the part of the run's plan that is to be done; None: all. Tables show all of the plan.
         """
-        self.config = config
-        self.plan = plan
-        self.part = plan if part is None else part
-        self.rundir = rundir
+        self.run = run
+        self.config, self.plan, self.rundir = run.config, run.plan, run.rundir
+        self.part = self.plan if part is None else part
         self._address = address
         self._progress = progress
         self._cluster = ExitStack()
         self._connected = False
         self._lasting: set[str] = set()
         self._warned: list[str] = []
-        self._modules = {file for model in plan.models for file in model.source.modules}
+        self._modules = {file for model in self.plan.models for file in model.source.modules}
 
     @failing_in_one_line()
     def do(self, stages: Collection[str], break_lock: bool = False) -> Outcome:
@@ -168,7 +165,7 @@ class Run:
         if conclusions and ("report" in stages or "evaluate" not in stages):
             from taugrid.orchestrator.view.page import write_page
 
-            warnings = write_page(self.config, self.plan, self.rundir, unfinished | problems)
+            warnings = write_page(self.run, unfinished | problems)
         told_of = labels, frozenset(self._lasting), warnings, self._warned
         return Outcome(unfinished | problems, last.rows, last.table, last.evidence, last.text, *told_of)
 
@@ -268,7 +265,7 @@ class Run:
 
     def _work(self, works: Sequence[WorkKind], scoring: Evaluation | None) -> dict[str, str]:
         """Do what is missing, if anything. Returns cell name -> reason for what could not be done."""
-        by_key = {piece.task.key: piece for work in works for piece in work.pieces()}
+        by_key = {task.key: task for work in works for task in work.tasks()}
         provenance.write(self.rundir, self.plan, scoring)
         problems: dict[str, str] = {}
         briefing = Briefing(self.config, self.part, self.rundir, scoring, by_key)
@@ -276,7 +273,7 @@ class Run:
         if by_key:
             self._events.add("to do", work=briefing.to_do)
             for work in works:
-                costs = [piece.task.cost for piece in by_key.values() if piece.task.kind == work.name]
+                costs = [task.cost for task in by_key.values() if task.kind == work.name]
                 if costs and (said := work.announcement(sum(costs))) is not None:
                     self._progress.say(said)
             self._connect()
@@ -287,16 +284,16 @@ class Run:
             work.clean_up()
         return problems
 
-    def _dispatch(self, pieces: dict[str, Piece]) -> dict[str, str]:
-        """Have workers do `pieces`. Returns cell name -> reason for what could not be done."""
+    def _dispatch(self, tasks: dict[str, Task]) -> dict[str, str]:
+        """Have workers do `tasks`. Returns cell name -> reason for what could not be done."""
         from taugrid.orchestrator.dispatch.loop import Loop
         from taugrid.orchestrator.dispatch.pool import Pool, Spare
         from taugrid.workers.actor import Probe, Worker
 
         limits, embedded = self.config.cluster, self._address == "local"
         room = capacity.embedded_workers(limits) if embedded else limits.workers
-        workers = min(room, len(pieces)) if embedded and room else room
-        samples = any(isinstance(piece.job, SampleJob) for piece in pieces.values())
+        workers = min(room, len(tasks)) if embedded and room else room
+        samples = any(isinstance(task.job, SampleJob) for task in tasks.values())
         if samples and room:
             said = too_few_shards(self.part, room, bool(self.rundir.committed_cells()))
             if said is not None:
@@ -315,7 +312,7 @@ class Run:
         pool = Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, limits.label_selector, spare)
         try:
             outputs = self._progress, self._events, self._log, self.rundir.committed
-            loop = Loop(pieces, work_kinds(), pool, workers, embedded, limits, *outputs)
+            loop = Loop(tasks, work_kinds(), pool, workers, embedded, limits, *outputs)
             problems = loop.run()
             self._lasting |= loop.lasting
             return problems

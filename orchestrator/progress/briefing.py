@@ -15,8 +15,9 @@ from taugrid.orchestrator.rates import pace, seconds_by_pace
 from taugrid.orchestrator.report.up_to_date import score_on_disk
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
+from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import kinds_by_name
-from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Piece, WorkKind
+from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
 from taugrid.registry.metrics import METRICS, MetricColumn
 
 
@@ -28,11 +29,11 @@ class Briefing:
     plan: Plan
     rundir: RunDir
     scoring: Evaluation | None
-    pieces: Mapping[str, Piece]
+    tasks: Mapping[str, Task]
 
     @cached_property
     def items(self) -> dict[str, KnownTask]:
-        return known_tasks(self.pieces, kinds_by_name())
+        return known_tasks(self.tasks, kinds_by_name())
 
     @property
     def to_do(self) -> list[dict[str, Any]]:
@@ -73,16 +74,16 @@ class Briefing:
     @cached_property
     def _cells(self) -> dict[str, Cell]:
         """The plan's cells by id or, if other work than samples and scores is done, those that it is done on."""
-        worked = {piece.cell.id: piece.cell for piece in self.pieces.values() if piece.cell is not None}
+        worked = {task.cell.id: task.cell for task in self.tasks.values() if task.cell is not None}
         return {cell.id: cell for cell in self.plan.cells} if self._is_of_samples else worked
 
 
-def known_tasks(pieces: Mapping[str, Piece], kinds: Mapping[str, type[WorkKind]]) -> dict[str, KnownTask]:
-    return {key: _item(piece, kinds[piece.task.kind]) for key, piece in pieces.items()}
+def known_tasks(tasks: Mapping[str, Task], kinds: Mapping[str, type[WorkKind]]) -> dict[str, KnownTask]:
+    return {key: _item(task, kinds[task.kind]) for key, task in tasks.items()}
 
 
-def _item(piece: Piece, kind: type[WorkKind]) -> KnownTask:
-    cell, cost = piece.cell, piece.task.cost
+def _item(task: Task, kind: type[WorkKind]) -> KnownTask:
+    cell, cost = task.cell, task.cost
     if cell is None:
         return KnownTask(kind.name, cost, pace(kind.name, None))
     images = round(cost / len(cell.tau)) if kind.counts_images else 0

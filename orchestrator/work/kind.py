@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from taugrid.jobs import Job, Result
+from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.survey import Survey
@@ -17,14 +17,6 @@ if TYPE_CHECKING:
 
 NETWORK_EVALUATIONS = "network evaluations"
 IMAGES = "images"
-
-
-class Piece(NamedTuple):
-    """A task, its job, and the cell that it is for (None: the reference, which all cells need)."""
-
-    task: Task
-    job: Job
-    cell: Cell | None
 
 
 class Event(NamedTuple):
@@ -66,8 +58,8 @@ class WorkKind(ABC):
     """The unit of a task's cost, in the plural."""
     activity: ClassVar[str]
     """Its name in the progress line."""
-    task: ClassVar[tuple[str, str]]
-    """A task in words, such as ("shard", "to sample"). A run's announcement makes the first agree with the number."""
+    task_in_words: ClassVar[tuple[str, str]]
+    """Such as ("shard", "to sample"). A run's announcement makes the first agree with the number."""
     counts_images: ClassVar[bool] = False
     """Whether the progress line also shows images per second."""
     needs_network: ClassVar[bool] = True
@@ -104,7 +96,7 @@ class WorkKind(ABC):
         return None
 
     @abstractmethod
-    def pieces(self) -> Iterator[Piece]:
+    def tasks(self) -> Iterator[Task]:
         """What is missing on disk. Damaged files are reported and count as missing. Models must exist."""
 
     def clean_up(self) -> None:
@@ -124,14 +116,14 @@ class WorkKind(ABC):
         return None
 
     @classmethod
-    def event(cls, piece: Piece, result: Result, first: bool) -> Event:
-        """The line in the events file for a finished piece; `first`: no other copy was finished before.
+    def event(cls, task: Task, result: Result, first: bool) -> Event:
+        """The line in the events file for a finished task; `first`: no other copy was finished before.
 
         It names the model whose network was evaluated, and how often: from these, later sessions know their pace.
         """
-        fields: dict[str, Any] = {"task": piece.task.key, "images": result.images, "seconds": round(result.seconds, 4)}
-        if piece.cell is not None and cls.unit == NETWORK_EVALUATIONS:
-            fields |= {"cell": piece.cell.id, "model": piece.cell.model.id, "evaluations": int(piece.task.cost)}
+        fields: dict[str, Any] = {"task": task.key, "images": result.images, "seconds": round(result.seconds, 4)}
+        if task.cell is not None and cls.unit == NETWORK_EVALUATIONS:
+            fields |= {"cell": task.cell.id, "model": task.cell.model.id, "evaluations": int(task.cost)}
         return Event(cls.name, {**fields, "committed": first})
 
 

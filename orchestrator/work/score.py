@@ -9,7 +9,7 @@ from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.report.write import write_report
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.extract import ExtractWork, not_extracted
-from taugrid.orchestrator.work.kind import IMAGES, Conclusion, Piece, WorkKind, shard_key
+from taugrid.orchestrator.work.kind import IMAGES, Conclusion, WorkKind, shard_key
 from taugrid.orchestrator.work.reference import reference_keys
 from taugrid.orchestrator.work.sample import unsampled
 from taugrid.orchestrator.work.scorer import keep_record
@@ -26,7 +26,7 @@ class ScoreWork(WorkKind):
     told_by = frozenset({"report"})
     unit = IMAGES
     activity = "scoring"
-    task = ("cell", "to score")
+    task_in_words = ("cell", "to score")
     finished = "cells scored"
     needs_network = False
 
@@ -35,17 +35,15 @@ class ScoreWork(WorkKind):
         assert self.survey.evaluation is not None
         return self.survey.evaluation
 
-    def pieces(self) -> Iterator[Piece]:
-        """A piece for each cell whose score is missing or out of date."""
+    def tasks(self) -> Iterator[Task]:
+        """A task for each cell whose score is missing or out of date."""
         found = self.survey.found
         for state in found.cells:
             if state.to_score:
                 requires = {shard_key(ExtractWork.name, shard) for shard in not_extracted(state)}
                 requires |= reference_keys(found)
-                task = Task(
-                    f"{self.name}/{state.cell.id}", self.name, state.cell.settings.num_samples, frozenset(requires)
-                )
-                yield Piece(task, self._job(state), state.cell)
+                key, cost = f"{self.name}/{state.cell.id}", state.cell.settings.num_samples
+                yield Task(key, self.name, cost, frozenset(requires), state.cell, self._job(state))
 
     def _job(self, state: CellState) -> ScoreJob:
         cell, evaluation = state.cell, self._evaluation

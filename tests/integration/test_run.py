@@ -96,10 +96,10 @@ def test_another_batch_size_is_the_same_images(finished, tmp_path):
         shutil.copytree(finished / "models", rundir.models)
         found = {}
         survey = Survey(config, plan(config), rundir, None, frozenset({"sample"}), lambda damage: None)
-        for piece in SampleWork(survey).pieces():
-            sample_shard(piece.job, load_network(piece.job.network, piece.job.diffusion, "cpu"), "cpu")
-            place = (piece.job.settings.steps, str(piece.job.settings.eta))
-            found[place] = np.concatenate([batch for _, batch in read_images(Path(piece.job.path))])
+        for task in SampleWork(survey).tasks():
+            sample_shard(task.job, load_network(task.job.network, task.job.diffusion, "cpu"), "cpu")
+            place = (task.job.settings.steps, str(task.job.settings.eta))
+            found[place] = np.concatenate([batch for _, batch in read_images(Path(task.job.path))])
         return np.concatenate([found[place] for place in sorted(found)]).astype(int)
 
     a, b = pictures(16), pictures(7)

@@ -24,7 +24,7 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.task import Task
-from taugrid.orchestrator.work.kind import Piece, WorkKind
+from taugrid.orchestrator.work.kind import WorkKind
 from taugrid.storage import LocalStorage
 
 START_SECONDS = 5.0
@@ -39,7 +39,7 @@ class Counting(WorkKind):
     name = "count"
     unit = "strokes"
     activity = "counting"
-    task = ("picture", "to count")
+    task_in_words = ("picture", "to count")
     needs_network = False
 
 
@@ -47,7 +47,7 @@ class Painting(WorkKind):
     name = "paint"
     unit = "strokes"
     activity = "painting"
-    task = ("picture", "to paint")
+    task_in_words = ("picture", "to paint")
 
 
 @dataclass(frozen=True)
@@ -187,18 +187,18 @@ class Scripted:
         monkeypatch.setattr(loop, "time", self.pool)
         monkeypatch.setattr(scaling, "time", self.pool)
         monkeypatch.setattr(loop, "confirm", lambda job, result: None)  # there are no files
-        pieces, cells = {}, two_cells()
+        tasks, cells = {}, two_cells()
         for number, behaviour in enumerate(behaviours):
             cost = COSTS.get(behaviour, 9.0)  # bad ones first
             kind = "count" if behaviour.endswith("count") else "paint"
-            task = Task(f"{kind}/{number}", kind, cost)
-            pieces[task.key] = Piece(task, ScriptedJob("unused", behaviour=behaviour), cells[number % 2])
+            key, job = f"{kind}/{number}", ScriptedJob("unused", behaviour=behaviour)
+            tasks[key] = Task(key, kind, cost, cell=cells[number % 2], job=job)
         root.mkdir()
         self.printed, self.rundir = io.StringIO(), RunDir(root)
         progress = Progress(Console(file=self.printed, soft_wrap=True))
         events = Events(self.rundir)
         outputs = progress, events, lambda name, text: root
-        self.loop = Loop(pieces, [Painting, Counting], self.pool, workers, False, Cluster(), *outputs)
+        self.loop = Loop(tasks, [Painting, Counting], self.pool, workers, False, Cluster(), *outputs)
 
     def run(self):
         self.problems = self.loop.run()
