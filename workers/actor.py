@@ -25,9 +25,8 @@ from taugrid.errors import (
     DoesNotFit,
     OtherVersions,
     RunDirectoryNotSeen,
-    accelerators_fault,
+    accelerator_error_in,
     last_line,
-    of_memory,
 )
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.run_id import RunId, check_run
@@ -183,7 +182,7 @@ class Worker(HeartbeatActor):
         try:
             yield
         except Exception as error:
-            if (fault := accelerators_fault(error)) is None:
+            if (fault := accelerator_error_in(error)) is None:
                 raise
             self._broken = f"{type(fault).__name__}: {last_line(fault)}"
             raise BrokenAccelerator(self._broken) from error
@@ -231,7 +230,7 @@ def _result_or_lack(job: Job, device: Device) -> Result | str:
     try:
         result: Result = resolve_name(job.runs)(job, device)
     except Exception as error:
-        if not of_memory(error):
+        if not is_out_is_out_of_memory(error):
             raise
         return last_line(error)
     return result
