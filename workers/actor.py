@@ -26,6 +26,7 @@ from taugrid.errors import (
     OtherVersions,
     RunDirectoryNotSeen,
     accelerator_error_in,
+    is_out_of_memory,
     last_line,
 )
 from taugrid.jobs import Job, Result, WorkerInfo
@@ -230,7 +231,7 @@ def _result_or_lack(job: Job, device: Device) -> Result | str:
     try:
         result: Result = resolve_name(job.runs)(job, device)
     except Exception as error:
-        if not is_out_is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return last_line(error)
     return result
