@@ -24,7 +24,7 @@ from taugrid.threads import one_ahead
 from taugrid.words import this_node
 from taugrid.workers.accelerator.memory import give_back
 from taugrid.workers.data import load as data
-from taugrid.workers.data.readers.picture import SourceError
+from taugrid.workers.data.picture import SourceError
 from taugrid.workers.device import Device
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from taugrid.config import Config
 from taugrid.disk import failing_in_one_line, write_text
 from taugrid.errors import UserError
 from taugrid.orchestrator.dispatch import cluster
@@ -23,9 +22,9 @@ from taugrid.orchestrator.report.cells import write_cells
 from taugrid.orchestrator.report.replicates import unequal
 from taugrid.orchestrator.report.trainings import failed_trainings
 from taugrid.orchestrator.report.write import write_losses
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.commits import require_here
-from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_directory
 from taugrid.orchestrator.rundir.integrity import Damage
@@ -70,33 +69,30 @@ class Outcome(NamedTuple):
     """The warnings that the session has said."""
 
 
-class Run:
-    """One driver session on one run directory."""
+class Session:
+    """One session of a driver: it does what is missing in one run directory."""
 
     def __init__(
         self,
-        config: Config,
-        plan: Plan,
-        rundir: RunDir,
+        run: Run,
         address: str,
         progress: Progress,
         part: Plan | None = None,
     ) -> None:
         """A session that works on the Ray cluster at `address`.
 
-        `part` is what of `plan` is to be done; None: all. Tables show all of `plan`.
+        `part` is the part of the run's plan that is to be done; None: all. Tables show all of the plan.
         """
-        self.config = config
-        self.plan = plan
-        self.part = plan if part is None else part
-        self.rundir = rundir
+        self.run = run
+        self.config, self.plan, self.rundir = run.config, run.plan, run.rundir
+        self.part = self.plan if part is None else part
         self._address = address
         self._progress = progress
         self._cluster = ExitStack()
         self._connected = False
         self._lasting: set[str] = set()
         self._warned: list[str] = []
-        self._modules = {file for model in plan.models for file in model.source.modules}
+        self._modules = {file for model in self.plan.models for file in model.source.modules}
 
     @failing_in_one_line()
     def do(self, stages: Collection[str], break_lock: bool = False) -> Outcome:
@@ -170,7 +166,7 @@ class Run:
         if conclusions and ("report" in stages or "evaluate" not in stages):
             from taugrid.orchestrator.view.page import write_page
 
-            warnings = write_page(self.config, self.plan, self.rundir, unfinished | problems)
+            warnings = write_page(self.run, unfinished | problems)
         told_of = labels, frozenset(self._lasting), warnings, self._warned
         return Outcome(unfinished | problems, last.rows, last.table, last.evidence, last.text, *told_of)
 

@@ -10,8 +10,8 @@ from taugrid.errors import DamagedFile
 from taugrid.eval.metrics.statistics import Array, Moments
 from taugrid.hashing import file_sha256
 from taugrid.workers.content import verified_copy
-from taugrid.workers.data.readers.npz import NPZ_ERRORS, NPZ_IMAGES, require_whole_npz
-from taugrid.workers.data.readers.picture import SourceError
+from taugrid.workers.data.npz import NPZ_ERRORS, NPZ_IMAGES, require_whole_npz
+from taugrid.workers.data.picture import SourceError
 
 ASYMMETRY = 1e-6
 """How asymmetric a covariance from a file may be, relative to its largest entry: some are in float32."""
@@ -41,7 +41,7 @@ def open_moments(file: Path) -> MomentsFile | None:
     """The mean and covariance in an `.npz`; None if it holds none, or if it holds images, which any extractor can use.
 
     Raises:
-        workers.data.readers.SourceError: for a mean and covariance that belong to no distribution.
+        workers.data.picture.SourceError: for a mean and covariance that belong to no distribution.
         DamagedFile: for a file that can't be read.
     """
     with load_npz(file) as arrays:

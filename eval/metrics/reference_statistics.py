@@ -21,7 +21,7 @@ from taugrid.eval.metrics.moments_file import MomentsFile, load_npz, read_moment
 from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
 from taugrid.eval.metrics.streams import Features, Stream, moments
 from taugrid.storage import LOCAL, Storage, replacing, user_cache
-from taugrid.workers.data.readers.npz import NPZ_ERRORS
+from taugrid.workers.data.npz import NPZ_ERRORS
 
 
 @dataclass(frozen=True, eq=False)

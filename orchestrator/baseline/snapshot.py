@@ -15,10 +15,11 @@ from taugrid.eval.metrics.frechet import NO_ERROR
 from taugrid.eval.metrics.statistics import Array
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.pixels import Digests, first_images, pixel_digests
-from taugrid.orchestrator.opened import Opened, open_existing
+from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.evaluation import evaluation, without_downloads
 from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, Oracle, Trained
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.origins import OURS, REFERENCE, Origin, codes, first_origins, origins, scorers
@@ -206,7 +207,7 @@ def require_scores(snapshot: Snapshot) -> Snapshot:
     return snapshot
 
 
-def snapshot_of_opened(opened: Opened, failed: Mapping[str, str] = {}) -> Snapshot:
+def snapshot_of_opened(opened: Run, failed: Mapping[str, str] = {}) -> Snapshot:
     """As `snapshot_of_run`, perhaps without any cell.
 
     `failed` is name -> reason of cells that can never be scored. They are among the cells, without metrics.
@@ -248,7 +249,7 @@ def snapshot_of_opened(opened: Opened, failed: Mapping[str, str] = {}) -> Snapsh
     )
 
 
-def planned_snapshot(opened: Opened, downloads: bool = True) -> Snapshot:
+def planned_snapshot(opened: Run, downloads: bool = True) -> Snapshot:
     """The cells of a run that has not begun: what they are and how they will be measured, without any score.
 
     Raises:
@@ -287,7 +288,7 @@ def _sampled_cell(rundir: RunDir, cell: Cell, network: Network, setup: Setup) ->
     )
 
 
-def _score(opened: Opened, cell: Cell) -> dict[str, Any] | None:
+def _score(opened: Run, cell: Cell) -> dict[str, Any] | None:
     """The score of the config's evaluation. The reference is opened only if the directory has scores of several."""
     rundir, n = opened.rundir, cell.settings.num_samples
     found = [score for path in rundir.scores_of(cell) if (score := read_sealed(path, rundir.storage)) is not None]

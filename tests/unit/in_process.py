@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -14,10 +15,11 @@ from rich.console import Console
 from taugrid.orchestrator.dispatch import cluster, pool
 from taugrid.orchestrator.dispatch.capacity import nodes, resources
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined
-from taugrid.orchestrator.opened import Opened
+from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.session import Session
 from taugrid.storage import LocalStorage
 from taugrid.workers.actor import Worker
 
@@ -99,7 +101,7 @@ class PoolHere:
 
 
 @contextmanager
-def small_run(folder, text=CONFIG) -> Iterator[Opened]:
+def small_run(folder, text=CONFIG) -> Iterator[Run]:
     """The run that `text` describes, whose workers are this process while the context lasts."""
     config = folder / "small.yaml"
     config.write_text(text)
@@ -109,14 +111,14 @@ def small_run(folder, text=CONFIG) -> Iterator[Opened]:
         mock.patch.object(resources, "room", return_value=1),
         mock.patch.object(resources, "worker_size", return_value=nodes.Size(1, 0)),
     ):
-        yield Opened(str(config), (), str(folder / "unused"))
+        yield open_config(str(config), (), str(folder / "unused"))
 
 
 def drive(opened, root, storage):
     """Run the command; returns what it printed."""
     printed = io.StringIO()
     progress = Progress(Console(file=printed, soft_wrap=True))
-    outcome = Run(opened.config, opened.plan, RunDir(root, storage), "local", progress).do(STAGES)
+    outcome = Session(replace(opened, rundir=RunDir(root, storage)), "local", progress).do(STAGES)
     return outcome, printed.getvalue()
 
 

@@ -17,6 +17,7 @@ from taugrid.hashing import file_sha256, identity
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Custom
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.verification.next_steps import next_steps
@@ -485,8 +486,8 @@ def test_weights_that_were_replaced_after_sampling_are_refused(folder):
     with pytest.raises(UserError, match=r"was made with weights \w{8}, but \w{10} has \w{8} now"):
         rundir.sampled(cell, rundir.sample_metadata(cell), True, pytest.fail)
     config = validate(Config, {"name": "x", "model": {"callable": "mine:scaled", "weights": "scale.pt"}}, "test")
-    found = verify(config, p, rundir, lambda count: None).damages
-    steps = dict(zip((damage.path for damage in found), next_steps(found, config, p, rundir), strict=True))
+    found = verify(Run(config, p, rundir), lambda count: None).damages
+    steps = dict(zip((damage.path for damage in found), next_steps(found, Run(config, p, rundir)), strict=True))
     assert steps[weights].command is None
     assert steps[weights].words.startswith("restore the old weights")
     (folder / "scale.pt").unlink()

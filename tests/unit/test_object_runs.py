@@ -4,6 +4,7 @@ import io
 import json
 import time
 from base64 import b64encode
+from dataclasses import replace
 
 import pytest
 from buckets import SECRET, quick_retries
@@ -14,14 +15,14 @@ from taugrid import parquet
 from taugrid.disk import StoreError
 from taugrid.errors import OtherBytes, OtherContent, RunFailed, UserError
 from taugrid.jobs import SavedUnet
-from taugrid.orchestrator.inspection import describe
-from taugrid.orchestrator.opened import Opened
+from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.rundir.ledger import MOST_SUPERSEDED, Ledger
-from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.verification.verify import verify
+from taugrid.orchestrator.view.inspection import describe
 from taugrid.storage import LocalStorage, appended, open_place, pieces, replacing, requests
 from taugrid.storage.objects import ObjectStorage
 from taugrid.workers.content import verified_copy
@@ -69,7 +70,7 @@ def test_a_run_in_a_bucket_makes_the_same_bytes_and_goes_on_where_it_was(opened,
     _, printed = drive(opened, root, storage)
     assert "1 shard to sample" in printed
     assert results(root, storage) == expected
-    assert verify(opened.config, opened.plan, RunDir(root, storage), lambda n: None) == ([], [])
+    assert verify(replace(opened, rundir=RunDir(root, storage)), lambda n: None) == ([], [])
 
 
 def test_no_credential_is_in_the_run(opened, bucket):
@@ -151,7 +152,7 @@ def test_the_requests_a_shard_that_the_documentation_tells(opened, tmp_path, s3)
     for n in (20, 120):
         root, storage = open_place(f"s3://{s3.bucket()}/run", "--out")
         (tmp_path / "small.yaml").write_text(CONFIG)
-        sized = Opened(str(tmp_path / "small.yaml"), [f"sample.num_samples={n}"], str(tmp_path / "unused"))
+        sized = open_config(str(tmp_path / "small.yaml"), [f"sample.num_samples={n}"], str(tmp_path / "unused"))
 
         def counted(work):
             before = s3.requests.total()
@@ -162,8 +163,8 @@ def test_the_requests_a_shard_that_the_documentation_tells(opened, tmp_path, s3)
         used[n] = (
             counted(lambda sized=sized, root=root, storage=storage: drive(sized, root, storage)),
             counted(lambda sized=sized, root=root, storage=storage: drive(sized, root, storage)),
-            counted(lambda sized=sized, rundir=rundir: describe(sized.config, sized.plan, rundir)),
-            counted(lambda sized=sized, rundir=rundir: verify(sized.config, sized.plan, rundir, lambda images: None)),
+            counted(lambda sized=sized, rundir=rundir: describe(replace(sized, rundir=rundir))),
+            counted(lambda sized=sized, rundir=rundir: verify(replace(sized, rundir=rundir), lambda images: None)),
         )
     first, again, status, verified = ((b - a) / 20 for a, b in zip(used[20], used[120], strict=True))
     assert first == pytest.approx(20, abs=1), "a beat of the lease may come in between"
@@ -271,7 +272,7 @@ def test_events_and_logs_name_objects_by_their_urls(opened, bucket):
     """A path of an object has one slash, and tracebacks and reasons hold such paths."""
     root, storage = bucket
     rundir = RunDir(root, storage)
-    run = Run(opened.config, opened.plan, rundir, "local", Progress(Console(file=io.StringIO())))
+    run = Session(replace(opened, rundir=rundir), "local", Progress(Console(file=io.StringIO())))
     run._events = Events(rundir)
     run._events.add("failed", reason=f"{root}/samples/x: planted")
     log = run._log("task", f"RuntimeError: {root}/samples/x: planted")

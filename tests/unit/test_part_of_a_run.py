@@ -10,13 +10,13 @@ from rich.console import Console
 from taugrid.errors import UserError
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.selection import select
-from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.session import Session
 from taugrid.storage import read_json
 
 
 def do(opened, stages, *only, progress=None):
     part = select(opened.plan, only)
-    return Run(opened.config, opened.plan, opened.rundir, "local", progress or Progress(), part).do(stages)
+    return Session(opened, "local", progress or Progress(), part).do(stages)
 
 
 def test_a_part_is_done_and_tables_show_what_is_there(tmp_path):

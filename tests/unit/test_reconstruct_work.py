@@ -4,6 +4,7 @@ Networks are untrained or oracles: nothing here depends on how good a reconstruc
 """
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.briefing import Briefing
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
-from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.work.reconstruct import ReconstructWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import LocalStorage
@@ -131,7 +132,7 @@ def test_the_price_and_the_way_to_a_lower_one_are_said_before_it_starts(tmp_path
     printed = io.StringIO()
     with small_run(tmp_path, f"{SMALL}report: {{reconstructed_images: 12}}\n") as opened:
         progress = Progress(Console(file=printed, soft_wrap=True))
-        Run(opened.config, opened.plan, RunDir(tmp_path / "run"), "local", progress).do(("reconstruct",))
+        Session(replace(opened, rundir=RunDir(tmp_path / "run")), "local", progress).do(("reconstruct",))
     said, started, _ = printed.getvalue().partition("starting Ray")
     assert started
     for fact in ("12 held-out images", f"{12 * 2 * 2} network evaluations", "report.reconstructed_images"):

@@ -15,7 +15,7 @@ from taugrid.eval.reference import cache_key, open_reference
 from taugrid.eval.sources import Source
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.registry.metrics import MetricSettings
-from taugrid.workers.data.readers.picture import SourceError
+from taugrid.workers.data.picture import SourceError
 
 SPEC = ExtractorSpec("pixels", None, "0" * 64, "pixels", None, 4, None)
 

@@ -6,6 +6,7 @@ the real one.
 
 import io
 import threading
+from dataclasses import replace
 
 import pytest
 from in_process import SMALL_UNET, small_run
@@ -19,7 +20,7 @@ from taugrid.orchestrator.dispatch.capacity.resources import Trainers
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.stage import note_of_trainings
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.training import one, room, several
 from taugrid.orchestrator.training.room import HELPERS_BYTES, UnderWay, another_fits, most_at_once
 from taugrid.workers.training import fit
@@ -130,7 +131,7 @@ def do(opened, monkeypatch, train, **cluster):
     monkeypatch.setattr(fit, "train", train)
     progress = Progress(Console(file=io.StringIO(), width=300))
     config = opened.config.model_copy(update={"cluster": Cluster(**cluster)})
-    outcome = Run(config, opened.plan, opened.rundir, "local", progress).do(("train",))
+    outcome = Session(replace(opened, config=config), "local", progress).do(("train",))
     return outcome, progress._console.file.getvalue()
 
 

@@ -29,9 +29,10 @@ from taugrid.orchestrator.dispatch.capacity.nodes import Node
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.write import write_losses
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
-from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.training import one as driver
 from taugrid.orchestrator.training import room
 from taugrid.workers import schedules
@@ -442,7 +443,8 @@ def a_run(root, **train):
     levels = {"block_out_channels": [4], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
     model = {"unet": {**levels, "norm_num_groups": 4}}
     settings = config.validate(config.Config, {"name": "t", "model": model, "train": train}, "test")
-    return Run(settings, plan(settings), RunDir(root), "local", Progress(Console(file=io.StringIO(), width=200)))
+    run = Run(settings, plan(settings), RunDir(root))
+    return Session(run, "local", Progress(Console(file=io.StringIO(), width=200)))
 
 
 def test_what_a_driver_left_that_was_killed_after_the_commit_is_put_right(tmp_path):

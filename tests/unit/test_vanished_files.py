@@ -57,13 +57,13 @@ def test_what_a_run_reads(victim, tmp_path, monkeypatch):
     places["one image"] = places["reference"] / "07.png"
     evaluate = {"metrics": ["fid"], "extractor": "pixels", "reference": str(places["reference"])}
     config = write_config(tmp_path / "night.yaml", places["checkpoint"], **SMALL, evaluate=evaluate)
-    work = session.Run._work
+    work = session.Session._work
 
     def works(self, *arguments):
         remove(places[victim])
         return work(self, *arguments)
 
-    monkeypatch.setattr(session.Run, "_work", works)
+    monkeypatch.setattr(session.Session, "_work", works)
     told = taugrid("run", config, "--out", tmp_path / "run", code=2)[1]
     assert "Traceback" not in told
     named = places["reference"] if victim == "one image" else places[victim]

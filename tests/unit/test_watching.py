@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -17,7 +18,7 @@ from taugrid.orchestrator.progress.watch import Watching
 from taugrid.orchestrator.report.up_to_date import Asked, score_on_disk
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, LastSession
-from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.session import Session
 from taugrid.registry.metrics import METRICS
 from taugrid.storage import LocalStorage, write_sealed
 from taugrid.workers.training.log import Log, Record
@@ -33,7 +34,7 @@ def done(tmp_path_factory):
     progress = Progress(Console(file=io.StringIO(), force_terminal=True, width=80), live=True)
     with small_run(folder) as opened, progress:
         rundir = RunDir(folder / "run", LocalStorage(folder / "run"))
-        outcome = Run(opened.config, opened.plan, rundir, "local", progress).do(("sample", "evaluate", "report"))
+        outcome = Session(replace(opened, rundir=rundir), "local", progress).do(("sample", "evaluate", "report"))
         yield opened, rundir, progress, outcome
 
 
@@ -207,7 +208,7 @@ def test_a_second_session_has_the_first_ones_rate_and_counts_what_is_there(tmp_p
 
         monkeypatch.setattr(LiveState, "show_cells", spy)
         monkeypatch.setattr(LiveState, "expect", spy_on_rates)
-        Run(opened.config, opened.plan, rundir, "local", progress).do(("sample", "evaluate"))
+        Session(replace(opened, rundir=rundir), "local", progress).do(("sample", "evaluate"))
     assert sum(before.values()) == 60, "of 80 evaluations, 20 were gone"
     assert {pace.split("/")[0] for pace, _ in earlier} == {"sample", "extract", "score"}
 

@@ -19,12 +19,12 @@ from taugrid.orchestrator.cli.text import print_outcome
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.policy import health
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined
-from taugrid.orchestrator.opened import Opened
+from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
-from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.verification.verify import verify
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers.actor import Worker
@@ -195,7 +195,7 @@ def test_the_files_of_a_sixth_kind_are_cleaned_up_verified_and_told(sixth, tmp_p
     config.write_text(
         "{name: blue, model: {oracle: gaussian}, data: {name: gaussian}, sample: {num_samples: 1}, grid: {steps: [2]}}"
     )
-    opened = Opened(str(config), (), str(root))
+    opened = open_config(str(config), (), str(root))
     root.mkdir()
     (root / "run.json").write_text('{"run": "0"}')
     leftover = root / "paintings" / ".x.parquet.0.tmp"
@@ -207,14 +207,14 @@ def test_the_files_of_a_sixth_kind_are_cleaned_up_verified_and_told(sixth, tmp_p
     with parquet.PartWriter(root / "paintings" / f"{cell.id}.parquet", schema) as part:
         part.write({"index": range(1), "stroke": [0.1]})
         part.commit(replace=False)
-    outcome = Run(opened.config, opened.plan, opened.rundir, "local", Progress()).do({"paint"})
+    outcome = Session(opened, "local", Progress()).do({"paint"})
     assert (outcome.missing, outcome.rows) == ({}, [{"cell": cell.id}]), "nothing was to be done"
     assert not leftover.exists()
     print_outcome(opened.rundir, outcome)
     assert "all is painted" in capsys.readouterr().out
     painting = root / "paintings" / f"{cell.id}.parquet"
     painting.write_bytes(painting.read_bytes()[:-20])
-    damages, _ = verify(opened.config, opened.plan, opened.rundir, lambda count: None)
+    damages, _ = verify(opened, lambda count: None)
     assert painting in [damage.path for damage in damages]
 
 

@@ -105,7 +105,7 @@ def require_files(data: Data) -> None:
 def _load(data: Data) -> Decoded:
     found = resolve_name(data.dataset.reader)(data)
     if isinstance(found, EncodedDataset):
-        _require_published_size(data, found.num_images, str(found.files[0]))
+        _require_published_size(data, found.reader.num_images, str(found.files[0]))
         return decoded(data, found, decoded_folder())
     _require_published_size(data, len(found), _place(data))
     images = found.reshape(-1, *data.image_shape)[: data.limit]

@@ -3,7 +3,7 @@
 from taugrid.config import Diffusion
 from taugrid.jobs import CustomNetwork, NetworkSpec, SavedUnet
 from taugrid.workers import schedules
-from taugrid.workers.data import distributions
+from taugrid.workers.data.builtin import distribution
 from taugrid.workers.diffusion import gaussian, oracle
 from taugrid.workers.diffusion.process import Denoiser, network_index
 from taugrid.workers.network import custom
@@ -28,7 +28,7 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, compil
     if isinstance(network, CustomNetwork):
         batched = custom.load(network, device, compiled)
         return lambda x, t: batched(x, network_index(t, x))
-    distribution = distributions.distribution(network.data)
-    if isinstance(distribution, gaussian.Gaussian):
-        return oracle.gaussian_eps(distribution, schedules.alpha_bar(diffusion), device)
-    return oracle.two_points_eps(distribution, schedules.alpha_bar(diffusion), device)
+    data = distribution(network.data)
+    if isinstance(data, gaussian.Gaussian):
+        return oracle.gaussian_eps(data, schedules.alpha_bar(diffusion), device)
+    return oracle.two_points_eps(data, schedules.alpha_bar(diffusion), device)

@@ -1,16 +1,15 @@
-"""Images, encoded and decoded."""
+"""Pictures, encoded and decoded, and what every reader of images returns. Imports no torch."""
 
 import io
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from taugrid import threads
 from taugrid.errors import DamagedFile
-from taugrid.threads import Item, unchanged
+from taugrid.threads import decoded, unchanged
 
 IMAGES_AT_ONCE = 32
 """Images that are read at once: few, so that the first batch is ready soon."""
@@ -41,21 +40,29 @@ class EncodedImage(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """How many images there are, how to read them in order, and warnings that need no image to be read."""
+    """Images in a fixed order, not read yet."""
 
     num_images: int
-    pictures: Callable[[int], Iterator[Picture]]
-    """Takes the number of the first image to read; those before it are not decoded."""
-    warnings: tuple[str, ...]
+    items: Callable[[int], Iterable[Any]]
+    """Takes the number of the first image, and returns the argument of `decode` for it and each that follows."""
+    decode: Callable[[Any], Picture] = unchanged
+    """Decodes one image; large ones in threads."""
+    warnings: tuple[str, ...] = ()
+    """Warnings that need no image to be read."""
+
+    def pictures(self, first: int = 0, then: Callable[[Picture], Picture] = unchanged) -> Iterator[Picture]:
+        """`then` of each image from number `first` on, in order."""
+        return decoded(self.decode, self.items(first), lambda picture: picture.pixels.nbytes, then)
 
 
-def decode(name: str, data: bytes) -> Picture:
+def decode(image: EncodedImage) -> Picture:
     """The image in the bytes of a PNG or JPEG file.
 
     Raises:
         SourceError: unless it is 8-bit grey or RGB.
         taugrid.errors.DamagedFile: if the bytes are not such a file, or only part of one.
     """
+    name, data = image
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:
             mode, lossy = picture.mode, picture.format != "PNG"
@@ -74,10 +81,3 @@ def decode(name: str, data: bytes) -> Picture:
 def one_line(error: BaseException) -> str:
     """An exception's text without line breaks."""
     return " ".join(str(error).split())
-
-
-def decoded(
-    decode: Callable[[Item], Picture], items: Iterable[Item], then: Callable[[Picture], Picture] = unchanged
-) -> Iterator[Picture]:
-    """`then(decode(item))` of each item, in order; as in `threads.decoded`, threads decode large ones ahead."""
-    return threads.decoded(decode, items, lambda picture: picture.pixels.nbytes, then)

@@ -7,13 +7,14 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from taugrid.errors import DamagedFile
-from taugrid.workers.data.readers.picture import IMAGES_AT_ONCE, Picture, Reader, SourceError, one_line
+from taugrid.workers.data.picture import IMAGES_AT_ONCE, Picture, Reader, SourceError, one_line
 
 NPZ_IMAGES = "arr_0"
 """The name that numpy.savez gives to its first array. guided-diffusion writes its samples under it."""
@@ -23,10 +24,10 @@ NPZ_ERRORS = (OSError, ValueError, EOFError, RuntimeError, struct.error, zipfile
 compressed in another way, or written by a later version of zip (NotImplementedError, which is a RuntimeError)."""
 
 
-def npz_reader(path: Path) -> Reader:
+def reader(path: Path) -> Reader:
     """The images `arr_0` (N, H, W, C) of an `.npz`, read a few at a time."""
     try:
-        names, (count, *shape) = _npz_header(path)
+        names, (count, *shape) = _header(path)
     except SourceError:
         require_whole_npz(path)  # a damaged file can look like one of another kind
         raise
@@ -34,7 +35,7 @@ def npz_reader(path: Path) -> Reader:
     if {"mu", "sigma"} <= set(names):
         # guided-diffusion's references: statistics of a whole training set next to 10,000 of its images
         warnings = (f"{path} also holds mu and sigma, perhaps of more images; its {count} images are used",)
-    return Reader(count, lambda first: _npz_pictures(path, count, tuple(shape), first), warnings)
+    return Reader(count, partial(_pictures, path, count, tuple(shape)), warnings=warnings)
 
 
 def require_whole_npz(path: Path) -> None:
@@ -56,7 +57,7 @@ def _damage(path: Path) -> Iterator[None]:
         raise DamagedFile(f"{path} is not a complete .npz: {one_line(error)}") from None
 
 
-def _npz_header(path: Path) -> tuple[list[str], tuple[int, ...]]:
+def _header(path: Path) -> tuple[list[str], tuple[int, ...]]:
     """The names of the arrays in an `.npz`, and the shape of its images."""
     with _damage(path), zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -80,7 +81,7 @@ def _npy_shape(path: Path, file: IO[bytes]) -> tuple[int, ...]:
     return shape
 
 
-def _npz_pictures(path: Path, count: int, shape: tuple[int, ...], first: int) -> Iterator[Picture]:
+def _pictures(path: Path, count: int, shape: tuple[int, ...], first: int) -> Iterator[Picture]:
     size = int(np.prod(shape))
     with _damage(path), zipfile.ZipFile(path) as archive, archive.open(f"{NPZ_IMAGES}.npy") as file:
         _npy_shape(path, file)

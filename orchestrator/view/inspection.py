@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from taugrid import parquet
-from taugrid.config import Config
 from taugrid.errors import UserError
-from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
+from taugrid.orchestrator.plan.cells import Cell, Shard
 from taugrid.orchestrator.rates import evaluations_per_second
 from taugrid.orchestrator.report.trainings import describe_models, training_price
 from taugrid.orchestrator.report.up_to_date import Asked
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.extension import orphans_in_words
@@ -23,15 +23,16 @@ PNG_OVERHEAD_BYTES = 200
 """Upper bound on an image's bytes beyond raw pixels: PNG's chunks, a row's share of Parquet's columns and pages."""
 
 
-def describe_status(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
+def describe_status(run: Run) -> dict[str, Any]:
     """What `status` shows: what `describe` says, and the driver that is at work there (None: no driver is)."""
-    holder = Lease(rundir.lease, rundir.storage).live_holder()
+    holder = Lease(run.rundir.lease, run.rundir.storage).live_holder()
     driver = None if holder is None else {"host": holder.host, "process": holder.process, "last_seen": holder.heartbeat}
-    return describe(config, plan, rundir) | {"driver": driver}
+    return describe(run) | {"driver": driver}
 
 
-def describe(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
+def describe(run: Run) -> dict[str, Any]:
     """Everything that `plan` and `status` show, as plain data."""
+    config, plan, rundir = run.config, run.plan, run.rundir
     rate = evaluations_per_second(read_events(rundir))
     asked = Asked(config, rundir)
     cells = [_describe_cell(cell, rundir, asked) for cell in plan.cells]
@@ -86,7 +87,7 @@ def _describe_cell(cell: Cell, rundir: RunDir, asked: Asked) -> dict[str, Any]:
     }
 
 
-def compare(config: Config, plan: Plan, rundir: RunDir, name_a: str, name_b: str, join: bool) -> dict[str, Any]:
+def compare(run: Run, name_a: str, name_b: str, join: bool) -> dict[str, Any]:
     """A row of differences.csv for any two cells of a run.
 
     Raises:
@@ -96,8 +97,9 @@ def compare(config: Config, plan: Plan, rundir: RunDir, name_a: str, name_b: str
     from taugrid.orchestrator.plan.evaluation import evaluation
     from taugrid.orchestrator.report.collect import NO_IMAGES, collect
 
+    plan, rundir = run.plan, run.rundir
     cells = [find_cell(plan, name) for name in (name_a, name_b)]
-    collected = collect(plan, rundir, evaluation(config, plan, rundir.extractor))
+    collected = collect(plan, rundir, evaluation(run.config, plan, rundir.extractor))
     rows = {row["cell"]: row for row in collected.rows}
     unscored = [cell.label for cell in cells if cell.id not in rows]
     if unscored:

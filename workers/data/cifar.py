@@ -1,12 +1,18 @@
-"""`cifar10`: read and checked by torchvision, which is imported only then."""
+"""`cifar10`, and the data sets that torch-fidelity knows by name: read by torchvision, which is imported only then."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.config import Data
+from taugrid.workers.data.picture import Picture, Reader, SourceError
 from taugrid.workers.data.places import MissingImages, download, root_of
+
+FIDELITY_NAMES = ("cifar10-train", "cifar10-val", "cifar100-train", "cifar100-val", "stl10-train", "stl10-test",
+                  "stl10-unlabeled")  # fmt: skip
+"""The names in torch-fidelity's registry of data sets."""
 
 
 def read(data: Data) -> NDArray[np.uint8]:
@@ -42,3 +48,24 @@ def _images(root: Path, split: str) -> NDArray[np.uint8] | None:
     except RuntimeError:  # torchvision's, for a missing or changed file
         return None
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+
+def fidelity_reader(root: Path, name: str) -> Reader:
+    """The data set that torch-fidelity's registry knows as `name`, unpacked in the folder `root`."""
+    from torch_fidelity.registry import DATASETS_REGISTRY
+    from torchvision import datasets
+
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": datasets.STL10}[name.split("-")[0]]
+    try:
+        images = DATASETS_REGISTRY[name](str(root), False)
+    except (RuntimeError, OSError) as error:
+        raise SourceError(
+            f"{name} is not in {root}: download {kind.url} and unpack it there, to {root / kind.base_folder} (taugrid "
+            "downloads no data sets)"
+        ) from error
+
+    def pictures(first: int) -> Iterator[Picture]:
+        for i in range(first, len(images)):  # each item is a uint8 tensor (3, H, W)
+            yield Picture(f"{name} image {i}", images[i].numpy(), lossy=False)
+
+    return Reader(len(images), pictures)
