@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.constrain import Constrain
+from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
+from taugrid.api import STAGES
 from taugrid.orchestrator.progress.bars import Stage, percent
 from taugrid.orchestrator.progress.state import GridCell, LiveState
-from taugrid.words import STAGES, counted, duration
+from taugrid.words import counted, duration
 
 WIDEST_BARS = 100
 """Columns of a line with a bar; a longer bar tells no more."""
@@ -35,12 +37,13 @@ def frame(
     lines = len(console.render_lines(below, options.update_width(width), pad=False))
     height = console.height - lines - 1
     above = [] if state is None else grid(state, width, height)
-    return Constrain(Group(*above, below), width)
+    drawn = console.render_lines(Group(*above, below), options.update_width(width), pad=False, new_lines=True)
+    return Segments(segment for line in drawn[: console.height - 1] for segment in line)
 
 
 def _below(state: LiveState | None, stage: Stage | None, at: float) -> Iterator[RenderableType]:
     if state is not None and state.stages:
-        yield Text("  ").join(_stage(state, name) for name in STAGES if name in _shown_stages(state))
+        yield Text("  ").join(_stage(state, name) for name in _stages(state))
     if stage is not None:
         yield Constrain(stage.bars.get_renderable(), WIDEST_BARS)
         yield Text(stage.snapshot().line)
@@ -53,8 +56,10 @@ def _below(state: LiveState | None, stage: Stage | None, at: float) -> Iterator[
         yield from _workers(state, at)
 
 
-def _shown_stages(state: LiveState) -> set[str]:
-    return set(state.stages) - (set() if state.trainings is not None else {"train"})
+def _stages(state: LiveState) -> list[str]:
+    """The stages of the session in their order; reconstruction and interpolation are the last of theirs."""
+    shown = [name for name in state.stages if name != "train" or state.trainings is not None]
+    return sorted(shown, key=lambda name: STAGES.index(name) if name in STAGES else len(STAGES))
 
 
 def _stage(state: LiveState, name: str) -> Text:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 
-class Heartbeat(NamedTuple):
+class TaskProgress(NamedTuple):
     at: float
     fraction: float
 
@@ -20,9 +20,9 @@ class WorkerState:
     task: str | None = None
     next_task: str | None = None
     """The task that it goes on with, if it has one already."""
-    first: Heartbeat | None = None
+    first: TaskProgress | None = None
     """The first heartbeat that reported some of its task as done: loading and warming up come before."""
-    last: Heartbeat | None = None
+    last: TaskProgress | None = None
     warm: set[str] = field(default_factory=set)
     """The rate keys of the tasks that it has done: what such tasks need is loaded."""
 
@@ -71,7 +71,7 @@ class Workers:
     def heard(self, at: float, worker: str, fraction: float) -> None:
         state = self.by_name.get(worker)
         if state is not None and fraction > 0:
-            state.last = Heartbeat(at, fraction)
+            state.last = TaskProgress(at, fraction)
             state.first = state.first or state.last
 
     def release(self, at: float, worker: str, task: str | None = None) -> None:
