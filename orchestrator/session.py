@@ -14,7 +14,7 @@ from taugrid.orchestrator.dispatch import capacity, cluster
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation, singular_samples
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.progress.briefing import Briefing
+from taugrid.orchestrator.progress.summary import SessionSummary
 from taugrid.orchestrator.report.ablation import no_effects
 from taugrid.orchestrator.report.cells import write_cells
 from taugrid.orchestrator.report.replicates import unequal
@@ -267,10 +267,10 @@ class Session:
         by_key = {task.key: task for work in works for task in work.tasks()}
         provenance.write(self.rundir, self.plan, scoring)
         problems: dict[str, str] = {}
-        briefing = Briefing(self.config, self.part, self.rundir, scoring, by_key)
-        self._progress.brief(briefing)
+        summary = SessionSummary(self.run, self.part, scoring, by_key)
+        self._progress.expect(summary)
         if by_key:
-            self._events.add("to do", work=briefing.to_do)
+            self._events.add("to do", work=summary.to_do)
             for work in works:
                 costs = [task.cost for task in by_key.values() if task.kind == work.name]
                 if costs and (said := work.announcement(sum(costs))) is not None:

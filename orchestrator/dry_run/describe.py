@@ -12,7 +12,7 @@ from taugrid.orchestrator.dry_run.replaced import replaced_tables
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import singular_samples, too_few_samples
 from taugrid.orchestrator.plan.extractor import Foreseen, foreseen
-from taugrid.orchestrator.progress.remaining import Waiting, seconds_left
+from taugrid.orchestrator.rates import Waiting, seconds_left
 from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
