@@ -28,7 +28,13 @@ LOAD_TORCH = ("torch", "torchvision", "diffusers", "torch_fidelity", "safetensor
 
 HEAVY = (*LOAD_TORCH, "ray")
 
-RAY_BELONGS = ("orchestrator/dispatch/", "orchestrator/jobs/", "workers/actor.py", "workers/training/")
+RAY_BELONGS = (
+    "orchestrator/dispatch/",
+    "orchestrator/jobs/",
+    "workers/actor.py",
+    "workers/ray_compat.py",
+    "workers/training/",
+)
 
 POLICY = "orchestrator/dispatch/policy/"
 

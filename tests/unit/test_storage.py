@@ -615,7 +615,7 @@ ALLOWED = [
         {"exists": 1, "is_dir": 3, "is_file": 7, "iterdir": 1},
         DIFFUSERS,
     ),
-    Exceptions("workers/hello.py", {"write_bytes": 1}, "of what `temporary` gives"),
+    Exceptions("workers/actor.py", {"write_bytes": 1}, "of what `temporary` gives"),
     Exceptions("workers/network/custom_process.py", {"is_file": 1}, "the user's weights"),
     Exceptions("workers/network/pipeline.py", {"save_pretrained": 2}, DIFFUSERS),
     Exceptions("workers/network/unet.py", {"torch.load": 1, "write_bytes": 1}, DIFFUSERS),
