@@ -17,7 +17,7 @@ from taugrid.config import Cluster
 from taugrid.errors import UserError
 from taugrid.orchestrator.dispatch.capacity import Node, Size, Trainers
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.progress.stage import note_of_trainings
+from taugrid.orchestrator.progress.bars import note_of_trainings
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.training import one, room, several
