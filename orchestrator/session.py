@@ -9,8 +9,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from taugrid.disk import failing_in_one_line, write_text
-from taugrid.errors import UserError
+from taugrid.errors import UserError, user_errors
 from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.dispatch.capacity import nodes, resources
 from taugrid.orchestrator.plan.cells import Plan
@@ -36,7 +35,7 @@ from taugrid.orchestrator.training.several import Trainings
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.kind import Conclusion, WorkKind
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.storage import replacing, write_json
+from taugrid.storage import replacing, write_json, write_text
 from taugrid.words import counted, with_urls
 from taugrid.workers.data.load import load_images
 from taugrid.workers.sample import SampleJob
@@ -94,7 +93,7 @@ class Session:
         self._warned: list[str] = []
         self._modules = {file for model in self.plan.models for file in model.source.modules}
 
-    @failing_in_one_line()
+    @user_errors()
     def do(self, stages: Collection[str], break_lock: bool = False) -> Outcome:
         """Do `stages`, some of train, sample, reconstruct, interpolate, evaluate and report, in that order.
 

@@ -9,9 +9,8 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from taugrid.disk import write_text
 from taugrid.errors import RunDirectoryNotSeen
-from taugrid.storage import Storage, read_json
+from taugrid.storage import Storage, read_json, write_text
 from taugrid.words import this_node
 
 FILE = "run.json"

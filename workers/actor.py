@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import ray
 
-from taugrid.errors import BrokenAccelerator, DoesNotFit, accelerators_fault, last_line, of_memory
+from taugrid.errors import BrokenAccelerator, DoesNotFit, accelerator_error_in, is_out_of_memory, last_line
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.words import call_this_node
 from taugrid.workers import heartbeat
@@ -164,7 +164,7 @@ class Worker(Audible):
         try:
             yield
         except Exception as error:
-            if (fault := accelerators_fault(error)) is None:
+            if (fault := accelerator_error_in(error)) is None:
                 raise
             self._broken = f"{type(fault).__name__}: {last_line(fault)}"
             raise BrokenAccelerator(self._broken) from error
@@ -212,7 +212,7 @@ def _result_or_lack(job: Job, device: Device) -> Result | str:
     try:
         result: Result = resolve_name(job.runs)(job, device)
     except Exception as error:
-        if not of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return last_line(error)
     return result

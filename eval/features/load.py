@@ -17,7 +17,7 @@ from taugrid.eval.features.weight_files import require_published, shipped_weight
 from taugrid.registry.extractors import EXTRACTORS, ExtractorSpec, HubWeights, KnownExtractor, PublishedWeights
 from taugrid.workers.accelerator.transfer import Transfer, to_device, to_host
 from taugrid.workers.content import require_same, unchanged, verified_copy
-from taugrid.workers.custom.content import tensors_sha256
+from taugrid.workers.custom.source import tensors_sha256
 
 
 @dataclass

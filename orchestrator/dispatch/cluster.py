@@ -31,7 +31,7 @@ from taugrid.orchestrator.dispatch.address import (
 )
 from taugrid.orchestrator.dispatch.capacity.nodes import available_cpus, exact
 from taugrid.orchestrator.dispatch.head import watched
-from taugrid.workers.custom.luggage import pack
+from taugrid.workers.custom.source import pack
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Jobs and results are small, and images go to files. Ray's default would be 30 % of the machine's memory."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from taugrid.config import Cluster
-from taugrid.errors import RunFailed, UserError, of_the_accelerator
+from taugrid.errors import RunFailed, UserError, is_accelerator_error
 from taugrid.jobs import WorkerInfo
 from taugrid.orchestrator.dispatch.capacity.room import Crowd, Room
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
@@ -123,7 +123,7 @@ class Crew:
             self._starting.discard(worker)
             self._enlist(worker, node)
         said = _in_words(event)
-        if of_the_accelerator(event.cause):  # a new process may be better
+        if is_accelerator_error(event.cause):  # a new process may be better
             self._progress.say(f"{self._name(node)}: {said}; starting another worker (details: {path})")
             self._pool.kill(worker)
             self._events.note("lost", worker=worker, reason=said)

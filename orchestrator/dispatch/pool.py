@@ -12,7 +12,7 @@ import click
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from taugrid.errors import last_line, of_memory
+from taugrid.errors import is_out_of_memory, last_line
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size, nodes
 from taugrid.workers.actor import CONCURRENCY_GROUPS, Pulse
@@ -106,7 +106,7 @@ def why_lost(error: RayError, with_its_node: bool) -> str:
     """Why a worker is gone, in plain words: Ray lists all that may kill a process, and its own names for them."""
     if with_its_node:
         return "its node died or was taken away"
-    if of_memory(error):
+    if is_out_of_memory(error):
         return "it was killed, because its node ran out of memory"
     if PROCESS_DEATH in str(error):
         return "its process was killed, perhaps for lack of memory, or crashed"

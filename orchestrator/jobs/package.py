@@ -17,7 +17,7 @@ from taugrid.errors import UserError
 from taugrid.hashing import SourceFile
 from taugrid.orchestrator.plan.trust import custom_code
 from taugrid.workers.custom.describe import ask
-from taugrid.workers.custom.luggage import pack
+from taugrid.workers.custom.source import pack
 
 ENTRY = "on_the_head.py"
 """The file beside this one that a job begins with."""

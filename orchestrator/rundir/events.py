@@ -8,9 +8,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from taugrid.disk import write_text
 from taugrid.orchestrator.rundir.paths import Paths
-from taugrid.storage import Storage
+from taugrid.storage import Storage, write_text
 from taugrid.words import with_urls
 
 FILES = "[0-9]*.jsonl*"

@@ -18,11 +18,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from taugrid.disk import write_text
 from taugrid.errors import UserError
 from taugrid.orchestrator import ending
 from taugrid.run_id import FILE as RUN_ID
-from taugrid.storage import Storage, read_json
+from taugrid.storage import Storage, read_json, write_text
 from taugrid.words import duration
 
 BEAT_SECONDS = 5.0

@@ -11,10 +11,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
-from taugrid.disk import write_text
 from taugrid.hashing import json_sha256
 from taugrid.parquet import Part
-from taugrid.storage import Storage, pieces, replacing
+from taugrid.storage import Storage, pieces, replacing, write_text
 
 CHECK_DIGITS = 12
 """Hex digits of the hash of a line, at its end."""

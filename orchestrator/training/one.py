@@ -8,7 +8,6 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from taugrid.config import Cluster
-from taugrid.disk import make_folder
 from taugrid.errors import RunFailed, UserError, last_line
 from taugrid.orchestrator.dispatch.capacity import resources
 from taugrid.orchestrator.plan.cells import Model
@@ -19,6 +18,7 @@ from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.training.room import WaitForRoom
 from taugrid.run_id import claim
 from taugrid.storage import LOCAL
+from taugrid.storage.local import make_folder
 from taugrid.words import counted, duration, with_urls
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.training import fit

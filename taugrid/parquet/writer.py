@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from taugrid.disk import retried
 from taugrid.errors import DamagedFile, OtherBytes
 from taugrid.parquet.reader import Part, inspect
 from taugrid.parquet.schemas import SETTING_FIELDS
 from taugrid.parquet.seal import write_seal
+from taugrid.retries import retried
 from taugrid.storage import LOCAL, Storage
 
 ROWS_PER_GROUP = 1024

@@ -174,7 +174,7 @@ class ExtractorSpec:
     """None: the weights that ship with taugrid, wherever it is installed, or none at all."""
     weights_sha256: str
     """Of the file of weights. Without one: of everything that a custom class loaded, including weights that it found by
-    itself (`workers.custom.content.content_sha256`), or of nothing (pixels)."""
+    itself (`workers.custom.source.content_sha256`), or of nothing (pixels)."""
     feature_layer: str
     logits_layer: str | None
     """None: no logits, so no Inception Score."""

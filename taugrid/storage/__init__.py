@@ -2,7 +2,7 @@
 
 from taugrid.storage.appended import end_session, pieces
 from taugrid.storage.files import read_json, read_sealed, replacing, write_json, write_sealed
-from taugrid.storage.local import LOCAL, LocalStorage, user_cache
+from taugrid.storage.local import LOCAL, LocalStorage, user_cache, write_text
 from taugrid.storage.place import is_url, open_place
 from taugrid.storage.protocol import Storage
 
@@ -20,4 +20,5 @@ __all__ = [
     "user_cache",
     "write_json",
     "write_sealed",
+    "write_text",
 ]

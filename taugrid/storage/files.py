@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from taugrid.disk import write_text
 from taugrid.hashing import json_sha256
-from taugrid.storage.local import LOCAL
+from taugrid.storage.local import LOCAL, write_text
 from taugrid.storage.protocol import Storage
 
 

@@ -1,19 +1,17 @@
 """Folders of this machine, or of a file system that all machines mount at the same path."""
 
-import errno
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO
 
-from taugrid.disk import commit_folder, is_there, make_folder, matching, naming, rename, retried, sync_file, sync_folder
-
-NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
-"""What file systems without hard links say; some network and object-store mounts are such."""
+from taugrid.errors import NO_LINKS, UNSYNCABLE, naming
+from taugrid.retries import retried
 
 
 @dataclass(frozen=True)
@@ -177,3 +175,121 @@ LOCAL = LocalStorage()
 def user_cache() -> Path:
     """Taugrid's folder in the user's cache: data sets, decoded images, statistics of references."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "taugrid"
+
+
+# Calls of the file system: tried again where that is safe, and synced so that names survive a power loss
+
+
+def rename(path: Path, target: Path) -> None:
+    """Rename a file or folder, replacing any file there; a transient error is tried again.
+
+    A network file system may have done it and lost its answer. Then the next attempt finds nothing to rename.
+    """
+    failed = False
+
+    def attempt() -> None:
+        nonlocal failed
+        try:
+            path.replace(target)
+        except FileNotFoundError:
+            if not failed or is_there(path) or not is_there(target):
+                raise
+        except OSError:
+            failed = True
+            raise
+
+    retried(attempt)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that nobody reads yet; a transient error is tried again."""
+    retried(lambda: path.write_text(text, encoding="utf-8"))
+
+
+def sync_file(path: Path) -> None:
+    """Return once the file's bytes are on the disk. A sync that fails is not tried again: it would seem to succeed."""
+    with retried(lambda: path.open("rb")) as file, naming(path):
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Return once the names in a folder are on the disk, where the file system can say so."""
+    descriptor = retried(lambda: os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+    try:
+        with naming(folder):
+            os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSYNCABLE:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path, root: Path | None = None) -> None:
+    """Make a folder and those above it, but not `root`; the names of new ones are synced.
+
+    Raises:
+        FileNotFoundError: if there is no `root`.
+    """
+    if folder == root:
+        retried(folder.stat)
+        return
+    try:
+        retried(folder.mkdir)
+    except FileNotFoundError:
+        make_folder(folder.parent, root)
+        retried(lambda: folder.mkdir(exist_ok=True))
+    except OSError:  # it is there, or its place may not be written to, which is no matter if it is there
+        if not folder.is_dir():
+            raise
+        return
+    sync_folder(folder.parent)
+
+
+def commit_folder(finished: Path, folder: Path) -> None:
+    """Give a finished folder its name, whole: everything in it is on the disk before it is seen.
+
+    Raises:
+        OSError: if a folder of that name is there and not empty, which is kept.
+    """
+    for place, _, names in os.walk(finished, topdown=False, onerror=_raise):
+        for name in names:
+            sync_file(Path(place) / name)
+        sync_folder(Path(place))
+    rename(finished, folder)
+    sync_folder(folder.parent)
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """The paths below `folder` that match a glob pattern; `*` stands for no slash.
+
+    `Path.glob` passes over folders that it cannot read, so that files would count as missing.
+    """
+    found = [folder]
+    for part in pattern.split("/"):
+        if part == ".":
+            continue
+        if "*" in part or "[" in part:
+            found = [place / name for place in found for name in _names(place) if fnmatchcase(name, part)]
+        else:
+            found = [path for place in found if is_there(path := place / part)]
+    return found
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return retried(lambda: [path.name for path in folder.iterdir()])
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file or a folder. An error of reading is raised: it is no answer."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        retried(path.stat)
+        return True
+    return False
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -16,11 +16,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
-from taugrid.disk import StoreError
-from taugrid.errors import UserError
+from taugrid.errors import StoreError, UserError
 from taugrid.storage import appended
 from taugrid.storage.ranges import END_BYTES, FetchedEnd, RangeFile
-from taugrid.storage.requests import Bucket, ask, attempts, connected, fault, told
+from taugrid.storage.requests import Bucket, ask, connected, fault
 from taugrid.words import with_urls
 
 if TYPE_CHECKING:
@@ -113,19 +112,20 @@ class ObjectStorage:
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
         lost = False
-        for is_last in attempts():
+
+        def attempt() -> bool:
+            nonlocal lost
             try:
                 obstore.put(self._store, key(path), finished, mode="create")
-            except (BaseError, FileNotFoundError) as error:
+            except BaseError as error:
                 found = fault(error)
                 if isinstance(error, AlreadyExistsError | PreconditionError) and not found.passes:
                     return lost and not self.other_bytes(path, finished)
-                if is_last or not found.passes:
-                    raise self._told(error, path) from None
                 lost = lost or found.status != 409
-            else:
-                return True
-        raise AssertionError("the last attempt returns or raises")
+                raise
+            return True
+
+        return self._ask(path, attempt)
 
     def replace(self, path: Path, finished: Path) -> None:
         import obstore
@@ -139,24 +139,24 @@ class ObjectStorage:
         from obstore.exceptions import BaseError, PreconditionError
 
         lost = False
-        for is_last in attempts():
+
+        def attempt() -> bool:
+            nonlocal lost
             try:
-                meta = self._head(path)
-                if _version(meta) != version:
-                    return lost and not self.other_bytes(path, finished)
-                obstore.put(self._store, key(path), finished, mode=_seen(meta))
-            except PreconditionError:
-                continue  # it is another one now, which the next look shows
+                meta = obstore.head(self._store, key(path))
+                if _version(meta) == version:
+                    obstore.put(self._store, key(path), finished, mode=_seen(meta))
+                    return True
             except FileNotFoundError:
                 return False
             except BaseError as error:
                 found = fault(error)
-                if is_last or not found.passes:
-                    raise self._told(error, path) from None
-                lost = lost or found.status != 409
-            else:
-                return True
-        return False
+                if found.passes or not isinstance(error, PreconditionError):
+                    lost = lost or found.status != 409
+                    raise
+            return lost and not self.other_bytes(path, finished)
+
+        return self._ask(path, attempt)
 
     def other_bytes(self, path: Path, finished: Path) -> bool:
         """See `Storage`. Reads both."""
@@ -251,9 +251,6 @@ class ObjectStorage:
 
     def _ask(self, path: Path, call: Callable[[], T]) -> T:
         return ask(call, self.bucket.scheme, url(path))
-
-    def _told(self, error: Exception, path: Path) -> OSError:
-        return told(error, self.bucket.scheme, url(path))
 
     def _head(self, path: Path) -> "ObjectMeta":
         import obstore

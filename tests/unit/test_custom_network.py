@@ -29,8 +29,7 @@ from taugrid.storage import write_json
 from taugrid.words import this_node
 from taugrid.workers import interpolate, reconstruct, schedules
 from taugrid.workers.custom import describe as custom_code
-from taugrid.workers.custom.content import tensors_sha256
-from taugrid.workers.custom.source import source_of
+from taugrid.workers.custom.source import source_of, tensors_sha256
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.custom import checked, describe, for_inference, load, make, tensors
 from taugrid.workers.network.load import load_network

@@ -12,8 +12,7 @@ from in_process import CONFIG, drive, small_run
 from rich.console import Console
 
 from taugrid import parquet
-from taugrid.disk import StoreError
-from taugrid.errors import OtherBytes, OtherContent, RunFailed, UserError
+from taugrid.errors import OtherBytes, OtherContent, RunFailed, StoreError, UserError
 from taugrid.jobs import SavedUnet
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.progress import Progress

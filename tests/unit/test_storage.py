@@ -5,6 +5,7 @@ import errno
 import os
 import pickle
 import resource
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -14,14 +15,14 @@ from typing import NamedTuple
 
 import pytest
 
-from taugrid import disk, parquet
+from taugrid import errors, parquet, retries
 from taugrid.errors import DamagedFile
 from taugrid.storage import (
     LocalStorage,
+    local,
     read_json,
     read_sealed,
     replacing,
-    requests,
     write_json,
     write_sealed,
 )
@@ -290,14 +291,14 @@ def unheard(function, code=errno.ETIMEDOUT):
 
 def test_where_a_link_was_made_but_its_answer_was_lost_the_file_is_ours(tmp_path, monkeypatch, order):
     monkeypatch.setattr(os, "link", unheard(os.link))
-    monkeypatch.setattr(disk, "PAUSES_SECONDS", (0,))
+    monkeypatch.setattr(retries, "DISK_PAUSES", (0,))
     assert create(LocalStorage(), tmp_path / "file", b"x") is True
     assert order[-1] == tmp_path.name, "the name is on the disk"
 
 
 @pytest.mark.parametrize("code", [errno.ETIMEDOUT, errno.EIO])
 def test_where_a_rename_was_done_but_its_answer_was_lost_all_is_well(tmp_path, monkeypatch, code):
-    monkeypatch.setattr(disk, "PAUSES_SECONDS", (0,))
+    monkeypatch.setattr(retries, "DISK_PAUSES", (0,))
     rename, path = Path.replace, tmp_path / "value.json"
 
     def lose_an_answer():
@@ -312,7 +313,7 @@ def test_where_a_rename_was_done_but_its_answer_was_lost_all_is_well(tmp_path, m
     assert read_json(tmp_path / "aside" / "0") == 2
     (tmp_path / "finished").mkdir()
     lose_an_answer()
-    disk.commit_folder(tmp_path / "finished", tmp_path / "model")
+    local.commit_folder(tmp_path / "finished", tmp_path / "model")
     assert sorted(found.name for found in tmp_path.iterdir()) == ["aside", "model"]
 
 
@@ -328,7 +329,7 @@ def test_another_error_of_a_link_is_no_reason_to_rename(tmp_path, monkeypatch, c
         raise OSError(code, "no")
 
     monkeypatch.setattr(os, "link", refuse)
-    monkeypatch.setattr(disk, "PAUSES_SECONDS", (0,))
+    monkeypatch.setattr(retries, "DISK_PAUSES", (0,))
     with pytest.raises(OSError, match="no"):
         create(LocalStorage(), tmp_path / "file", b"x")
     assert list(tmp_path.iterdir()) == []
@@ -336,7 +337,7 @@ def test_another_error_of_a_link_is_no_reason_to_rename(tmp_path, monkeypatch, c
 
 def test_what_only_the_user_can_change_is_said_to_be_changed_before_another_try():
     codes = (errno.EACCES, errno.EROFS, errno.EIO, errno.EDQUOT, errno.ENOSPC)
-    said = {code: disk.in_one_line(OSError(code, "", "/a/file")) for code in codes}
+    said = {code: errors.in_one_line(OSError(code, "", "/a/file")) for code in codes}
     assert {code for code, text in said.items() if "writable, then run the same" in text} == {errno.EACCES, errno.EROFS}
     full = {code for code, text in said.items() if "disk is full" in text and "free some space" in text}
     assert full == {errno.EDQUOT, errno.ENOSPC}, "a user's quota, too"
@@ -364,17 +365,21 @@ def test_what_passes_within_seconds_is_tried_again(tmp_path, monkeypatch):
     path, pauses = tmp_path / "a" / "file", []
     put(LocalStorage(), path, b"content")
     with no_more_files() as close_some:
-        monkeypatch.setattr(disk.time, "sleep", lambda seconds: [pauses.append(seconds), close_some()])
+        monkeypatch.setattr(time, "sleep", lambda seconds: [pauses.append(seconds), close_some()])
         assert LocalStorage().read(path) == b"content"
-    assert pauses == [disk.PAUSES_SECONDS[0]]
+    assert pauses == [pytest.approx(retries.DISK_PAUSES[0], rel=0.5)]
 
 
 def test_workers_that_a_store_refused_together_come_back_one_after_the_other(monkeypatch):
     def pauses():
         waited = []
-        monkeypatch.setattr(requests.time, "sleep", waited.append)
-        assert list(requests.attempts()) == [False] * 6 + [True]
+        monkeypatch.setattr(time, "sleep", waited.append)
+        with pytest.raises(TimeoutError):
+            retries.try_again(refuse, retries.STORE_PAUSES, lambda error: isinstance(error, TimeoutError))
         return waited
+
+    def refuse():
+        raise TimeoutError
 
     one, other = pauses(), pauses()
     for usual, *waited in zip((0.1, 0.3, 1.0, 3.0, 9.0, 9.0), one, other, strict=True):
@@ -394,8 +399,8 @@ def test_opening_is_tried_again_wherever_something_is_written(tmp_path, monkeypa
     calls = (
         lambda: storage.append(path, b"line\n"),
         lambda: storage.append(path, b"line\n"),
-        lambda: disk.sync_file(path),
-        lambda: disk.sync_folder(path.parent),
+        lambda: local.sync_file(path),
+        lambda: local.sync_folder(path.parent),
         lambda: write_json(tmp_path / "value.json", {}),
         lambda: storage.replace(tmp_path / "named", tmp_path / "finished"),
         write_numbers,
@@ -403,9 +408,7 @@ def test_opening_is_tried_again_wherever_something_is_written(tmp_path, monkeypa
     for call in calls:
         pauses = []
         with no_more_files() as close_some:
-            monkeypatch.setattr(
-                disk.time, "sleep", lambda seconds, _p=pauses, _c=close_some: [_p.append(seconds), _c()]
-            )
+            monkeypatch.setattr(time, "sleep", lambda seconds, _p=pauses, _c=close_some: [_p.append(seconds), _c()])
             call()
         assert pauses
     assert storage.read(path) == b"line\nline\n"
@@ -413,9 +416,9 @@ def test_opening_is_tried_again_wherever_something_is_written(tmp_path, monkeypa
 
 
 def test_a_folder_is_made_at_the_second_attempt(tmp_path, monkeypatch):
-    monkeypatch.setattr(disk, "PAUSES_SECONDS", (0,))
+    monkeypatch.setattr(retries, "DISK_PAUSES", (0,))
     monkeypatch.setattr(Path, "mkdir", unheard(Path.mkdir, errno.ESTALE))
-    disk.make_folder(tmp_path / "a")
+    local.make_folder(tmp_path / "a")
     assert (tmp_path / "a").is_dir()
 
 
@@ -426,7 +429,7 @@ def test_what_does_not_pass_is_raised_and_is_no_missing_file(tmp_path, monkeypat
     with parquet.PartWriter(shard, parquet.number_schema({}, ["x"])) as part:
         part.write({"index": range(3), "x": [0.1, 0.2, 0.3]})
         part.commit(replace=False)
-    monkeypatch.setattr(disk, "PAUSES_SECONDS", (0, 0))
+    monkeypatch.setattr(retries, "DISK_PAUSES", (0, 0))
     calls = (
         lambda: read_sealed(path),
         lambda: LocalStorage().list(tmp_path, "*/*.json"),
@@ -441,13 +444,13 @@ def test_what_does_not_pass_is_raised_and_is_no_missing_file(tmp_path, monkeypat
 
 
 def test_an_error_names_its_file_and_a_full_disk_is_said():
-    with pytest.raises(OSError) as caught, disk.naming(Path("/run/part")), open("/dev/full", "w") as file:  # noqa: PTH123
+    with pytest.raises(OSError) as caught, errors.naming(Path("/run/part")), open("/dev/full", "w") as file:  # noqa: PTH123
         file.write("x" * 100_000)
-    said = disk.in_one_line(pickle.loads(pickle.dumps(caught.value)))
+    said = errors.in_one_line(pickle.loads(pickle.dumps(caught.value)))
     assert "disk is full" in said
     assert "/run/part" in said
     assert "\n" not in said
-    assert "damaged" not in disk.in_one_line(PermissionError(errno.EACCES, "x", "y")).split(";")[0]
+    assert "damaged" not in errors.in_one_line(PermissionError(errno.EACCES, "x", "y")).split(";")[0]
 
 
 # After a power loss
@@ -491,7 +494,7 @@ def test_a_model_is_on_the_disk_whole_before_it_has_its_name(tmp_path, order):
     for name in ("unet/config.json", "unet/weights", "train/log.jsonl"):
         (finished / name).parent.mkdir(parents=True, exist_ok=True)
         (finished / name).write_text(name)
-    disk.commit_folder(finished, tmp_path / "m")
+    local.commit_folder(finished, tmp_path / "m")
     named = order.index("name: m")
     assert {"config.json", "weights", "log.jsonl", "unet", "train", ".m.tmp"} == set(order[:named])
     assert order[named + 1 :] == [tmp_path.name]

@@ -13,9 +13,8 @@ from taugrid.errors import CustomCodeError
 from taugrid.hashing import file_sha256
 from taugrid.jobs import CustomNetwork
 from taugrid.workers.content import require_same, unchanged
-from taugrid.workers.custom.content import content_sha256, content_sha256_by_bytes, tensors_sha256
-from taugrid.workers.custom.find import find, find_module
-from taugrid.workers.custom.source import source_of
+from taugrid.workers.custom.describe import find, find_module
+from taugrid.workers.custom.source import content_sha256, source_of, tensors_sha256
 
 BatchedDenoiser = Callable[[Tensor, Tensor], Tensor]
 """What a network predicts from x, (B, C, H, W) float32, and the index 0..T-1 of each image's time step, (B,) int64."""
@@ -90,7 +89,7 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], 
         image_shape=image_shape,
         summary=_summary(made),
         files=source.files,
-        by_bytes=(source.by_bytes, file or content_sha256_by_bytes(source, state)),
+        by_bytes=(source.by_bytes, file or content_sha256(source, state, by_bytes=True)),
     )
     del made, network  # two large networks may not fit into memory
     again = make(name, weights)

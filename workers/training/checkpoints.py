@@ -10,9 +10,9 @@ import ray.train
 import torch
 from ray.train.collective import broadcast_from_rank_zero
 
-from taugrid.disk import commit_folder
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL
+from taugrid.storage.local import commit_folder
 from taugrid.workers.network.pipeline import save_pipeline
 from taugrid.workers.training.log import LOG, events_folder
 from taugrid.workers.training.spec import TrainingSpec
