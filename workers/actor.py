@@ -142,7 +142,7 @@ class Worker(Audible):
         try:
             with heartbeat.heard_by(device.alive), self._whole_accelerator():
                 result = run_in_memory(job, device)
-            return replace(result, size=job.storage.size(Path(job.path)))
+            return replace(result, size=job.storage.stat(Path(job.path)).size)
         except FileNotFoundError:
             job.check_run()  # a folder that vanished meanwhile is the node's fault, not the job's
             raise

@@ -48,7 +48,7 @@ def check_run_directory(probe: Probe, node: str) -> None:
     try:
         with storage.temporary(own) as temporary:
             temporary.write_bytes(data)
-            named = storage.create(own, temporary)
+            named = storage.commit(own, temporary)
         if not named or storage.read(own) != data:
             raise RunDirectoryNotSeen(
                 f"node {node}: a file written to {path.parent} does not read back as it was written"
