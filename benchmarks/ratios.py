@@ -31,21 +31,20 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.workers.actor import Audible
-from taugrid.workers.hello import Probe
+from taugrid.workers.actor import HeartbeatActor, Probe
 from taugrid.workers.sample import SampleJob
 
 WORKERS = 2
 
 
-class Pipeline(Audible):
+class Pipeline(HeartbeatActor):
     """diffusers' DDIM, as it is shipped."""
 
     def __init__(self, checkpoint: str, batch: int, steps: int) -> None:
         super().__init__()
         self._checkpoint, self._batch, self._steps = checkpoint, batch, steps
 
-    def hello(self, probe: Probe) -> WorkerInfo:
+    def check_health(self, probe: Probe) -> WorkerInfo:
         import torch
         from diffusers import DDIMPipeline, DDIMScheduler
 

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taugrid.errors import UserError, user_errors
-from taugrid.orchestrator.dispatch import cluster
-from taugrid.orchestrator.dispatch.capacity import nodes, resources
+from taugrid.orchestrator.dispatch import capacity, cluster
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation, singular_samples
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.progress.briefing import Briefing
+from taugrid.orchestrator.progress.summary import SessionSummary
 from taugrid.orchestrator.report.ablation import no_effects
 from taugrid.orchestrator.report.cells import write_cells
 from taugrid.orchestrator.report.replicates import unequal
@@ -268,10 +267,10 @@ class Session:
         by_key = {task.key: task for work in works for task in work.tasks()}
         provenance.write(self.rundir, self.plan, scoring)
         problems: dict[str, str] = {}
-        briefing = Briefing(self.config, self.part, self.rundir, scoring, by_key)
-        self._progress.brief(briefing)
+        summary = SessionSummary(self.run, self.part, scoring, by_key)
+        self._progress.expect(summary)
         if by_key:
-            self._events.add("to do", work=briefing.to_do)
+            self._events.add("to do", work=summary.to_do)
             for work in works:
                 costs = [task.cost for task in by_key.values() if task.kind == work.name]
                 if costs and (said := work.announcement(sum(costs))) is not None:
@@ -288,18 +287,17 @@ class Session:
         """Have workers do `tasks`. Returns cell name -> reason for what could not be done."""
         from taugrid.orchestrator.dispatch.loop import Loop
         from taugrid.orchestrator.dispatch.pool import Pool, Spare
-        from taugrid.workers.actor import Worker
-        from taugrid.workers.hello import Probe
+        from taugrid.workers.actor import Probe, Worker
 
         limits, embedded = self.config.cluster, self._address == "local"
-        room = resources.room(limits) if embedded else limits.workers
+        room = capacity.embedded_workers(limits) if embedded else limits.workers
         workers = min(room, len(tasks)) if embedded and room else room
         samples = any(isinstance(task.job, SampleJob) for task in tasks.values())
         if samples and room:
             said = too_few_shards(self.part, room, bool(self.rundir.committed_cells()))
             if said is not None:
                 self._progress.say(said)
-        cpus, gpus = resources.worker_size(limits)
+        cpus, gpus = capacity.worker_size(limits)
         if not gpus:
             require_no_tf32(self.part)
         probe = self.rundir.new_probe()
@@ -308,7 +306,7 @@ class Session:
         files = Probe(str(probe), self.rundir.storage, self.rundir.run)
         spare = None
         if limits.use_cpus and gpus:
-            share = float(nodes.exact(limits.score.cpus_per_worker or limits.cpus_per_worker))
+            share = float(capacity.exact(limits.score.cpus_per_worker or limits.cpus_per_worker))
             spare = Spare((max(1, int(share)),), share)
         pool = Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, limits.label_selector, spare)
         try:

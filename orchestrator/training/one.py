@@ -9,7 +9,7 @@ from queue import SimpleQueue
 
 from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError, last_line
-from taugrid.orchestrator.dispatch.capacity import resources
+from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.cells import Model
 from taugrid.orchestrator.plan.sources import TRAINED_WEIGHTS, Trained
 from taugrid.orchestrator.report.trainings import failed_trainings
@@ -78,13 +78,13 @@ class Training:
         """Whether it ended because other work took the room for its workers. It can begin again."""
         return isinstance(self._error, fit.NoRoom)
 
-    def wanted(self) -> resources.Trainers:
+    def wanted(self) -> capacity.Trainers:
         """What it takes of the cluster as it is now.
 
         Raises:
             UserError: if no worker fits, and none ever will.
         """
-        return resources.trainers(self._cluster, self._source.train.workers, self._may_grow)
+        return capacity.trainers(self._cluster, self._source.train.workers, self._may_grow)
 
     def begin(self, ended: "SimpleQueue[Training]") -> None:
         """Start or continue it, from its last checkpoint. It comes into `ended` when its thread ends."""
@@ -178,7 +178,7 @@ class Training:
             LOCAL.delete_folder(spec.final)
             LOCAL.delete_folder(spec.running)
 
-    def _specified(self, wanted: resources.Trainers) -> TrainingSpec:
+    def _specified(self, wanted: capacity.Trainers) -> TrainingSpec:
         source = self._source
         folder, run = self._rundir.training_folder(self._cluster.scratch), self._rundir.run
         if not self._rundir.storage.on_disk:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
+from taugrid.orchestrator.rates import rate_key
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.survey import Survey
 
@@ -114,6 +115,18 @@ class WorkKind(ABC):
     def conclude(self) -> Conclusion | None:
         """Write the results of what is complete. None: other work continues from here."""
         return None
+
+    @classmethod
+    def rate_key(cls, task: Task) -> str:
+        """The name of all tasks that take equal time for equal cost."""
+        network = task.cell.model.id if task.cell is not None and cls.unit == NETWORK_EVALUATIONS else None
+        return rate_key(cls.name, network)
+
+    @classmethod
+    def images(cls, task: Task) -> float:
+        """How many images a task makes, if the progress line counts them."""
+        cell = task.cell
+        return task.cost * cell.settings.num_samples / cell.network_evaluations if cell and cls.counts_images else 0.0
 
     @classmethod
     def event(cls, task: Task, result: Result, first: bool) -> Event:

@@ -547,7 +547,7 @@ ALLOWED = [
     Exceptions("orchestrator/dispatch/address.py", {"read_text": 1}, "Ray's token in the user's home"),
     Exceptions("orchestrator/external.py", {"np.savez": 1}, "a temporary file of images that a caller holds"),
     Exceptions(
-        "orchestrator/inspection.py",
+        "orchestrator/view/inspection.py",
         {"exists": 1, "is_dir": 1, "iterdir": 1, "mkdir": 1, "write_bytes": 1},
         "`export --to`, which is no part of a run",
     ),
@@ -611,7 +611,7 @@ ALLOWED = [
         {"exists": 1, "is_dir": 3, "is_file": 7, "iterdir": 1},
         DIFFUSERS,
     ),
-    Exceptions("workers/hello.py", {"write_bytes": 1}, "of what `temporary` gives"),
+    Exceptions("workers/actor.py", {"write_bytes": 1}, "of what `temporary` gives"),
     Exceptions("workers/network/custom_process.py", {"is_file": 1}, "the user's weights"),
     Exceptions("workers/network/pipeline.py", {"save_pretrained": 2}, DIFFUSERS),
     Exceptions("workers/network/unet.py", {"torch.load": 1, "write_bytes": 1}, DIFFUSERS),
