@@ -9,7 +9,7 @@ from queue import SimpleQueue
 
 from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError, last_line
-from taugrid.orchestrator.dispatch.capacity import resources
+from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.cells import Model
 from taugrid.orchestrator.plan.sources import TRAINED_WEIGHTS, Trained
 from taugrid.orchestrator.report.trainings import failed_trainings
@@ -17,7 +17,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.training.room import WaitForRoom
 from taugrid.run_id import claim
-from taugrid.storage import LOCAL
+from taugrid.storage import LOCAL, upload_folder
 from taugrid.storage.local import make_folder
 from taugrid.words import counted, duration, with_urls
 from taugrid.workers.data.load import content_fingerprint
@@ -78,13 +78,13 @@ class Training:
         """Whether it ended because other work took the room for its workers. It can begin again."""
         return isinstance(self._error, fit.NoRoom)
 
-    def wanted(self) -> resources.Trainers:
+    def wanted(self) -> capacity.Trainers:
         """What it takes of the cluster as it is now.
 
         Raises:
             UserError: if no worker fits, and none ever will.
         """
-        return resources.trainers(self._cluster, self._source.train.workers, self._may_grow)
+        return capacity.trainers(self._cluster, self._source.train.workers, self._may_grow)
 
     def begin(self, ended: "SimpleQueue[Training]") -> None:
         """Start or continue it, from its last checkpoint. It comes into `ended` when its thread ends."""
@@ -174,11 +174,11 @@ class Training:
         """Put the trained model into the run directory, if it was trained elsewhere, and remove what is left there."""
         storage, spec = self._rundir.storage, self._spec
         if not storage.on_disk:
-            storage.create_folder(self._rundir.model_folder(self.model), spec.final, TRAINED_WEIGHTS)
+            upload_folder(self._rundir.model_folder(self.model), spec.final, TRAINED_WEIGHTS, storage)
             LOCAL.delete_folder(spec.final)
             LOCAL.delete_folder(spec.running)
 
-    def _specified(self, wanted: resources.Trainers) -> TrainingSpec:
+    def _specified(self, wanted: capacity.Trainers) -> TrainingSpec:
         source = self._source
         folder, run = self._rundir.training_folder(self._cluster.scratch), self._rundir.run
         if not self._rundir.storage.on_disk:

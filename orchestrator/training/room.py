@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from taugrid.config import Cluster
 from taugrid.errors import UserError
-from taugrid.orchestrator.dispatch.capacity import resources
-from taugrid.orchestrator.dispatch.capacity.nodes import Size, free, memory_here
-from taugrid.orchestrator.dispatch.capacity.resources import Trainers
+from taugrid.orchestrator.dispatch import capacity
+from taugrid.orchestrator.dispatch.capacity import Size, Trainers, free
 from taugrid.words import duration
+from taugrid.workers.ray_compat import memory_here
 from taugrid.workers.training.spec import TrainingSpec
 
 ROOM_SECONDS = 5.0
@@ -46,7 +46,7 @@ def another_fits(wanted: Trainers, under_way: UnderWay, cluster: Cluster, may_gr
     if not under_way.all or (cluster.trainings is not None and may_grow):
         return True
     size = Size(wanted.cpus, wanted.gpus)
-    room = sum(node.room(size) for node in free(cluster.label_selector))
+    room = sum(node.capacity(size) for node in free(cluster.label_selector))
     return room >= wanted.most * (under_way.starting + 1)
 
 
@@ -64,9 +64,9 @@ class WaitForRoom:
         if now - self._looked_at < ROOM_SECONDS:
             return None
         self._looked_at = now
-        if resources.fits(self._size, self._cluster) >= self._fewest:
+        if capacity.total_capacity(self._size, self._cluster) >= self._fewest:
             self._room_at = now
         if now - self._room_at < limit:
             return None
         then = f", nor has one joined in {duration(limit)} (cluster.max_wait_seconds)"
-        return resources.no_room(self._size, self._cluster.label_selector, then)
+        return capacity.no_capacity(self._size, self._cluster.label_selector, then)

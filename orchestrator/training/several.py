@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 from taugrid.config import Cluster
 from taugrid.errors import UserError
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.progress.stage import name_of_trainings, note_of_trainings
+from taugrid.orchestrator.progress.bars import name_of_trainings, note_of_trainings
 from taugrid.orchestrator.training.one import Training, TrainingFailed
 from taugrid.orchestrator.training.room import HELPERS_BYTES, UnderWay, another_fits, most_at_once
 from taugrid.words import counted

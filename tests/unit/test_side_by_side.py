@@ -15,8 +15,7 @@ from test_reconstruct_work import save_network
 
 from taugrid.config import Cluster
 from taugrid.errors import UserError
-from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size
-from taugrid.orchestrator.dispatch.capacity.resources import Trainers
+from taugrid.orchestrator.dispatch.capacity import Node, Size, Trainers
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.stage import note_of_trainings
 from taugrid.orchestrator.rundir.events import read_events

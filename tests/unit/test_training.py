@@ -13,19 +13,18 @@ from queue import SimpleQueue
 import pytest
 import torch
 from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
-    WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
 )
-from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from taugrid import config
 from taugrid.errors import DeviceUnusable, UserError
-from taugrid.orchestrator.dispatch.capacity import resources
-from taugrid.orchestrator.dispatch.capacity.nodes import Node
+from taugrid.orchestrator.dispatch import capacity
+from taugrid.orchestrator.dispatch.capacity import Node
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.write import write_losses
@@ -487,7 +486,7 @@ def a_training(tmp_path, may_grow, cluster, **train):
 def few_nodes(monkeypatch):
     """Adds nodes; no images are needed."""
     monkeypatch.setattr(driver, "content_fingerprint", lambda data: "0" * 64)
-    return lambda *there: monkeypatch.setattr(resources, "nodes", lambda selector: list(there))
+    return lambda *there: monkeypatch.setattr(capacity, "nodes", lambda selector: list(there))
 
 
 def test_a_training_that_stands_still_says_once_what_it_may_wait_for(tmp_path, monkeypatch, few_nodes):
@@ -568,12 +567,6 @@ def test_a_worker_that_died_is_told_with_what_is_known_and_what_to_do():
     assert "(worker 1)" in short
     for told in (died, started, short):
         assert "run the same command again" in told
-
-
-def test_a_training_that_found_no_room_may_begin_again():
-    assert fit._found_no_room(ControllerError(WorkerGroupStartupTimeoutError(2)))
-    assert not fit._found_no_room(ControllerError(WorkerGroupStartupFailedError("At least one failed.")))
-    assert not fit._found_no_room(WorkerGroupError("all of it", {0: RuntimeError("lost")}))
 
 
 def test_a_cosine_needs_a_step_after_the_warm_up():
