@@ -16,7 +16,7 @@ from taugrid.orchestrator.report.trainings import failed_trainings
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.run_id import claim
-from taugrid.storage import LOCAL
+from taugrid.storage import LOCAL, upload_folder
 from taugrid.storage.local import make_folder
 from taugrid.words import counted, duration, with_urls
 from taugrid.workers.data.load import content_fingerprint
@@ -188,7 +188,7 @@ class Training:
         """Put the trained model into the run directory, if it was trained elsewhere, and remove what is left there."""
         storage, spec = self._rundir.storage, self._spec
         if not storage.on_disk:
-            storage.create_folder(self._rundir.model_folder(self.model), spec.final, TRAINED_WEIGHTS)
+            upload_folder(self._rundir.model_folder(self.model), spec.final, TRAINED_WEIGHTS, storage)
             LOCAL.delete_folder(spec.final)
             LOCAL.delete_folder(spec.running)
 

@@ -25,10 +25,12 @@ from taugrid.workers.custom.syntax import parsed, without_comments
 NOT_USER_PACKAGES = {*sys.stdlib_module_names, "taugrid", "torch", "torch_fidelity"}
 """Top-level packages whose source is not part of an identity."""
 
+PACKAGE = Path(taugrid.__file__).parent
+
 NOT_USER_FOLDERS = [
     Path(sysconfig.get_path("stdlib")),
-    *(Path(__file__).parents[2] / room for room in ("configs", "eval", "orchestrator", "taugrid", "workers")),
-    Path(taugrid.__file__).parent,
+    PACKAGE,
+    *((PACKAGE / room).resolve() for room in ("configs", "eval", "orchestrator", "workers")),  # links in a checkout
 ]
 """Where such packages are, so that they are recognised under any module name."""
 
