@@ -67,7 +67,7 @@ def _start(path: Path, storage: Storage) -> bool:
     """Take a file's name for this session; False if another has it."""
     with storage.temporary(path) as temporary:
         write_text(temporary, "")
-        return storage.create(path, temporary)
+        return storage.commit(path, temporary)
 
 
 def _files(run: Paths) -> list[Path]:
@@ -124,7 +124,7 @@ class LastSession:
         if path in self._read and path != max(self._read):
             return  # it goes on in another file
         start, storage = self._read.get(path, 0), self._run.storage
-        data = storage.read_range(path, start, storage.size(path) - start)
+        data = storage.read(path, start)
         whole = data[: data.rfind(b"\n") + 1]
         self._read[path] = start + len(whole)
         yield from _parsed(whole)
