@@ -33,6 +33,7 @@ from taugrid.orchestrator.dispatch.pool import Joined, Pool, PoolEvent
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.rundir.paths import Paths
@@ -197,7 +198,7 @@ def main() -> None:
 
         def found() -> dict[str, Task]:
             shutil.rmtree(rundir.samples, ignore_errors=True)
-            survey = Survey(config, planned, rundir, None, frozenset({"sample"}), lambda damage: None)
+            survey = Survey(Run(config, planned, rundir), None, frozenset({"sample"}), lambda damage: None)
             return {task.key: task for task in SampleWork(survey).tasks()}
 
         warm = (1, next(iter(found().values())).job)

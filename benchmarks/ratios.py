@@ -27,6 +27,7 @@ from taugrid.config.load import load
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.sample import SampleWork
@@ -81,7 +82,7 @@ def tasks(config: Config, folder: Path) -> dict[str, Task]:
     """The shards, none of them done."""
     rundir = RunDir(folder / "run")
     shutil.rmtree(rundir.samples, ignore_errors=True)
-    survey = Survey(config, plan(config), rundir, None, frozenset({"sample"}), lambda damage: None)
+    survey = Survey(Run(config, plan(config), rundir), None, frozenset({"sample"}), lambda damage: None)
     return {task.key: task for task in SampleWork(survey).tasks()}
 
 

@@ -44,6 +44,7 @@ from taugrid.orchestrator.dispatch.pool import Done, Joined, Located, PoolEvent
 from taugrid.orchestrator.plan.cells import Plan, Shard
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.commits import Committed
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
@@ -81,7 +82,7 @@ def new_run(folder: Path, planned: Plan) -> RunDir:
 
 
 def tasks_of(config: Config, planned: Plan, rundir: RunDir) -> Iterator[Task]:
-    return SampleWork(Survey(config, planned, rundir, None, frozenset({"sample"}), lambda damage: None)).tasks()
+    return SampleWork(Survey(Run(config, planned, rundir), None, frozenset({"sample"}), lambda damage: None)).tasks()
 
 
 def template(folder: Path) -> Path:
@@ -281,7 +282,7 @@ def memory(cells: int) -> tuple[float, float]:
         rundir = new_run(Path(name) / "run", plan(config))
         tracemalloc.start()
         planned = plan(config)
-        survey = Survey(config, planned, rundir, None, frozenset({"sample"}), lambda damage: None)
+        survey = Survey(Run(config, planned, rundir), None, frozenset({"sample"}), lambda damage: None)
         found: Mapping[str, Task] = {task.key: task for task in SampleWork(survey).tasks()}
         d, now = Dispatcher(found.values(), [kind.name for kind in work_kinds()]), 0.0
         for i in range(WORKERS):

@@ -161,7 +161,7 @@ class Worker(HeartbeatActor):
         try:
             with heartbeat.heard_by(device.alive), self._whole_accelerator():
                 result = run_in_memory(job, device)
-            return replace(result, size=job.storage.size(Path(job.path)))
+            return replace(result, size=job.storage.stat(Path(job.path)).size)
         except FileNotFoundError:
             job.check_run()  # a folder that vanished meanwhile is the node's fault, not the job's
             raise
@@ -256,7 +256,7 @@ def check_run_directory(probe: Probe, node: str) -> None:
     try:
         with storage.temporary(own) as temporary:
             temporary.write_bytes(data)
-            named = storage.create(own, temporary)
+            named = storage.commit(own, temporary)
         if not named or storage.read(own) != data:
             raise RunDirectoryNotSeen(
                 f"node {node}: a file written to {path.parent} does not read back as it was written"

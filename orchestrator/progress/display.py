@@ -4,7 +4,7 @@ import io
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from types import TracebackType
@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 
+from taugrid.config import Config
+from taugrid.orchestrator.observers import Observer
 from taugrid.orchestrator.progress.bars import ProgressSnapshot, Stage
 from taugrid.orchestrator.progress.draw import frame, grid
 from taugrid.orchestrator.progress.state import LiveState
@@ -31,7 +33,7 @@ KEPT_LINES = 60
 ReadScore = Callable[[str], float | None]
 
 
-class Progress:
+class Progress(Observer):
     """Shows how far a session is (`follow`), or one stage at a time (`begin`), and says lines that stay.
 
     A thread of its own draws the live view, so that it goes on while Ray's C++ holds the main thread. What it draws is
@@ -96,6 +98,9 @@ class Progress:
             self.state = LiveState(kinds_by_name()) if state is None else state
             self._stage, self._read_score = None, read_score
 
+    def session_started(self, config: Config, directory: str, stages: Sequence[str]) -> None:
+        self.follow()
+
     def keep_table(self) -> None:
         """End the view and leave its table on the screen."""
         with self._lock:
@@ -114,14 +119,14 @@ class Progress:
                 self.state.show_cells(cells, session.metric_title)
                 self._read_score = session.score
 
-    def observe(self, at: datetime, event: Mapping[str, Any]) -> None:
+    def happened(self, time: datetime, event: Mapping[str, Any]) -> None:
         if self.state is None:
             return
         counts = event["event"] == "score" and not self._console.quiet
         scored = event["task"].split("/")[1] if counts else None
         value = None if scored is None else self._read_score(scored)
         with self._shown():
-            self.state.observe(at.timestamp(), event)
+            self.state.observe(time.timestamp(), event)
             if scored is not None:
                 self.state.score(scored, value)
 

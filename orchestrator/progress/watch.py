@@ -69,7 +69,7 @@ class Watching:
             self._session, self._trainings, self._waits_at = self._events.number, [], {}
             self._progress.follow(self._state(events), self._score)
         for event in events:
-            self._progress.observe(datetime.fromisoformat(event["time"]), event)
+            self._progress.happened(datetime.fromisoformat(event["time"]), event)
             if event["event"] in ("train", "training waits", "trained", "training failed", "to do"):
                 self._follow_trainings(event)
         self._show_trainings()

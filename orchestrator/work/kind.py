@@ -53,7 +53,7 @@ class WorkKind(ABC):
     temporary files next to them."""
     stage: ClassVar[str]
     """The stage of a run that does it."""
-    told_by: ClassVar[frozenset[str]] = frozenset()
+    reported_by: ClassVar[frozenset[str]] = frozenset()
     """Other stages that report its results without doing any of its work."""
     unit: ClassVar[str]
     """The unit of a task's cost, in the plural."""
@@ -71,7 +71,8 @@ class WorkKind(ABC):
 
     def __init__(self, survey: Survey) -> None:
         self.survey = survey
-        self.config, self.plan, self.rundir = survey.config, survey.plan, survey.rundir
+        self.run, self.plan = survey.run, survey.plan
+        self.config, self.rundir = survey.run.config, survey.run.rundir
 
     @classmethod
     def writes_in(cls) -> str:

@@ -51,12 +51,12 @@ class Faulty:
         if not callable(method):
             return method
 
-        def call(path, *arguments):
+        def call(path, *arguments, **options):
             number = len(self.calls)
             self.calls.append((name, path))
             if number == self._fails_at or (self._for_good and self._fails_at is not None and number > self._fails_at):
                 raise OSError(self._code, "planted", str(path))
-            return method(path, *arguments)
+            return method(path, *arguments, **options)
 
         return call
 

@@ -1,5 +1,6 @@
 """The code keeps the rules of the house (docs/architecture.md), and each rule finds what breaks it."""
 
+import re
 from itertools import combinations
 from pathlib import Path
 
@@ -218,3 +219,9 @@ def test_a_package_that_the_wheel_has_too_many_or_lacks_is_found(plant):
     assert misplaced_packages(root) == [
         "benchmarks is shipped", "taugrid.tools is shipped", "taugrid.orchestrator is left out",
     ]  # fmt: skip
+
+
+def test_the_tests_that_failures_names_exist():
+    named = set(re.findall(r"`(test_\w+\.py)`", (ROOT / "docs/failures.md").read_text()))
+    assert len(named) > 30
+    assert named <= {path.name for path in (ROOT / "tests").rglob("test_*.py")}

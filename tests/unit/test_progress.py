@@ -412,7 +412,7 @@ def test_plain_lines_of_a_session_say_the_same_as_its_bar():
         {"event": "worker", "worker": "w0", "device": "cpu"},
         {"event": "assigned", "worker": "w0", "task": "sample/a/0"},
     ):
-        shown.observe(datetime.fromtimestamp(clock.now, UTC), event)
+        shown.happened(datetime.fromtimestamp(clock.now, UTC), event)
     for fraction in (0.1, 0.2, 0.3):
         clock.now += display.PLAIN_INTERVAL_SECONDS / 2
         shown.heard("w0", fraction)

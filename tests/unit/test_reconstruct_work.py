@@ -61,7 +61,9 @@ def reconstruct(root, count, **sections):
     config = validate(Config, values | sections, "test")
     rundir = RunDir(root)
     root.mkdir(exist_ok=True)
-    return ReconstructWork(Survey(config, plan(config), rundir, None, frozenset({"reconstruct"}), rundir.set_aside))
+    return ReconstructWork(
+        Survey(Run(config, plan(config), rundir), None, frozenset({"reconstruct"}), rundir.set_aside)
+    )
 
 
 def save_networks(work, seed=1):

@@ -22,6 +22,7 @@ from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.session import Session
@@ -146,7 +147,7 @@ class Painting:
         config = validate(Config, values | {"grid": {"steps": [2, 5]}}, "test")
         self.rundir, self.printed = RunDir(root), io.StringIO()
         root.mkdir(parents=True)
-        survey = Survey(config, plan(config), self.rundir, None, frozenset({"paint"}), pytest.fail)
+        survey = Survey(Run(config, plan(config), self.rundir), None, frozenset({"paint"}), pytest.fail)
         [self.kind] = [kind(survey) for kind in work.work_kinds() if kind.stage in survey.stages]
         self.events = Events(self.rundir)
 
