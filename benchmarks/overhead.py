@@ -33,6 +33,7 @@ from taugrid.orchestrator.dispatch.pool import Joined, Pool, PoolEvent
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.rundir.paths import Paths
@@ -40,8 +41,7 @@ from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.workers.actor import CONCURRENCY_GROUPS, Audible, Worker
-from taugrid.workers.hello import Probe
+from taugrid.workers.actor import CONCURRENCY_GROUPS, HeartbeatActor, Probe, Worker
 from taugrid.workers.sample import SampleJob
 
 
@@ -69,10 +69,10 @@ class WarmWorker(Worker):
         super().__init__(threads)
         self._job = job
 
-    def hello(self, probe: Probe) -> WorkerInfo:
+    def check_health(self, probe: Probe) -> WorkerInfo:
         import torch
 
-        info, job = super().hello(probe), self._job
+        info, job = super().check_health(probe), self._job
         model = self._set_up().network(job.network, job.diffusion, job.arithmetic)
         model(torch.zeros(job.settings.batch_size, *job.image_shape), 1)
         return info
@@ -94,10 +94,10 @@ class BareForwards(WarmWorker):
         return Result(time.perf_counter() - began, job.stop - job.start, True)
 
 
-class Empty(Audible):
+class Empty(HeartbeatActor):
     """Does nothing, at once."""
 
-    def hello(self, probe: Probe) -> WorkerInfo:
+    def check_health(self, probe: Probe) -> WorkerInfo:
         return WorkerInfo("here", "none", {})
 
     def do(self, job: Job) -> Result:
@@ -147,7 +147,7 @@ def spread(actor: type, arguments: tuple[Any, ...], tasks: dict[str, Task], work
     probe.touch()
     remote = ray.remote(num_cpus=1, concurrency_groups=CONCURRENCY_GROUPS)(actor)
     actors = [remote.remote(*arguments) for _ in range(workers)]
-    ray.get([each.hello.remote(Probe(str(probe))) for each in actors])
+    ray.get([each.check_health.remote(Probe(str(probe))) for each in actors])
     before = cpu_seconds()
     results = [[each.do.remote(job) for job in share] for each, share in zip(actors, shares, strict=True)]
     seconds = max(sum(result.seconds for result in ray.get(refs)) for refs in results)
@@ -198,7 +198,7 @@ def main() -> None:
 
         def found() -> dict[str, Task]:
             shutil.rmtree(rundir.samples, ignore_errors=True)
-            survey = Survey(config, planned, rundir, None, frozenset({"sample"}), lambda damage: None)
+            survey = Survey(Run(config, planned, rundir), None, frozenset({"sample"}), lambda damage: None)
             return {task.key: task for task in SampleWork(survey).tasks()}
 
         warm = (1, next(iter(found().values())).job)

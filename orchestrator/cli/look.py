@@ -93,7 +93,7 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
     if watches:
         from taugrid.orchestrator.progress.watch import watch
 
-        click.echo(watch(opened.config, opened.plan, opened.rundir))
+        click.echo(watch(opened))
         return
     print_value(describe_status(opened), as_json, plan_text)
 

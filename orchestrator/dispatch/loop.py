@@ -25,12 +25,12 @@ from taugrid.errors import (
 )
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.dispatch.capacity.room import Room
-from taugrid.orchestrator.dispatch.crew import Crew
 from taugrid.orchestrator.dispatch.fractions import Fractions
 from taugrid.orchestrator.dispatch.interruption import InProgress, in_words
 from taugrid.orchestrator.dispatch.policy.dispatcher import Charge, Dispatcher, Fault
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Located, Lost, Pool, PoolEvent
+from taugrid.orchestrator.dispatch.scaling import Room
+from taugrid.orchestrator.dispatch.worker_manager import Crew
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.commits import Committed, confirm, require_here
 from taugrid.orchestrator.rundir.events import Events

@@ -1,6 +1,6 @@
 """ledger.jsonl: the files of a run that were read and found whole, so that the next command need not read them again.
 
-A line holds what `Storage.version` said of a file (size, inode, time) and what the file holds. A file that has another
+A line holds what `Stat.version` said of a file (size, inode, time) and what the file holds. A file that has another
 version now is read again; so is everything whose line is torn, changed or gone. Only the driver that holds the lock
 writes it.
 """

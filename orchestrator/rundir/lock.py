@@ -60,7 +60,7 @@ def _make_writable(run: Paths) -> None:
             root.mkdir(parents=True, exist_ok=True)
             (root / ".lock").touch()
         else:
-            run.storage.require_creation(root)
+            run.storage.require(root, to_write=True)
     except OSError as error:
         if error.errno not in NOT_WRITABLE:
             raise

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from taugrid.eval.metrics.moments_file import MomentsFile
+from taugrid.eval.metrics.reference_statistics import MomentsFile
 from taugrid.eval.score_cell import ReferenceFiles, ScoreJob
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.report.collect import collect
@@ -23,7 +23,7 @@ class ScoreWork(WorkKind):
     folder = "scores"
     files = "*.parquet"
     stage = "evaluate"
-    told_by = frozenset({"report"})
+    reported_by = frozenset({"report"})
     unit = IMAGES
     activity = "scoring"
     task_in_words = ("cell", "to score")
@@ -96,9 +96,9 @@ class ScoreWork(WorkKind):
 
     def conclude(self) -> Conclusion:
         """The rows of tables/quality.csv; the stage `report` writes them, with the figures."""
-        collected = collect(self.survey.whole, self.rundir, self._evaluation)
+        collected = collect(self.run.plan, self.rundir, self._evaluation)
         if "report" in self.survey.stages:
-            write_report(self.config, self.survey.whole, self.rundir, collected)
+            write_report(self.config, self.run.plan, self.rundir, collected)
         return Conclusion("quality", collected.rows, evidence=collected.evidence)
 
 

@@ -12,6 +12,7 @@ from typing import IO
 
 from taugrid.errors import NO_LINKS, UNSYNCABLE, naming
 from taugrid.retries import retried
+from taugrid.storage.protocol import ANY, Stat
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,27 @@ class LocalStorage:
     def on_disk(self) -> bool:
         return True
 
-    def require(self, folder: Path) -> None:
-        """See `Storage`. Errors of a folder say themselves what is wrong."""
+    def require(self, folder: Path, to_write: bool = False) -> None:
+        pass
 
-    def require_creation(self, folder: Path) -> None:
-        """See `Storage`. A link never overwrites."""
+    def stat(self, path: Path) -> Stat:
+        found = retried(path.stat)
+        return Stat(found.st_size, f"{found.st_size}-{found.st_ino}-{found.st_mtime_ns}", found.st_mtime)
 
-    def read(self, path: Path) -> bytes:
-        with naming(path):
-            return retried(path.read_bytes)
+    def stats(self, folder: Path, pattern: str) -> Mapping[Path, Stat]:
+        found = {}
+        for path in self.list(folder, pattern):
+            with suppress(FileNotFoundError):  # it has gone since
+                found[path] = self.stat(path)
+        return found
 
-    def read_range(self, path: Path, start: int, length: int) -> bytes:
+    def exists(self, path: Path) -> bool:
+        return is_there(path)
+
+    def list(self, folder: Path, pattern: str) -> Sequence[Path]:
+        return sorted(matching(folder, pattern))
+
+    def read(self, path: Path, start: int = 0, length: int | None = None) -> bytes:
         def read() -> bytes:
             with path.open("rb") as file:
                 file.seek(start)
@@ -49,70 +60,26 @@ class LocalStorage:
         with naming(path):
             return retried(read)
 
-    def size(self, path: Path) -> int:
-        return retried(path.stat).st_size
-
-    def version(self, path: Path) -> str:
-        found = retried(path.stat)
-        return f"{found.st_size}-{found.st_ino}-{found.st_mtime_ns}"
-
-    def versions(self, folder: Path, pattern: str) -> Mapping[Path, str]:
-        found = {}
-        for path in self.list(folder, pattern):
-            with suppress(FileNotFoundError):  # it has gone since
-                found[path] = self.version(path)
-        return found
-
-    def modified(self, path: Path) -> float:
-        return retried(path.stat).st_mtime
-
-    def exists(self, path: Path) -> bool:
-        return is_there(path)
-
-    def list(self, folder: Path, pattern: str) -> Sequence[Path]:
-        """See `Storage`. A folder that has a file's name is listed too, so that it is found out as damage."""
-        return sorted(matching(folder, pattern))
-
-    def create(self, path: Path, finished: Path) -> bool:
-        """See `Storage`. By `os.link`, which never overwrites."""
+    def commit(self, path: Path, finished: Path, if_version: str | None = None) -> bool:
+        """`os.link` never overwrites."""
         sync_file(finished)
-        try:
-            retried(lambda: os.link(finished, path))
-        except FileExistsError:
-            if not finished.samefile(path):  # else it is ours: a network file system has lost its first answer
+        if if_version is None:
+            if not _link(finished, path):
                 return False
-        except OSError as error:
-            if error.errno not in NO_LINKS:
-                raise
-            if is_there(path):  # equal bytes make the race harmless
-                return False
+        elif if_version == ANY or self._has_version(path, if_version):
             rename(finished, path)
+        else:
+            return False
         sync_folder(path.parent)
         return True
 
-    def replace(self, path: Path, finished: Path) -> None:
-        sync_file(finished)
-        rename(finished, path)
-        sync_folder(path.parent)
-
-    def replace_if(self, path: Path, finished: Path, version: str) -> bool:
+    def _has_version(self, path: Path, version: str) -> bool:
         try:
-            if self.version(path) != version:
-                return False
+            return self.stat(path).version == version
         except FileNotFoundError:
             return False
-        self.replace(path, finished)
-        return True
-
-    def other_bytes(self, path: Path, finished: Path) -> bool:
-        return False
-
-    def create_folder(self, folder: Path, finished: Path, last: str) -> None:
-        """See `Storage`. Renamed whole, so `last` has no part in it."""
-        commit_folder(finished, folder)
 
     def append(self, path: Path, data: bytes) -> None:
-        """See `Storage`. Readers see it at once."""
         with naming(path), self._opened_to_append(path) as file:  # closing it writes, too
             file.write(data)
 
@@ -135,15 +102,9 @@ class LocalStorage:
     def delete_folder(self, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
-    def delete_temporaries(self, folder: Path, pattern: str, before: float) -> None:
-        for path in matching(folder, f"{pattern}/.*.tmp"):
-            with suppress(FileNotFoundError):
-                if self.modified(path) < before:
-                    self.delete(path)
-
     @contextmanager
     def temporary(self, path: Path) -> Iterator[Path]:
-        """See `Storage`. The path is in the folder of `path`, which is made if it is missing."""
+        """In the folder of `path`, which is made if it is missing."""
         make_folder(path.parent, self.root)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
         try:
@@ -153,16 +114,14 @@ class LocalStorage:
             self.delete(temporary)
 
     def local_path(self, path: Path) -> AbstractContextManager[Path]:
-        """See `Storage`. The path itself."""
         return nullcontext(path)
 
     def readable(self, path: Path) -> AbstractContextManager[Path]:
-        """See `Storage`. The path itself."""
         return nullcontext(path)
 
     @contextmanager
     def local_folder(self, folder: Path) -> Iterator[Path]:
-        """See `Storage`. The folder itself, made if it is missing: writers use `replacing`."""
+        """The folder itself, made if it is missing: writers use `replacing`."""
         make_folder(folder, self.root)
         with naming(folder):
             yield folder
@@ -178,6 +137,21 @@ def user_cache() -> Path:
 
 
 # Calls of the file system: tried again where that is safe, and synced so that names survive a power loss
+
+
+def _link(finished: Path, path: Path) -> bool:
+    """Name a file; False if there is another of this name."""
+    try:
+        retried(lambda: os.link(finished, path))
+    except FileExistsError:
+        return finished.samefile(path)  # then a network file system has lost its first answer
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if is_there(path):  # equal bytes make the race harmless
+            return False
+        rename(finished, path)
+    return True
 
 
 def rename(path: Path, target: Path) -> None:

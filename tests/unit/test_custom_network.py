@@ -583,7 +583,7 @@ def test_reconstruction_and_interpolation_go_through_it(folder):
     p, rundir = plan(config, describe_network=described), RunDir(folder / "run")
     rundir.root.mkdir()
     network = load_network(rundir.network(p.models[0], "ema"), p.models[0].diffusion, "cpu")
-    survey = Survey(config, p, rundir, None, frozenset(), pytest.fail)
+    survey = Survey(Run(config, p, rundir), None, frozenset(), pytest.fail)
     [rebuilt] = [task.job for task in ReconstructWork(survey).tasks()]
     assert reconstruct.reconstruct_shard(rebuilt, network, "cpu").images == 5
     from taugrid.workers.data import load as data

@@ -6,7 +6,7 @@ from test_reconstruct_work import save_network
 
 from taugrid.orchestrator import session
 from taugrid.orchestrator.cli.text import missing_lines, plan_text, print_outcome
-from taugrid.orchestrator.dispatch.capacity.resources import Trainers
+from taugrid.orchestrator.dispatch.capacity import Trainers
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report import asked
 from taugrid.orchestrator.report.trainings import failed_trainings

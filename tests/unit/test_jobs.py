@@ -20,6 +20,7 @@ from taugrid.images import encode_png
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.commits import confirm
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work import work_kinds
@@ -59,7 +60,7 @@ class Here:
 
     def survey(self):
         stages = frozenset({"sample", "evaluate"})
-        return Survey(self.config, self.plan, self.rundir, self.evaluation, stages, self.set_aside)
+        return Survey(Run(self.config, self.plan, self.rundir), self.evaluation, stages, self.set_aside)
 
     def set_aside(self, damage):
         self.damages.append(damage.reason)

@@ -10,6 +10,7 @@ import torch
 from taugrid import config, parquet
 from taugrid.images import to_uint8
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.interpolate import InterpolateWork
 from taugrid.orchestrator.work.reconstruct import ReconstructWork
@@ -70,7 +71,7 @@ def run(request, one_thread, tmp_path_factory):
 
 
 def survey(run, stage):
-    return Survey(*run, None, frozenset({stage}), pytest.fail)
+    return Survey(Run(*run), None, frozenset({stage}), pytest.fail)
 
 
 def the_only_job(tasks):

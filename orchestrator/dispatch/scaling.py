@@ -8,8 +8,7 @@ from collections.abc import Collection, Mapping, Set
 from typing import NamedTuple
 
 from taugrid.errors import RunFailed
-from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size
-from taugrid.orchestrator.dispatch.capacity.resources import no_room
+from taugrid.orchestrator.dispatch.capacity import Node, Size, no_capacity
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.pool import Pool
 from taugrid.words import counted, duration
@@ -103,7 +102,7 @@ class Room:
     @property
     def large(self) -> list[Node]:
         """Those of them that are large enough for a worker."""
-        return [node for node in self.fit if node.room(self._pool.size)]
+        return [node for node in self.fit if node.capacity(self._pool.size)]
 
     def keeps(self, node: str) -> bool:
         """Whether a node was there at the last look, and will stay."""
@@ -113,7 +112,7 @@ class Room:
         """How many workers there should be on nodes that are fit, where `busy` work."""
         if not self.elastic:
             return Crowd(self._most or 1, 0)
-        room = Crowd(sum(node.room(self._pool.size) for node in self.large), sum(self.spare_rooms.values()))
+        room = Crowd(sum(node.capacity(self._pool.size) for node in self.large), sum(self.spare_rooms.values()))
         full, spare = demand(self._dispatcher.openings(now), self.spare_kinds, busy, room)
         return Crowd(min(self._most or max(1, room.full), full), spare)
 
@@ -123,7 +122,7 @@ class Room:
         if not self.elastic or self._pool.spare is None:
             return {}
         size = Size(self._pool.spare.cpus, 0)
-        return {node.id: node.room(size) for node in self.fit if not node.gpus}
+        return {node.id: node.capacity(size) for node in self.fit if not node.gpus}
 
     def wait(self, now: float, nobody: bool, unfit: bool) -> str | None:
         """What to tell the user while `nobody` is there for a task that could start, or all are on `unfit` nodes.
@@ -157,7 +156,7 @@ class Room:
                 f"has joined in {waited} (cluster.max_wait_seconds); run the same command again when one is there"
             )
         if not large:
-            return no_room(
+            return no_capacity(
                 self._pool.size, self._pool.selector, f", nor has one joined in {waited} (cluster.max_wait_seconds)"
             )
         return RunFailed(

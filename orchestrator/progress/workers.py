@@ -15,16 +15,16 @@ class WorkerState:
     since: float
     """When it was started or got its task."""
     joined: bool = False
-    benched: bool = False
+    cooling_down: bool = False
     node: str = ""
     task: str | None = None
-    second: str | None = None
-    """The task that it will go on with, if it has one in hand already."""
+    next_task: str | None = None
+    """The task that it goes on with, if it has one already."""
     first: TaskProgress | None = None
     """The first heartbeat that reported some of its task as done: loading and warming up come before."""
     last: TaskProgress | None = None
     warm: set[str] = field(default_factory=set)
-    """The paces of the tasks that it has done: what such tasks need is loaded."""
+    """The rate keys of the tasks that it has done: what such tasks need is loaded."""
 
     def begin(self, at: float, task: str | None) -> None:
         self.task, self.since, self.first, self.last = task, at, None, None
@@ -36,11 +36,10 @@ class WorkerState:
 
 
 @dataclass
-class Workforce:
+class Workers:
     by_name: dict[str, WorkerState] = field(default_factory=dict)
     lost: int = 0
-    benched_nodes: set[str] = field(default_factory=set)
-    """None of whose workers gets work."""
+    nodes_cooling_down: set[str] = field(default_factory=set)
 
     def observe(self, at: float, event: Mapping[str, Any]) -> None:
         """Take a line of the events file. Those that are not about workers are ignored."""
@@ -52,29 +51,22 @@ class Workforce:
             state.joined, state.node = True, event.get("node", "")
         elif name == "assigned":
             state = self._worker(at, worker)
-            state.joined, state.benched = True, False
-            self.benched_nodes.discard(event.get("node", ""))
+            state.joined, state.cooling_down = True, False
+            self.nodes_cooling_down.discard(event.get("node", ""))
             if state.task is None:
                 state.begin(at, event["task"])
             else:
-                state.second = event["task"]
+                state.next_task = event["task"]
         elif name == "benched":
-            self._benched(worker, event)
+            if worker in self.by_name:
+                self.by_name[worker].cooling_down = True
+            if event.get("whole_node"):
+                self.nodes_cooling_down.add(event["node"])
         elif name == "failed":
             self.release(at, worker, event["task"])
         elif name in ("lost", "released"):
             self.lost += name == "lost"
             self.by_name.pop(worker, None)
-
-    def _benched(self, worker: str, event: Mapping[str, Any]) -> None:
-        if worker in self.by_name:
-            self.by_name[worker].benched = True
-        if event.get("whole_node"):
-            self.benched_nodes.add(event["node"])
-
-    def is_benched(self, state: WorkerState) -> bool:
-        """Whether a worker gets no work for a time, it or its whole node."""
-        return state.benched or state.node in self.benched_nodes
 
     def heard(self, at: float, worker: str, fraction: float) -> None:
         state = self.by_name.get(worker)
@@ -83,13 +75,17 @@ class Workforce:
             state.first = state.first or state.last
 
     def release(self, at: float, worker: str, task: str | None = None) -> None:
-        """A worker's task has ended: `task`, or the one that it was at."""
+        """A worker's task has ended: `task`, or the one that it was doing."""
         state = self.by_name.get(worker)
-        if state is not None and task is not None and task == state.second:
-            state.second = None
+        if state is not None and task is not None and task == state.next_task:
+            state.next_task = None
         elif state is not None:
-            following, state.second = state.second, None
+            following, state.next_task = state.next_task, None
             state.begin(at, following)
+
+    def is_cooling_down(self, state: WorkerState) -> bool:
+        """Whether a worker gets no tasks for a time, alone or with its node."""
+        return state.cooling_down or state.node in self.nodes_cooling_down
 
     @property
     def joined(self) -> int:
@@ -97,8 +93,8 @@ class Workforce:
 
     @property
     def usable(self) -> int:
-        """How many have joined and get work."""
-        return sum(state.joined and not self.is_benched(state) for state in self.by_name.values())
+        """How many have joined and get tasks."""
+        return sum(state.joined and not self.is_cooling_down(state) for state in self.by_name.values())
 
     @property
     def starting(self) -> list[WorkerState]:

@@ -1,17 +1,121 @@
-"""What a worker takes on the connected cluster, for sampling and evaluation and for training."""
+"""The nodes of the connected cluster, what a worker takes of one, and how many workers fit.
 
+Counting is exact. Ray counts in ten-thousandths, and so do we, rounding down: a third is 0.3333, of which three fit.
+"""
+
+import os
+import re
 from collections.abc import Mapping
+from fractions import Fraction
 from functools import cache
+from math import ceil
 from typing import NamedTuple
 
 from taugrid.config import Cluster
 from taugrid.errors import UserError
-from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size, exact, nodes
 from taugrid.words import counted
+from taugrid.workers import ray_compat
 from taugrid.workers.accelerator import build
 
+RAYS_UNITS = 10_000
+"""Into so many parts Ray divides a CPU or a GPU."""
+
 ASK_SECONDS = 60.0
-"""How long nodes may take to say whether their torch can use their GPUs. After that the workers' hello tells."""
+"""How long nodes may take to say whether their torch can use their GPUs. After that the workers' health check tells."""
+
+MOST_OF_A_SHARED_GPU = 0.5
+"""The largest part of a GPU of which two fit on one."""
+
+
+class Size(NamedTuple):
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        return f"{counted_amount(self.cpus, 'CPU')} and {counted_amount(self.gpus, 'GPU')}"
+
+
+def counted_amount(amount: float, noun: str) -> str:
+    return f"{amount:g} {noun}{'' if amount == 1 else 's'}"
+
+
+class Node(NamedTuple):
+    """A node that is alive, and what all of it amounts to."""
+
+    id: str
+    cpus: float
+    gpus: float
+    draining: bool = False
+    """It will be taken away: Ray places nothing more on it."""
+    taken: Size = Size(0, 0)
+    """What something takes of it, where that was asked."""
+
+    def capacity(self, size: Size) -> int:
+        """How many workers fit on it beside what is `taken`. A part of a GPU can't span two GPUs.
+
+        Ray does not tell how much of which GPU is taken. It counts as taken by workers of this size, as it is by
+        trainings side by side.
+        """
+        cpus, gpus = map(exact, size)
+        fits = []
+        if cpus:
+            fits.append((exact(self.cpus) - exact(self.taken.cpus)) // cpus)
+        if 0 < gpus < 1:
+            fits.append(int(self.gpus) * (1 // gpus) - ceil(exact(self.taken.gpus) / gpus))
+        elif gpus:
+            fits.append((exact(self.gpus) - exact(self.taken.gpus)) // gpus)
+        return int(max(0, min(fits, default=0)))
+
+
+def exact(amount: float) -> Fraction:
+    """The decimal fraction that a number is written as, in Ray's units: 0.2 as a float is a bit more than a fifth."""
+    return Fraction(Fraction(str(amount)) * RAYS_UNITS // 1, RAYS_UNITS)
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def nodes(selector: Mapping[str, str] | None = None) -> list[Node]:
+    """The nodes that are alive and have the labels that `selector` asks for."""
+    import ray
+
+    draining = ray_compat.draining_nodes()
+    return [
+        Node(node["NodeID"], has.get("CPU", 0), has.get("GPU", 0), node["NodeID"] in draining)
+        for node in ray.nodes()
+        if node["Alive"] and selects(selector or {}, node["Labels"])
+        for has in [node["Resources"]]
+    ]
+
+
+def selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    """Whether Ray's label selector takes a node with these labels. A label that is not there equals nothing."""
+    for key, condition in selector.items():
+        names = re.sub(r"^!?(in\(([^)]*)\))?", r"\2", condition)
+        is_one = labels.get(key) in [name.strip() for name in names.split(",")]
+        if is_one == condition.startswith("!"):
+            return False
+    return True
+
+
+def free(selector: Mapping[str, str]) -> list[Node]:
+    """The nodes that stay and have these labels, with what is taken of them now. Ray knows it a moment late."""
+    left = ray_compat.available_resources()
+    staying = [node for node in nodes(selector) if not node.draining and node.id in left]
+    return [node._replace(taken=_taken(node, left[node.id])) for node in staying]
+
+
+def _taken(node: Node, left: Mapping[str, float]) -> Size:
+    """What is taken of a node, in Ray's units: floats would make 0.6000001 of 1 - 0.4."""
+    amounts = zip((node.cpus, node.gpus), ("CPU", "GPU"), strict=True)
+    return Size(*(round((total - left.get(name, 0)) * RAYS_UNITS) / RAYS_UNITS for total, name in amounts))
+
+
+def _staying(cluster: Cluster) -> list[Node]:
+    """The nodes on which Ray may place workers: those that drain take no more."""
+    return [node for node in nodes(cluster.label_selector) if not node.draining]
 
 
 def worker_size(cluster: Cluster) -> Size:
@@ -20,11 +124,6 @@ def worker_size(cluster: Cluster) -> Size:
     if gpus is None:
         gpus = 1.0 if _torch_uses_gpus(frozenset(node.id for node in _staying(cluster) if node.gpus >= 1)) else 0.0
     return Size(float(exact(cluster.cpus_per_worker)), float(exact(gpus)))
-
-
-def _staying(cluster: Cluster) -> list[Node]:
-    """The nodes on which Ray may place workers: those that drain take no more."""
-    return [node for node in nodes(cluster.label_selector) if not node.draining]
 
 
 @cache
@@ -54,35 +153,31 @@ def _torch_uses_gpus(ids: frozenset[str]) -> bool:
     return False
 
 
-def room(cluster: Cluster) -> int:
+def total_capacity(size: Size, cluster: Cluster) -> int:
+    """How many workers of `size` the nodes that stay could hold, if nothing else ran there."""
+    return sum(node.capacity(size) for node in _staying(cluster))
+
+
+def embedded_workers(cluster: Cluster) -> int:
     """The number of workers to start on an embedded cluster: as many as configured, or else as fit.
 
     Raises:
         UserError: if not even one fits.
     """
     size = worker_size(cluster)
-    if (found := fits(size, cluster)) < 1:
-        raise no_room(size, cluster.label_selector)
+    if (found := total_capacity(size, cluster)) < 1:
+        raise no_capacity(size, cluster.label_selector)
     return min(cluster.workers, found) if cluster.workers else found
 
 
-def fits(size: Size, cluster: Cluster) -> int:
-    """How many workers of `size` the nodes that stay could hold, if nothing else ran there."""
-    return sum(node.room(size) for node in _staying(cluster))
-
-
-def no_room(size: Size, selector: Mapping[str, str], then: str = "") -> UserError:
-    """What to say where no node is large enough for a worker."""
+def no_capacity(size: Size, selector: Mapping[str, str], then: str = "") -> UserError:
+    """The error where no node is large enough for a worker."""
     labels = f" with the labels {dict(selector)}" if selector else ""
     keys = ", or change cluster.label_selector" if selector else ""
     return UserError(
         f"no worker fits on the cluster: each takes {size}, and no node{labels} has as much{then}; "
         f"lower cluster.cpus_per_worker or cluster.gpus_per_worker{keys}"
     )
-
-
-MOST_OF_A_SHARED_GPU = 0.5
-"""The largest part of a GPU of which two fit on one."""
 
 
 class Trainers(NamedTuple):
@@ -124,9 +219,9 @@ def trainers(cluster: Cluster, workers: int | tuple[int, int], may_grow: bool = 
             f"cluster.gpus_per_worker: with {size.gpus:g}, two of {most} training workers could share a GPU, which "
             "NCCL refuses (Duplicate GPU detected); set cluster.train.gpus_per_worker: 1, or train.workers: 1"
         )
-    found = fits(size, cluster)
+    found = total_capacity(size, cluster)
     if found < 1 and not may_grow:
-        raise no_room(size, cluster.label_selector)
+        raise no_capacity(size, cluster.label_selector)
     if not isinstance(workers, int):
         if found < workers[0] and not may_grow:
             raise UserError(
@@ -140,5 +235,5 @@ def trainers(cluster: Cluster, workers: int | tuple[int, int], may_grow: bool = 
     cpus = size.cpus
     if not size.gpus and found and "cpus_per_worker" not in own:
         shares = range(int(max(node.cpus for node in _staying(cluster))), int(cpus), -1)
-        cpus = next((float(c) for c in shares if fits(Size(c, 0), cluster) >= workers), cpus)
+        cpus = next((float(c) for c in shares if total_capacity(Size(c, 0), cluster) >= workers), cpus)
     return Trainers(workers, cpus, size.gpus)

@@ -13,10 +13,10 @@ from pathlib import Path
 from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError, is_accelerator_error
 from taugrid.jobs import WorkerInfo
-from taugrid.orchestrator.dispatch.capacity.room import Crowd, Room
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.policy.health import Benching
 from taugrid.orchestrator.dispatch.pool import Failed, Joined, Located, Lost, Pool
+from taugrid.orchestrator.dispatch.scaling import Crowd, Room
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.words import counted, duration
@@ -206,7 +206,7 @@ class Crew:
         self._look(now)
         for worker in self._dispatcher.due(now):
             self._greeted[worker] = now
-            self._pool.greet(worker)
+            self._pool.check_health(worker)
         for worker in [w for w, since in self._greeted.items() if now - since >= self._hang_seconds]:
             self._pool.kill(worker)
             self.lost(Lost(worker, f"it has not answered hello for {duration(self._hang_seconds)}", False))
