@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.baseline.pixels import Digests, Images, grey_levels_apart
+from taugrid.orchestrator.baseline.pixels import Digests, ImageBatch, grey_levels_apart
 from taugrid.orchestrator.baseline.snapshot import Setup, Snapshot, SnapshotCell, pair_key
 from taugrid.orchestrator.work.scorer import changes
 from taugrid.words import counted
@@ -39,7 +39,7 @@ class Sampled(NamedTuple):
     """The first batch of a baseline's cell, sampled with today's code."""
 
     digests: Digests
-    images: Images | None
+    images: ImageBatch | None
     """The first of them."""
     setup: Setup
 

@@ -15,7 +15,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 Digests = NDArray[np.int64]
 """(N,): the first 8 bytes of the SHA-256 of each decoded image, in the order of the indices."""
 
-Images = NDArray[np.uint8]
+ImageBatch = NDArray[np.uint8]
 """(n, C, H, W)."""
 
 FIRST_IMAGES = 16
@@ -35,7 +35,7 @@ class PixelDistance(NamedTuple):
     """Grey levels, over the pixels of the images that differ."""
 
 
-def digests_of(batch: Images) -> Digests:
+def digests_of(batch: ImageBatch) -> Digests:
     hashes = b"".join(hashlib.sha256(image.tobytes()).digest()[:8] for image in batch)
     return np.frombuffer(hashes, "<i8")
 
@@ -56,7 +56,7 @@ def pixel_digests(rundir: RunDir, cell: Cell) -> Digests | None:
     return digests if len(digests) == cell.settings.num_samples else None
 
 
-def first_images(rundir: RunDir, cell: Cell) -> Images | None:
+def first_images(rundir: RunDir, cell: Cell) -> ImageBatch | None:
     """The first `FIRST_IMAGES` images of a cell; None if they are gone."""
     first = cell.shards[0]
     path, count = rundir.sample_part(cell, first), min(first.stop, FIRST_IMAGES)
@@ -79,7 +79,7 @@ def all_images(rundir: RunDir, cell: Cell) -> Mapping[int, NDArray[np.uint8]] | 
     return found
 
 
-def grey_levels_apart(one: Images, other: Images) -> float:
+def grey_levels_apart(one: ImageBatch, other: ImageBatch) -> float:
     """The mean distance in grey levels of two sets of images, of as many as both have."""
     n = min(len(one), len(other))
     return float(np.abs(one[:n].astype(np.int16) - other[:n].astype(np.int16)).mean())

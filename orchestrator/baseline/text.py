@@ -17,7 +17,7 @@ from taugrid.orchestrator.baseline.matching import labels_of
 from taugrid.registry.metrics import METRICS, MetricColumn
 from taugrid.words import counted, listed
 
-Cell = Mapping[str, Any]
+ComparedDict = Mapping[str, Any]
 """A `Compared` as plain data."""
 
 BAD, GOOD, NEUTRAL = "❌", "✅", "➖"
@@ -108,21 +108,21 @@ def number(value: float | None, error: float | None = None) -> str:
     return " ".join(write_number(value, math.nan if error is None else error)).strip()
 
 
-def change(cell: Cell) -> str:
+def change(cell: ComparedDict) -> str:
     """The difference of FID, such as "+0.52 ± 0.11"."""
     if cell["difference"] is None:
         return ""
     return f"{'+' if cell['difference'] > 0 else ''}{number(cell['difference'], cell['se'])}"
 
 
-def reason(cell: Cell) -> str:
+def reason(cell: ComparedDict) -> str:
     """Why a cell has its verdict, in a line."""
     told = f"FID {number(cell['baseline_fid'])} -> {number(cell['fid'])}, change {change(cell) or 'unknown'}"
     judged = [] if cell["t"] is None else [f"T = {cell['t']:+.1f}, margin {cell['margin']:.3g}"]
     return "; ".join([told, *judged, *remarks(cell)])
 
 
-def remarks(cell: Cell) -> list[str]:
+def remarks(cell: ComparedDict) -> list[str]:
     """What the numbers of a cell do not say."""
     told = []
     if cell["seeds"] != "usual":
@@ -150,13 +150,13 @@ def other_metrics(new: Mapping[str, float], old: Mapping[str, float]) -> dict[st
     return {name: values for name, values in sides.items() if any(value is not None for value in values)}
 
 
-def columns_in(cells: Iterable[Cell]) -> list[MetricColumn]:
+def columns_in(cells: Iterable[ComparedDict]) -> list[MetricColumn]:
     """The metrics beside FID that some cell has, in the order of the registry."""
     given = {name for cell in cells for name in cell["others"]}
     return [column for column in OTHER_COLUMNS if column.name in given]
 
 
-def other_change(cell: Cell, column: MetricColumn, arrow: str = "->") -> str:
+def other_change(cell: ComparedDict, column: MetricColumn, arrow: str = "->") -> str:
     """Such as "2.31 -> 2.35": the baseline's value of a metric beside FID, and the new one."""
     new, old = (
         None if value is None else value * column.scale for value in cell["others"].get(column.name, (None, None))

@@ -13,7 +13,7 @@ from taugrid.eval.gate.verdict import INCOMPLETE, NO_BASELINE, REGRESSIONS, Verd
 from taugrid.hashing import identity
 from taugrid.orchestrator.baseline.compared import BaselineComparison
 from taugrid.orchestrator.baseline.matching import labels
-from taugrid.orchestrator.baseline.pixels import Images, first_images
+from taugrid.orchestrator.baseline.pixels import ImageBatch, first_images
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell
 from taugrid.orchestrator.nightly.places import Night
 from taugrid.orchestrator.plan.naming import name_of
@@ -124,8 +124,8 @@ class BeforeAndAfter(NamedTuple):
     """A cell of the night with images 0 to n - 1 of both sides; None where they are gone."""
 
     label: str
-    baseline: Images | None
-    tonight: Images | None
+    baseline: ImageBatch | None
+    tonight: ImageBatch | None
 
 
 def _strips_of_the_worst(night: Night, run: Run, baseline: Snapshot, compared: Mapping[str, Any]) -> dict[str, str]:
@@ -172,7 +172,7 @@ def strips(pairs: Sequence[BeforeAndAfter], folder: Path, storage: Storage) -> d
     return written
 
 
-def _pixels(images: Images | None) -> Images | None:
+def _pixels(images: ImageBatch | None) -> ImageBatch | None:
     """(n, C, H, W) as (n, H, W, C), as pictures take them."""
     return None if images is None or not len(images) else images[:IMAGES].transpose(0, 2, 3, 1)
 
