@@ -5,6 +5,7 @@ The network is made of sums, products and quotients, which are the same on every
 
 import hashlib
 
+import denoisers
 import pytest
 import torch
 
@@ -13,7 +14,6 @@ from taugrid.orchestrator.in_memory import Settings
 from taugrid.orchestrator.plan.resolve import diffusion_section, sample_section, times
 from taugrid.workers import schedules
 from taugrid.workers.sample import sample_batch
-from taugrid.workers.samplers import ddim
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,6 +22,7 @@ ETAS = [0.0, 0.5, 1.0, "sigma_hat"]
 SPACINGS = {"linear": 30, "quadratic": 7, "leading": 10, "ermongroup-quad": 30}
 
 
+@denoisers.of_time
 def network(x, t):
     return 0.75 * x - 0.25 * x * x / (1 + x * x) + t / 4096
 
@@ -38,7 +39,7 @@ def recipe(diffusion, **settings):
 
 def sampled(diffusion, **settings):
     found = recipe(diffusion, **settings)
-    return sample_batch(network, torch.arange(5), found, schedules.alpha_bar(found.diffusion))
+    return sample_batch(network, torch.arange(5), found)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
@@ -64,8 +65,8 @@ def test_encoded_and_decoded_images(prediction):
     found = recipe({"prediction": prediction}, steps=12)
     x0 = torch.linspace(-1, 1, 5 * 24).reshape(5, *SHAPE)
     alpha_bar = schedules.alpha_bar(found.diffusion)
-    x_T = ddim.encode(network, x0, alpha_bar, found.tau, prediction)
-    rebuilt = ddim.decode(network, x_T, alpha_bar, found.tau, prediction)
+    x_T = denoisers.encode(network, x0, alpha_bar, found.tau, prediction)
+    rebuilt = denoisers.decode(network, x_T, alpha_bar, found.tau, prediction)
     assert digest([x_T, rebuilt]) == PINNED[prediction]
 
 
