@@ -33,16 +33,16 @@ from taugrid.orchestrator.dispatch.pool import Joined, Pool, PoolEvent
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.rundir.paths import Paths
+from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import work_kinds
-from taugrid.orchestrator.work.kind import Piece
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.workers.actor import CONCURRENCY_GROUPS, Audible, Worker
+from taugrid.workers.actor import CONCURRENCY_GROUPS, HeartbeatActor, Probe, Worker
 from taugrid.workers.diffusion.process import path
-from taugrid.workers.hello import Probe
 from taugrid.workers.sample import SampleJob
 from taugrid.workers.schedules import process
 
@@ -71,10 +71,10 @@ class WarmWorker(Worker):
         super().__init__(threads)
         self._job = job
 
-    def hello(self, probe: Probe) -> WorkerInfo:
+    def check_health(self, probe: Probe) -> WorkerInfo:
         import torch
 
-        info, job = super().hello(probe), self._job
+        info, job = super().check_health(probe), self._job
         model = self._set_up().network(job.network, job.diffusion, job.arithmetic)
         model(torch.zeros(job.settings.batch_size, *job.image_shape), path(process(job.diffusion), job.tau)[0])
         return info
@@ -96,10 +96,10 @@ class BareForwards(WarmWorker):
         return Result(time.perf_counter() - began, job.stop - job.start, True)
 
 
-class Empty(Audible):
+class Empty(HeartbeatActor):
     """Does nothing, at once."""
 
-    def hello(self, probe: Probe) -> WorkerInfo:
+    def check_health(self, probe: Probe) -> WorkerInfo:
         return WorkerInfo("here", "none", {})
 
     def do(self, job: Job) -> Result:
@@ -121,7 +121,7 @@ def cpu_seconds() -> float:
     return sum(each.user + each.system for each in times)
 
 
-def run_loop(actor: type, arguments: tuple[Any, ...], pieces: dict[str, Piece], workers: int, folder: Path) -> Spent:
+def run_loop(actor: type, arguments: tuple[Any, ...], tasks: dict[str, Task], workers: int, folder: Path) -> Spent:
     """From the first assignment to the last commit."""
     probe = folder / ".probe"
     probe.touch()
@@ -130,26 +130,26 @@ def run_loop(actor: type, arguments: tuple[Any, ...], pieces: dict[str, Piece], 
     events = Events(Paths(folder))
     began, before = time.perf_counter(), cpu_seconds()
     outputs = Progress(), events, lambda name, text: folder
-    problems = Loop(pieces, work_kinds(), pool, workers, True, Cluster(), *outputs).run()
+    problems = Loop(tasks, work_kinds(), pool, workers, True, Cluster(), *outputs).run()
     spent = Spent(time.perf_counter() - began, cpu_seconds() - before)
     pool.close()
     assert not problems, problems
     return spent
 
 
-def spread(actor: type, arguments: tuple[Any, ...], pieces: dict[str, Piece], workers: int, folder: Path) -> Spent:
+def spread(actor: type, arguments: tuple[Any, ...], tasks: dict[str, Task], workers: int, folder: Path) -> Spent:
     """The seconds of the slowest of `workers` processes, each with its share of the jobs and nothing around them."""
     loads = [0.0] * workers
     shares: list[list[Job]] = [[] for _ in range(workers)]
-    for piece in sorted(pieces.values(), key=lambda piece: -piece.task.cost):
+    for task in sorted(tasks.values(), key=lambda task: -task.cost):
         least = loads.index(min(loads))
-        loads[least] += piece.task.cost
-        shares[least].append(piece.job)
+        loads[least] += task.cost
+        shares[least].append(task.job)
     probe = folder / ".probe"
     probe.touch()
     remote = ray.remote(num_cpus=1, concurrency_groups=CONCURRENCY_GROUPS)(actor)
     actors = [remote.remote(*arguments) for _ in range(workers)]
-    ray.get([each.hello.remote(Probe(str(probe))) for each in actors])
+    ray.get([each.check_health.remote(Probe(str(probe))) for each in actors])
     before = cpu_seconds()
     results = [[each.do.remote(job) for job in share] for each, share in zip(actors, shares, strict=True)]
     seconds = max(sum(result.seconds for result in ray.get(refs)) for refs in results)
@@ -198,31 +198,31 @@ def main() -> None:
         folder = Path(name)
         rundir = save_network(config, folder / "run")
 
-        def pieces() -> dict[str, Piece]:
+        def found() -> dict[str, Task]:
             shutil.rmtree(rundir.samples, ignore_errors=True)
-            survey = Survey(config, planned, rundir, None, frozenset({"sample"}), lambda damage: None)
-            return {piece.task.key: piece for piece in SampleWork(survey).pieces()}
+            survey = Survey(Run(config, planned, rundir), None, frozenset({"sample"}), lambda damage: None)
+            return {task.key: task for task in SampleWork(survey).tasks()}
 
-        warm = (1, next(iter(pieces().values())).job)
+        warm = (1, next(iter(found().values())).job)
         for workers in (1, 2):
             stage, forwards = [], []
             for _ in range(arguments.rounds):
-                stage.append(run_loop(WarmWorker, warm, pieces(), workers, folder).seconds)
-                forwards.append(spread(BareForwards, warm, pieces(), workers, folder).seconds)
+                stage.append(run_loop(WarmWorker, warm, found(), workers, folder).seconds)
+                forwards.append(spread(BareForwards, warm, found(), workers, folder).seconds)
             ratio = statistics.median(stage) / statistics.median(forwards)
             print(
                 f"{workers} workers: sampling stage {statistics.median(stage):.2f} s, bare forwards "
                 f"{statistics.median(forwards):.2f} s, ratio {ratio:.3f} (medians of {arguments.rounds})"
             )
         for workers in (1, 2):
-            some = list(pieces().values())
+            some = list(found().values())
             many = {}
             there = folder / "there"  # the driver looks for what was committed
             there.touch()
             for i in range(arguments.shards):
-                piece = some[i % len(some)]
-                task = piece.task.__class__(f"sample/{i}", "sample", 1.0)
-                many[task.key] = Piece(task, replace(piece.job, path=str(there)), piece.cell)
+                task = some[i % len(some)]
+                key, job = f"sample/{i}", replace(task.job, path=str(there))
+                many[key] = replace(task, key=key, cost=1.0, job=job)
             times = [run_loop(Empty, (), many, workers, folder).seconds for _ in range(arguments.rounds)]
             each = statistics.median(times) / arguments.shards * 1000
             print(f"{workers} workers: {each:.2f} ms a shard with empty work, {arguments.shards} shards")

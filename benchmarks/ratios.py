@@ -27,25 +27,25 @@ from taugrid.config.load import load
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.work.kind import Piece
+from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.workers.actor import Audible
-from taugrid.workers.hello import Probe
+from taugrid.workers.actor import HeartbeatActor, Probe
 from taugrid.workers.sample import SampleJob
 
 WORKERS = 2
 
 
-class Pipeline(Audible):
+class Pipeline(HeartbeatActor):
     """diffusers' DDIM, as it is shipped."""
 
     def __init__(self, checkpoint: str, batch: int, steps: int) -> None:
         super().__init__()
         self._checkpoint, self._batch, self._steps = checkpoint, batch, steps
 
-    def hello(self, probe: Probe) -> WorkerInfo:
+    def check_health(self, probe: Probe) -> WorkerInfo:
         import torch
         from diffusers import DDIMPipeline, DDIMScheduler
 
@@ -78,12 +78,12 @@ def experiment(checkpoint: str, shards: int, steps: int, batch: int, **sample: s
     return load(values)
 
 
-def pieces(config: Config, folder: Path) -> dict[str, Piece]:
+def tasks(config: Config, folder: Path) -> dict[str, Task]:
     """The shards, none of them done."""
     rundir = RunDir(folder / "run")
     shutil.rmtree(rundir.samples, ignore_errors=True)
-    survey = Survey(config, plan(config), rundir, None, frozenset({"sample"}), lambda damage: None)
-    return {piece.task.key: piece for piece in SampleWork(survey).pieces()}
+    survey = Survey(Run(config, plan(config), rundir), None, frozenset({"sample"}), lambda damage: None)
+    return {task.key: task for task in SampleWork(survey).tasks()}
 
 
 def of_all(quarters: list[Spent]) -> Spent:
@@ -93,7 +93,7 @@ def of_all(quarters: list[Spent]) -> Spent:
 
 def in_turns(config: Config, rivals: dict[str, tuple[type, tuple[Any, ...]]], folder: Path) -> dict[str, Spent]:
     """A quarter of each rival's work, the stage, and another quarter in reverse."""
-    whole = pieces(config, folder)
+    whole = tasks(config, folder)
     job = next(iter(whole.values())).job
     assert isinstance(job, SampleJob)
     items = list(whole.items())

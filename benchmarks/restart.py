@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,15 @@ from rich.console import Console
 
 from taugrid import parquet
 from taugrid.api import STAGES
-from taugrid.orchestrator.inspection import describe
-from taugrid.orchestrator.opened import Opened
+from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.plan.cells import Cell, Shard
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.verification.verify import verify
+from taugrid.orchestrator.view.inspection import describe
 from taugrid.storage import write_sealed
 
 CELLS = 20
@@ -70,10 +72,10 @@ def write_score(rundir: RunDir, cell: Cell, scoring: Evaluation) -> None:
     write_sealed(rundir.score(cell, scoring.id(cell)), score, rundir.storage)
 
 
-def finished_run(folder: Path, shards: int, images: int) -> Opened:
+def finished_run(folder: Path, shards: int, images: int) -> Run:
     """A run that is done but for its tables."""
     (folder / "restart.yaml").write_text(config(shards, images))
-    opened = Opened(str(folder / "restart.yaml"), (), str(folder / "run"))
+    opened = open_config(str(folder / "restart.yaml"), (), str(folder / "run"))
     rundir, scoring = opened.rundir, evaluation(opened.config, opened.plan)
     rundir.root.mkdir()
     rundir.claim()
@@ -97,23 +99,23 @@ def write_event(rundir: RunDir, event: dict[str, object]) -> None:
     rundir.storage.append(rundir.events / "0001.jsonl", (json.dumps(event) + "\n").encode())
 
 
-def run(opened: Opened) -> None:
+def run(opened: Run) -> None:
     rundir = RunDir(opened.rundir.root)
-    outcome = Run(opened.config, opened.plan, rundir, "local", Progress(Console(file=io.StringIO()))).do(STAGES)
+    outcome = Session(replace(opened, rundir=rundir), "local", Progress(Console(file=io.StringIO()))).do(STAGES)
     assert outcome.missing == {}, outcome.missing
     assert len(outcome.rows) == CELLS
 
 
-def look(opened: Opened) -> None:
-    told = describe(opened.config, opened.plan, RunDir(opened.rundir.root))
+def look(opened: Run) -> None:
+    told = describe(replace(opened, rundir=RunDir(opened.rundir.root)))
     assert told["network_evaluations_remaining"] == 0
 
 
-def check(opened: Opened) -> None:
-    assert verify(opened.config, opened.plan, RunDir(opened.rundir.root), lambda count: None) == ([], [])
+def check(opened: Run) -> None:
+    assert verify(replace(opened, rundir=RunDir(opened.rundir.root)), lambda count: None) == ([], [])
 
 
-COMMANDS: dict[str, Callable[[Opened], None]] = {
+COMMANDS: dict[str, Callable[[Run], None]] = {
     "first run (no ledger)": run,
     "run": run,
     "plan, status": look,
@@ -125,7 +127,7 @@ def bytes_read() -> int:
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
-def measured(opened: Opened) -> Iterator[tuple[str, float, int]]:
+def measured(opened: Run) -> Iterator[tuple[str, float, int]]:
     """Name, seconds and bytes read, of each command."""
     for name, command in COMMANDS.items():
         before, began = bytes_read(), time.perf_counter()

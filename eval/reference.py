@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.config import Data
-from taugrid.eval.metrics.moments_file import MomentsFile, open_moments
+from taugrid.eval.metrics.reference_statistics import MomentsFile, open_moments
 from taugrid.eval.reference_names import meant
 from taugrid.eval.sources import Source, batches, open_source
 from taugrid.hashing import spaced_json_sha256
@@ -77,7 +77,7 @@ def open_reference(given: Data | str) -> Reference:
     those.
 
     Raises:
-        workers.data.readers.SourceError, DamagedFile: as `open_source`, and for a mean and covariance that belong to no
+        workers.data.picture.SourceError, DamagedFile: as `open_source`, and for a mean and covariance that belong to no
             distribution.
         UserError: for a data set that can't be read.
     """
@@ -92,7 +92,7 @@ def reference_of_moments(path: str) -> Reference | None:
     """The mean and covariance that `path` leads to as a reference; None if it leads to anything else.
 
     Raises:
-        workers.data.readers.SourceError, DamagedFile: as `open_moments`.
+        workers.data.picture.SourceError, DamagedFile: as `open_moments`.
     """
     file = Path(path).expanduser().absolute()
     moments = open_moments(file) if file.suffix == ".npz" and file.is_file() else None

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.errors import DamagedFile
-from taugrid.eval.metrics.moments_file import MomentsFile
-from taugrid.eval.metrics.reference_statistics import ReferenceStatistics, of_feature_files, of_moments
+from taugrid.eval.metrics.reference_statistics import MomentsFile, ReferenceStatistics, of_feature_files, of_moments
 from taugrid.eval.metrics.score import score
-from taugrid.eval.metrics.streams import Features, Stream
+from taugrid.eval.metrics.statistics import Features, Stream
 from taugrid.jobs import Job, Result
 from taugrid.registry.metrics import MetricSettings
 from taugrid.storage import Storage, write_sealed

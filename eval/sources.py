@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid import parquet
-from taugrid.eval.features.weight_files import torch_hub_folder
+from taugrid.eval.features.resolve import torch_hub_folder
 from taugrid.hashing import digest_of_shape
-from taugrid.workers.data.readers import directory, npz, parquet_files, torch_fidelity
-from taugrid.workers.data.readers.picture import Picture, Reader, SourceError
+from taugrid.workers.data import cifar, folder, npz
+from taugrid.workers.data import parquet as parquet_files
+from taugrid.workers.data.picture import Picture, Reader, SourceError
 
 Kind = Literal["folder", "npz", "parquet", "dataset"]
 
@@ -69,14 +70,14 @@ def open_source(path: str) -> Source:
     others: by file name, then row), or, if no such path exists, the name of a data set of torch-fidelity.
 
     Raises:
-        workers.data.readers.picture.SourceError: for anything but a set of 8-bit grey or RGB images of one size.
+        workers.data.picture.SourceError: for anything but a set of 8-bit grey or RGB images of one size.
         taugrid.errors.DamagedFile: for an image or a file that can't be read, naming it.
     """
     kind, found, dataset = _locate(path)
     reader = _reader(kind, found, dataset)
     lossy, shape, digest = 0, (0, 0, 0), hashlib.sha256()
     parts: list[hashlib._Hash] = []
-    for position, picture in enumerate(_alike(reader.pictures(0))):
+    for position, picture in enumerate(_alike(reader.pictures())):
         if position == 0:
             channels, height, width = picture.pixels.shape
             shape = (channels, height, width)
@@ -106,7 +107,7 @@ def batches(
     (`parts_sha256`).
 
     Raises:
-        workers.data.readers.picture.SourceError: also if the images are gone, or have changed since they were opened,
+        workers.data.picture.SourceError: also if the images are gone, or have changed since they were opened,
             which is only known at the end.
         taugrid.errors.DamagedFile: for an image or a file that can't be read.
     """
@@ -155,11 +156,11 @@ def _describe(picture: Picture) -> str:
 def _locate(text: str) -> tuple[Kind, Path, str | None]:
     path = Path(text).expanduser().absolute()
     if not path.exists():
-        if text in torch_fidelity.NAMES:
+        if text in cifar.FIDELITY_NAMES:
             return "dataset", torch_hub_folder().parent / "fidelity_datasets", text
         raise SourceError(nothing_there(text))
     if path.is_dir():
-        pictures, tables = directory.files(path, directory.EXTENSIONS), directory.files(path, (".parquet",))
+        pictures, tables = folder.files(path, folder.EXTENSIONS), folder.files(path, (".parquet",))
         if pictures and tables:
             raise SourceError(f"{path} holds {len(pictures)} images and {len(tables)} Parquet files: separate them")
         if not pictures and not tables:
@@ -175,21 +176,21 @@ def _locate(text: str) -> tuple[Kind, Path, str | None]:
 def nothing_there(text: str) -> str:
     """What to say of a text that is neither a path nor the name of a data set."""
     return (
-        f"there is no {text}; give {WAYS}, or a data set: {', '.join(torch_fidelity.NAMES)}; a reference may also be a "
+        f"there is no {text}; give {WAYS}, or a data set: {', '.join(cifar.FIDELITY_NAMES)}; a reference may also be a "
         "run directory, or a data set of a config with its split (fashion-mnist/train)"
     )
 
 
-def _nothing_in(folder: Path) -> str:
-    deeper = directory.subfolder_with_images(folder)
+def _nothing_in(place: Path) -> str:
+    deeper = folder.subfolder_with_images(place)
     if deeper is not None:
-        return f"{folder} has images in subfolders only, which are not searched: give one of them, such as {deeper}"
-    return f"{folder} holds no .png, .jpg, .jpeg or .parquet file; give {WAYS}"
+        return f"{place} has images in subfolders only, which are not searched: give one of them, such as {deeper}"
+    return f"{place} holds no .png, .jpg, .jpeg or .parquet file; give {WAYS}"
 
 
 def _reader(kind: Kind, path: Path, dataset: str | None) -> Reader:
     if dataset is not None:
-        return torch_fidelity.dataset_reader(path, dataset)
+        return cifar.fidelity_reader(path, dataset)
     if kind == "folder":
-        return directory.folder_reader(path)
-    return npz.npz_reader(path) if kind == "npz" else parquet_files.parquet_reader(path)
+        return folder.reader(path)
+    return npz.reader(path) if kind == "npz" else parquet_files.reader(path)

@@ -13,8 +13,8 @@ import torch
 from taugrid.config import Data
 from taugrid.eval.features.load import Extraction, load
 from taugrid.eval.metrics.frechet import singular
-from taugrid.eval.metrics.moments_file import MomentsFile
 from taugrid.eval.metrics.reference_statistics import (
+    MomentsFile,
     ReferenceStatistics,
     cached_features,
     of_feature_files,
@@ -22,11 +22,10 @@ from taugrid.eval.metrics.reference_statistics import (
     of_moments,
 )
 from taugrid.eval.metrics.score import feasible, score
-from taugrid.eval.metrics.statistics import ROWS_AT_ONCE
-from taugrid.eval.metrics.streams import Features, Stream
+from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Features, Stream
 from taugrid.eval.reference import Reference, image_batches
 from taugrid.eval.sources import Source
-from taugrid.protocol import Protocol
+from taugrid.protocol import Protocol, on_devices
 from taugrid.registry.extractors import PIXELS, ExtractorSpec
 from taugrid.registry.metrics import MetricSettings
 from taugrid.threads import one_ahead
@@ -96,7 +95,9 @@ def evaluate(
         "metrics": scores.values,
         "notes": [*(f"no {metric}: {reason}" for metric, reason in reasons.items()), *remarks, *scores.notes],
         "warnings": warnings(samples, reference, extractor),
-        "protocol": _protocol(samples, reference, extractor, left, versions).as_dict(),
+        "protocol": on_devices(
+            _protocol(samples, reference, extractor, left, versions).as_dict(), {"scored": [device.partition(":")[0]]}
+        ),
     }
 
 

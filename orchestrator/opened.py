@@ -1,9 +1,10 @@
-"""A config with its plan and its run directory: the start of commands and the Python API."""
+"""Opens a run, from a config or from its directory: the start of commands and the Python API."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from taugrid.config import Config
 from taugrid.config.load import CONFIG_NAME, Given, Override, find, load
 from taugrid.errors import UserError
 from taugrid.orchestrator.dispatch.address import check_form
@@ -11,6 +12,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.patterns import checkpoints_in, resolve_patterns
 from taugrid.orchestrator.plan.trust import custom_code, require_trusted, trust
 from taugrid.orchestrator.report import asked
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import FILES
 from taugrid.orchestrator.rundir.extension import check_extends
@@ -19,69 +21,66 @@ from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import Storage, is_url, open_place, read_json
 
 
-class Opened:
-    """A config, its plan and its run directory.
+def open_config(
+    name: Given,
+    assignments: Sequence[Override],
+    out: str | None,
+    runs_code: bool = False,
+    trust_code: bool = False,
+    same_checkpoints: bool = False,
+    dry: bool = False,
+) -> Run:
+    """Read a config and plan its run.
 
     Custom code that a config file of the user's own names is run, to describe it, and is trusted from then on. What the
     config.json of a directory names is not run unless `runs_code` is set, and then only if it is trusted.
+
+    Args:
+        name: a file, the name of a shipped config, a run directory, or a config's content.
+        assignments: as `config.load.load` takes them.
+        out: the run directory; None: runs/<name>, or `name` where that is one.
+        runs_code: the command does work, so it needs the code that the config of a directory names.
+        trust_code: that code may run although it is not in the user's trust file.
+        same_checkpoints: a pattern of checkpoints means those that the directory was begun with, not newer ones.
+        dry: nothing is downloaded, and models whose files are not here are planned too.
+
+    Raises:
+        UserError: if the config is wrong, or names code that is not trusted.
     """
+    config = load(name, assignments)
+    rundir = _run_directory(name, out, config.name)
+    rundir.downloads = not dry
+    file = None if isinstance(name, Mapping) else find(name)
+    is_own = file is None or file.name != CONFIG_NAME
+    if file is not None and not is_own:
+        rundir.runs_code = runs_code
+        _check_code(config, rundir, str(name), file, trust_code)
+    recorded = [str(record["path"]) for record in rundir.model_records() if "path" in record]
+    if same_checkpoints:
+        begun = read_json(rundir.config, rundir.storage)
+        recorded = checkpoints_in(begun.get("grid", []) if isinstance(begun, dict) else [])
+    config, notes = resolve_patterns(config, recorded, same_checkpoints, dry)
+    made = plan(config, rundir.read_checkpoint, rundir.describe_network, rundir.fingerprint, dry)
+    run = Run(config, replace(made, notes=notes), rundir)
+    asked.check(config, run.plan)
+    if is_own:
+        trust(custom_code(config))
+    return run
 
-    def __init__(
-        self,
-        name: Given,
-        assignments: Sequence[Override],
-        out: str | None,
-        runs_code: bool = False,
-        trust_code: bool = False,
-        same_checkpoints: bool = False,
-        dry: bool = False,
-    ) -> None:
-        """Read a config and plan its run.
 
-        Args:
-            name: a file, the name of a shipped config, a run directory, or a config's content.
-            assignments: as `config.load.load` takes them.
-            out: the run directory; None: runs/<name>, or `name` where that is one.
-            runs_code: the command does work, so it needs the code that the config of a directory names.
-            trust_code: that code may run although it is not in the user's trust file.
-            same_checkpoints: a pattern of checkpoints means those that the directory was begun with, not newer ones.
-            dry: nothing is downloaded, and models whose files are not here are planned too.
+def _check_code(config: Config, rundir: RunDir, name: str, file: Path, trust_code: bool) -> None:
+    """Raise `UserError` if the command needs code that `file`, a run directory's config, names, and may not run it.
 
-        Raises:
-            UserError: if the config is wrong, or names code that is not trusted.
-        """
-        self.config = load(name, assignments)
-        self.rundir = rundir = _run_directory(name, out, self.config.name)
-        rundir.downloads = not dry
-        file = None if isinstance(name, Mapping) else find(name)
-        is_own = file is None or file.name != CONFIG_NAME
-        if file is not None and not is_own:
-            rundir.runs_code = runs_code
-            self._check_code(name, file, trust_code)
-        recorded = [str(record["path"]) for record in rundir.model_records() if "path" in record]
-        if same_checkpoints:
-            begun = read_json(rundir.config, rundir.storage)
-            recorded = checkpoints_in(begun.get("grid", []) if isinstance(begun, dict) else [])
-        self.config, notes = resolve_patterns(self.config, recorded, same_checkpoints, dry)
-        made = plan(self.config, rundir.read_checkpoint, rundir.describe_network, rundir.fingerprint, dry)
-        self.plan = replace(made, notes=notes)
-        asked.check(self.config, self.plan)
-        if is_own:
-            trust(custom_code(self.config))
-
-    def _check_code(self, name: Given, file: Path, trust_code: bool) -> None:
-        """Raise `UserError` if the command needs code that `file`, a run directory's config, names, and may not run it.
-
-        A command that only looks needs it where no record of the directory describes what it is.
-        """
-        if self.rundir.runs_code and not trust_code:
-            named = custom_code(load(name))
-            require_trusted([code for code in custom_code(self.config) if code in named], file)
-        elif not self.rundir.runs_code and file.parent.absolute() != self.rundir.root and custom_code(self.config):
-            raise UserError(
-                f"{name} is the config of a run directory, and the code that it names is not run by commands that "
-                f"only look; give {file.parent} or, if the config is yours, a copy of it under another name"
-            )
+    A command that only looks needs it where no record of the directory describes what it is.
+    """
+    if rundir.runs_code and not trust_code:
+        named = custom_code(load(name))
+        require_trusted([code for code in custom_code(config) if code in named], file)
+    elif not rundir.runs_code and file.parent.absolute() != rundir.root and custom_code(config):
+        raise UserError(
+            f"{name} is the config of a run directory, and the code that it names is not run by commands that "
+            f"only look; give {file.parent} or, if the config is yours, a copy of it under another name"
+        )
 
 
 def _run_directory(config: Given, out: str | None, name: str) -> RunDir:
@@ -102,8 +101,8 @@ def run_folder(config: Given, out: str | None, name: str) -> str:
     return out
 
 
-def open_existing(directory: str, dry: bool = False) -> Opened:
-    """The run in a directory that `taugrid run` made; `UserError` if there is none. `dry` is as for `Opened`."""
+def open_existing(directory: str, dry: bool = False) -> Run:
+    """The run in a directory that `taugrid run` made; `UserError` if there is none. `dry` is as for `open_config`."""
     root, storage = open_place(directory, "DIR")
     storage.require(root)
     if not is_url(directory) and Path(directory).is_file():
@@ -120,7 +119,7 @@ def open_existing(directory: str, dry: bool = False) -> Opened:
         raise UserError(
             f"{directory} is not a run directory (it has no config.json); give the one that `taugrid run` made{way_out}"
         )
-    return Opened(directory, (), None, dry=dry)
+    return open_config(directory, (), None, dry=dry)
 
 
 def is_other_folder(name: str) -> bool:
@@ -157,16 +156,16 @@ def _directory_meant(file: str) -> str:
         return "the run directory that `taugrid run` made"
 
 
-def open_to_plan(name: Given, assignments: Sequence[Override], out: str | None) -> Opened:
+def open_to_plan(name: Given, assignments: Sequence[Override], out: str | None) -> Run:
     """Open a config that is to be looked at before it is run. What is missing is no error, and nothing is downloaded.
 
     Raises:
         UserError: if the config is wrong or would orphan images.
     """
-    opened = Opened(name, assignments, out, dry=True)
-    if not opened.plan.pending:  # else whose the images are can't be known
-        check_extends(opened.config, opened.plan, opened.rundir)
-    return opened
+    run = open_config(name, assignments, out, dry=True)
+    if not run.plan.pending:  # else whose the images are can't be known
+        check_extends(run.config, run.plan, run.rundir)
+    return run
 
 
 def open_to_run(
@@ -177,14 +176,14 @@ def open_to_run(
     runs_code: bool = True,
     trust_code: bool = False,
     same_checkpoints: bool = False,
-) -> Opened:
-    """Open a config that is to be run on the Ray cluster at `address`. The other arguments are as for `Opened`.
+) -> Run:
+    """Open a config that is to be run on the Ray cluster at `address`. The other arguments are as for `open_config`.
 
     Raises:
         UserError: if the config is wrong, or a cluster is joined and the run directory is named by a relative path.
     """
     require_shared(run_folder(name, out, ""), address)
-    return Opened(name, assignments, out, runs_code, trust_code, same_checkpoints)
+    return open_config(name, assignments, out, runs_code, trust_code, same_checkpoints)
 
 
 def require_shared(out: str | Path, address: str) -> None:

@@ -14,8 +14,8 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers import schedules
-from taugrid.workers.data import distributions
 from taugrid.workers.data import load as data
+from taugrid.workers.data.builtin import distribution
 from taugrid.workers.diffusion.gaussian import Gaussian
 
 
@@ -44,7 +44,7 @@ def judge_run(config: Config, plan: Plan, rundir: RunDir, progress: Progress) ->
         judgements.append(Judgement(cell, _judge(cell, rundir, rows[cell.id]["fid"], reference)))
         progress.update(count + 1)
     progress.end()
-    known = distributions.distribution(config.data)
+    known = distribution(config.data)
     assert isinstance(known, Gaussian)
     return Findings(judgements, reference_problems(reference, known))
 
@@ -58,7 +58,7 @@ def _judge(cell: Cell, rundir: RunDir, fid: float, reference: NDArray[np.uint8])
     index, pictures = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     assert cell.settings.seed is not None
     settings = CellSettings(
-        data=distributions.distribution(cell.model.data),
+        data=distribution(cell.model.data),
         alpha_bar=schedules.alpha_bar(cell.model.diffusion),
         tau=cell.tau,
         eta=cell.settings.eta,

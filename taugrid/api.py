@@ -66,7 +66,7 @@ def plan(
     from taugrid.orchestrator.opened import open_to_plan
 
     opened = open_to_plan(_given(config), [*assignments, *_assigned(overrides)], None if out is None else str(out))
-    return describe_plan(opened.config, opened.plan, opened.rundir)
+    return describe_plan(opened)
 
 
 def run(
@@ -102,7 +102,7 @@ def run(
     from taugrid.orchestrator.opened import open_to_run
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.selection import select
-    from taugrid.orchestrator.session import Run
+    from taugrid.orchestrator.session import Session
     from taugrid.orchestrator.view.run import RunView
 
     stages = [stages] if isinstance(stages, str) else stages
@@ -113,7 +113,7 @@ def run(
     opened = open_to_run(_given(config), changes, None if out is None else str(out), address, runs_code, trust_code)
     part = select(opened.plan, only)
     with Progress() if progress else Progress.silent() as shown:
-        outcome = Run(opened.config, opened.plan, opened.rundir, address, shown, part).do(stages)
+        outcome = Session(opened, address, shown, part).do(stages)
     _require_all(outcome)
     return RunView(opened)
 

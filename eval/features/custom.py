@@ -4,17 +4,15 @@
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch_fidelity
 
 from taugrid.errors import CustomCodeError
-from taugrid.hashing import file_sha256
 from taugrid.registry.extractors import ExtractorSpec
-from taugrid.workers.custom import content, source
-from taugrid.workers.custom.find import find
+from taugrid.workers.custom import source
+from taugrid.workers.custom.describe import find
 
 IMAGES = 2
 """How many images the extractor is tried on."""
@@ -44,22 +42,16 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int]) 
         logits_layer = None
     layers = layers_read(feature_layer, logits_layer)
     module = extractor_class(name, layers, feature_extractor_weights_path=weights, verbose=False)
-    tensors = content.tensors_sha256(module.state_dict())
+    tensors = source.tensors_sha256(module.state_dict())
     widths = dict(zip(layers, _widths(module, layers, image_shape[1:]), strict=True))
-    code = class_source(extractor_class)
-    file = None if weights is None else file_sha256(Path(weights))
     return ExtractorSpec(
         name=name,
         weights_path=weights,
-        weights_sha256=file or content.content_sha256(code, tensors),
         feature_layer=feature_layer,
         logits_layer=logits_layer,
         dimensions=widths[feature_layer],
         classes=widths[logits_layer] if logits_layer else None,
-        source_sha256=code.sha256,
-        tensors_sha256=tensors,
-        files=code.files,
-        by_bytes=(code.by_bytes, file or content.content_sha256_by_bytes(code, tensors)),
+        **source.identity_of_code(class_source(extractor_class), tensors, weights),
     )
 
 

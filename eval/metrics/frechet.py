@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from scipy.linalg.blas import dtrmm
 
 from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
-from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
-from taugrid.eval.metrics.streams import moments, runs
+from taugrid.eval.metrics.statistics import Array, Moments, moments, runs, symmetric_root
 
 RANGE_TOLERANCE = 1e-10
 """Eigenvalues below this share of the largest count as zero. Rounding leaves about d * 2e-16 of it (5e-13 at d = 2048);

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
-from taugrid.eval.metrics.statistics import Array
-from taugrid.eval.metrics.streams import Features, Stream
+from taugrid.eval.metrics.statistics import Array, Features, Stream
 from taugrid.registry.metrics import MetricSettings
 
 

@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
-from taugrid.eval.metrics.statistics import Array, MeanAndSpread, require_finite
-from taugrid.eval.metrics.streams import FloatFeatures
+from taugrid.eval.metrics.statistics import Array, FloatFeatures, MeanAndSpread, require_finite
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 from taugrid.words import counted
 from taugrid.workers.heartbeat import alive

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
-from taugrid.eval.metrics.statistics import require_finite
-from taugrid.eval.metrics.streams import FloatFeatures
+from taugrid.eval.metrics.statistics import FloatFeatures, require_finite
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 from taugrid.workers.heartbeat import alive
 

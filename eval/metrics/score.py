@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
-from taugrid.eval.metrics.streams import Stream, hold
+from taugrid.eval.metrics.statistics import Stream, in_memory
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.registry.metrics import METRICS, Limits, Metric, MetricSettings, Sizes
 
@@ -75,7 +75,7 @@ def score(
     Raises:
         ValueError: if streams are shorter or longer than N, or hold nan or infinity.
     """
-    held = hold(features, num_samples) if any(metric.needs_all_features for metric in settings.chosen) else None
+    held = in_memory(features, num_samples) if any(metric.needs_all_features for metric in settings.chosen) else None
     stream = features if held is None else lambda: iter((held,))
     inputs = MetricInputs(num_samples, stream, held, logits, reference, settings)
     together = MetricResult({})

@@ -12,7 +12,8 @@ from taugrid.orchestrator.baseline.files import open_baseline, parquet_beside, r
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell, require_scores, snapshot_of_opened
 from taugrid.orchestrator.baseline.verdict import REGRESSIONS
-from taugrid.orchestrator.opened import Opened, open_existing
+from taugrid.orchestrator.opened import open_existing
+from taugrid.orchestrator.run import Run
 from taugrid.storage import read_sealed
 from taugrid.words import counted
 
@@ -69,7 +70,7 @@ def _with_distances(snapshot: Snapshot, before: Snapshot) -> Snapshot:
     return replace(snapshot, cells=tuple(cells))
 
 
-def _require_one_recipe(runs: Sequence[Opened]) -> None:
+def _require_one_recipe(runs: Sequence[Run]) -> None:
     """Raise `UserError` if runs differ in more of their training than its seed, as far as their configs say it."""
     first, *others = ([_training_of(opened), sorted(_diffusions(opened))] for opened in runs)
     for opened, other in zip(runs[1:], others, strict=True):
@@ -80,7 +81,7 @@ def _require_one_recipe(runs: Sequence[Opened]) -> None:
             )
 
 
-def _training_of(opened: Opened) -> dict[str, Any]:
+def _training_of(opened: Run) -> dict[str, Any]:
     """What a run's config says of its training without the seed; of a loaded network, nothing."""
     config = opened.config.model_dump(mode="json")
     config["train"].pop("seed", None)
@@ -89,11 +90,11 @@ def _training_of(opened: Opened) -> dict[str, Any]:
     return {}
 
 
-def _diffusions(opened: Opened) -> set[str]:
+def _diffusions(opened: Run) -> set[str]:
     return {json_sha256(model.diffusion.model_dump(mode="json")) for model in opened.plan.models}
 
 
-def _complete(opened: Opened, force: bool) -> tuple[Snapshot, list[str]]:
+def _complete(opened: Run, force: bool) -> tuple[Snapshot, list[str]]:
     """The snapshot of a run whose cells are all scored, with remarks."""
     directory = opened.rundir.shown
     snapshot, remarks = _after_its_night(require_scores(snapshot_of_opened(opened)), opened, force)
@@ -134,7 +135,7 @@ def _same_cells(training: Snapshot, first: Snapshot) -> dict[str, SnapshotCell]:
     return {old.cell: new for new, old in pairs}
 
 
-def _after_its_night(snapshot: Snapshot, opened: Opened, force: bool) -> tuple[Snapshot, list[str]]:
+def _after_its_night(snapshot: Snapshot, opened: Run, force: bool) -> tuple[Snapshot, list[str]]:
     """The snapshot of a night's run with what its canaries measured, and remarks on the night's verdict.
 
     How far images of other software or devices were from the baseline's is accepted with the night.

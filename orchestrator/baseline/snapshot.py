@@ -15,14 +15,25 @@ from taugrid.eval.metrics.frechet import NO_ERROR
 from taugrid.eval.metrics.statistics import Array
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.pixels import Digests, first_images, pixel_digests
-from taugrid.orchestrator.opened import Opened, open_existing
+from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.evaluation import evaluation, without_downloads
 from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, Oracle, Trained
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.rundir.origins import OURS, REFERENCE, Origin, codes, first_origins, origins, scorers
+from taugrid.orchestrator.rundir.origins import (
+    OURS,
+    REFERENCE,
+    Origin,
+    codes,
+    device_kinds,
+    first_origins,
+    origins,
+    scorers,
+)
 from taugrid.orchestrator.work.scorer import ScoredWith, ScorerRecord, kept_record
+from taugrid.protocol import on_devices
 from taugrid.storage import read_json, read_sealed
 
 NOT_MATCHED = frozenset({"num_samples", "batch_size", "shard_evaluations"})
@@ -206,7 +217,7 @@ def require_scores(snapshot: Snapshot) -> Snapshot:
     return snapshot
 
 
-def snapshot_of_opened(opened: Opened, failed: Mapping[str, str] = {}) -> Snapshot:
+def snapshot_of_opened(opened: Run, failed: Mapping[str, str] = {}) -> Snapshot:
     """As `snapshot_of_run`, perhaps without any cell.
 
     `failed` is name -> reason of cells that can never be scored. They are among the cells, without metrics.
@@ -214,6 +225,7 @@ def snapshot_of_opened(opened: Opened, failed: Mapping[str, str] = {}) -> Snapsh
     rundir = opened.rundir
     events = list(read_events(rundir))
     made, first, scored_on = origins(events), first_origins(events), scorers(events)
+    kinds = device_kinds(events)
     provenance = read_json(rundir.provenance, rundir.storage) or {}
     weights = provenance.get("models") or {}
     protocols = {cell.cell: cell.protocol for cell in planned_snapshot(opened).cells} if failed else {}
@@ -234,6 +246,7 @@ def snapshot_of_opened(opened: Opened, failed: Mapping[str, str] = {}) -> Snapsh
             cells.append(replace(found, protocol=protocols[cell.id], failed=failed[cell.name]))
         else:
             places = scored_on.get(cell.id, set()) | scored_on.get(REFERENCE, set())
+            score = score | {"protocol": on_devices(score["protocol"], kinds.get(cell.id))}
             found = _with_score(found, rundir, cell, score)
             cells.append(replace(found, scored_with=ScoredWith.of(places, score["protocol"])))
     software = {key: provenance.get(key) for key in ("python", "versions", "git_commit", "git_dirty")}
@@ -248,7 +261,7 @@ def snapshot_of_opened(opened: Opened, failed: Mapping[str, str] = {}) -> Snapsh
     )
 
 
-def planned_snapshot(opened: Opened, downloads: bool = True) -> Snapshot:
+def planned_snapshot(opened: Run, downloads: bool = True) -> Snapshot:
     """The cells of a run that has not begun: what they are and how they will be measured, without any score.
 
     Raises:
@@ -287,7 +300,7 @@ def _sampled_cell(rundir: RunDir, cell: Cell, network: Network, setup: Setup) ->
     )
 
 
-def _score(opened: Opened, cell: Cell) -> dict[str, Any] | None:
+def _score(opened: Run, cell: Cell) -> dict[str, Any] | None:
     """The score of the config's evaluation. The reference is opened only if the directory has scores of several."""
     rundir, n = opened.rundir, cell.settings.num_samples
     found = [score for path in rundir.scores_of(cell) if (score := read_sealed(path, rundir.storage)) is not None]

@@ -41,8 +41,8 @@ def schema() -> None:
 @set_option
 def validate(config: str, assignments: tuple[str, ...]) -> None:
     """Check a config, including its grid."""
-    from taugrid.orchestrator.opened import Opened
+    from taugrid.orchestrator.opened import open_config
 
-    opened = Opened(config, assignments, None)
+    opened = open_config(config, assignments, None)
     models, cells = counted(len(opened.plan.models), "model"), counted(len(opened.plan.cells), "cell")
     click.echo(f"{config} is valid: {models}, {cells}", err=True)

@@ -37,7 +37,7 @@ def plan(
     from taugrid.orchestrator.opened import open_to_plan
 
     opened = open_to_plan(config, assignments, out)
-    described = describe_plan(opened.config, opened.plan, opened.rundir)
+    described = describe_plan(opened)
     texts: list[Callable[[dict[str, Any]], str]] = [plan_text]
     if history is not None:
         from taugrid.orchestrator.nightly.before.checks import expected_standard_error_problem
@@ -78,9 +78,9 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
     if watches and as_json:
         raise click.UsageError("--watch keeps showing progress, and --json prints one document; give only one of them")
     from taugrid.orchestrator.cli.text import plan_text
-    from taugrid.orchestrator.inspection import describe_status
     from taugrid.orchestrator.nightly.places import find_history
     from taugrid.orchestrator.opened import directory_of, open_existing
+    from taugrid.orchestrator.view.inspection import describe_status
 
     if (history := find_history(directory)) is not None:
         from taugrid.orchestrator.nightly.shown.nights import history_as_dict, nights_of, nights_text
@@ -94,9 +94,9 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
     if watches:
         from taugrid.orchestrator.progress.watch import watch
 
-        click.echo(watch(opened.config, opened.plan, opened.rundir))
+        click.echo(watch(opened))
         return
-    print_value(describe_status(opened.config, opened.plan, opened.rundir), as_json, plan_text)
+    print_value(describe_status(opened), as_json, plan_text)
 
 
 @click.command(cls=Command)
@@ -125,7 +125,7 @@ def verify(directory: str, as_json: bool) -> None:
             seen += count
             progress.update(seen)
 
-        verified = verify_files(opened.config, opened.plan, opened.rundir, tick)
+        verified = verify_files(opened, tick)
     diagnosis = Diagnosis(opened, seen, verified)
     if as_json:
         click.echo(json.dumps(diagnosis.document, indent=2))
@@ -153,9 +153,9 @@ def export(directory: str, cell: str | None, target: str, reference: bool) -> No
     With --reference, write the images that the run is scored against or, if PATH ends in .npz, the mean and covariance
     of their features (mu and sigma, as pytorch-fid names them).
     """
-    from taugrid.orchestrator.inspection import export as export_images
     from taugrid.orchestrator.opened import open_existing
     from taugrid.orchestrator.selection import find_cell
+    from taugrid.orchestrator.view.inspection import export as export_images
 
     if (cell is None) != reference:
         raise click.UsageError("give DIR and a CELL, or DIR and --reference")
@@ -209,12 +209,12 @@ def compare(directory: str, others: tuple[str, ...], join: bool, as_json: bool, 
         return
     if len(others) != 2 or asked:
         raise click.UsageError("give DIR and a BASELINE, with --margin and --alpha, or DIR and two cells, with --join")
-    from taugrid.orchestrator.inspection import compare as compare_cells
     from taugrid.orchestrator.opened import open_existing
+    from taugrid.orchestrator.view.inspection import compare as compare_cells
 
     opened = open_existing(directory)
     cell_a, cell_b = others
-    compared = compare_cells(opened.config, opened.plan, opened.rundir, cell_a, cell_b, join)
+    compared = compare_cells(opened, cell_a, cell_b, join)
     print_value(compared, as_json, _compared_text)
 
 

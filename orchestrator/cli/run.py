@@ -20,7 +20,7 @@ from taugrid.orchestrator.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from taugrid.orchestrator.opened import Opened
+    from taugrid.orchestrator.run import Run
 
 
 def _stage(
@@ -131,17 +131,17 @@ def _report_history(place: str, given: Sequence[str], as_json: bool, break_lock:
 
 
 def _work(
-    opened: "Opened", stages: tuple[str, ...], address: str, as_json: bool, break_lock: bool, only: tuple[str, ...]
+    opened: "Run", stages: tuple[str, ...], address: str, as_json: bool, break_lock: bool, only: tuple[str, ...]
 ) -> None:
     from taugrid.orchestrator.cli.text import outcome_json, print_outcome
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.report.asked import layout
     from taugrid.orchestrator.selection import select
-    from taugrid.orchestrator.session import Run
+    from taugrid.orchestrator.session import Session
 
     part = select(opened.plan, only)
     with Progress() as progress:
-        outcome = Run(opened.config, opened.plan, opened.rundir, address, progress, part).do(stages, break_lock)
+        outcome = Session(opened, address, progress, part).do(stages, break_lock)
     if as_json:
         click.echo(json.dumps(outcome_json(opened.rundir, outcome), indent=2, allow_nan=False))
     else:

@@ -34,18 +34,18 @@ def selfcheck(out: str | None, address: str, workers: int | None, as_json: bool,
 def _selfcheck(out: str, address: str, workers: int | None, as_json: bool, break_lock: bool) -> None:
     from taugrid.orchestrator import selfcheck
     from taugrid.orchestrator.cli.text import print_selfcheck
-    from taugrid.orchestrator.opened import Opened, require_shared
+    from taugrid.orchestrator.opened import open_config, require_shared
     from taugrid.orchestrator.progress import Progress
-    from taugrid.orchestrator.session import Run
+    from taugrid.orchestrator.session import Session
     from taugrid.storage import read_json
 
     require_shared(out, address)
-    opened = Opened("selfcheck", () if workers is None else (f"cluster.workers={workers}",), out)
+    opened = open_config("selfcheck", () if workers is None else (f"cluster.workers={workers}",), out)
     there = read_json(opened.rundir.config, opened.rundir.storage)
     if there is not None and there.get("name") != opened.config.name:
         raise UserError(f"--out {out} holds another run; give an empty folder, or that of an earlier selfcheck")
     with Progress() as progress:
-        run = Run(opened.config, opened.plan, opened.rundir, address, progress)
+        run = Session(opened, address, progress)
         missing = run.do(("sample", "evaluate"), break_lock).missing
         if missing:
             name, reason = next(iter(missing.items()))

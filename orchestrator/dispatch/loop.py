@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TypeGuard
 
 from taugrid.config import Cluster
-from taugrid.disk import FULL, in_one_line
 from taugrid.errors import (
+    FULL,
     DamagedFile,
     DoesNotFit,
     NotCommitted,
@@ -19,22 +19,24 @@ from taugrid.errors import (
     RunFailed,
     UserError,
     WorkerRefusal,
-    of_the_accelerator,
-    of_the_surroundings,
+    in_one_line,
+    is_accelerator_error,
+    is_environment_error,
 )
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.dispatch.capacity.room import Room
-from taugrid.orchestrator.dispatch.crew import Crew
 from taugrid.orchestrator.dispatch.fractions import Fractions
 from taugrid.orchestrator.dispatch.interruption import InProgress, in_words
 from taugrid.orchestrator.dispatch.policy.dispatcher import Charge, Dispatcher, Fault
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Located, Lost, Pool, PoolEvent
+from taugrid.orchestrator.dispatch.scaling import Room
+from taugrid.orchestrator.dispatch.worker_manager import Crew
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.commits import Committed, confirm, require_here
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.shard_sizes import LongShards
-from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Piece, WorkKind
+from taugrid.orchestrator.task import Task
+from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
 from taugrid.orchestrator.work.score import ScoreWork
 from taugrid.words import counted, duration, quantity
 from taugrid.workers.sample import SampleJob
@@ -54,14 +56,14 @@ FINAL = NotFinite | DoesNotFit
 
 
 class Loop:
-    """Runs `pieces` on `pool` until everything that can be done is done.
+    """Runs `tasks` on `pool` until everything that can be done is done.
 
     An `embedded` cluster has `workers` from beginning to end; on another they are the most, and None is as many as fit.
     """
 
     def __init__(
         self,
-        pieces: Mapping[str, Piece],
+        tasks: Mapping[str, Task],
         kinds: Sequence[type[WorkKind]],
         pool: Pool,
         workers: int | None,
@@ -72,7 +74,7 @@ class Loop:
         log: Callable[[str, str], Path],
         committed: Callable[[Sequence[Committed]], None] = lambda files: None,
     ) -> None:
-        self._pieces = pieces
+        self._tasks = tasks
         self._committed = committed
         self._kinds = {kind.name: kind for kind in kinds}
         self._pool = pool
@@ -82,7 +84,7 @@ class Loop:
         self._events = events
         self._log = log
         self._dispatcher = Dispatcher(
-            (piece.task for piece in pieces.values()),
+            tasks.values(),
             list(self._kinds),
             limits.max_attempts,
             limits.hang_seconds,
@@ -120,6 +122,11 @@ class Loop:
         self._write_down()
         return self._problems()
 
+    def _job(self, key: str) -> Job:
+        job = self._tasks[key].job
+        assert job is not None
+        return job
+
     def _keep(self) -> None:
         """Have workers commit the whole batches of the shards that they are at; `ending` tells what is lost."""
         now = time.monotonic()
@@ -141,7 +148,7 @@ class Loop:
         """The shards that workers have in hand, by key; of a second one it is not known whether it has begun."""
         for worker in self._dispatcher.running:
             for key in self._dispatcher.in_hand(worker):
-                job, cell = self._pieces[key].job, self._pieces[key].cell
+                job, cell = self._job(key), self._tasks[key].cell
                 if isinstance(job, SampleJob) and cell is not None:
                     is_first = key == self._dispatcher.running[worker]
                     seconds = now - self._dispatcher.since(worker) if is_first else 0.0
@@ -171,7 +178,7 @@ class Loop:
             self._events.note("assigned", task=task.key, worker=worker, node=info.node, device=info.device)
         self._write_down()  # before a job begins: if this driver dies, the device of its file must be known
         for worker, task, _ in assignments:
-            self._pool.give(worker, self._pieces[task.key].job, task.key)
+            self._pool.give(worker, self._job(task.key), task.key)
         self._progress.tick()
 
     def _write_down(self) -> None:
@@ -182,10 +189,10 @@ class Loop:
             self._committed(new)
 
     def _announce(self, workers: int) -> None:
-        kinds, pieces = self._kinds.values(), self._pieces.values()
-        costs = (piece.task.cost for piece in pieces if self._kinds[piece.task.kind].unit == NETWORK_EVALUATIONS)
-        tasks, evaluations = Counter(piece.task.kind for piece in pieces), sum(costs)
-        counts = [(tasks[kind.name], *kind.task) for kind in kinds]
+        kinds, todo = self._kinds.values(), self._tasks.values()
+        costs = (task.cost for task in todo if self._kinds[task.kind].unit == NETWORK_EVALUATIONS)
+        tasks, evaluations = Counter(task.kind for task in todo), sum(costs)
+        counts = [(tasks[kind.name], *kind.task_in_words) for kind in kinds]
         listed = ", ".join(f"{counted(number, noun)} {purpose}" for number, noun, purpose in counts if number)
         total = self._progress.state.evaluations if self._progress.state is not None else 0
         of = f" of {quantity(total)}" if total > evaluations else ""
@@ -231,7 +238,7 @@ class Loop:
         if fraction is None:
             return
         self._progress.heard(worker, fraction)
-        job = self._pieces[key].job
+        job = self._job(key)
         if (said := self._long_shards.heard(worker, job, fraction, now)) is not None:
             self._progress.say(said)
 
@@ -239,32 +246,32 @@ class Loop:
         """Why the driver does not believe that a task is done; of a task that is done, a copy may be gone."""
         if key not in self._dispatcher.done:
             try:
-                confirm(self._pieces[key].job, result)
+                confirm(self._job(key), result)
             except NotCommitted as fault:
                 return fault
         return None
 
     def _record(self, worker: str, result: Result, key: str) -> None:
-        piece = self._pieces[key]
+        task = self._tasks[key]
         first = self._dispatcher.succeeded(worker, time.monotonic(), key)
-        kind, info = self._kinds[piece.task.kind], self._crew.infos[worker]
-        name, fields = kind.event(piece, result, first)
+        kind, info = self._kinds[task.kind], self._crew.infos[worker]
+        name, fields = kind.event(task, result, first)
         self._events.note(name, **fields, worker=worker, node=info.node, device=info.device)
         if first:
-            self._new.append(Committed(Path(piece.job.path), result.part if result.first else None))
+            self._new.append(Committed(Path(self._job(key).path), result.part if result.first else None))
 
     def _failed(self, failure: Failed) -> None:
         worker, cause = failure.worker, failure.cause
         doing = failure.key or self._dispatcher.running[worker]
         self._fractions.forget(worker)
-        if _fills(cause, self._pieces[doing].job):
+        if _fills(cause, self._job(doing)):
             raise RunFailed(in_one_line(cause))
         if isinstance(cause, WorkerRefusal):
-            require_here(self._pieces[doing].job.run, self._pieces[doing].job.storage)
+            require_here(self._job(doing).run, self._job(doing).storage)
         path = self._log(doing, failure.traceback)
         self._crew.failed(failure)
         reason = str(cause) if isinstance(cause, UserError | DoesNotFit) else failure.summary
-        if of_the_accelerator(cause):  # the process is of no more use, and the task may do the same to the next
+        if is_accelerator_error(cause):  # the process is of no more use, and the task may do the same to the next
             self._pool.kill(worker)
             self._dispatcher.bring_forward(worker, doing, time.monotonic())
             self._lost(Lost(worker, reason, False), certain=True)
@@ -273,14 +280,14 @@ class Loop:
         self._charge(worker, charge, f"{reason} (details: {path})")
         if isinstance(cause, FINAL) and charge.quarantined:
             self._give_up_cell_of(doing)
-        cell = self._pieces[doing].cell
+        cell = self._tasks[doing].cell
         if charge.quarantined and cell is not None and self._lasts(cause, doing):
             self.lasting.add(cell.name)
         self._crew.benched(charge.benching, reason)
 
     def _lasts(self, cause: BaseException, key: str) -> bool:
         """Whether the same command would meet the same failure: of the network's numbers, or of a metric."""
-        is_metrics = self._kinds[self._pieces[key].task.kind].name == ScoreWork.name
+        is_metrics = self._kinds[self._tasks[key].kind].name == ScoreWork.name
         of_a_metric = is_metrics and not isinstance(cause, OSError | DamagedFile | DoesNotFit)
         return isinstance(cause, NotFinite) or (of_a_metric and _fault(cause) is Fault.TASK)
 
@@ -303,7 +310,7 @@ class Loop:
             then = "another copy of it is already done"
         else:
             then = "given up, the rest goes on" if charge.quarantined else "will be retried"
-        cell = self._pieces[key].cell
+        cell = self._tasks[key].cell
         of = f" ({cell.label})" if cell else ""
         self._progress.say(f"{key}{of}: {reason}; {then}")
 
@@ -311,15 +318,15 @@ class Loop:
     def _of_cells(self) -> dict[tuple[str, str], list[str]]:
         """Kind and cell -> its tasks. Made once it is needed: a cell of NaN may fail on every worker at a time."""
         found: dict[tuple[str, str], list[str]] = {}
-        for key, piece in self._pieces.items():
-            if piece.cell is not None:
-                found.setdefault((piece.task.kind, piece.cell.id), []).append(key)
+        for key, task in self._tasks.items():
+            if task.cell is not None:
+                found.setdefault((task.kind, task.cell.id), []).append(key)
         return found
 
     def _give_up_cell_of(self, key: str) -> None:
         """Spare the tasks of the same kind and cell that wait: the cell can't be finished without `key`."""
-        piece = self._pieces[key]
-        same = [] if piece.cell is None else self._of_cells[piece.task.kind, piece.cell.id]
+        task = self._tasks[key]
+        same = [] if task.cell is None else self._of_cells[task.kind, task.cell.id]
         if given_up := self._dispatcher.give_up(same):
             self._events.note("given up", tasks=sorted(given_up), because=key)
             self._progress.say(f"{counted(len(given_up), 'other task')} of its cell given up")
@@ -328,8 +335,8 @@ class Loop:
         problems: dict[str, str] = {}
         # Tasks without a reason were given up with another of their cell, which has one.
         for key in sorted(self._dispatcher.quarantined & self._reasons.keys()):
-            cell = self._pieces[key].cell
-            names = [cell.name] if cell else [p.cell.name for p in self._pieces.values() if p.cell]
+            cell = self._tasks[key].cell
+            names = [cell.name] if cell else [task.cell.name for task in self._tasks.values() if task.cell]
             problems |= dict.fromkeys(names, f"{key}: {self._reasons[key]}")
         return problems
 
@@ -339,7 +346,7 @@ def _fault(cause: BaseException) -> Fault:
         return Fault.FINAL
     if isinstance(cause, WorkerRefusal):
         return Fault.REFUSAL
-    return Fault.SURROUNDINGS if of_the_surroundings(cause) else Fault.TASK
+    return Fault.SURROUNDINGS if is_environment_error(cause) else Fault.TASK
 
 
 def _fills(cause: BaseException, job: Job) -> TypeGuard[OSError]:

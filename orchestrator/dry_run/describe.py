@@ -6,26 +6,27 @@ from pathlib import Path
 from typing import Any
 
 from taugrid.config import Config, Data
-from taugrid.orchestrator.dispatch.capacity import nodes
+from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.dry_run.missing import missing_images, other_features
 from taugrid.orchestrator.dry_run.replaced import replaced_tables
-from taugrid.orchestrator.inspection import describe
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import singular_samples, too_few_samples
 from taugrid.orchestrator.plan.extractor import Foreseen, foreseen
-from taugrid.orchestrator.progress.remaining import Waiting, seconds_left
+from taugrid.orchestrator.rates import Waiting, seconds_left
 from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
-from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
+from taugrid.orchestrator.view.inspection import describe
 
 
-def describe_plan(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
+def describe_plan(run: Run) -> dict[str, Any]:
     """What `describe` says, with remarks on what a run would lack, leave without error bars, or replace.
 
     Raises:
         UserError: if there is no such extractor.
     """
-    described = describe(config, plan, rundir)
+    config, plan, rundir = run.config, run.plan, run.rundir
+    described = describe(run)
     described |= _on_workers(config, plan, described)
     told, extractor = described["remarks"], foreseen(config, rundir.extractor)
     untrained = [model for model, _ in plan.trained_here if model.lacks is None and not rundir.is_ready(model)]
@@ -36,8 +37,8 @@ def describe_plan(config: Config, plan: Plan, rundir: RunDir) -> dict[str, Any]:
             *_about_extractor(config, plan, extractor),
             *_other_shapes(config, plan),
             *other_features(config, extractor),
-            *replaced_tables(config, plan, rundir),
-            *(_fit(config, plan, rundir, described) if described["network_evaluations_remaining"] else []),
+            *replaced_tables(run),
+            *(_fit(run, described) if described["network_evaluations_remaining"] else []),
             *_about_replicates(plan, described),
         ]
     }
@@ -73,14 +74,14 @@ def _other_shapes(config: Config, plan: Plan) -> list[str]:
     ]
 
 
-def _fit(config: Config, plan: Plan, rundir: RunDir, described: Mapping[str, Any]) -> list[str]:
+def _fit(run: Run, described: Mapping[str, Any]) -> list[str]:
     """How a plan's shards fit its workers, as far as that is known without a cluster."""
-    workers = _workers(config)
+    plan, workers = run.plan, _workers(run.config)
     cells = zip(plan.cells, described["cells"], strict=True)
     left = replace(plan, cells=tuple(cell for cell, about in cells if about["shards_done"] < about["shards"]))
     told = [longest_shard(left, described["evaluations_per_second_and_worker"])]
     if workers is not None:
-        told.append(too_few_shards(plan, workers, bool(rundir.committed_cells())))
+        told.append(too_few_shards(plan, workers, bool(run.rundir.committed_cells())))
     return [said for said in told if said is not None]
 
 
@@ -91,7 +92,7 @@ def _workers(config: Config) -> int | None:
     """
     if config.cluster.workers or Path("/proc/driver/nvidia").exists():
         return config.cluster.workers
-    return int(nodes.available_cpus() // config.cluster.cpus_per_worker)
+    return int(capacity.available_cpus() // config.cluster.cpus_per_worker)
 
 
 def _on_workers(config: Config, plan: Plan, described: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from taugrid.eval.reference_names import meant
 from taugrid.eval.sources import nothing_there
 from taugrid.orchestrator.plan.cells import Model
 from taugrid.orchestrator.plan.extractor import Foreseen
+from taugrid.workers.data.cifar import FIDELITY_NAMES
 from taugrid.workers.data.load import require_files
 from taugrid.workers.data.places import MissingImages
-from taugrid.workers.data.readers.torch_fidelity import NAMES
 
 
 def missing_images(config: Config, untrained: list[Model]) -> list[str]:
@@ -31,7 +31,7 @@ def missing_images(config: Config, untrained: list[Model]) -> list[str]:
     if isinstance(reference, Data):
         sections.setdefault(reference, "data" if reference == config.data else "evaluate.reference")
     found = [_missing_data(data, section) for data, section in sections.items()]
-    if isinstance(reference, str) and reference not in NAMES and not Path(reference).exists():
+    if isinstance(reference, str) and reference not in FIDELITY_NAMES and not Path(reference).exists():
         found.append(f"evaluate.reference: {nothing_there(reference)}")
     return [line for line in found if line is not None]
 

@@ -8,7 +8,7 @@ from taugrid.grids.names import in_yaml
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.extractor import name_and_dimensions
 from taugrid.orchestrator.report.up_to_date import Asked
-from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.run import Run
 from taugrid.storage import read_json
 from taugrid.words import counted
 
@@ -16,11 +16,12 @@ NOT_CONTENT = {"root", "download"}
 """Keys of `data` that say where images are, not which."""
 
 
-def replaced_tables(config: Config, plan: Plan, rundir: RunDir) -> list[str]:
+def replaced_tables(run: Run) -> list[str]:
     """A line for each reason why tables/ would be replaced; empty if there are none yet, or nothing changes.
 
     A reference whose files have changed is not noticed: that would mean reading them.
     """
+    config, rundir = run.config, run.rundir
     tables, before = (read_json(path, rundir.storage) for path in (rundir.tables / "quality.json", rundir.config))
     if not isinstance(tables, dict) or not tables.get("protocols") or not isinstance(before, dict):
         return []
@@ -28,7 +29,7 @@ def replaced_tables(config: Config, plan: Plan, rundir: RunDir) -> list[str]:
     told = [
         _reference(config, before, protocol["reference"]),
         _extractor(config, protocol["extractor"]["name"]),
-        _num_samples(plan, tables["rows"]),
+        _num_samples(run.plan, tables["rows"]),
         _metrics(Asked(config, rundir), protocol),
     ]
     return [line for line in told if line is not None]

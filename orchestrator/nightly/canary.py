@@ -14,7 +14,8 @@ from taugrid.orchestrator.baseline.pixels import first_images, pixel_digests
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell, setup_of
 from taugrid.orchestrator.nightly.loadable import point_of, why_not_again
 from taugrid.orchestrator.nightly.places import CANARY, Night
-from taugrid.orchestrator.opened import Opened, open_existing
+from taugrid.orchestrator.opened import open_existing
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.origins import Origin, codes, origins
 from taugrid.storage import read_json
@@ -48,7 +49,7 @@ def folder_of(night: Night, grid: Sequence[Mapping[str, Any]]) -> Path:
     return night.folder / f"{CANARY}-{json_sha256(list(grid))[:8]}"
 
 
-def canaries_in(opened: Opened, tonight: Snapshot, failed: Mapping[str, str] = {}) -> Canaries:
+def canaries_in(opened: Run, tonight: Snapshot, failed: Mapping[str, str] = {}) -> Canaries:
     """What a run of canaries has for each cell of the baseline.
 
     Args:
@@ -78,7 +79,7 @@ def canaries_in(opened: Opened, tonight: Snapshot, failed: Mapping[str, str] = {
     return canary
 
 
-def canaries_beside(opened: Opened, tonight: Snapshot) -> Canaries:
+def canaries_beside(opened: Run, tonight: Snapshot) -> Canaries:
     """The canaries that a night left beside its run; of other runs there are none."""
     folder, storage = opened.rundir.root.parent, opened.rundir.storage
     files = storage.list(folder, f"{CANARY}-*/config.json")

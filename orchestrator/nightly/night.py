@@ -27,11 +27,12 @@ from taugrid.orchestrator.nightly.places import CANARY, History, Night, open_his
 from taugrid.orchestrator.nightly.removal import remove_old_images
 from taugrid.orchestrator.nightly.second_look import SecondLook, Unscorable
 from taugrid.orchestrator.nightly.write import is_current, write_history, write_night
-from taugrid.orchestrator.opened import Opened, open_to_run
+from taugrid.orchestrator.opened import open_to_run
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.rundir.lock import sole_driver
-from taugrid.orchestrator.session import Outcome, Run
+from taugrid.orchestrator.session import Outcome, Session
 from taugrid.storage import write_sealed
 from taugrid.words import counted, with_urls
 
@@ -94,7 +95,7 @@ def run_night(request: NightRequest, progress: Progress) -> NightOutcome:
         baseline = _baseline(request, history)
         if baseline is not None:
             matched(planned_snapshot(opened), baseline)  # refuse what can't be compared before anything is sampled
-        run = Run(opened.config, opened.plan, opened.rundir, request.address, progress)
+        run = Session(opened, request.address, progress)
         outcome = run.do(STAGES, request.break_lock)
         verdict = _judge(request, opened, night, baseline, outcome, progress)
         write_night(night, verdict)
@@ -105,10 +106,10 @@ def run_night(request: NightRequest, progress: Progress) -> NightOutcome:
         return NightOutcome(night, verdict, again=False)
 
 
-def _open_night(request: NightRequest, history: History, progress: Progress) -> tuple[Opened, Night]:
+def _open_night(request: NightRequest, history: History, progress: Progress) -> tuple[Run, Night]:
     """Tonight's run: the named one, or an unfinished one of the same cells, or a new one under today's date."""
 
-    def opened_in(night: Night) -> Opened:
+    def opened_in(night: Night) -> Run:
         return open_to_run(
             request.config,
             request.assignments,
@@ -147,7 +148,7 @@ def _baseline(request: NightRequest, history: History) -> Snapshot | None:
 
 def _judge(
     request: NightRequest,
-    opened: Opened,
+    opened: Run,
     night: Night,
     baseline: Snapshot | None,
     outcome: Outcome,
@@ -179,7 +180,7 @@ class _Again:
     missing: dict[str, str]
     """What could not be finished, and still can, is added to it."""
 
-    def both(self, config: Config, folder: Path) -> tuple[Opened, Unscorable] | None:
+    def both(self, config: Config, folder: Path) -> tuple[Run, Unscorable] | None:
         """`SampleBoth`."""
         cells = counted(len(config.grid) // 2, "cell")
         self.progress.say(f"second look: {cells} with a fresh seed, of tonight's network and the baseline's")
@@ -200,16 +201,16 @@ class _Again:
         sampled = canaries_in(again, tonight, failed)
         return lambda old: gone[old.cell] if old.cell in gone else sampled(old)
 
-    def _run(self, config: Config, folder: Path, stages: Sequence[str]) -> tuple[Opened, Unscorable]:
+    def _run(self, config: Config, folder: Path, stages: Sequence[str]) -> tuple[Run, Unscorable]:
         again = _opened_from(config, folder, self.request)
-        outcome = Run(again.config, again.plan, again.rundir, self.request.address, self.progress).do(stages)
+        outcome = Session(again, self.request.address, self.progress).do(stages)
         failed = {name: why for name, why in outcome.missing.items() if name in outcome.lasting}
         lacking = outcome.missing.keys() - failed.keys()
         self.missing.update({f"{folder.name}/{name}": outcome.missing[name] for name in sorted(lacking)})
         return again, failed
 
 
-def _opened_from(config: Config, folder: Path, request: NightRequest) -> Opened:
+def _opened_from(config: Config, folder: Path, request: NightRequest) -> Run:
     """A second look's run. Its custom code is tonight's, which ran already, with files of weights that are trusted."""
     with TemporaryDirectory() as place:
         path = Path(place) / CONFIG_NAME

@@ -11,7 +11,7 @@ from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell
 from taugrid.orchestrator.baseline.verdict import REGRESSIONS, Verdict, worst
 from taugrid.orchestrator.nightly.places import Night
 from taugrid.orchestrator.nightly.shown.strips import MOST_STRIPS, BeforeAndAfter, strips
-from taugrid.orchestrator.opened import Opened
+from taugrid.orchestrator.run import Run
 
 ORDER = list(Verdict)
 
@@ -21,7 +21,7 @@ UP_TO_UNDECIDED = ORDER.index(Verdict.UNDECIDED)
 
 def as_verdict(
     night: Night,
-    opened: Opened,
+    opened: Run,
     tonight: Snapshot,
     baseline: Snapshot | None,
     found: BaselineComparison | None,
@@ -78,7 +78,7 @@ def worst_first(cell: Mapping[str, Any]) -> tuple[int, float]:
     return ORDER.index(Verdict(cell["result"])), -(cell["t"] or 0)
 
 
-def _strips(night: Night, opened: Opened, baseline: Snapshot, verdict: Mapping[str, Any]) -> dict[str, str]:
+def _strips(night: Night, opened: Run, baseline: Snapshot, verdict: Mapping[str, Any]) -> dict[str, str]:
     """Label -> file, seen from the summary: pictures of the worst cells that are undecided, or worse than that."""
     judged = sorted(verdict["comparison"]["cells"], key=worst_first)
     before = {cell.cell: cell for cell in baseline.cells}

@@ -16,12 +16,12 @@ from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.canaries import check_scorer, place_of
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell, snapshot_of_opened
 from taugrid.orchestrator.nightly.loadable import Pair, config_of, point_of
-from taugrid.orchestrator.opened import Opened
+from taugrid.orchestrator.run import Run
 
 Unscorable = Mapping[str, str]
 """Name -> why the cell can never be scored."""
 
-SampleBoth = Callable[[Config, Path], tuple[Opened, Unscorable] | None]
+SampleBoth = Callable[[Config, Path], tuple[Run, Unscorable] | None]
 """Runs a config in a folder; None if some cells could not be finished and still can."""
 
 

@@ -1,12 +1,11 @@
 """Writes what a night leaves: summary.md, junit.xml, and the history of all nights with its page and trend figure."""
 
-from taugrid.disk import write_text
 from taugrid.orchestrator.nightly.history import history_rows, history_table, nights_in, write_parquet
 from taugrid.orchestrator.nightly.junit import junit_xml
 from taugrid.orchestrator.nightly.places import History, Night
 from taugrid.orchestrator.nightly.shown.nights import night_line, unfinished
 from taugrid.orchestrator.nightly.summary import summary
-from taugrid.storage import replacing
+from taugrid.storage import replacing, write_text
 
 
 def write_night(night: Night, verdict: dict[str, object]) -> None:

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from taugrid.config import Config
 from taugrid.errors import UserError
 from taugrid.eval.sources import part_bounds
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import evaluation, without_downloads
 from taugrid.orchestrator.plan.sources import RECORD
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.orchestrator.rundir.lease import Lease
@@ -34,9 +34,10 @@ UNUSED = "the present config does not use it; delete it"
 """What to do about a damaged file of another protocol, or of a cell that the config lacks: no run would look at it."""
 
 
-def next_steps(damages: Sequence[Damage], config: Config, plan: Plan, rundir: RunDir) -> list[NextStep]:
+def next_steps(damages: Sequence[Damage], run: Run) -> list[NextStep]:
     """What to do about each damage, in their order."""
-    unused = _unused(damages, config, plan, rundir) | _of_other_cells(damages, plan, rundir)
+    plan, rundir = run.plan, run.rundir
+    unused = _unused(damages, run) | _of_other_cells(damages, plan, rundir)
     planned = {rundir.sample_part(cell, shard) for cell in plan.cells for shard in cell.shards}
     own = {kind.folder: kind.stage for kind in work_kinds() if kind.stage not in ("sample", "evaluate")}
     unused |= {damage.path for damage in damages if damage.path.name == RECORD}
@@ -47,14 +48,15 @@ def next_steps(damages: Sequence[Damage], config: Config, plan: Plan, rundir: Ru
     ]
 
 
-def _unused(damages: Sequence[Damage], config: Config, plan: Plan, rundir: RunDir) -> set[Path]:
+def _unused(damages: Sequence[Damage], run: Run) -> set[Path]:
     """The damaged scores and features that the config's evaluation does not use; none if it can't be told now."""
+    plan, rundir = run.plan, run.rundir
     inside = [damage.path for damage in damages if {rundir.scores, rundir.features} & set(damage.path.parents)]
     there = {path for path in inside if rundir.storage.exists(path)}
     if not there:
         return set()
     try:
-        scoring = evaluation(without_downloads(config), plan, rundir.extractor)
+        scoring = evaluation(without_downloads(run.config), plan, rundir.extractor)
     except UserError:
         return set()
     folder, reference = rundir.extractor_folder(scoring.extractor), scoring.reference

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from taugrid import parquet
-from taugrid.config import Config
 from taugrid.errors import DamagedFile, NotHere, OtherWeights
 from taugrid.orchestrator.plan.cells import Cell, Plan
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events, unreadable_lines
 from taugrid.orchestrator.rundir.extension import orphans_in_words
@@ -61,7 +61,7 @@ def _made(events: Iterable[Mapping[str, Any]]) -> _Made:
     return made
 
 
-def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> Verified:
+def verify(run: Run, tick: Callable[[int], None]) -> Verified:
     """Re-read every file of a run and decode every image, calling `tick(n)` after n images.
 
     Features are needed only to score, and may be deleted: their absence is no damage.
@@ -70,11 +70,12 @@ def verify(config: Config, plan: Plan, rundir: RunDir, tick: Callable[[int], Non
 
     Several files are read at a time: reading, hashing and decoding release Python's lock.
     """
+    plan, rundir = run.plan, run.rundir
     found: list[Damage] = []
     unfinished: list[Damage] = []
     made = _made(read_events(rundir))
     rundir.ledger.distrust()
-    if (said := orphans_in_words(config, plan, rundir)) is not None:
+    if (said := orphans_in_words(run.config, plan, rundir)) is not None:
         found.append(Damage(rundir.samples, said))
     found += _verify_orphans(plan, rundir, tick)
     for cell in plan.cells:

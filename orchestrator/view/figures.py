@@ -12,15 +12,15 @@ from taugrid.eval.figures.loss import losses_figure
 from taugrid.eval.figures.over_steps import quality_figure, reconstruction_figure
 from taugrid.eval.tables.ablation.replicates import averaged
 from taugrid.eval.tables.long_form import in_grid_order
-from taugrid.orchestrator.opened import Opened
 from taugrid.orchestrator.report.write import loss_curves
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.view.tables import Tables
 
 INCHES_WIDE = 8.0
 """Of a picture that is shown as it is."""
 
 
-def figure(opened: Opened, name: str) -> Figure:
+def figure(run: Run, name: str) -> Figure:
     """The figure of this name: drawn anew if it is in `DRAWN`, else the picture figures/`name`.png.
 
     A notebook shows it at the end of a cell, whether or not pyplot is loaded.
@@ -28,7 +28,7 @@ def figure(opened: Opened, name: str) -> Figure:
     Raises:
         UserError: if there is neither, or a table that it is drawn from is missing.
     """
-    found = DRAWN[name](opened) if name in DRAWN else _picture(opened, name)
+    found = DRAWN[name](run) if name in DRAWN else _picture(run, name)
     vars(found)["_repr_png_"] = partial(_as_png, found)
     return found
 
@@ -39,8 +39,8 @@ def _as_png(shown: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _picture(opened: Opened, name: str) -> Figure:
-    rundir = opened.rundir
+def _picture(run: Run, name: str) -> Figure:
+    rundir = run.rundir
     path = rundir.figures / f"{name}.png"
     if not rundir.storage.exists(path):
         known = [
@@ -58,28 +58,28 @@ def _picture(opened: Opened, name: str) -> Figure:
     return picture
 
 
-def _quality(opened: Opened) -> Figure:
-    tables = Tables(opened.rundir)
+def _quality(run: Run) -> Figure:
+    tables = Tables(run.rundir)
     if not (document := tables.document()):
         raise tables.lacks("quality")
-    protocols = {} if opened.config.report.join_protocols else document["protocols"]
-    places = {cell.id: place for place, cell in enumerate(opened.plan.cells)}
+    protocols = {} if run.config.report.join_protocols else document["protocols"]
+    places = {cell.id: place for place, cell in enumerate(run.plan.cells)}
     rows = sorted(document["rows"], key=lambda row: places.get(row["cell"], len(places)))
     return quality_figure(averaged(in_grid_order(rows), protocols).frame, protocols)
 
 
-def _reconstruction(opened: Opened) -> Figure:
-    return reconstruction_figure(Tables(opened.rundir).frame("reconstruction"))
+def _reconstruction(run: Run) -> Figure:
+    return reconstruction_figure(Tables(run.rundir).frame("reconstruction"))
 
 
-def _loss(opened: Opened) -> Figure:
-    curves = loss_curves(opened.plan, opened.rundir)
+def _loss(run: Run) -> Figure:
+    curves = loss_curves(run.plan, run.rundir)
     if not curves:
         raise UserError("no model of this run was trained here, so there is no loss")
     return losses_figure(curves)
 
 
-DRAWN: Mapping[str, Callable[[Opened], Figure]] = {
+DRAWN: Mapping[str, Callable[[Run], Figure]] = {
     "quality": _quality,
     "reconstruction": _reconstruction,
     "loss": _loss,

@@ -18,6 +18,7 @@ from taugrid.orchestrator.report.collect import with_unscored
 from taugrid.orchestrator.report.replicates import NOT_SCORED, label_without_seeds
 from taugrid.orchestrator.report.sample_figures import first_images
 from taugrid.orchestrator.report.write import loss_curves
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.view.tables import Tables
 from taugrid.protocol import shortened
@@ -34,11 +35,12 @@ NAMED_CELLS = 8
 """Cells without a score that the page names. The rest are counted."""
 
 
-def write_page(config: Config, plan: Plan, rundir: RunDir, missing: Mapping[str, str] = {}) -> list[str]:
+def write_page(run: Run, missing: Mapping[str, str] = {}) -> list[str]:
     """Write report.html from what is on disk, whole or not at all, and return its warnings.
 
     `missing` has the reasons of cells that this session could not finish, by the names of their folders.
     """
+    config, plan, rundir = run.config, run.plan, run.rundir
     tables = Tables(rundir)
     document = tables.document()
     notes = [note for note in document.get("notes", ()) if not note.startswith(NOT_SCORED)]  # told with reasons

@@ -6,17 +6,15 @@ from typing import Any
 import numpy as np
 
 from taugrid.errors import UserError
-from taugrid.eval.metrics.moments_file import PRECISION, MomentsFile, read_moments
-from taugrid.eval.metrics.reference_statistics import read_all
-from taugrid.eval.metrics.statistics import Moments
-from taugrid.eval.metrics.streams import moments
+from taugrid.eval.metrics.reference_statistics import PRECISION, MomentsFile, read_all, read_moments
+from taugrid.eval.metrics.statistics import Moments, moments
 from taugrid.eval.reference import image_batches
 from taugrid.eval.sources import part_bounds
 from taugrid.images import encode_png
-from taugrid.orchestrator.inspection import make_new_folder
-from taugrid.orchestrator.opened import Opened
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.view.inspection import make_new_folder
 from taugrid.storage import replacing
 from taugrid.words import counted
 
@@ -24,20 +22,20 @@ IMAGES_AT_ONCE = 1024
 """How many images are in memory at a time."""
 
 
-def export_reference(opened: Opened, target: Path) -> str:
+def export_reference(run: Run, target: Path) -> str:
     """Write what a run is scored against, and say in a few words what was written.
 
     Args:
-        opened: the run.
+        run: the run.
         target: an `.npz` for the mean and covariance of its features, under pytorch-fid's names `mu` and `sigma`; else
             a new or empty folder for its images, as PNG files named by their index.
 
     Raises:
         UserError: if the reference can't be read, has no images, or its features are not there.
     """
-    scoring = evaluation(opened.config, opened.plan, opened.rundir.extractor)
+    scoring = evaluation(run.config, run.plan, run.rundir.extractor)
     if target.suffix == ".npz":
-        return _export_moments(scoring, opened.rundir, target)
+        return _export_moments(scoring, run.rundir, target)
     return _export_images(scoring, target)
 
 

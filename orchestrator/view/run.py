@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from taugrid.eval.pages.run import run_html
-from taugrid.orchestrator.inspection import describe_status
-from taugrid.orchestrator.opened import Opened, open_existing
+from taugrid.orchestrator.opened import open_existing
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.selection import find_cell
 from taugrid.orchestrator.view.cell import CellView
+from taugrid.orchestrator.view.inspection import describe_status
 from taugrid.orchestrator.view.tables import Tables
 from taugrid.words import counted
 
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 class RunView:
     """One run directory. Looking at it starts nothing and runs no code that its config names."""
 
-    def __init__(self, opened: Opened) -> None:
-        self._opened = opened
-        self._tables = Tables(opened.rundir)
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._tables = Tables(run.rundir)
 
     @classmethod
     def of(cls, directory: str) -> "RunView":
@@ -37,27 +38,27 @@ class RunView:
     @property
     def _place(self) -> str:
         """The directory as seen from the working directory, if it is below it."""
-        root, here = self._opened.rundir.root, Path.cwd()
+        root, here = self._run.rundir.root, Path.cwd()
         return str(root.relative_to(here)) if root.is_relative_to(here) else self.directory
 
     @property
     def name(self) -> str:
         """The name that its config gives it."""
-        return self._opened.config.name
+        return self._run.config.name
 
     @property
     def directory(self) -> str:
         """Its path or URL."""
-        return self._opened.rundir.shown
+        return self._run.rundir.shown
 
     @property
     def config(self) -> dict[str, Any]:
         """The whole config, with defaults filled in."""
-        return self._opened.config.model_dump(mode="json")
+        return self._run.config.model_dump(mode="json")
 
     def status(self) -> dict[str, Any]:
         """How far it is, as `taugrid status --json` prints it."""
-        return describe_status(self._opened.config, self._opened.plan, self._opened.rundir)
+        return describe_status(self._run)
 
     @property
     def quality(self) -> pd.DataFrame:
@@ -86,11 +87,11 @@ class RunView:
     @cached_property
     def cells(self) -> Sequence[CellView]:
         """The cells, in the order of the grid."""
-        return tuple(CellView(cell, self._opened.rundir) for cell in self._opened.plan.cells)
+        return tuple(CellView(cell, self._run.rundir) for cell in self._run.plan.cells)
 
     def cell(self, name: str) -> CellView:
         """A cell by its settings (steps=50,eta=0), id, label or folder's name; `UserError` unless exactly one fits."""
-        return CellView(find_cell(self._opened.plan, name), self._opened.rundir)
+        return CellView(find_cell(self._run.plan, name), self._run.rundir)
 
     def figure(self, name: str = "quality") -> "Figure":
         """A figure as matplotlib's.
@@ -103,7 +104,7 @@ class RunView:
         """
         from taugrid.orchestrator.view.figures import figure
 
-        return figure(self._opened, name)
+        return figure(self._run, name)
 
     def _repr_html_(self) -> str:
         scored = len(self._tables.document().get("rows", []))

@@ -6,7 +6,7 @@ from taugrid.eval.extract import ExtractJob
 from taugrid.orchestrator.plan.cells import Shard
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.task import Task
-from taugrid.orchestrator.work.kind import IMAGES, Piece, WorkKind, shard_key
+from taugrid.orchestrator.work.kind import IMAGES, WorkKind, shard_key
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import CellState
 
@@ -26,16 +26,16 @@ class ExtractWork(WorkKind):
     stage = "evaluate"
     unit = IMAGES
     activity = "extracting features"
-    task = ("feature file", "to extract")
+    task_in_words = ("feature file", "to extract")
 
-    def pieces(self) -> Iterator[Piece]:
+    def tasks(self) -> Iterator[Task]:
         evaluation, found = self.survey.evaluation, self.survey.found
         assert evaluation is not None
         to_score = [state for state in found.cells if state.to_score]
         for state in to_score:
-            yield from self._cell_pieces(state, evaluation)
+            yield from self._cell_tasks(state, evaluation)
 
-    def _cell_pieces(self, state: CellState, evaluation: Evaluation) -> Iterator[Piece]:
+    def _cell_tasks(self, state: CellState, evaluation: Evaluation) -> Iterator[Task]:
         cell, folder = state.cell, self.rundir.extractor_folder(evaluation.extractor)
         there = self.rundir.versions(self.rundir.features / folder / cell.name)
         for shard in not_extracted(state):
@@ -53,7 +53,7 @@ class ExtractWork(WorkKind):
             )
             is_sampled = shard.number in state.sampled
             requires = frozenset[str]() if is_sampled else frozenset({shard_key(SampleWork.name, shard)})
-            yield Piece(Task(shard_key(self.name, shard), self.name, shard.images, requires), job, cell)
+            yield Task(shard_key(self.name, shard), self.name, shard.images, requires, cell, job)
 
 
 KIND = ExtractWork

@@ -7,7 +7,7 @@ from typing import Any
 from taugrid.hashing import identity
 from taugrid.orchestrator.plan.cells import Cell, Plan, part_name
 from taugrid.orchestrator.task import Task
-from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, Piece, WorkKind
+from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, WorkKind
 from taugrid.orchestrator.work.ode import ignore_damage, ode_cells
 from taugrid.parquet import first_pictures
 from taugrid.words import counted
@@ -27,9 +27,9 @@ class InterpolateWork(WorkKind):
     stage = "interpolate"
     unit = NETWORK_EVALUATIONS
     activity = "interpolating"
-    task = ("cell", "to interpolate")
+    task_in_words = ("cell", "to interpolate")
 
-    def pieces(self) -> Iterator[Piece]:
+    def tasks(self) -> Iterator[Task]:
         for cell in self._cells():
             path, count = self._path(cell), cell.settings.num_samples
             if self.rundir.is_whole(path, count, self.survey.on_damage):
@@ -49,7 +49,7 @@ class InterpolateWork(WorkKind):
                 tau=cell.tau,
                 metadata={"cell": cell.id, "tau": list(cell.tau), **self._source(cell)},
             )
-            yield Piece(Task(f"{self.name}/{cell.id}", self.name, count * len(cell.tau)), job, cell)
+            yield Task(f"{self.name}/{cell.id}", self.name, count * len(cell.tau), cell=cell, job=job)
 
     def missing(self) -> dict[str, str]:
         return {cell.name: "not interpolated" for cell in self._cells() if not self._is_whole(cell)}

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from taugrid.jobs import Job, Result
+from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
+from taugrid.orchestrator.rates import rate_key
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.survey import Survey
 
@@ -17,14 +18,6 @@ if TYPE_CHECKING:
 
 NETWORK_EVALUATIONS = "network evaluations"
 IMAGES = "images"
-
-
-class Piece(NamedTuple):
-    """A task, its job, and the cell that it is for (None: the reference, which all cells need)."""
-
-    task: Task
-    job: Job
-    cell: Cell | None
 
 
 class Event(NamedTuple):
@@ -60,14 +53,14 @@ class WorkKind(ABC):
     temporary files next to them."""
     stage: ClassVar[str]
     """The stage of a run that does it."""
-    told_by: ClassVar[frozenset[str]] = frozenset()
+    reported_by: ClassVar[frozenset[str]] = frozenset()
     """Other stages that report its results without doing any of its work."""
     unit: ClassVar[str]
     """The unit of a task's cost, in the plural."""
     activity: ClassVar[str]
     """Its name in the progress line."""
-    task: ClassVar[tuple[str, str]]
-    """A task in words, such as ("shard", "to sample"). A run's announcement makes the first agree with the number."""
+    task_in_words: ClassVar[tuple[str, str]]
+    """Such as ("shard", "to sample"). A run's announcement makes the first agree with the number."""
     counts_images: ClassVar[bool] = False
     """Whether the progress line also shows images per second."""
     needs_network: ClassVar[bool] = True
@@ -78,7 +71,8 @@ class WorkKind(ABC):
 
     def __init__(self, survey: Survey) -> None:
         self.survey = survey
-        self.config, self.plan, self.rundir = survey.config, survey.plan, survey.rundir
+        self.run, self.plan = survey.run, survey.plan
+        self.config, self.rundir = survey.run.config, survey.run.rundir
 
     @classmethod
     def writes_in(cls) -> str:
@@ -104,7 +98,7 @@ class WorkKind(ABC):
         return None
 
     @abstractmethod
-    def pieces(self) -> Iterator[Piece]:
+    def tasks(self) -> Iterator[Task]:
         """What is missing on disk. Damaged files are reported and count as missing. Models must exist."""
 
     def clean_up(self) -> None:
@@ -124,14 +118,26 @@ class WorkKind(ABC):
         return None
 
     @classmethod
-    def event(cls, piece: Piece, result: Result, first: bool) -> Event:
-        """The line in the events file for a finished piece; `first`: no other copy was finished before.
+    def rate_key(cls, task: Task) -> str:
+        """The name of all tasks that take equal time for equal cost."""
+        network = task.cell.model.id if task.cell is not None and cls.unit == NETWORK_EVALUATIONS else None
+        return rate_key(cls.name, network)
+
+    @classmethod
+    def images(cls, task: Task) -> float:
+        """How many images a task makes, if the progress line counts them."""
+        cell = task.cell
+        return task.cost * cell.settings.num_samples / cell.network_evaluations if cell and cls.counts_images else 0.0
+
+    @classmethod
+    def event(cls, task: Task, result: Result, first: bool) -> Event:
+        """The line in the events file for a finished task; `first`: no other copy was finished before.
 
         It names the model whose network was evaluated, and how often: from these, later sessions know their pace.
         """
-        fields: dict[str, Any] = {"task": piece.task.key, "images": result.images, "seconds": round(result.seconds, 4)}
-        if piece.cell is not None and cls.unit == NETWORK_EVALUATIONS:
-            fields |= {"cell": piece.cell.id, "model": piece.cell.model.id, "evaluations": int(piece.task.cost)}
+        fields: dict[str, Any] = {"task": task.key, "images": result.images, "seconds": round(result.seconds, 4)}
+        if task.cell is not None and cls.unit == NETWORK_EVALUATIONS:
+            fields |= {"cell": task.cell.id, "model": task.cell.model.id, "evaluations": int(task.cost)}
         return Event(cls.name, {**fields, "committed": first})
 
 

@@ -18,7 +18,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.integrity import OnDamage
 from taugrid.orchestrator.task import Task
-from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, Piece, WorkKind, shard_key
+from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, WorkKind, shard_key
 from taugrid.orchestrator.work.ode import ignore_damage, ode_cells
 from taugrid.parquet import first_pictures
 from taugrid.words import some_of
@@ -48,7 +48,7 @@ class ReconstructWork(WorkKind):
     stage = "reconstruct"
     unit = NETWORK_EVALUATIONS
     activity = "reconstructing"
-    task = ("shard", "to reconstruct")
+    task_in_words = ("shard", "to reconstruct")
 
     def check(self) -> None:
         """Raise `UserError` if a model's images differ in shape from its data set's, or the data set is missing."""
@@ -64,12 +64,11 @@ class ReconstructWork(WorkKind):
             "fewer, set report.reconstructed_images (--set report.reconstructed_images=100)"
         )
 
-    def pieces(self) -> Iterator[Piece]:
+    def tasks(self) -> Iterator[Task]:
         for place in self._places(self._cells()):
             if self._is_whole(place, self.survey.on_damage):
                 continue
             cell, shard, path = place
-            task = Task(shard_key(self.name, shard), self.name, 2 * shard.evaluations)
             job = ReconstructJob(
                 path=str(path),
                 storage=self.rundir.storage,
@@ -85,7 +84,7 @@ class ReconstructWork(WorkKind):
                 tau=cell.tau,
                 metadata={"cell": cell.id, "tau": list(cell.tau), **self._source(cell)},
             )
-            yield Piece(task, job, cell)
+            yield Task(shard_key(self.name, shard), self.name, 2 * shard.evaluations, cell=cell, job=job)
 
     def missing(self) -> dict[str, str]:
         lacking = {}

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 from taugrid.config import Data
 from taugrid.eval.extract import ExtractJob
-from taugrid.eval.metrics.moments_file import MomentsFile
+from taugrid.eval.metrics.reference_statistics import MomentsFile
 from taugrid.eval.sources import Source, part_bounds
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.task import Task
-from taugrid.orchestrator.work.kind import IMAGES, Event, Piece, WorkKind
+from taugrid.orchestrator.work.kind import IMAGES, Event, WorkKind
 from taugrid.orchestrator.work.survey import RunState
 from taugrid.workers.data.load import fingerprint, load_images
 
@@ -25,17 +25,17 @@ class ReferenceWork(WorkKind):
     stage = "evaluate"
     unit = IMAGES
     activity = "extracting the reference"
-    task = ("reference part", "to extract")
+    task_in_words = ("reference part", "to extract")
 
-    def pieces(self) -> Iterator[Piece]:
-        """A piece for each part whose features are missing, if a score needs them."""
+    def tasks(self) -> Iterator[Task]:
+        """A task for each part whose features are missing, if a score needs them."""
         evaluation, found = self.survey.evaluation, self.survey.found
         assert evaluation is not None
         if any(state.to_score for state in found.cells):
             for number in found.reference.missing:
-                yield self._piece(evaluation, number)
+                yield self._task(evaluation, number)
 
-    def _piece(self, evaluation: Evaluation, number: int) -> Piece:
+    def _task(self, evaluation: Evaluation, number: int) -> Task:
         folder, reference = self.rundir.extractor_folder(evaluation.extractor), evaluation.reference
         assert not isinstance(reference.given, MomentsFile)
         assert reference.num_images is not None
@@ -57,12 +57,12 @@ class ReferenceWork(WorkKind):
             start=start,
             stop=stop,
         )
-        return Piece(Task(reference_key(number), self.name, stop - start), job, None)
+        return Task(reference_key(number), self.name, stop - start, job=job)
 
     @classmethod
-    def event(cls, piece: Piece, result: Result, first: bool) -> Event:
+    def event(cls, task: Task, result: Result, first: bool) -> Event:
         """A line `extract`, as for other features."""
-        return super().event(piece, result, first)._replace(name="extract")
+        return super().event(task, result, first)._replace(name="extract")
 
 
 def reference_key(number: int) -> str:

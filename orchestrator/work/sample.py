@@ -9,7 +9,7 @@ from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.task import Task
-from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, Piece, WorkKind, shard_key
+from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, WorkKind, shard_key
 from taugrid.words import some_of
 from taugrid.workers.sample import SampleJob
 
@@ -24,10 +24,10 @@ class SampleWork(WorkKind):
     stage = "sample"
     unit = NETWORK_EVALUATIONS
     activity = "sampling"
-    task = ("shard", "to sample")
+    task_in_words = ("shard", "to sample")
     counts_images = True
 
-    def pieces(self) -> Iterator[Piece]:
+    def tasks(self) -> Iterator[Task]:
         for cell, sampled, _, _ in self.survey.found.cells:
             if len(sampled) == len(cell.shards):
                 continue
@@ -55,16 +55,16 @@ class SampleWork(WorkKind):
                     kept=kept,
                 )
                 cost = (shard.images - kept) * len(cell.tau)
-                yield Piece(Task(shard_key(self.name, shard), self.name, cost), job, cell)
+                yield Task(shard_key(self.name, shard), self.name, cost, cell=cell, job=job)
 
     def missing(self) -> dict[str, str]:
         """Cells without all their images, unless `ScoreWork` lists them."""
         return {} if self.survey.evaluation is not None else unsampled(self.plan, self.rundir)
 
     @classmethod
-    def event(cls, piece: Piece, result: Result, first: bool) -> Event:
+    def event(cls, task: Task, result: Result, first: bool) -> Event:
         """A line `shard`, from which `status` and tables compute a cell's speed and time."""
-        job = piece.job
+        job = task.job
         assert isinstance(job, SampleJob)
         stop = job.stop if result.part is None else result.part.stop  # before the job's, if its worker was stopped
         fields = {

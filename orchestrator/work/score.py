@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 
-from taugrid.eval.metrics.moments_file import MomentsFile
+from taugrid.eval.metrics.reference_statistics import MomentsFile
 from taugrid.eval.score_cell import ReferenceFiles, ScoreJob
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.report.write import write_report
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.extract import ExtractWork, not_extracted
-from taugrid.orchestrator.work.kind import IMAGES, Conclusion, Piece, WorkKind, shard_key
+from taugrid.orchestrator.work.kind import IMAGES, Conclusion, WorkKind, shard_key
 from taugrid.orchestrator.work.reference import reference_keys
 from taugrid.orchestrator.work.sample import unsampled
 from taugrid.orchestrator.work.scorer import keep_record
@@ -23,10 +23,10 @@ class ScoreWork(WorkKind):
     folder = "scores"
     files = "*.parquet"
     stage = "evaluate"
-    told_by = frozenset({"report"})
+    reported_by = frozenset({"report"})
     unit = IMAGES
     activity = "scoring"
-    task = ("cell", "to score")
+    task_in_words = ("cell", "to score")
     finished = "cells scored"
     needs_network = False
 
@@ -35,17 +35,15 @@ class ScoreWork(WorkKind):
         assert self.survey.evaluation is not None
         return self.survey.evaluation
 
-    def pieces(self) -> Iterator[Piece]:
-        """A piece for each cell whose score is missing or out of date."""
+    def tasks(self) -> Iterator[Task]:
+        """A task for each cell whose score is missing or out of date."""
         found = self.survey.found
         for state in found.cells:
             if state.to_score:
                 requires = {shard_key(ExtractWork.name, shard) for shard in not_extracted(state)}
                 requires |= reference_keys(found)
-                task = Task(
-                    f"{self.name}/{state.cell.id}", self.name, state.cell.settings.num_samples, frozenset(requires)
-                )
-                yield Piece(task, self._job(state), state.cell)
+                key, cost = f"{self.name}/{state.cell.id}", state.cell.settings.num_samples
+                yield Task(key, self.name, cost, frozenset(requires), state.cell, self._job(state))
 
     def _job(self, state: CellState) -> ScoreJob:
         cell, evaluation = state.cell, self._evaluation
@@ -98,9 +96,9 @@ class ScoreWork(WorkKind):
 
     def conclude(self) -> Conclusion:
         """The rows of tables/quality.csv; the stage `report` writes them, with the figures."""
-        collected = collect(self.survey.whole, self.rundir, self._evaluation)
+        collected = collect(self.run.plan, self.rundir, self._evaluation)
         if "report" in self.survey.stages:
-            write_report(self.config, self.survey.whole, self.rundir, collected)
+            write_report(self.config, self.run.plan, self.rundir, collected)
         return Conclusion("quality", collected.rows, evidence=collected.evidence)
 
 

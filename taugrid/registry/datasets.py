@@ -63,7 +63,7 @@ _EVERY_DATASET = (
     Dataset(
         name="digits",
         description="scikit-learn's 1797 handwritten digits, grey; `train` is the first 1437, `test` the last 360",
-        reader="taugrid.workers.data.digits:read",
+        reader="taugrid.workers.data.builtin:read_digits",
         shape=(1, 8, 8),
         keys=frozenset(),
         num_images={"train": 1_437, "test": 360},
@@ -72,7 +72,7 @@ _EVERY_DATASET = (
     Dataset(
         name="gaussian",
         description="10,000 draws from a normal distribution, whose optimal eps is known; `test` has other draws",
-        reader="taugrid.workers.data.distributions:read",
+        reader="taugrid.workers.data.builtin:read_draws",
         shape=(1, 8, 8),
         keys=frozenset({"shape"}),
         default_shape_in_ids=True,
@@ -81,7 +81,7 @@ _EVERY_DATASET = (
     Dataset(
         name="two-points",
         description="10,000 draws of one of two images, whose optimal eps is known; `test` has other draws",
-        reader="taugrid.workers.data.distributions:read",
+        reader="taugrid.workers.data.builtin:read_draws",
         shape=(1, 8, 8),
         keys=frozenset({"shape"}),
         default_shape_in_ids=True,
@@ -98,7 +98,7 @@ _EVERY_DATASET = (
     Dataset(
         name="cifar10",
         description="60,000 photographs of ten classes, RGB",
-        reader="taugrid.workers.data.cifar10:read",
+        reader="taugrid.workers.data.cifar:read",
         shape=(3, 32, 32),
         num_images={"train": 50_000, "test": 10_000},
     ),

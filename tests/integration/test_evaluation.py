@@ -16,6 +16,7 @@ from taugrid.config.load import load
 from taugrid.eval import extract, score_cell
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.extract import ExtractWork
 from taugrid.orchestrator.work.reference import ReferenceWork
@@ -135,14 +136,14 @@ def score_here(root, *assignments):
     """Does in this process what workers would. Returns (the row by cell, what was extracted)."""
     config = load(str(root), assignments)
     stages = frozenset({"evaluate"})
-    survey = Survey(config, plan(config), RunDir(root), evaluation(config, plan(config)), stages, pytest.fail)
+    survey = Survey(Run(config, plan(config), RunDir(root)), evaluation(config, plan(config)), stages, pytest.fail)
     extracted = []
-    for piece in (*ReferenceWork(survey).pieces(), *ExtractWork(survey).pieces(), *ScoreWork(survey).pieces()):
-        if isinstance(piece.job, extract.ExtractJob):
-            extracted.append(piece.task.key)
-            extract.run(piece.job, Device("cpu"))
+    for task in (*ReferenceWork(survey).tasks(), *ExtractWork(survey).tasks(), *ScoreWork(survey).tasks()):
+        if isinstance(task.job, extract.ExtractJob):
+            extracted.append(task.key)
+            extract.run(task.job, Device("cpu"))
         else:
-            score_cell.run(piece.job, Device("cpu"))
+            score_cell.run(task.job, Device("cpu"))
     sets = [word for assignment in assignments for word in ("--set", assignment)]
     done = taugrid("run", root, *sets, "--json")
     assert "starting Ray" not in done.stderr, "all was done"

@@ -79,9 +79,9 @@ def user_cache(tmp_path, monkeypatch):
 def quick_hashes(monkeypatch):
     """Remembers what each file is without comments: a process of pytest has loaded a hundred test modules, and the
     identity of what a user's code loads covers them all, each time."""
-    from taugrid.workers.custom import content
+    from taugrid.workers.custom import source
 
-    monkeypatch.setattr(content, "without_comments", WITHOUT_COMMENTS)
+    monkeypatch.setattr(source, "without_comments", WITHOUT_COMMENTS)
 
 
 def forget_code_here():
@@ -100,7 +100,7 @@ def asked_here(monkeypatch, quick_hashes):
     """
     from taugrid.eval.features import resolve
     from taugrid.orchestrator.plan import trust
-    from taugrid.workers.custom.find import find
+    from taugrid.workers.custom.describe import find
     from taugrid.workers.network import custom_process
 
     def ask(function, arguments, *_):

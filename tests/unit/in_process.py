@@ -6,18 +6,19 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from unittest import mock
 
 import pytest
 from rich.console import Console
 
-from taugrid.orchestrator.dispatch import cluster, pool
-from taugrid.orchestrator.dispatch.capacity import nodes, resources
+from taugrid.orchestrator.dispatch import capacity, cluster, pool
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined
-from taugrid.orchestrator.opened import Opened
+from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.session import Session
 from taugrid.storage import LocalStorage
 from taugrid.workers.actor import Worker
 
@@ -50,12 +51,12 @@ class Faulty:
         if not callable(method):
             return method
 
-        def call(path, *arguments):
+        def call(path, *arguments, **options):
             number = len(self.calls)
             self.calls.append((name, path))
             if number == self._fails_at or (self._for_good and self._fails_at is not None and number > self._fails_at):
                 raise OSError(self._code, "planted", str(path))
-            return method(path, *arguments)
+            return method(path, *arguments, **options)
 
         return call
 
@@ -67,11 +68,11 @@ class PoolHere:
         self._worker, self._events, self._probe = Worker(1), deque(), probe
 
     def start(self, avoid=()):
-        self.greet("worker-0")
+        self.check_health("worker-0")
         return "worker-0"
 
-    def greet(self, worker):
-        self._answer(worker, lambda: Joined(worker, self._worker.hello(self._probe)))
+    def check_health(self, worker):
+        self._answer(worker, lambda: Joined(worker, self._worker.check_health(self._probe)))
 
     def give(self, worker, job, key):
         self._answer(worker, lambda: Done(worker, self._worker.do(job), key), key)
@@ -99,24 +100,24 @@ class PoolHere:
 
 
 @contextmanager
-def small_run(folder, text=CONFIG) -> Iterator[Opened]:
+def small_run(folder, text=CONFIG) -> Iterator[Run]:
     """The run that `text` describes, whose workers are this process while the context lasts."""
     config = folder / "small.yaml"
     config.write_text(text)
     with (
         mock.patch.object(pool, "Pool", PoolHere),
         mock.patch.object(cluster, "connected", return_value=nullcontext()),
-        mock.patch.object(resources, "room", return_value=1),
-        mock.patch.object(resources, "worker_size", return_value=nodes.Size(1, 0)),
+        mock.patch.object(capacity, "embedded_workers", return_value=1),
+        mock.patch.object(capacity, "worker_size", return_value=capacity.Size(1, 0)),
     ):
-        yield Opened(str(config), (), str(folder / "unused"))
+        yield open_config(str(config), (), str(folder / "unused"))
 
 
 def drive(opened, root, storage):
     """Run the command; returns what it printed."""
     printed = io.StringIO()
     progress = Progress(Console(file=printed, soft_wrap=True))
-    outcome = Run(opened.config, opened.plan, RunDir(root, storage), "local", progress).do(STAGES)
+    outcome = Session(replace(opened, rundir=RunDir(root, storage)), "local", progress).do(STAGES)
     return outcome, printed.getvalue()
 
 

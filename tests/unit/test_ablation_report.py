@@ -20,8 +20,9 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report import asked
 from taugrid.orchestrator.report.replicates import label_without_seeds, unequal, unscored
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.session import Session
 
 CONFIG = """
 name: ablation
@@ -39,9 +40,7 @@ cluster: {workers: 1}
 def run(tmp_path_factory):
     """The opened run after everything was done, and its outcome."""
     with small_run(tmp_path_factory.mktemp("ablation"), CONFIG) as opened:
-        outcome = Run(opened.config, opened.plan, opened.rundir, "local", Progress()).do(
-            ("sample", "evaluate", "report")
-        )
+        outcome = Session(opened, "local", Progress()).do(("sample", "evaluate", "report"))
     return opened, outcome
 
 
@@ -123,7 +122,7 @@ def test_plan_suggests_replicates_and_names_unequal_ones(tmp_path):
 
     def remarks(grid):
         plan = planned(grid=grid)
-        return describe_plan(validate(Config, {"name": "x"}, "test"), plan, RunDir(tmp_path))["remarks"]
+        return describe_plan(Run(validate(Config, {"name": "x"}, "test"), plan, RunDir(tmp_path)))["remarks"]
 
     [said] = [line for line in remarks(grid) if "luck" in line]
     assert "train.seed: [0, 1, 2]" in said

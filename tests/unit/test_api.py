@@ -34,7 +34,7 @@ def done(monkeypatch):
             asked.append((str(self.rundir.root), self._address, tuple(stages)))
             return session.Outcome(missing, [{"steps": 2, "fid": 1.5}], "quality", None)
 
-        monkeypatch.setattr(session.Run, "do", do)
+        monkeypatch.setattr(session.Session, "do", do)
         return asked
 
     return ends
@@ -139,7 +139,7 @@ def test_run_works_on_some_cells_alone(monkeypatch, tmp_path):
         parts.append([cell.settings.steps for cell in self.part.cells])
         return session.Outcome({}, [], "", None)
 
-    monkeypatch.setattr(session.Run, "do", do)
+    monkeypatch.setattr(session.Session, "do", do)
     taugrid.run(CONFIG, tmp_path, only=["steps=10"])
     assert set(parts[0]) == {10}
 

@@ -15,9 +15,8 @@ from rich.console import Console
 from taugrid.config import Cluster, Config, validate
 from taugrid.errors import NotFinite, RunDirectoryNotSeen, RunFailed, UserError
 from taugrid.jobs import Job, Result, WorkerInfo
-from taugrid.orchestrator.dispatch import crew, loop
-from taugrid.orchestrator.dispatch.capacity import room
-from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size
+from taugrid.orchestrator.dispatch import loop, scaling, worker_manager
+from taugrid.orchestrator.dispatch.capacity import Node, Size
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Located, Lost, Pool, Spare
 from taugrid.orchestrator.plan.grid import plan
@@ -25,7 +24,7 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.task import Task
-from taugrid.orchestrator.work.kind import Piece, WorkKind
+from taugrid.orchestrator.work.kind import WorkKind
 from taugrid.storage import LocalStorage
 
 START_SECONDS = 5.0
@@ -40,7 +39,7 @@ class Counting(WorkKind):
     name = "count"
     unit = "strokes"
     activity = "counting"
-    task = ("picture", "to count")
+    task_in_words = ("picture", "to count")
     needs_network = False
 
 
@@ -48,7 +47,7 @@ class Painting(WorkKind):
     name = "paint"
     unit = "strokes"
     activity = "painting"
-    task = ("picture", "to paint")
+    task_in_words = ("picture", "to paint")
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class ScriptedPool:
                 startless = self.node_is.get(node) == "startless"
                 self._at(START_SECONDS, Lost(worker, "no memory", False) if startless else Located(worker, node, node))
 
-    def greet(self, worker):
+    def check_health(self, worker):
         node = self.where[worker]
         ill = self.node_is.get(node)
         if ill == "unseen":
@@ -171,7 +170,7 @@ class ScriptedPool:
                     self.kill(event.worker)
                 yield event
                 if isinstance(event, Located):
-                    self.greet(event.worker)
+                    self.check_health(event.worker)
 
 
 def two_cells():
@@ -184,22 +183,22 @@ class Scripted:
 
     def __init__(self, monkeypatch, root, behaviours, rooms, node_is, workers):
         self.pool = ScriptedPool(rooms, node_is)
-        monkeypatch.setattr(crew, "time", self.pool)
+        monkeypatch.setattr(worker_manager, "time", self.pool)
         monkeypatch.setattr(loop, "time", self.pool)
-        monkeypatch.setattr(room, "time", self.pool)
+        monkeypatch.setattr(scaling, "time", self.pool)
         monkeypatch.setattr(loop, "confirm", lambda job, result: None)  # there are no files
-        pieces, cells = {}, two_cells()
+        tasks, cells = {}, two_cells()
         for number, behaviour in enumerate(behaviours):
             cost = COSTS.get(behaviour, 9.0)  # bad ones first
             kind = "count" if behaviour.endswith("count") else "paint"
-            task = Task(f"{kind}/{number}", kind, cost)
-            pieces[task.key] = Piece(task, ScriptedJob("unused", behaviour=behaviour), cells[number % 2])
+            key, job = f"{kind}/{number}", ScriptedJob("unused", behaviour=behaviour)
+            tasks[key] = Task(key, kind, cost, cell=cells[number % 2], job=job)
         root.mkdir()
         self.printed, self.rundir = io.StringIO(), RunDir(root)
         progress = Progress(Console(file=self.printed, soft_wrap=True))
         events = Events(self.rundir)
         outputs = progress, events, lambda name, text: root
-        self.loop = Loop(pieces, [Painting, Counting], self.pool, workers, False, Cluster(), *outputs)
+        self.loop = Loop(tasks, [Painting, Counting], self.pool, workers, False, Cluster(), *outputs)
 
     def run(self):
         self.problems = self.loop.run()
@@ -455,7 +454,7 @@ def test_a_node_that_drains_gets_no_more_work_and_its_place_is_taken(scripted):
     run.pool.then(60.0, lambda: run.pool.join("n2", 2))
     d = run.run()
     assert len(d.done) == 30
-    assert max(when for when, node in run.pool.given if node == "n0") < 42.0 + room.LOOK_SECONDS
+    assert max(when for when, node in run.pool.given if node == "n0") < 42.0 + scaling.LOOK_SECONDS
     assert {node for when, node in run.pool.given if when > 80.0} == {"n1", "n2"}
     assert run.said("node n0 will be taken away: it gets no more work") == 1
     assert not [event for event in run.events if event["event"] in ("failed", "lost")]

@@ -18,6 +18,7 @@ from taugrid.hashing import file_sha256, identity
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Custom
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.verification.next_steps import next_steps
@@ -29,8 +30,7 @@ from taugrid.storage import write_json
 from taugrid.words import this_node
 from taugrid.workers import interpolate, reconstruct, schedules
 from taugrid.workers.custom import describe as custom_code
-from taugrid.workers.custom.content import tensors_sha256
-from taugrid.workers.custom.source import source_of
+from taugrid.workers.custom.source import source_of, tensors_sha256
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.custom import checked, describe, for_inference, load, make, tensors
 from taugrid.workers.network.load import load_network
@@ -485,8 +485,8 @@ def test_weights_that_were_replaced_after_sampling_are_refused(folder):
     with pytest.raises(UserError, match=r"was made with weights \w{8}, but \w{10} has \w{8} now"):
         rundir.sampled(cell, rundir.sample_metadata(cell), True, pytest.fail)
     config = validate(Config, {"name": "x", "model": {"callable": "mine:scaled", "weights": "scale.pt"}}, "test")
-    found = verify(config, p, rundir, lambda count: None).damages
-    steps = dict(zip((damage.path for damage in found), next_steps(found, config, p, rundir), strict=True))
+    found = verify(Run(config, p, rundir), lambda count: None).damages
+    steps = dict(zip((damage.path for damage in found), next_steps(found, Run(config, p, rundir)), strict=True))
     assert steps[weights].command is None
     assert steps[weights].words.startswith("restore the old weights")
     (folder / "scale.pt").unlink()
@@ -583,8 +583,8 @@ def test_reconstruction_and_interpolation_go_through_it(folder):
     p, rundir = plan(config, describe_network=described), RunDir(folder / "run")
     rundir.root.mkdir()
     network = load_network(rundir.network(p.models[0], "ema"), p.models[0].diffusion, "cpu")
-    survey = Survey(config, p, rundir, None, frozenset(), pytest.fail)
-    [rebuilt] = [piece.job for piece in ReconstructWork(survey).pieces()]
+    survey = Survey(Run(config, p, rundir), None, frozenset(), pytest.fail)
+    [rebuilt] = [task.job for task in ReconstructWork(survey).tasks()]
     assert reconstruct.reconstruct_shard(rebuilt, network, "cpu").images == 5
     from taugrid.workers.data import load as data
 
@@ -599,5 +599,5 @@ def test_reconstruction_and_interpolation_go_through_it(folder):
     error = ((decode(by_hand, x_t, alpha_bar, p.cells[0].tau) - x0) / 2).square().flatten(1).mean(1)
     read = np.concatenate([values for _, values in parquet.read_numbers(rundir.root / rebuilt.path, "mse")])
     assert read == pytest.approx(error.numpy(), rel=1e-4)
-    [between] = [piece.job for piece in InterpolateWork(survey).pieces()]
+    [between] = [task.job for task in InterpolateWork(survey).tasks()]
     assert interpolate.interpolate_cell(between, network, "cpu").images == 11 + 11**2

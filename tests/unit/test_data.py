@@ -20,16 +20,17 @@ from taugrid.jobs import SavedUnet
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.work.reconstruct import ReconstructWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.run_id import RunId
 from taugrid.storage import write_json
 from taugrid.workers import reconstruct as reconstruction
 from taugrid.workers.data import load as data
-from taugrid.workers.data.distributions import distribution
+from taugrid.workers.data.builtin import distribution
 from taugrid.workers.device import Device
 from taugrid.workers.training import batches, loop
 from taugrid.workers.training.batches import Batches
@@ -173,7 +174,7 @@ def missing():
 def test_missing_data_is_refused_before_anything_is_started(stages, tmp_path):
     settings, found = planned(missing())
     with pytest.raises(UserError, match=r"Fashion-MNIST is missing .*/nowhere.* set data\.root"):
-        Run(settings, found, RunDir(tmp_path / "run"), "local", Progress()).do(stages)
+        Session(Run(settings, found, RunDir(tmp_path / "run")), "local", Progress()).do(stages)
     assert not (tmp_path / "run").exists()
 
 
@@ -181,7 +182,7 @@ def test_a_split_that_is_missing_is_refused_before_it_is_reconstructed(pictures,
     shutil.copytree(pictures, tmp_path / "split" / "train")
     settings, found = planned(of_folder(tmp_path / "split", split="train"))
     with pytest.raises(UserError, match=r"there is no folder .*/split/test"):
-        ReconstructWork(Survey(settings, found, RunDir(tmp_path), None, frozenset(), pytest.fail)).check()
+        ReconstructWork(Survey(Run(settings, found, RunDir(tmp_path)), None, frozenset(), pytest.fail)).check()
 
 
 @pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="needs the checkpoint in ../shared")

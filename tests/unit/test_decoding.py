@@ -17,7 +17,7 @@ from taugrid.config import Data
 from taugrid.errors import UserError
 from taugrid.workers.data import decoding, folder
 from taugrid.workers.data import load as data
-from taugrid.workers.data.readers.picture import Picture, SourceError
+from taugrid.workers.data.picture import Picture, SourceError
 
 
 def noise(*shape, seed=0):
@@ -148,10 +148,10 @@ def test_of_two_at_once_one_decodes_and_the_other_waits(section, tmp_path):
     def slowly(path):
         time.sleep(0.005)
         decodings.append(path)
-        return found.decode(path)
+        return found.reader.decode(path)
 
     with ThreadPoolExecutor(2) as pool:
-        slow = found._replace(decode=slowly)
+        slow = found._replace(reader=found.reader._replace(decode=slowly))
         waiting = [pool.submit(decoding.decoded, section, slow, tmp_path / "cache") for _ in range(2)]
         first, second = (future.result() for future in waiting)
     assert sorted(decodings) == sorted(found.files)

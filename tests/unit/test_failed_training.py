@@ -6,15 +6,15 @@ from test_reconstruct_work import save_network
 
 from taugrid.orchestrator import session
 from taugrid.orchestrator.cli.text import missing_lines, plan_text, print_outcome
-from taugrid.orchestrator.dispatch.capacity.resources import Trainers
-from taugrid.orchestrator.inspection import describe
+from taugrid.orchestrator.dispatch.capacity import Trainers
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report import asked
 from taugrid.orchestrator.report.trainings import failed_trainings
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
-from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.training.one import TrainingFailed
+from taugrid.orchestrator.view.inspection import describe
 
 pytestmark = pytest.mark.usefixtures("sketched")
 
@@ -59,7 +59,7 @@ def failing(monkeypatch):
 def test_the_other_models_are_sampled_and_scored(tmp_path, failing):
     failing |= {"schedule=cosine train.seed=1"}
     with small_run(tmp_path, CONFIG) as opened:
-        run = Run(opened.config, opened.plan, opened.rundir, "local", Progress())
+        run = Session(opened, "local", Progress())
         outcome = run.do(("train", "sample", "evaluate", "report"))
         assert len(outcome.rows) == 3
         assert set(outcome.missing) == {opened.plan.cells[3].name}
@@ -72,7 +72,7 @@ def test_the_other_models_are_sampled_and_scored(tmp_path, failing):
         assert "schedule=cosine · S=1 eta=0 (1)" in quality
         failure = {"reason": "nan; lower it", "log": "logs/x.txt", "fails_again": True}
         Events(opened.rundir).add("training failed", model=opened.plan.models[3].id, **failure)
-        status = describe(opened.config, opened.plan, opened.rundir)
+        status = describe(opened)
         assert [model["train_failed"] for model in status["models"]] == [None] * 3 + [failure]
         assert " steps: nan; lower it (details: logs/x.txt)" in plan_text(status)
         assert [(model["cells_scored"], model["images_done"]) for model in status["models"]] == [(1, 8)] * 3 + [(0, 0)]
@@ -87,7 +87,7 @@ def test_the_only_scored_value_of_a_key_keeps_its_column(tmp_path, failing, caps
     """Names come from the grid: a table of what is left must say of what it is, and that more was planned."""
     failing |= {f"schedule=cosine train.seed={seed}" for seed in (0, 1)}
     with small_run(tmp_path, CONFIG) as opened:
-        outcome = Run(opened.config, opened.plan, opened.rundir, "local", Progress()).do(("train", *AFTER_TRAINING))
+        outcome = Session(opened, "local", Progress()).do(("train", *AFTER_TRAINING))
         print_outcome(opened.rundir, outcome, layout=asked.layout(opened.config, opened.plan), plan=opened.plan)
         shown = capsys.readouterr()
         assert [line.split()[0] for line in shown.out.splitlines() if " 0.0 " in line] == ["linear", "cosine"]
@@ -105,7 +105,7 @@ def test_if_nothing_else_can_go_on_the_run_fails(tmp_path, failing):
     with small_run(tmp_path, CONFIG) as opened:
         failing |= {model.label for model in opened.plan.models}
         with pytest.raises(TrainingFailed, match="the loss is nan"):
-            Run(opened.config, opened.plan, opened.rundir, "local", Progress()).do(("train", "sample"))
+            Session(opened, "local", Progress()).do(("train", "sample"))
 
 
 def test_failures_that_an_earlier_version_wrote_down_are_told(tmp_path):

@@ -21,7 +21,7 @@ from taugrid.orchestrator.plan.extractor import extractor
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.up_to_date import Asked
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.view.reference_export import export_reference
 from taugrid.protocol import disagreements
 from taugrid.registry.extractors import DIGITS_CONVNET
@@ -43,7 +43,7 @@ def done(root, text):
     """The run of `text` in the directory `root`/run, scored and reported, with its results."""
     with small_run(root, text) as opened:
         drive(opened, root / "run", LOCAL)
-        Run(opened.config, opened.plan, RunDir(root / "run"), "local", Progress.silent()).do(("report",))
+        Session(replace(opened, rundir=RunDir(root / "run")), "local", Progress.silent()).do(("report",))
         return opened, results(root / "run"), snapshot_of_run(str(root / "run"))
 
 
@@ -112,7 +112,7 @@ def test_images_against_a_run_are_scored_in_its_precision_unless_another_is_aske
 
 def test_an_exported_mean_and_covariance_know_their_precision(both, tmp_path):
     root, *_ = both
-    export_reference(taugrid.open(root)._opened, tmp_path / "half.npz")
+    export_reference(taugrid.open(root)._run, tmp_path / "half.npz")
     moments = open_reference(str(tmp_path / "half.npz"))
     moments.require_same_features(DIGITS_CONVNET, 64, "bf16")
     moments.require_same_features(DIGITS_CONVNET, None, "bf16")

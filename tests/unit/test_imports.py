@@ -96,7 +96,7 @@ def test_looking_imports_nothing_heavy(arguments, loaded):
 
 
 def test_status_imports_nothing_heavy(loaded):
-    assert "taugrid.orchestrator.inspection" in loaded["status"]
+    assert "taugrid.orchestrator.view.inspection" in loaded["status"]
     assert not loaded["status"] & set(HEAVY)
 
 

@@ -2,15 +2,16 @@
 
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 from in_process import Faulty, drive, results, small_run
 
 from taugrid import parquet
-from taugrid.orchestrator.inspection import describe
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.ledger import MOST_SUPERSEDED, Ledger
 from taugrid.orchestrator.verification.verify import verify
+from taugrid.orchestrator.view.inspection import describe
 from taugrid.storage import LOCAL
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -40,7 +41,7 @@ def copy(finished, tmp_path):
 
 def read(storage):
     """Names of the Parquet files of which bytes were read."""
-    readings = {"local_path", "read", "read_range"}
+    readings = {"local_path", "read"}
     return {path.name for name, path in storage.calls if name in readings and path.suffix == ".parquet"}
 
 
@@ -64,15 +65,15 @@ def test_the_same_command_reads_no_image_and_no_feature_again(opened, finished):
 
 def test_a_run_says_what_is_done_without_reading_files(opened, finished):
     storage = Faulty(finished)
-    told = describe(opened.config, opened.plan, RunDir(finished, storage))
+    told = describe(replace(opened, rundir=RunDir(finished, storage)))
     assert told["network_evaluations_remaining"] == 0
     assert read(storage) == set()
 
 
 def test_looking_writes_no_ledger(opened, copy):
     (copy / "ledger.jsonl").unlink()
-    describe(opened.config, opened.plan, RunDir(copy))
-    verify(opened.config, opened.plan, RunDir(copy), lambda count: None)
+    describe(replace(opened, rundir=RunDir(copy)))
+    verify(replace(opened, rundir=RunDir(copy)), lambda count: None)
     assert not (copy / "ledger.jsonl").exists()
 
 
@@ -146,7 +147,7 @@ def test_verify_believes_no_ledger(opened, copy):
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     again, _ = read_by_a_run(opened, copy)
     assert path not in again
-    damages, _ = verify(opened.config, opened.plan, RunDir(copy), lambda count: None)
+    damages, _ = verify(replace(opened, rundir=RunDir(copy)), lambda count: None)
     assert [damage.path for damage in damages] == [path]
     again, _ = read_by_a_run(opened, copy)
     assert path in again, "what verify has found, the next run finds too"
@@ -160,7 +161,7 @@ def test_verify_reads_files_side_by_side_and_tells_all_of_them_in_order(opened, 
     features = sorted(copy.glob("features/*/*/part-000001.parquet"))[0]
     flip(features)
     ticks = []
-    damages, _ = verify(opened.config, opened.plan, RunDir(copy), ticks.append)
+    damages, _ = verify(replace(opened, rundir=RunDir(copy)), ticks.append)
     assert {damage.path for damage in damages} == {cut, flipped, missing, features}
     assert [damage.path for damage in damages][-1] == features
     assert sum(ticks) == 10, "of 40 images, the 10 of the last file are whole"

@@ -4,6 +4,7 @@ import io
 import json
 import time
 from base64 import b64encode
+from dataclasses import replace
 
 import pytest
 from buckets import SECRET, quick_retries
@@ -11,17 +12,16 @@ from in_process import CONFIG, drive, small_run
 from rich.console import Console
 
 from taugrid import parquet
-from taugrid.disk import StoreError
-from taugrid.errors import OtherBytes, OtherContent, RunFailed, UserError
+from taugrid.errors import OtherBytes, OtherContent, RunFailed, StoreError, UserError
 from taugrid.jobs import SavedUnet
-from taugrid.orchestrator.inspection import describe
-from taugrid.orchestrator.opened import Opened
+from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.rundir.ledger import MOST_SUPERSEDED, Ledger
-from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.verification.verify import verify
+from taugrid.orchestrator.view.inspection import describe
 from taugrid.storage import LocalStorage, appended, open_place, pieces, replacing, requests
 from taugrid.storage.objects import ObjectStorage
 from taugrid.workers.content import verified_copy
@@ -47,7 +47,7 @@ def expected(opened, tmp_path_factory):
 
 def results(root, storage):
     files = [path for folder in FOLDERS for pattern in ("*", "*/*", "*/*/*")
-             for path in storage.versions(root / folder, pattern) if path.suffix]  # fmt: skip
+             for path in storage.stats(root / folder, pattern) if path.suffix]  # fmt: skip
     return {path.relative_to(root).as_posix(): storage.read(path) for path in files}
 
 
@@ -69,13 +69,13 @@ def test_a_run_in_a_bucket_makes_the_same_bytes_and_goes_on_where_it_was(opened,
     _, printed = drive(opened, root, storage)
     assert "1 shard to sample" in printed
     assert results(root, storage) == expected
-    assert verify(opened.config, opened.plan, RunDir(root, storage), lambda n: None) == ([], [])
+    assert verify(replace(opened, rundir=RunDir(root, storage)), lambda n: None) == ([], [])
 
 
 def test_no_credential_is_in_the_run(opened, bucket):
     root, storage = bucket
     _, printed = drive(opened, root, storage)
-    everything = [path for depth in range(1, 5) for path in storage.versions(root, "/".join("*" * depth))]
+    everything = [path for depth in range(1, 5) for path in storage.stats(root, "/".join("*" * depth))]
     assert len(everything) > 10
     assert not [path for path in everything if SECRET.encode() in storage.read(path)]
     assert SECRET not in printed
@@ -151,7 +151,7 @@ def test_the_requests_a_shard_that_the_documentation_tells(opened, tmp_path, s3)
     for n in (20, 120):
         root, storage = open_place(f"s3://{s3.bucket()}/run", "--out")
         (tmp_path / "small.yaml").write_text(CONFIG)
-        sized = Opened(str(tmp_path / "small.yaml"), [f"sample.num_samples={n}"], str(tmp_path / "unused"))
+        sized = open_config(str(tmp_path / "small.yaml"), [f"sample.num_samples={n}"], str(tmp_path / "unused"))
 
         def counted(work):
             before = s3.requests.total()
@@ -162,8 +162,8 @@ def test_the_requests_a_shard_that_the_documentation_tells(opened, tmp_path, s3)
         used[n] = (
             counted(lambda sized=sized, root=root, storage=storage: drive(sized, root, storage)),
             counted(lambda sized=sized, root=root, storage=storage: drive(sized, root, storage)),
-            counted(lambda sized=sized, rundir=rundir: describe(sized.config, sized.plan, rundir)),
-            counted(lambda sized=sized, rundir=rundir: verify(sized.config, sized.plan, rundir, lambda images: None)),
+            counted(lambda sized=sized, rundir=rundir: describe(replace(sized, rundir=rundir))),
+            counted(lambda sized=sized, rundir=rundir: verify(replace(sized, rundir=rundir), lambda images: None)),
         )
     first, again, status, verified = ((b - a) / 20 for a, b in zip(used[20], used[120], strict=True))
     assert first == pytest.approx(20, abs=1), "a beat of the lease may come in between"
@@ -271,7 +271,7 @@ def test_events_and_logs_name_objects_by_their_urls(opened, bucket):
     """A path of an object has one slash, and tracebacks and reasons hold such paths."""
     root, storage = bucket
     rundir = RunDir(root, storage)
-    run = Run(opened.config, opened.plan, rundir, "local", Progress(Console(file=io.StringIO())))
+    run = Session(replace(opened, rundir=rundir), "local", Progress(Console(file=io.StringIO())))
     run._events = Events(rundir)
     run._events.add("failed", reason=f"{root}/samples/x: planted")
     log = run._log("task", f"RuntimeError: {root}/samples/x: planted")
@@ -291,7 +291,7 @@ def test_on_azure_a_name_that_is_taken_is_known_by_its_code(s3, tmp_path, monkey
     (tmp_path / "file").write_bytes(b"x")
     before = s3.requests["PUT"]
     with s3.refusing(lambda method, path: (409, "BlobAlreadyExists")):
-        assert storage.create(root / "file", tmp_path / "file") is False
+        assert storage.commit(root / "file", tmp_path / "file") is False
     assert s3.requests["PUT"] - before == 1
 
 
@@ -430,7 +430,7 @@ def test_a_store_that_ignores_conditions_is_refused(bucket, monkeypatch):
     monkeypatch.setattr(obstore, "put", lambda *given, mode=None, **options: plain(*given, **options))
     root, storage = bucket
     with pytest.raises(UserError, match="ignores If-None-Match"):
-        storage.require_creation(root)
+        storage.require(root, to_write=True)
 
 
 def test_nobody_at_the_endpoint_is_one_line(monkeypatch, s3):

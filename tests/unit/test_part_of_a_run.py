@@ -10,13 +10,13 @@ from rich.console import Console
 from taugrid.errors import UserError
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.selection import select
-from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.session import Session
 from taugrid.storage import read_json
 
 
 def do(opened, stages, *only, progress=None):
     part = select(opened.plan, only)
-    return Run(opened.config, opened.plan, opened.rundir, "local", progress or Progress(), part).do(stages)
+    return Session(opened, "local", progress or Progress(), part).do(stages)
 
 
 def test_a_part_is_done_and_tables_show_what_is_there(tmp_path):
@@ -41,7 +41,7 @@ def test_a_log_of_the_rest_counts_all_cells_and_their_network_evaluations(tmp_pa
         do(opened, ("sample", "evaluate"), "eta=1")
         do(opened, ("sample", "evaluate"), progress=progress)
     assert "(40 of 80 network evaluations)" in printed.getvalue()
-    assert progress.state.standing(time.time()).line.endswith("2 of 2 cells scored")
+    assert progress.state.snapshot(time.time()).line.endswith("2 of 2 cells scored")
 
 
 def test_what_is_missing_of_a_part_is_told_by_its_label(tmp_path):

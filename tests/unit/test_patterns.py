@@ -12,7 +12,7 @@ from nights import CONFIG, checkpoint, taugrid, write_config
 from taugrid.errors import UserError
 from taugrid.eval.figures.checkpoints import training_steps
 from taugrid.eval.tables.best_checkpoints import best_checkpoints
-from taugrid.orchestrator.opened import Opened
+from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.patterns import SETTLED_SECONDS, natural, resolve_patterns
 from taugrid.orchestrator.report.collect import collect
@@ -47,7 +47,7 @@ def shown(opened):
 
 
 def opened(training, value):
-    return Opened(str(config(training / "c.yaml", value)), (), str(training / "run"))
+    return open_config(str(config(training / "c.yaml", value)), (), str(training / "run"))
 
 
 def test_a_pattern_is_all_that_match_in_natural_order(training):
@@ -103,7 +103,7 @@ def test_tomorrows_newest_orphan_none_of_todays_and_each_is_evaluated_once(train
 def test_the_figure_names_the_best_and_what_cannot_be_told_from_it(training, rendered):
     path = config(training / "c.yaml", str(training / "x/step-*"))
     taugrid("run", path, "--out", training / "run")
-    found = Opened(str(path), (), str(training / "run"))
+    found = open_config(str(path), (), str(training / "run"))
     collected = collect(found.plan, found.rundir, evaluation(found.config, found.plan))
     best = best_checkpoints(collected.rows, collected.evidence)
     assert [one.steps for one in best] == [2, 2]

@@ -1,6 +1,7 @@
 """`sample.precision` and `sample.compile` as settings of cells: tables, protocols and files; old ones stay the same."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -14,7 +15,7 @@ from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.shard_sizes import require_no_tf32
 from taugrid.orchestrator.work.ode import ode_cells
 from taugrid.parquet import inspect
@@ -35,7 +36,7 @@ def scored(tmp_path_factory):
     root = tmp_path_factory.mktemp("precisions")
     with small_run(root, GRID) as opened:
         drive(opened, root / "run", LOCAL)
-        Run(opened.config, opened.plan, RunDir(root / "run"), "local", Progress.silent()).do(("report",))
+        Session(replace(opened, rundir=RunDir(root / "run")), "local", Progress.silent()).do(("report",))
     return root / "run"
 
 

@@ -4,6 +4,7 @@ Networks are untrained or oracles: nothing here depends on how good a reconstruc
 """
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,11 @@ from taugrid.jobs import Result
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.progress.briefing import Briefing
+from taugrid.orchestrator.progress.summary import SessionSummary
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
-from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.work.reconstruct import ReconstructWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import LocalStorage
@@ -59,7 +61,9 @@ def reconstruct(root, count, **sections):
     config = validate(Config, values | sections, "test")
     rundir = RunDir(root)
     root.mkdir(exist_ok=True)
-    return ReconstructWork(Survey(config, plan(config), rundir, None, frozenset({"reconstruct"}), rundir.set_aside))
+    return ReconstructWork(
+        Survey(Run(config, plan(config), rundir), None, frozenset({"reconstruct"}), rundir.set_aside)
+    )
 
 
 def save_networks(work, seed=1):
@@ -76,13 +80,13 @@ def save_network(folder: Path, unet, shape, seed=1):
 
 
 def do(work):
-    """Do what is missing, as workers would. Returns the pieces."""
-    pieces = list(work.pieces())
-    for piece in pieces:
-        network = load_network(piece.job.network, piece.job.diffusion, "cpu")
-        assert reconstruct_shard(piece.job, network, "cpu").first
+    """Do what is missing, as workers would. Returns the tasks."""
+    tasks = list(work.tasks())
+    for task in tasks:
+        network = load_network(task.job.network, task.job.diffusion, "cpu")
+        assert reconstruct_shard(task.job, network, "cpu").first
     assert work.missing() == {}
-    return pieces
+    return tasks
 
 
 def done(root, count, **sections):
@@ -109,21 +113,22 @@ def test_a_later_session_knows_the_pace_of_reconstructions_and_models_have_their
     work = reconstruct(tmp_path / "run", 8, grid=grid)
     save_networks(work)
     events = Events(work.rundir)
-    for piece, seconds in zip(work.pieces(), (8.0, 16.0), strict=True):
-        name, fields = ReconstructWork.event(piece, Result(seconds, 8, True), first=True)
+    for task, seconds in zip(work.tasks(), (8.0, 16.0), strict=True):
+        name, fields = ReconstructWork.event(task, Result(seconds, 8, True), first=True)
         events.add(name, **fields, device="cpu")
     again = reconstruct(tmp_path / "run", 16, grid=grid)
-    pieces = {piece.task.key: piece for piece in again.pieces()}
-    briefing = Briefing(again.config, again.plan, again.rundir, None, pieces)
-    paces = [briefing.earlier[item.pace, "cpu"] for item in briefing.items.values()]
+    tasks = {task.key: task for task in again.tasks()}
+    summary = SessionSummary(Run(again.config, again.plan, again.rundir), again.plan, None, tasks)
+    paces = [summary.earlier[again.rate_key(task), "cpu"] for task in tasks.values()]
     assert paces == [8 / 32] * 2 + [16 / 32] * 2, "8 images, there and back in 2 steps"
 
 
 def test_the_view_of_reconstructions_counts_their_evaluations_and_not_those_of_samples(tmp_path):
     work = reconstruct(tmp_path / "run", 8)
     save_networks(work)
-    pieces = {piece.task.key: piece for piece in work.pieces()}
-    cells = Briefing(work.config, work.plan, work.rundir, None, pieces).cells(with_scores=False)
+    tasks = {task.key: task for task in work.tasks()}
+    run = Run(work.config, work.plan, work.rundir)
+    cells = SessionSummary(run, work.plan, None, tasks).cells(with_scores=False)
     assert [(cell.done, cell.total) for cell in cells.values()] == [(0, 8 * 2 * 2)], "there and back in 2 steps"
 
 
@@ -131,7 +136,7 @@ def test_the_price_and_the_way_to_a_lower_one_are_said_before_it_starts(tmp_path
     printed = io.StringIO()
     with small_run(tmp_path, f"{SMALL}report: {{reconstructed_images: 12}}\n") as opened:
         progress = Progress(Console(file=printed, soft_wrap=True))
-        Run(opened.config, opened.plan, RunDir(tmp_path / "run"), "local", progress).do(("reconstruct",))
+        Session(replace(opened, rundir=RunDir(tmp_path / "run")), "local", progress).do(("reconstruct",))
     said, started, _ = printed.getvalue().partition("starting Ray")
     assert started
     for fact in ("12 held-out images", f"{12 * 2 * 2} network evaluations", "report.reconstructed_images"):
@@ -145,8 +150,8 @@ def test_raising_the_number_replaces_the_short_shard(tmp_path):
     assert work.missing() == {cell: "2 of 3 shards are not reconstructed"}, "12 images: 8, and 4 of the second 8"
     assert work.conclude().rows == []
     before = files(work)
-    pieces = do(work)
-    assert [(piece.job.start, piece.job.stop, piece.job.replaces is not None) for piece in pieces] == [
+    tasks = do(work)
+    assert [(task.job.start, task.job.stop, task.job.replaces is not None) for task in tasks] == [
         (8, 16, True),
         (16, 20, False),
     ]
@@ -187,8 +192,8 @@ def test_files_of_other_weights_are_not_taken(tmp_path):
     save_networks(work, seed=2)
     assert list(work.missing().values()) == ["1 of 1 shard is not reconstructed"]
     assert work.conclude().rows == []
-    [piece] = do(work)
-    assert piece.job.replaces is None
+    [task] = do(work)
+    assert task.job.replaces is None
     [new] = work.conclude().rows
     assert new["mse"] != old["mse"]
     save_networks(work, seed=1)
@@ -288,8 +293,8 @@ def test_a_damaged_file_is_one_piece_again(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    [piece] = do(work)
-    assert (piece.task.key.rsplit("/", 1)[1], piece.job.start, piece.job.replaces is not None) == ("1", 8, False)
+    [task] = do(work)
+    assert (task.key.rsplit("/", 1)[1], task.job.start, task.job.replaces is not None) == ("1", 8, False)
     assert [path.read_bytes() for path in (tmp_path / "damaged").iterdir()] == [content]
     assert files(work) == before
     assert work.conclude().rows == rows
@@ -299,17 +304,15 @@ def test_the_seconds_of_all_cells_are_found_by_reading_the_events_once(tmp_path,
     """They were read anew for each cell: with a thousand cells, a thousand times."""
     work = reconstruct(tmp_path / "run", 8, **GAUSSIAN, grid={"steps": [2, 3, 5]})
     events = Events(work.rundir)
-    for number, piece in enumerate(do(work)):
+    for number, task in enumerate(do(work)):
         for attempt in range(2):  # the second is of a later file, in the place of a damaged one
-            result = Result(number + attempt / 4, piece.job.stop - piece.job.start, True)
-            name, fields = work.event(piece, result, True)
+            result = Result(number + attempt / 4, task.job.stop - task.job.start, True)
+            name, fields = work.event(task, result, True)
             events.add(name, **fields)
-    pieces = [
-        piece.cell.id for piece in reconstruct(tmp_path / "new", 8, **GAUSSIAN, grid={"steps": [2, 3, 5]}).pieces()
-    ]
+    tasks = [task.cell.id for task in reconstruct(tmp_path / "new", 8, **GAUSSIAN, grid={"steps": [2, 3, 5]}).tasks()]
     read, reads = LocalStorage.read, []
     monkeypatch.setattr(LocalStorage, "read", lambda self, path: [reads.append(path), read(self, path)][1])
     rows = work.conclude().rows
-    expected = [sum(n + 0.25 for n, cell in enumerate(pieces) if cell == of) for of in dict.fromkeys(pieces)]
+    expected = [sum(n + 0.25 for n, cell in enumerate(tasks) if cell == of) for of in dict.fromkeys(tasks)]
     assert [row["seconds"] for row in rows] == expected
     assert reads.count(events.path) == 1

@@ -7,15 +7,14 @@ from taugrid.errors import DamagedFile, OtherContent
 from taugrid.eval.metrics import reference_statistics
 from taugrid.eval.metrics.frechet import Frechet, frechet_distance
 from taugrid.eval.metrics.inputs import MetricInputs
-from taugrid.eval.metrics.moments_file import MomentsFile, read_moments
 from taugrid.eval.metrics.neighbours import compute_prc
-from taugrid.eval.metrics.reference_statistics import ReferenceStatistics, load_or_compute
+from taugrid.eval.metrics.reference_statistics import MomentsFile, ReferenceStatistics, load_or_compute, read_moments
 from taugrid.eval.metrics.statistics import Moments, symmetric_root
 from taugrid.eval.reference import cache_key, open_reference
 from taugrid.eval.sources import Source
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.registry.metrics import MetricSettings
-from taugrid.workers.data.readers.picture import SourceError
+from taugrid.workers.data.picture import SourceError
 
 SPEC = ExtractorSpec("pixels", None, "0" * 64, "pixels", None, 4, None)
 

@@ -13,7 +13,7 @@ from taugrid.orchestrator.external import flag, score_images
 from taugrid.orchestrator.progress import Progress
 from taugrid.workers.data import fashion_mnist
 from taugrid.workers.data.fashion_mnist import FILES
-from taugrid.workers.data.readers.picture import SourceError
+from taugrid.workers.data.picture import SourceError
 
 
 @pytest.fixture

@@ -190,17 +190,17 @@ def test_cells_without_a_score_are_told_with_their_reasons(finished):
     whole = table.read_text()
     try:
         table.write_text(whole.replace(opened.plan.cells[0].id, "0000000000"))
-        write_page(opened.config, opened.plan, opened.rundir, {name: "set aside: killed its workers"})
+        write_page(opened, {name: "set aside: killed its workers"})
         warnings = Parsed((finished / "report.html").read_text()).all("section", id="warnings")[0]["text"]
     finally:
         table.write_text(whole)
-        write_page(opened.config, opened.plan, opened.rundir)
+        write_page(opened)
     assert f"{opened.plan.cells[0].label} has no score: set aside: killed its workers" in warnings
 
 
 def test_what_a_session_returns_and_prints_of_the_page_is_on_it(finished, capsys):
     opened = open_existing(str(finished))
-    warnings = write_page(opened.config, opened.plan, opened.rundir)
+    warnings = write_page(opened)
     page = Parsed((finished / "report.html").read_text())
     assert [item["text"] for item in page.all("li") if "nav" not in item["within"]] == warnings != []
     print_outcome(opened.rundir, Outcome({}, [], "", warnings=warnings))

@@ -11,6 +11,7 @@ from denoisers import decode, encode, sample
 from taugrid import config, parquet
 from taugrid.images import to_uint8
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.interpolate import InterpolateWork
 from taugrid.orchestrator.work.reconstruct import ReconstructWork
@@ -70,13 +71,13 @@ def run(request, one_thread, tmp_path_factory):
 
 
 def survey(run, stage):
-    return Survey(*run, None, frozenset({stage}), pytest.fail)
+    return Survey(Run(*run), None, frozenset({stage}), pytest.fail)
 
 
-def the_only_job(pieces):
-    [piece] = pieces
-    network = load_network(piece.job.network, piece.job.diffusion, "cpu")
-    return Job(piece.job, network, schedules.alpha_bar(config.DIFFUSION_DEFAULTS), piece.job.tau)
+def the_only_job(tasks):
+    [task] = tasks
+    network = load_network(task.job.network, task.job.diffusion, "cpu")
+    return Job(task.job, network, schedules.alpha_bar(config.DIFFUSION_DEFAULTS), task.job.tau)
 
 
 def pictures(job):
@@ -109,7 +110,7 @@ def assert_beats(do, job, network):
 
 
 def test_a_shard_is_sampled_by_what_the_network_predicts(run):
-    job, network, alpha_bar, times = the_only_job(SampleWork(survey(run, "sample")).pieces())
+    job, network, alpha_bar, times = the_only_job(SampleWork(survey(run, "sample")).tasks())
     assert_beats(sample_shard, job, network)
 
     def z(t):
@@ -120,7 +121,7 @@ def test_a_shard_is_sampled_by_what_the_network_predicts(run):
 
 
 def test_images_are_encoded_and_decoded_by_what_the_network_predicts(run):
-    job, network, alpha_bar, times = the_only_job(ReconstructWork(survey(run, "reconstruct")).pieces())
+    job, network, alpha_bar, times = the_only_job(ReconstructWork(survey(run, "reconstruct")).tasks())
     assert_beats(reconstruct.reconstruct_shard, job, network)
     x0 = torch.tensor(data.load_images(config.Data())[:N]).float() / 127.5 - 1
     mse = np.concatenate([part for _, part in parquet.read_numbers(job.path, "mse")])
@@ -135,7 +136,7 @@ def test_images_are_encoded_and_decoded_by_what_the_network_predicts(run):
 
 
 def test_what_lies_between_is_decoded_by_what_the_network_predicts(run):
-    job, network, alpha_bar, times = the_only_job(InterpolateWork(survey(run, "interpolate")).pieces())
+    job, network, alpha_bar, times = the_only_job(InterpolateWork(survey(run, "interpolate")).tasks())
     job = replace(job, batch_size=50)
     assert_beats(interpolate.interpolate_cell, job, network)
     x_T = interpolate.points(job, "cpu")[::11]

@@ -10,6 +10,7 @@ from taugrid.config import Config, validate
 from taugrid.orchestrator.cli.text import plan_text
 from taugrid.orchestrator.dry_run.describe import describe_plan
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.shard_sizes import HEARD_SECONDS, LongShards, longest_shard, too_few_shards
 from taugrid.orchestrator.work.sample import SampleWork
@@ -54,12 +55,12 @@ def test_enough_shards_are_not_spoken_of(tmp_path):
     config = configured(workers=2, num_samples=1024, batch_size=64, shard_evaluations=5000)
     found = plan(config)
     assert too_few_shards(found, len(found.shards), has_samples=False) is None
-    assert describe_plan(config, found, RunDir(tmp_path))["remarks"] == []
+    assert describe_plan(Run(config, found, RunDir(tmp_path)))["remarks"] == []
 
 
 def test_a_plan_warns_of_too_few(tmp_path):
     config = configured(workers=3, num_samples=1024, batch_size=64)
-    [remark] = describe_plan(config, plan(config), RunDir(tmp_path))["remarks"]
+    [remark] = describe_plan(Run(config, plan(config), RunDir(tmp_path)))["remarks"]
     assert "1 shard to sample for 3 workers" in remark
     assert "directory" not in remark, "nothing is sampled yet, so this one will do"
 
@@ -72,7 +73,7 @@ def test_a_plan_foretells_the_time_of_all_workers_that_find_a_shard(tmp_path):
 
     def foretold(workers):
         config = configured(workers, num_samples=1024, batch_size=64, shard_evaluations=5000)
-        return describe_plan(config, plan(config), rundir)
+        return describe_plan(Run(config, plan(config), rundir))
 
     keys = ("worker_seconds_remaining", "seconds_remaining", "workers_at_a_time")
     assert [foretold(8)[key] for key in keys] == [102.4, 44.8, 3]
@@ -88,7 +89,7 @@ def test_images_of_other_cells_need_a_new_directory_for_other_shards(tmp_path):
     other = part.parent.with_name(part.parent.name.replace(found.cells[0].id, "0123456789")) / part.name
     other.parent.mkdir(parents=True)
     other.touch()
-    assert any("in a new directory" in said for said in describe_plan(config, found, rundir)["remarks"])
+    assert any("in a new directory" in said for said in describe_plan(Run(config, found, rundir))["remarks"])
 
 
 @pytest.mark.parametrize(("rate", "minutes"), [(None, None), (70, None), (40, "4 min 16 s"), (10, "17 min 04 s")])
@@ -105,8 +106,8 @@ def test_a_plan_speaks_of_a_long_shard_before_a_run_would(rate, minutes):
 
 def job_of(config, root):
     found = plan(config)
-    survey = Survey(config, found, RunDir(root), None, frozenset({"sample"}), print)
-    return next(SampleWork(survey).pieces()).job
+    survey = Survey(Run(config, found, RunDir(root)), None, frozenset({"sample"}), print)
+    return next(SampleWork(survey).tasks()).job
 
 
 @pytest.mark.parametrize(("fraction", "tells"), [(0.01, True), (0.5, False)])

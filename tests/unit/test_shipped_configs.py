@@ -9,10 +9,11 @@ import pytest
 
 from taugrid.config import Data, Diffusion, ModelSection
 from taugrid.config.load import load
-from taugrid.orchestrator.inspection import describe
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Loaded
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.view.inspection import describe
 from taugrid.workers.data.places import decoded_folder
 from taugrid.workers.network.checkpoint import Checkpoint
 
@@ -52,7 +53,7 @@ def test_a_config_costs_what_its_comment_says(name, tmp_path):
     cost = text(name).partition("Cost:")[2]
     said = re.search(r"([\d,]+) (?:network )?evaluations", cost)
     assert said, "a config begins with what it costs"
-    assert describe(config, found, RunDir(tmp_path))["network_evaluations"] == int(said[1].replace(",", ""))
+    assert describe(Run(config, found, RunDir(tmp_path)))["network_evaluations"] == int(said[1].replace(",", ""))
     steps = re.search(r"([\d,]+) training steps", cost)
     trained = {f"{source.train.steps:,}" for _, source in found.trained_here}
     assert trained == ({steps[1]} if steps else set())

@@ -16,9 +16,10 @@ from taugrid import parquet, threads
 from taugrid.errors import DamagedFile
 from taugrid.eval.sources import batches, open_source
 from taugrid.images import encode_png
+from taugrid.workers.data.cifar import FIDELITY_NAMES
+from taugrid.workers.data.folder import EXTENSIONS, files
 from taugrid.workers.data.load import fingerprint
-from taugrid.workers.data.readers import directory, torch_fidelity
-from taugrid.workers.data.readers.picture import SourceError
+from taugrid.workers.data.picture import SourceError
 
 SETTINGS = {
     "seed": 3, "steps": 10, "eta": 1.0, "sigma": "eta", "spacing": "linear", "sampler": "ddim", "clip": "none",
@@ -145,7 +146,7 @@ def test_folders_are_read_as_torch_fidelity_reads_them(tmp_path):
     (tmp_path / "0.png").write_bytes(encode_png(batch[3]))
     (folder / "z.png").symlink_to(tmp_path / "0.png")
     theirs = glob_samples_paths(str(folder), samples_find_deep=False, samples_find_ext="png,jpg,jpeg", verbose=False)
-    assert directory.files(folder, directory.EXTENSIONS) == theirs
+    assert files(folder, EXTENSIONS) == theirs
     source = open_source(str(folder))
     assert np.array_equal(read(source), batch[[3, 0, 1, 2]])
     assert len(source.warnings) == 1
@@ -363,7 +364,7 @@ def test_the_names_are_torch_fidelitys_and_its_folder_is_searched(tmp_path, monk
     import torch
     from torch_fidelity.registry import DATASETS_REGISTRY
 
-    assert set(torch_fidelity.NAMES) <= set(DATASETS_REGISTRY)
+    assert set(FIDELITY_NAMES) <= set(DATASETS_REGISTRY)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert torch.hub._get_torch_home() == str(tmp_path)
 

@@ -17,9 +17,8 @@ from taugrid.eval.features.resolve import resolve
 from taugrid.eval.sources import batches, open_source
 from taugrid.images import encode_png
 from taugrid.registry.extractors import PIXELS
-from taugrid.workers.data.decoding import EncodedDataset, fitted
-from taugrid.workers.data.readers import picture
-from taugrid.workers.data.readers.picture import Picture
+from taugrid.workers.data.decoding import fitted
+from taugrid.workers.data.picture import Picture, Reader
 from taugrid.workers.device import Device
 
 SETTINGS = {
@@ -105,8 +104,8 @@ def test_images_that_are_made_smaller_count_as_they_were(monkeypatch):
         return Picture("x", of_side(side, 1)[0], lossy=False)
 
     for side, expected in ((LIMIT, True), (LIMIT - 1, False)):
-        encoded = EncodedDataset(None, (), 9, lambda side=side: [side] * 9, decode)
-        assert {found.pixels.shape for found in fitted(encoded, (3, 8, 8), 9)} == {(3, 8, 8)}
+        reader = Reader(9, lambda first, side=side: [side] * (9 - first), decode)
+        assert {found.pixels.shape for found in fitted(reader, (3, 8, 8), 9)} == {(3, 8, 8)}
         assert bool(decoders - {threading.main_thread()}) is expected
         decoders.clear()
 
@@ -245,7 +244,7 @@ def test_a_reader_that_is_left_does_not_wait_for_its_threads():
         assert item < 1 or hold.wait(60)
         return Picture(str(item), np.zeros((3, LIMIT, LIMIT), np.uint8), lossy=False)
 
-    reader = picture.decoded(work, range(200))
+    reader = Reader(200, lambda first: range(first, 200), work).pictures()
     assert next(reader).name == "0"
     waiting = threading.Thread(target=lambda: next(reader, None), daemon=True)
     waiting.start()

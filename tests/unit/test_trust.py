@@ -10,7 +10,7 @@ import yaml
 from taugrid.config import Config, validate
 from taugrid.errors import UserError
 from taugrid.orchestrator.cli.main import cli
-from taugrid.orchestrator.opened import Opened
+from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.plan.trust import custom_code, require_trusted, trust, trust_file
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.registry.extractors import ExtractorSpec
@@ -120,7 +120,7 @@ def test_work_in_a_directory_that_names_code_needs_trust(mark, asked_here, tmp_p
         assert all(fact in said for fact in ("model.callable", model["callable"], "--trust-code", str(root)))
         assert not mark.exists(), command
     with suppress(UserError):
-        Opened(str(root), (), None, runs_code=True, trust_code=True)
+        open_config(str(root), (), None, runs_code=True, trust_code=True)
     assert mark.exists(), "the flag is for running it"
 
 
@@ -140,7 +140,7 @@ def test_code_that_the_users_own_config_named_may_run_wherever_it_is_named(mark,
     assert ends("plan", own) is None
     assert mark.exists()
     root = sent(tmp_path / "sent", config_of({"callable": "mine:load"}))
-    assert len(Opened(str(root), (), None, runs_code=True).plan.cells) == 1
+    assert len(open_config(str(root), (), None, runs_code=True).plan.cells) == 1
 
 
 def trusted(config):
@@ -177,7 +177,7 @@ def test_every_network_of_a_grid_is_asked_about():
 
 def test_what_the_user_sets_on_the_command_line_is_the_users_own(mark, asked_here, tmp_path):
     root = sent(tmp_path / "sent", config_of({"oracle": "gaussian"}))
-    opened = Opened(str(root), ["model={callable: mine:load}"], None, runs_code=True)
+    opened = open_config(str(root), ["model={callable: mine:load}"], None, runs_code=True)
     assert opened.plan.models[0].source.name == "mine:load"
 
 

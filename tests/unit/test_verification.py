@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 from in_process import small_run
@@ -13,13 +14,13 @@ from rich.console import Console
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
 from taugrid.orchestrator.cli.text import plan_text
-from taugrid.orchestrator.inspection import compare, describe
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.integrity import Damage
-from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.verification.next_steps import in_words, next_steps, remarks, unfinished_in_words
 from taugrid.orchestrator.verification.verify import NOT_SAMPLED, verify
+from taugrid.orchestrator.view.inspection import compare, describe
 from taugrid.orchestrator.work.interpolate import InterpolateWork
 from taugrid.orchestrator.work.reconstruct import ReconstructWork
 
@@ -37,7 +38,7 @@ def opened(tmp_path_factory):
 def do(opened, command, root):
     printed = io.StringIO()
     progress = Progress(Console(file=printed, soft_wrap=True))
-    Run(opened.config, opened.plan, RunDir(root), "local", progress).do(STAGES.get(command, (command,)))
+    Session(replace(opened, rundir=RunDir(root)), "local", progress).do(STAGES.get(command, (command,)))
     return printed.getvalue()
 
 
@@ -56,9 +57,9 @@ def copy(finished, tmp_path):
 
 def said(opened, root):
     rundir = RunDir(root)
-    damages, unfinished = verify(opened.config, opened.plan, rundir, lambda count: None)
+    damages, unfinished = verify(replace(opened, rundir=rundir), lambda count: None)
     assert unfinished == []
-    return damages, next_steps(damages, opened.config, opened.plan, rundir)
+    return damages, next_steps(damages, replace(opened, rundir=rundir))
 
 
 def flip(path):
@@ -127,10 +128,10 @@ def test_what_was_never_made_is_not_damage(opened, tmp_path):
         shutil.rmtree(path.parent)
         break
     rundir = RunDir(root)
-    damages, _ = verify(opened.config, opened.plan, rundir, lambda count: None)
+    damages, _ = verify(replace(opened, rundir=rundir), lambda count: None)
     assert {damage.reason for damage in damages} == {"missing"}, "its events say that it was there"
     shutil.rmtree(root / "events")
-    damages, unfinished = verify(opened.config, opened.plan, rundir, lambda count: None)
+    damages, unfinished = verify(replace(opened, rundir=rundir), lambda count: None)
     assert damages == []
     assert {lack.reason for lack in unfinished} == {"not sampled yet"}
     [line] = unfinished_in_words(unfinished, rundir)
@@ -195,9 +196,9 @@ def test_a_score_whose_images_are_gone_is_marked_in_tables_and_comparisons(opene
     assert first.label in line
     assert second.label not in line
     assert "`taugrid run`" in line
-    pair = opened.config, opened.plan, RunDir(copy), first.id, second.id, False
+    pair = replace(opened, rundir=RunDir(copy)), first.id, second.id, False
     assert f"{first.label}: images" in compare(*pair)["note"]
-    whole = opened.config, opened.plan, RunDir(finished), first.id, second.id, False
+    whole = replace(opened, rundir=RunDir(finished)), first.id, second.id, False
     assert "are gone" not in compare(*whole)["note"]
     compared = compare_snapshots(*map(snapshot_of_run, map(str, (copy, finished))))
     compared = {cell.name: cell.note for cell in compared.cells}
@@ -268,7 +269,7 @@ def test_a_driver_that_is_at_work_is_named_in_place_of_the_command_that_continue
 
 def test_status_does_not_deny_shards_that_no_driver_lived_to_time(opened, copy, tmp_path):
     def expected(root):
-        described = plan_text(describe(opened.config, opened.plan, RunDir(root)))
+        described = plan_text(describe(replace(opened, rundir=RunDir(root))))
         return next(line for line in described.splitlines() if line.startswith("expected sampling time"))
 
     shutil.rmtree(copy / "events")

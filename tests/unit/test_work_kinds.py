@@ -19,16 +19,16 @@ from taugrid.orchestrator.cli.text import print_outcome
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.policy import health
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined
-from taugrid.orchestrator.opened import Opened
+from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
-from taugrid.orchestrator.session import Run
+from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.verification.verify import verify
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.workers.actor import Worker
-from taugrid.workers.hello import Probe
+from taugrid.workers.actor import Probe, Worker
 
 KINDS = ["reference", "sample", "reconstruct", "interpolate", "extract", "score"]
 
@@ -40,7 +40,7 @@ from taugrid import parquet
 from taugrid.errors import WrongWeights
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator.task import Task
-from taugrid.orchestrator.work.kind import Conclusion, Piece, WorkKind
+from taugrid.orchestrator.work.kind import Conclusion, WorkKind
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class PaintWork(WorkKind):
     stage = "paint"
     unit = "strokes"
     activity = "painting"
-    task = ("cell", "to paint")
+    task_in_words = ("cell", "to paint")
     finished = "cells painted"
 
     def _path(self, cell):
@@ -77,11 +77,11 @@ class PaintWork(WorkKind):
     def _is_there(self, cell):
         return self.rundir.storage.exists(self._path(cell))
 
-    def pieces(self):
+    def tasks(self):
         for cell in self.plan.cells:
             if not self._is_there(cell):
                 job = PaintJob(str(self._path(cell)), self.config.name)
-                yield Piece(Task(f"paint/{cell.id}", "paint", cell.settings.steps), job, cell)
+                yield Task(f"paint/{cell.id}", "paint", cell.settings.steps, cell=cell, job=job)
 
     def missing(self):
         return {cell.name: "it is not painted" for cell in self.plan.cells if not self._is_there(cell)}
@@ -119,10 +119,10 @@ class PoolHere:
         self._worker, self._events = Worker(1), deque()
 
     def start(self, avoid=()):
-        self.greet("worker-0")
+        self.check_health("worker-0")
         return "worker-0"
 
-    def greet(self, worker):
+    def check_health(self, worker):
         self._events.append(Joined(worker, WorkerInfo("here", "cpu", {})))
 
     def places(self):
@@ -147,15 +147,15 @@ class Painting:
         config = validate(Config, values | {"grid": {"steps": [2, 5]}}, "test")
         self.rundir, self.printed = RunDir(root), io.StringIO()
         root.mkdir(parents=True)
-        survey = Survey(config, plan(config), self.rundir, None, frozenset({"paint"}), pytest.fail)
+        survey = Survey(Run(config, plan(config), self.rundir), None, frozenset({"paint"}), pytest.fail)
         [self.kind] = [kind(survey) for kind in work.work_kinds() if kind.stage in survey.stages]
         self.events = Events(self.rundir)
 
     def do(self):
-        pieces = {piece.task.key: piece for piece in self.kind.pieces()}
+        tasks = {task.key: task for task in self.kind.tasks()}
         progress = Progress(Console(file=self.printed, soft_wrap=True))
         limits = Cluster(max_attempts=2)
-        loop = Loop(pieces, work.work_kinds(), PoolHere(), 1, True, limits, progress, self.events, self._log)
+        loop = Loop(tasks, work.work_kinds(), PoolHere(), 1, True, limits, progress, self.events, self._log)
         return loop.run()
 
     def _log(self, name, text):
@@ -178,7 +178,7 @@ def test_a_sixth_kind_is_announced_done_recorded_and_concluded(sixth, tmp_path):
     assert run.do() == {}
     assert "2 cells to paint" in run.printed.getvalue()
     assert run.kind.missing() == {}
-    assert list(run.kind.pieces()) == [], "what is there is not done again"
+    assert list(run.kind.tasks()) == [], "what is there is not done again"
     conclusion = run.kind.conclude()
     assert (conclusion.table, len(conclusion.rows)) == ("paintings", 2)
     found = [parquet.inspect(path) for path in (run.rundir.root / "paintings").glob("*.parquet")]
@@ -195,7 +195,7 @@ def test_the_files_of_a_sixth_kind_are_cleaned_up_verified_and_told(sixth, tmp_p
     config.write_text(
         "{name: blue, model: {oracle: gaussian}, data: {name: gaussian}, sample: {num_samples: 1}, grid: {steps: [2]}}"
     )
-    opened = Opened(str(config), (), str(root))
+    opened = open_config(str(config), (), str(root))
     root.mkdir()
     (root / "run.json").write_text('{"run": "0"}')
     leftover = root / "paintings" / ".x.parquet.0.tmp"
@@ -207,14 +207,14 @@ def test_the_files_of_a_sixth_kind_are_cleaned_up_verified_and_told(sixth, tmp_p
     with parquet.PartWriter(root / "paintings" / f"{cell.id}.parquet", schema) as part:
         part.write({"index": range(1), "stroke": [0.1]})
         part.commit(replace=False)
-    outcome = Run(opened.config, opened.plan, opened.rundir, "local", Progress()).do({"paint"})
+    outcome = Session(opened, "local", Progress()).do({"paint"})
     assert (outcome.missing, outcome.rows) == ({}, [{"cell": cell.id}]), "nothing was to be done"
     assert not leftover.exists()
     print_outcome(opened.rundir, outcome)
     assert "all is painted" in capsys.readouterr().out
     painting = root / "paintings" / f"{cell.id}.parquet"
     painting.write_bytes(painting.read_bytes()[:-20])
-    damages, _ = verify(opened.config, opened.plan, opened.rundir, lambda count: None)
+    damages, _ = verify(opened, lambda count: None)
     assert painting in [damage.path for damage in damages]
 
 
@@ -236,7 +236,7 @@ def test_another_error_is_tried_again_and_then_given_up(sixth, tmp_path):
 
 def test_a_worker_that_does_not_see_the_run_directory_says_where(tmp_path):
     with pytest.raises(RunDirectoryNotSeen) as error:
-        Worker(1).hello(Probe(str(tmp_path / "nowhere" / ".probe")))
+        Worker(1).check_health(Probe(str(tmp_path / "nowhere" / ".probe")))
     assert str(tmp_path / "nowhere") in str(error.value)
 
 
@@ -245,7 +245,7 @@ class Startless(PoolHere):
         super().__init__()
         self._error = error
 
-    def greet(self, worker):
+    def check_health(self, worker):
         self._events.append(Failed(worker, self._error, "traceback"))
 
 
@@ -255,9 +255,9 @@ class Startless(PoolHere):
 )
 def test_a_worker_that_can_not_start_ends_the_run(sixth, tmp_path, raised, expected):
     run = Painting(tmp_path / "run", "blue")
-    pieces = {piece.task.key: piece for piece in run.kind.pieces()}
+    tasks = {task.key: task for task in run.kind.tasks()}
     progress = Progress(Console(file=run.printed))
-    loop = Loop(pieces, work.work_kinds(), Startless(raised), 1, True, Cluster(), progress, run.events, run._log)
+    loop = Loop(tasks, work.work_kinds(), Startless(raised), 1, True, Cluster(), progress, run.events, run._log)
     with pytest.raises(expected, match=str(raised)):
         loop.run()
 

@@ -13,7 +13,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._inductor import config as inductor
 from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
-from taugrid.errors import DeviceUnusable, last_line, of_memory
+from taugrid.errors import DeviceUnusable, is_out_of_memory, last_line
 from taugrid.words import this_node
 from taugrid.workers.diffusion.denoiser import Wrapped
 
@@ -58,7 +58,7 @@ def in_full_batches(network: "Denoiser", batch_size: int) -> "Denoiser":
                 f"{MOST_COMPILED} times in one process; set sample.compile: none"
             ) from error
         except (TorchDynamoException, InductorError, InvalidCxxCompiler) as error:
-            if of_memory(error):
+            if is_out_of_memory(error):
                 raise
             raise DeviceUnusable(
                 f"node {this_node()}: sample.compile: default failed: {last_line(error)[:300]}; it needs a C++ "

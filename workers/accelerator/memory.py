@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
-from taugrid.errors import of_memory
+from taugrid.errors import is_out_of_memory
 from taugrid.workers.diffusion.process import Point
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _fits(network: "Denoiser", shape: tuple[int, ...], device: str) -> bool:
         if device == "cuda":
             torch.cuda.synchronize()
     except Exception as error:
-        if not of_memory(error):
+        if not is_out_of_memory(error):
             raise
     else:
         return True
@@ -80,7 +80,7 @@ def smaller_batch(
     try:
         size = batch_that_fits(load(), image_shape, batch_size, device)
     except Exception as error:
-        if not of_memory(error):
+        if not is_out_of_memory(error):
             raise
     if size is None:
         return "not even one image fits into memory; use devices with more memory (cluster.label_selector)"

@@ -1,8 +1,10 @@
-"""Describes a user's code in another process, because that runs the code and needs torch. Imports no torch itself.
+"""Finds what a config names by an import string, and describes it in another process, which runs the code with torch.
 
 `python -P -m taugrid.workers.custom.describe FUNCTION ARGUMENTS` is that process.
 """
 
+import difflib
+import importlib
 import json
 import shlex
 import subprocess
@@ -11,10 +13,10 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from taugrid.errors import CustomCodeError
-from taugrid.workers.custom.find import find
 
 ANSWER = "taugrid's answer: "
 """How the line with the answer begins. The user's code may print other lines before and after it."""
@@ -24,6 +26,37 @@ TIMEOUT_SECONDS = 600.0
 
 LONGEST_REASON = 200
 """How many characters of an exception's text are shown."""
+
+
+def find_module(name: str) -> ModuleType:
+    """The module of that name, imported. Errors that the module itself raises pass through.
+
+    Raises:
+        CustomCodeError: if there is no such module.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # the module exists, but something that it imports is missing
+        raise CustomCodeError(
+            f"there is no module {error.name!r}, neither in the current folder {Path.cwd()} nor on Python's path"
+        ) from None
+
+
+def find(name: str) -> Any:
+    """What `package.module:attribute` names.
+
+    Raises:
+        CustomCodeError: if there is no such module or attribute.
+    """
+    module_name, _, attribute = name.partition(":")
+    module = find_module(module_name)
+    if not hasattr(module, attribute):
+        near = difflib.get_close_matches(attribute, dir(module), n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise CustomCodeError(f"the module {module_name} has no {attribute!r}{hint}")
+    return getattr(module, attribute)
 
 
 def ask(function: str, arguments: Mapping[str, Any], subject: str, trial: str) -> dict[str, Any]:

@@ -1,34 +1,42 @@
-"""What identifies a user's code: SHA-256 of its source files. Imports neither that code nor torch.
+"""A user's source files: which they are, the SHA-256 that identifies them, and a copy of them for other machines.
 
-These hashes name runs, so the hashed bytes must never change.
+Imports neither that code nor torch with this module. The hashes name runs, so the hashed bytes must never change.
 """
 
 import ast
 import hashlib
 import importlib.util
+import shutil
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from typing import Any
 
 import taugrid
-from taugrid.errors import CustomCodeError
-from taugrid.hashing import SourceFile
+from taugrid.errors import CustomCodeError, UserError
+from taugrid.hashing import SourceFile, file_sha256
+from taugrid.words import quantity
 from taugrid.workers.content import require_same
 from taugrid.workers.custom.syntax import parsed, without_comments
 
 NOT_USER_PACKAGES = {*sys.stdlib_module_names, "taugrid", "torch", "torch_fidelity"}
 """Top-level packages whose source is not part of an identity."""
 
+PACKAGE = Path(taugrid.__file__).parent
+
 NOT_USER_FOLDERS = [
     Path(sysconfig.get_path("stdlib")),
-    *(Path(__file__).parents[2] / room for room in ("configs", "eval", "orchestrator", "taugrid", "workers")),
-    Path(taugrid.__file__).parent,
+    PACKAGE,
+    *((PACKAGE / room).resolve() for room in ("configs", "eval", "orchestrator", "workers")),  # links in a checkout
 ]
 """Where such packages are, so that they are recognised under any module name."""
+
+MOST_PACKED_BYTES = 50 * 10**6
+"""Source code has less. Every node keeps a copy, and Ray's head keeps one in memory."""
 
 
 @dataclass(frozen=True)
@@ -84,27 +92,54 @@ def source_of(modules: Iterable[str]) -> SourceCode:
     return SourceCode(contents)
 
 
-def differences(before: Iterable[SourceFile], now: Iterable[SourceFile]) -> list[str]:
-    """What differs between two lists of source files, a phrase for each; empty if one of them is not known."""
-    old, new = {file.module: file for file in before}, {file.module: file for file in now}
-    if not old or not new:
-        return []
-    changed = [new[name].path for name in sorted(old.keys() & new.keys()) if old[name].sha256 != new[name].sha256]
-    found = [f"{path} differs" for path in changed]
-    found += [f"{old[name].path} is no longer imported" for name in sorted(old.keys() - new.keys())]
-    return found + [f"{new[name].path} is imported as well" for name in sorted(new.keys() - old.keys())]
-
-
 def digest(contents: Iterable[tuple[str, bytes]]) -> str:
     """SHA-256 over lines of a name and the SHA-256 of its content, sorted by name."""
     lines = sorted(f"{name} {hashlib.sha256(content).hexdigest()}\n" for name, content in contents)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+@cache
 def is_user_file(path: Path) -> bool:
     """Whether a file belongs to neither Python, an installed package nor taugrid."""
     installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
     return not installed and not any(map(path.is_relative_to, NOT_USER_FOLDERS))
+
+
+def content_sha256(source: SourceCode, tensors: str, *, by_bytes: bool = False) -> str:
+    """SHA-256 of a source, every user file that this process has loaded by any name or means, and a `tensors_sha256`.
+
+    `by_bytes` counts comments too, as ids did before comments were cut out.
+    """
+    content, of_source = (bytes, source.by_bytes) if by_bytes else (without_comments, source.sha256)
+    files = {name: file for name, module in sys.modules.items() if (file := getattr(module, "__file__", None))}
+    users = {name: path for name, file in files.items() if is_user_file(path := Path(file)) and path.is_file()}
+    loaded = digest((name, content(path.read_bytes())) for name, path in users.items())
+    return hashlib.sha256(f"{of_source} {loaded} {tensors}".encode()).hexdigest()
+
+
+def identity_of_code(source: SourceCode, tensors: str, weights: str | None) -> dict[str, Any]:
+    """The fields of a description of user code that identify it. `tensors` is a `tensors_sha256`, `weights` a path."""
+    file = None if weights is None else file_sha256(Path(weights))
+    return {
+        "weights_sha256": file or content_sha256(source, tensors),
+        "source_sha256": source.sha256,
+        "tensors_sha256": tensors,
+        "files": source.files,
+        "by_bytes": (source.by_bytes, file or content_sha256(source, tensors, by_bytes=True)),
+    }
+
+
+def tensors_sha256(tensors: Mapping[str, object]) -> str:
+    """SHA-256 over the names, dtypes, shapes and values of the tensors in a mapping such as a `state_dict()`."""
+    import torch
+
+    def contents() -> Iterator[tuple[str, bytes]]:
+        for name, tensor in tensors.items():
+            if isinstance(tensor, torch.Tensor):
+                values = tensor.detach().cpu().flatten().view(torch.uint8).numpy()
+                yield f"{name} {tensor.dtype} {tuple(tensor.shape)}", values.tobytes()
+
+    return digest(contents())
 
 
 def _file_of(module: str) -> Path:
@@ -159,6 +194,17 @@ def _spec(name: str) -> ModuleSpec | None:
     return spec
 
 
+def differences(before: Iterable[SourceFile], now: Iterable[SourceFile]) -> list[str]:
+    """What differs between two lists of source files, a phrase for each; empty if one of them is not known."""
+    old, new = {file.module: file for file in before}, {file.module: file for file in now}
+    if not old or not new:
+        return []
+    changed = [new[name].path for name in sorted(old.keys() & new.keys()) if old[name].sha256 != new[name].sha256]
+    found = [f"{path} differs" for path in changed]
+    found += [f"{old[name].path} is no longer imported" for name in sorted(old.keys() - new.keys())]
+    return found + [f"{new[name].path} is imported as well" for name in sorted(new.keys() - old.keys())]
+
+
 @dataclass(frozen=True)
 class Found:
     sha256: str | None
@@ -174,3 +220,30 @@ def find_source(module: str) -> Found:
         return Found(source.sha256, source.files)
     except (CustomCodeError, OSError):
         return Found(None)
+
+
+def pack(files: Iterable[SourceFile], folder: Path) -> None:
+    """Copy a user's source files into `folder`, each to where its module's name says, to send them to a cluster.
+
+    Workers import them under the same names and find the same hash. Installed packages stay behind, as do files that
+    the code opens and modules that it imports by a computed name. A file that is gone is left out: a worker that needs
+    it will say so.
+
+    Raises:
+        UserError: if they are larger than `MOST_PACKED_BYTES` together.
+    """
+    found = {file.module: Path(file.path) for file in files}
+    own = {module: path for module, path in found.items() if is_user_file(path) and path.is_file()}
+    sizes = {path: path.stat().st_size for path in own.values()}
+    if sum(sizes.values()) > MOST_PACKED_BYTES:
+        largest = max(sizes, key=lambda path: sizes[path])
+        raise UserError(
+            f"the modules that your config names take {quantity(sum(sizes.values()))} bytes, most of them {largest}, "
+            f"but only {quantity(MOST_PACKED_BYTES)} are sent to a cluster; install them on every node instead"
+        )
+    for module, path in own.items():
+        *packages, name = module.split(".")
+        is_package = path.name == "__init__.py"
+        target = folder.joinpath(*packages, name, path.name) if is_package else folder.joinpath(*packages, path.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)

@@ -6,9 +6,9 @@ from pathlib import Path
 from taugrid.config import Data
 from taugrid.errors import UserError
 from taugrid.workers.data.decoding import EncodedDataset
+from taugrid.workers.data.folder import decode_file
+from taugrid.workers.data.picture import Picture, Reader, SourceError
 from taugrid.workers.data.places import MissingImages, download, root_of
-from taugrid.workers.data.readers.directory import decode_file
-from taugrid.workers.data.readers.picture import Picture, SourceError
 
 SIZE = (218, 178)
 """(height, width) of an aligned image."""
@@ -50,7 +50,7 @@ def read(data: Data) -> EncodedDataset:
         raise UserError(f"data: {partition} is not CelebA's (lines with a file name and 0, 1 or 2): get it again")
     names = [name for name, partition in lines if partition in PARTITIONS[data.split]]
     paths = [found / "img_align_celeba" / name for name in names]
-    return EncodedDataset(found, [partition, *paths], len(paths), lambda: paths, _decode)
+    return EncodedDataset(found, [partition, *paths], Reader(len(paths), lambda first: paths[first:], _decode))
 
 
 def _is_celeba(folder: Path) -> bool:

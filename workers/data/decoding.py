@@ -5,11 +5,11 @@ The file is in the user's cache. Its name is a hash of the files that it was dec
 
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -21,8 +21,7 @@ from taugrid.errors import DamagedFile, UserError
 from taugrid.hashing import digest_of_shape, spaced_json_sha256
 from taugrid.registry.datasets import Shape
 from taugrid.storage import read_sealed, replacing, write_sealed
-from taugrid.workers.data.readers.picture import Picture, SourceError
-from taugrid.workers.data.readers.picture import decoded as decoded_pictures
+from taugrid.workers.data.picture import Picture, Reader, SourceError
 from taugrid.workers.heartbeat import alive
 
 CACHE_FORMAT = 1
@@ -35,11 +34,7 @@ class EncodedDataset(NamedTuple):
     root: Path
     files: Sequence[Path]
     """The files that the images are read from, below `root`. A changed file is recognised by its size or time."""
-    num_images: int
-    items: Callable[[], Iterable[Any]]
-    """Returns the arguments of `decode`, one for each image, in order."""
-    decode: Callable[[Any], Picture]
-    """Decodes one image; called in threads."""
+    reader: Reader
 
 
 class Decoded(NamedTuple):
@@ -57,7 +52,7 @@ def decoded(data: Data, encoded: EncodedDataset, cache: Path) -> Decoded:
     Raises:
         UserError: if a file is missing or damaged, an image does not fit, or the disk is too full.
     """
-    count = min(encoded.num_images, data.limit or encoded.num_images)
+    count = min(encoded.reader.num_images, data.limit or encoded.reader.num_images)
     try:
         path = cache / f"{data.name}-{_key(data, encoded)}.npy"
         with locked(path.with_suffix(".lock")):
@@ -65,7 +60,7 @@ def decoded(data: Data, encoded: EncodedDataset, cache: Path) -> Decoded:
             if found is None:
                 _require_room(cache, (count, *data.image_shape))
                 print(f"decoding {count} images of {data.full_name}, once, to {path}", file=sys.stderr)
-                _write(path, fitted(encoded, data.image_shape, count), (count, *data.image_shape))
+                _write(path, fitted(encoded.reader, data.image_shape, count), (count, *data.image_shape))
                 found = _open(path)
     except (SourceError, DamagedFile) as error:
         raise UserError(f"data: {error}") from None
@@ -78,9 +73,10 @@ def decoded(data: Data, encoded: EncodedDataset, cache: Path) -> Decoded:
     return found
 
 
-def fitted(encoded: EncodedDataset, shape: Shape, count: int) -> Iterator[Picture]:
+def fitted(reader: Reader, shape: Shape, count: int) -> Iterator[Picture]:
     """The first `count` images, decoded and fitted; if they are large, by threads that work ahead."""
-    return decoded_pictures(encoded.decode, islice(encoded.items(), count), lambda picture: fit(picture, shape))
+    wanted = reader._replace(items=lambda first: islice(reader.items(first), count))
+    return wanted.pictures(then=lambda picture: fit(picture, shape))
 
 
 def fit(picture: Picture, shape: Shape) -> Picture:
@@ -91,7 +87,7 @@ def fit(picture: Picture, shape: Shape) -> Picture:
     RGB if `shape` has 3 channels.
 
     Raises:
-        taugrid.workers.data.readers.picture.SourceError: if it is smaller, or RGB although `shape` is grey.
+        taugrid.workers.data.picture.SourceError: if it is smaller, or RGB although `shape` is grey.
     """
     channels, height, width = shape
     pixels = picture.pixels

@@ -1,14 +1,20 @@
-"""`folder`: PNG and JPEG files in a folder and its subfolders."""
+"""`folder`: PNG and JPEG files in a folder and its subfolders; and images made elsewhere, directly in a folder."""
 
+import os
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
 from taugrid.config import Data
-from taugrid.errors import UserError
+from taugrid.errors import DamagedFile, UserError
 from taugrid.registry.datasets import DATASETS
 from taugrid.workers.data.decoding import EncodedDataset
+from taugrid.workers.data.picture import EncodedImage, Picture, Reader, decode
 from taugrid.workers.data.places import root_of
-from taugrid.workers.data.readers.directory import EXTENSIONS, below, decode_file
+
+EXTENSIONS = (".png", ".jpg", ".jpeg")
+"""The endings that torch-fidelity reads. `files` also uses its order: files directly in the folder, by real path."""
 
 
 class _Layout(NamedTuple):
@@ -43,7 +49,7 @@ def read(data: Data) -> EncodedDataset:
     root = root_of(data) if data.split == "all" else root_of(data) / data.split
     paths = below(root, [f"*{ending}" for ending in EXTENSIONS])
     if paths:
-        return EncodedDataset(root, paths, len(paths), lambda: paths, decode_file)
+        return EncodedDataset(root, paths, Reader(len(paths), lambda first: paths[first:], decode_file))
     if (meant := _other_data(root_of(data), data.split)) is not None:
         raise UserError(f"data: {meant}")
     if not root.is_dir():
@@ -62,3 +68,57 @@ def _other_data(root: Path, split: str) -> str | None:
             write = ", ".join(filter(None, [f"name: {layout.name}", own_split, layout.keys, f"root: {place}"]))
             return f"{root} holds {layout.what}, not PNG or JPEG: write data: {{{write}}}"
     return None
+
+
+def reader(folder: Path) -> Reader:
+    """The PNG and JPEG files directly in `folder`, sorted by real path."""
+    paths = files(folder, EXTENSIONS)
+    deeper = subfolder_with_images(folder)
+    warnings = (f"images in subfolders of {folder}, such as {deeper}, are ignored",) if deeper else ()
+    return Reader(len(paths), lambda first: paths[first:], _decode_listed, warnings)
+
+
+def decode_file(path: Path) -> Picture:
+    """The image in a PNG or JPEG file; raises as `decode`, and OSError."""
+    return decode(EncodedImage(str(path), path.read_bytes()))
+
+
+def _decode_listed(path: str) -> Picture:
+    try:
+        return decode_file(Path(path))
+    except OSError as error:
+        raise DamagedFile(f"{error.filename} can't be read: {error.strerror}") from None
+
+
+def files(folder: Path, extensions: Sequence[str]) -> list[str]:
+    """Real paths, sorted, of the files directly in `folder` with one of `extensions`."""
+    with os.scandir(folder) as entries:
+        return sorted(os.path.realpath(e.path) for e in entries if Path(e.name).suffix.lower() in extensions)
+
+
+def subfolder_with_images(folder: Path) -> str | None:
+    """A folder below `folder` that holds images or Parquet; None if there is none."""
+    for parent, _, names in os.walk(folder):
+        if Path(parent) != folder and any(Path(n).suffix.lower() in (*EXTENSIONS, ".parquet") for n in names):
+            return parent
+    return None
+
+
+def below(root: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files below `root` whose relative path matches one of `patterns` (see `fits`), sorted by that path.
+
+    Linked folders are not entered, and names that begin with a dot are skipped.
+    """
+    found = []
+    for parent, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            relative = (Path(parent) / name).relative_to(root).as_posix()
+            if not name.startswith(".") and fits(relative, patterns):
+                found.append(relative)
+    return [root / relative for relative in sorted(found)]
+
+
+def fits(relative: str, patterns: Sequence[str]) -> bool:
+    """Whether a relative path, in lower case, matches one of `patterns`. A star matches slashes too."""
+    return any(fnmatchcase(relative.lower(), pattern) for pattern in patterns)

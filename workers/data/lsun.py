@@ -2,8 +2,8 @@
 
 import io
 from collections.abc import Iterator
-from functools import partial
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,8 @@ from PIL import Image
 from taugrid.config import Data
 from taugrid.errors import DamagedFile, UserError
 from taugrid.workers.data.decoding import EncodedDataset
+from taugrid.workers.data.picture import EncodedImage, Picture, Reader, one_line
 from taugrid.workers.data.places import MissingImages, root_of
-from taugrid.workers.data.readers.picture import EncodedImage, Picture, one_line
 
 
 def read(data: Data) -> EncodedDataset:
@@ -42,7 +42,8 @@ def read(data: Data) -> EncodedDataset:
             count = database.stat()["entries"]
     except lmdb.Error as error:
         raise UserError(f"data: {folder} is not a complete LMDB ({error}): get it again") from None
-    return EncodedDataset(folder, [folder / "data.mdb"], count, partial(_lmdb_values, folder), _decode)
+    reader = Reader(count, lambda first: islice(_lmdb_values(folder), first, None), _decode)
+    return EncodedDataset(folder, [folder / "data.mdb"], reader)
 
 
 def _lmdb_values(folder: Path) -> Iterator[EncodedImage]:

@@ -1,19 +1,28 @@
-"""`parquet`: the image column of Parquet files, in a folder or on the Hugging Face hub."""
+"""`parquet`: the image column of Parquet files in a folder or on the Hugging Face hub; and such files made elsewhere.
+
+They are taugrid's, Hugging Face's, or any other with the bytes of PNG or JPEG.
+"""
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from taugrid.config import Data
 from taugrid.config.model import is_hub_id
-from taugrid.errors import DamagedFile, UserError
+from taugrid.errors import DamagedFile, NotHere, UserError
 from taugrid.workers import hub
 from taugrid.workers.data.decoding import EncodedDataset
+from taugrid.workers.data.folder import below, files, fits
+from taugrid.workers.data.picture import IMAGES_AT_ONCE, EncodedImage, Reader, SourceError, decode, one_line
 from taugrid.workers.data.places import root_of
-from taugrid.workers.data.readers.directory import below, fits
-from taugrid.workers.data.readers.parquet_files import parquet_reader
-from taugrid.workers.data.readers.picture import Picture, SourceError
 
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\b.*")
 """How Hugging Face names the files of a split. A hash may follow."""
@@ -43,15 +52,14 @@ def read(data: Data) -> EncodedDataset:
         hint = "" if data.split == "all" else ", or data.split: all"
         raise UserError(f"data: there is no {wanted} in {data.root}: set data.root to a folder that has some{hint}")
     try:
-        tables = [parquet_reader(path) for path in paths]
+        readers = [reader(path) for path in paths]
     except (SourceError, DamagedFile) as error:
         raise UserError(f"data: {error}") from None
 
-    def pictures() -> Iterator[Picture]:
-        for table in tables:
-            yield from table.pictures(0)
+    def rows(first: int) -> Iterator[EncodedImage]:
+        return islice(chain.from_iterable(one.items(0) for one in readers), first, None)
 
-    return EncodedDataset(root, paths, sum(table.num_images for table in tables), pictures, lambda picture: picture)
+    return EncodedDataset(root, paths, Reader(sum(one.num_images for one in readers), rows, decode))
 
 
 def _require_all_shards(paths: Sequence[Path]) -> None:
@@ -92,7 +100,11 @@ def _hub_folder(data: Data, patterns: Sequence[str]) -> Path:
         )
     within = f"{match['folder']}/" if match["folder"] else ""
     wanted = [f"{within}{pattern}" for pattern in patterns]
-    cached = _cached_snapshot(match["repo"], revision, [] if data.download else wanted)
+    try:
+        searched = [] if data.download else wanted
+        cached = hub.snapshot(identifier, searched, "data.root", kind="dataset", download=False)
+    except NotHere:
+        cached = None
     if data.download:
         commit = None if cached is None else cached.name
         cached = hub.snapshot(identifier, wanted, "data.root", commit, kind="dataset")
@@ -104,15 +116,104 @@ def _hub_folder(data: Data, patterns: Sequence[str]) -> Path:
     return cached / within
 
 
-def _cached_snapshot(repository: str, revision: str | None, wanted: list[str]) -> Path | None:
-    """The folder in Hugging Face's cache, named after its commit; None if it is known to lack some of the files."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+class Table(NamedTuple):
+    """A Parquet file: the column of its images and, if taugrid wrote it, the first and last index of its rows."""
 
+    path: str
+    column: str
+    rows: int
+    ends: tuple[int, int] | None
+
+
+def reader(path: Path) -> Reader:
+    """The image column of a Parquet file or a folder of them: taugrid's by index, others by file name, then row."""
+    paths = files(path, (".parquet",)) if path.is_dir() else [str(path)]
+    tables = [_table(p) for p in paths]
+    if all(table.ends is not None for table in tables):
+        tables.sort(key=lambda table: table.ends or (0, 0))
+        _require_one_cell(path, tables)
+    splits = sorted({match["split"] for p in paths if (match := SHARD_NAME.fullmatch(Path(p).name))})
+    warnings = (f"{path} holds the splits {', '.join(splits)}; all are used",) if len(splits) > 1 else ()
+    count = sum(table.rows for table in tables)
+    if not count:
+        raise SourceError(f"{path} holds no rows")
+    return Reader(count, partial(_rows, tables), decode, warnings)
+
+
+def _require_one_cell(path: Path, tables: Sequence[Table]) -> None:
+    """Raise `SourceError` unless the sorted files have the indices 0, 1, 2, ... without gaps or repetitions.
+
+    `_table` has checked the rows within each file. Images that are missing at the end can't be detected.
+    """
+    before, stop = "", 0
+    for table in tables:
+        first, last = table.ends or (stop, stop)
+        if first < stop:
+            raise SourceError(f"{before} and {table.path} both hold index {first}: give the files of one cell")
+        if first > stop:
+            raise SourceError(f"{path} lacks the images {stop} to {first - 1}: give all files of a cell")
+        before, stop = table.path, last + 1
+
+
+def _table(path: str) -> Table:
     try:
-        folder = snapshot_download(
-            repository, repo_type="dataset", revision=revision, allow_patterns=wanted, local_files_only=True
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+            ours = b"taugrid" in (schema.metadata or {}) and "index" in schema.names
+            index = file.read(columns=["index"]).column("index").to_numpy() if ours and rows else None
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedFile(f"{path} can't be read: {one_line(error)}") from None
+    ends = None if index is None else (int(index[0]), int(index[-1]))
+    if index is not None and (np.diff(index) != 1).any():
+        at = int(np.flatnonzero(np.diff(index) != 1)[0])
+        raise SourceError(f"{path}: index {index[at]} is followed by {index[at + 1]}, not {index[at] + 1}")
+    return Table(path, _image_column(path, schema), rows, ends)
+
+
+def _image_column(path: str, schema: pa.Schema) -> str:
+    """The column of pictures: binary, or a struct with the field `bytes`. Of several, the one named `image`."""
+    candidates = [field.name for field in schema if _holds_bytes(field.type)]
+    if len(candidates) == 1 or "image" in candidates:
+        return "image" if "image" in candidates else candidates[0]
+    if candidates:
+        raise SourceError(
+            f"{path} has several columns of bytes, {candidates}: rename the one with the pictures to image"
         )
-    except LocalEntryNotFoundError:
-        return None
-    return Path(folder)
+    raise SourceError(
+        f"{path} has no column of pictures (bytes of PNG or JPEG, or a struct with bytes), only {schema.names}"
+    )
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _rows(tables: Sequence[Table], first: int) -> Iterator[EncodedImage]:
+    """The rows from number `first` on, over all tables."""
+    for table in tables:
+        skipped = min(first, table.rows)
+        first -= skipped
+        if skipped == table.rows:
+            continue
+        row = 0
+        try:
+            with pq.ParquetFile(table.path, page_checksum_verification=True) as file:
+                for batch in file.iter_batches(IMAGES_AT_ONCE, columns=[table.column]):
+                    column = batch.column(0)
+                    if pa.types.is_struct(column.type):
+                        column = column.field("bytes")
+                    numbers = range(row, row + len(column))
+                    row += len(column)
+                    if row > skipped:
+                        encoded = zip(numbers, column.to_pylist(), strict=True)
+                        yield from (_encoded(table, number, data) for number, data in encoded if number >= skipped)
+        except (pa.ArrowException, OSError) as error:
+            raise DamagedFile(f"{table.path} can't be read: {one_line(error)}") from None
+
+
+def _encoded(table: Table, row: int, data: bytes | None) -> EncodedImage:
+    if data is None:
+        raise SourceError(f"{table.path} row {row} has no bytes: embed the pictures in the file")
+    return EncodedImage(f"{table.path} row {row}", data)

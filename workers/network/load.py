@@ -3,7 +3,7 @@
 from taugrid.config import Diffusion
 from taugrid.jobs import CustomNetwork, NetworkSpec, SavedUnet
 from taugrid.workers import schedules
-from taugrid.workers.data import distributions
+from taugrid.workers.data.builtin import distribution
 from taugrid.workers.diffusion import gaussian, oracle
 from taugrid.workers.diffusion.denoiser import Denoiser, from_times
 from taugrid.workers.network import custom
@@ -25,7 +25,7 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, compil
         return load_unet(network, device, compiled)
     if isinstance(network, CustomNetwork):
         return from_times(custom.load(network, device, compiled))
-    distribution = distributions.distribution(network.data)
-    if isinstance(distribution, gaussian.Gaussian):
-        return oracle.gaussian_eps(distribution, schedules.alpha_bar(diffusion), device)
-    return oracle.two_points_eps(distribution, device)
+    data = distribution(network.data)
+    if isinstance(data, gaussian.Gaussian):
+        return oracle.gaussian_eps(data, schedules.alpha_bar(diffusion), device)
+    return oracle.two_points_eps(data, device)

@@ -9,13 +9,13 @@ from taugrid.orchestrator.baseline.matching import labels, matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot
 from taugrid.orchestrator.baseline.text import MOST_LISTED
 from taugrid.orchestrator.nightly.before.checks import expected_standard_error_problem
-from taugrid.orchestrator.opened import Opened
+from taugrid.orchestrator.run import Run
 from taugrid.words import counted
 
 NO_MODEL = "a model is not here yet"
 
 
-def compared(opened: Opened, file: str) -> dict[str, Any]:
+def compared(opened: Run, file: str) -> dict[str, Any]:
     """Which cells of a plan and of the baseline `file`, a file or a run, a night would compare, as plain data.
 
     What is not here (a checkpoint, the reference, an extractor's weights) leaves that unknown: a plan does without.

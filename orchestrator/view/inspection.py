@@ -1,0 +1,154 @@
+"""The commands `status`, `export` and `compare`, from nothing but the config and the disk."""
+
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from taugrid import parquet
+from taugrid.errors import UserError
+from taugrid.orchestrator.plan.cells import Cell, Shard
+from taugrid.orchestrator.rates import evaluations_per_second
+from taugrid.orchestrator.report.trainings import describe_models, training_price
+from taugrid.orchestrator.report.up_to_date import Asked
+from taugrid.orchestrator.run import Run
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import read_events
+from taugrid.orchestrator.rundir.extension import orphans_in_words
+from taugrid.orchestrator.rundir.integrity import Damage
+from taugrid.orchestrator.rundir.lease import Lease
+from taugrid.orchestrator.selection import find_cell
+from taugrid.orchestrator.work.sample import images_to_keep
+
+PNG_OVERHEAD_BYTES = 200
+"""Upper bound on an image's bytes beyond raw pixels: PNG's chunks, a row's share of Parquet's columns and pages."""
+
+
+def describe_status(run: Run) -> dict[str, Any]:
+    """What `status` shows: what `describe` says, and the driver that is at work there (None: no driver is)."""
+    holder = Lease(run.rundir.lease, run.rundir.storage).live_holder()
+    driver = None if holder is None else {"host": holder.host, "process": holder.process, "last_seen": holder.heartbeat}
+    return describe(run) | {"driver": driver}
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """Everything that `plan` and `status` show, as plain data."""
+    config, plan, rundir = run.config, run.plan, run.rundir
+    rate = evaluations_per_second(read_events(rundir))
+    asked = Asked(config, rundir)
+    cells = [_describe_cell(cell, rundir, asked) for cell in plan.cells]
+    remaining = sum(cell["network_evaluations"] - cell["network_evaluations_done"] for cell in cells)
+    models = describe_models(plan, cells, rundir, config.cluster.scratch)
+    return {
+        "name": config.name,
+        "dir": rundir.shown,
+        "models": models,
+        "cells": cells,
+        "shards": len(plan.shards),
+        "images": sum(cell.settings.num_samples for cell in plan.cells),
+        "longest_shard_evaluations": plan.shards[0].evaluations if plan.shards else 0,
+        "network_evaluations": sum(shard.evaluations for shard in plan.shards),
+        "network_evaluations_remaining": remaining,
+        "cells_to_score": sum(not cell["scored"] for cell in cells),
+        "remarks": [*plan.remarks, *filter(None, [orphans_in_words(config, plan, rundir)])],
+        "bytes_at_most": sum(map(_bytes_at_most, plan.cells)),
+        "evaluations_per_second_and_worker": rate,
+        "worker_seconds_remaining": None if rate is None else round(remaining / rate, 1),
+        **training_price(models),
+    }
+
+
+def _bytes_at_most(cell: Cell) -> int:
+    """Of a cell's images."""
+    return cell.settings.num_samples * (prod(cell.model.image_shape) + PNG_OVERHEAD_BYTES)
+
+
+def _describe_cell(cell: Cell, rundir: RunDir, asked: Asked) -> dict[str, Any]:
+    done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None)
+    there = rundir.versions(rundir.samples / cell.name)
+    begun = [s for s in cell.shards if s.number not in done and rundir.sample_part(cell, s) in there]
+    images_done = sum(shard.images for shard in cell.shards if shard.number in done)
+    images_done += sum(images_to_keep(rundir, cell, shard) for shard in begun)
+    return {
+        "cell": cell.shown_id,
+        "name": cell.name.replace(cell.id, cell.shown_id),
+        "label": cell.label,
+        "model": cell.model.shown_id,
+        "steps": cell.settings.steps,
+        "eta": cell.settings.eta,
+        **cell.axes,
+        "num_samples": cell.settings.num_samples,
+        "shards": len(cell.shards),
+        "shards_done": len(done),
+        "images_done": images_done,
+        "images_removed": rundir.has_removed_images(cell),
+        "network_evaluations": cell.network_evaluations,
+        "network_evaluations_done": images_done * len(cell.tau),
+        "scored": len(done) == len(cell.shards) and asked.is_scored(cell),
+    }
+
+
+def compare(run: Run, name_a: str, name_b: str, join: bool) -> dict[str, Any]:
+    """A row of differences.csv for any two cells of a run.
+
+    Raises:
+        UserError: if there is no such cell, one has no FID, or (without `join`) they can't be compared.
+    """
+    from taugrid.eval.tables.differences import pair
+    from taugrid.orchestrator.plan.evaluation import evaluation
+    from taugrid.orchestrator.report.collect import NO_IMAGES, collect
+
+    plan, rundir = run.plan, run.rundir
+    cells = [find_cell(plan, name) for name in (name_a, name_b)]
+    collected = collect(plan, rundir, evaluation(run.config, plan, rundir.extractor))
+    rows = {row["cell"]: row for row in collected.rows}
+    unscored = [cell.label for cell in cells if cell.id not in rows]
+    if unscored:
+        raise UserError(f"{unscored[0]} has no complete score; run `taugrid evaluate` first")
+    try:
+        row = pair(rows[cells[0].id], rows[cells[1].id], collected.evidence, join)
+    except ValueError as error:
+        raise UserError(f"{plan.with_labels(str(error))} (--join compares them anyway)") from None
+    lacking = [f"{cell.label}: {NO_IMAGES}" for cell in cells if rundir.lacks_images(cell)]
+    return {**row, "note": "; ".join(filter(None, [row["note"], *lacking]))}
+
+
+def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
+    """Write a cell's images as PNG files named by index, with the bytes as in Parquet. Returns how many.
+
+    Raises:
+        UserError: if the cell has no images yet, some are missing or damaged, or the folder is not empty.
+    """
+    require_new_folder(folder)
+    if rundir.has_removed_images(cell):
+        raise UserError(f"the images of {cell.label} were removed; delete {rundir.removal_record(cell)} and run again")
+    damages: list[Damage] = []
+    done = rundir.sampled(cell, None, every_byte=True, on_damage=damages.append)
+    if damages or len(done) < len(cell.shards):
+        lacking = len(cell.shards) - len(done)
+        raise UserError(
+            f"{cell.label} has missing or damaged shards ({lacking} of {len(cell.shards)}); `taugrid run` makes them"
+        )
+    make_new_folder(folder)
+    return sum(_export_part(rundir, cell, shard, folder) for shard in cell.shards)
+
+
+def require_new_folder(folder: Path) -> None:
+    """Raise `UserError` unless a folder for an export is new or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--to {folder} exists and is not an empty folder; give a new one")
+
+
+def make_new_folder(folder: Path) -> None:
+    """Make a folder for an export; `UserError` unless it is new or empty."""
+    require_new_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"can't write to {folder}: {error.strerror}") from None
+
+
+def _export_part(rundir: RunDir, cell: Cell, shard: Shard, folder: Path) -> int:
+    pngs = parquet.read_png(rundir.sample_part(cell, shard), range(shard.start, shard.stop), rundir.storage)
+    for index, png in pngs.items():
+        (folder / f"{index:07d}.png").write_bytes(png)
+    return len(pngs)

@@ -1,0 +1,72 @@
+"""Tables, page and terminal of two recorded runs: as they were when the fixture was recorded, byte for byte.
+
+The rows and influences are those of small runs of oracles. `expected/` holds what taugrid made of them then.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from taugrid.config.load import load
+from taugrid.eval.tables.differences import Evidence
+from taugrid.orchestrator.cli.text import print_outcome
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.report import asked
+from taugrid.orchestrator.report.collect import Rows
+from taugrid.orchestrator.report.write import write_report
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.session import Outcome
+from taugrid.orchestrator.view.page import write_page
+
+RECORDED = Path(__file__).parents[1] / "fixtures/recorded-tables"
+COMPUTED = ("differences.csv", "effects.csv", "cost.csv")
+"""Their numbers come from sums over samples, whose last digits depend on the processor."""
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
+
+
+@pytest.fixture(scope="module", params=["paper", "ablation"])
+def reported(request, tmp_path_factory):
+    """The folder of the recorded run, its config, plan and rows, and the run directory that they were reported in."""
+    folder = RECORDED / request.param
+    recorded = json.loads((folder / "collected.json").read_text())
+    influences = dict(np.load(folder / "influences.npz"))
+    evidence = Evidence(influences, recorded["pairings"], recorded["protocols"], recorded["reasons"])
+    config = load(str(folder / "config.yaml"))
+    rundir = RunDir(tmp_path_factory.mktemp(request.param))
+    collected = Rows(recorded["rows"], recorded["notes"], evidence)
+    write_report(config, plan(config), rundir, collected)
+    write_page(config, plan(config), rundir)
+    return folder / "expected", config, collected, rundir
+
+
+def as_numbers(text):
+    """A text with its decimal fractions cut to eight significant digits."""
+    return re.sub(r"\d+\.\d+(e-?\d+)?", lambda found: f"{float(found[0]):.8g}", text)
+
+
+def test_tables_are_byte_for_byte_what_they_were(reported):
+    expected, _, _, rundir = reported
+    names = {path.name for path in expected.iterdir()} - {"report.html", "terminal.txt"}
+    assert {path.name for path in rundir.tables.iterdir()} == names
+    for name in names:
+        now, then = ((folder / name).read_text(encoding="utf-8") for folder in (rundir.tables, expected))
+        assert (as_numbers(now) == as_numbers(then)) if name in COMPUTED else (now == then), name
+
+
+def test_the_page_says_what_it_said(reported):
+    expected, _, _, rundir = reported
+    page = rundir.report.read_text(encoding="utf-8")
+    drawn = r"<(style|script|svg)\b.*?</\1>|<meta http-equiv[^>]*>"
+    assert re.sub(drawn, "", page, flags=re.DOTALL) == (expected / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_terminal_shows_what_it_showed(reported, capsys, monkeypatch):
+    expected, config, collected, rundir = reported
+    monkeypatch.setenv("COLUMNS", "80")
+    layout = asked.layout(config, plan(config))
+    outcome = Outcome({}, collected.rows, "quality", collected.evidence)
+    print_outcome(rundir, outcome, layout=layout, plan=plan(config))
+    assert capsys.readouterr().out == (expected / "terminal.txt").read_text(encoding="utf-8")

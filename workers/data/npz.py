@@ -1,0 +1,98 @@
+"""Reads the images in an `.npz`, as numpy.savez and guided-diffusion write them."""
+
+import lzma
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from taugrid.errors import DamagedFile
+from taugrid.workers.data.picture import IMAGES_AT_ONCE, Picture, Reader, SourceError, one_line
+
+NPZ_IMAGES = "arr_0"
+"""The name that numpy.savez gives to its first array. guided-diffusion writes its samples under it."""
+
+NPZ_ERRORS = (OSError, ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+"""The exceptions that zipfile and numpy raise for a damaged `.npz`. A wrong bit can make an array look encrypted,
+compressed in another way, or written by a later version of zip (NotImplementedError, which is a RuntimeError)."""
+
+
+def reader(path: Path) -> Reader:
+    """The images `arr_0` (N, H, W, C) of an `.npz`, read a few at a time."""
+    try:
+        names, (count, *shape) = _header(path)
+    except SourceError:
+        require_whole_npz(path)  # a damaged file can look like one of another kind
+        raise
+    warnings: tuple[str, ...] = ()
+    if {"mu", "sigma"} <= set(names):
+        # guided-diffusion's references: statistics of a whole training set next to 10,000 of its images
+        warnings = (f"{path} also holds mu and sigma, perhaps of more images; its {count} images are used",)
+    return Reader(count, partial(_pictures, path, count, tuple(shape)), warnings=warnings)
+
+
+def require_whole_npz(path: Path) -> None:
+    """Raise `DamagedFile` unless `path` is an `.npz` whose arrays match their checksums."""
+    with _damage(path), zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} can't be read")
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn the exceptions of zipfile and numpy into `DamagedFile`."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except NPZ_ERRORS as error:
+        raise DamagedFile(f"{path} is not a complete .npz: {one_line(error)}") from None
+
+
+def _header(path: Path) -> tuple[list[str], tuple[int, ...]]:
+    """The names of the arrays in an `.npz`, and the shape of its images."""
+    with _damage(path), zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        if NPZ_IMAGES not in names:
+            hint = "; mu and sigma can be a reference, not samples" if {"mu", "sigma"} <= set(names) else ""
+            raise SourceError(f"{path} has no images {NPZ_IMAGES} (N, height, width, channels), only {names}{hint}")
+        with archive.open(f"{NPZ_IMAGES}.npy") as file:
+            return names, _npy_shape(path, file)
+
+
+def _npy_shape(path: Path, file: IO[bytes]) -> tuple[int, ...]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, columns_first, dtype = read(file)
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape or columns_first:
+        order = " in Fortran order" if columns_first else ""
+        raise SourceError(
+            f"{path}: {NPZ_IMAGES} must be uint8 of shape (N, height, width, 1 or 3) in C order, not {dtype} of shape "
+            f"{shape}{order}"
+        )
+    return shape
+
+
+def _pictures(path: Path, count: int, shape: tuple[int, ...], first: int) -> Iterator[Picture]:
+    size = int(np.prod(shape))
+    with _damage(path), zipfile.ZipFile(path) as archive, archive.open(f"{NPZ_IMAGES}.npy") as file:
+        _npy_shape(path, file)
+        file.seek(first * size, os.SEEK_CUR)
+        for start in range(first, count, IMAGES_AT_ONCE):
+            wanted = min(IMAGES_AT_ONCE, count - start) * size
+            data = file.read(wanted)
+            if len(data) < wanted:
+                raise DamagedFile(f"{path}: {NPZ_IMAGES} ends before image {start + len(data) // size} of {count}")
+            images = np.frombuffer(data, np.uint8).reshape(-1, *shape)
+            for offset, image in enumerate(images):
+                yield Picture(f"{path} image {start + offset}", image.transpose(2, 0, 1), lossy=False)
+        if file.read(1):  # the array's checksum is only checked at its end
+            raise DamagedFile(f"{path}: {NPZ_IMAGES} has more data after its {count} images")
