@@ -22,8 +22,18 @@ from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, Oracle, Tr
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.rundir.origins import OURS, REFERENCE, Origin, codes, first_origins, origins, scorers
+from taugrid.orchestrator.rundir.origins import (
+    OURS,
+    REFERENCE,
+    Origin,
+    codes,
+    device_kinds,
+    first_origins,
+    origins,
+    scorers,
+)
 from taugrid.orchestrator.work.scorer import ScoredWith, ScorerRecord, kept_record
+from taugrid.protocol import on_devices
 from taugrid.storage import read_json, read_sealed
 
 NOT_MATCHED = frozenset({"num_samples", "batch_size", "shard_evaluations"})
@@ -215,6 +225,7 @@ def snapshot_of_opened(opened: Run, failed: Mapping[str, str] = {}) -> Snapshot:
     rundir = opened.rundir
     events = list(read_events(rundir))
     made, first, scored_on = origins(events), first_origins(events), scorers(events)
+    kinds = device_kinds(events)
     provenance = read_json(rundir.provenance, rundir.storage) or {}
     weights = provenance.get("models") or {}
     protocols = {cell.cell: cell.protocol for cell in planned_snapshot(opened).cells} if failed else {}
@@ -235,6 +246,7 @@ def snapshot_of_opened(opened: Run, failed: Mapping[str, str] = {}) -> Snapshot:
             cells.append(replace(found, protocol=protocols[cell.id], failed=failed[cell.name]))
         else:
             places = scored_on.get(cell.id, set()) | scored_on.get(REFERENCE, set())
+            score = score | {"protocol": on_devices(score["protocol"], kinds.get(cell.id))}
             found = _with_score(found, rundir, cell, score)
             cells.append(replace(found, scored_with=ScoredWith.of(places, score["protocol"])))
     software = {key: provenance.get(key) for key in ("python", "versions", "git_commit", "git_dirty")}

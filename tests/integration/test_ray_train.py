@@ -30,9 +30,9 @@ from taugrid.workers.data import load as data
 from taugrid.workers.training import checkpoints, loop
 from taugrid.workers.training import fit as training
 from taugrid.workers.training.batches import Batches
+from taugrid.workers.training.checkpoints import new_state
 from taugrid.workers.training.log import Log
 from taugrid.workers.training.spec import TrainingSpec
-from taugrid.workers.training.state import new_state
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

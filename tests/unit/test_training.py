@@ -33,7 +33,6 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.training import one as driver
-from taugrid.orchestrator.training import room
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import noise
@@ -43,9 +42,9 @@ from taugrid.workers.network.ema import ema_decay
 from taugrid.workers.network.load import load_network
 from taugrid.workers.training import checkpoints, fit, loop
 from taugrid.workers.training.batches import Batches
+from taugrid.workers.training.checkpoints import new_state
 from taugrid.workers.training.log import SCALARS, Log, Record, is_logged, training_progress
 from taugrid.workers.training.spec import Hopeless, TrainingSpec
-from taugrid.workers.training.state import new_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -500,7 +499,7 @@ def test_a_training_that_stands_still_says_once_what_it_may_wait_for(tmp_path, m
 
 @pytest.mark.parametrize(("cpus", "ends"), [(1, True), (2, False)])
 def test_a_training_waits_no_longer_for_nodes_than_it_may(tmp_path, monkeypatch, few_nodes, cpus, ends):
-    monkeypatch.setattr(room, "ROOM_SECONDS", 0.01)
+    monkeypatch.setattr(driver, "CAPACITY_SECONDS", 0.01)
     few_nodes(Node("n", cpus, 0))
     limit = pytest.raises(UserError, match=r"cluster\.max_wait_seconds") if ends else nullcontext()
     with limit:
