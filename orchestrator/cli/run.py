@@ -113,8 +113,8 @@ def _report_history(place: str, given: Sequence[str], as_json: bool, break_lock:
 
     `given` are options that have no meaning for one.
     """
+    from taugrid.orchestrator.nightly.nights import history_as_dict, nights_of
     from taugrid.orchestrator.nightly.places import find_history
-    from taugrid.orchestrator.nightly.shown.nights import history_as_dict, nights_of
     from taugrid.orchestrator.nightly.write import write_history
     from taugrid.orchestrator.rundir.lease import sole_driver
     from taugrid.words import with_urls
