@@ -91,8 +91,8 @@ def run_stages(given: RunOptions, stages: tuple[str, ...]) -> None:
 
 def _report_history(given: RunOptions) -> bool:
     """Write the files of a history again, and print where its page is; False if CONFIG is no history."""
+    from taugrid.orchestrator.nightly.nights import history_as_dict, nights_of
     from taugrid.orchestrator.nightly.places import find_history
-    from taugrid.orchestrator.nightly.shown.nights import history_as_dict, nights_of
     from taugrid.orchestrator.nightly.write import write_history
     from taugrid.orchestrator.rundir.lock import sole_driver
     from taugrid.words import with_urls

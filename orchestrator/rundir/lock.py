@@ -69,7 +69,7 @@ def _make_writable(run: Paths) -> None:
 
 def _not_writable(run: Paths, error: OSError) -> UserError:
     """What the user is told of a folder that may not be written to: the same command would fail again."""
-    ways_out = "give another --out"
+    ways_out = f"give another {run.option}"
     with suppress(OSError):
         if run.storage.exists(run.config):
             ways_out = (

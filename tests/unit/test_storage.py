@@ -557,15 +557,14 @@ ALLOWED = [
         {"copyfile": 1, "copytree": 2, "write_text": 1},
         "a temporary folder of what is sent to a job server",
     ),
-    Exceptions(
-        "orchestrator/nightly/history.py",
-        {"read_table": 1, "write_table": 1},
-        "of what `local_path` and `replacing` give",
-    ),
-    Exceptions("orchestrator/nightly/night.py", {"write_text": 1}, "of what `replacing` gives"),
+    Exceptions("orchestrator/nightly/again.py", {"write_text": 1}, "a config in a temporary folder"),
+    Exceptions("orchestrator/nightly/nights.py", {"read_table": 1}, "of bytes that its storage read"),
     Exceptions("orchestrator/nightly/places.py", {"exists": 1, "is_dir": 2}, "what --history or an argument is"),
-    Exceptions("orchestrator/nightly/shown/view.py", {"read_table": 1}, "of bytes that its storage read"),
-    Exceptions("orchestrator/nightly/write.py", {"write_text": 2}, "of what `replacing` gives"),
+    Exceptions(
+        "orchestrator/nightly/write.py",
+        {"read_table": 1, "write_table": 1, "write_text": 2},
+        "of bytes that its storage read, and of what `replacing` gives",
+    ),
     Exceptions("orchestrator/opened.py", {"exists": 1, "is_dir": 3, "is_file": 2}, "what --out or an argument is"),
     Exceptions(
         "orchestrator/plan/patterns.py",
