@@ -40,10 +40,7 @@ class MissingWeights(ValueError):
 
 
 def chosen(name: str | None, data_name: str) -> str:
-    """The name of the extractor that `evaluate.extractor` means for the data set `data_name`.
-
-    `name` None chooses the data set's default (registry/datasets.py), or torch-fidelity's Inception if it has none.
-    """
+    """The extractor's name: `name`, or the data set's default (registry/datasets.py), or torch-fidelity's Inception."""
     dataset = DATASETS.get(data_name)
     return name or (dataset and dataset.extractor) or INCEPTION
 
@@ -80,27 +77,23 @@ def resolve(
             f"{extractor} takes images of {side}x{side} pixels, grey or RGB, not (C, H, W) = {image_shape}"
         )
     path = find_weights(known, weights, download)
+    if path is not None:
+        digest = file_sha256(path)
+        require_published(known, path, digest)
+    elif isinstance(known.weights, ShippedWeights):
+        digest = file_sha256(shipped_weights(extractor))
+    else:
+        digest = hashlib.sha256(b"").hexdigest()
     return ExtractorSpec(
         name=extractor,
         weights_path=None if path is None else str(path),
-        weights_sha256=_weights_sha256(known, path),
+        weights_sha256=digest,
         feature_layer=known.feature_layer,
         logits_layer=known.logits_layer,
         dimensions=math.prod(image_shape) if known.dimensions is None else known.dimensions,
         classes=known.classes,
         precision=precision,
     )
-
-
-def _weights_sha256(extractor: KnownExtractor, path: Path | None) -> str:
-    """SHA-256 of the file, or of nothing if the extractor has no weights."""
-    if path is not None:
-        digest = file_sha256(path)
-        require_published(extractor, path, digest)
-        return digest
-    if isinstance(extractor.weights, ShippedWeights):
-        return file_sha256(shipped_weights(extractor.name))
-    return hashlib.sha256(b"").hexdigest()
 
 
 def _known(name: str) -> KnownExtractor:
@@ -126,9 +119,7 @@ def restored(fields: Mapping[str, Any]) -> ExtractorSpec:
 
 
 def find_weights(extractor: KnownExtractor, weights: str | None, download: bool = True) -> Path | None:
-    """The file that `evaluate.weights` means for `extractor`, with `download` fetched if it is published and missing.
-
-    None: the weights ship with taugrid, or there are none.
+    """The file of weights of `extractor`, downloaded if need be; None if they ship with taugrid or there are none.
 
     Raises:
         MissingWeights: if the file is missing or can't be downloaded.
@@ -162,8 +153,7 @@ def _published_weights(name: str, source: PublishedWeights, download: bool) -> P
         raise MissingWeights(f"the weights of {name} are not downloaded yet; a run gets {source.url}")
     if not path.is_file():
         _download(name, source.url, path)
-    digest = file_sha256(path)
-    if not digest.startswith(_announced(path.name)):
+    if not (digest := file_sha256(path)).startswith(_announced(path.name)):
         raise ValueError(f"{path} is damaged: SHA-256 {digest[:12]}... does not match its name; delete it")
     return path
 
@@ -174,8 +164,7 @@ def _download(name: str, url: str, path: Path) -> None:
         with replacing(path) as temporary:
             with temporary.open("wb") as file, urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_SECONDS) as answer:
                 shutil.copyfileobj(answer, file)
-            digest = file_sha256(temporary)
-            if not digest.startswith(_announced(path.name)):
+            if not (digest := file_sha256(temporary)).startswith(_announced(path.name)):
                 raise OSError(f"the download has SHA-256 {digest[:12]}...")
     except (OSError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split())[:200]
