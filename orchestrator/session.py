@@ -17,11 +17,10 @@ from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation, singular_samples
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.briefing import Briefing
-from taugrid.orchestrator.report.ablation import no_effects
 from taugrid.orchestrator.report.cells import write_cells
 from taugrid.orchestrator.report.replicates import unequal
 from taugrid.orchestrator.report.trainings import failed_trainings
-from taugrid.orchestrator.report.write import write_losses
+from taugrid.orchestrator.report.write import no_effects, write_losses
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.commits import require_here
@@ -45,7 +44,7 @@ from taugrid.workers.training import fit
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from taugrid.eval.tables.differences import Evidence
+    from taugrid.eval.tables.quality import QualityTable
 
 
 class Outcome(NamedTuple):
@@ -55,8 +54,8 @@ class Outcome(NamedTuple):
     """The rows of the table that the stages lead to."""
     table: str
     """Its name (`work.kind.Conclusion`); empty if there is none."""
-    evidence: "Evidence | None" = None
-    """For the quality table: what tells its cells apart."""
+    quality: "QualityTable | None" = None
+    """Of `rows`, if it is the quality table."""
     text: "RenderableType" = ""
     """The table as printed on stdout, if it is not the quality table."""
     labels: Mapping[str, str] = {}
@@ -168,7 +167,7 @@ class Session:
 
             warnings = write_page(self.run, unfinished | problems)
         told_of = labels, frozenset(self._lasting), warnings, self._warned
-        return Outcome(unfinished | problems, last.rows, last.table, last.evidence, last.text, *told_of)
+        return Outcome(unfinished | problems, last.rows, last.table, last.quality, last.text, *told_of)
 
     def _announce(self) -> None:
         """Say what is remarkable about the plan, its models and its images."""

@@ -135,7 +135,6 @@ def _work(
 ) -> None:
     from taugrid.orchestrator.cli.text import outcome_json, print_outcome
     from taugrid.orchestrator.progress import Progress
-    from taugrid.orchestrator.report.asked import layout
     from taugrid.orchestrator.selection import select
     from taugrid.orchestrator.session import Session
 
@@ -145,9 +144,8 @@ def _work(
     if as_json:
         click.echo(json.dumps(outcome_json(opened.rundir, outcome), indent=2, allow_nan=False))
     else:
-        asked = opened.config.report.join_protocols, layout(opened.config, opened.plan)
         makes_images = "sample" in stages or "train" in stages
         again = "run the same command again" if makes_images else f"run `taugrid run {opened.rundir.shown}`"
-        print_outcome(opened.rundir, outcome, *asked, opened.plan, again)
+        print_outcome(opened.rundir, outcome, again)
     if outcome.missing:
         sys.exit(Exit.INCOMPLETE)

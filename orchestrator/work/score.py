@@ -6,7 +6,7 @@ from taugrid.eval.metrics.moments_file import MomentsFile
 from taugrid.eval.score_cell import ReferenceFiles, ScoreJob
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.report.collect import collect
-from taugrid.orchestrator.report.write import write_report
+from taugrid.orchestrator.report.write import quality_table, write_report
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.extract import ExtractWork, not_extracted
 from taugrid.orchestrator.work.kind import IMAGES, Conclusion, WorkKind, shard_key
@@ -95,11 +95,14 @@ class ScoreWork(WorkKind):
         return lacking
 
     def conclude(self) -> Conclusion:
-        """The rows of tables/quality.csv; the stage `report` writes them, with the figures."""
-        collected = collect(self.survey.whole, self.rundir, self._evaluation)
+        """The quality table; the stage `report` writes it, with the figures."""
+        plan = self.survey.whole
+        collected = collect(plan, self.rundir, self._evaluation)
         if "report" in self.survey.stages:
-            write_report(self.config, self.survey.whole, self.rundir, collected)
-        return Conclusion("quality", collected.rows, evidence=collected.evidence)
+            quality = write_report(self.config, plan, self.rundir, collected)
+        else:
+            quality = quality_table(self.config, plan, collected)
+        return Conclusion("quality", collected.rows, quality=quality)
 
 
 KIND = ScoreWork

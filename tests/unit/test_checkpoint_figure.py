@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
+from test_tables import write
 
 from taugrid import parquet
 from taugrid.config import Config, Diffusion, validate
@@ -12,7 +13,6 @@ from taugrid.eval.figures.over_steps import quality_figure
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import COLUMNS, long_form
 from taugrid.eval.tables.pivots import SIGMA_HAT
-from taugrid.eval.tables.quality import write_quality
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.report.collect import Rows
 from taugrid.orchestrator.report.write import write_report
@@ -145,7 +145,7 @@ def test_a_report_draws_it_where_the_grid_has_the_axis_and_nowhere_else(tmp_path
 
 
 def test_rows_of_the_table_and_a_panel_for_each_checkpoint_in_the_order_of_the_grid(tmp_path):
-    write_quality(cells(etas=(0.0, 0.5)), tmp_path, {})
+    write(cells(etas=(0.0, 0.5)), tmp_path)
     text = (tmp_path / "quality.md").read_text()
     first = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
     assert first == ["checkpoint", ":--", *(name for name in ("step-5000", "step-10000", "name-256") for _ in range(2))]

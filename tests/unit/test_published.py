@@ -18,10 +18,11 @@ from taugrid.eval.tables.published.counterparts import (
     EncodedImages,
     NetworkOrigin,
     dataset_facts,
+    published_markdown,
     quality_counterparts,
     reconstruction_counterparts,
+    write_published,
 )
-from taugrid.eval.tables.published.files import published_markdown, write_published
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.report.collect import Rows
 from taugrid.orchestrator.report.write import network_origin, write_report
