@@ -22,10 +22,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# mypy looks packages up in folders of their own names: links give it the rooms where setup.py maps them.
 types: $(STAMP)
-	rm -rf build/typing && mkdir -p build/typing/taugrid
-	ln -s $(CURDIR)/taugrid/* $(foreach room,configs eval orchestrator workers,$(CURDIR)/$(room)) build/typing/taugrid/
 	$(BIN)/mypy
 
 chaos: $(STAMP)           ## the long forms of the tests that kill things; SEED=... repeats what one run killed
@@ -51,7 +48,7 @@ lower-bounds:             ## the unit tests with the oldest versions that pyproj
 	PIP_CONFIG_FILE=/dev/null $(LOWER)/bin/pip install --quiet --constraint $(LOWER)/constraints.txt --editable '.[dev]'
 	OMP_NUM_THREADS=1 $(LOWER)/bin/pytest -n 2 tests/unit
 
-$(STAMP): pyproject.toml setup.py
+$(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "taugrid needs Python 3.11 or newer, and $(PYTHON) is older; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)

@@ -38,9 +38,8 @@ from taugrid.eval.features.load import load
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
 from taugrid.eval.metrics.score import score
-from taugrid.eval.metrics.statistics import symmetric_root
-from taugrid.eval.metrics.streams import Features
-from taugrid.eval.metrics.streams import moments as moments_of
+from taugrid.eval.metrics.statistics import Features, symmetric_root
+from taugrid.eval.metrics.statistics import moments as moments_of
 from taugrid.eval.sources import batches, open_source
 from taugrid.registry.extractors import INCEPTION
 from taugrid.registry.metrics import MetricSettings

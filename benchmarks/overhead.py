@@ -33,6 +33,7 @@ from taugrid.orchestrator.dispatch.pool import Joined, Pool, PoolEvent
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.rundir.paths import Paths
@@ -40,9 +41,10 @@ from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.workers.actor import CONCURRENCY_GROUPS, Audible, Worker
-from taugrid.workers.hello import Probe
+from taugrid.workers.actor import CONCURRENCY_GROUPS, HeartbeatActor, Probe, Worker
+from taugrid.workers.diffusion.process import path
 from taugrid.workers.sample import SampleJob
+from taugrid.workers.schedules import process
 
 
 class WarmPool(Pool):
@@ -69,12 +71,12 @@ class WarmWorker(Worker):
         super().__init__(threads)
         self._job = job
 
-    def hello(self, probe: Probe) -> WorkerInfo:
+    def check_health(self, probe: Probe) -> WorkerInfo:
         import torch
 
-        info, job = super().hello(probe), self._job
+        info, job = super().check_health(probe), self._job
         model = self._set_up().network(job.network, job.diffusion, job.arithmetic)
-        model(torch.zeros(job.settings.batch_size, *job.image_shape), 1)
+        model(torch.zeros(job.settings.batch_size, *job.image_shape), path(process(job.diffusion), job.tau)[0])
         return info
 
 
@@ -89,15 +91,15 @@ class BareForwards(WarmWorker):
         began = time.perf_counter()
         for start in range(job.start, job.stop, job.settings.batch_size):
             x = torch.randn(min(job.settings.batch_size, job.stop - start), *job.image_shape)
-            for t in job.tau:
-                model(x, t)
+            for at in path(process(job.diffusion), job.tau)[:-1]:
+                model(x, at)
         return Result(time.perf_counter() - began, job.stop - job.start, True)
 
 
-class Empty(Audible):
+class Empty(HeartbeatActor):
     """Does nothing, at once."""
 
-    def hello(self, probe: Probe) -> WorkerInfo:
+    def check_health(self, probe: Probe) -> WorkerInfo:
         return WorkerInfo("here", "none", {})
 
     def do(self, job: Job) -> Result:
@@ -147,7 +149,7 @@ def spread(actor: type, arguments: tuple[Any, ...], tasks: dict[str, Task], work
     probe.touch()
     remote = ray.remote(num_cpus=1, concurrency_groups=CONCURRENCY_GROUPS)(actor)
     actors = [remote.remote(*arguments) for _ in range(workers)]
-    ray.get([each.hello.remote(Probe(str(probe))) for each in actors])
+    ray.get([each.check_health.remote(Probe(str(probe))) for each in actors])
     before = cpu_seconds()
     results = [[each.do.remote(job) for job in share] for each, share in zip(actors, shares, strict=True)]
     seconds = max(sum(result.seconds for result in ray.get(refs)) for refs in results)
@@ -198,7 +200,7 @@ def main() -> None:
 
         def found() -> dict[str, Task]:
             shutil.rmtree(rundir.samples, ignore_errors=True)
-            survey = Survey(config, planned, rundir, None, frozenset({"sample"}), lambda damage: None)
+            survey = Survey(Run(config, planned, rundir), None, frozenset({"sample"}), lambda damage: None)
             return {task.key: task for task in SampleWork(survey).tasks()}
 
         warm = (1, next(iter(found().values())).job)

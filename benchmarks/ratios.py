@@ -27,25 +27,25 @@ from taugrid.config.load import load
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.workers.actor import Audible
-from taugrid.workers.hello import Probe
+from taugrid.workers.actor import HeartbeatActor, Probe
 from taugrid.workers.sample import SampleJob
 
 WORKERS = 2
 
 
-class Pipeline(Audible):
+class Pipeline(HeartbeatActor):
     """diffusers' DDIM, as it is shipped."""
 
     def __init__(self, checkpoint: str, batch: int, steps: int) -> None:
         super().__init__()
         self._checkpoint, self._batch, self._steps = checkpoint, batch, steps
 
-    def hello(self, probe: Probe) -> WorkerInfo:
+    def check_health(self, probe: Probe) -> WorkerInfo:
         import torch
         from diffusers import DDIMPipeline, DDIMScheduler
 
@@ -82,7 +82,7 @@ def tasks(config: Config, folder: Path) -> dict[str, Task]:
     """The shards, none of them done."""
     rundir = RunDir(folder / "run")
     shutil.rmtree(rundir.samples, ignore_errors=True)
-    survey = Survey(config, plan(config), rundir, None, frozenset({"sample"}), lambda damage: None)
+    survey = Survey(Run(config, plan(config), rundir), None, frozenset({"sample"}), lambda damage: None)
     return {task.key: task for task in SampleWork(survey).tasks()}
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.scale [ray] [policy] [loop] [plan]
 
 - ray: 64 actors that sleep for each shard and commit a link to one real file. The driver does all that it does in a
-  run: dispatcher, crew, events, a look at each file, ledger. 64 workers on few cores are only honest if they
+  run: dispatcher, worker_manager, events, a look at each file, ledger. 64 workers on few cores are only honest if they
   have time to spare, so a shard takes half a second: 128 shards a second. The efficiency is shards x seconds / workers
   over the wall time from the first assignment to the last commit; few shards end in a last round that is not full.
 - policy: seconds of `assign` and of each event in every state that a run comes through, 512 workers and 100,000 tasks.
@@ -36,15 +36,15 @@ from benchmarks.restart import write_shard
 from taugrid import parquet
 from taugrid.config import Cluster, Config, validate
 from taugrid.jobs import Job, Result, WorkerInfo
-from taugrid.orchestrator.dispatch import cluster, crew, loop
-from taugrid.orchestrator.dispatch.capacity import room
-from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size
+from taugrid.orchestrator.dispatch import cluster, loop, scaling, worker_manager
+from taugrid.orchestrator.dispatch.capacity import Node, Size
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.pool import Done, Joined, Located, PoolEvent
 from taugrid.orchestrator.plan.cells import Plan, Shard
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.commits import Committed
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
@@ -52,9 +52,8 @@ from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.workers.actor import Audible
+from taugrid.workers.actor import HeartbeatActor, Probe
 from taugrid.workers.device import Device
-from taugrid.workers.hello import Probe
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "unit"))
 from states import EVENTS, QUESTIONS, STATES, middle
@@ -83,7 +82,7 @@ def new_run(folder: Path, planned: Plan) -> RunDir:
 
 
 def tasks_of(config: Config, planned: Plan, rundir: RunDir) -> Iterator[Task]:
-    return SampleWork(Survey(config, planned, rundir, None, frozenset({"sample"}), lambda damage: None)).tasks()
+    return SampleWork(Survey(Run(config, planned, rundir), None, frozenset({"sample"}), lambda damage: None)).tasks()
 
 
 def template(folder: Path) -> Path:
@@ -110,14 +109,14 @@ class Committer:
         return Result(0.0, BATCH, True, size=self._size, part=self._part)
 
 
-class Sleeper(Audible):
+class Sleeper(HeartbeatActor):
     """Does a shard by sleeping. It imports no torch: 64 of these fit on a small machine."""
 
     def __init__(self, seconds: float, file: Path) -> None:
         super().__init__()
         self._seconds, self._committer, self._device = seconds, Committer(file), Device("cpu", self.beat)
 
-    def hello(self, probe: Probe) -> WorkerInfo:
+    def check_health(self, probe: Probe) -> WorkerInfo:
         return WorkerInfo("here", "none", {})
 
     def do(self, job: Job) -> Result:
@@ -242,13 +241,13 @@ def simulated(workers: int, tasks: int) -> None:
         rundir = new_run(Path(name) / "run", planned)
         found = {task.key: task for task in islice(tasks_of(config, planned, rundir), tasks)}
         pool = Simulated(workers, file)
-        for module in (loop, crew, room):
+        for module in (loop, worker_manager, scaling):
             vars(module)["time"] = pool
         runs = Loop(found, work_kinds(), pool, workers, False, Cluster(), *outputs(rundir))
         cpu = time.process_time()
         assert runs.run() == {}
         cpu = time.process_time() - cpu
-        for module in (loop, crew, room):
+        for module in (loop, worker_manager, scaling):
             vars(module)["time"] = time
         print(f"loop: {len(found):,} shards on {workers} simulated workers: {1000 * cpu / len(found):.3f} ms a shard")
 
@@ -283,7 +282,7 @@ def memory(cells: int) -> tuple[float, float]:
         rundir = new_run(Path(name) / "run", plan(config))
         tracemalloc.start()
         planned = plan(config)
-        survey = Survey(config, planned, rundir, None, frozenset({"sample"}), lambda damage: None)
+        survey = Survey(Run(config, planned, rundir), None, frozenset({"sample"}), lambda damage: None)
         found: Mapping[str, Task] = {task.key: task for task in SampleWork(survey).tasks()}
         d, now = Dispatcher(found.values(), [kind.name for kind in work_kinds()]), 0.0
         for i in range(WORKERS):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.config import Data
-from taugrid.errors import DamagedFile, OtherContent, of_memory
+from taugrid.errors import DamagedFile, OtherContent, is_out_of_memory
 from taugrid.eval.sources import Batch, Source, batches
 from taugrid.jobs import Job, Result
 from taugrid.registry.extractors import ExtractorSpec
@@ -133,7 +133,7 @@ class InBatches:
         try:
             return self._extractor(batch)
         except Exception as error:
-            if len(batch) == 1 or not of_memory(error):
+            if len(batch) == 1 or not is_out_of_memory(error):
                 raise
         give_back(self._device.name)  # after the error, which holds what was computed so far
         self._size = len(batch) // 2

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.config import Data
-from taugrid.eval.metrics.moments_file import MomentsFile, open_moments
+from taugrid.eval.metrics.reference_statistics import MomentsFile, open_moments
 from taugrid.eval.reference_names import meant
 from taugrid.eval.sources import Source, batches, open_source
 from taugrid.hashing import spaced_json_sha256

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid import parquet
-from taugrid.eval.features.weight_files import torch_hub_folder
+from taugrid.eval.features.resolve import torch_hub_folder
 from taugrid.hashing import digest_of_shape
 from taugrid.workers.data import cifar, folder, npz
 from taugrid.workers.data import parquet as parquet_files

@@ -17,7 +17,6 @@ from taugrid.eval.metrics.reference_statistics import default_cache
 from taugrid.eval.reference import open_reference
 from taugrid.eval.reference_names import Meant, meant
 from taugrid.eval.sources import open_source
-from taugrid.orchestrator.array_images import VALUE_RANGE, is_float, to_pixels
 from taugrid.orchestrator.progress import Progress
 from taugrid.protocol import SOFTWARE
 from taugrid.registry.extractors import FeaturePrecision
@@ -25,8 +24,13 @@ from taugrid.versions import versions
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.data.places import MissingImages, default_root
 
+VALUE_RANGE = "value_range"
+"""The argument of `taugrid.evaluate` that says which values black and white have in floats."""
+
+FORMS = "(N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W)"
+
 Images = str | NDArray[Any]
-"""A path or another text that means images, or the images as `array_images.to_pixels` takes them, also as a tensor."""
+"""A path or another text that means images, or the images as `to_pixels` takes them, also as a tensor."""
 
 Names = Callable[[str], str]
 """How an argument is called in messages: `--samples` by the command, `samples` by Python."""
@@ -195,3 +199,63 @@ def _with_names(text: str, given: Iterable[str], names: Names) -> str:
     for key in given if names is flag else Evaluate.model_fields:  # in Python every key is an argument
         text = text.replace(f"evaluate.{key}", names(key)).replace(f"evaluate: {key}", names(key))
     return text
+
+
+def to_pixels(name: str, images: Any, value_range: tuple[float, float] | None) -> NDArray[np.uint8]:
+    """Images as (N, H, W, 1 or 3) uint8 in C order; floats are rounded to nearest.
+
+    Args:
+        name: of the argument that `images` are.
+        images: an array or a tensor on any device, uint8 or floating point, in one of `FORMS`.
+        value_range: the values of black and white in floats.
+
+    Raises:
+        UserError: for another type or shape, floats without a range, or values beyond it.
+    """
+    array = _as_array(images)
+    if array.ndim not in (3, 4) or 0 in array.shape:
+        raise UserError(f"{name}: an array of images is {FORMS}, not of shape {array.shape}")
+    pixels = array if array.dtype == np.uint8 else _rounded(name, array, value_range)
+    return np.ascontiguousarray(_channels_last(name, pixels))
+
+
+def is_float(images: Any) -> bool:
+    """Whether images are an array or a tensor of floats."""
+    return not isinstance(images, str) and np.issubdtype(_as_array(images).dtype, np.floating)
+
+
+def _as_array(images: Any) -> NDArray[Any]:
+    if hasattr(images, "detach"):  # a tensor; torch need not be imported to know one
+        images = images.detach().cpu()
+        images = (images.float() if images.is_floating_point() else images).numpy()  # NumPy has no bfloat16
+    return np.asarray(images)
+
+
+def _rounded(name: str, array: NDArray[Any], value_range: tuple[float, float] | None) -> NDArray[np.uint8]:
+    if not np.issubdtype(array.dtype, np.floating):
+        raise UserError(f"{name}: an array of images is uint8 or floats, not {array.dtype}; convert it")
+    if value_range is None:
+        raise UserError(
+            f"{name}: an array of {array.dtype} does not say which values are black and white; pass "
+            f"{VALUE_RANGE}=(0, 1) or {VALUE_RANGE}=(-1, 1), or uint8"
+        )
+    black, white = value_range
+    low, high = float(array.min()), float(array.max())
+    if not (black <= low and high <= white):  # NaN fails, too
+        raise UserError(f"{name}: values are from {low:g} to {high:g}, beyond {VALUE_RANGE}={value_range}; clip them")
+    share = (array.astype(np.float32, copy=False) - np.float32(black)) / np.float32(white - black)
+    grey: NDArray[np.uint8] = np.rint(share * np.float32(255)).astype(np.uint8)
+    return grey
+
+
+def _channels_last(name: str, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if pixels.ndim == 3:
+        return pixels[..., None]
+    first, last = pixels.shape[1] in (1, 3), pixels.shape[3] in (1, 3)
+    if first and last:
+        raise UserError(
+            f"{name}: {pixels.shape} may be (N, C, H, W) or (N, H, W, C); pass images of more than 3 pixels a side"
+        )
+    if not first and not last:
+        raise UserError(f"{name}: an array of images is {FORMS}, not of shape {pixels.shape}")
+    return pixels.transpose(0, 2, 3, 1) if first else pixels

@@ -1,43 +1,53 @@
-"""How fast work was in earlier sessions of a run directory, from its events."""
+"""How fast work goes, in earlier sessions and in this one, and how long the rest takes. Pure."""
 
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+import heapq
+from collections import defaultdict, deque
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from taugrid.orchestrator.plan.cells import Cell
 
-SAME_PACE = {"reference": "extract", "shard": "sample"}
+SAME_RATE = {"reference": "extract", "shard": "sample"}
 """Kinds of work, and events, that take as long as another kind at equal cost."""
+
+LEAST_SECONDS = 2.0
+"""A rate is known after this many seconds of work, or a first task. Before that, a single heartbeat would decide it."""
+
+TASKS_KEPT = 64
+"""A rate is the average over this many of the last tasks, so that a new node or another load soon shows."""
+
+SCHEDULED_TASKS = 2000
+"""Up to this many tasks are scheduled one by one. With more, the last ones hardly matter."""
 
 Key = TypeVar("Key", bound=Hashable)
 
 
-class _Work(NamedTuple):
+class Span(NamedTuple):
     seconds: float
     cost: float
 
 
-def pace(kind: str, model: str | None) -> str:
-    """The name of what takes equal time for equal cost; `model` is that of the network that runs, if any."""
-    return "/".join(filter(None, [SAME_PACE.get(kind, kind), model]))
+def rate_key(kind: str, model: str | None) -> str:
+    """The name of tasks that take equal time for equal cost; `model` is that of the network that runs, if any."""
+    return "/".join(filter(None, [SAME_RATE.get(kind, kind), model]))
 
 
 def evaluations_per_second(events: Iterable[Mapping[str, Any]]) -> float | None:
     """Network evaluations per second of one worker, over all shards that were sampled; None before the first."""
     shards = (event for event in events if event["event"] == "shard")
-    done = _totals(("shard", _Work(event["seconds"], event["evaluations"])) for event in shards).get("shard")
+    done = _totals(("shard", Span(event["seconds"], event["evaluations"])) for event in shards).get("shard")
     return done.cost / done.seconds if done is not None and done.seconds else None
 
 
-def seconds_by_pace(events: Iterable[Mapping[str, Any]], cells: Sequence[Cell]) -> dict[tuple[str, str], float]:
-    """Pace and device -> a worker's seconds for a unit of cost."""
-    done = _totals(_by_pace_and_device(events, {cell.id: cell.model.id for cell in cells}))
-    return {key: work.seconds / work.cost for key, work in done.items()}
+def earlier_rates(events: Iterable[Mapping[str, Any]], cells: Sequence[Cell]) -> dict[tuple[str, str], float]:
+    """Rate key and device -> a worker's seconds for a unit of cost."""
+    done = _totals(_by_key_and_device(events, {cell.id: cell.model.id for cell in cells}))
+    return {key: span.seconds / span.cost for key, span in done.items()}
 
 
-def _by_pace_and_device(
+def _by_key_and_device(
     events: Iterable[Mapping[str, Any]], models: Mapping[str, str]
-) -> Iterator[tuple[tuple[str, str], _Work]]:
+) -> Iterator[tuple[tuple[str, str], Span]]:
     """Each finished task of a known cost. `models` (cell -> model) serves events from before they named the model."""
     for event in events:
         cost, device = event.get("evaluations", event.get("images")), event.get("device")
@@ -46,11 +56,65 @@ def _by_pace_and_device(
         model = None
         if "evaluations" in event:
             model = event.get("model") or models.get(event.get("cell", ""))
-        yield (pace(event["event"], model), device), _Work(event["seconds"], cost)
+        yield (rate_key(event["event"], model), device), Span(event["seconds"], cost)
 
 
-def _totals(found: Iterable[tuple[Key, _Work]]) -> dict[Key, _Work]:
-    totals: dict[Key, _Work] = defaultdict(lambda: _Work(0.0, 0.0))
+def _totals(found: Iterable[tuple[Key, Span]]) -> dict[Key, Span]:
+    totals: dict[Key, Span] = defaultdict(lambda: Span(0.0, 0.0))
     for key, (seconds, cost) in found:
-        totals[key] = _Work(totals[key].seconds + seconds, totals[key].cost + cost)
+        totals[key] = Span(totals[key].seconds + seconds, totals[key].cost + cost)
     return totals
+
+
+class Rates:
+    """Seconds that a worker takes for each unit of cost, by rate key."""
+
+    def __init__(self) -> None:
+        self._warm: dict[str, deque[Span]] = defaultdict(lambda: deque(maxlen=TASKS_KEPT))
+        self._cold: dict[str, deque[Span]] = defaultdict(lambda: deque(maxlen=TASKS_KEPT))
+        self._earlier: dict[str, float] = {}
+
+    def expect(self, key: str, seconds: float) -> None:
+        """Assume `seconds` per unit of cost until such a task has been measured."""
+        self._earlier[key] = seconds
+
+    def add(self, key: str, span: Span, is_cold: bool = False) -> None:
+        """Add a finished task. It is cold if its worker first had to load or compute what later tasks use too."""
+        if span.cost > 0:
+            (self._cold if is_cold else self._warm)[key].append(span)
+
+    def seconds(self, key: str, running: Iterable[Span] = ()) -> float | None:
+        """Seconds per unit of cost; `running` is the work done in unfinished tasks. None: nothing is known yet."""
+        warm, running = self._warm.get(key, ()), list(running)
+        if warm or sum(span.seconds for span in running) >= LEAST_SECONDS:
+            return _average([*warm, *running])
+        return self._earlier.get(key) or _average(self._cold.get(key, ()))
+
+
+def _average(spans: Collection[Span]) -> float | None:
+    cost = sum(span.cost for span in spans)
+    return sum(span.seconds for span in spans) / cost if cost else None
+
+
+class Waiting(NamedTuple):
+    """Tasks that no worker has begun."""
+
+    number: int
+    seconds: float
+    """The time of each."""
+
+
+def seconds_left(running: Sequence[float], waiting: Sequence[Waiting], workers: int) -> float:
+    """Time until `workers` have done everything, longest tasks first; `running` has the seconds left of running tasks.
+
+    It ignores that tasks wait for others, so the time is too short where scores wait for a last shard.
+    """
+    total = sum(running) + sum(group.number * group.seconds for group in waiting)
+    if sum(group.number for group in waiting) > SCHEDULED_TASKS:
+        return max([total / workers, *running])
+    free_at = [*running, *[0.0] * (workers - len(running))]
+    heapq.heapify(free_at)
+    for group in sorted(waiting, key=lambda group: -group.seconds):
+        for _ in range(group.number):
+            heapq.heapreplace(free_at, free_at[0] + group.seconds)
+    return max(free_at)

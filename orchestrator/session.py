@@ -9,14 +9,13 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from taugrid.disk import failing_in_one_line, write_text
-from taugrid.errors import UserError
-from taugrid.orchestrator.dispatch import cluster
-from taugrid.orchestrator.dispatch.capacity import nodes, resources
+from taugrid.errors import UserError, user_errors
+from taugrid.orchestrator.dispatch import capacity, cluster
+from taugrid.orchestrator.observers import Observers
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation, singular_samples
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.progress.briefing import Briefing
+from taugrid.orchestrator.progress.summary import SessionSummary
 from taugrid.orchestrator.report.cells import write_cells
 from taugrid.orchestrator.report.replicates import unequal
 from taugrid.orchestrator.report.trainings import failed_trainings
@@ -35,7 +34,7 @@ from taugrid.orchestrator.training.several import Trainings
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.kind import Conclusion, WorkKind
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.storage import replacing, write_json
+from taugrid.storage import replacing, write_json, write_text
 from taugrid.words import counted, with_urls
 from taugrid.workers.data.load import load_images
 from taugrid.workers.sample import SampleJob
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from taugrid.eval.tables.quality import QualityTable
+    from taugrid.orchestrator.dispatch.pool import Pool
 
 
 class Outcome(NamedTuple):
@@ -71,13 +71,7 @@ class Outcome(NamedTuple):
 class Session:
     """One session of a driver: it does what is missing in one run directory."""
 
-    def __init__(
-        self,
-        run: Run,
-        address: str,
-        progress: Progress,
-        part: Plan | None = None,
-    ) -> None:
+    def __init__(self, run: Run, address: str, progress: Progress, part: Plan | None = None) -> None:
         """A session that works on the Ray cluster at `address`.
 
         `part` is the part of the run's plan that is to be done; None: all. Tables show all of the plan.
@@ -89,11 +83,13 @@ class Session:
         self._progress = progress
         self._cluster = ExitStack()
         self._connected = False
+        self._stages: frozenset[str] = frozenset()
+        self._scoring: Evaluation | None = None
         self._lasting: set[str] = set()
         self._warned: list[str] = []
         self._modules = {file for model in self.plan.models for file in model.source.modules}
 
-    @failing_in_one_line()
+    @user_errors()
     def do(self, stages: Collection[str], break_lock: bool = False) -> Outcome:
         """Do `stages`, some of train, sample, reconstruct, interpolate, evaluate and report, in that order.
 
@@ -103,71 +99,105 @@ class Session:
             UserError: if something must be changed first; nothing is lost.
             RunFailed: if a stage could not go on.
         """
+        self._stages = frozenset(stages)
         check_is_run_directory(self.rundir)
-        scores = "evaluate" in stages or "report" in stages
-        scoring = evaluation(self.config, self.plan, self.rundir.extractor) if scores else None
-        if "train" in stages:
-            for model, source in self.part.trained_here:
-                if not self.rundir.is_ready(model):
-                    self._require_scratch()
-                    fit.check(source.train)
-                    load_images(source.data)  # refuse bad images here, not when the first worker needs them
+        if self._stages & {"evaluate", "report"}:
+            self._scoring = evaluation(self.config, self.plan, self.rundir.extractor)
+        if "train" in self._stages:
+            self._check_trainings()
         with self.rundir.lock(break_lock, self._progress.say) as lease, self._cluster:
             self._began = lease.began
-            self.rundir.ledger.keep()
-            check_extends(self.config, self.plan, self.rundir)
-            self.rundir.claim()
-            write_json(self.rundir.config, self.config.model_dump(mode="json"), self.rundir.storage)
-            write_cells(self.plan, self.rundir)
-            self._progress.follow()
-            self._events = Events(self.rundir, self._progress.observe)
+            self._record_run()
+            observers = Observers([self._progress], self._progress.say)
+            observers.add_installed()
+            observers.session_started(self.config, self.rundir.shown, sorted(stages))
+            self._events = Events(self.rundir, observers)
             self._events.add("session", stages=sorted(stages), **provenance.software())
             try:
-                outcome = self._do(stages, scoring)
+                outcome = self._do()
                 self._events.add("end", missing=outcome.missing)
-            except FileNotFoundError:
-                require_here(self.rundir.run, self.rundir.storage)
+            except BaseException as error:
+                observers.session_failed(error)
+                if isinstance(error, FileNotFoundError):
+                    require_here(self.rundir.run, self.rundir.storage)
                 raise
+            observers.session_finished(outcome.rows, outcome.missing)
             return outcome
 
-    def _do(self, stages: Collection[str], scoring: Evaluation | None) -> Outcome:
+    def _do(self) -> Outcome:
         self._announce()
-        for model in self.part.models:
-            self.rundir.record_model(model)
-        if scoring is not None:
-            self.rundir.record_extractor(scoring.extractor, self.config.data.image_shape)
-            self._modules |= set(scoring.extractor.files)
-            if "fid" in self.config.evaluate.metrics and "evaluate" in stages:
-                for said in singular_samples(self.part, scoring.extractor.dimensions):
-                    self._warn(said)
-        told, works = self._kinds(self.part, stages, scoring)
+        self._record_inputs()
+        reported, works = self._kinds(self.part)
         for work in works:
             work.check()
-        failed = self._train() if "train" in stages else {}
+        failed = self._train() if "train" in self._stages else {}
         if failed:
-            told, works = self._kinds(without_models(self.part, failed), stages, scoring)
-        if set(stages) == {"train"} and not failed:
-            self._progress.say("every model of this config is trained" if self.part is self.plan else "models trained")
-        problems = self._work(works, scoring) if works else {}
+            reported, works = self._kinds(without_models(self.part, failed))
+        problems = self._work(works) if works else {}
+        return self._report(reported, failed, problems)
+
+    def _report(
+        self, reported: Sequence[WorkKind], failed: Mapping[str, TrainingFailed], problems: Mapping[str, str]
+    ) -> Outcome:
+        """Write tables and pages, and return what was reached.
+
+        `failed` has the trainings by model id, `problems` cell name -> reason for work that could not be done.
+        """
         unfinished: dict[str, str] = {}
         labels = dict(self.plan.labels)
-        for work in told:
+        for work in reported:
             unfinished |= work.missing()
             labels |= work.labels()
         untrained = self._untrained(failed, unfinished)
-        problems |= {name: str(error) for name, error in untrained.items()}
         self._lasting |= {name for name, error in untrained.items() if error.fails_again}
-        conclusions = [conclusion for work in told if (conclusion := work.conclude()) is not None]
+        missing = {**unfinished, **problems, **{name: str(error) for name, error in untrained.items()}}
+        conclusions = [conclusion for work in reported if (conclusion := work.conclude()) is not None]
         last = conclusions[-1] if conclusions else Conclusion("", [])
-        self._warn_of_tables(stages, last)
-        provenance.write(self.rundir, self.plan, scoring)
+        self._warn_of_tables(last)
+        provenance.write(self.rundir, self.plan, self._scoring)
         warnings: list[str] = []
-        if conclusions and ("report" in stages or "evaluate" not in stages):
+        if conclusions and ("report" in self._stages or "evaluate" not in self._stages):
             from taugrid.orchestrator.view.page import write_page
 
-            warnings = write_page(self.run, unfinished | problems)
-        told_of = labels, frozenset(self._lasting), warnings, self._warned
-        return Outcome(unfinished | problems, last.rows, last.table, last.quality, last.text, *told_of)
+            warnings = write_page(self.run, missing)
+        return Outcome(
+            missing=missing,
+            rows=last.rows,
+            table=last.table,
+            quality=last.quality,
+            text=last.text,
+            labels=labels,
+            lasting=frozenset(self._lasting),
+            warnings=warnings,
+            warned=self._warned,
+        )
+
+    def _check_trainings(self) -> None:
+        """Raise `UserError` for what would keep a model from being trained: here, not once workers need it."""
+        for model, source in self.part.trained_here:
+            if not self.rundir.is_ready(model):
+                self._require_scratch()
+                fit.check(source.train)
+                load_images(source.data)
+
+    def _record_run(self) -> None:
+        """Take the directory, and write what this session's config asks for."""
+        self.rundir.ledger.keep()
+        check_extends(self.config, self.plan, self.rundir)
+        self.rundir.claim()
+        write_json(self.rundir.config, self.config.model_dump(mode="json"), self.rundir.storage)
+        write_cells(self.plan, self.rundir)
+
+    def _record_inputs(self) -> None:
+        """Write down the models and the extractor that are used."""
+        for model in self.part.models:
+            self.rundir.record_model(model)
+        if self._scoring is not None:
+            self.rundir.record_extractor(self._scoring.extractor, self.config.data.image_shape)
+            self._modules |= set(self._scoring.extractor.files)
+            if "fid" in self.config.evaluate.metrics and "evaluate" in self._stages:
+                for warning in singular_samples(self.part, self._scoring.extractor.dimensions):
+                    self._warn(warning)
 
     def _announce(self) -> None:
         """Say what is remarkable about the plan, its models and its images."""
@@ -182,27 +212,25 @@ class Session:
         if removed := sum(self.rundir.has_removed_images(cell) for cell in self.part.cells):
             self._progress.say(f"images removed: {counted(removed, 'cell')}; scores and influences stay")
 
-    def _warn_of_tables(self, stages: Collection[str], last: Conclusion) -> None:
+    def _warn_of_tables(self, last: Conclusion) -> None:
         """Say that tables stay as they are, or what the quality table can't show."""
-        if "evaluate" in stages and "report" not in stages:
+        if "evaluate" in self._stages and "report" not in self._stages:
             self._progress.say("tables and figures are unchanged; `taugrid report` updates them")
-        if "report" in stages and last.table == "quality":
+        if "report" in self._stages and last.table == "quality":
             scored = {row["cell"] for row in last.rows}
             cells = [cell for cell in self.plan.cells if cell.id in scored]
-            for said in (*unequal(cells, "scored "), *no_effects(self.config, self.plan, last.rows)):
-                self._warn(said)
+            for warning in (*unequal(cells, "scored "), *no_effects(self.config, self.plan, last.rows)):
+                self._warn(warning)
 
     def _warn(self, text: str) -> None:
         self._warned.append(text)
         self._progress.say(f"warning: {text}")
 
-    def _kinds(
-        self, part: Plan, stages: Collection[str], scoring: Evaluation | None
-    ) -> tuple[list[WorkKind], list[WorkKind]]:
-        """The kinds of work on `part` whose results are told, and those of them that are done."""
-        survey = Survey(self.config, part, self.rundir, scoring, frozenset(stages), self._set_aside, self.plan)
-        told = [kind(survey) for kind in work_kinds() if {kind.stage, *kind.told_by} & survey.stages]
-        return told, [work for work in told if work.stage in survey.stages]
+    def _kinds(self, part: Plan) -> tuple[list[WorkKind], list[WorkKind]]:
+        """The kinds of work on `part` whose results are reported, and those of them that are done."""
+        survey = Survey(self.run, self._scoring, self._stages, self._set_aside, part)
+        reported = [kind(survey) for kind in work_kinds() if {kind.stage, *kind.reported_by} & self._stages]
+        return reported, [work for work in reported if work.stage in self._stages]
 
     def _require_scratch(self) -> None:
         """Raise `UserError` if training workers on other machines would have no folder in common."""
@@ -235,6 +263,8 @@ class Session:
         write_losses(self.plan, self.rundir)
         if failed and len(failed) == len(self.part.models):
             raise next(iter(failed.values()))
+        if self._stages == {"train"} and not failed:
+            self._progress.say("every model of this config is trained" if self.part is self.plan else "models trained")
         return failed
 
     def _trainings(self) -> Iterator[Training]:
@@ -263,21 +293,21 @@ class Session:
                 found[cell.name] = TrainingFailed(model.called, **earlier[model.id])
         return found
 
-    def _work(self, works: Sequence[WorkKind], scoring: Evaluation | None) -> dict[str, str]:
+    def _work(self, works: Sequence[WorkKind]) -> dict[str, str]:
         """Do what is missing, if anything. Returns cell name -> reason for what could not be done."""
-        by_key = {task.key: task for work in works for task in work.tasks()}
-        provenance.write(self.rundir, self.plan, scoring)
+        tasks = {task.key: task for work in works for task in work.tasks()}
+        provenance.write(self.rundir, self.plan, self._scoring)
         problems: dict[str, str] = {}
-        briefing = Briefing(self.config, self.part, self.rundir, scoring, by_key)
-        self._progress.brief(briefing)
-        if by_key:
-            self._events.add("to do", work=briefing.to_do)
+        summary = SessionSummary(self.run, self.part, self._scoring, tasks)
+        self._progress.expect(summary)
+        if tasks:
+            self._events.add("to do", work=summary.to_do)
             for work in works:
-                costs = [task.cost for task in by_key.values() if task.kind == work.name]
+                costs = [task.cost for task in tasks.values() if task.kind == work.name]
                 if costs and (said := work.announcement(sum(costs))) is not None:
                     self._progress.say(said)
             self._connect()
-            problems = self._dispatch(by_key)
+            problems = self._dispatch(tasks)
         if not problems and self._began is not None:
             self.rundir.remove_temporaries((kind.writes_in() for kind in work_kinds()), self._began)
         for work in works:
@@ -287,30 +317,19 @@ class Session:
     def _dispatch(self, tasks: dict[str, Task]) -> dict[str, str]:
         """Have workers do `tasks`. Returns cell name -> reason for what could not be done."""
         from taugrid.orchestrator.dispatch.loop import Loop
-        from taugrid.orchestrator.dispatch.pool import Pool, Spare
-        from taugrid.workers.actor import Worker
-        from taugrid.workers.hello import Probe
 
         limits, embedded = self.config.cluster, self._address == "local"
-        room = resources.room(limits) if embedded else limits.workers
+        room = capacity.embedded_workers(limits) if embedded else limits.workers
         workers = min(room, len(tasks)) if embedded and room else room
         samples = any(isinstance(task.job, SampleJob) for task in tasks.values())
         if samples and room:
             said = too_few_shards(self.part, room, bool(self.rundir.committed_cells()))
             if said is not None:
                 self._progress.say(said)
-        cpus, gpus = resources.worker_size(limits)
-        if not gpus:
-            require_no_tf32(self.part)
         probe = self.rundir.new_probe()
         with replacing(probe, self.rundir.storage) as temporary:
             write_text(temporary, "")
-        files = Probe(str(probe), self.rundir.storage, self.rundir.run)
-        spare = None
-        if limits.use_cpus and gpus:
-            share = float(nodes.exact(limits.score.cpus_per_worker or limits.cpus_per_worker))
-            spare = Spare((max(1, int(share)),), share)
-        pool = Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, limits.label_selector, spare)
+        pool = self._pool(probe)
         try:
             outputs = self._progress, self._events, self._log, self.rundir.committed
             loop = Loop(tasks, work_kinds(), pool, workers, embedded, limits, *outputs)
@@ -321,6 +340,22 @@ class Session:
             pool.close()
             with suppress(OSError):  # what is more important is said; `remove_temporaries` removes what stays
                 self.rundir.storage.delete(probe)
+
+    def _pool(self, probe: Path) -> "Pool":
+        """The workers; each must see the file `probe` before it gets a task."""
+        from taugrid.orchestrator.dispatch.pool import Pool, Spare
+        from taugrid.workers.actor import Probe, Worker
+
+        limits = self.config.cluster
+        cpus, gpus = capacity.worker_size(limits)
+        if not gpus:
+            require_no_tf32(self.part)
+        files = Probe(str(probe), self.rundir.storage, self.rundir.run)
+        spare = None
+        if limits.use_cpus and gpus:
+            share = float(capacity.exact(limits.score.cpus_per_worker or limits.cpus_per_worker))
+            spare = Spare((max(1, int(share)),), share)
+        return Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, limits.label_selector, spare)
 
     def _set_aside(self, damage: Damage) -> None:
         target = self.rundir.set_aside(damage)

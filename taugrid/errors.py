@@ -1,8 +1,12 @@
 """The exceptions that a user sees, and the exit codes."""
 
 import errno
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 
 from taugrid.words import with_urls
 
@@ -106,15 +110,98 @@ class DamagedFile(_Told):
     """A file whose content is not what it should be; the message says why."""
 
 
-_SURROUNDINGS = frozenset(
+# What the numbers of `OSError` mean
+
+TOO_MANY_FILES = frozenset({errno.EMFILE, errno.ENFILE})
+"""This process, or the machine, has as many files open as it may."""
+
+TRANSIENT = TOO_MANY_FILES | {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EHOSTDOWN}
+"""What a network file system, or a process with many files open, may get over within seconds."""
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+"""What stays as it is until the user changes it: the same command would meet it again."""
+
+NOT_WRITABLE = FORBIDDEN | {errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
+"""Why a folder can't be made or written to, where another one could."""
+
+UNUSABLE = frozenset({errno.ENAMETOOLONG, errno.ELOOP})
+"""A path that can't exist, whatever is on the disk: a name is too long, or links go in a circle."""
+
+UNSYNCABLE = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
+"""From file systems that can't sync a folder; those write names at once, or offer no way to make sure."""
+
+NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+"""From file systems without hard links, such as some mounts of networks and object stores."""
+
+_CONNECTION = frozenset(
     (
-        *(errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY),
-        *(errno.ENOSPC, errno.EDQUOT, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ENOLINK, errno.ESHUTDOWN),
-        *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET),
-        *(errno.EAGAIN, errno.EPROTO),
+        *(errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ENOLINK, errno.ESHUTDOWN, errno.EPROTO),
+        *(errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET),
     )
 )
+
+ENVIRONMENT = TRANSIENT | FULL | FORBIDDEN | _CONNECTION
 """Errors of disks, mounts, networks, permissions and exhausted resources: none of them is about a file's content."""
+
+
+class StoreError(OSError):
+    """What an object store answered. Its text says in words what is wrong and what to do; its file is a URL."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an error of reading or writing the file's name if it has none: those of open files do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def is_of_content(error: OSError) -> bool:
+    """Whether the bytes are wrong, and not the reading: Arrow raises errors without a number for those."""
+    return error.errno in (None, errno.EISDIR, errno.EINVAL)
+
+
+def in_one_line(error: OSError) -> str:
+    """What failed, where, and what to do."""
+    place = error.filename or "a file"
+    if isinstance(error, FileNotFoundError):
+        return f"there is no {place} any more; put it back, then run the same command again"
+    if isinstance(error, StoreError):
+        return f"can't read or write {place}: {error.strerror}; then run the same command again"
+    if error.errno in FULL:
+        return f"the disk is full: can't write {place}; free some space and run the same command again"
+    said = f"can't read or write {place}: {os.strerror(error.errno or 0)}; no file counts as damaged for this"
+    if error.errno in FORBIDDEN:
+        return f"{said}; make it readable and writable, then run the same command again"
+    return f"{said}; run the same command again"
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn an error of the disk into `RunFailed`: it is no bug, and the user can do something about it.
+
+    So is a named file that is not found: commands look for what they need when they begin, so it has vanished since.
+
+    Raises:
+        UserError: for a path that must be another one.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in UNUSABLE:
+            raise UserError(f"{error.filename or 'a path'} can't be used: {error.strerror}; give another one") from None
+        vanished = isinstance(error, FileNotFoundError) and error.filename is not None
+        if error.errno is None or not (vanished or is_environment_error(error)):
+            raise
+        raise RunFailed(in_one_line(error)) from error
+
+
+# Whose fault an error is
 
 _RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
 """How libraries written in Rust, such as safetensors, quote an errno in errors of their own types."""
@@ -128,7 +215,7 @@ _OUT_OF_MEMORY = re.compile(
 """cuBLAS says `_ALLOC_FAILED`, cuDNN since its version 9 `_DEVICE_ALLOCATION_FAILED`."""
 
 
-def of_the_surroundings(error: BaseException) -> bool:
+def is_environment_error(error: BaseException) -> bool:
     """Whether a worker's error tells of its node (disk, mount, network, accelerator) and not of the task that met it.
 
     A `WorkerRefusal` is one: the node lacks what the driver has. Running out of memory is none: tasks differ in size.
@@ -137,37 +224,37 @@ def of_the_surroundings(error: BaseException) -> bool:
         return True
     text = str(error)
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _SURROUNDINGS
+        return error.errno in ENVIRONMENT
     if (quoted := _RUST_ERRNO.search(text)) is not None:
-        return int(quoted.group(1)) in _SURROUNDINGS
-    return of_the_accelerator(error)
+        return int(quoted.group(1)) in ENVIRONMENT
+    return is_accelerator_error(error)
 
 
-def of_the_accelerator(error: BaseException) -> bool:
+def is_accelerator_error(error: BaseException) -> bool:
     """Whether an error is an accelerator's, other than out of memory: its process can't use the accelerator any more.
 
     torch is not imported here, so its errors are known by the names of their types and by their texts. Nor is the error
-    that this one came from looked at, because Ray does not pass it on: see `accelerators_fault`.
+    that this one came from looked at, because Ray does not pass it on: see `accelerator_error_in`.
     """
     if isinstance(error, BrokenAccelerator):
         return True
-    if of_memory(error):
+    if is_out_of_memory(error):
         return False
     is_cudas = isinstance(error, RuntimeError) and _ACCELERATOR.search(str(error)) is not None
     return type(error).__name__ == "AcceleratorError" or is_cudas
 
 
-def accelerators_fault(error: BaseException) -> BaseException | None:
-    """The error of an accelerator (`of_the_accelerator`) that `error` is or came from, if any."""
+def accelerator_error_in(error: BaseException) -> BaseException | None:
+    """The error of an accelerator (`is_accelerator_error`) that `error` is or came from, if any."""
     cause: BaseException | None = error
     while cause is not None:
-        if of_the_accelerator(cause):
+        if is_accelerator_error(cause):
             return cause
         cause = cause.__cause__ or cause.__context__
     return None
 
 
-def of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is used up, an accelerator's or the machine's."""
     name = type(error).__name__
     return isinstance(error, MemoryError) or any(_OUT_OF_MEMORY.search(text) for text in (name, str(error)))

@@ -33,7 +33,7 @@ class Job:
     """The run directory, which a worker must see before it writes. None: not in one."""
 
     replaces: str | None = field(default=None, kw_only=True)
-    """The version (`Storage.version`) of a shorter file of the same shard, from when there were fewer rows: the job's
+    """The version (`Stat.version`) of a shorter file of the same shard, from when there were fewer rows: the job's
     file takes its place. None: there is none. Any other file that is found there is kept."""
 
     def remedy(self, device: Any) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,8 +12,14 @@ from taugrid.registry.metrics import MetricSettings
 ProtocolFields = Mapping[str, Any]
 """A protocol as read back from a score file, perhaps with fields of another version of taugrid."""
 
-SOFTWARE = ("taugrid", "torch", "torch-fidelity", "numpy", "scipy")
+SOFTWARE = ("torch", "torch-fidelity", "numpy", "scipy")
 """The distributions whose versions are part of a protocol."""
+
+SCORING = 1
+"""Raised when the mathematics of a score changes. It stands in a protocol in place of taugrid's own version."""
+
+TAUGRID_AT_SCORING_1 = "0.1.0"
+"""taugrid's version in the protocols that were recorded before `scoring`, and so in the hashes of scoring 1."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,10 @@ class Protocol:
     versions: Mapping[str, str]
     compile: str | None = None
     """How the network was compiled; None: it was not."""
+    sampler: Mapping[str, Any] | None = None
+    """Name and options of the sampler; None: it is ddim."""
+    conditions: Mapping[str, Any] | None = None
+    """Labels and guidance; None: the samples are unconditional."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data with the metric settings at the top level. Tables name a protocol by a hash of this."""
@@ -60,14 +70,50 @@ class Protocol:
             "clip": self.clip,
             "precision": self.precision,
             "rounding": self.rounding,
-            **({} if self.compile is None else {"compile": self.compile}),
+            **_given(compile=self.compile, sampler=self.sampler, conditions=self.conditions),
             "extractor": dict(self.extractor),
             **self.metrics.as_dict(),
-            "versions": dict(self.versions),
+            "scoring": SCORING,
+            "versions": {name: _without_tag(version, name) for name, version in self.versions.items()},
         }
 
 
-COMPARED = frozenset({"tau", "clip", "weights", "precision", "compile"})
+def _given(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _without_tag(version: str, name: str) -> str:
+    """Torch's version without its local tag (+cpu, +cu128), which names a build and not what a score ran on."""
+    return version.partition("+")[0] if name == "torch" else version
+
+
+def on_devices(protocol: ProtocolFields, kinds: Mapping[str, Collection[str]] | None) -> ProtocolFields:
+    """A recorded protocol with the kinds of device that sampled and scored, such as {"sampled": ["cuda"]}.
+
+    CPU alone is left out, and so are all kinds in a protocol without `scoring`, whose hash stays as it was.
+    """
+    others = {what: sorted(set(found)) for what, found in (kinds or {}).items() if set(found) - {"cpu"}}
+    return {**protocol, "devices": others} if others and "scoring" in protocol else protocol
+
+
+def canonical(protocol: ProtocolFields) -> dict[str, Any]:
+    """The fields as hashes and comparisons take them.
+
+    A protocol without `scoring` is taken exactly as it was recorded. One with it is spelled as taugrid 0.1.0 spelled it
+    where nothing has changed since: scoring 1 is left out, and without `devices` torch is the build for CPUs.
+    """
+    if "scoring" not in protocol:
+        return dict(protocol)
+    versions = {name: _without_tag(version, name) for name, version in (protocol.get("versions") or {}).items()}
+    if "torch" in versions and "devices" not in protocol:
+        versions["torch"] += "+cpu"
+    found = {**protocol, "versions": {**versions, "taugrid": TAUGRID_AT_SCORING_1}}
+    if found["scoring"] == 1:
+        del found["scoring"]
+    return found
+
+
+COMPARED = frozenset({"tau", "clip", "weights", "precision", "compile", "sampler"})
 """Fields that a grid varies on purpose, from cell to cell: comparisons are about them. All others must agree, because
 each of them changes a score by itself. So must a field that is unknown here."""
 
@@ -82,12 +128,12 @@ def extractor_in_words(extractor: Mapping[str, Any]) -> str:
 
 def short_name(protocol: ProtocolFields) -> str:
     """8 hex digits by which tables name a protocol, from all of its fields."""
-    return identity(protocol)[:8]
+    return identity(canonical(protocol))[:8]
 
 
 def kind(protocol: ProtocolFields) -> str:
     """A short hash of all fields that must agree: two scores are comparable if their kinds are equal."""
-    return spaced_json_sha256(dict(_must_agree(protocol)))[:8]
+    return spaced_json_sha256(dict(_must_agree(canonical(protocol))))[:8]
 
 
 def disagreements(
@@ -97,7 +143,7 @@ def disagreements(
 
     Nested fields are joined by dots ("versions.torch"). Values are formatted for people; hashes are cut to ten digits.
     """
-    flat = {name: dict(_must_agree(protocol, may_differ)) for name, protocol in protocols.items()}
+    flat = {name: dict(_must_agree(canonical(protocol), may_differ)) for name, protocol in protocols.items()}
     fields = sorted({field for values in flat.values() for field in values})
     found: dict[str, dict[str, list[str]]] = {}
     for field in fields:

@@ -9,9 +9,8 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from taugrid.disk import write_text
 from taugrid.errors import RunDirectoryNotSeen
-from taugrid.storage import Storage, read_json
+from taugrid.storage import ANY, Storage, read_json, write_text
 from taugrid.words import this_node
 
 FILE = "run.json"
@@ -32,8 +31,8 @@ def claim(root: Path, storage: Storage) -> RunId:
     if found is None:
         with storage.temporary(path) as temporary:
             write_text(temporary, json.dumps({"run": uuid.uuid4().hex}) + "\n")
-            if not storage.create(path, temporary):
-                storage.replace(path, temporary)  # a file that is no JSON was in its place
+            if not storage.commit(path, temporary):
+                storage.commit(path, temporary, ANY)  # a file that is no JSON was in its place
         found = _read(root, storage)
     return RunId(str(root), str(found))
 

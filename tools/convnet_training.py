@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from taugrid.eval.features.convnets import ARCHITECTURES, Convnet, network_input
+from taugrid.eval.features.networks import Convnet, network_input
 from taugrid.hashing import file_sha256
 
 IMAGES_AT_ONCE = 1000
@@ -66,7 +66,7 @@ def train(name: str, recipe: Recipe, data: Images) -> Convnet:
     """The network `name` after the recipe: AdamW, cosine learning rate, dropout, small shifts."""
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
-    network = Convnet(ARCHITECTURES[name], dropout=recipe.dropout)
+    network = Convnet(name, dropout=recipe.dropout)
     images, labels = network_input(torch.from_numpy(data.train_images)), torch.from_numpy(data.train_labels)
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     batches = -(-len(labels) // recipe.batch_size)

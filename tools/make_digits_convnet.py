@@ -8,7 +8,7 @@ from convnet_training import Images, Recipe, make
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from taugrid.eval.features.weight_files import shipped_weights
+from taugrid.eval.features.resolve import shipped_weights
 from taugrid.registry.extractors import DIGITS_CONVNET
 
 HELD_OUT = 360

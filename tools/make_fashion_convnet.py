@@ -11,7 +11,7 @@ import numpy as np
 from convnet_training import Images, Recipe, make
 from numpy.typing import NDArray
 
-from taugrid.eval.features.weight_files import shipped_weights
+from taugrid.eval.features.resolve import shipped_weights
 from taugrid.registry.extractors import FASHION_CONVNET
 
 RECIPE = Recipe(

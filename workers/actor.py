@@ -3,53 +3,62 @@
 One process does them all because extraction fills the gaps that sampling leaves on a device. Handing the device to
 another process would mean starting torch again each time.
 
-Torch is imported when an actor says hello, not with this module: the driver only names the class and must not import
-torch.
+Torch is imported by the health check, not with this module: the driver only names the class and must not import torch.
 """
 
-import pickle
 import platform
 import threading
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import NamedTuple
 
 import ray
 
-from taugrid.errors import BrokenAccelerator, DoesNotFit, accelerators_fault, last_line, of_memory
+from taugrid.errors import (
+    BrokenAccelerator,
+    DeviceUnusable,
+    DoesNotFit,
+    OtherVersions,
+    RunDirectoryNotSeen,
+    accelerator_error_in,
+    is_out_of_memory,
+    last_line,
+)
 from taugrid.jobs import Job, Result, WorkerInfo
+from taugrid.run_id import RunId, check_run
+from taugrid.storage import LOCAL, Storage
+from taugrid.versions import versions
 from taugrid.words import call_this_node
 from taugrid.workers import heartbeat
 from taugrid.workers.accelerator.arithmetic import settle
 from taugrid.workers.device import Device, Turn, set_up
-from taugrid.workers.hello import Probe, check_device, check_run_directory, check_versions
 from taugrid.workers.importing import uncollected
 
 WATCH_SECONDS = 10.0
 """How long a call of `watch` waits for a heartbeat before it answers that there was none."""
 
-
-IN_HAND = 2
+MAX_IN_FLIGHT = 2
 """Jobs that a worker may have: one that computes, and one that waits for it or writes its last images."""
 
-CONCURRENCY_GROUPS = {"watch": 1, "work": IN_HAND}
-"""The threads of an `Audible`, as Ray takes them."""
+CONCURRENCY_GROUPS = {"watch": 1, "work": MAX_IN_FLIGHT}
+"""The threads of a `HeartbeatActor`, as Ray takes them."""
+
+VERSIONS = ("taugrid", "torch", "diffusers", "torch-fidelity", "pyarrow", "numpy", "pillow", "ray")
 
 
-class Pulse(NamedTuple):
-    """What a worker's job has last said."""
-
-    beats: int
+class LastHeartbeat(NamedTuple):
+    number: int
     """Heartbeats since the worker started."""
     done: float
     of: float
 
 
-class Audible:
+class HeartbeatActor:
     """An actor whose heartbeats the driver can wait for while it runs a job.
 
     `watch` runs in a thread of its own, in the concurrency group "watch"; it only passes on what the job's thread says.
@@ -59,12 +68,12 @@ class Audible:
     def __init__(self) -> None:
         self._turn = Turn()
         self._changed = threading.Condition()
-        self._pulse = Pulse(0, 0.0, 0.0)
+        self._last = LastHeartbeat(0, 0.0, 0.0)
 
     def beat(self, done: float, of: float) -> None:
         """The job in this process goes on: `done` of `of` is done."""
         with self._changed:
-            self._pulse = Pulse(self._pulse.beats + 1, done, of)
+            self._last = LastHeartbeat(self._last.number + 1, done, of)
             self._changed.notify_all()
 
     def do(self, job: Job) -> Result:
@@ -75,13 +84,10 @@ class Audible:
         """Have the jobs here end soon, with what they can keep. It runs beside them, in Ray's default group."""
 
     @ray.method(concurrency_group="work")  # type: ignore[untyped-decorator]
-    def perform(self, job: bytes) -> bytes:
-        """`do` a pickled job in its turn; a pickled `Result`.
-
-        Ray would pickle both in Python, which takes the driver longer.
-        """
+    def perform(self, job: Job) -> Result:
+        """`do` a job in its turn."""
         with self._turn:
-            return pickle.dumps(self.do(pickle.loads(job)))
+            return self.do(job)
 
     @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
     def where(self) -> tuple[str, str]:
@@ -92,18 +98,31 @@ class Audible:
         return address, node_id
 
     @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
-    def watch(self, beats: int, pause: float) -> Pulse:
-        """The last heartbeat, as soon as there have been others than `beats` in all, but not before `pause` seconds.
+    def watch(self, number: int, pause: float) -> LastHeartbeat:
+        """The last heartbeat, as soon as there have been others than `number` in all, but not before `pause` seconds.
 
         Call it again only once it has answered: its concurrency group has one thread.
         """
         time.sleep(pause)
         with self._changed:
-            self._changed.wait_for(lambda: self._pulse.beats != beats, timeout=WATCH_SECONDS)
-            return self._pulse
+            self._changed.wait_for(lambda: self._last.number != number, timeout=WATCH_SECONDS)
+            return self._last
 
 
-class Worker(Audible):
+@dataclass(frozen=True)
+class Probe:
+    """What a worker's health check must find."""
+
+    path: str
+    """A file that the driver made in the run directory."""
+    storage: Storage = LOCAL
+    run: RunId | None = None
+    """Which run directory it is."""
+    versions: Mapping[str, str] = field(default_factory=lambda: versions(VERSIONS))
+    """The driver's."""
+
+
+class Worker(HeartbeatActor):
     """Does jobs; holds nothing but its device, which one of them has at a time."""
 
     def __init__(self, threads: int) -> None:
@@ -113,7 +132,7 @@ class Worker(Audible):
         self._device: Device | None = None
         self._broken: str | None = None  # what the accelerator said
 
-    def hello(self, probe: Probe) -> WorkerInfo:
+    def check_health(self, probe: Probe) -> WorkerInfo:
         """Where this worker runs, if it can do what jobs need.
 
         Raises:
@@ -142,7 +161,7 @@ class Worker(Audible):
         try:
             with heartbeat.heard_by(device.alive), self._whole_accelerator():
                 result = run_in_memory(job, device)
-            return replace(result, size=job.storage.size(Path(job.path)))
+            return replace(result, size=job.storage.stat(Path(job.path)).size)
         except FileNotFoundError:
             job.check_run()  # a folder that vanished meanwhile is the node's fault, not the job's
             raise
@@ -164,7 +183,7 @@ class Worker(Audible):
         try:
             yield
         except Exception as error:
-            if (fault := accelerators_fault(error)) is None:
+            if (fault := accelerator_error_in(error)) is None:
                 raise
             self._broken = f"{type(fault).__name__}: {last_line(fault)}"
             raise BrokenAccelerator(self._broken) from error
@@ -212,7 +231,65 @@ def _result_or_lack(job: Job, device: Device) -> Result | str:
     try:
         result: Result = resolve_name(job.runs)(job, device)
     except Exception as error:
-        if not of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return last_line(error)
     return result
+
+
+def check_run_directory(probe: Probe, node: str) -> None:
+    """See the driver's file, then write one beside it, link it, read it back and remove it, as jobs do.
+
+    Raises:
+        RunDirectoryNotSeen: if it is another folder, or does not give back what was written.
+        OSError: if the folder can't be read or written.
+    """
+    path, storage = Path(probe.path), probe.storage
+    if not storage.exists(path):
+        raise RunDirectoryNotSeen(
+            f"node {node} does not see {path.parent}; every worker must see the run directory at the same path"
+        )
+    if probe.run is not None:
+        check_run(probe.run, storage)
+    number = uuid.uuid4().hex
+    own, data = path.with_name(f".hello.{number[:12]}.tmp"), number.encode()
+    try:
+        with storage.temporary(own) as temporary:
+            temporary.write_bytes(data)
+            named = storage.commit(own, temporary)
+        if not named or storage.read(own) != data:
+            raise RunDirectoryNotSeen(
+                f"node {node}: a file written to {path.parent} does not read back as it was written"
+            )
+    finally:
+        storage.delete(own)
+
+
+def check_versions(probe: Probe, node: str) -> dict[str, str]:
+    """The versions here, which must be the driver's; the build after a + may differ (one for CPUs, one for GPUs).
+
+    Raises:
+        OtherVersions: if one differs.
+    """
+    here = versions(VERSIONS)
+    for name, theirs in probe.versions.items():
+        if (own := here.get(name, "none")).partition("+")[0] != theirs.partition("+")[0]:
+            raise OtherVersions(f"node {node} has {name} {own}, but the driver has {theirs}; install the same there")
+    return here
+
+
+def check_device(device: str, given_gpu: bool, node: str) -> None:
+    """Compute something on the device.
+
+    Raises:
+        DeviceUnusable: if the result is wrong, or a GPU was given that torch can't use.
+        RuntimeError: if the device fails, as torch says it.
+    """
+    import torch
+
+    if given_gpu and device == "cpu":
+        raise DeviceUnusable(
+            f"node {node}: Ray gave this worker a GPU, but torch can't use it; check its driver and torch"
+        )
+    if (found := float(torch.arange(8.0, device=device).square().sum())) != 140.0:
+        raise DeviceUnusable(f"node {node}: its device {device} computes 0 + 1 + 4 + ... + 49 = {found}, not 140")

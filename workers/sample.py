@@ -10,9 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from taugrid import parquet
 from taugrid.config import Diffusion, Sample
 from taugrid.errors import DamagedFile, NotFinite, Stopped
@@ -22,13 +19,16 @@ from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.device import Beat, Device, nothing, unheard, with_heartbeats
+from taugrid.workers.diffusion.denoiser import denoising
+from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched, not_finite
+from taugrid.workers.samplers import ddim
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from taugrid.workers.accelerator.transfer import SentImages
-    from taugrid.workers.diffusion.process import Denoiser
+    from taugrid.workers.diffusion.denoiser import Denoiser
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +126,12 @@ def _sent(job: SampleJob, first_new: int, model: "Denoiser", device: str, beat: 
 
     from taugrid.workers.accelerator.transfer import sent
 
-    alpha_bar = schedules.alpha_bar(job.diffusion)
     starts = range(first_new, job.stop, job.settings.batch_size)
     watched = Watched(with_heartbeats(model, beat, len(starts) * len(job.tau)))
     for start in starts:
         began = time.perf_counter()
         indices = torch.arange(start, min(start + job.settings.batch_size, job.stop), device=device)
-        x0 = sample_batch(watched, indices, job, alpha_bar)
+        x0 = sample_batch(watched, indices, job)
         yield sent(x0, watched.answer(), start, began)
 
 
@@ -159,23 +158,16 @@ def _copy_kept(job: SampleJob, writer: parquet.SampleWriter) -> int:
     return job.kept
 
 
-def sample_batch(model: "Denoiser", indices: "Tensor", job: Recipe, alpha_bar: NDArray[np.float64]) -> "Tensor":
+def sample_batch(model: "Denoiser", indices: "Tensor", job: Recipe) -> "Tensor":
     """x_0 of the samples `indices` (B,), int64, as (B, C, H, W) float32: a function of the cell, the seed and n."""
     from taugrid.workers.diffusion import noise
-    from taugrid.workers.samplers import ddim as sampler
 
-    seed = job.settings.seed
-    assert seed is not None
-    return sampler.sample(
-        model,
-        lambda t: noise.normal(seed, indices, t, job.image_shape),
-        alpha_bar,
-        job.tau,
-        job.settings.eta,
-        job.settings.clip or "none",
-        job.diffusion.predicts,
-        job.settings.clip_range or 1.0,
-    )
+    settings = job.settings
+    assert settings.seed is not None
+    normals = partial(noise.normal, settings.seed, indices, shape=job.image_shape)
+    denoise = denoising(model, job.diffusion.predicts, settings.clip or "none", settings.clip_range or 1.0)
+    points = path(schedules.process(job.diffusion), job.tau)
+    return ddim.sample(normals(0), points, denoise, normals, settings.eta)
 
 
 def _columns(job: SampleJob) -> dict[str, object]:

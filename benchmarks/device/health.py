@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from benchmarks.device.setting import SMALL, NotHere, Setting, denoiser, unet
-from taugrid.errors import of_memory
+from taugrid.errors import is_out_of_memory
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.memory import batch_that_fits, give_back
 
@@ -80,7 +80,7 @@ def _short_of_memory(setting: Setting) -> dict[str, Any]:
                 model(torch.zeros(batch, *SMALL, device=setting.device), 1)
                 batch *= 2
             except Exception as error:
-                if not of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 break
         give_back(setting.device)

@@ -4,14 +4,12 @@
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch_fidelity
 
 from taugrid.errors import CustomCodeError
-from taugrid.hashing import file_sha256
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.workers.custom import source
 from taugrid.workers.custom.describe import find
@@ -46,20 +44,14 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int]) 
     module = extractor_class(name, layers, feature_extractor_weights_path=weights, verbose=False)
     tensors = source.tensors_sha256(module.state_dict())
     widths = dict(zip(layers, _widths(module, layers, image_shape[1:]), strict=True))
-    code = class_source(extractor_class)
-    file = None if weights is None else file_sha256(Path(weights))
     return ExtractorSpec(
         name=name,
         weights_path=weights,
-        weights_sha256=file or source.content_sha256(code, tensors),
         feature_layer=feature_layer,
         logits_layer=logits_layer,
         dimensions=widths[feature_layer],
         classes=widths[logits_layer] if logits_layer else None,
-        source_sha256=code.sha256,
-        tensors_sha256=tensors,
-        files=code.files,
-        by_bytes=(code.by_bytes, file or source.content_sha256(code, tensors, by_bytes=True)),
+        **source.identity_of_code(class_source(extractor_class), tensors, weights),
     )
 
 

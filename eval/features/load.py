@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from taugrid.eval.features.custom import class_source, find_class, layers_read
-from taugrid.eval.features.weight_files import require_published, shipped_weights
+from taugrid.eval.features.resolve import require_published, shipped_weights
 from taugrid.registry.extractors import EXTRACTORS, ExtractorSpec, HubWeights, KnownExtractor, PublishedWeights
 from taugrid.workers.accelerator.transfer import Transfer, to_device, to_host
 from taugrid.workers.content import require_same, unchanged, verified_copy

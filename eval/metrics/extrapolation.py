@@ -3,7 +3,6 @@
 Chong and Forsyth 2020, "Effectively Unbiased FID and Inception Score and where to find them".
 """
 
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from taugrid.eval.metrics.frechet import frechet_distance
 from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
-from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Moments, merge, require_finite, symmetric_root
+from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Moments, merged, require_finite, symmetric_root
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 
 POINTS = 15
@@ -42,7 +41,7 @@ def fid_infinity_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
 
 
 def compute_fid_infinity(inputs: MetricInputs) -> MetricResult:
-    reference, seed = inputs.reference, inputs.settings.seed
+    reference, seed = inputs.compared_with, inputs.settings.seed
     value = fid_infinity(inputs.all_features, reference.moments, reference.root, seed=seed)
     return MetricResult({"fid_infinity": value})
 
@@ -97,4 +96,4 @@ def fid_infinity(
 
 def _moments(features: NDArray[np.floating[Any]], chosen: NDArray[np.int64]) -> Moments:
     runs = (chosen[start : start + ROWS_AT_ONCE] for start in range(0, len(chosen), ROWS_AT_ONCE))
-    return reduce(merge, (Moments.of(features[run]) for run in runs))
+    return merged(Moments.of(features[run]) for run in runs)

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from scipy.linalg.blas import dtrmm
 
 from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
-from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
-from taugrid.eval.metrics.streams import moments, runs
+from taugrid.eval.metrics.statistics import Array, Moments, moments, runs, symmetric_root
 
 RANGE_TOLERANCE = 1e-10
 """Eigenvalues below this share of the largest count as zero. Rounding leaves about d * 2e-16 of it (5e-13 at d = 2048);
@@ -46,7 +45,7 @@ def singular(count: int, side: str, dimensions: int) -> str | None:
 def compute_fid(inputs: MetricInputs) -> MetricResult:
     """FID, and its standard error if N is large enough for one. Reads the features twice."""
     n = inputs.num_samples
-    frechet = Frechet.of(moments(inputs.features(), n), inputs.reference.moments, inputs.reference.root)
+    frechet = Frechet.of(moments(inputs.features(), n), inputs.compared_with.moments, inputs.compared_with.root)
     if frechet.no_standard_error is not None:
         return MetricResult({"fid": frechet.distance}, notes=(NO_ERROR + frechet.no_standard_error,))
     influence = np.concatenate([frechet.influence(run) for run in runs(inputs.features(), n)])

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import xlogy
 
 from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
-from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, MeanAndSpread
-from taugrid.eval.metrics.streams import Features, runs
+from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Features, MeanAndSpread, merged, runs
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 from taugrid.words import counted
 
@@ -42,7 +40,7 @@ def inception_score(logits: Iterable[Features], num_samples: int, splits: int, s
         InceptionSums.of(run, split_of[i * ROWS_AT_ONCE : i * ROWS_AT_ONCE + len(run)], splits)
         for i, run in enumerate(runs(logits, num_samples))
     )
-    return reduce(InceptionSums.merge, sums).score()
+    return merged(sums).score()
 
 
 def inception_splits(num_samples: int, splits: int, seed: int) -> NDArray[np.int64]:

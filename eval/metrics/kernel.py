@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
-from taugrid.eval.metrics.statistics import Array, MeanAndSpread, require_finite
-from taugrid.eval.metrics.streams import FloatFeatures
+from taugrid.eval.metrics.statistics import Array, FloatFeatures, MeanAndSpread, require_finite
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 from taugrid.words import counted
 from taugrid.workers.heartbeat import alive
@@ -38,7 +37,7 @@ def kid_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
 
 def compute_kid(inputs: MetricInputs) -> MetricResult:
     """KID: its mean over subsets and their standard deviation."""
-    settings, reference = inputs.settings, inputs.reference
+    settings, reference = inputs.settings, inputs.compared_with
     distance = kernel_distance(
         inputs.all_features,
         reference.features,

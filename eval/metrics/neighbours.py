@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
-from taugrid.eval.metrics.statistics import require_finite
-from taugrid.eval.metrics.streams import FloatFeatures
+from taugrid.eval.metrics.statistics import FloatFeatures, require_finite
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 from taugrid.workers.heartbeat import alive
 
@@ -30,7 +29,7 @@ def prc_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
 
 def compute_prc(inputs: MetricInputs) -> MetricResult:
     """Precision and recall. The reference's radii are computed once for all cells."""
-    reference, neighbourhood = inputs.reference, inputs.settings.prc_neighborhood
+    reference, neighbourhood = inputs.compared_with, inputs.settings.prc_neighborhood
     key = ("prc", neighbourhood)
     if key not in reference.kept:
         reference.kept[key] = ball_radii(reference.features, neighbourhood)

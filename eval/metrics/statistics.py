@@ -1,18 +1,35 @@
-"""Building blocks of metrics: mergeable moments of features, the root of a covariance. Everything is float64."""
+"""Building blocks of metrics: streams of features, sums over them that can be merged, the root of a covariance.
 
+Everything computed is float64.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import reduce
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from taugrid.workers.heartbeat import alive
+
 Array = NDArray[np.float64]
+
+Features = NDArray[np.float32]
+"""(n, d), as they are extracted."""
+
+FloatFeatures = NDArray[np.floating[Any]]
+"""(n, d), of any precision."""
+
+Stream = Callable[[], Iterator[Features]]
+"""Starts at the first sample whenever it is called, and yields (n, d) float32 in the order of the samples' indices, cut
+anywhere."""
 
 ROWS_AT_ONCE = 4096
 """Rows of features that are centred in float64 at a time, so that 50,000 x 2048 need no second copy in memory."""
 
 
-def require_finite(features: NDArray[np.floating[Any]]) -> None:
+def require_finite(features: FloatFeatures) -> None:
     """Raise ValueError, with their number, if vectors of `features` (n, d) hold nan or infinity."""
     damaged = np.count_nonzero(~np.isfinite(features).all(axis=1))
     if damaged:
@@ -28,7 +45,7 @@ class Moments:
     scatter: Array
 
     @classmethod
-    def of(cls, features: NDArray[np.floating[Any]]) -> "Moments":
+    def of(cls, features: FloatFeatures) -> Self:
         """The moments of `features` (n, d), n >= 1, of any float type.
 
         Raises:
@@ -49,18 +66,31 @@ class Moments:
             raise ValueError(f"a covariance needs at least 2 feature vectors, not {self.n}")
         return self.scatter / (self.n - 1)
 
+    def merge(self, other: Self) -> Self:
+        """The moments of the union (Chan, Golub and LeVeque 1979); ValueError if dimensions differ."""
+        if self.mean.shape != other.mean.shape:
+            raise ValueError(f"moments of {len(self.mean)} and {len(other.mean)} dimensions can't be merged")
+        n = self.n + other.n
+        delta = other.mean - self.mean
+        between = np.outer(delta, delta)
+        between *= self.n * other.n / n  # in place, as below: a pass through memory is most of what a merge costs
+        scatter = self.scatter + other.scatter
+        scatter += between
+        return type(self)(n, self.mean + delta * (other.n / n), scatter)
 
-def merge(a: Moments, b: Moments) -> Moments:
-    """The moments of the union (Chan, Golub and LeVeque 1979); ValueError if dimensions differ."""
-    if a.mean.shape != b.mean.shape:
-        raise ValueError(f"moments of {len(a.mean)} and {len(b.mean)} dimensions can't be merged")
-    n = a.n + b.n
-    delta = b.mean - a.mean
-    between = np.outer(delta, delta)
-    between *= a.n * b.n / n  # in place, as below: a pass through memory is most of what a merge costs
-    scatter = a.scatter + b.scatter
-    scatter += between
-    return Moments(n, a.mean + delta * (b.n / n), scatter)
+
+class Accumulator(Protocol):
+    """What a metric needs to know of some of the samples; that of more samples is merged from parts."""
+
+    def merge(self, other: Self) -> Self: ...
+
+
+A = TypeVar("A", bound=Accumulator)
+
+
+def merged(parts: Iterable[A]) -> A:
+    """The accumulator of all samples, from those of its parts, which are merged in their order."""
+    return reduce(lambda known, part: known.merge(part), parts)
 
 
 def symmetric_root(m: Array) -> Array:
@@ -75,3 +105,52 @@ class MeanAndSpread(NamedTuple):
 
     mean: float
     std: float
+
+
+def runs(stream: Iterable[Features], count: int) -> Iterator[Features]:
+    """The rows of `stream` in runs of `ROWS_AT_ONCE`: a sum over runs does not depend on how the stream was cut.
+
+    A run that lies in one chunk is a view of it.
+
+    Raises:
+        ValueError: if there are more or fewer than `count`.
+    """
+    pending: list[Features] = []
+    waiting = seen = 0
+    for chunk in stream:
+        alive()
+        seen += len(chunk)
+        while waiting + len(chunk) >= ROWS_AT_ONCE:
+            cut = ROWS_AT_ONCE - waiting
+            yield _joined([*pending, chunk[:cut]])
+            chunk, pending, waiting = chunk[cut:], [], 0
+        if len(chunk):
+            pending.append(chunk)
+        waiting += len(chunk)
+    if seen != count:
+        raise ValueError(f"there must be {count} feature vectors, not {seen}")
+    if waiting:
+        yield _joined(pending)
+
+
+def _joined(parts: list[Features]) -> Features:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def moments(stream: Iterable[Features], count: int) -> Moments:
+    """The moments of `count` feature vectors, merged over runs of `ROWS_AT_ONCE`. ValueError as from `runs`."""
+    return merged(map(Moments.of, runs(stream, count)))
+
+
+def in_memory(stream: Stream, count: int) -> Features:
+    """All of a stream as one array (count, d), without a second copy. ValueError as from `runs`, or if it is empty."""
+    rows: Features | None = None
+    filled = 0
+    for run in runs(stream(), count):
+        if rows is None:
+            rows = np.empty((count, run.shape[1]), np.float32)
+        rows[filled : filled + len(run)] = run
+        filled += len(run)
+    if rows is None:
+        raise ValueError("there are no features")
+    return rows

@@ -14,10 +14,22 @@ from taugrid.grids.names import varying
 from taugrid.orchestrator.baseline.files import ACCEPT
 from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, NOT_MATCHED, Snapshot, SnapshotCell
 from taugrid.orchestrator.plan.grid import COLUMN_NAMES
-from taugrid.protocol import disagreements
+from taugrid.protocol import canonical, disagreements
 from taugrid.words import counted
 
-MUST_AGREE = ("reference", "extractor", "num_samples", "weights", "tau", "clip", "precision", "compile", "rounding")
+MUST_AGREE = (
+    "reference",
+    "extractor",
+    "num_samples",
+    "weights",
+    "tau",
+    "clip",
+    "precision",
+    "compile",
+    "rounding",
+    "sampler",
+    "conditions",
+)
 """Fields of a protocol without which two FIDs are not comparable. Versions may differ: an upgrade is what a night is
 for. Settings of metrics other than FID do not change FID."""
 
@@ -122,11 +134,15 @@ def changed_versions(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]]) -> list
     """How the versions that scored the cells differ, such as "scored with torch 2.9.1 -> 2.10.0"."""
     found: dict[str, None] = {}
     for new, old in pairs:
-        sides = (old.protocol.get("versions") or {}, new.protocol.get("versions") or {})
+        sides = [_versions(canonical(cell.protocol)) for cell in (old, new)]
         for name in sorted({*sides[0], *sides[1]}):
             if sides[0].get(name) != sides[1].get(name):
                 found[f"scored with {name} {sides[0].get(name, 'unknown')} -> {sides[1].get(name, 'unknown')}"] = None
     return list(found)
+
+
+def _versions(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    return {"scoring": protocol.get("scoring", 1), **(protocol.get("versions") or {})}
 
 
 def labels(cells: Sequence[SnapshotCell]) -> dict[str, str]:

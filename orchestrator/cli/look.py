@@ -40,15 +40,14 @@ def plan(
     described = describe_plan(opened)
     texts: list[Callable[[dict[str, Any]], str]] = [plan_text]
     if history is not None:
-        from taugrid.orchestrator.nightly.before.checks import expected_standard_error_problem
-        from taugrid.orchestrator.nightly.before.price import price, price_text
+        from taugrid.orchestrator.nightly.before import expected_standard_error_problem, price, price_text
 
         if (problem := expected_standard_error_problem(opened)) is not None:
             described["remarks"].append(problem)
         described["night"] = price(described, opened.plan, history)
         texts.append(lambda shown: price_text(shown["night"]))
     if baseline is not None:
-        from taugrid.orchestrator.nightly.before.compared import compared, compared_text
+        from taugrid.orchestrator.nightly.before import compared, compared_text
 
         described["baseline"] = compared(opened, baseline)
         if count := len(described["baseline"]["only_baseline"]):
@@ -83,7 +82,7 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
     from taugrid.orchestrator.view.inspection import describe_status
 
     if (history := find_history(directory)) is not None:
-        from taugrid.orchestrator.nightly.shown.nights import history_as_dict, nights_of, nights_text
+        from taugrid.orchestrator.nightly.nights import history_as_dict, nights_of, nights_text
 
         if watches:
             raise click.UsageError("--watch shows a run, not a history; give the run of a night, HISTORY/nights/ID/run")
@@ -94,7 +93,7 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
     if watches:
         from taugrid.orchestrator.progress.watch import watch
 
-        click.echo(watch(opened.config, opened.plan, opened.rundir))
+        click.echo(watch(opened))
         return
     print_value(describe_status(opened), as_json, plan_text)
 

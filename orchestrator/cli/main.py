@@ -14,8 +14,7 @@ from typing import NoReturn
 import click
 
 from taugrid import __version__
-from taugrid.disk import failing_in_one_line
-from taugrid.errors import Exit, RunFailed, UserError
+from taugrid.errors import Exit, RunFailed, UserError, user_errors
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.cli import baseline, config, evaluate, jobs, look, nightly, run, selfcheck
 
@@ -116,7 +115,7 @@ def main() -> NoReturn:
     """Run a command. User errors are one line on stderr, bugs a traceback."""
     _print_whatever_the_locale()
     try:
-        with _interruptible(), failing_in_one_line():
+        with _interruptible(), user_errors():
             cli.main(prog_name="taugrid", standalone_mode=False)
         sys.exit(Exit.DONE)
     except click.ClickException as error:

@@ -1,20 +1,19 @@
 """Which Ray clusters may be joined: this machine's, or those that demand the token that is here.
 
-Anyone who reaches an open Ray cluster can run commands as its user (CVE-2023-48022). What is here needs no Ray, except
-to find a cluster of this machine and to ask a head whether it is open. Each refusal is one line, within seconds: Ray
-itself would try for minutes, and say why in C++.
+Anyone who reaches an open Ray cluster can run commands as its user (CVE-2023-48022). Each refusal is one line, within
+seconds: Ray itself would try for minutes, and say why in C++.
 """
 
 import ipaddress
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple
 
 from taugrid.errors import UserError
+from taugrid.workers import ray_compat
 
 CONNECT_SECONDS = 10.0
 
@@ -104,11 +103,9 @@ def find_head(address: str) -> str:
     """
     if address != "auto":
         return address
-    from ray._private import services, utils
-
-    found = os.environ.get("RAY_ADDRESS") or utils.read_ray_address()
-    if not found:  # `ray start --temp-dir` records it elsewhere
-        running = sorted(services.find_gcs_addresses())
+    found = os.environ.get("RAY_ADDRESS") or ray_compat.recorded_address()
+    if not found:
+        running = sorted(ray_compat.running_heads())
         if len(running) > 1:
             raise UserError(f"--address auto: several Ray clusters run here, {', '.join(running)}; give one of them")
         found = running[0] if running else None
@@ -131,45 +128,65 @@ def require_answer(address: str, head: str) -> None:
         raise UserError(f"no Ray cluster at --address {address}{at}: {error.strerror or error}") from None
 
 
-def require_welcome(address: str, head: str) -> None:
+def require_welcome(address: str, is_here: bool, answers: Callable[[Token | None], bool]) -> None:
     """Refuse a cluster that may be beyond this machine and is open, or that does not accept the token that is here.
+
+    The token is sent only once it is known that the cluster demands one.
 
     Args:
         address: as the user gave it.
-        head: HOST:PORT of its head.
+        is_here: whether it is sure to be this machine.
+        answers: asks the cluster whether it answers to a token, or without one.
     """
-    if is_open(head):
-        if not is_on_loopback(address):
-            refuse_open(address)
+    if answers(None):
+        if not is_here:
+            raise UserError(
+                f"--address {address}: the cluster there is open although there is a token here, so anyone who reaches "
+                "it can run commands as you; start it with RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN"
+            )
         return
     token = use_token()
-    if token is None or not _answers(head, token):
-        refuse_token(address, token)
+    if token is None:
+        mode = os.environ.get("RAY_AUTH_MODE", "token")
+        missing = "there is none here" if mode == "token" else f"RAY_AUTH_MODE is {mode} here"
+        raise UserError(
+            f"--address {address}: the cluster there demands a token, and {missing}; set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN to what its head was started with"
+        )
+    if not answers(token):
+        raise UserError(
+            f"--address {address}: the cluster there does not accept the token in {token.origin}; set it to the one "
+            "that its head was started with"
+        )
+
+
+def answers(head: str, token: Token | None) -> bool:
+    """Whether the head at HOST:PORT answers to this token, or without one. Call it after Ray's environment is set.
+
+    Raises:
+        UserError: if it neither answers nor asks for a token.
+    """
+    try:
+        return ray_compat.answers(head, token and token.header)
+    except ray_compat.NoAnswer as error:
+        raise UserError(f"--address {head}: no Ray head answers there ({error})") from None
 
 
 def require_node(address: str, head: str) -> None:
-    """Refuse a machine that is not a node of the cluster: the driver must run on one, and Ray would look for a minute.
+    """Refuse a machine that is not a node of the cluster: the driver must run on one.
 
     Args:
         address: as the user gave it.
         head: HOST:PORT of its head, which is known to welcome us.
     """
-    import grpc  # type: ignore[import-untyped]
-    from ray._private import services
-    from ray.core.generated import gcs_pb2, gcs_service_pb2
-
     token = use_token()
     end = time.monotonic() + NODE_SECONDS
     while True:
-        with _asking(head) as stub:
-            request = gcs_service_pb2.GetAllNodeInfoRequest(state_filter=gcs_pb2.GcsNodeInfo.ALIVE)
-            metadata = None if token is None else (token.header,)
-            try:
-                reply = stub.GetAllNodeInfo(request, timeout=CONNECT_SECONDS, metadata=metadata)
-            except grpc.RpcError as error:
-                raise UserError(f"--address {head}: no Ray head answers there ({error.code().name})") from None
-        here = set(services.find_node_ids())
-        if any(node.node_id.hex() in here for node in reply.node_info_list):
+        try:
+            known = ray_compat.nodes_of(head, token and token.header)
+        except ray_compat.NoAnswer as error:
+            raise UserError(f"--address {head}: no Ray head answers there ({error})") from None
+        if known & ray_compat.node_ids_here():
             return
         if time.monotonic() > end:
             raise UserError(
@@ -177,61 +194,3 @@ def require_node(address: str, head: str) -> None:
                 f"run it on a node, make this one (`ray start --address {head}`), or use `taugrid submit`"
             )
         time.sleep(0.5)
-
-
-def refuse_open(address: str) -> NoReturn:
-    """Raise `UserError` about a cluster that answers without a token."""
-    raise UserError(
-        f"--address {address}: the cluster there is open although there is a token here, so anyone who reaches it "
-        "can run commands as you; start it with RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN"
-    )
-
-
-def refuse_token(address: str, token: Token | None) -> NoReturn:
-    """Raise `UserError` about a cluster that demands another token than the one here, or one although none is here."""
-    if token is not None:
-        raise UserError(
-            f"--address {address}: the cluster there does not accept the token in {token.origin}; set it to the one "
-            "that its head was started with"
-        )
-    mode = os.environ.get("RAY_AUTH_MODE", "token")
-    missing = "there is none here" if mode == "token" else f"RAY_AUTH_MODE is {mode} here"
-    raise UserError(
-        f"--address {address}: the cluster there demands a token, and {missing}; set RAY_AUTH_MODE=token and "
-        "RAY_AUTH_TOKEN to what its head was started with"
-    )
-
-
-def is_open(head: str) -> bool:
-    """Whether the head of a Ray cluster at HOST:PORT answers without a token. Call it after Ray's environment is set.
-
-    Raises:
-        UserError: if it neither answers nor asks for a token.
-    """
-    return _answers(head, None)
-
-
-def _answers(head: str, token: Token | None) -> bool:
-    """Whether a head answers to this token, or without one; `UserError` if it neither answers nor refuses."""
-    import grpc
-    from ray.core.generated import gcs_service_pb2
-
-    with _asking(head) as stub:
-        metadata = None if token is None else (token.header,)
-        try:
-            stub.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=CONNECT_SECONDS, metadata=metadata)
-        except grpc.RpcError as error:
-            if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-                return False
-            raise UserError(f"--address {head}: no Ray head answers there ({error.code().name})") from None
-    return True
-
-
-@contextmanager
-def _asking(head: str) -> Iterator[Any]:
-    """What calls of the head at HOST:PORT go through."""
-    import grpc
-    from ray.core.generated import gcs_service_pb2_grpc
-
-    with grpc.insecure_channel(head, options=[("grpc.enable_http_proxy", 0)]) as channel:  # as Ray's own channels
-        yield gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)

@@ -21,15 +21,17 @@ from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError
 from taugrid.hashing import SourceFile
 from taugrid.orchestrator.dispatch.address import (
+    answers,
     check_form,
     find_head,
+    is_on_loopback,
     require_answer,
     require_node,
     require_token,
     require_welcome,
     use_token,
 )
-from taugrid.orchestrator.dispatch.capacity.nodes import available_cpus, exact
+from taugrid.orchestrator.dispatch.capacity import available_cpus, exact
 from taugrid.orchestrator.dispatch.head import watched
 from taugrid.workers.custom.source import pack
 
@@ -146,7 +148,7 @@ def join(address: str) -> str:
     head = find_head(address)
     require_token(address)
     require_answer(address, head)
-    require_welcome(address, head)
+    require_welcome(address, is_on_loopback(address), lambda token: answers(head, token))
     require_node(address, head)
     return head
 

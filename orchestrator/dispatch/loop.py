@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TypeGuard
 
 from taugrid.config import Cluster
-from taugrid.disk import FULL, in_one_line
 from taugrid.errors import (
+    FULL,
     DamagedFile,
     DoesNotFit,
     NotCommitted,
@@ -19,17 +19,18 @@ from taugrid.errors import (
     RunFailed,
     UserError,
     WorkerRefusal,
-    of_the_accelerator,
-    of_the_surroundings,
+    in_one_line,
+    is_accelerator_error,
+    is_environment_error,
 )
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.dispatch.capacity.room import Room
-from taugrid.orchestrator.dispatch.crew import Crew
 from taugrid.orchestrator.dispatch.fractions import Fractions
 from taugrid.orchestrator.dispatch.interruption import InProgress, in_words
 from taugrid.orchestrator.dispatch.policy.dispatcher import Charge, Dispatcher, Fault
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Located, Lost, Pool, PoolEvent
+from taugrid.orchestrator.dispatch.scaling import Room
+from taugrid.orchestrator.dispatch.worker_manager import Crew
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.commits import Committed, confirm, require_here
 from taugrid.orchestrator.rundir.events import Events
@@ -270,7 +271,7 @@ class Loop:
         path = self._log(doing, failure.traceback)
         self._crew.failed(failure)
         reason = str(cause) if isinstance(cause, UserError | DoesNotFit) else failure.summary
-        if of_the_accelerator(cause):  # the process is of no more use, and the task may do the same to the next
+        if is_accelerator_error(cause):  # the process is of no more use, and the task may do the same to the next
             self._pool.kill(worker)
             self._dispatcher.bring_forward(worker, doing, time.monotonic())
             self._lost(Lost(worker, reason, False), certain=True)
@@ -345,7 +346,7 @@ def _fault(cause: BaseException) -> Fault:
         return Fault.FINAL
     if isinstance(cause, WorkerRefusal):
         return Fault.REFUSAL
-    return Fault.SURROUNDINGS if of_the_surroundings(cause) else Fault.TASK
+    return Fault.SURROUNDINGS if is_environment_error(cause) else Fault.TASK
 
 
 def _fills(cause: BaseException, job: Job) -> TypeGuard[OSError]:

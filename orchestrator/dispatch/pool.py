@@ -1,6 +1,5 @@
 """The workers as Ray actors: starts them, gives them jobs, listens to them and reports. Decides nothing."""
 
-import pickle
 import textwrap
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future
@@ -12,10 +11,10 @@ import click
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from taugrid.errors import last_line, of_memory
+from taugrid.errors import is_out_of_memory, last_line
 from taugrid.jobs import Job, Result, WorkerInfo
-from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size, nodes
-from taugrid.workers.actor import CONCURRENCY_GROUPS, Pulse
+from taugrid.orchestrator.dispatch.capacity import Node, Size, nodes
+from taugrid.workers.actor import CONCURRENCY_GROUPS, LastHeartbeat
 
 BEATS_A_SECOND = 100
 """How many heartbeats of all workers together the driver listens to: each costs it about half a millisecond."""
@@ -106,7 +105,7 @@ def why_lost(error: RayError, with_its_node: bool) -> str:
     """Why a worker is gone, in plain words: Ray lists all that may kill a process, and its own names for them."""
     if with_its_node:
         return "its node died or was taken away"
-    if of_memory(error):
+    if is_out_of_memory(error):
         return "it was killed, because its node ran out of memory"
     if PROCESS_DEATH in str(error):
         return "its process was killed, perhaps for lack of memory, or crashed"
@@ -114,7 +113,7 @@ def why_lost(error: RayError, with_its_node: bool) -> str:
 
 
 class Pool:
-    """Actors of one class, a `workers.actor.Audible` with the methods `hello(probe)` and `do(job)`.
+    """Actors of one class, a `workers.actor.HeartbeatActor` with the methods `check_health(probe)` and `do(job)`.
 
     Actors have `max_restarts=0` and `max_task_retries=0`: the dispatcher does the retrying, and each result comes once.
     `label_selector` says on which nodes they may be. `spare` is what another sort of them takes, which has no GPU.
@@ -188,16 +187,16 @@ class Pool:
         answer.add_done_callback(self._answers.put)  # in a thread of Ray's
         return answer
 
-    def greet(self, worker: str) -> None:
+    def check_health(self, worker: str) -> None:
         """Have `worker` say hello, perhaps again; a `Joined`, `Failed` or `Lost` follows."""
-        self._waiting[self._answer(self._handles[worker].hello.remote(self._probe))] = worker
+        self._waiting[self._answer(self._handles[worker].check_health.remote(self._probe))] = worker
 
     def give(self, worker: str, job: Job, key: str) -> None:
         """Have `worker` do `job`, of the task `key`; perhaps `Heard`s follow, and a `Done`, `Failed` or `Lost`.
 
-        Up to `workers.actor.IN_HAND` jobs may be given before one is done: they begin in turn.
+        Up to `workers.actor.MAX_IN_FLIGHT` jobs may be given before one is done: they begin in turn.
         """
-        answer = self._answer(self._handles[worker].perform.remote(pickle.dumps(job)))
+        answer = self._answer(self._handles[worker].perform.remote(job))
         self._waiting[answer], self._keys[answer] = worker, key
 
     def kill(self, worker: str) -> None:
@@ -240,13 +239,13 @@ class Pool:
             has_call = worker in self._waiting.values()  # which tells as much
             return None if has_call else self._lost(worker, error)
         before = self._beats.get(worker)
-        self._beats[worker] = answer.beats if isinstance(answer, Pulse) else -1
+        self._beats[worker] = answer.number if isinstance(answer, LastHeartbeat) else -1
         pause = len(self._handles) / BEATS_A_SECOND
         self._watching[self._answer(self._handles[worker].watch.remote(self._beats[worker], pause))] = worker
-        if not isinstance(answer, Pulse):
-            self.greet(worker)
+        if not isinstance(answer, LastHeartbeat):
+            self.check_health(worker)
             return Located(worker, *answer)
-        first_or_old = before in (-1, answer.beats)
+        first_or_old = before in (-1, answer.number)
         return None if first_or_old else Heard(worker, answer.done, answer.of)
 
     def _outcome(self, worker: str, answer: Future[Any]) -> PoolEvent:
@@ -257,7 +256,7 @@ class Pool:
             return Failed(worker, error.cause, click.unstyle(str(error)), key)
         except RayError as error:  # its process or node died, ran out of memory, could not be started, ...
             return self._lost(worker, error)
-        return Joined(worker, value) if key is None else Done(worker, pickle.loads(value), key)
+        return Joined(worker, value) if key is None else Done(worker, value, key)
 
     def _lost(self, worker: str, error: RayError) -> Lost:
         handle = self._forget(worker)

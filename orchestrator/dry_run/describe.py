@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from taugrid.config import Config, Data
-from taugrid.orchestrator.dispatch.capacity import nodes
+from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.dry_run.missing import missing_images, other_features
 from taugrid.orchestrator.dry_run.replaced import replaced_tables
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import singular_samples, too_few_samples
 from taugrid.orchestrator.plan.extractor import Foreseen, foreseen
-from taugrid.orchestrator.progress.remaining import Waiting, seconds_left
+from taugrid.orchestrator.rates import Waiting, seconds_left
 from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
@@ -92,7 +92,7 @@ def _workers(config: Config) -> int | None:
     """
     if config.cluster.workers or Path("/proc/driver/nvidia").exists():
         return config.cluster.workers
-    return int(nodes.available_cpus() // config.cluster.cpus_per_worker)
+    return int(capacity.available_cpus() // config.cluster.cpus_per_worker)
 
 
 def _on_workers(config: Config, plan: Plan, described: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,10 +24,8 @@ from taugrid.orchestrator.dispatch.address import (
     CONNECT_SECONDS,
     Token,
     is_on_loopback,
-    refuse_open,
-    refuse_token,
     require_token,
-    use_token,
+    require_welcome,
 )
 from taugrid.orchestrator.dispatch.cluster import COMMON_ENVIRONMENT
 from taugrid.orchestrator.jobs.package import entrypoint, pack_job
@@ -189,21 +187,11 @@ def _shown(address: str) -> str:
 
 
 def _require_welcome(address: str) -> None:
-    """Refuse a job server that may be beyond this machine and is open, or that does not accept the token that is here.
-
-    The token is sent only once it is known that the server demands one.
-    """
-    parts = urlsplit(address)
-    here = is_on_loopback(f"{parts.hostname}:0")
-    if not here:
+    """Refuse a job server beyond this machine that is open, and one that does not accept the token that is here."""
+    is_here = is_on_loopback(f"{urlsplit(address).hostname}:0")
+    if not is_here:
         require_token(address)
-    if _answers(address, None):
-        if not here:
-            refuse_open(address)
-        return
-    token = use_token()
-    if token is None or not _answers(address, token):
-        refuse_token(address, token)
+    require_welcome(address, is_here, lambda token: _answers(address, token))
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -13,8 +13,8 @@ from typing import NoReturn
 
 LIBRARIES = (
     *("click", "diffusers", "filelock", "huggingface_hub", "jinja2", "matplotlib", "numpy", "obstore", "pandas", "PIL"),
-    *("pyarrow", "pydantic", "ray", "rich", "safetensors", "scipy", "sklearn", "threadpoolctl", "torch"),
-    *("torch_fidelity", "torchvision", "yaml"),
+    *("pyarrow", "pydantic", "ray", "rich", "safetensors", "scipy", "sklearn", "tenacity", "threadpoolctl"),
+    *("torch", "torch_fidelity", "torchvision", "yaml"),
 )
 """What taugrid imports, by the names that Python knows. A taugrid that was sent along comes without them."""
 

@@ -6,7 +6,6 @@ the machine that submits goes along: no folder of the user's, no environment var
 
 import shutil
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -21,9 +20,6 @@ from taugrid.workers.custom.source import pack
 
 ENTRY = "on_the_head.py"
 """The file beside this one that a job begins with."""
-
-ROOMS = ("configs", "eval", "orchestrator", "workers")
-"""Sub-packages of taugrid that a checkout keeps beside the folder `taugrid`."""
 
 NOT_CODE = shutil.ignore_patterns("__pycache__", "*.pyc")
 
@@ -60,12 +56,6 @@ def config_file(config: Config) -> str:
 def _pack_taugrid(folder: Path) -> None:
     """Copy the taugrid that runs here, as a wheel would lay it out."""
     shutil.copytree(Path(taugrid.__file__).parent, folder / "taugrid", ignore=NOT_CODE)
-    for room in ROOMS:
-        spec = find_spec(f"taugrid.{room}")
-        assert spec is not None, f"taugrid.{room} is a part of taugrid"
-        assert spec.submodule_search_locations, f"taugrid.{room} is a folder"
-        place = next(iter(spec.submodule_search_locations))
-        shutil.copytree(place, folder / "taugrid" / room, ignore=NOT_CODE, dirs_exist_ok=True)
 
 
 def entrypoint(config: Config, out: str, break_lock: bool, only: Sequence[str] = ()) -> list[str]:

@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 from taugrid.config import Config
 from taugrid.errors import NotHere, UserError
-from taugrid.eval.features.resolve import chosen, resolve
-from taugrid.eval.features.weight_files import MissingWeights
+from taugrid.eval.features.resolve import MissingWeights, chosen, resolve
 from taugrid.registry.extractors import EXTRACTORS, ExtractorSpec
 
 

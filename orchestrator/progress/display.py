@@ -4,7 +4,7 @@ import io
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from types import TracebackType
@@ -13,11 +13,12 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 
-from taugrid.orchestrator.progress.briefing import Briefing
-from taugrid.orchestrator.progress.draw import Space, frame
-from taugrid.orchestrator.progress.stage import Stage, Standing
+from taugrid.config import Config
+from taugrid.orchestrator.observers import Observer
+from taugrid.orchestrator.progress.bars import ProgressSnapshot, Stage
+from taugrid.orchestrator.progress.draw import frame, grid
 from taugrid.orchestrator.progress.state import LiveState
-from taugrid.orchestrator.progress.table import table
+from taugrid.orchestrator.progress.summary import SessionSummary
 from taugrid.orchestrator.work import kinds_by_name
 from taugrid.words import with_urls
 
@@ -32,7 +33,7 @@ KEPT_LINES = 60
 ReadScore = Callable[[str], float | None]
 
 
-class Progress:
+class Progress(Observer):
     """Shows how far a session is (`follow`), or one stage at a time (`begin`), and says lines that stay.
 
     A thread of its own draws the live view, so that it goes on while Ray's C++ holds the main thread. What it draws is
@@ -44,7 +45,7 @@ class Progress:
     ) -> None:
         """`live` None: show a live view if `console` is a terminal that can redraw lines."""
         self._console = console or Console(stderr=True, highlight=False)
-        self._is_live = _is_looked_at(self._console) if live is None else live
+        self._is_live = _can_redraw(self._console) if live is None else live
         self._clock = clock
         self._lock = threading.Lock()
         self._view = Live(
@@ -55,7 +56,8 @@ class Progress:
             redirect_stdout=sys.stdout.isatty(),
         )
         self._entered = False
-        self._state: LiveState | None = None
+        self.state: LiveState | None = None
+        """The session that is shown; None: there is none."""
         self._stage: Stage | None = None
         self._read_score: ReadScore = lambda cell: None
         self._last_plain = clock()
@@ -65,11 +67,6 @@ class Progress:
         """A progress that shows nothing."""
         return cls(Console(file=io.StringIO(), quiet=True))
 
-    @property
-    def state(self) -> LiveState | None:
-        """The session that is shown; None: there is none."""
-        return self._state
-
     def __enter__(self) -> "Progress":
         self._entered = True
         return self
@@ -78,15 +75,15 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._entered = False
-        standing = self._standing()
+        snapshot = self._snapshot()
         self._view.stop()
-        if self._is_live and error is not None and standing is not None:
-            self.say(standing.line)  # the view is gone, and what it said last may matter
+        if self._is_live and error is not None and snapshot is not None:
+            self.say(snapshot.line)  # the view is gone, and what it said last may matter
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         with self._lock:
-            lines = frame(self._state, self._stage, self._clock(), Space(options.max_width, console.height))
-        yield from lines
+            drawn = frame(self.state, self._stage, self._clock(), console, options)
+        yield drawn
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
@@ -98,42 +95,46 @@ class Progress:
         `read_score` takes the id of a cell and returns its score on disk.
         """
         with self._shown():
-            self._state = LiveState(kinds_by_name()) if state is None else state
+            self.state = LiveState(kinds_by_name()) if state is None else state
             self._stage, self._read_score = None, read_score
+
+    def session_started(self, config: Config, directory: str, stages: Sequence[str]) -> None:
+        self.follow()
 
     def keep_table(self) -> None:
         """End the view and leave its table on the screen."""
         with self._lock:
-            lines = table(self._state, self._console.width - 1, KEPT_LINES) if self._is_live and self._state else []
-            self._state = self._stage = None
+            kept = grid(self.state, self._console.width - 1, KEPT_LINES) if self._is_live and self.state else []
+            self.state = self._stage = None
         self._view.stop()
-        for line in lines:
-            self._console.print(line, no_wrap=True, crop=True)
+        for part in kept:
+            self._console.print(part)
 
-    def brief(self, briefing: Briefing) -> None:
-        cells = briefing.cells(with_scores=self._is_live or (bool(briefing.items) and not self._console.quiet))
+    def expect(self, session: SessionSummary) -> None:
+        """Show the work of a session that `follow` began."""
+        cells = session.cells(with_scores=self._is_live or (bool(session.tasks) and not self._console.quiet))
         with self._shown():
-            if self._state is not None:
-                self._state.expect(briefing.items, briefing.earlier)
-                self._state.show_cells(cells, briefing.metric_title)
-                self._read_score = briefing.score
+            if self.state is not None:
+                self.state.expect(session.tasks, session.earlier)
+                self.state.show_cells(cells, session.metric_title)
+                self._read_score = session.score
 
-    def observe(self, at: datetime, event: Mapping[str, Any]) -> None:
-        if self._state is None:
+    def happened(self, time: datetime, event: Mapping[str, Any]) -> None:
+        if self.state is None:
             return
         counts = event["event"] == "score" and not self._console.quiet
         scored = event["task"].split("/")[1] if counts else None
         value = None if scored is None else self._read_score(scored)
         with self._shown():
-            self._state.observe(at.timestamp(), event)
+            self.state.observe(time.timestamp(), event)
             if scored is not None:
-                self._state.score(scored, value)
+                self.state.score(scored, value)
 
     def heard(self, worker: str, fraction: float) -> None:
         """A worker's task is done to `fraction`."""
         with self._shown():
-            if self._state is not None:
-                self._state.heard(self._clock(), worker, fraction)
+            if self.state is not None:
+                self.state.heard(self._clock(), worker, fraction)
 
     def tick(self) -> None:
         """Time has passed, and nothing else has changed."""
@@ -143,18 +144,18 @@ class Progress:
     def begin(self, stage: str, total: float, unit: str) -> None:
         """Begin a stage of `total` units of work. Its clock starts with the first `started`."""
         with self._shown():
-            self._stage, self._last_plain = Stage(stage, total, unit, self._clock()), self._clock()
+            self._stage, self._last_plain = Stage(stage, total, unit, self._clock), self._clock()
 
     def started(self, done: float = 0.0) -> None:
         """Work continues from `done`. Anything before (starting workers, an earlier session) is not in the rate."""
         with self._lock:
             if self._stage is not None:
-                self._stage.started(self._clock(), done)
+                self._stage.started(done)
 
     def update(self, done: float, workers: int = 0, note: str = "") -> None:
         with self._shown():
             if self._stage is not None:
-                self._stage.update(self._clock(), done, workers, note)
+                self._stage.update(done, workers, note)
 
     def end(self) -> None:
         with self._shown():
@@ -172,17 +173,20 @@ class Progress:
 
     def _say_now_and_then(self) -> None:
         now = self._clock()
-        if now - self._last_plain >= PLAIN_INTERVAL_SECONDS and (standing := self._standing()) is not None:
+        if now - self._last_plain >= PLAIN_INTERVAL_SECONDS and (snapshot := self._snapshot()) is not None:
             self._last_plain = now
-            self.say(standing.line)
+            self.say(snapshot.line)
 
-    def _standing(self) -> Standing | None:
+    def _snapshot(self) -> ProgressSnapshot | None:
         """How far the work is; None if none has begun, or there is nothing to say of it."""
-        shown = self._stage or self._state
-        standing = shown.standing(self._clock()) if shown is not None and shown.has_begun else None
-        return standing if standing is not None and standing.line else None
+        if self._stage is not None:
+            return self._stage.snapshot() if self._stage.has_begun else None
+        if self.state is None or not self.state.has_begun:
+            return None
+        snapshot = self.state.snapshot(self._clock())
+        return snapshot if snapshot.line else None
 
 
-def _is_looked_at(console: Console) -> bool:
+def _can_redraw(console: Console) -> bool:
     """Whether lines can be redrawn: in a terminal, but not in a log file for which FORCE_COLOR is set."""
     return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()

@@ -11,21 +11,20 @@ from typing import Any
 
 from rich.console import Console
 
-from taugrid.config import Config
-from taugrid.orchestrator.plan.cells import Cell, Model, Plan
+from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.progress.briefing import grid_cells, shown_metric
-from taugrid.orchestrator.progress.stage import name_of_trainings, note_of_trainings
+from taugrid.orchestrator.progress.bars import name_of_trainings, note_of_trainings
 from taugrid.orchestrator.progress.state import LiveState
-from taugrid.orchestrator.progress.todo import KnownTask
-from taugrid.orchestrator.rates import pace
+from taugrid.orchestrator.progress.summary import grid_cells, shown_metric
 from taugrid.orchestrator.report.trainings import progress_of
 from taugrid.orchestrator.report.up_to_date import Asked, score_on_disk
-from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.events import LastSession
 from taugrid.orchestrator.rundir.lease import Lease
+from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import kinds_by_name
+from taugrid.orchestrator.work.kind import shard_key
 from taugrid.words import counted
 from taugrid.workers.training.log import TrainingProgress
 
@@ -33,44 +32,44 @@ LOOK_SECONDS = 2.0
 """How often the directory is looked at."""
 
 
-def watch(config: Config, plan: Plan, rundir: RunDir) -> str:
+def watch(run: Run) -> str:
     """Show a run's progress on stdout until its driver ends, or Ctrl-C. Returns how far it is then."""
     with Progress(Console(highlight=False)) as progress, suppress(KeyboardInterrupt):
-        watched = Watching(config, plan, rundir, progress)
+        watched = Watching(run, progress)
         try:
             while watched.look():
                 time.sleep(LOOK_SECONDS)
         finally:
             progress.keep_table()
-    scored, cells = sum(watched.score(cell) is not None for cell in plan.cells), len(plan.cells)
+    scored, cells = sum(watched.score(cell) is not None for cell in run.plan.cells), len(run.plan.cells)
     said = f"{scored} of {counted(cells, 'cell')} scored"
     if watched.has_driver:
         return said
-    continues = "" if scored == cells else f"; `taugrid run {rundir.shown}` continues"
-    return f"{said}; no driver is at work here{continues}"
+    continues = "" if scored == cells else f"; `taugrid run {run.rundir.shown}` continues"
+    return f"{said}; no driver is running here{continues}"
 
 
 class Watching:
-    def __init__(self, config: Config, plan: Plan, rundir: RunDir, progress: Progress) -> None:
-        self._config, self._plan, self._rundir, self._progress = config, plan, rundir, progress
-        self._events = LastSession(rundir)
+    def __init__(self, run: Run, progress: Progress) -> None:
+        self._config, self._plan, self._rundir, self._progress = run.config, run.plan, run.rundir, progress
+        self._events = LastSession(run.rundir)
         self._session: int | None = None
         self._trainings: list[Model] = []
         self._waits_at: dict[str, int] = {}  # model id -> the step in its log as it began, until another is there
-        self._metric = shown_metric(config.evaluate.metrics)
-        self._asked = Asked(config, rundir)
-        self._by_id = {cell.id: cell for cell in plan.cells}
+        self._metric = shown_metric(run.config.evaluate.metrics)
+        self._asked = Asked(run.config, run.rundir)
+        self._by_id = {cell.id: cell for cell in run.plan.cells}
         self.has_driver = False
 
     def look(self) -> bool:
-        """Show what is new. Returns whether a driver is at work there."""
+        """Show what is new. Returns whether a driver is running there."""
         self.has_driver = Lease(self._rundir.lease, self._rundir.storage).live_holder() is not None
         events = self._events.new()
         if self._events.number != self._session:
             self._session, self._trainings, self._waits_at = self._events.number, [], {}
             self._progress.follow(self._state(events), self._score)
         for event in events:
-            self._progress.observe(datetime.fromisoformat(event["time"]), event)
+            self._progress.happened(datetime.fromisoformat(event["time"]), event)
             if event["event"] in ("train", "training waits", "trained", "training failed", "to do"):
                 self._follow_trainings(event)
         self._show_trainings()
@@ -85,7 +84,7 @@ class Watching:
         return self.score(self._by_id[cell]) if cell in self._by_id else None
 
     def _state(self, events: Iterable[Mapping[str, Any]]) -> LiveState:
-        """The state before the last session, whose `events` it is told later."""
+        """The state before the last session, which hears of its `events` later."""
         state = LiveState(kinds_by_name())
         made_since = {(event["cell"], event["path"]) for event in events if event["event"] == "shard"}
         left = {}
@@ -93,23 +92,21 @@ class Watching:
             done = self._rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None)
             before = [s for s in cell.shards if s.number in done and (cell.id, s.name) not in made_since]
             left[cell.id] = float(sum(s.evaluations for s in cell.shards) - sum(s.evaluations for s in before))
-        state.expect(dict(self._tasks()), {})
+        state.expect({task.key: task for task in self._tasks()}, {})
         cells = grid_cells(self._plan.cells, self._config.report.columns, left, self.score)
         state.show_cells(cells, self._metric.title)
         return state
 
-    def _tasks(self) -> Iterator[tuple[str, KnownTask]]:
-        """The tasks that the plan may have, by key."""
+    def _tasks(self) -> Iterator[Task]:
+        """The tasks that the plan may have."""
         for cell in self._plan.cells:
-            sampling = pace("sample", cell.model.id)
             for shard in cell.shards:
-                place = f"{cell.id}/{shard.number}"
-                yield f"sample/{place}", KnownTask("sample", shard.evaluations, sampling, cell.id, shard.images)
-                yield f"extract/{place}", KnownTask("extract", shard.images, pace("extract", None), cell.id)
-            yield f"score/{cell.id}", KnownTask("score", cell.settings.num_samples, pace("score", None), cell.id)
+                yield Task(shard_key("sample", shard), "sample", shard.evaluations, cell=cell)
+                yield Task(shard_key("extract", shard), "extract", shard.images, cell=cell)
+            yield Task(f"score/{cell.id}", "score", cell.settings.num_samples, cell=cell)
 
     def _follow_trainings(self, event: Mapping[str, Any]) -> None:
-        """Show those under way as one stage, which begins anew when one begins or ends."""
+        """Show the running trainings as one stage, which starts over when one begins or ends."""
         self._progress.end()
         others = [model for model in self._trainings if model.id != event.get("model")]
         begun = [model for model in self._plan.models if event["event"] == "train" and model.id == event["model"]]
@@ -123,14 +120,14 @@ class Watching:
 
     def _show_trainings(self) -> None:
         scratch = self._config.cluster.scratch
-        done, at_work = 0, dict[str, TrainingProgress]()
+        done, running = 0, dict[str, TrainingProgress]()
         for model in self._trainings:
             if (at := progress_of(model, self._rundir, scratch)) is not None:
                 done += at.step
                 if at.step != self._waits_at.get(model.id):
                     self._waits_at.pop(model.id, None)
-                    at_work[model.called] = at
-        if at_work:
-            workers = sum(at.workers for at in at_work.values())
+                    running[model.called] = at
+        if running:
+            workers = sum(at.workers for at in running.values())
             self._progress.started(done)
-            self._progress.update(done, workers, note_of_trainings(at_work, len(self._trainings), 0))
+            self._progress.update(done, workers, note_of_trainings(running, len(self._trainings), 0))

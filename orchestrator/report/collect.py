@@ -23,8 +23,8 @@ from taugrid.orchestrator.plan.sources import Oracle
 from taugrid.orchestrator.report.replicates import label_without_seeds
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.rundir.origins import origins
-from taugrid.protocol import ProtocolFields, kind, short_name
+from taugrid.orchestrator.rundir.origins import device_kinds, origins
+from taugrid.protocol import ProtocolFields, kind, on_devices, short_name
 from taugrid.registry.extractors import PIXELS
 from taugrid.storage import read_sealed
 from taugrid.words import listed
@@ -54,7 +54,8 @@ class Rows(NamedTuple):
 
 def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
     """The rows of all scored cells, in the order of the grid. A note names those whose images are gone."""
-    made = origins(read_events(rundir))
+    events = list(read_events(rundir))
+    made, kinds = origins(events), device_kinds(events)
     rows: list[dict[str, Any]] = []
     protocols: dict[str, Any] = {}
     influences: dict[str, NDArray[np.float64]] = {}
@@ -65,8 +66,9 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
         score = read_sealed(rundir.score(cell, evaluation.id(cell)), rundir.storage)
         if score is None:
             continue
-        short = short_name(score["protocol"])
-        protocols[short] = score["protocol"]
+        protocol = on_devices(score["protocol"], kinds.get(cell.id))
+        short = short_name(protocol)
+        protocols[short] = protocol
         exact = {} if (value := _exact_fid(cell, evaluation)) is None else {EXACT: value}
         rows.append(row_of(cell, score["metrics"], short, made[cell.id].seconds if cell.id in made else None) | exact)
         n, dimensions = cell.settings.num_samples, evaluation.extractor.dimensions

@@ -52,7 +52,7 @@ class Asked:
         found = [(path, score) for path, score in scores if score and self._is_asked(score["protocol"], cell)]
         if len(found) < 2:
             return found[0][1] if found else None
-        return max(found, key=lambda each: self.rundir.storage.modified(each[0]))[1]
+        return max(found, key=lambda each: self.rundir.storage.stat(each[0]).modified)[1]
 
     def _is_asked(self, protocol: ProtocolFields, cell: Cell) -> bool:
         n = cell.settings.num_samples

@@ -27,6 +27,7 @@ from taugrid.orchestrator.report.collect import Rows, with_unscored
 from taugrid.orchestrator.report.replicates import ONE_TRAINING, compared_trainings, unequal, unscored
 from taugrid.orchestrator.report.sample_figures import write_sample_figures
 from taugrid.orchestrator.report.trainings import progress_of, worker_seconds
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers import schedules
 
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def quality_table(config: Config, plan: Plan, collected: Rows, notes: Sequence[str] = ()) -> QualityTable:
+def quality_table(run: Run, collected: Rows, notes: Sequence[str] = ()) -> QualityTable:
     """The quality table as the config's `report` asks for it, with a place for each cell of the plan."""
+    config, plan = run.config, run.plan
     rows, evidence = collected.rows, collected.evidence
     joining = config.report.join_protocols
     joined = check_joinable(rows, evidence.protocols, override=True) if joining else JoinedRows([], frozenset())
@@ -44,13 +46,14 @@ def quality_table(config: Config, plan: Plan, collected: Rows, notes: Sequence[s
     return QualityTable(rows, evidence, told, joined.cells, asked.layout(config, plan), shown)
 
 
-def write_report(config: Config, plan: Plan, rundir: RunDir, collected: Rows) -> QualityTable:
+def write_report(run: Run, collected: Rows) -> QualityTable:
     """Write tables/ and figures/ from the scores that exist, and return the quality table."""
+    plan, rundir = run.plan, run.rundir
     rows, evidence = collected.rows, collected.evidence
     beside = quality_counterparts(rows, evidence.protocols, {model.id: network_origin(model) for model in plan.models})
     if not beside:
         rundir.remove_tables("published.*")
-    quality = quality_table(config, plan, collected, pointer(beside, "published"))
+    quality = quality_table(run, collected, pointer(beside, "published"))
     with rundir.storage.local_folder(rundir.tables) as tables:
         write_published(beside, tables, "published")
         write_quality(quality, tables)
@@ -59,11 +62,11 @@ def write_report(config: Config, plan: Plan, rundir: RunDir, collected: Rows) ->
         from taugrid.eval.figures.over_steps import quality_figure
 
         _save(rundir, {"quality": quality_figure(quality.scored.means.frame, quality.used_protocols)})
-    _write_effects(config, plan, rundir, quality.scored)
-    _write_cost(config, plan, rundir, quality)
+    _write_effects(run, quality.scored)
+    _write_cost(run, quality)
     _write_checkpoints(plan, rundir, quality)
     if not any(rundir.has_removed_images(cell) for cell in plan.cells):  # else those of before stay
-        write_sample_figures(config, plan, rundir)
+        write_sample_figures(run)
     write_losses(plan, rundir)
     return quality
 
@@ -102,9 +105,9 @@ def no_effects(config: Config, plan: Plan, rows: Sequence[Mapping[str, Any]]) ->
     ]
 
 
-def _write_effects(config: Config, plan: Plan, rundir: RunDir, scored: QualityTable) -> None:
+def _write_effects(run: Run, scored: QualityTable) -> None:
     """Write tables/effects.* and figures/effects, by-<key> and heat-map; remove earlier ones that have no ground."""
-    effects = Effects.of(scored, asked.base(config, plan))
+    effects, rundir = Effects.of(scored, asked.base(run.config, run.plan)), run.rundir
     for pattern in ("effects.*", "by-*", "heat-map*"):
         rundir.remove_figures(pattern)
     if not effects.by_metric:
@@ -120,10 +123,11 @@ def _write_effects(config: Config, plan: Plan, rundir: RunDir, scored: QualityTa
         _save(rundir, {"effects": effects_figure(found)} | by_key)
 
 
-def _write_cost(config: Config, plan: Plan, rundir: RunDir, quality: QualityTable) -> None:
+def _write_cost(run: Run, quality: QualityTable) -> None:
     """Write tables/cost.* and figures/cost, if there are several cells to choose from."""
+    rundir = run.rundir
     rundir.remove_figures("cost.*")
-    found = costs(quality, train_seconds(config, plan, rundir))
+    found = costs(quality, train_seconds(run))
     if len(found) < 2:
         rundir.remove_tables("cost.*")
         return
@@ -134,11 +138,11 @@ def _write_cost(config: Config, plan: Plan, rundir: RunDir, quality: QualityTabl
     _save(rundir, {"cost": costs_figure(found)})
 
 
-def train_seconds(config: Config, plan: Plan, rundir: RunDir) -> dict[str, float]:
+def train_seconds(run: Run) -> dict[str, float]:
     """Cell -> what the training of its model took, of models that were trained here."""
-    trained = [model for model, _ in plan.trained_here]
-    by_model = {model.id: worker_seconds(progress_of(model, rundir, config.cluster.scratch)) for model in trained}
-    took = {cell.id: by_model.get(cell.model.id) for cell in plan.cells}
+    scratch = run.config.cluster.scratch
+    by_model = {model.id: worker_seconds(progress_of(model, run.rundir, scratch)) for model, _ in run.plan.trained_here}
+    took = {cell.id: by_model.get(cell.model.id) for cell in run.plan.cells}
     return {cell: seconds for cell, seconds in took.items() if seconds is not None}
 
 

@@ -1,17 +1,14 @@
 """Whether the driver sees what a worker says that it committed."""
 
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 from taugrid.errors import NotCommitted, RunDirectoryNotSeen, RunFailed
 from taugrid.jobs import Job, Result
 from taugrid.parquet import Part, file_end
+from taugrid.retries import DISK_PAUSES, try_again
 from taugrid.run_id import RunId, check_run
 from taugrid.storage import Storage
-
-PAUSES_SECONDS = (0.1, 0.5, 2.0)
-"""A network file system may go on answering "no such file" from its cache. Listing the folder renews it."""
 
 
 class Committed(NamedTuple):
@@ -30,16 +27,16 @@ def confirm(job: Job, result: Result) -> None:
         RunFailed: if the driver itself no longer sees the run directory.
     """
     path = Path(job.path)
-    fault = _fault(path, job, result)
-    for seconds in PAUSES_SECONDS:
-        if fault is None:
+
+    def look() -> None:
+        if _fault(path, job, result) is None:
             return
         require_here(job.run, job.storage)
-        time.sleep(seconds)
-        job.storage.list(path.parent, "*")
-        fault = _fault(path, job, result)
-    if fault is not None:
-        raise NotCommitted(f"its worker committed {job.path}, but here {fault}; is the folder mounted on its node?")
+        job.storage.list(path.parent, "*")  # a network file system answers from its cache until the folder is listed
+        if (fault := _fault(path, job, result)) is not None:
+            raise NotCommitted(f"its worker committed {job.path}, but here {fault}; is the folder mounted on its node?")
+
+    try_again(look, DISK_PAUSES, lambda error: isinstance(error, NotCommitted))
 
 
 def require_here(run: RunId | None, storage: Storage) -> None:

@@ -2,57 +2,72 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from taugrid.disk import write_text
+from taugrid.orchestrator.observers import Observer
 from taugrid.orchestrator.rundir.paths import Paths
-from taugrid.storage import Storage
+from taugrid.storage import Storage, write_text
 from taugrid.words import with_urls
 
 FILES = "[0-9]*.jsonl*"
 _FILE = re.compile(r"(\d+)\.jsonl(\.\d{6})?")
 """NNNN.jsonl; in an object store also NNNN.jsonl.000001 and so on, by which a session's file goes on."""
 
-Listener = Callable[[datetime, Mapping[str, Any]], None]
+
+class EventsFile(Observer):
+    """The file of a new session. `flush` writes its lines: each write costs a request in an object store."""
+
+    def __init__(self, run: Paths) -> None:
+        self._storage = run.storage
+        last = max(map(_session, _files(run)), default=0)
+        self._lines: list[str] = []
+        self.path = next(path for n in count(last + 1) if _start(path := run.events / f"{n:04d}.jsonl", run.storage))
+
+    def happened(self, time: datetime, event: Mapping[str, Any]) -> None:
+        self._lines.append(with_urls(json.dumps(event)) + "\n")
+
+    def flush(self) -> None:
+        if self._lines:
+            lines, self._lines = self._lines, []
+            self._storage.append(self.path, "".join(lines).encode())
 
 
 class Events:
-    """The events of one session; `listener` is also told each of them, with its time."""
+    """Tells the observers of a session what happens. The first is the run's own record, which must not fail."""
 
-    def __init__(self, run: Paths, listener: Listener = lambda time, event: None) -> None:
-        self._listener = listener
-        self._storage = run.storage
-        last = max(map(_session, _files(run)), default=0)
-        self._noted: list[str] = []
-        self.path = next(path for n in count(last + 1) if _start(path := run.events / f"{n:04d}.jsonl", run.storage))
+    def __init__(self, run: Paths, others: Observer | None = None) -> None:
+        self.file = EventsFile(run)
+        self._others = others or Observer()
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
 
     def add(self, event: str, **values: Any) -> None:
         self.note(event, **values)
         self.flush()
 
     def note(self, event: str, **values: Any) -> None:
-        """Append one event with the next `flush` or `add`: each write costs a request in an object store."""
+        """Tell of one event; its line is written with the next `flush` or `add`."""
         now = datetime.now(UTC)
         record = {"time": now.isoformat(timespec="milliseconds"), "event": event, **values}
-        self._noted.append(with_urls(json.dumps(record)) + "\n")
-        self._listener(now, record)
+        self.file.happened(now, record)
+        self._others.happened(now, record)
 
     def flush(self) -> None:
         """Write what was noted."""
-        if self._noted:
-            lines, self._noted = self._noted, []
-            self._storage.append(self.path, "".join(lines).encode())
+        self.file.flush()
 
 
 def _start(path: Path, storage: Storage) -> bool:
     """Take a file's name for this session; False if another has it."""
     with storage.temporary(path) as temporary:
         write_text(temporary, "")
-        return storage.create(path, temporary)
+        return storage.commit(path, temporary)
 
 
 def _files(run: Paths) -> list[Path]:
@@ -109,7 +124,7 @@ class LastSession:
         if path in self._read and path != max(self._read):
             return  # it goes on in another file
         start, storage = self._read.get(path, 0), self._run.storage
-        data = storage.read_range(path, start, storage.size(path) - start)
+        data = storage.read(path, start)
         whole = data[: data.rfind(b"\n") + 1]
         self._read[path] = start + len(whole)
         yield from _parsed(whole)

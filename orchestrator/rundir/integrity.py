@@ -74,7 +74,7 @@ class RemovedImages(Paths):
 
     def lacks_images(self, cell: Cell) -> bool:
         """Whether files of the cell's images are gone, and no record says that they were removed on purpose."""
-        there = self.storage.versions(self.samples / cell.name, "part-*.parquet")
+        there = self.storage.stats(self.samples / cell.name, "part-*.parquet")
         is_lacking = any(self.sample_part(cell, shard) not in there for shard in cell.shards)
         return is_lacking and not self.has_removed_images(cell)
 
@@ -114,7 +114,7 @@ class Integrity(RemovedImages):
         for path, part in files:
             if path.suffix == ".parquet":
                 with suppress(FileNotFoundError, DamagedFile):  # the next survey says so
-                    version = self.storage.version(path)
+                    version = self.storage.stat(path).version
                     found = part or parquet.inspect(path, every_byte=False, storage=self.storage)
                     self.ledger.add(path, version, found)
         self.ledger.flush()
@@ -176,15 +176,15 @@ class Integrity(RemovedImages):
         return part is not None and _is_of(path, part, expected or {}, on_damage) and part.stop >= stop
 
     def version(self, path: Path) -> str | None:
-        """What a job that replaces this file must find (`Storage.version`); None if there is no file."""
+        """What a job that replaces this file must find (`Stat.version`); None if there is no file."""
         try:
-            return self.storage.version(path)
+            return self.storage.stat(path).version
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def versions(self, folder: Path) -> Mapping[Path, str]:
-        """The versions (`Storage.version`) of the shards that are in a folder now."""
-        return self.storage.versions(folder, "part-*.parquet")
+        """The versions (`Stat.version`) of the shards that are in a folder now."""
+        return {path: stat.version for path, stat in self.storage.stats(folder, "part-*.parquet").items()}
 
     def committed_cells(self) -> dict[str, str]:
         """Cell id -> folder name, of every cell with at least one sample file in place."""
@@ -233,8 +233,10 @@ class Integrity(RemovedImages):
 
         What was written since `before` (`Lease.began`) stays: it is not of a dead driver.
         """
-        for pattern in (".", *folders):
-            self.storage.delete_temporaries(self.root, pattern, before)
+        for folder in (".", *folders) if self.storage.on_disk else ["."]:
+            for path, stat in self.storage.stats(self.root, f"{folder}/.*.tmp").items():
+                if stat.modified < before:
+                    self.storage.delete(path)
 
     def _inspect_all(
         self, cell: Cell, paths: list[Path], every_byte: bool, on_damage: OnDamage

@@ -18,11 +18,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from taugrid.disk import write_text
 from taugrid.errors import UserError
 from taugrid.orchestrator import ending
 from taugrid.run_id import FILE as RUN_ID
-from taugrid.storage import Storage, read_json
+from taugrid.storage import ANY, Storage, read_json, write_text
 from taugrid.words import duration
 
 BEAT_SECONDS = 5.0
@@ -120,7 +119,7 @@ class Lease:
             raise refusal(self.root, self.holder())
         if before is not None:
             say(f"took the run directory over from {before}")
-        self.began = None if by_force and before is not None else self._storage.modified(self._path)
+        self.began = None if by_force and before is not None else self._storage.stat(self._path).modified
         _held.add(self._session)
         self._thread.start()
 
@@ -165,7 +164,7 @@ class Lease:
 
     def _version(self) -> str | None:
         try:
-            return self._storage.version(self._path)
+            return self._storage.stat(self._path).version
         except FileNotFoundError:
             return None
 
@@ -177,12 +176,7 @@ class Lease:
         ours = Holder(socket.gethostname(), os.getpid(), _boot(), run, self._session, now)
         with self._storage.temporary(self._path) as temporary:
             write_text(temporary, json.dumps(ours._asdict(), indent=2) + "\n")
-            if by_force:
-                self._storage.replace(self._path, temporary)
-                return True
-            if seen is None:
-                return self._storage.create(self._path, temporary)
-            return self._storage.replace_if(self._path, temporary, seen)
+            return self._storage.commit(self._path, temporary, ANY if by_force else seen)
 
 
 def refusal(root: Path, holder: Holder | None) -> UserError:

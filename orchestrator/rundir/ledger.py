@@ -1,6 +1,6 @@
 """ledger.jsonl: the files of a run that were read and found whole, so that the next command need not read them again.
 
-A line holds what `Storage.version` said of a file (size, inode, time) and what the file holds. A file that has another
+A line holds what `Stat.version` said of a file (size, inode, time) and what the file holds. A file that has another
 version now is read again; so is everything whose line is torn, changed or gone. Only the driver that holds the lock
 writes it.
 """
@@ -11,10 +11,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
-from taugrid.disk import write_text
 from taugrid.hashing import json_sha256
 from taugrid.parquet import Part
-from taugrid.storage import Storage, pieces, replacing
+from taugrid.storage import Storage, pieces, replacing, write_text
 
 CHECK_DIGITS = 12
 """Hex digits of the hash of a line, at its end."""

@@ -6,17 +6,13 @@ from contextlib import contextmanager, suppress
 
 from filelock import FileLock, Timeout
 
-from taugrid.disk import FORBIDDEN, StoreError
-from taugrid.errors import RunFailed, UserError
+from taugrid.errors import FORBIDDEN, NOT_WRITABLE, RunFailed, StoreError, UserError
 from taugrid.orchestrator.rundir.lease import Lease, refusal
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.storage import end_session
 
 NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL})
 """What file systems without locks say."""
-
-NOT_WRITABLE = FORBIDDEN | {errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
-"""Errors of making the folder that another --out avoids."""
 
 
 @contextmanager
@@ -64,7 +60,7 @@ def _make_writable(run: Paths) -> None:
             root.mkdir(parents=True, exist_ok=True)
             (root / ".lock").touch()
         else:
-            run.storage.require_creation(root)
+            run.storage.require(root, to_write=True)
     except OSError as error:
         if error.errno not in NOT_WRITABLE:
             raise
@@ -73,7 +69,7 @@ def _make_writable(run: Paths) -> None:
 
 def _not_writable(run: Paths, error: OSError) -> UserError:
     """What the user is told of a folder that may not be written to: the same command would fail again."""
-    ways_out = "give another --out"
+    ways_out = f"give another {run.option}"
     with suppress(OSError):
         if run.storage.exists(run.config):
             ways_out = (

@@ -95,6 +95,23 @@ def scorers(events: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:
     return found
 
 
+def device_kinds(events: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, set[str]]]:
+    """Cell id -> `sampled` and `scored` -> the kinds of device that did so, `cpu` or `cuda`."""
+    told = list(events)
+    found: dict[str, dict[str, set[str]]] = defaultdict(dict)
+    for cell, origin in origins(told).items():
+        found[cell]["sampled"] = {_kind(maker.device) for maker in origin.makers}
+    places = scorers(told)
+    for cell in places.keys() - {REFERENCE}:
+        found[cell]["scored"] = {_kind(place) for place in places[cell] | places.get(REFERENCE, set())}
+    return found
+
+
+def _kind(device: str) -> str:
+    """The kind of a device by its name: a CPU's begins with "cpu" (`workers.actor`)."""
+    return "cpu" if device.startswith("cpu") or not device else "cuda"
+
+
 def codes(events: Iterable[Mapping[str, Any]], stage: str) -> set[str]:
     """The hashes of taugrid's code in the sessions that did `stage`; events of earlier versions have none."""
     sessions = (event for event in events if event["event"] == "session" and stage in event["stages"])

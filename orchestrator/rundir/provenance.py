@@ -1,15 +1,16 @@
 """provenance.json: the software, weights, data and machines that made a run's files."""
 
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import taugrid
 from taugrid.config import Data
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.cells import Plan
@@ -21,7 +22,7 @@ from taugrid.storage import read_json, write_json
 from taugrid.versions import versions
 from taugrid.workers.data.load import content_fingerprint, load_images
 
-ROOMS = ("workers", "eval", "orchestrator")
+PACKAGE = Path(taugrid.__file__).parent
 
 PACKAGES = ("taugrid", "ray", "torch", "diffusers", "torch-fidelity", "pyarrow", "pandas", "numpy", "scipy", "pillow")
 
@@ -36,11 +37,11 @@ def software() -> dict[str, Any]:
 def code_sha256() -> str:
     """SHA-256 of taugrid's modules as they are now: a night that was interrupted may go on with others."""
     digest = hashlib.sha256()
-    for room in ("taugrid", *ROOMS):
-        root = Path(resources.files(room if room == "taugrid" else f"taugrid.{room}"))  # type: ignore[arg-type]
-        for path in sorted(root.rglob("*.py")):
-            digest.update(f"{room}/{path.relative_to(root).as_posix()}".encode())
-            digest.update(path.read_bytes())
+    walk = os.walk(PACKAGE, followlinks=True)  # a checkout has links to the rooms
+    files = [Path(folder, name) for folder, _, names in walk for name in names if name.endswith(".py")]
+    for path in sorted(files):
+        digest.update(path.relative_to(PACKAGE).as_posix().encode())
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
@@ -52,7 +53,7 @@ def _checkout() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    root = Path(__file__).parents[2]
+    root = PACKAGE.parent
     if not (root / ".git").exists():
         return None
     try:

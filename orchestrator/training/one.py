@@ -8,22 +8,24 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from taugrid.config import Cluster
-from taugrid.disk import make_folder
 from taugrid.errors import RunFailed, UserError, last_line
-from taugrid.orchestrator.dispatch.capacity import resources
+from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.cells import Model
 from taugrid.orchestrator.plan.sources import TRAINED_WEIGHTS, Trained
 from taugrid.orchestrator.report.trainings import failed_trainings
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
-from taugrid.orchestrator.training.room import WaitForRoom
 from taugrid.run_id import claim
-from taugrid.storage import LOCAL
+from taugrid.storage import LOCAL, upload_folder
+from taugrid.storage.local import make_folder
 from taugrid.words import counted, duration, with_urls
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.training import fit
 from taugrid.workers.training.log import TrainingProgress, training_progress
 from taugrid.workers.training.spec import TrainingSpec
+
+CAPACITY_SECONDS = 5.0
+"""How often a training that waits for its workers looks whether nodes have joined."""
 
 STANDSTILL_SECONDS = 120.0
 """Time without a logged step after which the user is told what a training may be waiting for."""
@@ -43,8 +45,8 @@ class TrainingFailed(RunFailed):
 class Training:
     """One model's training in a driver session; Ray must be connected.
 
-    Only Ray Train runs in a thread: in the main thread its `fit` would take over SIGINT and never give it back. All
-    else is done by the caller, who calls `begin`, then `look` now and then, and `end` once the thread has ended.
+    Only Ray Train runs in a thread: in the main thread its `fit` would take over SIGINT and never give it back. The
+    caller does the rest: it calls `begin`, then `look` now and then, and `end` once the thread has ended.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Training:
         self.at = self._now()
         """How far it is, by its log; None before the first step."""
         self.has_begun = False
-        """Whether it has logged a step since `begin`: its workers are at work."""
+        """Whether it has logged a step since `begin`."""
 
     @property
     def done(self) -> int:
@@ -78,13 +80,13 @@ class Training:
         """Whether it ended because other work took the room for its workers. It can begin again."""
         return isinstance(self._error, fit.NoRoom)
 
-    def wanted(self) -> resources.Trainers:
-        """What it takes of the cluster as it is now.
+    def wanted(self) -> capacity.Trainers:
+        """The workers that it would start on the cluster as it is now.
 
         Raises:
             UserError: if no worker fits, and none ever will.
         """
-        return resources.trainers(self._cluster, self._source.train.workers, self._may_grow)
+        return capacity.trainers(self._cluster, self._source.train.workers, self._may_grow)
 
     def begin(self, ended: "SimpleQueue[Training]") -> None:
         """Start or continue it, from its last checkpoint. It comes into `ended` when its thread ends."""
@@ -96,9 +98,8 @@ class Training:
             how = "failed" if model.id in failed_trainings(self._rundir) else "was interrupted"
             said = f"training of {model.called} {how} at step {self.at.step}; it continues from {place}"
             self._say_once("interrupted", said)
-        self._began = self._changed = time.monotonic()
-        self._room = WaitForRoom(self._spec, self._cluster)
-        # Who watches knows by the step whether the log has grown since.
+        self._began = self._changed = self._looked_at = self._fitted_at = time.monotonic()
+        # A watching command sees by the step whether the log has grown since.
         self._events.add("train", model=model.id, **({} if self.at is None else {"step": self.at.step}))
         threading.Thread(target=self._fit, args=(ended,), name=f"train-{model.id}", daemon=True).start()
 
@@ -113,8 +114,8 @@ class Training:
             UserError: if nodes large enough did not join in time. The thread goes on waiting, as Ray Train knows no
                 limit. It ends with the driver.
         """
-        if self._may_grow and not self.has_begun and (error := self._room.too_long()):
-            raise error
+        if self._may_grow and not self.has_begun:
+            self._require_capacity()
         at = self._now()
         if at is not None and at != self.at:
             self.at, self.has_begun, self._changed = at, True, time.monotonic()
@@ -126,6 +127,19 @@ class Training:
                 f"training {self.model.called}: no step logged for {duration(STANDSTILL_SECONDS)}; it waits while "
                 f"the cluster has no room for {counted(train.fewest_workers, 'worker')}",
             )
+
+    def _require_capacity(self) -> None:
+        """Raise `UserError` if nodes for the fewest workers have been missing for `cluster.max_wait_seconds`."""
+        now, limit = time.monotonic(), self._cluster.max_wait_seconds
+        if now - self._looked_at < CAPACITY_SECONDS:
+            return
+        self._looked_at = now
+        size = capacity.Size(self._spec.cpus_per_worker, self._spec.gpus_per_worker)
+        if capacity.total_capacity(size, self._cluster) >= self._spec.train.fewest_workers:
+            self._fitted_at = now
+        if now - self._fitted_at >= limit:
+            then = f", nor has one joined in {duration(limit)} (cluster.max_wait_seconds)"
+            raise capacity.no_capacity(size, self._cluster.label_selector, then)
 
     def end(self, log: Callable[[str, str], Path]) -> None:
         """Put the model in place, and say how it went. `log` writes a file in logs/.
@@ -153,7 +167,7 @@ class Training:
         self._say(f"trained model {model.called}: {steps} in {duration(seconds)}, loss {self.at.loss:.4f}")
 
     def _say_once(self, about: str, text: str) -> None:
-        """Say it unless the like was said before: one that finds no room begins again every ten minutes."""
+        """Say it once: a training that finds no room begins again every ten minutes."""
         if about not in self._told:
             self._told.add(about)
             self._say(text)
@@ -174,11 +188,11 @@ class Training:
         """Put the trained model into the run directory, if it was trained elsewhere, and remove what is left there."""
         storage, spec = self._rundir.storage, self._spec
         if not storage.on_disk:
-            storage.create_folder(self._rundir.model_folder(self.model), spec.final, TRAINED_WEIGHTS)
+            upload_folder(self._rundir.model_folder(self.model), spec.final, TRAINED_WEIGHTS, storage)
             LOCAL.delete_folder(spec.final)
             LOCAL.delete_folder(spec.running)
 
-    def _specified(self, wanted: resources.Trainers) -> TrainingSpec:
+    def _specified(self, wanted: capacity.Trainers) -> TrainingSpec:
         source = self._source
         folder, run = self._rundir.training_folder(self._cluster.scratch), self._rundir.run
         if not self._rundir.storage.on_disk:

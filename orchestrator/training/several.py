@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
 from taugrid.config import Cluster
 from taugrid.errors import UserError
+from taugrid.orchestrator.dispatch.capacity import Size, Trainers, free
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.progress.stage import name_of_trainings, note_of_trainings
+from taugrid.orchestrator.progress.bars import name_of_trainings, note_of_trainings
 from taugrid.orchestrator.training.one import Training, TrainingFailed
-from taugrid.orchestrator.training.room import HELPERS_BYTES, UnderWay, another_fits, most_at_once
 from taugrid.words import counted
+from taugrid.workers.ray_compat import memory_here
 
 POLL_SECONDS = 0.5
 """How often the driver checks the logs and Ctrl-C."""
@@ -21,9 +23,41 @@ POLL_SECONDS = 0.5
 LOOK_SECONDS = 2.0
 """How often it looks whether another training has room."""
 
+HELPERS_BYTES = 500 * 2**20
+"""What Ray Train's controller and its three helpers of one training take of the driver's memory. Each imports ray.train
+and pandas; 470 MB were measured (docs/decisions.md)."""
+
+HELPERS_SHARE = 0.5
+"""The most of the driver's memory that they take together, unless `cluster.trainings` says how many there are."""
+
+
+class UnderWay(NamedTuple):
+    all: int
+    """Trainings that have begun and not ended."""
+    starting: int
+    """Of these, those whose workers may not have their places yet."""
+
+
+def most_at_once(cluster: Cluster) -> int:
+    """The most trainings at a time, however much room there is for their workers."""
+    return cluster.trainings or max(1, int(memory_here() * HELPERS_SHARE) // HELPERS_BYTES)
+
+
+def another_fits(wanted: Trainers, under_way: UnderWay, cluster: Cluster, may_grow: bool) -> bool:
+    """Whether a training that wants so much begins now. If there is no other, it does, and waits for room itself.
+
+    It takes what it would take alone: fewer CPUs would be fewer threads, and other last digits of weights. An elastic
+    training counts with all its workers. With `cluster.trainings` on a cluster that `may_grow`, it begins without room,
+    because Ray's autoscaler hears only of workers that wait.
+    """
+    if not under_way.all or (cluster.trainings is not None and may_grow):
+        return True
+    size = Size(wanted.cpus, wanted.gpus)
+    return sum(node.capacity(size) for node in free(cluster.label_selector)) >= wanted.most * (under_way.starting + 1)
+
 
 class Trainings:
-    """The trainings of a session. All but `fit.train` is done by the caller's thread, so nothing here needs a lock."""
+    """The trainings of a session. Only `fit.train` runs in other threads, so nothing here needs a lock."""
 
     def __init__(
         self,

@@ -6,10 +6,8 @@ from typing import Any
 import numpy as np
 
 from taugrid.errors import UserError
-from taugrid.eval.metrics.moments_file import PRECISION, MomentsFile, read_moments
-from taugrid.eval.metrics.reference_statistics import read_all
-from taugrid.eval.metrics.statistics import Moments
-from taugrid.eval.metrics.streams import moments
+from taugrid.eval.metrics.reference_statistics import PRECISION, MomentsFile, read_all, read_moments
+from taugrid.eval.metrics.statistics import Moments, moments
 from taugrid.eval.reference import image_batches
 from taugrid.eval.sources import part_bounds
 from taugrid.images import encode_png

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
+from taugrid.orchestrator.rates import rate_key
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.survey import Survey
 
@@ -52,7 +53,7 @@ class WorkKind(ABC):
     temporary files next to them."""
     stage: ClassVar[str]
     """The stage of a run that does it."""
-    told_by: ClassVar[frozenset[str]] = frozenset()
+    reported_by: ClassVar[frozenset[str]] = frozenset()
     """Other stages that report its results without doing any of its work."""
     unit: ClassVar[str]
     """The unit of a task's cost, in the plural."""
@@ -70,7 +71,8 @@ class WorkKind(ABC):
 
     def __init__(self, survey: Survey) -> None:
         self.survey = survey
-        self.config, self.plan, self.rundir = survey.config, survey.plan, survey.rundir
+        self.run, self.plan = survey.run, survey.plan
+        self.config, self.rundir = survey.run.config, survey.run.rundir
 
     @classmethod
     def writes_in(cls) -> str:
@@ -114,6 +116,18 @@ class WorkKind(ABC):
     def conclude(self) -> Conclusion | None:
         """Write the results of what is complete. None: other work continues from here."""
         return None
+
+    @classmethod
+    def rate_key(cls, task: Task) -> str:
+        """The name of all tasks that take equal time for equal cost."""
+        network = task.cell.model.id if task.cell is not None and cls.unit == NETWORK_EVALUATIONS else None
+        return rate_key(cls.name, network)
+
+    @classmethod
+    def images(cls, task: Task) -> float:
+        """How many images a task makes, if the progress line counts them."""
+        cell = task.cell
+        return task.cost * cell.settings.num_samples / cell.network_evaluations if cell and cls.counts_images else 0.0
 
     @classmethod
     def event(cls, task: Task, result: Result, first: bool) -> Event:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from taugrid.config import Data
 from taugrid.eval.extract import ExtractJob
-from taugrid.eval.metrics.moments_file import MomentsFile
+from taugrid.eval.metrics.reference_statistics import MomentsFile
 from taugrid.eval.sources import Source, part_bounds
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.evaluation import Evaluation

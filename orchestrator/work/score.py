@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from taugrid.eval.metrics.moments_file import MomentsFile
+from taugrid.eval.metrics.reference_statistics import MomentsFile
 from taugrid.eval.score_cell import ReferenceFiles, ScoreJob
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.report.collect import collect
@@ -23,7 +23,7 @@ class ScoreWork(WorkKind):
     folder = "scores"
     files = "*.parquet"
     stage = "evaluate"
-    told_by = frozenset({"report"})
+    reported_by = frozenset({"report"})
     unit = IMAGES
     activity = "scoring"
     task_in_words = ("cell", "to score")
@@ -63,6 +63,9 @@ class ScoreWork(WorkKind):
                 "evaluation": evaluation.id(cell),
                 "protocol": evaluation.protocol(cell).as_dict(),
             },
+            sample_paths=tuple(str(self.rundir.sample_part(cell, shard)) for shard in cell.shards)
+            if settings.sample_columns
+            else (),
             notes=(*(f"no {metric}: {reason}" for metric, reason in reasons.items()), *remarks),
         )
 
@@ -96,13 +99,9 @@ class ScoreWork(WorkKind):
 
     def conclude(self) -> Conclusion:
         """The quality table; the stage `report` writes it, with the figures."""
-        plan = self.survey.whole
-        collected = collect(plan, self.rundir, self._evaluation)
-        if "report" in self.survey.stages:
-            quality = write_report(self.config, plan, self.rundir, collected)
-        else:
-            quality = quality_table(self.config, plan, collected)
-        return Conclusion("quality", collected.rows, quality=quality)
+        collected = collect(self.run.plan, self.rundir, self._evaluation)
+        report = write_report if "report" in self.survey.stages else quality_table
+        return Conclusion("quality", collected.rows, quality=report(self.run, collected))
 
 
 KIND = ScoreWork

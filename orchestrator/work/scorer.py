@@ -28,7 +28,7 @@ from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.origins import OURS, REFERENCE, scorers
-from taugrid.protocol import SOFTWARE
+from taugrid.protocol import SOFTWARE, canonical
 from taugrid.registry.metrics import MetricSettings
 from taugrid.storage import Storage, read_sealed, write_sealed
 from taugrid.versions import versions
@@ -63,7 +63,7 @@ class ScoredWith:
     @classmethod
     def of(cls, places: Iterable[str], protocol: Mapping[str, Any]) -> "ScoredWith":
         """From the places and the protocol of a score."""
-        versions = protocol.get("versions") or {}
+        versions = canonical(protocol).get("versions") or {}
         return cls(tuple(sorted(places)), {name: value for name, value in versions.items() if name != OURS})
 
     @classmethod

@@ -6,11 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from taugrid.config import Config
 from taugrid.errors import UserError
 from taugrid.eval.sources import part_bounds
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.storage import read_sealed
@@ -44,22 +44,24 @@ class RunState(NamedTuple):
 class Survey:
     """Finds what is missing in a run directory. Damaged files are reported and count as missing."""
 
-    config: Config
-    plan: Plan
-    rundir: RunDir
+    run: Run
     evaluation: Evaluation | None
     """None: only images are wanted."""
     stages: frozenset[str]
     """The stages that the run should do."""
     on_damage: Callable[[Damage], None]
     """Must move the file away."""
-    of_tables: Plan | None = None
-    """What tables show, if `plan` is a part of it."""
+    part: Plan | None = None
+    """The part of the run's plan that is to be done; None: all."""
 
     @property
-    def whole(self) -> Plan:
-        """The plan that tables show."""
-        return self.of_tables or self.plan
+    def plan(self) -> Plan:
+        """What is to be done."""
+        return self.part or self.run.plan
+
+    @property
+    def rundir(self) -> RunDir:
+        return self.run.rundir
 
     @cached_property
     def found(self) -> RunState:

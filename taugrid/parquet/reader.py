@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from taugrid.disk import is_of_content, naming, retried
-from taugrid.errors import DamagedFile
+from taugrid.errors import DamagedFile, is_of_content, naming
 from taugrid.images import decode_png, to_pictures
 from taugrid.parquet.seal import check_seal
+from taugrid.retries import retried
 from taugrid.storage import LOCAL, Storage
 from taugrid.threads import decoded
 

@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from taugrid.disk import naming, retried
-from taugrid.errors import DamagedFile
+from taugrid.errors import DamagedFile, naming
+from taugrid.retries import retried
 from taugrid.storage import Storage
 
 SEAL = b"taugrid.sha256:"

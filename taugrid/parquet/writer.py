@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from taugrid.disk import retried
 from taugrid.errors import DamagedFile, OtherBytes
 from taugrid.parquet.reader import Part, inspect
 from taugrid.parquet.schemas import SETTING_FIELDS
 from taugrid.parquet.seal import write_seal
-from taugrid.storage import LOCAL, Storage
+from taugrid.retries import retried
+from taugrid.storage import ANY, LOCAL, Storage, is_same
 
 ROWS_PER_GROUP = 1024
 BYTES_PER_GROUP = 32 * 2**20
@@ -90,25 +90,22 @@ class PartWriter:
         """
         self._writer.close()
         write_seal(self._temporary)
-        if not replace:
-            return self._create()
-        self._storage.replace(self._path, self._temporary)
-        return True
+        return self._storage.commit(self._path, self._temporary, ANY) if replace else self._create()
 
     def commit_over(self, version: str | None) -> bool:
-        """Put the file in place of the one that has this version (`Storage.version`), of a shorter one, or of none.
+        """Put the file in place of the one that has this version (`Stat.version`), of a shorter one, or of none.
 
         Any other file is kept; then it returns False. Raises as `commit`.
         """
         self._writer.close()
         write_seal(self._temporary)
-        if version is None and self._storage.create(self._path, self._temporary):
+        if version is None and self._storage.commit(self._path, self._temporary):
             return True
         replaced = self._replace(version) or self._replace(self._shorter())
         return replaced or self._create()
 
     def _replace(self, version: str | None) -> bool:
-        return version is not None and self._storage.replace_if(self._path, self._temporary, version)
+        return version is not None and self._storage.commit(self._path, self._temporary, version)
 
     def _shorter(self) -> str | None:
         """The version of the file in place if it is a whole one that has fewer of the same rows.
@@ -119,7 +116,7 @@ class PartWriter:
         if (ours := self.content) is None:
             return None
         try:
-            version = self._storage.version(self._path)
+            version = self._storage.stat(self._path).version
             theirs = inspect(self._path, every_byte=False, storage=self._storage)
         except (FileNotFoundError, NotADirectoryError, DamagedFile):
             return None
@@ -129,8 +126,9 @@ class PartWriter:
         return version if same and theirs.stop < ours.stop else None
 
     def _create(self) -> bool:
-        created = self._storage.create(self._path, self._temporary)
-        if not created and self._storage.other_bytes(self._path, self._temporary):
+        created = self._storage.commit(self._path, self._temporary)
+        # On a disk, a second copy of a task may come from another kind of device, and a lock keeps other drivers out.
+        if not created and not self._storage.on_disk and not is_same(self._path, self._temporary, self._storage):
             raise OtherBytes(
                 f"{self._path} was made by another driver or worker meanwhile, and its bytes are not those made here; "
                 "it is kept: compare the devices and versions of both, or remove it"

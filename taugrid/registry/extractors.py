@@ -81,7 +81,7 @@ EXTRACTORS = {
     for extractor in (
         KnownExtractor(
             DIGITS_CONVNET,
-            "taugrid.eval.features.convnets:DigitsConvnet",
+            "taugrid.eval.features.networks:DigitsConvnet",
             feature_layer="64",
             dimensions=64,
             weights=ShippedWeights(),
@@ -92,7 +92,7 @@ EXTRACTORS = {
         ),
         KnownExtractor(
             FASHION_CONVNET,
-            "taugrid.eval.features.convnets:FashionConvnet",
+            "taugrid.eval.features.networks:FashionConvnet",
             feature_layer="64",
             dimensions=64,
             weights=ShippedWeights(),
@@ -103,7 +103,7 @@ EXTRACTORS = {
         ),
         KnownExtractor(
             INCEPTION,
-            "taugrid.eval.features.inception:FoldedInception",
+            "taugrid.eval.features.networks:FoldedInception",
             feature_layer="2048",
             dimensions=2048,
             weights=PublishedWeights(
@@ -153,7 +153,7 @@ EXTRACTORS = {
         ),
         KnownExtractor(
             PIXELS,
-            "taugrid.eval.features.pixels:Pixels",
+            "taugrid.eval.features.networks:Pixels",
             feature_layer=PIXELS,
             dimensions=None,
             weights=None,

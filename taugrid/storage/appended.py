@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Protocol
 
-from taugrid.storage.protocol import Storage
+from taugrid.storage.protocol import ANY, Storage
 
 PIECE_BYTES = 2**16
 
@@ -49,7 +49,7 @@ def append(storage: Rewritable, path: Path, data: bytes) -> None:
         time.sleep(max(0.0, piece.written + storage.rewrite_seconds - time.monotonic()))
         with storage.temporary(piece.path) as temporary:
             temporary.write_bytes(piece.data + data)
-            storage.replace(piece.path, temporary)
+            storage.commit(piece.path, temporary, ANY)
         piece.data += data
         piece.written = time.monotonic()
 
@@ -74,16 +74,16 @@ def _number(path: Path, piece: Path) -> int:
 
 def _new_piece(storage: Rewritable, path: Path, data: bytes) -> _Piece:
     there = pieces(storage, path)
-    if there == [path] and storage.size(path) == 0:  # a name that this session has just taken
+    if there == [path] and storage.stat(path).size == 0:  # a name that this session has just taken
         time.sleep(storage.rewrite_seconds)
         with storage.temporary(path) as temporary:
             temporary.write_bytes(data)
-            storage.replace(path, temporary)
+            storage.commit(path, temporary, ANY)
         return _Piece(path, data, time.monotonic())
     for number in count(_number(path, there[-1]) + 1 if there else 0):
         piece = path.with_name(f"{path.name}.{number:06d}") if number else path
         with storage.temporary(piece) as temporary:
             temporary.write_bytes(data)
-            if storage.create(piece, temporary):
+            if storage.commit(piece, temporary):
                 return _Piece(piece, data, time.monotonic())
     raise AssertionError("count never ends")

@@ -1,15 +1,17 @@
-"""Whole files of text and JSON in any storage."""
+"""Whole files of JSON in any storage, and what is made of several calls of one."""
 
+import errno
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from taugrid.disk import write_text
-from taugrid.hashing import json_sha256
-from taugrid.storage.local import LOCAL
-from taugrid.storage.protocol import Storage
+from taugrid.errors import StoreError
+from taugrid.hashing import file_sha256, json_sha256
+from taugrid.storage.local import LOCAL, write_text
+from taugrid.storage.protocol import ANY, Storage
+from taugrid.words import with_urls
 
 
 @contextmanager
@@ -17,7 +19,7 @@ def replacing(path: Path, storage: Storage = LOCAL) -> Iterator[Path]:
     """A temporary local path whose file takes the place of `path` at the end, or vanishes on an error."""
     with storage.temporary(path) as temporary:
         yield temporary
-        storage.replace(path, temporary)
+        storage.commit(path, temporary, ANY)
 
 
 def write_json(path: Path, value: Any, storage: Storage = LOCAL) -> None:
@@ -53,3 +55,31 @@ def read_sealed(path: Path, storage: Storage = LOCAL) -> dict[str, Any] | None:
         return value if seal == json_sha256(value) else None
     except ValueError:  # NaN, which is never written
         return None
+
+
+def is_same(path: Path, finished: Path, storage: Storage) -> bool:
+    """Whether a file has the bytes of a finished local file. Reads both."""
+    try:
+        with storage.local_path(path) as theirs:
+            return file_sha256(theirs) == file_sha256(finished)
+    except FileNotFoundError:
+        return False
+
+
+def upload_folder(folder: Path, finished: Path, last: str, storage: Storage) -> None:
+    """Give a finished local folder its name in an object store.
+
+    `last`, a file in it, appears once all others are there. The files of an upload that was cut short are replaced.
+
+    Raises:
+        OSError: if a folder of that name is there, with other bytes in `last`; it is kept.
+    """
+    marker = folder / last
+    if not storage.exists(marker):
+        for path in sorted(finished.rglob("*")):
+            if path.is_file() and path != finished / last:
+                storage.commit(folder / path.relative_to(finished), path, ANY)
+    if not storage.commit(marker, finished / last) and not is_same(marker, finished / last, storage):
+        raise StoreError(
+            errno.EEXIST, "another driver has put other content there; remove that folder", with_urls(marker.as_posix())
+        )

@@ -1,19 +1,18 @@
 """Folders of this machine, or of a file system that all machines mount at the same path."""
 
-import errno
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO
 
-from taugrid.disk import commit_folder, is_there, make_folder, matching, naming, rename, retried, sync_file, sync_folder
-
-NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
-"""What file systems without hard links say; some network and object-store mounts are such."""
+from taugrid.errors import NO_LINKS, UNSYNCABLE, naming
+from taugrid.retries import retried
+from taugrid.storage.protocol import ANY, Stat
 
 
 @dataclass(frozen=True)
@@ -32,17 +31,27 @@ class LocalStorage:
     def on_disk(self) -> bool:
         return True
 
-    def require(self, folder: Path) -> None:
-        """See `Storage`. Errors of a folder say themselves what is wrong."""
+    def require(self, folder: Path, to_write: bool = False) -> None:
+        pass
 
-    def require_creation(self, folder: Path) -> None:
-        """See `Storage`. A link never overwrites."""
+    def stat(self, path: Path) -> Stat:
+        found = retried(path.stat)
+        return Stat(found.st_size, f"{found.st_size}-{found.st_ino}-{found.st_mtime_ns}", found.st_mtime)
 
-    def read(self, path: Path) -> bytes:
-        with naming(path):
-            return retried(path.read_bytes)
+    def stats(self, folder: Path, pattern: str) -> Mapping[Path, Stat]:
+        found = {}
+        for path in self.list(folder, pattern):
+            with suppress(FileNotFoundError):  # it has gone since
+                found[path] = self.stat(path)
+        return found
 
-    def read_range(self, path: Path, start: int, length: int) -> bytes:
+    def exists(self, path: Path) -> bool:
+        return is_there(path)
+
+    def list(self, folder: Path, pattern: str) -> Sequence[Path]:
+        return sorted(matching(folder, pattern))
+
+    def read(self, path: Path, start: int = 0, length: int | None = None) -> bytes:
         def read() -> bytes:
             with path.open("rb") as file:
                 file.seek(start)
@@ -51,70 +60,26 @@ class LocalStorage:
         with naming(path):
             return retried(read)
 
-    def size(self, path: Path) -> int:
-        return retried(path.stat).st_size
-
-    def version(self, path: Path) -> str:
-        found = retried(path.stat)
-        return f"{found.st_size}-{found.st_ino}-{found.st_mtime_ns}"
-
-    def versions(self, folder: Path, pattern: str) -> Mapping[Path, str]:
-        found = {}
-        for path in self.list(folder, pattern):
-            with suppress(FileNotFoundError):  # it has gone since
-                found[path] = self.version(path)
-        return found
-
-    def modified(self, path: Path) -> float:
-        return retried(path.stat).st_mtime
-
-    def exists(self, path: Path) -> bool:
-        return is_there(path)
-
-    def list(self, folder: Path, pattern: str) -> Sequence[Path]:
-        """See `Storage`. A folder that has a file's name is listed too, so that it is found out as damage."""
-        return sorted(matching(folder, pattern))
-
-    def create(self, path: Path, finished: Path) -> bool:
-        """See `Storage`. By `os.link`, which never overwrites."""
+    def commit(self, path: Path, finished: Path, if_version: str | None = None) -> bool:
+        """`os.link` never overwrites."""
         sync_file(finished)
-        try:
-            retried(lambda: os.link(finished, path))
-        except FileExistsError:
-            if not finished.samefile(path):  # else it is ours: a network file system has lost its first answer
+        if if_version is None:
+            if not _link(finished, path):
                 return False
-        except OSError as error:
-            if error.errno not in NO_LINKS:
-                raise
-            if is_there(path):  # equal bytes make the race harmless
-                return False
+        elif if_version == ANY or self._has_version(path, if_version):
             rename(finished, path)
+        else:
+            return False
         sync_folder(path.parent)
         return True
 
-    def replace(self, path: Path, finished: Path) -> None:
-        sync_file(finished)
-        rename(finished, path)
-        sync_folder(path.parent)
-
-    def replace_if(self, path: Path, finished: Path, version: str) -> bool:
+    def _has_version(self, path: Path, version: str) -> bool:
         try:
-            if self.version(path) != version:
-                return False
+            return self.stat(path).version == version
         except FileNotFoundError:
             return False
-        self.replace(path, finished)
-        return True
-
-    def other_bytes(self, path: Path, finished: Path) -> bool:
-        return False
-
-    def create_folder(self, folder: Path, finished: Path, last: str) -> None:
-        """See `Storage`. Renamed whole, so `last` has no part in it."""
-        commit_folder(finished, folder)
 
     def append(self, path: Path, data: bytes) -> None:
-        """See `Storage`. Readers see it at once."""
         with naming(path), self._opened_to_append(path) as file:  # closing it writes, too
             file.write(data)
 
@@ -137,15 +102,9 @@ class LocalStorage:
     def delete_folder(self, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
-    def delete_temporaries(self, folder: Path, pattern: str, before: float) -> None:
-        for path in matching(folder, f"{pattern}/.*.tmp"):
-            with suppress(FileNotFoundError):
-                if self.modified(path) < before:
-                    self.delete(path)
-
     @contextmanager
     def temporary(self, path: Path) -> Iterator[Path]:
-        """See `Storage`. The path is in the folder of `path`, which is made if it is missing."""
+        """In the folder of `path`, which is made if it is missing."""
         make_folder(path.parent, self.root)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
         try:
@@ -155,16 +114,14 @@ class LocalStorage:
             self.delete(temporary)
 
     def local_path(self, path: Path) -> AbstractContextManager[Path]:
-        """See `Storage`. The path itself."""
         return nullcontext(path)
 
     def readable(self, path: Path) -> AbstractContextManager[Path]:
-        """See `Storage`. The path itself."""
         return nullcontext(path)
 
     @contextmanager
     def local_folder(self, folder: Path) -> Iterator[Path]:
-        """See `Storage`. The folder itself, made if it is missing: writers use `replacing`."""
+        """The folder itself, made if it is missing: writers use `replacing`."""
         make_folder(folder, self.root)
         with naming(folder):
             yield folder
@@ -177,3 +134,136 @@ LOCAL = LocalStorage()
 def user_cache() -> Path:
     """Taugrid's folder in the user's cache: data sets, decoded images, statistics of references."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "taugrid"
+
+
+# Calls of the file system: tried again where that is safe, and synced so that names survive a power loss
+
+
+def _link(finished: Path, path: Path) -> bool:
+    """Name a file; False if there is another of this name."""
+    try:
+        retried(lambda: os.link(finished, path))
+    except FileExistsError:
+        return finished.samefile(path)  # then a network file system has lost its first answer
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if is_there(path):  # equal bytes make the race harmless
+            return False
+        rename(finished, path)
+    return True
+
+
+def rename(path: Path, target: Path) -> None:
+    """Rename a file or folder, replacing any file there; a transient error is tried again.
+
+    A network file system may have done it and lost its answer. Then the next attempt finds nothing to rename.
+    """
+    failed = False
+
+    def attempt() -> None:
+        nonlocal failed
+        try:
+            path.replace(target)
+        except FileNotFoundError:
+            if not failed or is_there(path) or not is_there(target):
+                raise
+        except OSError:
+            failed = True
+            raise
+
+    retried(attempt)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that nobody reads yet; a transient error is tried again."""
+    retried(lambda: path.write_text(text, encoding="utf-8"))
+
+
+def sync_file(path: Path) -> None:
+    """Return once the file's bytes are on the disk. A sync that fails is not tried again: it would seem to succeed."""
+    with retried(lambda: path.open("rb")) as file, naming(path):
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Return once the names in a folder are on the disk, where the file system can say so."""
+    descriptor = retried(lambda: os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+    try:
+        with naming(folder):
+            os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSYNCABLE:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path, root: Path | None = None) -> None:
+    """Make a folder and those above it, but not `root`; the names of new ones are synced.
+
+    Raises:
+        FileNotFoundError: if there is no `root`.
+    """
+    if folder == root:
+        retried(folder.stat)
+        return
+    try:
+        retried(folder.mkdir)
+    except FileNotFoundError:
+        make_folder(folder.parent, root)
+        retried(lambda: folder.mkdir(exist_ok=True))
+    except OSError:  # it is there, or its place may not be written to, which is no matter if it is there
+        if not folder.is_dir():
+            raise
+        return
+    sync_folder(folder.parent)
+
+
+def commit_folder(finished: Path, folder: Path) -> None:
+    """Give a finished folder its name, whole: everything in it is on the disk before it is seen.
+
+    Raises:
+        OSError: if a folder of that name is there and not empty, which is kept.
+    """
+    for place, _, names in os.walk(finished, topdown=False, onerror=_raise):
+        for name in names:
+            sync_file(Path(place) / name)
+        sync_folder(Path(place))
+    rename(finished, folder)
+    sync_folder(folder.parent)
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """The paths below `folder` that match a glob pattern; `*` stands for no slash.
+
+    `Path.glob` passes over folders that it cannot read, so that files would count as missing.
+    """
+    found = [folder]
+    for part in pattern.split("/"):
+        if part == ".":
+            continue
+        if "*" in part or "[" in part:
+            found = [place / name for place in found for name in _names(place) if fnmatchcase(name, part)]
+        else:
+            found = [path for place in found if is_there(path := place / part)]
+    return found
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return retried(lambda: [path.name for path in folder.iterdir()])
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file or a folder. An error of reading is raised: it is no answer."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        retried(path.stat)
+        return True
+    return False
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -5,8 +5,6 @@ be overwritten is created by one conditional request (`If-None-Match: *`), what 
 with its ETag. obstore is imported when a store is first asked, not with this module.
 """
 
-import errno
-import hashlib
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,11 +14,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
-from taugrid.disk import StoreError
-from taugrid.errors import UserError
+from taugrid.errors import StoreError, UserError
 from taugrid.storage import appended
+from taugrid.storage.files import is_same
+from taugrid.storage.protocol import ANY, Stat
 from taugrid.storage.ranges import END_BYTES, FetchedEnd, RangeFile
-from taugrid.storage.requests import Bucket, ask, attempts, connected, fault, told
+from taugrid.storage.requests import Bucket, ask, connected, fault
 from taugrid.words import with_urls
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ T = TypeVar("T")
 CHUNK_BYTES = 8 * 2**20
 
 LARGEST_PUT_BYTES = 2**32
-"""S3 takes up to 5 GB in one request. What is larger goes up in parts, which only `replace` can do."""
+"""S3 takes up to 5 GB in one request. What is larger goes up in parts, which can't have a condition."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +44,22 @@ class ObjectStorage:
     def on_disk(self) -> bool:
         return False
 
-    def require(self, folder: Path) -> None:
-        """See `Storage`. Lists what is directly in the folder."""
+    def require(self, folder: Path, to_write: bool = False) -> None:
+        """List what is directly in the folder. Some servers that speak S3 ignore conditions, and overwrite."""
+        if to_write:
+            return self._require_conditions(folder)
         try:
             self._children(folder)
         except StoreError as error:
             raise UserError(f"{url(folder)}: {error.strerror}") from None
 
-    def require_creation(self, folder: Path) -> None:
-        """See `Storage`. Some servers that speak S3 ignore conditions, and overwrite."""
+    def _require_conditions(self, folder: Path) -> None:
         path = folder / f".conditions-{uuid.uuid4().hex[:12]}.tmp"
         with self.temporary(path) as first, self.temporary(path) as second:
             first.write_bytes(b"first")
             second.write_bytes(b"second")
-            self.create(path, first)
-            overwritten = self.create(path, second)
+            self.commit(path, first)
+            overwritten = self.commit(path, second)
         self.delete(path)
         if overwritten:
             raise UserError(
@@ -67,30 +67,12 @@ class ObjectStorage:
                 "overwrite each other's files; use a store that does, or a folder"
             )
 
-    def read(self, path: Path) -> bytes:
-        import obstore
+    def stat(self, path: Path) -> Stat:
+        return _stat(self._head(path))
 
-        return self._ask(path, lambda: bytes(obstore.get(self._store, key(path)).bytes()))
-
-    def read_range(self, path: Path, start: int, length: int) -> bytes:
-        with self.readable(path) as file:
-            assert not isinstance(file, Path)
-            file.seek(start)
-            return file.read(length)
-
-    def size(self, path: Path) -> int:
-        return self._head(path)["size"]
-
-    def version(self, path: Path) -> str:
-        """See `Storage`. The ETag."""
-        return _version(self._head(path))
-
-    def versions(self, folder: Path, pattern: str) -> Mapping[Path, str]:
-        """See `Storage`. The list of a folder holds them."""
-        return {path: _version(meta) for path, meta in self._matching(folder, pattern).items() if meta is not None}
-
-    def modified(self, path: Path) -> float:
-        return self._head(path)["last_modified"].timestamp()
+    def stats(self, folder: Path, pattern: str) -> Mapping[Path, Stat]:
+        found = self._matching(folder, pattern)
+        return {path: _stat(meta) for path, meta in found.items() if meta is not None}
 
     def exists(self, path: Path) -> bool:
         try:
@@ -100,11 +82,19 @@ class ObjectStorage:
         return True
 
     def list(self, folder: Path, pattern: str) -> Sequence[Path]:
-        """See `Storage`. Also folders that match."""
         return sorted(self._matching(folder, pattern))
 
-    def create(self, path: Path, finished: Path) -> bool:
-        """See `Storage`. One conditional request: 412 says that a file is there, and so does Azure's BlobAlreadyExists.
+    def read(self, path: Path, start: int = 0, length: int | None = None) -> bytes:
+        import obstore
+
+        if start == 0 and length is None:
+            return self._ask(path, lambda: bytes(obstore.get(self._store, key(path)).bytes()))
+        with self.readable(path) as file:
+            file.seek(start)
+            return file.read(-1 if length is None else length)
+
+    def commit(self, path: Path, finished: Path, if_version: str | None = None) -> bool:
+        """One conditional request: 412 says that another file is there, and so does Azure's BlobAlreadyExists.
 
         Any other 409 says that another is being written. If an answer was lost, and the file that is there then has our
         bytes, it is ours.
@@ -113,77 +103,47 @@ class ObjectStorage:
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
         lost = False
-        for is_last in attempts():
+
+        def attempt() -> bool:
+            nonlocal lost
             try:
-                obstore.put(self._store, key(path), finished, mode="create")
-            except (BaseError, FileNotFoundError) as error:
-                found = fault(error)
-                if isinstance(error, AlreadyExistsError | PreconditionError) and not found.passes:
-                    return lost and not self.other_bytes(path, finished)
-                if is_last or not found.passes:
-                    raise self._told(error, path) from None
-                lost = lost or found.status != 409
-            else:
-                return True
-        raise AssertionError("the last attempt returns or raises")
-
-    def replace(self, path: Path, finished: Path) -> None:
-        import obstore
-
-        in_parts = finished.stat().st_size > LARGEST_PUT_BYTES
-        self._ask(path, lambda: obstore.put(self._store, key(path), finished, use_multipart=in_parts))
-
-    def replace_if(self, path: Path, finished: Path, version: str) -> bool:
-        """See `Storage`. Here no other writer can come in between."""
-        import obstore
-        from obstore.exceptions import BaseError, PreconditionError
-
-        lost = False
-        for is_last in attempts():
-            try:
-                meta = self._head(path)
-                if _version(meta) != version:
-                    return lost and not self.other_bytes(path, finished)
-                obstore.put(self._store, key(path), finished, mode=_seen(meta))
-            except PreconditionError:
-                continue  # it is another one now, which the next look shows
-            except FileNotFoundError:
-                return False
+                mode = self._condition(path, if_version)
+                if mode is not None:
+                    in_parts = finished.stat().st_size > LARGEST_PUT_BYTES if mode == "overwrite" else None
+                    obstore.put(self._store, key(path), finished, mode=mode, use_multipart=in_parts)
+                    return True
             except BaseError as error:
                 found = fault(error)
-                if is_last or not found.passes:
-                    raise self._told(error, path) from None
-                lost = lost or found.status != 409
-            else:
-                return True
-        return False
+                if found.passes or not isinstance(error, AlreadyExistsError | PreconditionError):
+                    lost = lost or found.status != 409
+                    raise
+            return lost and is_same(path, finished, self)
 
-    def other_bytes(self, path: Path, finished: Path) -> bool:
-        """See `Storage`. Reads both."""
+        return self._ask(path, attempt)
+
+    def _condition(self, path: Path, if_version: str | None) -> Any:
+        """Obstore's mode of a put; None if the file has another version, or is gone. Google needs its generation."""
+        if if_version is None:
+            return "create"
+        if if_version == ANY:
+            return "overwrite"
+        import obstore
+
         try:
-            with self.local_path(path) as theirs:
-                return _digest(theirs) != _digest(finished)
+            meta = obstore.head(self._store, key(path))
         except FileNotFoundError:
-            return True
-
-    def create_folder(self, folder: Path, finished: Path, last: str) -> None:
-        """See `Storage`. The files of an upload that was cut short are replaced."""
-        marker = folder / last
-        if not self.exists(marker):
-            for path in sorted(finished.rglob("*")):
-                if path.is_file() and path != finished / last:
-                    self.replace(folder / path.relative_to(finished), path)
-        if not self.create(marker, finished / last) and self.other_bytes(marker, finished / last):
-            raise StoreError(
-                errno.EEXIST, "another driver has put other content there; remove that folder", url(marker)
-            )
+            return None
+        seen = {"e_tag": meta["e_tag"], "version": meta["version"]}
+        if _stat(meta).version != if_version:
+            return None
+        return {name: value for name, value in seen.items() if value is not None}
 
     def append(self, path: Path, data: bytes) -> None:
-        """See `Storage`. Written at once, with what this process has appended before (`storage.appended`)."""
+        """Written at once, with what this process has appended before (`storage.appended`)."""
         appended.append(self, path, data)
 
     def move(self, path: Path, target: Path) -> None:
-        """See `Storage`. A copy, then a deletion."""
+        """Copy, then delete."""
         below = list(self._below(path))
         for old in below or [path]:
             self._copy(old, target / old.relative_to(path))
@@ -196,29 +156,22 @@ class ObjectStorage:
         with suppress(StoreError):
             self._delete(list(self._below(folder)))
 
-    def delete_temporaries(self, folder: Path, pattern: str, before: float) -> None:
-        """See `Storage`. A killed writer leaves nothing here but the probes beside config.json."""
-        if pattern == ".":
-            metas = self._matching(folder, ".*.tmp")
-            old = [path for path, meta in metas.items() if meta and meta["last_modified"].timestamp() < before]
-            self._delete(old)
-
     @contextmanager
     def temporary(self, path: Path) -> Iterator[Path]:
-        """See `Storage`. In the temporary folder of this machine."""
+        """In the temporary folder of this machine."""
         with tempfile.TemporaryDirectory(prefix="taugrid-") as scratch:
             yield Path(scratch) / path.name
 
     @contextmanager
     def local_path(self, path: Path) -> Iterator[Path]:
-        """See `Storage`. A copy in the temporary folder of this machine."""
+        """A copy in the temporary folder of this machine."""
         with self.temporary(path) as copy:
             self._ask(path, lambda: self._download(path, copy))
             yield copy
 
     @contextmanager
-    def readable(self, path: Path) -> Iterator[Path | IO[bytes]]:
-        """See `Storage`. A file that changes while it is read is an error (ESTALE), not a mixture."""
+    def readable(self, path: Path) -> Iterator[IO[bytes]]:
+        """A file that changes while it is read is an error (ESTALE), not a mixture."""
         end = self._ask(path, lambda: self._end(path))
 
         def fetch(start: int, stop: int) -> bytes:
@@ -231,14 +184,14 @@ class ObjectStorage:
 
     @contextmanager
     def local_folder(self, folder: Path) -> Iterator[Path]:
-        """See `Storage`. A temporary folder, whose files are uploaded at the end, even after an error."""
+        """A temporary folder, whose files are uploaded at the end, even after an error."""
         with tempfile.TemporaryDirectory(prefix="taugrid-") as scratch:
             try:
                 yield Path(scratch)
             finally:
                 for path in sorted(Path(scratch).rglob("*")):
                     if path.is_file():
-                        self.replace(folder / path.relative_to(scratch), path)
+                        self.commit(folder / path.relative_to(scratch), path, ANY)
 
     @property
     def rewrite_seconds(self) -> float:
@@ -251,9 +204,6 @@ class ObjectStorage:
 
     def _ask(self, path: Path, call: Callable[[], T]) -> T:
         return ask(call, self.bucket.scheme, url(path))
-
-    def _told(self, error: Exception, path: Path) -> OSError:
-        return told(error, self.bucket.scheme, url(path))
 
     def _head(self, path: Path) -> "ObjectMeta":
         import obstore
@@ -354,20 +304,10 @@ def url(path: Path) -> str:
     return with_urls(path.as_posix())
 
 
-def _version(meta: "ObjectMeta") -> str:
-    return str(meta["e_tag"] or f"{meta['size']}-{meta['last_modified'].timestamp()}")
-
-
-def _seen(meta: "ObjectMeta") -> Any:
-    """The condition that an object is still this one. Google needs its generation, others its ETag."""
-    both = {"e_tag": meta["e_tag"], "version": meta["version"]}
-    return {name: value for name, value in both.items() if value is not None}
+def _stat(meta: "ObjectMeta") -> Stat:
+    modified = meta["last_modified"].timestamp()
+    return Stat(meta["size"], str(meta["e_tag"] or f"{meta['size']}-{modified}"), modified)
 
 
 def _is_wild(part: str) -> bool:
     return "*" in part or "[" in part
-
-
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()

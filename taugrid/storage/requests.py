@@ -6,22 +6,18 @@ ours, and it takes S3's 409 ("two writers at a time, try again") for 412 ("there
 
 import errno
 import os
-import random
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from taugrid.disk import StoreError
+from taugrid import retries
+from taugrid.errors import StoreError
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 T = TypeVar("T")
-
-PAUSES_SECONDS = (0.1, 0.3, 1.0, 3.0, 9.0, 9.0)
-"""The mean pauses before a request is tried again. At seven attempts, one request in 10^9 fails if 5 % fail."""
 
 REQUEST_SECONDS = 300
 """How long a request may take, with its body."""
@@ -184,7 +180,7 @@ def told(error: Exception, scheme: str, url: str) -> OSError:
     answer = " ".join(filter(None, [str(found.status or ""), found.code]))
     if found.passes:
         said = f"the object store answered {answer}" if answer else "the object store did not answer"
-        return StoreError(errno.EHOSTUNREACH, f"{said}, {len(PAUSES_SECONDS) + 1} times; check the endpoint", url)
+        return StoreError(errno.EHOSTUNREACH, f"{said}, {len(retries.STORE_PAUSES) + 1} times; check the endpoint", url)
     return StoreError(errno.EPROTO, f"the object store refused this ({answer or type(error).__name__})", url)
 
 
@@ -197,21 +193,13 @@ def ask(call: Callable[[], T], scheme: str, url: str) -> T:
     """
     from obstore.exceptions import BaseError
 
-    for is_last in attempts():
-        try:
-            return call()
-        except (BaseError, FileNotFoundError) as error:
-            if is_last or not fault(error).passes:
-                raise told(error, scheme, url) from None
-    raise AssertionError("the last attempt returns or raises")
+    try:
+        return retries.try_again(call, retries.STORE_PAUSES, _may_pass)
+    except (BaseError, FileNotFoundError) as error:
+        raise told(error, scheme, url) from None
 
 
-def attempts() -> Iterator[bool]:
-    """For each attempt whether it is the last; between two of them it waits.
+def _may_pass(error: BaseException) -> bool:
+    from obstore.exceptions import BaseError
 
-    It waits about as long as `PAUSES_SECONDS` says: workers that were refused together must not come back together.
-    """
-    for seconds in PAUSES_SECONDS:
-        yield False
-        time.sleep(seconds * random.uniform(0.5, 1.5))
-    yield True
+    return isinstance(error, BaseError) and fault(error).passes

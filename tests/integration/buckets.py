@@ -14,7 +14,7 @@ from typing import Any
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
-from taugrid.storage import requests
+from taugrid import retries
 
 SECRET = "secret-that-must-be-nowhere"
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"}
@@ -137,4 +137,4 @@ def _reset(environ: dict[str, Any]) -> Iterable[bytes]:
 
 def quick_retries(patch: Any) -> None:
     """Let what is tried again be tried at once."""
-    patch.setattr(requests, "PAUSES_SECONDS", (0.001,) * 6)
+    patch.setattr(retries, "STORE_PAUSES", (0.001,) * 6)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from command import events, sample_files, taugrid_alone
-from ray._private import services
 from ray_head import free_port, started_head
 from shared import taugrid
 
 from taugrid.orchestrator.dispatch import address
-from taugrid.orchestrator.dispatch.address import is_open
+from taugrid.orchestrator.dispatch.address import answers
+from taugrid.workers import ray_compat
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_a_run_on_a_cluster_elsewhere_has_the_same_files(cluster, config, finish
 
 
 def test_a_cluster_that_demands_a_token_is_known_to_be_closed(cluster):
-    assert not is_open(cluster)
+    assert not answers(cluster, None)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_wrong_or_missing_token_is_one_line_at_once(cluster, config, tmp_path,
 def test_a_machine_that_is_no_node_of_the_cluster_is_told_so(cluster, config, tmp_path, monkeypatch):
     """Ray looks for a node for a minute, then speaks of attributes; where it finds another cluster's, it crashes."""
     monkeypatch.setattr(address, "NODE_SECONDS", 0)
-    monkeypatch.setattr(services, "find_node_ids", lambda: {"0" * 56})
+    monkeypatch.setattr(ray_compat, "node_ids_here", lambda: {"0" * 56})
     done = taugrid("run", config, "--out", tmp_path / "run", "--address", cluster, code=2)
     assert "this machine is not a node of that cluster" in done.stderr.splitlines()[-1]
     assert "`taugrid submit`" in done.stderr

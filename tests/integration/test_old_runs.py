@@ -1,12 +1,15 @@
-"""Run directories of the first version (commit e3fe5ca) open with nothing to do, keep their numbers, and grow."""
+"""Run directories of commits e3fe5ca and 011be7a open with nothing to do, keep their numbers, grow and compare."""
 
+import io
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from command import sample_files, scores
+from PIL import Image
 from shared import taugrid
 
 OLD = Path(__file__).parents[1] / "data" / "first_version"
@@ -51,3 +54,67 @@ def test_an_old_custom_run_can_be_looked_at_without_its_code(tmp_path):
     assert len(list((tmp_path / "pngs").iterdir())) == 8
     assert "--trust-code" in taugrid("run", root, code=2).stderr
     assert "no module 'net'" in taugrid("run", root, "--trust-code", "--set", "sample.num_samples=16", code=2).stderr
+
+
+RELEASED = Path(__file__).parents[1] / "data" / "run-011be7a"
+"""A trained run of commit 011be7a, and the baseline that its `baseline accept` made of it."""
+
+
+def protocols(root):
+    return json.loads((root / "tables" / "quality.json").read_text())["protocols"].keys()
+
+
+def pixels(path):
+    images = pd.read_parquet(path)["image"]
+    return np.stack([np.asarray(Image.open(io.BytesIO(image["bytes"])), dtype=int) for image in images])
+
+
+TRAINED_IDS = {"06a87da89f", "cf7a5c9512", "c5de04f9c0", "7ee7a97b4b", "ad2c66b357"}
+
+
+@pytest.fixture
+def trained(tmp_path):
+    return shutil.copytree(RELEASED / "run", tmp_path / "trained")
+
+
+def test_a_trained_run_has_nothing_left_to_do(trained):
+    before, scored = sample_files(trained), scores(trained)
+    done = taugrid("run", trained, "--json")
+    assert "Ray" not in done.stderr
+    assert {cell["cell"] for cell in json.loads(done.stdout)["cells"]} == TRAINED_IDS
+    assert (sample_files(trained), scores(trained)) == (before, scored)
+    old, new = (pd.read_csv(root / "tables" / "quality.csv", index_col="cell") for root in (RELEASED / "run", trained))
+    pd.testing.assert_frame_equal(old, new[old.columns], rtol=1e-9)
+    taugrid("verify", trained)
+
+
+def test_a_trained_run_makes_again_what_it_lost_and_is_compared(trained):
+    """The same ids, images and protocol as the old code: the network, the noise and the scores have not moved."""
+    recorded = protocols(trained)
+    lost = trained / "samples" / "S0008-sigma_hat-ad2c66b357" / "part-000001.parquet"
+    before = pixels(lost)
+    lost.unlink()
+    (score,) = (trained / "scores").glob("ad2c66b357-*.json")
+    fid = json.loads(score.read_text())["metrics"]["fid"]
+    score.unlink()
+    taugrid("run", trained)
+    after = pixels(lost)
+    assert after.shape == (20, 8, 8)
+    assert np.abs(before - after).max() <= 1, "another kind of machine may round otherwise"
+    assert json.loads(score.read_text())["metrics"]["fid"] == pytest.approx(fid, rel=0.01)
+    assert protocols(trained) == recorded
+    assert "-99.95" in taugrid("compare", trained, "steps=4,eta=0", "steps=8,eta=0").stdout
+    night = json.loads(taugrid("compare", trained, RELEASED / "baseline.json", "--json").stdout)
+    assert {cell["situation"] for cell in night["cells"]} == {"same weights and setup"}
+
+
+def test_a_trained_run_grows(trained):
+    before = sample_files(trained)
+    grid = json.loads((trained / "config.json").read_text())["grid"] + [{"steps": [2], "eta": [0.0]}]
+    done = taugrid("run", trained, "--set", "sample.num_samples=100", "--set", f"grid={grid}", "--json")
+    cells = json.loads(done.stdout)["cells"]
+    assert [cell["num_samples"] for cell in cells] == [100] * 6
+    assert {cell["cell"] for cell in cells} > TRAINED_IDS
+    whole = {name: data for name, data in before.items() if "S0008" in name and "000002" not in name}
+    assert whole
+    assert whole.items() <= sample_files(trained).items(), "shards that were whole stay as they were"

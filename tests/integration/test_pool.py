@@ -12,10 +12,9 @@ from ray.util import placement_group, remove_placement_group
 from taugrid.config import Cluster
 from taugrid.errors import RunDirectoryNotSeen, UserError, WrongWeights
 from taugrid.jobs import Job, Result, WorkerInfo
-from taugrid.orchestrator.dispatch.capacity import nodes, resources
+from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Located, Lost, Pool, Spare
-from taugrid.workers.actor import Audible, Worker
-from taugrid.workers.hello import Probe
+from taugrid.workers.actor import HeartbeatActor, Probe, Worker
 
 
 def next_event(pool, kind=Joined | Failed | Lost | Done):
@@ -45,8 +44,8 @@ def started(ray_session, tmp_path):
 
 @pytest.mark.parametrize("error", [WrongWeights("w does not fit"), UserError("no data"), ValueError("two\nlines")])
 def test_an_error_arrives_as_what_was_raised(started, tmp_path, error):
-    class Raising(Audible):  # inside a function, so that it travels by value
-        def hello(self, probe):
+    class Raising(HeartbeatActor):  # inside a function, so that it travels by value
+        def check_health(self, probe):
             return WorkerInfo("here", "cpu", {})
 
         def do(self, job):
@@ -74,8 +73,8 @@ def test_a_node_that_does_not_see_the_run_directory_is_named(started, tmp_path):
 def beating():
     """A class that beats as often as its job's path says; made in a function, so that it travels by value."""
 
-    class Beating(Audible):
-        def hello(self, probe):
+    class Beating(HeartbeatActor):
+        def check_health(self, probe):
             return WorkerInfo("here", "cpu", {})
 
         def do(self, job):
@@ -102,8 +101,8 @@ def test_heartbeats_are_heard_while_a_job_runs(started):
 def writing():
     """A class whose jobs compute for 0.2 s and then write for 0.4 s, and say so if their path does."""
 
-    class Writing(Audible):
-        def hello(self, probe):
+    class Writing(HeartbeatActor):
+        def check_health(self, probe):
             return WorkerInfo("here", "cpu", {})
 
         def do(self, job):
@@ -209,9 +208,9 @@ def test_jobs_have_the_threads_that_the_worker_was_given(started, tmp_path):
 
 def test_as_many_shares_as_fit_by_our_count_are_placed_by_ray(ray_session):
     """Twelve sixths on two CPUs, and not one more; rounded up to 0.1667, only eleven would fit."""
-    [node] = nodes.nodes()
-    size = resources.worker_size(Cluster(cpus_per_worker=1 / 6, gpus_per_worker=0))
-    assert node.room(size) == 12
+    [node] = capacity.nodes()
+    size = capacity.worker_size(Cluster(cpus_per_worker=1 / 6, gpus_per_worker=0))
+    assert node.capacity(size) == 12
 
     def fit(cpus, number):
         group = placement_group([{"CPU": cpus}] * number, strategy="STRICT_PACK")

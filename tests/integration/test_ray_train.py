@@ -21,17 +21,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from taugrid import config
 from taugrid.config.load import load
 from taugrid.errors import UserError
-from taugrid.orchestrator.dispatch.capacity import nodes, resources
+from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
+from taugrid.workers import ray_compat
 from taugrid.workers.data import load as data
 from taugrid.workers.training import checkpoints, loop
 from taugrid.workers.training import fit as training
 from taugrid.workers.training.batches import Batches
+from taugrid.workers.training.checkpoints import new_state
 from taugrid.workers.training.log import Log
 from taugrid.workers.training.spec import TrainingSpec
-from taugrid.workers.training.state import new_state
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -217,19 +218,19 @@ def test_a_training_goes_on_with_another_number_of_workers(uninterrupted, killed
 
 def test_room_for_the_least_is_enough_and_less_is_said(ray_session):
     section = config.Cluster(cpus_per_worker=1, gpus_per_worker=0)
-    assert resources.trainers(section, (1, 3)) == ((1, 3), 1, 0)
-    assert resources.trainers(section, 3) == (2, 1, 0)
+    assert capacity.trainers(section, (1, 3)) == ((1, 3), 1, 0)
+    assert capacity.trainers(section, 3) == (2, 1, 0)
     # Ray hears of a training's end some moments after the test before: its workers' CPUs are given back then.
     deadline = time.monotonic() + 60
-    while (free := nodes.free({})) != nodes.nodes() and time.monotonic() < deadline:
+    while (free := capacity.free({})) != capacity.nodes() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert free == nodes.nodes(), "nothing runs now"
-    assert 2**30 < nodes.memory_here() < 2**50
+    assert free == capacity.nodes(), "nothing runs now"
+    assert 2**30 < ray_compat.memory_here() < 2**50
     with pytest.raises(
         UserError,
         match=r"^train.workers: \[3, 4\] needs room for 3 workers .* fits 2;",
     ):
-        resources.trainers(section, (3, 4))
+        capacity.trainers(section, (3, 4))
 
 
 def test_driver_and_worker_are_killed_then_ctrl_c_and_the_result_is_the_same(uninterrupted, tmp_path):

@@ -83,6 +83,7 @@ def test_another_batch_size_is_the_same_images(finished, tmp_path):
     """Noise does not depend on batches; rounding may, so a grey level is allowed here and there."""
     import numpy as np
 
+    from taugrid.orchestrator.run import Run
     from taugrid.orchestrator.rundir.directory import RunDir
     from taugrid.orchestrator.work.sample import SampleWork
     from taugrid.orchestrator.work.survey import Survey
@@ -95,7 +96,7 @@ def test_another_batch_size_is_the_same_images(finished, tmp_path):
         rundir = RunDir(tmp_path / str(batch_size))
         shutil.copytree(finished / "models", rundir.models)
         found = {}
-        survey = Survey(config, plan(config), rundir, None, frozenset({"sample"}), lambda damage: None)
+        survey = Survey(Run(config, plan(config), rundir), None, frozenset({"sample"}), lambda damage: None)
         for task in SampleWork(survey).tasks():
             sample_shard(task.job, load_network(task.job.network, task.job.diffusion, "cpu"), "cpu")
             place = (task.job.settings.steps, str(task.job.settings.eta))

@@ -27,7 +27,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from taugrid import parquet
 from taugrid.config import Data
-from taugrid.eval.features.convnets import DigitsConvnet
+from taugrid.eval.features.networks import DigitsConvnet
 from taugrid.images import encode_png
 from taugrid.registry.extractors import DIGITS_CONVNET, INCEPTION
 from taugrid.workers.data.load import load_images

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from taugrid.workers.diffusion import noise
 ROOT = Path(__file__).parents[2]
 NOT_SOURCE = shutil.ignore_patterns(".*", "build", "runs", "docs", "*.egg-info", "__pycache__")
 ROOMS = ("configs", "eval", "orchestrator", "workers")
-"""The folders beside `taugrid/` that setup.py maps to sub-packages of it."""
+"""The folders beside `taugrid/` that it has links to."""
 SMALL = {"isc_splits": 2, "kid_subsets": 2, "kid_subset_size": 20}
 
 
@@ -35,7 +36,9 @@ SMALL = {"isc_splits": 2, "kid_subsets": 2, "kid_subset_size": 20}
 def wheel(tmp_path_factory):
     """The wheel, built from a copy: setuptools puts into a wheel whatever an earlier build left in `build/`."""
     folder = tmp_path_factory.mktemp("wheel")
-    source = shutil.copytree(ROOT, folder / "source", ignore=NOT_SOURCE)
+    source = shutil.copytree(ROOT, folder / "source", ignore=NOT_SOURCE, symlinks=True)
+    build = f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
     pip("wheel", "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", folder, source)
     [path] = folder.glob("*.whl")
     shutil.rmtree(source)
@@ -91,6 +94,11 @@ def test_the_wheel_has_the_product_and_nothing_else(wheel, environment):
         shipped = {name for name in names if name.startswith(f"taugrid/{room}/")}
         missing = {f"taugrid/{path.relative_to(ROOT)}" for path in files - documents} - shipped
         assert not missing
+    with tarfile.open(next(wheel.parent.glob("*.tar.gz"))) as archive:
+        source = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    assert {name for name in names if name.startswith("taugrid/")} == {
+        name for name in source if name.startswith("taugrid/")
+    }
 
 
 HOSTILE = (

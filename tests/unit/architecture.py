@@ -5,7 +5,7 @@ Each rule takes the root of a source tree and returns what breaks it, a line per
 
 import ast
 import re
-import runpy
+import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -13,7 +13,6 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import pytest
 import setuptools
 
 FLOORS = ("taugrid", "configs", "workers/diffusion", "workers", "eval", "orchestrator")
@@ -29,7 +28,13 @@ LOAD_TORCH = ("torch", "torchvision", "diffusers", "torch_fidelity", "safetensor
 
 HEAVY = (*LOAD_TORCH, "ray")
 
-RAY_BELONGS = ("orchestrator/dispatch/", "orchestrator/jobs/", "workers/actor.py", "workers/training/")
+RAY_BELONGS = (
+    "orchestrator/dispatch/",
+    "orchestrator/jobs/",
+    "workers/actor.py",
+    "workers/ray_compat.py",
+    "workers/training/",
+)
 
 POLICY = "orchestrator/dispatch/policy/"
 
@@ -247,13 +252,9 @@ def crowded_folders(root: Path) -> list[str]:
 
 
 def packages_of_the_wheel(root: Path) -> list[str]:
-    """The packages that `root`'s setup.py names."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        given: dict[str, list[str]] = {}
-        patch.setattr(setuptools, "setup", lambda **arguments: given.update(arguments))
-        runpy.run_path("setup.py")
-    return given["packages"]
+    """The packages that setuptools finds as `root`'s pyproject.toml says."""
+    settings = tomllib.loads((root / "pyproject.toml").read_text())
+    return setuptools.find_packages(str(root), **settings["tool"]["setuptools"]["packages"]["find"])
 
 
 def misplaced_packages(root: Path) -> list[str]:

@@ -12,8 +12,7 @@ from unittest import mock
 import pytest
 from rich.console import Console
 
-from taugrid.orchestrator.dispatch import cluster, pool
-from taugrid.orchestrator.dispatch.capacity import nodes, resources
+from taugrid.orchestrator.dispatch import capacity, cluster, pool
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.progress import Progress
@@ -52,12 +51,12 @@ class Faulty:
         if not callable(method):
             return method
 
-        def call(path, *arguments):
+        def call(path, *arguments, **options):
             number = len(self.calls)
             self.calls.append((name, path))
             if number == self._fails_at or (self._for_good and self._fails_at is not None and number > self._fails_at):
                 raise OSError(self._code, "planted", str(path))
-            return method(path, *arguments)
+            return method(path, *arguments, **options)
 
         return call
 
@@ -69,11 +68,11 @@ class PoolHere:
         self._worker, self._events, self._probe = Worker(1), deque(), probe
 
     def start(self, avoid=()):
-        self.greet("worker-0")
+        self.check_health("worker-0")
         return "worker-0"
 
-    def greet(self, worker):
-        self._answer(worker, lambda: Joined(worker, self._worker.hello(self._probe)))
+    def check_health(self, worker):
+        self._answer(worker, lambda: Joined(worker, self._worker.check_health(self._probe)))
 
     def give(self, worker, job, key):
         self._answer(worker, lambda: Done(worker, self._worker.do(job), key), key)
@@ -108,8 +107,8 @@ def small_run(folder, text=CONFIG) -> Iterator[Run]:
     with (
         mock.patch.object(pool, "Pool", PoolHere),
         mock.patch.object(cluster, "connected", return_value=nullcontext()),
-        mock.patch.object(resources, "room", return_value=1),
-        mock.patch.object(resources, "worker_size", return_value=nodes.Size(1, 0)),
+        mock.patch.object(capacity, "embedded_workers", return_value=1),
+        mock.patch.object(capacity, "worker_size", return_value=capacity.Size(1, 0)),
     ):
         yield open_config(str(config), (), str(folder / "unused"))
 

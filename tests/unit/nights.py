@@ -12,8 +12,7 @@ from diffusers import UNet2DModel
 from in_process import PoolHere
 
 from taugrid.orchestrator.cli.main import cli
-from taugrid.orchestrator.dispatch import cluster, pool
-from taugrid.orchestrator.dispatch.capacity import nodes, resources
+from taugrid.orchestrator.dispatch import capacity, cluster, pool
 
 UNET = {
     "sample_size": 4, "in_channels": 1, "out_channels": 1, "block_out_channels": [8, 8], "layers_per_block": 1,
@@ -55,8 +54,8 @@ def workers_here():
     with (
         mock.patch.object(pool, "Pool", PoolHere),
         mock.patch.object(cluster, "connected", return_value=nullcontext()),
-        mock.patch.object(resources, "room", return_value=1),
-        mock.patch.object(resources, "worker_size", return_value=nodes.Size(1, 0)),
+        mock.patch.object(capacity, "embedded_workers", return_value=1),
+        mock.patch.object(capacity, "worker_size", return_value=capacity.Size(1, 0)),
     ):
         yield
 

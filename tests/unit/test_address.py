@@ -5,7 +5,6 @@ from concurrent import futures
 
 import grpc
 import pytest
-from ray._private import services
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
 from taugrid.config import Cluster
@@ -13,16 +12,17 @@ from taugrid.errors import UserError
 from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.dispatch.address import (
     Token,
+    answers,
     check_form,
     find_head,
     find_token,
     is_on_loopback,
-    is_open,
     require_answer,
     require_token,
     require_welcome,
 )
 from taugrid.orchestrator.opened import open_to_run
+from taugrid.workers import ray_compat
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:6379", "127.8.0.1:1", "[::1]:6379", "localhost:6379"])
@@ -70,6 +70,10 @@ class Head(gcs_service_pb2_grpc.NodeInfoGcsServiceServicer):
         return gcs_service_pb2.CheckAliveReply()
 
 
+def welcome(address, gcs):
+    require_welcome(address, is_on_loopback(address), lambda token: answers(gcs, token))
+
+
 @pytest.fixture
 def head():
     """Starts a head and gives its HOST:PORT."""
@@ -94,33 +98,33 @@ def test_an_open_cluster_is_refused_although_there_is_a_token_here(head, no_toke
     gcs = head(token=None)
     for address in ("192.0.2.1:6379", "auto"):
         with pytest.raises(UserError, match="is open although there is a token here"):
-            require_welcome(address, gcs)
-    require_welcome(gcs, gcs)
-    require_welcome("192.0.2.1:6379", head(token="here"))
+            welcome(address, gcs)
+    welcome(gcs, gcs)
+    welcome("192.0.2.1:6379", head(token="here"))
     with pytest.raises(UserError, match=r"127.0.0.1:9: no Ray head answers there \(UNAVAILABLE\)"):
-        is_open("127.0.0.1:9")  # a head that is slow to answer may be open
+        answers("127.0.0.1:9", None)  # a head that is slow to answer may be open
 
 
 def test_a_head_that_demands_another_token_says_which_one_is_wrong(head, no_token, monkeypatch, tmp_path):
     gcs = head(token="theirs")
     with pytest.raises(UserError, match="demands a token, and there is none here"):
-        require_welcome(gcs, gcs)
+        welcome(gcs, gcs)
     (tmp_path / "token").write_text("ours\n")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     assert find_token() == Token("ours", str(tmp_path / "token"))
     with pytest.raises(UserError, match=f"does not accept the token in {tmp_path}/token"):
-        require_welcome(gcs, gcs)
+        welcome(gcs, gcs)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "theirs")
-    require_welcome(gcs, gcs)
+    welcome(gcs, gcs)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # then Ray would not send it
     with pytest.raises(UserError, match="RAY_AUTH_MODE is disabled here"):
-        require_welcome(gcs, gcs)
+        welcome(gcs, gcs)
 
 
 @pytest.fixture
 def no_ray(monkeypatch, tmp_path):
     """A machine on which no Ray was started. Other tests may have one at this moment."""
-    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    monkeypatch.setattr(ray_compat, "running_heads", set)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
@@ -139,7 +143,7 @@ def test_auto_is_the_cluster_of_this_machine_or_says_that_there_is_none(no_ray, 
 
 
 def test_auto_does_not_choose_between_clusters(no_ray, monkeypatch):
-    monkeypatch.setattr(services, "find_gcs_addresses", lambda: {"127.0.0.1:2", "127.0.0.1:1"})
+    monkeypatch.setattr(ray_compat, "running_heads", lambda: {"127.0.0.1:2", "127.0.0.1:1"})
     with pytest.raises(UserError, match=r"several Ray clusters run here, 127.0.0.1:1, 127.0.0.1:2; give one"):
         find_head("auto")
 

@@ -8,7 +8,7 @@ import torch
 
 import taugrid
 from taugrid.errors import UserError
-from taugrid.orchestrator.array_images import to_pixels
+from taugrid.orchestrator.external import to_pixels
 
 PIXELS = {"extractor": "pixels", "metrics": ["fid"], "progress": False}
 GREY = np.random.default_rng(0).integers(0, 256, (40, 4, 5), np.uint8)

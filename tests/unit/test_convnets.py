@@ -15,10 +15,9 @@ from make_fashion_convnet import read_fashion, read_idx
 from PIL import Image
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from taugrid.eval.features.convnets import DigitsConvnet, FashionConvnet, network_input
 from taugrid.eval.features.load import load
-from taugrid.eval.features.resolve import resolve
-from taugrid.eval.features.weight_files import shipped_weights
+from taugrid.eval.features.networks import DigitsConvnet, FashionConvnet, network_input
+from taugrid.eval.features.resolve import resolve, shipped_weights
 from taugrid.eval.metrics.frechet import frechet_distance
 from taugrid.eval.metrics.inception import InceptionSums, inception_splits
 from taugrid.eval.metrics.statistics import Moments

@@ -15,9 +15,8 @@ from rich.console import Console
 from taugrid.config import Cluster, Config, validate
 from taugrid.errors import NotFinite, RunDirectoryNotSeen, RunFailed, UserError
 from taugrid.jobs import Job, Result, WorkerInfo
-from taugrid.orchestrator.dispatch import crew, loop
-from taugrid.orchestrator.dispatch.capacity import room
-from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size
+from taugrid.orchestrator.dispatch import loop, scaling, worker_manager
+from taugrid.orchestrator.dispatch.capacity import Node, Size
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Located, Lost, Pool, Spare
 from taugrid.orchestrator.plan.grid import plan
@@ -111,7 +110,7 @@ class ScriptedPool:
                 startless = self.node_is.get(node) == "startless"
                 self._at(START_SECONDS, Lost(worker, "no memory", False) if startless else Located(worker, node, node))
 
-    def greet(self, worker):
+    def check_health(self, worker):
         node = self.where[worker]
         ill = self.node_is.get(node)
         if ill == "unseen":
@@ -171,7 +170,7 @@ class ScriptedPool:
                     self.kill(event.worker)
                 yield event
                 if isinstance(event, Located):
-                    self.greet(event.worker)
+                    self.check_health(event.worker)
 
 
 def two_cells():
@@ -184,9 +183,9 @@ class Scripted:
 
     def __init__(self, monkeypatch, root, behaviours, rooms, node_is, workers):
         self.pool = ScriptedPool(rooms, node_is)
-        monkeypatch.setattr(crew, "time", self.pool)
+        monkeypatch.setattr(worker_manager, "time", self.pool)
         monkeypatch.setattr(loop, "time", self.pool)
-        monkeypatch.setattr(room, "time", self.pool)
+        monkeypatch.setattr(scaling, "time", self.pool)
         monkeypatch.setattr(loop, "confirm", lambda job, result: None)  # there are no files
         tasks, cells = {}, two_cells()
         for number, behaviour in enumerate(behaviours):
@@ -455,7 +454,7 @@ def test_a_node_that_drains_gets_no_more_work_and_its_place_is_taken(scripted):
     run.pool.then(60.0, lambda: run.pool.join("n2", 2))
     d = run.run()
     assert len(d.done) == 30
-    assert max(when for when, node in run.pool.given if node == "n0") < 42.0 + room.LOOK_SECONDS
+    assert max(when for when, node in run.pool.given if node == "n0") < 42.0 + scaling.LOOK_SECONDS
     assert {node for when, node in run.pool.given if when > 80.0} == {"n1", "n2"}
     assert run.said("node n0 will be taken away: it gets no more work") == 1
     assert not [event for event in run.events if event["event"] in ("failed", "lost")]

@@ -182,7 +182,7 @@ def test_a_split_that_is_missing_is_refused_before_it_is_reconstructed(pictures,
     shutil.copytree(pictures, tmp_path / "split" / "train")
     settings, found = planned(of_folder(tmp_path / "split", split="train"))
     with pytest.raises(UserError, match=r"there is no folder .*/split/test"):
-        ReconstructWork(Survey(settings, found, RunDir(tmp_path), None, frozenset(), pytest.fail)).check()
+        ReconstructWork(Survey(Run(settings, found, RunDir(tmp_path)), None, frozenset(), pytest.fail)).check()
 
 
 @pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="needs the checkpoint in ../shared")

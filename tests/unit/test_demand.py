@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taugrid.orchestrator.dispatch.capacity.room import Crowd, demand
+from taugrid.orchestrator.dispatch.scaling import Crowd, demand
 
 CROWDS = st.builds(Crowd, st.integers(0, 20), st.integers(0, 20))
 

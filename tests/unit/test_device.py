@@ -6,7 +6,7 @@ import numpy as np
 
 from taugrid.eval.metrics.kernel import kernel_distance
 from taugrid.eval.metrics.neighbours import ball_radii
-from taugrid.eval.metrics.streams import moments
+from taugrid.eval.metrics.statistics import moments
 from taugrid.workers import device, heartbeat
 from taugrid.workers.device import BEAT_SECONDS, Device
 

@@ -6,8 +6,14 @@ import pickle
 
 import pytest
 
-from taugrid.disk import TRANSIENT
-from taugrid.errors import DamagedFile, RunDirectoryNotSeen, WrongWeights, accelerators_fault, of_the_surroundings
+from taugrid.errors import (
+    TRANSIENT,
+    DamagedFile,
+    RunDirectoryNotSeen,
+    WrongWeights,
+    accelerator_error_in,
+    is_environment_error,
+)
 
 
 class AcceleratorError(RuntimeError):
@@ -55,17 +61,17 @@ THE_TASKS = [
 
 @pytest.mark.parametrize("error", SURROUNDINGS, ids=repr)
 def test_disks_mounts_networks_accelerators_and_refusals_are_the_nodes_fault(error):
-    assert of_the_surroundings(error)
-    assert of_the_surroundings(pickle.loads(pickle.dumps(error))), "it travels from the worker to the driver"
+    assert is_environment_error(error)
+    assert is_environment_error(pickle.loads(pickle.dumps(error))), "it travels from the worker to the driver"
 
 
 @pytest.mark.parametrize("error", THE_TASKS, ids=repr)
 def test_content_memory_and_bugs_are_the_tasks_fault(error):
-    assert not of_the_surroundings(error)
+    assert not is_environment_error(error)
 
 
 def test_whatever_is_tried_again_is_the_surroundings_fault():
-    assert {code for code in TRANSIENT if not of_the_surroundings(OSError(code, os.strerror(code)))} == set()
+    assert {code for code in TRANSIENT if not is_environment_error(OSError(code, os.strerror(code)))} == set()
 
 
 def test_what_pyarrow_and_torch_raise_at_a_disk_that_fails_is_understood():
@@ -74,11 +80,11 @@ def test_what_pyarrow_and_torch_raise_at_a_disk_that_fails_is_understood():
 
     with pytest.raises(OSError) as error, pyarrow.OSFile("/proc/self/mem") as file:
         file.read_at(16, 0)
-    assert of_the_surroundings(error.value)
+    assert is_environment_error(error.value)
 
 
 def test_an_accelerators_fault_is_found_behind_an_error_that_was_raised_while_it_was_handled():
     fault = AcceleratorError("CUDA error: unspecified launch failure")
     later = KeyError("x")
     later.__context__ = fault
-    assert accelerators_fault(later) is fault
+    assert accelerator_error_in(later) is fault

@@ -23,10 +23,9 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torchvision.models import VGG16_Weights
 
 from taugrid.errors import OtherContent
-from taugrid.eval.features.inception import resized
 from taugrid.eval.features.load import load
-from taugrid.eval.features.resolve import resolve
-from taugrid.eval.features.weight_files import shipped_weights, torch_hub_folder
+from taugrid.eval.features.networks import resized
+from taugrid.eval.features.resolve import resolve, shipped_weights, torch_hub_folder
 from taugrid.eval.metrics.score import feasible
 from taugrid.hashing import file_sha256
 from taugrid.registry.extractors import DIGITS_CONVNET, EXTRACTORS, FASHION_CONVNET, INCEPTION, KnownExtractor

@@ -92,7 +92,7 @@ def test_a_full_run_directory_ends_the_run_with_one_line_wherever_it_is_met(open
     """Trying on every node, with pauses, would not help."""
     storage = Faulty(tmp_path / "probe")
     drive(opened, tmp_path / "probe", storage)
-    first = next(n for n, (name, path) in enumerate(storage.calls) if name == "create" and "samples" in path.parts)
+    first = next(n for n, (name, path) in enumerate(storage.calls) if name == "commit" and "samples" in path.parts)
     full = Faulty(tmp_path / "run", first, errno.ENOSPC, for_good=True)
     with pytest.raises(RunFailed, match=r"^the disk is full: can't write .*/samples/.*part-0.*; free some space"):
         drive(opened, tmp_path / "run", full)

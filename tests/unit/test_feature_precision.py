@@ -112,7 +112,7 @@ def test_images_against_a_run_are_scored_in_its_precision_unless_another_is_aske
 
 def test_an_exported_mean_and_covariance_know_their_precision(both, tmp_path):
     root, *_ = both
-    export_reference(taugrid.open(root)._opened, tmp_path / "half.npz")
+    export_reference(taugrid.open(root)._run, tmp_path / "half.npz")
     moments = open_reference(str(tmp_path / "half.npz"))
     moments.require_same_features(DIGITS_CONVNET, 64, "bf16")
     moments.require_same_features(DIGITS_CONVNET, None, "bf16")

@@ -16,11 +16,10 @@ import taugrid as taugrid_api
 from taugrid.errors import UserError
 from taugrid.eval.nights import NightLine
 from taugrid.eval.pages.history import history_html
-from taugrid.orchestrator.nightly.history import SCHEMA
+from taugrid.orchestrator.nightly.nights import night_line
 from taugrid.orchestrator.nightly.places import open_history
-from taugrid.orchestrator.nightly.shown.nights import night_line
-from taugrid.orchestrator.nightly.write import write_history
-from taugrid.storage import open_place, read_sealed, write_sealed
+from taugrid.orchestrator.nightly.write import SCHEMA, write_history
+from taugrid.storage import ANY, open_place, read_sealed, write_sealed
 
 CLEAN = {"result": "clean", "reason": ""}
 PAGE = Path(__file__).parents[2] / "docs/nightly-history.md"
@@ -354,7 +353,7 @@ def test_a_history_in_a_bucket(history, s3):
     root, storage = open_place(place, "--history")
     for path in history.rglob("*"):
         if path.is_file() and path.name != ".lock":
-            storage.replace(root / path.relative_to(history), path)
+            storage.commit(root / path.relative_to(history), path, ANY)
     storage.delete(root / "index.html")
     assert taugrid("report", place)[0] == f"page: {place}/index.html\n"
     assert storage.read(root / "index.html") == (history / "index.html").read_bytes()

@@ -41,7 +41,7 @@ def copy(finished, tmp_path):
 
 def read(storage):
     """Names of the Parquet files of which bytes were read."""
-    readings = {"local_path", "read", "read_range"}
+    readings = {"local_path", "read"}
     return {path.name for name, path in storage.calls if name in readings and path.suffix == ".parquet"}
 
 

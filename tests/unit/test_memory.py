@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from taugrid.errors import BrokenAccelerator, DoesNotFit, NotFinite, of_memory
+from taugrid.errors import BrokenAccelerator, DoesNotFit, NotFinite, is_out_of_memory
 from taugrid.eval.extract import InBatches
 from taugrid.eval.features.load import Extraction
 from taugrid.jobs import Job, Result
@@ -224,7 +224,7 @@ def test_an_extractor_that_does_not_take_one_image_fails():
     ids=repr,
 )
 def test_each_way_of_saying_that_memory_is_used_up_is_known(error):
-    assert of_memory(error)
+    assert is_out_of_memory(error)
 
 
 @dataclass(frozen=True)

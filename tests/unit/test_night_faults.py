@@ -24,14 +24,14 @@ from planted_faults import (
 
 from taugrid import versions
 from taugrid.errors import Exit
+from taugrid.eval.gate.verdict import REGRESSIONS, Verdict
 from taugrid.eval.metrics import frechet
-from taugrid.orchestrator.baseline.verdict import REGRESSIONS, Verdict
 from taugrid.orchestrator.nightly import judging
 from taugrid.orchestrator.nightly.night import NightOutcome
 from taugrid.orchestrator.plan import evaluation
 from taugrid.orchestrator.rundir import provenance
 from taugrid.storage import write_sealed
-from taugrid.workers import hello
+from taugrid.workers import actor
 from taugrid.workers.diffusion import forward
 from taugrid.workers.samplers import ddim
 
@@ -208,7 +208,7 @@ def test_other_software_is_unknown_until_a_night_with_it_is_accepted(begun, hist
         monkeypatch.setattr(ddim, "sigma", lambda *at: by * forward.sigma(*at))
 
     with monkeypatch.context() as patch:
-        for module in (hello, evaluation, provenance):
+        for module in (actor, evaluation, provenance):
             patch.setattr(module, "versions", torch_9)
         nudged(patch, 1.001)
         found = night(history, begun / "nearby.yaml", "2")

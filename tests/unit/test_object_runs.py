@@ -12,8 +12,7 @@ from in_process import CONFIG, drive, small_run
 from rich.console import Console
 
 from taugrid import parquet
-from taugrid.disk import StoreError
-from taugrid.errors import OtherBytes, OtherContent, RunFailed, UserError
+from taugrid.errors import OtherBytes, OtherContent, RunFailed, StoreError, UserError
 from taugrid.jobs import SavedUnet
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.progress import Progress
@@ -48,7 +47,7 @@ def expected(opened, tmp_path_factory):
 
 def results(root, storage):
     files = [path for folder in FOLDERS for pattern in ("*", "*/*", "*/*/*")
-             for path in storage.versions(root / folder, pattern) if path.suffix]  # fmt: skip
+             for path in storage.stats(root / folder, pattern) if path.suffix]  # fmt: skip
     return {path.relative_to(root).as_posix(): storage.read(path) for path in files}
 
 
@@ -76,7 +75,7 @@ def test_a_run_in_a_bucket_makes_the_same_bytes_and_goes_on_where_it_was(opened,
 def test_no_credential_is_in_the_run(opened, bucket):
     root, storage = bucket
     _, printed = drive(opened, root, storage)
-    everything = [path for depth in range(1, 5) for path in storage.versions(root, "/".join("*" * depth))]
+    everything = [path for depth in range(1, 5) for path in storage.stats(root, "/".join("*" * depth))]
     assert len(everything) > 10
     assert not [path for path in everything if SECRET.encode() in storage.read(path)]
     assert SECRET not in printed
@@ -292,7 +291,7 @@ def test_on_azure_a_name_that_is_taken_is_known_by_its_code(s3, tmp_path, monkey
     (tmp_path / "file").write_bytes(b"x")
     before = s3.requests["PUT"]
     with s3.refusing(lambda method, path: (409, "BlobAlreadyExists")):
-        assert storage.create(root / "file", tmp_path / "file") is False
+        assert storage.commit(root / "file", tmp_path / "file") is False
     assert s3.requests["PUT"] - before == 1
 
 
@@ -431,7 +430,7 @@ def test_a_store_that_ignores_conditions_is_refused(bucket, monkeypatch):
     monkeypatch.setattr(obstore, "put", lambda *given, mode=None, **options: plain(*given, **options))
     root, storage = bucket
     with pytest.raises(UserError, match="ignores If-None-Match"):
-        storage.require_creation(root)
+        storage.require(root, to_write=True)
 
 
 def test_nobody_at_the_endpoint_is_one_line(monkeypatch, s3):

@@ -41,7 +41,7 @@ def test_a_log_of_the_rest_counts_all_cells_and_their_network_evaluations(tmp_pa
         do(opened, ("sample", "evaluate"), "eta=1")
         do(opened, ("sample", "evaluate"), progress=progress)
     assert "(40 of 80 network evaluations)" in printed.getvalue()
-    assert progress.state.standing(time.time()).line.endswith("2 of 2 cells scored")
+    assert progress.state.snapshot(time.time()).line.endswith("2 of 2 cells scored")
 
 
 def test_what_is_missing_of_a_part_is_told_by_its_label(tmp_path):

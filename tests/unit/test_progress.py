@@ -5,18 +5,21 @@ import os
 import pty
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 from rich.console import Console
 
+from taugrid.config.load import load
 from taugrid.errors import Exit
+from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress, display
-from taugrid.orchestrator.progress.draw import Space, frame
-from taugrid.orchestrator.progress.remaining import LEAST_SECONDS, Rates, Span, Waiting, seconds_left
-from taugrid.orchestrator.progress.stage import Stage
+from taugrid.orchestrator.progress.bars import Stage
+from taugrid.orchestrator.progress.draw import frame
 from taugrid.orchestrator.progress.state import GridCell, LiveState
-from taugrid.orchestrator.progress.todo import KnownTask
+from taugrid.orchestrator.rates import LEAST_SECONDS, Rates, Span, Waiting, seconds_left
+from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import kinds_by_name
 from taugrid.words import quantity, short_path, some_of
 
@@ -37,21 +40,44 @@ def a_progress(live=False, width=200):
     return Progress(console, live, clock), clock, console.file
 
 
+OF_TEN_STEPS = {
+    "name": "ten",
+    "model": {"oracle": "gaussian"},
+    "data": {"name": "gaussian", "shape": [1, 4, 4]},
+    "sample": {"seed": 0, "num_samples": 100},
+    "grid": {"steps": [10], "eta": [0]},
+}
+[CELL] = plan(load(OF_TEN_STEPS)).cells
+
+
+def sampling(cell, number=0, model="m"):
+    """A task of 100 images in 1,000 evaluations."""
+    of = replace(CELL, id=cell, model=replace(CELL.model, id=model))
+    return Task(f"sample/{cell}/{number}", "sample", 1000, cell=of)
+
+
+def by_key(*found):
+    return {task.key: task for task in found}
+
+
+REFERENCE = Task("reference/0", "reference", 100)
+
+
 def tasks(cells=("a", "b"), shards=2):
     """The tasks of a small run: each cell has shards of 100 images in 1,000 evaluations, and a score."""
-    found = {}
+    found = []
     for cell in cells:
         for number in range(shards):
-            found[f"sample/{cell}/{number}"] = KnownTask("sample", 1000, "sample/m", cell, 100)
-            found[f"extract/{cell}/{number}"] = KnownTask("extract", 100, "extract", cell)
-        found[f"score/{cell}"] = KnownTask("score", 200, "score", cell)
-    return found
+            found.append(sampling(cell, number))
+            found.append(Task(f"extract/{cell}/{number}", "extract", 100, cell=found[-1].cell))
+        found.append(Task(f"score/{cell}", "score", 200, cell=found[-1].cell))
+    return by_key(*found)
 
 
 def to_do(known):
     groups = {}
     for task in known.values():
-        groups.setdefault((task.kind, task.pace), []).append(task.cost)
+        groups.setdefault((task.kind, KINDS[task.kind].rate_key(task)), []).append(task.cost)
     return [{"kind": k, "pace": p, "tasks": len(costs), "cost": sum(costs)} for (k, p), costs in groups.items()]
 
 
@@ -84,14 +110,25 @@ class Session:
         self.state.heard(self.now, worker, fraction)
 
     def did(self, worker, event, after=1.0, **values):
-        self.tell(event, after, worker=worker, committed=True, **values)
+        self.tell(event, after, worker=worker, committed=True, **{"images": 100} | values)
 
     @property
     def left(self):
         return self.state.left(self.now)
 
+    @property
+    def snapshot(self):
+        return self.state.snapshot(self.now)
+
     def drawn(self, width=80, height=30):
-        return [line.plain for line in frame(self.state, None, self.now, Space(width, height))]
+        return drawn(self.state, None, self.now, width, height)
+
+
+def drawn(state, stage, now, width=80, height=30):
+    """The lines of a terminal of that size."""
+    console = Console(file=io.StringIO(), width=width, height=height)
+    console.print(frame(state, stage, now, console, console.options))
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
 
 def seconds(said):
@@ -130,7 +167,7 @@ def test_earlier_sessions_on_the_same_device_tell_the_time_at_once():
 
 
 def test_the_rate_of_the_reference_foretells_that_of_features():
-    known = {"reference/0": KnownTask("reference", 100, "extract"), **tasks(("a",), 1)}
+    known = by_key(REFERENCE) | tasks(("a",), 1)
     session = Session(known)
     session.join("w0")
     session.give("w0", "reference/0")
@@ -142,19 +179,19 @@ def test_the_rate_of_the_reference_foretells_that_of_features():
 
 
 def test_the_rate_of_one_kind_of_work_is_not_shown_for_the_next():
-    known = {"reference/0": KnownTask("reference", 100, "extract"), **tasks(("a",), 1)}
+    known = by_key(REFERENCE) | tasks(("a",), 1)
     session = Session(known)
     session.join("w0")
     session.give("w0", "reference/0")
     session.beat("w0", 0.5)
     session.beat("w0", 0.9)
-    assert session.state.standing(session.now).rate == pytest.approx(45)
+    assert session.snapshot.rate == pytest.approx(40)
     session.did("w0", "extract", after=0.5)
-    assert session.state.standing(session.now).rate is None
+    assert session.snapshot.rate is None
 
 
 def test_models_have_rates_of_their_own():
-    known = {f"sample/{m}/0": KnownTask("sample", 1000, f"sample/{m}", m) for m in ("small", "large")}
+    known = by_key(*(sampling(m, model=m) for m in ("small", "large")))
     session = Session(known)
     session.join("w0")
     session.give("w0", "sample/small/0")
@@ -162,11 +199,15 @@ def test_models_have_rates_of_their_own():
     assert session.left == "", "of the large one nothing is known"
 
 
-def test_only_images_of_samples_are_counted_where_the_plan_is_not_known():
-    """`status --watch` does not know the tasks of reconstructions."""
-    todo = Session({}).state.todo
-    for task, event, images in (("sample/a/0", "shard", 8), ("reconstruct/a/0", "reconstruct", 0)):
-        assert todo.item(task, {"event": event, "images": 8, "evaluations": 32}).images == images
+def test_tasks_that_the_plan_does_not_have_are_counted():
+    """`status --watch` may have read a smaller grid than the driver has."""
+    session = Session({})
+    session.tell("to do", work=[{"kind": "sample", "pace": "sample/m", "tasks": 4, "cost": 400}])
+    session.join("w0")
+    for number in range(3):
+        session.give("w0", f"sample/other/{number}")
+        session.did("w0", "shard", after=10, images=20)
+    assert session.snapshot[:6] == ("sampling", 300, 400, "network evaluations", pytest.approx(10), pytest.approx(2))
 
 
 def test_more_workers_take_less_time_and_the_last_task_is_not_divided():
@@ -196,15 +237,15 @@ def test_a_first_task_that_loads_much_counts_until_there_is_another():
 def test_the_bar_counts_what_earlier_sessions_did_but_the_rate_does_not():
     session = Session(cells={name: GridCell("eta=0", f"S={name}", 20_000, 18_000) for name in ("a", "b")})
     session.join("w0")
-    session.give("w0", "sample/a/0")
-    session.did("w0", "shard", after=10)
-    standing = session.state.standing(session.now)
-    assert (standing.done, standing.total, standing.unit) == (37_000, 40_000, "network evaluations")
-    assert standing.rate == pytest.approx(100)
-    assert standing.images_rate == pytest.approx(10)
+    for number in range(2):
+        session.give("w0", f"sample/a/{number}")
+        session.did("w0", "shard", after=10)
+    assert session.snapshot[1:4] == (38_000, 40_000, "network evaluations")
+    assert session.snapshot.rate == pytest.approx(100)
+    assert session.snapshot.images_rate == pytest.approx(10)
 
 
-def test_the_stages_the_bar_and_the_table_count_alike_in_a_session_that_continues():
+def test_the_bars_and_the_table_count_alike_in_a_session_that_continues():
     """Half of it was sampled before, and one of the cells was scored."""
     cells = {name: GridCell("eta=0", f"S={name}", 4000, 2000) for name in ("a", "b")}
     cells["c"] = GridCell("eta=0", "S=c", 4000, 4000, value=4.5)
@@ -213,9 +254,10 @@ def test_the_stages_the_bar_and_the_table_count_alike_in_a_session_that_continue
     session.give("w0", "sample/a/0")
     lines = session.drawn(100)
     assert lines[1].split()[-3:] == ["50%", "50%", "4.5"]
-    assert "sample 66%" in lines[3]
-    assert lines[4].endswith(" 66%")
-    assert "evaluate 1 of 3 cells" in lines[3]
+    assert lines[3] == "▸ sample  ▸ evaluate  · report"
+    assert [line.split()[0] for line in lines[4:7]] == ["sampling", "extracting", "scoring"]
+    assert [line.split()[-1] for line in lines[4:7]] == ["66%", "0%", "33%"]
+    assert lines[7].endswith("1 of 3 cells scored")
 
 
 def test_copies_count_once_and_the_better_one_counts():
@@ -225,11 +267,11 @@ def test_copies_count_once_and_the_better_one_counts():
     session.give("w1", "sample/a/0")
     session.beat("w0", 0.2)
     session.beat("w1", 0.5)
-    assert session.state.bar.done == 500
+    assert session.snapshot.done == 500
     session.did("w1", "shard")
-    assert session.state.bar.done == 1000
+    assert session.snapshot.done == 1000
     session.did("w0", "shard")
-    assert session.state.bar.done == 1000
+    assert session.snapshot.done == 1000
 
 
 def test_a_lost_worker_takes_its_progress_with_it():
@@ -239,27 +281,25 @@ def test_a_lost_worker_takes_its_progress_with_it():
     session.beat("w0", 0.9)
     session.tell("failed", worker="w0", task="sample/a/0", quarantined=False)
     session.tell("lost", worker="w0")
-    assert session.state.bar.done == 0
-    assert (session.state.workforce.joined, session.state.workforce.lost) == (1, 1)
+    assert session.snapshot.done == 0
+    assert (session.state.workers.joined, session.state.workers.lost) == (1, 1)
     assert any("1 lost" in line for line in session.drawn())
 
 
-def test_workers_of_a_node_that_is_benched_do_none_of_what_is_left():
+def test_workers_of_a_node_that_cools_down_do_none_of_what_is_left():
     session = Session(tasks(shards=20))
     for worker, node in (("w0", "a"), ("w1", "a"), ("w2", "b")):
         session.tell("starting", worker=worker)
         session.tell("worker", worker=worker, device="cpu", node=node)
     session.tell("benched", worker="w0", node="a", seconds=1.0, reason="errors", whole_node=True)
-    assert session.state.workforce.usable == 1, "w1 is benched with its node"
+    assert session.state.workers.usable == 1, "w1 cools down with its node"
     session.tell("assigned", worker="w1", task="sample/a/0", node="a")
-    assert session.state.workforce.usable == 2, "the node is back, and w0 has to pass its hello"
+    assert session.state.workers.usable == 2, "the node is back, and w0 has to pass its health check"
 
 
 def test_what_is_given_up_is_not_left_to_do():
     cells = {name: GridCell("eta=0", f"S={name}", 2000) for name in ("a", "b")}
-    session = Session(
-        {f"sample/{name}/0": KnownTask("sample", 1000, "sample/m", name) for name in ("a", "b")}, {}, cells
-    )
+    session = Session(by_key(sampling("a"), sampling("b")), {}, cells)
     session.join("w0")
     session.give("w0", "sample/a/0")
     session.did("w0", "shard", after=10)
@@ -270,16 +310,16 @@ def test_what_is_given_up_is_not_left_to_do():
     assert any("failed" in line for line in session.drawn())
 
 
-def test_one_bar_goes_on_from_the_reference_to_the_scores():
-    known = {"reference/0": KnownTask("reference", 500, "extract"), **tasks(("a",), 1)}
+def test_a_line_is_about_the_work_that_goes_on():
+    known = by_key(REFERENCE) | tasks(("a",), 1)
     session, units = Session(known), []
     session.join("w0")
     for task, event in (("reference/0", "extract"), ("sample/a/0", "shard"), ("extract/a/0", "extract")):
-        units.append(session.state.bar.unit)
+        units.append(session.snapshot.unit)
         session.give("w0", task)
         session.did("w0", event)
     assert units == ["images", "network evaluations", "images"]
-    assert session.state.bar[:4] == ("scoring", 0, 1, "cells scored")
+    assert session.snapshot[:4] == ("scoring", 0, 1, "cells scored")
 
 
 def busy(rows=3, columns=4, workers=3):
@@ -372,7 +412,7 @@ def test_plain_lines_of_a_session_say_the_same_as_its_bar():
         {"event": "worker", "worker": "w0", "device": "cpu"},
         {"event": "assigned", "worker": "w0", "task": "sample/a/0"},
     ):
-        shown.observe(datetime.fromtimestamp(clock.now, UTC), event)
+        shown.happened(datetime.fromtimestamp(clock.now, UTC), event)
     for fraction in (0.1, 0.2, 0.3):
         clock.now += display.PLAIN_INTERVAL_SECONDS / 2
         shown.heard("w0", fraction)
@@ -388,7 +428,7 @@ def test_a_plain_line_after_the_last_task_counts_no_work():
     for task, event in (("sample/a/0", "shard"), ("extract/a/0", "extract"), ("score/a", "score")):
         session.give("w0", task)
         session.did("w0", event, task=task)
-    assert session.state.standing(session.now).line == "1 worker, 1 of 1 cells scored"
+    assert session.snapshot.line == "1 worker, 1 of 1 cells scored"
 
 
 def test_a_terminal_has_a_view_that_goes_away_and_messages_that_stay():
@@ -439,7 +479,7 @@ def test_colours_in_a_log_make_no_live_view(monkeypatch):
 
 
 def test_a_stage_that_has_not_begun_says_so():
-    lines = [line.plain for line in frame(None, Stage("training", 100, "steps", 0.0), 12.0, Space(80, 24))]
+    lines = drawn(None, Stage("training", 100, "steps", lambda: 0.0), 12.0)
     assert "starting, 12 s" in lines[-1]
 
 

@@ -10,6 +10,9 @@ from taugrid.errors import UserError
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.origins import device_kinds
+from taugrid.protocol import Protocol, ReferenceIdentity, disagreements, kind, on_devices, short_name
+from taugrid.registry.metrics import MetricSettings
 from taugrid.storage import read_sealed, write_sealed
 
 ORACLE = {
@@ -89,7 +92,7 @@ def test_the_fields_of_a_protocol_keep_their_order_and_values():
     """Tables and scores hold hashes of this JSON. If this fails, rows of old and new runs can't be told to be alike."""
     scoring, cell = evaluated(ORACLE, metrics=["fid", "kid", "prc"])
     spelled = scoring.protocol(cell).as_dict()
-    assert set(spelled.pop("versions")) == {"taugrid", "torch", "torch-fidelity", "numpy", "scipy"}
+    assert set(spelled.pop("versions")) == {"torch", "torch-fidelity", "numpy", "scipy"}
     sha256 = spelled["reference"].pop("sha256")
     assert json.dumps(spelled) == (
         '{"reference": {"dataset": "gaussian", "split": "all", "num_images": 10000, "preprocessing": "8 bits, 1x4x4"}, '
@@ -97,6 +100,81 @@ def test_the_fields_of_a_protocol_keep_their_order_and_values():
         '"precision": "float32, no TF32", "rounding": "8 bits, to nearest", "extractor": {"name": "pixels", '
         '"weights_sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", '
         '"feature_layer": "pixels", "logits_layer": null}, "metrics": ["fid", "kid", "prc"], "seed": 2020, '
-        '"kid_subsets": 100, "kid_subset_size": 100, "prc_neighborhood": 3}'
+        '"kid_subsets": 100, "kid_subset_size": 100, "prc_neighborhood": 3, "scoring": 1}'
     )
     assert sha256 == scoring.reference.sha256
+
+
+RECORDED = {
+    "reference": {"dataset": "x", "split": "all", "num_images": 9, "preprocessing": "8 bits, 1x4x4", "sha256": "ab"},
+    "num_samples": 100, "weights": "ema", "tau": [500, 1000], "clip": "none", "precision": "float32, no TF32",
+    "rounding": "8 bits, to nearest",
+    "extractor": {"name": "pixels", "weights_sha256": "e3", "feature_layer": "pixels", "logits_layer": None},
+    "metrics": ["fid"], "seed": 2020,
+    "versions": {
+        "taugrid": "0.1.0", "torch": "2.13.0+cpu", "torch-fidelity": "0.4.0", "numpy": "2.4.6", "scipy": "1.17.1",
+    },
+}  # fmt: skip
+"""A protocol as score files of commit 011be7a hold it."""
+
+
+def recorded_now(torch="2.13.0+cpu", **more):
+    """The same protocol as it is recorded today, where torch has this version."""
+    known = {key: RECORDED[key] for key in ("num_samples", "weights", "clip", "precision", "rounding", "extractor")}
+    versions = {key: value for key, value in RECORDED["versions"].items() if key != "taugrid"} | {"torch": torch}
+    reference, settings = ReferenceIdentity(**RECORDED["reference"]), MetricSettings(metrics=("fid",))
+    found = Protocol(reference=reference, tau=(500, 1000), metrics=settings, versions=versions, **known, **more)
+    return found.as_dict()
+
+
+def test_protocols_of_earlier_files_keep_their_hashes():
+    """Tables of old runs and of the paper's fixture hold these."""
+    assert (short_name(RECORDED), kind(RECORDED)) == ("e129a83e", "540f2fa8")
+    other = RECORDED | {"versions": RECORDED["versions"] | {"torch": "2.13.0+cu128", "taugrid": "0.0.9"}}
+    assert (short_name(other), kind(other)) == ("906dc4d3", "99ecb016")
+
+
+@pytest.mark.parametrize("torch", ["2.13.0+cpu", "2.13.0", "2.13.0+cu128"])
+def test_a_protocol_of_a_cpu_run_has_the_hash_of_earlier_files_whatever_torch_was_built_for(torch):
+    now = recorded_now(torch)
+    assert now["versions"] == {"torch": "2.13.0", "torch-fidelity": "0.4.0", "numpy": "2.4.6", "scipy": "1.17.1"}
+    assert now["scoring"] == 1
+    assert (short_name(now), kind(now)) == (short_name(RECORDED), kind(RECORDED))
+    assert disagreements({"now": now, "then": RECORDED}) == {}
+    assert disagreements({"now": recorded_now("2.14.0+cpu"), "then": RECORDED}) == {
+        "versions.torch": {"2.14.0+cpu": ["now"], "2.13.0+cpu": ["then"]}
+    }
+
+
+def test_other_mathematics_devices_samplers_and_conditions_are_other_protocols():
+    now = recorded_now()
+    others = [
+        now | {"scoring": 2},
+        on_devices(now, {"sampled": {"cuda"}, "scored": {"cpu"}}),
+        on_devices(now, {"sampled": {"cuda"}, "scored": {"cuda"}}),
+        recorded_now(sampler={"name": "heun"}),
+        recorded_now(conditions={"guidance": 2.0}),
+    ]
+    assert len({short_name(protocol) for protocol in [now, *others]}) == 6
+    assert kind(others[3]) == kind(now), "samplers are compared on purpose"
+    assert len({kind(protocol) for protocol in [now, *others]}) == 5
+    assert disagreements({"a": now, "b": others[0]}) == {"scoring": {"not set": ["a"], "2": ["b"]}}
+    assert on_devices(now, {"sampled": {"cpu"}, "scored": {"cpu"}}) == now
+    assert on_devices(RECORDED, {"sampled": {"cuda"}}) == RECORDED, "a file without scoring hashes as it was recorded"
+
+
+def test_the_kinds_of_device_are_those_of_a_cells_shards_features_and_score():
+    cpu, gpu = "cpu x86_64 AVX512", "NVIDIA H100 80GB HBM3"
+
+    def shard(cell, device):
+        about = {"cell": cell, "path": "part-000000.parquet", "committed": True, "images": 1, "seconds": 1.0}
+        return {"event": "shard", "worker": "w", "device": device, **about}
+
+    def done(task, device):
+        return {"event": task.partition("/")[0].replace("reference", "extract"), "task": task, "worker": "w",
+                "device": device}  # fmt: skip
+
+    kinds = device_kinds([shard("a", cpu), shard("b", gpu), done("score/a", cpu), done("extract/b/0", gpu)])
+    assert kinds == {"a": {"sampled": {"cpu"}, "scored": {"cpu"}}, "b": {"sampled": {"cuda"}, "scored": {"cuda"}}}
+    kinds = device_kinds([shard("a", cpu), done("reference/0", gpu), done("score/a", cpu)])
+    assert kinds["a"]["scored"] == {"cpu", "cuda"}

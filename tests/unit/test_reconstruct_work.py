@@ -21,7 +21,8 @@ from taugrid.jobs import Result
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.progress.briefing import Briefing
+from taugrid.orchestrator.progress.summary import SessionSummary
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Session
@@ -60,7 +61,9 @@ def reconstruct(root, count, **sections):
     config = validate(Config, values | sections, "test")
     rundir = RunDir(root)
     root.mkdir(exist_ok=True)
-    return ReconstructWork(Survey(config, plan(config), rundir, None, frozenset({"reconstruct"}), rundir.set_aside))
+    return ReconstructWork(
+        Survey(Run(config, plan(config), rundir), None, frozenset({"reconstruct"}), rundir.set_aside)
+    )
 
 
 def save_networks(work, seed=1):
@@ -115,8 +118,8 @@ def test_a_later_session_knows_the_pace_of_reconstructions_and_models_have_their
         events.add(name, **fields, device="cpu")
     again = reconstruct(tmp_path / "run", 16, grid=grid)
     tasks = {task.key: task for task in again.tasks()}
-    briefing = Briefing(again.config, again.plan, again.rundir, None, tasks)
-    paces = [briefing.earlier[item.pace, "cpu"] for item in briefing.items.values()]
+    summary = SessionSummary(Run(again.config, again.plan, again.rundir), again.plan, None, tasks)
+    paces = [summary.earlier[again.rate_key(task), "cpu"] for task in tasks.values()]
     assert paces == [8 / 32] * 2 + [16 / 32] * 2, "8 images, there and back in 2 steps"
 
 
@@ -124,7 +127,8 @@ def test_the_view_of_reconstructions_counts_their_evaluations_and_not_those_of_s
     work = reconstruct(tmp_path / "run", 8)
     save_networks(work)
     tasks = {task.key: task for task in work.tasks()}
-    cells = Briefing(work.config, work.plan, work.rundir, None, tasks).cells(with_scores=False)
+    run = Run(work.config, work.plan, work.rundir)
+    cells = SessionSummary(run, work.plan, None, tasks).cells(with_scores=False)
     assert [(cell.done, cell.total) for cell in cells.values()] == [(0, 8 * 2 * 2)], "there and back in 2 steps"
 
 

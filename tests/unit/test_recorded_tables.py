@@ -36,8 +36,9 @@ def reported(request, tmp_path_factory):
     evidence = Evidence(influences, recorded["pairings"], recorded["protocols"], recorded["reasons"])
     config = load(str(folder / "config.yaml"))
     rundir = RunDir(tmp_path_factory.mktemp(request.param))
-    quality = write_report(config, plan(config), rundir, Rows(recorded["rows"], recorded["notes"], evidence))
-    write_page(Run(config, plan(config), rundir))
+    run = Run(config, plan(config), rundir)
+    quality = write_report(run, Rows(recorded["rows"], recorded["notes"], evidence))
+    write_page(run)
     return folder / "expected", quality, rundir
 
 

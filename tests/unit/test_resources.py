@@ -4,9 +4,8 @@ import pytest
 
 from taugrid.config import Cluster, Config, validate
 from taugrid.errors import UserError
-from taugrid.orchestrator.dispatch import cluster
-from taugrid.orchestrator.dispatch.capacity import nodes, resources
-from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size, selects
+from taugrid.orchestrator.dispatch import capacity, cluster
+from taugrid.orchestrator.dispatch.capacity import Node, Size, selects
 
 
 @pytest.mark.parametrize(
@@ -15,14 +14,14 @@ from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size, selects
 )
 def test_as_many_workers_fit_as_by_hand(node, cpus, fit):
     """In floats, 1 // 0.2 is 4."""
-    assert Node("a", node, 0).room(Size(cpus, 0)) == fit
-    assert Node("b", node, 1.0).room(Size(cpus, 0.2)) == min(fit, 5)
+    assert Node("a", node, 0).capacity(Size(cpus, 0)) == fit
+    assert Node("b", node, 1.0).capacity(Size(cpus, 0.2)) == min(fit, 5)
 
 
 def test_an_embedded_cluster_is_as_large_as_the_workers_need():
-    many = nodes.available_cpus() * 10
-    assert cluster._embedded_cpus(Cluster(workers=many, cpus_per_worker=0.1), 0) == nodes.available_cpus()
-    assert cluster._embedded_cpus(Cluster(workers=many + 1, cpus_per_worker=0.1), 0) == nodes.available_cpus() + 1
+    many = capacity.available_cpus() * 10
+    assert cluster._embedded_cpus(Cluster(workers=many, cpus_per_worker=0.1), 0) == capacity.available_cpus()
+    assert cluster._embedded_cpus(Cluster(workers=many + 1, cpus_per_worker=0.1), 0) == capacity.available_cpus() + 1
 
 
 @pytest.mark.parametrize(
@@ -39,7 +38,7 @@ def test_an_embedded_cluster_is_as_large_as_the_workers_need():
     ],
 )
 def test_shares_of_gpus_are_exact_and_never_span_two(gpus, each, fit):
-    assert Node("a", 64, gpus).room(Size(1, each)) == fit
+    assert Node("a", 64, gpus).capacity(Size(1, each)) == fit
 
 
 @pytest.mark.parametrize(
@@ -60,37 +59,37 @@ def test_a_label_selector_takes_what_ray_takes(condition, taken):
 def four_nodes(monkeypatch, torch_uses_gpus):
     """Two nodes with GPUs, of which one drains, and two without."""
     found = [Node("g", 8, 2), Node("h", 8, 1, draining=True), Node("c", 4, 0), Node("d", 2, 0)]
-    monkeypatch.setattr(resources, "nodes", lambda selector=None: found)
+    monkeypatch.setattr(capacity, "nodes", lambda selector=None: found)
     asked = []
-    monkeypatch.setattr(resources, "_torch_uses_gpus", lambda ids: asked.append(set(ids)) or torch_uses_gpus)
+    monkeypatch.setattr(capacity, "_torch_uses_gpus", lambda ids: asked.append(set(ids)) or torch_uses_gpus)
     return asked
 
 
 def test_gpus_are_used_where_there_are_any_that_torch_can_use_and_that_stay(monkeypatch):
     asked = four_nodes(monkeypatch, torch_uses_gpus=True)
-    assert resources.worker_size(Cluster()) == (1, 1)
-    assert resources.room(Cluster()) == 2
+    assert capacity.worker_size(Cluster()) == (1, 1)
+    assert capacity.embedded_workers(Cluster()) == 2
     assert asked == [{"g"}] * 2
     four_nodes(monkeypatch, torch_uses_gpus=False)
-    assert resources.worker_size(Cluster()) == (1, 0)
-    assert resources.room(Cluster()) == 8 + 4 + 2
-    assert resources.worker_size(Cluster(gpus_per_worker=1)) == (1, 1), "what the user says holds"
+    assert capacity.worker_size(Cluster()) == (1, 0)
+    assert capacity.embedded_workers(Cluster()) == 8 + 4 + 2
+    assert capacity.worker_size(Cluster(gpus_per_worker=1)) == (1, 1), "what the user says holds"
 
 
 def test_labels_that_no_node_has_are_named(monkeypatch):
-    monkeypatch.setattr(resources, "nodes", lambda selector=None: [])
+    monkeypatch.setattr(capacity, "nodes", lambda selector=None: [])
     labels = {"ray.io/accelerator-type": "A100"}
     with pytest.raises(UserError, match=r"no node with the labels .*A100'} has as much; .*cluster.label_selector$"):
-        resources.room(Cluster(gpus_per_worker=1, label_selector=labels))
+        capacity.embedded_workers(Cluster(gpus_per_worker=1, label_selector=labels))
 
 
 def test_training_may_take_other_resources(monkeypatch):
     four_nodes(monkeypatch, torch_uses_gpus=True)
-    assert resources.trainers(Cluster(), 8) == (2, 1, 1)
+    assert capacity.trainers(Cluster(), 8) == (2, 1, 1)
     own = Cluster(train={"cpus_per_worker": 4, "gpus_per_worker": 0})
-    assert resources.trainers(own, 8) == (3, 4, 0)
+    assert capacity.trainers(own, 8) == (3, 4, 0)
     with pytest.raises(UserError, match=r"^no worker fits on the cluster: each takes 9 CPUs and 1 GPU, and no node"):
-        resources.trainers(Cluster(train={"cpus_per_worker": 9}), 8)
+        capacity.trainers(Cluster(train={"cpus_per_worker": 9}), 8)
 
 
 @pytest.mark.parametrize(
@@ -110,15 +109,15 @@ def test_a_training_on_a_cluster_that_may_grow_does_not_stay_as_small_as_it_begi
     monkeypatch, section, asked_for, workers
 ):
     four_nodes(monkeypatch, torch_uses_gpus=True)
-    assert resources.trainers(Cluster(train=section), asked_for, may_grow=True).workers == workers
+    assert capacity.trainers(Cluster(train=section), asked_for, may_grow=True).workers == workers
 
 
 def test_a_training_on_nodes_with_labels_has_as_many_workers_as_fit_or_else_as_were_asked_for(monkeypatch):
     """Ray Train counts nodes without the labels too."""
     four_nodes(monkeypatch, torch_uses_gpus=True)
     labelled = {"label_selector": {"ray.io/accelerator-type": "A100"}}
-    assert resources.trainers(Cluster(**labelled), 8, may_grow=True).workers == 2
-    assert resources.trainers(Cluster(**labelled, cpus_per_worker=9), 8, may_grow=True).workers == 8
+    assert capacity.trainers(Cluster(**labelled), 8, may_grow=True).workers == 2
+    assert capacity.trainers(Cluster(**labelled, cpus_per_worker=9), 8, may_grow=True).workers == 8
 
 
 @pytest.mark.parametrize("workers", [2, (1, 2)])
@@ -126,9 +125,9 @@ def test_training_workers_never_share_a_gpu(monkeypatch, workers):
     """NCCL would refuse them only once they have started, as duplicates."""
     four_nodes(monkeypatch, torch_uses_gpus=True)
     with pytest.raises(UserError, match=r"gpus_per_worker: with 0\.5, .* set cluster.train.gpus_per_worker: 1"):
-        resources.trainers(Cluster(gpus_per_worker=0.5), workers)
-    assert resources.trainers(Cluster(gpus_per_worker=0.5), 1) == (1, 1, 0.5)
-    assert resources.trainers(Cluster(gpus_per_worker=0.5, train={"gpus_per_worker": 1}), workers).gpus == 1
+        capacity.trainers(Cluster(gpus_per_worker=0.5), workers)
+    assert capacity.trainers(Cluster(gpus_per_worker=0.5), 1) == (1, 1, 0.5)
+    assert capacity.trainers(Cluster(gpus_per_worker=0.5, train={"gpus_per_worker": 1}), workers).gpus == 1
 
 
 @pytest.mark.parametrize("gpus", [1.5, 0.00001])

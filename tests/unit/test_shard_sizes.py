@@ -106,7 +106,7 @@ def test_a_plan_speaks_of_a_long_shard_before_a_run_would(rate, minutes):
 
 def job_of(config, root):
     found = plan(config)
-    survey = Survey(config, found, RunDir(root), None, frozenset({"sample"}), print)
+    survey = Survey(Run(config, found, RunDir(root)), None, frozenset({"sample"}), print)
     return next(SampleWork(survey).tasks()).job
 
 

@@ -15,14 +15,13 @@ from test_reconstruct_work import save_network
 
 from taugrid.config import Cluster
 from taugrid.errors import UserError
-from taugrid.orchestrator.dispatch.capacity.nodes import Node, Size
-from taugrid.orchestrator.dispatch.capacity.resources import Trainers
+from taugrid.orchestrator.dispatch.capacity import Node, Size, Trainers
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.progress.stage import note_of_trainings
+from taugrid.orchestrator.progress.bars import note_of_trainings
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.training import one, room, several
-from taugrid.orchestrator.training.room import HELPERS_BYTES, UnderWay, another_fits, most_at_once
+from taugrid.orchestrator.training import one, several
+from taugrid.orchestrator.training.several import HELPERS_BYTES, UnderWay, another_fits, most_at_once
 from taugrid.workers.training import fit
 from taugrid.workers.training.log import Log, Record, TrainingProgress
 
@@ -44,8 +43,8 @@ def cluster_of(monkeypatch):
     """Says what is free on which nodes, and what memory the driver has."""
 
     def give(*nodes, memory=100 * HELPERS_BYTES):
-        monkeypatch.setattr(room, "free", lambda selector: list(nodes))
-        monkeypatch.setattr(room, "memory_here", lambda: memory)
+        monkeypatch.setattr(several, "free", lambda selector: list(nodes))
+        monkeypatch.setattr(several, "memory_here", lambda: memory)
 
     return give
 

@@ -11,9 +11,9 @@ from taugrid import parquet
 from taugrid.config import Data
 from taugrid.eval import standalone
 from taugrid.eval.features import load as extractors
-from taugrid.eval.features.convnets import DigitsConvnet
+from taugrid.eval.features.networks import DigitsConvnet
 from taugrid.eval.features.resolve import resolve
-from taugrid.eval.metrics import frechet, inception, kernel, statistics, streams
+from taugrid.eval.metrics import frechet, inception, kernel, statistics
 from taugrid.eval.metrics.extrapolation import NO_ERROR, fid_infinity
 from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.neighbours import precision_recall
@@ -309,7 +309,7 @@ FEATURES = np.random.default_rng(1).normal(size=(9000, 6)).astype(np.float32)
 @given(cuts=st.lists(st.integers(0, 9000), max_size=8))
 def test_runs_depend_on_no_cut_of_the_stream(cuts):
     chunks = np.split(FEATURES, sorted(cuts))
-    runs = list(streams.runs(chunks, 9000))
+    runs = list(statistics.runs(chunks, 9000))
     assert [len(run) for run in runs] == [4096, 4096, 808]
     assert np.array_equal(np.concatenate(runs), FEATURES)
 
@@ -317,7 +317,7 @@ def test_runs_depend_on_no_cut_of_the_stream(cuts):
 @pytest.mark.parametrize("count", [8999, 9001])
 def test_a_stream_of_another_length_is_refused(count):
     with pytest.raises(ValueError, match=f"must be {count} feature vectors, not 9000"):
-        list(streams.runs([FEATURES], count))
+        list(statistics.runs([FEATURES], count))
 
 
 def scored(features, reference_features, chunk, settings):

@@ -1,7 +1,5 @@
 """The statistics agree with torch-fidelity's, with themselves when merged in any order, and with repeated sampling."""
 
-from functools import reduce
-
 import numpy as np
 import pytest
 import torch
@@ -21,8 +19,7 @@ from taugrid.eval.metrics.frechet import (
 )
 from taugrid.eval.metrics.inception import InceptionSums, inception_splits
 from taugrid.eval.metrics.kernel import kernel_distance, kid_limits, pair_sums
-from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Moments, merge, symmetric_root
-from taugrid.eval.metrics.streams import runs
+from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Moments, merged, runs, symmetric_root
 from taugrid.registry.metrics import MetricSettings, Sizes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,10 +46,10 @@ def test_moments_merge_in_any_order_to_those_of_the_whole(sizes, d, random, seed
     features = np.random.default_rng(seed).standard_normal((sum(sizes), d)) * 3 + 50
     parts = [Moments.of(part) for part in np.split(features, np.cumsum(sizes)[:-1])]
     random.shuffle(parts)
-    merged, whole = reduce(merge, parts), Moments.of(features)
-    assert merged.n == whole.n
-    np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-10)
-    np.testing.assert_allclose(merged.scatter, whole.scatter, rtol=1e-10, atol=1e-10 * np.abs(whole.scatter).max())
+    found, whole = merged(parts), Moments.of(features)
+    assert found.n == whole.n
+    np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-10)
+    np.testing.assert_allclose(found.scatter, whole.scatter, rtol=1e-10, atol=1e-10 * np.abs(whole.scatter).max())
 
 
 def test_covariance_is_numpys():
@@ -74,7 +71,7 @@ def test_moments_refuse_what_has_none():
     with pytest.raises(ValueError, match="at least 2"):
         _ = Moments.of(np.ones((1, 4))).covariance
     with pytest.raises(ValueError, match="3 and 4 dimensions"):
-        merge(Moments.of(np.ones((2, 3))), Moments.of(np.ones((2, 4))))
+        Moments.of(np.ones((2, 3))).merge(Moments.of(np.ones((2, 4))))
 
 
 def test_runs_are_views_where_a_chunk_holds_them_whole():
@@ -235,7 +232,7 @@ def test_inception_score_from_shuffled_shards_is_torch_fidelitys(n, splits, seed
     logits = (rng.standard_normal((n, 10)) * 4).astype(np.float32)
     split_of = inception_splits(n, splits, seed)
     shards = np.array_split(rng.permutation(n), 6)
-    sums = reduce(InceptionSums.merge, [InceptionSums.of(logits[shard], split_of[shard], splits) for shard in shards])
+    sums = merged(InceptionSums.of(logits[shard], split_of[shard], splits) for shard in shards)
     theirs = isc_features_to_metric(torch.from_numpy(logits), splits, shuffle=True, rng_seed=seed)
     assert sums.score().mean == pytest.approx(theirs[KEY_METRIC_ISC_MEAN], rel=1e-9)
     assert sums.score().std == pytest.approx(theirs[KEY_METRIC_ISC_STD], rel=1e-9)

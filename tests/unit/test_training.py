@@ -12,20 +12,20 @@ from queue import SimpleQueue
 
 import pytest
 import torch
+from denoisers import at
 from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
-    WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
 )
-from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from taugrid import config
 from taugrid.errors import DeviceUnusable, UserError
-from taugrid.orchestrator.dispatch.capacity import resources
-from taugrid.orchestrator.dispatch.capacity.nodes import Node
+from taugrid.orchestrator.dispatch import capacity
+from taugrid.orchestrator.dispatch.capacity import Node
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.write import write_losses
@@ -34,7 +34,6 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.training import one as driver
-from taugrid.orchestrator.training import room
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import noise
@@ -44,9 +43,9 @@ from taugrid.workers.network.ema import ema_decay
 from taugrid.workers.network.load import load_network
 from taugrid.workers.training import checkpoints, fit, loop
 from taugrid.workers.training.batches import Batches
+from taugrid.workers.training.checkpoints import new_state
 from taugrid.workers.training.log import SCALARS, Log, Record, is_logged, training_progress
 from taugrid.workers.training.spec import Hopeless, TrainingSpec
-from taugrid.workers.training.state import new_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -245,7 +244,7 @@ def test_a_compiled_network_learns_the_same_and_is_saved_as_any_other(tmp_path):
     checkpoints.commit(spec, state)
     raw = load_network(saved_unet(spec.final / "unet_raw"), spec.diffusion, "cpu")
     x = torch.randn(2, 1, 8, 8)
-    torch.testing.assert_close(raw(x, 500), other.unet.eval()(x, 499).sample, rtol=0, atol=1e-5)
+    torch.testing.assert_close(raw(x, at(500)), other.unet.eval()(x, 499).sample, rtol=0, atol=1e-5)
 
 
 def test_the_logged_gradient_norm_is_that_before_clipping(tmp_path):
@@ -487,7 +486,7 @@ def a_training(tmp_path, may_grow, cluster, **train):
 def few_nodes(monkeypatch):
     """Adds nodes; no images are needed."""
     monkeypatch.setattr(driver, "content_fingerprint", lambda data: "0" * 64)
-    return lambda *there: monkeypatch.setattr(resources, "nodes", lambda selector: list(there))
+    return lambda *there: monkeypatch.setattr(capacity, "nodes", lambda selector: list(there))
 
 
 def test_a_training_that_stands_still_says_once_what_it_may_wait_for(tmp_path, monkeypatch, few_nodes):
@@ -501,7 +500,7 @@ def test_a_training_that_stands_still_says_once_what_it_may_wait_for(tmp_path, m
 
 @pytest.mark.parametrize(("cpus", "ends"), [(1, True), (2, False)])
 def test_a_training_waits_no_longer_for_nodes_than_it_may(tmp_path, monkeypatch, few_nodes, cpus, ends):
-    monkeypatch.setattr(room, "ROOM_SECONDS", 0.01)
+    monkeypatch.setattr(driver, "CAPACITY_SECONDS", 0.01)
     few_nodes(Node("n", cpus, 0))
     limit = pytest.raises(UserError, match=r"cluster\.max_wait_seconds") if ends else nullcontext()
     with limit:
@@ -568,12 +567,6 @@ def test_a_worker_that_died_is_told_with_what_is_known_and_what_to_do():
     assert "(worker 1)" in short
     for told in (died, started, short):
         assert "run the same command again" in told
-
-
-def test_a_training_that_found_no_room_may_begin_again():
-    assert fit._found_no_room(ControllerError(WorkerGroupStartupTimeoutError(2)))
-    assert not fit._found_no_room(ControllerError(WorkerGroupStartupFailedError("At least one failed.")))
-    assert not fit._found_no_room(WorkerGroupError("all of it", {0: RuntimeError("lost")}))
 
 
 def test_a_cosine_needs_a_step_after_the_warm_up():

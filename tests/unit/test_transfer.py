@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from denoisers import at
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from taugrid import parquet
@@ -56,12 +57,12 @@ def test_a_flag_says_what_8_bits_can_not(value):
     assert good.network_was_finite
     assert good.images_are_finite
     x0[1, 0, 2, 2] = value
-    watched = Watched(lambda x, t: x)
-    watched(x0, 1)
+    watched = Watched(lambda x, *where: x)
+    watched(x0, at(1))
     bad = transfer.sent(x0, watched.answer(), 0, 0.0)
     assert not bad.network_was_finite
     assert not bad.images_are_finite
-    watched(torch.zeros(1), 1)
+    watched(torch.zeros(1), at(1))
     assert watched.answer(), "each batch is judged by its own calls"
 
 
@@ -217,7 +218,7 @@ def test_an_image_that_can_not_be_encoded_leaves_no_file(tmp_path):
 
 
 def test_a_network_is_asked_for_its_answer_where_nothing_is_in_flight():
-    watched = Watched(lambda x, t: x)
-    watched(torch.full((2,), float("nan")), 1)
+    watched = Watched(lambda x, *where: x)
+    watched(torch.full((2,), float("nan")), at(1))
     with pytest.raises(NotFinite, match="images 0 to 1"):
         watched.require_finite(0, 2)

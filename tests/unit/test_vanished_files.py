@@ -8,8 +8,7 @@ import pytest
 from in_process import PoolHere
 from nights import CONFIG, checkpoint, taugrid, write_config
 
-from taugrid.disk import failing_in_one_line
-from taugrid.errors import RunFailed
+from taugrid.errors import RunFailed, user_errors
 from taugrid.images import encode_png
 from taugrid.orchestrator import external, session
 
@@ -91,7 +90,7 @@ def test_a_data_set_that_is_trained_on_or_reconstructed(tmp_path, monkeypatch):
 def test_whatever_else_a_command_opens():
     """Wherever it is not told better; a file without a name may be a bug, whose traceback is kept."""
     said = r"^there is no /absent/data\.bin any more; put it back, then run the same command again$"
-    with pytest.raises(RunFailed, match=said), failing_in_one_line():
+    with pytest.raises(RunFailed, match=said), user_errors():
         Path("/absent/data.bin").read_bytes()
-    with pytest.raises(FileNotFoundError), failing_in_one_line():
+    with pytest.raises(FileNotFoundError), user_errors():
         raise FileNotFoundError("libcuda")

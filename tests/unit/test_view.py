@@ -366,7 +366,7 @@ def test_a_runs_images_score_against_its_reference_as_in_the_run(run, finished, 
 
 
 def test_the_reference_is_exported_as_pictures(finished, tmp_path, monkeypatch):
-    few = load_images(taugrid.open(finished)._opened.config.data)[:1500]
+    few = load_images(taugrid.open(finished)._run.config.data)[:1500]
     monkeypatch.setattr(reference, "load_images", lambda data: few)
     cli.main(["export", str(finished), "--reference", "--to", str(tmp_path / "pngs")], standalone_mode=False)
     assert open_source(str(tmp_path / "pngs")).sha256 == fingerprint(few)

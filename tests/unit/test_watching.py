@@ -16,6 +16,7 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.progress.watch import Watching
 from taugrid.orchestrator.report.up_to_date import Asked, score_on_disk
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, LastSession
 from taugrid.orchestrator.session import Session
@@ -50,7 +51,7 @@ def events(done):
 def watching(done, width=80):
     opened, rundir, *_ = done
     progress = Progress(Console(file=io.StringIO(), width=width, force_terminal=True), live=True)
-    return Watching(opened.config, opened.plan, rundir, progress), progress
+    return Watching(Run(opened.config, opened.plan, rundir), progress), progress
 
 
 def test_a_session_fills_in_the_table_as_it_goes(done):
@@ -68,7 +69,7 @@ def test_the_directory_tells_the_same(done):
     mine, theirs = progress.state, done[2].state
     assert mine.cells == theirs.cells
     assert mine.todo.done == theirs.todo.done
-    assert (mine.workforce.joined, mine.workforce.lost) == (theirs.workforce.joined, theirs.workforce.lost)
+    assert (mine.workers.joined, mine.workers.lost) == (theirs.workers.joined, theirs.workers.lost)
 
 
 def test_what_comes_in_is_shown_and_counted_once(done, events):
@@ -77,7 +78,7 @@ def test_what_comes_in_is_shown_and_counted_once(done, events):
     events.write_text("".join(lines[:first]) + lines[first][:10])
     watched, progress = watching(done)
     watched.look()
-    assert progress.state.bar[1:4] == (80, 80, "network evaluations"), "the disk has more than the events so far"
+    assert sum(cell.done for cell in progress.state.cells.values()) == 80, "the disk has more than the events so far"
     events.write_text("".join(lines))
     watched.look()
     assert not progress.state.todo.open_kinds
@@ -118,7 +119,7 @@ def test_a_driver_with_a_larger_grid_than_the_watcher_has_read_is_watched_all_th
 def test_the_command_ends_once_nobody_is_at_work(done):
     said = CliRunner().invoke(cli, ["status", str(done[1].root), "--watch"])
     assert said.exit_code == 0
-    assert "2 of 2 cells scored; no driver is at work here" in said.output
+    assert "2 of 2 cells scored; no driver is running here" in said.output
     assert "taugrid run" not in said.output, "there is nothing to continue"
 
 
@@ -177,7 +178,7 @@ def test_watching_a_config_with_another_extractor_shows_no_old_scores(done):
     opened, rundir, *_ = done
     evaluate = opened.config.evaluate.model_copy(update={"extractor": "inception-v3-compat"})
     config = opened.config.model_copy(update={"evaluate": evaluate})
-    watched = Watching(config, opened.plan, rundir, Progress.silent())
+    watched = Watching(Run(config, opened.plan, rundir), Progress.silent())
     assert [watched.score(cell) for cell in opened.plan.cells] == [None, None]
 
 
@@ -241,10 +242,10 @@ def test_trainings_side_by_side_are_one_bar(tmp_path):
         log(rundir, second, 20)
         watched.look()
         said = "60 of 200 steps, 4 workers, 2 at a time, loss 0.0250 to 0.0500"
-        assert progress._stage.standing(0.0).line == f"training 2 models: {said}"
+        assert progress._stage.snapshot().line == f"training 2 models: {said}"
         session.add("training failed", model=first.id, reason="nan", log="logs/x.txt", fails_again=True)
         watched.look()
-        only = progress._stage.standing(0.0).line
+        only = progress._stage.snapshot().line
         assert only == "training train.seed=1: 20 of 100 steps, 2 workers, loss 0.0500"
         assert progress.state.trainings == {second.id}
         session.add("trained", model=second.id, seconds=1.0)
@@ -263,7 +264,7 @@ def test_a_training_that_waits_is_not_at_work(tmp_path):
 
         def shown():
             watched.look()
-            return progress._stage.standing(0.0).line
+            return progress._stage.snapshot().line
 
         session.add("train", model=first.id, step=40)
         session.add("train", model=second.id, step=20)

@@ -22,13 +22,13 @@ from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.verification.verify import verify
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.workers.actor import Worker
-from taugrid.workers.hello import Probe
+from taugrid.workers.actor import Probe, Worker
 
 KINDS = ["reference", "sample", "reconstruct", "interpolate", "extract", "score"]
 
@@ -119,10 +119,10 @@ class PoolHere:
         self._worker, self._events = Worker(1), deque()
 
     def start(self, avoid=()):
-        self.greet("worker-0")
+        self.check_health("worker-0")
         return "worker-0"
 
-    def greet(self, worker):
+    def check_health(self, worker):
         self._events.append(Joined(worker, WorkerInfo("here", "cpu", {})))
 
     def places(self):
@@ -147,7 +147,7 @@ class Painting:
         config = validate(Config, values | {"grid": {"steps": [2, 5]}}, "test")
         self.rundir, self.printed = RunDir(root), io.StringIO()
         root.mkdir(parents=True)
-        survey = Survey(config, plan(config), self.rundir, None, frozenset({"paint"}), pytest.fail)
+        survey = Survey(Run(config, plan(config), self.rundir), None, frozenset({"paint"}), pytest.fail)
         [self.kind] = [kind(survey) for kind in work.work_kinds() if kind.stage in survey.stages]
         self.events = Events(self.rundir)
 
@@ -236,7 +236,7 @@ def test_another_error_is_tried_again_and_then_given_up(sixth, tmp_path):
 
 def test_a_worker_that_does_not_see_the_run_directory_says_where(tmp_path):
     with pytest.raises(RunDirectoryNotSeen) as error:
-        Worker(1).hello(Probe(str(tmp_path / "nowhere" / ".probe")))
+        Worker(1).check_health(Probe(str(tmp_path / "nowhere" / ".probe")))
     assert str(tmp_path / "nowhere") in str(error.value)
 
 
@@ -245,7 +245,7 @@ class Startless(PoolHere):
         super().__init__()
         self._error = error
 
-    def greet(self, worker):
+    def check_health(self, worker):
         self._events.append(Failed(worker, self._error, "traceback"))
 
 

@@ -5,10 +5,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
-from taugrid.errors import of_memory
+from taugrid.errors import is_out_of_memory
+from taugrid.workers.diffusion.process import Point
 
 if TYPE_CHECKING:
-    from taugrid.workers.diffusion.process import Denoiser
+    from taugrid.workers.diffusion.denoiser import Denoiser
+
+
+FIRST = Point(alpha=1.0, sigma=0.0, alpha_bar=1.0, time=0, key=1)
+"""A point whose time every network knows."""
 
 
 class Kept:
@@ -55,11 +60,11 @@ def _fits(network: "Denoiser", shape: tuple[int, ...], device: str) -> bool:
 
     try:
         with torch.no_grad():  # as the sampler does
-            network(torch.zeros(shape, device=device), 1)
+            network(torch.zeros(shape, device=device), FIRST)
         if device == "cuda":
             torch.cuda.synchronize()
     except Exception as error:
-        if not of_memory(error):
+        if not is_out_of_memory(error):
             raise
     else:
         return True
@@ -75,7 +80,7 @@ def smaller_batch(
     try:
         size = batch_that_fits(load(), image_shape, batch_size, device)
     except Exception as error:
-        if not of_memory(error):
+        if not is_out_of_memory(error):
             raise
     if size is None:
         return "not even one image fits into memory; use devices with more memory (cluster.label_selector)"

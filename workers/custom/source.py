@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from typing import Any
 
 import taugrid
 from taugrid.errors import CustomCodeError, UserError
-from taugrid.hashing import SourceFile
+from taugrid.hashing import SourceFile, file_sha256
 from taugrid.words import quantity
 from taugrid.workers.content import require_same
 from taugrid.workers.custom.syntax import parsed, without_comments
@@ -25,10 +26,12 @@ from taugrid.workers.custom.syntax import parsed, without_comments
 NOT_USER_PACKAGES = {*sys.stdlib_module_names, "taugrid", "torch", "torch_fidelity"}
 """Top-level packages whose source is not part of an identity."""
 
+PACKAGE = Path(taugrid.__file__).parent
+
 NOT_USER_FOLDERS = [
     Path(sysconfig.get_path("stdlib")),
-    *(Path(__file__).parents[2] / room for room in ("configs", "eval", "orchestrator", "taugrid", "workers")),
-    Path(taugrid.__file__).parent,
+    PACKAGE,
+    *((PACKAGE / room).resolve() for room in ("configs", "eval", "orchestrator", "workers")),  # links in a checkout
 ]
 """Where such packages are, so that they are recognised under any module name."""
 
@@ -112,6 +115,18 @@ def content_sha256(source: SourceCode, tensors: str, *, by_bytes: bool = False) 
     users = {name: path for name, file in files.items() if is_user_file(path := Path(file)) and path.is_file()}
     loaded = digest((name, content(path.read_bytes())) for name, path in users.items())
     return hashlib.sha256(f"{of_source} {loaded} {tensors}".encode()).hexdigest()
+
+
+def identity_of_code(source: SourceCode, tensors: str, weights: str | None) -> dict[str, Any]:
+    """The fields of a description of user code that identify it. `tensors` is a `tensors_sha256`, `weights` a path."""
+    file = None if weights is None else file_sha256(Path(weights))
+    return {
+        "weights_sha256": file or content_sha256(source, tensors),
+        "source_sha256": source.sha256,
+        "tensors_sha256": tensors,
+        "files": source.files,
+        "by_bytes": (source.by_bytes, file or content_sha256(source, tensors, by_bytes=True)),
+    }
 
 
 def tensors_sha256(tensors: Mapping[str, object]) -> str:

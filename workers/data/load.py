@@ -21,11 +21,9 @@ FINGERPRINT_ROWS = 1024
 
 
 def load_images(data: Data) -> NDArray[np.uint8]:
-    """All images of the data set and split that `data` names, in their published order.
+    """All images of the data set and split that `data` names, in their published order: (N, C, H, W) uint8, contiguous.
 
-    Returns:
-        (N, C, H, W) uint8, contiguous, of `data.image_shape`. It is kept for the next call, so it is read-only. Images
-        that had to be decoded are a memory-mapped file.
+    They are kept for the next call, so they are read-only. Images that had to be decoded are a memory-mapped file.
 
     Raises:
         UserError: if they are missing or damaged, saying how to get them.
@@ -34,11 +32,7 @@ def load_images(data: Data) -> NDArray[np.uint8]:
 
 
 def load_known_images(data: Data, sha256: str) -> NDArray[np.uint8]:
-    """`load_images` on a worker, checked against the driver's images: the worker's node may have different ones.
-
-    Args:
-        data: as for `load_images`.
-        sha256: the `content_fingerprint` on the driver.
+    """`load_images` on a worker, whose node may have other images; `sha256` is the driver's fingerprint.
 
     Raises:
         OtherContent: if they are missing or damaged on this node, or differ.
@@ -51,24 +45,14 @@ def load_known_images(data: Data, sha256: str) -> NDArray[np.uint8]:
 
 
 def load_known_rows(data: Data, start: int, stop: int, sha256: str) -> NDArray[np.uint8]:
-    """Images `start` to `stop` - 1 of `load_images` on a worker, checked against the driver's as they are read.
-
-    Args:
-        data: as for `load_images`.
-        start: number of the first image.
-        stop: number of the last, plus 1.
-        sha256: the `fingerprint` of these images on the driver.
-
-    Raises:
-        OtherContent: if they are missing or damaged on this node, or differ.
-    """
+    """Images `start` to `stop` - 1 of `load_known_images`; `sha256` is the fingerprint of these alone on the driver."""
     rows = np.array(_load_here(data).images[start:stop])
     _require_drivers(data, fingerprint(rows), sha256)
     return rows
 
 
 def _load_here(data: Data) -> Decoded:
-    """What a worker loads: the driver has loaded the same, so whatever is wrong is wrong with the node."""
+    """As `_load`, on a worker: the driver has loaded the same images, so the node is at fault if something is wrong."""
     try:
         return _load(data)
     except UserError as error:
@@ -84,11 +68,7 @@ def _require_drivers(data: Data, found: str, expected: str) -> None:
 
 
 def content_fingerprint(data: Data) -> str:
-    """The `fingerprint` of `load_images`. It is read from the cache if the images were decoded before.
-
-    Raises:
-        UserError: as `load_images`.
-    """
+    """The `fingerprint` of `load_images`, and as it raises. It is kept with the images that were decoded before."""
     return _load(data).fingerprint
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from taugrid.config import Data
 from taugrid.config.model import is_hub_id
-from taugrid.errors import DamagedFile, UserError
+from taugrid.errors import DamagedFile, NotHere, UserError
 from taugrid.workers import hub
 from taugrid.workers.data.decoding import EncodedDataset
 from taugrid.workers.data.folder import below, files, fits
@@ -100,7 +100,11 @@ def _hub_folder(data: Data, patterns: Sequence[str]) -> Path:
         )
     within = f"{match['folder']}/" if match["folder"] else ""
     wanted = [f"{within}{pattern}" for pattern in patterns]
-    cached = _cached_snapshot(match["repo"], revision, [] if data.download else wanted)
+    try:
+        searched = [] if data.download else wanted
+        cached = hub.snapshot(identifier, searched, "data.root", kind="dataset", download=False)
+    except NotHere:
+        cached = None
     if data.download:
         commit = None if cached is None else cached.name
         cached = hub.snapshot(identifier, wanted, "data.root", commit, kind="dataset")
@@ -110,20 +114,6 @@ def _hub_folder(data: Data, patterns: Sequence[str]) -> Path:
             "folder with its Parquet files"
         )
     return cached / within
-
-
-def _cached_snapshot(repository: str, revision: str | None, wanted: list[str]) -> Path | None:
-    """The folder in Hugging Face's cache, named after its commit; None if it is known to lack some of the files."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = snapshot_download(
-            repository, repo_type="dataset", revision=revision, allow_patterns=wanted, local_files_only=True
-        )
-    except LocalEntryNotFoundError:
-        return None
-    return Path(folder)
 
 
 class Table(NamedTuple):

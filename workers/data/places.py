@@ -14,13 +14,7 @@ class MissingImages(UserError):
     """The images of a published data set are not there. Its text is for the section `data` of a config."""
 
     def __init__(self, fault: str, root: str, *others: str) -> None:
-        """Keep the parts of the message, for places that name the keys in another way.
-
-        Args:
-            fault: what is missing, and where it was looked for.
-            root: what `data.root` must be.
-            others: ways out besides setting it, each a phrase.
-        """
+        """Say `fault` (what is missing where), what `data.root` must be, and the other ways out, a phrase each."""
         self.fault, self.root, self.others = fault, root, others
         super().__init__(f"data: {fault}: {', or '.join([f'set data.root to {root}', *others])}")
 
@@ -46,11 +40,7 @@ def root_of(data: Data) -> Path:
 
 
 def download(name: str, root: Path) -> None:
-    """Have torchvision download its data set `name` to `root`. Other processes that need it wait.
-
-    Raises:
-        UserError: if the download fails for any reason.
-    """
+    """Have torchvision download its data set `name` to `root`, or raise `UserError`. Other processes wait for it."""
     from torchvision import datasets
 
     try:

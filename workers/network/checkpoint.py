@@ -202,7 +202,7 @@ def weights_sha256(path: Path, storage: Storage = LOCAL) -> str:
         NotHere: if there is no such file. The message names other files of weights in its folder.
     """
     try:
-        version = storage.version(path)
+        version = storage.stat(path).version
     except (FileNotFoundError, NotADirectoryError):
         suffixes = {".safetensors", ".bin", ".ckpt", ".pt", ".pth"}
         others = [other.name for other in storage.list(path.parent, "*") if other.suffix in suffixes]

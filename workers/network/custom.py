@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from taugrid.errors import CustomCodeError
-from taugrid.hashing import file_sha256
 from taugrid.jobs import CustomNetwork
 from taugrid.workers.content import require_same, unchanged
 from taugrid.workers.custom.describe import find, find_module
-from taugrid.workers.custom.source import content_sha256, source_of, tensors_sha256
+from taugrid.workers.custom.source import identity_of_code, source_of, tensors_sha256
 
 BatchedDenoiser = Callable[[Tensor, Tensor], Tensor]
 """What a network predicts from x, (B, C, H, W) float32, and the index 0..T-1 of each image's time step, (B,) int64."""
@@ -79,18 +78,8 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], 
     network = for_inference(made, name, "cpu")
     output = _try(network, name, x, t)
     source = source_of([name.partition(":")[0]])
-    file = None if weights is None else file_sha256(Path(weights))
-    found = CustomNetwork(
-        callable=name,
-        weights=weights,
-        weights_sha256=file or content_sha256(source, state),
-        source_sha256=source.sha256,
-        tensors_sha256=state,
-        image_shape=image_shape,
-        summary=_summary(made),
-        files=source.files,
-        by_bytes=(source.by_bytes, file or content_sha256(source, state, by_bytes=True)),
-    )
+    known = identity_of_code(source, state, weights)
+    found = CustomNetwork(callable=name, weights=weights, image_shape=image_shape, summary=_summary(made), **known)
     del made, network  # two large networks may not fit into memory
     again = make(name, weights)
     same_tensors = tensors_sha256(tensors(again)) == state
@@ -162,12 +151,12 @@ def tensors(network: Any) -> dict[str, Any]:
     if isinstance(network, nn.Module):
         return network.state_dict()
     owner = getattr(network, "__self__", network)
-    held: dict[str, Any] = {"self": owner, **getattr(owner, "__dict__", {})}
+    reached: dict[str, Any] = {"self": owner, **getattr(owner, "__dict__", {})}
     if inspect.isfunction(network) or inspect.ismethod(network):
         named = inspect.getclosurevars(network)
-        held |= {**named.nonlocals, **named.globals}
-    found: dict[str, Any] = {name: value for name, value in held.items() if isinstance(value, Tensor)}
-    for name, value in held.items():
+        reached |= {**named.nonlocals, **named.globals}
+    found: dict[str, Any] = {name: value for name, value in reached.items() if isinstance(value, Tensor)}
+    for name, value in reached.items():
         if isinstance(value, nn.Module):
             found |= {f"{name}.{key}": tensor for key, tensor in value.state_dict().items()}
     return found

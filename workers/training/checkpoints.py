@@ -1,22 +1,81 @@
-"""Checkpoints of training, and the commit of the trained model."""
+"""The state of a training: new, saved in checkpoints, resumed, and committed as a model."""
 
+import math
 import pickle
 import shutil
 import tempfile
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray.train
 import torch
 from ray.train.collective import broadcast_from_rank_zero
+from torch import Tensor
 
-from taugrid.disk import commit_folder
+from taugrid.config import Train
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL
+from taugrid.storage.local import commit_folder
+from taugrid.workers.network.diffusers_unet import UNet2DModel
+from taugrid.workers.network.ema import ema_start
 from taugrid.workers.network.pipeline import save_pipeline
-from taugrid.workers.training.log import LOG, events_folder
-from taugrid.workers.training.spec import TrainingSpec
-from taugrid.workers.training.state import State
+from taugrid.workers.network.unet import build_unet
+from taugrid.workers.training.log import LOG, Record, events_folder
+from taugrid.workers.training.spec import Hopeless, TrainingSpec
+
+
+@dataclass
+class State:
+    """The content of a checkpoint."""
+
+    unet: UNet2DModel
+    ema: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    """Steps done."""
+    seconds: float = 0.0
+    """Time spent on them, over all attempts."""
+
+
+def new_state(spec: TrainingSpec, device: str) -> State:
+    """The state before the first step, a function of `train.seed` alone.
+
+    Raises:
+        Hopeless: if `model.unet` does not work for these images.
+    """
+    assert spec.train.seed is not None
+    shape = spec.data.image_shape
+    torch.manual_seed(spec.train.seed)
+    try:
+        unet = build_unet(spec.unet, shape)  # on the CPU, whose random numbers are the same anywhere
+        unet(torch.zeros(1, *shape), 0)
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise Hopeless(f"model.unet does not work for images of shape {shape}: {error}") from error
+    memory_format = torch.channels_last if spec.train.channels_last else torch.contiguous_format
+    unet = unet.to(device=device, memory_format=memory_format).train()
+    return State(unet, ema_start(unet), _optimizer(spec.train, unet))
+
+
+def _optimizer(settings: Train, unet: UNet2DModel) -> torch.optim.Optimizer:
+    if settings.optimizer == "adamw":
+        decay = settings.weight_decay
+        return torch.optim.AdamW(unet.parameters(), lr=settings.learning_rate, weight_decay=decay, fused=True)
+    return torch.optim.Adam(unet.parameters(), lr=settings.learning_rate, fused=True)
+
+
+def not_finite(record: Record, to_be_kept: State | None) -> str | None:
+    """What contains NaN or infinity, if anything does. A step's loss can be finite while its weights are not."""
+    if not math.isfinite(record.loss):
+        return f"the loss of step {record.step} is"
+    if not math.isfinite(record.gradient_norm):
+        return f"the gradient of step {record.step} is"
+    if to_be_kept is not None:
+        moments = [value for values in to_be_kept.optimizer.state.values() for value in values.values()]
+        kept = [*to_be_kept.unet.parameters(), *to_be_kept.ema.values(), *moments]
+        if not torch.stack([tensor.isfinite().all() for tensor in kept]).all():
+            return f"the weights after step {record.step} are"
+    return None
 
 
 def save(state: State, path: Path) -> None:
@@ -35,17 +94,6 @@ def load(state: State, path: Path) -> None:
     state.step, state.seconds = saved["step"], saved["seconds"]
 
 
-def newest_checkpoint(running: Path) -> Path | None:
-    """The last file in Ray Train's folder that `load` can read; a kill may have cut others short."""
-    for path in sorted(running.glob("checkpoint_*/state.pt"), reverse=True):  # Ray Train names them by the time
-        try:
-            torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError):
-            continue
-        return path
-    return None
-
-
 def resume(spec: TrainingSpec, state: State, rank: int) -> None:
     """Restore the last checkpoint, if any: the one that Ray Train knows, or else the newest readable one."""
     checkpoint = ray.train.get_checkpoint()
@@ -56,6 +104,17 @@ def resume(spec: TrainingSpec, state: State, rank: int) -> None:
     newest = broadcast_from_rank_zero(newest_checkpoint(spec.running) if rank == 0 else None)
     if newest is not None:
         load(state, newest)
+
+
+def newest_checkpoint(running: Path) -> Path | None:
+    """The last file in Ray Train's folder that `load` can read; a kill may have cut others short."""
+    for path in sorted(running.glob("checkpoint_*/state.pt"), reverse=True):  # Ray Train names them by the time
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError):
+            continue
+        return path
+    return None
 
 
 def report(state: State, rank: int) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from taugrid.config import Train
 from taugrid.errors import RunFailed, UserError, last_line
+from taugrid.workers import ray_compat
 from taugrid.workers.importing import uncollected
 from taugrid.workers.training.spec import Hopeless, TrainingSpec, running_folder
 
@@ -82,14 +83,13 @@ def train(spec: TrainingSpec) -> None:
 
 def _fit(spec: TrainingSpec) -> None:
     import ray.train
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     resources = {"CPU": spec.cpus_per_worker}
     if spec.gpus_per_worker:
         resources["GPU"] = spec.gpus_per_worker
-    trainer = DataParallelTrainer(
+    trainer = ray_compat.plain_trainer()(
         _work,
         train_loop_config={"spec": spec},
         backend_config=ray.train.BackendConfig(),  # the loop makes the process group
@@ -111,20 +111,15 @@ def _fit(spec: TrainingSpec) -> None:
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise (NoRoom if _found_no_room(error) else RunFailed)(_in_one_line(error)) from error
+        found_no_room = ray_compat.found_no_room(getattr(error, "controller_failure", None))
+        raise (NoRoom if found_no_room else RunFailed)(_in_one_line(error)) from error
     if result.return_value is not None:
         raise FailsAgain(result.return_value)
 
 
-def _found_no_room(error: "TrainingFailedError") -> bool:
-    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-
-    return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
-
-
 def _in_one_line(error: "TrainingFailedError") -> str:
     """The last lines of the workers' errors, with ranks. Errors that only follow from another worker's are left out."""
-    from ray.train.v2.api.exceptions import WorkerGroupError
+    from ray.train import WorkerGroupError
 
     if not isinstance(error, WorkerGroupError) or not error.worker_failures:
         return _of_worker(getattr(error, "controller_failure", error))
@@ -138,17 +133,17 @@ def _in_one_line(error: "TrainingFailedError") -> str:
 def _of_worker(failure: BaseException) -> str:
     """The last line of a worker's error or, if its process is gone, what is known of that and what to do."""
     from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
-    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
     cause = getattr(failure, "health_check_failure", failure)
-    if not isinstance(cause, OutOfMemoryError | RayActorError | WorkerCrashedError | WorkerGroupStartupFailedError):
+    never_began = ray_compat.failed_to_start(cause)
+    if not never_began and not isinstance(cause, OutOfMemoryError | RayActorError | WorkerCrashedError):
         return last_line(failure)
     if LOW_MEMORY.search(str(cause)):
         return (
             "Ray killed a training worker because its node was low on memory; use a node with more, or fewer workers "
             "on it, and run the same command again to continue from the last checkpoint"
         )
-    when = " as it started" if isinstance(cause, WorkerGroupStartupFailedError) else ""
+    when = " as it started" if never_began else ""
     return (
         f"a training worker died{when}, killed from outside, for want of memory, or by a crash: its node's kernel log "
         "(dmesg) tells which; run the same command again to continue from the last checkpoint"

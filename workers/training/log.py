@@ -111,8 +111,8 @@ def training_progress(models_dir: str | Path, model_id: str, storage: Storage = 
 def _last_lines(log: Path, storage: Storage) -> list[dict[str, Any]]:
     """The records at the end of a log.jsonl; none if there is no such file."""
     try:
-        start = max(0, storage.size(log) - BYTES_OF_THE_END)
-        return _records(storage.read_range(log, start, BYTES_OF_THE_END))
+        start = max(0, storage.stat(log).size - BYTES_OF_THE_END)
+        return _records(storage.read(log, start, BYTES_OF_THE_END))
     except FileNotFoundError:
         return []
 

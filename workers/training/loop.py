@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray.train
 import ray.util
@@ -34,18 +34,9 @@ from taugrid.workers.network.diffusers_unet import UNet2DModel
 from taugrid.workers.network.ema import ema_decay, ema_update
 from taugrid.workers.training import checkpoints
 from taugrid.workers.training.batches import Batches, Loss, TrainingBatch
+from taugrid.workers.training.checkpoints import State, new_state, not_finite
 from taugrid.workers.training.log import Log, Record, is_logged
 from taugrid.workers.training.spec import Hopeless, TrainingSpec
-from taugrid.workers.training.state import State, new_state, not_finite
-
-
-class Step(NamedTuple):
-    """The results of a step. They stay on the device until they are read."""
-
-    loss: Tensor
-    """This rank's share: the sum over ranks is the mean over the global batch."""
-    gradient_norm: Tensor
-    """Norm of the gradient of the global batch's loss, before clipping."""
 
 
 def run(spec: TrainingSpec) -> None:
@@ -157,15 +148,16 @@ def _loop(spec: TrainingSpec, state: State, batches: Batches, log: Log | None, r
     checkpointed = state.step
     while state.step < settings.steps:
         rate = learning_rate(state.step, settings)
-        step = _step(spec, state, network, batches[state.step], loss_of, rate, world_size)
+        loss, gradient_norm = _step(spec, state, network, batches[state.step], loss_of, rate, world_size)
         state.step += 1
         state.seconds = time.perf_counter() - began
         logged, last = is_logged(state.step, settings.steps), state.step == settings.steps
         due = state.step % settings.checkpoint_every == 0 and not last
         if not logged and not due:
             continue  # reading the loss makes the device wait
-        loss = _sum_over_ranks(step.loss, world_size)
-        record = Record(state.step, loss, rate, step.gradient_norm.item(), world_size, state.seconds)
+        if world_size > 1:
+            distributed.all_reduce(loss)
+        record = Record(state.step, loss.item(), rate, gradient_norm.item(), world_size, state.seconds)
         if (found := not_finite(record, state if due or last else None)) is not None:
             raise Hopeless(_diverged(spec, found, checkpointed))
         if logged and log is not None:
@@ -177,11 +169,16 @@ def _loop(spec: TrainingSpec, state: State, batches: Batches, log: Log | None, r
 
 def _step(
     spec: TrainingSpec, state: State, network: Any, batch: TrainingBatch, loss_of: Loss, rate: float, world_size: int
-) -> Step:
-    """One step of the optimizer and of the average. Reads nothing from the device."""
+) -> tuple[Tensor, Tensor]:
+    """One step of the optimizer and of the average.
+
+    Returns this rank's share of the loss (the sum over ranks is the mean over the global batch), and the norm of the
+    global batch's gradient before clipping. Both stay on the device until they are read.
+    """
     settings = spec.train
     if spec.unet.dropout > 0:
-        torch.manual_seed(_dropout_seed(settings.seed, state.step))
+        digest = hashlib.sha256(f"taugrid/train-dropout/{settings.seed}/{state.step}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
     share = loss_of(_output(settings, network, batch), batch).sum() / settings.batch_size
     state.optimizer.zero_grad()
     torch.autograd.backward(share * world_size)  # DDP averages over ranks, but the shares must be summed
@@ -191,7 +188,7 @@ def _step(
         group["lr"] = rate
     state.optimizer.step()
     ema_update(state.ema, state.unet, ema_decay(state.step, settings.ema_decay, settings.ema_warmup))
-    return Step(share.detach(), gradient_norm)
+    return share.detach(), gradient_norm
 
 
 def _output(settings: Train, network: Any, batch: TrainingBatch) -> Tensor:
@@ -233,12 +230,6 @@ def _diverged(spec: TrainingSpec, what: str, checkpointed: int) -> str:
     )
 
 
-def _sum_over_ranks(share: Tensor, world_size: int) -> float:
-    if world_size > 1:
-        distributed.all_reduce(share)
-    return share.item()
-
-
 def _device(spec: TrainingSpec) -> str:
     """The worker's device, set up with a thread for each of its CPUs.
 
@@ -254,8 +245,3 @@ def _device(spec: TrainingSpec) -> str:
         )
     repeat_backward()
     return "cuda"
-
-
-def _dropout_seed(seed: int | None, step: int) -> int:
-    digest = hashlib.sha256(f"taugrid/train-dropout/{seed}/{step}".encode()).digest()
-    return int.from_bytes(digest[:8], "little", signed=True)

@@ -50,7 +50,7 @@ class Fault(Enum):
 
     TASK = auto()
     SURROUNDINGS = auto()
-    """See `taugrid.errors.of_the_surroundings`."""
+    """See `taugrid.errors.is_environment_error`."""
     REFUSAL = auto()
     """The surroundings for certain: see `taugrid.errors.WorkerRefusal`."""
     FINAL = auto()

@@ -1,0 +1,64 @@
+"""The verdicts on a cell, which of them are regressions, and the exit code that follows.
+
+One list for the rule, exit codes, pages, junit and the history.
+"""
+
+from collections.abc import Collection, Iterable
+from enum import StrEnum
+
+from taugrid.errors import Exit
+
+
+class Verdict(StrEnum):
+    """What a comparison with a baseline says of a cell, worst first. A night's verdict is the worst of its cells'."""
+
+    CHANGED_SAMPLER = "changed sampler"
+    """Today's code makes other images with the baseline's network, on the same device and software."""
+    CHANGED_SCORER = "changed scorer"
+    """Today's code gives other scores for the same images."""
+    CHANGED_PIXELS = "changed pixels"
+    """The same weights make other images, on the same device and software."""
+    COLLAPSED = "collapsed"
+    """The images no longer vary, the network returns NaN, or a metric can't be computed for them."""
+    WORSE = "worse"
+    UNDECIDED = "undecided"
+    NOT_JUDGED = "not judged"
+    NOT_WORSE = "not worse"
+    IDENTICAL = "identical"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Verdict | None":
+        """Verdicts of earlier versions."""
+        return cls.NOT_JUDGED if value == "no standard error" else None
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether a night with such a cell is red: something got worse, or changed that must not."""
+        return self in REGRESSIONS
+
+    @property
+    def rank(self) -> int:
+        """0 for the worst."""
+        return list(Verdict).index(self)
+
+
+REGRESSIONS = frozenset(
+    (Verdict.CHANGED_SAMPLER, Verdict.CHANGED_SCORER, Verdict.CHANGED_PIXELS, Verdict.COLLAPSED, Verdict.WORSE)
+)
+
+NO_BASELINE, INCOMPLETE, UNFINISHED = "no baseline", "incomplete", "unfinished"
+"""What is said of a night without a verdict: no cell was compared, none was scored, or it was interrupted."""
+
+
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """The worst of `verdicts`; `IDENTICAL` if there are none."""
+    return min(map(Verdict, verdicts), key=lambda verdict: verdict.rank, default=Verdict.IDENTICAL)
+
+
+def exit_of(result: str, missing: Collection[str], not_judged: Collection[str]) -> Exit:
+    """How a command ends: incomplete while something can still be finished, else a regression, else not judged."""
+    if missing:
+        return Exit.INCOMPLETE
+    if result in REGRESSIONS:
+        return Exit.REGRESSION
+    return Exit.NOT_JUDGED if not_judged else Exit.DONE

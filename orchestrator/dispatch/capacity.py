@@ -1,0 +1,239 @@
+"""The nodes of the connected cluster, what a worker takes of one, and how many workers fit.
+
+Counting is exact. Ray counts in ten-thousandths, and so do we, rounding down: a third is 0.3333, of which three fit.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+from functools import cache
+from math import ceil
+from typing import NamedTuple
+
+from taugrid.config import Cluster
+from taugrid.errors import UserError
+from taugrid.words import counted
+from taugrid.workers import ray_compat
+from taugrid.workers.accelerator import build
+
+RAYS_UNITS = 10_000
+"""Into so many parts Ray divides a CPU or a GPU."""
+
+ASK_SECONDS = 60.0
+"""How long nodes may take to say whether their torch can use their GPUs. After that the workers' health check tells."""
+
+MOST_OF_A_SHARED_GPU = 0.5
+"""The largest part of a GPU of which two fit on one."""
+
+
+class Size(NamedTuple):
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        return f"{counted_amount(self.cpus, 'CPU')} and {counted_amount(self.gpus, 'GPU')}"
+
+
+def counted_amount(amount: float, noun: str) -> str:
+    return f"{amount:g} {noun}{'' if amount == 1 else 's'}"
+
+
+class Node(NamedTuple):
+    """A node that is alive, and what all of it amounts to."""
+
+    id: str
+    cpus: float
+    gpus: float
+    draining: bool = False
+    """It will be taken away: Ray places nothing more on it."""
+    taken: Size = Size(0, 0)
+    """What something takes of it, where that was asked."""
+
+    def capacity(self, size: Size) -> int:
+        """How many workers fit on it beside what is `taken`. A part of a GPU can't span two GPUs.
+
+        Ray does not tell how much of which GPU is taken. It counts as taken by workers of this size, as it is by
+        trainings side by side.
+        """
+        cpus, gpus = map(exact, size)
+        fits = []
+        if cpus:
+            fits.append((exact(self.cpus) - exact(self.taken.cpus)) // cpus)
+        if 0 < gpus < 1:
+            fits.append(int(self.gpus) * (1 // gpus) - ceil(exact(self.taken.gpus) / gpus))
+        elif gpus:
+            fits.append((exact(self.gpus) - exact(self.taken.gpus)) // gpus)
+        return int(max(0, min(fits, default=0)))
+
+
+def exact(amount: float) -> Fraction:
+    """The decimal fraction that a number is written as, in Ray's units: 0.2 as a float is a bit more than a fifth."""
+    return Fraction(Fraction(str(amount)) * RAYS_UNITS // 1, RAYS_UNITS)
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def nodes(selector: Mapping[str, str] | None = None) -> list[Node]:
+    """The nodes that are alive and have the labels that `selector` asks for."""
+    import ray
+
+    draining = ray_compat.draining_nodes()
+    return [
+        Node(node["NodeID"], has.get("CPU", 0), has.get("GPU", 0), node["NodeID"] in draining)
+        for node in ray.nodes()
+        if node["Alive"] and selects(selector or {}, node["Labels"])
+        for has in [node["Resources"]]
+    ]
+
+
+def selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    """Whether Ray's label selector takes a node with these labels. A label that is not there equals nothing."""
+    for key, condition in selector.items():
+        names = re.sub(r"^!?(in\(([^)]*)\))?", r"\2", condition)
+        is_one = labels.get(key) in [name.strip() for name in names.split(",")]
+        if is_one == condition.startswith("!"):
+            return False
+    return True
+
+
+def free(selector: Mapping[str, str]) -> list[Node]:
+    """The nodes that stay and have these labels, with what is taken of them now. Ray knows it a moment late."""
+    left = ray_compat.available_resources()
+    staying = [node for node in nodes(selector) if not node.draining and node.id in left]
+    return [node._replace(taken=_taken(node, left[node.id])) for node in staying]
+
+
+def _taken(node: Node, left: Mapping[str, float]) -> Size:
+    """What is taken of a node, in Ray's units: floats would make 0.6000001 of 1 - 0.4."""
+    amounts = zip((node.cpus, node.gpus), ("CPU", "GPU"), strict=True)
+    return Size(*(round((total - left.get(name, 0)) * RAYS_UNITS) / RAYS_UNITS for total, name in amounts))
+
+
+def _staying(cluster: Cluster) -> list[Node]:
+    """The nodes on which Ray may place workers: those that drain take no more."""
+    return [node for node in nodes(cluster.label_selector) if not node.draining]
+
+
+def worker_size(cluster: Cluster) -> Size:
+    """What one worker takes. Without `cluster.gpus_per_worker`: a GPU, if any node has one that torch there can use."""
+    gpus = cluster.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if _torch_uses_gpus(frozenset(node.id for node in _staying(cluster) if node.gpus >= 1)) else 0.0
+    return Size(float(exact(cluster.cpus_per_worker)), float(exact(gpus)))
+
+
+@cache
+def _torch_uses_gpus(ids: frozenset[str]) -> bool:
+    """Whether torch on one of these nodes can use its GPUs; those that do not answer in time count as able.
+
+    Ray counts GPUs that torch may not be built for, and Apple's, which taugrid does not use.
+    """
+    import ray
+
+    if not ids:
+        return False
+    # Whether a GPU is there is not asked: Ray hides it from tasks without one.
+    ask = ray.remote(num_cpus=0, max_retries=0)(build.is_for_gpus)
+    asked = [ask.options(label_selector={"ray.io/node-id": node}).remote() for node in sorted(ids)]
+    while asked:
+        answers, asked = ray.wait(asked, timeout=ASK_SECONDS)
+        if not answers:
+            for ref in asked:
+                ray.cancel(ref, force=True)
+            return True
+        try:
+            if ray.get(answers[0]):
+                return True
+        except ray.exceptions.RayError:  # no torch there, or no node any more: not able
+            continue
+    return False
+
+
+def total_capacity(size: Size, cluster: Cluster) -> int:
+    """How many workers of `size` the nodes that stay could hold, if nothing else ran there."""
+    return sum(node.capacity(size) for node in _staying(cluster))
+
+
+def embedded_workers(cluster: Cluster) -> int:
+    """The number of workers to start on an embedded cluster: as many as configured, or else as fit.
+
+    Raises:
+        UserError: if not even one fits.
+    """
+    size = worker_size(cluster)
+    if (found := total_capacity(size, cluster)) < 1:
+        raise no_capacity(size, cluster.label_selector)
+    return min(cluster.workers, found) if cluster.workers else found
+
+
+def no_capacity(size: Size, selector: Mapping[str, str], then: str = "") -> UserError:
+    """The error where no node is large enough for a worker."""
+    labels = f" with the labels {dict(selector)}" if selector else ""
+    keys = ", or change cluster.label_selector" if selector else ""
+    return UserError(
+        f"no worker fits on the cluster: each takes {size}, and no node{labels} has as much{then}; "
+        f"lower cluster.cpus_per_worker or cluster.gpus_per_worker{keys}"
+    )
+
+
+class Trainers(NamedTuple):
+    """How a model is trained on the connected cluster."""
+
+    workers: int | tuple[int, int]
+    """How many, or the least and the most."""
+    cpus: float
+    """CPUs of each worker."""
+    gpus: float
+    """GPUs of each worker."""
+
+    @property
+    def most(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+
+def trainers(cluster: Cluster, workers: int | tuple[int, int], may_grow: bool = False) -> Trainers:
+    """The training workers that the cluster has room for, up to `workers`. Fewer change nothing but rounding.
+
+    Without GPUs, each takes its full share of the CPUs. With [least, most], Ray Train decides how many there are, now
+    and later; each takes what `cluster` says, so that one fits wherever that much is free. On a cluster that
+    `may_grow`, Ray Train waits for the least, and a number that does not fit yet becomes [1, number]: it begins with
+    what fits, and Ray's autoscaler hears of the rest.
+
+    Ray Train knows neither labels nor that a part of a GPU can't span two when it counts how many fit, and would start
+    workers in vain. With those, the number stays one: what fits now, or all if none does.
+
+    Raises:
+        UserError: if not even one fits, or fewer than the least, and the cluster can't grow; or if two could share a
+            GPU, which NCCL refuses.
+    """
+    own = {name: value for name, value in cluster.train if value is not None}
+    cluster = cluster.model_copy(update=own)
+    size = worker_size(cluster)
+    most = workers if isinstance(workers, int) else workers[1]
+    if most > 1 and 0 < size.gpus <= MOST_OF_A_SHARED_GPU:
+        raise UserError(
+            f"cluster.gpus_per_worker: with {size.gpus:g}, two of {most} training workers could share a GPU, which "
+            "NCCL refuses (Duplicate GPU detected); set cluster.train.gpus_per_worker: 1, or train.workers: 1"
+        )
+    found = total_capacity(size, cluster)
+    if found < 1 and not may_grow:
+        raise no_capacity(size, cluster.label_selector)
+    if not isinstance(workers, int):
+        if found < workers[0] and not may_grow:
+            raise UserError(
+                f"train.workers: {list(workers)} needs room for {counted(workers[0], 'worker')} of {size}, "
+                f"but the cluster fits {found}; lower it or cluster.cpus_per_worker, or add nodes"
+            )
+        return Trainers(workers, *size)
+    if may_grow and found < workers and workers > 1 and not 0 < size.gpus < 1 and not cluster.label_selector:
+        return Trainers((1, workers), *size)
+    workers = min(workers, found or workers)
+    cpus = size.cpus
+    if not size.gpus and found and "cpus_per_worker" not in own:
+        shares = range(int(max(node.cpus for node in _staying(cluster))), int(cpus), -1)
+        cpus = next((float(c) for c in shares if total_capacity(Size(c, 0), cluster) >= workers), cpus)
+    return Trainers(workers, cpus, size.gpus)

@@ -1,1 +1,0 @@
-"""What workers take, which nodes there are, and how many workers fit on them."""

@@ -1,0 +1,52 @@
+"""The one policy for what is tried again: a few attempts, with growing pauses between them."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from taugrid.errors import TRANSIENT
+
+T = TypeVar("T")
+
+DISK_PAUSES = (0.1, 0.4, 1.6)
+"""The mean pauses in seconds before a call of the file system is tried again."""
+
+STORE_PAUSES = (0.1, 0.3, 1.0, 3.0, 9.0, 9.0)
+"""Those before a request to an object store is. At seven attempts, one request in 10^9 fails if 5 % fail."""
+
+
+def retried(call: Callable[[], T]) -> T:
+    """What `call` returns. A transient error of the disk is tried again, so `call` must be safe to repeat."""
+    return try_again(call, DISK_PAUSES, lambda error: isinstance(error, OSError) and error.errno in TRANSIENT)
+
+
+def try_again(call: Callable[[], T], pauses: Sequence[float], may_pass: Callable[[BaseException], bool]) -> T:
+    """What `call` returns, at one attempt more than there are `pauses`; then its last error is raised.
+
+    Each pause is between half and 1.5 times the given one: processes that failed together must not come back together.
+
+    Args:
+        call: must be safe to repeat.
+        pauses: mean seconds before the second attempt, the third and so on.
+        may_pass: whether the same call may succeed after this error. Others are raised at once.
+    """
+    try:
+        return call()
+    except Exception as error:
+        if not may_pass(error):
+            raise
+        failed = [error]
+
+    # Loaded by the first failure: importing it takes longer than most commands' work, and its bookkeeping than `stat`.
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_chain, wait_random
+
+    def attempt() -> T:
+        if failed:
+            raise failed.pop()
+        return call()
+
+    return Retrying(
+        stop=stop_after_attempt(len(pauses) + 1),
+        wait=wait_chain(*(wait_random(0.5 * seconds, 1.5 * seconds) for seconds in pauses)),
+        retry=retry_if_exception(may_pass),
+        reraise=True,
+    )(attempt)

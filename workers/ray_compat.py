@@ -1,0 +1,153 @@
+"""Everything that taugrid takes from Ray's private modules, each with the reason why nothing public will do.
+
+An upgrade of Ray can break nothing of ours but this file; tests/unit/test_ray_compat.py calls what needs no cluster,
+tests/integration/test_cluster.py and test_ray_train.py the rest. Ray is imported when a function is called, because its
+environment must be set before.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+HEAD_SECONDS = 10.0
+"""How long a head may take to answer a question."""
+
+Header = tuple[str, str]
+"""The name and the value of the header that carries a token."""
+
+
+class NoAnswer(Exception):
+    """A head did not answer; the message is gRPC's name for why."""
+
+
+def recorded_address() -> str | None:
+    """HOST:PORT that `ray start` last recorded on this machine.
+
+    `ray.init("auto")` looks it up too, but joins without telling, and the cluster must be checked for its token first.
+    """
+    from ray._private import utils
+
+    found: str | None = utils.read_ray_address()
+    return found
+
+
+def running_heads() -> Collection[str]:
+    """HOST:PORT of the heads that processes of this machine belong to.
+
+    `ray start --temp-dir` records its address where only Ray's own search through the processes finds it.
+    """
+    from ray._private import services
+
+    found: Collection[str] = services.find_gcs_addresses()
+    return found
+
+
+def node_ids_here() -> set[str]:
+    """The ids of the nodes that run on this machine.
+
+    Without it, Ray looks for a node of the cluster here for a minute before it says that there is none.
+    """
+    from ray._private import services
+
+    return set(services.find_node_ids())
+
+
+def answers(head: str, token: Header | None) -> bool:
+    """Whether the head at HOST:PORT answers to this token, or without one; False if it demands another.
+
+    Ray's own client retries for minutes, and sends the token before it is known that the cluster demands one.
+
+    Raises:
+        NoAnswer: if it neither answers nor refuses.
+    """
+    from ray.core.generated import gcs_service_pb2
+
+    return _asked(head, token, "CheckAlive", gcs_service_pb2.CheckAliveRequest()) is not None
+
+
+def nodes_of(head: str, token: Header | None) -> set[str]:
+    """The ids of the cluster's living nodes, asked before joining it: `ray.nodes()` needs a connection.
+
+    Raises:
+        NoAnswer: if the head does not answer.
+    """
+    from ray.core.generated import gcs_pb2, gcs_service_pb2
+
+    request = gcs_service_pb2.GetAllNodeInfoRequest(state_filter=gcs_pb2.GcsNodeInfo.ALIVE)
+    reply = _asked(head, token, "GetAllNodeInfo", request)
+    return set() if reply is None else {node.node_id.hex() for node in reply.node_info_list}
+
+
+def _asked(head: str, token: Header | None, method: str, request: Any) -> Any:
+    """The head's reply; None if it demands another token."""
+    import grpc  # type: ignore[import-untyped]
+
+    with _stub(head) as stub:
+        try:
+            return getattr(stub, method)(request, timeout=HEAD_SECONDS, metadata=None if token is None else (token,))
+        except grpc.RpcError as error:
+            if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+                return None
+            raise NoAnswer(error.code().name) from None
+
+
+@contextmanager
+def _stub(head: str) -> Iterator[Any]:
+    import grpc
+    from ray.core.generated import gcs_service_pb2_grpc
+
+    with grpc.insecure_channel(head, options=[("grpc.enable_http_proxy", 0)]) as channel:  # as Ray's own channels
+        yield gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+
+
+def available_resources() -> Mapping[str, Mapping[str, float]]:
+    """Node id -> what is free there. `ray.available_resources()` has only the sum over all nodes."""
+    from ray._private.state import available_resources_per_node
+
+    found: Mapping[str, Mapping[str, float]] = available_resources_per_node()
+    return found
+
+
+def draining_nodes() -> Collection[str]:
+    """The ids of nodes with a notice of pre-emption, or that `ray drain-node` or an autoscaler drains.
+
+    Ray has no public call for it; Ray Train and Ray Data use this one.
+    """
+    from ray._private.state import state
+
+    found: dict[str, int] = state.get_draining_nodes()
+    return found.keys()
+
+
+def memory_here() -> int:
+    """Bytes of memory of this machine or container, whose limit Ray knows and psutil does not."""
+    from ray._common.utils import get_system_memory
+
+    return int(get_system_memory())
+
+
+def plain_trainer() -> Any:
+    """Ray Train's trainer that leaves the process group to the training loop.
+
+    The public `TorchTrainer` makes one whose store listens on all interfaces.
+    """
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    return DataParallelTrainer
+
+
+def found_no_room(failure: object) -> bool:
+    """Whether a controller's failure is that its workers did not get their places: only that is worth waiting for.
+
+    The public `ControllerError` says it in its text alone.
+    """
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    return isinstance(failure, WorkerGroupStartupTimeoutError)
+
+
+def failed_to_start(failure: object) -> bool:
+    """Whether a controller's failure is a worker that died before it began: Ray says neither why nor what to do."""
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+
+    return isinstance(failure, WorkerGroupStartupFailedError)
