@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from taugrid.eval.reference_names import reference_in_words
 from taugrid.eval.tables.ablation.alike import indistinguishable
 from taugrid.eval.tables.ablation.replicates import Averaged, alike_over_seeds, averaged, varying_seeds
 from taugrid.eval.tables.differences import Evidence
@@ -21,7 +22,6 @@ from taugrid.eval.tables.pivots import USUAL, Arranged, Layout, Pivot
 from taugrid.eval.tables.rows import Row, as_csv, as_json, with_notes, write_files
 from taugrid.protocol import ProtocolFields, extractor_in_words, shortened
 from taugrid.registry.metrics import MetricColumn
-from taugrid.words import counted
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class QualityTable:
         """A line with N, the reference and the extractor."""
         parts, spelled = [f"N = {sizes(self.frame)} images a cell"], self._spelled(self.frame)
         for key, title, in_words in (
-            ("reference", "reference", _reference),
+            ("reference", "reference", reference_in_words),
             ("extractor", "features", extractor_in_words),
         ):
             values = dict.fromkeys(in_words(protocol[key]) for protocol in spelled if key in protocol)
@@ -259,14 +259,6 @@ def _caption(pivot: Pivot, section: MetricTables, every_n: str) -> list[str]:
 def sizes(frame: pd.DataFrame) -> str:
     """Every N in the table, such as "1000 or 5000"."""
     return " or ".join(str(size) for size in sorted(set(frame["num_samples"])))
-
-
-def _reference(fields: Mapping[str, Any]) -> str:
-    """A reference as people name it: digits/train (1,437 images)."""
-    content = shortened(str(fields["sha256"]))
-    name = f"{fields['dataset']}/{fields['split']}" if fields["dataset"] else f"the one with SHA-256 {content}"
-    size = "mean and covariance" if fields["num_images"] is None else counted(fields["num_images"], "image")
-    return f"{name} ({size})"
 
 
 def _spell(value: object) -> str:

@@ -10,7 +10,7 @@ import click
 from taugrid.errors import Exit, UserError
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.cli.options import Command, json_option, only_option, print_value, set_option, trust_option
-from taugrid.words import duration
+from taugrid.words import duration, in_columns
 
 if TYPE_CHECKING:
     from taugrid.orchestrator.jobs.client import Jobs, Submission
@@ -206,5 +206,4 @@ def _table(found: list[dict[str, Any]]) -> str:
         code = "" if job["exit_code"] is None else str(job["exit_code"])
         began = f"{started:%Y-%m-%d %H:%M}" if started else ""
         rows.append((job["id"], job["status"].lower(), code, began, took, job["dir"]))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(in_columns(rows))

@@ -92,7 +92,7 @@ def _report_history(given: RunOptions) -> bool:
     from taugrid.orchestrator.nightly.nights import history_as_dict, nights_of
     from taugrid.orchestrator.nightly.places import find_history
     from taugrid.orchestrator.nightly.write import write_history
-    from taugrid.orchestrator.rundir.lock import sole_driver
+    from taugrid.orchestrator.rundir.lease import sole_driver
     from taugrid.words import with_urls
 
     if (history := find_history(given.config)) is None:

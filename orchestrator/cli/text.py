@@ -11,7 +11,7 @@ from rich.table import Table
 
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.protocol import extractor_in_words
-from taugrid.words import counted, duration, listed, quantity, with_urls
+from taugrid.words import counted, duration, in_columns, listed, quantity, with_urls
 
 if TYPE_CHECKING:
     from taugrid.eval.tables.quality import QualityTable
@@ -50,18 +50,14 @@ def plan_text(plan: dict[str, Any]) -> str:
 
 
 def _cell_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A heading and a line for each cell, as narrow as they can be: most terminals have 80 columns."""
+    """A heading and a line for each cell."""
     rows = [("cell", "id", "images", "shards", "evals", "scored")]
     for cell in cells:
         images = "removed" if cell["images_removed"] else f"{cell['images_done']}/{cell['num_samples']}"
         shards = f"{cell['shards_done']}/{cell['shards']}"
         evaluations, scored = quantity(cell["network_evaluations"]), "yes" if cell["scored"] else "no"
         rows.append((cell["label"], cell["cell"], images, shards, evaluations, scored))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    sides = "<<>>>>"
-    return [
-        "  ".join(f"{text:{side}{width}}" for text, side, width in zip(row, sides, widths, strict=True)) for row in rows
-    ]
+    return in_columns(rows, right=range(2, 6))
 
 
 def _training_state(model: dict[str, Any]) -> str:
