@@ -62,7 +62,7 @@ def run(job: ExtractJob, device: Device) -> Result:
     """
     import torch
 
-    from taugrid.workers.accelerator.transfer import landed
+    from taugrid.workers.accelerator.transfer import completed
 
     extractor = device.extractor(job.extractor, lambda: _load(job.extractor, device.name))
     extracted = InBatches(extractor, job.batch_size, device, _number_of_images(job))
@@ -71,7 +71,7 @@ def run(job: ExtractJob, device: Device) -> Result:
     job.check_run()
     with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
         groups: deque[NDArray[np.int64]] = deque()
-        for chunks in _whole(landed(_begun(job, extracted, groups)), groups):
+        for chunks in _whole(completed(_begun(job, extracted, groups)), groups):
             index = groups.popleft()
             columns: dict[str, Any] = {"index": index, "features": torch.cat([c.features for c in chunks]).numpy()}
             if job.extractor.classes is not None:

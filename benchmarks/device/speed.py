@@ -21,7 +21,7 @@ from taugrid.images import encode_png
 from taugrid.jobs import OracleNetwork
 from taugrid.registry.extractors import INCEPTION, FeaturePrecision
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.accelerator.transfer import landed
+from taugrid.workers.accelerator.transfer import completed
 from taugrid.workers.diffusion.process import Denoiser
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.sample import SampleJob, sample_batch, sample_shard
@@ -152,7 +152,7 @@ def _each_waited_for(extract: Callable[[Tensor], Extraction], images: Tensor) ->
 
 
 def _in_flight(extract: Callable[[Tensor], Extraction], images: Tensor) -> None:
-    for _ in landed(extract(images) for _ in range(BATCHES)):
+    for _ in completed(extract(images) for _ in range(BATCHES)):
         pass
 
 
