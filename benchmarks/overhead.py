@@ -42,7 +42,9 @@ from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers.actor import CONCURRENCY_GROUPS, HeartbeatActor, Probe, Worker
+from taugrid.workers.diffusion.process import path
 from taugrid.workers.sample import SampleJob
+from taugrid.workers.schedules import process
 
 
 class WarmPool(Pool):
@@ -74,7 +76,7 @@ class WarmWorker(Worker):
 
         info, job = super().check_health(probe), self._job
         model = self._set_up().network(job.network, job.diffusion, job.arithmetic)
-        model(torch.zeros(job.settings.batch_size, *job.image_shape), 1)
+        model(torch.zeros(job.settings.batch_size, *job.image_shape), path(process(job.diffusion), job.tau)[0])
         return info
 
 
@@ -89,8 +91,8 @@ class BareForwards(WarmWorker):
         began = time.perf_counter()
         for start in range(job.start, job.stop, job.settings.batch_size):
             x = torch.randn(min(job.settings.batch_size, job.stop - start), *job.image_shape)
-            for t in job.tau:
-                model(x, t)
+            for at in path(process(job.diffusion), job.tau)[:-1]:
+                model(x, at)
         return Result(time.perf_counter() - began, job.stop - job.start, True)
 
 

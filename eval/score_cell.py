@@ -51,6 +51,8 @@ class ScoreJob(Job):
     """What is scored, above all its `protocol`; written together with the metrics."""
     notes: tuple[str, ...]
     """Why requested metrics are missing."""
+    sample_paths: tuple[str, ...] = ()
+    """The files of samples, in the order of their indices, if a metric needs a column of them."""
 
 
 def run(job: ScoreJob, device: Device) -> Result:
@@ -60,13 +62,14 @@ def run(job: ScoreJob, device: Device) -> Result:
         DamagedFile: if a file holds the features of another cell, or can't be read.
         ValueError: if there are fewer features than `num_samples`, or some are not finite.
     """
-    began = time.perf_counter()
+    began, chosen = time.perf_counter(), job.settings.chosen
     scores = score(
         _stream(job, "features"),
-        _stream(job, "logits") if any(metric.needs_logits for metric in job.settings.chosen) else None,
+        _stream(job, "logits") if any(metric.needs_logits for metric in chosen) else None,
         job.num_samples,
-        _statistics(job.reference, job.storage),
+        _statistics(job.reference, job.storage) if any(metric.needs_reference for metric in chosen) else None,
         job.settings,
+        {name: _column(job, name) for name in job.settings.sample_columns},
     )
     job.check_run()
     if scores.influence is not None:
@@ -95,11 +98,20 @@ def _stream(job: ScoreJob, column: str) -> Stream:
     return chunks
 
 
+def _column(job: ScoreJob, name: str) -> NDArray[np.float64]:
+    """A column of the job's sample files, (`num_samples`,)."""
+    parts = []
+    for path in map(Path, job.sample_paths):
+        _require_own(job, path)
+        parts += [values for _, values in parquet.read_numbers(path, name, job.storage)]
+    return np.concatenate(parts)[: job.num_samples]
+
+
 def _require_own(job: ScoreJob, path: Path) -> None:
-    """Raise `DamagedFile` if a file's features are not this cell's: their indices alone would not tell."""
+    """Raise `DamagedFile` if a file is not of this cell: its indices alone would not tell."""
     found = parquet.inspect(path, every_byte=False, storage=job.storage).metadata.get("cell")
     if found != job.header["cell"]:
-        raise DamagedFile(f"{path}: these are features of cell {found}, not of {job.header['cell']}")
+        raise DamagedFile(f"{path}: it is of cell {found}, not of {job.header['cell']}")
 
 
 @lru_cache(maxsize=1)

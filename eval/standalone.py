@@ -81,12 +81,13 @@ def evaluate(
             features hold nan or infinity, images have changed meanwhile, or `cache` can't be made.
         taugrid.errors.DamagedFile: for an image or a file that can't be read.
     """
-    left, reasons, remarks = feasible(settings, extractor, samples.num_images, reference.num_images)
+    left, reasons, remarks = feasible(settings, extractor, samples.num_images, reference.num_images, columns=())
     _require_fit(samples, reference, extractor, left, reasons)
     _make_folder(cache)
     set_up()
     extracting = _Extracting(load(extractor, device), batch_size, progress)
-    compared = _statistics(reference, extractor, left, cache, extracting)
+    needs_reference = any(metric.needs_reference for metric in left.chosen)
+    compared = _statistics(reference, extractor, left, cache, extracting) if needs_reference else None
     with _extracted(samples, left, extracting) as (features, logits):
         scores = score(features, logits, samples.num_images, compared, left)
     return {

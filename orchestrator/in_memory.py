@@ -19,7 +19,6 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.resolve import diffusion_section, sample_section, times
 from taugrid.orchestrator.selection import whole_numbers
 from taugrid.registry.datasets import Shape
-from taugrid.workers import schedules
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.device import Device, set_up
@@ -27,7 +26,7 @@ from taugrid.workers.finite import Watched
 from taugrid.workers.sample import sample_batch
 
 if TYPE_CHECKING:
-    from taugrid.workers.diffusion.process import Denoiser
+    from taugrid.workers.diffusion.denoiser import Denoiser
 
 FOR_A_RUN = ("num_samples", "shard_evaluations")
 """Keys of `sample` that mean nothing without files."""
@@ -128,12 +127,11 @@ def _sampled(network: "Denoiser", recipe: Settings, wanted: Sequence[int], devic
     """The wanted images, (n, H, W) or (n, H, W, 3), in batches of the size of a run's."""
     import torch
 
-    alpha_bar = schedules.alpha_bar(recipe.diffusion)
     watched = Watched(network)
     found = []
     for start in range(0, len(wanted), recipe.settings.batch_size):
         batch = wanted[start : start + recipe.settings.batch_size]
-        x0 = sample_batch(watched, torch.tensor(batch, device=device), recipe, alpha_bar)
+        x0 = sample_batch(watched, torch.tensor(batch, device=device), recipe)
         watched.require_finite(start, start + len(batch))
         found.append(to_uint8(x0.cpu().numpy()))
     return to_pictures(np.concatenate(found))

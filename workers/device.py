@@ -15,11 +15,12 @@ from taugrid.jobs import NetworkSpec
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
 from taugrid.workers.accelerator.memory import Kept, give_back
+from taugrid.workers.diffusion.denoiser import Wrapped
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taugrid.workers.diffusion.process import Denoiser
+    from taugrid.workers.diffusion.denoiser import Denoiser
 
 NETWORKS_KEPT = 2
 """Networks that a worker keeps in memory: where one model's jobs end and another's begin, they may alternate."""
@@ -57,13 +58,13 @@ def with_heartbeats(network: "Denoiser", beat: Beat, calls: int) -> "Denoiser":
     """`network`, with a heartbeat before each call: it will be called `calls` times."""
     done = 0
 
-    def call(x: "Tensor", t: int) -> "Tensor":
+    def beating(call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
         nonlocal done
         beat(done, calls)
         done += 1
-        return network(x, t)
+        return call(x)
 
-    return call
+    return Wrapped(network, beating)
 
 
 class Turn:

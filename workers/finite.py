@@ -1,29 +1,30 @@
 """Watches a network for NaN and infinity, which clipping x0 would silently turn into black or white."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from taugrid.config.sample import Precision
 from taugrid.errors import NotFinite
+from taugrid.workers.diffusion.denoiser import Wrapped
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taugrid.workers.diffusion.process import Denoiser
+    from taugrid.workers.diffusion.denoiser import Denoiser
 
 
-class Watched:
+class Watched(Wrapped):
     """A network that remembers whether all its outputs were finite.
 
     The answer stays on the device until it is asked for, so watching makes no step wait.
     """
 
-    def __init__(self, model: "Denoiser") -> None:
-        self._model = model
+    def __init__(self, network: "Denoiser") -> None:
+        super().__init__(network, self._noting)
         self._finite: Tensor | None = None
 
-    def __call__(self, x: "Tensor", t: int) -> "Tensor":
-        """The network's output for x at the time t, unchanged."""
-        output = self._model(x, t)
+    def _noting(self, call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
+        output = call(x)
         finite = output.isfinite().all()
         self._finite = finite if self._finite is None else self._finite & finite
         return output

@@ -16,12 +16,15 @@ from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.device import Beat, Device, unheard, with_heartbeats
+from taugrid.workers.diffusion.denoiser import denoising
+from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched
+from taugrid.workers.samplers import ddim
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taugrid.workers.diffusion.process import Denoiser
+    from taugrid.workers.diffusion.denoiser import Denoiser
 
 
 @dataclass(frozen=True)
@@ -59,17 +62,16 @@ def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: str, beat: 
     """
     import torch
 
-    from taugrid.workers.samplers import ddim as sampler
-
-    x_T, alpha_bar, prediction = points(job, device), schedules.alpha_bar(job.diffusion), job.diffusion.predicts
+    x_T, visited = points(job, device), path(schedules.process(job.diffusion), job.tau)
     batches = torch.split(x_T, job.batch_size)
     watched = Watched(with_heartbeats(model, beat, len(batches) * len(job.tau)))
+    denoise = denoising(watched, job.diffusion.predicts)
     seconds, first_row = 0.0, 0
     job.check_run()
     with parquet.PartWriter(Path(job.path), parquet.picture_schema(job.metadata), job.storage) as part:
         for batch in batches:
             began = time.perf_counter()
-            x0 = sampler.decode(watched, batch, alpha_bar, job.tau, prediction)
+            x0 = ddim.decode(batch, visited, denoise)
             pixels = to_uint8(x0.cpu().numpy())
             watched.require_finite(first_row, first_row + len(pixels))
             seconds += time.perf_counter() - began

@@ -19,10 +19,13 @@ from taugrid.workers import schedules
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.data import load as data
 from taugrid.workers.device import Beat, Device, unheard, with_heartbeats
+from taugrid.workers.diffusion.denoiser import denoising
+from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched
+from taugrid.workers.samplers import ddim
 
 if TYPE_CHECKING:
-    from taugrid.workers.diffusion.process import Denoiser
+    from taugrid.workers.diffusion.denoiser import Denoiser
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,11 @@ def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: str, beat:
     """
     import torch
 
-    from taugrid.workers.samplers import ddim as sampler
-
     originals = data.load_known_rows(job.data, job.start, job.stop, job.data_sha256)
-    alpha_bar, prediction = schedules.alpha_bar(job.diffusion), job.diffusion.predicts
+    points = path(schedules.process(job.diffusion), job.tau)
     starts = range(0, len(originals), job.batch_size)
     watched = Watched(with_heartbeats(model, beat, 2 * len(starts) * len(job.tau)))
+    denoise = denoising(watched, job.diffusion.predicts)
     seconds, first_row = 0.0, job.start
     schema = parquet.picture_schema(job.metadata, ("mse", "mse_8bit"))
     job.check_run()
@@ -77,8 +79,7 @@ def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: str, beat:
             batch = originals[start : start + job.batch_size]
             began = time.perf_counter()
             x0 = torch.tensor(batch, device=device).float() / 127.5 - 1
-            x_T = sampler.encode(watched, x0, alpha_bar, job.tau, prediction)
-            rebuilt = sampler.decode(watched, x_T, alpha_bar, job.tau, prediction)
+            rebuilt = ddim.decode(ddim.encode(x0, points, denoise), points, denoise)
             mse = ((rebuilt - x0).double() / 2).square().flatten(1).mean(dim=1).cpu().numpy()
             pixels = to_uint8(rebuilt.cpu().numpy())
             watched.require_finite(first_row, first_row + len(batch))

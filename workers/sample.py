@@ -10,9 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from taugrid import parquet
 from taugrid.config import Diffusion, Sample
 from taugrid.errors import DamagedFile, NotFinite, Stopped
@@ -22,13 +19,16 @@ from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.device import Beat, Device, nothing, unheard, with_heartbeats
+from taugrid.workers.diffusion.denoiser import denoising
+from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched, not_finite
+from taugrid.workers.samplers import ddim
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taugrid.workers.accelerator.transfer import SentImages
-    from taugrid.workers.diffusion.process import Denoiser
+    from taugrid.workers.accelerator.transfer import ImageTransfer
+    from taugrid.workers.diffusion.denoiser import Denoiser
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def sample_shard(
         NotFinite: if the network returns NaN or infinity.
         Stopped: if it is to stop before a batch is done.
     """
-    from taugrid.workers.accelerator.transfer import Clock, landed
+    from taugrid.workers.accelerator.transfer import Clock, completed
 
     schema, clock = parquet.sample_schema(job.metadata), Clock()
     job.check_run()
@@ -106,9 +106,9 @@ def sample_shard(
         stop = first_new
         with parquet.Encoding(writer) as encoding:
             try:
-                for batch in landed(_sent(job, first_new, model, device, beat)):
+                for batch in completed(_transfers(job, first_new, model, device, beat)):
                     _require_finite(batch, job)
-                    clock.landed(batch)
+                    clock.completed(batch)
                     encoding.append(batch.images)
                     stop = batch.start + len(batch.images)
             except Stopped:
@@ -120,23 +120,22 @@ def sample_shard(
     return Result(clock.seconds, stop - first_new, first, part=part.content)
 
 
-def _sent(job: SampleJob, first_new: int, model: "Denoiser", device: str, beat: Beat) -> "Iterator[SentImages]":
+def _transfers(job: SampleJob, first_new: int, model: "Denoiser", device: str, beat: Beat) -> "Iterator[ImageTransfer]":
     """The job's batches from image `first_new` on, each on its way from the device once its steps were begun."""
     import torch
 
-    from taugrid.workers.accelerator.transfer import sent
+    from taugrid.workers.accelerator.transfer import images_to_host
 
-    alpha_bar = schedules.alpha_bar(job.diffusion)
     starts = range(first_new, job.stop, job.settings.batch_size)
     watched = Watched(with_heartbeats(model, beat, len(starts) * len(job.tau)))
     for start in starts:
         began = time.perf_counter()
         indices = torch.arange(start, min(start + job.settings.batch_size, job.stop), device=device)
-        x0 = sample_batch(watched, indices, job, alpha_bar)
-        yield sent(x0, watched.answer(), start, began)
+        x0 = sample_batch(watched, indices, job)
+        yield images_to_host(x0, watched.answer(), start, began)
 
 
-def _require_finite(batch: "SentImages", job: SampleJob) -> None:
+def _require_finite(batch: "ImageTransfer", job: SampleJob) -> None:
     if not batch.network_was_finite:
         raise not_finite(batch.start, batch.start + len(batch.images), job.settings.precision)
     if not batch.images_are_finite:
@@ -159,23 +158,16 @@ def _copy_kept(job: SampleJob, writer: parquet.SampleWriter) -> int:
     return job.kept
 
 
-def sample_batch(model: "Denoiser", indices: "Tensor", job: Recipe, alpha_bar: NDArray[np.float64]) -> "Tensor":
+def sample_batch(model: "Denoiser", indices: "Tensor", job: Recipe) -> "Tensor":
     """x_0 of the samples `indices` (B,), int64, as (B, C, H, W) float32: a function of the cell, the seed and n."""
     from taugrid.workers.diffusion import noise
-    from taugrid.workers.samplers import ddim as sampler
 
-    seed = job.settings.seed
-    assert seed is not None
-    return sampler.sample(
-        model,
-        lambda t: noise.normal(seed, indices, t, job.image_shape),
-        alpha_bar,
-        job.tau,
-        job.settings.eta,
-        job.settings.clip or "none",
-        job.diffusion.predicts,
-        job.settings.clip_range or 1.0,
-    )
+    settings = job.settings
+    assert settings.seed is not None
+    normals = partial(noise.normal, settings.seed, indices, shape=job.image_shape)
+    denoise = denoising(model, job.diffusion.predicts, settings.clip or "none", settings.clip_range or 1.0)
+    points = path(schedules.process(job.diffusion), job.tau)
+    return ddim.sample(normals(0), points, denoise, normals, settings.eta)
 
 
 def _columns(job: SampleJob) -> dict[str, object]:

@@ -1,7 +1,9 @@
-"""The arrays that config sections describe: alpha_0..alpha_T of `diffusion`, gamma of `train.loss_weights`.
+"""What config sections describe: the process and alpha_0..alpha_T of `diffusion`, gamma of `train.loss_weights`.
 
 Imports no torch, because the driver checks a config with it.
 """
+
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,8 +11,15 @@ from numpy.typing import NDArray
 from taugrid.config import Diffusion, LossWeights
 from taugrid.workers.diffusion import schedule
 from taugrid.workers.diffusion.forward import sigma_hat
+from taugrid.workers.diffusion.process import DiscreteVP, Process
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.diffusion.variational import theorem1_sigma, theorem1_weights
+
+
+@lru_cache(maxsize=16)
+def process(diffusion: Diffusion) -> Process:
+    """The forward process of a resolved section (no key is null)."""
+    return DiscreteVP(alpha_bar(diffusion))
 
 
 def alpha_bar(diffusion: Diffusion) -> NDArray[np.float64]:

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.device.setting import NAMES, SMALL, Setting, Shape, denoiser, unet
+from benchmarks.device.setting import MIDDLE, NAMES, SMALL, Setting, Shape, denoiser, unet
 from benchmarks.device.speed import job_of
 from taugrid.config import DIFFUSION_DEFAULTS
 from taugrid.config.sample import Compilation
 from taugrid.images import to_uint8
 from taugrid.workers.accelerator import arithmetic
+from taugrid.workers.diffusion.denoiser import Denoiser
 from taugrid.workers.diffusion.noise import normal, words
-from taugrid.workers.diffusion.process import Denoiser
 from taugrid.workers.sample import sample_batch
 from taugrid.workers.schedules import alpha_bar
 
@@ -54,7 +54,7 @@ def _steps_with_noise(setting: Setting, shape: Shape) -> dict[str, Any]:
         x, side = normal(SEED, indices, 0, shape), torch.cuda.Stream()
 
         def after(model: Denoiser = network, x: Tensor = x, indices: Tensor = indices) -> None:
-            model(x, 500)
+            model(x, MIDDLE)
             normal(SEED, indices, 500, shape)
 
         def beside(
@@ -63,10 +63,10 @@ def _steps_with_noise(setting: Setting, shape: Shape) -> dict[str, Any]:
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 normal(SEED, indices, 500, shape)
-            model(x, 500)
+            model(x, MIDDLE)
             torch.cuda.current_stream().wait_stream(side)
 
-        ways = {"no noise": lambda model=network, x=x: model(x, 500), "after": after, "beside": beside}
+        ways = {"no noise": lambda model=network, x=x: model(x, MIDDLE), "after": after, "beside": beside}
         times = {way: round(1000 * setting.seconds(run), 3) for way, run in ways.items()}
         found[f"{NAMES[shape]} batch {batch}"] = times
     return found
@@ -92,7 +92,7 @@ def digest(setting: Setting, compiled: Compilation = "none") -> str:
     set_up(1)
     batch = setting.batches[0]
     x = normal(SEED, torch.arange(batch, device=setting.device), 0, SMALL)
-    output = denoiser(unet(SMALL, setting.device), setting, "float32", compiled, batch)(x, 500)
+    output = denoiser(unet(SMALL, setting.device), setting, "float32", compiled, batch)(x, MIDDLE)
     return hashlib.sha256(output.cpu().numpy().tobytes()).hexdigest()
 
 

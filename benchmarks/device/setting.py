@@ -10,15 +10,21 @@ from diffusers import UNet2DModel
 from torch import Tensor
 
 from benchmarks import noise as noise_benchmark
+from taugrid.config import DIFFUSION_DEFAULTS
 from taugrid.config.sample import Compilation, Precision
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.diffusion.process import Denoiser, network_index
+from taugrid.workers.diffusion.denoiser import Denoiser, from_times
+from taugrid.workers.schedules import process
 
 Shape = tuple[int, int, int]
 
 SMALL, CIFAR10 = (1, 28, 28), (3, 32, 32)
 NAMES = {SMALL: "1x28x28", CIFAR10: "3x32x32"}
+
+
+MIDDLE = process(DIFFUSION_DEFAULTS).at(500)
+"""Where networks are asked."""
 
 
 class NotHere(Exception):
@@ -108,11 +114,11 @@ def denoiser(
     layout = torch.channels_last if _is_channels_last(network) else torch.contiguous_format
 
     @torch.inference_mode()
-    def call(x: Tensor, t: int) -> Tensor:
-        output: Tensor = module(x.contiguous(memory_format=layout), network_index(t, x), return_dict=False)[0]
+    def call(x: Tensor, t: Tensor) -> Tensor:
+        output: Tensor = module(x.contiguous(memory_format=layout), t, return_dict=False)[0]
         return output
 
-    return arithmetic.computed(call, Arithmetic(precision, compiled, batch), setting.device)
+    return arithmetic.computed(from_times(call), Arithmetic(precision, compiled, batch), setting.device)
 
 
 def _is_channels_last(network: UNet2DModel) -> bool:

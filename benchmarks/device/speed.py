@@ -12,7 +12,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 from torch import Tensor
 
-from benchmarks.device.setting import NAMES, Setting, Shape, denoiser, unet
+from benchmarks.device.setting import MIDDLE, NAMES, Setting, Shape, denoiser, unet
 from benchmarks.evaluation import draw_weights
 from taugrid.config import DIFFUSION_DEFAULTS, Data, Sample
 from taugrid.eval.features.load import Extraction, load
@@ -22,10 +22,10 @@ from taugrid.jobs import OracleNetwork
 from taugrid.registry.extractors import INCEPTION, FeaturePrecision
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.transfer import completed
-from taugrid.workers.diffusion.process import Denoiser
+from taugrid.workers.diffusion.denoiser import Denoiser
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.sample import SampleJob, sample_batch, sample_shard
-from taugrid.workers.schedules import alpha_bar
+from taugrid.workers.schedules import process
 
 STEPS = 10
 BATCHES = 4
@@ -43,7 +43,7 @@ def steps(setting: Setting) -> dict[str, Any]:
                     for batch in setting.batches:
                         model = denoiser(network, setting, precision, compiled, batch)
                         x = torch.zeros(batch, *shape, device=setting.device)
-                        milliseconds = 1000 * setting.seconds(lambda model=model, x=x: model(x, 500))
+                        milliseconds = 1000 * setting.seconds(lambda model=model, x=x: model(x, MIDDLE))
                         layout = "NHWC" if channels_last else "NCHW"
                         name = f"{NAMES[shape]} batch {batch} {precision} {layout} compile={compiled}"
                         found[name] = round(milliseconds, 3)
@@ -66,9 +66,7 @@ def pipeline(setting: Setting) -> dict[str, Any]:
     job, indices = job_of("unused", shape, batch, batch), torch.arange(batch, device=setting.device)
     for precision in setting.precisions:
         model = denoiser(network, setting, precision)
-        seconds = setting.seconds(
-            lambda model=model: sample_batch(model, indices, job, alpha_bar(DIFFUSION_DEFAULTS)).cpu(), 3
-        )
+        seconds = setting.seconds(lambda model=model: sample_batch(model, indices, job).cpu(), 3)
         found[f"taugrid, {precision}"] = round(batch / seconds, 2)
     return {"network": NAMES[shape], "batch": batch, "steps": STEPS, "images_per_second": found}
 
@@ -89,7 +87,7 @@ def _bare(model: Denoiser, shape: Shape, batch: int, device: str) -> None:
     x = torch.zeros(batch, *shape, device=device)
     for _ in range(4):
         for t in tau("linear", STEPS, 1000):
-            model(x, t)
+            model(x, process(DIFFUSION_DEFAULTS).at(t))
 
 
 def _shard(model: Denoiser, shape: Shape, batch: int, device: str) -> None:

@@ -41,7 +41,7 @@ def fid_infinity_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
 
 
 def compute_fid_infinity(inputs: MetricInputs) -> MetricResult:
-    reference, seed = inputs.reference, inputs.settings.seed
+    reference, seed = inputs.compared_with, inputs.settings.seed
     value = fid_infinity(inputs.all_features, reference.moments, reference.root, seed=seed)
     return MetricResult({"fid_infinity": value})
 

@@ -45,7 +45,7 @@ def singular(count: int, side: str, dimensions: int) -> str | None:
 def compute_fid(inputs: MetricInputs) -> MetricResult:
     """FID, and its standard error if N is large enough for one. Reads the features twice."""
     n = inputs.num_samples
-    frechet = Frechet.of(moments(inputs.features(), n), inputs.reference.moments, inputs.reference.root)
+    frechet = Frechet.of(moments(inputs.features(), n), inputs.compared_with.moments, inputs.compared_with.root)
     if frechet.no_standard_error is not None:
         return MetricResult({"fid": frechet.distance}, notes=(NO_ERROR + frechet.no_standard_error,))
     influence = np.concatenate([frechet.influence(run) for run in runs(inputs.features(), n)])

@@ -1,6 +1,7 @@
 """The arguments and results of the functions that compute metrics."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
@@ -19,8 +20,17 @@ class MetricInputs:
     """(N, d): the same in memory, if a requested metric needs all of them at once."""
     logits: Stream | None
     """The samples' logits; None if the extractor has none."""
-    reference: ReferenceStatistics
+    reference: ReferenceStatistics | None
+    """None: no requested metric needs it."""
     settings: MetricSettings
+    columns: Mapping[str, Array] = field(default_factory=dict)
+    """Name -> (N,) float64: the columns of the sample files that the requested metrics name."""
+
+    @property
+    def compared_with(self) -> ReferenceStatistics:
+        """`reference`, for metrics that need it."""
+        assert self.reference is not None
+        return self.reference
 
     @property
     def all_features(self) -> Features:

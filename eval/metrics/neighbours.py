@@ -29,7 +29,7 @@ def prc_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
 
 def compute_prc(inputs: MetricInputs) -> MetricResult:
     """Precision and recall. The reference's radii are computed once for all cells."""
-    reference, neighbourhood = inputs.reference, inputs.settings.prc_neighborhood
+    reference, neighbourhood = inputs.compared_with, inputs.settings.prc_neighborhood
     key = ("prc", neighbourhood)
     if key not in reference.kept:
         reference.kept[key] = ball_radii(reference.features, neighbourhood)

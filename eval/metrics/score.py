@@ -4,15 +4,15 @@ Torch is imported only when a metric needs it, because the driver asks this modu
 """
 
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
-from taugrid.eval.metrics.statistics import Stream, in_memory
+from taugrid.eval.metrics.statistics import Array, Stream, in_memory
 from taugrid.registry.extractors import ExtractorSpec
-from taugrid.registry.metrics import METRICS, Limits, Metric, MetricSettings, Sizes
+from taugrid.registry.metrics import METRICS, SAMPLE_COLUMNS, Limits, Metric, MetricSettings, Sizes
 
 
 class Feasible(NamedTuple):
@@ -23,10 +23,21 @@ class Feasible(NamedTuple):
     """Changes of the settings, in words."""
 
 
-def feasible(wanted: MetricSettings, extractor: ExtractorSpec, num_samples: int, num_reference: int | None) -> Feasible:
+def feasible(
+    wanted: MetricSettings,
+    extractor: ExtractorSpec,
+    num_samples: int,
+    num_reference: int | None,
+    columns: Container[str] = SAMPLE_COLUMNS,
+) -> Feasible:
     """The metrics in `wanted` that can be computed, and their settings.
 
-    `num_reference` None: only the mean and covariance of the reference are known.
+    Args:
+        wanted: the metrics and settings that are asked for.
+        extractor: of the features.
+        num_samples: N.
+        num_reference: None if only the mean and covariance of the reference are known.
+        columns: of numbers that are known of each sample; images from elsewhere have none.
 
     Raises:
         ValueError: for an unknown metric.
@@ -37,7 +48,8 @@ def feasible(wanted: MetricSettings, extractor: ExtractorSpec, num_samples: int,
     sizes = Sizes(num_samples, num_reference, extractor.dimensions)
     settings, reasons, remarks = wanted, {}, []
     for metric in wanted.chosen:
-        found = _limits(metric, wanted, extractor, sizes)
+        lacking = [column for column in metric.sample_columns if column not in columns]
+        found = _lacks(lacking) if lacking else _limits(metric, wanted, extractor, sizes)
         if found.reason is not None:
             reasons[metric.name] = found.reason
             continue
@@ -45,6 +57,10 @@ def feasible(wanted: MetricSettings, extractor: ExtractorSpec, num_samples: int,
         remarks += [found.remark] if found.remark else []
     left = tuple(metric.name for metric in wanted.chosen if metric.name not in reasons)
     return Feasible(replace(settings, metrics=left), reasons, remarks)
+
+
+def _lacks(columns: Sequence[str]) -> Limits:
+    return Limits(f"it needs the {' and '.join(columns)} of each sample, and these images have none")
 
 
 def _limits(metric: Metric, wanted: MetricSettings, extractor: ExtractorSpec, sizes: Sizes) -> Limits:
@@ -61,7 +77,12 @@ def _limits(metric: Metric, wanted: MetricSettings, extractor: ExtractorSpec, si
 
 
 def score(
-    features: Stream, logits: Stream | None, num_samples: int, reference: ReferenceStatistics, settings: MetricSettings
+    features: Stream,
+    logits: Stream | None,
+    num_samples: int,
+    reference: ReferenceStatistics | None,
+    settings: MetricSettings,
+    columns: Mapping[str, Array] = {},
 ) -> MetricResult:
     """The numbers of all metrics in `settings` (from `feasible`). They don't depend on how the streams are cut.
 
@@ -69,15 +90,16 @@ def score(
         features: the samples' features. FID reads them twice, with `ROWS_AT_ONCE` of them in memory at a time.
         logits: the samples' logits, for the Inception Score.
         num_samples: N, the exact length of both streams.
-        reference: with features if a metric needs them.
+        reference: with features if a metric needs them; None if no metric needs it.
         settings: what to compute, and how.
+        columns: name -> (N,): the columns of the sample files that the metrics need.
 
     Raises:
         ValueError: if streams are shorter or longer than N, or hold nan or infinity.
     """
     held = in_memory(features, num_samples) if any(metric.needs_all_features for metric in settings.chosen) else None
     stream = features if held is None else lambda: iter((held,))
-    inputs = MetricInputs(num_samples, stream, held, logits, reference, settings)
+    inputs = MetricInputs(num_samples, stream, held, logits, reference, settings, columns)
     together = MetricResult({})
     for metric in settings.chosen:
         compute: Callable[[MetricInputs], MetricResult] = pkgutil.resolve_name(metric.compute)

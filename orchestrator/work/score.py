@@ -63,6 +63,9 @@ class ScoreWork(WorkKind):
                 "evaluation": evaluation.id(cell),
                 "protocol": evaluation.protocol(cell).as_dict(),
             },
+            sample_paths=tuple(str(self.rundir.sample_part(cell, shard)) for shard in cell.shards)
+            if settings.sample_columns
+            else (),
             notes=(*(f"no {metric}: {reason}" for metric, reason in reasons.items()), *remarks),
         )
 

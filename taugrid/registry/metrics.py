@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+SAMPLE_COLUMNS = ("index", "seed", "steps", "eta")
+"""The columns of numbers in a sample file (`taugrid.parquet.schemas`). Images from elsewhere have none."""
+
 
 @dataclass(frozen=True)
 class MetricColumn:
@@ -53,8 +56,11 @@ class Metric:
     needs_logits: bool = False
     needs_all_features: bool = False
     """Whether all features of the samples are held in memory. For other metrics, memory does not grow with N."""
+    needs_reference: bool = True
     needs_reference_features: bool = False
     """Whether it needs more of the reference than mean and covariance."""
+    sample_columns: tuple[str, ...] = ()
+    """Those of `SAMPLE_COLUMNS` that it reads, a number for each sample."""
     least_images: int = 1
     """The least number of images on each side."""
 
@@ -111,6 +117,7 @@ METRICS = {
             limits="taugrid.eval.metrics.inception:isc_limits",
             settings=("isc_splits",),
             needs_logits=True,
+            needs_reference=False,
         ),
         Metric(
             "kid",
@@ -166,6 +173,11 @@ class MetricSettings:
     def chosen(self) -> list[Metric]:
         """The metrics, in the order of `METRICS`."""
         return [metric for name, metric in METRICS.items() if name in self.metrics]
+
+    @property
+    def sample_columns(self) -> list[str]:
+        """The columns of the sample files that the metrics need, each once."""
+        return list(dict.fromkeys(column for metric in self.chosen for column in metric.sample_columns))
 
     def as_dict(self) -> dict[str, Any]:
         """The fields of a protocol: the metrics, and the settings that they use."""

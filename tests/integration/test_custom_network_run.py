@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from command import taugrid_alone
+from denoisers import decode, of_time
 from shared import taugrid
 
 from taugrid import parquet
@@ -22,7 +23,6 @@ from taugrid.hashing import file_sha256
 from taugrid.images import to_uint8
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import noise
-from taugrid.workers.samplers import ddim as sampler
 
 PAGE = Path(__file__).parents[2] / "docs" / "custom-network.md"
 SMALLER = {
@@ -88,7 +88,8 @@ def by_hand(folder, steps):
     times = [1000 * i // steps for i in range(1, steps + 1)]
     x_T = noise.normal(0, torch.arange(60), 0, (1, 8, 8))
 
+    @of_time
     def predicted(x, t):
         return network(x, torch.full((len(x),), t - 1))
 
-    return to_uint8(sampler.decode(predicted, x_T, schedules.alpha_bar(DIFFUSION_DEFAULTS), times).numpy())
+    return to_uint8(decode(predicted, x_T, schedules.alpha_bar(DIFFUSION_DEFAULTS), times).numpy())

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from command import events
+from denoisers import decode, encode
 from shared import taugrid
 
 from taugrid import parquet
@@ -23,7 +24,6 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.network.load import load_network
-from taugrid.workers.samplers import ddim as sampler
 
 IMAGES = 40
 
@@ -53,7 +53,7 @@ def test_errors_are_those_of_encoding_and_decoding(run, reconstructed):
     x0 = torch.from_numpy(data.load_images(Data())[:IMAGES]).float() / 127.5 - 1
     for row in document["cells"]:
         times = {2: (500, 1000), 4: (250, 500, 750, 1000)}[row["steps"]]
-        rebuilt = sampler.decode(network, sampler.encode(network, x0, alpha_bar, times), alpha_bar, times)
+        rebuilt = decode(network, encode(network, x0, alpha_bar, times), alpha_bar, times)
         each = ((rebuilt - x0) / 2).square().flatten(1).mean(dim=1).numpy()
         assert row["mse"] == pytest.approx(each.mean(), rel=1e-4)
         assert row["mse_se"] == pytest.approx(each.std(ddof=1) / IMAGES**0.5, rel=1e-4)

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from denoisers import of_time, sample
 from torch import nn
 
 from taugrid.config import DIFFUSION_DEFAULTS, Sample
@@ -14,7 +15,6 @@ from taugrid.eval.features.load import as_input
 from taugrid.workers import schedules
 from taugrid.workers.accelerator import arithmetic, build
 from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.samplers import ddim
 from taugrid.workers.training.loop import stay_on_loopback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -162,15 +162,15 @@ def test_only_the_network_computes_in_half_precision(precision, half):
     x_T = torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 
     def sampled(network):
-        return ddim.sample(network, lambda t: x_T, alpha_bar, (250, 500, 750, 1000), 0.5, "none")
+        return sample(network, lambda t: x_T, alpha_bar, (250, 500, 750, 1000), 0.5, "none")
 
-    half_network = arithmetic.computed(spy, Arithmetic(precision), "cpu")
-    exact, rounded = sampled(spy), sampled(half_network)
+    half_network = arithmetic.computed(of_time(spy), Arithmetic(precision), "cpu")
+    exact, rounded = sampled(of_time(spy)), sampled(half_network)
     assert not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05 * exact.abs().max().item())
     nn.init.zeros_(spy.layer.weight)
     nn.init.zeros_(spy.layer.bias)
-    exact, seen = sampled(spy), spy.seen.copy()
+    exact, seen = sampled(of_time(spy)), spy.seen.copy()
     assert torch.equal(sampled(half_network), exact)
     assert seen == {(torch.float32, int, torch.float32), (torch.float32, int, half)}
 

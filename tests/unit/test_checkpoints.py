@@ -10,6 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from denoisers import at
 from diffusers import DDIMScheduler, PNDMScheduler, UNet2DModel
 from hub import commit, serving
 from safetensors.torch import load_file, save_file
@@ -329,9 +330,9 @@ def as_pickle(folder):
 def test_pickled_tensors_are_read_where_there_is_no_safetensors(pipeline, tmp_path):
     folder = as_pickle(pipeline() / "unet")
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    expected, both = loaded(folder)(x, 500), read_checkpoint(str(folder)).weights_sha256
+    expected, both = loaded(folder)(x, at(500)), read_checkpoint(str(folder)).weights_sha256
     (folder / WEIGHTS_FILE).unlink()
-    assert torch.equal(loaded(folder)(x, 500), expected)
+    assert torch.equal(loaded(folder)(x, at(500)), expected)
     [model] = planned(folder).models
     assert RunDir(tmp_path).weights_sha256(model, "ema") == model.source.checkpoint.weights_sha256 != both
 
@@ -407,7 +408,7 @@ def test_raw_weights_are_those_of_unet_raw(tmp_path):
     hashes = set()
     for cell, network in zip(found.cells, (ema, raw), strict=True):
         hashes.add(rundir.sample_metadata(cell)["weights_sha256"])
-        output = load_network(rundir.network(cell.model, cell.settings.weights), cell.model.diffusion, "cpu")(x, 7)
+        output = load_network(rundir.network(cell.model, cell.settings.weights), cell.model.diffusion, "cpu")(x, at(7))
         torch.testing.assert_close(output, network(x, 6).sample, rtol=0, atol=1e-6)
     assert len(hashes) == 2
 
@@ -454,7 +455,7 @@ def test_a_model_on_the_hub_is_downloaded_once_and_then_found_without_it(pipelin
     assert f"someone/something at commit {commit(folder)[:10]}" in announced(planned("someone/something").models[0], [])
     assert read_checkpoint("someone/something") == first, "the server is gone"
     assert planned("someone/something").models[0].id == planned(folder).models[0].id
-    assert loaded(first.unet_folder)(torch.zeros(1, 1, 8, 8), 1).shape == (1, 1, 8, 8)
+    assert loaded(first.unet_folder)(torch.zeros(1, 1, 8, 8), at(1)).shape == (1, 1, 8, 8)
     assert capsys.readouterr().out == ""
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from denoisers import at, of_time
 from torch import nn
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
@@ -28,7 +29,7 @@ class Small(nn.Module):
 
 def denoiser(seed, compiled, how):
     batched = for_inference(Small(seed), "mine:small", "cpu", compiled)
-    return computed(lambda x, t: batched(x, torch.full((len(x),), t)), how, "cpu")
+    return computed(of_time(lambda x, t: batched(x, torch.full((len(x),), t))), how, "cpu")
 
 
 def test_one_compilation_serves_all_weights_of_an_architecture_and_smaller_batches():
@@ -38,14 +39,14 @@ def test_one_compilation_serves_all_weights_of_an_architecture_and_smaller_batch
     for seed in (0, 1):
         network, plain = denoiser(seed, True, FULL), denoiser(seed, False, Arithmetic())
         for t in (1, 999):
-            whole = network(x, t)
-            torch.testing.assert_close(whole, plain(x, t), rtol=1e-5, atol=1e-6)
-            assert torch.equal(network(x[:3], t), whole[:3]), "the last batch is computed as the others are"
+            whole = network(x, at(t))
+            torch.testing.assert_close(whole, plain(x, at(t)), rtol=1e-5, atol=1e-6)
+            assert torch.equal(network(x[:3], at(t)), whole[:3]), "the last batch is computed as the others are"
     assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_half_precision_is_another_compilation_that_returns_float32():
-    output = denoiser(0, True, FULL._replace(precision="bf16"))(torch.randn(4, 1, 3, 3), 5)
+    output = denoiser(0, True, FULL._replace(precision="bf16"))(torch.randn(4, 1, 3, 3), at(5))
     assert output.dtype == torch.float32
     assert torch.equal(output.bfloat16().float(), output), "it was computed in bf16"
 
@@ -56,7 +57,7 @@ def test_a_node_without_a_compiler_is_refused_in_one_line():
         inductor.patch({"force_disable_caches": True, "cpp.cxx": ("/nowhere/c++",)}),
         pytest.raises(DeviceUnusable, match=r"sample.compile: default failed.* set sample.compile: none$") as caught,
     ):
-        denoiser(0, True, FULL)(torch.randn(4, 1, 3, 3), 5)
+        denoiser(0, True, FULL)(torch.randn(4, 1, 3, 3), at(5))
     assert "\n" not in str(caught.value)
 
 
@@ -76,7 +77,7 @@ def outputs_of(widths):
     for width in widths:
         network = torch.compile(Wide(width).eval(), dynamic=False, backend="eager")
         with torch.inference_mode():
-            yield compiled.in_full_batches(network, 4)(torch.zeros(4, 1, 3, 3), 5)
+            yield compiled.in_full_batches(of_time(network), 4)(torch.zeros(4, 1, 3, 3), at(5))
 
 
 def test_a_worker_compiles_more_than_eight_architectures():

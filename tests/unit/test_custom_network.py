@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from denoisers import at, decode, encode, of_time
 
 from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Data, validate
@@ -34,7 +35,6 @@ from taugrid.workers.network import custom_process
 from taugrid.workers.network.custom import checked, describe, for_inference, load, make, tensors
 from taugrid.workers.network.load import load_network
 from taugrid.workers.sample import SampleJob, sample_shard
-from taugrid.workers.samplers import ddim as sampler
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick_hashes")
 
@@ -283,7 +283,7 @@ def test_a_module_is_set_to_inference_and_asked_at_the_index_before_t(folder):
     """Dropout is off, and the paper's t = 7 has the index 6 that DDPM networks are trained with."""
     network = load_network(described("mine:scaled"), DIFFUSION_DEFAULTS, "cpu")
     x = torch.randn(3, *SHAPE)
-    output = network(x, 7)
+    output = network(x, at(7))
     assert torch.allclose(output, 0.5 * x + 0.006)
     assert output.is_inference()
 
@@ -291,12 +291,12 @@ def test_a_module_is_set_to_inference_and_asked_at_the_index_before_t(folder):
 def test_plain_functions_are_left_alone(folder):
     x = torch.randn(3, *SHAPE)
     plain = load_network(described("mine:plain"), DIFFUSION_DEFAULTS, "cpu")
-    assert torch.allclose(plain(x, 7), 0.5 * x + 0.006)
-    double = load_network(described("mine:double"), DIFFUSION_DEFAULTS, "cpu")(x, 7)
+    assert torch.allclose(plain(x, at(7)), 0.5 * x + 0.006)
+    double = load_network(described("mine:double"), DIFFUSION_DEFAULTS, "cpu")(x, at(7))
     assert double.dtype == torch.float32
     gradient = load_network(described("mine:gradient"), DIFFUSION_DEFAULTS, "cpu")
     with torch.no_grad():  # as the sampler does
-        assert torch.allclose(gradient(x, 7), x)
+        assert torch.allclose(gradient(x, at(7)), x)
 
 
 def test_a_wrong_output_at_work_is_said_in_one_line():
@@ -591,11 +591,12 @@ def test_reconstruction_and_interpolation_go_through_it(folder):
     x0 = torch.tensor(data.load_images(Data())[:5]).float() / 127.5 - 1
     alpha_bar = schedules.alpha_bar(p.models[0].diffusion)
 
+    @of_time
     def by_hand(x, t):
         return 0.5 * x + 0.001 * (t - 1)
 
-    x_t = sampler.encode(by_hand, x0, alpha_bar, p.cells[0].tau)
-    error = ((sampler.decode(by_hand, x_t, alpha_bar, p.cells[0].tau) - x0) / 2).square().flatten(1).mean(1)
+    x_t = encode(by_hand, x0, alpha_bar, p.cells[0].tau)
+    error = ((decode(by_hand, x_t, alpha_bar, p.cells[0].tau) - x0) / 2).square().flatten(1).mean(1)
     read = np.concatenate([values for _, values in parquet.read_numbers(rundir.root / rebuilt.path, "mse")])
     assert read == pytest.approx(error.numpy(), rel=1e-4)
     [between] = [task.job for task in InterpolateWork(survey).tasks()]

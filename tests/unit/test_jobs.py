@@ -10,6 +10,7 @@ from pkgutil import resolve_name
 import numpy as np
 import pytest
 import torch
+from denoisers import of_time
 
 from taugrid import parquet
 from taugrid.config import Config, Data, validate
@@ -223,6 +224,7 @@ def test_a_network_that_is_not_finite_once_gives_no_image(tmp_path, value, clip)
     run = Here(tmp_path / "run", clip=clip)
     job = run.tasks("sample")[0].job
 
+    @of_time
     def model(x, t):
         output = torch.zeros_like(x)
         if t == job.tau[-1]:
@@ -232,7 +234,7 @@ def test_a_network_that_is_not_finite_once_gives_no_image(tmp_path, value, clip)
     with pytest.raises(NotFinite):
         sample_shard(job, model, "cpu")
     assert not list(tmp_path.rglob("*.parquet"))
-    sample_shard(job, lambda x, t: torch.zeros_like(x), "cpu")
+    sample_shard(job, of_time(lambda x, t: torch.zeros_like(x)), "cpu")
 
 
 # Growth
@@ -249,9 +251,9 @@ def sampled(run, task):
     asked = []
     network = Device("cpu").network(task.job.network, task.job.diffusion)
 
-    def model(x, t):
+    def model(x, *where):
         asked.append(len(x))
-        return network(x, t)
+        return network(x, *where)
 
     result = sample_shard(task.job, model, "cpu")
     assert sum(asked) == result.images * len(task.job.tau) == task.cost

@@ -5,6 +5,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from denoisers import at
 
 from taugrid import config
 from taugrid.errors import OtherContent
@@ -46,10 +47,10 @@ def test_a_saved_pipeline_is_read_by_diffusers_and_its_network_is_ours(tmp_path)
     pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path)
     x = torch.randn(3, 1, 8, 8)
     for folder, source in (("unet", other), ("unet_raw", raw)):
-        eps = load(tmp_path / folder)(x, 500)
+        eps = load(tmp_path / folder)(x, at(500))
         torch.testing.assert_close(eps, source(x, 499).sample, rtol=0, atol=1e-6)
     with torch.no_grad():
-        ours, theirs = load(tmp_path / "unet")(x, 500), pipeline.unet(x, 499).sample
+        ours, theirs = load(tmp_path / "unet")(x, at(500)), pipeline.unet(x, 499).sample
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)  # the layouts in memory differ
     assert pipeline(batch_size=2, num_inference_steps=2, output_type="np").images.shape == (2, 8, 8, 1)
 
@@ -74,7 +75,7 @@ def test_a_worker_refuses_another_network_than_the_drivers_whatever_its_files_ti
     saved = saved_unet(folder)
     device = Device("cpu")
     x = torch.randn(2, 1, 8, 8)
-    before = device.network(saved, config.DIFFUSION_DEFAULTS)(x, 500)
+    before = device.network(saved, config.DIFFUSION_DEFAULTS)(x, at(500))
     stat = (folder / file).stat()
     other = build_unet(UNET.model_copy(update={"norm_eps": 1e-2}), (1, 8, 8))
     other.save_pretrained(tmp_path / "other")
@@ -86,9 +87,9 @@ def test_a_worker_refuses_another_network_than_the_drivers_whatever_its_files_ti
     for fact in (this_node(), str(folder / file), expected[:12]):
         assert fact in str(caught.value)
     # What is in memory is still the planned network; a spec of the new files is another.
-    assert torch.equal(device.network(saved, config.DIFFUSION_DEFAULTS)(x, 500), before)
+    assert torch.equal(device.network(saved, config.DIFFUSION_DEFAULTS)(x, at(500)), before)
     checkpoint._sha256.cache_clear()  # in the driver, a cache that no worker believes
-    assert not torch.equal(device.network(saved_unet(folder), config.DIFFUSION_DEFAULTS)(x, 500), before)
+    assert not torch.equal(device.network(saved_unet(folder), config.DIFFUSION_DEFAULTS)(x, at(500)), before)
 
 
 def test_a_network_is_asked_at_the_papers_time(tmp_path):
@@ -96,14 +97,16 @@ def test_a_network_is_asked_at_the_papers_time(tmp_path):
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
         for t in (1, 1000):
-            torch.testing.assert_close(load(tmp_path / "unet")(x, t), network(0)(x, t - 1).sample, rtol=0, atol=1e-6)
+            torch.testing.assert_close(
+                load(tmp_path / "unet")(x, at(t)), network(0)(x, t - 1).sample, rtol=0, atol=1e-6
+            )
 
 
 def test_an_oracle_is_a_network_too():
     """Far from the data at little noise, eps points back to it: x = mean + a lot gives a large positive eps."""
     for name in ("gaussian", "two-points"):
         oracle = load_network(OracleNetwork(config.Data(name=name, shape=(1, 4, 4))), config.DIFFUSION_DEFAULTS, "cpu")
-        eps = oracle(torch.full((3, 1, 4, 4), 5.0), 100)
+        eps = oracle(torch.full((3, 1, 4, 4), 5.0), at(100))
         assert eps.shape == (3, 1, 4, 4)
         assert eps.dtype == torch.float32
         assert eps.min() > 1

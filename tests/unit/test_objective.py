@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from denoisers import of_time
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.polynomial.hermite_e import hermegauss
@@ -61,6 +62,7 @@ def j_of(theta, alpha, times, sigma, probabilities=PROBABILITIES):
     """The package's J_sigma, integrated."""
     x0, z, weights = expectation_grid(len(alpha) - 1, probabilities)
 
+    @of_time
     def network(x, t):
         return torch.from_numpy(eps_theta(theta, x.numpy(), t))
 
@@ -156,6 +158,7 @@ def test_j_sigma_does_not_depend_on_what_the_network_predicts(prediction):
     alpha, sigma = np.array([1.0, 0.8, 0.5]), np.array([math.nan, 0.3, 0.2])
 
     def found(prediction):
+        @of_time
         def network(x, t):
             eps = 0.7 * x
             image = (x - (1 - alpha[t]) ** 0.5 * eps) / alpha[t] ** 0.5
@@ -309,7 +312,7 @@ def test_alpha_of_0_is_refused():
 def test_j_sigma_refuses_what_has_no_weights(alpha_T, sigma_1, times):
     alpha, sigma, x0 = np.array([1.0, 0.5, alpha_T]), np.array([0.0, sigma_1, 0.1]), torch.zeros(1, 2)
     with pytest.raises(ValueError, match=r"^(alpha_T is 0|sigma is 0 at t = 1|Theorem 1 needs times)"):
-        j_sigma(lambda x, t: x, x0, lambda t: x0, alpha, times, sigma)
+        j_sigma(of_time(lambda x, t: x), x0, lambda t: x0, alpha, times, sigma)
 
 
 def test_l_gamma_weights_the_mean_square_of_each_image():

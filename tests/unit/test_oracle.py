@@ -12,6 +12,7 @@ from math import sqrt
 import numpy as np
 import pytest
 import torch
+from denoisers import at, decode, sample
 from scipy import stats
 
 from taugrid.eval.metrics import frechet, statistics
@@ -32,7 +33,6 @@ from taugrid.workers.diffusion.oracle import gaussian_eps, two_points_eps
 from taugrid.workers.diffusion.process import diffuse
 from taugrid.workers.diffusion.schedule import alpha_bar
 from taugrid.workers.diffusion.timesteps import tau
-from taugrid.workers.samplers.ddim import decode, sample
 
 ALPHA = alpha_bar("linear", 1000, 1e-4, 2e-2)
 SHAPE = (2, 2, 3)
@@ -108,9 +108,9 @@ def test_gaussian_eps_is_the_conditional_expectation(t):
     regression = to_eps @ joint @ to_x_t.T @ np.linalg.inv(to_x_t @ joint @ to_x_t.T)
     x = np.random.default_rng(0).standard_normal((5, d))
     expected = (x - sqrt(a) * DATA.mean) @ regression.T
-    exact = gaussian_eps(DATA, ALPHA, "cpu", torch.float64)(torch.from_numpy(x).reshape(5, *SHAPE), t)
+    exact = gaussian_eps(DATA, ALPHA, "cpu", torch.float64)(torch.from_numpy(x).reshape(5, *SHAPE), at(t))
     np.testing.assert_allclose(exact.flatten(1).numpy(), expected, rtol=1e-10, atol=1e-12)
-    single = gaussian_eps(DATA, ALPHA, "cpu")(torch.from_numpy(x).float().reshape(5, *SHAPE), t)
+    single = gaussian_eps(DATA, ALPHA, "cpu")(torch.from_numpy(x).float().reshape(5, *SHAPE), at(t))
     assert single.dtype == torch.float32
     np.testing.assert_allclose(single.flatten(1).numpy(), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
@@ -127,9 +127,9 @@ def test_two_points_eps_is_the_conditional_expectation(t):
     weights = np.exp(joint - joint.max(axis=1, keepdims=True))
     x0 = weights @ POINTS.points / weights.sum(axis=1, keepdims=True)
     expected = (x - sqrt(a) * x0) / sqrt(1 - a)
-    exact = two_points_eps(POINTS, ALPHA, "cpu", torch.float64)(torch.from_numpy(x).reshape(22, *SHAPE), t)
+    exact = two_points_eps(POINTS, "cpu", torch.float64)(torch.from_numpy(x).reshape(22, *SHAPE), at(t))
     np.testing.assert_allclose(exact.flatten(1).numpy(), expected, rtol=1e-9, atol=1e-9)
-    single = two_points_eps(POINTS, ALPHA, "cpu")(torch.from_numpy(x).float().reshape(22, *SHAPE), t)
+    single = two_points_eps(POINTS, "cpu")(torch.from_numpy(x).float().reshape(22, *SHAPE), at(t))
     np.testing.assert_allclose(single.flatten(1).numpy(), expected, rtol=0, atol=1e-4 / sqrt(1 - a))
 
 
@@ -137,20 +137,21 @@ def test_two_points_eps_is_the_conditional_expectation(t):
 @pytest.mark.parametrize("t", [50, 400])
 def test_no_other_eps_has_a_lower_loss(data, t):
     """L_simple, on the same images and noise, of the oracle and of functions near it."""
-    oracle = (gaussian_eps if isinstance(data, Gaussian) else two_points_eps)(data, ALPHA, "cpu", torch.float64)
+    given = (data, ALPHA) if isinstance(data, Gaussian) else (data,)
+    oracle = (gaussian_eps if isinstance(data, Gaussian) else two_points_eps)(*given, "cpu", torch.float64)
     x0 = torch.from_numpy(draw(data, 10_000, seed=2)).reshape(-1, *SHAPE)
     eps = torch.from_numpy(np.random.RandomState(3).standard_normal(x0.shape))
     x_t = diffuse(x0, eps, float(ALPHA[t]))
-    loss = l_simple(oracle(x_t, t), eps).mean()
+    loss = l_simple(oracle(x_t, at(t)), eps).mean()
     others = [
-        1.1 * oracle(x_t, t),
-        0.9 * oracle(x_t, t),
-        oracle(x_t, t) + 0.1,
-        oracle(x_t, t - 10),
-        oracle(x_t, t + 10),
-        oracle(x_t.flip(-1), t).flip(-1),
-        oracle(x_t.flip(1), t).flip(1),
-        oracle(x_t, t) + 0.03 * x_t**2,
+        1.1 * oracle(x_t, at(t)),
+        0.9 * oracle(x_t, at(t)),
+        oracle(x_t, at(t)) + 0.1,
+        oracle(x_t, at(t - 10)),
+        oracle(x_t, at(t + 10)),
+        oracle(x_t.flip(-1), at(t)).flip(-1),
+        oracle(x_t.flip(1), at(t)).flip(1),
+        oracle(x_t, at(t)) + 0.03 * x_t**2,
     ]
     assert all(l_simple(other, eps).mean() > loss for other in others)
 

@@ -13,6 +13,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from denoisers import decode, encode, sample
 from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler
 
 from taugrid import config
@@ -27,7 +28,6 @@ from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.network.checkpoint import saved_unet
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import build_unet
-from taugrid.workers.samplers.ddim import decode, encode, sample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -117,7 +117,7 @@ def eps_model(request):
 
 
 def ours(model):
-    return lambda x, t: model(x, network_time(t))
+    return lambda x, at, condition=None: model(x, at.time)
 
 
 def prepared(scheduler, steps, exact=True):

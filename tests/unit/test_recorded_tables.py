@@ -17,6 +17,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.report import asked
 from taugrid.orchestrator.report.collect import Rows
 from taugrid.orchestrator.report.write import write_report
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Outcome
 from taugrid.orchestrator.view.page import write_page
@@ -38,7 +39,7 @@ def reported(request, tmp_path_factory):
     rundir = RunDir(tmp_path_factory.mktemp(request.param))
     collected = Rows(recorded["rows"], recorded["notes"], evidence)
     write_report(config, plan(config), rundir, collected)
-    write_page(config, plan(config), rundir)
+    write_page(Run(config, plan(config), rundir))
     return folder / "expected", config, collected, rundir
 
 

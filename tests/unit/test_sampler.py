@@ -3,6 +3,7 @@
 import math
 from functools import cache
 
+import denoisers
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import Prediction
 from taugrid.workers.diffusion.schedule import alpha_bar
 from taugrid.workers.diffusion.timesteps import tau
-from taugrid.workers.samplers.ddim import coefficients, decode, encode, sample, step
+from taugrid.workers.samplers.ddim import coefficients, step
 
 ALPHA = alpha_bar("linear", 1000, 1e-4, 2e-2)
 JSD = alpha_bar("jsd", 1000, 0.0, 0.0)
@@ -31,6 +32,18 @@ PATHS = {
     "list": (3, 4, 250, 999),
 }
 TIMES = st.integers(2, 1000).flatmap(lambda t: st.tuples(st.just(t), st.integers(1, t - 1)))
+
+
+def sample(model, *given, **named):
+    return denoisers.sample(denoisers.of_time(model), *given, **named)
+
+
+def decode(model, *given):
+    return denoisers.decode(denoisers.of_time(model), *given)
+
+
+def encode(model, *given):
+    return denoisers.encode(denoisers.of_time(model), *given)
 
 
 @cache

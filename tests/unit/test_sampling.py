@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from denoisers import decode, encode, sample
 
 from taugrid import config, parquet
 from taugrid.images import to_uint8
@@ -19,13 +20,12 @@ from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers import interpolate, reconstruct, schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import noise
-from taugrid.workers.diffusion.process import Denoiser
+from taugrid.workers.diffusion.denoiser import Denoiser
 from taugrid.workers.network.ema import ema_start
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.pipeline import save_pipeline
 from taugrid.workers.network.unet import build_unet
 from taugrid.workers.sample import sample_shard
-from taugrid.workers.samplers import ddim as sampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -100,9 +100,9 @@ def assert_beats(do, job, network):
     """The job beats before each call of its network, and knows how many there will be."""
     calls, heard = [], []
 
-    def counted(x, t):
-        calls.append(t)
-        return network(x, t)
+    def counted(x, *where):
+        calls.append(where)
+        return network(x, *where)
 
     do(job, counted, "cpu", lambda done, of: heard.append((done, of)))
     assert heard == [(done, len(calls)) for done in range(len(calls))]
@@ -116,7 +116,7 @@ def test_a_shard_is_sampled_by_what_the_network_predicts(run):
     def z(t):
         return noise.normal(SEED, torch.arange(N), t, SHAPE)
 
-    by_reading = {r: sampler.sample(network, z, alpha_bar, times, 0.5, "none", r) for r in READINGS}
+    by_reading = {r: sample(network, z, alpha_bar, times, 0.5, "none", r) for r in READINGS}
     assert_read_as(run, pictures(job), by_reading)
 
 
@@ -126,9 +126,7 @@ def test_images_are_encoded_and_decoded_by_what_the_network_predicts(run):
     x0 = torch.tensor(data.load_images(config.Data())[:N]).float() / 127.5 - 1
     mse = np.concatenate([part for _, part in parquet.read_numbers(job.path, "mse")])
     for reading in READINGS:
-        rebuilt = sampler.decode(
-            network, sampler.encode(network, x0, alpha_bar, times, reading), alpha_bar, times, reading
-        )
+        rebuilt = decode(network, encode(network, x0, alpha_bar, times, reading), alpha_bar, times, reading)
         expected = ((rebuilt - x0) / 2).square().flatten(1).mean(dim=1).numpy()
         if reading == run[0].diffusion.prediction:
             np.testing.assert_allclose(mse, expected, rtol=1e-3)
@@ -142,5 +140,5 @@ def test_what_lies_between_is_decoded_by_what_the_network_predicts(run):
     job = replace(job, batch_size=50)
     assert_beats(interpolate.interpolate_cell, job, network)
     x_T = interpolate.points(job, "cpu")[::11]
-    by_reading = {r: sampler.decode(network, x_T, alpha_bar, times, r) for r in READINGS}
+    by_reading = {r: decode(network, x_T, alpha_bar, times, r) for r in READINGS}
     assert_read_as(run, pictures(job)[::11], by_reading)

@@ -11,15 +11,16 @@ from math import sqrt
 import numpy as np
 import pytest
 import torch
+from denoisers import sample
 
 from taugrid import images
 from taugrid.eval import selfcheck
 from taugrid.eval.metrics import frechet, statistics
 from taugrid.eval.selfcheck import CellSettings, judge
-from taugrid.workers.diffusion import noise, oracle, schedule
+from taugrid.workers.diffusion import noise, oracle, process, schedule
 from taugrid.workers.diffusion.gaussian import Gaussian, draw, gaussian, two_points
 from taugrid.workers.diffusion.timesteps import tau
-from taugrid.workers.samplers import ddim as sampler
+from taugrid.workers.samplers import ddim
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,16 +51,17 @@ class Run:
         self.cell = cell
         self.reference = reference(reference_seed)
 
-    def eps(self, x, t):
-        build = oracle.gaussian_eps if isinstance(self.cell.data, Gaussian) else oracle.two_points_eps
-        return build(self.cell.data, self.cell.alpha_bar, "cpu")(x, t)
+    def eps(self, x, at, condition=None):
+        if isinstance(self.cell.data, Gaussian):
+            return oracle.gaussian_eps(self.cell.data, self.cell.alpha_bar, "cpu")(x, at)
+        return oracle.two_points_eps(self.cell.data, "cpu")(x, at)
 
     def noise(self, indices, t):
         return noise.normal(self.cell.seed, indices, t, SHAPE)
 
     def batch(self, indices):
         c = self.cell
-        return sampler.sample(self.eps, lambda t: self.noise(indices, t), c.alpha_bar, c.tau, c.eta, c.clip).numpy()
+        return sample(self.eps, lambda t: self.noise(indices, t), c.alpha_bar, c.tau, c.eta, c.clip).numpy()
 
     def pixels(self, indices):
         return images.to_uint8(self.batch(indices))
@@ -143,7 +145,7 @@ def fault(cell, *, finds):
 
 
 def coefficients_with(change):
-    real = sampler.coefficients
+    real = ddim.coefficients
     return lambda a, a_prev, eta, is_last: change(a, a_prev, eta, real(a, a_prev, eta, is_last))
 
 
@@ -152,12 +154,12 @@ def sigma_hat_in_the_direction_too(monkeypatch):
     def change(a, a_prev, eta, c):
         return c._replace(direction=sqrt(max(0.0, 1 - a_prev - c.noise**2)))
 
-    monkeypatch.setattr(sampler, "coefficients", coefficients_with(change))
+    monkeypatch.setattr(ddim, "coefficients", coefficients_with(change))
 
 
 @fault(settings(eta="sigma_hat"), finds=[ALL_IMAGES])
 def sigma_hat_taken_for_eta_one(monkeypatch):
-    monkeypatch.setattr(sampler, "sigma_hat", lambda a, a_prev: sampler.sigma(a, a_prev, 1.0))
+    monkeypatch.setattr(ddim, "sigma_hat", lambda a, a_prev: ddim.sigma(a, a_prev, 1.0))
 
 
 @fault(settings(eta="sigma_hat"), finds=[ALL_IMAGES])
@@ -165,18 +167,18 @@ def sigma_hat_adds_noise_in_the_last_step(monkeypatch):
     def change(a, a_prev, eta, c):
         return c._replace(noise=sqrt(1 - a / a_prev))
 
-    monkeypatch.setattr(sampler, "coefficients", coefficients_with(change))
+    monkeypatch.setattr(ddim, "coefficients", coefficients_with(change))
 
 
 @fault(settings(eta=0.5), finds=[ALL_IMAGES])
 def eta_squared(monkeypatch):
-    real = sampler.sigma
-    monkeypatch.setattr(sampler, "sigma", lambda a, a_prev, eta: real(a, a_prev, eta**2))
+    real = ddim.sigma
+    monkeypatch.setattr(ddim, "sigma", lambda a, a_prev, eta: real(a, a_prev, eta**2))
 
 
 @fault(settings(steps=20), finds=[ALL_IMAGES])
 def last_step_dropped(monkeypatch):
-    monkeypatch.setattr(sampler, "pairwise", lambda times: list(pairwise(times))[1:])
+    monkeypatch.setattr(ddim, "pairwise", lambda path: list(pairwise(path))[:-1])
 
 
 @fault(settings(steps=20), finds=[ALL_IMAGES])
@@ -186,13 +188,13 @@ def alpha_of_the_last_step(monkeypatch):
     def change(a, a_prev, eta, c):
         return c._replace(signal=sqrt(ALPHA[1]), direction=sqrt(1 - ALPHA[1])) if a_prev == 1 else c
 
-    monkeypatch.setattr(sampler, "coefficients", coefficients_with(change))
+    monkeypatch.setattr(ddim, "coefficients", coefficients_with(change))
 
 
 @fault(settings(), finds=[IMAGES])
 class OtherTimeOfTheNetwork(Run):
-    def eps(self, x, t):
-        return super().eps(x, t - 1)
+    def eps(self, x, at, condition=None):
+        return super().eps(x, process.DiscreteVP(self.cell.alpha_bar).at(max(1, at.key - 1)))
 
 
 @fault(settings(), finds=[ALL_IMAGES])
@@ -251,8 +253,8 @@ class NoiseOfTheNextIndex(Run):
 
 @fault(settings(), finds=[LEVELS])
 class HalfPrecisionNetwork(Run):
-    def eps(self, x, t):
-        return super().eps(x.bfloat16().float(), t).bfloat16().float()
+    def eps(self, x, at, condition=None):
+        return super().eps(x.bfloat16().float(), at).bfloat16().float()
 
 
 @fault(settings(POINTS, steps=20, clip="none"), finds=[IMAGES])

@@ -12,6 +12,7 @@ from queue import SimpleQueue
 
 import pytest
 import torch
+from denoisers import at
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
@@ -243,7 +244,7 @@ def test_a_compiled_network_learns_the_same_and_is_saved_as_any_other(tmp_path):
     checkpoints.commit(spec, state)
     raw = load_network(saved_unet(spec.final / "unet_raw"), spec.diffusion, "cpu")
     x = torch.randn(2, 1, 8, 8)
-    torch.testing.assert_close(raw(x, 500), other.unet.eval()(x, 499).sample, rtol=0, atol=1e-5)
+    torch.testing.assert_close(raw(x, at(500)), other.unet.eval()(x, 499).sample, rtol=0, atol=1e-5)
 
 
 def test_the_logged_gradient_norm_is_that_before_clipping(tmp_path):

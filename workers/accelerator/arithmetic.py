@@ -3,18 +3,19 @@
 torch is imported when something is computed, not with this module: the driver must not import it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taugrid.config.sample import Compilation, Precision, Sample
 from taugrid.errors import DeviceUnusable
 from taugrid.words import this_node
+from taugrid.workers.diffusion.denoiser import Wrapped
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taugrid.workers.diffusion.process import Denoiser
+    from taugrid.workers.diffusion.denoiser import Denoiser
 
 FIRST_WITH_TF32 = (8, 0)
 """The compute capability of Ampere (A100), the first NVIDIA architecture with TF32."""
@@ -173,9 +174,9 @@ def under_autocast(network: "Denoiser", half: str, device: str) -> "Denoiser":
     """
     import torch
 
-    def call(x: "Tensor", t: int) -> "Tensor":
+    def in_half(call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
         with torch.autocast(device, getattr(torch, half)):
-            output = network(x, t)
+            output = call(x)
         return output.float()
 
-    return call
+    return Wrapped(network, in_half)

@@ -15,11 +15,12 @@ from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
 from taugrid.errors import DeviceUnusable, is_out_of_memory, last_line
 from taugrid.words import this_node
+from taugrid.workers.diffusion.denoiser import Wrapped
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taugrid.workers.diffusion.process import Denoiser
+    from taugrid.workers.diffusion.denoiser import Denoiser
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -45,12 +46,12 @@ def in_full_batches(network: "Denoiser", batch_size: int) -> "Denoiser":
         DeviceUnusable: if torch can't compile it here.
     """
 
-    def call(x: "Tensor", t: int) -> "Tensor":
+    def filled_up(call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
         missing = batch_size - len(x)
         whole = torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
         try:
             with dynamo.patch(**_limits()):
-                return network(whole, t)[: len(x)]
+                return call(whole)[: len(x)]
         except FailOnRecompileLimitHit as error:
             raise DeviceUnusable(
                 f"node {this_node()}: sample.compile: default failed: torch compiled a network's code "
@@ -64,7 +65,7 @@ def in_full_batches(network: "Denoiser", batch_size: int) -> "Denoiser":
                 "compiler on CPUs and Triton on GPUs; set sample.compile: none"
             ) from error
 
-    return call
+    return Wrapped(network, filled_up)
 
 
 def _limits() -> dict[str, Any]:

@@ -6,9 +6,14 @@ from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
 from taugrid.errors import is_out_of_memory
+from taugrid.workers.diffusion.process import Point
 
 if TYPE_CHECKING:
-    from taugrid.workers.diffusion.process import Denoiser
+    from taugrid.workers.diffusion.denoiser import Denoiser
+
+
+FIRST = Point(alpha=1.0, sigma=0.0, alpha_bar=1.0, time=0, key=1)
+"""A point whose time every network knows."""
 
 
 class Kept:
@@ -55,7 +60,7 @@ def _fits(network: "Denoiser", shape: tuple[int, ...], device: str) -> bool:
 
     try:
         with torch.no_grad():  # as the sampler does
-            network(torch.zeros(shape, device=device), 1)
+            network(torch.zeros(shape, device=device), FIRST)
         if device == "cuda":
             torch.cuda.synchronize()
     except Exception as error:

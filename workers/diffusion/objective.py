@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from taugrid.workers.diffusion.denoiser import Denoiser
 from taugrid.workers.diffusion.forward import Conditional, generative, marginal, posterior
-from taugrid.workers.diffusion.process import Denoiser, PredictionType, predicted
+from taugrid.workers.diffusion.process import DiscreteVP, PredictionType, predicted
 from taugrid.workers.diffusion.variational import require_densities
 
 
@@ -76,7 +77,7 @@ def j_sigma(
         ValueError: as `variational.theorem1_weights`.
     """
     require_densities(alpha_bar, tau, sigma)
-    T, time_after = len(alpha_bar) - 1, dict(pairwise(tau))
+    process, T, time_after = DiscreteVP(alpha_bar), len(alpha_bar) - 1, dict(pairwise(tau))
     x: dict[int, Tensor] = {}
     f: dict[int, Tensor] = {}
     log_ratio = torch.zeros_like(x0.flatten(1)[:, 0])
@@ -87,7 +88,7 @@ def j_sigma(
         q = posterior(*above) if chained else marginal(alpha_t)
         x[t] = _mean(q, x0, state) + math.sqrt(q.variance) * noise(t)
         log_ratio = log_ratio + _log_density(x[t], q, x0, state)
-        f[t] = predicted(network(x[t], t), x[t], alpha_t, prediction).x0
+        f[t] = predicted(network(x[t], process.at(t)), x[t], alpha_t, prediction).x0
         if chained:
             log_ratio = log_ratio - _log_density(x[t], generative(*above), f[after], state)
         elif t == T:

@@ -7,8 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from taugrid.workers.diffusion.denoiser import Denoiser
 from taugrid.workers.diffusion.gaussian import Gaussian, TwoPoints
-from taugrid.workers.diffusion.process import Denoiser, predict_eps
+from taugrid.workers.diffusion.process import Point, predict_eps
 
 
 def gaussian_eps(
@@ -23,22 +24,21 @@ def gaussian_eps(
         dtype: the type of x and of the computation.
 
     Returns:
-        A function of x (B, C, H, W) and of t in 1..T, whose result is shaped like x.
+        A Denoiser for the points of the process with these `alpha_bar`.
     """
-    a = alpha_bar[:, None]
+    a = alpha_bar[1:, None]
     vectors = torch.tensor(data.eigenvectors, dtype=dtype, device=device)
     slopes = torch.tensor(np.sqrt(1 - a) / (a * data.eigenvalues + 1 - a), dtype=dtype, device=device)
     means = torch.tensor(np.sqrt(a) * data.mean, dtype=dtype, device=device)
 
-    def eps(x: Tensor, t: int) -> Tensor:
+    def eps(x: Tensor, at: Point, condition: Tensor | None = None, /) -> Tensor:
+        t = at.time
         return (((x.flatten(1) - means[t]) @ vectors * slopes[t]) @ vectors.T).reshape(x.shape)
 
     return eps
 
 
-def two_points_eps(
-    data: TwoPoints, alpha_bar: NDArray[np.float64], device: str, dtype: torch.dtype = torch.float32
-) -> Denoiser:
+def two_points_eps(data: TwoPoints, device: str, dtype: torch.dtype = torch.float32) -> Denoiser:
     """eps(x, t) = (x - sqrt(a) E[x0 | x]) / sqrt(1 - a), a = alpha_bar[t], with E[x0 | x] = w p + (1 - w) q.
 
     w is the posterior weight of the point p: a softmax over two, and so a sigmoid of the log-odds
@@ -48,11 +48,10 @@ def two_points_eps(
     p, q = torch.tensor(data.points, dtype=dtype, device=device)
     prior = math.log(data.weights[0] / data.weights[1])
 
-    def eps(x: Tensor, t: int) -> Tensor:
-        a = float(alpha_bar[t])
-        flat = x.flatten(1)
+    def eps(x: Tensor, at: Point, condition: Tensor | None = None, /) -> Tensor:
+        a, flat = at.alpha_bar, x.flatten(1)
         log_odds = prior + math.sqrt(a) / (1 - a) * ((flat - math.sqrt(a) / 2 * (p + q)) @ (p - q))
         x0 = q + log_odds.sigmoid()[:, None] * (p - q)
-        return predict_eps(flat, x0, a).reshape(x.shape)
+        return predict_eps(flat, x0, at).reshape(x.shape)
 
     return eps

@@ -1,27 +1,77 @@
-"""The forward process at one time, and the x0 and eps that a network's output implies."""
+"""Forward processes x_t = alpha x_0 + sigma eps: their points, and the x0 and eps that a network's output implies.
+
+The driver asks a process for points too, so this file imports no torch.
+"""
 
 import math
-from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeVar
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-Time = TypeVar("Time", int, Tensor)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Time = TypeVar("Time", int, "Tensor")
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 """What a network predicts: the noise, the image x0, or v = sqrt(alpha_t) eps - sqrt(1 - alpha_t) x0 (Salimans & Ho
 2022, appendix D). The names are diffusers'."""
 
-Denoiser = Callable[[Tensor, int], Tensor]
-"""What a network predicts (eps, x0 or v, in the shape of x) from x, (B, C, H, W), and the paper's t in 1..T."""
+
+class Point(NamedTuple):
+    """A point of a path, in float64: there, x = alpha x_0 + sigma eps."""
+
+    alpha: float
+    sigma: float
+    alpha_bar: float
+    """alpha^2 / (alpha^2 + sigma^2): the paper's alpha_t, of which eq. 16 is made."""
+    time: int
+    """What the network is told."""
+    key: int
+    """Names the noise that is drawn here, from 1 on; x_T has 0."""
+
+
+class Process(Protocol):
+    """A forward process."""
+
+    @property
+    def timesteps(self) -> int:
+        """T, the last time."""
+
+    def at(self, t: int) -> Point:
+        """The point at the paper's time t in 0..T."""
+
+
+class DiscreteVP:
+    """The process of DDPM: alpha^2 + sigma^2 = 1, times 0..T."""
+
+    def __init__(self, alpha_bar: NDArray[np.float64]) -> None:
+        """`alpha_bar`, (T + 1,), begins with 1, or with `alpha_bar[1]`, which makes a last step end at time 1."""
+        self._alpha_bar = alpha_bar.tolist()
+
+    @property
+    def timesteps(self) -> int:
+        """T, the last time."""
+        return len(self._alpha_bar) - 1
+
+    def at(self, t: int) -> Point:
+        """The point at the paper's time t in 0..T."""
+        alpha_t = self._alpha_bar[t]
+        return Point(math.sqrt(alpha_t), math.sqrt(1 - alpha_t), alpha_t, network_time(t), key=t)
+
+
+def path(process: Process, tau: Iterable[int]) -> tuple[Point, ...]:
+    """The points that a sampler visits: those of `tau`, increasing times in 1..T, from the last down, and that of 0."""
+    return tuple(process.at(t) for t in reversed([0, *tau]))
 
 
 class Prediction(NamedTuple):
-    """A network's estimates of the image and the noise in x_t = sqrt(alpha_t) x0 + sqrt(1 - alpha_t) eps."""
+    """A network's estimates of the image and the noise in x = alpha x0 + sigma eps."""
 
-    x0: Tensor
-    eps: Tensor
+    x0: "Tensor"
+    eps: "Tensor"
 
 
 def network_time(t: Time) -> Time:
@@ -29,12 +79,7 @@ def network_time(t: Time) -> Time:
     return t - 1
 
 
-def network_index(t: int, x: Tensor) -> Tensor:
-    """The time index of each image of x: (B,) int64 on its device."""
-    return torch.full((len(x),), network_time(t), device=x.device)
-
-
-def diffuse(x0: Tensor, eps: Tensor, alpha_bar_t: Tensor | float) -> Tensor:
+def diffuse(x0: "Tensor", eps: "Tensor", alpha_bar_t: "Tensor | float") -> "Tensor":
     """x_t = sqrt(alpha_t) x0 + sqrt(1 - alpha_t) eps, eq. 4.
 
     Args:
@@ -46,26 +91,29 @@ def diffuse(x0: Tensor, eps: Tensor, alpha_bar_t: Tensor | float) -> Tensor:
     return signal * x0 + noise * eps
 
 
-def predict_x0(x_t: Tensor, eps: Tensor, alpha_bar_t: Tensor | float) -> Tensor:
-    """f(x_t) = (x_t - sqrt(1 - alpha_t) eps) / sqrt(alpha_t), eq. 9; shapes as in `diffuse`."""
-    signal, noise = _scales(alpha_bar_t, x_t)
+def predict_x0(x_t: "Tensor", eps: "Tensor", at: "Tensor | float | Point") -> "Tensor":
+    """f(x_t) = (x_t - sqrt(1 - alpha_t) eps) / sqrt(alpha_t), eq. 9.
+
+    Shapes are as in `diffuse`; `at` is the paper's alpha_t, as there, or a point.
+    """
+    signal, noise = _scales(at, x_t)
     return (x_t - noise * eps) / signal
 
 
-def predict_eps(x_t: Tensor, x0: Tensor, alpha_bar_t: Tensor | float) -> Tensor:
-    """The eps for which eq. 9 gives `x0`: (x_t - sqrt(alpha_t) x0) / sqrt(1 - alpha_t); shapes as in `diffuse`."""
-    signal, noise = _scales(alpha_bar_t, x_t)
+def predict_eps(x_t: "Tensor", x0: "Tensor", at: "Tensor | float | Point") -> "Tensor":
+    """The eps for which eq. 9 gives `x0`: (x_t - sqrt(alpha_t) x0) / sqrt(1 - alpha_t); as `predict_x0`."""
+    signal, noise = _scales(at, x_t)
     return (x_t - signal * x0) / noise
 
 
-def velocity(x0: Tensor, eps: Tensor, alpha_bar_t: Tensor | float) -> Tensor:
+def velocity(x0: "Tensor", eps: "Tensor", alpha_bar_t: "Tensor | float") -> "Tensor":
     """V = sqrt(alpha_t) eps - sqrt(1 - alpha_t) x0 (Salimans & Ho 2022, appendix D); shapes as in `diffuse`."""
     signal, noise = _scales(alpha_bar_t, x0)
     return signal * eps - noise * x0
 
 
-def predicted(output: Tensor, x_t: Tensor, alpha_bar_t: Tensor | float, prediction: PredictionType) -> Prediction:
-    """The x0 and eps that a network's `output` for `x_t` implies; shapes as in `diffuse`.
+def predicted(output: "Tensor", x_t: "Tensor", at: "Tensor | float | Point", prediction: PredictionType) -> Prediction:
+    """The x0 and eps that a network's `output` for `x_t` implies; shapes and `at` as in `predict_x0`.
 
     Only `epsilon` divides by sqrt(alpha_t), so the others work if alpha_T is 0; `sample` divides by sqrt(1 - alpha_t).
 
@@ -73,18 +121,39 @@ def predicted(output: Tensor, x_t: Tensor, alpha_bar_t: Tensor | float, predicti
         ValueError: for an unknown `prediction`.
     """
     if prediction == "epsilon":
-        return Prediction(predict_x0(x_t, output, alpha_bar_t), output)
+        return Prediction(predict_x0(x_t, output, at), output)
     if prediction == "sample":
-        return Prediction(output, predict_eps(x_t, output, alpha_bar_t))
+        return Prediction(output, predict_eps(x_t, output, at))
     if prediction == "v_prediction":
-        signal, noise = _scales(alpha_bar_t, x_t)
+        signal, noise = _scales(at, x_t)
         return Prediction(signal * x_t - noise * output, signal * output + noise * x_t)
     raise ValueError(f"unknown prediction {prediction!r}; known: epsilon, sample, v_prediction")
 
 
-def _scales(alpha_bar_t: Tensor | float, x: Tensor) -> tuple[Tensor, Tensor] | tuple[float, float]:
+def clipped(found: Prediction, x: "Tensor", at: Point, clip: str, clip_range: float = 1.0) -> Prediction:
+    """The prediction for x at a point, after clipping.
+
+    `none` leaves it unchanged. `x0` clips the predicted x0 to [-clip_range, clip_range] and keeps eps, as diffusers
+    does by default. `x0_and_eps` also takes the eps that leads from the clipped x0 to x, as DDPM's posterior mean does.
+
+    Raises:
+        ValueError: for an unknown `clip`.
+    """
+    if clip == "none":
+        return found
+    x0 = found.x0.clamp(-clip_range, clip_range)
+    if clip == "x0":
+        return Prediction(x0, found.eps)
+    if clip == "x0_and_eps":
+        return Prediction(x0, predict_eps(x, x0, at))
+    raise ValueError(f"unknown clip {clip!r}; known: none, x0, x0_and_eps")
+
+
+def _scales(at: "Tensor | float | Point", x: "Tensor") -> "tuple[Tensor, Tensor] | tuple[float, float]":
     """sqrt(alpha_t) and sqrt(1 - alpha_t), computed in float64 and ready to multiply `x`."""
-    if not isinstance(alpha_bar_t, Tensor):
-        return math.sqrt(alpha_bar_t), math.sqrt(1 - alpha_bar_t)
-    per_image = alpha_bar_t.to(torch.float64).reshape(-1, *[1] * (x.ndim - 1))
+    if isinstance(at, Point):
+        return at.alpha, at.sigma
+    if isinstance(at, int | float):
+        return math.sqrt(at), math.sqrt(1 - at)
+    per_image = at.double().reshape(-1, *[1] * (x.ndim - 1))
     return per_image.sqrt().to(x.dtype), (1 - per_image).sqrt().to(x.dtype)

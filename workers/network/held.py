@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from taugrid.errors import CustomCodeError
-from taugrid.workers.diffusion.process import Denoiser, network_time
+from taugrid.workers.diffusion.denoiser import Denoiser, from_times
 from taugrid.workers.network.custom import checked
 
 
@@ -27,15 +27,15 @@ def held_network(made: Any) -> Iterator[Denoiser]:
     name = type(made).__name__
 
     @torch.inference_mode()
-    def network(x: Tensor, t: int) -> Tensor:
-        output = made(x, torch.full((len(x),), network_time(t), device=x.device))
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        output = made(x, t)
         return checked(getattr(output, "sample", output), x, name)
 
     modes = [(part, part.training) for part in made.modules()] if isinstance(made, nn.Module) else []
     if modes:
         made.eval()
     try:
-        yield network
+        yield from_times(network)
     finally:
         for part, mode in modes:  # each its own: `train` would set those that the caller has frozen, too
             part.training = mode

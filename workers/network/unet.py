@@ -1,4 +1,4 @@
-"""diffusers' UNet2DModel: built from the config, and loaded from a folder as a function of x and t."""
+"""diffusers' UNet2DModel: built from the config, and loaded from a folder."""
 
 import json
 import pickle
@@ -15,7 +15,7 @@ from taugrid.jobs import SavedUnet
 from taugrid.storage import Storage
 from taugrid.words import listed
 from taugrid.workers.content import require_same, verified_copy
-from taugrid.workers.diffusion.process import Denoiser, network_index
+from taugrid.workers.diffusion.denoiser import Denoiser, from_times
 from taugrid.workers.network.checkpoint import (
     CONFIG_FILE,
     MOST_NAMED,
@@ -53,12 +53,11 @@ def load_unet(saved: SavedUnet, device: str, compiled: bool = False) -> Denoiser
         module = by_torch(unet)
 
     @torch.inference_mode()
-    def network(x: Tensor, t: int) -> Tensor:
-        index = network_index(t, x)  # of a number, diffusers would make a tensor at each step, and copy it
-        output: Tensor = module(x.contiguous(memory_format=torch.channels_last), index, return_dict=False)[0]
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        output: Tensor = module(x.contiguous(memory_format=torch.channels_last), t, return_dict=False)[0]
         return output
 
-    return network
+    return from_times(network)
 
 
 def _config(file: Path, sha256: str, storage: Storage) -> bytes:

@@ -1,17 +1,16 @@
-"""The sampler of the DDIM paper: one update, eq. 12, which samples, decodes and encodes along tau."""
+"""The sampler of the DDIM paper: one update, eq. 12, which samples, decodes and encodes along a path."""
 
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
+from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.forward import sigma, sigma_hat
-from taugrid.workers.diffusion.process import Denoiser, Prediction, PredictionType, predict_eps, predict_x0, predicted
+from taugrid.workers.diffusion.process import Point, Prediction, predict_x0
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Eta = float | Literal["sigma_hat"]
 
@@ -41,102 +40,39 @@ def coefficients(alpha_t: float, alpha_prev: float, eta: Eta, is_last: bool = Fa
     return Coefficients(math.sqrt(alpha_prev), direction, noise)
 
 
-def step(at: Prediction, z: Tensor | None, c: Coefficients) -> Tensor:
-    """X at the next time of the path, eq. 12.
-
-    Args:
-        at: the network's prediction at x: x0 and eps, (B, C, H, W).
-        z: as x, standard normal; None if the step adds no noise.
-        c: the coefficients of the step.
-    """
+def step(at: Prediction, z: "Tensor | None", c: Coefficients) -> "Tensor":
+    """X at the next point of the path, eq. 12, from the prediction at x and a standard normal z, None for no noise."""
     x_next = c.signal * at.x0 + c.direction * at.eps
     return x_next if z is None else x_next + c.noise * z
 
 
-def clipped(at: Prediction, x: Tensor, alpha_t: float, clip: str, clip_range: float) -> Prediction:
-    """The prediction at x after clipping.
-
-    `none` leaves it unchanged. `x0` clips the predicted x0 to [-clip_range, clip_range] and keeps eps, as diffusers
-    does by default. `x0_and_eps` also takes the eps that leads from the clipped x0 to x, as DDPM's posterior mean does.
-
-    Raises:
-        ValueError: for an unknown `clip`.
-    """
-    if clip == "none":
-        return at
-    x0 = at.x0.clamp(-clip_range, clip_range)
-    if clip == "x0":
-        return Prediction(x0, at.eps)
-    if clip == "x0_and_eps":
-        return Prediction(x0, predict_eps(x, x0, alpha_t))
-    raise ValueError(f"unknown clip {clip!r}; known: none, x0, x0_and_eps")
-
-
-@torch.no_grad()
 def sample(
-    network: Denoiser,
-    noise: Callable[[int], Tensor],
-    alpha_bar: NDArray[np.float64],
-    tau: Sequence[int],
-    eta: Eta,
-    clip: str,
-    prediction: PredictionType = "epsilon",
-    clip_range: float = 1.0,
-) -> Tensor:
-    """Images from x_T by one step for each time in tau.
+    x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Callable[[int], "Tensor"], eta: Eta
+) -> "Tensor":
+    """x_0, (B, C, H, W), from x_T by one step from each point of `path` to the next.
 
-    Args:
-        network: called only at the times of tau.
-        noise: `noise(0)` is x_T, (B, C, H, W) float32; `noise(t)` is the z of the step that starts at time t, called
-            only if that step adds noise.
-        alpha_bar: (T + 1,) with `alpha_bar[0] == 1`, or `alpha_bar[1]`, which makes the last step end at time 1.
-        tau: times in 1..T that never decrease. A repeated time is a step that does not move (except with clip `x0`,
-            where x0 and eps no longer add up to x).
-        eta: the scale of eq. 16, or `sigma_hat`.
-        clip: as in `clipped`.
-        prediction: what the network predicts.
-        clip_range: as in `clipped`.
-
-    Returns:
-        (B, C, H, W) float32, x_0.
+    `noise(key)` is asked only for steps that add noise. A repeated point is a step that does not move (except with clip
+    `x0`, where x0 and eps no longer add up to x).
     """
-    x = noise(0)
-    for t_prev, t in reversed(list(pairwise([0, *tau]))):
-        alpha_t, alpha_prev = float(alpha_bar[t]), float(alpha_bar[t_prev])
-        c = coefficients(alpha_t, alpha_prev, eta, is_last=t_prev == 0)
-        at = clipped(predicted(network(x, t), x, alpha_t, prediction), x, alpha_t, clip, clip_range)
-        x = step(at, noise(t) if c.noise > 0 else None, c)
+    for t, prev in pairwise(path):
+        c = coefficients(t.alpha_bar, prev.alpha_bar, eta, is_last=prev is path[-1])
+        x = step(denoise(x, t), noise(t.key) if c.noise > 0 else None, c)
     return x
 
 
-def decode(
-    network: Denoiser,
-    x_T: Tensor,
-    alpha_bar: NDArray[np.float64],
-    tau: Sequence[int],
-    prediction: PredictionType = "epsilon",
-) -> Tensor:
-    """x_0 for a given x_T, (B, C, H, W), along the ODE of eq. 14 downwards: `sample` with eta = 0 and no clipping."""
-    return sample(network, lambda _: x_T, alpha_bar, tau, 0.0, "none", prediction)
+def decode(x_T: "Tensor", path: Sequence[Point], denoise: Denoise) -> "Tensor":
+    """x_0 for a given x_T, along the ODE of eq. 14 downwards: `sample` with eta = 0."""
+    return sample(x_T, path, denoise, lambda key: x_T, 0.0)
 
 
-@torch.no_grad()
-def encode(
-    network: Denoiser,
-    x0: Tensor,
-    alpha_bar: NDArray[np.float64],
-    tau: Sequence[int],
-    prediction: PredictionType = "epsilon",
-) -> Tensor:
-    """x_T of given images along the ODE of eq. 14 upwards: Euler steps of eq. 13, with eps at the step's target time.
+def encode(x0: "Tensor", path: Sequence[Point], denoise: Denoise) -> "Tensor":
+    """x_T of given images along the ODE of eq. 14 upwards: Euler steps of eq. 13, with eps at the step's target.
 
-    With eps at the source time, as eq. 13 is printed, the first step would call the network at t = 0, for which it was
-    never trained. Arguments are as in `sample`, `x0` (B, C, H, W); nothing is clipped.
+    With eps at the source, as eq. 13 is printed, the first step would call the network at t = 0, for which it was never
+    trained. `path` leads downwards, as in `decode`; `denoise` clips nothing.
     """
     x = x0
-    for s, t in pairwise([0, *tau]):
-        alpha_s, alpha_t = float(alpha_bar[s]), float(alpha_bar[t])
-        eps = predicted(network(x, t), x, alpha_t, prediction).eps
-        ahead = Coefficients(math.sqrt(alpha_t), math.sqrt(1 - alpha_t), noise=0.0)
-        x = step(Prediction(predict_x0(x, eps, alpha_s), eps), None, ahead)
+    for s, t in pairwise(reversed(path)):
+        eps = denoise(x, t).eps
+        x = step(Prediction(predict_x0(x, eps, s), eps), None, Coefficients(t.alpha, t.sigma, noise=0.0))
     return x

@@ -1,0 +1,30 @@
+"""Networks as functions of x and the paper's time, and the sampler on the levels and times of a test."""
+
+from functools import partial
+
+from taugrid.workers.diffusion.denoiser import denoising
+from taugrid.workers.diffusion.process import DiscreteVP, path
+from taugrid.workers.diffusion.schedule import alpha_bar as levels
+from taugrid.workers.samplers import ddim
+
+USUAL = DiscreteVP(levels("linear", 1000, 1e-4, 2e-2))
+
+at = USUAL.at
+"""The point at the paper's time t in 1..1000."""
+
+
+def of_time(function):
+    """A Denoiser from a function of x and the paper's t."""
+    return lambda x, at, condition=None: function(x, at.key)
+
+
+def sample(network, noise, alpha_bar, tau, eta, clip, prediction="epsilon", clip_range=1.0):
+    denoise = denoising(network, prediction, clip, clip_range)
+    return ddim.sample(noise(0), path(DiscreteVP(alpha_bar), tau), denoise, noise, eta)
+
+
+def _along(function, network, x, alpha_bar, tau, prediction="epsilon"):
+    return function(x, path(DiscreteVP(alpha_bar), tau), denoising(network, prediction))
+
+
+decode, encode = partial(_along, ddim.decode), partial(_along, ddim.encode)

@@ -1,0 +1,75 @@
+"""A metric from outside: a file and its registration. It reads a column of the sample files and needs no reference."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from in_process import CONFIG, drive, small_run
+
+from taugrid.errors import UserError
+from taugrid.orchestrator.external import score_images
+from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.session import Session
+from taugrid.registry import metrics
+from taugrid.registry.extractors import PIXELS
+from taugrid.registry.metrics import Metric, MetricColumn
+from taugrid.storage import LOCAL, read_json
+
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
+
+TOY = """
+from taugrid.eval.metrics.inputs import MetricResult
+
+def drift(inputs):
+    assert inputs.reference is None
+    index = inputs.columns["index"]
+    grey = [float(row.mean()) for chunk in inputs.features() for row in chunk]
+    slope = sum(i * g for i, g in zip(index, grey)) / inputs.num_samples
+    return MetricResult({"drift": slope})
+"""
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """The metric `drift` in a module of its own."""
+    (tmp_path / "toy_metric.py").write_text(TOY)
+    monkeypatch.syspath_prepend(tmp_path)
+    column = MetricColumn("drift", "Drift")
+    found = Metric("drift", "a toy", (column,), "toy_metric:drift", needs_reference=False, sample_columns=("index",))
+    monkeypatch.setitem(metrics.METRICS, "drift", found)
+
+
+def test_a_metric_from_outside_is_in_scores_and_tables(toy, tmp_path):
+    with small_run(tmp_path, CONFIG.replace("metrics: [fid]", "metrics: [drift]")) as opened:
+        drive(opened, tmp_path / "run", LOCAL)
+        Session(replace(opened, rundir=RunDir(tmp_path / "run")), "local", Progress.silent()).do(("report",))
+    frame = pd.read_csv(tmp_path / "run/tables/quality.csv")
+    assert len(frame) == len(opened.plan.cells)
+    features = tmp_path / "run/features"
+    for _, row in frame.iterrows():
+        parts = sorted(features.glob(f"*/*{row['cell']}/part-*.parquet"))
+        grey = np.concatenate([np.stack(pd.read_parquet(part)["features"]).mean(axis=1) for part in parts])
+        assert row["drift"] == pytest.approx((np.arange(len(grey)) * grey).sum() / len(grey), rel=1e-5)
+    [protocol] = {
+        tuple(each["metrics"]) for each in read_json(tmp_path / "run/tables/quality.json")["protocols"].values()
+    }
+    assert protocol == ("drift",)
+
+
+def test_images_from_elsewhere_have_no_such_column(toy):
+    images = np.zeros((20, 4, 4), dtype=np.uint8)
+    with pytest.raises(UserError, match="drift: it needs the index of each sample, and these images have none"):
+        score_images(images, images, {"extractor": PIXELS, "metrics": ["drift"]}, (), Progress.silent())
+
+
+def test_the_inception_score_reads_no_reference(tmp_path):
+    """A reference of which nothing can be computed does not stop it."""
+    from taugrid.eval.metrics.score import score
+    from taugrid.registry.metrics import MetricSettings
+
+    draws = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    settings = MetricSettings(metrics=("isc",), isc_splits=2)
+    found = score(lambda: iter([draws]), lambda: iter([draws]), 40, None, settings)
+    assert found.values["isc_mean"] > 1

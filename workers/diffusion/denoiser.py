@@ -1,0 +1,68 @@
+"""A network as samplers ask it: at a point of a path, for a batch's condition. The driver loads this without torch."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from taugrid.workers.diffusion.process import Point, Prediction, PredictionType, clipped, predicted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Denoiser(Protocol):
+    """What a network predicts (eps, x0 or v, in the shape of x) for a batch.
+
+    Takes x, (B, C, H, W), the point where x is, and the batch's condition: a tensor with an entry for each image, such
+    as its label, or None.
+    """
+
+    def __call__(self, x: "Tensor", at: Point, condition: "Tensor | None" = None, /) -> "Tensor":
+        """The prediction, shaped like x."""
+
+
+Denoise = Callable[["Tensor", Point], Prediction]
+"""What a sampler gets: the x0 and eps in x at a point of its path, as a network sees them."""
+
+
+class Wrapped:
+    """A Denoiser around another one.
+
+    `around(call, x)` returns the output for x; `call` asks the network within. It sees x and the output alone: points
+    and conditions pass it by.
+    """
+
+    def __init__(
+        self, network: Denoiser, around: Callable[[Callable[["Tensor"], "Tensor"], "Tensor"], "Tensor"]
+    ) -> None:
+        self._network, self._around = network, around
+
+    def __call__(self, x: "Tensor", at: Point, condition: "Tensor | None" = None, /) -> "Tensor":
+        """The prediction, shaped like x."""
+        return self._around(lambda x: self._network(x, at, condition), x)
+
+
+def from_times(network: Callable[["Tensor", "Tensor"], "Tensor"]) -> Denoiser:
+    """A Denoiser from an unconditional network of x and the index 0..T-1 of each image's time, (B,) int64."""
+    import torch
+
+    def denoiser(x: "Tensor", at: Point, condition: "Tensor | None" = None, /) -> "Tensor":
+        return network(x, torch.full((len(x),), at.time, device=x.device))
+
+    return denoiser
+
+
+def denoising(
+    network: Denoiser,
+    prediction: PredictionType = "epsilon",
+    clip: str = "none",
+    clip_range: float = 1.0,
+    condition: "Tensor | None" = None,
+) -> Denoise:
+    """The `Denoise` of a network that predicts `prediction`, for one batch; `clip` and `clip_range` as in `clipped`."""
+    import torch
+
+    @torch.no_grad()
+    def denoise(x: "Tensor", at: Point) -> Prediction:
+        return clipped(predicted(network(x, at, condition), x, at, prediction), x, at, clip, clip_range)
+
+    return denoise
