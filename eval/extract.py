@@ -22,7 +22,7 @@ from taugrid.jobs import Job, Result
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.threads import one_ahead
 from taugrid.words import this_node
-from taugrid.workers.accelerator.memory import give_back
+from taugrid.workers.accelerator.memory import release_memory
 from taugrid.workers.data import load as data
 from taugrid.workers.data.picture import SourceError
 from taugrid.workers.device import Device
@@ -135,7 +135,7 @@ class InBatches:
         except Exception as error:
             if len(batch) == 1 or not is_out_of_memory(error):
                 raise
-        give_back(self._device.name)  # after the error, which holds what was computed so far
+        release_memory(self._device.name)  # after the error, which holds what was computed so far
         self._size = len(batch) // 2
         return None
 

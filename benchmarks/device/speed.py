@@ -58,7 +58,7 @@ def pipeline(setting: Setting) -> dict[str, Any]:
     pipe.set_progress_bar_config(disable=True)
     found = {}
     for tf32 in (True, False) if arithmetic.has_tf32(setting.device) else (False,):
-        arithmetic.settle(tf32)
+        arithmetic.configure(tf32)
         if tf32:
             torch.backends.cuda.matmul.allow_tf32 = False  # torch ships TF32 for convolutions alone
         seconds = setting.seconds(lambda: pipe(batch, num_inference_steps=STEPS, output_type="np"), 3)

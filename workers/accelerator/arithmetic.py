@@ -44,7 +44,7 @@ class Arithmetic(NamedTuple):
 PLAIN = Arithmetic()
 
 
-def settle(tf32: bool = False) -> None:
+def configure(tf32: bool = False) -> None:
     """Make this process compute in true float32, or in TF32 where float32 is asked for, and the same every time.
 
     A user's network or extractor can change these settings of the whole process, so they are set for every job. torch
@@ -152,7 +152,7 @@ def prepare(precision: Precision, device: str, hardware: str) -> None:
             f"node {this_node()}: sample.precision: tf32 needs an NVIDIA GPU of the generation of the A100 or later, "
             f"and this worker has {hardware}; set float32, bf16 or fp16, or choose nodes with cluster.label_selector"
         )
-    settle(tf32=precision == "tf32")
+    configure(tf32=precision == "tf32")
 
 
 def computed(network: "Denoiser", how: Arithmetic, device: str) -> "Denoiser":
