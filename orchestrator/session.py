@@ -318,6 +318,7 @@ class Session:
     def _dispatch(self, tasks: dict[str, Task]) -> dict[str, str]:
         """Have workers do `tasks`. Returns cell name -> reason for what could not be done."""
         from taugrid.orchestrator.dispatch.loop import Loop
+        from taugrid.orchestrator.dispatch.worker_manager import Outputs
 
         limits, embedded = self.config.cluster, self._address == "local"
         room = capacity.embedded_workers(limits) if embedded else limits.workers
@@ -332,8 +333,8 @@ class Session:
             write_text(temporary, "")
         pool = self._pool(probe)
         try:
-            outputs = self._progress, self._events, self._log, self.rundir.committed
-            loop = Loop(tasks, work_kinds(), pool, workers, embedded, limits, *outputs)
+            outputs = Outputs(self._progress, self._events, self._log, self.rundir.committed)
+            loop = Loop(tasks, work_kinds(), pool, workers, embedded, limits, outputs)
             problems = loop.run()
             self._lasting |= loop.lasting
             return problems
@@ -344,7 +345,7 @@ class Session:
 
     def _pool(self, probe: Path) -> "Pool":
         """The workers; each must see the file `probe` before it gets a task."""
-        from taugrid.orchestrator.dispatch.pool import Pool, Spare
+        from taugrid.orchestrator.dispatch.pool import CpuOnly, Pool
         from taugrid.workers.actor import Probe, Worker
 
         limits = self.config.cluster
@@ -352,11 +353,11 @@ class Session:
         if not gpus:
             require_no_tf32(self.part)
         files = Probe(str(probe), self.rundir.storage, self.rundir.run)
-        spare = None
+        cpu_only = None
         if limits.use_cpus and gpus:
             share = float(capacity.exact(limits.score.cpus_per_worker or limits.cpus_per_worker))
-            spare = Spare((max(1, int(share)),), share)
-        return Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, limits.label_selector, spare)
+            cpu_only = CpuOnly((max(1, int(share)),), share)
+        return Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, limits.label_selector, cpu_only)
 
     def _set_aside(self, damage: Damage) -> None:
         target = self.rundir.set_aside(damage)

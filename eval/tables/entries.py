@@ -9,17 +9,17 @@ replicates also has their standard deviation, in brackets, and their number n wh
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
+from taugrid.eval.reference_names import reference_in_words
 from taugrid.eval.tables.ablation.one_table import USUAL, Layout, one_table
 from taugrid.eval.tables.ablation.replicates import alike_over_seeds, averaged
 from taugrid.eval.tables.long_form import FID, score_columns
 from taugrid.eval.tables.pivots import Pivot, against_best
-from taugrid.protocol import ProtocolFields, extractor_in_words, shortened
+from taugrid.protocol import ProtocolFields, extractor_in_words
 from taugrid.registry.metrics import MetricColumn
-from taugrid.words import counted
 
 MISSING = "–"
 NOTHING = 5e-7
@@ -177,7 +177,9 @@ def sizes(frame: pd.DataFrame) -> str:
 def scored_as(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> str:
     """A line with N, the reference and the extractor."""
     spelled = [protocols[name] for name in dict.fromkeys(frame["protocol"]) if name in protocols]
-    references = dict.fromkeys(_reference(protocol["reference"]) for protocol in spelled if "reference" in protocol)
+    references = dict.fromkeys(
+        reference_in_words(protocol["reference"]) for protocol in spelled if "reference" in protocol
+    )
     extractors = dict.fromkeys(
         extractor_in_words(protocol["extractor"]) for protocol in spelled if "extractor" in protocol
     )
@@ -185,11 +187,3 @@ def scored_as(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> s
     parts += [f"reference: {' or '.join(references)}"] if references else []
     parts += [f"features: {' or '.join(extractors)}"] if extractors else []
     return "; ".join(parts)
-
-
-def _reference(fields: Mapping[str, Any]) -> str:
-    """A reference as people name it: digits/train (1,437 images)."""
-    content = shortened(str(fields["sha256"]))
-    name = f"{fields['dataset']}/{fields['split']}" if fields["dataset"] else f"the one with SHA-256 {content}"
-    size = "mean and covariance" if fields["num_images"] is None else counted(fields["num_images"], "image")
-    return f"{name} ({size})"

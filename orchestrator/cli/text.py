@@ -11,7 +11,7 @@ from rich.table import Table
 
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.protocol import extractor_in_words
-from taugrid.words import counted, duration, listed, quantity, with_urls
+from taugrid.words import counted, duration, in_columns, listed, quantity, with_urls
 
 if TYPE_CHECKING:
     from taugrid.eval.tables.ablation.one_table import Layout
@@ -52,18 +52,14 @@ def plan_text(plan: dict[str, Any]) -> str:
 
 
 def _cell_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A heading and a line for each cell, as narrow as they can be: most terminals have 80 columns."""
+    """A heading and a line for each cell."""
     rows = [("cell", "id", "images", "shards", "evals", "scored")]
     for cell in cells:
         images = "removed" if cell["images_removed"] else f"{cell['images_done']}/{cell['num_samples']}"
         shards = f"{cell['shards_done']}/{cell['shards']}"
         evaluations, scored = quantity(cell["network_evaluations"]), "yes" if cell["scored"] else "no"
         rows.append((cell["label"], cell["cell"], images, shards, evaluations, scored))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    sides = "<<>>>>"
-    return [
-        "  ".join(f"{text:{side}{width}}" for text, side, width in zip(row, sides, widths, strict=True)) for row in rows
-    ]
+    return in_columns(rows, right=range(2, 6))
 
 
 def _training_state(model: dict[str, Any]) -> str:
@@ -106,11 +102,11 @@ def _expected(plan: dict[str, Any]) -> str:
 
 
 def _driver(plan: dict[str, Any]) -> list[str]:
-    """A line on who is at work in the directory; a plan does not say it."""
+    """A line on the driver of the run; a plan does not have it."""
     if "driver" not in plan:
         return []
-    at_work = plan["driver"]
-    who = "none is at work here" if at_work is None else f"process {at_work['process']} on {at_work['host']} is at work"
+    driver = plan["driver"]
+    who = "none is running here" if driver is None else "process {process} on {host} is running".format(**driver)
     return [f"driver: {who}"]
 
 
@@ -207,7 +203,7 @@ def without_error(rows: Sequence[Mapping[str, Any]], reasons: Mapping[str, str])
 
 
 MOST_REASONS, MOST_CELLS = 10, 4
-"""How many reasons or warnings are told, and how many cells a line names. The rest are counted."""
+"""How many reasons or warnings are printed, and how many cells a line names. The rest are counted."""
 
 
 def missing_lines(missing: Mapping[str, str], labels: Mapping[str, str]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 SAMPLE_COLUMNS = ("index", "seed", "steps", "eta")
-"""The columns of numbers in a sample file (`taugrid.parquet.schemas`). Images from elsewhere have none."""
+"""The columns of numbers in a sample file (`taugrid.parquet.writer`). Images from elsewhere have none."""
 
 
 @dataclass(frozen=True)

@@ -129,9 +129,9 @@ def test_scores_of_external_images_are_those_of_a_cpu(images, spec, tmp_path, mo
     heard, gpu = Counter(), Gpu(spec, quick=(2,))
 
     def scores(**more):
-        return standalone.evaluate(
-            samples, reference_of(reference), spec, MetricSettings(("fid", "isc")), versions={}, **more
-        )["metrics"]
+        options = standalone.Options(versions={}, **more)
+        settings = MetricSettings(("fid", "isc"))
+        return standalone.evaluate(samples, reference_of(reference), spec, settings, options)["metrics"]
 
     expected = scores()
     monkeypatch.setattr(standalone, "load", lambda spec, device: gpu)

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from taugrid import parquet
 from taugrid.errors import NotFinite
 from taugrid.images import to_uint8
-from taugrid.parquet import encoding
+from taugrid.parquet import samples
 from taugrid.workers.accelerator import transfer
 from taugrid.workers.finite import Watched, not_finite
 
@@ -175,7 +175,7 @@ def test_a_file_has_the_bytes_that_one_thread_would_write(tmp_path, monkeypatch,
         writer.flush()
         part.commit(replace=False)
     if slow:
-        encode, firsts = encoding.encode_png, {batch[0].tobytes() for batch in batches}
+        encode, firsts = samples.encode_png, {batch[0].tobytes() for batch in batches}
         pause = threading.Event()
 
         def late(image):
@@ -183,13 +183,13 @@ def test_a_file_has_the_bytes_that_one_thread_would_write(tmp_path, monkeypatch,
                 pause.wait(0.005)
             return encode(image)
 
-        monkeypatch.setattr(encoding, "encode_png", late)
+        monkeypatch.setattr(samples, "encode_png", late)
     assert written(tmp_path / "threads", [*batches, images[:1][:0]]) == (tmp_path / "plain").read_bytes()
 
 
 def test_whoever_brings_batches_faster_than_they_are_encoded_waits(tmp_path, monkeypatch):
     brought, go_on = [], threading.Event()
-    monkeypatch.setattr(encoding, "encode_png", lambda image: go_on.wait(10) and b"")
+    monkeypatch.setattr(samples, "encode_png", lambda image: go_on.wait(10) and b"")
     image = np.zeros((2, 1, 4, 4), np.uint8)
 
     def batches():
@@ -201,10 +201,10 @@ def test_whoever_brings_batches_faster_than_they_are_encoded_waits(tmp_path, mon
     thread.start()
     for _ in range(100):  # a busy machine may take seconds to come so far
         thread.join(0.1)
-        if len(brought) > encoding.MOST_WAITING:
+        if len(brought) > samples.MOST_WAITING:
             break
     thread.join(0.1)
-    assert len(brought) == encoding.MOST_WAITING + 1, "none waits beyond that"
+    assert len(brought) == samples.MOST_WAITING + 1, "none waits beyond that"
     go_on.set()
     thread.join(10)
     assert len(brought) == 6
