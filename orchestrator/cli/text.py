@@ -100,11 +100,11 @@ def _expected(plan: dict[str, Any]) -> str:
 
 
 def _driver(plan: dict[str, Any]) -> list[str]:
-    """A line on who is at work in the directory; a plan does not say it."""
+    """A line on the driver of the run; a plan does not have it."""
     if "driver" not in plan:
         return []
-    at_work = plan["driver"]
-    who = "none is at work here" if at_work is None else f"process {at_work['process']} on {at_work['host']} is at work"
+    driver = plan["driver"]
+    who = "none is running here" if driver is None else "process {process} on {host} is running".format(**driver)
     return [f"driver: {who}"]
 
 
@@ -201,7 +201,7 @@ def without_error(rows: Sequence[Mapping[str, Any]], reasons: Mapping[str, str])
 
 
 MOST_REASONS, MOST_CELLS = 10, 4
-"""How many reasons or warnings are told, and how many cells a line names. The rest are counted."""
+"""How many reasons or warnings are printed, and how many cells a line names. The rest are counted."""
 
 
 def missing_lines(missing: Mapping[str, str], labels: Mapping[str, str]) -> list[str]:

@@ -33,7 +33,7 @@ ORACLE = {
 }
 
 SPREAD = """
-from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
+from taugrid.eval.metrics.score import MetricInputs, MetricResult
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 
 

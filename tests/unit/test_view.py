@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from denoisers import at
 from in_process import CONFIG, small_run
 from matplotlib.figure import Figure
 from nbclient import NotebookClient
@@ -267,7 +268,7 @@ def test_a_network_in_memory_is_sampled_and_left_as_it_was(run):
         def forward(self, x, index):
             self.was_training = self.training
             assert index.shape == (len(x),)
-            return eps(x, int(index[0]) + 1)
+            return eps(x, at(int(index[0]) + 1))
 
     network = Network()
     found = taugrid.sample(network, 20, eta=1.0, **AS_IN_THE_RUN)
