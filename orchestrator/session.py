@@ -16,11 +16,10 @@ from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation, singular_samples
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.summary import SessionSummary
-from taugrid.orchestrator.report.ablation import no_effects
 from taugrid.orchestrator.report.cells import write_cells
 from taugrid.orchestrator.report.replicates import unequal
 from taugrid.orchestrator.report.trainings import failed_trainings
-from taugrid.orchestrator.report.write import write_losses
+from taugrid.orchestrator.report.write import no_effects, write_losses
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.commits import require_here
@@ -44,7 +43,7 @@ from taugrid.workers.training import fit
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from taugrid.eval.tables.differences import Evidence
+    from taugrid.eval.tables.quality import QualityTable
     from taugrid.orchestrator.dispatch.pool import Pool
 
 
@@ -55,8 +54,8 @@ class Outcome(NamedTuple):
     """The rows of the table that the stages lead to."""
     table: str
     """Its name (`work.kind.Conclusion`); empty if there is none."""
-    evidence: "Evidence | None" = None
-    """For the quality table: what tells its cells apart."""
+    quality: "QualityTable | None" = None
+    """Of `rows`, if it is the quality table."""
     text: "RenderableType" = ""
     """The table as printed on stdout, if it is not the quality table."""
     labels: Mapping[str, str] = {}
@@ -165,7 +164,7 @@ class Session:
             missing=missing,
             rows=last.rows,
             table=last.table,
-            evidence=last.evidence,
+            quality=last.quality,
             text=last.text,
             labels=labels,
             lasting=frozenset(self._lasting),
