@@ -15,7 +15,7 @@ from taugrid.eval.tables.entries import MISSING, write_number
 from taugrid.orchestrator.baseline.compared import Sharpness
 from taugrid.orchestrator.baseline.matching import labels_of
 from taugrid.registry.metrics import METRICS, MetricColumn
-from taugrid.words import counted, listed
+from taugrid.words import counted, in_columns, listed
 
 ComparedDict = Mapping[str, Any]
 """A `Compared` as plain data."""
@@ -167,9 +167,8 @@ def other_change(cell: ComparedDict, column: MetricColumn, arrow: str = "->") ->
 def comparison_text(found: Mapping[str, Any]) -> str:
     """The verdict, a line for each cell, and what else was found."""
     cells = found["cells"]
-    width, longest = (max(len(cell[key]) for cell in cells) for key in ("label", "result"))
     lines = [headline(found), f"{counts(found)}.", ""]
-    lines += [f"{cell['result']:{longest}}  {cell['label']:{width}}  {reason(cell)}" for cell in cells]
+    lines += in_columns((cell["result"], cell["label"], reason(cell)) for cell in cells)
     lines += ["", *check_lines(found)]
     lines += [f"not judged: {said}" for said in found["not_judged"]]
     lines += [f"missing: {name}: {said}" for name, said in found["missing"].items()]
@@ -177,9 +176,8 @@ def comparison_text(found: Mapping[str, Any]) -> str:
         lines.append(f"rule: {found['rule']}; margin {100 * found['margin']:g} % of the baseline's FID")
     if columns := columns_in(cells):
         lines.append(f"other metrics, {NOT_JUDGED}:")
-        for cell in cells:
-            told = (f"{column.title} {other_change(cell, column)}" for column in columns)
-            lines.append(f"  {cell['label']:{width}}  {', '.join(told)}")
+        changes = (", ".join(f"{column.title} {other_change(cell, column)}" for column in columns) for cell in cells)
+        lines += in_columns((f"  {cell['label']}", change) for cell, change in zip(cells, changes, strict=True))
     lines += [f"{title}: {names}" for title, names in unmatched(found, MOST_LISTED).items()]
     lines += [f"differs: {mark}" for mark in found["marks"]]
     lines += [f"warning: {note}" for note in found["notes"]]
@@ -206,12 +204,12 @@ def baseline_text(value: Mapping[str, Any]) -> str:
         "",
     ]
     named = labels_of({cell["cell"]: {**cell["settings"], **cell["axes"]} for cell in value["cells"]})
-    width = max(map(len, named.values()))
+    rows = []
     for cell in value["cells"]:
         fid = number(cell["metrics"]["fid"], cell["metrics"].get("fid_se"))
-        line = f"{named[cell['cell']]:{width}}  N = {cell['settings']['num_samples']}  FID {fid}"
-        lines.append(line + _of_trainings([cell["metrics"]["fid"], *cell.get("trainings", ())]))
-    return "\n".join(lines)
+        of_trainings = _of_trainings([cell["metrics"]["fid"], *cell.get("trainings", ())])
+        rows.append((named[cell["cell"]], f"N = {cell['settings']['num_samples']}", f"FID {fid}{of_trainings}"))
+    return "\n".join([*lines, *in_columns(rows)])
 
 
 def _of_trainings(fids: Sequence[float]) -> str:

@@ -24,7 +24,7 @@ from taugrid.orchestrator.opened import open_to_run
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.extension import labels_begun, orphans_in_words
-from taugrid.orchestrator.rundir.lock import sole_driver
+from taugrid.orchestrator.rundir.lease import sole_driver
 from taugrid.orchestrator.session import Outcome, Session
 from taugrid.storage import write_sealed
 from taugrid.words import with_urls

@@ -13,7 +13,7 @@ from taugrid.eval.gate.verdict import INCOMPLETE, NO_BASELINE, UNFINISHED, Verdi
 from taugrid.eval.nights import Light, NightLine, NightModel
 from taugrid.orchestrator.baseline.text import GOOD, check_lines, sign
 from taugrid.orchestrator.nightly.places import History
-from taugrid.words import counted, listed, short_path
+from taugrid.words import counted, in_columns, listed, short_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,11 +96,7 @@ def history_as_dict(history: History, nights: Sequence[NightLine]) -> dict[str, 
 
 def nights_text(nights: Sequence[NightLine]) -> str:
     """A line for each night, in columns: id, time, verdict, and then cells, checkpoints and remarks."""
-    rows = [(night.id, night.time, night.verdict, "  ".join(_more(night))) for night in nights]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(f"{text:{wide}}" for text, wide in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return "\n".join(in_columns((night.id, night.time, night.verdict, "  ".join(_more(night))) for night in nights))
 
 
 def _more(night: NightLine) -> list[str]:
