@@ -13,6 +13,7 @@ from taugrid.eval.tables.pivots import short_checkpoints
 from taugrid.grids.names import varying
 from taugrid.orchestrator.baseline.files import ACCEPT
 from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, NOT_MATCHED, Snapshot, SnapshotCell
+from taugrid.orchestrator.plan.cells import folder_label
 from taugrid.orchestrator.plan.grid import COLUMN_NAMES
 from taugrid.protocol import canonical, disagreements
 from taugrid.words import counted
@@ -157,8 +158,7 @@ def labels_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     differing = varying(list(given.values()))
     found = {}
     for cell, values in given.items():
-        eta = cells[cell]["eta"]
-        base = f"S{cells[cell]['steps']:04d}-{eta if eta == 'sigma_hat' else f'eta{eta:g}'}"
+        base = folder_label(cells[cell])
         found[cell] = " ".join([base, *(f"{name}={values[name]}" for name in differing if name in values)])
     return found
 
