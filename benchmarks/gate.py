@@ -26,6 +26,7 @@ from benchmarks.gate_recipe import report_retrained
 from benchmarks.gate_worlds import Noise, World, rate
 from taugrid.eval.gate.critical import correlation
 from taugrid.eval.gate.rule import ALPHA, Change, NightJudgement, Scored, is_denied, judge, screen
+from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.metrics.frechet import standard_error
 from taugrid.eval.metrics.statistics import Array
 
@@ -86,7 +87,7 @@ def two_stages(usual: list[Change], fresh: Callable[[], list[Change]], draws: in
     first = {cell.name: cell for cell in judge(usual, draws=draws).cells}
     before = ((first[cell.name].difference, first[cell.name].se) for cell in judgement.cells)
     if any(is_denied(one, (cell.difference, cell.se)) for one, cell in zip(before, judgement.cells, strict=True)):
-        return any(cell.verdict == "worse" for cell in first.values())
+        return any(cell.verdict is Verdict.WORSE for cell in first.values())
     return bool(judgement.worse)
 
 

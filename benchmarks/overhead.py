@@ -30,6 +30,7 @@ from taugrid.config.load import load
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.pool import Joined, Pool, PoolEvent
+from taugrid.orchestrator.dispatch.worker_manager import Outputs
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.progress import Progress
@@ -65,7 +66,7 @@ class WarmPool(Pool):
 
 
 class WarmWorker(Worker):
-    """Has loaded torch and a job's network before it says hello, and called it once."""
+    """Has loaded torch and a job's network before its health check, and called it once."""
 
     def __init__(self, threads: int, job: SampleJob) -> None:
         super().__init__(threads)
@@ -129,8 +130,8 @@ def run_loop(actor: type, arguments: tuple[Any, ...], tasks: dict[str, Task], wo
     pool.warm(workers)
     events = Events(Paths(folder))
     began, before = time.perf_counter(), cpu_seconds()
-    outputs = Progress(), events, lambda name, text: folder
-    problems = Loop(tasks, work_kinds(), pool, workers, True, Cluster(), *outputs).run()
+    outputs = Outputs(Progress(), events, lambda name, text: folder)
+    problems = Loop(tasks, work_kinds(), pool, workers, True, Cluster(), outputs).run()
     spent = Spent(time.perf_counter() - began, cpu_seconds() - before)
     pool.close()
     assert not problems, problems
@@ -174,8 +175,7 @@ def experiment(images: int) -> Config:
 def save_network(config: Config, folder: Path) -> RunDir:
     """A run directory with an untrained network: time does not depend on weights."""
     from taugrid.workers.network.ema import ema_start
-    from taugrid.workers.network.pipeline import save_pipeline
-    from taugrid.workers.network.unet import build_unet
+    from taugrid.workers.network.unet import build_unet, save_pipeline
 
     folder.mkdir()
     rundir = RunDir(folder)

@@ -3,7 +3,7 @@
     python -m benchmarks.scale [ray] [policy] [loop] [plan]
 
 - ray: 64 actors that sleep for each shard and commit a link to one real file. The driver does all that it does in a
-  run: dispatcher, worker_manager, events, a look at each file, ledger. 64 workers on few cores are only honest if they
+  run: dispatcher, worker manager, events, a look at each file, ledger. 64 workers on few cores are only honest if they
   have time to spare, so a shard takes half a second: 128 shards a second. The efficiency is shards x seconds / workers
   over the wall time from the first assignment to the last commit; few shards end in a last round that is not full.
 - policy: seconds of `assign` and of each event in every state that a run comes through, 512 workers and 100,000 tasks.
@@ -41,6 +41,7 @@ from taugrid.orchestrator.dispatch.capacity import Node, Size
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.pool import Done, Joined, Located, PoolEvent
+from taugrid.orchestrator.dispatch.worker_manager import Outputs
 from taugrid.orchestrator.plan.cells import Plan, Shard
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
@@ -131,9 +132,9 @@ def resident() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096.0
 
 
-def outputs(rundir: RunDir) -> tuple[Any, ...]:
+def outputs(rundir: RunDir) -> Outputs:
     progress = Progress(Console(file=io.StringIO()))
-    return progress, Events(rundir), lambda name, text: rundir.root, rundir.committed
+    return Outputs(progress, Events(rundir), lambda name, text: rundir.root, rundir.committed)
 
 
 def with_ray(workers: int, shards: list[int], seconds: float) -> None:
@@ -150,7 +151,7 @@ def with_ray(workers: int, shards: list[int], seconds: float) -> None:
             pool.warm(workers)
             gc.collect()
             before = resident()
-            runs = Loop(found, work_kinds(), pool, workers, False, Cluster(), *outputs(rundir))
+            runs = Loop(found, work_kinds(), pool, workers, False, Cluster(), outputs(rundir))
             began, cpu = time.perf_counter(), time.process_time()
             assert runs.run() == {}
             wall, cpu = time.perf_counter() - began, time.process_time() - cpu
@@ -197,7 +198,7 @@ def policy(workers: int, tasks: int) -> None:
 class Simulated:
     """A pool on a clock of its own. A shard takes 10 s or a bit more."""
 
-    size, spare = Size(1, 0), None
+    size, cpu_only = Size(1, 0), None
 
     def __init__(self, workers: int, file: Path) -> None:
         self.now, self._committer, self._order = 0.0, Committer(file), count()
@@ -243,7 +244,7 @@ def simulated(workers: int, tasks: int) -> None:
         pool = Simulated(workers, file)
         for module in (loop, worker_manager, scaling):
             vars(module)["time"] = pool
-        runs = Loop(found, work_kinds(), pool, workers, False, Cluster(), *outputs(rundir))
+        runs = Loop(found, work_kinds(), pool, workers, False, Cluster(), outputs(rundir))
         cpu = time.process_time()
         assert runs.run() == {}
         cpu = time.process_time() - cpu
@@ -264,7 +265,7 @@ def planning(cells: int) -> None:
             found = {task.key: task for task in tasks_of(config, planned, rundir)}
             second = time.process_time() - began - first
             dispatcher = Dispatcher(found.values(), [kind.name for kind in work_kinds()])
-            assert dispatcher.ready == shards
+            assert len(dispatcher.backlog) == shards
             third = time.process_time() - began - first - second
             print(
                 f"plan: {cells} cells x {IMAGES:,} images, batch_size {batch}, shard_evaluations {evaluations:,}: "

@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid import parquet
-from taugrid.config import Config
 from taugrid.eval.selfcheck import CellFindings, CellSettings, judge, reference_problems
-from taugrid.orchestrator.plan.cells import Cell, Plan
+from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.collect import collect
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
@@ -34,8 +34,9 @@ class Findings(NamedTuple):
         return [*self.reference_problems, *of_cells]
 
 
-def judge_run(config: Config, plan: Plan, rundir: RunDir, progress: Progress) -> Findings:
+def judge_run(run: Run, progress: Progress) -> Findings:
     """Judge every cell of a finished run of oracles, by its files and by the FID in its table."""
+    config, plan, rundir = run.config, run.plan, run.rundir
     rows = {row["cell"]: row for row in collect(plan, rundir, evaluation(config, plan)).rows}
     reference, judgements = data.load_images(config.data), []
     progress.begin("judging", len(plan.cells), "cells")

@@ -16,11 +16,10 @@ from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation, singular_samples
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.summary import SessionSummary
-from taugrid.orchestrator.report.ablation import no_effects
 from taugrid.orchestrator.report.cells import write_cells
 from taugrid.orchestrator.report.replicates import unequal
 from taugrid.orchestrator.report.trainings import failed_trainings
-from taugrid.orchestrator.report.write import write_losses
+from taugrid.orchestrator.report.write import no_effects, write_losses
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.commits import require_here
@@ -44,7 +43,7 @@ from taugrid.workers.training import fit
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from taugrid.eval.tables.differences import Evidence
+    from taugrid.eval.tables.quality import QualityTable
     from taugrid.orchestrator.dispatch.pool import Pool
 
 
@@ -55,8 +54,8 @@ class Outcome(NamedTuple):
     """The rows of the table that the stages lead to."""
     table: str
     """Its name (`work.kind.Conclusion`); empty if there is none."""
-    evidence: "Evidence | None" = None
-    """For the quality table: what tells its cells apart."""
+    quality: "QualityTable | None" = None
+    """Of `rows`, if it is the quality table."""
     text: "RenderableType" = ""
     """The table as printed on stdout, if it is not the quality table."""
     labels: Mapping[str, str] = {}
@@ -165,7 +164,7 @@ class Session:
             missing=missing,
             rows=last.rows,
             table=last.table,
-            evidence=last.evidence,
+            quality=last.quality,
             text=last.text,
             labels=labels,
             lasting=frozenset(self._lasting),
@@ -318,6 +317,7 @@ class Session:
     def _dispatch(self, tasks: dict[str, Task]) -> dict[str, str]:
         """Have workers do `tasks`. Returns cell name -> reason for what could not be done."""
         from taugrid.orchestrator.dispatch.loop import Loop
+        from taugrid.orchestrator.dispatch.worker_manager import Outputs
 
         limits, embedded = self.config.cluster, self._address == "local"
         room = capacity.embedded_workers(limits) if embedded else limits.workers
@@ -332,8 +332,8 @@ class Session:
             write_text(temporary, "")
         pool = self._pool(probe)
         try:
-            outputs = self._progress, self._events, self._log, self.rundir.committed
-            loop = Loop(tasks, work_kinds(), pool, workers, embedded, limits, *outputs)
+            outputs = Outputs(self._progress, self._events, self._log, self.rundir.committed)
+            loop = Loop(tasks, work_kinds(), pool, workers, embedded, limits, outputs)
             problems = loop.run()
             self._lasting |= loop.lasting
             return problems
@@ -344,7 +344,7 @@ class Session:
 
     def _pool(self, probe: Path) -> "Pool":
         """The workers; each must see the file `probe` before it gets a task."""
-        from taugrid.orchestrator.dispatch.pool import Pool, Spare
+        from taugrid.orchestrator.dispatch.pool import CpuOnly, Pool
         from taugrid.workers.actor import Probe, Worker
 
         limits = self.config.cluster
@@ -352,11 +352,11 @@ class Session:
         if not gpus:
             require_no_tf32(self.part)
         files = Probe(str(probe), self.rundir.storage, self.rundir.run)
-        spare = None
+        cpu_only = None
         if limits.use_cpus and gpus:
             share = float(capacity.exact(limits.score.cpus_per_worker or limits.cpus_per_worker))
-            spare = Spare((max(1, int(share)),), share)
-        return Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, limits.label_selector, spare)
+            cpu_only = CpuOnly((max(1, int(share)),), share)
+        return Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, limits.label_selector, cpu_only)
 
     def _set_aside(self, damage: Damage) -> None:
         target = self.rundir.set_aside(damage)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from taugrid.config.load import Override
-    from taugrid.orchestrator.nightly.shown.view import HistoryView
+    from taugrid.orchestrator.nightly.nights import HistoryView
     from taugrid.orchestrator.session import Outcome
     from taugrid.orchestrator.view.run import RunView
 
@@ -33,8 +33,8 @@ def open(directory: Path) -> "RunView | HistoryView":
     Raises:
         taugrid.errors.UserError: if there is no run, and no history either.
     """
+    from taugrid.orchestrator.nightly.nights import HistoryView
     from taugrid.orchestrator.nightly.places import find_history
-    from taugrid.orchestrator.nightly.shown.view import HistoryView
     from taugrid.orchestrator.view.run import RunView
 
     history = find_history(str(directory))

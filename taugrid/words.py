@@ -1,8 +1,9 @@
 """Numbers and this machine, as messages name them."""
 
+import io
 import platform
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 _node = platform.node()
 
@@ -46,6 +47,22 @@ def markdown_table(heads: Sequence[str], columns: str, rows: Iterable[Sequence[s
     rules = [{"l": ":--", "c": ":-:", "r": "--:"}[column] for column in columns]
     lines = [[text.replace("|", r"\|") for text in line] for line in (heads, rules, *rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def in_columns(rows: Iterable[Sequence[str]], right: Collection[int] = ()) -> list[str]:
+    """Rows of text as lines, in columns as wide as they need to be; the columns `right` are aligned to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*row)
+    for number, column in enumerate(table.columns):
+        column.justify, column.no_wrap = "right" if number in right else "left", True
+    console = Console(file=io.StringIO(), width=100_000, markup=False, emoji=False, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    return [line.rstrip() for line in captured.get().splitlines()]
 
 
 def short_path(path: str) -> str:

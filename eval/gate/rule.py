@@ -15,12 +15,13 @@ alone, simulated nights had too many false alarms (docs/decisions.md).
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from taugrid.eval.gate.critical import DRAWS, correlation, critical_value, recipe_critical_value
 from taugrid.eval.gate.power import SHARE_OF_OWN_ERROR, Reach, Variance, errors_for_power
+from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.metrics.frechet import standard_error
 from taugrid.eval.metrics.statistics import Array
 
@@ -36,8 +37,6 @@ SCREENING = 0.10
 
 MIN_TRAININGS = 3
 """Trainings that make a recipe. Two would leave their spread one degree of freedom."""
-
-CellVerdict = Literal["worse", "not worse", "undecided"]
 
 
 class Scored(NamedTuple):
@@ -106,7 +105,8 @@ class Change:
 
 class CellJudgement(NamedTuple):
     name: str
-    verdict: CellVerdict
+    verdict: Verdict
+    """Worse, not worse or undecided."""
     difference: float
     se: float
     """Of the difference: from sampling, and for a recipe from training too."""
@@ -129,7 +129,7 @@ class NightJudgement(NamedTuple):
 
     @property
     def worse(self) -> list[CellJudgement]:
-        return [cell for cell in self.cells if cell.verdict == "worse"]
+        return [cell for cell in self.cells if cell.verdict is Verdict.WORSE]
 
 
 def judge(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) -> NightJudgement:
@@ -191,6 +191,6 @@ def _judged(change: Change, critical: float, errors: float) -> CellJudgement:
     reach = Reach(change.margin, errors, sampling, training)
     se = math.sqrt(sampling.at_zero + training.at(change.difference))
     t = (change.difference - change.margin) / se
-    verdict: CellVerdict = "worse" if t > critical else "not worse" if t < -critical else "undecided"
+    verdict = Verdict.WORSE if t > critical else Verdict.NOT_WORSE if t < -critical else Verdict.UNDECIDED
     upper = change.difference + critical * se
     return CellJudgement(change.name, verdict, change.difference, se, change.margin, t, upper, reach.detectable, reach)

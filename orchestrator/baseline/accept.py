@@ -6,12 +6,12 @@ from typing import Any
 
 from taugrid.errors import UserError
 from taugrid.eval.gate.rule import MIN_TRAININGS, Scored
+from taugrid.eval.gate.verdict import REGRESSIONS
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
 from taugrid.orchestrator.baseline.files import open_baseline, parquet_beside, read_baseline, write_baseline
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell, require_scores, snapshot_of_opened
-from taugrid.orchestrator.baseline.verdict import REGRESSIONS
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.run import Run
 from taugrid.storage import read_sealed
@@ -38,7 +38,7 @@ def accept(directories: Sequence[str], file: str, reason: str, force: bool = Fal
     if 1 < len(directories) < MIN_TRAININGS:
         raise UserError(f"give one DIR, or at least {MIN_TRAININGS}: two trainings say too little of a recipe's spread")
     runs = [open_existing(directory) for directory in directories]
-    complete = [_complete(opened, force) for opened in runs]
+    complete = [_complete(run, force) for run in runs]
     snapshot, remarks = complete[0][0], [remark for _, said in complete for remark in said]
     if len(runs) > 1:
         _require_one_recipe(runs)
@@ -72,32 +72,32 @@ def _with_distances(snapshot: Snapshot, before: Snapshot) -> Snapshot:
 
 def _require_one_recipe(runs: Sequence[Run]) -> None:
     """Raise `UserError` if runs differ in more of their training than its seed, as far as their configs say it."""
-    first, *others = ([_training_of(opened), sorted(_diffusions(opened))] for opened in runs)
-    for opened, other in zip(runs[1:], others, strict=True):
+    first, *others = ([_training_of(run), sorted(_diffusions(run))] for run in runs)
+    for run, other in zip(runs[1:], others, strict=True):
         if other != first:
             raise UserError(
-                f"{opened.rundir.shown} is no training of {runs[0].rundir.shown}'s recipe: the sections model, data, "
+                f"{run.rundir.shown} is no training of {runs[0].rundir.shown}'s recipe: the sections model, data, "
                 "diffusion or train differ in more than train.seed"
             )
 
 
-def _training_of(opened: Run) -> dict[str, Any]:
+def _training_of(run: Run) -> dict[str, Any]:
     """What a run's config says of its training without the seed; of a loaded network, nothing."""
-    config = opened.config.model_dump(mode="json")
+    config = run.config.model_dump(mode="json")
     config["train"].pop("seed", None)
-    if opened.plan.trained_here:
+    if run.plan.trained_here:
         return {section: config[section] for section in ("model", "train", "data")}
     return {}
 
 
-def _diffusions(opened: Run) -> set[str]:
-    return {json_sha256(model.diffusion.model_dump(mode="json")) for model in opened.plan.models}
+def _diffusions(run: Run) -> set[str]:
+    return {json_sha256(model.diffusion.model_dump(mode="json")) for model in run.plan.models}
 
 
-def _complete(opened: Run, force: bool) -> tuple[Snapshot, list[str]]:
+def _complete(run: Run, force: bool) -> tuple[Snapshot, list[str]]:
     """The snapshot of a run whose cells are all scored, with remarks."""
-    directory = opened.rundir.shown
-    snapshot, remarks = _after_its_night(require_scores(snapshot_of_opened(opened)), opened, force)
+    directory = run.rundir.shown
+    snapshot, remarks = _after_its_night(require_scores(snapshot_of_opened(run)), run, force)
     if snapshot.unscored:
         count, first = counted(len(snapshot.unscored), "cell"), next(iter(snapshot.unscored.values()))
         raise UserError(f"{directory} has {count} without a score ({first}); `taugrid run` completes it")
@@ -135,12 +135,12 @@ def _same_cells(training: Snapshot, first: Snapshot) -> dict[str, SnapshotCell]:
     return {old.cell: new for new, old in pairs}
 
 
-def _after_its_night(snapshot: Snapshot, opened: Run, force: bool) -> tuple[Snapshot, list[str]]:
+def _after_its_night(snapshot: Snapshot, run: Run, force: bool) -> tuple[Snapshot, list[str]]:
     """The snapshot of a night's run with what its canaries measured, and remarks on the night's verdict.
 
     How far images of other software or devices were from the baseline's is accepted with the night.
     """
-    folder, storage = opened.rundir.root.parent, opened.rundir.storage
+    folder, storage = run.rundir.root.parent, run.rundir.storage
     verdict = read_sealed(folder / VERDICT, storage)
     if verdict is None:
         if folder.parent.name != "nights" or force:

@@ -8,11 +8,8 @@ the scorer is the reference, scored against itself (`scorer`).
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.baseline.pixels import Digests, grey_levels_apart
+from taugrid.orchestrator.baseline.pixels import Digests, ImageBatch, grey_levels_apart
 from taugrid.orchestrator.baseline.snapshot import Setup, Snapshot, SnapshotCell, pair_key
 from taugrid.orchestrator.work.scorer import changes
 from taugrid.words import counted
@@ -21,11 +18,13 @@ BEYOND = 2.0
 """Images of another device or software may be up to this many times as far from the baseline's as those of the accepted
 night with the same pair were."""
 
+CheckResult = Literal["clean", "changed", "unknown"]
+
 
 class Check(NamedTuple):
     """What a canary says."""
 
-    result: Literal["clean", "changed", "unknown"]
+    result: CheckResult
     reason: str = ""
     distance: float | None = None
     """Grey levels between today's images and the baseline's, on average; of other software or devices only."""
@@ -40,8 +39,8 @@ class Sampled(NamedTuple):
     """The first batch of a baseline's cell, sampled with today's code."""
 
     digests: Digests
-    images: NDArray[np.uint8] | None
-    """(n, C, H, W), the first of them."""
+    images: ImageBatch | None
+    """The first of them."""
     setup: Setup
 
 
@@ -98,16 +97,14 @@ def check_scorer(new: Snapshot, baseline: Snapshot) -> Check:
 
 def worst_check(checks: Iterable[Check]) -> Check:
     """The worst of the checks of all cells; clean if there are none."""
-    found = list(checks)
-    order = ("changed", "unknown", "clean")
-    return min(found, key=lambda check: order.index(check.result), default=Check("clean"))._replace(
-        distance=None, pair=None
-    )
+    order: tuple[CheckResult, ...] = ("changed", "unknown", "clean")
+    found = min(checks, key=lambda check: order.index(check.result), default=Check("clean"))
+    return found._replace(distance=None, pair=None)
 
 
-def place_of(cell: SnapshotCell, **anew: object) -> str:
-    """What tells sampled cells apart: network and settings, `anew` in place of some."""
-    return place(cell.network.weights_sha256, cell.network.diffusion, {**cell.settings, **anew})
+def place_of(cell: SnapshotCell, **other: object) -> str:
+    """A key that tells sampled cells apart, by network and settings, with `other` settings in place of some."""
+    return place(cell.network.weights_sha256, cell.network.diffusion, {**cell.settings, **other})
 
 
 def place(weights_sha256: str | None, diffusion: Mapping[str, Any], settings: Mapping[str, Any]) -> str:

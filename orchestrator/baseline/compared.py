@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from taugrid.errors import Exit
 from taugrid.eval.gate.power import Reach
 from taugrid.eval.gate.rule import ALPHA, MARGIN
+from taugrid.eval.gate.verdict import Verdict, exit_of
 from taugrid.orchestrator.baseline.canaries import UNCHECKED, Check, worst_check
 from taugrid.orchestrator.baseline.pixels import PixelDistance
-from taugrid.orchestrator.baseline.verdict import Sharpness, Verdict, exit_of, sharpness
 from taugrid.words import counted
 
 Situation = Literal["same weights and setup", "same weights, other setup", "new weights"]
@@ -53,7 +55,7 @@ class Compared:
     sampler: Check = UNCHECKED
     """Whether the baseline's network still makes the baseline's images."""
     missing: str = ""
-    """What a comparison of this cell lacks, that can still be made."""
+    """What a comparison of this cell lacks, and can still be made."""
 
     @property
     def is_judged(self) -> bool:
@@ -62,7 +64,7 @@ class Compared:
 
 
 class GateSettings(NamedTuple):
-    """What a comparison is asked for."""
+    """The options of a comparison."""
 
     margin: float = MARGIN
     """As a share of the baseline's FID."""
@@ -75,6 +77,20 @@ class GateSettings(NamedTuple):
 
 
 DEFAULTS = GateSettings()
+
+
+class Sharpness(NamedTuple):
+    """The smallest loss that would be called worse in 4 of 5 nights, as a share of the baseline's FID."""
+
+    loss: float
+    """In half of the judged cells."""
+    cells: int
+    """How many cells were judged."""
+
+    @property
+    def in_words(self) -> str:
+        where = f" (the median of {self.cells:,} cells)" if self.cells > 1 else ""
+        return f"would miss losses below {100 * self.loss:.2g} %{where}"
 
 
 @dataclass(frozen=True)
@@ -114,7 +130,8 @@ class BaselineComparison:
     def sharpness(self) -> Sharpness | None:
         """The smallest loss that it would have seen; None if the rule judged no cell."""
         judged = [(cell.detectable, cell.baseline_fid) for cell in self.cells if cell.is_judged]
-        return sharpness([found / base for found, base in judged if found is not None])
+        losses = [found / base for found, base in judged if found is not None]
+        return Sharpness(float(np.median(losses)), len(losses)) if losses else None
 
     @property
     def compared(self) -> tuple[int, int]:
@@ -128,13 +145,16 @@ class BaselineComparison:
 
     @property
     def not_judged(self) -> list[str]:
-        """Why this is no verdict on all that it was asked for, in sentences."""
+        """Why this is no verdict on everything that was asked for, in sentences."""
         unjudged = sum(cell.result is Verdict.NOT_JUDGED and not cell.missing for cell in self.cells)
         said = [f"{counted(unjudged, 'cell')} can't be judged"] if unjudged else []
         if self.only_baseline and not self.gate.allow_missing:
             said.append("cells of the baseline are missing (--allow-missing permits it)")
-        if self.gate.sharpness is not None and (found := self.sharpness) is not None:
-            said += found.complaints(self.gate.sharpness, self._samples_needed(self.gate.sharpness))
+        wanted, sharp = self.gate.sharpness, self.sharpness
+        if wanted is not None and sharp is not None and sharp.loss > wanted:
+            n = self._samples_needed(wanted)
+            way_out = "no N sees that, within the margin" if n is None else f"N = {n:,} would do"
+            said.append(f"--sharpness {wanted:g}: it {sharp.in_words}; {way_out}")
         return said
 
     def _samples_needed(self, loss: float) -> int | None:
@@ -146,7 +166,6 @@ class BaselineComparison:
 
     @property
     def exit(self) -> Exit:
-        """How a command ends with it: incomplete, a regression, not judged, or done."""
         return exit_of(self.result, self.missing, self.not_judged)
 
     def as_dict(self) -> dict[str, Any]:

@@ -8,35 +8,26 @@ paired difference is judged, and the sampler and the scorer are checked apart fr
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from taugrid.errors import UserError
-from taugrid.eval.gate.rule import Change, NightJudgement, Scored, judge
+from taugrid.eval.gate.rule import CellJudgement, Change, NightJudgement, Scored, judge
+from taugrid.eval.gate.verdict import Verdict, worst
 from taugrid.eval.metrics.frechet import NOTHING_VARIES
 from taugrid.eval.metrics.statistics import Array
-from taugrid.orchestrator.baseline.canaries import (
-    Check,
-    Sampled,
-    check_sampler,
-    check_scorer,
-    sampled_again,
-)
+from taugrid.eval.tables.entries import ROUNDING
+from taugrid.orchestrator.baseline.canaries import Check, Sampled, check_sampler, check_scorer, sampled_again
 from taugrid.orchestrator.baseline.compared import DEFAULTS, BaselineComparison, Compared, GateSettings, Situation
 from taugrid.orchestrator.baseline.matching import changed_versions, labels, matched
-from taugrid.orchestrator.baseline.others import other_metrics
-from taugrid.orchestrator.baseline.pixels import Digests, PixelDistance, distance
+from taugrid.orchestrator.baseline.pixels import PixelDistance, distance
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell
-from taugrid.orchestrator.baseline.verdict import Verdict, worst
+from taugrid.orchestrator.baseline.text import other_metrics
 from taugrid.orchestrator.work.scorer import differs, tolerance
 from taugrid.words import counted
 
 METRIC_SETTINGS = ("seed", "isc_splits", "kid_subsets", "kid_subset_size", "prc_neighborhood")
 """Fields of a protocol that metrics other than FID depend on."""
-
-ROUNDING = 1e-9
-"""A paired error below this share of the baseline cell's own error: both cells have the same samples."""
 
 REPEATS = 0.9
 """Images repeat if the share of distinct ones is below this share of the baseline's."""
@@ -45,7 +36,6 @@ NO_MARGIN = (
     "margin 0: new weights are never exactly equal, and the paired error shrinks with the change, so differences "
     "without consequence are called worse"
 )
-
 
 Canaries = Callable[[SnapshotCell], Sampled | Check]
 """The first batch of a cell of the baseline, sampled with today's code, or why there is none."""
@@ -74,15 +64,12 @@ def compare_snapshots(
     scorer = check_scorer(new, baseline)
     label_of = labels(new.cells)
     looked = [replace(_look(*pair, gate.margin), label=label_of[pair[0].cell]) for pair in pairs]
-    judgement = judge(
-        [change_of(*pair, gate.margin) for pair, found in zip(pairs, looked, strict=True) if found.is_judged],
-        gate.alpha,
-    )
+    judged = [pair for pair, found in zip(pairs, looked, strict=True) if found.is_judged]
+    judgement = judge([change_of(*pair, gate.margin) for pair in judged], gate.alpha)
     cells = with_judgement(looked, judgement)
     cells = [_checked(cell, *pair, scorer, canaries) for cell, pair in zip(cells, pairs, strict=True)]
     if scorer.result == "unknown" and all(_scores_agree(*pair) for pair in pairs):
         scorer = Check("clean")
-    marks = dict.fromkeys(mark for pair in pairs for mark in _marks(*pair))
     critical = None if math.isnan(judgement.critical) else judgement.critical
     return BaselineComparison(
         directory=new.place,
@@ -92,7 +79,7 @@ def compare_snapshots(
         only_new=tuple(only_new),
         only_baseline=tuple(only_baseline),
         unmatched=_labels_by_name(baseline.cells, only_baseline) | _labels_by_name(new.cells, only_new),
-        marks=(*marks, *changed_versions(pairs)),
+        marks=(*dict.fromkeys(mark for pair in pairs for mark in _marks(*pair)), *changed_versions(pairs)),
         notes=(NO_MARGIN,) if gate.margin == 0 else (),
         alpha=gate.alpha,
         margin=gate.margin,
@@ -102,39 +89,6 @@ def compare_snapshots(
         scorer=scorer,
         gate=gate,
     )
-
-
-def _checked(cell: Compared, new: SnapshotCell, old: SnapshotCell, scorer: Check, canaries: Canaries) -> Compared:
-    """The cell with its check of the sampler, and with the verdict that follows from both checks."""
-    if cell.situation == "new weights":
-        again: Sampled | Check | None = canaries(old)
-    else:
-        again = sampled_again(new)
-    check = again if isinstance(again, Check) else check_sampler(old, again)
-    if cell.result is Verdict.CHANGED_PIXELS:
-        return replace(cell, sampler=Check("changed", "its images changed"))
-    found = {cell.result}
-    if check.result == "changed":
-        found.add(Verdict.CHANGED_SAMPLER)
-    if scorer.result == "changed":
-        found.add(Verdict.CHANGED_SCORER)
-    said = [check.reason] if check.result == "changed" else []
-    return replace(cell, sampler=check, result=worst(found), note="; ".join(filter(None, [cell.note, *said])))
-
-
-def _scores_agree(new: SnapshotCell, old: SnapshotCell) -> bool:
-    """Whether the same pixels have the same scores, which checks the scorer as well as a canary does."""
-    mine, theirs = _digests(new, old)
-    same = mine is not None and theirs is not None and np.array_equal(mine, theirs)
-    return same and not _other_scores(new, old)
-
-
-def _other_scores(new: SnapshotCell, old: SnapshotCell) -> list[str]:
-    """The metrics, of the same images, that differ by more than rounding."""
-    allowed = tolerance(new.scored_with, old.scored_with)
-    alike = all(new.protocol.get(key) == old.protocol.get(key) for key in METRIC_SETTINGS)
-    names = new.metrics.keys() & old.metrics.keys() if alike else {"fid"}
-    return sorted(name for name in names if differs(new.metrics[name], old.metrics[name], allowed))
 
 
 def _labels_by_name(cells: Sequence[SnapshotCell], names: Collection[str]) -> dict[str, str]:
@@ -150,12 +104,12 @@ def _rule(judgement: NightJudgement, alpha: float) -> str:
 
 
 def threshold(critical: float) -> str:
-    """What T has to exceed, for the rule in words."""
+    """The condition on T, for the rule in words."""
     return f"T > {critical:.2f}"
 
 
 def change_of(new: SnapshotCell, old: SnapshotCell, margin: float) -> Change:
-    """What the rule needs of a pair that has influences on both sides."""
+    """The rule's view of a pair that has influences on both sides."""
     assert new.influence is not None
     assert old.influence is not None
     trainings = [Scored(float(old.metrics["fid"]), old.influence), *old.trainings]
@@ -166,15 +120,65 @@ def change_of(new: SnapshotCell, old: SnapshotCell, margin: float) -> Change:
 def with_judgement(cells: Sequence[Compared], judgement: NightJudgement, seeds: str = "usual") -> list[Compared]:
     """The cells with the verdicts of `judgement`, by name; the others stay as they are."""
     by_name = {found.name: found for found in judgement.cells}
-    return [_judged(cell, by_name, seeds) for cell in cells]
+    return [_judged(cell, by_name[cell.name], seeds) if cell.name in by_name else cell for cell in cells]
 
 
-def _judged(cell: Compared, by_name: dict[str, Any], seeds: str) -> Compared:
-    found = by_name.get(cell.name)
-    if found is None:
-        return cell
-    numbers = {name: getattr(found, name) for name in ("se", "t", "upper", "detectable", "reach", "difference")}
-    return replace(cell, **numbers, seeds=seeds, result=Verdict(found.verdict))
+def _judged(cell: Compared, found: CellJudgement, seeds: str) -> Compared:
+    return replace(
+        cell,
+        difference=found.difference,
+        se=found.se,
+        t=found.t,
+        upper=found.upper,
+        detectable=found.detectable,
+        reach=found.reach,
+        seeds=seeds,
+        result=found.verdict,
+    )
+
+
+def _checked(cell: Compared, new: SnapshotCell, old: SnapshotCell, scorer: Check, canaries: Canaries) -> Compared:
+    """The cell with its check of the sampler, and with the verdict that follows from both checks."""
+    again = canaries(old) if cell.situation == "new weights" else sampled_again(new)
+    check = again if isinstance(again, Check) else check_sampler(old, again)
+    if cell.result is Verdict.CHANGED_PIXELS:
+        return replace(cell, sampler=Check("changed", "its images changed"))
+    found, note = {cell.result}, [cell.note]
+    if check.result == "changed":
+        found.add(Verdict.CHANGED_SAMPLER)
+        note.append(check.reason)
+    if scorer.result == "changed":
+        found.add(Verdict.CHANGED_SCORER)
+    return replace(cell, sampler=check, result=worst(found), note="; ".join(filter(None, note)))
+
+
+def _look(new: SnapshotCell, old: SnapshotCell, margin: float) -> Compared:
+    """A pair before the rule has judged it: cells that it will judge are undecided."""
+    if "fid" not in old.metrics or ("fid" not in new.metrics and new.failed is None):
+        raise UserError(f"{new.name} has no FID on both sides; evaluate.metrics must name fid")
+    situation, base = _situation(new, old), old.fid
+    pixels = None if situation == "new weights" or new.failed else _pixels(new, old)
+    result, note = _before_judgement(new, old, situation, pixels)
+    fid = None if new.failed else float(new.metrics["fid"])
+    sides = (("this run", new), ("the baseline", old))
+    gone = [f"{whose} lacks images that it was scored on" for whose, side in sides if side.lacks_images]
+    return Compared(
+        cell=new.cell,
+        name=new.name,
+        baseline_cell=old.cell,
+        situation=situation,
+        result=result,
+        fid=fid,
+        baseline_fid=base,
+        difference=None if fid is None else fid - base,
+        margin=margin * base,
+        se=0.0 if result is Verdict.IDENTICAL else None,
+        pixels=pixels,
+        note="; ".join(filter(None, [note, *gone])),
+        num_samples=new.num_samples,
+        others=other_metrics(new.metrics, old.metrics),
+        missing=_lacking(new, old) if result is Verdict.NOT_JUDGED else "",
+    )
 
 
 def _situation(new: SnapshotCell, old: SnapshotCell) -> Situation:
@@ -193,49 +197,25 @@ def _marks(new: SnapshotCell, old: SnapshotCell) -> list[str]:
     return marks
 
 
-def _look(new: SnapshotCell, old: SnapshotCell, margin: float) -> Compared:
-    """A pair before the rule has judged it: "undecided" is what remains to be judged."""
-    if "fid" not in old.metrics or ("fid" not in new.metrics and new.failed is None):
-        raise UserError(f"{new.name} has no FID on both sides; evaluate.metrics must name fid")
-    situation, base = _situation(new, old), old.fid
-    pixels = None if situation == "new weights" or new.failed else _pixels(new, old)
-    result, note = _before_judgement(new, old, situation, pixels)
-    fid = None if new.failed else float(new.metrics["fid"])
-    return Compared(
-        cell=new.cell,
-        name=new.name,
-        baseline_cell=old.cell,
-        situation=situation,
-        result=result,
-        fid=fid,
-        baseline_fid=base,
-        difference=None if fid is None else fid - base,
-        margin=margin * base,
-        se=0.0 if result is Verdict.IDENTICAL else None,
-        pixels=pixels,
-        note="; ".join(filter(None, [note, *_gone(new, old)])),
-        num_samples=new.num_samples,
-        others=other_metrics(new.metrics, old.metrics),
-        missing=_lacking(new, old) if result is Verdict.NOT_JUDGED else "",
-    )
+def _pixels(new: SnapshotCell, old: SnapshotCell) -> PixelDistance | None:
+    mine, theirs = new.find_digests(), old.find_digests()
+    if mine is None or theirs is None or len(mine) != len(theirs):
+        return None
+    differing = np.flatnonzero(mine != theirs)
+    images = (new.find_images(), old.find_images()) if len(differing) else (None, None)
+    return distance(differing, len(mine), *images)
 
 
 def _lacking(new: SnapshotCell, old: SnapshotCell) -> str:
     """Whose influences are missing or damaged, so that the cell can't be judged until they are made again."""
     sides = [whose for whose, side in (("its", new), ("the baseline's", old)) if side.lacks_influence]
-    whose = " and ".join(sides)
-    return f"{whose} influences are missing or damaged; `taugrid evaluate` computes them" if sides else ""
-
-
-def _gone(new: SnapshotCell, old: SnapshotCell) -> list[str]:
-    """Whose images are lacking, so that its score can't be checked."""
-    sides = (("this run", new), ("the baseline", old))
-    return [f"{whose} lacks images that it was scored on" for whose, side in sides if side.lacks_images]
+    return f"{' and '.join(sides)} influences are missing or damaged; `taugrid evaluate` computes them" if sides else ""
 
 
 def _before_judgement(
     new: SnapshotCell, old: SnapshotCell, situation: Situation, pixels: PixelDistance | None
 ) -> tuple[Verdict, str]:
+    """The verdict before the rule, and a note on it."""
     if new.failed is not None:
         return Verdict.COLLAPSED, new.failed
     if pixels is not None and pixels.differing == 0:
@@ -251,6 +231,7 @@ def _before_judgement(
         return Verdict.NOT_JUDGED, "the runs share no noise (their seeds differ)"
     assert new.influence is not None
     assert old.influence is not None
+    # A paired error that is rounding beside the baseline's own: both cells have the same samples.
     if float((new.influence - old.influence).std()) <= ROUNDING * float(old.influence.std()):
         return _same_samples(new, old, "both have the same features")
     shares = _distinct(new.influence), _distinct(old.influence)
@@ -268,6 +249,21 @@ def _same_samples(new: SnapshotCell, old: SnapshotCell, note: str) -> tuple[Verd
     return Verdict.IDENTICAL, note
 
 
+def _scores_agree(new: SnapshotCell, old: SnapshotCell) -> bool:
+    """Whether the same pixels have the same scores, which checks the scorer as well as a canary does."""
+    mine, theirs = new.find_digests(), old.find_digests()
+    same = mine is not None and theirs is not None and np.array_equal(mine, theirs)
+    return same and not _other_scores(new, old)
+
+
+def _other_scores(new: SnapshotCell, old: SnapshotCell) -> list[str]:
+    """The metrics, of the same images, that differ by more than rounding."""
+    allowed = tolerance(new.scored_with, old.scored_with)
+    alike = all(new.protocol.get(key) == old.protocol.get(key) for key in METRIC_SETTINGS)
+    names = new.metrics.keys() & old.metrics.keys() if alike else {"fid"}
+    return sorted(name for name in names if differs(new.metrics[name], old.metrics[name], allowed))
+
+
 def _collapse(new: SnapshotCell, old: SnapshotCell) -> str | None:
     """How the images vary less than the baseline's, if that is why FID has no standard error any more.
 
@@ -276,7 +272,8 @@ def _collapse(new: SnapshotCell, old: SnapshotCell) -> str | None:
     """
     if new.lacks_influence:
         return None
-    shares = [None if found is None else len(np.unique(found)) / len(found) for found in _digests(new, old)]
+    digests = (side.find_digests() for side in (new, old))
+    shares = [None if found is None else len(np.unique(found)) / len(found) for found in digests]
     repeats = shares[0] is not None and shares[1] is not None and shares[0] < shares[1]
     if new.reason != NOTHING_VARIES and not repeats:
         return None
@@ -291,17 +288,3 @@ def _told(share: float | None, before: float | None) -> str:
 def _distinct(influence: Array) -> float:
     """The share of samples whose influence, to a millionth of its spread, no earlier sample has: images that differ."""
     return len(np.unique(np.round(influence / influence.std(), 6))) / len(influence)
-
-
-def _digests(new: SnapshotCell, old: SnapshotCell) -> tuple[Digests | None, Digests | None]:
-    return new.find_digests(), old.find_digests()
-
-
-def _pixels(new: SnapshotCell, old: SnapshotCell) -> PixelDistance | None:
-    mine, theirs = _digests(new, old)
-    if mine is None or theirs is None or len(mine) != len(theirs):
-        return None
-    differing = np.flatnonzero(mine != theirs)
-    if not len(differing):
-        return distance(differing, len(mine), None, None)
-    return distance(differing, len(mine), new.find_images(), old.find_images())

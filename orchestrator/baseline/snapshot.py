@@ -14,7 +14,7 @@ from taugrid.eval.gate.rule import Scored
 from taugrid.eval.metrics.frechet import NO_ERROR
 from taugrid.eval.metrics.statistics import Array
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.baseline.pixels import Digests, first_images, pixel_digests
+from taugrid.orchestrator.baseline.pixels import Digests, all_images, first_images, pixel_digests
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.evaluation import evaluation, without_downloads
@@ -217,23 +217,23 @@ def require_scores(snapshot: Snapshot) -> Snapshot:
     return snapshot
 
 
-def snapshot_of_opened(opened: Run, failed: Mapping[str, str] = {}) -> Snapshot:
+def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
     """As `snapshot_of_run`, perhaps without any cell.
 
     `failed` is name -> reason of cells that can never be scored. They are among the cells, without metrics.
     """
-    rundir = opened.rundir
+    rundir = run.rundir
     events = list(read_events(rundir))
     made, first, scored_on = origins(events), first_origins(events), scorers(events)
     kinds = device_kinds(events)
     provenance = read_json(rundir.provenance, rundir.storage) or {}
     weights = provenance.get("models") or {}
-    protocols = {cell.cell: cell.protocol for cell in planned_snapshot(opened).cells} if failed else {}
-    threads = max(1, int(opened.config.cluster.cpus_per_worker))
+    protocols = {cell.cell: cell.protocol for cell in planned_snapshot(run).cells} if failed else {}
+    threads = max(1, int(run.config.cluster.cpus_per_worker))
     cells: list[SnapshotCell] = []
     unscored: dict[str, str] = {}
-    for cell in opened.plan.cells:
-        score = _score(opened, cell)
+    for cell in run.plan.cells:
+        score = _score(run, cell)
         if score is None and cell.name not in failed:
             unscored[cell.name] = cell.label
             continue
@@ -252,7 +252,7 @@ def snapshot_of_opened(opened: Run, failed: Mapping[str, str] = {}) -> Snapshot:
     software = {key: provenance.get(key) for key in ("python", "versions", "git_commit", "git_dirty")}
     return Snapshot(
         rundir.shown,
-        opened.config.name,
+        run.config.name,
         software,
         tuple(cells),
         unscored,
@@ -261,22 +261,22 @@ def snapshot_of_opened(opened: Run, failed: Mapping[str, str] = {}) -> Snapshot:
     )
 
 
-def planned_snapshot(opened: Run, downloads: bool = True) -> Snapshot:
+def planned_snapshot(run: Run, downloads: bool = True) -> Snapshot:
     """The cells of a run that has not begun: what they are and how they will be measured, without any score.
 
     Raises:
         NotHere: without `downloads`, if the reference or the extractor's weights are missing.
         UserError: if the reference or the extractor can't be opened.
     """
-    rundir = opened.rundir
-    config = opened.config if downloads else without_downloads(opened.config)
-    scoring = evaluation(config, opened.plan, rundir.extractor)
+    rundir = run.rundir
+    config = run.config if downloads else without_downloads(run.config)
+    scoring = evaluation(config, run.plan, rundir.extractor)
     cells = []
-    for cell in opened.plan.cells:
+    for cell in run.plan.cells:
         setup = setup_of(Origin(), 1, cell.settings.batch_size)
         found = _sampled_cell(rundir, cell, _network(rundir, cell.model, None), setup)
         cells.append(replace(found, protocol=json.loads(json.dumps(scoring.protocol(cell).as_dict()))))
-    return Snapshot(rundir.shown, opened.config.name, {}, tuple(cells))
+    return Snapshot(rundir.shown, run.config.name, {}, tuple(cells))
 
 
 def _sampled_cell(rundir: RunDir, cell: Cell, network: Network, setup: Setup) -> SnapshotCell:
@@ -295,18 +295,18 @@ def _sampled_cell(rundir: RunDir, cell: Cell, network: Network, setup: Setup) ->
         reason="it is not scored",
         find_digests=lambda: pixel_digests(rundir, cell),
         lacks_images=rundir.lacks_images(cell),
-        find_images=lambda: _images(rundir, cell),
+        find_images=lambda: all_images(rundir, cell),
         find_first=lambda: first_images(rundir, cell),
     )
 
 
-def _score(opened: Run, cell: Cell) -> dict[str, Any] | None:
+def _score(run: Run, cell: Cell) -> dict[str, Any] | None:
     """The score of the config's evaluation. The reference is opened only if the directory has scores of several."""
-    rundir, n = opened.rundir, cell.settings.num_samples
+    rundir, n = run.rundir, cell.settings.num_samples
     found = [score for path in rundir.scores_of(cell) if (score := read_sealed(path, rundir.storage)) is not None]
     found = [score for score in found if score["protocol"]["num_samples"] == n]
     if len(found) > 1:
-        wanted = evaluation(opened.config, opened.plan, rundir.extractor).id(cell)
+        wanted = evaluation(run.config, run.plan, rundir.extractor).id(cell)
         found = [score for score in found if score["evaluation"] == wanted]
     return found[0] if found else None
 
@@ -332,25 +332,14 @@ def pair_key(one: Setup, other: Setup) -> str:
 def images_of_run(directory: str, cell_id: str, digests: Digests | None) -> Mapping[int, NDArray[np.uint8]] | None:
     """The images of a cell in a run directory by index, if it is still there and they are the ones with `digests`."""
     try:
-        opened = open_existing(directory)
+        run = open_existing(directory)
     except UserError:
         return None
-    for cell in opened.plan.cells:
+    for cell in run.plan.cells:
         if cell.id == cell_id and digests is not None:
-            found = pixel_digests(opened.rundir, cell)
-            return _images(opened.rundir, cell) if found is not None and np.array_equal(found, digests) else None
+            found = pixel_digests(run.rundir, cell)
+            return all_images(run.rundir, cell) if found is not None and np.array_equal(found, digests) else None
     return None
-
-
-def _images(rundir: RunDir, cell: Cell) -> Mapping[int, NDArray[np.uint8]] | None:
-    found: dict[int, NDArray[np.uint8]] = {}
-    for shard in cell.shards:
-        path = rundir.sample_part(cell, shard)
-        if not rundir.storage.exists(path):
-            return None
-        for index, batch in parquet.read_images(path, shard.stop, rundir.storage):
-            found |= dict(zip(index.tolist(), batch, strict=True))
-    return found
 
 
 def _network(rundir: RunDir, model: Model, weights_sha256: str | None) -> Network:

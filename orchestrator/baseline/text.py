@@ -1,39 +1,58 @@
-"""Comparisons with a baseline, and baseline files, as text for people: the first line of a night, too."""
+"""Comparisons with a baseline, and baseline files, as text for people: the first line of a night, too.
+
+A comparison is plain data here (`BaselineComparison.as_dict`), as a night's verdict.json has it: of this version or of
+an earlier one, which lacks some fields.
+"""
 
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.tables.entries import MISSING, write_number
-from taugrid.orchestrator.baseline.compared import BaselineComparison, Compared
+from taugrid.orchestrator.baseline.compared import Sharpness
 from taugrid.orchestrator.baseline.matching import labels_of
-from taugrid.orchestrator.baseline.others import NOT_JUDGED, change_in_words, columns_in
-from taugrid.orchestrator.baseline.verdict import Sharpness, Verdict
-from taugrid.words import counted
+from taugrid.registry.metrics import METRICS, MetricColumn
+from taugrid.words import counted, in_columns, listed
+
+ComparedDict = Mapping[str, Any]
+"""A `Compared` as plain data."""
 
 BAD, GOOD, NEUTRAL = "❌", "✅", "➖"
 
-WORDS = {
-    Verdict.CHANGED_SAMPLER: "changed sampler: today's code makes other images with the baseline's network",
-    Verdict.CHANGED_SCORER: "changed scorer: today's code gives the same images other scores",
-    Verdict.CHANGED_PIXELS: "changed pixels: the same weights, software and device make other images",
-    Verdict.COLLAPSED: "collapsed: images that no longer vary, or can't be sampled or scored",
-    Verdict.WORSE: "worse",
-    Verdict.UNDECIDED: "undecided: N is too small to tell",
-    Verdict.NOT_JUDGED: "not judged: some cells have no standard error in common",
-    Verdict.NOT_WORSE: "not worse",
-    Verdict.IDENTICAL: "identical: every image is the same",
+SAID = {
+    Verdict.CHANGED_SAMPLER: "today's code makes other images with the baseline's network",
+    Verdict.CHANGED_SCORER: "today's code gives the same images other scores",
+    Verdict.CHANGED_PIXELS: "the same weights, software and device make other images",
+    Verdict.COLLAPSED: "images that no longer vary, or can't be sampled or scored",
+    Verdict.UNDECIDED: "N is too small to tell",
+    Verdict.NOT_JUDGED: "some cells have no standard error in common",
+    Verdict.IDENTICAL: "every image is the same",
 }
+"""What a headline says besides the verdict."""
 
 MOST_LISTED = 6
 """Names in a list of unmatched cells."""
 
+OTHER_COLUMNS: tuple[MetricColumn, ...] = tuple(
+    column for metric in METRICS.values() for column in metric.columns if column.name != "fid"
+)
+"""Metrics beside FID. None has a standard error of sampling (KID's ± is over subsets, the Inception Score's over
+splits), so they are shown beside the verdict and not judged."""
+
+NOT_JUDGED = "shown, not judged, because they have no standard error"
+
+
+def in_words(verdict: Verdict) -> str:
+    """Such as "undecided: N is too small to tell"."""
+    return f"{verdict}: {SAID[verdict]}" if verdict in SAID else verdict
+
 
 def headline(compared: Mapping[str, Any]) -> str:
-    """The line, of a comparison as plain data (`BaselineComparison.as_dict`), of this version or an earlier one."""
-    return f"{sign(compared)} {'; '.join([WORDS[Verdict(compared['result'])], *facts(compared)])}"
+    """The first line of a comparison."""
+    return f"{sign(compared)} {'; '.join([in_words(Verdict(compared['result'])), *facts(compared)])}"
 
 
 def sign(compared: Mapping[str, Any]) -> str:
@@ -77,75 +96,99 @@ def check_lines(compared: Mapping[str, Any]) -> list[str]:
 
 
 def _checks(compared: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The checks; verdicts of earlier versions have none."""
     nothing = {"result": "unknown", "reason": "a version of taugrid that had no canaries"}
     found: Mapping[str, Any] = compared.get("checks") or {"sampler": nothing, "scorer": nothing}
     return found
 
 
-def change(cell: Compared) -> str:
-    """The difference of FID as people read it, such as "+0.52 ± 0.11"."""
-    if cell.difference is None:
+def number(value: float | None, error: float | None = None) -> str:
+    """A value as tables have it, with its standard error."""
+    if value is None:
+        return MISSING
+    return " ".join(write_number(value, math.nan if error is None else error)).strip()
+
+
+def change(cell: ComparedDict) -> str:
+    """The difference of FID, such as "+0.52 ± 0.11"."""
+    if cell["difference"] is None:
         return ""
-    value, error = write_number(cell.difference, math.nan if cell.se is None else cell.se)
-    return f"{'+' if cell.difference > 0 else ''}{value} {error}".rstrip()
+    return f"{'+' if cell['difference'] > 0 else ''}{number(cell['difference'], cell['se'])}"
 
 
-def reason(cell: Compared) -> str:
-    """Why a cell has its verdict."""
-    base = write_number(cell.baseline_fid, math.nan)[0]
-    fid = MISSING if cell.fid is None else write_number(cell.fid, math.nan)[0]
-    told = ", ".join(filter(None, [f"FID {base} -> {fid}", change(cell)]))
-    if cell.t is not None:
-        told += f", T = {cell.t:+.1f}; margin {cell.margin:.3g}"
-    if cell.result is Verdict.UNDECIDED and cell.detectable is not None:
-        told += f"; a change of {cell.detectable:.3g} would be seen in 4 of 5 nights"
-    if cell.pixels is not None and cell.pixels.differing:
-        told += f"; {pixels_text(cell)}"
-    return "; ".join(filter(None, [told, cell.note]))
+def reason(cell: ComparedDict) -> str:
+    """Why a cell has its verdict, in a line."""
+    told = f"FID {number(cell['baseline_fid'])} -> {number(cell['fid'])}, change {change(cell) or 'unknown'}"
+    judged = [] if cell["t"] is None else [f"T = {cell['t']:+.1f}, margin {cell['margin']:.3g}"]
+    return "; ".join([told, *judged, *remarks(cell)])
 
 
-def pixels_text(cell: Compared) -> str:
+def remarks(cell: ComparedDict) -> list[str]:
+    """What the numbers of a cell do not say."""
+    told = []
+    if cell["seeds"] != "usual":
+        seeds = "a fresh seed" if cell["seeds"] == "fresh" else "more samples and a fresh seed"
+        usual = f"{number(cell['baseline_fid'])} -> {number(cell['fid'])}"
+        told.append(f"numbers of {seeds}; with the usual one: FID {usual}")
+    if cell["result"] == Verdict.UNDECIDED and cell["detectable"] is not None:
+        told.append(f"a change of {cell['detectable']:.3g} would be seen in 4 of 5 nights")
+    if cell["pixels"] and cell["pixels"]["differing"]:
+        told.append(_pixels(cell["pixels"]))
+    return [*told, cell["note"]] if cell["note"] else told
+
+
+def _pixels(pixels: Mapping[str, Any]) -> str:
     """How many images differ, and by how much."""
-    assert cell.pixels is not None
-    found = f"{cell.pixels.differing:,} of {counted(cell.pixels.images, 'image')} differ"
-    if cell.pixels.largest is None:
-        return f"{found} (by how many grey levels is unknown: the baseline's images are not at hand)"
-    levels = counted(cell.pixels.largest, "grey level")
-    return f"{found}, by up to {levels} ({cell.pixels.mean:.2g} on average)"
+    found = f"{pixels['differing']:,} of {counted(pixels['images'], 'image')} differ"
+    if pixels["largest"] is None:
+        return f"{found} (by how many grey levels is unknown: the baseline's images are gone)"
+    return f"{found}, by up to {counted(pixels['largest'], 'grey level')} ({pixels['mean']:.2g} on average)"
 
 
-def comparison_text(found: BaselineComparison) -> str:
+def other_metrics(new: Mapping[str, float], old: Mapping[str, float]) -> dict[str, tuple[float | None, float | None]]:
+    """Column of quality.csv -> the new value and the baseline's, of the metrics beside FID that either side has."""
+    sides = {column.name: (new.get(column.name), old.get(column.name)) for column in OTHER_COLUMNS}
+    return {name: values for name, values in sides.items() if any(value is not None for value in values)}
+
+
+def columns_in(cells: Iterable[ComparedDict]) -> list[MetricColumn]:
+    """The metrics beside FID that some cell has, in the order of the registry."""
+    given = {name for cell in cells for name in cell["others"]}
+    return [column for column in OTHER_COLUMNS if column.name in given]
+
+
+def other_change(cell: ComparedDict, column: MetricColumn, arrow: str = "->") -> str:
+    """Such as "2.31 -> 2.35": the baseline's value of a metric beside FID, and the new one."""
+    new, old = (
+        None if value is None else value * column.scale for value in cell["others"].get(column.name, (None, None))
+    )
+    return f"{number(old)} {arrow} {number(new)}"
+
+
+def comparison_text(found: Mapping[str, Any]) -> str:
     """The verdict, a line for each cell, and what else was found."""
-    width, plain = max(len(cell.label) for cell in found.cells), found.as_dict()
-    lines = [headline(plain), f"{counts(plain)}.", ""]
-    longest = max(len(cell.result) for cell in found.cells)
-    lines += [f"{cell.result:{longest}}  {cell.label:{width}}  {reason(cell)}" for cell in found.cells]
-    lines += ["", *check_lines(plain)]
-    lines += [f"not judged: {said}" for said in found.not_judged]
-    lines += [f"missing: {name}: {said}" for name, said in found.missing.items()]
-    if found.critical is not None:
-        lines.append(f"rule: {found.rule}; margin {100 * found.margin:g} % of the baseline's FID")
-    lines += _others(found)
-    for title, names in (("not in the baseline", found.only_new), ("only in the baseline", found.only_baseline)):
-        if names:
-            more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-            called = (found.unmatched.get(name, name) for name in names[:MOST_LISTED])
-            lines.append(f"{title}: {', '.join(called)}{more}")
-    lines += [f"differs: {mark}" for mark in found.marks]
-    lines += [f"warning: {note}" for note in found.notes]
+    cells = found["cells"]
+    lines = [headline(found), f"{counts(found)}.", ""]
+    lines += in_columns((cell["result"], cell["label"], reason(cell)) for cell in cells)
+    lines += ["", *check_lines(found)]
+    lines += [f"not judged: {said}" for said in found["not_judged"]]
+    lines += [f"missing: {name}: {said}" for name, said in found["missing"].items()]
+    if found["critical"] is not None:
+        lines.append(f"rule: {found['rule']}; margin {100 * found['margin']:g} % of the baseline's FID")
+    if columns := columns_in(cells):
+        lines.append(f"other metrics, {NOT_JUDGED}:")
+        changes = (", ".join(f"{column.title} {other_change(cell, column)}" for column in columns) for cell in cells)
+        lines += in_columns((f"  {cell['label']}", change) for cell, change in zip(cells, changes, strict=True))
+    lines += [f"{title}: {names}" for title, names in unmatched(found, MOST_LISTED).items()]
+    lines += [f"differs: {mark}" for mark in found["marks"]]
+    lines += [f"warning: {note}" for note in found["notes"]]
     return "\n".join(lines)
 
 
-def _others(found: BaselineComparison) -> list[str]:
-    """A line for each cell with its metrics beside FID, as they were and are."""
-    columns = columns_in(cell.others for cell in found.cells)
-    lines = [f"other metrics, {NOT_JUDGED}:"] * bool(columns)
-    width = max((len(cell.label) for cell in found.cells), default=0)
-    for cell in found.cells if columns else ():
-        told = (f"{column.title} {change_in_words(cell.others, column)}" for column in columns)
-        lines.append(f"  {cell.label:{width}}  {', '.join(told)}")
-    return lines
+def unmatched(compared: Mapping[str, Any], most: int) -> dict[str, str]:
+    """The labels of the cells that only one side has."""
+    sides = {"not in the baseline": compared["only_new"], "only in the baseline": compared["only_baseline"]}
+    known = compared.get("unmatched", {})
+    return {title: listed([known.get(name, name) for name in names], most) for title, names in sides.items() if names}
 
 
 def baseline_text(value: Mapping[str, Any]) -> str:
@@ -161,13 +204,16 @@ def baseline_text(value: Mapping[str, Any]) -> str:
         "",
     ]
     named = labels_of({cell["cell"]: {**cell["settings"], **cell["axes"]} for cell in value["cells"]})
-    width = max(map(len, named.values()))
+    rows = []
     for cell in value["cells"]:
-        number, error = write_number(cell["metrics"]["fid"], cell["metrics"].get("fid_se", math.nan))
-        label, n, fids = named[cell["cell"]], cell["settings"]["num_samples"], cell.get("trainings", [])
-        lines.append(f"{label:{width}}  N = {n}  FID {number} {error}".rstrip())
-        if fids:
-            trainings = [cell["metrics"]["fid"], *fids]
-            mean, spread = write_number(statistics.mean(trainings), statistics.stdev(trainings))
-            lines[-1] += f"; the mean of the trainings is {mean}, their spread {spread.removeprefix('± ')}"
-    return "\n".join(lines)
+        fid = number(cell["metrics"]["fid"], cell["metrics"].get("fid_se"))
+        of_trainings = _of_trainings([cell["metrics"]["fid"], *cell.get("trainings", ())])
+        rows.append((named[cell["cell"]], f"N = {cell['settings']['num_samples']}", f"FID {fid}{of_trainings}"))
+    return "\n".join([*lines, *in_columns(rows)])
+
+
+def _of_trainings(fids: Sequence[float]) -> str:
+    if len(fids) < 2:
+        return ""
+    mean, spread = write_number(statistics.mean(fids), statistics.stdev(fids))
+    return f"; the mean of the trainings is {mean}, their spread {spread.removeprefix('± ')}"

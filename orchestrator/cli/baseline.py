@@ -17,14 +17,14 @@ def compare_with_baseline(directory: str, baseline: str, asked: Mapping[str, Any
     from taugrid.orchestrator.baseline.files import snapshot_of
     from taugrid.orchestrator.baseline.snapshot import require_scores, snapshot_of_opened
     from taugrid.orchestrator.baseline.text import comparison_text
-    from taugrid.orchestrator.nightly.canary import canaries_beside
+    from taugrid.orchestrator.nightly.again import canaries_beside
     from taugrid.orchestrator.opened import open_existing
 
     opened = open_existing(directory)
     new = require_scores(snapshot_of_opened(opened))
     canaries = canaries_beside(opened, new)
     found = compare_snapshots(new, snapshot_of(baseline), GateSettings(**asked), canaries)
-    print_value(found.as_dict(), as_json, lambda _: comparison_text(found))
+    print_value(found.as_dict(), as_json, comparison_text)
     if found.exit is not Exit.DONE:
         sys.exit(found.exit)
 

@@ -7,6 +7,7 @@ import click
 from taugrid.errors import UserError
 from taugrid.orchestrator.cli.options import (
     Command,
+    RunOptions,
     cluster_options,
     only_option,
     print_value,
@@ -41,35 +42,28 @@ METRICS_HELP = f"Some of {','.join(METRICS)}.  [default: {','.join(DEFAULT_METRI
 @cluster_options
 @only_option
 @trust_option
-def evaluate(
-    config: str | None,
-    out: str | None,
-    assignments: tuple[str, ...],
-    address: str,
-    workers: int | None,
-    as_json: bool,
-    break_lock: bool,
-    trust_code: bool,
-    only: tuple[str, ...],
-    **external: str | None,
-) -> None:
+def evaluate(**given: Any) -> None:
     """Score CONFIG's cells or, with --samples, any images."""
-    given = {key: value for key, value in external.items() if value is not None}
-    if config is None:
-        if not {"samples", "reference"} <= given.keys():
-            raise UserError("give a CONFIG, or --samples PATH and --reference PATH for external images")
-        if out is not None or workers is not None or address != "local" or only:
+    names = ("samples", "reference", "extractor", "weights", "metrics")
+    external = {name: value for name in names if (value := given.pop(name)) is not None}
+    asked = RunOptions(**given)
+    if given["config"] is not None:
+        if external:
             raise UserError(
-                "--out, --workers, --address and --only are for a run; external images are scored in this process"
+                f"--{next(iter(external))} is for external images; for a CONFIG, set it in the section evaluate"
             )
-        _score_external(given, assignments, as_json)
+        run_stages(asked, ("evaluate",))
         return
-    if given:
-        raise UserError(f"--{next(iter(given))} is for external images; for a CONFIG, set it in the section evaluate")
-    run_stages(config, out, assignments, address, workers, ("evaluate",), as_json, break_lock, trust_code, only)
+    if not {"samples", "reference"} <= external.keys():
+        raise UserError("give a CONFIG, or --samples PATH and --reference PATH for external images")
+    if asked.out is not None or asked.workers is not None or asked.address != "local" or asked.only:
+        raise UserError(
+            "--out, --workers, --address and --only are for a run; external images are scored in this process"
+        )
+    _score_external(external, asked)
 
 
-def _score_external(given: dict[str, str], assignments: tuple[str, ...], as_json: bool) -> None:
+def _score_external(given: dict[str, str], asked: RunOptions) -> None:
     from taugrid.orchestrator.cli.text import scores_text
     from taugrid.orchestrator.external import flag, score_images
     from taugrid.orchestrator.progress import Progress
@@ -78,5 +72,5 @@ def _score_external(given: dict[str, str], assignments: tuple[str, ...], as_json
     if "metrics" in given:
         section["metrics"] = [name.strip() for name in given["metrics"].split(",")]
     with Progress() as progress:
-        scores = score_images(given["samples"], given["reference"], section, assignments, progress, flag)
-    print_value(scores, as_json, scores_text)
+        scores = score_images(given["samples"], given["reference"], section, asked.assignments, progress, flag)
+    print_value(scores, asked.as_json, scores_text)

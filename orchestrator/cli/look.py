@@ -40,15 +40,14 @@ def plan(
     described = describe_plan(opened)
     texts: list[Callable[[dict[str, Any]], str]] = [plan_text]
     if history is not None:
-        from taugrid.orchestrator.nightly.before.checks import expected_standard_error_problem
-        from taugrid.orchestrator.nightly.before.price import price, price_text
+        from taugrid.orchestrator.nightly.before import expected_standard_error_problem, price, price_text
 
         if (problem := expected_standard_error_problem(opened)) is not None:
             described["remarks"].append(problem)
         described["night"] = price(described, opened.plan, history)
         texts.append(lambda shown: price_text(shown["night"]))
     if baseline is not None:
-        from taugrid.orchestrator.nightly.before.compared import compared, compared_text
+        from taugrid.orchestrator.nightly.before import compared, compared_text
 
         described["baseline"] = compared(opened, baseline)
         if count := len(described["baseline"]["only_baseline"]):
@@ -65,14 +64,14 @@ def plan(
 
 @click.command(cls=Command)
 @click.argument("directory", metavar="DIR | CONFIG | HISTORY")
-@click.option("--watch", "watches", is_flag=True, help="Keep showing progress while a driver is at work.")
+@click.option("--watch", "watches", is_flag=True, help="Keep showing progress while a driver is running.")
 @json_option
 def status(directory: str, watches: bool, as_json: bool) -> None:
     """Show how far a run is, from its directory alone: DIR, or the one that CONFIG's runs have without --out.
 
     Of a history of nights, show a line for each night: id, time, verdict, cells, checkpoint.
 
-    With --watch, show the live view of `taugrid run`, wherever that is at work; in a log, a line now and then. Ctrl-C
+    With --watch, show the live view of `taugrid run`, wherever that is running; in a log, a line every 10 s. Ctrl-C
     ends the view, not the run.
     """
     if watches and as_json:
@@ -83,7 +82,7 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
     from taugrid.orchestrator.view.inspection import describe_status
 
     if (history := find_history(directory)) is not None:
-        from taugrid.orchestrator.nightly.shown.nights import history_as_dict, nights_of, nights_text
+        from taugrid.orchestrator.nightly.nights import history_as_dict, nights_of, nights_text
 
         if watches:
             raise click.UsageError("--watch shows a run, not a history; give the run of a night, HISTORY/nights/ID/run")

@@ -10,6 +10,7 @@ from taugrid.orchestrator.cli.options import (
     SHARE,
     Command,
     Finite,
+    RunOptions,
     cluster_options,
     print_value,
     set_option,
@@ -33,29 +34,12 @@ from taugrid.words import with_urls
     show_default=True,
     help="The share of nights without a loss that may be called worse.",
 )
-@click.option("--grow-to", type=click.IntRange(1), metavar="N", help="Sample undecided cells anew, with N images.")
+@click.option("--grow-to", type=click.IntRange(1), metavar="N", help="Sample undecided cells again, with N images.")
 @click.option("--allow-missing", is_flag=True, help="Cells of the baseline may be missing tonight.")
 @click.option("--sharpness", type=SHARE, help="The loss / FID that must be seen in half of the cells, or exit with 5.")
 @cluster_options
 @trust_option
-def nightly(
-    config: str,
-    assignments: tuple[str, ...],
-    history: str,
-    baseline: str | None,
-    night: str | None,
-    keep_images: int | None,
-    margin: float,
-    alpha: float,
-    grow_to: int | None,
-    allow_missing: bool,
-    sharpness: float | None,
-    address: str,
-    workers: int | None,
-    as_json: bool,
-    break_lock: bool,
-    trust_code: bool,
-) -> None:
+def nightly(**given: Any) -> None:
     """Evaluate tonight's model against a baseline.
 
     Runs or resumes a night, compares it with the baseline, and adds it to the history. Exits with 3 if a cell got
@@ -68,19 +52,23 @@ def nightly(
     from taugrid.orchestrator.nightly.summary import summary
     from taugrid.orchestrator.progress import Progress
 
-    if workers is not None:
-        assignments = (*assignments, f"cluster.workers={workers}")
-    terms = Terms(GateSettings(margin, alpha, allow_missing, sharpness), grow_to)
+    names = ("history", "baseline", "night", "keep_images", "grow_to", *GateSettings._fields)
+    own = {name: given.pop(name) for name in names}
+    asked = RunOptions(**given)
+    gate = GateSettings(**{name: own.pop(name) for name in GateSettings._fields})
     request = NightRequest(
-        config, assignments, history, baseline, night, keep_images, terms, address, break_lock, trust_code
+        config=asked.config,
+        assignments=asked.overrides,
+        terms=Terms(gate, own.pop("grow_to")),
+        address=asked.address,
+        break_lock=asked.break_lock,
+        trust_code=asked.trust_code,
+        **own,
     )
     with Progress() as progress:
         outcome = run_night(request, progress)
 
-    def text(verdict: dict[str, Any]) -> str:
-        return summary(verdict).rstrip()
-
-    print_value(outcome.verdict, as_json, text)
+    print_value(outcome.verdict, asked.as_json, lambda verdict: summary(verdict).rstrip())
     click.echo(f"summary: {with_urls(str(outcome.night.summary))}", err=True)
     if outcome.exit != Exit.DONE:
         sys.exit(outcome.exit)

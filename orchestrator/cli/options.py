@@ -6,6 +6,7 @@ Everything heavy is imported when a command is called: `--help` must answer at o
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -37,45 +38,45 @@ class Group(click.Group):
     command_class = Command
 
 
-def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add CONFIG, --out and --set, the options of every command that takes a config."""
-    for option in (
-        set_option,
-        click.option("--out", metavar="DIR", help="Run directory.  [default: runs/<name>]"),
-        click.argument("config"),
-    ):
-        command = option(command)
-    return command
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of the commands that do work, each of which has some of them."""
+
+    address: str
+    workers: int | None
+    as_json: bool
+    break_lock: bool
+    config: str = ""
+    out: str | None = None
+    assignments: tuple[str, ...] = ()
+    trust_code: bool = False
+    only: tuple[str, ...] = ()
+    rows: str | None = None
+    columns: str | None = None
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """The values of --set, and those that other options are short for."""
+        short = (
+            "" if self.workers is None else f"cluster.workers={self.workers}",
+            "" if self.rows is None else f"report.rows=[{self.rows}]",
+            f"report.columns={self.columns}" if self.columns else "",
+        )
+        return (*self.assignments, *filter(None, short))
 
 
-def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --address, --workers, --break-lock and --json, the options of every command that does work."""
-    for option in (
-        click.option(
-            "--break-lock",
-            is_flag=True,
-            help="Take the run directory from a driver that seems to be at work there.",
-        ),
-        click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, and nothing else there."),
-        click.option("--workers", type=click.IntRange(1), help="Sets cluster.workers."),
-        click.option(
-            "--address", default="local", show_default=True, help="local (a private cluster), auto, or HOST:PORT."
-        ),
-    ):
-        command = option(command)
-    return command
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def pivot_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --rows and --columns, short for report.rows and report.columns."""
-    for option in (
-        click.option(
-            "--columns", metavar="KEY", help="The key of a table's columns, as report.columns.  [default: steps]"
-        ),
-        click.option("--rows", metavar="KEY,...", help="The keys of a table's rows, as report.rows: schedule,eta."),
-    ):
-        command = option(command)
-    return command
+def options(*parts: Decorator) -> Decorator:
+    """Options that are added together; help lists them in this order."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for part in reversed(parts):
+            command = part(command)
+        return command
+
+    return add
 
 
 class Finite(click.FloatRange):
@@ -117,12 +118,44 @@ only_option = click.option(
 )
 
 trust_option = click.option(
-    "--trust-code", is_flag=True, help="Run the custom code that a run directory's config names, whoever wrote it."
+    "--trust-code",
+    is_flag=True,
+    help="Run the custom code that a run directory's config names, even if you did not write it.",
 )
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on stdout, and nothing else there."
 )
+
+
+config_options = options(
+    click.argument("config"),
+    click.option("--out", metavar="DIR", help="Run directory.  [default: runs/<name>]"),
+    set_option,
+)
+"""Of every command that takes a config."""
+
+break_lock_option = click.option(
+    "--break-lock", is_flag=True, help="Take the run directory from a driver that seems to be running."
+)
+
+workers_option = click.option("--workers", type=click.IntRange(1), help="Sets cluster.workers.")
+
+cluster_options = options(
+    click.option(
+        "--address", default="local", show_default=True, help="local (a private cluster), auto, or HOST:PORT."
+    ),
+    workers_option,
+    json_option,
+    break_lock_option,
+)
+"""Of every command that does work."""
+
+pivot_options = options(
+    click.option("--rows", metavar="KEY,...", help="The keys of a table's rows, as report.rows: schedule,eta."),
+    click.option("--columns", metavar="KEY", help="The key of a table's columns, as report.columns.  [default: steps]"),
+)
+"""Short for report.rows and report.columns."""
 
 
 def print_value(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:

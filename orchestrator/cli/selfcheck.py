@@ -1,20 +1,20 @@
 """`taugrid selfcheck`: runs the whole system on samples whose values are known, and checks them."""
 
 import json
-from contextlib import ExitStack
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import click
 
 from taugrid.errors import RunFailed, UserError
-from taugrid.orchestrator.cli.options import Command, cluster_options
+from taugrid.orchestrator.cli.options import Command, RunOptions, cluster_options
 from taugrid.words import counted
 
 
 @click.command(cls=Command)
 @click.option("--out", metavar="DIR", help="Keep the run here.  [default: a temporary folder]")
 @cluster_options
-def selfcheck(out: str | None, address: str, workers: int | None, as_json: bool, break_lock: bool) -> None:
+def selfcheck(**given: Any) -> None:
     """Check an installation against closed forms.
 
     Samples images whose pixels and distribution are known. Exits with 1 if an image differs from a float64 loop of the
@@ -22,16 +22,18 @@ def selfcheck(out: str | None, address: str, workers: int | None, as_json: bool,
     """
     from taugrid.orchestrator.dispatch.address import check_form
 
-    check_form(address)
-    with ExitStack() as stack:
-        if out is None:
-            if address != "local":
-                raise UserError(f"with --address {address}, give --out: an absolute path that every node sees")
-            out = stack.enter_context(TemporaryDirectory(prefix="taugrid-selfcheck-"))
-        _selfcheck(out, address, workers, as_json, break_lock)
+    asked = RunOptions(**given)
+    check_form(asked.address)
+    if asked.out is not None:
+        _selfcheck(asked.out, asked)
+        return
+    if asked.address != "local":
+        raise UserError(f"with --address {asked.address}, give --out: an absolute path that every node sees")
+    with TemporaryDirectory(prefix="taugrid-selfcheck-") as out:
+        _selfcheck(out, asked)
 
 
-def _selfcheck(out: str, address: str, workers: int | None, as_json: bool, break_lock: bool) -> None:
+def _selfcheck(out: str, asked: RunOptions) -> None:
     from taugrid.orchestrator import selfcheck
     from taugrid.orchestrator.cli.text import print_selfcheck
     from taugrid.orchestrator.opened import open_config, require_shared
@@ -39,20 +41,19 @@ def _selfcheck(out: str, address: str, workers: int | None, as_json: bool, break
     from taugrid.orchestrator.session import Session
     from taugrid.storage import read_json
 
-    require_shared(out, address)
-    opened = open_config("selfcheck", () if workers is None else (f"cluster.workers={workers}",), out)
+    require_shared(out, asked.address)
+    opened = open_config("selfcheck", asked.overrides, out)
     there = read_json(opened.rundir.config, opened.rundir.storage)
     if there is not None and there.get("name") != opened.config.name:
         raise UserError(f"--out {out} holds another run; give an empty folder, or that of an earlier selfcheck")
     with Progress() as progress:
-        run = Session(opened, address, progress)
-        missing = run.do(("sample", "evaluate"), break_lock).missing
+        missing = Session(opened, asked.address, progress).do(("sample", "evaluate"), asked.break_lock).missing
         if missing:
             name, reason = next(iter(missing.items()))
             lost = counted(len(missing), "cell")
             raise RunFailed(f"{lost} could not be finished, so nothing was checked; {name}: {reason}")
-        findings = selfcheck.judge_run(opened.config, opened.plan, opened.rundir, progress)
-    if as_json:
+        findings = selfcheck.judge_run(opened, progress)
+    if asked.as_json:
         click.echo(json.dumps(selfcheck.as_json(findings, opened.rundir), indent=2, allow_nan=False))
     else:
         print_selfcheck(findings)

@@ -4,13 +4,16 @@ Ray reads most of its environment variables when it is imported, so this module 
 Ray. docs/architecture.md, "Ray", explains each variable.
 """
 
+import errno
 import json
 import math
 import os
 import secrets
 import signal
+import socket
 import textwrap
 import threading
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,6 +23,7 @@ from typing import Any
 from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError
 from taugrid.hashing import SourceFile
+from taugrid.orchestrator import ending
 from taugrid.orchestrator.dispatch.address import (
     answers,
     check_form,
@@ -32,7 +36,6 @@ from taugrid.orchestrator.dispatch.address import (
     use_token,
 )
 from taugrid.orchestrator.dispatch.capacity import available_cpus, exact
-from taugrid.orchestrator.dispatch.head import watched
 from taugrid.workers.custom.source import pack
 
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -52,6 +55,15 @@ JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 TOKEN = secrets.token_hex(32)
 """For this process's embedded clusters. Kept only in memory: without a token, Ray writes one to a file."""
+
+HEAD_LOOK_SECONDS = 1.0
+"""How often the driver connects to the head. The head's kernel accepts, so that a busy head does so as well."""
+
+MOST_HEAD_FAILURES = 30
+"""How often in a row the head may be out of reach: a head that is started again has half of Ray's own minute for it."""
+
+OWN_ERRORS = frozenset({errno.EMFILE, errno.ENFILE})
+"""What a driver that can't open a connection says; it tells nothing of the head."""
 
 
 def prepare_embedded() -> None:
@@ -96,7 +108,7 @@ def connected(
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)
     try:
-        with nullcontext() if address == "local" else watched(options["address"]):
+        with nullcontext() if address == "local" else head_watched(options["address"]):
             yield
     finally:
         ray.shutdown()
@@ -172,3 +184,43 @@ def _embedded_cpus(cluster: Cluster, trainers: int) -> int:
     """The number of CPUs for Ray: those of the machine, or more if the requested workers need more and share them."""
     asked = max(cluster.workers or 0, trainers) * exact(cluster.cpus_per_worker)
     return max(available_cpus(), math.ceil(asked))
+
+
+@contextmanager
+def head_watched(address: str) -> Iterator[None]:
+    """Interrupt the block if the head at HOST:PORT has died: Ray itself waits for a minute.
+
+    Raises:
+        RunFailed: if it has.
+    """
+    over, dead = threading.Event(), threading.Event()
+    failure = f"the head of the Ray cluster at {address} has died; run the same command again once it is back"
+
+    def watch() -> None:
+        failures, next_look = 0, time.monotonic()
+        while not over.wait(max(0.0, next_look - time.monotonic())):
+            next_look = time.monotonic() + HEAD_LOOK_SECONDS
+            failures = 0 if _head_accepts(address) else failures + 1
+            if failures == MOST_HEAD_FAILURES:
+                dead.set()
+                ending.stop(failure)
+                return
+
+    threading.Thread(target=watch, daemon=True, name="head").start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not dead.is_set():
+            raise
+        raise RunFailed(failure) from None
+    finally:
+        over.set()
+
+
+def _head_accepts(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=HEAD_LOOK_SECONDS).close()
+    except OSError as error:
+        return error.errno in OWN_ERRORS
+    return True

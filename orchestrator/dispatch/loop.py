@@ -1,8 +1,8 @@
-"""The loop between pool and dispatcher: passes on events and assignments, writes the events file, shows progress."""
+"""The loop between pool and dispatcher: passes on events and assignments, and tells what happens."""
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -25,15 +25,12 @@ from taugrid.errors import (
 )
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.dispatch.fractions import Fractions
-from taugrid.orchestrator.dispatch.interruption import InProgress, in_words
+from taugrid.orchestrator.dispatch.in_progress import Fractions, InProgress, in_words
 from taugrid.orchestrator.dispatch.policy.dispatcher import Charge, Dispatcher, Fault
-from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Located, Lost, Pool, PoolEvent
-from taugrid.orchestrator.dispatch.scaling import Room
-from taugrid.orchestrator.dispatch.worker_manager import Crew
-from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.dispatch.pool import Alive, Done, Failed, Joined, Located, Lost, Pool, PoolEvent
+from taugrid.orchestrator.dispatch.scaling import Scaling
+from taugrid.orchestrator.dispatch.worker_manager import Outputs, WorkerManager
 from taugrid.orchestrator.rundir.commits import Committed, confirm, require_here
-from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.shard_sizes import LongShards
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
@@ -42,7 +39,7 @@ from taugrid.words import counted, duration, quantity
 from taugrid.workers.sample import SampleJob
 
 POLL_SECONDS = 0.5
-"""How often the driver wakes up while nothing happens, for Ctrl-C, stragglers, hangs and benches that end."""
+"""How often the driver wakes up while nothing happens, for Ctrl-C, stragglers, hangs and cooldowns that end."""
 
 AWAY_SECONDS = 30.0
 """A turn takes a second or so. One that takes so long was held up, by a disk that hangs or because the driver was
@@ -69,30 +66,21 @@ class Loop:
         workers: int | None,
         embedded: bool,
         limits: Cluster,
-        progress: Progress,
-        events: Events,
-        log: Callable[[str, str], Path],
-        committed: Callable[[Sequence[Committed]], None] = lambda files: None,
+        outputs: Outputs,
     ) -> None:
         self._tasks = tasks
-        self._committed = committed
         self._kinds = {kind.name: kind for kind in kinds}
         self._pool = pool
         self._embedded = embedded
         self._limits = limits
-        self._progress = progress
-        self._events = events
-        self._log = log
+        self._progress, self._events, self._log, self._committed = outputs
+        names = list(self._kinds)
         self._dispatcher = Dispatcher(
-            tasks.values(),
-            list(self._kinds),
-            limits.max_attempts,
-            limits.hang_seconds,
-            second=True,
+            tasks.values(), names, limits.max_attempts, limits.hang_seconds, queues_second=True
         )
-        spare_kinds = frozenset(kind.name for kind in kinds if not kind.needs_network)
-        room = Room(pool, self._dispatcher, workers, not embedded, spare_kinds, limits.max_wait_seconds)
-        self._crew = Crew(pool, self._dispatcher, room, limits, progress, events, log)
+        cpu_kinds = frozenset(kind.name for kind in kinds if not kind.needs_network)
+        scaling = Scaling(pool, self._dispatcher, workers, not embedded, cpu_kinds, limits.max_wait_seconds)
+        self._manager = WorkerManager(pool, self._dispatcher, scaling, limits, outputs)
         self._new: list[Committed] = []  # `committed` is still to be told
         self._reasons: dict[str, str] = {}
         self._fractions = Fractions()
@@ -109,7 +97,7 @@ class Loop:
             RunFailed: if no node is fit for another reason, all are full or gone, or workers die faster than they work.
         """
         try:
-            self._announce(self._crew.begin())
+            self._announce(self._manager.begin())
             while not self._dispatcher.finished:
                 self._turn()
         except BaseException as error:
@@ -128,7 +116,7 @@ class Loop:
         return job
 
     def _keep(self) -> None:
-        """Have workers commit the whole batches of the shards that they are at; `ending` tells what is lost."""
+        """Have workers commit the whole batches of their shards; `ending` tells what is lost."""
         now = time.monotonic()
         shards = dict(self._in_progress(now))
         ending.lose(in_words(shards.values()))
@@ -136,7 +124,7 @@ class Loop:
         while waited_for and (left := now + KEEP_SECONDS - time.monotonic()) > 0:
             for event in self._pool.events(left):
                 if isinstance(event, Lost):
-                    waited_for -= set(self._dispatcher.in_hand(event.worker))
+                    waited_for -= set(self._dispatcher.in_flight.keys(event.worker))
                 elif isinstance(event, Done | Failed) and event.key in waited_for:
                     waited_for -= {event.key}
                     if isinstance(event, Done) and self._unseen(event.key, event.result) is None:
@@ -145,13 +133,13 @@ class Loop:
         ending.lose(in_words(shards.values()))
 
     def _in_progress(self, now: float) -> Iterator[tuple[str, InProgress]]:
-        """The shards that workers have in hand, by key; of a second one it is not known whether it has begun."""
-        for worker in self._dispatcher.running:
-            for key in self._dispatcher.in_hand(worker):
+        """The shards in flight, by key; of a queued one it is not known whether it has begun."""
+        for worker, running in self._dispatcher.in_flight.running.items():
+            for key in self._dispatcher.in_flight.keys(worker):
                 job, cell = self._job(key), self._tasks[key].cell
                 if isinstance(job, SampleJob) and cell is not None:
-                    is_first = key == self._dispatcher.running[worker]
-                    seconds = now - self._dispatcher.since(worker) if is_first else 0.0
+                    is_first = key == running.key
+                    seconds = now - running.since if is_first else 0.0
                     done = self._fractions.last(worker) if is_first else 0.0
                     yield key, InProgress(cell.label, done * (job.stop - job.start - job.kept), seconds)
 
@@ -162,19 +150,19 @@ class Loop:
         now = time.monotonic()
         away, self._listened = now - self._listened, now
         if away >= AWAY_SECONDS:
-            self._dispatcher.excuse(away)
-            self._crew.excuse(away)
+            self._dispatcher.grant_grace(away)
+            self._manager.grant_grace(away)
         for worker in self._dispatcher.overdue(now):
             self._pool.kill(worker)
             silent = duration(self._limits.hang_seconds)
             said = f"killed after {silent} without a heartbeat (cluster.hang_seconds)"
-            self._lost(Lost(worker, said, False), certain=True)
-        self._crew.tend(now)
+            self._lost(Lost(worker, said, False), self._dispatcher.in_flight.running[worker].key)
+        self._manager.tend(now)
         assignments = self._dispatcher.assign(now)
         for worker, task, speculative in assignments:
             if speculative:
                 self._events.note("duplicate", task=task.key, worker=worker)
-            info = self._crew.infos[worker]
+            info = self._manager.info(worker)
             self._events.note("assigned", task=task.key, worker=worker, node=info.node, device=info.device)
         self._write_down()  # before a job begins: if this driver dies, the device of its file must be known
         for worker, task, _ in assignments:
@@ -202,14 +190,14 @@ class Loop:
     def _handle(self, event: PoolEvent) -> None:
         match event:
             case Located():
-                self._crew.located(event)
+                self._manager.located(event)
             case Joined():
-                self._crew.joined(event)
-            case Heard():
-                if event.worker in self._dispatcher.running:
+                self._manager.joined(event)
+            case Alive():
+                if event.worker in self._dispatcher.in_flight.running:
                     self._heard(event)
             case Done(worker, result, key):
-                self._crew.worked()
+                self._manager.worked()
                 if (fault := self._unseen(key, result)) is None:
                     self._record(worker, result, key)
                 else:
@@ -218,29 +206,26 @@ class Loop:
                 if event.key is not None:
                     self._failed(event)
                 else:
-                    self._crew.refused(event)
+                    self._manager.unhealthy(event)
             case Lost(worker, _, with_its_node):
                 if with_its_node and self._embedded:
                     raise RunFailed("the Ray on this machine has died (out of memory?); run the same command again")
-                if not with_its_node and self._crew.is_leaving(worker):
+                if not with_its_node and self._manager.is_leaving(worker):
                     event = replace(event, with_its_node=True)
-                if worker in self._dispatcher.running:
+                if worker in self._dispatcher.in_flight.running:
                     self._lost(event)
                 else:
-                    self._crew.lost(event)
+                    self._manager.lost(event)
 
-    def _heard(self, event: Heard) -> None:
+    def _heard(self, event: Alive) -> None:
         worker, now = event.worker, time.monotonic()
-        self._dispatcher.beat(worker, now)
-        key = self._dispatcher.running[worker]
-        has_second = len(self._dispatcher.in_hand(worker)) > 1
-        fraction = self._fractions.heard(worker, key, min(1.0, event.done / event.of) if event.of else 0.0, has_second)
-        if fraction is None:
-            return
-        self._progress.heard(worker, fraction)
-        job = self._job(key)
-        if (said := self._long_shards.heard(worker, job, fraction, now)) is not None:
-            self._progress.say(said)
+        self._dispatcher.heartbeat(worker, now)
+        key, *queued = self._dispatcher.in_flight.keys(worker)
+        done = min(1.0, event.done / event.of) if event.of else 0.0
+        if (fraction := self._fractions.heard(worker, key, done, bool(queued))) is not None:
+            self._progress.heard(worker, fraction)
+            if (said := self._long_shards.heard(worker, self._job(key), fraction, now)) is not None:
+                self._progress.say(said)
 
     def _unseen(self, key: str, result: Result) -> NotCommitted | None:
         """Why the driver does not believe that a task is done; of a task that is done, a copy may be gone."""
@@ -254,7 +239,7 @@ class Loop:
     def _record(self, worker: str, result: Result, key: str) -> None:
         task = self._tasks[key]
         first = self._dispatcher.succeeded(worker, time.monotonic(), key)
-        kind, info = self._kinds[task.kind], self._crew.infos[worker]
+        kind, info = self._kinds[task.kind], self._manager.info(worker)
         name, fields = kind.event(task, result, first)
         self._events.note(name, **fields, worker=worker, node=info.node, device=info.device)
         if first:
@@ -262,28 +247,27 @@ class Loop:
 
     def _failed(self, failure: Failed) -> None:
         worker, cause = failure.worker, failure.cause
-        doing = failure.key or self._dispatcher.running[worker]
+        doing = failure.key or self._dispatcher.in_flight.running[worker].key
         self._fractions.forget(worker)
         if _fills(cause, self._job(doing)):
             raise RunFailed(in_one_line(cause))
         if isinstance(cause, WorkerRefusal):
             require_here(self._job(doing).run, self._job(doing).storage)
         path = self._log(doing, failure.traceback)
-        self._crew.failed(failure)
+        self._manager.failed(failure)
         reason = str(cause) if isinstance(cause, UserError | DoesNotFit) else failure.summary
         if is_accelerator_error(cause):  # the process is of no more use, and the task may do the same to the next
             self._pool.kill(worker)
-            self._dispatcher.bring_forward(worker, doing, time.monotonic())
-            self._lost(Lost(worker, reason, False), certain=True)
+            self._lost(Lost(worker, reason, False), doing)
             return
         charge = self._dispatcher.failed(worker, time.monotonic(), _fault(cause), reason, doing)
         self._charge(worker, charge, f"{reason} (details: {path})")
         if isinstance(cause, FINAL) and charge.quarantined:
-            self._give_up_cell_of(doing)
+            self._abandon_cell_of(doing)
         cell = self._tasks[doing].cell
         if charge.quarantined and cell is not None and self._lasts(cause, doing):
             self.lasting.add(cell.name)
-        self._crew.benched(charge.benching, reason)
+        self._manager.cools_down(charge.cooldown, reason)
 
     def _lasts(self, cause: BaseException, key: str) -> bool:
         """Whether the same command would meet the same failure: of the network's numbers, or of a metric."""
@@ -291,16 +275,17 @@ class Loop:
         of_a_metric = is_metrics and not isinstance(cause, OSError | DamagedFile | DoesNotFit)
         return isinstance(cause, NotFinite) or (of_a_metric and _fault(cause) is Fault.TASK)
 
-    def _lost(self, event: Lost, certain: bool = False) -> None:
+    def _lost(self, event: Lost, culprit: str | None = None) -> None:
+        """A worker that had a task is gone. `culprit`: the key of the task that is known to be the reason."""
         worker, reason = event.worker, event.reason
         self._fractions.forget(worker)
         path = self._log(worker, event.details or reason)
         self._events.note("lost", worker=worker, reason=reason)
-        charge = self._dispatcher.worker_lost(worker, time.monotonic(), reason, event.with_its_node, certain)
+        charge = self._dispatcher.worker_lost(worker, time.monotonic(), reason, event.with_its_node, culprit)
         details = f" (details: {path})" if event.details else ""
         self._charge(worker, charge, f"lost {worker}, starting another: {reason}{details}")
-        self._crew.benched(charge.benching, f"its workers die ({reason})")
-        self._crew.gone(worker, reason)
+        self._manager.cools_down(charge.cooldown, f"its workers die ({reason})")
+        self._manager.died(worker, reason)
 
     def _charge(self, worker: str, charge: Charge, reason: str) -> None:
         key = str(charge.key)
@@ -323,11 +308,11 @@ class Loop:
                 found.setdefault((task.kind, task.cell.id), []).append(key)
         return found
 
-    def _give_up_cell_of(self, key: str) -> None:
-        """Spare the tasks of the same kind and cell that wait: the cell can't be finished without `key`."""
+    def _abandon_cell_of(self, key: str) -> None:
+        """Give up the tasks of the same kind and cell that wait: the cell can't be finished without `key`."""
         task = self._tasks[key]
         same = [] if task.cell is None else self._of_cells[task.kind, task.cell.id]
-        if given_up := self._dispatcher.give_up(same):
+        if given_up := self._dispatcher.abandon(same):
             self._events.note("given up", tasks=sorted(given_up), because=key)
             self._progress.say(f"{counted(len(given_up), 'other task')} of its cell given up")
 
@@ -346,7 +331,7 @@ def _fault(cause: BaseException) -> Fault:
         return Fault.FINAL
     if isinstance(cause, WorkerRefusal):
         return Fault.REFUSAL
-    return Fault.SURROUNDINGS if is_environment_error(cause) else Fault.TASK
+    return Fault.ENVIRONMENT if is_environment_error(cause) else Fault.TASK
 
 
 def _fills(cause: BaseException, job: Job) -> TypeGuard[OSError]:

@@ -22,7 +22,7 @@ BEATS_A_SECOND = 100
 
 @dataclass(frozen=True)
 class Located:
-    """A worker's process has started. It will say hello."""
+    """A worker's process has started. Its health is checked next."""
 
     worker: str
     node: str
@@ -32,14 +32,16 @@ class Located:
 
 @dataclass(frozen=True)
 class Joined:
-    """A worker has passed its hello: it is ready, perhaps again."""
+    """A worker has passed a health check: it is ready, perhaps again."""
 
     worker: str
     info: WorkerInfo
 
 
 @dataclass(frozen=True)
-class Heard:
+class Alive:
+    """A worker's job goes on: `done` of `of` is done."""
+
     worker: str
     done: float
     of: float
@@ -55,7 +57,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """A job or a hello raised an error; its worker is alive."""
+    """A job or a health check raised an error; its worker is alive."""
 
     worker: str
     cause: BaseException
@@ -63,7 +65,7 @@ class Failed:
     traceback: str
     """The whole traceback, as text."""
     key: str | None = None
-    """Of the job's task; None: it was a hello."""
+    """Of the job's task; None: it was a health check."""
 
     @property
     def summary(self) -> str:
@@ -83,15 +85,15 @@ class Lost:
     """What Ray said of it, for the logs."""
 
 
-PoolEvent = Located | Joined | Heard | Done | Failed | Lost
+PoolEvent = Located | Joined | Alive | Done | Failed | Lost
 
 NODE_DEATHS = ("node has died", "node has crashed", "node died", "was drained", "is drained")
 """Parts of Ray's message when an actor died with its node. There is no type for it: `ActorDiedError` keeps only the
 text of its cause, and its flag `preempted` is only for nodes that an autoscaler removed."""
 
 
-class Spare(NamedTuple):
-    """A worker without a GPU, beside others with one."""
+class CpuOnly(NamedTuple):
+    """What a worker without a GPU takes, beside others with one."""
 
     arguments: tuple[Any, ...]
     cpus: float
@@ -113,10 +115,10 @@ def why_lost(error: RayError, with_its_node: bool) -> str:
 
 
 class Pool:
-    """Actors of one class, a `workers.actor.HeartbeatActor` with the methods `check_health(probe)` and `do(job)`.
+    """Actors of one class, a `workers.actor.HeartbeatActor` with a method `check_health(probe)`.
 
     Actors have `max_restarts=0` and `max_task_retries=0`: the dispatcher does the retrying, and each result comes once.
-    `label_selector` says on which nodes they may be. `spare` is what another sort of them takes, which has no GPU.
+    `label_selector` says on which nodes they may be. With `cpu_only`, there may also be workers without a GPU.
 
     Answers put themselves into a queue as they come, so an event costs the same with two workers and with a thousand.
     """
@@ -129,7 +131,7 @@ class Pool:
         gpus: float,
         probe: Any,
         label_selector: Mapping[str, str] | None = None,
-        spare: Spare | None = None,
+        cpu_only: CpuOnly | None = None,
     ) -> None:
         self.selector = dict(label_selector or {})
         """The labels of the nodes that workers may be on."""
@@ -145,11 +147,11 @@ class Pool:
         self._arguments = arguments
         self.size = Size(cpus, gpus)
         """What each takes."""
-        self.spare = spare
-        """What each of the other sort takes, if there are any."""
+        self.cpu_only = cpu_only
+        """What each worker without a GPU takes, if there may be any."""
         self._probe = probe
         self._handles: dict[str, Any] = {}
-        self._waiting: dict[Future[Any], str] = {}  # answer of hello or perform -> worker
+        self._waiting: dict[Future[Any], str] = {}  # answer of check_health or perform -> worker
         self._keys: dict[Future[Any], str] = {}  # answer of perform -> key of the job's task
         self._watching: dict[Future[Any], str] = {}  # answer of where or watch -> worker
         self._answers: SimpleQueue[Future[Any]] = SimpleQueue()  # those that have come
@@ -167,12 +169,12 @@ class Pool:
             remote = remote.options(label_selector=others | self.selector)
         return self._add(remote.remote(*self._arguments))
 
-    def start_spare(self, node: str) -> str:
-        """Start one more worker of the other sort, on the node with this id, as `start` does."""
-        assert self.spare is not None
+    def start_cpu_only(self, node: str) -> str:
+        """Start one more worker without a GPU, on the node with this id, as `start` does."""
+        assert self.cpu_only is not None
         here = {"ray.io/node-id": node}
-        remote = self._remote.options(num_cpus=self.spare.cpus, num_gpus=0, label_selector=here)
-        return self._add(remote.remote(*self.spare.arguments))
+        remote = self._remote.options(num_cpus=self.cpu_only.cpus, num_gpus=0, label_selector=here)
+        return self._add(remote.remote(*self.cpu_only.arguments))
 
     def _add(self, handle: Any) -> str:
         worker = f"worker-{self._started}"
@@ -188,11 +190,11 @@ class Pool:
         return answer
 
     def check_health(self, worker: str) -> None:
-        """Have `worker` say hello, perhaps again; a `Joined`, `Failed` or `Lost` follows."""
+        """Check the health of `worker`, perhaps again; a `Joined`, `Failed` or `Lost` follows."""
         self._waiting[self._answer(self._handles[worker].check_health.remote(self._probe))] = worker
 
     def give(self, worker: str, job: Job, key: str) -> None:
-        """Have `worker` do `job`, of the task `key`; perhaps `Heard`s follow, and a `Done`, `Failed` or `Lost`.
+        """Have `worker` do `job`, of the task `key`; perhaps `Alive`s follow, and a `Done`, `Failed` or `Lost`.
 
         Up to `workers.actor.MAX_IN_FLIGHT` jobs may be given before one is done: they begin in turn.
         """
@@ -206,7 +208,7 @@ class Pool:
     def stop(self) -> list[str]:
         """Have all workers end their jobs soon, with what they can keep.
 
-        Returns the keys of the tasks that they have in hand; a `Done`, `Failed` or `Lost` follows for each.
+        Returns the keys of the tasks that they have; a `Done`, `Failed` or `Lost` follows for each.
         """
         for handle in self._handles.values():
             handle.stop.remote()
@@ -225,13 +227,12 @@ class Pool:
         ready += [self._answers.get() for _ in range(self._answers.qsize())]
         for answer in sorted(ready, key=lambda answer: answer in self._waiting):  # a heartbeat comes before the result
             if answer in self._watching:
-                heard = self._heard(self._watching.pop(answer), answer)
-                if heard is not None:
-                    yield heard
+                if (news := self._watched(self._watching.pop(answer), answer)) is not None:
+                    yield news
             elif answer in self._waiting:  # not of a worker that was killed, or whose death has just been seen
                 yield self._outcome(self._waiting.pop(answer), answer)
 
-    def _heard(self, worker: str, future: Future[Any]) -> PoolEvent | None:
+    def _watched(self, worker: str, future: Future[Any]) -> PoolEvent | None:
         """What the answer to `where` or `watch` tells, if it is news; asks again."""
         try:
             answer = future.result()
@@ -246,7 +247,7 @@ class Pool:
             self.check_health(worker)
             return Located(worker, *answer)
         first_or_old = before in (-1, answer.number)
-        return None if first_or_old else Heard(worker, answer.done, answer.of)
+        return None if first_or_old else Alive(worker, answer.done, answer.of)
 
     def _outcome(self, worker: str, answer: Future[Any]) -> PoolEvent:
         key = self._keys.pop(answer, None)

@@ -1,4 +1,4 @@
-"""Where a crew's workers may be, how many there should be, and what is told while there is room for none.
+"""How many workers there should be, on which nodes, and what is said while no node has room for one.
 
 On an embedded cluster their number is given. A cluster that the run joined is looked at again and again.
 """
@@ -13,30 +13,6 @@ from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.pool import Pool
 from taugrid.words import counted, duration
 
-
-class Crowd(NamedTuple):
-    full: int
-    """Those that do all kinds of tasks."""
-    spare: int
-    """Those without a GPU, which do only some kinds."""
-
-
-def demand(openings: Mapping[str, int], spare_kinds: Collection[str], busy: Crowd, room: Crowd) -> Crowd:
-    """How many workers the tasks want: those that are `busy`, and one for each that could start.
-
-    `openings` is kind -> tasks that could start; `room` is how many workers fit on the nodes that are there. Tasks of
-    `spare_kinds` go to spare workers, as far as there is room. What is left of them employs full workers that fit too,
-    but asks for no node with a GPU, unless there is no room for a spare worker at all.
-    """
-    light = sum(number for kind, number in openings.items() if kind in spare_kinds)
-    full = busy.full + sum(openings.values()) - light
-    spare = min(light, max(0, room.spare - busy.spare))
-    left = light - spare
-    if room.spare:
-        left = min(left, max(0, room.full - full))
-    return Crowd(full + left, busy.spare + spare)
-
-
 LOOK_SECONDS = 5.0
 """How often Ray is asked which nodes there are: a node that joins gets work soon, one that drains no more of it."""
 
@@ -44,11 +20,36 @@ TELL_SECONDS = 60.0
 """How often the user is told that there is no worker that is fit, and what is waited for."""
 
 
-class Room:
-    """The nodes of a cluster as a crew sees them.
+class Counts(NamedTuple):
+    """Numbers of workers."""
+
+    full: int
+    """Those that do all kinds of tasks."""
+    cpu_only: int
+    """Those without a GPU beside others with one, which do only some kinds."""
+
+
+def demand(openings: Mapping[str, int], cpu_kinds: Collection[str], busy: Counts, capacity: Counts) -> Counts:
+    """How many workers the tasks want: those that are `busy`, and one for each task that could start.
+
+    `openings` is kind -> tasks that could start; `capacity` is how many workers fit on the nodes that are there. Tasks
+    of `cpu_kinds` go to workers without a GPU, as far as they fit. The rest of them employ full workers that fit too,
+    but ask for no node with a GPU, unless no worker without one fits at all.
+    """
+    light = sum(number for kind, number in openings.items() if kind in cpu_kinds)
+    full = busy.full + sum(openings.values()) - light
+    cpu_only = min(light, max(0, capacity.cpu_only - busy.cpu_only))
+    left = light - cpu_only
+    if capacity.cpu_only:
+        left = min(left, max(0, capacity.full - full))
+    return Counts(full + left, busy.cpu_only + cpu_only)
+
+
+class Scaling:
+    """The nodes of a cluster as the worker manager sees them.
 
     Without `most`, there are as many workers as fit on the nodes, at least one. If the cluster is not `elastic`, there
-    are `most` from beginning to end. Spare workers are for nodes without GPUs and do only `spare_kinds`.
+    are `most` from beginning to end. Workers without a GPU do only `cpu_kinds`, on nodes without one.
     """
 
     def __init__(
@@ -57,14 +58,14 @@ class Room:
         dispatcher: Dispatcher,
         most: int | None,
         elastic: bool,
-        spare_kinds: Set[str],
+        cpu_kinds: Set[str],
         max_wait_seconds: float,
     ) -> None:
         self._pool = pool
         self._dispatcher = dispatcher
         self._most = most
         self.elastic = elastic
-        self.spare_kinds = spare_kinds
+        self.cpu_kinds = cpu_kinds
         self._max_wait_seconds = max_wait_seconds
         self._nodes: dict[str, Node] = {}  # by id
         self._looked = float("-inf")
@@ -78,9 +79,9 @@ class Room:
         first, before = self._looked == float("-inf"), self.draining
         self._looked = now
         self._nodes = {node.id: node for node in self._pool.nodes()}
-        if first and not self.fit:
+        if first and not self._fit:
             self._told = now - TELL_SECONDS  # what is waited for is told at once
-        self._dispatcher.draining(self.draining)
+        self._dispatcher.health.draining(self.draining)
         return sorted(self.draining - before)
 
     @property
@@ -91,10 +92,10 @@ class Room:
     @property
     def avoided(self) -> set[str]:
         """The ids of the nodes on which no further worker should be started."""
-        return self._dispatcher.avoided() | self.draining if self.elastic else set()
+        return self._dispatcher.health.unfit().keys() | self.draining if self.elastic else set()
 
     @property
-    def fit(self) -> list[Node]:
+    def _fit(self) -> list[Node]:
         """The nodes on which workers may be started."""
         avoided = self.avoided
         return [node for node in self._nodes.values() if node.id not in avoided]
@@ -102,34 +103,35 @@ class Room:
     @property
     def large(self) -> list[Node]:
         """Those of them that are large enough for a worker."""
-        return [node for node in self.fit if node.capacity(self._pool.size)]
+        return [node for node in self._fit if node.capacity(self._pool.size)]
 
     def keeps(self, node: str) -> bool:
         """Whether a node was there at the last look, and will stay."""
         return not self.elastic or (node in self._nodes and not self._nodes[node].draining)
 
-    def wanted(self, now: float, busy: Crowd) -> Crowd:
+    def wanted(self, now: float, busy: Counts) -> Counts:
         """How many workers there should be on nodes that are fit, where `busy` work."""
         if not self.elastic:
-            return Crowd(self._most or 1, 0)
-        room = Crowd(sum(node.capacity(self._pool.size) for node in self.large), sum(self.spare_rooms.values()))
-        full, spare = demand(self._dispatcher.openings(now), self.spare_kinds, busy, room)
-        return Crowd(min(self._most or max(1, room.full), full), spare)
+            return Counts(self._most or 1, 0)
+        full = sum(node.capacity(self._pool.size) for node in self.large)
+        capacity = Counts(full, sum(self.cpu_only_capacity.values()))
+        found = demand(self._dispatcher.openings(now), self.cpu_kinds, busy, capacity)
+        return found._replace(full=min(self._most or max(1, full), found.full))
 
     @property
-    def spare_rooms(self) -> dict[str, int]:
-        """Node id -> how many spare workers fit there; nodes that are fit and have no GPU."""
-        if not self.elastic or self._pool.spare is None:
+    def cpu_only_capacity(self) -> dict[str, int]:
+        """Node id -> how many workers without a GPU fit there; nodes that are fit and have no GPU."""
+        if not self.elastic or self._pool.cpu_only is None:
             return {}
-        size = Size(self._pool.spare.cpus, 0)
-        return {node.id: node.capacity(size) for node in self.fit if not node.gpus}
+        size = Size(self._pool.cpu_only.cpus, 0)
+        return {node.id: node.capacity(size) for node in self._fit if not node.gpus}
 
     def wait(self, now: float, nobody: bool, unfit: bool) -> str | None:
-        """What to tell the user while `nobody` is there for a task that could start, or all are on `unfit` nodes.
+        """What to tell the user while no worker is there for a task that could start, or all are on `unfit` nodes.
 
         Raises:
-            UserError: if nobody came in time, and no node was ever large enough.
-            RunFailed: if nobody came in time, and all such nodes are full or gone.
+            UserError: if none came in time, and no node was ever large enough.
+            RunFailed: if none came in time, and all such nodes are full or gone.
         """
         self._was_some = self._was_some or not nobody
         if not nobody and not unfit:
@@ -149,18 +151,16 @@ class Room:
         return f"waiting for room for a worker of {self._pool.size}: {why}; at most {limit} (cluster.max_wait_seconds)"
 
     def _too_long(self) -> Exception:
-        waited, large = duration(self._max_wait_seconds), len(self.large)
-        if not large and self._was_some:
+        size, large = self._pool.size, len(self.large)
+        waited = f"in {duration(self._max_wait_seconds)} (cluster.max_wait_seconds)"
+        if large:
             return RunFailed(
-                f"no worker fits on the cluster any more: each takes {self._pool.size}, no node has as much, and none "
-                f"has joined in {waited} (cluster.max_wait_seconds); run the same command again when one is there"
+                f"no room for a worker of {size} {waited}: the cluster's {counted(large, 'node')} of that size "
+                f"{'is' if large == 1 else 'are'} full; run the same command again when there is room"
             )
-        if not large:
-            return no_capacity(
-                self._pool.size, self._pool.selector, f", nor has one joined in {waited} (cluster.max_wait_seconds)"
+        if self._was_some:
+            return RunFailed(
+                f"no worker fits on the cluster any more: each takes {size}, no node has as much, and none has joined "
+                f"{waited}; run the same command again when one is there"
             )
-        return RunFailed(
-            f"no room for a worker of {self._pool.size} in {waited} (cluster.max_wait_seconds): the cluster's "
-            f"{counted(large, 'node')} of that size {'is' if large == 1 else 'are'} full; run the same command again "
-            "when there is room"
-        )
+        return no_capacity(size, self._pool.selector, f", nor has one joined {waited}")

@@ -1,32 +1,35 @@
-"""The crew of a run: keeps as many workers as there is work and room for, greeted and watched; ends a run without hope.
+"""Starts, checks, replaces and releases the workers of a run, and ends a run without hope.
 
 It acts on what the dispatcher decides about workers and nodes; `loop.py` does so for tasks. On a cluster that the run
-joined, the crew follows the cluster: workers that wait for room tell Ray what is needed, nodes that join get work, idle
-workers are released, and nodes that drain are left.
+joined, workers follow the work and the nodes: those that wait for room tell Ray what is needed, nodes that join get
+work, idle workers are released, and nodes that drain are left.
 """
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError, is_accelerator_error
 from taugrid.jobs import WorkerInfo
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
-from taugrid.orchestrator.dispatch.policy.health import Benching
+from taugrid.orchestrator.dispatch.policy.health import Cooldown
 from taugrid.orchestrator.dispatch.pool import Failed, Joined, Located, Lost, Pool
-from taugrid.orchestrator.dispatch.scaling import Crowd, Room
+from taugrid.orchestrator.dispatch.scaling import Counts, Scaling
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.rundir.commits import Committed
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.words import counted, duration
 
-LOSSES_IN_VAIN = 5
+FRUITLESS_RESTARTS = 5
 """How many workers, beyond their number, may fail to start, or die while idle, with no task done in between, before the
 run gives up. Then something is wrong with all of them (memory, a broken installation), and starting more would never
 end."""
 
-DEATHS_IN_VAIN = 40
+FRUITLESS_DEATHS = 40
 """How many workers, beyond their number, may die of their tasks while no task at all is done: more than the costliest
 cell has bad shards, as a rule, but far fewer than a queue of which every task kills has tasks."""
 
@@ -41,39 +44,51 @@ RELEASE_SECONDS = 30.0
 cell may come a moment later, and another start of torch takes seconds; an autoscaler waits for minutes itself."""
 
 
-class Crew:
-    """The workers of a pool, as the dispatcher's decisions want them, where there is `room`."""
+class Outputs(NamedTuple):
+    """Where a run tells what happens."""
 
-    def __init__(
-        self,
-        pool: Pool,
-        dispatcher: Dispatcher,
-        room: Room,
-        limits: Cluster,
-        progress: Progress,
-        events: Events,
-        log: Callable[[str, str], Path],
-    ) -> None:
+    progress: Progress
+    events: Events
+    log: Callable[[str, str], Path]
+    """Writes a text into a file in logs/, of a worker or a task."""
+    committed: Callable[[Sequence[Committed]], None] = lambda files: None
+    """Hears of files that are in place."""
+
+
+@dataclass
+class _ManagedWorker:
+    for_node: str | None
+    """The id of the node that a worker without a GPU was started for; None: it is of the usual kind."""
+    node: str | None = None
+    """The id of its node, once it is there."""
+    info: WorkerInfo | None = None
+    """Once it has passed a health check."""
+    is_starting: bool = True
+    """Its first health check is not over."""
+    checked_since: float | None = None
+    """Since when its health is being checked."""
+
+    @property
+    def is_cpu_only(self) -> bool:
+        return self.for_node is not None
+
+
+class WorkerManager:
+    """The workers of a pool, as the dispatcher's decisions want them, where `scaling` finds room."""
+
+    def __init__(self, pool: Pool, dispatcher: Dispatcher, scaling: Scaling, limits: Cluster, outputs: Outputs) -> None:
         self._pool = pool
         self._dispatcher = dispatcher
-        self._room = room
+        self._scaling = scaling
         self._hang_seconds = limits.hang_seconds
         self._max_wait_seconds = limits.max_wait_seconds
-        self._progress = progress
-        self._events = events
-        self._log = log
-        self.infos: dict[str, WorkerInfo] = {}
-        """Of the workers that have passed a hello."""
-        self._workers: dict[str, None] = {}  # those that were started and are not gone, in that order
-        self._spares: dict[str, str] = {}  # spare worker -> id of the node that it is for
-        self._nodes: dict[str, str] = {}  # worker -> id of its node, once it is there
+        self._outputs = outputs
+        self._workers: dict[str, _ManagedWorker] = {}  # in the order in which they were started
         self._names: dict[str, str] = {}  # id of a node -> its name for people
         self._causes: dict[str, BaseException] = {}  # id of a node -> its last error
-        self._starting: set[str] = set()
-        self._greeted: dict[str, float] = {}  # since when it owes its hello
-        self._pauses: list[float] = []  # until when a worker that was lost in vain is not replaced
-        self._in_vain = 0  # losses since a task was done
-        self._not_started = 0  # losses since another worker joined
+        self._pauses: list[float] = []  # until when a worker that did nothing is not replaced
+        self._fruitless = 0  # workers that did nothing, since a task was done
+        self._not_started = 0  # the same, since another worker joined
         self._has_worked = False
         self._deaths: deque[float] = deque()  # when the last workers died of tasks
         self._largest = 1  # the most workers that there should have been at a time
@@ -88,116 +103,118 @@ class Crew:
         self._resize(now)
         return len(self._workers)
 
+    def info(self, worker: str) -> WorkerInfo:
+        """Of a worker that has passed a health check."""
+        info = self._workers[worker].info
+        assert info is not None
+        return info
+
     def located(self, event: Located) -> None:
-        node = event.node_id
+        node, worker = event.node_id, self._workers[event.worker]
         twins = [other for other, name in self._names.items() if name.split()[0] == event.node and other != node]
         self._names.setdefault(node, f"{event.node} ({node[:8]})" if twins else event.node)
-        self._nodes[event.worker] = node
-        self._greeted[event.worker] = time.monotonic()
+        worker.node, worker.checked_since = node, time.monotonic()
 
     def joined(self, event: Joined) -> None:
-        """A worker passed its hello, the first or after it was benched."""
-        worker, info = event.worker, event.info
-        self._greeted.pop(worker, None)
-        node = self._nodes.setdefault(worker, info.node_id or info.node)
-        self._names.setdefault(node, info.node)
-        if worker not in self.infos:
-            self.infos[worker] = info
+        """A worker passed its health check, the first or one after a cooldown."""
+        worker, info = self._workers[event.worker], event.info
+        worker.checked_since = None
+        worker.node = worker.node or info.node_id or info.node
+        self._names.setdefault(worker.node, info.node)
+        if worker.info is None:
+            worker.info = info
             made_by = {"device": info.device, "versions": info.versions, "threads": info.threads}
-            self._events.note("worker", worker=worker, node=info.node, **made_by)
-        if worker in self._starting:
-            self._starting.discard(worker)
+            self._outputs.events.note("worker", worker=event.worker, node=info.node, **made_by)
+        if worker.is_starting:
             self._not_started = 0
-            self._enlist(worker, node)
+            self._enlist(event.worker)
         else:
-            self._dispatcher.readmitted(worker)
+            self._dispatcher.health.readmitted(event.worker)
 
-    def refused(self, event: Failed) -> None:
-        """A worker did not pass its hello: it stays, benched, and is asked again."""
-        worker, now = event.worker, time.monotonic()
-        path = self._log(worker, event.traceback)
-        node = self._nodes.setdefault(worker, worker)
-        self._causes[node] = event.cause
-        self._greeted.pop(worker, None)
-        if worker in self._starting:
-            self._starting.discard(worker)
-            self._enlist(worker, node)
-        said = _in_words(event)
+    def unhealthy(self, event: Failed) -> None:
+        """A worker did not pass its health check: it stays, cools down, and is checked again."""
+        name, worker, now = event.worker, self._workers[event.worker], time.monotonic()
+        path = self._outputs.log(name, event.traceback)
+        worker.node, worker.checked_since = worker.node or name, None
+        self._causes[worker.node] = event.cause
+        if worker.is_starting:
+            self._enlist(name)
+        said = str(event.cause) if isinstance(event.cause, UserError) else event.summary
         if is_accelerator_error(event.cause):  # a new process may be better
-            self._progress.say(f"{self._name(node)}: {said}; starting another worker (details: {path})")
-            self._pool.kill(worker)
-            self._events.note("lost", worker=worker, reason=said)
-            self._dispatcher.worker_lost(worker, now, said)
-            self._forget(worker)
-            self._another_in_vain(said)
+            self._say(f"{self._name(worker.node)}: {said}; starting another worker (details: {path})")
+            self._pool.kill(name)
+            self._outputs.events.note("lost", worker=name, reason=said)
+            self._dispatcher.worker_lost(name, now, said)
+            del self._workers[name]
+            self._restart(said)
         else:
-            self.benched(self._dispatcher.refused(worker, now, said), said)
+            self.cools_down(self._dispatcher.health.unhealthy(name, now, said), said)
 
     def failed(self, event: Failed) -> None:
         """A worker failed a task: remember why, in case its node is unfit."""
-        self._causes[self._nodes.get(event.worker, event.worker)] = event.cause
+        self._causes[self._workers[event.worker].node or event.worker] = event.cause
 
-    def benched(self, benching: Benching | None, reason: str) -> None:
+    def cools_down(self, cooldown: Cooldown | None, reason: str) -> None:
         """Tell of a worker or node that is not used for a time."""
-        if benching is None:
+        if cooldown is None:
             return
-        node, seconds = self._name(benching.node), benching.seconds
-        who = f"node {node}" if benching.whole_node else f"{benching.worker} on node {node}"
-        whole_node = {"whole_node": True} if benching.whole_node else {}
-        self._events.note("benched", worker=benching.worker, node=node, seconds=seconds, reason=reason, **whole_node)
-        self._progress.say(f"{reason}; {who} gets no work for {duration(seconds)}")
+        node, seconds = self._name(cooldown.node), cooldown.seconds
+        who = f"node {node}" if cooldown.whole_node else f"{cooldown.worker} on node {node}"
+        whole_node = {"whole_node": True} if cooldown.whole_node else {}
+        about = {"worker": cooldown.worker, "node": node, "seconds": seconds, "reason": reason}
+        self._outputs.events.note("benched", **about, **whole_node)  # as it was first called
+        self._say(f"{reason}; {who} gets no work for {duration(seconds)}")
 
     def lost(self, event: Lost) -> None:
         """A worker that had no task is gone."""
-        worker, now = event.worker, time.monotonic()
-        self._log(worker, event.details or event.reason)
-        self._events.note("lost", worker=worker, reason=event.reason)
-        if worker in self._starting:
-            self._starting.discard(worker)
-            self._progress.say(f"{worker} could not be started: {event.reason}")
+        name, reason, now = event.worker, event.reason, time.monotonic()
+        self._outputs.log(name, event.details or reason)
+        self._outputs.events.note("lost", worker=name, reason=reason)
+        if self._workers.pop(name).is_starting:
+            self._say(f"{name} could not be started: {reason}")
         else:
-            self.benched(
-                self._dispatcher.worker_lost(worker, now, event.reason, event.with_its_node).benching, event.reason
-            )
-            self._progress.say(f"lost {worker}, which was idle: {event.reason}")
-        self._forget(worker)
+            charge = self._dispatcher.worker_lost(name, now, reason, event.with_its_node)
+            self.cools_down(charge.cooldown, reason)
+            self._say(f"lost {name}, which was idle: {reason}")
         if not event.with_its_node:
-            self._another_in_vain(event.reason)
+            self._restart(reason)
 
-    def gone(self, worker: str, reason: str) -> None:
+    def died(self, worker: str, reason: str) -> None:
         """A worker that had a task is gone, as the dispatcher knows.
 
         Raises:
             RunFailed: if so many died that it must be all tasks or all nodes.
         """
-        now = time.monotonic()
-        self._forget(worker)
-        self._deaths.append(now)
-        while len(self._deaths) > self._largest + DEATHS_IN_VAIN:
+        del self._workers[worker]
+        most = self._largest + FRUITLESS_DEATHS
+        self._deaths.append(time.monotonic())
+        while len(self._deaths) > most:
             self._deaths.popleft()
-        full = len(self._deaths) == self._largest + DEATHS_IN_VAIN
-        if full and not self._has_worked and self._dispatcher.oldest > self._deaths[0]:
+        if len(self._deaths) == most and not self._has_worked and self._dispatcher.in_flight.oldest > self._deaths[0]:
             died = counted(len(self._deaths), "worker")
             raise RunFailed(f"{died} died of their tasks, and no task was done; the last: {reason}")
 
-    def excuse(self, seconds: float) -> None:
-        """For so long no hello could be heard."""
-        self._greeted = {worker: since + seconds for worker, since in self._greeted.items()}
+    def grant_grace(self, seconds: float) -> None:
+        """For this time the driver could hear no answer to a health check."""
+        for worker in self._workers.values():
+            if worker.checked_since is not None:
+                worker.checked_since += seconds
 
     def worked(self) -> None:
-        """A task was done: not all is in vain."""
-        self._in_vain = 0
+        """A task was done."""
+        self._fruitless = 0
         self._has_worked = True
 
     def is_leaving(self, worker: str) -> bool:
-        """Whether a worker's node drains or is gone: then nobody is to blame if the worker is lost."""
-        if worker not in self._nodes:
+        """Whether a worker's node drains or is gone: then its loss says nothing about its task or its node."""
+        node = self._workers[worker].node if worker in self._workers else None
+        if node is None:
             return False
         self._look(time.monotonic(), at_once=True)
-        return not self._room.keeps(self._nodes[worker])
+        return not self._scaling.keeps(node)
 
     def tend(self, now: float) -> None:
-        """Start, greet, release and end workers as it is time to.
+        """Start, check, release and end workers as it is time to.
 
         Raises:
             UserError: if no node is fit because each lacks what the driver has, or none was ever large enough.
@@ -205,115 +222,116 @@ class Crew:
         """
         self._look(now)
         for worker in self._dispatcher.due(now):
-            self._greeted[worker] = now
+            self._workers[worker].checked_since = now
             self._pool.check_health(worker)
-        for worker in [w for w, since in self._greeted.items() if now - since >= self._hang_seconds]:
-            self._pool.kill(worker)
-            self.lost(Lost(worker, f"it has not answered hello for {duration(self._hang_seconds)}", False))
+        checked = {name: worker.checked_since for name, worker in self._workers.items()}
+        for name in [n for n, since in checked.items() if since is not None and now - since >= self._hang_seconds]:
+            self._pool.kill(name)
+            self.lost(Lost(name, f"it has not answered its health check for {duration(self._hang_seconds)}", False))
         unfit = self._dispatcher.unfit()
         if unfit or now - self._resized >= RESIZE_SECONDS:
             self._resize(now)
-        spares_do = self._dispatcher.startable <= self._room.spare_kinds
-        nobody = not any(spares_do or worker not in self._spares for worker in self._nodes)
-        if (said := self._room.wait(now, nobody, bool(unfit))) is not None:
-            self._progress.say(said)
+        cpus_will_do = self._dispatcher.startable <= self._scaling.cpu_kinds
+        there = [worker for worker in self._workers.values() if worker.node is not None]
+        nobody = not any(cpus_will_do or not worker.is_cpu_only for worker in there)
+        if (said := self._scaling.wait(now, nobody, bool(unfit))) is not None:
+            self._say(said)
         if not unfit:
             self._unfit_since = None
             return
         since = self._unfit_since = now if self._unfit_since is None else self._unfit_since
-        if not (self._starting and self._room.large) or now - since >= self._max_wait_seconds:
-            raise self._end(unfit)
+        is_starting = any(worker.is_starting for worker in self._workers.values())
+        if not (is_starting and self._scaling.large) or now - since >= self._max_wait_seconds:
+            raise self._no_fit_node(unfit)
 
     def _look(self, now: float, at_once: bool = False) -> None:
-        for node in self._room.look(now, at_once):
+        for node in self._scaling.look(now, at_once):
             name = self._name(node)
-            self._events.note("draining", node=name)
-            if node in self._nodes.values():
-                self._progress.say(f"node {name} will be taken away: it gets no more work")
+            self._outputs.events.note("draining", node=name)
+            if any(worker.node == node for worker in self._workers.values()):
+                self._say(f"node {name} will be taken away: it gets no more work")
 
-    def _enlist(self, worker: str, node: str) -> None:
-        kinds = self._room.spare_kinds if worker in self._spares else None
-        self._dispatcher.worker_joined(worker, node, time.monotonic(), kinds)
+    def _enlist(self, name: str) -> None:
+        worker = self._workers[name]
+        worker.is_starting = False
+        kinds = self._scaling.cpu_kinds if worker.is_cpu_only else None
+        self._dispatcher.worker_joined(name, worker.node, time.monotonic(), kinds)
 
     def _resize(self, now: float) -> None:
         """Start the workers that are lacking; release those on nodes that drain, and those without work."""
         self._resized = now
-        running, draining, avoided = self._dispatcher.running, self._room.draining, self._room.avoided
-        for worker in [w for w, node in self._nodes.items() if node in draining and w not in running]:
-            self._release(worker, now, "its node drains")
-        busy = Counter(worker in self._spares for worker in running if self._nodes[worker] not in avoided)
-        wanted, rooms = self._room.wanted(now, Crowd(busy[False], busy[True])), self._room.spare_rooms
-        for worker in [w for w, node in self._spares.items() if w not in self._nodes and node not in rooms]:
-            self._release(worker, now, "its node is gone")
-        fit = [worker for worker in self._workers if self._nodes.get(worker) not in avoided]
-        spares = [worker for worker in fit if worker in self._spares]
+        running, draining, avoided = self._dispatcher.in_flight.running, self._scaling.draining, self._scaling.avoided
+        drained = [name for name, worker in self._workers.items() if worker.node in draining and name not in running]
+        self._release(drained, now, "its node drains")
+        busy = self._count(name for name in running if self._workers[name].node not in avoided)
+        wanted, places = self._scaling.wanted(now, busy), self._scaling.cpu_only_capacity
+        waiting = [name for name, worker in self._workers.items() if worker.is_cpu_only and worker.node is None]
+        self._release([name for name in waiting if self._workers[name].for_node not in places], now, "its node is gone")
+        fit = [name for name, worker in self._workers.items() if worker.node not in avoided]
+        there = self._count(fit)
         self._largest = max(self._largest, sum(wanted))
         self._pauses = [until for until in self._pauses if until > now]
-        for _ in range(wanted.full - (len(fit) - len(spares)) - len(self._pauses)):
+        for _ in range(wanted.full - there.full - len(self._pauses)):
             self._start(self._pool.start(avoided))
-        taken = Counter(self._spares.values())
-        places = [node for node, room in rooms.items() for _ in range(room - taken[node])]
-        for node in places[: max(0, wanted.spare - len(spares) - len(self._pauses))]:
-            worker = self._pool.start_spare(node)
-            self._spares[worker] = node
-            self._start(worker)
-        too_many = self._too_many(fit, wanted) if self._room.elastic else []
+        taken = Counter(worker.for_node for worker in self._workers.values())
+        free = [node for node, capacity in places.items() for _ in range(capacity - taken[node])]
+        for node in free[: max(0, wanted.cpu_only - there.cpu_only - len(self._pauses))]:
+            self._start(self._pool.start_cpu_only(node), node)
+        too_many = self._too_many(fit, there, wanted) if self._scaling.elastic else []
         since = self._too_many_since = (self._too_many_since or now) if too_many else None
         if since is not None and now - since >= RELEASE_SECONDS:
-            for worker in too_many:
-                self._release(worker, now, "there is no work for it")
+            self._release(too_many, now, "there is no work for it")
 
-    def _too_many(self, fit: list[str], wanted: Crowd) -> list[str]:
+    def _count(self, names: Iterable[str]) -> Counts:
+        cpu_only = Counter(self._workers[name].is_cpu_only for name in names)
+        return Counts(cpu_only[False], cpu_only[True])
+
+    def _too_many(self, fit: Iterable[str], there: Counts, wanted: Counts) -> list[str]:
         """Workers that have nothing to do, beyond those that are wanted.
 
         First come those that wait for room, then those whose node is the sooner without any.
         """
-        running = self._dispatcher.running
-        busy = Counter(self._nodes[worker] for worker in running)
-        idle = sorted(
-            (worker for worker in fit if worker not in running),
-            key=lambda worker: busy[self._nodes[worker]] if worker in self._nodes else -1,
-        )
-        found = []
-        for are_spare, number in ((False, wanted.full), (True, wanted.spare)):
-            beyond = sum((worker in self._spares) == are_spare for worker in fit) - number
-            found += [worker for worker in idle if (worker in self._spares) == are_spare][: max(0, beyond)]
-        return found
+        running = self._dispatcher.in_flight.running
+        busy = Counter(self._workers[name].node for name in running)
+        idle = [name for name in fit if name not in running]
+        idle.sort(key=lambda name: -1 if (node := self._workers[name].node) is None else busy[node])
+        full = [name for name in idle if not self._workers[name].is_cpu_only]
+        cpu_only = [name for name in idle if self._workers[name].is_cpu_only]
+        beyond = max(0, there.full - wanted.full), max(0, there.cpu_only - wanted.cpu_only)
+        return full[: beyond[0]] + cpu_only[: beyond[1]]
 
-    def _start(self, worker: str) -> None:
-        self._events.note("starting", worker=worker)
-        self._workers[worker] = None
-        self._starting.add(worker)
+    def _start(self, name: str, for_node: str | None = None) -> None:
+        self._outputs.events.note("starting", worker=name)
+        self._workers[name] = _ManagedWorker(for_node)
 
-    def _release(self, worker: str, now: float, why: str) -> None:
-        """End a worker that has nothing to do."""
-        self._pool.kill(worker)
-        self._events.note("released", worker=worker, node=self._name(self._nodes.get(worker, "")), reason=why)
-        if worker not in self._starting:
-            self._dispatcher.worker_left(worker, now)
-        self._forget(worker)
+    def _release(self, names: Iterable[str], now: float, why: str) -> None:
+        """End workers that have nothing to do."""
+        for name in names:
+            worker = self._workers.pop(name)
+            self._pool.kill(name)
+            self._outputs.events.note("released", worker=name, node=self._name(worker.node or ""), reason=why)
+            if not worker.is_starting:
+                self._dispatcher.worker_released(name, now)
 
-    def _another_in_vain(self, reason: str) -> None:
+    def _restart(self, reason: str) -> None:
         """Have another worker started, later each time, after one that did nothing."""
-        self._in_vain += 1
-        if self._in_vain > self._largest + LOSSES_IN_VAIN and not self._dispatcher.running:
-            raise RunFailed(f"{counted(self._in_vain, 'worker')} died with no work done in between; the last: {reason}")
+        self._fruitless += 1
+        if self._fruitless > self._largest + FRUITLESS_RESTARTS and not self._dispatcher.in_flight.running:
+            raise RunFailed(
+                f"{counted(self._fruitless, 'worker')} died with no work done in between; the last: {reason}"
+            )
         self._not_started += 1
         beyond = self._not_started - self._largest
         if beyond > 0:
             self._pauses.append(time.monotonic() + min(LONGEST_PAUSE_SECONDS, 2.0 ** min(beyond - 1, 16)))
 
-    def _forget(self, worker: str) -> None:
-        self._greeted.pop(worker, None)
-        self._nodes.pop(worker, None)
-        self._starting.discard(worker)
-        self._spares.pop(worker, None)
-        del self._workers[worker]
-
     def _name(self, node: str) -> str:
         return self._names.get(node, node)
 
-    def _end(self, unfit: dict[str, str]) -> Exception:
+    def _say(self, text: str) -> None:
+        self._outputs.progress.say(text)
+
+    def _no_fit_node(self, unfit: dict[str, str]) -> Exception:
         """What ends a run without a fit node. Where all nodes say the same, it is said once."""
         causes = [self._causes.get(node) for node in unfit]
         if len(set(unfit.values())) == 1:
@@ -326,8 +344,3 @@ class Crew:
         if not all(isinstance(cause, UserError) for cause in causes):
             return RunFailed(f"no node is fit for work: {text}")
         return causes[0] if len(unfit) == 1 and isinstance(causes[0], UserError) else UserError(text)
-
-
-def _in_words(event: Failed) -> str:
-    """A refusal says it all; another error needs its type."""
-    return str(event.cause) if isinstance(event.cause, UserError) else event.summary

@@ -1,27 +1,33 @@
-"""The verdict of a night as plain data: what verdict.json holds, and summary.md and junit.xml are made of."""
+"""The verdict of a night as plain data: the content of verdict.json, which summary.md and junit.xml are made of.
 
-from collections.abc import Mapping
+Pictures of the worst cells are written too: the baseline's images, and below them tonight's of the same noise.
+"""
+
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from taugrid.eval.figures.pictures import before_and_after
+from taugrid.eval.gate.verdict import INCOMPLETE, NO_BASELINE, REGRESSIONS, Verdict, worst
+from taugrid.hashing import identity
 from taugrid.orchestrator.baseline.compared import BaselineComparison
 from taugrid.orchestrator.baseline.matching import labels
-from taugrid.orchestrator.baseline.pixels import first_images
+from taugrid.orchestrator.baseline.pixels import ImageBatch, first_images
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell
-from taugrid.orchestrator.baseline.verdict import REGRESSIONS, Verdict, worst
 from taugrid.orchestrator.nightly.places import Night
-from taugrid.orchestrator.nightly.shown.strips import MOST_STRIPS, BeforeAndAfter, strips
+from taugrid.orchestrator.plan.naming import name_of
 from taugrid.orchestrator.run import Run
+from taugrid.storage import Storage
 
-ORDER = list(Verdict)
-
-UP_TO_UNDECIDED = ORDER.index(Verdict.UNDECIDED)
-"""Pictures are of cells with such a verdict, or a worse one."""
+MOST_STRIPS = 4
+IMAGES = 8
+"""In a strip, of each side."""
 
 
 def as_verdict(
     night: Night,
-    opened: Run,
+    run: Run,
     tonight: Snapshot,
     baseline: Snapshot | None,
     found: BaselineComparison | None,
@@ -30,25 +36,24 @@ def as_verdict(
     """The verdict; pictures of the worst cells are written too."""
     named = labels(tonight.cells)
     failed = {named[cell.cell]: cell.failed for cell in tonight.cells if cell.failed}
-    verdict = {
+    verdict: dict[str, Any] = {
         "night": night.id,
-        "name": opened.config.name,
+        "name": run.config.name,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "result": _result(found, baseline, bool(failed)),
         "missing": dict(missing),
         "failed": failed,
         "not_judged": [] if found is None or missing else found.not_judged,
-        "baseline": _baseline_in_words(baseline),
-        "model": networks_of(tonight),
+        "baseline": None if baseline is None else _baseline_dict(baseline),
+        "model": _networks(tonight),
         "scores": [_score(cell, named[cell.cell]) for cell in tonight.cells],
         "comparison": None if found is None else found.as_dict(),
         "software": dict(tonight.software),
     }
     if baseline is None and not failed and not missing:
-        command = f"`taugrid baseline accept {night.named(night.run)} --to FILE --reason TEXT`"
-        verdict["next"] = f"{command} makes tonight the measure of later nights"
+        verdict["next"] = _acceptance(night, "FILE")
     if baseline is not None and found is not None:
-        verdict["strips"] = _strips(night, opened, baseline, verdict)
+        verdict["strips"] = _strips_of_the_worst(night, run, baseline, verdict["comparison"])
         verdict["next"] = _next(night, baseline, verdict)
     return verdict
 
@@ -58,11 +63,10 @@ def _result(found: BaselineComparison | None, baseline: Snapshot | None, has_fai
     known = [] if found is None else [found.result]
     if known or has_failed:
         return worst([*known, *([Verdict.COLLAPSED] if has_failed else [])])
-    return "no baseline" if baseline is None else "incomplete"
+    return NO_BASELINE if baseline is None else INCOMPLETE
 
 
 def _score(cell: SnapshotCell, label: str) -> dict[str, Any]:
-    """A cell, for the history."""
     return {
         "cell": cell.cell,
         "name": cell.name,
@@ -73,25 +77,25 @@ def _score(cell: SnapshotCell, label: str) -> dict[str, Any]:
     }
 
 
-def worst_first(cell: Mapping[str, Any]) -> tuple[int, float]:
-    """The key by which cells of a comparison are sorted."""
-    return ORDER.index(Verdict(cell["result"])), -(cell["t"] or 0)
+def _baseline_dict(baseline: Snapshot) -> dict[str, Any]:
+    accepted = baseline.accepted or {}
+    return {
+        "place": baseline.place,
+        "id": accepted.get("parquet_sha256"),
+        "accepted": accepted.get("accepted"),
+        "reason": accepted.get("reason"),
+        "model": _networks(baseline),
+        "git_commit": baseline.software.get("git_commit"),
+    }
 
 
-def _strips(night: Night, opened: Run, baseline: Snapshot, verdict: Mapping[str, Any]) -> dict[str, str]:
-    """Label -> file, seen from the summary: pictures of the worst cells that are undecided, or worse than that."""
-    judged = sorted(verdict["comparison"]["cells"], key=worst_first)
-    before = {cell.cell: cell for cell in baseline.cells}
-    now = {cell.id: cell for cell in opened.plan.cells}
-    pairs = [
-        BeforeAndAfter(
-            cell["label"], before[cell["baseline_cell"]].find_first(), first_images(opened.rundir, now[cell["cell"]])
-        )
-        for cell in judged[:MOST_STRIPS]
-        if ORDER.index(cell["result"]) <= UP_TO_UNDECIDED and cell["fid"] is not None
-    ]
-    files = strips(pairs, night.strips, night.storage)
-    return {label: path.relative_to(night.folder).as_posix() for label, path in files.items()}
+def _networks(snapshot: Snapshot) -> list[dict[str, str | None]]:
+    """The networks of a run, each once: where its weights are or were, and their SHA-256."""
+    found: dict[str | None, dict[str, str | None]] = {}
+    for network in (cell.network for cell in snapshot.cells):
+        place = network.folder or network.weights_file or network.callable
+        found[network.weights_sha256] = {"checkpoint": place, "weights_sha256": network.weights_sha256}
+    return list(found.values())
 
 
 def _next(night: Night, baseline: Snapshot, verdict: Mapping[str, Any]) -> str:
@@ -100,32 +104,81 @@ def _next(night: Night, baseline: Snapshot, verdict: Mapping[str, Any]) -> str:
         return "find out why the cells above fail; this night can't be a baseline"
     if verdict["result"] == Verdict.UNDECIDED:
         return "to decide more, raise `sample.num_samples`, or sample the undecided cells alone with `--grow-to N`"
-    force = " --force" if verdict["result"] in REGRESSIONS else ""
     to = baseline.place if baseline.accepted else "FILE"
-    command = f"`taugrid baseline accept {night.named(night.run)} --to {to} --reason TEXT{force}`"
-    if force:
-        return f"if the change is meant, {command} makes tonight the measure of later nights"
+    if verdict["result"] in REGRESSIONS:
+        return f"if the change is meant, {_acceptance(night, to, ' --force')}"
+    return _acceptance(night, to)
+
+
+def _acceptance(night: Night, to: str, force: str = "") -> str:
+    command = f"`taugrid baseline accept {night.run_name} --to {to} --reason TEXT{force}`"
     return f"{command} makes tonight the measure of later nights"
 
 
-def _baseline_in_words(baseline: Snapshot | None) -> dict[str, Any] | None:
-    if baseline is None:
-        return None
-    accepted = baseline.accepted or {}
-    return {
-        "place": baseline.place,
-        "id": accepted.get("parquet_sha256"),
-        "accepted": accepted.get("accepted"),
-        "reason": accepted.get("reason"),
-        "model": networks_of(baseline),
-        "git_commit": baseline.software.get("git_commit"),
-    }
+def worst_first(cell: Mapping[str, Any]) -> tuple[int, float]:
+    """The key by which cells of a comparison are sorted."""
+    return Verdict(cell["result"]).rank, -(cell["t"] or 0)
 
 
-def networks_of(snapshot: Snapshot) -> list[dict[str, str | None]]:
-    """The networks of a run, each once: where its weights are or were, and their SHA-256."""
-    found: dict[str | None, dict[str, str | None]] = {}
-    for network in (cell.network for cell in snapshot.cells):
-        place = network.folder or network.weights_file or network.callable
-        found[network.weights_sha256] = {"checkpoint": place, "weights_sha256": network.weights_sha256}
-    return list(found.values())
+class BeforeAndAfter(NamedTuple):
+    """A cell of the night with images 0 to n - 1 of both sides; None where they are gone."""
+
+    label: str
+    baseline: ImageBatch | None
+    tonight: ImageBatch | None
+
+
+def _strips_of_the_worst(night: Night, run: Run, baseline: Snapshot, compared: Mapping[str, Any]) -> dict[str, str]:
+    """Label -> file, seen from the summary: pictures of the worst cells that are undecided, or worse than that."""
+    before = {cell.cell: cell for cell in baseline.cells}
+    now = {cell.id: cell for cell in run.plan.cells}
+    pairs = [
+        BeforeAndAfter(
+            cell["label"], before[cell["baseline_cell"]].find_first(), first_images(run.rundir, now[cell["cell"]])
+        )
+        for cell in sorted(compared["cells"], key=worst_first)[:MOST_STRIPS]
+        if Verdict(cell["result"]).rank <= Verdict.UNDECIDED.rank and cell["fid"] is not None
+    ]
+    files = strips(pairs, night.strips, night.storage)
+    return {label: path.relative_to(night.folder).as_posix() for label, path in files.items()}
+
+
+def strips(pairs: Sequence[BeforeAndAfter], folder: Path, storage: Storage) -> dict[str, Path]:
+    """Write a PNG for each of the first `MOST_STRIPS` cells that have images, and remove all others from the folder.
+
+    A picture has two rows: the first `IMAGES` images of the baseline, and tonight's of the same indices. If one side
+    lacks them, its row says so.
+
+    Args:
+        pairs: the worst cell first. Channels are 1 or 3; both sides of a cell have images of the same size.
+        folder: `Night.strips`.
+        storage: of the history.
+
+    Returns:
+        The cell's label -> the file, for the cells that have one.
+    """
+    sides = {pair.label: (_pixels(pair.baseline), _pixels(pair.tonight)) for pair in pairs}
+    shown = [(label, both) for label, both in sides.items() if any(side is not None for side in both)][:MOST_STRIPS]
+    written: dict[str, Path] = {}
+    if shown:
+        with storage.local_folder(folder) as local:
+            for label, both in shown:
+                name = f"{_file_name(label)}.png"
+                before_and_after(*both, local / name)
+                written[label] = folder / name
+    for path in storage.list(folder, "*.png"):
+        if path not in written.values():
+            storage.delete(path)
+    return written
+
+
+def _pixels(images: ImageBatch | None) -> ImageBatch | None:
+    """(n, C, H, W) as (n, H, W, C), as pictures take them."""
+    return None if images is None or not len(images) else images[:IMAGES].transpose(0, 2, 3, 1)
+
+
+def _file_name(label: str) -> str:
+    """The label as a file's name. A label that a name can't hold gets a hash, so that two of them stay apart."""
+    plain = label.replace(" ", "-")
+    name = name_of([plain])
+    return name if name == plain else f"{name}-{identity({'label': label})}"

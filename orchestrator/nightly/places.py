@@ -6,7 +6,7 @@ HISTORY/nights/<id>/fresh/      both networks, sampled with a fresh seed (`grown
 HISTORY/nights/<id>/verdict.json   sealed; its presence makes the night complete
 HISTORY/nights/<id>/summary.md, junit.xml
 HISTORY/nights/<id>/strips/     pictures of the worst cells beside the baseline's
-HISTORY/history.parquet, trend.png, trend.svg, index.html   made anew from all verdicts
+HISTORY/history.parquet, trend.png, trend.svg, index.html   written again from all verdicts
 """
 
 import re
@@ -39,10 +39,17 @@ class Night:
         self.junit = folder / "junit.xml"
         self.strips = folder / "strips"
 
-    @staticmethod
-    def named(directory: Path) -> str:
-        """One of the night's run directories as commands take it: a path or a URL."""
-        return with_urls(str(directory))
+    @property
+    def run_name(self) -> str:
+        """Its run directory as commands take it: a path or a URL."""
+        return with_urls(str(self.run))
+
+    @property
+    def run_directories(self) -> list[Path]:
+        """Its run, canaries and second looks, as far as they are there."""
+        canaries = [path.parent for path in self.storage.list(self.folder, f"{CANARY}-*/config.json")]
+        folders = (self.run, *canaries, self.fresh, self.grown)
+        return [path for path in folders if self.storage.exists(path / "config.json")]
 
     @property
     def verdict(self) -> dict[str, Any] | None:
@@ -52,6 +59,8 @@ class Night:
 
 class History(Paths):
     """A history of nights. Only the holder of its lock writes there."""
+
+    option = "--history"
 
     def __init__(self, root: Path, storage: Storage | None = None) -> None:
         super().__init__(root, storage)
@@ -90,16 +99,16 @@ def open_history(text: str) -> History:
         raise UserError("--history is empty; give a folder or a URL")
     if not is_url(text) and Path(text).exists() and not Path(text).is_dir():
         raise UserError(f"--history {text} is a file; give a folder")
-    root, storage = open_place(text, "--history")
-    storage.require(root)
-    history = History(root, storage)
+    history = _history_at(text, "--history")
+    storage = history.storage
     if storage.exists(history.config):
         raise UserError(f"--history {text} is a run directory; give the folder that holds all nights, or a new one")
-    held = sorted(path.name for path in storage.list(root, "*") if not path.name.startswith("."))
+    held = sorted(path.name for path in storage.list(history.root, "*") if not path.name.startswith("."))
     if "nights" not in held and set(held) - {history.lease.name, "baseline.json", "baseline.parquet"}:
+        more = ", ..." if len(held) > 3 else ""
         raise UserError(
-            f"--history {text} is not empty and no history of nights (it holds {', '.join(held[:3])}"
-            f"{', ...' if len(held) > 3 else ''}); give a new folder"
+            f"--history {text} is not empty and no history of nights (it holds {', '.join(held[:3])}{more}); give a "
+            "new folder"
         )
     return history
 
@@ -114,10 +123,14 @@ def find_history(text: str) -> History | None:
     """
     if not text or (not is_url(text) and not Path(text).is_dir()):
         return None
-    root, storage = open_place(text, "DIR")
-    storage.require(root)
-    history = History(root, storage)
-    if storage.exists(history.config):
+    history = _history_at(text, "DIR")
+    if history.storage.exists(history.config):
         return None
-    begun = (storage.list(history.nights, pattern) for pattern in ("*/verdict.json", "*/run/config.json"))
+    begun = (history.storage.list(history.nights, pattern) for pattern in ("*/verdict.json", "*/run/config.json"))
     return history if any(begun) else None
+
+
+def _history_at(text: str, named: str) -> History:
+    root, storage = open_place(text, named)
+    storage.require(root)
+    return History(root, storage)

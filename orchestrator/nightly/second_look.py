@@ -1,28 +1,22 @@
-"""The second look of a night: cells that the usual seeds single out are sampled anew, both networks, with a fresh seed.
+"""The second look of a night: both networks of some cells are sampled with a fresh seed.
 
 The usual seeds are the same every night, so an unlucky block of noise would raise the same false alarm every night. The
 fresh seed follows from the night's id: it differs from night to night, and a resumed night has the same.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from taugrid.config import Config
 from taugrid.eval.gate.rule import BEYOND_CHANCE, Change, Scored
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.canaries import check_scorer, place_of
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell, snapshot_of_opened
-from taugrid.orchestrator.nightly.loadable import Pair, config_of, point_of
-from taugrid.orchestrator.run import Run
+from taugrid.orchestrator.nightly.again import Again, Pair, point_of
+from taugrid.words import counted
 
-Unscorable = Mapping[str, str]
-"""Name -> why the cell can never be scored."""
-
-SampleBoth = Callable[[Config, Path], tuple[Run, Unscorable] | None]
-"""Runs a config in a folder; None if some cells could not be finished and still can."""
+WITHOUT_TRAINING = ("sample", "evaluate", "report")
 
 
 class Resampled(NamedTuple):
@@ -43,9 +37,7 @@ class Look(NamedTuple):
     """Which second look it is."""
 
     name: str
-    """`fresh` or `grown`; the fresh seed depends on it."""
-    folder: Path
-    """Its run directory."""
+    """`fresh` or `grown`: the name of its run directory, on which the fresh seed depends."""
     num_samples: int | None
     """None: as tonight."""
 
@@ -57,57 +49,56 @@ def fresh_seed(night: str, look: str, seed: int) -> int:
 
 @dataclass(frozen=True)
 class SecondLook:
-    """How the cells of a night are sampled again."""
+    """Samples the cells of a night again, both networks."""
 
-    config: Config
-    """Tonight's."""
-    night: str
+    again: Again
     tonight: Snapshot
-    sample_both: SampleBoth
 
     def changes(self, pairs: Sequence[Pair], look: Look, margin: float) -> list[Resampled] | str | None:
-        """Sample both networks of `pairs` with a fresh seed, and return what the rule needs; None if unfinished.
+        """The changes by fresh samples of both networks, as the rule needs them; None if they are unfinished.
 
         A text says why this look does not count: the baseline's network fails, or taugrid has changed since tonight's
         cells were sampled and scored.
 
         Args:
-            pairs: the cells; `loadable.why_not` has nothing against them.
+            pairs: the cells; `why_not` has nothing against them.
             look: fresh or grown.
             margin: as a share of the baseline's recorded FID.
         """
-        points = [point_of(cell, **self._anew(cell, look)) for pair in pairs for cell in pair]
-        done = self.sample_both(config_of(self.config, look.name, points), look.folder)
-        if done is None:
+        points = [point_of(cell, **self._fresh(cell, look)) for pair in pairs for cell in pair]
+        cells = counted(len({json_sha256(point) for point in points}) // 2, "cell")
+        self.again.progress.say(f"second look: {cells} with a fresh seed, of tonight's network and the baseline's")
+        ran = self.again.run(look.name, points, self.again.night.folder / look.name, WITHOUT_TRAINING)
+        if not ran.is_complete:
             return None
-        snapshot = snapshot_of_opened(*done)
-        if (changed := other_code(self.tonight, snapshot)) is not None:
+        snapshot = snapshot_of_opened(ran.run, ran.failed)
+        if (changed := _other_code(self.tonight, snapshot)) is not None:
             return changed
         scored = {place_of(cell): cell for cell in snapshot.cells}
         found = []
         for pair in pairs:
-            new, old = (scored[place_of(cell, **self._anew(cell, look))] for cell in pair)
+            new, old = (scored[place_of(cell, **self._fresh(cell, look))] for cell in pair)
             if old.influence is None:
                 return f"the baseline's network has no FID with an error for these samples ({old.failed or old.reason})"
             if (denied := _denied(old, pair[1])) is not None:
                 return denied
-            found.append(self._resampled(pair, new, old, margin))
+            found.append(_resampled(pair, new, Scored(float(old.metrics["fid"]), old.influence), margin))
         return found
 
-    def _anew(self, cell: SnapshotCell, look: Look) -> dict[str, Any]:
+    def _fresh(self, cell: SnapshotCell, look: Look) -> dict[str, Any]:
         """The settings in which a cell's second look differs from the cell."""
-        seed = fresh_seed(self.night, look.name, cell.settings["seed"])
+        seed = fresh_seed(self.again.night.id, look.name, cell.settings["seed"])
         return {"seed": seed, "num_samples": look.num_samples or cell.num_samples}
 
-    def _resampled(self, pair: Pair, new: SnapshotCell, old: SnapshotCell, margin: float) -> Resampled:
-        name = pair[0].name
-        if new.influence is None:
-            return Resampled(name, None, failed=new.failed or new.reason or "FID has no error")
-        assert old.influence is not None
-        recorded = margin * float(pair[1].metrics["fid"])
-        fids = float(new.metrics["fid"]), float(old.metrics["fid"])
-        sides = Scored(fids[0], new.influence), [Scored(fids[1], old.influence)]
-        return Resampled(name, Change.between(name, *sides, recorded, new.block), fids, new.num_samples)
+
+def _resampled(pair: Pair, new: SnapshotCell, old: Scored, margin: float) -> Resampled:
+    name = pair[0].name
+    if new.influence is None:
+        return Resampled(name, None, failed=new.failed or new.reason or "FID has no error")
+    recorded = margin * float(pair[1].metrics["fid"])
+    tonight = Scored(float(new.metrics["fid"]), new.influence)
+    change = Change.between(name, tonight, [old], recorded, new.block)
+    return Resampled(name, change, (tonight.fid, old.fid), new.num_samples)
 
 
 def _denied(again: SnapshotCell, recorded: SnapshotCell) -> str | None:
@@ -125,11 +116,8 @@ def _denied(again: SnapshotCell, recorded: SnapshotCell) -> str | None:
     )
 
 
-def other_code(tonight: Snapshot, again: Snapshot) -> str | None:
-    """How the code that sampled or scored `again` is not that of tonight's run; None if it is, as far as known.
-
-    A night may be interrupted, and go on with other code.
-    """
+def _other_code(tonight: Snapshot, again: Snapshot) -> str | None:
+    """How the code of `again` is not that of tonight's run, as of an interrupted night; None if it is, or unknown."""
     if len(tonight.codes | again.codes) > 1:
         return "taugrid's code has changed since tonight's cells were sampled"
     if (check := check_scorer(again, tonight)).result == "changed":

@@ -1,52 +1,116 @@
-"""summary.md of a night: made for a CI's job summary. The verdict comes first, then what changed, then the rest."""
+"""summary.md and junit.xml of a night, made for a CI's job summary and its test pages, from verdict.json's content.
 
-import math
+The summary says the verdict first, then what changed, then the rest.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
+from xml.etree import ElementTree
 
 from taugrid.eval.gate.power import frozen_seeds_remark
-from taugrid.eval.tables.entries import MISSING, write_number
-from taugrid.orchestrator.baseline.others import NOT_JUDGED, change_in_words, columns_in
-from taugrid.orchestrator.baseline.text import BAD, WORDS, check_lines, counts, facts, headline
-from taugrid.orchestrator.baseline.verdict import Verdict
+from taugrid.eval.gate.verdict import NO_BASELINE, REGRESSIONS, Verdict
+from taugrid.eval.pages.environment import environment
+from taugrid.orchestrator.baseline import text
 from taugrid.orchestrator.nightly.outcome import worst_first
-from taugrid.words import counted
+from taugrid.words import counted, listed, markdown_table
 
 MOST_ROWS = 200
 """Rows of the table; GitHub takes 1 MB, and nobody reads more."""
-
+MOST_LISTED = 20
 MOST_NETWORKS = 4
 
-UNMATCHED = {"only_new": "Not in the baseline", "only_baseline": "Only in the baseline"}
+NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that no XML may hold, such as the colours in an error's text from Ray."""
 
 
-def summary(verdict: dict[str, Any]) -> str:
-    """The page."""
-    compared = verdict["comparison"]
-    blocks = [f"# {verdict['name']}, night {verdict['night']}: {_headline(verdict)}"]
-    if compared is not None:
-        blocks += [f"{counts(compared)}.", *(f"Not judged: {said}." for said in verdict.get("not_judged", ()))]
-        blocks += [f"**{line[0].upper()}{line[1:]}**" for line in check_lines(compared)]
-        blocks += [_table(verdict, compared), _rule(compared), _sides(verdict), _others(verdict, compared)]
-        blocks += [f"- {mark}" for mark in compared["marks"]]
-        for title in ("only_new", "only_baseline"):
-            named = [compared.get("unmatched", {}).get(name, name) for name in compared[title]]
-            blocks += [f"{UNMATCHED[title]}: {_listed(named)}"] * bool(named)
-        blocks += [f"Note: {note}" for note in compared["notes"]]
-        blocks += [_frozen(verdict, compared), *_pictures(verdict), _next(verdict)]
-    elif verdict["scores"]:
-        blocks += [_scores(verdict)]
-        blocks += [_next(verdict)]
+def summary(verdict: Mapping[str, Any]) -> str:
+    """The page in Markdown."""
+    compared, named = verdict["comparison"], {score["cell"]: score["label"] for score in verdict["scores"]}
     told = {cell["label"] for cell in (compared or {"cells": []})["cells"]}
-    failed = verdict.get("failed", {}).items()
-    blocks += [f"- **failed**: `{name}`: {reason}" for name, reason in failed if name not in told]
-    blocks += [f"- missing: `{name}`: {reason}" for name, reason in list(verdict["missing"].items())[:MOST_ROWS]]
+    page: dict[str, Any] = {
+        "verdict": verdict,
+        "compared": compared,
+        "headline": _headline(verdict),
+        "failed": {name: reason for name, reason in verdict.get("failed", {}).items() if name not in told},
+        "missing": list(verdict["missing"].items())[:MOST_ROWS],
+        "scores": _scores(verdict["scores"][:MOST_ROWS]),
+    }
+    if compared is not None:
+        cells = sorted(compared["cells"], key=worst_first)
+        page |= {
+            "counts": text.counts(compared),
+            "check_lines": text.check_lines(compared),
+            "cells": _cells(cells[:MOST_ROWS], named),
+            "cells_left_out": counted(len(cells) - MOST_ROWS, "more cell") if len(cells) > MOST_ROWS else "",
+            "margin": f"{100 * compared['margin']:g}",
+            "sides": _sides(verdict),
+            "others": _others(compared["cells"], named),
+            "not_judged": text.NOT_JUDGED,
+            "unmatched": text.unmatched(compared, MOST_LISTED),
+            "frozen": _frozen(verdict, compared),
+        }
+    found = environment().overlay(autoescape=False).get_template("night.md").render(page)
+    return re.sub(r"\n{3,}", "\n\n", found).strip() + "\n"
+
+
+def _headline(verdict: Mapping[str, Any]) -> str:
+    """The first line without the night's name."""
+    compared = verdict["comparison"]
+    if verdict["result"] == Verdict.COLLAPSED:
+        said = text.in_words(Verdict.COLLAPSED)
+        told = f"{text.BAD} {'; '.join([said, *(text.facts(compared) if compared else [])])}"
+    elif compared is not None:
+        told = text.headline(compared)
+    else:
+        told = "no baseline yet" if verdict["result"] == NO_BASELINE else "⚠️ incomplete"
     if verdict["missing"]:
-        blocks.append("Run the same command again to finish what is missing.")
-    blocks.append("Tonight's report: [run/report.html](run/report.html). All nights: [index.html](../../index.html).")
-    return "\n\n".join(filter(None, blocks)) + "\n"
+        return f"⚠️ incomplete: {len(verdict['missing'])} missing; so far: {told}"
+    return told
 
 
-def _frozen(verdict: dict[str, Any], compared: dict[str, Any]) -> str:
+def _cells(cells: Sequence[Mapping[str, Any]], named: Mapping[str, str]) -> str:
+    rows = []
+    for cell in cells:
+        result, (fid, base) = Verdict(cell["result"]), cell.get("judged_fids") or (cell["fid"], cell["baseline_fid"])
+        shown = f"**{result}**" if result.is_regression else result
+        t = "" if cell["t"] is None else format(cell["t"], "+.1f")
+        numbers = (text.number(base), text.number(fid), text.change(cell), t)
+        rows.append((named[cell["cell"]], shown, *numbers, "; ".join(text.remarks(cell))))
+    return markdown_table(("cell", "verdict", "baseline FID", "FID", "change", "T", ""), "llrrrrl", rows)
+
+
+def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
+    metrics = [(score["label"], score["metrics"]) for score in scores]
+    rows = [(label, text.number(found.get("fid"), found.get("fid_se"))) for label, found in metrics]
+    return markdown_table(("cell", "FID"), "lr", rows)
+
+
+def _others(cells: Sequence[Mapping[str, Any]], named: Mapping[str, str]) -> str:
+    """The metrics beside FID; empty if there are none."""
+    columns = text.columns_in(cells)
+    if not columns:
+        return ""
+    changes = ([text.other_change(cell, column, "→") for column in columns] for cell in cells[:MOST_ROWS])
+    rows = [(named[cell["cell"]], *told) for cell, told in zip(cells, changes, strict=False)]
+    return markdown_table(("cell", *(column.title for column in columns)), "l" + "r" * len(columns), rows)
+
+
+def _sides(verdict: Mapping[str, Any]) -> dict[str, str]:
+    """The networks and the code of the baseline and of tonight, as far as the verdict knows them."""
+    baseline, software = verdict["baseline"], verdict.get("software", {})
+    known = {"baseline": (baseline.get("model"), baseline.get("git_commit")),
+             "tonight": (verdict.get("model"), software.get("git_commit"))}  # fmt: skip
+    sides = {}
+    for side, (networks, commit) in known.items():
+        names = [f"`{net['checkpoint'] or 'no file'}` ({(net['weights_sha256'] or 'unknown')[:10]})"
+                 for net in networks or ()]  # fmt: skip
+        if names:
+            sides[side] = listed(names, MOST_NETWORKS) + (f", commit {commit[:10]}" if commit else "")
+    return sides
+
+
+def _frozen(verdict: Mapping[str, Any], compared: Mapping[str, Any]) -> str:
     """What the usual seeds may hide, where a cell is undecided."""
     undecided = any(cell["result"] == Verdict.UNDECIDED for cell in compared["cells"])
     if not undecided or compared["usual_critical"] is None:
@@ -56,140 +120,36 @@ def _frozen(verdict: dict[str, Any], compared: dict[str, Any]) -> str:
     return f"{said[0].upper()}{said[1:]}."
 
 
-def _pictures(verdict: dict[str, Any]) -> list[str]:
-    """The strips of the worst cells: the baseline's images, and below them tonight's."""
-    return [f"![{label}: baseline above, tonight below]({file})" for label, file in verdict.get("strips", {}).items()]
+def junit_xml(verdict: Mapping[str, Any]) -> str:
+    """A test case for each cell. Regressions fail, missing cells are errors, and undecided ones are skipped."""
+    suite = ElementTree.Element("testsuite", {"name": verdict["name"], "timestamp": verdict["time"]})
+    cells = {cell["cell"]: cell for cell in (verdict["comparison"] or {"cells": []})["cells"]}
+    failed = verdict.get("failed", {})
+    for score in verdict["scores"]:
+        cell, label = cells.get(score["cell"]), score["label"]
+        if cell is None:
+            kind = "failure" if label in failed else ""
+            _add_case(suite, label, kind, Verdict.COLLAPSED, failed.get(label, ""))
+        elif cell["result"] in REGRESSIONS:
+            _add_case(suite, label, "failure", cell["result"], text.reason(cell))
+        else:
+            open_ = Verdict(cell["result"]) in (Verdict.UNDECIDED, Verdict.NOT_JUDGED)
+            _add_case(suite, label, "skipped" if open_ else "", text.reason(cell))
+    for said in verdict.get("not_judged", ()):  # the command ends with 5, so its page must not be green
+        _add_case(suite, "the whole night", "failure", Verdict.NOT_JUDGED, said)
+    for name, reason in verdict["missing"].items():
+        _add_case(suite, name, "error", "missing", reason)
+    counts = {"tests": "testcase", "failures": "*/failure", "errors": "*/error", "skipped": "*/skipped"}
+    suite.attrib |= {name: str(len(suite.findall(path))) for name, path in counts.items()}
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    ElementTree.indent(root)
+    found = NOT_XML.sub("\ufffd", ElementTree.tostring(root, encoding="unicode"))
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{found}\n'
 
 
-def _next(verdict: dict[str, Any]) -> str:
-    """The command that accepts the night, or looks closer at it."""
-    if verdict["missing"] or "next" not in verdict:
-        return ""
-    return f"Next: {verdict['next']}"
-
-
-def _headline(verdict: dict[str, Any]) -> str:
-    """What comes behind the night's name in the first line."""
-    compared = verdict["comparison"]
-    if verdict["result"] == Verdict.COLLAPSED:
-        told = f"{BAD} {'; '.join([WORDS[Verdict.COLLAPSED], *(facts(compared) if compared else [])])}"
-    elif compared is not None:
-        told = headline(compared)
-    else:
-        told = "no baseline yet" if verdict["result"] == "no baseline" else "⚠️ incomplete"
-    if verdict["missing"]:
-        return f"⚠️ incomplete: {len(verdict['missing'])} missing; so far: {told}"
-    return told
-
-
-def reasons(verdict: dict[str, Any]) -> dict[str, str]:
-    """Cell id -> why it has its verdict, in a line."""
-    compared = verdict["comparison"]
-    return {} if compared is None else {cell["cell"]: _reason(cell) for cell in compared["cells"]}
-
-
-def _reason(cell: dict[str, Any]) -> str:
-    told = [f"FID {_number(cell['baseline_fid'])} -> {_number(cell['fid'])}, change {_change(cell) or 'unknown'}"]
-    if cell["t"] is not None:
-        told.append(f"T = {cell['t']:+.1f}, margin {cell['margin']:.3g}")
-    return "; ".join([*told, *_remarks(cell)])
-
-
-def _remarks(cell: dict[str, Any]) -> list[str]:
-    """What the table's columns do not say."""
-    told = []
-    if cell["seeds"] != "usual":
-        seeds = "a fresh seed" if cell["seeds"] == "fresh" else "more samples and a fresh seed"
-        usual = f"{_number(cell['baseline_fid'])} -> {_number(cell['fid'])}"
-        told.append(f"numbers of {seeds}; with the usual one: FID {usual}")
-    if cell["result"] == Verdict.UNDECIDED and cell["detectable"] is not None:
-        told.append(f"a change of {cell['detectable']:.3g} would be seen in 4 of 5 nights")
-    pixels = cell["pixels"]
-    if pixels and pixels["differing"]:
-        levels = "an unknown number of" if pixels["largest"] is None else f"up to {pixels['largest']}"
-        told.append(f"{pixels['differing']} of {pixels['images']} images differ, by {levels} grey levels")
-    return [*told, *filter(None, [cell["note"]])]
-
-
-def _number(value: float | None, error: float | None = None) -> str:
-    if value is None:
-        return MISSING
-    return " ".join(write_number(value, math.nan if error is None else error)).strip()
-
-
-def _change(cell: dict[str, Any]) -> str:
-    if cell["difference"] is None:
-        return ""
-    return f"{'+' if cell['difference'] > 0 else ''}{_number(cell['difference'], cell['se'])}"
-
-
-def _sides(verdict: dict[str, Any]) -> str:
-    """What was compared with what: networks and code of tonight and of the baseline."""
-    baseline = verdict["baseline"]
-    accepted, reason = baseline["accepted"], baseline["reason"]
-    lines = [f"Baseline: `{baseline['place']}`" + (f", accepted {accepted[:10]}: {reason}" if accepted else "")]
-    sides = {"baseline": (baseline.get("model"), baseline.get("git_commit")),
-             "tonight": (verdict.get("model"), verdict.get("software", {}).get("git_commit"))}  # fmt: skip
-    for side, (networks, commit) in sides.items():
-        names = [f"`{net['checkpoint'] or 'no file'}` ({(net['weights_sha256'] or 'unknown')[:10]})"
-                 for net in (networks or [])[:MOST_NETWORKS]]  # fmt: skip
-        more = f" and {len(networks) - MOST_NETWORKS} more" if networks and len(networks) > MOST_NETWORKS else ""
-        if names:
-            lines.append(f"- {side}: {', '.join(names)}{more}" + (f", commit {commit[:10]}" if commit else ""))
-    return "\n".join([lines[0], "", *lines[1:]]) if lines[1:] else lines[0]
-
-
-def _table(verdict: dict[str, Any], compared: dict[str, Any]) -> str:
-    named = _labels(verdict)
-    cells = sorted(compared["cells"], key=worst_first)
-    rows = []
-    for cell in cells[:MOST_ROWS]:
-        fid, base = cell.get("judged_fids") or (cell["fid"], cell["baseline_fid"])
-        t = "" if cell["t"] is None else format(cell["t"], "+.1f")
-        told = (_bold(cell["result"]), _number(base), _number(fid), _change(cell), t, "; ".join(_remarks(cell)))
-        rows.append(f"| {named[cell['cell']]} | {' | '.join(told)} |")
-    more = [f"... and {counted(len(cells) - MOST_ROWS, 'more cell')}."] if len(cells) > MOST_ROWS else []
-    head = ["| cell | verdict | baseline FID | FID | change | T | |", "| :-- | :-- | --: | --: | --: | --: | :-- |"]
-    return "\n".join([*head, *rows, *(["", *more] if more else [])])
-
-
-def _bold(result: str) -> str:
-    return f"**{result}**" if Verdict(result).is_regression else result
-
-
-def _others(verdict: dict[str, Any], compared: dict[str, Any]) -> str:
-    columns = columns_in(cell["others"] for cell in compared["cells"])
-    if not columns:
-        return ""
-    named = _labels(verdict)
-    rows = []
-    for cell in compared["cells"][:MOST_ROWS]:
-        told = (change_in_words(cell["others"], column, "→") for column in columns)
-        rows.append(f"| {' | '.join([named[cell['cell']], *told])} |")
-    head = [f"| cell | {' | '.join(column.title for column in columns)} |", f"| :-- |{' --: |' * len(columns)}"]
-    return "\n".join([f"Other metrics, {NOT_JUDGED}:", "", *head, *rows])
-
-
-def _labels(verdict: dict[str, Any]) -> dict[str, str]:
-    """Cell id -> its label, which must not end a column of a table."""
-    return {score["cell"]: score["label"].replace("|", "/") for score in verdict["scores"]}
-
-
-def _scores(verdict: dict[str, Any]) -> str:
-    named = _labels(verdict)
-    found = [(named[score["cell"]], score["metrics"]) for score in verdict["scores"][:MOST_ROWS]]
-    rows = [f"| {label} | {_number(metrics.get('fid'), metrics.get('fid_se'))} |" for label, metrics in found]
-    return "\n".join(["| cell | FID |", "| :-- | --: |", *rows])
-
-
-def _rule(compared: dict[str, Any]) -> str:
-    if compared["critical"] is None:
-        return ""
-    return (
-        f"Rule: {compared['rule']}. T = (change - margin) / se; the margin is {100 * compared['margin']:g} % of the "
-        "baseline's FID."
-    )
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+def _add_case(suite: ElementTree.Element, name: str, kind: str, message: str, why: str | None = None) -> None:
+    """Add a case of that name; `kind` is failure, error or skipped, or empty if it passes."""
+    case = ElementTree.SubElement(suite, "testcase", {"classname": suite.attrib["name"], "name": name})
+    if kind:
+        ElementTree.SubElement(case, kind, {"message": message}).text = why

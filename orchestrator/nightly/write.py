@@ -1,43 +1,126 @@
-"""Writes what a night leaves: summary.md, junit.xml, and the history of all nights with its page and trend figure."""
+"""The files of a night and of the history of all nights; images of old nights are removed.
 
-from taugrid.orchestrator.nightly.history import history_rows, history_table, nights_in, write_parquet
-from taugrid.orchestrator.nightly.junit import junit_xml
+history.parquet has a row for each cell of each complete night. pandas and duckdb read it.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from taugrid import parquet
+from taugrid.orchestrator.baseline.pixels import pixel_digests
+from taugrid.orchestrator.baseline.text import OTHER_COLUMNS
+from taugrid.orchestrator.nightly.nights import night_line, unfinished
 from taugrid.orchestrator.nightly.places import History, Night
-from taugrid.orchestrator.nightly.shown.nights import night_line, unfinished
-from taugrid.orchestrator.nightly.summary import summary
+from taugrid.orchestrator.nightly.summary import junit_xml, summary
+from taugrid.orchestrator.opened import open_existing
 from taugrid.storage import replacing, write_text
+from taugrid.words import counted, with_urls
+
+COLUMNS_ABOUT = (
+    ("night", pa.string(), "the night's id"),
+    ("time", pa.string(), "when its verdict was reached, UTC, ISO 8601"),
+    ("night_result", pa.string(), "the verdict on the night: the worst of its cells', or 'no baseline'"),
+    ("label", pa.string(), "the cell's name, the same every night, such as S0010-eta0.2"),
+    ("cell", pa.string(), "the cell's id in tonight's run directory"),
+    ("steps", pa.int64(), "S"),
+    ("eta", pa.string(), "eta as a number, or sigma_hat"),
+    ("num_samples", pa.int64(), "N"),
+    ("settings", pa.string(), "all settings of `sample`, as JSON"),
+    ("weights_sha256", pa.string(), "of the network"),
+    ("fid", pa.float64(), "FID"),
+    ("fid_se", pa.float64(), "one standard error of sampling at this N"),
+    ("baseline", pa.string(), "SHA-256 of the baseline's Parquet file, or the path of a run directory"),
+    ("baseline_fid", pa.float64(), "the baseline's FID, as recorded"),
+    ("situation", pa.string(), "same weights and setup, same weights, other setup, or new weights"),
+    ("result", pa.string(), "the verdict on the cell: changed pixels, worse, undecided, not worse, identical, ..."),
+    ("difference", pa.float64(), "the judged difference of FID: with a fresh seed after a second look"),
+    ("difference_se", pa.float64(), "its paired standard error"),
+    ("margin", pa.float64(), "the loss that is accepted, in FID"),
+    ("t", pa.float64(), "(difference - margin) / difference_se"),
+    ("upper", pa.float64(), "the upper end of the difference's interval"),
+    ("detectable", pa.float64(), "the change that would be called worse in 4 of 5 nights"),
+    ("seeds", pa.string(), "the samples that the difference is of: usual, fresh (a second look) or grown"),
+    *((column.name, pa.float64(), f"{column.title}; null if not asked for") for column in OTHER_COLUMNS),
+)
+"""Name, type and meaning of each column; those of metrics beside FID are the registry's."""
+
+SCHEMA = pa.schema([pa.field(name, kind, metadata={b"about": about.encode()}) for name, kind, about in COLUMNS_ABOUT])
+
+OF_A_SCORE = ("label", "cell", "weights_sha256")
+OF_A_COMPARISON = ("baseline_fid", "situation", "result", "difference", "margin", "t", "upper", "detectable", "seeds")
 
 
-def write_night(night: Night, verdict: dict[str, object]) -> None:
+def write_night(night: Night, verdict: Mapping[str, Any]) -> None:
     """Write summary.md and junit.xml."""
     for path, text in ((night.summary, summary(verdict)), (night.junit, junit_xml(verdict))):
         with replacing(path, night.storage) as temporary:
             write_text(temporary, text)
 
 
-def is_current(history: History) -> bool:
-    """Whether history.parquet has the nights that are complete, and the trend figure and the page are there."""
-    return nights_in(history.parquet, history.storage) == {night.id for night in history.complete_nights()} and all(
-        history.storage.exists(history.root / name) for name in ("trend.png", "trend.svg", history.index.name)
-    )
-
-
 def write_history(history: History) -> None:
-    """Make history.parquet, the trend figure and the page anew, from the verdicts of all complete nights."""
+    """Write history.parquet, the trend figure and the page from the verdicts of all complete nights."""
     from taugrid.eval.figures.drawing import save  # matplotlib, which only the end of a night needs
     from taugrid.eval.figures.trend import trend_figure
     from taugrid.eval.pages.history import history_html
 
     verdicts = [verdict for night in history.complete_nights() if (verdict := night.verdict) is not None]
     nights, rows = [night_line(verdict) for verdict in verdicts], history_rows(verdicts)
-    write_parquet(history.parquet, history_table(rows), history.storage)
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    with replacing(history.parquet, history.storage) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
     with history.storage.local_folder(history.root) as folder:
-        lights = {night.id: night.light for night in nights}
-        save(trend_figure(history_table(rows).to_pandas(), lights), folder / "trend")
+        save(trend_figure(table.to_pandas(), {night.id: night.light for night in nights}), folder / "trend")
     name = verdicts[-1]["name"] if verdicts else history.root.name
     page = history_html(name, [*nights, *unfinished(history)], rows, _files(history))
     with replacing(history.index, history.storage) as temporary:
         write_text(temporary, page)
+
+
+def is_current(history: History) -> bool:
+    """Whether history.parquet has the nights that are complete, and the trend figure and the page are there."""
+    try:
+        table = pq.read_table(pa.BufferReader(history.storage.read(history.parquet)), columns=["night"])
+    except (FileNotFoundError, pa.ArrowException):
+        return False
+    return set(table["night"].to_pylist()) == {night.id for night in history.complete_nights()} and all(
+        history.storage.exists(history.root / name) for name in ("trend.png", "trend.svg", history.index.name)
+    )
+
+
+def history_rows(verdicts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of history.parquet, of all nights in their order."""
+    return [row for verdict in verdicts for row in _night_rows(verdict)]
+
+
+def _night_rows(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    compared = {cell["cell"]: cell for cell in (verdict["comparison"] or {"cells": []})["cells"]}
+    baseline = verdict["baseline"] or {}
+    rows = []
+    for score in verdict["scores"]:
+        found, settings, metrics = compared.get(score["cell"], {}), score["settings"], score["metrics"]
+        eta = settings["eta"]
+        rows.append(
+            {name: metrics.get(name) for name in ("fid", "fid_se", *(column.name for column in OTHER_COLUMNS))}
+            | {name: found.get(name) for name in OF_A_COMPARISON}
+            | {name: score[name] for name in OF_A_SCORE}
+            | {
+                "night": verdict["night"],
+                "time": verdict["time"],
+                "night_result": verdict["result"],
+                "steps": settings["steps"],
+                "eta": eta if eta == "sigma_hat" else f"{eta:g}",
+                "num_samples": settings["num_samples"],
+                "settings": json.dumps(settings, sort_keys=True),
+                "baseline": baseline.get("id") or baseline.get("place"),
+                "difference_se": found.get("se"),
+            }
+        )
+    return rows
 
 
 def _files(history: History) -> dict[str, dict[str, str]]:
@@ -48,3 +131,41 @@ def _files(history: History) -> dict[str, dict[str, str]]:
             night = path.relative_to(history.nights).parts[0]
             found.setdefault(night, {})[what] = history.relative(path)
     return found
+
+
+def remove_old_images(history: History, keep: int | None, say: Callable[[str], None]) -> None:
+    """Remove the images of all complete nights but the newest `keep`; None keeps all.
+
+    Their scores and influences stay, and a sealed record takes the images' place.
+    """
+    if keep is None:
+        return
+    nights = history.complete_nights()
+    for night in nights[: max(0, len(nights) - keep)]:
+        removed = sum(map(_remove, night.run_directories))
+        if removed:
+            say(f"night {night.id}: the images of {counted(removed, 'cell')} were removed; its scores stay")
+
+
+def _remove(directory: Path) -> int:
+    """Remove the images of a run's complete cells; returns the number of these cells."""
+    run = open_existing(with_urls(str(directory)))
+    rundir, count = run.rundir, 0
+    with rundir.lock():
+        for cell in run.plan.cells:
+            parts = [rundir.sample_part(cell, shard) for shard in cell.shards]
+            there = [path for path in parts if rundir.storage.exists(path)]
+            if not there:
+                continue
+            if rundir.removed_images(cell) is not None:  # a kill came between the record and the last file
+                for path in there:
+                    rundir.storage.delete(path)
+                continue
+            digests = pixel_digests(rundir, cell)
+            if digests is None:
+                continue  # damaged or incomplete: `run` has more to say about it
+            first = parquet.inspect(parts[0], every_byte=False, storage=rundir.storage).metadata
+            shards = [{"file": shard.name, "start": shard.start, "stop": shard.stop} for shard in cell.shards]
+            rundir.remove_images(cell, {**first, "shards": shards}, digests)
+            count += 1
+    return count

@@ -9,6 +9,7 @@ from typing import Any
 
 from taugrid.config import Data, Diffusion, Sample
 from taugrid.grids.names import BETWEEN, Naming
+from taugrid.orchestrator.plan.naming import settings_name
 from taugrid.orchestrator.plan.resolve import times
 from taugrid.orchestrator.plan.sources import ModelSource, Trained
 from taugrid.workers import schedules
@@ -55,12 +56,6 @@ _ID = re.compile(r"\b[0-9a-f]{10}\b")
 def part_name(number: int) -> str:
     """File name of one of the numbered Parquet files that the rows of a folder are divided into."""
     return f"part-{number:06d}.parquet"
-
-
-def folder_label(settings: Mapping[str, Any]) -> str:
-    """A cell's steps and sampler as its folder and baselines name them, such as S0010-eta0.2."""
-    label = find(settings["sampler"]).label(settings)
-    return f"S{settings['steps']:04d}-{re.sub(r'[^A-Za-z0-9.+_-]', '_', label)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +119,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Folder name: S0010-eta0.2-<id>, S0010-sigma_hat-<id>, or S0010-<another sampler>-<id>."""
-        return f"{folder_label(vars(self.settings))}-{self.id}"
+        return f"{settings_name(vars(self.settings))}-{self.id}"
 
     @property
     def shown_id(self) -> str:

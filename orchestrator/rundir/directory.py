@@ -4,8 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from taugrid.orchestrator.rundir.integrity import Integrity
-from taugrid.orchestrator.rundir.lease import Lease
-from taugrid.orchestrator.rundir.lock import sole_driver
+from taugrid.orchestrator.rundir.lease import Lease, sole_driver
 from taugrid.orchestrator.rundir.models import ModelRecords
 from taugrid.run_id import claim
 

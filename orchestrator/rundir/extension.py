@@ -60,7 +60,7 @@ def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
     orphans = [name for cell, name in rundir.committed_cells().items() if cell not in planned]
     if not orphans:
         return None
-    labels = _labels(rundir)
+    labels = labels_begun(rundir)
     named = listed([f"{labels[name]} ({name})" if name in labels else name for name in orphans], 2)
     if plan.pending:
         return f"{rundir.root} holds {named}; whether this config has them is not known while an id is pending"
@@ -89,7 +89,7 @@ def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return [f"{key}: {in_yaml(was)} -> {in_yaml(now)}" for key, was, now in changed]
 
 
-def _labels(rundir: RunDir) -> dict[str, str]:
+def labels_begun(rundir: RunDir) -> dict[str, str]:
     """Folder name -> label of the cells that the directory's last session knew (tables/cells.csv)."""
     try:
         text = rundir.storage.read(rundir.tables / "cells.csv").decode()

@@ -1,4 +1,4 @@
-"""lease.json: the driver of a run directory, and that it is alive; for file systems where locks do not keep others out.
+"""lease.json: the driver of a run directory, on a disk or in a bucket. It keeps a second driver out.
 
 A driver writes it again every `BEAT_SECONDS`. It does so from a thread: reading a large directory or drawing figures
 takes the main thread minutes, and that must not look like death. A thread that beats through a hung mount is no danger
@@ -11,25 +11,26 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from taugrid.errors import UserError
+from taugrid.errors import NOT_WRITABLE, RunFailed, UserError
 from taugrid.orchestrator import ending
+from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.run_id import FILE as RUN_ID
-from taugrid.storage import ANY, Storage, read_json, write_text
+from taugrid.storage import ANY, Storage, end_session, read_json, write_text
 from taugrid.words import duration
 
 BEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 60.0
-"""A lease that was not refreshed for so long is that of a dead driver, or of one cut off from the directory."""
+"""A lease that was not refreshed for that long is that of a dead driver, or of one cut off from the directory."""
 
 WATCHED_BEATS = 2
-"""A lease of another host is watched for at least so many beats: clocks differ."""
+"""Number of beats for which a lease of another host is watched at least: clocks differ."""
 
 POLL_SECONDS = 0.2
 
@@ -51,24 +52,22 @@ class Holder(NamedTuple):
         return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(self.heartbeat)).total_seconds())
 
     @property
-    def is_here(self) -> bool:
-        """Whether it ran on this host since its last boot, so that its process can be looked up."""
-        return (self.host, self.boot) == (socket.gethostname(), _boot())
-
-    @property
-    def is_dead(self) -> bool:
-        """Whether it ran here and does so no longer. Nothing is known of other hosts' drivers."""
-        if not self.is_here:
-            return False
+    def is_alive(self) -> bool | None:
+        """Whether its process still runs. None if that can't be told from here: then only its heartbeat tells."""
+        if (self.host, self.boot) != (socket.gethostname(), _boot()):
+            return None
         if self.process == os.getpid():  # a container's first process always has the same id
-            return self.session not in _held
+            return self.session in _held
         try:
             os.kill(self.process, 0)
         except ProcessLookupError:
-            return True
+            return False
         except PermissionError:
             pass
-        return False
+        if self.age_seconds < EXPIRY_SECONDS:
+            return True
+        began = _began(self.process)  # it is stopped, or another process has its id by now
+        return None if began is None else began <= datetime.fromisoformat(self.heartbeat).timestamp()
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}, last seen {duration(self.age_seconds)} ago"
@@ -98,26 +97,29 @@ class Lease:
         return _holder(read_json(self._path, self._storage))
 
     def live_holder(self) -> Holder | None:
-        """The driver that is at work; None: nobody, as far as can be told from here."""
-        found = self.holder()
-        return None if found is None or found.is_dead or found.age_seconds >= EXPIRY_SECONDS else found
+        """The driver that runs; None: there is none, as far as can be told from here."""
+        if (found := self.holder()) is None:
+            return None
+        alive = found.is_alive
+        return found if alive or (alive is None and found.age_seconds < EXPIRY_SECONDS) else None
 
     def take(self, by_force: bool, say: Callable[[str], None]) -> None:
         """Take the lease, and refresh it from now on.
 
-        A dead driver's is taken at once, and one that has expired after a look whether it is still refreshed. While
-        another host's is younger, it is watched until it is refreshed or has expired.
+        A dead driver's is taken at once. Where only heartbeats tell, it is watched until it is refreshed or expired.
 
         Raises:
-            UserError: if another driver is at work and it is not taken `by_force`.
+            UserError: if another driver runs and the lease is not taken `by_force`.
         """
-        seen = self._version()
-        before = self.holder()
-        if before is not None and not by_force and not before.is_dead:
+        seen, before = self._version(), self.holder()
+        if before is not None and not by_force:
             self._watch(before, say)
-        if not self._put(seen, by_force):
-            raise refusal(self.root, self.holder())
+        if not self._put(ANY if by_force else seen):
+            raise self._refusal(self.holder())
         if before is not None:
+            time.sleep(POLL_SECONDS)  # on a disk, of two that take it over in one moment, the later one has it
+            if not self._is_ours():
+                raise self._refusal(self.holder())
             say(f"took the run directory over from {before}")
         self.began = None if by_force and before is not None else self._storage.stat(self._path).modified
         _held.add(self._session)
@@ -134,17 +136,19 @@ class Lease:
                     self._storage.delete(self._path)
 
     def _watch(self, before: Holder, say: Callable[[str], None]) -> None:
-        """Return once the lease has expired; `UserError` as soon as it is certain that its holder lives."""
-        if before.is_here and before.age_seconds < EXPIRY_SECONDS:
-            raise refusal(self.root, before)
-        seconds = max(EXPIRY_SECONDS - before.age_seconds, WATCHED_BEATS * BEAT_SECONDS)
-        say(f"{before} holds this run directory; waiting {duration(seconds)} to see whether it is still at work")
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            time.sleep(POLL_SECONDS)
-            now = self.holder()
-            if now is not None and now.heartbeat != before.heartbeat:
-                raise refusal(self.root, now)
+        """Return once its holder is dead, or the lease has expired; `UserError` once it is certain that it lives."""
+        alive = before.is_alive
+        if alive:
+            raise self._refusal(before)
+        if alive is None:
+            seconds = max(EXPIRY_SECONDS - before.age_seconds, WATCHED_BEATS * BEAT_SECONDS)
+            say(f"{before} holds this run directory; waiting {duration(seconds)} to see whether it still runs")
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                time.sleep(POLL_SECONDS)
+                now = self.holder()
+                if now is not None and now.heartbeat != before.heartbeat:
+                    raise self._refusal(now)
 
     def _refresh(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
@@ -168,24 +172,68 @@ class Lease:
         except FileNotFoundError:
             return None
 
-    def _put(self, seen: str | None, by_force: bool = False) -> bool:
-        """Write the lease over the version that was `seen` (None: there was none); False if another is there now."""
+    def _put(self, if_version: str | None) -> bool:
+        """Write the lease as `Storage.commit` does; False if another is there."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         record = read_json(self._path.with_name(RUN_ID), self._storage)
         run = record.get("run") if isinstance(record, dict) else None
         ours = Holder(socket.gethostname(), os.getpid(), _boot(), run, self._session, now)
         with self._storage.temporary(self._path) as temporary:
             write_text(temporary, json.dumps(ours._asdict(), indent=2) + "\n")
-            return self._storage.commit(self._path, temporary, ANY if by_force else seen)
+            return self._storage.commit(self._path, temporary, if_version)
+
+    def _refusal(self, holder: Holder | None) -> UserError:
+        who = "" if holder is None else f" ({holder})"
+        return UserError(
+            f"another taugrid command is running in {self.root}{who}; wait for it, stop it, give another directory "
+            "(--out; of nightly: --history), or take this one over with --break-lock"
+        )
 
 
-def refusal(root: Path, holder: Holder | None) -> UserError:
-    """What a second driver is told."""
-    who = "" if holder is None else f" ({holder})"
-    return UserError(
-        f"another taugrid command is at work in {root}{who}; wait for it, stop it, give another directory (--out; of "
-        "nightly: --history), or take this one over with --break-lock"
-    )
+@contextmanager
+def sole_driver(
+    run: Paths, break_lock: bool = False, say: Callable[[str], None] = lambda text: None
+) -> Iterator[Lease]:
+    """Keep a second driver out of the run directory while this process is alive.
+
+    `break_lock` takes the directory from its driver, which stops when it sees that. `say` tells the user whom the
+    directory was taken from, and of waiting for an old lease to expire.
+
+    Raises:
+        UserError: if another driver runs, or the folder can't be written to.
+        RunFailed: if another driver took the directory over.
+    """
+    lease = Lease(run.lease, run.storage)
+    try:
+        try:
+            if run.storage.on_disk:
+                run.root.mkdir(parents=True, exist_ok=True)
+            run.storage.require(run.root, to_write=True)
+            lease.take(break_lock, say)
+        except OSError as error:
+            if error.errno not in NOT_WRITABLE:
+                raise
+            raise _not_writable(run, error) from None
+        yield lease
+    except KeyboardInterrupt:
+        if lease.loss is None:
+            raise
+        raise RunFailed(lease.loss) from None
+    finally:
+        lease.release()
+        end_session(run.storage)
+
+
+def _not_writable(run: Paths, error: OSError) -> UserError:
+    """What the user is told of a folder that may not be written to: the same command would fail again."""
+    ways_out = f"give another {run.option}"
+    with suppress(OSError):
+        if run.storage.exists(run.config):
+            ways_out = (
+                "make the folder and what is in it writable, or copy it and give the copy; "
+                f"`taugrid status {run.shown}` and `taugrid verify {run.shown}` only read"
+            )
+    return UserError(f"can't write to {run.shown}: {error.strerror}; {ways_out}")
 
 
 def _holder(value: Any) -> Holder | None:
@@ -205,3 +253,12 @@ def _boot() -> str:
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
+
+
+def _began(process: int) -> float | None:
+    """When a process of this host began, in seconds since the epoch; None where the system does not tell."""
+    try:
+        ticks = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")

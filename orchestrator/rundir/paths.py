@@ -25,6 +25,9 @@ class Paths:
     - of tables and figures: the functions of `report`, `work`, `eval.tables` and `eval.figures` that write them.
     """
 
+    option = "--out"
+    """The option that names the root, for messages."""
+
     def __init__(self, root: Path, storage: Storage | None = None) -> None:
         self.root = root.absolute() if storage is None or storage.on_disk else root
         self.storage = storage or LocalStorage(self.root)

@@ -103,7 +103,7 @@ def unfinished_in_words(unfinished: Sequence[Damage], rundir: RunDir) -> list[st
         return []
     holder = Lease(rundir.lease, rundir.storage).live_holder()
     continues = (
-        f"`taugrid {RUN} {rundir.shown}` continues" if holder is None else f"a driver is at work here ({holder})"
+        f"`taugrid {RUN} {rundir.shown}` continues" if holder is None else f"a driver is running here ({holder})"
     )
     return [f"{', '.join(said)}; {continues}"]
 

@@ -102,8 +102,7 @@ class ReconstructWork(WorkKind):
         from taugrid.eval.figures.drawing import save
         from taugrid.eval.figures.over_steps import reconstruction_figure
         from taugrid.eval.tables.console import reconstruction_to_console
-        from taugrid.eval.tables.published.counterparts import reconstruction_counterparts
-        from taugrid.eval.tables.published.files import pointer, write_published
+        from taugrid.eval.tables.published.counterparts import pointer, reconstruction_counterparts, write_published
         from taugrid.eval.tables.reconstruction import reconstruction_frame, write_reconstruction
 
         lacking = self.missing()

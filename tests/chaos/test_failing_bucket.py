@@ -79,7 +79,7 @@ def test_a_second_driver_is_refused(calm, s3, tmp_path):
     with Started(tmp_path / "log", "run", config, "--out", url) as first:
         first.wait_until(lambda: storage.exists(root / "lease.json"))
         refused = taugrid_alone("run", config, "--out", url, code=2)
-        assert f"another taugrid command is at work in {url}" in refused.stderr
+        assert f"another taugrid command is running in {url}" in refused.stderr
         first.wait(0)
 
 

@@ -13,7 +13,7 @@ from taugrid.config import Cluster
 from taugrid.errors import RunDirectoryNotSeen, UserError, WrongWeights
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch import capacity
-from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Located, Lost, Pool, Spare
+from taugrid.orchestrator.dispatch.pool import Alive, CpuOnly, Done, Failed, Joined, Located, Lost, Pool
 from taugrid.workers.actor import HeartbeatActor, Probe, Worker
 
 
@@ -90,8 +90,8 @@ def test_heartbeats_are_heard_while_a_job_runs(started):
     pool, _ = started(beating(), (), None)
     pool.give("worker-0", Job("20"), "task")
     heard = []
-    while not heard or isinstance(heard[-1], Heard):
-        heard.append(next_event(pool, Heard | Done))
+    while not heard or isinstance(heard[-1], Alive):
+        heard.append(next_event(pool, Alive | Done))
     beats = heard[:-1]
     assert len(beats) > 5
     assert all(beat.of == 20 for beat in beats)
@@ -156,10 +156,10 @@ def test_the_death_of_an_idle_worker_is_heard_at_once(started):
     assert "process was killed" in lost.reason
     assert "exit type" in lost.details, "Ray's own words are for the logs"
     assert "exit type" not in lost.reason
-    assert time.monotonic() - began < 10  # the next hello or job would tell much later, or never
+    assert time.monotonic() - began < 10  # the next health check or job would tell much later, or never
 
 
-def test_a_worker_tells_where_it_is_before_it_says_hello_and_is_kept_off_nodes(started):
+def test_a_worker_tells_where_it_is_before_its_health_check_and_is_kept_off_nodes(started):
     pool, _ = started(beating(), (), None)
     [here] = [node.id for node in pool.nodes()]
     pool.start()
@@ -169,11 +169,11 @@ def test_a_worker_tells_where_it_is_before_it_says_hello_and_is_kept_off_nodes(s
     assert not [event for event in pool.events(2.0) if event.worker == "worker-2"]
 
 
-def test_a_spare_worker_is_on_its_node_and_takes_its_own_share(ray_session):
-    pool = Pool(beating(), (), 1, 0, None, {"ray.io/node-id": "!elsewhere"}, Spare((), 0.25))
+def test_a_worker_without_a_gpu_is_on_its_node_and_takes_its_own_share(ray_session):
+    pool = Pool(beating(), (), 1, 0, None, {"ray.io/node-id": "!elsewhere"}, CpuOnly((), 0.25))
     try:
         [here] = pool.nodes()
-        worker = pool.start_spare(here.id)
+        worker = pool.start_cpu_only(here.id)
         assert next_event(pool, Located | Joined) == Located(worker, "127.0.0.1", here.id)
         assert isinstance(next_event(pool, Located | Joined), Joined)
         end = time.monotonic() + 30  # what Ray says is free comes late
@@ -203,7 +203,7 @@ def test_jobs_have_the_threads_that_the_worker_was_given(started, tmp_path):
     assert isinstance(first, Joined)
     pool.give("worker-0", Job("unused"), "task")
     assert next_event(pool).result.images == 3
-    assert list(tmp_path.iterdir()) == [probe], "a hello leaves nothing behind"
+    assert list(tmp_path.iterdir()) == [probe], "a health check leaves nothing behind"
 
 
 def test_as_many_shares_as_fit_by_our_count_are_placed_by_ray(ray_session):

@@ -191,8 +191,7 @@ def test_verify_lists_what_is_damaged_and_touches_nothing(copy):
 
 
 def test_a_finished_run_that_may_only_be_read_can_be_looked_at(copy):
-    (copy / ".lock").unlink()
-    (copy / ".lock").symlink_to(copy / "nowhere" / "lock")  # even root can't write there
+    (copy / "lease.json").symlink_to(copy / "nowhere" / "lease")  # even root can't write there
     for command in ("run", "report"):
         error = taugrid(command, copy, code=2).stderr
         assert f"can't write to {copy}" in error

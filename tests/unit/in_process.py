@@ -64,7 +64,7 @@ class Faulty:
 class PoolHere:
     """A pool whose only worker lives in this process and does a job as soon as it gets it."""
 
-    def __init__(self, actor, arguments, cpus, gpus, probe, label_selector, spare):
+    def __init__(self, actor, arguments, cpus, gpus, probe, label_selector, cpu_only):
         self._worker, self._events, self._probe = Worker(1), deque(), probe
 
     def start(self, avoid=()):
@@ -84,13 +84,13 @@ class PoolHere:
             self._events.append(Failed(worker, error, "traceback", key))
 
     def stop(self):
-        return []  # no job is in hand: each is done as it is given
+        return []  # no job is in flight: each is done as it is given
 
     def kill(self, worker):
         pytest.fail(f"{worker} had to be killed")
 
     def events(self, timeout_seconds):
-        if not self._events:  # its node is benched for a second
+        if not self._events:  # its node cools down for a second
             time.sleep(min(timeout_seconds, 0.02))
         while self._events:
             yield self._events.popleft()

@@ -55,9 +55,9 @@ def ending(running: Callable[[int], int], seconds: float, silent: bool = False) 
             now += 2 * COST
         d.assign(now)
         now += seconds
-        for worker in d.running:
+        for worker in d.in_flight.running:
             if not silent:
-                d.beat(worker, now)
+                d.heartbeat(worker, now)
         return d, now
 
     return state
@@ -71,7 +71,7 @@ def benched(workers: int, tasks: int) -> tuple[Dispatcher, float]:
             if worker in {f"w{i}" for i in range(NODE)}:
                 d.succeeded(worker, now + COST)
             else:
-                d.failed(worker, now + COST, Fault.SURROUNDINGS, "read-only")
+                d.failed(worker, now + COST, Fault.ENVIRONMENT, "read-only")
         now += COST
     return d, now
 
@@ -83,14 +83,14 @@ def failed(workers: int, tasks: int) -> tuple[Dispatcher, float]:
     now, failures = 0.0, 0
     while failures < tasks:
         for worker in d.due(now):
-            d.readmitted(worker)
+            d.health.readmitted(worker)
         for worker, _, _ in d.assign(now):
             if failures < tasks:
                 d.failed(worker, now, Fault.TASK, "ValueError")
                 failures += 1
         now += 100.0
     for worker in d.due(now):
-        d.readmitted(worker)
+        d.health.readmitted(worker)
     join(d, NODE, workers)
     return d, now
 
@@ -113,12 +113,12 @@ def suspected(workers: int, tasks: int) -> tuple[Dispatcher, float]:
     """Half of the workers were lost twice with their tasks; nothing else is ready, and one suspect runs."""
     d, now = ending(lambda number: number // 2, 0.0)(workers, tasks)
     for round in range(2):
-        for i, worker in enumerate(list(d.running)):
+        for i, worker in enumerate(list(d.in_flight.running)):
             d.worker_lost(worker, now, "killed")
             d.worker_joined(f"w{workers * (round + 1) + i}", f"n{i}'", now)
         now += 100.0
         for worker in d.due(now):
-            d.readmitted(worker)
+            d.health.readmitted(worker)
         d.assign(now)
     return d, now
 
@@ -159,7 +159,7 @@ def lose_node(d: Dispatcher, worker: str, now: float) -> None:
 
 
 def beat(d: Dispatcher, worker: str, now: float) -> None:
-    d.beat(worker, now)
+    d.heartbeat(worker, now)
 
 
 EVENTS: dict[str, Callable[[Dispatcher, str, float], None]] = {
@@ -172,7 +172,7 @@ QUESTIONS: dict[str, Callable[[Dispatcher, float], object]] = {
     "overdue": lambda d, now: d.overdue(now),
     "due": lambda d, now: d.due(now),
     "unfit": lambda d, now: d.unfit(),
-    "avoided": lambda d, now: d.avoided(),
+    "avoided": lambda d, now: d.health.unfit(),
     "openings": lambda d, now: d.openings(now),
 }
 """What the crew asks after every event."""

@@ -26,9 +26,8 @@ from taugrid.workers.network import checkpoint
 from taugrid.workers.network.checkpoint import PICKLED_WEIGHTS_FILE, WEIGHTS_FILE, read_checkpoint, saved_unet
 from taugrid.workers.network.ema import ema_start
 from taugrid.workers.network.load import load_network
-from taugrid.workers.network.pipeline import save_pipeline
 from taugrid.workers.network.scheduler import SCHEDULERS
-from taugrid.workers.network.unet import build_unet
+from taugrid.workers.network.unet import build_unet, save_pipeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -3,10 +3,10 @@ from collections import Counter
 import pytest
 
 from taugrid.orchestrator.dispatch.policy.backlog import Retries
+from taugrid.orchestrator.dispatch.policy.blame import suffices
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.policy.health import Health
-from taugrid.orchestrator.dispatch.policy.history import suffices
-from taugrid.orchestrator.dispatch.policy.pace import SPECULATION_SLOWNESS, Median
+from taugrid.orchestrator.dispatch.policy.in_flight import SPECULATION_SLOWNESS, Median
 from taugrid.orchestrator.task import Task
 
 KINDS = ("sample", "extract", "score")
@@ -46,7 +46,7 @@ def test_a_lost_workers_task_goes_to_another():
     d = with_workers([shard(0), shard(1)], "a", "b")
     assert assigned(d) == {"a": "sample/0", "b": "sample/1"}
     assert not d.worker_lost("a", 0).quarantined
-    assert d.workers == 1
+    assert len(d.in_flight) == 1
     assert assigned(d) == {}, "b is busy"
     d.succeeded("b", 1)
     assert assigned(d, 1) == {"b": "sample/0"}
@@ -85,7 +85,7 @@ def test_a_task_that_always_fails_is_set_aside_with_what_needs_it_and_the_rest_g
     assert not d.finished
     assert d.failed("a", 1).quarantined
     assert d.quarantined == {"sample/0"}
-    assert d.unreachable == {"extract/0", "score/0"}
+    assert d.backlog.unreachable == {"extract/0", "score/0"}
     assert d.finished
 
 
@@ -98,7 +98,7 @@ def test_a_worker_that_fails_everything_at_once_does_not_use_up_the_attempts_of_
         for worker, _, _ in d.assign(now):
             if worker == "broken":
                 d.failed(worker, now)
-        if "healthy" in d.running:
+        if "healthy" in d.in_flight.running:
             d.succeeded("healthy", now)
     assert len(d.done) == 50
 
@@ -116,8 +116,8 @@ def test_a_straggler_is_duplicated_once_and_the_first_to_end_counts():
     assert assigned(d, 1.49) == {}, "not late yet"
     assert assigned(d, 1.51) == {"a": "sample/1"}
     d.worker_joined("c")
-    d.beat("a", 99)
-    d.beat("b", 99)
+    d.heartbeat("a", 99)
+    d.heartbeat("b", 99)
     assert assigned(d, 100) == {}, "two copies that go on are enough"
     assert d.succeeded("a", 100) is True
     assert d.finished, "the slow copy is not waited for"
@@ -154,7 +154,7 @@ def simulated_seconds(tasks, speeds):
         for worker, task, _ in d.assign(now):
             began[worker], ends[worker] = now, now + task.cost / speeds[worker]
         for worker in ends:
-            d.beat(worker, now)
+            d.heartbeat(worker, now)
         waking = [began[w] + SPECULATION_SLOWNESS * 1.01 for w in ends]  # the driver looks up
         now = min(*ends.values(), *(t for t in waking if t > now), float("inf"))
         for worker in [w for w, end in ends.items() if end <= now]:
@@ -224,9 +224,9 @@ def test_a_node_that_did_a_task_is_no_witness_any_more_once_three_of_its_workers
     health.succeeded("d")
     for number, worker in enumerate("abc"):
         assert health.proven() == {"n"}
-        benching = health.lost(worker, number, "killed")
+        cooldown = health.lost(worker, number, "killed")
         health.left(worker, number)
-    assert benching.whole_node
+    assert cooldown.whole_node
     assert health.proven() == set()
 
 
@@ -254,7 +254,7 @@ def test_two_thousand_shards_take_little_time_to_think_about():
     now = 0.0
     while not d.finished:
         d.assign(now)
-        for worker in list(d.running):
+        for worker in list(d.in_flight.running):
             now += 0.01
             done += d.succeeded(worker, now)
     assert done == 2000
@@ -288,16 +288,16 @@ def test_a_suspect_waits_for_a_worker_that_takes_its_kind():
 def test_the_workers_of_a_draining_node_end_their_tasks_and_get_no_others():
     d = with_workers([shard(i) for i in range(3)], "a", "b")
     assert assigned(d) == {"a": "sample/0", "b": "sample/1"}
-    d.draining({"a"})
+    d.health.draining({"a"})
     assert d.succeeded("a", 1)
     assert assigned(d, 1) == {}
-    d.draining(set())
+    d.health.draining(set())
     assert assigned(d, 1) == {"a": "sample/2"}
 
 
 def test_each_bench_is_twice_as_long_up_to_a_minute():
     health = node("a")
-    assert [health.refused("a", 100.0 * n, "no GPU").seconds for n in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert [health.unhealthy("a", 100.0 * n, "no GPU").seconds for n in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
 def test_failures_on_eight_nodes_suffice_where_no_node_has_done_anything():

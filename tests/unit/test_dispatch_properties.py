@@ -53,7 +53,8 @@ def disturbances(data, number):
         victims = [
             worker
             for worker in world.where
-            if (key := world.dispatcher.running.get(worker)) is None or not (killers or world.deaths[key])
+            if (key := next(iter(world.dispatcher.in_flight.keys(worker)), None)) is None
+            or not (killers or world.deaths[key])
         ]
         good = {node for node in world.where.values() if world.nodes[node] == "good"}
         nodes = sorted(set(world.where.values()) - (good if len(good) == 1 else set()))
@@ -61,8 +62,8 @@ def disturbances(data, number):
             world.lose_node(data.draw(st.sampled_from(nodes)))
         elif victims:
             worker = data.draw(st.sampled_from(sorted(victims)))
-            if key := world.dispatcher.running.get(worker):
-                world.deaths[key] += 1
+            if keys := world.dispatcher.in_flight.keys(worker):
+                world.deaths[keys[0]] += 1
             world.kill_one(worker)
 
     return disturb
@@ -82,10 +83,10 @@ def test_while_a_node_is_good_all_good_tasks_are_done_and_all_others_given_up(no
     world = World(nodes, tasks, max_attempts, **seconds(tail))
     assert world.run(disturbances(data, 12)), "a good node is left"
     d = world.dispatcher
-    assert d.done | d.quarantined | d.unreachable == {task.key for task, _ in tasks}
-    assert d.quarantined == {t.key for t, behaviour in tasks if behaviour != "good"} - d.unreachable
-    bad = d.quarantined | d.unreachable
-    assert all(task.requires & bad for task, _ in tasks if task.key in d.unreachable)
+    assert d.done | d.quarantined | d.backlog.unreachable == {task.key for task, _ in tasks}
+    assert d.quarantined == {t.key for t, behaviour in tasks if behaviour != "good"} - d.backlog.unreachable
+    bad = d.quarantined | d.backlog.unreachable
+    assert all(task.requires & bad for task, _ in tasks if task.key in d.backlog.unreachable)
     assert not d.done & bad
 
 
@@ -105,13 +106,15 @@ def test_nodes_that_take_some_kinds_or_drain_keep_no_task_from_the_good_node_tha
             node = data.draw(st.sampled_from(sorted(at)))
             if node not in world.draining:
                 world.drain(node)
-            elif not world.dispatcher.running.keys() & {w for w, place in world.where.items() if place == node}:
+            elif not world.dispatcher.in_flight.running.keys() & {
+                w for w, place in world.where.items() if place == node
+            }:
                 world.lose_node(node)
 
     assert world.run(drain)
     d = world.dispatcher
-    assert d.done | d.quarantined | d.unreachable == {task.key for task, _ in tasks}
-    assert d.quarantined == {t.key for t, behaviour in tasks if behaviour != "good"} - d.unreachable
+    assert d.done | d.quarantined | d.backlog.unreachable == {task.key for task, _ in tasks}
+    assert d.quarantined == {t.key for t, behaviour in tasks if behaviour != "good"} - d.backlog.unreachable
 
 
 @settings(max_examples=150)

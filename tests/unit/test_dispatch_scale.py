@@ -18,7 +18,7 @@ from taugrid.config import Config, validate
 from taugrid.jobs import OracleNetwork
 from taugrid.orchestrator.dispatch.policy.backlog import Backlog
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
-from taugrid.orchestrator.dispatch.policy.pace import Median
+from taugrid.orchestrator.dispatch.policy.in_flight import Median
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.task import Task
 from taugrid.workers.sample import SampleJob
@@ -119,7 +119,7 @@ class Naive:
         del self.queue[min(suited)[1]]
         return min(suited)[1]
 
-    def give_up(self, key):
+    def abandon(self, key):
         self.queue.pop(key, None)
 
 
@@ -146,8 +146,8 @@ def test_the_backlog_gives_what_sorting_all_that_waits_would_give(costs, data):
         elif what == "give up":
             key = data.draw(st.sampled_from([task.key for task in tasks]))
             if key not in backlog.quarantined and key not in out:
-                backlog.give_up(key)
-                naive.give_up(key)
+                backlog.abandon(key)
+                naive.abandon(key)
         assert len(backlog) == len(naive.queue)
         assert backlog.kinds == {kind for _, _, kind in naive.queue.values()}
 

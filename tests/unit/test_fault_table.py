@@ -27,8 +27,8 @@ from planted_faults import (
     swap_scores,
 )
 
+from taugrid.eval.gate.verdict import Verdict
 from taugrid.orchestrator.baseline.text import BAD, GOOD, NEUTRAL
-from taugrid.orchestrator.baseline.verdict import Verdict
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow, pytest.mark.chaos]
 

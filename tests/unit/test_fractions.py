@@ -1,6 +1,6 @@
 """How far tasks are, by heartbeats that do not say of which task they are."""
 
-from taugrid.orchestrator.dispatch.fractions import Fractions
+from taugrid.orchestrator.dispatch.in_progress import Fractions
 
 
 def test_the_heartbeats_of_a_second_task_are_not_the_firsts():

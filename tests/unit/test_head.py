@@ -6,12 +6,12 @@ import time
 import pytest
 
 from taugrid.errors import RunFailed
-from taugrid.orchestrator.dispatch import head
+from taugrid.orchestrator.dispatch import cluster
 
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(head, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(cluster, "HEAD_LOOK_SECONDS", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening
 
@@ -21,7 +21,7 @@ def address(server):
 
 
 def wait_for_death(server):
-    with head.watched(address(server)):
+    with cluster.head_watched(address(server)):
         server.close()
         time.sleep(20)
 
@@ -30,29 +30,29 @@ def test_a_head_that_dies_ends_the_driver(server):
     where, began = address(server), time.monotonic()
     with pytest.raises(RunFailed, match=f"{where} has died"):
         wait_for_death(server)
-    assert time.monotonic() - began >= (head.MOST_FAILURES - 1) * head.LOOK_SECONDS
+    assert time.monotonic() - began >= (cluster.MOST_HEAD_FAILURES - 1) * cluster.HEAD_LOOK_SECONDS
 
 
 def test_a_head_that_is_out_of_reach_for_a_moment_does_not(server):
     port = server.getsockname()[1]
-    with head.watched(address(server)):
+    with cluster.head_watched(address(server)):
         server.close()
-        time.sleep(5 * head.LOOK_SECONDS)
+        time.sleep(5 * cluster.HEAD_LOOK_SECONDS)
         with socket.create_server(("127.0.0.1", port)):
-            time.sleep(2 * head.MOST_FAILURES * head.LOOK_SECONDS)
+            time.sleep(2 * cluster.MOST_HEAD_FAILURES * cluster.HEAD_LOOK_SECONDS)
 
 
 def test_only_failures_in_a_row_count(server, monkeypatch):
-    monkeypatch.setattr(head, "MOST_FAILURES", 8)
+    monkeypatch.setattr(cluster, "MOST_HEAD_FAILURES", 8)
     port = server.getsockname()[1]
-    with head.watched(address(server)):
+    with cluster.head_watched(address(server)):
         server.close()
         for _ in range(2):
-            time.sleep(5 * head.LOOK_SECONDS)
+            time.sleep(5 * cluster.HEAD_LOOK_SECONDS)
             with socket.create_server(("127.0.0.1", port)):
-                time.sleep(5 * head.LOOK_SECONDS)
+                time.sleep(5 * cluster.HEAD_LOOK_SECONDS)
 
 
 def test_ctrl_c_is_no_death(server):
-    with pytest.raises(KeyboardInterrupt), head.watched(address(server)):
+    with pytest.raises(KeyboardInterrupt), cluster.head_watched(address(server)):
         raise KeyboardInterrupt

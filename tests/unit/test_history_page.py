@@ -16,10 +16,9 @@ import taugrid as taugrid_api
 from taugrid.errors import UserError
 from taugrid.eval.nights import NightLine
 from taugrid.eval.pages.history import history_html
-from taugrid.orchestrator.nightly.history import SCHEMA
+from taugrid.orchestrator.nightly.nights import night_line
 from taugrid.orchestrator.nightly.places import open_history
-from taugrid.orchestrator.nightly.shown.nights import night_line
-from taugrid.orchestrator.nightly.write import write_history
+from taugrid.orchestrator.nightly.write import SCHEMA, write_history
 from taugrid.storage import ANY, open_place, read_sealed, write_sealed
 
 CLEAN = {"result": "clean", "reason": ""}

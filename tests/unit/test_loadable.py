@@ -8,7 +8,7 @@ import torch
 from nights import checkpoint
 
 from taugrid.orchestrator.baseline.snapshot import Network
-from taugrid.orchestrator.nightly.loadable import why_not
+from taugrid.orchestrator.nightly.again import why_not
 from taugrid.workers.network.checkpoint import weights_file, weights_sha256
 
 

@@ -1,8 +1,9 @@
-"""One driver at a time: the lock of the file system and, where that does not hold, the lease."""
+"""One driver at a time in a run directory, by its lease."""
 
 import errno
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -25,12 +26,7 @@ from pathlib import Path
 from taugrid.orchestrator.cli import main
 from taugrid.orchestrator.rundir import lease
 from taugrid.orchestrator.rundir.directory import RunDir
-import fcntl
 lease.BEAT_SECONDS = 0.1
-if "unlocked" in sys.argv:
-    def fail(*arguments):
-        raise OSError(38, "not implemented")
-    fcntl.flock = fail
 
 def hold():
     with RunDir(Path(sys.argv[1])).lock():
@@ -64,26 +60,11 @@ def held(root, *how):
         holder.wait()
 
 
-def refuse_locks(monkeypatch, error):
-    def fail(*arguments):
-        raise error
-
-    monkeypatch.setattr("fcntl.flock", fail)
-
-
-NO_LOCKS = [OSError(code, os.strerror(code)) for code in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)]
-
-
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.4)
     monkeypatch.setattr(lease, "POLL_SECONDS", 0.01)
-
-
-@pytest.fixture
-def unlocked(monkeypatch):
-    refuse_locks(monkeypatch, NO_LOCKS[0])
 
 
 def leave_lease(rundir, **changed):
@@ -127,10 +108,10 @@ def test_status_says_who_is_at_work(tmp_path):
         printed = CliRunner().invoke(cli, ["status", str(root), *more], catch_exceptions=False)
         return json.loads(printed.stdout) if more else printed.stdout
 
-    assert "driver: none is at work here" in said().splitlines()
+    assert "driver: none is running here" in said().splitlines()
     assert said("--json")["driver"] is None
     with held(root) as holder:
-        assert f"driver: process {holder.pid} on {socket.gethostname()} is at work" in said().splitlines()
+        assert f"driver: process {holder.pid} on {socket.gethostname()} is running" in said().splitlines()
         at_work = said("--json")
         assert list(at_work)[-1] == "driver"
         assert (at_work["driver"]["host"], at_work["driver"]["process"]) == (socket.gethostname(), holder.pid)
@@ -160,11 +141,11 @@ def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
-@pytest.mark.parametrize("what", ["filelock.FileLock.acquire", "taugrid.storage.local.make_folder"])
+@pytest.mark.parametrize("what", ["pathlib.Path.mkdir", "taugrid.storage.local.make_folder", "os.link"])
 def test_a_run_that_may_only_be_read_is_a_user_error_that_does_not_say_again(tmp_path, monkeypatch, code, what):
     """Nothing changes by running the command again: the folder must become writable, or another be given."""
 
-    def refuse(*arguments):
+    def refuse(*arguments, **options):
         raise OSError(code, os.strerror(code), str(tmp_path))
 
     (tmp_path / "config.json").write_text("{}")
@@ -176,34 +157,8 @@ def test_a_run_that_may_only_be_read_is_a_user_error_that_does_not_say_again(tmp
     assert not list(tmp_path.glob("lease.json"))
 
 
-def test_the_lock_of_an_older_version_is_seen(tmp_path):
-    """It was flock on the same file."""
-    import fcntl
-
-    with (tmp_path / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another taugrid command"), RunDir(tmp_path).lock():
-            raise AssertionError
-
-
-@pytest.mark.parametrize("error", [*NO_LOCKS, NotImplementedError()])
-def test_without_locks_the_lease_keeps_others_out(tmp_path, monkeypatch, error):
-    refuse_locks(monkeypatch, error)
-    holder = f"process {os.getpid()} on .*last seen"
-    with RunDir(tmp_path).lock(), pytest.raises(UserError, match=holder), RunDir(tmp_path).lock():
-        raise AssertionError
-    with RunDir(tmp_path).lock():
-        pass
-
-
-def test_another_error_of_the_lock_is_not_passed_over(tmp_path, monkeypatch):
-    refuse_locks(monkeypatch, OSError(errno.EIO, "input/output error"))
-    with pytest.raises(OSError, match="input/output"), RunDir(tmp_path).lock():
-        raise AssertionError
-
-
-def test_without_locks_a_killed_driver_is_replaced_at_once(tmp_path, unlocked):
-    with held(tmp_path, "unlocked"):
+def test_a_killed_driver_is_replaced_at_once(tmp_path):
+    with held(tmp_path):
         pass
     said, began = [], time.monotonic()
     with RunDir(tmp_path).lock(say=said.append):
@@ -212,7 +167,7 @@ def test_without_locks_a_killed_driver_is_replaced_at_once(tmp_path, unlocked):
     assert "took the run directory over from process" in said[0]
 
 
-def test_a_lease_from_elsewhere_that_is_refreshed_is_respected(tmp_path, quick, unlocked):
+def test_a_lease_from_elsewhere_that_is_refreshed_is_respected(tmp_path, quick):
     rundir = RunDir(tmp_path)
     leave_lease(rundir, **ELSEWHERE)
 
@@ -227,7 +182,6 @@ def test_a_lease_from_elsewhere_that_is_refreshed_is_respected(tmp_path, quick, 
 
 @pytest.mark.parametrize("clock", ["2020-01-01T00:00:00+00:00", "2100-01-01T00:00:00+00:00"])
 def test_a_lease_from_elsewhere_that_has_expired_is_taken_whatever_its_clock_says(tmp_path, quick, clock):
-    """Even where the lock was had: it may hold on one host only."""
     rundir, said = RunDir(tmp_path), []
     leave_lease(rundir, **ELSEWHERE, heartbeat=clock)
     began = time.monotonic()
@@ -246,7 +200,40 @@ def test_a_driver_elsewhere_whose_lease_has_expired_is_not_at_work(tmp_path):
         rundir.lease.unlink()
 
 
-def test_a_dead_process_counts_only_on_its_own_host_and_boot(tmp_path, quick, unlocked):
+def test_a_stopped_driver_keeps_its_directory_and_a_later_process_of_its_number_does_not(tmp_path, quick):
+    rundir = RunDir(tmp_path)
+    with held(tmp_path) as holder:
+        holder.send_signal(signal.SIGSTOP)
+        time.sleep(2 * lease.EXPIRY_SECONDS)
+        assert lease.Lease(rundir.lease, rundir.storage).live_holder().process == holder.pid
+        with pytest.raises(UserError, match=f"process {holder.pid} on "), rundir.lock():
+            raise AssertionError
+        left = json.loads(rundir.lease.read_text())
+        rundir.lease.write_text(json.dumps(left | {"heartbeat": "2020-01-01T00:00:00+00:00"}))
+        began = time.monotonic()
+        with rundir.lock():
+            assert time.monotonic() - began < 2
+
+
+def test_of_two_that_take_over_in_one_moment_one_goes_on(tmp_path, quick, monkeypatch):
+    """A disk can't compare and rename in one step: both see the dead driver's lease, and the later rename stays."""
+    rundir = RunDir(tmp_path)
+    leave_lease(rundir, process=no_process())
+    put = lease.Lease._put
+
+    def put_and_lose(self, if_version):
+        assert put(self, if_version)
+        theirs = json.loads(rundir.lease.read_text()) | ELSEWHERE | {"session": "the other"}
+        rundir.lease.write_text(json.dumps(theirs))
+        return True
+
+    monkeypatch.setattr(lease.Lease, "_put", put_and_lose)
+    with pytest.raises(UserError, match="another taugrid command"), rundir.lock():
+        raise AssertionError
+    assert json.loads(rundir.lease.read_text())["session"] == "the other"
+
+
+def test_a_dead_process_counts_only_on_its_own_host_and_boot(tmp_path, quick):
     rundir, pid = RunDir(tmp_path), no_process()
     for changed, waits in (({}, False), ({"boot": "before the reboot"}, True), ({"host": "elsewhere"}, True)):
         said = []
@@ -256,7 +243,7 @@ def test_a_dead_process_counts_only_on_its_own_host_and_boot(tmp_path, quick, un
         assert any("waiting" in text for text in said) == waits
 
 
-def test_a_lease_that_this_process_could_not_delete_is_free(tmp_path, unlocked):
+def test_a_lease_that_this_process_could_not_delete_is_free(tmp_path):
     """Also one of a container that was restarted: its driver has the same process id again."""
     rundir, said = RunDir(tmp_path), []
     leave_lease(rundir)
@@ -264,9 +251,8 @@ def test_a_lease_that_this_process_could_not_delete_is_free(tmp_path, unlocked):
         assert len(said) == 1
 
 
-@pytest.mark.parametrize("how", [(), ("unlocked",)])
-def test_break_lock_takes_a_live_one_and_the_other_driver_stops(tmp_path, how):
-    with held(tmp_path, *how) as holder:
+def test_break_lock_takes_a_live_one_and_the_other_driver_stops(tmp_path):
+    with held(tmp_path) as holder:
         with RunDir(tmp_path).lock(break_lock=True) as ours:
             assert ours.began is None, "the other one may still write: nothing of it is removed"
             assert holder.wait(10) != 0
@@ -301,7 +287,7 @@ def test_a_lease_is_refreshed_and_names_the_run(tmp_path, quick):
             time.sleep(0.02)
 
 
-def test_a_lease_that_was_deleted_is_written_again_and_ends_nobody(tmp_path, quick, unlocked):
+def test_a_lease_that_was_deleted_is_written_again_and_ends_nobody(tmp_path, quick):
     """Nobody has taken it over: someone has tidied up."""
     rundir = RunDir(tmp_path)
     with rundir.lock():
@@ -315,7 +301,7 @@ def test_a_lease_that_was_deleted_is_written_again_and_ends_nobody(tmp_path, qui
     assert not rundir.lease.exists()
 
 
-def test_a_taken_lease_ends_the_driver_that_had_it(tmp_path, quick, unlocked):
+def test_a_taken_lease_ends_the_driver_that_had_it(tmp_path, quick):
     """A driver that was stopped for longer than a lease lasts must not go on beside the one that took over."""
     rundir = RunDir(tmp_path)
 

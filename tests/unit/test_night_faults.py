@@ -24,8 +24,8 @@ from planted_faults import (
 
 from taugrid import versions
 from taugrid.errors import Exit
+from taugrid.eval.gate.verdict import REGRESSIONS, Verdict
 from taugrid.eval.metrics import frechet
-from taugrid.orchestrator.baseline.verdict import REGRESSIONS, Verdict
 from taugrid.orchestrator.nightly import judging
 from taugrid.orchestrator.nightly.night import NightOutcome
 from taugrid.orchestrator.plan import evaluation

@@ -16,8 +16,8 @@ import torch
 from in_process import PoolHere
 from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
 
-from taugrid.orchestrator.nightly.history import SCHEMA
 from taugrid.orchestrator.nightly.second_look import fresh_seed
+from taugrid.orchestrator.nightly.write import SCHEMA
 from taugrid.orchestrator.plan import patterns
 from taugrid.storage import open_place
 

@@ -19,7 +19,7 @@ from ci_schemas import CRON_JOB, WORKFLOW
 from nights import checkpoint, taugrid, write_config
 
 from taugrid.errors import Exit
-from taugrid.orchestrator.nightly.history import COLUMNS_ABOUT
+from taugrid.orchestrator.nightly.write import COLUMNS_ABOUT
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE, RECIPES, HISTORY = ((DOCS / f"nightly{part}.md").read_text() for part in ("", "-recipes", "-history"))

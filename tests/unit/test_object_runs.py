@@ -235,7 +235,7 @@ def test_a_second_driver_is_refused_by_the_lease(bucket):
     root, storage = bucket
     with (
         RunDir(root, storage).lock(),
-        pytest.raises(UserError, match=r"another taugrid command is at work in s3://"),
+        pytest.raises(UserError, match=r"another taugrid command is running in s3://"),
         RunDir(root, storage).lock(),
     ):
         raise AssertionError

@@ -8,7 +8,7 @@ from PIL import Image
 
 from taugrid.eval.figures.pictures import NOT_THERE
 from taugrid.eval.figures.tiles import tiles_of
-from taugrid.orchestrator.nightly.shown.strips import BeforeAndAfter, strips
+from taugrid.orchestrator.nightly.outcome import BeforeAndAfter, strips
 from taugrid.storage import LOCAL, open_place
 
 

@@ -4,11 +4,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from taugrid.eval.gate.verdict import worst
 from taugrid.orchestrator.baseline.compared import BaselineComparison, Compared
-from taugrid.orchestrator.baseline.comparison import worst
 from taugrid.orchestrator.baseline.text import comparison_text
-from taugrid.orchestrator.nightly.junit import junit_xml
-from taugrid.orchestrator.nightly.summary import summary
+from taugrid.orchestrator.nightly.summary import junit_xml, summary
 
 
 def cell(number, result, **more):
@@ -60,7 +59,7 @@ def test_metrics_beside_fid_are_shown_with_what_they_were(large):
     assert "| – → 2.50 | 0.00110 → 0.00210 |" in text
     assert "Baseline: `b.json`, accepted 2026-11-25: it was good" in text
     assert "| KID |" in summary(verdict([cell(0, "worse", others={"kid_mean": (3.0, 2.0)})]))
-    shown = comparison_text(compared([cell(0, "worse", others={"kid_mean": (0.0021, 0.0011)})]))
+    shown = comparison_text(compared([cell(0, "worse", others={"kid_mean": (0.0021, 0.0011)})]).as_dict())
     assert "KID 0.00110 -> 0.00210" in shown
     assert "Other metrics" not in summary(verdict([cell(0, "worse")]))
 

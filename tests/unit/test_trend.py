@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from taugrid.eval.figures.trend import LIGHTS, trend_figure
-from taugrid.orchestrator.nightly.history import SCHEMA
+from taugrid.orchestrator.nightly.write import SCHEMA
 
 
 def history(*cells):

@@ -19,6 +19,7 @@ from taugrid.orchestrator.cli.text import print_outcome
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.policy import health
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined
+from taugrid.orchestrator.dispatch.worker_manager import Outputs
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
@@ -109,7 +110,7 @@ def sixth(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def short_benches(monkeypatch):
-    monkeypatch.setattr(health, "FIRST_BENCH_SECONDS", 0.01)
+    monkeypatch.setattr(health, "FIRST_COOLDOWN_SECONDS", 0.01)
 
 
 class PoolHere:
@@ -155,7 +156,7 @@ class Painting:
         tasks = {task.key: task for task in self.kind.tasks()}
         progress = Progress(Console(file=self.printed, soft_wrap=True))
         limits = Cluster(max_attempts=2)
-        loop = Loop(tasks, work.work_kinds(), PoolHere(), 1, True, limits, progress, self.events, self._log)
+        loop = Loop(tasks, work.work_kinds(), PoolHere(), 1, True, limits, Outputs(progress, self.events, self._log))
         return loop.run()
 
     def _log(self, name, text):
@@ -257,7 +258,8 @@ def test_a_worker_that_can_not_start_ends_the_run(sixth, tmp_path, raised, expec
     run = Painting(tmp_path / "run", "blue")
     tasks = {task.key: task for task in run.kind.tasks()}
     progress = Progress(Console(file=run.printed))
-    loop = Loop(tasks, work.work_kinds(), Startless(raised), 1, True, Cluster(), progress, run.events, run._log)
+    outputs = Outputs(progress, run.events, run._log)
+    loop = Loop(tasks, work.work_kinds(), Startless(raised), 1, True, Cluster(), outputs)
     with pytest.raises(expected, match=str(raised)):
         loop.run()
 

@@ -65,28 +65,28 @@ class World:
         d = self.dispatcher
         for worker in d.due(self.now):
             if self.nodes[self.where[worker]] == "refuses":
-                d.refused(worker, self.now, "read-only")
+                d.health.unhealthy(worker, self.now, "read-only")
             else:
-                d.readmitted(worker)
+                d.health.readmitted(worker)
         for worker, task, _ in d.assign(self.now):
             node = self.where[worker]
             assert task.kind in self.takes.get(node, KINDS), "a worker got what it does not take"
             assert node not in self.draining, "a worker got a task on a node that will be gone"
             hands = self.hands.setdefault(worker, [])
             hands.append(task)
-            assert d.in_hand(worker)[-1] == task.key
+            assert d.in_flight.keys(worker)[-1] == task.key
             if len(hands) == 1:
                 self._begin(worker, task)
             else:
                 self.seconds += 1
-        assert not d._health.able(d._hands.idle, d._backlog.kinds), (
+        assert not d.health.able(d.in_flight.idle, d.backlog.kinds), (
             "a ready task waits while a worker idles that may do it"
         )
 
     def _begin(self, worker, task):
         node, itself = self.nodes[self.where[worker]], self.behaviour[task.key]
         if node in ("surroundings", "refuses"):
-            self._at(FAILING_SECONDS, "fails", worker, (task.key, Fault.SURROUNDINGS))
+            self._at(FAILING_SECONDS, "fails", worker, (task.key, Fault.ENVIRONMENT))
         elif (what := node if node != "good" else itself) == "good":
             self._at(task.cost, "computes", worker, (task.key, None))
         elif what == "raises":
@@ -105,11 +105,11 @@ class World:
             _, _, what, worker, detail = heapq.heappop(self._events)
             self._happen(what, worker, detail)
         busy = {worker for _, _, what, worker, _ in self._events if what != "joins"}
-        for worker in d.running:
+        for worker in d.in_flight.running:
             if worker in busy:
-                d.beat(worker, self.now)
+                d.heartbeat(worker, self.now)
         for worker in d.overdue(self.now):
-            self.kill_one(worker, certain=True)
+            self.kill_one(worker, d.in_flight.running[worker].key)
 
     def _happen(self, what, worker, detail):
         d = self.dispatcher
@@ -117,7 +117,7 @@ class World:
             if detail in self.nodes:
                 self.where[worker] = detail
                 d.worker_joined(worker, detail, self.now, self.takes.get(detail))
-        elif worker in d.running:
+        elif worker in d.in_flight.running:
             if what == "computes":
                 self._at(self.tail, "succeeds", worker, detail)
                 self._go_on(worker)
@@ -139,18 +139,18 @@ class World:
         if verdict.quarantined:
             self.quarantined_after[verdict.key] = len(self.dispatcher.done)
 
-    def kill_one(self, worker, certain=False):
+    def kill_one(self, worker, culprit=None):
         """A worker dies; another starts on its node."""
         node = self.where.pop(worker)
-        self.failures[node] += worker in self.dispatcher.running
+        self.failures[node] += worker in self.dispatcher.in_flight.running
         self.hands.pop(worker, None)
-        self._note(self.dispatcher.worker_lost(worker, self.now, "it died", certain=certain))
+        self._note(self.dispatcher.worker_lost(worker, self.now, "it died", culprit=culprit))
         self._at(START_SECONDS, "joins", f"w{next(self._numbers)}", node)
 
     def drain(self, node):
         """A node will be gone."""
         self.draining.add(node)
-        self.dispatcher.draining(self.draining)
+        self.dispatcher.health.draining(self.draining)
 
     def lose_node(self, node):
         """A node is gone with all its workers, which is heard of one after the other; another takes its place."""

@@ -72,19 +72,16 @@ class Backlog:
 
     def add(self, key: str, met: Collection[str] = ()) -> None:
         """Queue a task. `met`: the nodes and workers where it failed, if any; then it goes behind all that have not."""
-        rank = self._ranks[key]
-        if met:
-            kind = self._tasks[rank].kind
-            self._ready[kind] += 1
-            self._retries[kind].add(rank, frozenset(met))
-        else:
-            self._add(rank)
+        self._add(self._ranks[key], met)
 
-    def _add(self, rank: int) -> None:
+    def _add(self, rank: int, met: Collection[str] = ()) -> None:
         kind = self._tasks[rank].kind
         self._ready[kind] += 1
-        self._is_fresh[rank] = True
-        heapq.heappush(self._fresh[kind], rank)
+        if met:
+            self._retries[kind].add(rank, frozenset(met))
+        else:
+            self._is_fresh[rank] = True
+            heapq.heappush(self._fresh[kind], rank)
 
     def take(self, kinds: Collection[str], place: str | None = None) -> str | None:
         """Remove and return the first task of `kinds` that has not failed at `place`, a node or a worker; or None."""
@@ -116,8 +113,8 @@ class Backlog:
             if not self._missing[dependent] and self._tasks[dependent].key not in self.quarantined:
                 self._add(dependent)
 
-    def give_up(self, key: str) -> None:
-        """Give up `key`, whether it is queued or not, and all that require it, directly or indirectly."""
+    def abandon(self, key: str) -> None:
+        """Give up `key`, whether it is queued or not, and all tasks that require it, directly or indirectly."""
         rank = self._ranks[key]
         kind = self._tasks[rank].kind
         if self._is_fresh[rank] or self._retries[kind].remove(rank):
@@ -140,9 +137,8 @@ Places = frozenset[str]
 class Retries:
     """The tasks of one kind that have failed and are to be tried again, found by where they have not failed yet.
 
-    A task is its place in the order in which tasks go out. Tasks that failed at the same places are equal to whoever
-    looks for one, so they share a queue, and a search passes over whole queues: ten thousand tasks that one bad node
-    failed cost it one look, not ten thousand.
+    A task is its place in the order in which tasks go out. Tasks that failed at the same places share a queue, and a
+    search passes over whole queues: ten thousand tasks that one bad node failed cost it one look, not ten thousand.
     """
 
     def __init__(self) -> None:

@@ -1,39 +1,39 @@
-"""The health of workers and nodes: who is benched, for how long, and which nodes are fit. Pure.
+"""The health of workers and nodes: which are cooling down, for how long, and which nodes are fit. Pure.
 
-A worker is benched after `FAILURES_IN_A_ROW` failures, for a time that doubles each time. A node is benched when all
-its workers are, or when its workers keep dying. A benched worker comes back by passing `hello`, on probation: one more
-failure benches it again. A task that it does clears its record and its node's.
+A worker cools down after `FAILURES_IN_A_ROW` failures, for a time that doubles each time. A node cools down when all
+its workers do, or when its workers keep dying. A worker comes back by passing its health check, on probation: one more
+failure, and it cools down again. A task that it does clears its record and its node's.
 
-Failures that only tasks may be to blame for are weak evidence: they bench, but never make a node unfit. Errors of the
-surroundings, refused hellos and tasks that failed here and were done elsewhere are strong evidence: benched for those
-again and again, a node is unfit.
+Failures that only tasks may be to blame for are weak evidence: they cause a cooldown, but never make a node unfit.
+Errors of the environment, failed health checks and tasks that failed here and were done elsewhere are strong evidence:
+a node that cools down for those again and again is unfit.
 
 The driver asks after every event who may work and which nodes are unfit, so those are kept up to date by `_note`.
 """
 
 from collections.abc import Collection, Iterable, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 FAILURES_IN_A_ROW = 3
 """One failure may be the task's, two a coincidence."""
 
-FIRST_BENCH_SECONDS = 1.0
-"""Long enough for a mount to be back after a blip; the bench is doubled each time."""
+FIRST_COOLDOWN_SECONDS = 1.0
+"""Long enough for a mount to be back after a blip; it is doubled each time."""
 
-LONGEST_BENCH_SECONDS = 60.0
+LONGEST_COOLDOWN_SECONDS = 60.0
 """A node whose mount is back after an hour should not wait for another."""
 
-BENCHES_UNTIL_UNFIT = 3
-"""After so many in a row on strong evidence, the run no longer counts on a node: it ends if no other is fit. While
-another is, the node goes on being asked to say hello."""
+COOLDOWNS_UNTIL_UNFIT = 3
+"""After this many in a row on strong evidence, the run no longer counts on a node: it ends if no other is fit. While
+another is, the node's health goes on being checked."""
 
 ABSENT_SECONDS = 120.0
 """How long a node without workers still counts as fit: a worker that was killed is back there within seconds, and its
 node must not look as if it could not do what a bad node failed."""
 
 
-class Benching(NamedTuple):
+class Cooldown(NamedTuple):
     worker: str
     node: str
     seconds: float
@@ -47,23 +47,32 @@ class _Worker:
     takes: frozenset[str]
     """The kinds of tasks that it does."""
     failures: int = 0
-    benches: int = 0
+    cooldowns: int = 0
     until: float | None = None
-    """None: not benched."""
+    """When its cooldown ends; None: it has none."""
     strong: bool = False
     reason: str = ""
     asked: bool = False
-    """It has been asked to say hello, and has not answered."""
+    """Its health is being checked."""
+
+    @property
+    def is_unfit(self) -> bool:
+        return self.strong and self.until is not None and self.cooldowns >= COOLDOWNS_UNTIL_UNFIT
 
 
 @dataclass(slots=True)
 class _Node:
+    workers: dict[str, None] = field(default_factory=dict)
+    """An ordered set."""
+    taken: frozenset[str] = frozenset()
+    """The kinds of tasks that its workers took, at any time."""
     proven: bool = False
     losses: int = 0
-    benches: int = 0
+    cooldowns: int = 0
     until: float = 0.0
-    """Workers that join before are benched."""
-    convictions: int = 0
+    """Workers that join before then begin with a cooldown."""
+    blamed: int = 0
+    """Tasks that failed here and were done elsewhere."""
     left: float = 0.0
     """When its last worker was gone."""
 
@@ -74,19 +83,17 @@ class Health:
     def __init__(self) -> None:
         self._workers: dict[str, _Worker] = {}
         self._nodes: dict[str, _Node] = {}
-        self._here: dict[str, dict[str, None]] = {}  # node -> its workers, an ordered set
-        self._taken: dict[str, frozenset[str]] = {}  # node -> the kinds of tasks that its workers did, at any time
         self._draining: frozenset[str] = frozenset()
-        self._benched: dict[str, None] = {}  # an ordered set
+        self._cooling: dict[str, None] = {}  # workers, an ordered set
         self._unfit: set[str] = set()  # workers
-        self._unfit_nodes: dict[str, str] | None = {}  # None: not known at present
+        self._unfit_nodes: dict[str, str] | None = None  # None: to be found again
 
     def joined(self, worker: str, node: str, now: float, takes: frozenset[str]) -> None:
-        """`worker` is ready on `node`; on a node whose workers keep dying it begins on the bench."""
+        """`worker` is ready on `node`; on a node whose workers keep dying it begins with a cooldown."""
         found = self._nodes.setdefault(node, _Node())
         record = self._workers[worker] = _Worker(node, takes)
-        self._here.setdefault(node, {})[worker] = None
-        self._taken[node] = self._taken.get(node, takes) | takes
+        found.workers[worker] = None
+        found.taken |= takes
         if now < found.until:
             record.until, record.reason = found.until, "workers of this node keep dying"
         self._unfit_nodes = None
@@ -94,87 +101,88 @@ class Health:
 
     def left(self, worker: str, now: float, with_its_node: bool = False) -> None:
         """`worker` is gone. The loss of its node's other workers may be heard later."""
-        node = self._workers.pop(worker).node
-        self._benched.pop(worker, None)
+        name = self._workers.pop(worker).node
+        node = self._nodes[name]
+        self._cooling.pop(worker, None)
         self._unfit.discard(worker)
         self._unfit_nodes = None
-        del self._here[node][worker]
-        if self._here[node]:
+        del node.workers[worker]
+        if node.workers:
             return
-        del self._here[node]
         if with_its_node:
-            del self._nodes[node], self._taken[node]
+            del self._nodes[name]
         else:
-            self._nodes[node].left = now
+            node.left = now
 
     def draining(self, nodes: Collection[str]) -> None:
-        """`nodes`, and no others, will soon be gone."""
+        """`nodes`, and no others, will soon be gone: their workers get no new task."""
         self._draining = frozenset(nodes)
 
     def succeeded(self, worker: str) -> None:
         """`worker` did a task: its record and its node's are clear."""
         record = self._workers[worker]
+        node = self._nodes[record.node]
         self._workers[worker] = _Worker(record.node, record.takes)
-        self._nodes[record.node] = _Node(proven=True)
+        self._nodes[record.node] = _Node(node.workers, node.taken, proven=True)
         self._note(worker)
 
-    def failed(self, worker: str, now: float, reason: str, strong: bool) -> Benching | None:
-        """`worker` failed a task that may not be to blame. If it is benched, it had that task in hand before."""
+    def failed(self, worker: str, now: float, reason: str, strong: bool) -> Cooldown | None:
+        """`worker` failed a task that may not be to blame. If it cools down already, it had that task before."""
         record = self._workers[worker]
         if record.until is not None:
             return None
         record.failures += 1
         record.reason, record.strong = reason, strong or record.strong
         self._note(worker)
-        limit = FAILURES_IN_A_ROW if record.benches == 0 else 1
-        return self._bench(worker, now) if record.failures >= limit else None
+        limit = FAILURES_IN_A_ROW if record.cooldowns == 0 else 1
+        return self._cool_down(worker, now) if record.failures >= limit else None
 
-    def refused(self, worker: str, now: float, reason: str) -> Benching:
-        """`worker` did not pass its hello."""
+    def unhealthy(self, worker: str, now: float, reason: str) -> Cooldown:
+        """`worker` did not pass its health check, or refused a task for what such a check would find."""
         record = self._workers[worker]
         record.reason, record.strong = reason, True
-        return self._bench(worker, now)
+        return self._cool_down(worker, now)
 
-    def lost(self, worker: str, now: float, reason: str) -> Benching | None:
+    def lost(self, worker: str, now: float, reason: str) -> Cooldown | None:
         """`worker` died, and its task may not be to blame. Call `left` afterwards."""
         name = self._workers[worker].node
         node = self._nodes[name]
         node.losses += 1
         if node.losses < FAILURES_IN_A_ROW:
             return None
-        seconds = _seconds(node.benches)
-        node.benches += 1
+        seconds = _seconds(node.cooldowns)
+        node.cooldowns += 1
         node.until, node.proven = now + seconds, False
-        for other in self._here[name]:
+        for other in node.workers:
             record = self._workers[other]
             if record.until is None:
                 record.until, record.reason = node.until, reason
                 self._note(other)
-        return Benching(worker, name, seconds, True)
+        return Cooldown(worker, name, seconds, True)
 
-    def convict(self, node: str) -> None:
-        """A task that `node` failed was done elsewhere."""
-        if node in self._nodes:  # it may be gone
-            self._nodes[node].convictions += 1
-            if self._nodes[node].convictions >= FAILURES_IN_A_ROW:
-                for worker in self._here.get(node, ()):
+    def blame(self, name: str) -> None:
+        """A task that failed on a node was done elsewhere."""
+        if (node := self._nodes.get(name)) is not None:  # it may be gone
+            node.blamed += 1
+            if node.blamed >= FAILURES_IN_A_ROW:
+                for worker in node.workers:
                     self._workers[worker].strong = True
                     self._note(worker)
 
-    def _bench(self, worker: str, now: float) -> Benching:
+    def _cool_down(self, worker: str, now: float) -> Cooldown:
         record = self._workers[worker]
-        seconds = _seconds(record.benches)
+        seconds = _seconds(record.cooldowns)
         record.until = now + seconds
-        record.benches += 1
+        record.cooldowns += 1
         record.failures, record.asked = 0, False
         self._note(worker)
-        whole_node = all(other in self._benched for other in self._here[record.node])
-        if whole_node:
-            self._nodes[record.node].proven = False
-        return Benching(worker, record.node, seconds, whole_node)
+        node = self._nodes[record.node]
+        whole_node = all(other in self._cooling for other in node.workers)
+        node.proven = node.proven and not whole_node
+        return Cooldown(worker, record.node, seconds, whole_node)
 
     def readmitted(self, worker: str) -> None:
-        """`worker` passed its hello."""
+        """`worker` passed its health check."""
         record = self._workers[worker]
         record.until, record.asked = None, False
         self._note(worker)
@@ -187,14 +195,14 @@ class Health:
         return self._workers[worker].takes
 
     def able(self, workers: Iterable[str], kinds: Set[str]) -> list[str]:
-        """Those of `workers` that may be given a task of `kinds`, the healthiest first: not benched, and to stay."""
+        """Those of `workers` that may be given a task of `kinds` now, the healthiest first."""
         if not kinds:
             return []
-        able = [worker for worker in workers if worker not in self._benched and self._serves(worker, kinds)]
+        able = [worker for worker in workers if worker not in self._cooling and self._serves(worker, kinds)]
         return sorted(able, key=self._rank)
 
     def may_yet(self, workers: Iterable[str], kinds: Set[str]) -> bool:
-        """Whether any of `workers` may be given a task of `kinds`, now or once its bench is over."""
+        """Whether any of `workers` may be given a task of `kinds`, now or once its cooldown is over."""
         return any(self._workers[worker].node not in self.unfit() and self._serves(worker, kinds) for worker in workers)
 
     def _serves(self, worker: str, kinds: Set[str]) -> bool:
@@ -202,75 +210,69 @@ class Health:
         return record.node not in self._draining and not record.takes.isdisjoint(kinds)
 
     def _rank(self, worker: str) -> tuple[bool, int, int]:
-        """The healthiest first."""
         record = self._workers[worker]
-        return not self._nodes[record.node].proven, record.benches, record.failures
+        return not self._nodes[record.node].proven, record.cooldowns, record.failures
 
     def due(self, now: float, at_once: bool, busy: Collection[str] = ()) -> list[str]:
-        """The benched workers that should say hello now, which are then asked. Those that are `busy` are not.
+        """The workers whose health should be checked now, and then is: their cooldown is over, and they are not `busy`.
 
-        `at_once`: nobody works, though there is work. Then it makes no sense to sit out a bench on weak evidence.
+        `at_once`: no worker has a task, though there are some. Then it makes no sense to wait on weak evidence.
         """
-        benched = [(name, self._workers[name]) for name in self._benched]
-        due = [
-            name
-            for name, record in benched
-            if record.until is not None
-            and not record.asked
-            and name not in busy
-            and (record.until <= now or (at_once and not record.strong))
-        ]
-        for name in due:
-            self._workers[name].asked = True
+        due = []
+        for worker in self._cooling:
+            record = self._workers[worker]
+            is_over = record.until is not None and (record.until <= now or (at_once and not record.strong))
+            if is_over and not record.asked and worker not in busy:
+                record.asked = True
+                due.append(worker)
         return due
 
     def fit(self, now: float, kind: str) -> set[str]:
-        """The nodes that do tasks of this kind and were not benched on strong evidence since their last task.
+        """The nodes that do tasks of this kind and did not cool down on strong evidence since their last task.
 
         Nodes that drain are not among them; those just without workers are.
         """
         able = {
             record.node
             for record in self._workers.values()
-            if kind in record.takes and not (record.strong and record.benches)
+            if kind in record.takes and not (record.strong and record.cooldowns)
         }
         absent = {
             name
             for name, node in self._nodes.items()
-            if name not in self._here and now - node.left < ABSENT_SECONDS and kind in self._taken[name]
+            if not node.workers and now - node.left < ABSENT_SECONDS and kind in node.taken
         }
         return (able | absent) - self._draining
 
     def proven(self) -> set[str]:
-        """The nodes that did a task and were not benched since."""
+        """The nodes that did a task and did not cool down since."""
         return {name for name, node in self._nodes.items() if node.proven}
 
     def unfit(self) -> dict[str, str]:
         """Node -> why the run no longer counts on it. Not to be changed."""
         if self._unfit_nodes is None:
             nodes = dict.fromkeys(self._workers[worker].node for worker in self._unfit)
-            unfit = [node for node in nodes if self._unfit.issuperset(self._here[node])]
-            self._unfit_nodes = {node: self._workers[next(iter(self._here[node]))].reason for node in unfit}
+            self._unfit_nodes = {
+                node: self._workers[next(iter(self._nodes[node].workers))].reason
+                for node in nodes
+                if self._unfit.issuperset(self._nodes[node].workers)
+            }
         return self._unfit_nodes
 
     def _note(self, worker: str) -> None:
         record = self._workers[worker]
         if record.until is None:
-            self._benched.pop(worker, None)
+            self._cooling.pop(worker, None)
         else:
-            self._benched[worker] = None
-        was_unfit, is_unfit = worker in self._unfit, _is_unfit(record)
-        if is_unfit:
+            self._cooling[worker] = None
+        was_unfit = worker in self._unfit
+        if record.is_unfit:
             self._unfit.add(worker)
         else:
             self._unfit.discard(worker)
-        if was_unfit or is_unfit:
+        if was_unfit or record.is_unfit:
             self._unfit_nodes = None
 
 
-def _is_unfit(record: _Worker) -> bool:
-    return record.strong and record.until is not None and record.benches >= BENCHES_UNTIL_UNFIT
-
-
-def _seconds(benches: int) -> float:
-    return min(LONGEST_BENCH_SECONDS, FIRST_BENCH_SECONDS * 2.0 ** min(benches, 16))
+def _seconds(cooldowns: int) -> float:
+    return min(LONGEST_COOLDOWN_SECONDS, FIRST_COOLDOWN_SECONDS * 2.0 ** min(cooldowns, 16))

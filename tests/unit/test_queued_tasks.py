@@ -1,4 +1,4 @@
-"""A second task in a worker's hand: who gets one, who is charged, and that none is kept from an idle worker."""
+"""A second task queued for a worker: who gets one, who is charged, and that none is kept from an idle worker."""
 
 import pytest
 
@@ -11,7 +11,9 @@ HANG_SECONDS = 600.0
 
 def dispatcher(tasks, workers=1, max_attempts=3, kind="sample"):
     """All workers are on nodes of their own; the tasks are called 0, 1, 2, ... and go out in that order."""
-    d = Dispatcher([Task(str(i), kind, 1.0) for i in range(tasks)], KINDS, max_attempts, HANG_SECONDS, second=True)
+    d = Dispatcher(
+        [Task(str(i), kind, 1.0) for i in range(tasks)], KINDS, max_attempts, HANG_SECONDS, queues_second=True
+    )
     for i in range(workers):
         d.worker_joined(f"w{i}")
     return d
@@ -21,8 +23,8 @@ def given(d, now):
     return {(worker, task.key) for worker, task, _ in d.assign(now)}
 
 
-def in_hand(d, workers=1):
-    return [d.in_hand(f"w{i}") for i in range(workers)]
+def in_flight(d, workers=1):
+    return [d.in_flight.keys(f"w{i}") for i in range(workers)]
 
 
 @pytest.fixture
@@ -38,10 +40,10 @@ def busy():
 
 def test_the_second_follows_the_first_and_a_third_is_given(busy):
     assert busy.succeeded("w0", 1.0, "0")
-    assert busy.running == {"w0": "1"}
+    assert busy.in_flight.keys("w0") == ["1"]
     assert given(busy, 1.1) == {("w0", "2")}
     assert busy.succeeded("w0", 1.5, "1")
-    assert busy.oldest == 1.5
+    assert busy.in_flight.oldest == 1.5
 
 
 def test_there_are_seconds_only_while_more_are_ready_than_there_are_workers():
@@ -49,12 +51,12 @@ def test_there_are_seconds_only_while_more_are_ready_than_there_are_workers():
     d.assign(0.0)
     assert len(given(d, 0.1)) == 1, "of four that were left, three may soon be somebody's first"
     assert given(d, 0.2) == set()
-    assert d.ready == 3
+    assert len(d.backlog) == 3
 
 
 def test_a_second_is_of_the_kind_of_the_first():
     tasks = [Task("a", "sample", 1.0), *(Task(str(i), "score", 1.0) for i in range(9))]
-    d = Dispatcher(tasks, KINDS, second=True)
+    d = Dispatcher(tasks, KINDS, queues_second=True)
     d.worker_joined("w0")
     assert given(d, 0.0) == {("w0", "a")}
     assert given(d, 0.1) == set()
@@ -62,7 +64,7 @@ def test_a_second_is_of_the_kind_of_the_first():
 
 def test_nothing_follows_a_task_that_has_been_in_trouble():
     later = [Task(f"later {i}", "sample", 1.0, frozenset({"gate"})) for i in range(9)]
-    d = Dispatcher([Task("0", "sample", 3.0), Task("gate", "sample", 2.0), *later], KINDS, second=True)
+    d = Dispatcher([Task("0", "sample", 3.0), Task("gate", "sample", 2.0), *later], KINDS, queues_second=True)
     for worker in ("w0", "w1"):
         d.worker_joined(worker)
     assert given(d, 0.0) == {("w0", "0"), ("w1", "gate")}
@@ -83,7 +85,7 @@ def test_a_death_with_two_is_charged_to_neither_and_each_then_runs_alone(busy):
         now += 1.0
         busy.assign(now)
         busy.assign(now + 0.1)
-        hand = busy.in_hand("w1")
+        hand = busy.in_flight.keys("w1")
         alone += [hand[0]] if {"0", "1"} & set(hand) and len(hand) == 1 else []
         assert len(hand) == 1 or not {"0", "1"} & set(hand)
         busy.succeeded("w1", now + 0.5, hand[0])
@@ -96,13 +98,13 @@ def test_a_task_that_kills_behind_others_is_given_up_and_no_other_is_charged():
         now += 1.0
         d.assign(now)
         d.assign(now + 0.1)
-        for worker, key in dict(d.running).items():
-            if "1" in d.in_hand(worker):  # it kills as soon as the first only writes, which is not known
+        for worker, running in dict(d.in_flight.running).items():
+            if "1" in d.in_flight.keys(worker):  # it kills as soon as the first only writes, which is not known
                 number += 1
                 d.worker_lost(worker, now + 0.2, "killed")
                 d.worker_joined(f"again-{number}", now=now + 0.2)
             else:
-                d.succeeded(worker, now + 0.5, key)
+                d.succeeded(worker, now + 0.5, running.key)
     assert d.quarantined == {"1"}
     assert len(d.done) == 29
     assert number == 4, "the first time it was not alone"
@@ -110,7 +112,7 @@ def test_a_task_that_kills_behind_others_is_given_up_and_no_other_is_charged():
 
 
 def test_a_worker_that_was_killed_for_its_first_is_not_charged_to_its_second(busy):
-    busy.worker_lost("w0", 1.0, "silent", certain=True)
+    busy.worker_lost("w0", 1.0, "silent", culprit="0")
     assert (busy.attempts("0"), busy.attempts("1")) == (1, 0)
 
 
@@ -120,20 +122,20 @@ def test_neither_is_charged_for_the_loss_of_a_node_and_both_may_be_seconds_again
     busy.worker_joined("w1", now=1.0)
     busy.assign(2.0)
     busy.assign(2.1)
-    assert busy.in_hand("w1") == ["0", "1"]
+    assert busy.in_flight.keys("w1") == ["0", "1"]
 
 
 def test_a_second_that_fails_before_the_first_is_done_is_charged_alone(busy):
     assert busy.failed("w0", 1.0, Fault.TASK, "ValueError", "1").key == "1"
     assert (busy.attempts("0"), busy.attempts("1")) == (0, 1)
-    assert busy.in_hand("w0") == ["0"]
+    assert busy.in_flight.keys("w0") == ["0"]
     assert busy.succeeded("w0", 1.2, "0")
 
 
 def test_a_first_that_fails_leaves_the_second_at_work(busy):
     assert busy.failed("w0", 1.0, Fault.TASK, "ValueError", "0").key == "0"
     assert (busy.attempts("0"), busy.attempts("1")) == (1, 0)
-    assert busy.in_hand("w0") == ["1"]
+    assert busy.in_flight.keys("w0") == ["1"]
 
 
 def test_a_first_that_hangs_while_it_writes_is_found_though_the_second_was_done(busy):
@@ -142,7 +144,7 @@ def test_a_first_that_hangs_while_it_writes_is_found_though_the_second_was_done(
     for now in (1.1, 5.0):
         assert given(busy, now) == set()
     assert busy.overdue(1.0 + HANG_SECONDS) == ["w0"]
-    assert busy.worker_lost("w0", 700.0, "silent", certain=True).key == "0"
+    assert busy.worker_lost("w0", 700.0, "silent", culprit="0").key == "0"
     assert "1" in busy.done
 
 
@@ -156,38 +158,41 @@ def test_an_idle_worker_takes_a_copy_of_what_waits_behind_another():
     d = dispatcher(tasks=6, workers=2)
     d.assign(0.0)
     d.assign(0.1)
-    assert in_hand(d, 2) == [["0", "2"], ["1", "3"]]
+    assert in_flight(d, 2) == [["0", "2"], ["1", "3"]]
     now = 1.0
-    while d.ready:
-        d.succeeded("w1", now, d.in_hand("w1")[0])
+    while len(d.backlog):
+        d.succeeded("w1", now, d.in_flight.keys("w1")[0])
         d.assign(now)
         now += 1.0
-    for key in d.in_hand("w1"):
+    for key in d.in_flight.keys("w1"):
         d.succeeded("w1", now, key)
     assert d.openings(now)["sample"] == 2, "what waits, and what is late"
     assert [(worker, task.key, copy) for worker, task, copy in d.assign(now)] == [("w1", "2", True)]
     assert d.assign(now) == []
     d.failed("w1", now, Fault.TASK, "ValueError", "2")
-    assert d.ready == 0, "it still waits behind the other"
+    assert len(d.backlog) == 0, "it still waits behind the other"
     assert d.succeeded("w0", now, "0")
     assert d.succeeded("w0", now, "2")
     assert d.finished
 
 
-def test_of_a_cell_that_is_given_up_what_is_in_hand_is_not(busy):
-    assert busy.give_up(["0", "1", "2"]) == {"2"}
+def test_of_a_cell_that_is_given_up_what_is_in_flight_is_not(busy):
+    assert busy.abandon(["0", "1", "2"]) == {"2"}
 
 
 def test_a_benched_worker_is_asked_again_only_once_it_is_idle():
     d = dispatcher(40)
     d.worker_joined("other")
     now = 0.0
-    while not (benching := d.failed("w0", now, Fault.SURROUNDINGS, "read-only").benching if d.in_hand("w0") else None):
+    cooldown = None
+    while cooldown is None:
         now += 1.0
         d.assign(now)
         d.assign(now + 0.1)
-    assert d.in_hand("w0"), "its second goes on"
-    later = now + benching.seconds + 1.0
+        if d.in_flight.keys("w0"):
+            cooldown = d.failed("w0", now, Fault.ENVIRONMENT, "read-only").cooldown
+    assert d.in_flight.keys("w0"), "its second goes on"
+    later = now + cooldown.seconds + 1.0
     assert d.due(later) == []
-    assert d.failed("w0", later, Fault.SURROUNDINGS, "read-only").benching is None, "it sits there already"
+    assert d.failed("w0", later, Fault.ENVIRONMENT, "read-only").cooldown is None, "it sits there already"
     assert d.due(later) == ["w0"]

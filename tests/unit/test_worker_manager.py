@@ -1,4 +1,4 @@
-"""The crew and the loop, with the dispatcher that decides for them, on a pool and a clock that follow a script."""
+"""The worker manager and the loop, with the dispatcher behind them, on a pool and a clock that follow a script."""
 
 import heapq
 import io
@@ -18,7 +18,8 @@ from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch import loop, scaling, worker_manager
 from taugrid.orchestrator.dispatch.capacity import Node, Size
 from taugrid.orchestrator.dispatch.loop import Loop
-from taugrid.orchestrator.dispatch.pool import Done, Failed, Heard, Joined, Located, Lost, Pool, Spare
+from taugrid.orchestrator.dispatch.pool import Alive, CpuOnly, Done, Failed, Joined, Located, Lost, Pool
+from taugrid.orchestrator.dispatch.worker_manager import Outputs
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -58,13 +59,13 @@ class ScriptedJob(Job):
 class ScriptedPool:
     """Workers on a clock of its own. `rooms` is node -> how many workers it has room for, which is what it is large
     enough for, or that for one if others have taken it all. `node_is` is node -> what ails it: `unseen`, `mute` (no
-    hello is answered), `startless`, `broken` (its accelerator) or `draining`.
+    health check is answered), `startless`, `broken` (its accelerator) or `draining`.
 
     A job is `good`, `count`, `long`, `long count`, `breaks` the accelerator of its process, `kills` it, or is
     `infinite` (`NotFinite`).
     """
 
-    size, spare, selector = Size(1, 0), None, {}
+    size, cpu_only, selector = Size(1, 0), None, {}
     gpus = frozenset()  # nodes that have them
 
     def __init__(self, rooms, node_is):
@@ -89,7 +90,7 @@ class ScriptedPool:
         without = {node for node in self.rooms if self.size.gpus and node not in self.gpus}
         return self._start({*avoid, *without})
 
-    def start_spare(self, node):
+    def start_cpu_only(self, node):
         return self._start({other for other in self.rooms if other != node})
 
     def _start(self, avoid):
@@ -134,7 +135,7 @@ class ScriptedPool:
         else:
             seconds = LONG_SECONDS if "long" in job.behaviour else TASK_SECONDS
             for after in range(10, int(seconds), 10):
-                self._at(wait + after, Heard(worker, after, seconds))
+                self._at(wait + after, Alive(worker, after, seconds))
             self._at(wait + seconds, Done(worker, Result(seconds, 1, True), key))
         self.free[worker] = self.now + wait + seconds
 
@@ -197,8 +198,8 @@ class Scripted:
         self.printed, self.rundir = io.StringIO(), RunDir(root)
         progress = Progress(Console(file=self.printed, soft_wrap=True))
         events = Events(self.rundir)
-        outputs = progress, events, lambda name, text: root
-        self.loop = Loop(tasks, [Painting, Counting], self.pool, workers, False, Cluster(), *outputs)
+        outputs = Outputs(progress, events, lambda name, text: root)
+        self.loop = Loop(tasks, [Painting, Counting], self.pool, workers, False, Cluster(), outputs)
 
     def run(self):
         self.problems = self.loop.run()
@@ -282,11 +283,11 @@ def test_the_heartbeats_of_a_second_task_are_not_taken_for_those_of_a_first_that
     scripted, monkeypatch
 ):
     run = scripted(["long"] * 4)
-    running, heard = run.loop._dispatcher.running, {}
-    monkeypatch.setattr(Progress, "heard", lambda _, worker, at: heard.setdefault(running[worker], []).append(at))
+    running, heard = run.loop._dispatcher.in_flight.running, {}
+    monkeypatch.setattr(Progress, "heard", lambda _, worker, at: heard.setdefault(running[worker].key, []).append(at))
     begun = START_SECONDS + 0.1
     for after in (0.5, 0.6):  # the first is computed, and the second at its beginning
-        run.pool._at(begun + LONG_SECONDS - 10 + after, Heard("worker-0", after, LONG_SECONDS))
+        run.pool._at(begun + LONG_SECONDS - 10 + after, Alive("worker-0", after, LONG_SECONDS))
     run.run()
     assert [len(fractions) for fractions in heard.values()] == [29] * 4
     assert all(fractions == sorted(fractions) for fractions in heard.values())
@@ -330,15 +331,15 @@ def test_the_reason_of_each_unfit_node_is_told_once(scripted):
         run.run()
 
 
-def test_a_hello_that_hangs_ends_its_worker_only(scripted):
+def test_a_health_check_that_hangs_ends_its_worker_only(scripted):
     run = scripted(["good"] * 200, {"n0": 1, "n1": 1}, {"n1": "mute"}, workers=2)
     assert len(run.run().done) == 200
-    assert run.said("has not answered hello for 10 min") == 3, "200 tasks of 10 s take 2000 s"
+    assert run.said("has not answered its health check for 10 min") == 3, "200 tasks of 10 s take 2000 s"
 
 
-def test_hellos_that_all_hang_end_the_run(scripted):
+def test_health_checks_that_all_hang_end_the_run(scripted):
     run = scripted(["good"], node_is={"n0": "mute"})
-    with pytest.raises(RunFailed, match="has not answered hello"):
+    with pytest.raises(RunFailed, match="has not answered its health check"):
         run.run()
 
 
@@ -350,7 +351,7 @@ def test_what_a_driver_that_was_held_up_could_not_hear_is_no_silence_of_its_work
 
     def held_up():
         until = run.pool.now + 700.0
-        kept = [event for event in run.pool._events if event[0] > until or not isinstance(event[-1], Heard)]
+        kept = [event for event in run.pool._events if event[0] > until or not isinstance(event[-1], Alive)]
         run.pool._events[:] = sorted(kept)
         run.pool.now = until
         if run.pool.node_is:
@@ -409,7 +410,7 @@ def test_workers_without_work_are_released_within_a_minute_and_so_are_those_that
 
 def test_a_worker_that_was_released_is_started_again_for_a_straggler(scripted):
     run = scripted(["good"] * 3 + ["long"], {"n0": 1, "n1": 1}, workers=2)
-    run.loop._dispatcher._pace.late = lambda running, now: list(running) if now > 200.0 else []
+    run.loop._dispatcher.throughput.late = lambda running, now: list(running) if now > 200.0 else []
     run.pool.then(199.0, lambda: run.pool.given.append(list(run.pool.where)))
     run.run()
     assert ["worker-0"] in run.pool.given
@@ -478,7 +479,7 @@ def test_what_is_lost_on_a_node_that_drains_is_nobodys_fault(scripted):
 
 def test_workers_without_gpus_do_what_needs_no_network_beside_those_with_one(scripted):
     run = scripted(["good"] * 20 + ["count"] * 20, {"g": 1, "c": 2}, workers=None)
-    run.pool.gpus, run.pool.size, run.pool.spare = {"g"}, Size(1, 1), Spare((), 1)
+    run.pool.gpus, run.pool.size, run.pool.cpu_only = {"g"}, Size(1, 1), CpuOnly((), 1)
     d = run.run()
     assert len(d.done) == 40
     where = {(event["task"].split("/")[0], event["node"]) for event in run.events if event["event"] == "assigned"}
@@ -488,8 +489,8 @@ def test_workers_without_gpus_do_what_needs_no_network_beside_those_with_one(scr
 
 
 def beside_gpus(run):
-    """Let node g have GPUs, which workers take, but for the spare ones on other nodes."""
-    run.pool.gpus, run.pool.size, run.pool.spare = {"g"}, Size(1, 1), Spare((), 1)
+    """Let node g have GPUs, which workers take, but for those without one on other nodes."""
+    run.pool.gpus, run.pool.size, run.pool.cpu_only = {"g"}, Size(1, 1), CpuOnly((), 1)
     return run
 
 
@@ -530,7 +531,7 @@ def test_workers_without_gpus_do_not_hide_that_none_has_one_for_the_rest(scripte
 
 def test_workers_without_gpus_that_are_well_do_not_hide_that_no_gpu_is_fit(scripted):
     run = scripted(["good"] * 3, {"g": 1, "c": 1}, {"g": "unseen"}, workers=None)
-    run.pool.gpus, run.pool.size, run.pool.spare = {"g"}, Size(1, 1), Spare((), 1)
+    run.pool.gpus, run.pool.size, run.pool.cpu_only = {"g"}, Size(1, 1), CpuOnly((), 1)
     with pytest.raises(RunDirectoryNotSeen, match="node g does not see"):
         run.run()
 
@@ -541,7 +542,7 @@ def test_a_store_that_fails_at_the_end_does_not_hide_what_ended_the_run(scripted
     store = Faulty(run.rundir.root, fails_at=0, for_good=True)
 
     def end():
-        run.loop._events._storage = store
+        run.loop._events.file._storage = store
         run.loop._events.note("ended")
         raise cause
 

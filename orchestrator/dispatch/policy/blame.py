@@ -1,7 +1,7 @@
-"""What went wrong with a task, when that suffices to give it up, and which tasks may kill their workers. Pure."""
+"""What failed where, when that suffices to give a task up, and which tasks may kill their workers. Pure."""
 
-from collections import Counter, deque
-from collections.abc import Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 
 UNPROVEN_NODES = 8
@@ -11,6 +11,8 @@ do, and to try each on every node of a large cluster would take long."""
 
 @dataclass(slots=True)
 class TaskHistory:
+    """The failures of a task."""
+
     errors: Counter[str] = field(default_factory=Counter)
     """Node -> how often it raised an error of its own there."""
     losses: Counter[str] = field(default_factory=Counter)
@@ -18,7 +20,7 @@ class TaskHistory:
     losses_in_a_row: int = 0
     """With no other worker lost in between: where workers die all the time, a death says little about the task."""
     met: set[str] = field(default_factory=set)
-    """Nodes and workers where it did not go well, whoever was to blame: it goes elsewhere if it can."""
+    """Nodes and workers where it did not go well, whatever the reason: it goes elsewhere if it can."""
 
     @property
     def attempts(self) -> int:
@@ -33,7 +35,7 @@ class TaskHistory:
         return self.errors + Counter({node: count for node, count in self.losses.items() if count > 1})
 
 
-def suffices(failures: Counter[str], max_attempts: int, fit: set[str], proven: set[str]) -> bool:
+def suffices(failures: Counter[str], max_attempts: int, fit: Set[str], proven: Set[str]) -> bool:
     """Whether a task is to blame for its `failures` by node: on min(`max_attempts`, fit nodes) nodes.
 
     On a single node, there must be `max_attempts`. One of the nodes must be `proven`: have done a task in this run, or
@@ -52,45 +54,41 @@ def suffices(failures: Counter[str], max_attempts: int, fit: set[str], proven: s
     return len(tried) >= UNPROVEN_NODES
 
 
-class Suspects:
-    """Keys of tasks that may kill their workers: they wait for all else, and only one of them runs at a time.
-
-    One that waits is queued; one that runs, or is done, only stays suspected.
-    """
+class PoisonTasks:
+    """Keys of tasks that may kill their workers: they wait for all others, and only one of them runs at a time."""
 
     def __init__(self) -> None:
-        self._waiting: deque[str] = deque()
         self._all: set[str] = set()
+        self._waiting: OrderedDict[str, None] = OrderedDict()
 
     def __contains__(self, key: str) -> bool:
         return key in self._all
 
+    def next_trial(self, running: Iterable[str]) -> str | None:
+        """The one to try next, if none of them is `running`."""
+        if not self._waiting or not self._all.isdisjoint(running):
+            return None
+        return next(iter(self._waiting))
+
     @property
-    def first(self) -> str | None:
-        """The one that is to be tried next; None: none waits."""
-        return self._waiting[0] if self._waiting else None
+    def first_waiting(self) -> str | None:
+        return next(iter(self._waiting), None)
 
     def add(self, key: str) -> None:
         """Suspect a task that is not queued."""
         self._all.add(key)
 
-    def clear(self, key: str) -> None:
-        """The task is suspected no longer, or given up; it is not queued."""
-        self._all.discard(key)
-
     def queue(self, key: str) -> None:
-        """The task waits, before all others: it was on trial."""
-        self._waiting.appendleft(key)
+        """Let a task wait, before all others: it was on trial."""
+        self._waiting[key] = None
+        self._waiting.move_to_end(key, last=False)
 
-    def take(self) -> str:
-        """Remove and return the first from those that wait."""
-        return self._waiting.popleft()
+    def begin(self, key: str) -> None:
+        """A task that waited is tried."""
+        del self._waiting[key]
 
     def drop(self, keys: Iterable[str]) -> None:
-        """Forget `keys`, whether they wait or not."""
-        if dropped := self._all.intersection(keys):
-            self._all -= dropped
-            self._waiting = deque(key for key in self._waiting if key not in dropped)
-
-    def any_of(self, keys: Iterable[str]) -> bool:
-        return not self._all.isdisjoint(keys)
+        """Forget tasks that are done or given up, if they are suspected at all."""
+        for key in self._all.intersection(keys):
+            self._all.discard(key)
+            self._waiting.pop(key, None)

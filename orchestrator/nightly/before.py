@@ -1,0 +1,165 @@
+"""Before a night begins: what must hold, what it costs, and what it would compare."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from taugrid.errors import NotHere, UserError
+from taugrid.orchestrator.baseline.files import snapshot_of
+from taugrid.orchestrator.baseline.matching import labels, matched
+from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot
+from taugrid.orchestrator.baseline.text import MOST_LISTED, unmatched
+from taugrid.orchestrator.nightly.places import Night, open_history
+from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.plan.evaluation import too_few_samples
+from taugrid.orchestrator.plan.extractor import foreseen
+from taugrid.orchestrator.rates import evaluations_per_second
+from taugrid.orchestrator.run import Run
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import read_events
+from taugrid.words import counted, duration, quantity
+
+
+def check_standard_error(run: Run) -> None:
+    """Raise `UserError` if a cell's N gives FID no standard error: then nothing could be said about it, ever."""
+    spec = run.rundir.extractor(run.config)
+    if (problem := _standard_error_problem(run, spec.name, spec.dimensions)) is not None:
+        raise UserError(problem)
+
+
+def expected_standard_error_problem(run: Run) -> str | None:
+    """Why a night would have nothing to judge by, as far as it is known without the extractor's weights."""
+    found = foreseen(run.config, run.rundir.extractor)
+    return _standard_error_problem(run, found.name, found.dimensions or 0)
+
+
+def _standard_error_problem(run: Run, extractor: str, dimensions: int) -> str | None:
+    if "fid" not in run.config.evaluate.metrics:
+        return "evaluate.metrics lacks fid, which is what a night is judged by; add it"
+    small, least = too_few_samples(run.plan, dimensions)
+    if not small:
+        return None
+    return (
+        f"sample.num_samples: {small[0]} gives FID no standard error with {extractor}, whose features have "
+        f"{dimensions} dimensions; a night needs at least {least}"
+    )
+
+
+def check_growth(grow_to: int | None, run: Run) -> None:
+    """Raise `UserError` if no cell could grow."""
+    least = min(cell.settings.num_samples for cell in run.plan.cells)
+    if grow_to is not None and grow_to <= least:
+        raise UserError(f"--grow-to {grow_to}: every cell has N = {least} or more already; give more than that")
+
+
+def check_same_night(run: Run, night: Night, verdict: Mapping[str, Any]) -> None:
+    """Raise `UserError` if a complete night lacks a cell, or has another N for it: its verdict is of another model."""
+    judged = {score["cell"]: score["settings"]["num_samples"] for score in verdict["scores"]}
+    new = [cell.label for cell in run.plan.cells if cell.id not in judged]
+    if new:
+        others = " and others" if len(new) > 1 else ""
+        raise UserError(
+            f"night {night.id} is complete, but has no {new[0]}{others}: the checkpoint or the config has changed "
+            "since; give --id NAME for another night"
+        )
+    for cell in run.plan.cells:
+        n, had = cell.settings.num_samples, judged[cell.id]
+        if n != had:
+            raise UserError(
+                f"night {night.id} is complete with N = {had}, not N = {n}; give --id NAME for another night"
+            )
+
+
+def price(described: Mapping[str, Any], plan: Plan, history: str) -> dict[str, Any]:
+    """The price of a night of `plan`, which `describe_plan` described. Seconds are None before the first night."""
+    nights = open_history(history).complete_nights()
+    rate = evaluations_per_second(read_events(RunDir(nights[-1].run, nights[-1].storage))) if nights else None
+    evaluations = described["network_evaluations"]
+    canary = sum(min(cell.settings.batch_size, cell.settings.num_samples) * cell.evaluations for cell in plan.cells)
+    seconds = None if rate is None else round(evaluations / rate, 1)
+    return {
+        "measured_in": nights[-1].id if nights else None,
+        "worker_seconds": seconds,
+        "worker_seconds_of_the_canary_at_most": None if rate is None else round(canary / rate, 1),
+        "network_evaluations_of_the_canary_at_most": canary,
+        "smallest_loss_seen": expected_loss(nights, plan),
+        "worker_seconds_of_a_second_look_at_most": None if seconds is None else round(2 * seconds, 1),
+        "bytes_at_most": described["bytes_at_most"],
+        "bytes_of_a_second_look_at_most": 2 * described["bytes_at_most"],
+    }
+
+
+def expected_loss(nights: Sequence[Night], plan: Plan) -> float | None:
+    """The smallest loss, as a share of FID, that a night of `plan` will see in half of its cells; None if unknown.
+
+    It is that of the last night that judged any cell. What exceeds the margin shrinks with the root of N.
+    """
+    for night in reversed(nights):
+        verdict = night.verdict or {}
+        compared = verdict.get("comparison") or {}
+        if (sharp := compared.get("sharpness")) is not None:
+            before = np.median([score["settings"]["num_samples"] for score in verdict["scores"]])
+            now = np.median([cell.settings.num_samples for cell in plan.cells])
+            margin = float(compared["margin"])
+            return float(margin + (sharp["loss"] - margin) * np.sqrt(before / now))
+    return None
+
+
+def price_text(night: Mapping[str, Any]) -> str:
+    """The price in lines."""
+    size = f"at most {quantity(night['bytes_at_most'])}B of images"
+    if night["worker_seconds"] is None:
+        cost = f"{size}; its time is unknown before the first night; a second look at all cells: twice as much"
+    else:
+        time, more = night["worker_seconds"], night["worker_seconds_of_a_second_look_at_most"]
+        cost = (
+            f"{duration(time)} of sampling on one worker (measured in night {night['measured_in']}) and {size}; "
+            f"a second look at all cells: at most {duration(more)} and "
+            f"{quantity(night['bytes_of_a_second_look_at_most'])}B"
+        )
+    canary = quantity(night["network_evaluations_of_the_canary_at_most"])
+    lines = [f"a night: {cost}", f"canaries of new weights: at most {canary} network evaluations more"]
+    if (loss := night["smallest_loss_seen"]) is not None:
+        lines.append(f"judged by the last night, it would miss losses below {100 * loss:.2g} % in half of its cells")
+    return "\n".join(lines)
+
+
+def compared(run: Run, file: str) -> dict[str, Any]:
+    """Which cells of a plan and of the baseline `file`, a file or a run, a night would compare, as plain data.
+
+    It stays unknown while a checkpoint, the reference or an extractor's weights are missing: a plan downloads nothing.
+
+    Raises:
+        UserError: if it is no baseline, or a night would refuse to begin.
+    """
+    if (problem := expected_standard_error_problem(run)) is not None:
+        raise UserError(problem)
+    baseline = snapshot_of(file)
+    found: dict[str, Any] = {"place": baseline.place, "cells": len(baseline.cells), "compared": None, "unknown": None}
+    found |= {"only_new": [], "only_baseline": []}
+    if run.plan.pending:
+        return found | {"unknown": "a model is not here yet"}
+    try:
+        new = planned_snapshot(run, downloads=False)
+    except NotHere as error:
+        return found | {"unknown": str(error)}
+    pairs, only_new, only_baseline = matched(new, baseline)
+    lists = {"only_new": _labelled(new, only_new), "only_baseline": _labelled(baseline, only_baseline)}
+    return found | lists | {"compared": len(pairs)}
+
+
+def _labelled(snapshot: Snapshot, names: Sequence[str]) -> list[str]:
+    label_of = labels(snapshot.cells)
+    found = {cell.name: label_of[cell.cell] for cell in snapshot.cells} | dict(snapshot.unscored)
+    return [found[name] for name in names]
+
+
+def compared_text(found: Mapping[str, Any]) -> str:
+    """The same as lines."""
+    if found["compared"] is None:
+        return f"against {found['place']}: which cells can be compared is unknown ({found['unknown']})"
+    cells = counted(found["cells"], "cell")
+    lines = [f"against {found['place']}: {found['compared']} of its {cells} would be compared"]
+    lines += [f"{title}, so not compared: {names}" for title, names in unmatched(found, MOST_LISTED).items()]
+    return "\n".join(lines)
