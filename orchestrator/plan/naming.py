@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from taugrid.hashing import identity
+from taugrid.registry.samplers import DEFAULT
 from taugrid.workers.samplers.sampler import find
 
 LONGEST_NAME = 100
@@ -13,7 +14,7 @@ LONGEST_NAME = 100
 
 def settings_name(settings: Mapping[str, Any]) -> str:
     """The beginning of a cell's folder name and label: S0010-eta0.2, S0010-sigma_hat, or S0010-<another sampler>."""
-    label = find(settings["sampler"]).label(settings)
+    label = find(settings.get("sampler", DEFAULT)).label(settings)
     return f"S{settings['steps']:04d}-{re.sub(r'[^A-Za-z0-9.+_-]', '_', label)}"
 
 
