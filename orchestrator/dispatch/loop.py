@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeGuard
@@ -211,7 +210,7 @@ class Loop:
                 if with_its_node and self._embedded:
                     raise RunFailed("the Ray on this machine has died (out of memory?); run the same command again")
                 if not with_its_node and self._manager.is_leaving(worker):
-                    event = replace(event, with_its_node=True)
+                    event = event._replace(with_its_node=True)
                 if worker in self._dispatcher.in_flight.running:
                     self._lost(event)
                 else:
