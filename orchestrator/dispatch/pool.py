@@ -46,6 +46,8 @@ class Alive(NamedTuple):
     """A worker's job goes on: `done` of `of` is done."""
 
     worker: str
+    key: str
+    """Of the job's task."""
     done: float
     of: float
 
@@ -193,7 +195,7 @@ class Pool:
 
         Up to `workers.actor.MAX_IN_FLIGHT` jobs may be given before one is done: they begin in turn.
         """
-        self._call(self._handles[worker].perform.remote(job), _Call(worker, key=key))
+        self._call(self._handles[worker].perform.remote(job, key), _Call(worker, key=key))
 
     def kill(self, worker: str) -> None:
         """End `worker`, whatever it is doing. Nothing follows."""
@@ -242,7 +244,7 @@ class Pool:
             self.check_health(worker)
             return Located(worker, *answer)
         first_or_old = before in (-1, number)
-        return None if first_or_old else Alive(worker, answer.done, answer.of)
+        return None if first_or_old else Alive(worker, answer.key, answer.done, answer.of)
 
     def _outcome(self, call: _Call, answer: Future[Any]) -> PoolEvent:
         try:
