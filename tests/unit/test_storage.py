@@ -578,7 +578,7 @@ ALLOWED = [
         "pandas' and pyarrow's, of what `local_path` and `local_folder` give",
     ),
     Exceptions("orchestrator/rundir/events.py", {"write_text": 1}, "of what `temporary` gives"),
-    Exceptions("orchestrator/rundir/integrity.py", {"read_table": 1}, "of what `local_path` gives"),
+    Exceptions("orchestrator/rundir/directory.py", {"read_table": 1}, "of what `local_path` gives"),
     Exceptions("orchestrator/rundir/lease.py", {"mkdir": 1, "read_text": 2, "write_text": 1}, "/proc, and the root"),
     Exceptions("orchestrator/rundir/ledger.py", {"write_text": 1}, "of what `replacing` gives"),
     Exceptions(
@@ -610,8 +610,7 @@ ALLOWED = [
     ),
     Exceptions("workers/actor.py", {"write_bytes": 1}, "of what `temporary` gives"),
     Exceptions("workers/network/custom_process.py", {"is_file": 1}, "the user's weights"),
-    Exceptions("workers/network/pipeline.py", {"save_pretrained": 2}, DIFFUSERS),
-    Exceptions("workers/network/unet.py", {"torch.load": 1, "write_bytes": 1}, DIFFUSERS),
+    Exceptions("workers/network/unet.py", {"save_pretrained": 2, "torch.load": 1, "write_bytes": 1}, DIFFUSERS),
     Exceptions(
         "workers/training/checkpoints.py",
         {"copyfile": 1, "glob": 1, "iterdir": 1, "mkdir": 1, "torch.load": 2, "torch.save": 1},
