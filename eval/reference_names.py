@@ -1,14 +1,17 @@
-"""What the text of a reference means: a path, a run directory, or a data set with its split."""
+"""What the text of a reference means: a path, a run directory, or a data set with its split; references in words."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from taugrid.config import Data, validate
 from taugrid.config.load import CONFIG_NAME, load
 from taugrid.errors import UserError
+from taugrid.protocol import shortened
 from taugrid.registry.datasets import DATASETS
 from taugrid.registry.extractors import FeaturePrecision
 from taugrid.storage import is_url
+from taugrid.words import counted
 from taugrid.workers.data.fashion_mnist import FILES as IDX_FILES
 
 
@@ -85,3 +88,18 @@ def _data_set(text: str) -> Data | None:
         splits = ", ".join(DATASETS[name].splits)
         raise UserError(f"{text}: {'/'.join(parts)} is no split of {name}; its splits are {splits}")
     return validate(Data, values, text)
+
+
+def reference_in_words(recorded: Mapping[str, Any]) -> str:
+    """A reference as a protocol records it, by its name: "digits/train (1,437 images)"."""
+    content = shortened(str(recorded["sha256"]))
+    name = f"{recorded['dataset']}/{recorded['split']}" if recorded["dataset"] else f"the one with SHA-256 {content}"
+    size = "mean and covariance" if recorded["num_images"] is None else counted(recorded["num_images"], "image")
+    return f"{name} ({size})"
+
+
+def images_in_words(recorded: Mapping[str, Any]) -> str:
+    """The same by its images: "1,437 images of digits/train"."""
+    count, name = recorded.get("num_images"), recorded.get("dataset")
+    images = "a mean and a covariance" if count is None else counted(count, "image")
+    return f"{images} of {name}/{recorded.get('split')}" if name else images

@@ -29,7 +29,7 @@ from taugrid.protocol import Protocol, on_devices
 from taugrid.registry.extractors import PIXELS, ExtractorSpec
 from taugrid.registry.metrics import MetricSettings
 from taugrid.threads import one_ahead
-from taugrid.workers.accelerator.transfer import landed
+from taugrid.workers.accelerator.transfer import completed
 from taugrid.workers.device import set_up
 
 OnProgress = Callable[[str, int, int], None]
@@ -46,17 +46,24 @@ def _no_progress(what: str, done: int, total: int) -> None:
     pass
 
 
+@dataclass(frozen=True)
+class Options:
+    """How images are scored, apart from the metrics."""
+
+    versions: Mapping[str, str]
+    """Of the software, for the protocol."""
+    device: str = "cpu"
+    """Where the extractor runs, in torch's notation."""
+    batch_size: int = 250
+    """Images that the extractor gets at once."""
+    cache: Path | None = None
+    """Folder that keeps the reference's statistics, and features if a metric needs them; None keeps nothing."""
+    progress: OnProgress = _no_progress
+    """Called after each batch."""
+
+
 def evaluate(
-    samples: Source,
-    reference: Reference,
-    extractor: ExtractorSpec,
-    settings: MetricSettings,
-    *,
-    versions: Mapping[str, str],
-    device: str = "cpu",
-    batch_size: int = 250,
-    cache: Path | None = None,
-    progress: OnProgress = _no_progress,
+    samples: Source, reference: Reference, extractor: ExtractorSpec, settings: MetricSettings, options: Options
 ) -> dict[str, Any]:
     """Score `samples` against `reference`.
 
@@ -65,11 +72,7 @@ def evaluate(
         reference: external images, a data set, or their mean and covariance in features of the same extractor.
         extractor: for the shape of the samples, as `eval.features.resolve.resolve` returns it.
         settings: the metrics and their settings. A metric that can't be computed is left out, with the reason.
-        versions: of the software, for the protocol.
-        device: where the extractor runs, in torch's notation.
-        batch_size: number of images that the extractor gets at once.
-        cache: folder that keeps the reference's statistics, and features if a metric needs them; None keeps nothing.
-        progress: called after each batch.
+        options: device, batch size, cache and progress.
 
     Returns:
         `samples` and `reference` (kind, path, num_images, sha256), `metrics` (as the columns of quality.csv), `notes`
@@ -78,40 +81,32 @@ def evaluate(
 
     Raises:
         ValueError: if no metric can be computed, the extractor does not fit the images, the reference or its weights,
-            features hold nan or infinity, images have changed meanwhile, or `cache` can't be made.
+            features hold nan or infinity, images have changed meanwhile, or the cache can't be made.
         taugrid.errors.DamagedFile: for an image or a file that can't be read.
     """
-    left, reasons, remarks = feasible(settings, extractor, samples.num_images, reference.num_images, columns=())
-    _require_fit(samples, reference, extractor, left, reasons)
-    _make_folder(cache)
+    left, reasons, remarks = feasible(settings, extractor, samples.num_images, reference.num_images)
+    if not left.metrics:
+        told = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
+        raise ValueError(f"none of the metrics can be given ({told})")
+    _require_fit(samples, reference, extractor)
+    _make_folder(options.cache)
     set_up()
-    extracting = _Extracting(load(extractor, device), batch_size, progress)
-    needs_reference = any(metric.needs_reference for metric in left.chosen)
-    compared = _statistics(reference, extractor, left, cache, extracting) if needs_reference else None
+    extracting = _Extracting(load(extractor, options.device), options)
+    compared = _statistics(reference, extractor, left, extracting)
     with _extracted(samples, left, extracting) as (features, logits):
         scores = score(features, logits, samples.num_images, compared, left)
+    protocol = _protocol(samples, reference, extractor, left, options.versions)
     return {
         "samples": _identity(samples),
         "reference": _identity_of_reference(reference),
         "metrics": scores.values,
         "notes": [*(f"no {metric}: {reason}" for metric, reason in reasons.items()), *remarks, *scores.notes],
         "warnings": warnings(samples, reference, extractor),
-        "protocol": on_devices(
-            _protocol(samples, reference, extractor, left, versions).as_dict(), {"scored": [device.partition(":")[0]]}
-        ),
+        "protocol": on_devices(protocol.as_dict(), {"scored": [options.device.partition(":")[0]]}),
     }
 
 
-def _require_fit(
-    samples: Source,
-    reference: Reference,
-    extractor: ExtractorSpec,
-    settings: MetricSettings,
-    reasons: Mapping[str, str],
-) -> None:
-    if not settings.metrics:
-        told = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
-        raise ValueError(f"none of the metrics can be given ({told})")
+def _require_fit(samples: Source, reference: Reference, extractor: ExtractorSpec) -> None:
     reference.require_same_features(extractor.name, extractor.dimensions, extractor.precision)
     if extractor.name == PIXELS and reference.shape not in (None, samples.shape):
         raise ValueError(
@@ -134,28 +129,28 @@ class _Extracting:
     """How images become features: while a GPU works on a batch, the next one is read and sent to it."""
 
     extract: Callable[[torch.Tensor], Extraction]
-    batch_size: int
-    progress: OnProgress
+    options: Options
 
     def __call__(self, images: Source | Data, count: int, what: str) -> Iterator[Extraction]:
-        """The extractions of all `count` images, a batch at a time; `what` names them for `progress`."""
+        """The extractions of all `count` images, a batch at a time; `what` names them for people."""
         done = 0
-        batches = one_ahead(image_batches(images, self.batch_size))
+        batches = one_ahead(image_batches(images, self.options.batch_size))
         begun = (self.extract(torch.from_numpy(batch)) for batch in batches)
-        for extraction in landed(begun):
+        for extraction in completed(begun):
             yield extraction
             done += len(extraction.features)
-            self.progress(what, done, count)
+            self.options.progress(what, done, count)
 
 
 def _statistics(
-    reference: Reference,
-    spec: ExtractorSpec,
-    settings: MetricSettings,
-    cache: Path | None,
-    extracting: _Extracting,
+    reference: Reference, spec: ExtractorSpec, settings: MetricSettings, extracting: _Extracting
 ) -> ReferenceStatistics:
-    key, given, count = reference.cache_key(spec), reference.given, reference.num_images
+    key, given, count, cache = (
+        reference.cache_key(spec),
+        reference.given,
+        reference.num_images,
+        extracting.options.cache,
+    )
     if isinstance(given, MomentsFile):
         return of_moments(given, cache, key)
     assert count is not None, "only of moments it is unknown"

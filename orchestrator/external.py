@@ -93,11 +93,13 @@ def _scores(samples: str, reference: str, section: Evaluate, progress: Progress,
             compared,
             spec,
             section.metric_settings,
-            batch_size=section.batch_size,
-            versions=versions(SOFTWARE),
-            device=_device(),
-            cache=default_cache(),
-            progress=_teller(progress),
+            standalone.Options(
+                versions=versions(SOFTWARE),
+                device=_device(),
+                batch_size=section.batch_size,
+                cache=default_cache(),
+                progress=_teller(progress),
+            ),
         )
 
 

@@ -35,7 +35,7 @@ from taugrid.storage import LOCAL, Storage
 from taugrid.versions import versions
 from taugrid.words import call_this_node
 from taugrid.workers import heartbeat
-from taugrid.workers.accelerator.arithmetic import settle
+from taugrid.workers.accelerator.arithmetic import configure
 from taugrid.workers.device import Device, Turn, set_up
 from taugrid.workers.importing import uncollected
 
@@ -194,7 +194,7 @@ class Worker(HeartbeatActor):
     def _set_up(self) -> Device:
         """Set up torch: its arithmetic for each job, its threads for each thread, for which OpenMP keeps a number."""
         if getattr(self._here, "is_set_up", False):
-            settle()
+            configure()
         else:
             with uncollected():
                 set_up(self._threads)

@@ -33,7 +33,7 @@ class Extraction(Transfer):
 def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
     """The extractor of `spec` on `device`: a function from uint8 images (B, C, H, W) to their `Extraction`.
 
-    It waits for no GPU, so what it returns may not have landed. On a CPU it has.
+    It waits for no GPU, so the transfer that it returns may not be done. On a CPU it is.
 
     Raises:
         OtherContent: if this node has another file of weights than the resolved one, or none; or if a custom class

@@ -16,6 +16,7 @@ from taugrid.eval.gate.rule import CellJudgement, Change, NightJudgement, Scored
 from taugrid.eval.gate.verdict import Verdict, worst
 from taugrid.eval.metrics.frechet import NOTHING_VARIES
 from taugrid.eval.metrics.statistics import Array
+from taugrid.eval.tables.entries import ROUNDING
 from taugrid.orchestrator.baseline.canaries import Check, Sampled, check_sampler, check_scorer, sampled_again
 from taugrid.orchestrator.baseline.compared import DEFAULTS, BaselineComparison, Compared, GateSettings, Situation
 from taugrid.orchestrator.baseline.matching import changed_versions, labels, matched
@@ -27,9 +28,6 @@ from taugrid.words import counted
 
 METRIC_SETTINGS = ("seed", "isc_splits", "kid_subsets", "kid_subset_size", "prc_neighborhood")
 """Fields of a protocol that metrics other than FID depend on."""
-
-ROUNDING = 1e-9
-"""A paired error below this share of the baseline cell's own error: both cells have the same samples."""
 
 REPEATS = 0.9
 """Images repeat if the share of distinct ones is below this share of the baseline's."""
@@ -233,6 +231,7 @@ def _before_judgement(
         return Verdict.NOT_JUDGED, "the runs share no noise (their seeds differ)"
     assert new.influence is not None
     assert old.influence is not None
+    # A paired error that is rounding beside the baseline's own: both cells have the same samples.
     if float((new.influence - old.influence).std()) <= ROUNDING * float(old.influence.std()):
         return _same_samples(new, old, "both have the same features")
     shares = _distinct(new.influence), _distinct(old.influence)

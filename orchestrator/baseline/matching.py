@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from taugrid.errors import UserError
+from taugrid.eval.reference_names import images_in_words
 from taugrid.eval.tables.pivots import short_checkpoints
 from taugrid.grids.names import varying
 from taugrid.orchestrator.baseline.files import ACCEPT
 from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, NOT_MATCHED, Snapshot, SnapshotCell
 from taugrid.orchestrator.plan.grid import COLUMN_NAMES
+from taugrid.orchestrator.plan.naming import settings_name
 from taugrid.protocol import canonical, disagreements
-from taugrid.words import counted
 
 MUST_AGREE = (
     "reference",
@@ -123,11 +124,8 @@ def _fields(protocol: Mapping[str, Any]) -> dict[str, Any]:
 def _reference(fields: Mapping[str, Any]) -> str:
     """The reference in a protocol, with all that tells it from another of the same name."""
     reference = fields["reference"]
-    count, name = reference.get("num_images"), reference.get("dataset")
-    images = "a mean and a covariance" if count is None else counted(count, "image")
-    of = f" of {name}/{reference.get('split')}" if name else ""
     kind = f"{reference.get('preprocessing')}, " if reference.get("preprocessing") else ""
-    return f"{images}{of} ({kind}SHA-256 {reference['sha256'][:8]})"
+    return f"{images_in_words(reference)} ({kind}SHA-256 {reference['sha256'][:8]})"
 
 
 def changed_versions(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]]) -> list[str]:
@@ -157,8 +155,7 @@ def labels_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     differing = varying(list(given.values()))
     found = {}
     for cell, values in given.items():
-        eta = cells[cell]["eta"]
-        base = f"S{cells[cell]['steps']:04d}-{eta if eta == 'sigma_hat' else f'eta{eta:g}'}"
+        base = settings_name(cells[cell]["steps"], cells[cell]["eta"])
         found[cell] = " ".join([base, *(f"{name}={values[name]}" for name in differing if name in values)])
     return found
 

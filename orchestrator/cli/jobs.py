@@ -9,7 +9,17 @@ import click
 
 from taugrid.errors import Exit, UserError
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.cli.options import Command, json_option, only_option, print_value, set_option, trust_option
+from taugrid.orchestrator.cli.options import (
+    Command,
+    RunOptions,
+    break_lock_option,
+    json_option,
+    only_option,
+    print_value,
+    set_option,
+    trust_option,
+    workers_option,
+)
 from taugrid.words import duration, in_columns
 
 if TYPE_CHECKING:
@@ -27,7 +37,7 @@ address_option = click.option(
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: nobody is there to be asked."""
+    """SIGTERM: a batch system ends the command, and no user can answer a question."""
 
 
 @click.command(cls=Command)
@@ -36,25 +46,13 @@ class Terminated(KeyboardInterrupt):
 @click.option("--out", metavar="DIR", help="Run directory: an absolute path that every node sees, or a URL.")
 @address_option
 @click.option("--follow/--no-follow", default=True, show_default=True, help="Show the log, and exit as the run does.")
-@click.option("--workers", type=click.IntRange(1), help="Sets cluster.workers.")
+@workers_option
 @click.option("--ship", is_flag=True, help="Send this taugrid along, in place of the one that the cluster has.")
-@click.option("--break-lock", is_flag=True, help="Take the run directory from a driver that seems to be at work there.")
+@break_lock_option
 @only_option
 @trust_option
 @json_option
-def submit(
-    config: str,
-    out: str | None,
-    assignments: tuple[str, ...],
-    address: str,
-    follow: bool,
-    workers: int | None,
-    ship: bool,
-    break_lock: bool,
-    only: tuple[str, ...],
-    trust_code: bool,
-    as_json: bool,
-) -> None:
+def submit(follow: bool, ship: bool, **given: Any) -> None:
     """Run CONFIG as a job of a Ray cluster elsewhere.
 
     The config and the modules that it names are sent there. Everything else, such as data and the run directory, must
@@ -63,15 +61,16 @@ def submit(
     from taugrid.grids.selectors import is_selector, parse
     from taugrid.orchestrator.jobs.client import Jobs
 
-    loaded, directory = _read(config, out, assignments, workers, trust_code)
-    for selector in filter(is_selector, only):
+    asked = RunOptions(**given)
+    config, directory = _read(asked)
+    for selector in filter(is_selector, asked.only):
         parse(selector)  # what it fits is known where the checkpoints are
-    jobs = Jobs(address)
-    job = jobs.submit(loaded, directory, ship, break_lock, only)
+    jobs = Jobs(asked.address)
+    job = jobs.submit(config, directory, ship, asked.break_lock, asked.only)
     click.echo(f"job {job}: submitted to {jobs.address}, results in {directory}", err=True)
     if follow:
-        _follow(jobs, job, as_json)
-    print_value(_as_json(jobs, jobs.one(job)), as_json, lambda _: job)
+        _follow(jobs, job, asked.as_json)
+    print_value(_as_json(jobs, jobs.one(job)), asked.as_json, lambda _: job)
 
 
 @click.command(cls=Command)
@@ -110,9 +109,7 @@ def stop(job: str, address: str) -> None:
     _stop(Jobs(address), job)
 
 
-def _read(
-    name: str, out: str | None, assignments: tuple[str, ...], workers: int | None, trust_code: bool
-) -> tuple[Any, str]:
+def _read(asked: RunOptions) -> tuple[Any, str]:
     """The config to send, and its run directory; `UserError` if a cluster could not use them."""
     from pathlib import Path
 
@@ -120,9 +117,8 @@ def _read(
     from taugrid.orchestrator.plan.trust import custom_code, require_trusted
     from taugrid.storage import is_url, open_place
 
-    if workers is not None:
-        assignments = (*assignments, f"cluster.workers={workers}")
-    config = load(name, assignments)
+    name, out = asked.config, asked.out
+    config = load(name, asked.overrides)
     if out is None and (is_url(name) or Path(name).is_dir()):
         out = name
     if out is None or not (Path(out).is_absolute() or is_url(out)):
@@ -131,14 +127,14 @@ def _read(
             f"relative to this one{'' if out is None else f', as {out!r} is'}"
         )
     open_place(out, "--out")  # refuses a URL with a password, which would stand in the job's record
-    if find(name).name == CONFIG_NAME and not trust_code:
+    if find(name).name == CONFIG_NAME and not asked.trust_code:
         named = custom_code(load(name))
         require_trusted([code for code in custom_code(config) if code in named], find(name))
     return config, out
 
 
 def _follow(jobs: "Jobs", job: str, as_json: bool) -> NoReturn:
-    """Show a job's log until it ends, and exit as its run does. Ctrl-C leaves it running, or stops it if told so."""
+    """Show a job's log until it ends, and exit as its run does. Ctrl-C asks whether to stop it."""
     from taugrid.orchestrator.jobs.follow import exit_code, follow
 
     def terminated(*_: object) -> NoReturn:

@@ -64,14 +64,14 @@ def plan(
 
 @click.command(cls=Command)
 @click.argument("directory", metavar="DIR | CONFIG | HISTORY")
-@click.option("--watch", "watches", is_flag=True, help="Keep showing progress while a driver is at work.")
+@click.option("--watch", "watches", is_flag=True, help="Keep showing progress while a driver is running.")
 @json_option
 def status(directory: str, watches: bool, as_json: bool) -> None:
     """Show how far a run is, from its directory alone: DIR, or the one that CONFIG's runs have without --out.
 
     Of a history of nights, show a line for each night: id, time, verdict, cells, checkpoint.
 
-    With --watch, show the live view of `taugrid run`, wherever that is at work; in a log, a line now and then. Ctrl-C
+    With --watch, show the live view of `taugrid run`, wherever that is running; in a log, a line every 10 s. Ctrl-C
     ends the view, not the run.
     """
     if watches and as_json:

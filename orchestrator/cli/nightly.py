@@ -34,7 +34,7 @@ from taugrid.words import with_urls
     show_default=True,
     help="The share of nights without a loss that may be called worse.",
 )
-@click.option("--grow-to", type=click.IntRange(1), metavar="N", help="Sample undecided cells anew, with N images.")
+@click.option("--grow-to", type=click.IntRange(1), metavar="N", help="Sample undecided cells again, with N images.")
 @click.option("--allow-missing", is_flag=True, help="Cells of the baseline may be missing tonight.")
 @click.option("--sharpness", type=SHARE, help="The loss / FID that must be seen in half of the cells, or exit with 5.")
 @cluster_options

@@ -118,7 +118,9 @@ only_option = click.option(
 )
 
 trust_option = click.option(
-    "--trust-code", is_flag=True, help="Run the custom code that a run directory's config names, whoever wrote it."
+    "--trust-code",
+    is_flag=True,
+    help="Run the custom code that a run directory's config names, even if you did not write it.",
 )
 
 json_option = click.option(
@@ -134,14 +136,16 @@ config_options = options(
 """Of every command that takes a config."""
 
 break_lock_option = click.option(
-    "--break-lock", is_flag=True, help="Take the run directory from a driver that seems to be at work there."
+    "--break-lock", is_flag=True, help="Take the run directory from a driver that seems to be running."
 )
+
+workers_option = click.option("--workers", type=click.IntRange(1), help="Sets cluster.workers.")
 
 cluster_options = options(
     click.option(
         "--address", default="local", show_default=True, help="local (a private cluster), auto, or HOST:PORT."
     ),
-    click.option("--workers", type=click.IntRange(1), help="Sets cluster.workers."),
+    workers_option,
     json_option,
     break_lock_option,
 )

@@ -67,7 +67,6 @@ def run_stages(given: RunOptions, stages: tuple[str, ...]) -> None:
     from taugrid.orchestrator.cli.text import outcome_json, print_outcome
     from taugrid.orchestrator.opened import open_to_run
     from taugrid.orchestrator.progress import Progress
-    from taugrid.orchestrator.report.asked import layout
     from taugrid.orchestrator.selection import select
     from taugrid.orchestrator.session import Session
 
@@ -83,8 +82,7 @@ def run_stages(given: RunOptions, stages: tuple[str, ...]) -> None:
     else:
         makes_images = "sample" in stages or "train" in stages
         again = "run the same command again" if makes_images else f"run `taugrid run {opened.rundir.shown}`"
-        asked = opened.config.report.join_protocols, layout(opened.config, opened.plan)
-        print_outcome(opened.rundir, outcome, *asked, opened.plan, again)
+        print_outcome(opened.rundir, outcome, again)
     if outcome.missing:
         sys.exit(Exit.INCOMPLETE)
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from taugrid.config import Config, Data
+from taugrid.eval.reference_names import images_in_words
 from taugrid.grids.names import in_yaml
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.extractor import name_and_dimensions
 from taugrid.orchestrator.report.up_to_date import Asked
 from taugrid.orchestrator.run import Run
 from taugrid.storage import read_json
-from taugrid.words import counted
 
 NOT_CONTENT = {"root", "download"}
 """Keys of `data` that say where images are, not which."""
@@ -44,10 +44,7 @@ def _reference(config: Config, before: Mapping[str, Any], scored_against: Mappin
     changed = _changed(section, old, now)
     if not changed:
         return None
-    count, name = scored_against["num_images"], scored_against["dataset"]
-    images = "a mean and a covariance" if count is None else counted(count, "image")
-    of = f" of {name}/{scored_against['split']}" if name else ""
-    return f"{', '.join(changed)}: this replaces tables scored against {images}{of}"
+    return f"{', '.join(changed)}: this replaces tables scored against {images_in_words(scored_against)}"
 
 
 def _changed(section: str, old: Any, now: Any) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from taugrid.config import Data, Diffusion, Sample
 from taugrid.grids.names import BETWEEN, Naming
+from taugrid.orchestrator.plan.naming import settings_name
 from taugrid.orchestrator.plan.resolve import times
 from taugrid.orchestrator.plan.sources import ModelSource, Trained
 from taugrid.workers.diffusion.timesteps import remarks
@@ -102,8 +103,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Folder name: S0010-eta0.2-<id>, or S0010-sigma_hat-<id>."""
-        eta = self.settings.eta
-        return f"S{self.settings.steps:04d}-{eta if eta == 'sigma_hat' else f'eta{eta:g}'}-{self.id}"
+        return f"{settings_name(self.settings.steps, self.settings.eta)}-{self.id}"
 
     @property
     def shown_id(self) -> str:

@@ -11,8 +11,7 @@ from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import evaluation, without_downloads
 from taugrid.orchestrator.plan.sources import RECORD
 from taugrid.orchestrator.run import Run
-from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.integrity import Damage
+from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.verification.verify import NOT_SAMPLED, NOT_SCORED, NOT_TRAINED
 from taugrid.orchestrator.work import work_kinds
@@ -103,7 +102,7 @@ def unfinished_in_words(unfinished: Sequence[Damage], rundir: RunDir) -> list[st
         return []
     holder = Lease(rundir.lease, rundir.storage).live_holder()
     continues = (
-        f"`taugrid {RUN} {rundir.shown}` continues" if holder is None else f"a driver is at work here ({holder})"
+        f"`taugrid {RUN} {rundir.shown}` continues" if holder is None else f"a driver is running here ({holder})"
     )
     return [f"{', '.join(said)}; {continues}"]
 

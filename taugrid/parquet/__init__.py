@@ -1,6 +1,5 @@
 """Sealed Parquet files of samples, features and numbers: a file holds one shard, or the features of one."""
 
-from taugrid.parquet.encoding import Encoding
 from taugrid.parquet.reader import (
     Part,
     first_pictures,
@@ -11,10 +10,16 @@ from taugrid.parquet.reader import (
     read_numbers,
     read_png,
 )
-from taugrid.parquet.samples import SampleWriter, pictures
-from taugrid.parquet.schemas import feature_schema, number_schema, picture_schema, sample_schema
+from taugrid.parquet.samples import Encoding, SampleWriter, pictures
 from taugrid.parquet.seal import check_seal, file_end
-from taugrid.parquet.writer import ROWS_PER_GROUP, PartWriter
+from taugrid.parquet.writer import (
+    ROWS_PER_GROUP,
+    PartWriter,
+    feature_schema,
+    number_schema,
+    picture_schema,
+    sample_schema,
+)
 
 __all__ = [
     "ROWS_PER_GROUP",

@@ -37,23 +37,17 @@ def inspect(path: Path, every_byte: bool = True, storage: Storage = LOCAL) -> Pa
         OSError: if it can't be read, which says nothing about its content.
     """
 
-    def look(source: Path | IO[bytes]) -> tuple[bytes | None, list[NDArray[np.int64]]]:
-        with _parquet_file(source) as file:
-            blob = (file.schema_arrow.metadata or {}).get(b"taugrid")
-            groups = range(file.metadata.num_row_groups)
-            return blob, [file.read_row_group(g, columns=["index"]).column("index").to_numpy() for g in groups]
-
-    def look_at_all() -> tuple[bytes | None, list[NDArray[np.int64]]]:
-        with storage.local_path(path) as local:
-            check_seal(local)
-            return look(local)
-
-    def look_at_index() -> tuple[bytes | None, list[NDArray[np.int64]]]:
-        with storage.readable(path) as source:
-            return look(source)
+    def look() -> tuple[bytes | None, list[NDArray[np.int64]]]:
+        with storage.local_path(path) if every_byte else storage.readable(path) as source:
+            if isinstance(source, Path) and every_byte:
+                check_seal(source)
+            with _parquet_file(source) as file:
+                blob = (file.schema_arrow.metadata or {}).get(b"taugrid")
+                groups = range(file.metadata.num_row_groups)
+                return blob, [file.read_row_group(g, columns=["index"]).column("index").to_numpy() for g in groups]
 
     with _damage_told(path, ""):
-        blob, indices = retried(look_at_all if every_byte else look_at_index)
+        blob, indices = retried(look)
         metadata = json.loads(blob) if blob else {}
     index = np.concatenate(indices) if indices else np.zeros(0, np.int64)
     if len(index) == 0 or not np.array_equal(index, np.arange(index[0], index[0] + len(index))):

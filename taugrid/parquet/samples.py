@@ -1,19 +1,26 @@
-"""Encodes images as PNG and lays them out in the columns of a file."""
+"""Encodes a shard's images as PNG, in threads of its own, and lays them out in the columns of a file, in order."""
 
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.images import encode_png
-from taugrid.parquet.schemas import SETTING_FIELDS
-from taugrid.parquet.writer import BYTES_PER_GROUP, ROWS_PER_GROUP, PartWriter
+from taugrid.parquet.writer import BYTES_PER_GROUP, ROWS_PER_GROUP, SETTING_FIELDS, PartWriter
+
+ENCODERS = 2
+"""Threads that encode. Pillow lets go of Python's lock meanwhile, so they use two cores where there are two."""
+
+MOST_WAITING = 2
+"""Batches that wait for their encoding; `Encoding.append` blocks at more, so memory does not grow with the shard."""
 
 
 def pictures(batch: NDArray[np.uint8], start: int) -> dict[str, Any]:
     """The columns `image` and `index` for a (B, C, H, W) batch whose first image has index `start`."""
-    return _picture_columns([encode_png(image) for image in batch], start)
+    return _picture_columns(_encoded(batch), start)
 
 
 def _picture_columns(pngs: Sequence[bytes], start: int) -> dict[str, Any]:
@@ -24,8 +31,12 @@ def _picture_columns(pngs: Sequence[bytes], start: int) -> dict[str, Any]:
     }
 
 
+def _encoded(images: NDArray[np.uint8]) -> list[bytes]:
+    return [encode_png(image) for image in images]
+
+
 class SampleWriter:
-    """Encodes batches of one shard in order and writes them; row groups depend on the images alone, not on timing."""
+    """Writes the images of one shard in order; row groups depend on the images alone, not on timing."""
 
     def __init__(self, part: PartWriter, settings: Mapping[str, Any], start: int) -> None:
         self._part = part
@@ -36,7 +47,7 @@ class SampleWriter:
 
     def append(self, images: NDArray[np.uint8]) -> None:
         """Add a (B, C, H, W) batch; the first of the shard has index `start`."""
-        self.append_encoded([encode_png(image) for image in images])
+        self.append_encoded(_encoded(images))
 
     def append_encoded(self, pngs: Sequence[bytes]) -> None:
         """Add images that are PNG already, such as those of an earlier file of the same shard."""
@@ -57,3 +68,36 @@ class SampleWriter:
             self._part.write(columns)
             self._next += count
             self._pending, self._pending_bytes = [], 0
+
+
+class Encoding:
+    """Encodes batches and writes them, in threads; what is written depends on the images alone."""
+
+    def __init__(self, writer: SampleWriter) -> None:
+        self._writer = writer
+        self._encoders, self._scribe = ThreadPoolExecutor(ENCODERS), ThreadPoolExecutor(1)
+        self._writing: deque[Future[None]] = deque()
+
+    def __enter__(self) -> "Encoding":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for threads in (self._encoders, self._scribe):
+            threads.shutdown(cancel_futures=True)
+
+    def append(self, images: NDArray[np.uint8]) -> None:
+        """Add a (B, C, H, W) batch. What failed in a thread is raised here, or by `finish`."""
+        parts = [self._encoders.submit(_encoded, part) for part in np.array_split(images, ENCODERS)]
+        self._writing.append(self._scribe.submit(self._write, parts))
+        while len(self._writing) > MOST_WAITING:
+            self._writing.popleft().result()
+
+    def finish(self) -> None:
+        """Return once all is written."""
+        for written in self._writing:
+            written.result()
+        self._writer.flush()
+
+    def _write(self, parts: Sequence[Future[list[bytes]]]) -> None:
+        for part in parts:
+            self._writer.append_encoded(part.result())

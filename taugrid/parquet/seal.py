@@ -6,7 +6,6 @@ pages: they miss a bit that flips in a page's header, an index or the footer.
 
 import hashlib
 import io
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -28,26 +27,11 @@ def write_seal(path: Path) -> None:
     """
     with retried(lambda: path.open("r+b")) as file:
         digest = hashlib.file_digest(file, "sha256").digest()
-        footer = _footer(file).start
+        footer = read_end(file).footer
         file.seek(footer)
         end = file.read()
         file.seek(footer)
         file.write(SEAL + digest + end)
-
-
-class _Footer(NamedTuple):
-    start: int
-    """Where Parquet's footer begins; before the file if this is no whole Parquet file."""
-    size: int
-    """Of the whole file, in bytes."""
-
-
-def _footer(file: IO[bytes]) -> _Footer:
-    size = file.seek(0, io.SEEK_END)
-    file.seek(max(0, size - TAIL_BYTES))
-    tail = file.read(TAIL_BYTES)
-    is_whole = tail[4:] == b"PAR1"
-    return _Footer(size - TAIL_BYTES - int.from_bytes(tail[:4], "little") if is_whole else -1, size)
 
 
 class FileEnd(NamedTuple):
@@ -55,38 +39,43 @@ class FileEnd(NamedTuple):
 
     size: int
     """Of the file, in bytes."""
+    footer: int
+    """Where Parquet's footer starts; before the file if this is no whole Parquet file."""
     sealed: bool
     """Whether a seal stands before the footer. The seal itself is not checked."""
 
 
+def read_end(file: IO[bytes]) -> FileEnd:
+    """What an open file's end tells."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - TAIL_BYTES))
+    tail = file.read(TAIL_BYTES)
+    footer = size - TAIL_BYTES - int.from_bytes(tail[:4], "little") if tail[4:] == b"PAR1" else -1
+    if footer < SEAL_BYTES:
+        return FileEnd(size, footer, False)
+    file.seek(footer - SEAL_BYTES)
+    return FileEnd(size, footer, file.read(len(SEAL)) == SEAL)
+
+
 def file_end(path: Path, storage: Storage) -> FileEnd:
-    """The size of a file, and whether it ends like a sealed Parquet file. Only its end is read."""
+    """What the end of a file tells. Nothing else of it is read."""
 
     def look() -> FileEnd:
-        with storage.readable(path) as source, opened(source) as file:
-            footer, size = _footer(file)
-            if footer < SEAL_BYTES:
-                return FileEnd(size, False)
-            file.seek(footer - SEAL_BYTES)
-            return FileEnd(size, file.read(len(SEAL)) == SEAL)
+        with storage.readable(path) as source, source.open("rb") if isinstance(source, Path) else source as file:
+            return read_end(file)
 
     with naming(path):
         return retried(look)
 
 
-def opened(source: Path | IO[bytes]) -> AbstractContextManager[IO[bytes]]:
-    """What `Storage.readable` gives, as an open file."""
-    return source.open("rb") if isinstance(source, Path) else nullcontext(source)
-
-
 def check_seal(path: Path) -> None:
     """Raise `DamagedFile` unless every byte of a file is as it was written."""
     with path.open("rb") as file:
-        start = _footer(file).start - SEAL_BYTES
-        if start < 0:
+        end = read_end(file)
+        if end.footer < SEAL_BYTES:
             raise DamagedFile("its end is missing")
         file.seek(0)
-        digest = hashlib.sha256()
+        digest, start = hashlib.sha256(), end.footer - SEAL_BYTES
         for offset in range(0, start, CHUNK_BYTES):
             digest.update(file.read(min(CHUNK_BYTES, start - offset)))
         seal = file.read(SEAL_BYTES)

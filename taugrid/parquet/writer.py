@@ -1,13 +1,12 @@
-"""Writes a Parquet file and commits it in one step, so that a file in place is whole.
+"""The schemas of Parquet files, and a writer that commits a file in one step, so that a file in place is whole.
 
 Until then it is in the same folder under a temporary name that begins with a dot.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,63 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from taugrid.errors import DamagedFile, OtherBytes
+from taugrid.hashing import canonical_json
 from taugrid.parquet.reader import Part, inspect
-from taugrid.parquet.schemas import SETTING_FIELDS
 from taugrid.parquet.seal import write_seal
 from taugrid.retries import retried
 from taugrid.storage import ANY, LOCAL, Storage, is_same
 
+SETTING_FIELDS = (
+    ("seed", pa.int64()),
+    ("steps", pa.int32()),
+    ("eta", pa.float64()),
+    ("sigma", pa.string()),
+    ("spacing", pa.string()),
+    ("sampler", pa.string()),
+    ("clip", pa.string()),
+    ("cell", pa.string()),
+    ("model", pa.string()),
+)
+"""Every setting is a column with one value in a file, so that files of many cells can be read as one table."""
+
 ROWS_PER_GROUP = 1024
 BYTES_PER_GROUP = 32 * 2**20
 """A row group ends at whichever limit comes first, so that neither writer nor reader holds more in memory."""
+
+
+def sample_schema(metadata: Mapping[str, Any]) -> pa.Schema:
+    """The schema of a sample file; `metadata` goes under the key `taugrid` as JSON."""
+    return _schema_with_pictures(metadata, SETTING_FIELDS)
+
+
+def picture_schema(metadata: Mapping[str, Any], numbers: Sequence[str] = ()) -> pa.Schema:
+    """The schema of a file of pictures with a float64 column for each of `numbers`."""
+    return _schema_with_pictures(metadata, [(name, pa.float64()) for name in numbers])
+
+
+def _schema_with_pictures(metadata: Mapping[str, Any], columns: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
+    """Schema metadata under the key `huggingface` tells `datasets` that the first column holds pictures."""
+    image = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+    fields = [("image", image), ("index", pa.int64()), *columns]
+    features: dict[str, Any] = {"image": {"_type": "Image"}}
+    for name, kind in fields[1:]:
+        features[name] = {"dtype": {"double": "float64"}.get(str(kind), str(kind)), "_type": "Value"}
+    huggingface = json.dumps({"info": {"features": features}}).encode()
+    return pa.schema(fields, metadata={b"huggingface": huggingface, b"taugrid": canonical_json(metadata).encode()})
+
+
+def feature_schema(metadata: Mapping[str, Any], dimensions: int, classes: int | None) -> pa.Schema:
+    """The schema of a feature file: index, features (float32, fixed size) and logits, if any."""
+    fields = [pa.field("index", pa.int64()), pa.field("features", pa.list_(pa.float32(), dimensions))]
+    if classes is not None:
+        fields.append(pa.field("logits", pa.list_(pa.float32(), classes)))
+    return pa.schema(fields, metadata={b"taugrid": canonical_json(metadata).encode()})
+
+
+def number_schema(metadata: Mapping[str, Any], names: Sequence[str]) -> pa.Schema:
+    """The schema of a file of numbers: index, and a float64 column for each of `names`."""
+    fields = [("index", pa.int64()), *((name, pa.float64()) for name in names)]
+    return pa.schema(fields, metadata={b"taugrid": canonical_json(metadata).encode()})
 
 
 class PartWriter:
@@ -54,12 +101,10 @@ class PartWriter:
     def __enter__(self) -> "PartWriter":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         with suppress(Exception):
             self._writer.close()
-        self._removal.__exit__(kind, error, trace)
+        self._removal.__exit__(*error)
 
     @property
     def content(self) -> Part | None:

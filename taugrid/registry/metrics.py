@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 SAMPLE_COLUMNS = ("index", "seed", "steps", "eta")
-"""The columns of numbers in a sample file (`taugrid.parquet.schemas`). Images from elsewhere have none."""
+"""The columns of numbers in a sample file (`taugrid.parquet.writer`). Images from elsewhere have none."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Metric:
     about: str
     columns: tuple[MetricColumn, ...]
     compute: str
-    """Takes `eval.metrics.inputs.MetricInputs`, returns `eval.metrics.inputs.MetricResult`."""
+    """Takes `eval.metrics.score.MetricInputs`, returns `eval.metrics.score.MetricResult`."""
     limits: str | None = None
     """Takes `MetricSettings` and `Sizes`, returns `Limits`; None: only the fields below limit it. The driver calls it,
     so its module must not import torch."""

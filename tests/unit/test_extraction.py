@@ -129,9 +129,9 @@ def test_scores_of_external_images_are_those_of_a_cpu(images, spec, tmp_path, mo
     heard, gpu = Counter(), Gpu(spec, quick=(2,))
 
     def scores(**more):
-        return standalone.evaluate(
-            samples, reference_of(reference), spec, MetricSettings(("fid", "isc")), versions={}, **more
-        )["metrics"]
+        options = standalone.Options(versions={}, **more)
+        settings = MetricSettings(("fid", "isc"))
+        return standalone.evaluate(samples, reference_of(reference), spec, settings, options)["metrics"]
 
     expected = scores()
     monkeypatch.setattr(standalone, "load", lambda spec, device: gpu)
@@ -189,8 +189,9 @@ def test_on_a_gpu_images_go_and_features_come_back_without_waiting(monkeypatch):
 
 def test_what_a_custom_extractor_left_on_the_host_is_taken_as_it_is():
     on_host = torch.ones(2)
-    assert transfer.to_host([on_host]).copied is None
-    assert transfer.to_host([on_host]).tensors[0] is on_host
+    [found], copied = transfer.to_host([on_host])
+    assert copied is None
+    assert found is on_host
 
 
 def test_batches_are_of_even_sizes():

@@ -108,10 +108,10 @@ def test_status_says_who_is_at_work(tmp_path):
         printed = CliRunner().invoke(cli, ["status", str(root), *more], catch_exceptions=False)
         return json.loads(printed.stdout) if more else printed.stdout
 
-    assert "driver: none is at work here" in said().splitlines()
+    assert "driver: none is running here" in said().splitlines()
     assert said("--json")["driver"] is None
     with held(root) as holder:
-        assert f"driver: process {holder.pid} on {socket.gethostname()} is at work" in said().splitlines()
+        assert f"driver: process {holder.pid} on {socket.gethostname()} is running" in said().splitlines()
         at_work = said("--json")
         assert list(at_work)[-1] == "driver"
         assert (at_work["driver"]["host"], at_work["driver"]["process"]) == (socket.gethostname(), holder.pid)

@@ -32,8 +32,7 @@ from taugrid.storage import LocalStorage
 from taugrid.workers.data import load as data
 from taugrid.workers.network.ema import ema_start
 from taugrid.workers.network.load import load_network
-from taugrid.workers.network.pipeline import save_pipeline
-from taugrid.workers.network.unet import build_unet
+from taugrid.workers.network.unet import build_unet, save_pipeline
 from taugrid.workers.reconstruct import reconstruct_shard
 
 pytestmark = pytest.mark.usefixtures("one_thread")

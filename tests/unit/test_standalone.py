@@ -80,8 +80,8 @@ def as_reference(given):
     return given if isinstance(given, Reference) else reference_of(given)
 
 
-def evaluate(samples, reference, *arguments, **named):
-    return standalone.evaluate(samples, as_reference(reference), *arguments, **named)
+def evaluate(samples, reference, extractor, settings, **options):
+    return standalone.evaluate(samples, as_reference(reference), extractor, settings, standalone.Options(**options))
 
 
 def expected(spec, cell, digits, settings):

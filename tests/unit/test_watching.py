@@ -65,7 +65,7 @@ def test_a_session_fills_in_the_table_as_it_goes(done):
 
 def test_the_directory_tells_the_same(done):
     watched, progress = watching(done)
-    assert watched.look() is False, "nobody is at work there"
+    assert watched.look() is False, "no driver is running there"
     mine, theirs = progress.state, done[2].state
     assert mine.cells == theirs.cells
     assert mine.todo.done == theirs.todo.done
