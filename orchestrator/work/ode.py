@@ -7,7 +7,7 @@ from typing import Any
 
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.grid import with_settings
-from taugrid.orchestrator.rundir.integrity import Damage
+from taugrid.orchestrator.rundir.directory import Damage
 
 OF_THE_ODE = {"sampler": "ddim", "eta": 0.0, "clip": "none", "precision": "float32", "compile": "none"}
 

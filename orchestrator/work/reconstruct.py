@@ -14,9 +14,8 @@ from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.plan.evaluation import check_shapes
 from taugrid.orchestrator.plan.grid import with_settings
 from taugrid.orchestrator.plan.naming import name_of
-from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.directory import OnDamage, RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.rundir.integrity import OnDamage
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, WorkKind, shard_key
 from taugrid.orchestrator.work.ode import ignore_damage, ode_cells
