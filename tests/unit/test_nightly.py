@@ -235,11 +235,11 @@ def test_an_unfinished_night_is_continued_by_the_next_call(begun, started, monke
     assert "night yesterday was not finished; it is continued" in told
 
 
-@pytest.mark.parametrize("left", [0, 5], ids=["before its first sample", "later"])
-def test_an_unfinished_night_whose_checkpoint_changed_makes_way(begun, started, tmp_path, monkeypatch, left):
+@pytest.mark.parametrize("jobs", [0, 5], ids=["before its first sample", "later"])
+def test_an_unfinished_night_whose_checkpoint_changed_makes_way(begun, started, tmp_path, monkeypatch, jobs):
     network = checkpoint(tmp_path / "latest")
     config = write_config(tmp_path / "latest.yaml", network)
-    give = PoolHere.give
+    give, left = PoolHere.give, jobs
 
     def dies(pool, worker, job, key):
         nonlocal left
@@ -253,7 +253,7 @@ def test_an_unfinished_night_whose_checkpoint_changed_makes_way(begun, started, 
         with pytest.raises(KeyboardInterrupt):
             night(started, config, "yesterday")
     checkpoint(network, 1e-4)
-    if left:
+    if jobs:
         _, told = taugrid("nightly", config, "--history", started, "--id", "yesterday", code=2)
         assert "give --id NAME for another night" in told
         assert "--out" not in told
@@ -366,6 +366,7 @@ def test_custom_networks_have_two_stages_too(tmp_path, monkeypatch, asked_here):
 
 
 def test_old_images_are_removed_and_count_as_done(begun, started, reported):
+    taugrid("report", started / "nights/1/run")
     night(started, begun / "old.yaml", "2", "--keep-images", 1)
     root = started / "nights/1/run"
     assert not list(root.glob("samples/*/*.parquet"))
@@ -414,7 +415,7 @@ def test_two_at_once_do_not_corrupt_a_history(begun, started, monkeypatch):
 
     monkeypatch.setattr(PoolHere, "give", with_a_rival)
     night(started, begun / "old.yaml", "2")
-    assert "at work" in refusals[0]
+    assert "is running" in refusals[0]
     assert sorted(set(pd.read_parquet(started / "history.parquet").night)) == ["1", "2"]
 
 
