@@ -219,13 +219,12 @@ class Loop:
     def _heard(self, event: Alive) -> None:
         worker, now = event.worker, time.monotonic()
         self._dispatcher.heartbeat(worker, now)
-        if (
-            event.key == self._dispatcher.in_flight.running[worker].key
-        ):  # else of its second, while the first is written
-            fraction = self._fractions[worker] = min(1.0, event.done / event.of) if event.of else 0.0
-            self._progress.heard(worker, fraction)
-            if (said := self._long_shards.heard(worker, self._job(event.key), fraction, now)) is not None:
-                self._progress.say(said)
+        if event.key != self._dispatcher.in_flight.running[worker].key:
+            return  # of its second task, which computes while the first is written
+        fraction = self._fractions[worker] = min(1.0, event.done / event.of) if event.of else 0.0
+        self._progress.heard(worker, fraction)
+        if (said := self._long_shards.heard(worker, self._job(event.key), fraction, now)) is not None:
+            self._progress.say(said)
 
     def _unseen(self, key: str, result: Result) -> NotCommitted | None:
         """Why the driver does not believe that a task is done; of a task that is done, a copy may be gone."""
