@@ -45,7 +45,7 @@ AWAY_SECONDS = 30.0
 stopped; no heartbeat is heard meanwhile, and workers must not be killed for it."""
 
 KEEP_SECONDS = 2.5
-"""How long an interrupted driver waits for what workers can keep; it must end within the grace of `cli.main`."""
+"""How long an interrupted driver waits for its workers to commit; it must end within the grace period of `cli.main`."""
 
 FINAL = NotFinite | DoesNotFit
 """Errors that the same job would give again, and so would the others of its cell."""
@@ -143,7 +143,7 @@ class Loop:
                     yield key, InProgress(cell.label, done * (job.stop - job.start - job.kept), seconds)
 
     def _turn(self) -> None:
-        """Handle what has happened, and give work to who has none."""
+        """Handle the events since the last turn, and give tasks to idle workers."""
         for event in self._pool.events(POLL_SECONDS):
             self._handle(event)
         now = time.monotonic()
